@@ -1,0 +1,48 @@
+"""Learning-rate schedules: pure functions of the progress of training, from 0 to 1, to a factor on the base rate.
+
+All raise ValueError for an argument out of its range.
+"""
+
+from math import cos, pi
+
+
+def constant(progress: float) -> float:
+    _within("progress", progress)
+    return 1.0
+
+
+def cosine(progress: float, warmup: float = 0.0, final: float = 0.0) -> float:
+    """From 1 to `final` along half a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983).
+
+    Before it a linear rise from 0 over the share `warmup` of training (Goyal et al. 2017, arXiv:1706.02677).
+    """
+    _within("progress", progress)
+    _within("warmup", warmup)
+    _within("final", final)
+    if progress < warmup:
+        return progress / warmup
+    return _ease(1.0, final, (progress - warmup) / (1 - warmup) if warmup < 1 else 0.0)
+
+
+def one_cycle(progress: float, peak: float = 0.3, start: float = 0.04, final: float = 1e-4) -> float:
+    """From `start` up to 1 at progress `peak`, then down to `final`, each along half a cosine.
+
+    Smith and Topin 2018 (arXiv:1708.07120), who ramp linearly; the cosine is that of torch's OneCycleLR.
+    """
+    _within("progress", progress)
+    _within("start", start)
+    _within("final", final)
+    if not 0 < peak < 1:
+        raise ValueError(f"scheduler.peak is {peak!r}: expected a number between 0 and 1, both excluded")
+    if progress < peak:
+        return _ease(start, 1.0, progress / peak)
+    return _ease(1.0, final, (progress - peak) / (1 - peak))
+
+
+def _ease(begin: float, end: float, share: float) -> float:
+    return end + (begin - end) * (1 + cos(pi * share)) / 2
+
+
+def _within(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"scheduler.{name} is {value!r}: expected a number from 0 to 1")
