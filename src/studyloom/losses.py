@@ -15,7 +15,7 @@ class MSE(nn.Module):
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
         if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"train.loss.label_smoothing is {label_smoothing!r}: expected a number from 0 to 1")
+            raise ValueError(f"loss.label_smoothing is {label_smoothing!r}: expected a number from 0 to 1")
         self.label_smoothing = label_smoothing
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,273 @@
+"""The question of a study: a configuration, and the space around it. Checked as a whole before work starts."""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from torch import Tensor
+
+from studyloom import config
+from studyloom.config import Composer, ConfigError
+from studyloom.seeds import derive
+from studyloom.space import Leaf, Many, Node, Point, Space, SpaceError, complaint, group_of, nearest, parse
+from studyloom.train import Job
+
+# What a study asks. The sampler, the pruner and the launcher are ways to an answer, and may change between runs.
+SECTIONS = ("data", "model", "optimizer", "scheduler", "loss", "space", "objective", "train")
+
+Folds = Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Question:
+    config: DictConfig
+    composer: Composer
+    space: Space
+
+    @classmethod
+    def ask(cls, cfg: DictConfig, composer: Composer) -> "Question":
+        """The question that a composed config asks.
+
+        Raises:
+            SpaceError: what is wrong in `space` itself.
+        """
+        return cls(cfg, composer, parse(config.get(cfg, "space") or {}, config.group_options))
+
+    def at(self, point: Point) -> DictConfig:
+        """The config of one point."""
+        return config.with_values(self.composer.compose(point.choices), point.values)
+
+    @functools.cached_property
+    def baseline(self) -> Point | None:
+        """Where the configuration as composed stands in the space; None if the study is not to begin there."""
+        if not self.config.study.baseline:
+            return None
+        return self.space.default(self.composer.choices, lambda key: config.get(self.config, key))
+
+    def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]:
+        """The trainings of trial `number`."""
+        return config.build_jobs(self.at(point), folds, derive(self.config.study.seed, number))
+
+    def sampler(self, number: int) -> BaseSampler:
+        """The sampler of trial `number`, seeded for it unless the config names a seed for all.
+
+        One seed for all workers made them draw 4 distinct points of 16.
+        """
+        given = {"seed": derive(self.config.study.seed, number, 1), "space": self.space, "baseline": self.baseline}
+        sampler: BaseSampler = config.build(self.config.sampler, **given)
+        return sampler
+
+    def pruner(self) -> BasePruner:
+        pruner: BasePruner = config.build(self.config.pruner)
+        return pruner
+
+    def trials(self) -> int:
+        """The budget: `study.trials`, or fewer where the space holds fewer points for the sampler to give."""
+        if not self.space.nodes:
+            return min(1, self.config.study.trials)
+        trials: int = self.config.study.trials
+        points = getattr(self.sampler(0), "points", None)
+        if points is not None:
+            trials = min(trials, len(points))
+        return trials
+
+    def identity(self, digest: str) -> dict[str, Any]:
+        """What makes this question another one, by key; where the data lies does not."""
+        flat = dict(_flatten(config.plain(self.config, *SECTIONS)))
+        flat |= {"data.digest": digest, "study.seed": self.config.study.seed, "study.direction": "maximize"}
+        return {
+            key: value
+            for key, value in sorted(flat.items())
+            if key != "data.root" and not key.startswith("train.loss.")
+        }
+
+    def check(self, folds: Folds, shape: Sequence[int], classes: int) -> None:
+        """Composes every branch of the space and builds what it names, at its defaults, corners and choices.
+
+        Raises:
+            ConfigError: every mistake found. Keys and ranges first: networks built from wrong ones only repeat them.
+        """
+        mistakes = [*self._check_sections(), *self._check_groups()]
+        branches = [(choices, nodes, self.composer.compose(choices)) for choices, nodes in self.space.branches()]
+        for choices, nodes, branch in branches:
+            mistakes += self._check_leaves(choices, nodes, branch)
+        if not mistakes:
+            for choices, nodes, branch in branches:
+                mistakes += self._check_builds(choices, nodes, branch, folds, shape, classes)
+        if not mistakes:
+            mistakes += self._check_search()
+        if mistakes:
+            raise ConfigError(list(dict.fromkeys(mistakes)))
+
+    def _check_sections(self) -> Iterator[str]:
+        study, objective = self.config.study, self.config.objective
+        wanted = (
+            ("study.trials", study.trials, 1),
+            ("study.seed", study.seed, 0),
+            ("objective.folds", objective.folds, 1),
+            ("objective.seeds", objective.seeds, 1),
+        )
+        yield from (f"{key}: {value} is below {low}" for key, value, low in wanted if value < low)
+        if study.timeout is not None and study.timeout <= 0:
+            yield f"study.timeout: {study.timeout} is no number of seconds above 0; null means no limit"
+
+    def _check_groups(self) -> Iterator[str]:
+        """The baseline's choices against the options that the space lists."""
+        if not self.config.study.baseline:
+            return
+        for group in self.space.groups():
+            name, option = group_of(group.key), self.composer.choices.get(group_of(group.key))
+            inside = group.name == group.key or self._baseline_opens(group.name)
+            if inside and option not in group.options:
+                options = ", ".join(group.options)
+                yield (
+                    f"{name}: the configuration as composed has {name}={option}, and the space holds {options}; "
+                    f"choose one of these, add {option} to space.{group.name}, or set study.baseline=false"
+                )
+
+    def _baseline_opens(self, name: str) -> bool:
+        """Whether the baseline's choices lead to the group of that name."""
+        for outer in self.space.groups():
+            if name.startswith(f"{outer.name}."):
+                option = name[len(outer.name) + 1 :].partition(".")[0]
+                if option in outer.options and self.composer.choices.get(group_of(outer.key)) != option:
+                    return False
+        return True
+
+    def _check_leaves(self, choices: Mapping[str, str], nodes: Sequence[Node], branch: DictConfig) -> Iterator[str]:
+        for node in nodes:
+            assert isinstance(node, Leaf | Many)
+            if not config.has_key(branch, node.key):
+                yield self._explain_key(node, branch)
+                continue
+            default = config.get(branch, node.key)
+            where = f"space.{node.name}: the default {node.key}={default}"
+            chosen = "".join(f" with {group}={option}" for group, option in choices.items())
+            ways_out = f"; change the default{chosen}, the space, or set study.baseline=false"
+            if self.config.study.baseline:
+                yield from (f"{where} {problem}{ways_out}" for problem in self._problems(node, default, branch))
+
+    @staticmethod
+    def _problems(node: Node, default: Any, branch: DictConfig) -> Iterator[str]:
+        if isinstance(node, Leaf):
+            yield from filter(None, [complaint(node.distribution, default)])
+            return
+        assert isinstance(node, Many)
+        items = default if isinstance(default, list) else [default]
+        yield from dict.fromkeys(filter(None, (complaint(node.item, item) for item in items)))
+        if isinstance(node.length, IntDistribution):
+            if not isinstance(default, list):
+                yield "is no list"
+            elif problem := complaint(node.length, len(default)):
+                yield f"is a list whose length {len(default)} {problem}"
+        elif isinstance(default, list) and len(default) != len(config.get(branch, node.length) or []):
+            yield f"is not as long as {node.length}"
+
+    @staticmethod
+    def _explain_key(node: Leaf | Many, branch: DictConfig) -> str:
+        parts = node.key.split(".")
+        depth = next(i for i in range(len(parts)) if not config.has_key(branch, ".".join(parts[: i + 1])))
+        above = ".".join(parts[:depth])
+        names = config.keys(branch, above)
+        options = config.group_options(group_of(above)) if above else []
+        known = [name for name in names if not name.startswith("_")] + options
+        holder = f"{above} has" if above else "there are"
+        return f"space.{node.name}: {node.key} is no key; {holder} {', '.join(known)}{nearest(parts[depth], known)}"
+
+    def _check_builds(
+        self,
+        choices: Mapping[str, str],
+        nodes: Sequence[Node],
+        branch: DictConfig,
+        folds: Folds,
+        shape: Sequence[int],
+        classes: int,
+    ) -> Iterator[str]:
+        chosen = [f"{group}={option}" for group, option in choices.items()]
+        for values in probes(nodes):
+            where = ", ".join([*chosen, *(f"{key}={value}" for key, value in values.items())])
+            try:
+                jobs = config.build_jobs(config.with_values(branch, values), folds, seed=0)
+                try_out(jobs[0], shape, classes)
+            except Exception as error:  # whatever a user's class raises, it is raised now and not in trial 17
+                yield f"{where}: {config.words(error)}" if where else config.words(error)
+
+    def _check_search(self) -> Iterator[str]:
+        for name, make in (("sampler", lambda: self.sampler(0)), ("pruner", self.pruner)):
+            try:
+                make()
+            except SpaceError as error:
+                yield from error.mistakes
+            except ImportError as error:
+                extra = " (pip install 'studyloom[samplers]')" if name == "sampler" else ""
+                yield f"{name}={self.composer.choices.get(name)}: needs a library that is not here{extra}: {error.msg}"
+            except Exception as error:
+                yield f"{name}={self.composer.choices.get(name)}: {config.words(error)}"
+
+
+def probes(nodes: Sequence[Node]) -> Iterator[dict[str, Any]]:
+    """The values at which a branch is tried out: its defaults, its two corners, and each single choice."""
+    yield {}
+    leaves = [node for node in nodes if isinstance(node, Leaf | Many)]
+    if leaves:
+        for end in (0, -1):
+            yield {key: value for node in leaves for key, value in [_corner(node, end, leaves)]}
+    for node in leaves:
+        if isinstance(node, Leaf) and isinstance(node.distribution, CategoricalDistribution):
+            yield from ({node.key: choice} for choice in node.distribution.choices)
+
+
+def _corner(node: Leaf | Many, end: int, leaves: Sequence[Leaf | Many]) -> tuple[str, Any]:
+    if isinstance(node, Leaf):
+        return node.key, _end(node.distribution, end)
+    length = node.length
+    if isinstance(length, str):
+        length = next(n.length for n in leaves if isinstance(n, Many) and n.key == node.length)
+    assert isinstance(length, IntDistribution)
+    return node.key, [_end(node.item, end)] * int(_end(length, end))
+
+
+def _end(distribution: BaseDistribution, end: int) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[end]
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    return (distribution.low, distribution.high)[end]
+
+
+def try_out(job: Job, shape: Sequence[int], classes: int) -> None:
+    """Builds a job's network, optimizer and loss, and runs two empty images through them.
+
+    Without memory or arithmetic, on the meta device; on the CPU where a network cannot go there.
+
+    Raises:
+        Exception: what the parts raise; ValueError where the outputs are not (batch, classes).
+    """
+    try:
+        _forward(job, shape, classes, "meta")
+    except Exception:
+        _forward(job, shape, classes, "cpu")
+
+
+def _forward(job: Job, shape: Sequence[int], classes: int, device: str) -> None:
+    with torch.device(device), torch.random.fork_rng(devices=[]):
+        model = job.model(shape=tuple(shape), classes=classes).to(device)
+        job.optimizer(model.parameters())
+        job.schedule(0.0)
+        outputs = model(torch.zeros(2, *shape))
+        if tuple(outputs.shape) != (2, classes):
+            raise ValueError(f"the network makes {tuple(outputs.shape)} of 2 images; (2, {classes}) is wanted")
+        job.loss(outputs, torch.zeros(2, dtype=torch.int64))
+
+
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flatten(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value

@@ -1,0 +1,224 @@
+"""A study from its config to its answer: what a page in `studies/` calls."""
+
+import logging
+import os
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, NoReturn
+
+import optuna
+import torch
+from omegaconf import DictConfig, OmegaConf
+from optuna.exceptions import StorageInternalError
+from optuna.trial import FrozenTrial
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from studyloom import config, data, progress
+from studyloom.config import Composer, ConfigError
+from studyloom.data import Split
+from studyloom.launch import WORKER, LaunchError, Stop, Task, follow_parent, own_arguments, program
+from studyloom.outline import outline
+from studyloom.question import SECTIONS, Folds, Question
+from studyloom.seeds import derive
+from studyloom.storage import hidden, parse, reason
+from studyloom.study import EPOCHS, FAILURE, REASON, Record, Worker, create_record, open_record
+
+SHOWN = ("model", "optimizer", "scheduler", "train")  # of the configuration that a dry run samples
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that must be right before work starts."""
+
+    question: Question
+    launcher: Any
+    split: Split
+    folds: Folds
+    url: str
+    run_dir: Path
+
+
+def run(cfg: DictConfig) -> None:
+    """Runs the study that a config describes, or goes on with it, and prints the answer.
+
+    Ends the process with 0 if all is done; with 2 if nothing was started, for a mistake in the configuration or a
+    database or file that cannot be used; with 1 if it could not finish; with 130 or 143 if it was stopped by Ctrl-C or
+    SIGTERM. `HYDRA_FULL_ERROR=1` shows tracebacks.
+    """
+    worker = WORKER in os.environ
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO if worker else logging.WARNING)
+    logging.captureWarnings(True)
+    if worker:
+        follow_parent()
+    code = 0
+    with Stop(cfg.study.timeout) as stop:
+        try:
+            prepared = prepare(cfg, checked=worker)
+            if cfg.study.dry_run:
+                show(prepared.question, progress.console())
+                return
+            record, trials = open_study(prepared, create=not worker)
+        except (ValueError, OSError) as error:
+            give_up(error, 2)
+        task = Task(_worker(prepared, record, trials), record.ledger, trials, prepared.run_dir / "logs")
+        try:
+            if worker:
+                prepared.launcher.launch(task, stop)
+            else:
+                code = conduct(prepared, record, task, stop)
+        except KeyboardInterrupt:
+            pass  # the second signal; what was held is handed back
+        except (LaunchError, StorageInternalError, OSError) as error:
+            give_up(error, 1)
+    sys.exit(code if stop.signal is None else 128 + stop.signal)
+
+
+def give_up(error: Exception, code: int) -> NoReturn:
+    """Says what is wrong and ends the process."""
+    if config.full_errors():
+        raise error
+    lines = getattr(error, "mistakes", None) or [reason(error) if code == 1 else str(error)]
+    sys.stderr.write("".join(f"error: {line}\n" for line in lines))
+    sys.exit(code)
+
+
+def prepare(cfg: DictConfig, *, checked: bool) -> Prepared:
+    """Turns the config into objects and checks all of it, unless it was `checked` by the process that started this one.
+
+    Raises:
+        ConfigError: all mistakes found.
+    """
+    mistakes: list[str] = []
+
+    def attempt(make: Callable[[], Any]) -> Any:  # None where it fails
+        try:
+            return make()
+        except ValueError as error:
+            mistakes.extend(getattr(error, "mistakes", [str(error)]))
+        except Exception as error:
+            if config.full_errors():
+                raise
+            mistakes.append(config.words(error))
+
+    question = attempt(lambda: Question.ask(cfg, Composer.from_hydra()))
+    launcher = attempt(lambda: config.build(cfg.launcher))
+    url = attempt(lambda: _url(cfg))
+    source = attempt(lambda: config.build(cfg.data))
+    split = attempt(source.train) if source is not None else None
+    folds: Any = None
+    if split is not None:
+        count, seed = cfg.objective.folds, derive(cfg.study.seed)
+        folds = attempt(lambda: data.folds(split.labels, count, source.validation, seed))
+    if question is not None and folds is not None and not checked:
+        attempt(lambda: question.check(folds, split.shape, split.classes))
+    if mistakes:
+        raise ConfigError(mistakes)
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    return Prepared(question, launcher, split.to(device), folds, url, Path(cfg.run_dir))
+
+
+def _url(cfg: DictConfig) -> str:
+    if cfg.storage.url is None:
+        raise ConfigError(
+            ["storage.url: is not set; put postgresql://user:password@host/database into STUDYLOOM_STORAGE"]
+        )
+    parse(cfg.storage.url)
+    return str(cfg.storage.url)
+
+
+def show(question: Question, console: Console) -> None:
+    """Prints the space as a tree, and one configuration from it."""
+    console.print(outline(question.space))
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(question.config.study.seed)).ask()
+    sample = question.at(question.space.suggest(trial))
+    console.print(Text("\none configuration of it:", style="bold"))
+    sections = config.plain(sample, *SHOWN)
+    sections["train"].pop("loss")
+    console.print(Padding(Text(OmegaConf.to_yaml(OmegaConf.create(sections)).rstrip()), (0, 0, 0, 2)))
+
+
+def open_study(prepared: Prepared, *, create: bool) -> tuple[Record, int]:
+    """The study in its database, made if it is not there, and the budget that the config gives it."""
+    question, trials = prepared.question, prepared.question.trials()
+    name = str(question.config.study.name)
+    if not create:
+        return open_record(prepared.url, name), trials
+    prepared.run_dir.mkdir(parents=True, exist_ok=True)
+    return create_record(prepared.url, name, question.identity(prepared.split.digest), trials), trials
+
+
+def _worker(prepared: Prepared, record: Record, trials: int) -> Callable[[Callable[[], bool]], None]:
+    def work(stopping: Callable[[], bool]) -> None:
+        Worker(prepared.question, record, prepared.split, prepared.folds, stopping).run(trials)
+
+    return work
+
+
+def conduct(prepared: Prepared, record: Record, task: Task, stop: Stop) -> int:
+    """Has the open slots worked on, shows how it goes, and tells what came of it; the exit code."""
+    console = progress.console()
+    started = time.monotonic()
+    done = record.ledger.counts()["done"]
+    if todo := record.ledger.open(task.trials):
+        verb = "goes on" if done else "begins"
+        console.print(f"{record.name} {verb}: {todo} trials to do, logs in {task.logs}", soft_wrap=True)
+        with progress.Display(record, console):
+            prepared.launcher.launch(task, stop)
+    snapshot = progress.take(record)
+    if snapshot.best is not None:
+        write_best(prepared, snapshot.best)
+    console.print(f"\n{progress.headline(snapshot)}, {progress.seconds(time.monotonic() - started)}", soft_wrap=True)
+    console.print(progress.answers_table(snapshot))
+    tell_failures(record, console)
+    tell_places(prepared, record, snapshot, console)
+    if stop():
+        why = "the time is up" if stop.signal is None else "stopped"
+        console.print(f"{why}; the same command goes on from here")
+    elif not todo:
+        console.print(f"the budget of {task.trials} trials is spent")
+    return 0 if snapshot.best is not None or stop() else 1
+
+
+def write_best(prepared: Prepared, best: FrozenTrial) -> None:
+    """Writes the best configuration so far to `best.yaml`."""
+    question = prepared.question
+    point = question.space.walk(lambda parameter: best.params[parameter.name])
+    sections = config.plain(question.at(point), *(name for name in SECTIONS if name != "space"))
+    sections["train"].pop("loss")
+    header = f"# {question.config.study.name}, trial {best.number}: validation accuracy {best.value}\n"
+    config.write_yaml(prepared.run_dir / "best.yaml", sections, header)
+
+
+def tell_failures(record: Record, console: Console) -> None:
+    """Why trials failed, the most frequent reason first."""
+    failed = [trial.user_attrs for trial in record.trials() if FAILURE in trial.user_attrs]
+    for kind, count in Counter(attrs[FAILURE] for attrs in failed).most_common():
+        message = next(attrs[REASON] for attrs in failed if attrs[FAILURE] == kind)
+        console.print(Text(f"{kind}  {count} × such as: {message}"), soft_wrap=True)
+
+
+def tell_places(prepared: Prepared, record: Record, snapshot: progress.Snapshot, console: Console) -> None:
+    """Where things are, and what can be typed next."""
+    times = [t for trial in record.trials() for t in trial.user_attrs.get(EPOCHS, {}).get("seconds", [])]
+    if times:
+        console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
+    address = parse(prepared.url)
+    sqlite = address.get_backend_name() == "sqlite"
+    lines = [f"study  {hidden(address)}"]
+    if snapshot.best is not None:
+        lines.append(f"best   {prepared.run_dir / 'best.yaml'}")
+    more = shlex.join([*program(), *own_arguments("study.trials"), f"study.trials={2 * snapshot.budget}"])
+    if prepared.question.space.nodes and snapshot.budget == prepared.question.config.study.trials:
+        lines.append(f"next   {more}")
+    lines.append(f"       studyloom status {prepared.run_dir}")
+    lines.append(f"       optuna-dashboard {hidden(address) if sqlite else '$STUDYLOOM_STORAGE'}")
+    console.print(Text("\n".join(lines)), soft_wrap=True)

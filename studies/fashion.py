@@ -1,0 +1,22 @@
+"""Search MLPs on Fashion-MNIST: the question of Optuna's own PyTorch example, on held-out training images.
+
+    python -m studies.fashion                                  # downloads Fashion-MNIST, or set STUDYLOOM_DATA
+    python -m studies.fashion study.trials=20 pruner=hyperband study.name=hyperband
+
+1 to 3 hidden layers of 4 to 128 units with dropout; Adam, RMSprop or SGD; 100 trials of 10 epochs of 3 840 images.
+"""
+
+from omegaconf import DictConfig
+
+from studies import CONF
+from studyloom.config import hydra_main
+from studyloom.run import run
+
+
+@hydra_main(config_path=CONF, config_name="fashion")
+def main(cfg: DictConfig) -> None:
+    run(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Search MLPs and CNNs on MNIST for validation accuracy.
+
+python -m studies.mnist                                    # resumes if it exists
+python -m studies.mnist study.trials=500 launcher.workers=4
+python -m studies.mnist data=mnist space=lr model=cnn study.name=lr    # full MNIST, a narrower question
+"""
+
+from omegaconf import DictConfig
+
+from studies import CONF
+from studyloom.config import hydra_main
+from studyloom.run import run
+
+
+@hydra_main(config_path=CONF, config_name="mnist")
+def main(cfg: DictConfig) -> None:
+    run(cfg)
+
+
+if __name__ == "__main__":
+    main()

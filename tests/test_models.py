@@ -1,0 +1,157 @@
+import math
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from torch.func import functional_call
+
+from studyloom.models import ACTIVATIONS, CNN, INITS, MLP, NORMS
+
+SHAPE = (1, 4, 4)
+
+
+def images(count: int = 5, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+def assert_gradients_are_right(model: nn.Module) -> None:
+    """By finite differences in float64, for the images and every parameter."""
+    model = model.double()
+    names = [name for name, _ in model.named_parameters()]
+
+    def outputs(pixels, *parameters):
+        return functional_call(model, dict(zip(names, parameters, strict=True)), (pixels,))
+
+    inputs = [images(dtype=torch.float64), *(parameter.detach() for parameter in model.parameters())]
+    assert torch.autograd.gradcheck(outputs, [tensor.clone().requires_grad_() for tensor in inputs])
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradients_of_an_mlp_agree_with_finite_differences(activation):
+    torch.manual_seed(0)
+    assert_gradients_are_right(MLP(shape=SHAPE, classes=3, hidden=[4, 3], activation=activation))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradients_of_a_cnn_agree_with_finite_differences(activation, norm):
+    torch.manual_seed(0)
+    assert_gradients_are_right(CNN(shape=SHAPE, classes=3, channels=2, blocks=1, activation=activation, norm=norm))
+
+
+@pytest.mark.parametrize("hidden", [(), [7], (7, 3), OmegaConf.create([7, 3])])
+def test_an_mlp_has_the_widths_it_is_given(hidden):
+    widths = [
+        layer.out_features for layer in MLP(shape=SHAPE, classes=3, hidden=hidden) if isinstance(layer, nn.Linear)
+    ]
+    assert widths == [*hidden, 3]
+
+
+def test_an_mlp_without_hidden_layers_is_linear():
+    model = MLP(shape=SHAPE, classes=3, hidden=[])
+    a, b = images().split([2, 3])
+    middle = (a.mean(0, keepdim=True) + b.mean(0, keepdim=True)) / 2
+    expected = (model(a).mean(0) + model(b).mean(0)) / 2
+    torch.testing.assert_close(model(middle)[0], expected)
+
+
+def test_dropout_is_one_number_or_one_per_layer():
+    one = MLP(shape=SHAPE, classes=3, hidden=[5, 5], dropout=0.5)
+    each = MLP(shape=SHAPE, classes=3, hidden=[5, 5], dropout=OmegaConf.create([0.1, 0.2]))
+    assert [layer.p for layer in one if isinstance(layer, nn.Dropout)] == [0.5, 0.5]
+    assert [layer.p for layer in each if isinstance(layer, nn.Dropout)] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("model", [MLP, CNN])
+def test_dropout_acts_in_training_only(model):
+    network = model(shape=(1, 8, 8), classes=3, dropout=0.5)
+    pixels = images(shape=(1, 8, 8))
+    assert not torch.equal(network(pixels), network(pixels))
+    network.eval()
+    assert torch.equal(network(pixels), network(pixels))
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 20), (2, 7, 5)])
+@pytest.mark.parametrize("model", [MLP, CNN])
+def test_any_shape_and_number_of_classes_fit(model, shape):
+    assert model(shape=shape, classes=7)(images(2, shape)).shape == (2, 7)
+
+
+def test_channels_double_from_block_to_block():
+    model = CNN(shape=(1, 28, 28), classes=10, channels=6, blocks=3)
+    assert [layer.out_channels for layer in model if isinstance(layer, nn.Conv2d)] == [6, 12, 24]
+
+
+def test_pooling_first_is_the_same_function_for_a_monotone_activation():
+    pixels = images(shape=(2, 8, 8))
+    for activation in (nn.ReLU(), nn.Tanh(), nn.Sigmoid()):
+        pool = nn.MaxPool2d(2)
+        assert torch.equal(pool(activation(pixels)), activation(pool(pixels)))
+
+
+def test_a_cnn_gives_the_same_in_both_memory_formats():
+    model = CNN(shape=(1, 8, 8), classes=3)
+    pixels = images(shape=(1, 8, 8))
+    expected = model(pixels)
+    torch.testing.assert_close(model.to(memory_format=torch.contiguous_format)(pixels), expected)
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("model", [MLP, CNN])
+def test_initial_weights_have_the_spread_of_their_source(model, init):
+    torch.manual_seed(0)
+    network = model(shape=(1, 28, 28), classes=10, init=init)
+    for layer in network:
+        if not isinstance(layer, (nn.Linear, nn.Conv2d)):
+            continue
+        inputs, outputs = nn.init._calculate_fan_in_and_fan_out(layer.weight)
+        spread = {
+            "default": math.sqrt(1 / (3 * inputs)),
+            "xavier": math.sqrt(2 / (inputs + outputs)),
+            "kaiming": math.sqrt(2 / inputs),
+        }
+        assert layer.weight.std().item() == pytest.approx(spread[init], rel=0.15)
+        assert (layer.bias == 0).all().item() is (init != "default")
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("model", [MLP, CNN])
+def test_networks_can_be_built_without_memory(model, init):
+    with torch.device("meta"):
+        network = model(shape=(1, 28, 28), classes=10, init=init)
+    assert all(parameter.is_meta for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (
+            MLP,
+            {"activation": "rellu"},
+            "model.activation is 'rellu': expected relu, tanh, sigmoid, gelu; did you mean relu?",
+        ),
+        (MLP, {"init": "he"}, "model.init is 'he': expected default, xavier, kaiming"),
+        (MLP, {"hidden": [8, -3]}, "model.hidden[1] is -3: expected a whole number of at least 1"),
+        (MLP, {"hidden": [0]}, "model.hidden[0] is 0: expected a whole number of at least 1"),
+        (MLP, {"hidden": [8.5]}, "model.hidden[0] is 8.5: expected a whole number of at least 1"),
+        (MLP, {"dropout": 1.0}, "model.dropout is 1.0: expected a number from 0 up to, not including, 1"),
+        (MLP, {"dropout": [-0.1]}, "model.dropout is -0.1: expected a number from 0 up to, not including, 1"),
+        (
+            MLP,
+            {"dropout": [0.1, 0.2]},
+            "model.dropout has 2 numbers, model.hidden 1 layers: expected one number for all",
+        ),
+        (CNN, {"norm": "bach"}, "model.norm is 'bach': expected none, batch, group; did you mean batch?"),
+        (CNN, {"activation": "swish"}, "model.activation is 'swish': expected relu, tanh, sigmoid, gelu"),
+        (CNN, {"init": "xaver"}, "model.init is 'xaver': expected default, xavier, kaiming; did you mean xavier?"),
+        (CNN, {"channels": 0}, "model.channels is 0: expected a whole number of at least 1"),
+        (CNN, {"blocks": 0}, "model.blocks is 0: expected a whole number of at least 1"),
+        (CNN, {"blocks": 5}, "model.blocks is 5: expected at most 4, since each halves the image of 28 × 28"),
+        (CNN, {"dropout": float("nan")}, "model.dropout is nan: expected a number from 0 up to, not including, 1"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key_and_what_is_allowed(model, options, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message is compared
+        model(shape=(1, 28, 28), classes=10, **options)
+    assert message in str(caught.value)

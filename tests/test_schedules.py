@@ -1,0 +1,82 @@
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+
+from studyloom.schedules import constant, cosine, one_cycle
+
+STEPS = 101
+PROGRESS = [step / (STEPS - 1) for step in range(STEPS)]
+SCHEDULES = [
+    constant,
+    cosine,
+    partial(cosine, warmup=0.2, final=0.1),
+    partial(cosine, warmup=1.0),
+    one_cycle,
+    partial(one_cycle, peak=0.9, start=0.0, final=1.0),
+]
+
+
+def torchs(make, lr: float) -> list[float]:
+    """The rates of a torch scheduler, step by step."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    scheduler = make(optimizer)
+    rates = []
+    for _ in range(STEPS):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(rates) < STEPS:
+            scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_factor_lies_between_0_and_1_and_reaches_1(schedule):
+    factors = [schedule(progress) for progress in PROGRESS]
+    assert all(0 <= factor <= 1 for factor in factors)
+    assert max(factors) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_factor_does_not_jump(schedule):
+    factors = [schedule(progress) for progress in PROGRESS]
+    assert all(abs(after - before) < 0.16 for before, after in pairwise(factors))
+
+
+def test_cosine_is_torchs():
+    expected = torchs(partial(CosineAnnealingLR, T_max=STEPS - 1, eta_min=0.1), lr=1.0)
+    assert [cosine(progress, final=0.1) for progress in PROGRESS] == pytest.approx(expected)
+
+
+def test_one_cycle_is_torchs():
+    make = partial(OneCycleLR, max_lr=1.0, total_steps=STEPS, pct_start=31 / STEPS, div_factor=25, final_div_factor=400)
+    expected = torchs(partial(make, cycle_momentum=False), lr=1.0)
+    assert [one_cycle(progress) for progress in PROGRESS] == pytest.approx(expected)
+
+
+def test_warmup_rises_linearly_and_then_only_falls():
+    factors = [cosine(progress, warmup=0.5) for progress in PROGRESS]
+    assert factors[:51] == pytest.approx([step / 50 for step in range(51)])
+    assert factors[50:] == sorted(factors[50:], reverse=True)
+    assert factors[-1] == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "arguments", "message"),
+    [
+        (constant, {"progress": 1.1}, "scheduler.progress is 1.1: expected a number from 0 to 1"),
+        (cosine, {"progress": -0.1}, "scheduler.progress is -0.1: expected a number from 0 to 1"),
+        (cosine, {"progress": 0, "warmup": 2}, "scheduler.warmup is 2: expected a number from 0 to 1"),
+        (cosine, {"progress": 0, "final": -1}, "scheduler.final is -1: expected a number from 0 to 1"),
+        (one_cycle, {"progress": float("nan")}, "scheduler.progress is nan: expected a number from 0 to 1"),
+        (one_cycle, {"progress": 0, "start": 3}, "scheduler.start is 3: expected a number from 0 to 1"),
+        (one_cycle, {"progress": 0, "final": 3}, "scheduler.final is 3: expected a number from 0 to 1"),
+        (one_cycle, {"progress": 0, "peak": 1.0}, "scheduler.peak is 1.0: expected a number between 0 and 1"),
+    ],
+)
+def test_an_argument_out_of_range_is_refused(schedule, arguments, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message is compared
+        schedule(**arguments)
+    assert message in str(caught.value)
