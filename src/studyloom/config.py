@@ -355,6 +355,23 @@ def build_jobs(config: DictConfig, folds: Sequence[tuple[Tensor, Tensor]], seed:
     ]
 
 
+def read_run(run_dir: Path) -> tuple[str, str]:
+    """The storage URL and the name of the study that runs in a folder, from what Hydra wrote there.
+
+    Raises:
+        ConfigError: no study ran there.
+    """
+    written = run_dir / ".hydra" / "config.yaml"
+    if not written.is_file():
+        raise ConfigError([f"{run_dir}: no study has run there; a run directory holds .hydra/config.yaml"])
+    config = OmegaConf.load(written)
+    database = run_dir / "study.db"  # found from any working directory, and when the folder was moved
+    url = f"sqlite:///{database}" if database.exists() else OmegaConf.select(config, "storage.url")
+    if url is None:
+        raise ConfigError([f"{written}: names no storage.url; put the URL into STUDYLOOM_STORAGE"])
+    return str(url), str(OmegaConf.select(config, "study.name"))
+
+
 def words(error: BaseException) -> str:
     """An exception as one line; Hydra's wrapping of a constructor's error is taken off."""
     while error.__cause__ is not None:

@@ -169,6 +169,16 @@ def answers_table(snapshot: Snapshot) -> Table:
     return table
 
 
+def show(snapshot: Snapshot, console: Console) -> None:
+    """Prints where a study stands."""
+    console.print(headline(snapshot), soft_wrap=True)
+    console.print(answers_table(snapshot))
+    if snapshot.seats:
+        console.print(seats_table(snapshot))
+    left = snapshot.slots["free"]
+    console.print(f"budget left: {left} trial{'' if left == 1 else 's'}")
+
+
 def parameters(params: Mapping[str, Any]) -> str:
     return "  ".join(f"{name}={shorten(value)}" for name, value in params.items()) or "as composed"
 

@@ -1,6 +1,7 @@
 """The question of a study: a configuration, and the space around it. Checked as a whole before work starts."""
 
 import functools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from torch import Tensor
@@ -60,7 +62,9 @@ class Question:
         One seed for all workers made them draw 4 distinct points of 16.
         """
         given = {"seed": derive(self.config.study.seed, number, 1), "space": self.space, "baseline": self.baseline}
-        sampler: BaseSampler = config.build(self.config.sampler, **given)
+        with warnings.catch_warnings():  # group=True is called experimental, and is what branches need
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            sampler: BaseSampler = config.build(self.config.sampler, **given)
         return sampler
 
     def pruner(self) -> BasePruner:
@@ -69,13 +73,11 @@ class Question:
 
     def trials(self) -> int:
         """The budget: `study.trials`, or fewer where the space holds fewer points for the sampler to give."""
+        trials = int(self.config.study.trials)
         if not self.space.nodes:
-            return min(1, self.config.study.trials)
-        trials: int = self.config.study.trials
+            return min(1, trials)
         points = getattr(self.sampler(0), "points", None)
-        if points is not None:
-            trials = min(trials, len(points))
-        return trials
+        return trials if points is None else min(trials, len(points))
 
     def identity(self, digest: str) -> dict[str, Any]:
         """What makes this question another one, by key; where the data lies does not."""

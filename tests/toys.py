@@ -1,0 +1,43 @@
+"""Toy parts: a composed question without the command line, and images that a tiny network learns in milliseconds."""
+
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from studies import CONF
+from studyloom import data
+from studyloom.config import Composer
+from studyloom.data import Split
+from studyloom.question import Question
+
+# Two epochs of 64 images on a network of sixteen units: some milliseconds a trial.
+TINY = ("model.hidden=[16]", "train.epochs=2", "train.samples_per_epoch=64", "train.batch_size=32")
+
+
+def compose(*overrides: str, name: str = "mnist", folder: str | Path = CONF) -> tuple[DictConfig, Composer]:
+    """A config as `python -m studies.NAME OVERRIDES` composes it, and its composer."""
+    GlobalHydra.instance().clear()
+    hydra.initialize_config_dir(str(folder), version_base=None)
+    cfg = hydra.compose(name, list(overrides), return_hydra_config=True)
+    choices = {str(group): str(option) for group, option in cfg.hydra.runtime.choices.items()}
+    return hydra.compose(name, list(overrides)), Composer(name, tuple(overrides), choices)
+
+
+def ask(*overrides: str, name: str = "mnist", folder: str | Path = CONF) -> Question:
+    return Question.ask(*compose(*overrides, name=name, folder=folder))
+
+
+def toy_split(count: int = 200, classes: int = 10) -> Split:
+    """Images of 1 × 4 × 4 pixels whose class is written into them, with noise on top."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % classes
+    patterns = torch.randn(classes, 1, 4, 4, generator=generator)
+    images = patterns[labels] + 0.1 * torch.randn(count, 1, 4, 4, generator=generator)
+    return Split(images=images, labels=labels, classes=classes, digest="toy")
+
+
+def toy_folds(split: Split, count: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return data.folds(split.labels, count, len(split.labels) // 5, 0)
