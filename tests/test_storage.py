@@ -1,0 +1,184 @@
+import contextlib
+import os
+import sqlite3
+import threading
+from pathlib import Path
+
+import optuna
+import pytest
+import sqlalchemy
+from conftest import CANARY
+from optuna.storages import get_storage
+from optuna.trial import TrialState
+
+from studyloom.storage import StorageError, connect, exclusive, hidden, parse, transaction
+
+as_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+
+
+def test_a_storage_made_once_is_opened_by_others(url):
+    connect(url, create=True)
+    study = optuna.create_study(study_name="s", storage=connect(url))
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    assert len(optuna.load_study(study_name="s", storage=connect(url)).trials) == 2
+
+
+def test_two_workers_never_get_the_same_queued_trial(url):
+    """As shipped, SQLite gives it to both: each reads WAITING before either writes."""
+    first = connect(url, create=True)
+    second = connect(url)
+    study = optuna.create_study(study_name="s", storage=first)
+    study.enqueue_trial({"x": 1.0})
+    trial_id = study.get_trials(deepcopy=False)[0]._trial_id
+    both_have_read = threading.Barrier(2, timeout=1)
+    got = []
+
+    def claim(storage):
+        check = storage.check_trial_is_updatable
+
+        def check_slowly(*args):
+            check(*args)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both_have_read.wait()  # passed only if the second did not wait for the first's transaction
+
+        storage.check_trial_is_updatable = check_slowly
+        try:
+            got.append(storage.set_trial_state_values(trial_id, TrialState.RUNNING))
+        except optuna.exceptions.UpdateFinishedTrialError:
+            got.append(False)
+
+    workers = [threading.Thread(target=claim, args=(storage,)) for storage in (first, second)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(got) == [False, True]
+
+
+def test_sqlite_is_in_wal_mode_and_waits_for_locks(sqlite_url):
+    connect(sqlite_url, create=True)
+    with connect(sqlite_url).engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 1
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 60_000
+
+
+def test_a_database_that_is_not_there_is_not_made_by_opening(sqlite_url, tmp_path):
+    with pytest.raises(StorageError, match=r"there is no database .*study\.db"):
+        connect(sqlite_url)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_deleted_in_mid_run_is_an_error_and_not_an_empty_one(sqlite_url, tmp_path):
+    storage = connect(sqlite_url, create=True)
+    optuna.create_study(study_name="s", storage=storage)
+    storage.remove_session()
+    storage.engine.dispose()
+    for file in tmp_path.glob("study.db*"):
+        file.unlink()
+    with pytest.raises((sqlalchemy.exc.OperationalError, optuna.exceptions.StorageInternalError)):
+        storage.get_all_studies()
+    assert not (tmp_path / "study.db").exists()
+
+
+@pytest.mark.parametrize("name", ["a b", "100%", "{brace}", "x#y", "ü"])
+def test_a_path_may_hold_any_character(tmp_path, name):
+    url = f"sqlite:///{tmp_path / name / 'study.db'}"
+    connect(url, create=True)
+    optuna.create_study(study_name="s", storage=connect(url))
+    assert (tmp_path / name / "study.db").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nonsense", "no database URL"),
+        ("mysql://user:canary-password@localhost/db", "neither SQLite nor PostgreSQL"),
+        ("sqlite://", "in memory"),
+        ("sqlite:///:memory:", "in memory"),
+    ],
+)
+def test_other_urls_are_refused_and_show_no_password(url, words):
+    with pytest.raises(StorageError, match=words) as caught:
+        connect(url)
+    assert CANARY not in str(caught.value)
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path):
+    (tmp_path / "study.db").write_text("letter to grandmother, which is longer than a header\n" * 40)
+    with pytest.raises(StorageError, match=r"study.db: .*not a database.*something else"):
+        connect(f"sqlite:///{tmp_path / 'study.db'}", create=True)
+    assert (tmp_path / "study.db").read_text().startswith("letter")
+
+
+def test_a_database_without_tables_says_so(sqlite_url, tmp_path):
+    sqlite3.connect(tmp_path / "study.db").execute("CREATE TABLE t (x)")
+    with pytest.raises(StorageError, match="no such table"):
+        connect(sqlite_url)
+
+
+@as_user
+def test_a_folder_without_permission_is_named(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(StorageError, match="closed"):
+        connect(f"sqlite:///{tmp_path}/closed/study.db", create=True)
+
+
+def test_an_unreachable_server_is_named_without_its_password():
+    url = f"postgresql://user:{CANARY}@127.0.0.1:1/db"
+    for use in (lambda: connect(url), lambda: exclusive(url).__enter__()):
+        with pytest.raises(StorageError, match=r"user:\*\*\*@127.0.0.1:1/db.*refused") as caught:
+            use()
+        assert CANARY not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("url", ["postgresql://u@h/d", "postgres://u@h/d", "postgresql+psycopg://u@h/d"])
+def test_every_way_to_write_postgresql_uses_psycopg_3(url):
+    assert hidden(parse(url)) == "postgresql+psycopg://u@h/d" or "postgres" in url
+    assert parse(url).drivername == "postgresql+psycopg"
+
+
+def test_one_process_at_a_time_is_exclusive(url):
+    order = []
+    inside = threading.Event()
+
+    def second():
+        inside.wait(10)
+        with exclusive(url):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with exclusive(url):
+        inside.set()
+        thread.join(0.2)  # it would be in by now
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
+
+
+def test_a_transaction_that_fails_leaves_nothing(url):
+    storage = connect(url, create=True)
+    with transaction(storage) as connection:
+        connection.exec_driver_sql("CREATE TABLE t (x INTEGER)")
+    with pytest.raises(RuntimeError), transaction(storage) as connection:  # noqa: PT012
+        connection.exec_driver_sql("INSERT INTO t VALUES (1)")
+        raise RuntimeError
+    with storage.engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM t").scalar() == 0
+
+
+def test_postgresql_keeps_to_two_connections_and_utc(postgres_url):
+    storage = connect(postgres_url, create=True)
+    assert storage.engine.pool.size() == 2
+    assert storage.engine.pool._max_overflow == 0
+    with storage.engine.connect() as connection:
+        assert connection.exec_driver_sql("SHOW timezone").scalar() == "UTC"
+
+
+def test_optuna_opens_what_we_make(sqlite_url, tmp_path):
+    connect(sqlite_url, create=True)
+    storage = get_storage(f"sqlite:///{tmp_path / 'study.db'}")
+    assert storage.get_all_studies() == []
+    assert Path(tmp_path / "study.db").exists()
