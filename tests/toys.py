@@ -14,7 +14,13 @@ from studyloom.data import Split
 from studyloom.question import Question
 
 # Two epochs of 64 images on a network of sixteen units: some milliseconds a trial.
-TINY = ("model.hidden=[16]", "train.epochs=2", "train.samples_per_epoch=64", "train.batch_size=32")
+TINY = (
+    "model.hidden=[16]",
+    "train.epochs=2",
+    "train.samples_per_epoch=64",
+    "train.batch_size=32",
+    "space.train.batch_size.choice=[16,32,64]",
+)
 
 
 def compose(*overrides: str, name: str = "mnist", folder: str | Path = CONF) -> tuple[DictConfig, Composer]:

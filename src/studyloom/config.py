@@ -317,7 +317,9 @@ def build(section: DictConfig, **given: Any) -> Any:
         raise ConfigError([f"{section._get_full_key(None)}: no _target_ says which class or function this is for"])
     accepted = inspect.signature(get_object(section["_target_"])).parameters
     bound = {name: value for name, value in given.items() if name in accepted and name not in section}
-    return instantiate(section, _convert_="all", **bound)
+    # Bound by us and not by Hydra, which turns what it is given into config nodes.
+    make = functools.partial(instantiate(section, _convert_="all", _partial_=True), **bound)
+    return make if section.get("_partial_") else make()
 
 
 def build_jobs(config: DictConfig, folds: Sequence[tuple[Tensor, Tensor]], seed: int) -> list[Job]:

@@ -127,7 +127,10 @@ class Worker:
         while not self.stopping() and (claim := ledger.claim(owner, trials)) is not None:
             try:
                 self.settle(claim, owner)
-            except (objective.Stopped, KeyboardInterrupt):
+            except objective.Stopped:
+                ledger.release(claim)
+                return
+            except KeyboardInterrupt:
                 ledger.release(claim)
                 raise
             ledger.finish(claim)
@@ -176,6 +179,8 @@ class Worker:
             ledger.attach(claim, trial_id)
         self.record.trials()  # Optuna's cache must know a trial before it takes parameters for it
         frozen = storage.get_trial(trial_id)
+        if frozen.state.is_finished():
+            return frozen
         self.record.study.sampler = self.question.sampler(frozen.number)
         if frozen.number == 0 and self.question.baseline is not None:
             storage.set_trial_user_attr(trial_id, BASELINE, True)
