@@ -21,22 +21,17 @@ class GridSampler(BaseSampler):
     failed ones. Here the trial's number is the point's: nothing is asked, and nothing is given twice.
 
     Raises:
-        SpaceError: a continuous range, or more than 100 000 points.
+        SpaceError: continuous ranges, or more than 100 000 points.
     """
 
     def __init__(self, space: Space, seed: int = 0, baseline: Point | None = None) -> None:
-        points = self._enumerate(space)
-        order = np.random.default_rng(seed).permutation(len(points))
-        self.points: list[Point] = [points[i] for i in order]
+        next(space.points())  # refuses continuous ranges
+        if (size := space.size()) > LARGEST:
+            raise SpaceError([f"sampler=grid: the space has {size:.6g} points; at most {LARGEST} can be enumerated"])
+        order = np.random.default_rng(seed).permutation(len(space.grid))
+        self.points: list[Point] = [space.grid[i] for i in order]
         if baseline is not None:
             self.points = [baseline, *(point for point in self.points if point.params != baseline.params)]
-
-    @staticmethod
-    def _enumerate(space: Space) -> list[Point]:
-        next(space.points())  # names a continuous range
-        if (size := space.size()) > LARGEST:
-            raise SpaceError([f"sampler=grid: the space has {size:.0f} points; at most {LARGEST} can be enumerated"])
-        return list(space.points())
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self.points[trial.number].distributions

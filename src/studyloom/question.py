@@ -16,8 +16,9 @@ from torch import Tensor
 
 from studyloom import config
 from studyloom.config import Composer, ConfigError
+from studyloom.grammar import parse
 from studyloom.seeds import derive
-from studyloom.space import Leaf, Many, Node, Point, Space, SpaceError, complaint, group_of, nearest, parse
+from studyloom.space import Leaf, Many, Node, Point, Space, SpaceError, complaint, group_of, nearest
 from studyloom.train import Job
 
 # What a study asks. The sampler, the pruner and the launcher are ways to an answer, and may change between runs.
