@@ -402,7 +402,7 @@ def test_a_distribution_is_counted(distribution, number):
             CategoricalDistribution(("relu", "tanh", 1, None, True)),
             ["relu", 1, None, True],
             [
-                ("rely", "not among [relu, tanh, 1, None, True]; did you mean relu?"),
+                ("rely", "not among [relu, tanh, 1, null, true]; did you mean relu?"),
                 (1.0, "not among"),
                 (False, "not among"),
             ],

@@ -7,7 +7,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from rich.text import Text
 from rich.tree import Tree
 
-from studyloom.space import Group, Leaf, Many, Node, Space
+from studyloom.space import Group, Leaf, Many, Node, Space, written
 
 
 def outline(space: Space) -> Tree:
@@ -30,18 +30,24 @@ def _grow(tree: Tree, nodes: Sequence[Node], above: str) -> None:
             case Leaf(distribution=distribution):
                 tree.add(Text(f"{name}: {describe(distribution)}"))
             case Many(item=item, length=length):
-                long = f"as long as {length}" if isinstance(length, str) else f"of length {describe(length)}"
+                long = (
+                    f"as long as {length.rpartition('.')[2]}"
+                    if isinstance(length, str)
+                    else f"of length {describe(length)}"
+                )
                 tree.add(Text(f"{name}: list {long}, each {describe(item)}"))
 
 
 def describe(distribution: BaseDistribution) -> str:
     match distribution:
         case CategoricalDistribution(choices=choices):
-            return " | ".join(map(str, choices))
+            return " | ".join(map(written, choices))
         case IntDistribution(low=low, high=high, step=step, log=log):
             if low == high:
                 return str(low)
             return f"{low} … {high}" + (" log" if log else f" step {step}" if step > 1 else "")
         case FloatDistribution(low=low, high=high, step=step, log=log):
+            if low == high:
+                return f"{low:g}"
             return f"{low:g} … {high:g}" + (" log" if log else f" step {step:g}" if step else "")
     raise AssertionError(distribution)

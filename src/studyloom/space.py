@@ -286,7 +286,7 @@ def complaint(distribution: BaseDistribution, value: Any) -> str | None:
         case CategoricalDistribution(choices=choices):
             if any(value == choice and type(value) is type(choice) for choice in choices):
                 return None
-            return f"is not among [{', '.join(map(str, choices))}]{nearest(value, choices)}"
+            return f"is not among [{', '.join(map(written, choices))}]{nearest(value, choices)}"
         case IntDistribution(low=low, high=high, step=step):
             if type(value) is not int:
                 return f"is {kind(value)}, and the space searches whole numbers there"
@@ -308,7 +308,12 @@ def kind(value: Any) -> str:
     return names.get(type(value), "a list" if isinstance(value, Sequence) else "a mapping")
 
 
+def written(value: Any) -> str:
+    """A plain value as YAML writes it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def nearest(name: Any, names: Sequence[Any]) -> str:
     """`; did you mean x?` where one of the names is close to the one given, else nothing."""
-    close = get_close_matches(str(name), [str(other) for other in names], n=1, cutoff=0.5)
+    close = get_close_matches(str(name), [written(other) for other in names], n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
