@@ -98,7 +98,7 @@ class Display:
         if not self.console.is_terminal:
             while not self._end.wait(LINE):
                 if (snapshot := self._take()) is not None:
-                    self.console.print(self.line(snapshot), soft_wrap=True, highlight=False)
+                    self.console.print(Text(self.line(snapshot)), soft_wrap=True)
             return
         with Live(console=self.console, auto_refresh=False, transient=True) as live:
             while not self._end.wait(REFRESH):
@@ -125,6 +125,9 @@ class Display:
 
     def render(self, snapshot: Snapshot) -> RenderableType:
         head = Table.grid(padding=(0, 2))
+        head.add_column(overflow="ellipsis", no_wrap=False, max_width=40)
+        for _ in range(4):
+            head.add_column(no_wrap=True)
         best = Text("no result yet", style="dim")
         if snapshot.best is not None:
             best = Text(f"best {snapshot.best.value:.4f}", style="bold green")
@@ -138,9 +141,9 @@ class Display:
 def seats_table(snapshot: Snapshot) -> Table:
     """A line per worker: who, and its trial, epoch and value."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("worker")
+    table.add_column("worker", overflow="fold")
     for name in ("trial", "epoch", "value"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for seat in snapshot.seats:
         value = "–" if seat.value is None else f"{seat.value:.4f}"
         table.add_row(Text(seat.owner), *("–" if v is None else str(v) for v in (seat.number, seat.epoch)), value)
@@ -171,7 +174,7 @@ def answers_table(snapshot: Snapshot) -> Table:
 
 def show(snapshot: Snapshot, console: Console) -> None:
     """Prints where a study stands."""
-    console.print(headline(snapshot), soft_wrap=True)
+    console.print(Text(headline(snapshot)), soft_wrap=True)
     console.print(answers_table(snapshot))
     if snapshot.seats:
         console.print(seats_table(snapshot))
@@ -198,4 +201,5 @@ def seconds(duration: float) -> str:
 
 
 def console() -> Console:
-    return Console(file=sys.stdout, highlight=False)
+    """Shows text as it is: a study may be called `[red]` or `:bug:`."""
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)

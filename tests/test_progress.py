@@ -1,0 +1,267 @@
+import io
+import itertools
+import time
+
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+from rich.console import Console
+
+from studyloom import progress
+from studyloom.progress import Display, Seat, Snapshot, answers_table, headline, seats_table, seconds, show, take
+from studyloom.study import BASELINE, create_record, open_record
+
+LONG = "a-host-name-that-is-as-long-as-those-of-a-cluster-in-which-somebody-named-every-single-thing.example.org"
+
+
+def shown(*renderables, width: int = 80, terminal: bool = False) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=terminal, color_system=None)
+    for renderable in renderables:
+        console.print(renderable)
+    return console.file.getvalue()
+
+
+def joined(text: str) -> str:
+    """What a table says, whatever was folded."""
+    return "".join(text.split())
+
+
+def trial_of(value=None, state=TrialState.COMPLETE, params=None, **attrs):
+    params = params or {}
+    distributions = {name: optuna.distributions.CategoricalDistribution([given]) for name, given in params.items()}
+    return create_trial(state=state, value=value, params=params, distributions=distributions, user_attrs=attrs)
+
+
+def snapshot_of(name="toy", seats=(), best=None, baseline=None, free=3, held=0, done=5, **trials):
+    counts = {state: trials.get(state.name.lower(), 0) for state in TrialState}
+    return Snapshot(name, {"free": free, "held": held, "done": done}, counts, best, baseline, tuple(seats))
+
+
+@pytest.fixture
+def record(sqlite_url):
+    return create_record(sqlite_url, "toy", {"asks": "nothing"}, trials=8)
+
+
+@pytest.fixture
+def nothing_stored(monkeypatch):
+    """Displays show what they are given, and read no study."""
+    monkeypatch.setattr(progress, "take", lambda record: snapshot_of())
+
+
+@pytest.fixture
+def half_done(record):
+    """Eight slots: complete (the baseline), complete, pruned and failed; two running, one of them new; two free."""
+    study, ledger = record.study, record.ledger
+    for number, (value, state) in enumerate(
+        [(0.8, "COMPLETE"), (0.9, "COMPLETE"), (None, "PRUNED"), (None, "FAIL"), (None, None)]
+    ):
+        claim = ledger.claim(f"host:{number}", 8)
+        trial = study.ask()
+        ledger.attach(claim, trial._trial_id)
+        trial.suggest_float("lr", 0.0, 1.0)
+        if number == 0:
+            trial.set_user_attr(BASELINE, True)
+        if state != "FAIL":
+            for step in (1, 2):
+                trial.report(0.1 * step, step)
+        if state is not None:
+            study.tell(trial, value, TrialState[state] if value is None else None)
+            ledger.finish(claim)
+    ledger.claim("host:9", 8)  # its worker has not begun a trial yet
+    return record
+
+
+def test_a_study_is_taken_with_all_its_slots_trials_and_workers(half_done):
+    snapshot = take(half_done)
+    assert snapshot.slots == {"free": 2, "held": 2, "done": 4}
+    assert (snapshot.budget, snapshot.done) == (8, 4)
+    assert {state.name: count for state, count in snapshot.trials.items()} == {
+        "COMPLETE": 2,
+        "PRUNED": 1,
+        "FAIL": 1,
+        "RUNNING": 1,
+        "WAITING": 0,
+    }
+    assert (snapshot.best.number, snapshot.best.value) == (1, 0.9)
+    assert (snapshot.baseline.number, snapshot.baseline.value) == (0, 0.8)
+    assert snapshot.seats == (Seat("host:4", 4, 2, 0.2), Seat("host:9"))
+
+
+def test_a_new_study_has_neither_best_nor_baseline(record):
+    snapshot = take(record)
+    assert (snapshot.best, snapshot.baseline, snapshot.seats, snapshot.done) == (None, None, (), 0)
+
+
+def test_another_process_takes_the_same(half_done, sqlite_url):
+    assert take(open_record(sqlite_url, "toy")) == take(half_done)
+
+
+def test_a_second_look_sees_what_has_ended_since(half_done):
+    take(half_done)
+    half_done.study.tell(4, 0.95)
+    assert take(half_done).best.number == 4
+
+
+def test_accuracy_0_is_a_result(record):
+    record.study.tell(record.study.ask(), 0.0)
+    assert take(record).best.number == 0
+
+
+def test_a_pruned_trial_is_never_the_best(record):
+    trial = record.study.ask()
+    trial.report(0.99, 1)
+    record.study.tell(trial, state=TrialState.PRUNED)
+    assert take(record).best is None
+
+
+def test_the_headline_counts_slots_and_trials(half_done):
+    assert headline(take(half_done)) == "toy: 4 of 8 trials – 2 complete, 1 pruned, 1 failed, 2 running"
+    assert headline(snapshot_of(complete=5)) == "toy: 5 of 8 trials – 5 complete, 0 pruned, 0 failed"
+
+
+def test_where_a_study_stands_is_shown_with_its_budget(half_done):
+    console = Console(file=io.StringIO(), width=80)
+    show(take(half_done), console)
+    text = console.file.getvalue()
+    assert "toy: 4 of 8 trials" in text
+    assert "baseline  0.8000  trial 0" in text
+    assert "best      0.9000  trial 1" in text
+    assert "host:4" in text
+    assert "host:9" in text
+    assert text.endswith("budget left: 2 trials\n")
+
+
+def test_a_worker_shows_its_trial_epoch_and_value():
+    lines = shown(seats_table(snapshot_of(seats=[Seat("a:1", 0, 0, 0.0), Seat("b:2", 17)]))).splitlines()
+    assert [line.split() for line in lines] == [
+        ["worker", "trial", "epoch", "value"],
+        ["a:1", "0", "0", "0.0000"],
+        ["b:2", "17", "–", "–"],
+    ]
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_no_line_is_wider_than_the_terminal_and_nothing_is_lost(width):
+    params = {f"model.some_network.a_parameter_{i}": f"value-number-{i}" for i in range(12)} | {"x": "y" * 300}
+    seats = [Seat(f"{LONG}:{i}", 1234, 100, 0.5) for i in range(3)]
+    snapshot = snapshot_of(seats=seats, best=trial_of(0.98765, params=params), baseline=trial_of(0.5))
+    for table in (seats_table(snapshot), answers_table(snapshot)):
+        assert max(map(len, shown(table, width=width).splitlines())) <= width
+    workers = shown(seats_table(snapshot), width=width)
+    assert all(word in joined(workers) for word in ("1234", "100", "0.5000"))
+    assert workers.count("0.5000") == 3
+    # The first column alone, since the others stand beside what is folded.
+    first = joined("".join(line[: width - 23].rstrip() for line in workers.splitlines()))
+    assert all(f"{LONG}:{i}" in first for i in range(3)), first
+    answers = joined(shown(answers_table(snapshot), width=width))
+    assert "0.9877" in answers
+    assert all(f"{name}={value}" in answers for name, value in params.items())
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("name", ["toy", "n" * 200])
+def test_the_live_display_fits_the_terminal_and_keeps_the_numbers(nothing_stored, name, width):
+    display = Display(None, Console(file=io.StringIO(), width=width))
+    snapshot = snapshot_of(name, [Seat(f"{LONG}:1", 3, 2, 0.25)], best=trial_of(0.98765), free=35, done=5)
+    text = shown(display.render(snapshot), width=width)
+    assert max(map(len, text.splitlines())) <= width
+    assert all(word in text for word in ("5/40", "best 0.9877 trial", "ETA", "0.2500"))
+
+
+MARKUP = ["[red]x[/red]", "[/]", "a[bold]b", ":bug:", "[link=http://x]y[/link]"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("name", MARKUP)
+def test_names_and_values_are_shown_as_text_and_not_as_markup(nothing_stored, name, terminal):
+    best = trial_of(0.9, params={f"model.{name}": name})
+    snapshot = snapshot_of(name, [Seat(name, 1)], best=best, baseline=trial_of(0.8))
+    console = Console(file=io.StringIO(), width=100, force_terminal=terminal, color_system=None)
+    show(snapshot, console)
+    display = Display(None, console)
+    console.print(display.render(snapshot))
+    text = console.file.getvalue()
+    assert f"{name}: 5 of 8 trials" in text
+    assert f"model.{name}={name}" in text
+    assert text.count(name) == 6  # headline, both sides of the parameter, worker; and again while it runs
+
+
+@pytest.mark.parametrize("name", MARKUP)
+def test_the_console_of_studies_takes_no_text_for_markup(name, capsys):
+    progress.console().print(name, soft_wrap=True)
+    assert capsys.readouterr().out == f"{name}\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_study_is_watched_while_it_is_worked_on(half_done, monkeypatch, terminal):
+    monkeypatch.setattr(progress, "LINE", 0.01)
+    monkeypatch.setattr(progress, "REFRESH", 0.01)
+    console = Console(file=io.StringIO(), width=100, force_terminal=terminal, color_system=None)
+    with Display(half_done, console):
+        half_done.study.tell(4, 0.95)
+        for _ in range(200):
+            if "0.9500" in console.file.getvalue():
+                break
+            time.sleep(0.01)
+    assert "best 0.9500" in console.file.getvalue()
+    assert "4/8" in console.file.getvalue()
+
+
+def test_plain_lines_show_a_name_as_it_is(monkeypatch):
+    monkeypatch.setattr(progress, "LINE", 0.01)
+    monkeypatch.setattr(progress, "take", lambda record: snapshot_of("[red]x[/red][/]"))
+    console = Console(file=io.StringIO(), width=40)
+    with Display(None, console):
+        for _ in range(200):
+            if console.file.getvalue():
+                break
+            time.sleep(0.01)
+    line = console.file.getvalue().splitlines()[0]
+    assert line == "[red]x[/red][/]  5/8  no result yet  0 running  ETA –"
+
+
+def test_a_database_that_is_busy_now_is_looked_at_again(nothing_stored, monkeypatch):
+    display = Display(None, Console(file=io.StringIO()))
+    answers = itertools.chain([RuntimeError("database is locked")], itertools.repeat(snapshot_of()))
+
+    def busy(record):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(progress, "take", busy)
+    assert display._take() is None
+    assert display._take() == snapshot_of()
+
+
+def test_the_remaining_time_is_that_of_the_open_slots_at_the_pace_of_this_run(monkeypatch):
+    monkeypatch.setattr(progress, "take", lambda record: snapshot_of(free=4, done=4))
+    display = Display(None, Console(file=io.StringIO()))
+    monkeypatch.setattr(time, "monotonic", lambda: display.started + 20)
+    assert display.rest(snapshot_of(free=4, done=4)) == "ETA –"
+    assert display.rest(snapshot_of(free=2, held=1, done=6)) == "ETA 30 s"
+    assert display.rest(snapshot_of(free=0, done=8)) == "ETA 0 s"
+
+
+@pytest.mark.parametrize(
+    ("duration", "words"),
+    [
+        (0.2, "0 s"),
+        (8, "8 s"),
+        (59.6, "1 min 0 s"),
+        (200, "3 min 20 s"),
+        (3599.6, "1 h 0 min"),
+        (7500, "2 h 5 min"),
+        (90000, "25 h 0 min"),
+    ],
+)
+def test_a_duration_is_written_for_people(duration, words):
+    assert seconds(duration) == words
+
+
+def test_parameters_are_short_and_none_is_the_configuration_as_composed():
+    assert progress.parameters({"optimizer.lr": 0.00123456, "model": "mlp", "n": 3}) == (
+        "optimizer.lr=0.001235  model=mlp  n=3"
+    )
+    assert progress.parameters({}) == "as composed"
