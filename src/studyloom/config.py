@@ -5,6 +5,7 @@ start; a primary config begins its defaults list with `studyloom` to take them i
 optimizer, …) hold a `_target_` and its arguments, and any class can stand there.
 """
 
+import argparse
 import functools
 import inspect
 import os
@@ -140,8 +141,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Callable[[DictCo
             except (HydraException, OmegaConfBaseException) as error:
                 if told:
                     raise
-                overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-                mistakes = find_mistakes(config_path, config_name, overrides) or [_first_line(error)]
+                mistakes = find_mistakes(config_path, config_name, sys.argv[1:]) or [_paragraph(error)]
                 sys.stderr.write("".join(f"error: {mistake}\n" for mistake in mistakes))
             except OSError as error:
                 if told:
@@ -187,19 +187,33 @@ def has_password(url: str) -> bool:
         return False
 
 
-def find_mistakes(config_path: str, config_name: str, overrides: Sequence[str]) -> list[str]:
-    """Every override that cannot be composed, in words; Hydra itself stops at the first."""
+def find_mistakes(config_path: str, config_name: str, argv: Sequence[str]) -> list[str]:
+    """Every override of a command line that cannot be composed, in words; Hydra itself stops at the first."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-name", "-cn", default=config_name)
+    parser.add_argument("--config-path", "-cp", default=config_path)
+    parser.add_argument("--config-dir", "-cd", default=config_path)
+    parser.add_argument("overrides", nargs="*")
+    given = parser.parse_known_args(argv)[0]
+    folders = [str(Path(folder).absolute()) for folder in (given.config_dir, given.config_path)]
+    # The primary config must lie in the first folder.
+    folders.sort(key=lambda folder: not (Path(folder) / f"{given.config_name}.yaml").exists())
     mistakes: list[str] = []
-    accepted: list[str] = []
+    accepted = [f"hydra.searchpath=[file://{folders[1]}]"]
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(Path(config_path).absolute()), version_base=None):
+    with hydra.initialize_config_dir(folders[0], version_base=None):
+        compose = functools.partial(hydra.compose, given.config_name)
+        try:
+            compose(accepted)
+        except (HydraException, OmegaConfBaseException):
+            return []  # the mistake is in the config itself
         # Group choices before values: a key is judged in the option that was chosen for it.
-        for override in sorted(overrides, key=lambda override: "." in override.partition("=")[0]):
+        for override in sorted(given.overrides, key=lambda override: "." in override.partition("=")[0]):
             try:
-                hydra.compose(config_name, [*accepted, override])
+                compose([*accepted, override])
                 accepted.append(override)
             except (HydraException, OmegaConfBaseException) as error:
-                mistakes.append(explain(override, error, functools.partial(hydra.compose, config_name, accepted)))
+                mistakes.append(explain(override, error, functools.partial(compose, accepted)))
     return mistakes
 
 
@@ -232,6 +246,11 @@ def _first_line(error: BaseException) -> str:
     return re.sub(r"^\w+Error raised while resolving interpolation: ", "", lines[0])
 
 
+def _paragraph(error: BaseException) -> str:
+    """What Hydra says of a config that cannot be composed, on one line and without its search path."""
+    return " ".join(str(error).partition("Config search path:")[0].split())
+
+
 def group_options(group: str) -> list[str]:
     """The options of a Hydra group, empty where there is none of that name."""
     return list(GlobalHydra.instance().config_loader().get_group_options(group))
@@ -255,7 +274,9 @@ class Composer:
         """The composer of the command that is running, inside `hydra_main`."""
         config = HydraConfig.get()
         choices = {str(group): str(option) for group, option in config.runtime.choices.items()}
-        return cls(str(config.job.config_name), tuple(config.overrides.task), choices)
+        # As typed: ${oc.env:…} in an override is neither resolved here nor shown.
+        overrides: Any = OmegaConf.to_container(config.overrides.task, resolve=False)
+        return cls(str(config.job.config_name), tuple(overrides), choices)
 
     def compose(self, choices: Mapping[str, str]) -> DictConfig:
         """The config under other choices; composed once (34 to 64 ms) and shared, so copy it before setting values."""

@@ -167,9 +167,8 @@ def conduct(prepared: Prepared, record: Record, task: Task, stop: Stop) -> int:
     """Has the open slots worked on, shows how it goes, and tells what came of it; the exit code."""
     console = progress.console()
     started = time.monotonic()
-    done = record.ledger.counts()["done"]
     if todo := record.ledger.open(task.trials):
-        verb = "goes on" if done else "begins"
+        verb = "goes on" if record.trials() else "begins"
         console.print(f"{record.name} {verb}: {todo} trials to do, logs in {task.logs}", soft_wrap=True)
         with progress.Display(record, console):
             prepared.launcher.launch(task, stop)

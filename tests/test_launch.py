@@ -1,0 +1,254 @@
+"""Workers as real processes, with real signals."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from commands import QUICK, start
+from optuna.trial import TrialState
+
+from studyloom import launch
+from studyloom.launch import Local, Stop
+from studyloom.study import open_record
+
+# Trials of half a second, long enough to be met at work.
+SLOW = (*QUICK, "train.epochs=150", "launcher.workers=2", "study.trials=4")
+
+
+def until(condition, seconds=60.0):
+    """Waits for a condition and gives what it gave."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError("it did not happen in time")
+
+
+def record_of(run_dir):
+    return open_record(f"sqlite:///{run_dir}/study.db", "mnist")
+
+
+def workers_of(run_dir) -> list[int]:
+    """The processes that work below a run directory, but the command itself."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"run_dir={run_dir}".encode() in command and b"launcher=join" in command:
+            found.append(int(process.name))
+    return found
+
+
+def both_at_work(run_dir):
+    """The ledger's owners, once two trials have reported."""
+
+    def look():
+        if not (run_dir / "study.db").exists():
+            return None
+        try:
+            record = record_of(run_dir)
+        except ValueError:
+            return None  # its maker is at it
+        held = record.ledger.held()
+        by_id = {trial._trial_id: trial for trial in record.trials()}
+        working = [h for h in held if h.trial_id in by_id and by_id[h.trial_id].intermediate_values]
+        return [h.owner for h in working] if len(working) == 2 else None
+
+    return until(look)
+
+
+def finish(run_dir, overrides=SLOW):
+    process = start(*overrides, f"run_dir={run_dir}")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
+def assert_complete(run_dir, trials=4):
+    record = record_of(run_dir)
+    assert [trial.number for trial in record.trials()] == list(range(trials))
+    assert {trial.state for trial in record.trials()} == {TrialState.COMPLETE}
+    assert record.ledger.counts() == {"free": 0, "held": 0, "done": trials}
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are looked up in /proc")
+
+
+@linux
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_hands_all_trials_back_and_the_same_command_goes_on(tmp_path, number, code):
+    process = start(*SLOW, f"run_dir={tmp_path}")
+    both_at_work(tmp_path)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "stopped; the same command goes on from here" in out
+    assert "Traceback" not in err
+    assert workers_of(tmp_path) == []
+    assert record_of(tmp_path).ledger.counts()["held"] == 0
+    assert "goes on" in finish(tmp_path)
+    assert_complete(tmp_path)
+
+
+@linux
+def test_a_second_stop_ends_at_once(tmp_path):
+    process = start(*SLOW, "train.epochs=100000", f"run_dir={tmp_path}")
+    both_at_work(tmp_path)
+    worker = workers_of(tmp_path)[0]
+    os.kill(worker, signal.SIGSTOP)  # it will not follow the first
+    process.send_signal(signal.SIGINT)
+    assert "stopping" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=5)
+    assert process.returncode == 130
+    until(lambda: workers_of(tmp_path) == [], 5)
+    assert record_of(tmp_path).ledger.counts()["held"] == 0
+
+
+@linux
+def test_a_worker_that_dies_is_started_again_and_its_trial_gone_on_with(tmp_path):
+    process = start(*SLOW, f"run_dir={tmp_path}")
+    owners = both_at_work(tmp_path)
+    pid = int(owners[0].rpartition(":")[2])
+    os.kill(pid, signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "a worker ended with signal SIGKILL" in err
+    assert_complete(tmp_path)
+
+
+@linux
+def test_workers_do_not_outlive_a_killed_command(tmp_path):
+    process = start(*SLOW, "train.epochs=100000", f"run_dir={tmp_path}")
+    both_at_work(tmp_path)
+    process.kill()
+    process.communicate()
+    until(lambda: workers_of(tmp_path) == [], 10)
+
+
+def test_a_worker_that_always_dies_ends_the_study_with_1_and_the_end_of_its_log(tmp_path):
+    (tmp_path / "deadly.py").write_text(
+        "import os, signal, torch\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def __init__(self, shape, classes):\n"
+        "        super().__init__(784, classes)\n"
+        "    def forward(self, images):\n"
+        "        if len(images) > 2:\n"
+        "            print('last words', flush=True)\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super().forward(images.flatten(1))\n"
+    )
+    overrides = [o for o in SLOW if not o.startswith("model.")]
+    command = ["model._target_=deadly.Net", "~model.hidden", "~model.activation", "~model.dropout", "~model.init"]
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{launch.__file__.rpartition('/src/')[0]}"}
+    process = start(*overrides, *command, "launcher.workers=2", f"run_dir={tmp_path / 'run'}", **environment)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "every worker died" in err
+    assert "last words" in err
+    assert "Traceback" not in err
+
+
+# Placement
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine of eight cores with some GPUs."""
+
+    def with_gpus(*names):
+        monkeypatch.setattr(launch, "cores", lambda: 8)
+        monkeypatch.setattr(launch, "gpus", lambda: list(names))
+
+    return with_gpus
+
+
+def test_auto_is_one_worker_per_gpu_else_one_per_core(machine):
+    machine()
+    assert Local().count(100) == 8
+    machine("0", "1", "2")
+    assert Local().count(100) == 3
+    assert Local(per_gpu=2).count(100) == 6
+
+
+def test_there_are_never_more_workers_than_open_slots(machine):
+    machine()
+    assert Local(workers=5).count(2) == 2
+    assert Local().count(0) == 0
+
+
+def test_each_worker_has_its_device_and_its_share_of_the_cores(machine):
+    machine("4", "7")
+    environments = Local(workers=4).environments(4)
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in environments] == ["4", "7", "4", "7"]
+    assert {e["OMP_NUM_THREADS"] for e in environments} == {"2"}
+    machine()
+    assert "CUDA_VISIBLE_DEVICES" not in Local(workers=16).environments(16)[0]
+    assert Local(workers=16).environments(16)[0]["OMP_NUM_THREADS"] == "1"
+
+
+def test_visible_devices_are_the_ones_handed_on(monkeypatch):
+    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert launch.gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert launch.gpus() == ["3", "5"]
+    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 0)
+    assert launch.gpus() == []
+
+
+@pytest.mark.parametrize("settings", [{"workers": 0}, {"workers": "two"}, {"workers": True}, {"per_gpu": 0}])
+def test_a_number_of_workers_that_is_none_is_refused(settings):
+    with pytest.raises(ValueError, match=r"launcher\."):
+        Local(**settings)
+
+
+def test_a_worker_is_the_same_command_without_its_launcher(monkeypatch):
+    monkeypatch.setattr(launch.sys, "argv", ["x", "a.b=1", "launcher=local", "launcher.workers=3", "launchers=2"])
+    assert launch.worker_command()[-3:] == ["a.b=1", "launchers=2", "launcher=join"]
+
+
+# Stopping
+
+
+def test_a_stop_is_asked_by_a_signal_or_by_the_time_and_handlers_are_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Stop() as stop:
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+        assert stop.signal == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == before
+    with Stop(timeout=0.0) as stop:
+        assert stop()
+        assert stop.signal is None
+
+
+def test_a_crew_is_dismissed_with_all_that_it_started(tmp_path):
+    """Also the processes that a worker started itself: it leads a group."""
+    place = launch.Place({})
+    crew = launch.Crew.__new__(launch.Crew)
+    crew.places = [place]
+    crew.command = ["sh", "-c", "sleep 600 & echo $!; wait"]
+    place.log = tmp_path / "log"
+    released = []
+    crew.task = launch.Task(lambda stop: None, type("L", (), {"release_owner": released.append})(), 1, tmp_path)
+    crew.start(place)
+    grandchild = int(until(lambda: place.log.read_text()))
+    pid = place.process.pid
+    crew.dismiss()
+    assert released == [launch.owner_of(pid)]
+    until(lambda: gone(pid) and gone(grandchild), 5)
+
+
+def gone(pid):
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return not state or state.startswith("Z")

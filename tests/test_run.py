@@ -1,0 +1,386 @@
+"""Real commands: a study from question to stored answer, and every bad input."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from wsgiref.util import setup_testing_defaults
+
+import numpy as np
+import optuna
+import pytest
+import yaml
+from commands import QUICK, ROOT, environment, study
+from conftest import CANARY
+from optuna.trial import TrialState
+
+from studyloom.study import open_record
+
+
+def trials_of(run_dir, name="mnist"):
+    return open_record(f"sqlite:///{run_dir}/study.db", name).trials()
+
+
+# The study, end to end
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small study that two workers have finished, and what the command printed."""
+    run_dir = tmp_path_factory.mktemp("finished")
+    return run_dir, study(*QUICK, "study.trials=5", "launcher.workers=2", f"run_dir={run_dir}")
+
+
+def test_a_study_ends_with_its_answer_and_the_next_commands(finished):
+    run_dir, done = finished
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for words in ("5 of 5 trials", "baseline", "best", "best.yaml", "s per epoch", f"sqlite:///{run_dir}/study.db"):
+        assert words in done.stdout
+    assert f"studyloom status {run_dir}" in done.stdout
+    assert f"run_dir={run_dir} study.trials=10" in done.stdout
+
+
+def test_a_study_keeps_all_it_wrote_below_its_run_directory(finished):
+    run_dir, _ = finished
+    names = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
+    logs = {name for name in names if name.startswith("logs/")}
+    assert len(logs) == 2
+    assert names - logs == {
+        ".hydra/config.yaml",
+        ".hydra/hydra.yaml",
+        ".hydra/overrides.yaml",
+        "best.yaml",
+        "study.db",
+        "study.lock",
+    }
+
+
+def test_the_trials_are_stored_with_parameters_named_by_path(finished):
+    trials = trials_of(finished[0])
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 5
+    assert {name for trial in trials for name in trial.params} == {"optimizer.lr"}
+    assert len({trial.params["optimizer.lr"] for trial in trials}) == 5
+
+
+def test_best_yaml_is_the_best_trials_configuration(finished):
+    run_dir, _ = finished
+    best = max(trials_of(run_dir), key=lambda trial: trial.value)
+    written = yaml.safe_load((run_dir / "best.yaml").read_text())
+    assert written["optimizer"]["lr"] == best.params["optimizer.lr"]
+    assert written["model"]["hidden"] == [16]
+    assert f"trial {best.number}" in (run_dir / "best.yaml").read_text()
+
+
+def test_the_same_command_again_says_that_the_budget_is_spent(finished):
+    run_dir, _ = finished
+    done = study(*QUICK, "study.trials=5", "launcher.workers=2", f"run_dir={run_dir}")
+    assert done.returncode == 0
+    assert "the budget of 5 trials is spent" in done.stdout
+    assert "study.trials=10" in done.stdout
+    assert len(trials_of(run_dir)) == 5
+
+
+def test_the_dashboard_opens_the_study(finished):
+    from optuna_dashboard import wsgi
+
+    application = wsgi(optuna.storages.RDBStorage(f"sqlite:///{finished[0]}/study.db"))
+    status = []
+    environ = {"PATH_INFO": "/api/studies/1"}
+    setup_testing_defaults(environ)
+    body = b"".join(application(environ, lambda code, *_: status.append(code)))
+    assert status == ["200 OK"]
+    assert b"optimizer.lr" in body
+
+
+def test_status_tells_what_the_run_told(finished):
+    command = [Path(sys.executable).with_name("studyloom"), "status", finished[0]]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert "mnist: 5 of 5 trials – 5 complete, 0 pruned, 0 failed" in done.stdout
+    assert "budget left: 0 trials" in done.stdout
+
+
+def test_more_trials_go_on_with_the_study_and_one_worker_needs_no_process(finished):
+    run_dir, _ = finished
+    before = [(trial.number, trial.params, trial.value) for trial in trials_of(run_dir)]
+    done = study(*QUICK, "study.trials=7", "launcher.workers=1", f"run_dir={run_dir}")
+    assert done.returncode == 0
+    assert "goes on: 2 trials to do" in done.stdout
+    after = [(trial.number, trial.params, trial.value) for trial in trials_of(run_dir)]
+    assert after[:5] == before
+    assert len(after) == 7
+    assert len(list((run_dir / "logs").iterdir())) == 2
+
+
+def test_another_question_under_the_same_name_is_refused_with_was_and_is(finished):
+    run_dir, _ = finished
+    done = study(*QUICK, "train.epochs=3", f"run_dir={run_dir}")
+    assert done.returncode == 2
+    assert "train.epochs: 2 → 3" in done.stderr
+    assert "study.name=" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_password_is_in_no_file_and_no_output(tmp_path, postgres_url):
+    """The server trusts everybody, so the canary opens the study as any other password would."""
+    overrides = (*QUICK, "study.trials=2", "launcher.workers=2", f"run_dir={tmp_path}", "storage=postgres")
+    done = study(*overrides, STUDYLOOM_STORAGE=postgres_url)
+    assert done.returncode == 0, done.stderr
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) >= 6
+    assert not any(CANARY.encode() in content for content in written)
+    assert CANARY not in done.stdout + done.stderr
+    assert "***" in done.stdout
+    done = study(*overrides, f"storage.url='{postgres_url}'")
+    assert "the budget of 2 trials is spent" in done.stdout
+    assert CANARY not in (tmp_path / ".hydra" / "overrides.yaml").read_text()
+
+
+def test_three_commands_at_once_on_one_run_directory_make_exactly_n_trials(tmp_path):
+    overrides = (*QUICK, "study.trials=12", "launcher.workers=2", f"run_dir={tmp_path}")
+    command = [sys.executable, "-m", "studies.mnist", *overrides]
+    running = [subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL) for _ in range(3)]
+    assert [process.wait(180) for process in running] == [0, 0, 0]
+    trials = trials_of(tmp_path)
+    assert [trial.number for trial in trials] == list(range(12))
+    assert not [trial for trial in trials if not trial.state.is_finished()]
+    assert len({tuple(trial.params.items()) for trial in trials}) == 12
+
+
+def test_a_worker_joins_by_hand_and_makes_the_study_if_it_is_the_first(tmp_path):
+    done = study(*QUICK, "launcher=join", "study.trials=2", f"run_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert len(trials_of(tmp_path)) == 2
+
+
+def test_a_time_limit_ends_the_command_in_order(tmp_path):
+    done = study(
+        *QUICK, "train.epochs=2000", "study.trials=2", "study.timeout=1", "launcher.workers=1", f"run_dir={tmp_path}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the time is up; the same command goes on from here" in done.stdout
+    assert open_record(f"sqlite:///{tmp_path}/study.db", "mnist").ledger.counts()["held"] == 0
+
+
+def test_a_study_in_which_every_trial_fails_ends_with_1_and_says_why(tmp_path):
+    done = study(
+        *QUICK,
+        "optimizer=sgd",
+        "optimizer.lr=1e30",
+        "space.optimizer.lr.float=[1e29,1e31]",
+        "study.trials=2",
+        "launcher.workers=1",
+        f"run_dir={tmp_path}",
+    )
+    assert done.returncode == 1
+    assert "diverged  2 × such as" in done.stdout
+
+
+def test_a_dry_run_shows_the_space_and_a_configuration_and_leaves_nothing(tmp_path):
+    for flag in ("--dry-run", "study.dry_run=true"):
+        done = study(flag, f"run_dir={tmp_path / 'run'}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        for words in ("infinitely many points", "momentum: 0 … 0.99", "list of length 1 … 3", "_target_:"):
+            assert words in done.stdout
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_the_none_space_runs_the_configuration_as_composed_once(tmp_path):
+    done = study(*QUICK, "space=none", f"run_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 trials" in done.stdout
+    (trial,) = trials_of(tmp_path)
+    assert trial.params == {}
+
+
+# Bad input: exit code 2, the value and the way out, no traceback, no trial
+
+
+def refused(*overrides, words, tmp_path, **extra):
+    run_dir = [] if any(o.startswith("run_dir=") for o in overrides) else [f"run_dir={tmp_path / 'run'}"]
+    done = study(*overrides, *run_dir, **extra)
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr, (word, done.stderr)
+    assert not (tmp_path / "run" / "study.db").exists()
+    return done
+
+
+def test_unknown_names_on_the_command_line_are_told_all_at_once(tmp_path):
+    refused(
+        "model=mpl",
+        "modle=mlp",
+        "study.trails=3",
+        "optimizer.lrr=1",
+        "study.trials=many",
+        words=(
+            "model=mpl: no such option; model has cnn, mlp; did you mean mlp?",
+            "modle: no such key",
+            "did you mean model?",
+            "study.trails: no such key",
+            "did you mean trials?",
+            "optimizer.lrr: no such key",
+            "study.trials=many",
+        ),
+        tmp_path=tmp_path,
+    )
+
+
+def test_mistakes_in_a_space_are_told_all_at_once(tmp_path):
+    refused(
+        "space.model.mlp.dropout.float=[0.5,0.1]",
+        "space.optimizer.adamw.lr.float=[0,1]",
+        "space.train.batch_size.choice=[]",
+        "+space.model.rnn.units.int=[1,2]",
+        "+space.optimizer.sdg=3",
+        words=(
+            "space.model.mlp.dropout.float: the low end 0.5 is above the high end 0.1",
+            "space.optimizer.adamw.lr.float: a log range cannot start at 0",
+            "space.train.batch_size.choice: [] holds nothing to choose from",
+            "space.optimizer.sdg",
+            "did you mean sgd?",
+        ),
+        tmp_path=tmp_path,
+    )
+
+
+def test_names_and_defaults_of_a_space_are_checked_against_the_config(tmp_path):
+    refused(
+        "+space.model.rnn.units.int=[1,2]",
+        "+space.model.mlp.hiden.int=[1,2]",
+        "optimizer.lr=5",
+        words=(
+            "space.model.rnn.units: model.rnn.units is no key",
+            "space.model.mlp.hiden: model.hiden is no key",
+            "did you mean hidden?",
+            "optimizer.lr=5 is outside its range",
+        ),
+        tmp_path=tmp_path,
+    )
+
+
+def test_what_a_space_could_build_is_built_before_trial_0(tmp_path):
+    refused(
+        "space.model.mlp.activation.choice=[relu,tahn]",
+        "space.train.batch_size.choice=[64,100000]",
+        words=("tahn", "tanh", "train.batch_size", "100000"),
+        tmp_path=tmp_path,
+    )
+
+
+def test_a_group_option_without_a_file_is_named_in_a_primary_config_too(tmp_path):
+    text = (ROOT / "conf" / "mnist.yaml").read_text().replace("space: mlp_or_cnn", "space: mlp_or_cnm")
+    (tmp_path / "mine.yaml").write_text(text)
+    refused(
+        "--config-dir",
+        str(tmp_path),
+        "--config-name",
+        "mine",
+        words=("Could not find 'space/mlp_or_cnm'", "mlp_or_cnn"),
+        tmp_path=tmp_path,
+    )
+
+
+def idx(magic, *sizes, count):
+    return bytes([0, 0, 8, magic]) + b"".join(size.to_bytes(4, "big") for size in sizes) + bytes(count)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (None, None, ("train-images-idx3-ubyte", "no", "data.root")),
+        (idx(3, 10, 28, 28, count=100), idx(1, 10, count=10), ("train-images-idx3-ubyte", str(10 * 784 + 16), "116")),
+        (idx(1, 10, count=10), idx(1, 10, count=10), ("train-images-idx3-ubyte", "magic")),
+        (idx(3, 10, 28, 28, count=7840), idx(1, 9, count=9), ("10", "9", "label")),
+    ],
+    ids=["missing", "truncated", "wrong magic", "other length"],
+)
+def test_a_data_file_that_cannot_be_used_is_named_with_what_was_expected(tmp_path, images, labels, words):
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    for name, content in (("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels)):
+        if content is not None:
+            (folder / f"train-{name}").write_bytes(content)
+    refused("data=mnist", f"data.root={folder}", words=(str(folder), *words), tmp_path=tmp_path)
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no folder here that refuses even root")
+def test_a_run_directory_that_cannot_be_written_is_named(tmp_path):
+    refused("run_dir=/sys/kernel/run", words=("/sys/kernel/run", "run_dir=", "ermi"), tmp_path=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "'..'", "x" * 201])
+def test_a_study_name_that_is_no_folder_name_is_refused_before_a_folder_is_made(tmp_path, name):
+    done = study(f"study.name={name}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "study.name:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unreachable_database_is_named_without_its_password(tmp_path):
+    url = f"postgresql://user:{CANARY}@127.0.0.1:1/db"
+    done = refused(*QUICK, f"storage.url={url}", words=("user:***@127.0.0.1:1/db", "refused"), tmp_path=tmp_path)
+    assert CANARY not in done.stdout + done.stderr
+    refused(*QUICK, "storage=postgres", words=("storage.url: is not set", "STUDYLOOM_STORAGE"), tmp_path=tmp_path)
+
+
+def test_a_missing_sampler_option_and_a_grid_over_a_continuous_range_are_refused(tmp_path):
+    refused(
+        "sampler=grid",
+        words=("grid cannot enumerate a continuous range", "step"),
+        tmp_path=tmp_path,
+    )
+
+
+def test_a_full_disk_is_named_before_any_trial(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = " ".join([sys.executable, "-m", "studies.mnist", *map(repr, QUICK), f"run_dir={disk}/run"])
+    mount = f"mount -t tmpfs -o size=64k none {disk}"
+    unshare = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    if subprocess.run([*unshare, "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    done = subprocess.run(
+        [*unshare, "sh", "-c", f"{mount} && {command}"], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert "full" in done.stderr or "No space left" in done.stderr
+    assert "run_dir" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_hydra_full_error_shows_the_traceback(tmp_path):
+    done = study("study.trials=0", f"run_dir={tmp_path}", HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "study.trials: 0 is below 1" in done.stderr
+
+
+# On the full data
+
+
+@pytest.mark.skipif("STUDYLOOM_DATA" not in os.environ, reason="STUDYLOOM_DATA names no folder with the full data")
+def test_the_tutorial_network_reaches_its_accuracy_on_full_mnist(tmp_path):
+    done = study(
+        *("data=mnist", "space=none", "study.trials=1", "optimizer=adam", "optimizer.lr=1e-3"),
+        *("train.batch_size=100", "train.epochs=10", "model.hidden=[128]", f"run_dir={tmp_path}"),
+        STUDYLOOM_DATA=os.environ["STUDYLOOM_DATA"],
+    )
+    assert done.returncode == 0, done.stderr
+    (trial,) = trials_of(tmp_path)
+    assert trial.value >= 0.975
+    assert "s per epoch" in done.stdout
+
+
+@pytest.mark.skipif("STUDYLOOM_DATA" not in os.environ, reason="STUDYLOOM_DATA names no folder with the full data")
+def test_the_fashion_study_asks_its_question(tmp_path):
+    done = study(
+        *("study.trials=4", f"run_dir={tmp_path}"), page="fashion", STUDYLOOM_DATA=os.environ["STUDYLOOM_DATA"]
+    )
+    assert done.returncode == 0, done.stderr
+    best = max(trial.value or 0 for trial in trials_of(tmp_path, "fashion"))
+    assert best > 0.7
+    assert np.isfinite(best)
