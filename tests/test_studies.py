@@ -1,0 +1,194 @@
+"""What ships with the package composes and builds: every option of every group, every study and its page."""
+
+import ast
+import functools
+import importlib
+import inspect
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from omegaconf import DictConfig
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from toys import ask, compose
+
+from studies import CONF
+from studyloom import config, data
+from studyloom.config import Composer
+from studyloom.grid import GridSampler
+from studyloom.launch import Join, Local
+from studyloom.question import Question
+from studyloom.storage import parse
+
+ROOT = Path(CONF).parent
+PAGES = sorted(path.stem for path in (ROOT / "studies").glob("*.py") if path.stem != "__init__")
+FILES = sorted(Path(CONF).rglob("*.yaml"))
+GROUPS = sorted(folder for folder in Path(CONF).iterdir() if folder.is_dir())
+OPTIONS = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in GROUPS}
+IMAGES = {"shape": (1, 28, 28), "classes": 10}
+
+
+def options(*groups: str):
+    cases = [(group, option) for group in groups for option in OPTIONS[group]]
+    return pytest.mark.parametrize(("group", "option"), cases, ids=map("=".join, cases))
+
+
+@functools.cache
+def composed(page: str, number: int) -> tuple[DictConfig, Composer]:
+    """A study in which each group but the space stands at one of its options, all of them in some of these."""
+    chosen = {group: names[number % len(names)] for group, names in OPTIONS.items() if group != "space"}
+    return compose(*(f"{group}={name}" for group, name in chosen.items()), "space=none", name=page)
+
+
+def composed_with(group: str, option: str, page: str = "mnist") -> tuple[DictConfig, Composer]:
+    """A composed study that stands at an option; shared, for composing takes 70 ms."""
+    return composed(page, OPTIONS[group].index(option))
+
+
+@pytest.fixture(scope="module")
+def folds():
+    """The indices of 6 000 images; no test here looks at one."""
+    return data.folds(torch.arange(6000) % 10, 1, 800, 0)
+
+
+def test_the_groups_are_those_that_scripts_rely_on():
+    promised = {
+        "data": {"mnist5k", "mnist", "fashion_mnist"},
+        "model": {"mlp", "cnn"},
+        "optimizer": {"sgd", "adam", "adamw", "rmsprop"},
+        "scheduler": {"constant", "cosine", "one_cycle"},
+        "loss": {"cross_entropy", "mse"},
+        "space": {"none", "lr", "mlp", "cnn", "mlp_or_cnn"},
+        "sampler": {"tpe", "random", "grid", "gp", "cmaes", "qmc"},
+        "pruner": {"none", "median", "percentile", "hyperband", "asha"},
+        "storage": {"sqlite", "postgres"},
+        "launcher": {"local", "join"},
+    }
+    for group, names in promised.items():
+        assert names <= {*OPTIONS[group]}
+
+
+@pytest.mark.parametrize("page", PAGES)
+@options(*(group for group in OPTIONS if group != "space"))
+def test_every_option_composes_in_every_study(group, option, page):
+    cfg, composer = composed_with(group, option, page)
+    assert composer.choices[group] == option
+    assert group in cfg
+
+
+@pytest.mark.parametrize("page", PAGES)
+@options("space")
+def test_every_space_is_read_in_every_study(group, option, page):
+    assert bool(ask(f"{group}={option}", name=page).space.nodes) == (option != "none")
+
+
+@options("data")
+def test_every_data_option_builds_a_source_of_images(group, option):
+    source = config.build(composed_with(group, option)[0].data)
+    assert source.validation > 0
+    assert callable(source.train)
+    assert callable(source.test)
+
+
+@options("model", "optimizer", "scheduler", "loss")
+def test_every_part_of_training_builds_and_works(group, option, folds):
+    cfg, _ = composed_with(group, option)
+    (job,) = config.build_jobs(cfg, folds, seed=0)
+    model = job.model(shape=(1, 8, 8), classes=10)
+    optimizer = job.optimizer(model.parameters())
+    job.loss(model(torch.zeros(2, 1, 8, 8)), torch.zeros(2, dtype=torch.int64)).backward()
+    optimizer.step()
+    assert all(0 <= job.schedule(progress / 10) <= 1 for progress in range(10))
+
+
+@options("sampler", "pruner")
+def test_every_sampler_and_pruner_builds_and_is_of_optuna(group, option):
+    question = Question.ask(*composed_with(group, option))
+    built = question.sampler(3) if group == "sampler" else question.pruner()
+    assert isinstance(built, BaseSampler if group == "sampler" else BasePruner)
+    assert isinstance(built, GridSampler) == (option == "grid")
+
+
+@options("launcher")
+def test_every_launcher_builds(group, option):
+    launcher = config.build(composed_with(group, option)[0].launcher)
+    assert isinstance(launcher, {"local": Local, "join": Join}[option])
+
+
+@options("storage")
+def test_every_storage_names_a_database_or_none(group, option, monkeypatch):
+    url = compose(f"{group}={option}")[0].storage.url
+    assert (url is None) == (option == "postgres")
+    monkeypatch.setenv("STUDYLOOM_STORAGE", "postgresql://user@host/name")
+    url = compose(f"{group}={option}")[0].storage.url
+    assert parse(url).get_backend_name() == "postgresql"
+
+
+@options("space")
+def test_every_space_asks_a_question_without_mistakes(group, option, folds):
+    question = ask(f"{group}={option}", name="fashion" if option == "fashion" else "mnist")
+    question.check(folds, **IMAGES)
+    assert question.baseline is not None
+    assert question.trials() == (question.config.study.trials if question.space.nodes else 1)
+
+
+def test_the_main_study_searches_both_networks_on_the_digits_that_are_here():
+    question = ask()
+    assert question.composer.choices["data"] == "mnist5k"
+    assert [group.name for group in question.space.groups()] == ["model", "optimizer"]
+    assert question.config.study.trials == 40
+
+
+def test_the_fashion_study_is_the_example_of_optuna():
+    question = ask(name="fashion")
+    assert question.config.data.validation == 1280
+    train = question.config.train
+    assert (train.epochs, train.batch_size, train.samples_per_epoch) == (10, 128, 3840)
+    assert question.composer.choices["pruner"] == "median"
+    point = question.space.walk(lambda parameter: getattr(parameter.distribution, "high", "rmsprop"))
+    assert point.choices == {"model": "mlp", "optimizer": "rmsprop"}
+    assert point.values == {"model.hidden": [128] * 3, "model.dropout": [0.5] * 3, "optimizer.lr": 0.1}
+    point = question.space.walk(lambda parameter: getattr(parameter.distribution, "low", "sgd"))
+    assert point.values == {"model.hidden": [4], "model.dropout": [0.2], "optimizer.lr": 1e-5}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_has_a_config_and_a_manual(page):
+    assert Path(CONF, f"{page}.yaml").is_file()
+    tree = ast.parse((ROOT / "studies" / f"{page}.py").read_text())
+    manual = ast.get_docstring(tree)
+    commands = [line.strip() for line in manual.splitlines() if line.strip().startswith(f"python -m studies.{page}")]
+    assert len(commands) >= 2
+    assert len((ROOT / "studies" / f"{page}.py").read_text().splitlines()) <= 30
+    assert importlib.import_module(f"studies.{page}").main.__module__ == f"studies.{page}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_manual_composes(page):
+    manual = importlib.import_module(f"studies.{page}").__doc__
+    for line in manual.splitlines():
+        if line.strip().startswith("python -m"):
+            overrides = line.partition("#")[0].split()[3:]
+            assert isinstance(ask(*overrides, name=page), Question)
+
+
+def test_every_primary_config_has_a_page():
+    assert sorted(path.stem for path in Path(CONF).glob("*.yaml")) == PAGES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
+def test_a_config_is_short(path):
+    primary = path.parent == Path(CONF)
+    assert len(path.read_text().splitlines()) <= (35 if primary else 15)
+
+
+@options("model", "optimizer", "scheduler", "loss", "data")
+def test_a_config_writes_down_only_what_its_target_takes(group, option):
+    """A setting that nothing reads is a trap; `shape` and `classes` are given later."""
+    section = composed_with(group, option)[0][group]
+    given = {key for key in section if not key.startswith("_")}
+    target = hydra.utils.get_object(section["_target_"])
+
+    assert given <= {*inspect.signature(target).parameters}
