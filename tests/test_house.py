@@ -16,7 +16,7 @@ ROOMS = {
     "matter": ("data", "models", "losses", "schedules", "seeds"),  # lets in torch and numpy
     "training": ("train",),
     "search": ("space", "grammar", "config", "question"),  # Optuna's distributions; Hydra, in config alone
-    "study": ("storage", "ledger", "objective", "study", "grid"),  # Optuna's study, SQLAlchemy
+    "study": ("outage", "storage", "ledger", "objective", "study", "grid"),  # Optuna's study, SQLAlchemy
     "front": ("launch", "progress", "outline", "run", "cli"),  # processes, files, people
 }
 FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for module in modules}

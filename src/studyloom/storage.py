@@ -1,12 +1,14 @@
-"""The database that workers share: SQLite on one host, PostgreSQL anywhere.
+"""The database that workers share: SQLite on one host, PostgreSQL anywhere. Every call waits out an outage.
 
 Optuna's own SQLite engine hands one queued trial to two workers and takes twice the time for a report; the hooks below
 cure both (328 reports/s with 8 writers, against 196 with BEGIN IMMEDIATE everywhere).
 """
 
+import contextlib
 import functools
-import threading
-from collections.abc import Callable, Iterator
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,105 +16,243 @@ from urllib.parse import quote
 
 import sqlalchemy
 from filelock import FileLock
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+
+from studyloom.outage import Patience, call, diagnose, gone
+from studyloom.outage import StorageError as StorageError
+from studyloom.outage import StorageLost as StorageLost
+from studyloom.outage import hidden as hidden
+from studyloom.outage import reason as reason
 
 LOCK_KEY = 0x5374756479  # PostgreSQL advisory lock of whoever makes tables and studies
-BUSY_SECONDS = 60
+DEADLINE = 300.0  # seconds that a call waits for a database that is away
+BUSY_SECONDS = 5  # a single try waits so long for another's lock; SQLite does so deaf to Ctrl-C
+UNIQUE = ("slot", "token")  # user attributes that no two trials of a study share: a trial that has them is made once
 
-T = TypeVar("T", bound=Callable[..., Any])
+NETWORK = {
+    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs", "ocfs2"),
+    *("gfs2", "orangefs", "pvfs2", "davfs", "wekafs", "sshfs", "s3fs", "gcsfuse", "juicefs", "rclone", "moosefs"),
+}
+POSTGRES = {
+    "connect_timeout": 10,
+    "keepalives_idle": 20,  # a server that vanished is noticed in 40 s, and not in two hours
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 40_000,
+    # A worker that is stopped within a transaction (SIGSTOP, a laptop's lid) keeps no other from its rows for ever.
+    "options": f"-c timezone=UTC -c lock_timeout={BUSY_SECONDS}s -c idle_in_transaction_session_timeout=60s",
+}
+T = TypeVar("T")
 
 
-class StorageError(ValueError):
-    """The database cannot be used; says which (never its password), why, and the way out."""
+class Persistent(RDBStorage):
+    """Optuna's storage with patience. Its failures are StorageLost, from the connections that it hands out as well."""
+
+    def __init__(self, url: str, address: URL, deadline: float, **kwargs: Any) -> None:
+        super().__init__(url, **kwargs)
+        self.patience = Patience(address, deadline)
+        event.listen(self.engine, "handle_error", self._explain)
+        event.listen(self.engine, "commit", self._note_commit)
+
+    def _explain(self, context: sqlalchemy.engine.ExceptionContext) -> None:
+        """Takes the place of what SQLAlchemy would raise, on which Optuna tries five times to make a trial."""
+        error = context.sqlalchemy_exception
+        if isinstance(error, DBAPIError) and not isinstance(error, IntegrityError) and not context.is_pre_ping:
+            raise diagnose(error, self.patience.address)
+
+    @staticmethod
+    def _note_commit(_: Connection) -> None:
+        call.committing = True
+
+    def persist(self, work: Callable[[], T], *, writes: bool) -> T:
+        """What `work` returns, which is done again after a failure that passes.
+
+        Raises:
+            StorageLost: the cause does not pass, or has not passed by the deadline.
+        """
+
+        def attempt() -> T:
+            try:
+                with _writing(writes):
+                    return work()
+            except (StorageLost, SQLAlchemyError, StorageInternalError):
+                with contextlib.suppress(StorageLost, SQLAlchemyError):
+                    self.scoped_session.remove()
+                self.scoped_session.registry.clear()
+                raise
+
+        return self.patience.run(attempt)
+
+    # Three writes show when they are done a second time, after a COMMIT whose answer was lost.
+
+    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
+        def work() -> int:
+            try:
+                return RDBStorage.create_new_study(self, directions, study_name)
+            except DuplicatedStudyError:
+                if not call.uncertain or study_name is None:
+                    raise
+                return self.get_study_id_from_name(study_name)
+
+        return self.persist(work, writes=True)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        def work() -> bool:
+            try:
+                return RDBStorage.set_trial_state_values(self, trial_id, state, values)
+            except UpdateFinishedTrialError:
+                if not call.uncertain:
+                    raise
+                trial = self.get_trial(trial_id)
+                if trial.state != state or (values is not None and trial.values != [*values]):
+                    raise
+                return True
+
+        return self.persist(work, writes=True)
+
+    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Any) -> Any:
+        if call.uncertain or call.committing:
+            attributes = {} if template_trial is None else template_trial.user_attrs
+            if not attributes.keys() >= {*UNIQUE}:
+                raise StorageLost(
+                    f"storage.url: {hidden(self.patience.address)} was lost while a trial was made, and it is unknown "
+                    "whether it was; the same command goes on from here"
+                )
+            query = session.query(models.TrialModel).filter(models.TrialModel.study_id == study_id)
+            for key in UNIQUE:
+                same = models.TrialModel.user_attributes.any(key=key, value_json=json.dumps(attributes[key]))
+                query = query.filter(same)
+            if (trial := query.first()) is not None:
+                return trial
+        return super()._get_prepared_new_trial(study_id, template_trial, session)
 
 
-_transaction = threading.local()
+def _persistent(name: str, writes: bool) -> Callable[..., Any]:
+    method = getattr(RDBStorage, name)
+
+    @functools.wraps(method)
+    def persistent(self: Persistent, *args: Any, **kwargs: Any) -> Any:
+        return self.persist(lambda: method(self, *args, **kwargs), writes=writes)
+
+    return persistent
+
+
+READING = (
+    *("get_study_id_from_name", "get_study_name_from_id", "get_study_directions", "get_study_user_attrs"),
+    *("get_study_system_attrs", "get_trial_user_attrs", "get_trial_system_attrs", "get_all_studies", "get_trial_param"),
+    *("get_trial_id_from_study_id_trial_number", "get_trial", "_get_trials", "_get_best_trial_id"),
+)
+WRITING = (
+    *("delete_study", "set_study_user_attr", "set_study_system_attr", "_create_new_trial", "_set_trial_param"),
+    *("set_trial_intermediate_value", "set_trial_user_attr", "set_trial_system_attr"),
+)
+for _name in (*READING, *WRITING):
+    setattr(Persistent, _name, _persistent(_name, _name in WRITING))
 
 
 @contextmanager
-def _writing() -> Iterator[None]:
-    _transaction.writes = True
+def _writing(writes: bool = True) -> Iterator[None]:
+    outer, call.writes = call.writes, writes
     try:
         yield
     finally:
-        _transaction.writes = False
+        call.writes = outer
 
 
-def _writes(method: T) -> T:
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with _writing():
-            return method(*args, **kwargs)
-
-    return call  # type: ignore[return-value]
-
-
-class SQLiteStorage(RDBStorage):
+class SQLiteStorage(Persistent):
     """Optuna's storage on a SQLite file in WAL mode, whose writing transactions take the write lock when they begin.
 
     A transaction that reads first and asks for the lock later acts on what it read before others wrote.
     """
 
-    def __init__(self, url: str, **kwargs: Any) -> None:
-        super().__init__(url, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}}, **kwargs)
+    def __init__(self, url: str, address: URL, deadline: float, **kwargs: Any) -> None:
+        engine_kwargs = {"connect_args": {"timeout": min(BUSY_SECONDS, deadline)}}
+        super().__init__(url, address, deadline, engine_kwargs=engine_kwargs, **kwargs)
+        path = Path(str(address.database)).absolute()
 
-        @sqlalchemy.event.listens_for(self.engine, "connect")
-        def connect(connection: Any, _: Any) -> None:
+        @event.listens_for(self.engine, "connect")
+        def connect(connection: Any, record: Any) -> None:
             connection.isolation_level = None  # or sqlite3 begins transactions of its own
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")  # a power cut may lose the last commits, never the file
+            record.info["file"] = _identity(path)
 
-        @sqlalchemy.event.listens_for(self.engine, "begin")
+        @event.listens_for(self.engine, "begin")
         def begin(connection: Connection) -> None:
-            writes = getattr(_transaction, "writes", False)
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+            if connection.info["file"] != _identity(path):  # or all would be written to a file without a name
+                raise gone(address)
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if call.writes else "BEGIN")
 
         self.engine.dispose()  # what was opened above knows no hooks
 
-    create_new_study = _writes(RDBStorage.create_new_study)
-    delete_study = _writes(RDBStorage.delete_study)
-    set_study_user_attr = _writes(RDBStorage.set_study_user_attr)
-    set_study_system_attr = _writes(RDBStorage.set_study_system_attr)
-    _create_new_trial = _writes(RDBStorage._create_new_trial)
-    _set_trial_param = _writes(RDBStorage._set_trial_param)
-    set_trial_intermediate_value = _writes(RDBStorage.set_trial_intermediate_value)
-    set_trial_state_values = _writes(RDBStorage.set_trial_state_values)
-    set_trial_user_attr = _writes(RDBStorage.set_trial_user_attr)
-    set_trial_system_attr = _writes(RDBStorage.set_trial_system_attr)
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def execute(storage: Persistent, work: Callable[[Connection], T]) -> T:
+    """What `work` returns from one writing transaction of our own beside Optuna's.
+
+    It is done again after a failure that passes, also after a commit whose answer was lost: what it writes is to bear
+    being written twice.
+
+    Raises:
+        StorageLost: the cause does not pass, or has not passed by the deadline.
+    """
+
+    def transact() -> T:
+        with storage.engine.begin() as connection:
+            return work(connection)
+
+    return storage.persist(transact, writes=True)
+
+
+def read(storage: Persistent, work: Callable[[Connection], T]) -> T:
+    """What `work` returns from one reading transaction; as `execute`."""
+
+    def transact() -> T:
+        with storage.engine.connect() as connection:
+            return work(connection)
+
+    return storage.persist(transact, writes=False)
 
 
 @contextmanager
 def transaction(storage: RDBStorage) -> Iterator[Connection]:
-    """A writing transaction of our own beside Optuna's."""
+    """A writing transaction of our own beside Optuna's, tried once."""
     with _writing(), storage.engine.begin() as connection:
         yield connection
 
 
-def connect(url: str, *, create: bool = False) -> RDBStorage:
+def connect(url: str, *, create: bool = False, deadline: float = DEADLINE) -> Persistent:
     """Opens a storage; makes its tables only if asked to, which one process at a time may do (see `exclusive`).
 
+    Args:
+        deadline: seconds that this and every later call on the storage waits for a database that is away.
+
     Raises:
-        StorageError: unknown kind of database, unreachable, not there, no database, no permission, no space.
+        StorageError: unknown kind of database, not there, no database, no permission, no space, and, without a
+            deadline, unreachable.
+        StorageLost: unreachable until the deadline.
     """
     address = parse(url)
+    make = _sqlite if address.get_backend_name() == "sqlite" else _postgres
     with explained(address):
-        if address.get_backend_name() == "sqlite":
-            return _connect_sqlite(address, create)
-        engine_kwargs = {
-            "pool_pre_ping": True,
-            "pool_size": 2,
-            "max_overflow": 0,
-            "pool_recycle": 1800,
-            "connect_args": {"connect_timeout": 10, "options": "-c timezone=UTC"},
-        }
-        full = address.render_as_string(hide_password=False)
-        return RDBStorage(full, engine_kwargs=engine_kwargs, skip_table_creation=not create)
+        return Patience(address, deadline).run(lambda: make(address, create, deadline))
 
 
-def _connect_sqlite(address: URL, create: bool) -> RDBStorage:
+def _sqlite(address: URL, create: bool, deadline: float) -> Persistent:
     path = Path(str(address.database)).absolute()
     if create:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +261,19 @@ def _connect_sqlite(address: URL, create: bool) -> RDBStorage:
         raise StorageError(f"storage.url: there is no database {path}; the first run of a study makes it")
     # mode=rw: a file that is deleted later is an error, and no empty one takes its place.
     file = URL.create("sqlite", database=f"file:{quote(str(path))}", query={"mode": "rw", "uri": "true"})
-    return SQLiteStorage(file.render_as_string(), skip_table_creation=True)
+    return SQLiteStorage(file.render_as_string(), address, deadline, skip_table_creation=True)
+
+
+def _postgres(address: URL, create: bool, deadline: float) -> Persistent:
+    engine_kwargs = {
+        "pool_pre_ping": True,
+        "pool_size": 2,
+        "max_overflow": 0,
+        "pool_recycle": 1800,
+        "connect_args": POSTGRES,
+    }
+    full = address.render_as_string(hide_password=False)
+    return Persistent(full, address, deadline, engine_kwargs=engine_kwargs, skip_table_creation=not create)
 
 
 def parse(url: str) -> URL:
@@ -144,14 +296,13 @@ def parse(url: str) -> URL:
     )
 
 
-def hidden(address: URL) -> str:
-    """A URL for people, without its password."""
-    return address.render_as_string(hide_password=True)
-
-
 @contextmanager
-def exclusive(url: str) -> Iterator[None]:
-    """Held by the one process that makes tables and study: 12 that tried together crashed up to 11."""
+def exclusive(url: str, *, deadline: float = 0.0) -> Iterator[None]:
+    """Held by the one process that makes tables and study: 12 that tried together crashed up to 11.
+
+    Args:
+        deadline: seconds to wait for a database that is away; by default a person hears of a mistyped host at once.
+    """
     address = parse(url)
     if address.get_backend_name() == "sqlite":
         path = Path(str(address.database)).absolute()
@@ -164,46 +315,63 @@ def exclusive(url: str) -> Iterator[None]:
         finally:
             lock.release()
         return
-    with explained(address):
+
+    def acquire() -> Connection:
         engine = sqlalchemy.create_engine(
-            address, poolclass=sqlalchemy.pool.NullPool, connect_args={"connect_timeout": 10}
+            address,
+            poolclass=sqlalchemy.pool.NullPool,
+            isolation_level="AUTOCOMMIT",
+            connect_args=POSTGRES | {"options": "-c timezone=UTC"},  # without an end to the wait for a lock
         )
         connection = engine.connect()
-    with connection:
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": LOCK_KEY})
-        try:
-            yield
-        finally:
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": LOCK_KEY})
+        connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_lock(LOCK_KEY)))
+        return connection
+
+    with explained(address):
+        connection = Patience(address, deadline).run(acquire)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(SQLAlchemyError):  # the lock goes with the connection, also where that went first
+            connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_unlock(LOCK_KEY)))
+        with contextlib.suppress(SQLAlchemyError):
+            connection.close()
+
+
+def filesystem(path: Path) -> str:
+    """The kind of file system that a path is on or would be made on, such as ext4 or nfs4; "unknown" outside Linux."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return "unknown"
+    found, longest = "unknown", -1
+    for mount in mounts:
+        before, _, after = mount.partition(" - ")
+        point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), before.split()[4]))
+        if len(point.parts) >= longest and path.resolve().is_relative_to(point):  # the last mounted lies on top
+            found, longest = after.split()[0], len(point.parts)
+    return found
+
+
+def is_network(kind: str) -> bool:
+    """Whether a kind of file system is shared between hosts: no place for SQLite's WAL, which lives in their memory."""
+    return kind.removeprefix("fuse.") in NETWORK
 
 
 @contextmanager
 def explained(address: URL) -> Iterator[None]:
-    """Turns what drivers raise into a StorageError without the password."""
+    """Turns what opening a database raises into a StorageError without the password."""
     try:
         yield
+    except StorageLost as lost:
+        if lost.waited:
+            raise
+        raise StorageError(str(lost)) from None
     except StorageError:
         raise
     except ImportError as error:
         raise StorageError(
             f"storage.url: {hidden(address)} needs a driver: pip install 'studyloom[postgres]' ({error})"
         ) from None
-    except (SQLAlchemyError, StorageInternalError, OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise StorageError(f"storage.url: cannot use {hidden(address)}: {reason(error, address)}") from None
-
-
-def reason(error: BaseException, address: URL | None = None) -> str:
-    """The driver's own words for a failure, on one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(str(getattr(error, "orig", error)).split()) or type(error).__name__
-    if address is not None and address.password:
-        text = text.replace(str(address.password), "***")
-    ways_out = {
-        "unable to open database file": "no permission, or no such folder",
-        "readonly database": "no permission to write there",
-        "file is not a database": "something else is stored under that name",
-        "disk is full": "free some space, or name another run_dir",
-        "no such table": "it holds no studies yet; the first run of a study makes its tables",
-    }
-    return next((f"{text} ({way})" for sign, way in ways_out.items() if sign in text), text)

@@ -1,0 +1,176 @@
+"""Outages of the database: which failures pass, how long to wait for that, and what to say of the others."""
+
+import logging
+import random
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+
+DELAYS = (0.05, 2.0)  # seconds between tries: the first, doubling to the longest
+PASSING_STATES = ("08", "57P", "53300", "40001", "40P01", "55P03", "25P03")  # how a passing SQLSTATE begins
+# A connection that is refused while it is made has no SQLSTATE; what passes there is all but this.
+FINAL_WORDS = (
+    *("authentication failed", "no password supplied", "no pg_hba.conf entry", "not permitted", "permission denied"),
+    *("does not exist", "certificate", "not support ssl"),
+)
+PASSING_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
+WAYS_OUT = {
+    "unable to open database file": "no permission, or no such folder",
+    "readonly database": "no permission to write there",
+    "file is not a database": "something else is stored under that name",
+    "malformed": "the file is damaged; put a copy back, or begin again under another run_dir",
+    "disk is full": "free some space, or name another run_dir",
+    "disk i/o error": "its disk is full or failing",
+    "no space left": "free some space on the server's disk",
+    "no such table": "it holds no studies yet, or was emptied; the first run of a study makes its tables",
+    'relation "studies" does not exist': "it holds no studies yet; the first run of a study makes its tables",
+    "database is locked": "another program keeps it from being written; end that program",
+    "lock timeout": "another program keeps its rows locked; end that program",
+    "authentication failed": "check user and password in storage.url or STUDYLOOM_STORAGE",
+}
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+_jitter = random.Random()  # one of our own: a retry must not move a user's random numbers
+
+
+class StorageError(ValueError):
+    """The database cannot be used; says which (never its password), why, and the way out."""
+
+
+class StorageLost(StorageError):
+    """The database cannot be used any longer, or was away for longer than the deadline.
+
+    Attributes:
+        passing: whether it is worth another try; False for all that reaches a caller of a storage.
+        waited: how many seconds were spent on other tries.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False, waited: float = 0.0) -> None:
+        super().__init__(message)
+        self.passing = passing
+        self.waited = waited
+
+
+class Call(threading.local):
+    """What this thread's call on a storage is about."""
+
+    writes = False
+    committing = False  # this try has come to a COMMIT
+    uncertain = False  # an earlier try has, and failed: it is unknown whether all was written
+
+
+call = Call()
+
+
+class Patience:
+    """Tries again, ever more slowly, what fails for a cause that passes; tells the log when an outage begins and ends.
+
+    Args:
+        deadline: seconds from a call's first failure to its last try. It is looked at before each try, so that whoever
+            stops may lower it.
+    """
+
+    def __init__(self, address: URL, deadline: float) -> None:
+        self.address = address
+        self.deadline = deadline
+        self.away: float | None = None  # since when
+
+    def run(self, attempt: Callable[[], T]) -> T:
+        """What `attempt` returns, sooner or later.
+
+        Raises:
+            StorageLost: the cause does not pass, or has not passed in time.
+        """
+        outer = call.committing, call.uncertain
+        call.uncertain = False
+        began: float | None = None
+        delay, longest = DELAYS
+        try:
+            while True:
+                call.committing = False
+                try:
+                    result = attempt()
+                except (StorageLost, SQLAlchemyError, StorageInternalError) as error:
+                    lost = error if isinstance(error, StorageLost) else diagnose(error, self.address)
+                    began = began or time.monotonic()
+                    left = began + self.deadline - time.monotonic()
+                    if not lost.passing or left <= 0:
+                        raise self.give_up(lost, time.monotonic() - began) from None
+                    call.uncertain |= call.committing
+                    if self.away is None:
+                        self.away = began
+                        log.warning("%s; trying again for up to %g s", lost, self.deadline)
+                else:
+                    if began is not None and self.away is not None:
+                        log.warning("storage: %s is back after %.1f s", hidden(self.address), time.monotonic() - began)
+                        self.away = None
+                    return result
+                time.sleep(min(delay * _jitter.uniform(0.5, 1.0), left))
+                delay = min(2 * delay, longest)
+        finally:
+            call.committing, call.uncertain = outer
+
+    def give_up(self, lost: StorageLost, waited: float) -> StorageLost:
+        self.away = None
+        if not lost.passing or self.deadline <= 0:
+            return StorageLost(str(lost), waited=lost.waited)
+        words = f"; it stayed so for {waited:.{0 if waited >= 10 else 1}f} s (storage.deadline)"
+        return StorageLost(f"{lost}{words}; once it is back, the same command goes on from here", waited=waited)
+
+
+def diagnose(error: BaseException, address: URL) -> StorageLost:
+    """What a failure of a driver means: in words, and whether it passes."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, DBAPIError):
+        found = found.__cause__ or found.__context__  # SQLAlchemy and Optuna wrap, and stumble on after a failure
+    if found is not None:
+        error, passing = found, _passes(found)
+    else:  # a pool whose connections are all in use for 30 s, by threads that wait
+        cause = error.__cause__ or error
+        passing = isinstance(cause, sqlalchemy.exc.TimeoutError)
+    if address.get_backend_name() == "sqlite" and not Path(str(address.database)).exists():
+        return gone(address)
+    return StorageLost(f"storage.url: cannot use {hidden(address)}: {reason(error, address)}", passing=passing)
+
+
+def gone(address: URL) -> StorageLost:
+    """The failure of a SQLite file whose name is no longer its own."""
+    return StorageLost(
+        f"storage.url: cannot use {hidden(address)}: the file was deleted, moved or replaced, or its disk is away; put it "
+        "back, or begin again under another run_dir"
+    )
+
+
+def _passes(error: DBAPIError) -> bool:
+    origin: Any = error.orig
+    if isinstance(origin, sqlite3.Error):
+        return getattr(origin, "sqlite_errorcode", 0) & 0xFF in PASSING_CODES
+    if state := getattr(origin, "sqlstate", None):
+        return bool(state.startswith(PASSING_STATES))
+    words = re.sub('"[^"]*"', "", str(origin)).lower()  # without names, which may be anything
+    return isinstance(error, OperationalError | InterfaceError) and not any(word in words for word in FINAL_WORDS)
+
+
+def hidden(address: URL) -> str:
+    """A URL for people, without its password."""
+    return address.render_as_string(hide_password=True)
+
+
+def reason(error: BaseException, address: URL | None = None) -> str:
+    """The driver's own words for a failure, on one line, with the way out."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(getattr(error, "orig", error)).split()) or type(error).__name__
+    if address is not None and address.password:
+        text = text.replace(str(address.password), "***")
+    return next((f"{text} ({way})" for sign, way in WAYS_OUT.items() if sign in text.lower()), text)
