@@ -1,0 +1,149 @@
+"""A state in a file that survives crashes: written beside and renamed, checked when it is read, and never executed."""
+
+import errno
+import glob
+import hashlib
+import io
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = 1
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The newest state of something in `path`, and the one before it in <name>.previous.
+
+    identity: what it belongs to; a file of another identity is foreign. A state is what torch.load(weights_only=True)
+    reads: tensors, numbers, strings, None, and lists, tuples and dicts of them. At most one process saves at a time;
+    any may be killed.
+    """
+
+    path: Path
+    identity: str
+
+    @property
+    def previous(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.previous")
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Once it returns, the state outlives a power cut. Raises OSError with the path; what was saved stays."""
+        buffer = io.BytesIO()
+        torch.save({"identity": self.identity, "state": state}, buffer)
+        payload = buffer.getvalue()
+        # The host is in the name too: processes of two hosts, or two containers, may have one number.
+        new, old = (
+            self.path.with_name(f"{self.path.name}.{socket.gethostname()}.{os.getpid()}.{kind}.tmp")
+            for kind in ("new", "old")
+        )
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _remove(path for path in self._temporary() if _is_dead(path))
+            with open(new, "wb") as file:
+                file.write(_header(payload) + b"\n")
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            # The previous one goes last: even if the current one is damaged, one of the two is whole at every moment.
+            try:
+                os.link(self.path, old)
+            except FileNotFoundError:
+                pass
+            except OSError:  # no hard links here: there is a moment without a current one, but not without a previous
+                os.replace(self.path, self.previous)
+            os.replace(new, self.path)
+            with suppress(FileNotFoundError):
+                os.replace(old, self.previous)
+            _sync(self.path.parent)
+        except OSError as error:  # of a write that fails, it does not name the file
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        finally:
+            with suppress(OSError):
+                _remove((new, old))
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest state that is whole and belongs here, on the CPU; the log has a line on each that does not."""
+        for path, older in ((self.path, self.previous), (self.previous, None)):
+            try:
+                return self._read(path)
+            except FileNotFoundError:
+                pass
+            except (OSError, ValueError) as error:
+                wrong = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else error
+                instead = "the one before" if older is not None and os.path.exists(older) else "the start"
+                log.warning("checkpoint %s %s; going on from %s", path, wrong, instead)
+        return None
+
+    def remove(self) -> None:
+        """Removes all its files, quietly where there are none; the newest last, lest an older one be left alone."""
+        _remove((*self._temporary(), self.previous, self.path))
+
+    def _temporary(self) -> list[Path]:
+        return list(self.path.parent.glob(f"{glob.escape(self.path.name)}.*.tmp"))
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """Raises OSError, or ValueError that says what is wrong."""
+        header, _, payload = path.read_bytes().partition(b"\n")
+        if header != _header(payload):
+            number = re.match(rb"studyloom checkpoint (\d+) ", header)
+            if number is None:
+                raise ValueError("does not begin as a checkpoint does" if header else "is empty")
+            if int(number[1]) != FORMAT:
+                raise ValueError(f"has format {int(number[1])} and not {FORMAT}")
+            raise ValueError("is damaged: its content is another than was saved")
+        try:
+            content = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+        except Exception as error:  # not in torch's words, which advise to do without weights_only
+            raise ValueError(f"cannot be read as tensors and plain values ({type(error).__name__})") from error
+        match content:
+            case {"identity": self.identity, "state": dict(state)}:
+                return state
+        raise ValueError(f"is foreign: it does not belong to {self.identity}")
+
+
+def _header(payload: bytes) -> bytes:
+    """In the same file as what it is about, so that no crash can part them."""
+    return f"studyloom checkpoint {FORMAT} sha256 {hashlib.sha256(payload).hexdigest()}".encode()
+
+
+def _is_dead(temporary: Path) -> bool:
+    """Whether the process that wrote it is known to be gone; of another host's nothing is known."""
+    writer = re.search(rf"\.{re.escape(socket.gethostname())}\.(\d{{1,9}})\.\w+\.tmp$", temporary.name)
+    if writer is None:
+        return False
+    number = int(writer[1])
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it lives, and is another user's
+        return False
+    return number == os.getpid()  # an earlier process had this number
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Makes renames in a folder last, where it is up to us: some network file systems refuse to sync a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.EINVAL):
+            raise
+    finally:
+        os.close(descriptor)
