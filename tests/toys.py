@@ -1,11 +1,12 @@
 """Toy parts: a composed question without the command line, and images that a tiny network learns in milliseconds."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
 import torch
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from studies import CONF
 from studyloom import data
@@ -29,7 +30,9 @@ def compose(*overrides: str, name: str = "mnist", folder: str | Path = CONF) -> 
     hydra.initialize_config_dir(str(folder), version_base=None)
     cfg = hydra.compose(name, list(overrides), return_hydra_config=True)
     choices = {str(group): str(option) for group, option in cfg.hydra.runtime.choices.items()}
-    return hydra.compose(name, list(overrides)), Composer(name, tuple(overrides), choices)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg, Composer(name, tuple(overrides), choices)
 
 
 def ask(*overrides: str, name: str = "mnist", folder: str | Path = CONF) -> Question:
@@ -47,3 +50,13 @@ def toy_split(count: int = 200, classes: int = 10) -> Split:
 
 def toy_folds(split: Split, count: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return data.folds(split.labels, count, len(split.labels) // 5, 0)
+
+
+class Never:
+    """A stop that nobody asks for."""
+
+    def __call__(self) -> bool:
+        return False
+
+    def interruptible(self):
+        return nullcontext()

@@ -12,18 +12,19 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.utils import get_object, instantiate
+from hydra.errors import HydraException, OverrideParseException
+from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigTypeError, InterpolationResolutionError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from torch import Tensor
@@ -126,6 +127,8 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Callable[[DictCo
         def main(cfg: DictConfig) -> None:
             if not told:
                 del os.environ["HYDRA_FULL_ERROR"]
+            if mistakes := strangers(cfg):
+                give_up(mistakes)
             task(cfg)
 
         told = full_errors()
@@ -137,21 +140,22 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Callable[[DictCo
                 os.environ["HYDRA_FULL_ERROR"] = "1"
             try:
                 main()
-                return
-            except (HydraException, OmegaConfBaseException) as error:
+            except Exception as error:  # from composing; what the task raises, Hydra reports
                 if told:
                     raise
-                mistakes = find_mistakes(config_path, config_name, sys.argv[1:]) or [_paragraph(error)]
-                sys.stderr.write("".join(f"error: {mistake}\n" for mistake in mistakes))
-            except OSError as error:
-                if told:
-                    raise
-                sys.stderr.write(f"error: run_dir: {error.strerror}: {error.filename}; name another with run_dir=…\n")
-            sys.exit(2)
+                if isinstance(error, OSError) and not isinstance(error, HydraException):
+                    give_up([f"run_dir: {error.strerror}: {error.filename}; name another with run_dir=…"])
+                give_up(find_mistakes(config_path, config_name, sys.argv[1:]) or [_paragraph(error)])
 
         return run
 
     return decorate
+
+
+def give_up(mistakes: Sequence[str]) -> NoReturn:
+    """Says what is wrong in the configuration and ends the process."""
+    sys.stderr.write("".join(f"error: {mistake}\n" for mistake in mistakes))
+    sys.exit(2)
 
 
 def full_errors() -> bool:
@@ -170,9 +174,9 @@ def arguments(argv: Sequence[str]) -> list[str]:
         name, _, value = argument.partition("=")
         if argument == "--dry-run":
             result += ["study.dry_run=true"]
-        elif name == "storage.url" and has_password(value):
+        elif name.lstrip("+") == "storage.url" and has_password(value):
             os.environ["STUDYLOOM_STORAGE"] = value.strip("'\"")
-            result += ["storage.url=${oc.env:STUDYLOOM_STORAGE}"]
+            result += [f"{name}=${{oc.env:STUDYLOOM_STORAGE}}"]
         else:
             result.append(argument)
     if any(re.fullmatch(r"study\.dry_run=(true|True|1|yes|on)", argument) for argument in result):
@@ -194,7 +198,7 @@ def find_mistakes(config_path: str, config_name: str, argv: Sequence[str]) -> li
     parser.add_argument("--config-path", "-cp", default=config_path)
     parser.add_argument("--config-dir", "-cd", default=config_path)
     parser.add_argument("overrides", nargs="*")
-    given = parser.parse_known_args(argv)[0]
+    given = parser.parse_known_intermixed_args(argv)[0]
     folders = [str(Path(folder).absolute()) for folder in (given.config_dir, given.config_path)]
     # The primary config must lie in the first folder.
     folders.sort(key=lambda folder: not (Path(folder) / f"{given.config_name}.yaml").exists())
@@ -205,14 +209,16 @@ def find_mistakes(config_path: str, config_name: str, argv: Sequence[str]) -> li
         compose = functools.partial(hydra.compose, given.config_name)
         try:
             compose(accepted)
-        except (HydraException, OmegaConfBaseException):
+        except Exception:
             return []  # the mistake is in the config itself
         # Group choices before values: a key is judged in the option that was chosen for it.
         for override in sorted(given.overrides, key=lambda override: "." in override.partition("=")[0]):
             try:
-                compose([*accepted, override])
-                accepted.append(override)
-            except (HydraException, OmegaConfBaseException) as error:
+                if unknown := strangers(compose([*accepted, override])):
+                    mistakes += unknown
+                else:
+                    accepted.append(override)
+            except Exception as error:  # Hydra's, OmegaConf's, and what they forgot to wrap
                 mistakes.append(explain(override, error, functools.partial(compose, accepted)))
     return mistakes
 
@@ -221,34 +227,59 @@ def explain(override: str, error: Exception, compose: Callable[[], DictConfig]) 
     """One line for an override that failed: what was written, what is wrong, and the way out."""
     key, _, value = override.partition("=")
     path = key.lstrip("+~").split("@")[0].replace("/", ".")
-    cause = error.__cause__ or error
+    if isinstance(error, OverrideParseException) or not path:
+        return f"{override}: cannot be read; write key=value, and in quotes what holds a bracket, a comma or a space"
     if options := group_options(path.replace(".", "/")):
         if value not in options:
             return f"{key}={value}: no such option; {path} has {', '.join(options)}{nearest(value, options)}"
-    elif "could not be converted" in str(cause):
-        return f"{key}={value}: {_first_line(cause)}"
-    elif "in struct" in str(cause) or "not in '" in str(cause):
-        node: Any = compose()
-        parts = path.split(".")
-        for depth, part in enumerate(parts):
-            names = [str(name) for name in node] if isinstance(node, DictConfig) else []
-            if part not in names:
-                where = ".".join(parts[:depth])
-                known = names if where else [name for name in names if name != "hydra"]
-                holder = f"{where} has" if where else "there are"
-                return f"{'.'.join(parts[: depth + 1])}: no such key; {holder} {', '.join(known)}{nearest(part, known)}"
-            node = node[part]
-    return f"{override}: {_first_line(error)}"
+    elif unknown := no_such_key(path, compose()):
+        return unknown
+    return f"{override}: {_paragraph(error.__cause__ or error)}"
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines() or [type(error).__name__]
-    return re.sub(r"^\w+Error raised while resolving interpolation: ", "", lines[0])
+def no_such_key(path: str, config: DictConfig) -> str | None:
+    """Where a path leaves a config, with the nearest of the keys that are there; None if it does not."""
+    node: Any = config
+    parts = path.split(".")
+    for depth, part in enumerate(parts):
+        above = ".".join(parts[:depth])
+        if not isinstance(node, DictConfig):
+            return f"{path}: no such key; {above} is {node} and has none below it"
+        if part not in node:
+            known = [str(name) for name in node if str(name) != "hydra"]
+            holder = f"{above} has" if above else "there are"
+            return f"{'.'.join(parts[: depth + 1])}: no such key; {holder} {', '.join(known)}{nearest(part, known)}"
+        node = node[part]
+    return None
+
+
+def strangers(config: DictConfig) -> list[str]:
+    """The keys in studyloom's own sections that its schema does not have; Hydra lets `+study.trails=9` pass."""
+    if OmegaConf.get_type(config) is not Config:
+        return [
+            "defaults: the list of a primary config begins with `studyloom`, which brings the sections of studyloom"
+        ]
+    found: list[str] = []
+    for section in fields(Config):
+        kind: Any = section.default_factory
+        if is_dataclass(kind):
+            known = [own.name for own in fields(kind)]
+            unknown = [str(name) for name in config[section.name] if name not in known]
+            found += [
+                f"{section.name}.{name}: no such key; {section.name} has {', '.join(known)}{nearest(name, known)}"
+                for name in unknown
+            ]
+    return found
 
 
 def _paragraph(error: BaseException) -> str:
-    """What Hydra says of a config that cannot be composed, on one line and without its search path."""
-    return " ".join(str(error).partition("Config search path:")[0].split())
+    """What Hydra or OmegaConf says of a config, on one line, without its search path and its types."""
+    lines = [line.strip() for line in str(error).partition("Config search path:")[0].splitlines()]
+    said = " ".join(line for line in lines if line and not re.match(r"(full_key|object_type|reference_type)[:=]", line))
+    if ours := re.search(r"ConfigError raised while resolving interpolation: (.*)", said):
+        return ours[1]
+    keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
+    return f"{said} ({', '.join(keys)})" if keys else said or type(error).__name__
 
 
 def group_options(group: str) -> list[str]:
@@ -279,40 +310,57 @@ class Composer:
         return cls(str(config.job.config_name), tuple(overrides), choices)
 
     def compose(self, choices: Mapping[str, str]) -> DictConfig:
-        """The config under other choices; composed once (34 to 64 ms) and shared, so copy it before setting values."""
+        """The config under other choices; composed once (about 70 ms) and shared, so copy it before setting values.
+
+        Raises:
+            ConfigError: an option that does not compose.
+        """
         wanted = frozenset(choices.items())
         if wanted not in self._cache:
-            own = [override for override in self.overrides if override.partition("=")[0] not in choices]
             groups = [f"{group}={option}" for group, option in choices.items()]
-            bare = hydra.compose(self.config_name, [o for o in own if not _sets_value(o)] + groups)
-            kept = [o for o in own if not _sets_value(o) or has_key(bare, o.partition("=")[0])]
-            config = hydra.compose(self.config_name, kept + groups) if kept else bare
+            own = [override for override in self.overrides if _key(override) not in choices]
+            left = [group for group, option in choices.items() if self.choices.get(group) != option]
+            inside = [override for override in own if _key(override).startswith(tuple(f"{group}/" for group in left))]
+            try:
+                config = hydra.compose(self.config_name, [o for o in own if o not in inside] + groups)
+                lost = [o for o in inside if re.match(r"\+\w", o) or not has_key(config, _key(o).replace("/", "."))]
+                if len(lost) < len(inside):
+                    config = hydra.compose(self.config_name, [o for o in own if o not in lost] + groups)
+            except Exception as error:
+                raise ConfigError([f"{', '.join(groups)}: {_paragraph(error)}"]) from error
             self._cache[wanted] = config
         return self._cache[wanted]
 
 
-def _sets_value(override: str) -> bool:
-    key = override.partition("=")[0]
-    return "." in key and not key.startswith(("+", "~"))
+def _key(override: str) -> str:
+    """What an override sets, as a path: `model/hidden` for `++model.hidden=[8]`."""
+    return override.partition("=")[0].lstrip("+~").replace(".", "/")
 
 
 def has_key(config: DictConfig, key: str) -> bool:
     """Whether a key is in a composed config, be its value null."""
     parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
+    node = _node(config, parent)
     return isinstance(node, DictConfig) and name in node
 
 
 def keys(config: DictConfig, key: str) -> list[str]:
     """The keys below a key; at the empty key, those of the config."""
-    node = OmegaConf.select(config, key) if key else config
+    node = _node(config, key)
     return [str(name) for name in node] if isinstance(node, DictConfig) else []
 
 
 def get(config: DictConfig, key: str) -> Any:
     """The value at a key as plain Python, None where there is none."""
-    node = OmegaConf.select(config, key)
+    node = _node(config, key)
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _node(config: DictConfig, key: str) -> Any:
+    try:
+        return OmegaConf.select(config, key) if key else config
+    except ConfigTypeError:  # the key goes on below a list
+        return None
 
 
 def with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
@@ -332,11 +380,18 @@ def build(section: DictConfig, **given: Any) -> Any:
     """What a section's `_target_` makes of its arguments, and of those `given` that it has a parameter for.
 
     Raises:
-        ConfigError: the section has no `_target_`.
+        ConfigError: the section has no `_target_`, or one that cannot be imported.
     """
+    key = section._get_full_key(None)
     if "_target_" not in section:
-        raise ConfigError([f"{section._get_full_key(None)}: no _target_ says which class or function this is for"])
-    accepted = inspect.signature(get_object(section["_target_"])).parameters
+        raise ConfigError([f"{key}: no _target_ says which class or function this is for"])
+    name = section["_target_"]
+    try:
+        target = resolve_name(name)
+    except Exception as error:  # whatever a user's module raises when it is imported
+        hint = nearest(error.name, dir(error.obj)) if isinstance(error, AttributeError) else ""
+        raise ConfigError([f"{key}._target_={name}: {words(error)}{hint}"]) from error
+    accepted = inspect.signature(target).parameters
     bound = {name: value for name, value in given.items() if name in accepted and name not in section}
     # Bound by us and not by Hydra, which turns what it is given into config nodes.
     make = functools.partial(instantiate(section, _convert_="all", _partial_=True), **bound)
@@ -389,7 +444,10 @@ def read_run(run_dir: Path) -> tuple[str, str]:
         raise ConfigError([f"{run_dir}: no study has run there; a run directory holds .hydra/config.yaml"])
     config = OmegaConf.load(written)
     database = run_dir / "study.db"  # found from any working directory, and when the folder was moved
-    url = f"sqlite:///{database}" if database.exists() else OmegaConf.select(config, "storage.url")
+    try:
+        url = f"sqlite:///{database}" if database.exists() else OmegaConf.select(config, "storage.url")
+    except InterpolationResolutionError:  # the environment does not have it
+        url = None
     if url is None:
         raise ConfigError([f"{written}: names no storage.url; put the URL into STUDYLOOM_STORAGE"])
     return str(url), str(OmegaConf.select(config, "study.name"))
@@ -397,10 +455,10 @@ def read_run(run_dir: Path) -> tuple[str, str]:
 
 def words(error: BaseException) -> str:
     """An exception as one line; Hydra's wrapping of a constructor's error is taken off."""
-    while error.__cause__ is not None:
+    while isinstance(error, HydraException) and error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split())
-    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def write_yaml(path: Path, config: Mapping[str, Any], header: str) -> None:

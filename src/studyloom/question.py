@@ -15,16 +15,41 @@ from optuna.samplers import BaseSampler
 from torch import Tensor
 
 from studyloom import config
-from studyloom.config import Composer, ConfigError
+from studyloom.config import Composer, Config, ConfigError
 from studyloom.grammar import parse
 from studyloom.seeds import derive
-from studyloom.space import Leaf, Many, Node, Point, Space, SpaceError, complaint, group_of, nearest
+from studyloom.space import (
+    Leaf,
+    Many,
+    Node,
+    Parameter,
+    Point,
+    Space,
+    SpaceError,
+    complaint,
+    group_of,
+    nearest,
+    written,
+)
 from studyloom.train import Job
 
 # What a study asks. The sampler, the pruner and the launcher are ways to an answer, and may change between runs.
 SECTIONS = ("data", "model", "optimizer", "scheduler", "loss", "space", "objective", "train")
+SEARCHED = ("model", "optimizer", "scheduler", "loss", "train")  # what is built anew for each trial
 
 Folds = Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A part of the space: the choices that lead there, what is asked there, and a config that stands there."""
+
+    choices: Mapping[str, str]
+    nodes: tuple[Node, ...]
+    config: DictConfig
+
+    def __str__(self) -> str:
+        return ", ".join(f"{group}={option}" for group, option in self.choices.items())
 
 
 @dataclass(frozen=True)
@@ -75,7 +100,7 @@ class Question:
     def trials(self) -> int:
         """The budget: `study.trials`, or fewer where the space holds fewer points for the sampler to give."""
         trials = int(self.config.study.trials)
-        if not self.space.nodes:
+        if self.space.size() == 1:
             return min(1, trials)
         points = getattr(self.sampler(0), "points", None)
         return trials if points is None else min(trials, len(points))
@@ -83,12 +108,52 @@ class Question:
     def identity(self, digest: str) -> dict[str, Any]:
         """What makes this question another one, by key; where the data lies does not."""
         flat = dict(_flatten(config.plain(self.config, *SECTIONS)))
+        for branch in self.branches:  # the defaults of options that the configuration as composed does not choose
+            for group, option in branch.choices.items():
+                if option != self.composer.choices.get(group):
+                    section = config.get(branch.config, group.replace("/", "."))
+                    flat |= _flatten(section, f"{group}={option}")
         flat |= {"data.digest": digest, "study.seed": self.config.study.seed, "study.direction": "maximize"}
         return {
             key: value
             for key, value in sorted(flat.items())
             if key != "data.root" and not key.startswith("train.loss.")
         }
+
+    @functools.cached_property
+    def branches(self) -> list[Branch]:
+        """Every part of the space. Groups that do not lead there stand at the option composed, or else at their first.
+
+        Where the configuration as composed is no trial, what is searched elsewhere stands at its low end.
+
+        Raises:
+            ConfigError: an option that cannot be composed.
+        """
+        found: list[Branch] = []
+        mistakes: list[str] = []
+        for choices, nodes in self.space.branches():
+            point = self.space.walk(functools.partial(self._stand, {**self.composer.choices, **choices}))
+            try:
+                branch = self.composer.compose(point.choices)
+            except ConfigError as error:
+                mistakes += error.mistakes
+                continue
+            if not self.config.study.baseline:
+                elsewhere = {key: value for key, value in point.values.items() if config.has_key(branch, key)}
+                branch = config.with_values(branch, elsewhere)
+            found.append(Branch(choices, nodes, branch))
+        if mistakes:
+            raise ConfigError(list(dict.fromkeys(mistakes)))
+        return found
+
+    @staticmethod
+    def _stand(choices: Mapping[str, str], parameter: Parameter) -> Any:
+        distribution = parameter.distribution
+        if parameter.role == "option" and isinstance(distribution, CategoricalDistribution):
+            option = choices.get(group_of(parameter.key))
+            if option in distribution.choices:
+                return option
+        return _end(distribution, 0)
 
     def check(self, folds: Folds, shape: Sequence[int], classes: int) -> None:
         """Composes every branch of the space and builds what it names, at its defaults, corners and choices.
@@ -97,12 +162,13 @@ class Question:
             ConfigError: every mistake found. Keys and ranges first: networks built from wrong ones only repeat them.
         """
         mistakes = [*self._check_sections(), *self._check_groups()]
-        branches = [(choices, nodes, self.composer.compose(choices)) for choices, nodes in self.space.branches()]
-        for choices, nodes, branch in branches:
-            mistakes += self._check_leaves(choices, nodes, branch)
+        try:
+            for branch in self.branches:
+                mistakes += self._check_leaves(branch)
+        except ConfigError as error:
+            mistakes += error.mistakes
         if not mistakes:
-            for choices, nodes, branch in branches:
-                mistakes += self._check_builds(choices, nodes, branch, folds, shape, classes)
+            mistakes += self._check_builds(folds, shape, classes)
         if not mistakes:
             mistakes += self._check_search()
         if mistakes:
@@ -110,6 +176,7 @@ class Question:
 
     def _check_sections(self) -> Iterator[str]:
         study, objective = self.config.study, self.config.objective
+        yield from filter(None, [config.check_name(study.name)])
         wanted = (
             ("study.trials", study.trials, 1),
             ("study.seed", study.seed, 0),
@@ -121,10 +188,12 @@ class Question:
             yield f"study.timeout: {study.timeout} is no number of seconds above 0; null means no limit"
 
     def _check_groups(self) -> Iterator[str]:
-        """The baseline's choices against the options that the space lists."""
-        if not self.config.study.baseline:
-            return
+        """The groups themselves, and the baseline's choices against the options that the space lists."""
         for group in self.space.groups():
+            if problem := _not_searched(group.key):
+                yield f"space.{group.name}: {problem}"
+            if not self.config.study.baseline:
+                continue
             name, option = group_of(group.key), self.composer.choices.get(group_of(group.key))
             inside = group.name == group.key or self._baseline_opens(group.name)
             if inside and option not in group.options:
@@ -143,18 +212,19 @@ class Question:
                     return False
         return True
 
-    def _check_leaves(self, choices: Mapping[str, str], nodes: Sequence[Node], branch: DictConfig) -> Iterator[str]:
-        for node in nodes:
+    def _check_leaves(self, branch: Branch) -> Iterator[str]:
+        chosen = "".join(f" with {group}={option}" for group, option in branch.choices.items())
+        ways_out = f"; change the default{chosen}, the space, or set study.baseline=false"
+        for node in branch.nodes:
             assert isinstance(node, Leaf | Many)
-            if not config.has_key(branch, node.key):
-                yield self._explain_key(node, branch)
-                continue
-            default = config.get(branch, node.key)
-            where = f"space.{node.name}: the default {node.key}={default}"
-            chosen = "".join(f" with {group}={option}" for group, option in choices.items())
-            ways_out = f"; change the default{chosen}, the space, or set study.baseline=false"
-            if self.config.study.baseline:
-                yield from (f"{where} {problem}{ways_out}" for problem in self._problems(node, default, branch))
+            if problem := _not_searched(node.key):
+                yield f"space.{node.name}: {problem}"
+            elif not config.has_key(branch.config, node.key):
+                yield self._explain_key(node, branch.config)
+            elif self.config.study.baseline:
+                default = config.get(branch.config, node.key)
+                where = f"space.{node.name}: the default {node.key}={written(default)}"
+                yield from (f"{where} {problem}{ways_out}" for problem in self._problems(node, default, branch.config))
 
     @staticmethod
     def _problems(node: Node, default: Any, branch: DictConfig) -> Iterator[str]:
@@ -183,47 +253,57 @@ class Question:
         holder = f"{above} has" if above else "there are"
         return f"space.{node.name}: {node.key} is no key; {holder} {', '.join(known)}{nearest(parts[depth], known)}"
 
-    def _check_builds(
-        self,
-        choices: Mapping[str, str],
-        nodes: Sequence[Node],
-        branch: DictConfig,
-        folds: Folds,
-        shape: Sequence[int],
-        classes: int,
-    ) -> Iterator[str]:
-        chosen = [f"{group}={option}" for group, option in choices.items()]
-        for values in probes(nodes):
-            where = ", ".join([*chosen, *(f"{key}={value}" for key, value in values.items())])
-            try:
-                jobs = config.build_jobs(config.with_values(branch, values), folds, seed=0)
-                try_out(jobs[0], shape, classes)
-            except Exception as error:  # whatever a user's class raises, it is raised now and not in trial 17
-                yield f"{where}: {config.words(error)}" if where else config.words(error)
+    def _check_builds(self, folds: Folds, shape: Sequence[int], classes: int) -> Iterator[str]:
+        """What each branch makes of its probes; what fails there as it did in an outer branch is told only there."""
+        told: list[tuple[Mapping[str, str], str]] = []
+        for branch in self.branches:
+            for probe in probes(branch.nodes):
+                try:
+                    jobs = config.build_jobs(config.with_values(branch.config, probe), folds, seed=0)
+                    try_out(jobs[0], shape, classes)
+                except Exception as error:  # whatever a user's class raises, it is raised now and not in trial 17
+                    words = config.words(error)
+                    if any(words == known and outer.items() <= branch.choices.items() for outer, known in told):
+                        continue
+                    told.append((branch.choices, words))
+                    where = ", ".join(filter(None, [str(branch), *(f"{k}={written(v)}" for k, v in probe.items())]))
+                    yield f"{where}: {words}" if where else words
 
     def _check_search(self) -> Iterator[str]:
         for name, make in (("sampler", lambda: self.sampler(0)), ("pruner", self.pruner)):
+            chosen = f"{name}={self.composer.choices.get(name)}"
             try:
                 make()
-            except SpaceError as error:
+            except (SpaceError, ConfigError) as error:
                 yield from error.mistakes
             except ImportError as error:
                 extra = " (pip install 'studyloom[samplers]')" if name == "sampler" else ""
-                yield f"{name}={self.composer.choices.get(name)}: needs a library that is not here{extra}: {error.msg}"
+                yield f"{chosen}: needs a library that is not here{extra}: {config.words(error)}"
             except Exception as error:
-                yield f"{name}={self.composer.choices.get(name)}: {config.words(error)}"
+                yield f"{chosen}: {config.words(error)}"
+
+
+def _not_searched(key: str) -> str | None:
+    """Why a key cannot be searched, or None; a trial would change nothing there."""
+    section = key.partition(".")[0]
+    if section in SEARCHED or section not in Config.__dataclass_fields__:
+        return None
+    return f"{section} is the same for all trials; what can be searched is {', '.join(SEARCHED)}"
 
 
 def probes(nodes: Sequence[Node]) -> Iterator[dict[str, Any]]:
     """The values at which a branch is tried out: its defaults, its two corners, and each single choice."""
     yield {}
     leaves = [node for node in nodes if isinstance(node, Leaf | Many)]
-    if leaves:
-        for end in (0, -1):
-            yield {key: value for node in leaves for key, value in [_corner(node, end, leaves)]}
+    if not leaves:
+        return
+    low, high = (dict(_corner(node, end, leaves) for node in leaves) for end in (0, -1))
+    yield from (low, high)
     for node in leaves:
         if isinstance(node, Leaf) and isinstance(node.distribution, CategoricalDistribution):
             yield from ({node.key: choice} for choice in node.distribution.choices)
+        elif isinstance(node, Many) and isinstance(node.item, CategoricalDistribution):
+            yield from (low | {node.key: [choice] * len(low[node.key])} for choice in node.item.choices)
 
 
 def _corner(node: Leaf | Many, end: int, leaves: Sequence[Leaf | Many]) -> tuple[str, Any]:

@@ -1,0 +1,512 @@
+import shutil
+
+import hydra
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from optuna.samplers import BaseSampler, RandomSampler
+from torch import nn
+from toys import ask, toy_split
+
+from studies import CONF
+from studyloom import data
+from studyloom.config import ConfigError
+from studyloom.grid import GridSampler
+from studyloom.question import Question, probes, try_out
+from studyloom.space import SpaceError
+
+IMAGES = {"shape": (1, 8, 8), "classes": 10}
+NONE = ("space=none",)  # and then what a test searches, with +space.…
+
+
+class Own(nn.Sequential):
+    """A network of a user's own."""
+
+    def __init__(self, shape, classes, width=8, outputs=None):
+        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, outputs or classes))
+
+
+class OnCPU(nn.Module):
+    """A network that computes with plain Python numbers, for which the meta device has none."""
+
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.layer = nn.Linear(64, classes)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1)) * (1.0 + float(images.abs().sum()))
+
+
+class Witness(Own):
+    """Notes where it is built."""
+
+    devices: list[str] = []  # noqa: RUF012
+
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.devices.append(self[1].weight.device.type)
+
+
+class Needy(RandomSampler):
+    """A sampler whose library is missing, as Optuna's CmaEsSampler says it."""
+
+    def __init__(self, seed=None):
+        raise ImportError("Tried to import 'nowhere' but failed.")
+
+
+class Seeded(RandomSampler):
+    def __init__(self, seed=None):
+        super().__init__(seed)
+        self.given = seed
+
+
+class Seedless(BaseSampler):
+    infer_relative_search_space = sample_relative = sample_independent = None
+
+
+@pytest.fixture(autouse=True)
+def composing(clean_hydra):
+    """Questions of this module live longer than a test, and Hydra does not."""
+    GlobalHydra.instance().clear()
+    hydra.initialize_config_dir(CONF, version_base=None)
+
+
+@pytest.fixture(scope="module")
+def folds():
+    return data.folds(toy_split(500).labels, 1, 100, 0)
+
+
+@pytest.fixture(scope="module")
+def main():
+    return ask()
+
+
+def mistakes_of(question: Question, folds, **images) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        question.check(folds, **(IMAGES | images))
+    assert all("\n" not in line for line in caught.value.mistakes)
+    return caught.value.mistakes
+
+
+def only_mistake(question: Question, folds, **images) -> str:
+    (line,) = mistakes_of(question, folds, **images)
+    return line
+
+
+# What it asks
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return ask(*NONE).identity("digest")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "model.hidden=[64]",
+        "model=cnn",
+        "optimizer=sgd",
+        "optimizer.weight_decay=0.5",
+        "scheduler=constant",
+        "loss=mse",
+        "loss.label_smoothing=0.1",
+        "train.epochs=3",
+        "train.batch_size=32",
+        "train.l1=0.1",
+        "objective.folds=2",
+        "objective.seeds=2",
+        "study.seed=1",
+        "data.validation=100",
+        "space=lr",
+        "+space.train.l1.float=[0,1]",
+    ],
+)
+def test_another_question_has_another_identity(asked, change):
+    assert ask(*NONE, change).identity("digest") != asked
+
+
+def test_other_data_is_another_question(asked):
+    assert ask(*NONE).identity("other") != asked
+
+
+def test_how_an_answer_is_found_and_where_things_lie_is_no_part_of_the_question(asked):
+    ways = (
+        "sampler=random",
+        "pruner=hyperband",
+        "launcher=join",
+        "storage=postgres",
+        "study.trials=7",
+        "study.timeout=9",
+        "study.name=other",
+        "run_dir=elsewhere",
+    )
+    assert ask(*NONE, *ways).identity("digest") == asked
+    folder = ask(*NONE, "data=mnist", "data.root=/a").identity("digest")
+    assert folder == ask(*NONE, "data=mnist", "data.root=/b").identity("digest")
+
+
+def test_the_identity_says_what_was_asked_key_by_key(main):
+    asked = main.identity("digest")
+    assert asked["space.train.batch_size.choice"] == [32, 64, 128, 256]
+    assert asked["train.epochs"] == 6
+    assert asked["model.hidden"] == [128]
+    assert asked["data.digest"] == "digest"
+    assert asked["study.direction"] == "maximize"
+
+
+def test_a_default_of_a_network_that_only_the_space_chooses_is_part_of_the_question(tmp_path, main):
+    """The trials of a study whose CNN has another number of blocks cannot be compared either."""
+    folder = tmp_path / "conf"
+    shutil.copytree(CONF, folder)
+    cnn = folder / "model" / "cnn.yaml"
+    asked = main.identity("digest")
+    cnn.write_text(cnn.read_text().replace("blocks: 2", "blocks: 3"))
+    changed = ask(folder=folder).identity("digest")
+    assert {key for key in asked if asked[key] != changed[key]} == {"model=cnn.blocks"}
+
+
+# Where it begins, and how far it goes
+
+
+def test_the_baseline_is_the_configuration_as_composed(main):
+    assert main.baseline.choices == {"model": "mlp", "optimizer": "adamw"}
+    assert main.baseline.values == {
+        "model.hidden": [128],
+        "model.activation": "relu",
+        "model.dropout": 0.0,
+        "optimizer.lr": 1e-3,
+        "optimizer.weight_decay": 1e-2,
+        "train.batch_size": 64,
+    }
+    assert ask("study.baseline=false", *NONE).baseline is None
+
+
+def test_a_point_is_composed_with_its_choices_and_values_and_the_question_left_as_it_is(main):
+    point = main.space.walk(
+        lambda parameter: {"model": "cnn", "optimizer": "sgd", "model.cnn.channels": 32}.get(
+            parameter.name, getattr(parameter.distribution, "high", 256)
+        )
+    )
+    cfg = main.at(point)
+    assert cfg.model._target_ == "studyloom.models.CNN"
+    assert (cfg.model.channels, cfg.optimizer.lr, cfg.optimizer.momentum, cfg.train.batch_size) == (32, 1.0, 0.99, 256)
+    assert main.config.train.batch_size == 64
+    assert main.at(main.baseline).model == main.config.model
+
+
+def test_a_trial_is_trained_with_seeds_of_its_own(main, folds):
+    seeds = [[job.seed for job in main.jobs(main.baseline, folds, number)] for number in (0, 1, 0)]
+    assert seeds[0] == seeds[2]
+    assert seeds[0] != seeds[1]
+
+
+def test_the_sampler_of_a_trial_is_seeded_for_it():
+    question = ask(*NONE, "sampler=random", "sampler._target_=test_question.Seeded")
+    seeds = [question.sampler(number).given for number in (0, 1, 2, 0)]
+    assert len(set(seeds)) == 3
+    assert seeds[0] == seeds[3]
+    other = ask(*NONE, "sampler=random", "sampler._target_=test_question.Seeded", "study.seed=1")
+    assert other.sampler(0).given != seeds[0]
+
+
+def test_a_seed_in_the_config_is_the_seed_of_every_trial():
+    question = ask(*NONE, "sampler=random", "sampler._target_=test_question.Seeded", "+sampler.seed=7")
+    assert [question.sampler(number).given for number in (0, 1)] == [7, 7]
+
+
+def test_a_sampler_without_a_seed_is_a_sampler():
+    assert isinstance(ask(*NONE, "sampler=random", "sampler._target_=test_question.Seedless").sampler(0), Seedless)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "trials"),
+    [
+        (["study.trials=7"], 7),
+        (["study.trials=7", "space=none"], 1),
+        (["study.trials=7", "space=none", "study.baseline=false"], 1),
+        (["study.trials=7", "space=none", "+space.model.mlp={}"], 1),
+        (["study.trials=7", "space=none", "+space.train.batch_size.choice=[32,64,128]"], 7),
+        (["study.trials=7", "space=none", "+space.train.batch_size.choice=[32,64,128]", "sampler=grid"], 3),
+        (["study.trials=2", "space=none", "+space.train.batch_size.choice=[32,64,128]", "sampler=grid"], 2),
+    ],
+)
+def test_the_budget_is_as_asked_unless_there_are_fewer_points(overrides, trials):
+    assert ask(*overrides).trials() == trials
+
+
+def test_the_grid_begins_at_the_baseline():
+    question = ask(*NONE, "+space.train.batch_size.choice=[32,64,128]", "sampler=grid")
+    assert isinstance(question.sampler(5), GridSampler)
+    assert question.sampler(5).points[0].values == {"train.batch_size": 64}
+    assert question.sampler(5).points == question.sampler(6).points
+
+
+def test_mistakes_in_the_space_itself_are_told_when_it_is_asked():
+    with pytest.raises(SpaceError, match=r"space\.train\.l1\.float: the low end 1"):
+        ask(*NONE, "+space.train.l1.float=[1,0]")
+
+
+# What is checked before trial 0
+
+
+def test_a_question_without_mistakes_passes(main, folds):
+    main.check(folds, **IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("search", "words"),
+    [
+        ("train.epoch.int=[1,2]", ["space.train.epoch: train.epoch is no key", "train has", "did you mean epochs?"]),
+        ("modle.hidden.int=[1,2]", ["space.modle.hidden: modle.hidden is no key", "did you mean model?"]),
+        ("model.hiden.int=[1,2]", ["space.model.hiden", "hidden", "did you mean hidden?"]),
+        ("model.mlpp.hidden.int=[1,2]", ["space.model.mlpp.hidden", "did you mean mlp?"]),
+        ("model.cnn.hidden.int=[1,2]", ["space.model.cnn.hidden: model.hidden is no key", "channels"]),
+        ("optimizer.adam.momentum.float=[0,1]", ["space.optimizer.adam.momentum: optimizer.momentum is no key"]),
+        ("model.hidden.deep.int=[1,2]", ["space.model.hidden.deep: model.hidden.deep is no key"]),
+    ],
+)
+def test_a_key_that_the_config_does_not_have_is_named_with_its_neighbour(folds, search, words):
+    overrides = [f"+space.{search}"] + ["study.baseline=false"] * ("cnn" in search or "adam" in search)
+    line = only_mistake(ask(*NONE, *overrides), folds)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    ("search", "words"),
+    [
+        ("data.validation.int=[100,800]", ["space.data.validation: data is the same for all trials", "model, optim"]),
+        ("objective.seeds.int=[1,2]", ["space.objective.seeds: objective is the same"]),
+        ("sampler={tpe:null,random:null}", ["space.sampler: sampler is the same"]),
+        ("study.trials.int=[1,100]", ["space.study.trials: study is the same"]),
+    ],
+)
+def test_what_no_trial_changes_cannot_be_searched(folds, search, words):
+    line = only_mistake(ask(*NONE, f"+space.{search}"), folds)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["+space.optimizer.lr.float=[0.1,1]"], ["space.optimizer.lr: the default optimizer.lr=0.001 is outside its"]),
+        (["+space.train.epochs.int=[1,5]"], ["space.train.epochs", "train.epochs=6", "[1, 5]"]),
+        (["+space.train.batch_size.choice=[32,65]"], ["train.batch_size=64", "[32, 65]", "did you mean 65?"]),
+        (["+space.model.activation.choice=[tanh,gelu]"], ["model.activation=relu", "not among [tanh, gelu]"]),
+        (["+space.model.init.int=[1,2]"], ["model.init=default", "a text", "whole numbers"]),
+        (["+space.train.clip.float=[0.1,1]"], ["train.clip=null", "is null"]),
+        (["+space.model.hidden.int=[1,200]"], ["model.hidden=[128]", "a list"]),
+        (["+space.model.dropout={list:{float:[0,1]},length:2}"], ["model.dropout=0.0", "is no list"]),
+        (["+space.model.hidden={list:{int:[1,64]},length:1}"], ["model.hidden=[128]", "outside its range [1, 64]"]),
+        (["+space.model.hidden={list:{int:[1,200]},length:2}"], ["model.hidden=[128]", "length 1", "outside"]),
+        (
+            ["model.dropout=[0.1,0.1]", "+space.model={hidden:{list:{int:[1,200]},length:{int:[1,3]}},"
+             "dropout:{list:{float:[0,1]},length:hidden}}"],
+            ["space.model.dropout", "not as long as model.hidden"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_default_that_the_space_cannot_give_is_named_with_the_ways_out(folds, overrides, words):
+    line = only_mistake(ask(*NONE, *overrides), folds)
+    assert all(word in line for word in words), line
+    assert "change the default" in line
+    assert "study.baseline=false" in line
+
+
+def test_defaults_are_checked_in_options_that_the_baseline_does_not_choose(folds):
+    line = only_mistake(ask(*NONE, "+space.optimizer={adamw:null,sgd:{lr:{float:[0.2,1]}}}"), folds)
+    assert "space.optimizer.sgd.lr: the default optimizer.lr=0.1 is outside its range [0.2, 1]" in line
+    assert "with optimizer=sgd" in line
+
+
+def test_an_option_of_the_baseline_that_the_space_does_not_hold_is_named(folds):
+    search = (*NONE, "+space.optimizer={adamw:null,sgd:{momentum:{float:[0,0.95]}}}")
+    line = only_mistake(ask(*search, "optimizer=adam"), folds)
+    assert "optimizer=adam, and the space holds adamw, sgd" in line
+    assert "add adam to space.optimizer, or set study.baseline=false" in line
+    ask(*search, "optimizer=adam", "study.baseline=false").check(folds, **IMAGES)
+
+
+def test_an_option_that_the_baseline_does_not_open_holds_it_to_nothing(folds):
+    """Only the options on the baseline's own way must be its own."""
+    space = "+space.optimizer={adamw:{weight_decay:{float:[0,1]}},sgd:{momentum:{float:[0,0.95]}}}"
+    ask(*NONE, space).check(folds, **IMAGES)
+
+
+def test_without_a_baseline_defaults_may_lie_anywhere(folds):
+    search = ("+space.optimizer.lr.float=[0.1,1]", "+space.train.batch_size.choice=[16]", "study.baseline=false")
+    ask(*NONE, *search).check(folds, **IMAGES)
+
+
+def test_without_a_baseline_a_default_that_no_point_has_need_not_build(folds):
+    """400 images make no batch of 1000, and a dropout of 2 is none; but both are searched."""
+    wrong = ("train.batch_size=1000", "model.dropout=2.0", "study.baseline=false")
+    search = (
+        "+space.train.batch_size.choice=[16,32]",
+        "+space.model={mlp:null,cnn:{channels:{choice:[8]}},dropout:{float:[0,0.5]}}",
+    )
+    ask(*NONE, *wrong, *search).check(folds, **IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("search", "words"),
+    [
+        ("model.activation.choice=[relu,tahn]", ["model.activation=tahn", "did you mean tanh?"]),
+        ("model.dropout.float=[0,1.5]", ["model.dropout=1.5", "expected a number from 0"]),
+        ("model.hidden={list:{int:[0,128]},length:1}", ["model.hidden=[0]", "at least 1"]),
+        ("train.batch_size.choice=[64,1000]", ["train.batch_size=1000", "expected 1 to 400"]),
+        ("train.precision.choice=[fp32,fp8]", ["train.precision=fp8", "expected fp32 or bf16"]),
+        ("train.l1.float=[-1,1]", ["train.l1=-1.0", "expected 0"]),
+        ("optimizer.lr.float=[-1,1]", ["optimizer.lr=-1.0", "Invalid learning rate"]),
+        ("scheduler.warmup.float=[0,2]", ["scheduler.warmup=2.0", "from 0 to 1"]),
+        ("loss.label_smoothing.float=[0,2]", ["loss.label_smoothing=2.0"]),
+    ],
+)
+def test_a_value_of_the_space_that_its_part_refuses_is_named(folds, search, words):
+    lines = mistakes_of(ask(*NONE, f"+space.{search}"), folds)
+    assert any(all(word in line for word in words) for line in lines), lines
+
+
+def test_a_corner_that_a_network_refuses_is_named_with_its_branch(folds):
+    search = "+space.model={mlp:null,cnn:{blocks:{int:[1,5]},channels:{choice:[8]}}}"
+    line = only_mistake(ask(*NONE, search, "study.baseline=false"), folds)
+    assert line.startswith("model=cnn, model.blocks=5, model.channels=8: model.blocks is 5: expected at most 3")
+
+
+def test_one_mistake_is_told_once_however_many_branches_meet_it(folds):
+    line = only_mistake(ask("train.samples_per_epoch=5000"), folds)
+    assert line.startswith("train.samples_per_epoch is 5000: expected 1 to 400")
+
+
+def test_a_mistake_that_two_options_make_is_told_of_each(folds):
+    search = "+space.model={mlp:{activation:{choice:[relu,tahn]}},cnn:{activation:{choice:[relu,tahn]}}}"
+    lines = mistakes_of(ask(*NONE, search), folds)
+    assert [line.partition(":")[0] for line in lines] == [
+        "model=mlp, model.activation=tahn",
+        "model=cnn, model.activation=tahn",
+    ]
+
+
+def test_a_network_with_outputs_of_the_wrong_shape_is_refused(folds):
+    own = ("~model", "+model._target_=test_question.Own", "++model.outputs=3")
+    line = only_mistake(ask(*NONE, *own), folds)
+    assert line == "the network makes (2, 3) of 2 images; (2, 10) is wanted"
+
+
+def test_a_network_of_ones_own_is_accepted_and_its_arguments_searched(folds):
+    own = ("~model", "+model={_target_:test_question.Own,width:16}", "+space.model.width.int=[1,32]")
+    ask(*NONE, *own).check(folds, **IMAGES)
+    line = only_mistake(ask(*NONE, *own, "+space.model.depth.int=[1,2]"), folds)
+    assert "space.model.depth: model.depth is no key; model has width" in line
+
+
+def test_a_network_that_cannot_live_without_memory_is_tried_on_the_cpu(folds):
+    question = ask(*NONE, "~model", "+model._target_=test_question.OnCPU")
+    question.check(folds, **IMAGES)
+    with pytest.raises(RuntimeError, match="meta"), torch.device("meta"):
+        OnCPU(**IMAGES)(torch.zeros(2, 1, 8, 8))
+
+
+def test_other_networks_take_no_memory(folds):
+    Witness.devices.clear()
+    ask(*NONE, "~model", "+model._target_=test_question.Witness").check(folds, **IMAGES)
+    assert Witness.devices == ["meta"]
+
+
+def test_trying_out_leaves_the_random_numbers_of_the_caller_alone(main, folds):
+    (job,) = main.jobs(main.baseline, folds, 0)
+    before = torch.random.get_rng_state()
+    try_out(job, **IMAGES)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model._target_=studyloom.models.MPL"], ["studyloom.models.MPL", "MPL"]),
+        (["model._target_=no_such_package.Net"], ["no_such_package"]),
+        (["~model._target_"], ["model: no _target_"]),
+        (["+model.hiden=3"], ["hiden"]),
+        (["optimizer._target_=torch.optim.Adma"], ["torch.optim.Adma"]),
+        (["loss._target_=torch.nn.CrossEntropy"], ["torch.nn.CrossEntropy"]),
+        (["train.loss=mse"], ["train.loss: 'mse' is not set here; choose it with loss=mse"]),
+        (["sampler._target_=optuna.samplers.TPE"], ["sampler", "optuna.samplers.TPE"]),
+        (["+sampler.seeed=3"], ["sampler=tpe", "seeed"]),
+        (["pruner._target_=optuna.pruners.Median"], ["pruner", "optuna.pruners.Median"]),
+        (["pruner.n_startup_trials=-1"], ["pruner=median", "-1"]),
+        (["pruner=percentile", "pruner.percentile=300"], ["pruner=percentile", "300"]),
+    ],
+)
+def test_what_cannot_be_built_is_named(folds, overrides, words):
+    line = only_mistake(ask(*NONE, *overrides), folds)
+    assert all(word in line for word in words), line
+    assert "pip install" not in line
+
+
+def test_the_library_that_a_sampler_lacks_is_named_with_the_way_to_get_it(folds):
+    line = only_mistake(ask(*NONE, "sampler=random", "sampler._target_=test_question.Needy"), folds)
+    assert line.startswith("sampler=random: needs a library that is not here (pip install 'studyloom[samplers]')")
+    assert "nowhere" in line
+
+
+def test_every_continuous_range_is_told_to_whoever_wants_a_grid(folds):
+    lines = mistakes_of(ask("sampler=grid"), folds)
+    assert "space.optimizer.sgd.lr: a grid cannot enumerate a continuous range; give it a step, or a choice" in lines
+    assert len(lines) == 5
+
+
+def test_mistakes_of_all_sections_are_told_at_once(folds):
+    wrong = (
+        "study.trials=0",
+        "study.seed=-1",
+        "study.timeout=0",
+        "objective.folds=0",
+        "objective.seeds=0",
+        "+space.train.epoch.int=[1,2]",
+        "+space.optimizer.lr.float=[0,1]",
+        "optimizer.lr=5",
+        "+space.model.mlp.hiden.int=[1,2]",
+    )
+    lines = mistakes_of(ask(*NONE, *wrong), folds)
+    for words in (
+        "study.trials: 0 is below 1",
+        "study.seed: -1 is below 0",
+        "study.timeout: 0",
+        "objective.folds: 0 is below 1",
+        "objective.seeds: 0 is below 1",
+        "space.train.epoch",
+        "optimizer.lr=5",
+        "space.model.mlp.hiden",
+    ):
+        assert any(words in line for line in lines), words
+
+
+def test_a_name_that_is_no_folder_is_told_with_the_other_mistakes(folds):
+    """Hydra has refused it before, unless it was asked to make no folder: a dry run."""
+    assert "study.name: 'a/b'" in only_mistake(ask(*NONE, "study.name=a/b"), folds)
+
+
+def test_a_branch_is_tried_at_its_default_its_corners_and_each_choice(main):
+    mlp = next(nodes for choices, nodes in main.space.branches() if choices == {"model": "mlp"})
+    assert list(probes(mlp)) == [
+        {},
+        {"model.hidden": [16], "model.activation": "relu", "model.dropout": 0.0},
+        {"model.hidden": [512, 512, 512], "model.activation": "sigmoid", "model.dropout": 0.5},
+        {"model.activation": "relu"},
+        {"model.activation": "tanh"},
+        {"model.activation": "sigmoid"},
+    ]
+    assert list(probes(())) == [{}]
+
+
+def test_a_check_composes_no_config_that_it_composed_before(main, folds, monkeypatch):
+    main.check(folds, **IMAGES)
+    monkeypatch.setattr(hydra, "compose", None)
+    main.check(folds, **IMAGES)
+
+
+def test_trials_meet_no_config_that_the_check_has_not_composed(folds, monkeypatch):
+    question = ask("space=none", "+space.model={mlp:null,cnn:null}", "+space.optimizer={adamw:null,sgd:null}")
+    question.check(folds, **IMAGES)
+    composed = {frozenset(choices) for choices in question.composer._cache}
+    assert frozenset({("model", "cnn"), ("optimizer", "adamw")}) in composed
