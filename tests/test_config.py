@@ -21,7 +21,6 @@ from studyloom.config import (
     arguments,
     build,
     build_jobs,
-    check_name,
     find_mistakes,
     get,
     has_key,
@@ -32,6 +31,7 @@ from studyloom.config import (
     words,
     write_yaml,
 )
+from studyloom.schema import check_name
 
 ROOT = Path(CONF).parent
 SECRET = "postgresql://user:hunter2@host/name"

@@ -14,8 +14,8 @@ SRC = ROOT / "src" / "studyloom"
 
 ROOMS = {
     "matter": ("data", "models", "losses", "schedules", "seeds"),  # lets in torch and numpy
-    "training": ("train",),
-    "search": ("space", "grammar", "config", "question"),  # Optuna's distributions; Hydra, in config alone
+    "training": ("train", "checkpoint"),
+    "search": ("space", "grammar", "schema", "config", "question"),  # Optuna's distributions; Hydra, in config alone
     "study": ("outage", "storage", "ledger", "objective", "study", "grid"),  # Optuna's study, SQLAlchemy
     "front": ("launch", "progress", "outline", "run", "cli"),  # processes, files, people
 }
@@ -24,7 +24,7 @@ FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for mod
 # Packages from outside that only some modules may import; all others are open to all.
 DOORS = {
     "hydra": {"config"},
-    "omegaconf": {"config", "question", "run"},
+    "omegaconf": {"schema", "config", "question", "run"},
     "optuna": {*ROOMS["search"], *ROOMS["study"], *ROOMS["front"]},
     "sqlalchemy": {"config", *ROOMS["study"]},
     "filelock": {"storage"},

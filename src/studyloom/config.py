@@ -1,8 +1,7 @@
 """From Hydra's config to objects. The only module that imports Hydra.
 
-The dataclasses below are the schema of studyloom's own sections, so that an unknown or mistyped key is an error at
-start; a primary config begins its defaults list with `studyloom` to take them in. The other groups (data, model,
-optimizer, …) hold a `_target_` and its arguments, and any class can stand there.
+A primary config begins its defaults list with `studyloom` to take in the schema of studyloom's own sections. The other
+groups (data, model, optimizer, …) hold a `_target_` and its arguments, and any class can stand there.
 """
 
 import argparse
@@ -12,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NoReturn
@@ -23,85 +22,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.utils import instantiate
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, InterpolationResolutionError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from torch import Tensor
 
+from studyloom.schema import Config, check_name, strangers
+from studyloom.schema import ConfigError as ConfigError
 from studyloom.seeds import derive
 from studyloom.space import nearest
 from studyloom.train import Job
-
-LONGEST_NAME = 200  # leaves room for suffixes below the 255 bytes that file systems give a name
-
-
-class ConfigError(ValueError):
-    """Every mistake found in a configuration, one line each."""
-
-    def __init__(self, mistakes: Sequence[str]) -> None:
-        super().__init__("\n".join(mistakes))
-        self.mistakes = list(mistakes)
-
-
-@dataclass
-class StudySection:
-    name: str = MISSING
-    trials: int = 40  # of the study, over all its workers, re-joins and crashes
-    timeout: float | None = None  # seconds of one command
-    seed: int = 0
-    baseline: bool = True  # the configuration as composed is trial 0
-    dry_run: bool = False  # show the space and stop; also --dry-run
-
-
-@dataclass
-class ObjectiveSection:
-    folds: int = 1  # 1: one hold-out part of data.validation images
-    seeds: int = 1
-
-
-@dataclass
-class TrainSection:
-    epochs: int = 10
-    batch_size: int = 64
-    loss: Any = "${loss}"  # what the group `loss` composed
-    l1: float = 0.0  # L2 is the optimizer's weight_decay
-    clip: float | None = None  # largest gradient norm
-    precision: str = "fp32"  # or bf16
-    samples_per_epoch: int | None = None  # drawn anew each epoch; null: all
-
-
-@dataclass
-class StorageSection:
-    url: str | None = None
-
-
-@dataclass
-class Config:
-    run_dir: str = "runs/${study.name}"
-    study: StudySection = field(default_factory=StudySection)
-    objective: ObjectiveSection = field(default_factory=ObjectiveSection)
-    train: TrainSection = field(default_factory=TrainSection)
-    storage: StorageSection = field(default_factory=StorageSection)
-    data: Any = MISSING
-    model: Any = MISSING
-    optimizer: Any = MISSING
-    scheduler: Any = MISSING
-    loss: Any = MISSING
-    space: Any = MISSING
-    sampler: Any = MISSING
-    pruner: Any = MISSING
-    launcher: Any = MISSING
-    hydra: Any = field(default_factory=lambda: {"run": {"dir": "${studyloom.run_dir:${study.name},${run_dir}}"}})
-
-
-def check_name(name: str) -> str | None:
-    """Why a study name can be no folder name, or None."""
-    if not name or name in (".", "..") or any(part in name for part in ("/", "\\", "..", "\0")):
-        return f"study.name: {name!r} names a folder, so it is not empty and has no '/', '\\', '..' or NUL in it"
-    if len(name.encode()) > LONGEST_NAME:
-        return f"study.name: {name[:20]!r}… is {len(name.encode())} bytes long; at most {LONGEST_NAME} are possible"
-    return None
 
 
 def _run_dir(name: str, run_dir: str) -> str:
@@ -253,25 +184,6 @@ def no_such_key(path: str, config: DictConfig) -> str | None:
     return None
 
 
-def strangers(config: DictConfig) -> list[str]:
-    """The keys in studyloom's own sections that its schema does not have; Hydra lets `+study.trails=9` pass."""
-    if OmegaConf.get_type(config) is not Config:
-        return [
-            "defaults: the list of a primary config begins with `studyloom`, which brings the sections of studyloom"
-        ]
-    found: list[str] = []
-    for section in fields(Config):
-        kind: Any = section.default_factory
-        if is_dataclass(kind):
-            known = [own.name for own in fields(kind)]
-            unknown = [str(name) for name in config[section.name] if name not in known]
-            found += [
-                f"{section.name}.{name}: no such key; {section.name} has {', '.join(known)}{nearest(name, known)}"
-                for name in unknown
-            ]
-    return found
-
-
 def _paragraph(error: BaseException) -> str:
     """What Hydra or OmegaConf says of a config, on one line, without its search path and its types."""
     lines = [line.strip() for line in str(error).partition("Config search path:")[0].splitlines()]
@@ -309,18 +221,22 @@ class Composer:
         overrides: Any = OmegaConf.to_container(config.overrides.task, resolve=False)
         return cls(str(config.job.config_name), tuple(overrides), choices)
 
+    def keep(self, config: DictConfig) -> None:
+        """Takes the user's own config as it was composed, which need not be composed again."""
+        self._cache[frozenset()] = config
+
     def compose(self, choices: Mapping[str, str]) -> DictConfig:
         """The config under other choices; composed once (about 70 ms) and shared, so copy it before setting values.
 
         Raises:
             ConfigError: an option that does not compose.
         """
-        wanted = frozenset(choices.items())
+        other = {group: option for group, option in choices.items() if self.choices.get(group) != option}
+        wanted = frozenset(other.items())
         if wanted not in self._cache:
-            groups = [f"{group}={option}" for group, option in choices.items()]
-            own = [override for override in self.overrides if _key(override) not in choices]
-            left = [group for group, option in choices.items() if self.choices.get(group) != option]
-            inside = [override for override in own if _key(override).startswith(tuple(f"{group}/" for group in left))]
+            groups = [f"{group}={option}" for group, option in other.items()]
+            own = [override for override in self.overrides if _key(override) not in other]
+            inside = [override for override in own if _key(override).startswith(tuple(f"{group}/" for group in other))]
             try:
                 config = hydra.compose(self.config_name, [o for o in own if o not in inside] + groups)
                 lost = [o for o in inside if re.match(r"\+\w", o) or not has_key(config, _key(o).replace("/", "."))]

@@ -15,8 +15,9 @@ from optuna.samplers import BaseSampler
 from torch import Tensor
 
 from studyloom import config
-from studyloom.config import Composer, Config, ConfigError
+from studyloom.config import Composer
 from studyloom.grammar import parse
+from studyloom.schema import Config, ConfigError, check_name
 from studyloom.seeds import derive
 from studyloom.space import (
     Leaf,
@@ -65,6 +66,7 @@ class Question:
         Raises:
             SpaceError: what is wrong in `space` itself.
         """
+        composer.keep(cfg)
         return cls(cfg, composer, parse(config.get(cfg, "space") or {}, config.group_options))
 
     def at(self, point: Point) -> DictConfig:
@@ -176,7 +178,7 @@ class Question:
 
     def _check_sections(self) -> Iterator[str]:
         study, objective = self.config.study, self.config.objective
-        yield from filter(None, [config.check_name(study.name)])
+        yield from filter(None, [check_name(study.name)])
         wanted = (
             ("study.trials", study.trials, 1),
             ("study.seed", study.seed, 0),
