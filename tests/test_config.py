@@ -80,12 +80,13 @@ def command(monkeypatch, tmp_path, quiet):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     given = []
 
-    def run(*argv, name="mnist"):
+    def run(*argv, task=lambda cfg: None):
         monkeypatch.setattr(sys, "argv", ["study.py", *argv])
 
-        @hydra_main(config_path=CONF, config_name=name)
+        @hydra_main(config_path=CONF, config_name="mnist")
         def main(cfg):
             given.append((cfg, Composer.from_hydra()))
+            task(cfg)
 
         GlobalHydra.instance().clear()
         try:
@@ -222,6 +223,13 @@ def test_mistakes_end_the_command_with_2_before_its_task(command, tmp_path, caps
     error = capsys.readouterr().err
     assert error.count("error: ") == 2
     assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["-m", "--multirun"])
+def test_a_sweep_of_studies_is_refused(command, capsys, tmp_path, flag):
+    assert command(flag, "train.epochs=1,2") == 2
+    assert capsys.readouterr().err.startswith(f"error: {flag}: ")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -394,6 +402,15 @@ def test_a_config_is_composed_once(monkeypatch):
 def test_composing_without_choices_gives_the_users_own_config():
     cfg, composer = compose("model.hidden=[64]", "train.epochs=3")
     assert composer.compose({}) == cfg
+
+
+def test_composing_again_finds_what_was_found_the_first_time(command, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("_target_: studyloom.models.MLP\n")
+    composed = []
+    for way in (f"--config-dir={tmp_path}", f"hydra.searchpath=[file://{tmp_path}]"):
+        command(way, "model=mine", task=lambda cfg: composed.append(Composer.from_hydra().compose({"model": "cnn"})))
+    assert [cfg.model.blocks for cfg in composed] == [2, 2]
 
 
 def test_an_option_that_does_not_compose_is_named():

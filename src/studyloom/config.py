@@ -67,6 +67,8 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Callable[[DictCo
         @functools.wraps(task)
         def run() -> None:
             sys.argv[1:] = arguments(sys.argv[1:])
+            if sweeps := {"-m", "--multirun"}.intersection(sys.argv[1:]):
+                give_up([f"{sweeps.pop()}: a study is a search already; what it searches stands in space"])
             if not told:  # Hydra's own report exits with 1, so until it has composed it is asked to raise
                 os.environ["HYDRA_FULL_ERROR"] = "1"
             try:
@@ -280,7 +282,7 @@ def _node(config: DictConfig, key: str) -> Any:
 
 
 def with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
-    """A copy with values set by key (0.2 ms, against 50 ms to compose)."""
+    """A copy with values set by key (about 2 ms, against 70 ms to compose)."""
     copy = config.copy()
     for key, value in values.items():
         OmegaConf.update(copy, key, value, merge=False)
