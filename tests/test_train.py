@@ -2,10 +2,16 @@ import itertools
 import math
 import os
 import pickle
+import random
+import signal
+import subprocess
+import sys
 from dataclasses import astuple, replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,7 +20,7 @@ from studyloom.data import SOURCES, Embedded, Idx, Split, folds
 from studyloom.losses import MSE
 from studyloom.models import CNN, MLP
 from studyloom.schedules import constant, cosine, one_cycle
-from studyloom.train import Diverged, Epoch, Job, epochs
+from studyloom.train import Diverged, Epoch, Job, Training, epochs
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
@@ -249,6 +255,291 @@ def test_the_callers_random_state_survives_a_crash():
     with pytest.raises(RuntimeError, match="a bug"):
         curve(toy_job(loss=crash))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# Stopping and going on
+
+RESUMABLE = {
+    "sgd with momentum": {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9), "schedule": cosine},
+    "sgd without": {"optimizer": partial(torch.optim.SGD, lr=0.1)},
+    "adam": {},
+    "adamw fused": {"optimizer": partial(torch.optim.AdamW, lr=0.01, fused=True), "schedule": one_cycle},
+    "rmsprop": {"optimizer": partial(torch.optim.RMSprop, lr=0.01, momentum=0.5), "l1": 0.01, "clip": 0.1},
+    "batch norm and dropout": {"model": partial(CNN, channels=4, norm="batch", dropout=0.3), "samples_per_epoch": 20},
+    "channels last, fused": {
+        "model": partial(CNN, channels=4, dropout=0.3),
+        "optimizer": partial(torch.optim.AdamW, lr=0.01, fused=True),
+    },
+    "a schedule of numpy numbers": {"schedule": lambda progress: np.cos(np.float64(progress))},
+}
+LOCKSTEP = ("sgd with momentum", "adamw fused", "rmsprop", "batch norm and dropout")
+
+
+def lockstep() -> list[Job]:
+    return [toy_job(seed=seed, **RESUMABLE[name]) for seed, name in enumerate(LOCKSTEP)]
+
+
+def through_a_file(state):
+    file = BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def equal(one, other) -> bool:
+    """Whether two trees are equal bit for bit, memory formats included."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other) and one.dtype == other.dtype and one.stride() == other.stride()
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return type(one) is type(other) and one == other
+
+
+def timeless(state):
+    """A state without the times, which no two trainings have in common."""
+    return {"jobs": state["jobs"], "said": [[numbers[:4] for numbers in epochs] for epochs in state["said"]]}
+
+
+def states_of(training: Training) -> list:
+    """Its state now and after each epoch to come."""
+    return [timeless(training.state()), *(timeless(training.state()) for _ in training)]
+
+
+@pytest.mark.parametrize("changes", RESUMABLE.values(), ids=RESUMABLE)
+@pytest.mark.parametrize("device", DEVICES)
+def test_stop_and_resume_equals_never_stopped_after_any_epoch(changes, device):
+    job, split = toy_job(**changes), SPLIT.to(device)
+    never_stopped = states_of(Training([job], split))
+    assert len(never_stopped) == 4
+    for stop in range(4):
+        first = Training([job], split)
+        for _ in itertools.islice(first, stop):
+            pass
+        resumed = Training([job], split)
+        resumed.restore(through_a_file(first.state()))
+        assert resumed.said == first.said
+        told = states_of(resumed)
+        if device == "cpu":
+            assert equal(told, never_stopped[stop:])
+        assert len(told) == 4 - stop
+
+
+def test_jobs_in_lockstep_stopped_after_every_epoch_equal_those_never_stopped():
+    never_stopped = states_of(Training(lockstep(), SPLIT))
+    state = Training(lockstep(), SPLIT).state()
+    for expected in never_stopped[1:]:
+        training = Training(lockstep(), SPLIT)
+        training.restore(through_a_file(state))
+        next(iter(training))
+        state = training.state()
+        assert equal(timeless(state), expected)
+
+
+def test_training_goes_on_in_another_process(tmp_path):
+    training = Training(lockstep(), SPLIT)
+    next(iter(training))
+    torch.save(training.state(), tmp_path / "state.pt")
+    program = (
+        "import torch; from test_train import *\n"
+        "training = Training(lockstep(), SPLIT); training.restore(torch.load('state.pt', weights_only=True))\n"
+        "for _ in training: pass\n"
+        "torch.save(training.state(), 'end.pt')"
+    )
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums in another order are other sums
+    environment = os.environ | threads | {"PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
+    for _ in training:
+        pass
+    assert equal(timeless(torch.load(tmp_path / "end.pt", weights_only=True)), timeless(training.state()))
+
+
+def test_a_training_that_is_left_and_iterated_again_goes_on():
+    training = Training([toy_job()], SPLIT)
+    assert [[said(epoch) for epoch in next(iter(training))] for _ in range(3)] == [[one] for one in curve(toy_job())]
+    assert list(training) == []
+    assert [[said(epoch)] for (epoch,) in training.said] == [[one] for one in curve(toy_job())]
+
+
+def test_a_state_is_a_snapshot_and_is_not_trained_on():
+    training = Training(lockstep(), SPLIT)
+    next(iter(training))
+    state = training.state()
+    before = through_a_file(state)
+    list(training)
+    assert equal(state, before)
+    ends = []
+    for _ in range(2):
+        training.restore(state)
+        ends.append(states_of(training))
+        assert equal(state, before)
+    assert equal(*ends)
+
+
+class Noisy(MLP):
+    """Draws when it is evaluated, too."""
+
+    def forward(self, pixels):
+        return super().forward(pixels + torch.randn_like(pixels))
+
+
+def test_a_model_that_draws_in_evaluation_resumes_and_leaves_the_callers_random_state():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    never_stopped = curve(toy_job(model=Noisy))
+    assert torch.equal(torch.get_rng_state(), before)
+    first, resumed = Training([toy_job(model=Noisy)], SPLIT), Training([toy_job(model=Noisy)], SPLIT)
+    next(iter(first))
+    resumed.restore(first.state())
+    assert [said(epoch) for (epoch,) in resumed] == never_stopped[1:]
+
+
+def with_a_key_less(state, *path):
+    state = through_a_file(state)
+    *way, key = path
+    place = state
+    for step in way:
+        place = place[step]
+    del place[key]
+    return state
+
+
+def state_of(*jobs, epochs_=1):
+    training = Training(jobs, SPLIT)
+    for _ in itertools.islice(training, epochs_):
+        pass
+    return training.state()
+
+
+def sizes_swapped(state):
+    state["jobs"][0]["random"] = [torch.zeros(3, dtype=torch.uint8)]
+    return state
+
+
+def told_twice(state):
+    state["said"] *= 2
+    return state
+
+
+SGD = partial(torch.optim.SGD, lr=0.01)
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (lambda: state_of(toy_job(), toy_job()), "2 jobs in the state, 1 here"),
+        (lambda: state_of(toy_job(seed=2)), "seed is 2 in the state, 1 here"),
+        (lambda: state_of(toy_job(epochs=4)), "epochs is 4 in the state, 3 here"),
+        (lambda: state_of(toy_job(batch_size=9)), "batch_size is 9 in the state, 10 here"),
+        (lambda: state_of(toy_job(l1=0.1)), "l1 is 0.1 in the state, 0.0 here"),
+        (lambda: state_of(toy_job(clip=1.0)), "clip is 1.0 in the state, None here"),
+        (lambda: state_of(toy_job(train=torch.arange(44))), "images is 44 in the state, 45 here"),
+        (lambda: state_of(toy_job(optimizer=SGD)), "optimizer is SGD in the state, Adam here"),
+        (lambda: state_of(toy_job(optimizer=partial(torch.optim.Adam, lr=0.02))), "rates is [0.02] in the state"),
+        (lambda: state_of(toy_job(model=partial(MLP, hidden=(9,)))), "size mismatch for 1.weight"),
+        (lambda: state_of(toy_job(model=partial(MLP, hidden=(8, 8)))), "Unexpected key"),
+        (lambda: with_a_key_less(state_of(toy_job()), "said"), "'said' is missing"),
+        (lambda: with_a_key_less(state_of(toy_job()), "jobs", 0, "optimizer"), "'optimizer' is missing"),
+        (lambda: with_a_key_less(state_of(toy_job()), "jobs", 0, "model", "1.bias"), "Missing key"),
+        (lambda: sizes_swapped(state_of(toy_job())), "RNG state"),
+        (lambda: told_twice(state_of(toy_job())), "not as many"),
+        (dict, "'jobs' is missing"),
+        (lambda: {"jobs": 3, "said": None}, "does not fit"),
+    ],
+)
+def test_a_state_of_other_jobs_is_refused_in_one_line_and_training_stays_as_it_was(state, words):
+    training = Training([toy_job()], SPLIT)
+    next(iter(training))
+    before = timeless(training.state())
+    with pytest.raises(ValueError, match="the state does not fit these jobs: ") as refusal:
+        training.restore(state())
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert equal(timeless(training.state()), before)
+    assert [said(epoch) for (epoch,) in training] == curve(toy_job())[1:]
+
+
+class Interrupt(BaseException):
+    """As a signal handler raises it."""
+
+
+class Fuse(nn.CrossEntropyLoss):
+    """Raises at a step of the training, when it is lit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = math.inf
+
+    def forward(self, outputs, labels):
+        self.left -= outputs.requires_grad
+        if self.left < 0:
+            raise Interrupt
+        return super().forward(outputs, labels)
+
+
+def test_an_unfinished_epoch_cannot_be_saved_nor_gone_on_with_but_restored_over():
+    fuse = Fuse()
+    training = Training([toy_job(), toy_job(loss=fuse)], SPLIT)
+    next(iter(training))
+    state = training.state()
+    fuse.left = 2
+    with pytest.raises(Interrupt):
+        next(iter(training))
+    for attempt in (training.state, lambda: next(iter(training))):
+        with pytest.raises(RuntimeError, match="unfinished"):
+            attempt()
+    assert len(training.said) == 1
+    fuse.left = math.inf
+    training.restore(state)
+    assert [said(epoch) for epoch, _ in training] == curve(toy_job())[1:]
+
+
+def test_a_diverged_training_cannot_be_saved():
+    training = Training([toy_job(optimizer=partial(torch.optim.SGD, lr=1e30))], SPLIT)
+    with pytest.raises(Diverged):
+        next(iter(training))
+    with pytest.raises(RuntimeError, match="unfinished"):
+        training.state()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer here")
+def test_a_signal_at_any_moment_leaves_the_callers_random_state_and_no_half_epoch():
+    def handle(number, frame):
+        raise Interrupt
+
+    jobs = [toy_job(epochs=2, optimizer=SGD), toy_job(epochs=2, model=partial(CNN, channels=2, dropout=0.5))]
+    training = Training(jobs, SPLIT)
+    start = training.state()
+    expected = states_of(training)
+    seconds = sum(epoch.seconds for epoch in itertools.chain(*training.said))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    moments = random.Random(0)
+    halves = 0
+    earlier = signal.signal(signal.SIGALRM, handle)
+    try:
+        for _ in range(150):
+            training.restore(start)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-6, seconds))
+                for _ in training:
+                    pass
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Interrupt:
+                pass
+            assert torch.equal(torch.get_rng_state(), before)
+            assert torch.is_grad_enabled()
+            try:
+                state = training.state()
+            except RuntimeError:
+                halves += 1
+            else:
+                assert equal(timeless(state), expected[len(training.said)])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
+    assert halves > 50
 
 
 # Mistakes and failures
