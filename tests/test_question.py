@@ -26,6 +26,14 @@ class Own(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, outputs or classes))
 
 
+class Blocks(Own):
+    """A network of which one part is a config group of its own."""
+
+    def __init__(self, shape, classes, block):
+        assert block["kind"] in ("plain", "residual")
+        super().__init__(shape, classes, width=block.get("depth", 1))
+
+
 class OnCPU(nn.Module):
     """A network that computes with plain Python numbers, for which the meta device has none."""
 
@@ -411,6 +419,29 @@ def test_other_networks_take_no_memory(folds):
     Witness.devices.clear()
     ask(*NONE, "~model", "+model._target_=test_question.Witness").check(folds, **IMAGES)
     assert Witness.devices == ["meta"]
+
+
+@pytest.mark.parametrize("base", ["own", "mlp"])
+def test_groups_within_groups_are_composed_checked_and_searched(folds, tmp_path, base):
+    folder = tmp_path / "conf"
+    shutil.copytree(CONF, folder)
+    (folder / "model" / "block").mkdir()
+    (folder / "model" / "own.yaml").write_text("defaults: [block: plain]\n_target_: test_question.Blocks\n")
+    (folder / "model" / "block" / "plain.yaml").write_text("kind: plain\n")
+    (folder / "model" / "block" / "residual.yaml").write_text("kind: residual\ndepth: 2\n")
+    search = "+space.model={mlp:null,own:{block:{plain:null,residual:{depth:{int:[1,3]}}}}}"
+    question = ask(*NONE, f"model={base}", search, folder=folder)
+    question.check(folds, **IMAGES)
+    chosen = {"model": "own", "model.own.block": "residual", "model.own.block.residual.depth": 3}
+    cfg = question.at(question.space.walk(lambda parameter: chosen[parameter.name]))
+    assert cfg.model == {"_target_": "test_question.Blocks", "block": {"kind": "residual", "depth": 3}}
+    assert question.identity("x")["model/block=residual.depth"] == 2
+    wrong = ask(*NONE, f"model={base}", search.replace("depth:{int:[1,3]}", "dept:{int:[1,3]}"), folder=folder)
+    assert "space.model.own.block.residual.dept: model.block.dept is no key; model.block has kind, depth" in (
+        only_mistake(wrong, folds)
+    )
+    outside = ask(*NONE, f"model={base}", search.replace("[1,3]", "[3,4]"), folder=folder)
+    assert "the default model.block.depth=2 is outside its range [3, 4]" in only_mistake(outside, folds)
 
 
 def test_trying_out_leaves_the_random_numbers_of_the_caller_alone(main, folds):
