@@ -56,12 +56,11 @@ class Checkpoint:
                 file.flush()
                 os.fsync(file.fileno())
             # The previous one goes last: even if the current one is damaged, one of the two is whole at every moment.
-            try:
-                os.link(self.path, old)
-            except FileNotFoundError:
-                pass
-            except OSError:  # no hard links here: there is a moment without a current one, but not without a previous
-                os.replace(self.path, self.previous)
+            with suppress(FileNotFoundError):
+                try:
+                    os.link(self.path, old)
+                except OSError:  # no hard links here: for a moment there is no current one, but the one before
+                    os.replace(self.path, self.previous)
             os.replace(new, self.path)
             with suppress(FileNotFoundError):
                 os.replace(old, self.previous)
