@@ -5,14 +5,15 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from commands import QUICK, start
+from commands import QUICK, ROOT, start
 from optuna.trial import TrialState
 
 from studyloom import launch
-from studyloom.launch import Local, Stop
-from studyloom.study import open_record
+from studyloom.launch import Crew, Local, Task
+from studyloom.study import Limits, open_record, owner_of
 
 # Trials of half a second, long enough to be met at work.
 SLOW = (*QUICK, "train.epochs=150", "launcher.workers=2", "study.trials=4")
@@ -132,26 +133,79 @@ def test_workers_do_not_outlive_a_killed_command(tmp_path):
     until(lambda: workers_of(tmp_path) == [], 10)
 
 
-def test_a_worker_that_always_dies_ends_the_study_with_1_and_the_end_of_its_log(tmp_path):
-    (tmp_path / "deadly.py").write_text(
-        "import os, signal, torch\n"
-        "class Net(torch.nn.Linear):\n"
-        "    def __init__(self, shape, classes):\n"
-        "        super().__init__(784, classes)\n"
-        "    def forward(self, images):\n"
-        "        if len(images) > 2:\n"
-        "            print('last words', flush=True)\n"
-        "            os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        return super().forward(images.flatten(1))\n"
+DEADLY = """
+import os, signal, subprocess, time, torch
+
+class Net(torch.nn.Linear):
+    def __init__(self, shape, classes, deed):
+        super().__init__(784, classes)
+        self.deed = deed
+
+    def forward(self, images):
+        if len(images) > 2:
+            print("last words", flush=True)
+            if self.deed == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.deed == "hang":
+                subprocess.Popen(["sleep", "600.25"])
+                time.sleep(600)
+        return super().forward(images.flatten(1))
+"""
+
+
+@pytest.fixture
+def deadly(tmp_path):
+    """A command whose every trial does a deed to its worker."""
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    network = ["model._target_=deadly.Net", "~model.hidden", "~model.activation", "~model.dropout", "~model.init"]
+    quick = [override for override in QUICK if not override.startswith("model.")]
+
+    def run(deed, *overrides):
+        own = (*quick, *network, f"+model.deed={deed}", *overrides, f"run_dir={tmp_path / 'run'}")
+        process = start(*own, **environment)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out, err, record_of(tmp_path / "run")
+
+    return run
+
+
+def test_a_trial_that_always_kills_its_worker_is_given_up_after_three_lives(deadly):
+    code, out, err, record = deadly("die", "study.trials=2", "launcher.workers=2", "study.max_attempts=2")
+    assert code == 1  # no trial has a value
+    assert "crashed  2 × such as: 2 workers died of this trial" in out
+    assert "signal SIGKILL" in out
+    assert "Traceback" not in err
+    assert [(trial.state, trial.user_attrs["failure"]) for trial in record.trials()] == [
+        (TrialState.FAIL, "crashed")
+    ] * 2
+    assert record.ledger.counts() == {"free": 0, "held": 0, "done": 2}
+
+
+@linux
+def test_a_trial_that_hangs_is_ended_with_all_that_it_started(deadly):
+    code, out, err, record = deadly("hang", "study.trials=1", "launcher.workers=1", "study.trial_timeout=1")
+    assert code == 1
+    assert "timeout  1 × such as: the trial took longer than study.trial_timeout=1 s" in out
+    assert "Traceback" not in err
+    assert record.ledger.counts() == {"free": 0, "held": 0, "done": 1}
+    sleepers = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True).stdout
+    assert "sleep 600.25" not in sleepers
+
+
+def test_workers_that_die_before_they_come_to_work_end_the_command_with_the_end_of_their_log(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'STUDYLOOM_WORKER' in os.environ:\n"
+        "    print('no such library', flush=True)\n"
+        "    os._exit(1)\n"
     )
-    overrides = [o for o in SLOW if not o.startswith("model.")]
-    command = ["model._target_=deadly.Net", "~model.hidden", "~model.activation", "~model.dropout", "~model.init"]
-    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{launch.__file__.rpartition('/src/')[0]}"}
-    process = start(*overrides, *command, "launcher.workers=2", f"run_dir={tmp_path / 'run'}", **environment)
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    process = start(*SLOW, f"run_dir={tmp_path / 'run'}", **environment)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "every worker died" in err
-    assert "last words" in err
+    assert "workers die before they come to work" in err
+    assert "no such library" in err
     assert "Traceback" not in err
 
 
@@ -214,39 +268,17 @@ def test_a_worker_is_the_same_command_without_its_launcher(monkeypatch):
     assert launch.worker_command()[-3:] == ["a.b=1", "launchers=2", "launcher=join"]
 
 
-# Stopping
-
-
-def test_a_stop_is_asked_by_a_signal_or_by_the_time_and_handlers_are_given_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with Stop() as stop:
-        assert not stop()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop()
-        assert stop.signal == signal.SIGTERM
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) == before
-    with Stop(timeout=0.0) as stop:
-        assert stop()
-        assert stop.signal is None
-
-
-def test_a_crew_is_dismissed_with_all_that_it_started(tmp_path):
-    """Also the processes that a worker started itself: it leads a group."""
-    place = launch.Place({})
-    crew = launch.Crew.__new__(launch.Crew)
-    crew.places = [place]
-    crew.command = ["sh", "-c", "sleep 600 & echo $!; wait"]
-    place.log = tmp_path / "log"
-    released = []
-    crew.task = launch.Task(lambda stop: None, type("L", (), {"release_owner": released.append})(), 1, tmp_path)
-    crew.start(place)
+def test_a_crew_is_dismissed_with_all_that_its_workers_started(tmp_path):
+    buried = []
+    ledger = SimpleNamespace(bury=lambda owner, death, fatal: buried.append(owner))
+    task = Task(lambda stop: None, ledger, 1, tmp_path / "logs", Limits())
+    crew = Crew(["sh", "-c", "sleep 600 & echo $!; wait"], task, [{}])
+    (place,) = crew.places
     grandchild = int(until(lambda: place.log.read_text()))
-    pid = place.process.pid
+    pid, guard = place.process.pid, place.guard.pid
     crew.dismiss()
-    assert released == [launch.owner_of(pid)]
-    until(lambda: gone(pid) and gone(grandchild), 5)
+    assert buried == [owner_of(pid)]
+    until(lambda: all(gone(one) for one in (pid, grandchild, guard)), 5)
 
 
 def gone(pid):

@@ -1,4 +1,8 @@
+import os
+import socket
+import subprocess
 import threading
+import time
 
 import optuna
 import pytest
@@ -6,6 +10,8 @@ from optuna.storages import get_storage
 
 from studyloom.ledger import Ledger
 from studyloom.storage import connect
+
+LEASE = 60.0
 
 
 @pytest.fixture
@@ -24,7 +30,7 @@ def test_every_slot_is_claimed_once_whoever_asks(ledger, url):
 
     def work(owner):
         own = Ledger(connect(url), ledger.study_id)
-        while (claim := own.claim(owner, 40)) is not None:
+        while (claim := own.claim(owner, 40, LEASE)) is not None:
             claimed.append(claim.slot)
 
     workers = [threading.Thread(target=work, args=(f"w{k}",)) for k in range(4)]
@@ -44,27 +50,27 @@ def test_a_budget_grows_and_never_shrinks(ledger):
 
 def test_a_smaller_budget_claims_only_its_own_slots(ledger):
     ledger.extend(5)
-    assert [ledger.claim("w", 2).slot, ledger.claim("w", 2).slot] == [0, 1]
-    assert ledger.claim("w", 2) is None
-    assert ledger.open(2) == 0
-    assert ledger.open(5) == 3
+    assert [ledger.claim("w", 2, LEASE).slot, ledger.claim("w", 2, LEASE).slot] == [0, 1]
+    assert ledger.claim("w", 2, LEASE) is None
+    assert ledger.todo(2) == 2
+    assert ledger.todo(5) == 5
 
 
 def test_a_slot_handed_back_is_next_and_keeps_its_trial(ledger):
     ledger.extend(3)
-    ledger.finish(ledger.claim("a", 3))
-    claim = ledger.claim("a", 3)
+    ledger.finish(ledger.claim("a", 3, LEASE))
+    claim = ledger.claim("a", 3, LEASE)
     ledger.attach(claim, 17)
     ledger.release(claim)
-    again = ledger.claim("b", 3)
+    again = ledger.claim("b", 3, LEASE)
     assert (again.slot, again.trial_id, again.token) == (claim.slot, 17, claim.token + 1)
 
 
 def test_an_old_token_changes_nothing(ledger):
     ledger.extend(1)
-    old = ledger.claim("a", 1)
+    old = ledger.claim("a", 1, LEASE)
     ledger.release(old)
-    new = ledger.claim("b", 1)
+    new = ledger.claim("b", 1, LEASE)
     ledger.finish(old)
     ledger.attach(old, 5)
     assert [(held.owner, held.trial_id) for held in ledger.held()] == [("b", None)]
@@ -74,13 +80,14 @@ def test_an_old_token_changes_nothing(ledger):
 
 def test_what_a_dead_worker_held_is_handed_back_and_nothing_else(ledger):
     ledger.extend(4)
-    ledger.finish(ledger.claim("dead", 4))
-    ledger.attach(ledger.claim("dead", 4), 3)
-    ledger.claim("alive", 4)
-    ledger.release_owner("dead")
+    ledger.finish(ledger.claim("dead", 4, LEASE))
+    ledger.attach(ledger.claim("dead", 4, LEASE), 3)
+    ledger.claim("alive", 4, LEASE)
+    assert ledger.bury("dead", "signal SIGKILL") == 1
     assert ledger.counts() == {"free": 2, "held": 1, "done": 1}
     assert [held.owner for held in ledger.held()] == ["alive"]
-    assert ledger.claim("heir", 4).trial_id == 3
+    heir = ledger.claim("heir", 4, LEASE)
+    assert (heir.trial_id, heir.deaths, heir.death, heir.fatal) == (3, 1, "signal SIGKILL", False)
 
 
 def test_two_studies_share_a_database_and_no_slot(ledger):
@@ -88,14 +95,88 @@ def test_two_studies_share_a_database_and_no_slot(ledger):
     other = Ledger(ledger.storage, ledger.study_id + 1)
     other.create()
     other.extend(1)
-    assert other.claim("w", 9).slot == 0
-    assert other.claim("w", 9) is None
+    assert other.claim("w", 9, LEASE).slot == 0
+    assert other.claim("w", 9, LEASE) is None
     assert ledger.counts()["free"] == 2
 
 
 def test_a_study_that_takes_the_id_of_a_deleted_one_has_no_slots_of_it(ledger):
     ledger.extend(2)
-    ledger.finish(ledger.claim("w", 2))
+    ledger.finish(ledger.claim("w", 2, LEASE))
     ledger.create()
     ledger.extend(3)
     assert ledger.counts() == {"free": 3, "held": 0, "done": 0}
+
+
+def test_a_lease_that_has_ended_is_adopted_and_the_late_holder_has_lost_the_slot(ledger):
+    ledger.extend(1)
+    late = ledger.claim("late", 1, -1.0)
+    ledger.attach(late, 7)
+    heir = ledger.claim("heir", 1, LEASE)
+    assert (heir.slot, heir.trial_id, heir.token, heir.deaths) == (0, 7, late.token + 1, 1)
+    assert heir.death == "its lease ended"
+    assert not ledger.renew(late, LEASE)
+    ledger.finish(late)
+    ledger.release(late)
+    assert [held.owner for held in ledger.held()] == ["heir"]
+
+
+def test_a_lease_that_has_ended_and_that_nobody_wants_is_still_its_holders(ledger):
+    ledger.extend(1)
+    claim = ledger.claim("w", 1, -1.0)
+    assert ledger.renew(claim, LEASE)
+    assert ledger.claim("other", 1, LEASE) is None
+
+
+def test_a_claim_renewed_or_vouched_for_is_not_adopted(ledger):
+    ledger.extend(2)
+    ledger.claim("a", 2, -1.0)
+    ledger.vouch(["a"], LEASE)
+    assert ledger.claim("other", 1, LEASE) is None
+    assert 50 < ledger.held()[0].left <= 60
+    ledger.vouch(["a"], 10.0)  # never shortened
+    assert ledger.held()[0].left > 50
+
+
+def test_a_slot_handed_back_in_order_counts_no_death(ledger):
+    ledger.extend(1)
+    for _ in range(4):
+        claim = ledger.claim("w", 1, LEASE)
+        ledger.release(claim)
+    assert (claim.token, claim.deaths) == (4, 0)
+
+
+def test_leases_are_on_the_databases_clock(ledger, monkeypatch):
+    """A worker whose clock is an hour off neither loses its slots nor takes others'."""
+    ledger.extend(2)
+    ledger.claim("w", 2, LEASE)
+    monkeypatch.setattr(time, "time", lambda: 1e12)
+    assert ledger.claim("ahead", 1, LEASE) is None
+    assert 50 < ledger.held()[0].left <= 60
+
+
+def test_workers_of_this_host_whose_process_is_gone_are_buried(ledger):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    ledger.extend(3)
+    host = socket.gethostname()
+    for owner in (f"{host}:{gone.pid}", f"{host}:{os.getpid()}", f"elsewhere:{gone.pid}"):
+        ledger.claim(owner, 3, LEASE)
+    ledger.bury_gone()
+    assert [held.owner for held in ledger.held()] == sorted([f"{host}:{os.getpid()}", f"elsewhere:{gone.pid}"])
+
+
+def test_claims_older_than_a_limit_are_overdue(ledger):
+    ledger.extend(2)
+    ledger.claim("a", 2, LEASE)
+    assert ledger.overdue(["a", "b"], 100.0) == []
+    assert ledger.overdue(["a", "b"], -1.0) == ["a"]
+    assert ledger.overdue(["b"], -1.0) == []
+
+
+def test_a_fatal_death_is_told_to_the_heir(ledger):
+    ledger.extend(1)
+    ledger.claim("w", 1, LEASE)
+    ledger.bury("w", "too long", fatal=True)
+    heir = ledger.claim("heir", 1, LEASE)
+    assert (heir.fatal, heir.death) == (True, "too long")

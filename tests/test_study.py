@@ -1,28 +1,33 @@
-import subprocess
-import sys
+import os
 import threading
+from contextlib import contextmanager
+from pathlib import Path
 
 import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
-from toys import TINY, ask, toy_folds, toy_split
+from toys import TINY, Never, ask, toy_folds, toy_split
 
+from studyloom.failures import FAILURE, REASON
 from studyloom.ledger import Ledger
+from studyloom.objective import Stopped
 from studyloom.question import Question
 from studyloom.storage import StorageError, connect
 from studyloom.study import (
     BASELINE,
     EPOCHS,
-    FAILURE,
-    REASON,
     SLOT,
+    Halted,
+    Limits,
     QuestionError,
     Worker,
     create_record,
     differences,
     open_record,
+    owner_of,
 )
+from studyloom.train import Diverged, Epoch
 
 SPLIT = toy_split()
 FOLDS = toy_folds(SPLIT)
@@ -34,8 +39,20 @@ def question():
     return ask(*RANDOM)
 
 
-def work(question: Question, record, trials, stopping=lambda: False):
-    Worker(question, record, SPLIT, FOLDS, stopping).run(trials)
+@pytest.fixture(autouse=True)
+def checkpoints(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    monkeypatch.setitem(PLACES, "checkpoints", folder)
+    return folder
+
+
+PLACES: dict[str, Path] = {}
+
+
+def work(question: Question, record, trials, stopping=None, **limits):
+    folder = PLACES["checkpoints"]
+    Worker(question, record, SPLIT, FOLDS, stopping or Never(), folder, Limits(**limits)).run(trials)
 
 
 def fresh(url, question, trials, name="s"):
@@ -90,28 +107,17 @@ def test_without_a_baseline_trial_0_is_sampled(sqlite_url):
     assert record.trials()[0].params != ask(*RANDOM).baseline.params
 
 
-WORK = """
-import sys; sys.path[:0] = ["tests", "."]
-from toys import TINY, ask, toy_folds, toy_split
-from studyloom.study import Worker, open_record
-question, split = ask(*TINY, "sampler=random", "pruner=none"), toy_split()
-Worker(question, open_record(sys.argv[1], "s"), split, toy_folds(split), lambda: False).run(int(sys.argv[2]))
-"""
-
-
 def test_a_trial_is_what_its_study_seed_and_number_make_it(tmp_path, question):
-    """Alone or beside others, in one go or in three, with the random sampler."""
-    alone = fresh(f"sqlite:///{tmp_path}/a.db", question, 6)
-    work(question, alone, 6)
-    url = f"sqlite:///{tmp_path}/b.db"
-    beside = fresh(url, question, 6)
-    work(question, beside, 2)
-    workers = [subprocess.Popen([sys.executable, "-c", WORK, url, "6"]) for _ in range(2)]
-    assert [worker.wait() for worker in workers] == [0, 0]
-    assert outcomes(alone) == outcomes(beside)
+    """In one go or in three, with the random sampler; tests/chaos has it beside others and after any fault."""
+    at_once = fresh(f"sqlite:///{tmp_path}/a.db", question, 6)
+    work(question, at_once, 6)
+    in_parts = fresh(f"sqlite:///{tmp_path}/b.db", question, 6)
+    for trials in (1, 4, 6):
+        work(question, in_parts, trials)
+    assert outcomes(at_once) == outcomes(in_parts)
     other = fresh(f"sqlite:///{tmp_path}/c.db", other_seed := ask(*RANDOM, "study.seed=1"), 3)
     work(other_seed, other, 3)
-    assert not outcomes(other) & outcomes(alone)
+    assert not outcomes(other) & outcomes(at_once)
 
 
 def test_tpe_alone_draws_the_same_study_twice(tmp_path):
@@ -142,76 +148,244 @@ def test_a_grid_visits_each_point_once(url):
     assert record.trials()[0].params == question.baseline.params
 
 
-def test_a_stopped_trial_is_handed_back_and_the_same_trial_is_gone_on_with(url, question):
+class Signal:
+    """A signal that comes in the midst of an epoch, counted over all trials."""
+
+    def __init__(self, epoch):
+        self.left = epoch
+
+    def __call__(self):
+        return self.left <= 0
+
+    @contextmanager
+    def interruptible(self):
+        self.left -= 1
+        if self.left == 0:
+            raise Stopped
+        yield
+
+
+def test_a_stopped_trial_is_handed_back_and_the_same_trial_is_gone_on_with(url, question, checkpoints):
     record = fresh(url, question, 2)
-    answers = iter([False, True, True])  # before the claim, after the first epoch, …
-    work(question, record, 2, stopping=lambda: next(answers))
+    work(question, record, 2, Signal(2))
     assert record.ledger.counts() == {"free": 2, "held": 0, "done": 0}
     assert [list(t.intermediate_values) for t in record.trials()] == [[1]]
+    assert (checkpoints / "trial-0.pt").exists()
     again = open_record(url, "s")
     work(question, again, 2)
     clean = fresh(url, question, 2, name="clean")
     work(question, clean, 2)
     assert outcomes(again) == outcomes(clean)
     assert [list(t.intermediate_values) for t in again.trials()] == [[1, 2], [1, 2]]
+    assert again.trials()[0].user_attrs[EPOCHS]["number"] == [1, 2]
+    assert list(checkpoints.iterdir()) == []
+
+
+def test_a_trial_without_its_checkpoint_starts_anew_and_ends_the_same(sqlite_url, question, checkpoints):
+    record = fresh(sqlite_url, question, 1)
+    work(question, record, 1, Signal(2))
+    for file in checkpoints.iterdir():
+        file.unlink()
+    work(question, record, 1)
+    clean = fresh(sqlite_url, question, 1, name="clean")
+    work(question, clean, 1)
+    assert outcomes(record) == outcomes(clean)
+
+
+class Thief(Never):
+    """Another worker takes the slot over while this one is in its epoch number `epoch`."""
+
+    def __init__(self, epoch, steal):
+        self.left, self.steal = epoch, steal
+
+    @contextmanager
+    def interruptible(self):
+        self.left -= 1
+        yield
+        if self.left == 0:
+            self.steal()
+
+
+def test_a_late_worker_drops_its_result_and_goes_on_with_another_slot(url, question):
+    record = fresh(url, question, 2)
+    other = open_record(url, "s")
+    taken = []
+
+    def steal():
+        record.ledger.vouch([owner_of(os.getpid())], 0.0)
+        other.ledger.bury(owner_of(os.getpid()), "thought dead")
+        taken.append(other.ledger.claim("thief", 2, 60.0))
+
+    threading.Timer(0.5, lambda: other.ledger.release(taken[0])).start()  # while the first waits for it
+    work(question, record, 2, Thief(2, steal))
+    assert taken[0].deaths == 1
+    assert record.ledger.counts() == {"free": 0, "held": 0, "done": 2}
+    clean = fresh(url, question, 2, name="clean")
+    work(question, clean, 2)
+    assert outcomes(record) == outcomes(clean)
+
+
+def test_a_trial_that_another_worker_has_told_is_left_to_it(url, question):
+    record = fresh(url, question, 1)
+
+    def steal():
+        (trial,) = record.study.get_trials()
+        open_record(url, "s").study.tell(trial.number, 0.125)
+
+    work(question, record, 1, Thief(2, steal))
+    assert [trial.value for trial in record.trials()] == [0.125]
+    assert record.ledger.counts()["done"] == 1
+
+
+def test_a_trial_of_which_too_many_workers_died_is_given_up_with_the_reason(url, question):
+    record = fresh(url, question, 1)
+    for _ in range(3):
+        record.ledger.claim("w", 1, 60.0)
+        record.ledger.bury("w", "the worker ended with signal SIGKILL")
+    work(question, record, 1, max_attempts=3)
+    (trial,) = record.trials()
+    assert (trial.state, trial.user_attrs[FAILURE]) == (TrialState.FAIL, "crashed")
+    assert trial.user_attrs[REASON] == (
+        "3 workers died of this trial, the last so: the worker ended with signal SIGKILL"
+    )
+    assert record.ledger.counts()["done"] == 1
+
+
+def test_a_trial_ended_for_its_time_is_not_tried_again(sqlite_url, question):
+    record = fresh(sqlite_url, question, 1)
+    record.ledger.claim("w", 1, 60.0)
+    record.ledger.bury("w", "the trial took longer than it may", fatal=True)
+    work(question, record, 1)
+    (trial,) = record.trials()
+    assert (trial.state, trial.user_attrs[FAILURE]) == (TrialState.FAIL, "timeout")
+
+
+def test_a_trial_that_takes_too_long_ends_after_its_epoch(sqlite_url, question):
+    record = fresh(sqlite_url, question, 1)
+    work(question, record, 1, trial_timeout=1e-9)
+    (trial,) = record.trials()
+    assert (trial.state, trial.user_attrs[FAILURE]) == (TrialState.FAIL, "timeout")
+    assert "study.trial_timeout=1e-09" in trial.user_attrs[REASON]
+    assert list(trial.intermediate_values) == [1]
 
 
 def test_a_trial_that_was_made_and_not_attached_is_found(url, question):
     record = fresh(url, question, 1)
-    claim = record.ledger.claim("dead", 1)
+    claim = record.ledger.claim("dead", 1, 60.0)
     template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={SLOT: claim.slot})
     record.storage.create_new_trial(record.ledger.study_id, template)
-    record.ledger.release_owner("dead")
+    record.ledger.bury("dead", "signal SIGKILL")
     work(question, open_record(url, "s"), 1)
     assert [trial.state for trial in record.trials()] == [TrialState.COMPLETE]
 
 
 def test_a_trial_that_was_told_and_whose_slot_was_not_is_left_as_it_is(url, question):
     record = fresh(url, question, 1)
-    claim = record.ledger.claim("dead", 1)
+    claim = record.ledger.claim("dead", 1, 60.0)
     trial = record.study.ask()
     record.ledger.attach(claim, trial._trial_id)
     record.study.tell(trial, 0.25)
-    record.ledger.release_owner("dead")
+    record.ledger.bury("dead", "signal SIGKILL")
     work(question, open_record(url, "s"), 1)
     assert [t.value for t in record.trials()] == [0.25]
     assert record.ledger.counts()["done"] == 1
 
 
 class Broken(torch.nn.Module):
-    """Fails in training, and only there: a look at two empty images is fine."""
+    """Fails in its first step, or not at all."""
 
-    error: Exception = RuntimeError("a bug")
+    errors: tuple[Exception | None, ...] | list = ()  # of the networks to come, in their order
 
     def __init__(self, shape, classes):
         super().__init__()
+        self.error = self.errors.pop(0)
         self.layer = torch.nn.Linear(shape[0] * shape[1] * shape[2], classes)
 
     def forward(self, images):
-        if len(images) > 2:
+        if self.error is not None:
             raise self.error
         return self.layer(images.flatten(1))
 
 
-@pytest.mark.parametrize(
-    ("error", "kind", "reason"),
-    [
-        (RuntimeError("a bug"), "error", "RuntimeError: a bug"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", "OutOfMemoryError: CUDA out of memory"),
-        (MemoryError(), "out_of_memory", "MemoryError: "),
-    ],
-)
-def test_a_failure_says_why_and_the_study_goes_on(sqlite_url, monkeypatch, error, kind, reason):
-    monkeypatch.setattr(Broken, "error", error)
+@pytest.fixture
+def broken(monkeypatch):
+    """A question whose network fails as told."""
     question = ask("space=lr", "sampler=random", "train.epochs=1", "train.batch_size=32")
     question.config.model = {"_target_": "test_study.Broken"}
-    record = fresh(sqlite_url, question, 2)
     monkeypatch.setattr(Question, "at", lambda self, point: question.config)
-    work(question, record, 2)
-    for trial in record.trials():
-        assert trial.state == TrialState.FAIL
-        assert trial.user_attrs[FAILURE] == kind
-        assert trial.user_attrs[REASON].strip() == reason.strip()
+
+    def fails_with(*errors):
+        monkeypatch.setattr(Broken, "errors", list(errors))
+        return question
+
+    return fails_with
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason", "state"),
+    [
+        (OUT_OF_MEMORY, "out_of_memory", "OutOfMemoryError: CUDA out of memory", TrialState.PRUNED),
+        (MemoryError(), "out_of_memory", "MemoryError: ", TrialState.PRUNED),
+        (RuntimeError("[enforce fail] can't allocate memory: 9"), "out_of_memory", "RuntimeError", TrialState.PRUNED),
+        (RuntimeError("a bug"), "error", "RuntimeError: a bug", TrialState.FAIL),
+    ],
+)
+def test_a_failure_has_a_class_and_a_reason_and_the_study_goes_on(sqlite_url, broken, error, kind, reason, state):
+    question = broken(None, error, None)
+    record = fresh(sqlite_url, question, 3)
+    work(question, record, 3)
+    assert [trial.state for trial in record.trials()] == [TrialState.COMPLETE, state, TrialState.COMPLETE]
+    failed = record.trials()[1]
+    assert failed.user_attrs[FAILURE] == kind
+    assert failed.user_attrs[REASON].startswith(reason)
+    assert failed.constraints == ({kind: 1.0} if state == TrialState.PRUNED else {})
+    assert ("in forward" in failed.user_attrs.get("traceback", "")) == (kind == "error")
+    assert record.study.best_trial.number in (0, 2)
+
+
+def test_an_error_in_the_first_trial_stops_the_study_and_starting_again_goes_on(sqlite_url, broken):
+    question = broken(RuntimeError("a bug"), None, None)
+    record = fresh(sqlite_url, question, 3)
+    with pytest.raises(Halted, match="RuntimeError: a bug"):
+        work(question, record, 3)
+    assert record.ledger.counts() == {"free": 2, "held": 0, "done": 1}
+    with pytest.raises(Halted):  # a worker that comes later
+        work(question, record, 3)
+    work(question, fresh(sqlite_url, question, 3), 3)
+    assert record.ledger.counts()["done"] == 3
+
+
+def test_the_same_error_in_a_row_stops_the_study_and_different_ones_do_not(sqlite_url, broken):
+    different = [RuntimeError(str(number)) for number in range(3)]
+    question = broken(None, *different, None, *[RuntimeError("a bug")] * 5)
+    record = fresh(sqlite_url, question, 10)
+    with pytest.raises(Halted, match="RuntimeError: a bug"):
+        work(question, record, 10, max_failures=3)
+    assert len(record.trials()) == 8
+
+
+def test_a_sampler_stops_going_where_training_diverges(sqlite_url, broken, monkeypatch):
+    """Half of the range diverges. TPE is told, and goes there less often than chance would."""
+    question = broken()
+    question.config.sampler = {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 8}
+    question.config.study.baseline = False
+    tried = []
+
+    def diverge_above(self, trial, *_):
+        rate = trial.params["optimizer.lr"]
+        tried.append(rate > 3e-3)
+        if tried[-1]:
+            raise Diverged(0, 1, 1, "train", float("nan"))
+        _[-1].append(Epoch(1, 1.0, 1.0, 0.5, 0.1, 1.0))
+
+    monkeypatch.setattr(Worker, "train", diverge_above)
+    record = fresh(sqlite_url, question, 40)
+    work(question, record, 40)
+    assert sum(tried[8:]) <= 10 < len(tried[8:]) / 2
+    assert {trial.user_attrs.get(FAILURE) for trial in record.trials()} == {None, "diverged"}
 
 
 def test_a_diverged_trial_says_so(sqlite_url):
@@ -219,7 +393,7 @@ def test_a_diverged_trial_says_so(sqlite_url):
     record = fresh(sqlite_url, question, 1)
     work(question, record, 1)
     (trial,) = record.trials()
-    assert (trial.state, trial.user_attrs[FAILURE]) == (TrialState.FAIL, "diverged")
+    assert (trial.state, trial.user_attrs[FAILURE]) == (TrialState.PRUNED, "diverged")
     assert "loss is" in trial.user_attrs[REASON]
 
 
@@ -262,26 +436,3 @@ def test_a_study_that_is_not_there_is_named_with_those_that_are(sqlite_url, ques
     fresh(sqlite_url, question, 1, name="mine")
     with pytest.raises(StorageError, match="no study 'yours'; it holds mine"):
         open_record(sqlite_url, "yours")
-
-
-CREATE = """
-import sys; sys.path[:0] = ["tests", "."]
-from toys import TINY, ask
-from studyloom.study import create_record
-print(len(create_record(sys.argv[1], "s", {"a": 1}, 5).ledger.counts()))
-"""
-
-
-@pytest.mark.parametrize("processes", [6])
-def test_any_number_of_processes_may_create_one_study_at_once(url, processes):
-    running = [
-        subprocess.Popen([sys.executable, "-c", CREATE, url], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for _ in range(processes)
-    ]
-    for process in running:
-        out, err = process.communicate()
-        assert process.returncode == 0, err.decode()
-        assert out.strip() == b"3"
-    record = open_record(url, "s")
-    assert record.ledger.counts() == {"free": 5, "held": 0, "done": 0}
-    assert len(record.storage.get_all_studies()) == 1

@@ -1,7 +1,8 @@
-"""Launchers: how the workers of a study are started, and how they are stopped.
+"""Launchers: how the workers of a study are started, kept alive with the right device, and stopped.
 
-A worker is the same command with `launcher=join`; the database is all that workers share. A launcher only keeps its
-workers alive with the right device.
+A worker is the same command with `launcher=join`; the database is all that workers share. Whoever started a worker
+vouches for it: the leases of its trials are renewed from a process that no step of a training can hold up. A worker in
+this process is vouched for by a thread, and by itself after each epoch.
 """
 
 import contextlib
@@ -13,21 +14,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import torch
 
 from studyloom.ledger import Ledger
-from studyloom.study import owner_of
+from studyloom.stop import Stop
+from studyloom.storage import StorageLost
+from studyloom.study import Limits, owner_of
 
 WORKER = "STUDYLOOM_WORKER"  # set in the environment of workers that a launcher started
-RESTARTS = 3  # of one worker, after which its place stays empty
-GRACE = 8.0  # seconds that a worker has to hand its trial back
-POLL = 0.2
+HALT = 3  # exit code of a worker that found the study halted
+RESTARTS = 3  # of a worker that dies before it claims a slot, after which its place stays empty
+GRACE = 6.0  # seconds that a worker has to hand its trial back; none lives 10 s after its launcher
+POLL = 0.1
+RENEWALS = 4  # of a lease, in the time that it lasts
 
 log = logging.getLogger(__name__)
 
@@ -36,46 +39,15 @@ class LaunchError(RuntimeError):
     """No worker is left although there is work; says where their logs are."""
 
 
-class Stop:
-    """Whether to stop: after a first Ctrl-C, SIGTERM or SIGHUP, or `timeout` seconds. A second signal stops at once.
-
-    Used as a context in the main thread, where it takes those signals over; explicit handlers also serve a command that
-    a shell started with `&`, for which it has Ctrl-C ignored.
-    """
-
-    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-
-    def __init__(self, timeout: float | None = None) -> None:
-        self.signal: int | None = None
-        self.deadline = None if timeout is None else time.monotonic() + timeout
-        self._before: dict[int, Any] = {}
-
-    def __call__(self) -> bool:
-        return self.signal is not None or (self.deadline is not None and time.monotonic() >= self.deadline)
-
-    def __enter__(self) -> "Stop":
-        self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
-        os.write(2, b"stopping after this epoch; once more stops at once\n")
-
-
 @dataclass(frozen=True)
 class Task:
     """What a launcher is to get done: `work(stop)` works in this process until nothing is left or it is to stop."""
 
-    work: Callable[[Callable[[], bool]], None]
+    work: Callable[[Stop], None]
     ledger: Ledger
     trials: int
     logs: Path
+    limits: Limits
 
 
 @dataclass(frozen=True)
@@ -83,7 +55,8 @@ class Join:
     """One worker in this process."""
 
     def launch(self, task: Task, stop: Stop) -> None:
-        task.work(stop)
+        with vouching(task):
+            task.work(stop)
 
 
 @dataclass(frozen=True)
@@ -108,13 +81,13 @@ class Local:
         """Works on the task until its budget is spent or it is to stop.
 
         Raises:
-            LaunchError: every worker died more often than it is started again.
+            LaunchError: workers die before they come to work.
         """
-        count = self.count(task.ledger.open(task.trials))
-        if count <= 1:
-            task.work(stop)
+        count = self.count(task.ledger.todo(task.trials))
+        if count <= 1 and task.limits.trial_timeout is None:  # a trial that hangs is ended with its process
+            Join().launch(task, stop)
             return
-        crew = Crew(worker_command(), task, count, self.environments(count))
+        crew = Crew(worker_command(), task, self.environments(count))
         try:
             crew.attend(stop)
         finally:
@@ -165,23 +138,45 @@ def worker_command() -> list[str]:
     return [sys.executable, *program()[1:], *own_arguments("launcher"), "launcher=join"]
 
 
+@contextlib.contextmanager
+def vouching(task: Task) -> Iterator[None]:
+    """Renews the lease of this process's trial from a thread, which a long first epoch does not hold up."""
+    end = threading.Event()
+
+    def vouch() -> None:
+        with contextlib.suppress(StorageLost):  # the worker will meet it too, and says so
+            while not end.wait(task.limits.lease / RENEWALS):
+                task.ledger.vouch([owner_of(os.getpid())], task.limits.lease)
+
+    thread = threading.Thread(target=vouch, daemon=True)
+    if WORKER not in os.environ:  # else the launcher does
+        thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+
+
 @dataclass
 class Place:
-    """A worker's place: its process, and how often it was filled again."""
+    """A worker's place: its process, and how often in a row it died there before it came to work."""
 
     environment: dict[str, str]
-    process: subprocess.Popen[bytes] | None = None
-    restarts: int = 0
     log: Path = field(default_factory=Path)
+    process: subprocess.Popen[bytes] | None = None
+    guard: subprocess.Popen[bytes] | None = None
+    failures: int = 0
 
 
 class Crew:
-    """Worker processes, watched by this one. Each leads a process group and dies when its standard input closes."""
+    """Worker processes, each the leader of a process group, watched and vouched for by this process."""
 
-    def __init__(self, command: Sequence[str], task: Task, count: int, environments: Sequence[dict[str, str]]) -> None:
+    def __init__(self, command: Sequence[str], task: Task, environments: Sequence[dict[str, str]]) -> None:
         self.command = list(command)
         self.task = task
-        self.places = [Place(environment) for environment in environments[:count]]
+        self.places = [Place(environment) for environment in environments]
+        self.stopped: float | None = None  # when the workers were told to stop
+        self.vouched = time.monotonic()
         task.logs.mkdir(parents=True, exist_ok=True)
         for number, place in enumerate(self.places, start=1):
             # Two commands at once on one run directory share no log.
@@ -198,67 +193,99 @@ class Crew:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        place.guard = guard(place.process.pid)
 
     def attend(self, stop: Stop) -> None:
-        """Waits for all workers; starts those that die again, and tells them to stop when it is to."""
-        told: float | None = None
-        while processes := [place for place in self.places if place.process is not None]:
-            for place in processes:
+        """Waits for all workers; starts those that die again, and tells them to stop when it is to.
+
+        Raises:
+            LaunchError: workers die before they come to work.
+        """
+        while working := [place for place in self.places if place.process is not None]:
+            for place in working:
                 assert place.process is not None
                 if (code := place.process.poll()) is not None:
-                    self.end(place, code, restart=told is None)
-            if stop() and told is None:
-                told = time.monotonic()
-                self.signal(signal.SIGTERM)
-            if told is not None and time.monotonic() > told + GRACE:
+                    self.end(place, code)
+            self.vouch()
+            if stop():
+                self.stop()
+            if self.stopped is not None and time.monotonic() > self.stopped + GRACE:
                 return
             time.sleep(POLL)
-        if told is None and self.task.ledger.open(self.task.trials):
+        if self.stopped is None and self.task.ledger.todo(self.task.trials):
             raise LaunchError(self.last_words())
 
-    def end(self, place: Place, code: int, *, restart: bool) -> None:
-        """A worker has ended: what it left behind is cleared away, and its place filled again if it died."""
-        assert place.process is not None
-        self.clear(place)
-        if code == 0 or not restart:
+    def vouch(self) -> None:
+        """Renews the leases of all workers that are alive, and ends those whose trial takes too long."""
+        interval = min(1.0, self.task.limits.lease / RENEWALS)
+        if time.monotonic() < self.vouched + interval:
             return
-        place.restarts += 1
-        log.warning("a worker ended with %s; its log: %s", _words(code), place.log)
-        if place.restarts <= RESTARTS:
+        self.vouched = time.monotonic()
+        by_owner = {owner_of(p.process.pid): p for p in self.places if p.process is not None}
+        self.task.ledger.vouch(list(by_owner), self.task.limits.lease)
+        if (limit := self.task.limits.trial_timeout) is not None:
+            # A second more than the worker itself allows, which looks after each epoch only.
+            for owner in self.task.ledger.overdue(list(by_owner), limit + 1.0):
+                self.clear(by_owner[owner], f"the trial took longer than study.trial_timeout={limit:g} s", fatal=True)
+                self.start(by_owner[owner])
+
+    def stop(self) -> None:
+        """Tells the workers to hand their trials back."""
+        if self.stopped is None:
+            self.stopped = time.monotonic()
+            for place in self.places:
+                if place.process is not None:
+                    place.process.send_signal(signal.SIGTERM)
+
+    def end(self, place: Place, code: int) -> None:
+        """A worker has ended: what it left behind is cleared away, and its place filled again if it died."""
+        death = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        held = self.clear(place, f"the worker ended with {death}")
+        if code == HALT:
+            self.stop()
+        if code == 0 or self.stopped is not None:
+            return
+        log.warning("a worker ended with %s; its log: %s", death, place.log)
+        place.failures = 0 if held else place.failures + 1
+        if place.failures <= RESTARTS:
             self.start(place)
 
-    def clear(self, place: Place) -> None:
-        """Kills what is left of a worker's process group, and hands its slot back."""
-        process = place.process
+    def clear(self, place: Place, death: str, *, fatal: bool = False) -> int:
+        """Kills what is left of a worker's process group, and hands its slot back; how many slots that were."""
+        process, guard = place.process, place.guard
         assert process is not None
+        assert guard is not None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert process.stdin is not None
-        process.stdin.close()
-        place.process = None
-        self.task.ledger.release_owner(owner_of(process.pid))
-
-    def signal(self, number: int) -> None:
-        for place in self.places:
-            if place.process is not None:
-                place.process.send_signal(number)
+        guard.kill()
+        for ended in (process, guard):
+            ended.wait()
+            assert ended.stdin is not None
+            ended.stdin.close()
+        place.process = place.guard = None
+        return self.task.ledger.bury(owner_of(process.pid), death, fatal=fatal)
 
     def dismiss(self) -> None:
         """Ends every worker that is still there."""
         for place in self.places:
             if place.process is not None:
-                self.clear(place)
+                self.clear(place, "it was told to stop and did not")
 
     def last_words(self) -> str:
         """The end of the log of a worker that died."""
-        place = max(self.places, key=lambda place: place.restarts)
+        place = max(self.places, key=lambda place: place.failures)
         lines = place.log.read_text(errors="replace").splitlines()[-12:]
-        return "\n".join([f"every worker died {RESTARTS + 1} times; the end of {place.log}:", *lines])
+        return "\n".join([f"workers die before they come to work; the end of {place.log}:", *lines])
 
 
-def _words(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+def guard(group: int) -> subprocess.Popen[bytes]:
+    """A shell that outlives this process by some seconds and then kills a worker's process group.
+
+    A worker stops by itself when its standard input closes (`follow_parent`); this is for one that hangs, or whose own
+    children would be left when it is killed together with its launcher.
+    """
+    script = f'read _; sleep {GRACE + 1:g}; kill -9 -- "-$0"'
+    return subprocess.Popen(["sh", "-c", script, str(group)], stdin=subprocess.PIPE, start_new_session=True)
 
 
 def follow_parent() -> None:
@@ -268,7 +295,5 @@ def follow_parent() -> None:
         while os.read(0, 1024):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE)
-        os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -1,17 +1,37 @@
 """The budget of a study, as one table of our own beside Optuna's: a row for each of its N slots.
 
-A worker claims a slot before it asks for a trial, in one conditional statement, so that any number of workers and
-re-joins make exactly `study.trials` trials. A slot that is handed back keeps its trial, and whoever claims it next goes
-on with it.
+A worker claims a slot before it asks for a trial, in one conditional statement, so that any number of workers,
+re-joins and crashes make exactly `study.trials` trials. A claim is a lease on the database's clock. Whoever claims a
+slot that was handed back, or whose lease has ended, goes on with the trial begun there; the slot's token tells the
+holder before, should it still be alive, that it has lost the slot.
 """
 
+import os
+import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import sqlalchemy
-from optuna.storages import RDBStorage
-from sqlalchemy import Column, Integer, MetaData, String, Table, select, text, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Float,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    case,
+    func,
+    literal_column,
+    select,
+    text,
+    update,
+)
+from sqlalchemy import and_ as all_of
+from sqlalchemy import or_ as any_of
 
-from studyloom.storage import transaction
+from studyloom.storage import Persistent, execute, read
 
 METADATA = MetaData()
 SLOTS = Table(
@@ -21,113 +41,183 @@ SLOTS = Table(
     Column("slot", Integer, primary_key=True),
     Column("state", String(4), nullable=False),  # free, held, done
     Column("token", Integer, nullable=False),  # claims so far: an old token has lost the slot
+    Column("deaths", Integer, nullable=False),  # claims that ended with their worker
+    Column("death", Text),  # how the last of them ended
+    Column("fatal", Integer, nullable=False),  # 1: the trial is not to be tried again
     Column("trial_id", Integer),
     Column("owner", String(300)),
+    Column("since", Float(53)),  # of the claim, and the end of its lease: seconds on the database's clock
+    Column("expires", Float(53)),
 )
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A slot that this worker holds, with the trial that an earlier holder has begun there."""
+    """A slot that this worker holds, with the trial begun there and what befell its holders before."""
 
     slot: int
     token: int
     trial_id: int | None
+    deaths: int = 0
+    death: str | None = None
+    fatal: bool = False
 
 
 @dataclass(frozen=True)
 class Held:
-    """A slot that somebody works on."""
+    """A slot that somebody works on; its lease has `left` seconds."""
 
     owner: str
     trial_id: int | None
+    left: float
 
 
 @dataclass(frozen=True)
 class Ledger:
-    storage: RDBStorage
+    storage: Persistent
     study_id: int
 
     def create(self) -> None:
         """Makes the table, and forgets the slots of a deleted study: SQLite gives its id to the next one."""
         METADATA.create_all(self.storage.engine)
-        with transaction(self.storage) as connection:
-            connection.execute(SLOTS.delete().where(SLOTS.c.study_id == self.study_id))
+        execute(self.storage, lambda c: c.execute(SLOTS.delete().where(SLOTS.c.study_id == self.study_id)))
 
     def extend(self, trials: int) -> None:
         """Gives the study at least `trials` slots."""
         statement = text(
-            "INSERT INTO studyloom_slots (study_id, slot, state, token) VALUES (:study, :slot, 'free', 0) "
-            "ON CONFLICT DO NOTHING"
+            "INSERT INTO studyloom_slots (study_id, slot, state, token, deaths, fatal) "
+            "VALUES (:study, :slot, 'free', 0, 0, 0) ON CONFLICT DO NOTHING"
         )
-        with transaction(self.storage) as connection:
-            if missing := range(self._count(connection), trials):
+        count = select(func.count()).where(self._mine)
+
+        def insert(connection: Connection) -> None:
+            if missing := range(connection.execute(count).scalar_one(), trials):
                 connection.execute(statement, [{"study": self.study_id, "slot": slot} for slot in missing])
 
-    def _count(self, connection: sqlalchemy.Connection) -> int:
-        count = select(sqlalchemy.func.count()).where(SLOTS.c.study_id == self.study_id)
-        return int(connection.execute(count).scalar_one())
+        execute(self.storage, insert)
 
-    def claim(self, owner: str, trials: int) -> Claim | None:
-        """Takes a free slot among the first `trials`, a handed-back one first; None where all are taken."""
-        free = (
+    @property
+    def _mine(self) -> ColumnElement[bool]:
+        return SLOTS.c.study_id == self.study_id
+
+    @property
+    def _now(self) -> ColumnElement[float]:
+        """Seconds since 1970 on the clock of the database: those of the workers may differ by hours."""
+        postgresql = self.storage.engine.dialect.name == "postgresql"
+        now = "extract(epoch from clock_timestamp())" if postgresql else "(julianday('now') - 2440587.5) * 86400.0"
+        return literal_column(now, Float(53))
+
+    def claim(self, owner: str, trials: int, lease: float) -> Claim | None:
+        """Takes one of the first `trials` slots for `lease` seconds, one with a trial first.
+
+        Returns:
+            None where all are done, or held by others.
+        """
+        expired = all_of(SLOTS.c.state == "held", SLOTS.c.expires < self._now)
+        takeable = all_of(self._mine, SLOTS.c.slot < trials, any_of(SLOTS.c.state == "free", expired))
+        first = (
             select(SLOTS.c.slot)
-            .where(SLOTS.c.study_id == self.study_id, SLOTS.c.slot < trials, SLOTS.c.state == "free")
+            .where(takeable)
             .order_by(SLOTS.c.trial_id.is_(None), SLOTS.c.slot)
             .limit(1)
             .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer at a time
         )
         statement = (
             update(SLOTS)
-            .where(SLOTS.c.study_id == self.study_id, SLOTS.c.slot == free.scalar_subquery(), SLOTS.c.state == "free")
-            .values(state="held", owner=owner, token=SLOTS.c.token + 1)
-            .returning(SLOTS.c.slot, SLOTS.c.token, SLOTS.c.trial_id)
+            .where(takeable, SLOTS.c.slot == first.scalar_subquery())
+            .values(
+                state="held",
+                owner=owner,
+                token=SLOTS.c.token + 1,
+                deaths=SLOTS.c.deaths + case((SLOTS.c.state == "held", 1), else_=0),
+                death=case((SLOTS.c.state == "held", "its lease ended"), else_=SLOTS.c.death),
+                since=self._now,
+                expires=self._now + lease,
+            )
+            .returning(*(SLOTS.c[name] for name in Claim.__dataclass_fields__))
         )
-        with transaction(self.storage) as connection:
-            row = connection.execute(statement).one_or_none()
-        return None if row is None else Claim(row.slot, row.token, row.trial_id)
+        row = execute(self.storage, lambda connection: connection.execute(statement).one_or_none())
+        if row is None:
+            return None
+        return Claim(row.slot, row.token, row.trial_id, row.deaths, row.death, bool(row.fatal))
+
+    def renew(self, claim: Claim, lease: float) -> bool:
+        """Lets a claim last `lease` seconds from now; False if it is another's by now."""
+        return self._set(claim, expires=self._now + lease)
 
     def attach(self, claim: Claim, trial_id: int) -> None:
         """Writes down which trial a slot has."""
         self._set(claim, trial_id=trial_id)
 
     def finish(self, claim: Claim) -> None:
-        self._set(claim, state="done", owner=None)
+        self._set(claim, state="done", owner=None, expires=None)
 
     def release(self, claim: Claim) -> None:
         """Hands a slot back, with the trial begun there."""
-        self._set(claim, state="free", owner=None)
+        self._set(claim, state="free", owner=None, expires=None)
 
-    def _set(self, claim: Claim, **values: object) -> None:
-        mine = (SLOTS.c.study_id == self.study_id, SLOTS.c.slot == claim.slot, SLOTS.c.token == claim.token)
-        with transaction(self.storage) as connection:
-            connection.execute(update(SLOTS).where(*mine).values(**values))
+    def _set(self, claim: Claim, **values: object) -> bool:
+        held = (self._mine, SLOTS.c.slot == claim.slot, SLOTS.c.token == claim.token, SLOTS.c.state == "held")
+        statement = update(SLOTS).where(*held).values(**values)
+        return bool(execute(self.storage, lambda connection: connection.execute(statement).rowcount))
 
-    def release_owner(self, owner: str) -> None:
-        """Hands back what a worker held that is known to be dead."""
-        its = (SLOTS.c.study_id == self.study_id, SLOTS.c.owner == owner, SLOTS.c.state == "held")
-        with transaction(self.storage) as connection:
-            connection.execute(update(SLOTS).where(*its).values(state="free", owner=None))
+    def vouch(self, owners: Sequence[str], lease: float) -> None:
+        """Lets what these workers hold last `lease` seconds from now: whoever started them sees them alive."""
+        longer = any_of(SLOTS.c.expires.is_(None), SLOTS.c.expires < self._now + lease)
+        statement = update(SLOTS).where(self._held_by(owners), longer).values(expires=self._now + lease)
+        execute(self.storage, lambda connection: connection.execute(statement))
 
-    def open(self, trials: int) -> int:
-        """How many of the first `trials` slots are free."""
-        free = (SLOTS.c.study_id == self.study_id, SLOTS.c.slot < trials, SLOTS.c.state == "free")
-        with self.storage.engine.connect() as connection:
-            return int(connection.execute(select(sqlalchemy.func.count()).where(*free)).scalar_one())
+    def bury(self, owner: str, death: str, *, fatal: bool = False) -> int:
+        """Hands back what a dead worker held, and writes down how it ended; how many slots that were."""
+        statement = (
+            update(SLOTS)
+            .where(self._held_by([owner]))
+            .values(state="free", owner=None, expires=None, deaths=SLOTS.c.deaths + 1, death=death, fatal=int(fatal))
+        )
+        return int(execute(self.storage, lambda connection: connection.execute(statement).rowcount))
+
+    def bury_gone(self) -> None:
+        """Buries the workers of this host whose process is gone, without waiting for their leases to end."""
+        for held in self.held():
+            host, _, pid = held.owner.rpartition(":")
+            if host == socket.gethostname() and not is_alive(int(pid)):
+                self.bury(held.owner, "its process is gone")
+
+    def overdue(self, owners: Sequence[str], limit: float) -> list[str]:
+        """Those of the workers whose claim is older than `limit` seconds."""
+        late = select(SLOTS.c.owner).where(self._held_by(owners), SLOTS.c.since < self._now - limit)
+        return list(read(self.storage, lambda connection: connection.execute(late).scalars().all()))
+
+    def _held_by(self, owners: Sequence[str]) -> ColumnElement[bool]:
+        return all_of(self._mine, SLOTS.c.owner.in_(owners), SLOTS.c.state == "held")
+
+    def todo(self, trials: int) -> int:
+        """How many of the first `trials` slots are not done."""
+        open_ = select(func.count()).where(self._mine, SLOTS.c.slot < trials, SLOTS.c.state != "done")
+        return int(read(self.storage, lambda connection: connection.execute(open_).scalar_one()))
 
     def counts(self) -> dict[str, int]:
         """How many slots are free, held and done."""
-        states = select(SLOTS.c.state, sqlalchemy.func.count()).where(SLOTS.c.study_id == self.study_id)
-        with self.storage.engine.connect() as connection:
-            found = {state: int(n) for state, n in connection.execute(states.group_by(SLOTS.c.state))}
-        return {state: found.get(state, 0) for state in ("free", "held", "done")}
+        states = select(SLOTS.c.state, func.count()).where(self._mine).group_by(SLOTS.c.state)
+        rows = read(self.storage, lambda connection: connection.execute(states).all())
+        return {"free": 0, "held": 0, "done": 0} | {str(state): int(n) for state, n in rows}
 
     def held(self) -> list[Held]:
         """Who works on what."""
         rows = (
-            select(SLOTS.c.owner, SLOTS.c.trial_id)
-            .where(SLOTS.c.study_id == self.study_id, SLOTS.c.state == "held")
+            select(SLOTS.c.owner, SLOTS.c.trial_id, (SLOTS.c.expires - self._now).label("left"))
+            .where(self._mine, SLOTS.c.state == "held")
             .order_by(SLOTS.c.owner)
         )
-        with self.storage.engine.connect() as connection:
-            return [Held(row.owner, row.trial_id) for row in connection.execute(rows)]
+        return read(self.storage, lambda connection: [Held(*row) for row in connection.execute(rows)])
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this host is there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,55 +1,53 @@
 """What a trial is worth: the mean validation accuracy of its jobs, reported epoch by epoch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from statistics import fmean
+from typing import Protocol
 
 from optuna import Trial, TrialPruned
 
-from studyloom import train
-from studyloom.data import Split
-from studyloom.train import Epoch, Job
+from studyloom.train import Epoch, Training
 
 
-class Stopped(Exception):
-    """The worker was asked to stop; the trial is to be handed back as it is."""
+class Stopped(BaseException):
+    """The worker was asked to stop; the trial is to be handed back as it is. No code of a user's swallows it."""
 
 
-def measure(
-    trial: Trial,
-    jobs: Sequence[Job],
-    split: Split,
-    *,
-    prunable: bool,
-    reported: int,
-    stopping: Callable[[], bool],
-) -> list[Epoch]:
-    """Trains the jobs in lockstep and reports their mean accuracy after each epoch, which is the step, from 1.
+class Stopping(Protocol):
+    """Whether to stop; `interruptible()` surrounds work in the midst of which Stopped may be raised."""
+
+    def __call__(self) -> bool: ...
+    def interruptible(self) -> AbstractContextManager[None]: ...
+
+
+def measure(trial: Trial, training: Training, *, prunable: bool, reported: int, stopping: Stopping) -> Iterator[Epoch]:
+    """Trains in lockstep, reports the mean accuracy after each epoch, which is the step, from 1, and yields the mean.
+
+    A trial's value is the accuracy of its last epoch, and not the best of all, which would be the luckiest of as many.
 
     Args:
         prunable: whether the study's pruner may end the trial.
-        reported: the steps that are stored already, when a trial is gone on with.
-        stopping: asked after each epoch.
-
-    Returns:
-        The mean epochs; the trial's value is the accuracy of the last, and not the best of all, which would be the
-        luckiest of as many draws.
+        reported: the last step that is stored already, when a trial is gone on with. Whether to prune there is asked
+            again, since its worker may have died before it had asked.
 
     Raises:
-        TrialPruned: with the curve so far as its argument.
-        Stopped: as asked.
+        TrialPruned: the pruner says so, though not after the last epoch; its argument is the epoch.
+        Stopped: asked for in the midst of an epoch.
         train.Diverged: a loss is no longer finite.
     """
-    curve: list[Epoch] = []
-    for epochs in train.epochs(jobs, split):
-        curve.append(mean(epochs))
-        step = curve[-1].number
-        if step > reported:
-            trial.report(curve[-1].accuracy, step)
-            if prunable and step < jobs[0].epochs and trial.should_prune():
-                raise TrialPruned(curve)
-        if stopping() and step < jobs[0].epochs:
-            raise Stopped
-    return curve
+    epochs = iter(training)
+    while True:
+        with stopping.interruptible():
+            said = next(epochs, None)
+        if said is None:
+            return
+        epoch = mean(said)
+        if epoch.number > reported:
+            trial.report(epoch.accuracy, epoch.number)
+        if prunable and reported <= epoch.number < training.epochs and trial.should_prune():
+            raise TrialPruned(epoch)
+        yield epoch
 
 
 def mean(epochs: Sequence[Epoch]) -> Epoch:

@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from studyloom.failures import FAILURE
 from studyloom.study import BASELINE, Record
 
 REFRESH = 0.5  # seconds, on a terminal
@@ -33,11 +35,11 @@ class Seat:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A study at one moment: slots and trials by state, the two trials to know, and who works on what."""
+    """A study at one moment: slots by state, trials by outcome, the two trials to know, and who works on what."""
 
     name: str
     slots: Mapping[str, int]
-    trials: Mapping[TrialState, int]
+    outcomes: Mapping[str, int]
     best: FrozenTrial | None
     baseline: FrozenTrial | None
     seats: tuple[Seat, ...]
@@ -68,11 +70,18 @@ def take(record: Record) -> Snapshot:
     return Snapshot(
         name=record.name,
         slots=record.ledger.counts(),
-        trials={state: sum(trial.state == state for trial in trials) for state in TrialState},
+        outcomes=Counter(outcome(trial) for trial in trials),
         best=max(complete, key=lambda trial: trial.value or 0.0, default=None),
         baseline=next((trial for trial in complete if BASELINE in trial.user_attrs), None),
         seats=tuple(seats),
     )
+
+
+def outcome(trial: FrozenTrial) -> str:
+    """complete, pruned, failed, running; a trial that diverged has failed, whatever the sampler is told of it."""
+    if FAILURE in trial.user_attrs or trial.state == TrialState.FAIL:
+        return "failed"
+    return trial.state.name.lower()
 
 
 class Display:
@@ -152,8 +161,7 @@ def seats_table(snapshot: Snapshot) -> Table:
 
 def headline(snapshot: Snapshot) -> str:
     """Slots and trials in one line."""
-    names = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
-    parts = [f"{snapshot.trials[state]} {name}" for state, name in names.items()]
+    parts = [f"{snapshot.outcomes.get(name, 0)} {name}" for name in ("complete", "pruned", "failed")]
     if snapshot.seats:
         parts.append(f"{len(snapshot.seats)} running")
     return f"{snapshot.name}: {snapshot.done} of {snapshot.budget} trials – {', '.join(parts)}"

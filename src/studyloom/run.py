@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 import optuna
 import torch
 from omegaconf import DictConfig, OmegaConf
-from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.padding import Padding
@@ -24,12 +23,14 @@ from rich.text import Text
 from studyloom import config, data, progress
 from studyloom.config import Composer, ConfigError
 from studyloom.data import Split
-from studyloom.launch import WORKER, LaunchError, Stop, Task, follow_parent, own_arguments, program
+from studyloom.failures import FAILURE, REASON
+from studyloom.launch import HALT, WORKER, LaunchError, Task, follow_parent, own_arguments, program
 from studyloom.outline import outline
 from studyloom.question import SECTIONS, Folds, Question
 from studyloom.seeds import derive
-from studyloom.storage import hidden, parse, reason
-from studyloom.study import EPOCHS, FAILURE, REASON, Record, Worker, create_record, open_record
+from studyloom.stop import Stop
+from studyloom.storage import StorageLost, hidden, parse
+from studyloom.study import EPOCHS, TIMES, Halted, Limits, Record, Worker, create_record, open_record
 
 SHOWN = ("model", "optimizer", "scheduler", "train")  # of the configuration that a dry run samples
 
@@ -69,7 +70,8 @@ def run(cfg: DictConfig) -> None:
             record, trials = open_study(prepared, create=not worker)
         except (ValueError, OSError) as error:
             give_up(error, 2)
-        task = Task(_worker(prepared, record, trials), record.ledger, trials, prepared.run_dir / "logs")
+        limits = Limits(**{name: cfg.study[name] for name in Limits.__dataclass_fields__})
+        task = Task(_work(prepared, record, trials, limits), record.ledger, trials, prepared.run_dir / "logs", limits)
         try:
             if worker:
                 prepared.launcher.launch(task, stop)
@@ -77,7 +79,9 @@ def run(cfg: DictConfig) -> None:
                 code = conduct(prepared, record, task, stop)
         except KeyboardInterrupt:
             pass  # the second signal; what was held is handed back
-        except (LaunchError, StorageInternalError, OSError) as error:
+        except Halted as error:
+            give_up(error, HALT if worker else 1)
+        except (LaunchError, StorageLost, OSError) as error:
             give_up(error, 1)
     sys.exit(code if stop.signal is None else 128 + stop.signal)
 
@@ -86,7 +90,7 @@ def give_up(error: Exception, code: int) -> NoReturn:
     """Says what is wrong and ends the process."""
     if config.full_errors():
         raise error
-    lines = getattr(error, "mistakes", None) or [reason(error) if code == 1 else str(error)]
+    lines = getattr(error, "mistakes", None) or [str(error)]
     sys.stderr.write("".join(f"error: {line}\n" for line in lines))
     sys.exit(code)
 
@@ -150,15 +154,19 @@ def open_study(prepared: Prepared, *, create: bool) -> tuple[Record, int]:
     """The study in its database, made if it is not there, and the budget that the config gives it."""
     question, trials = prepared.question, prepared.question.trials()
     name = str(question.config.study.name)
+    deadline = question.config.storage.deadline
     if not create:
-        return open_record(prepared.url, name), trials
+        return open_record(prepared.url, name, deadline), trials
     prepared.run_dir.mkdir(parents=True, exist_ok=True)
-    return create_record(prepared.url, name, question.identity(prepared.split.digest), trials), trials
+    identity = question.identity(prepared.split.digest)
+    return create_record(prepared.url, name, identity, trials, deadline), trials
 
 
-def _worker(prepared: Prepared, record: Record, trials: int) -> Callable[[Callable[[], bool]], None]:
-    def work(stopping: Callable[[], bool]) -> None:
-        Worker(prepared.question, record, prepared.split, prepared.folds, stopping).run(trials)
+def _work(prepared: Prepared, record: Record, trials: int, limits: Limits) -> Callable[[Stop], None]:
+    def work(stop: Stop) -> None:
+        checkpoints = prepared.run_dir / "checkpoints"
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        Worker(prepared.question, record, prepared.split, prepared.folds, stop, checkpoints, limits).run(trials)
 
     return work
 
@@ -167,7 +175,7 @@ def conduct(prepared: Prepared, record: Record, task: Task, stop: Stop) -> int:
     """Has the open slots worked on, shows how it goes, and tells what came of it; the exit code."""
     console = progress.console()
     started = time.monotonic()
-    if todo := record.ledger.open(task.trials):
+    if todo := record.ledger.todo(task.trials):
         verb = "goes on" if record.trials() else "begins"
         console.print(f"{record.name} {verb}: {todo} trials to do, logs in {task.logs}", soft_wrap=True)
         with progress.Display(record, console):
@@ -180,6 +188,8 @@ def conduct(prepared: Prepared, record: Record, task: Task, stop: Stop) -> int:
     console.print(progress.answers_table(snapshot))
     tell_failures(record, console)
     tell_places(prepared, record, snapshot, console)
+    if (why := record.halted()) is not None:
+        raise Halted(f"the study has stopped, since its trials fail with this: {why}")
     if stop():
         why = "the time is up" if stop.signal is None else "stopped"
         console.print(f"{why}; the same command goes on from here")
@@ -211,6 +221,11 @@ def tell_places(prepared: Prepared, record: Record, snapshot: progress.Snapshot,
     times = [t for trial in record.trials() for t in trial.user_attrs.get(EPOCHS, {}).get("seconds", [])]
     if times:
         console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
+    spent = Counter[str]()
+    for trial in record.trials():
+        spent.update(trial.user_attrs.get(TIMES, {}))
+    if total := sum(spent.values()):
+        console.print(", ".join(f"{kind} {100 * part / total:.1f} %" for kind, part in spent.most_common()))
     address = parse(prepared.url)
     sqlite = address.get_backend_name() == "sqlite"
     lines = [f"study  {hidden(address)}"]

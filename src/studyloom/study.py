@@ -1,39 +1,61 @@
 """A study in its database: opened by what it asks, and worked on, slot by slot."""
 
+import json
 import logging
 import os
 import socket
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom import objective
+from studyloom import failures, objective
+from studyloom.checkpoint import Checkpoint
 from studyloom.data import Split
+from studyloom.failures import FAILURE, REASON, Failure, TimedOut
 from studyloom.ledger import Claim, Ledger
+from studyloom.objective import Stopped, Stopping
 from studyloom.question import Folds, Question
-from studyloom.storage import StorageError, connect, exclusive
-from studyloom.train import Diverged, Epoch
+from studyloom.space import Point
+from studyloom.storage import StorageError, StorageLost, connect, exclusive
+from studyloom.train import Epoch, Training
 
-QUESTION = "question"  # user attribute of the study: what it asks, by key
+QUESTION = "question"  # user attributes of the study: what it asks, by key
+HALTED = "halted"  # why nobody is to go on, or null
 SLOT = "slot"  # user attributes of a trial
+TOKEN = "token"
 WORKER = "worker"
 BASELINE = "baseline"
 EPOCHS = "epochs"
-FAILURE = "failure"  # diverged, out_of_memory, error
-REASON = "reason"
+TIMES = "times"
+TRACEBACK = "traceback"
+
+WAIT = 0.5  # seconds between looks at slots that others hold
+# A lease outlasts any epoch of the trial so far by this factor: an epoch that takes long is no sign of death.
+LEASE_EPOCHS = 4
 
 log = logging.getLogger(__name__)
 
 
 class QuestionError(ValueError):
     """The study of that name asks something else; says what."""
+
+
+class Halted(RuntimeError):
+    """The study was stopped because its trials fail for one reason; says which."""
+
+
+class Lost(Exception):
+    """The slot is another worker's by now."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +71,18 @@ class Record:
         """All trials, by number; not to be changed."""
         return self.study.get_trials(deepcopy=False)
 
+    def halted(self) -> str | None:
+        reason: str | None = self.study.user_attrs.get(HALTED)
+        return reason
 
-def open_record(url: str, name: str) -> Record:
+
+def open_record(url: str, name: str, deadline: float = 300.0) -> Record:
     """A study that exists.
 
     Raises:
         StorageError: no such database, or no study of that name in it.
     """
-    backend = connect(url)
+    backend = connect(url, deadline=deadline)
     storage = get_storage(backend)
     try:
         study_id = storage.get_study_id_from_name(name)
@@ -67,7 +93,7 @@ def open_record(url: str, name: str) -> Record:
     return Record(name, storage, study, Ledger(backend, study_id))
 
 
-def create_record(url: str, name: str, question: Mapping[str, Any], trials: int) -> Record:
+def create_record(url: str, name: str, question: Mapping[str, Any], trials: int, deadline: float = 300.0) -> Record:
     """Opens the study, making database, tables and study where they are missing, with a budget of at least `trials`.
 
     Raises:
@@ -75,13 +101,13 @@ def create_record(url: str, name: str, question: Mapping[str, Any], trials: int)
         StorageError: the database cannot be used.
     """
     with exclusive(url):
-        backend = connect(url, create=True)
+        backend = connect(url, create=True, deadline=deadline)
         storage = get_storage(backend)
         if name not in {study.study_name for study in storage.get_all_studies()}:
             study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
             Ledger(backend, storage.get_study_id_from_name(name)).create()
             study.set_user_attr(QUESTION, dict(question))
-        record = open_record(url, name)
+        record = open_record(url, name, deadline)
         asked = record.study.user_attrs.get(QUESTION)
         if asked is None:  # its maker died between the two commits above
             record.ledger.create()
@@ -93,6 +119,8 @@ def create_record(url: str, name: str, question: Mapping[str, Any], trials: int)
                 + "go back to that question, or give this one another name: study.name=…"
             )
         record.ledger.extend(trials)
+        if record.halted() is not None:  # whoever starts it again has mended the reason
+            record.study.set_user_attr(HALTED, None)
     return record
 
 
@@ -111,58 +139,106 @@ def owner_of(pid: int) -> str:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """How long a trial may take and a silent worker keeps it, in seconds; how often each may fail."""
+
+    lease: float = 60.0
+    trial_timeout: float | None = None
+    max_attempts: int = 3
+    max_failures: int = 5
+
+
+@dataclass
+class Stopwatch:
+    """Where the time of a trial goes, in seconds by kind."""
+
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def __call__(self, kind: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[kind] += time.perf_counter() - start
+
+
+@dataclass(frozen=True)
 class Worker:
-    """Works on a study in this process, one slot after the other, until none is free or it is asked to stop."""
+    """Works on a study in this process, one slot after the other, until all are done or it is asked to stop."""
 
     question: Question
     record: Record
     split: Split
     folds: Folds
-    stopping: Callable[[], bool]
+    stopping: Stopping
+    checkpoints: Path
+    limits: Limits = field(default_factory=Limits)
 
     def run(self, trials: int) -> None:
-        """Works on the first `trials` slots."""
+        """Works on the first `trials` slots; waits for those that others hold, should their leases end.
+
+        Raises:
+            Halted: the study's trials fail for one reason.
+            StorageLost: the database is away for longer than its deadline, or for good.
+        """
         ledger, owner = self.record.ledger, owner_of(os.getpid())
         self.record.study.pruner = self.question.pruner()
-        while not self.stopping() and (claim := ledger.claim(owner, trials)) is not None:
-            try:
+        while not self.stopping():
+            if (reason := self.record.halted()) is not None:
+                raise Halted(reason)
+            claim = ledger.claim(owner, trials, self.limits.lease)
+            if claim is not None:
                 self.settle(claim, owner)
-            except objective.Stopped:
-                ledger.release(claim)
+            elif ledger.todo(trials):
+                time.sleep(WAIT)
+                ledger.bury_gone()
+            else:
                 return
-            except KeyboardInterrupt:
-                ledger.release(claim)
-                raise
-            ledger.finish(claim)
 
     def settle(self, claim: Claim, owner: str) -> None:
-        """Brings the trial of a claimed slot to its end."""
-        frozen = self.begin(claim, owner)
+        """Brings the trial of a claimed slot to its end, or hands it back, or finds that it is another's by now."""
+        try:
+            self.work(claim, owner)
+        except (Stopped, KeyboardInterrupt) as stop:
+            self.record.ledger.release(claim)
+            if isinstance(stop, KeyboardInterrupt):
+                raise
+        except (Lost, UpdateFinishedTrialError):
+            log.warning("slot %d: the lease ended and another worker went on with the trial", claim.slot)
+            self.record.ledger.finish(claim)  # in effect only where somebody else told the trial and took no slot
+        else:
+            self.record.ledger.finish(claim)
+
+    def work(self, claim: Claim, owner: str) -> None:
+        watch, curve = Stopwatch(), list[Epoch]()
+        with watch("storage"):
+            frozen = self.begin(claim, owner)
         if frozen.state.is_finished():  # told, and then its worker died before it said so in the ledger
             return
         trial = optuna.Trial(self.record.study, frozen._trial_id)
-        point = self.question.space.suggest(trial)
-        prunable = self.question.baseline is None or trial.number > 0  # all is compared with the baseline
-        state, value, curve = TrialState.FAIL, None, []
+        if claim.fatal or claim.deaths >= self.limits.max_attempts:
+            self.fail(trial, self.obituary(claim))
+            return
+        with watch("sampling"):
+            point = self.question.space.suggest(trial)
+        checkpoint = self.checkpoint(frozen.number, point)
+        failure, state = None, TrialState.COMPLETE
         try:
-            curve = objective.measure(
-                trial,
-                self.question.jobs(point, self.folds, trial.number),
-                self.split,
-                prunable=prunable,
-                reported=frozen.last_step or 0,
-                stopping=self.stopping,
-            )
-            state, value = TrialState.COMPLETE, curve[-1].accuracy
+            self.train(trial, claim, point, checkpoint, frozen.last_step or 0, watch, curve)
         except optuna.TrialPruned as pruned:
-            state, curve = TrialState.PRUNED, pruned.args[0]
+            curve.append(pruned.args[0])
+            state = TrialState.PRUNED
+        except (StorageLost, UpdateFinishedTrialError, Lost):
+            raise
         except Exception as error:
-            if isinstance(error, objective.Stopped | optuna.exceptions.StorageInternalError):
-                raise
-            self.explain(trial, error)
-        self.keep(trial, curve)
-        self.record.study.tell(trial, value, state if value is None else None)
-        log.info("trial %d: %s%s", trial.number, state.name.lower(), "" if value is None else f" {value:.4f}")
+            failure = failures.explain(error)
+        self.keep(trial, curve, watch)
+        if failure is not None:
+            self.fail(trial, failure)
+        else:
+            self.tell(trial, curve[-1].accuracy if state == TrialState.COMPLETE else None, state)
+        checkpoint.remove()
 
     def begin(self, claim: Claim, owner: str) -> FrozenTrial:
         """The trial of a slot, made if need be, with the study's sampler set for it."""
@@ -172,7 +248,8 @@ class Worker:
             of_slot = [t for t in self.record.trials() if t.user_attrs.get(SLOT) == claim.slot]
             trial_id = of_slot[0]._trial_id if of_slot else None
         if trial_id is None:
-            template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={SLOT: claim.slot, WORKER: owner})
+            attributes = {SLOT: claim.slot, TOKEN: claim.token, WORKER: owner}
+            template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
             template.datetime_start = datetime.now()
             trial_id = storage.create_new_trial(ledger.study_id, template)
         if trial_id != claim.trial_id:
@@ -190,22 +267,93 @@ class Worker:
                     storage.set_trial_param(trial_id, name, distribution.to_internal_repr(value), distribution)
         return frozen
 
-    @staticmethod
-    def explain(trial: optuna.Trial, error: Exception) -> None:
-        """Stores why a trial failed, where the dashboard shows it."""
-        if isinstance(error, Diverged):
-            kind = "diverged"
-        elif isinstance(error, MemoryError | torch.OutOfMemoryError):
-            kind = "out_of_memory"
+    def checkpoint(self, number: int, point: Point) -> Checkpoint:
+        identity = json.dumps([self.record.name, number, self.question.config.study.seed, point.params], default=str)
+        return Checkpoint(self.checkpoints / f"trial-{number}.pt", identity)
+
+    def train(
+        self,
+        trial: optuna.Trial,
+        claim: Claim,
+        point: Point,
+        checkpoint: Checkpoint,
+        reported: int,
+        watch: Stopwatch,
+        curve: list[Epoch],
+    ) -> None:
+        """Trains a trial from its last checkpoint; `curve` takes its epochs, those before the checkpoint included."""
+        started = time.monotonic()
+        training = Training(self.question.jobs(point, self.folds, trial.number), self.split)
+        with watch("checkpoints"):
+            state = checkpoint.load()
+        if state is not None:
+            try:
+                training.restore(state)
+            except ValueError as error:
+                log.warning("%s: %s; the trial starts anew", checkpoint.path, error)
+        curve += [objective.mean(said) for said in training.said]
+        prunable = self.question.baseline is None or trial.number > 0  # all is compared with the baseline
+        epochs = objective.measure(trial, training, prunable=prunable, reported=reported, stopping=self.stopping)
+        longest, asked = 0.0, time.perf_counter()
+        for epoch in epochs:
+            watch.seconds["storage"] += time.perf_counter() - asked - epoch.seconds  # to report, and whether to prune
+            curve.append(epoch)
+            longest = max(longest, epoch.seconds)
+            with watch("storage"):
+                if not self.record.ledger.renew(claim, max(self.limits.lease, LEASE_EPOCHS * longest)):
+                    raise Lost
+            last = epoch.number == training.epochs
+            if not last:
+                with watch("checkpoints"):
+                    checkpoint.save(training.state())
+            if self.stopping() and not last:
+                raise Stopped
+            limit = self.limits.trial_timeout
+            if limit is not None and time.monotonic() - started > limit:
+                raise TimedOut(f"the trial took longer than study.trial_timeout={limit:g} seconds")
+            asked = time.perf_counter()
+
+    def obituary(self, claim: Claim) -> Failure:
+        if claim.fatal:
+            return Failure(failures.TIMEOUT, str(claim.death))
+        return Failure(failures.CRASHED, f"{claim.deaths} workers died of this trial, the last so: {claim.death}")
+
+    def fail(self, trial: optuna.Trial, failure: Failure) -> None:
+        """Ends a trial that came to nothing, and stops the study if that is all that its trials do."""
+        trial.set_user_attr(FAILURE, failure.kind)
+        trial.set_user_attr(REASON, failure.reason)
+        if failure.details:
+            trial.set_user_attr(TRACEBACK, failure.details)
+            log.error("trial %d: %s", trial.number, failure.details)
+        if failure.kind in failures.TEACHES:
+            trial.set_constraint(failure.kind, 1.0)
+            self.tell(trial, None, TrialState.PRUNED)
         else:
-            kind = "error"
-            log.error("trial %d: %s", trial.number, "".join(traceback.format_exception(error)))
-        trial.set_user_attr(FAILURE, kind)
-        trial.set_user_attr(REASON, f"{type(error).__name__}: {error}")
+            self.tell(trial, None, TrialState.FAIL)
+        if failure.kind == failures.ERROR and self.is_hopeless(trial.number, failure.reason):
+            self.record.study.set_user_attr(HALTED, failure.reason)
+
+    def is_hopeless(self, number: int, reason: str) -> bool:
+        """Whether the first trial failed, or the last `max_failures` all did so for this reason."""
+        ended = [trial for trial in self.record.trials() if trial.datetime_complete is not None]
+        ended.sort(key=lambda trial: trial.datetime_complete or datetime.min)
+        last = ended[-self.limits.max_failures :]
+        same = [trial for trial in last if trial.user_attrs.get(REASON) == reason]
+        return number == 0 or len(same) == self.limits.max_failures
+
+    def tell(self, trial: optuna.Trial, value: float | None, state: TrialState) -> None:
+        """Ends a trial; Lost if another worker has ended it."""
+        try:
+            self.record.study.tell(trial, value, state)
+        except ValueError as error:
+            raise Lost from error
+        log.info("trial %d: %s%s", trial.number, state.name.lower(), "" if value is None else f" {value:.4f}")
 
     @staticmethod
-    def keep(trial: optuna.Trial, curve: Sequence[Epoch]) -> None:
-        """Stores the learning curve: a list for each of an epoch's fields."""
+    def keep(trial: optuna.Trial, curve: list[Epoch], watch: Stopwatch) -> None:
+        """Stores the learning curve, a list for each of an epoch's fields, and where the time went."""
         if curve:
             rows = [asdict(epoch) for epoch in curve]
             trial.set_user_attr(EPOCHS, {name: [round(row[name], 6) for row in rows] for name in rows[0]})
+            watch.seconds["training"] = sum(epoch.seconds for epoch in curve)
+        trial.set_user_attr(TIMES, {kind: round(seconds, 4) for kind, seconds in watch.seconds.items()})

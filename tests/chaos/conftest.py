@@ -1,0 +1,27 @@
+"""The clean run that every disturbed one is compared with."""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+import harness  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def clean(tmp_path_factory):
+    """The outcomes of an undisturbed study of so many trials with a seed; run once."""
+    known = {}
+
+    def outcomes(trials, seed=0):
+        if (trials, seed) not in known:
+            folder = tmp_path_factory.mktemp("clean")
+            url = f"sqlite:///{folder}/study.db"
+            record = harness.prepare(url, trials, seed)
+            harness.run(url, trials, folder, seed)
+            harness.check(record, trials)
+            known[trials, seed] = harness.outcomes(record)
+        return known[trials, seed]
+
+    return outcomes

@@ -1,0 +1,162 @@
+"""Workers as real processes that die where a test wants them to, and the laws that hold after whatever befell them.
+
+The processes come from a fork server that has imported the libraries, so that one starts in some milliseconds.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from optuna.trial import TrialState
+
+from studyloom.study import Limits, Record, Worker, create_record, open_record
+
+SPAWN = multiprocessing.get_context("forkserver")
+SPAWN.set_forkserver_preload(["torch", "optuna", "hydra", "sqlalchemy", "studyloom.study", "toys", "harness"])
+NAME = "chaos"
+LEASE = 1.0  # seconds; an epoch takes some milliseconds
+EPOCHS = 4
+
+PHASES = (
+    "before claim",
+    "after claim",
+    "after suggest",
+    "between report and prune",
+    "during checkpoint",
+    "after checkpoint",
+    "before tell",
+    "inside tell",
+    "after tell",
+)
+
+
+def question(seed: int = 0, *overrides: str):
+    from toys import TINY, ask
+
+    return ask(*TINY, f"train.epochs={EPOCHS}", "sampler=random", "pruner=none", f"study.seed={seed}", *overrides)
+
+
+def prepare(url: str, trials: int, seed: int = 0, *overrides: str) -> Record:
+    return create_record(url, NAME, question(seed, *overrides).identity("toy"), trials)
+
+
+Strike = tuple[str, int, str]  # a phase, how often it is passed before, and the deed: die or hold
+
+
+def work(url: str, trials: int, folder: str, seed: int = 0, strike: Strike | None = None, attempts: int = 99) -> None:
+    """A worker's life. A storm may meet one trial again and again, so that it is not given up unless a test wants."""
+    import torch
+    from toys import Never, toy_folds, toy_split
+
+    torch.set_num_threads(1)
+    if strike is not None:
+        arm(*strike)
+    split = toy_split()
+    limits = Limits(lease=LEASE, max_attempts=attempts)
+    record = open_record(url, NAME, deadline=30.0)
+    Worker(question(seed), record, split, toy_folds(split), Never(), Path(folder), limits).run(trials)
+
+
+def arm(phase: str, passes: int, deed: str) -> None:
+    """Has this process do a deed when it has come to a phase `passes` times before."""
+    import optuna
+    import sqlalchemy
+
+    from studyloom import checkpoint
+    from studyloom.checkpoint import Checkpoint
+    from studyloom.ledger import Ledger
+    from studyloom.space import Space
+
+    left = [passes]
+
+    def come(at: str) -> None:
+        if at != phase:
+            return
+        left[0] -= 1
+        if left[0] >= 0:
+            return
+        left[0] = 1_000_000
+        if deed == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif deed == "hold":  # the interpreter's lock, as C code may that does not know better
+            ctypes.PyDLL(None).usleep(int(2.5 * LEASE * 1e6))
+
+    def around(owner: object, name: str, before: str = "", after: str = "") -> None:
+        inner = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            come(before)
+            result = inner(*args, **kwargs)
+            come(after)
+            return result
+
+        setattr(owner, name, call)
+
+    around(Ledger, "claim", "before claim", "after claim")
+    around(Space, "suggest", after="after suggest")
+    around(optuna.Trial, "report", after="between report and prune")
+    around(checkpoint.os, "replace", before="during checkpoint")
+    around(Checkpoint, "save", after="after checkpoint")
+    telling = []
+    tell = optuna.Study.tell
+
+    def tell_armed(*args, **kwargs):
+        come("before tell")
+        telling.append(True)
+        result = tell(*args, **kwargs)
+        telling.clear()
+        come("after tell")
+        return result
+
+    optuna.Study.tell = tell_armed
+    sqlalchemy.event.listen(sqlalchemy.Engine, "commit", lambda _: telling and come("inside tell"))
+
+
+def start(url: str, trials: int, folder: Path, seed: int = 0, strike: Strike | None = None, attempts: int = 99):
+    process = SPAWN.Process(target=work, args=(url, trials, str(folder), seed, strike, attempts))
+    process.start()
+    return process
+
+
+def run(url: str, trials: int, folder: Path, seed: int = 0, workers: int = 1) -> None:
+    """Workers that nothing befalls, to their end."""
+    processes = [start(url, trials, folder, seed) for _ in range(workers)]
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+
+
+def until(condition: Callable[[], object], seconds: float = 30.0) -> object:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.005)
+    raise AssertionError("it did not happen in time")
+
+
+def outcomes(record: Record) -> set:
+    return {(trial.number, tuple(sorted(trial.params.items())), trial.value) for trial in record.trials()}
+
+
+def check(record: Record, trials: int, clean: set | None = None) -> None:
+    """The invariants of a study that has ended: I1, I2, I3 with I5, I4."""
+    found = record.trials()
+    assert [trial.number for trial in found] == list(range(trials)), "I2: exactly N"
+    assert {trial.state for trial in found} <= {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}, "I1"
+    slots = [trial.user_attrs["slot"] for trial in found]
+    assert sorted(slots) == list(range(trials)), "I2: no slot twice"
+    assert record.ledger.counts() == {"free": 0, "held": 0, "done": trials}, "I1"
+    for trial in found:
+        steps = list(trial.intermediate_values)
+        assert steps == list(range(1, len(steps) + 1)), "I3: reports gap-free"
+        if trial.state == TrialState.COMPLETE:
+            assert trial.value == trial.intermediate_values[EPOCHS], "I3"
+    best = [max(t.value for t in found[: k + 1] if t.value is not None) for k in range(trials) if found[0].value]
+    assert best == sorted(best), "I4"
+    if clean is not None:
+        assert outcomes(record) == clean, f"I5: {outcomes(record) ^ clean}"

@@ -1,0 +1,192 @@
+"""Faults of workers, on stub-sized trials and real databases; the fast part of the chaos."""
+
+import os
+import random
+import signal
+import time
+
+import harness
+import optuna
+import pytest
+from harness import EPOCHS, LEASE, NAME, PHASES, check, outcomes, prepare, run, start, until
+
+from studyloom.ledger import Ledger
+from studyloom.study import open_record
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_worker_killed_at_any_phase_costs_nothing(url, tmp_path, clean, phase):
+    record = prepare(url, 3)
+    victim = start(url, 3, tmp_path, strike=(phase, 1, "die"))
+    victim.join(60)
+    assert victim.exitcode == -signal.SIGKILL
+    run(url, 3, tmp_path)
+    check(record, 3, clean(3))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_storm_of_kills_leaves_exactly_n_trials_and_their_values(url, tmp_path, clean, seed):
+    trials, kills, lives = 60, 20, random.Random(seed)
+    record = prepare(url, trials, seed)
+    workers = [start(url, trials, tmp_path, seed) for _ in range(3)]
+    for _ in range(kills):
+        if not record.ledger.todo(trials):
+            break
+        done = record.ledger.counts()["done"]
+        until(lambda done=done: record.ledger.counts()["done"] > done or not any(w.is_alive() for w in workers))
+        time.sleep(lives.random() * 0.02)  # somewhere in a trial
+        victim = lives.randrange(3)
+        workers[victim].kill()
+        workers[victim].join()
+        workers[victim] = start(url, trials, tmp_path, seed)
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    check(record, trials, clean(trials, seed))
+
+
+def test_a_trial_of_which_every_worker_dies_is_given_up_and_the_study_goes_on(url, tmp_path):
+    record = prepare(url, 1)
+    for _ in range(3):
+        victim = start(url, 1, tmp_path, strike=("after suggest", 0, "die"))
+        victim.join(60)
+        assert victim.exitcode == -signal.SIGKILL
+    prepare(url, 2)
+    survivor = start(url, 2, tmp_path, attempts=3)
+    survivor.join(60)
+    first, second = record.trials()
+    assert (first.state.name, first.user_attrs["failure"]) == ("FAIL", "crashed")
+    assert second.state.name == "COMPLETE"
+    assert record.ledger.counts()["done"] == 2
+
+
+def test_a_worker_stopped_past_its_lease_and_continued_does_no_harm(url, tmp_path, clean):
+    record = prepare(url, 3)
+    sleeper = start(url, 3, tmp_path, strike=("between report and prune", 2, "stop"))
+    until(lambda: any(trial.intermediate_values for trial in record.trials()))
+    os.kill(sleeper.pid, signal.SIGSTOP)
+    run(url, 3, tmp_path)  # waits for the lease to end, and goes on with the trial
+    check(record, 3, clean(3))
+    os.kill(sleeper.pid, signal.SIGCONT)
+    sleeper.join(60)
+    assert sleeper.exitcode == 0
+    check(record, 3, clean(3))
+
+
+def test_the_interpreters_lock_held_past_the_lease_does_no_harm(url, tmp_path, clean):
+    record = prepare(url, 4)
+    holder = start(url, 4, tmp_path, strike=("between report and prune", 1, "hold"))
+    until(lambda: any(trial.intermediate_values for trial in record.trials()))
+    run(url, 4, tmp_path)
+    holder.join(60)
+    assert holder.exitcode == 0
+    check(record, 4, clean(4))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped", "removed"])
+def test_a_damaged_checkpoint_costs_its_epochs_and_changes_nothing(sqlite_url, tmp_path, clean, damage):
+    record = prepare(sqlite_url, 1)
+    victim = start(sqlite_url, 1, tmp_path, strike=("after checkpoint", 1, "die"))
+    victim.join(60)
+    assert victim.exitcode == -signal.SIGKILL
+    (file,) = tmp_path.glob("trial-0.pt")
+    content = bytearray(file.read_bytes())
+    match damage:
+        case "truncated":
+            file.write_bytes(content[: len(content) // 2])
+        case "emptied":
+            file.write_bytes(b"")
+        case "flipped":
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
+        case "removed":
+            file.unlink()
+    run(sqlite_url, 1, tmp_path)
+    check(record, 1, clean(1))
+
+
+def create(url, barrier):
+    barrier.wait(60)
+    prepare(url, 5)
+
+
+def test_twelve_processes_make_one_study_on_an_empty_database(url, tmp_path):
+    barrier = harness.SPAWN.Barrier(12)
+    processes = [harness.SPAWN.Process(target=create, args=(url, barrier)) for _ in range(12)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * 12
+    record = open_record(url, NAME)
+    assert record.ledger.counts() == {"free": 5, "held": 0, "done": 0}
+    assert [study.study_name for study in record.storage.get_all_studies()] == [NAME]
+
+
+def test_a_strangers_lock_is_waited_for(sqlite_url, tmp_path, clean):
+    record = prepare(sqlite_url, 3)
+    stranger = record.ledger.storage.engine.raw_connection()
+    stranger.cursor().execute("BEGIN IMMEDIATE")
+    worker = start(sqlite_url, 3, tmp_path)
+    worker.join(2 * LEASE)
+    assert worker.is_alive()
+    assert record.trials() == []
+    stranger.rollback()
+    worker.join(60)
+    assert worker.exitcode == 0
+    check(record, 3, clean(3))
+
+
+def test_a_tell_that_meets_anothers_row_lock_waits_for_it(postgres_url, tmp_path, clean):
+    record = prepare(postgres_url, 1)
+    worker = start(postgres_url, 1, tmp_path, strike=("before tell", 0, "stop"))
+    until(lambda: record.trials() and len(record.trials()[0].intermediate_values) == EPOCHS)
+    with record.ledger.storage.engine.begin() as connection:
+        connection.exec_driver_sql("SELECT * FROM trials FOR UPDATE")
+    worker.join(60)
+    assert worker.exitcode == 0
+    check(record, 1, clean(1))
+
+
+def test_workers_in_other_time_zones_agree(url, tmp_path, clean, monkeypatch):
+    record = prepare(url, 4)
+    processes = []
+    for zone in ("Pacific/Kiritimati", "Pacific/Pago_Pago"):
+        process = harness.SPAWN.Process(target=in_zone, args=(zone, url, 4, str(tmp_path)))
+        process.start()
+        processes.append(process)
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    check(record, 4, clean(4))
+
+
+def in_zone(zone, url, trials, folder):
+    os.environ["TZ"] = zone
+    time.tzset()
+    harness.work(url, trials, folder)
+
+
+def test_a_study_gone_on_with_twice_at_once_makes_n_trials(url, tmp_path, clean):
+    record = prepare(url, 12)
+    run(url, 12, tmp_path, workers=4)
+    check(record, 12, clean(12))
+
+
+def test_the_checker_sees_what_is_wrong(sqlite_url, tmp_path, clean):
+    """It is no check that cannot fail."""
+    record = prepare(sqlite_url, 3)
+    run(sqlite_url, 3, tmp_path)
+    check(record, 3, clean(3))
+    with pytest.raises(AssertionError, match="I5"):
+        check(record, 3, clean(3, seed=7))
+    with pytest.raises(AssertionError, match="I2"):
+        check(record, 4)
+    extra = optuna.load_study(study_name=NAME, storage=record.storage).ask()
+    with pytest.raises(AssertionError, match="I"):
+        check(record, 4)
+    assert extra.number == 3
+    Ledger(record.ledger.storage, record.ledger.study_id).extend(4)
+    with pytest.raises(AssertionError):
+        check(record, 3)
+    assert outcomes(record) != clean(3)
