@@ -6,7 +6,6 @@ from pathlib import Path
 
 import optuna
 import pytest
-import sqlalchemy
 from conftest import CANARY
 from optuna.storages import get_storage
 from optuna.trial import TrialState

@@ -1,13 +1,13 @@
 """Outages of the database: which failures pass, how long to wait for that, and what to say of the others."""
 
 import logging
+import os
 import random
 import re
 import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy
@@ -19,7 +19,7 @@ DELAYS = (0.05, 2.0)  # seconds between tries: the first, doubling to the longes
 PASSING_STATES = ("08", "57P", "53300", "40001", "40P01", "55P03", "25P03")  # how a passing SQLSTATE begins
 # A connection that is refused while it is made has no SQLSTATE; what passes there is all but this.
 FINAL_WORDS = (
-    *("authentication failed", "no password supplied", "no pg_hba.conf entry", "not permitted", "permission denied"),
+    *("authentication failed", "no password supplied", "pg_hba.conf", "not permitted", "permission denied"),
     *("does not exist", "certificate", "not support ssl"),
 )
 PASSING_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
@@ -138,17 +138,26 @@ def diagnose(error: BaseException, address: URL) -> StorageLost:
     else:  # a pool whose connections are all in use for 30 s, by threads that wait
         cause = error.__cause__ or error
         passing = isinstance(cause, sqlalchemy.exc.TimeoutError)
-    if address.get_backend_name() == "sqlite" and not Path(str(address.database)).exists():
+    if address.get_backend_name() == "sqlite" and identity(address) is None:
         return gone(address)
     return StorageLost(f"storage.url: cannot use {hidden(address)}: {reason(error, address)}", passing=passing)
 
 
 def gone(address: URL) -> StorageLost:
-    """The failure of a SQLite file whose name is no longer its own."""
+    """The failure of a SQLite database whose name no longer leads to it."""
     return StorageLost(
-        f"storage.url: cannot use {hidden(address)}: the file was deleted, moved or replaced, or its disk is away; put it "
-        "back, or begin again under another run_dir"
+        f"storage.url: cannot use {hidden(address)}: the file was deleted, moved, replaced or emptied, or its disk is "
+        "away; put it back, or begin again under another run_dir"
     )
+
+
+def identity(address: URL) -> tuple[int, int] | None:
+    """Which file a SQLite database is now; None where there is none, or an empty one."""
+    try:
+        status = os.stat(str(address.database))
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if status.st_size else None
 
 
 def _passes(error: DBAPIError) -> bool:

@@ -25,7 +25,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
-from studyloom.outage import Patience, call, diagnose, gone
+from studyloom.outage import Patience, call, diagnose, gone, identity
 from studyloom.outage import StorageError as StorageError
 from studyloom.outage import StorageLost as StorageLost
 from studyloom.outage import hidden as hidden
@@ -60,6 +60,15 @@ class Persistent(RDBStorage):
         self.patience = Patience(address, deadline)
         event.listen(self.engine, "handle_error", self._explain)
         event.listen(self.engine, "commit", self._note_commit)
+
+    @property
+    def deadline(self) -> float:
+        """Seconds that a call waits for a database that is away; may be set while calls wait."""
+        return self.patience.deadline
+
+    @deadline.setter
+    def deadline(self, seconds: float) -> None:
+        self.patience.deadline = seconds
 
     def _explain(self, context: sqlalchemy.engine.ExceptionContext) -> None:
         """Takes the place of what SQLAlchemy would raise, on which Optuna tries five times to make a trial."""
@@ -174,31 +183,23 @@ class SQLiteStorage(Persistent):
 
     def __init__(self, url: str, address: URL, deadline: float, **kwargs: Any) -> None:
         engine_kwargs = {"connect_args": {"timeout": min(BUSY_SECONDS, deadline)}}
+        address = address.set(database=str(Path(str(address.database)).absolute()))
         super().__init__(url, address, deadline, engine_kwargs=engine_kwargs, **kwargs)
-        path = Path(str(address.database)).absolute()
 
         @event.listens_for(self.engine, "connect")
         def connect(connection: Any, record: Any) -> None:
             connection.isolation_level = None  # or sqlite3 begins transactions of its own
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")  # a power cut may lose the last commits, never the file
-            record.info["file"] = _identity(path)
+            record.info["file"] = identity(address)
 
         @event.listens_for(self.engine, "begin")
         def begin(connection: Connection) -> None:
-            if connection.info["file"] != _identity(path):  # or all would be written to a file without a name
+            if connection.info["file"] != identity(address):  # or all would be written to a file without a name
                 raise gone(address)
             connection.exec_driver_sql("BEGIN IMMEDIATE" if call.writes else "BEGIN")
 
         self.engine.dispose()  # what was opened above knows no hooks
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def execute(storage: Persistent, work: Callable[[Connection], T]) -> T:
