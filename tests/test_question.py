@@ -1,16 +1,18 @@
 import shutil
+from dataclasses import replace
 
 import hydra
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from optuna.samplers import BaseSampler, RandomSampler
 from torch import nn
-from toys import ask, toy_split
+from toys import ask, compose, toy_split
 
 from studies import CONF
 from studyloom import data
-from studyloom.config import ConfigError
+from studyloom.config import ConfigError, with_values
 from studyloom.grid import GridSampler
 from studyloom.question import Question, probes, try_out
 from studyloom.space import SpaceError
@@ -89,6 +91,24 @@ def main():
     return ask()
 
 
+@pytest.fixture(scope="module")
+def composed():
+    return compose(*NONE)
+
+
+@pytest.fixture
+def asking(composed):
+    """Asks with values set by key, as if they had been composed, and with what `key=range` says of the space."""
+
+    def ask_with(*searches: str, **values: object) -> Question:
+        cfg, composer = composed
+        tree = OmegaConf.to_container(OmegaConf.from_dotlist(list(searches)))
+        cfg = with_values(cfg, {key.replace("__", "."): value for key, value in values.items()} | {"space": tree})
+        return Question.ask(cfg, replace(composer, _cache={}))
+
+    return ask_with
+
+
 def mistakes_of(question: Question, folds, **images) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         question.check(folds, **(IMAGES | images))
@@ -104,38 +124,45 @@ def only_mistake(question: Question, folds, **images) -> str:
 # What it asks
 
 
-@pytest.fixture(scope="module")
-def asked():
-    return ask(*NONE).identity("digest")
+@pytest.fixture
+def asked(asking):
+    return asking().identity("digest")
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        "model.hidden=[64]",
-        "model=cnn",
-        "optimizer=sgd",
-        "optimizer.weight_decay=0.5",
-        "scheduler=constant",
-        "loss=mse",
-        "loss.label_smoothing=0.1",
-        "train.epochs=3",
-        "train.batch_size=32",
-        "train.l1=0.1",
-        "objective.folds=2",
-        "objective.seeds=2",
-        "study.seed=1",
-        "data.validation=100",
-        "space=lr",
-        "+space.train.l1.float=[0,1]",
+        {"model.hidden": [64]},
+        {"optimizer.weight_decay": 0.5},
+        {"loss.label_smoothing": 0.1},
+        {"train.epochs": 3},
+        {"train.batch_size": 32},
+        {"train.l1": 0.1},
+        {"train.samples_per_epoch": 64},
+        {"objective.folds": 2},
+        {"objective.seeds": 2},
+        {"study.seed": 1},
+        {"data.validation": 100},
     ],
+    ids=str,
 )
-def test_another_question_has_another_identity(asked, change):
+def test_another_value_makes_another_question(asking, asked, change):
+    assert asking(**change).identity("digest") != asked
+
+
+@pytest.mark.parametrize("change", ["model=cnn", "optimizer=sgd", "scheduler=constant", "loss=mse", "space=lr"])
+def test_another_option_makes_another_question(asked, change):
     assert ask(*NONE, change).identity("digest") != asked
 
 
-def test_other_data_is_another_question(asked):
-    assert ask(*NONE).identity("other") != asked
+def test_another_range_makes_another_question(asking):
+    ranges = [asking(f"train.l1.float={ends}").identity("digest") for ends in ("[0, 1]", "[0, 2]", "[0, 1]")]
+    assert ranges[0] == ranges[2]
+    assert ranges[0] != ranges[1]
+
+
+def test_other_data_is_another_question(asking, asked):
+    assert asking().identity("other") != asked
 
 
 def test_how_an_answer_is_found_and_where_things_lie_is_no_part_of_the_question(asked):
@@ -230,7 +257,6 @@ def test_a_sampler_without_a_seed_is_a_sampler():
 @pytest.mark.parametrize(
     ("overrides", "trials"),
     [
-        (["study.trials=7"], 7),
         (["study.trials=7", "space=none"], 1),
         (["study.trials=7", "space=none", "study.baseline=false"], 1),
         (["study.trials=7", "space=none", "+space.model.mlp={}"], 1),
@@ -274,9 +300,9 @@ def test_a_question_without_mistakes_passes(main, folds):
         ("model.hidden.deep.int=[1,2]", ["space.model.hidden.deep: model.hidden.deep is no key"]),
     ],
 )
-def test_a_key_that_the_config_does_not_have_is_named_with_its_neighbour(folds, search, words):
-    overrides = [f"+space.{search}"] + ["study.baseline=false"] * ("cnn" in search or "adam" in search)
-    line = only_mistake(ask(*NONE, *overrides), folds)
+def test_a_key_that_the_config_does_not_have_is_named_with_its_neighbour(asking, folds, search, words):
+    baseline = "cnn" not in search and "adam" not in search
+    line = only_mistake(asking(search, study__baseline=baseline), folds)
     assert all(word in line for word in words), line
 
 
@@ -285,40 +311,42 @@ def test_a_key_that_the_config_does_not_have_is_named_with_its_neighbour(folds, 
     [
         ("data.validation.int=[100,800]", ["space.data.validation: data is the same for all trials", "model, optim"]),
         ("objective.seeds.int=[1,2]", ["space.objective.seeds: objective is the same"]),
-        ("sampler={tpe:null,random:null}", ["space.sampler: sampler is the same"]),
+        ("sampler={tpe: null, random: null}", ["space.sampler: sampler is the same"]),
         ("study.trials.int=[1,100]", ["space.study.trials: study is the same"]),
     ],
 )
-def test_what_no_trial_changes_cannot_be_searched(folds, search, words):
-    line = only_mistake(ask(*NONE, f"+space.{search}"), folds)
+def test_what_no_trial_changes_cannot_be_searched(asking, folds, search, words):
+    line = only_mistake(asking(search), folds)
     assert all(word in line for word in words), line
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("search", "words"),
     [
-        (["+space.optimizer.lr.float=[0.1,1]"], ["space.optimizer.lr: the default optimizer.lr=0.001 is outside its"]),
-        (["+space.train.epochs.int=[1,5]"], ["space.train.epochs", "train.epochs=6", "[1, 5]"]),
-        (["+space.train.batch_size.choice=[32,65]"], ["train.batch_size=64", "[32, 65]", "did you mean 65?"]),
-        (["+space.model.activation.choice=[tanh,gelu]"], ["model.activation=relu", "not among [tanh, gelu]"]),
-        (["+space.model.init.int=[1,2]"], ["model.init=default", "a text", "whole numbers"]),
-        (["+space.train.clip.float=[0.1,1]"], ["train.clip=null", "is null"]),
-        (["+space.model.hidden.int=[1,200]"], ["model.hidden=[128]", "a list"]),
-        (["+space.model.dropout={list:{float:[0,1]},length:2}"], ["model.dropout=0.0", "is no list"]),
-        (["+space.model.hidden={list:{int:[1,64]},length:1}"], ["model.hidden=[128]", "outside its range [1, 64]"]),
-        (["+space.model.hidden={list:{int:[1,200]},length:2}"], ["model.hidden=[128]", "length 1", "outside"]),
-        (
-            ["model.dropout=[0.1,0.1]", "+space.model={hidden:{list:{int:[1,200]},length:{int:[1,3]}},"
-             "dropout:{list:{float:[0,1]},length:hidden}}"],
-            ["space.model.dropout", "not as long as model.hidden"],
-        ),
+        ("optimizer.lr.float=[0.1, 1]", ["space.optimizer.lr: the default optimizer.lr=0.001 is outside its"]),
+        ("train.epochs.int=[1, 5]", ["space.train.epochs", "train.epochs=6", "[1, 5]"]),
+        ("train.batch_size.choice=[32, 65]", ["train.batch_size=64", "[32, 65]", "did you mean 65?"]),
+        ("model.activation.choice=[tanh, gelu]", ["model.activation=relu", "not among [tanh, gelu]"]),
+        ("model.init.int=[1, 2]", ["model.init=default", "a text", "whole numbers"]),
+        ("train.clip.float=[0.1, 1]", ["train.clip=null", "is null"]),
+        ("model.hidden.int=[1, 200]", ["model.hidden=[128]", "a list"]),
+        ("model.dropout={list: {float: [0, 1]}, length: 2}", ["model.dropout=0.0", "is no list"]),
+        ("model.hidden={list: {int: [1, 64]}, length: 1}", ["model.hidden=[128]", "outside its range [1, 64]"]),
+        ("model.hidden={list: {int: [1, 200]}, length: 2}", ["model.hidden=[128]", "length 1", "outside"]),
     ],
-)  # fmt: skip
-def test_a_default_that_the_space_cannot_give_is_named_with_the_ways_out(folds, overrides, words):
-    line = only_mistake(ask(*NONE, *overrides), folds)
+)
+def test_a_default_that_the_space_cannot_give_is_named_with_the_ways_out(asking, folds, search, words):
+    line = only_mistake(asking(search), folds)
     assert all(word in line for word in words), line
     assert "change the default" in line
     assert "study.baseline=false" in line
+
+
+def test_a_default_list_that_is_not_as_long_as_its_partner_is_named(asking, folds):
+    hidden = "model.hidden={list: {int: [1, 200]}, length: {int: [1, 3]}}"
+    dropout = "model.dropout={list: {float: [0, 1]}, length: hidden}"
+    line = only_mistake(asking(hidden, dropout, model__dropout=[0.1, 0.1]), folds)
+    assert "space.model.dropout: the default model.dropout=[0.1, 0.1] is not as long as model.hidden" in line
 
 
 def test_defaults_are_checked_in_options_that_the_baseline_does_not_choose(folds):
@@ -359,19 +387,19 @@ def test_without_a_baseline_a_default_that_no_point_has_need_not_build(folds):
 @pytest.mark.parametrize(
     ("search", "words"),
     [
-        ("model.activation.choice=[relu,tahn]", ["model.activation=tahn", "did you mean tanh?"]),
-        ("model.dropout.float=[0,1.5]", ["model.dropout=1.5", "expected a number from 0"]),
-        ("model.hidden={list:{int:[0,128]},length:1}", ["model.hidden=[0]", "at least 1"]),
-        ("train.batch_size.choice=[64,1000]", ["train.batch_size=1000", "expected 1 to 400"]),
-        ("train.precision.choice=[fp32,fp8]", ["train.precision=fp8", "expected fp32 or bf16"]),
-        ("train.l1.float=[-1,1]", ["train.l1=-1.0", "expected 0"]),
-        ("optimizer.lr.float=[-1,1]", ["optimizer.lr=-1.0", "Invalid learning rate"]),
-        ("scheduler.warmup.float=[0,2]", ["scheduler.warmup=2.0", "from 0 to 1"]),
-        ("loss.label_smoothing.float=[0,2]", ["loss.label_smoothing=2.0"]),
+        ("model.activation.choice=[relu, tahn]", ["model.activation=tahn", "did you mean tanh?"]),
+        ("model.dropout.float=[0, 1.5]", ["model.dropout=1.5", "expected a number from 0"]),
+        ("model.hidden={list: {int: [0, 128]}, length: 1}", ["model.hidden=[0]", "at least 1"]),
+        ("train.batch_size.choice=[64, 1000]", ["train.batch_size=1000", "expected 1 to 400"]),
+        ("train.precision.choice=[fp32, fp8]", ["train.precision=fp8", "expected fp32 or bf16"]),
+        ("train.l1.float=[-1, 1]", ["train.l1=-1.0", "expected 0"]),
+        ("optimizer.lr.float=[-1, 1]", ["optimizer.lr=-1.0", "Invalid learning rate"]),
+        ("scheduler.warmup.float=[0, 2]", ["scheduler.warmup=2.0", "from 0 to 1"]),
+        ("loss.label_smoothing.float=[0, 2]", ["loss.label_smoothing=2.0"]),
     ],
 )
-def test_a_value_of_the_space_that_its_part_refuses_is_named(folds, search, words):
-    lines = mistakes_of(ask(*NONE, f"+space.{search}"), folds)
+def test_a_value_of_the_space_that_its_part_refuses_is_named(asking, folds, search, words):
+    lines = mistakes_of(asking(search), folds)
     assert any(all(word in line for word in words) for line in lines), lines
 
 
