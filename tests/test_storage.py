@@ -10,7 +10,18 @@ from conftest import CANARY
 from optuna.storages import get_storage
 from optuna.trial import TrialState
 
-from studyloom.storage import StorageError, StorageLost, connect, exclusive, hidden, parse, transaction
+from studyloom.storage import (
+    StorageError,
+    StorageLost,
+    connect,
+    exclusive,
+    execute,
+    filesystem,
+    hidden,
+    is_network,
+    parse,
+    read,
+)
 
 as_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 
@@ -158,14 +169,26 @@ def test_one_process_at_a_time_is_exclusive(url):
 
 
 def test_a_transaction_that_fails_leaves_nothing(url):
-    storage = connect(url, create=True)
-    with transaction(storage) as connection:
-        connection.exec_driver_sql("CREATE TABLE t (x INTEGER)")
-    with pytest.raises(RuntimeError), transaction(storage) as connection:  # noqa: PT012
+    opened = connect(url, create=True)
+    execute(opened, lambda connection: connection.exec_driver_sql("CREATE TABLE t (x INTEGER)"))
+
+    def fail(connection):
         connection.exec_driver_sql("INSERT INTO t VALUES (1)")
-        raise RuntimeError
-    with storage.engine.connect() as connection:
-        assert connection.exec_driver_sql("SELECT count(*) FROM t").scalar() == 0
+        raise RuntimeError("a mistake")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        execute(opened, fail)
+    assert read(opened, lambda connection: connection.exec_driver_sql("SELECT count(*) FROM t").scalar()) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="Linux says it there")
+def test_file_systems_are_known_by_the_longest_mount_point(tmp_path):
+    assert filesystem(Path("/proc/self")) == "proc"
+    assert filesystem(tmp_path / "not" / "there") == filesystem(tmp_path) != "unknown"
+    for kind in ("nfs4", "cifs", "fuse.sshfs", "lustre"):
+        assert is_network(kind)
+    for kind in ("ext4", "xfs", "tmpfs", "overlay", "fuse.ntfs-3g", "unknown", filesystem(tmp_path)):
+        assert not is_network(kind)
 
 
 def test_postgresql_keeps_to_two_connections_and_utc(postgres_url):

@@ -20,7 +20,7 @@ PASSING_STATES = ("08", "57P", "53300", "40001", "40P01", "55P03", "25P03")  # h
 # A connection that is refused while it is made has no SQLSTATE; what passes there is all but this.
 FINAL_WORDS = (
     *("authentication failed", "no password supplied", "pg_hba.conf", "not permitted", "permission denied"),
-    *("does not exist", "certificate", "not support ssl"),
+    *("does not exist", "certificate", "not support ssl", "unsupported startup parameter"),
 )
 PASSING_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 WAYS_OUT = {
@@ -35,6 +35,7 @@ WAYS_OUT = {
     'relation "studies" does not exist': "it holds no studies yet; the first run of a study makes its tables",
     "database is locked": "another program keeps it from being written; end that program",
     "lock timeout": "another program keeps its rows locked; end that program",
+    "unsupported startup parameter": "put options into ignore_startup_parameters of pgbouncer",
     "authentication failed": "check user and password in storage.url or STUDYLOOM_STORAGE",
 }
 
@@ -138,8 +139,6 @@ def diagnose(error: BaseException, address: URL) -> StorageLost:
     else:  # a pool whose connections are all in use for 30 s, by threads that wait
         cause = error.__cause__ or error
         passing = isinstance(cause, sqlalchemy.exc.TimeoutError)
-    if address.get_backend_name() == "sqlite" and identity(address) is None:
-        return gone(address)
     return StorageLost(f"storage.url: cannot use {hidden(address)}: {reason(error, address)}", passing=passing)
 
 

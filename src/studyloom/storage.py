@@ -167,7 +167,7 @@ for _name in (*READING, *WRITING):
 
 
 @contextmanager
-def _writing(writes: bool = True) -> Iterator[None]:
+def _writing(writes: bool) -> Iterator[None]:
     outer, call.writes = call.writes, writes
     try:
         yield
@@ -201,6 +201,11 @@ class SQLiteStorage(Persistent):
 
         self.engine.dispose()  # what was opened above knows no hooks
 
+    def _explain(self, context: sqlalchemy.engine.ExceptionContext) -> None:
+        if context.sqlalchemy_exception is not None and identity(self.patience.address) is None:
+            raise gone(self.patience.address)
+        super()._explain(context)
+
 
 def execute(storage: Persistent, work: Callable[[Connection], T]) -> T:
     """What `work` returns from one writing transaction of our own beside Optuna's.
@@ -229,13 +234,6 @@ def read(storage: Persistent, work: Callable[[Connection], T]) -> T:
     return storage.persist(transact, writes=False)
 
 
-@contextmanager
-def transaction(storage: RDBStorage) -> Iterator[Connection]:
-    """A writing transaction of our own beside Optuna's, tried once."""
-    with _writing(), storage.engine.begin() as connection:
-        yield connection
-
-
 def connect(url: str, *, create: bool = False, deadline: float = DEADLINE) -> Persistent:
     """Opens a storage; makes its tables only if asked to, which one process at a time may do (see `exclusive`).
 
@@ -260,9 +258,13 @@ def _sqlite(address: URL, create: bool, deadline: float) -> Persistent:
         RDBStorage(f"sqlite:///{path}".replace("{", "{{").replace("}", "}}")).engine.dispose()
     elif not path.exists():
         raise StorageError(f"storage.url: there is no database {path}; the first run of a study makes it")
-    # mode=rw: a file that is deleted later is an error, and no empty one takes its place.
-    file = URL.create("sqlite", database=f"file:{quote(str(path))}", query={"mode": "rw", "uri": "true"})
-    return SQLiteStorage(file.render_as_string(), address, deadline, skip_table_creation=True)
+    return SQLiteStorage(_existing(address).render_as_string(), address, deadline, skip_table_creation=True)
+
+
+def _existing(address: URL) -> URL:
+    """A SQLite file that is not made by opening it: one that is deleted is an error, and no empty one its heir."""
+    path = quote(str(Path(str(address.database)).absolute()))
+    return URL.create("sqlite", database=f"file:{path}", query={"mode": "rw", "uri": "true"})
 
 
 def _postgres(address: URL, create: bool, deadline: float) -> Persistent:
@@ -275,6 +277,17 @@ def _postgres(address: URL, create: bool, deadline: float) -> Persistent:
     }
     full = address.render_as_string(hide_password=False)
     return Persistent(full, address, deadline, engine_kwargs=engine_kwargs, skip_table_creation=not create)
+
+
+def plain(address: URL) -> sqlalchemy.Engine:
+    """An engine without hooks, pool or transactions, for whoever only looks at a database or takes a lock there."""
+    sqlite = address.get_backend_name() == "sqlite"
+    return sqlalchemy.create_engine(
+        _existing(address) if sqlite else address,
+        poolclass=sqlalchemy.pool.NullPool,
+        isolation_level="AUTOCOMMIT",
+        connect_args={"timeout": 2 * BUSY_SECONDS} if sqlite else POSTGRES | {"options": "-c timezone=UTC"},
+    )
 
 
 def parse(url: str) -> URL:
@@ -318,13 +331,7 @@ def exclusive(url: str, *, deadline: float = 0.0) -> Iterator[None]:
         return
 
     def acquire() -> Connection:
-        engine = sqlalchemy.create_engine(
-            address,
-            poolclass=sqlalchemy.pool.NullPool,
-            isolation_level="AUTOCOMMIT",
-            connect_args=POSTGRES | {"options": "-c timezone=UTC"},  # without an end to the wait for a lock
-        )
-        connection = engine.connect()
+        connection = plain(address).connect()
         connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_lock(LOCK_KEY)))
         return connection
 
@@ -345,11 +352,11 @@ def filesystem(path: Path) -> str:
         mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return "unknown"
-    found, longest = "unknown", -1
+    found, longest, path = "unknown", -1, path.resolve()
     for mount in mounts:
         before, _, after = mount.partition(" - ")
         point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), before.split()[4]))
-        if len(point.parts) >= longest and path.resolve().is_relative_to(point):  # the last mounted lies on top
+        if len(point.parts) >= longest and path.is_relative_to(point):  # the last mounted lies on top
             found, longest = after.split()[0], len(point.parts)
     return found
 
