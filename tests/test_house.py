@@ -16,8 +16,8 @@ ROOMS = {
     "matter": ("data", "models", "losses", "schedules", "seeds"),  # lets in torch and numpy
     "training": ("train", "checkpoint"),
     "search": ("space", "grammar", "schema", "config", "question"),  # Optuna's distributions; Hydra, in config alone
-    "study": ("outage", "storage", "ledger", "objective", "study", "grid"),  # Optuna's study, SQLAlchemy
-    "front": ("launch", "progress", "outline", "run", "cli"),  # processes, files, people
+    "study": ("outage", "storage", "ledger", "objective", "failures", "study", "grid"),  # Optuna's study, SQLAlchemy
+    "front": ("stop", "launch", "progress", "outline", "run", "cli"),  # processes, files, people
 }
 FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for module in modules}
 
