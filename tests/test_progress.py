@@ -8,6 +8,7 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from studyloom import progress
+from studyloom.failures import FAILURE
 from studyloom.progress import Display, Seat, Snapshot, answers_table, headline, seats_table, seconds, show, take
 from studyloom.study import BASELINE, create_record, open_record
 
@@ -54,7 +55,7 @@ def half_done(record):
     for number, (value, state) in enumerate(
         [(0.8, "COMPLETE"), (0.9, "COMPLETE"), (None, "PRUNED"), (None, "FAIL"), (None, None)]
     ):
-        claim = ledger.claim(f"host:{number}", 8)
+        claim = ledger.claim(f"host:{number}", 8, lease=60)
         trial = study.ask()
         ledger.attach(claim, trial._trial_id)
         trial.suggest_float("lr", 0.0, 1.0)
@@ -66,7 +67,7 @@ def half_done(record):
         if state is not None:
             study.tell(trial, value, TrialState[state] if value is None else None)
             ledger.finish(claim)
-    ledger.claim("host:9", 8)  # its worker has not begun a trial yet
+    ledger.claim("host:9", 8, lease=60)  # its worker has not begun a trial yet
     return record
 
 
@@ -105,6 +106,13 @@ def test_a_pruned_trial_is_never_the_best(record):
     trial.report(0.99, 1)
     record.study.tell(trial, state=TrialState.PRUNED)
     assert take(record).best is None
+
+
+def test_a_trial_with_a_failure_has_failed_whatever_the_sampler_is_told_of_it(record):
+    trial = record.study.ask()
+    trial.set_user_attr(FAILURE, "diverged")
+    record.study.tell(trial, state=TrialState.PRUNED)
+    assert take(record).outcomes == {"failed": 1}
 
 
 def test_the_headline_counts_slots_and_trials(half_done):
