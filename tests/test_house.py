@@ -17,7 +17,7 @@ ROOMS = {
     "training": ("train", "checkpoint"),
     "search": ("space", "grammar", "schema", "config", "question"),  # Optuna's distributions; Hydra, in config alone
     "study": ("outage", "storage", "ledger", "objective", "failures", "study", "grid"),  # Optuna's study, SQLAlchemy
-    "front": ("stop", "launch", "progress", "outline", "run", "cli"),  # processes, files, people
+    "front": ("stop", "launch", "progress", "outline", "doctor", "run", "cli"),  # processes, files, people
 }
 FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for module in modules}
 
@@ -26,11 +26,11 @@ DOORS = {
     "hydra": {"config"},
     "omegaconf": {"schema", "config", "question", "run"},
     "optuna": {*ROOMS["search"], *ROOMS["study"], *ROOMS["front"]},
-    "sqlalchemy": {"config", *ROOMS["study"]},
+    "sqlalchemy": {"config", "doctor", *ROOMS["study"]},
     "filelock": {"storage"},
     "torchvision": {"data"},
     "rich": {*ROOMS["front"]},
-    "subprocess": {"launch"},
+    "subprocess": {"launch", "doctor"},
     "argparse": {"config", "cli"},
     "optuna_dashboard": set(),
 }

@@ -19,13 +19,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser("status", help="trials by state, best so far, workers, budget left")
     command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="where the study runs, such as runs/mnist")
     command.set_defaults(act=status)
+    command = commands.add_parser("doctor", help="whether database, disks and machine are fit for a study")
+    place = command.add_mutually_exclusive_group(required=True)
+    place.add_argument(
+        "run_dir", metavar="RUN_DIR", type=Path, nargs="?", help="where a study runs, such as runs/mnist"
+    )
+    place.add_argument("--storage", metavar="URL", help="a database, such as postgresql://user@host/name")
+    command.set_defaults(act=doctor)
     arguments = parser.parse_args(argv)
     try:
-        arguments.act(arguments)
+        return arguments.act(arguments) or 0
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    return 0
 
 
 def status(arguments: argparse.Namespace) -> None:
@@ -37,3 +43,12 @@ def status(arguments: argparse.Namespace) -> None:
 
     url, name = read_run(arguments.run_dir)
     progress.show(progress.take(open_record(url, name)), progress.console())
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Prints what is fit for a study and what is not."""
+    from studyloom.config import read_run
+    from studyloom.doctor import show
+
+    url = arguments.storage or read_run(arguments.run_dir)[0]
+    return show(url, arguments.run_dir)
