@@ -84,7 +84,7 @@ class Patience:
     def __init__(self, address: URL, deadline: float) -> None:
         self.address = address
         self.deadline = deadline
-        self.away: float | None = None  # since when
+        self.away = False
 
     def run(self, attempt: Callable[[], T]) -> T:
         """What `attempt` returns, sooner or later.
@@ -94,7 +94,8 @@ class Patience:
         """
         outer = call.committing, call.uncertain
         call.uncertain = False
-        began: float | None = None
+        called = time.monotonic()
+        began: float | None = None  # with the first failure, and not the call: a process may be stopped for a while
         delay, longest = DELAYS
         try:
             while True:
@@ -108,13 +109,13 @@ class Patience:
                     if not lost.passing or left <= 0:
                         raise self.give_up(lost, time.monotonic() - began) from None
                     call.uncertain |= call.committing
-                    if self.away is None:
-                        self.away = began
+                    if not self.away:
+                        self.away = True
                         log.warning("%s; trying again for up to %g s", lost, self.deadline)
                 else:
-                    if began is not None and self.away is not None:
-                        log.warning("storage: %s is back after %.1f s", hidden(self.address), time.monotonic() - began)
-                        self.away = None
+                    if began is not None and self.away:
+                        log.warning("storage: %s is back after %.1f s", hidden(self.address), time.monotonic() - called)
+                        self.away = False
                     return result
                 time.sleep(min(delay * _jitter.uniform(0.5, 1.0), left))
                 delay = min(2 * delay, longest)
@@ -122,7 +123,7 @@ class Patience:
             call.committing, call.uncertain = outer
 
     def give_up(self, lost: StorageLost, waited: float) -> StorageLost:
-        self.away = None
+        self.away = False
         if not lost.passing or self.deadline <= 0:
             return StorageLost(str(lost), waited=lost.waited)
         words = f"; it stayed so for {waited:.{0 if waited >= 10 else 1}f} s (storage.deadline)"
