@@ -532,7 +532,7 @@ def test_connections_that_are_ended_all_the_time_lose_and_double_nothing(server,
 
     def work(worker):
         for slot in range(worker, 24, 4):
-            trial_id = opened.create_new_trial(study_id, template(slot=slot))
+            trial_id = opened.create_new_trial(study_id, template(slot=slot, token=2))
             opened.set_trial_param(trial_id, "x", slot / 24, FloatDistribution(0, 1))
             for step in range(3):
                 opened.set_trial_intermediate_value(trial_id, step, slot)

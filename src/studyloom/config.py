@@ -119,7 +119,8 @@ def arguments(argv: Sequence[str]) -> list[str]:
 
 def has_password(url: str) -> bool:
     try:
-        return make_url(url.strip("'\"")).password is not None
+        address = make_url(url.strip("'\""))
+        return address.password is not None or "password" in address.query
     except ArgumentError:
         return False
 

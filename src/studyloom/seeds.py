@@ -8,4 +8,5 @@ def derive(*path: int) -> int:
 
     Source: numpy's `SeedSequence`, after O'Neill, "Developing a seed_seq Alternative" (2015).
     """
-    return int(np.random.SeedSequence(path).generate_state(1)[0])
+    # The length goes first: SeedSequence takes (3,) and (3, 0) for the same.
+    return int(np.random.SeedSequence((len(path), *path)).generate_state(1)[0])

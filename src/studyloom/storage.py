@@ -300,6 +300,8 @@ def parse(url: str) -> URL:
         ) from None
     match address.get_backend_name():
         case "postgresql" | "postgres":
+            if isinstance(password := address.query.get("password"), str):  # libpq's other place for it
+                address = address.difference_update_query(["password"]).set(password=password)
             return address.set(drivername="postgresql+psycopg")
         case "sqlite" if address.database and address.database != ":memory:":
             return address

@@ -1,5 +1,6 @@
 """A study in its database: opened by what it asks, and worked on, slot by slot."""
 
+import contextlib
 import json
 import logging
 import os
@@ -238,7 +239,8 @@ class Worker:
             self.fail(trial, failure)
         else:
             self.tell(trial, curve[-1].accuracy if state == TrialState.COMPLETE else None, state)
-        checkpoint.remove()
+        with contextlib.suppress(OSError):
+            checkpoint.remove()
 
     def begin(self, claim: Claim, owner: str) -> FrozenTrial:
         """The trial of a slot, made if need be, with the study's sampler set for it."""
@@ -305,13 +307,21 @@ class Worker:
             last = epoch.number == training.epochs
             if not last:
                 with watch("checkpoints"):
-                    checkpoint.save(training.state())
+                    self.save(checkpoint, training)
             if self.stopping() and not last:
                 raise Stopped
             limit = self.limits.trial_timeout
             if limit is not None and time.monotonic() - started > limit:
                 raise TimedOut(f"the trial took longer than study.trial_timeout={limit:g} seconds")
             asked = time.perf_counter()
+
+    @staticmethod
+    def save(checkpoint: Checkpoint, training: Training) -> None:
+        """Saves a checkpoint if the disk lets it: a trial is worth more than a way to go on with it."""
+        try:
+            checkpoint.save(training.state())
+        except OSError as error:
+            log.warning("%s; a crash would now cost this trial's epochs so far", error)
 
     def obituary(self, claim: Claim) -> Failure:
         if claim.fatal:

@@ -20,6 +20,18 @@ SPAWN.set_forkserver_preload(["torch", "optuna", "hydra", "sqlalchemy", "studylo
 NAME = "chaos"
 LEASE = 1.0  # seconds; an epoch takes some milliseconds
 EPOCHS = 4
+# A space without branches: a worker composes one configuration, which takes it 0.1 s.
+SMALL = (
+    "model.hidden=[16]",
+    "model.dropout=0.2",
+    f"train.epochs={EPOCHS}",
+    "train.samples_per_epoch=64",
+    "train.batch_size=32",
+    "space=lr",
+    "+space.train.batch_size.choice=[16,32,64]",
+    "sampler=random",
+    "pruner=none",
+)
 
 PHASES = (
     "before claim",
@@ -35,16 +47,16 @@ PHASES = (
 
 
 def question(seed: int = 0, *overrides: str):
-    from toys import TINY, ask
+    from toys import ask
 
-    return ask(*TINY, f"train.epochs={EPOCHS}", "sampler=random", "pruner=none", f"study.seed={seed}", *overrides)
+    return ask(*SMALL, f"study.seed={seed}", *overrides)
 
 
 def prepare(url: str, trials: int, seed: int = 0, *overrides: str) -> Record:
     return create_record(url, NAME, question(seed, *overrides).identity("toy"), trials)
 
 
-Strike = tuple[str, int, str]  # a phase, how often it is passed before, and the deed: die or hold
+Strike = tuple[str, int, str]  # a phase, how often it is passed before, and the deed: die, stop or hold
 
 
 def work(url: str, trials: int, folder: str, seed: int = 0, strike: Strike | None = None, attempts: int = 99) -> None:
@@ -82,6 +94,8 @@ def arm(phase: str, passes: int, deed: str) -> None:
         left[0] = 1_000_000
         if deed == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif deed == "stop":  # here and not in a transaction of SQLite, where it would hold everybody's lock
+            os.kill(os.getpid(), signal.SIGSTOP)
         elif deed == "hold":  # the interpreter's lock, as C code may that does not know better
             ctypes.PyDLL(None).usleep(int(2.5 * LEASE * 1e6))
 
