@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+CANARY = "canary-password"  # of a database; must show up in no output and no file
 ROOT = Path(__file__).parent.parent
 
 # Trials of some milliseconds on a narrow space, for tests of everything around them.

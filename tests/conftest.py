@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
+from commands import CANARY
 from hydra.core.global_hydra import GlobalHydra
-
-CANARY = "canary-password"  # must show up in no output and no file
 
 
 @pytest.fixture(scope="session")

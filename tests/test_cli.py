@@ -2,8 +2,7 @@ import subprocess
 import sys
 
 import pytest
-from commands import QUICK, ROOT, environment, study
-from conftest import CANARY
+from commands import CANARY, QUICK, ROOT, environment, study
 
 from studyloom import __version__
 from studyloom.cli import main

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import sqlalchemy
-from conftest import CANARY
+from commands import CANARY
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -279,6 +280,23 @@ def test_a_crew_is_dismissed_with_all_that_its_workers_started(tmp_path):
     crew.dismiss()
     assert buried == [owner_of(pid)]
     until(lambda: all(gone(one) for one in (pid, grandchild, guard)), 5)
+
+
+@linux
+def test_a_guard_kills_a_workers_group_when_the_launcher_is_gone():
+    """Also when launcher and worker were killed together, and only a child of the worker is left."""
+    group = subprocess.Popen(["sh", "-c", "sleep 600 & wait"], start_new_session=True)
+    script = (
+        "import sys, time; from studyloom import launch; launch.GRACE = -1.0\n"
+        "launch.guard(int(sys.argv[1])); print('up', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", script, str(group.pid)]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout.readline() == "up\n"
+    assert group.poll() is None
+    launcher.kill()
+    launcher.communicate()
+    assert group.wait(10) == -signal.SIGKILL
 
 
 def gone(pid):

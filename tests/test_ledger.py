@@ -180,3 +180,11 @@ def test_a_fatal_death_is_told_to_the_heir(ledger):
     ledger.bury("w", "too long", fatal=True)
     heir = ledger.claim("heir", 1, LEASE)
     assert (heir.fatal, heir.death) == (True, "too long")
+
+
+def test_a_claim_whose_answer_was_lost_is_taken_again(ledger):
+    ledger.extend(2)
+    lost = ledger.claim("w", 2, LEASE)
+    again = ledger.claim("w", 2, LEASE)
+    assert (again.slot, again.token, again.deaths) == (lost.slot, lost.token + 1, 0)
+    assert ledger.counts()["held"] == 1

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
-from conftest import CANARY
+from commands import CANARY
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage

@@ -10,8 +10,7 @@ import numpy as np
 import optuna
 import pytest
 import yaml
-from commands import QUICK, ROOT, environment, study
-from conftest import CANARY
+from commands import CANARY, QUICK, ROOT, environment, study
 from optuna.trial import TrialState
 
 from studyloom.study import open_record

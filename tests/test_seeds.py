@@ -7,7 +7,11 @@ from studyloom.seeds import derive
 
 def test_a_place_has_the_same_seed_today_as_yesterday():
     assert derive(0) == derive(0)
-    assert derive(0, 7, 1) == 663341227
+    assert derive(0, 7, 1) == 4211184356
+
+
+def test_a_place_is_not_the_one_above_it():
+    assert len({derive(3), derive(3, 0), derive(3, 0, 0)}) == 3
 
 
 def test_a_seed_has_32_bits():

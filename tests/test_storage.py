@@ -6,7 +6,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from conftest import CANARY
+from commands import CANARY
 from optuna.storages import get_storage
 from optuna.trial import TrialState
 

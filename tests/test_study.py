@@ -9,6 +9,7 @@ import torch
 from optuna.trial import TrialState
 from toys import TINY, Never, ask, toy_folds, toy_split
 
+from studyloom import objective
 from studyloom.failures import FAILURE, REASON
 from studyloom.ledger import Ledger
 from studyloom.objective import Stopped
@@ -395,6 +396,19 @@ def test_a_diverged_trial_says_so(sqlite_url):
     (trial,) = record.trials()
     assert (trial.state, trial.user_attrs[FAILURE]) == (TrialState.PRUNED, "diverged")
     assert "loss is" in trial.user_attrs[REASON]
+
+
+def test_a_value_is_the_last_epochs_and_not_the_luckiest(sqlite_url, question, monkeypatch):
+    def measure(trial, training, **_):
+        for number, accuracy in ((1, 0.9), (2, 0.7)):
+            trial.report(accuracy, number)
+            training.said.append([Epoch(number, 1.0, 1.0, accuracy, 0.1, 1.0)])
+            yield training.said[-1][0]
+
+    monkeypatch.setattr(objective, "measure", measure)
+    record = fresh(sqlite_url, question, 1)
+    work(question, record, 1)
+    assert [trial.value for trial in record.trials()] == [0.7]
 
 
 def test_a_learning_curve_is_stored_with_its_trial(sqlite_url, question):

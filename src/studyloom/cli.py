@@ -42,7 +42,7 @@ def status(arguments: argparse.Namespace) -> None:
     from studyloom.study import open_record
 
     url, name = read_run(arguments.run_dir)
-    progress.show(progress.take(open_record(url, name)), progress.console())
+    progress.show(progress.take(open_record(url, name, deadline=0.0)), progress.console())
 
 
 def doctor(arguments: argparse.Namespace) -> int:

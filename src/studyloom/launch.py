@@ -284,7 +284,7 @@ def guard(group: int) -> subprocess.Popen[bytes]:
     A worker stops by itself when its standard input closes (`follow_parent`); this is for one that hangs, or whose own
     children would be left when it is killed together with its launcher.
     """
-    script = f'read _; sleep {GRACE + 1:g}; kill -9 -- "-$0"'
+    script = f'read _; sleep {GRACE + 1:g}; kill -9 "-$0"'
     return subprocess.Popen(["sh", "-c", script, str(group)], stdin=subprocess.PIPE, start_new_session=True)
 
 

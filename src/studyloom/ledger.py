@@ -79,7 +79,7 @@ class Ledger:
 
     def create(self) -> None:
         """Makes the table, and forgets the slots of a deleted study: SQLite gives its id to the next one."""
-        METADATA.create_all(self.storage.engine)
+        execute(self.storage, METADATA.create_all)
         execute(self.storage, lambda c: c.execute(SLOTS.delete().where(SLOTS.c.study_id == self.study_id)))
 
     def extend(self, trials: int) -> None:
@@ -110,15 +110,19 @@ class Ledger:
     def claim(self, owner: str, trials: int, lease: float) -> Claim | None:
         """Takes one of the first `trials` slots for `lease` seconds, one with a trial first.
 
+        A worker holds one slot at a time. What is its own already is a claim whose answer was lost on the way from the
+        database, and is taken again.
+
         Returns:
             None where all are done, or held by others.
         """
-        expired = all_of(SLOTS.c.state == "held", SLOTS.c.expires < self._now)
-        takeable = all_of(self._mine, SLOTS.c.slot < trials, any_of(SLOTS.c.state == "free", expired))
+        own = all_of(SLOTS.c.state == "held", SLOTS.c.owner == owner)
+        expired = all_of(SLOTS.c.state == "held", SLOTS.c.owner != owner, SLOTS.c.expires < self._now)
+        takeable = all_of(self._mine, SLOTS.c.slot < trials, any_of(SLOTS.c.state == "free", own, expired))
         first = (
             select(SLOTS.c.slot)
             .where(takeable)
-            .order_by(SLOTS.c.trial_id.is_(None), SLOTS.c.slot)
+            .order_by(case((own, 0), else_=1), SLOTS.c.trial_id.is_(None), SLOTS.c.slot)
             .limit(1)
             .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer at a time
         )
@@ -129,8 +133,8 @@ class Ledger:
                 state="held",
                 owner=owner,
                 token=SLOTS.c.token + 1,
-                deaths=SLOTS.c.deaths + case((SLOTS.c.state == "held", 1), else_=0),
-                death=case((SLOTS.c.state == "held", "its lease ended"), else_=SLOTS.c.death),
+                deaths=SLOTS.c.deaths + case((expired, 1), else_=0),
+                death=case((expired, "its lease ended"), else_=SLOTS.c.death),
                 since=self._now,
                 expires=self._now + lease,
             )

@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -29,7 +29,7 @@ from studyloom.outline import outline
 from studyloom.question import SECTIONS, Folds, Question
 from studyloom.seeds import derive
 from studyloom.stop import Stop
-from studyloom.storage import StorageLost, hidden, parse
+from studyloom.storage import StorageLost, filesystem, hidden, is_network, parse
 from studyloom.study import EPOCHS, TIMES, Halted, Limits, Record, Worker, create_record, open_record
 
 SHOWN = ("model", "optimizer", "scheduler", "train")  # of the configuration that a dry run samples
@@ -124,6 +124,8 @@ def prepare(cfg: DictConfig, *, checked: bool) -> Prepared:
         folds = attempt(lambda: data.folds(split.labels, count, source.validation, seed))
     if question is not None and folds is not None and not checked:
         attempt(lambda: question.check(folds, split.shape, split.classes))
+    if url is not None and launcher is not None:
+        mistakes += _check_disk(url, launcher)
     if mistakes:
         raise ConfigError(mistakes)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -137,6 +139,17 @@ def _url(cfg: DictConfig) -> str:
         )
     parse(cfg.storage.url)
     return str(cfg.storage.url)
+
+
+def _check_disk(url: str, launcher: Any) -> Iterator[str]:
+    address = parse(url)
+    if address.get_backend_name() == "sqlite" and getattr(launcher, "count", lambda _: 1)(2) > 1:
+        kind = filesystem(Path(str(address.database)).absolute().parent)
+        if is_network(kind):
+            yield (
+                f"storage.url: {address.database} lies on a network disk ({kind}), where several workers would damage "
+                "SQLite's file; name a local disk with run_dir=…, use PostgreSQL, or set launcher.workers=1"
+            )
 
 
 def show(question: Question, console: Console) -> None:
@@ -177,7 +190,8 @@ def conduct(prepared: Prepared, record: Record, task: Task, stop: Stop) -> int:
     started = time.monotonic()
     if todo := record.ledger.todo(task.trials):
         verb = "goes on" if record.trials() else "begins"
-        console.print(f"{record.name} {verb}: {todo} trials to do, logs in {task.logs}", soft_wrap=True)
+        many = f"{todo} trial{'' if todo == 1 else 's'} to do"
+        console.print(f"{record.name} {verb}: {many}, logs in {task.logs}", soft_wrap=True)
         with progress.Display(record, console):
             prepared.launcher.launch(task, stop)
     snapshot = progress.take(record)
@@ -221,19 +235,21 @@ def tell_places(prepared: Prepared, record: Record, snapshot: progress.Snapshot,
     times = [t for trial in record.trials() for t in trial.user_attrs.get(EPOCHS, {}).get("seconds", [])]
     if times:
         console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
-    spent = Counter[str]()
+    kinds = Counter[str]()
     for trial in record.trials():
-        spent.update(trial.user_attrs.get(TIMES, {}))
-    if total := sum(spent.values()):
-        console.print(", ".join(f"{kind} {100 * part / total:.1f} %" for kind, part in spent.most_common()))
+        kinds.update(trial.user_attrs.get(TIMES, {}))
+    if total := sum(kinds.values()):
+        console.print(", ".join(f"{kind} {100 * part / total:.1f} %" for kind, part in kinds.most_common()))
     address = parse(prepared.url)
     sqlite = address.get_backend_name() == "sqlite"
     lines = [f"study  {hidden(address)}"]
     if snapshot.best is not None:
         lines.append(f"best   {prepared.run_dir / 'best.yaml'}")
-    more = shlex.join([*program(), *own_arguments("study.trials"), f"study.trials={2 * snapshot.budget}"])
-    if prepared.question.space.nodes and snapshot.budget == prepared.question.config.study.trials:
-        lines.append(f"next   {more}")
-    lines.append(f"       studyloom status {prepared.run_dir}")
+    nexts = [f"studyloom status {prepared.run_dir}"]
+    spent = snapshot.done == snapshot.budget == prepared.question.config.study.trials
+    if prepared.question.space.nodes and spent:
+        more = [*program(), *own_arguments("study.trials"), f"study.trials={2 * snapshot.budget}"]
+        nexts.insert(0, shlex.join(more))
+    lines += [f"{'' if n else 'next':6} {command}" for n, command in enumerate(nexts)]
     lines.append(f"       optuna-dashboard {hidden(address) if sqlite else '$STUDYLOOM_STORAGE'}")
     console.print(Text("\n".join(lines)), soft_wrap=True)
