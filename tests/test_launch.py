@@ -17,7 +17,7 @@ from studyloom.launch import Crew, Local, Task
 from studyloom.study import Limits, open_record, owner_of
 
 # Trials of half a second, long enough to be met at work.
-SLOW = (*QUICK, "train.epochs=150", "launcher.workers=2", "study.trials=4")
+SLOW = (*QUICK, "train.epochs=60", "launcher.workers=2", "study.trials=4")
 
 
 def until(condition, seconds=60.0):
@@ -83,7 +83,13 @@ linux = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="proc
 
 
 @linux
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        *(pytest.param(s, 128 + s, marks=pytest.mark.chaos) for s in (signal.SIGTERM, signal.SIGHUP)),
+    ],
+)
 def test_a_stop_hands_all_trials_back_and_the_same_command_goes_on(tmp_path, number, code):
     process = start(*SLOW, f"run_dir={tmp_path}")
     both_at_work(tmp_path)
@@ -99,6 +105,7 @@ def test_a_stop_hands_all_trials_back_and_the_same_command_goes_on(tmp_path, num
 
 
 @linux
+@pytest.mark.chaos
 def test_a_second_stop_ends_at_once(tmp_path):
     process = start(*SLOW, "train.epochs=100000", f"run_dir={tmp_path}")
     both_at_work(tmp_path)
@@ -194,6 +201,7 @@ def test_a_trial_that_hangs_is_ended_with_all_that_it_started(deadly):
     assert "sleep 600.25" not in sleepers
 
 
+@pytest.mark.chaos
 def test_workers_that_die_before_they_come_to_work_end_the_command_with_the_end_of_their_log(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"

@@ -9,7 +9,7 @@ import torch
 from optuna.trial import TrialState
 from toys import TINY, Never, ask, toy_folds, toy_split
 
-from studyloom import objective
+from studyloom import objective, study
 from studyloom.failures import FAILURE, REASON
 from studyloom.ledger import Ledger
 from studyloom.objective import Stopped
@@ -51,6 +51,12 @@ def checkpoints(tmp_path, monkeypatch):
 PLACES: dict[str, Path] = {}
 
 
+@pytest.fixture
+def threads_are_workers(monkeypatch):
+    """A worker is a process; here each thread is taken for one."""
+    monkeypatch.setattr(study, "owner_of", lambda pid: f"elsewhere:{threading.get_ident()}")
+
+
 def work(question: Question, record, trials, stopping=None, **limits):
     folder = PLACES["checkpoints"]
     Worker(question, record, SPLIT, FOLDS, stopping or Never(), folder, Limits(**limits)).run(trials)
@@ -64,6 +70,7 @@ def outcomes(record):
     return {(t.number, tuple(sorted(t.params.items())), t.value, t.state) for t in record.trials()}
 
 
+@pytest.mark.usefixtures("threads_are_workers")
 def test_n_means_n_over_any_number_of_workers(url, question):
     record = fresh(url, question, 9)
     workers = [threading.Thread(target=work, args=(question, open_record(url, "s"), 9)) for _ in range(3)]
@@ -129,6 +136,7 @@ def test_tpe_alone_draws_the_same_study_twice(tmp_path):
     assert outcomes(records[0]) == outcomes(records[1])
 
 
+@pytest.mark.usefixtures("threads_are_workers")
 def test_a_grid_visits_each_point_once(url):
     question = ask(
         *RANDOM,
