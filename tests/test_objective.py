@@ -1,9 +1,7 @@
-from contextlib import contextmanager
-
 import optuna
 import pytest
 from optuna.pruners import NopPruner, ThresholdPruner
-from toys import TINY, Never, ask, toy_folds, toy_split
+from toys import TINY, Never, Signal, ask, toy_folds, toy_split
 
 from studyloom import train
 from studyloom.objective import Stopped, mean, measure
@@ -76,23 +74,6 @@ def test_a_trial_gone_on_with_is_judged_again_where_its_worker_may_have_died_bef
     with pytest.raises(optuna.TrialPruned) as caught:
         measured(trial, training_of(question), reported=2)
     assert caught.value.args[0].number == 2
-
-
-class Signal:
-    """A signal that comes in the midst of an epoch."""
-
-    def __init__(self, epoch):
-        self.left = epoch
-
-    def __call__(self):
-        return self.left <= 0
-
-    @contextmanager
-    def interruptible(self):
-        self.left -= 1
-        if self.left == 0:
-            raise Stopped
-        yield
 
 
 def test_a_stop_in_the_midst_of_an_epoch_leaves_those_before_it(question):

@@ -7,12 +7,11 @@ import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
-from toys import TINY, Never, ask, toy_folds, toy_split
+from toys import TINY, Never, Signal, ask, toy_folds, toy_split
 
 from studyloom import objective, study
 from studyloom.failures import FAILURE, REASON
 from studyloom.ledger import Ledger
-from studyloom.objective import Stopped
 from studyloom.question import Question
 from studyloom.storage import StorageError, connect
 from studyloom.study import (
@@ -155,23 +154,6 @@ def test_a_grid_visits_each_point_once(url):
     points = [(t.params["train.batch_size"], t.params["model.activation"]) for t in record.trials()]
     assert sorted(points) == sorted((b, a) for b in (16, 32, 64) for a in ("relu", "tanh"))
     assert record.trials()[0].params == question.baseline.params
-
-
-class Signal:
-    """A signal that comes in the midst of an epoch, counted over all trials."""
-
-    def __init__(self, epoch):
-        self.left = epoch
-
-    def __call__(self):
-        return self.left <= 0
-
-    @contextmanager
-    def interruptible(self):
-        self.left -= 1
-        if self.left == 0:
-            raise Stopped
-        yield
 
 
 def test_a_stopped_trial_is_handed_back_and_the_same_trial_is_gone_on_with(url, question, checkpoints):

@@ -1,6 +1,6 @@
 """Toy parts: a composed question without the command line, and images that a tiny network learns in milliseconds."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import hydra
@@ -12,6 +12,7 @@ from studies import CONF
 from studyloom import data
 from studyloom.config import Composer
 from studyloom.data import Split
+from studyloom.objective import Stopped
 from studyloom.question import Question
 
 # Two epochs of 64 images on a network of sixteen units: some milliseconds a trial.
@@ -60,3 +61,20 @@ class Never:
 
     def interruptible(self):
         return nullcontext()
+
+
+class Signal:
+    """A signal that comes in the midst of an epoch, counted over all trials."""
+
+    def __init__(self, epoch: int) -> None:
+        self.left = epoch
+
+    def __call__(self) -> bool:
+        return self.left <= 0
+
+    @contextmanager
+    def interruptible(self):
+        self.left -= 1
+        if self.left == 0:
+            raise Stopped
+        yield
