@@ -16,7 +16,16 @@ ROOMS = {
     "matter": ("data", "models", "losses", "schedules", "seeds"),  # lets in torch and numpy
     "training": ("train", "checkpoint"),
     "search": ("space", "grammar", "schema", "config", "question"),  # Optuna's distributions; Hydra, in config alone
-    "study": ("outage", "storage", "ledger", "objective", "failures", "study", "grid"),  # Optuna's study, SQLAlchemy
+    "study": (
+        "outage",
+        "storage",
+        "ledger",
+        "outbox",
+        "objective",
+        "failures",
+        "study",
+        "grid",
+    ),  # Optuna's study, SQLAlchemy
     "front": ("stop", "launch", "progress", "outline", "doctor", "run", "cli"),  # processes, files, people
 }
 FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for module in modules}

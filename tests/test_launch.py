@@ -279,7 +279,7 @@ def test_a_worker_is_the_same_command_without_its_launcher(monkeypatch):
 
 def test_a_crew_is_dismissed_with_all_that_its_workers_started(tmp_path):
     buried = []
-    ledger = SimpleNamespace(bury=lambda owner, death, fatal: buried.append(owner))
+    ledger = SimpleNamespace(bury=lambda owner, death: buried.append(owner))
     task = Task(lambda stop: None, ledger, 1, tmp_path / "logs", Limits())
     crew = Crew(["sh", "-c", "sleep 600 & echo $!; wait"], task, [{}])
     (place,) = crew.places

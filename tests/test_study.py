@@ -1,4 +1,5 @@
 import os
+import sqlite3
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from optuna.trial import TrialState
 from toys import TINY, Never, Signal, ask, toy_folds, toy_split
 
-from studyloom import objective, study
+from studyloom import objective, storage, study
 from studyloom.failures import FAILURE, REASON
 from studyloom.ledger import Ledger
 from studyloom.question import Question
@@ -200,15 +201,28 @@ class Thief(Never):
 def test_a_late_worker_drops_its_result_and_goes_on_with_another_slot(url, question):
     record = fresh(url, question, 2)
     other = open_record(url, "s")
-    taken = []
+    taken, at_work = [], threading.Event()
 
     def steal():
-        record.ledger.vouch([owner_of(os.getpid())], 0.0)
         other.ledger.bury(owner_of(os.getpid()), "thought dead")
         taken.append(other.ledger.claim("thief", 2, 60.0))
 
-    threading.Timer(0.5, lambda: other.ledger.release(taken[0])).start()  # while the first waits for it
-    work(question, record, 2, Thief(2, steal))
+    def let_go():
+        assert at_work.wait(60)
+        other.ledger.release(taken[0])
+
+    class Watched(Thief):
+        """The thief lets go when the worker has gone on to its next trial."""
+
+        def interruptible(self):
+            if self.left < 0:
+                at_work.set()
+            return super().interruptible()
+
+    thief = threading.Thread(target=let_go)
+    thief.start()
+    work(question, record, 2, Watched(2, steal))
+    thief.join()
     assert taken[0].deaths == 1
     assert record.ledger.counts() == {"free": 0, "held": 0, "done": 2}
     clean = fresh(url, question, 2, name="clean")
@@ -280,6 +294,96 @@ def test_a_trial_that_was_told_and_whose_slot_was_not_is_left_as_it_is(url, ques
     work(question, open_record(url, "s"), 1)
     assert [t.value for t in record.trials()] == [0.25]
     assert record.ledger.counts()["done"] == 1
+
+
+class Outage(Never):
+    """A stranger's lock on a SQLite database, from the second epoch to the fourth, when `act` is done just before."""
+
+    def __init__(self, record, act=lambda: None):
+        self.record, self.act = record, act
+        self.epoch = 0
+        self.reported = None  # in the database, in the midst of the outage
+
+    @contextmanager
+    def interruptible(self):
+        self.epoch += 1
+        if self.epoch == 2:
+            path = self.record.ledger.storage.patience.address.database
+            self.stranger = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self.stranger.execute("BEGIN IMMEDIATE")
+        if self.epoch == 4:
+            (trial,) = open_record(f"sqlite:///{self.record.ledger.storage.patience.address.database}", "s").trials()
+            self.reported = list(trial.intermediate_values)
+            try:
+                self.act()
+            finally:
+                self.stranger.close()
+        yield
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """SQLite reports a lock at once, so that it is we who wait."""
+    monkeypatch.setattr(storage, "BUSY_SECONDS", 0.02)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_training_goes_on_while_the_database_is_away(sqlite_url):
+    question = ask(*RANDOM, "train.epochs=4")
+    record = fresh(sqlite_url, question, 1)
+    outage = Outage(record)
+    work(question, record, 1, outage)
+    assert outage.reported == [1]
+    (trial,) = record.trials()
+    assert list(trial.intermediate_values) == [1, 2, 3, 4]
+    clean = fresh(sqlite_url, question, 1, name="clean")
+    work(question, clean, 1)
+    assert outcomes(record) == outcomes(clean)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_trial_that_was_to_be_pruned_while_the_database_was_away_is_pruned_there(sqlite_url):
+    pruner = ("pruner._target_=optuna.pruners.ThresholdPruner", "+pruner.lower=1.1", "+pruner.n_warmup_steps=2")
+    question = ask(*RANDOM, *pruner, "train.epochs=6", "study.baseline=false")
+    record = fresh(sqlite_url, question, 1)
+    outage = Outage(record)
+    work(question, record, 1, outage)
+    assert outage.epoch >= 4
+    (trial,) = record.trials()
+    assert trial.state == TrialState.PRUNED
+    assert list(trial.intermediate_values) == trial.user_attrs[EPOCHS]["number"] == [1, 2]
+
+
+class Killed(BaseException):
+    """The end of a worker, as far as one can be had without that of the tests."""
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_a_checkpoint_knows_and_the_database_does_not_is_reported_when_the_trial_goes_on(sqlite_url):
+    question = ask(*RANDOM, "train.epochs=6")
+    record = fresh(sqlite_url, question, 1)
+
+    def die():
+        raise Killed
+
+    outage = Outage(record, die)
+    with pytest.raises(Killed):
+        work(question, record, 1, outage)
+    assert outage.reported == [1]
+    work(question, record, 1)
+    (trial,) = record.trials()
+    assert list(trial.intermediate_values) == [1, 2, 3, 4, 5, 6]
+    clean = fresh(sqlite_url, question, 1, name="clean")
+    work(question, clean, 1)
+    assert outcomes(record) == outcomes(clean)
+
+
+def test_a_trial_is_not_pruned_after_its_last_epoch(sqlite_url):
+    pruner = ("pruner._target_=optuna.pruners.ThresholdPruner", "+pruner.lower=1.1", "+pruner.n_warmup_steps=2")
+    question = ask(*RANDOM, *pruner, "train.epochs=2", "study.baseline=false")
+    record = fresh(sqlite_url, question, 1)
+    work(question, record, 1)
+    assert [trial.state for trial in record.trials()] == [TrialState.COMPLETE]
 
 
 class Broken(torch.nn.Module):
@@ -389,9 +493,8 @@ def test_a_diverged_trial_says_so(sqlite_url):
 
 
 def test_a_value_is_the_last_epochs_and_not_the_luckiest(sqlite_url, question, monkeypatch):
-    def measure(trial, training, **_):
+    def measure(training, _):
         for number, accuracy in ((1, 0.9), (2, 0.7)):
-            trial.report(accuracy, number)
             training.said.append([Epoch(number, 1.0, 1.0, accuracy, 0.1, 1.0)])
             yield training.said[-1][0]
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,7 +55,8 @@ class Join:
     """One worker in this process."""
 
     def launch(self, task: Task, stop: Stop) -> None:
-        with vouching(task):
+        me = [] if WORKER in os.environ else [owner_of(os.getpid())]  # else the launcher vouches
+        with vouching(task, lambda: me):
             task.work(stop)
 
 
@@ -139,18 +140,16 @@ def worker_command() -> list[str]:
 
 
 @contextlib.contextmanager
-def vouching(task: Task) -> Iterator[None]:
-    """Renews the lease of this process's trial from a thread, which a long first epoch does not hold up."""
+def vouching(task: Task, owners: Callable[[], Iterable[str]]) -> Iterator[None]:
+    """Renews the leases of workers from a thread, which neither a long epoch nor an absent database holds up."""
     end = threading.Event()
 
     def vouch() -> None:
-        with contextlib.suppress(StorageLost):  # the worker will meet it too, and says so
+        with contextlib.suppress(StorageLost):  # the workers will meet it too, and say so
             while not end.wait(task.limits.lease / RENEWALS):
-                task.ledger.vouch([owner_of(os.getpid())], task.limits.lease)
+                task.ledger.vouch([*owners()], task.limits.lease)
 
-    thread = threading.Thread(target=vouch, daemon=True)
-    if WORKER not in os.environ:  # else the launcher does
-        thread.start()
+    threading.Thread(target=vouch, daemon=True).start()
     try:
         yield
     finally:
@@ -176,7 +175,7 @@ class Crew:
         self.task = task
         self.places = [Place(environment) for environment in environments]
         self.stopped: float | None = None  # when the workers were told to stop
-        self.vouched = time.monotonic()
+        self.looked = time.monotonic()  # for trials that take too long
         task.logs.mkdir(parents=True, exist_ok=True)
         for number, place in enumerate(self.places, start=1):
             # Two commands at once on one run directory share no log.
@@ -200,34 +199,56 @@ class Crew:
 
         Raises:
             LaunchError: workers die before they come to work.
+            StorageLost: the database is away for good; the workers were told to stop.
         """
-        while working := [place for place in self.places if place.process is not None]:
-            for place in working:
+        try:
+            with vouching(self.task, self.owners):
+                self.watch(stop)
+        except StorageLost:
+            self.stop()
+            self.wait()
+            raise
+        if self.stopped is None and self.task.ledger.todo(self.task.trials):
+            raise LaunchError(self.last_words())
+
+    def owners(self) -> dict[str, Place]:
+        """Where there are workers, by their names in the ledger."""
+        return {owner_of(process.pid): place for place in self.places if (process := place.process) is not None}
+
+    def watch(self, stop: Stop) -> None:
+        while working := self.owners():
+            for place in working.values():
                 assert place.process is not None
                 if (code := place.process.poll()) is not None:
                     self.end(place, code)
-            self.vouch()
+            self.end_overdue()
             if stop():
                 self.stop()
             if self.stopped is not None and time.monotonic() > self.stopped + GRACE:
                 return
             time.sleep(POLL)
-        if self.stopped is None and self.task.ledger.todo(self.task.trials):
-            raise LaunchError(self.last_words())
 
-    def vouch(self) -> None:
-        """Renews the leases of all workers that are alive, and ends those whose trial takes too long."""
-        interval = min(1.0, self.task.limits.lease / RENEWALS)
-        if time.monotonic() < self.vouched + interval:
+    def wait(self) -> None:
+        """Gives workers that were told to stop their time for it."""
+        assert self.stopped is not None
+        for place in self.owners().values():
+            assert place.process is not None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                place.process.wait(max(0.0, self.stopped + GRACE - time.monotonic()))
+
+    def end_overdue(self) -> None:
+        """Ends, about every second, the workers whose trial takes too long."""
+        limit = self.task.limits.trial_timeout
+        if limit is None or time.monotonic() < self.looked + 1.0:
             return
-        self.vouched = time.monotonic()
-        by_owner = {owner_of(p.process.pid): p for p in self.places if p.process is not None}
-        self.task.ledger.vouch(list(by_owner), self.task.limits.lease)
-        if (limit := self.task.limits.trial_timeout) is not None:
-            # A second more than the worker itself allows, which looks after each epoch only.
-            for owner in self.task.ledger.overdue(list(by_owner), limit + 1.0):
-                self.clear(by_owner[owner], f"the trial took longer than study.trial_timeout={limit:g} s", fatal=True)
-                self.start(by_owner[owner])
+        self.looked = time.monotonic()
+        working = self.owners()
+        # A second more than the worker itself allows, which looks after each epoch only.
+        for owner in self.task.ledger.overdue([*working], limit + 1.0):
+            self.kill(working[owner])
+            death = f"the trial took longer than study.trial_timeout={limit:g} s"
+            self.task.ledger.bury(owner, death, fatal=True)
+            self.start(working[owner])
 
     def stop(self) -> None:
         """Tells the workers to hand their trials back."""
@@ -240,7 +261,7 @@ class Crew:
     def end(self, place: Place, code: int) -> None:
         """A worker has ended: what it left behind is cleared away, and its place filled again if it died."""
         death = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        held = self.clear(place, f"the worker ended with {death}")
+        held = self.task.ledger.bury(self.kill(place), f"the worker ended with {death}")
         if code == HALT:
             self.stop()
         if code == 0 or self.stopped is not None:
@@ -250,8 +271,8 @@ class Crew:
         if place.failures <= RESTARTS:
             self.start(place)
 
-    def clear(self, place: Place, death: str, *, fatal: bool = False) -> int:
-        """Kills what is left of a worker's process group, and hands its slot back; how many slots that were."""
+    def kill(self, place: Place) -> str:
+        """Kills what is left of a worker's process group; the worker's name in the ledger."""
         process, guard = place.process, place.guard
         assert process is not None
         assert guard is not None
@@ -263,13 +284,14 @@ class Crew:
             assert ended.stdin is not None
             ended.stdin.close()
         place.process = place.guard = None
-        return self.task.ledger.bury(owner_of(process.pid), death, fatal=fatal)
+        return owner_of(process.pid)
 
     def dismiss(self) -> None:
-        """Ends every worker that is still there."""
-        for place in self.places:
-            if place.process is not None:
-                self.clear(place, "it was told to stop and did not")
+        """Ends every worker that is still there, and hands back what they hold."""
+        killed = [self.kill(place) for place in self.owners().values()]
+        with contextlib.suppress(StorageLost):  # then their leases will end
+            for owner in killed:
+                self.task.ledger.bury(owner, "it was told to stop and did not")
 
     def last_words(self) -> str:
         """The end of the log of a worker that died."""

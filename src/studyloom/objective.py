@@ -21,18 +21,10 @@ class Stopping(Protocol):
     def interruptible(self) -> AbstractContextManager[None]: ...
 
 
-def measure(trial: Trial, training: Training, *, prunable: bool, reported: int, stopping: Stopping) -> Iterator[Epoch]:
-    """Trains in lockstep, reports the mean accuracy after each epoch, which is the step, from 1, and yields the mean.
-
-    A trial's value is the accuracy of its last epoch, and not the best of all, which would be the luckiest of as many.
-
-    Args:
-        prunable: whether the study's pruner may end the trial.
-        reported: the last step that is stored already, when a trial is gone on with. Whether to prune there is asked
-            again, since its worker may have died before it had asked.
+def measure(training: Training, stopping: Stopping) -> Iterator[Epoch]:
+    """Trains in lockstep, and yields the mean of all jobs after each epoch.
 
     Raises:
-        TrialPruned: the pruner says so, though not after the last epoch; its argument is the epoch.
         Stopped: asked for in the midst of an epoch.
         train.Diverged: a loss is no longer finite.
     """
@@ -42,12 +34,26 @@ def measure(trial: Trial, training: Training, *, prunable: bool, reported: int, 
             said = next(epochs, None)
         if said is None:
             return
-        epoch = mean(said)
-        if epoch.number > reported:
-            trial.report(epoch.accuracy, epoch.number)
-        if prunable and reported <= epoch.number < training.epochs and trial.should_prune():
-            raise TrialPruned(epoch)
-        yield epoch
+        yield mean(said)
+
+
+def report(trial: Trial, epoch: Epoch, *, prunable: bool, reported: int) -> None:
+    """Reports the mean accuracy at the epoch, which is the step, from 1, and asks whether to go on.
+
+    A trial's value is the accuracy of its last epoch, and not the best of all, which would be the luckiest of as many.
+
+    Args:
+        prunable: whether the study's pruner may end the trial here.
+        reported: the last step that is stored already, when a trial is gone on with. Whether to prune there is asked
+            again, since its worker may have died before it had asked.
+
+    Raises:
+        TrialPruned: the pruner says so; its argument is the epoch.
+    """
+    if epoch.number > reported:
+        trial.report(epoch.accuracy, epoch.number)
+    if prunable and epoch.number >= reported and trial.should_prune():
+        raise TrialPruned(epoch)
 
 
 def mean(epochs: Sequence[Epoch]) -> Epoch:

@@ -15,6 +15,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
+FAREWELL = 2.0  # seconds that a call waits for a database once its process is to stop
 DELAYS = (0.05, 2.0)  # seconds between tries: the first, doubling to the longest
 PASSING_STATES = ("08", "57P", "53300", "40001", "40P01", "55P03", "25P03")  # how a passing SQLSTATE begins
 # A connection that is refused while it is made has no SQLSTATE; what passes there is all but this.
@@ -77,13 +78,17 @@ class Patience:
     """Tries again, ever more slowly, what fails for a cause that passes; tells the log when an outage begins and ends.
 
     Args:
-        deadline: seconds from a call's first failure to its last try. It is looked at before each try, so that whoever
-            stops may lower it.
+        deadline: seconds from a call's first failure to its last try.
+
+    Attributes:
+        stopping: once it says so, FAREWELL takes the place of a longer deadline; looked at before each try.
+        away: whether a call waits.
     """
 
     def __init__(self, address: URL, deadline: float) -> None:
         self.address = address
         self.deadline = deadline
+        self.stopping: Callable[[], bool] = lambda: False
         self.away = False
 
     def run(self, attempt: Callable[[], T]) -> T:
@@ -105,7 +110,8 @@ class Patience:
                 except (StorageLost, SQLAlchemyError, StorageInternalError) as error:
                     lost = error if isinstance(error, StorageLost) else diagnose(error, self.address)
                     began = began or time.monotonic()
-                    left = began + self.deadline - time.monotonic()
+                    deadline = min(self.deadline, FAREWELL) if self.stopping() else self.deadline
+                    left = began + deadline - time.monotonic()
                     if not lost.passing or left <= 0:
                         raise self.give_up(lost, time.monotonic() - began) from None
                     call.uncertain |= call.committing
@@ -126,7 +132,8 @@ class Patience:
         self.away = False
         if not lost.passing or self.deadline <= 0:
             return StorageLost(str(lost), waited=lost.waited)
-        words = f"; it stayed so for {waited:.{0 if waited >= 10 else 1}f} s (storage.deadline)"
+        why = "was told to stop" if self.stopping() else "storage.deadline"
+        words = f"; it stayed so for {waited:.{0 if waited >= 10 else 1}f} s ({why})"
         return StorageLost(f"{lost}{words}; once it is back, the same command goes on from here", waited=waited)
 
 

@@ -70,6 +70,7 @@ def run(cfg: DictConfig) -> None:
             record, trials = open_study(prepared, create=not worker)
         except (ValueError, OSError) as error:
             give_up(error, 2)
+        record.ledger.storage.hurry(stop)
         limits = Limits(**{name: cfg.study[name] for name in Limits.__dataclass_fields__})
         task = Task(_work(prepared, record, trials, limits), record.ledger, trials, prepared.run_dir / "logs", limits)
         try:
@@ -82,7 +83,7 @@ def run(cfg: DictConfig) -> None:
         except Halted as error:
             give_up(error, HALT if worker else 1)
         except (LaunchError, StorageLost, OSError) as error:
-            give_up(error, 1)
+            give_up(error, 1 if stop.signal is None else 128 + stop.signal)
     sys.exit(code if stop.signal is None else 128 + stop.signal)
 
 

@@ -70,6 +70,14 @@ class Persistent(RDBStorage):
     def deadline(self, seconds: float) -> None:
         self.patience.deadline = seconds
 
+    def hurry(self, stopping: Callable[[], bool]) -> None:
+        """Once `stopping` says so, no call waits longer than FAREWELL seconds."""
+        self.patience.stopping = stopping
+
+    def is_away(self) -> bool:
+        """Whether calls wait for the database just now."""
+        return self.patience.away
+
     def _explain(self, context: sqlalchemy.engine.ExceptionContext) -> None:
         """Takes the place of what SQLAlchemy would raise, on which Optuna tries five times to make a trial."""
         error = context.sqlalchemy_exception

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -25,6 +25,7 @@ from studyloom.data import Split
 from studyloom.failures import FAILURE, REASON, Failure, TimedOut
 from studyloom.ledger import Claim, Ledger
 from studyloom.objective import Stopped, Stopping
+from studyloom.outbox import Outbox
 from studyloom.question import Folds, Question
 from studyloom.space import Point
 from studyloom.storage import StorageError, StorageLost, connect, exclusive
@@ -228,7 +229,7 @@ class Worker:
         try:
             self.train(trial, claim, point, checkpoint, frozen.last_step or 0, watch, curve)
         except optuna.TrialPruned as pruned:
-            curve.append(pruned.args[0])
+            del curve[pruned.args[0].number :]  # epochs that were trained while the database was away
             state = TrialState.PRUNED
         except (StorageLost, UpdateFinishedTrialError, Lost):
             raise
@@ -294,26 +295,40 @@ class Worker:
             except ValueError as error:
                 log.warning("%s: %s; the trial starts anew", checkpoint.path, error)
         curve += [objective.mean(said) for said in training.said]
-        prunable = self.question.baseline is None or trial.number > 0  # all is compared with the baseline
-        epochs = objective.measure(trial, training, prunable=prunable, reported=reported, stopping=self.stopping)
-        longest, asked = 0.0, time.perf_counter()
-        for epoch in epochs:
-            watch.seconds["storage"] += time.perf_counter() - asked - epoch.seconds  # to report, and whether to prune
-            curve.append(epoch)
-            longest = max(longest, epoch.seconds)
+        with Outbox(self.post(trial, claim, training.epochs, reported), self.record.ledger.storage.is_away) as outbox:
             with watch("storage"):
-                if not self.record.ledger.renew(claim, max(self.limits.lease, LEASE_EPOCHS * longest)):
-                    raise Lost
-            last = epoch.number == training.epochs
-            if not last:
-                with watch("checkpoints"):
-                    self.save(checkpoint, training)
-            if self.stopping() and not last:
-                raise Stopped
-            limit = self.limits.trial_timeout
-            if limit is not None and time.monotonic() - started > limit:
-                raise TimedOut(f"the trial took longer than study.trial_timeout={limit:g} seconds")
-            asked = time.perf_counter()
+                for epoch in curve[reported:]:  # saved while the database was away, and then the worker died
+                    outbox.send(epoch)
+            for epoch in objective.measure(training, self.stopping):
+                curve.append(epoch)
+                with watch("storage"):
+                    outbox.send(epoch)
+                last = epoch.number == training.epochs
+                if not last:
+                    with watch("checkpoints"):
+                        self.save(checkpoint, training)
+                if self.stopping() and not last:
+                    raise Stopped
+                limit = self.limits.trial_timeout
+                if limit is not None and time.monotonic() - started > limit:
+                    raise TimedOut(f"the trial took longer than study.trial_timeout={limit:g} seconds")
+            ended = time.perf_counter()
+        watch.seconds["storage"] += time.perf_counter() - ended
+
+    def post(self, trial: optuna.Trial, claim: Claim, epochs: int, reported: int) -> Callable[[Epoch], None]:
+        """What is done in the database after each epoch: report, perhaps prune, renew the lease."""
+        comparable = self.question.baseline is None or trial.number > 0  # all is compared with the baseline
+        longest = 0.0
+
+        def post(epoch: Epoch) -> None:
+            nonlocal longest
+            prunable = comparable and epoch.number < epochs  # the last epoch is the value
+            objective.report(trial, epoch, prunable=prunable, reported=reported)
+            longest = max(longest, epoch.seconds)
+            if not self.record.ledger.renew(claim, max(self.limits.lease, LEASE_EPOCHS * longest)):
+                raise Lost
+
+        return post
 
     @staticmethod
     def save(checkpoint: Checkpoint, training: Training) -> None:
