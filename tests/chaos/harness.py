@@ -144,12 +144,12 @@ def run(url: str, trials: int, folder: Path, seed: int = 0, workers: int = 1) ->
         assert process.exitcode == 0
 
 
-def until(condition: Callable[[], object], seconds: float = 30.0) -> object:
+def until(condition: Callable[[], object], seconds: float = 30.0, pause: float = 0.005) -> object:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := condition():
             return found
-        time.sleep(0.005)
+        time.sleep(pause)
     raise AssertionError("it did not happen in time")
 
 
@@ -157,7 +157,7 @@ def outcomes(record: Record) -> set:
     return {(trial.number, tuple(sorted(trial.params.items())), trial.value) for trial in record.trials()}
 
 
-def check(record: Record, trials: int, clean: set | None = None) -> None:
+def check(record: Record, trials: int, clean: set | None = None, epochs: int = EPOCHS) -> None:
     """The invariants of a study that has ended: I1, I2, I3 with I5, I4."""
     found = record.trials()
     assert [trial.number for trial in found] == list(range(trials)), "I2: exactly N"
@@ -169,7 +169,7 @@ def check(record: Record, trials: int, clean: set | None = None) -> None:
         steps = list(trial.intermediate_values)
         assert steps == list(range(1, len(steps) + 1)), "I3: reports gap-free"
         if trial.state == TrialState.COMPLETE:
-            assert trial.value == trial.intermediate_values[EPOCHS], "I3"
+            assert trial.value == trial.intermediate_values[epochs], "I3"
     best = [max(t.value for t in found[: k + 1] if t.value is not None) for k in range(trials) if found[0].value]
     assert best == sorted(best), "I4"
     if clean is not None:

@@ -1,0 +1,136 @@
+"""Real commands under faults: how they are started, watched and ended, and what must hold of all that they leave."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from commands import CANARY, QUICK, start
+from harness import check, until
+
+from studyloom.storage import StorageError
+from studyloom.study import Record, open_record
+
+TRIALS = 10
+EPOCHS = 30
+# Trials of some tenths of a second that depend on seed and number alone.
+STUDY = (*QUICK, f"train.epochs={EPOCHS}", f"study.trials={TRIALS}", "launcher.workers=2", "study.lease=5")
+# What no output and no log may hold: errors that are ours, or that a library's words are left to explain.
+NEVER = re.compile(r"AssertionError|UnboundLocalError|sqlalchemy\.exc|sqlite3\.|psycopg\.(?!extras)|Traceback")
+
+
+class Run:
+    """A study of TRIALS trials below a folder, in SQLite there or in the database of a URL; commands run it."""
+
+    def __init__(self, folder: Path, url: str, overrides: tuple[str, ...] = STUDY) -> None:
+        self.folder = folder
+        self.url = url
+        self.overrides = (*overrides, f"run_dir={folder}")
+        self.mark = uuid.uuid4().hex  # in the environment of all processes of this run
+        self.environment = {"STUDYLOOM_TEST": self.mark}
+        if url.startswith("postgresql"):
+            self.overrides += ("storage=postgres",)
+            self.environment["STUDYLOOM_STORAGE"] = url
+
+    def start(self, *overrides: str, within: Sequence[str] = (), **environment: str) -> subprocess.Popen:
+        self.latest = start(*self.overrides, *overrides, within=within, **self.environment, **environment)
+        return self.latest
+
+    def end(self, process: subprocess.Popen, code: int, seconds: float = 120.0) -> str:
+        """Waits for a command; its exit code, and I6, I7 and I8. What it printed."""
+        out, err = process.communicate(timeout=seconds)
+        assert process.returncode == code, (out, err, self.logs())
+        until(lambda: not self.processes(), 10)  # I6
+        printed = out + err
+        for text in (printed, self.logs()):
+            assert not (found := NEVER.search(text)), f"I7: {found}\n{text}"
+        assert CANARY not in printed, "I8"
+        # In a process of its own: this one would lose its locks on a SQLite file when it closes another handle on it.
+        found = subprocess.run(["grep", "-rlF", CANARY, self.folder], capture_output=True, text=True).stdout
+        assert found == "", f"I8: {found}"
+        return printed
+
+    def finish(self, clean: set | None) -> str:
+        """Runs the command to its end, with nothing in its way, and checks what there is then."""
+        printed = self.end(self.start(), 0)
+        self.check(clean)
+        return printed
+
+    def check(self, clean: set | None) -> None:
+        check(self.record(), TRIALS, clean, EPOCHS)
+
+    def record(self) -> Record:
+        return open_record(self.url, "mnist", deadline=30.0)
+
+    def processes(self) -> list[int]:
+        """All processes of this run, whatever became of those that started them."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                mine = f"STUDYLOOM_TEST={self.mark}".encode() in (process / "environ").read_bytes()
+                assert not mine or CANARY.encode() not in (process / "cmdline").read_bytes(), "I8: seen in ps"
+            except OSError:
+                continue
+            if mine:
+                found.append(int(process.name))
+        return found
+
+    def workers(self) -> list[int]:
+        """The worker processes of its commands."""
+        found = []
+        for pid in self.processes():
+            try:
+                if b"launcher=join" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                    found.append(pid)
+            except OSError:
+                continue
+        return found
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("logs/*.log")))
+
+    def until_done(self, trials: int) -> None:
+        """Waits until so many trials are done."""
+        self._until(lambda record: record.ledger.counts()["done"] >= trials)
+
+    def at_work(self) -> None:
+        """Waits until workers have reported in two trials that are under way."""
+
+        def look(record):
+            held = {h.trial_id for h in record.ledger.held()}
+            return sum(t._trial_id in held and bool(t.intermediate_values) for t in record.trials()) >= 2
+
+        self._until(look)
+
+    def _until(self, condition: Callable[[Record], bool]) -> None:
+        records, errors = [], []
+
+        def look():
+            try:
+                records[:] = records or [self.record()]
+                if condition(records[0]):
+                    return True
+            except StorageError as error:  # its maker is at it
+                errors[:] = [error]
+            assert self.latest.poll() is None, (self.latest.communicate(), self.logs(), errors)
+            return False
+
+        until(look, 60, pause=0.05)
+
+
+def kill(pids: list[int], number: int = signal.SIGKILL) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def nap(seconds: float) -> None:
+    """How long a fault lasts; nothing is waited for with it."""
+    time.sleep(seconds)

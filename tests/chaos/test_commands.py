@@ -1,0 +1,415 @@
+"""Faults of whole commands: whatever ends one, the same command goes on to the values of a run that nothing befell."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+from commands import ROOT
+from harness import outcomes, until
+from runs import TRIALS, Run, kill, nap
+from servers import Server
+
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are looked up in /proc"),
+]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """The outcomes of the study that all tests here run."""
+    run = Run(folder := tmp_path_factory.mktemp("undisturbed"), f"sqlite:///{folder}/study.db")
+    run.finish(None)
+    return outcomes(run.record())
+
+
+@pytest.fixture
+def run(tmp_path, request):
+    """A study in each kind of database in turn."""
+    run = on(request, tmp_path, request.param)
+    yield run
+    kill(run.processes())  # where a test has failed
+
+
+def on(request, folder, kind):
+    folder = folder / "run"
+    if kind == "sqlite":
+        return Run(folder, f"sqlite:///{folder}/study.db")
+    return Run(folder, request.getfixturevalue("postgres_url"))
+
+
+both = pytest.mark.parametrize("run", ["sqlite", "postgresql"], indirect=True)
+sqlite_only = pytest.mark.parametrize("run", ["sqlite"], indirect=True)
+
+
+# Commands and workers that are killed or stopped
+
+
+@both
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_at_random_with_all_its_workers_or_some_and_run_again(run, undisturbed, seed):
+    fate = random.Random(seed)
+    for round_ in range(2):
+        process = run.start()
+        run.until_done(fate.randrange(TRIALS // 2 * round_, TRIALS // 2 * (round_ + 1)))
+        nap(fate.random())
+        workers = run.workers()
+        kill([process.pid, *fate.sample(workers, fate.randrange(len(workers) + 1))])
+        run.end(process, -signal.SIGKILL)
+    run.finish(undisturbed)
+
+
+@both
+def test_a_storm_of_kills_among_the_workers_of_one_command(run, undisturbed):
+    process, fate = run.start(), random.Random(0)
+    for done in range(1, TRIALS):
+        run.until_done(done)
+        kill(fate.sample(run.workers(), 1))
+    printed = run.end(process, 0)
+    assert "a worker ended with signal SIGKILL" in printed
+    run.finish(undisturbed)
+
+
+@both
+def test_whatever_signal_ends_it_the_same_command_goes_on(run, undisturbed):
+    for done, (signals, code) in enumerate(
+        [([signal.SIGINT], 130), ([signal.SIGTERM], 143), ([signal.SIGHUP], 129), ([signal.SIGINT] * 2, 130)]
+    ):
+        process = run.start()
+        run.until_done(2 * done)
+        run.at_work()
+        for number in signals:
+            process.send_signal(number)
+            process.stderr.readline()  # it has said that it stops
+        began = time.monotonic()
+        run.end(process, code)
+        assert time.monotonic() - began < 15
+        assert run.record().ledger.counts()["held"] == 0
+    run.finish(undisturbed)
+
+
+@sqlite_only
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("seconds", [0.1, 1.0, 2.0, 3.0])
+def test_ctrl_c_while_it_starts(run, undisturbed, count, seconds):
+    process = run.start()
+    nap(seconds)
+    for _ in range(count):
+        process.send_signal(signal.SIGINT)
+        nap(0.05)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode in (130, -signal.SIGINT), (out, err)
+    run.finish(undisturbed)
+
+
+@both
+def test_two_commands_at_once_one_of_which_is_killed(run, undisturbed):
+    first, second = run.start(), run.start()
+    run.until_done(2)
+    kill([first.pid])
+    assert first.wait() == -signal.SIGKILL
+    first.communicate()
+    run.end(second, 0)
+    run.finish(undisturbed)
+
+
+@both
+def test_started_with_an_ampersand_it_stops_with_ctrl_c(run, undisturbed):
+    """A shell has Ctrl-C ignored for what it starts so."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = run.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    run.at_work()
+    process.send_signal(signal.SIGINT)
+    run.end(process, 130)
+    run.finish(undisturbed)
+
+
+# Clocks
+
+
+@both
+def test_a_worker_whose_clock_is_an_hour_off(run, undisturbed):
+    if shutil.which("faketime") is None:
+        assert "CI" not in os.environ
+        pytest.skip("faketime is missing")
+    process = run.start()
+    run.at_work()
+    ahead = run.start("launcher=join", within=["faketime", "-f", "+1h"], FAKETIME_DONT_FAKE_MONOTONIC="1")
+    run.end(process, 0)
+    run.end(ahead, 0)
+    run.finish(undisturbed)
+
+
+# A database that is away
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    server = Server(Path(tmp_path_factory.mktemp("pg", numbered=True)))
+    yield server
+    server.stop(signal.SIGQUIT)
+    server.server.cleanup_mode = None  # or it takes seconds to stop what is gone
+    server.server.cleanup()
+
+
+@pytest.fixture
+def served(server, tmp_path):
+    server.start()
+    server.ask("DROP SCHEMA IF EXISTS public CASCADE; CREATE SCHEMA public")
+    yield Run(tmp_path / "run", server.url)
+    server.start()
+
+
+@pytest.mark.parametrize("seconds", [0, 5, 30])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGQUIT], ids=["stopped", "crashed"])
+def test_a_server_that_goes_and_comes_back(server, served, undisturbed, end, seconds):
+    process = served.start()
+    served.at_work()
+    server.stop(end)
+    nap(seconds)
+    server.start()
+    served.end(process, 0)
+    assert not seconds or "is back after" in served.logs()
+    served.finish(undisturbed)
+
+
+def test_a_server_that_goes_again_and_again(server, served, undisturbed):
+    process = served.start()
+    for done in range(1, TRIALS - 2, 2):
+        served.until_done(done)
+        server.stop(signal.SIGQUIT)
+        server.start()
+    served.end(process, 0)
+    served.finish(undisturbed)
+
+
+def test_a_server_that_stays_away_ends_the_command_with_the_cause_and_it_goes_on_when_it_is_back(
+    server, served, undisturbed
+):
+    process = served.start("storage.deadline=3")
+    served.at_work()
+    server.stop(signal.SIGQUIT)
+    printed = served.end(process, 1)
+    assert "it stayed so for" in printed
+    assert "once it is back, the same command goes on from here" in printed
+    server.start()
+    served.finish(undisturbed)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_ctrl_c_while_the_server_is_away(server, served, undisturbed, count):
+    process = served.start()
+    served.at_work()
+    server.stop(signal.SIGQUIT)
+    nap(1)
+    began = time.monotonic()
+    for _ in range(count):
+        process.send_signal(signal.SIGINT)
+        process.stderr.readline()
+    served.end(process, 130)
+    assert time.monotonic() - began < 20
+    server.start()
+    served.finish(undisturbed)
+
+
+@contextlib.contextmanager
+def every(seconds, act):
+    """Does `act` again and again while the body lasts."""
+    done, failures = threading.Event(), []
+
+    def repeat():
+        try:
+            while not done.wait(seconds):
+                act()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    assert failures == []
+
+
+def test_connections_that_are_killed_every_second(server, served, undisturbed):
+    with every(1.0, server.end_connections):
+        served.end(served.start(), 0)
+    served.finish(undisturbed)
+
+
+@both
+def test_a_strangers_lock_for_20_seconds(run, undisturbed):
+    process = run.start()
+    run.at_work()
+    if run.url.startswith("sqlite"):
+        stranger = sqlite3.connect(run.folder / "study.db", isolation_level=None)
+        stranger.execute("BEGIN IMMEDIATE")
+        nap(20)
+        stranger.close()
+    else:
+        engine = sqlalchemy.create_engine(run.url, poolclass=sqlalchemy.NullPool)
+        with engine.begin() as stranger:
+            stranger.exec_driver_sql("LOCK TABLE trials, studyloom_slots IN ACCESS EXCLUSIVE MODE")
+            nap(20)
+    run.end(process, 0)
+    run.finish(undisturbed)
+
+
+# A database that is gone
+
+
+@sqlite_only
+@pytest.mark.parametrize("damage", ["deleted", "emptied", "cut in half", "overwritten"])
+def test_a_file_that_is_spoilt_in_mid_run_is_named_and_nothing_made_in_its_place(run, damage):
+    file = run.folder / "study.db"
+    process = run.start()
+    run.at_work()
+    size = file.stat().st_size
+    match damage:
+        case "deleted":
+            file.unlink()
+        case "emptied":
+            os.truncate(file, 0)
+        case "cut in half":
+            os.truncate(file, size // 2 // 4096 * 4096)
+        case "overwritten":
+            file.write_bytes(random.Random(0).randbytes(size))
+    printed = run.end(process, 1)
+    assert "error: storage.url: cannot use sqlite:///" in printed
+    assert file.exists() == (damage != "deleted")
+    assert not file.exists() or file.stat().st_size <= size or damage == "overwritten"
+
+
+def test_a_database_that_is_dropped_in_mid_run_is_named(run_postgres):
+    process = run_postgres.start()
+    run_postgres.at_work()
+    address = sqlalchemy.make_url(run_postgres.url)
+    engine = sqlalchemy.create_engine(
+        address.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool
+    )
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {address.database} WITH (FORCE)")
+    assert "does not exist" in run_postgres.end(process, 1)
+
+
+@pytest.fixture
+def run_postgres(tmp_path, request):
+    return on(request, tmp_path, "postgresql")
+
+
+# Disks
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """A disk of so many KiB at a folder: commands see it that are started within what this gives; and its files."""
+    if os.geteuid() or shutil.which("nsenter") is None:
+        pytest.skip("mounting a disk needs root")
+    folder.mkdir(parents=True)
+    script = f"mount -t tmpfs -o size={size}k none {folder} && echo up && exec sleep 600"
+    holder = subprocess.Popen(["unshare", "--mount", "sh", "-c", script], stdout=subprocess.PIPE, text=True)
+    try:
+        if holder.stdout.readline() != "up\n":
+            pytest.skip("no mount namespaces here")
+        yield ["nsenter", "-t", str(holder.pid), "-m"], Path(f"/proc/{holder.pid}/root{folder}")
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def test_a_disk_that_is_full_under_the_database_in_mid_run(tmp_path, undisturbed):
+    run = Run(tmp_path / "disk" / "run", f"sqlite:///{tmp_path}/copy/study.db")
+    with small_disk(tmp_path / "disk", 4000) as (within, files):
+        process = run.start(within=within)
+        until(lambda: list((files / "run" / "checkpoints").glob("*.pt")))
+        with contextlib.suppress(OSError), (files / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(1000))
+        printed = run.end(process, 1)
+        assert "disk is full (free some space, or name another run_dir)" in printed
+        (files / "filler").unlink()
+        run.end(run.start(within=within), 0)
+        shutil.copytree(files / "run", tmp_path / "copy")
+    run.check(undisturbed)
+
+
+@sqlite_only
+def test_a_disk_that_is_full_under_the_checkpoints_costs_no_trial(run, undisturbed):
+    with small_disk(run.folder / "checkpoints", 64) as (within, _):
+        run.end(run.start(within=within), 0)
+    assert "a crash would now cost this trial's epochs so far" in run.logs()
+    run.finish(undisturbed)
+
+
+# Trials that fail, on purpose
+
+NETWORK = """
+import os, signal, subprocess, time, torch
+
+class Net(torch.nn.Linear):
+    def __init__(self, shape, classes, deed):
+        super().__init__(784, classes)
+        self.deed = deed
+        self.fails = bool(torch.rand(()) < 0.3)
+
+    def forward(self, images):
+        if len(images) > 2 and (self.fails or self.deed == "always"):
+            raise RuntimeError("one of five" if self.deed != "always" else "a bug")
+        return super().forward(images.flatten(1))
+"""
+
+
+@pytest.fixture
+def failing(tmp_path, request):
+    (tmp_path / "failing.py").write_text(NETWORK)
+    network = ("model._target_=failing.Net", "~model.hidden", "~model.activation", "~model.dropout", "~model.init")
+
+    def make(kind, deed):
+        run = on(request, tmp_path, kind)
+        kept = tuple(override for override in run.overrides if not override.startswith("model."))
+        run.overrides = (*kept, *network, f"+model.deed={deed}")
+        run.environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{ROOT}"
+        return run
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_an_exception_in_some_trials_fails_them_alone_with_the_reason(failing, kind):
+    run = failing(kind, "some")
+    out, err = run.start("study.seed=4").communicate(timeout=120)
+    trials = run.record().trials()
+    assert len(trials) == TRIALS
+    failed = [trial for trial in trials if trial.state.name == "FAIL"]
+    assert 0 < len(failed) < TRIALS
+    assert {trial.user_attrs["reason"] for trial in failed} == {"RuntimeError: one of five"}
+    assert all(trial.user_attrs["failure"] == "error" for trial in failed)
+    assert f"error  {len(failed)} × such as: RuntimeError: one of five" in out
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_an_exception_in_all_trials_ends_the_study_with_it_once(failing, kind):
+    run = failing(kind, "always")
+    process = run.start()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.count("RuntimeError: a bug") == 1
+    assert len(run.record().trials()) <= 3
+    assert "Traceback" not in out + err
+    assert run.record().ledger.counts()["held"] == 0

