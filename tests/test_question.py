@@ -1,5 +1,9 @@
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import hydra
 import pytest
@@ -573,3 +577,15 @@ def test_only_what_differs_from_the_config_as_composed_is_composed_again(main, f
     }
     assert main.at(main.baseline) == main.config
     assert main.composer.compose({"model": "mlp", "optimizer": "adamw"}) is main.config
+
+
+def test_a_check_does_not_import_the_compiler():
+    """It would take a second."""
+    script = (
+        "import sys; from toys import *\n"
+        "split = toy_split(); ask(*TINY).check(toy_folds(split), split.shape, split.classes)\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": paths}, capture_output=True)
+    assert done.returncode == 0, done.stderr

@@ -1,6 +1,8 @@
 """The question of a study: a configuration, and the space around it. Checked as a whole before work starts."""
 
+import contextlib
 import functools
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ from studyloom.train import Job
 
 # What a study asks. The sampler, the pruner and the launcher are ways to an answer, and may change between runs.
 SECTIONS = ("data", "model", "optimizer", "scheduler", "loss", "space", "objective", "train")
+LARGE = 10_000_000  # parameters; building one of as many takes about 0.1 s
 SEARCHED = ("model", "optimizer", "scheduler", "loss", "train")  # what is built anew for each trial
 
 Folds = Sequence[tuple[Tensor, Tensor]]
@@ -328,18 +331,35 @@ def _end(distribution: BaseDistribution, end: int) -> Any:
 def try_out(job: Job, shape: Sequence[int], classes: int) -> None:
     """Builds a job's network, optimizer and loss, and runs two empty images through them.
 
-    Without memory or arithmetic, on the meta device; on the CPU where a network cannot go there.
+    A large network without memory or arithmetic, on the meta device, if it can go there; others on the CPU, since the
+    meta device imports PyTorch's compiler, which takes a second.
 
     Raises:
         Exception: what the parts raise; ValueError where the outputs are not (batch, classes).
     """
-    try:
-        _forward(job, shape, classes, "meta")
-    except Exception:
-        _forward(job, shape, classes, "cpu")
+    with contextlib.suppress(Exception):  # the CPU tells what is wrong, if not just that a network cannot go there
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = job.model(shape=tuple(shape), classes=classes)
+        if sum(parameter.numel() for parameter in model.parameters()) > LARGE:
+            _forward(job, shape, classes, "meta")
+            return
+    _forward(job, shape, classes, "cpu")
+
+
+def spare_compiler() -> None:
+    """Keeps PyTorch's compiler from being imported for nothing: 1.0 s of a command that only starts workers.
+
+    The first call of an optimizer imports it to say that these methods are not to be compiled, and so do its steps.
+    Where it is there already, or a release of PyTorch keeps its mark elsewhere, all stays as it is.
+    """
+    if "torch._dynamo" not in sys.modules:
+        for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+            if (method := getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)) is not None:
+                method.__dynamo_disable = method
 
 
 def _forward(job: Job, shape: Sequence[int], classes: int, device: str) -> None:
+    spare_compiler()
     with torch.device(device), torch.random.fork_rng(devices=[]):
         model = job.model(shape=tuple(shape), classes=classes).to(device)
         job.optimizer(model.parameters())

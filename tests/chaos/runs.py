@@ -1,6 +1,5 @@
 """Real commands under faults: how they are started, watched and ended, and what must hold of all that they leave."""
 
-import contextlib
 import os
 import re
 import signal

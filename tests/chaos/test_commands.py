@@ -76,16 +76,14 @@ def test_a_storm_of_kills_among_the_workers_of_one_command(run, undisturbed):
         kill(fate.sample(run.workers(), 1))
     printed = run.end(process, 0)
     assert "a worker ended with signal SIGKILL" in printed
-    run.finish(undisturbed)
+    run.check(undisturbed)
 
 
 @both
 def test_whatever_signal_ends_it_the_same_command_goes_on(run, undisturbed):
-    for done, (signals, code) in enumerate(
-        [([signal.SIGINT], 130), ([signal.SIGTERM], 143), ([signal.SIGHUP], 129), ([signal.SIGINT] * 2, 130)]
-    ):
+    interrupt, terminate, hang_up = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    for signals, code in ([interrupt], 130), ([terminate], 143), ([hang_up], 129), ([interrupt] * 2, 130):
         process = run.start()
-        run.until_done(2 * done)
         run.at_work()
         for number in signals:
             process.send_signal(number)
@@ -119,7 +117,7 @@ def test_two_commands_at_once_one_of_which_is_killed(run, undisturbed):
     assert first.wait() == -signal.SIGKILL
     first.communicate()
     run.end(second, 0)
-    run.finish(undisturbed)
+    run.check(undisturbed)
 
 
 @both
@@ -149,7 +147,7 @@ def test_a_worker_whose_clock_is_an_hour_off(run, undisturbed):
     ahead = run.start("launcher=join", within=["faketime", "-f", "+1h"], FAKETIME_DONT_FAKE_MONOTONIC="1")
     run.end(process, 0)
     run.end(ahead, 0)
-    run.finish(undisturbed)
+    run.check(undisturbed)
 
 
 # A database that is away
@@ -182,7 +180,7 @@ def test_a_server_that_goes_and_comes_back(server, served, undisturbed, end, sec
     server.start()
     served.end(process, 0)
     assert not seconds or "is back after" in served.logs()
-    served.finish(undisturbed)
+    served.check(undisturbed)
 
 
 def test_a_server_that_goes_again_and_again(server, served, undisturbed):
@@ -192,7 +190,7 @@ def test_a_server_that_goes_again_and_again(server, served, undisturbed):
         server.stop(signal.SIGQUIT)
         server.start()
     served.end(process, 0)
-    served.finish(undisturbed)
+    served.check(undisturbed)
 
 
 def test_a_server_that_stays_away_ends_the_command_with_the_cause_and_it_goes_on_when_it_is_back(
@@ -249,7 +247,7 @@ def every(seconds, act):
 def test_connections_that_are_killed_every_second(server, served, undisturbed):
     with every(1.0, server.end_connections):
         served.end(served.start(), 0)
-    served.finish(undisturbed)
+    served.check(undisturbed)
 
 
 @both
@@ -267,7 +265,7 @@ def test_a_strangers_lock_for_20_seconds(run, undisturbed):
             stranger.exec_driver_sql("LOCK TABLE trials, studyloom_slots IN ACCESS EXCLUSIVE MODE")
             nap(20)
     run.end(process, 0)
-    run.finish(undisturbed)
+    run.check(undisturbed)
 
 
 # A database that is gone
@@ -353,7 +351,7 @@ def test_a_disk_that_is_full_under_the_checkpoints_costs_no_trial(run, undisturb
     with small_disk(run.folder / "checkpoints", 64) as (within, _):
         run.end(run.start(within=within), 0)
     assert "a crash would now cost this trial's epochs so far" in run.logs()
-    run.finish(undisturbed)
+    run.check(undisturbed)
 
 
 # Trials that fail, on purpose
