@@ -15,7 +15,7 @@ SRC = ROOT / "src" / "studyloom"
 ROOMS = {
     "matter": ("data", "models", "losses", "schedules", "seeds"),  # lets in torch and numpy
     "training": ("train", "checkpoint"),
-    "search": ("space", "grammar", "schema", "config", "question"),  # Optuna's distributions; Hydra, in config alone
+    "search": ("space", "grammar", "schema", "trust", "config", "question"),  # Optuna's distributions; Hydra, in config alone
     "study": ("outage", "storage", "ledger", "objective", "failures", "study", "grid"),  # Optuna's study, SQLAlchemy
     "front": ("stop", "launch", "progress", "outline", "doctor", "run", "cli"),  # processes, files, people
 }
@@ -24,7 +24,7 @@ FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for mod
 # Packages from outside that only some modules may import; all others are open to all.
 DOORS = {
     "hydra": {"config"},
-    "omegaconf": {"schema", "config", "question", "run"},
+    "omegaconf": {"schema", "trust", "config", "question", "run"},
     "optuna": {*ROOMS["search"], *ROOMS["study"], *ROOMS["front"]},
     "sqlalchemy": {"config", "doctor", *ROOMS["study"]},
     "filelock": {"storage"},
