@@ -17,7 +17,7 @@ ROOMS = {
     "training": ("train", "checkpoint"),
     "search": ("space", "grammar", "schema", "trust", "config", "question"),  # Optuna's distributions; Hydra, in config alone
     "study": ("outage", "storage", "ledger", "objective", "failures", "study", "grid"),  # Optuna's study, SQLAlchemy
-    "front": ("stop", "launch", "progress", "outline", "doctor", "run", "cli"),  # processes, files, people
+    "front": ("stop", "launch", "progress", "outline", "doctor", "dashboard", "run", "cli"),  # processes, files, people
 }
 FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for module in modules}
 
@@ -32,7 +32,8 @@ DOORS = {
     "rich": {*ROOMS["front"]},
     "subprocess": {"launch", "doctor"},
     "argparse": {"config", "cli"},
-    "optuna_dashboard": set(),
+    "optuna_dashboard": {"dashboard"},
+    "wsgiref": {"dashboard"},
 }
 NAMED_BY_CONFIGS = ("models", "losses", "schedules")  # `_target_` is their registry, so that nobody imports them
 DRAWERS = {"utils", "helpers", "common", "base", "core", "manager", "handler", "factory", "registry", "engine"}
