@@ -198,7 +198,9 @@ def test_the_token_helps_no_other_name_and_no_other_site(token_port):
     assert ask(token_port, path, Origin="http://evil.example.org")[0] == 403
 
 
-@pytest.mark.parametrize("path", ["//evil.example.org/", "/%5Cevil.example.org", "/%0d%0aX-Evil:%201", "/\\evil"])
+@pytest.mark.parametrize(
+    "path", ["//evil.example.org/", "/%2Fevil.example.org/", "/%5Cevil.example.org", "/%0d%0aX-Evil:%201", "/\\evil"]
+)
 def test_the_redirect_leads_to_this_dashboard(token_port, path):
     _, headers, _ = ask(token_port, f"{path}?token=s3cret+%26+%C3%BC")
     assert re.match(r"/(?![/\\])", headers["Location"])

@@ -15,7 +15,7 @@ SRC = ROOT / "src" / "studyloom"
 ROOMS = {
     "matter": ("data", "models", "losses", "schedules", "seeds"),  # lets in torch and numpy
     "training": ("train", "checkpoint"),
-    "search": ("space", "grammar", "schema", "trust", "config", "question"),  # Optuna's distributions; Hydra, in config alone
+    "search": ("space", "grammar", "schema", "trust", "config", "question"),  # Optuna's distributions; config: Hydra
     "study": ("outage", "storage", "ledger", "objective", "failures", "study", "grid"),  # Optuna's study, SQLAlchemy
     "front": ("stop", "launch", "progress", "outline", "doctor", "dashboard", "run", "cli"),  # processes, files, people
 }

@@ -39,16 +39,19 @@ def package(tmp_path, monkeypatch):
         import os, pickle
         from subprocess import Popen
         from mypackage._net import Net
+        import mypackage.net
+        class net: Net = Net  # hides the module of that name from Hydra, but not from an import
         def make(width): return Net()
         VALUE = 3
         """)
     )
     (tmp_path / "mypackage" / "_net.py").write_text("class Net:\n    def method(self): pass\n")
+    (tmp_path / "mypackage" / "net.py").write_text("class Net: pass\n")
     (tmp_path / "mypackage2.py").write_text("class Net: pass\n")
     (tmp_path / "broken.py").write_text("raise OSError('no such device')\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield "mypackage"
-    for name in ("mypackage", "mypackage._net", "mypackage2", "broken"):
+    for name in ("mypackage", "mypackage._net", "mypackage.net", "mypackage2", "broken"):
         sys.modules.pop(name, None)
 
 
@@ -261,6 +264,7 @@ def test_a_package_that_the_user_trusts_may_be_named(package):
         ("mypackage.pickle.loads", "cannot be imported"),
         ("mypackage.Popen", "is subprocess.Popen, which is none"),
         ("mypackage.VALUE", "is no class or function of a module"),
+        ("mypackage.net.Net", "is no class or function of a module"),
         ("mypackage.os", "is no class or function of a module"),
         ("mypackage._net.Net", "is not a public name"),
         ("mypackage.Net.method", "cannot be imported"),
