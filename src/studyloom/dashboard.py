@@ -102,7 +102,7 @@ def publish(record: Record, run_dir: Path | None, headline: str) -> None:
         version = note_ver_key(trial._trial_id)
         if REASON in trial.user_attrs and trial.state.is_finished() and version not in attributes:
             # As save_note does, but that it reads all notes to write one: a thousand took 60 s.
-            for key, value in {version: 1, **split_body(trial_note(trial), trial._trial_id)}.items():
+            for key, value in {**split_body(trial_note(trial), trial._trial_id), version: 1}.items():
                 storage.set_study_system_attr(study_id, key, value)
     if run_dir is None:
         return
