@@ -29,11 +29,11 @@ def test_help_names_the_commands_and_version_the_version(capsys):
             main([flag])
         assert caught.value.code == 0
     shown = capsys.readouterr().out
-    for words in ("status", "doctor", f"studyloom {__version__}"):
+    for words in ("status", "doctor", "dashboard", f"studyloom {__version__}"):
         assert words in shown
 
 
-@pytest.mark.parametrize("command", ["status", "doctor"])
+@pytest.mark.parametrize("command", ["status", "doctor", "dashboard"])
 def test_a_folder_in_which_no_study_ran_is_named(command, tmp_path, capsys):
     assert main([command, str(tmp_path / "nowhere")]) == 2
     assert "nowhere: no study has run there" in capsys.readouterr().err

@@ -15,33 +15,31 @@ SRC = ROOT / "src" / "studyloom"
 ROOMS = {
     "matter": ("data", "models", "losses", "schedules", "seeds"),  # lets in torch and numpy
     "training": ("train", "checkpoint"),
-    "search": ("space", "grammar", "schema", "config", "question"),  # Optuna's distributions; Hydra, in config alone
-    "study": (
-        "outage",
-        "storage",
-        "ledger",
-        "outbox",
-        "objective",
-        "failures",
-        "study",
-        "grid",
-    ),  # Optuna's study, SQLAlchemy
-    "front": ("stop", "launch", "progress", "outline", "doctor", "run", "cli"),  # processes, files, people
+    "search": ("space", "grammar", "schema", "trust", "config", "question"),  # Optuna's distributions; config: Hydra
+    # Optuna's study, SQLAlchemy
+    "study": ("outage", "storage", "ledger", "outbox", "objective", "failures", "study", "grid"),
+    # processes, files, people
+    "front": (
+        *("stop", "launch", "progress", "outline", "replica", "figures", "report", "doctor", "dashboard", "run"),
+        "cli",
+    ),
 }
 FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for module in modules}
 
 # Packages from outside that only some modules may import; all others are open to all.
 DOORS = {
     "hydra": {"config"},
-    "omegaconf": {"schema", "config", "question", "run"},
+    "omegaconf": {"schema", "trust", "config", "question", "run"},
     "optuna": {*ROOMS["search"], *ROOMS["study"], *ROOMS["front"]},
     "sqlalchemy": {"config", "doctor", *ROOMS["study"]},
     "filelock": {"storage"},
     "torchvision": {"data"},
     "rich": {*ROOMS["front"]},
+    "plotly": {"figures", "report"},
     "subprocess": {"launch", "doctor"},
     "argparse": {"config", "cli"},
-    "optuna_dashboard": set(),
+    "optuna_dashboard": {"dashboard"},
+    "wsgiref": {"dashboard"},
 }
 NAMED_BY_CONFIGS = ("models", "losses", "schedules")  # `_target_` is their registry, so that nobody imports them
 DRAWERS = {"utils", "helpers", "common", "base", "core", "manager", "handler", "factory", "registry", "engine"}

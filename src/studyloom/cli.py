@@ -1,6 +1,7 @@
 """The `studyloom` command: what one asks of a study that is there already. Studies are run by their own pages."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     place.add_argument("--storage", metavar="URL", help="a database, such as postgresql://user@host/name")
     command.set_defaults(act=doctor)
+    command = commands.add_parser("dashboard", help="optuna-dashboard on a study, in the browser")
+    place = command.add_mutually_exclusive_group()
+    place.add_argument("run_dir", metavar="RUN_DIR", type=Path, nargs="?", help="where the study runs")
+    place.add_argument("--storage", metavar="URL", help="a database; without it, that of STUDYLOOM_STORAGE")
+    command.add_argument("--study", metavar="NAME", help="a study there, if it holds several")
+    command.add_argument("--host", default="127.0.0.1", help="the name of this machine for others; needs a token")
+    command.add_argument("--port", type=int, default=8080, help="or the next free one (default: 8080)")
+    command.add_argument("--token", help="what to ask of browsers; else STUDYLOOM_DASHBOARD_TOKEN, which `ps` hides")
+    command.set_defaults(act=dashboard)
     arguments = parser.parse_args(argv)
     try:
         return arguments.act(arguments) or 0
@@ -52,3 +62,20 @@ def doctor(arguments: argparse.Namespace) -> int:
 
     url = arguments.storage or read_run(arguments.run_dir)[0]
     return show(url, arguments.run_dir)
+
+
+def dashboard(arguments: argparse.Namespace) -> None:
+    """Serves optuna-dashboard on a study."""
+    from studyloom import progress
+    from studyloom.config import read_run
+    from studyloom.dashboard import open_one, serve
+
+    url, name = arguments.storage or os.environ.get("STUDYLOOM_STORAGE"), arguments.study
+    if arguments.run_dir is not None:
+        url, name = read_run(arguments.run_dir)
+    if not url:
+        raise ValueError("which study is not said: name a RUN_DIR, or a database with --storage or STUDYLOOM_STORAGE")
+    token = arguments.token if arguments.token is not None else os.environ.get("STUDYLOOM_DASHBOARD_TOKEN")
+    record = open_one(url, name)
+    headline = progress.headline(progress.take(record))
+    serve(record, arguments.run_dir, headline, arguments.host, arguments.port, token, progress.console())
