@@ -17,7 +17,8 @@ ROOMS = {
     "training": ("train", "checkpoint"),
     "search": ("space", "grammar", "schema", "config", "question"),  # Optuna's distributions; Hydra, in config alone
     "study": ("outage", "storage", "ledger", "objective", "failures", "study", "grid"),  # Optuna's study, SQLAlchemy
-    "front": ("stop", "launch", "progress", "outline", "doctor", "run", "cli"),  # processes, files, people
+    # processes, files, people
+    "front": ("stop", "launch", "progress", "outline", "replica", "figures", "report", "doctor", "run", "cli"),
 }
 FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for module in modules}
 
@@ -30,6 +31,7 @@ DOORS = {
     "filelock": {"storage"},
     "torchvision": {"data"},
     "rich": {*ROOMS["front"]},
+    "plotly": {"figures", "report"},
     "subprocess": {"launch", "doctor"},
     "argparse": {"config", "cli"},
     "optuna_dashboard": set(),
@@ -134,7 +136,7 @@ def test_importing_the_package_imports_nothing_that_takes_time():
 
 
 def test_the_command_line_is_there_before_torch_is():
-    heavy = {"torch", "optuna", "hydra", "omegaconf", "sqlalchemy", "numpy", "torchvision", "rich"}
+    heavy = {"torch", "optuna", "hydra", "omegaconf", "sqlalchemy", "numpy", "torchvision", "rich", "plotly"}
     assert modules_after("import studyloom.cli") & heavy == set()
 
 
