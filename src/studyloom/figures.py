@@ -35,11 +35,12 @@ AXES = 8  # parallel ones; more cannot be told apart
 LINES = 200  # over parallel axes: those of the best trials
 LEAST_ERROR = 1e-4  # where the accuracy axis ends
 ROW = 44  # pixels of a bar with its label above
+BAR = 0.32  # of which are the bar's
 
 NO_PARAMETERS = "No parameter has been tried with two values or more yet."
 
 
-# The accuracy axis counts factors of ten in the error: 0.99 is as far above 0.9 as 0.9 is above 0. So trials that learnt
+# The accuracy axis counts factors of ten in the error: 0.99 is as far above 0.9 as 0.9 is above 0. So trials that learn
 # nothing do not press all that matters into the uppermost tenth.
 def stretch(accuracy: float) -> float:
     """Where an accuracy stands on its axis."""
@@ -48,7 +49,7 @@ def stretch(accuracy: float) -> float:
 
 def marks(low: float, high: float) -> list[float]:
     """Some round accuracies in a range."""
-    found = [1 - digit * 10.0**-power for power in range(5) for digit in (5, 2, 1) if digit * 10.0**-power <= 1]
+    found = [1 - digit * 10.0**-power for power in range(5) for digit in (5, 3, 2, 1) if digit * 10.0**-power <= 1]
     found = [mark for mark in found if low <= mark <= high]
     if len(found) < 3 and high > low:
         step = 10.0 ** math.floor(math.log10(high - low))
@@ -70,6 +71,17 @@ def accuracy_axis(values: Collection[float]) -> dict[str, Any]:
     return {"range": [bottom - margin, top + margin], **ticks(low, high)}
 
 
+def log_ticks(values: Sequence[float]) -> dict[str, Any]:
+    """Powers of ten; with their double and fivefold between them where the values span no two. Three or four fit."""
+    low, high = min(values), max(values)
+    digits = (1,) if high >= 100 * low else (1, 2, 5)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [digit * 10.0**power for power in powers for digit in digits]
+    found = [mark for mark in found if low <= mark <= high] or [low, high]
+    found = found[:: math.ceil(len(found) / 4)]
+    return {"tickvals": found, "ticktext": [f"{mark:.3g}" for mark in found], "tickangle": 0}
+
+
 def whole(count: int) -> dict[str, Any]:
     """An axis of numbers from 1 or 0 on, which has no halves."""
     return {"dtick": 1} if count <= 12 else {"tickformat": "d"}
@@ -82,13 +94,13 @@ def dress(figure: go.Figure, height: int, title: str = "", **layout: Any) -> go.
         showlegend=False,
         dragmode=False,  # a finger scrolls the page
         hovermode="closest",
-        margin={"l": 8, "r": 8, "t": 28 if title else 8, "b": 8},
-        title={"text": title, "x": 0, "xref": "container", "y": 1, "yanchor": "top", "pad": {"l": 8, "t": 4}},
+        margin={"l": 0, "r": 8, "t": 28 if title else 8, "b": 8},
+        title={"text": title, "x": 0, "xref": "container", "y": 1, "yanchor": "top", "pad": {"t": 4}},
         plot_bgcolor=None,
         **layout,
     )
     figure.update_xaxes(fixedrange=True, automargin=True)
-    figure.update_yaxes(fixedrange=True, automargin=True)
+    figure.update_yaxes(fixedrange=True, automargin=True, title=None)
     return figure
 
 
@@ -237,10 +249,9 @@ def importances(study: optuna.Study, names: Sequence[str]) -> go.Figure | str:
     (bars,) = figure.data
     labels = [*bars.y]
     marker = {"color": COLOURS["complete"]}
-    bars.update(y=[*range(len(labels))], text=[*map(literal, bars.text)], width=0.3, marker=marker)
+    bars.update(y=[*range(len(labels))], text=[*map(literal, bars.text)], width=BAR, marker=marker)
     bars.update(hovertemplate=None, hoverinfo="skip")
     _label_rows(figure, [literal(cut(html.unescape(label), 40)) for label in labels])
-    figure.update_layout(xaxis_title=None, yaxis_title=None)
     axis = {"visible": False, "range": [0, 1.15 * max(bars.x) or 1]}
     return dress(figure, ROW * len(labels) + 16, xaxis=axis)
 
@@ -248,7 +259,7 @@ def importances(study: optuna.Study, names: Sequence[str]) -> go.Figure | str:
 def _label_rows(figure: go.Figure, labels: Sequence[str]) -> None:
     """Writes labels above the bars at 0, 1, …: beside them they would take half of a phone."""
     for row, label in enumerate(labels):
-        place = {"x": 0, "xref": "paper", "xanchor": "left", "y": row, "yanchor": "bottom", "yshift": 6}
+        place = {"x": 0, "xref": "paper", "xanchor": "left", "y": row + BAR / 2, "yanchor": "bottom"}
         figure.add_annotation(text=label, showarrow=False, **place)
     figure.update_yaxes(visible=False, range=[-0.4, len(labels) - 0.25])
 
@@ -265,13 +276,14 @@ def slices(study: optuna.Study, names: Sequence[str], best: FrozenTrial | None) 
             trace.update(marker={"size": 8, "line": {"width": 0}, "showscale": False, "opacity": 0.85})
             trace.update(hoverinfo="x")
         figure.data[0].marker.update(colorscale=RAMP, cmin=0, cmax=max(1, len(study.get_trials(deepcopy=False)) - 1))
-        figure.update_layout(title=None, xaxis_title=None, yaxis_title=None)
         if best is not None and (value := study.get_trials(deepcopy=False)[best.number].params.get(name)) is not None:
             x = repr(value) if figure.layout.xaxis.type == "category" else value
             text = f"trial {best.number}, the best"
             _points(figure, "best", [x], [stretch(best.value or 0.0)], [text], 12, "circle-open")
-            figure.data[-1].marker.line.width = 2.5
-        drawn[name] = dress(figure, 190, yaxis=axis, xaxis={"nticks": 5})
+            figure.data[-1].update(showlegend=False, marker={"line": {"width": 2.5}})
+        if figure.layout.xaxis.type == "log":
+            figure.update_xaxes(log_ticks([trial.params[name] for trial in complete(study) if name in trial.params]))
+        drawn[name] = dress(figure, 190, yaxis=axis, xaxis={"nticks": 5, "title": None})
     return drawn
 
 
@@ -301,7 +313,7 @@ def parallel(study: optuna.Study, names: Sequence[str]) -> go.Figure | str:
         note.update(text="–" if note.text == "None" else note.text)  # Optuna's word for a parameter that is not asked
     axes = ["accuracy", *sorted(names[:AXES])]
     layout = go.Layout(
-        xaxis={"tickvals": [*range(len(axes))], "ticktext": [*map(_axis_name, axes)], "side": "top", "showgrid": False},
+        xaxis={"tickvals": [*range(len(axes))], "ticktext": [*map(_axis_name, axes)], "side": "top", "tickangle": 0},
         yaxis={"visible": False, "range": [-0.04, 1.04]},
         annotations=notes,
         shapes=figure.layout.shapes,
@@ -312,14 +324,14 @@ def parallel(study: optuna.Study, names: Sequence[str]) -> go.Figure | str:
         figure.add_annotation(x=0, y=y, text=f"{mark:g}", showarrow=False)
     figure.update_annotations(xanchor="left", xshift=5, font={"size": 11, "color": None})
     figure.update_shapes(line={"color": COLOURS["pruned"], "width": 1})
-    figure.update_xaxes(range=[-0.15, len(axes) - 0.4], zeroline=False)
+    figure.update_xaxes(range=[-0.35, len(axes) - 0.4], showgrid=False, tickfont={"size": 11})
     return dress(figure, 380)
 
 
 def _axis_name(name: str) -> str:
-    """A name on two lines, broken at its last dot, for an axis that has a hundred pixels."""
+    """A name on two lines, broken at its last dot, for an axis that has a hundred pixels of its own."""
     above, dot, last = html.unescape(name).rpartition(".")
-    return f"{literal(cut(above + dot, 18))}<br><b>{literal(cut(last, 16))}</b>"
+    return f"{literal(cut(above + dot, 16))}<br><b>{literal(cut(last, 14))}</b>"
 
 
 def contour(study: optuna.Study, names: Sequence[str]) -> go.Figure | str:
@@ -335,13 +347,17 @@ def contour(study: optuna.Study, names: Sequence[str]) -> go.Figure | str:
     surface, *trials = figure.data
     values = [trial.value or 0.0 for trial in ended]
     bar = {"title": None, "thickness": 10, "outlinewidth": 0, "len": 1, **ticks(min(values), max(values))}
-    surface.update(colorscale=TINT, reversescale=False, colorbar=bar, line={"width": 0.5})
+    surface.update(colorscale=TINT, reversescale=False, colorbar=bar, line={"width": 0.5, "color": COLOURS["pruned"]})
     for trace in trials:
         trace.marker.update(size=7, color=COLOURS["complete"], line={"width": 1.5, "color": "white"})
         trace.update(hoverinfo="x+y")
     titles = {name: literal(cut(html.unescape(name), 40)) for name in pair}
-    xaxis, yaxis = sorted(pair)
-    return dress(figure, 380, titles[yaxis], xaxis={"title": titles[xaxis]}, yaxis={"title": None})
+    axes = {"x": sorted(pair)[0], "y": sorted(pair)[1]}
+    for letter, name in axes.items():
+        if (axis := figure.layout[f"{letter}axis"]).type == "log":
+            axis.update(log_ticks([params[name] for params in common]))
+    figure.update_layout(xaxis={"title": titles[axes["x"]], "ticks": ""}, yaxis={"ticks": ""})
+    return dress(figure, 380, titles[axes["y"]])
 
 
 def timeline(trials: Sequence[FrozenTrial], alive: Collection[int]) -> go.Figure | str:
@@ -376,7 +392,7 @@ def timeline(trials: Sequence[FrozenTrial], alive: Collection[int]) -> go.Figure
                 hoverinfo="text",
                 textposition="none",
                 orientation="h",
-                width=0.34,
+                width=BAR,
                 name=kind,
                 showlegend=True,
                 marker={"color": COLOURS[kind], "line": {"width": 0}},
@@ -386,8 +402,10 @@ def timeline(trials: Sequence[FrozenTrial], alive: Collection[int]) -> go.Figure
         idle = idle_share([(start, end) for _, start, end in rows[name]])
         labels.append(f"{literal(cut(name, 32))} · {100 * idle:.1f} % idle")
     _label_rows(figure, labels)
-    axis = {"type": "date", "nticks": 6, "tickangle": 0}
-    return dress(figure, ROW * len(names) + 44, barmode="overlay", xaxis=axis)
+    first = min(start for row in rows.values() for _, start, _ in row)
+    last = max(end for row in rows.values() for *_, end in row)
+    axis = {"type": "date", "nticks": 6, "tickangle": 0, "range": [first, last]}
+    return dress(figure, ROW * len(names) + 36, barmode="overlay", xaxis=axis)
 
 
 def idle_share(spans: Sequence[tuple[datetime, datetime]]) -> float:

@@ -258,7 +258,7 @@ def headline(record: Record, snapshot: Snapshot, winner: dict[str, Any] | None) 
             else ""
         )
         + f'<dl class="numbers">{shown}</dl>'
-        + (f'<p class="caption">Best: {text(parameters(best.params))}</p>' if best else "")
+        + (f'<p class="caption parameters">Best:  {text(parameters(best.params))}</p>' if best else "")
         + "</header>\n"
     )
 
@@ -303,16 +303,15 @@ def candidates(winner: dict[str, Any]) -> str:
         value, mean = row.get("search_value"), row.get("mean")
         gap = value - mean if isinstance(value, float) and isinstance(mean, float) else None
         won = row.get("trial") == get(winner, "winner", "trial")
-        remarks = [word for word, applies in (("winner", won), ("baseline", row.get("baseline"))) if applies]
-        cells = [text(row.get("trial", "–")), number(value), spread(row), number(gap, "+.4f")]
+        role = "winner" if won else "baseline" if row.get("baseline") else ""
+        numbers = [text(row.get("trial", "–")), number(value), spread(row), number(gap, "+.4f")]
+        cells = "".join(f'<td class="number">{cell}</td>' for cell in numbers)
         parts.append(
-            f"<tr{' class=winner' if won else ''}>"
-            + "".join(f'<td class="number">{cell}</td>' for cell in cells)
-            + f'<td class="parameters">{" ".join(f"<b>{remark}</b>" for remark in remarks)} '
-            + f"{text(parameters(get(row, 'params') or {}))}</td></tr>"
+            f"<tr><td>{role}</td>{cells}</tr>"
+            f'<tr><td class="parameters" colspan="5">{text(parameters(get(row, "params") or {}))}</td></tr>'
         )
     heads = "".join(f'<th class="number">{head}</th>' for head in ("trial", "search", "trained again", "gap"))
-    return f'<div class="wide"><table><tr>{heads}<th>parameters</th></tr>{"".join(parts)}</table></div>'
+    return f'<table class="candidates"><tr><th></th>{heads}</tr>{"".join(parts)}</table>'
 
 
 def confusion(winner: dict[str, Any]) -> str:
