@@ -72,9 +72,9 @@ def accuracy_axis(values: Collection[float]) -> dict[str, Any]:
 
 
 def log_ticks(values: Sequence[float]) -> dict[str, Any]:
-    """Powers of ten; with their double and fivefold between them where the values span no two. Three or four fit."""
+    """Powers of ten, with their threefold between them where the values span no two; three or four find room."""
     low, high = min(values), max(values)
-    digits = (1,) if high >= 100 * low else (1, 2, 5)
+    digits = (1,) if high >= 100 * low else (1, 3)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [digit * 10.0**power for power in powers for digit in digits]
     found = [mark for mark in found if low <= mark <= high] or [low, high]
@@ -283,7 +283,7 @@ def slices(study: optuna.Study, names: Sequence[str], best: FrozenTrial | None) 
             figure.data[-1].update(showlegend=False, marker={"line": {"width": 2.5}})
         if figure.layout.xaxis.type == "log":
             figure.update_xaxes(log_ticks([trial.params[name] for trial in complete(study) if name in trial.params]))
-        drawn[name] = dress(figure, 190, yaxis=axis, xaxis={"nticks": 5, "title": None})
+        drawn[name] = dress(figure, 190, yaxis=axis, xaxis={"nticks": 5, "title": None, "tickfont": {"size": 10}})
     return drawn
 
 
@@ -404,7 +404,7 @@ def timeline(trials: Sequence[FrozenTrial], alive: Collection[int]) -> go.Figure
     _label_rows(figure, labels)
     first = min(start for row in rows.values() for _, start, _ in row)
     last = max(end for row in rows.values() for *_, end in row)
-    axis = {"type": "date", "nticks": 6, "tickangle": 0, "range": [first, last]}
+    axis = {"type": "date", "nticks": 5, "tickangle": 0, "range": [first, last]}
     return dress(figure, ROW * len(names) + 36, barmode="overlay", xaxis=axis)
 
 

@@ -303,15 +303,15 @@ def candidates(winner: dict[str, Any]) -> str:
         value, mean = row.get("search_value"), row.get("mean")
         gap = value - mean if isinstance(value, float) and isinstance(mean, float) else None
         won = row.get("trial") == get(winner, "winner", "trial")
-        role = "winner" if won else "baseline" if row.get("baseline") else ""
+        role = "<b>winner</b>  " if won else "<b>baseline</b>  " if row.get("baseline") else ""
         numbers = [text(row.get("trial", "–")), number(value), spread(row), number(gap, "+.4f")]
         cells = "".join(f'<td class="number">{cell}</td>' for cell in numbers)
         parts.append(
-            f"<tr><td>{role}</td>{cells}</tr>"
-            f'<tr><td class="parameters" colspan="5">{text(parameters(get(row, "params") or {}))}</td></tr>'
+            f'<tr>{cells}</tr><tr><td class="parameters" colspan="4">{role}'
+            f"{text(parameters(get(row, 'params') or {}))}</td></tr>"
         )
     heads = "".join(f'<th class="number">{head}</th>' for head in ("trial", "search", "trained again", "gap"))
-    return f'<table class="candidates"><tr><th></th>{heads}</tr>{"".join(parts)}</table>'
+    return f'<table class="candidates"><tr>{heads}</tr>{"".join(parts)}</table>'
 
 
 def confusion(winner: dict[str, Any]) -> str:
