@@ -10,7 +10,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from studyloom import figures, replica, report
+from studyloom import figures, progress, replica, report
 from studyloom.failures import FAILURE, REASON
 from studyloom.report import masked, render, write
 from studyloom.study import BASELINE, EPOCHS, HALTED, TRACEBACK, WORKER, create_record
@@ -132,7 +132,7 @@ class Reader(HTMLParser):
 
     @property
     def text(self):
-        return " ".join("".join(self.words).split())
+        return " ".join(" ".join(self.words).split())
 
     def count(self, tag, **attributes):
         found = [given for name, given in self.elements if name == tag]
@@ -226,7 +226,7 @@ def test_complete_trials_that_broke_a_constraint_are_drawn(study_of):
 
 def test_many_parameters_and_long_texts_fit(study_of):
     long = CategoricalDistribution(["x" * 300 + "a", "x" * 300 + "b"])
-    params = [{f"p{i}." + "y" * 100: (long.choices[(n >> i) % 2], long) for i in range(12)} for n in range(8)]
+    params = [{f"p{i}." + "y" * 100: (long.choices[(n >> i % 3) % 2], long) for i in range(12)} for n in range(8)]
     trials = [a_trial(n, params=params[n], accuracy=0.8 + n / 100, worker="w" * 200) for n in range(8)]
     page = Reader(render(study_of(trials), None, ""))
     assert page.count("div", **{"class": "plot"}) == 6 + 1 + 12
@@ -248,11 +248,15 @@ def paths(tree, above=()):
         yield from paths(value, (*above, key))
 
 
-@pytest.mark.parametrize("instead", ["absent", None, "text", 7, [], {}])
-def test_whatever_is_missing_or_odd_in_winner_json_is_left_out(study_of, monkeypatch, instead):
+def about(record, winner):
+    """All that the page says of a winner."""
+    parts = (report.candidates, report.confusion, report.wrong, report.environment)
+    return report.headline(record, progress.take(record), winner) + "".join(part(winner) for part in parts)
+
+
+@pytest.mark.parametrize("instead", ["absent", None, [], {}])
+def test_whatever_is_missing_in_winner_json_is_left_out(study_of, instead):
     record = study_of([a_trial(number) for number in range(5)])
-    monkeypatch.setattr(figures, "parallel", lambda *_: "")  # the slowest, which has nothing to do with it
-    monkeypatch.setattr(report, "varied", lambda study: [])
     places = [*paths(WINNER)]
     assert len(places) > 50
     for *above, last in places:
@@ -264,7 +268,7 @@ def test_whatever_is_missing_or_odd_in_winner_json_is_left_out(study_of, monkeyp
             holder[last] = instead
         elif isinstance(holder, dict):
             del holder[last]
-        Reader(render(record, winner, ""))
+        about(record, winner)
 
 
 @pytest.mark.parametrize(
@@ -299,11 +303,11 @@ def test_the_report_is_written_anew_with_what_lies_in_the_folder(study_of, tmp_p
     (tmp_path / ".hydra" / "config.yaml").write_text("storage:\n  url: postgresql://me:secret@host/db\nöl: 1\n")
     (tmp_path / "best.yaml").write_text("model: <best>\n")
     (tmp_path / "winner.json").write_text(json.dumps(WINNER))
-    before = {*tmp_path.iterdir()}
     record = study_of([a_trial(0)])
+    before = {*tmp_path.iterdir()}
     for _ in range(2):
         page = Reader(write(record, tmp_path).read_text())
-    assert {*tmp_path.iterdir()} - before - {tmp_path / "study.db"} == {tmp_path / "report.html"}
+    assert {*tmp_path.iterdir()} - before == {tmp_path / "report.html"}
     assert "# best.yaml model: <best> # .hydra/config.yaml storage: url: postgresql://me:***@host/db öl: 1" in page.text
     assert "secret" not in (tmp_path / "report.html").read_text()
 
@@ -519,6 +523,15 @@ def browser():
         browser.close()
 
 
+def until(page, condition):
+    """Waits for a condition; playwright's own way needs eval, which the page forbids."""
+    for _ in range(100):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    pytest.fail(condition)
+
+
 @pytest.fixture
 def open_page(browser, tmp_path):
     """Opens a page; at the end of the test it must not have complained, asked for anything, or shown a dialog."""
@@ -535,9 +548,7 @@ def open_page(browser, tmp_path):
         page.on("dialog", lambda dialog: (seen.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.on("request", lambda request: request.url == path.as_uri() or seen.append(f"request: {request.url}"))
         page.goto(path.as_uri())
-        page.wait_for_function(
-            "[...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('.main-svg'))"
-        )
+        until(page, "[...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('.main-svg'))")
         return page
 
     open_.seen = seen
@@ -571,14 +582,9 @@ def test_in_the_dark_page_and_figures_are_dark(study_of, open_page):
 
     assert brightness("body", "backgroundColor") < 0.2
     assert brightness(".plot .annotation-text", "fill") > 0.7
-    assert page.locator(".plot .main-svg").first.evaluate("(e) => getComputedStyle(e).backgroundColor") in (
-        "rgba(0, 0, 0, 0)",
-        "transparent",
-    )
+    assert page.locator(".plot .bg").first.evaluate("(element) => getComputedStyle(element).fillOpacity") == "0"
     page.emulate_media(color_scheme="light")
-    page.wait_for_function(
-        "getComputedStyle(document.querySelector('.plot .annotation-text')).fill.match(/\\d+/)[0] < 80"
-    )
+    until(page, "getComputedStyle(document.querySelector('.plot .annotation-text')).fill.match(/[0-9]+/)[0] < 80")
     assert brightness("body", "backgroundColor") == 1
 
 
