@@ -75,11 +75,15 @@ def branching(number):
     if number % 2:
         return {
             "model": ("cnn", MODEL),
-            "lr": (0.001 * (1 + number), RATE),
+            "lr": (0.001 * (1 + number % 100), RATE),
             "cnn.channels": (8, IntDistribution(1, 64)),
         }
     momentum = FloatDistribution(0.0, 1.0)
-    return {"model": ("mlp", MODEL), "lr": (0.001 * (1 + number), RATE), "mlp.momentum": (number / 100, momentum)}
+    return {
+        "model": ("mlp", MODEL),
+        "lr": (0.001 * (1 + number % 100), RATE),
+        "mlp.momentum": (number % 100 / 100, momentum),
+    }
 
 
 def forty():
@@ -236,6 +240,16 @@ def test_forty_trials_make_less_than_8_megabytes(study_of, tmp_path):
     path = write(study_of(forty()), tmp_path)
     assert path == tmp_path / "report.html"
     assert 1_000_000 < path.stat().st_size < 8_000_000
+
+
+def test_of_many_trials_the_best_are_drawn_over_parallel_axes(study_of):
+    trials = study_of(forty()).trials()
+    best = replica.best_of(trials, 5)
+    assert [trial.number for trial in best] == [31, 32, 35, 36, 37]
+    figure = figures.parallel(replica.replicate(best), ["model", "nowhere"])
+    assert len(figure.data) == 5
+    assert figure.data[-1].line.color == figures.COLOURS["best"]
+    assert figure.data[-1].y[0] == 1
 
 
 # The winner.

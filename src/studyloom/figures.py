@@ -32,7 +32,6 @@ COLOURS = {
 RAMP = ["#98a2b1", "#4c8bf5"]  # of lines and points
 TINT = [[0, "rgba(76,139,245,0.04)"], [1, "rgba(76,139,245,0.85)"]]  # of areas: the page shines through at the low end
 AXES = 8  # parallel ones; more cannot be told apart
-LINES = 200  # over parallel axes: those of the best trials
 LEAST_ERROR = 1e-4  # where the accuracy axis ends
 ROW = 44  # pixels of a bar with its label above
 BAR = 0.32  # of which are the bar's
@@ -292,26 +291,25 @@ def _height(trial: FrozenTrial) -> float:
 
 
 def parallel(study: optuna.Study, names: Sequence[str]) -> go.Figure | str:
-    """A line for each of the best trials, from its accuracy over its values of the most important parameters."""
+    """A line for each trial, from its accuracy over its values of the most important parameters."""
+    ended = complete(study)
+    names = sorted([name for name in names if any(name in trial.params for trial in ended)][:AXES])
     if not names:
         return NO_PARAMETERS
-    figure = optuna.visualization.plot_parallel_coordinate(
-        study, params=list(names[:AXES]), target=_height, target_name="accuracy"
-    )
+    figure = optuna.visualization.plot_parallel_coordinate(study, params=names, target=_height, target_name="accuracy")
     lines = [trace for trace in figure.data if trace.mode == "lines" and trace.x[0] is not None]
-    ranks = {id(line): rank for rank, line in enumerate(sorted(lines, key=lambda line: line.y[0]))}
-    lines = sorted(lines, key=lambda line: ranks[id(line)])[-LINES:]
+    lines = sorted(lines, key=lambda line: line.y[0], reverse=True)[::-1]  # on top the best, and of several the first
     colours = sample_colorscale(RAMP, [rank / max(1, len(lines) - 1) for rank in range(len(lines))])
     for line, colour in zip(lines, colours, strict=True):
         line.update(opacity=0.75, line={"color": colour, "width": 1.5}, hoverinfo="skip", hovertemplate=None)
     lines[-1].update(opacity=1, line={"color": COLOURS["best"], "width": 3})
-    values = [trial.value or 0.0 for trial in complete(study)]
+    values = [trial.value or 0.0 for trial in ended]
     low, high = min(values), max(values)
     span = stretch(high) - stretch(low)
     notes = [note for note in figure.layout.annotations if note.x != 0]
     for note in notes:
         note.update(text="–" if note.text == "None" else note.text)  # Optuna's word for a parameter that is not asked
-    axes = ["accuracy", *sorted(names[:AXES])]
+    axes = ["accuracy", *names]
     layout = go.Layout(
         xaxis={"tickvals": [*range(len(axes))], "ticktext": [*map(_axis_name, axes)], "side": "top", "tickangle": 0},
         yaxis={"visible": False, "range": [-0.04, 1.04]},

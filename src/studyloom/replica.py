@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import optuna
+import optuna  # its importance is imported when it is first used; it takes scipy along, where there is one
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.importance import get_param_importances
 from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -58,6 +57,12 @@ def replicate(trials: Sequence[FrozenTrial]) -> optuna.Study:
     return optuna.load_study(study_name="replica", storage=storage)
 
 
+def best_of(trials: Sequence[FrozenTrial], count: int) -> list[FrozenTrial]:
+    """So many of the trials, those with the highest values, by number."""
+    ended = sorted((t for t in trials if t.state == TrialState.COMPLETE), key=lambda t: (-(t.value or 0.0), t.number))
+    return sorted(ended[:count], key=lambda trial: trial.number)
+
+
 def _literals(distribution: BaseDistribution) -> dict[str, Label]:
     """The label of each choice that is a text; cut where that leaves them different."""
     if not isinstance(distribution, CategoricalDistribution):
@@ -97,7 +102,7 @@ def varied(study: optuna.Study) -> list[str]:
     if not names:
         return []
     with quiet():
-        return list(get_param_importances(study, params=names))
+        return list(optuna.importance.get_param_importances(study, params=names))
 
 
 def complete(study: optuna.Study) -> list[FrozenTrial]:

@@ -25,7 +25,7 @@ from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 from studyloom import __version__, figures, progress
 from studyloom.failures import FAILURE, REASON
 from studyloom.progress import Snapshot, parameters
-from studyloom.replica import replicate, varied
+from studyloom.replica import best_of, replicate, varied
 from studyloom.study import TRACEBACK, Record
 
 ASSETS = Path(__file__).with_name("assets")
@@ -37,6 +37,7 @@ PASSWORDS = re.compile(
     r"""(?:'[^'\n]*'|"[^"\n]*"|[^\s&'"]+)""",
     re.IGNORECASE,
 )
+LINES = 200  # over parallel axes, of the best trials
 DISTINCT = 10  # messages that are shown of a class of failures
 
 
@@ -74,6 +75,7 @@ def render(record: Record, winner: dict[str, Any] | None, config_text: str) -> s
     alive = {held.trial_id for held in record.ledger.held() if held.trial_id is not None and held.left > 0}
     best, baseline = snapshot.best, snapshot.baseline
     study = replicate(trials)
+    top = replicate(best_of(trials, LINES))
     names = varied(study)
     chosen = get(winner, "winner", "trial")
     followed = next((trial for trial in trials if trial.number == chosen), best)
@@ -87,7 +89,7 @@ def render(record: Record, winner: dict[str, Any] | None, config_text: str) -> s
         section("Over-fitting", which + LOSSES, plot(figures.losses(followed))),
         section("Which parameters matter", IMPORTANCES, plot(figures.importances(study, names))),
         section("Parameter by parameter", SLICES, multiples(figures.slices(study, names, best))),
-        section("The best trials over all parameters", PARALLEL, plot(figures.parallel(study, names), "wide")),
+        section("The best trials over all parameters", PARALLEL, plot(figures.parallel(top, names), "wide")),
         section("Two parameters together", CONTOUR, plot(figures.contour(study, names))),
         section("Workers", TIMELINE, plot(figures.timeline(trials, alive))),
         section("Failures", FAILURES, failures(trials)),
