@@ -6,6 +6,7 @@ from copy import deepcopy
 from datetime import datetime, timedelta
 from html.parser import HTMLParser
 
+import plotly.graph_objects as go
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
@@ -412,6 +413,12 @@ def test_labels_that_plotly_would_read_as_html_are_escaped(study_of):
     tags = {tag for string in strings for tag in re.findall(r"<[^>]*>", string)}
     assert tags <= {"<br>", "<b>", "</b>"}
     assert any("&lt;img" in string for string in strings)
+
+
+def test_no_text_in_a_figure_ends_its_script():
+    drawn = report.plot(go.Figure(layout={"title": {"text": SCRIPT + COMMENT}, "height": 1}))
+    assert SCRIPT + COMMENT in strings_of(json.loads(Reader(drawn).scripts[0]))
+    assert drawn.count("<") == 6  # two elements in a third
 
 
 def strings_of(tree):

@@ -36,7 +36,7 @@ LEAST_ERROR = 1e-4  # where the accuracy axis ends
 ROW = 44  # pixels of a bar with its label above
 BAR = 0.32  # of which are the bar's
 
-NO_PARAMETERS = "No parameter has been tried with two values or more yet."
+NO_PARAMETERS = f"No parameter has had different values in {ENOUGH} complete trials or more yet."
 
 
 # The accuracy axis counts factors of ten in the error: 0.99 is as far above 0.9 as 0.9 is above 0. So trials that learn

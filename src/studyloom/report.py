@@ -38,6 +38,7 @@ PASSWORDS = re.compile(
     re.IGNORECASE,
 )
 LINES = 200  # over parallel axes, of the best trials
+ABSENT = '<p class="absent">'
 DISTINCT = 10  # messages that are shown of a class of failures
 
 
@@ -79,9 +80,7 @@ def render(record: Record, winner: dict[str, Any] | None, config_text: str) -> s
     names = varied(study)
     chosen = get(winner, "winner", "trial")
     followed = next((trial for trial in trials if trial.number == chosen), best)
-    which = (
-        "" if followed is None else f"Trial {followed.number}, the {'best so far' if winner is None else 'winner'}. "
-    )
+    which = f"Trial {followed.number}, the {'winner' if followed.number == chosen else 'best'}. " if followed else ""
     parts = [
         headline(record, snapshot, winner),
         section("Search", HISTORY, plot(figures.history(study, trials, best, baseline))),
@@ -173,21 +172,20 @@ def spread(tree: Any) -> str:
 
 
 def absent(why: str) -> str:
-    return f'<p class="absent">{why}</p>'
+    return f"{ABSENT}{why}</p>"
 
 
 def section(title: str, caption: str, content: str) -> str:
-    about = f'<p class="caption">{caption}</p>' if caption else ""
+    about = "" if not caption or content.startswith(ABSENT) else f'<p class="caption">{caption}</p>'
     return f"<section><h2>{title}</h2>{about}{content}</section>\n"
 
 
 def plot(figure: go.Figure | str, kind: str = "") -> str:
-    """A figure with its legend, which report.js draws from the JSON beside it; the reason where there is none."""
+    """A figure, which report.js draws from the JSON beside it, under its legend; the reason where there is none."""
     if isinstance(figure, str):
         return absent(figure)
     figure.layout.template = None
-    # Within a script, text ends with </script> and changes its meaning with <!--; JSON may write < as it likes.
-    data = figure.to_json(engine="json").replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    data = figure.to_json(engine="json")  # with < and > as \\u003c and \\u003e, so that no text ends the script
     height = figure.layout.height
     return (
         f'{legend(figure)}<div class="{kind}"><div class="plot" style="height:{height}px"></div>'
