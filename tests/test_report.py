@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import plotly.graph_objects as go
 import pytest
+from commands import CANARY
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
@@ -315,7 +316,7 @@ def test_a_winner_json_that_cannot_be_read_is_no_winner(study_of, tmp_path, cont
 
 def test_the_report_is_written_anew_with_what_lies_in_the_folder(study_of, tmp_path):
     (tmp_path / ".hydra").mkdir()
-    (tmp_path / ".hydra" / "config.yaml").write_text("storage:\n  url: postgresql://me:secret@host/db\nöl: 1\n")
+    (tmp_path / ".hydra" / "config.yaml").write_text(f"storage:\n  url: postgresql://me:{CANARY}@host/db\nöl: 1\n")
     (tmp_path / "best.yaml").write_text("model: <best>\n")
     (tmp_path / "winner.json").write_text(json.dumps(WINNER))
     record = study_of([a_trial(0)])
@@ -324,7 +325,7 @@ def test_the_report_is_written_anew_with_what_lies_in_the_folder(study_of, tmp_p
         page = Reader(write(record, tmp_path).read_text())
     assert {*tmp_path.iterdir()} - before == {tmp_path / "report.html"}
     assert "# best.yaml model: <best> # .hydra/config.yaml storage: url: postgresql://me:***@host/db öl: 1" in page.text
-    assert "secret" not in (tmp_path / "report.html").read_text()
+    assert CANARY not in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -351,11 +352,11 @@ def test_passwords_are_masked_and_nothing_else(words, shown):
 
 
 def test_no_password_is_in_the_page_wherever_it_comes_from(study_of):
-    url = "postgresql://me:secret@host/db"
+    url = f"postgresql://me:{CANARY}@host/db"
     told = {FAILURE: "error", REASON: f"no answer from {url}", TRACEBACK: url}
     record = study_of([a_trial(0, TrialState.FAIL, **told)])
     record.study.set_user_attr(HALTED, url)
-    assert "secret" not in render(record, None, url)
+    assert CANARY not in render(record, None, url)
 
 
 # Text is text.
@@ -416,7 +417,7 @@ def test_labels_that_plotly_would_read_as_html_are_escaped(study_of):
 
 
 def test_no_text_in_a_figure_ends_its_script():
-    drawn = report.plot(go.Figure(layout={"title": {"text": SCRIPT + COMMENT}, "height": 1}))
+    drawn = report.plot(go.Figure(layout={"title": {"text": SCRIPT + COMMENT}, "height": 10}))
     assert SCRIPT + COMMENT in strings_of(json.loads(Reader(drawn).scripts[0]))
     assert drawn.count("<") == 6  # two elements in a third
 

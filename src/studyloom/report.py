@@ -185,7 +185,7 @@ def plot(figure: go.Figure | str, kind: str = "") -> str:
     if isinstance(figure, str):
         return absent(figure)
     figure.layout.template = None
-    data = figure.to_json(engine="json")  # with < and > as \\u003c and \\u003e, so that no text ends the script
+    data = figure.to_json(engine="json")  # with < and > as \u003c and \u003e, so that no text ends the script
     height = figure.layout.height
     return (
         f'{legend(figure)}<div class="{kind}"><div class="plot" style="height:{height}px"></div>'
