@@ -29,17 +29,17 @@ def test_help_names_the_commands_and_version_the_version(capsys):
             main([flag])
         assert caught.value.code == 0
     shown = capsys.readouterr().out
-    for words in ("status", "doctor", "dashboard", f"studyloom {__version__}"):
+    for words in ("status", "report", "doctor", "dashboard", f"studyloom {__version__}"):
         assert words in shown
 
 
-@pytest.mark.parametrize("command", ["status", "doctor", "dashboard"])
+@pytest.mark.parametrize("command", ["status", "report", "doctor", "dashboard"])
 def test_a_folder_in_which_no_study_ran_is_named(command, tmp_path, capsys):
     assert main([command, str(tmp_path / "nowhere")]) == 2
     assert "nowhere: no study has run there" in capsys.readouterr().err
 
 
-def test_doctor_and_status_look_at_a_run(tmp_path):
+def test_doctor_status_and_report_look_at_a_run(tmp_path):
     done = study(*QUICK, "study.trials=1", "launcher.workers=1", f"run_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     seen = studyloom("doctor", str(tmp_path))
@@ -49,6 +49,9 @@ def test_doctor_and_status_look_at_a_run(tmp_path):
     assert seen.stderr == ""
     seen = studyloom("status", str(tmp_path))
     assert seen.returncode == 0, seen.stderr
+    seen = studyloom("report", str(tmp_path))
+    assert (seen.returncode, seen.stdout, seen.stderr) == (0, f"{tmp_path / 'report.html'}\n", "")
+    assert "Learning curves" in (tmp_path / "report.html").read_text()
     (tmp_path / "study.db").unlink()
     seen = studyloom("doctor", str(tmp_path))
     assert seen.returncode == 2

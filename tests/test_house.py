@@ -141,7 +141,7 @@ def test_importing_the_package_imports_nothing_that_takes_time():
 
 
 def test_the_command_line_is_there_before_torch_is():
-    heavy = {"torch", "optuna", "hydra", "omegaconf", "sqlalchemy", "numpy", "torchvision", "rich"}
+    heavy = {"torch", "optuna", "hydra", "omegaconf", "sqlalchemy", "numpy", "torchvision", "rich", "plotly"}
     assert modules_after("import studyloom.cli") & heavy == set()
 
 

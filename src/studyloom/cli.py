@@ -20,6 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser("status", help="trials by state, best so far, workers, budget left")
     command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="where the study runs, such as runs/mnist")
     command.set_defaults(act=status)
+    command = commands.add_parser("report", help="write report.html, one page with all that was found")
+    command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="where the study runs, such as runs/mnist")
+    command.set_defaults(act=report)
     command = commands.add_parser("doctor", help="whether database, disks and machine are fit for a study")
     place = command.add_mutually_exclusive_group(required=True)
     place.add_argument(
@@ -53,6 +56,16 @@ def status(arguments: argparse.Namespace) -> None:
 
     url, name = read_run(arguments.run_dir)
     progress.show(progress.take(open_record(url, name, deadline=0.0)), progress.console())
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Writes the report of a study and prints where."""
+    from studyloom.config import read_run
+    from studyloom.report import write
+    from studyloom.study import open_record
+
+    url, name = read_run(arguments.run_dir)
+    print(write(open_record(url, name, deadline=0.0), arguments.run_dir))
 
 
 def doctor(arguments: argparse.Namespace) -> int:

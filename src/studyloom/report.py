@@ -1,0 +1,397 @@
+"""report.html: what a study has found so far, on one page that needs nothing but itself.
+
+It works while the search is on its way: what cannot be drawn yet says so in a line. Whatever comes from a study is
+shown as text, and the page's own policy forbids all network, and all scripts but its two.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import os
+import platform
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import plotly.graph_objects as go  # type: ignore[import-untyped]
+import torch
+from optuna.trial import FrozenTrial
+from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+
+from studyloom import __version__, figures, progress
+from studyloom.failures import FAILURE, REASON
+from studyloom.progress import Snapshot, parameters
+from studyloom.replica import best_of, replicate, varied
+from studyloom.study import TRACEBACK, Record
+
+ASSETS = Path(__file__).with_name("assets")
+SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory
+PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
+# In a URL, up to the last @ of the word or, where there is none, the first of the line; and password=…, password: …
+PASSWORDS = re.compile(
+    r"""(?P<url>\b[\w+.-]+://[^\s:/]*:)(?:\S*|[^@\n]*)(?=@)|(?P<key>password["']?[ \t]*[=:][ \t]*)"""
+    r"""(?:'[^'\n]*'|"[^"\n]*"|[^\s&'"]+)""",
+    re.IGNORECASE,
+)
+LINES = 200  # over parallel axes, of the best trials
+ABSENT = '<p class="absent">'
+DISTINCT = 10  # messages that are shown of a class of failures
+
+
+def write(record: Record, run_dir: Path) -> Path:
+    """Writes report.html of the study that runs in a folder, beside and renames, and returns its path.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    found = {name: run_dir / name for name in SHOWN_CONFIGS if (run_dir / name).is_file()}
+    texts = (f"# {name}\n{path.read_text(errors='replace').rstrip()}\n" for name, path in found.items())
+    page = render(record, read_winner(run_dir / "winner.json"), "\n\n".join(texts))
+    path = run_dir / "report.html"
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_bytes(page.encode(errors="replace"))
+    beside.replace(path)
+    return path
+
+
+def read_winner(path: Path) -> dict[str, Any] | None:
+    """What winner.json holds; None if there is none, or none that can be read."""
+    try:
+        winner = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return winner if isinstance(winner, dict) else None
+
+
+def render(record: Record, winner: dict[str, Any] | None, config_text: str) -> str:
+    """The page.
+
+    winner: what winner.json holds; keys may be absent.
+    """
+    trials, snapshot = record.trials(), progress.take(record)
+    alive = {held.trial_id for held in record.ledger.held() if held.trial_id is not None and held.left > 0}
+    best, baseline = snapshot.best, snapshot.baseline
+    study = replicate(trials)
+    top = replicate(best_of(trials, LINES))
+    names = varied(study)
+    chosen = get(winner, "winner", "trial")
+    followed = next((trial for trial in trials if trial.number == chosen), best)
+    which = f"Trial {followed.number}, the {'winner' if followed.number == chosen else 'best'}. " if followed else ""
+    parts = [
+        headline(record, snapshot, winner),
+        section("Search", HISTORY, plot(figures.history(study, trials, best, baseline))),
+        section("Learning curves", CURVES, plot(figures.curves(trials, best, baseline))),
+        section("Over-fitting", which + LOSSES, plot(figures.losses(followed))),
+        section("Which parameters matter", IMPORTANCES, plot(figures.importances(study, names))),
+        section("Parameter by parameter", SLICES, multiples(figures.slices(study, names, best))),
+        section("The best trials over all parameters", PARALLEL, plot(figures.parallel(top, names), "wide")),
+        section("Two parameters together", CONTOUR, plot(figures.contour(study, names))),
+        section("Workers", TIMELINE, plot(figures.timeline(trials, alive))),
+        section("Failures", FAILURES, failures(trials)),
+    ]
+    if winner is None:
+        parts.append(section("The winner on the test images", "", absent("There is no winner.json yet.")))
+    else:
+        parts += [
+            section("Candidates", CANDIDATES, candidates(winner)),
+            section("Confusion on the test images", CONFUSION, confusion(winner)),
+            section("Most confidently wrong", WRONG, wrong(winner)),
+        ]
+    parts.append(section("Configuration and environment", "", environment(winner) + configuration(config_text)))
+    return document(record.name, "".join(parts))
+
+
+HISTORY = (
+    "Each point is a complete trial, in the order in which they began; the marks at the bottom are trials that ended "
+    "otherwise. Accuracies are on validation images; their axis is stretched towards 1, so that equal steps divide the "
+    "error by equal factors."
+)
+CURVES = "Accuracy after each epoch; a cross is where a trial was ended before its time."
+LOSSES = "Where the validation loss rises again and the training loss goes on falling, the network learns by heart."
+IMPORTANCES = (
+    "The share of a parameter in what tells good trials from bad ones (PED-ANOVA), in all 1. With few complete trials "
+    "it is a hint and no more."
+)
+SLICES = (
+    "Each point is a complete trial, at its value and its accuracy, the later the bluer; the ring is the best. The "
+    "most important parameter comes first."
+)
+PARALLEL = (
+    "A line is a complete trial: from its accuracy at the left over its parameters, the bluer the better, the best in "
+    "green. It meets an axis at – where the trial has no such parameter."
+)
+CONTOUR = (
+    "Accuracy between the complete trials, which are the points; the bluer the better. Between points it is a guess."
+)
+TIMELINE = (
+    "A row is a worker and a bar one of its trials; gaps are time without a trial. Idle is the share of gaps from the "
+    "first start to the last end."
+)
+FAILURES = "What came to nothing, by class, with the messages as they were stored."
+CANDIDATES = (
+    "The best of many trials looks better than it is. So the best few are trained again with other seeds, and the mean "
+    "of these decides; the gap is what the search had promised too much."
+)
+CONFUSION = "Rows are true classes and columns predictions; the diagonal is right, red is wrong."
+WRONG = (
+    "Images that the winner takes for something else, the surest first: true class → prediction, and how sure it is."
+)
+
+
+def text(value: object) -> str:
+    """Whatever comes from a study, as HTML that shows it, without passwords."""
+    return html.escape(masked(str(value)))
+
+
+def masked(words: str) -> str:
+    """A text with *** in place of passwords."""
+    return PASSWORDS.sub(lambda found: (found["url"] or found["key"]) + "***", words)
+
+
+def get(tree: Any, *keys: str) -> Any:
+    """What lies below keys of nested dictionaries; None where one is missing."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def number(value: object, form: str = ".4f") -> str:
+    """A number, or – where there is none."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return "–"
+    return format(value, form).replace("-", "−")
+
+
+def spread(tree: Any) -> str:
+    """Mean and standard deviation, as HTML."""
+    return f"{number(get(tree, 'mean'))} <small>± {number(get(tree, 'std'))}</small>"
+
+
+def absent(why: str) -> str:
+    return f"{ABSENT}{why}</p>"
+
+
+def section(title: str, caption: str, content: str) -> str:
+    about = "" if not caption or content.startswith(ABSENT) else f'<p class="caption">{caption}</p>'
+    return f"<section><h2>{title}</h2>{about}{content}</section>\n"
+
+
+def plot(figure: go.Figure | str, kind: str = "") -> str:
+    """A figure, which report.js draws from the JSON beside it, under its legend; the reason where there is none."""
+    if isinstance(figure, str):
+        return absent(figure)
+    figure.layout.template = None
+    data = figure.to_json(engine="json")  # with < and > as \u003c and \u003e, so that no text ends the script
+    height = figure.layout.height
+    return (
+        f'{legend(figure)}<div class="{kind}"><div class="plot" style="height:{height}px"></div>'
+        f'<script type="application/json">{data}</script></div>'
+    )
+
+
+def legend(figure: go.Figure) -> str:
+    entries = []
+    for trace in figure.data:
+        if trace.showlegend:
+            drawn = "lines" in (getattr(trace, "mode", None) or "")
+            shape = "marker" if not drawn else "dot" if trace.line.dash == "dot" else ""
+            colour = trace.line.color if drawn else trace.marker.color
+            entries.append(f'<li><i class="{shape}" style="color:{colour}"></i>{trace.name}</li>')
+    return f'<ul class="legend">{"".join(entries)}</ul>' if entries else ""
+
+
+def multiples(drawn: dict[str, go.Figure] | str) -> str:
+    """Small figures side by side, under their literal names."""
+    if isinstance(drawn, str):
+        return absent(drawn)
+    each = (f"<figure><figcaption>{name}</figcaption>{plot(figure)}</figure>" for name, figure in drawn.items())
+    return f'<div class="multiples">{"".join(each)}</div>'
+
+
+def headline(record: Record, snapshot: Snapshot, winner: dict[str, Any] | None) -> str:
+    """The numbers that one wants first."""
+    counts = [f"{snapshot.outcomes.get(kind, 0)} {kind}" for kind in ("complete", "pruned", "failed")]
+    if snapshot.seats:
+        counts.append(f"{len(snapshot.seats)} running")
+    best, baseline = snapshot.best, snapshot.baseline
+    gain = None if best is None or baseline is None else (best.value or 0.0) - (baseline.value or 0.0)
+    cards = [
+        ("Trials", f"{snapshot.done} <small>of {snapshot.budget}</small>", " · ".join(counts)),
+        (
+            "Best, validation",
+            number(best and best.value),
+            "no trial is complete yet" if best is None else f"trial {best.number}",
+        ),
+        (
+            "Baseline, validation",
+            number(baseline and baseline.value),
+            "the configuration as composed" if baseline else "none",
+        ),
+        ("Gain, validation", number(gain, "+.4f"), "best minus baseline; flatters the best"),
+    ]
+    if (test := get(winner, "test")) is not None:
+        runs = len(get(test, "winner", "accuracies") or ())
+        low, high = (get(test, "difference", "interval") or (None, None))[:2]
+        interval = f"95 % interval {number(low, '+.4f')} to {number(high, '+.4f')}"
+        times = f", {runs} seeds" if runs else ""
+        cards += [
+            ("Winner, test", spread(get(test, "winner")), f"trial {text(get(winner, 'winner', 'trial'))}{times}"),
+            ("Baseline, test", spread(get(test, "baseline")), f"{text(get(test, 'images'))} test images, used once"),
+            ("Difference, test", number(get(test, "difference", "mean"), "+.4f"), interval),
+            (
+                "Selection gap",
+                number(get(winner, "winner", "gap"), "+.4f"),
+                "search value minus mean of the retrainings",
+            ),
+        ]
+    shown = "".join(f"<div><dt>{name}</dt><dd>{value}</dd><dd>{note}</dd></div>" for name, value, note in cards)
+    halted = record.halted()
+    return (
+        f"<header><h1>{text(record.name)}</h1>"
+        + (
+            f'<p class="bad">The study has stopped, since its trials fail with this: {text(halted)}</p>'
+            if halted
+            else ""
+        )
+        + f'<dl class="numbers">{shown}</dl>'
+        + (f'<p class="caption parameters">Best:  {text(parameters(best.params))}</p>' if best else "")
+        + "</header>\n"
+    )
+
+
+def failures(trials: Sequence[FrozenTrial]) -> str:
+    """Messages by class, the most frequent first, each with its trials and one traceback."""
+    failed = [trial for trial in trials if progress.outcome(trial) == "failed"]
+    if not failed:
+        return absent("No trial has failed.")
+    kinds = Counter(str(trial.user_attrs.get(FAILURE, "unexplained")) for trial in failed)
+    parts = []
+    for kind, count in kinds.most_common():
+        messages: dict[str, list[FrozenTrial]] = {}
+        for trial in failed:
+            if trial.user_attrs.get(FAILURE, "unexplained") == kind:
+                messages.setdefault(str(trial.user_attrs.get(REASON, "no reason was stored")), []).append(trial)
+        parts.append(f'<h3>{text(kind)} <span class="quiet">{count} ×</span></h3>')
+        parts += [message(*item) for item in list(messages.items())[:DISTINCT]]
+        if len(messages) > DISTINCT:
+            parts.append(f'<p class="quiet">and {len(messages) - DISTINCT} other messages</p>')
+    return "".join(parts)
+
+
+def message(reason: str, trials: Sequence[FrozenTrial]) -> str:
+    numbers = ", ".join(str(trial.number) for trial in trials[:DISTINCT]) + (", …" if len(trials) > DISTINCT else "")
+    details = next((trial.user_attrs[TRACEBACK] for trial in trials if TRACEBACK in trial.user_attrs), None)
+    return f'<p><span class="bad">{text(reason)}</span> <span class="quiet">trial {numbers}</span></p>' + (
+        folded("traceback", details) if details is not None else ""
+    )
+
+
+def folded(title: str, content: str) -> str:
+    return f"<details><summary>{title}</summary><pre>{text(content)}</pre></details>"
+
+
+def candidates(winner: dict[str, Any]) -> str:
+    rows = [row for row in get(winner, "candidates") or () if isinstance(row, dict)]
+    if not rows:
+        return absent("winner.json names no candidates.")
+    parts = []
+    for row in rows:
+        value, mean = row.get("search_value"), row.get("mean")
+        gap = value - mean if isinstance(value, float) and isinstance(mean, float) else None
+        won = row.get("trial") == get(winner, "winner", "trial")
+        role = "<b>winner</b>  " if won else "<b>baseline</b>  " if row.get("baseline") else ""
+        numbers = [text(row.get("trial", "–")), number(value), spread(row), number(gap, "+.4f")]
+        cells = "".join(f'<td class="number">{cell}</td>' for cell in numbers)
+        parts.append(
+            f'<tr>{cells}</tr><tr><td class="parameters" colspan="4">{role}'
+            f"{text(parameters(get(row, 'params') or {}))}</td></tr>"
+        )
+    heads = "".join(f'<th class="number">{head}</th>' for head in ("trial", "search", "trained again", "gap"))
+    return f'<table class="candidates"><tr>{heads}</tr>{"".join(parts)}</table>'
+
+
+def confusion(winner: dict[str, Any]) -> str:
+    rows = [row for row in get(winner, "confusion") or () if isinstance(row, list)]
+    if not rows or any(not isinstance(count, int) for row in rows for count in row):
+        return absent("winner.json holds no confusion matrix.")
+    errors = [count for true, row in enumerate(rows) for column, count in enumerate(row) if column != true]
+    right = [row[true] for true, row in enumerate(rows) if true < len(row)]
+    most = {True: max(1, *right, 0), False: max(1, *errors, 0)}
+    hue = {True: "76,139,245", False: "229,72,77"}
+    parts = ["<tr><th></th>", *(f"<th>{column}</th>" for column in range(len(rows))), "</tr>"]
+    for true, row in enumerate(rows):
+        parts.append(f"<tr><th>{true}</th>")
+        for column, count in enumerate(row):
+            same = column == true
+            shade = f"rgba({hue[same]},{0.08 + 0.5 * count / most[same]:.2f})"
+            parts.append(f'<td style="background:{shade}">{count}</td>' if count else '<td class="none">·</td>')
+        parts.append("</tr>")
+    return f'<div class="wide"><table class="confusion">{"".join(parts)}</table></div>'
+
+
+def wrong(winner: dict[str, Any]) -> str:
+    parts = []
+    for item in get(winner, "wrong") or ():
+        picture = get(item, "image")
+        if isinstance(picture, str) and PICTURE.fullmatch(picture):
+            parts.append(
+                f'<figure><img src="{picture}" alt="test image {text(get(item, "index"))}">'
+                f"<figcaption>{text(get(item, 'label'))} → <b>{text(get(item, 'predicted'))}</b> "
+                f'<span class="quiet">{number(get(item, "confidence"))}</span></figcaption></figure>'
+            )
+    return f'<div class="wrong">{"".join(parts)}</div>' if parts else absent("winner.json holds no images.")
+
+
+def environment(winner: dict[str, Any] | None) -> str:
+    """Of the winner's training, else of this process."""
+    told = get(winner, "environment")
+    if not isinstance(told, dict):
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        versions = {"torch": torch.__version__, "optuna": optuna.__version__, "studyloom": __version__}
+        told = {"python": platform.python_version(), **versions, "device": device}
+    facts = {
+        **told,
+        "commit": get(winner, "commit"),
+        "data": get(winner, "data", "digest"),
+        "seeds": get(winner, "seeds"),
+    }
+    rows = (f"<tr><th>{text(key)}</th><td>{text(value)}</td></tr>" for key, value in facts.items() if value is not None)
+    return f"<table>{''.join(rows)}</table>"
+
+
+def configuration(config_text: str) -> str:
+    return folded("configuration", config_text) if config_text.strip() else absent("No configuration was found.")
+
+
+def document(name: str, body: str) -> str:
+    """The whole page. Its policy lets in no network, and of scripts those alone that have the hashes of these."""
+    scripts = [get_plotlyjs(), (ASSETS / "report.js").read_text()]
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="no-referrer">
+<title>{text(name)}</title>
+<link rel="icon" href="data:,">
+<style>
+{(ASSETS / "report.css").read_text()}</style>
+</head>
+<body>
+{body}<noscript><p>The figures need JavaScript.</p></noscript>
+<footer>studyloom {text(__version__)}</footer>
+<script>{scripts[0]}</script>
+<script>{scripts[1]}</script>
+</body>
+</html>
+"""
