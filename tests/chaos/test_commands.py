@@ -144,6 +144,7 @@ def test_a_worker_whose_clock_is_an_hour_off(run, undisturbed):
         pytest.skip("faketime is missing")
     process = run.start()
     run.at_work()
+    run.overrides = tuple(override for override in run.overrides if not override.startswith("launcher."))
     ahead = run.start("launcher=join", within=["faketime", "-f", "+1h"], FAKETIME_DONT_FAKE_MONOTONIC="1")
     run.end(process, 0)
     run.end(ahead, 0)
