@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 # Trials of some milliseconds on a narrow space, for tests of everything around them.
 QUICK = (
+    "winner.enabled=false",
     "data.validation=100",
     "train.epochs=2",
     "train.samples_per_epoch=64",

@@ -20,8 +20,8 @@ ROOMS = {
     "study": ("outage", "storage", "ledger", "outbox", "objective", "failures", "study", "grid"),
     # processes, files, people
     "front": (
-        *("stop", "launch", "progress", "outline", "replica", "figures", "report", "doctor", "dashboard", "run"),
-        "cli",
+        *("stop", "launch", "progress", "outline", "replica", "figures", "report", "doctor", "dashboard"),
+        *("stages", "winner", "run", "cli"),
     ),
 }
 FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for module in modules}
@@ -36,7 +36,8 @@ DOORS = {
     "torchvision": {"data"},
     "rich": {*ROOMS["front"]},
     "plotly": {"figures", "report"},
-    "subprocess": {"launch", "doctor"},
+    "PIL": {"winner"},
+    "subprocess": {"launch", "doctor", "winner"},
     "argparse": {"config", "cli"},
     "optuna_dashboard": {"dashboard"},
     "wsgiref": {"dashboard"},

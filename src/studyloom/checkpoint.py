@@ -8,13 +8,14 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 FORMAT = 1
 
@@ -109,6 +110,30 @@ class Checkpoint:
             case {"identity": self.identity, "state": dict(state)}:
                 return state
         raise ValueError(f"is foreign: it does not belong to {self.identity}")
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Writes a network's weights as torch.load reads them, beside and renamed. Raises OSError."""
+    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(beside, "wb") as file:
+        torch.save({name: tensor.cpu() for name, tensor in weights.items()}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Weights from a file, on the CPU; nothing in it is executed. Raises OSError, or ValueError with the path."""
+    try:
+        weights = torch.load(path, weights_only=True, map_location="cpu")
+    except OSError:
+        raise
+    except Exception as error:  # not in torch's words, which advise to do without weights_only
+        raise ValueError(f"{path}: cannot be read as weights ({type(error).__name__})") from error
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise ValueError(f"{path}: holds no weights")
+    return weights
 
 
 def _header(payload: bytes) -> bytes:

@@ -67,6 +67,7 @@ def open_one(url: str, name: str | None) -> Record:
     if name is None:
         backend = connect(url, deadline=DEADLINE)
         names = [study.study_name for study in get_storage(backend).get_all_studies()]
+        names = [name for name in names if "/" not in name]  # re-evaluations and retrainings
         backend.engine.dispose()
         if len(names) != 1:
             held = f"{len(names)} studies: {', '.join(names)}" if names else "no study"

@@ -49,13 +49,16 @@ class Split:
     """One part of a data set.
 
     images: float32 (n, channels, height, width), normalised; labels: int64 (n,), from 0 to classes - 1; digest: sha256
-    of the raw bytes and their shapes, the same on every device.
+    of the raw bytes and their shapes, the same on every device. mean and std: what pixels from
+    0 to 1 were normalised by.
     """
 
     images: Tensor
     labels: Tensor
     classes: int
     digest: str
+    mean: float = 0.0
+    std: float = 1.0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -181,7 +184,14 @@ def _split(images: Bytes, labels: Bytes, source: Source) -> Split:
     digest.update(np.ascontiguousarray(labels).data)
     pixels = torch.from_numpy(images.astype(np.float32)[:, None])
     pixels.div_(255).sub_(source.mean).div_(source.std)
-    return Split(pixels, torch.from_numpy(labels.astype(np.int64)), CLASSES, digest.hexdigest())
+    return Split(
+        images=pixels,
+        labels=torch.from_numpy(labels.astype(np.int64)),
+        classes=CLASSES,
+        digest=digest.hexdigest(),
+        mean=source.mean,
+        std=source.std,
+    )
 
 
 def _find(folder: Path, name: str) -> Path | None:

@@ -41,11 +41,14 @@ class LaunchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Task:
-    """What a launcher is to get done: `work(stop)` works in this process until nothing is left or it is to stop."""
+    """What a launcher is to get done.
+
+    work: works in this process until nothing is left or it is to stop. todo: how many slots are open at most.
+    """
 
     work: Callable[[Stop], None]
+    todo: Callable[[], int]
     ledger: Ledger
-    trials: int
     logs: Path
     limits: Limits
 
@@ -84,7 +87,7 @@ class Local:
         Raises:
             LaunchError: workers die before they come to work.
         """
-        count = self.count(task.ledger.todo(task.trials))
+        count = self.count(task.todo())
         if count <= 1 and task.limits.trial_timeout is None:  # a trial that hangs is ended with its process
             Join().launch(task, stop)
             return
@@ -208,7 +211,7 @@ class Crew:
             self.stop()
             self.wait()
             raise
-        if self.stopped is None and self.task.ledger.todo(self.task.trials):
+        if self.stopped is None and self.task.todo():
             raise LaunchError(self.last_words())
 
     def owners(self) -> dict[str, Place]:

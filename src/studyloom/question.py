@@ -83,16 +83,20 @@ class Question:
             return None
         return self.space.default(self.composer.choices, lambda key: config.get(self.config, key))
 
+    @property
+    def seed(self) -> int:
+        return int(self.config.study.seed)
+
     def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]:
         """The trainings of trial `number`."""
-        return config.build_jobs(self.at(point), folds, derive(self.config.study.seed, number))
+        return config.build_jobs(self.at(point), folds, derive(self.seed, number))
 
     def sampler(self, number: int) -> BaseSampler:
         """The sampler of trial `number`, seeded for it unless the config names a seed for all.
 
         One seed for all workers made them draw 4 distinct points of 16.
         """
-        given = {"seed": derive(self.config.study.seed, number, 1), "space": self.space, "baseline": self.baseline}
+        given = {"seed": derive(self.seed, number, 1), "space": self.space, "baseline": self.baseline}
         with warnings.catch_warnings():  # group=True is called experimental, and is what branches need
             warnings.simplefilter("ignore", ExperimentalWarning)
             sampler: BaseSampler = config.build(self.config.sampler, **given)
@@ -187,6 +191,8 @@ class Question:
             ("study.seed", study.seed, 0),
             ("objective.folds", objective.folds, 1),
             ("objective.seeds", objective.seeds, 1),
+            ("winner.top", self.config.winner.top, 1),
+            ("winner.seeds", self.config.winner.seeds, 1),
         )
         yield from (f"{key}: {value} is below {low}" for key, value, low in wanted if value < low)
         if study.timeout is not None and study.timeout <= 0:

@@ -3,6 +3,7 @@
 import logging
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections import Counter
@@ -20,17 +21,20 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from studyloom import config, data, progress
+from studyloom import config, data, progress, report, winner
 from studyloom.config import Composer, ConfigError
 from studyloom.data import Split
 from studyloom.failures import FAILURE, REASON
 from studyloom.launch import HALT, WORKER, LaunchError, Task, follow_parent, own_arguments, program
 from studyloom.outline import outline
 from studyloom.question import SECTIONS, Folds, Question
+from studyloom.schema import WinnerSection
 from studyloom.seeds import derive
+from studyloom.stages import Plan, Stage
 from studyloom.stop import Stop
 from studyloom.storage import StorageLost, filesystem, hidden, is_network, parse
 from studyloom.study import EPOCHS, TIMES, Halted, Limits, Record, Worker, create_record, open_record
+from studyloom.winner import NoWinner
 
 SHOWN = ("model", "optimizer", "scheduler", "train")  # of the configuration that a dry run samples
 
@@ -41,6 +45,7 @@ class Prepared:
 
     question: Question
     launcher: Any
+    source: Any
     split: Split
     folds: Folds
     url: str
@@ -72,17 +77,19 @@ def run(cfg: DictConfig) -> None:
             give_up(error, 2)
         record.ledger.storage.hurry(stop)
         limits = Limits(**{name: cfg.study[name] for name in Limits.__dataclass_fields__})
-        task = Task(_work(prepared, record, trials, limits), record.ledger, trials, prepared.run_dir / "logs", limits)
+        search = Stage("search", record, prepared.question, trials)
+        plan = plan_of(prepared, search)
+        task = Task(_work(prepared, plan, limits), plan.todo, record.ledger, prepared.run_dir / "logs", limits)
         try:
             if worker:
                 prepared.launcher.launch(task, stop)
             else:
-                code = conduct(prepared, record, task, stop)
+                code = conduct(prepared, plan, task, stop)
         except KeyboardInterrupt:
             pass  # the second signal; what was held is handed back
         except Halted as error:
             give_up(error, HALT if worker else 1)
-        except (LaunchError, StorageLost, OSError) as error:
+        except (LaunchError, NoWinner, StorageLost, OSError) as error:
             give_up(error, 1 if stop.signal is None else 128 + stop.signal)
     sys.exit(code if stop.signal is None else 128 + stop.signal)
 
@@ -130,7 +137,7 @@ def prepare(cfg: DictConfig, *, checked: bool) -> Prepared:
     if mistakes:
         raise ConfigError(mistakes)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    return Prepared(question, launcher, split.to(device), folds, url, Path(cfg.run_dir))
+    return Prepared(question, launcher, source, split.to(device), folds, url, Path(cfg.run_dir))
 
 
 def _url(cfg: DictConfig) -> str:
@@ -176,24 +183,38 @@ def open_study(prepared: Prepared, *, create: bool) -> tuple[Record, int]:
     return create_record(prepared.url, name, identity, trials, deadline), trials
 
 
-def _work(prepared: Prepared, record: Record, trials: int, limits: Limits) -> Callable[[Stop], None]:
+def plan_of(prepared: Prepared, search: Stage) -> Plan:
+    config = prepared.question.config
+    settings = WinnerSection(**config.winner)
+    validation = prepared.source.validation
+    return Plan(search, prepared.question, prepared.split, validation, prepared.url, prepared.run_dir, settings)
+
+
+def _work(prepared: Prepared, plan: Plan, limits: Limits) -> Callable[[Stop], None]:
     def work(stop: Stop) -> None:
-        checkpoints = prepared.run_dir / "checkpoints"
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        Worker(prepared.question, record, prepared.split, prepared.folds, stop, checkpoints, limits).run(trials)
+        for stage in plan:
+            checkpoints = prepared.run_dir / "checkpoints" / ("" if stage is plan.search else stage.title)
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            Worker(
+                stage.asked, stage.record, prepared.split, prepared.folds, stop, checkpoints, limits, stage.weights
+            ).run(stage.trials)
+            if stop():
+                return
 
     return work
 
 
-def conduct(prepared: Prepared, record: Record, task: Task, stop: Stop) -> int:
+def conduct(prepared: Prepared, plan: Plan, task: Task, stop: Stop) -> int:
     """Has the open slots worked on, shows how it goes, and tells what came of it; the exit code."""
     console = progress.console()
     started = time.monotonic()
-    if todo := record.ledger.todo(task.trials):
+    record, trials = plan.search.record, plan.search.trials
+    if todo := task.todo():
         verb = "goes on" if record.trials() else "begins"
-        many = f"{todo} trial{'' if todo == 1 else 's'} to do"
+        open_ = plan.search.todo()
+        many = f"{open_} trial{'' if open_ == 1 else 's'} to do" if open_ else f"{plan.current.title} to do"
         console.print(f"{record.name} {verb}: {many}, logs in {task.logs}", soft_wrap=True)
-        with progress.Display(record, console):
+        with progress.Display(lambda: plan.current.record, console):
             prepared.launcher.launch(task, stop)
     snapshot = progress.take(record)
     if snapshot.best is not None:
@@ -201,16 +222,28 @@ def conduct(prepared: Prepared, record: Record, task: Task, stop: Stop) -> int:
     took = f", {progress.seconds(time.monotonic() - started)}" if todo else ""
     console.print(f"\n{progress.headline(snapshot)}{took}", soft_wrap=True)
     console.print(progress.answers_table(snapshot))
+    if plan.is_done():
+        tell_winner(plan, prepared, console)
     tell_failures(record, console)
     tell_places(prepared, record, snapshot, console)
-    if (why := record.halted()) is not None:
+    if (why := next(filter(None, (stage.record.halted() for stage in plan)), None)) is not None:
         raise Halted(f"the study has stopped, since its trials fail with this: {why}")
     if stop():
         why = "the time is up" if stop.signal is None else "stopped"
         console.print(f"{why}; the same command goes on from here")
     elif not todo:
-        console.print(f"the budget of {task.trials} trials is spent")
+        console.print(f"the budget of {trials} trials is spent")
     return 0 if snapshot.best is not None or stop() else 1
+
+
+def tell_winner(plan: Plan, prepared: Prepared, console: Console) -> None:
+    """The winner on the test images: opened for it now, or, where it was told before, read from winner.json."""
+    found = winner.read(plan.run_dir)
+    if found is None or not winner.is_of(found, plan):
+        found = winner.crown(plan, prepared.source.test, program())
+        shutil.rmtree(plan.retraining.weights or "", ignore_errors=True)
+        report.write(plan.search.record, plan.run_dir)
+    console.print(Text("\n".join(winner.lines(found))), soft_wrap=True)
 
 
 def write_best(prepared: Prepared, best: FrozenTrial) -> None:

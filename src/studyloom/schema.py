@@ -57,12 +57,20 @@ class StorageSection:
 
 
 @dataclass
+class WinnerSection:
+    enabled: bool = True  # choose the winner on fresh seeds, test it, and write the report, when the search has ended
+    top: int = 3  # trials that are judged again, beside the baseline
+    seeds: int = 5
+
+
+@dataclass
 class Config:
     run_dir: str = "runs/${study.name}"
     study: StudySection = field(default_factory=StudySection)
     objective: ObjectiveSection = field(default_factory=ObjectiveSection)
     train: TrainSection = field(default_factory=TrainSection)
     storage: StorageSection = field(default_factory=StorageSection)
+    winner: WinnerSection = field(default_factory=WinnerSection)
     data: Any = MISSING
     model: Any = MISSING
     optimizer: Any = MISSING

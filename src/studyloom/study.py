@@ -12,24 +12,26 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom import failures, objective
-from studyloom.checkpoint import Checkpoint
+from studyloom.checkpoint import Checkpoint, save_weights
 from studyloom.data import Split
 from studyloom.failures import FAILURE, REASON, Failure, TimedOut
 from studyloom.ledger import Claim, Ledger
 from studyloom.objective import Stopped, Stopping
 from studyloom.outbox import Outbox
-from studyloom.question import Folds, Question
-from studyloom.space import Point
+from studyloom.question import Folds
+from studyloom.space import Point, Space
 from studyloom.storage import StorageError, StorageLost, connect, exclusive
-from studyloom.train import Epoch, Training
+from studyloom.train import Epoch, Job, Training
 
 QUESTION = "question"  # user attributes of the study: what it asks, by key
 HALTED = "halted"  # why nobody is to go on, or null
@@ -46,6 +48,20 @@ WAIT = 0.5  # seconds between looks at slots that others hold
 LEASE_EPOCHS = 4
 
 log = logging.getLogger(__name__)
+
+
+class Asked(Protocol):
+    """What a worker wants of whatever is to be tried: a Question, or the trainings of a later stage."""
+
+    @property
+    def space(self) -> Space: ...
+    @property
+    def baseline(self) -> Point | None: ...
+    @property
+    def seed(self) -> int: ...
+    def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]: ...
+    def sampler(self, number: int) -> BaseSampler: ...
+    def pruner(self) -> BasePruner: ...
 
 
 class QuestionError(ValueError):
@@ -95,14 +111,20 @@ def open_record(url: str, name: str, deadline: float = 300.0) -> Record:
     return Record(name, storage, study, Ledger(backend, study_id))
 
 
-def create_record(url: str, name: str, question: Mapping[str, Any], trials: int, deadline: float = 300.0) -> Record:
+def create_record(
+    url: str, name: str, question: Mapping[str, Any], trials: int, deadline: float = 300.0, *, wait: bool = False
+) -> Record:
     """Opens the study, making database, tables and study where they are missing, with a budget of at least `trials`.
+
+    Args:
+        wait: for a database that is away from the first, as in the midst of a run; else a person hears of a mistyped
+            host at once.
 
     Raises:
         QuestionError: the study exists and asks something else.
         StorageError: the database cannot be used.
     """
-    with exclusive(url):
+    with exclusive(url, deadline=deadline if wait else 0.0):
         backend = connect(url, create=True, deadline=deadline)
         storage = get_storage(backend)
         if name not in {study.study_name for study in storage.get_all_studies()}:
@@ -167,15 +189,19 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Worker:
-    """Works on a study in this process, one slot after the other, until all are done or it is asked to stop."""
+    """Works on a study in this process, one slot after the other, until all are done or it is asked to stop.
 
-    question: Question
+    weights: the folder for the network of each trial that is complete, if they are wanted.
+    """
+
+    question: Asked
     record: Record
     split: Split
     folds: Folds
     stopping: Stopping
     checkpoints: Path
     limits: Limits = field(default_factory=Limits)
+    weights: Path | None = None
 
     def run(self, trials: int) -> None:
         """Works on the first `trials` slots; waits for those that others hold, should their leases end.
@@ -271,7 +297,7 @@ class Worker:
         return frozen
 
     def checkpoint(self, number: int, point: Point) -> Checkpoint:
-        identity = json.dumps([self.record.name, number, self.question.config.study.seed, point.params], default=str)
+        identity = json.dumps([self.record.name, number, self.question.seed, point.params], default=str)
         return Checkpoint(self.checkpoints / f"trial-{number}.pt", identity)
 
     def train(
@@ -314,6 +340,9 @@ class Worker:
                     raise TimedOut(f"the trial took longer than study.trial_timeout={limit:g} seconds")
             ended = time.perf_counter()
         watch.seconds["storage"] += time.perf_counter() - ended
+        if self.weights is not None:
+            with watch("checkpoints"):
+                save_weights(self.weights / f"trial-{trial.number}.pt", training.weights()[0])
 
     def post(self, trial: optuna.Trial, claim: Claim, epochs: int, reported: int) -> Callable[[Epoch], None]:
         """What is done in the database after each epoch: report, perhaps prune, renew the lease."""

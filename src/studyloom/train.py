@@ -117,6 +117,17 @@ def epochs(jobs: Sequence[Job], split: Split) -> Iterator[list[Epoch]]:
     return iter(Training(jobs, split))
 
 
+@torch.inference_mode()
+def predict(model: nn.Module, images: Tensor, precision: str = "fp32") -> Tensor:
+    """A network's outputs (n, classes) in float32 for normalised images, on their device."""
+    model = model.to(images.device).eval()
+    parts = []
+    for batch in torch.split(images, EVALUATION_BATCH[images.device.type]):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            parts.append(model(batch).float())
+    return torch.cat(parts)
+
+
 class Training:
     """The same, for whoever wants to stop and go on: each iteration goes on after the last finished epoch.
 
@@ -171,6 +182,10 @@ class Training:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"the state does not fit these jobs: {textwrap.shorten(reason, 300)}") from error
         self._runs, self.said, self._whole = runs, said, True
+
+    def weights(self) -> list[dict[str, Tensor]]:
+        """The weights and buffers of each job's network, by name; those of training themselves, and no copy."""
+        return [run.model.state_dict() for run in self._runs]
 
     def _check_whole(self) -> None:
         if not self._whole:

@@ -333,7 +333,7 @@ def small_disk(folder, size):
 
 def test_a_disk_that_is_full_under_the_database_in_mid_run(tmp_path, undisturbed):
     run = Run(tmp_path / "disk" / "run", f"sqlite:///{tmp_path}/copy/study.db")
-    with small_disk(tmp_path / "disk", 4000) as (within, files):
+    with small_disk(tmp_path / "disk", 12_000) as (within, files):
         process = run.start(within=within)
         until(lambda: list((files / "run" / "checkpoints").glob("*.pt")))
         with contextlib.suppress(OSError), (files / "filler").open("wb", buffering=0) as filler:
@@ -391,7 +391,7 @@ def failing(tmp_path, request):
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_an_exception_in_some_trials_fails_them_alone_with_the_reason(failing, kind):
     run = failing(kind, "some")
-    out, err = run.start("study.seed=4").communicate(timeout=120)
+    out, err = run.start("study.seed=5").communicate(timeout=120)
     trials = run.record().trials()
     assert len(trials) == TRIALS
     failed = [trial for trial in trials if trial.state.name == "FAIL"]

@@ -1,0 +1,197 @@
+"""What a run does, one after the other: the search, the re-evaluation of its best trials, and the final trainings.
+
+A best trial is a maximum over noise, so that its value flatters it. The best few and the baseline are judged once more,
+each on the same fresh seeds and validation parts; the one with the best mean wins. It and the baseline are then trained
+on all training images. These trainings are studies of their own in the same database: workers share them, and they
+survive what the search survives.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from optuna.pruners import BasePruner, NopPruner
+from optuna.trial import FrozenTrial, TrialState
+from torch import Tensor
+
+from studyloom import config, data
+from studyloom.data import Split
+from studyloom.grammar import parse
+from studyloom.grid import GridSampler
+from studyloom.question import Folds, Question
+from studyloom.schema import WinnerSection
+from studyloom.seeds import derive
+from studyloom.space import Point, Space
+from studyloom.study import BASELINE, SLOT, Asked, Record, create_record
+from studyloom.train import Job
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """Each candidate with each seed: asked for as a question whose points these are.
+
+    candidates: points of the search by the number of their trial. part: the training and validation indices of a seed,
+    the same for all candidates, as are the seeds, so that their differences are not those of luck.
+    """
+
+    question: Question
+    candidates: Mapping[int, Point]
+    seeds: int
+    part: Callable[[int], tuple[Tensor, Tensor]]
+    baseline: Point | None = None
+
+    @cached_property
+    def space(self) -> Space:
+        tree = {"candidate": {"choice": [*self.candidates]}, "seed": {"int": [0, self.seeds - 1]}}
+        return parse(tree, lambda group: ())
+
+    @property
+    def seed(self) -> int:
+        return self.question.seed
+
+    @property
+    def count(self) -> int:
+        return len(self.candidates) * self.seeds
+
+    def job(self, candidate: int, seed: int) -> Job:
+        # A path as long as no other's in a study: fresh to all that the search has seen.
+        fresh = derive(self.seed, seed, 0, 0)
+        return config.build_jobs(self.question.at(self.candidates[candidate]), [self.part(seed)], fresh)[0]
+
+    def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]:
+        return [self.job(point.values["candidate"], point.values["seed"])]
+
+    def sampler(self, number: int) -> GridSampler:
+        return GridSampler(self.space)
+
+    def pruner(self) -> BasePruner:
+        return NopPruner()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A study that is a part of a run. weights: the folder for the trained networks, if they are wanted."""
+
+    title: str
+    record: Record
+    asked: Asked
+    trials: int
+    weights: Path | None = None
+
+    def todo(self) -> int:
+        return self.record.ledger.todo(self.trials)
+
+
+@dataclass
+class Plan:
+    """The stages of a run, each known when those before it have come to their end."""
+
+    search: Stage
+    question: Question
+    split: Split
+    validation: int
+    url: str
+    run_dir: Path
+    settings: WinnerSection
+    _known: dict[str, Stage] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Stage]:
+        """The stages up to the first that is not at its end yet."""
+        yield self.search
+        if self.search.todo() or not self.settings.enabled or not self.candidates:
+            return
+        if len(self.candidates) > 1:
+            yield self.reevaluation
+            if self.reevaluation.todo() or not self.values(self.reevaluation):
+                return
+        yield self.retraining
+
+    @property
+    def current(self) -> Stage:
+        *_, last = self
+        return last
+
+    def is_done(self) -> bool:
+        """Whether there is a winner to be tested."""
+        *_, last = self
+        return last.weights is not None and not last.todo()
+
+    def values(self, stage: Stage) -> dict[int, list[float]]:
+        """What the trainings of each candidate gave, by seed; without a candidate of which one has failed."""
+        found: dict[int, dict[int, float]] = {}
+        for trial in stage.record.trials():
+            if trial.state == TrialState.COMPLETE and trial.value is not None:
+                found.setdefault(trial.params["candidate"], {})[trial.params["seed"]] = trial.value
+        whole = {number: by for number, by in sorted(found.items()) if len(by) == self.settings.seeds}
+        return {number: [by[seed] for seed in sorted(by)] for number, by in whole.items()}
+
+    def todo(self) -> int:
+        """How many trainings are open at most, those of stages to come included."""
+        left = 0
+        if self.settings.enabled:
+            left = (self.settings.top + 3) * self.settings.seeds
+        return self.current.todo() + (0 if self.is_done() else left)
+
+    @cached_property
+    def candidates(self) -> dict[int, Point]:
+        """The best trials of the search, and the baseline, by number; of this run's budget, should it have grown."""
+        complete = [
+            trial
+            for trial in self.search.record.trials()
+            if trial.state == TrialState.COMPLETE and trial.user_attrs.get(SLOT, 0) < self.search.trials
+        ]
+        best = sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[: self.settings.top]
+        chosen = {trial.number: trial for trial in best} | {t.number: t for t in complete if BASELINE in t.user_attrs}
+        return {number: self.point(chosen[number]) for number in sorted(chosen)}
+
+    def point(self, trial: FrozenTrial) -> Point:
+        return self.question.space.walk(lambda parameter: trial.params[parameter.name])
+
+    def baseline(self) -> int | None:
+        numbers = [t.number for t in self.search.record.trials() if BASELINE in t.user_attrs]
+        return next((number for number in numbers if number in self.candidates), None)
+
+    @cached_property
+    def winner(self) -> int:
+        """The candidate with the best mean; the earlier of two alike."""
+        if len(self.candidates) == 1:
+            return next(iter(self.candidates))
+        values = self.values(self.reevaluation)
+        return max(sorted(values), key=lambda number: fmean(values[number]))
+
+    @cached_property
+    def reevaluation(self) -> Stage:
+        """Every candidate on fresh seeds and validation parts, of the size that they had in the search."""
+        count = self.question.config.objective.folds
+
+        def part(seed: int) -> tuple[Tensor, Tensor]:
+            return data.folds(self.split.labels, count, self.validation, derive(self.question.seed, seed, 0, 1))[0]
+
+        return self.stage("re-evaluation", self.candidates, part)
+
+    @cached_property
+    def retraining(self) -> Stage:
+        """Winner and baseline on all training images; the accuracy on some of them tells only that they were learnt."""
+        everything = torch.arange(len(self.split.labels))
+        kept = {n: point for n, point in self.candidates.items() if n in (self.winner, self.baseline())}
+        seen = everything[: max(1, len(everything) // 5)]
+        return self.stage("retraining", kept, lambda seed: (everything, seen), self.run_dir / "winner")
+
+    def stage(
+        self,
+        title: str,
+        candidates: Mapping[int, Point],
+        part: Callable[[int], tuple[Tensor, Tensor]],
+        weights: Path | None = None,
+    ) -> Stage:
+        asked = Trainings(self.question, candidates, self.settings.seeds, part)
+        search = self.search
+        name = f"{search.record.name}/{title} {search.trials}-{self.settings.top}-{self.settings.seeds}"
+        identity = {"candidates": [*candidates], "seeds": self.settings.seeds}
+        deadline = self.question.config.storage.deadline
+        record = create_record(self.url, name, identity, asked.count, deadline, wait=True)
+        record.ledger.storage.patience.stopping = search.record.ledger.storage.patience.stopping
+        return Stage(title, record, asked, asked.count, weights)

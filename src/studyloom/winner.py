@@ -1,0 +1,302 @@
+"""The answer of a study: the winner and the baseline on the test images, which are opened once, and the files on it."""
+
+import base64
+import io
+import json
+import math
+import os
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from platform import python_version
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy
+import optuna
+import torch
+from PIL import Image
+from torch import Tensor
+
+from studyloom import __version__, config
+from studyloom.checkpoint import load_weights, save_weights
+from studyloom.data import Split
+from studyloom.question import SECTIONS
+from studyloom.stages import Plan, Stage, Trainings
+from studyloom.study import owner_of
+from studyloom.train import Training, predict
+
+WRONG = 20  # of the wrong test images, those that the winner is surest of
+# Quantiles 0.975 of Student's t, for 1 to 30 degrees of freedom; above, that of the normal distribution is near.
+T975 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
+    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+NORMAL975 = 1.960
+
+
+class NoWinner(RuntimeError):
+    """The final trainings failed; says which."""
+
+
+def read(run_dir: Path) -> dict[str, Any] | None:
+    """What winner.json holds; None where there is none."""
+    try:
+        found = json.loads((run_dir / "winner.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def is_of(found: Mapping[str, Any], plan: Plan) -> bool:
+    """Whether an answer is that of these very trainings."""
+    return found.get("stage") == plan.retraining.record.name
+
+
+def crown(plan: Plan, test: Callable[[], Split], command: Sequence[str]) -> dict[str, Any]:
+    """Tests winner and baseline and writes winner.{json,yaml,pt} and model_card.md below the run directory.
+
+    Args:
+        test: opens the test images; called once.
+        command: how the study's page is called.
+
+    Raises:
+        NoWinner: a final training has failed.
+        OSError: a file cannot be written.
+    """
+    stage, run_dir = plan.retraining, plan.run_dir
+    trainings = stage.asked
+    assert isinstance(trainings, Trainings)
+    seeds = range(trainings.seeds)
+    networks = {n: [weights(stage, plan.split, n, seed) for seed in seeds] for n in trainings.candidates}
+    images = test().to(plan.split.images.device)
+    outputs = {
+        number: [probabilities(trainings, number, network, images) for network in each]
+        for number, each in networks.items()
+    }
+    labels = images.labels.cpu()
+    accuracies = {n: [float((p.argmax(1) == labels).float().mean()) for p in each] for n, each in outputs.items()}
+    found = {
+        "study": plan.search.record.name,
+        "stage": stage.record.name,
+        "trials": plan.search.trials,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        **judged(plan),
+        "test": compared(accuracies, plan.winner, plan.baseline()) | {"images": len(labels)},
+        **mistakes(outputs[plan.winner][0], images),
+        "epochs": trainings.job(plan.winner, 0).epochs,
+        "seeds": [trainings.job(plan.winner, seed).seed for seed in seeds],
+        "data": {
+            "digest": plan.split.digest,
+            "test_digest": images.digest,
+            "shape": list(images.shape),
+            "classes": images.classes,
+            "mean": plan.split.mean,
+            "std": plan.split.std,
+        },
+        "environment": environment(images.images.device),
+        "commit": commit(),
+    }
+    again = shlex.join([*command, "--config-dir", str(run_dir), "--config-name", "winner"])
+    header = (
+        f"# The winner of {found['study']}, trial {plan.winner}, and this trains and tests it once more:\n# {again}\n"
+    )
+    config.write_yaml(run_dir / "winner.yaml", configuration(plan), header)
+    save_weights(run_dir / "winner.pt", networks[plan.winner][0])
+    write(run_dir / "model_card.md", card(found, plan))
+    write(run_dir / "winner.json", json.dumps(found, indent=1))  # last: it says that the others are there
+    return found
+
+
+def weights(stage: Stage, split: Split, candidate: int, seed: int) -> dict[str, Tensor]:
+    """The trained network of a candidate and seed, as the worker left it; trained here if it is on another host."""
+    trainings = stage.asked
+    assert isinstance(trainings, Trainings)
+    assert stage.weights is not None
+    numbers = {(t.params["candidate"], t.params["seed"]): t for t in stage.record.trials() if "seed" in t.params}
+    trial = numbers[candidate, seed]
+    if trial.value is None:
+        raise NoWinner(
+            f"trial {candidate} could not be trained on all images: {trial.user_attrs.get('reason', trial.state.name)}"
+        )
+    try:
+        return load_weights(stage.weights / f"trial-{trial.number}.pt")
+    except (OSError, ValueError):
+        training = Training([trainings.job(candidate, seed)], split)
+        list(training)
+        return training.weights()[0]
+
+
+def probabilities(trainings: Trainings, candidate: int, weights: Mapping[str, Tensor], split: Split) -> Tensor:
+    """Of each image and class, (n, classes), on the CPU."""
+    job = trainings.job(candidate, 0)
+    model = job.model(shape=split.shape, classes=split.classes)
+    model.load_state_dict(weights)
+    return predict(model, split.images, job.precision).softmax(1).cpu()
+
+
+def judged(plan: Plan) -> dict[str, Any]:
+    """The candidates by what the search and the re-evaluation gave; where there is but one, it wins unjudged."""
+    values = plan.values(plan.reevaluation) if len(plan.candidates) > 1 else {}
+    searched = {trial.number: trial for trial in plan.search.record.trials()}
+    rows = []
+    for number, point in plan.candidates.items():
+        row: dict[str, Any] = {"trial": number, "params": point.params, "search_value": searched[number].value}
+        if number == plan.baseline():
+            row["baseline"] = True
+        if number in values:
+            row |= {"values": values[number], **summary(values[number])}
+            row["gap"] = row["search_value"] - row["mean"]
+        rows.append(row)
+    rows.sort(key=lambda row: -row.get("mean", -math.inf))
+    return {"winner": next(row for row in rows if row["trial"] == plan.winner), "candidates": rows}
+
+
+def compared(accuracies: Mapping[int, Sequence[float]], winner: int, baseline: int | None) -> dict[str, Any]:
+    """Means, standard deviations and 95 % intervals over seeds; the difference is that of each seed with itself."""
+    found: dict[str, Any] = {"winner": {"accuracies": accuracies[winner], **summary(accuracies[winner])}}
+    if baseline is not None:
+        found["baseline"] = {"accuracies": accuracies[baseline], **summary(accuracies[baseline])}
+        differences = [a - b for a, b in zip(accuracies[winner], accuracies[baseline], strict=True)]
+        found["difference"] = summary(differences)
+    return found
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation, and Student's 95 % interval of the mean, of which one value has none."""
+    mean = fmean(values)
+    if len(values) < 2:
+        return {"mean": mean, "std": None, "interval": None}
+    quantile = T975[len(values) - 2] if len(values) - 2 < len(T975) else NORMAL975
+    half = quantile * stdev(values) / math.sqrt(len(values))
+    return {"mean": mean, "std": stdev(values), "interval": [mean - half, mean + half]}
+
+
+def mistakes(probabilities: Tensor, split: Split) -> dict[str, Any]:
+    """The confusion matrix (rows are true classes), and the wrong images that the network is surest of."""
+    labels, classes = split.labels.cpu(), split.classes
+    sure, predicted = probabilities.max(1)
+    confusion = torch.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+    wrong = (predicted != labels).nonzero().flatten()
+    wrong = wrong[sure[wrong].argsort(descending=True)][:WRONG]
+    return {
+        "confusion": confusion.tolist(),
+        "wrong": [
+            {
+                "index": index,
+                "label": int(labels[index]),
+                "predicted": int(predicted[index]),
+                "confidence": float(sure[index]),
+                "image": picture(split.images[index]),
+            }
+            for index in wrong.tolist()
+        ],
+    }
+
+
+def picture(image: Tensor) -> str | None:
+    """An image (channels, height, width) as a PNG in a data URL, its darkest value black; None if it is no picture."""
+    if image.ndim != 3 or len(image) not in (1, 3):
+        return None
+    low, high = image.min(), image.max()
+    pixels = ((image - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8).cpu().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def configuration(plan: Plan) -> dict[str, Any]:
+    """A primary config that stands where the winner stood, with nothing to search: its own winner is this one again."""
+    question, point = plan.question, plan.candidates[plan.winner]
+    choices = {**question.composer.choices, **point.choices, "space": "none"}
+    own = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
+    sections = config.plain(question.at(point), *(name for name in SECTIONS if name != "space"))
+    sections["train"].pop("loss")
+    study = question.config.study
+    return {
+        "defaults": [question.composer.config_name, *({f"override /{g}": o} for g, o in own.items()), "_self_"],
+        "study": {"name": f"{study.name}-winner", "seed": study.seed, "trials": 1, "baseline": True},
+        **sections,
+    }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    return {
+        "python": python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "optuna": optuna.__version__,
+        "studyloom": __version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "worker": owner_of(os.getpid()),
+    }
+
+
+def commit() -> str | None:
+    """The commit of the repository that one works in; None where there is none."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def card(found: Mapping[str, Any], plan: Plan) -> str:
+    """The model card, in Markdown."""
+    winner, test = found["winner"], found["test"]
+    params = "\n".join(f"| `{name}` | `{value}` |" for name, value in winner["params"].items()) or "| as composed | |"
+    lines = [
+        f"# {found['study']}: trial {winner['trial']}",
+        f"Test accuracy {told(test['winner'])} over {len(found['seeds'])} seeds, on {test['images']} images.",
+    ]
+    if "difference" in test:
+        lines.append(f"The baseline has {told(test['baseline'])}; the difference is {difference(test)}.")
+    if "gap" in winner:
+        lines.append(
+            f"Chosen from {found['trials']} trials. The search said {winner['search_value']:.4f}, fresh seeds and "
+            f"validation parts {told(winner)}: the search had flattered it by {winner['gap']:+.4f}."
+        )
+    lines += [
+        f"## Parameters\n\n| | |\n|---|---|\n{params}",
+        "## Use\n\n`winner.pt` holds the weights of the first seed (`torch.load(…, weights_only=True)`), `winner.yaml` "
+        f"the configuration, `winner.json` all numbers. `studyloom predict {plan.run_dir} IMAGE…` classifies images "
+        f"of {' × '.join(map(str, found['data']['shape']))} (channels, height, width).",
+        f"## Data\n\nTrained on {len(plan.split.labels)} images, sha256 `{found['data']['digest']}`, for "
+        f"{found['epochs']} epochs. The test images were opened once, after the winner was chosen.",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """The answer, for a terminal."""
+    test, chosen = found["test"], found["winner"]
+    much = f"trial {chosen['trial']}, {len(found['seeds'])} seeds, {test['images']} images"
+    yield f"test      winner {told(test['winner'])}  {much}"
+    if "difference" in test:
+        yield f"          baseline {told(test['baseline'])}"
+        yield f"          difference {difference(test)}"
+    if "gap" in chosen:
+        yield f"          selection gap {chosen['gap']:+.4f}: {told(chosen)} on fresh seeds and validation images"
+
+
+def told(values: Mapping[str, Any]) -> str:
+    """Mean ± standard deviation."""
+    return f"{values['mean']:.4f}" + ("" if values["std"] is None else f" ± {values['std']:.4f}")
+
+
+def difference(test: Mapping[str, Any]) -> str:
+    found = test["difference"]
+    if found["interval"] is None:
+        return f"{found['mean']:+.4f}"
+    low, high = found["interval"]
+    return f"{found['mean']:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
+
+
+def write(path: Path, text: str) -> None:
+    """Writes beside and renames."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    beside.replace(path)
