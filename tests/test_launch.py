@@ -16,8 +16,9 @@ from studyloom import launch
 from studyloom.launch import Crew, Local, Task
 from studyloom.study import Limits, open_record, owner_of
 
-# Trials of half a second, long enough to be met at work.
-SLOW = (*QUICK, "train.epochs=60", "launcher.workers=2", "study.trials=4")
+# Trials of four epochs, in the second of which they can be met.
+TWO = (*QUICK, "model._target_=gate.Net", "train.epochs=4", "launcher.workers=2", "study.trials=4")
+HERE = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 
 
 def until(condition, seconds=60.0):
@@ -26,7 +27,7 @@ def until(condition, seconds=60.0):
     while time.monotonic() < end:
         if found := condition():
             return found
-        time.sleep(0.02)
+        time.sleep(0.05)
     raise AssertionError("it did not happen in time")
 
 
@@ -47,10 +48,12 @@ def workers_of(run_dir) -> list[int]:
     return found
 
 
-def both_at_work(run_dir):
-    """The ledger's owners, once two trials have reported."""
+def at_work(run_dir):
+    """A command, and the ledger's owners, both of which are in the midst of a trial until the gate is there."""
+    process = start(*TWO, f"run_dir={run_dir}", STUDYLOOM_TEST_GATE=str(run_dir / "gate"), **HERE)
 
     def look():
+        assert process.poll() is None, process.communicate()
         if not (run_dir / "study.db").exists():
             return None
         try:
@@ -62,11 +65,11 @@ def both_at_work(run_dir):
         working = [h for h in held if h.trial_id in by_id and by_id[h.trial_id].intermediate_values]
         return [h.owner for h in working] if len(working) == 2 else None
 
-    return until(look)
+    return process, until(look)
 
 
-def finish(run_dir, overrides=SLOW):
-    process = start(*overrides, f"run_dir={run_dir}")
+def finish(run_dir, overrides=TWO):
+    process = start(*overrides, f"run_dir={run_dir}", **HERE)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return out
@@ -91,8 +94,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="proc
     ],
 )
 def test_a_stop_hands_all_trials_back_and_the_same_command_goes_on(tmp_path, number, code):
-    process = start(*SLOW, f"run_dir={tmp_path}")
-    both_at_work(tmp_path)
+    process, _ = at_work(tmp_path)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code
@@ -107,8 +109,7 @@ def test_a_stop_hands_all_trials_back_and_the_same_command_goes_on(tmp_path, num
 @linux
 @pytest.mark.chaos
 def test_a_second_stop_ends_at_once(tmp_path):
-    process = start(*SLOW, "train.epochs=100000", f"run_dir={tmp_path}")
-    both_at_work(tmp_path)
+    process, _ = at_work(tmp_path)
     worker = workers_of(tmp_path)[0]
     os.kill(worker, signal.SIGSTOP)  # it will not follow the first
     process.send_signal(signal.SIGINT)
@@ -122,10 +123,10 @@ def test_a_second_stop_ends_at_once(tmp_path):
 
 @linux
 def test_a_worker_that_dies_is_started_again_and_its_trial_gone_on_with(tmp_path):
-    process = start(*SLOW, f"run_dir={tmp_path}")
-    owners = both_at_work(tmp_path)
+    process, owners = at_work(tmp_path)
     pid = int(owners[0].rpartition(":")[2])
     os.kill(pid, signal.SIGKILL)
+    (tmp_path / "gate").touch()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0
     assert "a worker ended with signal SIGKILL" in err
@@ -134,8 +135,7 @@ def test_a_worker_that_dies_is_started_again_and_its_trial_gone_on_with(tmp_path
 
 @linux
 def test_workers_do_not_outlive_a_killed_command(tmp_path):
-    process = start(*SLOW, "train.epochs=100000", f"run_dir={tmp_path}")
-    both_at_work(tmp_path)
+    process, _ = at_work(tmp_path)
     process.kill()
     process.communicate()
     until(lambda: workers_of(tmp_path) == [], 10)
@@ -210,7 +210,7 @@ def test_workers_that_die_before_they_come_to_work_end_the_command_with_the_end_
         "    os._exit(1)\n"
     )
     environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    process = start(*SLOW, f"run_dir={tmp_path / 'run'}", **environment)
+    process = start(*TWO, f"run_dir={tmp_path / 'run'}", **environment)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "workers die before they come to work" in err
@@ -280,7 +280,7 @@ def test_a_worker_is_the_same_command_without_its_launcher(monkeypatch):
 def test_a_crew_is_dismissed_with_all_that_its_workers_started(tmp_path):
     buried = []
     ledger = SimpleNamespace(bury=lambda owner, death: buried.append(owner))
-    task = Task(lambda stop: None, ledger, 1, tmp_path / "logs", Limits())
+    task = Task(lambda stop: None, lambda: 1, ledger, tmp_path / "logs", Limits())
     crew = Crew(["sh", "-c", "sleep 600 & echo $!; wait"], task, [{}])
     (place,) = crew.places
     grandchild = int(until(lambda: place.log.read_text()))

@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,10 +87,11 @@ def outcome(trial: FrozenTrial) -> str:
 class Display:
     """Shows a study while the body of a `with` works on it: live on a terminal, else a line every few seconds."""
 
-    def __init__(self, current: Callable[[], Record], console: Console) -> None:
-        self.current = current  # the study that is worked on just now
+    def __init__(self, record: Record, console: Console) -> None:
+        self.record = record
         self.console = console
-        self.begin(take(current()))
+        self.started = time.monotonic()
+        self.done_before = take(record).done
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -113,16 +114,9 @@ class Display:
                 if (snapshot := self._take()) is not None:
                     live.update(self.render(snapshot), refresh=True)
 
-    def begin(self, snapshot: Snapshot) -> None:
-        """Counts from here: the pace of a study is that since it began, or since it was gone on with."""
-        self.name, self.done_before, self.started = snapshot.name, snapshot.done, time.monotonic()
-
     def _take(self) -> Snapshot | None:
         try:
-            snapshot = take(self.current())
-            if snapshot.name != self.name:
-                self.begin(snapshot)
-            return snapshot
+            return take(self.record)
         except Exception:  # a busy or absent database is the workers' affair; the next look may succeed
             return None
 

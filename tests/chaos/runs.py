@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from commands import CANARY, QUICK, start
+from commands import CANARY, QUICK, ROOT, start
 from harness import check, until
 
 from studyloom.storage import StorageError
@@ -18,7 +18,10 @@ from studyloom.study import Record, open_record
 TRIALS = 10
 EPOCHS = 30
 # Trials of some tenths of a second that depend on seed and number alone.
-STUDY = (*QUICK, f"train.epochs={EPOCHS}", f"study.trials={TRIALS}", "launcher.workers=2", "study.lease=5")
+STUDY = (
+    *(*QUICK, "model._target_=gate.Net", f"train.epochs={EPOCHS}"),
+    *(f"study.trials={TRIALS}", "launcher.workers=2", "study.lease=5"),
+)
 # What no output and no log may hold: errors that are ours, or that a library's words are left to explain.
 NEVER = re.compile(r"AssertionError|UnboundLocalError|sqlalchemy\.exc|sqlite3\.|psycopg\.(?!extras)|Traceback")
 
@@ -31,7 +34,7 @@ class Run:
         self.url = url
         self.overrides = (*overrides, f"run_dir={folder}")
         self.mark = uuid.uuid4().hex  # in the environment of all processes of this run
-        self.environment = {"STUDYLOOM_TEST": self.mark}
+        self.environment = {"STUDYLOOM_TEST": self.mark, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
         if url.startswith("postgresql"):
             self.overrides += ("storage=postgres",)
             self.environment["STUDYLOOM_STORAGE"] = url
@@ -97,14 +100,19 @@ class Run:
         """Waits until so many trials are done."""
         self._until(lambda record: record.ledger.counts()["done"] >= trials)
 
-    def at_work(self) -> None:
-        """Waits until workers have reported in two trials that are under way."""
+    def at_work(self, *overrides: str, starter: Callable[..., subprocess.Popen] | None = None) -> subprocess.Popen:
+        """A command whose workers are in the second epoch of a trial each; just then they are let go on."""
+        gate = self.folder.with_name(f"gate-{uuid.uuid4().hex}")
+        process = (starter or self.start)(*overrides, STUDYLOOM_TEST_GATE=str(gate))
 
         def look(record):
             held = {h.trial_id for h in record.ledger.held()}
             return sum(t._trial_id in held and bool(t.intermediate_values) for t in record.trials()) >= 2
 
         self._until(look)
+        gate.parent.mkdir(exist_ok=True)
+        gate.touch()
+        return process
 
     def _until(self, condition: Callable[[Record], bool]) -> None:
         records, errors = [], []

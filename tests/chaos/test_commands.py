@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
-from commands import ROOT
 from harness import outcomes, until
 from runs import TRIALS, Run, kill, nap
 from servers import Server
@@ -83,8 +82,7 @@ def test_a_storm_of_kills_among_the_workers_of_one_command(run, undisturbed):
 def test_whatever_signal_ends_it_the_same_command_goes_on(run, undisturbed):
     interrupt, terminate, hang_up = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
     for signals, code in ([interrupt], 130), ([terminate], 143), ([hang_up], 129), ([interrupt] * 2, 130):
-        process = run.start()
-        run.at_work()
+        process = run.at_work()
         for number in signals:
             process.send_signal(number)
             process.stderr.readline()  # it has said that it stops
@@ -123,12 +121,15 @@ def test_two_commands_at_once_one_of_which_is_killed(run, undisturbed):
 @both
 def test_started_with_an_ampersand_it_stops_with_ctrl_c(run, undisturbed):
     """A shell has Ctrl-C ignored for what it starts so."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        process = run.start()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    run.at_work()
+
+    def start(*overrides, **environment):
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            return run.start(*overrides, **environment)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    process = run.at_work(starter=start)
     process.send_signal(signal.SIGINT)
     run.end(process, 130)
     run.finish(undisturbed)
@@ -142,8 +143,7 @@ def test_a_worker_whose_clock_is_an_hour_off(run, undisturbed):
     if shutil.which("faketime") is None:
         assert "CI" not in os.environ
         pytest.skip("faketime is missing")
-    process = run.start()
-    run.at_work()
+    process = run.at_work()
     run.overrides = tuple(override for override in run.overrides if not override.startswith("launcher."))
     ahead = run.start("launcher=join", within=["faketime", "-f", "+1h"], FAKETIME_DONT_FAKE_MONOTONIC="1")
     run.end(process, 0)
@@ -174,8 +174,7 @@ def served(server, tmp_path):
 @pytest.mark.parametrize("seconds", [0, 5, 30])
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGQUIT], ids=["stopped", "crashed"])
 def test_a_server_that_goes_and_comes_back(server, served, undisturbed, end, seconds):
-    process = served.start()
-    served.at_work()
+    process = served.at_work()
     server.stop(end)
     nap(seconds)
     server.start()
@@ -197,8 +196,7 @@ def test_a_server_that_goes_again_and_again(server, served, undisturbed):
 def test_a_server_that_stays_away_ends_the_command_with_the_cause_and_it_goes_on_when_it_is_back(
     server, served, undisturbed
 ):
-    process = served.start("storage.deadline=3")
-    served.at_work()
+    process = served.at_work("storage.deadline=3")
     server.stop(signal.SIGQUIT)
     printed = served.end(process, 1)
     assert "it stayed so for" in printed
@@ -209,8 +207,7 @@ def test_a_server_that_stays_away_ends_the_command_with_the_cause_and_it_goes_on
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_ctrl_c_while_the_server_is_away(server, served, undisturbed, count):
-    process = served.start()
-    served.at_work()
+    process = served.at_work()
     server.stop(signal.SIGQUIT)
     nap(1)
     began = time.monotonic()
@@ -253,8 +250,7 @@ def test_connections_that_are_killed_every_second(server, served, undisturbed):
 
 @both
 def test_a_strangers_lock_for_20_seconds(run, undisturbed):
-    process = run.start()
-    run.at_work()
+    process = run.at_work()
     if run.url.startswith("sqlite"):
         stranger = sqlite3.connect(run.folder / "study.db", isolation_level=None)
         stranger.execute("BEGIN IMMEDIATE")
@@ -276,8 +272,7 @@ def test_a_strangers_lock_for_20_seconds(run, undisturbed):
 @pytest.mark.parametrize("damage", ["deleted", "emptied", "cut in half", "overwritten"])
 def test_a_file_that_is_spoilt_in_mid_run_is_named_and_nothing_made_in_its_place(run, damage):
     file = run.folder / "study.db"
-    process = run.start()
-    run.at_work()
+    process = run.at_work()
     size = file.stat().st_size
     match damage:
         case "deleted":
@@ -295,8 +290,7 @@ def test_a_file_that_is_spoilt_in_mid_run_is_named_and_nothing_made_in_its_place
 
 
 def test_a_database_that_is_dropped_in_mid_run_is_named(run_postgres):
-    process = run_postgres.start()
-    run_postgres.at_work()
+    process = run_postgres.at_work()
     address = sqlalchemy.make_url(run_postgres.url)
     engine = sqlalchemy.create_engine(
         address.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool
@@ -382,7 +376,7 @@ def failing(tmp_path, request):
         run = on(request, tmp_path, kind)
         kept = tuple(override for override in run.overrides if not override.startswith("model."))
         run.overrides = (*kept, *network, f"+model.deed={deed}")
-        run.environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{ROOT}"
+        run.environment["PYTHONPATH"] += f"{os.pathsep}{tmp_path}"
         return run
 
     return make

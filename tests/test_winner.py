@@ -1,0 +1,286 @@
+"""The way from a search to a tested winner, on toy parts and real storages."""
+
+import base64
+import io
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from toys import TINY, Never, ask, compose, toy_folds, toy_split
+
+from studyloom import winner
+from studyloom.checkpoint import load_weights
+from studyloom.data import Split
+from studyloom.question import Question
+from studyloom.schema import WinnerSection
+from studyloom.stages import Plan, Stage
+from studyloom.study import Worker, create_record
+from studyloom.train import Training
+
+SPLIT = toy_split()
+SPACE = (*TINY, "space=lr", "+space.train.batch_size.choice=[16,32,64]", "sampler=random", "pruner=none")
+TRIALS = 4
+
+
+@pytest.fixture(scope="module")
+def question():
+    return ask(*[override for override in SPACE if not override.startswith("space.train")])
+
+
+class Door:
+    """Opens test images, and counts how often."""
+
+    def __init__(self, split):
+        self.split = split
+        self.opened = 0
+
+    def __call__(self):
+        self.opened += 1
+        return self.split
+
+
+def test_part():
+    """Other images of the same classes."""
+    generator = torch.Generator().manual_seed(1)
+    noise = 0.5 * torch.randn(SPLIT.images.shape, generator=generator)
+    return replace(SPLIT, images=SPLIT.images + noise, digest="test")
+
+
+test_part.__test__ = False
+
+
+def plan_of(question: Question, url, run_dir, trials=TRIALS, **settings):
+    record = create_record(url, "s", question.identity("toy"), trials)
+    search = Stage("search", record, question, trials)
+    return Plan(search, question, SPLIT, 40, url, run_dir, WinnerSection(**settings))
+
+
+def work(plan: Plan, stopping=None):
+    """As a worker goes through the stages."""
+    for stage in plan:
+        folder = plan.run_dir / "checkpoints" / stage.title
+        folder.mkdir(parents=True, exist_ok=True)
+        worker = Worker(
+            stage.asked, stage.record, SPLIT, toy_folds(SPLIT), stopping or Never(), folder, weights=stage.weights
+        )
+        worker.run(stage.trials)
+
+
+@pytest.fixture(scope="module")
+def crowned(question, tmp_path_factory):
+    """A plan at its end, what winner.json holds, and how often the test images were opened."""
+    run_dir = tmp_path_factory.mktemp("crowned")
+    plan = plan_of(question, f"sqlite:///{run_dir}/study.db", run_dir, top=2, seeds=3)
+    work(plan)
+    door = Door(test_part())
+    winner.crown(plan, door, ["python", "-m", "studies.mnist"])
+    return plan, winner.read(run_dir), door.opened
+
+
+# Stages
+
+
+def test_the_best_trials_and_the_baseline_are_judged_on_fresh_seeds_and_parts_the_same_for_all(crowned):
+    plan, _, _ = crowned
+    values = {trial.number: trial.value for trial in plan.search.record.trials()}
+    best = sorted(values, key=lambda number: (-values[number], number))[:2]
+    assert {*plan.candidates} == {*best, 0}
+    trainings = plan.reevaluation.asked
+    for seed in range(3):
+        jobs = [trainings.job(candidate, seed) for candidate in plan.candidates]
+        assert len({job.seed for job in jobs}) == 1
+        assert all(torch.equal(job.valid, jobs[0].valid) for job in jobs)
+        assert len(jobs[0].valid) == 40
+        assert not {*jobs[0].train.tolist()} & {*jobs[0].valid.tolist()}
+    parts = [frozenset(trainings.part(seed)[1].tolist()) for seed in range(3)]
+    assert len({*parts, frozenset(toy_folds(SPLIT)[0][1].tolist())}) == 4, "each is fresh"
+
+
+def test_every_value_is_that_of_a_plain_training(crowned):
+    plan, _, _ = crowned
+    trainings = plan.reevaluation.asked
+    for candidate, values in plan.values(plan.reevaluation).items():
+        for seed, value in enumerate(values):
+            training = Training([trainings.job(candidate, seed)], SPLIT)
+            list(training)
+            assert training.said[-1][0].accuracy == value
+
+
+def test_the_best_mean_wins(crowned):
+    plan, found, _ = crowned
+    means = {row["trial"]: np.mean(row["values"]) for row in found["candidates"]}
+    assert means[plan.winner] == max(means.values())
+    assert found["winner"]["trial"] == plan.winner
+    assert found["winner"]["gap"] == pytest.approx(found["winner"]["search_value"] - means[plan.winner])
+
+
+def test_the_winner_is_trained_on_all_images_and_the_same_seed_gives_the_same_weights(crowned):
+    plan, _, _ = crowned
+    job = plan.retraining.asked.job(plan.winner, 0)
+    assert job.train.tolist() == [*range(len(SPLIT.labels))]
+    training = Training([job], SPLIT)
+    list(training)
+    stored = load_weights(plan.run_dir / "winner.pt")
+    assert stored.keys() == training.weights()[0].keys()
+    assert all(torch.equal(stored[name], tensor) for name, tensor in training.weights()[0].items())
+
+
+def test_no_stage_begins_before_the_one_before_it_has_ended(question, tmp_path):
+    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, top=2, seeds=2)
+    assert [stage.title for stage in plan] == ["search"]
+    assert not plan.is_done()
+    titles = []
+    for stage in plan:
+        titles.append(stage.title)
+        (tmp_path / "c" / stage.title).mkdir(parents=True)
+        folder = tmp_path / "c" / stage.title
+        Worker(stage.asked, stage.record, SPLIT, toy_folds(SPLIT), Never(), folder, weights=stage.weights).run(
+            stage.trials
+        )
+    assert titles == ["search", "re-evaluation", "retraining"]
+    assert plan.is_done()
+    assert plan.todo() == 0
+
+
+def test_workers_share_the_stages_on_both_databases(question, url, tmp_path):
+    plan, other = (plan_of(question, url, tmp_path, top=1, seeds=2) for _ in range(2))
+    work(plan)
+    assert other.is_done()
+    assert other.winner == plan.winner
+    numbers = [trial.number for trial in other.reevaluation.record.trials()]
+    assert numbers == [*range(len(plan.candidates) * 2)]
+
+
+def test_without_a_winner_wanted_there_is_the_search_alone(question, tmp_path):
+    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, enabled=False)
+    work(plan)
+    assert [stage.title for stage in plan] == ["search"]
+    assert not plan.is_done()
+    assert plan.todo() == 0
+
+
+def test_a_single_candidate_wins_without_being_judged(tmp_path):
+    question = ask(*TINY[:-1], "space=none", "pruner=none")
+    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=2)
+    work(plan)
+    assert [stage.title for stage in plan] == ["search", "retraining"]
+    found = winner.crown(plan, Door(test_part()), ["x"])
+    assert found["winner"]["trial"] == 0
+    assert "gap" not in found["winner"]
+    assert len(found["test"]["winner"]["accuracies"]) == 2
+
+
+def test_a_grown_budget_is_judged_anew_and_the_smaller_one_as_before(question, tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    small = plan_of(question, url, tmp_path, trials=2, top=1, seeds=2)
+    work(small)
+    work(plan_of(question, url, tmp_path, trials=5, top=1, seeds=2))
+    again = plan_of(question, url, tmp_path, trials=2, top=1, seeds=2)
+    assert {*again.candidates} <= {0, 1}
+    assert again.is_done()
+    assert again.winner == small.winner
+
+
+# The test
+
+
+def test_the_test_images_are_opened_once(crowned):
+    assert crowned[2] == 1
+
+
+def test_the_test_numbers_are_those_of_the_stored_networks(crowned):
+    plan, found, _ = crowned
+    trainings, images = plan.retraining.asked, test_part()
+    training = Training([trainings.job(plan.winner, 0)], SPLIT)
+    list(training)
+    model = trainings.job(plan.winner, 0).model(shape=SPLIT.shape, classes=10)
+    model.load_state_dict(training.weights()[0])
+    predicted = model.eval()(images.images).argmax(1)
+    accuracy = float((predicted == images.labels).double().mean())
+    assert found["test"]["winner"]["accuracies"][0] == pytest.approx(accuracy, abs=1e-7)
+    confusion = np.array(found["confusion"])
+    assert confusion.sum() == found["test"]["images"] == len(images.labels)
+    assert np.trace(confusion) / confusion.sum() == pytest.approx(accuracy)
+    assert confusion.sum(axis=1).tolist() == torch.bincount(images.labels).tolist()
+
+
+def test_wrong_images_are_wrong_and_the_surest_come_first(crowned):
+    _, found, _ = crowned
+    images = test_part()
+    sure = [item["confidence"] for item in found["wrong"]]
+    assert sure == sorted(sure, reverse=True)
+    for item in found["wrong"]:
+        assert item["label"] == int(images.labels[item["index"]]) != item["predicted"]
+        head, _, content = item["image"].partition(",")
+        assert head == "data:image/png;base64"
+        assert Image.open(io.BytesIO(base64.b64decode(content))).size == (4, 4)
+
+
+def test_an_interval_is_students(crowned):
+    values = [0.91, 0.93, 0.92, 0.95, 0.90]
+    found = winner.summary(values)
+    half = 2.776 * np.std(values, ddof=1) / math.sqrt(5)
+    assert found["mean"] == pytest.approx(np.mean(values))
+    assert found["interval"] == pytest.approx([np.mean(values) - half, np.mean(values) + half])
+    assert winner.summary([0.5]) == {"mean": 0.5, "std": None, "interval": None}
+    scipy = pytest.importorskip("scipy.stats")
+    for freedom, quantile in enumerate(winner.T975, start=1):
+        assert quantile == pytest.approx(scipy.t.ppf(0.975, freedom), abs=5e-4)
+
+
+def test_a_difference_is_that_of_each_seed_with_itself():
+    found = winner.compared({3: [0.9, 0.8], 0: [0.7, 0.6]}, winner=3, baseline=0)
+    assert found["difference"]["mean"] == pytest.approx(0.2)
+    assert found["difference"]["std"] == pytest.approx(0.0, abs=1e-12)
+    assert "difference" not in winner.compared({3: [0.9, 0.8]}, winner=3, baseline=None)
+
+
+def test_a_network_that_another_host_keeps_is_trained_again_to_the_same(question, tmp_path):
+    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, top=1, seeds=2)
+    work(plan)
+    first = winner.crown(plan, Door(test_part()), ["x"])
+    for file in (tmp_path / "winner").iterdir():
+        file.unlink()
+    again = winner.crown(plan, Door(test_part()), ["x"])
+    assert again["test"] == first["test"]
+
+
+# The files
+
+
+def test_the_files_agree_with_each_other_and_with_what_the_terminal_says(crowned):
+    plan, found, _ = crowned
+    assert {path.name for path in plan.run_dir.iterdir()} >= {
+        "winner.json",
+        "winner.yaml",
+        "winner.pt",
+        "model_card.md",
+    }
+    card, lines = (plan.run_dir / "model_card.md").read_text(), "\n".join(winner.lines(found))
+    shown = f"{found['test']['winner']['mean']:.4f} ± {found['test']['winner']['std']:.4f}"
+    assert shown in card
+    assert shown in lines
+    assert f"trial {plan.winner}" in lines
+    assert winner.is_of(found, plan)
+    json.dumps(found, allow_nan=False)
+
+
+def test_winner_yaml_composes_to_the_winners_configuration_with_nothing_to_search(crowned):
+    plan, found, _ = crowned
+    written = yaml.safe_load((plan.run_dir / "winner.yaml").read_text())
+    assert written["optimizer"]["lr"] == found["winner"]["params"]["optimizer.lr"]
+    cfg, composer = compose("hydra.searchpath=[file://conf]", name="winner", folder=plan.run_dir)
+    again = Question.ask(cfg, composer)
+    assert again.trials() == 1
+    job, was = again.jobs(again.baseline, toy_folds(SPLIT), 0)[0], plan.retraining.asked.job(plan.winner, 0)
+    assert (job.epochs, job.batch_size) == (was.epochs, was.batch_size)
+
+
+def test_a_split_knows_what_its_pixels_were_normalised_by():
+    assert (SPLIT.mean, SPLIT.std) == (0.0, 1.0)
+    assert Split(SPLIT.images, SPLIT.labels, 10, "x").mean == 0.0
