@@ -21,7 +21,7 @@ ROOMS = {
     # processes, files, people
     "front": (
         *("stop", "launch", "progress", "outline", "replica", "figures", "report", "doctor", "dashboard"),
-        *("stages", "winner", "run", "cli"),
+        *("stages", "winner", "predict", "run", "cli"),
     ),
 }
 FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for module in modules}
@@ -29,14 +29,14 @@ FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for mod
 # Packages from outside that only some modules may import; all others are open to all.
 DOORS = {
     "hydra": {"config"},
-    "omegaconf": {"schema", "trust", "config", "question", "run"},
+    "omegaconf": {"schema", "trust", "config", "question", "predict", "run"},
     "optuna": {*ROOMS["search"], *ROOMS["study"], *ROOMS["front"]},
     "sqlalchemy": {"config", "doctor", *ROOMS["study"]},
     "filelock": {"storage"},
     "torchvision": {"data"},
     "rich": {*ROOMS["front"]},
     "plotly": {"figures", "report"},
-    "PIL": {"winner"},
+    "PIL": {"winner", "predict"},
     "subprocess": {"launch", "doctor", "winner"},
     "argparse": {"config", "cli"},
     "optuna_dashboard": {"dashboard"},

@@ -123,7 +123,6 @@ STRANGE = [
     "studyloom.config.write_yaml",
     "studyloom.config.instantiate",
     "studyloom.checkpoint.Checkpoint",
-    "studyloom.launch.Local",
     "studyloom.storage.connect",
     "studyloom.models.math.prod",
     "torch.nn:modules.module.torch.load",
@@ -184,7 +183,7 @@ def test_a_target_is_found_wherever_it_is(place, wrap, tmp_path):
         given = OmegaConf.create(given)
     elif wrap == "nodes in plain":
         given = {"all": [OmegaConf.create(given)]}
-    found = [mistake for mistake in mistakes_of(given) if "os.system" in mistake and "trust: [os]" in mistake]
+    found = [mistake for mistake in mistakes_of(given) if "os.system" in mistake and "trust=[os]" in mistake]
     assert len(found) == 1
     key = "_target_" if place == "the top" else f"{place}._target_"
     assert found[0].startswith(f"all[0].{key}: " if wrap == "nodes in plain" else f"{key}: ")
@@ -242,9 +241,9 @@ def test_all_mistakes_come_at_once_with_key_target_and_way_out():
     }
     assert mistakes_of(given) == [
         "model._target_: torch.load is none of the parts that a configuration from elsewhere may name; "
-        "if you trust its package with your machine, add it: trust: [torch]",
+        "if you trust its package with your machine, add it to the command: 'trust=[torch]'",
         "optimizer._target_: mine.Optimizer is none of the parts that a configuration from elsewhere may name; "
-        "if you trust its package with your machine, add it: trust: [mine]",
+        "if you trust its package with your machine, add it to the command: 'trust=[mine]'",
         "optimizer.lr: ${lr} is an interpolation; write the value itself",
     ]
 
@@ -259,7 +258,7 @@ def test_a_package_that_the_user_trusts_may_be_named(package):
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        ("mypackage2.Net", "trust: [mypackage2]"),
+        ("mypackage2.Net", "trust=[mypackage2]"),
         ("mypackage.os.system", "cannot be imported"),
         ("mypackage.pickle.loads", "cannot be imported"),
         ("mypackage.Popen", "is subprocess.Popen, which is none"),

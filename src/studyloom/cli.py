@@ -23,6 +23,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser("report", help="write report.html, one page with all that was found")
     command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="where the study runs, such as runs/mnist")
     command.set_defaults(act=report)
+    command = commands.add_parser("winner", help="choose and test the winner of a search that has ended, once more")
+    command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="where the study runs, such as runs/mnist")
+    command.set_defaults(act=winner)
+    command = commands.add_parser("predict", help="classify images with the winner")
+    command.add_argument(
+        "run_dir", metavar="RUN_DIR", type=Path, help="where winner.json, winner.yaml and winner.pt lie"
+    )
+    command.add_argument("images", metavar="IMAGE", type=Path, nargs="+", help="a picture, or an IDX file of many")
+    trust = "a package that its winner.yaml may name; what it names there is executed"
+    command.add_argument("--trust", metavar="PACKAGE", action="append", default=[], help=trust)
+    command.set_defaults(act=predict)
     command = commands.add_parser("doctor", help="whether database, disks and machine are fit for a study")
     place = command.add_mutually_exclusive_group(required=True)
     place.add_argument(
@@ -66,6 +77,23 @@ def report(arguments: argparse.Namespace) -> None:
 
     url, name = read_run(arguments.run_dir)
     print(write(open_record(url, name, deadline=0.0), arguments.run_dir))
+
+
+def winner(arguments: argparse.Namespace) -> None:
+    """Judges, trains and tests; what is stored of it is not done again, but the test."""
+    from studyloom.config import again
+    from studyloom.run import judge
+
+    with again(arguments.run_dir, "winner.enabled=true", "launcher=join") as cfg:
+        judge(cfg)
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Prints each image's class and how sure the network is."""
+    from studyloom.predict import classify, load
+
+    for answer in classify(load(arguments.run_dir, arguments.trust), arguments.images):
+        print(f"{answer.name}\t{answer.label}\t{answer.confidence:.4f}")
 
 
 def doctor(arguments: argparse.Namespace) -> int:

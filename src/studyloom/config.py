@@ -10,7 +10,8 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
@@ -22,12 +23,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigTypeError, InterpolationResolutionError
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigTypeError, InterpolationResolutionError, OmegaConfBaseException
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from torch import Tensor
 
+from studyloom import trust
 from studyloom.schema import Config, check_name, strangers
 from studyloom.schema import ConfigError as ConfigError
 from studyloom.seeds import derive
@@ -43,6 +45,8 @@ def _run_dir(name: str, run_dir: str) -> str:
 
 
 OmegaConf.register_new_resolver("studyloom.run_dir", _run_dir, replace=True)
+# Of this process: what may be named where the primary config is from elsewhere; empty where it is the page's own.
+_trusted: list[Sequence[str]] = []
 ConfigStore.instance().store("studyloom", Config)
 
 
@@ -69,6 +73,12 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Callable[[DictCo
             sys.argv[1:] = arguments(sys.argv[1:])
             if sweeps := {"-m", "--multirun"}.intersection(sys.argv[1:]):
                 give_up([f"{sweeps.pop()}: a study is a search already; what it searches stands in space"])
+            if foreign := elsewhere(config_path, config_name, sys.argv[1:]):
+                try:
+                    _trusted.append(trusted_by(sys.argv[1:]))
+                    trust.load(foreign, _trusted[-1])
+                except (ConfigError, OSError) as error:
+                    give_up(getattr(error, "mistakes", [str(error)]))
             if not told:  # Hydra's own report exits with 1, so until it has composed it is asked to raise
                 os.environ["HYDRA_FULL_ERROR"] = "1"
             try:
@@ -125,14 +135,34 @@ def has_password(url: str) -> bool:
         return False
 
 
-def find_mistakes(config_path: str, config_name: str, argv: Sequence[str]) -> list[str]:
-    """Every override of a command line that cannot be composed, in words; Hydra itself stops at the first."""
+def given_by(config_path: str, config_name: str, argv: Sequence[str]) -> argparse.Namespace:
+    """What a command line says of the primary config, as Hydra reads it, and its overrides."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config-name", "-cn", default=config_name)
     parser.add_argument("--config-path", "-cp", default=config_path)
     parser.add_argument("--config-dir", "-cd", default=config_path)
     parser.add_argument("overrides", nargs="*")
-    given = parser.parse_known_intermixed_args(argv)[0]
+    return parser.parse_known_intermixed_args(list(argv))[0]
+
+
+def elsewhere(config_path: str, config_name: str, argv: Sequence[str]) -> Path | None:
+    """The primary config, where it lies in a folder that the command line names: another person may have written it."""
+    given = given_by(config_path, config_name, argv)
+    name = Path(given.config_name).with_suffix(".yaml")
+    folders = (given.config_dir, given.config_path)
+    found = next((Path(folder) / name for folder in folders if (Path(folder) / name).is_file()), None)
+    return None if found is None or found.resolve().is_relative_to(Path(config_path).resolve()) else found
+
+
+def trusted_by(argv: Sequence[str]) -> list[str]:
+    """The packages that `trust=[…]` names on a command line; a config from elsewhere cannot name its own."""
+    value = next((a.partition("=")[2] for a in reversed(argv) if a.lstrip("+").startswith("trust=")), "")
+    return [name for name in re.split(r"[\s,]+", value.strip("'\"[] ")) if name]
+
+
+def find_mistakes(config_path: str, config_name: str, argv: Sequence[str]) -> list[str]:
+    """Every override of a command line that cannot be composed, in words; Hydra itself stops at the first."""
+    given = given_by(config_path, config_name, argv)
     folders = [str(Path(folder).absolute()) for folder in (given.config_dir, given.config_path)]
     # The primary config must lie in the first folder.
     folders.sort(key=lambda folder: not (Path(folder) / f"{given.config_name}.yaml").exists())
@@ -299,9 +329,12 @@ def build(section: DictConfig, **given: Any) -> Any:
     """What a section's `_target_` makes of its arguments, and of those `given` that it has a parameter for.
 
     Raises:
-        ConfigError: the section has no `_target_`, or one that cannot be imported.
+        ConfigError: the section has no `_target_`, or one that cannot be imported, or, where the primary config is from
+            elsewhere, one that is not trusted.
     """
     key = section._get_full_key(None)
+    if _trusted:
+        trust.check({key: OmegaConf.to_container(section, resolve=True)}, _trusted[-1])
     if "_target_" not in section:
         raise ConfigError([f"{key}: no _target_ says which class or function this is for"])
     name = section["_target_"]
@@ -370,6 +403,36 @@ def read_run(run_dir: Path) -> tuple[str, str]:
     if url is None:
         raise ConfigError([f"{written}: names no storage.url; put the URL into STUDYLOOM_STORAGE"])
     return str(url), str(OmegaConf.select(config, "study.name"))
+
+
+@contextmanager
+def again(run_dir: Path, *overrides: str) -> Iterator[DictConfig]:
+    """The config of the command that ran in a folder, composed once more from today's files, and Hydra set up for it.
+
+    Raises:
+        ConfigError: no study ran there, or its command does not compose any longer.
+    """
+    written = run_dir / ".hydra" / "hydra.yaml"
+    if not written.is_file():
+        raise ConfigError([f"{run_dir}: no study has run there; a run directory holds .hydra/hydra.yaml"])
+    was = OmegaConf.load(written).hydra
+    folders = {
+        str(source.provider): str(source.path) for source in was.runtime.config_sources if source.schema == "file"
+    }
+    task = OmegaConf.to_container(was.overrides.task, resolve=False)
+    assert isinstance(task, list)
+    search = [f"hydra.searchpath=[file://{folders['command-line']}]"] if "command-line" in folders else []
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(folders["main"], version_base=None):
+            given = [*map(str, task), f"run_dir={run_dir}", *overrides, *search]
+            cfg = hydra.compose(str(was.job.config_name), given, return_hydra_config=True)
+            HydraConfig.instance().set_config(cfg)
+            with open_dict(cfg):
+                del cfg["hydra"]
+            yield cfg
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError([f"{run_dir}: its command does not compose any longer: {_paragraph(error)}"]) from error
 
 
 def words(error: BaseException) -> str:

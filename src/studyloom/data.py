@@ -125,7 +125,7 @@ class Idx:
                     f"no {name} or {name}.gz in {folder} ({origin}): expected the four files of {self.dataset}"
                 )
             paths.append(path)
-        images, labels = _read(paths[0], 3), _read(paths[1], 1)
+        images, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)
         if len(images) != len(labels):
             raise DataError(f"{paths[0]} holds {len(images)} images, {paths[1]} {len(labels)} labels: expected as many")
         if not images.size:
@@ -198,7 +198,7 @@ def _find(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
-def _read(path: Path, dimensions: int) -> Bytes:
+def read_idx(path: Path, dimensions: int) -> Bytes:
     """An IDX file of bytes: magic number 0x0800 + dimensions, the size of each dimension, all big-endian, the bytes.
 
     The format is described at https://yann.lecun.com/exdb/mnist.

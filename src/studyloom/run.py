@@ -3,7 +3,6 @@
 import logging
 import os
 import shlex
-import shutil
 import sys
 import time
 from collections import Counter
@@ -241,9 +240,36 @@ def tell_winner(plan: Plan, prepared: Prepared, console: Console) -> None:
     found = winner.read(plan.run_dir)
     if found is None or not winner.is_of(found, plan):
         found = winner.crown(plan, prepared.source.test, program())
-        shutil.rmtree(plan.retraining.weights or "", ignore_errors=True)
         report.write(plan.search.record, plan.run_dir)
     console.print(Text("\n".join(winner.lines(found))), soft_wrap=True)
+
+
+def judge(cfg: DictConfig) -> None:
+    """Chooses and tests the winner of a search that has ended, in this process, whether or not it was done before.
+
+    Raises:
+        ValueError: the search has not ended, or what `prepare` and the database have to say.
+        OSError: a file cannot be read or written.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with Stop() as stop:
+        prepared = prepare(cfg, checked=True)
+        record, trials = open_study(prepared, create=False)
+        record.ledger.storage.hurry(stop)
+        plan = plan_of(prepared, Stage("search", record, prepared.question, trials))
+        if left := plan.search.todo():
+            ways = "run the study on, or with a smaller study.trials"
+            raise ConfigError([f"{plan.run_dir}: {left} of {trials} trials are open; {ways}"])
+        limits = Limits(**{name: cfg.study[name] for name in Limits.__dataclass_fields__})
+        task = Task(_work(prepared, plan, limits), plan.todo, record.ledger, plan.run_dir / "logs", limits)
+        console = progress.console()
+        with progress.Display(record, console):
+            prepared.launcher.launch(task, stop)
+        if plan.is_done():
+            before = winner.read(plan.run_dir) or {}
+            winner.crown(plan, prepared.source.test, before.get("command", program()))
+            report.write(record, plan.run_dir)
+            tell_winner(plan, prepared, console)
 
 
 def write_best(prepared: Prepared, best: FrozenTrial) -> None:

@@ -71,6 +71,7 @@ class Config:
     train: TrainSection = field(default_factory=TrainSection)
     storage: StorageSection = field(default_factory=StorageSection)
     winner: WinnerSection = field(default_factory=WinnerSection)
+    trust: list[str] = field(default_factory=list)  # packages that a config from elsewhere may name; on command lines
     data: Any = MISSING
     model: Any = MISSING
     optimizer: Any = MISSING

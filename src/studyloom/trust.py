@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from studyloom.schema import ConfigError
 
 CLASSES = (
-    *("studyloom.models", "studyloom.losses", "studyloom.grid", "studyloom.data"),
+    *("studyloom.models", "studyloom.losses", "studyloom.grid", "studyloom.data", "studyloom.launch"),
     *("torch.nn", "torch.optim", "optuna.samplers", "optuna.pruners"),
 )
 # Of torch's other functions some change the whole process, such as register_module_forward_hook.
@@ -133,5 +133,5 @@ def _is_below(name: str, prefixes: Sequence[str]) -> bool:
 def _way_out(package: str) -> str:
     return (
         "is none of the parts that a configuration from elsewhere may name; "
-        f"if you trust its package with your machine, add it: trust: [{package}]"
+        f"if you trust its package with your machine, add it to the command: 'trust=[{package}]'"
     )

@@ -77,7 +77,7 @@ def crown(plan: Plan, test: Callable[[], Split], command: Sequence[str]) -> dict
         for number, each in networks.items()
     }
     labels = images.labels.cpu()
-    accuracies = {n: [float((p.argmax(1) == labels).float().mean()) for p in each] for n, each in outputs.items()}
+    accuracies = {n: [float((p.argmax(1) == labels).double().mean()) for p in each] for n, each in outputs.items()}
     found = {
         "study": plan.search.record.name,
         "stage": stage.record.name,
@@ -98,6 +98,7 @@ def crown(plan: Plan, test: Callable[[], Split], command: Sequence[str]) -> dict
         },
         "environment": environment(images.images.device),
         "commit": commit(),
+        "command": list(command),
     }
     again = shlex.join([*command, "--config-dir", str(run_dir), "--config-name", "winner"])
     header = (
@@ -155,9 +156,12 @@ def judged(plan: Plan) -> dict[str, Any]:
 
 
 def compared(accuracies: Mapping[int, Sequence[float]], winner: int, baseline: int | None) -> dict[str, Any]:
-    """Means, standard deviations and 95 % intervals over seeds; the difference is that of each seed with itself."""
+    """Means, standard deviations and 95 % intervals over seeds; the difference is that of each seed with itself.
+
+    Without a difference where there is no baseline, or where it has won.
+    """
     found: dict[str, Any] = {"winner": {"accuracies": accuracies[winner], **summary(accuracies[winner])}}
-    if baseline is not None:
+    if baseline not in (None, winner):
         found["baseline"] = {"accuracies": accuracies[baseline], **summary(accuracies[baseline])}
         differences = [a - b for a, b in zip(accuracies[winner], accuracies[baseline], strict=True)]
         found["difference"] = summary(differences)

@@ -1,0 +1,116 @@
+"""A winner classifies images, and a hostile one does nothing."""
+
+import gzip
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from studyloom import data
+from studyloom.checkpoint import save_weights
+from studyloom.models import MLP
+from studyloom.predict import PredictError, classify, load, read
+from studyloom.schema import ConfigError
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """What a run leaves of a small network on MNIST's shape."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    torch.manual_seed(0)
+    save_weights(folder / "winner.pt", MLP((1, 28, 28), 10, hidden=[8]).state_dict())
+    (folder / "winner.yaml").write_text("model: {_target_: studyloom.models.MLP, hidden: [8]}\n")
+    facts = {"shape": [1, 28, 28], "classes": 10, "mean": 0.1307, "std": 0.3081}
+    (folder / "winner.json").write_text(json.dumps({"data": facts}))
+    return folder
+
+
+@pytest.fixture
+def digits():
+    with np.load(data.ASSET) as arrays:
+        return arrays["test_images"][:20]
+
+
+def test_a_picture_and_an_idx_file_are_classified_as_the_data_set_would_be(run_dir, digits, tmp_path):
+    split = data.Embedded().test()
+    model = MLP((1, 28, 28), 10, hidden=[8])
+    model.load_state_dict(torch.load(run_dir / "winner.pt", weights_only=True))
+    expected = model.eval()(split.images[:20]).softmax(1).max(1)
+    Image.fromarray(digits[3]).save(tmp_path / "three.png")
+    header = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in digits.shape)
+    (tmp_path / "many-idx3-ubyte").write_bytes(header + digits.tobytes())
+    (tmp_path / "many-idx3-ubyte.gz").write_bytes(gzip.compress(header + digits.tobytes()))
+    network = load(run_dir)
+    paths = [tmp_path / name for name in ("three.png", "many-idx3-ubyte", "many-idx3-ubyte.gz")]
+    answers = list(classify(network, paths))
+    assert [answer.label for answer in answers[1:21]] == expected.indices.tolist()
+    assert [answer.label for answer in answers[21:]] == expected.indices.tolist()
+    assert (answers[0].name, answers[0].label) == (str(paths[0]), int(expected.indices[3]))
+    assert answers[4].name == f"{paths[1]}[3]"
+    assert answers[0].confidence == pytest.approx(float(expected.values[3]), abs=1e-5)
+
+
+def test_a_colour_picture_of_a_grey_network_is_read_as_grey(digits, tmp_path):
+    Image.fromarray(digits[0]).convert("RGBA").save(tmp_path / "colour.png")
+    assert torch.equal(read(tmp_path / "colour.png", (1, 28, 28))[0, 0], torch.from_numpy(digits[0].copy()))
+    assert read(tmp_path / "colour.png", (3, 28, 28)).shape == (1, 3, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"hello", "is neither a picture nor an IDX file"),
+        (b"\0\0\x08\x01\0\0\0\x08" + bytes(8), "magic number"),
+        (b"\0\0\x08\x03\0\0\0\x01\0\0\0\x02\0\0\0\x02\1\2\3\4", "is 2 × 2 pixels; the network looks at 28 × 28"),
+        (b"", "is neither a picture"),
+    ],
+)
+def test_what_is_no_image_is_named_before_the_first_answer(run_dir, digits, tmp_path, content, words):
+    Image.fromarray(digits[0]).save(tmp_path / "good.png")
+    (tmp_path / "bad").write_bytes(content)
+    with pytest.raises(PredictError, match="bad") as caught:
+        next(classify(load(run_dir), [tmp_path / "good.png", tmp_path / "bad"]))
+    assert words in str(caught.value)
+
+
+def test_an_image_that_is_not_there_is_named(run_dir, tmp_path):
+    with pytest.raises(PredictError, match=r"nowhere\.png: No such file"):
+        list(classify(load(run_dir), [tmp_path / "nowhere.png"]))
+
+
+def test_a_folder_without_a_winner_says_when_there_will_be_one(tmp_path):
+    with pytest.raises(PredictError, match=r"no winner\.json; the study writes it when its search has ended"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"_target_": "os.system", "command": "touch CANARY"},
+        {"_target_": "builtins.eval", "_args_": ["open('CANARY', 'w')"]},
+        {"_target_": "studyloom.models.MLP", "hidden": [{"_target_": "os.system", "command": "touch CANARY"}]},
+        {"_target_": "torch.load", "f": "CANARY.pt", "weights_only": False},
+    ],
+)
+def test_a_hostile_winner_creates_no_canary(run_dir, tmp_path, model):
+    canary = tmp_path / "canary"
+    text = yaml.safe_dump({"model": model}).replace("CANARY", str(canary))
+    (run_dir / "winner.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"model.*_target_"):
+        load(run_dir)
+    assert not canary.exists()
+
+
+def test_weights_of_another_network_or_none_are_named(run_dir, tmp_path):
+    save_weights(run_dir / "winner.pt", MLP((1, 28, 28), 10, hidden=[9]).state_dict())
+    with pytest.raises(PredictError, match=r"winner\.pt: .*size mismatch"):
+        load(run_dir)
+    (run_dir / "winner.pt").write_bytes(b"no weights")
+    with pytest.raises(PredictError, match=r"winner\.pt.*cannot be read as weights"):
+        load(run_dir)
+    shutil.rmtree(run_dir)
