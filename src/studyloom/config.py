@@ -22,7 +22,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigTypeError, InterpolationResolutionError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -293,6 +293,14 @@ def with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
 def plain(config: DictConfig, *sections: str) -> dict[str, Any]:
     """Sections of a config as plain values, interpolations resolved."""
     return {section: get(config, section) for section in sections}
+
+
+def without(section: DictConfig, key: str) -> DictConfig:
+    """A copy of a section that lacks a key."""
+    copy = section.copy()
+    with open_dict(copy):
+        copy.pop(key, None)
+    return copy
 
 
 def build(section: DictConfig, **given: Any) -> Any:
