@@ -145,6 +145,7 @@ class Training:
             self._whole = False
             heat, done = divmod(len(self.said), self._heat_epochs)
             if heat and not done:
+                self._runs.clear()  # before the next job takes its memory
                 self._runs = self._begin(heat)
             said = [run.with_own_randomness(run.run_epoch) for run in self._runs]
             for job, epoch in enumerate(said, heat):
