@@ -3,6 +3,7 @@ import sqlite3
 import threading
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import optuna
@@ -535,7 +536,7 @@ TIMELESS = ("number", "train_loss", "valid_loss", "accuracy")
 
 def test_a_grid_over_folds_is_the_textbook_search_with_cross_validation(sqlite_url):
     search = ("space=none", "+space.train.batch_size.choice=[16,32]", "+space.optimizer.lr.choice=[0.001,0.01]")
-    question = ask(*CROSS[:-2], CROSS[-1], *search, "sampler=grid", "pruner=none", "optimizer.lr=0.01")
+    question = ask(*TINY[:-1], "objective.folds=5", *search, "sampler=grid", "pruner=none", "optimizer.lr=0.01")
     assert question.trials() == 4
     record = fresh(sqlite_url, question, 4)
     work(question, record, 4, folds=FIVE)
@@ -567,14 +568,14 @@ def test_the_standard_error_is_stored_for_each_epoch_and_of_the_last_alone(sqlit
 
 
 @pytest.mark.parametrize("pruner", ["none", "wilcoxon"])
-@pytest.mark.parametrize("after", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("after", [1, 3, 4, 9])
 def test_a_trial_over_folds_that_was_stopped_equals_one_that_was_not(sqlite_url, pruner, after):
     """Stopped in the midst of the epoch after that many; in turn each epoch of a job is one, in lockstep of all."""
     question = ask(*CROSS, "objective.folds=3", "train.epochs=3", f"pruner={pruner}")
     folds = toy_folds(SPLIT, 3)
     record, clean = (fresh(sqlite_url, question, 1, name=name) for name in ("s", "clean"))
     work(question, record, 1, Signal(after + 1), folds=folds)
-    stopped = pruner == "wilcoxon" or after < 3
+    stopped = pruner == "wilcoxon" or after <= 3
     assert record.ledger.counts()["free"] == stopped
     if stopped and pruner == "wilcoxon":
         assert len(record.trials()[0].intermediate_values) == after // 3
@@ -594,7 +595,7 @@ def test_jobs_in_turn_come_to_the_value_and_the_curve_of_lockstep(sqlite_url):
         records.append(fresh(sqlite_url, question, 1, name=pruner))
         work(question, records[-1], 1, folds=FIVE)
     (lockstep,), (in_turn,) = (record.trials() for record in records)
-    assert in_turn.value == lockstep.value == np.mean(list(in_turn.intermediate_values.values()))
+    assert in_turn.value == lockstep.value == fmean(in_turn.intermediate_values.values())
     assert list(in_turn.intermediate_values) == [1, 2, 3, 4, 5]
     assert timeless(in_turn) == timeless(lockstep)
     assert timeless(in_turn)["number"] == [1, 2, 3]
@@ -602,7 +603,7 @@ def test_jobs_in_turn_come_to_the_value_and_the_curve_of_lockstep(sqlite_url):
 
 def test_wilcoxon_ends_a_clearly_worse_trial_before_its_last_fold_and_no_better_one(sqlite_url):
     rates = ("space=none", "+space.optimizer.lr.choice=[1.0e-6,3.0e-3,3.0e-2]", "optimizer.lr=3.0e-3")
-    question = ask(*IN_TURN[:-3], *IN_TURN[-2:], "objective.folds=5", *rates, "sampler=grid")
+    question = ask(*TINY[:-1], *IN_TURN[len(TINY) :], *rates, "sampler=grid")
     record = fresh(sqlite_url, question, 3)
     work(question, record, 3, folds=FIVE)
     trials = {trial.params["optimizer.lr"]: trial for trial in record.trials()}
