@@ -10,7 +10,7 @@ from rich.console import Console
 from studyloom import progress
 from studyloom.failures import FAILURE
 from studyloom.progress import Display, Seat, Snapshot, answers_table, headline, seats_table, seconds, show, take
-from studyloom.study import BASELINE, create_record, open_record
+from studyloom.study import BASELINE, STANDARD_ERROR, create_record, open_record
 
 LONG = "a-host-name-that-is-as-long-as-those-of-a-cluster-in-which-somebody-named-every-single-thing.example.org"
 
@@ -130,6 +130,13 @@ def test_where_a_study_stands_is_shown_with_its_budget(half_done):
     assert "host:4" in text
     assert "host:9" in text
     assert text.endswith("budget left: 2 trials\n")
+
+
+def test_a_cross_validated_value_is_shown_with_its_standard_error():
+    best = trial_of(0.97254, **{STANDARD_ERROR: 0.00312})
+    text = shown(answers_table(snapshot_of(best=best, baseline=trial_of(0.5))))
+    assert "best      0.9725 ± 0.0031  trial" in text
+    assert text.count("±") == 1
 
 
 def test_a_worker_shows_its_trial_epoch_and_value():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from optuna._imports import _LazyImport
 from optuna.samplers import BaseSampler, RandomSampler
 from torch import nn
 from toys import ask, compose, toy_split
@@ -511,6 +512,46 @@ def test_the_library_that_a_sampler_lacks_is_named_with_the_way_to_get_it(folds)
     line = only_mistake(ask(*NONE, "sampler=random", "sampler._target_=test_question.Needy"), folds)
     assert line.startswith("sampler=random: needs a library that is not here (pip install 'studyloom[samplers]')")
     assert "nowhere" in line
+
+
+def test_a_pruner_that_compares_jobs_is_refused_where_a_trial_has_one(folds):
+    line = only_mistake(ask(*NONE, "pruner=wilcoxon"), folds)
+    assert line.startswith("pruner=wilcoxon: ")
+    assert "objective.folds=5" in line
+    assert "pruner=median" in line
+
+
+@pytest.mark.parametrize("given", ["objective.folds=2", "objective.seeds=2"])
+def test_a_pruner_that_compares_jobs_takes_folds_and_seeds(folds, given):
+    question = ask(*NONE, "pruner=wilcoxon", given)
+    question.check(folds, **IMAGES)
+    assert question.in_turn
+    assert type(question.pruner()).__name__ == "WilcoxonPruner"
+
+
+def test_jobs_are_in_lockstep_for_all_other_pruners_and_another_word_is_refused(folds):
+    assert not ask(*NONE).in_turn
+    assert ask(*NONE, "+pruner.steps=jobs").in_turn
+    line = only_mistake(ask(*NONE, "+pruner.steps=folds"), folds)
+    assert line == "pruner.steps: 'folds' is neither epochs nor jobs"
+
+
+def test_a_pruner_whose_library_is_missing_says_so_before_the_first_trial(folds, monkeypatch):
+    """Optuna's WilcoxonPruner imports SciPy when it is first asked."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scipy"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    monkeypatch.setattr("optuna.pruners._wilcoxon.ss", _LazyImport("scipy.stats"))
+    line = only_mistake(ask(*NONE, "pruner=wilcoxon", "objective.folds=2"), folds)
+    assert line.startswith("pruner=wilcoxon: needs a library that is not here (pip install 'studyloom[samplers]')")
+    assert "scipy" in line
+
+
+def test_trials_that_are_reported_otherwise_belong_to_another_question():
+    asked, other = (ask(*NONE, f"pruner={name}", "objective.folds=2").identity("x") for name in ("none", "wilcoxon"))
+    assert {key: (asked[key], other[key]) for key in asked if asked[key] != other[key]} == {
+        "pruner.steps": ("epochs", "jobs")
+    }
 
 
 def test_every_continuous_range_is_told_to_whoever_wants_a_grid(folds):

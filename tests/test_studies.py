@@ -62,7 +62,7 @@ def test_the_groups_are_those_that_scripts_rely_on():
         "loss": {"cross_entropy", "mse"},
         "space": {"none", "lr", "mlp", "cnn", "mlp_or_cnn"},
         "sampler": {"tpe", "random", "grid", "gp", "cmaes", "qmc"},
-        "pruner": {"none", "median", "percentile", "hyperband", "asha"},
+        "pruner": {"none", "median", "percentile", "hyperband", "asha", "wilcoxon"},
         "storage": {"sqlite", "postgres"},
         "launcher": {"local", "join"},
     }

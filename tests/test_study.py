@@ -3,22 +3,27 @@ import sqlite3
 import threading
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 
+import numpy as np
 import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
 from toys import TINY, Never, Signal, ask, toy_folds, toy_split
 
-from studyloom import objective, storage, study
+from studyloom import objective, storage, study, train
+from studyloom.config import build_jobs, with_values
 from studyloom.failures import FAILURE, REASON
 from studyloom.ledger import Ledger
 from studyloom.question import Question
+from studyloom.seeds import derive
 from studyloom.storage import StorageError, connect
 from studyloom.study import (
     BASELINE,
     EPOCHS,
     SLOT,
+    STANDARD_ERROR,
     Halted,
     Limits,
     QuestionError,
@@ -28,7 +33,7 @@ from studyloom.study import (
     open_record,
     owner_of,
 )
-from studyloom.train import Diverged, Epoch
+from studyloom.train import Diverged, Epoch, Training
 
 SPLIT = toy_split()
 FOLDS = toy_folds(SPLIT)
@@ -57,9 +62,9 @@ def threads_are_workers(monkeypatch):
     monkeypatch.setattr(study, "owner_of", lambda pid: f"elsewhere:{threading.get_ident()}")
 
 
-def work(question: Question, record, trials, stopping=None, **limits):
+def work(question: Question, record, trials, stopping=None, folds=FOLDS, **limits):
     folder = PLACES["checkpoints"]
-    Worker(question, record, SPLIT, FOLDS, stopping or Never(), folder, Limits(**limits)).run(trials)
+    Worker(question, record, SPLIT, folds, stopping or Never(), folder, Limits(**limits)).run(trials)
 
 
 def fresh(url, question, trials, name="s"):
@@ -474,7 +479,7 @@ def test_a_sampler_stops_going_where_training_diverges(sqlite_url, broken, monke
         tried.append(rate > 3e-3)
         if tried[-1]:
             raise Diverged(0, 1, 1, "train", float("nan"))
-        _[-1].append(Epoch(1, 1.0, 1.0, 0.5, 0.1, 1.0))
+        _[-1].append([Epoch(1, 1.0, 1.0, 0.5, 0.1, 1.0)])
 
     monkeypatch.setattr(Worker, "train", diverge_above)
     record = fresh(sqlite_url, question, 40)
@@ -512,6 +517,147 @@ def test_a_learning_curve_is_stored_with_its_trial(sqlite_url, question):
     assert curve["number"] == [1, 2]
     assert curve["accuracy"] == pytest.approx(list(trial.intermediate_values.values()), abs=1e-6)
     assert set(curve) == {"number", "train_loss", "valid_loss", "accuracy", "seconds", "samples_per_second"}
+
+
+# Folds and seeds
+
+FIVE = toy_folds(SPLIT, 5)
+CROSS = (*TINY, "objective.folds=5")
+IN_TURN = (*CROSS, "train.epochs=3", "pruner=wilcoxon")
+
+
+def timeless(trial):
+    """A trial's learning curve without its times."""
+    return {name: trial.user_attrs[EPOCHS][name] for name in (*TIMELESS, STANDARD_ERROR)}
+
+
+TIMELESS = ("number", "train_loss", "valid_loss", "accuracy")
+
+
+def test_a_grid_over_folds_is_the_textbook_search_with_cross_validation(sqlite_url):
+    search = ("space=none", "+space.train.batch_size.choice=[16,32]", "+space.optimizer.lr.choice=[0.001,0.01]")
+    question = ask(*TINY[:-1], "objective.folds=5", *search, "sampler=grid", "pruner=none", "optimizer.lr=0.01")
+    assert question.trials() == 4
+    record = fresh(sqlite_url, question, 4)
+    work(question, record, 4, folds=FIVE)
+    seen = set()
+    for trial in record.trials():
+        point = (trial.params["train.batch_size"], trial.params["optimizer.lr"])
+        cfg = with_values(question.config, {"train.batch_size": point[0], "optimizer.lr": point[1]})
+        ends = []
+        for job in build_jobs(cfg, FIVE, derive(question.config.study.seed, trial.number)):
+            *_, (last,) = train.epochs([job], SPLIT)
+            ends.append(last.accuracy)
+        assert trial.value == pytest.approx(np.mean(ends), abs=1e-12)
+        assert trial.user_attrs[STANDARD_ERROR] == pytest.approx(np.std(ends, ddof=1) / np.sqrt(5), abs=1e-12)
+        seen.add(point)
+    assert seen == {(16, 0.001), (16, 0.01), (32, 0.001), (32, 0.01)}
+    assert record.study.best_value == max(trial.value for trial in record.trials())
+
+
+def test_the_standard_error_is_stored_for_each_epoch_and_of_the_last_alone(sqlite_url):
+    question = ask(*RANDOM, "objective.seeds=3")
+    record = fresh(sqlite_url, question, 1)
+    work(question, record, 1)
+    (trial,) = record.trials()
+    errors = trial.user_attrs[EPOCHS][STANDARD_ERROR]
+    training = Training(question.jobs(question.baseline, FOLDS, 0), SPLIT)
+    said = [[epoch.accuracy for epoch in epochs] for epochs in training]
+    assert errors == pytest.approx(np.std(said, axis=1, ddof=1) / np.sqrt(3), abs=1e-6)
+    assert trial.user_attrs[STANDARD_ERROR] == pytest.approx(errors[-1], abs=1e-6)
+
+
+@pytest.mark.parametrize("pruner", ["none", "wilcoxon"])
+@pytest.mark.parametrize("after", [1, 3, 4, 9])
+def test_a_trial_over_folds_that_was_stopped_equals_one_that_was_not(sqlite_url, pruner, after):
+    """Stopped in the midst of the epoch after that many; in turn each epoch of a job is one, in lockstep of all."""
+    question = ask(*CROSS, "objective.folds=3", "train.epochs=3", f"pruner={pruner}")
+    folds = toy_folds(SPLIT, 3)
+    record, clean = (fresh(sqlite_url, question, 1, name=name) for name in ("s", "clean"))
+    work(question, record, 1, Signal(after + 1), folds=folds)
+    stopped = pruner == "wilcoxon" or after <= 3
+    assert record.ledger.counts()["free"] == stopped
+    if stopped and pruner == "wilcoxon":
+        assert len(record.trials()[0].intermediate_values) == after // 3
+    rest = Signal(100)
+    work(question, open_record(sqlite_url, "s"), 1, rest, folds=folds)
+    if stopped:  # nothing is trained twice, but the last epoch, after which there is no checkpoint; and a look for more
+        assert 100 - rest.left == max(1, (9 if pruner == "wilcoxon" else 3) - after) + 1
+    work(question, clean, 1, folds=folds)
+    (resumed,), (never_stopped,) = record.trials(), clean.trials()
+    assert resumed.value == never_stopped.value
+    assert resumed.intermediate_values == never_stopped.intermediate_values
+    assert resumed.user_attrs[STANDARD_ERROR] == never_stopped.user_attrs[STANDARD_ERROR]
+    assert timeless(resumed) == timeless(never_stopped)
+
+
+def test_jobs_in_turn_come_to_the_value_and_the_curve_of_lockstep(sqlite_url):
+    records = []
+    for pruner in ("none", "wilcoxon"):
+        question = ask(*IN_TURN, f"pruner={pruner}")
+        records.append(fresh(sqlite_url, question, 1, name=pruner))
+        work(question, records[-1], 1, folds=FIVE)
+    (lockstep,), (in_turn,) = (record.trials() for record in records)
+    assert in_turn.value == lockstep.value == fmean(in_turn.intermediate_values.values())
+    assert list(in_turn.intermediate_values) == [1, 2, 3, 4, 5]
+    assert timeless(in_turn) == timeless(lockstep)
+    assert timeless(in_turn)["number"] == [1, 2, 3]
+
+
+def test_wilcoxon_ends_a_clearly_worse_trial_before_its_last_fold_and_no_better_one(sqlite_url):
+    rates = ("space=none", "+space.optimizer.lr.choice=[1.0e-6,3.0e-3,3.0e-2]", "optimizer.lr=3.0e-3")
+    question = ask(*TINY[:-1], *IN_TURN[len(TINY) :], *rates, "sampler=grid")
+    record = fresh(sqlite_url, question, 3)
+    work(question, record, 3, folds=FIVE)
+    trials = {trial.params["optimizer.lr"]: trial for trial in record.trials()}
+    worse, baseline, better = trials[1e-6], trials[3e-3], trials[3e-2]
+    assert better.value > baseline.value
+    assert {baseline.state, better.state} == {TrialState.COMPLETE}
+    assert worse.state == TrialState.PRUNED
+    assert list(worse.intermediate_values) == [1, 2, 3]
+    assert record.study.best_trial.number == better.number
+    seen = np.array(list(worse.intermediate_values.values()))
+    curve = worse.user_attrs[EPOCHS]
+    assert curve["number"] == [1, 2, 3]
+    assert curve["accuracy"][-1] == pytest.approx(seen.mean(), abs=1e-6)
+    assert worse.user_attrs[STANDARD_ERROR] == pytest.approx(seen.std(ddof=1) / np.sqrt(3))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_jobs_in_turn_go_on_while_the_database_is_away_and_are_judged_where_they_were_to_be(sqlite_url):
+    """The first job ends in the midst of the outage; the pruner would have ended the trial there."""
+    pruner = ("pruner._target_=optuna.pruners.ThresholdPruner", "+pruner.lower=1.1", "+pruner.steps=jobs")
+    question = ask(*CROSS, *RANDOM[-2:], *pruner, "study.baseline=false")
+    record = fresh(sqlite_url, question, 1)
+    outage = Outage(record)
+    work(question, record, 1, outage, folds=FIVE)
+    assert outage.epoch >= 4
+    assert outage.reported == []
+    (trial,) = record.trials()
+    assert trial.state == TrialState.PRUNED
+    assert list(trial.intermediate_values) == [1]
+    assert trial.user_attrs[EPOCHS]["number"] == [1, 2]
+    assert trial.user_attrs[EPOCHS]["accuracy"][-1] == pytest.approx(trial.intermediate_values[1], abs=1e-6)
+    assert STANDARD_ERROR not in trial.user_attrs
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_ends_of_jobs_that_only_a_checkpoint_knows_are_reported_when_the_trial_goes_on(sqlite_url):
+    question = ask(*CROSS, "pruner=wilcoxon")
+    record, clean = (fresh(sqlite_url, question, 1, name=name) for name in ("s", "clean"))
+
+    def die():
+        raise Killed
+
+    outage = Outage(record, die)
+    with pytest.raises(Killed):
+        work(question, record, 1, outage, folds=FIVE)
+    assert outage.reported == []
+    for study_record in (record, clean):
+        work(question, study_record, 1, folds=FIVE)
+    (resumed,), (never_stopped,) = record.trials(), clean.trials()
+    assert resumed.intermediate_values == never_stopped.intermediate_values
+    assert timeless(resumed) == timeless(never_stopped)
 
 
 def test_another_question_under_the_same_name_is_refused_with_the_differences(url, question):

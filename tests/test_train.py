@@ -337,6 +337,55 @@ def test_jobs_in_lockstep_stopped_after_every_epoch_equal_those_never_stopped():
         assert equal(timeless(state), expected)
 
 
+def test_jobs_in_turn_are_trained_one_after_the_other_as_each_alone():
+    jobs = lockstep()
+    training = Training(jobs, SPLIT, in_turn=True)
+    told = [[said(epoch) for epoch in epochs] for epochs in training]
+    assert told == [[one] for job in jobs for one in curve(job)]
+    assert (training.epochs, training.stride, len(training.said)) == (12, 3, 12)
+    assert [[said(epoch) for epoch in epochs] for epochs in training.said] == told
+
+
+def test_jobs_in_turn_stopped_after_every_epoch_equal_those_never_stopped():
+    never_stopped = states_of(Training(lockstep(), SPLIT, in_turn=True))
+    assert len(never_stopped) == 13
+    state = Training(lockstep(), SPLIT, in_turn=True).state()
+    for expected in never_stopped[1:]:
+        training = Training(lockstep(), SPLIT, in_turn=True)
+        training.restore(through_a_file(state))
+        next(iter(training))
+        state = training.state()
+        assert equal(timeless(state), expected)
+    assert list(training) == []
+
+
+def test_a_state_of_jobs_in_turn_holds_the_one_under_way():
+    training = Training(lockstep(), SPLIT, in_turn=True)
+    for number, _ in enumerate(training):
+        (state,) = training.state()["jobs"]
+        assert (state["signature"]["seed"], state["epoch"]) == (number // 3, number % 3 + 1)
+
+
+def test_a_state_of_jobs_in_turn_is_refused_elsewhere_and_of_fewer_jobs_too():
+    turns, lock = Training(lockstep(), SPLIT, in_turn=True), Training(lockstep(), SPLIT)
+    list(itertools.islice(turns, 5))
+    list(itertools.islice(lock, 2))
+    for state, other in ((turns.state(), lock), (lock.state(), turns)):
+        with pytest.raises(ValueError, match="jobs in the state"):
+            other.restore(state)
+    with pytest.raises(ValueError, match="the state does not fit these jobs: "):
+        Training(lockstep()[:1], SPLIT, in_turn=True).restore(turns.state())
+
+
+def test_a_job_in_turn_that_diverges_is_named_with_its_own_epoch():
+    lost = toy_job(optimizer=partial(torch.optim.SGD, lr=1e30))
+    training = Training([toy_job(), lost, toy_job()], SPLIT, in_turn=True)
+    with pytest.raises(Diverged, match="at epoch 1 of 3") as caught:
+        list(training)
+    assert caught.value.job == 1
+    assert len(training.said) == 3
+
+
 def test_training_goes_on_in_another_process(tmp_path):
     training = Training(lockstep(), SPLIT)
     next(iter(training))
@@ -504,12 +553,13 @@ def test_a_diverged_training_cannot_be_saved():
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer here")
-def test_a_signal_at_any_moment_leaves_the_callers_random_state_and_no_half_epoch():
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_a_signal_at_any_moment_leaves_the_callers_random_state_and_no_half_epoch(in_turn):
     def handle(number, frame):
         raise Interrupt
 
     jobs = [toy_job(epochs=2, optimizer=SGD), toy_job(epochs=2, model=partial(CNN, channels=2, dropout=0.5))]
-    training = Training(jobs, SPLIT)
+    training = Training(jobs, SPLIT, in_turn=in_turn)
     start = training.state()
     expected = states_of(training)
     seconds = sum(epoch.seconds for epoch in itertools.chain(*training.said))

@@ -325,6 +325,14 @@ def plain(config: DictConfig, *sections: str) -> dict[str, Any]:
     return {section: get(config, section) for section in sections}
 
 
+def without(section: DictConfig, key: str) -> DictConfig:
+    """A copy of a section that lacks a key."""
+    copy = section.copy()
+    with open_dict(copy):
+        copy.pop(key, None)
+    return copy
+
+
 def build(section: DictConfig, **given: Any) -> Any:
     """What a section's `_target_` makes of its arguments, and of those `given` that it has a parameter for.
 

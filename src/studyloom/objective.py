@@ -1,8 +1,11 @@
-"""What a trial is worth: the mean validation accuracy of its jobs, reported epoch by epoch."""
+"""What a trial is worth: the mean validation accuracy of its jobs, reported epoch by epoch or job by job."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from statistics import fmean
+from dataclasses import replace
+from statistics import fmean, stdev
 from typing import Protocol
 
 from optuna import Trial, TrialPruned
@@ -22,7 +25,7 @@ class Stopping(Protocol):
 
 
 def measure(training: Training, stopping: Stopping) -> Iterator[Epoch]:
-    """Trains in lockstep, and yields the mean of all jobs after each epoch.
+    """Trains, and yields after each epoch the mean of the jobs that went through it; see `means` for its number.
 
     Raises:
         Stopped: asked for in the midst of an epoch.
@@ -34,15 +37,22 @@ def measure(training: Training, stopping: Stopping) -> Iterator[Epoch]:
             said = next(epochs, None)
         if said is None:
             return
-        yield mean(said)
+        yield replace(mean(said), number=len(training.said))
 
 
-def report(trial: Trial, epoch: Epoch, *, prunable: bool, reported: int) -> None:
-    """Reports the mean accuracy at the epoch, which is the step, from 1, and asks whether to go on.
+def means(said: Iterable[Sequence[Epoch]]) -> list[Epoch]:
+    """What `measure` has yielded so far. Numbered from 1 through the training: those of jobs in turn run on."""
+    return [replace(mean(epochs), number=number) for number, epochs in enumerate(said, 1)]
+
+
+def report(trial: Trial, epoch: Epoch, *, stride: int = 1, prunable: bool, reported: int) -> None:
+    """Reports the accuracy at the end of a step, from 1, and asks whether to go on.
 
     A trial's value is the accuracy of its last epoch, and not the best of all, which would be the luckiest of as many.
 
     Args:
+        stride: the epochs of a step: one in lockstep, where the step is the mean over all jobs at that epoch; those of
+            a whole job in turn, where it is the job's last.
         prunable: whether the study's pruner may end the trial here.
         reported: the last step that is stored already, when a trial is gone on with. Whether to prune there is asked
             again, since its worker may have died before it had asked.
@@ -50,10 +60,22 @@ def report(trial: Trial, epoch: Epoch, *, prunable: bool, reported: int) -> None
     Raises:
         TrialPruned: the pruner says so; its argument is the epoch.
     """
-    if epoch.number > reported:
-        trial.report(epoch.accuracy, epoch.number)
-    if prunable and epoch.number >= reported and trial.should_prune():
+    step, rest = divmod(epoch.number, stride)
+    if rest:
+        return
+    if step > reported:
+        trial.report(epoch.accuracy, step)
+    if prunable and step >= reported and trial.should_prune():
         raise TrialPruned(epoch)
+
+
+def by_epoch(said: Iterable[Sequence[Epoch]]) -> list[list[Epoch]]:
+    """What the jobs said of each epoch, in lockstep or in turn: of all jobs that have got there, in their order."""
+    found = defaultdict[int, list[Epoch]](list)
+    for epochs in said:
+        for epoch in epochs:
+            found[epoch.number].append(epoch)
+    return [found[number] for number in sorted(found)]
 
 
 def mean(epochs: Sequence[Epoch]) -> Epoch:
@@ -66,3 +88,14 @@ def mean(epochs: Sequence[Epoch]) -> Epoch:
         seconds=sum(epoch.seconds for epoch in epochs),
         samples_per_second=fmean(epoch.samples_per_second for epoch in epochs),
     )
+
+
+def standard_error(epochs: Sequence[Epoch]) -> float | None:
+    """How far the mean accuracy of jobs may be off, as one standard deviation of it; None for one job.
+
+    The sample standard deviation over √n. The folds of one data set share most of their training images, so that it is
+    on the low side (Bengio and Grandvalet, 2004).
+    """
+    if len(epochs) < 2:
+        return None
+    return stdev(epoch.accuracy for epoch in epochs) / math.sqrt(len(epochs))

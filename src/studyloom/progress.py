@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from studyloom.failures import FAILURE
-from studyloom.study import BASELINE, Record
+from studyloom.study import BASELINE, STANDARD_ERROR, Record
 
 REFRESH = 0.5  # seconds, on a terminal
 LINE = 5.0  # seconds between plain lines
@@ -168,14 +168,15 @@ def headline(snapshot: Snapshot) -> str:
 
 
 def answers_table(snapshot: Snapshot) -> Table:
-    """The baseline's and the best trial's accuracy and parameters."""
+    """The baseline's and the best trial's accuracy, with its standard error over several jobs, and parameters."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name in ("what", "value", "trial"):
         table.add_column(name, no_wrap=True)
     table.add_column("parameters", overflow="fold")
     for what, trial, style in (("baseline", snapshot.baseline, ""), ("best", snapshot.best, "bold green")):
         if trial is not None:
-            value = Text(f"{trial.value:.4f}", style=style)
+            error = trial.user_attrs.get(STANDARD_ERROR)
+            value = Text(f"{trial.value:.4f}" + ("" if error is None else f" ± {error:.4f}"), style=style)
             table.add_row(Text(what), value, f"trial {trial.number}", Text(parameters(trial.params)))
     return table
 

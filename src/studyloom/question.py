@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import optuna
 import torch
 from omegaconf import DictConfig
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
+from optuna.trial import TrialState, create_trial
 from torch import Tensor
 
 from studyloom import config
@@ -39,6 +41,7 @@ from studyloom.train import Job
 # What a study asks. The sampler, the pruner and the launcher are ways to an answer, and may change between runs.
 SECTIONS = ("data", "model", "optimizer", "scheduler", "loss", "space", "objective", "train")
 LARGE = 10_000_000  # parameters; building one of as many takes about 0.1 s
+STEPS = "steps"  # a key of the pruner's that is ours: what it is shown of a trial
 SEARCHED = ("model", "optimizer", "scheduler", "loss", "train")  # what is built anew for each trial
 
 Folds = Sequence[tuple[Tensor, Tensor]]
@@ -103,8 +106,20 @@ class Question:
         return sampler
 
     def pruner(self) -> BasePruner:
-        pruner: BasePruner = config.build(self.config.pruner)
+        with warnings.catch_warnings():  # optuna.pruners.WilcoxonPruner is called experimental
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            pruner: BasePruner = config.build(config.without(self.config.pruner, STEPS))
         return pruner
+
+    @property
+    def steps(self) -> str:
+        """What the pruner is shown of a trial: the mean of its jobs at each of its `epochs`, or its `jobs` in turn."""
+        return str(self.config.pruner.get(STEPS, "epochs"))
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether the jobs of a trial are trained one after the other."""
+        return self.steps == "jobs"
 
     def trials(self) -> int:
         """The budget: `study.trials`, or fewer where the space holds fewer points for the sampler to give."""
@@ -123,6 +138,7 @@ class Question:
                     section = config.get(branch.config, group.replace("/", "."))
                     flat |= _flatten(section, f"{group}={option}")
         flat |= {"data.digest": digest, "study.seed": self.config.study.seed, "study.direction": "maximize"}
+        flat |= {f"pruner.{STEPS}": self.steps}  # no pruner can compare trials that were reported otherwise
         return {
             key: value
             for key, value in sorted(flat.items())
@@ -197,6 +213,13 @@ class Question:
         yield from (f"{key}: {value} is below {low}" for key, value, low in wanted if value < low)
         if study.timeout is not None and study.timeout <= 0:
             yield f"study.timeout: {study.timeout} is no number of seconds above 0; null means no limit"
+        if self.steps not in ("epochs", "jobs"):
+            yield f"pruner.{STEPS}: {self.steps!r} is neither epochs nor jobs"
+        if self.in_turn and objective.folds == objective.seeds == 1:
+            yield (
+                f"pruner={self.composer.choices.get('pruner')}: compares trials fold by fold and seed by seed, and "
+                "a trial has but one of each; set objective.folds=5, or choose another pruner, such as pruner=median"
+            )
 
     def _check_groups(self) -> Iterator[str]:
         """The groups themselves, and the baseline's choices against the options that the space lists."""
@@ -281,15 +304,15 @@ class Question:
                     yield f"{where}: {words}" if where else words
 
     def _check_search(self) -> Iterator[str]:
-        for name, make in (("sampler", lambda: self.sampler(0)), ("pruner", self.pruner)):
+        for name, make in (("sampler", lambda: self.sampler(0)), ("pruner", lambda: ask_once(self.pruner()))):
             chosen = f"{name}={self.composer.choices.get(name)}"
             try:
                 make()
             except (SpaceError, ConfigError) as error:
                 yield from error.mistakes
             except ImportError as error:
-                extra = " (pip install 'studyloom[samplers]')" if name == "sampler" else ""
-                yield f"{chosen}: needs a library that is not here{extra}: {config.words(error)}"
+                extra = "pip install 'studyloom[samplers]'"
+                yield f"{chosen}: needs a library that is not here ({extra}): {config.words(error)}"
             except Exception as error:
                 yield f"{chosen}: {config.words(error)}"
 
@@ -350,6 +373,19 @@ def try_out(job: Job, shape: Sequence[int], classes: int) -> None:
             _forward(job, shape, classes, "meta")
             return
     _forward(job, shape, classes, "cpu")
+
+
+def ask_once(pruner: BasePruner) -> None:
+    """Has a pruner compare two trials, since some find out only then what they lack.
+
+    Raises:
+        Exception: what the pruner raises.
+    """
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    reports = dict.fromkeys(range(1, 6), 0.5)
+    study.add_trial(create_trial(value=0.5, intermediate_values=reports))
+    study.add_trial(create_trial(state=TrialState.RUNNING, intermediate_values=reports))
+    pruner.prune(study, study.trials[1])
 
 
 def spare_compiler() -> None:

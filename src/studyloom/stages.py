@@ -42,6 +42,7 @@ class Trainings:
     seeds: int
     part: Callable[[int], tuple[Tensor, Tensor]]
     baseline: Point | None = None
+    in_turn: bool = False
 
     @cached_property
     def space(self) -> Space:

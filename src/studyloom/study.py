@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -40,6 +40,7 @@ TOKEN = "token"
 WORKER = "worker"
 BASELINE = "baseline"
 EPOCHS = "epochs"
+STANDARD_ERROR = "standard_error"
 TIMES = "times"
 TRACEBACK = "traceback"
 
@@ -59,6 +60,8 @@ class Asked(Protocol):
     def baseline(self) -> Point | None: ...
     @property
     def seed(self) -> int: ...
+    @property
+    def in_turn(self) -> bool: ...
     def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]: ...
     def sampler(self, number: int) -> BaseSampler: ...
     def pruner(self) -> BasePruner: ...
@@ -239,7 +242,7 @@ class Worker:
             self.record.ledger.finish(claim)
 
     def work(self, claim: Claim, owner: str) -> None:
-        watch, curve = Stopwatch(), list[Epoch]()
+        watch, said = Stopwatch(), list[list[Epoch]]()
         with watch("storage"):
             frozen = self.begin(claim, owner)
         if frozen.state.is_finished():  # told, and then its worker died before it said so in the ledger
@@ -253,19 +256,20 @@ class Worker:
         checkpoint = self.checkpoint(frozen.number, point)
         failure, state = None, TrialState.COMPLETE
         try:
-            self.train(trial, claim, point, checkpoint, frozen.last_step or 0, watch, curve)
+            self.train(trial, claim, point, checkpoint, frozen.last_step or 0, watch, said)
         except optuna.TrialPruned as pruned:
-            del curve[pruned.args[0].number :]  # epochs that were trained while the database was away
+            del said[pruned.args[0].number :]  # epochs that were trained while the database was away
             state = TrialState.PRUNED
         except (StorageLost, UpdateFinishedTrialError, Lost):
             raise
         except Exception as error:
             failure = failures.explain(error)
+        curve = objective.by_epoch(said)
         self.keep(trial, curve, watch)
         if failure is not None:
             self.fail(trial, failure)
         else:
-            self.tell(trial, curve[-1].accuracy if state == TrialState.COMPLETE else None, state)
+            self.tell(trial, objective.mean(curve[-1]).accuracy if state == TrialState.COMPLETE else None, state)
         with contextlib.suppress(OSError):
             checkpoint.remove()
 
@@ -308,11 +312,12 @@ class Worker:
         checkpoint: Checkpoint,
         reported: int,
         watch: Stopwatch,
-        curve: list[Epoch],
+        said: list[list[Epoch]],
     ) -> None:
-        """Trains a trial from its last checkpoint; `curve` takes its epochs, those before the checkpoint included."""
+        """Trains a trial from its last checkpoint; `said` takes what is said, also before the checkpoint."""
         started = time.monotonic()
-        training = Training(self.question.jobs(point, self.folds, trial.number), self.split)
+        jobs = self.question.jobs(point, self.folds, trial.number)
+        training = Training(jobs, self.split, in_turn=self.question.in_turn)
         with watch("checkpoints"):
             state = checkpoint.load()
         if state is not None:
@@ -320,13 +325,14 @@ class Worker:
                 training.restore(state)
             except ValueError as error:
                 log.warning("%s: %s; the trial starts anew", checkpoint.path, error)
-        curve += [objective.mean(said) for said in training.said]
-        with Outbox(self.post(trial, claim, training.epochs, reported), self.record.ledger.storage.is_away) as outbox:
+        said += training.said
+        with Outbox(self.post(trial, claim, training, reported), self.record.ledger.storage.is_away) as outbox:
             with watch("storage"):
-                for epoch in curve[reported:]:  # saved while the database was away, and then the worker died
+                # Saved while the database was away, and then the worker died.
+                for epoch in objective.means(said)[reported * training.stride :]:
                     outbox.send(epoch)
             for epoch in objective.measure(training, self.stopping):
-                curve.append(epoch)
+                said.append(training.said[-1])
                 with watch("storage"):
                     outbox.send(epoch)
                 last = epoch.number == training.epochs
@@ -344,15 +350,15 @@ class Worker:
             with watch("checkpoints"):
                 save_weights(self.weights / f"trial-{trial.number}.pt", training.weights()[0])
 
-    def post(self, trial: optuna.Trial, claim: Claim, epochs: int, reported: int) -> Callable[[Epoch], None]:
+    def post(self, trial: optuna.Trial, claim: Claim, training: Training, reported: int) -> Callable[[Epoch], None]:
         """What is done in the database after each epoch: report, perhaps prune, renew the lease."""
         comparable = self.question.baseline is None or trial.number > 0  # all is compared with the baseline
         longest = 0.0
 
         def post(epoch: Epoch) -> None:
             nonlocal longest
-            prunable = comparable and epoch.number < epochs  # the last epoch is the value
-            objective.report(trial, epoch, prunable=prunable, reported=reported)
+            prunable = comparable and epoch.number < training.epochs  # the last epoch is the value
+            objective.report(trial, epoch, stride=training.stride, prunable=prunable, reported=reported)
             longest = max(longest, epoch.seconds)
             if not self.record.ledger.renew(claim, max(self.limits.lease, LEASE_EPOCHS * longest)):
                 raise Lost
@@ -404,10 +410,19 @@ class Worker:
         log.info("trial %d: %s%s", trial.number, state.name.lower(), "" if value is None else f" {value:.4f}")
 
     @staticmethod
-    def keep(trial: optuna.Trial, curve: list[Epoch], watch: Stopwatch) -> None:
-        """Stores the learning curve, a list for each of an epoch's fields, and where the time went."""
+    def keep(trial: optuna.Trial, curve: Sequence[Sequence[Epoch]], watch: Stopwatch) -> None:
+        """Stores the learning curve, a list for each of an epoch's fields, means over jobs, and where the time went.
+
+        Of several jobs it stores the standard error of the accuracy too: after each epoch, and alone that of the last.
+        """
         if curve:
-            rows = [asdict(epoch) for epoch in curve]
-            trial.set_user_attr(EPOCHS, {name: [round(row[name], 6) for row in rows] for name in rows[0]})
-            watch.seconds["training"] = sum(epoch.seconds for epoch in curve)
+            rows = [asdict(objective.mean(epochs)) for epochs in curve]
+            columns = {name: [round(row[name], 6) for row in rows] for name in rows[0]}
+            errors = [objective.standard_error(epochs) for epochs in curve]
+            if errors[0] is not None:  # the first epoch is that of most jobs
+                columns[STANDARD_ERROR] = [None if error is None else round(error, 6) for error in errors]
+                if errors[-1] is not None:
+                    trial.set_user_attr(STANDARD_ERROR, errors[-1])
+            trial.set_user_attr(EPOCHS, columns)
+            watch.seconds["training"] = sum(row["seconds"] for row in rows)
         trial.set_user_attr(TIMES, {kind: round(seconds, 4) for kind, seconds in watch.seconds.items()})

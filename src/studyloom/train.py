@@ -131,27 +131,38 @@ def predict(model: nn.Module, images: Tensor, precision: str = "fp32") -> Tensor
 class Training:
     """The same, for whoever wants to stop and go on: each iteration goes on after the last finished epoch.
 
-    epochs: how many there are to be. said: the epochs so far, one list per epoch, those before a restore included.
+    in_turn: each job is trained to its end before the next one begins, and an iteration is an epoch of that one job.
+    epochs: how many iterations there are to be. stride: how many of them lead to something that can be compared: one in
+    lockstep, those of a whole job in turn. said: what they said so far, one list each, those before a restore included.
     """
 
-    def __init__(self, jobs: Sequence[Job], split: Split) -> None:
-        assert len({job.epochs for job in jobs}) == 1, "lockstep needs jobs of as many epochs"
-        self._jobs = jobs
+    def __init__(self, jobs: Sequence[Job], split: Split, *, in_turn: bool = False) -> None:
+        assert len({job.epochs for job in jobs}) == 1, "jobs of one training have as many epochs"
+        self._heats = [[job] for job in jobs] if in_turn else [jobs]  # one after the other; lockstep within each
+        self._heat_epochs = jobs[0].epochs
         self._split = split
-        self.epochs = jobs[0].epochs
+        self.epochs = self._heat_epochs * len(self._heats)
+        self.stride = self._heat_epochs if in_turn else 1
         self.said: list[list[Epoch]] = []
-        self._runs = [_Run(job, split) for job in jobs]
+        self._runs = self._begin(0)
         self._whole = True
+
+    def _begin(self, heat: int) -> "list[_Run]":
+        return [_Run(job, self._split) for job in self._heats[heat]]
 
     def __iter__(self) -> Iterator[list[Epoch]]:
         while len(self.said) < self.epochs:
             self._check_whole()
             self._whole = False
+            heat, done = divmod(len(self.said), self._heat_epochs)
+            if heat and not done:
+                self._runs.clear()  # before the next job takes its memory
+                self._runs = self._begin(heat)
             said = [run.with_own_randomness(run.run_epoch) for run in self._runs]
-            for index, epoch in enumerate(said):
+            for job, epoch in enumerate(said, heat):
                 for part, loss in (("train", epoch.train_loss), ("valid", epoch.valid_loss)):
                     if not math.isfinite(loss):
-                        raise Diverged(index, epoch.number, self.epochs, part, loss)
+                        raise Diverged(job, epoch.number, self._heat_epochs, part, loss)
             self.said.append(said)
             self._whole = True
             yield said
@@ -160,8 +171,9 @@ class Training:
         """All that training is at the end of an epoch, as torch.load(weights_only=True) reads it.
 
         A snapshot that later epochs leave alone: the copy takes a small part of the time of writing it. Of model and
-        optimizer it holds the state_dict; what a class of one's own keeps elsewhere is not in it. Raises RuntimeError
-        if an exception has left an epoch unfinished, since the state of the epoch before is gone by then.
+        optimizer it holds the state_dict; what a class of one's own keeps elsewhere is not in it. Of jobs in turn it
+        holds the one under way, and what the others said. Raises RuntimeError if an exception has left an epoch
+        unfinished, since the state of the epoch before is gone by then.
         """
         self._check_whole()
         said = [[list(astuple(epoch)) for epoch in epochs] for epochs in self.said]
@@ -169,14 +181,17 @@ class Training:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from a state. Raises ValueError, and changes nothing, if it is of other jobs."""
-        runs = [_Run(job, self._split) for job in self._jobs]
+        told = len(state.get("said") or ())
+        heat = min(max(0, told - 1) // self._heat_epochs, len(self._heats) - 1)  # the last that has begun
+        runs = self._begin(heat)
         try:
             if len(state["jobs"]) != len(runs):
                 raise ValueError(f"{len(state['jobs'])} jobs in the state, {len(runs)} here")
             for run, saved in zip(runs, state["jobs"], strict=True):
                 run.restore(saved)
             said = [[Epoch(*numbers) for numbers in epochs] for epochs in state["said"]]
-            if any(len(epochs) != len(runs) for epochs in said) or {run.epoch for run in runs} != {len(said)}:
+            epoch = told - heat * self._heat_epochs
+            if any(len(epochs) != len(runs) for epochs in said) or {run.epoch for run in runs} != {epoch}:
                 raise ValueError("its epochs are not as many as it tells of")
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
