@@ -15,7 +15,15 @@ SRC = ROOT / "src" / "studyloom"
 ROOMS = {
     "matter": ("data", "models", "losses", "schedules", "seeds"),  # lets in torch and numpy
     "training": ("train", "checkpoint"),
-    "search": ("space", "grammar", "schema", "trust", "config", "question"),  # Optuna's distributions; config: Hydra
+    "search": (
+        "space",
+        "grammar",
+        "schema",
+        "trust",
+        "mistakes",
+        "config",
+        "question",
+    ),  # Optuna's distributions; config: Hydra
     # Optuna's study, SQLAlchemy
     "study": ("outage", "storage", "ledger", "outbox", "objective", "failures", "study", "grid"),
     # processes, files, people
@@ -28,8 +36,8 @@ FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for mod
 
 # Packages from outside that only some modules may import; all others are open to all.
 DOORS = {
-    "hydra": {"config"},
-    "omegaconf": {"schema", "trust", "config", "question", "predict", "run"},
+    "hydra": {"config", "mistakes"},
+    "omegaconf": {"schema", "trust", "mistakes", "config", "question", "predict", "run"},
     "optuna": {*ROOMS["search"], *ROOMS["study"], *ROOMS["front"]},
     "sqlalchemy": {"config", "doctor", *ROOMS["study"]},
     "filelock": {"storage"},
@@ -38,7 +46,7 @@ DOORS = {
     "plotly": {"figures", "report"},
     "PIL": {"winner", "predict"},
     "subprocess": {"launch", "doctor", "winner"},
-    "argparse": {"config", "cli"},
+    "argparse": {"mistakes", "cli"},
     "optuna_dashboard": {"dashboard"},
     "wsgiref": {"dashboard"},
 }

@@ -4,7 +4,6 @@ A primary config begins its defaults list with `studyloom` to take in the schema
 groups (data, model, optimizer, …) hold a `_target_` and its arguments, and any class can stand there.
 """
 
-import argparse
 import functools
 import inspect
 import os
@@ -21,7 +20,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigTypeError, InterpolationResolutionError, OmegaConfBaseException
@@ -30,6 +29,8 @@ from sqlalchemy.exc import ArgumentError
 from torch import Tensor
 
 from studyloom import trust
+from studyloom.mistakes import find_mistakes, given_by, paragraph
+from studyloom.mistakes import group_options as group_options
 from studyloom.schema import Config, check_name, strangers
 from studyloom.schema import ConfigError as ConfigError
 from studyloom.seeds import derive
@@ -74,8 +75,8 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Callable[[DictCo
             if sweeps := {"-m", "--multirun"}.intersection(sys.argv[1:]):
                 give_up([f"{sweeps.pop()}: a study is a search already; what it searches stands in space"])
             if foreign := elsewhere(config_path, config_name, sys.argv[1:]):
+                _trusted.append(trusted_by(sys.argv[1:]))
                 try:
-                    _trusted.append(trusted_by(sys.argv[1:]))
                     trust.load(foreign, _trusted[-1])
                 except (ConfigError, OSError) as error:
                     give_up(getattr(error, "mistakes", [str(error)]))
@@ -88,7 +89,9 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Callable[[DictCo
                     raise
                 if isinstance(error, OSError) and not isinstance(error, HydraException):
                     give_up([f"run_dir: {error.strerror}: {error.filename}; name another with run_dir=…"])
-                give_up(find_mistakes(config_path, config_name, sys.argv[1:]) or [_paragraph(error)])
+                give_up(find_mistakes(config_path, config_name, sys.argv[1:]) or [paragraph(error)])
+            finally:
+                _trusted.clear()
 
         return run
 
@@ -135,16 +138,6 @@ def has_password(url: str) -> bool:
         return False
 
 
-def given_by(config_path: str, config_name: str, argv: Sequence[str]) -> argparse.Namespace:
-    """What a command line says of the primary config, as Hydra reads it, and its overrides."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--config-name", "-cn", default=config_name)
-    parser.add_argument("--config-path", "-cp", default=config_path)
-    parser.add_argument("--config-dir", "-cd", default=config_path)
-    parser.add_argument("overrides", nargs="*")
-    return parser.parse_known_intermixed_args(list(argv))[0]
-
-
 def elsewhere(config_path: str, config_name: str, argv: Sequence[str]) -> Path | None:
     """The primary config, where it lies in a folder that the command line names: another person may have written it."""
     given = given_by(config_path, config_name, argv)
@@ -158,78 +151,6 @@ def trusted_by(argv: Sequence[str]) -> list[str]:
     """The packages that `trust=[…]` names on a command line; a config from elsewhere cannot name its own."""
     value = next((a.partition("=")[2] for a in reversed(argv) if a.lstrip("+").startswith("trust=")), "")
     return [name for name in re.split(r"[\s,]+", value.strip("'\"[] ")) if name]
-
-
-def find_mistakes(config_path: str, config_name: str, argv: Sequence[str]) -> list[str]:
-    """Every override of a command line that cannot be composed, in words; Hydra itself stops at the first."""
-    given = given_by(config_path, config_name, argv)
-    folders = [str(Path(folder).absolute()) for folder in (given.config_dir, given.config_path)]
-    # The primary config must lie in the first folder.
-    folders.sort(key=lambda folder: not (Path(folder) / f"{given.config_name}.yaml").exists())
-    mistakes: list[str] = []
-    accepted = [f"hydra.searchpath=[file://{folders[1]}]"]
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(folders[0], version_base=None):
-        compose = functools.partial(hydra.compose, given.config_name)
-        try:
-            compose(accepted)
-        except Exception:
-            return []  # the mistake is in the config itself
-        # Group choices before values: a key is judged in the option that was chosen for it.
-        for override in sorted(given.overrides, key=lambda override: "." in override.partition("=")[0]):
-            try:
-                if unknown := strangers(compose([*accepted, override])):
-                    mistakes += unknown
-                else:
-                    accepted.append(override)
-            except Exception as error:  # Hydra's, OmegaConf's, and what they forgot to wrap
-                mistakes.append(explain(override, error, functools.partial(compose, accepted)))
-    return mistakes
-
-
-def explain(override: str, error: Exception, compose: Callable[[], DictConfig]) -> str:
-    """One line for an override that failed: what was written, what is wrong, and the way out."""
-    key, _, value = override.partition("=")
-    path = key.lstrip("+~").split("@")[0].replace("/", ".")
-    if isinstance(error, OverrideParseException) or not path:
-        return f"{override}: cannot be read; write key=value, and in quotes what holds a bracket, a comma or a space"
-    if options := group_options(path.replace(".", "/")):
-        if value not in options:
-            return f"{key}={value}: no such option; {path} has {', '.join(options)}{nearest(value, options)}"
-    elif unknown := no_such_key(path, compose()):
-        return unknown
-    return f"{override}: {_paragraph(error.__cause__ or error)}"
-
-
-def no_such_key(path: str, config: DictConfig) -> str | None:
-    """Where a path leaves a config, with the nearest of the keys that are there; None if it does not."""
-    node: Any = config
-    parts = path.split(".")
-    for depth, part in enumerate(parts):
-        above = ".".join(parts[:depth])
-        if not isinstance(node, DictConfig):
-            return f"{path}: no such key; {above} is {node} and has none below it"
-        if part not in node:
-            known = [str(name) for name in node if str(name) != "hydra"]
-            holder = f"{above} has" if above else "there are"
-            return f"{'.'.join(parts[: depth + 1])}: no such key; {holder} {', '.join(known)}{nearest(part, known)}"
-        node = node[part]
-    return None
-
-
-def _paragraph(error: BaseException) -> str:
-    """What Hydra or OmegaConf says of a config, on one line, without its search path and its types."""
-    lines = [line.strip() for line in str(error).partition("Config search path:")[0].splitlines()]
-    said = " ".join(line for line in lines if line and not re.match(r"(full_key|object_type|reference_type)[:=]", line))
-    if ours := re.search(r"ConfigError raised while resolving interpolation: (.*)", said):
-        return ours[1]
-    keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
-    return f"{said} ({', '.join(keys)})" if keys else said or type(error).__name__
-
-
-def group_options(group: str) -> list[str]:
-    """The options of a Hydra group, empty where there is none of that name."""
-    return list(GlobalHydra.instance().config_loader().get_group_options(group))
 
 
 @dataclass(frozen=True)
@@ -276,7 +197,7 @@ class Composer:
                 if len(lost) < len(inside):
                     config = hydra.compose(self.config_name, [o for o in own if o not in lost] + groups)
             except Exception as error:
-                raise ConfigError([f"{', '.join(groups)}: {_paragraph(error)}"]) from error
+                raise ConfigError([f"{', '.join(groups)}: {paragraph(error)}"]) from error
             self._cache[wanted] = config
         return self._cache[wanted]
 
@@ -440,7 +361,7 @@ def again(run_dir: Path, *overrides: str) -> Iterator[DictConfig]:
                 del cfg["hydra"]
             yield cfg
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError([f"{run_dir}: its command does not compose any longer: {_paragraph(error)}"]) from error
+        raise ConfigError([f"{run_dir}: its command does not compose any longer: {paragraph(error)}"]) from error
 
 
 def words(error: BaseException) -> str:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -155,12 +156,14 @@ def test_a_worker_whose_clock_is_an_hour_off(run, undisturbed):
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    server = Server(Path(tmp_path_factory.mktemp("pg", numbered=True)))
-    yield server
-    server.stop(signal.SIGQUIT)
-    server.server.cleanup_mode = None  # or it takes seconds to stop what is gone
-    server.server.cleanup()
+def server():
+    with tempfile.TemporaryDirectory(prefix="studyloom-pg") as folder:  # where the server's own user may go
+        server = Server(Path(folder))
+        yield server
+        server.start()
+        server.stop(signal.SIGQUIT)
+        server.server.cleanup_mode = None  # or it takes seconds to stop what is gone
+        server.server.cleanup()
 
 
 @pytest.fixture
