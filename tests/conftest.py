@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import signal
 import tempfile
 import warnings
@@ -54,6 +55,39 @@ def url(request):
     """A storage URL on each kind of database in turn."""
     name = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
     return request.getfixturevalue(name)
+
+
+def missing(what):
+    """Ends a test for which something is not installed: it skips, but where CI has installed it all it fails."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{what} is missing")
+
+
+@pytest.fixture(scope="session")
+def needs():
+    """Ends a test if one of these programs is not there."""
+
+    def look(*programs):
+        for program in programs:
+            if shutil.which(program) is None:
+                missing(program)
+
+    return look
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, driven by playwright."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("playwright")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next((found for name in names if (found := shutil.which(name))), None) or missing("chromium")
+    with warnings.catch_warnings(), sync_playwright() as playwright:
+        warnings.simplefilter("ignore")
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(autouse=True)

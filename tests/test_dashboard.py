@@ -2,15 +2,12 @@ import contextlib
 import http.client
 import io
 import json
-import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
@@ -499,22 +496,6 @@ def test_a_command_without_a_study_names_the_ways_to_name_one(capsys):
 
 
 # In a browser.
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium; where it is missing the tests skip, but in CI they fail."""
-    path = shutil.which("chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None
-    if path is None or sync_playwright is None:
-        missing = "chromium" if path is None else "playwright"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{missing} is missing")
-    with warnings.catch_warnings(), sync_playwright() as playwright:
-        warnings.simplefilter("ignore")
-        yield playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
 
 
 @pytest.fixture

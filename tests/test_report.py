@@ -1,7 +1,5 @@
 import json
-import os
 import re
-import shutil
 from copy import deepcopy
 from datetime import datetime, timedelta
 from html.parser import HTMLParser
@@ -523,26 +521,6 @@ def test_the_contour_shows_parameters_that_occur_together(study_of):
 
 
 # In a browser.
-
-
-def missing(what):
-    if os.environ.get("CI"):
-        pytest.fail(f"{what} is missing")
-    pytest.skip(f"{what} is missing")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("playwright")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next((found for name in names if (found := shutil.which(name))), None) or missing("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def until(page, condition):
