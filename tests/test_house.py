@@ -17,10 +17,10 @@ ROOMS = {
     "training": ("train", "checkpoint"),
     "search": ("space", "grammar", "schema", "trust", "config", "question"),  # Optuna's distributions; config: Hydra
     # Optuna's study, SQLAlchemy
-    "study": ("outage", "storage", "ledger", "outbox", "objective", "failures", "study", "grid"),
+    "study": ("outage", "storage", "ledger", "outbox", "objective", "failures", "origin", "study", "grid"),
     # processes, files, people
     "front": (
-        *("stop", "launch", "progress", "outline", "replica", "figures", "report", "doctor", "dashboard", "run"),
+        *("stop", "launch", "progress", "outline", "replica", "figures", "report", "doctor", "dashboard", "run", "replay"),
         "cli",
     ),
 }
@@ -29,14 +29,14 @@ FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for mod
 # Packages from outside that only some modules may import; all others are open to all.
 DOORS = {
     "hydra": {"config"},
-    "omegaconf": {"schema", "trust", "config", "question", "run"},
+    "omegaconf": {"schema", "trust", "config", "question", "run", "replay"},
     "optuna": {*ROOMS["search"], *ROOMS["study"], *ROOMS["front"]},
     "sqlalchemy": {"config", "doctor", *ROOMS["study"]},
     "filelock": {"storage"},
     "torchvision": {"data"},
     "rich": {*ROOMS["front"]},
     "plotly": {"figures", "report"},
-    "subprocess": {"launch", "doctor"},
+    "subprocess": {"launch", "doctor", "origin"},
     "argparse": {"config", "cli"},
     "optuna_dashboard": {"dashboard"},
     "wsgiref": {"dashboard"},

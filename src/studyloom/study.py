@@ -19,14 +19,16 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom import failures, objective
+from studyloom import config, failures, objective
 from studyloom.checkpoint import Checkpoint
 from studyloom.data import Split
 from studyloom.failures import FAILURE, REASON, Failure, TimedOut
 from studyloom.ledger import Claim, Ledger
 from studyloom.objective import Stopped, Stopping
+from studyloom.origin import MADE, Origin, environment
 from studyloom.outbox import Outbox
-from studyloom.question import Folds, Question
+from studyloom.question import SECTIONS, Folds, Question
+from studyloom.seeds import derive
 from studyloom.space import Point
 from studyloom.storage import StorageError, StorageLost, connect, exclusive
 from studyloom.train import Epoch, Training
@@ -220,13 +222,17 @@ class Worker:
             return
         trial = optuna.Trial(self.record.study, frozen._trial_id)
         if claim.fatal or claim.deaths >= self.limits.max_attempts:
+            with contextlib.suppress(KeyError):  # they died before all was asked
+                point = self.question.space.walk(lambda parameter: frozen.params[parameter.name])
+                trial.set_user_attr(MADE, self.origin(claim, point, trial.number).stored())
             self.fail(trial, self.obituary(claim))
             return
         with watch("sampling"):
             point = self.question.space.suggest(trial)
         checkpoint = self.checkpoint(frozen.number, point)
-        failure, state = None, TrialState.COMPLETE
+        failure, state, origin = None, TrialState.COMPLETE, None
         try:
+            origin = self.origin(claim, point, trial.number)
             self.train(trial, claim, point, checkpoint, frozen.last_step or 0, watch, curve)
         except optuna.TrialPruned as pruned:
             del curve[pruned.args[0].number :]  # epochs that were trained while the database was away
@@ -235,7 +241,7 @@ class Worker:
             raise
         except Exception as error:
             failure = failures.explain(error)
-        self.keep(trial, curve, watch)
+        self.keep(trial, curve, origin, watch)
         if failure is not None:
             self.fail(trial, failure)
         else:
@@ -273,6 +279,21 @@ class Worker:
     def checkpoint(self, number: int, point: Point) -> Checkpoint:
         identity = json.dumps([self.record.name, number, self.question.config.study.seed, point.params], default=str)
         return Checkpoint(self.checkpoints / f"trial-{number}.pt", identity)
+
+    def origin(self, claim: Claim, point: Point, number: int) -> Origin:
+        """What trial `number` is made of and with, for whoever wants to train it again."""
+        sections = config.plain(self.question.at(point), *(name for name in SECTIONS if name not in ("space", "loss")))
+        sections["data"].pop("root", None)  # where it lies on this machine
+        seed, device = self.question.config.study.seed, self.split.images.device
+        return Origin(
+            config=sections,
+            seed=derive(seed, number),
+            study_seed=seed,
+            data=self.split.digest,
+            device=device.type,
+            claims=claim.token,
+            environment=environment(device),
+        )
 
     def train(
         self,
@@ -375,10 +396,15 @@ class Worker:
         log.info("trial %d: %s%s", trial.number, state.name.lower(), "" if value is None else f" {value:.4f}")
 
     @staticmethod
-    def keep(trial: optuna.Trial, curve: list[Epoch], watch: Stopwatch) -> None:
-        """Stores the learning curve, a list for each of an epoch's fields, and where the time went."""
+    def keep(trial: optuna.Trial, curve: list[Epoch], origin: Origin | None, watch: Stopwatch) -> None:
+        """Stores the learning curve, a list for each of an epoch's fields, its origin, and where the time went.
+
+        The curve to its last digit: whoever trains the trial again can say whether it comes out the same.
+        """
         if curve:
             rows = [asdict(epoch) for epoch in curve]
-            trial.set_user_attr(EPOCHS, {name: [round(row[name], 6) for row in rows] for name in rows[0]})
+            trial.set_user_attr(EPOCHS, {name: [row[name] for row in rows] for name in rows[0]})
             watch.seconds["training"] = sum(epoch.seconds for epoch in curve)
+        if origin is not None:
+            trial.set_user_attr(MADE, origin.stored())
         trial.set_user_attr(TIMES, {kind: round(seconds, 4) for kind, seconds in watch.seconds.items()})
