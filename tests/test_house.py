@@ -20,7 +20,19 @@ ROOMS = {
     "study": ("outage", "storage", "ledger", "outbox", "objective", "failures", "origin", "study", "grid"),
     # processes, files, people
     "front": (
-        *("stop", "launch", "progress", "outline", "replica", "figures", "report", "doctor", "dashboard", "run", "replay"),
+        *(
+            "stop",
+            "launch",
+            "progress",
+            "outline",
+            "replica",
+            "figures",
+            "report",
+            "doctor",
+            "dashboard",
+            "run",
+            "replay",
+        ),
         "cli",
     ),
 }

@@ -10,7 +10,7 @@ from studyloom import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command of `studyloom`; 0, or 2 with a line that says what is wrong."""
+    """Runs a command of `studyloom`; 0, 1 where a replay comes out differently, or 2 with a line on what is wrong."""
     parser = argparse.ArgumentParser(
         prog="studyloom",
         description="Looks at studies. A study is run by its page: python -m studies.mnist",
@@ -23,6 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser("report", help="write report.html, one page with all that was found")
     command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="where the study runs, such as runs/mnist")
     command.set_defaults(act=report)
+    command = commands.add_parser("replay", help="train a trial again, and compare it epoch by epoch")
+    command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="where the study runs, such as runs/mnist")
+    command.add_argument("--trial", metavar="NUMBER", type=int, required=True)
+    command.add_argument(
+        "--trust", metavar="PACKAGE", action="append", default=[], help="also call what the trial names of your own"
+    )
+    command.set_defaults(act=replay)
     command = commands.add_parser("doctor", help="whether database, disks and machine are fit for a study")
     place = command.add_mutually_exclusive_group(required=True)
     place.add_argument(
@@ -66,6 +73,20 @@ def report(arguments: argparse.Namespace) -> None:
 
     url, name = read_run(arguments.run_dir)
     print(write(open_record(url, name, deadline=0.0), arguments.run_dir))
+
+
+def replay(arguments: argparse.Namespace) -> int:
+    """Trains a trial again; 0 where it comes out the same, 1 where not."""
+    from studyloom import progress
+    from studyloom.config import read_run
+    from studyloom.replay import replay
+    from studyloom.study import open_record
+
+    url, name = read_run(arguments.run_dir)
+    if arguments.trust:  # `python -m studies.mine` finds packages here too; last, so that nothing here hides others
+        sys.path.append(os.getcwd())
+    record = open_record(url, name, deadline=0.0)
+    return replay(record, arguments.run_dir, arguments.trial, arguments.trust, progress.console())
 
 
 def doctor(arguments: argparse.Namespace) -> int:
