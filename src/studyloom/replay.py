@@ -101,8 +101,7 @@ def replay(record: Record, run_dir: Path, number: int, trusted: Sequence[str], c
     console.print(Text(f"trial {number} of {record.name}, {how}; epochs stored: {stored.epochs}"))
 
     def say(epoch: Epoch) -> None:
-        losses = f"losses {epoch.train_loss:.4f} {epoch.valid_loss:.4f}"
-        console.print(Text(f"epoch {epoch.number}/{until}  {epoch.accuracy:.4f}  {losses}  {epoch.seconds:.1f} s"))
+        console.print(Text(f"epoch {epoch.number}/{until}  accuracy {epoch.accuracy:.4f}  {epoch.seconds:.1f} s"))
 
     with threads(origin.environment.get("threads")):
         now, failure = train(cfg, origin, split, folds, until, say)
