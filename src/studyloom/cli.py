@@ -1,6 +1,7 @@
 """The `studyloom` command: what one asks of a study that is there already. Studies are run by their own pages."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,8 +18,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"studyloom {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    command = commands.add_parser("status", help="trials by state, best so far, workers, budget left")
+    command = commands.add_parser("status", help="trials by state, best, workers, what matters, time left")
     command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="where the study runs, such as runs/mnist")
+    command.add_argument("--watch", action="store_true", help="go on, until the budget is spent or Ctrl-C")
+    command.add_argument("--json", action="store_true", help="one JSON object; with --watch a line for each change")
     command.set_defaults(act=status)
     command = commands.add_parser("report", help="write report.html, one page with all that was found")
     command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="where the study runs, such as runs/mnist")
@@ -49,6 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return arguments.act(arguments) or 0
+    except KeyboardInterrupt:
+        return 0 if getattr(arguments, "watch", False) else 130
+    except BrokenPipeError:  # whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -57,12 +65,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 def status(arguments: argparse.Namespace) -> None:
     """Prints where a study stands."""
     # Torch, Optuna and Hydra take two seconds to import, which `--help` need not wait for.
-    from studyloom import progress
+    from studyloom import progress, status
     from studyloom.config import read_run
     from studyloom.study import open_record
 
     url, name = read_run(arguments.run_dir)
-    progress.show(progress.take(open_record(url, name, deadline=0.0)), progress.console())
+    logging.getLogger("studyloom").setLevel(logging.ERROR)  # a look that waits for the database is no outage
+    record, console = open_record(url, name, deadline=status.PATIENCE), progress.console()
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    match arguments.watch, arguments.json:
+        case False, False:
+            status.show(status.look(record), console)
+        case False, True:
+            write(f"{status.as_json(status.look(record))}\n")
+        case True, False:
+            status.watch(record, console)
+        case True, True:
+            status.watch_json(record, write)
 
 
 def report(arguments: argparse.Namespace) -> None:

@@ -200,7 +200,7 @@ def conduct(prepared: Prepared, record: Record, task: Task, stop: Stop) -> int:
         write_best(prepared, snapshot.best)
     took = f", {progress.seconds(time.monotonic() - started)}" if todo else ""
     console.print(f"\n{progress.headline(snapshot)}{took}", soft_wrap=True)
-    console.print(progress.answers_table(snapshot))
+    console.print(progress.answers_table(snapshot, console.width))
     tell_failures(record, console)
     tell_places(prepared, record, snapshot, console)
     if (why := record.halted()) is not None:
