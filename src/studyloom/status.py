@@ -111,25 +111,27 @@ def duration(trial: FrozenTrial) -> float:
 
 
 def render(status: Status, width: int) -> RenderableType:
-    """All of it, in lines of at most `width` columns."""
+    """All of it, in lines of at most `width` columns; last what a low window may cut off."""
     snapshot = status.snapshot
-    parts: list[RenderableType] = [Text(headline(snapshot), overflow="fold"), answers_table(snapshot, width)]
-    if snapshot.seats:
-        parts.append(seats_table(snapshot, width))
-    if status.importances:
-        parts += [Text("importances", style="dim"), shares(status.importances, width)]
-    for kind, failed in status.failures.items():
-        words = Text(f"{kind}  {failed.count} × such as: {failed.reason}", overflow="fold")
-        parts.append(words)
-    if status.halted is not None:
-        parts.append(Text(f"the study has stopped, since its trials fail with this: {status.halted}", style="bold red"))
     left = snapshot.slots["free"]
     eta = "" if status.eta is None or not snapshot.seats else f", ETA {seconds(status.eta)}"
-    parts.append(Text(f"budget left: {left} trial{'' if left == 1 else 's'}{eta}"))
-    return Group(*parts)
+    parts: list[RenderableType] = [
+        Text(headline(snapshot), overflow="fold"),
+        Text(f"budget left: {left} trial{'' if left == 1 else 's'}{eta}"),
+    ]
+    if status.halted is not None:
+        why = f"the study has stopped, since its trials fail with this: {status.halted}"
+        parts.append(Text(why, style="bold red", overflow="fold"))
+    if snapshot.seats:
+        parts.append(seats_table(snapshot, width))
+    for kind, failed in status.failures.items():
+        parts.append(Text(f"{kind}  {failed.count} × such as: {failed.reason}", overflow="fold"))
+    if status.importances:
+        parts += [Text("what matters", style="dim"), shares(status.importances)]
+    return Group(*parts, answers_table(snapshot, width))
 
 
-def shares(importances: Mapping[str, float], width: int) -> Table:
+def shares(importances: Mapping[str, float]) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column("parameter", overflow="fold")
     table.add_column("share", justify="right", no_wrap=True)
@@ -208,7 +210,7 @@ def watch(record: Record, console: Console) -> None:
                 said = words
         return
     view: RenderableType = ""
-    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+    with Live(console=console, auto_refresh=False) as live:
         for status in looks(record):
             if isinstance(status, Status):
                 view = render(status, console.width)
