@@ -20,20 +20,8 @@ ROOMS = {
     "study": ("outage", "storage", "ledger", "outbox", "objective", "failures", "origin", "study", "grid"),
     # processes, files, people
     "front": (
-        *(
-            "stop",
-            "launch",
-            "progress",
-            "outline",
-            "replica",
-            "figures",
-            "report",
-            "doctor",
-            "dashboard",
-            "run",
-            "replay",
-        ),
-        "cli",
+        *("stop", "launch", "progress", "outline", "replica", "figures", "report", "doctor", "dashboard"),
+        *("status", "replay", "run", "cli"),
     ),
 }
 FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for module in modules}
