@@ -233,15 +233,29 @@ def test_the_threads_of_the_trial_are_used_and_given_back(work, again, monkeypat
         assert torch.get_num_threads() == before
 
 
+def test_threads_that_are_not_to_be_had_leave_a_tolerance(work, again, monkeypatch):
+    record = work(*RANDOM)
+    made, curve, here = made_of(record), curve_of(record), torch.get_num_threads()
+    made["environment"]["threads"] = here + 1
+    curve["valid_loss"][1] *= 1 + 1e-7  # as sums in another order come out
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    code, text = again(tampered(record, **{MADE: made, EPOCHS: curve}))
+    assert code == 0
+    assert "equal within tolerance" in text
+    assert f"threads: {here + 1} → {here}" in text
+
+
 @pytest.mark.parametrize("width", [40, 80])
 def test_no_line_of_a_replay_is_wider_than_the_terminal(work, again, width):
     record = work(*RANDOM)
     curve = curve_of(record)
     curve["valid_loss"][1] += 1e-3
+    curve["train_loss"][0] = 4.5e28
     text = again(tampered(record, **{EPOCHS: curve}), width=width)[1]
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     assert "-1.0e-03" in text
+    assert "4.5e+28" in text
 
 
 @pytest.mark.parametrize(

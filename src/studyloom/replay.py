@@ -306,10 +306,11 @@ def table(stored: Stored, now: Sequence[Epoch]) -> Table:
         cells = []
         for quantity, values in stored.curve.items():
             was = values[place]
+            cell = f"{was:.5f}" if abs(was) < 100 else f"{was:.1e}"  # on the way to divergence a loss has 30 digits
             if place >= len(now):
-                cells.append(f"{was:.5f} –")
+                cells.append(f"{cell} –")
             else:
                 delta = getattr(now[place], quantity) - was
-                cells.append(f"{was:.5f} {f'{delta:+.1e}' if delta else '='}")
+                cells.append(f"{cell} {f'{delta:+.1e}' if delta else '='}")
         shown.add_row(str(place + 1), *cells)
     return shown
