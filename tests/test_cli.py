@@ -14,7 +14,8 @@ def studyloom(*arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nonsense"], ["doctor"], ["doctor", "runs/x", "--storage", "sqlite:///x.db"]]
+    "arguments",
+    [[], ["nonsense"], ["replay", "runs/x"], ["doctor"], ["doctor", "runs/x", "--storage", "sqlite:///x.db"]],
 )
 def test_a_command_that_is_wrong_shows_how_it_is_used(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -29,13 +30,18 @@ def test_help_names_the_commands_and_version_the_version(capsys):
             main([flag])
         assert caught.value.code == 0
     shown = capsys.readouterr().out
-    for words in ("status", "report", "doctor", "dashboard", f"studyloom {__version__}"):
+    for words in ("status", "report", "replay", "doctor", "dashboard", f"studyloom {__version__}"):
         assert words in shown
 
 
 @pytest.mark.parametrize("command", ["status", "report", "doctor", "dashboard"])
 def test_a_folder_in_which_no_study_ran_is_named(command, tmp_path, capsys):
     assert main([command, str(tmp_path / "nowhere")]) == 2
+    assert "nowhere: no study has run there" in capsys.readouterr().err
+
+
+def test_a_replay_of_a_folder_in_which_no_study_ran_names_it(tmp_path, capsys):
+    assert main(["replay", str(tmp_path / "nowhere"), "--trial", "0"]) == 2
     assert "nowhere: no study has run there" in capsys.readouterr().err
 
 

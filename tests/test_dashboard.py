@@ -21,8 +21,9 @@ from rich.console import Console
 from studyloom import dashboard, progress
 from studyloom.dashboard import Guard, application, bind, open_one, publish, serve
 from studyloom.failures import FAILURE, REASON
+from studyloom.record import create_record
 from studyloom.storage import StorageError
-from studyloom.study import EPOCHS, create_record
+from studyloom.study import EPOCHS
 
 EVIL = "<img src=x onerror=alert(1)> [a](javascript:alert(2)) `b` *c*"
 REASON_TEXT = "ValueError: <b>width</b>\n# 3 is *no* power of `2`"

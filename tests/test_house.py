@@ -15,21 +15,14 @@ SRC = ROOT / "src" / "studyloom"
 ROOMS = {
     "matter": ("data", "models", "losses", "schedules", "seeds"),  # lets in torch and numpy
     "training": ("train", "checkpoint"),
-    "search": (
-        "space",
-        "grammar",
-        "schema",
-        "trust",
-        "mistakes",
-        "config",
-        "question",
-    ),  # Optuna's distributions; config: Hydra
+    # Optuna's distributions; Hydra, in two of them
+    "search": ("space", "grammar", "schema", "trust", "mistakes", "config", "question"),
     # Optuna's study, SQLAlchemy
-    "study": ("outage", "storage", "ledger", "outbox", "objective", "failures", "study", "grid"),
+    "study": ("outage", "storage", "ledger", "record", "outbox", "objective", "failures", "origin", "study", "grid"),
     # processes, files, people
     "front": (
         *("stop", "launch", "progress", "outline", "replica", "figures", "report", "doctor", "dashboard"),
-        *("stages", "winner", "predict", "run", "cli"),
+        *("stages", "winner", "predict", "status", "replay", "run", "cli"),
     ),
 }
 FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for module in modules}
@@ -37,7 +30,7 @@ FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for mod
 # Packages from outside that only some modules may import; all others are open to all.
 DOORS = {
     "hydra": {"config", "mistakes"},
-    "omegaconf": {"schema", "trust", "mistakes", "config", "question", "predict", "run"},
+    "omegaconf": {"schema", "trust", "mistakes", "config", "question", "predict", "replay", "run"},
     "optuna": {*ROOMS["search"], *ROOMS["study"], *ROOMS["front"]},
     "sqlalchemy": {"config", "doctor", *ROOMS["study"]},
     "filelock": {"storage"},
@@ -45,7 +38,7 @@ DOORS = {
     "rich": {*ROOMS["front"]},
     "plotly": {"figures", "report"},
     "PIL": {"winner", "predict"},
-    "subprocess": {"launch", "doctor", "winner"},
+    "subprocess": {"launch", "doctor", "origin"},
     "argparse": {"mistakes", "cli"},
     "optuna_dashboard": {"dashboard"},
     "wsgiref": {"dashboard"},

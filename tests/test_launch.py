@@ -14,7 +14,8 @@ from optuna.trial import TrialState
 
 from studyloom import launch
 from studyloom.launch import Crew, Local, Task
-from studyloom.study import Limits, open_record, owner_of
+from studyloom.record import open_record
+from studyloom.study import Limits, owner_of
 
 # Trials of four epochs, in the second of which they can be met.
 TWO = (*QUICK, "model._target_=gate.Net", "train.epochs=4", "launcher.workers=2", "study.trials=4")

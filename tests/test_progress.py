@@ -6,11 +6,13 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
+from rich.text import Text
 
 from studyloom import progress
 from studyloom.failures import FAILURE
-from studyloom.progress import Display, Seat, Snapshot, answers_table, headline, seats_table, seconds, show, take
-from studyloom.study import BASELINE, STANDARD_ERROR, create_record, open_record
+from studyloom.progress import Display, Seat, Snapshot, answers_table, headline, seats_table, seconds, take
+from studyloom.record import create_record, open_record
+from studyloom.study import BASELINE, STANDARD_ERROR
 
 LONG = "a-host-name-that-is-as-long-as-those-of-a-cluster-in-which-somebody-named-every-single-thing.example.org"
 
@@ -120,60 +122,61 @@ def test_the_headline_counts_slots_and_trials(half_done):
     assert headline(snapshot_of(complete=5)) == "toy: 5 of 8 trials – 5 complete, 0 pruned, 0 failed"
 
 
-def test_where_a_study_stands_is_shown_with_its_budget(half_done):
-    console = Console(file=io.StringIO(), width=80)
-    show(take(half_done), console)
-    text = console.file.getvalue()
-    assert "toy: 4 of 8 trials" in text
-    assert "baseline  0.8000  trial 0" in text
-    assert "best      0.9000  trial 1" in text
-    assert "host:4" in text
-    assert "host:9" in text
-    assert text.endswith("budget left: 2 trials\n")
-
-
 def test_a_cross_validated_value_is_shown_with_its_standard_error():
     best = trial_of(0.97254, **{STANDARD_ERROR: 0.00312})
-    text = shown(answers_table(snapshot_of(best=best, baseline=trial_of(0.5))))
+    text = shown(answers_table(snapshot_of(best=best, baseline=trial_of(0.5)), 80))
     assert "best      0.9725 ± 0.0031  trial" in text
     assert text.count("±") == 1
 
 
 def test_a_worker_shows_its_trial_epoch_and_value():
-    lines = shown(seats_table(snapshot_of(seats=[Seat("a:1", 0, 0, 0.0), Seat("b:2", 17)]))).splitlines()
+    seats = [Seat("a:1", 0, 0, 0.0, left=48.2, age=200.0), Seat("b:2", 17, left=-3.0, age=63.0)]
+    lines = shown(seats_table(snapshot_of(seats=seats), 80)).splitlines()
     assert [line.split() for line in lines] == [
-        ["worker", "trial", "epoch", "value"],
-        ["a:1", "0", "0", "0.0000"],
-        ["b:2", "17", "–", "–"],
+        ["worker", "trial", "epoch", "value", "held", "lease"],
+        ["a:1", "0", "0", "0.0000", "3", "min", "20", "s", "48", "s"],
+        ["b:2", "17", "–", "–", "1", "min", "3", "s", "over"],
+    ]
+    assert shown(seats_table(snapshot_of(seats=seats), 40), width=40).splitlines() == [
+        "trial 0  epoch 0  0.0000",
+        "  a:1",
+        "  held 3 min 20 s, lease 48 s",
+        "trial 17  epoch –  –",
+        "  b:2",
+        "  held 1 min 3 s, lease over",
     ]
 
 
 @pytest.mark.parametrize("width", [40, 80])
 def test_no_line_is_wider_than_the_terminal_and_nothing_is_lost(width):
     params = {f"model.some_network.a_parameter_{i}": f"value-number-{i}" for i in range(12)} | {"x": "y" * 300}
-    seats = [Seat(f"{LONG}:{i}", 1234, 100, 0.5) for i in range(3)]
+    seats = [Seat(f"{LONG}:{i}", 1234, 100, 0.5, 7200.0, 7200.0) for i in range(3)]
     snapshot = snapshot_of(seats=seats, best=trial_of(0.98765, params=params), baseline=trial_of(0.5))
-    for table in (seats_table(snapshot), answers_table(snapshot)):
+    for table in (seats_table(snapshot, width), answers_table(snapshot, width)):
         assert max(map(len, shown(table, width=width).splitlines())) <= width
-    workers = shown(seats_table(snapshot), width=width)
-    assert all(word in joined(workers) for word in ("1234", "100", "0.5000"))
+    workers = shown(seats_table(snapshot, width), width=width)
+    assert "…" not in workers
+    assert all(word in joined(workers) for word in ("1234", "100", "2h0min"))
     assert workers.count("0.5000") == 3
-    # The first column alone, since the others stand beside what is folded.
-    first = joined("".join(line[: width - 23].rstrip() for line in workers.splitlines()))
+    # The first column alone, where the others stand beside what is folded.
+    first = joined("".join(line[: width - 46 if width > 72 else width].rstrip() for line in workers.splitlines()))
     assert all(f"{LONG}:{i}" in first for i in range(3)), first
-    answers = joined(shown(answers_table(snapshot), width=width))
+    answers = joined(shown(answers_table(snapshot, width), width=width))
     assert "0.9877" in answers
     assert all(f"{name}={value}" in answers for name, value in params.items())
 
 
-@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("width", [40, 60, 80])
 @pytest.mark.parametrize("name", ["toy", "n" * 200])
 def test_the_live_display_fits_the_terminal_and_keeps_the_numbers(nothing_stored, name, width):
     display = Display(None, Console(file=io.StringIO(), width=width))
     snapshot = snapshot_of(name, [Seat(f"{LONG}:1", 3, 2, 0.25)], best=trial_of(0.98765), free=35, done=5)
     text = shown(display.render(snapshot), width=width)
     assert max(map(len, text.splitlines())) <= width
-    assert all(word in text for word in ("5/40", "best 0.9877 trial", "ETA", "0.2500"))
+    assert all(word in text for word in ("5/40", "best 0.9877 trial -1", "ETA –", "0.2500"))
+    assert "…" not in text
+    assert joined(f"{LONG}:1") in joined(text) or width > 72
+    assert name in joined(text)
 
 
 MARKUP = ["[red]x[/red]", "[/]", "a[bold]b", ":bug:", "[link=http://x]y[/link]"]
@@ -185,13 +188,14 @@ def test_names_and_values_are_shown_as_text_and_not_as_markup(nothing_stored, na
     best = trial_of(0.9, params={f"model.{name}": name})
     snapshot = snapshot_of(name, [Seat(name, 1)], best=best, baseline=trial_of(0.8))
     console = Console(file=io.StringIO(), width=100, force_terminal=terminal, color_system=None)
-    show(snapshot, console)
+    console.print(Text(headline(snapshot)))
+    console.print(answers_table(snapshot, 100))
     display = Display(None, console)
     console.print(display.render(snapshot))
     text = console.file.getvalue()
     assert f"{name}: 5 of 8 trials" in text
     assert f"model.{name}={name}" in text
-    assert text.count(name) == 6  # headline, both sides of the parameter, worker; and again while it runs
+    assert text.count(name) == 5  # headline, both sides of the parameter; name and worker while it runs
 
 
 @pytest.mark.parametrize("name", MARKUP)

@@ -12,8 +12,9 @@ from optuna.trial import TrialState, create_trial
 
 from studyloom import figures, progress, replica, report
 from studyloom.failures import FAILURE, REASON
+from studyloom.record import HALTED, create_record
 from studyloom.report import masked, render, write
-from studyloom.study import BASELINE, EPOCHS, HALTED, TRACEBACK, WORKER, create_record
+from studyloom.study import BASELINE, EPOCHS, TRACEBACK, WORKER
 
 IMAGE = "<img src=x onerror=alert(1)>"
 SCRIPT = "</script><script>alert(2)</script>"

@@ -13,7 +13,7 @@ import yaml
 from commands import CANARY, QUICK, ROOT, environment, study
 from optuna.trial import TrialState
 
-from studyloom.study import open_record
+from studyloom.record import open_record
 
 
 def trials_of(run_dir, name="mnist"):

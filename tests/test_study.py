@@ -17,22 +17,10 @@ from studyloom.config import build_jobs, with_values
 from studyloom.failures import FAILURE, REASON
 from studyloom.ledger import Ledger
 from studyloom.question import Question
+from studyloom.record import QuestionError, create_record, differences, open_record
 from studyloom.seeds import derive
 from studyloom.storage import StorageError, connect
-from studyloom.study import (
-    BASELINE,
-    EPOCHS,
-    SLOT,
-    STANDARD_ERROR,
-    Halted,
-    Limits,
-    QuestionError,
-    Worker,
-    create_record,
-    differences,
-    open_record,
-    owner_of,
-)
+from studyloom.study import BASELINE, EPOCHS, SLOT, STANDARD_ERROR, Halted, Limits, Worker, owner_of
 from studyloom.train import Diverged, Epoch, Training
 
 SPLIT = toy_split()

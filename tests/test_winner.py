@@ -17,9 +17,10 @@ from studyloom import winner
 from studyloom.checkpoint import load_weights
 from studyloom.data import Split
 from studyloom.question import Question
+from studyloom.record import create_record
 from studyloom.schema import WinnerSection
 from studyloom.stages import Plan, Stage
-from studyloom.study import Worker, create_record
+from studyloom.study import Worker
 from studyloom.train import Training
 
 SPLIT = toy_split()

@@ -1,6 +1,7 @@
 """The `studyloom` command: what one asks of a study that is there already. Studies are run by their own pages."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -10,15 +11,17 @@ from studyloom import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command of `studyloom`; 0, or 2 with a line that says what is wrong."""
+    """Runs a command of `studyloom`; 0, 1 where a replay comes out differently, or 2 with a line on what is wrong."""
     parser = argparse.ArgumentParser(
         prog="studyloom",
         description="Looks at studies. A study is run by its page: python -m studies.mnist",
     )
     parser.add_argument("--version", action="version", version=f"studyloom {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    command = commands.add_parser("status", help="trials by state, best so far, workers, budget left")
+    command = commands.add_parser("status", help="trials by state, best, workers, what matters, time left")
     command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="where the study runs, such as runs/mnist")
+    command.add_argument("--watch", action="store_true", help="go on, until the budget is spent or Ctrl-C")
+    command.add_argument("--json", action="store_true", help="one JSON object; with --watch a line for each change")
     command.set_defaults(act=status)
     command = commands.add_parser("report", help="write report.html, one page with all that was found")
     command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="where the study runs, such as runs/mnist")
@@ -34,6 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     trust = "a package that its winner.yaml may name; what it names there is executed"
     command.add_argument("--trust", metavar="PACKAGE", action="append", default=[], help=trust)
     command.set_defaults(act=predict)
+    command = commands.add_parser("replay", help="train a trial again, and compare it epoch by epoch")
+    command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="where the study runs, such as runs/mnist")
+    command.add_argument("--trial", metavar="NUMBER", type=int, required=True)
+    command.add_argument(
+        "--trust", metavar="PACKAGE", action="append", default=[], help="also call what the trial names of your own"
+    )
+    command.set_defaults(act=replay)
     command = commands.add_parser("doctor", help="whether database, disks and machine are fit for a study")
     place = command.add_mutually_exclusive_group(required=True)
     place.add_argument(
@@ -53,6 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return arguments.act(arguments) or 0
+    except KeyboardInterrupt:
+        return 0 if getattr(arguments, "watch", False) else 130
+    except BrokenPipeError:  # whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -61,19 +76,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 def status(arguments: argparse.Namespace) -> None:
     """Prints where a study stands."""
     # Torch, Optuna and Hydra take two seconds to import, which `--help` need not wait for.
-    from studyloom import progress
+    from studyloom import progress, status
     from studyloom.config import read_run
-    from studyloom.study import open_record
+    from studyloom.record import open_record
 
     url, name = read_run(arguments.run_dir)
-    progress.show(progress.take(open_record(url, name, deadline=0.0)), progress.console())
+    logging.getLogger("studyloom").setLevel(logging.ERROR)  # a look that waits for the database is no outage
+    record, console = open_record(url, name, deadline=status.PATIENCE), progress.console()
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    match arguments.watch, arguments.json:
+        case False, False:
+            status.show(status.look(record), console)
+        case False, True:
+            write(f"{status.as_json(status.look(record))}\n")
+        case True, False:
+            status.watch(record, console)
+        case True, True:
+            status.watch_json(record, write)
 
 
 def report(arguments: argparse.Namespace) -> None:
     """Writes the report of a study and prints where."""
     from studyloom.config import read_run
+    from studyloom.record import open_record
     from studyloom.report import write
-    from studyloom.study import open_record
 
     url, name = read_run(arguments.run_dir)
     print(write(open_record(url, name, deadline=0.0), arguments.run_dir))
@@ -94,6 +124,20 @@ def predict(arguments: argparse.Namespace) -> None:
 
     for answer in classify(load(arguments.run_dir, arguments.trust), arguments.images):
         print(f"{answer.name}\t{answer.label}\t{answer.confidence:.4f}")
+
+
+def replay(arguments: argparse.Namespace) -> int:
+    """Trains a trial again; 0 where it comes out the same, 1 where not."""
+    from studyloom import progress
+    from studyloom.config import read_run
+    from studyloom.record import open_record
+    from studyloom.replay import replay
+
+    url, name = read_run(arguments.run_dir)
+    if arguments.trust:  # `python -m studies.mine` finds packages here too; last, so that nothing here hides others
+        sys.path.append(os.getcwd())
+    record = open_record(url, name, deadline=0.0)
+    return replay(record, arguments.run_dir, arguments.trial, arguments.trust, progress.console())
 
 
 def doctor(arguments: argparse.Namespace) -> int:

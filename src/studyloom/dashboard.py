@@ -35,8 +35,9 @@ from rich.console import Console
 from rich.text import Text
 
 from studyloom.failures import FAILURE, REASON
+from studyloom.record import Record, open_record
 from studyloom.storage import StorageError, connect
-from studyloom.study import EPOCHS, Record, open_record
+from studyloom.study import EPOCHS
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment

@@ -65,11 +65,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class Held:
-    """A slot that somebody works on; its lease has `left` seconds."""
+    """A slot that somebody works on, since `age` seconds; its lease has `left` seconds."""
 
     owner: str
     trial_id: int | None
     left: float
+    age: float
 
 
 @dataclass(frozen=True)
@@ -210,8 +211,9 @@ class Ledger:
 
     def held(self) -> list[Held]:
         """Who works on what."""
+        left, age = (SLOTS.c.expires - self._now).label("left"), (self._now - SLOTS.c.since).label("age")
         rows = (
-            select(SLOTS.c.owner, SLOTS.c.trial_id, (SLOTS.c.expires - self._now).label("left"))
+            select(SLOTS.c.owner, SLOTS.c.trial_id, left, age)
             .where(self._mine, SLOTS.c.state == "held")
             .order_by(SLOTS.c.owner)
         )

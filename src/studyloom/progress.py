@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -17,20 +17,31 @@ from rich.table import Table
 from rich.text import Text
 
 from studyloom.failures import FAILURE
-from studyloom.study import BASELINE, STANDARD_ERROR, Record
+from studyloom.record import Record
+from studyloom.study import BASELINE, STANDARD_ERROR
 
 REFRESH = 0.5  # seconds, on a terminal
 LINE = 5.0  # seconds between plain lines
+WIDE = 72  # columns from which on a worker and its lease, or a trial and its parameters, stand side by side
 
 
 @dataclass(frozen=True)
 class Seat:
-    """A worker and what it is at; number, epoch and value are None before there are any."""
+    """A worker and what it is at; number, epoch and value are None before there are any.
+
+    left, age: seconds that its lease has left, and since it took its slot; as time passes, nothing has changed.
+    """
 
     owner: str
     number: int | None = None
     epoch: int | None = None
     value: float | None = None
+    left: float | None = field(default=None, compare=False)
+    age: float | None = field(default=None, compare=False)
+
+    @property
+    def alive(self) -> bool:
+        return self.left is None or self.left > 0
 
 
 @dataclass(frozen=True)
@@ -61,12 +72,9 @@ def take(record: Record) -> Snapshot:
     seats = []
     for held in record.ledger.held():
         trial = by_id.get(held.trial_id) if held.trial_id is not None else None
-        if trial is None:
-            seats.append(Seat(held.owner))
-        else:
-            step = trial.last_step
-            value = None if step is None else trial.intermediate_values[step]
-            seats.append(Seat(held.owner, trial.number, step, value))
+        step = None if trial is None else trial.last_step
+        value = None if trial is None or step is None else trial.intermediate_values[step]
+        seats.append(Seat(held.owner, None if trial is None else trial.number, step, value, held.left, held.age))
     return Snapshot(
         name=record.name,
         slots=record.ledger.counts(),
@@ -133,30 +141,58 @@ class Display:
         return f"{snapshot.name}  {snapshot.done}/{snapshot.budget}  {best}  {working}  {self.rest(snapshot)}"
 
     def render(self, snapshot: Snapshot) -> RenderableType:
-        head = Table.grid(padding=(0, 2))
-        head.add_column(overflow="ellipsis", no_wrap=False, max_width=40)
-        for _ in range(4):
-            head.add_column(no_wrap=True)
-        best = Text("no result yet", style="dim")
-        if snapshot.best is not None:
-            best = Text(f"best {snapshot.best.value:.4f}", style="bold green")
-            best.append(f" trial {snapshot.best.number}", style="dim")
-        bar = ProgressBar(total=max(1, snapshot.budget), completed=snapshot.done, width=20)
-        done = f"{snapshot.done}/{snapshot.budget}"
-        head.add_row(Text(snapshot.name, style="bold"), bar, done, best, self.rest(snapshot))
-        return Group(head, Padding(seats_table(snapshot), (0, 0, 0, 2)))
+        width = self.console.width
+        return Group(head(snapshot, self.rest(snapshot), width), seats_table(snapshot, width))
 
 
-def seats_table(snapshot: Snapshot) -> Table:
-    """A line per worker: who, and its trial, epoch and value."""
+def head(snapshot: Snapshot, rest: str, width: int) -> RenderableType:
+    """Name, bar, best and time left; in one line if there is room."""
+    best = Text("no result yet", style="dim")
+    if snapshot.best is not None:
+        best = Text(f"best {snapshot.best.value:.4f}", style="bold green")
+        best.append(f" trial {snapshot.best.number}", style="dim")
+    name, done = Text(snapshot.name, style="bold"), Text(f"{snapshot.done}/{snapshot.budget}")
+    bar = ProgressBar(total=max(1, snapshot.budget), completed=snapshot.done, width=20)
+    beside = 20 + done.cell_len + best.cell_len + len(rest) + 4 * 2  # and two spaces between
+    if name.cell_len + beside <= width:
+        return row(name, bar, done, best, Text(rest))
+    return Group(name, row(bar, done), row(best, Text(rest)))
+
+
+def row(*parts: RenderableType) -> Table:
+    table = Table.grid(*("" for _ in parts), padding=(0, 2))
+    table.add_row(*parts)
+    return table
+
+
+def seats_table(snapshot: Snapshot, width: int) -> RenderableType:
+    """A line per worker: who, its trial, epoch and value, and since when and for how long it holds its slot."""
+    if width < WIDE:
+        return Group(*(Text("\n").join(narrow(seat)) for seat in snapshot.seats))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("worker", overflow="fold")
-    for name in ("trial", "epoch", "value"):
+    table.add_column("  worker", overflow="fold")
+    for name in ("trial", "epoch", "value", "held", "lease"):
         table.add_column(name, justify="right", no_wrap=True)
     for seat in snapshot.seats:
-        value = "–" if seat.value is None else f"{seat.value:.4f}"
-        table.add_row(Text(seat.owner), *("–" if v is None else str(v) for v in (seat.number, seat.epoch)), value)
+        table.add_row(Padding(Text(seat.owner), (0, 0, 0, 2)), *cells(seat))
     return table
+
+
+def cells(seat: Seat) -> list[str]:
+    """Trial, epoch, value, and the time that a slot is held and that its lease has left."""
+    value = None if seat.value is None else f"{seat.value:.4f}"
+    age = None if seat.age is None else seconds(seat.age)
+    left = None if seat.left is None else seconds(seat.left) if seat.alive else "over"
+    return ["–" if said is None else str(said) for said in (seat.number, seat.epoch, value, age, left)]
+
+
+def narrow(seat: Seat) -> list[Text]:
+    number, epoch, value, age, left = cells(seat)
+    return [
+        Text(f"trial {number}  epoch {epoch}  {value}"),
+        Text(f"  {seat.owner}", overflow="fold"),
+        Text(f"  held {age}, lease {left}", style="dim"),
+    ]
 
 
 def headline(snapshot: Snapshot) -> str:
@@ -167,28 +203,24 @@ def headline(snapshot: Snapshot) -> str:
     return f"{snapshot.name}: {snapshot.done} of {snapshot.budget} trials – {', '.join(parts)}"
 
 
-def answers_table(snapshot: Snapshot) -> Table:
+def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
     """The baseline's and the best trial's accuracy, with its standard error over several jobs, and parameters."""
+    answers = [(what, trial) for what in ("baseline", "best") if (trial := getattr(snapshot, what)) is not None]
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name in ("what", "value", "trial"):
         table.add_column(name, no_wrap=True)
     table.add_column("parameters", overflow="fold")
-    for what, trial, style in (("baseline", snapshot.baseline, ""), ("best", snapshot.best, "bold green")):
-        if trial is not None:
-            error = trial.user_attrs.get(STANDARD_ERROR)
-            value = Text(f"{trial.value:.4f}" + ("" if error is None else f" ± {error:.4f}"), style=style)
+    stacked: list[RenderableType] = []
+    for what, trial in answers:
+        error = trial.user_attrs.get(STANDARD_ERROR)
+        spread = "" if error is None else f" ± {error:.4f}"
+        value = Text(f"{trial.value:.4f}{spread}", style="bold green" if what == "best" else "")
+        if width < WIDE:
+            stacked.append(Text.assemble(f"{what:8}  ", value, f"  trial {trial.number}"))
+            stacked += [Text(f"  {name}={shorten(given)}", overflow="fold") for name, given in trial.params.items()]
+        else:
             table.add_row(Text(what), value, f"trial {trial.number}", Text(parameters(trial.params)))
-    return table
-
-
-def show(snapshot: Snapshot, console: Console) -> None:
-    """Prints where a study stands."""
-    console.print(Text(headline(snapshot)), soft_wrap=True)
-    console.print(answers_table(snapshot))
-    if snapshot.seats:
-        console.print(seats_table(snapshot))
-    left = snapshot.slots["free"]
-    console.print(f"budget left: {left} trial{'' if left == 1 else 's'}")
+    return Group(*stacked) if width < WIDE else table
 
 
 def parameters(params: Mapping[str, Any]) -> str:

@@ -79,6 +79,12 @@ class Question:
         """The config of one point."""
         return config.with_values(self.composer.compose(point.choices), point.values)
 
+    def made_of(self, point: Point) -> dict[str, Any]:
+        """The sections that decide what a trial gives, resolved; without where the data lies on this machine."""
+        sections = config.plain(self.at(point), *(name for name in SECTIONS if name not in ("space", "loss")))
+        sections["data"].pop("root", None)
+        return sections
+
     @functools.cached_property
     def baseline(self) -> Point | None:
         """Where the configuration as composed stands in the space; None if the study is not to begin there."""

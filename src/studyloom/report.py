@@ -25,8 +25,9 @@ from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 from studyloom import __version__, figures, progress
 from studyloom.failures import FAILURE, REASON
 from studyloom.progress import Snapshot, parameters
+from studyloom.record import Record
 from studyloom.replica import best_of, replicate, varied
-from studyloom.study import TRACEBACK, Record
+from studyloom.study import TRACEBACK
 
 ASSETS = Path(__file__).with_name("assets")
 SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory

@@ -27,12 +27,13 @@ from studyloom.failures import FAILURE, REASON
 from studyloom.launch import HALT, WORKER, LaunchError, Task, follow_parent, own_arguments, program
 from studyloom.outline import outline
 from studyloom.question import SECTIONS, Folds, Question
+from studyloom.record import Record, create_record, open_record
 from studyloom.schema import WinnerSection
 from studyloom.seeds import derive
 from studyloom.stages import Plan, Stage
 from studyloom.stop import Stop
 from studyloom.storage import StorageLost, filesystem, hidden, is_network, parse
-from studyloom.study import EPOCHS, TIMES, Halted, Limits, Record, Worker, create_record, open_record
+from studyloom.study import EPOCHS, TIMES, Halted, Limits, Worker
 from studyloom.winner import NoWinner
 
 SHOWN = ("model", "optimizer", "scheduler", "train")  # of the configuration that a dry run samples
@@ -220,7 +221,7 @@ def conduct(prepared: Prepared, plan: Plan, task: Task, stop: Stop) -> int:
         write_best(prepared, snapshot.best)
     took = f", {progress.seconds(time.monotonic() - started)}" if todo else ""
     console.print(f"\n{progress.headline(snapshot)}{took}", soft_wrap=True)
-    console.print(progress.answers_table(snapshot))
+    console.print(progress.answers_table(snapshot, console.width))
     if plan.is_done():
         tell_winner(plan, prepared, console)
     tell_failures(record, console)

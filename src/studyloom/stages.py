@@ -22,10 +22,11 @@ from studyloom.data import Split
 from studyloom.grammar import parse
 from studyloom.grid import GridSampler
 from studyloom.question import Folds, Question
+from studyloom.record import Record, create_record
 from studyloom.schema import WinnerSection
 from studyloom.seeds import derive
 from studyloom.space import Point, Space
-from studyloom.study import BASELINE, SLOT, Asked, Record, create_record
+from studyloom.study import BASELINE, SLOT, Asked
 from studyloom.train import Job
 
 
@@ -64,6 +65,9 @@ class Trainings:
 
     def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]:
         return [self.job(point.values["candidate"], point.values["seed"])]
+
+    def made_of(self, point: Point) -> None:
+        """A candidate's own trial says what it is made of."""
 
     def sampler(self, number: int) -> GridSampler:
         return GridSampler(self.space)

@@ -1,4 +1,4 @@
-"""A study in its database: opened by what it asks, and worked on, slot by slot."""
+"""A study that is worked on, slot by slot."""
 
 import contextlib
 import json
@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -18,23 +18,23 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom import failures, objective
 from studyloom.checkpoint import Checkpoint, save_weights
 from studyloom.data import Split
 from studyloom.failures import FAILURE, REASON, Failure, TimedOut
-from studyloom.ledger import Claim, Ledger
+from studyloom.ledger import Claim
 from studyloom.objective import Stopped, Stopping
+from studyloom.origin import MADE, Origin, environment
 from studyloom.outbox import Outbox
 from studyloom.question import Folds
+from studyloom.record import HALTED, Record
+from studyloom.seeds import derive
 from studyloom.space import Point, Space
-from studyloom.storage import StorageError, StorageLost, connect, exclusive
+from studyloom.storage import StorageLost
 from studyloom.train import Epoch, Job, Training
 
-QUESTION = "question"  # user attributes of the study: what it asks, by key
-HALTED = "halted"  # why nobody is to go on, or null
 SLOT = "slot"  # user attributes of a trial
 TOKEN = "token"
 WORKER = "worker"
@@ -62,13 +62,10 @@ class Asked(Protocol):
     def seed(self) -> int: ...
     @property
     def in_turn(self) -> bool: ...
+    def made_of(self, point: Point) -> dict[str, Any] | None: ...
     def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]: ...
     def sampler(self, number: int) -> BaseSampler: ...
     def pruner(self) -> BasePruner: ...
-
-
-class QuestionError(ValueError):
-    """The study of that name asks something else; says what."""
 
 
 class Halted(RuntimeError):
@@ -77,87 +74,6 @@ class Halted(RuntimeError):
 
 class Lost(Exception):
     """The slot is another worker's by now."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """A study as it is stored: Optuna's tables and the ledger beside them."""
-
-    name: str
-    storage: BaseStorage
-    study: optuna.Study
-    ledger: Ledger
-
-    def trials(self) -> list[FrozenTrial]:
-        """All trials, by number; not to be changed."""
-        return self.study.get_trials(deepcopy=False)
-
-    def halted(self) -> str | None:
-        reason: str | None = self.study.user_attrs.get(HALTED)
-        return reason
-
-
-def open_record(url: str, name: str, deadline: float = 300.0) -> Record:
-    """A study that exists.
-
-    Raises:
-        StorageError: no such database, or no study of that name in it.
-    """
-    backend = connect(url, deadline=deadline)
-    storage = get_storage(backend)
-    try:
-        study_id = storage.get_study_id_from_name(name)
-    except KeyError:
-        names = ", ".join(study.study_name for study in storage.get_all_studies()) or "none"
-        raise StorageError(f"study.name: the database holds no study {name!r}; it holds {names}") from None
-    study = optuna.load_study(study_name=name, storage=storage)
-    return Record(name, storage, study, Ledger(backend, study_id))
-
-
-def create_record(
-    url: str, name: str, question: Mapping[str, Any], trials: int, deadline: float = 300.0, *, wait: bool = False
-) -> Record:
-    """Opens the study, making database, tables and study where they are missing, with a budget of at least `trials`.
-
-    Args:
-        wait: for a database that is away from the first, as in the midst of a run; else a person hears of a mistyped
-            host at once.
-
-    Raises:
-        QuestionError: the study exists and asks something else.
-        StorageError: the database cannot be used.
-    """
-    with exclusive(url, deadline=deadline if wait else 0.0):
-        backend = connect(url, create=True, deadline=deadline)
-        storage = get_storage(backend)
-        if name not in {study.study_name for study in storage.get_all_studies()}:
-            study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
-            Ledger(backend, storage.get_study_id_from_name(name)).create()
-            study.set_user_attr(QUESTION, dict(question))
-        record = open_record(url, name, deadline)
-        asked = record.study.user_attrs.get(QUESTION)
-        if asked is None:  # its maker died between the two commits above
-            record.ledger.create()
-            record.study.set_user_attr(QUESTION, dict(question))
-        elif changes := differences(asked, question):
-            raise QuestionError(
-                f"study.name: the study {name!r} asks another question, so its trials cannot be compared:\n"
-                + "".join(f"  {change}\n" for change in changes)
-                + "go back to that question, or give this one another name: study.name=…"
-            )
-        record.ledger.extend(trials)
-        if record.halted() is not None:  # whoever starts it again has mended the reason
-            record.study.set_user_attr(HALTED, None)
-    return record
-
-
-def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`key: was → is` for each key whose value differs."""
-    return [
-        f"{key}: {was.get(key, '(absent)')} → {now.get(key, '(absent)')}"
-        for key in sorted({*was, *now})
-        if was.get(key, "(absent)") != now.get(key, "(absent)")
-    ]
 
 
 def owner_of(pid: int) -> str:
@@ -249,13 +165,18 @@ class Worker:
             return
         trial = optuna.Trial(self.record.study, frozen._trial_id)
         if claim.fatal or claim.deaths >= self.limits.max_attempts:
+            with contextlib.suppress(KeyError):  # they died before all was asked
+                point = self.question.space.walk(lambda parameter: frozen.params[parameter.name])
+                self.keep(trial, [], self.origin(claim, point, trial.number), watch)
             self.fail(trial, self.obituary(claim))
             return
         with watch("sampling"):
             point = self.question.space.suggest(trial)
         checkpoint = self.checkpoint(frozen.number, point)
         failure, state = None, TrialState.COMPLETE
+        origin: Origin | None = None
         try:
+            origin = self.origin(claim, point, trial.number)
             self.train(trial, claim, point, checkpoint, frozen.last_step or 0, watch, said)
         except optuna.TrialPruned as pruned:
             del said[pruned.args[0].number :]  # epochs that were trained while the database was away
@@ -265,7 +186,7 @@ class Worker:
         except Exception as error:
             failure = failures.explain(error)
         curve = objective.by_epoch(said)
-        self.keep(trial, curve, watch)
+        self.keep(trial, curve, origin, watch)
         if failure is not None:
             self.fail(trial, failure)
         else:
@@ -303,6 +224,22 @@ class Worker:
     def checkpoint(self, number: int, point: Point) -> Checkpoint:
         identity = json.dumps([self.record.name, number, self.question.seed, point.params], default=str)
         return Checkpoint(self.checkpoints / f"trial-{number}.pt", identity)
+
+    def origin(self, claim: Claim, point: Point, number: int) -> Origin | None:
+        """What trial `number` is made of and with, for whoever wants to train it again."""
+        sections = self.question.made_of(point)
+        if sections is None:
+            return None
+        seed, device = self.question.seed, self.split.images.device
+        return Origin(
+            config=sections,
+            seed=derive(seed, number),
+            study_seed=seed,
+            data=self.split.digest,
+            device=device.type,
+            claims=claim.token,
+            environment=environment(device),
+        )
 
     def train(
         self,
@@ -410,19 +347,24 @@ class Worker:
         log.info("trial %d: %s%s", trial.number, state.name.lower(), "" if value is None else f" {value:.4f}")
 
     @staticmethod
-    def keep(trial: optuna.Trial, curve: Sequence[Sequence[Epoch]], watch: Stopwatch) -> None:
-        """Stores the learning curve, a list for each of an epoch's fields, means over jobs, and where the time went.
+    def keep(trial: optuna.Trial, curve: Sequence[Sequence[Epoch]], origin: Origin | None, watch: Stopwatch) -> None:
+        """Stores the learning curve, a list for each of an epoch's fields, means over jobs, its origin, and where the
+        time went.
+
+        The curve to its last digit: whoever trains the trial again can say whether it comes out the same.
 
         Of several jobs it stores the standard error of the accuracy too: after each epoch, and alone that of the last.
         """
         if curve:
             rows = [asdict(objective.mean(epochs)) for epochs in curve]
-            columns = {name: [round(row[name], 6) for row in rows] for name in rows[0]}
+            columns = {name: [row[name] for row in rows] for name in rows[0]}
             errors = [objective.standard_error(epochs) for epochs in curve]
             if errors[0] is not None:  # the first epoch is that of most jobs
-                columns[STANDARD_ERROR] = [None if error is None else round(error, 6) for error in errors]
+                columns[STANDARD_ERROR] = errors
                 if errors[-1] is not None:
                     trial.set_user_attr(STANDARD_ERROR, errors[-1])
             trial.set_user_attr(EPOCHS, columns)
             watch.seconds["training"] = sum(row["seconds"] for row in rows)
+        if origin is not None:
+            trial.set_user_attr(MADE, origin.stored())
         trial.set_user_attr(TIMES, {kind: round(seconds, 4) for kind, seconds in watch.seconds.items()})

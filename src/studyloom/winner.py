@@ -6,26 +6,22 @@ import json
 import math
 import os
 import shlex
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from platform import python_version
 from statistics import fmean, stdev
 from typing import Any
 
-import numpy
-import optuna
 import torch
 from PIL import Image
 from torch import Tensor
 
-from studyloom import __version__, config
+from studyloom import config
 from studyloom.checkpoint import load_weights, save_weights
 from studyloom.data import Split
+from studyloom.origin import environment
 from studyloom.question import SECTIONS
 from studyloom.stages import Plan, Stage, Trainings
-from studyloom.study import owner_of
 from studyloom.train import Training, predict
 
 WRONG = 20  # of the wrong test images, those that the winner is surest of
@@ -97,7 +93,6 @@ def crown(plan: Plan, test: Callable[[], Split], command: Sequence[str]) -> dict
             "std": plan.split.std,
         },
         "environment": environment(images.images.device),
-        "commit": commit(),
         "command": list(command),
     }
     again = shlex.join([*command, "--config-dir", str(run_dir), "--config-name", "winner"])
@@ -224,28 +219,6 @@ def configuration(plan: Plan) -> dict[str, Any]:
         "study": {"name": f"{study.name}-winner", "seed": study.seed, "trials": 1, "baseline": True},
         **sections,
     }
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    return {
-        "python": python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "optuna": optuna.__version__,
-        "studyloom": __version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "worker": owner_of(os.getpid()),
-    }
-
-
-def commit() -> str | None:
-    """The commit of the repository that one works in; None where there is none."""
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
 
 
 def card(found: Mapping[str, Any], plan: Plan) -> str:

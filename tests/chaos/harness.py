@@ -13,7 +13,8 @@ from pathlib import Path
 
 from optuna.trial import TrialState
 
-from studyloom.study import Limits, Record, Worker, create_record, open_record
+from studyloom.record import Record, create_record, open_record
+from studyloom.study import Limits, Worker
 
 SPAWN = multiprocessing.get_context("forkserver")
 SPAWN.set_forkserver_preload(["torch", "optuna", "hydra", "sqlalchemy", "studyloom.study", "toys", "harness"])

@@ -12,8 +12,8 @@ from pathlib import Path
 from commands import CANARY, QUICK, ROOT, start
 from harness import check, until
 
+from studyloom.record import Record, open_record
 from studyloom.storage import StorageError
-from studyloom.study import Record, open_record
 
 TRIALS = 10
 EPOCHS = 30

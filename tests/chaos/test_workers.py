@@ -12,7 +12,7 @@ import pytest
 from harness import LEASE, NAME, PHASES, check, outcomes, prepare, run, start, until
 
 from studyloom.ledger import Ledger
-from studyloom.study import open_record
+from studyloom.record import open_record
 
 IN_TRANSACTIONS = ("after claim", "inside tell")  # where the two databases differ most
 

@@ -1,0 +1,100 @@
+"""A study in its database: made, opened, and known by what it asks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, get_storage
+from optuna.trial import FrozenTrial
+
+from studyloom.ledger import Ledger
+from studyloom.storage import StorageError, connect, exclusive
+
+QUESTION = "question"  # user attributes of a study: what it asks, by key
+HALTED = "halted"  # why nobody is to go on, or null
+
+
+class QuestionError(ValueError):
+    """The study of that name asks something else; says what."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A study as it is stored: Optuna's tables and the ledger beside them."""
+
+    name: str
+    storage: BaseStorage
+    study: optuna.Study
+    ledger: Ledger
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, by number; not to be changed."""
+        return self.study.get_trials(deepcopy=False)
+
+    def halted(self) -> str | None:
+        reason: str | None = self.study.user_attrs.get(HALTED)
+        return reason
+
+
+def open_record(url: str, name: str, deadline: float = 300.0) -> Record:
+    """A study that exists.
+
+    Raises:
+        StorageError: no such database, or no study of that name in it.
+    """
+    backend = connect(url, deadline=deadline)
+    storage = get_storage(backend)
+    try:
+        study_id = storage.get_study_id_from_name(name)
+    except KeyError:
+        names = ", ".join(study.study_name for study in storage.get_all_studies()) or "none"
+        raise StorageError(f"study.name: the database holds no study {name!r}; it holds {names}") from None
+    study = optuna.load_study(study_name=name, storage=storage)
+    return Record(name, storage, study, Ledger(backend, study_id))
+
+
+def create_record(
+    url: str, name: str, question: Mapping[str, Any], trials: int, deadline: float = 300.0, *, wait: bool = False
+) -> Record:
+    """Opens the study, making database, tables and study where they are missing, with a budget of at least `trials`.
+
+    Args:
+        wait: for a database that is away from the first, as in the midst of a run; else a person hears of a mistyped
+            host at once.
+
+    Raises:
+        QuestionError: the study exists and asks something else.
+        StorageError: the database cannot be used.
+    """
+    with exclusive(url, deadline=deadline if wait else 0.0):
+        backend = connect(url, create=True, deadline=deadline)
+        storage = get_storage(backend)
+        if name not in {study.study_name for study in storage.get_all_studies()}:
+            study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
+            Ledger(backend, storage.get_study_id_from_name(name)).create()
+            study.set_user_attr(QUESTION, dict(question))
+        record = open_record(url, name, deadline)
+        asked = record.study.user_attrs.get(QUESTION)
+        if asked is None:  # its maker died between the two commits above
+            record.ledger.create()
+            record.study.set_user_attr(QUESTION, dict(question))
+        elif changes := differences(asked, question):
+            raise QuestionError(
+                f"study.name: the study {name!r} asks another question, so its trials cannot be compared:\n"
+                + "".join(f"  {change}\n" for change in changes)
+                + "go back to that question, or give this one another name: study.name=…"
+            )
+        record.ledger.extend(trials)
+        if record.halted() is not None:  # whoever starts it again has mended the reason
+            record.study.set_user_attr(HALTED, None)
+    return record
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`key: was → is` for each key whose value differs."""
+    return [
+        f"{key}: {was.get(key, '(absent)')} → {now.get(key, '(absent)')}"
+        for key in sorted({*was, *now})
+        if was.get(key, "(absent)") != now.get(key, "(absent)")
+    ]

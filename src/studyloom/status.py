@@ -1,0 +1,242 @@
+"""Where a study stands: once, again and again, or as JSON for other programs."""
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+import optuna  # its importance is imported when it is first used; it takes scipy along, where there is one
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from studyloom import progress
+from studyloom.failures import FAILURE, REASON
+from studyloom.progress import Snapshot, answers_table, headline, outcome, seats_table, seconds
+from studyloom.record import Record
+from studyloom.replica import quiet
+from studyloom.storage import StorageError
+from studyloom.study import TIMES
+
+REFRESH = 1.0  # seconds between looks
+PATIENCE = 2.0  # seconds that a look waits for a database that is busy
+ENOUGH = 10  # complete trials, and two parameters that were varied, before importances mean anything
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A class of failures: how many, and the reason of the last."""
+
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """A study at one moment.
+
+    importances: of the most important parameters, out of 1 for all; empty as long as they would mean nothing. failures:
+    by class, the most frequent first. halted: why the study has stopped itself. eta: seconds until the budget is spent;
+    None where nobody works or nothing has ended yet. Two are equal if nothing but the clock has gone on.
+    """
+
+    snapshot: Snapshot
+    importances: Mapping[str, float]
+    failures: Mapping[str, Failed]
+    halted: str | None
+    eta: float | None = field(compare=False)
+
+
+def look(record: Record, before: Status | None = None) -> Status:
+    """Reads a study; takes the importances from a status of before if no trial was completed since."""
+    snapshot = progress.take(record)
+    trials = record.trials()
+    if before is not None and before.snapshot.outcomes.get("complete") == snapshot.outcomes.get("complete"):
+        weights = before.importances
+    else:
+        weights = importances(record.study, trials)
+    return Status(snapshot, weights, failures(trials), record.halted(), remaining(snapshot, trials))
+
+
+def importances(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[str, float]:
+    """How much of the differences in accuracy the most important parameters explain."""
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    values: dict[str, set[Any]] = {}
+    for trial in complete:
+        for name, value in trial.params.items():
+            values.setdefault(name, set()).add(value)
+    varied = sorted(name for name, seen in values.items() if len(seen) > 1)
+    if len(complete) < ENOUGH or len(varied) < 2:
+        return {}
+    with quiet():
+        found = optuna.importance.get_param_importances(study, params=varied)
+    return dict(list(found.items())[:TOP])
+
+
+def failures(trials: Sequence[FrozenTrial]) -> dict[str, Failed]:
+    failed = [trial.user_attrs for trial in trials if outcome(trial) == "failed"]
+    reasons = {
+        str(attrs.get(FAILURE, "unexplained")): str(attrs.get(REASON, "no reason is stored")) for attrs in failed
+    }
+    counts = Counter(str(attrs.get(FAILURE, "unexplained")) for attrs in failed)
+    return {kind: Failed(count, reasons[kind]) for kind, count in counts.most_common()}
+
+
+def remaining(snapshot: Snapshot, trials: Sequence[FrozenTrial]) -> float | None:
+    """Seconds until all slots are done, if those who work now go on and trials take what they took so far."""
+    took = [duration(trial) for trial in trials if trial.state.is_finished()]
+    working = [seat for seat in snapshot.seats if seat.alive]
+    left = snapshot.budget - snapshot.done
+    if not left:
+        return 0.0
+    if not took or not working:
+        return None
+    usual = fmean(took)
+    gone = sum(min(seat.age or 0.0, usual) for seat in working)
+    return (left * usual - gone) / min(len(working), left)
+
+
+def duration(trial: FrozenTrial) -> float:
+    """Seconds that were spent on a trial; from its begin to its end where it did not say, with all interruptions."""
+    times: Mapping[str, float] = trial.user_attrs.get(TIMES) or {}
+    if "training" in times:
+        return sum(times.values())
+    return trial.duration.total_seconds() if trial.duration is not None else 0.0
+
+
+def render(status: Status, width: int) -> RenderableType:
+    """All of it, in lines of at most `width` columns; last what a low window may cut off."""
+    snapshot = status.snapshot
+    left = snapshot.slots["free"]
+    eta = "" if status.eta is None or not snapshot.seats else f", ETA {seconds(status.eta)}"
+    parts: list[RenderableType] = [
+        Text(headline(snapshot), overflow="fold"),
+        Text(f"budget left: {left} trial{'' if left == 1 else 's'}{eta}"),
+    ]
+    if status.halted is not None:
+        why = f"the study has stopped, since its trials fail with this: {status.halted}"
+        parts.append(Text(why, style="bold red", overflow="fold"))
+    if snapshot.seats:
+        parts.append(seats_table(snapshot, width))
+    for kind, failed in status.failures.items():
+        parts.append(Text(f"{kind}  {failed.count} × such as: {failed.reason}", overflow="fold"))
+    if status.importances:
+        parts += [Text("what matters", style="dim"), shares(status.importances)]
+    return Group(*parts, answers_table(snapshot, width))
+
+
+def shares(importances: Mapping[str, float]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column("parameter", overflow="fold")
+    table.add_column("share", justify="right", no_wrap=True)
+    for name, share in importances.items():
+        table.add_row(Text(f"  {name}"), f"{share:.0%}")
+    return table
+
+
+def line(status: Status) -> str:
+    """One line, without what changes by the second."""
+    best = status.snapshot.best
+    found = "no result yet" if best is None else f"best {best.value:.4f} (trial {best.number})"
+    return f"{headline(status.snapshot)}; {found}"
+
+
+def as_json(status: Status) -> str:
+    """One line for machines; numbers as they are stored, null for what is not there and for NaN and infinities.
+
+    study, budget, done; slots and trials: counts by state; best and baseline: trial, value, params; importances: by
+    parameter; workers: owner, trial, epoch, value, held (seconds since it took its slot), lease (seconds left);
+    failures: by class a count and the last reason; halted; eta in seconds.
+    """
+    snapshot = status.snapshot
+
+    def answer(trial: FrozenTrial | None) -> dict[str, Any] | None:
+        return None if trial is None else {"trial": trial.number, "value": trial.value, "params": trial.params}
+
+    states = ("complete", "pruned", "failed", "running", "waiting")
+    stands = {
+        "study": snapshot.name,
+        "budget": snapshot.budget,
+        "done": snapshot.done,
+        "slots": dict(snapshot.slots),
+        "trials": {state: snapshot.outcomes.get(state, 0) for state in states},
+        "best": answer(snapshot.best),
+        "baseline": answer(snapshot.baseline),
+        "importances": dict(status.importances),
+        "workers": [
+            {
+                "owner": seat.owner,
+                "trial": seat.number,
+                "epoch": seat.epoch,
+                "value": seat.value,
+                "held": seat.age,
+                "lease": seat.left,
+            }
+            for seat in snapshot.seats
+        ],
+        "failures": {kind: {"count": f.count, "reason": f.reason} for kind, f in status.failures.items()},
+        "halted": status.halted,
+        "eta": status.eta,
+    }
+    return json.dumps(_finite(stands), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show(status: Status, console: Console) -> None:
+    console.print(render(status, console.width))
+
+
+def watch(record: Record, console: Console) -> None:
+    """Shows a study until its budget is spent: live on a terminal, else a line for each change."""
+    if not console.is_terminal:
+        said = None
+        for status in looks(record):
+            words = line(status) if isinstance(status, Status) else str(status)
+            if words != said:
+                console.print(Text(words), soft_wrap=True)
+                said = words
+        return
+    view: RenderableType = ""
+    with Live(console=console, auto_refresh=False) as live:
+        for status in looks(record):
+            if isinstance(status, Status):
+                view = render(status, console.width)
+                live.update(view, refresh=True)
+            else:
+                live.update(Group(view, Text(str(status), style="red", overflow="fold")), refresh=True)
+
+
+def watch_json(record: Record, write: Callable[[str], object]) -> None:
+    """Writes a line of JSON for each change until the budget of a study is spent."""
+    said = None
+    for status in looks(record):
+        if isinstance(status, Status) and status != said:
+            write(f"{as_json(status)}\n")
+            said = status
+
+
+def looks(record: Record) -> Iterator[Status | StorageError]:
+    """A status every second until the budget is spent, or why there is none: the next look may succeed."""
+    status: Status | None = None
+    while status is None or status.snapshot.done < status.snapshot.budget:
+        try:
+            status = look(record, status)
+            yield status
+        except StorageError as error:
+            yield error
+        if status is None or status.snapshot.done < status.snapshot.budget:
+            time.sleep(REFRESH)
