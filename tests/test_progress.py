@@ -169,7 +169,7 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_is_lost(width):
 @pytest.mark.parametrize("width", [40, 60, 80])
 @pytest.mark.parametrize("name", ["toy", "n" * 200])
 def test_the_live_display_fits_the_terminal_and_keeps_the_numbers(nothing_stored, name, width):
-    display = Display(None, Console(file=io.StringIO(), width=width))
+    display = Display(lambda: None, Console(file=io.StringIO(), width=width))
     snapshot = snapshot_of(name, [Seat(f"{LONG}:1", 3, 2, 0.25)], best=trial_of(0.98765), free=35, done=5)
     text = shown(display.render(snapshot), width=width)
     assert max(map(len, text.splitlines())) <= width
@@ -190,7 +190,7 @@ def test_names_and_values_are_shown_as_text_and_not_as_markup(nothing_stored, na
     console = Console(file=io.StringIO(), width=100, force_terminal=terminal, color_system=None)
     console.print(Text(headline(snapshot)))
     console.print(answers_table(snapshot, 100))
-    display = Display(None, console)
+    display = Display(lambda: None, console)
     console.print(display.render(snapshot))
     text = console.file.getvalue()
     assert f"{name}: 5 of 8 trials" in text
@@ -209,7 +209,7 @@ def test_a_study_is_watched_while_it_is_worked_on(half_done, monkeypatch, termin
     monkeypatch.setattr(progress, "LINE", 0.01)
     monkeypatch.setattr(progress, "REFRESH", 0.01)
     console = Console(file=io.StringIO(), width=100, force_terminal=terminal, color_system=None)
-    with Display(half_done, console):
+    with Display(lambda: half_done, console):
         half_done.study.tell(4, 0.95)
         for _ in range(200):
             if "0.9500" in console.file.getvalue():
@@ -223,7 +223,7 @@ def test_plain_lines_show_a_name_as_it_is(monkeypatch):
     monkeypatch.setattr(progress, "LINE", 0.01)
     monkeypatch.setattr(progress, "take", lambda record: snapshot_of("[red]x[/red][/]"))
     console = Console(file=io.StringIO(), width=40)
-    with Display(None, console):
+    with Display(lambda: None, console):
         for _ in range(200):
             if console.file.getvalue():
                 break
@@ -233,7 +233,7 @@ def test_plain_lines_show_a_name_as_it_is(monkeypatch):
 
 
 def test_a_database_that_is_busy_now_is_looked_at_again(nothing_stored, monkeypatch):
-    display = Display(None, Console(file=io.StringIO()))
+    display = Display(lambda: None, Console(file=io.StringIO()))
     answers = itertools.chain([RuntimeError("database is locked")], itertools.repeat(snapshot_of()))
 
     def busy(record):
@@ -249,7 +249,7 @@ def test_a_database_that_is_busy_now_is_looked_at_again(nothing_stored, monkeypa
 
 def test_the_remaining_time_is_that_of_the_open_slots_at_the_pace_of_this_run(monkeypatch):
     monkeypatch.setattr(progress, "take", lambda record: snapshot_of(free=4, done=4))
-    display = Display(None, Console(file=io.StringIO()))
+    display = Display(lambda: None, Console(file=io.StringIO()))
     monkeypatch.setattr(time, "monotonic", lambda: display.started + 20)
     assert display.rest(snapshot_of(free=4, done=4)) == "ETA –"
     assert display.rest(snapshot_of(free=2, held=1, done=6)) == "ETA 30 s"
@@ -277,3 +277,14 @@ def test_parameters_are_short_and_none_is_the_configuration_as_composed():
         "optimizer.lr=0.001235  model=mlp  n=3"
     )
     assert progress.parameters({}) == "as composed"
+
+
+def test_a_display_goes_along_from_one_study_to_the_next(monkeypatch):
+    studies = iter([snapshot_of(name="search"), snapshot_of(name="search"), snapshot_of(name="search/re-evaluation")])
+    monkeypatch.setattr(progress, "take", lambda record: next(studies))
+    display = Display(lambda: None, Console(file=io.StringIO()))
+    began = display.started
+    assert display._take().name == "search"
+    assert display.started == began
+    assert display._take().name == "search/re-evaluation"
+    assert display.started > began

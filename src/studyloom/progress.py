@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,13 +93,15 @@ def outcome(trial: FrozenTrial) -> str:
 
 
 class Display:
-    """Shows a study while the body of a `with` works on it: live on a terminal, else a line every few seconds."""
+    """Shows a study while the body of a `with` works on it: live on a terminal, else a line every few seconds.
 
-    def __init__(self, record: Record, console: Console) -> None:
-        self.record = record
+    current: the study that is worked on just now, for a run goes from one to the next.
+    """
+
+    def __init__(self, current: Callable[[], Record], console: Console) -> None:
+        self.current = current
         self.console = console
-        self.started = time.monotonic()
-        self.done_before = take(record).done
+        self._begin(take(current()))
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -122,14 +124,20 @@ class Display:
                 if (snapshot := self._take()) is not None:
                     live.update(self.render(snapshot), refresh=True)
 
+    def _begin(self, snapshot: Snapshot) -> None:
+        self.name, self.done_before, self.started = snapshot.name, snapshot.done, time.monotonic()
+
     def _take(self) -> Snapshot | None:
         try:
-            return take(self.record)
+            snapshot = take(self.current())
+            if snapshot.name != self.name:
+                self._begin(snapshot)
+            return snapshot
         except Exception:  # a busy or absent database is the workers' affair; the next look may succeed
             return None
 
     def rest(self, snapshot: Snapshot) -> str:
-        """The time that the open slots will take at the pace so far."""
+        """The time that the open slots will take at the pace since this command began on them."""
         done = snapshot.done - self.done_before
         if not done:
             return "ETA –"

@@ -214,7 +214,7 @@ def conduct(prepared: Prepared, plan: Plan, task: Task, stop: Stop) -> int:
         open_ = plan.search.todo()
         many = f"{open_} trial{'' if open_ == 1 else 's'} to do" if open_ else f"{plan.current.title} to do"
         console.print(f"{record.name} {verb}: {many}, logs in {task.logs}", soft_wrap=True)
-        with progress.Display(plan.search.record, console):
+        with progress.Display(lambda: plan.current.record, console):
             prepared.launcher.launch(task, stop)
     snapshot = progress.take(record)
     if snapshot.best is not None:
@@ -264,7 +264,7 @@ def judge(cfg: DictConfig) -> None:
         limits = Limits(**{name: cfg.study[name] for name in Limits.__dataclass_fields__})
         task = Task(_work(prepared, plan, limits), plan.todo, record.ledger, plan.run_dir / "logs", limits)
         console = progress.console()
-        with progress.Display(record, console):
+        with progress.Display(lambda: plan.current.record, console):
             prepared.launcher.launch(task, stop)
         if plan.is_done():
             before = winner.read(plan.run_dir) or {}
