@@ -58,8 +58,10 @@ class Join:
     """One worker in this process."""
 
     def launch(self, task: Task, stop: Stop) -> None:
-        me = [] if WORKER in os.environ else [owner_of(os.getpid())]  # else the launcher vouches
-        with vouching(task, lambda: me):
+        if WORKER in os.environ:  # its launcher vouches for it
+            task.work(stop)
+            return
+        with vouching(task, lambda: [owner_of(os.getpid())]):
             task.work(stop)
 
 
@@ -152,11 +154,13 @@ def vouching(task: Task, owners: Callable[[], Iterable[str]]) -> Iterator[None]:
             while not end.wait(task.limits.lease / RENEWALS):
                 task.ledger.vouch([*owners()], task.limits.lease)
 
-    threading.Thread(target=vouch, daemon=True).start()
+    thread = threading.Thread(target=vouch, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         end.set()
+        thread.join(1.0)  # a daemon that still runs when the interpreter ends may abort the process
 
 
 @dataclass

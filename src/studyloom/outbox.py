@@ -35,7 +35,8 @@ class Outbox(Generic[T]):
 
     def __enter__(self) -> "Outbox[T]":
         # A daemon: a call that hangs with its server does not keep the process from ending.
-        threading.Thread(target=self._work, daemon=True).start()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
@@ -46,6 +47,8 @@ class Outbox(Generic[T]):
             with self._changed:
                 self._closed = True
                 self._changed.notify_all()
+            if not self._items or self._error is not None:
+                self._thread.join()  # a daemon that still runs when the interpreter ends may abort the process
 
     def send(self, item: T) -> None:
         with self._changed:

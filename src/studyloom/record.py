@@ -49,6 +49,7 @@ def open_record(url: str, name: str, deadline: float = 300.0) -> Record:
         study_id = storage.get_study_id_from_name(name)
     except KeyError:
         names = ", ".join(study.study_name for study in storage.get_all_studies()) or "none"
+        backend.engine.dispose()
         raise StorageError(f"study.name: the database holds no study {name!r}; it holds {names}") from None
     study = optuna.load_study(study_name=name, storage=storage)
     return Record(name, storage, study, Ledger(backend, study_id))
@@ -74,6 +75,7 @@ def create_record(
             study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
             Ledger(backend, storage.get_study_id_from_name(name)).create()
             study.set_user_attr(QUESTION, dict(question))
+        backend.engine.dispose()  # a process has two connections to a server, and not four
         record = open_record(url, name, deadline)
         asked = record.study.user_attrs.get(QUESTION)
         if asked is None:  # its maker died between the two commits above

@@ -56,7 +56,12 @@ class Persistent(RDBStorage):
     """Optuna's storage with patience. Its failures are StorageLost, from the connections that it hands out as well."""
 
     def __init__(self, url: str, address: URL, deadline: float, **kwargs: Any) -> None:
-        super().__init__(url, **kwargs)
+        try:
+            super().__init__(url, **kwargs)
+        except BaseException:
+            if hasattr(self, "engine"):  # or its connections stay until somebody collects the garbage
+                self.engine.dispose()
+            raise
         self.patience = Patience(address, deadline)
         event.listen(self.engine, "handle_error", self._explain)
         event.listen(self.engine, "commit", self._note_commit)

@@ -32,6 +32,7 @@ class Run:
     def __init__(self, folder: Path, url: str, overrides: tuple[str, ...] = STUDY) -> None:
         self.folder = folder
         self.url = url
+        self._record: Record | None = None
         self.overrides = (*overrides, f"run_dir={folder}")
         self.mark = uuid.uuid4().hex  # in the environment of all processes of this run
         self.environment = {"STUDYLOOM_TEST": self.mark, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
@@ -67,7 +68,10 @@ class Run:
         check(self.record(), TRIALS, clean, EPOCHS)
 
     def record(self) -> Record:
-        return open_record(self.url, "mnist", deadline=30.0)
+        """One for all looks: each has connections of its own."""
+        if self._record is None:
+            self._record = open_record(self.url, "mnist", deadline=30.0)
+        return self._record
 
     def processes(self) -> list[int]:
         """All processes of this run, whatever became of those that started them."""
@@ -115,12 +119,11 @@ class Run:
         return process
 
     def _until(self, condition: Callable[[Record], bool]) -> None:
-        records, errors = [], []
+        errors = []
 
         def look():
             try:
-                records[:] = records or [self.record()]
-                if condition(records[0]):
+                if condition(self.record()):
                     return True
             except StorageError as error:  # its maker is at it
                 errors[:] = [error]
