@@ -193,6 +193,72 @@ def test_the_none_space_runs_the_configuration_as_composed_once(tmp_path):
     assert trial.params == {}
 
 
+@pytest.fixture(scope="module")
+def crowned(tmp_path_factory):
+    """A small study with a winner, and what the command printed."""
+    run_dir = tmp_path_factory.mktemp("crowned")
+    overrides = (*QUICK, "winner.enabled=true", "winner.top=1", "winner.seeds=2", "study.trials=3")
+    return run_dir, overrides, study(*overrides, "launcher.workers=2", f"run_dir={run_dir}")
+
+
+def test_a_study_ends_with_a_winner_that_is_tested_and_a_report(crowned):
+    run_dir, _, done = crowned
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for words in ("test      winner 0.", "2 seeds, 1000 images", "selection gap", "winner.yaml", "report.html"):
+        assert words in done.stdout
+    names = {path.name for path in run_dir.iterdir()}
+    assert names >= {"winner.json", "winner.yaml", "winner.pt", "model_card.md", "report.html"}
+
+
+def test_the_same_command_again_tells_the_winner_and_does_not_open_the_test_images(crowned):
+    run_dir, overrides, first = crowned
+    written = (run_dir / "winner.json").read_bytes()
+    done = study(*overrides, f"run_dir={run_dir}")
+    assert done.returncode == 0, done.stderr
+    told = [line for line in first.stdout.splitlines() if "winner 0." in line]
+    assert told
+    assert told[0] in done.stdout
+    assert (run_dir / "winner.json").read_bytes() == written
+
+
+def test_winner_yaml_gives_the_same_weights_again(crowned, tmp_path):
+    run_dir, _, _ = crowned
+    again = ("winner.seeds=2", "launcher.workers=2", "data.validation=100", f"run_dir={tmp_path / 'again'}")
+    done = study("--config-dir", str(run_dir), "--config-name", "winner", *again)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "again" / "winner.pt").read_bytes() == (run_dir / "winner.pt").read_bytes()
+
+
+def test_a_winner_can_be_chosen_afterwards(finished):
+    run_dir, _ = finished
+    command = [Path(sys.executable).with_name("studyloom"), "winner", run_dir]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "test      winner 0." in done.stdout
+    assert (run_dir / "winner.json").exists()
+
+
+@pytest.mark.parametrize("target", ["os.system", "torch.load", "builtins.eval"])
+def test_a_hostile_configuration_from_elsewhere_is_refused_before_anything_is_called(tmp_path, target):
+    canary = tmp_path / "canary"
+    text = f"defaults: [mnist, _self_]\nscheduler: {{_target_: {target}, command: 'touch {canary}'}}\n"
+    (tmp_path / "winner.yaml").write_text(text)
+    refused(
+        *("--config-dir", str(tmp_path), "--config-name", "winner"),
+        words=(f"scheduler._target_: {target}", "trust=["),
+        tmp_path=tmp_path,
+    )
+    assert not canary.exists()
+    option = tmp_path / "scheduler"  # the same by way of a group
+    option.mkdir()
+    (option / "bad.yaml").write_text(f"_target_: {target}\ncommand: touch {canary}\n")
+    (tmp_path / "winner.yaml").write_text("defaults: [mnist, override scheduler: bad, _self_]\n")
+    done = study("--config-dir", str(tmp_path), "--config-name", "winner", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert not canary.exists()
+
+
 # Bad input: exit code 2, the value and the way out, no traceback, no trial
 
 

@@ -132,7 +132,7 @@ def study_note(record: Record, run_dir: Path | None, headline: str) -> str:
     """Markdown: where the study stands, and what can be typed next."""
     if run_dir is not None:
         place = shlex.quote(str(run_dir.absolute()))  # whoever reads it may be elsewhere
-        commands = [f"studyloom status {place}", f"studyloom doctor {place}", f"studyloom dashboard {place}"]
+        commands = [f"studyloom {verb} {place}" for verb in ("status", "report", "winner", "doctor", "dashboard")]
     else:
         commands = [
             'studyloom doctor --storage "$STUDYLOOM_STORAGE"',

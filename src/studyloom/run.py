@@ -301,16 +301,15 @@ def tell_places(prepared: Prepared, record: Record, snapshot: progress.Snapshot,
         kinds.update(trial.user_attrs.get(TIMES, {}))
     if total := sum(kinds.values()):
         console.print(", ".join(f"{kind} {100 * part / total:.1f} %" for kind, part in kinds.most_common()))
-    address = parse(prepared.url)
-    sqlite = address.get_backend_name() == "sqlite"
-    lines = [f"study  {hidden(address)}"]
-    if snapshot.best is not None:
-        lines.append(f"best   {prepared.run_dir / 'best.yaml'}")
-    nexts = [f"studyloom status {prepared.run_dir}"]
+    lines = [f"study  {hidden(parse(prepared.url))}"]
+    files = {"best": "best.yaml", "winner": "winner.yaml", "report": "report.html"}
+    lines += [
+        f"{what:6} {prepared.run_dir / name}" for what, name in files.items() if (prepared.run_dir / name).exists()
+    ]
+    nexts = [f"studyloom {verb} {prepared.run_dir}" for verb in ("status", "dashboard")]
     spent = snapshot.done == snapshot.budget == prepared.question.config.study.trials
     if prepared.question.space.nodes and spent:
         more = [*program(), *own_arguments("study.trials"), f"study.trials={2 * snapshot.budget}"]
         nexts.insert(0, shlex.join(more))
     lines += [f"{'' if n else 'next':6} {command}" for n, command in enumerate(nexts)]
-    lines.append(f"       optuna-dashboard {hidden(address) if sqlite else '$STUDYLOOM_STORAGE'}")
     console.print(Text("\n".join(lines)), soft_wrap=True)

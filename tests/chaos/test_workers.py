@@ -39,7 +39,7 @@ def kill_at(phase, url, tmp_path, clean):
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize(("seed", "kills"), [(1, 20), (2, 20), (3, 20)])
+@pytest.mark.parametrize(("seed", "kills"), [(1, 20), (2, 20)])
 def test_a_storm_of_kills_leaves_exactly_n_trials_and_their_values(url, tmp_path, clean, seed, kills):
     trials, lives = 3 * kills, random.Random(seed)
     record = prepare(url, trials, seed)
