@@ -197,7 +197,7 @@ def test_the_none_space_runs_the_configuration_as_composed_once(tmp_path):
 def crowned(tmp_path_factory):
     """A small study with a winner, and what the command printed."""
     run_dir = tmp_path_factory.mktemp("crowned")
-    overrides = (*QUICK, "winner.enabled=true", "winner.top=1", "winner.seeds=2", "study.trials=3")
+    overrides = (*QUICK, "winner.enabled=true", "winner.top=2", "winner.seeds=2", "study.trials=3")
     return run_dir, overrides, study(*overrides, "launcher.workers=2", f"run_dir={run_dir}")
 
 

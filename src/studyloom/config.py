@@ -348,13 +348,14 @@ def again(run_dir: Path, *overrides: str) -> Iterator[DictConfig]:
     folders = {
         str(source.provider): str(source.path) for source in was.runtime.config_sources if source.schema == "file"
     }
-    task = OmegaConf.to_container(was.overrides.task, resolve=False)
-    assert isinstance(task, list)
+    task: Any = OmegaConf.to_container(was.overrides.task, resolve=False)
+    changed = tuple(f"{override.partition('=')[0]}{end}" for override in overrides for end in ("=", "."))
+    kept = [str(override) for override in task if not str(override).lstrip("+~").startswith(changed)]
     search = [f"hydra.searchpath=[file://{folders['command-line']}]"] if "command-line" in folders else []
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(folders["main"], version_base=None):
-            given = [*map(str, task), f"run_dir={run_dir}", *overrides, *search]
+            given = [*kept, f"run_dir={run_dir}", *overrides, *search]
             cfg = hydra.compose(str(was.job.config_name), given, return_hydra_config=True)
             HydraConfig.instance().set_config(cfg)
             with open_dict(cfg):
