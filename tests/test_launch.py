@@ -204,7 +204,7 @@ def test_workers_that_die_before_they_come_to_work_end_the_command_with_the_end_
         "    print('no such library', flush=True)\n"
         "    os._exit(1)\n"
     )
-    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{HERE['PYTHONPATH']}"}
     process = start(*TWO, f"run_dir={tmp_path / 'run'}", **environment)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
