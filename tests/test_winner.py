@@ -165,6 +165,16 @@ def test_without_a_winner_wanted_there_is_the_search_alone(question, tmp_path):
     assert plan.todo() == 0
 
 
+def test_a_search_without_a_result_has_no_winner_and_nothing_left_to_do(tmp_path):
+    question = ask(*TINY[:-1], "space=none", "pruner=none", "optimizer=sgd", "optimizer.lr=1e30")
+    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=2)
+    assert plan.todo() > 1
+    work(plan)
+    assert [stage.title for stage in plan] == ["search"]
+    assert not plan.is_done()
+    assert plan.todo() == 0
+
+
 def test_a_single_candidate_wins_without_being_judged(tmp_path):
     question = ask(*TINY[:-1], "space=none", "pruner=none")
     plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=2)

@@ -224,7 +224,8 @@ def conduct(prepared: Prepared, plan: Plan, task: Task, stop: Stop) -> int:
     console.print(progress.answers_table(snapshot, console.width))
     if plan.is_done():
         tell_winner(plan, prepared, console)
-    tell_failures(record, console)
+    for stage in plan:
+        tell_failures(stage.record, console)
     tell_places(prepared, record, snapshot, console)
     if (why := next(filter(None, (stage.record.halted() for stage in plan)), None)) is not None:
         raise Halted(f"the study has stopped, since its trials fail with this: {why}")

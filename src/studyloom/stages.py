@@ -134,11 +134,10 @@ class Plan:
         return {number: [by[seed] for seed in sorted(by)] for number, by in whole.items()}
 
     def todo(self) -> int:
-        """How many trainings are open at most, those of stages to come included."""
-        left = 0
-        if self.settings.enabled:
-            left = (self.settings.top + 3) * self.settings.seeds
-        return self.current.todo() + (0 if self.is_done() else left)
+        """How many trainings are open at most, those of stages to come included; 0 where nothing is left to do."""
+        *_, last = self
+        to_come = 0 if last.weights is not None or not self.settings.enabled else (self.settings.top + 3)
+        return last.todo() and last.todo() + to_come * self.settings.seeds
 
     @cached_property
     def candidates(self) -> dict[int, Point]:
