@@ -331,7 +331,6 @@ import traceback
 from studyloom.storage import StorageLost, connect, execute
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
-from servers import Server
 s = connect("sqlite:///{disk}/study.db", create=True)
 study = s.create_new_study([StudyDirection.MAXIMIZE], "s")
 trial = s.create_new_trial(study, create_trial(state=TrialState.RUNNING))

@@ -241,9 +241,11 @@ def test_all_mistakes_come_at_once_with_key_target_and_way_out():
     }
     assert mistakes_of(given) == [
         "model._target_: torch.load is none of the parts that a configuration from elsewhere may name; "
-        "if you trust its package with your machine, add it to the command: 'trust=[torch]'",
+        "if you trust its package with your machine, add it: 'trust=[torch]' on a study's command, "
+        "--trust torch with studyloom",
         "optimizer._target_: mine.Optimizer is none of the parts that a configuration from elsewhere may name; "
-        "if you trust its package with your machine, add it to the command: 'trust=[mine]'",
+        "if you trust its package with your machine, add it: 'trust=[mine]' on a study's command, "
+        "--trust mine with studyloom",
         "optimizer.lr: ${lr} is an interpolation; write the value itself",
     ]
 

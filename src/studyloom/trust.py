@@ -133,5 +133,6 @@ def _is_below(name: str, prefixes: Sequence[str]) -> bool:
 def _way_out(package: str) -> str:
     return (
         "is none of the parts that a configuration from elsewhere may name; "
-        f"if you trust its package with your machine, add it to the command: 'trust=[{package}]'"
+        f"if you trust its package with your machine, add it: 'trust=[{package}]' on a study's command, "
+        f"--trust {package} with studyloom"
     )
