@@ -594,3 +594,15 @@ def test_a_folder_in_which_nothing_ran_is_named(tmp_path, there):
 def test_the_options_of_a_group_are_its_files(composing):
     assert config.group_options("model") == ["cnn", "mlp"]
     assert config.group_options("modle") == []
+
+
+def test_any_config_takes_options_of_studyloom_and_its_own_come_first(tmp_path):
+    assert Path(CONF) == config.GROUPS
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "cnn.yaml").write_text("_target_: mine.CNN\n")
+    (tmp_path / "own.yaml").write_text("defaults: [studyloom, model: mlp, optimizer: sgd, sampler: tpe, _self_]\n")
+    cfg, _ = compose(name="own", folder=tmp_path)
+    assert cfg.optimizer["_target_"] == "torch.optim.SGD"
+    assert cfg.model["_target_"] == "studyloom.models.MLP"
+    assert config.group_options("model") == ["cnn", "mlp"]
+    assert compose("model=cnn", name="own", folder=tmp_path)[0].model["_target_"] == "mine.CNN"

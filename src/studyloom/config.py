@@ -17,10 +17,13 @@ from pkgutil import resolve_name
 from typing import Any, NoReturn
 
 import hydra
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigTypeError, InterpolationResolutionError, OmegaConfBaseException
@@ -49,6 +52,22 @@ OmegaConf.register_new_resolver("studyloom.run_dir", _run_dir, replace=True)
 # Of this process: what may be named where the primary config is from elsewhere; empty where it is the page's own.
 _trusted: list[Sequence[str]] = []
 ConfigStore.instance().store("studyloom", Config)
+
+PACKAGE = Path(__file__).resolve().parent
+# studyloom's own config groups: in the wheel they lie in the package, in a checkout at its top, installed or not.
+GROUPS = next(
+    folder for folder in (PACKAGE / "conf", PACKAGE.parent.parent / "conf") if (folder / "optimizer").is_dir()
+)
+
+
+class OwnGroups(SearchPathPlugin):
+    """Lets every config of this process take options from `GROUPS`; what a study's own folders have comes first."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("studyloom", f"file://{GROUPS}")
+
+
+Plugins.instance().register(OwnGroups)
 
 
 def hydra_main(config_path: str, config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:

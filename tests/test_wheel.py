@@ -1,0 +1,42 @@
+"""The built wheel, in an environment that has the libraries and no checkout."""
+
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+from commands import ROOT, environment
+
+pytestmark = pytest.mark.wheel
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The folder of the programs of an environment into which pip has installed the wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder / "dist", ROOT, cwd=folder)
+    venv.create(folder / "venv", with_pip=True)
+    (packages,) = (folder / "venv" / "lib").glob("*/site-packages")
+    # The libraries of this environment, but not what its own .pth files add, which is the checkout.
+    (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (wheel,) = (folder / "dist").iterdir()
+    programs = folder / "venv" / "bin"
+    run(programs / "pip", "install", "--quiet", "--force-reinstall", "--no-deps", wheel, cwd=folder)
+    return programs
+
+
+def run(*command, cwd: Path, code: int = 0) -> str:
+    env = {name: value for name, value in environment().items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run([*map(str, command)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_package_and_its_groups_are_those_of_the_wheel(installed, tmp_path):
+    code = "import studyloom.config as c; print(c.__file__, c.GROUPS, *sorted(p.name for p in c.GROUPS.iterdir()))"
+    where, groups, *names = run(installed / "python", "-c", code, cwd=tmp_path).split()
+    for path in (where, groups):
+        assert Path(path).is_relative_to(installed.parent)
+    assert names == sorted(path.name for path in (ROOT / "conf").iterdir())
