@@ -117,7 +117,7 @@ def test_the_commit_is_that_of_the_working_directory_and_says_when_it_is_dirty(t
 
 
 def test_what_json_has_no_word_for_is_stored_as_its_text():
-    made = Origin({"data": {"file": Path("x/y")}}, 1, 0, "toy", "cpu", 1, {})
+    made = Origin({"data": {"file": Path("x/y")}}, 1, 0, "toy", False, "cpu", 1, {})
     assert made.stored()["config"] == {"data": {"file": "x/y"}}
 
 
@@ -154,6 +154,19 @@ def test_a_pruned_trial_is_replayed_up_to_where_it_was_cut(work, again, monkeypa
     code, text = again(record, 1)
     assert (code, "equal bit for bit: 1 epoch of" in text) == (0, True), text
     assert "epoch 2/" not in text
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_trial_pruned_between_its_jobs_is_replayed_with_those_that_were_trained(work, again, monkeypatch, kept):
+    monkeypatch.setattr(optuna.Trial, "should_prune", lambda trial: trial.number == 1 and trial_step(trial) == kept)
+    record = work(*TINY, "sampler=random", "pruner=wilcoxon", "objective.folds=3")
+    assert record.trials()[1].state == optuna.trial.TrialState.PRUNED
+    code, text = again(record, 1)
+    assert (code, "equal bit for bit: 2 epochs of" in text) == (0, True), text
+
+
+def trial_step(trial):
+    return trial.storage.get_trial(trial._trial_id).last_step
 
 
 def test_a_trial_that_diverged_diverges_again(work, again):
@@ -267,7 +280,7 @@ def test_accuracy_may_be_off_by_some_images(off, holds):
 
 
 def test_a_replay_that_fails_where_the_trial_did_not_is_different():
-    stored = replay.Stored({"accuracy": [0.5, 0.6]}, None)
+    stored = replay.Stored({"accuracy": [0.5, 0.6]}, None, [1, 1])
     now = [Epoch(1, 1.0, 1.0, 0.5, 0.1, 1.0)]
     failure = failures.Failure("error", "ValueError: no")
     (found,) = replay.compare(stored, now, failure, None)
@@ -331,7 +344,7 @@ def test_other_data_is_refused_with_both_digests(tmp_path):
     split = data.Embedded().train()
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "config.yaml").write_text("data: {root: null}\n")
-    made = Origin({}, 1, 7, split.digest, "cpu", 1, {})
+    made = Origin({}, 1, 7, split.digest, False, "cpu", 1, {})
     loaded, folds = replay.load(cfg, made, tmp_path)
     assert loaded.digest == split.digest
     assert torch.equal(folds[0][1], data.folds(split.labels, 1, 800, derive(7))[0][1])

@@ -25,13 +25,15 @@ class Origin:
     """What a trial stores of itself, as one JSON object of about 1.2 kB.
 
     config: its resolved sections, without data.root. seed: of the trial; study_seed decides the folds. data: the digest
-    of what it was trained on. device: cpu or cuda. claims: workers that had a part in it; environment: of the last.
+    of what it was trained on. in_turn: whether its jobs were trained one after the other. device: cpu or cuda. claims:
+    workers that had a part in it; environment: of the last.
     """
 
     config: dict[str, Any]
     seed: int
     study_seed: int
     data: str
+    in_turn: bool
     device: str
     claims: int
     environment: dict[str, Any]

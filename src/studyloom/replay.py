@@ -27,7 +27,7 @@ from studyloom.question import Folds
 from studyloom.record import Record, differences
 from studyloom.schema import ConfigError, ObjectiveSection, TrainSection
 from studyloom.seeds import derive
-from studyloom.study import EPOCHS
+from studyloom.study import EPOCHS, JOBS
 from studyloom.train import Epoch, Training
 
 QUANTITIES = ("accuracy", "train_loss", "valid_loss")
@@ -43,10 +43,14 @@ OUTSIDE = (failures.TIMEOUT, failures.CRASHED)  # how trials fail for what is no
 
 @dataclass(frozen=True)
 class Stored:
-    """What a trial stored of how it went: a list per quantity, of epochs from 1, and how it failed, if it did."""
+    """What a trial stored of how it went: a list per quantity, of epochs from 1, and how it failed, if it did.
+
+    jobs: of how many jobs each epoch is the mean.
+    """
 
     curve: Mapping[str, Sequence[float]]
     failure: Failure | None
+    jobs: Sequence[int]
 
     @property
     def epochs(self) -> int:
@@ -90,12 +94,14 @@ def replay(record: Record, run_dir: Path, number: int, trusted: Sequence[str], c
     trial = find(record.trials(), number)
     try:
         origin, stored = Origin.read(trial.user_attrs[MADE]), read(trial)
+        if origin.in_turn and EPOCHS not in trial.user_attrs:
+            raise ValueError("its workers died, and of jobs in turn had reported only how each ended")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"trial {number} cannot be replayed: {error}") from None
     cfg = rebuild(origin, trusted)
     split, folds = load(cfg, origin, run_dir)
     ends = stored.failure is not None and stored.failure.kind not in OUTSIDE
-    until = stored.epochs + ends
+    until = (sum(stored.jobs) if origin.in_turn else stored.epochs) + ends
     if not until:
         raise ValueError(f"trial {number} cannot be replayed: it ended before its first epoch did")
     how = f"failed: {stored.failure.reason}" if stored.failure else trial.state.name.lower()
@@ -153,7 +159,10 @@ def read(trial: FrozenTrial) -> Stored:
     if len({len(quantity) for quantity in curve.values()}) > 1 or not all(type(v) in (int, float) for v in values):
         raise ValueError(f"its attribute `{EPOCHS}` is no learning curve")
     kind, reason = trial.user_attrs.get(FAILURE), str(trial.user_attrs.get(REASON))
-    return Stored(curve, None if kind is None else Failure(str(kind), reason))
+    jobs = trial.user_attrs.get(EPOCHS, {}).get(JOBS, [1] * len(curve["accuracy"]))
+    if len(jobs) != len(curve["accuracy"]) or not all(type(count) is int and count > 0 for count in jobs):
+        raise ValueError(f"in its attribute `{EPOCHS}`, `{JOBS}` is no list of numbers of jobs")
+    return Stored(curve, None if kind is None else Failure(str(kind), reason), jobs)
 
 
 def rebuild(origin: Origin, trusted: Sequence[str]) -> DictConfig:
@@ -211,19 +220,20 @@ def threads(count: Any) -> Iterator[None]:
 def train(
     cfg: DictConfig, origin: Origin, split: Split, folds: Folds, until: int, say: Callable[[Epoch], None]
 ) -> tuple[list[Epoch], Failure | None]:
-    """The first `until` epochs of a trial, and how it failed if it did."""
-    epochs: list[Epoch] = []
+    """The first `until` epochs of a trial, in turn those of each of its jobs, and how it failed if it did."""
+    said: list[list[Epoch]] = []
+    failure = None
     try:
-        for said in Training(config.build_jobs(cfg, folds, origin.seed), split):
-            epochs.append(objective.mean(said))
-            say(epochs[-1])
-            if len(epochs) == until:
+        for epochs in Training(config.build_jobs(cfg, folds, origin.seed), split, in_turn=origin.in_turn):
+            said.append(epochs)
+            say(objective.means(said)[-1])
+            if len(said) == until:
                 break
     except ConfigError:
         raise
     except Exception as error:  # as in the trial
-        return epochs, failures.explain(error)
-    return epochs, None
+        failure = failures.explain(error)
+    return [objective.mean(epochs) for epochs in objective.by_epoch(said)], failure
 
 
 def judge(

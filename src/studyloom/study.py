@@ -40,6 +40,7 @@ TOKEN = "token"
 WORKER = "worker"
 BASELINE = "baseline"
 EPOCHS = "epochs"
+JOBS = "jobs"  # in EPOCHS: of how many jobs each epoch is the mean, where there are several
 STANDARD_ERROR = "standard_error"
 TIMES = "times"
 TRACEBACK = "traceback"
@@ -236,6 +237,7 @@ class Worker:
             seed=derive(seed, number),
             study_seed=seed,
             data=self.split.digest,
+            in_turn=self.question.in_turn,
             device=device.type,
             claims=claim.token,
             environment=environment(device),
@@ -361,6 +363,7 @@ class Worker:
             errors = [objective.standard_error(epochs) for epochs in curve]
             if errors[0] is not None:  # the first epoch is that of most jobs
                 columns[STANDARD_ERROR] = errors
+                columns[JOBS] = [len(epochs) for epochs in curve]
                 if errors[-1] is not None:
                     trial.set_user_attr(STANDARD_ERROR, errors[-1])
             trial.set_user_attr(EPOCHS, columns)
