@@ -18,7 +18,19 @@ ROOMS = {
     # Optuna's distributions; Hydra, in two of them
     "search": ("space", "grammar", "schema", "trust", "mistakes", "config", "question"),
     # Optuna's study, SQLAlchemy
-    "study": ("outage", "storage", "ledger", "record", "outbox", "objective", "failures", "origin", "study", "grid"),
+    "study": (
+        "outage",
+        "storage",
+        "ledger",
+        "record",
+        "outbox",
+        "objective",
+        "failures",
+        "origin",
+        "study",
+        "grid",
+        "starts",
+    ),
     # processes, files, people
     "front": (
         *("stop", "launch", "progress", "outline", "replica", "figures", "report", "doctor", "dashboard"),

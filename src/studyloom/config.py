@@ -34,7 +34,7 @@ from torch import Tensor
 from studyloom import trust
 from studyloom.mistakes import find_mistakes, given_by, paragraph
 from studyloom.mistakes import group_options as group_options
-from studyloom.schema import Config, check_name, strangers
+from studyloom.schema import SCHEMA, check_name, strangers
 from studyloom.schema import ConfigError as ConfigError
 from studyloom.seeds import derive
 from studyloom.space import nearest
@@ -49,9 +49,10 @@ def _run_dir(name: str, run_dir: str) -> str:
 
 
 OmegaConf.register_new_resolver("studyloom.run_dir", _run_dir, replace=True)
+HIDDEN = {"storage.url": "STUDYLOOM_STORAGE", "study.from": "STUDYLOOM_FROM"}  # where a URL with a password moves to
 # Of this process: what may be named where the primary config is from elsewhere; empty where it is the page's own.
 _trusted: list[Sequence[str]] = []
-ConfigStore.instance().store("studyloom", Config)
+ConfigStore.instance().store("studyloom", SCHEMA)
 
 PACKAGE = Path(__file__).resolve().parent
 # studyloom's own config groups: in the wheel they lie in the package, in a checkout at its top, installed or not.
@@ -139,9 +140,9 @@ def arguments(argv: Sequence[str]) -> list[str]:
         name, _, value = argument.partition("=")
         if argument == "--dry-run":
             result += ["study.dry_run=true"]
-        elif name.lstrip("+") == "storage.url" and has_password(value):
-            os.environ["STUDYLOOM_STORAGE"] = value.strip("'\"")
-            result += [f"{name}=${{oc.env:STUDYLOOM_STORAGE}}"]
+        elif (kept := HIDDEN.get(name.lstrip("+"))) and has_password(value):
+            os.environ[kept] = value.strip("'\"")
+            result += [f"{name}=${{oc.env:{kept}}}"]
         else:
             result.append(argument)
     if any(re.fullmatch(r"study\.dry_run=(true|True|1|yes|on)", argument) for argument in result):

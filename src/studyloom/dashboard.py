@@ -29,14 +29,13 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
-from optuna.storages import get_storage
 from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.text import Text
 
 from studyloom.failures import FAILURE, REASON
-from studyloom.record import Record, open_record
-from studyloom.storage import StorageError, connect
+from studyloom.record import Record, open_record, study_names
+from studyloom.storage import StorageError
 from studyloom.study import EPOCHS
 
 if TYPE_CHECKING:
@@ -66,10 +65,7 @@ def open_one(url: str, name: str | None) -> Record:
         StorageError: no such database, no such study, or several where none was named.
     """
     if name is None:
-        backend = connect(url, deadline=DEADLINE)
-        names = [study.study_name for study in get_storage(backend).get_all_studies()]
-        names = [name for name in names if "/" not in name]  # re-evaluations and retrainings
-        backend.engine.dispose()
+        names = study_names(url, DEADLINE)
         if len(names) != 1:
             held = f"{len(names)} studies: {', '.join(names)}" if names else "no study"
             raise StorageError(f"--study: which study is not said, and the database holds {held}")

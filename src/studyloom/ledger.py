@@ -108,11 +108,14 @@ class Ledger:
         now = "extract(epoch from clock_timestamp())" if postgresql else "(julianday('now') - 2440587.5) * 86400.0"
         return literal_column(now, Float(53))
 
-    def claim(self, owner: str, trials: int, lease: float) -> Claim | None:
+    def claim(self, owner: str, trials: int, lease: float, *, fresh: bool = False) -> Claim | None:
         """Takes one of the first `trials` slots for `lease` seconds, one with a trial first.
 
         A worker holds one slot at a time. What is its own already is a claim whose answer was lost on the way from the
         database, and is taken again.
+
+        Args:
+            fresh: only one without a trial, that nobody else has held.
 
         Returns:
             None where all are done, or held by others.
@@ -120,6 +123,8 @@ class Ledger:
         own = all_of(SLOTS.c.state == "held", SLOTS.c.owner == owner)
         expired = all_of(SLOTS.c.state == "held", SLOTS.c.owner != owner, SLOTS.c.expires < self._now)
         takeable = all_of(self._mine, SLOTS.c.slot < trials, any_of(SLOTS.c.state == "free", own, expired))
+        if fresh:
+            takeable = all_of(takeable, SLOTS.c.trial_id.is_(None), any_of(SLOTS.c.token == 0, own))
         first = (
             select(SLOTS.c.slot)
             .where(takeable)

@@ -163,7 +163,7 @@ class Question:
         found: list[Branch] = []
         mistakes: list[str] = []
         for choices, nodes in self.space.branches():
-            point = self.space.walk(functools.partial(self._stand, {**self.composer.choices, **choices}))
+            point = self.space.walk(functools.partial(self.stand, {**self.composer.choices, **choices}))
             try:
                 branch = self.composer.compose(point.choices)
             except ConfigError as error:
@@ -178,13 +178,14 @@ class Question:
         return found
 
     @staticmethod
-    def _stand(choices: Mapping[str, str], parameter: Parameter) -> Any:
+    def stand(choices: Mapping[str, str], parameter: Parameter) -> Any:
+        """An option that is chosen where the space has it; all else at its low end."""
         distribution = parameter.distribution
         if parameter.role == "option" and isinstance(distribution, CategoricalDistribution):
             option = choices.get(group_of(parameter.key))
             if option in distribution.choices:
                 return option
-        return _end(distribution, 0)
+        return end(distribution, 0)
 
     def check(self, folds: Folds, shape: Sequence[int], classes: int) -> None:
         """Composes every branch of the space and builds what it names, at its defaults, corners and choices.
@@ -337,7 +338,7 @@ def probes(nodes: Sequence[Node]) -> Iterator[dict[str, Any]]:
     leaves = [node for node in nodes if isinstance(node, Leaf | Many)]
     if not leaves:
         return
-    low, high = (dict(_corner(node, end, leaves) for node in leaves) for end in (0, -1))
+    low, high = (dict(_corner(node, place, leaves) for node in leaves) for place in (0, -1))
     yield from (low, high)
     for node in leaves:
         if isinstance(node, Leaf) and isinstance(node.distribution, CategoricalDistribution):
@@ -346,21 +347,22 @@ def probes(nodes: Sequence[Node]) -> Iterator[dict[str, Any]]:
             yield from (low | {node.key: [choice] * len(low[node.key])} for choice in node.item.choices)
 
 
-def _corner(node: Leaf | Many, end: int, leaves: Sequence[Leaf | Many]) -> tuple[str, Any]:
+def _corner(node: Leaf | Many, place: int, leaves: Sequence[Leaf | Many]) -> tuple[str, Any]:
     if isinstance(node, Leaf):
-        return node.key, _end(node.distribution, end)
+        return node.key, end(node.distribution, place)
     length = node.length
     if isinstance(length, str):
         length = next(n.length for n in leaves if isinstance(n, Many) and n.key == node.length)
     assert isinstance(length, IntDistribution)
-    return node.key, [_end(node.item, end)] * int(_end(length, end))
+    return node.key, [end(node.item, place)] * int(end(length, place))
 
 
-def _end(distribution: BaseDistribution, end: int) -> Any:
+def end(distribution: BaseDistribution, place: int) -> Any:
+    """The low end (0) or the high end (-1) of a distribution."""
     if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[end]
+        return distribution.choices[place]
     assert isinstance(distribution, IntDistribution | FloatDistribution)
-    return (distribution.low, distribution.high)[end]
+    return (distribution.low, distribution.high)[place]
 
 
 def try_out(job: Job, shape: Sequence[int], classes: int) -> None:

@@ -55,6 +55,18 @@ def open_record(url: str, name: str, deadline: float = 300.0) -> Record:
     return Record(name, storage, study, Ledger(backend, study_id))
 
 
+def study_names(url: str, deadline: float) -> list[str]:
+    """The studies of a database, without the re-evaluations and retrainings that are parts of them.
+
+    Raises:
+        StorageError: there is no such database.
+    """
+    backend = connect(url, deadline=deadline)
+    names = [study.study_name for study in get_storage(backend).get_all_studies()]
+    backend.engine.dispose()
+    return [name for name in names if "/" not in name]
+
+
 def create_record(
     url: str, name: str, question: Mapping[str, Any], trials: int, deadline: float = 300.0, *, wait: bool = False
 ) -> Record:

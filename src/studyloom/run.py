@@ -31,10 +31,13 @@ from studyloom.record import Record, create_record, open_record
 from studyloom.schema import WinnerSection
 from studyloom.seeds import derive
 from studyloom.stages import Plan, Stage
+from studyloom.starts import Starts, find_starts, known_sources, lay_down
 from studyloom.stop import Stop
-from studyloom.storage import StorageLost, filesystem, hidden, is_network, parse
+from studyloom.storage import StorageError, StorageLost, filesystem, hidden, is_network, parse
 from studyloom.study import EPOCHS, TIMES, Halted, Limits, Worker
 from studyloom.winner import NoWinner
+
+log = logging.getLogger(__name__)
 
 SHOWN = ("model", "optimizer", "scheduler", "train")  # of the configuration that a dry run samples
 
@@ -50,6 +53,7 @@ class Prepared:
     folds: Folds
     url: str
     run_dir: Path
+    starts: Starts
 
 
 def run(cfg: DictConfig) -> None:
@@ -132,12 +136,16 @@ def prepare(cfg: DictConfig, *, checked: bool) -> Prepared:
         folds = attempt(lambda: data.folds(split.labels, count, source.validation, seed))
     if question is not None and folds is not None and not checked:
         attempt(lambda: question.check(folds, split.shape, split.classes))
+    starts: Any = Starts()
+    if question is not None and url is not None and not checked and not mistakes:  # points of a wrong space are wrong
+        known = _known_sources(url, cfg) if cfg.study["from"] is not None else []
+        starts = attempt(lambda: find_starts(question, known))
     if url is not None and launcher is not None:
         mistakes += _check_disk(url, launcher)
     if mistakes:
         raise ConfigError(mistakes)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    return Prepared(question, launcher, source, split.to(device), folds, url, Path(cfg.run_dir))
+    return Prepared(question, launcher, source, split.to(device), folds, url, Path(cfg.run_dir), starts)
 
 
 def _url(cfg: DictConfig) -> str:
@@ -147,6 +155,18 @@ def _url(cfg: DictConfig) -> str:
         )
     parse(cfg.storage.url)
     return str(cfg.storage.url)
+
+
+def _known_sources(url: str, cfg: DictConfig) -> list[str]:
+    """The earlier studies with whose best this one has begun already; none where it is not there yet."""
+    try:
+        record = open_record(url, str(cfg.study.name), deadline=0.0)
+    except StorageError:
+        return []
+    try:
+        return known_sources(record)
+    finally:
+        record.ledger.storage.engine.dispose()
 
 
 def _check_disk(url: str, launcher: Any) -> Iterator[str]:
@@ -180,7 +200,10 @@ def open_study(prepared: Prepared, *, create: bool) -> tuple[Record, int]:
         return open_record(prepared.url, name, deadline), trials
     prepared.run_dir.mkdir(parents=True, exist_ok=True)
     identity = question.identity(prepared.split.digest)
-    return create_record(prepared.url, name, identity, trials, deadline), trials
+    record = create_record(prepared.url, name, identity, trials, deadline)
+    if left := lay_down(record, prepared.starts, trials, prepared.url, baseline=question.baseline):
+        log.warning("%d points to begin with are left out: all %d trials have begun; raise study.trials", left, trials)
+    return record, trials
 
 
 def plan_of(prepared: Prepared, search: Stage) -> Plan:
@@ -210,7 +233,9 @@ def conduct(prepared: Prepared, plan: Plan, task: Task, stop: Stop) -> int:
     started = time.monotonic()
     record, trials = plan.search.record, plan.search.trials
     if todo := task.todo():
-        verb = "goes on" if record.trials() else "begins"
+        for note in prepared.starts.notes:
+            console.print(Text(note), soft_wrap=True)
+        verb = "goes on" if any(trial.datetime_start for trial in record.trials()) else "begins"
         open_ = plan.search.todo()
         many = f"{open_} trial{'' if open_ == 1 else 's'} to do" if open_ else f"{plan.current.title} to do"
         console.print(f"{record.name} {verb}: {many}, logs in {task.logs}", soft_wrap=True)

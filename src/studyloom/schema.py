@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from studyloom.space import nearest
 
@@ -30,6 +30,8 @@ class StudySection:
     max_attempts: int = 3  # workers that may die of a trial, after which it has failed
     max_failures: int = 5  # in a row for one reason, after which the study stops
     lease: float = 60.0  # seconds that a worker which is not heard of keeps its trial
+    enqueue: Any = field(default_factory=list)  # points to begin with, each a mapping of parameters
+    top: int = 5  # how many of the best trials of another study, `from`, to begin with
     dry_run: bool = False  # show the space and stop; also --dry-run
 
 
@@ -84,6 +86,16 @@ class Config:
     hydra: Any = field(default_factory=lambda: {"run": {"dir": "${studyloom.run_dir:${study.name},${run_dir}}"}})
 
 
+def _whole() -> DictConfig:
+    schema: DictConfig = OmegaConf.structured(Config)
+    with open_dict(schema.study):
+        schema.study["from"] = None  # a run directory or a URL; no field of a class may be called so
+    return schema
+
+
+SCHEMA = _whole()
+
+
 def check_name(name: str) -> str | None:
     """Why a study name can be no folder name, or None."""
     if not name or name in (".", "..") or any(part in name for part in ("/", "\\", "..", "\0")):
@@ -103,7 +115,7 @@ def strangers(config: DictConfig) -> list[str]:
     for section in fields(Config):
         kind: Any = section.default_factory
         if is_dataclass(kind):
-            known = [own.name for own in fields(kind)]
+            known = [str(name) for name in SCHEMA[section.name]]
             unknown = [str(name) for name in config[section.name] if name not in known]
             found += [
                 f"{section.name}.{name}: no such key; {section.name} has {', '.join(known)}{nearest(name, known)}"

@@ -39,6 +39,7 @@ SLOT = "slot"  # user attributes of a trial
 TOKEN = "token"
 WORKER = "worker"
 BASELINE = "baseline"
+ENQUEUED = "enqueued"  # where the point of a trial is from that was made before any worker began it
 EPOCHS = "epochs"
 JOBS = "jobs"  # in EPOCHS: of how many jobs each epoch is the mean, where there are several
 STANDARD_ERROR = "standard_error"
@@ -213,6 +214,9 @@ class Worker:
         frozen = storage.get_trial(trial_id)
         if frozen.state.is_finished():
             return frozen
+        if frozen.state == TrialState.WAITING:
+            storage.set_trial_user_attr(trial_id, WORKER, owner)
+            storage.set_trial_state_values(trial_id, TrialState.RUNNING)
         self.record.study.sampler = self.question.sampler(frozen.number)
         if frozen.number == 0 and self.question.baseline is not None:
             storage.set_trial_user_attr(trial_id, BASELINE, True)

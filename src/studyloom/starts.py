@@ -1,0 +1,306 @@
+"""The points that a study begins with: known-good ones that its user names, and the best of an earlier study.
+
+Each becomes a trial before any worker starts, with its parameters set, in a slot of the ledger that is free again: from
+there it is like a trial that was handed back, so that it has one owner, and the budget stays what it is. The study's
+question is the same with them and without.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import FloatDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from studyloom import config
+from studyloom.question import Question, end
+from studyloom.record import Record, open_record, study_names
+from studyloom.schema import ConfigError
+from studyloom.space import Parameter, Point, complaint, group_of, nearest, written
+from studyloom.storage import StorageError, exclusive, hidden, parse
+from studyloom.study import ENQUEUED, SLOT, TOKEN, owner_of
+
+SOURCES = "from"  # user attribute of a study: the earlier studies whose best it has begun with
+LEASE = 60.0  # seconds that a slot is held while its trial is made
+ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Start:
+    """A point to begin with, and where it is from."""
+
+    point: Point
+    source: str
+
+
+@dataclass
+class Placed:
+    """Where given parameters lie in a space: what it cannot take, what it does not ask, by name, and what it lacks."""
+
+    point: Point = field(default_factory=Point)
+    wrong: list[str] = field(default_factory=list)
+    unasked: dict[str, str] = field(default_factory=dict)
+    composed: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Starts:
+    """All of them, in the order in which they are tried, with the earlier study and what is to be said of it."""
+
+    points: Sequence[Start] = ()
+    source: str | None = None
+    notes: Sequence[str] = ()
+
+
+def place(question: Question, given: Mapping[str, Any]) -> Placed:
+    """The point at which parameters stand, by the names of this space or by config keys; others stand as composed.
+
+    So a point of a space with other options, or with fewer of them, is found again where both search the same key.
+    """
+    flat = dict(_items(given))
+    key_of = _keys(flat)
+    name_of = {key: name for name, key in key_of.items()}
+    used = set[str]()
+
+    def look(parameter: Parameter) -> Any:
+        key = parameter.key + {"length": ".length", "item": f".{parameter.index}"}.get(parameter.role, "")
+        name = parameter.name if parameter.name in flat else name_of.get(key)
+        if name is None:
+            return ABSENT
+        used.add(name)
+        return flat[name]
+
+    def choose(parameter: Parameter) -> Any:
+        option = look(parameter) if parameter.role == "option" else ABSENT
+        if option is not ABSENT and complaint(parameter.distribution, option) is None:
+            return option
+        return question.stand(question.composer.choices, parameter)
+
+    choices = question.space.walk(choose).choices
+    composed = question.composer.compose(choices)
+    placed = Placed()
+
+    def decide(parameter: Parameter) -> Any:
+        value, name = look(parameter), parameter.name
+        told = f"{name}={written(value)}"
+        if value is ABSENT:
+            value = _composed(parameter, choices, composed)
+            placed.composed.append(name)
+            told = f"{name} is not given, and as composed it is {written(value)}, which"
+        if problem := complaint(parameter.distribution, value):
+            placed.wrong.append(f"{told} {problem}")
+            return end(parameter.distribution, 0)
+        return float(value) if isinstance(parameter.distribution, FloatDistribution) else value
+
+    placed.point = question.space.walk(decide)
+    for name in flat.keys() - used:
+        _judge_unasked(question, placed, name, key_of[name], flat[name], composed)
+    return placed
+
+
+def _judge_unasked(question: Question, placed: Placed, name: str, key: str, value: Any, composed: Any) -> None:
+    """A parameter that the space does not ask at that point may say what stands there all the same."""
+    told, group = f"{name}={written(value)}", group_of(key)
+    if config.group_options(group):
+        option = {**question.composer.choices, **placed.point.choices}.get(group)
+        if option != value:
+            placed.wrong.append(f"{told}, and there it is {option}")
+        return
+    above, _, last = key.rpartition(".")
+    items = placed.point.values.get(above, config.get(composed, above) if above else None)
+    if isinstance(items, list) and (last == "length" or last.isdigit()):
+        same = value == len(items) if last == "length" else [value] == items[int(last) :][:1]
+    else:
+        same = config.has_key(composed, key) and config.get(composed, key) == value
+    if not same:
+        placed.unasked[name] = f"{told} is not asked there{nearest(name, [*placed.point.params])}"
+
+
+def _items(given: Mapping[str, Any], above: str = "") -> Any:
+    """Parameters by name: those of nested mappings, and each item of a list, which has a length too."""
+    for key, value in given.items():
+        name = f"{above}{key}"
+        if isinstance(value, Mapping):
+            yield from _items(value, f"{name}.")
+        elif isinstance(value, list | tuple):
+            yield f"{name}.length", len(value)
+            yield from ((f"{name}.{index}", item) for index, item in enumerate(value))
+        else:
+            yield name, value
+
+
+def _keys(given: Mapping[str, Any]) -> dict[str, str]:
+    """The config key of each name: the name without the options that the others choose."""
+    found = {}
+    for name in given:
+        key = name
+        for group in sorted(given, key=len, reverse=True):
+            within = f"{group}.{given[group]}."
+            if key.startswith(within):
+                key = f"{group}.{key.removeprefix(within)}"
+        found[name] = key
+    return found
+
+
+def _composed(parameter: Parameter, choices: Mapping[str, str], composed: Any) -> Any:
+    """What the configuration says of a parameter."""
+    if parameter.role == "option":
+        return choices[group_of(parameter.key)]
+    value = config.get(composed, parameter.key)
+    if isinstance(value, list):
+        if parameter.role == "length":
+            return len(value)
+        if parameter.role == "item" and value:
+            return value[min(parameter.index, len(value) - 1)]
+    return value
+
+
+def find_starts(question: Question, known: Sequence[str]) -> Starts:
+    """What `study.enqueue` and `study.from` name; an earlier study among the `known` has been looked at before.
+
+    Raises:
+        ConfigError: all points that the space cannot give, and a study that is not there.
+    """
+    study = question.config.study
+    given, source = config.get(question.config, "study.enqueue"), study["from"]
+    if not given and source is None:
+        return Starts()
+    mistakes: list[str] = []
+    points = list(_named(question, given, mistakes))
+    if study.top < 1:
+        mistakes.append(f"study.top: {study.top} is below 1")
+    if getattr(question.sampler(0), "points", None) is not None:
+        mistakes.append(
+            "sampler=grid: tries each point of the space once, so that study.enqueue and study.from add none"
+        )
+    room = question.trials() - (question.baseline is not None) - len(points)
+    if room < 0:
+        beside = " beside the baseline" if question.baseline is not None else ""
+        mistakes.append(f"study.enqueue: {len(points)} points{beside} are more than study.trials={study.trials}")
+    notes: list[str] = []
+    if source is not None and not isinstance(source, str):
+        mistakes.append(f"study.from: {source!r} is neither a run directory nor the URL of a database")
+    label = None
+    if isinstance(source, str):
+        try:
+            label = _label(source)
+            if label not in known and not mistakes:
+                points += _best(question, open_source(source), label, min(study.top, room), notes)
+        except ValueError as error:
+            mistakes += [f"study.from: {line}" for line in getattr(error, "mistakes", [str(error)])]
+    if mistakes:
+        raise ConfigError(mistakes)
+    return Starts(points, label, notes)
+
+
+def _named(question: Question, given: Any, mistakes: list[str]) -> Any:
+    if not isinstance(given, list) or not all(isinstance(point, Mapping) for point in given):
+        mistakes.append(f"study.enqueue: {written(given)} is no list of points; write [{{model: cnn, …}}, …]")
+        return
+    for place_, values in enumerate(given):
+        placed = place(question, values)
+        mistakes += [f"study.enqueue[{place_}]: {problem}" for problem in (*placed.wrong, *placed.unasked.values())]
+        yield Start(placed.point, f"study.enqueue[{place_}]")
+
+
+def _label(source: str) -> str:
+    """A source without its password."""
+    if "://" not in source:
+        return str(Path(source))
+    url, _, name = source.partition("#")
+    return f"{hidden(parse(url))}#{name}".removesuffix("#")
+
+
+def open_source(source: str) -> Record:
+    """The study of a run directory, or of a database: `URL#NAME`, or the URL alone where it holds but one.
+
+    Raises:
+        ConfigError, StorageError: there is none.
+    """
+    if "://" not in source:
+        return open_record(*config.read_run(Path(source)), deadline=0.0)
+    url, _, name = source.partition("#")
+    if not name:
+        names = study_names(url, 0.0)
+        if len(names) != 1:
+            raise StorageError(f"{_label(source)}: holds {', '.join(names) or 'no study'}; write URL#NAME")
+        name = names[0]
+    return open_record(url, name, deadline=0.0)
+
+
+def _best(question: Question, record: Record, label: str, top: int, notes: list[str]) -> list[Start]:
+    """The best trials of an earlier study that are points of this one's space too."""
+    found: list[Start] = []
+    loose: dict[str, None] = {}
+    for trial in ranked(record):
+        if len(found) == top:
+            break
+        placed = place(question, trial.params)
+        if placed.wrong:
+            notes.append(f"{label}: trial {trial.number} does not fit: {'; '.join(placed.wrong)}")
+            continue
+        loose |= dict.fromkeys(f"{name} stands as composed" for name in placed.composed)
+        loose |= dict.fromkeys(f"{name} is not asked here" for name in placed.unasked)
+        found.append(Start(placed.point, f"{label}, trial {trial.number}"))
+    if found:
+        numbers = ", ".join(start.source.rpartition(" ")[2] for start in found)
+        notes.insert(0, f"{label}: begins with its trials {numbers}" + "".join(f"; {what}" for what in loose))
+    else:
+        notes.append(f"{label}: no trial of it fits this space")
+    return found
+
+
+def ranked(record: Record) -> list[FrozenTrial]:
+    """The complete trials that break no constraint, the best first; of several directions those that none beats."""
+    whole = [trial for trial in record.trials() if trial.state == TrialState.COMPLETE]
+    feasible = [trial for trial in whole if all(value <= 0 for value in (trial.constraints or {}).values())]
+    if len(record.study.directions) > 1:
+        unbeaten = {trial.number for trial in record.study.best_trials}
+        return [trial for trial in feasible if trial.number in unbeaten]
+    sign = -1.0 if record.study.direction == StudyDirection.MAXIMIZE else 1.0
+    return sorted(feasible, key=lambda trial: (sign * trial.values[0], trial.number))
+
+
+def known_sources(record: Record) -> list[str]:
+    return list(record.study.user_attrs.get(SOURCES, []))
+
+
+def lay_down(record: Record, starts: Starts, trials: int, url: str, *, baseline: Point | None) -> int:
+    """Makes a waiting trial of each point that no trial of the study has tried, and says how many found no slot.
+
+    Before the first of all, one for the baseline, which is trial 0.
+    """
+    left = 0
+    with exclusive(url):
+        tried = [trial.params for trial in record.trials()]
+        if not tried and baseline is not None and starts.points:
+            _lay(record, Point(), "the configuration as composed", trials)
+        if baseline is not None:
+            tried.append(baseline.params)
+        for start in starts.points:
+            if start.point.params not in tried:
+                tried.append(start.point.params)
+                left += not _lay(record, start.point, start.source, trials)
+        if starts.source is not None and starts.source not in known_sources(record):
+            record.study.set_user_attr(SOURCES, [*known_sources(record), starts.source])
+    return left
+
+
+def _lay(record: Record, point: Point, source: str, trials: int) -> bool:
+    ledger = record.ledger
+    claim = ledger.claim(owner_of(os.getpid()), trials, LEASE, fresh=True)
+    if claim is None:
+        return False
+    template = create_trial(
+        state=TrialState.WAITING,
+        params=point.params,
+        distributions=point.distributions,
+        user_attrs={SLOT: claim.slot, TOKEN: claim.token, ENQUEUED: source},
+    )
+    template.datetime_start = None
+    ledger.attach(claim, record.storage.create_new_trial(ledger.study_id, template))
+    ledger.release(claim)
+    return True
