@@ -79,6 +79,25 @@ def test_a_database_that_is_not_there_is_not_made_by_opening(sqlite_url, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_who_looks_at_a_database_in_the_making_writes_nothing_there(url, monkeypatch):
+    """Its maker, which then wrote its version for the second time, came to an end of that."""
+    from optuna.storages._rdb.storage import _VersionManager
+
+    stamp = _VersionManager._set_alembic_revision
+    looks = []
+
+    def look_and_stamp(self, revision):
+        with pytest.raises(StorageError, match="being made|no studies yet"):
+            looks.append(connect(url, deadline=0))
+        stamp(self, revision)
+
+    monkeypatch.setattr(_VersionManager, "_set_alembic_revision", look_and_stamp)
+    connect(url, create=True).get_all_studies()
+    monkeypatch.undo()
+    assert looks == []
+    assert connect(url).get_all_studies() == []
+
+
 def test_a_database_deleted_in_mid_run_is_an_error_and_not_an_empty_one(sqlite_url, tmp_path):
     storage = connect(sqlite_url, create=True)
     optuna.create_study(study_name="s", storage=storage)

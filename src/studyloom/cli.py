@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,7 @@ def status(arguments: argparse.Namespace) -> None:
     from studyloom.config import read_run
     from studyloom.record import open_record
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has Ctrl-C ignored for what it starts with &
     url, name = read_run(arguments.run_dir)
     logging.getLogger("studyloom").setLevel(logging.ERROR)  # a look that waits for the database is no outage
     record, console = open_record(url, name, deadline=status.PATIENCE), progress.console()

@@ -33,7 +33,7 @@ WAYS_OUT = {
     "disk i/o error": "its disk is full or failing",
     "no space left": "free some space on the server's disk",
     "no such table": "it holds no studies yet, or was emptied; the first run of a study makes its tables",
-    'relation "studies" does not exist': "it holds no studies yet; the first run of a study makes its tables",
+    'relation "alembic_version" does not exist': "it holds no studies yet; the first run of a study makes its tables",
     "database is locked": "another program keeps it from being written; end that program",
     "lock timeout": "another program keeps its rows locked; end that program",
     "unsupported startup parameter": "put options into ignore_startup_parameters of pgbouncer",

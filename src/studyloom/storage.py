@@ -260,8 +260,26 @@ def connect(url: str, *, create: bool = False, deadline: float = DEADLINE) -> Pe
     """
     address = parse(url)
     make = _sqlite if address.get_backend_name() == "sqlite" else _postgres
+
+    def attempt() -> Persistent:
+        if not create:
+            _check_made(address)
+        return make(address, create, deadline)
+
     with explained(address):
-        return Patience(address, deadline).run(lambda: make(address, create, deadline))
+        return Patience(address, deadline).run(attempt)
+
+
+def _check_made(address: URL) -> None:
+    """Leaves a database alone that another process is just making: Optuna writes its versions where it finds none.
+
+    The maker's own, written last, would then be there twice, which ended it.
+    """
+    if address.get_backend_name() == "sqlite" and identity(address) is None:
+        return  # there is no file, of which its opener speaks
+    with contextlib.closing(plain(address).connect()) as connection:
+        if connection.exec_driver_sql("SELECT version_num FROM alembic_version").first() is None:
+            raise StorageError(f"storage.url: {hidden(address)} is being made just now; once more in a second")
 
 
 def _sqlite(address: URL, create: bool, deadline: float) -> Persistent:
