@@ -43,8 +43,7 @@ WINNER = {
     },
     "confusion": [[98, 2], [0, 100]],
     "wrong": [{"index": 115, "label": 4, "predicted": 9, "confidence": 0.9987, "image": PIXEL}],
-    "environment": {"python": "3.11.2", "torch": "2.13.0", "device": "cpu"},
-    "commit": "abc",
+    "environment": {"python": "3.11.2", "torch": "2.13.0", "device": "cpu", "commit": "c0ffee"},
     "data": {"digest": "sha"},
     "seeds": [1, 2],
 }
@@ -162,6 +161,8 @@ def test_the_headline_numbers(study_of):
     words = ("0.9370", "0.9000", "+0.0370", "0.9612 ± 0.0034", "0.9012 ± 0.0045", "+0.0600", "+0.0456 to +0.0789")
     assert [word for word in (*words, "+0.0056", "trial 4, 2 seeds", "1000 test images") if word not in page.text] == []
     assert "24 complete · 8 pruned · 7 failed" in page.text
+    assert "Winner: lr=0.1" in page.text
+    assert "commit c0ffee" in page.text
 
 
 def test_an_empty_study_says_what_is_not_there_yet(study_of):

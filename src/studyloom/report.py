@@ -251,6 +251,9 @@ def headline(record: Record, snapshot: Snapshot, winner: dict[str, Any] | None) 
         ]
     shown = "".join(f"<div><dt>{name}</dt><dd>{value}</dd><dd>{note}</dd></div>" for name, value, note in cards)
     halted = record.halted()
+    told = {"Best": best.params} if best else {}
+    if isinstance(won := get(winner, "winner", "params"), dict) and won != told.get("Best"):
+        told["Winner"] = won
     return (
         f"<header><h1>{text(record.name)}</h1>"
         + (
@@ -259,7 +262,7 @@ def headline(record: Record, snapshot: Snapshot, winner: dict[str, Any] | None) 
             else ""
         )
         + f'<dl class="numbers">{shown}</dl>'
-        + (f'<p class="caption parameters">Best:  {text(parameters(best.params))}</p>' if best else "")
+        + "".join(f'<p class="caption parameters">{who}:  {text(parameters(p))}</p>' for who, p in told.items())
         + "</header>\n"
     )
 
@@ -356,7 +359,6 @@ def environment(winner: dict[str, Any] | None) -> str:
         told = {"python": platform.python_version(), **versions, "device": device}
     facts = {
         **told,
-        "commit": get(winner, "commit"),
         "data": get(winner, "data", "digest"),
         "seeds": get(winner, "seeds"),
     }
