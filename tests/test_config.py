@@ -21,6 +21,7 @@ from studyloom.config import (
     arguments,
     build,
     build_jobs,
+    build_network,
     find_mistakes,
     get,
     has_key,
@@ -519,7 +520,26 @@ def test_a_trial_has_a_job_for_each_fold_and_seed_with_seeds_of_their_own():
     assert [job.seed for job in jobs] == [job.seed for job in build_jobs(cfg, folds, seed=9)]
     assert not {job.seed for job in jobs} & {job.seed for job in build_jobs(cfg, folds, seed=10)}
     assert {(job.l1, job.clip, job.epochs, job.batch_size) for job in jobs} == {(0.5, 2.0, 4, 64)}
-    assert jobs[0].model(shape=(1, 4, 4), classes=3)(torch.zeros(2, 1, 4, 4)).shape == (2, 3)
+    assert jobs[0].model(shape=(1, 4, 4), outputs=3)(torch.zeros(2, 1, 4, 4)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("network", ["Net", "Regressor", "Fixed"])
+def test_a_network_is_given_the_shape_and_the_outputs_by_the_names_it_has_for_them(network):
+    section = OmegaConf.create({"model": {"_target_": f"{__name__}.{network}", "width": 5}}).model
+    made = build_network(section, [2, 3], 4)
+    assert made == {"Net": ((2, 3), 4, 5), "Regressor": ((2, 3), 4, 5), "Fixed": 5}[network]
+
+
+def Net(shape, classes, width):
+    return shape, classes, width
+
+
+def Regressor(shape, outputs, width):
+    return shape, outputs, width
+
+
+def Fixed(width):
+    return width
 
 
 def test_a_loss_is_chosen_as_a_group():

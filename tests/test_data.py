@@ -64,26 +64,26 @@ def test_the_asset_is_what_its_script_makes():
 
 def test_each_embedded_part_holds_as_many_of_every_digit_and_shares_no_image():
     train, test = Embedded().train(), Embedded().test()
-    assert train.labels.bincount().tolist() == [400] * 10
-    assert test.labels.bincount().tolist() == [100] * 10
-    assert not {image.numpy().tobytes() for image in train.images} & {image.numpy().tobytes() for image in test.images}
+    assert train.targets.bincount().tolist() == [400] * 10
+    assert test.targets.bincount().tolist() == [100] * 10
+    assert not {image.numpy().tobytes() for image in train.inputs} & {image.numpy().tobytes() for image in test.inputs}
 
 
 def test_a_split_is_normalised_and_typed():
     split = Embedded().train()
-    assert split.images.dtype == torch.float32
-    assert split.labels.dtype == torch.int64
+    assert split.inputs.dtype == torch.float32
+    assert split.targets.dtype == torch.int64
     assert split.shape == (1, 28, 28)
-    assert split.classes == 10
-    assert split.images.mean().abs() < 0.02
-    assert split.images.std() == pytest.approx(1, abs=0.02)
+    assert split.outputs == 10
+    assert split.inputs.mean().abs() < 0.02
+    assert split.inputs.std() == pytest.approx(1, abs=0.02)
 
 
 def test_a_digest_is_the_same_on_every_device():
     split = Embedded().test()
     moved = split.to("meta")
-    assert moved.images.is_meta
-    assert moved.labels.is_meta
+    assert moved.inputs.is_meta
+    assert moved.targets.is_meta
     assert moved.digest == split.digest
 
 
@@ -95,8 +95,8 @@ def test_pixels_and_labels_survive_the_way_through_idx(tmp_path, dataset):
     split = Idx(dataset, 2, str(write_toy(tmp_path))).train()
     source = SOURCES[dataset]
     assert split.shape == (1, 3, 4)
-    assert split.labels.tolist() == list(range(10))
-    pixels = (split.images * source.std + source.mean) * 255
+    assert split.targets.tolist() == list(range(10))
+    pixels = (split.inputs * source.std + source.mean) * 255
     torch.testing.assert_close(pixels, torch.arange(10.0)[:, None, None, None].expand_as(pixels), atol=1e-4, rtol=0)
 
 
@@ -120,15 +120,15 @@ def test_neither_part_needs_the_files_of_the_other(tmp_path):
             (folder / name).unlink()
         data = Idx("mnist", 2, str(folder))
         if kept == NAMES[:2]:
-            assert len(data.train().labels) == 10
+            assert len(data.train().targets) == 10
         else:
-            assert len(data.test().labels) == 5
+            assert len(data.test().targets) == 5
 
 
 def test_studyloom_data_names_the_folder_above(tmp_path, monkeypatch):
     write_toy(tmp_path / "shared" / "fashion-mnist")
     monkeypatch.setenv("STUDYLOOM_DATA", str(tmp_path / "shared"))
-    assert len(Idx("fashion_mnist", 2).train().labels) == 10
+    assert len(Idx("fashion_mnist", 2).train().targets) == 10
 
 
 def test_root_goes_before_studyloom_data(tmp_path, monkeypatch):
@@ -227,12 +227,12 @@ def mirror(tmp_path, monkeypatch):
 
 def test_without_a_folder_the_files_are_downloaded_once(tmp_path, mirror):
     data = Idx("mnist", 2)
-    assert len(data.train().labels) == 10
+    assert len(data.train().targets) == 10
     raw = tmp_path / "data" / "MNIST" / "raw"
     assert sorted(path.name for path in raw.iterdir()) == sorted(NAMES)
     for path in mirror.iterdir():
         path.unlink()
-    assert len(data.test().labels) == 5
+    assert len(data.test().targets) == 5
 
 
 def test_a_failed_download_names_the_ways_out_and_leaves_nothing(tmp_path, mirror):
@@ -307,7 +307,7 @@ def test_the_published_files_are_read_whole(dataset, monkeypatch):
     if not (Path(SHARED) / SOURCES[dataset].folder).is_dir():
         pytest.skip(f"STUDYLOOM_DATA has no {SOURCES[dataset].folder}/")
     train, test = Idx(dataset, 6000).train(), Idx(dataset, 6000).test()
-    assert (len(train.images), len(test.images)) == (60_000, 10_000)
-    assert train.images.mean().abs() < 1e-3
-    assert train.images.std() == pytest.approx(1, abs=1e-3)
-    assert train.labels[:5].tolist() == {"mnist": [5, 0, 4, 1, 9], "fashion_mnist": [9, 0, 0, 3, 0]}[dataset]
+    assert (len(train.inputs), len(test.inputs)) == (60_000, 10_000)
+    assert train.inputs.mean().abs() < 1e-3
+    assert train.inputs.std() == pytest.approx(1, abs=1e-3)
+    assert train.targets[:5].tolist() == {"mnist": [5, 0, 4, 1, 9], "fashion_mnist": [9, 0, 0, 3, 0]}[dataset]

@@ -30,26 +30,26 @@ def assert_gradients_are_right(model: nn.Module) -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradients_of_an_mlp_agree_with_finite_differences(activation):
     torch.manual_seed(0)
-    assert_gradients_are_right(MLP(shape=SHAPE, classes=3, hidden=[4, 3], activation=activation))
+    assert_gradients_are_right(MLP(shape=SHAPE, outputs=3, hidden=[4, 3], activation=activation))
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradients_of_a_cnn_agree_with_finite_differences(activation, norm):
     torch.manual_seed(0)
-    assert_gradients_are_right(CNN(shape=SHAPE, classes=3, channels=2, blocks=1, activation=activation, norm=norm))
+    assert_gradients_are_right(CNN(shape=SHAPE, outputs=3, channels=2, blocks=1, activation=activation, norm=norm))
 
 
 @pytest.mark.parametrize("hidden", [(), [7], (7, 3), OmegaConf.create([7, 3])])
 def test_an_mlp_has_the_widths_it_is_given(hidden):
     widths = [
-        layer.out_features for layer in MLP(shape=SHAPE, classes=3, hidden=hidden) if isinstance(layer, nn.Linear)
+        layer.out_features for layer in MLP(shape=SHAPE, outputs=3, hidden=hidden) if isinstance(layer, nn.Linear)
     ]
     assert widths == [*hidden, 3]
 
 
 def test_an_mlp_without_hidden_layers_is_linear():
-    model = MLP(shape=SHAPE, classes=3, hidden=[])
+    model = MLP(shape=SHAPE, outputs=3, hidden=[])
     a, b = images().split([2, 3])
     middle = (a.mean(0, keepdim=True) + b.mean(0, keepdim=True)) / 2
     expected = (model(a).mean(0) + model(b).mean(0)) / 2
@@ -57,15 +57,15 @@ def test_an_mlp_without_hidden_layers_is_linear():
 
 
 def test_dropout_is_one_number_or_one_per_layer():
-    one = MLP(shape=SHAPE, classes=3, hidden=[5, 5], dropout=0.5)
-    each = MLP(shape=SHAPE, classes=3, hidden=[5, 5], dropout=OmegaConf.create([0.1, 0.2]))
+    one = MLP(shape=SHAPE, outputs=3, hidden=[5, 5], dropout=0.5)
+    each = MLP(shape=SHAPE, outputs=3, hidden=[5, 5], dropout=OmegaConf.create([0.1, 0.2]))
     assert [layer.p for layer in one if isinstance(layer, nn.Dropout)] == [0.5, 0.5]
     assert [layer.p for layer in each if isinstance(layer, nn.Dropout)] == [0.1, 0.2]
 
 
 @pytest.mark.parametrize("model", [MLP, CNN])
 def test_dropout_acts_in_training_only(model):
-    network = model(shape=(1, 8, 8), classes=3, dropout=0.5)
+    network = model(shape=(1, 8, 8), outputs=3, dropout=0.5)
     pixels = images(shape=(1, 8, 8))
     assert not torch.equal(network(pixels), network(pixels))
     network.eval()
@@ -75,11 +75,11 @@ def test_dropout_acts_in_training_only(model):
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 20), (2, 7, 5)])
 @pytest.mark.parametrize("model", [MLP, CNN])
 def test_any_shape_and_number_of_classes_fit(model, shape):
-    assert model(shape=shape, classes=7)(images(2, shape)).shape == (2, 7)
+    assert model(shape=shape, outputs=7)(images(2, shape)).shape == (2, 7)
 
 
 def test_channels_double_from_block_to_block():
-    model = CNN(shape=(1, 28, 28), classes=10, channels=6, blocks=3)
+    model = CNN(shape=(1, 28, 28), outputs=10, channels=6, blocks=3)
     assert [layer.out_channels for layer in model if isinstance(layer, nn.Conv2d)] == [6, 12, 24]
 
 
@@ -91,7 +91,7 @@ def test_pooling_first_is_the_same_function_for_a_monotone_activation():
 
 
 def test_a_cnn_gives_the_same_in_both_memory_formats():
-    model = CNN(shape=(1, 8, 8), classes=3)
+    model = CNN(shape=(1, 8, 8), outputs=3)
     pixels = images(shape=(1, 8, 8))
     expected = model(pixels)
     torch.testing.assert_close(model.to(memory_format=torch.contiguous_format)(pixels), expected)
@@ -101,7 +101,7 @@ def test_a_cnn_gives_the_same_in_both_memory_formats():
 @pytest.mark.parametrize("model", [MLP, CNN])
 def test_initial_weights_have_the_spread_of_their_source(model, init):
     torch.manual_seed(0)
-    network = model(shape=(1, 28, 28), classes=10, init=init)
+    network = model(shape=(1, 28, 28), outputs=10, init=init)
     for layer in network:
         if not isinstance(layer, (nn.Linear, nn.Conv2d)):
             continue
@@ -119,7 +119,7 @@ def test_initial_weights_have_the_spread_of_their_source(model, init):
 @pytest.mark.parametrize("model", [MLP, CNN])
 def test_networks_can_be_built_without_memory(model, init):
     with torch.device("meta"):
-        network = model(shape=(1, 28, 28), classes=10, init=init)
+        network = model(shape=(1, 28, 28), outputs=10, init=init)
     assert all(parameter.is_meta for parameter in network.parameters())
 
 
@@ -153,5 +153,5 @@ def test_networks_can_be_built_without_memory(model, init):
 )
 def test_a_mistake_is_named_with_its_key_and_what_is_allowed(model, options, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message is compared
-        model(shape=(1, 28, 28), classes=10, **options)
+        model(shape=(1, 28, 28), outputs=10, **options)
     assert message in str(caught.value)

@@ -25,7 +25,7 @@ def run_dir(tmp_path):
     torch.manual_seed(0)
     save_weights(folder / "winner.pt", MLP((1, 28, 28), 10, hidden=[8]).state_dict())
     (folder / "winner.yaml").write_text("model: {_target_: studyloom.models.MLP, hidden: [8]}\n")
-    facts = {"shape": [1, 28, 28], "classes": 10, "mean": 0.1307, "std": 0.3081}
+    facts = {"shape": [1, 28, 28], "outputs": 10, "mean": 0.1307, "std": 0.3081}
     (folder / "winner.json").write_text(json.dumps({"data": facts}))
     return folder
 
@@ -40,7 +40,7 @@ def test_a_picture_and_an_idx_file_are_classified_as_the_data_set_would_be(run_d
     split = data.Embedded().test()
     model = MLP((1, 28, 28), 10, hidden=[8])
     model.load_state_dict(torch.load(run_dir / "winner.pt", weights_only=True))
-    expected = model.eval()(split.images[:20]).detach().softmax(1).max(1)
+    expected = model.eval()(split.inputs[:20]).detach().softmax(1).max(1)
     Image.fromarray(digits[3]).save(tmp_path / "three.png")
     header = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in digits.shape)
     (tmp_path / "many-idx3-ubyte").write_bytes(header + digits.tobytes())

@@ -22,15 +22,15 @@ from studyloom.grid import GridSampler
 from studyloom.question import Question, probes, try_out
 from studyloom.space import SpaceError
 
-IMAGES = {"shape": (1, 8, 8), "classes": 10}
+IMAGES = {"shape": (1, 8, 8), "outputs": 10}
 NONE = ("space=none",)  # and then what a test searches, with +space.…
 
 
 class Own(nn.Sequential):
     """A network of a user's own."""
 
-    def __init__(self, shape, classes, width=8, outputs=None):
-        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, outputs or classes))
+    def __init__(self, shape, classes, width=8, ends=None):
+        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, ends or classes))
 
 
 class Blocks(Own):
@@ -88,7 +88,7 @@ def composing(clean_hydra):
 
 @pytest.fixture(scope="module")
 def folds():
-    return data.folds(toy_split(500).labels, 1, 100, 0)
+    return data.folds(toy_split(500).targets, 1, 100, 0)
 
 
 @pytest.fixture(scope="module")
@@ -429,7 +429,7 @@ def test_a_mistake_that_two_options_make_is_told_of_each(folds):
 
 
 def test_a_network_with_outputs_of_the_wrong_shape_is_refused(folds):
-    own = ("~model", "+model._target_=test_question.Own", "++model.outputs=3")
+    own = ("~model", "+model._target_=test_question.Own", "++model.ends=3")
     line = only_mistake(ask(*NONE, *own), folds)
     assert line == "the network makes (2, 3) of 2 images; (2, 10) is wanted"
 
@@ -445,7 +445,7 @@ def test_a_network_that_cannot_live_without_memory_is_tried_on_the_cpu(folds):
     question = ask(*NONE, "~model", "+model._target_=test_question.OnCPU")
     question.check(folds, **IMAGES)
     with pytest.raises(RuntimeError, match="meta"), torch.device("meta"):
-        OnCPU(**IMAGES)(torch.zeros(2, 1, 8, 8))
+        OnCPU(*IMAGES.values())(torch.zeros(2, 1, 8, 8))
 
 
 def test_a_large_network_takes_no_memory(folds, monkeypatch):
@@ -625,7 +625,7 @@ def test_a_check_does_not_import_the_compiler():
     """It would take a second."""
     script = (
         "import sys; from toys import *\n"
-        "split = toy_split(); ask(*TINY).check(toy_folds(split), split.shape, split.classes)\n"
+        "split = toy_split(); ask(*TINY).check(toy_folds(split), split.shape, split.outputs)\n"
         "assert 'torch._dynamo' not in sys.modules"
     )
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])

@@ -347,7 +347,7 @@ def test_other_data_is_refused_with_both_digests(tmp_path):
     made = Origin({}, 1, 7, split.digest, False, "cpu", 1, {})
     loaded, folds = replay.load(cfg, made, tmp_path)
     assert loaded.digest == split.digest
-    assert torch.equal(folds[0][1], data.folds(split.labels, 1, 800, derive(7))[0][1])
+    assert torch.equal(folds[0][1], data.folds(split.targets, 1, 800, derive(7))[0][1])
     with pytest.raises(ValueError, match=f"digest other.*{split.digest}.*data.root"):
         replay.load(cfg, Origin(**asdict(made) | {"data": "other"}), tmp_path)
 

@@ -27,7 +27,7 @@ PAGES = sorted(path.stem for path in (ROOT / "studies").glob("*.py") if path.ste
 FILES = sorted(Path(CONF).rglob("*.yaml"))
 GROUPS = sorted(folder for folder in Path(CONF).iterdir() if folder.is_dir())
 OPTIONS = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in GROUPS}
-IMAGES = {"shape": (1, 28, 28), "classes": 10}
+IMAGES = {"shape": (1, 28, 28), "outputs": 10}
 
 
 def options(*groups: str):
@@ -96,7 +96,7 @@ def test_every_data_option_builds_a_source_of_images(group, option):
 def test_every_part_of_training_builds_and_works(group, option, folds):
     cfg, _ = composed_with(group, option)
     (job,) = config.build_jobs(cfg, folds, seed=0)
-    model = job.model(shape=(1, 8, 8), classes=10)
+    model = job.model(shape=(1, 8, 8), outputs=10)
     optimizer = job.optimizer(model.parameters())
     job.loss(model(torch.zeros(2, 1, 8, 8)), torch.zeros(2, dtype=torch.int64)).backward()
     optimizer.step()
@@ -186,7 +186,7 @@ def test_a_config_is_short(path):
 
 @options("model", "optimizer", "scheduler", "loss", "data")
 def test_a_config_writes_down_only_what_its_target_takes(group, option):
-    """A setting that nothing reads is a trap; `shape` and `classes` are given later."""
+    """A setting that nothing reads is a trap; `shape` and `outputs` are given later."""
     section = composed_with(group, option)[0][group]
     given = {key for key in section if not key.startswith("_")}
     target = hydra.utils.get_object(section["_target_"])

@@ -67,7 +67,7 @@ def plain_loop(job: Job, split: Split) -> list[tuple[float, ...]]:
     curve = []
     with torch.random.fork_rng():
         torch.manual_seed(job.seed)
-        model = job.model(shape=split.shape, classes=split.classes)
+        model = job.model(shape=split.shape, outputs=split.outputs)
         optimizer = job.optimizer(model.parameters())
         base = optimizer.param_groups[0]["lr"]
         samples = job.samples_per_epoch or len(job.train)
@@ -80,7 +80,7 @@ def plain_loop(job: Job, split: Split) -> list[tuple[float, ...]]:
             for start in range(0, samples, job.batch_size):
                 batch = order[start : start + job.batch_size]
                 optimizer.param_groups[0]["lr"] = base * job.schedule(step / steps)
-                loss = job.loss(model(split.images[batch]), split.labels[batch])
+                loss = job.loss(model(split.inputs[batch]), split.targets[batch])
                 losses += [loss.item()] * len(batch)
                 penalty = sum(parameter.abs().sum() for parameter in model.parameters() if parameter.ndim > 1)
                 optimizer.zero_grad()
@@ -91,9 +91,9 @@ def plain_loop(job: Job, split: Split) -> list[tuple[float, ...]]:
                 step += 1
             model.eval()
             with torch.no_grad():
-                outputs = model(split.images[job.valid])
-            valid_loss = job.loss(outputs, split.labels[job.valid]).item()
-            accuracy = (outputs.argmax(1) == split.labels[job.valid]).float().mean().item()
+                outputs = model(split.inputs[job.valid])
+            valid_loss = job.loss(outputs, split.targets[job.valid]).item()
+            accuracy = (outputs.argmax(1) == split.targets[job.valid]).float().mean().item()
             curve.append((number, sum(losses) / samples, valid_loss, accuracy))
     return curve
 
@@ -659,12 +659,12 @@ def real_job(labels: torch.Tensor, validation: int, **changes) -> Job:
 
 def test_an_mlp_reads_the_embedded_digits():
     split = Embedded().train()
-    assert curve(real_job(split.labels, 800, epochs=4), split)[-1][3] >= 0.90
+    assert curve(real_job(split.targets, 800, epochs=4), split)[-1][3] >= 0.90
 
 
 def test_a_small_cnn_reads_them_better():
     split = Embedded().train()
-    assert curve(real_job(split.labels, 800, model=CNN, epochs=8), split)[-1][3] >= 0.96
+    assert curve(real_job(split.targets, 800, model=CNN, epochs=8), split)[-1][3] >= 0.96
 
 
 SHARED = os.environ.get("STUDYLOOM_DATA", "")
@@ -676,4 +676,4 @@ def test_a_plain_network_reads_the_full_data_sets(dataset, accuracy):
     if not (Path(SHARED) / SOURCES[dataset].folder).is_dir():
         pytest.skip(f"STUDYLOOM_DATA has no {SOURCES[dataset].folder}/")
     split = Idx(dataset, 6000).train()
-    assert curve(real_job(split.labels, 6000, batch_size=100, epochs=3), split)[-1][3] >= accuracy
+    assert curve(real_job(split.targets, 6000, batch_size=100, epochs=3), split)[-1][3] >= accuracy

@@ -48,8 +48,8 @@ class Door:
 def test_part():
     """Other images of the same classes."""
     generator = torch.Generator().manual_seed(1)
-    noise = 0.5 * torch.randn(SPLIT.images.shape, generator=generator)
-    return replace(SPLIT, images=SPLIT.images + noise, digest="test")
+    noise = 0.5 * torch.randn(SPLIT.inputs.shape, generator=generator)
+    return replace(SPLIT, inputs=SPLIT.inputs + noise, digest="test")
 
 
 test_part.__test__ = False
@@ -123,7 +123,7 @@ def test_the_best_mean_wins(crowned):
 def test_the_winner_is_trained_on_all_images_and_the_same_seed_gives_the_same_weights(crowned):
     plan, _, _ = crowned
     job = plan.retraining.asked.job(plan.winner, 0)
-    assert job.train.tolist() == [*range(len(SPLIT.labels))]
+    assert job.train.tolist() == [*range(len(SPLIT.targets))]
     training = Training([job], SPLIT)
     list(training)
     stored = load_weights(plan.run_dir / "winner.pt")
@@ -209,15 +209,15 @@ def test_the_test_numbers_are_those_of_the_stored_networks(crowned):
     trainings, images = plan.retraining.asked, test_part()
     training = Training([trainings.job(plan.winner, 0)], SPLIT)
     list(training)
-    model = trainings.job(plan.winner, 0).model(shape=SPLIT.shape, classes=10)
+    model = trainings.job(plan.winner, 0).model(shape=SPLIT.shape, outputs=10)
     model.load_state_dict(training.weights()[0])
-    predicted = model.eval()(images.images).argmax(1)
-    accuracy = float((predicted == images.labels).double().mean())
+    predicted = model.eval()(images.inputs).argmax(1)
+    accuracy = float((predicted == images.targets).double().mean())
     assert found["test"]["winner"]["accuracies"][0] == pytest.approx(accuracy, abs=1e-7)
     confusion = np.array(found["confusion"])
-    assert confusion.sum() == found["test"]["images"] == len(images.labels)
+    assert confusion.sum() == found["test"]["images"] == len(images.targets)
     assert np.trace(confusion) / confusion.sum() == pytest.approx(accuracy)
-    assert confusion.sum(axis=1).tolist() == torch.bincount(images.labels).tolist()
+    assert confusion.sum(axis=1).tolist() == torch.bincount(images.targets).tolist()
 
 
 def test_wrong_images_are_wrong_and_the_surest_come_first(crowned):
@@ -226,7 +226,7 @@ def test_wrong_images_are_wrong_and_the_surest_come_first(crowned):
     sure = [item["confidence"] for item in found["wrong"]]
     assert sure == sorted(sure, reverse=True)
     for item in found["wrong"]:
-        assert item["label"] == int(images.labels[item["index"]]) != item["predicted"]
+        assert item["label"] == int(images.targets[item["index"]]) != item["predicted"]
         head, _, content = item["image"].partition(",")
         assert head == "data:image/png;base64"
         assert Image.open(io.BytesIO(base64.b64decode(content))).size == (4, 4)
@@ -294,4 +294,4 @@ def test_winner_yaml_composes_to_the_winners_configuration_with_nothing_to_searc
 
 def test_a_split_knows_what_its_pixels_were_normalised_by():
     assert (SPLIT.mean, SPLIT.std) == (0.0, 1.0)
-    assert Split(SPLIT.images, SPLIT.labels, 10, "x").mean == 0.0
+    assert Split(SPLIT.inputs, SPLIT.targets, 10, "x").mean == 0.0

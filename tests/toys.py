@@ -46,11 +46,11 @@ def toy_split(count: int = 200, classes: int = 10) -> Split:
     labels = torch.arange(count) % classes
     patterns = torch.randn(classes, 1, 4, 4, generator=generator)
     images = patterns[labels] + 0.1 * torch.randn(count, 1, 4, 4, generator=generator)
-    return Split(images=images, labels=labels, classes=classes, digest="toy")
+    return Split(inputs=images, targets=labels, outputs=classes, digest="toy")
 
 
 def toy_folds(split: Split, count: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return data.folds(split.labels, count, len(split.labels) // 5, 0)
+    return data.folds(split.targets, count, len(split.targets) // 5, 0)
 
 
 class Never:

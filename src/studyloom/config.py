@@ -299,6 +299,11 @@ def build(section: DictConfig, **given: Any) -> Any:
     return make if section.get("_partial_") else make()
 
 
+def build_network(section: DictConfig, shape: Sequence[int], outputs: int) -> Any:
+    """The network of a section, for inputs of a shape; it may call how many numbers it gives outputs, or classes."""
+    return build(section, shape=tuple(shape), outputs=outputs, classes=outputs)
+
+
 def build_jobs(config: DictConfig, folds: Sequence[tuple[Tensor, Tensor]], seed: int) -> list[Job]:
     """The trainings of one trial: one for each fold and seed, those of one fold side by side.
 
@@ -309,8 +314,8 @@ def build_jobs(config: DictConfig, folds: Sequence[tuple[Tensor, Tensor]], seed:
     if not isinstance(train.loss, DictConfig):
         raise ConfigError([f"train.loss: {train.loss!r} is not set here; choose it with loss={train.loss}"])
 
-    def model(**given: Any) -> Any:
-        return build(config.model, **given)
+    def model(shape: Sequence[int], outputs: int) -> Any:
+        return build_network(config.model, shape, outputs)
 
     optimizer, schedule, loss = build(config.optimizer), build(config.scheduler), build(train.loss)
     return [

@@ -48,14 +48,14 @@ SOURCES = {
 class Split:
     """One part of a data set.
 
-    images: float32 (n, channels, height, width), normalised; labels: int64 (n,), from 0 to classes - 1; digest: sha256
-    of the raw bytes and their shapes, the same on every device. mean and std: what pixels from
-    0 to 1 were normalised by.
+    inputs: float32 (n, channels, height, width), normalised; targets: int64 (n,), from 0 to outputs - 1; outputs: how
+    many numbers a network gives of each input, which is one per class; digest: sha256 of the raw bytes and their
+    shapes, the same on every device. mean and std: what pixels from 0 to 1 were normalised by.
     """
 
-    images: Tensor
-    labels: Tensor
-    classes: int
+    inputs: Tensor
+    targets: Tensor
+    outputs: int
     digest: str
     mean: float = 0.0
     std: float = 1.0
@@ -63,10 +63,10 @@ class Split:
     @property
     def shape(self) -> tuple[int, ...]:
         """(channels, height, width) of one image."""
-        return tuple(self.images.shape[1:])
+        return tuple(self.inputs.shape[1:])
 
     def to(self, device: torch.device | str) -> "Split":
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
 
 @dataclass(frozen=True)
@@ -185,9 +185,9 @@ def _split(images: Bytes, labels: Bytes, source: Source) -> Split:
     pixels = torch.from_numpy(images.astype(np.float32)[:, None])
     pixels.div_(255).sub_(source.mean).div_(source.std)
     return Split(
-        images=pixels,
-        labels=torch.from_numpy(labels.astype(np.int64)),
-        classes=CLASSES,
+        inputs=pixels,
+        targets=torch.from_numpy(labels.astype(np.int64)),
+        outputs=CLASSES,
         digest=digest.hexdigest(),
         mean=source.mean,
         std=source.std,

@@ -1,4 +1,4 @@
-"""Networks for images. A class of one's own works as well: a configuration names it, and it takes shape and classes.
+"""Networks for images. A class of one's own works as well: it takes shape, and outputs or classes.
 
 All can be built on the meta device, which is how every branch of a space is checked before the first trial.
 """
@@ -16,7 +16,7 @@ INITS = ("default", "xavier", "kaiming")
 
 
 class MLP(nn.Sequential):
-    """A multi-layer perceptron: (batch, *shape) to (batch, classes), without a softmax.
+    """A multi-layer perceptron: (batch, *shape) to (batch, outputs), without a softmax.
 
     hidden: the widths of the hidden layers; empty makes a linear classifier. activation: relu, tanh, sigmoid or gelu.
     dropout: after each hidden layer, one probability or one per layer. init: see `initialise`. Raises ValueError.
@@ -25,7 +25,7 @@ class MLP(nn.Sequential):
     def __init__(
         self,
         shape: Sequence[int],
-        classes: int,
+        outputs: int,
         hidden: Sequence[int] = (128,),
         activation: str = "relu",
         dropout: float | Sequence[float] = 0.0,
@@ -47,12 +47,12 @@ class MLP(nn.Sequential):
             _probability("model.dropout", probability)
             layers += [nn.Linear(inputs, width), ACTIVATIONS[activation](), nn.Dropout(probability)]
             inputs = width
-        super().__init__(*layers, nn.Linear(inputs, classes))
+        super().__init__(*layers, nn.Linear(inputs, outputs))
         initialise(self, init)
 
 
 class CNN(nn.Sequential):
-    """A convolutional network: (batch, channels, height, width) to (batch, classes), without a softmax.
+    """A convolutional network: (batch, channels, height, width) to (batch, outputs), without a softmax.
 
     blocks times: 3×3 convolution (`channels` of them, doubling from block to block), norm (none, batch, or group: Wu
     and He 2018, arXiv:1803.08494), 2×2 max-pool, activation; then dropout and one linear layer. init: see `initialise`.
@@ -62,7 +62,7 @@ class CNN(nn.Sequential):
     def __init__(
         self,
         shape: Sequence[int],
-        classes: int,
+        outputs: int,
         channels: int = 16,
         blocks: int = 2,
         dropout: float = 0.0,
@@ -84,17 +84,17 @@ class CNN(nn.Sequential):
             )
         layers: list[nn.Module] = []
         for block in range(blocks):
-            outputs = channels * 2**block
-            layers.append(nn.Conv2d(inputs, outputs, 3, padding=1, bias=norm == "none"))
+            kernels = channels * 2**block
+            layers.append(nn.Conv2d(inputs, kernels, 3, padding=1, bias=norm == "none"))
             if norm == "batch":
-                layers.append(nn.BatchNorm2d(outputs))
+                layers.append(nn.BatchNorm2d(kernels))
             elif norm == "group":
-                layers.append(nn.GroupNorm(math.gcd(8, outputs), outputs))
+                layers.append(nn.GroupNorm(math.gcd(8, kernels), kernels))
             # Pooled first: the same function for a monotone activation, on a quarter of the pixels.
             layers += [nn.MaxPool2d(2), ACTIVATIONS[activation]()]
-            inputs = outputs
+            inputs = kernels
         features = inputs * (height >> blocks) * (width >> blocks)
-        super().__init__(*layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(features, classes))
+        super().__init__(*layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(features, outputs))
         initialise(self, init)
         # An epoch of 3 200 images with 16 channels takes 0.33 s on one thread, with contiguous kernels 0.95 s.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

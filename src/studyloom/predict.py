@@ -54,7 +54,7 @@ def load(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
     """
     try:
         facts = json.loads((run_dir / "winner.json").read_text())["data"]
-        shape, classes, mean, std = (facts[name] for name in ("shape", "classes", "mean", "std"))
+        shape, outputs, mean, std = (facts[name] for name in ("shape", "outputs", "mean", "std"))
     except FileNotFoundError:
         wait = "the study writes it when its search has ended"
         raise PredictError(f"{run_dir}: there is no winner.json; {wait}") from None
@@ -64,7 +64,7 @@ def load(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
     section = written.get("model")
     if not isinstance(section, DictConfig):
         raise PredictError(f"{run_dir / 'winner.yaml'}: has no section model")
-    model = config.build(section, shape=tuple(shape), classes=classes)
+    model = config.build_network(section, shape, outputs)
     try:
         model.load_state_dict(load_weights(run_dir / "winner.pt"))
     except (RuntimeError, ValueError) as error:

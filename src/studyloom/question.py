@@ -187,7 +187,7 @@ class Question:
                 return option
         return end(distribution, 0)
 
-    def check(self, folds: Folds, shape: Sequence[int], classes: int) -> None:
+    def check(self, folds: Folds, shape: Sequence[int], outputs: int) -> None:
         """Composes every branch of the space and builds what it names, at its defaults, corners and choices.
 
         Raises:
@@ -200,7 +200,7 @@ class Question:
         except ConfigError as error:
             mistakes += error.mistakes
         if not mistakes:
-            mistakes += self._check_builds(folds, shape, classes)
+            mistakes += self._check_builds(folds, shape, outputs)
         if not mistakes:
             mistakes += self._check_search()
         if mistakes:
@@ -294,14 +294,14 @@ class Question:
         holder = f"{above} has" if above else "there are"
         return f"space.{node.name}: {node.key} is no key; {holder} {', '.join(known)}{nearest(parts[depth], known)}"
 
-    def _check_builds(self, folds: Folds, shape: Sequence[int], classes: int) -> Iterator[str]:
+    def _check_builds(self, folds: Folds, shape: Sequence[int], outputs: int) -> Iterator[str]:
         """What each branch makes of its probes; what fails there as it did in an outer branch is told only there."""
         told: list[tuple[Mapping[str, str], str]] = []
         for branch in self.branches:
             for probe in probes(branch.nodes):
                 try:
                     jobs = config.build_jobs(config.with_values(branch.config, probe), folds, seed=0)
-                    try_out(jobs[0], shape, classes)
+                    try_out(jobs[0], shape, outputs)
                 except Exception as error:  # whatever a user's class raises, it is raised now and not in trial 17
                     words = config.words(error)
                     if any(words == known and outer.items() <= branch.choices.items() for outer, known in told):
@@ -365,22 +365,22 @@ def end(distribution: BaseDistribution, place: int) -> Any:
     return (distribution.low, distribution.high)[place]
 
 
-def try_out(job: Job, shape: Sequence[int], classes: int) -> None:
+def try_out(job: Job, shape: Sequence[int], outputs: int) -> None:
     """Builds a job's network, optimizer and loss, and runs two empty images through them.
 
     A large network without memory or arithmetic, on the meta device, if it can go there; others on the CPU, since the
     meta device imports PyTorch's compiler, which takes a second.
 
     Raises:
-        Exception: what the parts raise; ValueError where the outputs are not (batch, classes).
+        Exception: what the parts raise; ValueError where the outputs are not (batch, outputs).
     """
     with contextlib.suppress(Exception):  # the CPU tells what is wrong, if not just that a network cannot go there
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            model = job.model(shape=tuple(shape), classes=classes)
+            model = job.model(shape=tuple(shape), outputs=outputs)
         if sum(parameter.numel() for parameter in model.parameters()) > LARGE:
-            _forward(job, shape, classes, "meta")
+            _forward(job, shape, outputs, "meta")
             return
-    _forward(job, shape, classes, "cpu")
+    _forward(job, shape, outputs, "cpu")
 
 
 def ask_once(pruner: BasePruner) -> None:
@@ -408,16 +408,16 @@ def spare_compiler() -> None:
                 method.__dynamo_disable = method
 
 
-def _forward(job: Job, shape: Sequence[int], classes: int, device: str) -> None:
+def _forward(job: Job, shape: Sequence[int], outputs: int, device: str) -> None:
     spare_compiler()
     with torch.device(device), torch.random.fork_rng(devices=[]):
-        model = job.model(shape=tuple(shape), classes=classes).to(device)
+        model = job.model(shape=tuple(shape), outputs=outputs).to(device)
         job.optimizer(model.parameters())
         job.schedule(0.0)
-        outputs = model(torch.zeros(2, *shape))
-        if tuple(outputs.shape) != (2, classes):
-            raise ValueError(f"the network makes {tuple(outputs.shape)} of 2 images; (2, {classes}) is wanted")
-        job.loss(outputs, torch.zeros(2, dtype=torch.int64))
+        made = model(torch.zeros(2, *shape))
+        if tuple(made.shape) != (2, outputs):
+            raise ValueError(f"the network makes {tuple(made.shape)} of 2 images; (2, {outputs}) is wanted")
+        job.loss(made, torch.zeros(2, dtype=torch.int64))
 
 
 def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -112,7 +112,7 @@ def replay(record: Record, run_dir: Path, number: int, trusted: Sequence[str], c
 
     with threads(origin.environment.get("threads")):
         now, failure = train(cfg, origin, split, folds, until, say)
-        here = environment(split.images.device)
+        here = environment(split.inputs.device)
     console.print(table(stored, now))
     return judge(origin, stored, now, failure, here, len(folds[0][1]), console)
 
@@ -200,7 +200,7 @@ def load(cfg: DictConfig, origin: Origin, run_dir: Path) -> tuple[Split, Folds]:
             f"the trial was trained on data with the digest {origin.data}, and that of the data here is "
             f"{split.digest}; put the same files where data.root or STUDYLOOM_DATA says"
         )
-    folds = data.folds(split.labels, cfg.objective.folds, source.validation, derive(origin.study_seed))
+    folds = data.folds(split.targets, cfg.objective.folds, source.validation, derive(origin.study_seed))
     cuda = origin.device == "cuda" and torch.cuda.is_available()
     return split.to(torch.device("cuda", 0) if cuda else torch.device("cpu")), folds
 

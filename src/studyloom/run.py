@@ -133,9 +133,9 @@ def prepare(cfg: DictConfig, *, checked: bool) -> Prepared:
     folds: Any = None
     if split is not None:
         count, seed = cfg.objective.folds, derive(cfg.study.seed)
-        folds = attempt(lambda: data.folds(split.labels, count, source.validation, seed))
+        folds = attempt(lambda: data.folds(split.targets, count, source.validation, seed))
     if question is not None and folds is not None and not checked:
-        attempt(lambda: question.check(folds, split.shape, split.classes))
+        attempt(lambda: question.check(folds, split.shape, split.outputs))
     starts: Any = Starts()
     if question is not None and url is not None and not checked and not mistakes:  # points of a wrong space are wrong
         known = _known_sources(url, cfg) if cfg.study["from"] is not None else []

@@ -172,14 +172,14 @@ class Plan:
         count = self.question.config.objective.folds
 
         def part(seed: int) -> tuple[Tensor, Tensor]:
-            return data.folds(self.split.labels, count, self.validation, derive(self.question.seed, seed, 0, 1))[0]
+            return data.folds(self.split.targets, count, self.validation, derive(self.question.seed, seed, 0, 1))[0]
 
         return self.stage("re-evaluation", self.candidates, part)
 
     @cached_property
     def retraining(self) -> Stage:
         """Winner and baseline on all training images; the accuracy on some of them tells only that they were learnt."""
-        everything = torch.arange(len(self.split.labels))
+        everything = torch.arange(len(self.split.targets))
         kept = {n: point for n, point in self.candidates.items() if n in (self.winner, self.baseline())}
         seen = everything[: max(1, len(everything) // 5)]
         return self.stage("retraining", kept, lambda seed: (everything, seen), self.run_dir / "winner")

@@ -235,7 +235,7 @@ class Worker:
         sections = self.question.made_of(point)
         if sections is None:
             return None
-        seed, device = self.question.seed, self.split.images.device
+        seed, device = self.question.seed, self.split.inputs.device
         return Origin(
             config=sections,
             seed=derive(seed, number),

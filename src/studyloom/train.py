@@ -43,9 +43,9 @@ class Diverged(ArithmeticError):
 class Job:
     """Everything one training needs.
 
-    model is called with shape= and classes=; optimizer with the parameters, and holds the base learning rate, L2 (its
+    model is called with shape= and outputs=; optimizer with the parameters, and holds the base learning rate, L2 (its
     own weight_decay) and whether it is fused; schedule maps progress in [0, 1) to a factor on the base rate; loss maps
-    (batch, classes) and (batch,) to a mean. train and valid are int64 indices into a Split. l1 is the weight of the sum
+    (batch, outputs) and (batch,) to a mean. train and valid are int64 indices into a Split. l1 is the weight of the sum
     of |w| over all weight matrices and kernels, not biases and norms. clip bounds the norm of the gradient.
     samples_per_epoch are drawn anew, without replacement, from train each epoch; all of it if None. seed decides all
     that is random. Raises ValueError.
@@ -119,7 +119,7 @@ def epochs(jobs: Sequence[Job], split: Split) -> Iterator[list[Epoch]]:
 
 @torch.inference_mode()
 def predict(model: nn.Module, images: Tensor, precision: str = "fp32") -> Tensor:
-    """A network's outputs (n, classes) in float32 for normalised images, on their device."""
+    """A network's outputs (n, outputs) in float32 for normalised images, on their device."""
     model = model.to(images.device).eval()
     parts = []
     for batch in torch.split(images, EVALUATION_BATCH[images.device.type]):
@@ -213,7 +213,7 @@ class _Run:
     def __init__(self, job: Job, split: Split) -> None:
         self.job = job
         self.split = split
-        self.device = split.images.device
+        self.device = split.inputs.device
         self.train = job.train.to(self.device)
         self.valid = job.valid.to(self.device)
         self.epoch = 0
@@ -223,7 +223,7 @@ class _Run:
             self.generators.append(torch.cuda.default_generators[self.device.index])
         self.random = [torch.Generator(g.device).manual_seed(job.seed).get_state() for g in self.generators]
         # Drawn on the CPU: the same initial weights on every device.
-        model = self.with_own_randomness(lambda: job.model(shape=split.shape, classes=split.classes))
+        model = self.with_own_randomness(lambda: job.model(shape=split.shape, outputs=split.outputs))
         self.model = model.to(self.device)
         self.optimizer = job.optimizer(self.model.parameters())
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -316,9 +316,9 @@ class _Run:
         return loss.detach()
 
     def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss of the images at indices `batch`, and the outputs (batch, classes)."""
+        """The mean loss of the images at indices `batch`, and what the network makes of them (batch, outputs)."""
         # index_select, a batch at a time: 54 000 images take 29 ms an epoch, [] 45 ms, one gather per epoch 119 ms.
-        images, labels = self.split.images.index_select(0, batch), self.split.labels.index_select(0, batch)
+        images, labels = self.split.inputs.index_select(0, batch), self.split.targets.index_select(0, batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.job.precision == "bf16"):
             outputs = self.model(images)
         if self.job.precision == "bf16":
@@ -341,5 +341,5 @@ class _Run:
         for batch in torch.split(indices, EVALUATION_BATCH[self.device.type]):
             loss, outputs = self.forward(batch)
             total += loss * len(batch)
-            right += (outputs.argmax(1) == self.split.labels[batch]).sum()
+            right += (outputs.argmax(1) == self.split.targets[batch]).sum()
         return float(total) / len(indices), int(right) / len(indices)

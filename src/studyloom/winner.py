@@ -67,12 +67,12 @@ def crown(plan: Plan, test: Callable[[], Split], command: Sequence[str]) -> dict
     assert isinstance(trainings, Trainings)
     seeds = range(trainings.seeds)
     networks = {n: [weights(stage, plan.split, n, seed) for seed in seeds] for n in trainings.candidates}
-    images = test().to(plan.split.images.device)
+    images = test().to(plan.split.inputs.device)
     outputs = {
         number: [probabilities(trainings, number, network, images) for network in each]
         for number, each in networks.items()
     }
-    labels = images.labels.cpu()
+    labels = images.targets.cpu()
     accuracies = {n: [float((p.argmax(1) == labels).double().mean()) for p in each] for n, each in outputs.items()}
     found = {
         "study": plan.search.record.name,
@@ -88,11 +88,11 @@ def crown(plan: Plan, test: Callable[[], Split], command: Sequence[str]) -> dict
             "digest": plan.split.digest,
             "test_digest": images.digest,
             "shape": list(images.shape),
-            "classes": images.classes,
+            "outputs": images.outputs,
             "mean": plan.split.mean,
             "std": plan.split.std,
         },
-        "environment": environment(images.images.device),
+        "environment": environment(images.inputs.device),
         "command": list(command),
     }
     again = shlex.join([*command, "--config-dir", str(run_dir), "--config-name", "winner"])
@@ -128,9 +128,9 @@ def weights(stage: Stage, split: Split, candidate: int, seed: int) -> dict[str, 
 def probabilities(trainings: Trainings, candidate: int, weights: Mapping[str, Tensor], split: Split) -> Tensor:
     """Of each image and class, (n, classes), on the CPU."""
     job = trainings.job(candidate, 0)
-    model = job.model(shape=split.shape, classes=split.classes)
+    model = job.model(shape=split.shape, outputs=split.outputs)
     model.load_state_dict(weights)
-    return predict(model, split.images, job.precision).softmax(1).cpu()
+    return predict(model, split.inputs, job.precision).softmax(1).cpu()
 
 
 def judged(plan: Plan) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 def mistakes(probabilities: Tensor, split: Split) -> dict[str, Any]:
     """The confusion matrix (rows are true classes), and the wrong images that the network is surest of."""
-    labels, classes = split.labels.cpu(), split.classes
+    labels, classes = split.targets.cpu(), split.outputs
     sure, predicted = probabilities.max(1)
     confusion = torch.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
     wrong = (predicted != labels).nonzero().flatten()
@@ -188,7 +188,7 @@ def mistakes(probabilities: Tensor, split: Split) -> dict[str, Any]:
                 "label": int(labels[index]),
                 "predicted": int(predicted[index]),
                 "confidence": float(sure[index]),
-                "image": picture(split.images[index]),
+                "image": picture(split.inputs[index]),
             }
             for index in wrong.tolist()
         ],
@@ -241,7 +241,7 @@ def card(found: Mapping[str, Any], plan: Plan) -> str:
         "## Use\n\n`winner.pt` holds the weights of the first seed (`torch.load(…, weights_only=True)`), `winner.yaml` "
         f"the configuration, `winner.json` all numbers. `studyloom predict {plan.run_dir} IMAGE…` classifies images "
         f"of {' × '.join(map(str, found['data']['shape']))} (channels, height, width).",
-        f"## Data\n\nTrained on {len(plan.split.labels)} images, sha256 `{found['data']['digest']}`, for "
+        f"## Data\n\nTrained on {len(plan.split.targets)} images, sha256 `{found['data']['digest']}`, for "
         f"{found['epochs']} epochs. The test images were opened once, after the winner was chosen.",
     ]
     return "\n\n".join(lines) + "\n"
