@@ -1,7 +1,9 @@
 import logging
+import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -11,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from toys import compose
+from toys import compose, toy_folds, toy_split
 
 from studies import CONF
 from studyloom import config
@@ -32,7 +34,9 @@ from studyloom.config import (
     words,
     write_yaml,
 )
+from studyloom.question import Question
 from studyloom.schema import check_name
+from studyloom.train import Training
 
 ROOT = Path(CONF).parent
 SECRET = "postgresql://user:hunter2@host/name"
@@ -626,3 +630,24 @@ def test_any_config_takes_options_of_studyloom_and_its_own_come_first(tmp_path):
     assert cfg.model["_target_"] == "studyloom.models.MLP"
     assert config.group_options("model") == ["cnn", "mlp"]
     assert compose("model=cnn", name="own", folder=tmp_path)[0].model["_target_"] == "mine.CNN"
+
+
+def test_a_plain_network_of_another_package_is_searched_by_its_own_arguments(tmp_path):
+    """As a user of Hugging Face or Lightning has one: it knows nothing of shape and outputs."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "foreign.yaml").write_text(
+        "_target_: torchvision.models.VisionTransformer\nimage_size: 8\npatch_size: 4\nnum_layers: 1\nnum_heads: 2\n"
+        "hidden_dim: 16\nmlp_dim: 8\nnum_classes: 10\n"
+    )
+    (tmp_path / "own.yaml").write_text(
+        "defaults: [mnist, override /model: foreign, override /space: none, _self_]\n"
+        "space: {model: {hidden_dim: {int: [8, 32], step: 8}, dropout: {float: [0, 0.5]}}}\nmodel: {dropout: 0.0}\n"
+    )
+    question = Question.ask(*compose(name="own", folder=tmp_path))
+    split = toy_split()
+    split = replace(split, inputs=split.inputs.repeat(1, 3, 2, 2))
+    folds = toy_folds(split)
+    question.check(folds, split.shape, split.outputs)
+    point = question.space.walk(lambda parameter: {"model.hidden_dim": 8, "model.dropout": 0.25}[parameter.name])
+    (epoch,) = next(iter(Training(question.jobs(point, folds, 0), split)))
+    assert math.isfinite(epoch.train_loss)

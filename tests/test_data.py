@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from studyloom.data import ASSET, SOURCES, DataError, Embedded, Idx, folds
+from studyloom.data import ASSET, SOURCES, DataError, Embedded, Idx, Loaded, folds
 
 EMBED = Path(__file__).parent.parent / "scripts" / "embed.py"
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -311,3 +311,66 @@ def test_the_published_files_are_read_whole(dataset, monkeypatch):
     assert train.inputs.mean().abs() < 1e-3
     assert train.inputs.std() == pytest.approx(1, abs=1e-3)
     assert train.targets[:5].tolist() == {"mnist": [5, 0, 4, 1, 9], "fashion_mnist": [9, 0, 0, 3, 0]}[dataset]
+
+
+# Data that a function loads
+
+
+def loads(train, test=None):
+    return Loaded(lambda part: {"train": train, "test": test}[part], 2)
+
+
+def test_a_function_loads_classes_or_numbers_as_tensors_or_arrays():
+    inputs = np.arange(12.0).reshape(6, 2)
+    split = loads((inputs, np.array([0, 1, 2, 0, 1, 2]))).train()
+    assert (split.inputs.dtype, split.targets.dtype, split.outputs) == (torch.float32, torch.int64, 3)
+    assert split.shape == (2,)
+    assert loads((inputs, torch.rand(6))).train().outputs == 1
+    several = loads((inputs, torch.rand(6, 4))).train()
+    assert (several.targets.dtype, several.outputs) == (torch.float32, 4)
+
+
+def test_what_a_function_loads_is_known_by_its_content():
+    inputs, targets = torch.rand(6, 2), torch.arange(6) % 2
+    digest = loads((inputs, targets)).train().digest
+    assert digest == loads((inputs.clone(), targets)).train().digest
+    assert digest != loads((inputs + 1, targets)).train().digest
+    assert digest != loads((inputs, 1 - targets)).train().digest
+
+
+def test_the_test_part_has_as_many_outputs_as_the_training_part():
+    inputs = torch.rand(4, 2)
+    assert loads((inputs, torch.arange(4)), (inputs[:2], torch.tensor([0, 1]))).test().outputs == 4
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        (torch.rand(3), "gave Tensor: expected a pair"),
+        ((torch.rand(3, 2), torch.arange(4)), "inputs (3, 2) and targets (4): expected as many of both"),
+        ((torch.rand(0, 2), torch.arange(0)), "at least one"),
+        ((torch.rand(3, 2), torch.rand(3, 2, 2)), "expected targets (n,) or (n, outputs)"),
+        ((torch.rand(3, 2), torch.tensor([-1, 0, 1])), "from -1 on: expected classes (n,) from 0 on"),
+        ((torch.rand(3, 2), torch.zeros(3, 2, dtype=torch.int64)), "expected classes (n,)"),
+        ((torch.tensor([[1.0], [float("nan")]]), torch.arange(2)), "its inputs hold NaN"),
+        (("text", torch.arange(2)), "its inputs are no tensor or array"),
+    ],
+)
+def test_what_a_function_may_not_load_is_named_with_its_sizes(train, words):
+    with pytest.raises(DataError) as caught:
+        loads(train).train()
+    assert words in str(caught.value)
+    assert "data.load('train')" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("test", "words"),
+    [
+        ((torch.rand(2, 3), torch.arange(2)), "those of the training part are (4, 2) and (4)"),
+        ((torch.rand(2, 2), torch.tensor([0, 9])), "gave class 9: the training part has 4"),
+    ],
+)
+def test_a_test_part_that_does_not_fit_the_training_part_is_named(test, words):
+    with pytest.raises(DataError) as caught:
+        loads((torch.rand(4, 2), torch.arange(4)), test).test()
+    assert words in str(caught.value)

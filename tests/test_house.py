@@ -34,7 +34,7 @@ ROOMS = {
     # processes, files, people
     "front": (
         *("stop", "launch", "progress", "outline", "replica", "figures", "report", "doctor", "dashboard"),
-        *("stages", "winner", "predict", "status", "replay", "run", "cli"),
+        *("stages", "winner", "predict", "status", "replay", "run", "scaffold", "cli"),
     ),
 }
 FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for module in modules}

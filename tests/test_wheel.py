@@ -40,3 +40,11 @@ def test_the_package_and_its_groups_are_those_of_the_wheel(installed, tmp_path):
     for path in (where, groups):
         assert Path(path).is_relative_to(installed.parent)
     assert names == sorted(path.name for path in (ROOT / "conf").iterdir())
+
+
+def test_in_an_empty_folder_a_new_study_ends_with_a_winner_and_a_report(installed, tmp_path):
+    run(installed / "studyloom", "new", "mine", cwd=tmp_path)
+    said = run(installed / "python", "-m", "studies.mine", cwd=tmp_path)
+    assert "20 of 20 trials" in said
+    assert "test      winner 0." in said
+    assert {"winner.yaml", "winner.pt", "report.html"} <= {path.name for path in (tmp_path / "runs" / "mine").iterdir()}

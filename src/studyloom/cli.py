@@ -1,8 +1,9 @@
-"""The `studyloom` command: what one asks of a study that is there already. Studies are run by their own pages."""
+"""The `studyloom` command: begins a study, and asks of those that are there. They are run by their own pages."""
 
 import argparse
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,10 +16,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command of `studyloom`; 0, 1 where a replay comes out differently, or 2 with a line on what is wrong."""
     parser = argparse.ArgumentParser(
         prog="studyloom",
-        description="Looks at studies. A study is run by its page: python -m studies.mnist",
+        description="Begins studies and looks at them. A study is run by its page: python -m studies.mnist",
     )
     parser.add_argument("--version", action="version", version=f"studyloom {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    command = commands.add_parser("new", help="write a study of your own, which runs as it is")
+    command.add_argument("name", metavar="NAME", help="of the study and its page, as in python -m studies.NAME")
+    command.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", default=Path(), help="else the current one")
+    command.set_defaults(act=new)
     command = commands.add_parser("status", help="trials by state, best, workers, what matters, time left")
     command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="where the study runs, such as runs/mnist")
     command.add_argument("--watch", action="store_true", help="go on, until the budget is spent or Ctrl-C")
@@ -72,6 +77,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+
+
+def new(arguments: argparse.Namespace) -> None:
+    """Writes a study and prints what was written."""
+    from studyloom.scaffold import write
+
+    written = write(arguments.name, arguments.folder)
+    width = max(len(str(path)) for path in written)
+    for path, about in written.items():
+        print(f"{path!s:{width}}  {about}")
+    begin = "" if arguments.folder == Path() else f"cd {shlex.quote(str(arguments.folder))} && "
+    print(f"\nnext  {begin}python -m studies.{arguments.name}")
 
 
 def status(arguments: argparse.Namespace) -> None:

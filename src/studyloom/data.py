@@ -10,6 +10,7 @@ import math
 import os
 import tempfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,6 +147,71 @@ class Idx:
         if shared and (folder := Path(shared).expanduser() / source.folder).is_dir():
             return folder, "STUDYLOOM_DATA"
         return Path("data", source.torchvision, "raw").absolute(), "download"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Data that a function of one's own loads.
+
+    load: called with "train" or "test"; gives inputs (n, …) and targets (n,), as tensors or arrays. Whole numbers from
+    0 are classes, of which a network gives one number each; others are to be predicted, (n,) or (n, outputs). The test
+    part is asked for once. validation: how many of the training part are held out to choose by. Raises DataError.
+    """
+
+    load: Callable[[str], tuple[Any, Any]]
+    validation: int
+
+    def train(self) -> Split:
+        return self._split("train", None)
+
+    def test(self) -> Split:
+        return self._split("test", self.train())
+
+    def _split(self, part: str, like: Split | None) -> Split:
+        given = self.load(part)
+        if not isinstance(given, tuple | list) or len(given) != 2:
+            raise DataError(f"data.load({part!r}) gave {type(given).__name__}: expected a pair of inputs and targets")
+        inputs, targets = (_tensor(value, part, name) for value, name in zip(given, ("inputs", "targets"), strict=True))
+        sizes = f"inputs {_sizes(inputs)} and targets {_sizes(targets)}"
+        if not inputs.ndim or not targets.ndim or len(inputs) != len(targets) or not len(inputs):
+            raise DataError(f"data.load({part!r}) gave {sizes}: expected as many of both, and at least one")
+        if targets.ndim > 2:
+            raise DataError(f"data.load({part!r}) gave {sizes}: expected targets (n,) or (n, outputs)")
+        classes = not targets.is_floating_point()
+        if classes and (targets.ndim > 1 or targets.min() < 0):
+            raise DataError(
+                f"data.load({part!r}) gave whole targets {_sizes(targets)} from {int(targets.min())} on: expected "
+                "classes (n,) from 0 on, or floats, where numbers are to be predicted"
+            )
+        inputs, targets = inputs.float(), targets.long() if classes else targets.float()
+        outputs = int(targets.max()) + 1 if classes else math.prod(targets.shape[1:])
+        if like is not None:
+            if inputs.shape[1:] != like.inputs.shape[1:] or targets.shape[1:] != like.targets.shape[1:]:
+                sizes_of_train = f"{_sizes(like.inputs)} and {_sizes(like.targets)}"
+                raise DataError(f"data.load({part!r}) gave {sizes}: those of the training part are {sizes_of_train}")
+            if classes and outputs > like.outputs:
+                raise DataError(f"data.load({part!r}) gave class {outputs - 1}: the training part has {like.outputs}")
+            outputs = like.outputs
+        digest = hashlib.sha256(f"{tuple(inputs.shape)} {tuple(targets.shape)} {targets.dtype}".encode())
+        for tensor in (inputs, targets):
+            digest.update(tensor.contiguous().numpy().data)
+        return Split(inputs=inputs, targets=targets, outputs=outputs, digest=digest.hexdigest())
+
+
+def _tensor(value: Any, part: str, name: str) -> Tensor:
+    """A tensor on the CPU, of finite numbers."""
+    try:
+        tensor = torch.as_tensor(value).detach().cpu()
+        bad = not bool(torch.isfinite(tensor).all())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"data.load({part!r}): its {name} are no tensor or array: {error}") from error
+    if bad or tensor.is_complex():
+        raise DataError(f"data.load({part!r}): its {name} hold NaN, infinity or complex numbers")
+    return tensor
+
+
+def _sizes(tensor: Tensor) -> str:
+    return f"({', '.join(map(str, tensor.shape))})"
 
 
 def folds(labels: Tensor, count: int, validation: int, seed: int) -> list[tuple[Tensor, Tensor]]:
