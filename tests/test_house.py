@@ -16,7 +16,7 @@ ROOMS = {
     "matter": ("data", "models", "losses", "schedules", "seeds"),  # lets in torch and numpy
     "training": ("train", "checkpoint"),
     # Optuna's distributions; Hydra, in two of them
-    "search": ("space", "grammar", "schema", "trust", "mistakes", "config", "question"),
+    "search": ("space", "grammar", "schema", "trust", "mistakes", "config", "objective", "question"),
     # Optuna's study, SQLAlchemy
     "study": (
         "outage",
@@ -24,7 +24,6 @@ ROOMS = {
         "ledger",
         "record",
         "outbox",
-        "objective",
         "failures",
         "origin",
         "study",

@@ -4,6 +4,7 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -462,14 +463,16 @@ def test_a_sampler_stops_going_where_training_diverges(sqlite_url, broken, monke
     question.config.study.baseline = False
     tried = []
 
-    def diverge_above(self, trial, *_):
+    def diverge_above(self, effort, trial, *_):
         rate = trial.params["optimizer.lr"]
         tried.append(rate > 3e-3)
         if tried[-1]:
             raise Diverged(0, 1, 1, "train", float("nan"))
-        _[-1].append([Epoch(1, 1.0, 1.0, 0.5, 0.1, 1.0)])
+        return 0.5
 
-    monkeypatch.setattr(Worker, "train", diverge_above)
+    silent = SimpleNamespace(curves=dict, standard_error=lambda: None)
+    monkeypatch.setattr(Question, "effort", lambda *_: silent)
+    monkeypatch.setattr(Worker, "strive", diverge_above)
     record = fresh(sqlite_url, question, 40)
     work(question, record, 40)
     assert sum(tried[8:]) <= 10 < len(tried[8:]) / 2

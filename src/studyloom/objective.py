@@ -2,15 +2,18 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from statistics import fmean, stdev
-from typing import Protocol
+from typing import Any, Protocol
 
 from optuna import Trial, TrialPruned
+from torch import Tensor
 
 from studyloom.train import Epoch, Training
+
+STANDARD_ERROR = "standard_error"
 
 
 class Stopped(BaseException):
@@ -22,6 +25,99 @@ class Stopping(Protocol):
 
     def __call__(self) -> bool: ...
     def interruptible(self) -> AbstractContextManager[None]: ...
+
+
+class Effort(Protocol):
+    """What a trial does: it goes on step by step, and comes to a value.
+
+    epochs: how many steps there will be, the last of which is the value; None where nobody knows. stride: the steps
+    between two that can be compared with those of other trials.
+    """
+
+    @property
+    def epochs(self) -> int | None: ...
+    @property
+    def stride(self) -> int: ...
+    def run(self, say: Callable[[Epoch], None], stopping: Stopping) -> float:
+        """Goes on to the end, calls `say` after each step, and gives the value. Raises what ends the trial."""
+        ...
+
+    def steps(self) -> list[Epoch]:
+        """What was said so far, before a restore too."""
+        ...
+
+    def cut(self, number: int) -> None:
+        """Forgets the steps after this one: the trial was to end there, and its end was heard of later."""
+        ...
+
+    def curves(self) -> dict[str, list[Any]]:
+        """What is stored of its steps, in columns, the same for each of them."""
+        ...
+
+    def standard_error(self) -> float | None:
+        """Of the value, where it is the mean of several."""
+        ...
+
+    def state(self) -> dict[str, Any] | None:
+        """All that is needed to go on later; None where that cannot be."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a state. Raises ValueError if it is another's."""
+        ...
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """Of its network, if it has one."""
+        ...
+
+
+class Trained:
+    """The effort of training networks: a step is an epoch of all jobs, or of one where they take turns."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.epochs = training.epochs
+        self.stride = training.stride
+        self._kept: int | None = None
+
+    @property
+    def said(self) -> list[list[Epoch]]:
+        return self.training.said[: self._kept]
+
+    def run(self, say: Callable[[Epoch], None], stopping: Stopping) -> float:
+        for epoch in measure(self.training, stopping):
+            say(epoch)
+        return mean(by_epoch(self.said)[-1]).accuracy
+
+    def steps(self) -> list[Epoch]:
+        return means(self.said)
+
+    def cut(self, number: int) -> None:
+        self._kept = number
+
+    def curves(self) -> dict[str, list[Any]]:
+        """A list for each of an epoch's fields, means over jobs, to the last digit: whoever trains the trial again can
+        say whether it comes out the same. Of several jobs the standard error too."""
+        curve = by_epoch(self.said)
+        rows = [asdict(mean(epochs)) for epochs in curve]
+        columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+        errors = [standard_error(epochs) for epochs in curve]
+        if errors and errors[0] is not None:  # the first epoch is that of most jobs
+            columns[STANDARD_ERROR] = errors
+        return columns
+
+    def standard_error(self) -> float | None:
+        curve = by_epoch(self.said)
+        return standard_error(curve[-1]) if curve else None
+
+    def state(self) -> dict[str, Any]:
+        return self.training.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.training.restore(state)
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.training.weights()[0]
 
 
 def measure(training: Training, stopping: Stopping) -> Iterator[Epoch]:

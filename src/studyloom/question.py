@@ -20,7 +20,9 @@ from torch import Tensor
 
 from studyloom import config
 from studyloom.config import Composer
+from studyloom.data import Split
 from studyloom.grammar import parse
+from studyloom.objective import Effort, Trained
 from studyloom.schema import Config, ConfigError, check_name
 from studyloom.seeds import derive
 from studyloom.space import (
@@ -36,7 +38,7 @@ from studyloom.space import (
     nearest,
     written,
 )
-from studyloom.train import Job
+from studyloom.train import Job, Training
 
 # What a study asks. The sampler, the pruner and the launcher are ways to an answer, and may change between runs.
 SECTIONS = ("data", "model", "optimizer", "scheduler", "loss", "space", "objective", "train")
@@ -99,6 +101,10 @@ class Question:
     def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]:
         """The trainings of trial `number`."""
         return config.build_jobs(self.at(point), folds, derive(self.seed, number))
+
+    def effort(self, point: Point, number: int, split: Split, folds: Folds) -> Effort:
+        """What trial `number` does."""
+        return Trained(Training(self.jobs(point, folds, number), split, in_turn=self.in_turn))
 
     def sampler(self, number: int) -> BaseSampler:
         """The sampler of trial `number`, seeded for it unless the config names a seed for all.

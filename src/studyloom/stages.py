@@ -21,13 +21,14 @@ from studyloom import config, data
 from studyloom.data import Split
 from studyloom.grammar import parse
 from studyloom.grid import GridSampler
+from studyloom.objective import Effort, Trained
 from studyloom.question import Folds, Question
 from studyloom.record import Record, create_record
 from studyloom.schema import WinnerSection
 from studyloom.seeds import derive
 from studyloom.space import Point, Space
 from studyloom.study import BASELINE, SLOT, Asked
-from studyloom.train import Job
+from studyloom.train import Job, Training
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Trainings:
         fresh = derive(self.seed, seed, 0, 0)
         return config.build_jobs(self.question.at(self.candidates[candidate]), [self.part(seed)], fresh)[0]
 
-    def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]:
-        return [self.job(point.values["candidate"], point.values["seed"])]
+    def effort(self, point: Point, number: int, split: Split, folds: Folds) -> Effort:
+        return Trained(Training([self.job(point.values["candidate"], point.values["seed"])], split))
 
     def made_of(self, point: Point) -> None:
         """A candidate's own trial says what it is made of."""

@@ -7,9 +7,9 @@ import os
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,8 @@ from studyloom.checkpoint import Checkpoint, save_weights
 from studyloom.data import Split
 from studyloom.failures import FAILURE, REASON, Failure, TimedOut
 from studyloom.ledger import Claim
-from studyloom.objective import Stopped, Stopping
+from studyloom.objective import STANDARD_ERROR as STANDARD_ERROR
+from studyloom.objective import Effort, Stopped, Stopping
 from studyloom.origin import MADE, Origin, environment
 from studyloom.outbox import Outbox
 from studyloom.question import Folds
@@ -33,7 +34,7 @@ from studyloom.record import HALTED, Record
 from studyloom.seeds import derive
 from studyloom.space import Point, Space
 from studyloom.storage import StorageLost
-from studyloom.train import Epoch, Job, Training
+from studyloom.train import Epoch
 
 SLOT = "slot"  # user attributes of a trial
 TOKEN = "token"
@@ -42,7 +43,6 @@ BASELINE = "baseline"
 ENQUEUED = "enqueued"  # where the point of a trial is from that was made before any worker began it
 EPOCHS = "epochs"
 JOBS = "jobs"  # in EPOCHS: of how many jobs each epoch is the mean, where there are several
-STANDARD_ERROR = "standard_error"
 TIMES = "times"
 TRACEBACK = "traceback"
 
@@ -65,7 +65,7 @@ class Asked(Protocol):
     @property
     def in_turn(self) -> bool: ...
     def made_of(self, point: Point) -> dict[str, Any] | None: ...
-    def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]: ...
+    def effort(self, point: Point, number: int, split: Split, folds: Folds) -> Effort: ...
     def sampler(self, number: int) -> BaseSampler: ...
     def pruner(self) -> BasePruner: ...
 
@@ -160,7 +160,7 @@ class Worker:
             self.record.ledger.finish(claim)
 
     def work(self, claim: Claim, owner: str) -> None:
-        watch, said = Stopwatch(), list[list[Epoch]]()
+        watch = Stopwatch()
         with watch("storage"):
             frozen = self.begin(claim, owner)
         if frozen.state.is_finished():  # told, and then its worker died before it said so in the ledger
@@ -169,30 +169,32 @@ class Worker:
         if claim.fatal or claim.deaths >= self.limits.max_attempts:
             with contextlib.suppress(KeyError):  # they died before all was asked
                 point = self.question.space.walk(lambda parameter: frozen.params[parameter.name])
-                self.keep(trial, [], self.origin(claim, point, trial.number), watch)
+                self.keep(trial, None, self.origin(claim, point, trial.number), watch)
             self.fail(trial, self.obituary(claim))
             return
         with watch("sampling"):
             point = self.question.space.suggest(trial)
         checkpoint = self.checkpoint(frozen.number, point)
-        failure, state = None, TrialState.COMPLETE
+        value, failure, state = None, None, TrialState.COMPLETE
         origin: Origin | None = None
+        effort: Effort | None = None
         try:
             origin = self.origin(claim, point, trial.number)
-            self.train(trial, claim, point, checkpoint, frozen.last_step or 0, watch, said)
+            effort = self.question.effort(point, trial.number, self.split, self.folds)
+            value = self.strive(effort, trial, claim, checkpoint, frozen.last_step or 0, watch)
         except optuna.TrialPruned as pruned:
-            del said[pruned.args[0].number :]  # epochs that were trained while the database was away
+            assert effort is not None
+            effort.cut(pruned.args[0].number)  # what was done while the database was away
             state = TrialState.PRUNED
         except (StorageLost, UpdateFinishedTrialError, Lost):
             raise
         except Exception as error:
             failure = failures.explain(error)
-        curve = objective.by_epoch(said)
-        self.keep(trial, curve, origin, watch)
+        self.keep(trial, effort, origin, watch)
         if failure is not None:
             self.fail(trial, failure)
         else:
-            self.tell(trial, objective.mean(curve[-1]).accuracy if state == TrialState.COMPLETE else None, state)
+            self.tell(trial, value, state)
         with contextlib.suppress(OSError):
             checkpoint.remove()
 
@@ -247,61 +249,61 @@ class Worker:
             environment=environment(device),
         )
 
-    def train(
+    def strive(
         self,
+        effort: Effort,
         trial: optuna.Trial,
         claim: Claim,
-        point: Point,
         checkpoint: Checkpoint,
         reported: int,
         watch: Stopwatch,
-        said: list[list[Epoch]],
-    ) -> None:
-        """Trains a trial from its last checkpoint; `said` takes what is said, also before the checkpoint."""
+    ) -> float:
+        """Brings an effort to its value, from its last checkpoint on; what it says is posted step by step."""
         started = time.monotonic()
-        jobs = self.question.jobs(point, self.folds, trial.number)
-        training = Training(jobs, self.split, in_turn=self.question.in_turn)
         with watch("checkpoints"):
             state = checkpoint.load()
         if state is not None:
             try:
-                training.restore(state)
+                effort.restore(state)
             except ValueError as error:
                 log.warning("%s: %s; the trial starts anew", checkpoint.path, error)
-        said += training.said
-        with Outbox(self.post(trial, claim, training, reported), self.record.ledger.storage.is_away) as outbox:
+        with Outbox(self.post(trial, claim, effort, reported), self.record.ledger.storage.is_away) as outbox:
             with watch("storage"):
                 # Saved while the database was away, and then the worker died.
-                for epoch in objective.means(said)[reported * training.stride :]:
+                for epoch in effort.steps()[reported * effort.stride :]:
                     outbox.send(epoch)
-            for epoch in objective.measure(training, self.stopping):
-                said.append(training.said[-1])
+
+            def say(epoch: Epoch) -> None:
                 with watch("storage"):
                     outbox.send(epoch)
-                last = epoch.number == training.epochs
+                last = epoch.number == effort.epochs
                 if not last:
                     with watch("checkpoints"):
-                        self.save(checkpoint, training)
+                        self.save(checkpoint, effort)
                 if self.stopping() and not last:
                     raise Stopped
                 limit = self.limits.trial_timeout
                 if limit is not None and time.monotonic() - started > limit:
                     raise TimedOut(f"the trial took longer than study.trial_timeout={limit:g} seconds")
+
+            value = effort.run(say, self.stopping)
             ended = time.perf_counter()
         watch.seconds["storage"] += time.perf_counter() - ended
-        if self.weights is not None:
+        weights = effort.weights() if self.weights is not None else None
+        if self.weights is not None and weights is not None:
             with watch("checkpoints"):
-                save_weights(self.weights / f"trial-{trial.number}.pt", training.weights()[0])
+                save_weights(self.weights / f"trial-{trial.number}.pt", weights)
+        return value
 
-    def post(self, trial: optuna.Trial, claim: Claim, training: Training, reported: int) -> Callable[[Epoch], None]:
-        """What is done in the database after each epoch: report, perhaps prune, renew the lease."""
+    def post(self, trial: optuna.Trial, claim: Claim, effort: Effort, reported: int) -> Callable[[Epoch], None]:
+        """What is done in the database after each step: report, perhaps prune, renew the lease."""
         comparable = self.question.baseline is None or trial.number > 0  # all is compared with the baseline
         longest = 0.0
 
         def post(epoch: Epoch) -> None:
             nonlocal longest
-            prunable = comparable and epoch.number < training.epochs  # the last epoch is the value
-            objective.report(trial, epoch, stride=training.stride, prunable=prunable, reported=reported)
+            prunable = comparable and epoch.number != effort.epochs  # the last step is the value
+            objective.report(trial, epoch, stride=effort.stride, prunable=prunable, reported=reported)
             longest = max(longest, epoch.seconds)
             if not self.record.ledger.renew(claim, max(self.limits.lease, LEASE_EPOCHS * longest)):
                 raise Lost
@@ -309,10 +311,13 @@ class Worker:
         return post
 
     @staticmethod
-    def save(checkpoint: Checkpoint, training: Training) -> None:
+    def save(checkpoint: Checkpoint, effort: Effort) -> None:
         """Saves a checkpoint if the disk lets it: a trial is worth more than a way to go on with it."""
+        state = effort.state()
+        if state is None:
+            return
         try:
-            checkpoint.save(training.state())
+            checkpoint.save(state)
         except OSError as error:
             log.warning("%s; a crash would now cost this trial's epochs so far", error)
 
@@ -353,25 +358,13 @@ class Worker:
         log.info("trial %d: %s%s", trial.number, state.name.lower(), "" if value is None else f" {value:.4f}")
 
     @staticmethod
-    def keep(trial: optuna.Trial, curve: Sequence[Sequence[Epoch]], origin: Origin | None, watch: Stopwatch) -> None:
-        """Stores the learning curve, a list for each of an epoch's fields, means over jobs, its origin, and where the
-        time went.
-
-        The curve to its last digit: whoever trains the trial again can say whether it comes out the same.
-
-        Of several jobs it stores the standard error of the accuracy too: after each epoch, and alone that of the last.
-        """
-        if curve:
-            rows = [asdict(objective.mean(epochs)) for epochs in curve]
-            columns = {name: [row[name] for row in rows] for name in rows[0]}
-            errors = [objective.standard_error(epochs) for epochs in curve]
-            if errors[0] is not None:  # the first epoch is that of most jobs
-                columns[STANDARD_ERROR] = errors
-                columns[JOBS] = [len(epochs) for epochs in curve]
-                if errors[-1] is not None:
-                    trial.set_user_attr(STANDARD_ERROR, errors[-1])
+    def keep(trial: optuna.Trial, effort: Effort | None, origin: Origin | None, watch: Stopwatch) -> None:
+        """Stores what an effort said of each step, its origin, and where the time went."""
+        if effort is not None and (columns := effort.curves()):
+            if (error := effort.standard_error()) is not None:
+                trial.set_user_attr(STANDARD_ERROR, error)
             trial.set_user_attr(EPOCHS, columns)
-            watch.seconds["training"] = sum(row["seconds"] for row in rows)
+            watch.seconds["training"] = sum(columns["seconds"])
         if origin is not None:
             trial.set_user_attr(MADE, origin.stored())
         trial.set_user_attr(TIMES, {kind: round(seconds, 4) for kind, seconds in watch.seconds.items()})
