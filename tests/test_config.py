@@ -30,6 +30,7 @@ from studyloom.config import (
     hydra_main,
     keys,
     read_run,
+    storage_url,
     with_values,
     words,
     write_yaml,
@@ -604,6 +605,36 @@ def test_a_run_whose_url_is_in_the_environment_asks_for_it(command, tmp_path, mo
     monkeypatch.delenv("STUDYLOOM_STORAGE")
     with pytest.raises(ConfigError, match="put the URL into STUDYLOOM_STORAGE"):
         read_run(tmp_path / "other")
+
+
+def test_a_run_with_a_server_of_its_own_has_it_below_its_folder_wherever_that_is(command, tmp_path):
+    command("storage=embedded_postgres", "run_dir=run")
+    (tmp_path / "run" / "study.db").touch()  # of a run before
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert read_run(tmp_path / "moved") == (f"embedded_postgres:///{tmp_path}/moved/postgres", "mnist")
+
+
+def test_a_url_is_read_from_a_file_that_its_owner_alone_may_read(command, tmp_path):
+    file = tmp_path / "url"
+    for content, mode, expected in (
+        (SECRET, 0o644, "others may read .*url .mode 0644., and so its password; chmod 600 it"),
+        (SECRET, 0o640, "mode 0640"),
+        ("\n", 0o600, "url is empty"),
+        (None, 0o600, "cannot be read: No such file"),
+    ):
+        file.unlink(missing_ok=True)
+        if content is not None:
+            file.write_text(content)
+            file.chmod(mode)
+        cfg, _ = command("storage=postgres", f"storage.file={file}", "run_dir=run")
+        with pytest.raises(ConfigError, match=f"storage.file: .*{expected}") as caught:
+            storage_url(cfg)
+        assert "hunter2" not in str(caught.value)
+    file.write_text(f"{SECRET}\n")
+    file.chmod(0o600)
+    assert storage_url(cfg) == SECRET
+    assert read_run(tmp_path / "run") == (SECRET, "mnist")
+    assert "hunter2" not in "".join(path.read_text() for path in (tmp_path / "run" / ".hydra").iterdir())
 
 
 @pytest.mark.parametrize("there", [True, False])

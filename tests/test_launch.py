@@ -12,10 +12,12 @@ import pytest
 from commands import QUICK, ROOT, start
 from optuna.trial import TrialState
 
-from studyloom import launch
-from studyloom.launch import Crew, Local, Task
+from studyloom.launch import Local, Task, local, task
+from studyloom.launch.crew import Crew
+from studyloom.launch.local import Process
+from studyloom.owners import owner_of
 from studyloom.record import open_record
-from studyloom.study import Limits, owner_of
+from studyloom.study import Limits
 
 # Trials of four epochs, in the second of which they can be met.
 TWO = (*QUICK, "model._target_=gate.Net", "train.epochs=4", "launcher.workers=2", "study.trials=4")
@@ -221,8 +223,8 @@ def machine(monkeypatch):
     """A machine of eight cores with some GPUs."""
 
     def with_gpus(*names):
-        monkeypatch.setattr(launch, "cores", lambda: 8)
-        monkeypatch.setattr(launch, "gpus", lambda: list(names))
+        monkeypatch.setattr(local, "cores", lambda: 8)
+        monkeypatch.setattr(local, "gpus", lambda: list(names))
 
     return with_gpus
 
@@ -252,13 +254,13 @@ def test_each_worker_has_its_device_and_its_share_of_the_cores(machine):
 
 
 def test_visible_devices_are_the_ones_handed_on(monkeypatch):
-    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert launch.gpus() == ["0", "1"]
+    assert local.gpus() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert launch.gpus() == ["3", "5"]
-    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 0)
-    assert launch.gpus() == []
+    assert local.gpus() == ["3", "5"]
+    monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 0)
+    assert local.gpus() == []
 
 
 @pytest.mark.parametrize("settings", [{"workers": 0}, {"workers": "two"}, {"workers": True}, {"per_gpu": 0}])
@@ -268,16 +270,16 @@ def test_a_number_of_workers_that_is_none_is_refused(settings):
 
 
 def test_a_worker_is_the_same_command_without_its_launcher(monkeypatch):
-    monkeypatch.setattr(launch.sys, "argv", ["x", "a.b=1", "launcher=local", "launcher.workers=3", "launchers=2"])
-    assert launch.worker_command()[-3:] == ["a.b=1", "launchers=2", "launcher=join"]
+    monkeypatch.setattr(task.sys, "argv", ["x", "a.b=1", "launcher=local", "launcher.workers=3", "launchers=2"])
+    assert task.worker_arguments()[-3:] == ["a.b=1", "launchers=2", "launcher=join"]
 
 
 def test_a_crew_is_dismissed_with_all_that_its_workers_started(tmp_path):
     buried = []
     ledger = SimpleNamespace(bury=lambda owner, death: buried.append(owner))
-    task = Task(lambda stop: None, lambda: 1, ledger, tmp_path / "logs", Limits())
-    crew = Crew(["sh", "-c", "sleep 600 & echo $!; wait"], task, [{}])
-    (place,) = crew.places
+    place = Process(["sh", "-c", "sleep 600 & echo $!; wait"], {}, tmp_path / "log")
+    crew = Crew(Task(lambda stop: None, lambda: 1, ledger, tmp_path, Limits(), "s"), [place])
+    place.start()
     grandchild = int(until(lambda: place.log.read_text()))
     pid, guard = place.process.pid, place.guard.pid
     crew.dismiss()
@@ -290,8 +292,8 @@ def test_a_guard_kills_a_workers_group_when_the_launcher_is_gone():
     """Also when launcher and worker were killed together, and only a child of the worker is left."""
     group = subprocess.Popen(["sh", "-c", "sleep 600 & wait"], start_new_session=True)
     script = (
-        "import sys, time; from studyloom import launch; launch.GRACE = -1.0\n"
-        "launch.guard(int(sys.argv[1])); print('up', flush=True); time.sleep(600)"
+        "import sys, time; from studyloom.launch import local; local.GRACE = -1.0\n"
+        "local.guard(int(sys.argv[1])); print('up', flush=True); time.sleep(600)"
     )
     command = [sys.executable, "-c", script, str(group.pid)]
     launcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

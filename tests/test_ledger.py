@@ -9,6 +9,7 @@ import pytest
 from optuna.storages import get_storage
 
 from studyloom.ledger import Ledger
+from studyloom.owners import owner_of
 from studyloom.storage import connect
 
 LEASE = 60.0
@@ -160,11 +161,12 @@ def test_workers_of_this_host_whose_process_is_gone_are_buried(ledger):
     gone = subprocess.Popen(["true"])
     gone.wait()
     ledger.extend(3)
-    host = socket.gethostname()
-    for owner in (f"{host}:{gone.pid}", f"{host}:{os.getpid()}", f"elsewhere:{gone.pid}"):
+    # Another host, or a container on this one, may have the same name.
+    here, elsewhere = owner_of(os.getpid()), f"{socket.gethostname()}-0000x:{gone.pid}"
+    for owner in (owner_of(gone.pid), here, elsewhere):
         ledger.claim(owner, 3, LEASE)
     ledger.bury_gone()
-    assert [held.owner for held in ledger.held()] == sorted([f"{host}:{os.getpid()}", f"elsewhere:{gone.pid}"])
+    assert [held.owner for held in ledger.held()] == sorted([here, elsewhere])
 
 
 def test_claims_older_than_a_limit_are_overdue(ledger):

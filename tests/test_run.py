@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from wsgiref.util import setup_testing_defaults
 
 import numpy as np
@@ -13,6 +14,9 @@ import yaml
 from commands import CANARY, QUICK, ROOT, environment, study
 from optuna.trial import TrialState
 
+from studyloom import run
+from studyloom.config import ConfigError
+from studyloom.launch import Join, Local
 from studyloom.record import open_record
 
 
@@ -391,6 +395,38 @@ def test_an_unreachable_database_is_named_without_its_password(tmp_path):
     done = refused(*QUICK, f"storage.url={url}", words=("user:***@127.0.0.1:1/db", "refused"), tmp_path=tmp_path)
     assert CANARY not in done.stdout + done.stderr
     refused(*QUICK, "storage=postgres", words=("storage.url: is not set", "STUDYLOOM_STORAGE"), tmp_path=tmp_path)
+
+
+def places(url, launcher):
+    return " ".join(run.check_place(url, launcher))
+
+
+def test_a_database_on_this_host_is_refused_to_workers_on_others(tmp_path):
+    away = SimpleNamespace(leaves_host=True, count=lambda slots: 4)
+    assert "a file on this host" in places(f"sqlite:///{tmp_path}/study.db", away)
+    assert "a server on 127.0.0.1 is out of reach" in places(f"embedded_postgres:///{tmp_path}/postgres", away)
+    assert "storage=postgres" in places(f"sqlite:///{tmp_path}/study.db", away)
+    assert places("postgresql://user@host/name", away) == ""
+    for url in (f"sqlite:///{tmp_path}/study.db", f"embedded_postgres:///{tmp_path}/postgres"):
+        assert places(url, Local(workers=4)) == ""
+
+
+def test_a_database_on_a_network_disk_is_refused_where_that_would_damage_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "filesystem", lambda path: "nfs4")
+    assert "several workers would damage" in places(f"sqlite:///{tmp_path}/study.db", Local(workers=2))
+    assert places(f"sqlite:///{tmp_path}/study.db", Local(workers=1)) == ""
+    assert "two hosts would damage" in places(f"embedded_postgres:///{tmp_path}/postgres", Join())
+
+
+def test_more_workers_than_the_server_has_connections_for_are_refused_before_they_start(postgres_url, monkeypatch):
+    run.check_room(postgres_url, 8)
+    with pytest.raises(ConfigError, match=r"300 workers take 600 connections, and the server has \d+ left .*workers="):
+        run.check_room(postgres_url, 300)
+    run.check_room("sqlite:///study.db", 300)
+    monkeypatch.setattr(run, "connections_left", lambda url: (3.0, "max_connections of the server"))
+    with pytest.raises(ConfigError, match=r"has 3 left .max_connections of the server.; start fewer .*workers=1,"):
+        run.check_room(postgres_url, 2)
+    run.check_room(postgres_url, 1)  # is this process
 
 
 def test_a_missing_sampler_option_and_a_grid_over_a_continuous_range_are_refused(tmp_path):

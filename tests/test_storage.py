@@ -1,6 +1,9 @@
 import contextlib
+import math
 import os
+import socket
 import sqlite3
+import tempfile
 import threading
 from pathlib import Path
 
@@ -9,17 +12,20 @@ import pytest
 from commands import CANARY
 from optuna.storages import get_storage
 from optuna.trial import TrialState
+from sqlalchemy.engine import make_url
 
 from studyloom.storage import (
     StorageError,
     StorageLost,
     connect,
+    connections_left,
     exclusive,
     execute,
     filesystem,
     hidden,
     is_network,
     parse,
+    plain,
     read,
 )
 
@@ -216,6 +222,67 @@ def test_postgresql_keeps_to_two_connections_and_utc(postgres_url):
     assert storage.engine.pool._max_overflow == 0
     with storage.engine.connect() as connection:
         assert connection.exec_driver_sql("SHOW timezone").scalar() == "UTC"
+
+
+def test_what_a_url_asks_of_libpq_is_passed_on_and_goes_before_ours(postgres_url):
+    asked = {"sslmode": "disable", "connect_timeout": "3", "options": "-c search_path=mine"}
+    url = make_url(postgres_url).update_query_dict(asked).render_as_string(hide_password=False)
+    opened = connect(postgres_url, create=True)
+    execute(opened, lambda connection: connection.exec_driver_sql("CREATE SCHEMA mine"))
+    for engine in (connect(url, create=True).engine, plain(parse(url))):
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("SHOW search_path").scalar() == "mine"
+            assert connection.exec_driver_sql("SHOW timezone").scalar() == "UTC"
+            given = connection.connection.driver_connection.info.get_parameters()
+            assert {name: given[name] for name in ("sslmode", "connect_timeout")} == {
+                "sslmode": "disable",
+                "connect_timeout": "3",
+            }
+    with opened.engine.connect() as connection:
+        tables = connection.exec_driver_sql("SELECT count(*) FROM mine.trials").scalar()
+    assert tables == 0
+
+
+def test_tls_that_a_server_does_not_speak_is_an_error_at_once_and_without_the_password():
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        threading.Thread(target=refuse_tls, args=(server,), daemon=True).start()
+        url = f"postgresql://u:{CANARY}@127.0.0.1:{server.getsockname()[1]}/d?sslmode=verify-full"
+        with pytest.raises(StorageError, match=r"(?i)ssl|certificate") as caught:
+            connect(f"{url}&sslrootcert={folder}/root.crt", deadline=60)
+        assert CANARY not in str(caught.value)
+        with pytest.raises(StorageError, match="does not support SSL"):
+            connect(url.replace("verify-full", "require"), deadline=60)
+
+
+def refuse_tls(server):
+    """A server's answer, N, to whoever asks it for TLS."""
+    with contextlib.suppress(OSError):
+        while True:
+            client, _ = server.accept()
+            with client:
+                client.recv(8)
+                client.sendall(b"N")
+
+
+def test_the_connections_left_are_those_of_the_narrowest_limit(postgres_url, sqlite_url):
+    assert connections_left(sqlite_url)[0] == math.inf
+    left, limit = connections_left(postgres_url)
+    assert limit == "max_connections of the server"
+    first = connect(postgres_url, create=True)
+    first.get_all_studies()
+    with first.engine.connect():
+        assert connections_left(postgres_url)[0] < left
+    role = f"few_{os.getpid()}"
+    execute(first, lambda c: c.exec_driver_sql(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 5"))
+    try:
+        url = make_url(postgres_url).set(username=role)
+        assert connections_left(url.render_as_string(hide_password=False)) == (5, "CONNECTION LIMIT of the role")
+        with plain(url).connect():
+            assert connections_left(url.render_as_string(hide_password=False))[0] == 4
+    finally:
+        execute(first, lambda c: c.exec_driver_sql(f"DROP ROLE {role}"))
 
 
 def test_optuna_opens_what_we_make(sqlite_url, tmp_path):

@@ -20,6 +20,7 @@ from studyloom.config import Composer
 from studyloom.grid import GridSampler
 from studyloom.launch import Join, Local
 from studyloom.question import Question
+from studyloom.server import folder_of
 from studyloom.storage import parse
 
 ROOT = Path(CONF).parent
@@ -63,7 +64,7 @@ def test_the_groups_are_those_that_scripts_rely_on():
         "space": {"none", "lr", "mlp", "cnn", "mlp_or_cnn"},
         "sampler": {"tpe", "random", "grid", "gp", "cmaes", "qmc"},
         "pruner": {"none", "median", "percentile", "hyperband", "asha", "wilcoxon"},
-        "storage": {"sqlite", "postgres"},
+        "storage": {"sqlite", "postgres", "embedded_postgres"},
         "launcher": {"local", "join"},
     }
     for group, names in promised.items():
@@ -123,7 +124,10 @@ def test_every_storage_names_a_database_or_none(group, option, monkeypatch):
     assert (url is None) == (option == "postgres")
     monkeypatch.setenv("STUDYLOOM_STORAGE", "postgresql://user@host/name")
     url = compose(f"{group}={option}")[0].storage.url
-    assert parse(url).get_backend_name() == "postgresql"
+    if option == "embedded_postgres":  # below the run directory, whatever the environment says
+        assert folder_of(url) == Path("runs/mnist/postgres").absolute()
+    else:
+        assert parse(url).get_backend_name() == "postgresql"
 
 
 @options("space")

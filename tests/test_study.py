@@ -11,6 +11,7 @@ import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
+from sqlalchemy.engine import make_url
 from toys import TINY, Never, Signal, ask, toy_folds, toy_split
 
 from studyloom import objective, storage, study, train
@@ -20,7 +21,7 @@ from studyloom.ledger import Ledger
 from studyloom.question import Question
 from studyloom.record import QuestionError, create_record, differences, open_record
 from studyloom.seeds import derive
-from studyloom.storage import StorageError, connect
+from studyloom.storage import StorageError, connect, plain
 from studyloom.study import BASELINE, EPOCHS, SLOT, STANDARD_ERROR, Halted, Limits, Worker, owner_of
 from studyloom.train import Diverged, Epoch, Training
 
@@ -42,7 +43,7 @@ def checkpoints(tmp_path, monkeypatch):
     return folder
 
 
-PLACES: dict[str, Path] = {}
+PLACES: dict[str, Path | None] = {}
 
 
 @pytest.fixture
@@ -167,12 +168,20 @@ def test_a_stopped_trial_is_handed_back_and_the_same_trial_is_gone_on_with(url, 
     assert list(checkpoints.iterdir()) == []
 
 
-def test_a_trial_without_its_checkpoint_starts_anew_and_ends_the_same(sqlite_url, question, checkpoints):
+@pytest.mark.parametrize("kept", [True, False], ids=["on another host", "by nobody"])
+def test_a_trial_without_its_checkpoint_starts_anew_says_so_and_ends_the_same(
+    sqlite_url, question, checkpoints, tmp_path, monkeypatch, caplog, kept
+):
     record = fresh(sqlite_url, question, 1)
+    monkeypatch.setitem(PLACES, "checkpoints", checkpoints if kept else None)
     work(question, record, 1, Signal(2))
-    for file in checkpoints.iterdir():
-        file.unlink()
+    assert [*checkpoints.iterdir()] == ([checkpoints / "trial-0.pt"] if kept else [])
+    (tmp_path / "here").mkdir()
+    monkeypatch.setitem(PLACES, "checkpoints", tmp_path / "here" if kept else None)
     work(question, record, 1)
+    where = tmp_path / "here" if kept else None
+    assert f"trial 0: of its 1 epochs so far no checkpoint is in {where}; it starts anew" in caplog.text
+    monkeypatch.setitem(PLACES, "checkpoints", checkpoints)
     clean = fresh(sqlite_url, question, 1, name="clean")
     work(question, clean, 1)
     assert outcomes(record) == outcomes(clean)
@@ -674,6 +683,23 @@ def test_a_study_whose_maker_died_half_way_is_completed(url, question):
     record = fresh(url, question, 1)
     work(question, record, 1)
     assert len(record.trials()) == 1
+
+
+def test_the_rights_that_the_readme_grants_are_enough_for_a_study(postgres_url, question):
+    sections = Path(__file__).parent.parent.joinpath("README.md").read_text().split("```")
+    statements = next(section for section in sections if section.startswith("sql\nCREATE DATABASE"))
+    role = f"least_{os.getpid()}"
+    with plain(make_url(postgres_url)).connect() as connection:
+        try:
+            for statement in statements.removeprefix("sql").replace("studyloom", role).split(";")[1:-1]:
+                connection.exec_driver_sql(statement)
+            url = make_url(postgres_url).set(username=role).render_as_string(hide_password=False)
+            record = fresh(url, question, 2)
+            work(question, record, 2)
+            assert record.ledger.counts()["done"] == 2
+        finally:
+            connection.exec_driver_sql(f"DROP OWNED BY {role} CASCADE")
+            connection.exec_driver_sql(f"DROP ROLE {role}")
 
 
 def test_a_study_that_is_not_there_is_named_with_those_that_are(sqlite_url, question):

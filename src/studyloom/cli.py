@@ -91,15 +91,24 @@ def new(arguments: argparse.Namespace) -> None:
     print(f"\nnext  {begin}python -m studies.{arguments.name}")
 
 
+def study_of(run_dir: Path) -> tuple[str, str]:
+    """The storage URL and the name of the study that runs in a folder; a server that it has there runs as long as this
+    process."""
+    from studyloom.config import read_run
+    from studyloom.server import serve
+
+    url, name = read_run(run_dir)
+    return serve(url), name
+
+
 def status(arguments: argparse.Namespace) -> None:
     """Prints where a study stands."""
     # Torch, Optuna and Hydra take two seconds to import, which `--help` need not wait for.
     from studyloom import progress, status
-    from studyloom.config import read_run
     from studyloom.record import open_record
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has Ctrl-C ignored for what it starts with &
-    url, name = read_run(arguments.run_dir)
+    url, name = study_of(arguments.run_dir)
     logging.getLogger("studyloom").setLevel(logging.ERROR)  # a look that waits for the database is no outage
     record, console = open_record(url, name, deadline=status.PATIENCE), progress.console()
 
@@ -120,11 +129,10 @@ def status(arguments: argparse.Namespace) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """Writes the report of a study and prints where."""
-    from studyloom.config import read_run
     from studyloom.record import open_record
     from studyloom.report import write
 
-    url, name = read_run(arguments.run_dir)
+    url, name = study_of(arguments.run_dir)
     print(write(open_record(url, name, deadline=0.0), arguments.run_dir))
 
 
@@ -148,11 +156,10 @@ def predict(arguments: argparse.Namespace) -> None:
 def replay(arguments: argparse.Namespace) -> int:
     """Trains a trial again; 0 where it comes out the same, 1 where not."""
     from studyloom import progress
-    from studyloom.config import read_run
     from studyloom.record import open_record
     from studyloom.replay import replay
 
-    url, name = read_run(arguments.run_dir)
+    url, name = study_of(arguments.run_dir)
     if arguments.trust:  # `python -m studies.mine` finds packages here too; last, so that nothing here hides others
         sys.path.append(os.getcwd())
     record = open_record(url, name, deadline=0.0)
@@ -161,22 +168,20 @@ def replay(arguments: argparse.Namespace) -> int:
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Prints what is fit for a study and what is not."""
-    from studyloom.config import read_run
     from studyloom.doctor import show
 
-    url = arguments.storage or read_run(arguments.run_dir)[0]
+    url = arguments.storage or study_of(arguments.run_dir)[0]
     return show(url, arguments.run_dir)
 
 
 def dashboard(arguments: argparse.Namespace) -> None:
     """Serves optuna-dashboard on a study."""
     from studyloom import progress
-    from studyloom.config import read_run
     from studyloom.dashboard import open_one, serve
 
     url, name = arguments.storage or os.environ.get("STUDYLOOM_STORAGE"), arguments.study
     if arguments.run_dir is not None:
-        url, name = read_run(arguments.run_dir)
+        url, name = study_of(arguments.run_dir)
     if not url:
         raise ValueError("which study is not said: name a RUN_DIR, or a database with --storage or STUDYLOOM_STORAGE")
     token = arguments.token if arguments.token is not None else os.environ.get("STUDYLOOM_DASHBOARD_TOKEN")

@@ -8,6 +8,7 @@ import functools
 import inspect
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigTypeError, InterpolationResolutionError, OmegaConfBaseException
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -39,6 +40,8 @@ from studyloom.schema import ConfigError as ConfigError
 from studyloom.seeds import derive
 from studyloom.space import nearest
 from studyloom.train import Job
+
+EMBEDDED = "embedded_postgres:///"  # how the URL of a server begins that a run has below its folder
 
 
 def _run_dir(name: str, run_dir: str) -> str:
@@ -339,24 +342,54 @@ def build_jobs(config: DictConfig, folds: Sequence[tuple[Tensor, Tensor]], seed:
     ]
 
 
+def storage_url(config: DictConfig | ListConfig) -> str | None:
+    """The storage URL of a config, from its environment or its file; None where it names neither.
+
+    Raises:
+        ConfigError: the file cannot be read, or others may read it too.
+    """
+    name = OmegaConf.select(config, "storage.file")
+    if name is None:
+        url = OmegaConf.select(config, "storage.url")
+        return None if url is None else str(url)
+    path = Path(name).expanduser()
+    try:
+        with path.open() as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            url = file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"storage.file: {path} cannot be read: {getattr(error, 'strerror', 'no text')}"]) from None
+    if mode & 0o077:
+        raise ConfigError(
+            [f"storage.file: others may read {path} (mode {mode:04o}), and so its password; chmod 600 it"]
+        )
+    if not url:
+        raise ConfigError([f"storage.file: {path} is empty; put postgresql://user:password@host/database into it"])
+    return url
+
+
 def read_run(run_dir: Path) -> tuple[str, str]:
     """The storage URL and the name of the study that runs in a folder, from what Hydra wrote there.
 
     Raises:
-        ConfigError: no study ran there.
+        ConfigError: no study ran there, or its database is not said any longer.
     """
     written = run_dir / ".hydra" / "config.yaml"
     if not written.is_file():
         raise ConfigError([f"{run_dir}: no study has run there; a run directory holds .hydra/config.yaml"])
     config = OmegaConf.load(written)
-    database = run_dir / "study.db"  # found from any working directory, and when the folder was moved
     try:
-        url = f"sqlite:///{database}" if database.exists() else OmegaConf.select(config, "storage.url")
+        url = storage_url(config)
     except InterpolationResolutionError:  # the environment does not have it
         url = None
+    # What lies in the folder is found from any working directory, and when the folder was moved.
+    if url is not None and url.startswith(EMBEDDED):
+        url = f"{EMBEDDED}{run_dir}/postgres"
+    elif (database := run_dir / "study.db").exists():
+        url = f"sqlite:///{database}"
     if url is None:
         raise ConfigError([f"{written}: names no storage.url; put the URL into STUDYLOOM_STORAGE"])
-    return str(url), str(OmegaConf.select(config, "study.name"))
+    return url, str(OmegaConf.select(config, "study.name"))
 
 
 @contextmanager

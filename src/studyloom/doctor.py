@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from studyloom import __version__, ledger
-from studyloom.launch import Local, cores, gpus
+from studyloom.launch.local import Local, cores, gpus
 from studyloom.storage import StorageError, connect, filesystem, hidden, is_network, parse, plain, reason
 
 SLOW = 0.05  # seconds for a commit; a trial makes some dozens

@@ -6,8 +6,6 @@ slot that was handed back, or whose lease has ended, goes on with the trial begu
 holder before, should it still be alive, that it has lost the slot.
 """
 
-import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +29,7 @@ from sqlalchemy import (
 from sqlalchemy import and_ as all_of
 from sqlalchemy import or_ as any_of
 
+from studyloom.owners import host, is_alive
 from studyloom.storage import Persistent, execute, read
 
 METADATA = MetaData()
@@ -189,8 +188,8 @@ class Ledger:
     def bury_gone(self) -> None:
         """Buries the workers of this host whose process is gone, without waiting for their leases to end."""
         for held in self.held():
-            host, _, pid = held.owner.rpartition(":")
-            if host == socket.gethostname() and not is_alive(int(pid)):
+            name, _, pid = held.owner.rpartition(":")
+            if name == host() and not is_alive(int(pid)):
                 self.bury(held.owner, "its process is gone")
 
     def overdue(self, owners: Sequence[str], limit: float) -> list[str]:
@@ -223,14 +222,3 @@ class Ledger:
             .order_by(SLOTS.c.owner)
         )
         return read(self.storage, lambda connection: [Held(*row) for row in connection.execute(rows)])
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this host is there."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -1,13 +1,14 @@
 """A study from its config to its answer: what a page in `studies/` calls."""
 
 import logging
+import math
 import os
 import shlex
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, NoReturn
@@ -20,11 +21,11 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from studyloom import config, data, progress, report, winner
+from studyloom import config, data, progress, report, server, winner
 from studyloom.config import Composer, ConfigError
 from studyloom.data import Split
 from studyloom.failures import FAILURE, REASON
-from studyloom.launch import HALT, WORKER, LaunchError, Task, follow_parent, own_arguments, program
+from studyloom.launch import HALT, WORKER, Launcher, LaunchError, Task, follow_parent, own_arguments, program
 from studyloom.outline import outline
 from studyloom.question import SECTIONS, Folds, Question
 from studyloom.record import Record, create_record, open_record
@@ -33,7 +34,7 @@ from studyloom.seeds import derive
 from studyloom.stages import Plan, Stage
 from studyloom.starts import Starts, find_starts, known_sources, lay_down
 from studyloom.stop import Stop
-from studyloom.storage import StorageError, StorageLost, filesystem, hidden, is_network, parse
+from studyloom.storage import StorageError, StorageLost, connections_left, filesystem, hidden, is_network, parse
 from studyloom.study import EPOCHS, TIMES, Halted, Limits, Worker
 from studyloom.winner import NoWinner
 
@@ -47,7 +48,7 @@ class Prepared:
     """All that must be right before work starts."""
 
     question: Question
-    launcher: Any
+    launcher: Launcher
     source: Any
     split: Split
     folds: Folds
@@ -76,14 +77,15 @@ def run(cfg: DictConfig) -> None:
             if cfg.study.dry_run:
                 show(prepared.question, progress.console())
                 return
+            prepared = replace(prepared, url=server.serve(prepared.url))
             record, trials = open_study(prepared, create=not worker)
+            record.ledger.storage.hurry(stop)
+            plan = plan_of(prepared, Stage("search", record, prepared.question, trials))
+            if not worker:
+                check_room(prepared.url, prepared.launcher.count(plan.todo()))
         except (ValueError, OSError) as error:
             give_up(error, 2)
-        record.ledger.storage.hurry(stop)
-        limits = Limits(**{name: cfg.study[name] for name in Limits.__dataclass_fields__})
-        search = Stage("search", record, prepared.question, trials)
-        plan = plan_of(prepared, search)
-        task = Task(_work(prepared, plan, limits), plan.todo, record.ledger, prepared.run_dir / "logs", limits)
+        task = task_of(prepared, plan)
         try:
             if worker:
                 prepared.launcher.launch(task, stop)
@@ -141,7 +143,7 @@ def prepare(cfg: DictConfig, *, checked: bool) -> Prepared:
         known = _known_sources(url, cfg) if cfg.study["from"] is not None else []
         starts = attempt(lambda: find_starts(question, known))
     if url is not None and launcher is not None:
-        mistakes += _check_disk(url, launcher)
+        mistakes += check_place(url, launcher)
     if mistakes:
         raise ConfigError(mistakes)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -149,35 +151,62 @@ def prepare(cfg: DictConfig, *, checked: bool) -> Prepared:
 
 
 def _url(cfg: DictConfig) -> str:
-    if cfg.storage.url is None:
-        raise ConfigError(
-            ["storage.url: is not set; put postgresql://user:password@host/database into STUDYLOOM_STORAGE"]
+    url = config.storage_url(cfg)
+    if url is None:
+        where = "STUDYLOOM_STORAGE, or into a file of mode 0600 that storage.file names"
+        raise ConfigError([f"storage.url: is not set; put postgresql://user:password@host/database into {where}"])
+    if server.folder_of(url) is None:
+        parse(url)
+    return url
+
+
+def check_place(url: str, launcher: Launcher) -> Iterator[str]:
+    """Whether all workers can reach a database that is files on this host."""
+    embedded = server.folder_of(url)
+    address = parse(url) if embedded is None else None
+    if address is not None and address.get_backend_name() != "sqlite":
+        return
+    files = embedded or Path(str(address and address.database)).absolute()
+    kind = filesystem(files.parent)
+    if launcher.leaves_host:
+        what = "a server on 127.0.0.1" if embedded else f"a file on this host ({files})"
+        yield (
+            f"storage.url: {what} is out of reach for the workers that this launcher starts on other hosts; put the "
+            "URL of a PostgreSQL server into STUDYLOOM_STORAGE, and set storage=postgres"
         )
-    parse(cfg.storage.url)
-    return str(cfg.storage.url)
+    elif is_network(kind) and (embedded or launcher.count(2) > 1):
+        many, one = ("two hosts", "") if embedded else ("several workers", ", or set launcher.workers=1")
+        yield (
+            f"storage.url: {files} lies on a network disk ({kind}), where {many} would damage the database; name a "
+            f"local disk with run_dir=…, use a PostgreSQL server{one}"
+        )
+
+
+def check_room(url: str, workers: int) -> None:
+    """Whether the server lets all workers in, two connections each; a single one is this process."""
+    left, limit = connections_left(url) if workers > 1 else (math.inf, "")
+    if left < 2 * workers:
+        raise ConfigError(
+            [
+                f"storage.url: {workers} workers take {2 * workers} connections, and the server has {left:.0f} left "
+                f"({limit}); start fewer with launcher.workers={max(1, left // 2):.0f}, or raise the limit"
+            ]
+        )
 
 
 def _known_sources(url: str, cfg: DictConfig) -> list[str]:
     """The earlier studies with whose best this one has begun already; none where it is not there yet."""
+    folder = server.folder_of(url)
+    if folder is not None and not folder.exists():
+        return []
     try:
-        record = open_record(url, str(cfg.study.name), deadline=0.0)
+        record = open_record(server.serve(url), str(cfg.study.name), deadline=0.0)
     except StorageError:
         return []
     try:
         return known_sources(record)
     finally:
         record.ledger.storage.engine.dispose()
-
-
-def _check_disk(url: str, launcher: Any) -> Iterator[str]:
-    address = parse(url)
-    if address.get_backend_name() == "sqlite" and getattr(launcher, "count", lambda _: 1)(2) > 1:
-        kind = filesystem(Path(str(address.database)).absolute().parent)
-        if is_network(kind):
-            yield (
-                f"storage.url: {address.database} lies on a network disk ({kind}), where several workers would damage "
-                "SQLite's file; name a local disk with run_dir=…, use PostgreSQL, or set launcher.workers=1"
-            )
 
 
 def show(question: Question, console: Console) -> None:
@@ -213,11 +242,21 @@ def plan_of(prepared: Prepared, search: Stage) -> Plan:
     return Plan(search, prepared.question, prepared.split, validation, prepared.url, prepared.run_dir, settings)
 
 
+def task_of(prepared: Prepared, plan: Plan) -> Task:
+    study = prepared.question.config.study
+    limits = Limits(**{name: study[name] for name in Limits.__dataclass_fields__})
+    record = plan.search.record
+    return Task(_work(prepared, plan, limits), plan.todo, record.ledger, prepared.run_dir, limits, record.name)
+
+
 def _work(prepared: Prepared, plan: Plan, limits: Limits) -> Callable[[Stop], None]:
     def work(stop: Stop) -> None:
+        folder = prepared.question.config.checkpoints.dir
         for stage in plan:
-            checkpoints = prepared.run_dir / "checkpoints" / ("" if stage is plan.search else stage.title)
-            checkpoints.mkdir(parents=True, exist_ok=True)
+            checkpoints = None
+            if folder is not None:
+                checkpoints = Path(folder) / ("" if stage is plan.search else stage.title)
+                checkpoints.mkdir(parents=True, exist_ok=True)
             Worker(
                 stage.asked, stage.record, prepared.split, prepared.folds, stop, checkpoints, limits, stage.weights
             ).run(stage.trials)
@@ -281,14 +320,14 @@ def judge(cfg: DictConfig) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with Stop() as stop:
         prepared = prepare(cfg, checked=True)
+        prepared = replace(prepared, url=server.serve(prepared.url))
         record, trials = open_study(prepared, create=False)
         record.ledger.storage.hurry(stop)
         plan = plan_of(prepared, Stage("search", record, prepared.question, trials))
         if left := plan.search.todo():
             ways = "run the study on, or with a smaller study.trials"
             raise ConfigError([f"{plan.run_dir}: {left} of {trials} trials are open; {ways}"])
-        limits = Limits(**{name: cfg.study[name] for name in Limits.__dataclass_fields__})
-        task = Task(_work(prepared, plan, limits), plan.todo, record.ledger, plan.run_dir / "logs", limits)
+        task = task_of(prepared, plan)
         console = progress.console()
         with progress.Display(lambda: plan.current.record, console):
             prepared.launcher.launch(task, stop)

@@ -55,7 +55,15 @@ class TrainSection:
 @dataclass
 class StorageSection:
     url: str | None = None
+    file: str | None = None  # with the URL in it instead, readable by its owner alone
     deadline: float = 300.0  # seconds that the database may be away
+
+
+@dataclass
+class CheckpointsSection:
+    dir: str | None = (
+        "${run_dir}/checkpoints"  # on a disk that all hosts share, or each goes on with its own; null: none
+    )
 
 
 @dataclass
@@ -72,6 +80,7 @@ class Config:
     objective: ObjectiveSection = field(default_factory=ObjectiveSection)
     train: TrainSection = field(default_factory=TrainSection)
     storage: StorageSection = field(default_factory=StorageSection)
+    checkpoints: CheckpointsSection = field(default_factory=CheckpointsSection)
     winner: WinnerSection = field(default_factory=WinnerSection)
     trust: list[str] = field(default_factory=list)  # packages that a config from elsewhere may name; on command lines
     data: Any = MISSING

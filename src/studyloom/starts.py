@@ -19,6 +19,7 @@ from studyloom import config
 from studyloom.question import Question, end
 from studyloom.record import Record, open_record, study_names
 from studyloom.schema import ConfigError
+from studyloom.server import serve
 from studyloom.space import Parameter, Point, complaint, group_of, nearest, written
 from studyloom.storage import StorageError, exclusive, hidden, parse
 from studyloom.study import ENQUEUED, SLOT, TOKEN, owner_of
@@ -221,7 +222,8 @@ def open_source(source: str) -> Record:
         ConfigError, StorageError: there is none.
     """
     if "://" not in source:
-        return open_record(*config.read_run(Path(source)), deadline=0.0)
+        url, name = config.read_run(Path(source))
+        return open_record(serve(url), name, deadline=0.0)
     url, _, name = source.partition("#")
     if not name:
         names = study_names(url, 0.0)

@@ -7,8 +7,9 @@ cure both (328 reports/s with 8 writers, against 196 with BEGIN IMMEDIATE everyw
 import contextlib
 import functools
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -304,10 +305,46 @@ def _postgres(address: URL, create: bool, deadline: float) -> Persistent:
         "pool_size": 2,
         "max_overflow": 0,
         "pool_recycle": 1800,
-        "connect_args": POSTGRES,
+        "connect_args": _arguments(address, POSTGRES),
     }
     full = address.render_as_string(hide_password=False)
     return Persistent(full, address, deadline, engine_kwargs=engine_kwargs, skip_table_creation=not create)
+
+
+def _arguments(address: URL, ours: Mapping[str, Any]) -> dict[str, Any]:
+    """What we ask of libpq beside what a URL asks of it (TLS, a schema, …), which goes before ours."""
+    arguments = {name: value for name, value in ours.items() if name not in address.query}
+    return arguments | {"options": " ".join([ours["options"], *address.normalized_query.get("options", ())])}
+
+
+def connections_left(url: str) -> tuple[float, str]:
+    """How many connections a server would give this user now, beside those that are open, and by which limit.
+
+    Raises:
+        StorageError: it cannot be reached.
+    """
+    address = parse(url)
+    if address.get_backend_name() == "sqlite":
+        return math.inf, "none"
+    statement = """
+        SELECT current_setting('max_connections')::int - (SELECT sum(numbackends) FROM pg_stat_database)
+               - CASE WHEN rolsuper THEN 0 ELSE current_setting('superuser_reserved_connections')::int
+               + coalesce(current_setting('reserved_connections', true), '0')::int END,
+            CASE WHEN rolsuper OR rolconnlimit < 0 THEN NULL ELSE rolconnlimit
+               - (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user) END,
+            CASE WHEN rolsuper OR datconnlimit < 0 THEN NULL ELSE datconnlimit
+               - (SELECT numbackends FROM pg_stat_database s WHERE s.datname = d.datname) END
+        FROM pg_roles, pg_database d WHERE rolname = current_user AND d.datname = current_database()"""
+
+    def ask() -> sqlalchemy.Row[Any]:
+        with plain(address).connect() as connection:
+            return connection.exec_driver_sql(statement).one()
+
+    with explained(address):
+        left = Patience(address, 0.0).run(ask)
+    limits = ("max_connections of the server", "CONNECTION LIMIT of the role", "CONNECTION LIMIT of the database")
+    # The one that asks is closed by now.
+    return min((1.0 + float(number), limit) for number, limit in zip(left, limits, strict=True) if number is not None)
 
 
 def plain(address: URL) -> sqlalchemy.Engine:
@@ -317,7 +354,9 @@ def plain(address: URL) -> sqlalchemy.Engine:
         _existing(address) if sqlite else address,
         poolclass=sqlalchemy.pool.NullPool,
         isolation_level="AUTOCOMMIT",
-        connect_args={"timeout": 2 * BUSY_SECONDS} if sqlite else POSTGRES | {"options": "-c timezone=UTC"},
+        connect_args={"timeout": 2 * BUSY_SECONDS}
+        if sqlite
+        else _arguments(address, POSTGRES | {"options": "-c timezone=UTC"}),
     )
 
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import os
-import socket
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from studyloom.objective import STANDARD_ERROR as STANDARD_ERROR
 from studyloom.objective import Effort, Stopped, Stopping
 from studyloom.origin import MADE, Origin, environment
 from studyloom.outbox import Outbox
+from studyloom.owners import owner_of
 from studyloom.question import Folds
 from studyloom.record import HALTED, Record
 from studyloom.seeds import derive
@@ -78,11 +78,6 @@ class Lost(Exception):
     """The slot is another worker's by now."""
 
 
-def owner_of(pid: int) -> str:
-    """The name of a worker in the ledger."""
-    return f"{socket.gethostname()}:{pid}"
-
-
 @dataclass(frozen=True)
 class Limits:
     """How long a trial may take and a silent worker keeps it, in seconds; how often each may fail."""
@@ -112,7 +107,8 @@ class Stopwatch:
 class Worker:
     """Works on a study in this process, one slot after the other, until all are done or it is asked to stop.
 
-    weights: the folder for the network of each trial that is complete, if they are wanted.
+    checkpoints: the folder for those of trials under way; None for none. weights: the folder for the network of each
+    trial that is complete, if they are wanted.
     """
 
     question: Asked
@@ -120,7 +116,7 @@ class Worker:
     split: Split
     folds: Folds
     stopping: Stopping
-    checkpoints: Path
+    checkpoints: Path | None
     limits: Limits = field(default_factory=Limits)
     weights: Path | None = None
 
@@ -195,8 +191,9 @@ class Worker:
             self.fail(trial, failure)
         else:
             self.tell(trial, value, state)
-        with contextlib.suppress(OSError):
-            checkpoint.remove()
+        if checkpoint is not None:
+            with contextlib.suppress(OSError):
+                checkpoint.remove()
 
     def begin(self, claim: Claim, owner: str) -> FrozenTrial:
         """The trial of a slot, made if need be, with the study's sampler set for it."""
@@ -228,7 +225,9 @@ class Worker:
                     storage.set_trial_param(trial_id, name, distribution.to_internal_repr(value), distribution)
         return frozen
 
-    def checkpoint(self, number: int, point: Point) -> Checkpoint:
+    def checkpoint(self, number: int, point: Point) -> Checkpoint | None:
+        if self.checkpoints is None:
+            return None
         identity = json.dumps([self.record.name, number, self.question.seed, point.params], default=str)
         return Checkpoint(self.checkpoints / f"trial-{number}.pt", identity)
 
@@ -254,19 +253,22 @@ class Worker:
         effort: Effort,
         trial: optuna.Trial,
         claim: Claim,
-        checkpoint: Checkpoint,
+        checkpoint: Checkpoint | None,
         reported: int,
         watch: Stopwatch,
     ) -> float:
         """Brings an effort to its value, from its last checkpoint on; what it says is posted step by step."""
         started = time.monotonic()
         with watch("checkpoints"):
-            state = checkpoint.load()
+            state = None if checkpoint is None else checkpoint.load()
         if state is not None:
             try:
                 effort.restore(state)
             except ValueError as error:
-                log.warning("%s: %s; the trial starts anew", checkpoint.path, error)
+                log.warning("%s: %s; the trial starts anew", checkpoint and checkpoint.path, error)
+        elif reported:
+            where = f"of its {reported} epochs so far no checkpoint is in {self.checkpoints}"
+            log.warning("trial %d: %s; it starts anew", trial.number, where)
         with Outbox(self.post(trial, claim, effort, reported), self.record.ledger.storage.is_away) as outbox:
             with watch("storage"):
                 # Saved while the database was away, and then the worker died.
@@ -277,7 +279,7 @@ class Worker:
                 with watch("storage"):
                     outbox.send(epoch)
                 last = epoch.number == effort.epochs
-                if not last:
+                if not last and checkpoint is not None:
                     with watch("checkpoints"):
                         self.save(checkpoint, effort)
                 if self.stopping() and not last:

@@ -18,7 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from studyloom.schema import ConfigError
 
 CLASSES = (
-    *("studyloom.models", "studyloom.losses", "studyloom.grid", "studyloom.data", "studyloom.launch"),
+    *("studyloom.models", "studyloom.losses", "studyloom.grid", "studyloom.data"),
+    # Other launchers run commands that a config may hold, or code on other machines.
+    *(f"studyloom.launch.{place}{launcher}" for place in ("", "local.") for launcher in ("Join", "Local")),
     *("torch.nn", "torch.optim", "optuna.samplers", "optuna.pruners"),
 )
 # Of torch's other functions some change the whole process, such as register_module_forward_hook.
