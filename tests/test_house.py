@@ -19,7 +19,7 @@ ROOMS = {
     "search": ("space", "grammar", "schema", "trust", "mistakes", "config", "objective", "question"),
     # Optuna's study, SQLAlchemy
     "study": (
-        *("server", "outage", "storage", "owners", "ledger", "record", "outbox", "failures", "origin"),
+        *("disks", "server", "outage", "storage", "owners", "ledger", "record", "outbox", "failures", "origin"),
         *("study", "grid", "starts"),
     ),
     # processes, files, people

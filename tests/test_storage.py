@@ -14,6 +14,7 @@ from optuna.storages import get_storage
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 
+from studyloom.disks import filesystem, is_network
 from studyloom.storage import (
     StorageError,
     StorageLost,
@@ -21,9 +22,7 @@ from studyloom.storage import (
     connections_left,
     exclusive,
     execute,
-    filesystem,
     hidden,
-    is_network,
     parse,
     plain,
     read,

@@ -21,8 +21,9 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from studyloom import __version__, ledger
+from studyloom.disks import filesystem, is_network
 from studyloom.launch.local import Local, cores, gpus
-from studyloom.storage import StorageError, connect, filesystem, hidden, is_network, parse, plain, reason
+from studyloom.storage import StorageError, connect, hidden, parse, plain, reason
 
 SLOW = 0.05  # seconds for a commit; a trial makes some dozens
 SKEW = 2.0  # seconds

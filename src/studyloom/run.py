@@ -24,6 +24,7 @@ from rich.text import Text
 from studyloom import config, data, progress, report, server, winner
 from studyloom.config import Composer, ConfigError
 from studyloom.data import Split
+from studyloom.disks import filesystem, is_network
 from studyloom.failures import FAILURE, REASON
 from studyloom.launch import HALT, WORKER, Launcher, LaunchError, Task, follow_parent, own_arguments, program
 from studyloom.outline import outline
@@ -34,7 +35,7 @@ from studyloom.seeds import derive
 from studyloom.stages import Plan, Stage
 from studyloom.starts import Starts, find_starts, known_sources, lay_down
 from studyloom.stop import Stop
-from studyloom.storage import StorageError, StorageLost, connections_left, filesystem, hidden, is_network, parse
+from studyloom.storage import StorageError, StorageLost, connections_left, hidden, parse
 from studyloom.study import EPOCHS, TIMES, Halted, Limits, Worker
 from studyloom.winner import NoWinner
 

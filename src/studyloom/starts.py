@@ -16,13 +16,14 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from studyloom import config
+from studyloom.owners import owner_of
 from studyloom.question import Question, end
 from studyloom.record import Record, open_record, study_names
 from studyloom.schema import ConfigError
 from studyloom.server import serve
 from studyloom.space import Parameter, Point, complaint, group_of, nearest, written
 from studyloom.storage import StorageError, exclusive, hidden, parse
-from studyloom.study import ENQUEUED, SLOT, TOKEN, owner_of
+from studyloom.study import ENQUEUED, SLOT, TOKEN
 
 SOURCES = "from"  # user attribute of a study: the earlier studies whose best it has begun with
 LEASE = 60.0  # seconds that a slot is held while its trial is made

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,10 +36,6 @@ DEADLINE = 300.0  # seconds that a call waits for a database that is away
 BUSY_SECONDS = 5  # a single try waits so long for another's lock; SQLite does so deaf to Ctrl-C
 UNIQUE = ("slot", "token")  # user attributes that no two trials of a study share: a trial that has them is made once
 
-NETWORK = {
-    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs", "ocfs2"),
-    *("gfs2", "orangefs", "pvfs2", "davfs", "wekafs", "sshfs", "s3fs", "gcsfuse", "juicefs", "rclone", "moosefs"),
-}
 POSTGRES = {
     "connect_timeout": 10,
     "keepalives_idle": 20,  # a server that vanished is noticed in 40 s, and not in two hours
@@ -416,26 +411,6 @@ def exclusive(url: str, *, deadline: float = 0.0) -> Iterator[None]:
             connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_unlock(LOCK_KEY)))
         with contextlib.suppress(SQLAlchemyError):
             connection.close()
-
-
-def filesystem(path: Path) -> str:
-    """The kind of file system that a path is on or would be made on, such as ext4 or nfs4; "unknown" outside Linux."""
-    try:
-        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-    except OSError:
-        return "unknown"
-    found, longest, path = "unknown", -1, path.resolve()
-    for mount in mounts:
-        before, _, after = mount.partition(" - ")
-        point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), before.split()[4]))
-        if len(point.parts) >= longest and path.is_relative_to(point):  # the last mounted lies on top
-            found, longest = after.split()[0], len(point.parts)
-    return found
-
-
-def is_network(kind: str) -> bool:
-    """Whether a kind of file system is shared between hosts: no place for SQLite's WAL, which lives in their memory."""
-    return kind.removeprefix("fuse.") in NETWORK
 
 
 @contextmanager
