@@ -678,7 +678,7 @@ def test_a_plain_network_of_another_package_is_searched_by_its_own_arguments(tmp
     split = toy_split()
     split = replace(split, inputs=split.inputs.repeat(1, 3, 2, 2))
     folds = toy_folds(split)
-    question.check(folds, split.shape, split.outputs)
+    question.check(folds, split)
     point = question.space.walk(lambda parameter: {"model.hidden_dim": 8, "model.dropout": 0.25}[parameter.name])
     (epoch,) = next(iter(Training(question.jobs(point, folds, 0), split)))
     assert math.isfinite(epoch.train_loss)

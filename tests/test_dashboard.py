@@ -32,7 +32,7 @@ CURVE = {
     "number": [1, 2],
     "train_loss": [0.5, 0.25],
     "valid_loss": [0.6, 0.3],
-    "accuracy": [0.8, 0.9],
+    "value": [0.8, 0.9],
     "seconds": [1, 1],
 }
 
@@ -343,9 +343,9 @@ def test_a_name_is_text_in_the_note_whatever_is_in_it(sqlite_url):
 
 
 def test_curves_have_a_line_for_each_epoch(sqlite_url):
-    lines = dashboard.curves_csv(filled(sqlite_url).trials()).splitlines()
+    lines = dashboard.curves_csv(filled(sqlite_url).trials(), "accuracy").splitlines()
     assert lines == ["trial,epoch,accuracy,train_loss,valid_loss", "0,1,0.8,0.5,0.6", "0,2,0.9,0.25,0.3"]
-    assert dashboard.curves_csv([]) == ""
+    assert dashboard.curves_csv([], "accuracy") == ""
 
 
 def test_artifacts_are_listed_and_downloaded_and_cannot_touch_the_dashboard(url, run_dir):

@@ -13,10 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src" / "studyloom"
 
 ROOMS = {
-    "matter": ("data", "models", "losses", "schedules", "seeds"),  # lets in torch and numpy
+    "matter": ("data", "models", "losses", "schedules", "seeds", "metrics"),  # lets in torch and numpy
     "training": ("train", "checkpoint"),
     # Optuna's distributions; Hydra, in two of them
-    "search": ("space", "grammar", "schema", "trust", "mistakes", "config", "objective", "question"),
+    "search": ("space", "grammar", "schema", "trust", "mistakes", "config", "rehearsal", "objective", "question"),
     # Optuna's study, SQLAlchemy
     "study": (
         *("disks", "server", "outage", "storage", "owners", "ledger", "record", "outbox", "failures", "origin"),
@@ -25,7 +25,7 @@ ROOMS = {
     # processes, files, people
     "front": (
         *("launch", "launch.task", "launch.crew", "launch.local"),
-        *("stop", "progress", "outline", "replica", "figures", "report", "doctor", "dashboard"),
+        *("stop", "progress", "outline", "replica", "axes", "figures", "report", "doctor", "dashboard"),
         *("stages", "winner", "predict", "status", "replay", "run", "scaffold", "cli"),
     ),
 }

@@ -47,7 +47,7 @@ def test_each_step_reports_the_mean_of_all_folds_at_that_epoch(question):
     curve = measured(trial, Training(jobs, SPLIT))
     alone = [list(train.epochs([job], SPLIT)) for job in jobs]
     for step in range(1, 5):
-        expected = sum(epochs[step - 1][0].accuracy for epochs in alone) / 3
+        expected = sum(epochs[step - 1][0].value for epochs in alone) / 3
         assert reports(trial)[step] == pytest.approx(expected, abs=1e-12)
     assert [epoch.number for epoch in curve] == [1, 2, 3, 4]
 
@@ -65,7 +65,7 @@ class Witness(BasePruner):
 
 def accuracies(jobs):
     """Of each job alone, after each epoch: (epochs, jobs)."""
-    return np.array([[epoch.accuracy for (epoch,) in train.epochs([job], SPLIT)] for job in jobs]).T
+    return np.array([[epoch.value for (epoch,) in train.epochs([job], SPLIT)] for job in jobs]).T
 
 
 def test_a_pruner_is_shown_the_mean_of_all_folds_at_each_epoch_but_the_last(question):
@@ -95,7 +95,7 @@ def test_the_learning_curve_of_jobs_in_turn_is_that_of_lockstep(question):
     curves = []
     for training in trainings:
         assert list(measure(training, Never())) == means(training.said)
-        curves.append([[(e.number, e.train_loss, e.accuracy) for e in epochs] for epochs in by_epoch(training.said)])
+        curves.append([[(e.number, e.train_loss, e.value) for e in epochs] for epochs in by_epoch(training.said)])
     assert curves[0] == curves[1]
     assert [len(epochs) for epochs in by_epoch(trainings[1].said[:6])] == [2, 2, 1, 1]
 

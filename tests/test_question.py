@@ -18,11 +18,13 @@ from toys import ask, compose, toy_split
 from studies import CONF
 from studyloom import data
 from studyloom.config import ConfigError, with_values
+from studyloom.data import Split
 from studyloom.grid import GridSampler
-from studyloom.question import Question, probes, try_out
+from studyloom.question import Question
+from studyloom.rehearsal import probes, try_out
 from studyloom.space import SpaceError
 
-IMAGES = {"shape": (1, 8, 8), "outputs": 10}
+IMAGES = Split(torch.zeros(500, 1, 8, 8), torch.arange(500) % 10, 10, "images")
 NONE = ("space=none",)  # and then what a test searches, with +space.…
 
 
@@ -114,9 +116,9 @@ def asking(composed):
     return ask_with
 
 
-def mistakes_of(question: Question, folds, **images) -> list[str]:
+def mistakes_of(question: Question, folds, split: Split | None = None) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        question.check(folds, **(IMAGES | images))
+        question.check(folds, IMAGES if split is None else split)
     assert all("\n" not in line for line in caught.value.mistakes)
     return caught.value.mistakes
 
@@ -290,7 +292,7 @@ def test_mistakes_in_the_space_itself_are_told_when_it_is_asked():
 
 
 def test_a_question_without_mistakes_passes(main, folds):
-    main.check(folds, **IMAGES)
+    main.check(folds, IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -365,18 +367,18 @@ def test_an_option_of_the_baseline_that_the_space_does_not_hold_is_named(folds):
     line = only_mistake(ask(*search, "optimizer=adam"), folds)
     assert "optimizer=adam, and the space holds adamw, sgd" in line
     assert "add adam to space.optimizer, or set study.baseline=false" in line
-    ask(*search, "optimizer=adam", "study.baseline=false").check(folds, **IMAGES)
+    ask(*search, "optimizer=adam", "study.baseline=false").check(folds, IMAGES)
 
 
 def test_an_option_that_the_baseline_does_not_open_holds_it_to_nothing(folds):
     """Only the options on the baseline's own way must be its own."""
     space = "+space.optimizer={adamw:{weight_decay:{float:[0,1]}},sgd:{momentum:{float:[0,0.95]}}}"
-    ask(*NONE, space).check(folds, **IMAGES)
+    ask(*NONE, space).check(folds, IMAGES)
 
 
 def test_without_a_baseline_defaults_may_lie_anywhere(folds):
     search = ("+space.optimizer.lr.float=[0.1,1]", "+space.train.batch_size.choice=[16]", "study.baseline=false")
-    ask(*NONE, *search).check(folds, **IMAGES)
+    ask(*NONE, *search).check(folds, IMAGES)
 
 
 def test_without_a_baseline_a_default_that_no_point_has_need_not_build(folds):
@@ -386,7 +388,7 @@ def test_without_a_baseline_a_default_that_no_point_has_need_not_build(folds):
         "+space.train.batch_size.choice=[16,32]",
         "+space.model={mlp:null,cnn:{channels:{choice:[8]}},dropout:{float:[0,0.5]}}",
     )
-    ask(*NONE, *wrong, *search).check(folds, **IMAGES)
+    ask(*NONE, *wrong, *search).check(folds, IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -431,27 +433,27 @@ def test_a_mistake_that_two_options_make_is_told_of_each(folds):
 def test_a_network_with_outputs_of_the_wrong_shape_is_refused(folds):
     own = ("~model", "+model._target_=test_question.Own", "++model.ends=3")
     line = only_mistake(ask(*NONE, *own), folds)
-    assert line == "the network makes (2, 3) of 2 images; (2, 10) is wanted"
+    assert line == "the network makes (2, 3) of 2 examples; (2, 10) is wanted"
 
 
 def test_a_network_of_ones_own_is_accepted_and_its_arguments_searched(folds):
     own = ("~model", "+model={_target_:test_question.Own,width:16}", "+space.model.width.int=[1,32]")
-    ask(*NONE, *own).check(folds, **IMAGES)
+    ask(*NONE, *own).check(folds, IMAGES)
     line = only_mistake(ask(*NONE, *own, "+space.model.depth.int=[1,2]"), folds)
     assert "space.model.depth: model.depth is no key; model has width" in line
 
 
 def test_a_network_that_cannot_live_without_memory_is_tried_on_the_cpu(folds):
     question = ask(*NONE, "~model", "+model._target_=test_question.OnCPU")
-    question.check(folds, **IMAGES)
+    question.check(folds, IMAGES)
     with pytest.raises(RuntimeError, match="meta"), torch.device("meta"):
-        OnCPU(*IMAGES.values())(torch.zeros(2, 1, 8, 8))
+        OnCPU(IMAGES.shape, 10)(torch.zeros(2, 1, 8, 8))
 
 
 def test_a_large_network_takes_no_memory(folds, monkeypatch):
-    monkeypatch.setattr("studyloom.question.LARGE", 100)
+    monkeypatch.setattr("studyloom.rehearsal.LARGE", 100)
     Witness.devices.clear()
-    ask(*NONE, "~model", "+model._target_=test_question.Witness").check(folds, **IMAGES)
+    ask(*NONE, "~model", "+model._target_=test_question.Witness").check(folds, IMAGES)
     assert {*Witness.devices} == {"meta"}
 
 
@@ -465,7 +467,7 @@ def test_groups_within_groups_are_composed_checked_and_searched(folds, tmp_path,
     (folder / "model" / "block" / "residual.yaml").write_text("kind: residual\ndepth: 2\n")
     search = "+space.model={mlp:null,own:{block:{plain:null,residual:{depth:{int:[1,3]}}}}}"
     question = ask(*NONE, f"model={base}", search, folder=folder)
-    question.check(folds, **IMAGES)
+    question.check(folds, IMAGES)
     chosen = {"model": "own", "model.own.block": "residual", "model.own.block.residual.depth": 3}
     cfg = question.at(question.space.walk(lambda parameter: chosen[parameter.name]))
     assert cfg.model == {"_target_": "test_question.Blocks", "block": {"kind": "residual", "depth": 3}}
@@ -481,7 +483,7 @@ def test_groups_within_groups_are_composed_checked_and_searched(folds, tmp_path,
 def test_trying_out_leaves_the_random_numbers_of_the_caller_alone(main, folds):
     (job,) = main.jobs(main.baseline, folds, 0)
     before = torch.random.get_rng_state()
-    try_out(job, **IMAGES)
+    try_out(job, IMAGES)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -524,7 +526,7 @@ def test_a_pruner_that_compares_jobs_is_refused_where_a_trial_has_one(folds):
 @pytest.mark.parametrize("given", ["objective.folds=2", "objective.seeds=2"])
 def test_a_pruner_that_compares_jobs_takes_folds_and_seeds(folds, given):
     question = ask(*NONE, "pruner=wilcoxon", given)
-    question.check(folds, **IMAGES)
+    question.check(folds, IMAGES)
     assert question.in_turn
     assert type(question.pruner()).__name__ == "WilcoxonPruner"
 
@@ -605,13 +607,13 @@ def test_a_branch_is_tried_at_its_default_its_corners_and_each_choice(main):
 
 
 def test_a_check_composes_no_config_that_it_composed_before(main, folds, monkeypatch):
-    main.check(folds, **IMAGES)
+    main.check(folds, IMAGES)
     monkeypatch.setattr(hydra, "compose", None)
-    main.check(folds, **IMAGES)
+    main.check(folds, IMAGES)
 
 
 def test_only_what_differs_from_the_config_as_composed_is_composed_again(main, folds):
-    main.check(folds, **IMAGES)
+    main.check(folds, IMAGES)
     assert {*main.composer._cache} >= {
         frozenset(),
         frozenset({("model", "cnn")}),
@@ -625,7 +627,7 @@ def test_a_check_does_not_import_the_compiler():
     """It would take a second."""
     script = (
         "import sys; from toys import *\n"
-        "split = toy_split(); ask(*TINY).check(toy_folds(split), split.shape, split.outputs)\n"
+        "split = toy_split(); ask(*TINY).check(toy_folds(split), split)\n"
         "assert 'torch._dynamo' not in sys.modules"
     )
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])

@@ -223,10 +223,10 @@ def test_another_environment_has_a_tolerance_and_is_named(work, again):
     curve["train_loss"][0] *= 1.01
     code, text = again(tampered(record, **{MADE: made, EPOCHS: curve}))
     assert code == 0
-    assert "equal within tolerance: losses within 5%, accuracies within 1 of 40 validation images" in text
+    assert "equal within tolerance: losses within 5%, accuracies within 1 of 40 validation examples" in text
     assert f"torch: 1.0 → {torch.__version__}" in text
     assert "commit: abc →" in text
-    curve["accuracy"][1] += 2 / 40
+    curve["value"][1] += 2 / 40
     code, text = again(tampered(record, **{EPOCHS: curve}))
     assert code == 1
     assert "different from epoch 2, accuracy" in text
@@ -276,11 +276,11 @@ def test_no_line_of_a_replay_is_wider_than_the_terminal(work, again, width):
     ("off", "holds"), [(0.0, True), (1 / 40, True), (-1 / 40, True), (1.1 / 40, False), (2 / 40, False)]
 )
 def test_accuracy_may_be_off_by_some_images(off, holds):
-    assert replay.Tolerance(0.05, 1, 40).holds("accuracy", 0.9, 0.9 + off) == holds
+    assert replay.Tolerance(0.05, 1, 40).holds("value", 0.9, 0.9 + off) == holds
 
 
 def test_a_replay_that_fails_where_the_trial_did_not_is_different():
-    stored = replay.Stored({"accuracy": [0.5, 0.6]}, None, [1, 1])
+    stored = replay.Stored({"value": [0.5, 0.6]}, None, [1, 1])
     now = [Epoch(1, 1.0, 1.0, 0.5, 0.1, 1.0)]
     failure = failures.Failure("error", "ValueError: no")
     (found,) = replay.compare(stored, now, failure, None)
@@ -320,7 +320,7 @@ def test_an_origin_that_cannot_be_used_is_told_in_words(work, again, change, wor
         again(tampered(record, **{MADE: made_of(record) | change}))
 
 
-@pytest.mark.parametrize("curve", [{"accuracy": [0.1]}, {"accuracy": ["a", "b"]}, [1, 2], {"accuracy": 3}])
+@pytest.mark.parametrize("curve", [{"value": [0.1]}, {"value": ["a", "b"]}, [1, 2], {"value": 3}])
 def test_a_curve_that_is_none_is_told_in_words(work, again, curve):
     record = work(*RANDOM, trials=1)
     with pytest.raises(ValueError, match="trial 0 cannot be replayed"):

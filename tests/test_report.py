@@ -10,7 +10,8 @@ from commands import CANARY
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from studyloom import figures, progress, replica, report
+from studyloom import axes, figures, progress, replica, report
+from studyloom.axes import Axis
 from studyloom.failures import FAILURE, REASON
 from studyloom.record import HALTED, create_record
 from studyloom.report import masked, render, write
@@ -19,6 +20,7 @@ from studyloom.study import BASELINE, EPOCHS, TRACEBACK, WORKER
 IMAGE = "<img src=x onerror=alert(1)>"
 SCRIPT = "</script><script>alert(2)</script>"
 COMMENT = "<!--<script>"
+AXIS = Axis("accuracy", "unit", 1)
 BEGAN = datetime(2026, 1, 1, 12)
 MODEL = CategoricalDistribution(["mlp", "cnn"])
 RATE = FloatDistribution(1e-4, 1.0, log=True)
@@ -36,9 +38,9 @@ WINNER = {
         {"trial": 4, "params": {"lr": 0.1}, "search_value": 0.97, "values": [0.96], "mean": 0.965, "std": 0.001},
     ],
     "test": {
-        "images": 1000,
-        "winner": {"accuracies": [0.96, 0.97], "mean": 0.9612, "std": 0.0034, "interval": [0.95, 0.97]},
-        "baseline": {"accuracies": [0.9, 0.91], "mean": 0.9012, "std": 0.0045, "interval": [0.89, 0.92]},
+        "examples": 1000,
+        "winner": {"values": [0.96, 0.97], "mean": 0.9612, "std": 0.0034, "interval": [0.95, 0.97]},
+        "baseline": {"values": [0.9, 0.91], "mean": 0.9012, "std": 0.0045, "interval": [0.89, 0.92]},
         "difference": {"mean": 0.06, "interval": [0.0456, 0.0789]},
     },
     "confusion": [[98, 2], [0, 100]],
@@ -54,7 +56,7 @@ def a_trial(number, state=TrialState.COMPLETE, accuracy=0.9, epochs=3, params=No
     """A trial of ten seconds, a second after the one before; params hold value and distribution."""
     params = {"lr": (10.0 ** -(1 + number % 3), RATE)} if params is None else params
     values = [accuracy - 0.1 / (epoch + 1) for epoch in range(epochs)] + [accuracy]
-    curve = {"number": list(range(1, len(values) + 1)), "accuracy": values}
+    curve = {"number": list(range(1, len(values) + 1)), "value": values}
     curve |= {"train_loss": [1 - value for value in values], "valid_loss": [1.1 - value for value in values]}
     trial = create_trial(
         state=state,
@@ -159,7 +161,8 @@ def test_a_full_study_has_every_plot(study_of):
 def test_the_headline_numbers(study_of):
     page = Reader(render(study_of(forty()), WINNER, ""))
     words = ("0.9370", "0.9000", "+0.0370", "0.9612 ± 0.0034", "0.9012 ± 0.0045", "+0.0600", "+0.0456 to +0.0789")
-    assert [word for word in (*words, "+0.0056", "trial 4, 2 seeds", "1000 test images") if word not in page.text] == []
+    words = (*words, "+0.0056", "trial 4, 2 seeds", "1000 test examples")
+    assert [word for word in words if word not in page.text] == []
     assert "24 complete · 8 pruned · 7 failed" in page.text
     assert "Winner: lr=0.1" in page.text
     assert "commit c0ffee" in page.text
@@ -245,10 +248,9 @@ def test_forty_trials_make_less_than_8_megabytes(study_of, tmp_path):
 
 
 def test_of_many_trials_the_best_are_drawn_over_parallel_axes(study_of):
-    trials = study_of(forty()).trials()
-    best = replica.best_of(trials, 5)
+    best = replica.best_of(study_of(forty()), 5)
     assert [trial.number for trial in best] == [31, 32, 35, 36, 37]
-    figure = figures.parallel(replica.replicate(best), ["model", "nowhere"])
+    figure = figures.parallel(replica.replicate(best, 1), ["model", "nowhere"], AXIS)
     assert len(figure.data) == 5
     assert figure.data[-1].line.color == figures.COLOURS["best"]
     assert figure.data[-1].y[0] == 1
@@ -432,7 +434,7 @@ def strings_of(tree):
 
 def test_a_replica_has_the_numbers_values_and_constraints_of_the_study(study_of):
     trials = study_of(forty()).trials()
-    copied = replica.replicate(trials).get_trials()
+    copied = replica.replicate(trials, 1).get_trials()
     assert [trial.number for trial in copied] == list(range(40))
     for trial, copy in zip(trials, copied, strict=True):
         if trial.state == TrialState.COMPLETE:
@@ -446,13 +448,13 @@ def test_choices_stay_different_when_they_are_cut():
     trials = [create_trial(value=0.5, params={"p": c}, distributions={"p": choices}) for c in choices.choices]
     for number, trial in enumerate(trials):
         trial.number = number
-    assert len({trial.params["p"] for trial in replica.replicate(trials).trials}) == 4
+    assert len({trial.params["p"] for trial in replica.replicate(trials, 1).trials}) == 4
 
 
 def test_making_a_replica_says_nothing(study_of, capfd):
     trials = study_of(forty()).trials()
     capfd.readouterr()
-    replica.replicate(trials)
+    replica.replicate(trials, 1)
     assert capfd.readouterr() == ("", "")
 
 
@@ -461,23 +463,23 @@ def test_making_a_replica_says_nothing(study_of, capfd):
 
 @pytest.mark.parametrize(("low", "high"), [(0.1, 0.97), (0.917, 0.9725), (0.96, 0.961), (0.0, 1.0), (0.999, 0.9999)])
 def test_an_axis_has_some_round_marks_in_its_range(low, high):
-    marks = figures.marks(low, high)
+    marks = AXIS.marks(low, high)
     assert 3 <= len(marks) <= 18
     assert all(low <= mark <= high for mark in marks)
     assert marks == sorted({*marks})
-    assert figures.marks(0.5012, 0.5012) == [0.5012]
+    assert AXIS.marks(0.5012, 0.5012) == [0.5012]
 
 
 def test_the_accuracy_axis_rises_and_counts_factors_of_ten_in_the_error():
-    heights = [figures.stretch(value / 1000) for value in range(-10, 1000)]
+    heights = [AXIS.height(value / 1000) for value in range(-10, 1000)]
     assert heights == sorted({*heights})
-    assert [figures.stretch(value) for value in (0.0, 0.9, 0.99)] == pytest.approx([0, 1, 2])
-    assert figures.stretch(1.0) == figures.stretch(1.1) < 5
+    assert [AXIS.height(value) for value in (0.0, 0.9, 0.99)] == pytest.approx([0, 1, 2])
+    assert AXIS.height(1.0) == AXIS.height(1.1) < 5
 
 
 def test_logarithmic_axes_have_three_or_four_marks():
     for low, high in ((1e-6, 1e-1), (1e-4, 1e-2), (0.001, 0.009), (0.0021, 0.0029), (16, 512)):
-        axis = figures.log_ticks([low, high])
+        axis = axes.log_ticks([low, high])
         assert 1 <= len(axis["tickvals"]) == len(axis["ticktext"]) <= 4
         assert all(low <= value <= high for value in axis["tickvals"])
 
@@ -501,7 +503,7 @@ def test_an_unfinished_trial_lasts_until_now_only_if_somebody_is_at_it(study_of)
 
 def test_pruned_curves_end_where_they_were_pruned(study_of):
     trials = study_of([a_trial(0, accuracy=0.9), a_trial(1, TrialState.PRUNED, 0.5, 1)]).trials()
-    figure = figures.curves(trials, trials[0], None)
+    figure = figures.curves(trials, trials[0], None, AXIS)
     lines = {trace.name: trace for trace in figure.data if trace.mode == "lines"}
     assert lines["pruned"].x == (1, 2, None)
     assert lines["best"].x == (1, 2, 3, 4, None)
@@ -512,13 +514,13 @@ def test_pruned_curves_end_where_they_were_pruned(study_of):
 
 def test_the_curves_of_many_trials_are_few_traces(study_of):
     trials = study_of(forty()).trials()
-    assert len(figures.curves(trials, trials[37], trials[0]).data) <= 8
+    assert len(figures.curves(trials, trials[37], trials[0], AXIS).data) <= 8
 
 
 def test_the_contour_shows_parameters_that_occur_together(study_of):
-    study = replica.replicate(study_of(forty()).trials())
-    assert isinstance(figures.contour(study, ["cnn.channels", "mlp.momentum"]), str)
-    figure = figures.contour(study, ["cnn.channels", "mlp.momentum", "lr"])
+    study = replica.replicate(study_of(forty()).trials(), 1)
+    assert isinstance(figures.contour(study, ["cnn.channels", "mlp.momentum"], AXIS), str)
+    figure = figures.contour(study, ["cnn.channels", "mlp.momentum", "lr"], AXIS)
     assert {figure.layout.title.text, figure.layout.xaxis.title.text} == {"mlp.momentum", "lr"}
 
 

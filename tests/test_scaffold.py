@@ -55,7 +55,7 @@ def test_it_asks_a_question_without_mistakes_of_the_data_that_it_loads(tmp_path,
     source = Loaded(sys.modules["importlib"].import_module("studies.mine").load, 400)
     split = source.train()
     folds = [(torch.arange(1600), torch.arange(1600, 2000))]
-    question.check(folds, split.shape, split.outputs)
+    question.check(folds, split)
     assert question.baseline.values["model.width"] == 16
 
 

@@ -9,7 +9,7 @@ from toys import TINY, Never, ask, toy_folds, toy_split
 from studyloom import study as work_room
 from studyloom.config import ConfigError
 from studyloom.record import create_record, open_record
-from studyloom.starts import Starts, find_starts, known_sources, lay_down, place, ranked
+from studyloom.starts import Starts, find_starts, known_sources, lay_down, place
 from studyloom.study import BASELINE, ENQUEUED, Limits, Worker
 
 SPLIT = toy_split()
@@ -224,7 +224,7 @@ def earlier(tmp_path, question):
 def test_the_best_of_an_earlier_study_are_tried_first_and_again_give_what_they_gave(earlier, tmp_path):
     question = ask(*RANDOM, f"study.from={earlier}", "study.top=2", "study.seed=1")
     starts = find_starts(question, [])
-    best = ranked(open_record(f"sqlite:///{earlier}/study.db", "s"))[:2]
+    best = open_record(f"sqlite:///{earlier}/study.db", "s").ranked()[:2]
     assert [start.point.params for start in starts.points] == [trial.params for trial in best]
     assert starts.notes == [f"{earlier}: begins with its trials {best[0].number}, {best[1].number}"]
     url = f"sqlite:///{tmp_path}/later.db"
@@ -269,7 +269,7 @@ def test_a_space_of_other_options_is_met_by_the_keys_they_share(earlier):
     starts = find_starts(other, [])
     adamw = [
         trial
-        for trial in ranked(open_record(f"sqlite:///{earlier}/study.db", "s"))
+        for trial in open_record(f"sqlite:///{earlier}/study.db", "s").ranked()
         if (trial.params["optimizer"], trial.params["model"]) == ("adamw", "mlp")
     ]
     assert [s.point.params["optimizer.lr"] for s in starts.points] == [t.params["optimizer.adamw.lr"] for t in adamw]
@@ -295,7 +295,7 @@ def test_a_warm_start_is_told_and_the_same_command_goes_on_without_its_source(tm
     first.rename(tmp_path / "gone")
     done = study(*overrides, "study.trials=5")
     assert done.returncode == 0, done.stderr
-    best = ranked(open_record(f"sqlite:///{tmp_path}/gone/study.db", "mnist"))[:2]
+    best = open_record(f"sqlite:///{tmp_path}/gone/study.db", "mnist").ranked()[:2]
     trials = open_record(f"sqlite:///{later}/study.db", "mnist").trials()
     assert len(trials) == 5
     assert all(trial.params in [early.params for early in trials[:3]] for trial in best)

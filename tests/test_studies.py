@@ -17,6 +17,7 @@ from toys import ask, compose
 from studies import CONF
 from studyloom import config, data
 from studyloom.config import Composer
+from studyloom.data import Split
 from studyloom.grid import GridSampler
 from studyloom.launch import Join, Local
 from studyloom.question import Question
@@ -28,7 +29,7 @@ PAGES = sorted(path.stem for path in (ROOT / "studies").glob("*.py") if path.ste
 FILES = sorted(Path(CONF).rglob("*.yaml"))
 GROUPS = sorted(folder for folder in Path(CONF).iterdir() if folder.is_dir())
 OPTIONS = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in GROUPS}
-IMAGES = {"shape": (1, 28, 28), "outputs": 10}
+IMAGES = Split(torch.zeros(500, 1, 28, 28), torch.arange(500) % 10, 10, "images")
 
 
 def options(*groups: str):
@@ -133,7 +134,7 @@ def test_every_storage_names_a_database_or_none(group, option, monkeypatch):
 @options("space")
 def test_every_space_asks_a_question_without_mistakes(group, option, folds):
     question = ask(f"{group}={option}", name="fashion" if option == "fashion" else "mnist")
-    question.check(folds, **IMAGES)
+    question.check(folds, IMAGES)
     assert question.baseline is not None
     assert question.trials() == (question.config.study.trials if question.space.nodes else 1)
 

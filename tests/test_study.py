@@ -515,8 +515,8 @@ def test_a_learning_curve_is_stored_with_its_trial(sqlite_url, question):
     (trial,) = record.trials()
     curve = trial.user_attrs[EPOCHS]
     assert curve["number"] == [1, 2]
-    assert curve["accuracy"] == pytest.approx(list(trial.intermediate_values.values()), abs=1e-6)
-    assert set(curve) == {"number", "train_loss", "valid_loss", "accuracy", "seconds", "samples_per_second"}
+    assert curve["value"] == pytest.approx(list(trial.intermediate_values.values()), abs=1e-6)
+    assert set(curve) == {"number", "train_loss", "valid_loss", "value", "seconds", "samples_per_second"}
 
 
 # Folds and seeds
@@ -531,7 +531,7 @@ def timeless(trial):
     return {name: trial.user_attrs[EPOCHS][name] for name in (*TIMELESS, STANDARD_ERROR)}
 
 
-TIMELESS = ("number", "train_loss", "valid_loss", "accuracy")
+TIMELESS = ("number", "train_loss", "valid_loss", "value")
 
 
 def test_a_grid_over_folds_is_the_textbook_search_with_cross_validation(sqlite_url):
@@ -547,7 +547,7 @@ def test_a_grid_over_folds_is_the_textbook_search_with_cross_validation(sqlite_u
         ends = []
         for job in build_jobs(cfg, FIVE, derive(question.config.study.seed, trial.number)):
             *_, (last,) = train.epochs([job], SPLIT)
-            ends.append(last.accuracy)
+            ends.append(last.value)
         assert trial.value == pytest.approx(np.mean(ends), abs=1e-12)
         assert trial.user_attrs[STANDARD_ERROR] == pytest.approx(np.std(ends, ddof=1) / np.sqrt(5), abs=1e-12)
         seen.add(point)
@@ -562,7 +562,7 @@ def test_the_standard_error_is_stored_for_each_epoch_and_of_the_last_alone(sqlit
     (trial,) = record.trials()
     errors = trial.user_attrs[EPOCHS][STANDARD_ERROR]
     training = Training(question.jobs(question.baseline, FOLDS, 0), SPLIT)
-    said = [[epoch.accuracy for epoch in epochs] for epochs in training]
+    said = [[epoch.value for epoch in epochs] for epochs in training]
     assert errors == pytest.approx(np.std(said, axis=1, ddof=1) / np.sqrt(3), abs=1e-6)
     assert trial.user_attrs[STANDARD_ERROR] == pytest.approx(errors[-1], abs=1e-6)
 
@@ -619,7 +619,7 @@ def test_wilcoxon_ends_a_clearly_worse_trial_before_its_last_fold_and_no_better_
     seen = np.array(list(worse.intermediate_values.values()))
     curve = worse.user_attrs[EPOCHS]
     assert curve["number"] == [1, 2, 3]
-    assert curve["accuracy"][-1] == pytest.approx(seen.mean(), abs=1e-6)
+    assert curve["value"][-1] == pytest.approx(seen.mean(), abs=1e-6)
     assert worse.user_attrs[STANDARD_ERROR] == pytest.approx(seen.std(ddof=1) / np.sqrt(3))
 
 
@@ -637,7 +637,7 @@ def test_jobs_in_turn_go_on_while_the_database_is_away_and_are_judged_where_they
     assert trial.state == TrialState.PRUNED
     assert list(trial.intermediate_values) == [1]
     assert trial.user_attrs[EPOCHS]["number"] == [1, 2]
-    assert trial.user_attrs[EPOCHS]["accuracy"][-1] == pytest.approx(trial.intermediate_values[1], abs=1e-6)
+    assert trial.user_attrs[EPOCHS]["value"][-1] == pytest.approx(trial.intermediate_values[1], abs=1e-6)
     assert STANDARD_ERROR not in trial.user_attrs
 
 

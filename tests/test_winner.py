@@ -109,7 +109,7 @@ def test_every_value_is_that_of_a_plain_training(crowned):
         for seed, value in enumerate(values):
             training = Training([trainings.job(candidate, seed)], SPLIT)
             list(training)
-            assert training.said[-1][0].accuracy == value
+            assert training.said[-1][0].value == value
 
 
 def test_the_best_mean_wins(crowned):
@@ -183,7 +183,7 @@ def test_a_single_candidate_wins_without_being_judged(tmp_path):
     found = winner.crown(plan, Door(test_part()), ["x"])
     assert found["winner"]["trial"] == 0
     assert "gap" not in found["winner"]
-    assert len(found["test"]["winner"]["accuracies"]) == 2
+    assert len(found["test"]["winner"]["values"]) == 2
 
 
 def test_a_grown_budget_is_judged_anew_and_the_smaller_one_as_before(question, tmp_path):
@@ -213,9 +213,9 @@ def test_the_test_numbers_are_those_of_the_stored_networks(crowned):
     model.load_state_dict(training.weights()[0])
     predicted = model.eval()(images.inputs).argmax(1)
     accuracy = float((predicted == images.targets).double().mean())
-    assert found["test"]["winner"]["accuracies"][0] == pytest.approx(accuracy, abs=1e-7)
+    assert found["test"]["winner"]["values"][0] == pytest.approx(accuracy, abs=1e-7)
     confusion = np.array(found["confusion"])
-    assert confusion.sum() == found["test"]["images"] == len(images.targets)
+    assert confusion.sum() == found["test"]["examples"] == len(images.targets)
     assert np.trace(confusion) / confusion.sum() == pytest.approx(accuracy)
     assert confusion.sum(axis=1).tolist() == torch.bincount(images.targets).tolist()
 

@@ -47,7 +47,7 @@ DEADLINE = 10.0  # seconds that a page waits for a database that is away
 SILENCE = 30  # seconds after which a connection that says nothing is closed
 MARGIN = "*studyloom writes what stands above anew; what you write below stays.*"
 FILES = {"best.yaml": "application/yaml", "winner.yaml": "application/yaml", "report.html": "text/html"}
-CURVES = ("epoch", "accuracy", "train_loss", "valid_loss")
+CURVES = ("epoch", "value", "train_loss", "valid_loss")
 SAFETY = (
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "SAMEORIGIN"),
@@ -105,7 +105,7 @@ def publish(record: Record, run_dir: Path | None, headline: str) -> None:
     if run_dir is None:
         return
     contents = {name: (run_dir / name).read_bytes() for name in FILES if (run_dir / name).is_file()}
-    if curves := curves_csv(trials):
+    if curves := curves_csv(trials, record.metric):
         contents["curves.csv"] = curves.encode()
     store = artifact_store(run_dir)
     for name, content in contents.items():
@@ -155,8 +155,8 @@ def as_code(text: str) -> str:
     return f"{fence}\n{text}\n{fence}"
 
 
-def curves_csv(trials: Iterable[FrozenTrial]) -> str:
-    """A line for each epoch of each trial; empty where there is none."""
+def curves_csv(trials: Iterable[FrozenTrial], metric: str) -> str:
+    """A line for each epoch of each trial, under the name of its value; empty where there is none."""
     rows: list[list[Any]] = []
     for trial in trials:
         epochs = trial.user_attrs.get(EPOCHS, {})
@@ -164,7 +164,7 @@ def curves_csv(trials: Iterable[FrozenTrial]) -> str:
         rows += [[trial.number, *row] for row in zip(*columns, strict=False)]
     written = io.StringIO()
     if rows:
-        csv.writer(written, lineterminator="\n").writerows([("trial", *CURVES), *rows])
+        csv.writer(written, lineterminator="\n").writerows([("trial", "epoch", metric, *CURVES[2:]), *rows])
     return written.getvalue()
 
 

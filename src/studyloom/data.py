@@ -62,6 +62,11 @@ class Split:
     std: float = 1.0
 
     @property
+    def classifies(self) -> bool:
+        """Whether its targets are classes; else they are numbers."""
+        return not self.targets.is_floating_point()
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """(channels, height, width) of one image."""
         return tuple(self.inputs.shape[1:])

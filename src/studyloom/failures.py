@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from studyloom.metrics import Undefined
 from studyloom.train import Diverged
 
 FAILURE = "failure"  # user attributes of a trial, which the dashboard shows
@@ -16,9 +17,11 @@ OUT_OF_MEMORY = "out_of_memory"
 TIMEOUT = "timeout"
 CRASHED = "crashed"
 ERROR = "error"
+UNDEFINED = "undefined"  # the metric is no number
 # A region where training diverges or does not fit is to be left alone. Samplers look at complete and pruned trials
 # only, so these end as pruned ones whose constraint is broken: of failed ones the sampler would learn nothing.
 TEACHES = (DIVERGED, OUT_OF_MEMORY)
+MISTAKES = (ERROR, UNDEFINED)  # of the user's code: where all trials end so, the study stops
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ def explain(error: BaseException) -> Failure:
     match error:
         case Diverged():
             return Failure(DIVERGED, str(error))
+        case Undefined():
+            return Failure(UNDEFINED, str(error))
         case MemoryError() | torch.OutOfMemoryError():
             return Failure(OUT_OF_MEMORY, reason)
         case RuntimeError() if "can't allocate memory" in str(error):  # torch on a CPU

@@ -7,7 +7,7 @@ text and grid, is left to the page.
 import html
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +16,8 @@ import plotly.graph_objects as go  # type: ignore[import-untyped]
 from optuna.trial import FrozenTrial
 from plotly.colors import sample_colorscale  # type: ignore[import-untyped]
 
+from studyloom.axes import Axis, log_ticks, whole
+from studyloom.metrics import shown
 from studyloom.progress import outcome
 from studyloom.replica import ENOUGH, complete, cut, literal, quiet
 from studyloom.study import EPOCHS, WORKER
@@ -32,58 +34,10 @@ COLOURS = {
 RAMP = ["#98a2b1", "#4c8bf5"]  # of lines and points
 TINT = [[0, "rgba(76,139,245,0.04)"], [1, "rgba(76,139,245,0.85)"]]  # of areas: the page shines through at the low end
 AXES = 8  # parallel ones; more cannot be told apart
-LEAST_ERROR = 1e-4  # where the accuracy axis ends
 ROW = 44  # pixels of a bar with its label above
 BAR = 0.32  # of which are the bar's
 
 NO_PARAMETERS = f"No parameter has had different values in {ENOUGH} complete trials or more yet."
-
-
-# The accuracy axis counts factors of ten in the error: 0.99 is as far above 0.9 as 0.9 is above 0. So trials that learn
-# nothing do not press all that matters into the uppermost tenth.
-def stretch(accuracy: float) -> float:
-    """Where an accuracy stands on its axis."""
-    return -math.log10(max(1.0 - accuracy, LEAST_ERROR))
-
-
-def marks(low: float, high: float) -> list[float]:
-    """Some round accuracies in a range."""
-    found = [1 - digit * 10.0**-power for power in range(5) for digit in (5, 3, 2, 1) if digit * 10.0**-power <= 1]
-    found = [mark for mark in found if low <= mark <= high]
-    if len(found) < 3 and high > low:
-        step = 10.0 ** math.floor(math.log10(high - low))
-        while high - low < 3 * step:
-            step /= 2
-        found = [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    return [round(mark, 6) for mark in found] or [low]
-
-
-def ticks(low: float, high: float) -> dict[str, Any]:
-    found = marks(low, high)
-    return {"tickvals": [stretch(mark) for mark in found], "ticktext": [f"{mark:g}" for mark in found]}
-
-
-def accuracy_axis(values: Collection[float]) -> dict[str, Any]:
-    low, high = min(values), max(values)
-    bottom, top = stretch(low), stretch(high)
-    margin = 0.06 * (top - bottom) or 0.05
-    return {"range": [bottom - margin, top + margin], **ticks(low, high)}
-
-
-def log_ticks(values: Sequence[float]) -> dict[str, Any]:
-    """Powers of ten, with their threefold between them where the values span no two; three or four find room."""
-    low, high = min(values), max(values)
-    digits = (1,) if high >= 100 * low else (1, 3)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found = [digit * 10.0**power for power in powers for digit in digits]
-    found = [mark for mark in found if low <= mark <= high] or [low, high]
-    found = found[:: math.ceil(len(found) / 4)]
-    return {"tickvals": found, "ticktext": [f"{mark:.3g}" for mark in found], "tickangle": 0}
-
-
-def whole(count: int) -> dict[str, Any]:
-    """An axis of numbers from 1 or 0 on, which has no halves."""
-    return {"dtick": 1} if count <= 12 else {"tickformat": "d"}
 
 
 def dress(figure: go.Figure, height: int, title: str = "", **layout: Any) -> go.Figure:
@@ -104,25 +58,29 @@ def dress(figure: go.Figure, height: int, title: str = "", **layout: Any) -> go.
 
 
 def history(
-    study: optuna.Study, trials: Sequence[FrozenTrial], best: FrozenTrial | None, baseline: FrozenTrial | None
+    study: optuna.Study,
+    trials: Sequence[FrozenTrial],
+    best: FrozenTrial | None,
+    baseline: FrozenTrial | None,
+    scale: Axis,
 ) -> go.Figure | str:
     """Each complete trial and the best so far; below them, where trials ended otherwise."""
     ended = complete(study)
     if not ended:
         return "No trial is complete yet."
-    axis = accuracy_axis([trial.value or 0.0 for trial in ended])
+    axis = scale.drawn([trial.value or 0.0 for trial in ended])
     bottom, top = axis["range"]
     rug = bottom - 0.05 * (top - bottom)
     axis["range"] = [rug - 0.05 * (top - bottom), top]
     figure = optuna.visualization.plot_optimization_history(study)
     points, so_far, infeasible = figure.data
     for trace, name, colour in ((points, "complete", "complete"), (infeasible, "infeasible", "failed")):
-        text = [f"trial {number}: {value:.4f}" for number, value in zip(trace.x, trace.y, strict=True)]
+        text = [f"trial {number}: {shown(value)}" for number, value in zip(trace.x, trace.y, strict=True)]
         marker = {"color": COLOURS[colour], "size": 8}
-        trace.update(y=[*map(stretch, trace.y)], text=text, hoverinfo="text", name=name, marker=marker)
+        trace.update(y=[*map(scale.height, trace.y)], text=text, hoverinfo="text", name=name, marker=marker)
         trace.showlegend = bool(text)
     line = {"color": COLOURS["best"], "width": 2, "shape": "hv"}
-    heights = [stretch(value) if math.isfinite(value) else None for value in so_far.y]
+    heights = [scale.height(value) if math.isfinite(value) else None for value in so_far.y]
     so_far.update(y=heights, name="best so far", line=line, hoverinfo="skip", showlegend=True)
     for kind in ("pruned", "failed", "running"):
         others = [trial for trial in trials if outcome(trial) == kind]
@@ -130,14 +88,18 @@ def history(
         _points(figure, kind, [trial.number for trial in others], [rug] * len(others), text, symbol="line-ns-open")
     if baseline is not None and baseline.value is not None:
         style = {"color": COLOURS["baseline"], "width": 1.5, "dash": "dot"}
-        y = stretch(baseline.value)
+        y = scale.height(baseline.value)
         figure.add_scatter(
             x=[0, max(1, len(trials) - 1)], y=[y, y], mode="lines", line=style, hoverinfo="skip", name="baseline"
         )
         figure.data[-1].showlegend = True
     if best is not None and best.value is not None:
-        _points(figure, "best", [best.number], [stretch(best.value)], [f"trial {best.number}: {best.value:.4f}"], 12)
-    figure = dress(figure, 340, "validation accuracy", xaxis=whole(len(trials)) | {"title": "trial"}, yaxis=axis)
+        _points(
+            figure, "best", [best.number], [scale.height(best.value)], [f"trial {best.number}: {shown(best.value)}"], 12
+        )
+    figure = dress(
+        figure, 340, f"validation {literal(scale.metric)}", xaxis=whole(len(trials)) | {"title": "trial"}, yaxis=axis
+    )
     return figure.update_xaxes(range=[-0.03 * len(trials) - 0.3, 1.03 * len(trials) - 0.7])
 
 
@@ -158,13 +120,15 @@ def _points(
 
 
 def points(trial: FrozenTrial) -> list[tuple[int, float]]:
-    """The learning curve of a trial: epoch and validation accuracy."""
+    """The learning curve of a trial: epoch and value."""
     epochs = trial.user_attrs.get(EPOCHS) or {}
-    stored = list(zip(epochs.get("number", ()), epochs.get("accuracy", ()), strict=False))
+    stored = list(zip(epochs.get("number", ()), epochs.get("value", ()), strict=False))
     return stored or sorted(trial.intermediate_values.items())
 
 
-def curves(trials: Sequence[FrozenTrial], best: FrozenTrial | None, baseline: FrozenTrial | None) -> go.Figure | str:
+def curves(
+    trials: Sequence[FrozenTrial], best: FrozenTrial | None, baseline: FrozenTrial | None, scale: Axis
+) -> go.Figure | str:
     """The learning curves of all trials, in one trace for each outcome."""
     known = {trial.number: points(trial) for trial in trials}
     known = {
@@ -187,8 +151,8 @@ def curves(trials: Sequence[FrozenTrial], best: FrozenTrial | None, baseline: Fr
         for trial in members:
             for epoch, value in known[trial.number]:
                 x.append(epoch)
-                y.append(stretch(value))
-                text.append(f"trial {trial.number}, epoch {epoch}: {value:.4f}")
+                y.append(scale.height(value))
+                text.append(f"trial {trial.number}, epoch {epoch}: {shown(value)}")
             x.append(None)  # the pen is lifted
             y.append(None)
             text.append("")
@@ -198,15 +162,15 @@ def curves(trials: Sequence[FrozenTrial], best: FrozenTrial | None, baseline: Fr
             figure.data[-1].update(opacity=1 if kind in marked else 0.6, showlegend=True)
     for kind in ("pruned", "failed"):
         ends = [(trial.number, *known[trial.number][-1]) for trial in groups[kind]]
-        text = [f"trial {number}: {kind} after epoch {epoch} at {value:.4f}" for number, epoch, value in ends]
-        heights = [stretch(value) for *_, value in ends]
+        text = [f"trial {number}: {kind} after epoch {epoch} at {shown(value)}" for number, epoch, value in ends]
+        heights = [scale.height(value) for *_, value in ends]
         _points(figure, kind, [epoch for _, epoch, _ in ends], heights, text, 6, "x-thin-open")
         if ends:
             figure.data[-1].showlegend = False
     values = [value for curve in known.values() for _, value in curve]
     longest = max(epoch for curve in known.values() for epoch, _ in curve)
     xaxis = whole(longest) | {"title": "epoch"}
-    return dress(figure, 380, "validation accuracy", xaxis=xaxis, yaxis=accuracy_axis(values))
+    return dress(figure, 380, f"validation {literal(scale.metric)}", xaxis=xaxis, yaxis=scale.drawn(values))
 
 
 def losses(trial: FrozenTrial | None) -> go.Figure | str:
@@ -219,7 +183,7 @@ def losses(trial: FrozenTrial | None) -> go.Figure | str:
         return f"Trial {trial.number} stored no losses."
     figure = go.Figure()
     for name, values, dash in (("training loss", train, "dot"), ("validation loss", valid, "solid")):
-        text = [f"epoch {number}: {name} {value:.4f}" for number, value in zip(numbers, values, strict=True)]
+        text = [f"epoch {number}: {name} {shown(value)}" for number, value in zip(numbers, values, strict=True)]
         line = {"color": COLOURS["best"], "width": 2.5, "dash": dash}
         figure.add_scatter(x=numbers, y=values, text=text, hoverinfo="text", mode="lines+markers", name=name, line=line)
         figure.data[-1].update(showlegend=True, marker={"size": 5})
@@ -263,14 +227,16 @@ def _label_rows(figure: go.Figure, labels: Sequence[str]) -> None:
     figure.update_yaxes(visible=False, range=[-0.4, len(labels) - 0.25])
 
 
-def slices(study: optuna.Study, names: Sequence[str], best: FrozenTrial | None) -> dict[str, go.Figure] | str:
+def slices(
+    study: optuna.Study, names: Sequence[str], best: FrozenTrial | None, scale: Axis
+) -> dict[str, go.Figure] | str:
     """A figure for each parameter, by its literal name."""
     if not names:
         return NO_PARAMETERS
-    axis = accuracy_axis([trial.value or 0.0 for trial in complete(study)])
+    axis = scale.drawn([trial.value or 0.0 for trial in complete(study)])
     drawn = {}
     for name in names:
-        figure = optuna.visualization.plot_slice(study, params=[name], target=_height, target_name="accuracy")
+        figure = optuna.visualization.plot_slice(study, params=[name], target=_height(scale), target_name="value")
         for trace in figure.data:
             trace.update(marker={"size": 8, "line": {"width": 0}, "showscale": False, "opacity": 0.85})
             trace.update(hoverinfo="x")
@@ -278,7 +244,7 @@ def slices(study: optuna.Study, names: Sequence[str], best: FrozenTrial | None) 
         if best is not None and (value := study.get_trials(deepcopy=False)[best.number].params.get(name)) is not None:
             x = repr(value) if figure.layout.xaxis.type == "category" else value
             text = f"trial {best.number}, the best"
-            _points(figure, "best", [x], [stretch(best.value or 0.0)], [text], 12, "circle-open")
+            _points(figure, "best", [x], [scale.height(best.value or 0.0)], [text], 12, "circle-open")
             figure.data[-1].update(showlegend=False, marker={"line": {"width": 2.5}})
         if figure.layout.xaxis.type == "log":
             figure.update_xaxes(log_ticks([trial.params[name] for trial in complete(study) if name in trial.params]))
@@ -286,30 +252,34 @@ def slices(study: optuna.Study, names: Sequence[str], best: FrozenTrial | None) 
     return drawn
 
 
-def _height(trial: FrozenTrial) -> float:
-    return stretch(trial.value or 0.0)
+def _height(scale: Axis) -> Callable[[FrozenTrial], float]:
+    return lambda trial: scale.height(trial.value or 0.0)
 
 
-def parallel(study: optuna.Study, names: Sequence[str]) -> go.Figure | str:
-    """A line for each trial, from its accuracy over its values of the most important parameters."""
+def parallel(study: optuna.Study, names: Sequence[str], scale: Axis) -> go.Figure | str:
+    """A line for each trial, from its value over those of the most important parameters."""
     ended = complete(study)
     names = sorted([name for name in names if any(name in trial.params for trial in ended)][:AXES])
     if not names:
         return NO_PARAMETERS
-    figure = optuna.visualization.plot_parallel_coordinate(study, params=names, target=_height, target_name="accuracy")
+    figure = optuna.visualization.plot_parallel_coordinate(
+        study, params=names, target=_height(scale), target_name="value"
+    )
     lines = [trace for trace in figure.data if trace.mode == "lines" and trace.x[0] is not None]
-    lines = sorted(lines, key=lambda line: line.y[0], reverse=True)[::-1]  # on top the best, and of several the first
+    lines = sorted(lines, key=lambda line: scale.sign * line.y[0], reverse=True)[
+        ::-1
+    ]  # on top the best, and of several the first
     colours = sample_colorscale(RAMP, [rank / max(1, len(lines) - 1) for rank in range(len(lines))])
     for line, colour in zip(lines, colours, strict=True):
         line.update(opacity=0.75, line={"color": colour, "width": 1.5}, hoverinfo="skip", hovertemplate=None)
     lines[-1].update(opacity=1, line={"color": COLOURS["best"], "width": 3})
     values = [trial.value or 0.0 for trial in ended]
     low, high = min(values), max(values)
-    span = stretch(high) - stretch(low)
+    span = scale.height(high) - scale.height(low)
     notes = [note for note in figure.layout.annotations if note.x != 0]
     for note in notes:
         note.update(text="–" if note.text == "None" else note.text)  # Optuna's word for a parameter that is not asked
-    axes = ["accuracy", *names]
+    axes = [scale.metric, *names]
     layout = go.Layout(
         xaxis={"tickvals": [*range(len(axes))], "ticktext": [*map(_axis_name, axes)], "side": "top", "tickangle": 0},
         yaxis={"visible": False, "range": [-0.04, 1.04]},
@@ -317,8 +287,8 @@ def parallel(study: optuna.Study, names: Sequence[str]) -> go.Figure | str:
         shapes=figure.layout.shapes,
     )
     figure = go.Figure(lines, layout)
-    for mark in marks(low, high):
-        y = (stretch(mark) - stretch(low)) / span if span else 0.5
+    for mark in scale.marks(low, high):
+        y = (scale.height(mark) - scale.height(low)) / span if span else 0.5
         figure.add_annotation(x=0, y=y, text=f"{mark:g}", showarrow=False)
     figure.update_annotations(xanchor="left", xshift=5, font={"size": 11, "color": None})
     figure.update_shapes(line={"color": COLOURS["pruned"], "width": 1})
@@ -332,8 +302,8 @@ def _axis_name(name: str) -> str:
     return f"{literal(cut(above + dot, 16))}<br><b>{literal(cut(last, 14))}</b>"
 
 
-def contour(study: optuna.Study, names: Sequence[str]) -> go.Figure | str:
-    """The accuracy over the two most important parameters that occur together."""
+def contour(study: optuna.Study, names: Sequence[str], scale: Axis) -> go.Figure | str:
+    """The value over the two most important parameters that occur together."""
     ended = complete(study)
     for pair in itertools.combinations(names, 2):
         common = [trial.params for trial in ended if all(name in trial.params for name in pair)]
@@ -341,11 +311,13 @@ def contour(study: optuna.Study, names: Sequence[str]) -> go.Figure | str:
             break
     else:
         return "No two parameters have been varied together in enough trials yet."
-    figure = optuna.visualization.plot_contour(study, params=list(pair), target=_height, target_name="accuracy")
+    figure = optuna.visualization.plot_contour(study, params=list(pair), target=_height(scale), target_name="value")
     surface, *trials = figure.data
     values = [trial.value or 0.0 for trial in ended]
-    bar = {"title": None, "thickness": 10, "outlinewidth": 0, "len": 1, **ticks(min(values), max(values))}
-    surface.update(colorscale=TINT, reversescale=False, colorbar=bar, line={"width": 0.5, "color": COLOURS["pruned"]})
+    bar = {"title": None, "thickness": 10, "outlinewidth": 0, "len": 1, **scale.ticks(min(values), max(values))}
+    surface.update(
+        colorscale=TINT, reversescale=scale.sign < 0, colorbar=bar, line={"width": 0.5, "color": COLOURS["pruned"]}
+    )
     for trace in trials:
         trace.marker.update(size=7, color=COLOURS["complete"], line={"width": 1.5, "color": "white"})
         trace.update(hoverinfo="x+y")

@@ -1,4 +1,4 @@
-"""What a trial is worth: the mean validation accuracy of its jobs, reported epoch by epoch or job by job."""
+"""What a trial is worth: the mean of its jobs' metric on what they are validated on, reported by epoch or by job."""
 
 import math
 from collections import defaultdict
@@ -14,6 +14,7 @@ from torch import Tensor
 from studyloom.train import Epoch, Training
 
 STANDARD_ERROR = "standard_error"
+JOBS = "jobs"  # in a curve: of how many jobs each epoch is the mean, where there are several
 
 
 class Stopped(BaseException):
@@ -87,7 +88,7 @@ class Trained:
     def run(self, say: Callable[[Epoch], None], stopping: Stopping) -> float:
         for epoch in measure(self.training, stopping):
             say(epoch)
-        return mean(by_epoch(self.said)[-1]).accuracy
+        return mean(by_epoch(self.said)[-1]).value
 
     def steps(self) -> list[Epoch]:
         return means(self.said)
@@ -104,6 +105,7 @@ class Trained:
         errors = [standard_error(epochs) for epochs in curve]
         if errors and errors[0] is not None:  # the first epoch is that of most jobs
             columns[STANDARD_ERROR] = errors
+            columns[JOBS] = [len(epochs) for epochs in curve]
         return columns
 
     def standard_error(self) -> float | None:
@@ -142,9 +144,9 @@ def means(said: Iterable[Sequence[Epoch]]) -> list[Epoch]:
 
 
 def report(trial: Trial, epoch: Epoch, *, stride: int = 1, prunable: bool, reported: int) -> None:
-    """Reports the accuracy at the end of a step, from 1, and asks whether to go on.
+    """Reports the value at the end of a step, from 1, and asks whether to go on.
 
-    A trial's value is the accuracy of its last epoch, and not the best of all, which would be the luckiest of as many.
+    A trial's value is that of its last epoch, and not the best of all, which would be the luckiest of as many.
 
     Args:
         stride: the epochs of a step: one in lockstep, where the step is the mean over all jobs at that epoch; those of
@@ -160,7 +162,7 @@ def report(trial: Trial, epoch: Epoch, *, stride: int = 1, prunable: bool, repor
     if rest:
         return
     if step > reported:
-        trial.report(epoch.accuracy, step)
+        trial.report(epoch.value, step)
     if prunable and step >= reported and trial.should_prune():
         raise TrialPruned(epoch)
 
@@ -180,18 +182,18 @@ def mean(epochs: Sequence[Epoch]) -> Epoch:
         number=epochs[0].number,
         train_loss=fmean(epoch.train_loss for epoch in epochs),
         valid_loss=fmean(epoch.valid_loss for epoch in epochs),
-        accuracy=fmean(epoch.accuracy for epoch in epochs),
+        value=fmean(epoch.value for epoch in epochs),
         seconds=sum(epoch.seconds for epoch in epochs),
         samples_per_second=fmean(epoch.samples_per_second for epoch in epochs),
     )
 
 
 def standard_error(epochs: Sequence[Epoch]) -> float | None:
-    """How far the mean accuracy of jobs may be off, as one standard deviation of it; None for one job.
+    """How far the mean value of jobs may be off, as one standard deviation of it; None for one job.
 
     The sample standard deviation over √n. The folds of one data set share most of their training images, so that it is
     on the low side (Bengio and Grandvalet, 2004).
     """
     if len(epochs) < 2:
         return None
-    return stdev(epoch.accuracy for epoch in epochs) / math.sqrt(len(epochs))
+    return stdev(epoch.value for epoch in epochs) / math.sqrt(len(epochs))

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from studyloom.failures import FAILURE
+from studyloom.metrics import shown
 from studyloom.record import Record
 from studyloom.study import BASELINE, STANDARD_ERROR
 
@@ -54,6 +55,7 @@ class Snapshot:
     best: FrozenTrial | None
     baseline: FrozenTrial | None
     seats: tuple[Seat, ...]
+    metric: str = "value"
 
     @property
     def budget(self) -> int:
@@ -79,9 +81,10 @@ def take(record: Record) -> Snapshot:
         name=record.name,
         slots=record.ledger.counts(),
         outcomes=Counter(outcome(trial) for trial in trials),
-        best=max(complete, key=lambda trial: trial.value or 0.0, default=None),
+        best=next(iter(record.ranked()), None),
         baseline=next((trial for trial in complete if BASELINE in trial.user_attrs), None),
         seats=tuple(seats),
+        metric=record.metric,
     )
 
 
@@ -144,7 +147,7 @@ class Display:
         return f"ETA {seconds((time.monotonic() - self.started) / done * (snapshot.budget - snapshot.done))}"
 
     def line(self, snapshot: Snapshot) -> str:
-        best = f"best {snapshot.best.value:.4f} (trial {snapshot.best.number})" if snapshot.best else "no result yet"
+        best = f"best {told(snapshot.best)} (trial {snapshot.best.number})" if snapshot.best else "no result yet"
         working = f"{len(snapshot.seats)} running"
         return f"{snapshot.name}  {snapshot.done}/{snapshot.budget}  {best}  {working}  {self.rest(snapshot)}"
 
@@ -157,7 +160,7 @@ def head(snapshot: Snapshot, rest: str, width: int) -> RenderableType:
     """Name, bar, best and time left; in one line if there is room."""
     best = Text("no result yet", style="dim")
     if snapshot.best is not None:
-        best = Text(f"best {snapshot.best.value:.4f}", style="bold green")
+        best = Text(f"best {told(snapshot.best)}", style="bold green")
         best.append(f" trial {snapshot.best.number}", style="dim")
     name, done = Text(snapshot.name, style="bold"), Text(f"{snapshot.done}/{snapshot.budget}")
     bar = ProgressBar(total=max(1, snapshot.budget), completed=snapshot.done, width=20)
@@ -188,7 +191,7 @@ def seats_table(snapshot: Snapshot, width: int) -> RenderableType:
 
 def cells(seat: Seat) -> list[str]:
     """Trial, epoch, value, and the time that a slot is held and that its lease has left."""
-    value = None if seat.value is None else f"{seat.value:.4f}"
+    value = None if seat.value is None else shown(seat.value)
     age = None if seat.age is None else seconds(seat.age)
     left = None if seat.left is None else seconds(seat.left) if seat.alive else "over"
     return ["–" if said is None else str(said) for said in (seat.number, seat.epoch, value, age, left)]
@@ -212,7 +215,7 @@ def headline(snapshot: Snapshot) -> str:
 
 
 def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
-    """The baseline's and the best trial's accuracy, with its standard error over several jobs, and parameters."""
+    """The baseline's and the best trial's value, with its standard error over several jobs, and parameters."""
     answers = [(what, trial) for what in ("baseline", "best") if (trial := getattr(snapshot, what)) is not None]
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name in ("what", "value", "trial"):
@@ -221,14 +224,19 @@ def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
     stacked: list[RenderableType] = []
     for what, trial in answers:
         error = trial.user_attrs.get(STANDARD_ERROR)
-        spread = "" if error is None else f" ± {error:.4f}"
-        value = Text(f"{trial.value:.4f}{spread}", style="bold green" if what == "best" else "")
+        spread = "" if error is None else f" ± {shown(error)}"
+        value = Text(f"{snapshot.metric} {told(trial)}{spread}", style="bold green" if what == "best" else "")
         if width < WIDE:
             stacked.append(Text.assemble(f"{what:8}  ", value, f"  trial {trial.number}"))
             stacked += [Text(f"  {name}={shorten(given)}", overflow="fold") for name, given in trial.params.items()]
         else:
             table.add_row(Text(what), value, f"trial {trial.number}", Text(parameters(trial.params)))
     return Group(*stacked) if width < WIDE else table
+
+
+def told(trial: FrozenTrial) -> str:
+    """Its value."""
+    return "–" if trial.value is None else shown(trial.value)
 
 
 def parameters(params: Mapping[str, Any]) -> str:

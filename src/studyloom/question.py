@@ -1,28 +1,24 @@
 """The question of a study: a configuration, and the space around it. Checked as a whole before work starts."""
 
-import contextlib
 import functools
-import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
-import torch
 from omegaconf import DictConfig
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.trial import TrialState, create_trial
-from torch import Tensor
 
 from studyloom import config
 from studyloom.config import Composer
 from studyloom.data import Split
 from studyloom.grammar import parse
+from studyloom.metrics import Metric
 from studyloom.objective import Effort, Trained
+from studyloom.rehearsal import Folds, ask_once, end, probes, try_metric, try_out
 from studyloom.schema import Config, ConfigError, check_name
 from studyloom.seeds import derive
 from studyloom.space import (
@@ -42,11 +38,8 @@ from studyloom.train import Job, Training
 
 # What a study asks. The sampler, the pruner and the launcher are ways to an answer, and may change between runs.
 SECTIONS = ("data", "model", "optimizer", "scheduler", "loss", "space", "objective", "train")
-LARGE = 10_000_000  # parameters; building one of as many takes about 0.1 s
 STEPS = "steps"  # a key of the pruner's that is ours: what it is shown of a trial
 SEARCHED = ("model", "optimizer", "scheduler", "loss", "train")  # what is built anew for each trial
-
-Folds = Sequence[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -97,6 +90,10 @@ class Question:
     @property
     def seed(self) -> int:
         return int(self.config.study.seed)
+
+    @functools.cached_property
+    def metric(self) -> Metric:
+        return config.build_metric(self.config.objective)
 
     def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]:
         """The trainings of trial `number`."""
@@ -149,12 +146,12 @@ class Question:
                 if option != self.composer.choices.get(group):
                     section = config.get(branch.config, group.replace("/", "."))
                     flat |= _flatten(section, f"{group}={option}")
-        flat |= {"data.digest": digest, "study.seed": self.config.study.seed, "study.direction": "maximize"}
+        flat |= {"data.digest": digest, "study.seed": self.config.study.seed, "study.direction": self.metric.direction}
         flat |= {f"pruner.{STEPS}": self.steps}  # no pruner can compare trials that were reported otherwise
         return {
             key: value
             for key, value in sorted(flat.items())
-            if key != "data.root" and not key.startswith("train.loss.")
+            if key not in ("data.root", "objective.direction") and not key.startswith("train.loss.")
         }
 
     @functools.cached_property
@@ -193,7 +190,7 @@ class Question:
                 return option
         return end(distribution, 0)
 
-    def check(self, folds: Folds, shape: Sequence[int], outputs: int) -> None:
+    def check(self, folds: Folds, split: Split) -> None:
         """Composes every branch of the space and builds what it names, at its defaults, corners and choices.
 
         Raises:
@@ -206,15 +203,21 @@ class Question:
         except ConfigError as error:
             mistakes += error.mistakes
         if not mistakes:
-            mistakes += self._check_builds(folds, shape, outputs)
+            mistakes += self._check_builds(folds, split)
         if not mistakes:
-            mistakes += self._check_search()
+            mistakes += [*try_metric(self.metric, folds, split), *self._check_search()]
         if mistakes:
             raise ConfigError(list(dict.fromkeys(mistakes)))
 
     def _check_sections(self) -> Iterator[str]:
         study, objective = self.config.study, self.config.objective
         yield from filter(None, [check_name(study.name)])
+        try:
+            config.build_metric(objective)
+        except ConfigError as error:
+            yield from error.mistakes
+        except Exception as error:  # of a class of the user's own
+            yield f"objective.metric: {config.words(error)}"
         wanted = (
             ("study.trials", study.trials, 1),
             ("study.seed", study.seed, 0),
@@ -300,14 +303,14 @@ class Question:
         holder = f"{above} has" if above else "there are"
         return f"space.{node.name}: {node.key} is no key; {holder} {', '.join(known)}{nearest(parts[depth], known)}"
 
-    def _check_builds(self, folds: Folds, shape: Sequence[int], outputs: int) -> Iterator[str]:
+    def _check_builds(self, folds: Folds, split: Split) -> Iterator[str]:
         """What each branch makes of its probes; what fails there as it did in an outer branch is told only there."""
         told: list[tuple[Mapping[str, str], str]] = []
         for branch in self.branches:
             for probe in probes(branch.nodes):
                 try:
                     jobs = config.build_jobs(config.with_values(branch.config, probe), folds, seed=0)
-                    try_out(jobs[0], shape, outputs)
+                    try_out(jobs[0], split)
                 except Exception as error:  # whatever a user's class raises, it is raised now and not in trial 17
                     words = config.words(error)
                     if any(words == known and outer.items() <= branch.choices.items() for outer, known in told):
@@ -317,7 +320,10 @@ class Question:
                     yield f"{where}: {words}" if where else words
 
     def _check_search(self) -> Iterator[str]:
-        for name, make in (("sampler", lambda: self.sampler(0)), ("pruner", lambda: ask_once(self.pruner()))):
+        for name, make in (
+            ("sampler", lambda: self.sampler(0)),
+            ("pruner", lambda: ask_once(self.pruner(), self.metric.direction)),
+        ):
             chosen = f"{name}={self.composer.choices.get(name)}"
             try:
                 make()
@@ -336,94 +342,6 @@ def _not_searched(key: str) -> str | None:
     if section in SEARCHED or section not in Config.__dataclass_fields__:
         return None
     return f"{section} is the same for all trials; what can be searched is {', '.join(SEARCHED)}"
-
-
-def probes(nodes: Sequence[Node]) -> Iterator[dict[str, Any]]:
-    """The values at which a branch is tried out: its defaults, its two corners, and each single choice."""
-    yield {}
-    leaves = [node for node in nodes if isinstance(node, Leaf | Many)]
-    if not leaves:
-        return
-    low, high = (dict(_corner(node, place, leaves) for node in leaves) for place in (0, -1))
-    yield from (low, high)
-    for node in leaves:
-        if isinstance(node, Leaf) and isinstance(node.distribution, CategoricalDistribution):
-            yield from ({node.key: choice} for choice in node.distribution.choices)
-        elif isinstance(node, Many) and isinstance(node.item, CategoricalDistribution):
-            yield from (low | {node.key: [choice] * len(low[node.key])} for choice in node.item.choices)
-
-
-def _corner(node: Leaf | Many, place: int, leaves: Sequence[Leaf | Many]) -> tuple[str, Any]:
-    if isinstance(node, Leaf):
-        return node.key, end(node.distribution, place)
-    length = node.length
-    if isinstance(length, str):
-        length = next(n.length for n in leaves if isinstance(n, Many) and n.key == node.length)
-    assert isinstance(length, IntDistribution)
-    return node.key, [end(node.item, place)] * int(end(length, place))
-
-
-def end(distribution: BaseDistribution, place: int) -> Any:
-    """The low end (0) or the high end (-1) of a distribution."""
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[place]
-    assert isinstance(distribution, IntDistribution | FloatDistribution)
-    return (distribution.low, distribution.high)[place]
-
-
-def try_out(job: Job, shape: Sequence[int], outputs: int) -> None:
-    """Builds a job's network, optimizer and loss, and runs two empty images through them.
-
-    A large network without memory or arithmetic, on the meta device, if it can go there; others on the CPU, since the
-    meta device imports PyTorch's compiler, which takes a second.
-
-    Raises:
-        Exception: what the parts raise; ValueError where the outputs are not (batch, outputs).
-    """
-    with contextlib.suppress(Exception):  # the CPU tells what is wrong, if not just that a network cannot go there
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            model = job.model(shape=tuple(shape), outputs=outputs)
-        if sum(parameter.numel() for parameter in model.parameters()) > LARGE:
-            _forward(job, shape, outputs, "meta")
-            return
-    _forward(job, shape, outputs, "cpu")
-
-
-def ask_once(pruner: BasePruner) -> None:
-    """Has a pruner compare two trials, since some find out only then what they lack.
-
-    Raises:
-        Exception: what the pruner raises.
-    """
-    study = optuna.create_study(direction="maximize", pruner=pruner)
-    reports = dict.fromkeys(range(1, 6), 0.5)
-    study.add_trial(create_trial(value=0.5, intermediate_values=reports))
-    study.add_trial(create_trial(state=TrialState.RUNNING, intermediate_values=reports))
-    pruner.prune(study, study.trials[1])
-
-
-def spare_compiler() -> None:
-    """Keeps PyTorch's compiler from being imported for nothing: 1.0 s of a command that only starts workers.
-
-    The first call of an optimizer imports it to say that these methods are not to be compiled, and so do its steps.
-    Where it is there already, or a release of PyTorch keeps its mark elsewhere, all stays as it is.
-    """
-    if "torch._dynamo" not in sys.modules:
-        for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
-            if (method := getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)) is not None:
-                method.__dynamo_disable = method
-
-
-def _forward(job: Job, shape: Sequence[int], outputs: int, device: str) -> None:
-    spare_compiler()
-    with torch.device(device), torch.random.fork_rng(devices=[]):
-        model = job.model(shape=tuple(shape), outputs=outputs).to(device)
-        job.optimizer(model.parameters())
-        job.schedule(0.0)
-        made = model(torch.zeros(2, *shape))
-        if tuple(made.shape) != (2, outputs):
-            raise ValueError(f"the network makes {tuple(made.shape)} of 2 images; (2, {outputs}) is wanted")
-        job.loss(made, torch.zeros(2, dtype=torch.int64))
 
 
 def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

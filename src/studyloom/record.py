@@ -1,14 +1,19 @@
 """A study in its database: made, opened, and known by what it asks."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, get_storage
-from optuna.trial import FrozenTrial
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.ledger import Ledger
+from studyloom.metrics import ACCURACY, Metric
 from studyloom.storage import StorageError, connect, exclusive
 
 QUESTION = "question"  # user attributes of a study: what it asks, by key
@@ -35,6 +40,29 @@ class Record:
     def halted(self) -> str | None:
         reason: str | None = self.study.user_attrs.get(HALTED)
         return reason
+
+    @cached_property
+    def metric(self) -> str:
+        """What a trial's value is called."""
+        names = self.study.metric_names
+        return str(names[0]) if names else "value"
+
+    @cached_property
+    def sign(self) -> int:
+        """1 or -1: of values times this, more is better."""
+        return 1 if self.study.direction == StudyDirection.MAXIMIZE else -1
+
+    def ranked(self) -> list[FrozenTrial]:
+        """The complete trials that break no constraint, the best first, and of several alike the earliest.
+
+        Of several directions those that none beats, by number.
+        """
+        whole = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
+        feasible = [trial for trial in whole if all(value <= 0 for value in (trial.constraints or {}).values())]
+        if len(self.study.directions) > 1:
+            unbeaten = {trial.number for trial in self.study.best_trials}
+            return [trial for trial in feasible if trial.number in unbeaten]
+        return sorted(feasible, key=lambda trial: (-self.sign * trial.values[0], trial.number))
 
 
 def open_record(url: str, name: str, deadline: float = 300.0) -> Record:
@@ -68,11 +96,19 @@ def study_names(url: str, deadline: float) -> list[str]:
 
 
 def create_record(
-    url: str, name: str, question: Mapping[str, Any], trials: int, deadline: float = 300.0, *, wait: bool = False
+    url: str,
+    name: str,
+    question: Mapping[str, Any],
+    trials: int,
+    deadline: float = 300.0,
+    *,
+    metric: Metric = ACCURACY,
+    wait: bool = False,
 ) -> Record:
     """Opens the study, making database, tables and study where they are missing, with a budget of at least `trials`.
 
     Args:
+        metric: what the values of its trials are.
         wait: for a database that is away from the first, as in the midst of a run; else a person hears of a mistyped
             host at once.
 
@@ -84,14 +120,16 @@ def create_record(
         backend = connect(url, create=True, deadline=deadline)
         storage = get_storage(backend)
         if name not in {study.study_name for study in storage.get_all_studies()}:
-            study = optuna.create_study(study_name=name, storage=storage, direction="maximize")
+            study = optuna.create_study(study_name=name, storage=storage, direction=metric.direction)
             Ledger(backend, storage.get_study_id_from_name(name)).create()
+            _name_values(study, metric)
             study.set_user_attr(QUESTION, dict(question))
         backend.engine.dispose()  # a process has two connections to a server, and not four
         record = open_record(url, name, deadline)
         asked = record.study.user_attrs.get(QUESTION)
         if asked is None:  # its maker died between the two commits above
             record.ledger.create()
+            _name_values(record.study, metric)
             record.study.set_user_attr(QUESTION, dict(question))
         elif changes := differences(asked, question):
             raise QuestionError(
@@ -103,6 +141,12 @@ def create_record(
         if record.halted() is not None:  # whoever starts it again has mended the reason
             record.study.set_user_attr(HALTED, None)
     return record
+
+
+def _name_values(study: optuna.Study, metric: Metric) -> None:
+    with warnings.catch_warnings():  # it is called experimental, and is how the dashboard knows the name
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names([metric.name])
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -22,20 +22,22 @@ from rich.text import Text
 from studyloom import config, data, failures, objective, trust
 from studyloom.data import Split
 from studyloom.failures import FAILURE, REASON, Failure
+from studyloom.metrics import shown
+from studyloom.objective import JOBS
 from studyloom.origin import MADE, Origin, environment
-from studyloom.question import Folds
 from studyloom.record import Record, differences
+from studyloom.rehearsal import Folds
 from studyloom.schema import ConfigError, ObjectiveSection, TrainSection
 from studyloom.seeds import derive
-from studyloom.study import EPOCHS, JOBS
+from studyloom.study import EPOCHS
 from studyloom.train import Epoch, Training
 
-QUANTITIES = ("accuracy", "train_loss", "valid_loss")
+QUANTITIES = ("value", "train_loss", "valid_loss")
 # Another number of threads, processor or release adds in another order. Between one and two threads, six epochs on
 # MNIST-5k came out at most 0.9 % apart in their losses and by 1 of 800 images. Near divergence the same rounding is
 # amplified without bound (150 images at a rate of 0.3): that is called different, as no tolerance would mean anything.
 LOSS = 0.05  # relative
-IMAGES = 0.01  # of the validation images, and one at least
+COUNTED = 0.01  # of the validation examples, and one at least
 REORDERING = ("torch", "device", "threads")  # what of an environment adds in another order
 MOST_THREADS = 1024  # that are taken from a database
 OUTSIDE = (failures.TIMEOUT, failures.CRASHED)  # how trials fail for what is not in them
@@ -45,16 +47,20 @@ OUTSIDE = (failures.TIMEOUT, failures.CRASHED)  # how trials fail for what is no
 class Stored:
     """What a trial stored of how it went: a list per quantity, of epochs from 1, and how it failed, if it did.
 
-    jobs: of how many jobs each epoch is the mean.
+    jobs: of how many jobs each epoch is the mean. metric: what the value is called.
     """
 
     curve: Mapping[str, Sequence[float]]
     failure: Failure | None
     jobs: Sequence[int]
+    metric: str = "accuracy"
 
     @property
     def epochs(self) -> int:
-        return len(self.curve["accuracy"])
+        return len(self.curve["value"])
+
+    def called(self, quantity: str) -> str:
+        return self.metric if quantity == "value" else quantity
 
 
 @dataclass(frozen=True)
@@ -70,19 +76,25 @@ class Difference:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far apart two trainings may be and still be the same: losses relatively, accuracies by images of `images`."""
+    """How far apart two trainings may be and still be the same: losses relatively, accuracies by `off` of `examples`.
+
+    Values of other metrics relatively too.
+    """
 
     loss: float
     off: int
-    images: int
+    examples: int
+    metric: str = "accuracy"
 
     def holds(self, quantity: str, stored: float, now: float) -> bool:
-        if quantity == "accuracy":
-            return abs(now - stored) * self.images <= self.off + 1e-6  # a mean over folds is no whole number of images
+        if quantity == "value" and self.metric == "accuracy":
+            return abs(now - stored) * self.examples <= self.off + 1e-6  # a mean over folds is no whole number of them
         return math.isclose(stored, now, rel_tol=self.loss, abs_tol=1e-6)
 
     def __str__(self) -> str:
-        return f"losses within {self.loss:.0%}, accuracies within {self.off} of {self.images} validation images"
+        if self.metric != "accuracy":
+            return f"losses and {self.metric} within {self.loss:.0%}"
+        return f"losses within {self.loss:.0%}, accuracies within {self.off} of {self.examples} validation examples"
 
 
 def replay(record: Record, run_dir: Path, number: int, trusted: Sequence[str], console: Console) -> int:
@@ -93,7 +105,7 @@ def replay(record: Record, run_dir: Path, number: int, trusted: Sequence[str], c
     """
     trial = find(record.trials(), number)
     try:
-        origin, stored = Origin.read(trial.user_attrs[MADE]), read(trial)
+        origin, stored = Origin.read(trial.user_attrs[MADE]), read(trial, record.metric)
         if origin.in_turn and EPOCHS not in trial.user_attrs:
             raise ValueError("its workers died, and of jobs in turn had reported only how each ended")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -108,7 +120,8 @@ def replay(record: Record, run_dir: Path, number: int, trusted: Sequence[str], c
     console.print(Text(f"trial {number} of {record.name}, {how}; epochs stored: {stored.epochs}"))
 
     def say(epoch: Epoch) -> None:
-        console.print(Text(f"epoch {epoch.number}/{until}  accuracy {epoch.accuracy:.4f}  {epoch.seconds:.1f} s"))
+        said = f"{record.metric} {shown(epoch.value)}"
+        console.print(Text(f"epoch {epoch.number}/{until}  {said}  {epoch.seconds:.1f} s"))
 
     with threads(origin.environment.get("threads")):
         now, failure = train(cfg, origin, split, folds, until, say)
@@ -145,7 +158,7 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join("-".join(map(str, run)) for run in runs)
 
 
-def read(trial: FrozenTrial) -> Stored:
+def read(trial: FrozenTrial, metric: str = "accuracy") -> Stored:
     """How a trial went; of one whose worker died, what it had reported by then.
 
     Raises:
@@ -153,16 +166,16 @@ def read(trial: FrozenTrial) -> Stored:
     """
     curve = {name: trial.user_attrs.get(EPOCHS, {}).get(name, []) for name in QUANTITIES}
     if EPOCHS not in trial.user_attrs:
-        curve["accuracy"] = [value for _, value in sorted(trial.intermediate_values.items())]
+        curve["value"] = [value for _, value in sorted(trial.intermediate_values.items())]
         del curve["train_loss"], curve["valid_loss"]
     values = [value for quantity in curve.values() for value in quantity]
     if len({len(quantity) for quantity in curve.values()}) > 1 or not all(type(v) in (int, float) for v in values):
         raise ValueError(f"its attribute `{EPOCHS}` is no learning curve")
     kind, reason = trial.user_attrs.get(FAILURE), str(trial.user_attrs.get(REASON))
-    jobs = trial.user_attrs.get(EPOCHS, {}).get(JOBS, [1] * len(curve["accuracy"]))
-    if len(jobs) != len(curve["accuracy"]) or not all(type(count) is int and count > 0 for count in jobs):
+    jobs = trial.user_attrs.get(EPOCHS, {}).get(JOBS, [1] * len(curve["value"]))
+    if len(jobs) != len(curve["value"]) or not all(type(count) is int and count > 0 for count in jobs):
         raise ValueError(f"in its attribute `{EPOCHS}`, `{JOBS}` is no list of numbers of jobs")
-    return Stored(curve, None if kind is None else Failure(str(kind), reason), jobs)
+    return Stored(curve, None if kind is None else Failure(str(kind), reason), jobs, metric)
 
 
 def rebuild(origin: Origin, trusted: Sequence[str]) -> DictConfig:
@@ -242,7 +255,7 @@ def judge(
     now: Sequence[Epoch],
     failure: Failure | None,
     here: Mapping[str, Any],
-    images: int,
+    examples: int,
     console: Console,
 ) -> int:
     """Prints the verdict: equal bit for bit, within tolerance, or where it differs first; the exit code.
@@ -253,7 +266,12 @@ def judge(
     if not found:
         again = "" if stored.failure is None or failure is None else ", and the same failure"
         epochs = f"{stored.epochs} epoch{'' if stored.epochs == 1 else 's'}"
-        console.print(Text(f"equal bit for bit: {epochs} of {', '.join(stored.curve)}{again}", style="bold green"))
+        console.print(
+            Text(
+                f"equal bit for bit: {epochs} of {', '.join(map(stored.called, stored.curve))}{again}",
+                style="bold green",
+            )
+        )
         return 0
     reordered = any(origin.environment.get(name) != here[name] for name in REORDERING)
     reasons = differences(origin.environment, here)
@@ -263,7 +281,7 @@ def judge(
         reasons.append(f"{origin.claims} workers had a part in the trial; its environment is that of the last")
     tolerance = None
     if reordered or origin.device == "cuda" or origin.claims > 1:
-        tolerance = Tolerance(LOSS, max(1, math.ceil(IMAGES * images)), images)
+        tolerance = Tolerance(LOSS, max(1, math.ceil(COUNTED * examples)), examples, stored.metric)
         if not (found := compare(stored, now, failure, tolerance)):
             console.print(Text(f"equal within tolerance: {tolerance}", style="bold green"))
             tell(reasons, console)
@@ -288,7 +306,7 @@ def compare(
         for quantity, values in stored.curve.items():
             was, value = values[place], getattr(epoch, quantity)
             if was != value and not (tolerance is not None and tolerance.holds(quantity, was, value)):
-                found.append(Difference(epoch.number, quantity, was, value))
+                found.append(Difference(epoch.number, stored.called(quantity), was, value))
     was_failure = None if stored.failure is None or stored.failure.kind in OUTSIDE else stored.failure
     words = [_failure(f, exactly=tolerance is None) for f in (was_failure, failure)]
     if words[0] != words[1]:
@@ -304,10 +322,10 @@ def _failure(failure: Failure | None, *, exactly: bool) -> str:
 
 def table(stored: Stored, now: Sequence[Epoch]) -> Table:
     """A line per epoch: what was stored, and what is added to it now; = where that is the same number."""
-    shown = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
-    shown.add_column("epoch", justify="right")
+    lines = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    lines.add_column("epoch", justify="right")
     for name in stored.curve:
-        shown.add_column(name.replace("_", " "), justify="right")
+        lines.add_column(stored.called(name).replace("_", " "), justify="right")
     for place in range(stored.epochs):
         cells = []
         for quantity, values in stored.curve.items():
@@ -318,5 +336,5 @@ def table(stored: Stored, now: Sequence[Epoch]) -> Table:
             else:
                 delta = getattr(now[place], quantity) - was
                 cells.append(f"{cell} {f'{delta:+.1e}' if delta else '='}")
-        shown.add_row(str(place + 1), *cells)
-    return shown
+        lines.add_row(str(place + 1), *cells)
+    return lines

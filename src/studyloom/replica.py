@@ -13,6 +13,8 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from studyloom.record import Record
+
 ENOUGH = 3  # complete trials that have a parameter, for it to be drawn
 
 
@@ -33,14 +35,17 @@ def cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1 - half]}…{text[-half:]}"
 
 
-def replicate(trials: Sequence[FrozenTrial]) -> optuna.Study:
+def replicate(trials: Sequence[FrozenTrial], sign: int) -> optuna.Study:
     """The complete trials as a study in memory, under their numbers and with literal names and choices.
+
+    Of their values more is better where sign is 1.
 
     All others are there as failed ones that say nothing, which Optuna's plots leave out.
     """
     storage = InMemoryStorage()
+    direction = StudyDirection.MAXIMIZE if sign > 0 else StudyDirection.MINIMIZE
     with quiet():
-        study_id = storage.create_new_study([StudyDirection.MAXIMIZE], "replica")
+        study_id = storage.create_new_study([direction], "replica")
     for trial in trials:
         if trial.state != TrialState.COMPLETE or not math.isfinite(trial.value or 0.0):
             storage.create_new_trial(study_id, create_trial(state=TrialState.FAIL))
@@ -57,10 +62,12 @@ def replicate(trials: Sequence[FrozenTrial]) -> optuna.Study:
     return optuna.load_study(study_name="replica", storage=storage)
 
 
-def best_of(trials: Sequence[FrozenTrial], count: int) -> list[FrozenTrial]:
-    """So many of the trials, those with the highest values, by number."""
-    ended = sorted((t for t in trials if t.state == TrialState.COMPLETE), key=lambda t: (-(t.value or 0.0), t.number))
-    return sorted(ended[:count], key=lambda trial: trial.number)
+def best_of(record: Record, count: int) -> list[FrozenTrial]:
+    """So many of the complete trials, those with the best values, by number; last those that break a constraint."""
+    ranked = record.ranked()
+    numbers = {trial.number for trial in ranked}
+    rest = [t for t in record.trials() if t.state == TrialState.COMPLETE and t.number not in numbers]
+    return sorted([*ranked, *rest][:count], key=lambda trial: trial.number)
 
 
 def _literals(distribution: BaseDistribution) -> dict[str, Label]:

@@ -23,7 +23,9 @@ from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from studyloom import __version__, figures, progress
+from studyloom.axes import Axis
 from studyloom.failures import FAILURE, REASON
+from studyloom.metrics import shown
 from studyloom.progress import Snapshot, parameters
 from studyloom.record import Record
 from studyloom.replica import best_of, replicate, varied
@@ -76,26 +78,27 @@ def render(record: Record, winner: dict[str, Any] | None, config_text: str) -> s
     trials, snapshot = record.trials(), progress.take(record)
     alive = {held.trial_id for held in record.ledger.held() if held.trial_id is not None and held.left > 0}
     best, baseline = snapshot.best, snapshot.baseline
-    study = replicate(trials)
-    top = replicate(best_of(trials, LINES))
+    study = replicate(trials, record.sign)
+    top = replicate(best_of(record, LINES), record.sign)
+    axis = Axis.of(record.metric, record.sign)
     names = varied(study)
     chosen = get(winner, "winner", "trial")
     followed = next((trial for trial in trials if trial.number == chosen), best)
     which = f"Trial {followed.number}, the {'winner' if followed.number == chosen else 'best'}. " if followed else ""
     parts = [
         headline(record, snapshot, winner),
-        section("Search", HISTORY, plot(figures.history(study, trials, best, baseline))),
-        section("Learning curves", CURVES, plot(figures.curves(trials, best, baseline))),
+        section("Search", history(axis), plot(figures.history(study, trials, best, baseline, axis))),
+        section("Learning curves", CURVES, plot(figures.curves(trials, best, baseline, axis))),
         section("Over-fitting", which + LOSSES, plot(figures.losses(followed))),
         section("Which parameters matter", IMPORTANCES, plot(figures.importances(study, names))),
-        section("Parameter by parameter", SLICES, multiples(figures.slices(study, names, best))),
-        section("The best trials over all parameters", PARALLEL, plot(figures.parallel(top, names), "wide")),
-        section("Two parameters together", CONTOUR, plot(figures.contour(study, names))),
+        section("Parameter by parameter", SLICES, multiples(figures.slices(study, names, best, axis))),
+        section("The best trials over all parameters", PARALLEL, plot(figures.parallel(top, names, axis), "wide")),
+        section("Two parameters together", CONTOUR, plot(figures.contour(study, names, axis))),
         section("Workers", TIMELINE, plot(figures.timeline(trials, alive))),
         section("Failures", FAILURES, failures(trials)),
     ]
     if winner is None:
-        parts.append(section("The winner on the test images", "", absent("There is no winner.json yet.")))
+        parts.append(section("The winner on the test part", "", absent("There is no winner.json yet.")))
     else:
         parts += [
             section("Candidates", CANDIDATES, candidates(winner)),
@@ -108,25 +111,24 @@ def render(record: Record, winner: dict[str, Any] | None, config_text: str) -> s
 
 HISTORY = (
     "Each point is a complete trial, in the order in which they began; the marks at the bottom are trials that ended "
-    "otherwise. Accuracies are on validation images; their axis is stretched towards 1, so that equal steps divide the "
-    "error by equal factors."
+    "otherwise. Values are those of the validation part."
 )
-CURVES = "Accuracy after each epoch; a cross is where a trial was ended before its time."
+CURVES = "The value after each epoch; a cross is where a trial was ended before its time."
 LOSSES = "Where the validation loss rises again and the training loss goes on falling, the network learns by heart."
 IMPORTANCES = (
     "The share of a parameter in what tells good trials from bad ones (PED-ANOVA), in all 1. With few complete trials "
     "it is a hint and no more."
 )
 SLICES = (
-    "Each point is a complete trial, at its value and its accuracy, the later the bluer; the ring is the best. The "
+    "Each point is a complete trial, at its setting and its value, the later the bluer; the ring is the best. The "
     "most important parameter comes first."
 )
 PARALLEL = (
-    "A line is a complete trial: from its accuracy at the left over its parameters, the bluer the better, the best in "
+    "A line is a complete trial: from its value at the left over its parameters, the bluer the better, the best in "
     "green. It meets an axis at – where the trial has no such parameter."
 )
 CONTOUR = (
-    "Accuracy between the complete trials, which are the points; the bluer the better. Between points it is a guess."
+    "The value between the complete trials, which are the points; the bluer the better. Between points it is a guess."
 )
 TIMELINE = (
     "A row is a worker and a bar one of its trials; gaps are time without a trial. Idle is the share of gaps from the "
@@ -141,6 +143,15 @@ CONFUSION = "Rows are true classes and columns predictions; the diagonal is righ
 WRONG = (
     "Images that the winner takes for something else, the surest first: true class → prediction, and how sure it is."
 )
+
+
+def history(axis: Axis) -> str:
+    scales = {
+        "unit": " Their axis is stretched towards 1, so that equal steps divide the error by equal factors.",
+        "factors": " Equal steps of their axis are equal factors.",
+        "plain": "",
+    }
+    return f"{HISTORY}{scales[axis.scale]} {'Higher' if axis.sign > 0 else 'Lower'} is better."
 
 
 def text(value: object) -> str:
@@ -160,11 +171,11 @@ def get(tree: Any, *keys: str) -> Any:
     return tree
 
 
-def number(value: object, form: str = ".4f") -> str:
+def number(value: object, sign: str = "") -> str:
     """A number, or – where there is none."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "–"
-    return format(value, form).replace("-", "−")
+    return shown(value, sign).replace("-", "−")
 
 
 def spread(tree: Any) -> str:
@@ -219,7 +230,10 @@ def headline(record: Record, snapshot: Snapshot, winner: dict[str, Any] | None) 
     if snapshot.seats:
         counts.append(f"{len(snapshot.seats)} running")
     best, baseline = snapshot.best, snapshot.baseline
-    gain = None if best is None or baseline is None else (best.value or 0.0) - (baseline.value or 0.0)
+    gain = None if best is None or baseline is None else record.sign * ((best.value or 0.0) - (baseline.value or 0.0))
+    gained, gap = "best minus baseline", "search value minus mean of the retrainings"
+    if record.sign < 0:
+        gained, gap = "baseline minus best", "mean of the retrainings minus search value"
     cards = [
         ("Trials", f"{snapshot.done} <small>of {snapshot.budget}</small>", " · ".join(counts)),
         (
@@ -232,23 +246,25 @@ def headline(record: Record, snapshot: Snapshot, winner: dict[str, Any] | None) 
             number(baseline and baseline.value),
             "the configuration as composed" if baseline else "none",
         ),
-        ("Gain, validation", number(gain, "+.4f"), "best minus baseline; flatters the best"),
+        ("Gain, validation", number(gain, "+"), f"{gained}; flatters the best"),
     ]
     if (test := get(winner, "test")) is not None:
-        runs = len(get(test, "winner", "accuracies") or ())
+        runs = len(get(test, "winner", "values") or ())
         low, high = (get(test, "difference", "interval") or (None, None))[:2]
-        interval = f"95 % interval {number(low, '+.4f')} to {number(high, '+.4f')}"
+        interval = f"95 % interval {number(low, '+')} to {number(high, '+')}"
         times = f", {runs} seeds" if runs else ""
         cards += [
             ("Winner, test", spread(get(test, "winner")), f"trial {text(get(winner, 'winner', 'trial'))}{times}"),
-            ("Baseline, test", spread(get(test, "baseline")), f"{text(get(test, 'images'))} test images, used once"),
-            ("Difference, test", number(get(test, "difference", "mean"), "+.4f"), interval),
             (
-                "Selection gap",
-                number(get(winner, "winner", "gap"), "+.4f"),
-                "search value minus mean of the retrainings",
+                "Baseline, test",
+                spread(get(test, "baseline")),
+                f"{text(get(test, 'examples'))} test examples, used once",
             ),
+            ("Difference, test", number(get(test, "difference", "mean"), "+"), interval),
+            ("Selection gap", number(get(winner, "winner", "gap"), "+"), gap),
         ]
+        for rule, value in (get(test, "references") or {}).items():
+            cards.append((f"{text(rule).capitalize()}, test", number(value), "what needs no network"))
     shown = "".join(f"<div><dt>{name}</dt><dd>{value}</dd><dd>{note}</dd></div>" for name, value, note in cards)
     halted = record.halted()
     told = {"Best": best.params} if best else {}
@@ -256,6 +272,7 @@ def headline(record: Record, snapshot: Snapshot, winner: dict[str, Any] | None) 
         told["Winner"] = won
     return (
         f"<header><h1>{text(record.name)}</h1>"
+        f'<p class="caption">values are {text(record.metric)}, {"more" if record.sign > 0 else "less"} is better</p>'
         + (
             f'<p class="bad">The study has stopped, since its trials fail with this: {text(halted)}</p>'
             if halted
@@ -305,10 +322,11 @@ def candidates(winner: dict[str, Any]) -> str:
     parts = []
     for row in rows:
         value, mean = row.get("search_value"), row.get("mean")
-        gap = value - mean if isinstance(value, float) and isinstance(mean, float) else None
+        sign = -1 if get(winner, "metric", "direction") == "minimize" else 1
+        gap = sign * (value - mean) if isinstance(value, float) and isinstance(mean, float) else None
         won = row.get("trial") == get(winner, "winner", "trial")
         role = "<b>winner</b>  " if won else "<b>baseline</b>  " if row.get("baseline") else ""
-        numbers = [text(row.get("trial", "–")), number(value), spread(row), number(gap, "+.4f")]
+        numbers = [text(row.get("trial", "–")), number(value), spread(row), number(gap, "+")]
         cells = "".join(f'<td class="number">{cell}</td>' for cell in numbers)
         parts.append(
             f'<tr>{cells}</tr><tr><td class="parameters" colspan="4">{role}'

@@ -28,8 +28,9 @@ from studyloom.disks import filesystem, is_network
 from studyloom.failures import FAILURE, REASON
 from studyloom.launch import HALT, WORKER, Launcher, LaunchError, Task, follow_parent, own_arguments, program
 from studyloom.outline import outline
-from studyloom.question import SECTIONS, Folds, Question
+from studyloom.question import SECTIONS, Question
 from studyloom.record import Record, create_record, open_record
+from studyloom.rehearsal import Folds
 from studyloom.schema import WinnerSection
 from studyloom.seeds import derive
 from studyloom.stages import Plan, Stage
@@ -138,7 +139,7 @@ def prepare(cfg: DictConfig, *, checked: bool) -> Prepared:
         count, seed = cfg.objective.folds, derive(cfg.study.seed)
         folds = attempt(lambda: data.folds(split.targets, count, source.validation, seed))
     if question is not None and folds is not None and not checked:
-        attempt(lambda: question.check(folds, split.shape, split.outputs))
+        attempt(lambda: question.check(folds, split))
     starts: Any = Starts()
     if question is not None and url is not None and not checked and not mistakes:  # points of a wrong space are wrong
         known = _known_sources(url, cfg) if cfg.study["from"] is not None else []
@@ -230,7 +231,7 @@ def open_study(prepared: Prepared, *, create: bool) -> tuple[Record, int]:
         return open_record(prepared.url, name, deadline), trials
     prepared.run_dir.mkdir(parents=True, exist_ok=True)
     identity = question.identity(prepared.split.digest)
-    record = create_record(prepared.url, name, identity, trials, deadline)
+    record = create_record(prepared.url, name, identity, trials, deadline, metric=question.metric)
     if left := lay_down(record, prepared.starts, trials, prepared.url, baseline=question.baseline):
         log.warning("%d points to begin with are left out: all %d trials have begun; raise study.trials", left, trials)
     return record, trials
@@ -303,7 +304,7 @@ def conduct(prepared: Prepared, plan: Plan, task: Task, stop: Stop) -> int:
 
 
 def tell_winner(plan: Plan, prepared: Prepared, console: Console) -> None:
-    """The winner on the test images: opened for it now, or, where it was told before, read from winner.json."""
+    """The winner on the test part: opened for it now, or, where it was told before, read from winner.json."""
     found = winner.read(plan.run_dir)
     if found is None or not winner.is_of(found, plan):
         found = winner.crown(plan, prepared.source.test, program())
@@ -345,7 +346,7 @@ def write_best(prepared: Prepared, best: FrozenTrial) -> None:
     point = question.space.walk(lambda parameter: best.params[parameter.name])
     sections = config.plain(question.at(point), *(name for name in SECTIONS if name != "space"))
     sections["train"].pop("loss")
-    header = f"# {question.config.study.name}, trial {best.number}: validation accuracy {best.value}\n"
+    header = f"# {question.config.study.name}, trial {best.number}: validation {question.metric.name} {best.value}\n"
     config.write_yaml(prepared.run_dir / "best.yaml", sections, header)
 
 

@@ -39,6 +39,8 @@ class StudySection:
 class ObjectiveSection:
     folds: int = 1  # 1: one hold-out part of data.validation images
     seeds: int = 1
+    metric: Any = "accuracy"  # a name of metrics.METRICS, or a _target_ of one's own
+    direction: str | None = None  # maximize or minimize; needed where a metric of one's own does not say it
 
 
 @dataclass

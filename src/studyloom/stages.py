@@ -2,7 +2,7 @@
 
 A best trial is a maximum over noise, so that its value flatters it. The best few and the baseline are judged once more,
 each on the same fresh seeds and validation parts; the one with the best mean wins. It and the baseline are then trained
-on all training images. These trainings are studies of their own in the same database: workers share them, and they
+on all training data. These trainings are studies of their own in the same database: workers share them, and they
 survive what the search survives.
 """
 
@@ -22,8 +22,9 @@ from studyloom.data import Split
 from studyloom.grammar import parse
 from studyloom.grid import GridSampler
 from studyloom.objective import Effort, Trained
-from studyloom.question import Folds, Question
+from studyloom.question import Question
 from studyloom.record import Record, create_record
+from studyloom.rehearsal import Folds
 from studyloom.schema import WinnerSection
 from studyloom.seeds import derive
 from studyloom.space import Point, Space
@@ -143,13 +144,9 @@ class Plan:
     @cached_property
     def candidates(self) -> dict[int, Point]:
         """The best trials of the search, and the baseline, by number; of this run's budget, should it have grown."""
-        complete = [
-            trial
-            for trial in self.search.record.trials()
-            if trial.state == TrialState.COMPLETE and trial.user_attrs.get(SLOT, 0) < self.search.trials
-        ]
-        best = sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[: self.settings.top]
-        chosen = {trial.number: trial for trial in best} | {t.number: t for t in complete if BASELINE in t.user_attrs}
+        ranked = [t for t in self.search.record.ranked() if t.user_attrs.get(SLOT, 0) < self.search.trials]
+        best = ranked[: self.settings.top]
+        chosen = {trial.number: trial for trial in best} | {t.number: t for t in ranked if BASELINE in t.user_attrs}
         return {number: self.point(chosen[number]) for number in sorted(chosen)}
 
     def point(self, trial: FrozenTrial) -> Point:
@@ -165,7 +162,7 @@ class Plan:
         if len(self.candidates) == 1:
             return next(iter(self.candidates))
         values = self.values(self.reevaluation)
-        return max(sorted(values), key=lambda number: fmean(values[number]))
+        return max(sorted(values), key=lambda number: self.question.metric.sign * fmean(values[number]))
 
     @cached_property
     def reevaluation(self) -> Stage:
@@ -179,7 +176,7 @@ class Plan:
 
     @cached_property
     def retraining(self) -> Stage:
-        """Winner and baseline on all training images; the accuracy on some of them tells only that they were learnt."""
+        """Winner and baseline on all training data; the value on some of it tells only that it was learnt."""
         everything = torch.arange(len(self.split.targets))
         kept = {n: point for n, point in self.candidates.items() if n in (self.winner, self.baseline())}
         seen = everything[: max(1, len(everything) // 5)]
@@ -197,6 +194,7 @@ class Plan:
         name = f"{search.record.name}/{title} {search.trials}-{self.settings.top}-{self.settings.seeds}"
         identity = {"candidates": [*candidates], "seeds": self.settings.seeds}
         deadline = self.question.config.storage.deadline
-        record = create_record(self.url, name, identity, asked.count, deadline, wait=True)
+        metric = self.question.metric
+        record = create_record(self.url, name, identity, asked.count, deadline, metric=metric, wait=True)
         record.ledger.storage.patience.stopping = search.record.ledger.storage.patience.stopping
         return Stage(title, record, asked, asked.count, weights)

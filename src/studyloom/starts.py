@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from optuna.distributions import FloatDistribution
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 from studyloom import config
 from studyloom.owners import owner_of
-from studyloom.question import Question, end
+from studyloom.question import Question
 from studyloom.record import Record, open_record, study_names
+from studyloom.rehearsal import end
 from studyloom.schema import ConfigError
 from studyloom.server import serve
 from studyloom.space import Parameter, Point, complaint, group_of, nearest, written
@@ -238,7 +238,7 @@ def _best(question: Question, record: Record, label: str, top: int, notes: list[
     """The best trials of an earlier study that are points of this one's space too."""
     found: list[Start] = []
     loose: dict[str, None] = {}
-    for trial in ranked(record):
+    for trial in record.ranked():
         if len(found) == top:
             break
         placed = place(question, trial.params)
@@ -254,17 +254,6 @@ def _best(question: Question, record: Record, label: str, top: int, notes: list[
     else:
         notes.append(f"{label}: no trial of it fits this space")
     return found
-
-
-def ranked(record: Record) -> list[FrozenTrial]:
-    """The complete trials that break no constraint, the best first; of several directions those that none beats."""
-    whole = [trial for trial in record.trials() if trial.state == TrialState.COMPLETE]
-    feasible = [trial for trial in whole if all(value <= 0 for value in (trial.constraints or {}).values())]
-    if len(record.study.directions) > 1:
-        unbeaten = {trial.number for trial in record.study.best_trials}
-        return [trial for trial in feasible if trial.number in unbeaten]
-    sign = -1.0 if record.study.direction == StudyDirection.MAXIMIZE else 1.0
-    return sorted(feasible, key=lambda trial: (sign * trial.values[0], trial.number))
 
 
 def known_sources(record: Record) -> list[str]:

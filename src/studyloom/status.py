@@ -66,7 +66,7 @@ def look(record: Record, before: Status | None = None) -> Status:
 
 
 def importances(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[str, float]:
-    """How much of the differences in accuracy the most important parameters explain."""
+    """How much of the differences in value the most important parameters explain."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     values: dict[str, set[Any]] = {}
     for trial in complete:
@@ -144,16 +144,16 @@ def shares(importances: Mapping[str, float]) -> Table:
 def line(status: Status) -> str:
     """One line, without what changes by the second."""
     best = status.snapshot.best
-    found = "no result yet" if best is None else f"best {best.value:.4f} (trial {best.number})"
+    found = "no result yet" if best is None else f"best {progress.told(best)} (trial {best.number})"
     return f"{headline(status.snapshot)}; {found}"
 
 
 def as_json(status: Status) -> str:
     """One line for machines; numbers as they are stored, null for what is not there and for NaN and infinities.
 
-    study, budget, done; slots and trials: counts by state; best and baseline: trial, value, params; importances: by
-    parameter; workers: owner, trial, epoch, value, held (seconds since it took its slot), lease (seconds left);
-    failures: by class a count and the last reason; halted; eta in seconds.
+    study, metric, budget, done; slots and trials: counts by state; best and baseline: trial, value, params;
+    importances: by parameter; workers: owner, trial, epoch, value, held (seconds since it took its slot), lease
+    (seconds left); failures: by class a count and the last reason; halted; eta in seconds.
     """
     snapshot = status.snapshot
 
@@ -163,6 +163,7 @@ def as_json(status: Status) -> str:
     states = ("complete", "pruned", "failed", "running", "waiting")
     stands = {
         "study": snapshot.name,
+        "metric": snapshot.metric,
         "budget": snapshot.budget,
         "done": snapshot.done,
         "slots": dict(snapshot.slots),

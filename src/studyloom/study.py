@@ -24,13 +24,14 @@ from studyloom.checkpoint import Checkpoint, save_weights
 from studyloom.data import Split
 from studyloom.failures import FAILURE, REASON, Failure, TimedOut
 from studyloom.ledger import Claim
+from studyloom.metrics import shown
 from studyloom.objective import STANDARD_ERROR as STANDARD_ERROR
 from studyloom.objective import Effort, Stopped, Stopping
 from studyloom.origin import MADE, Origin, environment
 from studyloom.outbox import Outbox
 from studyloom.owners import owner_of
-from studyloom.question import Folds
 from studyloom.record import HALTED, Record
+from studyloom.rehearsal import Folds
 from studyloom.seeds import derive
 from studyloom.space import Point, Space
 from studyloom.storage import StorageLost
@@ -42,7 +43,6 @@ WORKER = "worker"
 BASELINE = "baseline"
 ENQUEUED = "enqueued"  # where the point of a trial is from that was made before any worker began it
 EPOCHS = "epochs"
-JOBS = "jobs"  # in EPOCHS: of how many jobs each epoch is the mean, where there are several
 TIMES = "times"
 TRACEBACK = "traceback"
 
@@ -340,7 +340,7 @@ class Worker:
             self.tell(trial, None, TrialState.PRUNED)
         else:
             self.tell(trial, None, TrialState.FAIL)
-        if failure.kind == failures.ERROR and self.is_hopeless(trial.number, failure.reason):
+        if failure.kind in failures.MISTAKES and self.is_hopeless(trial.number, failure.reason):
             self.record.study.set_user_attr(HALTED, failure.reason)
 
     def is_hopeless(self, number: int, reason: str) -> bool:
@@ -357,7 +357,7 @@ class Worker:
             self.record.study.tell(trial, value, state)
         except ValueError as error:
             raise Lost from error
-        log.info("trial %d: %s%s", trial.number, state.name.lower(), "" if value is None else f" {value:.4f}")
+        log.info("trial %d: %s%s", trial.number, state.name.lower(), "" if value is None else f" {shown(value)}")
 
     @staticmethod
     def keep(trial: optuna.Trial, effort: Effort | None, origin: Origin | None, watch: Stopwatch) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from studyloom.data import Split
+from studyloom.metrics import ACCURACY, Metric
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ class Job:
     (batch, outputs) and (batch,) to a mean. train and valid are int64 indices into a Split. l1 is the weight of the sum
     of |w| over all weight matrices and kernels, not biases and norms. clip bounds the norm of the gradient.
     samples_per_epoch are drawn anew, without replacement, from train each epoch; all of it if None. seed decides all
-    that is random. Raises ValueError.
+    that is random. metric judges the validation part after each epoch. Raises ValueError.
     """
 
     model: Callable[..., nn.Module]
@@ -64,6 +65,7 @@ class Job:
     clip: float | None = None
     precision: str = "fp32"
     samples_per_epoch: int | None = None
+    metric: Metric = ACCURACY
 
     def __post_init__(self) -> None:
         part, samples = len(self.train), self.samples
@@ -96,15 +98,15 @@ class Job:
 class Epoch:
     """What one epoch said.
 
-    number: from 1. The losses are means over images, train_loss while the weights moved and without L1. accuracy: the
-    fraction of the validation images that were right. seconds: training and validation together; samples_per_second:
-    training images over the training time alone.
+    number: from 1. The losses are means over examples, train_loss while the weights moved and without L1. value: of the
+    job's metric on the validation part. seconds: training and validation together; samples_per_second: training
+    examples over the training time alone.
     """
 
     number: int
     train_loss: float
     valid_loss: float
-    accuracy: float
+    value: float
     seconds: float
     samples_per_second: float
 
@@ -285,10 +287,10 @@ class _Run:
         start = perf_counter()
         train_loss = self.fit()
         trained = perf_counter()
-        valid_loss, accuracy = self.evaluate(self.valid)
+        valid_loss, value = self.evaluate(self.valid)
         self.epoch += 1
         rate = self.job.samples / (trained - start)
-        return Epoch(self.epoch, train_loss, valid_loss, accuracy, perf_counter() - start, rate)
+        return Epoch(self.epoch, train_loss, valid_loss, value, perf_counter() - start, rate)
 
     def fit(self) -> float:
         """One pass over the epoch's images in a fresh order; the mean loss. Only its end waits for the device."""
@@ -334,12 +336,14 @@ class _Run:
 
     @torch.inference_mode()
     def evaluate(self, indices: Tensor) -> tuple[float, float]:
-        """Mean loss and accuracy over the images at `indices`."""
+        """Mean loss and metric over the examples at `indices`; NaN for the metric where the loss is not finite."""
         total = torch.zeros((), device=self.device)
-        right = torch.zeros((), device=self.device, dtype=torch.int64)
+        made = []
         self.model.eval()
         for batch in torch.split(indices, EVALUATION_BATCH[self.device.type]):
             loss, outputs = self.forward(batch)
             total += loss * len(batch)
-            right += (outputs.argmax(1) == self.split.targets[batch]).sum()
-        return float(total) / len(indices), int(right) / len(indices)
+            made.append(outputs)
+        mean = float(total) / len(indices)
+        value = self.job.metric(torch.cat(made), self.split.targets[indices]) if math.isfinite(mean) else math.nan
+        return mean, value

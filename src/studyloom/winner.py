@@ -1,4 +1,4 @@
-"""The answer of a study: the winner and the baseline on the test images, which are opened once, and the files on it."""
+"""The answer of a study: the winner and the baseline on the test part, which is opened once, and the files on it."""
 
 import base64
 import io
@@ -19,6 +19,7 @@ from torch import Tensor
 from studyloom import config
 from studyloom.checkpoint import load_weights, save_weights
 from studyloom.data import Split
+from studyloom.metrics import shown
 from studyloom.origin import environment
 from studyloom.question import SECTIONS
 from studyloom.stages import Plan, Stage, Trainings
@@ -55,7 +56,7 @@ def crown(plan: Plan, test: Callable[[], Split], command: Sequence[str]) -> dict
     """Tests winner and baseline and writes winner.{json,yaml,pt} and model_card.md below the run directory.
 
     Args:
-        test: opens the test images; called once.
+        test: opens the test part; called once.
         command: how the study's page is called.
 
     Raises:
@@ -67,32 +68,30 @@ def crown(plan: Plan, test: Callable[[], Split], command: Sequence[str]) -> dict
     assert isinstance(trainings, Trainings)
     seeds = range(trainings.seeds)
     networks = {n: [weights(stage, plan.split, n, seed) for seed in seeds] for n in trainings.candidates}
-    images = test().to(plan.split.inputs.device)
-    outputs = {
-        number: [probabilities(trainings, number, network, images) for network in each]
-        for number, each in networks.items()
-    }
-    labels = images.targets.cpu()
-    accuracies = {n: [float((p.argmax(1) == labels).double().mean()) for p in each] for n, each in outputs.items()}
+    sealed = test().to(plan.split.inputs.device)
+    outputs = {n: [answers(trainings, n, network, sealed) for network in each] for n, each in networks.items()}
+    metric, targets = plan.question.metric, sealed.targets.cpu()
+    values = {n: [metric(made, targets) for made in each] for n, each in outputs.items()}
     found = {
         "study": plan.search.record.name,
         "stage": stage.record.name,
         "trials": plan.search.trials,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         **judged(plan),
-        "test": compared(accuracies, plan.winner, plan.baseline()) | {"images": len(labels)},
-        **mistakes(outputs[plan.winner][0], images),
+        "metric": {"name": metric.name, "direction": metric.direction},
+        "test": compared(values, plan.winner, plan.baseline()) | {"examples": len(targets)},
+        **mistakes(outputs[plan.winner][0].softmax(1), sealed),
         "epochs": trainings.job(plan.winner, 0).epochs,
         "seeds": [trainings.job(plan.winner, seed).seed for seed in seeds],
         "data": {
             "digest": plan.split.digest,
-            "test_digest": images.digest,
-            "shape": list(images.shape),
-            "outputs": images.outputs,
+            "test_digest": sealed.digest,
+            "shape": list(sealed.shape),
+            "outputs": sealed.outputs,
             "mean": plan.split.mean,
             "std": plan.split.std,
         },
-        "environment": environment(images.inputs.device),
+        "environment": environment(sealed.inputs.device),
         "command": list(command),
     }
     again = shlex.join([*command, "--config-dir", str(run_dir), "--config-name", "winner"])
@@ -115,7 +114,7 @@ def weights(stage: Stage, split: Split, candidate: int, seed: int) -> dict[str, 
     trial = numbers[candidate, seed]
     if trial.value is None:
         raise NoWinner(
-            f"trial {candidate} could not be trained on all images: {trial.user_attrs.get('reason', trial.state.name)}"
+            f"trial {candidate} could not be trained on all data: {trial.user_attrs.get('reason', trial.state.name)}"
         )
     try:
         return load_weights(stage.weights / f"trial-{trial.number}.pt")
@@ -125,16 +124,20 @@ def weights(stage: Stage, split: Split, candidate: int, seed: int) -> dict[str, 
         return training.weights()[0]
 
 
-def probabilities(trainings: Trainings, candidate: int, weights: Mapping[str, Tensor], split: Split) -> Tensor:
-    """Of each image and class, (n, classes), on the CPU."""
+def answers(trainings: Trainings, candidate: int, weights: Mapping[str, Tensor], split: Split) -> Tensor:
+    """What a candidate's network makes of a split, (n, outputs), on the CPU."""
     job = trainings.job(candidate, 0)
     model = job.model(shape=split.shape, outputs=split.outputs)
     model.load_state_dict(weights)
-    return predict(model, split.inputs, job.precision).softmax(1).cpu()
+    return predict(model, split.inputs, job.precision).cpu()
 
 
 def judged(plan: Plan) -> dict[str, Any]:
-    """The candidates by what the search and the re-evaluation gave; where there is but one, it wins unjudged."""
+    """The candidates by what the search and the re-evaluation gave; where there is but one, it wins unjudged.
+
+    A gap is above 0 where the search had flattered a candidate.
+    """
+    sign = plan.question.metric.sign
     values = plan.values(plan.reevaluation) if len(plan.candidates) > 1 else {}
     searched = {trial.number: trial for trial in plan.search.record.trials()}
     rows = []
@@ -144,21 +147,21 @@ def judged(plan: Plan) -> dict[str, Any]:
             row["baseline"] = True
         if number in values:
             row |= {"values": values[number], **summary(values[number])}
-            row["gap"] = row["search_value"] - row["mean"]
+            row["gap"] = sign * (row["search_value"] - row["mean"])
         rows.append(row)
-    rows.sort(key=lambda row: -row.get("mean", -math.inf))
+    rows.sort(key=lambda row: -sign * row["mean"] if "mean" in row else math.inf)
     return {"winner": next(row for row in rows if row["trial"] == plan.winner), "candidates": rows}
 
 
-def compared(accuracies: Mapping[int, Sequence[float]], winner: int, baseline: int | None) -> dict[str, Any]:
+def compared(values: Mapping[int, Sequence[float]], winner: int, baseline: int | None) -> dict[str, Any]:
     """Means, standard deviations and 95 % intervals over seeds; the difference is that of each seed with itself.
 
     Without a difference where there is no baseline, or where it has won.
     """
-    found: dict[str, Any] = {"winner": {"accuracies": accuracies[winner], **summary(accuracies[winner])}}
+    found: dict[str, Any] = {"winner": {"values": values[winner], **summary(values[winner])}}
     if baseline not in (None, winner):
-        found["baseline"] = {"accuracies": accuracies[baseline], **summary(accuracies[baseline])}
-        differences = [a - b for a, b in zip(accuracies[winner], accuracies[baseline], strict=True)]
+        found["baseline"] = {"values": values[baseline], **summary(values[baseline])}
+        differences = [a - b for a, b in zip(values[winner], values[baseline], strict=True)]
         found["difference"] = summary(differences)
     return found
 
@@ -227,22 +230,23 @@ def card(found: Mapping[str, Any], plan: Plan) -> str:
     params = "\n".join(f"| `{name}` | `{value}` |" for name, value in winner["params"].items()) or "| as composed | |"
     lines = [
         f"# {found['study']}: trial {winner['trial']}",
-        f"Test accuracy {told(test['winner'])} over {len(found['seeds'])} seeds, on {test['images']} images.",
+        f"Test {found['metric']['name']} {told(test['winner'])} over {len(found['seeds'])} seeds, on "
+        f"{test['examples']} examples.",
     ]
     if "difference" in test:
         lines.append(f"The baseline has {told(test['baseline'])}; the difference is {difference(test)}.")
     if "gap" in winner:
         lines.append(
-            f"Chosen from {found['trials']} trials. The search said {winner['search_value']:.4f}, fresh seeds and "
-            f"validation parts {told(winner)}: the search had flattered it by {winner['gap']:+.4f}."
+            f"Chosen from {found['trials']} trials. The search said {shown(winner['search_value'])}, fresh seeds and "
+            f"validation parts {told(winner)}: the search had flattered it by {shown(winner['gap'], '+')}."
         )
     lines += [
         f"## Parameters\n\n| | |\n|---|---|\n{params}",
         "## Use\n\n`winner.pt` holds the weights of the first seed (`torch.load(…, weights_only=True)`), `winner.yaml` "
         f"the configuration, `winner.json` all numbers. `studyloom predict {plan.run_dir} IMAGE…` classifies images "
         f"of {' × '.join(map(str, found['data']['shape']))} (channels, height, width).",
-        f"## Data\n\nTrained on {len(plan.split.targets)} images, sha256 `{found['data']['digest']}`, for "
-        f"{found['epochs']} epochs. The test images were opened once, after the winner was chosen.",
+        f"## Data\n\nTrained on {len(plan.split.targets)} examples, sha256 `{found['data']['digest']}`, for "
+        f"{found['epochs']} epochs. The test part was opened once, after the winner was chosen.",
     ]
     return "\n\n".join(lines) + "\n"
 
@@ -250,26 +254,26 @@ def card(found: Mapping[str, Any], plan: Plan) -> str:
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """The answer, for a terminal."""
     test, chosen = found["test"], found["winner"]
-    much = f"trial {chosen['trial']}, {len(found['seeds'])} seeds, {test['images']} images"
-    yield f"test      winner {told(test['winner'])}  {much}"
+    much = f"trial {chosen['trial']}, {len(found['seeds'])} seeds, {test['examples']} examples"
+    yield f"test      winner {found['metric']['name']} {told(test['winner'])}  {much}"
     if "difference" in test:
         yield f"          baseline {told(test['baseline'])}"
         yield f"          difference {difference(test)}"
     if "gap" in chosen:
-        yield f"          selection gap {chosen['gap']:+.4f}: {told(chosen)} on fresh seeds and validation images"
+        yield f"          selection gap {shown(chosen['gap'], '+')}: {told(chosen)} on fresh seeds and validation parts"
 
 
 def told(values: Mapping[str, Any]) -> str:
     """Mean ± standard deviation."""
-    return f"{values['mean']:.4f}" + ("" if values["std"] is None else f" ± {values['std']:.4f}")
+    return shown(values["mean"]) + ("" if values["std"] is None else f" ± {shown(values['std'])}")
 
 
 def difference(test: Mapping[str, Any]) -> str:
     found = test["difference"]
     if found["interval"] is None:
-        return f"{found['mean']:+.4f}"
-    low, high = found["interval"]
-    return f"{found['mean']:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
+        return shown(found["mean"], "+")
+    low, high = (shown(end, "+") for end in found["interval"])
+    return f"{shown(found['mean'], '+')}, 95 % interval {low} to {high}"
 
 
 def write(path: Path, text: str) -> None:

@@ -1,0 +1,188 @@
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sklearn_metrics
+from toys import TINY, ask, compose, toy_folds, toy_split
+
+from studyloom import train
+from studyloom.config import ConfigError, build_metric
+from studyloom.failures import UNDEFINED, explain
+from studyloom.metrics import METRICS, Metric, Undefined, shown
+
+GENERATOR = torch.Generator().manual_seed(0)
+OUTPUTS = torch.randn(60, 3, generator=GENERATOR)
+CLASSES = torch.arange(60) % 3
+NUMBERS = OUTPUTS + torch.randn(60, 3, generator=GENERATOR)
+
+
+def of(*overrides):
+    return build_metric(compose(*overrides)[0].objective)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_better_guess_is_better_in_the_direction_of_each_metric(name):
+    metric = METRICS[name]
+    targets = CLASSES if metric.targets == "classes" else NUMBERS
+    right = 5 * torch.nn.functional.one_hot(CLASSES, 3).float() if metric.targets == "classes" else NUMBERS + 0.01
+    assert metric.sign * metric(right, targets) > metric.sign * metric(OUTPUTS, targets)
+
+
+def test_metrics_are_those_of_scikit_learn():
+    """Its words for them; what is computed on the device here is computed otherwise there."""
+    truth, guess = CLASSES.numpy(), OUTPUTS.argmax(1).numpy()
+    sure = OUTPUTS.double().softmax(1).numpy()
+    wanted = NUMBERS.numpy(), OUTPUTS.numpy()
+    expected = {
+        "accuracy": sklearn_metrics.accuracy_score(truth, guess),
+        "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(truth, guess),
+        "f1_macro": sklearn_metrics.f1_score(truth, guess, average="macro"),
+        "roc_auc": sklearn_metrics.roc_auc_score(truth, sure, multi_class="ovr", average="macro"),
+        "average_precision": sklearn_metrics.average_precision_score(np.eye(3)[truth], sure),
+        "cross_entropy": sklearn_metrics.log_loss(truth, sure),
+        "mse": sklearn_metrics.mean_squared_error(*wanted),
+        "rmse": sklearn_metrics.mean_squared_error(*wanted) ** 0.5,
+        "mae": sklearn_metrics.mean_absolute_error(*wanted),
+        "r2": sklearn_metrics.r2_score(*wanted),
+    }
+    assert {*expected} == {*METRICS}
+    for name, value in expected.items():
+        targets = CLASSES if METRICS[name].targets == "classes" else NUMBERS
+        assert METRICS[name](OUTPUTS, targets) == pytest.approx(value, abs=1e-6), name
+
+
+@pytest.mark.parametrize("name", ["roc_auc", "average_precision"])
+def test_of_two_classes_the_second_is_the_one_to_find(name):
+    truth, sure = (CLASSES > 0).long(), OUTPUTS[:, :2]
+    score = getattr(sklearn_metrics, f"{name}_score")
+    assert METRICS[name](sure, truth) == pytest.approx(score(truth.numpy(), sure.double().softmax(1)[:, 1].numpy()))
+
+
+@pytest.mark.parametrize("name", ["roc_auc", "average_precision"])
+def test_a_class_that_is_absent_leaves_a_metric_undefined_and_is_named(name):
+    with pytest.raises(Undefined, match=rf"objective\.metric={name}: of 60 examples none is of class 1"):
+        METRICS[name](OUTPUTS, torch.zeros(60, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.5", None, torch.tensor(float("nan"))])
+def test_what_is_no_finite_number_is_no_value(value):
+    with pytest.raises(Undefined, match=r"objective\.metric=own"):
+        Metric("own", "maximize", lambda outputs, targets: value)(OUTPUTS, CLASSES)
+
+
+def test_accuracy_and_errors_need_no_scikit_learn():
+    modules = {name: module for name, module in sys.modules.items() if name.startswith("sklearn")}
+    try:
+        for name in modules:
+            sys.modules[name] = None  # an import raises
+        for name in ("accuracy", "cross_entropy", "mse", "rmse", "mae"):
+            METRICS[name](OUTPUTS, CLASSES if METRICS[name].targets == "classes" else NUMBERS)
+        with pytest.raises(ImportError):
+            METRICS["f1_macro"](OUTPUTS, CLASSES)
+    finally:
+        sys.modules.update(modules)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.9725, "0.9725"), (0.0, "0.0000"), (1523.4, "1523.4000"), (2.1e-05, "2.1e-05"), (-0.5, "-0.5000")],
+)
+def test_values_are_told_with_four_digits_and_small_ones_not_as_zero(value, words):
+    assert shown(value) == words
+
+
+# From the configuration
+
+
+def test_the_metric_is_accuracy_unless_another_is_named():
+    assert (of().name, of().direction) == ("accuracy", "maximize")
+    assert (of("objective.metric=mae").name, of("objective.metric=mae").direction) == ("mae", "minimize")
+    assert of("objective.metric=f1_macro", "objective.direction=maximize").name == "f1_macro"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["objective.metric=f1"], r"objective\.metric=f1: no such metric; .*did you mean f1_macro\?"),
+        (["objective.direction=up"], r"objective\.direction=up: is neither maximize nor minimize"),
+        (
+            ["objective.metric=roc_auc", "objective.direction=minimize"],
+            r"objective\.direction=minimize: of objective\.metric=roc_auc more is better",
+        ),
+        (["objective.metric=mse", "objective.direction=maximize"], r"of objective\.metric=mse less is better"),
+        (["objective.metric={_target_: test_metrics.margin, _partial_: true}"], "margin does not say which way"),
+        (["objective.metric={_target_: test_metrics.Four}"], "Four gave 4, which cannot be called"),
+        (
+            ["objective.metric={_target_: test_metrics.Worst}", "objective.direction=maximize"],
+            r"objective\.direction=maximize: of objective\.metric=Worst less is better",
+        ),
+    ],
+)
+def test_a_metric_that_cannot_be_is_refused_with_the_way_out(overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        of(*overrides)
+
+
+def margin(outputs, targets, floor=0.0):
+    return outputs.max() - floor
+
+
+def Four():
+    return 4
+
+
+class Worst:
+    direction = "minimize"
+
+    def __call__(self, outputs, targets):
+        return outputs.max()
+
+
+def test_a_metric_of_ones_own_has_options_and_says_its_direction_or_is_told():
+    metric = of(
+        "objective.metric={_target_: test_metrics.margin, _partial_: true, floor: 2.0}", "objective.direction=minimize"
+    )
+    assert (metric.name, metric.direction) == ("margin", "minimize")
+    assert metric(OUTPUTS, CLASSES) == pytest.approx(float(OUTPUTS.max()) - 2)
+    assert of("objective.metric={_target_: test_metrics.Worst}").direction == "minimize"
+
+
+def test_all_mistakes_of_an_objective_are_told_before_the_first_trial():
+    question = ask(*TINY, "objective.metric=acuracy", "study.trials=0")
+    split = toy_split()
+    with pytest.raises(ConfigError) as caught:
+        question.check(toy_folds(split), split)
+    assert any("did you mean accuracy?" in mistake for mistake in caught.value.mistakes)
+    assert any("study.trials" in mistake for mistake in caught.value.mistakes)
+
+
+def test_the_question_has_the_direction_of_its_metric():
+    asked = ask(*TINY, "objective.metric=cross_entropy").identity("x")
+    assert (asked["study.direction"], asked["objective.metric"]) == ("minimize", "cross_entropy")
+    same = ask(*TINY, "objective.metric=cross_entropy", "objective.direction=minimize").identity("x")
+    assert asked == same, "a direction that says what is so already asks nothing else"
+
+
+# In training
+
+
+def test_an_epoch_has_the_metric_of_the_whole_validation_part_and_not_a_mean_of_batches(monkeypatch):
+    monkeypatch.setitem(train.EVALUATION_BATCH, "cpu", 7)
+    split, question = toy_split(), ask(*TINY, "objective.metric=roc_auc")
+    (training, validation), *_ = toy_folds(split)
+    training = train.Training(question.jobs(question.baseline, [(training, validation)], 0), split)
+    last = list(training)[-1][0]
+    model = training._runs[0].model.eval()
+    assert last.value == METRICS["roc_auc"](model(split.inputs[validation]).detach(), split.targets[validation])
+
+
+def test_a_loss_that_is_no_number_is_divergence_and_not_an_undefined_metric():
+    split, question = toy_split(), ask(*TINY, "objective.metric=roc_auc", "optimizer=sgd", "optimizer.lr=1e30")
+    with pytest.raises(train.Diverged):
+        list(train.Training(question.jobs(question.baseline, toy_folds(split), 0), split))
+
+
+def test_an_undefined_metric_is_a_failure_of_a_class_of_its_own():
+    failure = explain(Undefined("objective.metric=own is nan for 3 examples"))
+    assert (failure.kind, failure.reason) == (UNDEFINED, "objective.metric=own is nan for 3 examples")
