@@ -86,7 +86,14 @@ def test_accuracy_and_errors_need_no_scikit_learn():
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(0.9725, "0.9725"), (0.0, "0.0000"), (1523.4, "1523.4000"), (2.1e-05, "2.1e-05"), (-0.5, "-0.5000")],
+    [
+        (0.9725, "0.9725"),
+        (0.0, "0.0000"),
+        (1523.4, "1523.4"),
+        (0.000379485, "0.000379"),
+        (2.1e-05, "2.1e-05"),
+        (-0.5, "-0.5000"),
+    ],
 )
 def test_values_are_told_with_four_digits_and_small_ones_not_as_zero(value, words):
     assert shown(value) == words
@@ -104,7 +111,7 @@ def test_the_metric_is_accuracy_unless_another_is_named():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["objective.metric=f1"], r"objective\.metric=f1: no such metric; .*did you mean f1_macro\?"),
+        (["objective.metric=f1_marco"], r"objective\.metric=f1_marco: no such metric; .*did you mean f1_macro\?"),
         (["objective.direction=up"], r"objective\.direction=up: is neither maximize nor minimize"),
         (
             ["objective.metric=roc_auc", "objective.direction=minimize"],

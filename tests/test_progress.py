@@ -125,7 +125,7 @@ def test_the_headline_counts_slots_and_trials(half_done):
 def test_a_cross_validated_value_is_shown_with_its_standard_error():
     best = trial_of(0.97254, **{STANDARD_ERROR: 0.00312})
     text = shown(answers_table(snapshot_of(best=best, baseline=trial_of(0.5)), 80))
-    assert "best      0.9725 ± 0.0031  trial" in text
+    assert "best      value 0.9725 ± 0.0031  trial" in text
     assert text.count("±") == 1
 
 

@@ -230,7 +230,7 @@ def test_complete_trials_that_broke_a_constraint_are_drawn(study_of):
     params = [{"lr": (0.1 / (n + 1), RATE), "model": (MODEL.choices[n % 2], MODEL)} for n in range(6)]
     trials = [a_trial(n, params=params[n], accuracy=0.8 + n / 100, **{FAILURE: "diverged"}) for n in range(6)]
     page = Reader(render(study_of(trials), None, ""))
-    assert page.count("div", **{"class": "plot"}) == 9
+    assert page.count("div", **{"class": "plot"}) == 8
 
 
 def test_many_parameters_and_long_texts_fit(study_of):

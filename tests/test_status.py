@@ -86,8 +86,8 @@ def test_a_study_is_shown_with_all_that_is_known_of_it(half_done):
     for words in (
         "toy: 4 of 8 trials – 2 complete, 1 pruned, 1 failed, 2 running",
         "budget left: 2 trials, ETA 20 s",
-        "baseline  0.8000  trial 0",
-        "best      0.9000  trial 1",
+        "baseline  accuracy 0.8000  trial 0",
+        "best      accuracy 0.9000  trial 1",
         "host:4      4      1  0.2500   0 s  1 min 0 s",
         "host:9",
         "diverged  1 × such as: train loss is nan at epoch 1 of 2",
@@ -178,7 +178,7 @@ def test_a_trial_that_failed_without_a_word_is_counted_too(record):
 def test_json_has_stable_keys_and_unrounded_numbers(half_done):
     told = json.loads(as_json(look(half_done)))
     assert list(told) == [
-        *("study", "budget", "done", "slots", "trials", "best", "baseline", "importances"),
+        *("study", "metric", "budget", "done", "slots", "trials", "best", "baseline", "importances"),
         *("workers", "failures", "halted", "eta"),
     ]
     assert told["slots"] == {"free": 2, "held": 2, "done": 4}
@@ -256,8 +256,8 @@ def test_a_terminal_gets_a_view_that_is_drawn_anew(half_done, monkeypatch):
         half_done, monkeypatch, lambda: half_done.study.tell(4, 0.95), lambda: spend(half_done), terminal=True
     )
     assert "\x1b[" in text
-    assert "best      0.9000" in text
-    assert "best      0.9500" in text
+    assert "best      accuracy 0.9000" in text
+    assert "best      accuracy 0.9500" in text
     assert text.index("toy: 4 of 8") < text.index("toy: 8 of 8")
 
 

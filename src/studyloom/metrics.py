@@ -65,8 +65,9 @@ class Metric:
 
 def shown(value: float, sign: str = "") -> str:
     """A value for people: 0.9725, 1523.4, 2.1e-05; with sign="+" also of those above 0."""
-    plain = value == 0 or 1e-3 <= abs(value) < 1e4 or not math.isfinite(value)
-    return format(value, f"{sign}.4f" if plain else f"{sign}.5g")
+    size = abs(value)
+    form = ".4f" if value == 0 or 1e-3 <= size < 100 or not math.isfinite(value) else ".3g" if size < 1 else ".6g"
+    return format(value, sign + form)
 
 
 def accuracy(outputs: Tensor, classes: Tensor) -> Tensor:
