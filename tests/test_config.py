@@ -22,8 +22,6 @@ from studyloom.config import (
     ConfigError,
     arguments,
     build,
-    build_jobs,
-    build_network,
     find_mistakes,
     get,
     has_key,
@@ -35,6 +33,7 @@ from studyloom.config import (
     words,
     write_yaml,
 )
+from studyloom.parts import build_jobs, build_network
 from studyloom.question import Question
 from studyloom.schema import check_name
 from studyloom.train import Training
@@ -451,7 +450,7 @@ def test_a_key_is_there_or_not_be_it_null_or_below_a_list():
     for key in ("train.clip", "train.epoch", "nowhere.at.all", "model.hidden.deep", "model.hidden.deep.down"):
         assert get(cfg, key) is None
     assert get(cfg, "model.hidden") == [128]
-    assert keys(cfg, "objective") == ["folds", "seeds"]
+    assert keys(cfg, "objective") == ["folds", "seeds", "metric", "direction"]
     assert "train" in keys(cfg, "")
 
 

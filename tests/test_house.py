@@ -16,7 +16,10 @@ ROOMS = {
     "matter": ("data", "models", "losses", "schedules", "seeds", "metrics"),  # lets in torch and numpy
     "training": ("train", "checkpoint"),
     # Optuna's distributions; Hydra, in two of them
-    "search": ("space", "grammar", "schema", "trust", "mistakes", "config", "rehearsal", "objective", "question"),
+    "search": (
+        *("space", "grammar", "schema", "trust", "mistakes", "config"),
+        *("parts", "rehearsal", "objective", "question"),
+    ),
     # Optuna's study, SQLAlchemy
     "study": (
         *("disks", "server", "outage", "storage", "owners", "ledger", "record", "outbox", "failures", "origin"),
@@ -34,7 +37,7 @@ FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for mod
 # Packages from outside that only some modules may import; all others are open to all.
 DOORS = {
     "hydra": {"config", "mistakes"},
-    "omegaconf": {"schema", "trust", "mistakes", "config", "question", "predict", "replay", "run"},
+    "omegaconf": {"schema", "trust", "mistakes", "config", "parts", "question", "predict", "replay", "run"},
     "optuna": {*ROOMS["search"], *ROOMS["study"], *ROOMS["front"]},
     "sqlalchemy": {"config", "doctor", *ROOMS["study"]},
     "filelock": {"storage"},

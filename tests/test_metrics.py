@@ -7,9 +7,10 @@ from sklearn import metrics as sklearn_metrics
 from toys import TINY, ask, compose, toy_folds, toy_split
 
 from studyloom import train
-from studyloom.config import ConfigError, build_metric
+from studyloom.config import ConfigError
 from studyloom.failures import UNDEFINED, explain
 from studyloom.metrics import METRICS, Metric, Undefined, shown
+from studyloom.parts import build_metric
 
 GENERATOR = torch.Generator().manual_seed(0)
 OUTPUTS = torch.randn(60, 3, generator=GENERATOR)

@@ -15,7 +15,7 @@ from optuna.samplers import BaseSampler
 from toys import ask, compose
 
 from studies import CONF
-from studyloom import config, data
+from studyloom import config, data, parts
 from studyloom.config import Composer
 from studyloom.data import Split
 from studyloom.grid import GridSampler
@@ -97,7 +97,7 @@ def test_every_data_option_builds_a_source_of_images(group, option):
 @options("model", "optimizer", "scheduler", "loss")
 def test_every_part_of_training_builds_and_works(group, option, folds):
     cfg, _ = composed_with(group, option)
-    (job,) = config.build_jobs(cfg, folds, seed=0)
+    (job,) = parts.build_jobs(cfg, folds, seed=0)
     model = job.model(shape=(1, 8, 8), outputs=10)
     optimizer = job.optimizer(model.parameters())
     job.loss(model(torch.zeros(2, 1, 8, 8)), torch.zeros(2, dtype=torch.int64)).backward()

@@ -15,9 +15,10 @@ from sqlalchemy.engine import make_url
 from toys import TINY, Never, Signal, ask, toy_folds, toy_split
 
 from studyloom import objective, storage, study, train
-from studyloom.config import build_jobs, with_values
+from studyloom.config import with_values
 from studyloom.failures import FAILURE, REASON
 from studyloom.ledger import Ledger
+from studyloom.parts import build_jobs
 from studyloom.question import Question
 from studyloom.record import QuestionError, create_record, differences, open_record
 from studyloom.seeds import derive

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
-from studyloom import config, train, trust
+from studyloom import parts, train, trust
 from studyloom.checkpoint import load_weights
 from studyloom.data import read_idx
 
@@ -64,7 +64,7 @@ def load(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
     section = written.get("model")
     if not isinstance(section, DictConfig):
         raise PredictError(f"{run_dir / 'winner.yaml'}: has no section model")
-    model = config.build_network(section, shape, outputs)
+    model = parts.build_network(section, shape, outputs)
     try:
         model.load_state_dict(load_weights(run_dir / "winner.pt"))
     except (RuntimeError, ValueError) as error:

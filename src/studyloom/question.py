@@ -12,7 +12,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
-from studyloom import config
+from studyloom import config, parts
 from studyloom.config import Composer
 from studyloom.data import Split
 from studyloom.grammar import parse
@@ -93,11 +93,11 @@ class Question:
 
     @functools.cached_property
     def metric(self) -> Metric:
-        return config.build_metric(self.config.objective)
+        return parts.build_metric(self.config.objective)
 
     def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]:
         """The trainings of trial `number`."""
-        return config.build_jobs(self.at(point), folds, derive(self.seed, number))
+        return parts.build_jobs(self.at(point), folds, derive(self.seed, number))
 
     def effort(self, point: Point, number: int, split: Split, folds: Folds) -> Effort:
         """What trial `number` does."""
@@ -213,7 +213,7 @@ class Question:
         study, objective = self.config.study, self.config.objective
         yield from filter(None, [check_name(study.name)])
         try:
-            config.build_metric(objective)
+            parts.build_metric(objective)
         except ConfigError as error:
             yield from error.mistakes
         except Exception as error:  # of a class of the user's own
@@ -309,7 +309,7 @@ class Question:
         for branch in self.branches:
             for probe in probes(branch.nodes):
                 try:
-                    jobs = config.build_jobs(config.with_values(branch.config, probe), folds, seed=0)
+                    jobs = parts.build_jobs(config.with_values(branch.config, probe), folds, seed=0)
                     try_out(jobs[0], split)
                 except Exception as error:  # whatever a user's class raises, it is raised now and not in trial 17
                     words = config.words(error)

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from studyloom import config, data, failures, objective, trust
+from studyloom import config, data, failures, objective, parts, trust
 from studyloom.data import Split
 from studyloom.failures import FAILURE, REASON, Failure
 from studyloom.metrics import shown
@@ -237,7 +237,7 @@ def train(
     said: list[list[Epoch]] = []
     failure = None
     try:
-        for epochs in Training(config.build_jobs(cfg, folds, origin.seed), split, in_turn=origin.in_turn):
+        for epochs in Training(parts.build_jobs(cfg, folds, origin.seed), split, in_turn=origin.in_turn):
             said.append(epochs)
             say(objective.means(said)[-1])
             if len(said) == until:

@@ -17,7 +17,7 @@ from optuna.pruners import BasePruner, NopPruner
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
-from studyloom import config, data
+from studyloom import data, parts
 from studyloom.data import Split
 from studyloom.grammar import parse
 from studyloom.grid import GridSampler
@@ -63,7 +63,7 @@ class Trainings:
     def job(self, candidate: int, seed: int) -> Job:
         # A path as long as no other's in a study: fresh to all that the search has seen.
         fresh = derive(self.seed, seed, 0, 0)
-        return config.build_jobs(self.question.at(self.candidates[candidate]), [self.part(seed)], fresh)[0]
+        return parts.build_jobs(self.question.at(self.candidates[candidate]), [self.part(seed)], fresh)[0]
 
     def effort(self, point: Point, number: int, split: Split, folds: Folds) -> Effort:
         return Trained(Training([self.job(point.values["candidate"], point.values["seed"])], split))
