@@ -22,8 +22,8 @@ ROOMS = {
     ),
     # Optuna's study, SQLAlchemy
     "study": (
-        *("disks", "server", "outage", "storage", "owners", "ledger", "record", "outbox", "failures", "origin"),
-        *("study", "grid", "starts"),
+        *("disks", "server", "outage", "rows", "storage", "owners", "ledger", "desk", "record", "outbox", "failures"),
+        *("origin", "study", "grid", "starts"),
     ),
     # processes, files, people
     "front": (

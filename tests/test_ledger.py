@@ -8,6 +8,7 @@ import optuna
 import pytest
 from optuna.storages import get_storage
 
+from studyloom import rows
 from studyloom.ledger import Ledger
 from studyloom.owners import owner_of
 from studyloom.storage import connect
@@ -66,6 +67,49 @@ def test_a_slot_handed_back_is_next_and_keeps_its_trial(ledger):
     ledger.release(claim)
     again = ledger.claim("b", 3, LEASE)
     assert (again.slot, again.trial_id, again.token) == (claim.slot, 17, claim.token + 1)
+
+
+def test_a_claim_and_its_trial_are_made_together_or_not_at_all(ledger):
+    ledger.extend(2)
+
+    def die(connection, slot):
+        rows.add(connection, ledger.study_id, {"slot": slot})
+        raise ConnectionAbortedError
+
+    with pytest.raises(ConnectionAbortedError):
+        ledger.claim("a", 2, LEASE, die)
+    assert ledger.counts()["free"] == 2
+    assert ledger.storage.get_all_trials(ledger.study_id) == []
+
+    claims = [
+        ledger.claim(owner, 2, LEASE, lambda connection, slot: rows.add(connection, ledger.study_id, {"slot": slot}))
+        for owner in ("a", "b", "a")  # a's first answer was lost
+    ]
+    trials = ledger.storage.get_all_trials(ledger.study_id)
+    assert [(trial.number, trial.user_attrs) for trial in trials] == [(0, {"slot": 0}), (1, {"slot": 1})]
+    assert [claim.trial_id for claim in claims] == [trials[0]._trial_id, trials[1]._trial_id, trials[0]._trial_id]
+
+
+def test_what_comes_with_a_lost_claim_is_not_written(ledger):
+    ledger.extend(1)
+    late = ledger.claim("late", 1, -1.0)
+    ledger.claim("heir", 1, LEASE)
+    written = []
+    assert not ledger.renew(late, LEASE, written.append)
+    assert not ledger.finish(late, written.append)
+    assert written == []
+
+
+def test_a_claim_stays_as_it_was_where_what_comes_with_it_fails(ledger):
+    ledger.extend(1)
+    claim = ledger.claim("w", 1, LEASE)
+
+    def fail(connection):
+        raise ConnectionAbortedError
+
+    with pytest.raises(ConnectionAbortedError):
+        ledger.finish(claim, fail)
+    assert ledger.counts() == {"free": 0, "held": 1, "done": 0}
 
 
 def test_an_old_token_changes_nothing(ledger):

@@ -28,16 +28,42 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from servers import Server
 
-from studyloom import outage, storage
+from studyloom import outage, rows, storage
+from studyloom.ledger import Ledger
 from studyloom.storage import Persistent, StorageError, StorageLost, connect, exclusive, execute, read
 
 MAXIMIZE = [StudyDirection.MAXIMIZE]
 
 
-def template(slot=0, token=1, **attributes):
-    trial = create_trial(state=TrialState.RUNNING, user_attrs={"slot": slot, "token": token} | attributes)
+def template():
+    trial = create_trial(state=TrialState.RUNNING, user_attrs={"slot": 0})
     trial.datetime_start = datetime.now()
     return trial
+
+
+def make_study(opened):
+    """A study with 99 slots and a running trial."""
+    study_id = opened.create_new_study(MAXIMIZE, "s")
+    ledger = Ledger(opened, study_id)
+    ledger.create()
+    ledger.extend(99)
+    return study_id, opened.create_new_trial(study_id, template())
+
+
+def begin(opened, study_id, _=None, owner="w"):
+    """A claim with its trial, as a worker makes them."""
+    ledger = Ledger(opened, study_id)
+    return ledger.claim(owner, 99, 60.0, lambda connection, slot: rows.add(connection, study_id, {"slot": slot}))
+
+
+def end(opened, study_id, claim, value=0.5):
+    """What a worker writes at the end of a trial."""
+
+    def write(connection):
+        rows.check_running(connection, claim.trial_id)
+        rows.write(connection, rows.end(claim.trial_id, TrialState.COMPLETE, [value]))
+
+    return Ledger(opened, study_id).finish(claim, write)
 
 
 def named(error, *words):
@@ -120,8 +146,7 @@ def impatient(monkeypatch):
 def locked(sqlite_url, tmp_path, impatient):
     """A storage with a study and a running trial, and a stranger who holds its write lock."""
     opened = connect(sqlite_url, deadline=20)
-    study_id = opened.create_new_study(MAXIMIZE, "s")
-    trial_id = opened.create_new_trial(study_id, template())
+    study_id, trial_id = make_study(opened)
     stranger = sqlite3.connect(tmp_path / "study.db", isolation_level=None, check_same_thread=False)
     stranger.execute("BEGIN IMMEDIATE")
     yield opened, study_id, trial_id, stranger
@@ -129,8 +154,8 @@ def locked(sqlite_url, tmp_path, impatient):
 
 
 WRITES = {
-    "a trial": lambda s, study, trial: s.create_new_trial(study, template(slot=1)),
-    "a trial without a slot": lambda s, study, trial: s.create_new_trial(study, create_trial(state=TrialState.RUNNING)),
+    "a claim with its trial": begin,
+    "a trial": lambda s, study, trial: s.create_new_trial(study, template()),
     "a study": lambda s, study, trial: s.create_new_study(MAXIMIZE, "t"),
     "an attribute of the study": lambda s, study, trial: s.set_study_user_attr(study, "k", 1),
     "a parameter": lambda s, study, trial: s.set_trial_param(trial, "x", 0.5, FloatDistribution(0, 1)),
@@ -230,7 +255,7 @@ def test_waiting_does_not_move_a_users_random_numbers(locked):
     opened.deadline = 0.2
     random.seed(1)
     with pytest.raises(StorageLost):
-        opened.create_new_trial(study_id, template(slot=2))
+        opened.create_new_trial(study_id, template())
     assert random.random() == random.Random(1).random()
 
 
@@ -245,7 +270,7 @@ def test_the_errors_of_optuna_are_its_own(url):
         opened.set_trial_state_values(trial_id, TrialState.COMPLETE, [1.0])
     with pytest.raises(KeyError):
         opened.get_study_id_from_name("t")
-    first, second = (opened.create_new_trial(study_id, template(slot=slot)) for slot in (1, 2))
+    first, second = (opened.create_new_trial(study_id, template()) for _ in range(2))
     opened.set_trial_param(first, "x", 0.5, FloatDistribution(0, 1))
     with pytest.raises(ValueError, match="distribution"):
         opened.set_trial_param(second, "x", 0, CategoricalDistribution([1]))
@@ -384,8 +409,7 @@ def served(server):
     opened = connect(server.url, create=server.spoilt, deadline=20)
     server.ask("TRUNCATE studies CASCADE")
     server.spoilt = False
-    study_id = opened.create_new_study(MAXIMIZE, "s")
-    yield opened, study_id, opened.create_new_trial(study_id, template())
+    yield opened, *make_study(opened)
     server.start()
 
 
@@ -421,7 +445,7 @@ def test_a_server_that_ends_while_it_works_on_a_call_is_waited_for(server, serve
         server.start()
 
     with in_background(restart):
-        opened.create_new_trial(study_id, template(slot=1))
+        opened.create_new_trial(study_id, template())
     assert [trial.number for trial in opened.get_all_trials(study_id)] == [0, 1]
     stranger.invalidate()
     stranger.close()
@@ -479,20 +503,23 @@ def test_connections_that_are_ended_all_the_time_lose_and_double_nothing(server,
     opened, study_id, _ = served
     done = threading.Event()
 
-    def end():
+    def cut():
         while not done.is_set():
             server.end_connections()
             time.sleep(0.1)
 
     def work(worker):
-        for slot in range(worker, 24, 4):
-            trial_id = opened.create_new_trial(study_id, template(slot=slot, token=2))
-            opened.set_trial_param(trial_id, "x", slot / 24, FloatDistribution(0, 1))
+        for _ in range(6):
+            claim = begin(opened, study_id, owner=f"w{worker}")
+            write(claim, rows.param(claim.trial_id, "x", claim.slot / 24, FloatDistribution(0, 1)))
             for step in range(3):
-                opened.set_trial_intermediate_value(trial_id, step, slot)
-            assert opened.set_trial_state_values(trial_id, TrialState.COMPLETE, [slot])
+                write(claim, rows.report(claim.trial_id, step, claim.slot))
+            assert end(opened, study_id, claim, claim.slot)
 
-    with in_background(end):
+    def write(claim, row):
+        assert Ledger(opened, study_id).renew(claim, 60.0, lambda connection: rows.write(connection, [row]))
+
+    with in_background(cut):
         with contextlib.ExitStack() as stack:
             for worker in range(4):
                 stack.enter_context(in_background(lambda worker=worker: work(worker)))
@@ -664,7 +691,7 @@ def proxied(server, served):
 
 
 @pytest.mark.parametrize("cut", ["before", "after"])
-@pytest.mark.parametrize("what", [what for what in WRITES if what != "a trial without a slot"])
+@pytest.mark.parametrize("what", [what for what in WRITES if what != "a trial"])
 def test_a_commit_whose_answer_was_lost_is_done_once(served, proxied, what, cut, lines):
     _, study_id, trial_id = served
     proxy, opened = proxied
@@ -673,9 +700,11 @@ def test_a_commit_whose_answer_was_lost_is_done_once(served, proxied, what, cut,
     result = WRITES[what](opened, study_id, trial_id)
     assert proxy.cuts == 1
     after = contents(opened)
-    if what == "a trial":
-        assert opened.get_trial(result).user_attrs["slot"] == 1
-        assert after == before | {"trials": 2, "trial_user_attributes": 4, "numbers": [0, 1], "states": ["RUNNING"] * 2}
+    if what == "a claim with its trial":
+        assert opened.get_trial(result.trial_id).user_attrs == {"slot": result.slot}
+        assert result.token == {"before": 1, "after": 2}[cut]
+        assert Ledger(opened, study_id).counts()["held"] == 1
+        assert after == before | {"trials": 2, "trial_user_attributes": 2, "numbers": [0, 1], "states": ["RUNNING"] * 2}
     elif what == "a study":
         assert result == opened.get_study_id_from_name("t")
         assert after == before | {"studies": 2, "names": ["s", "t"]}
@@ -695,7 +724,20 @@ def test_a_commit_whose_answer_was_lost_is_done_once(served, proxied, what, cut,
     assert len(lines.lines) == 2
 
 
-def test_a_trial_that_bears_no_slot_is_not_made_again_after_a_lost_commit(served, proxied):
+@pytest.mark.parametrize("cut", ["before", "after"])
+def test_a_trials_end_whose_answer_was_lost_is_done_once_and_ends_its_claim(served, proxied, cut, lines):
+    _, study_id, _ = served
+    proxy, opened = proxied
+    claim = begin(opened, study_id)
+    proxy.cut = cut
+    assert end(opened, study_id, claim)
+    assert proxy.cuts == 1
+    assert Ledger(opened, study_id).counts() == {"free": 98, "held": 0, "done": 1}
+    assert opened.get_trial(claim.trial_id).value == 0.5
+    assert not end(opened, study_id, claim)  # no answer was lost: it is another's by now
+
+
+def test_a_trial_made_without_a_claim_is_not_made_again_after_a_lost_commit(served, proxied):
     _, study_id, _ = served
     proxy, opened = proxied
     proxy.cut = "after"

@@ -278,16 +278,6 @@ def test_a_trial_that_takes_too_long_ends_after_its_epoch(sqlite_url, question):
     assert list(trial.intermediate_values) == [1]
 
 
-def test_a_trial_that_was_made_and_not_attached_is_found(url, question):
-    record = fresh(url, question, 1)
-    claim = record.ledger.claim("dead", 1, 60.0)
-    template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={SLOT: claim.slot})
-    record.storage.create_new_trial(record.ledger.study_id, template)
-    record.ledger.bury("dead", "signal SIGKILL")
-    work(question, open_record(url, "s"), 1)
-    assert [trial.state for trial in record.trials()] == [TrialState.COMPLETE]
-
-
 def test_a_trial_that_was_told_and_whose_slot_was_not_is_left_as_it_is(url, question):
     record = fresh(url, question, 1)
     claim = record.ledger.claim("dead", 1, 60.0)

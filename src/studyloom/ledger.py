@@ -6,7 +6,7 @@ slot that was handed back, or whose lease has ended, goes on with the trial begu
 holder before, should it still be alive, that it has lost the slot.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import (
@@ -29,9 +29,11 @@ from sqlalchemy import (
 from sqlalchemy import and_ as all_of
 from sqlalchemy import or_ as any_of
 
+from studyloom.outage import call
 from studyloom.owners import host, is_alive
 from studyloom.storage import Persistent, execute, read
 
+Write = Callable[[Connection], None]
 METADATA = MetaData()
 SLOTS = Table(
     "studyloom_slots",
@@ -107,13 +109,22 @@ class Ledger:
         now = "extract(epoch from clock_timestamp())" if postgresql else "(julianday('now') - 2440587.5) * 86400.0"
         return literal_column(now, Float(53))
 
-    def claim(self, owner: str, trials: int, lease: float, *, fresh: bool = False) -> Claim | None:
+    def claim(
+        self,
+        owner: str,
+        trials: int,
+        lease: float,
+        make: Callable[[Connection, int], int] | None = None,
+        *,
+        fresh: bool = False,
+    ) -> Claim | None:
         """Takes one of the first `trials` slots for `lease` seconds, one with a trial first.
 
         A worker holds one slot at a time. What is its own already is a claim whose answer was lost on the way from the
         database, and is taken again.
 
         Args:
+            make: makes a trial for a slot that has none, in the transaction of the claim, and returns its id.
             fresh: only one without a trial, that nobody else has held.
 
         Returns:
@@ -145,30 +156,54 @@ class Ledger:
             )
             .returning(*(SLOTS.c[name] for name in Claim.__dataclass_fields__))
         )
-        row = execute(self.storage, lambda connection: connection.execute(statement).one_or_none())
-        if row is None:
-            return None
-        return Claim(row.slot, row.token, row.trial_id, row.deaths, row.death, bool(row.fatal))
 
-    def renew(self, claim: Claim, lease: float) -> bool:
-        """Lets a claim last `lease` seconds from now; False if it is another's by now."""
-        return self._set(claim, expires=self._now + lease)
+        def take(connection: Connection) -> Claim | None:
+            row = connection.execute(statement).one_or_none()
+            if row is None:
+                return None
+            trial_id = row.trial_id
+            if trial_id is None and make is not None:
+                trial_id = make(connection, row.slot)
+                mine = all_of(self._mine, SLOTS.c.slot == row.slot)
+                connection.execute(update(SLOTS).where(mine).values(trial_id=trial_id))
+            return Claim(row.slot, row.token, trial_id, row.deaths, row.death, bool(row.fatal))
+
+        return execute(self.storage, take)
+
+    def renew(self, claim: Claim, lease: float, write: Write | None = None) -> bool:
+        """Lets a claim last `lease` seconds from now, in one transaction with what else there is to write.
+
+        Returns:
+            False if it is another's by now; then nothing was written.
+        """
+        return self._set(claim, write, expires=self._now + lease)
 
     def attach(self, claim: Claim, trial_id: int) -> None:
         """Writes down which trial a slot has."""
         self._set(claim, trial_id=trial_id)
 
-    def finish(self, claim: Claim) -> None:
-        self._set(claim, state="done", owner=None, expires=None)
+    def finish(self, claim: Claim, write: Write | None = None) -> bool:
+        """Ends a claim, its slot is done; as `renew`."""
+        return self._set(claim, write, state="done", owner=None, expires=None)
 
     def release(self, claim: Claim) -> None:
         """Hands a slot back, with the trial begun there."""
         self._set(claim, state="free", owner=None, expires=None)
 
-    def _set(self, claim: Claim, **values: object) -> bool:
-        held = (self._mine, SLOTS.c.slot == claim.slot, SLOTS.c.token == claim.token, SLOTS.c.state == "held")
-        statement = update(SLOTS).where(*held).values(**values)
-        return bool(execute(self.storage, lambda connection: connection.execute(statement).rowcount))
+    def _set(self, claim: Claim, write: Write | None = None, **values: object) -> bool:
+        own = all_of(self._mine, SLOTS.c.slot == claim.slot, SLOTS.c.token == claim.token)
+        statement = update(SLOTS).where(own, SLOTS.c.state == "held").values(**values)
+        state = select(SLOTS.c.state).where(own)
+
+        def work(connection: Connection) -> bool:
+            if not connection.execute(statement).rowcount:
+                # Ended by a try whose COMMIT was done and whose answer was lost.
+                return call.uncertain and connection.execute(state).scalar() == values.get("state")
+            if write is not None:
+                write(connection)
+            return True
+
+        return execute(self.storage, work)
 
     def vouch(self, owners: Sequence[str], lease: float) -> None:
         """Lets what these workers hold last `lease` seconds from now: whoever started them sees them alive."""

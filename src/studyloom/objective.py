@@ -143,7 +143,15 @@ def means(said: Iterable[Sequence[Epoch]]) -> list[Epoch]:
     return [replace(mean(epochs), number=number) for number, epochs in enumerate(said, 1)]
 
 
-def report(trial: Trial, epoch: Epoch, *, stride: int = 1, prunable: bool, reported: int) -> None:
+def report(
+    trial: Trial,
+    epoch: Epoch,
+    *,
+    stride: int = 1,
+    prunable: bool,
+    reported: int,
+    write: Callable[[], None] = lambda: None,
+) -> None:
     """Reports the value at the end of a step, from 1, and asks whether to go on.
 
     A trial's value is that of its last epoch, and not the best of all, which would be the luckiest of as many.
@@ -154,16 +162,16 @@ def report(trial: Trial, epoch: Epoch, *, stride: int = 1, prunable: bool, repor
         prunable: whether the study's pruner may end the trial here.
         reported: the last step that is stored already, when a trial is gone on with. Whether to prune there is asked
             again, since its worker may have died before it had asked.
+        write: called when the report is made, and before it is asked whether to prune.
 
     Raises:
         TrialPruned: the pruner says so; its argument is the epoch.
     """
     step, rest = divmod(epoch.number, stride)
-    if rest:
-        return
-    if step > reported:
+    if not rest and step > reported:
         trial.report(epoch.value, step)
-    if prunable and step >= reported and trial.should_prune():
+    write()
+    if not rest and prunable and step >= reported and trial.should_prune():
         raise TrialPruned(epoch)
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import BaseStorage, get_storage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from studyloom import rows
+from studyloom.desk import Desk
 from studyloom.ledger import Ledger
 from studyloom.metrics import ACCURACY, Metric
-from studyloom.storage import StorageError, connect, exclusive
+from studyloom.storage import StorageError, connect, exclusive, read
 
 QUESTION = "question"  # user attributes of a study: what it asks, by key
 HALTED = "halted"  # why nobody is to go on, or null
@@ -29,7 +30,7 @@ class Record:
     """A study as it is stored: Optuna's tables and the ledger beside them."""
 
     name: str
-    storage: BaseStorage
+    storage: Desk
     study: optuna.Study
     ledger: Ledger
 
@@ -38,7 +39,8 @@ class Record:
         return self.study.get_trials(deepcopy=False)
 
     def halted(self) -> str | None:
-        reason: str | None = self.study.user_attrs.get(HALTED)
+        """Why nobody is to go on with it, if so."""
+        reason: str | None = read(self.ledger.storage, lambda c: rows.study_attr(c, self.ledger.study_id, HALTED))
         return reason
 
     @cached_property
@@ -72,7 +74,7 @@ def open_record(url: str, name: str, deadline: float = 300.0) -> Record:
         StorageError: no such database, or no study of that name in it.
     """
     backend = connect(url, deadline=deadline)
-    storage = get_storage(backend)
+    storage = Desk(backend)
     try:
         study_id = storage.get_study_id_from_name(name)
     except KeyError:
@@ -90,7 +92,7 @@ def study_names(url: str, deadline: float) -> list[str]:
         StorageError: there is no such database.
     """
     backend = connect(url, deadline=deadline)
-    names = [study.study_name for study in get_storage(backend).get_all_studies()]
+    names = [study.study_name for study in Desk(backend).get_all_studies()]
     backend.engine.dispose()
     return [name for name in names if "/" not in name]
 
@@ -118,7 +120,7 @@ def create_record(
     """
     with exclusive(url, deadline=deadline if wait else 0.0):
         backend = connect(url, create=True, deadline=deadline)
-        storage = get_storage(backend)
+        storage = Desk(backend)
         if name not in {study.study_name for study in storage.get_all_studies()}:
             study = optuna.create_study(study_name=name, storage=storage, direction=metric.direction)
             Ledger(backend, storage.get_study_id_from_name(name)).create()

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from optuna.distributions import FloatDistribution
-from optuna.trial import TrialState, create_trial
+from sqlalchemy import Connection
 
-from studyloom import config
+from studyloom import config, rows
 from studyloom.owners import owner_of
 from studyloom.question import Question
 from studyloom.record import Record, open_record, study_names
@@ -23,7 +23,7 @@ from studyloom.schema import ConfigError
 from studyloom.server import serve
 from studyloom.space import Parameter, Point, complaint, group_of, nearest, written
 from studyloom.storage import StorageError, exclusive, hidden, parse
-from studyloom.study import ENQUEUED, SLOT, TOKEN
+from studyloom.study import ENQUEUED, SLOT
 
 SOURCES = "from"  # user attribute of a study: the earlier studies whose best it has begun with
 LEASE = 60.0  # seconds that a slot is held while its trial is made
@@ -283,16 +283,12 @@ def lay_down(record: Record, starts: Starts, trials: int, url: str, *, baseline:
 
 def _lay(record: Record, point: Point, source: str, trials: int) -> bool:
     ledger = record.ledger
-    claim = ledger.claim(owner_of(os.getpid()), trials, LEASE, fresh=True)
+
+    def make(connection: Connection, slot: int) -> int:
+        return rows.add(connection, ledger.study_id, {SLOT: slot, ENQUEUED: source}, point)
+
+    claim = ledger.claim(owner_of(os.getpid()), trials, LEASE, make, fresh=True)
     if claim is None:
         return False
-    template = create_trial(
-        state=TrialState.WAITING,
-        params=point.params,
-        distributions=point.distributions,
-        user_attrs={SLOT: claim.slot, TOKEN: claim.token, ENQUEUED: source},
-    )
-    template.datetime_start = None
-    ledger.attach(claim, record.storage.create_new_trial(ledger.study_id, template))
     ledger.release(claim)
     return True

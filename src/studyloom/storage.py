@@ -6,9 +6,8 @@ cure both (328 reports/s with 8 writers, against 196 with BEGIN IMMEDIATE everyw
 
 import contextlib
 import functools
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,13 +17,13 @@ import sqlalchemy
 from filelock import FileLock
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
+from studyloom import rows
 from studyloom.outage import Patience, call, diagnose, gone, identity
 from studyloom.outage import StorageError as StorageError
 from studyloom.outage import StorageLost as StorageLost
@@ -34,7 +33,6 @@ from studyloom.outage import reason as reason
 LOCK_KEY = 0x5374756479  # PostgreSQL advisory lock of whoever makes tables and studies
 DEADLINE = 300.0  # seconds that a call waits for a database that is away
 BUSY_SECONDS = 5  # a single try waits so long for another's lock; SQLite does so deaf to Ctrl-C
-UNIQUE = ("slot", "token")  # user attributes that no two trials of a study share: a trial that has them is made once
 
 POSTGRES = {
     "connect_timeout": 10,
@@ -108,7 +106,8 @@ class Persistent(RDBStorage):
 
         return self.patience.run(attempt)
 
-    # Three writes show when they are done a second time, after a COMMIT whose answer was lost.
+    # Three writes show when they are done a second time, after a COMMIT whose answer was lost. A worker makes its trial
+    # together with its claim, which bears that.
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
         def work() -> int:
@@ -137,19 +136,32 @@ class Persistent(RDBStorage):
 
     def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Any) -> Any:
         if call.uncertain or call.committing:
-            attributes = {} if template_trial is None else template_trial.user_attrs
-            if not attributes.keys() >= {*UNIQUE}:
-                raise StorageLost(
-                    f"storage.url: {hidden(self.patience.address)} was lost while a trial was made, and it is unknown "
-                    "whether it was; the same command goes on from here"
-                )
-            query = session.query(models.TrialModel).filter(models.TrialModel.study_id == study_id)
-            for key in UNIQUE:
-                same = models.TrialModel.user_attributes.any(key=key, value_json=json.dumps(attributes[key]))
-                query = query.filter(same)
-            if (trial := query.first()) is not None:
-                return trial
+            raise StorageLost(
+                f"storage.url: {hidden(self.patience.address)} was lost while a trial was made, and it is unknown "
+                "whether it was; the same command goes on from here"
+            )
         return super()._get_prepared_new_trial(study_id, template_trial, session)
+
+    # Two reads that take Optuna the longest.
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        trials = read(self, lambda connection: rows.read(connection, rows.TRIALS.c.trial_id == trial_id))
+        if not trials:
+            raise KeyError(f"trial {trial_id} is not there")
+        return trials[0]
+
+    def _get_trials(
+        self,
+        study_id: int,
+        states: Container[TrialState] | None,
+        included_trial_ids: set[int],
+        trial_id_greater_than: int,
+    ) -> list[FrozenTrial]:
+        wanted = rows.of_study(study_id, included_trial_ids, trial_id_greater_than)
+        trials = read(self, lambda connection: rows.read(connection, wanted))
+        if not trials and trial_id_greater_than < 0:
+            self.get_study_name_from_id(study_id)  # raises KeyError where there is none
+        return [trial for trial in trials if states is None or trial.state in states]
 
 
 def _persistent(name: str, writes: bool) -> Callable[..., Any]:
@@ -165,7 +177,7 @@ def _persistent(name: str, writes: bool) -> Callable[..., Any]:
 READING = (
     *("get_study_id_from_name", "get_study_name_from_id", "get_study_directions", "get_study_user_attrs"),
     *("get_study_system_attrs", "get_trial_user_attrs", "get_trial_system_attrs", "get_all_studies", "get_trial_param"),
-    *("get_trial_id_from_study_id_trial_number", "get_trial", "_get_trials", "_get_best_trial_id"),
+    *("get_trial_id_from_study_id_trial_number", "_get_best_trial_id"),
 )
 WRITING = (
     *("delete_study", "set_study_user_attr", "set_study_system_attr", "_create_new_trial", "_set_trial_param"),

@@ -15,11 +15,12 @@ from typing import Any, Protocol
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.pruners import BasePruner
+from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection
 
-from studyloom import failures, objective
+from studyloom import failures, objective, rows
 from studyloom.checkpoint import Checkpoint, save_weights
 from studyloom.data import Split
 from studyloom.failures import FAILURE, REASON, Failure, TimedOut
@@ -38,7 +39,6 @@ from studyloom.storage import StorageLost
 from studyloom.train import Epoch
 
 SLOT = "slot"  # user attributes of a trial
-TOKEN = "token"
 WORKER = "worker"
 BASELINE = "baseline"
 ENQUEUED = "enqueued"  # where the point of a trial is from that was made before any worker began it
@@ -90,9 +90,10 @@ class Limits:
 
 @dataclass
 class Stopwatch:
-    """Where the time of a trial goes, in seconds by kind."""
+    """Where a worker's time goes, in seconds by kind."""
 
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    taken: float = field(default_factory=time.perf_counter)
 
     @contextmanager
     def __call__(self, kind: str) -> Iterator[None]:
@@ -100,7 +101,18 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.seconds[kind] += time.perf_counter() - start
+            self.add(kind, time.perf_counter() - start)
+
+    def add(self, kind: str, seconds: float) -> None:
+        self.seconds[kind] += seconds
+
+    def take(self) -> dict[str, float]:
+        """All the time since it was taken before; what was not measured is `other`."""
+        now = time.perf_counter()
+        taken = {"other": max(0.0, now - self.taken - sum(self.seconds.values()))} | self.seconds
+        self.taken = now
+        self.seconds.clear()
+        return taken
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,7 @@ class Worker:
     """Works on a study in this process, one slot after the other, until all are done or it is asked to stop.
 
     checkpoints: the folder for those of trials under way; None for none. weights: the folder for the network of each
-    trial that is complete, if they are wanted.
+    trial that is complete, if they are wanted. watch: measures what it does, from its start to the end of each trial.
     """
 
     question: Asked
@@ -119,6 +131,7 @@ class Worker:
     checkpoints: Path | None
     limits: Limits = field(default_factory=Limits)
     weights: Path | None = None
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     def run(self, trials: int) -> None:
         """Works on the first `trials` slots; waits for those that others hold, should their leases end.
@@ -129,47 +142,58 @@ class Worker:
         """
         ledger, owner = self.record.ledger, owner_of(os.getpid())
         self.record.study.pruner = self.question.pruner()
+
+        def make(connection: Connection, slot: int) -> int:
+            return rows.add(connection, ledger.study_id, {SLOT: slot, WORKER: owner})
+
         while not self.stopping():
-            if (reason := self.record.halted()) is not None:
-                raise Halted(reason)
-            claim = ledger.claim(owner, trials, self.limits.lease)
+            with self.watch("storage"):
+                if (reason := self.record.halted()) is not None:
+                    raise Halted(reason)
+                claim = ledger.claim(owner, trials, self.limits.lease, make)
             if claim is not None:
-                self.settle(claim, owner)
+                self.settle(claim)
             elif ledger.todo(trials):
-                time.sleep(WAIT)
+                with self.watch("idle"):
+                    time.sleep(WAIT)
                 ledger.bury_gone()
             else:
                 return
 
-    def settle(self, claim: Claim, owner: str) -> None:
+    def settle(self, claim: Claim) -> None:
         """Brings the trial of a claimed slot to its end, or hands it back, or finds that it is another's by now."""
+        desk, ledger = self.record.storage, self.record.ledger
         try:
-            self.work(claim, owner)
+            self.work(claim)
         except (Stopped, KeyboardInterrupt) as stop:
-            self.record.ledger.release(claim)
+            ledger.release(claim)
             if isinstance(stop, KeyboardInterrupt):
                 raise
         except (Lost, UpdateFinishedTrialError):
             log.warning("slot %d: the lease ended and another worker went on with the trial", claim.slot)
-            self.record.ledger.finish(claim)  # in effect only where somebody else told the trial and took no slot
-        else:
-            self.record.ledger.finish(claim)
+            ledger.finish(claim)  # in effect only where somebody else told the trial and took no slot
+        finally:
+            desk.clear()
 
-    def work(self, claim: Claim, owner: str) -> None:
-        watch = Stopwatch()
-        with watch("storage"):
-            frozen = self.begin(claim, owner)
+    def work(self, claim: Claim) -> None:
+        assert claim.trial_id is not None
+        with self.watch("storage"):
+            frozen = self.record.storage.take(self.record.ledger.study_id, claim.trial_id)
         if frozen.state.is_finished():  # told, and then its worker died before it said so in the ledger
+            self.record.ledger.finish(claim)
             return
-        trial = optuna.Trial(self.record.study, frozen._trial_id)
+        with self.watch("sampling"):
+            trial = self.begin(frozen)
         if claim.fatal or claim.deaths >= self.limits.max_attempts:
             with contextlib.suppress(KeyError):  # they died before all was asked
                 point = self.question.space.walk(lambda parameter: frozen.params[parameter.name])
-                self.keep(trial, None, self.origin(claim, point, trial.number), watch)
-            self.fail(trial, self.obituary(claim))
+                self.keep(trial, None, self.origin(claim, point, trial.number))
+            self.fail(trial, self.obituary(claim), claim)
             return
-        with watch("sampling"):
+        with self.watch("sampling"):
             point = self.question.space.suggest(trial)
+        with self.watch("storage"):
+            self.write(claim, self.limits.lease)
         checkpoint = self.checkpoint(frozen.number, point)
         value, failure, state = None, None, TrialState.COMPLETE
         origin: Origin | None = None
@@ -177,7 +201,7 @@ class Worker:
         try:
             origin = self.origin(claim, point, trial.number)
             effort = self.question.effort(point, trial.number, self.split, self.folds)
-            value = self.strive(effort, trial, claim, checkpoint, frozen.last_step or 0, watch)
+            value = self.strive(effort, trial, claim, checkpoint, frozen.last_step or 0)
         except optuna.TrialPruned as pruned:
             assert effort is not None
             effort.cut(pruned.args[0].number)  # what was done while the database was away
@@ -186,44 +210,35 @@ class Worker:
             raise
         except Exception as error:
             failure = failures.explain(error)
-        self.keep(trial, effort, origin, watch)
+        self.keep(trial, effort, origin)
         if failure is not None:
-            self.fail(trial, failure)
+            self.fail(trial, failure, claim)
         else:
-            self.tell(trial, value, state)
+            self.tell(trial, value, state, claim)
         if checkpoint is not None:
             with contextlib.suppress(OSError):
                 checkpoint.remove()
 
-    def begin(self, claim: Claim, owner: str) -> FrozenTrial:
-        """The trial of a slot, made if need be, with the study's sampler set for it."""
-        storage, ledger = self.record.storage, self.record.ledger
-        trial_id = claim.trial_id
-        if trial_id is None and claim.token > 1:  # an earlier holder may have died before it attached its trial
-            of_slot = [t for t in self.record.trials() if t.user_attrs.get(SLOT) == claim.slot]
-            trial_id = of_slot[0]._trial_id if of_slot else None
-        if trial_id is None:
-            attributes = {SLOT: claim.slot, TOKEN: claim.token, WORKER: owner}
-            template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
-            template.datetime_start = datetime.now()
-            trial_id = storage.create_new_trial(ledger.study_id, template)
-        if trial_id != claim.trial_id:
-            ledger.attach(claim, trial_id)
-        self.record.trials()  # Optuna's cache must know a trial before it takes parameters for it
-        frozen = storage.get_trial(trial_id)
-        if frozen.state.is_finished():
-            return frozen
-        if frozen.state == TrialState.WAITING:
-            storage.set_trial_user_attr(trial_id, WORKER, owner)
-            storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+    def begin(self, frozen: FrozenTrial) -> optuna.Trial:
+        """The trial that lies on the desk as Optuna knows one, with the study's sampler set for it."""
         self.record.study.sampler = self.question.sampler(frozen.number)
-        if frozen.number == 0 and self.question.baseline is not None:
-            storage.set_trial_user_attr(trial_id, BASELINE, True)
-            for name, value in self.question.baseline.params.items():
+        baseline, desk, trial_id = self.question.baseline, self.record.storage, frozen._trial_id
+        if frozen.state == TrialState.WAITING:
+            desk.set_trial_user_attr(trial_id, WORKER, owner_of(os.getpid()))
+            desk.set_trial_state_values(trial_id, TrialState.RUNNING)
+        if frozen.number == 0 and baseline is not None:
+            desk.set_trial_user_attr(trial_id, BASELINE, True)
+            for name, value in baseline.params.items():
                 if name not in frozen.params:
-                    distribution = self.question.baseline.distributions[name]
-                    storage.set_trial_param(trial_id, name, distribution.to_internal_repr(value), distribution)
-        return frozen
+                    distribution = baseline.distributions[name]
+                    desk.set_trial_param(trial_id, name, distribution.to_internal_repr(value), distribution)
+        return optuna.Trial(self.record.study, trial_id)
+
+    def write(self, claim: Claim, lease: float) -> None:
+        """Writes what is new of the trial, and renews its lease, in one transaction; Lost if it is another's by now."""
+        if not self.record.ledger.renew(claim, lease, self.record.storage.write):
+            raise Lost
+        self.record.storage.wrote()
 
     def checkpoint(self, number: int, point: Point) -> Checkpoint | None:
         if self.checkpoints is None:
@@ -255,11 +270,10 @@ class Worker:
         claim: Claim,
         checkpoint: Checkpoint | None,
         reported: int,
-        watch: Stopwatch,
     ) -> float:
         """Brings an effort to its value, from its last checkpoint on; what it says is posted step by step."""
         started = time.monotonic()
-        with watch("checkpoints"):
+        with self.watch("checkpoints"):
             state = None if checkpoint is None else checkpoint.load()
         if state is not None:
             try:
@@ -270,17 +284,18 @@ class Worker:
             where = f"of its {reported} epochs so far no checkpoint is in {self.checkpoints}"
             log.warning("trial %d: %s; it starts anew", trial.number, where)
         with Outbox(self.post(trial, claim, effort, reported), self.record.ledger.storage.is_away) as outbox:
-            with watch("storage"):
+            with self.watch("storage"):
                 # Saved while the database was away, and then the worker died.
                 for epoch in effort.steps()[reported * effort.stride :]:
                     outbox.send(epoch)
 
             def say(epoch: Epoch) -> None:
-                with watch("storage"):
+                self.watch.add("training", epoch.seconds)
+                with self.watch("storage"):
                     outbox.send(epoch)
                 last = epoch.number == effort.epochs
                 if not last and checkpoint is not None:
-                    with watch("checkpoints"):
+                    with self.watch("checkpoints"):
                         self.save(checkpoint, effort)
                 if self.stopping() and not last:
                     raise Stopped
@@ -290,25 +305,30 @@ class Worker:
 
             value = effort.run(say, self.stopping)
             ended = time.perf_counter()
-        watch.seconds["storage"] += time.perf_counter() - ended
+        self.watch.add("storage", time.perf_counter() - ended)
         weights = effort.weights() if self.weights is not None else None
         if self.weights is not None and weights is not None:
-            with watch("checkpoints"):
+            with self.watch("checkpoints"):
                 save_weights(self.weights / f"trial-{trial.number}.pt", weights)
         return value
 
     def post(self, trial: optuna.Trial, claim: Claim, effort: Effort, reported: int) -> Callable[[Epoch], None]:
-        """What is done in the database after each step: report, perhaps prune, renew the lease."""
+        """What is done in the database after each step: report and renew the lease in one commit, perhaps prune."""
         comparable = self.question.baseline is None or trial.number > 0  # all is compared with the baseline
         longest = 0.0
 
         def post(epoch: Epoch) -> None:
             nonlocal longest
-            prunable = comparable and epoch.number != effort.epochs  # the last step is the value
-            objective.report(trial, epoch, stride=effort.stride, prunable=prunable, reported=reported)
             longest = max(longest, epoch.seconds)
-            if not self.record.ledger.renew(claim, max(self.limits.lease, LEASE_EPOCHS * longest)):
-                raise Lost
+            prunable = comparable and epoch.number != effort.epochs  # the last step is the value
+
+            def write() -> None:
+                self.write(claim, max(self.limits.lease, LEASE_EPOCHS * longest))
+                if prunable and not isinstance(self.record.study.pruner, NopPruner):
+                    # One read of the others, however much the pruner wants to know of them.
+                    self.record.storage.look(self.record.ledger.study_id)
+
+            objective.report(trial, epoch, stride=effort.stride, prunable=prunable, reported=reported, write=write)
 
         return post
 
@@ -328,7 +348,7 @@ class Worker:
             return Failure(failures.TIMEOUT, str(claim.death))
         return Failure(failures.CRASHED, f"{claim.deaths} workers died of this trial, the last so: {claim.death}")
 
-    def fail(self, trial: optuna.Trial, failure: Failure) -> None:
+    def fail(self, trial: optuna.Trial, failure: Failure, claim: Claim) -> None:
         """Ends a trial that came to nothing, and stops the study if that is all that its trials do."""
         trial.set_user_attr(FAILURE, failure.kind)
         trial.set_user_attr(REASON, failure.reason)
@@ -337,9 +357,9 @@ class Worker:
             log.error("trial %d: %s", trial.number, failure.details)
         if failure.kind in failures.TEACHES:
             trial.set_constraint(failure.kind, 1.0)
-            self.tell(trial, None, TrialState.PRUNED)
+            self.tell(trial, None, TrialState.PRUNED, claim)
         else:
-            self.tell(trial, None, TrialState.FAIL)
+            self.tell(trial, None, TrialState.FAIL, claim)
         if failure.kind in failures.MISTAKES and self.is_hopeless(trial.number, failure.reason):
             self.record.study.set_user_attr(HALTED, failure.reason)
 
@@ -351,22 +371,21 @@ class Worker:
         same = [trial for trial in last if trial.user_attrs.get(REASON) == reason]
         return number == 0 or len(same) == self.limits.max_failures
 
-    def tell(self, trial: optuna.Trial, value: float | None, state: TrialState) -> None:
-        """Ends a trial; Lost if another worker has ended it."""
-        try:
-            self.record.study.tell(trial, value, state)
-        except ValueError as error:
-            raise Lost from error
+    def tell(self, trial: optuna.Trial, value: float | None, state: TrialState, claim: Claim) -> None:
+        """Ends a trial and its claim in one transaction; Lost if it is another's by now."""
+        self.record.study.tell(trial, value, state)
+        with self.watch("storage"):
+            if not self.record.ledger.finish(claim, self.record.storage.write):
+                raise Lost
+            self.record.storage.clear()
         log.info("trial %d: %s%s", trial.number, state.name.lower(), "" if value is None else f" {shown(value)}")
 
-    @staticmethod
-    def keep(trial: optuna.Trial, effort: Effort | None, origin: Origin | None, watch: Stopwatch) -> None:
+    def keep(self, trial: optuna.Trial, effort: Effort | None, origin: Origin | None) -> None:
         """Stores what an effort said of each step, its origin, and where the time went."""
         if effort is not None and (columns := effort.curves()):
             if (error := effort.standard_error()) is not None:
                 trial.set_user_attr(STANDARD_ERROR, error)
             trial.set_user_attr(EPOCHS, columns)
-            watch.seconds["training"] = sum(columns["seconds"])
         if origin is not None:
             trial.set_user_attr(MADE, origin.stored())
-        trial.set_user_attr(TIMES, {kind: round(seconds, 4) for kind, seconds in watch.seconds.items()})
+        trial.set_user_attr(TIMES, {kind: round(seconds, 4) for kind, seconds in self.watch.take().items()})

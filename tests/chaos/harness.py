@@ -38,6 +38,7 @@ PHASES = (
     "before claim",
     "after claim",
     "after suggest",
+    "before report",
     "between report and prune",
     "during checkpoint",
     "after checkpoint",
@@ -113,21 +114,22 @@ def arm(phase: str, passes: int, deed: str) -> None:
 
     around(Ledger, "claim", "before claim", "after claim")
     around(Space, "suggest", after="after suggest")
-    around(optuna.Trial, "report", after="between report and prune")
+    around(optuna.Trial, "report", after="before report")  # said, and not yet in the database
+    around(Ledger, "renew", after="between report and prune")
     around(checkpoint.os, "replace", before="during checkpoint")
     around(Checkpoint, "save", after="after checkpoint")
     telling = []
-    tell = optuna.Study.tell
+    finish = Ledger.finish
 
-    def tell_armed(*args, **kwargs):
+    def finish_armed(*args, **kwargs):
         come("before tell")
         telling.append(True)
-        result = tell(*args, **kwargs)
+        result = finish(*args, **kwargs)
         telling.clear()
         come("after tell")
         return result
 
-    optuna.Study.tell = tell_armed
+    Ledger.finish = finish_armed
     sqlalchemy.event.listen(sqlalchemy.Engine, "commit", lambda _: telling and come("inside tell"))
 
 
