@@ -14,7 +14,7 @@ SRC = ROOT / "src" / "studyloom"
 
 ROOMS = {
     "matter": ("data", "models", "losses", "schedules", "seeds", "metrics"),  # lets in torch and numpy
-    "training": ("train", "checkpoint"),
+    "training": ("steps", "train", "checkpoint"),
     # Optuna's distributions; Hydra, in two of them
     "search": (
         *("space", "grammar", "schema", "trust", "mistakes", "config"),

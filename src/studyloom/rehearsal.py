@@ -1,7 +1,6 @@
 """A rehearsal before the first trial: what a configuration names is built and tried once, on a few examples."""
 
 import contextlib
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from studyloom.data import Split
 from studyloom.metrics import METRICS, Direction, Metric, Undefined
 from studyloom.space import Leaf, Many, Node
+from studyloom.steps import spare_compiler
 from studyloom.train import Job
 
 LARGE = 10_000_000  # parameters; building one of as many takes about 0.1 s
@@ -103,18 +103,6 @@ def ask_once(pruner: BasePruner, direction: Direction) -> None:
     study.add_trial(create_trial(value=0.5, intermediate_values=reports))
     study.add_trial(create_trial(state=TrialState.RUNNING, intermediate_values=reports))
     pruner.prune(study, study.trials[1])
-
-
-def spare_compiler() -> None:
-    """Keeps PyTorch's compiler from being imported for nothing: 1.0 s of a command that only starts workers.
-
-    The first call of an optimizer imports it to say that these methods are not to be compiled, and so do its steps.
-    Where it is there already, or a release of PyTorch keeps its mark elsewhere, all stays as it is.
-    """
-    if "torch._dynamo" not in sys.modules:
-        for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
-            if (method := getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)) is not None:
-                method.__dynamo_disable = method
 
 
 def _forward(job: Job, split: Split, device: str) -> None:

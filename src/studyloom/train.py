@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from studyloom.data import Split
 from studyloom.metrics import ACCURACY, Metric
+from studyloom.steps import spare_compiler, step_of
 
 T = TypeVar("T")
 
@@ -227,7 +228,10 @@ class _Run:
         # Drawn on the CPU: the same initial weights on every device.
         model = self.with_own_randomness(lambda: job.model(shape=split.shape, outputs=split.outputs))
         self.model = model.to(self.device)
+        spare_compiler()
         self.optimizer = job.optimizer(self.model.parameters())
+        self.optimizer_step = step_of(self.optimizer)
+        self.weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.steps_per_epoch = math.ceil(job.samples / job.batch_size)
         self.total_steps = job.epochs * self.steps_per_epoch
@@ -307,13 +311,14 @@ class _Run:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         loss, _ = self.forward(batch)
-        self.optimizer.zero_grad(set_to_none=True)
+        for weight in self.weights:
+            weight.grad = None  # as zero_grad does, which takes 0.02 ms for it
         loss.backward()  # type: ignore[no-untyped-call]
         if self.job.l1:
             self.add_l1()
         if self.job.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.job.clip)
-        self.optimizer.step()
+        self.optimizer_step()
         self.step += 1
         return loss.detach()
 
