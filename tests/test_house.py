@@ -18,7 +18,7 @@ ROOMS = {
     # Optuna's distributions; Hydra, in two of them
     "search": (
         *("space", "grammar", "schema", "trust", "mistakes", "config"),
-        *("parts", "rehearsal", "objective", "question"),
+        *("parts", "rehearsal", "objective", "question", "calls"),
     ),
     # Optuna's study, SQLAlchemy
     "study": (
@@ -37,7 +37,7 @@ FLOOR = {module: number for number, modules in enumerate(ROOMS.values()) for mod
 # Packages from outside that only some modules may import; all others are open to all.
 DOORS = {
     "hydra": {"config", "mistakes"},
-    "omegaconf": {"schema", "trust", "mistakes", "config", "parts", "question", "predict", "replay", "run"},
+    "omegaconf": {"schema", "trust", "mistakes", "config", "parts", "question", "calls", "predict", "replay", "run"},
     "optuna": {*ROOMS["search"], *ROOMS["study"], *ROOMS["front"]},
     "sqlalchemy": {"config", "doctor", *ROOMS["study"]},
     "filelock": {"storage"},

@@ -5,6 +5,7 @@ import io
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from toys import TINY, Never, ask, compose, toy_folds, toy_split
 from studyloom import winner
 from studyloom.checkpoint import load_weights
 from studyloom.data import Split
-from studyloom.question import Question
+from studyloom.question import Material, Question
 from studyloom.record import create_record
 from studyloom.schema import WinnerSection
 from studyloom.stages import Plan, Stage
@@ -58,7 +59,9 @@ test_part.__test__ = False
 def plan_of(question: Question, url, run_dir, trials=TRIALS, **settings):
     record = create_record(url, "s", question.identity("toy"), trials)
     search = Stage("search", record, question, trials)
-    return Plan(search, question, SPLIT, 40, url, run_dir, WinnerSection(**settings))
+    return Plan(
+        search, question, Material(SimpleNamespace(validation=40), SPLIT), url, run_dir, WinnerSection(**settings)
+    )
 
 
 def work(plan: Plan, stopping=None):

@@ -262,8 +262,11 @@ def with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
 
 
 def plain(config: DictConfig, *sections: str) -> dict[str, Any]:
-    """Sections of a config as plain values, interpolations resolved."""
-    return {section: get(config, section) for section in sections}
+    """Sections of a config as plain values, interpolations resolved; without those that are not there."""
+    found = {section: get(config, section) for section in sections}
+    if isinstance(objective := found.get("objective"), dict) and objective.get("_target_") is None:
+        objective.pop("_target_", None)  # what is to be read again as a config names no target, rather than none
+    return {section: value for section, value in found.items() if value is not None}
 
 
 def without(section: DictConfig, key: str) -> DictConfig:

@@ -28,6 +28,17 @@ class Stopping(Protocol):
     def interruptible(self) -> AbstractContextManager[None]: ...
 
 
+class Step(Protocol):
+    """What was said at one step. number: of the step; seconds: that it took."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def seconds(self) -> float: ...
+
+
 class Effort(Protocol):
     """What a trial does: it goes on step by step, and comes to a value.
 
@@ -39,11 +50,11 @@ class Effort(Protocol):
     def epochs(self) -> int | None: ...
     @property
     def stride(self) -> int: ...
-    def run(self, say: Callable[[Epoch], None], stopping: Stopping) -> float:
+    def run(self, say: Callable[[Step], None], stopping: Stopping) -> float:
         """Goes on to the end, calls `say` after each step, and gives the value. Raises what ends the trial."""
         ...
 
-    def steps(self) -> list[Epoch]:
+    def steps(self) -> Sequence[Step]:
         """What was said so far, before a restore too."""
         ...
 
@@ -85,7 +96,7 @@ class Trained:
     def said(self) -> list[list[Epoch]]:
         return self.training.said[: self._kept]
 
-    def run(self, say: Callable[[Epoch], None], stopping: Stopping) -> float:
+    def run(self, say: Callable[[Step], None], stopping: Stopping) -> float:
         for epoch in measure(self.training, stopping):
             say(epoch)
         return mean(by_epoch(self.said)[-1]).value
@@ -145,7 +156,7 @@ def means(said: Iterable[Sequence[Epoch]]) -> list[Epoch]:
 
 def report(
     trial: Trial,
-    epoch: Epoch,
+    epoch: Step,
     *,
     stride: int = 1,
     prunable: bool,

@@ -1,10 +1,10 @@
 """The parts of a training, as the sections of a config describe them: the network, the metric, and whole jobs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pkgutil import resolve_name
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from studyloom.config import build
@@ -18,6 +18,17 @@ from studyloom.train import Job
 def build_network(section: DictConfig, shape: Sequence[int], outputs: int) -> Any:
     """The network of a section, for inputs of a shape; it may call how many numbers it gives outputs, or classes."""
     return build(section, shape=tuple(shape), outputs=outputs, classes=outputs)
+
+
+def build_function(objective: DictConfig) -> Callable[..., Any]:
+    """The function that an objective names by `_target_`.
+
+    Raises:
+        ConfigError: there is none, or, where the primary config is from elsewhere, it is not trusted.
+    """
+    section = OmegaConf.create({"objective": {"_target_": objective["_target_"], "_partial_": True}}).objective
+    function: Callable[..., Any] = build(section).func
+    return function
 
 
 def build_metric(objective: DictConfig) -> Metric:

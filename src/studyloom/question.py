@@ -2,17 +2,19 @@
 
 import functools
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
+import torch
 from omegaconf import DictConfig
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
+from torch import Tensor
 
-from studyloom import config, parts
+from studyloom import config, data, parts
 from studyloom.config import Composer
 from studyloom.data import Split
 from studyloom.grammar import parse
@@ -37,9 +39,9 @@ from studyloom.space import (
 from studyloom.train import Job, Training
 
 # What a study asks. The sampler, the pruner and the launcher are ways to an answer, and may change between runs.
-SECTIONS = ("data", "model", "optimizer", "scheduler", "loss", "space", "objective", "train")
+SECTIONS = ("data", "model", "optimizer", "scheduler", "loss", "space", "objective", "params", "train")
 STEPS = "steps"  # a key of the pruner's that is ours: what it is shown of a trial
-SEARCHED = ("model", "optimizer", "scheduler", "loss", "train")  # what is built anew for each trial
+SEARCHED = ("model", "optimizer", "scheduler", "loss", "train", "params")  # what is made anew for each trial
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,31 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Material:
+    """What networks are trained on and judged by; a function of one's own has none of ours."""
+
+    source: Any = None
+    split: Split | None = None
+    folds: Folds = ()
+
+    @property
+    def digest(self) -> str:
+        return "" if self.split is None else self.split.digest
+
+    def test(self) -> Split:
+        """Opens the test part."""
+        split: Split = self.source.test()
+        return split
+
+    def to(self, device: torch.device) -> "Material":
+        return self if self.split is None else replace(self, split=self.split.to(device))
+
+
+@dataclass(frozen=True)
 class Question:
+    """tested: whether what wins is a network, to be trained on all data and tested."""
+
+    tested: ClassVar[bool] = True
     config: DictConfig
     composer: Composer
     space: Space
@@ -70,6 +96,19 @@ class Question:
         composer.keep(cfg)
         return cls(cfg, composer, parse(config.get(cfg, "space") or {}, config.group_options))
 
+    @staticmethod
+    def gather(cfg: DictConfig) -> Material:
+        """Loads the training part, and divides it.
+
+        Raises:
+            ValueError: it cannot be.
+        """
+        source = config.build(cfg.data)
+        split = source.train()
+        return Material(
+            source, split, data.folds(split.targets, cfg.objective.folds, source.validation, derive(cfg.study.seed))
+        )
+
     def at(self, point: Point) -> DictConfig:
         """The config of one point."""
         return config.with_values(self.composer.compose(point.choices), point.values)
@@ -77,7 +116,7 @@ class Question:
     def made_of(self, point: Point) -> dict[str, Any]:
         """The sections that decide what a trial gives, resolved; without where the data lies on this machine."""
         sections = config.plain(self.at(point), *(name for name in SECTIONS if name not in ("space", "loss")))
-        sections["data"].pop("root", None)
+        sections.get("data", {}).pop("root", None)
         return sections
 
     @functools.cached_property
@@ -99,9 +138,15 @@ class Question:
         """The trainings of trial `number`."""
         return parts.build_jobs(self.at(point), folds, derive(self.seed, number))
 
-    def effort(self, point: Point, number: int, split: Split, folds: Folds) -> Effort:
+    def effort(self, point: Point, number: int, split: Split | None, folds: Folds) -> Effort:
         """What trial `number` does."""
+        assert split is not None
         return Trained(Training(self.jobs(point, folds, number), split, in_turn=self.in_turn))
+
+    def once(self, point: Point, seed: int, split: Split | None, part: Callable[[], tuple[Tensor, Tensor]]) -> Effort:
+        """What is done at a point with one seed, and with one part to train on and be judged by."""
+        assert split is not None
+        return Trained(Training(parts.build_jobs(self.at(point), [part()], seed)[:1], split))
 
     def sampler(self, number: int) -> BaseSampler:
         """The sampler of trial `number`, seeded for it unless the config names a seed for all.
@@ -151,7 +196,7 @@ class Question:
         return {
             key: value
             for key, value in sorted(flat.items())
-            if key not in ("data.root", "objective.direction") and not key.startswith("train.loss.")
+            if key not in ("data.root", "objective.direction") and not key.startswith("train.loss")
         }
 
     @functools.cached_property
@@ -190,7 +235,7 @@ class Question:
                 return option
         return end(distribution, 0)
 
-    def check(self, folds: Folds, split: Split) -> None:
+    def check(self, folds: Folds, split: Split | None) -> None:
         """Composes every branch of the space and builds what it names, at its defaults, corners and choices.
 
         Raises:
@@ -203,17 +248,22 @@ class Question:
         except ConfigError as error:
             mistakes += error.mistakes
         if not mistakes:
-            mistakes += self._check_builds(folds, split)
+            mistakes += self.rehearse(folds, split)
         if not mistakes:
-            mistakes += [*try_metric(self.metric, folds, split), *self._check_search()]
+            mistakes += self._check_search()
         if mistakes:
             raise ConfigError(list(dict.fromkeys(mistakes)))
+
+    def rehearse(self, folds: Folds, split: Split | None) -> list[str]:
+        """What is wrong with what the config names, found by trying it."""
+        assert split is not None
+        return [*self._check_builds(folds, split)] or [*try_metric(self.metric, folds, split)]
 
     def _check_sections(self) -> Iterator[str]:
         study, objective = self.config.study, self.config.objective
         yield from filter(None, [check_name(study.name)])
         try:
-            parts.build_metric(objective)
+            _ = self.metric
         except ConfigError as error:
             yield from error.mistakes
         except Exception as error:  # of a class of the user's own

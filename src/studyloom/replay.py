@@ -191,6 +191,8 @@ def rebuild(origin: Origin, trusted: Sequence[str]) -> DictConfig:
     except OmegaConfBaseException as error:
         raise ConfigError([f"the configuration that the trial stored: {config.words(error)}"]) from None
     assert isinstance(cfg, DictConfig)
+    if (function := cfg.objective["_target_"]) is not None:
+        raise ConfigError([f"the trial called a function, {function}; what is trained again is a network"])
     if absent := [name for name in ("data", "model", "optimizer", "scheduler") if name not in cfg]:
         raise ConfigError([f"the configuration that the trial stored has no {', '.join(absent)}"])
     return cfg

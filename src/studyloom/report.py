@@ -99,6 +99,9 @@ def render(record: Record, winner: dict[str, Any] | None, config_text: str) -> s
     ]
     if winner is None:
         parts.append(section("The winner on the test part", "", absent("There is no winner.json yet.")))
+    elif "note" in winner:
+        parts.append(section("Candidates", CANDIDATES, candidates(winner)))
+        parts.append(section("The winner on the test part", "", absent(text(winner["note"]))))
     else:
         parts += [
             section("Candidates", CANDIDATES, candidates(winner)),

@@ -21,18 +21,16 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from studyloom import config, data, progress, report, server, winner
+from studyloom import config, progress, report, server, winner
+from studyloom.calls import Called
 from studyloom.config import Composer, ConfigError
-from studyloom.data import Split
 from studyloom.disks import filesystem, is_network
-from studyloom.failures import FAILURE, REASON
+from studyloom.failures import FAILURE, REASON, UNDEFINED
 from studyloom.launch import HALT, WORKER, Launcher, LaunchError, Task, follow_parent, own_arguments, program
 from studyloom.outline import outline
-from studyloom.question import SECTIONS, Question
+from studyloom.question import SECTIONS, Material, Question
 from studyloom.record import Record, create_record, open_record
-from studyloom.rehearsal import Folds
 from studyloom.schema import WinnerSection
-from studyloom.seeds import derive
 from studyloom.stages import Plan, Stage
 from studyloom.starts import Starts, find_starts, known_sources, lay_down
 from studyloom.stop import Stop
@@ -42,7 +40,7 @@ from studyloom.winner import NoWinner
 
 log = logging.getLogger(__name__)
 
-SHOWN = ("model", "optimizer", "scheduler", "train")  # of the configuration that a dry run samples
+SHOWN = ("model", "optimizer", "scheduler", "train", "params")  # of the configuration that a dry run samples
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,7 @@ class Prepared:
 
     question: Question
     launcher: Launcher
-    source: Any
-    split: Split
-    folds: Folds
+    material: Material
     url: str
     run_dir: Path
     starts: Starts
@@ -96,10 +92,16 @@ def run(cfg: DictConfig) -> None:
         except KeyboardInterrupt:
             pass  # the second signal; what was held is handed back
         except Halted as error:
-            give_up(error, HALT if worker else 1)
+            give_up(error, HALT if worker else 2 if is_mistake(plan, error) else 1)
         except (LaunchError, NoWinner, StorageLost, OSError) as error:
             give_up(error, 1 if stop.signal is None else 128 + stop.signal)
     sys.exit(code if stop.signal is None else 128 + stop.signal)
+
+
+def is_mistake(plan: Plan, error: Halted) -> bool:
+    """Whether what has halted a study is that its objective is no number."""
+    ended = [trial.user_attrs for stage in plan for trial in stage.record.trials()]
+    return any(of.get(FAILURE) == UNDEFINED and str(of[REASON]) in str(error) for of in ended)
 
 
 def give_up(error: Exception, code: int) -> NoReturn:
@@ -129,17 +131,13 @@ def prepare(cfg: DictConfig, *, checked: bool) -> Prepared:
                 raise
             mistakes.append(config.words(error))
 
-    question = attempt(lambda: Question.ask(cfg, Composer.from_hydra()))
+    kind = Called if cfg.objective["_target_"] is not None else Question
+    question = attempt(lambda: kind.ask(cfg, Composer.from_hydra()))
     launcher = attempt(lambda: config.build(cfg.launcher))
     url = attempt(lambda: _url(cfg))
-    source = attempt(lambda: config.build(cfg.data))
-    split: Any = attempt(source.train) if source is not None else None
-    folds: Any = None
-    if split is not None:
-        count, seed = cfg.objective.folds, derive(cfg.study.seed)
-        folds = attempt(lambda: data.folds(split.targets, count, source.validation, seed))
-    if question is not None and folds is not None and not checked:
-        attempt(lambda: question.check(folds, split))
+    material = attempt(lambda: kind.gather(cfg))
+    if question is not None and material is not None and not checked:
+        attempt(lambda: question.check(material.folds, material.split))
     starts: Any = Starts()
     if question is not None and url is not None and not checked and not mistakes:  # points of a wrong space are wrong
         known = _known_sources(url, cfg) if cfg.study["from"] is not None else []
@@ -149,7 +147,7 @@ def prepare(cfg: DictConfig, *, checked: bool) -> Prepared:
     if mistakes:
         raise ConfigError(mistakes)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    return Prepared(question, launcher, source, split.to(device), folds, url, Path(cfg.run_dir), starts)
+    return Prepared(question, launcher, material.to(device), url, Path(cfg.run_dir), starts)
 
 
 def _url(cfg: DictConfig) -> str:
@@ -230,7 +228,7 @@ def open_study(prepared: Prepared, *, create: bool) -> tuple[Record, int]:
     if not create:
         return open_record(prepared.url, name, deadline), trials
     prepared.run_dir.mkdir(parents=True, exist_ok=True)
-    identity = question.identity(prepared.split.digest)
+    identity = question.identity(prepared.material.digest)
     record = create_record(prepared.url, name, identity, trials, deadline, metric=question.metric)
     if left := lay_down(record, prepared.starts, trials, prepared.url, baseline=question.baseline):
         log.warning("%d points to begin with are left out: all %d trials have begun; raise study.trials", left, trials)
@@ -240,8 +238,7 @@ def open_study(prepared: Prepared, *, create: bool) -> tuple[Record, int]:
 def plan_of(prepared: Prepared, search: Stage) -> Plan:
     config = prepared.question.config
     settings = WinnerSection(**config.winner)
-    validation = prepared.source.validation
-    return Plan(search, prepared.question, prepared.split, validation, prepared.url, prepared.run_dir, settings)
+    return Plan(search, prepared.question, prepared.material, prepared.url, prepared.run_dir, settings)
 
 
 def task_of(prepared: Prepared, plan: Plan) -> Task:
@@ -252,6 +249,8 @@ def task_of(prepared: Prepared, plan: Plan) -> Task:
 
 
 def _work(prepared: Prepared, plan: Plan, limits: Limits) -> Callable[[Stop], None]:
+    material = prepared.material
+
     def work(stop: Stop) -> None:
         folder = prepared.question.config.checkpoints.dir
         for stage in plan:
@@ -260,7 +259,7 @@ def _work(prepared: Prepared, plan: Plan, limits: Limits) -> Callable[[Stop], No
                 checkpoints = Path(folder) / ("" if stage is plan.search else stage.title)
                 checkpoints.mkdir(parents=True, exist_ok=True)
             Worker(
-                stage.asked, stage.record, prepared.split, prepared.folds, stop, checkpoints, limits, stage.weights
+                stage.asked, stage.record, material.split, material.folds, stop, checkpoints, limits, stage.weights
             ).run(stage.trials)
             if stop():
                 return
@@ -307,7 +306,7 @@ def tell_winner(plan: Plan, prepared: Prepared, console: Console) -> None:
     """The winner on the test part: opened for it now, or, where it was told before, read from winner.json."""
     found = winner.read(plan.run_dir)
     if found is None or not winner.is_of(found, plan):
-        found = winner.crown(plan, prepared.source.test, program())
+        found = winner.crown(plan, prepared.material.test, program())
         report.write(plan.search.record, plan.run_dir)
     console.print(Text("\n".join(winner.lines(found))), soft_wrap=True)
 
@@ -335,7 +334,7 @@ def judge(cfg: DictConfig) -> None:
             prepared.launcher.launch(task, stop)
         if plan.is_done():
             before = winner.read(plan.run_dir) or {}
-            winner.crown(plan, prepared.source.test, before.get("command", program()))
+            winner.crown(plan, prepared.material.test, before.get("command", program()))
             report.write(record, plan.run_dir)
             tell_winner(plan, prepared, console)
 

@@ -39,6 +39,7 @@ class StudySection:
 class ObjectiveSection:
     folds: int = 1  # 1: one hold-out part of data.validation images
     seeds: int = 1
+    _target_: str | None = None  # a function of one's own, (config, report) -> value, instead of training networks
     metric: Any = "accuracy"  # a name of metrics.METRICS, or a _target_ of one's own
     direction: str | None = None  # maximize or minimize; needed where a metric of one's own does not say it
 
@@ -47,7 +48,7 @@ class ObjectiveSection:
 class TrainSection:
     epochs: int = 10
     batch_size: int = 64
-    loss: Any = "${loss}"  # what the group `loss` composed
+    loss: Any = "${oc.select:loss,null}"  # what the group `loss` composed
     l1: float = 0.0  # L2 is the optimizer's weight_decay
     clip: float | None = None  # largest gradient norm
     precision: str = "fp32"  # or bf16
@@ -85,6 +86,7 @@ class Config:
     checkpoints: CheckpointsSection = field(default_factory=CheckpointsSection)
     winner: WinnerSection = field(default_factory=WinnerSection)
     trust: list[str] = field(default_factory=list)  # packages that a config from elsewhere may name; on command lines
+    params: Any = None  # what a function of one's own is to be told
     data: Any = MISSING
     model: Any = MISSING
     optimizer: Any = MISSING

@@ -21,15 +21,15 @@ from studyloom import data, parts
 from studyloom.data import Split
 from studyloom.grammar import parse
 from studyloom.grid import GridSampler
-from studyloom.objective import Effort, Trained
-from studyloom.question import Question
+from studyloom.objective import Effort
+from studyloom.question import Material, Question
 from studyloom.record import Record, create_record
 from studyloom.rehearsal import Folds
 from studyloom.schema import WinnerSection
 from studyloom.seeds import derive
 from studyloom.space import Point, Space
 from studyloom.study import BASELINE, SLOT, Asked
-from studyloom.train import Job, Training
+from studyloom.train import Job
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,16 @@ class Trainings:
     def count(self) -> int:
         return len(self.candidates) * self.seeds
 
-    def job(self, candidate: int, seed: int) -> Job:
-        # A path as long as no other's in a study: fresh to all that the search has seen.
-        fresh = derive(self.seed, seed, 0, 0)
-        return parts.build_jobs(self.question.at(self.candidates[candidate]), [self.part(seed)], fresh)[0]
+    def fresh(self, seed: int) -> int:
+        """A seed by its number; its path is as long as no other's in a study: fresh to all that the search has seen."""
+        return derive(self.seed, seed, 0, 0)
 
-    def effort(self, point: Point, number: int, split: Split, folds: Folds) -> Effort:
-        return Trained(Training([self.job(point.values["candidate"], point.values["seed"])], split))
+    def job(self, candidate: int, seed: int) -> Job:
+        return parts.build_jobs(self.question.at(self.candidates[candidate]), [self.part(seed)], self.fresh(seed))[0]
+
+    def effort(self, point: Point, number: int, split: Split | None, folds: Folds) -> Effort:
+        candidate, seed = point.values["candidate"], point.values["seed"]
+        return self.question.once(self.candidates[candidate], self.fresh(seed), split, lambda: self.part(seed))
 
     def made_of(self, point: Point) -> None:
         """A candidate's own trial says what it is made of."""
@@ -98,8 +101,7 @@ class Plan:
 
     search: Stage
     question: Question
-    split: Split
-    validation: int
+    material: Material
     url: str
     run_dir: Path
     settings: WinnerSection
@@ -110,11 +112,22 @@ class Plan:
         yield self.search
         if self.search.todo() or not self.settings.enabled or not self.candidates:
             return
-        if len(self.candidates) > 1:
+        if self.judges:
             yield self.reevaluation
             if self.reevaluation.todo() or not self.values(self.reevaluation):
                 return
-        yield self.retraining
+        if self.question.tested:
+            yield self.retraining
+
+    @property
+    def judges(self) -> bool:
+        """Whether the candidates are judged again; a single one is not, if there is a test to come."""
+        return len(self.candidates) > 1 or not self.question.tested
+
+    @property
+    def last(self) -> Stage:
+        """The stage after which there is a winner."""
+        return self.retraining if self.question.tested else self.reevaluation
 
     @property
     def current(self) -> Stage:
@@ -122,9 +135,16 @@ class Plan:
         return last
 
     def is_done(self) -> bool:
-        """Whether there is a winner to be tested."""
-        *_, last = self
-        return last.weights is not None and not last.todo()
+        """Whether there is a winner, to be tested where that can be."""
+        return self._ends(self.current) and not self.current.todo() and (not self.judges or bool(self.judged))
+
+    def _ends(self, stage: Stage) -> bool:
+        return stage is not self.search and stage is self.last
+
+    @property
+    def judged(self) -> dict[int, list[float]]:
+        """What the re-evaluation gave, by candidate and seed; empty where there was none."""
+        return self.values(self.reevaluation) if self.judges else {}
 
     def values(self, stage: Stage) -> dict[int, list[float]]:
         """What the trainings of each candidate gave, by seed; without a candidate of which one has failed."""
@@ -137,9 +157,9 @@ class Plan:
 
     def todo(self) -> int:
         """How many trainings are open at most, those of stages to come included; 0 where nothing is left to do."""
-        *_, last = self
-        to_come = 0 if last.weights is not None or not self.settings.enabled else (self.settings.top + 3)
-        return last.todo() and last.todo() + to_come * self.settings.seeds
+        now = self.current
+        to_come = 0 if not self.settings.enabled or self._ends(now) else (self.settings.top + 3)
+        return now.todo() and now.todo() + to_come * self.settings.seeds
 
     @cached_property
     def candidates(self) -> dict[int, Point]:
@@ -159,25 +179,28 @@ class Plan:
     @cached_property
     def winner(self) -> int:
         """The candidate with the best mean; the earlier of two alike."""
-        if len(self.candidates) == 1:
+        if not self.judges:
             return next(iter(self.candidates))
-        values = self.values(self.reevaluation)
+        values = self.judged
         return max(sorted(values), key=lambda number: self.question.metric.sign * fmean(values[number]))
 
     @cached_property
     def reevaluation(self) -> Stage:
         """Every candidate on fresh seeds and validation parts, of the size that they had in the search."""
-        count = self.question.config.objective.folds
+        count, split = self.question.config.objective.folds, self.material.split
 
         def part(seed: int) -> tuple[Tensor, Tensor]:
-            return data.folds(self.split.targets, count, self.validation, derive(self.question.seed, seed, 0, 1))[0]
+            assert split is not None
+            held_out, fresh = self.material.source.validation, derive(self.question.seed, seed, 0, 1)
+            return data.folds(split.targets, count, held_out, fresh)[0]
 
         return self.stage("re-evaluation", self.candidates, part)
 
     @cached_property
     def retraining(self) -> Stage:
         """Winner and baseline on all training data; the value on some of it tells only that it was learnt."""
-        everything = torch.arange(len(self.split.targets))
+        assert self.material.split is not None
+        everything = torch.arange(len(self.material.split.targets))
         kept = {n: point for n, point in self.candidates.items() if n in (self.winner, self.baseline())}
         seen = everything[: max(1, len(everything) // 5)]
         return self.stage("retraining", kept, lambda seed: (everything, seen), self.run_dir / "winner")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
+import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
@@ -27,7 +28,7 @@ from studyloom.failures import FAILURE, REASON, Failure, TimedOut
 from studyloom.ledger import Claim
 from studyloom.metrics import shown
 from studyloom.objective import STANDARD_ERROR as STANDARD_ERROR
-from studyloom.objective import Effort, Stopped, Stopping
+from studyloom.objective import Effort, Step, Stopped, Stopping
 from studyloom.origin import MADE, Origin, environment
 from studyloom.outbox import Outbox
 from studyloom.owners import owner_of
@@ -36,7 +37,6 @@ from studyloom.rehearsal import Folds
 from studyloom.seeds import derive
 from studyloom.space import Point, Space
 from studyloom.storage import StorageLost
-from studyloom.train import Epoch
 
 SLOT = "slot"  # user attributes of a trial
 WORKER = "worker"
@@ -65,7 +65,7 @@ class Asked(Protocol):
     @property
     def in_turn(self) -> bool: ...
     def made_of(self, point: Point) -> dict[str, Any] | None: ...
-    def effort(self, point: Point, number: int, split: Split, folds: Folds) -> Effort: ...
+    def effort(self, point: Point, number: int, split: Split | None, folds: Folds) -> Effort: ...
     def sampler(self, number: int) -> BaseSampler: ...
     def pruner(self) -> BasePruner: ...
 
@@ -125,7 +125,7 @@ class Worker:
 
     question: Asked
     record: Record
-    split: Split
+    split: Split | None
     folds: Folds
     stopping: Stopping
     checkpoints: Path | None
@@ -201,7 +201,7 @@ class Worker:
         try:
             origin = self.origin(claim, point, trial.number)
             effort = self.question.effort(point, trial.number, self.split, self.folds)
-            value = self.strive(effort, trial, claim, checkpoint, frozen.last_step or 0)
+            value = self.strive(effort, trial, claim, checkpoint, frozen.last_step)
         except optuna.TrialPruned as pruned:
             assert effort is not None
             effort.cut(pruned.args[0].number)  # what was done while the database was away
@@ -251,12 +251,13 @@ class Worker:
         sections = self.question.made_of(point)
         if sections is None:
             return None
-        seed, device = self.question.seed, self.split.inputs.device
+        seed, split = self.question.seed, self.split
+        device = torch.device("cpu") if split is None else split.inputs.device
         return Origin(
             config=sections,
             seed=derive(seed, number),
             study_seed=seed,
-            data=self.split.digest,
+            data="" if split is None else split.digest,
             in_turn=self.question.in_turn,
             device=device.type,
             claims=claim.token,
@@ -269,7 +270,7 @@ class Worker:
         trial: optuna.Trial,
         claim: Claim,
         checkpoint: Checkpoint | None,
-        reported: int,
+        reported: int | None,
     ) -> float:
         """Brings an effort to its value, from its last checkpoint on; what it says is posted step by step."""
         started = time.monotonic()
@@ -283,13 +284,15 @@ class Worker:
         elif reported:
             where = f"of its {reported} epochs so far no checkpoint is in {self.checkpoints}"
             log.warning("trial %d: %s; it starts anew", trial.number, where)
-        with Outbox(self.post(trial, claim, effort, reported), self.record.ledger.storage.is_away) as outbox:
+        last_told = -1 if reported is None else reported
+        with Outbox(self.post(trial, claim, effort, last_told), self.record.ledger.storage.is_away) as outbox:
             with self.watch("storage"):
                 # Saved while the database was away, and then the worker died.
-                for epoch in effort.steps()[reported * effort.stride :]:
-                    outbox.send(epoch)
+                for epoch in effort.steps():
+                    if epoch.number > last_told * effort.stride:
+                        outbox.send(epoch)
 
-            def say(epoch: Epoch) -> None:
+            def say(epoch: Step) -> None:
                 self.watch.add("training", epoch.seconds)
                 with self.watch("storage"):
                     outbox.send(epoch)
@@ -312,12 +315,12 @@ class Worker:
                 save_weights(self.weights / f"trial-{trial.number}.pt", weights)
         return value
 
-    def post(self, trial: optuna.Trial, claim: Claim, effort: Effort, reported: int) -> Callable[[Epoch], None]:
+    def post(self, trial: optuna.Trial, claim: Claim, effort: Effort, reported: int) -> Callable[[Step], None]:
         """What is done in the database after each step: report and renew the lease in one commit, perhaps prune."""
         comparable = self.question.baseline is None or trial.number > 0  # all is compared with the baseline
         longest = 0.0
 
-        def post(epoch: Epoch) -> None:
+        def post(epoch: Step) -> None:
             nonlocal longest
             longest = max(longest, epoch.seconds)
             prunable = comparable and epoch.number != effort.epochs  # the last step is the value

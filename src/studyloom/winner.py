@@ -33,6 +33,8 @@ T975 = (
 )
 NORMAL975 = 1.960
 
+NO_TEST = "the objective is a function: there is nothing to test, and no network"
+
 
 class NoWinner(RuntimeError):
     """The final trainings failed; says which."""
@@ -49,29 +51,25 @@ def read(run_dir: Path) -> dict[str, Any] | None:
 
 def is_of(found: Mapping[str, Any], plan: Plan) -> bool:
     """Whether an answer is that of these very trainings."""
-    return found.get("stage") == plan.retraining.record.name
+    return found.get("stage") == plan.last.record.name
 
 
 def crown(plan: Plan, test: Callable[[], Split], command: Sequence[str]) -> dict[str, Any]:
     """Tests winner and baseline and writes winner.{json,yaml,pt} and model_card.md below the run directory.
 
+    Of a function of one's own there is nothing to test: its winner is the one of the re-evaluation, without a network.
+
     Args:
-        test: opens the test part; called once.
+        test: opens the test part; called once, if at all.
         command: how the study's page is called.
 
     Raises:
         NoWinner: a final training has failed.
         OSError: a file cannot be written.
     """
-    stage, run_dir = plan.retraining, plan.run_dir
+    stage, run_dir, metric = plan.last, plan.run_dir, plan.question.metric
     trainings = stage.asked
     assert isinstance(trainings, Trainings)
-    seeds = range(trainings.seeds)
-    networks = {n: [weights(stage, plan.split, n, seed) for seed in seeds] for n in trainings.candidates}
-    sealed = test().to(plan.split.inputs.device)
-    outputs = {n: [answers(trainings, n, network, sealed) for network in each] for n, each in networks.items()}
-    metric, targets = plan.question.metric, sealed.targets.cpu()
-    values = {n: [metric(made, targets) for made in each] for n, each in outputs.items()}
     found = {
         "study": plan.search.record.name,
         "stage": stage.record.name,
@@ -79,30 +77,50 @@ def crown(plan: Plan, test: Callable[[], Split], command: Sequence[str]) -> dict
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         **judged(plan),
         "metric": {"name": metric.name, "direction": metric.direction},
+        "test": None,
+        "seeds": [trainings.fresh(seed) for seed in range(trainings.seeds)],
+        "command": list(command),
+    }
+    if plan.question.tested:
+        tested, network = examine(plan, trainings, test)
+        found |= tested
+        save_weights(run_dir / "winner.pt", network)
+        write(run_dir / "model_card.md", card(found, plan))
+    else:
+        found |= {"note": NO_TEST, "environment": environment(torch.device("cpu"))}
+    again = shlex.join([*command, "--config-dir", str(run_dir), "--config-name", "winner"])
+    header = f"# The winner of {found['study']}, trial {plan.winner}, and this does all of it once more:\n# {again}\n"
+    config.write_yaml(run_dir / "winner.yaml", configuration(plan), header)
+    write(run_dir / "winner.json", json.dumps(found, indent=1))  # last: it says that the others are there
+    return found
+
+
+def examine(plan: Plan, trainings: Trainings, test: Callable[[], Split]) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+    """What winner and baseline are worth on the test part, which is opened for it, and the winner's first network."""
+    split = plan.material.split
+    assert split is not None
+    seeds, metric = range(trainings.seeds), plan.question.metric
+    networks = {n: [weights(plan.retraining, split, n, seed) for seed in seeds] for n in trainings.candidates}
+    sealed = test().to(split.inputs.device)
+    outputs = {n: [answers(trainings, n, network, sealed) for network in each] for n, each in networks.items()}
+    targets = sealed.targets.cpu()
+    values = {n: [metric(made, targets) for made in each] for n, each in outputs.items()}
+    found = {
         "test": compared(values, plan.winner, plan.baseline()) | {"examples": len(targets)},
         **mistakes(outputs[plan.winner][0].softmax(1), sealed),
         "epochs": trainings.job(plan.winner, 0).epochs,
         "seeds": [trainings.job(plan.winner, seed).seed for seed in seeds],
         "data": {
-            "digest": plan.split.digest,
+            "digest": split.digest,
             "test_digest": sealed.digest,
             "shape": list(sealed.shape),
             "outputs": sealed.outputs,
-            "mean": plan.split.mean,
-            "std": plan.split.std,
+            "mean": split.mean,
+            "std": split.std,
         },
         "environment": environment(sealed.inputs.device),
-        "command": list(command),
     }
-    again = shlex.join([*command, "--config-dir", str(run_dir), "--config-name", "winner"])
-    header = (
-        f"# The winner of {found['study']}, trial {plan.winner}, and this trains and tests it once more:\n# {again}\n"
-    )
-    config.write_yaml(run_dir / "winner.yaml", configuration(plan), header)
-    save_weights(run_dir / "winner.pt", networks[plan.winner][0])
-    write(run_dir / "model_card.md", card(found, plan))
-    write(run_dir / "winner.json", json.dumps(found, indent=1))  # last: it says that the others are there
-    return found
+    return found, networks[plan.winner][0]
 
 
 def weights(stage: Stage, split: Split, candidate: int, seed: int) -> dict[str, Tensor]:
@@ -138,7 +156,7 @@ def judged(plan: Plan) -> dict[str, Any]:
     A gap is above 0 where the search had flattered a candidate.
     """
     sign = plan.question.metric.sign
-    values = plan.values(plan.reevaluation) if len(plan.candidates) > 1 else {}
+    values = plan.judged
     searched = {trial.number: trial for trial in plan.search.record.trials()}
     rows = []
     for number, point in plan.candidates.items():
@@ -228,6 +246,7 @@ def card(found: Mapping[str, Any], plan: Plan) -> str:
     """The model card, in Markdown."""
     winner, test = found["winner"], found["test"]
     params = "\n".join(f"| `{name}` | `{value}` |" for name, value in winner["params"].items()) or "| as composed | |"
+    assert plan.material.split is not None
     lines = [
         f"# {found['study']}: trial {winner['trial']}",
         f"Test {found['metric']['name']} {told(test['winner'])} over {len(found['seeds'])} seeds, on "
@@ -245,7 +264,7 @@ def card(found: Mapping[str, Any], plan: Plan) -> str:
         "## Use\n\n`winner.pt` holds the weights of the first seed (`torch.load(…, weights_only=True)`), `winner.yaml` "
         f"the configuration, `winner.json` all numbers. `studyloom predict {plan.run_dir} IMAGE…` classifies images "
         f"of {' × '.join(map(str, found['data']['shape']))} (channels, height, width).",
-        f"## Data\n\nTrained on {len(plan.split.targets)} examples, sha256 `{found['data']['digest']}`, for "
+        f"## Data\n\nTrained on {len(plan.material.split.targets)} examples, sha256 `{found['data']['digest']}`, for "
         f"{found['epochs']} epochs. The test part was opened once, after the winner was chosen.",
     ]
     return "\n\n".join(lines) + "\n"
@@ -254,6 +273,15 @@ def card(found: Mapping[str, Any], plan: Plan) -> str:
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """The answer, for a terminal."""
     test, chosen = found["test"], found["winner"]
+    if test is None:
+        much = f"trial {chosen['trial']}, {len(found['seeds'])} fresh seeds"
+        yield f"winner    {found['metric']['name']} {told(chosen)}  {much}"
+        for row in found["candidates"]:
+            if row.get("baseline") and "mean" in row and row["trial"] != chosen["trial"]:
+                yield f"          baseline {told(row)}"
+        yield f"          selection gap {shown(chosen['gap'], '+')}"
+        yield f"          {found['note']}"
+        return
     much = f"trial {chosen['trial']}, {len(found['seeds'])} seeds, {test['examples']} examples"
     yield f"test      winner {found['metric']['name']} {told(test['winner'])}  {much}"
     if "difference" in test:

@@ -1,0 +1,23 @@
+"""Search REINFORCE's settings on CartPole: any objective, here a function that trains by itself. pip install -e '.[rl]'
+
+    python -m studies.cartpole                                 # 40 trials, a minute on two cores
+    python -m studies.cartpole params.episodes=32 study.name=wide
+    python -m studies.cartpole study.trials=80 launcher.workers=4
+
+`studies/reinforce.py` knows nothing of studyloom but how it is called: `(config, report) -> value`. 195 is solved.
+"""
+
+from omegaconf import DictConfig
+
+from studies import CONF
+from studyloom.config import hydra_main
+from studyloom.run import run
+
+
+@hydra_main(config_path=CONF, config_name="cartpole")
+def main(cfg: DictConfig) -> None:
+    run(cfg)
+
+
+if __name__ == "__main__":
+    main()
