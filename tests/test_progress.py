@@ -1,6 +1,7 @@
 import io
 import itertools
 import time
+from datetime import datetime, timedelta
 
 import optuna
 import pytest
@@ -12,7 +13,7 @@ from studyloom import progress
 from studyloom.failures import FAILURE
 from studyloom.progress import Display, Seat, Snapshot, answers_table, headline, seats_table, seconds, take
 from studyloom.record import create_record, open_record
-from studyloom.study import BASELINE, STANDARD_ERROR
+from studyloom.study import BASELINE, STANDARD_ERROR, TIMES, WORKER
 
 LONG = "a-host-name-that-is-as-long-as-those-of-a-cluster-in-which-somebody-named-every-single-thing.example.org"
 
@@ -288,3 +289,15 @@ def test_a_display_goes_along_from_one_study_to_the_next(monkeypatch):
     assert display.started == began
     assert display._take().name == "search/re-evaluation"
     assert display.started > began
+
+
+def test_where_the_time_went_is_told_in_percent_with_the_wait_for_the_last_trial():
+    began = datetime(2026, 1, 1)
+    ends = {"before": -60, "a": 10, "b": 20}
+    trials = []
+    for worker, end in ends.items():
+        trial = create_trial(value=0.5, user_attrs={WORKER: worker, TIMES: {"training": 20.0, "start-up": 10.0}})
+        trial.datetime_complete = began + timedelta(seconds=end)
+        trials.append(trial)
+    assert progress.times(trials, began) == "training 60.0 %, start-up 30.0 %, idle 10.0 %"
+    assert progress.times([], began) == ""

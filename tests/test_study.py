@@ -23,7 +23,7 @@ from studyloom.question import Question
 from studyloom.record import QuestionError, create_record, differences, open_record
 from studyloom.seeds import derive
 from studyloom.storage import StorageError, connect, plain
-from studyloom.study import BASELINE, EPOCHS, SLOT, STANDARD_ERROR, Halted, Limits, Worker, owner_of
+from studyloom.study import BASELINE, EPOCHS, SLOT, STANDARD_ERROR, TIMES, Halted, Limits, Stopwatch, Worker, owner_of
 from studyloom.train import Diverged, Epoch, Training
 
 SPLIT = toy_split()
@@ -697,3 +697,18 @@ def test_a_study_that_is_not_there_is_named_with_those_that_are(sqlite_url, ques
     fresh(sqlite_url, question, 1, name="mine")
     with pytest.raises(StorageError, match="no study 'yours'; it holds mine"):
         open_record(sqlite_url, "yours")
+
+
+def test_all_of_a_workers_time_is_some_trials(sqlite_url):
+    question = ask(*RANDOM)
+    record = fresh(sqlite_url, question, 3)
+    watch = Stopwatch.since(5.0)
+    began = watch.taken
+    folder = PLACES["checkpoints"]
+    Worker(question, record, SPLIT, FOLDS, Never(), folder, watch=watch).run(3)
+    taken = [trial.user_attrs[TIMES] for trial in record.trials()]
+    assert taken[0]["start-up"] == 5.0
+    assert {*taken[0]} - {"start-up"} <= {"training", "evaluation", "storage", "sampling", "checkpoints", "other"}
+    assert min(part for times in taken for part in times.values()) >= 0
+    spent = sum(part for times in taken for part in times.values()) + sum(watch.take().values())
+    assert spent == pytest.approx(watch.taken - began, abs=0.01)

@@ -96,6 +96,7 @@ class Call:
     said: list[Said] = field(default_factory=list)
     epochs: None = None
     stride: int = 1
+    evaluating: float = 0.0
 
     def run(self, say: Callable[[Step], None], stopping: Stopping) -> float:
         """Calls the function; between its reports a signal may end it at any moment.

@@ -50,6 +50,11 @@ class Effort(Protocol):
     def epochs(self) -> int | None: ...
     @property
     def stride(self) -> int: ...
+    @property
+    def evaluating(self) -> float:
+        """Seconds that were spent on evaluating so far, here."""
+        ...
+
     def run(self, say: Callable[[Step], None], stopping: Stopping) -> float:
         """Goes on to the end, calls `say` after each step, and gives the value. Raises what ends the trial."""
         ...
@@ -91,6 +96,10 @@ class Trained:
         self.epochs = training.epochs
         self.stride = training.stride
         self._kept: int | None = None
+
+    @property
+    def evaluating(self) -> float:
+        return self.training.evaluating
 
     @property
     def said(self) -> list[list[Epoch]]:

@@ -4,8 +4,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -19,7 +20,7 @@ from rich.text import Text
 from studyloom.failures import FAILURE
 from studyloom.metrics import shown
 from studyloom.record import Record
-from studyloom.study import BASELINE, STANDARD_ERROR
+from studyloom.study import BASELINE, STANDARD_ERROR, TIMES, WORKER
 
 REFRESH = 0.5  # seconds, on a terminal
 LINE = 5.0  # seconds between plain lines
@@ -204,6 +205,22 @@ def narrow(seat: Seat) -> list[Text]:
         Text(f"  {seat.owner}", overflow="fold"),
         Text(f"  held {age}, lease {left}", style="dim"),
     ]
+
+
+def times(trials: Sequence[FrozenTrial], began: datetime) -> str:
+    """Where the workers' time went that was spent on these trials, in percent, most of it first.
+
+    began: of this command. Its workers are idle too from their last trial to the end of the last of all.
+    """
+    kinds: Counter[str] = Counter()
+    last: dict[str, datetime] = {}
+    for trial in trials:
+        kinds.update(trial.user_attrs.get(TIMES, {}))
+        if trial.datetime_complete is not None and trial.datetime_complete > began:
+            last[trial.user_attrs.get(WORKER, "")] = trial.datetime_complete
+    kinds.update({"idle": sum((max(last.values()) - end).total_seconds() for end in last.values())})
+    total = kinds.total()
+    return ", ".join(f"{kind} {100 * part / total:.1f} %" for kind, part in kinds.most_common() if part)
 
 
 def headline(snapshot: Snapshot) -> str:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any, NoReturn
@@ -26,7 +27,7 @@ from studyloom.calls import Called
 from studyloom.config import Composer, ConfigError
 from studyloom.disks import filesystem, is_network
 from studyloom.failures import FAILURE, REASON, UNDEFINED
-from studyloom.launch import HALT, WORKER, Launcher, LaunchError, Task, follow_parent, own_arguments, program
+from studyloom.launch import HALT, WORKER, Launcher, LaunchError, Task, age, follow_parent, own_arguments, program
 from studyloom.outline import outline
 from studyloom.question import SECTIONS, Material, Question
 from studyloom.record import Record, create_record, open_record
@@ -35,7 +36,7 @@ from studyloom.stages import Plan, Stage
 from studyloom.starts import Starts, find_starts, known_sources, lay_down
 from studyloom.stop import Stop
 from studyloom.storage import StorageError, StorageLost, connections_left, hidden, parse
-from studyloom.study import EPOCHS, TIMES, Halted, Limits, Worker
+from studyloom.study import EPOCHS, Halted, Limits, Stopwatch, Worker
 from studyloom.winner import NoWinner
 
 log = logging.getLogger(__name__)
@@ -252,15 +253,15 @@ def _work(prepared: Prepared, plan: Plan, limits: Limits) -> Callable[[Stop], No
     material = prepared.material
 
     def work(stop: Stop) -> None:
+        watch = Stopwatch.since(age())
         folder = prepared.question.config.checkpoints.dir
         for stage in plan:
             checkpoints = None
             if folder is not None:
                 checkpoints = Path(folder) / ("" if stage is plan.search else stage.title)
                 checkpoints.mkdir(parents=True, exist_ok=True)
-            Worker(
-                stage.asked, stage.record, material.split, material.folds, stop, checkpoints, limits, stage.weights
-            ).run(stage.trials)
+            where = (material.split, material.folds, stop, checkpoints, limits, stage.weights, watch)
+            Worker(stage.asked, stage.record, *where).run(stage.trials)
             if stop():
                 return
 
@@ -270,7 +271,7 @@ def _work(prepared: Prepared, plan: Plan, limits: Limits) -> Callable[[Stop], No
 def conduct(prepared: Prepared, plan: Plan, task: Task, stop: Stop) -> int:
     """Has the open slots worked on, shows how it goes, and tells what came of it; the exit code."""
     console = progress.console()
-    started = time.monotonic()
+    started, began = time.monotonic(), datetime.now()
     record, trials = plan.search.record, plan.search.trials
     if todo := task.todo():
         for note in prepared.starts.notes:
@@ -291,7 +292,7 @@ def conduct(prepared: Prepared, plan: Plan, task: Task, stop: Stop) -> int:
         tell_winner(plan, prepared, console)
     for stage in plan:
         tell_failures(stage.record, console)
-    tell_places(prepared, record, snapshot, console)
+    tell_places(prepared, plan, snapshot, console, began)
     if (why := next(filter(None, (stage.record.halted() for stage in plan)), None)) is not None:
         raise Halted(f"the study has stopped, since its trials fail with this: {why}")
     if stop():
@@ -357,16 +358,15 @@ def tell_failures(record: Record, console: Console) -> None:
         console.print(Text(f"{kind}  {count} × such as: {message}"), soft_wrap=True)
 
 
-def tell_places(prepared: Prepared, record: Record, snapshot: progress.Snapshot, console: Console) -> None:
+def tell_places(prepared: Prepared, plan: Plan, snapshot: progress.Snapshot, console: Console, began: datetime) -> None:
     """Where things are, and what can be typed next."""
+    record = plan.search.record
     times = [t for trial in record.trials() for t in trial.user_attrs.get(EPOCHS, {}).get("seconds", [])]
     if times:
         console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
-    kinds = Counter[str]()
-    for trial in record.trials():
-        kinds.update(trial.user_attrs.get(TIMES, {}))
-    if total := sum(kinds.values()):
-        console.print(", ".join(f"{kind} {100 * part / total:.1f} %" for kind, part in kinds.most_common()))
+    trials = [trial for stage in plan for trial in stage.record.trials()]
+    if told := progress.times(trials, began):
+        console.print(told)
     lines = [f"study  {hidden(parse(prepared.url))}"]
     files = {"best": "best.yaml", "winner": "winner.yaml", "report": "report.html"}
     lines += [

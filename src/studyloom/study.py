@@ -95,6 +95,11 @@ class Stopwatch:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     taken: float = field(default_factory=time.perf_counter)
 
+    @classmethod
+    def since(cls, start_up: float) -> "Stopwatch":
+        """One that has run for so many seconds, in which a process was started up."""
+        return cls(defaultdict(float, {"start-up": start_up}), time.perf_counter() - start_up)
+
     @contextmanager
     def __call__(self, kind: str) -> Iterator[None]:
         start = time.perf_counter()
@@ -292,8 +297,13 @@ class Worker:
                     if epoch.number > last_told * effort.stride:
                         outbox.send(epoch)
 
+            evaluated = effort.evaluating
+
             def say(epoch: Step) -> None:
-                self.watch.add("training", epoch.seconds)
+                nonlocal evaluated
+                evaluation, evaluated = effort.evaluating - evaluated, effort.evaluating
+                self.watch.add("training", epoch.seconds - evaluation)
+                self.watch.add("evaluation", evaluation)
                 with self.watch("storage"):
                     outbox.send(epoch)
                 last = epoch.number == effort.epochs

@@ -147,6 +147,7 @@ class Training:
         self.epochs = self._heat_epochs * len(self._heats)
         self.stride = self._heat_epochs if in_turn else 1
         self.said: list[list[Epoch]] = []
+        self.evaluating = 0.0  # seconds of evaluation so far, here
         self._runs = self._begin(0)
         self._whole = True
 
@@ -162,6 +163,7 @@ class Training:
                 self._runs.clear()  # before the next job takes its memory
                 self._runs = self._begin(heat)
             said = [run.with_own_randomness(run.run_epoch) for run in self._runs]
+            self.evaluating += sum(run.evaluating for run in self._runs)
             for job, epoch in enumerate(said, heat):
                 for part, loss in (("train", epoch.train_loss), ("valid", epoch.valid_loss)):
                     if not math.isfinite(loss):
@@ -293,8 +295,9 @@ class _Run:
         trained = perf_counter()
         valid_loss, value = self.evaluate(self.valid)
         self.epoch += 1
-        rate = self.job.samples / (trained - start)
-        return Epoch(self.epoch, train_loss, valid_loss, value, perf_counter() - start, rate)
+        rate, ended = self.job.samples / (trained - start), perf_counter()
+        self.evaluating = ended - trained
+        return Epoch(self.epoch, train_loss, valid_loss, value, ended - start, rate)
 
     def fit(self) -> float:
         """One pass over the epoch's images in a fresh order; the mean loss. Only its end waits for the device."""

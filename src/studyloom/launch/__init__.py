@@ -11,6 +11,7 @@ from studyloom.launch.task import WORKER as WORKER
 from studyloom.launch.task import Launcher as Launcher
 from studyloom.launch.task import LaunchError as LaunchError
 from studyloom.launch.task import Task as Task
+from studyloom.launch.task import age as age
 from studyloom.launch.task import follow_parent as follow_parent
 from studyloom.launch.task import own_arguments as own_arguments
 from studyloom.launch.task import program as program

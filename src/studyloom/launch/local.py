@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from studyloom.launch.crew import GRACE, Crew, End
-from studyloom.launch.task import WORKER, Task, vouching, worker_arguments
+from studyloom.launch.task import WORKER, Task, age, vouching, worker_arguments
 from studyloom.owners import host, owner_of
 from studyloom.stop import Stop
 
@@ -78,7 +78,7 @@ class Local:
         devices = gpus()
         threads = str(max(1, cores() // count))
         return [
-            {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, WORKER: "1"}
+            {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, WORKER: f"{age():.3f}"}
             | ({"CUDA_VISIBLE_DEVICES": devices[k % len(devices)]} if devices else {})
             for k in range(count)
         ]

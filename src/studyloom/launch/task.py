@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,17 @@ RENEWALS = 4  # of a lease, in the time that it lasts
 
 class LaunchError(RuntimeError):
     """No worker is left although there is work, or none can be started; says why, or where their logs are."""
+
+
+def age() -> float:
+    """Seconds since this process began, and before it, for a worker, the process that has started it."""
+    before = os.environ.get(WORKER, "0")
+    try:
+        began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        own = time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    except (OSError, AttributeError):  # outside Linux
+        own = time.process_time()
+    return float(before) + own
 
 
 @dataclass(frozen=True)
