@@ -210,7 +210,7 @@ def test_a_study_ends_with_a_winner_that_is_tested_and_a_report(crowned):
     run_dir, _, done = crowned
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    for words in ("test      winner 0.", "2 seeds, 1000 images", "selection gap", "winner.yaml", "report.html"):
+    for words in ("test      winner accuracy 0.", "2 seeds, 1000 examples", "selection gap", "winner.yaml", "report.html"):
         assert words in done.stdout
     names = {path.name for path in run_dir.iterdir()}
     assert names >= {"winner.json", "winner.yaml", "winner.pt", "model_card.md", "report.html"}
@@ -221,7 +221,7 @@ def test_the_same_command_again_tells_the_winner_and_does_not_open_the_test_imag
     written = (run_dir / "winner.json").read_bytes()
     done = study(*overrides, f"run_dir={run_dir}")
     assert done.returncode == 0, done.stderr
-    told = [line for line in first.stdout.splitlines() if "winner 0." in line]
+    told = [line for line in first.stdout.splitlines() if "winner accuracy 0." in line]
     assert told
     assert told[0] in done.stdout
     assert (run_dir / "winner.json").read_bytes() == written
@@ -240,7 +240,7 @@ def test_a_winner_can_be_chosen_afterwards(finished):
     command = [Path(sys.executable).with_name("studyloom"), "winner", run_dir]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert "test      winner 0." in done.stdout
+    assert "test      winner accuracy 0." in done.stdout
     assert (run_dir / "winner.json").exists()
 
 

@@ -46,5 +46,5 @@ def test_in_an_empty_folder_a_new_study_ends_with_a_winner_and_a_report(installe
     run(installed / "studyloom", "new", "mine", cwd=tmp_path)
     said = run(installed / "python", "-m", "studies.mine", cwd=tmp_path)
     assert "20 of 20 trials" in said
-    assert "test      winner 0." in said
+    assert "test      winner accuracy 0." in said
     assert {"winner.yaml", "winner.pt", "report.html"} <= {path.name for path in (tmp_path / "runs" / "mine").iterdir()}
