@@ -27,7 +27,7 @@ ROOMS = {
     ),
     # processes, files, people
     "front": (
-        *("launch", "launch.task", "launch.crew", "launch.local"),
+        *("launch", "launch.task", "launch.crew", "launch.local", "launch.ray", "launch.slurm", "actor"),
         *("stop", "progress", "outline", "replica", "axes", "figures", "report", "doctor", "dashboard"),
         *("stages", "winner", "predict", "status", "replay", "run", "scaffold", "cli"),
     ),
@@ -41,11 +41,12 @@ DOORS = {
     "optuna": {*ROOMS["search"], *ROOMS["study"], *ROOMS["front"]},
     "sqlalchemy": {"config", "doctor", *ROOMS["study"]},
     "filelock": {"storage"},
+    "ray": {"launch.ray"},
     "torchvision": {"data"},
     "rich": {*ROOMS["front"]},
     "plotly": {"figures", "report"},
     "PIL": {"winner", "predict"},
-    "subprocess": {"launch.local", "server", "doctor", "origin"},
+    "subprocess": {"launch.local", "launch.ray", "launch.slurm", "actor", "server", "doctor", "origin"},
     "argparse": {"mistakes", "cli"},
     "optuna_dashboard": {"dashboard"},
     "wsgiref": {"dashboard"},

@@ -12,7 +12,8 @@ import pytest
 from commands import QUICK, ROOT, start
 from optuna.trial import TrialState
 
-from studyloom.launch import Local, Task, local, task
+from studyloom.actor import Actor
+from studyloom.launch import LaunchError, Local, Ray, Task, local, ray, task
 from studyloom.launch.crew import Crew
 from studyloom.launch.local import Process
 from studyloom.owners import owner_of
@@ -223,8 +224,9 @@ def machine(monkeypatch):
     """A machine of eight cores with some GPUs."""
 
     def with_gpus(*names):
-        monkeypatch.setattr(local, "cores", lambda: 8)
-        monkeypatch.setattr(local, "gpus", lambda: list(names))
+        for module in (local, ray):
+            monkeypatch.setattr(module, "cores", lambda: 8)
+            monkeypatch.setattr(module, "gpus", lambda: list(names))
 
     return with_gpus
 
@@ -307,3 +309,100 @@ def test_a_guard_kills_a_workers_group_when_the_launcher_is_gone():
 def gone(pid):
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
     return not state or state.startswith("Z")
+
+
+# Ray, as far as it can be told without it
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"workers": 0},
+        {"num_gpus": -1},
+        {"num_gpus": 1.5},
+        {"num_gpus": "one"},
+        {"num_cpus": 0},
+        {"address": 6379},
+        {"address": ""},
+    ],
+)
+def test_what_ray_cannot_give_a_worker_is_refused_by_name(settings):
+    with pytest.raises(ValueError, match=rf"launcher\.{next(iter(settings))}: "):
+        Ray(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "resources", "workers"),
+    [
+        ({}, {"CPU": 8.0}, 8),
+        ({"num_cpus": 3}, {"CPU": 8.0}, 2),
+        ({}, {"CPU": 8.0, "GPU": 2.0}, 2),
+        ({"num_gpus": 0.5}, {"CPU": 8.0, "GPU": 2.0}, 4),
+        ({"num_gpus": 0.3}, {"CPU": 8.0, "GPU": 2.0}, 6),  # no worker has a part of two GPUs
+        ({"num_gpus": 2}, {"CPU": 8.0, "GPU": 3.0}, 1),
+        ({"num_gpus": 0}, {"CPU": 8.0, "GPU": 3.0}, 8),
+        ({"num_gpus": 1}, {"CPU": 8.0}, 0),
+    ],
+)
+def test_a_node_has_room_for_as_many_workers_as_all_it_has_allows(settings, resources, workers):
+    launcher = Ray(**settings)
+    assert launcher.room(resources, launcher.share([resources])) == workers
+
+
+def test_a_cluster_with_an_address_leaves_the_host_and_one_of_our_own_does_not(machine):
+    machine("0", "1")
+    assert Ray(address="auto").leaves_host
+    assert not Ray().leaves_host
+    assert (Ray().count(100), Ray(num_gpus=0.5).count(100), Ray().count(1)) == (2, 4, 1)
+    assert Ray(workers=5, address="auto").count(100) == 5
+
+
+def test_a_missing_ray_is_said_with_the_way_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(LaunchError, match=r"pip install 'studyloom\[ray\]'"):
+        Ray(address="auto").count(1)
+
+
+SAY = "import os, sys; print(os.getcwd(), *sys.path, flush=True); sys.stdin.read()"
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_actor_works_in_the_commands_folder_if_it_sees_its_disk_else_in_its_own(tmp_path, monkeypatch, shared):
+    there, here = tmp_path / "there", tmp_path / "here"
+    for folder in (there, here):
+        folder.mkdir()
+    monkeypatch.chdir(here)
+    if shared:
+        (tmp_path / "log").touch()
+    actor = Actor()
+    environment = {"PYTHONPATH": "/of/the/command"}
+    owner, code, _ = actor.start(["-c", SAY], environment, str(there), "src", str(tmp_path / "log"))
+    assert (owner, code) == (owner_of(actor.process.pid), None)
+    base = there if shared else here
+    said = until(lambda: actor.look(0.0)[2].decode().split())
+    assert said[0] == str(base)
+    assert str(base / "src") in said
+    assert ("/of/the/command" in said) == shared
+    pid = actor.process.pid
+    actor.clear()
+    assert gone(pid)
+
+
+@linux
+def test_a_worker_and_its_children_do_not_outlive_a_killed_actor(tmp_path):
+    script = (
+        "import sys, time; from studyloom.actor import Actor; actor = Actor()\n"
+        "actor.start(['-c', sys.argv[1]], {}, '.', '.', '.'); print(actor.process.pid, flush=True); time.sleep(600)"
+    )
+    told = str(tmp_path / "child")
+    worker = (
+        "import subprocess, time; child = subprocess.Popen(['sleep', '600'])\n"
+        f"with open({told!r}, 'w') as file: file.write(str(child.pid))\n"
+        "time.sleep(600)"
+    )
+    actor = subprocess.Popen([sys.executable, "-c", script, worker], stdout=subprocess.PIPE, text=True)
+    pid = int(actor.stdout.readline())
+    child = int(until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text()))
+    actor.kill()
+    actor.communicate()
+    until(lambda: gone(pid) and gone(child), 5)

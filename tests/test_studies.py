@@ -20,7 +20,7 @@ from studyloom import config, data, parts
 from studyloom.config import Composer
 from studyloom.data import Split
 from studyloom.grid import GridSampler
-from studyloom.launch import Join, Local
+from studyloom.launch import Join, Local, Ray, Slurm
 from studyloom.question import Question
 from studyloom.server import folder_of
 from studyloom.storage import parse
@@ -87,7 +87,7 @@ def test_the_groups_are_those_that_scripts_rely_on():
         "sampler": {"tpe", "random", "grid", "gp", "cmaes", "qmc"},
         "pruner": {"none", "median", "percentile", "hyperband", "asha", "wilcoxon"},
         "storage": {"sqlite", "postgres", "embedded_postgres"},
-        "launcher": {"local", "join"},
+        "launcher": {"local", "join", "ray", "slurm"},
     }
     for group, names in promised.items():
         assert names <= {*OPTIONS[group]}
@@ -135,7 +135,7 @@ def test_every_sampler_and_pruner_builds_and_is_of_optuna(group, option):
 @options("launcher")
 def test_every_launcher_builds(group, option):
     launcher = config.build(composed_with(group, option)[0].launcher)
-    assert isinstance(launcher, {"local": Local, "join": Join}[option])
+    assert isinstance(launcher, {"local": Local, "join": Join, "ray": Ray, "slurm": Slurm}[option])
 
 
 @options("storage")

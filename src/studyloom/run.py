@@ -35,7 +35,7 @@ from studyloom.schema import WinnerSection
 from studyloom.stages import Plan, Stage
 from studyloom.starts import Starts, find_starts, known_sources, lay_down
 from studyloom.stop import Stop
-from studyloom.storage import StorageError, StorageLost, connections_left, hidden, parse
+from studyloom.storage import StorageError, StorageLost, connections_left, exclusive, hidden, parse
 from studyloom.study import EPOCHS, Halted, Limits, Stopwatch, Worker
 from studyloom.winner import NoWinner
 
@@ -281,7 +281,10 @@ def conduct(prepared: Prepared, plan: Plan, task: Task, stop: Stop) -> int:
         many = f"{open_} trial{'' if open_ == 1 else 's'} to do" if open_ else f"{plan.current.title} to do"
         console.print(f"{record.name} {verb}: {many}, logs in {task.logs}", soft_wrap=True)
         with progress.Display(lambda: plan.current.record, console):
-            prepared.launcher.launch(task, stop)
+            follow = prepared.launcher.launch(task, stop)
+        if follow is not None:  # the work goes on without this command
+            console.print(Text(follow), soft_wrap=True)
+            return 0
     snapshot = progress.take(record)
     if snapshot.best is not None:
         write_best(prepared, snapshot.best)
@@ -305,10 +308,12 @@ def conduct(prepared: Prepared, plan: Plan, task: Task, stop: Stop) -> int:
 
 def tell_winner(plan: Plan, prepared: Prepared, console: Console) -> None:
     """The winner on the test part: opened for it now, or, where it was told before, read from winner.json."""
-    found = winner.read(plan.run_dir)
-    if found is None or not winner.is_of(found, plan):
-        found = winner.crown(plan, prepared.material.test, program())
-        report.write(plan.search.record, plan.run_dir)
+    # Of commands that come to the end together, one opens the test part; the others read what it has found.
+    with exclusive(prepared.url, deadline=float(prepared.question.config.storage.deadline)):
+        found = winner.read(plan.run_dir)
+        if found is None or not winner.is_of(found, plan):
+            found = winner.crown(plan, prepared.material.test, program())
+            report.write(plan.search.record, plan.run_dir)
     console.print(Text("\n".join(winner.lines(found))), soft_wrap=True)
 
 

@@ -6,6 +6,8 @@ vouches for it: the leases of its trials are renewed from a process that no step
 
 from studyloom.launch.local import Join as Join
 from studyloom.launch.local import Local as Local
+from studyloom.launch.ray import Ray as Ray
+from studyloom.launch.slurm import Slurm as Slurm
 from studyloom.launch.task import HALT as HALT
 from studyloom.launch.task import WORKER as WORKER
 from studyloom.launch.task import Launcher as Launcher

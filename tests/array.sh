@@ -1,0 +1,41 @@
+#!/bin/bash
+#SBATCH --job-name="my study"
+#SBATCH --array=0-2
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=4
+#SBATCH --partition=long
+#SBATCH --time=2:30:00
+#SBATCH --mem=16G
+#SBATCH --output="/scratch/100%% mine/logs/slurm-%A_%a.log"
+#SBATCH --signal=B:USR2@120
+#SBATCH --open-mode=append
+#SBATCH --export=ALL
+#SBATCH --requeue
+#SBATCH --account=mine
+module load cuda
+
+cd '/projects/my study' || exit
+export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
+
+# On USR2 the worker hands its trial back at its last epoch, and the task is queued again. One that another signal ends
+# is started again, 3 times.
+again=
+trap 'again=yes; kill -TERM "$worker"' USR2
+for _ in 1 2 3 4; do
+    /venv/bin/python -m studies.mnist 'storage.url=${oc.env:STUDYLOOM_STORAGE}' launcher=join &
+    worker=$!
+    wait "$worker"
+    code=$?
+    if [ "$again" ]; then # the signal has ended the wait
+        wait "$worker"
+        code=$?
+        # By its place in the array: the last task's own number is that of the whole array too.
+        [ "$code" = 143 ] && exec scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+    fi
+    case $code in
+        129 | 130 | 143) break ;; # told to stop
+    esac
+    [ "$code" -gt 128 ] || break
+    echo "the worker ended with signal $((code - 128))"
+done
+exit "$code"

@@ -1,0 +1,238 @@
+"""Workers in a Ray cluster on this host: its GPUs are fake, its actors, nodes and deaths are real."""
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from commands import CANARY, environment
+from harness import outcomes, until
+from runs import STUDY, Run, kill
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are looked up in /proc"),
+]
+RAY = (*(override for override in STUDY if not override.startswith("launcher.")), "launcher=ray", "launcher.workers=2")
+
+
+@pytest.fixture(autouse=True)
+def needs_ray():
+    if importlib.util.find_spec("ray") is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("ray is missing: pip install 'studyloom[ray]'")
+
+
+class Cluster:
+    def __init__(self, folder, within=()):
+        script = Path(__file__).with_name("cluster.py")
+        env = environment(RAY_USAGE_STATS_ENABLED="0", RAY_TMPDIR=str(folder))
+        self.process = subprocess.Popen(
+            [*within, sys.executable, script],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            bufsize=1,
+            start_new_session=True,
+        )
+        self.address = self.process.stdout.readline().strip()
+        assert re.fullmatch(r"[\d.]+:\d+", self.address), self.address
+
+    def tell(self, word):
+        self.process.stdin.write(f"{word}\n")
+        assert self.process.stdout.readline() == "done\n"
+
+    def end(self):
+        self.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # its sockets have short paths only
+        cluster = Cluster(folder)
+        yield cluster
+        cluster.end()
+        found = subprocess.run(
+            ["grep", "-rlF", "--exclude-dir=working_dir_files", CANARY, folder], capture_output=True, text=True
+        ).stdout
+        assert found == "", f"I8: {found}"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The outcomes of the same study with another launcher."""
+    run = Run(folder := tmp_path_factory.mktemp("undisturbed"), f"sqlite:///{folder}/study.db")
+    run.finish(None)
+    return outcomes(run.record())
+
+
+@pytest.fixture
+def run(tmp_path, postgres_url, cluster):
+    """A study on a cluster with two fake GPUs, on one disk with it."""
+    run = Run(tmp_path / "run", postgres_url, (*RAY, f"launcher.address={cluster.address}"))
+    yield run
+    kill(run.processes())  # where a test has failed
+
+
+def device(pid):
+    variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return next((v.partition("=")[2] for v in variables if v.startswith("CUDA_VISIBLE_DEVICES=")), None)
+
+
+def parent(pid):
+    return int(re.search(r"^PPid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)[1])
+
+
+def test_each_worker_has_its_own_gpu_and_its_log_below_run_dir(run, undisturbed):
+    process = run.at_work()
+    assert sorted(map(device, run.workers())) == ["0", "1"]
+    run.end(process, 0)
+    run.check(undisturbed)
+    assert "trial" in run.logs()
+    assert len([*run.folder.glob("logs/*-worker?.log")]) == 2
+
+
+def test_two_workers_share_a_gpu_by_halves(run, undisturbed):
+    process = run.at_work("launcher.num_gpus=0.5")
+    assert len({*map(device, run.workers())} - {None, ""}) >= 1
+    run.end(process, 0)
+    run.check(undisturbed)
+
+
+def test_an_actor_that_is_killed_comes_back_and_the_study_has_n_trials(run, undisturbed):
+    process = run.at_work()
+    worker = run.workers()[0]
+    actor = parent(worker)
+    assert b"ray::" in Path(f"/proc/{actor}/cmdline").read_bytes()
+    os.kill(actor, signal.SIGKILL)
+    until(lambda: worker not in run.workers(), 5)  # with all that it has started
+    printed = run.end(process, 0)
+    assert "a worker ended with its actor" in printed
+    run.check(undisturbed)
+
+
+def test_a_worker_that_is_killed_is_started_again_by_its_actor(run, undisturbed):
+    process = run.at_work()
+    os.kill(run.workers()[0], signal.SIGKILL)
+    printed = run.end(process, 0)
+    assert "a worker ended with signal SIGKILL" in printed
+    run.check(undisturbed)
+
+
+def test_a_driver_that_is_killed_leaves_no_worker_and_the_same_command_goes_on(run, undisturbed):
+    process = run.at_work()
+    process.kill()
+    process.communicate()
+    until(lambda: not run.processes(), 15)
+    run.finish(undisturbed)
+
+
+def test_ctrl_c_ends_the_actors_and_keeps_the_study(run, undisturbed):
+    process = run.at_work()
+    process.send_signal(signal.SIGINT)
+    printed = run.end(process, 130)
+    assert "the same command goes on from here" in printed
+    assert run.record().ledger.counts()["held"] == 0
+    run.finish(undisturbed)
+
+
+def test_a_node_that_is_removed_in_mid_study_loses_nothing(run, cluster, undisturbed):
+    cluster.tell("add")
+    process = run.at_work("launcher.num_cpus=2")  # one for each node
+    cluster.tell("remove")
+    printed = run.end(process, 0)
+    assert "a worker ended with its actor" in printed
+    run.check(undisturbed)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="hiding a folder from a cluster needs root")
+def test_a_node_that_does_not_see_the_commands_disk_works_in_a_copy_of_its_folder(tmp_path, postgres_url, undisturbed):
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        cluster = Cluster(
+            folder, within=["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {tmp_path}; exec "$@"', "sh"]
+        )
+        address = ("model._target_=studyloom.models.MLP", f"launcher.address={cluster.address}")
+        run = Run(tmp_path / "run", postgres_url, (*RAY, *address))
+        try:
+            process = run.start()
+            run.until_done(1)
+            folders = {os.readlink(f"/proc/{pid}/cwd") for pid in run.workers()}
+            assert folders
+            assert all("/working_dir_files/" in folder for folder in folders), folders
+            run.end(process, 0)
+            run.check(undisturbed)
+            assert "trial" in run.logs()
+            assert not [*run.folder.glob("checkpoints/*")]
+        finally:
+            kill(run.processes())
+            cluster.end()
+
+
+def test_what_no_node_has_room_for_is_said(run):
+    printed = run.start("launcher.num_gpus=4").communicate(timeout=60)[1]
+    assert "no node has room for a worker of num_cpus=1 and num_gpus=4; there are 2 CPUs and 2 GPUs" in printed
+
+
+def test_the_same_study_is_the_same_with_every_launcher(run, tmp_path):
+    """So is it with SLURM: its tests compare with the same clean run."""
+    trials = ("study.trials=24", "train.epochs=4")
+    found = []
+    for launcher in (("launcher=local", "launcher.workers=2"), ("launcher=join",), ()):
+        folder = tmp_path / f"run{len(found)}"
+        other = Run(folder, f"sqlite:///{folder}/study.db", tuple(o for o in STUDY if not o.startswith("launcher.")))
+        one = other if launcher else run
+        one.end(one.start(*trials, *launcher), 0)
+        found.append(outcomes(one.record()))
+    assert len(found[0]) == 24
+    assert found[0] == found[1] == found[2]
+
+
+# A cluster of the command's own
+
+
+@pytest.fixture
+def alone(tmp_path):
+    folder = tmp_path / "run"
+    run = Run(folder, f"sqlite:///{folder}/study.db", RAY)
+    yield run
+    kill(run.processes())
+
+
+def test_without_an_address_ray_runs_on_this_host_for_as_long_as_the_command_and_for_it_alone(alone, undisturbed):
+    process = alone.at_work()
+    (folder,) = Path("/tmp").glob(f"studyloom-ray-{process.pid}-*")
+    found = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in alone.processes()]
+    address = next(match[1] for command in found if (match := re.search(r"--gcs-address=([\d.]+:\d+)", command)))
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={address}"]
+    stranger = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+    assert stranger.returncode != 0
+    assert "oken" in stranger.stdout + stranger.stderr  # it has none
+    alone.end(process, 0)
+    alone.check(undisturbed)
+    assert not folder.exists()
+
+
+def test_ctrl_c_as_a_terminal_sends_it_to_ray_too_hands_the_trials_back(alone, undisturbed):
+    def start(*overrides, **environment):
+        return alone.start(*overrides, within=["setsid"], **environment)
+
+    process = alone.at_work(starter=start)
+    os.killpg(process.pid, signal.SIGINT)
+    alone.end(process, 130)
+    assert alone.record().ledger.counts()["held"] == 0
+    alone.finish(undisturbed)
+
+
+def test_a_killed_command_takes_its_cluster_with_it(alone, undisturbed):
+    process = alone.at_work()
+    process.kill()
+    process.communicate()
+    until(lambda: not alone.processes(), 15)
+    assert not [*Path("/tmp").glob(f"studyloom-ray-{process.pid}-*")]
+    alone.finish(undisturbed)

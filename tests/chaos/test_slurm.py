@@ -1,0 +1,150 @@
+"""Workers as tasks of a real SLURM of one node, whose two GPUs are fake; a task that is queued again waits 5 s."""
+
+import os
+import re
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from commands import ROOT
+from harness import outcomes, until
+from runs import STUDY, Run, kill
+
+pytestmark = pytest.mark.slurm
+SLURM = (
+    *(override for override in STUDY if not override.startswith("launcher.")),
+    *("launcher=slurm", "launcher.workers=2", "launcher.cpus=1"),
+)
+
+
+def ask(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(needs):
+    if os.geteuid():
+        pytest.skip("a SLURM of one's own needs root")
+    needs("slurmctld", "slurmd", "sbatch", "munged")
+    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
+        Path(folder).chmod(0o755)
+        patch.setenv("SLURM_CONF", f"{folder}/slurm.conf")
+        try:
+            subprocess.run([ROOT / "scripts" / "slurm", "up", folder], check=True, timeout=120)
+            yield
+        finally:
+            subprocess.run([ROOT / "scripts" / "slurm", "down", folder], check=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The outcomes of the same study with another launcher."""
+    run = Run(folder := tmp_path_factory.mktemp("undisturbed"), f"sqlite:///{folder}/study.db")
+    run.finish(None)
+    return outcomes(run.record())
+
+
+class Job(Run):
+    """A study whose command ends when it has submitted the job."""
+
+    def submit(self, *overrides, **environment):
+        out, err = self.start(*overrides, **environment).communicate(timeout=60)
+        assert self.latest.returncode == 0, err
+        self.number = re.search(r"scancel (\d+)", out)[1]
+        return self.latest
+
+    def at_work(self):
+        return super().at_work(starter=self.submit)
+
+    def _until(self, condition):
+        """The command has ended by then, and the tables are there."""
+        until(lambda: condition(self.record()), 120, pause=0.05)
+
+    def end(self):
+        """Waits for the job's end, and for what else holds of a command's end."""
+        until(lambda: not ask("squeue", "--noheader", f"--user={os.getuid()}"), 180, pause=0.2)
+        super().end(subprocess.Popen(["true"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True), 0)
+
+    def devices(self):
+        """The GPU of each worker."""
+        found = []
+        for pid in self.workers():
+            if Path(f"/proc/{pid}/comm").read_text().startswith("python"):
+                variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+                found += [v.partition("=")[2] for v in variables if v.startswith("CUDA_VISIBLE_DEVICES=")]
+        return sorted(found)
+
+
+@pytest.fixture
+def job(tmp_path, postgres_url):
+    job = Job(tmp_path / "run", postgres_url, SLURM)
+    yield job
+    subprocess.run(["scancel", "--quiet", f"--user={os.getuid()}"])
+    kill(job.processes())
+
+
+def test_two_tasks_work_on_two_gpus_and_log_below_run_dir(job, undisturbed):
+    job.at_work()
+    assert job.devices() == ["0", "1"]
+    job.end()
+    job.check(undisturbed)
+    logs = sorted(path.name for path in job.folder.glob("logs/*.log"))
+    assert logs == [f"slurm-{job.number}_0.log", f"slurm-{job.number}_1.log"]
+    assert f"{10} of {10} trials" in job.logs()
+
+
+def test_the_same_study_is_the_same_as_with_local_workers(job, tmp_path):
+    trials = ("study.trials=24", "train.epochs=4")
+    local = Run(tmp_path / "local", f"sqlite:///{tmp_path}/local/study.db")
+    local.end(local.start(*trials), 0)
+    job.submit(*trials)
+    job.end()
+    assert len(outcomes(job.record())) == 24
+    assert outcomes(job.record()) == outcomes(local.record())
+
+
+def test_tasks_that_are_requeued_in_mid_trial_lose_nothing(job, undisturbed):
+    job.at_work()
+    ask("scontrol", "requeue", f"{job.number}_0")
+    job.end()
+    job.check(undisturbed)
+
+
+def test_a_task_whose_time_is_nearly_up_hands_its_trial_back_and_is_queued_again(job, undisturbed):
+    job.at_work()
+    for task in range(2):
+        ask("scancel", "--batch", "--signal=USR2", f"{job.number}_{task}")
+    until(lambda: job.record().ledger.counts()["held"] == 0, pause=0.02)
+    again = job.record().ledger.counts()["done"]
+    job.end()
+    assert again < 10
+    assert "Restarts=1" in ask("scontrol", "show", "job", f"{job.number}_1")
+    job.check(undisturbed)
+
+
+def test_a_job_that_is_cancelled_hands_its_trials_back_and_the_same_command_goes_on(job, undisturbed):
+    job.at_work()
+    ask("scancel", job.number)
+    job.end()
+    assert job.record().ledger.counts()["held"] == 0
+    assert job.record().ledger.counts()["done"] < 10
+    job.submit()
+    job.end()
+    job.check(undisturbed)
+
+
+def test_a_worker_that_is_killed_is_started_again_in_its_task(job, undisturbed):
+    job.at_work()
+    python = [pid for pid in job.workers() if Path(f"/proc/{pid}/comm").read_text().startswith("python")]
+    os.kill(python[0], signal.SIGKILL)
+    job.end()
+    assert "the worker ended with signal 9" in job.logs()
+    job.check(undisturbed)
+
+
+def test_sqlite_is_refused_since_other_hosts_do_not_see_it(tmp_path):
+    run = Run(tmp_path / "run", f"sqlite:///{tmp_path}/run/study.db", SLURM)
+    printed = run.end(run.start(), 2)
+    assert "is out of reach for the workers that this launcher starts on other hosts" in printed
