@@ -210,7 +210,13 @@ def test_a_study_ends_with_a_winner_that_is_tested_and_a_report(crowned):
     run_dir, _, done = crowned
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    for words in ("test      winner accuracy 0.", "2 seeds, 1000 examples", "selection gap", "winner.yaml", "report.html"):
+    for words in (
+        "test      winner accuracy 0.",
+        "2 seeds, 1000 examples",
+        "selection gap",
+        "winner.yaml",
+        "report.html",
+    ):
         assert words in done.stdout
     names = {path.name for path in run_dir.iterdir()}
     assert names >= {"winner.json", "winner.yaml", "winner.pt", "model_card.md", "report.html"}
