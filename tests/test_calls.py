@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import sys
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from commands import ROOT, study
 from optuna.trial import TrialState
 from toys import Never, compose
 
@@ -291,3 +293,14 @@ def test_page_report_and_file_say_that_there_is_nothing_to_test_and_no_weights(c
 def test_optuna_knows_the_study_too(crowned, sqlite_url):
     study = optuna.load_study(study_name="own", storage=sqlite_url)
     assert study.best_value == max(trial.value for trial in study.trials)
+
+
+@pytest.mark.parametrize("value", ["'high'", "float('nan')"])
+def test_a_command_whose_function_gives_no_number_ends_with_2_and_names_it(tmp_path, value):
+    (tmp_path / "bad.py").write_text(f"def objective(config, report):\n    return {value}\n")
+    (tmp_path / "own.yaml").write_text(OWN.replace("test_calls.parabola", "bad.objective"))
+    overrides = ("--config-dir", str(tmp_path), "--config-name", "own", "trust=[bad]", f"run_dir={tmp_path / 'run'}")
+    done = study(*overrides, "launcher.workers=1", PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
+    assert done.returncode == 2, done.stderr
+    assert "expected a finite number" in done.stderr
+    assert "Traceback" not in done.stderr

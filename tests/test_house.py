@@ -18,7 +18,7 @@ ROOMS = {
     # Optuna's distributions; Hydra, in two of them
     "search": (
         *("space", "grammar", "schema", "trust", "mistakes", "config"),
-        *("parts", "rehearsal", "objective", "question", "calls"),
+        *("parts", "constraints", "rehearsal", "objective", "question", "calls"),
     ),
     # Optuna's study, SQLAlchemy
     "study": (

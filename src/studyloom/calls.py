@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from studyloom import parts
+from studyloom import config, parts
+from studyloom.constraints import Limit, parse_limits
 from studyloom.metrics import DIRECTIONS, Metric, Undefined
 from studyloom.objective import Step, Stopping
 from studyloom.question import Material, Question
@@ -49,6 +50,10 @@ class Called(Question):
         if not isinstance(name, str):
             raise ConfigError(["objective.metric: a function gives the value itself; here stands what to call it"])
         return Metric("value" if name == "accuracy" else name, direction, _none)
+
+    @functools.cached_property
+    def limits(self) -> list[Limit]:
+        return parse_limits(config.get(self.config, "objective.constraints"), {})
 
     def rehearse(self, folds: object, split: object) -> list[str]:
         objective = self.config.objective

@@ -264,8 +264,10 @@ def with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
 def plain(config: DictConfig, *sections: str) -> dict[str, Any]:
     """Sections of a config as plain values, interpolations resolved; without those that are not there."""
     found = {section: get(config, section) for section in sections}
-    if isinstance(objective := found.get("objective"), dict) and objective.get("_target_") is None:
-        objective.pop("_target_", None)  # what is to be read again as a config names no target, rather than none
+    if isinstance(objective := found.get("objective"), dict):
+        for name in ("_target_", "constraints"):  # what is to be read again names no target, rather than none
+            if objective.get(name) is None:
+                objective.pop(name, None)
     return {section: value for section, value in found.items() if value is not None}
 
 

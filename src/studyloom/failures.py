@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from studyloom.constraints import Infeasible
 from studyloom.metrics import Undefined
 from studyloom.train import Diverged
 
@@ -17,10 +18,11 @@ OUT_OF_MEMORY = "out_of_memory"
 TIMEOUT = "timeout"
 CRASHED = "crashed"
 ERROR = "error"
+INFEASIBLE = "infeasible"  # its network costs more than it may
 UNDEFINED = "undefined"  # the metric is no number
 # A region where training diverges or does not fit is to be left alone. Samplers look at complete and pruned trials
 # only, so these end as pruned ones whose constraint is broken: of failed ones the sampler would learn nothing.
-TEACHES = (DIVERGED, OUT_OF_MEMORY)
+TEACHES = (DIVERGED, OUT_OF_MEMORY, INFEASIBLE)
 MISTAKES = (ERROR, UNDEFINED)  # of the user's code: where all trials end so, the study stops
 
 
@@ -41,6 +43,8 @@ def explain(error: BaseException) -> Failure:
     match error:
         case Diverged():
             return Failure(DIVERGED, str(error))
+        case Infeasible():
+            return Failure(INFEASIBLE, str(error))
         case Undefined():
             return Failure(UNDEFINED, str(error))
         case MemoryError() | torch.OutOfMemoryError():

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from studyloom import config, data, parts
 from studyloom.config import Composer
+from studyloom.constraints import Limit, Measured, measure, parse_limits
 from studyloom.data import Split
 from studyloom.grammar import parse
 from studyloom.metrics import Metric
@@ -137,6 +138,22 @@ class Question:
     def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]:
         """The trainings of trial `number`."""
         return parts.build_jobs(self.at(point), folds, derive(self.seed, number))
+
+    @functools.cached_property
+    def limits(self) -> list[Limit]:
+        """What its networks may cost.
+
+        Raises:
+            ConfigError: a limit is none, or of a quantity that does not exist.
+        """
+        return parse_limits(config.get(self.config, "objective.constraints"))
+
+    def measure(self, point: Point, split: Split | None, folds: Folds) -> list[Measured]:
+        """What the network of a point costs, against the limits."""
+        if not self.limits:
+            return []
+        assert split is not None
+        return measure(self.limits, self.jobs(point, folds, 0)[0], split)
 
     def effort(self, point: Point, number: int, split: Split | None, folds: Folds) -> Effort:
         """What trial `number` does."""
@@ -268,6 +285,10 @@ class Question:
             yield from error.mistakes
         except Exception as error:  # of a class of the user's own
             yield f"objective.metric: {config.words(error)}"
+        try:
+            _ = self.limits
+        except ConfigError as error:
+            yield from error.mistakes
         wanted = (
             ("study.trials", study.trials, 1),
             ("study.seed", study.seed, 0),

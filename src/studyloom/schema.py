@@ -41,6 +41,7 @@ class ObjectiveSection:
     seeds: int = 1
     _target_: str | None = None  # a function of one's own, (config, report) -> value, instead of training networks
     metric: Any = "accuracy"  # a name of metrics.METRICS, or a _target_ of one's own
+    constraints: Any = None  # limits of parameters, flops, latency_ms, such as {parameters: "<= 100_000"}
     direction: str | None = None  # maximize or minimize; needed where a metric of one's own does not say it
 
 

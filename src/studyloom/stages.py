@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
 from studyloom import data, parts
+from studyloom.constraints import Measured
 from studyloom.data import Split
 from studyloom.grammar import parse
 from studyloom.grid import GridSampler
@@ -70,6 +71,10 @@ class Trainings:
     def effort(self, point: Point, number: int, split: Split | None, folds: Folds) -> Effort:
         candidate, seed = point.values["candidate"], point.values["seed"]
         return self.question.once(self.candidates[candidate], self.fresh(seed), split, lambda: self.part(seed))
+
+    def measure(self, point: Point, split: Split | None, folds: Folds) -> list[Measured]:
+        """A candidate has kept to the limits."""
+        return []
 
     def made_of(self, point: Point) -> None:
         """A candidate's own trial says what it is made of."""

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,6 +23,7 @@ from sqlalchemy import Connection
 
 from studyloom import failures, objective, rows
 from studyloom.checkpoint import Checkpoint, save_weights
+from studyloom.constraints import Infeasible, Measured
 from studyloom.data import Split
 from studyloom.failures import FAILURE, REASON, Failure, TimedOut
 from studyloom.ledger import Claim
@@ -65,6 +66,7 @@ class Asked(Protocol):
     @property
     def in_turn(self) -> bool: ...
     def made_of(self, point: Point) -> dict[str, Any] | None: ...
+    def measure(self, point: Point, split: Split | None, folds: Folds) -> list[Measured]: ...
     def effort(self, point: Point, number: int, split: Split | None, folds: Folds) -> Effort: ...
     def sampler(self, number: int) -> BaseSampler: ...
     def pruner(self) -> BasePruner: ...
@@ -205,6 +207,7 @@ class Worker:
         effort: Effort | None = None
         try:
             origin = self.origin(claim, point, trial.number)
+            self.constrain(trial, self.question.measure(point, self.split, self.folds))
             effort = self.question.effort(point, trial.number, self.split, self.folds)
             value = self.strive(effort, trial, claim, checkpoint, frozen.last_step)
         except optuna.TrialPruned as pruned:
@@ -268,6 +271,19 @@ class Worker:
             claims=claim.token,
             environment=environment(device),
         )
+
+    @staticmethod
+    def constrain(trial: optuna.Trial, measured: Sequence[Measured]) -> None:
+        """Stores what a network costs, from which samplers learn too.
+
+        Raises:
+            Infeasible: it is more than it may.
+        """
+        for found in measured:
+            trial.set_constraint(found.limit.quantity, found.excess)
+            trial.set_user_attr(found.limit.quantity, found.value)
+        if beyond := [str(found) for found in measured if found.excess > 0]:
+            raise Infeasible("; ".join(beyond))
 
     def strive(
         self,

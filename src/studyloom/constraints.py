@@ -1,0 +1,131 @@
+"""What a network may cost: parameters, operations and time, which are known before it is trained."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from studyloom.data import Split
+from studyloom.schema import ConfigError
+from studyloom.space import nearest
+from studyloom.train import Job
+
+EXPRESSION = re.compile(r"\s*(<=|>=)\s*([-+.\w]+)\s*")
+WARM_UP, TIMED = 5, 30  # calls of a network before its latency is measured, and the calls whose median that is
+
+
+class Infeasible(Exception):
+    """A network costs more than it may; says how much. It is not trained."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A quantity and its bound. upper: whether more than that is too much; else less is too little."""
+
+    quantity: str
+    bound: float
+    upper: bool
+
+    def excess(self, value: float) -> float:
+        """How far a value is beyond the bound, as a share of it; at most 0 where it keeps to it."""
+        beyond = value - self.bound if self.upper else self.bound - value
+        return beyond / (abs(self.bound) or 1.0)
+
+    def __str__(self) -> str:
+        return f"{self.quantity} {'<=' if self.upper else '>='} {self.bound:,.15g}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A quantity of one network against its limit."""
+
+    limit: Limit
+    value: float
+
+    @property
+    def excess(self) -> float:
+        return self.limit.excess(self.value)
+
+    def __str__(self) -> str:
+        return f"{self.limit.quantity} is {self.value:,.6g}, and objective.constraints has {self.limit}"
+
+
+def count_parameters(model: nn.Module, example: torch.Tensor) -> float:
+    """How many numbers are trained."""
+    return float(sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad))
+
+
+def count_flops(model: nn.Module, example: torch.Tensor) -> float:
+    """Floating-point operations of one example; a multiplication and its addition are two. PyTorch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode  # it takes PyTorch's compiler along
+
+    with FlopCounterMode(display=False) as counter:
+        model(example)
+    return float(counter.get_total_flops())
+
+
+def measure_latency(model: nn.Module, example: torch.Tensor) -> float:
+    """Milliseconds of one example alone, the median of 30, on the device and with the threads of this worker."""
+
+    def call() -> float:
+        began = perf_counter()
+        model(example)
+        if example.is_cuda:
+            torch.cuda.synchronize()
+        return perf_counter() - began
+
+    for _ in range(WARM_UP):
+        call()
+    return 1e3 * median(call() for _ in range(TIMED))
+
+
+QUANTITIES: dict[str, Callable[[nn.Module, torch.Tensor], float]] = {
+    "parameters": count_parameters,
+    "flops": count_flops,
+    "latency_ms": measure_latency,
+}
+
+
+def parse_limits(section: Any, known: Mapping[str, object] = QUANTITIES) -> list[Limit]:
+    """The limits of `objective.constraints`, such as {parameters: "<= 100_000", latency_ms: "<= 2"}.
+
+    Args:
+        known: the quantities that there are.
+
+    Raises:
+        ConfigError: all that is no limit, or of a quantity that does not exist.
+    """
+    if section is None:
+        return []
+    if not isinstance(section, Mapping):
+        raise ConfigError([f"objective.constraints: {section!r} is no mapping; write {{parameters: '<= 100_000'}}"])
+    mistakes, limits = [], []
+    for quantity, expression in section.items():
+        where = f"objective.constraints.{quantity}"
+        if quantity not in known:
+            has = f"there are {', '.join(known)}" if known else "a function of your own has none that is known"
+            mistakes.append(f"{where}: no such quantity; {has}{nearest(quantity, [*known])}")
+            continue
+        found = EXPRESSION.fullmatch(expression) if isinstance(expression, str) else None
+        try:
+            limits.append(Limit(str(quantity), float(found[2]), found[1] == "<="))  # type: ignore[index]
+        except (TypeError, ValueError):
+            mistakes.append(f"{where}: {expression!r} is no limit; write '<= 100_000' or '>= 1'")
+    if mistakes:
+        raise ConfigError(mistakes)
+    return limits
+
+
+@torch.inference_mode()
+def measure(limits: list[Limit], job: Job, split: Split) -> list[Measured]:
+    """What a job's network costs, before it is trained; random numbers of the caller's stay as they are."""
+    if not limits:
+        return []
+    with torch.random.fork_rng(devices=[]):
+        model = job.model(shape=split.shape, outputs=split.outputs).to(split.inputs.device).eval()
+        return [Measured(limit, QUANTITIES[limit.quantity](model, split.inputs[:1])) for limit in limits]
