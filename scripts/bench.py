@@ -96,20 +96,20 @@ def page(name: str, folder: str, *overrides: str, **environment: str) -> tuple[f
     return seconds, open_record(f"sqlite:///{path}/study.db", study)
 
 
-def example(repeats: int, processes: int) -> None:
-    """100 trials, pruned by the median: the plain loop in one process in memory, or in two on SQLite; then ours."""
+def example(repeats: int, processes: int, trials: int) -> None:
+    """The trials of a search, pruned by the median: the plain loop in one process in memory, or in two on SQLite; then ours."""
     plain, ours, best, found = [], [], [], []
     with unpacked("fashion_mnist") as root, tempfile.TemporaryDirectory() as folder:
         for seed in range(repeats):
             if processes == 1:
-                seconds, said = run(str(PLAIN), "example", root, str(seed))
+                seconds, said = run(str(PLAIN), "example", root, str(seed), str(trials))
                 best.append(float(said))
             else:
-                seconds, value = plain_processes(root, folder, seed, processes)
+                seconds, value = plain_processes(root, folder, seed, processes, trials)
                 best.append(value)
             plain.append(seconds)
             workers = f"launcher.workers={processes}"
-            seconds, record = page("fashion", folder, f"study.seed={seed}", workers)
+            seconds, record = page("fashion", folder, f"study.seed={seed}", f"study.trials={trials}", workers)
             ours.append(seconds)
             found.append(record.study.best_value)
             record.storage._backend.engine.dispose()
@@ -122,13 +122,13 @@ def example(repeats: int, processes: int) -> None:
     print(f"  ratio {median(plain) / median(ours):.1f}; best, mean: plain {fmean(best):.4f}, ours {fmean(found):.4f}")
 
 
-def plain_processes(root: str, folder: str, seed: int, processes: int) -> tuple[float, float]:
+def plain_processes(root: str, folder: str, seed: int, processes: int, trials: int) -> tuple[float, float]:
     path = Path(folder, "plain.db")
     path.unlink(missing_ok=True)
     url = f"sqlite:///{path}"
     optuna.create_study(study_name="plain", storage=url, direction="maximize")
     began = time.monotonic()
-    command = [sys.executable, str(PLAIN), "example", root, str(seed), str(100 // processes), url]
+    command = [sys.executable, str(PLAIN), "example", root, str(seed), str(trials // processes), url]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     crew = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(processes)]
     assert [process.wait() for process in crew] == [0] * processes
@@ -409,12 +409,13 @@ def main() -> None:
     parser.add_argument("what", choices=["example", "tutorial", "overhead", "scale", "start", "kills"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1, help="of the example")
+    parser.add_argument("--trials", type=int, default=100, help="of the example")
     given = parser.parse_args()
     print(machine(), flush=True)
     if given.what == "kills":
         kills()
     elif given.what == "example":
-        example(given.repeats, given.processes)
+        example(given.repeats, given.processes, given.trials)
     else:
         {"tutorial": tutorial, "overhead": overhead, "scale": scale, "start": start}[given.what](given.repeats)
 
