@@ -97,7 +97,7 @@ def page(name: str, folder: str, *overrides: str, **environment: str) -> tuple[f
 
 
 def example(repeats: int, processes: int, trials: int) -> None:
-    """The trials of a search, pruned by the median: the plain loop in one process in memory, or in two on SQLite; then ours."""
+    """A search, pruned by the median: the plain loop in one process in memory, or in two on SQLite; then ours."""
     plain, ours, best, found = [], [], [], []
     with unpacked("fashion_mnist") as root, tempfile.TemporaryDirectory() as folder:
         for seed in range(repeats):

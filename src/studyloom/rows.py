@@ -1,8 +1,8 @@
 """Optuna's tables, read and written many rows in a statement.
 
 Optuna's own methods take each row through SQLAlchemy's objects and commit each alone. What stands here is what they
-would have read and written; the tests compare. 5 000 trials are read in 0.8 s instead of 6, and a trial of 6 parameters
-and 10 reports is 13 commits instead of 24.
+would have read and written; the tests compare. 5 000 trials are read in a sixth of the time, and a trial of 6
+parameters and 10 reports is 13 commits instead of 34.
 """
 
 import json
