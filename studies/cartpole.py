@@ -1,6 +1,6 @@
 """Search REINFORCE's settings on CartPole: any objective, here a function that trains by itself. pip install -e '.[rl]'
 
-    python -m studies.cartpole                                 # 40 trials, a minute on two cores
+    python -m studies.cartpole                                 # 40 trials, 90 s of processor time
     python -m studies.cartpole params.episodes=32 study.name=wide
     python -m studies.cartpole study.trials=80 launcher.workers=4
 
