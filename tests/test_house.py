@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src" / "studyloom"
 
 ROOMS = {
-    "matter": ("data", "models", "losses", "schedules", "seeds", "metrics"),  # lets in torch and numpy
+    "matter": ("data", "models", "losses", "schedules", "seeds", "metrics", "tables"),  # lets in torch and numpy
     "training": ("steps", "train", "checkpoint"),
     # Optuna's distributions; Hydra, in two of them
     "search": (

@@ -1,15 +1,17 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from studyloom.losses import MSE
+from studyloom.losses import MSE, CrossEntropy
 
 OUTPUTS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.tensor([0, 1, 2, 3, 3, 0])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("loss", [MSE, nn.CrossEntropyLoss])
+@pytest.mark.parametrize("loss", [MSE, CrossEntropy])
 def test_gradients_of_both_losses_agree_with_finite_differences(loss, smoothing):
     outputs = OUTPUTS.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: loss(label_smoothing=smoothing)(x, LABELS), [outputs])
@@ -36,3 +38,40 @@ def test_certainty_costs_nothing_until_labels_are_smoothed():
 def test_a_smoothing_out_of_range_is_refused(smoothing):
     with pytest.raises(ValueError, match=rf"^loss\.label_smoothing is {smoothing}: expected a number from 0 to 1"):
         MSE(smoothing)
+
+
+def test_mse_of_numbers_is_that_of_pytorch():
+    numbers = torch.arange(24, dtype=torch.float64).reshape(6, 4)
+    torch.testing.assert_close(MSE()(OUTPUTS, numbers), nn.functional.mse_loss(OUTPUTS, numbers))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_without_weights_is_that_of_pytorch(smoothing):
+    expected = nn.CrossEntropyLoss(label_smoothing=smoothing)(OUTPUTS, LABELS)
+    assert torch.equal(CrossEntropy(label_smoothing=smoothing)(OUTPUTS, LABELS), expected)
+
+
+def test_balanced_classes_have_the_same_share_in_the_loss_of_the_training_part():
+    labels = torch.tensor([0] * 90 + [1] * 9 + [2])
+    loss = CrossEntropy("balanced")
+    loss.adapt(torch.zeros(100, 1), labels)
+    outputs = torch.zeros(100, 3)
+    shares = [loss(outputs[labels == c], labels[labels == c]) * (labels == c).sum() / 100 for c in range(3)]
+    torch.testing.assert_close(torch.stack(shares), torch.full((3,), math.log(3) / 3))
+
+
+def test_a_weighted_loss_is_a_mean_over_examples_whatever_the_batches():
+    loss = CrossEntropy([1.0, 2.0, 3.0, 4.0]).double()
+    each = torch.stack([loss(OUTPUTS[i : i + 1], LABELS[i : i + 1]) for i in range(6)])
+    torch.testing.assert_close(loss(OUTPUTS, LABELS), each.mean())
+
+
+@pytest.mark.parametrize("weights", ["equal", [], [1.0, 0.0]])
+def test_weights_that_cannot_be_are_refused(weights):
+    with pytest.raises(ValueError, match=r"^loss\.weights is "):
+        CrossEntropy(weights)
+
+
+def test_a_weight_for_each_class_is_wanted():
+    with pytest.raises(ValueError, match=r"loss\.weights has 2 numbers: expected one for each of 4 classes"):
+        CrossEntropy([1.0, 2.0]).double()(OUTPUTS, LABELS)

@@ -8,6 +8,7 @@ from toys import TINY, ask, compose, toy_folds, toy_split
 
 from studyloom import train
 from studyloom.config import ConfigError
+from studyloom.data import Split
 from studyloom.failures import UNDEFINED, explain
 from studyloom.metrics import METRICS, Metric, Undefined, shown
 from studyloom.parts import build_metric
@@ -194,3 +195,54 @@ def test_a_loss_that_is_no_number_is_divergence_and_not_an_undefined_metric():
 def test_an_undefined_metric_is_a_failure_of_a_class_of_its_own():
     failure = explain(Undefined("objective.metric=own is nan for 3 examples"))
     assert (failure.kind, failure.reason) == (UNDEFINED, "objective.metric=own is nan for 3 examples")
+
+
+# Before the first trial
+
+
+def series(count=100):
+    inputs = torch.randn(count, 5, generator=torch.Generator().manual_seed(0))
+    return Split(inputs, inputs.sum(1, keepdim=True), 1, "numbers")
+
+
+OWN = "objective.metric={_target_: test_metrics.%s, _partial_: true}", "objective.direction=maximize"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "split", "words"),
+    [
+        (["loss=mae"], series(), "accuracy: is for classes, and the targets of the data are numbers: rmse, mse, mae"),
+        (["objective.metric=mse"], toy_split(100), "mse: is for numbers, and the targets of the data are classes"),
+        (["objective.metric=mse"], series(), "loss=cross_entropy is for classes, and the targets are numbers"),
+        (["loss=mae"], toy_split(100), "target size"),
+        (
+            [OWN[0] % "nothing", OWN[1]],
+            toy_split(100),
+            r"metric=nothing: is nan for 20 examples.* in the validation part",
+        ),
+        ([OWN[0] % "words", OWN[1]], toy_split(100), r"objective\.metric=words: ValueError: .*'high'"),
+    ],
+)
+def test_a_metric_or_loss_that_does_not_fit_the_data_is_named_before_the_first_trial(overrides, split, words):
+    with pytest.raises(ConfigError, match=words):
+        ask("space=none", "model.hidden=[4]", *overrides).check(toy_folds(split), split)
+
+
+def nothing(outputs, targets):
+    return float("nan")
+
+
+def words(outputs, targets):
+    return "high"
+
+
+def test_a_validation_part_that_lacks_a_class_is_named_with_its_fold():
+    split = toy_split(100, classes=2)
+    folds = [(torch.arange(0, 50), torch.arange(50, 100)), (torch.arange(50, 100), torch.arange(0, 50, 2))]
+    with pytest.raises(ConfigError, match=r"of 25 examples none is of class 1.*, in the validation part of fold 1"):
+        ask("space=none", "model.hidden=[4]", "train.batch_size=16", "objective.metric=roc_auc").check(folds, split)
+
+
+def test_a_regression_is_a_question_without_mistakes():
+    split = series()
+    ask("space=none", "model.hidden=[4]", "objective.metric=mae", "loss=huber").check(toy_folds(split), split)

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import pytest
@@ -6,7 +7,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.func import functional_call
 
-from studyloom.models import ACTIVATIONS, CNN, INITS, MLP, NORMS
+from studyloom.models import ACTIVATIONS, CELLS, CNN, INITS, MLP, NORMS, Recurrent, Restore, Standardise, Transformer
 
 SHAPE = (1, 4, 4)
 
@@ -155,3 +156,69 @@ def test_a_mistake_is_named_with_its_key_and_what_is_allowed(model, options, mes
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message is compared
         model(shape=(1, 28, 28), outputs=10, **options)
     assert message in str(caught.value)
+
+
+# Steps
+
+SEQUENCES = [
+    *(functools.partial(Recurrent, cell=cell, hidden=5) for cell in CELLS),
+    functools.partial(Transformer, width=8),
+]
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (1, 6, 3), (2, 6, 4), (6,)])
+@pytest.mark.parametrize("model", SEQUENCES)
+def test_steps_of_any_shape_fit(model, shape):
+    assert model(shape=shape, outputs=7)(images(4, shape)).shape == (4, 7)
+
+
+@pytest.mark.parametrize("model", SEQUENCES)
+def test_an_image_is_read_row_by_row(model):
+    torch.manual_seed(0)
+    network, pictures = model(shape=(1, 6, 3), outputs=2).eval(), images(4, (1, 6, 3))
+    torch.testing.assert_close(network(pictures), network(pictures[:, 0]))
+
+
+@pytest.mark.parametrize("model", SEQUENCES)
+def test_the_order_of_steps_matters(model):
+    torch.manual_seed(0)
+    network, steps = model(shape=(6, 3), outputs=2).eval(), images(4, (6, 3))
+    assert not torch.allclose(network(steps), network(steps.flip(1)))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda: Recurrent((6, 3), 2, cell="grru"),
+            r"model\.cell is 'grru': expected rnn, lstm, gru; did you mean gru",
+        ),
+        (lambda: Recurrent((6, 3), 2, layers=0), r"model\.layers is 0"),
+        (lambda: Transformer((6, 3), 2, width=6, heads=4), r"model\.width is 6: expected a multiple of model\.heads"),
+        (lambda: Transformer((1, 2, 3, 4), 2), r"inputs of 1 × 2 × 3 × 4 are no steps"),
+    ],
+)
+def test_a_sequence_network_that_cannot_be_is_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_inputs_are_standardised_by_what_was_shown_and_a_constant_feature_stays_finite():
+    layer, shown = Standardise(3), images(50, (3,)) * torch.tensor([2.0, 0.0, 9.0]) + 5
+    layer.adapt(shown, torch.zeros(50))
+    made = layer(shown)
+    torch.testing.assert_close(made.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(made.std(0, correction=0), torch.tensor([1.0, 0.0, 1.0]), atol=1e-5, rtol=0)
+
+
+def test_numbers_come_back_in_the_units_of_the_targets_and_classes_stay_as_they_are():
+    layer, numbers = Restore(1), torch.tensor([[10.0], [30.0]])
+    layer.adapt(torch.zeros(2, 1), numbers)
+    assert layer(torch.tensor([[0.0], [1.0]])).flatten().tolist() == [20.0, 30.0]
+    layer = Restore(1)
+    layer.adapt(torch.zeros(2, 1), torch.tensor([0, 1]))
+    assert layer(torch.tensor([[4.0]])).item() == 4.0
+
+
+def test_an_mlp_that_does_not_standardise_has_no_more_weights_than_before():
+    assert [*MLP((2,), 1, hidden=[3]).state_dict()] == ["1.weight", "1.bias", "4.weight", "4.bias"]

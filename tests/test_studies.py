@@ -106,7 +106,7 @@ def test_every_space_is_read_in_every_study(group, option, page):
 
 
 @options("data")
-def test_every_data_option_builds_a_source_of_images(group, option):
+def test_every_data_option_builds_a_source(group, option):
     source = config.build(composed_with(group, option)[0].data)
     assert source.validation > 0
     assert callable(source.train)
@@ -115,11 +115,12 @@ def test_every_data_option_builds_a_source_of_images(group, option):
 
 @options("model", "optimizer", "scheduler", "loss")
 def test_every_part_of_training_builds_and_works(group, option, folds):
-    cfg, _ = composed_with(group, option)
+    cfg, composer = composed_with(group, option)
     (job,) = parts.build_jobs(cfg, folds, seed=0)
     model = job.model(shape=(1, 8, 8), outputs=10)
     optimizer = job.optimizer(model.parameters())
-    job.loss(model(torch.zeros(2, 1, 8, 8)), torch.zeros(2, dtype=torch.int64)).backward()
+    targets = torch.zeros(2, 10) if composer.choices["loss"] in ("mae", "huber") else torch.zeros(2, dtype=torch.int64)
+    job.loss(model(torch.zeros(2, 1, 8, 8)), targets).backward()
     optimizer.step()
     assert all(0 <= job.schedule(progress / 10) <= 1 for progress in range(10))
 
@@ -152,8 +153,14 @@ def test_every_storage_names_a_database_or_none(group, option, monkeypatch):
 
 @options("space")
 def test_every_space_asks_a_question_without_mistakes(group, option, folds):
-    question = ask(f"{group}={option}", name="fashion" if option == "fashion" else "mnist")
-    question.check(folds, IMAGES)
+    page = option if option in PAGES else "mnist"
+    question, split = ask(f"{group}={option}", name=page), IMAGES
+    if page not in ("mnist", "fashion"):  # its data come with the package
+        source = config.build(question.config.data)
+        split = source.train()
+        count = question.config.objective.folds
+        folds = data.folds(split.targets, count, source.validation, 0, ordered=split.ordered)
+    question.check(folds, split)
     assert question.baseline is not None
     assert question.trials() == (question.config.study.trials if question.space.nodes else 1)
 

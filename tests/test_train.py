@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from studyloom.data import SOURCES, Embedded, Idx, Split, folds
-from studyloom.losses import MSE
+from studyloom.losses import MSE, CrossEntropy
 from studyloom.models import CNN, MLP
 from studyloom.schedules import constant, cosine, one_cycle
 from studyloom.train import Diverged, Epoch, Job, Training, epochs
@@ -629,7 +629,7 @@ def test_epochs_before_the_loss_is_lost_are_still_told():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 46}, r"train\.batch_size is 46: expected 1 to 45, the images of an epoch"),
+        ({"batch_size": 46}, r"train\.batch_size is 46: expected 1 to 45, the size of an epoch"),
         ({"batch_size": 0}, r"train\.batch_size is 0: expected 1 to 45"),
         ({"batch_size": 10, "samples_per_epoch": 9}, r"train\.batch_size is 10: expected 1 to 9"),
         ({"samples_per_epoch": 46}, r"train\.samples_per_epoch is 46: expected 1 to 45, the size of the training part"),
@@ -639,7 +639,7 @@ def test_epochs_before_the_loss_is_lost_are_still_told():
         ({"l1": -1.0}, r"train\.l1 is -1\.0: expected 0 \(off\) or more"),
         ({"l1": math.nan}, r"train\.l1 is nan: expected 0"),
         ({"clip": 0.0}, r"train\.clip is 0\.0: expected more than 0, and finite, or null \(off\)"),
-        ({"valid": torch.arange(0)}, r"data\.validation leaves no image to validate on"),
+        ({"valid": torch.arange(0)}, r"data\.validation leaves no example to validate on"),
     ],
 )
 def test_a_job_that_cannot_be_trained_is_refused(changes, message):
@@ -677,3 +677,39 @@ def test_a_plain_network_reads_the_full_data_sets(dataset, accuracy):
         pytest.skip(f"STUDYLOOM_DATA has no {SOURCES[dataset].folder}/")
     split = Idx(dataset, 6000).train()
     assert curve(real_job(split.targets, 6000, batch_size=100, epochs=3), split)[-1][3] >= accuracy
+
+
+# What learns from the training part before the first step
+
+
+class Learner(nn.Linear):
+    """A network that keeps what it was shown."""
+
+    def __init__(self, shape, outputs):
+        super().__init__(math.prod(shape), outputs)
+        self.register_buffer("shown", torch.zeros(0))
+
+    def adapt(self, inputs, targets):
+        self.shown = inputs.flatten(1).sum(1)
+
+    def forward(self, inputs):
+        return super().forward(inputs.flatten(1))
+
+
+def test_what_adapts_is_shown_the_training_part_of_its_own_fold_and_nothing_else():
+    split = toy_split()
+    jobs = [
+        Job(Learner, torch.optim.Adam, lambda _: 1.0, nn.CrossEntropyLoss(), train, valid, 1, 10, seed=0)
+        for train, valid in folds(split.targets, 3, 0, 0)
+    ]
+    for job, weights in zip(jobs, Training(jobs, split).weights(), strict=True):
+        assert torch.equal(weights["shown"], split.inputs[job.train].flatten(1).sum(1))
+
+
+def test_a_loss_adapts_for_each_job_alone():
+    split, loss = toy_split(), CrossEntropy("balanced")
+    parts = [(torch.arange(0, 60, 3), torch.arange(3)), (torch.arange(60), torch.arange(3))]
+    jobs = [Job(MLP, torch.optim.Adam, lambda _: 1.0, loss, *part, 1, 10, seed=0) for part in parts]
+    runs = Training(jobs, split)._runs
+    assert [run.loss.weight.tolist() for run in runs] == [[1.0], [1.0, 1.0, 1.0]]
+    assert loss.weight is None

@@ -14,14 +14,16 @@ import yaml
 from PIL import Image
 from toys import TINY, Never, ask, compose, toy_folds, toy_split
 
-from studyloom import winner
+from studyloom import predict, report, winner
 from studyloom.checkpoint import load_weights
 from studyloom.data import Split
+from studyloom.metrics import shown
 from studyloom.question import Material, Question
 from studyloom.record import create_record
 from studyloom.schema import WinnerSection
 from studyloom.stages import Plan, Stage
 from studyloom.study import Worker
+from studyloom.tables import Series
 from studyloom.train import Training
 
 SPLIT = toy_split()
@@ -57,7 +59,7 @@ test_part.__test__ = False
 
 
 def plan_of(question: Question, url, run_dir, trials=TRIALS, **settings):
-    record = create_record(url, "s", question.identity("toy"), trials)
+    record = create_record(url, "s", question.identity("toy"), trials, metric=question.metric)
     search = Stage("search", record, question, trials)
     return Plan(
         search, question, Material(SimpleNamespace(validation=40), SPLIT), url, run_dir, WinnerSection(**settings)
@@ -298,3 +300,79 @@ def test_winner_yaml_composes_to_the_winners_configuration_with_nothing_to_searc
 def test_a_split_knows_what_its_pixels_were_normalised_by():
     assert (SPLIT.mean, SPLIT.std) == (0.0, 1.0)
     assert Split(SPLIT.inputs, SPLIT.targets, 10, "x").mean == 0.0
+
+
+# Less is better, and numbers instead of classes
+
+
+@pytest.fixture(scope="module")
+def forecast(tmp_path_factory):
+    """A plan over a toy series at its end, and what winner.json holds."""
+    run_dir = tmp_path_factory.mktemp("forecast")
+    path = run_dir / "wave.csv"
+    path.write_text("value\n" + "".join(f"{50 + 40 * math.sin(step / 3):.4f}\n" for step in range(120)))
+    source = Series(str(path), "value", window=6, sealed=20, validation=20)
+    small = ("model=mlp", "model.hidden=[8]", "model.standardise=true", "optimizer=adam", "train.epochs=8")
+    overrides = (*small, "objective.metric=mae", "loss=mae", "space=lr", "sampler=random", "study.seed=3")
+    question, split = ask(*overrides), source.train()
+    url = f"sqlite:///{run_dir}/study.db"
+    record = create_record(url, "s", question.identity("toy"), 5, metric=question.metric)
+    settings = WinnerSection(top=2, seeds=2)
+    material = Material(source, split)
+    plan = Plan(Stage("search", record, question, 5), question, material, url, run_dir, settings)
+    for stage in plan:
+        checkpoints = run_dir / "checkpoints" / stage.title
+        checkpoints.mkdir(parents=True)
+        parts = toy_folds(split)
+        Worker(stage.asked, stage.record, split, parts, Never(), checkpoints, weights=stage.weights).run(stage.trials)
+    return plan, winner.crown(plan, source.test, ["python", "-m", "studies.wave"]), source
+
+
+def test_where_less_is_better_the_least_are_judged_again_and_the_least_mean_wins(forecast):
+    plan, found, _ = forecast
+    values = {trial.number: trial.value for trial in plan.search.record.trials() if trial.value is not None}
+    best = sorted(values, key=values.get)[:2]
+    assert {*plan.candidates} == {*best, 0}
+    means = {row["trial"]: row["mean"] for row in found["candidates"]}
+    assert means[plan.winner] == min(means.values())
+    assert list(means.values()) == sorted(means.values())
+    row = found["winner"]
+    assert row["gap"] == pytest.approx(row["mean"] - row["search_value"]), "above 0 where the search had flattered it"
+
+
+def test_in_the_order_of_time_all_are_judged_on_the_last_part(forecast):
+    plan, _, _ = forecast
+    for seed in range(2):
+        training, valid = plan.reevaluation.asked.part(seed)
+        assert training.max() < valid.min()
+        assert valid.tolist() == list(range(len(plan.material.split) - 20, len(plan.material.split)))
+
+
+def test_of_numbers_the_predictions_are_kept_and_the_rule_is_beside_them(forecast):
+    plan, found, source = forecast
+    test = source.test()
+    assert "confusion" not in found
+    assert found["predictions"]["came"] == test.targets.tolist()
+    told = torch.tensor(found["predictions"]["told"])
+    assert found["test"]["winner"]["values"][0] == pytest.approx(float((told - test.targets).abs().mean()), rel=1e-5)
+    rule = float((test.inputs[:, -1] - test.targets).abs().mean())
+    assert found["test"]["references"] == {"persistence": pytest.approx(rule)}
+    assert any(line.split() == ["persistence", shown(rule)] for line in winner.lines(found))
+    assert "CSV files with 6 numbers in a line" in (plan.run_dir / "model_card.md").read_text()
+
+
+def test_the_report_of_numbers_shows_them_over_time_and_says_that_less_is_better(forecast):
+    plan, found, _ = forecast
+    page = report.render(plan.search.record, found, "")
+    assert "Predictions on the test part" in page
+    assert "Confusion" not in page
+    assert "values are mae, less is better" in page
+    assert "Persistence, test" in page
+
+
+def test_predict_answers_as_the_winner_did(forecast):
+    plan, found, source = forecast
+    np.save(plan.run_dir / "windows.npy", source.test().inputs.numpy())
+    answers = predict.predict(predict.load(plan.run_dir), [plan.run_dir / "windows.npy"])
+    told = [pair[0] for pair in found["predictions"]["told"]]
+    assert [answer.values[0] for answer in answers] == pytest.approx(told, rel=1e-5)

@@ -50,7 +50,7 @@ def toy_split(count: int = 200, classes: int = 10) -> Split:
 
 
 def toy_folds(split: Split, count: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return data.folds(split.targets, count, len(split.targets) // 5, 0)
+    return data.folds(split.targets, count, len(split.targets) // 5, 0, ordered=split.ordered)
 
 
 class Never:

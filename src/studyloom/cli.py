@@ -35,11 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser("winner", help="choose and test the winner of a search that has ended, once more")
     command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="where the study runs, such as runs/mnist")
     command.set_defaults(act=winner)
-    command = commands.add_parser("predict", help="classify images with the winner")
+    command = commands.add_parser("predict", help="what the winner says of pictures, arrays or lines of numbers")
     command.add_argument(
         "run_dir", metavar="RUN_DIR", type=Path, help="where winner.json, winner.yaml and winner.pt lie"
     )
-    command.add_argument("images", metavar="IMAGE", type=Path, nargs="+", help="a picture, or an IDX file of many")
+    about = "a picture or an IDX file; a .npy file; else a CSV file with a line for each input"
+    command.add_argument("files", metavar="FILE", type=Path, nargs="+", help=about)
     trust = "a package that its winner.yaml may name; what it names there is executed"
     command.add_argument("--trust", metavar="PACKAGE", action="append", default=[], help=trust)
     command.set_defaults(act=predict)
@@ -146,11 +147,11 @@ def winner(arguments: argparse.Namespace) -> None:
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    """Prints each image's class and how sure the network is."""
-    from studyloom.predict import classify, load
+    """Prints the class of each input and how sure the network is, or the numbers that it tells."""
+    from studyloom.predict import load, predict
 
-    for answer in classify(load(arguments.run_dir, arguments.trust), arguments.images):
-        print(f"{answer.name}\t{answer.label}\t{answer.confidence:.4f}")
+    for answer in predict(load(arguments.run_dir, arguments.trust), arguments.files):
+        print(answer)
 
 
 def replay(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Labelled images as tensors on one device: the embedded MNIST-5k, MNIST and Fashion-MNIST.
+"""Examples as tensors on one device: the embedded MNIST-5k, MNIST and Fashion-MNIST, and what functions load.
 
 Training and test part are loaded by different calls, so that whoever searches cannot touch the test part by accident.
 """
@@ -10,8 +10,8 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,9 +49,12 @@ SOURCES = {
 class Split:
     """One part of a data set.
 
-    inputs: float32 (n, channels, height, width), normalised; targets: int64 (n,), from 0 to outputs - 1; outputs: how
-    many numbers a network gives of each input, which is one per class; digest: sha256 of the raw bytes and their
-    shapes, the same on every device. mean and std: what pixels from 0 to 1 were normalised by.
+    inputs: (n, …), such as float32 (n, channels, height, width), normalised. targets: classes, int64 (n,), from 0 to
+    outputs - 1, or numbers to be predicted, float32 (n, outputs). outputs: how many numbers a network gives of each
+    input, which for classes is one per class. digest: sha256 of the raw bytes and their shapes, the same on every
+    device. mean and std: what pixels from 0 to 1 were normalised by. ordered: whether the rows are in the order of
+    time. names: of the classes, or of the numbers; columns: of the inputs. references: what rules that need no network
+    say, (n, outputs) each, by the name of the rule. Raises DataError.
     """
 
     inputs: Tensor
@@ -60,6 +63,22 @@ class Split:
     digest: str
     mean: float = 0.0
     std: float = 1.0
+    ordered: bool = False
+    names: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    references: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sizes = f"inputs {_sizes(self.inputs)} and targets {_sizes(self.targets)}"
+        if self.inputs.ndim < 1 or self.targets.ndim < 1 or len(self.inputs) != len(self.targets) or not len(self):
+            raise DataError(f"{sizes}: expected as many of both, and at least one")
+        if self.classifies and (self.targets.ndim > 1 or self.targets.dtype != torch.int64):
+            raise DataError(f"{sizes} of {self.targets.dtype}: expected classes, int64 (n,), or float32 (n, outputs)")
+        if not self.classifies and tuple(self.targets.shape[1:]) != (self.outputs,):
+            raise DataError(f"{sizes}: expected targets (n, {self.outputs}), as many numbers as the network gives")
+
+    def __len__(self) -> int:
+        return len(self.inputs)
 
     @property
     def classifies(self) -> bool:
@@ -160,11 +179,13 @@ class Loaded:
 
     load: called with "train" or "test"; gives inputs (n, …) and targets (n,), as tensors or arrays. Whole numbers from
     0 are classes, of which a network gives one number each; others are to be predicted, (n,) or (n, outputs). The test
-    part is asked for once. validation: how many of the training part are held out to choose by. Raises DataError.
+    part is asked for once. validation: how many of the training part are held out to choose by. ordered: whether they
+    are in the order of time, the test part after the training part; then the last are held out. Raises DataError.
     """
 
     load: Callable[[str], tuple[Any, Any]]
     validation: int
+    ordered: bool = False
 
     def train(self) -> Split:
         return self._split("train", None)
@@ -188,8 +209,8 @@ class Loaded:
                 f"data.load({part!r}) gave whole targets {_sizes(targets)} from {int(targets.min())} on: expected "
                 "classes (n,) from 0 on, or floats, where numbers are to be predicted"
             )
-        inputs, targets = inputs.float(), targets.long() if classes else targets.float()
-        outputs = int(targets.max()) + 1 if classes else math.prod(targets.shape[1:])
+        inputs, targets = inputs.float(), targets.long() if classes else targets.float().reshape(len(targets), -1)
+        outputs = int(targets.max()) + 1 if classes else targets.shape[1]
         if like is not None:
             if inputs.shape[1:] != like.inputs.shape[1:] or targets.shape[1:] != like.targets.shape[1:]:
                 sizes_of_train = f"{_sizes(like.inputs)} and {_sizes(like.targets)}"
@@ -197,10 +218,32 @@ class Loaded:
             if classes and outputs > like.outputs:
                 raise DataError(f"data.load({part!r}) gave class {outputs - 1}: the training part has {like.outputs}")
             outputs = like.outputs
-        digest = hashlib.sha256(f"{tuple(inputs.shape)} {tuple(targets.shape)} {targets.dtype}".encode())
-        for tensor in (inputs, targets):
-            digest.update(tensor.contiguous().numpy().data)
-        return Split(inputs=inputs, targets=targets, outputs=outputs, digest=digest.hexdigest())
+        return Split(inputs, targets, outputs, digest_of(inputs, targets), ordered=self.ordered)
+
+
+def digest_of(inputs: Tensor, targets: Tensor) -> str:
+    digest = hashlib.sha256(f"{tuple(inputs.shape)} {tuple(targets.shape)} {targets.dtype}".encode())
+    for tensor in (inputs, targets):
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def check(split: Split) -> None:
+    """Looks through the values of a split that a source made.
+
+    Raises:
+        DataError: an input or a target is no finite number, or a class has no output.
+    """
+    for name, tensor in (("inputs", split.inputs), ("targets", split.targets)):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            place = int((~torch.isfinite(tensor)).nonzero()[0, 0])
+            raise DataError(f"data: the {name} of example {place} of the training part hold NaN or infinity")
+    if split.classifies:
+        low, high = int(split.targets.min()), int(split.targets.max())
+        if low < 0 or high >= split.outputs:
+            raise DataError(
+                f"data: classes from {low} to {high}: expected 0 to {split.outputs - 1}, one for each output"
+            )
 
 
 def _tensor(value: Any, part: str, name: str) -> Tensor:
@@ -219,24 +262,39 @@ def _sizes(tensor: Tensor) -> str:
     return f"({', '.join(map(str, tensor.shape))})"
 
 
-def folds(labels: Tensor, count: int, validation: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Stratified partitions of `labels` (n,) into training and validation indices, int64, ascending, on its device.
+def folds(
+    targets: Tensor, count: int, validation: int, seed: int, *, ordered: bool = False
+) -> list[tuple[Tensor, Tensor]]:
+    """Partitions of `targets` (n, …) into training and validation indices, int64, ascending, on its device.
 
-    count 1: one hold-out of exactly `validation` indices. count ≥ 2: as many folds, whose sizes, and counts of each
-    class, differ by at most one; each index is validated once, and `validation` is not looked at. The seed alone
-    decides, on every device. Raises ValueError where there are too few images.
+    count 1: one hold-out of exactly `validation` indices. count ≥ 2: as many folds, whose sizes differ by at most one;
+    each index is validated once, and `validation` is not looked at. Of classes (n,) the counts of each differ by at
+    most one too. The seed alone decides, on every device.
+
+    ordered: in the order of time, where nothing is drawn. count 1 holds out the last. count ≥ 2 moves forward: the rows
+    make count + 1 blocks, the first a little longer where they do not divide, and each but the first is validated by
+    what all before it have taught (rolling origin; Tashman 2000). Raises ValueError where there are too few examples.
     """
-    total = len(labels)
+    total = len(targets)
     if count < 1:
         raise ValueError(f"objective.folds is {count}: expected 1 (a hold-out) or more")
     if count == 1 and not 0 < validation < total:
-        raise ValueError(f"data.validation is {validation}: expected 1 to {total - 1}, of {total} training images")
-    if count > total:
-        raise ValueError(f"objective.folds is {count}: expected at most {total}, the number of training images")
+        raise ValueError(f"data.validation is {validation}: expected 1 to {total - 1}, of {total} training examples")
+    if count > total - ordered:
+        raise ValueError(
+            f"objective.folds is {count}: expected at most {total - ordered}, of {total} training examples"
+            + (" in the order of time" if ordered else "")
+        )
+    if ordered:
+        size = validation if count == 1 else total // (count + 1)
+        everything = torch.arange(total, device=targets.device)
+        starts = [total - size * (count - k) for k in range(count)]
+        return [(everything[:start], everything[start : start + size]) for start in starts]
 
     # Shuffled, then sorted stably by class: every k-th of this row is a random sample with each class in proportion.
-    shuffled = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    row = shuffled[labels.cpu()[shuffled].argsort(stable=True)]
+    row = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    if not targets.is_floating_point():
+        row = row[targets.cpu()[row].argsort(stable=True)]
     place = torch.arange(total)
     fold = torch.empty(total, dtype=torch.int64)
     if count == 1:
@@ -244,7 +302,7 @@ def folds(labels: Tensor, count: int, validation: int, seed: int) -> list[tuple[
         fold[row] = 1 - ((place + 1) * validation // total - place * validation // total)
     else:
         fold[row] = place % count
-    fold = fold.to(labels.device)
+    fold = fold.to(targets.device)
     return [((fold != k).nonzero().flatten(), (fold == k).nonzero().flatten()) for k in range(count)]
 
 

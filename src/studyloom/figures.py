@@ -203,6 +203,29 @@ def losses(trial: FrozenTrial | None) -> go.Figure | str:
     return dress(figure, 300, "loss", xaxis=whole(len(numbers)) | {"title": "epoch"}, yaxis=axis)
 
 
+def predictions(found: dict[str, Any]) -> go.Figure | str:
+    """What a network told of numbers and what came: over time where they are in its order, else one over the other."""
+    try:
+        pairs = [(float(one[0]), float(other[0])) for one, other in zip(found["told"], found["came"], strict=True)]
+    except (KeyError, IndexError, TypeError, ValueError):
+        return "winner.json holds no predictions."
+    told, came = ([pair[place] for pair in pairs] for place in (0, 1))
+    text = [f"told {shown(one)}, came {shown(other)}" for one, other in pairs]
+    figure = go.Figure()
+    if found.get("ordered"):
+        for name, values, kind in (("what came", came, "pruned"), ("told", told, "best")):
+            line = {"color": COLOURS[kind], "width": 2}
+            figure.add_scatter(x=[*range(len(pairs))], y=values, text=text, hoverinfo="text", mode="lines", name=name)
+            figure.data[-1].update(line=line, showlegend=True)
+        return dress(figure, 300, xaxis={"title": "example"})
+    low, high = min([*told, *came], default=0.0), max([*told, *came], default=1.0)
+    line = {"color": COLOURS["pruned"], "width": 1, "dash": "dot"}
+    figure.add_scatter(x=[low, high], y=[low, high], mode="lines", line=line, hoverinfo="skip", name="told what came")
+    figure.data[-1].showlegend = True
+    _points(figure, "best", came, told, text)
+    return dress(figure, 380, "told", xaxis={"title": "what came"})
+
+
 def importances(study: optuna.Study, names: Sequence[str]) -> go.Figure | str:
     """Bars under the names of the parameters."""
     if not names:

@@ -48,18 +48,16 @@ class Metric:
         Raises:
             Undefined: it is no finite number.
         """
+        name = f"objective.metric={self.name}"
         try:
             value = self.function(outputs, targets)
             number = float(value.item() if isinstance(value, Tensor) else value)
         except Undefined as error:
-            raise Undefined(f"objective.metric={self.name}: {error}") from None
+            raise Undefined(f"{name}: {error}") from None
         except (TypeError, ValueError) as error:
-            words = " ".join(str(error).split())
-            raise Undefined(f"objective.metric={self.name}: {type(error).__name__}: {words}") from error
+            raise Undefined(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
         if isinstance(value, str) or not math.isfinite(number):
-            raise Undefined(
-                f"objective.metric={self.name} is {value!r} for {len(targets)} examples: a number is wanted"
-            )
+            raise Undefined(f"{name}: is {value!r} for {len(targets)} examples: a number is wanted")
         return number
 
 

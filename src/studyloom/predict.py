@@ -1,6 +1,8 @@
-"""What a winner says of images: PNGs and the like, or IDX files, classified by winner.pt as winner.yaml builds it."""
+"""What a winner says of pictures, arrays and lines of numbers: winner.pt answers, as winner.yaml builds it."""
 
+import csv
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,34 +16,54 @@ from torch import Tensor, nn
 from studyloom import parts, train, trust
 from studyloom.checkpoint import load_weights
 from studyloom.data import read_idx
+from studyloom.metrics import shown
 
 
 class PredictError(ValueError):
-    """There is no winner, or an image is none that it can look at; says which, and what was expected."""
+    """There is no winner, or a file holds nothing that it can look at; says which, and what was expected."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network, and what it expects. shape: (channels, height, width); mean and std: of pixels from 0 to 1."""
+    """A trained network, and what it expects.
+
+    shape: of an input, such as (channels, height, width); mean and std: of pixels from 0 to 1. names: of the classes or
+    numbers that it tells; columns: of its inputs in a table.
+    """
 
     model: nn.Module
     shape: tuple[int, ...]
-    mean: float
-    std: float
+    mean: float = 0.0
+    std: float = 1.0
+    classifies: bool = True
+    names: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """The probabilities (n, classes) of uint8 images (n, *shape)."""
-        images = pixels.float().div_(255).sub_(self.mean).div_(self.std)
-        return train.predict(self.model, images).softmax(1)
+    @property
+    def sees(self) -> bool:
+        """Whether its inputs are pictures."""
+        return len(self.shape) == 3 and self.shape[0] in (1, 3)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """The probabilities (n, classes), or the numbers (n, outputs), of float32 inputs (n, *shape)."""
+        outputs = train.predict(self.model, inputs)
+        return outputs.softmax(1) if self.classifies else outputs
 
 
 @dataclass(frozen=True)
 class Answer:
-    """name: the file, and for one of several images its place there."""
+    """name: the file, and for one of several inputs its place there; then a class and how sure it is, or numbers."""
 
     name: str
-    label: int
-    confidence: float
+    label: int | None = None
+    confidence: float | None = None
+    values: tuple[float, ...] = ()
+    word: str = ""
+
+    def __str__(self) -> str:
+        if self.confidence is None:
+            return "\t".join((self.name, *map(shown, self.values)))
+        return f"{self.name}\t{self.word or self.label}\t{self.confidence:.4f}"
 
 
 def load(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
@@ -55,6 +77,7 @@ def load(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
     try:
         facts = json.loads((run_dir / "winner.json").read_text())["data"]
         shape, outputs, mean, std = (facts[name] for name in ("shape", "outputs", "mean", "std"))
+        names, columns = (tuple(map(str, facts.get(name, ()))) for name in ("names", "columns"))
     except FileNotFoundError:
         wait = "the study writes it when its search has ended"
         raise PredictError(f"{run_dir}: there is no winner.json; {wait}") from None
@@ -69,19 +92,80 @@ def load(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
         model.load_state_dict(load_weights(run_dir / "winner.pt"))
     except (RuntimeError, ValueError) as error:
         raise PredictError(f"{run_dir / 'winner.pt'}: {' '.join(str(error).split())[:300]}") from None
-    return Network(model, tuple(shape), float(mean), float(std))
+    classifies = bool(facts.get("classifies", True))
+    return Network(model, tuple(shape), float(mean), float(std), classifies, names, columns)
 
 
-def classify(network: Network, paths: Sequence[Path]) -> Iterator[Answer]:
-    """An answer for each image, in their order; all files are read before the first.
+def predict(network: Network, paths: Sequence[Path]) -> Iterator[Answer]:
+    """An answer for each input, in their order; all files are read before the first.
 
     Raises:
-        PredictError: a file holds no image, or one of another shape.
+        PredictError: a file holds no input for this network.
     """
-    for path, pixels in [(path, read(path, network.shape)) for path in paths]:
-        sure, labels = network(pixels).max(1)
-        for place, (label, confidence) in enumerate(zip(labels.tolist(), sure.tolist(), strict=True)):
-            yield Answer(f"{path}" if len(pixels) == 1 else f"{path}[{place}]", label, confidence)
+    for path, inputs in [(path, inputs_of(path, network)) for path in paths]:
+        for place, row in enumerate(network(inputs)):
+            name = f"{path}" if len(inputs) == 1 else f"{path}[{place}]"
+            if network.classifies:
+                label = int(row.argmax())
+                word = network.names[label] if label < len(network.names) else ""
+                yield Answer(name, label, float(row[label]), word=word)
+            else:
+                yield Answer(name, values=tuple(row.tolist()))
+
+
+def inputs_of(path: Path, network: Network) -> Tensor:
+    """What a file holds for a network, float32 (n, *shape): a .npy file of one or several, for pictures a picture or an
+    IDX file, else a CSV file with a line for each."""
+    if path.suffix == ".npy":
+        return _array(path, network.shape)
+    if network.sees:
+        return read(path, network.shape).float().div_(255).sub_(network.mean).div_(network.std)
+    return _lines(path, network)
+
+
+def _array(path: Path, shape: tuple[int, ...]) -> Tensor:
+    try:
+        found = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
+    except OSError as error:
+        raise PredictError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, TypeError, EOFError) as error:
+        raise PredictError(f"{path}: is no .npy file of numbers: {' '.join(str(error).split())}") from None
+    if tuple(found.shape) == shape:
+        found = found[None]
+    if tuple(found.shape[1:]) != shape or not len(found):
+        raise PredictError(f"{path}: holds {_times(found.shape)}; the network takes {_times(shape)}, or several")
+    return found
+
+
+def _lines(path: Path, network: Network) -> Tensor:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except OSError as error:
+        raise PredictError(f"{path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, csv.Error):
+        raise PredictError(f"{path}: is neither a .npy file nor a CSV file") from None
+    places = list(range(math.prod(network.shape)))
+    if network.columns:
+        header = [name.strip() for name in rows.pop(0)] if rows else []
+        if missing := [name for name in network.columns if name not in header]:
+            raise PredictError(f"{path}: has no column {', '.join(missing)}")
+        places = [header.index(name) for name in network.columns]
+    found = []
+    for line, row in enumerate(rows, 1 + bool(network.columns)):
+        try:
+            if not network.columns and len(row) != len(places):
+                raise ValueError
+            found.append([float(row[place]) for place in places])
+        except (ValueError, IndexError):
+            raise PredictError(f"{path}: line {line} is not {len(places)} numbers, which the network takes") from None
+    if not found:
+        raise PredictError(f"{path}: holds no line of numbers")
+    return torch.tensor(found).reshape(len(found), *network.shape)
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape))
 
 
 def read(path: Path, shape: Sequence[int]) -> Tensor:

@@ -105,10 +105,10 @@ class Question:
             ValueError: it cannot be.
         """
         source = config.build(cfg.data)
-        split = source.train()
-        return Material(
-            source, split, data.folds(split.targets, cfg.objective.folds, source.validation, derive(cfg.study.seed))
-        )
+        split: Split = source.train()
+        data.check(split)
+        count, seed = cfg.objective.folds, derive(cfg.study.seed)
+        return Material(source, split, data.folds(split.targets, count, source.validation, seed, ordered=split.ordered))
 
     def at(self, point: Point) -> DictConfig:
         """The config of one point."""

@@ -215,7 +215,9 @@ def load(cfg: DictConfig, origin: Origin, run_dir: Path) -> tuple[Split, Folds]:
             f"the trial was trained on data with the digest {origin.data}, and that of the data here is "
             f"{split.digest}; put the same files where data.root or STUDYLOOM_DATA says"
         )
-    folds = data.folds(split.targets, cfg.objective.folds, source.validation, derive(origin.study_seed))
+    folds = data.folds(
+        split.targets, cfg.objective.folds, source.validation, derive(origin.study_seed), ordered=split.ordered
+    )
     cuda = origin.device == "cuda" and torch.cuda.is_available()
     return split.to(torch.device("cuda", 0) if cuda else torch.device("cpu")), folds
 

@@ -103,11 +103,12 @@ def render(record: Record, winner: dict[str, Any] | None, config_text: str) -> s
         parts.append(section("Candidates", CANDIDATES, candidates(winner)))
         parts.append(section("The winner on the test part", "", absent(text(winner["note"]))))
     else:
-        parts += [
-            section("Candidates", CANDIDATES, candidates(winner)),
-            section("Confusion on the test images", CONFUSION, confusion(winner)),
-            section("Most confidently wrong", WRONG, wrong(winner)),
-        ]
+        parts.append(section("Candidates", CANDIDATES, candidates(winner)))
+        if (told := get(winner, "predictions")) is not None:
+            parts.append(section("Predictions on the test part", PREDICTIONS, plot(figures.predictions(told))))
+        else:
+            parts.append(section("Confusion on the test part", CONFUSION, confusion(winner)))
+            parts.append(section("Most confidently wrong", WRONG, wrong(winner)))
     parts.append(section("Configuration and environment", "", environment(winner) + configuration(config_text)))
     return document(record.name, "".join(parts))
 
@@ -142,6 +143,7 @@ CANDIDATES = (
     "The best of many trials looks better than it is. So the best few are trained again with other seeds, and the mean "
     "of these decides; the gap is what the search had promised too much."
 )
+PREDICTIONS = "What the winner told beside what came; of examples in the order of time one after the other."
 CONFUSION = "Rows are true classes and columns predictions; the diagonal is right, red is wrong."
 WRONG = (
     "Images that the winner takes for something else, the surest first: true class → prediction, and how sure it is."
@@ -347,9 +349,12 @@ def confusion(winner: dict[str, Any]) -> str:
     right = [row[true] for true, row in enumerate(rows) if true < len(row)]
     most = {True: max(1, *right, 0), False: max(1, *errors, 0)}
     hue = {True: "76,139,245", False: "229,72,77"}
-    parts = ["<tr><th></th>", *(f"<th>{column}</th>" for column in range(len(rows))), "</tr>"]
+    classes = get(winner, "classes")
+    if not isinstance(classes, list) or len(classes) != len(rows):
+        classes = [*range(len(rows))]
+    parts = ["<tr><th></th>", *(f"<th>{text(name)}</th>" for name in classes), "</tr>"]
     for true, row in enumerate(rows):
-        parts.append(f"<tr><th>{true}</th>")
+        parts.append(f"<tr><th>{text(classes[true])}</th>")
         for column, count in enumerate(row):
             same = column == true
             shade = f"rgba({hue[same]},{0.08 + 0.5 * count / most[same]:.2f})"

@@ -191,13 +191,16 @@ class Plan:
 
     @cached_property
     def reevaluation(self) -> Stage:
-        """Every candidate on fresh seeds and validation parts, of the size that they had in the search."""
+        """Every candidate on fresh seeds and validation parts, of the size that they had in the search.
+
+        In the order of time there is but one part that all the rest comes before, the last.
+        """
         count, split = self.question.config.objective.folds, self.material.split
 
         def part(seed: int) -> tuple[Tensor, Tensor]:
             assert split is not None
             held_out, fresh = self.material.source.validation, derive(self.question.seed, seed, 0, 1)
-            return data.folds(split.targets, count, held_out, fresh)[0]
+            return data.folds(split.targets, count, held_out, fresh, ordered=split.ordered)[-1]
 
         return self.stage("re-evaluation", self.candidates, part)
 

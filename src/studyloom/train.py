@@ -72,7 +72,7 @@ class Job:
         part, samples = len(self.train), self.samples
         if not len(self.valid):
             raise ValueError(
-                f"data.validation leaves no image to validate on beside {part} to train on: expected 1 or more"
+                f"data.validation leaves no example to validate on beside {part} to train on: expected 1 or more"
             )
         if self.epochs < 1:
             raise ValueError(f"train.epochs is {self.epochs}: expected 1 or more")
@@ -81,7 +81,7 @@ class Job:
                 f"train.samples_per_epoch is {samples}: expected 1 to {part}, the size of the training part"
             )
         if not 1 <= self.batch_size <= samples:
-            raise ValueError(f"train.batch_size is {self.batch_size}: expected 1 to {samples}, the images of an epoch")
+            raise ValueError(f"train.batch_size is {self.batch_size}: expected 1 to {samples}, the size of an epoch")
         if self.precision not in PRECISIONS:
             raise ValueError(f"train.precision is {self.precision!r}: expected {' or '.join(PRECISIONS)}")
         if not 0 <= self.l1 < math.inf:
@@ -212,6 +212,25 @@ class Training:
             raise RuntimeError("the last epoch was left unfinished: restore a state of before")
 
 
+def adapt(parts: Iterable[Any], split: Split, train: Tensor) -> None:
+    """Shows the training part to all modules that have a method `adapt(inputs, targets)`, once before the first step.
+
+    What they learn of it, such as means to standardise by or weights of classes, lies in their buffers and so in
+    checkpoints and winner.pt; no example that is validated or tested has a part in it.
+    """
+    if found := [learn for part in parts for learn in learners(part)]:
+        inputs, targets = split.inputs[train], split.targets[train]
+        for learn in found:
+            learn(inputs, targets)
+
+
+def learners(part: Any) -> list[Callable[[Tensor, Tensor], None]]:
+    """The methods `adapt` of a module and those within it."""
+    if not isinstance(part, nn.Module):
+        return []
+    return [learn for module in part.modules() if callable(learn := getattr(module, "adapt", None))]
+
+
 class _Run:
     """A job under way: its model, optimizer, counters and random state are all there is to save at an epoch's end."""
 
@@ -229,7 +248,11 @@ class _Run:
         self.random = [torch.Generator(g.device).manual_seed(job.seed).get_state() for g in self.generators]
         # Drawn on the CPU: the same initial weights on every device.
         model = self.with_own_randomness(lambda: job.model(shape=split.shape, outputs=split.outputs))
+        self.loss = deepcopy(job.loss) if learners(job.loss) else job.loss  # one that all jobs have learns for each
+        adapt((model, self.loss), split, self.train)
         self.model = model.to(self.device)
+        if isinstance(self.loss, nn.Module):
+            self.loss.to(self.device)
         spare_compiler()
         self.optimizer = job.optimizer(self.model.parameters())
         self.optimizer_step = step_of(self.optimizer)
@@ -333,7 +356,7 @@ class _Run:
             outputs = self.model(images)
         if self.job.precision == "bf16":
             outputs = outputs.float()
-        return self.job.loss(outputs, labels), outputs
+        return self.loss(outputs, labels), outputs
 
     @torch.no_grad()
     def add_l1(self) -> None:

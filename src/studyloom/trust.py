@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from studyloom.schema import ConfigError
 
 CLASSES = (
-    *("studyloom.models", "studyloom.losses", "studyloom.grid", "studyloom.data"),
+    *("studyloom.models", "studyloom.losses", "studyloom.grid", "studyloom.data", "studyloom.tables"),
     # Other launchers run commands that a config may hold, or code on other machines.
     *(f"studyloom.launch.{place}{launcher}" for place in ("", "local.") for launcher in ("Join", "Local")),
     *("torch.nn", "torch.optim", "optuna.samplers", "optuna.pruners"),

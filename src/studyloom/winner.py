@@ -26,6 +26,7 @@ from studyloom.stages import Plan, Stage, Trainings
 from studyloom.train import Training, predict
 
 WRONG = 20  # of the wrong test images, those that the winner is surest of
+POINTS = 1000  # predictions at most that are kept for the report
 # Quantiles 0.975 of Student's t, for 1 to 30 degrees of freedom; above, that of the normal distribution is near.
 T975 = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
@@ -106,8 +107,12 @@ def examine(plan: Plan, trainings: Trainings, test: Callable[[], Split]) -> tupl
     targets = sealed.targets.cpu()
     values = {n: [metric(made, targets) for made in each] for n, each in outputs.items()}
     found = {
-        "test": compared(values, plan.winner, plan.baseline()) | {"examples": len(targets)},
-        **mistakes(outputs[plan.winner][0].softmax(1), sealed),
+        "test": compared(values, plan.winner, plan.baseline())
+        | {
+            "examples": len(targets),
+            "references": {rule: metric(said.cpu(), targets) for rule, said in sealed.references.items()},
+        },
+        **shown_part(outputs[plan.winner][0], sealed),
         "epochs": trainings.job(plan.winner, 0).epochs,
         "seeds": [trainings.job(plan.winner, seed).seed for seed in seeds],
         "data": {
@@ -117,6 +122,9 @@ def examine(plan: Plan, trainings: Trainings, test: Callable[[], Split]) -> tupl
             "outputs": sealed.outputs,
             "mean": split.mean,
             "std": split.std,
+            "classifies": sealed.classifies,
+            "names": list(sealed.names),
+            "columns": list(sealed.columns),
         },
         "environment": environment(sealed.inputs.device),
     }
@@ -194,6 +202,15 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "std": stdev(values), "interval": [mean - half, mean + half]}
 
 
+def shown_part(outputs: Tensor, split: Split) -> dict[str, Any]:
+    """What the report shows of the test part: of classes the mistakes, of numbers what was told beside what came."""
+    if split.classifies:
+        return mistakes(outputs.softmax(1), split)
+    every = math.ceil(len(split) / POINTS)
+    told, came = outputs[::every], split.targets.cpu()[::every]
+    return {"predictions": {"told": told.tolist(), "came": came.tolist(), "ordered": split.ordered}}
+
+
 def mistakes(probabilities: Tensor, split: Split) -> dict[str, Any]:
     """The confusion matrix (rows are true classes), and the wrong images that the network is surest of."""
     labels, classes = split.targets.cpu(), split.outputs
@@ -203,6 +220,7 @@ def mistakes(probabilities: Tensor, split: Split) -> dict[str, Any]:
     wrong = wrong[sure[wrong].argsort(descending=True)][:WRONG]
     return {
         "confusion": confusion.tolist(),
+        "classes": list(split.names) or [str(number) for number in range(classes)],
         "wrong": [
             {
                 "index": index,
@@ -262,12 +280,23 @@ def card(found: Mapping[str, Any], plan: Plan) -> str:
     lines += [
         f"## Parameters\n\n| | |\n|---|---|\n{params}",
         "## Use\n\n`winner.pt` holds the weights of the first seed (`torch.load(…, weights_only=True)`), `winner.yaml` "
-        f"the configuration, `winner.json` all numbers. `studyloom predict {plan.run_dir} IMAGE…` classifies images "
-        f"of {' × '.join(map(str, found['data']['shape']))} (channels, height, width).",
+        f"the configuration, `winner.json` all numbers. `studyloom predict {plan.run_dir} FILE…` takes "
+        f"{wanted(found['data']['shape'], found['data']['columns'])}.",
         f"## Data\n\nTrained on {len(plan.material.split.targets)} examples, sha256 `{found['data']['digest']}`, for "
         f"{found['epochs']} epochs. The test part was opened once, after the winner was chosen.",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def wanted(shape: Sequence[int], columns: Sequence[str]) -> str:
+    """What `studyloom predict` takes, in words."""
+    sizes = " × ".join(map(str, shape))
+    arrays = f".npy files of {sizes} numbers, or of several such"
+    if len(shape) == 3 and shape[0] in (1, 3):
+        return f"pictures and IDX files of {sizes} (channels, height, width), and {arrays}"
+    if columns:
+        return f"CSV files with the columns {', '.join(columns)}, and {arrays}"
+    return f"CSV files with {math.prod(shape)} numbers in a line, and {arrays}"
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
@@ -287,6 +316,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     if "difference" in test:
         yield f"          baseline {told(test['baseline'])}"
         yield f"          difference {difference(test)}"
+    for rule, value in test["references"].items():
+        yield f"          {rule} {shown(value)}"
     if "gap" in chosen:
         yield f"          selection gap {shown(chosen['gap'], '+')}: {told(chosen)} on fresh seeds and validation parts"
 
