@@ -164,7 +164,14 @@ def deadly(tmp_path):
     """A command whose every trial does a deed to its worker."""
     (tmp_path / "deadly.py").write_text(DEADLY)
     environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    network = ["model._target_=deadly.Net", "~model.hidden", "~model.activation", "~model.dropout", "~model.init"]
+    network = [
+        "model._target_=deadly.Net",
+        "~model.hidden",
+        "~model.activation",
+        "~model.dropout",
+        "~model.init",
+        "~model.standardise",
+    ]
     quick = [override for override in QUICK if not override.startswith("model.")]
 
     def run(deed, *overrides):

@@ -83,7 +83,7 @@ def test_a_trial_stores_what_it_was_made_of_and_with(work):
         assert (made.seed, made.study_seed, made.data, made.device) == (derive(3, trial.number), 3, "toy", "cpu")
         assert made.claims == 1
         assert made.config["train"]["batch_size"] == trial.params["train.batch_size"]
-        assert made.config["train"]["loss"]["_target_"] == "torch.nn.CrossEntropyLoss"
+        assert made.config["train"]["loss"]["_target_"] == "studyloom.losses.CrossEntropy"
         assert made.config["optimizer"]["lr"] in trial.params.values()
         assert {*made.config} == {"data", "model", "optimizer", "scheduler", "objective", "train"}
         assert "root" not in made.config["data"]
@@ -388,7 +388,7 @@ class Net(nn.Sequential):
 def test_a_network_of_ones_own_is_replayed_once_it_is_trusted(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "__init__.py").write_text(NET)
-    own = ("space=none", "~model.hidden", "~model.activation", "~model.dropout", "~model.init")
+    own = ("space=none", "~model.hidden", "~model.activation", "~model.dropout", "~model.init", "~model.standardise")
     few = [override for override in QUICK if not override.startswith(("model.", "space="))]
     done = study(
         *(*few, *own, "model._target_=mine.Net", "study.trials=1", "launcher.workers=1", f"run_dir={tmp_path}"),

@@ -372,7 +372,14 @@ class Net(torch.nn.Linear):
 @pytest.fixture
 def failing(tmp_path, request):
     (tmp_path / "failing.py").write_text(NETWORK)
-    network = ("model._target_=failing.Net", "~model.hidden", "~model.activation", "~model.dropout", "~model.init")
+    network = (
+        "model._target_=failing.Net",
+        "~model.hidden",
+        "~model.activation",
+        "~model.dropout",
+        "~model.init",
+        "~model.standardise",
+    )
 
     def make(kind, deed):
         run = on(request, tmp_path, kind)
