@@ -23,6 +23,10 @@ QUICK = (
 )
 
 
+# The keys of model=mlp, taken away: for a network of one's own in its place.
+BARE = ("~model.hidden", "~model.activation", "~model.dropout", "~model.init", "~model.standardise")
+
+
 def environment(**extra: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("STUDYLOOM_", "HYDRA_"))}
     return kept | {"COLUMNS": "80"} | extra

@@ -146,7 +146,7 @@ def test_the_schema_has_a_value_for_every_setting_of_its_own(composing):
 
 
 WRONG = {
-    "model=mpl": ["model=mpl: no such option; model has cnn, mlp; did you mean mlp?"],
+    "model=mpl": ["model=mpl: no such option; model has cnn, gru, lstm, mlp, rnn, transformer; did you mean mlp?"],
     "sampler=tpee": ["sampler=tpee: no such option", "did you mean tpe?"],
     "modle=mlp": ["modle: no such key; there are", "did you mean model?"],
     "modle.hidden=[3]": ["modle: no such key", "did you mean model?"],
@@ -417,8 +417,8 @@ def test_composing_again_finds_what_was_found_the_first_time(command, tmp_path):
 
 def test_an_option_that_does_not_compose_is_named():
     _, composer = compose("train.epochs=3")
-    with pytest.raises(ConfigError, match=r"model=rnn: .*Could not find 'model/rnn'"):
-        composer.compose({"model": "rnn"})
+    with pytest.raises(ConfigError, match=r"model=ran: .*Could not find 'model/ran'"):
+        composer.compose({"model": "ran"})
 
 
 def test_values_are_set_on_a_copy():
@@ -450,7 +450,7 @@ def test_a_key_is_there_or_not_be_it_null_or_below_a_list():
     for key in ("train.clip", "train.epoch", "nowhere.at.all", "model.hidden.deep", "model.hidden.deep.down"):
         assert get(cfg, key) is None
     assert get(cfg, "model.hidden") == [128]
-    assert keys(cfg, "objective") == ["folds", "seeds", "metric", "direction"]
+    assert keys(cfg, "objective") == ["folds", "seeds", "_target_", "metric", "constraints", "direction"]
     assert "train" in keys(cfg, "")
 
 
@@ -646,7 +646,7 @@ def test_a_folder_in_which_nothing_ran_is_named(tmp_path, there):
 
 
 def test_the_options_of_a_group_are_its_files(composing):
-    assert config.group_options("model") == ["cnn", "mlp"]
+    assert config.group_options("model") == ["cnn", "gru", "lstm", "mlp", "rnn", "transformer"]
     assert config.group_options("modle") == []
 
 
@@ -658,7 +658,7 @@ def test_any_config_takes_options_of_studyloom_and_its_own_come_first(tmp_path):
     cfg, _ = compose(name="own", folder=tmp_path)
     assert cfg.optimizer["_target_"] == "torch.optim.SGD"
     assert cfg.model["_target_"] == "studyloom.models.MLP"
-    assert config.group_options("model") == ["cnn", "mlp"]
+    assert config.group_options("model") == ["cnn", "gru", "lstm", "mlp", "rnn", "transformer"]
     assert compose("model=cnn", name="own", folder=tmp_path)[0].model["_target_"] == "mine.CNN"
 
 

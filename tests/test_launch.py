@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from commands import QUICK, ROOT, start
+from commands import BARE, QUICK, ROOT, start
 from optuna.trial import TrialState
 
 from studyloom.actor import Actor
@@ -164,14 +164,7 @@ def deadly(tmp_path):
     """A command whose every trial does a deed to its worker."""
     (tmp_path / "deadly.py").write_text(DEADLY)
     environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    network = [
-        "model._target_=deadly.Net",
-        "~model.hidden",
-        "~model.activation",
-        "~model.dropout",
-        "~model.init",
-        "~model.standardise",
-    ]
+    network = ["model._target_=deadly.Net", *BARE]
     quick = [override for override in QUICK if not override.startswith("model.")]
 
     def run(deed, *overrides):
@@ -383,10 +376,10 @@ def test_an_actor_works_in_the_commands_folder_if_it_sees_its_disk_else_in_its_o
         (tmp_path / "log").touch()
     actor = Actor()
     environment = {"PYTHONPATH": "/of/the/command"}
-    owner, code, _ = actor.start(["-c", SAY], environment, str(there), "src", str(tmp_path / "log"))
+    owner, code, first = actor.start(["-c", SAY], environment, str(there), "src", str(tmp_path / "log"))
     assert (owner, code) == (owner_of(actor.process.pid), None)
     base = there if shared else here
-    said = until(lambda: actor.look(0.0)[2].decode().split())
+    said = until(lambda: (first or actor.look(0.0)[2]).decode().split())
     assert said[0] == str(base)
     assert str(base / "src") in said
     assert ("/of/the/command" in said) == shared

@@ -8,7 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from commands import QUICK, ROOT, environment, study
+from commands import BARE, QUICK, ROOT, environment, study
 from rich.console import Console
 from toys import TINY, Never, Signal, ask, compose, toy_folds, toy_split
 
@@ -388,7 +388,7 @@ class Net(nn.Sequential):
 def test_a_network_of_ones_own_is_replayed_once_it_is_trusted(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "__init__.py").write_text(NET)
-    own = ("space=none", "~model.hidden", "~model.activation", "~model.dropout", "~model.init", "~model.standardise")
+    own = ("space=none", *BARE)
     few = [override for override in QUICK if not override.startswith(("model.", "space="))]
     done = study(
         *(*few, *own, "model._target_=mine.Net", "study.trials=1", "launcher.workers=1", f"run_dir={tmp_path}"),

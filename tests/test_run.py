@@ -292,7 +292,7 @@ def test_unknown_names_on_the_command_line_are_told_all_at_once(tmp_path):
         "optimizer.lrr=1",
         "study.trials=many",
         words=(
-            "model=mpl: no such option; model has cnn, mlp; did you mean mlp?",
+            "model=mpl: no such option; model has cnn, gru, lstm, mlp, rnn, transformer; did you mean mlp?",
             "modle: no such key",
             "did you mean model?",
             "study.trails: no such key",
@@ -309,7 +309,7 @@ def test_mistakes_in_a_space_are_told_all_at_once(tmp_path):
         "space.model.mlp.dropout.float=[0.5,0.1]",
         "space.optimizer.adamw.lr.float=[0,1]",
         "space.train.batch_size.choice=[]",
-        "+space.model.rnn.units.int=[1,2]",
+        "+space.model.ran.units.int=[1,2]",
         "+space.optimizer.sdg=3",
         words=(
             "space.model.mlp.dropout.float: the low end 0.5 is above the high end 0.1",
@@ -324,11 +324,11 @@ def test_mistakes_in_a_space_are_told_all_at_once(tmp_path):
 
 def test_names_and_defaults_of_a_space_are_checked_against_the_config(tmp_path):
     refused(
-        "+space.model.rnn.units.int=[1,2]",
+        "+space.model.ran.units.int=[1,2]",
         "+space.model.mlp.hiden.int=[1,2]",
         "optimizer.lr=5",
         words=(
-            "space.model.rnn.units: model.rnn.units is no key",
+            "space.model.ran.units: model.ran.units is no key",
             "space.model.mlp.hiden: model.hiden is no key",
             "did you mean hidden?",
             "optimizer.lr=5 is outside its range",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
+from commands import BARE
 from harness import outcomes, until
 from runs import TRIALS, Run, kill, nap
 from servers import Server
@@ -372,14 +373,7 @@ class Net(torch.nn.Linear):
 @pytest.fixture
 def failing(tmp_path, request):
     (tmp_path / "failing.py").write_text(NETWORK)
-    network = (
-        "model._target_=failing.Net",
-        "~model.hidden",
-        "~model.activation",
-        "~model.dropout",
-        "~model.init",
-        "~model.standardise",
-    )
+    network = ("model._target_=failing.Net", *BARE)
 
     def make(kind, deed):
         run = on(request, tmp_path, kind)
