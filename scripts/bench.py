@@ -173,6 +173,9 @@ class Bare:
     def made_of(self, point: Any) -> None:
         return None
 
+    def measure(self, point: Any, split: Split, folds: Any) -> list[Any]:
+        return []
+
     def effort(self, point: Any, number: int, split: Split, folds: Any) -> Trained:
         (train, valid), rate = folds[0], point.params["x0"]
         adam = functools.partial(torch.optim.SGD, lr=rate)
