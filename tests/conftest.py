@@ -13,6 +13,9 @@ import sqlalchemy
 from commands import CANARY
 from hydra.core.global_hydra import GlobalHydra
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # pytest started with &: commands of the tests would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(scope="session")
 def postgres_server():
