@@ -102,13 +102,14 @@ def test_why_a_job_is_not_taken_is_said(submission, monkeypatch):
 
 
 class Running:
-    """A script whose worker is a shell command, and whose scontrol writes down what it is asked."""
+    """A script whose worker is a shell command, and whose scontrol writes down what it is asked; USR2 comes `at` a line."""
 
-    def __init__(self, tmp_path, worker):
+    def __init__(self, tmp_path, worker, at=None):
         self.folder = tmp_path
         (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
         (tmp_path / "scontrol").chmod(0o755)
-        (tmp_path / "script").write_text(written(Slurm(), ["sh", "-c", worker], tmp_path))
+        script = written(Slurm(), ["sh", "-c", worker], tmp_path)
+        (tmp_path / "script").write_text(script.replace(at, f"kill -USR2 $$; {at}", 1) if at else script)
         task = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "SLURM_CPUS_PER_TASK": "3"}
         path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
         self.process = subprocess.Popen(
@@ -140,6 +141,12 @@ def test_a_worker_that_finds_nothing_left_to_do_on_usr2_is_not_queued_again(tmp_
     run.until("up")
     run.process.send_signal(signal.SIGUSR2)
     assert run.end() == (0, "", None)
+
+
+@pytest.mark.parametrize("line", ["for _ in", "worker=$!"])
+def test_usr2_before_the_worker_is_known_queues_the_task_again(tmp_path, line):
+    run = Running(tmp_path, "sleep 60", at=line)
+    assert run.end() == (0, "", "requeue 7_2")
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 143])

@@ -20,10 +20,11 @@ export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
 # On USR2 the worker hands its trial back at its last epoch, and the task is queued again. One that another signal ends
 # is started again, {restarts} times.
 again=
-trap 'again=yes; kill -TERM "$worker"' USR2
+trap 'again=yes; [ "$!" ] && kill -TERM "$!"' USR2
 for _ in {lives}; do
     {command} &
     worker=$!
+    [ "$again" ] && kill -TERM "$worker" # the signal came before there was this worker
     wait "$worker"
     code=$?
     if [ "$again" ]; then # the signal has ended the wait
