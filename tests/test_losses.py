@@ -54,7 +54,7 @@ def test_cross_entropy_without_weights_is_that_of_pytorch(smoothing):
 def test_balanced_classes_have_the_same_share_in_the_loss_of_the_training_part():
     labels = torch.tensor([0] * 90 + [1] * 9 + [2])
     loss = CrossEntropy("balanced")
-    loss.adapt(torch.zeros(100, 1), labels)
+    loss.balance.adapt(torch.zeros(100, 1), labels)
     outputs = torch.zeros(100, 3)
     shares = [loss(outputs[labels == c], labels[labels == c]) * (labels == c).sum() / 100 for c in range(3)]
     torch.testing.assert_close(torch.stack(shares), torch.full((3,), math.log(3) / 3))

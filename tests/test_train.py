@@ -711,5 +711,5 @@ def test_a_loss_adapts_for_each_job_alone():
     parts = [(torch.arange(0, 60, 3), torch.arange(3)), (torch.arange(60), torch.arange(3))]
     jobs = [Job(MLP, torch.optim.Adam, lambda _: 1.0, loss, *part, 1, 10, seed=0) for part in parts]
     runs = Training(jobs, split)._runs
-    assert [run.loss.weight.tolist() for run in runs] == [[1.0], [1.0, 1.0, 1.0]]
-    assert loss.weight is None
+    assert [run.loss.balance.weight.tolist() for run in runs] == [[1.0], [1.0, 1.0, 1.0]]
+    assert loss.balance.weight is None
