@@ -7,6 +7,7 @@ groups (data, model, optimizer, …) hold a `_target_` and its arguments, and an
 import functools
 import inspect
 import os
+import pickle
 import re
 import stat
 import sys
@@ -255,7 +256,7 @@ def _node(config: DictConfig, key: str) -> Any:
 
 def with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
     """A copy with values set by key (about 2 ms, against 70 ms to compose)."""
-    copy = config.copy()
+    copy: DictConfig = pickle.loads(pickle.dumps(config))  # config.copy() takes 7 ms for the same
     for key, value in values.items():
         OmegaConf.update(copy, key, value, merge=False)
     return copy
@@ -300,8 +301,10 @@ def build(section: DictConfig, **given: Any) -> Any:
     accepted = inspect.signature(target).parameters
     bound = {name: value for name, value in given.items() if name in accepted and name not in section}
     # Bound by us and not by Hydra, which turns what it is given into config nodes.
-    make = functools.partial(instantiate(section, _convert_="all", _partial_=True), **bound)
-    return make if section.get("_partial_") else make()
+    make = instantiate(section, _convert_="all", _partial_=True)
+    if section.get("_partial_"):  # as it is: Hydra's wrapper looks at each call anew, 0.08 ms of every step of training
+        return functools.partial(make.func, *make.args, **make.keywords, **bound)
+    return make(**bound)
 
 
 def storage_url(config: DictConfig | ListConfig) -> str | None:
