@@ -14,6 +14,7 @@ from optuna.storages import get_storage
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 
+from studyloom import storage
 from studyloom.disks import filesystem, is_network
 from studyloom.storage import (
     StorageError,
@@ -101,6 +102,22 @@ def test_who_looks_at_a_database_in_the_making_writes_nothing_there(url, monkeyp
     monkeypatch.undo()
     assert looks == []
     assert connect(url).get_all_studies() == []
+
+
+def test_a_file_that_appears_after_a_look_is_not_opened(sqlite_url, monkeypatch):
+    """Its maker had just begun; who looked was told first that it was not there, and then wrote into it."""
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    real = storage.identity
+
+    def identity(address):
+        found = real(address)
+        path.touch()
+        return found
+
+    monkeypatch.setattr(storage, "identity", identity)
+    with pytest.raises(StorageError, match="there is no database"):
+        connect(sqlite_url, deadline=0)
+    assert path.read_bytes() == b""
 
 
 def test_a_database_deleted_in_mid_run_is_an_error_and_not_an_empty_one(sqlite_url, tmp_path):

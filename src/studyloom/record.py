@@ -15,7 +15,7 @@ from studyloom import rows
 from studyloom.desk import Desk
 from studyloom.ledger import Ledger
 from studyloom.metrics import ACCURACY, Metric
-from studyloom.storage import StorageError, connect, exclusive, read
+from studyloom.storage import Persistent, StorageError, connect, exclusive, read
 
 QUESTION = "question"  # user attributes of a study: what it asks, by key
 HALTED = "halted"  # why nobody is to go on, or null
@@ -73,7 +73,10 @@ def open_record(url: str, name: str, deadline: float = 300.0) -> Record:
     Raises:
         StorageError: no such database, or no study of that name in it.
     """
-    backend = connect(url, deadline=deadline)
+    return _open(connect(url, deadline=deadline), name)
+
+
+def _open(backend: Persistent, name: str) -> Record:
     storage = Desk(backend)
     try:
         study_id = storage.get_study_id_from_name(name)
@@ -126,8 +129,7 @@ def create_record(
             Ledger(backend, storage.get_study_id_from_name(name)).create()
             _name_values(study, metric)
             study.set_user_attr(QUESTION, dict(question))
-        backend.engine.dispose()  # a process has two connections to a server, and not four
-        record = open_record(url, name, deadline)
+        record = _open(backend, name)
         asked = record.study.user_attrs.get(QUESTION)
         if asked is None:  # its maker died between the two commits above
             record.ledger.create()
