@@ -102,7 +102,10 @@ def test_why_a_job_is_not_taken_is_said(submission, monkeypatch):
 
 
 class Running:
-    """A script whose worker is a shell command, and whose scontrol writes down what it is asked; USR2 comes `at` a line."""
+    """A script with a shell command for its worker, and a scontrol that writes down what it is asked.
+
+    at: before this line it gets USR2.
+    """
 
     def __init__(self, tmp_path, worker, at=None):
         self.folder = tmp_path

@@ -27,8 +27,8 @@ ROOMS = {
     ),
     # processes, files, people
     "front": (
-        *("launch", "launch.task", "launch.crew", "launch.local", "launch.ray", "launch.slurm", "actor"),
-        *("stop", "progress", "outline", "replica", "axes", "figures", "report", "doctor", "dashboard"),
+        *("launch", "launch.task", "launch.crew", "launch.local", "launch.nursery", "launch.ray", "launch.slurm"),
+        *("actor", "stop", "progress", "outline", "replica", "axes", "figures", "report", "doctor", "dashboard"),
         *("stages", "winner", "predict", "status", "replay", "run", "scaffold", "cli"),
     ),
 }

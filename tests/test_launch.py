@@ -39,17 +39,20 @@ def record_of(run_dir):
     return open_record(f"sqlite:///{run_dir}/study.db", "mnist")
 
 
-def workers_of(run_dir) -> list[int]:
-    """The processes that work below a run directory, but the command itself."""
+def processes_of(run_dir) -> list[int]:
+    """The processes of a run: its command, the nursery, and the workers."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            command = (process / "cmdline").read_bytes().split(b"\0")
+            if f"run_dir={run_dir}".encode() in (process / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(process.name))
         except OSError:
             continue
-        if f"run_dir={run_dir}".encode() in command and b"launcher=join" in command:
-            found.append(int(process.name))
     return found
+
+
+def pids(owners):
+    return [int(owner.rpartition(":")[2]) for owner in owners]
 
 
 def at_work(run_dir):
@@ -98,7 +101,7 @@ def test_a_stop_hands_all_trials_back_and_the_same_command_goes_on(tmp_path):
     assert process.returncode == 130
     assert "stopped; the same command goes on from here" in out
     assert "Traceback" not in err
-    assert workers_of(tmp_path) == []
+    assert processes_of(tmp_path) == []
     assert record_of(tmp_path).ledger.counts()["held"] == 0
     assert "goes on" in finish(tmp_path)
     assert_complete(tmp_path)
@@ -107,23 +110,21 @@ def test_a_stop_hands_all_trials_back_and_the_same_command_goes_on(tmp_path):
 @linux
 @pytest.mark.chaos
 def test_a_second_stop_ends_at_once(tmp_path):
-    process, _ = at_work(tmp_path)
-    worker = workers_of(tmp_path)[0]
-    os.kill(worker, signal.SIGSTOP)  # it will not follow the first
+    process, owners = at_work(tmp_path)
+    os.kill(pids(owners)[0], signal.SIGSTOP)  # it will not follow the first
     process.send_signal(signal.SIGINT)
     assert "stopping" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=5)
     assert process.returncode == 130
-    until(lambda: workers_of(tmp_path) == [], 5)
+    until(lambda: processes_of(tmp_path) == [], 5)
     assert record_of(tmp_path).ledger.counts()["held"] == 0
 
 
 @linux
 def test_a_worker_that_dies_is_started_again_and_its_trial_gone_on_with(tmp_path):
     process, owners = at_work(tmp_path)
-    pid = int(owners[0].rpartition(":")[2])
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pids(owners)[0], signal.SIGKILL)
     (tmp_path / "gate").touch()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0
@@ -132,11 +133,27 @@ def test_a_worker_that_dies_is_started_again_and_its_trial_gone_on_with(tmp_path
 
 
 @linux
+def test_where_the_nursery_is_gone_workers_are_commands(tmp_path):
+    """What works goes on, and what dies is started again."""
+    process, owners = at_work(tmp_path)
+    (nursery,) = {*processes_of(tmp_path)} - {process.pid, *pids(owners)}
+    os.kill(nursery, signal.SIGKILL)
+    os.kill(pids(owners)[0], signal.SIGKILL)
+    again = until(lambda: {*processes_of(tmp_path)} - {process.pid, *pids(owners)})
+    assert b"launcher=join" in Path(f"/proc/{again.pop()}/cmdline").read_bytes()
+    (tmp_path / "gate").touch()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "a worker ended with exit code 255" in err  # nobody has seen how
+    assert_complete(tmp_path)
+
+
+@linux
 def test_workers_do_not_outlive_a_killed_command(tmp_path):
     process, _ = at_work(tmp_path)
     process.kill()
     process.communicate()
-    until(lambda: workers_of(tmp_path) == [], 10)
+    until(lambda: processes_of(tmp_path) == [], 10)
 
 
 DEADLY = """

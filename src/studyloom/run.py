@@ -27,7 +27,19 @@ from studyloom.calls import Called
 from studyloom.config import Composer, ConfigError
 from studyloom.disks import filesystem, is_network
 from studyloom.failures import FAILURE, REASON, UNDEFINED
-from studyloom.launch import HALT, WORKER, Launcher, LaunchError, Task, age, follow_parent, own_arguments, program
+from studyloom.launch import (
+    HALT,
+    WORKER,
+    Join,
+    Launcher,
+    LaunchError,
+    Nursery,
+    Task,
+    age,
+    follow_parent,
+    own_arguments,
+    program,
+)
 from studyloom.outline import outline
 from studyloom.question import SECTIONS, Material, Question
 from studyloom.record import Record, create_record, open_record
@@ -63,6 +75,17 @@ def run(cfg: DictConfig) -> None:
     database or file that cannot be used; with 1 if it could not finish; with 130 or 143 if it was stopped by Ctrl-C or
     SIGTERM. `HYDRA_FULL_ERROR=1` shows tracebacks.
     """
+    alone = WORKER in os.environ or cfg.study.dry_run
+    nursery = None if alone else Nursery.open(lambda: proceed(cfg))
+    try:
+        proceed(cfg, nursery)
+    finally:
+        if nursery is not None:
+            nursery.close()
+
+
+def proceed(cfg: DictConfig, nursery: Nursery | None = None) -> NoReturn:
+    """The same in this process, be it the command's or that of a worker which a launcher has started."""
     worker = WORKER in os.environ
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO if worker else logging.WARNING)
@@ -72,10 +95,10 @@ def run(cfg: DictConfig) -> None:
     code = 0
     with Stop(cfg.study.timeout) as stop:
         try:
-            prepared = prepare(cfg, checked=worker)
+            prepared = prepare(cfg, worker=worker)
             if cfg.study.dry_run:
                 show(prepared.question, progress.console())
-                return
+                sys.exit()
             prepared = replace(prepared, url=server.serve(prepared.url))
             record, trials = open_study(prepared, create=not worker)
             record.ledger.storage.hurry(stop)
@@ -84,7 +107,7 @@ def run(cfg: DictConfig) -> None:
                 check_room(prepared.url, prepared.launcher.count(plan.todo()))
         except (ValueError, OSError) as error:
             give_up(error, 2)
-        task = task_of(prepared, plan)
+        task = task_of(prepared, plan, nursery)
         try:
             if worker:
                 prepared.launcher.launch(task, stop)
@@ -114,8 +137,8 @@ def give_up(error: Exception, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def prepare(cfg: DictConfig, *, checked: bool) -> Prepared:
-    """Turns the config into objects and checks all of it, unless it was `checked` by the process that started this one.
+def prepare(cfg: DictConfig, *, worker: bool) -> Prepared:
+    """Turns the config into objects, and checks all of it; for a worker whoever started it has done so.
 
     Raises:
         ConfigError: all mistakes found.
@@ -134,13 +157,13 @@ def prepare(cfg: DictConfig, *, checked: bool) -> Prepared:
 
     kind = Called if cfg.objective["_target_"] is not None else Question
     question = attempt(lambda: kind.ask(cfg, Composer.from_hydra()))
-    launcher = attempt(lambda: config.build(cfg.launcher))
+    launcher = Join() if worker else attempt(lambda: config.build(cfg.launcher))
     url = attempt(lambda: _url(cfg))
     material = attempt(lambda: kind.gather(cfg))
-    if question is not None and material is not None and not checked:
+    if question is not None and material is not None and not worker:
         attempt(lambda: question.check(material.folds, material.split))
     starts: Any = Starts()
-    if question is not None and url is not None and not checked and not mistakes:  # points of a wrong space are wrong
+    if question is not None and url is not None and not worker and not mistakes:  # points of a wrong space are wrong
         known = _known_sources(url, cfg) if cfg.study["from"] is not None else []
         starts = attempt(lambda: find_starts(question, known))
     if url is not None and launcher is not None:
@@ -242,11 +265,12 @@ def plan_of(prepared: Prepared, search: Stage) -> Plan:
     return Plan(search, prepared.question, prepared.material, prepared.url, prepared.run_dir, settings)
 
 
-def task_of(prepared: Prepared, plan: Plan) -> Task:
+def task_of(prepared: Prepared, plan: Plan, nursery: Nursery | None = None) -> Task:
     study = prepared.question.config.study
     limits = Limits(**{name: study[name] for name in Limits.__dataclass_fields__})
     record = plan.search.record
-    return Task(_work(prepared, plan, limits), plan.todo, record.ledger, prepared.run_dir, limits, record.name)
+    work, where = _work(prepared, plan, limits), prepared.run_dir
+    return Task(work, plan.todo, record.ledger, where, limits, record.name, nursery)
 
 
 def _work(prepared: Prepared, plan: Plan, limits: Limits) -> Callable[[Stop], None]:
@@ -326,7 +350,7 @@ def judge(cfg: DictConfig) -> None:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with Stop() as stop:
-        prepared = prepare(cfg, checked=True)
+        prepared = prepare(cfg, worker=True)
         prepared = replace(prepared, url=server.serve(prepared.url))
         record, trials = open_study(prepared, create=False)
         record.ledger.storage.hurry(stop)

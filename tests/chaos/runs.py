@@ -87,11 +87,13 @@ class Run:
         return found
 
     def workers(self) -> list[int]:
-        """The worker processes of its commands."""
+        """The worker processes of its commands: such commands themselves, or forks that write to a log."""
         found = []
         for pid in self.processes():
             try:
-                if b"launcher=join" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                called = b"launcher=join" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                logged = os.readlink(f"/proc/{pid}/fd/1").startswith(str(self.folder / "logs"))
+                if called or (logged and os.getsid(pid) == pid):
                     found.append(pid)
             except OSError:
                 continue

@@ -1,11 +1,13 @@
 """Launchers: how the workers of a study are started, kept alive with the right device, and stopped.
 
-A worker is the same command with `launcher=join`; the database is all that workers share. Whoever started a worker
-vouches for it: the leases of its trials are renewed from a process that no step of a training can hold up.
+A worker is the same command with `launcher=join`, or a fork of that command; the database is all that workers share.
+Whoever started one vouches for it: the leases of its trials are renewed from a process that no step of a training can
+hold up.
 """
 
 from studyloom.launch.local import Join as Join
 from studyloom.launch.local import Local as Local
+from studyloom.launch.nursery import Nursery as Nursery
 from studyloom.launch.ray import Ray as Ray
 from studyloom.launch.slurm import Slurm as Slurm
 from studyloom.launch.task import HALT as HALT

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from studyloom.launch.crew import GRACE, Crew, End
+from studyloom.launch.nursery import Forked, Nursery
 from studyloom.launch.task import WORKER, Task, age, vouching, worker_arguments
 from studyloom.owners import host, owner_of
 from studyloom.stop import Stop
@@ -62,7 +63,8 @@ class Local:
         # Two commands at once on one run directory share no log.
         prefix = f"{host()}-{os.getpid()}-worker"
         logs = [task.logs / f"{prefix}{number}.log" for number in range(1, count + 1)]
-        crew = Crew(task, [Process(command, env, path) for env, path in zip(environments, logs, strict=True)])
+        places = zip(environments, logs, strict=True)
+        crew = Crew(task, [Process(command, env, path, task.nursery) for env, path in places])
         try:
             crew.attend(stop)
         finally:
@@ -98,13 +100,17 @@ def cores() -> int:
 
 @dataclass
 class Process:
-    """A place on this host: each worker there is the leader of a process group."""
+    """A place on this host: each worker there is the leader of a process group.
+
+    nursery: has the workers; without one, on GPUs, and where it is gone, a worker is a command.
+    """
 
     command: list[str]
     environment: dict[str, str]
     log: Path
+    nursery: Nursery | None = None
     failures: int = 0
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Forked | None = None
     guard: subprocess.Popen[bytes] | None = None
 
     @property
@@ -116,8 +122,20 @@ class Process:
         return None if self.process is None else owner_of(self.process.pid)
 
     def start(self) -> None:
+        self.process = self.forked() or self.called()
+        self.guard = guard(self.process.pid)
+
+    def forked(self) -> Forked | None:
+        if self.nursery is None or "CUDA_VISIBLE_DEVICES" in self.environment:
+            return None
+        try:
+            return self.nursery.start(self.environment, self.log)
+        except OSError:
+            return None
+
+    def called(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as output:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 self.command,
                 env=os.environ | self.environment,
                 stdin=subprocess.PIPE,
@@ -125,7 +143,6 @@ class Process:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.guard = guard(self.process.pid)
 
     def look(self) -> End | None:
         code = None if self.process is None else self.process.poll()
@@ -133,7 +150,8 @@ class Process:
 
     def stop(self) -> None:
         if self.process is not None:
-            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGTERM)
 
     def clear(self) -> str | None:
         owner, process, guard = self.owner, self.process, self.guard
@@ -142,10 +160,11 @@ class Process:
                 os.killpg(process.pid, signal.SIGKILL)
         if guard is not None:
             guard.kill()
-        for ended in filter(None, (process, guard)):
-            ended.wait()
-            assert ended.stdin is not None
-            ended.stdin.close()
+        for ended in (process, guard):
+            if ended is not None:
+                ended.wait()
+            if isinstance(ended, subprocess.Popen) and ended.stdin is not None:
+                ended.stdin.close()
         self.process = self.guard = None
         return owner
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from studyloom.launch.nursery import Nursery
 from studyloom.ledger import Ledger
 from studyloom.stop import Stop
 from studyloom.storage import StorageLost
@@ -50,6 +51,7 @@ class Task:
     run_dir: Path
     limits: Limits
     name: str
+    nursery: Nursery | None = None
 
     @property
     def logs(self) -> Path:
