@@ -1,9 +1,12 @@
-"""Real commands, run as a user runs them."""
+"""Commands, run as a user runs them: by a new interpreter, or in a process that has the libraries already."""
 
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 CANARY = "canary-password"  # of a database; must show up in no output and no file
@@ -26,6 +29,12 @@ QUICK = (
 # The keys of model=mlp, taken away: for a network of one's own in its place.
 BARE = ("~model.hidden", "~model.activation", "~model.dropout", "~model.init", "~model.standardise")
 
+# A process forked here starts in some milliseconds; an interpreter imports these libraries for two seconds.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["studyloom.run", "alembic.command", "sqlalchemy.dialects.sqlite", "sqlalchemy.dialects.postgresql.psycopg"]
+)
+
 
 def environment(**extra: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("STUDYLOOM_", "HYDRA_"))}
@@ -33,16 +42,52 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def study(*overrides: str, page: str = "mnist", cwd: Path = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m studies.PAGE OVERRIDES` to its end."""
-    command = [sys.executable, "-m", f"studies.{page}", *overrides]
-    env = environment(**{"PYTHONPATH": str(ROOT)} | extra)
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=180)
+    """Runs `python -m studies.PAGE OVERRIDES` to its end, forked; its workers have interpreters of their own."""
+    return _forked([f"studies.{page}", *overrides], cwd, {"PYTHONPATH": str(ROOT)} | extra)
 
 
-def start(*overrides: str, within: Sequence[str] = (), cwd: Path = ROOT, **extra: str) -> subprocess.Popen[str]:
-    """Starts `python -m studies.mnist OVERRIDES`, as an argument of the command `within`."""
-    command = [*within, sys.executable, "-m", "studies.mnist", *overrides]
+def studyloom(*arguments: object, cwd: Path = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Runs `studyloom ARGUMENTS` to its end, forked."""
+    return _forked(["studyloom", *map(str, arguments)], cwd, extra)
+
+
+def start(
+    *overrides: str, within: Sequence[str] = (), page: str = "mnist", cwd: Path = ROOT, **extra: str
+) -> subprocess.Popen[str]:
+    """Starts `python -m studies.PAGE OVERRIDES`, as an argument of the command `within`."""
+    command = [*within, sys.executable, "-m", f"studies.{page}", *overrides]
     env = environment(**{"PYTHONPATH": str(ROOT)} | extra)
     return subprocess.Popen(
         command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
     )
+
+
+def _forked(command: list[str], cwd: Path, extra: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder, "out"), Path(folder, "err")
+        process = FORKS.Process(target=_become, args=(command, cwd, environment(**extra), files))
+        process.start()
+        process.join(300)
+        process.kill()
+        process.join()
+        return subprocess.CompletedProcess(command, process.exitcode, *(file.read_text() for file in files))
+
+
+def _become(command: list[str], cwd: Path, env: Mapping[str, str], files: tuple[Path, Path]) -> None:
+    """Has this process be a command: its folder, environment, output, arguments and module path."""
+    for number, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    tests = [path for path in sys.path if path == str(ROOT) or Path(path).is_relative_to(ROOT / "tests")]
+    own = [path for path in sys.path if path not in tests]
+    added = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
+    name, *sys.argv[1:] = command
+    if name == "studyloom":
+        from studyloom.cli import main
+
+        sys.path[:] = [*added, *own]
+        sys.exit(main())
+    sys.path[:] = [str(cwd), *added, *own]
+    runpy.run_module(name, run_name="__main__", alter_sys=True)

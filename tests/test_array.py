@@ -120,13 +120,13 @@ class Running:
         )
 
     def until(self, name):
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while not (self.folder / name).exists():
             assert time.monotonic() < end
             time.sleep(0.01)
 
     def end(self):
-        out, _ = self.process.communicate(timeout=30)
+        out, _ = self.process.communicate(timeout=120)
         asked = self.folder / "asked"
         return self.process.returncode, out, asked.read_text().strip() if asked.exists() else None
 
@@ -148,7 +148,7 @@ def test_a_worker_that_finds_nothing_left_to_do_on_usr2_is_not_queued_again(tmp_
 
 @pytest.mark.parametrize("line", ["for _ in", "worker=$!"])
 def test_usr2_before_the_worker_is_known_queues_the_task_again(tmp_path, line):
-    run = Running(tmp_path, "sleep 60", at=line)
+    run = Running(tmp_path, "sleep 600", at=line)
     assert run.end() == (0, "", "requeue 7_2")
 
 

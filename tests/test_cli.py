@@ -1,16 +1,8 @@
-import subprocess
-import sys
-
 import pytest
-from commands import CANARY, QUICK, ROOT, environment, study
+from commands import CANARY, QUICK, study, studyloom
 
 from studyloom import __version__
 from studyloom.cli import main
-
-
-def studyloom(*arguments):
-    command = [sys.executable, "-c", "from studyloom.cli import main; raise SystemExit(main())", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from commands import BARE, QUICK, ROOT, start
+from commands import BARE, QUICK, ROOT, start, study
 from optuna.trial import TrialState
 
 from studyloom.actor import Actor
@@ -25,7 +25,7 @@ TWO = (*QUICK, "model._target_=gate.Net", "train.epochs=4", "launcher.workers=2"
 HERE = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 
 
-def until(condition, seconds=60.0):
+def until(condition, seconds=120.0):
     """Waits for a condition and gives what it gave."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -75,11 +75,10 @@ def at_work(run_dir):
     return process, until(look)
 
 
-def finish(run_dir, overrides=TWO):
-    process = start(*overrides, f"run_dir={run_dir}", **HERE)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return out
+def finish(run_dir):
+    done = study(*TWO, "launcher.workers=1", f"run_dir={run_dir}", **HERE)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def assert_complete(run_dir, trials=4):
@@ -97,7 +96,7 @@ def test_a_stop_hands_all_trials_back_and_the_same_command_goes_on(tmp_path):
     """tests/chaos has the other signals."""
     process, _ = at_work(tmp_path)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "stopped; the same command goes on from here" in out
     assert "Traceback" not in err
@@ -186,23 +185,23 @@ def deadly(tmp_path):
 
     def run(deed, *overrides):
         own = (*quick, *network, f"+model.deed={deed}", *overrides, f"run_dir={tmp_path / 'run'}")
-        process = start(*own, **environment)
-        out, err = process.communicate(timeout=120)
-        return process.returncode, out, err, record_of(tmp_path / "run")
+        done = study(*own, **environment)
+        return done.returncode, done.stdout, done.stderr, record_of(tmp_path / "run")
 
     return run
 
 
 def test_a_trial_that_always_kills_its_worker_is_given_up_after_three_lives(deadly):
-    code, out, err, record = deadly("die", "study.trials=2", "launcher.workers=2", "study.max_attempts=2")
+    """With a limit of time a single worker has a process too."""
+    two = ("study.max_attempts=2", "study.trial_timeout=300")
+    code, out, err, record = deadly("die", "study.trials=1", "launcher.workers=1", *two)
     assert code == 1  # no trial has a value
-    assert "crashed  2 × such as: 2 workers died of this trial" in out
+    assert "crashed  1 × such as: 2 workers died of this trial" in out
     assert "signal SIGKILL" in out
     assert "Traceback" not in err
-    assert [(trial.state, trial.user_attrs["failure"]) for trial in record.trials()] == [
-        (TrialState.FAIL, "crashed")
-    ] * 2
-    assert record.ledger.counts() == {"free": 0, "held": 0, "done": 2}
+    (trial,) = record.trials()
+    assert (trial.state, trial.user_attrs["failure"]) == (TrialState.FAIL, "crashed")
+    assert record.ledger.counts() == {"free": 0, "held": 0, "done": 1}
 
 
 @linux

@@ -1,14 +1,13 @@
 import io
 import json
 import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import optuna
 import pytest
 import torch
-from commands import BARE, QUICK, ROOT, environment, study
+from commands import BARE, QUICK, ROOT, study, studyloom
 from rich.console import Console
 from toys import TINY, Never, Signal, ask, compose, toy_folds, toy_split
 
@@ -355,21 +354,14 @@ def test_other_data_is_refused_with_both_digests(tmp_path):
 # The command
 
 
-def replayed(*arguments, cwd=ROOT):
-    command = [sys.executable, "-c", "from studyloom.cli import main; raise SystemExit(main())", "replay"]
-    return subprocess.run(
-        [*command, *map(str, arguments)], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=120
-    )
-
-
 def test_the_command_replays_a_run_and_does_not_look_at_conf(tmp_path):
     done = study(*QUICK, "study.trials=2", "launcher.workers=2", f"run_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
-    done = replayed(tmp_path, "--trial", 1, cwd=tmp_path)
+    done = studyloom("replay", tmp_path, "--trial", 1, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "equal bit for bit: 2 epochs" in done.stdout
     assert done.stderr == ""
-    done = replayed(tmp_path, "--trial", 5)
+    done = studyloom("replay", tmp_path, "--trial", 5)
     assert (done.returncode, done.stderr) == (
         2,
         "error: --trial 5: there is no such trial; those that can be replayed: 0-1\n",
@@ -395,10 +387,10 @@ def test_a_network_of_ones_own_is_replayed_once_it_is_trusted(tmp_path):
         PYTHONPATH=f"{ROOT}:{tmp_path}",
     )
     assert done.returncode == 0, done.stderr
-    done = replayed(tmp_path, "--trial", 0, cwd=tmp_path)
+    done = studyloom("replay", tmp_path, "--trial", 0, cwd=tmp_path)
     assert done.returncode == 2
     assert "model._target_: mine.Net is none of the parts" in done.stderr
     assert "--trust mine" in done.stderr
-    done = replayed(tmp_path, "--trial", 0, "--trust", "mine", cwd=tmp_path)
+    done = studyloom("replay", tmp_path, "--trial", 0, "--trust", "mine", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "equal bit for bit" in done.stdout

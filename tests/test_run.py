@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from wsgiref.util import setup_testing_defaults
@@ -11,7 +12,7 @@ import numpy as np
 import optuna
 import pytest
 import yaml
-from commands import CANARY, QUICK, ROOT, environment, study
+from commands import CANARY, QUICK, ROOT, environment, study, studyloom
 from optuna.trial import TrialState
 
 from studyloom import run
@@ -29,9 +30,11 @@ def trials_of(run_dir, name="mnist"):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A small study that two workers have finished, and what the command printed."""
+    """A small study that two workers have finished, and what the command printed; typed as a user does."""
     run_dir = tmp_path_factory.mktemp("finished")
-    return run_dir, study(*QUICK, "study.trials=5", "launcher.workers=2", f"run_dir={run_dir}")
+    command = [sys.executable, "-m", "studies.mnist", *QUICK, "study.trials=5", "launcher.workers=2"]
+    command.append(f"run_dir={run_dir}")
+    return run_dir, subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
 
 
 def test_a_study_ends_with_its_answer_and_the_next_commands(finished):
@@ -142,10 +145,11 @@ def test_a_password_is_in_no_file_and_no_output(tmp_path, postgres_url):
 
 
 def test_three_commands_at_once_on_one_run_directory_make_exactly_n_trials(tmp_path):
-    overrides = (*QUICK, "study.trials=12", "launcher.workers=2", f"run_dir={tmp_path}")
-    command = [sys.executable, "-m", "studies.mnist", *overrides]
-    running = [subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL) for _ in range(3)]
-    assert [process.wait(180) for process in running] == [0, 0, 0]
+    def command(workers):
+        return study(*QUICK, "study.trials=12", f"launcher.workers={workers}", f"run_dir={tmp_path}").returncode
+
+    with ThreadPoolExecutor() as commands:
+        assert [*commands.map(command, (2, 1, 1))] == [0, 0, 0]
     trials = trials_of(tmp_path)
     assert [trial.number for trial in trials] == list(range(12))
     assert not [trial for trial in trials if not trial.state.is_finished()]
@@ -235,7 +239,7 @@ def test_the_same_command_again_tells_the_winner_and_does_not_open_the_test_imag
 
 def test_winner_yaml_gives_the_same_weights_again(crowned, tmp_path):
     run_dir, _, _ = crowned
-    again = ("winner.seeds=2", "launcher.workers=2", "data.validation=100", f"run_dir={tmp_path / 'again'}")
+    again = ("winner.seeds=2", "launcher.workers=1", "data.validation=100", f"run_dir={tmp_path / 'again'}")
     done = study("--config-dir", str(run_dir), "--config-name", "winner", *again)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "again" / "winner.pt").read_bytes() == (run_dir / "winner.pt").read_bytes()
@@ -243,8 +247,7 @@ def test_winner_yaml_gives_the_same_weights_again(crowned, tmp_path):
 
 def test_a_winner_can_be_chosen_afterwards(finished):
     run_dir, _ = finished
-    command = [Path(sys.executable).with_name("studyloom"), "winner", run_dir]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=ROOT)
+    done = studyloom("winner", run_dir)
     assert done.returncode == 0, done.stderr
     assert "test      winner accuracy 0." in done.stdout
     assert (run_dir / "winner.json").exists()
@@ -474,7 +477,8 @@ def test_hydra_full_error_shows_the_traceback(tmp_path):
 def test_the_tutorial_network_reaches_its_accuracy_on_full_mnist(tmp_path):
     done = study(
         *("data=mnist", "space=none", "study.trials=1", "optimizer=adam", "optimizer.lr=1e-3"),
-        *("train.batch_size=100", "train.epochs=10", "model.hidden=[128]", f"run_dir={tmp_path}"),
+        *("train.batch_size=100", "train.epochs=10", "model.hidden=[128]", "winner.enabled=false"),
+        f"run_dir={tmp_path}",
         STUDYLOOM_DATA=os.environ["STUDYLOOM_DATA"],
     )
     assert done.returncode == 0, done.stderr
@@ -486,7 +490,9 @@ def test_the_tutorial_network_reaches_its_accuracy_on_full_mnist(tmp_path):
 @pytest.mark.skipif("STUDYLOOM_DATA" not in os.environ, reason="STUDYLOOM_DATA names no folder with the full data")
 def test_the_fashion_study_asks_its_question(tmp_path):
     done = study(
-        *("study.trials=4", f"run_dir={tmp_path}"), page="fashion", STUDYLOOM_DATA=os.environ["STUDYLOOM_DATA"]
+        *("study.trials=3", "winner.enabled=false", "launcher.workers=1", f"run_dir={tmp_path}"),
+        page="fashion",
+        STUDYLOOM_DATA=os.environ["STUDYLOOM_DATA"],
     )
     assert done.returncode == 0, done.stderr
     best = max(trial.value or 0 for trial in trials_of(tmp_path, "fashion"))

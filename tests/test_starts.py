@@ -288,7 +288,7 @@ def test_a_warm_start_is_told_and_the_same_command_goes_on_without_its_source(tm
     first, later = tmp_path / "first", tmp_path / "later"
     done = study(*QUICK, "study.trials=3", "launcher.workers=1", f"run_dir={first}")
     assert done.returncode == 0, done.stderr
-    overrides = (*QUICK, f"study.from={first}", "study.top=2", "launcher.workers=2", f"run_dir={later}")
+    overrides = (*QUICK, f"study.from={first}", "study.top=2", "launcher.workers=1", f"run_dir={later}")
     done = study(*overrides, "study.trials=4")
     assert done.returncode == 0, done.stderr
     assert f"{first}: begins with its trials" in done.stdout

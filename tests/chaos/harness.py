@@ -4,20 +4,18 @@ The processes come from a fork server that has imported the libraries, so that o
 """
 
 import ctypes
-import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from commands import FORKS
 from optuna.trial import TrialState
 
 from studyloom.record import Record, create_record, open_record
 from studyloom.study import Limits, Worker
 
-SPAWN = multiprocessing.get_context("forkserver")
-SPAWN.set_forkserver_preload(["torch", "optuna", "hydra", "sqlalchemy", "studyloom.study", "toys", "harness"])
 NAME = "chaos"
 LEASE = 1.0  # seconds; an epoch takes some milliseconds
 EPOCHS = 4
@@ -134,7 +132,7 @@ def arm(phase: str, passes: int, deed: str) -> None:
 
 
 def start(url: str, trials: int, folder: Path, seed: int = 0, strike: Strike | None = None, attempts: int = 99):
-    process = SPAWN.Process(target=work, args=(url, trials, str(folder), seed, strike, attempts))
+    process = FORKS.Process(target=work, args=(url, trials, str(folder), seed, strike, attempts))
     process.start()
     return process
 

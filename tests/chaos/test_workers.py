@@ -9,6 +9,7 @@ from pathlib import Path
 import harness
 import optuna
 import pytest
+from commands import FORKS
 from harness import LEASE, NAME, PHASES, check, outcomes, prepare, run, start, until
 
 from studyloom.ledger import Ledger
@@ -130,8 +131,8 @@ def create(url, barrier):
 
 @pytest.mark.chaos
 def test_twelve_processes_make_one_study_on_an_empty_database(url, tmp_path):
-    barrier = harness.SPAWN.Barrier(12)
-    processes = [harness.SPAWN.Process(target=create, args=(url, barrier)) for _ in range(12)]
+    barrier = FORKS.Barrier(12)
+    processes = [FORKS.Process(target=create, args=(url, barrier)) for _ in range(12)]
     for process in processes:
         process.start()
     for process in processes:
@@ -175,7 +176,7 @@ def test_workers_in_other_time_zones_agree(postgres_url, tmp_path, clean):
     record = prepare(url, 4)
     processes = []
     for zone in ("Pacific/Kiritimati", "Pacific/Pago_Pago"):
-        process = harness.SPAWN.Process(target=in_zone, args=(zone, url, 4, str(tmp_path)))
+        process = FORKS.Process(target=in_zone, args=(zone, url, 4, str(tmp_path)))
         process.start()
         processes.append(process)
     for process in processes:
