@@ -239,7 +239,7 @@ def test_the_same_command_again_tells_the_winner_and_does_not_open_the_test_imag
 
 def test_winner_yaml_gives_the_same_weights_again(crowned, tmp_path):
     run_dir, _, _ = crowned
-    again = ("winner.seeds=2", "launcher.workers=1", "data.validation=100", f"run_dir={tmp_path / 'again'}")
+    again = ("winner.seeds=2", "launcher.workers=2", "data.validation=100", f"run_dir={tmp_path / 'again'}")
     done = study("--config-dir", str(run_dir), "--config-name", "winner", *again)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "again" / "winner.pt").read_bytes() == (run_dir / "winner.pt").read_bytes()
