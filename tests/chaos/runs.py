@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from commands import CANARY, QUICK, ROOT, start
+from commands import CANARY, QUICK, ROOT, start, study
 from harness import check, until
 
 from studyloom.record import Record, open_record
@@ -44,11 +44,14 @@ class Run:
         self.latest = start(*self.overrides, *overrides, within=within, **self.environment, **environment)
         return self.latest
 
-    def end(self, process: subprocess.Popen, code: int, seconds: float = 120.0) -> str:
+    def end(self, process: subprocess.Popen, code: int, seconds: float = 300.0) -> str:
         """Waits for a command; its exit code, and I6, I7 and I8. What it printed."""
         out, err = process.communicate(timeout=seconds)
-        assert process.returncode == code, (out, err, self.logs())
-        until(lambda: not self.processes(), 10)  # I6
+        return self.ended(process.returncode, out, err, code)
+
+    def ended(self, returned: int | None, out: str, err: str, code: int) -> str:
+        assert returned == code, (out, err, self.logs())
+        until(lambda: not self.processes(), 30)  # I6
         printed = out + err
         for text in (printed, self.logs()):
             assert not (found := NEVER.search(text)), f"I7: {found}\n{text}"
@@ -59,7 +62,14 @@ class Run:
         return printed
 
     def finish(self, clean: set | None) -> str:
-        """Runs the command to its end, with nothing in its way, and checks what there is then."""
+        """Runs the command to its end, with nothing in its way and one worker, and checks what there is then."""
+        done = study(*self.overrides, "launcher.workers=1", **self.environment)
+        printed = self.ended(done.returncode, done.stdout, done.stderr, 0)
+        self.check(clean)
+        return printed
+
+    def go_on(self, clean: set | None) -> str:
+        """The same with the very command, its launcher and all its workers."""
         printed = self.end(self.start(), 0)
         self.check(clean)
         return printed
@@ -132,7 +142,7 @@ class Run:
             assert self.latest.poll() is None, (self.latest.communicate(), self.logs(), errors)
             return False
 
-        until(look, 60, pause=0.05)
+        until(look, 180, pause=0.05)
 
 
 def kill(pids: list[int], number: int = signal.SIGKILL) -> None:

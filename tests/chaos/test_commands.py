@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -65,7 +64,7 @@ def test_killed_at_random_with_all_its_workers_or_some_and_run_again(run, undist
         workers = run.workers()
         kill([process.pid, *fate.sample(workers, fate.randrange(len(workers) + 1))])
         run.end(process, -signal.SIGKILL)
-    run.finish(undisturbed)
+    run.go_on(undisturbed)
 
 
 @both
@@ -79,17 +78,24 @@ def test_a_storm_of_kills_among_the_workers_of_one_command(run, undisturbed):
     run.check(undisturbed)
 
 
-@both
-def test_whatever_signal_ends_it_the_same_command_goes_on(run, undisturbed):
-    interrupt, terminate, hang_up = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
-    for signals, code in ([interrupt], 130), ([terminate], 143), ([hang_up], 129), ([interrupt] * 2, 130):
+STOPS = {
+    "Ctrl-C": ([signal.SIGINT], 130),
+    "SIGTERM": ([signal.SIGTERM], 143),
+    "SIGHUP": ([signal.SIGHUP], 129),
+    "Ctrl-C twice": ([signal.SIGINT] * 2, 130),
+}
+
+
+@pytest.mark.parametrize(
+    ("run", "stops"), [("sqlite", [*STOPS]), ("postgresql", ["SIGTERM", "Ctrl-C twice"])], indirect=["run"]
+)
+def test_whatever_signal_ends_it_the_same_command_goes_on(run, undisturbed, stops):
+    for signals, code in map(STOPS.get, stops):
         process = run.at_work()
         for number in signals:
             process.send_signal(number)
             process.stderr.readline()  # it has said that it stops
-        began = time.monotonic()
-        run.end(process, code)
-        assert time.monotonic() - began < 15
+        run.end(process, code, 60)
         assert run.record().ledger.counts()["held"] == 0
     run.finish(undisturbed)
 
@@ -102,7 +108,7 @@ def test_ctrl_c_while_it_starts(run, undisturbed, seconds, count):
     for _ in range(count):
         process.send_signal(signal.SIGINT)
         nap(0.05)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert process.returncode in (130, -signal.SIGINT), (out, err)
     run.finish(undisturbed)
 
@@ -173,8 +179,8 @@ def served(server, tmp_path):
 
 @pytest.mark.parametrize(
     ("end", "seconds"),
-    [(signal.SIGINT, 0), (signal.SIGQUIT, 5), (signal.SIGQUIT, 30)],
-    ids=["restarted", "crashed, away for 5 s", "crashed, away for 30 s"],
+    [(signal.SIGINT, 0), (signal.SIGQUIT, 3), (signal.SIGQUIT, 12)],
+    ids=["restarted", "crashed", "crashed, and away for longer than a lease"],
 )
 def test_a_server_that_goes_and_comes_back(server, served, undisturbed, end, seconds):
     process = served.at_work()
@@ -213,12 +219,10 @@ def test_ctrl_c_while_the_server_is_away(server, served, undisturbed, count):
     process = served.at_work()
     server.stop(signal.SIGQUIT)
     nap(1)
-    began = time.monotonic()
     for _ in range(count):
         process.send_signal(signal.SIGINT)
         process.stderr.readline()
-    served.end(process, 130)
-    assert time.monotonic() - began < 20
+    served.end(process, 130, 60)
     server.start()
     served.finish(undisturbed)
 
@@ -252,18 +256,18 @@ def test_connections_that_are_killed_every_second(server, served, undisturbed):
 
 
 @both
-def test_a_strangers_lock_for_20_seconds(run, undisturbed):
+def test_a_strangers_lock_for_longer_than_a_lease(run, undisturbed):
     process = run.at_work()
     if run.url.startswith("sqlite"):
         stranger = sqlite3.connect(run.folder / "study.db", isolation_level=None)
         stranger.execute("BEGIN IMMEDIATE")
-        nap(20)
+        nap(12)
         stranger.close()
     else:
         engine = sqlalchemy.create_engine(run.url, poolclass=sqlalchemy.NullPool)
         with engine.begin() as stranger:
             stranger.exec_driver_sql("LOCK TABLE trials, studyloom_slots IN ACCESS EXCLUSIVE MODE")
-            nap(20)
+            nap(12)
     run.end(process, 0)
     run.check(undisturbed)
 

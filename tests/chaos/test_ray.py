@@ -130,7 +130,7 @@ def test_a_driver_that_is_killed_leaves_no_worker_and_the_same_command_goes_on(r
     process.kill()
     process.communicate()
     until(lambda: not run.processes(), 15)
-    run.finish(undisturbed)
+    run.go_on(undisturbed)
 
 
 def test_ctrl_c_ends_the_actors_and_keeps_the_study(run, undisturbed):
@@ -139,7 +139,7 @@ def test_ctrl_c_ends_the_actors_and_keeps_the_study(run, undisturbed):
     printed = run.end(process, 130)
     assert "the same command goes on from here" in printed
     assert run.record().ledger.counts()["held"] == 0
-    run.finish(undisturbed)
+    run.go_on(undisturbed)
 
 
 def test_a_node_that_is_removed_in_mid_study_loses_nothing(run, cluster, undisturbed):
@@ -226,7 +226,7 @@ def test_ctrl_c_as_a_terminal_sends_it_to_ray_too_hands_the_trials_back(alone, u
     os.killpg(process.pid, signal.SIGINT)
     alone.end(process, 130)
     assert alone.record().ledger.counts()["held"] == 0
-    alone.finish(undisturbed)
+    alone.go_on(undisturbed)
 
 
 def test_a_killed_command_takes_its_cluster_with_it(alone, undisturbed):
@@ -235,4 +235,4 @@ def test_a_killed_command_takes_its_cluster_with_it(alone, undisturbed):
     process.communicate()
     until(lambda: not alone.processes(), 15)
     assert not [*Path("/tmp").glob(f"studyloom-ray-{process.pid}-*")]
-    alone.finish(undisturbed)
+    alone.go_on(undisturbed)
