@@ -71,7 +71,7 @@ def objective(monkeypatch):
 
 
 def work(question, url, folder, trials, stopping=None, **limits):
-    record = create_record(url, "own", question.identity(""), trials, metric=question.metric)
+    record = create_record(url, "own", question.identity(""), trials, aims=question.aims)
     Worker(question, record, None, (), stopping or Never(), folder, Limits(**limits)).run(trials)
     return record
 

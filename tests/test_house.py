@@ -18,7 +18,7 @@ ROOMS = {
     # Optuna's distributions; Hydra, in two of them
     "search": (
         *("space", "grammar", "schema", "trust", "mistakes", "config"),
-        *("parts", "constraints", "rehearsal", "objective", "question", "calls"),
+        *("parts", "constraints", "rule", "rehearsal", "objective", "question", "calls"),
     ),
     # Optuna's study, SQLAlchemy
     "study": (
@@ -28,7 +28,8 @@ ROOMS = {
     # processes, files, people
     "front": (
         *("launch", "launch.task", "launch.crew", "launch.local", "launch.nursery", "launch.ray", "launch.slurm"),
-        *("actor", "stop", "progress", "outline", "replica", "axes", "figures", "report", "doctor", "dashboard"),
+        *("actor", "stop", "progress", "outline", "replica", "axes", "figures", "pareto", "page", "report"),
+        *("doctor", "dashboard"),
         *("stages", "winner", "predict", "status", "replay", "run", "scaffold", "cli"),
     ),
 }
@@ -44,7 +45,7 @@ DOORS = {
     "ray": {"launch.ray"},
     "torchvision": {"data"},
     "rich": {*ROOMS["front"]},
-    "plotly": {"figures", "report"},
+    "plotly": {"figures", "pareto", "page"},
     "PIL": {"winner", "predict"},
     "subprocess": {"launch.local", "launch.ray", "launch.slurm", "actor", "server", "doctor", "origin"},
     "argparse": {"mistakes", "cli"},

@@ -13,8 +13,9 @@ from optuna.trial import TrialState, create_trial
 from studyloom import axes, figures, progress, replica, report
 from studyloom.axes import Axis
 from studyloom.failures import FAILURE, REASON
+from studyloom.page import masked
 from studyloom.record import HALTED, create_record
-from studyloom.report import masked, render, write
+from studyloom.report import render, write
 from studyloom.study import BASELINE, EPOCHS, TRACEBACK, WORKER
 
 IMAGE = "<img src=x onerror=alert(1)>"

@@ -59,7 +59,7 @@ test_part.__test__ = False
 
 
 def plan_of(question: Question, url, run_dir, trials=TRIALS, **settings):
-    record = create_record(url, "s", question.identity("toy"), trials, metric=question.metric)
+    record = create_record(url, "s", question.identity("toy"), trials, aims=question.aims)
     search = Stage("search", record, question, trials)
     return Plan(
         search, question, Material(SimpleNamespace(validation=40), SPLIT), url, run_dir, WinnerSection(**settings)
@@ -316,7 +316,7 @@ def forecast(tmp_path_factory):
     overrides = (*small, "objective.metric=mae", "loss=mae", "space=lr", "sampler=random", "study.seed=3")
     question, split = ask(*overrides), source.train()
     url = f"sqlite:///{run_dir}/study.db"
-    record = create_record(url, "s", question.identity("toy"), 5, metric=question.metric)
+    record = create_record(url, "s", question.identity("toy"), 5, aims=question.aims)
     settings = WinnerSection(top=2, seeds=2)
     material = Material(source, split)
     plan = Plan(Stage("search", record, question, 5), question, material, url, run_dir, settings)

@@ -1,7 +1,7 @@
 """What a network may cost: parameters, operations and time, which are known before it is trained."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -42,17 +42,18 @@ class Limit:
 
 @dataclass(frozen=True)
 class Measured:
-    """A quantity of one network against its limit."""
+    """A quantity of one network, and its limit if it has one."""
 
-    limit: Limit
+    quantity: str
     value: float
+    limit: Limit | None = None
 
     @property
     def excess(self) -> float:
-        return self.limit.excess(self.value)
+        return -1.0 if self.limit is None else self.limit.excess(self.value)
 
     def __str__(self) -> str:
-        return f"{self.limit.quantity} is {self.value:,.6g}, and objective.constraints has {self.limit}"
+        return f"{self.quantity} is {self.value:,.6g}, and objective.constraints has {self.limit}"
 
 
 def count_parameters(model: nn.Module, example: torch.Tensor) -> float:
@@ -122,10 +123,13 @@ def parse_limits(section: Any, known: Mapping[str, object] = QUANTITIES) -> list
 
 
 @torch.inference_mode()
-def measure(limits: list[Limit], job: Job, split: Split) -> list[Measured]:
-    """What a job's network costs, before it is trained; random numbers of the caller's stay as they are."""
-    if not limits:
-        return []
+def measure(quantities: Collection[str], limits: Sequence[Limit], job: Job, split: Split) -> list[Measured]:
+    """What a job's network costs, before it is trained; random numbers of the caller's stay as they are.
+
+    quantities: what is to be known beside what has a limit.
+    """
+    limit_of = {limit.quantity: limit for limit in limits}
     with torch.random.fork_rng(devices=[]):
         model = job.model(shape=split.shape, outputs=split.outputs).to(split.inputs.device).eval()
-        return [Measured(limit, QUANTITIES[limit.quantity](model, split.inputs[:1])) for limit in limits]
+        costs = {name: QUANTITIES[name](model, split.inputs[:1]) for name in dict.fromkeys([*limit_of, *quantities])}
+    return [Measured(name, cost, limit_of.get(name)) for name, cost in costs.items()]

@@ -33,6 +33,7 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.text import Text
 
+from studyloom import progress
 from studyloom.failures import FAILURE, REASON
 from studyloom.record import Record, open_record, study_names
 from studyloom.storage import StorageError
@@ -134,7 +135,17 @@ def study_note(record: Record, run_dir: Path | None, headline: str) -> str:
             'studyloom doctor --storage "$STUDYLOOM_STORAGE"',
             f"studyloom dashboard --study {shlex.quote(record.name)}",
         ]
-    return "\n\n".join((as_text(headline), as_code("\n".join(commands))))
+    return "\n\n".join((as_text(headline), *front_note(record), as_code("\n".join(commands))))
+
+
+def front_note(record: Record) -> list[str]:
+    """Markdown: the Pareto front as a table, where a study has one, and how the best of it is chosen."""
+    snapshot = progress.take(record)
+    if not snapshot.front:
+        return []
+    heads, *rows = ([as_text(cell) for cell in row] for row in progress.front_rows(snapshot))
+    table = [heads, ["---:"] * len(heads), *rows]
+    return ["\n".join(f"| {' | '.join(row)} |" for row in table), f"The best by *{as_text(str(snapshot.rule))}*"]
 
 
 def trial_note(trial: FrozenTrial) -> str:

@@ -19,6 +19,7 @@ from plotly.colors import sample_colorscale  # type: ignore[import-untyped]
 from studyloom.axes import Axis, log_ticks, whole
 from studyloom.metrics import shown
 from studyloom.progress import outcome
+from studyloom.record import value_of
 from studyloom.replica import ENOUGH, complete, cut, literal, quiet
 from studyloom.study import EPOCHS, WORKER
 
@@ -85,25 +86,24 @@ def history(
     for kind in ("pruned", "failed", "running"):
         others = [trial for trial in trials if outcome(trial) == kind]
         text = [f"trial {trial.number}: {kind}" for trial in others]
-        _points(figure, kind, [trial.number for trial in others], [rug] * len(others), text, symbol="line-ns-open")
-    if baseline is not None and baseline.value is not None:
+        add_points(figure, kind, [trial.number for trial in others], [rug] * len(others), text, symbol="line-ns-open")
+    if (begun := value_of(baseline)) is not None:
         style = {"color": COLOURS["baseline"], "width": 1.5, "dash": "dot"}
-        y = scale.height(baseline.value)
+        y = scale.height(begun)
         figure.add_scatter(
             x=[0, max(1, len(trials) - 1)], y=[y, y], mode="lines", line=style, hoverinfo="skip", name="baseline"
         )
         figure.data[-1].showlegend = True
-    if best is not None and best.value is not None:
-        _points(
-            figure, "best", [best.number], [scale.height(best.value)], [f"trial {best.number}: {shown(best.value)}"], 12
-        )
+    if best is not None and (found := value_of(best)) is not None:
+        told = f"trial {best.number}: {shown(found)}"
+        add_points(figure, "best", [best.number], [scale.height(found)], [told], 12)
     figure = dress(
         figure, 340, f"validation {literal(scale.metric)}", xaxis=whole(len(trials)) | {"title": "trial"}, yaxis=axis
     )
     return figure.update_xaxes(range=[-0.03 * len(trials) - 0.3, 1.03 * len(trials) - 0.7])
 
 
-def _points(
+def add_points(
     figure: go.Figure,
     name: str,
     x: Sequence[Any],
@@ -164,7 +164,7 @@ def curves(
         ends = [(trial.number, *known[trial.number][-1]) for trial in groups[kind]]
         text = [f"trial {number}: {kind} after epoch {epoch} at {shown(value)}" for number, epoch, value in ends]
         heights = [scale.height(value) for *_, value in ends]
-        _points(figure, kind, [epoch for _, epoch, _ in ends], heights, text, 6, "x-thin-open")
+        add_points(figure, kind, [epoch for _, epoch, _ in ends], heights, text, 6, "x-thin-open")
         if ends:
             figure.data[-1].showlegend = False
     values = [value for curve in known.values() for _, value in curve]
@@ -222,7 +222,7 @@ def predictions(found: dict[str, Any]) -> go.Figure | str:
     line = {"color": COLOURS["pruned"], "width": 1, "dash": "dot"}
     figure.add_scatter(x=[low, high], y=[low, high], mode="lines", line=line, hoverinfo="skip", name="told what came")
     figure.data[-1].showlegend = True
-    _points(figure, "best", came, told, text)
+    add_points(figure, "best", came, told, text)
     return dress(figure, 380, "told", xaxis={"title": "what came"})
 
 
@@ -267,7 +267,7 @@ def slices(
         if best is not None and (value := study.get_trials(deepcopy=False)[best.number].params.get(name)) is not None:
             x = repr(value) if figure.layout.xaxis.type == "category" else value
             text = f"trial {best.number}, the best"
-            _points(figure, "best", [x], [scale.height(best.value or 0.0)], [text], 12, "circle-open")
+            add_points(figure, "best", [x], [scale.height(value_of(best) or 0.0)], [text], 12, "circle-open")
             figure.data[-1].update(showlegend=False, marker={"line": {"width": 2.5}})
         if figure.layout.xaxis.type == "log":
             figure.update_xaxes(log_ticks([trial.params[name] for trial in complete(study) if name in trial.params]))

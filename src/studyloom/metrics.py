@@ -24,23 +24,29 @@ class Undefined(ValueError):
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A score by name. function maps raw outputs (n, k) and targets, classes (n,) or numbers (n, k), to a number.
-
-    direction: maximize or minimize. targets: classes or numbers, whichever it is for; None for both. scale: how its
-    values are drawn: by their distance to 1 (unit), by factors (factors), or as they are (plain).
-    """
+class Aim:
+    """A value that a trial has, by name, and which way it is better: maximize or minimize."""
 
     name: str
     direction: Direction
-    function: Score
-    targets: str | None = None
-    scale: str = "plain"
 
     @property
     def sign(self) -> int:
         """1 or -1: of values times this, more is better."""
         return 1 if self.direction == "maximize" else -1
+
+
+@dataclass(frozen=True)
+class Metric(Aim):
+    """A score by name. function maps raw outputs (n, k) and targets, classes (n,) or numbers (n, k), to a number.
+
+    targets: classes or numbers, whichever it is for; None for both. scale: how its values are drawn: by their distance
+    to 1 (unit), by factors (factors), or as they are (plain).
+    """
+
+    function: Score
+    targets: str | None = None
+    scale: str = "plain"
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> float:
         """The value for outputs (n, k) in float32, as the network made them, on the targets' device.
@@ -66,6 +72,11 @@ def shown(value: float, sign: str = "") -> str:
     size = abs(value)
     form = ".4f" if value == 0 or 1e-3 <= size < 100 or not math.isfinite(value) else ".3g" if size < 1 else ".6g"
     return format(value, sign + form)
+
+
+def amount(value: float) -> str:
+    """What a network costs, for people and as a rule may name it: 50_890, 0.0412."""
+    return f"{value:_.0f}" if value >= 100 else f"{value:.4g}"
 
 
 def accuracy(outputs: Tensor, classes: Tensor) -> Tensor:

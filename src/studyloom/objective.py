@@ -189,7 +189,11 @@ def report(
     """
     step, rest = divmod(epoch.number, stride)
     if not rest and step > reported:
-        trial.report(epoch.value, step)
+        if len(trial.study.directions) > 1:
+            # Optuna's own report refuses, for its pruners cannot compare two values; the curve is kept all the same.
+            trial.storage.set_trial_intermediate_value(trial._trial_id, step, epoch.value)
+        else:
+            trial.report(epoch.value, step)
     write()
     if not rest and prunable and step >= reported and trial.should_prune():
         raise TrialPruned(epoch)

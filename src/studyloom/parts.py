@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from pkgutil import resolve_name
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from studyloom.config import build
-from studyloom.metrics import DIRECTIONS, METRICS, Direction, Metric
+from studyloom.constraints import QUANTITIES
+from studyloom.metrics import DIRECTIONS, METRICS, Aim, Direction, Metric
 from studyloom.schema import ConfigError
 from studyloom.seeds import derive
 from studyloom.space import nearest
@@ -37,7 +38,7 @@ def build_metric(objective: DictConfig) -> Metric:
     Raises:
         ConfigError: there is none of that name, or its direction is another than the one that is given, or unknown.
     """
-    named, direction = objective.metric, objective.direction
+    (named, _), direction = split_metric(objective), objective.direction
     if direction not in (None, *DIRECTIONS):
         raise ConfigError([f"objective.direction={direction}: is neither {' nor '.join(DIRECTIONS)}"])
     if isinstance(named, DictConfig):
@@ -54,6 +55,34 @@ def build_metric(objective: DictConfig) -> Metric:
             [f"objective.direction={direction}: {problem}; leave the direction out, or name another metric"]
         )
     return metric
+
+
+def build_aims(metric: Metric, objective: DictConfig) -> tuple[Aim, ...]:
+    """What the values of a trial are: the metric, and what its network costs, if that is an objective beside it."""
+    return (metric, *(Aim(cost, "minimize") for cost in split_metric(objective)[1]))
+
+
+def split_metric(objective: DictConfig) -> tuple[Any, Sequence[str]]:
+    """What `objective.metric` says of the metric, and the quantities that are wanted small beside it.
+
+    Raises:
+        ConfigError: of several, they are no metric and a quantity that networks have before they are trained.
+    """
+    named = objective.metric
+    if not isinstance(named, ListConfig):
+        return named, ()
+    quantities = ", ".join(QUANTITIES)
+    written = f"objective.metric={OmegaConf.to_container(named)}"
+    if len(named) != 2:
+        example = "two are a metric and what a network costs, [accuracy, parameters]"
+        raise ConfigError([f"{written}: one objective is a name, {example}"])
+    metric, cost = named
+    if not isinstance(metric, DictConfig) and metric in QUANTITIES:
+        raise ConfigError([f"{written}: the metric comes first, and then one of {quantities}"])
+    if cost not in QUANTITIES:
+        near = nearest(str(cost), [*QUANTITIES])
+        raise ConfigError([f"{written}: {cost} is nothing that a network costs; there are {quantities}{near}"])
+    return metric, (str(cost),)
 
 
 def _own_metric(section: DictConfig, direction: Direction | None) -> Metric:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from studyloom.failures import FAILURE
-from studyloom.metrics import shown
+from studyloom.metrics import amount, shown
 from studyloom.record import Record
 from studyloom.study import BASELINE, STANDARD_ERROR, TIMES, WORKER
 
@@ -48,7 +48,11 @@ class Seat:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A study at one moment: slots by state, trials by outcome, the two trials to know, and who works on what."""
+    """A study at one moment: slots by state, trials by outcome, the two trials to know, and who works on what.
+
+    costs: what the values of a trial are beside the metric. front: where there are any, the trials that none beats, the
+    best by the metric first. rule: how the best is chosen; None where the metric alone says so.
+    """
 
     name: str
     slots: Mapping[str, int]
@@ -57,6 +61,9 @@ class Snapshot:
     baseline: FrozenTrial | None
     seats: tuple[Seat, ...]
     metric: str = "value"
+    costs: tuple[str, ...] = ()
+    front: tuple[FrozenTrial, ...] = ()
+    rule: str | None = None
 
     @property
     def budget(self) -> int:
@@ -78,14 +85,18 @@ def take(record: Record) -> Snapshot:
         step = None if trial is None else trial.last_step
         value = None if trial is None or step is None else trial.intermediate_values[step]
         seats.append(Seat(held.owner, None if trial is None else trial.number, step, value, held.left, held.age))
+    rule, costs = record.rule(), tuple(aim.name for aim in record.aims[1:])
     return Snapshot(
         name=record.name,
         slots=record.ledger.counts(),
         outcomes=Counter(outcome(trial) for trial in trials),
-        best=next(iter(record.ranked()), None),
+        best=next(iter(record.ranked(rule)), None),
         baseline=next((trial for trial in complete if BASELINE in trial.user_attrs), None),
         seats=tuple(seats),
         metric=record.metric,
+        costs=costs,
+        front=tuple(record.front()) if costs else (),
+        rule=str(rule) if costs or rule.conditions or rule.goal.name != record.metric else None,
     )
 
 
@@ -242,7 +253,12 @@ def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
     for what, trial in answers:
         error = trial.user_attrs.get(STANDARD_ERROR)
         spread = "" if error is None else f" ± {shown(error)}"
-        value = Text(f"{snapshot.metric} {told(trial)}{spread}", style="bold green" if what == "best" else "")
+        between = ", " if width < WIDE else "\n"
+        costs = "".join(
+            f"{between}{name} {cost}" for name, cost in zip(snapshot.costs, values(trial)[1:], strict=False)
+        )
+        style = "bold green" if what == "best" else ""
+        value = Text(f"{snapshot.metric} {values(trial)[0]}{spread}{costs}", style=style)
         if width < WIDE:
             stacked.append(Text.assemble(f"{what:8}  ", value, f"  trial {trial.number}"))
             stacked += [Text(f"  {name}={shorten(given)}", overflow="fold") for name, given in trial.params.items()]
@@ -252,8 +268,43 @@ def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
 
 
 def told(trial: FrozenTrial) -> str:
-    """Its value."""
-    return "–" if trial.value is None else shown(trial.value)
+    """Its value, or all of them."""
+    return ", ".join(values(trial))
+
+
+def values(trial: FrozenTrial) -> list[str]:
+    """Its value, and what it costs beside it."""
+    if not trial.values:
+        return ["–"]
+    return [shown(trial.values[0]), *map(amount, trial.values[1:])]
+
+
+def front_rows(snapshot: Snapshot) -> list[list[str]]:
+    """The Pareto front under its heads: values, trial, and which is the best; with the baseline, beaten or not."""
+    known = {trial.number: trial for trial in snapshot.front}
+    marks: dict[int, list[str]] = {}
+    for what, trial in (("best", snapshot.best), ("baseline", snapshot.baseline)):
+        if trial is not None:
+            beaten = "" if trial.number in known else ", beaten"
+            marks.setdefault(trial.number, []).append(f"{what}{beaten}")
+            known[trial.number] = trial
+    order = sorted(known.values(), key=lambda trial: [*trial.values[1:], trial.number])
+    rows = [[*values(trial), str(trial.number), ", ".join(marks.get(trial.number, []))] for trial in order]
+    return [[snapshot.metric, *snapshot.costs, "trial", ""], *rows]
+
+
+def front_table(snapshot: Snapshot) -> RenderableType:
+    """The Pareto front, the cheapest first, and how the best of it is chosen."""
+    if not snapshot.front:
+        return Text("no trial is on the front yet", style="dim")
+    heads, *rows = front_rows(snapshot)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("front", header_style="")
+    for head in heads:
+        table.add_column(head, justify="right" if head else "left", no_wrap=True)
+    for cells in rows:
+        table.add_row("", *cells, style="bold green" if "best" in cells[-1].split(", ") else "")
+    return Group(table, Text(f"rule      {snapshot.rule}", overflow="fold"))
 
 
 def parameters(params: Mapping[str, Any]) -> str:

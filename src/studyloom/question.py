@@ -19,9 +19,10 @@ from studyloom.config import Composer
 from studyloom.constraints import Limit, Measured, measure, parse_limits
 from studyloom.data import Split
 from studyloom.grammar import parse
-from studyloom.metrics import Metric
+from studyloom.metrics import Aim, Metric
 from studyloom.objective import Effort, Trained
-from studyloom.rehearsal import Folds, ask_once, end, probes, try_metric, try_out
+from studyloom.rehearsal import Folds, ask_once, end, probes, try_aims, try_metric, try_out
+from studyloom.rule import Rule, parse_rule
 from studyloom.schema import Config, ConfigError, check_name
 from studyloom.seeds import derive
 from studyloom.space import (
@@ -148,12 +149,26 @@ class Question:
         """
         return parse_limits(config.get(self.config, "objective.constraints"))
 
+    @functools.cached_property
+    def aims(self) -> tuple[Aim, ...]:
+        """What the values of a trial are, the metric first."""
+        return parts.build_aims(self.metric, self.config.objective)
+
+    @functools.cached_property
+    def rule(self) -> Rule | None:
+        """How the winner is chosen, if that is stated. Raises ConfigError if it is no rule."""
+        limited = (Aim(limit.quantity, "minimize") for limit in self.limits)
+        known = dict.fromkeys([*self.aims, *limited])  # of each trial
+        stated = self.config.winner.rule
+        return None if stated is None else parse_rule(stated, [*known])
+
     def measure(self, point: Point, split: Split | None, folds: Folds) -> list[Measured]:
-        """What the network of a point costs, against the limits."""
-        if not self.limits:
+        """What the network of a point costs, where that is limited or an objective."""
+        costs = [aim.name for aim in self.aims[1:]]
+        if not self.limits and not costs:
             return []
         assert split is not None
-        return measure(self.limits, self.jobs(point, folds, 0)[0], split)
+        return measure(costs, self.limits, self.jobs(point, folds, 0)[0], split)
 
     def effort(self, point: Point, number: int, split: Split | None, folds: Folds) -> Effort:
         """What trial `number` does."""
@@ -279,16 +294,21 @@ class Question:
     def _check_sections(self) -> Iterator[str]:
         study, objective = self.config.study, self.config.objective
         yield from filter(None, [check_name(study.name)])
+        aims: tuple[Aim, ...] = ()
         try:
-            _ = self.metric
+            aims = self.aims
         except ConfigError as error:
             yield from error.mistakes
         except Exception as error:  # of a class of the user's own
             yield f"objective.metric: {config.words(error)}"
         try:
             _ = self.limits
+            if aims:  # a name that only a wrong objective would know is no mistake of the rule
+                _ = self.rule
         except ConfigError as error:
             yield from error.mistakes
+        if len(aims) > 1:
+            yield from try_aims(aims, lambda: self.sampler(0), self.pruner, self.composer.choices)
         wanted = (
             ("study.trials", study.trials, 1),
             ("study.seed", study.seed, 0),

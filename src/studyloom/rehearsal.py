@@ -2,18 +2,19 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.pruners import BasePruner
+from optuna.pruners import BasePruner, NopPruner
+from optuna.samplers import BaseSampler
 from optuna.trial import TrialState, create_trial
 from torch import Tensor
 
 from studyloom.data import Split
-from studyloom.metrics import METRICS, Direction, Metric, Undefined
+from studyloom.metrics import METRICS, Aim, Direction, Metric, Undefined
 from studyloom.space import Leaf, Many, Node
 from studyloom.steps import spare_compiler
 from studyloom.train import Job
@@ -103,6 +104,37 @@ def ask_once(pruner: BasePruner, direction: Direction) -> None:
     study.add_trial(create_trial(value=0.5, intermediate_values=reports))
     study.add_trial(create_trial(state=TrialState.RUNNING, intermediate_values=reports))
     pruner.prune(study, study.trials[1])
+
+
+def try_aims(
+    aims: Sequence[Aim],
+    sampler: Callable[[], BaseSampler],
+    pruner: Callable[[], BasePruner],
+    choices: Mapping[str, str],
+) -> Iterator[str]:
+    """Which of sampler and pruner cannot do with several objectives; what is wrong with them alone is told elsewhere.
+
+    Optuna has no pruner for them: it cannot say which of two trials is behind before both values are there.
+    """
+    names = " and ".join(aim.name for aim in aims)
+    single = f"a single objective, objective.metric={aims[0].name}"
+    with contextlib.suppress(Exception):
+        if not isinstance(pruner(), NopPruner):
+            yield (
+                f"pruner={choices.get('pruner')}: ends trials by one value, and objective.metric names {names}; set "
+                f"pruner=none, or {single}"
+            )
+    study = optuna.create_study(directions=[aim.direction for aim in aims])
+    try:
+        sampler().sample_relative(study, create_trial(state=TrialState.RUNNING), {})
+    except ValueError as error:
+        if "multi-objective" in str(error):
+            yield (
+                f"sampler={choices.get('sampler')}: knows one objective, and objective.metric names {names}; set "
+                f"sampler=tpe, nsga2, random, grid, qmc or gp, or {single}"
+            )
+    except Exception:
+        return
 
 
 def _forward(job: Job, split: Split, device: str) -> None:

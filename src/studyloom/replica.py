@@ -13,7 +13,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from studyloom.record import Record
+from studyloom.record import Record, value_of
 
 ENOUGH = 3  # complete trials that have a parameter, for it to be drawn
 
@@ -35,19 +35,30 @@ def cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1 - half]}…{text[-half:]}"
 
 
-def replicate(trials: Sequence[FrozenTrial], sign: int) -> optuna.Study:
+def replicate(trials: Sequence[FrozenTrial], sign: int, aim: int = 0) -> optuna.Study:
     """The complete trials as a study in memory, under their numbers and with literal names and choices.
 
-    Of their values more is better where sign is 1.
+    Of their values, or those of one aim of several, more is better where sign is 1.
 
     All others are there as failed ones that say nothing, which Optuna's plots leave out.
     """
+    return _replica(trials, {aim: sign})
+
+
+def replicate_all(record: Record) -> optuna.Study:
+    """As `replicate`, with all values that trials have."""
+    return _replica(record.trials(), {place: aim.sign for place, aim in enumerate(record.aims)})
+
+
+def _replica(trials: Sequence[FrozenTrial], signs: Mapping[int, int]) -> optuna.Study:
+    """signs: which way the values are better that are wanted, by their places."""
     storage = InMemoryStorage()
-    direction = StudyDirection.MAXIMIZE if sign > 0 else StudyDirection.MINIMIZE
+    directions = [StudyDirection.MAXIMIZE if sign > 0 else StudyDirection.MINIMIZE for sign in signs.values()]
     with quiet():
-        study_id = storage.create_new_study([direction], "replica")
+        study_id = storage.create_new_study(directions, "replica")
     for trial in trials:
-        if trial.state != TrialState.COMPLETE or not math.isfinite(trial.value or 0.0):
+        values = [value_of(trial, aim) or 0.0 for aim in signs] if trial.state == TrialState.COMPLETE else []
+        if not values or not all(map(math.isfinite, values)):
             storage.create_new_trial(study_id, create_trial(state=TrialState.FAIL))
             continue
         params, distributions = {}, {}
@@ -56,7 +67,7 @@ def replicate(trials: Sequence[FrozenTrial], sign: int) -> optuna.Study:
             params[literal(name)] = choice.get(value, value) if isinstance(value, str) else value
             distributions[literal(name)] = _relabelled(trial.distributions[name], choice)
         told = create_trial(
-            value=trial.value, params=params, distributions=distributions, constraints=trial.constraints or None
+            values=values, params=params, distributions=distributions, constraints=trial.constraints or None
         )
         storage.create_new_trial(study_id, told)
     return optuna.load_study(study_name="replica", storage=storage)
@@ -67,6 +78,7 @@ def best_of(record: Record, count: int) -> list[FrozenTrial]:
     ranked = record.ranked()
     numbers = {trial.number for trial in ranked}
     rest = [t for t in record.trials() if t.state == TrialState.COMPLETE and t.number not in numbers]
+    rest.sort(key=record.costs)
     return sorted([*ranked, *rest][:count], key=lambda trial: trial.number)
 
 

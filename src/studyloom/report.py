@@ -1,12 +1,8 @@
 """report.html: what a study has found so far, on one page that needs nothing but itself.
 
-It works while the search is on its way: what cannot be drawn yet says so in a line. Whatever comes from a study is
-shown as text, and the page's own policy forbids all network, and all scripts but its two.
+It works while the search is on its way: what cannot be drawn yet says so in a line.
 """
 
-import base64
-import hashlib
-import html
 import json
 import os
 import platform
@@ -17,31 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import plotly.graph_objects as go  # type: ignore[import-untyped]
 import torch
 from optuna.trial import FrozenTrial
-from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
-from studyloom import __version__, figures, progress
+from studyloom import __version__, figures, pareto, progress
 from studyloom.axes import Axis
 from studyloom.failures import FAILURE, REASON
-from studyloom.metrics import shown
+from studyloom.metrics import amount
+from studyloom.page import absent, document, folded, get, multiples, number, plot, section, spread, text
 from studyloom.progress import Snapshot, parameters
-from studyloom.record import Record
+from studyloom.record import Record, value_of
 from studyloom.replica import best_of, replicate, varied
 from studyloom.study import TRACEBACK
 
-ASSETS = Path(__file__).with_name("assets")
 SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory
 PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
-# In a URL, up to the last @ of the word or, where there is none, the first of the line; and password=…, password: …
-PASSWORDS = re.compile(
-    r"""(?P<url>\b[\w+.-]+://[^\s:/]*:)(?:\S*|[^@\n]*)(?=@)|(?P<key>password["']?[ \t]*[=:][ \t]*)"""
-    r"""(?:'[^'\n]*'|"[^"\n]*"|[^\s&'"]+)""",
-    re.IGNORECASE,
-)
 LINES = 200  # over parallel axes, of the best trials
-ABSENT = '<p class="absent">'
 DISTINCT = 10  # messages that are shown of a class of failures
 
 
@@ -87,10 +74,20 @@ def render(record: Record, winner: dict[str, Any] | None, config_text: str) -> s
     which = f"Trial {followed.number}, the {'winner' if followed.number == chosen else 'best'}. " if followed else ""
     parts = [
         headline(record, snapshot, winner),
+        *several(record, snapshot, axis),
         section("Search", history(axis), plot(figures.history(study, trials, best, baseline, axis))),
         section("Learning curves", CURVES, plot(figures.curves(trials, best, baseline, axis))),
         section("Over-fitting", which + LOSSES, plot(figures.losses(followed))),
-        section("Which parameters matter", IMPORTANCES, plot(figures.importances(study, names))),
+        section(f"Which parameters matter{of(record)}", IMPORTANCES, plot(figures.importances(study, names))),
+        *(
+            section(
+                f"Which parameters matter for {text(aim.name)}",
+                IMPORTANCES,
+                plot(figures.importances(one, varied(one))),
+            )
+            for place, aim in enumerate(record.aims[1:], 1)
+            for one in [replicate(trials, aim.sign, place)]
+        ),
         section("Parameter by parameter", SLICES, multiples(figures.slices(study, names, best, axis))),
         section("The best trials over all parameters", PARALLEL, plot(figures.parallel(top, names, axis), "wide")),
         section("Two parameters together", CONTOUR, plot(figures.contour(study, names, axis))),
@@ -113,6 +110,30 @@ def render(record: Record, winner: dict[str, Any] | None, config_text: str) -> s
     return document(record.name, "".join(parts))
 
 
+def several(record: Record, snapshot: Snapshot, axis: Axis) -> list[str]:
+    """The Pareto front, where there is one, as a figure and a table."""
+    if not snapshot.costs:
+        return []
+    figure = pareto.front(record, snapshot.best, snapshot.baseline, axis)
+    content = plot(figure) if isinstance(figure, str) else plot(figure) + front_table(snapshot)
+    return [section("The Pareto front", f"{FRONT} The best is chosen by <b>{text(snapshot.rule)}</b>.", content)]
+
+
+def front_table(snapshot: Snapshot) -> str:
+    heads, *rows = progress.front_rows(snapshot)
+    head = "".join(f'<th class="number">{text(name)}</th>' for name in heads)
+    body = ("".join(f'<td class="number">{text(cell)}</td>' for cell in row) for row in rows)
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
+
+
+def of(record: Record) -> str:
+    return f" for {text(record.metric)}" if len(record.aims) > 1 else ""
+
+
+FRONT = (
+    "A trial is on the front where no other is as good in both and better in one: whoever wants more of one has to pay "
+    "with the other."
+)
 HISTORY = (
     "Each point is a complete trial, in the order in which they began; the marks at the bottom are trials that ended "
     "otherwise. Values are those of the validation part."
@@ -159,83 +180,14 @@ def history(axis: Axis) -> str:
     return f"{HISTORY}{scales[axis.scale]} {'Higher' if axis.sign > 0 else 'Lower'} is better."
 
 
-def text(value: object) -> str:
-    """Whatever comes from a study, as HTML that shows it, without passwords."""
-    return html.escape(masked(str(value)))
-
-
-def masked(words: str) -> str:
-    """A text with *** in place of passwords."""
-    return PASSWORDS.sub(lambda found: (found["url"] or found["key"]) + "***", words)
-
-
-def get(tree: Any, *keys: str) -> Any:
-    """What lies below keys of nested dictionaries; None where one is missing."""
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
-
-
-def number(value: object, sign: str = "") -> str:
-    """A number, or – where there is none."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return "–"
-    return shown(value, sign).replace("-", "−")
-
-
-def spread(tree: Any) -> str:
-    """Mean and standard deviation, as HTML."""
-    return f"{number(get(tree, 'mean'))} <small>± {number(get(tree, 'std'))}</small>"
-
-
-def absent(why: str) -> str:
-    return f"{ABSENT}{why}</p>"
-
-
-def section(title: str, caption: str, content: str) -> str:
-    about = "" if not caption or content.startswith(ABSENT) else f'<p class="caption">{caption}</p>'
-    return f"<section><h2>{title}</h2>{about}{content}</section>\n"
-
-
-def plot(figure: go.Figure | str, kind: str = "") -> str:
-    """A figure, which report.js draws from the JSON beside it, under its legend; the reason where there is none."""
-    if isinstance(figure, str):
-        return absent(figure)
-    figure.layout.template = None
-    data = figure.to_json(engine="json")  # with < and > as \u003c and \u003e, so that no text ends the script
-    height = figure.layout.height
-    return (
-        f'{legend(figure)}<div class="{kind}"><div class="plot" style="height:{height}px"></div>'
-        f'<script type="application/json">{data}</script></div>'
-    )
-
-
-def legend(figure: go.Figure) -> str:
-    entries = []
-    for trace in figure.data:
-        if trace.showlegend:
-            drawn = "lines" in (getattr(trace, "mode", None) or "")
-            shape = "marker" if not drawn else "dot" if trace.line.dash == "dot" else ""
-            colour = trace.line.color if drawn else trace.marker.color
-            entries.append(f'<li><i class="{shape}" style="color:{colour}"></i>{trace.name}</li>')
-    return f'<ul class="legend">{"".join(entries)}</ul>' if entries else ""
-
-
-def multiples(drawn: dict[str, go.Figure] | str) -> str:
-    """Small figures side by side, under their literal names."""
-    if isinstance(drawn, str):
-        return absent(drawn)
-    each = (f"<figure><figcaption>{name}</figcaption>{plot(figure)}</figure>" for name, figure in drawn.items())
-    return f'<div class="multiples">{"".join(each)}</div>'
-
-
 def headline(record: Record, snapshot: Snapshot, winner: dict[str, Any] | None) -> str:
     """The numbers that one wants first."""
     counts = [f"{snapshot.outcomes.get(kind, 0)} {kind}" for kind in ("complete", "pruned", "failed")]
     if snapshot.seats:
         counts.append(f"{len(snapshot.seats)} running")
     best, baseline = snapshot.best, snapshot.baseline
-    gain = None if best is None or baseline is None else record.sign * ((best.value or 0.0) - (baseline.value or 0.0))
+    found, begun = value_of(best), value_of(baseline)
+    gain = None if found is None or begun is None else record.sign * (found - begun)
     gained, gap = "best minus baseline", "search value minus mean of the retrainings"
     if record.sign < 0:
         gained, gap = "baseline minus best", "mean of the retrainings minus search value"
@@ -243,16 +195,20 @@ def headline(record: Record, snapshot: Snapshot, winner: dict[str, Any] | None) 
         ("Trials", f"{snapshot.done} <small>of {snapshot.budget}</small>", " · ".join(counts)),
         (
             "Best, validation",
-            number(best and best.value),
+            number(found),
             "no trial is complete yet" if best is None else f"trial {best.number}",
         ),
         (
             "Baseline, validation",
-            number(baseline and baseline.value),
+            number(begun),
             "the configuration as composed" if baseline else "none",
         ),
         ("Gain, validation", number(gain, "+"), f"{gained}; flatters the best"),
     ]
+    for place, name in enumerate(snapshot.costs, 1):
+        costs = [None if trial is None else value_of(trial, place) for trial in (best, baseline)]
+        much, less = ("–" if cost is None else amount(cost) for cost in costs)
+        cards.append((f"{text(name)}, best", much, f"baseline: {less}"))
     if (test := get(winner, "test")) is not None:
         runs = len(get(test, "winner", "values") or ())
         low, high = (get(test, "difference", "interval") or (None, None))[:2]
@@ -272,12 +228,13 @@ def headline(record: Record, snapshot: Snapshot, winner: dict[str, Any] | None) 
             cards.append((f"{text(rule).capitalize()}, test", number(value), "what needs no network"))
     shown = "".join(f"<div><dt>{name}</dt><dd>{value}</dd><dd>{note}</dd></div>" for name, value, note in cards)
     halted = record.halted()
+    aims = ", and ".join(f"{text(aim.name)}, {'more' if aim.sign > 0 else 'less'} is better" for aim in record.aims)
     told = {"Best": best.params} if best else {}
     if isinstance(won := get(winner, "winner", "params"), dict) and won != told.get("Best"):
         told["Winner"] = won
     return (
         f"<header><h1>{text(record.name)}</h1>"
-        f'<p class="caption">values are {text(record.metric)}, {"more" if record.sign > 0 else "less"} is better</p>'
+        f'<p class="caption">values are {aims}</p>'
         + (
             f'<p class="bad">The study has stopped, since its trials fail with this: {text(halted)}</p>'
             if halted
@@ -316,14 +273,11 @@ def message(reason: str, trials: Sequence[FrozenTrial]) -> str:
     )
 
 
-def folded(title: str, content: str) -> str:
-    return f"<details><summary>{title}</summary><pre>{text(content)}</pre></details>"
-
-
 def candidates(winner: dict[str, Any]) -> str:
     rows = [row for row in get(winner, "candidates") or () if isinstance(row, dict)]
     if not rows:
         return absent("winner.json names no candidates.")
+    names = list(get(rows[0], "costs") or {})
     parts = []
     for row in rows:
         value, mean = row.get("search_value"), row.get("mean")
@@ -331,13 +285,15 @@ def candidates(winner: dict[str, Any]) -> str:
         gap = sign * (value - mean) if isinstance(value, float) and isinstance(mean, float) else None
         won = row.get("trial") == get(winner, "winner", "trial")
         role = "<b>winner</b>  " if won else "<b>baseline</b>  " if row.get("baseline") else ""
-        numbers = [text(row.get("trial", "–")), number(value), spread(row), number(gap, "+")]
+        costs = [number(get(row, "costs", name)) for name in names]
+        numbers = [text(row.get("trial", "–")), number(value), spread(row), number(gap, "+"), *costs]
         cells = "".join(f'<td class="number">{cell}</td>' for cell in numbers)
         parts.append(
-            f'<tr>{cells}</tr><tr><td class="parameters" colspan="4">{role}'
+            f'<tr>{cells}</tr><tr><td class="parameters" colspan="{len(numbers)}">{role}'
             f"{text(parameters(get(row, 'params') or {}))}</td></tr>"
         )
-    heads = "".join(f'<th class="number">{head}</th>' for head in ("trial", "search", "trained again", "gap"))
+    columns = ("trial", "search", "trained again", "gap", *map(text, names))
+    heads = "".join(f'<th class="number">{head}</th>' for head in columns)
     return f'<table class="candidates"><tr>{heads}</tr>{"".join(parts)}</table>'
 
 
@@ -394,33 +350,3 @@ def environment(winner: dict[str, Any] | None) -> str:
 
 def configuration(config_text: str) -> str:
     return folded("configuration", config_text) if config_text.strip() else absent("No configuration was found.")
-
-
-def document(name: str, body: str) -> str:
-    """The whole page. Its policy lets in no network, and of scripts those alone that have the hashes of these."""
-    scripts = [get_plotlyjs(), (ASSETS / "report.js").read_text()]
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    policy = (
-        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes}; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="referrer" content="no-referrer">
-<title>{text(name)}</title>
-<link rel="icon" href="data:,">
-<style>
-{(ASSETS / "report.css").read_text()}</style>
-</head>
-<body>
-{body}<noscript><p>The figures need JavaScript.</p></noscript>
-<footer>studyloom {text(__version__)}</footer>
-<script>{scripts[0]}</script>
-<script>{scripts[1]}</script>
-</body>
-</html>
-"""

@@ -253,7 +253,8 @@ def open_study(prepared: Prepared, *, create: bool) -> tuple[Record, int]:
         return open_record(prepared.url, name, deadline), trials
     prepared.run_dir.mkdir(parents=True, exist_ok=True)
     identity = question.identity(prepared.material.digest)
-    record = create_record(prepared.url, name, identity, trials, deadline, metric=question.metric)
+    record = create_record(prepared.url, name, identity, trials, deadline, aims=question.aims)
+    record.state(question.rule)
     if left := lay_down(record, prepared.starts, trials, prepared.url, baseline=question.baseline):
         log.warning("%d points to begin with are left out: all %d trials have begun; raise study.trials", left, trials)
     return record, trials
@@ -315,6 +316,8 @@ def conduct(prepared: Prepared, plan: Plan, task: Task, stop: Stop) -> int:
     took = f", {progress.seconds(time.monotonic() - started)}" if todo else ""
     console.print(f"\n{progress.headline(snapshot)}{took}", soft_wrap=True)
     console.print(progress.answers_table(snapshot, console.width))
+    if snapshot.rule is not None:
+        console.print(progress.front_table(snapshot))
     if plan.is_done():
         tell_winner(plan, prepared, console)
     for stage in plan:
@@ -325,6 +328,8 @@ def conduct(prepared: Prepared, plan: Plan, task: Task, stop: Stop) -> int:
     if stop():
         why = "the time is up" if stop.signal is None else "stopped"
         console.print(f"{why}; the same command goes on from here")
+    elif snapshot.best is None and snapshot.rule is not None:
+        console.print(Text(f"no trial keeps to winner.rule: {snapshot.rule}; loosen it, or raise study.trials"))
     elif not todo:
         console.print(f"the budget of {trials} trials is spent")
     return 0 if snapshot.best is not None or stop() else 1
@@ -375,7 +380,8 @@ def write_best(prepared: Prepared, best: FrozenTrial) -> None:
     point = question.space.walk(lambda parameter: best.params[parameter.name])
     sections = config.plain(question.at(point), *(name for name in SECTIONS if name != "space"))
     sections["train"].pop("loss")
-    header = f"# {question.config.study.name}, trial {best.number}: validation {question.metric.name} {best.value}\n"
+    values = ", ".join(f"{aim.name} {value}" for aim, value in zip(question.aims, best.values, strict=True))
+    header = f"# {question.config.study.name}, trial {best.number}: validation {values}\n"
     config.write_yaml(prepared.run_dir / "best.yaml", sections, header)
 
 

@@ -40,7 +40,7 @@ class ObjectiveSection:
     folds: int = 1  # 1: one hold-out part of data.validation images
     seeds: int = 1
     _target_: str | None = None  # a function of one's own, (config, report) -> value, instead of training networks
-    metric: Any = "accuracy"  # a name of metrics.METRICS, or a _target_ of one's own
+    metric: Any = "accuracy"  # a name of metrics.METRICS, or a _target_ of one's own; [accuracy, parameters]: both
     constraints: Any = None  # limits of parameters, flops, latency_ms, such as {parameters: "<= 100_000"}
     direction: str | None = None  # maximize or minimize; needed where a metric of one's own does not say it
 
@@ -75,6 +75,7 @@ class WinnerSection:
     enabled: bool = True  # choose the winner on fresh seeds, test it, and write the report, when the search has ended
     top: int = 3  # trials that are judged again, beside the baseline
     seeds: int = 5
+    rule: str | None = None  # which of them is best, such as "max accuracy where parameters < 50_000"
 
 
 @dataclass

@@ -26,6 +26,7 @@ from studyloom.objective import Effort
 from studyloom.question import Material, Question
 from studyloom.record import Record, create_record
 from studyloom.rehearsal import Folds
+from studyloom.rule import Rule
 from studyloom.schema import WinnerSection
 from studyloom.seeds import derive
 from studyloom.space import Point, Space
@@ -119,7 +120,7 @@ class Plan:
             return
         if self.judges:
             yield self.reevaluation
-            if self.reevaluation.todo() or not self.values(self.reevaluation):
+            if self.reevaluation.todo() or not self.contenders:
                 return
         if self.question.tested:
             yield self.retraining
@@ -141,7 +142,7 @@ class Plan:
 
     def is_done(self) -> bool:
         """Whether there is a winner, to be tested where that can be."""
-        return self._ends(self.current) and not self.current.todo() and (not self.judges or bool(self.judged))
+        return self._ends(self.current) and not self.current.todo() and bool(self.contenders)
 
     def _ends(self, stage: Stage) -> bool:
         return stage is not self.search and stage is self.last
@@ -155,8 +156,8 @@ class Plan:
         """What the trainings of each candidate gave, by seed; without a candidate of which one has failed."""
         found: dict[int, dict[int, float]] = {}
         for trial in stage.record.trials():
-            if trial.state == TrialState.COMPLETE and trial.value is not None:
-                found.setdefault(trial.params["candidate"], {})[trial.params["seed"]] = trial.value
+            if trial.state == TrialState.COMPLETE:
+                found.setdefault(trial.params["candidate"], {})[trial.params["seed"]] = trial.values[0]
         whole = {number: by for number, by in sorted(found.items()) if len(by) == self.settings.seeds}
         return {number: [by[seed] for seed in sorted(by)] for number, by in whole.items()}
 
@@ -167,12 +168,29 @@ class Plan:
         return now.todo() and now.todo() + to_come * self.settings.seeds
 
     @cached_property
+    def rule(self) -> Rule:
+        """How the winner is chosen: as this run's configuration states, or as it is where that says nothing."""
+        return self.question.rule or self.search.record.default_rule()
+
+    @cached_property
+    def ranked(self) -> list[FrozenTrial]:
+        """The trials that may win, the best first; of this run's budget, should it have grown."""
+        ranked = self.search.record.ranked(self.rule)
+        return [trial for trial in ranked if trial.user_attrs.get(SLOT, 0) < self.search.trials]
+
+    @cached_property
     def candidates(self) -> dict[int, Point]:
-        """The best trials of the search, and the baseline, by number; of this run's budget, should it have grown."""
-        ranked = [t for t in self.search.record.ranked() if t.user_attrs.get(SLOT, 0) < self.search.trials]
-        best = ranked[: self.settings.top]
-        chosen = {trial.number: trial for trial in best} | {t.number: t for t in ranked if BASELINE in t.user_attrs}
+        """The best trials of the search, by number, and to compare them with the baseline, which may not be one."""
+        chosen = {trial.number: trial for trial in self.ranked[: self.settings.top]}
+        if chosen:
+            chosen |= {t.number: t for t in self.search.record.feasible() if BASELINE in t.user_attrs}
         return {number: self.point(chosen[number]) for number in sorted(chosen)}
+
+    @property
+    def contenders(self) -> list[int]:
+        """The candidates that may win, and were judged again if that is done, by number."""
+        may = {trial.number for trial in self.ranked}
+        return [number for number in (self.judged if self.judges else self.candidates) if number in may]
 
     def point(self, trial: FrozenTrial) -> Point:
         return self.question.space.walk(lambda parameter: trial.params[parameter.name])
@@ -183,11 +201,23 @@ class Plan:
 
     @cached_property
     def winner(self) -> int:
-        """The candidate with the best mean; the earlier of two alike."""
-        if not self.judges:
-            return next(iter(self.candidates))
-        values = self.judged
-        return max(sorted(values), key=lambda number: self.question.metric.sign * fmean(values[number]))
+        """The contender that is best by what it was judged to be; the earlier of two alike.
+
+        Where none keeps to the rule on fresh seeds, the one with the best mean.
+        """
+        known = {number: self.known(number) for number in self.contenders}
+        metric = self.question.metric
+        keeping = [number for number in known if self.rule.holds(known[number])]
+        if not keeping:
+            return max(known, key=lambda number: metric.sign * known[number][metric.name])
+        return min(keeping, key=lambda n: (self.rule.rank(known[n]), -metric.sign * known[n][metric.name], n))
+
+    def known(self, number: int) -> dict[str, float]:
+        """What is known of a candidate, with the mean of what it was judged to be in place of its value."""
+        record = self.search.record
+        trial = next(trial for trial in record.feasible() if trial.number == number)
+        judged = self.judged.get(number)
+        return record.known(trial) | ({} if judged is None else {record.metric: fmean(judged)})
 
     @cached_property
     def reevaluation(self) -> Stage:
@@ -223,9 +253,11 @@ class Plan:
         asked = Trainings(self.question, candidates, self.settings.seeds, part)
         search = self.search
         name = f"{search.record.name}/{title} {search.trials}-{self.settings.top}-{self.settings.seeds}"
+        if self.rule != Rule(search.record.aims[0]):
+            name += f" {self.rule}"  # other candidates, other trainings
         identity = {"candidates": [*candidates], "seeds": self.settings.seeds}
         deadline = self.question.config.storage.deadline
         metric = self.question.metric
-        record = create_record(self.url, name, identity, asked.count, deadline, metric=metric, wait=True)
+        record = create_record(self.url, name, identity, asked.count, deadline, aims=[metric], wait=True)
         record.ledger.storage.patience.stopping = search.record.ledger.storage.patience.stopping
         return Stage(title, record, asked, asked.count, weights)

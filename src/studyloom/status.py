@@ -18,9 +18,9 @@ from rich.text import Text
 
 from studyloom import progress
 from studyloom.failures import FAILURE, REASON
-from studyloom.progress import Snapshot, answers_table, headline, outcome, seats_table, seconds
-from studyloom.record import Record
-from studyloom.replica import quiet
+from studyloom.progress import Snapshot, answers_table, front_table, headline, outcome, seats_table, seconds
+from studyloom.record import Record, value_of
+from studyloom.replica import quiet, replicate
 from studyloom.storage import StorageError
 from studyloom.study import TIMES
 
@@ -61,7 +61,8 @@ def look(record: Record, before: Status | None = None) -> Status:
     if before is not None and before.snapshot.outcomes.get("complete") == snapshot.outcomes.get("complete"):
         weights = before.importances
     else:
-        weights = importances(record.study, trials)
+        study = record.study if len(record.aims) == 1 else replicate(trials, record.sign)
+        weights = importances(study, study.get_trials(deepcopy=False))
     return Status(snapshot, weights, failures(trials), record.halted(), remaining(snapshot, trials))
 
 
@@ -129,7 +130,10 @@ def render(status: Status, width: int) -> RenderableType:
         parts.append(Text(f"{kind}  {failed.count} × such as: {failed.reason}", overflow="fold"))
     if status.importances:
         parts += [Text("what matters", style="dim"), shares(status.importances)]
-    return Group(*parts, answers_table(snapshot, width))
+    parts.append(answers_table(snapshot, width))
+    if snapshot.rule is not None:
+        parts.append(front_table(snapshot))
+    return Group(*parts)
 
 
 def shares(importances: Mapping[str, float]) -> Table:
@@ -151,14 +155,18 @@ def line(status: Status) -> str:
 def as_json(status: Status) -> str:
     """One line for machines; numbers as they are stored, null for what is not there and for NaN and infinities.
 
-    study, metric, budget, done; slots and trials: counts by state; best and baseline: trial, value, params;
+    study, metric, budget, done; slots and trials: counts by state; best and baseline: trial, value, params, and what it
+    costs where that is an objective too; front: those that none beats then; rule: how the best is chosen;
     importances: by parameter; workers: owner, trial, epoch, value, held (seconds since it took its slot), lease
     (seconds left); failures: by class a count and the last reason; halted; eta in seconds.
     """
     snapshot = status.snapshot
 
     def answer(trial: FrozenTrial | None) -> dict[str, Any] | None:
-        return None if trial is None else {"trial": trial.number, "value": trial.value, "params": trial.params}
+        if trial is None:
+            return None
+        told = {"trial": trial.number, "value": value_of(trial), "params": trial.params}
+        return told | dict(zip(snapshot.costs, (trial.values or ())[1:], strict=False))
 
     states = ("complete", "pruned", "failed", "running", "waiting")
     stands = {
@@ -170,6 +178,8 @@ def as_json(status: Status) -> str:
         "trials": {state: snapshot.outcomes.get(state, 0) for state in states},
         "best": answer(snapshot.best),
         "baseline": answer(snapshot.baseline),
+        "front": [answer(trial) for trial in snapshot.front],
+        "rule": snapshot.rule,
         "importances": dict(status.importances),
         "workers": [
             {

@@ -33,6 +33,7 @@ from studyloom.objective import Effort, Step, Stopped, Stopping
 from studyloom.origin import MADE, Origin, environment
 from studyloom.outbox import Outbox
 from studyloom.owners import owner_of
+from studyloom.record import BASELINE as BASELINE
 from studyloom.record import HALTED, Record
 from studyloom.rehearsal import Folds
 from studyloom.seeds import derive
@@ -41,7 +42,6 @@ from studyloom.storage import StorageLost
 
 SLOT = "slot"  # user attributes of a trial
 WORKER = "worker"
-BASELINE = "baseline"
 ENQUEUED = "enqueued"  # where the point of a trial is from that was made before any worker began it
 EPOCHS = "epochs"
 TIMES = "times"
@@ -274,14 +274,15 @@ class Worker:
 
     @staticmethod
     def constrain(trial: optuna.Trial, measured: Sequence[Measured]) -> None:
-        """Stores what a network costs, from which samplers learn too.
+        """Stores what a network costs, and how far that is from its limits, from which samplers learn too.
 
         Raises:
             Infeasible: it is more than it may.
         """
         for found in measured:
-            trial.set_constraint(found.limit.quantity, found.excess)
-            trial.set_user_attr(found.limit.quantity, found.value)
+            trial.set_user_attr(found.quantity, found.value)
+            if found.limit is not None:
+                trial.set_constraint(found.quantity, found.excess)
         if beyond := [str(found) for found in measured if found.excess > 0]:
             raise Infeasible("; ".join(beyond))
 
@@ -343,7 +344,8 @@ class Worker:
 
     def post(self, trial: optuna.Trial, claim: Claim, effort: Effort, reported: int) -> Callable[[Step], None]:
         """What is done in the database after each step: report and renew the lease in one commit, perhaps prune."""
-        comparable = self.question.baseline is None or trial.number > 0  # all is compared with the baseline
+        # All is compared with the baseline; trials of two values cannot be compared before they have both.
+        comparable = len(self.record.aims) == 1 and (self.question.baseline is None or trial.number > 0)
         longest = 0.0
 
         def post(epoch: Step) -> None:
@@ -402,7 +404,8 @@ class Worker:
 
     def tell(self, trial: optuna.Trial, value: float | None, state: TrialState, claim: Claim) -> None:
         """Ends a trial and its claim in one transaction; Lost if it is another's by now."""
-        self.record.study.tell(trial, value, state)
+        costs = [trial.user_attrs[aim.name] for aim in self.record.aims[1:]] if value is not None else []
+        self.record.study.tell(trial, None if value is None else [value, *costs], state)
         with self.watch("storage"):
             if not self.record.ledger.finish(claim, self.record.storage.write):
                 raise Lost

@@ -19,7 +19,7 @@ from torch import Tensor
 from studyloom import config
 from studyloom.checkpoint import load_weights, save_weights
 from studyloom.data import Split
-from studyloom.metrics import shown
+from studyloom.metrics import amount, shown
 from studyloom.origin import environment
 from studyloom.question import SECTIONS
 from studyloom.stages import Plan, Stage, Trainings
@@ -78,6 +78,8 @@ def crown(plan: Plan, test: Callable[[], Split], command: Sequence[str]) -> dict
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         **judged(plan),
         "metric": {"name": metric.name, "direction": metric.direction},
+        "rule": str(plan.rule),
+        "keeps": plan.rule.holds(plan.known(plan.winner)),
         "test": None,
         "seeds": [trainings.fresh(seed) for seed in range(trainings.seeds)],
         "command": list(command),
@@ -165,10 +167,13 @@ def judged(plan: Plan) -> dict[str, Any]:
     """
     sign = plan.question.metric.sign
     values = plan.judged
-    searched = {trial.number: trial for trial in plan.search.record.trials()}
+    record = plan.search.record
+    searched = {trial.number: trial.values for trial in record.feasible()}
     rows = []
     for number, point in plan.candidates.items():
-        row: dict[str, Any] = {"trial": number, "params": point.params, "search_value": searched[number].value}
+        row: dict[str, Any] = {"trial": number, "params": point.params, "search_value": searched[number][0]}
+        if len(record.aims) > 1:
+            row["costs"] = {aim.name: value for aim, value in zip(record.aims[1:], searched[number][1:], strict=True)}
         if number == plan.baseline():
             row["baseline"] = True
         if number in values:
@@ -277,6 +282,8 @@ def card(found: Mapping[str, Any], plan: Plan) -> str:
             f"Chosen from {found['trials']} trials. The search said {shown(winner['search_value'])}, fresh seeds and "
             f"validation parts {told(winner)}: the search had flattered it by {shown(winner['gap'], '+')}."
         )
+    if "costs" in winner:
+        lines.append(f"Chosen by `{found['rule']}`{costs(winner)}.")
     lines += [
         f"## Parameters\n\n| | |\n|---|---|\n{params}",
         "## Use\n\n`winner.pt` holds the weights of the first seed (`torch.load(…, weights_only=True)`), `winner.yaml` "
@@ -311,7 +318,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"          selection gap {shown(chosen['gap'], '+')}"
         yield f"          {found['note']}"
         return
-    much = f"trial {chosen['trial']}, {len(found['seeds'])} seeds, {test['examples']} examples"
+    much = f"trial {chosen['trial']}, {len(found['seeds'])} seeds, {test['examples']} examples{costs(chosen)}"
     yield f"test      winner {found['metric']['name']} {told(test['winner'])}  {much}"
     if "difference" in test:
         yield f"          baseline {told(test['baseline'])}"
@@ -320,6 +327,13 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"          {rule} {shown(value)}"
     if "gap" in chosen:
         yield f"          selection gap {shown(chosen['gap'], '+')}: {told(chosen)} on fresh seeds and validation parts"
+    if not found.get("keeps", True):
+        yield f"          on fresh seeds no candidate keeps to {found['rule']}; this one is the best of them"
+
+
+def costs(row: Mapping[str, Any]) -> str:
+    """What a candidate costs, where that was an objective too."""
+    return "".join(f", {name} {amount(value)}" for name, value in row.get("costs", {}).items())
 
 
 def told(values: Mapping[str, Any]) -> str:
