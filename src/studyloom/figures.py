@@ -31,6 +31,7 @@ COLOURS = {
     "running": "#d9870b",
     "best": "#12a150",
     "baseline": "#9a5cf0",
+    "winner": "#d9870b",
 }
 RAMP = ["#98a2b1", "#4c8bf5"]  # of lines and points
 TINT = [[0, "rgba(76,139,245,0.04)"], [1, "rgba(76,139,245,0.85)"]]  # of areas: the page shines through at the low end

@@ -1,5 +1,8 @@
 """The plot of a Pareto front: what is gained by what it costs, with the trials that none beats as a staircase."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import optuna  # optuna.visualization is imported when it is first used; it takes scipy along, where there is one
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 from optuna.trial import FrozenTrial
@@ -13,8 +16,11 @@ from studyloom.replica import complete, literal, quiet, replicate_all
 SPREAD = 10.0  # a cost that differs by more than this factor is drawn by its logarithm
 
 
-def front(record: Record, best: FrozenTrial | None, baseline: FrozenTrial | None, scale: Axis) -> go.Figure | str:
-    """Each complete trial by its cost and its value, those that break a limit too; the best and the baseline marked."""
+def front(record: Record, marked: Mapping[str, FrozenTrial | None], scale: Axis) -> go.Figure | str:
+    """Each complete trial by its cost and its value, those that break a limit too.
+
+    marked: the trials with a ring, by what they are: baseline, best, winner.
+    """
     study = replicate_all(record)
     ended = complete(study)
     if not ended:
@@ -44,13 +50,17 @@ def front(record: Record, best: FrozenTrial | None, baseline: FrozenTrial | None
     figure.add_scatter(
         x=[x for x, _ in steps], y=[y for _, y in steps], mode="lines", line=line, hoverinfo="skip", name="staircase"
     )
-    for name, trial in (("baseline", baseline), ("best", best)):
+    for name, trial in marked.items():
         if trial is not None and trial.values:
             place = [trial.values[1]], [scale.height(trial.values[0])]
-            add_points(figure, name, *place, [f"{name}, {words(trial, cost)}"], 14, "circle-open")
+            size = 20 if name == "winner" else 14  # around the best, if it is that
+            add_points(figure, name, *place, [f"{name}, {words(trial, cost)}"], size, "circle-open")
             figure.data[-1].marker.line = {"width": 2.5, "color": COLOURS[name]}
     costs = [trial.values[1] for trial in ended]
-    axis = {"type": "log", **log_ticks(costs)} if 0 < SPREAD * min(costs) < max(costs) else {"nticks": 5}
+    axis: dict[str, Any] = {"nticks": 5}
+    if 0 < SPREAD * min(costs) < max(costs):
+        axis = {"type": "log", **log_ticks(costs)}
+        axis["ticktext"] = [amount(mark) for mark in axis["tickvals"]]
     drawn = scale.drawn([trial.values[0] for trial in ended])
     xaxis = {"title": f"{literal(cost)}, less is better", **axis}
     return dress(figure, 420, f"validation {literal(scale.metric)}", xaxis=xaxis, yaxis=drawn)

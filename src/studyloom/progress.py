@@ -253,12 +253,9 @@ def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
     for what, trial in answers:
         error = trial.user_attrs.get(STANDARD_ERROR)
         spread = "" if error is None else f" ± {shown(error)}"
-        between = ", " if width < WIDE else "\n"
-        costs = "".join(
-            f"{between}{name} {cost}" for name, cost in zip(snapshot.costs, values(trial)[1:], strict=False)
-        )
-        style = "bold green" if what == "best" else ""
-        value = Text(f"{snapshot.metric} {values(trial)[0]}{spread}{costs}", style=style)
+        first, *costs = values(trial)
+        said = [f"{snapshot.metric} {first}{spread}", *map(" ".join, zip(snapshot.costs, costs, strict=False))]
+        value = Text((", " if width < WIDE else "\n").join(said), style="bold green" if what == "best" else "")
         if width < WIDE:
             stacked.append(Text.assemble(f"{what:8}  ", value, f"  trial {trial.number}"))
             stacked += [Text(f"  {name}={shorten(given)}", overflow="fold") for name, given in trial.params.items()]
@@ -293,18 +290,23 @@ def front_rows(snapshot: Snapshot) -> list[list[str]]:
     return [[snapshot.metric, *snapshot.costs, "trial", ""], *rows]
 
 
-def front_table(snapshot: Snapshot) -> RenderableType:
+def front_table(snapshot: Snapshot, width: int) -> RenderableType:
     """The Pareto front, the cheapest first, and how the best of it is chosen."""
+    rule = Text(f"rule      {snapshot.rule}", overflow="fold")
     if not snapshot.front:
-        return Text("no trial is on the front yet", style="dim")
-    heads, *rows = front_rows(snapshot)
+        return rule
+    (*heads, _), *rows = front_rows(snapshot)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("front", header_style="")
+    title = ["front   "] if width >= WIDE else []
+    for name in title:
+        table.add_column(name, header_style="")
     for head in heads:
-        table.add_column(head, justify="right" if head else "left", no_wrap=True)
-    for cells in rows:
-        table.add_row("", *cells, style="bold green" if "best" in cells[-1].split(", ") else "")
-    return Group(table, Text(f"rule      {snapshot.rule}", overflow="fold"))
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column()
+    for *cells, mark in rows:
+        style = "bold green" if "best" in mark.split(", ") else ""
+        table.add_row(*("" for _ in title), *cells, mark, style=style)
+    return Group(table, rule)
 
 
 def parameters(params: Mapping[str, Any]) -> str:

@@ -74,20 +74,11 @@ def render(record: Record, winner: dict[str, Any] | None, config_text: str) -> s
     which = f"Trial {followed.number}, the {'winner' if followed.number == chosen else 'best'}. " if followed else ""
     parts = [
         headline(record, snapshot, winner),
-        *several(record, snapshot, axis),
+        *several(record, snapshot, followed if followed and followed.number == chosen else None, axis),
         section("Search", history(axis), plot(figures.history(study, trials, best, baseline, axis))),
         section("Learning curves", CURVES, plot(figures.curves(trials, best, baseline, axis))),
         section("Over-fitting", which + LOSSES, plot(figures.losses(followed))),
-        section(f"Which parameters matter{of(record)}", IMPORTANCES, plot(figures.importances(study, names))),
-        *(
-            section(
-                f"Which parameters matter for {text(aim.name)}",
-                IMPORTANCES,
-                plot(figures.importances(one, varied(one))),
-            )
-            for place, aim in enumerate(record.aims[1:], 1)
-            for one in [replicate(trials, aim.sign, place)]
-        ),
+        *matters(record, study, names),
         section("Parameter by parameter", SLICES, multiples(figures.slices(study, names, best, axis))),
         section("The best trials over all parameters", PARALLEL, plot(figures.parallel(top, names, axis), "wide")),
         section("Two parameters together", CONTOUR, plot(figures.contour(study, names, axis))),
@@ -110,24 +101,36 @@ def render(record: Record, winner: dict[str, Any] | None, config_text: str) -> s
     return document(record.name, "".join(parts))
 
 
-def several(record: Record, snapshot: Snapshot, axis: Axis) -> list[str]:
+def several(record: Record, snapshot: Snapshot, won: FrozenTrial | None, axis: Axis) -> list[str]:
     """The Pareto front, where there is one, as a figure and a table."""
     if not snapshot.costs:
         return []
-    figure = pareto.front(record, snapshot.best, snapshot.baseline, axis)
+    figure = pareto.front(record, {"baseline": snapshot.baseline, "best": snapshot.best, "winner": won}, axis)
     content = plot(figure) if isinstance(figure, str) else plot(figure) + front_table(snapshot)
     return [section("The Pareto front", f"{FRONT} The best is chosen by <b>{text(snapshot.rule)}</b>.", content)]
 
 
+def matters(record: Record, study: optuna.Study, names: Sequence[str]) -> list[str]:
+    """The importances for each value that trials have."""
+    first = plot(figures.importances(study, names))
+    if len(record.aims) == 1:
+        return [section("Which parameters matter", IMPORTANCES, first)]
+    sections = [section(f"What matters for {text(record.metric)}", IMPORTANCES, first)]
+    for place, aim in enumerate(record.aims[1:], 1):
+        other = replicate(record.trials(), aim.sign, place)
+        drawn = plot(figures.importances(other, varied(other)))
+        sections.append(section(f"What matters for {text(aim.name)}", IMPORTANCES, drawn))
+    return sections
+
+
 def front_table(snapshot: Snapshot) -> str:
-    heads, *rows = progress.front_rows(snapshot)
+    (*heads, _), *rows = progress.front_rows(snapshot)
     head = "".join(f'<th class="number">{text(name)}</th>' for name in heads)
-    body = ("".join(f'<td class="number">{text(cell)}</td>' for cell in row) for row in rows)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
-
-
-def of(record: Record) -> str:
-    return f" for {text(record.metric)}" if len(record.aims) > 1 else ""
+    lines = []
+    for *cells, mark in rows:
+        numbers = "".join(f'<td class="number">{text(cell)}</td>' for cell in cells)
+        lines.append(f"<tr>{numbers}<td>{text(mark)}</td></tr>")
+    return f"<table><tr>{head}<th></th></tr>{''.join(lines)}</table>"
 
 
 FRONT = (
@@ -277,7 +280,6 @@ def candidates(winner: dict[str, Any]) -> str:
     rows = [row for row in get(winner, "candidates") or () if isinstance(row, dict)]
     if not rows:
         return absent("winner.json names no candidates.")
-    names = list(get(rows[0], "costs") or {})
     parts = []
     for row in rows:
         value, mean = row.get("search_value"), row.get("mean")
@@ -285,15 +287,14 @@ def candidates(winner: dict[str, Any]) -> str:
         gap = sign * (value - mean) if isinstance(value, float) and isinstance(mean, float) else None
         won = row.get("trial") == get(winner, "winner", "trial")
         role = "<b>winner</b>  " if won else "<b>baseline</b>  " if row.get("baseline") else ""
-        costs = [number(get(row, "costs", name)) for name in names]
-        numbers = [text(row.get("trial", "–")), number(value), spread(row), number(gap, "+"), *costs]
+        costs = "".join(f"{name} {number(cost)}  " for name, cost in (get(row, "costs") or {}).items())
+        numbers = [text(row.get("trial", "–")), number(value), spread(row), number(gap, "+")]
         cells = "".join(f'<td class="number">{cell}</td>' for cell in numbers)
         parts.append(
-            f'<tr>{cells}</tr><tr><td class="parameters" colspan="{len(numbers)}">{role}'
+            f'<tr>{cells}</tr><tr><td class="parameters" colspan="4">{role}{text(costs)}'
             f"{text(parameters(get(row, 'params') or {}))}</td></tr>"
         )
-    columns = ("trial", "search", "trained again", "gap", *map(text, names))
-    heads = "".join(f'<th class="number">{head}</th>' for head in columns)
+    heads = "".join(f'<th class="number">{head}</th>' for head in ("trial", "search", "trained again", "gap"))
     return f'<table class="candidates"><tr>{heads}</tr>{"".join(parts)}</table>'
 
 

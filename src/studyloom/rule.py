@@ -77,7 +77,9 @@ def parse_rule(text: str, known: Sequence[Aim]) -> Rule:
         ConfigError: the first mistake of grammar, or all names that are not known and the direction that is wrong.
     """
     where = f"winner.rule: {text!r}"
-    example = f"write 'max accuracy where parameters < 50_000', of {', '.join(aim.name for aim in known)}"
+    first, *others = known
+    bound = f" where {others[0].name} < 50_000" if others else ""
+    example = f"write '{'max' if first.sign > 0 else 'min'} {first.name}{bound}'"
     if len(text) > LONGEST:
         raise ConfigError([f"winner.rule: {text[:20]!r}… has {len(text)} characters; at most {LONGEST} are possible"])
     tokens = iter([*TOKEN.finditer(text), None])
@@ -85,8 +87,8 @@ def parse_rule(text: str, known: Sequence[Aim]) -> Rule:
     def take(what: str, wanted: Callable[[re.Match[str]], object]) -> str:
         token = next(tokens, None)
         if token is None or not wanted(token):
-            at = "ends" if token is None else f"has {token[0]!r}"
-            raise ConfigError([f"{where}: {at} where {what} is expected; {example}"])
+            at = "ends, where" if token is None else f"at {token[0]!r}"
+            raise ConfigError([f"{where}: {at} {what} is expected; {example}"])
         return token[0]
 
     def word(*words: str) -> str:
@@ -101,8 +103,9 @@ def parse_rule(text: str, known: Sequence[Aim]) -> Rule:
             if following is None:
                 return
             if following[0] != joint:
-                near = nearest(following[0], [joint])
-                raise ConfigError([f"{where}: has {following[0]!r} where {joint} is expected{near}; {example}"])
+                raise ConfigError(
+                    [f"{where}: at {following[0]!r} the word `{joint}` or the end is expected; {example}"]
+                )
             what, sign = name(), take("<, <=, > or >=", lambda token: token["sign"])
             yield Condition(what, sign, float(take("a number", _is_number)))
             following = next(tokens, None)

@@ -317,7 +317,7 @@ def conduct(prepared: Prepared, plan: Plan, task: Task, stop: Stop) -> int:
     console.print(f"\n{progress.headline(snapshot)}{took}", soft_wrap=True)
     console.print(progress.answers_table(snapshot, console.width))
     if snapshot.rule is not None:
-        console.print(progress.front_table(snapshot))
+        console.print(progress.front_table(snapshot, console.width))
     if plan.is_done():
         tell_winner(plan, prepared, console)
     for stage in plan:

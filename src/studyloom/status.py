@@ -132,7 +132,7 @@ def render(status: Status, width: int) -> RenderableType:
         parts += [Text("what matters", style="dim"), shares(status.importances)]
     parts.append(answers_table(snapshot, width))
     if snapshot.rule is not None:
-        parts.append(front_table(snapshot))
+        parts.append(front_table(snapshot, width))
     return Group(*parts)
 
 
