@@ -56,8 +56,10 @@ def test_the_costs_of_a_network_are_those_of_its_layers():
     question = ask(*WIDTHS)
     before = torch.random.get_rng_state()
     job = question.jobs(question.baseline, FOLDS, 0)[0]
-    limits = [Limit(name, 1.0, True) for name in QUANTITIES]
-    found = {measured.limit.quantity: measured.value for measured in measure(limits, job, SPLIT)}
+    limit = Limit("parameters", 1.0, True)
+    measured = measure([*QUANTITIES], [limit], job, SPLIT)
+    found = {of.quantity: of.value for of in measured}
+    assert {of.quantity: of.limit for of in measured} == {"parameters": limit, "flops": None, "latency_ms": None}
     assert found["parameters"] == 16 * 16 + 16 + 16 * 10 + 10
     assert found["flops"] == 2 * (16 * 16 + 16 * 10)
     assert 0 < found["latency_ms"] < 1000

@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 import optuna
 import pytest
 from commands import CANARY, ROOT, environment
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from optuna_dashboard import get_note
 from rich.console import Console
+from toys import two_sided
 
 from studyloom import dashboard, progress
 from studyloom.dashboard import Guard, application, bind, open_one, publish, serve
@@ -570,3 +571,30 @@ def test_a_page_of_another_site_reaches_nothing(page, sqlite_url, run_dir):
         send = "url => fetch(url, {method: 'POST', mode: 'no-cors', body: '{}'}).then(a => a.status, String)"
         assert page.evaluate(send, f"{base}/api/studies/1/rename") in (0, "TypeError: Failed to fetch")
         assert record.storage.get_study_name_from_id(1) == "toy"
+
+
+def test_the_note_shows_the_front_of_two_objectives_as_a_table(url, run_dir):
+    record = two_sided(url, (0.9, 3000), (0.95, 2000), (0.8, 100), None)
+    publish(record, run_dir, headline_of(record))
+    note = unescaped(get_note(record.study))
+    assert (
+        "| accuracy | parameters | trial |  |\n| ---: | ---: | ---: | ---: |\n| 0.8000 | 100 | 2 |  |\n"
+        "| 0.9500 | 2_000 | 1 | best |\n| 0.9000 | 3_000 | 0 | baseline, beaten |\n\n"
+        "The best by *max accuracy where parameters <= 3_000*"
+    ) in note
+
+
+def test_a_browser_shows_two_objectives_with_learning_curves(page, sqlite_url):
+    """Optuna's own `report` refuses these reports; what shows them does not."""
+    record = two_sided(sqlite_url, (0.9, 3000), (0.95, 2000), (0.8, 100))
+    record.study.add_trial(create_trial(values=[0.85, 50], intermediate_values={1: 0.5, 2: 0.85}))
+    publish(record, None, headline_of(record))
+    with served(application(record, None, "127.0.0.1", None)) as server:
+        base = f"http://127.0.0.1:{server.server_port}"
+        page.goto(f"{base}/dashboard/studies/1")
+        page.get_by_text("Pareto Front").first.wait_for()
+        page.goto(f"{base}/dashboard/studies/1/trials?numbers=3")
+        page.get_by_text("Best Trial").first.wait_for()
+        page.goto(f"{base}/dashboard/studies/1/note")
+        page.get_by_text("baseline, beaten").first.wait_for()
+    assert page.seen == []

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from optuna._imports import _LazyImport
 from optuna.samplers import BaseSampler, RandomSampler
 from torch import nn
-from toys import ask, compose, toy_split
+from toys import TWO, ask, compose, toy_folds, toy_split
 
 from studies import CONF
 from studyloom import data
@@ -633,3 +633,74 @@ def test_a_check_does_not_import_the_compiler():
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     done = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": paths}, capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+# Two objectives
+
+
+def two_of(*overrides):
+    """What is wrong with a question of two objectives."""
+    split = toy_split()
+    return mistakes_of(ask(*TWO, *overrides), toy_folds(split), split)
+
+
+def test_two_objectives_are_the_metric_and_a_cost_and_part_of_the_question():
+    question = ask(*TWO)
+    question.check(toy_folds(toy_split()), toy_split())
+    assert [(aim.name, aim.direction) for aim in question.aims] == [
+        ("accuracy", "maximize"),
+        ("parameters", "minimize"),
+    ]
+    assert question.metric.name == "accuracy"
+    one, two = (ask(*TWO, f"objective.metric={metric}").identity("") for metric in ("accuracy", "[accuracy,flops]"))
+    assert one != two != question.identity("")
+
+
+@pytest.mark.parametrize(
+    ("metric", "problem"),
+    [
+        ("[accuracy]", "one objective is a name, two are a metric and what a network costs, [accuracy, parameters]"),
+        ("[accuracy,parameters,flops]", "two are a metric and what a network costs"),
+        ("[parameters,accuracy]", "the metric comes first, and then one of parameters, flops, latency_ms"),
+        ("[accuracy,f1_macro]", "f1_macro is nothing that a network costs; there are parameters, flops, latency_ms"),
+        ("[accuracy,parameter]", "did you mean parameters?"),
+        ("[acuracy,parameters]", "objective.metric=acuracy: no such metric"),
+    ],
+)
+def test_what_are_no_two_objectives_is_told_with_the_way_out(metric, problem):
+    (told,) = two_of(f"objective.metric={metric}")
+    assert problem in told
+
+
+def test_a_direction_against_the_metric_is_refused_with_two_objectives_too():
+    (told,) = two_of("objective.direction=minimize")
+    assert "of objective.metric=accuracy more is better" in told
+
+
+def test_pruning_a_wrong_sampler_a_wrong_rule_and_other_mistakes_are_told_at_once():
+    told = two_of("pruner=median", "sampler=cmaes", "winner.rule='max acuracy'", "winner.top=0")
+    assert [line.partition(":")[0] for line in told] == ["winner.rule", "pruner=median", "sampler=cmaes", "winner.top"]
+    assert told[1].endswith(
+        "ends trials by one value, and objective.metric names accuracy and parameters; set pruner=none, or a single "
+        "objective, objective.metric=accuracy"
+    )
+    assert "sampler=tpe, nsga2, random" in told[2]
+    assert "a single objective, objective.metric=accuracy" in told[2]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "nsga2"])
+def test_samplers_for_two_objectives_are_let_through(sampler):
+    ask(*TWO, f"sampler={sampler}").check(toy_folds(toy_split()), toy_split())
+
+
+def test_a_rule_may_name_what_has_a_limit_and_nothing_else_with_one_objective():
+    limited = "+objective.constraints={flops:'<= 1_000_000'}"
+    one = "objective.metric=accuracy"
+    assert str(ask(*TWO, one, limited, "winner.rule='max accuracy where flops < 9'").rule).endswith("flops < 9")
+    (told,) = two_of(one, limited, "winner.rule='max accuracy where parameters < 9'")
+    assert "parameters is not known of a trial; there are accuracy, flops" in told
+    assert ask(*TWO).rule is None
+
+
+def test_the_rule_is_no_part_of_the_question():
+    assert ask(*TWO, "winner.rule='min parameters'").identity("") == ask(*TWO).identity("")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from commands import BARE, QUICK, ROOT, study, studyloom
 from rich.console import Console
-from toys import TINY, Never, Signal, ask, compose, toy_folds, toy_split
+from toys import TINY, TWO, Never, Signal, ask, compose, toy_folds, toy_split
 
 from studyloom import data, failures, origin, replay
 from studyloom.config import ConfigError
@@ -33,7 +33,7 @@ def work(tmp_path, sqlite_url):
     def work(*overrides, trials=2, stopping=None, **limits):
         question = ask(*overrides)
         folds = toy_folds(SPLIT, question.config.objective.folds)
-        record = create_record(sqlite_url, "s", question.identity("toy"), trials)
+        record = create_record(sqlite_url, "s", question.identity("toy"), trials, aims=question.aims)
         stop = stopping or Never()
         Worker(question, record, SPLIT, folds, stop, tmp_path / "checkpoints", Limits(**limits)).run(trials)
         return record
@@ -394,3 +394,10 @@ def test_a_network_of_ones_own_is_replayed_once_it_is_trusted(tmp_path):
     done = studyloom("replay", tmp_path, "--trial", 0, "--trust", "mine", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "equal bit for bit" in done.stdout
+
+
+def test_a_trial_of_two_objectives_comes_out_the_same(work, again):
+    record = work(*TWO)
+    code, said = again(record, 1)
+    assert code == 0
+    assert "equal bit for bit: 2 epochs of accuracy, train_loss, valid_loss" in said

@@ -9,10 +9,12 @@ import pytest
 from commands import CANARY
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
+from toys import two_sided
 
 from studyloom import axes, figures, progress, replica, report
 from studyloom.axes import Axis
 from studyloom.failures import FAILURE, REASON
+from studyloom.metrics import Aim
 from studyloom.page import masked
 from studyloom.record import HALTED, create_record
 from studyloom.report import render, write
@@ -611,3 +613,43 @@ def test_the_pages_policy_lets_no_other_script_run_and_no_request_out(study_of, 
     refusals = [line for line in open_page.seen if "Content Security Policy" in line]
     assert len(refusals) >= 2
     open_page.seen.clear()
+
+
+def test_a_page_of_two_objectives_has_the_front_and_what_matters_for_each(sqlite_url):
+    record = two_sided(sqlite_url, *((0.5 + number % 7 / 20, 100.0 + 50 * (number % 7)) for number in range(30)), None)
+    page = render(record, None, "")
+    read = Reader(page)
+    words = " ".join(" ".join(read.words).split())
+    assert "The Pareto front" in words
+    assert "The best is chosen by max accuracy where parameters <= 100" in words
+    for heading in ("What matters for accuracy", "What matters for parameters", "parameters, best"):
+        assert heading in words
+    rows = re.findall(r"<tr><td class=\"number\">([^<]*)</td><td class=\"number\">([^<]*)</td>", page)
+    assert ("0.8000", "400") in rows
+    traces = [
+        trace.get("name") for script in read.scripts if script.startswith("{") for trace in json.loads(script)["data"]
+    ]
+    assert {"front", "beaten", "staircase", "baseline"} <= {*traces}
+
+
+def test_on_a_page_of_two_objectives_all_is_text(sqlite_url):
+    aims = (Aim(IMAGE, "maximize"), Aim(f"{SCRIPT}{COMMENT}", "minimize"))
+    record = create_record(sqlite_url, SCRIPT, {"asks": "nothing"}, 4, aims=aims)
+    for number in range(12):
+        params = {"a": number % 3, "b": number % 4}
+        asked = {"a": IntDistribution(0, 2), "b": IntDistribution(0, 3)}
+        record.study.add_trial(create_trial(values=[number, -number % 5], params=params, distributions=asked))
+    winner = deepcopy(WINNER)
+    for row in (winner["winner"], *winner["candidates"]):
+        row["costs"] = {IMAGE: 3.0}
+    page = render(record, winner, "")
+    read = Reader(page)
+    assert "onerror" not in {name for _, attributes in read.elements for name in attributes}
+    assert sum(tag == "script" for tag, _ in read.elements) == page.count("<script")
+    assert IMAGE in " ".join(read.words)
+    assert "alert(2)" in " ".join(read.words)
+
+
+def test_a_page_of_two_objectives_stands_while_nothing_is_complete(sqlite_url):
+    page = render(two_sided(sqlite_url, None), None, "")
+    assert "No trial is complete yet." in page

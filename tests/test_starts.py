@@ -4,7 +4,7 @@ import pytest
 import yaml
 from commands import CANARY, QUICK, study
 from optuna.trial import TrialState
-from toys import TINY, Never, ask, toy_folds, toy_split
+from toys import TINY, TWO, Never, ask, toy_folds, toy_split
 
 from studyloom import study as work_room
 from studyloom.config import ConfigError
@@ -300,3 +300,14 @@ def test_a_warm_start_is_told_and_the_same_command_goes_on_without_its_source(tm
     assert len(trials) == 5
     assert all(trial.params in [early.params for early in trials[:3]] for trial in best)
     assert any(str(trial.user_attrs.get(ENQUEUED)).startswith(str(first)) for trial in trials)
+
+
+def test_a_study_begins_with_the_best_of_one_with_two_objectives_by_its_rule(sqlite_url, tmp_path):
+    question = ask(*TWO)
+    earlier = create_record(sqlite_url, "earlier", question.identity("toy"), 5, aims=question.aims)
+    work(question, earlier, 5, tmp_path)
+    best = [trial.params for trial in earlier.ranked()][:2]
+    source = f"study.from='{sqlite_url}#earlier'"
+    for metric in ("accuracy", "[accuracy,parameters]"):
+        starts = find_starts(ask(*TWO, f"objective.metric={metric}", source, "study.top=2"), [])
+        assert [start.point.params for start in starts.points] == best

@@ -2,6 +2,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -14,8 +15,10 @@ from contextlib import closing
 import optuna
 import pytest
 from commands import CANARY, ROOT, environment
+from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
+from toys import two_sided
 
 from studyloom import status
 from studyloom.cli import main
@@ -178,8 +181,8 @@ def test_a_trial_that_failed_without_a_word_is_counted_too(record):
 def test_json_has_stable_keys_and_unrounded_numbers(half_done):
     told = json.loads(as_json(look(half_done)))
     assert list(told) == [
-        *("study", "metric", "budget", "done", "slots", "trials", "best", "baseline", "importances"),
-        *("workers", "failures", "halted", "eta"),
+        *("study", "metric", "budget", "done", "slots", "trials", "best", "baseline", "front", "rule"),
+        *("importances", "workers", "failures", "halted", "eta"),
     ]
     assert told["slots"] == {"free": 2, "held": 2, "done": 4}
     assert told["trials"] == {"complete": 2, "pruned": 1, "failed": 1, "running": 1, "waiting": 0}
@@ -342,3 +345,38 @@ def test_no_password_is_shown(postgres_url, tmp_path, monkeypatch, capsys):
 def test_a_line_tells_when_there_is_no_result_yet(record):
     assert line(look(record)) == "toy: 0 of 8 trials – 0 complete, 0 pruned, 0 failed; no result yet"
     assert render(look(record), 80) is not None
+
+
+def test_of_two_objectives_the_front_is_shown_with_the_best_the_baseline_and_the_rule(url):
+    record = two_sided(url, (0.9, 3000), (0.95, 2000), (0.8, 100), None, (0.79, 101))
+    stands = look(record)
+    text = shown(stands, 80)
+    assert re.findall(r"^ +([\d.]+ +[\d_]+ +\d+.*?) *$", text, re.MULTILINE) == [
+        "0.8000         100      2",
+        "0.9500       2_000      1  best",
+        "0.9000       3_000      0  baseline, beaten",
+    ]
+    assert "rule      max accuracy where parameters <= 3_000" in text
+    assert "best 0.9500, 2_000 (trial 1)" in status.line(stands)
+    told = json.loads(as_json(stands))
+    assert (told["best"]["trial"], told["best"]["value"], told["best"]["parameters"]) == (1, 0.95, 2000)
+    assert [trial["trial"] for trial in told["front"]] == [1, 2]
+    assert told["rule"] == "max accuracy where parameters <= 3_000"
+    for width in (40, 60):
+        assert max(map(len, shown(stands, width).splitlines())) <= width
+
+
+def test_of_two_objectives_what_matters_is_what_matters_for_the_metric(sqlite_url):
+    record = two_sided(sqlite_url)
+    asked = {"good": IntDistribution(0, 6), "large": IntDistribution(0, 4)}
+    for number in range(40):
+        params = {"good": number % 7, "large": number % 5}
+        values = [params["good"] / 7, 100.0 * params["large"]]
+        record.study.add_trial(create_trial(values=values, params=params, distributions=asked))
+    found = look(record).importances
+    assert found["good"] > 0.9 > 0.1 > found["large"]
+
+
+def test_of_one_objective_nothing_is_said_of_a_front(half_done):
+    assert "front" not in shown(look(half_done), 80)
+    assert look(half_done).snapshot.rule is None

@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib
 import inspect
+import shlex
 from pathlib import Path
 
 import hydra
@@ -84,7 +85,7 @@ def test_the_groups_are_those_that_scripts_rely_on():
         "scheduler": {"constant", "cosine", "one_cycle"},
         "loss": {"cross_entropy", "mse"},
         "space": {"none", "lr", "mlp", "cnn", "mlp_or_cnn"},
-        "sampler": {"tpe", "random", "grid", "gp", "cmaes", "qmc"},
+        "sampler": {"tpe", "random", "grid", "gp", "cmaes", "qmc", "nsga2"},
         "pruner": {"none", "median", "percentile", "hyperband", "asha", "wilcoxon"},
         "storage": {"sqlite", "postgres", "embedded_postgres"},
         "launcher": {"local", "join", "ray", "slurm"},
@@ -201,7 +202,7 @@ def test_every_command_of_a_manual_composes(page):
     manual = importlib.import_module(f"studies.{page}").__doc__
     for line in manual.splitlines():
         if line.strip().startswith("python -m"):
-            overrides = line.partition("#")[0].split()[3:]
+            overrides = shlex.split(line, comments=True)[3:]
             assert isinstance(ask(*overrides, name=page), Question)
 
 

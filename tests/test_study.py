@@ -12,7 +12,7 @@ import pytest
 import torch
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
-from toys import TINY, Never, Signal, ask, toy_folds, toy_split
+from toys import TINY, TWO, Never, Signal, ask, toy_folds, toy_split
 
 from studyloom import objective, storage, study, train
 from studyloom.config import with_values
@@ -712,3 +712,83 @@ def test_all_of_a_workers_time_is_some_trials(sqlite_url):
     assert min(part for times in taken for part in times.values()) >= 0
     spent = sum(part for times in taken for part in times.values()) + sum(watch.take().values())
     assert spent == pytest.approx(watch.taken - began, abs=0.01)
+
+
+# Two objectives
+
+
+def two(url, question, trials, name="s"):
+    return create_record(url, name, question.identity("toy"), trials, aims=question.aims)
+
+
+def pairs(record):
+    return [(t.number, t.params, t.values, t.intermediate_values, t.state) for t in record.trials()]
+
+
+def test_of_two_objectives_a_trial_has_both_values_and_its_learning_curve(sqlite_url):
+    question = ask(*TWO)
+    record = two(sqlite_url, question, 4)
+    work(question, record, 4)
+    for trial in record.trials():
+        width = trial.params["model.hidden.0"] if trial.params else 16
+        assert trial.values[1] == 17 * width + 10 * (width + 1)
+        assert trial.values[0] == trial.user_attrs[EPOCHS]["value"][-1] == trial.intermediate_values[2]
+        assert list(trial.intermediate_values) == [1, 2]
+        assert trial.constraints in (None, {})
+    assert record.study.metric_names == ["accuracy", "parameters"]
+    assert optuna.load_study(study_name="s", storage=record.storage).best_trials
+
+
+def test_of_two_objectives_a_stopped_trial_goes_on_and_n_stays_n(url):
+    question = ask(*TWO)
+    record = two(url, question, 3)
+    work(question, record, 3, Signal(2))
+    assert record.ledger.counts() == {"free": 3, "held": 0, "done": 0}
+    assert [list(t.intermediate_values) for t in record.trials()] == [[1]]
+    again = open_record(url, "s")
+    work(question, again, 3)
+    work(question, again, 3)  # a re-join of a full study
+    clean = two(url, question, 3, name="clean")
+    work(question, clean, 3)
+    assert pairs(again) == pairs(clean)
+    assert again.ledger.counts() == {"free": 0, "held": 0, "done": 3}
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "tpe"])
+def test_one_worker_draws_the_same_study_of_two_objectives_twice(tmp_path, sampler):
+    own = {"nsga2": "sampler.population_size=4", "tpe": "+sampler.n_startup_trials=4"}[sampler]
+    question = ask(*TWO[:-2], f"sampler={sampler}", own, *TWO[-2:], "+space.optimizer.lr.float=[0.0001,0.1]")
+    drawn = []
+    for name in ("one", "other"):
+        record = two(f"sqlite:///{tmp_path / name}.db", question, 14)
+        work(question, record, 14)
+        drawn.append([(t.params, t.values) for t in record.trials()])
+    assert drawn[0] == drawn[1]
+    assert len({str(params) for params, _ in drawn[0]}) > 9
+    if sampler == "nsga2":
+        assert {t.system_attrs["NSGAIISampler:generation"] for t in record.trials()[1:]} >= {0, 1, 2}
+    other = ask(
+        *TWO[:-2], f"sampler={sampler}", own, *TWO[-2:], "+space.optimizer.lr.float=[0.0001,0.1]", "study.seed=1"
+    )
+    record = two(f"sqlite:///{tmp_path}/third.db", other, 3)
+    work(other, record, 3)
+    assert [t.params for t in record.trials()][1:] != [params for params, _ in drawn[0]][1:3]
+
+
+def test_of_two_objectives_what_fails_or_breaks_a_limit_is_neither_on_the_front_nor_best(sqlite_url, monkeypatch):
+    question = ask(*TWO, "+objective.constraints.parameters='<= 700'", "study.baseline=false")
+    record = two(sqlite_url, question, 12)
+    tried, measure = [], objective.measure
+
+    def diverges(training, stopping):
+        tried.append(training)
+        if len(tried) == 2:
+            raise Diverged(1, 2, "train", float("nan"))
+        yield from measure(training, stopping)
+
+    monkeypatch.setattr(objective, "measure", diverges)
+    work(question, record, 12)
+    failed = {t.number: t.user_attrs[FAILURE] for t in record.trials() if FAILURE in t.user_attrs}
+    assert {*failed.values()} == {"diverged", "infeasible"}
+    assert all(t.values is None for t in record.trials() if t.number in failed)
+    assert {t.number for t in record.front()} <= {t.number for t in record.ranked()} == {*range(12)} - {*failed}

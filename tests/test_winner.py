@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from toys import TINY, Never, ask, compose, toy_folds, toy_split
+from toys import TINY, TWO, Never, ask, compose, toy_folds, toy_split
 
 from studyloom import predict, report, winner
 from studyloom.checkpoint import load_weights
@@ -376,3 +376,82 @@ def test_predict_answers_as_the_winner_did(forecast):
     answers = predict.predict(predict.load(plan.run_dir), [plan.run_dir / "windows.npy"])
     told = [pair[0] for pair in found["predictions"]["told"]]
     assert [answer.values[0] for answer in answers] == pytest.approx(told, rel=1e-5)
+
+
+# Two objectives
+
+
+def two(url, run_dir, *overrides, **settings):
+    """A plan of two objectives; its candidates have 4 to 64 units, of which each takes 27 parameters, and 10 beside."""
+    question = ask(*TWO, "study.baseline=true", *overrides)
+    return plan_of(question, url, run_dir, trials=6, **{"top": 2, "seeds": 2} | settings)
+
+
+def costs_of(plan):
+    return {trial.number: trial.values[1] for trial in plan.search.record.trials()}
+
+
+def test_the_best_that_keep_to_the_rule_are_judged_again_and_one_of_them_wins(url, tmp_path):
+    plan = two(url, tmp_path, "winner.rule='max accuracy where parameters < 400'")
+    work(plan)
+    costs, values = costs_of(plan), {t.number: t.values[0] for t in plan.search.record.trials()}
+    keeping = sorted((n for n in costs if costs[n] < 400), key=lambda n: (-values[n], costs[n], n))
+    assert 0 not in keeping, "the baseline has 442"
+    assert {*plan.candidates} == {*keeping[:2], 0}, "it is judged to be compared with"
+    assert plan.winner in keeping
+    door = Door(test_part())
+    found = winner.crown(plan, door, ["python", "-m", "studies.pareto"])
+    assert door.opened == 1
+    means = {row["trial"]: row["mean"] for row in found["candidates"]}
+    assert means[plan.winner] == max(means[number] for number in keeping[:2])
+    assert (found["rule"], found["keeps"]) == ("max accuracy where parameters < 400", True)
+    assert found["winner"]["costs"] == {"parameters": costs[plan.winner]}
+    assert "difference" in found["test"]
+    told = [*winner.lines(found)]
+    assert told[0].endswith(f", parameters {costs[plan.winner]:.0f}")
+    *_, last = winner.lines(found | {"keeps": False})
+    assert "on fresh seeds no candidate keeps to max accuracy where parameters < 400" in last
+    assert "Chosen by `max accuracy where parameters < 400`" in (tmp_path / "model_card.md").read_text()
+    page = report.render(plan.search.record, found, "")
+    assert '"name":"winner"' in page
+
+
+def test_another_rule_chooses_another_winner_of_the_same_search(url, tmp_path):
+    plan = two(url, tmp_path, "winner.rule='max accuracy'")
+    work(plan)
+    before = {trial.number: trial.values for trial in plan.search.record.trials()}
+    smallest = two(url, tmp_path, "winner.rule='min parameters'")
+    work(smallest)
+    assert {trial.number: trial.values for trial in plan.search.record.trials()} == before
+    costs = costs_of(plan)
+    assert costs[smallest.winner] == min(costs.values())
+    assert smallest.last.record.name != plan.last.record.name
+
+
+def test_where_no_trial_keeps_to_the_rule_there_is_no_winner(sqlite_url, tmp_path):
+    plan = two(sqlite_url, tmp_path, "winner.rule='max accuracy where parameters < 1'")
+    work(plan)
+    assert plan.candidates == {}
+    assert [stage.title for stage in plan] == ["search"]
+    assert not plan.is_done()
+
+
+def test_where_none_keeps_to_the_rule_on_fresh_seeds_the_best_mean_wins(sqlite_url, tmp_path, monkeypatch):
+    rule = "winner.rule='min parameters where accuracy > 0.01'"
+    work(two(sqlite_url, tmp_path, rule))
+    plan = two(sqlite_url, tmp_path, rule)
+    small, large = sorted(plan.contenders, key=costs_of(plan).__getitem__)[:2]
+    means = {small: 0.002, large: 0.003, 0: 0.004}
+    monkeypatch.setattr(Plan, "judged", property(lambda plan: {n: [means[n]] for n in plan.candidates}))
+    plan.ranked = [trial for trial in plan.ranked if trial.number in (small, large)]
+    assert plan.winner == large
+    assert not plan.rule.holds(plan.known(large))
+
+
+def test_without_a_rule_the_winner_has_no_more_parameters_than_the_baseline(sqlite_url, tmp_path):
+    plan = two(sqlite_url, tmp_path)
+    work(plan)
+    costs = costs_of(plan)
+    assert str(plan.rule) == f"max accuracy where parameters <= {costs[0]:.0f}"
+    assert 0 in plan.contenders
+    assert costs[plan.winner] <= costs[0]

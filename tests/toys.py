@@ -8,13 +8,17 @@ import hydra
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, open_dict
+from optuna.distributions import IntDistribution
+from optuna.trial import TrialState, create_trial
 
 from studies import CONF
 from studyloom import data
 from studyloom.config import Composer
 from studyloom.data import Split
+from studyloom.metrics import ACCURACY, Aim
 from studyloom.objective import Stopped
 from studyloom.question import Question
+from studyloom.record import BASELINE, Record, create_record
 from studyloom.space import Space
 
 # Two epochs of 64 images on a network of sixteen units: some milliseconds a trial.
@@ -79,6 +83,35 @@ def toy_split(count: int = 200, classes: int = 10) -> Split:
 
 def toy_folds(split: Split, count: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return data.folds(split.targets, count, len(split.targets) // 5, 0, ordered=split.ordered)
+
+
+# As TINY, for accuracy and few parameters, of one hidden layer of 4 to 64 units.
+TWO = (
+    *TINY[:-1],
+    "pruner=none",
+    "space=none",
+    "sampler=random",
+    "objective.metric=[accuracy,parameters]",
+    "+space.model.hidden.list.int=[4,64]",
+    "+space.model.hidden.length=1",
+)
+
+
+def two_sided(url: str, *trials: tuple[float, float] | None, **attributes: object) -> Record:
+    """A study of accuracy and parameters: complete trials of these values, the first the baseline; None has failed."""
+    aims = (ACCURACY, Aim("parameters", "minimize"))
+    record = create_record(url, "two", {"asks": "nothing"}, max(1, len(trials)), aims=aims)
+    for number, values in enumerate(trials):
+        state = TrialState.FAIL if values is None else TrialState.COMPLETE
+        own = {BASELINE: True} if number == 0 else {}
+        params = {"width": 1 + number % 7}
+        distributions = {"width": IntDistribution(1, 7)}
+        record.study.add_trial(
+            create_trial(
+                state=state, values=values, params=params, distributions=distributions, user_attrs=own | attributes
+            )
+        )
+    return record
 
 
 class Never:

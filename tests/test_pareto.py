@@ -1,0 +1,57 @@
+import pytest
+from optuna.trial import create_trial
+from toys import two_sided
+
+from studyloom import pareto, progress
+from studyloom.axes import Axis
+
+PLAIN = Axis("accuracy", "plain", 1)
+
+
+def drawn(record, **marked):
+    """The figure, with its traces by name."""
+    snapshot = progress.take(record)
+    figure = pareto.front(record, {"baseline": snapshot.baseline, "best": snapshot.best, **marked}, PLAIN)
+    return figure, {trace.name: trace for trace in figure.data}
+
+
+@pytest.fixture
+def record(sqlite_url):
+    record = two_sided(sqlite_url, (0.90, 3000), (0.95, 3000), (0.80, 100), (0.85, 200), (0.84, 900), None)
+    record.study.add_trial(create_trial(values=[0.99, 50], constraints={"latency_ms": 1.0}))
+    return record
+
+
+def test_each_complete_trial_is_a_point_on_the_front_beaten_or_infeasible(record):
+    _, traces = drawn(record)
+    points = {name: {*zip(trace.x, trace.y, strict=True)} for name, trace in traces.items()}
+    assert points["front"] == {(trial.values[1], trial.values[0]) for trial in record.front()}
+    assert points["front"] == {(100, 0.80), (200, 0.85), (3000, 0.95)}
+    assert points["beaten"] == {(3000, 0.90), (900, 0.84)}
+    assert points["infeasible"] == {(50, 0.99)}
+    assert points["baseline"] == {(3000, 0.90)}
+    assert points["best"] == {(3000, 0.95)}
+    assert [*traces["staircase"].x] == [100, 200, 3000]
+    assert traces["staircase"].line.shape == "hv"
+
+
+def test_a_point_says_which_trial_it_is_and_the_winner_has_a_ring(record):
+    _, traces = drawn(record, winner=record.trials()[3])
+    assert set(traces["front"].text) == {
+        "trial 1: 0.9500, parameters 3_000",
+        "trial 2: 0.8000, parameters 100",
+        "trial 3: 0.8500, parameters 200",
+    }
+    assert traces["winner"].text == ("winner, trial 3: 0.8500, parameters 200",)
+
+
+def test_costs_that_differ_by_more_than_ten_are_on_a_logarithmic_axis(record, tmp_path):
+    figure, _ = drawn(record)
+    assert figure.layout.xaxis.type == "log"
+    assert [*figure.layout.xaxis.ticktext] == ["100", "300", "1_000", "3_000"]
+    figure, _ = drawn(two_sided(f"sqlite:///{tmp_path}/other.db", (0.9, 10), (0.8, 20)))
+    assert figure.layout.xaxis.type != "log"
+
+
+def test_without_a_complete_trial_the_reason_stands_there(sqlite_url):
+    assert pareto.front(two_sided(sqlite_url, None), {}, PLAIN) == "No trial is complete yet."
