@@ -783,7 +783,7 @@ def test_of_two_objectives_what_fails_or_breaks_a_limit_is_neither_on_the_front_
     def diverges(training, stopping):
         tried.append(training)
         if len(tried) == 2:
-            raise Diverged(1, 2, "train", float("nan"))
+            raise Diverged(0, 1, 2, "train", float("nan"))
         yield from measure(training, stopping)
 
     monkeypatch.setattr(objective, "measure", diverges)
