@@ -24,6 +24,17 @@ LARGE = 10_000_000  # parameters; building one of as many takes about 0.1 s
 Folds = Sequence[tuple[Tensor, Tensor]]
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """For two examples threads are too many: on a busy machine they wait for each other 0.01 s an operation."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def probes(nodes: Sequence[Node]) -> Iterator[dict[str, Any]]:
     """The values at which a branch is tried out: its defaults, its two corners, and each single choice."""
     yield {}
@@ -139,7 +150,7 @@ def try_aims(
 
 def _forward(job: Job, split: Split, device: str) -> None:
     spare_compiler()
-    with torch.device(device), torch.random.fork_rng(devices=[]):
+    with torch.device(device), torch.random.fork_rng(devices=[]), one_thread():
         model = job.model(shape=split.shape, outputs=split.outputs).to(device)
         job.optimizer(model.parameters())
         job.schedule(0.0)
