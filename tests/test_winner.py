@@ -260,7 +260,7 @@ def test_a_network_that_another_host_keeps_is_trained_again_to_the_same(question
     plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, top=1, seeds=2)
     work(plan)
     first = winner.crown(plan, Door(test_part()), ["x"])
-    for file in (tmp_path / "winner").iterdir():
+    for file in plan.retraining.weights.iterdir():
         file.unlink()
     again = winner.crown(plan, Door(test_part()), ["x"])
     assert again["test"] == first["test"]
@@ -426,6 +426,15 @@ def test_another_rule_chooses_another_winner_of_the_same_search(url, tmp_path):
     costs = costs_of(plan)
     assert costs[smallest.winner] == min(costs.values())
     assert smallest.last.record.name != plan.last.record.name
+
+
+def test_back_to_a_rule_its_own_networks_are_tested_and_not_those_of_another(sqlite_url, tmp_path):
+    found = []
+    for rule in ("max accuracy", "min parameters", "max accuracy"):
+        plan = two(sqlite_url, tmp_path, f"winner.rule='{rule}'", top=1)
+        work(plan)
+        found.append(winner.crown(plan, Door(test_part()), [])["test"])
+    assert found[0] == found[2] != found[1]
 
 
 def test_where_no_trial_keeps_to_the_rule_there_is_no_winner(sqlite_url, tmp_path):

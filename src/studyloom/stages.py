@@ -6,6 +6,7 @@ on all training data. These trainings are studies of their own in the same datab
 survive what the search survives.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -260,4 +261,6 @@ class Plan:
         metric = self.question.metric
         record = create_record(self.url, name, identity, asked.count, deadline, aims=[metric], wait=True)
         record.ledger.storage.patience.stopping = search.record.ledger.storage.patience.stopping
+        if weights is not None:  # trials of other budgets and rules have the same numbers
+            weights = weights / hashlib.sha256(name.encode()).hexdigest()[:12]
         return Stage(title, record, asked, asked.count, weights)
