@@ -62,8 +62,7 @@ def test_a_smaller_budget_claims_only_its_own_slots(ledger):
 def test_a_slot_handed_back_is_next_and_keeps_its_trial(ledger):
     ledger.extend(3)
     ledger.finish(ledger.claim("a", 3, LEASE))
-    claim = ledger.claim("a", 3, LEASE)
-    ledger.attach(claim, 17)
+    claim = ledger.claim("a", 3, LEASE, lambda *_: 17)
     ledger.release(claim)
     again = ledger.claim("b", 3, LEASE)
     assert (again.slot, again.trial_id, again.token) == (claim.slot, 17, claim.token + 1)
@@ -118,7 +117,7 @@ def test_an_old_token_changes_nothing(ledger):
     ledger.release(old)
     new = ledger.claim("b", 1, LEASE)
     ledger.finish(old)
-    ledger.attach(old, 5)
+    assert not ledger.renew(old, LEASE)
     assert [(held.owner, held.trial_id) for held in ledger.held()] == [("b", None)]
     ledger.finish(new)
     assert ledger.counts() == {"free": 0, "held": 0, "done": 1}
@@ -127,7 +126,7 @@ def test_an_old_token_changes_nothing(ledger):
 def test_what_a_dead_worker_held_is_handed_back_and_nothing_else(ledger):
     ledger.extend(4)
     ledger.finish(ledger.claim("dead", 4, LEASE))
-    ledger.attach(ledger.claim("dead", 4, LEASE), 3)
+    ledger.claim("dead", 4, LEASE, lambda *_: 3)
     ledger.claim("alive", 4, LEASE)
     assert ledger.bury("dead", "signal SIGKILL") == 1
     assert ledger.counts() == {"free": 2, "held": 1, "done": 1}
@@ -156,8 +155,7 @@ def test_a_study_that_takes_the_id_of_a_deleted_one_has_no_slots_of_it(ledger):
 
 def test_a_lease_that_has_ended_is_adopted_and_the_late_holder_has_lost_the_slot(ledger):
     ledger.extend(1)
-    late = ledger.claim("late", 1, -1.0)
-    ledger.attach(late, 7)
+    late = ledger.claim("late", 1, -1.0, lambda *_: 7)
     heir = ledger.claim("heir", 1, LEASE)
     assert (heir.slot, heir.trial_id, heir.token, heir.deaths) == (0, 7, late.token + 1, 1)
     assert heir.death == "its lease ended"

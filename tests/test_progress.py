@@ -58,9 +58,8 @@ def half_done(record):
     for number, (value, state) in enumerate(
         [(0.8, "COMPLETE"), (0.9, "COMPLETE"), (None, "PRUNED"), (None, "FAIL"), (None, None)]
     ):
-        claim = ledger.claim(f"host:{number}", 8, lease=60)
         trial = study.ask()
-        ledger.attach(claim, trial._trial_id)
+        claim = ledger.claim(f"host:{number}", 8, 60, lambda *_, trial=trial: trial._trial_id)
         trial.suggest_float("lr", 0.0, 1.0)
         if number == 0:
             trial.set_user_attr(BASELINE, True)

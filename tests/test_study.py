@@ -280,9 +280,8 @@ def test_a_trial_that_takes_too_long_ends_after_its_epoch(sqlite_url, question):
 
 def test_a_trial_that_was_told_and_whose_slot_was_not_is_left_as_it_is(url, question):
     record = fresh(url, question, 1)
-    claim = record.ledger.claim("dead", 1, 60.0)
     trial = record.study.ask()
-    record.ledger.attach(claim, trial._trial_id)
+    record.ledger.claim("dead", 1, 60.0, lambda *_: trial._trial_id)
     record.study.tell(trial, 0.25)
     record.ledger.bury("dead", "signal SIGKILL")
     work(question, open_record(url, "s"), 1)

@@ -178,10 +178,6 @@ class Ledger:
         """
         return self._set(claim, write, expires=self._now + lease)
 
-    def attach(self, claim: Claim, trial_id: int) -> None:
-        """Writes down which trial a slot has."""
-        self._set(claim, trial_id=trial_id)
-
     def finish(self, claim: Claim, write: Write | None = None) -> bool:
         """Ends a claim, its slot is done; as `renew`."""
         return self._set(claim, write, state="done", owner=None, expires=None)
