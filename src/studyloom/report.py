@@ -135,7 +135,7 @@ def front_table(snapshot: Snapshot) -> str:
 
 FRONT = (
     "A trial is on the front where no other is as good in both and better in one: whoever wants more of one has to pay "
-    "with the other."
+    "with the other. What wins on fresh seeds may lie beside it."
 )
 HISTORY = (
     "Each point is a complete trial, in the order in which they began; the marks at the bottom are trials that ended "
