@@ -210,7 +210,7 @@ def test_the_real_command_tells_all_mistakes_without_a_traceback_and_ends_with_2
     overrides = ["model=mpl", "modle=mlp", "study.trails=3", "optimizer.lrr=1", "study.trials=many", "train.l1=[1"]
     command = [sys.executable, "-m", "studies.mnist", *overrides]
     env |= {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180)
     assert done.returncode == 2
     assert done.stdout == ""
     lines = done.stderr.splitlines()

@@ -114,9 +114,9 @@ def test_a_second_stop_ends_at_once(tmp_path):
     process.send_signal(signal.SIGINT)
     assert "stopping" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=5)
     assert process.returncode == 130
-    until(lambda: processes_of(tmp_path) == [], 5)
+    until(lambda: processes_of(tmp_path) == [], 60)
     assert record_of(tmp_path).ledger.counts()["held"] == 0
 
 
@@ -152,7 +152,7 @@ def test_workers_do_not_outlive_a_killed_command(tmp_path):
     process, _ = at_work(tmp_path)
     process.kill()
     process.communicate()
-    until(lambda: processes_of(tmp_path) == [], 30)
+    until(lambda: processes_of(tmp_path) == [], 10)  # README.md promises it
 
 
 DEADLY = """
@@ -305,7 +305,7 @@ def test_a_crew_is_dismissed_with_all_that_its_workers_started(tmp_path):
     pid, guard = place.process.pid, place.guard.pid
     crew.dismiss()
     assert buried == [owner_of(pid)]
-    until(lambda: all(gone(one) for one in (pid, grandchild, guard)), 5)
+    until(lambda: all(gone(one) for one in (pid, grandchild, guard)), 60)
 
 
 @linux
@@ -322,7 +322,7 @@ def test_a_guard_kills_a_workers_group_when_the_launcher_is_gone():
     assert group.poll() is None
     launcher.kill()
     launcher.communicate()
-    assert group.wait(10) == -signal.SIGKILL
+    assert group.wait(60) == -signal.SIGKILL
 
 
 def gone(pid):
@@ -424,4 +424,4 @@ def test_a_worker_and_its_children_do_not_outlive_a_killed_actor(tmp_path):
     child = int(until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text()))
     actor.kill()
     actor.communicate()
-    until(lambda: gone(pid) and gone(child), 5)
+    until(lambda: gone(pid) and gone(child), 60)

@@ -114,7 +114,7 @@ def in_background(act):
     try:
         yield
     finally:
-        thread.join(30)
+        thread.join(120)
     assert not thread.is_alive()
     assert failures == []
 
@@ -191,7 +191,7 @@ def test_a_write_waits_for_a_strangers_lock_and_says_so_once(locked, lines, what
     before = contents(opened)
 
     def let_go():
-        assert lines.away.wait(10)
+        assert lines.away.wait(60)
         stranger.execute("ROLLBACK")
 
     with in_background(let_go):
@@ -241,7 +241,7 @@ def test_a_deadline_that_is_lowered_while_a_call_waits_ends_the_wait(locked, lin
     opened, _, trial_id, _ = locked
 
     def lower():
-        lines.away.wait(10)
+        lines.away.wait(60)
         opened.deadline = 0
 
     began = time.monotonic()
@@ -380,7 +380,7 @@ def test_a_full_disk_is_named_at_once_and_what_is_written_stays(tmp_path):
     if shutil.which("unshare") is None or subprocess.run([*unshare, "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("no mount namespaces here")
     command = [*unshare, "sh", "-c", f'{mount} && exec "$0" -c "$1"', sys.executable, FILL.format(disk=tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("studyloom.outage.StorageLost") == 2
     assert done.stderr.count("disk is full (free some space") == 2
@@ -419,7 +419,7 @@ def test_a_server_that_is_away_is_waited_for(server, served, lines, end):
     server.stop(end)
 
     def start():
-        assert lines.away.wait(10)
+        assert lines.away.wait(60)
         server.start()
 
     with in_background(start):
@@ -467,7 +467,7 @@ def test_a_row_that_a_stranger_keeps_locked_is_waited_for(server, served, brisk,
         stranger.exec_driver_sql("SELECT * FROM studies FOR UPDATE")
 
         def let_go():
-            assert lines.away.wait(10)
+            assert lines.away.wait(60)
             stranger.exec_driver_sql("ROLLBACK")
 
         with in_background(let_go):
@@ -555,7 +555,7 @@ def test_opening_waits_for_a_server_that_starts(server, served, lines):
     server.stop(signal.SIGQUIT)
 
     def start():
-        assert lines.away.wait(10)
+        assert lines.away.wait(60)
         server.start()
 
     with in_background(start), exclusive(server.url, deadline=20):
@@ -674,7 +674,7 @@ class Proxy:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
         for thread in self.threads:
-            thread.join(10)
+            thread.join(120)
         for end in self.sockets:
             end.close()
 

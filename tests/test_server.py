@@ -67,7 +67,7 @@ def processes(folder):
     return found
 
 
-def until(condition, seconds=20.0):
+def until(condition, seconds=120.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:

@@ -314,7 +314,7 @@ def test_ctrl_c_ends_a_watch_quietly(run_dir, flags):
     process = command(run_dir, *flags)
     assert "toy" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out.strip(), err) == (0, "", "")
 
 
@@ -323,7 +323,7 @@ def test_whoever_reads_a_watch_may_go(run_dir, sqlite_url):
     assert json.loads(process.stdout.readline())["done"] == 4
     process.stdout.close()
     open_record(sqlite_url, "toy").study.tell(4, 0.95)
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
     assert process.stderr.read() == ""
     process.stderr.close()
 

@@ -141,7 +141,7 @@ def run(url: str, trials: int, folder: Path, seed: int = 0, workers: int = 1) ->
     """Workers that nothing befalls, to their end."""
     processes = [start(url, trials, folder, seed) for _ in range(workers)]
     for process in processes:
-        process.join(60)
+        process.join(180)
         assert process.exitcode == 0
 
 

@@ -20,7 +20,7 @@ SLURM = (
 
 
 def ask(*command):
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=180).stdout
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,7 +50,7 @@ class Job(Run):
     """A study whose command ends when it has submitted the job."""
 
     def submit(self, *overrides, **environment):
-        out, err = self.start(*overrides, **environment).communicate(timeout=60)
+        out, err = self.start(*overrides, **environment).communicate(timeout=180)
         assert self.latest.returncode == 0, err
         self.number = re.search(r"scancel (\d+)", out)[1]
         return self.latest

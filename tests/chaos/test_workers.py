@@ -33,7 +33,7 @@ def test_a_worker_killed_at_any_phase_costs_nothing_on_postgresql(postgres_url, 
 def kill_at(phase, url, tmp_path, clean):
     record = prepare(url, 3)
     victim = start(url, 3, tmp_path, strike=(phase, 1, "die"))
-    victim.join(60)
+    victim.join(180)
     assert victim.exitcode == -signal.SIGKILL
     run(url, 3, tmp_path)
     check(record, 3, clean(3))
@@ -57,7 +57,7 @@ def test_a_storm_of_kills_leaves_exactly_n_trials_and_their_values(url, tmp_path
         workers[victim].join()
         workers[victim] = start(url, trials, tmp_path, seed)
     for worker in workers:
-        worker.join(120)
+        worker.join(180)
         assert worker.exitcode == 0
     check(record, trials, clean(trials, seed))
 
@@ -66,11 +66,11 @@ def test_a_trial_of_which_every_worker_dies_is_given_up_and_the_study_goes_on(ur
     record = prepare(url, 1)
     for _ in range(3):
         victim = start(url, 1, tmp_path, strike=("after suggest", 0, "die"))
-        victim.join(60)
+        victim.join(180)
         assert victim.exitcode == -signal.SIGKILL
     prepare(url, 2)
     survivor = start(url, 2, tmp_path, attempts=3)
-    survivor.join(60)
+    survivor.join(180)
     first, second = record.trials()
     assert (first.state.name, first.user_attrs["failure"]) == ("FAIL", "crashed")
     assert second.state.name == "COMPLETE"
@@ -84,7 +84,7 @@ def test_a_worker_stopped_past_its_lease_and_continued_does_no_harm(url, tmp_pat
     run(url, 3, tmp_path)  # waits for the lease to end, and goes on with the trial
     check(record, 3, clean(3))
     os.kill(sleeper.pid, signal.SIGCONT)
-    sleeper.join(60)
+    sleeper.join(180)
     assert sleeper.exitcode == 0
     check(record, 3, clean(3))
 
@@ -98,7 +98,7 @@ def test_the_interpreters_lock_held_past_the_lease_does_no_harm(url, tmp_path, c
     holder = start(url, 4, tmp_path, strike=("between report and prune", 1, "hold"))
     until(lambda: any(trial.intermediate_values for trial in record.trials()))
     run(url, 4, tmp_path)
-    holder.join(60)
+    holder.join(180)
     assert holder.exitcode == 0
     check(record, 4, clean(4))
 
@@ -107,7 +107,7 @@ def test_the_interpreters_lock_held_past_the_lease_does_no_harm(url, tmp_path, c
 def test_a_damaged_checkpoint_costs_its_epochs_and_changes_nothing(sqlite_url, tmp_path, clean, damage):
     record = prepare(sqlite_url, 1)
     victim = start(sqlite_url, 1, tmp_path, strike=("after checkpoint", 1, "die"))
-    victim.join(60)
+    victim.join(180)
     assert victim.exitcode == -signal.SIGKILL
     (file,) = tmp_path.glob("trial-0.pt")
     content = bytearray(file.read_bytes())
@@ -137,7 +137,7 @@ def test_twelve_processes_make_one_study_on_an_empty_database(url, tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(180)
     assert [process.exitcode for process in processes] == [0] * 12
     record = open_record(url, NAME)
     assert record.ledger.counts() == {"free": 5, "held": 0, "done": 0}
@@ -153,7 +153,7 @@ def test_a_strangers_lock_is_waited_for(sqlite_url, tmp_path, clean):
     assert worker.is_alive()
     assert record.trials() == []
     stranger.rollback()
-    worker.join(60)
+    worker.join(180)
     assert worker.exitcode == 0
     check(record, 3, clean(3))
 
@@ -167,7 +167,7 @@ def test_a_tell_that_meets_anothers_row_lock_waits_for_it(postgres_url, tmp_path
         os.kill(worker.pid, signal.SIGCONT)
         worker.join(0.5)
         assert worker.is_alive()
-    worker.join(60)
+    worker.join(180)
     assert worker.exitcode == 0
     check(record, 1, clean(1))
 
@@ -181,7 +181,7 @@ def test_workers_in_other_time_zones_agree(postgres_url, tmp_path, clean):
         process.start()
         processes.append(process)
     for process in processes:
-        process.join(60)
+        process.join(180)
         assert process.exitcode == 0
     check(record, 4, clean(4))
 
