@@ -80,6 +80,21 @@ def test_the_command_ends_with_front_winner_and_report_and_takes_another_rule_af
     assert second["winner"]["costs"]["parameters"] > 100_000
     assert second["trials"] == first["trials"] == 6
     assert "rule      max accuracy where parameters > 100_000" in studyloom("status", tmp_path).stdout
+    (tmp_path / "again").mkdir()
+    chosen = (
+        "--config-dir",
+        str(tmp_path),
+        "--config-name",
+        "winner",
+        f"run_dir={tmp_path / 'again'}",
+        "winner.seeds=1",
+    )
+    alone = study(*chosen, "launcher=join", page="pareto")
+    assert alone.returncode == 0, alone.stderr
+    found = json.loads((tmp_path / "again" / "winner.json").read_text())
+    assert found["test"]["winner"] == second["test"]["winner"], (
+        "winner.yaml gives the same again, whatever the page's rule"
+    )
     none = study(*small, "launcher=join", run_dir, "winner.rule='max accuracy where parameters < 9'", page="pareto")
     assert none.returncode == 1
     assert "no trial keeps to winner.rule: max accuracy where parameters < 9; loosen it" in none.stdout

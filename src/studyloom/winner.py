@@ -258,6 +258,8 @@ def configuration(plan: Plan) -> dict[str, Any]:
     sections = config.plain(question.at(point), *(name for name in SECTIONS if name != "space"))
     sections["train"].pop("loss")
     study = question.config.study
+    if question.rule is not None:
+        sections["winner"] = {"rule": None}  # it has been chosen; the page's own rule may be another
     return {
         "defaults": [question.composer.config_name, *({f"override /{g}": o} for g, o in own.items()), "_self_"],
         "study": {"name": f"{study.name}-winner", "seed": study.seed, "trials": 1, "baseline": True},
