@@ -329,7 +329,9 @@ def conduct(prepared: Prepared, plan: Plan, task: Task, stop: Stop) -> int:
         why = "the time is up" if stop.signal is None else "stopped"
         console.print(f"{why}; the same command goes on from here")
     elif snapshot.best is None and snapshot.rule is not None:
-        console.print(Text(f"no trial keeps to winner.rule: {snapshot.rule}; loosen it, or raise study.trials"))
+        console.print(
+            Text(f"no trial keeps to winner.rule: {snapshot.rule}; loosen it, or raise study.trials"), soft_wrap=True
+        )
     elif not todo:
         console.print(f"the budget of {trials} trials is spent")
     return 0 if snapshot.best is not None or stop() else 1
