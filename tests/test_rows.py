@@ -89,11 +89,16 @@ def test_few_trials_are_read_as_many_are(opened, monkeypatch):
     ids = [begin(opened, slot=slot) for slot in range(6)]
     for trial_id in ids:
         write(opened, trial_id, rows.report(trial_id, 1, trial_id / 8), rows.user_attr(trial_id, "k", trial_id))
-    some = rows.of_study(opened.study_id, [ids[0], ids[2]], ids[3])
-    few = read(opened, lambda connection: rows.read(connection, some))
+
+    def some(but=-1):
+        asked = {"study": opened.study_id, "ids": [ids[0], ids[2]], "after": ids[3], "but": but}
+        return read(opened, lambda connection: rows.read(connection, rows.FEW, **asked))
+
+    few = some()
     assert [trial.number for trial in few] == [0, 2, 4, 5]
+    assert [trial.number for trial in some(but=ids[4])] == [0, 2, 5]
     monkeypatch.setattr(rows, "MANY", 1)
-    assert read(opened, lambda connection: rows.read(connection, some)) == few
+    assert some() == few
     assert opened.get_all_trials(opened.study_id) == shipped(opened)
 
 
@@ -104,8 +109,9 @@ def test_another_studys_trials_are_not_read_and_have_numbers_of_their_own(opened
     begin(opened)
     assert [trial.number for trial in opened.get_all_trials(opened.study_id)] == [0, 1]
     assert [trial.number for trial in opened.get_all_trials(other)] == [0]
-    later = rows.of_study(opened.study_id, [], 1)
-    assert [trial.number for trial in read(opened, lambda connection: rows.read(connection, later))] == [1]
+    later = {"study": opened.study_id, "ids": [], "after": 1, "but": -1}
+    found = read(opened, lambda connection: rows.read(connection, rows.FEW, **later))
+    assert [trial.number for trial in found] == [1]
 
 
 def test_a_write_may_be_done_twice(opened):

@@ -29,6 +29,7 @@ class Desk(_CachedStorage):
 
     def __init__(self, backend: Persistent) -> None:
         super().__init__(backend)
+        self._backend: Persistent = backend
         self._own: FrozenTrial | None = None
         self._writes: list[Write] = []
 
@@ -42,7 +43,9 @@ class Desk(_CachedStorage):
             return _copied(self._own)
 
     def look(self, study_id: int) -> None:
-        """Reads what has become of the other trials."""
+        """Reads what has become of the other trials: one statement where nothing has."""
+        if self._own is not None:
+            self._backend.known = self._own._trial_id
         self._read_trials_from_remote_storage(study_id)
         with self._lock:
             if self._own is not None:
@@ -67,7 +70,7 @@ class Desk(_CachedStorage):
     def clear(self) -> None:
         """Takes the trial away, and what was not written of it."""
         with self._lock:
-            self._own, self._writes = None, []
+            self._own, self._writes, self._backend.known = None, [], -1
 
     def _lay(self, trial: FrozenTrial) -> None:
         study_id, number = self._trial_id_to_study_id_and_number[trial._trial_id]

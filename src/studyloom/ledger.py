@@ -8,6 +8,7 @@ holder before, should it still be alive, that it has lost the slot.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from sqlalchemy import (
     Column,
@@ -19,6 +20,8 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    Update,
+    bindparam,
     case,
     func,
     literal_column,
@@ -50,6 +53,12 @@ SLOTS = Table(
     Column("since", Float(53)),  # of the claim, and the end of its lease: seconds on the database's clock
     Column("expires", Float(53)),
 )
+# What a worker asks after each epoch, built once: building it took longer than the database does.
+OWN = all_of(
+    SLOTS.c.study_id == bindparam("study"), SLOTS.c.slot == bindparam("place"), SLOTS.c.token == bindparam("claim")
+)
+STATE = select(SLOTS.c.state).where(OWN)
+LEAVE = update(SLOTS).where(OWN, SLOTS.c.state == "held").values(state=bindparam("left"), owner=None, expires=None)
 
 
 @dataclass(frozen=True)
@@ -176,25 +185,27 @@ class Ledger:
         Returns:
             False if it is another's by now; then nothing was written.
         """
-        return self._set(claim, write, expires=self._now + lease)
+        return self._set(self._last, claim, "held", write, lease=lease)
 
     def finish(self, claim: Claim, write: Write | None = None) -> bool:
         """Ends a claim, its slot is done; as `renew`."""
-        return self._set(claim, write, state="done", owner=None, expires=None)
+        return self._set(LEAVE, claim, "done", write, left="done")
 
     def release(self, claim: Claim) -> None:
         """Hands a slot back, with the trial begun there."""
-        self._set(claim, state="free", owner=None, expires=None)
+        self._set(LEAVE, claim, "free", left="free")
 
-    def _set(self, claim: Claim, write: Write | None = None, **values: object) -> bool:
-        own = all_of(self._mine, SLOTS.c.slot == claim.slot, SLOTS.c.token == claim.token)
-        statement = update(SLOTS).where(own, SLOTS.c.state == "held").values(**values)
-        state = select(SLOTS.c.state).where(own)
+    @cached_property
+    def _last(self) -> Update:
+        return update(SLOTS).where(OWN, SLOTS.c.state == "held").values(expires=self._now + bindparam("lease"))
+
+    def _set(self, statement: Update, claim: Claim, state: str, write: Write | None = None, **values: object) -> bool:
+        own = {"study": self.study_id, "place": claim.slot, "claim": claim.token}
 
         def work(connection: Connection) -> bool:
-            if not connection.execute(statement).rowcount:
+            if not connection.execute(statement, own | values).rowcount:
                 # Ended by a try whose COMMIT was done and whose answer was lost.
-                return call.uncertain and connection.execute(state).scalar() == values.get("state")
+                return call.uncertain and connection.execute(STATE, own).scalar() == state
             if write is not None:
                 write(connection)
             return True

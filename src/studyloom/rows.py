@@ -7,7 +7,7 @@ parameters and 10 reports is 13 commits instead of 34.
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import groupby
@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import ColumnElement, Connection, Executable, Table, TextClause, bindparam, or_, select, text
+from sqlalchemy import Connection, Executable, Select, Table, TextClause, bindparam, or_, select, text
 
 from studyloom.space import Point
 
@@ -36,39 +36,52 @@ MANY = 400  # ids that a statement names; SQLite takes 32 766, and plans for a s
 Write = tuple[Executable, dict[str, Any]]  # a statement and its values
 
 
-def of_study(study_id: int, ids: Collection[int] = (), after: int = -1) -> ColumnElement[bool]:
-    """The trials of a study with these ids, and those with a later id than `after`."""
-    all_: ColumnElement[bool] = TRIALS.c.study_id == study_id
-    if after < 0:
-        return all_
-    # + 0 keeps SQLite from going through all trials of the study for the few that are asked for.
-    few: ColumnElement[bool] = TRIALS.c.study_id + 0 == study_id
-    return few & or_(TRIALS.c.trial_id > after, TRIALS.c.trial_id.in_(ids))
+HEADS = select(*(TRIALS.c[name] for name in ("trial_id", "number", "state", "datetime_start", "datetime_complete")))
+HEADS = HEADS.order_by(TRIALS.c.trial_id)
+# Which trials to read: all of a study, those with one of some ids or a later one than another, a single one. Built
+# once, as is what follows them: building a statement takes longer than a small answer to it.
+ALL = HEADS.where(TRIALS.c.study_id == bindparam("study"))
+FEW = HEADS.where(
+    TRIALS.c.study_id + 0 == bindparam("study"),  # + 0 keeps SQLite from going through all trials of the study
+    or_(TRIALS.c.trial_id > bindparam("after"), TRIALS.c.trial_id.in_(bindparam("ids", expanding=True))),
+    TRIALS.c.trial_id != bindparam("but"),
+)
+ONE = HEADS.where(TRIALS.c.trial_id == bindparam("id"))
+DETAILS = {
+    table: select(*(table.c[name] for name in ("trial_id", *names.split()))).order_by(*table.primary_key)
+    for table, names in (
+        (PARAMS, "param_name param_value distribution_json"),
+        (VALUES, "objective value value_type"),
+        (REPORTS, "step intermediate_value intermediate_value_type"),
+        (USER_ATTRIBUTES, "key value_json"),
+        (SYSTEM_ATTRIBUTES, "key value_json"),
+    )
+}
+OF_SOME = {
+    table: query.where(table.c.trial_id.in_(bindparam("found", expanding=True))) for table, query in DETAILS.items()
+}
 
 
-def read(connection: Connection, wanted: ColumnElement[bool]) -> list[FrozenTrial]:
-    """The wanted trials, in the order of their ids."""
-    columns = (TRIALS.c[name] for name in ("trial_id", "number", "state", "datetime_start", "datetime_complete"))
-    heads = connection.execute(select(*columns).where(wanted).order_by(TRIALS.c.trial_id)).all()
+def read(connection: Connection, wanted: Select[Any], **asked: Any) -> list[FrozenTrial]:
+    """The trials that are `wanted`, ALL, FEW or ONE, by the numbers these ask for, in the order of their ids."""
+    heads = connection.execute(wanted, asked).all()
     if not heads:
         return []
     found = [head.trial_id for head in heads]
 
-    def rows(table: Table, *names: str) -> dict[int, list[Any]]:
-        by_trial = defaultdict[int, list[Any]](list)
-        query = select(table.c.trial_id, *(table.c[name] for name in names)).order_by(*table.primary_key)
+    def rows(table: Table) -> dict[int, list[Any]]:
         if len(found) > MANY:
-            query = query.join(TRIALS, TRIALS.c.trial_id == table.c.trial_id).where(wanted)
+            assert wanted.whereclause is not None
+            all_ = DETAILS[table].join(TRIALS, TRIALS.c.trial_id == table.c.trial_id).where(wanted.whereclause)
+            answer = connection.execute(all_, asked)
         else:
-            query = query.where(table.c.trial_id.in_(found))
-        for trial_id, *row in connection.execute(query):
+            answer = connection.execute(OF_SOME[table], {"found": found})
+        by_trial = defaultdict[int, list[Any]](list)
+        for trial_id, *row in answer:
             by_trial[trial_id].append(row)
         return by_trial
 
-    params = rows(PARAMS, "param_name", "param_value", "distribution_json")
-    values = rows(VALUES, "objective", "value", "value_type")
-    reports = rows(REPORTS, "step", "intermediate_value", "intermediate_value_type")
-    user, system = (rows(table, "key", "value_json") for table in (USER_ATTRIBUTES, SYSTEM_ATTRIBUTES))
+    params, values, reports, user, system = map(rows, DETAILS)
     value_of = models.TrialValueModel.stored_repr_to_value
     report_of = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
     trials = []
@@ -140,7 +153,7 @@ def add(connection: Connection, study_id: int, user_attrs: Mapping[str, Any], po
 
 def check_running(connection: Connection, trial_id: int) -> None:
     """Raises UpdateFinishedTrialError where somebody else has ended a trial; until the commit nobody can."""
-    state = connection.execute(select(TRIALS.c.state).where(TRIALS.c.trial_id == trial_id).with_for_update()).scalar()
+    state = connection.execute(STATE, {"id": trial_id}).scalar()
     if state is None:
         raise KeyError(f"trial {trial_id} is not there any longer")
     if state.is_finished():
@@ -162,6 +175,7 @@ def _upsert(table: str, key: str, *columns: str, keep: bool = False) -> TextClau
     )
 
 
+STATE = select(TRIALS.c.state).where(TRIALS.c.trial_id == bindparam("id")).with_for_update()
 PARAM = _upsert("trial_params", "param_name", "param_value", "distribution_json", keep=True)
 VALUE = _upsert("trial_values", "objective", "value", "value_type")
 REPORT = _upsert("trial_intermediate_values", "step", "intermediate_value", "intermediate_value_type")

@@ -57,6 +57,7 @@ class Persistent(RDBStorage):
                 self.engine.dispose()
             raise
         self.patience = Patience(address, deadline)
+        self.known = -1  # a trial that whoever reads many knows better than the database does
         event.listen(self.engine, "handle_error", self._explain)
         event.listen(self.engine, "commit", self._note_commit)
 
@@ -145,7 +146,7 @@ class Persistent(RDBStorage):
     # Two reads that take Optuna the longest.
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        trials = read(self, lambda connection: rows.read(connection, rows.TRIALS.c.trial_id == trial_id))
+        trials = read(self, lambda connection: rows.read(connection, rows.ONE, id=trial_id))
         if not trials:
             raise KeyError(f"trial {trial_id} is not there")
         return trials[0]
@@ -157,8 +158,13 @@ class Persistent(RDBStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        wanted = rows.of_study(study_id, included_trial_ids, trial_id_greater_than)
-        trials = read(self, lambda connection: rows.read(connection, wanted))
+        def work(connection: Connection) -> list[FrozenTrial]:
+            if trial_id_greater_than < 0:
+                return rows.read(connection, rows.ALL, study=study_id)
+            ids = sorted(included_trial_ids)
+            return rows.read(connection, rows.FEW, study=study_id, ids=ids, after=trial_id_greater_than, but=self.known)
+
+        trials = read(self, work)
         if not trials and trial_id_greater_than < 0:
             self.get_study_name_from_id(study_id)  # raises KeyError where there is none
         return [trial for trial in trials if states is None or trial.state in states]
