@@ -235,7 +235,9 @@ def check(split: Split) -> None:
         DataError: an input or a target is no finite number, or a class has no output.
     """
     for name, tensor in (("inputs", split.inputs), ("targets", split.targets)):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        # What is not finite makes a sum that is not: 0.02 s for 60 000 images, and 0.2 s to look at each number.
+        suspect = tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum()))
+        if suspect and not bool(torch.isfinite(tensor).all()):
             place = int((~torch.isfinite(tensor)).nonzero()[0, 0])
             raise DataError(f"data: the {name} of example {place} of the training part hold NaN or infinity")
     if split.classifies:
@@ -311,11 +313,11 @@ def _split(images: Bytes, labels: Bytes, source: Source) -> Split:
     digest = hashlib.sha256(f"{images.shape} {labels.shape}".encode())
     digest.update(np.ascontiguousarray(images).data)
     digest.update(np.ascontiguousarray(labels).data)
-    pixels = torch.from_numpy(images.astype(np.float32)[:, None])
+    pixels = torch.tensor(images)[:, None].float()
     pixels.div_(255).sub_(source.mean).div_(source.std)
     return Split(
         inputs=pixels,
-        targets=torch.from_numpy(labels.astype(np.int64)),
+        targets=torch.tensor(labels).long(),
         outputs=CLASSES,
         digest=digest.hexdigest(),
         mean=source.mean,
