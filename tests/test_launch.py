@@ -4,18 +4,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from commands import BARE, QUICK, ROOT, start, study
+import torch
+from commands import BARE, FORKS, QUICK, ROOT, start, study
 from optuna.trial import TrialState
 
 from studyloom.actor import Actor
 from studyloom.launch import LaunchError, Local, Ray, Task, local, ray, task
 from studyloom.launch.crew import Crew
 from studyloom.launch.local import Process
+from studyloom.launch.nursery import Nursery
 from studyloom.owners import owner_of
 from studyloom.record import open_record
 from studyloom.study import Limits
@@ -129,6 +132,39 @@ def test_a_worker_that_dies_is_started_again_and_its_trial_gone_on_with(tmp_path
     assert process.returncode == 0
     assert "a worker ended with signal SIGKILL" in err
     assert_complete(tmp_path)
+
+
+def nursed(folder):
+    """The life of a process with a nursery; its workers end as their environment says, or wait for its end."""
+
+    def work():
+        print(os.environ["CODE"], os.getsid(0) == os.getpid(), torch.get_num_threads(), flush=True)
+        if os.environ["CODE"] == "wait":
+            os.read(0, 1)
+        else:
+            sys.exit(int(os.environ["CODE"]))
+
+    nursery = Nursery.open(work)
+    environments = [{"OMP_NUM_THREADS": "1", "CODE": code} for code in ("0", "3", "wait", "wait")]
+    clean, halted, killed, waiting = (nursery.start(each, folder / each["CODE"]) for each in environments)
+    os.kill(killed.pid, signal.SIGKILL)
+    assert [worker.wait() for worker in (clean, halted, killed)] == [0, 3, -signal.SIGKILL]
+    assert waiting.poll() is None
+    (folder / "waits").write_text(str(waiting.pid))
+    thread = threading.Thread(target=time.sleep, args=(0.2,))
+    thread.start()
+    assert Nursery.open(work) is None  # a fork beside threads may never wake
+    os._exit(0)  # without a farewell
+
+
+@linux
+def test_forked_workers_tell_how_they_ended_and_their_input_ends_with_their_command(tmp_path):
+    process = FORKS.Process(target=nursed, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    until(lambda: gone(int((tmp_path / "waits").read_text())), 10)
+    assert [(tmp_path / code).read_text() for code in ("0", "3")] == ["0 True 1\n", "3 True 1\n"]
 
 
 @linux

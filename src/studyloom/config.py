@@ -5,6 +5,7 @@ groups (data, model, optimizer, …) hold a `_target_` and its arguments, and an
 """
 
 import functools
+import gc
 import inspect
 import os
 import pickle
@@ -92,6 +93,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Callable[[DictCo
 
         @functools.wraps(task)
         def run() -> None:
+            gc.freeze()  # what is imported stays: no collection goes through it again, 0.8 s at the end alone
             sys.argv[1:] = arguments(sys.argv[1:])
             if sweeps := {"-m", "--multirun"}.intersection(sys.argv[1:]):
                 give_up([f"{sweeps.pop()}: a study is a search already; what it searches stands in space"])

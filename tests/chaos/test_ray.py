@@ -111,7 +111,7 @@ def test_an_actor_that_is_killed_comes_back_and_the_study_has_n_trials(run, undi
     actor = parent(worker)
     assert b"ray::" in Path(f"/proc/{actor}/cmdline").read_bytes()
     os.kill(actor, signal.SIGKILL)
-    until(lambda: worker not in run.workers(), 60)  # with all that it has started
+    until(lambda: worker not in run.workers(), 15)  # with all that it has started
     printed = run.end(process, 0)
     assert "a worker ended with its actor" in printed
     run.check(undisturbed)
@@ -129,7 +129,7 @@ def test_a_driver_that_is_killed_leaves_no_worker_and_the_same_command_goes_on(r
     process = run.at_work()
     process.kill()
     process.communicate()
-    until(lambda: not run.processes(), 60)
+    until(lambda: not run.processes(), 15)
     run.go_on(undisturbed)
 
 
@@ -233,6 +233,6 @@ def test_a_killed_command_takes_its_cluster_with_it(alone, undisturbed):
     process = alone.at_work()
     process.kill()
     process.communicate()
-    until(lambda: not alone.processes(), 60)
+    until(lambda: not alone.processes(), 15)
     assert not [*Path("/tmp").glob(f"studyloom-ray-{process.pid}-*")]
     alone.go_on(undisturbed)

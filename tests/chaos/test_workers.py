@@ -42,7 +42,7 @@ def kill_at(phase, url, tmp_path, clean):
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_storm_of_kills_leaves_exactly_n_trials_and_their_values(url, tmp_path, clean, seed):
-    kills = 15
+    kills = 20
     trials, lives = 3 * kills, random.Random(seed)
     record = prepare(url, trials, seed)
     workers = [start(url, trials, tmp_path, seed) for _ in range(3)]
