@@ -44,14 +44,15 @@ def record_of(run_dir):
 
 def processes_of(run_dir) -> list[int]:
     """The processes of a run: its command, the nursery, and the workers."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"run_dir={run_dir}".encode() in (process / "cmdline").read_bytes().split(b"\0"):
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
+    pids = (int(process.name) for process in Path("/proc").glob("[0-9]*"))
+    return [pid for pid in pids if f"run_dir={run_dir}".encode() in command_of(pid)]
+
+
+def command_of(pid) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 def pids(owners):
@@ -174,8 +175,7 @@ def test_where_the_nursery_is_gone_workers_are_commands(tmp_path):
     (nursery,) = {*processes_of(tmp_path)} - {process.pid, *pids(owners)}
     os.kill(nursery, signal.SIGKILL)
     os.kill(pids(owners)[0], signal.SIGKILL)
-    again = until(lambda: {*processes_of(tmp_path)} - {process.pid, *pids(owners)})
-    assert b"launcher=join" in Path(f"/proc/{again.pop()}/cmdline").read_bytes()
+    until(lambda: [pid for pid in processes_of(tmp_path) if b"launcher=join" in command_of(pid)])
     (tmp_path / "gate").touch()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0

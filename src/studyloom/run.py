@@ -119,6 +119,8 @@ def proceed(cfg: DictConfig, nursery: Nursery | None = None) -> NoReturn:
             give_up(error, HALT if worker else 2 if is_mistake(plan, error) else 1)
         except (LaunchError, NoWinner, StorageLost, OSError) as error:
             give_up(error, 1 if stop.signal is None else 128 + stop.signal)
+        finally:
+            plan.close()
     sys.exit(code if stop.signal is None else 128 + stop.signal)
 
 

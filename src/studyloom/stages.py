@@ -141,6 +141,11 @@ class Plan:
         *_, last = self
         return last
 
+    def close(self) -> None:
+        """Closes the databases' connections: the last of a SQLite file takes its two side files away."""
+        for stage in (self.search, *self._known.values()):
+            stage.record.ledger.storage.engine.dispose()
+
     def is_done(self) -> bool:
         """Whether there is a winner, to be tested where that can be."""
         return self._ends(self.current) and not self.current.todo() and bool(self.contenders)

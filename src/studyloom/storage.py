@@ -158,13 +158,11 @@ class Persistent(RDBStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        def work(connection: Connection) -> list[FrozenTrial]:
-            if trial_id_greater_than < 0:
-                return rows.read(connection, rows.ALL, study=study_id)
-            ids = sorted(included_trial_ids)
-            return rows.read(connection, rows.FEW, study=study_id, ids=ids, after=trial_id_greater_than, but=self.known)
-
-        trials = read(self, work)
+        wanted, asked = rows.ALL, dict[str, Any](study=study_id)
+        if trial_id_greater_than >= 0:
+            ids, wanted = sorted(included_trial_ids), rows.FEW
+            asked |= {"ids": ids, "after": trial_id_greater_than, "but": self.known}
+        trials = read(self, lambda connection: rows.read(connection, wanted, **asked))
         if not trials and trial_id_greater_than < 0:
             self.get_study_name_from_id(study_id)  # raises KeyError where there is none
         return [trial for trial in trials if states is None or trial.state in states]
