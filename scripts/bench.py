@@ -1,8 +1,8 @@
 """Figures, measured here and now: ratios in one run, since absolute times differ from machine to machine.
 
-python scripts/bench.py example          # the question of studies.fashion, against scripts/plain.py; 6 minutes
+python scripts/bench.py example          # the question of studies.fashion, against scripts/plain.py; 12 minutes
 python scripts/bench.py example --processes 2    # the same in two one-thread processes with the study on SQLite
-python scripts/bench.py tutorial         # 784-128-10 on all of MNIST, against scripts/plain.py; 3 minutes
+python scripts/bench.py tutorial         # 784-128-10 on all of MNIST, against scripts/plain.py; 5 minutes
 python scripts/bench.py overhead         # storage and sampling of a trial, against Optuna's own loop; 3 minutes
 python scripts/bench.py scale            # 1 and 2 workers, and 32 with trials that sleep, on PostgreSQL; 4 minutes
 python scripts/bench.py start            # a command's time to its first trial, and of a dry run
