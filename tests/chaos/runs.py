@@ -101,9 +101,10 @@ class Run:
         found = []
         for pid in self.processes():
             try:
-                called = b"launcher=join" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
                 logged = os.readlink(f"/proc/{pid}/fd/1").startswith(str(self.folder / "logs"))
-                if called or (logged and os.getsid(pid) == pid):
+                forked = logged and os.getsid(pid) == pid and b"studies.mnist" in command
+                if forked or b"launcher=join" in command:
                     found.append(pid)
             except OSError:
                 continue
