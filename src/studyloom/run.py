@@ -75,8 +75,9 @@ def run(cfg: DictConfig) -> None:
     database or file that cannot be used; with 1 if it could not finish; with 130 or 143 if it was stopped by Ctrl-C or
     SIGTERM. `HYDRA_FULL_ERROR=1` shows tracebacks.
     """
-    alone = WORKER in os.environ or cfg.study.dry_run
-    nursery = None if alone else Nursery.open(lambda: proceed(cfg))
+    launcher = cfg.launcher if isinstance(cfg.launcher, DictConfig) else {}
+    forks = launcher.get("_target_") == "studyloom.launch.Local" and WORKER not in os.environ and not cfg.study.dry_run
+    nursery = Nursery.open(lambda: proceed(cfg)) if forks else None
     try:
         proceed(cfg, nursery)
     finally:
