@@ -148,7 +148,7 @@ def test_a_worker_that_finds_nothing_left_to_do_on_usr2_is_not_queued_again(tmp_
 
 @pytest.mark.parametrize("line", ["for _ in", "worker=$!"])
 def test_usr2_before_the_worker_is_known_queues_the_task_again(tmp_path, line):
-    run = Running(tmp_path, "sleep 600", at=line)
+    run = Running(tmp_path, "exec sleep 600", at=line)  # what outlives its shell would keep the output open
     assert run.end() == (0, "", "requeue 7_2")
 
 

@@ -562,6 +562,19 @@ def test_opening_waits_for_a_server_that_starts(server, served, lines):
         assert len(connect(server.url, deadline=20).get_all_studies()) == 1
 
 
+def test_a_server_that_breaks_off_is_asked_again_without_a_deadline_too(server, served, lines):
+    def cut():
+        while not server.ask("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"):
+            time.sleep(0.01)
+        server.end_connections()
+
+    with server.connection() as other:
+        other.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_lock(storage.LOCK_KEY)))
+        with in_background(cut), exclusive(server.url):
+            pass
+    assert "trying again for up to 2 s" in lines.lines[0]
+
+
 def test_exclusive_ends_in_order_when_its_connection_was_lost(server, served):
     with exclusive(server.url):
         server.end_connections()

@@ -16,6 +16,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 FAREWELL = 2.0  # seconds that a call waits for a database once its process is to stop
+AGAIN = 2.0  # seconds that any call waits for a server which has answered: that is no mistyped host
 DELAYS = (0.05, 2.0)  # seconds between tries: the first, doubling to the longest
 PASSING_STATES = ("08", "57P", "53300", "40001", "40P01", "55P03", "25P03")  # how a passing SQLSTATE begins
 # A connection that is refused while it is made has no SQLSTATE; what passes there is all but this.
@@ -54,12 +55,14 @@ class StorageLost(StorageError):
 
     Attributes:
         passing: whether it is worth another try; False for all that reaches a caller of a storage.
+        answered: whether a server has spoken, be it to break off.
         waited: how many seconds were spent on other tries.
     """
 
-    def __init__(self, message: str, *, passing: bool = False, waited: float = 0.0) -> None:
+    def __init__(self, message: str, *, passing: bool = False, answered: bool = False, waited: float = 0.0) -> None:
         super().__init__(message)
         self.passing = passing
+        self.answered = answered
         self.waited = waited
 
 
@@ -78,7 +81,7 @@ class Patience:
     """Tries again, ever more slowly, what fails for a cause that passes; tells the log when an outage begins and ends.
 
     Args:
-        deadline: seconds from a call's first failure to its last try.
+        deadline: seconds from a call's first failure to its last try; AGAIN if that is longer and a server answers.
 
     Attributes:
         stopping: once it says so, FAREWELL takes the place of a longer deadline; looked at before each try.
@@ -110,14 +113,15 @@ class Patience:
                 except (StorageLost, SQLAlchemyError, StorageInternalError) as error:
                     lost = error if isinstance(error, StorageLost) else diagnose(error, self.address)
                     began = began or time.monotonic()
-                    deadline = min(self.deadline, FAREWELL) if self.stopping() else self.deadline
+                    deadline = max(self.deadline, AGAIN) if lost.answered else self.deadline
+                    deadline = min(deadline, FAREWELL) if self.stopping() else deadline
                     left = began + deadline - time.monotonic()
                     if not lost.passing or left <= 0:
                         raise self.give_up(lost, time.monotonic() - began) from None
                     call.uncertain |= call.committing
                     if not self.away:
                         self.away = True
-                        log.warning("%s; trying again for up to %g s", lost, self.deadline)
+                        log.warning("%s; trying again for up to %g s", lost, deadline)
                 else:
                     if began is not None and self.away:
                         log.warning("storage: %s is back after %.1f s", hidden(self.address), time.monotonic() - called)
@@ -144,10 +148,12 @@ def diagnose(error: BaseException, address: URL) -> StorageLost:
         found = found.__cause__ or found.__context__  # SQLAlchemy and Optuna wrap, and stumble on after a failure
     if found is not None:
         error, passing = found, _passes(found)
+        answered = found.connection_invalidated or "FATAL:" in str(found.orig)  # later, or while it was connecting
     else:  # a pool whose connections are all in use for 30 s, by threads that wait
         cause = error.__cause__ or error
-        passing = isinstance(cause, sqlalchemy.exc.TimeoutError)
-    return StorageLost(f"storage.url: cannot use {hidden(address)}: {reason(error, address)}", passing=passing)
+        passing, answered = isinstance(cause, sqlalchemy.exc.TimeoutError), False
+    words = f"storage.url: cannot use {hidden(address)}: {reason(error, address)}"
+    return StorageLost(words, passing=passing, answered=answered)
 
 
 def gone(address: URL) -> StorageLost:
