@@ -221,7 +221,7 @@ def test_a_study_is_watched_while_it_is_worked_on(half_done, monkeypatch, termin
 
 def test_plain_lines_show_a_name_as_it_is(monkeypatch):
     monkeypatch.setattr(progress, "LINE", 0.01)
-    monkeypatch.setattr(progress, "take", lambda record: snapshot_of("[red]x[/red][/]"))
+    monkeypatch.setattr(progress, "take", lambda record: snapshot_of("[red]x[bold]"))
     console = Console(file=io.StringIO(), width=40)
     with Display(lambda: None, console):
         for _ in range(200):
@@ -229,7 +229,7 @@ def test_plain_lines_show_a_name_as_it_is(monkeypatch):
                 break
             time.sleep(0.01)
     line = console.file.getvalue().splitlines()[0]
-    assert line == "[red]x[/red][/]  5/8  no result yet  0 running  ETA –"
+    assert line == "[red]x[bold]  5/8  no result yet  0 running  ETA –"
 
 
 def test_a_database_that_is_busy_now_is_looked_at_again(nothing_stored, monkeypatch):
@@ -277,6 +277,14 @@ def test_parameters_are_short_and_none_is_the_configuration_as_composed():
         "optimizer.lr=0.001235  model=mlp  n=3"
     )
     assert progress.parameters({}) == "as composed"
+
+
+@pytest.mark.parametrize(("name", "seen"), [("toy", True), ("toy/retraining", False)])
+def test_no_best_is_told_of_the_trainings_of_what_was_found(nothing_stored, name, seen):
+    snapshot = snapshot_of(name, best=trial_of(1.0))
+    display = Display(lambda: None, Console(file=io.StringIO()))
+    assert ("best" in display.line(snapshot)) == seen
+    assert ("best" in shown(display.render(snapshot))) == seen
 
 
 def test_a_display_goes_along_from_one_study_to_the_next(monkeypatch):

@@ -73,6 +73,11 @@ class Snapshot:
     def done(self) -> int:
         return self.slots["done"]
 
+    @property
+    def judges(self) -> bool:
+        """Whether it is part of another, and trains again what that has found; the best of its trials means nothing."""
+        return "/" in self.name
+
 
 def take(record: Record) -> Snapshot:
     """Reads a study: unfinished trials, and those that ended since the last time."""
@@ -160,8 +165,8 @@ class Display:
 
     def line(self, snapshot: Snapshot) -> str:
         best = f"best {told(snapshot.best)} (trial {snapshot.best.number})" if snapshot.best else "no result yet"
-        working = f"{len(snapshot.seats)} running"
-        return f"{snapshot.name}  {snapshot.done}/{snapshot.budget}  {best}  {working}  {self.rest(snapshot)}"
+        parts = [snapshot.name, f"{snapshot.done}/{snapshot.budget}", *([] if snapshot.judges else [best])]
+        return "  ".join([*parts, f"{len(snapshot.seats)} running", self.rest(snapshot)])
 
     def render(self, snapshot: Snapshot) -> RenderableType:
         width = self.console.width
@@ -174,12 +179,13 @@ def head(snapshot: Snapshot, rest: str, width: int) -> RenderableType:
     if snapshot.best is not None:
         best = Text(f"best {told(snapshot.best)}", style="bold green")
         best.append(f" trial {snapshot.best.number}", style="dim")
+    found = [] if snapshot.judges else [best]
     name, done = Text(snapshot.name, style="bold"), Text(f"{snapshot.done}/{snapshot.budget}")
     bar = ProgressBar(total=max(1, snapshot.budget), completed=snapshot.done, width=20)
     beside = 20 + done.cell_len + best.cell_len + len(rest) + 4 * 2  # and two spaces between
     if name.cell_len + beside <= width:
-        return row(name, bar, done, best, Text(rest))
-    return Group(name, row(bar, done), row(best, Text(rest)))
+        return row(name, bar, done, *found, Text(rest))
+    return Group(name, row(bar, done), row(*found, Text(rest)))
 
 
 def row(*parts: RenderableType) -> Table:
