@@ -187,7 +187,7 @@ def test_where_the_nursery_is_gone_workers_are_commands(tmp_path):
 def test_workers_do_not_outlive_a_killed_command(tmp_path):
     process, _ = at_work(tmp_path)
     process.kill()
-    process.communicate()
+    assert process.communicate()[1] == ""
     until(lambda: processes_of(tmp_path) == [], 10)  # README.md promises it
 
 

@@ -100,7 +100,8 @@ def guard(group: int) -> IO[bytes]:
     It is no child of this process: Ray kills those together with an actor.
     """
     script = 'exec 3<&0; (read _ <&3; kill -9 "-$0") & '
-    shell = subprocess.Popen(["sh", "-c", script, str(group)], stdin=subprocess.PIPE, start_new_session=True)
+    command, quiet = ["sh", "-c", script, str(group)], subprocess.DEVNULL
+    shell = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True)
     shell.wait()
     assert shell.stdin is not None
     return shell.stdin

@@ -176,4 +176,5 @@ def guard(group: int) -> subprocess.Popen[bytes]:
     children would be left when it is killed together with its launcher.
     """
     script = f'read _; sleep {GRACE + 1:g}; kill -9 "-$0"'
-    return subprocess.Popen(["sh", "-c", script, str(group)], stdin=subprocess.PIPE, start_new_session=True)
+    command, quiet = ["sh", "-c", script, str(group)], subprocess.DEVNULL  # whoever reads our output shall see its end
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True)
