@@ -290,7 +290,7 @@ def test_the_seed_alone_decides_the_folds(count):
 @pytest.mark.parametrize(
     ("count", "validation", "message"),
     [
-        (0, 5, "objective.folds is 0: expected 1"),
+        (0, 5, "objective.folds: 0 is below 1"),
         (1, 0, "data.validation is 0: expected 1 to 9, of 10 training examples"),
         (1, 10, "data.validation is 10: expected 1 to 9, of 10 training examples"),
         (11, 5, "objective.folds is 11: expected at most 10, of 10 training examples"),

@@ -307,6 +307,13 @@ def test_unknown_names_on_the_command_line_are_told_all_at_once(tmp_path):
     )
 
 
+def test_numbers_out_of_range_are_told_all_at_once_also_where_data_cannot_be_divided_by_them(tmp_path):
+    wrong = ("study.seed=-1", "study.trials=0", "objective.folds=0")
+    words = ("study.seed: -1 is below 0", "study.trials: 0 is below 1", "objective.folds: 0 is below 1")
+    done = refused(*wrong, words=words, tmp_path=tmp_path)
+    assert len(done.stderr.splitlines()) == 3
+
+
 def test_mistakes_in_a_space_are_told_all_at_once(tmp_path):
     refused(
         "space.model.mlp.dropout.float=[0.5,0.1]",

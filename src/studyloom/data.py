@@ -279,7 +279,7 @@ def folds(
     """
     total = len(targets)
     if count < 1:
-        raise ValueError(f"objective.folds is {count}: expected 1 (a hold-out) or more")
+        raise ValueError(f"objective.folds: {count} is below 1")
     if count == 1 and not 0 < validation < total:
         raise ValueError(f"data.validation is {validation}: expected 1 to {total - 1}, of {total} training examples")
     if count > total - ordered:

@@ -42,6 +42,7 @@ from studyloom.train import Job, Training
 
 # What a study asks. The sampler, the pruner and the launcher are ways to an answer, and may change between runs.
 SECTIONS = ("data", "model", "optimizer", "scheduler", "loss", "space", "objective", "params", "train")
+LARGEST_SEED = 2**32 - 1  # that numpy's older generators take, which samplers use
 STEPS = "steps"  # a key of the pruner's that is ours: what it is shown of a trial
 SEARCHED = ("model", "optimizer", "scheduler", "loss", "train", "params")  # what is made anew for each trial
 
@@ -108,7 +109,7 @@ class Question:
         source = config.build(cfg.data)
         split: Split = source.train()
         data.check(split)
-        count, seed = cfg.objective.folds, derive(cfg.study.seed)
+        count, seed = cfg.objective.folds, derive(max(0, cfg.study.seed))  # what is below 0 is told by `check`
         return Material(source, split, data.folds(split.targets, count, source.validation, seed, ordered=split.ordered))
 
     def at(self, point: Point) -> DictConfig:
@@ -273,7 +274,7 @@ class Question:
         Raises:
             ConfigError: every mistake found. Keys and ranges first: networks built from wrong ones only repeat them.
         """
-        mistakes = [*self._check_sections(), *self._check_groups()]
+        mistakes = [*self.check_sections(), *self._check_groups()]
         try:
             for branch in self.branches:
                 mistakes += self._check_leaves(branch)
@@ -291,7 +292,8 @@ class Question:
         assert split is not None
         return [*self._check_builds(folds, split)] or [*try_metric(self.metric, folds, split)]
 
-    def _check_sections(self) -> Iterator[str]:
+    def check_sections(self) -> Iterator[str]:
+        """What is wrong in studyloom's own sections, whatever the data and the space are."""
         study, objective = self.config.study, self.config.objective
         yield from filter(None, [check_name(study.name)])
         aims: tuple[Aim, ...] = ()
@@ -318,6 +320,8 @@ class Question:
             ("winner.seeds", self.config.winner.seeds, 1),
         )
         yield from (f"{key}: {value} is below {low}" for key, value, low in wanted if value < low)
+        if study.seed > LARGEST_SEED:
+            yield f"study.seed: {study.seed} is above {LARGEST_SEED}"
         if study.timeout is not None and study.timeout <= 0:
             yield f"study.timeout: {study.timeout} is no number of seconds above 0; null means no limit"
         if self.steps not in ("epochs", "jobs"):

@@ -163,8 +163,11 @@ def prepare(cfg: DictConfig, *, worker: bool) -> Prepared:
     launcher = Join() if worker else attempt(lambda: config.build(cfg.launcher))
     url = attempt(lambda: _url(cfg))
     material = attempt(lambda: kind.gather(cfg))
-    if question is not None and material is not None and not worker:
-        attempt(lambda: question.check(material.folds, material.split))
+    if question is not None and not worker:
+        if material is None:  # there is nothing to try networks on
+            attempt(lambda: mistakes.extend(question.check_sections()))
+        else:
+            attempt(lambda: question.check(material.folds, material.split))
     starts: Any = Starts()
     if question is not None and url is not None and not worker and not mistakes:  # points of a wrong space are wrong
         known = _known_sources(url, cfg) if cfg.study["from"] is not None else []
@@ -172,7 +175,7 @@ def prepare(cfg: DictConfig, *, worker: bool) -> Prepared:
     if url is not None and launcher is not None:
         mistakes += check_place(url, launcher)
     if mistakes:
-        raise ConfigError(mistakes)
+        raise ConfigError(list(dict.fromkeys(mistakes)))
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     return Prepared(question, launcher, material.to(device), url, Path(cfg.run_dir), starts)
 
