@@ -563,13 +563,16 @@ def test_opening_waits_for_a_server_that_starts(server, served, lines):
 
 
 def test_a_server_that_breaks_off_is_asked_again_without_a_deadline_too(server, served, lines):
-    def cut():
-        while not server.ask("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"):
-            time.sleep(0.01)
-        server.end_connections()
-
+    waiting = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
     with server.connection() as other:
         other.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_lock(storage.LOCK_KEY)))
+
+        def cut():
+            while not server.ask(waiting):
+                time.sleep(0.01)
+            assert lines.away.wait(60)
+            other.close()
+
         with in_background(cut), exclusive(server.url):
             pass
     assert "trying again for up to 2 s" in lines.lines[0]

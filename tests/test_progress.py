@@ -219,9 +219,10 @@ def test_a_study_is_watched_while_it_is_worked_on(half_done, monkeypatch, termin
     assert "4/8" in console.file.getvalue()
 
 
-def test_plain_lines_show_a_name_as_it_is(monkeypatch):
+@pytest.mark.parametrize(("name", "found"), [("[red]x[bold]", "  no result yet"), ("[red]x[/red][/]", "")])
+def test_plain_lines_show_a_name_as_it_is(monkeypatch, name, found):
     monkeypatch.setattr(progress, "LINE", 0.01)
-    monkeypatch.setattr(progress, "take", lambda record: snapshot_of("[red]x[bold]"))
+    monkeypatch.setattr(progress, "take", lambda record: snapshot_of(name))
     console = Console(file=io.StringIO(), width=40)
     with Display(lambda: None, console):
         for _ in range(200):
@@ -229,7 +230,7 @@ def test_plain_lines_show_a_name_as_it_is(monkeypatch):
                 break
             time.sleep(0.01)
     line = console.file.getvalue().splitlines()[0]
-    assert line == "[red]x[bold]  5/8  no result yet  0 running  ETA –"
+    assert line == f"{name}  5/8{found}  0 running  ETA –"
 
 
 def test_a_database_that_is_busy_now_is_looked_at_again(nothing_stored, monkeypatch):

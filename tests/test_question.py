@@ -565,7 +565,7 @@ def test_every_continuous_range_is_told_to_whoever_wants_a_grid(folds):
 def test_mistakes_of_all_sections_are_told_at_once(folds):
     wrong = (
         "study.trials=0",
-        "study.seed=4294967296",
+        "study.seed=-1",
         "study.timeout=0",
         "objective.folds=0",
         "objective.seeds=0",
@@ -577,7 +577,7 @@ def test_mistakes_of_all_sections_are_told_at_once(folds):
     lines = mistakes_of(ask(*NONE, *wrong), folds)
     for words in (
         "study.trials: 0 is below 1",
-        "study.seed: 4294967296 is above 4294967295",
+        "study.seed: -1 is below 0",
         "study.timeout: 0",
         "objective.folds: 0 is below 1",
         "objective.seeds: 0 is below 1",
@@ -586,6 +586,10 @@ def test_mistakes_of_all_sections_are_told_at_once(folds):
         "space.model.mlp.hiden",
     ):
         assert any(words in line for line in lines), words
+
+
+def test_a_seed_that_numpy_does_not_take_is_told(folds):
+    assert only_mistake(ask(*NONE, "study.seed=4294967296"), folds) == "study.seed: 4294967296 is above 4294967295"
 
 
 def test_a_name_that_is_no_folder_is_told_with_the_other_mistakes(folds):

@@ -185,7 +185,7 @@ class Ledger:
         Returns:
             False if it is another's by now; then nothing was written.
         """
-        return self._set(self._last, claim, "held", write, lease=lease)
+        return self._set(self._renewal, claim, "held", write, lease=lease)
 
     def finish(self, claim: Claim, write: Write | None = None) -> bool:
         """Ends a claim, its slot is done; as `renew`."""
@@ -196,7 +196,7 @@ class Ledger:
         self._set(LEAVE, claim, "free", left="free")
 
     @cached_property
-    def _last(self) -> Update:
+    def _renewal(self) -> Update:
         return update(SLOTS).where(OWN, SLOTS.c.state == "held").values(expires=self._now + bindparam("lease"))
 
     def _set(self, statement: Update, claim: Claim, state: str, write: Write | None = None, **values: object) -> bool:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from studyloom.failures import FAILURE
 from studyloom.metrics import amount, shown
-from studyloom.record import Record
+from studyloom.record import Record, is_part
 from studyloom.study import BASELINE, STANDARD_ERROR, TIMES, WORKER
 
 REFRESH = 0.5  # seconds, on a terminal
@@ -72,11 +72,6 @@ class Snapshot:
     @property
     def done(self) -> int:
         return self.slots["done"]
-
-    @property
-    def judges(self) -> bool:
-        """Whether it is part of another, and trains again what that has found; the best of its trials means nothing."""
-        return "/" in self.name
 
 
 def take(record: Record) -> Snapshot:
@@ -165,7 +160,7 @@ class Display:
 
     def line(self, snapshot: Snapshot) -> str:
         best = f"best {told(snapshot.best)} (trial {snapshot.best.number})" if snapshot.best else "no result yet"
-        parts = [snapshot.name, f"{snapshot.done}/{snapshot.budget}", *([] if snapshot.judges else [best])]
+        parts = [snapshot.name, f"{snapshot.done}/{snapshot.budget}", *([] if is_part(snapshot.name) else [best])]
         return "  ".join([*parts, f"{len(snapshot.seats)} running", self.rest(snapshot)])
 
     def render(self, snapshot: Snapshot) -> RenderableType:
@@ -179,10 +174,10 @@ def head(snapshot: Snapshot, rest: str, width: int) -> RenderableType:
     if snapshot.best is not None:
         best = Text(f"best {told(snapshot.best)}", style="bold green")
         best.append(f" trial {snapshot.best.number}", style="dim")
-    found = [] if snapshot.judges else [best]
+    found = [] if is_part(snapshot.name) else [best]  # of what was found already, no trial is best
     name, done = Text(snapshot.name, style="bold"), Text(f"{snapshot.done}/{snapshot.budget}")
     bar = ProgressBar(total=max(1, snapshot.budget), completed=snapshot.done, width=20)
-    beside = 20 + done.cell_len + best.cell_len + len(rest) + 4 * 2  # and two spaces between
+    beside = sum(2 + width for width in (20, done.cell_len, *(one.cell_len for one in found), len(rest)))
     if name.cell_len + beside <= width:
         return row(name, bar, done, *found, Text(rest))
     return Group(name, row(bar, done), row(*found, Text(rest)))

@@ -164,8 +164,13 @@ def _open(backend: Persistent, name: str) -> Record:
     return Record(name, storage, study, Ledger(backend, study_id))
 
 
+def is_part(name: str) -> bool:
+    """Whether a study is a re-evaluation or retraining of what another has found; no name of a user's has a slash."""
+    return "/" in name
+
+
 def study_names(url: str, deadline: float) -> list[str]:
-    """The studies of a database, without the re-evaluations and retrainings that are parts of them.
+    """The studies of a database, without those that are parts of them.
 
     Raises:
         StorageError: there is no such database.
@@ -173,7 +178,7 @@ def study_names(url: str, deadline: float) -> list[str]:
     backend = connect(url, deadline=deadline)
     names = [study.study_name for study in Desk(backend).get_all_studies()]
     backend.engine.dispose()
-    return [name for name in names if "/" not in name]
+    return [name for name in names if not is_part(name)]
 
 
 def create_record(
