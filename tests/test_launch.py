@@ -120,7 +120,7 @@ def test_a_second_stop_ends_at_once(tmp_path):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=5)
     assert process.returncode == 130
-    until(lambda: processes_of(tmp_path) == [], 60)
+    until(lambda: processes_of(tmp_path) == [], 10)
     assert record_of(tmp_path).ledger.counts()["held"] == 0
 
 
@@ -341,7 +341,7 @@ def test_a_crew_is_dismissed_with_all_that_its_workers_started(tmp_path):
     pid, guard = place.process.pid, place.guard.pid
     crew.dismiss()
     assert buried == [owner_of(pid)]
-    until(lambda: all(gone(one) for one in (pid, grandchild, guard)), 60)
+    until(lambda: all(gone(one) for one in (pid, grandchild, guard)), 10)
 
 
 @linux
@@ -358,7 +358,7 @@ def test_a_guard_kills_a_workers_group_when_the_launcher_is_gone():
     assert group.poll() is None
     launcher.kill()
     launcher.communicate()
-    assert group.wait(60) == -signal.SIGKILL
+    assert group.wait(10) == -signal.SIGKILL
 
 
 def gone(pid):
@@ -460,4 +460,4 @@ def test_a_worker_and_its_children_do_not_outlive_a_killed_actor(tmp_path):
     child = int(until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text()))
     actor.kill()
     actor.communicate()
-    until(lambda: gone(pid) and gone(child), 60)
+    until(lambda: gone(pid) and gone(child), 10)
