@@ -265,7 +265,7 @@ def test_a_strangers_lock_for_20_seconds(run, undisturbed):
     else:
         engine = sqlalchemy.create_engine(run.url, poolclass=sqlalchemy.NullPool)
         with engine.begin() as stranger:
-            stranger.exec_driver_sql("LOCK TABLE trials, studyloom_slots IN ACCESS EXCLUSIVE MODE")
+            stranger.exec_driver_sql("LOCK TABLE studyloom_slots, trials IN ACCESS EXCLUSIVE MODE")  # as workers do
             nap(20)
     run.end(process, 0)
     run.check(undisturbed)
