@@ -36,15 +36,19 @@ import sqlalchemy
 import torch
 from torch import nn
 
-from studyloom import rows
-from studyloom.data import SOURCES, Split
-from studyloom.grammar import parse
-from studyloom.objective import Trained
-from studyloom.record import Record, create_record, open_record
-from studyloom.stop import Stop
-from studyloom.storage import execute
-from studyloom.study import SLOT, TIMES, Worker
-from studyloom.train import Job, Training
+from studyloom.data.idx import SOURCES
+from studyloom.data.split import Split
+from studyloom.data.training_data import TrainingData
+from studyloom.question.objective import NetworkObjective
+from studyloom.space.language import parse_space
+from studyloom.storage import sql
+from studyloom.storage.attributes import SLOT, TIMES
+from studyloom.storage.database import execute
+from studyloom.study.stopping import Stop
+from studyloom.study.stored_study import StoredStudy, create_study, open_study
+from studyloom.study.worker import Worker
+from studyloom.training.job import Job
+from studyloom.training.trainer import Training
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = ROOT / "scripts" / "plain.py"
@@ -55,20 +59,26 @@ def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
     load = os.getloadavg()[0]
-    return (
-        f"{' '.join(names) or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, load {load:.1f}"
-    )
+    return f"{' '.join(names) or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, load {load:.1f}"
 
 
 def show(what: str, values: list[float], unit: str = "s") -> None:
-    print(f"  {what:34} {median(values):8.2f} {unit}   {min(values):.2f} … {max(values):.2f}", flush=True)
+    print(
+        f"  {what:34} {median(values):8.2f} {unit}   {min(values):.2f} … {max(values):.2f}",
+        flush=True,
+    )
 
 
 def run(*command: str, **environment: str) -> tuple[float, str]:
     """Seconds and output of a process from its start to its end."""
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return time.monotonic() - began, done.stdout
 
@@ -82,18 +92,28 @@ def unpacked(name: str) -> Iterator[str]:
         raw.mkdir(parents=True)
         for path in Path(os.environ["STUDYLOOM_DATA"], source.folder).iterdir():
             opened = gzip.open if path.suffix == ".gz" else open
-            with opened(path, "rb") as packed, open(raw / path.name.removesuffix(".gz"), "wb") as file:
+            with (
+                opened(path, "rb") as packed,
+                open(raw / path.name.removesuffix(".gz"), "wb") as file,
+            ):
                 shutil.copyfileobj(packed, file)
         yield folder
 
 
-def page(name: str, folder: str, *overrides: str, **environment: str) -> tuple[float, Record]:
+def page(name: str, folder: str, *overrides: str, **environment: str) -> tuple[float, StoredStudy]:
     """Seconds of a study's command, and the study."""
     path = Path(folder, "run")
     shutil.rmtree(path, ignore_errors=True)
-    seconds, _ = run("-m", f"studies.{name}", f"run_dir={path}", "winner.enabled=false", *overrides, **environment)
+    seconds, _ = run(
+        "-m",
+        f"studies.{name}",
+        f"run_dir={path}",
+        "winner.enabled=false",
+        *overrides,
+        **environment,
+    )
     study = next((o.partition("=")[2] for o in overrides if o.startswith("study.name=")), name)
-    return seconds, open_record(f"sqlite:///{path}/study.db", study)
+    return seconds, open_study(f"sqlite:///{path}/study.db", study)
 
 
 def example(repeats: int, processes: int, trials: int) -> None:
@@ -109,46 +129,69 @@ def example(repeats: int, processes: int, trials: int) -> None:
                 best.append(value)
             plain.append(seconds)
             workers = f"launcher.workers={processes}"
-            seconds, record = page("fashion", folder, f"study.seed={seed}", f"study.trials={trials}", workers)
+            seconds, stored = page(
+                "fashion", folder, f"study.seed={seed}", f"study.trials={trials}", workers
+            )
             ours.append(seconds)
-            found.append(record.study.best_value)
-            record.storage._backend.engine.dispose()
+            found.append(stored.optuna.best_value)
+            stored.close()
             print(
                 f"  seed {seed}: plain {plain[-1]:.1f} s {best[-1]:.4f}, ours {ours[-1]:.1f} s {found[-1]:.4f}",
                 flush=True,
             )
     show(f"plain, {processes} processes", plain)
     show(f"ours, {processes} workers", ours)
-    print(f"  ratio {median(plain) / median(ours):.1f}; best, mean: plain {fmean(best):.4f}, ours {fmean(found):.4f}")
+    print(
+        f"  ratio {median(plain) / median(ours):.1f}; best, mean: plain {fmean(best):.4f}, ours {fmean(found):.4f}"
+    )
 
 
-def plain_processes(root: str, folder: str, seed: int, processes: int, trials: int) -> tuple[float, float]:
+def plain_processes(
+    root: str, folder: str, seed: int, processes: int, trials: int
+) -> tuple[float, float]:
     path = Path(folder, "plain.db")
     path.unlink(missing_ok=True)
     url = f"sqlite:///{path}"
     optuna.create_study(study_name="plain", storage=url, direction="maximize")
     began = time.monotonic()
-    command = [sys.executable, str(PLAIN), "example", root, str(seed), str(trials // processes), url]
+    command = [
+        sys.executable,
+        str(PLAIN),
+        "example",
+        root,
+        str(seed),
+        str(trials // processes),
+        url,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    crew = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(processes)]
-    assert [process.wait() for process in crew] == [0] * processes
+    supervisor = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        for _ in range(processes)
+    ]
+    assert [process.wait() for process in supervisor] == [0] * processes
     return time.monotonic() - began, optuna.load_study(study_name="plain", storage=url).best_value
 
 
 def tutorial(repeats: int) -> None:
     """Ten epochs of the tutorial network, both on the same 55 000 images and validated on the same 5 000."""
     plain, ours, theirs, values = [], [], [], []
-    overrides = ("study.name=plain", "data=mnist", "space=none", "model.hidden=[128]", "optimizer=adam")
+    overrides = (
+        "study.name=plain",
+        "data=mnist",
+        "space=none",
+        "model.hidden=[128]",
+        "optimizer=adam",
+    )
     overrides += ("scheduler=constant", "train.batch_size=100", "train.epochs=10")
     with unpacked("mnist") as root, tempfile.TemporaryDirectory() as folder:
         for seed in range(repeats):
             seconds, said = run(str(PLAIN), "tutorial", root, str(seed))
             plain.append(seconds)
             theirs.append(float(said))
-            seconds, record = page("mnist", folder, *overrides, f"study.seed={seed}")
+            seconds, stored = page("mnist", folder, *overrides, f"study.seed={seed}")
             ours.append(seconds)
-            values.append(record.study.best_value)
-            record.storage._backend.engine.dispose()
+            values.append(stored.optuna.best_value)
+            stored.close()
     show("plain", plain)
     show("ours", ours)
     print(
@@ -167,25 +210,29 @@ class Tiny(nn.Sequential):
 class Bare:
     """A question of six numbers whose training costs next to nothing: ten epochs of one batch of four numbers."""
 
-    space = parse({f"x{k}": {"float": [0.0, 1.0]} for k in range(6)}, lambda group: ())
+    space = parse_space({f"x{k}": {"float": [0.0, 1.0]} for k in range(6)}, lambda group: ())
     baseline, seed, in_turn = None, 0, False
 
-    def made_of(self, point: Any) -> None:
+    def provenance_sections(self, point: Any) -> None:
         return None
 
     def measure(self, point: Any, split: Split, folds: Any) -> list[Any]:
         return []
 
-    def effort(self, point: Any, number: int, split: Split, folds: Any) -> Trained:
+    def objective(self, point: Any, number: int, split: Split, folds: Any) -> NetworkObjective:
         (train, valid), rate = folds[0], point.params["x0"]
         adam = functools.partial(torch.optim.SGD, lr=rate)
         loss = nn.CrossEntropyLoss()
-        return Trained(Training([Job(Tiny, adam, lambda _: 1.0, loss, train, valid, 10, 4, number)], split))
+        return NetworkObjective(
+            Training([Job(Tiny, adam, lambda _: 1.0, loss, train, valid, 10, 4, number)], split)
+        )
 
     def sampler(self, number: int) -> optuna.samplers.BaseSampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=number)
+            return optuna.samplers.TPESampler(
+                multivariate=True, group=True, constant_liar=True, seed=number
+            )
 
     def pruner(self) -> optuna.pruners.BasePruner:
         return optuna.pruners.MedianPruner(n_warmup_steps=1)
@@ -195,29 +242,40 @@ SPLIT = Split(torch.arange(8.0).reshape(8, 1, 1, 1), torch.arange(8) % 2, 2, "to
 FOLDS = [(torch.arange(4), torch.arange(4, 8))]
 
 
-def fill(record: Record, trials: int) -> None:
+def fill(stored: StoredStudy, trials: int) -> None:
     """Finished trials, as many of them pruned as in a search, in slots that are done."""
     fate = random.Random(0)
-    study_id, distributions = record.ledger.study_id, [(n.name, n.distribution) for n in Bare.space.nodes]
+    study_id, distributions = (
+        stored.ledger.study_id,
+        [(n.name, n.distribution) for n in Bare.space.nodes],
+    )
 
     def work(connection: sqlalchemy.Connection) -> None:
-        writes: list[rows.Write] = []
+        writes: list[sql.Write] = []
         for slot in range(trials):
-            trial = rows.add(connection, study_id, {SLOT: slot})
+            trial = sql.add(connection, study_id, {SLOT: slot})
             whole = slot % 3 == 0
-            writes += [rows.param(trial, name, fate.random(), asked) for name, asked in distributions]
-            writes += [rows.report(trial, step, fate.random()) for step in range(1, 11 if whole else 4)]
+            writes += [
+                sql.param(trial, name, fate.random(), asked) for name, asked in distributions
+            ]
+            writes += [
+                sql.report(trial, step, fate.random()) for step in range(1, 11 if whole else 4)
+            ]
             state = optuna.trial.TrialState.COMPLETE if whole else optuna.trial.TrialState.PRUNED
-            writes += rows.end(trial, state, [fate.random()])
-        rows.write(connection, sorted(writes, key=lambda write: id(write[0])))
-        connection.exec_driver_sql(f"UPDATE studyloom_slots SET state = 'done' WHERE slot < {trials}")
+            writes += sql.end(trial, state, [fate.random()])
+        sql.write(connection, sorted(writes, key=lambda write: id(write[0])))
+        connection.exec_driver_sql(
+            f"UPDATE studyloom_slots SET state = 'done' WHERE slot < {trials}"
+        )
 
-    execute(record.ledger.storage, work)
+    execute(stored.ledger.storage, work)
 
 
 def shipped(url: str, trials: int) -> list[float]:
     """Milliseconds of each trial of Optuna's own loop, with its storage as shipped."""
-    study = optuna.load_study(study_name="bench", storage=url, pruner=Bare().pruner(), sampler=Bare().sampler(0))
+    study = optuna.load_study(
+        study_name="bench", storage=url, pruner=Bare().pruner(), sampler=Bare().sampler(0)
+    )
 
     def objective(trial: optuna.Trial) -> float:
         value = sum(trial.suggest_float(f"x{k}", 0.0, 1.0) for k in range(6))
@@ -241,20 +299,33 @@ def overhead(repeats: int) -> None:
     count = 10 * repeats
     with tempfile.TemporaryDirectory() as folder, postgres(folder) as new_database:
         for done in (0, 1000, 5000):
-            for kind, url in (("SQLite", f"sqlite:///{folder}/{done}.db"), ("PostgreSQL", new_database())):
-                record = create_record(url, "bench", {"bench": done}, done + count)
-                fill(record, done)
-                record.storage._backend.engine.dispose()
+            for kind, url in (
+                ("SQLite", f"sqlite:///{folder}/{done}.db"),
+                ("PostgreSQL", new_database()),
+            ):
+                stored = create_study(url, "bench", {"bench": done}, done + count)
+                fill(stored, done)
+                stored.close()
                 began = time.perf_counter()
-                record = open_record(url, "bench")
-                record.trials()
+                stored = open_study(url, "bench")
+                stored.trials()
                 opened = time.perf_counter() - began
                 with Stop() as stop:
-                    Worker(Bare(), record, SPLIT, FOLDS, stop, Path(folder, "checkpoints")).run(done + count)
-                ours = [trial.user_attrs[TIMES] for trial in record.trials()[done:]]
-                record.storage._backend.engine.dispose()
-                print(f"{kind}, {done} finished trials; a new worker has read them in {opened:.2f} s")
-                show("ours", [1000 * (times["storage"] + times["sampling"]) for times in ours], "ms")
+                    Worker(
+                        Bare(),
+                        stored,
+                        TrainingData(None, SPLIT, FOLDS),
+                        stop,
+                        Path(folder, "checkpoints"),
+                    ).run(done + count)
+                ours = [trial.user_attrs[TIMES] for trial in stored.trials()[done:]]
+                stored.close()
+                print(
+                    f"{kind}, {done} finished trials; a new worker has read them in {opened:.2f} s"
+                )
+                show(
+                    "ours", [1000 * (times["storage"] + times["sampling"]) for times in ours], "ms"
+                )
                 show("plain", shipped(url, count if done < 5000 else max(2, count // 4)), "ms")
 
 
@@ -278,9 +349,9 @@ def postgres(folder: str) -> Iterator[Callable[[], str]]:
         server.cleanup()
 
 
-def spans(record: Record) -> float:
+def spans(stored: StoredStudy) -> float:
     """Seconds from the first trial's start to the last one's end."""
-    trials = record.trials()
+    trials = stored.trials()
     ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
     return (max(ends) - min(t.datetime_start for t in trials if t.datetime_start)).total_seconds()
 
@@ -293,9 +364,11 @@ def scale(repeats: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(repeats):
             for workers, took in times.items():
-                _, record = page("mnist", folder, *search, f"launcher.workers={workers}", OMP_NUM_THREADS="1")
-                took.append(spans(record))
-                record.storage._backend.engine.dispose()
+                _, stored = page(
+                    "mnist", folder, *search, f"launcher.workers={workers}", OMP_NUM_THREADS="1"
+                )
+                took.append(spans(stored))
+                stored.close()
         for workers, took in times.items():
             show(f"{workers} workers", took)
         print(f"  two are {median(times[1]) / median(times[2]):.2f} times one")
@@ -314,7 +387,7 @@ class Asleep(Bare):
     def pruner(self) -> optuna.pruners.BasePruner:
         return optuna.pruners.NopPruner()
 
-    def effort(self, point: Any, number: int, split: Split, folds: Any) -> Trained:
+    def objective(self, point: Any, number: int, split: Split, folds: Any) -> NetworkObjective:
         (train, valid) = folds[0]
         sgd = functools.partial(torch.optim.SGD, lr=0.1)
         loss = nn.CrossEntropyLoss()
@@ -323,15 +396,19 @@ class Asleep(Bare):
             time.sleep(NAP)
             return Tiny(shape, outputs)
 
-        return Trained(Training([Job(net, sgd, lambda _: 1.0, loss, train, valid, 1, 4, number)], split))
+        return NetworkObjective(
+            Training([Job(net, sgd, lambda _: 1.0, loss, train, valid, 1, 4, number)], split)
+        )
 
 
 def sleeper(url: str, folder: str, barrier: Any) -> None:
     torch.set_num_threads(1)
-    record = open_record(url, "bench")
+    stored = open_study(url, "bench")
     with Stop() as stop:
         barrier.wait()
-        Worker(Asleep(), record, SPLIT, FOLDS, stop, Path(folder, "checkpoints")).run(SLEEPERS * NAPS)
+        Worker(
+            Asleep(), stored, TrainingData(None, SPLIT, FOLDS), stop, Path(folder, "checkpoints")
+        ).run(SLEEPERS * NAPS)
 
 
 def sleepers(folder: str) -> None:
@@ -339,15 +416,17 @@ def sleepers(folder: str) -> None:
     barrier = context.Barrier(SLEEPERS)
     with postgres(folder) as new_database:
         url = new_database()
-        record = create_record(url, "bench", {"bench": "sleep"}, SLEEPERS * NAPS)
-        crew = [context.Process(target=sleeper, args=(url, folder, barrier)) for _ in range(SLEEPERS)]
-        for process in crew:
+        stored = create_study(url, "bench", {"bench": "sleep"}, SLEEPERS * NAPS)
+        supervisor = [
+            context.Process(target=sleeper, args=(url, folder, barrier)) for _ in range(SLEEPERS)
+        ]
+        for process in supervisor:
             process.start()
-        for process in crew:
+        for process in supervisor:
             process.join()
             assert process.exitcode == 0
-        took = spans(record)
-        record.storage._backend.engine.dispose()
+        took = spans(stored)
+        stored.close()
     print(
         f"  {SLEEPERS} sleeping workers, {SLEEPERS * NAPS} trials of {NAP} s: {took:.2f} s, "
         f"efficiency {NAPS * NAP / took:.2f}"
@@ -361,9 +440,12 @@ def start(repeats: int) -> None:
         for _ in range(repeats):
             dry.append(run("-m", "studies.mnist", "study.dry_run=true")[0])
             began = time.time()
-            _, record = page("mnist", folder, "study.trials=2", "train.epochs=1")
-            first.append(min(t.datetime_start.timestamp() for t in record.trials() if t.datetime_start) - began)
-            record.storage._backend.engine.dispose()
+            _, stored = page("mnist", folder, "study.trials=2", "train.epochs=1")
+            first.append(
+                min(t.datetime_start.timestamp() for t in stored.trials() if t.datetime_start)
+                - began
+            )
+            stored.close()
     show("to the first trial", first)
     show("dry run", dry)
 
@@ -373,31 +455,49 @@ def kills() -> None:
     times, values = [], []
     for deaths in (0, KILLS):
         with tempfile.TemporaryDirectory() as folder:
-            overrides = [f"study.trials={TRIALS}", "sampler=random", "pruner=none", "winner.enabled=false"]
-            overrides += ["study.max_attempts=99"]  # a trial may be met again and again, and is not to be given up
-            command = [sys.executable, "-m", "studies.mnist", *overrides, "launcher.workers=2", f"run_dir={folder}/run"]
+            overrides = [
+                f"study.trials={TRIALS}",
+                "sampler=random",
+                "pruner=none",
+                "winner.enabled=false",
+            ]
+            overrides += [
+                "study.max_attempts=99"
+            ]  # a trial may be met again and again, and is not to be given up
+            command = [
+                sys.executable,
+                "-m",
+                "studies.mnist",
+                *overrides,
+                "launcher.workers=2",
+                f"run_dir={folder}/run",
+            ]
             began = time.monotonic()
-            process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
             killed = storm(process, f"sqlite:///{folder}/run/study.db", deaths)
             assert process.wait() == 0
             times.append(time.monotonic() - began)
-            trials = open_record(f"sqlite:///{folder}/run/study.db", "mnist").trials()
+            trials = open_study(f"sqlite:///{folder}/run/study.db", "mnist").trials()
             values.append([(trial.number, trial.params, trial.value) for trial in trials])
             print(f"{len(trials)} trials, {killed} kills: {times[-1]:.0f} s", flush=True)
-    print(f"ratio {times[1] / times[0]:.2f}; values {'the same' if values[0] == values[1] else 'DIFFERENT'}")
+    print(
+        f"ratio {times[1] / times[0]:.2f}; values {'the same' if values[0] == values[1] else 'DIFFERENT'}"
+    )
 
 
 def storm(process: subprocess.Popen[bytes], url: str, deaths: int) -> int:
     """Kills a worker at a random moment after every so many trials; how often it did."""
-    fate, record, killed = random.Random(0), None, 0
+    fate, stored, killed = random.Random(0), None, 0
     while process.poll() is None and killed < deaths:
         time.sleep(0.1)
         try:
-            record = record or open_record(url, "mnist")
+            stored = stored or open_study(url, "mnist")
         except ValueError:
             continue  # its maker is at it
-        held = record.ledger.held()
-        if held and record.ledger.counts()["done"] >= killed * TRIALS // (KILLS + 1):
+        held = stored.ledger.held()
+        if held and stored.ledger.counts()["done"] >= killed * TRIALS // (KILLS + 1):
             time.sleep(fate.random())
             try:
                 os.kill(int(fate.choice(held).owner.rpartition(":")[2]), signal.SIGKILL)
@@ -409,8 +509,12 @@ def storm(process: subprocess.Popen[bytes], url: str, deaths: int) -> int:
 
 def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["example", "tutorial", "overhead", "scale", "start", "kills"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "what", choices=["example", "tutorial", "overhead", "scale", "start", "kills"]
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1, help="of the example")
     parser.add_argument("--trials", type=int, default=100, help="of the example")
@@ -421,7 +525,9 @@ def main() -> None:
     elif given.what == "example":
         example(given.repeats, given.processes, given.trials)
     else:
-        {"tutorial": tutorial, "overhead": overhead, "scale": scale, "start": start}[given.what](given.repeats)
+        {"tutorial": tutorial, "overhead": overhead, "scale": scale, "start": start}[given.what](
+            given.repeats
+        )
 
 
 if __name__ == "__main__":

@@ -38,7 +38,9 @@ def source(package: str, file: str) -> Path:
     """A file of an installed package, which is found and not imported."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        sys.exit(f"{package} is not installed: pip install {'scikit-learn' if package == 'sklearn' else package}")
+        sys.exit(
+            f"{package} is not installed: pip install {'scikit-learn' if package == 'sklearn' else package}"
+        )
     return Path(spec.origin).parent / file
 
 
@@ -78,9 +80,7 @@ def tumours() -> bytes:
     """Its first line counts and names the classes 0 and 1; the names of the columns are those of the data's authors."""
     with source("sklearn", "datasets/data/breast_cancer.csv").open(newline="") as lines:
         (_, _, *diagnoses), *rows = csv.reader(lines)
-    measured = (
-        "radius texture perimeter area smoothness compactness concavity concave_points symmetry fractal_dimension"
-    )
+    measured = "radius texture perimeter area smoothness compactness concavity concave_points symmetry fractal_dimension"
     names = [f"{kind}_{name}" for kind in ("mean", "error", "worst") for name in measured.split()]
     return table([*names, "diagnosis"], [[*row[:-1], diagnoses[int(row[-1])]] for row in rows])
 
@@ -115,9 +115,15 @@ MAKERS: dict[str, Callable[[], bytes]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("assets", metavar="ASSET", nargs="*", help=f"of {', '.join(MAKERS)}; else all")
-    parser.add_argument("--check", action="store_true", help="compare only; exit 1 if an asset differs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "assets", metavar="ASSET", nargs="*", help=f"of {', '.join(MAKERS)}; else all"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="compare only; exit 1 if an asset differs"
+    )
     arguments = parser.parse_args()
     if unknown := {*arguments.assets} - {*MAKERS}:
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(MAKERS)}")

@@ -14,16 +14,20 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
-from studyloom.data import folds
+from studyloom.data.folds import make_folds
 from studyloom.seeds import derive
 
 EPOCHS = 10
 
 
-def loaders(dataset, validation: int, seed: int, batch: int, workers: int = 0) -> tuple[DataLoader, DataLoader]:
-    train, valid = folds(dataset.targets, 1, validation, derive(seed))[0]
+def loaders(
+    dataset, validation: int, seed: int, batch: int, workers: int = 0
+) -> tuple[DataLoader, DataLoader]:
+    train, valid = make_folds(dataset.targets, 1, validation, derive(seed))[0]
     return (
-        DataLoader(Subset(dataset, train.tolist()), batch_size=batch, shuffle=True, num_workers=workers),
+        DataLoader(
+            Subset(dataset, train.tolist()), batch_size=batch, shuffle=True, num_workers=workers
+        ),
         DataLoader(Subset(dataset, valid.tolist()), batch_size=batch, num_workers=workers),
     )
 
@@ -43,7 +47,11 @@ def network(trial: optuna.Trial) -> nn.Module:
     width = 28 * 28
     for i in range(trial.suggest_int("n_layers", 1, 3)):
         units = trial.suggest_int(f"n_units_l{i}", 4, 128)
-        layers += [nn.Linear(width, units), nn.ReLU(), nn.Dropout(trial.suggest_float(f"dropout_l{i}", 0.2, 0.5))]
+        layers += [
+            nn.Linear(width, units),
+            nn.ReLU(),
+            nn.Dropout(trial.suggest_float(f"dropout_l{i}", 0.2, 0.5)),
+        ]
         width = units
     return nn.Sequential(*layers, nn.Linear(width, 10))
 
@@ -74,7 +82,11 @@ def example(root: str, seed: int, trials: int = 100, storage: str | None = None)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=None if storage else seed)
     study = optuna.create_study(
-        study_name="plain", storage=storage, load_if_exists=True, direction="maximize", sampler=sampler
+        study_name="plain",
+        storage=storage,
+        load_if_exists=True,
+        direction="maximize",
+        sampler=sampler,
     )
     study.optimize(objective, n_trials=trials)
     print(study.best_value)
@@ -82,7 +94,9 @@ def example(root: str, seed: int, trials: int = 100, storage: str | None = None)
 
 def tutorial(root: str, seed: int) -> None:
     """The whole of MNIST but 5 000 images held out, in batches of 100, through two loading processes."""
-    train, valid = loaders(datasets.MNIST(root, transform=transforms.ToTensor()), 5000, seed, 100, workers=2)
+    train, valid = loaders(
+        datasets.MNIST(root, transform=transforms.ToTensor()), 5000, seed, 100, workers=2
+    )
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -99,6 +113,8 @@ def tutorial(root: str, seed: int) -> None:
 if __name__ == "__main__":
     what, root, seed, *rest = sys.argv[1:]
     if what == "example":
-        example(root, int(seed), *(kind(value) for kind, value in zip((int, str), rest, strict=False)))
+        example(
+            root, int(seed), *(kind(value) for kind, value in zip((int, str), rest, strict=False))
+        )
     else:
         tutorial(root, int(seed))

@@ -24,7 +24,12 @@ def main() -> None:
     command = [sys.executable, "-m", "studies.mnist"]
     subprocess.run(command, cwd=ROOT, check=True)
     done = subprocess.run(
-        command, cwd=ROOT, check=True, capture_output=True, text=True, env=os.environ | {"COLUMNS": "80"}
+        command,
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "80"},
     )
     shown = "$ python -m studies.mnist\n" + done.stdout.rstrip()
     names = ("chromium", "chromium-browser", "google-chrome")

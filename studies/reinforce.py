@@ -21,7 +21,10 @@ def train(config: DictConfig, report: Callable[[float, int], None]) -> float:
     policy = nn.Sequential(nn.Linear(4, chosen.hidden), nn.Tanh(), nn.Linear(chosen.hidden, 2))
     optimizer = torch.optim.Adam(policy.parameters(), lr=chosen.lr)
     poles = gymnasium.make_vec(
-        "CartPole-v1", chosen.episodes, vectorization_mode="vector_entry_point", max_episode_steps=LONGEST
+        "CartPole-v1",
+        chosen.episodes,
+        vectorization_mode="vector_entry_point",
+        max_episode_steps=LONGEST,
     )
     rewards: list[float] = []
     for update in range(chosen.updates):
@@ -40,7 +43,9 @@ def train(config: DictConfig, report: Callable[[float, int], None]) -> float:
 
 
 @torch.no_grad()
-def play(policy: nn.Module, poles: gymnasium.vector.VectorEnv, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def play(
+    policy: nn.Module, poles: gymnasium.vector.VectorEnv, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """An episode of each pole: observations (steps, poles, 4), actions, and whether the pole was up, (steps, poles)."""
     seen, actions, up = [], [], []
     observation, _ = poles.reset(seed=seed)

@@ -32,21 +32,34 @@ BARE = ("~model.hidden", "~model.activation", "~model.dropout", "~model.init", "
 # A process forked here starts in some milliseconds; an interpreter imports these libraries for two seconds.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["studyloom.run", "alembic.command", "sqlalchemy.dialects.sqlite", "sqlalchemy.dialects.postgresql.psycopg"]
+    [
+        "studyloom.run",
+        "alembic.command",
+        "sqlalchemy.dialects.sqlite",
+        "sqlalchemy.dialects.postgresql.psycopg",
+    ]
 )
 
 
 def environment(**extra: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("STUDYLOOM_", "HYDRA_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("STUDYLOOM_", "HYDRA_"))
+    }
     return kept | {"COLUMNS": "80"} | extra
 
 
-def study(*overrides: str, page: str = "mnist", cwd: Path = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
+def study(
+    *overrides: str, page: str = "mnist", cwd: Path = ROOT, **extra: str
+) -> subprocess.CompletedProcess[str]:
     """Runs `python -m studies.PAGE OVERRIDES` to its end, forked; its workers have interpreters of their own."""
     return _forked([f"studies.{page}", *overrides], cwd, {"PYTHONPATH": str(ROOT)} | extra)
 
 
-def studyloom(*arguments: object, cwd: Path = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
+def studyloom(
+    *arguments: object, cwd: Path = ROOT, **extra: str
+) -> subprocess.CompletedProcess[str]:
     """Runs `studyloom ARGUMENTS` to its end, forked."""
     return _forked(["studyloom", *map(str, arguments)], cwd, extra)
 
@@ -58,11 +71,19 @@ def start(
     command = [*within, sys.executable, "-m", f"studies.{page}", *overrides]
     env = environment(**{"PYTHONPATH": str(ROOT)} | extra)
     return subprocess.Popen(
-        command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+        command,
+        cwd=cwd,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
     )
 
 
-def _forked(command: list[str], cwd: Path, extra: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def _forked(
+    command: list[str], cwd: Path, extra: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder, "out"), Path(folder, "err")
         process = FORKS.Process(target=_become, args=(command, cwd, environment(**extra), files))
@@ -70,17 +91,23 @@ def _forked(command: list[str], cwd: Path, extra: dict[str, str]) -> subprocess.
         process.join(300)
         process.kill()
         process.join()
-        return subprocess.CompletedProcess(command, process.exitcode, *(file.read_text() for file in files))
+        return subprocess.CompletedProcess(
+            command, process.exitcode, *(file.read_text() for file in files)
+        )
 
 
-def _become(command: list[str], cwd: Path, env: Mapping[str, str], files: tuple[Path, Path]) -> None:
+def _become(
+    command: list[str], cwd: Path, env: Mapping[str, str], files: tuple[Path, Path]
+) -> None:
     """Has this process be a command: its folder, environment, output, arguments and module path."""
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    tests = [path for path in sys.path if path == str(ROOT) or Path(path).is_relative_to(ROOT / "tests")]
+    tests = [
+        path for path in sys.path if path == str(ROOT) or Path(path).is_relative_to(ROOT / "tests")
+    ]
     own = [path for path in sys.path if path not in tests]
     added = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     name, *sys.argv[1:] = command

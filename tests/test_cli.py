@@ -7,7 +7,13 @@ from studyloom.cli import main
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["nonsense"], ["replay", "runs/x"], ["doctor"], ["doctor", "runs/x", "--storage", "sqlite:///x.db"]],
+    [
+        [],
+        ["nonsense"],
+        ["replay", "runs/x"],
+        ["doctor"],
+        ["doctor", "runs/x", "--storage", "sqlite:///x.db"],
+    ],
 )
 def test_a_command_that_is_wrong_shows_how_it_is_used(arguments, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -36,7 +36,9 @@ def test_certainty_costs_nothing_until_labels_are_smoothed():
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.1, float("nan")])
 def test_a_smoothing_out_of_range_is_refused(smoothing):
-    with pytest.raises(ValueError, match=rf"^loss\.label_smoothing is {smoothing}: expected a number from 0 to 1"):
+    with pytest.raises(
+        ValueError, match=rf"^loss\.label_smoothing is {smoothing}: expected a number from 0 to 1"
+    ):
         MSE(smoothing)
 
 
@@ -56,7 +58,10 @@ def test_balanced_classes_have_the_same_share_in_the_loss_of_the_training_part()
     loss = CrossEntropy("balanced")
     loss.balance.adapt(torch.zeros(100, 1), labels)
     outputs = torch.zeros(100, 3)
-    shares = [loss(outputs[labels == c], labels[labels == c]) * (labels == c).sum() / 100 for c in range(3)]
+    shares = [
+        loss(outputs[labels == c], labels[labels == c]) * (labels == c).sum() / 100
+        for c in range(3)
+    ]
     torch.testing.assert_close(torch.stack(shares), torch.full((3,), math.log(3) / 3))
 
 
@@ -73,5 +78,7 @@ def test_weights_that_cannot_be_are_refused(weights):
 
 
 def test_a_weight_for_each_class_is_wanted():
-    with pytest.raises(ValueError, match=r"loss\.weights has 2 numbers: expected one for each of 4 classes"):
+    with pytest.raises(
+        ValueError, match=r"loss\.weights has 2 numbers: expected one for each of 4 classes"
+    ):
         CrossEntropy([1.0, 2.0]).double()(OUTPUTS, LABELS)

@@ -6,12 +6,15 @@ import torch
 from sklearn import metrics as sklearn_metrics
 from toys import TINY, ask, compose, toy_folds, toy_split
 
-from studyloom import train
-from studyloom.config import ConfigError
-from studyloom.data import Split
-from studyloom.failures import UNDEFINED, explain
-from studyloom.metrics import METRICS, Metric, Undefined, shown
-from studyloom.parts import build_metric
+from studyloom.data.split import Split
+from studyloom.data.training_data import TrainingData
+from studyloom.errors import ConfigError, Diverged, UndefinedMetric
+from studyloom.metrics import METRICS, Metric
+from studyloom.question.jobs import build_metric
+from studyloom.question.validation import validate
+from studyloom.study.failures import UNDEFINED, explain
+from studyloom.text import format_value
+from studyloom.training.trainer import EVALUATION_BATCH, Training
 
 GENERATOR = torch.Generator().manual_seed(0)
 OUTPUTS = torch.randn(60, 3, generator=GENERATOR)
@@ -27,7 +30,11 @@ def of(*overrides):
 def test_a_better_guess_is_better_in_the_direction_of_each_metric(name):
     metric = METRICS[name]
     targets = CLASSES if metric.targets == "classes" else NUMBERS
-    right = 5 * torch.nn.functional.one_hot(CLASSES, 3).float() if metric.targets == "classes" else NUMBERS + 0.01
+    right = (
+        5 * torch.nn.functional.one_hot(CLASSES, 3).float()
+        if metric.targets == "classes"
+        else NUMBERS + 0.01
+    )
     assert metric.sign * metric(right, targets) > metric.sign * metric(OUTPUTS, targets)
 
 
@@ -58,18 +65,24 @@ def test_metrics_are_those_of_scikit_learn():
 def test_of_two_classes_the_second_is_the_one_to_find(name):
     truth, sure = (CLASSES > 0).long(), OUTPUTS[:, :2]
     score = getattr(sklearn_metrics, f"{name}_score")
-    assert METRICS[name](sure, truth) == pytest.approx(score(truth.numpy(), sure.double().softmax(1)[:, 1].numpy()))
+    assert METRICS[name](sure, truth) == pytest.approx(
+        score(truth.numpy(), sure.double().softmax(1)[:, 1].numpy())
+    )
 
 
 @pytest.mark.parametrize("name", ["roc_auc", "average_precision"])
 def test_a_class_that_is_absent_leaves_a_metric_undefined_and_is_named(name):
-    with pytest.raises(Undefined, match=rf"objective\.metric={name}: of 60 examples none is of class 1"):
+    with pytest.raises(
+        UndefinedMetric, match=rf"objective\.metric={name}: of 60 examples none is of class 1"
+    ):
         METRICS[name](OUTPUTS, torch.zeros(60, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.5", None, torch.tensor(float("nan"))])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), "0.5", None, torch.tensor(float("nan"))]
+)
 def test_what_is_no_finite_number_is_no_value(value):
-    with pytest.raises(Undefined, match=r"objective\.metric=own"):
+    with pytest.raises(UndefinedMetric, match=r"objective\.metric=own"):
         Metric("own", "maximize", lambda outputs, targets: value)(OUTPUTS, CLASSES)
 
 
@@ -98,7 +111,7 @@ def test_accuracy_and_errors_need_no_scikit_learn():
     ],
 )
 def test_values_are_told_with_four_digits_and_small_ones_not_as_zero(value, words):
-    assert shown(value) == words
+    assert format_value(value) == words
 
 
 # From the configuration
@@ -106,21 +119,33 @@ def test_values_are_told_with_four_digits_and_small_ones_not_as_zero(value, word
 
 def test_the_metric_is_accuracy_unless_another_is_named():
     assert (of().name, of().direction) == ("accuracy", "maximize")
-    assert (of("objective.metric=mae").name, of("objective.metric=mae").direction) == ("mae", "minimize")
+    assert (of("objective.metric=mae").name, of("objective.metric=mae").direction) == (
+        "mae",
+        "minimize",
+    )
     assert of("objective.metric=f1_macro", "objective.direction=maximize").name == "f1_macro"
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["objective.metric=f1_marco"], r"objective\.metric=f1_marco: no such metric; .*did you mean f1_macro\?"),
+        (
+            ["objective.metric=f1_marco"],
+            r"objective\.metric=f1_marco: no such metric; .*did you mean f1_macro\?",
+        ),
         (["objective.direction=up"], r"objective\.direction=up: is neither maximize nor minimize"),
         (
             ["objective.metric=roc_auc", "objective.direction=minimize"],
             r"objective\.direction=minimize: of objective\.metric=roc_auc more is better",
         ),
-        (["objective.metric=mse", "objective.direction=maximize"], r"of objective\.metric=mse less is better"),
-        (["objective.metric={_target_: test_metrics.margin, _partial_: true}"], "margin does not say which way"),
+        (
+            ["objective.metric=mse", "objective.direction=maximize"],
+            r"of objective\.metric=mse less is better",
+        ),
+        (
+            ["objective.metric={_target_: test_metrics.margin, _partial_: true}"],
+            "margin does not say which way",
+        ),
         (["objective.metric={_target_: test_metrics.Four}"], "Four gave 4, which cannot be called"),
         (
             ["objective.metric={_target_: test_metrics.Worst}", "objective.direction=maximize"],
@@ -150,7 +175,8 @@ class Worst:
 
 def test_a_metric_of_ones_own_has_options_and_says_its_direction_or_is_told():
     metric = of(
-        "objective.metric={_target_: test_metrics.margin, _partial_: true, floor: 2.0}", "objective.direction=minimize"
+        "objective.metric={_target_: test_metrics.margin, _partial_: true, floor: 2.0}",
+        "objective.direction=minimize",
     )
     assert (metric.name, metric.direction) == ("margin", "minimize")
     assert metric(OUTPUTS, CLASSES) == pytest.approx(float(OUTPUTS.max()) - 2)
@@ -161,7 +187,7 @@ def test_all_mistakes_of_an_objective_are_told_before_the_first_trial():
     question = ask(*TINY, "objective.metric=acuracy", "study.trials=0")
     split = toy_split()
     with pytest.raises(ConfigError) as caught:
-        question.check(toy_folds(split), split)
+        validate(question, TrainingData(None, split, toy_folds(split)))
     assert any("did you mean accuracy?" in mistake for mistake in caught.value.mistakes)
     assert any("study.trials" in mistake for mistake in caught.value.mistakes)
 
@@ -169,32 +195,44 @@ def test_all_mistakes_of_an_objective_are_told_before_the_first_trial():
 def test_the_question_has_the_direction_of_its_metric():
     asked = ask(*TINY, "objective.metric=cross_entropy").identity("x")
     assert (asked["study.direction"], asked["objective.metric"]) == ("minimize", "cross_entropy")
-    same = ask(*TINY, "objective.metric=cross_entropy", "objective.direction=minimize").identity("x")
+    same = ask(*TINY, "objective.metric=cross_entropy", "objective.direction=minimize").identity(
+        "x"
+    )
     assert asked == same, "a direction that says what is so already asks nothing else"
 
 
 # In training
 
 
-def test_an_epoch_has_the_metric_of_the_whole_validation_part_and_not_a_mean_of_batches(monkeypatch):
-    monkeypatch.setitem(train.EVALUATION_BATCH, "cpu", 7)
+def test_an_epoch_has_the_metric_of_the_whole_validation_part_and_not_a_mean_of_batches(
+    monkeypatch,
+):
+    monkeypatch.setitem(EVALUATION_BATCH, "cpu", 7)
     split, question = toy_split(), ask(*TINY, "objective.metric=roc_auc")
     (training, validation), *_ = toy_folds(split)
-    training = train.Training(question.jobs(question.baseline, [(training, validation)], 0), split)
+    training = Training(question.jobs(question.baseline, [(training, validation)], 0), split)
     last = list(training)[-1][0]
     model = training._runs[0].model.eval()
-    assert last.value == METRICS["roc_auc"](model(split.inputs[validation]).detach(), split.targets[validation])
+    assert last.value == METRICS["roc_auc"](
+        model(split.inputs[validation]).detach(), split.targets[validation]
+    )
 
 
 def test_a_loss_that_is_no_number_is_divergence_and_not_an_undefined_metric():
-    split, question = toy_split(), ask(*TINY, "objective.metric=roc_auc", "optimizer=sgd", "optimizer.lr=1e30")
-    with pytest.raises(train.Diverged):
-        list(train.Training(question.jobs(question.baseline, toy_folds(split), 0), split))
+    split, question = (
+        toy_split(),
+        ask(*TINY, "objective.metric=roc_auc", "optimizer=sgd", "optimizer.lr=1e30"),
+    )
+    with pytest.raises(Diverged):
+        list(Training(question.jobs(question.baseline, toy_folds(split), 0), split))
 
 
 def test_an_undefined_metric_is_a_failure_of_a_class_of_its_own():
-    failure = explain(Undefined("objective.metric=own is nan for 3 examples"))
-    assert (failure.kind, failure.reason) == (UNDEFINED, "objective.metric=own is nan for 3 examples")
+    failure = explain(UndefinedMetric("objective.metric=own is nan for 3 examples"))
+    assert (failure.kind, failure.reason) == (
+        UNDEFINED,
+        "objective.metric=own is nan for 3 examples",
+    )
 
 
 # Before the first trial
@@ -205,27 +243,51 @@ def series(count=100):
     return Split(inputs, inputs.sum(1, keepdim=True), 1, "numbers")
 
 
-OWN = "objective.metric={_target_: test_metrics.%s, _partial_: true}", "objective.direction=maximize"
+OWN = (
+    "objective.metric={_target_: test_metrics.%s, _partial_: true}",
+    "objective.direction=maximize",
+)
 
 
 @pytest.mark.parametrize(
     ("overrides", "split", "words"),
     [
-        (["loss=mae"], series(), "accuracy: is for classes, and the targets of the data are numbers: rmse, mse, mae"),
-        (["objective.metric=mse"], toy_split(100), "mse: is for numbers, and the targets of the data are classes"),
-        (["objective.metric=mse"], series(), "loss=cross_entropy is for classes, and the targets are numbers"),
+        (
+            ["loss=mae"],
+            series(),
+            "accuracy: is for classes, and the targets of the data are numbers: rmse, mse, mae",
+        ),
+        (
+            ["objective.metric=mse"],
+            toy_split(100),
+            "mse: is for numbers, and the targets of the data are classes",
+        ),
+        (
+            ["objective.metric=mse"],
+            series(),
+            "loss=cross_entropy is for classes, and the targets are numbers",
+        ),
         (["loss=mae"], toy_split(100), "target size"),
         (
             [OWN[0] % "nothing", OWN[1]],
             toy_split(100),
             r"metric=nothing: is nan for 20 examples.* in the validation part",
         ),
-        ([OWN[0] % "words", OWN[1]], toy_split(100), r"objective\.metric=words: ValueError: .*'high'"),
+        (
+            [OWN[0] % "words", OWN[1]],
+            toy_split(100),
+            r"objective\.metric=words: ValueError: .*'high'",
+        ),
     ],
 )
-def test_a_metric_or_loss_that_does_not_fit_the_data_is_named_before_the_first_trial(overrides, split, words):
+def test_a_metric_or_loss_that_does_not_fit_the_data_is_named_before_the_first_trial(
+    overrides, split, words
+):
     with pytest.raises(ConfigError, match=words):
-        ask("space=none", "model.hidden=[4]", *overrides).check(toy_folds(split), split)
+        validate(
+            ask("space=none", "model.hidden=[4]", *overrides),
+            TrainingData(None, split, toy_folds(split)),
+        )
 
 
 def nothing(outputs, targets):
@@ -238,11 +300,24 @@ def words(outputs, targets):
 
 def test_a_validation_part_that_lacks_a_class_is_named_with_its_fold():
     split = toy_split(100, classes=2)
-    folds = [(torch.arange(0, 50), torch.arange(50, 100)), (torch.arange(50, 100), torch.arange(0, 50, 2))]
-    with pytest.raises(ConfigError, match=r"of 25 examples none is of class 1.*, in the validation part of fold 1"):
-        ask("space=none", "model.hidden=[4]", "train.batch_size=16", "objective.metric=roc_auc").check(folds, split)
+    folds = [
+        (torch.arange(0, 50), torch.arange(50, 100)),
+        (torch.arange(50, 100), torch.arange(0, 50, 2)),
+    ]
+    with pytest.raises(
+        ConfigError, match=r"of 25 examples none is of class 1.*, in the validation part of fold 1"
+    ):
+        validate(
+            ask(
+                "space=none", "model.hidden=[4]", "train.batch_size=16", "objective.metric=roc_auc"
+            ),
+            TrainingData(None, split, folds),
+        )
 
 
 def test_a_regression_is_a_question_without_mistakes():
     split = series()
-    ask("space=none", "model.hidden=[4]", "objective.metric=mae", "loss=huber").check(toy_folds(split), split)
+    validate(
+        ask("space=none", "model.hidden=[4]", "objective.metric=mae", "loss=huber"),
+        TrainingData(None, split, toy_folds(split)),
+    )

@@ -7,12 +7,25 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.func import functional_call
 
-from studyloom.models import ACTIVATIONS, CELLS, CNN, INITS, MLP, NORMS, Recurrent, Restore, Standardise, Transformer
+from studyloom.models import (
+    ACTIVATIONS,
+    CELLS,
+    CNN,
+    INITS,
+    MLP,
+    NORMS,
+    Recurrent,
+    Restore,
+    Standardise,
+    Transformer,
+)
 
 SHAPE = (1, 4, 4)
 
 
-def images(count: int = 5, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def images(
+    count: int = 5, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
@@ -24,7 +37,10 @@ def assert_gradients_are_right(model: nn.Module) -> None:
     def outputs(pixels, *parameters):
         return functional_call(model, dict(zip(names, parameters, strict=True)), (pixels,))
 
-    inputs = [images(dtype=torch.float64), *(parameter.detach() for parameter in model.parameters())]
+    inputs = [
+        images(dtype=torch.float64),
+        *(parameter.detach() for parameter in model.parameters()),
+    ]
     assert torch.autograd.gradcheck(outputs, [tensor.clone().requires_grad_() for tensor in inputs])
 
 
@@ -38,13 +54,17 @@ def test_gradients_of_an_mlp_agree_with_finite_differences(activation):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradients_of_a_cnn_agree_with_finite_differences(activation, norm):
     torch.manual_seed(0)
-    assert_gradients_are_right(CNN(shape=SHAPE, outputs=3, channels=2, blocks=1, activation=activation, norm=norm))
+    assert_gradients_are_right(
+        CNN(shape=SHAPE, outputs=3, channels=2, blocks=1, activation=activation, norm=norm)
+    )
 
 
 @pytest.mark.parametrize("hidden", [(), [7], (7, 3), OmegaConf.create([7, 3])])
 def test_an_mlp_has_the_widths_it_is_given(hidden):
     widths = [
-        layer.out_features for layer in MLP(shape=SHAPE, outputs=3, hidden=hidden) if isinstance(layer, nn.Linear)
+        layer.out_features
+        for layer in MLP(shape=SHAPE, outputs=3, hidden=hidden)
+        if isinstance(layer, nn.Linear)
     ]
     assert widths == [*hidden, 3]
 
@@ -136,20 +156,48 @@ def test_networks_can_be_built_without_memory(model, init):
         (MLP, {"hidden": [8, -3]}, "model.hidden[1] is -3: expected a whole number of at least 1"),
         (MLP, {"hidden": [0]}, "model.hidden[0] is 0: expected a whole number of at least 1"),
         (MLP, {"hidden": [8.5]}, "model.hidden[0] is 8.5: expected a whole number of at least 1"),
-        (MLP, {"dropout": 1.0}, "model.dropout is 1.0: expected a number from 0 up to, not including, 1"),
-        (MLP, {"dropout": [-0.1]}, "model.dropout is -0.1: expected a number from 0 up to, not including, 1"),
+        (
+            MLP,
+            {"dropout": 1.0},
+            "model.dropout is 1.0: expected a number from 0 up to, not including, 1",
+        ),
+        (
+            MLP,
+            {"dropout": [-0.1]},
+            "model.dropout is -0.1: expected a number from 0 up to, not including, 1",
+        ),
         (
             MLP,
             {"dropout": [0.1, 0.2]},
             "model.dropout has 2 numbers, model.hidden 1 layers: expected one number for all",
         ),
-        (CNN, {"norm": "bach"}, "model.norm is 'bach': expected none, batch, group; did you mean batch?"),
-        (CNN, {"activation": "swish"}, "model.activation is 'swish': expected relu, tanh, sigmoid, gelu"),
-        (CNN, {"init": "xaver"}, "model.init is 'xaver': expected default, xavier, kaiming; did you mean xavier?"),
+        (
+            CNN,
+            {"norm": "bach"},
+            "model.norm is 'bach': expected none, batch, group; did you mean batch?",
+        ),
+        (
+            CNN,
+            {"activation": "swish"},
+            "model.activation is 'swish': expected relu, tanh, sigmoid, gelu",
+        ),
+        (
+            CNN,
+            {"init": "xaver"},
+            "model.init is 'xaver': expected default, xavier, kaiming; did you mean xavier?",
+        ),
         (CNN, {"channels": 0}, "model.channels is 0: expected a whole number of at least 1"),
         (CNN, {"blocks": 0}, "model.blocks is 0: expected a whole number of at least 1"),
-        (CNN, {"blocks": 5}, "model.blocks is 5: expected at most 4, since each halves the image of 28 × 28"),
-        (CNN, {"dropout": float("nan")}, "model.dropout is nan: expected a number from 0 up to, not including, 1"),
+        (
+            CNN,
+            {"blocks": 5},
+            "model.blocks is 5: expected at most 4, since each halves the image of 28 × 28",
+        ),
+        (
+            CNN,
+            {"dropout": float("nan")},
+            "model.dropout is nan: expected a number from 0 up to, not including, 1",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_key_and_what_is_allowed(model, options, message):
@@ -194,7 +242,10 @@ def test_the_order_of_steps_matters(model):
             r"model\.cell is 'grru': expected rnn, lstm, gru; did you mean gru",
         ),
         (lambda: Recurrent((6, 3), 2, layers=0), r"model\.layers is 0"),
-        (lambda: Transformer((6, 3), 2, width=6, heads=4), r"model\.width is 6: expected a multiple of model\.heads"),
+        (
+            lambda: Transformer((6, 3), 2, width=6, heads=4),
+            r"model\.width is 6: expected a multiple of model\.heads",
+        ),
         (lambda: Transformer((1, 2, 3, 4), 2), r"inputs of 1 × 2 × 3 × 4 are no steps"),
     ],
 )
@@ -208,7 +259,9 @@ def test_inputs_are_standardised_by_what_was_shown_and_a_constant_feature_stays_
     layer.adapt(shown, torch.zeros(50))
     made = layer(shown)
     torch.testing.assert_close(made.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(made.std(0, correction=0), torch.tensor([1.0, 0.0, 1.0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        made.std(0, correction=0), torch.tensor([1.0, 0.0, 1.0]), atol=1e-5, rtol=0
+    )
 
 
 def test_numbers_come_back_in_the_units_of_the_targets_and_classes_stay_as_they_are():

@@ -51,7 +51,14 @@ def test_cosine_is_torchs():
 
 
 def test_one_cycle_is_torchs():
-    make = partial(OneCycleLR, max_lr=1.0, total_steps=STEPS, pct_start=31 / STEPS, div_factor=25, final_div_factor=400)
+    make = partial(
+        OneCycleLR,
+        max_lr=1.0,
+        total_steps=STEPS,
+        pct_start=31 / STEPS,
+        div_factor=25,
+        final_div_factor=400,
+    )
     expected = torchs(partial(make, cycle_momentum=False), lr=1.0)
     assert [one_cycle(progress) for progress in PROGRESS] == pytest.approx(expected)
 
@@ -68,12 +75,36 @@ def test_warmup_rises_linearly_and_then_only_falls():
     [
         (constant, {"progress": 1.1}, "scheduler.progress is 1.1: expected a number from 0 to 1"),
         (cosine, {"progress": -0.1}, "scheduler.progress is -0.1: expected a number from 0 to 1"),
-        (cosine, {"progress": 0, "warmup": 2}, "scheduler.warmup is 2: expected a number from 0 to 1"),
-        (cosine, {"progress": 0, "final": -1}, "scheduler.final is -1: expected a number from 0 to 1"),
-        (one_cycle, {"progress": float("nan")}, "scheduler.progress is nan: expected a number from 0 to 1"),
-        (one_cycle, {"progress": 0, "start": 3}, "scheduler.start is 3: expected a number from 0 to 1"),
-        (one_cycle, {"progress": 0, "final": 3}, "scheduler.final is 3: expected a number from 0 to 1"),
-        (one_cycle, {"progress": 0, "peak": 1.0}, "scheduler.peak is 1.0: expected a number between 0 and 1"),
+        (
+            cosine,
+            {"progress": 0, "warmup": 2},
+            "scheduler.warmup is 2: expected a number from 0 to 1",
+        ),
+        (
+            cosine,
+            {"progress": 0, "final": -1},
+            "scheduler.final is -1: expected a number from 0 to 1",
+        ),
+        (
+            one_cycle,
+            {"progress": float("nan")},
+            "scheduler.progress is nan: expected a number from 0 to 1",
+        ),
+        (
+            one_cycle,
+            {"progress": 0, "start": 3},
+            "scheduler.start is 3: expected a number from 0 to 1",
+        ),
+        (
+            one_cycle,
+            {"progress": 0, "final": 3},
+            "scheduler.final is 3: expected a number from 0 to 1",
+        ),
+        (
+            one_cycle,
+            {"progress": 0, "peak": 1.0},
+            "scheduler.peak is 1.0: expected a number between 0 and 1",
+        ),
     ],
 )
 def test_an_argument_out_of_range_is_refused(schedule, arguments, message):

@@ -19,7 +19,9 @@ def test_a_seed_has_32_bits():
 
 
 def test_near_places_have_seeds_of_their_own():
-    paths = [path for length in (1, 2, 3) for path in itertools.product(range(1, 12), repeat=length)]
+    paths = [
+        path for length in (1, 2, 3) for path in itertools.product(range(1, 12), repeat=length)
+    ]
     assert len({derive(*path) for path in paths}) == len(paths)
 
 

@@ -17,14 +17,20 @@ from optuna.samplers import BaseSampler
 from toys import ask, compose
 
 from studies import CONF
-from studyloom import config, data, parts
-from studyloom.config import Composer
-from studyloom.data import Split
-from studyloom.grid import GridSampler
-from studyloom.launch import Join, Local, Ray, Slurm
-from studyloom.question import Question
-from studyloom.server import folder_of
-from studyloom.storage import parse
+from studyloom.config.build import build
+from studyloom.config.compose import Composer
+from studyloom.data.folds import make_folds
+from studyloom.data.split import Split
+from studyloom.data.training_data import TrainingData
+from studyloom.launch.local import Join, Local
+from studyloom.launch.ray import Ray
+from studyloom.launch.slurm import Slurm
+from studyloom.question.jobs import build_jobs
+from studyloom.question.question import Question
+from studyloom.question.validation import validate
+from studyloom.space.grid import GridSampler
+from studyloom.storage.embedded_server import folder_of
+from studyloom.storage.urls import parse_url
 
 ROOT = Path(CONF).parent
 MODULES = sorted(path.stem for path in (ROOT / "studies").glob("*.py") if path.stem != "__init__")
@@ -32,7 +38,9 @@ PAGES = [name for name in MODULES if "hydra_main" in (ROOT / "studies" / f"{name
 FILES = sorted(Path(CONF).rglob("*.yaml"))
 GROUPS = sorted(folder for folder in Path(CONF).iterdir() if folder.is_dir())
 OPTIONS = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in GROUPS}
-IMAGES = Split(torch.zeros(1, 1, 28, 28).expand(6000, -1, -1, -1), torch.arange(6000) % 10, 10, "images")
+IMAGES = Split(
+    torch.zeros(1, 1, 28, 28).expand(6000, -1, -1, -1), torch.arange(6000) % 10, 10, "images"
+)
 
 
 def groups_of(page: str) -> set[str]:
@@ -60,7 +68,11 @@ def options_of_pages(*groups: str):
 @functools.cache
 def composed(page: str, number: int) -> tuple[DictConfig, Composer]:
     """A study in which each group but the space stands at one of its options, all of them in some of these."""
-    chosen = {group: names[number % len(names)] for group, names in OPTIONS.items() if group in groups_of(page)}
+    chosen = {
+        group: names[number % len(names)]
+        for group, names in OPTIONS.items()
+        if group in groups_of(page)
+    }
     if "space" in chosen:
         chosen["space"] = "none"
     return compose(*(f"{group}={name}" for group, name in chosen.items()), name=page)
@@ -74,7 +86,7 @@ def composed_with(group: str, option: str, page: str = "mnist") -> tuple[DictCon
 @pytest.fixture(scope="module")
 def folds():
     """The indices of 6 000 images; no test here looks at one."""
-    return data.folds(torch.arange(6000) % 10, 1, 800, 0)
+    return make_folds(torch.arange(6000) % 10, 1, 800, 0)
 
 
 def test_the_groups_are_those_that_scripts_rely_on():
@@ -108,7 +120,7 @@ def test_every_space_is_read_in_every_study(group, option, page):
 
 @options("data")
 def test_every_data_option_builds_a_source(group, option):
-    source = config.build(composed_with(group, option)[0].data)
+    source = build(composed_with(group, option)[0].data)
     assert source.validation > 0
     assert callable(source.train)
     assert callable(source.test)
@@ -117,10 +129,14 @@ def test_every_data_option_builds_a_source(group, option):
 @options("model", "optimizer", "scheduler", "loss")
 def test_every_part_of_training_builds_and_works(group, option, folds):
     cfg, composer = composed_with(group, option)
-    (job,) = parts.build_jobs(cfg, folds, seed=0)
+    (job,) = build_jobs(cfg, folds, seed=0)
     model = job.model(shape=(1, 8, 8), outputs=10)
     optimizer = job.optimizer(model.parameters())
-    targets = torch.zeros(2, 10) if composer.choices["loss"] in ("mae", "huber") else torch.zeros(2, dtype=torch.int64)
+    targets = (
+        torch.zeros(2, 10)
+        if composer.choices["loss"] in ("mae", "huber")
+        else torch.zeros(2, dtype=torch.int64)
+    )
     job.loss(model(torch.zeros(2, 1, 8, 8)), targets).backward()
     optimizer.step()
     assert all(0 <= job.schedule(progress / 10) <= 1 for progress in range(10))
@@ -136,7 +152,7 @@ def test_every_sampler_and_pruner_builds_and_is_of_optuna(group, option):
 
 @options("launcher")
 def test_every_launcher_builds(group, option):
-    launcher = config.build(composed_with(group, option)[0].launcher)
+    launcher = build(composed_with(group, option)[0].launcher)
     assert isinstance(launcher, {"local": Local, "join": Join, "ray": Ray, "slurm": Slurm}[option])
 
 
@@ -149,7 +165,7 @@ def test_every_storage_names_a_database_or_none(group, option, monkeypatch):
     if option == "embedded_postgres":  # below the run directory, whatever the environment says
         assert folder_of(url) == Path("runs/mnist/postgres").absolute()
     else:
-        assert parse(url).get_backend_name() == "postgresql"
+        assert parse_url(url).get_backend_name() == "postgresql"
 
 
 @options("space")
@@ -157,11 +173,11 @@ def test_every_space_asks_a_question_without_mistakes(group, option, folds):
     page = option if option in PAGES else "mnist"
     question, split = ask(f"{group}={option}", name=page), IMAGES
     if page not in ("mnist", "fashion"):  # its data come with the package
-        source = config.build(question.config.data)
+        source = build(question.config.data)
         split = source.train()
         count = question.config.objective.folds
-        folds = data.folds(split.targets, count, source.validation, 0, ordered=split.ordered)
-    question.check(folds, split)
+        folds = make_folds(split.targets, count, source.validation, 0, ordered=split.ordered)
+    validate(question, TrainingData(None, split, folds))
     assert question.baseline is not None
     assert question.trials() == (question.config.study.trials if question.space.nodes else 1)
 
@@ -179,9 +195,15 @@ def test_the_fashion_study_is_the_example_of_optuna():
     train = question.config.train
     assert (train.epochs, train.batch_size, train.samples_per_epoch) == (10, 128, 3840)
     assert question.composer.choices["pruner"] == "median"
-    point = question.space.walk(lambda parameter: getattr(parameter.distribution, "high", "rmsprop"))
+    point = question.space.walk(
+        lambda parameter: getattr(parameter.distribution, "high", "rmsprop")
+    )
     assert point.choices == {"model": "mlp", "optimizer": "rmsprop"}
-    assert point.values == {"model.hidden": [128] * 3, "model.dropout": [0.5] * 3, "optimizer.lr": 0.1}
+    assert point.values == {
+        "model.hidden": [128] * 3,
+        "model.dropout": [0.5] * 3,
+        "optimizer.lr": 0.1,
+    }
     point = question.space.walk(lambda parameter: getattr(parameter.distribution, "low", "sgd"))
     assert point.values == {"model.hidden": [4], "model.dropout": [0.2], "optimizer.lr": 1e-5}
 
@@ -191,7 +213,11 @@ def test_every_page_has_a_config_and_a_manual(page):
     assert Path(CONF, f"{page}.yaml").is_file()
     tree = ast.parse((ROOT / "studies" / f"{page}.py").read_text())
     manual = ast.get_docstring(tree)
-    commands = [line.strip() for line in manual.splitlines() if line.strip().startswith(f"python -m studies.{page}")]
+    commands = [
+        line.strip()
+        for line in manual.splitlines()
+        if line.strip().startswith(f"python -m studies.{page}")
+    ]
     assert len(commands) >= 2
     assert len((ROOT / "studies" / f"{page}.py").read_text().splitlines()) <= 30
     assert importlib.import_module(f"studies.{page}").main.__module__ == f"studies.{page}"

@@ -12,14 +12,16 @@ from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from studies import CONF
-from studyloom import data
-from studyloom.config import Composer
-from studyloom.data import Split
-from studyloom.metrics import ACCURACY, Aim
-from studyloom.objective import Stopped
-from studyloom.question import Question
-from studyloom.record import BASELINE, Record, create_record
-from studyloom.space import Space
+from studyloom.config.compose import Composer
+from studyloom.config.registration import register
+from studyloom.data.folds import make_folds
+from studyloom.data.split import Split
+from studyloom.errors import Stopped
+from studyloom.metrics import ACCURACY, Goal
+from studyloom.question.question import Question
+from studyloom.space.tree import Space
+from studyloom.storage.attributes import BASELINE
+from studyloom.study.stored_study import StoredStudy, create_study
 
 # Two epochs of 64 images on a network of sixteen units: some milliseconds a trial.
 TINY = (
@@ -49,11 +51,14 @@ def _compose(name: str, overrides: tuple[str, ...]) -> tuple[DictConfig, Compose
     return cfg, Composer(name, overrides, choices)
 
 
-def compose(*overrides: str, name: str = "mnist", folder: str | Path = CONF) -> tuple[DictConfig, Composer]:
+def compose(
+    *overrides: str, name: str = "mnist", folder: str | Path = CONF
+) -> tuple[DictConfig, Composer]:
     """A config as `python -m studies.NAME OVERRIDES` composes it, and its composer.
 
     Of the configs that are ours: a copy of what was composed before, which would take 70 ms for it and each branch.
     """
+    register()
     GlobalHydra.instance().clear()
     hydra.initialize_config_dir(str(folder), version_base=None)
     if folder != CONF:
@@ -82,7 +87,7 @@ def toy_split(count: int = 200, classes: int = 10) -> Split:
 
 
 def toy_folds(split: Split, count: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return data.folds(split.targets, count, len(split.targets) // 5, 0, ordered=split.ordered)
+    return make_folds(split.targets, count, len(split.targets) // 5, 0, ordered=split.ordered)
 
 
 # As TINY, for accuracy and few parameters, of one hidden layer of 4 to 64 units.
@@ -97,21 +102,25 @@ TWO = (
 )
 
 
-def two_sided(url: str, *trials: tuple[float, float] | None, **attributes: object) -> Record:
+def two_sided(url: str, *trials: tuple[float, float] | None, **attributes: object) -> StoredStudy:
     """A study of accuracy and parameters: complete trials of these values, the first the baseline; None has failed."""
-    aims = (ACCURACY, Aim("parameters", "minimize"))
-    record = create_record(url, "two", {"asks": "nothing"}, max(1, len(trials)), aims=aims)
+    goals = (ACCURACY, Goal("parameters", "minimize"))
+    stored = create_study(url, "two", {"asks": "nothing"}, max(1, len(trials)), goals=goals)
     for number, values in enumerate(trials):
         state = TrialState.FAIL if values is None else TrialState.COMPLETE
         own = {BASELINE: True} if number == 0 else {}
         params = {"width": 1 + number % 7}
         distributions = {"width": IntDistribution(1, 7)}
-        record.study.add_trial(
+        stored.optuna.add_trial(
             create_trial(
-                state=state, values=values, params=params, distributions=distributions, user_attrs=own | attributes
+                state=state,
+                values=values,
+                params=params,
+                distributions=distributions,
+                user_attrs=own | attributes,
             )
         )
-    return record
+    return stored
 
 
 class Never:

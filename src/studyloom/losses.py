@@ -15,15 +15,23 @@ class CrossEntropy(nn.CrossEntropyLoss):
     an example costs, and the mean is over examples. Raises ValueError.
     """
 
-    def __init__(self, weights: str | Sequence[float] = "none", label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self, weights: str | Sequence[float] = "none", label_smoothing: float = 0.0
+    ) -> None:
         if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"loss.label_smoothing is {label_smoothing!r}: expected a number from 0 to 1")
+            raise ValueError(
+                f"loss.label_smoothing is {label_smoothing!r}: expected a number from 0 to 1"
+            )
         given = None
         if isinstance(weights, str):
             if weights not in ("none", "balanced"):
-                raise ValueError(f"loss.weights is {weights!r}: expected none, balanced, or a number for each class")
+                raise ValueError(
+                    f"loss.weights is {weights!r}: expected none, balanced, or a number for each class"
+                )
         elif not weights or min(weights) <= 0:
-            raise ValueError(f"loss.weights is {list(weights)}: expected numbers above 0, one for each class")
+            raise ValueError(
+                f"loss.weights is {list(weights)}: expected numbers above 0, one for each class"
+            )
         else:
             given = torch.tensor([float(weight) for weight in weights])
         super().__init__(weight=given, label_smoothing=label_smoothing)
@@ -31,17 +39,25 @@ class CrossEntropy(nn.CrossEntropyLoss):
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if labels.is_floating_point():
-            raise ValueError("loss=cross_entropy is for classes, and the targets are numbers; choose mse, mae or huber")
+            raise ValueError(
+                "loss=cross_entropy is for classes, and the targets are numbers; choose mse, mae or huber"
+            )
         weight = self.weight if self.balance is None else self.balance.weight
         if weight is None:
             return super().forward(outputs, labels)
         classes = outputs.shape[1]
-        if len(weight) < classes and self.balance:  # of those that the training part lacks none is met
+        if (
+            len(weight) < classes and self.balance
+        ):  # of those that the training part lacks none is met
             weight = functional.pad(weight, (0, classes - len(weight)), value=1.0)
         if len(weight) != classes:
-            raise ValueError(f"loss.weights has {len(weight)} numbers: expected one for each of {classes} classes")
+            raise ValueError(
+                f"loss.weights has {len(weight)} numbers: expected one for each of {classes} classes"
+            )
         smooth = self.label_smoothing
-        total = functional.cross_entropy(outputs, labels, weight, reduction="sum", label_smoothing=smooth)
+        total = functional.cross_entropy(
+            outputs, labels, weight, reduction="sum", label_smoothing=smooth
+        )
         return total / len(labels)
 
 
@@ -70,12 +86,16 @@ class MSE(nn.Module):
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
         if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"loss.label_smoothing is {label_smoothing!r}: expected a number from 0 to 1")
+            raise ValueError(
+                f"loss.label_smoothing is {label_smoothing!r}: expected a number from 0 to 1"
+            )
         self.label_smoothing = label_smoothing
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if labels.is_floating_point():
             return functional.mse_loss(outputs, labels)
         share = self.label_smoothing / outputs.shape[1]
-        targets = torch.full_like(outputs, share).scatter_(1, labels[:, None], 1 - self.label_smoothing + share)
+        targets = torch.full_like(outputs, share).scatter_(
+            1, labels[:, None], 1 - self.label_smoothing + share
+        )
         return functional.mse_loss(outputs, targets)

@@ -4,27 +4,27 @@ What PyTorch has is computed on the device. The others are scikit-learn's: torch
 too, but takes torchvision and PyTorch's compiler along, 3 s of every worker's start where scikit-learn takes 0.7 s.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+from studyloom.errors import UndefinedMetric
+
+if TYPE_CHECKING:  # whoever only asks for names, such as `studyloom status`, needs no torch
+    from torch import Tensor
 
 Direction = Literal["maximize", "minimize"]
 DIRECTIONS = ("maximize", "minimize")
-
-Score = Callable[[Tensor, Tensor], Any]
-
-
-class Undefined(ValueError):
-    """A metric that is no number for what a network has made; says which and why."""
+Score = Callable[["Tensor", "Tensor"], Any]
+# What a network costs. It is known before training, and less of it is better.
+COSTS = ("parameters", "flops", "latency_ms")
 
 
 @dataclass(frozen=True)
-class Aim:
+class Goal:
     """A value that a trial has, by name, and which way it is better: maximize or minimize."""
 
     name: str
@@ -37,7 +37,7 @@ class Aim:
 
 
 @dataclass(frozen=True)
-class Metric(Aim):
+class Metric(Goal):
     """A score by name. function maps raw outputs (n, k) and targets, classes (n,) or numbers (n, k), to a number.
 
     targets: classes or numbers, whichever it is for; None for both. scale: how its values are drawn: by their distance
@@ -57,35 +57,49 @@ class Metric(Aim):
         name = f"objective.metric={self.name}"
         try:
             value = self.function(outputs, targets)
-            number = float(value.item() if isinstance(value, Tensor) else value)
-        except Undefined as error:
-            raise Undefined(f"{name}: {error}") from None
+            number = float(value.item() if hasattr(value, "item") else value)
+        except UndefinedMetric as error:
+            raise UndefinedMetric(f"{name}: {error}") from None
         except (TypeError, ValueError) as error:
-            raise Undefined(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+            raise UndefinedMetric(
+                f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
         if isinstance(value, str) or not math.isfinite(number):
-            raise Undefined(f"{name}: is {value!r} for {len(targets)} examples: a number is wanted")
+            raise UndefinedMetric(
+                f"{name}: is {value!r} for {len(targets)} examples: a number is wanted"
+            )
         return number
-
-
-def shown(value: float, sign: str = "") -> str:
-    """A value for people: 0.9725, 1523.4, 2.1e-05; with sign="+" also of those above 0."""
-    size = abs(value)
-    form = ".4f" if value == 0 or 1e-3 <= size < 100 or not math.isfinite(value) else ".3g" if size < 1 else ".6g"
-    return format(value, sign + form)
-
-
-def amount(value: float) -> str:
-    """What a network costs, for people and as a rule may name it: 50_890, 0.0412."""
-    return f"{value:_.0f}" if value >= 100 else f"{value:.4g}"
 
 
 def accuracy(outputs: Tensor, classes: Tensor) -> Tensor:
     """The fraction of examples whose largest output is that of their class."""
-    return (outputs.argmax(1) == classes).sum(dtype=torch.float64) / len(classes)
+    return (outputs.argmax(1) == classes).double().sum() / len(classes)
+
+
+def cross_entropy(outputs: Tensor, classes: Tensor) -> Tensor:
+    """The mean negative log-likelihood of the true classes."""
+    from torch.nn import functional
+
+    return functional.cross_entropy(outputs, classes)
+
+
+def mse(outputs: Tensor, numbers: Tensor) -> Tensor:
+    """The mean squared error."""
+    from torch.nn import functional
+
+    return functional.mse_loss(outputs, numbers)
 
 
 def rmse(outputs: Tensor, numbers: Tensor) -> Tensor:
-    return functional.mse_loss(outputs, numbers).sqrt()
+    """The root of the mean squared error."""
+    return mse(outputs, numbers).sqrt()
+
+
+def mae(outputs: Tensor, numbers: Tensor) -> Tensor:
+    """The mean absolute error."""
+    from torch.nn import functional
+
+    return functional.l1_loss(outputs, numbers)
 
 
 def r2(outputs: Tensor, numbers: Tensor) -> Any:
@@ -130,11 +144,13 @@ def average_precision(outputs: Tensor, classes: Tensor) -> Any:
         Undefined: a class is absent.
     """
     from sklearn.metrics import average_precision_score
+    from torch.nn import functional
 
     found, probabilities = _probable(outputs, classes)
     if outputs.shape[1] == 2:
         return average_precision_score(found, probabilities[:, 1])
-    return average_precision_score(functional.one_hot(classes.cpu(), outputs.shape[1]).numpy(), probabilities)
+    one_hot = functional.one_hot(classes.cpu(), outputs.shape[1])
+    return average_precision_score(one_hot.numpy(), probabilities)
 
 
 def _predicted(outputs: Tensor, classes: Tensor) -> tuple[Any, Any]:
@@ -144,13 +160,14 @@ def _predicted(outputs: Tensor, classes: Tensor) -> tuple[Any, Any]:
 def _probable(outputs: Tensor, classes: Tensor) -> tuple[Any, Any]:
     counts = classes.bincount(minlength=outputs.shape[1])
     if absent := (counts == 0).nonzero().flatten().tolist():
-        raise Undefined(f"of {len(classes)} examples none is of class {absent[0]}, and it needs some of each")
+        raise UndefinedMetric(
+            f"of {len(classes)} examples none is of class {absent[0]}, and it needs some of each"
+        )
     return classes.cpu().numpy(), outputs.double().softmax(1).cpu().numpy()
 
 
-def _known(direction: Direction, targets: str, scale: str, *functions: Score, **named: Score) -> list[Metric]:
-    by_name = {getattr(function, "__name__", ""): function for function in functions} | named
-    return [Metric(name, direction, function, targets, scale) for name, function in by_name.items()]
+def _known(direction: Direction, targets: str, scale: str, *functions: Any) -> list[Metric]:
+    return [Metric(each.__name__, direction, each, targets, scale) for each in functions]
 
 
 ACCURACY = Metric("accuracy", "maximize", accuracy, "classes", "unit")
@@ -158,9 +175,11 @@ METRICS = {
     metric.name: metric
     for metric in (
         ACCURACY,
-        *_known("maximize", "classes", "unit", balanced_accuracy, f1_macro, roc_auc, average_precision),
-        *_known("minimize", "classes", "factors", cross_entropy=functional.cross_entropy),
-        *_known("minimize", "numbers", "factors", rmse, mse=functional.mse_loss, mae=functional.l1_loss),
+        *_known(
+            "maximize", "classes", "unit", balanced_accuracy, f1_macro, roc_auc, average_precision
+        ),
+        *_known("minimize", "classes", "factors", cross_entropy),
+        *_known("minimize", "numbers", "factors", rmse, mse, mae),
         *_known("maximize", "numbers", "unit", r2),
     )
 }

@@ -10,7 +10,12 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "gelu": nn.GELU,
+}
 NORMS = ("none", "batch", "group")
 INITS = ("default", "xavier", "kaiming")
 CELLS: dict[str, Callable[..., nn.RNNBase]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
@@ -118,7 +123,10 @@ class Standardise(nn.Module):
 
     def adapt(self, inputs: Tensor, targets: Tensor) -> None:
         std, mean = torch.std_mean(inputs.float().flatten(0, -2), 0, correction=0)
-        self.mean, self.std = mean, torch.where(std > 0, std, 1.0)  # a feature that is always the same says nothing
+        self.mean, self.std = (
+            mean,
+            torch.where(std > 0, std, 1.0),
+        )  # a feature that is always the same says nothing
 
     def forward(self, inputs: Tensor) -> Tensor:
         return (inputs - self.mean) / self.std
@@ -167,7 +175,9 @@ class Recurrent(nn.Module):
         _probability("model.dropout", dropout)
         _one_of("model.cell", cell, CELLS)
         _, features = steps_of(shape)
-        between = dropout if layers > 1 else 0.0  # PyTorch warns of dropout between the layers where there is one
+        between = (
+            dropout if layers > 1 else 0.0
+        )  # PyTorch warns of dropout between the layers where there is one
         self.before = Standardise(features) if standardise else nn.Identity()
         self.cells = CELLS[cell](features, hidden, layers, batch_first=True, dropout=between)
         self.dropout = nn.Dropout(dropout)
@@ -201,12 +211,18 @@ class Transformer(nn.Module):
             _at_least_one(f"model.{key}", value)
         _probability("model.dropout", dropout)
         if width % heads:
-            raise ValueError(f"model.width is {width}: expected a multiple of model.heads, which is {heads}")
+            raise ValueError(
+                f"model.width is {width}: expected a multiple of model.heads, which is {heads}"
+            )
         steps, features = steps_of(shape)
         self.first = nn.Linear(features, width)
         self.places = nn.Parameter(0.02 * torch.randn(steps, width))
-        layer = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout, batch_first=True, norm_first=True)
-        self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 2 * width, dropout, batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(
+            layer, layers, nn.LayerNorm(width), enable_nested_tensor=False
+        )
         self.last = nn.Linear(width, outputs)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -222,7 +238,9 @@ def steps_of(shape: Sequence[int]) -> tuple[int, int]:
         return shape[0], shape[1]
     if len(shape) == 3:
         return shape[1], shape[0] * shape[2]
-    raise ValueError(f"inputs of {' × '.join(map(str, shape))} are no steps: expected (steps, features) or an image")
+    raise ValueError(
+        f"inputs of {' × '.join(map(str, shape))} are no steps: expected (steps, features) or an image"
+    )
 
 
 def as_steps(inputs: Tensor) -> Tensor:

@@ -24,7 +24,9 @@ def cosine(progress: float, warmup: float = 0.0, final: float = 0.0) -> float:
     return _ease(1.0, final, (progress - warmup) / (1 - warmup) if warmup < 1 else 0.0)
 
 
-def one_cycle(progress: float, peak: float = 0.3, start: float = 0.04, final: float = 1e-4) -> float:
+def one_cycle(
+    progress: float, peak: float = 0.3, start: float = 0.04, final: float = 1e-4
+) -> float:
     """From `start` up to 1 at progress `peak`, then down to `final`, each along half a cosine.
 
     Smith and Topin 2018 (arXiv:1708.07120), who ramp linearly; the cosine is that of torch's OneCycleLR.
@@ -33,7 +35,9 @@ def one_cycle(progress: float, peak: float = 0.3, start: float = 0.04, final: fl
     _within("start", start)
     _within("final", final)
     if not 0 < peak < 1:
-        raise ValueError(f"scheduler.peak is {peak!r}: expected a number between 0 and 1, both excluded")
+        raise ValueError(
+            f"scheduler.peak is {peak!r}: expected a number between 0 and 1, both excluded"
+        )
     if progress < peak:
         return _ease(start, 1.0, progress / peak)
     return _ease(1.0, final, (progress - peak) / (1 - peak))

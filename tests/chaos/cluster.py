@@ -8,7 +8,12 @@ import sys
 
 from ray.cluster_utils import Cluster
 
-NODE = {"num_cpus": 2, "num_gpus": 2, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+NODE = {
+    "num_cpus": 2,
+    "num_gpus": 2,
+    "include_dashboard": False,
+    "object_store_memory": 100 * 2**20,
+}
 
 cluster = Cluster(initialize_head=True, head_node_args=NODE)
 print(cluster.address, flush=True)

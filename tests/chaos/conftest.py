@@ -18,10 +18,10 @@ def clean(tmp_path_factory):
         if (trials, seed) not in known:
             folder = tmp_path_factory.mktemp("clean")
             url = f"sqlite:///{folder}/study.db"
-            record = harness.prepare(url, trials, seed)
+            stored = harness.prepare(url, trials, seed)
             harness.run(url, trials, folder, seed)
-            harness.check(record, trials)
-            known[trials, seed] = harness.outcomes(record)
+            harness.check(stored, trials)
+            known[trials, seed] = harness.outcomes(stored)
         return known[trials, seed]
 
     return outcomes

@@ -13,8 +13,10 @@ from pathlib import Path
 from commands import FORKS
 from optuna.trial import TrialState
 
-from studyloom.record import Record, create_record, open_record
-from studyloom.study import Limits, Worker
+from studyloom.data.training_data import TrainingData
+from studyloom.study.reporter import Limits
+from studyloom.study.stored_study import StoredStudy, create_study, open_study
+from studyloom.study.worker import Worker
 
 NAME = "chaos"
 LEASE = 1.0  # seconds; an epoch takes some milliseconds
@@ -52,14 +54,23 @@ def question(seed: int = 0, *overrides: str):
     return ask(*SMALL, f"study.seed={seed}", *overrides)
 
 
-def prepare(url: str, trials: int, seed: int = 0, *overrides: str) -> Record:
-    return create_record(url, NAME, question(seed, *overrides).identity("toy"), trials)
+def prepare(url: str, trials: int, seed: int = 0, *overrides: str) -> StoredStudy:
+    return create_study(url, NAME, question(seed, *overrides).identity("toy"), trials)
 
 
-Strike = tuple[str, int, str]  # a phase, how often it is passed before, and the deed: die, stop or hold
+Strike = tuple[
+    str, int, str
+]  # a phase, how often it is passed before, and the deed: die, stop or hold
 
 
-def work(url: str, trials: int, folder: str, seed: int = 0, strike: Strike | None = None, attempts: int = 99) -> None:
+def work(
+    url: str,
+    trials: int,
+    folder: str,
+    seed: int = 0,
+    strike: Strike | None = None,
+    attempts: int = 99,
+) -> None:
     """A worker's life. A storm may meet one trial again and again, so that it is not given up unless a test wants."""
     import torch
     from toys import Never, toy_folds, toy_split
@@ -69,8 +80,15 @@ def work(url: str, trials: int, folder: str, seed: int = 0, strike: Strike | Non
         arm(*strike)
     split = toy_split()
     limits = Limits(lease=LEASE, max_attempts=attempts)
-    record = open_record(url, NAME, deadline=30.0)
-    Worker(question(seed), record, split, toy_folds(split), Never(), Path(folder), limits).run(trials)
+    stored = open_study(url, NAME, deadline=30.0)
+    Worker(
+        question(seed),
+        stored,
+        TrainingData(None, split, toy_folds(split)),
+        Never(),
+        Path(folder),
+        limits,
+    ).run(trials)
 
 
 def arm(phase: str, passes: int, deed: str) -> None:
@@ -78,10 +96,10 @@ def arm(phase: str, passes: int, deed: str) -> None:
     import optuna
     import sqlalchemy
 
-    from studyloom import checkpoint
-    from studyloom.checkpoint import Checkpoint
-    from studyloom.ledger import Ledger
-    from studyloom.space import Space
+    from studyloom.space.tree import Space
+    from studyloom.storage.ledger import Ledger
+    from studyloom.training import checkpoint
+    from studyloom.training.checkpoint import Checkpoint
 
     left = [passes]
 
@@ -94,7 +112,9 @@ def arm(phase: str, passes: int, deed: str) -> None:
         left[0] = 1_000_000
         if deed == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        elif deed == "stop":  # here and not in a transaction of SQLite, where it would hold everybody's lock
+        elif (
+            deed == "stop"
+        ):  # here and not in a transaction of SQLite, where it would hold everybody's lock
             os.kill(os.getpid(), signal.SIGSTOP)
         elif deed == "hold":  # the interpreter's lock, as C code may that does not know better
             ctypes.PyDLL(None).usleep(int(2.5 * LEASE * 1e6))
@@ -131,7 +151,14 @@ def arm(phase: str, passes: int, deed: str) -> None:
     sqlalchemy.event.listen(sqlalchemy.Engine, "commit", lambda _: telling and come("inside tell"))
 
 
-def start(url: str, trials: int, folder: Path, seed: int = 0, strike: Strike | None = None, attempts: int = 99):
+def start(
+    url: str,
+    trials: int,
+    folder: Path,
+    seed: int = 0,
+    strike: Strike | None = None,
+    attempts: int = 99,
+):
     process = FORKS.Process(target=work, args=(url, trials, str(folder), seed, strike, attempts))
     process.start()
     return process
@@ -154,24 +181,37 @@ def until(condition: Callable[[], object], seconds: float = 30.0, pause: float =
     raise AssertionError("it did not happen in time")
 
 
-def outcomes(record: Record) -> set:
-    return {(trial.number, tuple(sorted(trial.params.items())), trial.value) for trial in record.trials()}
+def outcomes(stored: StoredStudy) -> set:
+    return {
+        (trial.number, tuple(sorted(trial.params.items())), trial.value)
+        for trial in stored.trials()
+    }
 
 
-def check(record: Record, trials: int, clean: set | None = None, epochs: int = EPOCHS) -> None:
+def check(stored: StoredStudy, trials: int, clean: set | None = None, epochs: int = EPOCHS) -> None:
     """The invariants of a study that has ended: I1, I2, I3 with I5, I4."""
-    found = record.trials()
+    found = stored.trials()
     assert [trial.number for trial in found] == list(range(trials)), "I2: exactly N"
-    assert {trial.state for trial in found} <= {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}, "I1"
+    assert {trial.state for trial in found} <= {
+        TrialState.COMPLETE,
+        TrialState.PRUNED,
+        TrialState.FAIL,
+    }, "I1"
     slots = [trial.user_attrs["slot"] for trial in found]
     assert sorted(slots) == list(range(trials)), "I2: no slot twice"
-    assert record.ledger.counts() == {"free": 0, "held": 0, "done": trials}, "I1"
+    assert stored.ledger.counts() == {"free": 0, "held": 0, "done": trials}, "I1"
     for trial in found:
         steps = sorted(trial.intermediate_values)
-        assert steps == list(range(1, len(steps) + 1)), f"I3: trial {trial.number} has reported {steps}"
+        assert steps == list(range(1, len(steps) + 1)), (
+            f"I3: trial {trial.number} has reported {steps}"
+        )
         if trial.state == TrialState.COMPLETE:
             assert trial.value == trial.intermediate_values[epochs], "I3"
-    best = [max(t.value for t in found[: k + 1] if t.value is not None) for k in range(trials) if found[0].value]
+    best = [
+        max(t.value for t in found[: k + 1] if t.value is not None)
+        for k in range(trials)
+        if found[0].value
+    ]
     assert best == sorted(best), "I4"
     if clean is not None:
-        assert outcomes(record) == clean, f"I5: {outcomes(record) ^ clean}"
+        assert outcomes(stored) == clean, f"I5: {outcomes(stored) ^ clean}"

@@ -12,8 +12,8 @@ from pathlib import Path
 from commands import CANARY, QUICK, ROOT, start, study
 from harness import check, until
 
-from studyloom.record import Record, open_record
-from studyloom.storage import StorageError
+from studyloom.errors import StorageError
+from studyloom.study.stored_study import StoredStudy, open_study
 
 TRIALS = 10
 EPOCHS = 30
@@ -23,7 +23,9 @@ STUDY = (
     *(f"study.trials={TRIALS}", "launcher.workers=2", "study.lease=5"),
 )
 # What no output and no log may hold: errors that are ours, or that a library's words are left to explain.
-NEVER = re.compile(r"AssertionError|UnboundLocalError|sqlalchemy\.exc|sqlite3\.|psycopg\.(?!extras)|Traceback")
+NEVER = re.compile(
+    r"AssertionError|UnboundLocalError|sqlalchemy\.exc|sqlite3\.|psycopg\.(?!extras)|Traceback"
+)
 
 
 class Run:
@@ -32,16 +34,23 @@ class Run:
     def __init__(self, folder: Path, url: str, overrides: tuple[str, ...] = STUDY) -> None:
         self.folder = folder
         self.url = url
-        self._record: Record | None = None
+        self._record: StoredStudy | None = None
         self.overrides = (*overrides, f"run_dir={folder}")
         self.mark = uuid.uuid4().hex  # in the environment of all processes of this run
-        self.environment = {"STUDYLOOM_TEST": self.mark, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+        self.environment = {
+            "STUDYLOOM_TEST": self.mark,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        }
         if url.startswith("postgresql"):
             self.overrides += ("storage=postgres",)
             self.environment["STUDYLOOM_STORAGE"] = url
 
-    def start(self, *overrides: str, within: Sequence[str] = (), **environment: str) -> subprocess.Popen:
-        self.latest = start(*self.overrides, *overrides, within=within, **self.environment, **environment)
+    def start(
+        self, *overrides: str, within: Sequence[str] = (), **environment: str
+    ) -> subprocess.Popen:
+        self.latest = start(
+            *self.overrides, *overrides, within=within, **self.environment, **environment
+        )
         return self.latest
 
     def end(self, process: subprocess.Popen, code: int, seconds: float = 300.0) -> str:
@@ -57,7 +66,9 @@ class Run:
             assert not (found := NEVER.search(text)), f"I7: {found}\n{text}"
         assert CANARY not in printed, "I8"
         # In a process of its own: this one would lose its locks on a SQLite file when it closes another handle on it.
-        found = subprocess.run(["grep", "-rlF", CANARY, self.folder], capture_output=True, text=True).stdout
+        found = subprocess.run(
+            ["grep", "-rlF", CANARY, self.folder], capture_output=True, text=True
+        ).stdout
         assert found == "", f"I8: {found}"
         return printed
 
@@ -75,12 +86,12 @@ class Run:
         return printed
 
     def check(self, clean: set | None) -> None:
-        check(self.record(), TRIALS, clean, EPOCHS)
+        check(self.stored(), TRIALS, clean, EPOCHS)
 
-    def record(self) -> Record:
+    def stored(self) -> StoredStudy:
         """One for all looks: each has connections of its own."""
         if self._record is None:
-            self._record = open_record(self.url, "mnist", deadline=30.0)
+            self._record = open_study(self.url, "mnist", deadline=30.0)
         return self._record
 
     def processes(self) -> list[int]:
@@ -89,7 +100,9 @@ class Run:
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 mine = f"STUDYLOOM_TEST={self.mark}".encode() in (process / "environ").read_bytes()
-                assert not mine or CANARY.encode() not in (process / "cmdline").read_bytes(), "I8: seen in ps"
+                assert not mine or CANARY.encode() not in (process / "cmdline").read_bytes(), (
+                    "I8: seen in ps"
+                )
             except OSError:
                 continue
             if mine:
@@ -111,32 +124,39 @@ class Run:
         return found
 
     def logs(self) -> str:
-        return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("logs/*.log")))
+        return "\n".join(
+            path.read_text(errors="replace") for path in sorted(self.folder.glob("logs/*.log"))
+        )
 
     def until_done(self, trials: int) -> None:
         """Waits until so many trials are done."""
-        self._until(lambda record: record.ledger.counts()["done"] >= trials)
+        self._until(lambda stored: stored.ledger.counts()["done"] >= trials)
 
-    def at_work(self, *overrides: str, starter: Callable[..., subprocess.Popen] | None = None) -> subprocess.Popen:
+    def at_work(
+        self, *overrides: str, starter: Callable[..., subprocess.Popen] | None = None
+    ) -> subprocess.Popen:
         """A command whose workers are in the second epoch of a trial each; just then they are let go on."""
         gate = self.folder.with_name(f"gate-{uuid.uuid4().hex}")
         process = (starter or self.start)(*overrides, STUDYLOOM_TEST_GATE=str(gate))
 
-        def look(record):
-            held = {h.trial_id for h in record.ledger.held()}
-            return sum(t._trial_id in held and bool(t.intermediate_values) for t in record.trials()) >= 2
+        def look(stored):
+            held = {h.trial_id for h in stored.ledger.held()}
+            return (
+                sum(t._trial_id in held and bool(t.intermediate_values) for t in stored.trials())
+                >= 2
+            )
 
         self._until(look)
         gate.parent.mkdir(exist_ok=True)
         gate.touch()
         return process
 
-    def _until(self, condition: Callable[[Record], bool]) -> None:
+    def _until(self, condition: Callable[[StoredStudy], bool]) -> None:
         errors = []
 
         def look():
             try:
-                if condition(self.record()):
+                if condition(self.stored()):
                     return True
             except StorageError as error:  # its maker is at it
                 errors[:] = [error]

@@ -20,7 +20,9 @@ from servers import Server
 
 pytestmark = [
     pytest.mark.chaos,
-    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are looked up in /proc"),
+    pytest.mark.skipif(
+        not Path("/proc/self/environ").exists(), reason="processes are looked up in /proc"
+    ),
 ]
 
 
@@ -29,7 +31,7 @@ def undisturbed(tmp_path_factory):
     """The outcomes of the study that all tests here run."""
     run = Run(folder := tmp_path_factory.mktemp("undisturbed"), f"sqlite:///{folder}/study.db")
     run.finish(None)
-    return outcomes(run.record())
+    return outcomes(run.stored())
 
 
 @pytest.fixture
@@ -69,7 +71,9 @@ def test_killed_at_random_with_all_its_workers_or_some_and_run_again(run, undist
 
 @both
 def test_a_storm_of_kills_among_the_workers_of_one_command(run, undisturbed):
-    process = run.start("study.max_attempts=99")  # it may meet one trial again and again, which is gone on with at once
+    process = run.start(
+        "study.max_attempts=99"
+    )  # it may meet one trial again and again, which is gone on with at once
     fate = random.Random(0)
     for done in range(1, TRIALS):
         run.until_done(done)
@@ -95,7 +99,7 @@ def test_whatever_signal_ends_it_the_same_command_goes_on(run, undisturbed):
             process.send_signal(number)
             process.stderr.readline()  # it has said that it stops
         run.end(process, code, 20)
-        assert run.record().ledger.counts()["held"] == 0
+        assert run.stored().ledger.counts()["held"] == 0
     run.finish(undisturbed)
 
 
@@ -147,8 +151,12 @@ def test_started_with_an_ampersand_it_stops_with_ctrl_c(run, undisturbed):
 def test_a_worker_whose_clock_is_an_hour_off(run, undisturbed, needs):
     needs("faketime")
     process = run.at_work()
-    run.overrides = tuple(override for override in run.overrides if not override.startswith("launcher."))
-    ahead = run.start("launcher=join", within=["faketime", "-f", "+1h"], FAKETIME_DONT_FAKE_MONOTONIC="1")
+    run.overrides = tuple(
+        override for override in run.overrides if not override.startswith("launcher.")
+    )
+    ahead = run.start(
+        "launcher=join", within=["faketime", "-f", "+1h"], FAKETIME_DONT_FAKE_MONOTONIC="1"
+    )
     run.end(process, 0)
     run.end(ahead, 0)
     run.check(undisturbed)
@@ -159,7 +167,9 @@ def test_a_worker_whose_clock_is_an_hour_off(run, undisturbed, needs):
 
 @pytest.fixture(scope="session")
 def server():
-    with tempfile.TemporaryDirectory(prefix="studyloom-pg") as folder:  # where the server's own user may go
+    with tempfile.TemporaryDirectory(
+        prefix="studyloom-pg"
+    ) as folder:  # where the server's own user may go
         server = Server(Path(folder))
         yield server
         server.start()
@@ -265,7 +275,9 @@ def test_a_strangers_lock_for_20_seconds(run, undisturbed):
     else:
         engine = sqlalchemy.create_engine(run.url, poolclass=sqlalchemy.NullPool)
         with engine.begin() as stranger:
-            stranger.exec_driver_sql("LOCK TABLE studyloom_slots, trials IN ACCESS EXCLUSIVE MODE")  # as workers do
+            stranger.exec_driver_sql(
+                "LOCK TABLE studyloom_slots, trials IN ACCESS EXCLUSIVE MODE"
+            )  # as workers do
             nap(20)
     run.end(process, 0)
     run.check(undisturbed)
@@ -299,7 +311,9 @@ def test_a_database_that_is_dropped_in_mid_run_is_named(run_postgres):
     process = run_postgres.at_work()
     address = sqlalchemy.make_url(run_postgres.url)
     engine = sqlalchemy.create_engine(
-        address.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool
+        address.set(database="postgres"),
+        isolation_level="AUTOCOMMIT",
+        poolclass=sqlalchemy.NullPool,
     )
     with engine.connect() as connection:
         connection.exec_driver_sql(f"DROP DATABASE {address.database} WITH (FORCE)")
@@ -321,7 +335,9 @@ def small_disk(folder, size):
         pytest.skip("mounting a disk needs root")
     folder.mkdir(parents=True)
     script = f"mount -t tmpfs -o size={size}k none {folder} && echo up && exec sleep 600"
-    holder = subprocess.Popen(["unshare", "--mount", "sh", "-c", script], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", script], stdout=subprocess.PIPE, text=True
+    )
     try:
         if holder.stdout.readline() != "up\n":
             pytest.skip("no mount namespaces here")
@@ -392,7 +408,7 @@ def failing(tmp_path, request):
 def test_an_exception_in_some_trials_fails_them_alone_with_the_reason(failing, kind):
     run = failing(kind, "some")
     out, err = run.start("study.seed=5").communicate(timeout=120)
-    trials = run.record().trials()
+    trials = run.stored().trials()
     assert len(trials) == TRIALS
     failed = [trial for trial in trials if trial.state.name == "FAIL"]
     assert 0 < len(failed) < TRIALS
@@ -409,6 +425,6 @@ def test_an_exception_in_all_trials_ends_the_study_with_it_once(failing, kind):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert err.count("RuntimeError: a bug") == 1
-    assert len(run.record().trials()) <= 3
+    assert len(run.stored().trials()) <= 3
     assert "Traceback" not in out + err
-    assert run.record().ledger.counts()["held"] == 0
+    assert run.stored().ledger.counts()["held"] == 0

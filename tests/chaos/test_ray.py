@@ -16,15 +16,23 @@ from runs import STUDY, Run, kill
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are looked up in /proc"),
+    pytest.mark.skipif(
+        not Path("/proc/self/environ").exists(), reason="processes are looked up in /proc"
+    ),
 ]
-RAY = (*(override for override in STUDY if not override.startswith("launcher.")), "launcher=ray", "launcher.workers=2")
+RAY = (
+    *(override for override in STUDY if not override.startswith("launcher.")),
+    "launcher=ray",
+    "launcher.workers=2",
+)
 
 
 @pytest.fixture(autouse=True)
 def needs_ray():
     if importlib.util.find_spec("ray") is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("ray is missing: pip install 'studyloom[ray]'")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            "ray is missing: pip install 'studyloom[ray]'"
+        )
 
 
 class Cluster:
@@ -54,12 +62,16 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster():
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # its sockets have short paths only
+    with tempfile.TemporaryDirectory(
+        prefix="ray-", dir="/tmp"
+    ) as folder:  # its sockets have short paths only
         cluster = Cluster(folder)
         yield cluster
         cluster.end()
         found = subprocess.run(
-            ["grep", "-rlF", "--exclude-dir=working_dir_files", CANARY, folder], capture_output=True, text=True
+            ["grep", "-rlF", "--exclude-dir=working_dir_files", CANARY, folder],
+            capture_output=True,
+            text=True,
         ).stdout
         assert found == "", f"I8: {found}"
 
@@ -69,7 +81,7 @@ def undisturbed(tmp_path_factory):
     """The outcomes of the same study with another launcher."""
     run = Run(folder := tmp_path_factory.mktemp("undisturbed"), f"sqlite:///{folder}/study.db")
     run.finish(None)
-    return outcomes(run.record())
+    return outcomes(run.stored())
 
 
 @pytest.fixture
@@ -82,7 +94,9 @@ def run(tmp_path, postgres_url, cluster):
 
 def device(pid):
     variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-    return next((v.partition("=")[2] for v in variables if v.startswith("CUDA_VISIBLE_DEVICES=")), None)
+    return next(
+        (v.partition("=")[2] for v in variables if v.startswith("CUDA_VISIBLE_DEVICES=")), None
+    )
 
 
 def parent(pid):
@@ -138,7 +152,7 @@ def test_ctrl_c_ends_the_actors_and_keeps_the_study(run, undisturbed):
     process.send_signal(signal.SIGINT)
     printed = run.end(process, 130)
     assert "the same command goes on from here" in printed
-    assert run.record().ledger.counts()["held"] == 0
+    assert run.stored().ledger.counts()["held"] == 0
     run.go_on(undisturbed)
 
 
@@ -152,10 +166,20 @@ def test_a_node_that_is_removed_in_mid_study_loses_nothing(run, cluster, undistu
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="hiding a folder from a cluster needs root")
-def test_a_node_that_does_not_see_the_commands_disk_works_in_a_copy_of_its_folder(tmp_path, postgres_url, undisturbed):
+def test_a_node_that_does_not_see_the_commands_disk_works_in_a_copy_of_its_folder(
+    tmp_path, postgres_url, undisturbed
+):
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
         cluster = Cluster(
-            folder, within=["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {tmp_path}; exec "$@"', "sh"]
+            folder,
+            within=[
+                "unshare",
+                "--mount",
+                "sh",
+                "-c",
+                f'mount -t tmpfs none {tmp_path}; exec "$@"',
+                "sh",
+            ],
         )
         address = ("model._target_=studyloom.models.MLP", f"launcher.address={cluster.address}")
         run = Run(tmp_path / "run", postgres_url, (*RAY, *address))
@@ -176,7 +200,10 @@ def test_a_node_that_does_not_see_the_commands_disk_works_in_a_copy_of_its_folde
 
 def test_what_no_node_has_room_for_is_said(run):
     printed = run.start("launcher.num_gpus=4").communicate(timeout=180)[1]
-    assert "no node has room for a worker of num_cpus=1 and num_gpus=4; there are 2 CPUs and 2 GPUs" in printed
+    assert (
+        "no node has room for a worker of num_cpus=1 and num_gpus=4; there are 2 CPUs and 2 GPUs"
+        in printed
+    )
 
 
 def test_the_same_study_is_the_same_with_every_launcher(run, tmp_path):
@@ -185,10 +212,14 @@ def test_the_same_study_is_the_same_with_every_launcher(run, tmp_path):
     found = []
     for launcher in (("launcher=local", "launcher.workers=2"), ("launcher=join",), ()):
         folder = tmp_path / f"run{len(found)}"
-        other = Run(folder, f"sqlite:///{folder}/study.db", tuple(o for o in STUDY if not o.startswith("launcher.")))
+        other = Run(
+            folder,
+            f"sqlite:///{folder}/study.db",
+            tuple(o for o in STUDY if not o.startswith("launcher.")),
+        )
         one = other if launcher else run
         one.end(one.start(*trials, *launcher), 0)
-        found.append(outcomes(one.record()))
+        found.append(outcomes(one.stored()))
     assert len(found[0]) == 24
     assert found[0] == found[1] == found[2]
 
@@ -204,13 +235,21 @@ def alone(tmp_path):
     kill(run.processes())
 
 
-def test_without_an_address_ray_runs_on_this_host_for_as_long_as_the_command_and_for_it_alone(alone, undisturbed):
+def test_without_an_address_ray_runs_on_this_host_for_as_long_as_the_command_and_for_it_alone(
+    alone, undisturbed
+):
     process = alone.at_work()
     (folder,) = Path("/tmp").glob(f"studyloom-ray-{process.pid}-*")
     found = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in alone.processes()]
-    address = next(match[1] for command in found if (match := re.search(r"--gcs-address=([\d.]+:\d+)", command)))
+    address = next(
+        match[1]
+        for command in found
+        if (match := re.search(r"--gcs-address=([\d.]+:\d+)", command))
+    )
     command = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={address}"]
-    stranger = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=180)
+    stranger = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=180
+    )
     assert stranger.returncode != 0
     assert "oken" in stranger.stdout + stranger.stderr  # it has none
     alone.end(process, 0)
@@ -225,7 +264,7 @@ def test_ctrl_c_as_a_terminal_sends_it_to_ray_too_hands_the_trials_back(alone, u
     process = alone.at_work(starter=start)
     os.killpg(process.pid, signal.SIGINT)
     alone.end(process, 130)
-    assert alone.record().ledger.counts()["held"] == 0
+    assert alone.stored().ledger.counts()["held"] == 0
     alone.go_on(undisturbed)
 
 

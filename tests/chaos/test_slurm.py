@@ -28,7 +28,10 @@ def cluster(needs):
     if os.geteuid():
         pytest.skip("a SLURM of one's own needs root")
     needs("slurmctld", "slurmd", "sbatch", "munged")
-    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         Path(folder).chmod(0o755)
         patch.setenv("SLURM_CONF", f"{folder}/slurm.conf")
         try:
@@ -43,7 +46,7 @@ def undisturbed(tmp_path_factory):
     """The outcomes of the same study with another launcher."""
     run = Run(folder := tmp_path_factory.mktemp("undisturbed"), f"sqlite:///{folder}/study.db")
     run.finish(None)
-    return outcomes(run.record())
+    return outcomes(run.stored())
 
 
 class Job(Run):
@@ -60,12 +63,14 @@ class Job(Run):
 
     def _until(self, condition):
         """The command has ended by then, and the tables are there."""
-        until(lambda: condition(self.record()), 120, pause=0.05)
+        until(lambda: condition(self.stored()), 120, pause=0.05)
 
     def end(self):
         """Waits for the job's end, and for what else holds of a command's end."""
         until(lambda: not ask("squeue", "--noheader", f"--user={os.getuid()}"), 180, pause=0.2)
-        super().end(subprocess.Popen(["true"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True), 0)
+        super().end(
+            subprocess.Popen(["true"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True), 0
+        )
 
     def devices(self):
         """The GPU of each worker."""
@@ -73,7 +78,9 @@ class Job(Run):
         for pid in self.workers():
             if Path(f"/proc/{pid}/comm").read_text().startswith("python"):
                 variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-                found += [v.partition("=")[2] for v in variables if v.startswith("CUDA_VISIBLE_DEVICES=")]
+                found += [
+                    v.partition("=")[2] for v in variables if v.startswith("CUDA_VISIBLE_DEVICES=")
+                ]
         return sorted(found)
 
 
@@ -101,8 +108,8 @@ def test_the_same_study_is_the_same_as_with_local_workers(job, tmp_path):
     local.end(local.start(*trials), 0)
     job.submit(*trials)
     job.end()
-    assert len(outcomes(job.record())) == 24
-    assert outcomes(job.record()) == outcomes(local.record())
+    assert len(outcomes(job.stored())) == 24
+    assert outcomes(job.stored()) == outcomes(local.stored())
 
 
 def test_tasks_that_are_requeued_in_mid_trial_lose_nothing(job, undisturbed):
@@ -116,20 +123,22 @@ def test_a_task_whose_time_is_nearly_up_hands_its_trial_back_and_is_queued_again
     job.at_work()
     for task in range(2):
         ask("scancel", "--batch", "--signal=USR2", f"{job.number}_{task}")
-    until(lambda: job.record().ledger.counts()["held"] == 0, pause=0.02)
-    again = job.record().ledger.counts()["done"]
+    until(lambda: job.stored().ledger.counts()["held"] == 0, pause=0.02)
+    again = job.stored().ledger.counts()["done"]
     job.end()
     assert again < 10
     assert "Restarts=1" in ask("scontrol", "show", "job", f"{job.number}_1")
     job.check(undisturbed)
 
 
-def test_a_job_that_is_cancelled_hands_its_trials_back_and_the_same_command_goes_on(job, undisturbed):
+def test_a_job_that_is_cancelled_hands_its_trials_back_and_the_same_command_goes_on(
+    job, undisturbed
+):
     job.at_work()
     ask("scancel", job.number)
     job.end()
-    assert job.record().ledger.counts()["held"] == 0
-    assert job.record().ledger.counts()["done"] < 10
+    assert job.stored().ledger.counts()["held"] == 0
+    assert job.stored().ledger.counts()["done"] < 10
     job.submit()
     job.end()
     job.check(undisturbed)
@@ -137,7 +146,9 @@ def test_a_job_that_is_cancelled_hands_its_trials_back_and_the_same_command_goes
 
 def test_a_worker_that_is_killed_is_started_again_in_its_task(job, undisturbed):
     job.at_work()
-    python = [pid for pid in job.workers() if Path(f"/proc/{pid}/comm").read_text().startswith("python")]
+    python = [
+        pid for pid in job.workers() if Path(f"/proc/{pid}/comm").read_text().startswith("python")
+    ]
     os.kill(python[0], signal.SIGKILL)
     job.end()
     assert "the worker ended with signal 9" in job.logs()

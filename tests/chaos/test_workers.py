@@ -12,8 +12,8 @@ import pytest
 from commands import FORKS
 from harness import LEASE, NAME, PHASES, check, outcomes, prepare, run, start, until
 
-from studyloom.ledger import Ledger
-from studyloom.record import open_record
+from studyloom.storage.ledger import Ledger
+from studyloom.study.stored_study import open_study
 
 IN_TRANSACTIONS = ("after claim", "inside tell")  # where the two databases differ most
 
@@ -24,19 +24,22 @@ def test_a_worker_killed_at_any_phase_costs_nothing(sqlite_url, tmp_path, clean,
 
 
 @pytest.mark.parametrize(
-    "phase", [p if p in IN_TRANSACTIONS else pytest.param(p, marks=pytest.mark.chaos) for p in PHASES]
+    "phase",
+    [p if p in IN_TRANSACTIONS else pytest.param(p, marks=pytest.mark.chaos) for p in PHASES],
 )
-def test_a_worker_killed_at_any_phase_costs_nothing_on_postgresql(postgres_url, tmp_path, clean, phase):
+def test_a_worker_killed_at_any_phase_costs_nothing_on_postgresql(
+    postgres_url, tmp_path, clean, phase
+):
     kill_at(phase, postgres_url, tmp_path, clean)
 
 
 def kill_at(phase, url, tmp_path, clean):
-    record = prepare(url, 3)
+    stored = prepare(url, 3)
     victim = start(url, 3, tmp_path, strike=(phase, 1, "die"))
     victim.join(180)
     assert victim.exitcode == -signal.SIGKILL
     run(url, 3, tmp_path)
-    check(record, 3, clean(3))
+    check(stored, 3, clean(3))
 
 
 @pytest.mark.chaos
@@ -44,13 +47,17 @@ def kill_at(phase, url, tmp_path, clean):
 def test_a_storm_of_kills_leaves_exactly_n_trials_and_their_values(url, tmp_path, clean, seed):
     kills = 20
     trials, lives = 3 * kills, random.Random(seed)
-    record = prepare(url, trials, seed)
+    stored = prepare(url, trials, seed)
     workers = [start(url, trials, tmp_path, seed) for _ in range(3)]
     for _ in range(kills):
-        if not record.ledger.todo(trials):
+        if not stored.ledger.todo(trials):
             break
-        done = record.ledger.counts()["done"]
-        until(lambda done=done: record.ledger.counts()["done"] > done or not any(w.is_alive() for w in workers))
+        done = stored.ledger.counts()["done"]
+        until(
+            lambda done=done: (
+                stored.ledger.counts()["done"] > done or not any(w.is_alive() for w in workers)
+            )
+        )
         time.sleep(lives.random() * 0.02)  # somewhere in a trial
         victim = lives.randrange(3)
         workers[victim].kill()
@@ -59,11 +66,11 @@ def test_a_storm_of_kills_leaves_exactly_n_trials_and_their_values(url, tmp_path
     for worker in workers:
         worker.join(180)
         assert worker.exitcode == 0
-    check(record, trials, clean(trials, seed))
+    check(stored, trials, clean(trials, seed))
 
 
 def test_a_trial_of_which_every_worker_dies_is_given_up_and_the_study_goes_on(url, tmp_path):
-    record = prepare(url, 1)
+    stored = prepare(url, 1)
     for _ in range(3):
         victim = start(url, 1, tmp_path, strike=("after suggest", 0, "die"))
         victim.join(180)
@@ -71,22 +78,22 @@ def test_a_trial_of_which_every_worker_dies_is_given_up_and_the_study_goes_on(ur
     prepare(url, 2)
     survivor = start(url, 2, tmp_path, attempts=3)
     survivor.join(180)
-    first, second = record.trials()
+    first, second = stored.trials()
     assert (first.state.name, first.user_attrs["failure"]) == ("FAIL", "crashed")
     assert second.state.name == "COMPLETE"
-    assert record.ledger.counts()["done"] == 2
+    assert stored.ledger.counts()["done"] == 2
 
 
 def test_a_worker_stopped_past_its_lease_and_continued_does_no_harm(url, tmp_path, clean):
-    record = prepare(url, 3)
+    stored = prepare(url, 3)
     sleeper = start(url, 3, tmp_path, strike=("between report and prune", 2, "stop"))
     until(lambda: is_stopped(sleeper.pid))
     run(url, 3, tmp_path)  # waits for the lease to end, and goes on with the trial
-    check(record, 3, clean(3))
+    check(stored, 3, clean(3))
     os.kill(sleeper.pid, signal.SIGCONT)
     sleeper.join(180)
     assert sleeper.exitcode == 0
-    check(record, 3, clean(3))
+    check(stored, 3, clean(3))
 
 
 def is_stopped(pid):
@@ -94,18 +101,20 @@ def is_stopped(pid):
 
 
 def test_the_interpreters_lock_held_past_the_lease_does_no_harm(url, tmp_path, clean):
-    record = prepare(url, 4)
+    stored = prepare(url, 4)
     holder = start(url, 4, tmp_path, strike=("between report and prune", 1, "hold"))
-    until(lambda: any(trial.intermediate_values for trial in record.trials()))
+    until(lambda: any(trial.intermediate_values for trial in stored.trials()))
     run(url, 4, tmp_path)
     holder.join(180)
     assert holder.exitcode == 0
-    check(record, 4, clean(4))
+    check(stored, 4, clean(4))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped", "removed"])
-def test_a_damaged_checkpoint_costs_its_epochs_and_changes_nothing(sqlite_url, tmp_path, clean, damage):
-    record = prepare(sqlite_url, 1)
+def test_a_damaged_checkpoint_costs_its_epochs_and_changes_nothing(
+    sqlite_url, tmp_path, clean, damage
+):
+    stored = prepare(sqlite_url, 1)
     victim = start(sqlite_url, 1, tmp_path, strike=("after checkpoint", 1, "die"))
     victim.join(180)
     assert victim.exitcode == -signal.SIGKILL
@@ -122,7 +131,7 @@ def test_a_damaged_checkpoint_costs_its_epochs_and_changes_nothing(sqlite_url, t
         case "removed":
             file.unlink()
     run(sqlite_url, 1, tmp_path)
-    check(record, 1, clean(1))
+    check(stored, 1, clean(1))
 
 
 def create(url, barrier):
@@ -139,42 +148,42 @@ def test_twelve_processes_make_one_study_on_an_empty_database(url, tmp_path):
     for process in processes:
         process.join(180)
     assert [process.exitcode for process in processes] == [0] * 12
-    record = open_record(url, NAME)
-    assert record.ledger.counts() == {"free": 5, "held": 0, "done": 0}
-    assert [study.study_name for study in record.storage.get_all_studies()] == [NAME]
+    stored = open_study(url, NAME)
+    assert stored.ledger.counts() == {"free": 5, "held": 0, "done": 0}
+    assert [study.study_name for study in stored.storage.get_all_studies()] == [NAME]
 
 
 def test_a_strangers_lock_is_waited_for(sqlite_url, tmp_path, clean):
-    record = prepare(sqlite_url, 3)
-    stranger = record.ledger.storage.engine.raw_connection()
+    stored = prepare(sqlite_url, 3)
+    stranger = stored.ledger.storage.engine.raw_connection()
     stranger.cursor().execute("BEGIN IMMEDIATE")
     worker = start(sqlite_url, 3, tmp_path)
     worker.join(2 * LEASE)
     assert worker.is_alive()
-    assert record.trials() == []
+    assert stored.trials() == []
     stranger.rollback()
     worker.join(180)
     assert worker.exitcode == 0
-    check(record, 3, clean(3))
+    check(stored, 3, clean(3))
 
 
 def test_a_tell_that_meets_anothers_row_lock_waits_for_it(postgres_url, tmp_path, clean):
-    record = prepare(postgres_url, 1)
+    stored = prepare(postgres_url, 1)
     worker = start(postgres_url, 1, tmp_path, strike=("before tell", 0, "stop"))
     until(lambda: is_stopped(worker.pid))
-    with record.ledger.storage.engine.begin() as connection:
+    with stored.ledger.storage.engine.begin() as connection:
         connection.exec_driver_sql("SELECT * FROM trials FOR UPDATE")
         os.kill(worker.pid, signal.SIGCONT)
         worker.join(0.5)
         assert worker.is_alive()
     worker.join(180)
     assert worker.exitcode == 0
-    check(record, 1, clean(1))
+    check(stored, 1, clean(1))
 
 
 def test_workers_in_other_time_zones_agree(postgres_url, tmp_path, clean):
     url = postgres_url
-    record = prepare(url, 4)
+    stored = prepare(url, 4)
     processes = []
     for zone in ("Pacific/Kiritimati", "Pacific/Pago_Pago"):
         process = FORKS.Process(target=in_zone, args=(zone, url, 4, str(tmp_path)))
@@ -183,7 +192,7 @@ def test_workers_in_other_time_zones_agree(postgres_url, tmp_path, clean):
     for process in processes:
         process.join(180)
         assert process.exitcode == 0
-    check(record, 4, clean(4))
+    check(stored, 4, clean(4))
 
 
 def in_zone(zone, url, trials, folder):
@@ -194,25 +203,25 @@ def in_zone(zone, url, trials, folder):
 
 @pytest.mark.chaos
 def test_a_study_gone_on_with_twice_at_once_makes_n_trials(url, tmp_path, clean):
-    record = prepare(url, 12)
+    stored = prepare(url, 12)
     run(url, 12, tmp_path, workers=4)
-    check(record, 12, clean(12))
+    check(stored, 12, clean(12))
 
 
 def test_the_checker_sees_what_is_wrong(sqlite_url, tmp_path, clean):
     """It is no check that cannot fail."""
-    record = prepare(sqlite_url, 3)
+    stored = prepare(sqlite_url, 3)
     run(sqlite_url, 3, tmp_path)
-    check(record, 3, clean(3))
+    check(stored, 3, clean(3))
     with pytest.raises(AssertionError, match="I5"):
-        check(record, 3, clean(3, seed=7))
+        check(stored, 3, clean(3, seed=7))
     with pytest.raises(AssertionError, match="I2"):
-        check(record, 4)
-    extra = optuna.load_study(study_name=NAME, storage=record.storage).ask()
+        check(stored, 4)
+    extra = optuna.load_study(study_name=NAME, storage=stored.storage).ask()
     with pytest.raises(AssertionError, match="I"):
-        check(record, 4)
+        check(stored, 4)
     assert extra.number == 3
-    Ledger(record.ledger.storage, record.ledger.study_id).extend(4)
+    Ledger(stored.ledger.storage, stored.ledger.study_id).extend(4)
     with pytest.raises(AssertionError):
-        check(record, 3)
-    assert outcomes(record) != clean(3)
+        check(stored, 3)
+    assert outcomes(stored) != clean(3)

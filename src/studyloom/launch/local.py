@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from studyloom.launch.crew import GRACE, Crew, End
-from studyloom.launch.nursery import Forked, Nursery
-from studyloom.launch.task import WORKER, Task, age, vouching, worker_arguments
-from studyloom.owners import host, owner_of
-from studyloom.stop import Stop
+from studyloom.launch.fork_server import ForkedWorker, ForkServer
+from studyloom.launch.supervisor import GRACE, Supervisor, WorkerExit
+from studyloom.launch.task import WORKER, Task, process_age, renewing_leases, worker_arguments
+from studyloom.processes import host_id, worker_id
+from studyloom.study.stopping import Stop
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Join:
         if WORKER in os.environ:  # its launcher vouches for it
             task.work(stop)
             return
-        with vouching(task, lambda: [owner_of(os.getpid())]):
+        with renewing_leases(task, lambda: [worker_id(os.getpid())]):
             task.work(stop)
 
 
@@ -49,30 +49,38 @@ class Local:
 
     def __post_init__(self) -> None:
         if self.workers != "auto" and (type(self.workers) is not int or self.workers < 1):
-            raise ValueError(f"launcher.workers: {self.workers!r} is neither auto nor a whole number from 1")
+            raise ValueError(
+                f"launcher.workers: {self.workers!r} is neither auto nor a whole number from 1"
+            )
         if type(self.per_gpu) is not int or self.per_gpu < 1:
             raise ValueError(f"launcher.per_gpu: {self.per_gpu!r} is no whole number from 1")
 
     def launch(self, task: Task, stop: Stop) -> None:
         count = self.count(task.todo())
-        if count <= 1 and task.limits.trial_timeout is None:  # a trial that hangs is ended with its process
+        if (
+            count <= 1 and task.limits.trial_timeout is None
+        ):  # a trial that hangs is ended with its process
             Join().launch(task, stop)
             return
         command = [sys.executable, *worker_arguments()]
         environments = self.environments(count)
         # Two commands at once on one run directory share no log.
-        prefix = f"{host()}-{os.getpid()}-worker"
+        prefix = f"{host_id()}-{os.getpid()}-worker"
         logs = [task.logs / f"{prefix}{number}.log" for number in range(1, count + 1)]
         places = zip(environments, logs, strict=True)
-        crew = Crew(task, [Process(command, env, path, task.nursery) for env, path in places])
+        supervisor = Supervisor(
+            task, [LocalWorker(command, env, path, task.fork_server) for env, path in places]
+        )
         try:
-            crew.attend(stop)
+            supervisor.attend(stop)
         finally:
-            crew.dismiss()
+            supervisor.end_all()
 
     def count(self, slots: int) -> int:
         """How many workers to start for so many open slots."""
-        wanted = (len(gpus()) * self.per_gpu or cores()) if self.workers == "auto" else int(self.workers)
+        wanted = (
+            (len(gpus()) * self.per_gpu or cores()) if self.workers == "auto" else int(self.workers)
+        )
         return min(wanted, slots)
 
     def environments(self, count: int) -> list[dict[str, str]]:
@@ -80,7 +88,7 @@ class Local:
         devices = gpus()
         threads = str(max(1, cores() // count))
         return [
-            {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, WORKER: f"{age():.3f}"}
+            {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, WORKER: f"{process_age():.3f}"}
             | ({"CUDA_VISIBLE_DEVICES": devices[k % len(devices)]} if devices else {})
             for k in range(count)
         ]
@@ -99,7 +107,7 @@ def cores() -> int:
 
 
 @dataclass
-class Process:
+class LocalWorker:
     """A place on this host: each worker there is the leader of a process group.
 
     nursery: has the workers; without one, on GPUs, and where it is gone, a worker is a command.
@@ -108,9 +116,9 @@ class Process:
     command: list[str]
     environment: dict[str, str]
     log: Path
-    nursery: Nursery | None = None
+    fork_server: ForkServer | None = None
     failures: int = 0
-    process: subprocess.Popen[bytes] | Forked | None = None
+    process: subprocess.Popen[bytes] | ForkedWorker | None = None
     guard: subprocess.Popen[bytes] | None = None
 
     @property
@@ -119,17 +127,17 @@ class Process:
 
     @property
     def owner(self) -> str | None:
-        return None if self.process is None else owner_of(self.process.pid)
+        return None if self.process is None else worker_id(self.process.pid)
 
     def start(self) -> None:
         self.process = self.forked() or self.called()
         self.guard = guard(self.process.pid)
 
-    def forked(self) -> Forked | None:
-        if self.nursery is None or "CUDA_VISIBLE_DEVICES" in self.environment:
+    def forked(self) -> ForkedWorker | None:
+        if self.fork_server is None or "CUDA_VISIBLE_DEVICES" in self.environment:
             return None
         try:
-            return self.nursery.start(self.environment, self.log)
+            return self.fork_server.start(self.environment, self.log)
         except OSError:
             return None
 
@@ -144,9 +152,9 @@ class Process:
                 start_new_session=True,
             )
 
-    def look(self) -> End | None:
+    def look(self) -> WorkerExit | None:
         code = None if self.process is None else self.process.poll()
-        return None if code is None else End(code)
+        return None if code is None else WorkerExit(code)
 
     def stop(self) -> None:
         if self.process is not None:
@@ -176,5 +184,10 @@ def guard(group: int) -> subprocess.Popen[bytes]:
     children would be left when it is killed together with its launcher.
     """
     script = f'read _; sleep {GRACE + 1:g}; kill -9 "-$0"'
-    command, quiet = ["sh", "-c", script, str(group)], subprocess.DEVNULL  # whoever reads our output shall see its end
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True)
+    command, quiet = (
+        ["sh", "-c", script, str(group)],
+        subprocess.DEVNULL,
+    )  # whoever reads our output shall see its end
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True
+    )

@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studyloom.actor import Actor
-from studyloom.launch.crew import Crew, End
+from studyloom.errors import LaunchError
+from studyloom.files import PACKAGE
 from studyloom.launch.local import cores, gpus
-from studyloom.launch.task import WORKER, LaunchError, Task, worker_arguments
-from studyloom.owners import host
-from studyloom.stop import Stop
+from studyloom.launch.ray_actor import Actor
+from studyloom.launch.supervisor import Supervisor, WorkerExit
+from studyloom.launch.task import WORKER, Task, worker_arguments
+from studyloom.processes import host_id
+from studyloom.study.stopping import Stop
 
-PACKAGE = Path(__file__).parent.parent
 # When the command is gone: ends all processes of its cluster, and removes its files. Ray itself may leave its agents
 # behind for a minute when it is killed.
-SWEEP = """
+CLEANUP = """
 import os, shutil, signal, sys, time
 sys.stdin.read()
 mark = os.fsencode("STUDYLOOM_RAY=" + sys.argv[1])
@@ -51,7 +52,11 @@ shutil.rmtree(sys.argv[1], ignore_errors=True)
 """
 RETRY = 1.0  # seconds between tries to start a worker on an actor that Ray is restarting
 STORE = 100 * 2**20  # bytes of Ray's object store; nothing is put there
-KEPT = ("STUDYLOOM_", "PYTHONPATH", "HYDRA_FULL_ERROR")  # how the variables begin that a worker inherits
+KEPT = (
+    "STUDYLOOM_",
+    "PYTHONPATH",
+    "HYDRA_FULL_ERROR",
+)  # how the variables begin that a worker inherits
 
 
 @dataclass(frozen=True)
@@ -73,15 +78,23 @@ class Ray:
 
     def __post_init__(self) -> None:
         if self.workers != "auto" and (type(self.workers) is not int or self.workers < 1):
-            raise ValueError(f"launcher.workers: {self.workers!r} is neither auto nor a whole number from 1")
+            raise ValueError(
+                f"launcher.workers: {self.workers!r} is neither auto nor a whole number from 1"
+            )
         for name, least in (("num_gpus", 0), ("num_cpus", 1)):
             number = getattr(self, name)
-            if not (number is None and least == 0) and (type(number) not in (int, float) or not number >= least):
+            if not (number is None and least == 0) and (
+                type(number) not in (int, float) or not number >= least
+            ):
                 raise ValueError(f"launcher.{name}: {number!r} is no number from {least}")
             if number is not None and number > 1 and number % 1:
-                raise ValueError(f"launcher.{name}: {number} is neither a whole number nor a fraction of one")
+                raise ValueError(
+                    f"launcher.{name}: {number} is neither a whole number nor a fraction of one"
+                )
         if self.address is not None and not (isinstance(self.address, str) and self.address):
-            raise ValueError(f"launcher.address: {self.address!r} is neither null nor a text such as head:6379")
+            raise ValueError(
+                f"launcher.address: {self.address!r} is neither null nor a text such as head:6379"
+            )
 
     @property
     def leaves_host(self) -> bool:
@@ -103,7 +116,11 @@ class Ray:
 
     def share(self, resources: list[dict[str, float]]) -> float:
         """The GPUs of one worker."""
-        return float(any(each.get("GPU") for each in resources)) if self.num_gpus is None else self.num_gpus
+        return (
+            float(any(each.get("GPU") for each in resources))
+            if self.num_gpus is None
+            else self.num_gpus
+        )
 
     def room(self, resources: dict[str, float], share: float) -> int:
         """For how many workers a node has room."""
@@ -118,7 +135,10 @@ class Ray:
             resources = nodes(ray)
             share = self.share(resources)
             if not any(self.room(each, share) for each in resources):
-                has = ", ".join(f"{each.get('CPU', 0):g} CPUs and {each.get('GPU', 0):g} GPUs" for each in resources)
+                has = ", ".join(
+                    f"{each.get('CPU', 0):g} CPUs and {each.get('GPU', 0):g} GPUs"
+                    for each in resources
+                )
                 raise LaunchError(
                     f"launcher: no node has room for a worker of num_cpus={self.num_cpus:g} and num_gpus={share:g}; "
                     f"there are {has}; ask for less, or for a larger cluster"
@@ -132,13 +152,16 @@ class Ray:
             )(Actor)
             task.logs.mkdir(parents=True, exist_ok=True)
             numbers = range(1, self.count(task.todo()) + 1)
-            logs = [task.logs.absolute() / f"{host()}-{os.getpid()}-worker{number}.log" for number in numbers]
-            places = [Remote(ray, kind, log) for log in logs]
-            crew = Crew(task, places)
+            logs = [
+                task.logs.absolute() / f"{host_id()}-{os.getpid()}-worker{number}.log"
+                for number in numbers
+            ]
+            places = [RayWorker(ray, kind, log) for log in logs]
+            supervisor = Supervisor(task, places)
             try:
-                crew.attend(stop)
+                supervisor.attend(stop)
             finally:
-                crew.dismiss()
+                supervisor.end_all()
                 for place in places:
                     place.end()
 
@@ -173,9 +196,13 @@ def own_cluster(cpus: int) -> Iterator[Any]:
     """A cluster on this host. It listens to everybody, so that it is told a token that nobody else knows."""
     # Ray's sockets have paths of at most 107 bytes, so that its files cannot lie below any run directory.
     folder = tempfile.mkdtemp(prefix=f"studyloom-ray-{os.getpid()}-", dir="/tmp")
-    own = {"STUDYLOOM_RAY": folder, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    own = {
+        "STUDYLOOM_RAY": folder,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
     os.environ |= own | {"RAY_USAGE_STATS_ENABLED": "0"}  # before Ray is imported
-    command = [sys.executable, "-I", "-c", SWEEP, folder]
+    command = [sys.executable, "-I", "-c", CLEANUP, folder]
     sweeper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     assert sweeper.stdin is not None
     try:
@@ -194,20 +221,26 @@ def imported() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise LaunchError(f"launcher=ray: Ray is missing; pip install 'studyloom[ray]' ({error})") from None
+        raise LaunchError(
+            f"launcher=ray: Ray is missing; pip install 'studyloom[ray]' ({error})"
+        ) from None
     return ray
 
 
 def join(**options: Any) -> Any:
     """Ray, after its `init`, which would take over the signals. Raises LaunchError."""
     ray = imported()
-    logging.getLogger("ray").setLevel(logging.ERROR)  # else it tells what it leaves out of its copy of the folder
+    logging.getLogger("ray").setLevel(
+        logging.ERROR
+    )  # else it tells what it leaves out of its copy of the folder
     handlers = {number: signal.getsignal(number) for number in Stop.SIGNALS}
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=False, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         words = " ".join(str(error).split())
-        raise LaunchError(f"launcher.address={options['address']}: no cluster to be joined: {words}") from None
+        raise LaunchError(
+            f"launcher.address={options['address']}: no cluster to be joined: {words}"
+        ) from None
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -219,7 +252,7 @@ def nodes(ray: Any) -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-class Remote:
+class RayWorker:
     """A place in the cluster: an actor, once Ray has found room for it."""
 
     def __init__(self, ray: Any, kind: Any, log: Path) -> None:
@@ -244,7 +277,7 @@ class Remote:
             self.actor = self.kind.remote()
         self.answer, self.retry = self.actor.start.remote(*self.call), None
 
-    def look(self) -> End | None:
+    def look(self) -> WorkerExit | None:
         if self.retry is not None and time.monotonic() > self.retry:
             self.start()
         if self.answer is None or not self.ray.wait([self.answer], timeout=0)[0]:
@@ -257,9 +290,9 @@ class Remote:
             with self.log.open("ab") as log:
                 log.write(said)
         self.answer = self.actor.look.remote()
-        return None if code is None else End(code)
+        return None if code is None else WorkerExit(code)
 
-    def lose(self, error: Exception) -> End | None:
+    def lose(self, error: Exception) -> WorkerExit | None:
         """Of a worker whose actor does not answer; should it be alive, it will find that its trial is another's."""
         unavailable = isinstance(error, self.ray.exceptions.ActorUnavailableError)
         if unavailable and self.owner is None:  # Ray is at it, or waits for room
@@ -270,7 +303,7 @@ class Remote:
             log.write(f"{words}\n")
         if not unavailable:  # for good
             self.actor = None
-        return End(None, f"its actor ({words})")
+        return WorkerExit(None, f"its actor ({words})")
 
     def stop(self) -> None:
         if self.owner is None:

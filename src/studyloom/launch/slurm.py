@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from studyloom.launch.crew import RESTARTS
-from studyloom.launch.task import LaunchError, Task, worker_arguments
-from studyloom.stop import Stop
+from studyloom.errors import LaunchError
+from studyloom.launch.supervisor import RESTARTS
+from studyloom.launch.task import Task, worker_arguments
+from studyloom.study.stopping import Stop
 
-WARNING = 120  # seconds before the time is up in which a trial is handed back at the end of its epoch
-
+WARNING = (
+    120  # seconds before the time is up in which a trial is handed back at the end of its epoch
+)
 BODY = """\
 cd {folder} || exit
 export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
@@ -72,13 +74,21 @@ class Slurm:
             if type(number) is not int or number < 1:
                 raise ValueError(f"launcher.{name}: {number!r} is no whole number from 1")
         if isinstance(self.time, int):  # YAML reads 2:30:00 as 9000
-            raise ValueError(f"launcher.time: {self.time} is a number; put it in quotes, as '2:30:00' or '90'")
+            raise ValueError(
+                f"launcher.time: {self.time} is a number; put it in quotes, as '2:30:00' or '90'"
+            )
         for name in ("gres", "partition", "time", "memory"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or not value or value.split() != [value]):
-                raise ValueError(f"launcher.{name}: {value!r} is neither null nor one word, as sbatch takes it")
+            if value is not None and (
+                not isinstance(value, str) or not value or value.split() != [value]
+            ):
+                raise ValueError(
+                    f"launcher.{name}: {value!r} is neither null nor one word, as sbatch takes it"
+                )
         if isinstance(self.lines, str) or not all(isinstance(line, str) for line in self.lines):
-            raise ValueError(f"launcher.lines: {self.lines!r} is no list of lines, such as ['#SBATCH --account=mine']")
+            raise ValueError(
+                f"launcher.lines: {self.lines!r} is no list of lines, such as ['#SBATCH --account=mine']"
+            )
 
     def count(self, slots: int) -> int:
         return min(self.workers, slots)
@@ -87,14 +97,20 @@ class Slurm:
         path = task.run_dir.absolute() / "slurm.sh"
         task.logs.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, *worker_arguments()]
-        path.write_text(self.script(task.name, self.count(task.todo()), command, Path.cwd(), task.logs.absolute()))
+        path.write_text(
+            self.script(
+                task.name, self.count(task.todo()), command, Path.cwd(), task.logs.absolute()
+            )
+        )
         follow = f"watch   studyloom status {shlex.quote(str(task.run_dir))} --watch"
         if not self.submit:
             return f"submit  sbatch {shlex.quote(str(path))}\n{follow}"
         job = submitted(path)
         return f"{task.name}: job {job}, its script {path}\nwatch   squeue --job={job}\ncancel  scancel {job}\n{follow}"
 
-    def script(self, name: str, tasks: int, command: Sequence[str], folder: Path, logs: Path) -> str:
+    def script(
+        self, name: str, tasks: int, command: Sequence[str], folder: Path, logs: Path
+    ) -> str:
         """The array script: directives, the lines of the config, and a worker that is kept alive."""
         body = BODY.format(
             folder=shlex.quote(str(folder)),
@@ -102,7 +118,9 @@ class Slurm:
             restarts=RESTARTS,
             lives=" ".join(map(str, range(1, RESTARTS + 2))),
         )
-        return "\n".join(["#!/bin/bash", *self.directives(name, tasks, logs), *self.lines, "", body])
+        return "\n".join(
+            ["#!/bin/bash", *self.directives(name, tasks, logs), *self.lines, "", body]
+        )
 
     def directives(self, name: str, tasks: int, logs: Path) -> Iterator[str]:
         output = str(logs).replace("%", "%%") + "/slurm-%A_%a.log"

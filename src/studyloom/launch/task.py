@@ -11,26 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from studyloom.launch.nursery import Nursery
-from studyloom.ledger import Ledger
-from studyloom.stop import Stop
-from studyloom.storage import StorageLost
-from studyloom.study import Limits
+from studyloom.errors import StorageLost
+from studyloom.launch.fork_server import ForkServer
+from studyloom.storage.ledger import Ledger
+from studyloom.study.reporter import Limits
+from studyloom.study.stopping import Stop
 
 WORKER = "STUDYLOOM_WORKER"  # set in the environment of workers that a launcher started
 HALT = 3  # exit code of a worker that found the study halted
 RENEWALS = 4  # of a lease, in the time that it lasts
 
 
-class LaunchError(RuntimeError):
-    """No worker is left although there is work, or none can be started; says why, or where their logs are."""
-
-
-def age() -> float:
+def process_age() -> float:
     """Seconds since this process began, and before it, for a worker, the process that has started it."""
     before = os.environ.get(WORKER, "0")
     try:
-        began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        began = int(
+            Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+        ) / os.sysconf("SC_CLK_TCK")
         own = time.clock_gettime(time.CLOCK_BOOTTIME) - began
     except (OSError, AttributeError):  # outside Linux
         own = time.process_time()
@@ -51,7 +49,7 @@ class Task:
     run_dir: Path
     limits: Limits
     name: str
-    nursery: Nursery | None = None
+    fork_server: ForkServer | None = None
 
     @property
     def logs(self) -> Path:
@@ -97,16 +95,16 @@ def worker_arguments() -> list[str]:
 
 
 @contextlib.contextmanager
-def vouching(task: Task, owners: Callable[[], Iterable[str]]) -> Iterator[None]:
+def renewing_leases(task: Task, owners: Callable[[], Iterable[str]]) -> Iterator[None]:
     """Renews the leases of workers from a thread, which neither a long epoch nor an absent database holds up."""
     end = threading.Event()
 
-    def vouch() -> None:
+    def renew_for() -> None:
         with contextlib.suppress(StorageLost):  # the workers will meet it too, and say so
             while not end.wait(task.limits.lease / RENEWALS):
-                task.ledger.vouch([*owners()], task.limits.lease)
+                task.ledger.renew_for([*owners()], task.limits.lease)
 
-    thread = threading.Thread(target=vouch, daemon=True)
+    thread = threading.Thread(target=renew_for, daemon=True)
     thread.start()
     try:
         yield

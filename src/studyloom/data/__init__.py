@@ -1,0 +1,12 @@
+"""Data: examples as tensors, where they come from, and how they are divided.
+
+The training and the test part are loaded by separate calls, so that a search cannot read the test
+part by accident. What is imported here is what configs name: `_target_: studyloom.data.Loaded`.
+"""
+
+from studyloom.data.functions import Loaded as Loaded
+from studyloom.data.idx import Embedded as Embedded
+from studyloom.data.idx import Idx as Idx
+from studyloom.data.split import Split as Split
+
+__all__ = ["Embedded", "Idx", "Loaded", "Split", "folds", "idx", "split", "tables", "training_data"]

@@ -1,0 +1,168 @@
+"""Every exception of studyloom, in one tree.
+
+What a user causes is a UserError, and a ValueError too; its message names the value, where it came
+from and the way out. `exit_code` is the code with which a command ends that raises the error.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import ClassVar, NoReturn
+
+
+class StudyloomError(Exception):
+    """The root of all errors that studyloom raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UserError(StudyloomError, ValueError):
+    """Something that a user can put right: a configuration, a file, or an argument.
+
+    Attributes:
+        mistakes: every mistake found, one line each.
+    """
+
+    exit_code = 2
+
+    @property
+    def mistakes(self) -> list[str]:
+        return [str(self)]
+
+
+class ConfigError(UserError):
+    """Every mistake found in a configuration or a search space."""
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self._mistakes = list(mistakes)
+
+    @property
+    def mistakes(self) -> list[str]:
+        return list(self._mistakes)
+
+
+class DataError(UserError):
+    """A data set is missing, damaged, or not what it is said to be."""
+
+
+class ScaffoldError(UserError):
+    """`studyloom new` cannot use this name or this folder."""
+
+
+class PredictError(UserError):
+    """There is no winner, or a file holds no input for it."""
+
+
+class QuestionError(UserError):
+    """The stored study of that name asks another question."""
+
+
+class UndefinedMetric(UserError):
+    """A metric or an objective is not a finite number."""
+
+
+class StorageError(UserError):
+    """The database cannot be used. The message never has its password."""
+
+
+class ServerError(StorageError):
+    """The embedded PostgreSQL server is missing or does not start."""
+
+
+class StorageLost(StorageError):
+    """The database failed, or stayed away for longer than the deadline.
+
+    Attributes:
+        passing: whether another try may succeed; False for all that reaches a caller of a storage.
+        answered: whether a server replied, even if only to close the connection.
+        waited: the seconds spent on retries.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self, message: str, *, passing: bool = False, answered: bool = False, waited: float = 0.0
+    ) -> None:
+        super().__init__(message)
+        self.passing = passing
+        self.answered = answered
+        self.waited = waited
+
+
+class Halted(StudyloomError, RuntimeError):
+    """The study stopped itself because its trials all fail for the same reason."""
+
+
+class UndefinedObjective(Halted):
+    """The study stopped itself because its objective is not a finite number."""
+
+    exit_code = 2
+
+
+class LaunchError(StudyloomError, RuntimeError):
+    """No worker can be started, or all workers died although there is work left."""
+
+
+class NoWinner(StudyloomError, RuntimeError):
+    """A final training failed, so that there is no winner to test."""
+
+
+class ClaimLost(StudyloomError):
+    """Another worker holds this worker's slot by now."""
+
+
+class TimedOut(StudyloomError):
+    """A trial took longer than study.trial_timeout."""
+
+
+class Infeasible(StudyloomError):
+    """A network costs more than objective.constraints allows, and is not trained."""
+
+
+class Diverged(StudyloomError, ArithmeticError):
+    """A loss is no longer finite.
+
+    Args:
+        job: the position in the list of jobs, from 0.
+        epoch: the epoch of the loss, from 1.
+        epochs: the number of epochs of the job.
+        part: train or valid.
+        loss: the value.
+    """
+
+    def __init__(self, job: int, epoch: int, epochs: int, part: str, loss: float) -> None:
+        super().__init__(job, epoch, epochs, part, loss)
+        self.job, self.epoch, self.epochs, self.part, self.loss = job, epoch, epochs, part, loss
+
+    def __str__(self) -> str:
+        return (
+            f"{self.part} loss is {self.loss} at epoch {self.epoch} of {self.epochs}; "
+            "a lower learning rate or train.clip=1.0 may help"
+        )
+
+
+class Stopped(BaseException):
+    """The worker was asked to stop, and hands its trial back.
+
+    Not an Exception, and so not in the tree: `except Exception` in a user's code lets it pass.
+    """
+
+
+def print_errors(error: Exception) -> None:
+    """Prints each mistake of an error on standard error, after `error: `."""
+    for mistake in getattr(error, "mistakes", None) or [str(error)]:
+        sys.stderr.write(f"error: {mistake}\n")
+
+
+def exit_with(error: Exception, code: int) -> NoReturn:
+    """Prints an error and ends the process; raises it instead if tracebacks are wanted."""
+    if wants_tracebacks():
+        raise error
+    print_errors(error)
+    sys.exit(code)
+
+
+def wants_tracebacks() -> bool:
+    """Whether HYDRA_FULL_ERROR=1 asks for tracebacks."""
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"

@@ -1,0 +1,71 @@
+"""TODO space.distributions."""
+
+import math
+from decimal import Decimal
+from typing import Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from studyloom.text import as_yaml, kind_of, nearest
+
+
+def count_values(distribution: BaseDistribution) -> float:
+    """How many values a distribution holds; infinite where it is continuous."""
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            return len(choices)
+        case IntDistribution(low=low, high=high, step=step):
+            return (high - low) // step + 1
+        case FloatDistribution(low=low, high=high, step=step):
+            if step is not None:
+                return round((high - low) / step) + 1
+            return 1 if low == high else math.inf
+    raise AssertionError(distribution)
+
+
+def nth_value(distribution: BaseDistribution, index: int) -> Any:
+    """The value at a place of a distribution that can be counted, as one would write it: 0.3, and not 3 × 0.1."""
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            return choices[index]
+        case IntDistribution(low=low, step=step):
+            return low + index * step
+        case FloatDistribution(low=low, step=step):
+            return low if step is None else float(Decimal(str(low)) + index * Decimal(str(step)))
+    raise AssertionError(distribution)
+
+
+def why_not(distribution: BaseDistribution, value: Any) -> str | None:
+    """Why a value is not one that the distribution can give, or None."""
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            if any(value == choice and type(value) is type(choice) for choice in choices):
+                return None
+            return f"is not among [{', '.join(map(as_yaml, choices))}]{nearest(value, choices)}"
+        case IntDistribution(low=low, high=high, step=step):
+            if type(value) is not int:
+                return f"is {kind_of(value)}, and the space searches whole numbers there"
+            if not low <= value <= high:
+                return f"is outside its range [{low}, {high}]"
+            return (
+                None
+                if (value - low) % step == 0
+                else f"is not one of {low}, {low + step}, … {high}"
+            )
+        case FloatDistribution(low=low, high=high, step=step):
+            if type(value) not in (int, float):
+                return f"is {kind_of(value)}, and the space searches numbers there"
+            if not low <= value <= high:
+                return f"is outside its range [{low:g}, {high:g}]"
+            steps = (value - low) / step if step is not None else 0.0
+            return (
+                None
+                if abs(steps - round(steps)) < 1e-8
+                else f"is not one of {low:g}, {low + (step or 0):g}, …"
+            )
+    raise AssertionError(distribution)

@@ -1,0 +1,25 @@
+"""Every attribute that studyloom stores of a study or a trial: its key, and the type of its value.
+
+The keys are part of stored studies: add new ones, and rename none.
+"""
+
+# Of a study
+QUESTION = "question"  # dict[str, Any]: what the study asks, by config key
+HALTED = "halted"  # str | None: why the study has stopped itself
+RULE = "rule"  # str | None: how the winner is chosen, where winner.rule states it
+SOURCES = "from"  # list[str]: the earlier studies from which it took its first points
+
+# Of a trial
+SLOT = "slot"  # int: the slot of the ledger that the trial fills
+WORKER = "worker"  # str: the id of the worker that began it
+BASELINE = "baseline"  # True: the trial is the configuration as composed
+ENQUEUED = "enqueued"  # str: the source of a point that was queued before any worker began it
+EPOCHS = "epochs"  # dict[str, list[float]]: the learning curve, a column for each quantity
+JOBS = "jobs"  # list[int], a column of EPOCHS: the number of jobs that each epoch is the mean of
+STANDARD_ERROR = "standard_error"  # float, of the value; also a column of EPOCHS, list[float]
+TIMES = "times"  # dict[str, float]: the worker's seconds by kind
+MADE = "made"  # dict[str, Any]: provenance, from which the trial can be trained again
+FAILURE = "failure"  # str: the class of failure, such as diverged or timeout
+REASON = "reason"  # str: the failure in one line
+TRACEBACK = "traceback"  # str: the last lines of the traceback
+# Costs of its network are stored under their names, `metrics.COSTS`: float.

@@ -1,0 +1,17 @@
+"""The study: what happens to a question, slot by slot, in the database.
+
+The stored study, the worker that claims slots and runs trials, the reports it makes, failures,
+provenance, and stopping.
+"""
+
+__all__ = [
+    "enqueue",
+    "failures",
+    "provenance",
+    "replay",
+    "reporter",
+    "stopping",
+    "stopwatch",
+    "stored_study",
+    "worker",
+]

@@ -1,0 +1,97 @@
+"""Trials that are queued before any worker begins: the points of a warm start.
+
+Each becomes a waiting trial in a free slot of the ledger. From there it is like a trial that was
+handed back: it has one owner, and the budget stays what it is.
+"""
+
+import os
+from pathlib import Path
+
+from optuna.trial import FrozenTrial
+from sqlalchemy import Connection
+
+from studyloom.config.runs import read_run
+from studyloom.errors import StorageError
+from studyloom.processes import worker_id
+from studyloom.search.warm_start import WarmStarts, source_label
+from studyloom.space.tree import Point
+from studyloom.storage import sql
+from studyloom.storage.attributes import ENQUEUED, SLOT, SOURCES
+from studyloom.storage.connections import exclusive
+from studyloom.storage.embedded_server import serve
+from studyloom.study.stored_study import StoredStudy, open_study, study_names
+
+LEASE = 60.0  # seconds that a slot is held while its trial is made
+
+
+def open_source(source: str) -> StoredStudy:
+    """The study of a run directory, or of a database: `URL#NAME`, or the URL alone where it holds but one.
+
+    Raises:
+        ConfigError, StorageError: there is none.
+    """
+    if "://" not in source:
+        url, name = read_run(Path(source))
+        return open_study(serve(url), name, deadline=0.0)
+    url, _, name = source.partition("#")
+    if not name:
+        names = study_names(url, 0.0)
+        if len(names) != 1:
+            raise StorageError(
+                f"{source_label(source)}: holds {', '.join(names) or 'no study'}; write URL#NAME"
+            )
+        name = names[0]
+    return open_study(url, name, deadline=0.0)
+
+
+def ranked_trials(source: str) -> list[FrozenTrial]:
+    """The feasible trials of an earlier study, the best first.
+
+    Raises:
+        ConfigError, StorageError: there is no such study.
+    """
+    earlier = open_source(source)
+    try:
+        return earlier.ranked()
+    finally:
+        earlier.close()
+
+
+def known_sources(stored: StoredStudy) -> list[str]:
+    return list(stored.optuna.user_attrs.get(SOURCES, []))
+
+
+def enqueue(
+    stored: StoredStudy, starts: WarmStarts, trials: int, url: str, *, baseline: Point | None
+) -> int:
+    """Makes a waiting trial of each point that no trial of the study has tried, and says how many found no slot.
+
+    Before the first of all, one for the baseline, which is trial 0.
+    """
+    left = 0
+    with exclusive(url):
+        tried = [trial.params for trial in stored.trials()]
+        if not tried and baseline is not None and starts.points:
+            _enqueue_point(stored, Point(), "the configuration as composed", trials)
+        if baseline is not None:
+            tried.append(baseline.params)
+        for start in starts.points:
+            if start.point.params not in tried:
+                tried.append(start.point.params)
+                left += not _enqueue_point(stored, start.point, start.source, trials)
+        if starts.source is not None and starts.source not in known_sources(stored):
+            stored.optuna.set_user_attr(SOURCES, [*known_sources(stored), starts.source])
+    return left
+
+
+def _enqueue_point(stored: StoredStudy, point: Point, source: str, trials: int) -> bool:
+    ledger = stored.ledger
+
+    def make(connection: Connection, slot: int) -> int:
+        return sql.add(connection, ledger.study_id, {SLOT: slot, ENQUEUED: source}, point)
+
+    claim = ledger.claim(worker_id(os.getpid()), trials, LEASE, make, fresh=True)
+    if claim is None:
+        return False
+    ledger.release(claim)
+    return True

@@ -1,0 +1,270 @@
+"""What a worker says of the trial that it has claimed: each report in one commit with the lease."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import TracebackType
+
+import optuna
+from optuna.pruners import NopPruner
+from optuna.trial import TrialState
+
+from studyloom.errors import ClaimLost, Infeasible, Stopped, TimedOut
+from studyloom.question.costs import Cost
+from studyloom.question.objective import Objective, Step, Stopping, report_step
+from studyloom.storage.attributes import (
+    EPOCHS,
+    FAILURE,
+    HALTED,
+    MADE,
+    REASON,
+    STANDARD_ERROR,
+    TIMES,
+    TRACEBACK,
+)
+from studyloom.storage.ledger import Claim
+from studyloom.storage.outbox import Outbox
+from studyloom.study import failures
+from studyloom.study.failures import Failure
+from studyloom.study.provenance import Provenance
+from studyloom.study.stopwatch import Stopwatch
+from studyloom.study.stored_study import StoredStudy
+from studyloom.text import format_value
+from studyloom.training.checkpoint import Checkpoint
+
+# A lease outlasts the longest epoch of the trial so far by this factor: an epoch that takes long is
+# no sign of death.
+LEASE_EPOCHS = 4
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a trial and of a study.
+
+    Args:
+        lease: seconds that a worker which is not heard of keeps its trial.
+        trial_timeout: seconds that a trial may take; None for no limit.
+        max_attempts: workers that may die of one trial before it has failed.
+        max_failures: trials in a row that may fail for one reason before the study stops.
+    """
+
+    lease: float = 60.0
+    trial_timeout: float | None = None
+    max_attempts: int = 3
+    max_failures: int = 5
+
+
+@dataclass
+class Reporter:
+    """Owns a trial, its claim and its lease: reports epochs, and records how the trial ends.
+
+    Args:
+        stored: the study, in whose buffer the trial lies.
+        trial: the trial.
+        claim: this worker's claim on the slot of the trial.
+        comparable: whether the study's pruner may end the trial.
+        limits: of the trial and the study.
+        stopping: whether the worker is to stop.
+        watch: measures where the worker's time goes.
+    """
+
+    stored: StoredStudy
+    trial: optuna.Trial
+    claim: Claim
+    comparable: bool
+    limits: Limits
+    stopping: Stopping
+    watch: Stopwatch
+    _longest: float = field(default=0.0, init=False)  # seconds of the longest epoch so far
+
+    def commit(self, lease: float) -> None:
+        """Writes what is new of the trial and renews its lease, in one transaction.
+
+        Args:
+            lease: seconds from now.
+
+        Raises:
+            ClaimLost: another worker holds the slot by now; nothing was written.
+        """
+        if not self.stored.ledger.renew(self.claim, lease, self.stored.storage.write):
+            raise ClaimLost
+        self.stored.storage.mark_written()
+
+    def report(self, epoch: Step, objective: Objective, reported: int) -> None:
+        """Reports an epoch, renews the lease, and lets the pruner decide.
+
+        Args:
+            reported: the last step that was stored before this worker took the trial, or -1.
+
+        Raises:
+            ClaimLost: another worker holds the slot by now.
+            TrialPruned: the pruner ends the trial; its argument is the epoch.
+        """
+        self._longest = max(self._longest, epoch.seconds)
+        prunable = self.comparable and epoch.number != objective.epochs  # the last is the value
+        lease = max(self.limits.lease, LEASE_EPOCHS * self._longest)
+
+        def commit() -> None:
+            self.commit(lease)
+            if prunable and not isinstance(self.stored.optuna.pruner, NopPruner):
+                # One read of the other trials, however much the pruner wants to know of them.
+                self.stored.storage.refresh(self.stored.ledger.study_id)
+
+        report_step(
+            self.trial,
+            epoch,
+            stride=objective.stride,
+            prunable=prunable,
+            reported=reported,
+            write=commit,
+        )
+
+    def constrain(self, costs: Sequence[Cost]) -> None:
+        """Stores the costs of a network, and their distance from the limits for the sampler.
+
+        Raises:
+            Infeasible: a cost is beyond its limit.
+        """
+        for cost in costs:
+            self.trial.set_user_attr(cost.quantity, cost.value)
+            if cost.limit is not None:
+                self.trial.set_constraint(cost.quantity, cost.excess)
+        if beyond := [str(cost) for cost in costs if cost.excess > 0]:
+            raise Infeasible("; ".join(beyond))
+
+    def store(self, objective: Objective | None, provenance: Provenance | None) -> None:
+        """Stores the learning curve, the provenance, and where the time went."""
+        if objective is not None and (columns := objective.curves()):
+            if (error := objective.standard_error()) is not None:
+                self.trial.set_user_attr(STANDARD_ERROR, error)
+            self.trial.set_user_attr(EPOCHS, columns)
+        if provenance is not None:
+            self.trial.set_user_attr(MADE, provenance.as_json())
+        times = {kind: round(seconds, 4) for kind, seconds in self.watch.take().items()}
+        self.trial.set_user_attr(TIMES, times)
+
+    def fail(self, failure: Failure) -> None:
+        """Ends a trial that has failed; halts the study if that is all that its trials do.
+
+        Raises:
+            ClaimLost: another worker holds the slot by now.
+        """
+        self.trial.set_user_attr(FAILURE, failure.kind)
+        self.trial.set_user_attr(REASON, failure.reason)
+        if failure.details:
+            self.trial.set_user_attr(TRACEBACK, failure.details)
+            log.error("trial %d: %s", self.trial.number, failure.details)
+        if failure.kind in failures.TEACHES:
+            self.trial.set_constraint(failure.kind, 1.0)
+            self.tell(None, TrialState.PRUNED)
+        else:
+            self.tell(None, TrialState.FAIL)
+        if failure.kind in failures.MISTAKES and self._is_hopeless(failure.reason):
+            self.stored.optuna.set_user_attr(HALTED, failure.reason)
+
+    def _is_hopeless(self, reason: str) -> bool:
+        """Whether the first trial failed, or the last `max_failures` all failed for this reason."""
+        ended = [trial for trial in self.stored.trials() if trial.datetime_complete is not None]
+        ended.sort(key=lambda trial: trial.datetime_complete or datetime.min)
+        last = ended[-self.limits.max_failures :]
+        same = [trial for trial in last if trial.user_attrs.get(REASON) == reason]
+        return self.trial.number == 0 or len(same) == self.limits.max_failures
+
+    def tell(self, value: float | None, state: TrialState) -> None:
+        """Ends the trial and its claim in one transaction.
+
+        Raises:
+            ClaimLost: another worker holds the slot by now.
+        """
+        goals = self.stored.goals[1:] if value is not None else ()
+        costs = [self.trial.user_attrs[goal.name] for goal in goals]
+        self.stored.optuna.tell(self.trial, None if value is None else [value, *costs], state)
+        with self.watch("storage"):
+            if not self.stored.ledger.finish(self.claim, self.stored.storage.write):
+                raise ClaimLost
+            self.stored.storage.clear()
+        shown = "" if value is None else f" {format_value(value)}"
+        log.info("trial %d: %s%s", self.trial.number, state.name.lower(), shown)
+
+
+class EpochReports:
+    """What an objective calls after each epoch: sends the report, saves a checkpoint, stops in time.
+
+    A context. Reports are posted by a thread, so that training goes on while the database is away.
+
+    Args:
+        reporter: posts the reports.
+        objective: whose epochs they are.
+        checkpoint: where its state is saved; None for nowhere.
+        reported: the last step that was stored before this worker took the trial, or -1.
+    """
+
+    def __init__(
+        self, reporter: Reporter, objective: Objective, checkpoint: Checkpoint | None, reported: int
+    ) -> None:
+        self.reporter, self.objective, self.checkpoint = reporter, objective, checkpoint
+        self._reported = reported
+        self._began = time.monotonic()
+        self._evaluated = objective.evaluating  # seconds of evaluation at the last epoch
+        self._outbox = Outbox(self._post, reporter.stored.is_away)
+
+    def __enter__(self) -> "EpochReports":
+        self._outbox.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        with self.reporter.watch("storage") if kind is None else contextlib.nullcontext():
+            self._outbox.__exit__(kind, error, at)
+
+    def send_restored(self) -> None:
+        """Reports the epochs of a checkpoint that were saved while the database was away."""
+        with self.reporter.watch("storage"):
+            for epoch in self.objective.steps():
+                if epoch.number > self._reported * self.objective.stride:
+                    self._outbox.send(epoch)
+
+    def __call__(self, epoch: Step) -> None:
+        """Takes an epoch that has ended.
+
+        Raises:
+            Stopped: the worker is to stop; the trial is handed back.
+            TimedOut: the trial has taken longer than study.trial_timeout.
+            ClaimLost, TrialPruned, StorageLost: from the post of an earlier report.
+        """
+        watch, limits = self.reporter.watch, self.reporter.limits
+        evaluating = self.objective.evaluating
+        evaluation, self._evaluated = evaluating - self._evaluated, evaluating
+        watch.add("training", epoch.seconds - evaluation)
+        watch.add("evaluation", evaluation)
+        with watch("storage"):
+            self._outbox.send(epoch)
+        last = epoch.number == self.objective.epochs
+        if not last and self.checkpoint is not None:
+            with watch("checkpoints"):
+                self._save(self.checkpoint)
+        if self.reporter.stopping() and not last:
+            raise Stopped
+        limit = limits.trial_timeout
+        if limit is not None and time.monotonic() - self._began > limit:
+            raise TimedOut(f"the trial took longer than study.trial_timeout={limit:g} seconds")
+
+    def _post(self, epoch: Step) -> None:
+        self.reporter.report(epoch, self.objective, self._reported)
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        """Saves the state if the disk lets it: a trial is worth more than its checkpoint."""
+        if (state := self.objective.state()) is None:
+            return
+        try:
+            checkpoint.save(state)
+        except OSError as error:
+            log.warning("%s; a crash would now cost this trial's epochs so far", error)

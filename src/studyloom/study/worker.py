@@ -1,0 +1,274 @@
+"""The worker loop: claim a slot, run its trial, record how it ended."""
+
+import contextlib
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+import torch
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection
+
+from studyloom.data.training_data import TrainingData
+from studyloom.errors import ClaimLost, Stopped, StorageLost
+from studyloom.processes import worker_id
+from studyloom.question.costs import Cost
+from studyloom.question.objective import Objective, Stopping
+from studyloom.seeds import derive
+from studyloom.space.tree import Point, Space
+from studyloom.storage import sql
+from studyloom.storage.attributes import BASELINE, SLOT, WORKER
+from studyloom.storage.ledger import Claim
+from studyloom.study import failures
+from studyloom.study.failures import Failure
+from studyloom.study.provenance import Provenance, current_environment
+from studyloom.study.reporter import EpochReports, Limits, Reporter
+from studyloom.study.stopwatch import Stopwatch
+from studyloom.study.stored_study import StoredStudy
+from studyloom.training.checkpoint import Checkpoint, save_weights
+
+WAIT = 0.5  # seconds between looks at slots that others hold
+log = logging.getLogger(__name__)
+
+
+class TrialSource(Protocol):
+    """Where trials come from: a Question, or the trainings of a later stage."""
+
+    @property
+    def space(self) -> Space: ...
+    @property
+    def baseline(self) -> Point | None: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def in_turn(self) -> bool: ...
+    def provenance_sections(self, point: Point) -> dict[str, Any] | None: ...
+    def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]: ...
+    def make_objective(self, point: Point, number: int, data: TrainingData) -> Objective: ...
+    def sampler(self, number: int) -> BaseSampler: ...
+    def pruner(self) -> BasePruner: ...
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Works on a study in this process, one slot after the other.
+
+    Args:
+        question: where its trials come from.
+        stored: the study.
+        data: what networks are trained on.
+        stopping: whether to stop.
+        checkpoints: the folder for checkpoints of trials under way; None for none.
+        limits: of trials and of the study.
+        weights: the folder for the network of each complete trial; None to keep none.
+        watch: measures where the time goes, from its start to the end of each trial.
+    """
+
+    question: TrialSource
+    stored: StoredStudy
+    data: TrainingData
+    stopping: Stopping
+    checkpoints: Path | None
+    limits: Limits = field(default_factory=Limits)
+    weights: Path | None = None
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    def run(self, trials: int) -> None:
+        """Works on the first `trials` slots until all are done or the worker is asked to stop.
+
+        Waits for slots that others hold, should their leases end.
+
+        Raises:
+            Halted: the study's trials all fail for one reason.
+            StorageLost: the database failed, or stayed away for longer than its deadline.
+        """
+        ledger, owner = self.stored.ledger, worker_id(os.getpid())
+        self.stored.optuna.pruner = self.question.pruner()
+
+        def make(connection: Connection, slot: int) -> int:
+            return sql.add(connection, ledger.study_id, {SLOT: slot, WORKER: owner})
+
+        while not self.stopping():
+            with self.watch("storage"):
+                self.stored.check_halted()
+                claim = ledger.claim(owner, trials, self.limits.lease, make)
+            if claim is not None:
+                self.finish_claim(claim)
+            elif ledger.todo(trials):
+                with self.watch("idle"):
+                    time.sleep(WAIT)
+                ledger.record_gone()
+            else:
+                return
+
+    def finish_claim(self, claim: Claim) -> None:
+        """Runs the trial of a claimed slot to its end, or hands it back when asked to stop."""
+        ledger = self.stored.ledger
+        try:
+            self.run_trial(claim)
+        except (Stopped, KeyboardInterrupt) as stop:
+            ledger.release(claim)
+            if isinstance(stop, KeyboardInterrupt):
+                raise
+        except (ClaimLost, UpdateFinishedTrialError):
+            log.warning(
+                "slot %d: the lease ended and another worker went on with the trial", claim.slot
+            )
+            # Has an effect only where somebody else told the trial and took no slot.
+            ledger.finish(claim)
+        finally:
+            self.stored.storage.clear()
+
+    def run_trial(self, claim: Claim) -> None:
+        """Takes the trial of a claim from where it stands to its end."""
+        assert claim.trial_id is not None
+        with self.watch("storage"):
+            frozen = self.stored.storage.load(self.stored.ledger.study_id, claim.trial_id)
+        if frozen.state.is_finished():  # told by a worker that died before it ended its claim
+            self.stored.ledger.finish(claim)
+            return
+        with self.watch("sampling"):
+            trial = self.begin(frozen)
+        # All trials are compared with the baseline; those of two values only when they have both.
+        comparable = len(self.stored.goals) == 1 and (
+            self.question.baseline is None or trial.number > 0
+        )
+        watch, stopping = self.watch, self.stopping
+        reporter = Reporter(self.stored, trial, claim, comparable, self.limits, stopping, watch)
+        if claim.fatal or claim.deaths >= self.limits.max_attempts:
+            self.give_up(frozen, reporter)
+            return
+        with self.watch("sampling"):
+            point = self.question.space.suggest(trial)
+        with self.watch("storage"):
+            reporter.commit(self.limits.lease)
+        checkpoint = self.checkpoint(frozen.number, point)
+        self.train(point, frozen, reporter, checkpoint)
+        if checkpoint is not None:
+            with contextlib.suppress(OSError):
+                checkpoint.remove()
+
+    def begin(self, frozen: FrozenTrial) -> optuna.Trial:
+        """Makes the buffered trial an Optuna trial, with the study's sampler set for it."""
+        self.stored.optuna.sampler = self.question.sampler(frozen.number)
+        baseline, buffer, trial_id = self.question.baseline, self.stored.storage, frozen._trial_id
+        if frozen.state == TrialState.WAITING:
+            buffer.set_trial_user_attr(trial_id, WORKER, worker_id(os.getpid()))
+            buffer.set_trial_state_values(trial_id, TrialState.RUNNING)
+        if frozen.number == 0 and baseline is not None:
+            buffer.set_trial_user_attr(trial_id, BASELINE, True)
+            for name, value in baseline.params.items():
+                if name not in frozen.params:
+                    distribution = baseline.distributions[name]
+                    internal = distribution.to_internal_repr(value)
+                    buffer.set_trial_param(trial_id, name, internal, distribution)
+        return optuna.Trial(self.stored.optuna, trial_id)
+
+    def give_up(self, frozen: FrozenTrial, reporter: Reporter) -> None:
+        """Fails a trial of which too many workers died."""
+        with contextlib.suppress(KeyError):  # they died before all parameters were suggested
+            point = self.question.space.walk(lambda parameter: frozen.params[parameter.name])
+            reporter.store(None, self.provenance(reporter.claim, point, frozen.number))
+        reporter.fail(death_reason(reporter.claim))
+
+    def train(
+        self, point: Point, frozen: FrozenTrial, reporter: Reporter, checkpoint: Checkpoint | None
+    ) -> None:
+        """Evaluates a point, and tells its value, or why there is none."""
+        number, state = frozen.number, TrialState.COMPLETE
+        value: float | None = None
+        failure: Failure | None = None
+        provenance: Provenance | None = None
+        objective: Objective | None = None
+        try:
+            provenance = self.provenance(reporter.claim, point, number)
+            reporter.constrain(self.question.measure_costs(point, self.data))
+            objective = self.question.make_objective(point, number, self.data)
+            value = self.evaluate(objective, reporter, checkpoint, frozen.last_step)
+        except optuna.TrialPruned as pruned:
+            assert objective is not None
+            objective.cut(pruned.args[0].number)  # later epochs ran while the database was away
+            state = TrialState.PRUNED
+        except (StorageLost, UpdateFinishedTrialError, ClaimLost):
+            raise
+        except Exception as error:
+            failure = failures.explain(error)
+        reporter.store(objective, provenance)
+        if failure is not None:
+            reporter.fail(failure)
+        else:
+            reporter.tell(value, state)
+
+    def evaluate(
+        self,
+        objective: Objective,
+        reporter: Reporter,
+        checkpoint: Checkpoint | None,
+        reported: int | None,
+    ) -> float:
+        """Runs an objective to its value, from its last checkpoint on.
+
+        Args:
+            reported: the last step that is stored of the trial; None if there is none.
+        """
+        number = reporter.trial.number
+        with self.watch("checkpoints"):
+            state = None if checkpoint is None else checkpoint.load()
+        if state is not None:
+            try:
+                objective.restore(state)
+            except ValueError as error:
+                log.warning("%s: %s; the trial starts anew", checkpoint and checkpoint.path, error)
+        elif reported:
+            where = f"of its {reported} epochs so far no checkpoint is in {self.checkpoints}"
+            log.warning("trial %d: %s; it starts anew", number, where)
+        last = -1 if reported is None else reported
+        with EpochReports(reporter, objective, checkpoint, last) as report:
+            report.send_restored()
+            value = objective.run(report, self.stopping)
+        weights = objective.weights() if self.weights is not None else None
+        if self.weights is not None and weights is not None:
+            with self.watch("checkpoints"):
+                save_weights(self.weights / f"trial-{number}.pt", weights)
+        return value
+
+    def checkpoint(self, number: int, point: Point) -> Checkpoint | None:
+        """Where the state of trial `number` is saved, if anywhere."""
+        if self.checkpoints is None:
+            return None
+        parts = [self.stored.name, number, self.question.seed, point.params]
+        return Checkpoint(self.checkpoints / f"trial-{number}.pt", json.dumps(parts, default=str))
+
+    def provenance(self, claim: Claim, point: Point, number: int) -> Provenance | None:
+        """What trial `number` is made of and with, so that it can be trained again."""
+        sections = self.question.provenance_sections(point)
+        if sections is None:
+            return None
+        seed, split = self.question.seed, self.data.split
+        device = torch.device("cpu") if split is None else split.inputs.device
+        return Provenance(
+            config=sections,
+            seed=derive(seed, number),
+            study_seed=seed,
+            data=self.data.digest,
+            in_turn=self.question.in_turn,
+            device=device.type,
+            claims=claim.token,
+            environment=current_environment(device),
+        )
+
+
+def death_reason(claim: Claim) -> Failure:
+    """Why a trial is given up whose workers died."""
+    if claim.fatal:
+        return Failure(failures.TIMEOUT, str(claim.death))
+    count = f"{claim.deaths} workers died of this trial"
+    return Failure(failures.CRASHED, f"{count}, the last so: {claim.death}")

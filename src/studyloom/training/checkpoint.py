@@ -1,0 +1,147 @@
+"""A state in a file that survives crashes: written beside and renamed, checked when it is read, and never executed."""
+
+import glob
+import hashlib
+import io
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from studyloom.files import is_abandoned, sync_folder, temporary_name, write_with
+
+FORMAT = 1
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The newest state of something in `path`, and the one before it in <name>.previous.
+
+    identity: what it belongs to; a file of another identity is foreign. A state is what torch.load(weights_only=True)
+    reads: tensors, numbers, strings, None, and lists, tuples and dicts of them. At most one process saves at a time;
+    any may be killed.
+    """
+
+    path: Path
+    identity: str
+
+    @property
+    def previous(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.previous")
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Once it returns, the state outlives a power cut. Raises OSError with the path; what was saved stays."""
+        buffer = io.BytesIO()
+        torch.save({"identity": self.identity, "state": state}, buffer)
+        payload = buffer.getvalue()
+        new, old = (temporary_name(self.path, kind) for kind in ("new", "old"))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _remove(path for path in self._temporary() if is_abandoned(path))
+            with open(new, "wb") as file:
+                file.write(_header(payload) + b"\n")
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            # The previous one goes last: even if the current one is damaged, one of the two is whole at every moment.
+            with suppress(FileNotFoundError):
+                try:
+                    os.link(self.path, old)
+                except OSError:  # no hard links here: for a moment only the previous one is there
+                    os.replace(self.path, self.previous)
+            os.replace(new, self.path)
+            with suppress(FileNotFoundError):
+                os.replace(old, self.previous)
+            sync_folder(self.path.parent)
+        except OSError as error:  # of a write that fails, it does not name the file
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        finally:
+            with suppress(OSError):
+                _remove((new, old))
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest state that is whole and belongs here, on the CPU; the log has a line on each that does not."""
+        for path, older in ((self.path, self.previous), (self.previous, None)):
+            try:
+                return self._read(path)
+            except FileNotFoundError:
+                pass
+            except (OSError, ValueError) as error:
+                wrong = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else error
+                instead = (
+                    "the one before" if older is not None and os.path.exists(older) else "the start"
+                )
+                log.warning("checkpoint %s %s; going on from %s", path, wrong, instead)
+        return None
+
+    def remove(self) -> None:
+        """Removes all its files, quietly where there are none; the newest last, lest an older one be left alone."""
+        _remove((*self._temporary(), self.previous, self.path))
+
+    def _temporary(self) -> list[Path]:
+        return list(self.path.parent.glob(f"{glob.escape(self.path.name)}.*.tmp"))
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """Raises OSError, or ValueError that says what is wrong."""
+        header, _, payload = path.read_bytes().partition(b"\n")
+        if header != _header(payload):
+            number = re.match(rb"studyloom checkpoint (\d+) ", header)
+            if number is None:
+                raise ValueError("does not begin as a checkpoint does" if header else "is empty")
+            if int(number[1]) != FORMAT:
+                raise ValueError(f"has format {int(number[1])} and not {FORMAT}")
+            raise ValueError("is damaged: its content is another than was saved")
+        try:
+            content = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+        except Exception as error:  # not in torch's words, which advise to do without weights_only
+            raise ValueError(
+                f"cannot be read as tensors and plain values ({type(error).__name__})"
+            ) from error
+        match content:
+            case {"identity": self.identity, "state": dict(state)}:
+                return state
+        raise ValueError(f"is foreign: it does not belong to {self.identity}")
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Writes a network's weights, as torch.load reads them, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    on_cpu = {name: tensor.cpu() for name, tensor in weights.items()}
+    write_with(path, lambda file: torch.save(on_cpu, file), durable=True)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Weights from a file, on the CPU; nothing in it is executed. Raises OSError, or ValueError with the path."""
+    try:
+        weights = torch.load(path, weights_only=True, map_location="cpu")
+    except OSError:
+        raise
+    except Exception as error:  # not in torch's words, which advise to do without weights_only
+        raise ValueError(f"{path}: cannot be read as weights ({type(error).__name__})") from error
+    if not isinstance(weights, dict) or not all(
+        isinstance(tensor, Tensor) for tensor in weights.values()
+    ):
+        raise ValueError(f"{path}: holds no weights")
+    return weights
+
+
+def _header(payload: bytes) -> bytes:
+    """In the same file as what it is about, so that no crash can part them."""
+    return f"studyloom checkpoint {FORMAT} sha256 {hashlib.sha256(payload).hexdigest()}".encode()
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

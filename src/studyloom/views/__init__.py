@@ -1,0 +1,17 @@
+"""Views: a snapshot of a study, and how it is shown.
+
+In the terminal, live and at the end, as `studyloom status`, as report.html with its figures, and in
+optuna-dashboard behind a guard.
+"""
+
+__all__ = [
+    "dashboard",
+    "doctor",
+    "dry_run",
+    "live",
+    "replay",
+    "report",
+    "snapshot",
+    "status",
+    "terminal",
+]

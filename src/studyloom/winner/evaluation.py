@@ -1,0 +1,211 @@
+"""The answer of a study: the winner and the baseline on the test part, which is opened once, and the files on it."""
+
+import json
+import math
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from studyloom.config.values import plain_sections, write_yaml
+from studyloom.data.split import Split
+from studyloom.errors import NoWinner
+from studyloom.files import write_whole
+from studyloom.question.question import SECTIONS
+from studyloom.study.provenance import current_environment
+from studyloom.training.checkpoint import load_weights, save_weights
+from studyloom.training.trainer import Training, predict_outputs
+from studyloom.winner.candidates import CandidateTrainings
+from studyloom.winner.model_card import model_card
+from studyloom.winner.pictures import report_part
+from studyloom.winner.stages import Plan, Stage
+from studyloom.winner.statistics import compare, summarise
+
+NO_TEST = "the objective is a function: there is nothing to test, and no network"
+
+
+def evaluate_winner(
+    plan: Plan, test: Callable[[], Split], command: Sequence[str]
+) -> dict[str, Any]:
+    """Tests winner and baseline and writes winner.{json,yaml,pt} and model_card.md below the run directory.
+
+    Of a function of one's own there is nothing to test: its winner is the one of the re-evaluation, without a network.
+
+    Args:
+        test: opens the test part; called once, if at all.
+        command: how the study's page is called.
+
+    Raises:
+        NoWinner: a final training has failed.
+        OSError: a file cannot be written.
+    """
+    stage, run_dir, metric = plan.last, plan.run_dir, plan.question.metric
+    trainings = stage.asked
+    assert isinstance(trainings, CandidateTrainings)
+    found = {
+        "study": plan.search.stored.name,
+        "stage": stage.stored.name,
+        "trials": plan.search.trials,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        **judged_candidates(plan),
+        "metric": {"name": metric.name, "direction": metric.direction},
+        "rule": str(plan.rule),
+        "keeps": plan.rule.holds(plan.known(plan.winner)),
+        "test": None,
+        "seeds": [trainings.fresh(seed) for seed in range(trainings.seeds)],
+        "command": list(command),
+    }
+    if plan.question.tested:
+        tested, network = test_networks(plan, trainings, test)
+        found |= tested
+        save_weights(run_dir / "winner.pt", network)
+        write_whole(run_dir / "model_card.md", model_card(found, plan))
+    else:
+        found |= {"note": NO_TEST, "environment": current_environment(torch.device("cpu"))}
+    again = shlex.join([*command, "--config-dir", str(run_dir), "--config-name", "winner"])
+    header = f"# The winner of {found['study']}, trial {plan.winner}, and this does all of it once more:\n# {again}\n"
+    write_yaml(run_dir / "winner.yaml", winner_config(plan), header)
+    write_whole(
+        run_dir / "winner.json", json.dumps(found, indent=1)
+    )  # last: it says that the others are there
+    return found
+
+
+def test_networks(
+    plan: Plan, trainings: CandidateTrainings, test: Callable[[], Split]
+) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+    """What winner and baseline are worth on the test part, which is opened for it, and the winner's first network."""
+    split = plan.data.split
+    assert split is not None
+    seeds, metric = range(trainings.seeds), plan.question.metric
+    networks = {
+        n: [load_or_train(plan.retraining, split, n, seed) for seed in seeds]
+        for n in trainings.candidates
+    }
+    sealed = test().to(split.inputs.device)
+    outputs = {
+        n: [network_outputs(trainings, n, network, sealed) for network in each]
+        for n, each in networks.items()
+    }
+    targets = sealed.targets.cpu()
+    values = {n: [metric(made, targets) for made in each] for n, each in outputs.items()}
+    found = {
+        "test": compare(values, plan.winner, plan.baseline())
+        | {
+            "examples": len(targets),
+            "references": {
+                rule: metric(said.cpu(), targets) for rule, said in sealed.references.items()
+            },
+        },
+        **report_part(outputs[plan.winner][0], sealed),
+        "epochs": trainings.job(plan.winner, 0).epochs,
+        "seeds": [trainings.job(plan.winner, seed).seed for seed in seeds],
+        "data": {
+            "digest": split.digest,
+            "test_digest": sealed.digest,
+            "shape": list(sealed.shape),
+            "outputs": sealed.outputs,
+            "mean": split.mean,
+            "std": split.std,
+            "classifies": sealed.classifies,
+            "names": list(sealed.names),
+            "columns": list(sealed.columns),
+        },
+        "environment": current_environment(sealed.inputs.device),
+    }
+    return found, networks[plan.winner][0]
+
+
+def load_or_train(stage: Stage, split: Split, candidate: int, seed: int) -> dict[str, Tensor]:
+    """The trained network of a candidate and seed, as the worker left it; trained here if it is on another host."""
+    trainings = stage.asked
+    assert isinstance(trainings, CandidateTrainings)
+    assert stage.weights is not None
+    numbers = {
+        (t.params["candidate"], t.params["seed"]): t
+        for t in stage.stored.trials()
+        if "seed" in t.params
+    }
+    trial = numbers[candidate, seed]
+    if trial.value is None:
+        raise NoWinner(
+            f"trial {candidate} could not be trained on all data: {trial.user_attrs.get('reason', trial.state.name)}"
+        )
+    try:
+        return load_weights(stage.weights / f"trial-{trial.number}.pt")
+    except (OSError, ValueError):
+        training = Training([trainings.job(candidate, seed)], split)
+        list(training)
+        return training.weights()[0]
+
+
+def network_outputs(
+    trainings: CandidateTrainings, candidate: int, weights: Mapping[str, Tensor], split: Split
+) -> Tensor:
+    """What a candidate's network makes of a split, (n, outputs), on the CPU."""
+    job = trainings.job(candidate, 0)
+    model = job.model(shape=split.shape, outputs=split.outputs)
+    model.load_state_dict(weights)
+    return predict_outputs(model, split.inputs, job.precision).cpu()
+
+
+def judged_candidates(plan: Plan) -> dict[str, Any]:
+    """The candidates by what the search and the re-evaluation gave; where there is but one, it wins unjudged.
+
+    A gap is above 0 where the search had flattered a candidate.
+    """
+    sign = plan.question.metric.sign
+    values = plan.judged
+    stored = plan.search.stored
+    searched = {trial.number: trial.values for trial in stored.feasible()}
+    rows = []
+    for number, point in plan.candidates.items():
+        row: dict[str, Any] = {
+            "trial": number,
+            "params": point.params,
+            "search_value": searched[number][0],
+        }
+        if len(stored.goals) > 1:
+            row["costs"] = {
+                goal.name: value
+                for goal, value in zip(stored.goals[1:], searched[number][1:], strict=True)
+            }
+        if number == plan.baseline():
+            row["baseline"] = True
+        if number in values:
+            row |= {"values": values[number], **summarise(values[number])}
+            row["gap"] = sign * (row["search_value"] - row["mean"])
+        rows.append(row)
+    rows.sort(key=lambda row: -sign * row["mean"] if "mean" in row else math.inf)
+    return {"winner": next(row for row in rows if row["trial"] == plan.winner), "candidates": rows}
+
+
+def winner_config(plan: Plan) -> dict[str, Any]:
+    """A primary config that stands where the winner stood, with nothing to search: its own winner is this one again."""
+    question, point = plan.question, plan.candidates[plan.winner]
+    choices = {**question.composer.choices, **point.choices, "space": "none"}
+    own = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
+    sections = plain_sections(question.at(point), *(name for name in SECTIONS if name != "space"))
+    sections["train"].pop("loss")
+    study = question.config.study
+    if question.rule is not None:
+        sections["winner"] = {
+            "rule": None
+        }  # it has been chosen; the page's own rule may be another
+    return {
+        "defaults": [
+            question.composer.config_name,
+            *({f"override /{g}": o} for g, o in own.items()),
+            "_self_",
+        ],
+        "study": {
+            "name": f"{study.name}-winner",
+            "seed": study.seed,
+            "trials": 1,
+            "baseline": True,
+        },
+        **sections,
+    }

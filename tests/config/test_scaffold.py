@@ -1,0 +1,130 @@
+import ast
+import subprocess
+import sys
+
+import pytest
+import torch
+from commands import environment
+from toys import ask
+
+from studyloom.cli import main
+from studyloom.config.scaffold import FILES, write_study
+from studyloom.data.functions import Loaded
+from studyloom.data.training_data import TrainingData
+from studyloom.errors import ScaffoldError
+from studyloom.question.validation import validate
+
+
+def run(*command, cwd, code=0):
+    done = subprocess.run(
+        [*map(str, command)],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_study_is_written_to_an_empty_folder_with_a_word_on_each_file(tmp_path, capsys):
+    assert main(["new", "mine", str(tmp_path / "project")]) == 0
+    shown = capsys.readouterr().out
+    names = {
+        path.relative_to(tmp_path / "project").as_posix()
+        for path in (tmp_path / "project").rglob("*.*")
+    }
+    assert names == {
+        "studies/__init__.py",
+        "studies/mine.py",
+        "conf/mine.yaml",
+        "conf/space/mine.yaml",
+        "conf/model/mine.yaml",
+        "conf/data/mine.yaml",
+        "tests/test_mine.py",
+    }
+    assert all(name in shown for name in names - {"studies/__init__.py"})
+    assert f"cd {tmp_path / 'project'} && python -m studies.mine" in shown
+
+
+def test_what_is_written_is_short_and_says_what_to_change(tmp_path):
+    for path in write_study("mine", tmp_path):
+        text = path.read_text()
+        assert "NAME" not in text
+        assert len(text.splitlines()) <= 60
+        if path.suffix == ".yaml":
+            assert "To change:" in text.splitlines()[0]
+    page = (tmp_path / "studies" / "mine.py").read_text()
+    assert "To change:" in ast.get_docstring(ast.parse(page))
+
+
+def test_it_asks_a_question_without_mistakes_of_the_data_that_it_loads(tmp_path, monkeypatch):
+    write_study("mine", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "studies"]:
+        monkeypatch.delitem(sys.modules, name)
+    question = ask(name="mine", folder=tmp_path / "conf")
+    source = Loaded(sys.modules["importlib"].import_module("studies.mine").load, 400)
+    split = source.train()
+    folds = [(torch.arange(1600), torch.arange(1600, 2000))]
+    validate(question, TrainingData(None, split, folds))
+    assert question.baseline.values["model.width"] == 16
+
+
+def test_its_own_test_passes_and_so_does_a_dry_run(tmp_path):
+    write_study("mine", tmp_path)
+    run(
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_mine.py",
+        cwd=tmp_path,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("my-study", "is no name for a module"),
+        ("Mine", "is no name for a module"),
+        ("../up", "is no name for a module"),
+        ("", "is no name for a module"),
+        ("class", "is a word of Python's own"),
+        ("match", "is a word of Python's own"),
+        ("json", "is a module that is installed here"),
+        ("torch", "is a module that is installed here"),
+        ("studyloom", "is a module that is installed here"),
+        ("mlp", "studyloom has model/mlp.yaml, space/mlp.yaml, which it would hide"),
+        ("mnist", "mnist.yaml"),
+    ],
+)
+def test_a_name_that_would_be_in_the_way_is_refused(name, words, tmp_path, capsys):
+    assert main(["new", name, str(tmp_path / "project")]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "project").exists()
+
+
+def test_nothing_is_written_over_and_all_that_is_there_is_named(tmp_path):
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "conf" / "space").mkdir(parents=True)
+    for name in ("studies/mine.py", "conf/space/mine.yaml"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "studies" / "__init__.py").write_text("")
+    with pytest.raises(ScaffoldError) as caught:
+        write_study("mine", tmp_path)
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
+        str(tmp_path / name)
+        for name in ("studies/mine.py", "conf/space/mine.yaml", "studies/__init__.py")
+    ]
+    assert sum(path.is_file() for path in tmp_path.rglob("*")) == 3
+
+
+def test_a_second_study_goes_beside_the_first(tmp_path):
+    write_study("mine", tmp_path)
+    shared = (tmp_path / "studies" / "__init__.py").read_text()
+    assert len(write_study("other", tmp_path)) == len(FILES)
+    assert (tmp_path / "studies" / "__init__.py").read_text() == shared

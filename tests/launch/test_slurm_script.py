@@ -1,0 +1,194 @@
+"""The array script against the one in array.sh, and what it does, with shells for workers; chaos/ has a real SLURM."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from studyloom.errors import LaunchError
+from studyloom.launch import task
+from studyloom.launch.slurm import Slurm
+from studyloom.launch.task import Task
+from studyloom.study.reporter import Limits
+
+GOLDEN = Path(__file__).with_name("array.sh")
+COMMAND = [
+    "/venv/bin/python",
+    "-m",
+    "studies.mnist",
+    "storage.url=${oc.env:STUDYLOOM_STORAGE}",
+    "launcher=join",
+]
+
+
+def written(slurm, command=COMMAND, folder="/projects/my study", logs="/scratch/100% mine/logs"):
+    return slurm.script("my study", slurm.workers, command, Path(folder), Path(logs))
+
+
+def test_the_script_is_the_one_in_the_file():
+    slurm = Slurm(
+        workers=3,
+        partition="long",
+        time="2:30:00",
+        memory="16G",
+        lines=["#SBATCH --account=mine", "module load cuda"],
+    )
+    assert written(slurm) == GOLDEN.read_text()
+
+
+def test_what_is_not_set_is_left_to_the_cluster():
+    script = written(Slurm(workers=1, gres=None))
+    assert not any(f"--{name}=" in script for name in ("gres", "partition", "time", "mem"))
+    assert "--array=0-0\n" in script
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"workers": 0},
+        {"workers": "auto"},
+        {"cpus": 1.5},
+        {"time": 9000},
+        {"gres": "gpu:1 --wrap=x"},
+        {"partition": ""},
+        {"memory": "1G\nrm"},
+        {"lines": "module load cuda"},
+        {"lines": [1]},
+    ],
+)
+def test_settings_that_sbatch_would_not_take_are_refused_by_name(settings):
+    with pytest.raises(ValueError, match=rf"launcher\.{next(iter(settings))}: "):
+        Slurm(**settings)
+
+
+@pytest.fixture
+def submission(tmp_path, monkeypatch):
+    """Has a task submitted by a `sbatch` of the test's own; what was told, and what sbatch was given."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(
+        task.sys, "argv", ["x", "study.trials=9", "launcher=slurm", "launcher.gres=null"]
+    )
+
+    def submit(body, slots=9, **settings):
+        (programs / "sbatch").write_text(f"#!/bin/sh\n{body}\n")
+        (programs / "sbatch").chmod(0o755)
+        work = Task(
+            lambda stop: None, lambda: slots, SimpleNamespace(), tmp_path / "run", Limits(), "s"
+        )
+        return Slurm(**settings).launch(work, lambda: False)
+
+    return submit
+
+
+def test_the_job_is_told_with_how_to_watch_and_to_cancel_it(submission, tmp_path):
+    told = submission(f'echo "$@" > {tmp_path}/given; echo "17;main"', slots=2)
+    path = tmp_path / "run" / "slurm.sh"
+    assert (tmp_path / "given").read_text() == f"--parsable {path}\n"
+    for words in (
+        f"s: job 17, its script {path}",
+        "squeue --job=17",
+        "scancel 17",
+        f"status {tmp_path}/run --watch",
+    ):
+        assert words in told
+    assert "--array=0-1\n" in path.read_text()  # no more tasks than slots
+    assert "study.trials=9 launcher=join &" in path.read_text()
+    assert (tmp_path / "run" / "logs").is_dir()  # SLURM makes no folder for its logs
+
+
+def test_a_script_that_is_only_written_is_submitted_by_hand(submission, tmp_path):
+    told = submission(f"touch {tmp_path}/called", submit=False)
+    assert f"submit  sbatch {tmp_path}/run/slurm.sh" in told
+    assert not (tmp_path / "called").exists()
+
+
+def test_why_a_job_is_not_taken_is_said(submission, monkeypatch):
+    with pytest.raises(
+        LaunchError, match=r"slurm: sbatch: error: invalid partition.*script is .*slurm\.sh"
+    ):
+        submission("echo 'sbatch: error: invalid partition' >&2; exit 1")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(LaunchError, match="sbatch cannot be run here"):
+        submission("")
+
+
+# What the script does
+
+
+class Running:
+    """A script with a shell command for its worker, and a scontrol that writes down what it is asked.
+
+    at: before this line it gets USR2.
+    """
+
+    def __init__(self, tmp_path, worker, at=None):
+        self.folder = tmp_path
+        (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+        (tmp_path / "scontrol").chmod(0o755)
+        script = written(Slurm(), ["sh", "-c", worker], tmp_path)
+        (tmp_path / "script").write_text(
+            script.replace(at, f"kill -USR2 $$; {at}", 1) if at else script
+        )
+        task = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "SLURM_CPUS_PER_TASK": "3"}
+        path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+        self.process = subprocess.Popen(
+            ["bash", tmp_path / "script"],
+            env=os.environ | task | {"PATH": path},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def until(self, name):
+        end = time.monotonic() + 120
+        while not (self.folder / name).exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    def end(self):
+        out, _ = self.process.communicate(timeout=120)
+        asked = self.folder / "asked"
+        return self.process.returncode, out, asked.read_text().strip() if asked.exists() else None
+
+
+def test_on_usr2_the_worker_hands_its_trial_back_and_its_task_alone_is_queued_again(tmp_path):
+    run = Running(
+        tmp_path,
+        "trap 'sleep 0.2; touch handed; exit 143' TERM; touch up; while :; do sleep 0.01; done",
+    )
+    run.until("up")
+    run.process.send_signal(signal.SIGUSR2)
+    assert run.end() == (0, "", "requeue 7_2")
+    assert (tmp_path / "handed").exists()
+
+
+def test_a_worker_that_finds_nothing_left_to_do_on_usr2_is_not_queued_again(tmp_path):
+    run = Running(tmp_path, "trap 'exit 0' TERM; touch up; while :; do sleep 0.01; done")
+    run.until("up")
+    run.process.send_signal(signal.SIGUSR2)
+    assert run.end() == (0, "", None)
+
+
+@pytest.mark.parametrize("line", ["for _ in", "worker=$!"])
+def test_usr2_before_the_worker_is_known_queues_the_task_again(tmp_path, line):
+    run = Running(
+        tmp_path, "exec sleep 600", at=line
+    )  # what outlives its shell would keep the output open
+    assert run.end() == (0, "", "requeue 7_2")
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 143])
+def test_a_worker_that_ends_by_itself_ends_the_task_with_its_exit_code(tmp_path, code):
+    assert Running(tmp_path, f"echo $OMP_NUM_THREADS; exit {code}").end() == (code, "3\n", None)
+
+
+def test_a_worker_that_is_killed_is_started_again_three_times(tmp_path):
+    code, out, asked = Running(tmp_path, "echo up; kill -9 $$").end()
+    assert (code, asked) == (137, None)
+    assert out.count("up\n") == 4
+    assert out.count("the worker ended with signal 9\n") == 4

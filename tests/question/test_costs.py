@@ -1,0 +1,101 @@
+import pytest
+import torch
+from optuna.trial import TrialState
+from toys import TINY, Never, ask, toy_folds, toy_split
+
+from studyloom.data.training_data import TrainingData
+from studyloom.errors import ConfigError
+from studyloom.question.costs import MEASURES, Limit, measure_costs, parse_limits
+from studyloom.question.validation import validate
+from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
+from studyloom.study.stored_study import create_study
+from studyloom.study.worker import Worker
+
+SPLIT = toy_split()
+FOLDS = toy_folds(SPLIT)
+WIDTHS = (
+    *TINY[:-1],
+    "pruner=none",
+    "space=none",
+    "+space.model.hidden.list.int=[4,64]",
+    "+space.model.hidden.length=1",
+)
+
+
+def mistakes_of(section, known=MEASURES):
+    with pytest.raises(ConfigError) as caught:
+        parse_limits(section, known)
+    return caught.value.mistakes
+
+
+def test_a_limit_is_read_and_says_how_far_a_value_is_beyond_it():
+    limits = parse_limits({"parameters": "<= 100_000", "latency_ms": ">=0.5"})
+    assert limits == [Limit("parameters", 100_000, True), Limit("latency_ms", 0.5, False)]
+    assert [limits[0].excess(value) for value in (50_000, 100_000, 150_000)] == [-0.5, 0.0, 0.5]
+    assert [limits[1].excess(value) for value in (1.0, 0.25)] == [-1.0, 0.5]
+    assert parse_limits(None) == []
+
+
+def test_all_that_is_no_limit_is_told_at_once():
+    told = mistakes_of(
+        {"parameter": "<= 3", "flops": "__import__('os')", "latency_ms": 2, "parameters": "< 5"}
+    )
+    assert told == [
+        "objective.constraints.parameter: no such quantity; there are parameters, flops, latency_ms; "
+        "did you mean parameters?",
+        "objective.constraints.flops: \"__import__('os')\" is no limit; write '<= 100_000' or '>= 1'",
+        "objective.constraints.latency_ms: 2 is no limit; write '<= 100_000' or '>= 1'",
+        "objective.constraints.parameters: '< 5' is no limit; write '<= 100_000' or '>= 1'",
+    ]
+    assert mistakes_of("<= 3")[0].startswith("objective.constraints: '<= 3' is no mapping")
+    assert "a function of your own has none" in mistakes_of({"parameters": "<= 1"}, {})[0]
+
+
+def test_a_mistake_in_a_limit_is_told_before_the_first_trial():
+    with pytest.raises(ConfigError, match="did you mean latency_ms"):
+        validate(
+            ask(*WIDTHS, "+objective.constraints.latency='<= 2'"), TrainingData(None, SPLIT, FOLDS)
+        )
+
+
+def test_the_costs_of_a_network_are_those_of_its_layers():
+    question = ask(*WIDTHS)
+    before = torch.random.get_rng_state()
+    job = question.jobs(question.baseline, FOLDS, 0)[0]
+    limit = Limit("parameters", 1.0, True)
+    measured = measure_costs([*MEASURES], [limit], job, SPLIT)
+    found = {of.quantity: of.value for of in measured}
+    assert {of.quantity: of.limit for of in measured} == {
+        "parameters": limit,
+        "flops": None,
+        "latency_ms": None,
+    }
+    assert found["parameters"] == 16 * 16 + 16 + 16 * 10 + 10
+    assert found["flops"] == 2 * (16 * 16 + 16 * 10)
+    assert 0 < found["latency_ms"] < 1000
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_an_infeasible_trial_is_marked_not_trained_and_never_wins(url, tmp_path):
+    limit = 17 * 30 + 30 * 10 + 10  # of about 30 units
+    question = ask(*WIDTHS, "sampler=random", f"+objective.constraints.parameters='<= {limit}'")
+    stored = create_study(url, "s", question.identity("toy"), 12)
+    Worker(question, stored, TrainingData(None, SPLIT, FOLDS), Never(), tmp_path).run(12)
+    infeasible = [trial for trial in stored.trials() if trial.user_attrs["parameters"] > limit]
+    assert 0 < len(infeasible) < 12
+    for trial in infeasible:
+        assert (trial.state, trial.user_attrs[FAILURE]) == (TrialState.PRUNED, "infeasible")
+        assert f"objective.constraints has parameters <= {limit}" in trial.user_attrs[REASON]
+        assert trial.constraints["parameters"] > 0
+        assert EPOCHS not in trial.user_attrs
+        assert not trial.intermediate_values
+    assert {trial.number for trial in stored.ranked()} == {*range(12)} - {
+        trial.number for trial in infeasible
+    }
+    assert all(trial.constraints["parameters"] <= 0 for trial in stored.ranked())
+
+
+def test_a_limit_is_part_of_the_question_and_none_is_not_written_down():
+    assert "objective.constraints" not in ask(*WIDTHS).identity("toy")
+    asked = ask(*WIDTHS, "+objective.constraints.parameters='<= 100'").identity("toy")
+    assert asked["objective.constraints.parameters"] == "<= 100"

@@ -1,0 +1,352 @@
+"""A function as the objective, from its call to the winner, on toy functions and real storages."""
+
+import json
+import math
+import os
+import random
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from commands import ROOT, study
+from optuna.trial import TrialState
+from toys import Never, compose
+
+from studyloom.config.schema import WinnerSection
+from studyloom.data.training_data import TrainingData
+from studyloom.errors import ConfigError, Halted, Stopped, UndefinedMetric
+from studyloom.question.function import FunctionObjective, FunctionQuestion
+from studyloom.question.validation import validate
+from studyloom.seeds import derive
+from studyloom.storage.attributes import BASELINE, EPOCHS, FAILURE, REASON
+from studyloom.study.reporter import Limits
+from studyloom.study.stored_study import create_study
+from studyloom.study.worker import Worker
+from studyloom.views.report import write_report
+from studyloom.views.terminal import winner_lines
+from studyloom.winner.answer import is_answer_of
+from studyloom.winner.evaluation import NO_TEST, evaluate_winner
+from studyloom.winner.stages import Plan, Stage
+
+OWN = """
+defaults: [studyloom, sampler: random, pruner: none, storage: sqlite, launcher: local, space: none, _self_]
+study: {name: own}
+objective: {_target_: test_function.parabola, metric: height, direction: maximize}
+params: {x: 0.0, curve: 1.0}
+space: {params: {x: {float: [-2, 2]}}}
+"""
+
+
+def parabola(config, report):
+    """Highest at x = 1; noise of the trial's own seed on top."""
+    height = -config.params.curve * (config.params.x - 1) ** 2
+    for step in range(3):
+        report(height - 3 + step, step)
+    return height + 1e-3 * random.Random(config.seed).random()
+
+
+def gives(value):
+    return lambda config, report: value
+
+
+def no_function(config):
+    return 0.0
+
+
+@pytest.fixture
+def ask(tmp_path):
+    (tmp_path / "own.yaml").write_text(OWN)
+
+    def ask(*overrides):
+        return FunctionQuestion.ask(*compose(*overrides, name="own", folder=tmp_path))
+
+    return ask
+
+
+@pytest.fixture
+def objective(monkeypatch):
+    """Puts a function in the place of the one that the config names."""
+    return lambda function: monkeypatch.setattr(sys.modules[__name__], "parabola", function)
+
+
+def work(question, url, folder, trials, stopping=None, **limits):
+    stored = create_study(url, "own", question.identity(""), trials, goals=question.goals)
+    Worker(question, stored, TrainingData(), stopping or Never(), folder, Limits(**limits)).run(
+        trials
+    )
+    return stored
+
+
+def test_a_trial_is_what_the_function_gives_for_its_configuration_and_seed(
+    ask, sqlite_url, tmp_path
+):
+    question = ask()
+    stored = work(question, sqlite_url, tmp_path, 4)
+    for trial in stored.trials():
+        noise = 1e-3 * random.Random(derive(0, trial.number)).random()
+        assert trial.value == -((trial.params["params.x"] - 1) ** 2) + noise
+        assert list(trial.intermediate_values) == [0, 1, 2]
+        assert trial.user_attrs[EPOCHS]["number"] == [0, 1, 2]
+    assert stored.trials()[0].user_attrs[BASELINE]
+    assert stored.optuna.direction.name == "MAXIMIZE"
+    assert stored.metric == "height"
+
+
+def test_all_random_numbers_start_from_the_trials_seed_and_the_callers_stay(ask, objective):
+    def draw(config, report):
+        return random.random() + float(np.random.rand()) + float(torch.rand(()))
+
+    objective(draw)
+    question = ask()
+    before = random.getstate()
+    values = [
+        question.make_objective(question.baseline, number, TrainingData()).run(print, Never())
+        for number in (0, 1, 0)
+    ]
+    assert values[0] == values[2] != values[1]
+    assert random.getstate() == before
+
+
+def test_the_function_cannot_change_its_configuration(ask, objective):
+    def meddle(config, report):
+        config.params.x = 3
+
+    objective(meddle)
+    with pytest.raises(Exception, match="read-only"):
+        ask().make_objective(ask().baseline, 0, TrainingData()).run(print, Never())
+
+
+def test_a_report_may_raise_the_pruning_which_no_function_can_swallow(
+    ask, objective, sqlite_url, tmp_path
+):
+    told = []
+
+    def stubborn(config, report):
+        for step in range(1, 6):
+            try:
+                report(config.params.x, step)
+            except Exception:
+                told.append(step)
+        return 1.0
+
+    objective(stubborn)
+    pruner = (
+        "pruner=percentile",
+        "pruner.percentile=100",
+        "pruner.n_startup_trials=0",
+        "pruner.n_warmup_steps=0",
+    )
+    question = ask(*pruner, "study.enqueue=[]", "params.x=2")
+    question.config.pruner = {"_target_": "optuna.pruners.ThresholdPruner", "lower": 1.9}
+    stored = work(question, sqlite_url, tmp_path, 4)
+    states = [trial.state for trial in stored.trials()]
+    assert states[0] == TrialState.COMPLETE
+    assert TrialState.PRUNED in states
+    pruned = next(trial for trial in stored.trials() if trial.state == TrialState.PRUNED)
+    assert list(pruned.intermediate_values) == [1]
+    assert pruned.user_attrs[EPOCHS]["number"] == [1]
+    assert told[:5] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -math.inf, "0.5", None, True, [1.0], 1j], ids=str
+)
+def test_a_value_that_is_no_finite_number_is_named_and_stops_the_study(
+    ask, objective, sqlite_url, tmp_path, value
+):
+    objective(gives(value))
+    with pytest.raises(Halted, match="expected a finite number"):
+        work(ask(), sqlite_url, tmp_path, 3)
+    stored = create_study(sqlite_url, "own", ask().identity(""), 3)
+    (trial,) = stored.trials()
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs[FAILURE] == "undefined"
+    assert f"the objective gave {value!r}" in trial.user_attrs[REASON]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1, 0.5, np.float32(0.5), torch.tensor(0.5), np.int64(3)],
+    ids=lambda v: type(v).__name__,
+)
+def test_numbers_of_all_libraries_are_values(ask, objective, value):
+    objective(gives(value))
+    found = ask().make_objective(ask().baseline, 0, TrainingData()).run(print, Never())
+    assert type(found) is float
+    assert found == float(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "step"), [(math.nan, 1), ("x", 1), (1.0, 1.5), (1.0, -1), (1.0, True)]
+)
+def test_a_report_that_is_none_is_named(ask, objective, value, step):
+    objective(lambda config, report: report(value, step))
+    with pytest.raises(UndefinedMetric, match="reported"):
+        ask().make_objective(ask().baseline, 0, TrainingData()).run(lambda step: None, Never())
+
+
+def test_a_step_may_not_be_reported_twice(ask, objective):
+    objective(lambda config, report: [report(1.0, 2), report(1.0, 2)])
+    with pytest.raises(UndefinedMetric, match="step 2: expected a whole number, from 3 on"):
+        ask().make_objective(ask().baseline, 0, TrainingData()).run(lambda step: None, Never())
+
+
+class Guarded(Never):
+    """Notes whether it may be interrupted."""
+
+    within = False
+
+    @contextmanager
+    def interruptible(self):
+        self.within = True
+        try:
+            yield
+        finally:
+            self.within = False
+
+
+def test_a_signal_may_end_the_function_and_not_what_is_done_with_a_report(ask):
+    stopping, seen = Guarded(), []
+
+    def function(config, report):
+        seen.append(("function", stopping.within))
+        report(1.0, 1)
+        seen.append(("function", stopping.within))
+        return 1.0
+
+    FunctionObjective(function, ask().config, 0).run(
+        lambda step: seen.append(("report", stopping.within)), stopping
+    )
+    assert seen == [("function", True), ("report", False), ("function", True)]
+    assert not stopping.within
+
+
+def test_a_stopped_trial_is_handed_back_and_begins_anew(ask, sqlite_url, tmp_path, objective):
+    class Once(Never):
+        asked = 0
+
+        def __call__(self):
+            return self.asked > 1
+
+        @contextmanager
+        def interruptible(self):
+            self.asked += 1
+            if self.asked == 2:
+                raise Stopped
+            yield
+
+    question = ask()
+    stored = work(question, sqlite_url, tmp_path, 1, Once())
+    assert [list(trial.intermediate_values) for trial in stored.trials()] == [[0]]
+    stored = work(question, sqlite_url, tmp_path, 1)
+    (trial,) = stored.trials()
+    assert list(trial.intermediate_values) == [0, 1, 2]
+    assert trial.state == TrialState.COMPLETE
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["objective.direction=null"],
+            "objective.direction=None: a function does not say which way",
+        ),
+        (
+            ["objective.direction=up"],
+            "objective.direction=up: is neither; set maximize or minimize",
+        ),
+        (["objective._target_=test_function.parabula"], "did you mean parabola?"),
+        (["objective._target_=test_function.no_function"], "(config, report) -> value"),
+        (["+params.y=1", "space.params.x.float=[1,2]"], "params.x=0.0 is outside its range"),
+        (["+space.params.z.int=[1,2]"], "there is no key params.z; params has x, curve"),
+        (["winner.seeds=0"], "winner.seeds must be at least 1; got 0"),
+    ],
+)
+def test_a_question_of_a_function_is_checked_before_the_first_trial(ask, overrides, words):
+    with pytest.raises(ConfigError) as caught:
+        validate(ask(*overrides), TrainingData())
+    assert words in str(caught.value)
+
+
+def test_what_a_function_is_told_is_part_of_the_question(ask):
+    asked, other = ask().identity(""), ask("params.curve=2").identity("")
+    assert asked == ask().identity("")
+    assert {key for key in other if other[key] != asked[key]} == {"params.curve"}
+    assert asked["objective._target_"] == "test_function.parabola"
+    assert asked["study.direction"] == "maximize"
+
+
+@pytest.fixture
+def crowned(ask, tmp_path, sqlite_url):
+    question = ask()
+    stored = work(question, sqlite_url, tmp_path, 6)
+    plan = Plan(
+        Stage("search", stored, question, 6),
+        question,
+        TrainingData(),
+        sqlite_url,
+        tmp_path,
+        WinnerSection(top=2, seeds=3),
+    )
+    assert plan.todo() > 0
+    for stage in plan:
+        folder = tmp_path / stage.title
+        folder.mkdir(exist_ok=True)
+        Worker(
+            stage.asked, stage.stored, TrainingData(), Never(), folder, weights=stage.weights
+        ).run(stage.trials)
+    assert [stage.title for stage in plan] == ["search", "re-evaluation"]
+    assert plan.is_done()
+    assert plan.todo() == 0
+    return plan, evaluate_winner(plan, pytest.fail, ["python", "-m", "studies.own"])
+
+
+def test_the_winner_is_judged_on_fresh_seeds_by_the_same_function(crowned):
+    plan, found = crowned
+    values = plan.values(plan.reevaluation)
+    assert {*values} == {*plan.candidates}
+    for number, each in values.items():
+        height = -((plan.candidates[number].values["params.x"] - 1) ** 2)
+        noise = [1e-3 * random.Random(derive(0, seed, 0, 0)).random() for seed in range(3)]
+        assert each == pytest.approx([height + drawn for drawn in noise], abs=1e-12)
+    assert found["winner"]["trial"] == plan.winner
+    assert found["test"] is None
+    assert is_answer_of(found, plan)
+
+
+def test_page_report_and_file_say_that_there_is_nothing_to_test_and_no_weights(crowned):
+    plan, found = crowned
+    told = "\n".join(winner_lines(found))
+    assert "height" in told
+    assert NO_TEST in told
+    assert json.loads((plan.run_dir / "winner.json").read_text())["note"] == NO_TEST
+    assert not (plan.run_dir / "winner.pt").exists()
+    shown = write_report(plan.search.stored, plan.run_dir).read_text()
+    assert NO_TEST in shown
+    assert "confusion matrix" not in shown
+
+
+def test_optuna_knows_the_study_too(crowned, sqlite_url):
+    study = optuna.load_study(study_name="own", storage=sqlite_url)
+    assert study.best_value == max(trial.value for trial in study.trials)
+
+
+@pytest.mark.parametrize("value", ["'high'", "float('nan')"])
+def test_a_command_whose_function_gives_no_number_ends_with_2_and_names_it(tmp_path, value):
+    (tmp_path / "bad.py").write_text(f"def objective(config, report):\n    return {value}\n")
+    (tmp_path / "own.yaml").write_text(OWN.replace("test_function.parabola", "bad.objective"))
+    overrides = (
+        "--config-dir",
+        str(tmp_path),
+        "--config-name",
+        "own",
+        "trust=[bad]",
+        f"run_dir={tmp_path / 'run'}",
+    )
+    done = study(*overrides, "launcher.workers=1", PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
+    assert done.returncode == 2, done.stderr
+    assert "expected a finite number" in done.stderr
+    assert "Traceback" not in done.stderr

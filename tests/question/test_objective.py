@@ -1,0 +1,210 @@
+import numpy as np
+import optuna
+import pytest
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner, NopPruner, ThresholdPruner, WilcoxonPruner
+from optuna.trial import create_trial
+from toys import TINY, Never, Signal, ask, toy_folds, toy_split
+
+from studyloom.errors import Diverged, Stopped
+from studyloom.question.objective import (
+    group_by_epoch,
+    mean_epoch,
+    mean_epochs,
+    report_step,
+    run_epochs,
+    standard_error,
+)
+from studyloom.space.tree import Point
+from studyloom.training.job import Epoch
+from studyloom.training.trainer import Training, epochs
+
+SPLIT = toy_split()
+
+
+@pytest.fixture(scope="module")
+def question():
+    return ask(*TINY, "train.epochs=4")
+
+
+def training_of(question, folds=1, point=None):
+    return Training(
+        question.jobs(point or question.baseline, toy_folds(SPLIT, folds), number=0), SPLIT
+    )
+
+
+def a_trial(pruner=None):
+    return optuna.create_study(direction="maximize", pruner=pruner or NopPruner()).ask()
+
+
+def measured(trial, training, *, prunable=True, reported=0, stopping=None):
+    """As a worker does it while the database answers."""
+    curve = []
+    for epoch in run_epochs(training, stopping or Never()):
+        prunable_here = prunable and epoch.number < training.epochs
+        report_step(trial, epoch, stride=training.stride, prunable=prunable_here, reported=reported)
+        curve.append(epoch)
+    return curve
+
+
+def reports(trial):
+    return trial.study.trials[0].intermediate_values
+
+
+def test_each_step_reports_the_mean_of_all_folds_at_that_epoch(question):
+    jobs = question.jobs(question.baseline, toy_folds(SPLIT, 3), number=0)
+    trial = a_trial()
+    curve = measured(trial, Training(jobs, SPLIT))
+    alone = [list(epochs([job], SPLIT)) for job in jobs]
+    for step in range(1, 5):
+        expected = sum(epochs[step - 1][0].value for epochs in alone) / 3
+        assert reports(trial)[step] == pytest.approx(expected, abs=1e-12)
+    assert [epoch.number for epoch in curve] == [1, 2, 3, 4]
+
+
+class Witness(BasePruner):
+    """Takes down what it is shown, and prunes nothing."""
+
+    def __init__(self):
+        self.shown = []
+
+    def prune(self, study, trial):
+        self.shown.append(dict(trial.intermediate_values))
+        return False
+
+
+def accuracies(jobs):
+    """Of each job alone, after each epoch: (epochs, jobs)."""
+    return np.array([[epoch.value for (epoch,) in epochs([job], SPLIT)] for job in jobs]).T
+
+
+def test_a_pruner_is_shown_the_mean_of_all_folds_at_each_epoch_but_the_last(question):
+    jobs = question.jobs(question.baseline, toy_folds(SPLIT, 3), number=0)
+    witness = Witness()
+    measured(a_trial(witness), Training(jobs, SPLIT))
+    expected = accuracies(jobs).mean(axis=1)
+    assert len(witness.shown) == 3
+    for epoch, shown in enumerate(witness.shown, 1):
+        assert shown == pytest.approx(dict(enumerate(expected[:epoch], 1)), abs=1e-12)
+
+
+def test_a_pruner_of_jobs_in_turn_is_shown_the_end_of_each_but_the_last(question):
+    jobs = question.jobs(question.baseline, toy_folds(SPLIT, 3), number=0)
+    witness = Witness()
+    trial = a_trial(witness)
+    epochs = measured(trial, Training(jobs, SPLIT, in_turn=True))
+    ends = dict(enumerate(accuracies(jobs)[-1], 1))
+    assert witness.shown == [{1: ends[1]}, {1: ends[1], 2: ends[2]}]
+    assert reports(trial) == ends
+    assert [epoch.number for epoch in epochs] == [*range(1, 13)]
+
+
+def test_the_learning_curve_of_jobs_in_turn_is_that_of_lockstep(question):
+    jobs = question.jobs(question.baseline, toy_folds(SPLIT, 3), number=0)
+    trainings = [Training(jobs, SPLIT), Training(jobs, SPLIT, in_turn=True)]
+    curves = []
+    for training in trainings:
+        assert list(run_epochs(training, Never())) == mean_epochs(training.said)
+        curves.append(
+            [
+                [(e.number, e.train_loss, e.value) for e in epochs]
+                for epochs in group_by_epoch(training.said)
+            ]
+        )
+    assert curves[0] == curves[1]
+    assert [len(epochs) for epochs in group_by_epoch(trainings[1].said[:6])] == [2, 2, 1, 1]
+
+
+def test_a_standard_error_is_that_of_numpy_and_none_for_one_job(question):
+    jobs = question.jobs(question.baseline, toy_folds(SPLIT, 3), number=0)
+    training = Training(jobs, SPLIT)
+    list(training)
+    expected = accuracies(jobs).std(axis=1, ddof=1) / np.sqrt(3)
+    assert [standard_error(epochs) for epochs in training.said] == pytest.approx(
+        expected, rel=1e-12
+    )
+    assert standard_error(training.said[0][:1]) is None
+
+
+def test_wilcoxon_ends_what_is_worse_on_each_fold_and_nothing_that_is_better_so_far():
+    """The threshold is that of conf/pruner/wilcoxon.yaml: three jobs that are worse are enough, and two are not."""
+    draw = np.random.default_rng(0)
+    ended = []
+    for _ in range(200):
+        best, other = draw.choice(np.arange(20), (2, 5)) / 20
+        with pytest.warns(ExperimentalWarning):
+            study = optuna.create_study(
+                direction="maximize", pruner=WilcoxonPruner(p_threshold=0.2)
+            )
+        study.add_trial(
+            create_trial(value=best.mean(), intermediate_values=dict(enumerate(best, 1)))
+        )
+        trial = study.ask()
+        for step, value in enumerate(other, 1):
+            trial.report(value, step)
+            pruned = step < 5 and trial.should_prune()
+            if step == 3 and (other < best)[:3].all() and other[:3].mean() < best.mean():
+                assert pruned
+            if step < 3 or other[:step].mean() >= best.mean():
+                assert not pruned
+            if pruned:
+                ended.append((step, (other > best).all()))
+                break
+    assert {step for step, _ in ended} == {3, 4}
+    assert not any(better for _, better in ended)
+
+
+def test_a_pruner_ends_a_trial_with_the_epoch_at_which_it_did(question):
+    trial = a_trial(ThresholdPruner(lower=1.1, n_warmup_steps=2))
+    with pytest.raises(optuna.TrialPruned) as caught:
+        measured(trial, training_of(question))
+    assert caught.value.args[0].number == 2
+    assert list(reports(trial)) == [1, 2]
+
+
+def test_a_trial_that_may_not_be_pruned_is_not(question):
+    assert (
+        len(measured(a_trial(ThresholdPruner(lower=1.1)), training_of(question), prunable=False))
+        == 4
+    )
+
+
+def test_what_is_stored_already_is_not_reported_again(question):
+    trial = a_trial()
+    trial.report(0.5, 1)
+    trial.report(0.5, 2)
+    measured(trial, training_of(question), reported=2)  # Optuna's warning would be an error
+    assert (reports(trial)[1], reports(trial)[2], sorted(reports(trial))) == (
+        0.5,
+        0.5,
+        [1, 2, 3, 4],
+    )
+
+
+def test_a_trial_gone_on_with_is_judged_again_where_its_worker_may_have_died_before_it_was(
+    question,
+):
+    trial = a_trial(ThresholdPruner(lower=1.1))
+    trial.report(0.5, 1)
+    trial.report(0.5, 2)
+    with pytest.raises(optuna.TrialPruned) as caught:
+        measured(trial, training_of(question), reported=2)
+    assert caught.value.args[0].number == 2
+
+
+def test_a_stop_in_the_midst_of_an_epoch_leaves_those_before_it(question):
+    trial = a_trial()
+    with pytest.raises(Stopped):
+        measured(trial, training_of(question), stopping=Signal(3))
+    assert list(reports(trial)) == [1, 2]
+
+
+def test_a_mean_epoch_averages_what_was_said_and_adds_up_the_time():
+    two = [Epoch(3, 1.0, 2.0, 0.5, 0.25, 100.0), Epoch(3, 2.0, 4.0, 1.0, 0.75, 300.0)]
+    assert mean_epoch(two) == Epoch(3, 1.5, 3.0, 0.75, 1.0, 200.0)
+
+
+def test_a_diverging_fold_ends_the_trial():
+    question = ask(*TINY, "optimizer=sgd", "optimizer.lr=1e30", "study.baseline=false")
+    with pytest.raises(Diverged, match="epoch"):
+        measured(a_trial(), training_of(question, point=Point()))

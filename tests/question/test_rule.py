@@ -1,0 +1,122 @@
+import math
+
+import pytest
+
+from studyloom.errors import ConfigError
+from studyloom.metrics import ACCURACY, METRICS, Goal
+from studyloom.question.rule import LONGEST, Condition, Rule, parse_rule
+
+PARAMETERS = Goal("parameters", "minimize")
+KNOWN = (ACCURACY, PARAMETERS, Goal("latency_ms", "minimize"))
+
+
+def mistakes_of(text, known=KNOWN):
+    with pytest.raises(ConfigError) as caught:
+        parse_rule(text, known)
+    return caught.value.mistakes
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("max accuracy", Rule(ACCURACY)),
+        (
+            "max accuracy where parameters < 50_000",
+            Rule(ACCURACY, (Condition("parameters", "<", 50_000),)),
+        ),
+        (
+            "  min parameters where accuracy>=.95 and latency_ms <= 1e-1",
+            Rule(
+                PARAMETERS, (Condition("accuracy", ">=", 0.95), Condition("latency_ms", "<=", 0.1))
+            ),
+        ),
+        (
+            "min parameters where parameters > -2.5E+1",
+            Rule(PARAMETERS, (Condition("parameters", ">", -25),)),
+        ),
+    ],
+)
+def test_a_rule_is_read_and_written_so_that_it_is_read_the_same(text, rule):
+    assert parse_rule(text, KNOWN) == rule
+    assert parse_rule(str(rule), KNOWN) == rule
+
+
+def test_a_trial_keeps_to_a_rule_where_each_bound_holds_and_all_is_known():
+    rule = parse_rule("max accuracy where parameters < 50_000 and latency_ms <= 2", KNOWN)
+    known = {"accuracy": 0.9, "parameters": 49_999.0, "latency_ms": 2.0}
+    assert rule.holds(known)
+    assert not rule.holds(known | {"parameters": 50_000.0})
+    assert not rule.holds(known | {"latency_ms": math.nan})
+    assert not rule.holds({name: known[name] for name in ("accuracy", "parameters")})
+    assert rule.rank({"accuracy": 0.9}) < rule.rank({"accuracy": 0.8})
+    assert parse_rule("min parameters", KNOWN).rank({"parameters": 1.0}) < 2
+
+
+def test_names_that_are_not_known_and_a_wrong_direction_are_told_together():
+    told = mistakes_of("min accuracy where parameter < 5 and size > 1 and parameter > 3")
+    assert len(told) == 3
+    assert (
+        "parameter is not known of a trial; there are accuracy, parameters, latency_ms" in told[0]
+    )
+    assert "did you mean parameters?" in told[0]
+    assert "objective.metric or objective.constraints names it" in told[0]
+    assert "size is not known" in told[1]
+    assert told[2].endswith("of accuracy more is better; write max accuracy")
+    (told,) = mistakes_of("max mse", [METRICS["mse"]])
+    assert told == "winner.rule: 'max mse': of mse less is better; write min mse"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "ends, where max or min is expected"),
+        ("accuracy", "at 'accuracy' max or min is expected"),
+        ("max", "ends, where a name is expected"),
+        ("max 5", "at '5' a name is expected"),
+        ("max accuracy were parameters < 5", "at 'were' the word `where` or the end is expected"),
+        ("max accuracy where", "ends, where a name is expected"),
+        ("max accuracy where parameters", "ends, where <, <=, > or >= is expected"),
+        ("max accuracy where parameters = 5", "at '=' <, <=, > or >= is expected"),
+        ("max accuracy where parameters < many", "at 'many' a number is expected"),
+        (
+            "max accuracy where parameters < 5 or parameters > 9",
+            "at 'or' the word `and` or the end is expected",
+        ),
+        ("max accuracy where parameters < 5 and", "ends, where a name is expected"),
+        ("max accuracy where parameters < 1e999", "at '1e999' a number is expected"),
+        ("max accuracy where parameters < 1__0", "at '1__0' a number is expected"),
+        ("max accuracy where parameters < nan", "at 'nan' a number is expected"),
+        ("max accuracy where parameters < ٣", "at '٣' a number is expected"),
+        ("max accuracy; import os", "at ';' the word `where` or the end is expected"),
+    ],
+)
+def test_what_is_no_rule_is_told_with_the_place_and_an_example(text, problem):
+    (told,) = mistakes_of(text)
+    assert (
+        told == f"winner.rule: {text!r}: {problem}; write 'max accuracy where parameters < 50_000'"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('touch pwned')",
+        "max __import__('os').system('touch pwned')",
+        "max accuracy where parameters < __import__('os').system('touch pwned')",
+        "max accuracy where parameters < (lambda: open('pwned', 'w'))()",
+        "max accuracy where parameters < 5 #{open('pwned','w')}",
+        "max \0accuracy\x1b[31m",
+    ],
+)
+def test_a_hostile_rule_is_a_mistake_and_is_not_executed(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (told,) = mistakes_of(text)
+    assert "\x1b" not in told
+    assert "\0" not in told
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_rule_of_a_million_words_is_refused_at_once_and_not_repeated():
+    (told,) = mistakes_of("max accuracy where " + " and ".join(["parameters < 5"] * 1_000_000))
+    assert f"at most {LONGEST} are possible" in told
+    assert len(told) < 200

@@ -1,0 +1,150 @@
+import time
+
+import optuna
+import pytest
+from optuna.samplers import RandomSampler
+from optuna.trial import create_trial
+
+from studyloom.errors import ConfigError
+from studyloom.space.grid import LARGEST_GRID, GridSampler
+from studyloom.space.language import parse_space
+from studyloom.space.tree import Space
+
+GROUPS = {"model": ["mlp", "cnn"]}
+CONDITIONAL = {
+    "model": {
+        "mlp": {"hidden": {"list": {"choice": [8, 16]}, "length": {"int": [1, 2]}}},
+        "cnn": {"channels": {"choice": [8, 16, 32]}},
+    },
+    "optimizer": {"momentum": {"float": [0.0, 0.3], "step": 0.1}},
+}
+
+
+def space_of(tree: dict) -> Space:
+    return parse_space(tree, lambda group: GROUPS.get(group, []))
+
+
+@pytest.fixture
+def space():
+    return space_of(CONDITIONAL)
+
+
+@pytest.fixture
+def baseline(space):
+    config = {"model.hidden": [16, 8], "optimizer.momentum": 0.3}
+    return space.default({"model": "mlp"}, config.__getitem__)
+
+
+def run(sampler: GridSampler, space: Space, trials: int) -> list[dict]:
+    """The parameters of the trials of a study that the sampler decides."""
+    study = optuna.create_study(sampler=sampler)
+    for _ in range(trials):
+        trial = study.ask()
+        point = space.suggest(trial)
+        assert trial.params == point.params
+        study.tell(trial, 0.0)
+    return [trial.params for trial in study.trials]
+
+
+def test_each_trial_of_a_conditional_space_gets_another_point_and_together_they_get_all(space):
+    visited = run(GridSampler(space, seed=3), space, trials=(6 + 3) * 4)
+    assert len(visited) == space.size()
+    for point in space.points():
+        assert visited.count(point.params) == 1
+
+
+def test_the_baseline_comes_first_and_only_once(space, baseline):
+    sampler = GridSampler(space, seed=3, baseline=baseline)
+    assert sampler.points[0] == baseline
+    assert len(sampler.points) == space.size()
+    assert [point.params for point in sampler.points].count(baseline.params) == 1
+
+
+def test_samplers_of_one_seed_have_one_order(space, baseline):
+    orders = [
+        [point.params for point in GridSampler(space, seed, baseline).points] for seed in (5, 5, 6)
+    ]
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+    assert orders[0][0] == orders[2][0]
+
+
+def test_samplers_in_several_processes_share_the_points_out_by_the_trials_numbers(space, baseline):
+    workers = [GridSampler(space_of(CONDITIONAL), seed=5, baseline=baseline) for _ in range(4)]
+    study = optuna.create_study()
+    given = []
+    for number in range(int(space.size())):
+        trial = create_trial(state=optuna.trial.TrialState.RUNNING)
+        trial.number = number
+        worker = workers[number % 4]
+        given.append(
+            worker.sample_relative(study, trial, worker.infer_relative_search_space(study, trial))
+        )
+    assert all(given.count(point.params) == 1 for point in space.points())
+
+
+def test_the_order_is_not_that_of_the_tree(space):
+    first = [point.choices["model"] for point in GridSampler(space, seed=0).points[:24]]
+    assert set(first) == {"mlp", "cnn"}
+
+
+def test_every_continuous_range_is_refused_by_name_in_whichever_option_it_is():
+    space = space_of(
+        {
+            "model": {"mlp": None, "cnn": {"dropout": {"float": [0.0, 0.5]}}},
+            "optimizer": {
+                "lr": {"float": [0.1, 1.0], "log": True},
+                "momentum": {"float": [0.0, 0.9], "step": 0.1},
+            },
+            "train": {"weights": {"list": {"float": [0.0, 1.0]}, "length": 2}},
+        }
+    )
+    with pytest.raises(ConfigError) as caught:
+        GridSampler(space)
+    told = caught.value.mistakes
+    assert [line.partition(":")[0] for line in told] == [
+        "space.optimizer.lr",
+        "space.train.weights",
+        "space.model.cnn.dropout",
+    ]
+    assert all("give it a step, or a choice" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"a": {"int": [1, 10**6]}},
+        {"a": {"float": [0.0, 1e6], "step": 1e-3}},
+        {"a": {"int": [1, 10**9]}, "b": {"float": [0.0, 1.0], "step": 1e-9}},
+        {"a": {"list": {"int": [1, 10**6]}, "length": 60}},
+    ],
+)
+def test_a_space_of_too_many_points_is_refused_without_going_through_them(tree):
+    space = space_of(tree)
+    started = time.perf_counter()
+    with pytest.raises(ConfigError, match=f"points; at most {LARGEST_GRID}"):
+        GridSampler(space)
+    assert time.perf_counter() - started < 0.1
+
+
+def test_a_long_stepped_range_takes_time_in_proportion_to_its_points():
+    started = time.perf_counter()
+    sampler = GridSampler(space_of({"a": {"float": [0.0, 1.0], "step": 1e-4}}))
+    assert len(sampler.points) == 10_001
+    assert time.perf_counter() - started < 2
+
+
+def test_the_second_sampler_of_a_space_takes_little_time_for_each_trial_has_one():
+    space = space_of({name: {"int": [0, 9]} for name in "abcd"})
+    started = time.perf_counter()
+    GridSampler(space, seed=1)
+    first = time.perf_counter() - started
+    started = time.perf_counter()
+    GridSampler(space, seed=1)
+    assert time.perf_counter() - started < first / 4
+
+
+def test_a_point_that_optuna_has_already_can_be_told_to_the_grid(space):
+    study = optuna.create_study(sampler=RandomSampler(seed=0))
+    point = space.suggest(study.ask())
+    assert GridSampler(space, baseline=point).points[0] == point

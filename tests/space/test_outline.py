@@ -1,0 +1,93 @@
+import io
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from rich.console import Console
+
+from studyloom.space.language import parse_space
+from studyloom.space.outline import describe, outline
+from studyloom.space.tree import Space
+
+GROUPS = {
+    "model": ["mlp", "cnn"],
+    "model/block": ["plain", "residual"],
+    "optimizer": ["sgd", "adam"],
+}
+TREE = {
+    "model": {
+        "mlp": {
+            "hidden": {"list": {"int": [16, 512], "log": True}, "length": {"int": [1, 3]}},
+            "dropout": {"list": {"float": [0.0, 0.5]}, "length": "hidden"},
+        },
+        "cnn": {"block": {"residual": {"depth": {"int": [2, 8], "step": 2}}}},
+    },
+    "optimizer": {"lr": {"float": [1e-4, 1.0], "log": True}, "sgd": None, "adam": None},
+    "train": {"clip": {"choice": [None, 1.0]}},
+}
+
+
+def space_of(tree: dict) -> Space:
+    return parse_space(tree, lambda group: GROUPS.get(group, []))
+
+
+def text_of(space: Space, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(outline(space))
+    return console.file.getvalue()
+
+
+def test_the_outline_shows_groups_options_and_ranges_as_a_tree():
+    assert text_of(space_of(TREE)) == (
+        "space: infinitely many points\n"
+        "├── model\n"
+        "│   ├── mlp\n"
+        "│   │   ├── hidden: list of length 1 … 3, each 16 … 512 log\n"
+        "│   │   └── dropout: list as long as hidden, each 0 … 0.5\n"
+        "│   └── cnn\n"
+        "│       └── block (fixed)\n"
+        "│           └── residual\n"
+        "│               └── depth: 2 … 8 step 2\n"
+        "├── optimizer\n"
+        "│   ├── sgd\n"
+        "│   └── adam\n"
+        "├── optimizer.lr: 0.0001 … 1 log\n"
+        "└── train.clip: null | 1.0\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("tree", "size"),
+    [
+        ({}, "1 point"),
+        ({"a": {"int": [1, 6]}, "b": {"choice": ["x", "y"]}}, "12 points"),
+        ({"a": {"int": [1, 10**9]}, "b": {"int": [1, 10**9]}}, "1000000000000000000 points"),
+        ({"a": {"float": [0.0, 1.0]}}, "infinitely many points"),
+    ],
+)
+def test_the_outline_begins_with_the_size_of_the_space(tree, size):
+    assert text_of(space_of(tree)).splitlines()[0] == f"space: {size}"
+
+
+def test_choices_are_shown_as_they_are_and_not_as_markup():
+    text = text_of(
+        space_of({"a": {"choice": ["[red]x[/red]", "[/]", ":bug:"]}, "[bold]": {"int": [1, 2]}})
+    )
+    assert "a: [red]x[/red] | [/] | :bug:" in text
+    assert "[bold]: 1 … 2" in text
+
+
+@pytest.mark.parametrize(
+    ("distribution", "words"),
+    [
+        (CategoricalDistribution(("relu", True, None, 1.0)), "relu | true | null | 1.0"),
+        (IntDistribution(3, 3), "3"),
+        (IntDistribution(1, 9), "1 … 9"),
+        (IntDistribution(1, 9, step=4), "1 … 9 step 4"),
+        (IntDistribution(1, 9, log=True), "1 … 9 log"),
+        (FloatDistribution(1e-5, 0.1, log=True), "1e-05 … 0.1 log"),
+        (FloatDistribution(0.0, 0.9, step=0.1), "0 … 0.9 step 0.1"),
+        (FloatDistribution(0.5, 0.5), "0.5"),
+    ],
+)
+def test_a_distribution_is_described_as_yaml_would_write_it(distribution, words):
+    assert describe(distribution) == words

@@ -1,0 +1,321 @@
+import contextlib
+import math
+import os
+import socket
+import sqlite3
+import tempfile
+import threading
+from pathlib import Path
+
+import optuna
+import pytest
+from commands import CANARY
+from optuna.storages import get_storage
+from optuna.trial import TrialState
+from sqlalchemy.engine import make_url
+
+from studyloom.errors import StorageError, StorageLost
+from studyloom.files import filesystem_of, is_network_filesystem
+from studyloom.storage import database as storage
+from studyloom.storage.connections import connections_left, exclusive, plain_engine
+from studyloom.storage.database import connect, execute, read
+from studyloom.storage.retry import file_identity
+from studyloom.storage.urls import parse_url, without_password
+
+as_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+
+
+def test_a_storage_made_once_is_opened_by_others(url):
+    connect(url, create=True)
+    study = optuna.create_study(study_name="s", storage=connect(url))
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    assert len(optuna.load_study(study_name="s", storage=connect(url)).trials) == 2
+
+
+def test_two_workers_never_get_the_same_queued_trial(url):
+    """As shipped, SQLite gives it to both: each reads WAITING before either writes."""
+    first = connect(url, create=True)
+    second = connect(url)
+    study = optuna.create_study(study_name="s", storage=first)
+    study.enqueue_trial({"x": 1.0})
+    trial_id = study.get_trials(deepcopy=False)[0]._trial_id
+    both_have_read = threading.Barrier(2, timeout=1)
+    got = []
+
+    def claim(storage):
+        check = storage.check_trial_is_updatable
+
+        def check_slowly(*args):
+            check(*args)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both_have_read.wait()  # passed only if the second did not wait for the first's transaction
+
+        storage.check_trial_is_updatable = check_slowly
+        try:
+            got.append(storage.set_trial_state_values(trial_id, TrialState.RUNNING))
+        except optuna.exceptions.UpdateFinishedTrialError:
+            got.append(False)
+
+    workers = [threading.Thread(target=claim, args=(storage,)) for storage in (first, second)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(got) == [False, True]
+
+
+def test_sqlite_is_in_wal_mode_and_waits_for_locks(sqlite_url):
+    connect(sqlite_url, create=True)
+    with connect(sqlite_url).engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 1
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 5_000
+
+
+def test_a_database_that_is_not_there_is_not_made_by_opening(sqlite_url, tmp_path):
+    with pytest.raises(StorageError, match=r"there is no database .*study\.db"):
+        connect(sqlite_url)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_looks_at_a_database_in_the_making_writes_nothing_there(url, monkeypatch):
+    """Its maker, which then wrote its version for the second time, came to an end of that."""
+    from optuna.storages._rdb.storage import _VersionManager
+
+    stamp = _VersionManager._set_alembic_revision
+    looks = []
+
+    def look_and_stamp(self, revision):
+        with pytest.raises(StorageError, match=r"being made|no studies yet"):
+            looks.append(connect(url, deadline=0))
+        stamp(self, revision)
+
+    monkeypatch.setattr(_VersionManager, "_set_alembic_revision", look_and_stamp)
+    connect(url, create=True).get_all_studies()
+    monkeypatch.undo()
+    assert looks == []
+    assert connect(url).get_all_studies() == []
+
+
+def test_a_file_that_appears_after_a_look_is_not_opened(sqlite_url, monkeypatch):
+    """Its maker had just begun; who looked was told first that it was not there, and then wrote into it."""
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    real = file_identity
+
+    def identity(address):
+        found = real(address)
+        path.touch()
+        return found
+
+    monkeypatch.setattr(storage, "file_identity", identity)
+    with pytest.raises(StorageError, match="there is no database"):
+        connect(sqlite_url, deadline=0)
+    assert path.read_bytes() == b""
+
+
+def test_a_database_deleted_in_mid_run_is_an_error_and_not_an_empty_one(sqlite_url, tmp_path):
+    storage = connect(sqlite_url, create=True)
+    optuna.create_study(study_name="s", storage=storage)
+    storage.remove_session()
+    storage.engine.dispose()
+    for file in tmp_path.glob("study.db*"):
+        file.unlink()
+    with pytest.raises(StorageLost, match="the file was deleted"):
+        storage.get_all_studies()
+    assert not (tmp_path / "study.db").exists()
+
+
+@pytest.mark.parametrize("name", ["a b", "100%", "{brace}", "x#y", "ü"])
+def test_a_path_may_hold_any_character(tmp_path, name):
+    url = f"sqlite:///{tmp_path / name / 'study.db'}"
+    connect(url, create=True)
+    optuna.create_study(study_name="s", storage=connect(url))
+    assert (tmp_path / name / "study.db").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nonsense", "no database URL"),
+        ("mysql://user:canary-password@localhost/db", "neither SQLite nor PostgreSQL"),
+        ("sqlite://", "in memory"),
+        ("sqlite:///:memory:", "in memory"),
+    ],
+)
+def test_other_urls_are_refused_and_show_no_password(url, words):
+    with pytest.raises(StorageError, match=words) as caught:
+        connect(url)
+    assert CANARY not in str(caught.value)
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path):
+    (tmp_path / "study.db").write_text(
+        "letter to grandmother, which is longer than a header\n" * 40
+    )
+    with pytest.raises(StorageError, match=r"study.db: .*not a database.*something else"):
+        connect(f"sqlite:///{tmp_path / 'study.db'}", create=True)
+    assert (tmp_path / "study.db").read_text().startswith("letter")
+
+
+def test_a_database_without_tables_says_so(sqlite_url, tmp_path):
+    sqlite3.connect(tmp_path / "study.db").execute("CREATE TABLE t (x)")
+    with pytest.raises(StorageError, match="no such table"):
+        connect(sqlite_url)
+
+
+@as_user
+def test_a_folder_without_permission_is_named(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(StorageError, match="closed"):
+        connect(f"sqlite:///{tmp_path}/closed/study.db", create=True)
+
+
+def test_an_unreachable_server_is_named_without_its_password():
+    url = f"postgresql://user:{CANARY}@127.0.0.1:1/db"
+    for use in (lambda: connect(url, deadline=0), lambda: exclusive(url).__enter__()):
+        with pytest.raises(StorageError, match=r"user:\*\*\*@127.0.0.1:1/db.*refused") as caught:
+            use()
+        assert CANARY not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u@h/d", "postgres://u@h/d", "postgresql+psycopg://u@h/d"]
+)
+def test_every_way_to_write_postgresql_uses_psycopg_3(url):
+    assert without_password(parse_url(url)) == "postgresql+psycopg://u@h/d" or "postgres" in url
+    assert parse_url(url).drivername == "postgresql+psycopg"
+
+
+def test_one_process_at_a_time_is_exclusive(url):
+    order = []
+    inside = threading.Event()
+
+    def second():
+        inside.wait(10)
+        with exclusive(url):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with exclusive(url):
+        inside.set()
+        thread.join(0.2)  # it would be in by now
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
+
+
+def test_a_transaction_that_fails_leaves_nothing(url):
+    opened = connect(url, create=True)
+    execute(opened, lambda connection: connection.exec_driver_sql("CREATE TABLE t (x INTEGER)"))
+
+    def fail(connection):
+        connection.exec_driver_sql("INSERT INTO t VALUES (1)")
+        raise RuntimeError("a mistake")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        execute(opened, fail)
+    assert (
+        read(
+            opened, lambda connection: connection.exec_driver_sql("SELECT count(*) FROM t").scalar()
+        )
+        == 0
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="Linux says it there")
+def test_file_systems_are_known_by_the_longest_mount_point(tmp_path):
+    assert filesystem_of(Path("/proc/self")) == "proc"
+    assert filesystem_of(tmp_path / "not" / "there") == filesystem_of(tmp_path) != "unknown"
+    for kind in ("nfs4", "cifs", "fuse.sshfs", "lustre"):
+        assert is_network_filesystem(kind)
+    for kind in (
+        "ext4",
+        "xfs",
+        "tmpfs",
+        "overlay",
+        "fuse.ntfs-3g",
+        "unknown",
+        filesystem_of(tmp_path),
+    ):
+        assert not is_network_filesystem(kind)
+
+
+def test_postgresql_keeps_to_two_connections_and_utc(postgres_url):
+    storage = connect(postgres_url, create=True)
+    assert storage.engine.pool.size() == 2
+    assert storage.engine.pool._max_overflow == 0
+    with storage.engine.connect() as connection:
+        assert connection.exec_driver_sql("SHOW timezone").scalar() == "UTC"
+
+
+def test_what_a_url_asks_of_libpq_is_passed_on_and_goes_before_ours(postgres_url):
+    asked = {"sslmode": "disable", "connect_timeout": "3", "options": "-c search_path=mine"}
+    url = make_url(postgres_url).update_query_dict(asked).render_as_string(hide_password=False)
+    opened = connect(postgres_url, create=True)
+    execute(opened, lambda connection: connection.exec_driver_sql("CREATE SCHEMA mine"))
+    for engine in (connect(url, create=True).engine, plain_engine(parse_url(url))):
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("SHOW search_path").scalar() == "mine"
+            assert connection.exec_driver_sql("SHOW timezone").scalar() == "UTC"
+            given = connection.connection.driver_connection.info.get_parameters()
+            assert {name: given[name] for name in ("sslmode", "connect_timeout")} == {
+                "sslmode": "disable",
+                "connect_timeout": "3",
+            }
+    with opened.engine.connect() as connection:
+        tables = connection.exec_driver_sql("SELECT count(*) FROM mine.trials").scalar()
+    assert tables == 0
+
+
+def test_tls_that_a_server_does_not_speak_is_an_error_at_once_and_without_the_password():
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        threading.Thread(target=refuse_tls, args=(server,), daemon=True).start()
+        url = f"postgresql://u:{CANARY}@127.0.0.1:{server.getsockname()[1]}/d?sslmode=verify-full"
+        with pytest.raises(StorageError, match=r"(?i)ssl|certificate") as caught:
+            connect(f"{url}&sslrootcert={folder}/root.crt", deadline=60)
+        assert CANARY not in str(caught.value)
+        with pytest.raises(StorageError, match="does not support SSL"):
+            connect(url.replace("verify-full", "require"), deadline=60)
+
+
+def refuse_tls(server):
+    """A server's answer, N, to whoever asks it for TLS."""
+    with contextlib.suppress(OSError):
+        while True:
+            client, _ = server.accept()
+            with client:
+                client.recv(8)
+                client.sendall(b"N")
+
+
+def test_the_connections_left_are_those_of_the_narrowest_limit(postgres_url, sqlite_url):
+    assert connections_left(sqlite_url)[0] == math.inf
+    left, limit = connections_left(postgres_url)
+    assert limit == "max_connections of the server"
+    first = connect(postgres_url, create=True)
+    first.get_all_studies()
+    with first.engine.connect():
+        assert connections_left(postgres_url)[0] < left
+    role = f"few_{os.getpid()}"
+    execute(first, lambda c: c.exec_driver_sql(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 5"))
+    try:
+        url = make_url(postgres_url).set(username=role)
+        assert connections_left(url.render_as_string(hide_password=False)) == (
+            5,
+            "CONNECTION LIMIT of the role",
+        )
+        with plain_engine(url).connect():
+            assert connections_left(url.render_as_string(hide_password=False))[0] == 4
+    finally:
+        execute(first, lambda c: c.exec_driver_sql(f"DROP ROLE {role}"))
+
+
+def test_optuna_opens_what_we_make(sqlite_url, tmp_path):
+    connect(sqlite_url, create=True)
+    storage = get_storage(f"sqlite:///{tmp_path / 'study.db'}")
+    assert storage.get_all_studies() == []
+    assert Path(tmp_path / "study.db").exists()

@@ -1,0 +1,247 @@
+import os
+import socket
+import subprocess
+import threading
+import time
+
+import optuna
+import pytest
+from optuna.storages import get_storage
+
+from studyloom.processes import worker_id
+from studyloom.storage import sql
+from studyloom.storage.database import connect
+from studyloom.storage.ledger import Ledger
+
+LEASE = 60.0
+
+
+@pytest.fixture
+def ledger(url):
+    backend = connect(url, create=True)
+    storage = get_storage(backend)
+    optuna.create_study(study_name="s", storage=storage)
+    ledger = Ledger(backend, storage.get_study_id_from_name("s"))
+    ledger.create()
+    return ledger
+
+
+def test_every_slot_is_claimed_once_whoever_asks(ledger, url):
+    ledger.extend(40)
+    claimed = []
+
+    def work(owner):
+        own = Ledger(connect(url), ledger.study_id)
+        while (claim := own.claim(owner, 40, LEASE)) is not None:
+            claimed.append(claim.slot)
+            own.finish(claim)
+
+    workers = [threading.Thread(target=work, args=(f"w{k}",)) for k in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(claimed) == list(range(40))
+
+
+def test_a_budget_grows_and_never_shrinks(ledger):
+    ledger.extend(3)
+    ledger.extend(5)
+    ledger.extend(2)
+    assert ledger.counts() == {"free": 5, "held": 0, "done": 0}
+
+
+def test_a_smaller_budget_claims_only_its_own_slots(ledger):
+    ledger.extend(5)
+    assert [ledger.claim(owner, 2, LEASE).slot for owner in ("a", "b")] == [0, 1]
+    assert ledger.claim("c", 2, LEASE) is None
+    assert ledger.todo(2) == 2
+    assert ledger.todo(5) == 5
+
+
+def test_a_slot_handed_back_is_next_and_keeps_its_trial(ledger):
+    ledger.extend(3)
+    ledger.finish(ledger.claim("a", 3, LEASE))
+    claim = ledger.claim("a", 3, LEASE, lambda *_: 17)
+    ledger.release(claim)
+    again = ledger.claim("b", 3, LEASE)
+    assert (again.slot, again.trial_id, again.token) == (claim.slot, 17, claim.token + 1)
+
+
+def test_a_claim_and_its_trial_are_made_together_or_not_at_all(ledger):
+    ledger.extend(2)
+
+    def die(connection, slot):
+        sql.add(connection, ledger.study_id, {"slot": slot})
+        raise ConnectionAbortedError
+
+    with pytest.raises(ConnectionAbortedError):
+        ledger.claim("a", 2, LEASE, die)
+    assert ledger.counts()["free"] == 2
+    assert ledger.storage.get_all_trials(ledger.study_id) == []
+
+    claims = [
+        ledger.claim(
+            owner,
+            2,
+            LEASE,
+            lambda connection, slot: sql.add(connection, ledger.study_id, {"slot": slot}),
+        )
+        for owner in ("a", "b", "a")  # a's first answer was lost
+    ]
+    trials = ledger.storage.get_all_trials(ledger.study_id)
+    assert [(trial.number, trial.user_attrs) for trial in trials] == [
+        (0, {"slot": 0}),
+        (1, {"slot": 1}),
+    ]
+    assert [claim.trial_id for claim in claims] == [
+        trials[0]._trial_id,
+        trials[1]._trial_id,
+        trials[0]._trial_id,
+    ]
+
+
+def test_what_comes_with_a_lost_claim_is_not_written(ledger):
+    ledger.extend(1)
+    late = ledger.claim("late", 1, -1.0)
+    ledger.claim("heir", 1, LEASE)
+    written = []
+    assert not ledger.renew(late, LEASE, written.append)
+    assert not ledger.finish(late, written.append)
+    assert written == []
+
+
+def test_a_claim_stays_as_it_was_where_what_comes_with_it_fails(ledger):
+    ledger.extend(1)
+    claim = ledger.claim("w", 1, LEASE)
+
+    def fail(connection):
+        raise ConnectionAbortedError
+
+    with pytest.raises(ConnectionAbortedError):
+        ledger.finish(claim, fail)
+    assert ledger.counts() == {"free": 0, "held": 1, "done": 0}
+
+
+def test_an_old_token_changes_nothing(ledger):
+    ledger.extend(1)
+    old = ledger.claim("a", 1, LEASE)
+    ledger.release(old)
+    new = ledger.claim("b", 1, LEASE)
+    ledger.finish(old)
+    assert not ledger.renew(old, LEASE)
+    assert [(held.owner, held.trial_id) for held in ledger.held()] == [("b", None)]
+    ledger.finish(new)
+    assert ledger.counts() == {"free": 0, "held": 0, "done": 1}
+
+
+def test_what_a_dead_worker_held_is_handed_back_and_nothing_else(ledger):
+    ledger.extend(4)
+    ledger.finish(ledger.claim("dead", 4, LEASE))
+    ledger.claim("dead", 4, LEASE, lambda *_: 3)
+    ledger.claim("alive", 4, LEASE)
+    assert ledger.record_death("dead", "signal SIGKILL") == 1
+    assert ledger.counts() == {"free": 2, "held": 1, "done": 1}
+    assert [held.owner for held in ledger.held()] == ["alive"]
+    heir = ledger.claim("heir", 4, LEASE)
+    assert (heir.trial_id, heir.deaths, heir.death, heir.fatal) == (3, 1, "signal SIGKILL", False)
+
+
+def test_two_studies_share_a_database_and_no_slot(ledger):
+    ledger.extend(2)
+    other = Ledger(ledger.storage, ledger.study_id + 1)
+    other.create()
+    other.extend(1)
+    assert other.claim("w", 9, LEASE).slot == 0
+    assert other.claim("x", 9, LEASE) is None
+    assert ledger.counts()["free"] == 2
+
+
+def test_a_study_that_takes_the_id_of_a_deleted_one_has_no_slots_of_it(ledger):
+    ledger.extend(2)
+    ledger.finish(ledger.claim("w", 2, LEASE))
+    ledger.create()
+    ledger.extend(3)
+    assert ledger.counts() == {"free": 3, "held": 0, "done": 0}
+
+
+def test_a_lease_that_has_ended_is_adopted_and_the_late_holder_has_lost_the_slot(ledger):
+    ledger.extend(1)
+    late = ledger.claim("late", 1, -1.0, lambda *_: 7)
+    heir = ledger.claim("heir", 1, LEASE)
+    assert (heir.slot, heir.trial_id, heir.token, heir.deaths) == (0, 7, late.token + 1, 1)
+    assert heir.death == "its lease ended"
+    assert not ledger.renew(late, LEASE)
+    ledger.finish(late)
+    ledger.release(late)
+    assert [held.owner for held in ledger.held()] == ["heir"]
+
+
+def test_a_lease_that_has_ended_and_that_nobody_wants_is_still_its_holders(ledger):
+    ledger.extend(1)
+    claim = ledger.claim("w", 1, -1.0)
+    assert ledger.renew(claim, LEASE)
+    assert ledger.claim("other", 1, LEASE) is None
+
+
+def test_a_claim_renewed_or_vouched_for_is_not_adopted(ledger):
+    ledger.extend(2)
+    ledger.claim("a", 2, -1.0)
+    ledger.renew_for(["a"], LEASE)
+    assert ledger.claim("other", 1, LEASE) is None
+    assert 50 < ledger.held()[0].left <= 60
+    ledger.renew_for(["a"], 10.0)  # never shortened
+    assert ledger.held()[0].left > 50
+
+
+def test_a_slot_handed_back_in_order_counts_no_death(ledger):
+    ledger.extend(1)
+    for _ in range(4):
+        claim = ledger.claim("w", 1, LEASE)
+        ledger.release(claim)
+    assert (claim.token, claim.deaths) == (4, 0)
+
+
+def test_leases_are_on_the_databases_clock(ledger, monkeypatch):
+    """A worker whose clock is an hour off neither loses its slots nor takes others'."""
+    ledger.extend(2)
+    ledger.claim("w", 2, LEASE)
+    monkeypatch.setattr(time, "time", lambda: 1e12)
+    assert ledger.claim("ahead", 1, LEASE) is None
+    assert 50 < ledger.held()[0].left <= 60
+
+
+def test_workers_of_this_host_whose_process_is_gone_are_buried(ledger):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    ledger.extend(3)
+    # Another host, or a container on this one, may have the same name.
+    here, elsewhere = worker_id(os.getpid()), f"{socket.gethostname()}-0000x:{gone.pid}"
+    for owner in (worker_id(gone.pid), here, elsewhere):
+        ledger.claim(owner, 3, LEASE)
+    ledger.record_gone()
+    assert [held.owner for held in ledger.held()] == sorted([here, elsewhere])
+
+
+def test_claims_older_than_a_limit_are_overdue(ledger):
+    ledger.extend(2)
+    ledger.claim("a", 2, LEASE)
+    assert ledger.overdue(["a", "b"], 100.0) == []
+    assert ledger.overdue(["a", "b"], -1.0) == ["a"]
+    assert ledger.overdue(["b"], -1.0) == []
+
+
+def test_a_fatal_death_is_told_to_the_heir(ledger):
+    ledger.extend(1)
+    ledger.claim("w", 1, LEASE)
+    ledger.record_death("w", "too long", fatal=True)
+    heir = ledger.claim("heir", 1, LEASE)
+    assert (heir.fatal, heir.death) == (True, "too long")
+
+
+def test_a_claim_whose_answer_was_lost_is_taken_again(ledger):
+    ledger.extend(2)
+    lost = ledger.claim("w", 2, LEASE)
+    again = ledger.claim("w", 2, LEASE)
+    assert (again.slot, again.token, again.deaths) == (lost.slot, lost.token + 1, 0)
+    assert ledger.counts()["held"] == 1

@@ -1,0 +1,171 @@
+import math
+import os
+import time
+from datetime import datetime, timedelta
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import TrialState, create_trial
+
+from studyloom.storage import sql
+from studyloom.storage import sql as rows
+from studyloom.storage.database import connect, execute, read
+
+DISTRIBUTIONS = {
+    "x": FloatDistribution(1e-5, 1.0, log=True),
+    "n": IntDistribution(1, 9, step=2),
+    "c": CategoricalDistribution(["a", None, 3, 0.5]),
+}
+
+
+@pytest.fixture
+def opened(url):
+    storage = connect(url, create=True)
+    storage.study_id = storage.create_new_study([StudyDirection.MAXIMIZE], "s")
+    return storage
+
+
+def shipped(opened):
+    """What Optuna's own code reads of the study."""
+    return RDBStorage._get_trials(opened, opened.study_id, None, set(), -1)
+
+
+def begin(opened, **user_attrs):
+    return execute(opened, lambda connection: sql.add(connection, opened.study_id, user_attrs))
+
+
+def write(opened, trial_id, *writes):
+    def work(connection):
+        sql.check_running(connection, trial_id)
+        sql.write(connection, writes)
+
+    execute(opened, work)
+
+
+REPORTS = {1: 0.25, 2: math.inf, 3: -math.inf}
+
+
+def test_what_is_written_optuna_reads_and_what_optuna_reads_is_read(opened):
+    first, second, third = (begin(opened, slot=slot, worker="w") for slot in range(3))
+    values = {"x": 0.01, "n": 7, "c": None}
+    params = [
+        sql.param(first, name, d.to_internal_repr(values[name]), d)
+        for name, d in DISTRIBUTIONS.items()
+    ]
+    reports = [sql.report(first, step, value) for step, value in REPORTS.items()]
+    attributes = [sql.user_attr(first, "k", {"deep": [1, None]}), sql.system_attr(first, "s", "ä")]
+    write(
+        opened, first, *params, *reports, *attributes, *sql.end(first, TrialState.COMPLETE, [0.75])
+    )
+    write(opened, second, *sql.end(second, TrialState.FAIL, None))
+    trials = opened.get_all_trials(opened.study_id)
+    assert trials == shipped(opened)
+    assert [trial.number for trial in trials] == [0, 1, 2]
+    assert [trial.state for trial in trials] == [
+        TrialState.COMPLETE,
+        TrialState.FAIL,
+        TrialState.RUNNING,
+    ]
+    assert trials[0].params == values
+    assert trials[0].distributions == DISTRIBUTIONS
+    assert trials[0].intermediate_values == REPORTS
+    assert trials[0].user_attrs == {"slot": 0, "worker": "w", "k": {"deep": [1, None]}}
+    assert trials[0].system_attrs == {"s": "ä"}
+    assert trials[0].value == 0.75
+    assert opened.get_trial(third) == trials[2]
+    with pytest.raises(KeyError):
+        opened.get_trial(third + 1)
+    with pytest.raises(KeyError):
+        opened.get_all_trials(opened.study_id + 1)
+
+
+def test_what_optuna_writes_is_read(opened):
+    study = optuna.load_study(study_name="s", storage=opened)
+    study.add_trial(
+        create_trial(value=math.inf, params={"x": 0.1}, distributions={"x": DISTRIBUTIONS["x"]})
+    )
+    study.add_trial(
+        create_trial(state=TrialState.PRUNED, intermediate_values={1: math.nan, 2: 0.5}, value=0.5)
+    )
+    study.enqueue_trial({"n": 3})
+    first, second, third = opened.get_all_trials(opened.study_id)
+    assert [first, third] == [shipped(opened)[0], shipped(opened)[2]]
+    assert first.value == math.inf
+    assert math.isnan(second.intermediate_values[1])  # and so equal to nothing
+    assert third.state == TrialState.WAITING
+
+
+def test_few_trials_are_read_as_many_are(opened, monkeypatch):
+    ids = [begin(opened, slot=slot) for slot in range(6)]
+    for trial_id in ids:
+        write(
+            opened,
+            trial_id,
+            sql.report(trial_id, 1, trial_id / 8),
+            sql.user_attr(trial_id, "k", trial_id),
+        )
+
+    def some(but=-1):
+        asked = {"study": opened.study_id, "ids": [ids[0], ids[2]], "after": ids[3], "but": but}
+        return read(opened, lambda connection: sql.read(connection, sql.FEW, **asked))
+
+    few = some()
+    assert [trial.number for trial in few] == [0, 2, 4, 5]
+    assert [trial.number for trial in some(but=ids[4])] == [0, 2, 5]
+    monkeypatch.setattr(rows, "MANY", 1)
+    assert some() == few
+    assert opened.get_all_trials(opened.study_id) == shipped(opened)
+
+
+def test_another_studys_trials_are_not_read_and_have_numbers_of_their_own(opened):
+    other = opened.create_new_study([StudyDirection.MAXIMIZE], "t")
+    begin(opened)
+    execute(opened, lambda connection: sql.add(connection, other, {}))
+    begin(opened)
+    assert [trial.number for trial in opened.get_all_trials(opened.study_id)] == [0, 1]
+    assert [trial.number for trial in opened.get_all_trials(other)] == [0]
+    later = {"study": opened.study_id, "ids": [], "after": 1, "but": -1}
+    found = read(opened, lambda connection: sql.read(connection, sql.FEW, **later))
+    assert [trial.number for trial in found] == [1]
+
+
+def test_a_write_may_be_done_twice(opened):
+    trial_id = begin(opened)
+    writes = [
+        sql.param(trial_id, "x", 0.5, DISTRIBUTIONS["x"]),
+        sql.report(trial_id, 1, 0.5),
+        sql.user_attr(trial_id, "k", 1),
+        sql.system_attr(trial_id, "k", 1),
+    ]
+    write(opened, trial_id, *writes)
+    once = opened.get_trial(trial_id)
+    write(opened, trial_id, *writes)
+    assert opened.get_trial(trial_id) == once
+
+
+def test_nothing_is_written_to_a_trial_that_has_ended(opened):
+    trial_id = begin(opened)
+    opened.set_trial_state_values(trial_id, TrialState.COMPLETE, [1.0])
+    with pytest.raises(UpdateFinishedTrialError, match="COMPLETE"):
+        write(opened, trial_id, sql.report(trial_id, 1, 0.5))
+    assert opened.get_trial(trial_id).intermediate_values == {}
+
+
+def test_times_are_local_and_stored_in_utc(opened, monkeypatch):
+    trial_id = begin(opened)
+    now = datetime.now()
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")  # 14 hours ahead of UTC
+    time.tzset()
+    try:
+        (there,) = shipped(opened)
+        assert opened.get_trial(trial_id) == there
+        assert abs(there.datetime_start - datetime.now()) < timedelta(minutes=1)
+    finally:
+        monkeypatch.undo()
+        assert os.environ.get("TZ") != "Pacific/Kiritimati"
+        time.tzset()
+    assert abs(opened.get_trial(trial_id).datetime_start - now) < timedelta(minutes=1)

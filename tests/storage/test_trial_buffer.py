@@ -1,0 +1,177 @@
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import get_storage
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+from sqlalchemy import event
+
+from studyloom.storage import sql
+from studyloom.storage import sql as rows
+from studyloom.storage.database import connect, execute
+from studyloom.storage.trial_buffer import TrialBuffer
+
+X = FloatDistribution(0.0, 1.0)
+
+
+@pytest.fixture
+def backend(url):
+    backend = connect(url, create=True)
+    backend.create_new_study([StudyDirection.MAXIMIZE], "s")
+    return backend
+
+
+@pytest.fixture
+def buffer(backend):
+    return TrialBuffer(backend)
+
+
+@pytest.fixture
+def study(buffer):
+    return optuna.load_study(study_name="s", storage=buffer)
+
+
+def begin(backend):
+    return execute(backend, lambda connection: sql.add(connection, 1, {}))
+
+
+def stored(backend, trial_id):
+    return backend.get_trial(trial_id)
+
+
+class Statements:
+    """Counts what an engine is asked to do."""
+
+    def __init__(self, engine):
+        self.count, self.commits = 0, 0
+        event.listen(engine, "before_cursor_execute", self._statement)
+        event.listen(engine, "commit", self._commit)
+
+    def _statement(self, *_):
+        self.count += 1
+
+    def _commit(self, _):
+        self.commits += 1
+
+
+def test_what_is_said_of_the_trial_here_is_written_together(buffer, study, backend):
+    trial_id = begin(backend)
+    buffer.load(1, trial_id)
+    trial = optuna.Trial(study, trial_id)
+    statements = Statements(backend.engine)
+    values = [trial.suggest_float(name, 0, 1) for name in "abc"]
+    trial.report(0.5, 1)
+    trial.set_user_attr("k", [1])
+    buffer.set_trial_system_attr(trial_id, "s", 2)
+    assert statements.count == 0
+    assert stored(backend, trial_id).params == {}
+    execute(backend, buffer.write)
+    buffer.mark_written()
+    assert statements.commits == 1
+    seen, here = stored(backend, trial_id), buffer.get_trial(trial_id)
+    assert seen == here
+    assert seen.params == dict(zip("abc", values, strict=True))
+    assert seen.intermediate_values == {1: 0.5}
+    study.tell(trial, 0.5)
+    assert stored(backend, trial_id).state == TrialState.RUNNING
+    execute(backend, buffer.write)
+    buffer.clear()
+    assert stored(backend, trial_id).value == 0.5
+    assert study.trials == optuna.load_study(study_name="s", storage=get_storage(backend)).trials
+
+
+def test_a_write_that_failed_is_written_the_next_time(buffer, backend):
+    trial_id = begin(backend)
+    buffer.load(1, trial_id)
+    buffer.set_trial_intermediate_value(trial_id, 1, 0.5)
+
+    def fail(connection):
+        buffer.write(connection)
+        raise ConnectionAbortedError
+
+    with pytest.raises(ConnectionAbortedError):
+        execute(backend, fail)
+    assert stored(backend, trial_id).intermediate_values == {}
+    buffer.set_trial_intermediate_value(trial_id, 2, 0.75)
+    execute(backend, buffer.write)
+    assert stored(backend, trial_id).intermediate_values == {1: 0.5, 2: 0.75}
+
+
+def test_the_others_are_as_they_were_when_they_were_looked_at(buffer, study, backend):
+    own, other = begin(backend), begin(backend)
+    buffer.load(1, own)
+    statements = Statements(backend.engine)
+    for _ in range(9):
+        assert [trial.state for trial in study.get_trials()] == [TrialState.RUNNING] * 2
+    assert statements.count == 0
+    backend.set_trial_state_values(other, TrialState.COMPLETE, [1.0])
+    buffer.set_trial_intermediate_value(own, 1, 0.5)
+    assert [trial.state for trial in study.get_trials()] == [TrialState.RUNNING] * 2
+    buffer.refresh(1)
+    assert [trial.state for trial in study.get_trials()] == [
+        TrialState.RUNNING,
+        TrialState.COMPLETE,
+    ]
+    assert study.trials[0].intermediate_values == {1: 0.5}  # said, and not written yet
+    buffer.clear()
+    assert study.trials[0].intermediate_values == {}
+
+
+def test_without_a_trial_here_each_call_asks_the_database(buffer, study, backend):
+    trial_id = begin(backend)
+    assert [trial._trial_id for trial in study.trials] == [trial_id]
+    buffer.set_trial_param(trial_id, "x", 0.5, X)
+    buffer.set_trial_intermediate_value(trial_id, 1, 0.5)
+    buffer.set_trial_user_attr(trial_id, "u", 1)
+    buffer.set_trial_system_attr(trial_id, "s", 1)
+    backend.set_trial_user_attr(trial_id, "v", 1)
+    (seen,) = study.trials
+    assert seen == stored(backend, trial_id) == buffer.get_trial(trial_id)
+    assert (seen.params, seen.user_attrs) == ({"x": 0.5}, {"u": 1, "v": 1})
+    buffer.set_trial_state_values(trial_id, TrialState.COMPLETE, [1.0])
+    assert study.best_value == 1.0
+
+
+def test_a_trial_that_another_has_ended_is_not_written(buffer, backend):
+    trial_id = begin(backend)
+    buffer.load(1, trial_id)
+    buffer.set_trial_intermediate_value(trial_id, 1, 0.5)
+    backend.set_trial_state_values(trial_id, TrialState.COMPLETE, [1.0])
+    with pytest.raises(UpdateFinishedTrialError):
+        execute(backend, buffer.write)
+    assert stored(backend, trial_id).intermediate_values == {}
+
+
+def test_who_reads_a_trial_does_not_see_it_change(buffer, study, backend):
+    trial_id = begin(backend)
+    before = buffer.load(1, trial_id)
+    (listed,) = study.get_trials(deepcopy=False)
+    buffer.set_trial_intermediate_value(trial_id, 1, 0.5)
+    buffer.set_trial_param(trial_id, "x", 0.5, X)
+    assert before.intermediate_values == listed.intermediate_values == {}
+    assert before.params == listed.params == {}
+    buffer.get_trial(trial_id).user_attrs["mine"] = 1
+    assert buffer.get_trial(trial_id).user_attrs == {}
+
+
+def test_what_a_trial_reads_does_not_grow_with_their_number(buffer, study, backend, monkeypatch):
+    read, found = sql.read, []
+    monkeypatch.setattr(
+        rows, "read", lambda *args, **asked: found.append(read(*args, **asked)) or found[-1]
+    )
+    counts = []
+    for finished in (3, 30):
+        while len(study.trials) < finished:
+            backend.set_trial_state_values(begin(backend), TrialState.COMPLETE, [1.0])
+        trial_id = begin(backend)
+        found.clear()
+        statements = Statements(backend.engine)
+        buffer.load(1, trial_id)
+        buffer.refresh(1)
+        assert [len(trials) for trials in found] == [1, 0]  # once its own
+        counts.append(statements.count)
+        buffer.set_trial_state_values(trial_id, TrialState.COMPLETE, [1.0])
+        execute(backend, buffer.write)
+        buffer.clear()
+    assert counts[0] == counts[1] <= 7 + 2

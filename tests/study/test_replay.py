@@ -1,0 +1,473 @@
+import io
+import json
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from commands import BARE, QUICK, ROOT, study, studyloom
+from rich.console import Console
+from toys import TINY, TWO, Never, Signal, ask, compose, toy_folds, toy_split
+
+from studyloom.data.folds import make_folds
+from studyloom.data.idx import Embedded
+from studyloom.data.training_data import TrainingData
+from studyloom.errors import ConfigError
+from studyloom.seeds import derive
+from studyloom.storage.attributes import EPOCHS, FAILURE, MADE, REASON
+from studyloom.study import failures, provenance
+from studyloom.study.provenance import Provenance
+from studyloom.study.replay import ExpectedTrial, Tolerance, compare, load_data, train_again
+from studyloom.study.reporter import Limits
+from studyloom.study.stored_study import create_study, open_study
+from studyloom.study.worker import Worker
+from studyloom.text import format_ranges
+from studyloom.training.job import Epoch
+from studyloom.views import replay
+
+SPLIT = toy_split()
+RANDOM = (*TINY, "sampler=random", "pruner=none")
+RATES = (*TINY[:-1], "sampler=random", "space=lr", "pruner=none")  # one MLP, and a rate
+
+
+@pytest.fixture
+def work(tmp_path, sqlite_url):
+    """Works on a toy study; its record."""
+    (tmp_path / "checkpoints").mkdir()
+
+    def work(*overrides, trials=2, stopping=None, **limits):
+        question = ask(*overrides)
+        folds = toy_folds(SPLIT, question.config.objective.folds)
+        stored = create_study(
+            sqlite_url, "s", question.identity("toy"), trials, goals=question.goals
+        )
+        stop = stopping or Never()
+        Worker(
+            question,
+            stored,
+            TrainingData(None, SPLIT, folds),
+            stop,
+            tmp_path / "checkpoints",
+            Limits(**limits),
+        ).run(trials)
+        return stored
+
+    return work
+
+
+@pytest.fixture
+def again(monkeypatch):
+    """Replays a trial on the toy images; the exit code and what was printed."""
+    monkeypatch.setattr(
+        replay,
+        "load_data",
+        lambda cfg, provenance, _: (SPLIT, toy_folds(SPLIT, cfg.objective.folds)),
+    )
+
+    def again(stored, number=0, trusted=(), width=100):
+        console = Console(file=io.StringIO(), width=width)
+        code = replay.replay(stored, Path("nowhere"), number, trusted, console)
+        return code, console.file.getvalue()
+
+    return again
+
+
+def tampered(stored, number=0, **attributes):
+    """The record with other attributes of a trial that has ended, as somebody with the database could write them."""
+    trial_id = stored.trials()[number]._trial_id
+    with stored.ledger.storage.engine.begin() as connection:
+        for key, value in attributes.items():
+            sql = "UPDATE trial_user_attributes SET value_json = ? WHERE trial_id = ? AND key = ?"
+            connection.exec_driver_sql(sql, (json.dumps(value), trial_id, key))
+    return open_study(
+        f"sqlite:///{stored.ledger.storage.engine.url.database.partition('?')[0][5:]}", "s"
+    )
+
+
+def provenance_sections(stored, number=0):
+    return json.loads(json.dumps(stored.trials()[number].user_attrs[MADE]))
+
+
+def curve_of(stored, number=0):
+    return json.loads(json.dumps(stored.trials()[number].user_attrs[EPOCHS]))
+
+
+# What a trial stores of itself
+
+
+def test_a_trial_stores_what_it_was_made_of_and_with(work):
+    stored = work(*RANDOM, "study.seed=3")
+    for trial in stored.trials():
+        made = Provenance.read(trial.user_attrs[MADE])
+        assert (made.seed, made.study_seed, made.data, made.device) == (
+            derive(3, trial.number),
+            3,
+            "toy",
+            "cpu",
+        )
+        assert made.claims == 1
+        assert made.config["train"]["batch_size"] == trial.params["train.batch_size"]
+        assert made.config["train"]["loss"]["_target_"] == "studyloom.losses.CrossEntropy"
+        assert made.config["optimizer"]["lr"] in trial.params.values()
+        assert {*made.config} == {"data", "model", "optimizer", "scheduler", "objective", "train"}
+        assert "root" not in made.config["data"]
+        assert made.environment["torch"] == torch.__version__
+        assert made.environment["threads"] == torch.get_num_threads()
+        assert made.as_json() == trial.user_attrs[MADE]
+        assert len(json.dumps(trial.user_attrs[MADE])) < 2000
+
+
+def test_the_commit_is_that_of_the_working_directory_and_says_when_it_is_dirty(
+    tmp_path, monkeypatch
+):
+    def commit():
+        provenance.commit.cache_clear()
+        return provenance.commit()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert commit() is None
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert commit() is None
+    (tmp_path / "page.py").write_text("a")
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "x"], check=True)
+    head = subprocess.run(
+        [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    assert commit() == head
+    (tmp_path / "page.py").write_text("b")
+    assert commit() == f"{head}-dirty"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit() is None  # no git
+    provenance.commit.cache_clear()
+
+
+def test_what_json_has_no_word_for_is_stored_as_its_text():
+    made = Provenance({"data": {"file": Path("x/y")}}, 1, 0, "toy", False, "cpu", 1, {})
+    assert made.as_json()["config"] == {"data": {"file": "x/y"}}
+
+
+# Replays
+
+
+def test_a_trial_comes_out_the_same_bit_for_bit(work, again):
+    stored = work(*RANDOM, trials=3)
+    for number in range(3):
+        code, text = again(stored, number)
+        assert (
+            code,
+            "equal bit for bit: 2 epochs of accuracy, train_loss, valid_loss" in text,
+        ) == (0, True), text
+        assert text.count("=") == 6
+        assert "epoch 2/2" in text
+
+
+def test_folds_and_seeds_come_out_the_same(work, again):
+    stored = work(*RANDOM, "objective.folds=3", "objective.seeds=2")
+    for number in range(2):
+        code, text = again(stored, number)
+        assert (code, "equal bit for bit" in text) == (0, True), text
+
+
+def test_a_trial_that_was_handed_over_comes_out_the_same(work, again):
+    work(*RANDOM, stopping=Signal(2))
+    stored = work(*RANDOM)
+    assert [provenance_sections(stored, number)["claims"] for number in (0, 1)] == [2, 1]
+    assert again(stored)[0] == 0
+
+
+def test_a_pruned_trial_is_replayed_up_to_where_it_was_cut(work, again, monkeypatch):
+    monkeypatch.setattr(optuna.Trial, "should_prune", lambda trial: trial.number == 1)
+    stored = work(*RANDOM, "train.epochs=4")
+    assert stored.trials()[1].state == optuna.trial.TrialState.PRUNED
+    code, text = again(stored, 1)
+    assert (code, "equal bit for bit: 1 epoch of" in text) == (0, True), text
+    assert "epoch 2/" not in text
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_trial_pruned_between_its_jobs_is_replayed_with_those_that_were_trained(
+    work, again, monkeypatch, kept
+):
+    monkeypatch.setattr(
+        optuna.Trial, "should_prune", lambda trial: trial.number == 1 and trial_step(trial) == kept
+    )
+    stored = work(*TINY, "sampler=random", "pruner=wilcoxon", "objective.folds=3")
+    assert stored.trials()[1].state == optuna.trial.TrialState.PRUNED
+    code, text = again(stored, 1)
+    assert (code, "equal bit for bit: 2 epochs of" in text) == (0, True), text
+
+
+def trial_step(trial):
+    return trial.storage.get_trial(trial._trial_id).last_step
+
+
+def test_a_trial_that_diverged_diverges_again(work, again):
+    diverging = ("optimizer=sgd", "optimizer.lr=1e30", "space.optimizer.lr.float=[1e29,1e31]")
+    stored = work(*RATES, *diverging, trials=1)
+    (trial,) = stored.trials()
+    assert trial.user_attrs[FAILURE] == "diverged"
+    code, text = again(stored)
+    assert (code, "and the same failure" in text) == (0, True), text
+    code, text = again(tampered(stored, **{REASON: "another"}))
+    assert code == 1
+    assert (
+        "different from epoch 1, failure: stored diverged (another), now diverged (train loss is"
+        in " ".join(text.split())
+    )
+
+
+def test_a_trial_that_does_not_fail_any_more_is_different(work, again):
+    stored = work(*RATES, trials=1)
+    trial = stored.optuna.ask()
+    for key, value in {
+        MADE: provenance_sections(stored),
+        FAILURE: failures.DIVERGED,
+        REASON: "nan",
+    }.items():
+        trial.set_user_attr(key, value)
+    stored.optuna.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    code, text = again(stored, trial.number)
+    assert (code, "different from epoch 1, failure: stored diverged (nan), now none" in text) == (
+        1,
+        True,
+    ), text
+
+
+def test_a_trial_whose_workers_died_is_replayed_as_far_as_it_had_reported(work, again):
+    stored = work(*RANDOM, trials=2, stopping=Signal(2))
+    for _ in range(3):
+        stored.ledger.claim("w", 1, 60.0)
+        stored.ledger.record_death("w", "the worker ended with signal SIGKILL")
+    stored = work(*RANDOM, trials=2)
+    assert stored.trials()[0].user_attrs[FAILURE] == failures.CRASHED
+    code, text = again(stored)
+    assert (code, "equal bit for bit: 1 epoch of accuracy" in text) == (0, True), text
+
+
+def test_a_tampered_curve_is_found_with_the_first_difference(work, again):
+    stored = work(*RANDOM)
+    curve = curve_of(stored)
+    was = curve["valid_loss"][1]
+    curve["valid_loss"][1] += 1e-12
+    code, text = again(tampered(stored, **{EPOCHS: curve}))
+    said = " ".join(text.split())
+    assert code == 1
+    assert f"different from epoch 2, valid_loss: stored {curve['valid_loss'][1]}, now {was}" in said
+    assert "nothing differs in versions, device, threads and commit" in said
+
+
+def test_another_environment_has_a_tolerance_and_is_named(work, again):
+    stored = work(*RANDOM)
+    made, curve = provenance_sections(stored), curve_of(stored)
+    made["environment"] |= {"torch": "1.0", "commit": "abc"}
+    curve["train_loss"][0] *= 1.01
+    code, text = again(tampered(stored, **{MADE: made, EPOCHS: curve}))
+    assert code == 0
+    assert (
+        "equal within tolerance: losses within 5%, accuracies within 1 of 40 validation examples"
+        in text
+    )
+    assert f"torch: 1.0 → {torch.__version__}" in text
+    assert "commit: abc →" in text
+    curve["value"][1] += 2 / 40
+    code, text = again(tampered(stored, **{EPOCHS: curve}))
+    assert code == 1
+    assert "different from epoch 2, accuracy" in text
+    assert "beyond the tolerance" in text
+
+
+def test_the_threads_of_the_trial_are_used_and_given_back(work, again, monkeypatch):
+    before = torch.get_num_threads()
+    stored = work(*RANDOM)
+    made = provenance_sections(stored)
+    used = []
+    measured = train_again
+    monkeypatch.setattr(
+        replay,
+        "train_again",
+        lambda *given: used.append(torch.get_num_threads()) or measured(*given),
+    )
+    for count, expected in ((3, 3), (1, 1), ("many", before), (10**9, before), (-1, before)):
+        made["environment"]["threads"] = count
+        assert again(tampered(stored, **{MADE: made}))[0] == 0
+        assert used[-1] == expected
+        assert torch.get_num_threads() == before
+
+
+def test_threads_that_are_not_to_be_had_leave_a_tolerance(work, again, monkeypatch):
+    stored = work(*RANDOM)
+    made, curve, here = provenance_sections(stored), curve_of(stored), torch.get_num_threads()
+    made["environment"]["threads"] = here + 1
+    curve["valid_loss"][1] *= 1 + 1e-7  # as sums in another order come out
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    code, text = again(tampered(stored, **{MADE: made, EPOCHS: curve}))
+    assert code == 0
+    assert "equal within tolerance" in text
+    assert f"threads: {here + 1} → {here}" in text
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_no_line_of_a_replay_is_wider_than_the_terminal(work, again, width):
+    stored = work(*RANDOM)
+    curve = curve_of(stored)
+    curve["valid_loss"][1] += 1e-3
+    curve["train_loss"][0] = 4.5e28
+    text = again(tampered(stored, **{EPOCHS: curve}), width=width)[1]
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert "-1.0e-03" in text
+    assert "4.5e+28" in text
+
+
+@pytest.mark.parametrize(
+    ("off", "holds"),
+    [(0.0, True), (1 / 40, True), (-1 / 40, True), (1.1 / 40, False), (2 / 40, False)],
+)
+def test_accuracy_may_be_off_by_some_images(off, holds):
+    assert Tolerance(0.05, 1, 40).holds("value", 0.9, 0.9 + off) == holds
+
+
+def test_a_replay_that_fails_where_the_trial_did_not_is_different():
+    expected = ExpectedTrial({"value": [0.5, 0.6]}, None, [1, 1])
+    now = [Epoch(1, 1.0, 1.0, 0.5, 0.1, 1.0)]
+    failure = failures.Failure("error", "ValueError: no")
+    (found,) = compare(expected, now, failure, None)
+    assert str(found) == "epoch 2, failure: stored none, now error (ValueError: no)"
+
+
+# What cannot be replayed
+
+
+def test_a_trial_that_is_not_there_or_stored_nothing_is_named_with_those_that_did(work, again):
+    stored = work(*RANDOM, trials=3)
+    stored.optuna.ask()
+    with pytest.raises(
+        ValueError, match=r"--trial 17: there is no such trial; those that can be replayed: 0-2$"
+    ):
+        again(stored, 17)
+    with pytest.raises(
+        ValueError, match=r"trial 3 \(running\) stored nothing .*; those that can be replayed: 0-2$"
+    ):
+        again(stored, 3)
+
+
+def test_numbers_are_written_as_ranges():
+    assert format_ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+    assert format_ranges([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": None}, "no usable seed"),
+        ({"config": [1]}, "no usable config"),
+        ({"config": {}}, "has no data, model, optimizer, scheduler"),
+        ({"config": {"train": {"epochs": "many"}}}, "many"),
+        (
+            {"config": {"model": {"_target_": "torch.nn.Linear", "x": "${oc.env:PATH}"}}},
+            "interpolation",
+        ),
+    ],
+)
+def test_an_origin_that_cannot_be_used_is_told_in_words(work, again, change, words):
+    stored = work(*RANDOM, trials=1)
+    with pytest.raises(ValueError, match=words):
+        again(tampered(stored, **{MADE: provenance_sections(stored) | change}))
+
+
+@pytest.mark.parametrize("curve", [{"value": [0.1]}, {"value": ["a", "b"]}, [1, 2], {"value": 3}])
+def test_a_curve_that_is_none_is_told_in_words(work, again, curve):
+    stored = work(*RANDOM, trials=1)
+    with pytest.raises(ValueError, match="trial 0 cannot be replayed"):
+        again(tampered(stored, **{EPOCHS: curve}))
+
+
+@pytest.mark.parametrize(
+    "section", ["model", "optimizer", "scheduler", "data", "objective", "loss"]
+)
+def test_a_config_from_elsewhere_calls_nothing_that_is_not_trusted(work, again, tmp_path, section):
+    stored = work(*RANDOM, trials=1)
+    made, canary = provenance_sections(stored), tmp_path / "canary"
+    evil = {"_target_": "os.system", "command": f"touch {canary}", "_partial_": False}
+    place = made["config"]["train"] if section == "loss" else made["config"]
+    place[section] = evil
+    with pytest.raises(ConfigError, match=r"os\.system .*--trust os"):
+        again(tampered(stored, **{MADE: made}))
+    assert not canary.exists()
+
+
+def test_other_data_is_refused_with_both_digests(tmp_path):
+    cfg, _ = compose(*TINY)
+    split = Embedded().train()
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("data: {root: null}\n")
+    made = Provenance({}, 1, 7, split.digest, False, "cpu", 1, {})
+    loaded, folds = load_data(cfg, made, tmp_path)
+    assert loaded.digest == split.digest
+    assert torch.equal(folds[0][1], make_folds(split.targets, 1, 800, derive(7))[0][1])
+    with pytest.raises(ValueError, match=f"digest other.*{split.digest}.*data.root"):
+        load_data(cfg, Provenance(**asdict(made) | {"data": "other"}), tmp_path)
+
+
+# The command
+
+
+def test_the_command_replays_a_run_and_does_not_look_at_conf(tmp_path):
+    done = study(*QUICK, "study.trials=2", "launcher.workers=2", f"run_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    done = studyloom("replay", tmp_path, "--trial", 1, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "equal bit for bit: 2 epochs" in done.stdout
+    assert done.stderr == ""
+    done = studyloom("replay", tmp_path, "--trial", 5)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: --trial 5: there is no such trial; those that can be replayed: 0-1\n",
+    )
+
+
+NET = """
+import math
+from torch import nn
+class Net(nn.Sequential):
+    def __init__(self, shape, classes, width=8):
+        super().__init__(nn.Flatten(), nn.Linear(math.prod(shape), width), nn.ReLU(), nn.Linear(width, classes))
+"""
+
+
+def test_a_network_of_ones_own_is_replayed_once_it_is_trusted(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text(NET)
+    own = ("space=none", *BARE)
+    few = [override for override in QUICK if not override.startswith(("model.", "space="))]
+    done = study(
+        *(
+            *few,
+            *own,
+            "model._target_=mine.Net",
+            "study.trials=1",
+            "launcher.workers=1",
+            f"run_dir={tmp_path}",
+        ),
+        PYTHONPATH=f"{ROOT}:{tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr
+    done = studyloom("replay", tmp_path, "--trial", 0, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "model._target_: mine.Net is none of the parts" in done.stderr
+    assert "--trust mine" in done.stderr
+    done = studyloom("replay", tmp_path, "--trial", 0, "--trust", "mine", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "equal bit for bit" in done.stdout
+
+
+def test_a_trial_of_two_objectives_comes_out_the_same(work, again):
+    stored = work(*TWO)
+    code, said = again(stored, 1)
+    assert code == 0
+    assert "equal bit for bit: 2 epochs of accuracy, train_loss, valid_loss" in said

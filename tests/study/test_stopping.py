@@ -1,0 +1,49 @@
+import os
+import signal
+
+import pytest
+
+from studyloom.errors import Stopped
+from studyloom.study.stopping import Stop
+
+
+@pytest.mark.parametrize("number", Stop.SIGNALS)
+def test_a_signal_is_a_wish_to_stop_and_a_second_one_stops_at_once(number):
+    before = signal.getsignal(number)
+    with Stop() as stop:
+        assert not stop()
+        os.kill(os.getpid(), number)
+        assert stop()
+        assert stop.signal == number
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(number) == before
+
+
+def test_work_that_may_be_left_is_left_at_the_first_signal():
+    with Stop() as stop:
+        with pytest.raises(Stopped), stop.interruptible():
+            signal.raise_signal(signal.SIGTERM)
+        entered = []
+        with pytest.raises(Stopped), stop.interruptible():  # and is not begun after one
+            entered.append(True)
+        assert not entered
+
+
+def test_other_work_is_not():
+    with Stop() as stop:
+        with stop.interruptible():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+
+
+def test_no_exception_handler_of_a_users_swallows_it():
+    assert not issubclass(Stopped, Exception)
+
+
+def test_a_time_limit_stops_without_a_signal():
+    with Stop(timeout=0.0) as stop:
+        assert stop()
+        assert stop.signal is None
+    assert not Stop(timeout=100.0)()

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+from optuna.trial import TrialState, create_trial
+from toys import two_sided
+
+from studyloom.metrics import Goal
+from studyloom.question.rule import parse_rule
+from studyloom.storage.attributes import RULE
+from studyloom.study.stored_study import create_study, open_study, value_of
+
+
+def beaten(one, by):
+    """Whether accuracy and parameters are beaten by others."""
+    return by != one and by[0] >= one[0] and by[1] <= one[1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_front_is_what_brute_force_finds_unbeaten_the_best_by_the_metric_first(
+    sqlite_url, seed
+):
+    generator = np.random.default_rng(seed)
+    drawn = [
+        (float(a) / 8, float(p)) for a, p in generator.integers(0, 9, (60, 2))
+    ]  # many are alike in one or both
+    stored = two_sided(
+        sqlite_url, *(None if place % 7 == 3 else values for place, values in enumerate(drawn))
+    )
+    stored.optuna.add_trial(create_trial(values=[2.0, 0.0], constraints={"latency_ms": 0.5}))
+    stored.optuna.add_trial(create_trial(state=TrialState.PRUNED, constraints={"diverged": 1.0}))
+    stored.optuna.add_trial(create_trial(state=TrialState.RUNNING, intermediate_values={1: 0.99}))
+    whole = {
+        t.number: (t.values[0], t.values[1])
+        for t in stored.trials()[:60]
+        if t.state == TrialState.COMPLETE
+    }
+    unbeaten = {n for n, one in whole.items() if not any(beaten(one, by) for by in whole.values())}
+    front = stored.front()
+    assert {trial.number for trial in front} == unbeaten
+    assert [trial.values[0] for trial in front] == sorted(
+        (trial.values[0] for trial in front), reverse=True
+    )
+    stored.optuna.tell(62, state=TrialState.FAIL)
+
+
+def test_the_front_is_that_of_optuna_where_no_limit_is_broken(sqlite_url):
+    drawn = np.random.default_rng(0).random((80, 2)).tolist()
+    stored = two_sided(sqlite_url, *map(tuple, drawn))
+    assert {trial.number for trial in stored.front()} == {
+        trial.number for trial in stored.optuna.best_trials
+    }
+
+
+def test_without_a_rule_the_best_is_most_accurate_at_no_more_parameters_than_the_baseline(
+    sqlite_url,
+):
+    stored = two_sided(
+        sqlite_url, (0.9, 100), (0.95, 101), (0.92, 100), (0.92, 60), (0.8, 10), None
+    )
+    assert str(stored.rule()) == "max accuracy where parameters <= 100"
+    assert [trial.number for trial in stored.ranked()] == [3, 2, 0, 4], (
+        "of two alike the smaller first"
+    )
+
+
+def test_without_a_baseline_the_metric_decides(sqlite_url):
+    stored = two_sided(sqlite_url, None, (0.95, 101), (0.92, 100))
+    assert str(stored.rule()) == "max accuracy"
+    assert [trial.number for trial in stored.ranked()] == [1, 2]
+
+
+def test_a_rule_that_was_stated_ranks_for_whoever_opens_the_study(url):
+    stored = two_sided(url, (0.9, 100), (0.95, 101), (0.92, 40))
+    stored.state(parse_rule("min parameters where accuracy > 0.91", stored.goals))
+    elsewhere = open_study(url, "two")
+    assert str(elsewhere.rule()) == "min parameters where accuracy > 0.91"
+    assert [trial.number for trial in elsewhere.ranked()] == [2, 1]
+    stored.state(None)
+    assert elsewhere.rule() == elsewhere.default_rule()
+
+
+@pytest.mark.parametrize("stated", ["max nothing", "rm -rf", 7, {"a": 1}])
+def test_what_is_no_rule_in_a_database_of_somebody_else_is_left_alone(sqlite_url, stated):
+    stored = two_sided(sqlite_url, (0.9, 100))
+    stored.optuna.set_user_attr(RULE, stated)
+    assert stored.rule() == stored.default_rule()
+
+
+def test_a_rule_may_bound_what_a_limit_has_measured(sqlite_url):
+    stored = create_study(sqlite_url, "s", {}, 3)
+    for value, cost in ((0.9, 2.0), (0.8, 1.0), (0.95, None)):
+        stored.optuna.add_trial(
+            create_trial(value=value, user_attrs={} if cost is None else {"latency_ms": cost})
+        )
+    rule = parse_rule(
+        "max accuracy where latency_ms < 2", [*stored.goals, Goal("latency_ms", "minimize")]
+    )
+    assert [trial.number for trial in stored.ranked(rule)] == [1]
+    assert [trial.number for trial in stored.ranked()] == [2, 0, 1]
+
+
+def test_a_study_knows_what_its_values_are_and_which_way_they_are_better(url):
+    stored = open_study(url, two_sided(url, (0.9, 100)).name)
+    assert [(goal.name, goal.direction) for goal in stored.goals] == [
+        ("accuracy", "maximize"),
+        ("parameters", "minimize"),
+    ]
+    assert (stored.metric, stored.sign) == ("accuracy", 1)
+    (trial,) = stored.trials()
+    assert [value_of(trial, place) for place in (0, 1)] == [0.9, 100]
+    assert value_of(None) is None

@@ -1,0 +1,802 @@
+import itertools
+import math
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import astuple, replace
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from studyloom.data.folds import make_folds
+from studyloom.data.idx import SOURCES, Embedded, Idx
+from studyloom.data.split import Split
+from studyloom.errors import Diverged
+from studyloom.losses import MSE, CrossEntropy
+from studyloom.models import CNN, MLP
+from studyloom.schedules import constant, cosine, one_cycle
+from studyloom.training.job import Epoch, Job
+from studyloom.training.trainer import Training, epochs
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
+
+
+def toy_split() -> Split:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    images = torch.randn(60, 1, 4, 4, generator=generator) + labels[:, None, None, None]
+    return Split(images, labels, 3, "toy")
+
+
+SPLIT = toy_split()
+
+
+def toy_job(**changes) -> Job:
+    job = Job(
+        model=partial(MLP, hidden=(8,), dropout=0.2),
+        optimizer=partial(torch.optim.Adam, lr=0.01),
+        schedule=constant,
+        loss=nn.CrossEntropyLoss(),
+        train=torch.arange(45),
+        valid=torch.arange(45, 60),
+        epochs=3,
+        batch_size=10,
+        seed=1,
+    )
+    return replace(job, **changes)
+
+
+def said(epoch: Epoch) -> tuple[float, ...]:
+    """All but the times."""
+    return astuple(epoch)[:4]
+
+
+def curve(job: Job, split: Split = SPLIT) -> list[tuple[float, ...]]:
+    return [said(epoch) for (epoch,) in epochs([job], split)]
+
+
+# What training computes
+
+
+def plain_loop(job: Job, split: Split) -> list[tuple[float, ...]]:
+    """The same training as one would write it by hand, slowly and with autograd for everything."""
+    curve = []
+    with torch.random.fork_rng():
+        torch.manual_seed(job.seed)
+        model = job.model(shape=split.shape, outputs=split.outputs)
+        optimizer = job.optimizer(model.parameters())
+        base = optimizer.param_groups[0]["lr"]
+        samples = job.samples_per_epoch or len(job.train)
+        steps = job.epochs * math.ceil(samples / job.batch_size)
+        step = 0
+        for number in range(1, job.epochs + 1):
+            model.train()
+            order = job.train[torch.randperm(len(job.train))][:samples]
+            losses = []
+            for start in range(0, samples, job.batch_size):
+                batch = order[start : start + job.batch_size]
+                optimizer.param_groups[0]["lr"] = base * job.schedule(step / steps)
+                loss = job.loss(model(split.inputs[batch]), split.targets[batch])
+                losses += [loss.item()] * len(batch)
+                penalty = sum(
+                    parameter.abs().sum() for parameter in model.parameters() if parameter.ndim > 1
+                )
+                optimizer.zero_grad()
+                (loss + job.l1 * penalty).backward()
+                if job.clip is not None:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), job.clip)
+                optimizer.step()
+                step += 1
+            model.eval()
+            with torch.no_grad():
+                outputs = model(split.inputs[job.valid])
+            valid_loss = job.loss(outputs, split.targets[job.valid]).item()
+            accuracy = (outputs.argmax(1) == split.targets[job.valid]).float().mean().item()
+            curve.append((number, sum(losses) / samples, valid_loss, accuracy))
+    return curve
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"batch_size": 7, "samples_per_epoch": 20},
+        {"l1": 0.01},
+        {"clip": 0.1, "schedule": one_cycle},
+        {
+            "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01),
+            "schedule": cosine,
+        },
+        {
+            "optimizer": partial(torch.optim.AdamW, lr=0.01, fused=True),
+            "loss": MSE(label_smoothing=0.1),
+        },
+        {
+            "model": partial(CNN, channels=4, norm="batch", dropout=0.3),
+            "l1": 0.001,
+            "clip": 1.0,
+            "schedule": cosine,
+        },
+    ],
+)
+def test_training_equals_a_plain_loop(changes):
+    job = toy_job(**changes)
+    for ours, theirs in zip(curve(job), plain_loop(job, SPLIT), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_large_evaluation_batches_give_the_mean_over_images():
+    split = Embedded().test()
+    job = toy_job(train=torch.arange(300), valid=torch.arange(300, 1000), batch_size=50, epochs=1)
+    assert curve(job, split)[0] == pytest.approx(plain_loop(job, split)[0], rel=1e-5)
+
+
+class Recorder(nn.CrossEntropyLoss):
+    """Notes the labels of every training batch. Here each image has a label of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[int]] = []
+
+    def forward(self, outputs, labels):
+        if outputs.requires_grad:
+            self.batches.append(labels.tolist())
+        return super().forward(outputs, labels)
+
+
+def test_an_epoch_is_a_fresh_permutation_whose_last_batch_may_be_smaller():
+    seen = Recorder()
+    split = Split(torch.randn(12, 1, 2, 2), torch.arange(12), 12, "toy")
+    for _ in epochs(
+        [toy_job(loss=seen, train=torch.arange(10), valid=torch.arange(10, 12), batch_size=4)],
+        split,
+    ):
+        pass
+    assert [len(batch) for batch in seen.batches] == [4, 4, 2] * 3
+    orders = [[*itertools.chain(*seen.batches[at : at + 3])] for at in (0, 3, 6)]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_samples_per_epoch_are_drawn_anew_without_replacement():
+    seen = Recorder()
+    split = Split(torch.randn(12, 1, 2, 2), torch.arange(12), 12, "toy")
+    job = toy_job(
+        loss=seen,
+        train=torch.arange(10),
+        valid=torch.arange(10, 12),
+        batch_size=5,
+        samples_per_epoch=5,
+    )
+    for _ in epochs([replace(job, epochs=20)], split):
+        pass
+    assert all(len(set(batch)) == 5 for batch in seen.batches)
+    assert set(itertools.chain(*seen.batches)) == set(range(10))
+
+
+def test_every_step_has_the_rate_of_its_progress():
+    progress = []
+
+    def schedule(share: float) -> float:
+        progress.append(share)
+        return 1 - share
+
+    optimizers = []
+
+    def optimizer(parameters):
+        optimizers.append(torch.optim.SGD(parameters, lr=0.5))
+        return optimizers[0]
+
+    for (epoch,) in epochs([toy_job(schedule=schedule, optimizer=optimizer)], SPLIT):
+        assert optimizers[0].param_groups[0]["lr"] == pytest.approx(
+            0.5 * (1 - (5 * epoch.number - 1) / 15)
+        )
+    assert progress == [step / 15 for step in range(15)]
+
+
+def test_parameter_groups_keep_their_own_base_rate():
+    optimizers = []
+
+    def optimizer(parameters):
+        weight, *others = parameters
+        optimizers.append(
+            torch.optim.SGD([{"params": [weight], "lr": 0.1}, {"params": others}], lr=0.01)
+        )
+        return optimizers[0]
+
+    curve(toy_job(optimizer=optimizer, schedule=lambda progress: 0.5))
+    assert [group["lr"] for group in optimizers[0].param_groups] == pytest.approx([0.05, 0.005])
+
+
+def test_bf16_follows_fp32_closely():
+    job = toy_job(model=partial(MLP, hidden=(8,)))
+    fp32, bf16 = curve(job), curve(replace(job, precision="bf16"))
+    assert bf16 != fp32
+    for exact, rough in zip(fp32, bf16, strict=True):
+        assert rough[1:3] == pytest.approx(exact[1:3], rel=0.03)
+
+
+def test_times_are_of_training_and_validation():
+    for (epoch,) in epochs([toy_job()], SPLIT):
+        assert epoch.seconds > 0
+        assert epoch.samples_per_second >= 45 / epoch.seconds
+
+
+# Randomness
+
+
+def test_the_same_seed_gives_the_same_curve_bit_for_bit():
+    assert curve(toy_job()) == curve(toy_job())
+
+
+def test_another_seed_gives_another_curve():
+    assert curve(toy_job()) != curve(toy_job(seed=2))
+
+
+def test_a_job_alone_is_a_job_among_three():
+    jobs = [
+        toy_job(seed=2, model=partial(CNN, channels=4, dropout=0.3)),
+        toy_job(),
+        toy_job(seed=3, train=torch.arange(15, 60), valid=torch.arange(15)),
+    ]
+    together = list(epochs(jobs, SPLIT))
+    for place, job in enumerate(jobs):
+        assert [said(epochs_[place]) for epochs_ in together] == curve(job)
+
+
+def test_twins_in_lockstep_are_alike():
+    for one, other in epochs([toy_job(), toy_job()], SPLIT):
+        assert said(one) == said(other)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_callers_random_state_neither_changes_nor_matters(device):
+    split = SPLIT.to(device)
+
+    def draw():
+        return torch.rand(4), torch.rand(4, device=device)
+
+    torch.manual_seed(5)
+    undisturbed = [draw() for _ in range(3)]
+    torch.manual_seed(5)
+    disturbed, ours = [], []
+    for (epoch,) in epochs([toy_job()], split):
+        disturbed.append(draw())
+        ours.append(said(epoch))
+    for before, after in zip(undisturbed, disturbed, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert ours == curve(toy_job(), split)
+
+
+def test_the_callers_random_state_survives_a_crash():
+    def crash(outputs, labels):
+        raise RuntimeError("a bug")
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="a bug"):
+        curve(toy_job(loss=crash))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Stopping and going on
+
+RESUMABLE = {
+    "sgd with momentum": {
+        "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+        "schedule": cosine,
+    },
+    "sgd without": {"optimizer": partial(torch.optim.SGD, lr=0.1)},
+    "adam": {},
+    "adamw fused": {
+        "optimizer": partial(torch.optim.AdamW, lr=0.01, fused=True),
+        "schedule": one_cycle,
+    },
+    "rmsprop": {
+        "optimizer": partial(torch.optim.RMSprop, lr=0.01, momentum=0.5),
+        "l1": 0.01,
+        "clip": 0.1,
+    },
+    "batch norm and dropout": {
+        "model": partial(CNN, channels=4, norm="batch", dropout=0.3),
+        "samples_per_epoch": 20,
+    },
+    "channels last, fused": {
+        "model": partial(CNN, channels=4, dropout=0.3),
+        "optimizer": partial(torch.optim.AdamW, lr=0.01, fused=True),
+    },
+    "a schedule of numpy numbers": {"schedule": lambda progress: np.cos(np.float64(progress))},
+}
+LOCKSTEP = ("sgd with momentum", "adamw fused", "rmsprop", "batch norm and dropout")
+
+
+def lockstep() -> list[Job]:
+    return [toy_job(seed=seed, **RESUMABLE[name]) for seed, name in enumerate(LOCKSTEP)]
+
+
+def through_a_file(state):
+    file = BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def equal(one, other) -> bool:
+    """Whether two trees are equal bit for bit, memory formats included."""
+    if isinstance(one, torch.Tensor):
+        return (
+            torch.equal(one, other) and one.dtype == other.dtype and one.stride() == other.stride()
+        )
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return type(one) is type(other) and one == other
+
+
+def timeless(state):
+    """A state without the times, which no two trainings have in common."""
+    return {
+        "jobs": state["jobs"],
+        "said": [[numbers[:4] for numbers in epochs] for epochs in state["said"]],
+    }
+
+
+def states_of(training: Training) -> list:
+    """Its state now and after each epoch to come."""
+    return [timeless(training.state()), *(timeless(training.state()) for _ in training)]
+
+
+@pytest.mark.parametrize("changes", RESUMABLE.values(), ids=RESUMABLE)
+@pytest.mark.parametrize("device", DEVICES)
+def test_stop_and_resume_equals_never_stopped_after_any_epoch(changes, device):
+    job, split = toy_job(**changes), SPLIT.to(device)
+    never_stopped = states_of(Training([job], split))
+    assert len(never_stopped) == 4
+    for stop in range(4):
+        first = Training([job], split)
+        for _ in itertools.islice(first, stop):
+            pass
+        resumed = Training([job], split)
+        resumed.restore(through_a_file(first.state()))
+        assert resumed.said == first.said
+        told = states_of(resumed)
+        if device == "cpu":
+            assert equal(told, never_stopped[stop:])
+        assert len(told) == 4 - stop
+
+
+def test_jobs_in_lockstep_stopped_after_every_epoch_equal_those_never_stopped():
+    never_stopped = states_of(Training(lockstep(), SPLIT))
+    state = Training(lockstep(), SPLIT).state()
+    for expected in never_stopped[1:]:
+        training = Training(lockstep(), SPLIT)
+        training.restore(through_a_file(state))
+        next(iter(training))
+        state = training.state()
+        assert equal(timeless(state), expected)
+
+
+def test_jobs_in_turn_are_trained_one_after_the_other_as_each_alone():
+    jobs = lockstep()
+    training = Training(jobs, SPLIT, in_turn=True)
+    told = [[said(epoch) for epoch in epochs] for epochs in training]
+    assert told == [[one] for job in jobs for one in curve(job)]
+    assert (training.epochs, training.stride, len(training.said)) == (12, 3, 12)
+    assert [[said(epoch) for epoch in epochs] for epochs in training.said] == told
+
+
+def test_jobs_in_turn_stopped_after_every_epoch_equal_those_never_stopped():
+    never_stopped = states_of(Training(lockstep(), SPLIT, in_turn=True))
+    assert len(never_stopped) == 13
+    state = Training(lockstep(), SPLIT, in_turn=True).state()
+    for expected in never_stopped[1:]:
+        training = Training(lockstep(), SPLIT, in_turn=True)
+        training.restore(through_a_file(state))
+        next(iter(training))
+        state = training.state()
+        assert equal(timeless(state), expected)
+    assert list(training) == []
+
+
+def test_a_state_of_jobs_in_turn_holds_the_one_under_way():
+    training = Training(lockstep(), SPLIT, in_turn=True)
+    for number, _ in enumerate(training):
+        (state,) = training.state()["jobs"]
+        assert (state["signature"]["seed"], state["epoch"]) == (number // 3, number % 3 + 1)
+
+
+def test_a_state_of_jobs_in_turn_is_refused_elsewhere_and_of_fewer_jobs_too():
+    turns, lock = Training(lockstep(), SPLIT, in_turn=True), Training(lockstep(), SPLIT)
+    list(itertools.islice(turns, 5))
+    list(itertools.islice(lock, 2))
+    for state, other in ((turns.state(), lock), (lock.state(), turns)):
+        with pytest.raises(ValueError, match="jobs in the state"):
+            other.restore(state)
+    with pytest.raises(ValueError, match="the state does not fit these jobs: "):
+        Training(lockstep()[:1], SPLIT, in_turn=True).restore(turns.state())
+
+
+def test_a_job_in_turn_that_diverges_is_named_with_its_own_epoch():
+    lost = toy_job(optimizer=partial(torch.optim.SGD, lr=1e30))
+    training = Training([toy_job(), lost, toy_job()], SPLIT, in_turn=True)
+    with pytest.raises(Diverged, match="at epoch 1 of 3") as caught:
+        list(training)
+    assert caught.value.job == 1
+    assert len(training.said) == 3
+
+
+def test_training_goes_on_in_another_process(tmp_path):
+    training = Training(lockstep(), SPLIT)
+    next(iter(training))
+    torch.save(training.state(), tmp_path / "state.pt")
+    program = (
+        "import torch; from test_trainer import *\n"
+        "training = Training(lockstep(), SPLIT); training.restore(torch.load('state.pt', weights_only=True))\n"
+        "for _ in training: pass\n"
+        "torch.save(training.state(), 'end.pt')"
+    )
+    threads = {
+        "OMP_NUM_THREADS": str(torch.get_num_threads())
+    }  # sums in another order are other sums
+    environment = os.environ | threads | {"PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
+    for _ in training:
+        pass
+    assert equal(
+        timeless(torch.load(tmp_path / "end.pt", weights_only=True)), timeless(training.state())
+    )
+
+
+def test_a_training_that_is_left_and_iterated_again_goes_on():
+    training = Training([toy_job()], SPLIT)
+    assert [[said(epoch) for epoch in next(iter(training))] for _ in range(3)] == [
+        [one] for one in curve(toy_job())
+    ]
+    assert list(training) == []
+    assert [[said(epoch)] for (epoch,) in training.said] == [[one] for one in curve(toy_job())]
+
+
+def test_a_state_is_a_snapshot_and_is_not_trained_on():
+    training = Training(lockstep(), SPLIT)
+    next(iter(training))
+    state = training.state()
+    before = through_a_file(state)
+    list(training)
+    assert equal(state, before)
+    ends = []
+    for _ in range(2):
+        training.restore(state)
+        ends.append(states_of(training))
+        assert equal(state, before)
+    assert equal(*ends)
+
+
+class Noisy(MLP):
+    """Draws when it is evaluated, too."""
+
+    def forward(self, pixels):
+        return super().forward(pixels + torch.randn_like(pixels))
+
+
+def test_a_model_that_draws_in_evaluation_resumes_and_leaves_the_callers_random_state():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    never_stopped = curve(toy_job(model=Noisy))
+    assert torch.equal(torch.get_rng_state(), before)
+    first, resumed = (
+        Training([toy_job(model=Noisy)], SPLIT),
+        Training([toy_job(model=Noisy)], SPLIT),
+    )
+    next(iter(first))
+    resumed.restore(first.state())
+    assert [said(epoch) for (epoch,) in resumed] == never_stopped[1:]
+
+
+def with_a_key_less(state, *path):
+    state = through_a_file(state)
+    *way, key = path
+    place = state
+    for step in way:
+        place = place[step]
+    del place[key]
+    return state
+
+
+def state_of(*jobs, epochs_=1):
+    training = Training(jobs, SPLIT)
+    for _ in itertools.islice(training, epochs_):
+        pass
+    return training.state()
+
+
+def sizes_swapped(state):
+    state["jobs"][0]["random"] = [torch.zeros(3, dtype=torch.uint8)]
+    return state
+
+
+def told_twice(state):
+    state["said"] *= 2
+    return state
+
+
+SGD = partial(torch.optim.SGD, lr=0.01)
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (lambda: state_of(toy_job(), toy_job()), "2 jobs in the state, 1 here"),
+        (lambda: state_of(toy_job(seed=2)), "seed is 2 in the state, 1 here"),
+        (lambda: state_of(toy_job(epochs=4)), "epochs is 4 in the state, 3 here"),
+        (lambda: state_of(toy_job(batch_size=9)), "batch_size is 9 in the state, 10 here"),
+        (lambda: state_of(toy_job(l1=0.1)), "l1 is 0.1 in the state, 0.0 here"),
+        (lambda: state_of(toy_job(clip=1.0)), "clip is 1.0 in the state, None here"),
+        (lambda: state_of(toy_job(train=torch.arange(44))), "images is 44 in the state, 45 here"),
+        (lambda: state_of(toy_job(optimizer=SGD)), "optimizer is SGD in the state, Adam here"),
+        (
+            lambda: state_of(toy_job(optimizer=partial(torch.optim.Adam, lr=0.02))),
+            "rates is [0.02] in the state",
+        ),
+        (lambda: state_of(toy_job(model=partial(MLP, hidden=(9,)))), "size mismatch for 1.weight"),
+        (lambda: state_of(toy_job(model=partial(MLP, hidden=(8, 8)))), "Unexpected key"),
+        (lambda: with_a_key_less(state_of(toy_job()), "said"), "'said' is missing"),
+        (
+            lambda: with_a_key_less(state_of(toy_job()), "jobs", 0, "optimizer"),
+            "'optimizer' is missing",
+        ),
+        (lambda: with_a_key_less(state_of(toy_job()), "jobs", 0, "model", "1.bias"), "Missing key"),
+        (lambda: sizes_swapped(state_of(toy_job())), "RNG state"),
+        (lambda: told_twice(state_of(toy_job())), "not as many"),
+        (dict, "'jobs' is missing"),
+        (lambda: {"jobs": 3, "said": None}, "does not fit"),
+    ],
+)
+def test_a_state_of_other_jobs_is_refused_in_one_line_and_training_stays_as_it_was(state, words):
+    training = Training([toy_job()], SPLIT)
+    next(iter(training))
+    before = timeless(training.state())
+    with pytest.raises(ValueError, match="the state does not fit these jobs: ") as refusal:
+        training.restore(state())
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert equal(timeless(training.state()), before)
+    assert [said(epoch) for (epoch,) in training] == curve(toy_job())[1:]
+
+
+class Interrupt(BaseException):
+    """As a signal handler raises it."""
+
+
+class Fuse(nn.CrossEntropyLoss):
+    """Raises at a step of the training, when it is lit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = math.inf
+
+    def forward(self, outputs, labels):
+        self.left -= outputs.requires_grad
+        if self.left < 0:
+            raise Interrupt
+        return super().forward(outputs, labels)
+
+
+def test_an_unfinished_epoch_cannot_be_saved_nor_gone_on_with_but_restored_over():
+    fuse = Fuse()
+    training = Training([toy_job(), toy_job(loss=fuse)], SPLIT)
+    next(iter(training))
+    state = training.state()
+    fuse.left = 2
+    with pytest.raises(Interrupt):
+        next(iter(training))
+    for attempt in (training.state, lambda: next(iter(training))):
+        with pytest.raises(RuntimeError, match="unfinished"):
+            attempt()
+    assert len(training.said) == 1
+    fuse.left = math.inf
+    training.restore(state)
+    assert [said(epoch) for epoch, _ in training] == curve(toy_job())[1:]
+
+
+def test_a_diverged_training_cannot_be_saved():
+    training = Training([toy_job(optimizer=partial(torch.optim.SGD, lr=1e30))], SPLIT)
+    with pytest.raises(Diverged):
+        next(iter(training))
+    with pytest.raises(RuntimeError, match="unfinished"):
+        training.state()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer here")
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_a_signal_at_any_moment_leaves_the_callers_random_state_and_no_half_epoch(in_turn):
+    def handle(number, frame):
+        raise Interrupt
+
+    jobs = [
+        toy_job(epochs=2, optimizer=SGD),
+        toy_job(epochs=2, model=partial(CNN, channels=2, dropout=0.5)),
+    ]
+    training = Training(jobs, SPLIT, in_turn=in_turn)
+    start = training.state()
+    expected = states_of(training)
+    seconds = sum(epoch.seconds for epoch in itertools.chain(*training.said))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    moments = random.Random(0)
+    halves = 0
+    earlier = signal.signal(signal.SIGALRM, handle)
+    try:
+        for _ in range(150):
+            training.restore(start)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-6, seconds))
+                for _ in training:
+                    pass
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Interrupt:
+                pass
+            assert torch.equal(torch.get_rng_state(), before)
+            assert torch.is_grad_enabled()
+            try:
+                state = training.state()
+            except RuntimeError:
+                halves += 1
+            else:
+                assert equal(timeless(state), expected[len(training.said)])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
+    assert halves > 10
+
+
+# Mistakes and failures
+
+
+@pytest.mark.parametrize("lr", [1e30, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_jobs_by_name(lr):
+    lost = toy_job(optimizer=partial(torch.optim.SGD, lr=lr), epochs=10)
+    with pytest.raises(Diverged) as caught:
+        list(epochs([toy_job(epochs=10), lost], SPLIT))
+    error = caught.value
+    assert (error.job, error.epoch, error.epochs, error.part) == (1, 1, 10, "train")
+    assert not math.isfinite(error.loss)
+    assert str(error).startswith(f"train loss is {error.loss} at epoch 1 of 10; ")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_a_validation_loss_that_is_not_finite_counts_too():
+    class Fragile(MLP):
+        def forward(self, pixels):
+            return super().forward(pixels) * (1 if self.training else math.nan)
+
+    with pytest.raises(Diverged, match="valid loss is nan at epoch 1 of 3"):
+        curve(toy_job(model=Fragile))
+
+
+def test_epochs_before_the_loss_is_lost_are_still_told():
+    job = toy_job(
+        optimizer=partial(torch.optim.SGD, lr=1.0),
+        schedule=lambda progress: 0.01 if progress < 0.5 else 1e30,
+    )
+    told = epochs([job], SPLIT)
+    assert next(told)[0].number == 1
+    with pytest.raises(Diverged, match="at epoch 2 of 3"):
+        next(told)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 46}, r"train\.batch_size is 46: expected 1 to 45, the size of an epoch"),
+        ({"batch_size": 0}, r"train\.batch_size is 0: expected 1 to 45"),
+        ({"batch_size": 10, "samples_per_epoch": 9}, r"train\.batch_size is 10: expected 1 to 9"),
+        (
+            {"samples_per_epoch": 46},
+            r"train\.samples_per_epoch is 46: expected 1 to 45, the size of the training part",
+        ),
+        ({"samples_per_epoch": 0}, r"train\.samples_per_epoch is 0: expected 1 to 45"),
+        ({"epochs": 0}, r"train\.epochs is 0: expected 1 or more"),
+        ({"precision": "fp16"}, r"train\.precision is 'fp16': expected fp32 or bf16"),
+        ({"l1": -1.0}, r"train\.l1 is -1\.0: expected 0 \(off\) or more"),
+        ({"l1": math.nan}, r"train\.l1 is nan: expected 0"),
+        ({"clip": 0.0}, r"train\.clip is 0\.0: expected more than 0, and finite, or null \(off\)"),
+        ({"valid": torch.arange(0)}, r"data\.validation leaves no example to validate on"),
+    ],
+)
+def test_a_job_that_cannot_be_trained_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        toy_job(**changes)
+
+
+# Real images
+
+
+def real_job(labels: torch.Tensor, validation: int, **changes) -> Job:
+    ((train, valid),) = make_folds(labels, 1, validation, seed=0)
+    optimizer = partial(torch.optim.AdamW, lr=2e-3, fused=True)
+    job = toy_job(
+        model=MLP, optimizer=optimizer, train=train, valid=valid, batch_size=64, schedule=cosine
+    )
+    return replace(job, **changes)
+
+
+def test_an_mlp_reads_the_embedded_digits():
+    split = Embedded().train()
+    assert curve(real_job(split.targets, 800, epochs=4), split)[-1][3] >= 0.90
+
+
+def test_a_small_cnn_reads_them_better():
+    split = Embedded().train()
+    assert curve(real_job(split.targets, 800, model=CNN, epochs=8), split)[-1][3] >= 0.96
+
+
+SHARED = os.environ.get("STUDYLOOM_DATA", "")
+
+
+@pytest.mark.skipif(
+    not SHARED, reason="STUDYLOOM_DATA is unset: no full MNIST and Fashion-MNIST to test on"
+)
+@pytest.mark.parametrize(("dataset", "accuracy"), [("mnist", 0.965), ("fashion_mnist", 0.86)])
+def test_a_plain_network_reads_the_full_data_sets(dataset, accuracy):
+    if not (Path(SHARED) / SOURCES[dataset].folder).is_dir():
+        pytest.skip(f"STUDYLOOM_DATA has no {SOURCES[dataset].folder}/")
+    split = Idx(dataset, 6000).train()
+    assert curve(real_job(split.targets, 6000, batch_size=100, epochs=3), split)[-1][3] >= accuracy
+
+
+# What learns from the training part before the first step
+
+
+class Learner(nn.Linear):
+    """A network that keeps what it was shown."""
+
+    def __init__(self, shape, outputs):
+        super().__init__(math.prod(shape), outputs)
+        self.register_buffer("shown", torch.zeros(0))
+
+    def adapt(self, inputs, targets):
+        self.shown = inputs.flatten(1).sum(1)
+
+    def forward(self, inputs):
+        return super().forward(inputs.flatten(1))
+
+
+def test_what_adapts_is_shown_the_training_part_of_its_own_fold_and_nothing_else():
+    split = toy_split()
+    jobs = [
+        Job(
+            Learner,
+            torch.optim.Adam,
+            lambda _: 1.0,
+            nn.CrossEntropyLoss(),
+            train,
+            valid,
+            1,
+            10,
+            seed=0,
+        )
+        for train, valid in make_folds(split.targets, 3, 0, 0)
+    ]
+    for job, weights in zip(jobs, Training(jobs, split).weights(), strict=True):
+        assert torch.equal(weights["shown"], split.inputs[job.train].flatten(1).sum(1))
+
+
+def test_a_loss_adapts_for_each_job_alone():
+    split, loss = toy_split(), CrossEntropy("balanced")
+    parts = [(torch.arange(0, 60, 3), torch.arange(3)), (torch.arange(60), torch.arange(3))]
+    jobs = [Job(MLP, torch.optim.Adam, lambda _: 1.0, loss, *part, 1, 10, seed=0) for part in parts]
+    runs = Training(jobs, split)._runs
+    assert [run.loss.balance.weight.tolist() for run in runs] == [[1.0], [1.0, 1.0, 1.0]]
+    assert loss.balance.weight is None

@@ -1,0 +1,125 @@
+import json
+
+import pytest
+from commands import study, studyloom
+from optuna.trial import create_trial
+from toys import two_sided
+
+from studyloom.views.figures import pareto
+from studyloom.views.figures.axes import Axis
+from studyloom.views.snapshot import take_snapshot
+
+PLAIN = Axis("accuracy", "plain", 1)
+
+
+def drawn(stored, **marked):
+    """The figure, with its traces by name."""
+    snapshot = take_snapshot(stored)
+    figure = pareto.front(
+        stored, {"baseline": snapshot.baseline, "best": snapshot.best, **marked}, PLAIN
+    )
+    return figure, {trace.name: trace for trace in figure.data}
+
+
+@pytest.fixture
+def stored(sqlite_url):
+    stored = two_sided(
+        sqlite_url, (0.90, 3000), (0.95, 3000), (0.80, 100), (0.85, 200), (0.84, 900), None
+    )
+    stored.optuna.add_trial(create_trial(values=[0.99, 50], constraints={"latency_ms": 1.0}))
+    return stored
+
+
+def test_each_complete_trial_is_a_point_on_the_front_beaten_or_infeasible(stored):
+    _, traces = drawn(stored)
+    points = {name: {*zip(trace.x, trace.y, strict=True)} for name, trace in traces.items()}
+    assert points["front"] == {(trial.values[1], trial.values[0]) for trial in stored.front()}
+    assert points["front"] == {(100, 0.80), (200, 0.85), (3000, 0.95)}
+    assert points["beaten"] == {(3000, 0.90), (900, 0.84)}
+    assert points["infeasible"] == {(50, 0.99)}
+    assert points["baseline"] == {(3000, 0.90)}
+    assert points["best"] == {(3000, 0.95)}
+    assert [*traces["staircase"].x] == [100, 200, 3000]
+    assert traces["staircase"].line.shape == "hv"
+
+
+def test_a_point_says_which_trial_it_is_and_the_winner_has_a_ring(stored):
+    _, traces = drawn(stored, winner=stored.trials()[3])
+    assert set(traces["front"].text) == {
+        "trial 1: 0.9500, parameters 3_000",
+        "trial 2: 0.8000, parameters 100",
+        "trial 3: 0.8500, parameters 200",
+    }
+    assert traces["winner"].text == ("winner, trial 3: 0.8500, parameters 200",)
+
+
+def test_costs_that_differ_by_more_than_ten_are_on_a_logarithmic_axis(stored, tmp_path):
+    figure, _ = drawn(stored)
+    assert figure.layout.xaxis.type == "log"
+    assert [*figure.layout.xaxis.ticktext] == ["100", "300", "1_000", "3_000"]
+    figure, _ = drawn(two_sided(f"sqlite:///{tmp_path}/other.db", (0.9, 10), (0.8, 20)))
+    assert figure.layout.xaxis.type != "log"
+
+
+def test_without_a_complete_trial_the_reason_stands_there(sqlite_url):
+    assert pareto.front(two_sided(sqlite_url, None), {}, PLAIN) == "No trial is complete yet."
+
+
+def test_the_command_ends_with_front_winner_and_report_and_takes_another_rule_afterwards(tmp_path):
+    small = (
+        "study.trials=6",
+        "train.epochs=1",
+        "train.samples_per_epoch=64",
+        "winner.top=1",
+        "winner.seeds=1",
+    )
+    run_dir = f"run_dir={tmp_path}"
+    done = study(*small, "launcher.workers=2", run_dir, page="pareto")
+    assert done.returncode == 0, done.stderr
+    assert "front     accuracy  parameters  trial" in done.stdout
+    assert "rule      max accuracy where parameters < 50_000" in done.stdout
+    assert '"name":"staircase"' in (tmp_path / "report.html").read_text()
+    first = json.loads((tmp_path / "winner.json").read_text())
+    assert first["winner"]["costs"]["parameters"] < 50_000
+    assert "# pareto, trial" in (tmp_path / "best.yaml").read_text()
+    assert "validation accuracy" in (tmp_path / "best.yaml").read_text()
+    again = study(
+        *small,
+        "launcher=join",
+        run_dir,
+        "winner.rule='max accuracy where parameters > 100_000'",
+        page="pareto",
+    )
+    assert again.returncode == 0, again.stderr
+    second = json.loads((tmp_path / "winner.json").read_text())
+    assert second["winner"]["costs"]["parameters"] > 100_000
+    assert second["trials"] == first["trials"] == 6
+    assert (
+        "rule      max accuracy where parameters > 100_000" in studyloom("status", tmp_path).stdout
+    )
+    (tmp_path / "again").mkdir()
+    chosen = (
+        "--config-dir",
+        str(tmp_path),
+        "--config-name",
+        "winner",
+        f"run_dir={tmp_path / 'again'}",
+        "winner.seeds=1",
+    )
+    alone = study(*chosen, "launcher=join", page="pareto")
+    assert alone.returncode == 0, alone.stderr
+    found = json.loads((tmp_path / "again" / "winner.json").read_text())
+    assert found["test"]["winner"] == second["test"]["winner"], (
+        "winner.yaml gives the same again, whatever the page's rule"
+    )
+    none = study(
+        *small,
+        "launcher=join",
+        run_dir,
+        "winner.rule='max accuracy where parameters < 9'",
+        page="pareto",
+    )
+    assert none.returncode == 1
+    assert (
+        "no trial keeps to winner.rule: max accuracy where parameters < 9; loosen it" in none.stdout
+    )

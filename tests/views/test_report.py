@@ -1,0 +1,848 @@
+import json
+import re
+from copy import deepcopy
+from datetime import datetime, timedelta
+from html.parser import HTMLParser
+
+import plotly.graph_objects as go
+import pytest
+from commands import CANARY
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+from toys import two_sided
+
+from studyloom.metrics import Goal
+from studyloom.storage.attributes import (
+    BASELINE,
+    EPOCHS,
+    FAILURE,
+    HALTED,
+    REASON,
+    TRACEBACK,
+    WORKER,
+)
+from studyloom.study.stored_study import create_study
+from studyloom.text import mask_passwords
+from studyloom.views.figures import curves
+from studyloom.views.figures import plot_study as replica
+from studyloom.views.figures.axes import Axis, log_ticks
+from studyloom.views.figures.parameters import contour, parallel
+from studyloom.views.figures.plot_study import best_of, plot_study
+from studyloom.views.figures.style import COLOURS, NO_PARAMETERS
+from studyloom.views.page import plot
+from studyloom.views.report import (
+    candidates,
+    confusion,
+    environment,
+    headline,
+    render,
+    write_report,
+    wrong,
+)
+from studyloom.views.snapshot import take_snapshot
+
+IMAGE = "<img src=x onerror=alert(1)>"
+SCRIPT = "</script><script>alert(2)</script>"
+COMMENT = "<!--<script>"
+AXIS = Axis("accuracy", "unit", 1)
+BEGAN = datetime(2026, 1, 1, 12)
+MODEL = CategoricalDistribution(["mlp", "cnn"])
+RATE = FloatDistribution(1e-4, 1.0, log=True)
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAA"
+    "DUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+WINNER = {
+    "study": "toy",
+    "trials": 8,
+    "winner": {
+        "trial": 4,
+        "params": {"lr": 0.1},
+        "search_value": 0.97,
+        "values": [0.96],
+        "mean": 0.965,
+        "std": 0.001,
+    },
+    "candidates": [
+        {
+            "trial": 0,
+            "baseline": True,
+            "params": {},
+            "search_value": 0.9,
+            "values": [0.9],
+            "mean": 0.9,
+            "std": 0.002,
+        },
+        {
+            "trial": 4,
+            "params": {"lr": 0.1},
+            "search_value": 0.97,
+            "values": [0.96],
+            "mean": 0.965,
+            "std": 0.001,
+        },
+    ],
+    "test": {
+        "examples": 1000,
+        "winner": {"values": [0.96, 0.97], "mean": 0.9612, "std": 0.0034, "interval": [0.95, 0.97]},
+        "baseline": {
+            "values": [0.9, 0.91],
+            "mean": 0.9012,
+            "std": 0.0045,
+            "interval": [0.89, 0.92],
+        },
+        "difference": {"mean": 0.06, "interval": [0.0456, 0.0789]},
+    },
+    "confusion": [[98, 2], [0, 100]],
+    "wrong": [{"index": 115, "label": 4, "predicted": 9, "confidence": 0.9987, "image": PIXEL}],
+    "environment": {"python": "3.11.2", "torch": "2.13.0", "device": "cpu", "commit": "c0ffee"},
+    "data": {"digest": "sha"},
+    "seeds": [1, 2],
+}
+WINNER["winner"]["gap"] = 0.0056
+
+
+def a_trial(
+    number,
+    state=TrialState.COMPLETE,
+    accuracy=0.9,
+    epochs=3,
+    params=None,
+    worker="host:1",
+    **attributes,
+):
+    """A trial of ten seconds, a second after the one before; params hold value and distribution."""
+    params = {"lr": (10.0 ** -(1 + number % 3), RATE)} if params is None else params
+    values = [accuracy - 0.1 / (epoch + 1) for epoch in range(epochs)] + [accuracy]
+    curve = {"number": list(range(1, len(values) + 1)), "value": values}
+    curve |= {
+        "train_loss": [1 - value for value in values],
+        "valid_loss": [1.1 - value for value in values],
+    }
+    trial = create_trial(
+        state=state,
+        value=accuracy if state == TrialState.COMPLETE else None,
+        params={name: value for name, (value, _) in params.items()},
+        distributions={name: distribution for name, (_, distribution) in params.items()},
+        intermediate_values=dict(enumerate(values, 1)),
+        user_attrs={WORKER: worker} | ({EPOCHS: curve} if state.is_finished() else {}) | attributes,
+        constraints={"diverged": 1.0} if attributes.get(FAILURE) == "diverged" else None,
+    )
+    trial.datetime_start = BEGAN + timedelta(seconds=11 * number)
+    trial.datetime_complete = (
+        BEGAN + timedelta(seconds=11 * number + 10) if state.is_finished() else None
+    )
+    return trial
+
+
+def branching(number):
+    """A point of a conditional space."""
+    if number % 2:
+        return {
+            "model": ("cnn", MODEL),
+            "lr": (0.001 * (1 + number % 100), RATE),
+            "cnn.channels": (8, IntDistribution(1, 64)),
+        }
+    momentum = FloatDistribution(0.0, 1.0)
+    return {
+        "model": ("mlp", MODEL),
+        "lr": (0.001 * (1 + number % 100), RATE),
+        "mlp.momentum": (number % 100 / 100, momentum),
+    }
+
+
+def forty():
+    for number in range(40):
+        worker, params = f"host:{number % 2}", branching(number)
+        match number % 5:
+            case _ if number == 0:
+                yield a_trial(0, accuracy=0.9, params=params, worker=worker, **{BASELINE: True})
+            case 3:
+                yield a_trial(number, TrialState.PRUNED, 0.7, 1, params, worker)
+            case 4 if number < 20:
+                failure = {
+                    FAILURE: "error",
+                    REASON: "ValueError: no",
+                    TRACEBACK: "Traceback …\nValueError: no",
+                }
+                yield a_trial(number, TrialState.FAIL, 0.5, 1, params, worker, **failure)
+            case 4 if number < 39:
+                failure = {FAILURE: "diverged", REASON: "train loss is nan"}
+                yield a_trial(number, TrialState.PRUNED, 0.1, 1, params, worker, **failure)
+            case 4:
+                yield a_trial(number, TrialState.RUNNING, 0.8, 1, params, worker)
+            case _:
+                yield a_trial(number, accuracy=0.9 + 0.001 * number, params=params, worker=worker)
+
+
+@pytest.fixture
+def study_of(sqlite_url):
+    """Makes a study of these trials."""
+
+    def make(trials=(), name="toy"):
+        stored = create_study(sqlite_url, name, {"asks": "nothing"}, trials=40)
+        stored.optuna.add_trials(trials)
+        return stored
+
+    return make
+
+
+class Reader(HTMLParser):
+    """What a browser would find: elements with their attributes, and the text outside of scripts and styles."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.words, self.scripts = [], [], []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        within = self.elements[-1][0] if self.elements else ""
+        {"script": self.scripts, "style": []}.get(within, self.words).append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def count(self, tag, **attributes):
+        found = [given for name, given in self.elements if name == tag]
+        return sum(
+            all(given.get(key) == value for key, value in attributes.items()) for given in found
+        )
+
+
+# What is shown, and when.
+
+
+def test_a_full_study_has_every_plot(study_of):
+    page = Reader(render(study_of(forty()), WINNER, "a: 1"))
+    slices = 3  # cnn.channels is always 8
+    assert page.count("div", **{"class": "plot"}) == 7 + slices
+    assert page.count("p", **{"class": "absent"}) == 0
+    titles = (
+        "Search",
+        "Learning curves",
+        "Over-fitting",
+        "Workers",
+        "Failures",
+        "Candidates",
+        "Confusion",
+    )
+    assert all(title in page.text for title in titles)
+    assert all(name in page.text for name in ("model", "lr", "mlp.momentum"))
+
+
+def test_the_headline_numbers(study_of):
+    page = Reader(render(study_of(forty()), WINNER, ""))
+    words = (
+        "0.9370",
+        "0.9000",
+        "+0.0370",
+        "0.9612 ± 0.0034",
+        "0.9012 ± 0.0045",
+        "+0.0600",
+        "+0.0456 to +0.0789",
+    )
+    words = (*words, "+0.0056", "trial 4, 2 seeds", "1000 test examples")
+    assert [word for word in words if word not in page.text] == []
+    assert "24 complete · 8 pruned · 7 failed" in page.text
+    assert "Winner: lr=0.1" in page.text
+    assert "commit c0ffee" in page.text
+
+
+def test_an_empty_study_says_what_is_not_there_yet(study_of):
+    page = Reader(render(study_of(), None, ""))
+    assert page.count("div", **{"class": "plot"}) == 0
+    for line in (
+        "No trial is complete yet.",
+        "No trial has begun yet.",
+        "No trial has failed.",
+        "no winner.json yet",
+    ):
+        assert line in page.text
+
+
+def test_one_trial_is_drawn_without_its_parameters(study_of):
+    page = Reader(render(study_of([a_trial(0, **{BASELINE: True})]), None, ""))
+    assert page.count("div", **{"class": "plot"}) == 4  # history, curves, losses, workers
+    assert page.text.count(replica.__name__) == 0
+    assert page.text.count(NO_PARAMETERS) == 3
+
+
+def test_a_study_without_parameters_and_one_with_one(study_of):
+    page = Reader(render(study_of([a_trial(number, params={}) for number in range(6)]), None, ""))
+    assert page.text.count(NO_PARAMETERS) == 3
+    page = Reader(
+        render(study_of([a_trial(n, accuracy=0.8 + n / 100) for n in range(6)], "other"), None, "")
+    )
+    assert page.count("div", **{"class": "plot"}) == 7  # all but the contour
+    assert "No two parameters" in page.text
+
+
+def test_failures_only_are_told_by_class_with_their_messages(study_of):
+    told = {FAILURE: "error", REASON: "ValueError: one", TRACEBACK: "line 1\nline 2"}
+    trials = [a_trial(number, TrialState.FAIL, params={}, **told) for number in range(2)]
+    trials += [
+        a_trial(n, TrialState.PRUNED, **{FAILURE: "diverged", REASON: "loss is nan"})
+        for n in range(2, 5)
+    ]
+    trials.append(create_trial(state=TrialState.FAIL))
+    stored = study_of(trials)
+    stored.optuna.set_user_attr(HALTED, "ValueError: one")
+    page = Reader(render(stored, None, ""))
+    assert (
+        "diverged 3 × loss is nan trial 2, 3, 4 error 2 × ValueError: one trial 0, 1" in page.text
+    )
+    assert "unexplained 1 × no reason was stored" in page.text
+    assert "line 1 line 2" in page.text
+    assert "The study has stopped, since its trials fail with this: ValueError: one" in page.text
+
+
+def test_many_messages_are_cut(study_of):
+    trials = [
+        a_trial(n, TrialState.FAIL, **{FAILURE: "error", REASON: f"no {n}"}) for n in range(12)
+    ]
+    assert "and 2 other messages" in Reader(render(study_of(trials), None, "")).text
+
+
+def test_a_running_study_shows_the_epochs_that_were_reported(study_of):
+    page = Reader(render(study_of([a_trial(0, TrialState.RUNNING, epochs=2)]), None, ""))
+    assert page.count("div", **{"class": "plot"}) == 2  # curves and workers
+    assert "trial 0, epoch 3: 0.9000" in "".join(page.scripts)
+
+
+def test_trials_that_wait_or_lack_everything_break_nothing(study_of):
+    trials = [
+        create_trial(state=state)
+        for state in (TrialState.WAITING, TrialState.RUNNING, TrialState.PRUNED)
+    ]
+    trials.append(create_trial(value=0.0))
+    Reader(render(study_of(trials), None, ""))
+
+
+def test_equal_accuracies_and_accuracy_1_are_drawn(study_of):
+    page = Reader(
+        render(study_of([a_trial(number, accuracy=1.0) for number in range(6)]), None, "")
+    )
+    assert page.count("div", **{"class": "plot"}) == 7
+
+
+def test_complete_trials_that_broke_a_constraint_are_drawn(study_of):
+    params = [
+        {"lr": (0.1 / (n + 1), RATE), "model": (MODEL.choices[n % 2], MODEL)} for n in range(6)
+    ]
+    trials = [
+        a_trial(n, params=params[n], accuracy=0.8 + n / 100, **{FAILURE: "diverged"})
+        for n in range(6)
+    ]
+    page = Reader(render(study_of(trials), None, ""))
+    assert page.count("div", **{"class": "plot"}) == 8
+
+
+def test_many_parameters_and_long_texts_fit(study_of):
+    long = CategoricalDistribution(["x" * 300 + "a", "x" * 300 + "b"])
+    params = [
+        {f"p{i}." + "y" * 100: (long.choices[(n >> i % 3) % 2], long) for i in range(12)}
+        for n in range(8)
+    ]
+    trials = [
+        a_trial(n, params=params[n], accuracy=0.8 + n / 100, worker="w" * 200) for n in range(8)
+    ]
+    page = Reader(render(study_of(trials), None, ""))
+    assert page.count("div", **{"class": "plot"}) == 6 + 1 + 12
+
+
+def test_forty_trials_make_less_than_8_megabytes(study_of, tmp_path):
+    path = write_report(study_of(forty()), tmp_path)
+    assert path == tmp_path / "report.html"
+    assert 1_000_000 < path.stat().st_size < 8_000_000
+
+
+def test_of_many_trials_the_best_are_drawn_over_parallel_axes(study_of):
+    best = best_of(study_of(forty()), 5)
+    assert [trial.number for trial in best] == [31, 32, 35, 36, 37]
+    figure = parallel(plot_study(best, 1), ["model", "nowhere"], AXIS)
+    assert len(figure.data) == 5
+    assert figure.data[-1].line.color == COLOURS["best"]
+    assert figure.data[-1].y[0] == 1
+
+
+# The winner.
+
+
+def paths(tree, above=()):
+    """The keys of all dictionaries and the places in all lists of a tree."""
+    for key, value in (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    ):
+        yield (*above, key)
+        yield from paths(value, (*above, key))
+
+
+def about(stored, winner):
+    """All that the page says of a winner."""
+    parts = (candidates, confusion, wrong, environment)
+    return headline(stored, take_snapshot(stored), winner) + "".join(part(winner) for part in parts)
+
+
+@pytest.mark.parametrize("instead", ["absent", None, [], {}])
+def test_whatever_is_missing_in_winner_json_is_left_out(study_of, instead):
+    stored = study_of([a_trial(number) for number in range(5)])
+    places = [*paths(WINNER)]
+    assert len(places) > 50
+    for *above, last in places:
+        winner = deepcopy(WINNER)
+        holder = winner
+        for key in above:
+            holder = holder[key]
+        if instead != "absent":
+            holder[last] = instead
+        elif isinstance(holder, dict):
+            del holder[last]
+        about(stored, winner)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "https://example.org/x.png",
+        "data:image/svg+xml;base64,AAAA",
+        f'{PIXEL}" onload="alert(1)',
+        f"{PIXEL}\n",
+        "",
+        None,
+    ],
+)
+def test_only_embedded_pictures_are_shown(study_of, image):
+    winner = WINNER | {"wrong": [{**WINNER["wrong"][0], "image": image}]}
+    assert Reader(render(study_of(), winner, "")).count("img") == 0
+    assert Reader(render(study_of(), WINNER, "")).count("img", src=PIXEL) == 1
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "7", '"x"'])
+def test_a_winner_json_that_cannot_be_read_is_no_winner(study_of, tmp_path, content):
+    if content is not None:
+        (tmp_path / "winner.json").write_text(content)
+    assert "There is no winner.json yet." in write_report(study_of(), tmp_path).read_text()
+
+
+# Writing.
+
+
+def test_the_report_is_written_anew_with_what_lies_in_the_folder(study_of, tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text(
+        f"storage:\n  url: postgresql://me:{CANARY}@host/db\nöl: 1\n"
+    )
+    (tmp_path / "best.yaml").write_text("model: <best>\n")
+    (tmp_path / "winner.json").write_text(json.dumps(WINNER))
+    stored = study_of([a_trial(0)])
+    before = {*tmp_path.iterdir()}
+    for _ in range(2):
+        page = Reader(write_report(stored, tmp_path).read_text())
+    assert {*tmp_path.iterdir()} - before == {tmp_path / "report.html"}
+    assert (
+        "# best.yaml model: <best> # .hydra/config.yaml storage: url: postgresql://me:***@host/db öl: 1"
+        in page.text
+    )
+    assert CANARY not in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (
+            "url: postgresql+psycopg://me:secret@host:1/db",
+            "url: postgresql+psycopg://me:***@host:1/db",
+        ),
+        ("postgresql://me:se@cr:et/@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me@org:secret@host/db", "postgresql://me@org:***@host/db"),
+        ("postgresql://:secret@host/db", "postgresql://:***@host/db"),
+        ("postgresql://me:sec ret@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://host/db?password=secret&x=1", "postgresql://host/db?password=***&x=1"),
+        ("host=h password='se cret' user=me", "host=h password=*** user=me"),
+        ("PGPASSWORD=secret x", "PGPASSWORD=*** x"),
+        ("  password: secret\n  user: me", "  password: ***\n  user: me"),
+        ("{'password': 'secret', 'user': 'me'}", "{'password': ***, 'user': 'me'}"),
+        (
+            "sqlite:////data/runs/study.db, https://example.org:80/x",
+            "sqlite:////data/runs/study.db, https://example.org:80/x",
+        ),
+    ],
+)
+def test_passwords_are_masked_and_nothing_else(words, shown):
+    assert mask_passwords(words) == shown
+
+
+def test_no_password_is_in_the_page_wherever_it_comes_from(study_of):
+    url = f"postgresql://me:{CANARY}@host/db"
+    told = {FAILURE: "error", REASON: f"no answer from {url}", TRACEBACK: url}
+    stored = study_of([a_trial(0, TrialState.FAIL, **told)])
+    stored.optuna.set_user_attr(HALTED, url)
+    assert CANARY not in render(stored, None, url)
+
+
+# Text is text.
+
+
+def nasty(study_of):
+    choices = CategoricalDistribution([IMAGE, SCRIPT, "c"])
+    trials = [
+        a_trial(
+            number,
+            accuracy=0.8 + number / 100,
+            worker=(IMAGE, SCRIPT)[number % 2],
+            params={
+                IMAGE: (choices.choices[number % 3], choices),
+                SCRIPT: (number / 10, FloatDistribution(0.0, 1.0)),
+                COMMENT: (0.1 + number, FloatDistribution(0.1, 100.0, log=True)),
+            },
+        )
+        for number in range(8)
+    ]
+    told = {FAILURE: IMAGE, REASON: SCRIPT, TRACEBACK: COMMENT}
+    trials.append(a_trial(8, TrialState.FAIL, worker=COMMENT, **told))
+    winner = json.loads(json.dumps(WINNER).replace('"abc"', json.dumps(SCRIPT)))
+    winner["wrong"][0] |= {
+        "label": IMAGE,
+        "predicted": IMAGE,
+        "index": '"><script>alert(1)</script>',
+        "confidence": IMAGE,
+    }
+    winner["candidates"][0] |= {"trial": IMAGE, "params": {IMAGE: IMAGE}}
+    winner["environment"] |= {IMAGE: SCRIPT}
+    stored = study_of(trials, name=IMAGE)
+    stored.optuna.set_user_attr(HALTED, IMAGE)
+    return render(stored, winner, f"{IMAGE}\n{SCRIPT}")
+
+
+def test_what_looks_like_html_is_shown_as_text(study_of):
+    text = nasty(study_of)
+    page = Reader(text)
+    assert page.count("img") == page.count("img", src=PIXEL) == 1
+    assert not [
+        attributes
+        for _, attributes in page.elements
+        if any(name.startswith("on") for name in attributes)
+    ]
+    drawn = page.count("div", **{"class": "plot"})
+    assert drawn == 7 + 3
+    assert page.count("script") == page.count("script", type="application/json") + 2 == drawn + 2
+    for words in (IMAGE, SCRIPT, COMMENT):
+        assert words in page.text
+    assert "<img src=x" not in text
+    assert "alert(2)</script>" not in text
+
+
+def test_labels_that_plotly_would_read_as_html_are_escaped(study_of):
+    page = Reader(nasty(study_of))
+    strings = [
+        string
+        for data in page.scripts
+        if data.startswith("{")
+        for string in strings_of(json.loads(data))
+    ]
+    assert len(strings) > 100
+    tags = {tag for string in strings for tag in re.findall(r"<[^>]*>", string)}
+    assert tags <= {"<br>", "<b>", "</b>"}
+    assert any("&lt;img" in string for string in strings)
+
+
+def test_no_text_in_a_figure_ends_its_script():
+    drawn = plot(go.Figure(layout={"title": {"text": SCRIPT + COMMENT}, "height": 10}))
+    assert SCRIPT + COMMENT in strings_of(json.loads(Reader(drawn).scripts[0]))
+    assert drawn.count("<") == 6  # two elements in a third
+
+
+def strings_of(tree):
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict | list):
+        for child in tree.values() if isinstance(tree, dict) else tree:
+            yield from strings_of(child)
+
+
+def test_a_replica_has_the_numbers_values_and_constraints_of_the_study(study_of):
+    trials = study_of(forty()).trials()
+    copied = plot_study(trials, 1).get_trials()
+    assert [trial.number for trial in copied] == list(range(40))
+    for trial, copy in zip(trials, copied, strict=True):
+        if trial.state == TrialState.COMPLETE:
+            assert (copy.value, copy.params, copy.constraints) == (
+                trial.value,
+                trial.params,
+                trial.constraints,
+            )
+        else:
+            assert (copy.state, copy.params) == (TrialState.FAIL, {})
+
+
+def test_choices_stay_different_when_they_are_cut():
+    choices = CategoricalDistribution(
+        ["x" * 50 + "a" + "x" * 50, "x" * 50 + "b" + "x" * 50, None, 1]
+    )
+    trials = [
+        create_trial(value=0.5, params={"p": c}, distributions={"p": choices})
+        for c in choices.choices
+    ]
+    for number, trial in enumerate(trials):
+        trial.number = number
+    assert len({trial.params["p"] for trial in plot_study(trials, 1).trials}) == 4
+
+
+def test_making_a_replica_says_nothing(study_of, capfd):
+    trials = study_of(forty()).trials()
+    capfd.readouterr()
+    plot_study(trials, 1)
+    assert capfd.readouterr() == ("", "")
+
+
+# Figures.
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.1, 0.97), (0.917, 0.9725), (0.96, 0.961), (0.0, 1.0), (0.999, 0.9999)]
+)
+def test_an_axis_has_some_round_marks_in_its_range(low, high):
+    marks = AXIS.marks(low, high)
+    assert 3 <= len(marks) <= 18
+    assert all(low <= mark <= high for mark in marks)
+    assert marks == sorted({*marks})
+    assert AXIS.marks(0.5012, 0.5012) == [0.5012]
+
+
+def test_the_accuracy_axis_rises_and_counts_factors_of_ten_in_the_error():
+    heights = [AXIS.height(value / 1000) for value in range(-10, 1000)]
+    assert heights == sorted({*heights})
+    assert [AXIS.height(value) for value in (0.0, 0.9, 0.99)] == pytest.approx([0, 1, 2])
+    assert AXIS.height(1.0) == AXIS.height(1.1) < 5
+
+
+def test_logarithmic_axes_have_three_or_four_marks():
+    for low, high in ((1e-6, 1e-1), (1e-4, 1e-2), (0.001, 0.009), (0.0021, 0.0029), (16, 512)):
+        axis = log_ticks([low, high])
+        assert 1 <= len(axis["tickvals"]) == len(axis["ticktext"]) <= 4
+        assert all(low <= value <= high for value in axis["tickvals"])
+
+
+def test_idle_is_the_share_of_gaps_in_a_workers_time():
+    def at(*spans):
+        return [
+            (BEGAN + timedelta(seconds=start), BEGAN + timedelta(seconds=end))
+            for start, end in spans
+        ]
+
+    assert curves.idle_share(at((0, 10))) == 0
+    assert curves.idle_share(at((5, 5))) == 0
+    assert curves.idle_share(at((5, 10), (0, 4))) == pytest.approx(0.1)
+    assert curves.idle_share(at((0, 10), (2, 4), (8, 20), (30, 40))) == pytest.approx(0.25)
+
+
+def test_an_unfinished_trial_lasts_until_now_only_if_somebody_is_at_it(study_of):
+    trials = study_of([a_trial(0), a_trial(1, TrialState.RUNNING)]).trials()
+    ends = [
+        curves.timeline(trials, alive).data[-1].x[0] / 1000
+        for alive in ((), (trials[1]._trial_id,))
+    ]
+    assert ends[0] == 0
+    assert ends[1] == pytest.approx(
+        (datetime.now() - trials[1].datetime_start).total_seconds(), abs=60
+    )
+
+
+def test_pruned_curves_end_where_they_were_pruned(study_of):
+    trials = study_of([a_trial(0, accuracy=0.9), a_trial(1, TrialState.PRUNED, 0.5, 1)]).trials()
+    figure = curves.curves(trials, trials[0], None, AXIS)
+    lines = {trace.name: trace for trace in figure.data if trace.mode == "lines"}
+    assert lines["pruned"].x == (1, 2, None)
+    assert lines["best"].x == (1, 2, 3, 4, None)
+    (cross,) = (trace for trace in figure.data if trace.mode == "markers")
+    assert cross.x == (2,)
+    assert cross.text == ("trial 1: pruned after epoch 2 at 0.5000",)
+
+
+def test_the_curves_of_many_trials_are_few_traces(study_of):
+    trials = study_of(forty()).trials()
+    assert len(curves.curves(trials, trials[37], trials[0], AXIS).data) <= 8
+
+
+def test_the_contour_shows_parameters_that_occur_together(study_of):
+    study = plot_study(study_of(forty()).trials(), 1)
+    assert isinstance(contour(study, ["cnn.channels", "mlp.momentum"], AXIS), str)
+    figure = contour(study, ["cnn.channels", "mlp.momentum", "lr"], AXIS)
+    assert {figure.layout.title.text, figure.layout.xaxis.title.text} == {"mlp.momentum", "lr"}
+
+
+# In a browser.
+
+
+def until(page, condition):
+    """Waits for a condition; playwright's own way needs eval, which the page forbids."""
+    for _ in range(100):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    pytest.fail(condition)
+
+
+@pytest.fixture
+def open_page(browser, tmp_path):
+    """Opens a page; at the end of the test it must not have complained, asked for anything, or shown a dialog."""
+    seen, contexts = [], []
+
+    def open_(text, width=1200, scheme="light"):
+        path = tmp_path / "page.html"
+        path.write_text(text)
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: seen.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: seen.append(str(error)))
+        page.on(
+            "dialog", lambda dialog: (seen.append(f"dialog: {dialog.message}"), dialog.end_all())
+        )
+        page.on(
+            "request",
+            lambda request: request.url == path.as_uri() or seen.append(f"request: {request.url}"),
+        )
+        page.goto(path.as_uri())
+        until(
+            page,
+            "[...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('.main-svg'))",
+        )
+        return page
+
+    open_.seen = seen
+    yield open_
+    for context in contexts:
+        context.close()
+    assert [line for line in seen if not line.startswith("request: data:")] == []
+
+
+def test_a_browser_draws_all_figures_and_asks_for_nothing(study_of, open_page):
+    page = open_page(render(study_of(forty()), WINNER, "a: 1"))
+    assert page.locator(".plot.js-plotly-plot").count() == page.locator(".plot").count() == 10
+    assert page.locator(".plot .trace").count() > 40
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["full", "empty"])
+def test_a_phone_scrolls_down_only(study_of, open_page, full):
+    page = open_page(
+        render(study_of(forty() if full else ()), WINNER if full else None, "a" * 500), width=360
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    wide = page.evaluate(
+        "[...document.querySelectorAll('.plot')].filter((p) => p.offsetWidth > 360).length"
+    )
+    assert wide == (1 if full else 0)  # the parallel axes, which scroll in their own box
+
+
+def test_in_the_dark_page_and_figures_are_dark(study_of, open_page):
+    page = open_page(render(study_of(forty()), WINNER, ""), scheme="dark")
+
+    def brightness(selector, what):
+        colour = page.locator(selector).first.evaluate(
+            f"(element) => getComputedStyle(element).{what}"
+        )
+        return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 765
+
+    assert brightness("body", "backgroundColor") < 0.2
+    assert brightness(".plot .annotation-text", "fill") > 0.7
+    assert (
+        page.locator(".plot .bg").first.evaluate(
+            "(element) => getComputedStyle(element).fillOpacity"
+        )
+        == "0"
+    )
+    page.emulate_media(color_scheme="light")
+    until(
+        page,
+        "getComputedStyle(document.querySelector('.plot .annotation-text')).fill.match(/[0-9]+/)[0] < 80",
+    )
+    assert brightness("body", "backgroundColor") == 1
+
+
+def test_a_browser_shows_what_looks_like_html_as_text(study_of, open_page):
+    page = open_page(nasty(study_of))
+    assert page.locator("h1").inner_text() == IMAGE
+    assert page.title() == IMAGE
+    assert page.locator("img").count() == 1
+    labels = page.evaluate(
+        "[...document.querySelectorAll('.plot text')].map((text) => text.textContent)"
+    )
+    assert {IMAGE, SCRIPT} <= {label for label in labels if "·" not in label}
+    assert any(
+        label.startswith("<img src=x o") and "…" in label for label in labels
+    )  # a choice, cut
+    assert any(label.startswith(IMAGE) and "idle" in label for label in labels)
+
+
+def test_the_pages_policy_lets_no_other_script_run_and_no_request_out(study_of, open_page):
+    intruder = (
+        "<img src=x onerror=\"document.title = 'taken'\"><script>document.title = 'taken'</script>"
+    )
+    page = open_page(render(study_of(), None, "").replace("<footer>", f"{intruder}<footer>"))
+    assert page.title() == "toy"
+    refusals = [line for line in open_page.seen if "Content Security Policy" in line]
+    assert len(refusals) >= 2
+    open_page.seen.clear()
+
+
+def test_a_page_of_two_objectives_has_the_front_and_what_matters_for_each(sqlite_url):
+    stored = two_sided(
+        sqlite_url,
+        *((0.5 + number % 7 / 20, 100.0 + 50 * (number % 7)) for number in range(30)),
+        None,
+    )
+    page = render(stored, None, "")
+    read = Reader(page)
+    words = " ".join(" ".join(read.words).split())
+    assert "The Pareto front" in words
+    assert "The best is chosen by max accuracy where parameters <= 100" in words
+    for heading in ("What matters for accuracy", "What matters for parameters", "parameters, best"):
+        assert heading in words
+    rows = re.findall(
+        r"<tr><td class=\"number\">([^<]*)</td><td class=\"number\">([^<]*)</td>", page
+    )
+    assert ("0.8000", "400") in rows
+    traces = [
+        trace.get("name")
+        for script in read.scripts
+        if script.startswith("{")
+        for trace in json.loads(script)["data"]
+    ]
+    assert {"front", "beaten", "staircase", "baseline"} <= {*traces}
+
+
+def test_on_a_page_of_two_objectives_all_is_text(sqlite_url):
+    goals = (Goal(IMAGE, "maximize"), Goal(f"{SCRIPT}{COMMENT}", "minimize"))
+    stored = create_study(sqlite_url, SCRIPT, {"asks": "nothing"}, 4, goals=goals)
+    for number in range(12):
+        params = {"a": number % 3, "b": number % 4}
+        asked = {"a": IntDistribution(0, 2), "b": IntDistribution(0, 3)}
+        stored.optuna.add_trial(
+            create_trial(values=[number, -number % 5], params=params, distributions=asked)
+        )
+    winner = deepcopy(WINNER)
+    for row in (winner["winner"], *winner["candidates"]):
+        row["costs"] = {IMAGE: 3.0}
+    page = render(stored, winner, "")
+    read = Reader(page)
+    assert "onerror" not in {name for _, attributes in read.elements for name in attributes}
+    assert sum(tag == "script" for tag, _ in read.elements) == page.count("<script")
+    assert IMAGE in " ".join(read.words)
+    assert "alert(2)" in " ".join(read.words)
+
+
+def test_a_page_of_two_objectives_stands_while_nothing_is_complete(sqlite_url):
+    page = render(two_sided(sqlite_url, None), None, "")
+    assert "No trial is complete yet." in page

@@ -1,0 +1,455 @@
+import io
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+
+import optuna
+import pytest
+from commands import CANARY, ROOT, environment
+from optuna.distributions import IntDistribution
+from optuna.trial import TrialState, create_trial
+from rich.console import Console
+from toys import two_sided
+
+from studyloom.cli import main
+from studyloom.errors import StorageLost
+from studyloom.storage.attributes import BASELINE, FAILURE, HALTED, REASON, TIMES
+from studyloom.study.stored_study import create_study, open_study
+from studyloom.views import status
+from studyloom.views.snapshot import Snapshot, WorkerStatus
+from studyloom.views.status import (
+    Failed,
+    Status,
+    as_json,
+    duration,
+    importances,
+    print_status,
+    read_status,
+    remaining,
+    render,
+    status_line,
+    watch,
+    watch_json,
+)
+
+
+@pytest.fixture
+def stored(sqlite_url):
+    return create_study(sqlite_url, "toy", {"asks": "nothing"}, trials=8)
+
+
+@pytest.fixture
+def half_done(stored):
+    """Eight slots: complete (the baseline), complete, pruned, failed; two held, one without a trial; two free."""
+    ledger = stored.ledger
+    for number, value in enumerate([0.8, 0.9, None, None, None]):
+        trial = stored.optuna.ask()
+        claim = ledger.claim(f"host:{number}", 8, 60, lambda *_, trial=trial: trial._trial_id)
+        trial.suggest_float("lr", 0.0, 1.0)
+        trial.report(0.25, 1)
+        if number == 0:
+            trial.set_user_attr(BASELINE, True)
+        if number == 3:
+            trial.set_user_attr(FAILURE, "diverged")
+            trial.set_user_attr(REASON, "train loss is nan at epoch 1 of 2")
+        if number < 4:
+            trial.set_user_attr(TIMES, {"training": 9.0, "storage": 1.0})
+            stored.optuna.tell(trial, value, None if value is not None else TrialState.PRUNED)
+            ledger.finish(claim)
+    ledger.claim("host:9", 8, lease=60)
+    return stored
+
+
+@pytest.fixture
+def run_dir(half_done, tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("study: {name: toy}\nstorage: {url: null}\n")
+    return tmp_path
+
+
+def shown(stands, width=80):
+    console = Console(file=io.StringIO(), width=width)
+    print_status(stands, console)
+    return console.file.getvalue()
+
+
+def command(*arguments, **kwargs):
+    call = [
+        sys.executable,
+        "-c",
+        "from studyloom.cli import main; raise SystemExit(main())",
+        "status",
+    ]
+    return subprocess.Popen(
+        [*call, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **kwargs,
+    )
+
+
+def test_a_study_is_shown_with_all_that_is_known_of_it(half_done):
+    text = shown(read_status(half_done))
+    for words in (
+        "toy: 4 of 8 trials – 2 complete, 1 pruned, 1 failed, 2 running",
+        "budget left: 2 trials, ETA 20 s",
+        "baseline  accuracy 0.8000  trial 0",
+        "best      accuracy 0.9000  trial 1",
+        "host:4      4      1  0.2500   0 s  1 min 0 s",
+        "host:9",
+        "diverged  1 × such as: train loss is nan at epoch 1 of 2",
+    ):
+        assert words in text, text
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_nothing_is_cut_off_and_no_line_is_wider_than_the_terminal(half_done, width):
+    half_done.optuna.set_user_attr(HALTED, "RuntimeError: " + "because " * 20)
+    stands = Status(
+        **vars(read_status(half_done))
+        | {"importances": {"optimizer.adamw.weight_decay": 0.625, "x" * 30: 0.375}}
+    )
+    text = shown(stands, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert "62%" in text
+    assert "x" * 30 in text
+    assert text.count("because") == 20
+
+
+def test_an_empty_study_is_shown(stored):
+    stands = read_status(stored)
+    assert stands.eta is None
+    assert (
+        shown(stands)
+        == "toy: 0 of 8 trials – 0 complete, 0 pruned, 0 failed\nbudget left: 8 trials\n"
+    )
+    told = json.loads(as_json(stands))
+    assert (told["best"], told["baseline"], told["workers"], told["eta"]) == (None, None, [], None)
+
+
+def test_the_time_left_is_that_of_the_open_slots_for_those_who_work_now():
+    took = [create_trial(value=0.5, user_attrs={TIMES: {"training": 8.0, "storage": 2.0}})] * 4
+
+    def left(free, *ages, done=4):
+        workers = tuple(
+            WorkerStatus(f"w:{k}", k, left=50.0 if age >= 0 else -1.0, age=age)
+            for k, age in enumerate(ages)
+        )
+        slots = {"free": free, "held": len(ages), "done": done}
+        return remaining(Snapshot("toy", slots, {}, None, None, workers), took)
+
+    assert left(4, 0.0) == 50
+    assert left(4, 5.0) == 45
+    assert left(4, 0.0, 0.0) == 30
+    assert left(4, 500.0, 0.0) == 25  # one that takes long does not make up for others
+    assert left(4, -1.0) is None  # its lease is over: nobody works
+    assert left(4) is None
+    assert left(0) == 0
+    assert (
+        remaining(
+            Snapshot(
+                "toy", {"free": 1, "held": 1, "done": 0}, {}, None, None, (WorkerStatus("w:1"),)
+            ),
+            [],
+        )
+        is None
+    )
+
+
+def test_a_trial_that_was_interrupted_took_what_was_worked_on_it(stored):
+    trial = stored.optuna.ask()
+    stored.optuna.tell(trial, 0.5)
+    frozen = stored.trials()[0]
+    assert duration(frozen) == frozen.duration.total_seconds()
+    frozen.user_attrs[TIMES] = {"training": 2.0, "sampling": 0.5}
+    assert duration(frozen) == 2.5
+
+
+def test_importances_are_told_once_they_mean_something(stored):
+    for number in range(12):
+        trial = stored.optuna.ask()
+        lr, width = trial.suggest_float("lr", 0.0, 1.0), trial.suggest_int("width", 1, 9)
+        trial.suggest_categorical("fixed", ["one"])
+        if number % 2:
+            trial.suggest_float("sgd.momentum", 0.0, 1.0)
+        stored.optuna.tell(trial, lr + 0.01 * width)
+        if number == 8:
+            assert importances(stored.optuna, stored.trials()) == {}
+    found = read_status(stored).importances
+    assert {"lr", "width"} <= {*found} <= {"lr", "width", "sgd.momentum"}
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert sum(found.values()) == pytest.approx(1.0)
+    few = [trial for trial in stored.trials() if "sgd.momentum" not in trial.params]
+    assert importances(stored.optuna, few) == {}
+
+
+def test_importances_are_computed_again_only_when_a_trial_was_completed(half_done, monkeypatch):
+    asked = []
+    monkeypatch.setattr(status, "importances", lambda *_: asked.append(1) or {})
+    stands = read_status(half_done)
+    stands = read_status(half_done, stands)
+    half_done.optuna.tell(4, 0.95)
+    read_status(half_done, stands)
+    assert len(asked) == 2
+
+
+def test_a_trial_that_failed_without_a_word_is_counted_too(stored):
+    stored.optuna.tell(stored.optuna.ask(), state=TrialState.FAIL)
+    assert read_status(stored).failures == {"unexplained": Failed(1, "no reason is stored")}
+
+
+def test_json_has_stable_keys_and_unrounded_numbers(half_done):
+    told = json.loads(as_json(read_status(half_done)))
+    assert list(told) == [
+        *(
+            "study",
+            "metric",
+            "budget",
+            "done",
+            "slots",
+            "trials",
+            "best",
+            "baseline",
+            "front",
+            "rule",
+        ),
+        *("importances", "workers", "failures", "halted", "eta"),
+    ]
+    assert told["slots"] == {"free": 2, "held": 2, "done": 4}
+    assert told["trials"] == {"complete": 2, "pruned": 1, "failed": 1, "running": 1, "waiting": 0}
+    best = half_done.trials()[1]
+    assert told["best"] == {"trial": 1, "value": 0.9, "params": best.params}
+    assert told["baseline"]["trial"] == 0
+    assert told["failures"] == {
+        "diverged": {"count": 1, "reason": "train loss is nan at epoch 1 of 2"}
+    }
+    first, second = told["workers"]
+    assert (first["owner"], first["trial"], first["epoch"], first["value"]) == (
+        "host:4",
+        4,
+        1,
+        0.25,
+    )
+    assert second["trial"] is None
+    assert 0 <= first["held"] < 10
+    assert 50 < first["lease"] <= 60
+    assert 10 < told["eta"] <= 20
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_finite_number_is_null(value):
+    worker = WorkerStatus("w:1", 1, 1, value, left=1.0, age=1.0)
+    best = create_trial(value=0.5, user_attrs={})
+    best.params = {"lr": value}
+    snapshot = Snapshot("toy", {"free": 0, "held": 1, "done": 0}, {}, best, None, (worker,))
+    told = json.loads(as_json(Status(snapshot, {"lr": value}, {}, None, value)))
+    assert told["workers"][0]["value"] is told["importances"]["lr"] is told["eta"] is None
+    assert told["best"]["params"] == {"lr": None}
+
+
+# Watching
+
+
+def watched(stored, monkeypatch, *steps, terminal=False, write=None):
+    """What is told of a study on which one step is done at each look; the last spends the budget."""
+    left = list(steps)
+
+    def sleep(_):
+        left.pop(0)()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    console = Console(file=io.StringIO(), width=80, force_terminal=terminal, color_system=None)
+    if write is None:
+        watch(stored, console)
+    else:
+        watch_json(stored, write)
+    assert not left
+    return console.file.getvalue()
+
+
+def spend(stored):
+    with stored.ledger.storage.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE studyloom_slots SET state = 'done'")
+
+
+def test_a_pipe_gets_a_line_for_each_change_and_no_control_codes(half_done, monkeypatch):
+    steps = (
+        lambda: None,
+        lambda: half_done.optuna.tell(4, 0.95),
+        lambda: None,
+        lambda: spend(half_done),
+    )
+    lines = watched(half_done, monkeypatch, *steps).splitlines()
+    assert lines == [
+        "toy: 4 of 8 trials – 2 complete, 1 pruned, 1 failed, 2 running; best 0.9000 (trial 1)",
+        "toy: 4 of 8 trials – 3 complete, 1 pruned, 1 failed, 2 running; best 0.9500 (trial 4)",
+        "toy: 8 of 8 trials – 3 complete, 1 pruned, 1 failed; best 0.9500 (trial 4)",
+    ]
+
+
+def test_json_gets_an_object_for_each_change(half_done, monkeypatch):
+    lines = []
+    steps = (
+        lambda: None,
+        lambda: optuna.Trial(half_done.optuna, 5).report(0.5, 2),
+        lambda: spend(half_done),
+    )
+    watched(half_done, monkeypatch, *steps, write=lines.append)
+    told = [json.loads(text) for text in lines]
+    assert all(text.endswith("\n") and text.count("\n") == 1 for text in lines)
+    assert [object["done"] for object in told] == [4, 4, 8]
+    assert [object["workers"][0]["epoch"] for object in told[:2]] == [1, 2]
+
+
+def test_a_terminal_gets_a_view_that_is_drawn_anew(half_done, monkeypatch):
+    text = watched(
+        half_done,
+        monkeypatch,
+        lambda: half_done.optuna.tell(4, 0.95),
+        lambda: spend(half_done),
+        terminal=True,
+    )
+    assert "\x1b[" in text
+    assert "best      accuracy 0.9000" in text
+    assert "best      accuracy 0.9500" in text
+    assert text.index("toy: 4 of 8") < text.index("toy: 8 of 8")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_database_that_is_away_is_told_and_looked_at_again(half_done, monkeypatch, terminal):
+    seen = read_status
+    answers = [StorageLost("storage.url: cannot use it"), None, None]
+
+    def look(*given):
+        answer = answers.pop(0)
+        if answer is not None:
+            raise answer
+        return seen(*given)
+
+    monkeypatch.setattr(status, "read_status", look)
+    text = watched(
+        half_done, monkeypatch, lambda: None, lambda: spend(half_done), terminal=terminal
+    )
+    assert text.index("storage.url: cannot use it") < text.index("toy: 4 of 8")
+
+
+def test_a_study_whose_budget_is_spent_is_told_once(half_done, monkeypatch):
+    spend(half_done)
+    assert watched(half_done, monkeypatch).count("toy: 8 of 8") == 1
+
+
+# The command
+
+
+def test_a_busy_database_is_waited_for(run_dir, tmp_path, capsys):
+    """Somebody has it for half a second, as the last process that closes a database does."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir / ".hydra", copy / ".hydra")
+    blocker = sqlite3.connect(copy / "study.db", isolation_level=None, check_same_thread=False)
+    with closing(sqlite3.connect(run_dir / "study.db")) as original:
+        original.backup(blocker)
+    blocker.execute("BEGIN EXCLUSIVE")
+    thread = threading.Timer(0.5, blocker.close)
+    thread.start()
+    assert main(["status", str(copy)]) == 0
+    thread.join()
+    assert "toy: 4 of 8 trials" in capsys.readouterr().out
+
+
+def test_the_command_tells_in_words_and_in_json(run_dir, capsys):
+    assert main(["status", str(run_dir)]) == 0
+    assert "toy: 4 of 8 trials" in capsys.readouterr().out
+    assert main(["status", str(run_dir), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["study"] == "toy"
+
+
+@pytest.mark.parametrize("flags", [["--watch"], ["--watch", "--json"]])
+def test_ctrl_c_ends_a_watch_quietly(run_dir, flags):
+    process = command(run_dir, *flags)
+    assert "toy" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out.strip(), err) == (0, "", "")
+
+
+def test_whoever_reads_a_watch_may_go(run_dir, sqlite_url):
+    process = command(run_dir, "--watch", "--json")
+    assert json.loads(process.stdout.readline())["done"] == 4
+    process.stdout.close()
+    open_study(sqlite_url, "toy").optuna.tell(4, 0.95)
+    assert process.wait(120) == 0
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+def test_no_password_is_shown(postgres_url, tmp_path, monkeypatch, capsys):
+    create_study(postgres_url, "toy", {}, trials=2)
+    (tmp_path / ".hydra").mkdir()
+    text = "study: {name: toy}\nstorage: {url: '${oc.env:STUDYLOOM_STORAGE}'}\n"
+    (tmp_path / ".hydra" / "config.yaml").write_text(text)
+    monkeypatch.setitem(os.environ, "STUDYLOOM_STORAGE", postgres_url)
+    for flags in ([], ["--json"]):
+        assert main(["status", str(tmp_path), *flags]) == 0
+    seen = capsys.readouterr()
+    assert "toy: 0 of 2 trials" in seen.out
+    assert CANARY not in seen.out + seen.err
+
+
+def test_a_line_tells_when_there_is_no_result_yet(stored):
+    assert (
+        status_line(read_status(stored))
+        == "toy: 0 of 8 trials – 0 complete, 0 pruned, 0 failed; no result yet"
+    )
+    assert render(read_status(stored), 80) is not None
+
+
+def test_of_two_objectives_the_front_is_shown_with_the_best_the_baseline_and_the_rule(url):
+    stored = two_sided(url, (0.9, 3000), (0.95, 2000), (0.8, 100), None, (0.79, 101))
+    stands = read_status(stored)
+    text = shown(stands, 80)
+    assert re.findall(r"^ +([\d.]+ +[\d_]+ +\d+.*?) *$", text, re.MULTILINE) == [
+        "0.8000         100      2",
+        "0.9500       2_000      1  best",
+        "0.9000       3_000      0  baseline, beaten",
+    ]
+    assert "rule      max accuracy where parameters <= 3_000" in text
+    assert "best 0.9500, 2_000 (trial 1)" in status_line(stands)
+    told = json.loads(as_json(stands))
+    assert (told["best"]["trial"], told["best"]["value"], told["best"]["parameters"]) == (
+        1,
+        0.95,
+        2000,
+    )
+    assert [trial["trial"] for trial in told["front"]] == [1, 2]
+    assert told["rule"] == "max accuracy where parameters <= 3_000"
+    for width in (40, 60):
+        assert max(map(len, shown(stands, width).splitlines())) <= width
+
+
+def test_of_two_objectives_what_matters_is_what_matters_for_the_metric(sqlite_url):
+    stored = two_sided(sqlite_url)
+    asked = {"good": IntDistribution(0, 6), "large": IntDistribution(0, 4)}
+    for number in range(40):
+        params = {"good": number % 7, "large": number % 5}
+        values = [params["good"] / 7, 100.0 * params["large"]]
+        stored.optuna.add_trial(create_trial(values=values, params=params, distributions=asked))
+    found = read_status(stored).importances
+    assert found["good"] > 0.9 > 0.1 > found["large"]
+
+
+def test_of_one_objective_nothing_is_said_of_a_front(half_done):
+    assert "front" not in shown(read_status(half_done), 80)
+    assert read_status(half_done).snapshot.rule is None
