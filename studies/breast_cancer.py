@@ -1,11 +1,12 @@
-"""Search small networks on the Wisconsin breast cancer data for ROC AUC, by stratified 5-fold cross-validation.
+"""Search small networks for ROC AUC on the Wisconsin breast cancer data, by 5-fold cross-validation.
 
     python -m studies.breast_cancer
-    python -m studies.breast_cancer sampler=grid study.name=grid study.trials=24     # each point of the space once
-    python -m studies.breast_cancer objective.metric=f1_macro study.name=f1          # another question
+    python -m studies.breast_cancer sampler=grid study.name=grid study.trials=24   # every point once
+    python -m studies.breast_cancer objective.metric=f1_macro study.name=f1        # another question
 
-456 of 569 tumours, benign or malignant, of 30 measurements each, to train on and choose by; 113 are sealed. What they
-are standardised by comes from the training part of each fold alone, as do the class weights.
+The data are 569 tumours, benign or malignant, with 30 measurements each: 456 to train on and choose
+by, in stratified folds, and 113 sealed as the test part. The scale of the inputs and the class
+weights are learnt from the training part of each fold alone.
 """
 
 from omegaconf import DictConfig

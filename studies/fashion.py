@@ -1,9 +1,10 @@
-"""Search MLPs on Fashion-MNIST: the question of Optuna's own PyTorch example, on held-out training images.
+"""Search MLPs on Fashion-MNIST: the question of Optuna's PyTorch example, on held-out images.
 
-    python -m studies.fashion                                  # downloads Fashion-MNIST, or set STUDYLOOM_DATA
+    python -m studies.fashion                # downloads Fashion-MNIST, or finds it in STUDYLOOM_DATA
     python -m studies.fashion study.trials=20 pruner=hyperband study.name=hyperband
 
-1 to 3 hidden layers of 4 to 128 units with dropout; Adam, RMSprop or SGD; 100 trials of 10 epochs of 3 840 images.
+The space is 1 to 3 hidden layers of 4 to 128 units with dropout, and Adam, RMSprop or SGD. It takes
+100 trials of 10 epochs of 3 840 images.
 """
 
 from omegaconf import DictConfig

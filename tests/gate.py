@@ -1,4 +1,4 @@
-"""A network that waits in its fourth step until a file is there: so a test meets trials at work, fast as they are."""
+"""A network that waits in its fourth step for a file, so that tests meet running trials."""
 
 import os
 import time

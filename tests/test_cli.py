@@ -69,5 +69,5 @@ def test_doctor_shows_no_password(postgres_url):
     assert CANARY not in seen.stdout + seen.stderr
     seen = studyloom("doctor", "--storage", f"mysql://user:{CANARY}@host/db")
     assert seen.returncode == 2
-    assert "neither SQLite nor PostgreSQL" in seen.stderr
+    assert "must name a SQLite or PostgreSQL database" in seen.stderr
     assert CANARY not in seen.stderr

@@ -37,7 +37,8 @@ def test_certainty_costs_nothing_until_labels_are_smoothed():
 @pytest.mark.parametrize("smoothing", [-0.1, 1.1, float("nan")])
 def test_a_smoothing_out_of_range_is_refused(smoothing):
     with pytest.raises(
-        ValueError, match=rf"^loss\.label_smoothing is {smoothing}: expected a number from 0 to 1"
+        ValueError,
+        match=rf"^loss\.label_smoothing must be a number from 0 to 1; got {smoothing}$",
     ):
         MSE(smoothing)
 
@@ -73,12 +74,12 @@ def test_a_weighted_loss_is_a_mean_over_examples_whatever_the_batches():
 
 @pytest.mark.parametrize("weights", ["equal", [], [1.0, 0.0]])
 def test_weights_that_cannot_be_are_refused(weights):
-    with pytest.raises(ValueError, match=r"^loss\.weights is "):
+    with pytest.raises(ValueError, match=r"^loss\.weights must be "):
         CrossEntropy(weights)
 
 
 def test_a_weight_for_each_class_is_wanted():
     with pytest.raises(
-        ValueError, match=r"loss\.weights has 2 numbers: expected one for each of 4 classes"
+        ValueError, match=r"loss\.weights must have a number for each of 4 classes; got 2"
     ):
         CrossEntropy([1.0, 2.0]).double()(OUTPUTS, LABELS)

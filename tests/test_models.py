@@ -30,7 +30,7 @@ def images(
 
 
 def assert_gradients_are_right(model: nn.Module) -> None:
-    """By finite differences in float64, for the images and every parameter."""
+    """Compares them with finite differences in float64, for the images and every parameter."""
     model = model.double()
     names = [name for name, _ in model.named_parameters()]
 
@@ -150,53 +150,59 @@ def test_networks_can_be_built_without_memory(model, init):
         (
             MLP,
             {"activation": "rellu"},
-            "model.activation is 'rellu': expected relu, tanh, sigmoid, gelu; did you mean relu?",
+            "model.activation must be one of relu, tanh, sigmoid, gelu; got 'rellu'; "
+            "did you mean relu?",
         ),
-        (MLP, {"init": "he"}, "model.init is 'he': expected default, xavier, kaiming"),
-        (MLP, {"hidden": [8, -3]}, "model.hidden[1] is -3: expected a whole number of at least 1"),
-        (MLP, {"hidden": [0]}, "model.hidden[0] is 0: expected a whole number of at least 1"),
-        (MLP, {"hidden": [8.5]}, "model.hidden[0] is 8.5: expected a whole number of at least 1"),
+        (MLP, {"init": "he"}, "model.init must be one of default, xavier, kaiming; got 'he'"),
+        (
+            MLP,
+            {"hidden": [8, -3]},
+            "model.hidden[1] must be a whole number of at least 1; got -3",
+        ),
+        (MLP, {"hidden": [0]}, "model.hidden[0] must be a whole number of at least 1; got 0"),
+        (MLP, {"hidden": [8.5]}, "model.hidden[0] must be a whole number of at least 1; got 8.5"),
         (
             MLP,
             {"dropout": 1.0},
-            "model.dropout is 1.0: expected a number from 0 up to, not including, 1",
+            "model.dropout must be a number from 0 up to, but not including, 1; got 1.0",
         ),
         (
             MLP,
             {"dropout": [-0.1]},
-            "model.dropout is -0.1: expected a number from 0 up to, not including, 1",
+            "model.dropout must be a number from 0 up to, but not including, 1; got -0.1",
         ),
         (
             MLP,
             {"dropout": [0.1, 0.2]},
-            "model.dropout has 2 numbers, model.hidden 1 layers: expected one number for all",
+            "model.dropout must be one number for all layers, or one per layer; got 2 numbers for "
+            "the 1 layers of model.hidden",
         ),
         (
             CNN,
             {"norm": "bach"},
-            "model.norm is 'bach': expected none, batch, group; did you mean batch?",
+            "model.norm must be one of none, batch, group; got 'bach'; did you mean batch?",
         ),
         (
             CNN,
             {"activation": "swish"},
-            "model.activation is 'swish': expected relu, tanh, sigmoid, gelu",
+            "model.activation must be one of relu, tanh, sigmoid, gelu; got 'swish'",
         ),
         (
             CNN,
             {"init": "xaver"},
-            "model.init is 'xaver': expected default, xavier, kaiming; did you mean xavier?",
+            "model.init must be one of default, xavier, kaiming; got 'xaver'; did you mean xavier?",
         ),
-        (CNN, {"channels": 0}, "model.channels is 0: expected a whole number of at least 1"),
-        (CNN, {"blocks": 0}, "model.blocks is 0: expected a whole number of at least 1"),
+        (CNN, {"channels": 0}, "model.channels must be a whole number of at least 1; got 0"),
+        (CNN, {"blocks": 0}, "model.blocks must be a whole number of at least 1; got 0"),
         (
             CNN,
             {"blocks": 5},
-            "model.blocks is 5: expected at most 4, since each halves the image of 28 × 28",
+            "model.blocks must be at most 4, since each halves the image of 28 × 28; got 5",
         ),
         (
             CNN,
             {"dropout": float("nan")},
-            "model.dropout is nan: expected a number from 0 up to, not including, 1",
+            "model.dropout must be a number from 0 up to, but not including, 1; got nan",
         ),
     ],
 )
@@ -239,14 +245,17 @@ def test_the_order_of_steps_matters(model):
     [
         (
             lambda: Recurrent((6, 3), 2, cell="grru"),
-            r"model\.cell is 'grru': expected rnn, lstm, gru; did you mean gru",
+            r"model\.cell must be one of rnn, lstm, gru; got 'grru'; did you mean gru",
         ),
-        (lambda: Recurrent((6, 3), 2, layers=0), r"model\.layers is 0"),
+        (lambda: Recurrent((6, 3), 2, layers=0), r"model\.layers must be .*; got 0"),
         (
             lambda: Transformer((6, 3), 2, width=6, heads=4),
-            r"model\.width is 6: expected a multiple of model\.heads",
+            r"model\.width must be a multiple of model\.heads, which is 4; got 6",
         ),
-        (lambda: Transformer((1, 2, 3, 4), 2), r"inputs of 1 × 2 × 3 × 4 are no steps"),
+        (
+            lambda: Transformer((1, 2, 3, 4), 2),
+            r"must be \(steps, features\) or an image; got 1 × 2 × 3 × 4",
+        ),
     ],
 )
 def test_a_sequence_network_that_cannot_be_is_refused(make, words):
@@ -255,12 +264,12 @@ def test_a_sequence_network_that_cannot_be_is_refused(make, words):
 
 
 def test_inputs_are_standardised_by_what_was_shown_and_a_constant_feature_stays_finite():
-    layer, shown = Standardise(3), images(50, (3,)) * torch.tensor([2.0, 0.0, 9.0]) + 5
-    layer.adapt(shown, torch.zeros(50))
-    made = layer(shown)
-    torch.testing.assert_close(made.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    layer, inputs = Standardise(3), images(50, (3,)) * torch.tensor([2.0, 0.0, 9.0]) + 5
+    layer.adapt(inputs, torch.zeros(50))
+    scaled = layer(inputs)
+    torch.testing.assert_close(scaled.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(
-        made.std(0, correction=0), torch.tensor([1.0, 0.0, 1.0]), atol=1e-5, rtol=0
+        scaled.std(0, correction=0), torch.tensor([1.0, 0.0, 1.0]), atol=1e-5, rtol=0
     )
 
 

@@ -19,7 +19,7 @@ SCHEDULES = [
 ]
 
 
-def torchs(make, lr: float) -> list[float]:
+def torch_rates(make, lr: float) -> list[float]:
     """The rates of a torch scheduler, step by step."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
     scheduler = make(optimizer)
@@ -46,7 +46,7 @@ def test_a_factor_does_not_jump(schedule):
 
 
 def test_cosine_is_torchs():
-    expected = torchs(partial(CosineAnnealingLR, T_max=STEPS - 1, eta_min=0.1), lr=1.0)
+    expected = torch_rates(partial(CosineAnnealingLR, T_max=STEPS - 1, eta_min=0.1), lr=1.0)
     assert [cosine(progress, final=0.1) for progress in PROGRESS] == pytest.approx(expected)
 
 
@@ -59,7 +59,7 @@ def test_one_cycle_is_torchs():
         div_factor=25,
         final_div_factor=400,
     )
-    expected = torchs(partial(make, cycle_momentum=False), lr=1.0)
+    expected = torch_rates(partial(make, cycle_momentum=False), lr=1.0)
     assert [one_cycle(progress) for progress in PROGRESS] == pytest.approx(expected)
 
 
@@ -73,37 +73,37 @@ def test_warmup_rises_linearly_and_then_only_falls():
 @pytest.mark.parametrize(
     ("schedule", "arguments", "message"),
     [
-        (constant, {"progress": 1.1}, "scheduler.progress is 1.1: expected a number from 0 to 1"),
-        (cosine, {"progress": -0.1}, "scheduler.progress is -0.1: expected a number from 0 to 1"),
+        (constant, {"progress": 1.1}, "scheduler.progress must be a number from 0 to 1; got 1.1"),
+        (cosine, {"progress": -0.1}, "scheduler.progress must be a number from 0 to 1; got -0.1"),
         (
             cosine,
             {"progress": 0, "warmup": 2},
-            "scheduler.warmup is 2: expected a number from 0 to 1",
+            "scheduler.warmup must be a number from 0 to 1; got 2",
         ),
         (
             cosine,
             {"progress": 0, "final": -1},
-            "scheduler.final is -1: expected a number from 0 to 1",
+            "scheduler.final must be a number from 0 to 1; got -1",
         ),
         (
             one_cycle,
             {"progress": float("nan")},
-            "scheduler.progress is nan: expected a number from 0 to 1",
+            "scheduler.progress must be a number from 0 to 1; got nan",
         ),
         (
             one_cycle,
             {"progress": 0, "start": 3},
-            "scheduler.start is 3: expected a number from 0 to 1",
+            "scheduler.start must be a number from 0 to 1; got 3",
         ),
         (
             one_cycle,
             {"progress": 0, "final": 3},
-            "scheduler.final is 3: expected a number from 0 to 1",
+            "scheduler.final must be a number from 0 to 1; got 3",
         ),
         (
             one_cycle,
             {"progress": 0, "peak": 1.0},
-            "scheduler.peak is 1.0: expected a number between 0 and 1",
+            "scheduler.peak must be more than 0 and less than 1; got 1.0",
         ),
     ],
 )

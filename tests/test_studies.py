@@ -1,4 +1,4 @@
-"""What ships with the package composes and builds: every option of every group, every study and its page."""
+"""Everything that ships composes and builds: every option of every group, every study and page."""
 
 import ast
 import functools
@@ -44,7 +44,7 @@ IMAGES = Split(
 
 
 def groups_of(page: str) -> set[str]:
-    """The groups of which a study has an option; one whose objective is a function needs but few."""
+    """The groups that a study has an option of; a study of a function needs only a few."""
     defaults = yaml.safe_load(Path(CONF, f"{page}.yaml").read_text())["defaults"]
     return {group for entry in defaults if isinstance(entry, dict) for group in entry}
 
@@ -67,7 +67,10 @@ def options_of_pages(*groups: str):
 
 @functools.cache
 def composed(page: str, number: int) -> tuple[DictConfig, Composer]:
-    """A study in which each group but the space stands at one of its options, all of them in some of these."""
+    """A study with one option of each group and no space; `number` decides which options.
+
+    Every option is in the study of some number.
+    """
     chosen = {
         group: names[number % len(names)]
         for group, names in OPTIONS.items()
@@ -79,13 +82,13 @@ def composed(page: str, number: int) -> tuple[DictConfig, Composer]:
 
 
 def composed_with(group: str, option: str, page: str = "mnist") -> tuple[DictConfig, Composer]:
-    """A composed study that stands at an option; shared, for composing takes 70 ms."""
+    """A composed study with an option; tests share it, since composing takes 70 ms."""
     return composed(page, OPTIONS[group].index(option))
 
 
 @pytest.fixture(scope="module")
 def folds():
-    """The indices of 6 000 images; no test here looks at one."""
+    """The indices of 6 000 images, at which no test here looks."""
     return make_folds(torch.arange(6000) % 10, 1, 800, 0)
 
 
@@ -172,7 +175,7 @@ def test_every_storage_names_a_database_or_none(group, option, monkeypatch):
 def test_every_space_asks_a_question_without_mistakes(group, option, folds):
     page = option if option in PAGES else "mnist"
     question, split = ask(f"{group}={option}", name=page), IMAGES
-    if page not in ("mnist", "fashion"):  # its data come with the package
+    if page not in ("mnist", "fashion"):  # the data of the others come with the package
         source = build(question.config.data)
         split = source.train()
         count = question.config.objective.folds
@@ -244,9 +247,9 @@ def test_a_config_is_short(path):
 
 @options("model", "optimizer", "scheduler", "loss", "data")
 def test_a_config_writes_down_only_what_its_target_takes(group, option):
-    """A setting that nothing reads is a trap; `shape` and `outputs` are given later."""
+    """A setting that nothing reads is a trap; `shape` and `outputs` are passed later."""
     section = composed_with(group, option)[0][group]
-    given = {key for key in section if not key.startswith("_")}
+    keys = {key for key in section if not key.startswith("_")}
     target = hydra.utils.get_object(section["_target_"])
 
-    assert given <= {*inspect.signature(target).parameters}
+    assert keys <= {*inspect.signature(target).parameters}

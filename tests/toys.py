@@ -1,4 +1,4 @@
-"""Toy parts: a composed question without the command line, and images that a tiny network learns in milliseconds."""
+"""Toy parts: questions composed without the command line, and images learnt in milliseconds."""
 
 import functools
 from contextlib import contextmanager, nullcontext
@@ -23,7 +23,7 @@ from studyloom.space.tree import Space
 from studyloom.storage.attributes import BASELINE
 from studyloom.study.stored_study import StoredStudy, create_study
 
-# Two epochs of 64 images on a network of sixteen units: some milliseconds a trial.
+# Two epochs of 64 images on a network of sixteen units: a trial takes some milliseconds.
 TINY = (
     "model.hidden=[16]",
     "train.epochs=2",
@@ -54,9 +54,14 @@ def _compose(name: str, overrides: tuple[str, ...]) -> tuple[DictConfig, Compose
 def compose(
     *overrides: str, name: str = "mnist", folder: str | Path = CONF
 ) -> tuple[DictConfig, Composer]:
-    """A config as `python -m studies.NAME OVERRIDES` composes it, and its composer.
+    """Returns a config as `python -m studies.NAME OVERRIDES` composes it, and its composer.
 
-    Of the configs that are ours: a copy of what was composed before, which would take 70 ms for it and each branch.
+    A config of ours is composed once, in 70 ms for it and for each branch, and then copied.
+
+    Args:
+        overrides: of the command line.
+        name: of the primary config.
+        folder: of the configs.
     """
     register()
     GlobalHydra.instance().clear()
@@ -68,7 +73,7 @@ def compose(
 
 
 def ask(*overrides: str, name: str = "mnist", folder: str | Path = CONF) -> Question:
-    """The question of such a config; its space was read before, which would take 50 ms."""
+    """Returns the question of such a config; its space is parsed once, which takes 50 ms."""
     cfg, composer = compose(*overrides, name=name, folder=folder)
     if folder != CONF:
         return Question.ask(cfg, composer)
@@ -78,7 +83,7 @@ def ask(*overrides: str, name: str = "mnist", folder: str | Path = CONF) -> Ques
 
 
 def toy_split(count: int = 200, classes: int = 10) -> Split:
-    """Images of 1 × 4 × 4 pixels whose class is written into them, with noise on top."""
+    """Returns images of 1 × 4 × 4 pixels: the pattern of their class, with some noise."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % classes
     patterns = torch.randn(classes, 1, 4, 4, generator=generator)
@@ -90,7 +95,7 @@ def toy_folds(split: Split, count: int = 1) -> list[tuple[torch.Tensor, torch.Te
     return make_folds(split.targets, count, len(split.targets) // 5, 0, ordered=split.ordered)
 
 
-# As TINY, for accuracy and few parameters, of one hidden layer of 4 to 64 units.
+# As TINY, but for two objectives, accuracy and parameters, and one hidden layer of 4 to 64 units.
 TWO = (
     *TINY[:-1],
     "pruner=none",
@@ -103,12 +108,18 @@ TWO = (
 
 
 def two_sided(url: str, *trials: tuple[float, float] | None, **attributes: object) -> StoredStudy:
-    """A study of accuracy and parameters: complete trials of these values, the first the baseline; None has failed."""
+    """Creates a study of accuracy and parameters with complete trials.
+
+    Args:
+        url: of the database.
+        trials: the values of each, the first of which is the baseline; None is a failed trial.
+        attributes: the user attributes of all trials.
+    """
     goals = (ACCURACY, Goal("parameters", "minimize"))
     stored = create_study(url, "two", {"asks": "nothing"}, max(1, len(trials)), goals=goals)
     for number, values in enumerate(trials):
         state = TrialState.FAIL if values is None else TrialState.COMPLETE
-        own = {BASELINE: True} if number == 0 else {}
+        baseline = {BASELINE: True} if number == 0 else {}
         params = {"width": 1 + number % 7}
         distributions = {"width": IntDistribution(1, 7)}
         stored.optuna.add_trial(
@@ -117,14 +128,14 @@ def two_sided(url: str, *trials: tuple[float, float] | None, **attributes: objec
                 values=values,
                 params=params,
                 distributions=distributions,
-                user_attrs=own | attributes,
+                user_attrs=baseline | attributes,
             )
         )
     return stored
 
 
 class Never:
-    """A stop that nobody asks for."""
+    """A `Stopping` that never stops."""
 
     def __call__(self) -> bool:
         return False
@@ -134,7 +145,7 @@ class Never:
 
 
 class Signal:
-    """A signal that comes in the midst of an epoch, counted over all trials."""
+    """A `Stopping` whose signal comes in the midst of an epoch, counted over all trials."""
 
     def __init__(self, epoch: int) -> None:
         self.left = epoch

@@ -1,18 +1,103 @@
-"""Optuna-based study orchestration for PyTorch."""
+"""Optuna-based study orchestration for PyTorch.
 
+Everything in `__all__` is imported when it is first used: `import studyloom` takes no torch.
+"""
+
+import sys
 from importlib import import_module
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from studyloom.api import Study as Study
+    from studyloom.api import Trial as Trial
+    from studyloom.api import Winner as Winner
+    from studyloom.api import open_study as open_study
+    from studyloom.api import run as run
+    from studyloom.api import search as search
+    from studyloom.errors import ConfigError as ConfigError
+    from studyloom.errors import DataError as DataError
+    from studyloom.errors import Halted as Halted
+    from studyloom.errors import LaunchError as LaunchError
+    from studyloom.errors import NoWinner as NoWinner
+    from studyloom.errors import PredictError as PredictError
+    from studyloom.errors import QuestionError as QuestionError
+    from studyloom.errors import StorageError as StorageError
+    from studyloom.errors import StorageLost as StorageLost
+    from studyloom.errors import StudyloomError as StudyloomError
+    from studyloom.errors import UserError as UserError
+    from studyloom.winner.predictor import Prediction as Prediction
+    from studyloom.winner.predictor import Predictor as Predictor
+    from studyloom.winner.predictor import load_winner as load_winner
 
 __version__ = "0.1.0"
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "Halted",
+    "LaunchError",
+    "NoWinner",
+    "PredictError",
+    "Prediction",
+    "Predictor",
+    "QuestionError",
+    "StorageError",
+    "StorageLost",
+    "Study",
+    "StudyloomError",
+    "Trial",
+    "UserError",
+    "Winner",
+    "__version__",
+    "load_winner",
+    "open_study",
+    "run",
+    "search",
+]
 
 # Where a module was before: stored studies and people's configs name `studyloom.tables.Table`.
 MOVED = {
     "studyloom.grid": "studyloom.space.grid",
     "studyloom.tables": "studyloom.data.tables",
 }
+SOURCES = {
+    **dict.fromkeys(["Study", "Trial", "Winner", "open_study"], "studyloom.api"),
+    **dict.fromkeys(["Prediction", "Predictor", "load_winner"], "studyloom.winner.predictor"),
+}
 
 
 def __getattr__(name: str) -> Any:
     if module := MOVED.get(f"{__name__}.{name}"):
         return import_module(module)
+    if name in ("run", "search"):  # both are modules that can be called, see `make_callable`
+        return import_module(f"{__name__}.{name}")
+    if name in __all__:
+        value = getattr(import_module(SOURCES.get(name, "studyloom.errors")), name)
+        globals()[name] = value  # found without this function from now on
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class CallableModule(ModuleType):
+    """A module that can be called as the function of its name in `studyloom.api`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        function = getattr(import_module("studyloom.api"), self.__name__.rpartition(".")[2])
+        return function(*args, **kwargs)
+
+
+def make_callable(name: str) -> None:
+    """Makes a module of studyloom a function, too.
+
+    `studyloom.run` and `studyloom.search` are functions of the API, and modules: pages do
+    `from studyloom.run import run`. Python sets the attribute to the module as soon as anybody
+    imports it, so the module itself has to be the function.
+
+    Args:
+        name: the full name of the module, which calls this for itself.
+    """
+    sys.modules[name].__class__ = CallableModule
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

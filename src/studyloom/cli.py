@@ -1,4 +1,7 @@
-"""The `studyloom` command: begins a study, and looks at those that exist. A study's page runs it."""
+"""The `studyloom` command: writes a new study, and shows those that exist.
+
+It does not run a study; the study's own page does: `python -m studies.mnist`.
+"""
 
 import argparse
 import logging
@@ -16,22 +19,26 @@ from studyloom.errors import print_errors
 if TYPE_CHECKING:
     from studyloom.study.stored_study import StoredStudy
 
-# Imports stand in the functions: torch, Optuna and Hydra take two seconds, which `--help` need not
-# wait for.
+# The functions import what they need: torch, Optuna and Hydra take two seconds, for which `--help`
+# should not wait.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command of `studyloom`.
 
+    Args:
+        argv: the arguments; None takes those of the process.
+
     Returns:
-        The exit code: 0; 1 where a replay comes out differently; 2 with a line on what is wrong.
+        The exit code: 0; 1 if a replay differs; 2 after an error, with a line that says what is
+        wrong; 130 after Ctrl-C.
     """
     arguments = make_parser().parse_args(argv)
     try:
         return arguments.act(arguments) or 0
     except KeyboardInterrupt:
         return 0 if getattr(arguments, "watch", False) else 130
-    except BrokenPipeError:  # whoever read it has seen enough
+    except BrokenPipeError:  # the reader of the pipe has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
@@ -40,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of the command line; `act` of what it gives is the function that does the work."""
+    """Makes the parser of the command line.
+
+    It sets `act` of the parsed arguments to the function of the command.
+    """
     parser = argparse.ArgumentParser(
         prog="studyloom",
         description="Begins studies and looks at them. "
@@ -61,76 +71,107 @@ def make_parser() -> argparse.ArgumentParser:
     def add_trust(command: argparse.ArgumentParser, about: str) -> None:
         command.add_argument("--trust", metavar="PACKAGE", action="append", default=[], help=about)
 
-    command = add("new", new, "write a study of your own, which runs as it is")
+    command = add("new", new, "write a study of your own that runs as it is")
     about = "of the study and its page, as in python -m studies.NAME"
     command.add_argument("name", metavar="NAME", help=about)
-    about = "else the current one"
+    about = "where to write it (default: the current folder)"
     command.add_argument(
         "folder", metavar="FOLDER", type=Path, nargs="?", default=Path(), help=about
     )
+    add_run(add("run", run, "run a study by its page or its primary config"))
     command = add("status", status, "trials by state, best, workers, what matters, time left")
     add_run_dir(command)
-    about = "go on, until the budget is spent or Ctrl-C"
+    about = "go on until the budget is spent, or Ctrl-C"
     command.add_argument("--watch", action="store_true", help=about)
     about = "one JSON object; with --watch a line for each change"
     command.add_argument("--json", action="store_true", help=about)
-    add_run_dir(add("report", report, "write report.html, one page with all that was found"))
-    about = "choose and test the winner of a search that has ended, once more"
+    command = add("trials", trials, "every trial: state, value, parameters")
+    add_run_dir(command)
+    add_formats(command)
+    add_run_dir(add("report", report, "write report.html, one page with all results"))
+    about = "choose and test the winner of a finished search again"
     add_run_dir(add("winner", winner, about))
-    command = add("predict", predict, "what the winner says of pictures, arrays or numbers")
-    about = "where winner.json, winner.yaml and winner.pt lie"
+    command = add("predict", predict, "what the winner predicts for pictures, arrays or numbers")
+    about = "the folder with winner.json, winner.yaml and winner.pt"
     command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=about)
-    about = "a picture or an IDX file; a .npy file; else a CSV file with a line for each input"
+    about = "a picture, an IDX file, a .npy file, or a CSV file with a line for each input"
     command.add_argument("files", metavar="FILE", type=Path, nargs="+", help=about)
-    add_trust(command, "a package that its winner.yaml may name; what it names there is executed")
+    add_trust(command, "a package that winner.yaml may name; its code is executed")
     command = add("replay", replay, "train a trial again, and compare it epoch by epoch")
     add_run_dir(command)
-    command.add_argument("--trial", metavar="NUMBER", type=int, required=True)
-    add_trust(command, "also call what the trial names of your own")
-    command = add("doctor", doctor, "whether database, disks and machine are fit for a study")
-    place = command.add_mutually_exclusive_group(required=True)
+    about = "the number of the trial"
+    command.add_argument("--trial", metavar="NUMBER", type=int, required=True, help=about)
+    add_trust(command, "a package of your own that the trial may name; its code is executed")
+    command = add("doctor", doctor, "check database, disks and machine for a study")
+    location = command.add_mutually_exclusive_group(required=True)
     about = "where a study runs, such as runs/mnist"
-    place.add_argument("run_dir", metavar="RUN_DIR", type=Path, nargs="?", help=about)
-    place.add_argument(
-        "--storage", metavar="URL", help="a database, such as postgresql://user@host/name"
-    )
+    location.add_argument("run_dir", metavar="RUN_DIR", type=Path, nargs="?", help=about)
+    about = "a database, such as postgresql://user@host/name"
+    location.add_argument("--storage", metavar="URL", help=about)
     add_dashboard(add("dashboard", dashboard, "optuna-dashboard on a study, in the browser"))
     return parser
 
 
+def add_run(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `studyloom run`."""
+    about = "such as studies/mine.py or conf/mine.yaml; your own, since it is run as code is"
+    command.add_argument("source", metavar="FILE", help=about)
+    about = "of Hydra, such as study.trials=50 or --dry-run"
+    command.add_argument("overrides", metavar="OVERRIDE", nargs=argparse.REMAINDER, help=about)
+
+
+def add_formats(command: argparse.ArgumentParser) -> None:
+    """Adds the formats of `studyloom trials`."""
+    formats = command.add_mutually_exclusive_group()
+    formats.add_argument("--csv", action="store_true", help="with all columns, as in a DataFrame")
+    formats.add_argument("--json", action="store_true", help="a list with an object for each trial")
+
+
 def add_dashboard(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `studyloom dashboard`."""
-    place = command.add_mutually_exclusive_group()
+    location = command.add_mutually_exclusive_group()
     about = "where the study runs"
-    place.add_argument("run_dir", metavar="RUN_DIR", type=Path, nargs="?", help=about)
-    about = "a database; without it, that of STUDYLOOM_STORAGE"
-    place.add_argument("--storage", metavar="URL", help=about)
-    command.add_argument("--study", metavar="NAME", help="a study there, if it holds several")
-    about = "the name of this machine for others; needs a token"
+    location.add_argument("run_dir", metavar="RUN_DIR", type=Path, nargs="?", help=about)
+    about = "a database (default: that of STUDYLOOM_STORAGE)"
+    location.add_argument("--storage", metavar="URL", help=about)
+    about = "the study to show, if the database holds several"
+    command.add_argument("--study", metavar="NAME", help=about)
+    about = "the name by which others reach this machine; a token is then required"
     command.add_argument("--host", default="127.0.0.1", help=about)
-    about = "or the next free one (default: 8080)"
+    about = "the port, or the next free one (default: 8080)"
     command.add_argument("--port", type=int, default=8080, help=about)
-    about = "what to ask of browsers; else STUDYLOOM_DASHBOARD_TOKEN, which `ps` hides"
+    about = "what browsers must know (default: STUDYLOOM_DASHBOARD_TOKEN, which `ps` does not show)"
     command.add_argument("--token", help=about)
 
 
 def new(arguments: argparse.Namespace) -> None:
-    """Writes a study and prints what was written."""
+    """Writes a new study and prints its files."""
     from studyloom.config.scaffold import write_study
 
-    written = write_study(arguments.name, arguments.folder)
-    width = max(len(str(path)) for path in written)
-    for path, about in written.items():
+    files = write_study(arguments.name, arguments.folder)
+    width = max(len(str(path)) for path in files)
+    for path, about in files.items():
         print(f"{path!s:{width}}  {about}")
     folder = arguments.folder
     begin = "" if folder == Path() else f"cd {shlex.quote(str(folder))} && "
     print(f"\nnext  {begin}python -m studies.{arguments.name}")
 
 
-def locate_study(run_dir: Path) -> tuple[str, str]:
-    """The storage URL and the name of the study that runs in a folder.
+def run(arguments: argparse.Namespace) -> None:
+    """Runs a study, as `python -m studies.NAME` does; ends the process."""
+    from studyloom.run import run_source
 
-    An embedded server that the study has there runs for as long as this process.
+    sys.path.insert(0, os.getcwd())  # as `python -m` does
+    run_source(arguments.source, arguments.overrides)
+
+
+def locate_study(run_dir: Path) -> tuple[str, str]:
+    """Returns the storage URL and the name of the study that runs in a folder.
+
+    If the study has an embedded server, it runs for as long as this process.
+
+    Raises:
+        ValueError: no study has run there, or its server does not start.
     """
     from studyloom.config.runs import read_run
     from studyloom.storage.embedded_server import serve
@@ -140,7 +181,15 @@ def locate_study(run_dir: Path) -> tuple[str, str]:
 
 
 def open_run(run_dir: Path, deadline: float = 0.0) -> "StoredStudy":
-    """The study that runs in a folder."""
+    """Opens the study that runs in a folder.
+
+    Args:
+        run_dir: the folder.
+        deadline: the seconds to wait for a database that is busy or away.
+
+    Raises:
+        ValueError: no study has run there, or its database cannot be used.
+    """
     from studyloom.study.stored_study import open_study
 
     url, name = locate_study(run_dir)
@@ -148,13 +197,13 @@ def open_run(run_dir: Path, deadline: float = 0.0) -> "StoredStudy":
 
 
 def status(arguments: argparse.Namespace) -> None:
-    """Prints where a study stands."""
+    """Prints the status of a study."""
     from studyloom.views import status
     from studyloom.views.terminal import make_console
 
-    # A shell has Ctrl-C ignored for what it starts with &.
+    # A shell makes commands that it starts with & ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # A look that waits for the database is no outage.
+    # A look that waits for a busy database is not worth a warning.
     logging.getLogger("studyloom").setLevel(logging.ERROR)
     stored, console = open_run(arguments.run_dir, status.DATABASE_DEADLINE), make_console()
 
@@ -173,6 +222,18 @@ def status(arguments: argparse.Namespace) -> None:
             status.watch_json(stored, write)
 
 
+def trials(arguments: argparse.Namespace) -> None:
+    """Prints every trial of a study."""
+    from studyloom.study.rows import as_csv, as_json, trial_rows
+    from studyloom.views.terminal import make_console, print_trials
+
+    stored = open_run(arguments.run_dir)
+    if arguments.csv or arguments.json:
+        sys.stdout.write((as_csv if arguments.csv else as_json)(trial_rows(stored)))
+    else:
+        print_trials(stored, make_console())
+
+
 def report(arguments: argparse.Namespace) -> None:
     """Writes the report of a study and prints its path."""
     from studyloom.views.report import write_report
@@ -181,7 +242,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def winner(arguments: argparse.Namespace) -> None:
-    """Chooses and tests the winner; stored trainings are reused, and the test is done again."""
+    """Chooses and tests the winner again; stored trainings are reused."""
     from studyloom.config.runs import recompose
     from studyloom.run import judge
 
@@ -190,7 +251,7 @@ def winner(arguments: argparse.Namespace) -> None:
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    """Prints the class of each input and how sure the network is, or the numbers it predicts."""
+    """Prints the class of each input and how sure the network is, or the predicted numbers."""
     from studyloom.winner.prediction import load_network, predict
 
     for answer in predict(load_network(arguments.run_dir, arguments.trust), arguments.files):
@@ -198,19 +259,27 @@ def predict(arguments: argparse.Namespace) -> None:
 
 
 def replay(arguments: argparse.Namespace) -> int:
-    """Trains a trial again; 0 where it comes out the same, 1 where not."""
+    """Trains a trial again.
+
+    Returns:
+        The exit code: 0 if the result is equal or within tolerance, else 1.
+    """
     from studyloom.views.replay import replay
     from studyloom.views.terminal import make_console
 
     stored = open_run(arguments.run_dir)
     if arguments.trust:
-        # As `python -m studies.mine` does; last, so that nothing here hides other packages.
+        # As `python -m studies.mine` does; last, so that this folder hides no other package.
         sys.path.append(os.getcwd())
     return replay(stored, arguments.run_dir, arguments.trial, arguments.trust, make_console())
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    """Prints what is fit for a study and what is not."""
+    """Checks what a study needs.
+
+    Returns:
+        The exit code: 0, or 2 if something must be done before a study can run.
+    """
     from studyloom.views.doctor import show
 
     url = arguments.storage or locate_study(arguments.run_dir)[0]
@@ -229,7 +298,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
         url, name = locate_study(arguments.run_dir)
     if not url:
         raise ValueError(
-            "which study is not said: name a RUN_DIR, or a database with --storage or "
+            "the dashboard needs a study: name a RUN_DIR, or a database with --storage or "
             "STUDYLOOM_STORAGE"
         )
     token = arguments.token

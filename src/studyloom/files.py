@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and the kind of file system that they are on."""
+"""Files that are written whole or not at all, and the kind of file system that a path is on."""
 
 import errno
 import os
@@ -19,40 +19,64 @@ NETWORK_FILESYSTEMS = {
 
 
 def write_whole(path: Path, content: str | bytes, *, durable: bool = False) -> None:
-    """Writes a file under another name and renames it, so that no reader sees half of it.
+    """Writes a file under a temporary name and renames it, so that no reader sees half of it.
 
     Args:
-        durable: whether the content shall survive a power cut once this returns.
+        path: The file to create or replace.
+        content: All that the file will hold; text is encoded as UTF-8.
+        durable: Whether the content must survive a power cut once this returns.
 
     Raises:
-        OSError: the file cannot be written; what was there before stays.
+        OSError: The file cannot be written; the previous content stays.
     """
     data = content.encode() if isinstance(content, str) else content
     write_with(path, lambda file: file.write(data), durable=durable)
 
 
 def write_with(path: Path, write: Callable[[IO[bytes]], object], *, durable: bool = False) -> None:
-    """As `write_whole`, with what `write` writes to the open file."""
-    beside = temporary_name(path)
+    """Writes a file as `write_whole` does, with whatever a function writes to it.
+
+    Args:
+        path: The file to create or replace.
+        write: Called once with the open temporary file. If it raises, the previous content stays.
+        durable: Whether the content must survive a power cut once this returns.
+
+    Raises:
+        OSError: The file cannot be written; the previous content stays.
+    """
+    temporary = temporary_name(path)
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             write(file)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def temporary_name(path: Path, kind: str = "new") -> Path:
-    """A name beside a path that no other process uses, on this host or on another."""
+    """Returns a name in the folder of `path` that no other process uses, here or on another host.
+
+    Args:
+        path: The file that the temporary one will replace.
+        kind: A word (letters, digits, underscores) that tells apart the temporary files which one
+            process has for one path.
+    """
     # Processes of two hosts, or of two containers, may have the same number.
     return path.with_name(f"{path.name}.{host_id()}.{os.getpid()}.{kind}.tmp")
 
 
 def is_abandoned(temporary: Path) -> bool:
-    """Whether the process that made a temporary file has ended; unknown for one of another host."""
+    """Reports whether the process that made a temporary file has ended.
+
+    Args:
+        temporary: A path that `temporary_name` returned in this or in another process.
+
+    Returns:
+        False also for a file of another host, whose processes cannot be seen from here.
+    """
     pattern = rf"\.{re.escape(host_id())}\.(\d{{1,9}})\.\w+\.tmp$"
     if (writer := re.search(pattern, temporary.name)) is None:
         return False
@@ -61,7 +85,11 @@ def is_abandoned(temporary: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder durable; some network file systems refuse to sync a folder."""
+    """Makes the renames in a folder durable, where the file system can; some network ones cannot.
+
+    Raises:
+        OSError: The folder cannot be opened, or its disk fails.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -73,7 +101,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def filesystem_of(path: Path) -> str:
-    """The kind of file system that a path is on or would be made on.
+    """Finds the kind of file system that a path is on, or would be on once created.
 
     Returns:
         A name such as ext4 or nfs4; "unknown" outside Linux.
@@ -86,12 +114,18 @@ def filesystem_of(path: Path) -> str:
     for mount in mounts:
         before, _, after = mount.partition(" - ")
         point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), before.split()[4]))
-        # Of two at one point the last mounted lies on top.
+        # Of two at one mount point, the one mounted last lies on top.
         if len(point.parts) >= longest and path.is_relative_to(point):
             kind, longest = after.split()[0], len(point.parts)
     return kind
 
 
 def is_network_filesystem(kind: str) -> bool:
-    """Whether hosts share such a file system. SQLite's WAL keeps its index in one host's memory."""
+    """Reports whether several hosts may share a file system of this kind.
+
+    SQLite is not safe on one: its WAL mode keeps the index in the memory of a single host.
+
+    Args:
+        kind: A name as `filesystem_of` returns it.
+    """
     return kind.removeprefix("fuse.") in NETWORK_FILESYSTEMS

@@ -1,4 +1,7 @@
-"""Losses that PyTorch lacks: cross entropy by balanced classes, and one squared error for classes and numbers."""
+"""Losses that PyTorch lacks: balanced cross entropy, and a squared error that also takes classes.
+
+Configs name them by `_target_`.
+"""
 
 from collections.abc import Sequence
 
@@ -8,51 +11,57 @@ from torch.nn import functional
 
 
 class CrossEntropy(nn.CrossEntropyLoss):
-    """Cross entropy of raw outputs (batch, classes) and labels (batch,), a scalar.
+    """Cross entropy of raw outputs (batch, classes) and labels (batch,): a scalar.
 
-    weights: none; balanced, by which each class has the same share in the loss of the training part: n / (k·n_c), for n
-    examples of k classes, n_c of them of class c (King and Zeng 2001); or a number for each class. They multiply what
-    an example costs, and the mean is over examples. Raises ValueError.
+    A weight multiplies the loss of an example; the mean is over examples, whatever their weights.
+
+    Args:
+        weights: none; or balanced, which gives each class the same share in the loss of the
+            training part: n / (k·n_c), for n examples of k classes, n_c of them of class c (King
+            and Zeng 2001); or a positive number for each class.
+        label_smoothing: the share of each label that moves evenly to all classes, from 0 to 1.
+
+    Raises:
+        ValueError: an argument is out of its range; or, when it is called, the targets are
+            numbers, or the weights are not as many as the classes.
     """
 
     def __init__(
         self, weights: str | Sequence[float] = "none", label_smoothing: float = 0.0
     ) -> None:
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(
-                f"loss.label_smoothing is {label_smoothing!r}: expected a number from 0 to 1"
-            )
-        given = None
+        _check_smoothing(label_smoothing)
+        fixed = None
         if isinstance(weights, str):
             if weights not in ("none", "balanced"):
                 raise ValueError(
-                    f"loss.weights is {weights!r}: expected none, balanced, or a number for each class"
+                    "loss.weights must be none, balanced, or a list of a number for each class; "
+                    f"got {weights!r}"
                 )
         elif not weights or min(weights) <= 0:
             raise ValueError(
-                f"loss.weights is {list(weights)}: expected numbers above 0, one for each class"
+                f"loss.weights must be positive numbers, one for each class; got {list(weights)}"
             )
         else:
-            given = torch.tensor([float(weight) for weight in weights])
-        super().__init__(weight=given, label_smoothing=label_smoothing)
+            fixed = torch.tensor([float(weight) for weight in weights])
+        super().__init__(weight=fixed, label_smoothing=label_smoothing)
         self.balance = Balance() if weights == "balanced" else None
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
         if labels.is_floating_point():
             raise ValueError(
-                "loss=cross_entropy is for classes, and the targets are numbers; choose mse, mae or huber"
+                "loss=cross_entropy is for classes, and the targets are numbers; "
+                "choose loss=mse, loss=mae or loss=huber"
             )
         weight = self.weight if self.balance is None else self.balance.weight
         if weight is None:
             return super().forward(outputs, labels)
         classes = outputs.shape[1]
-        if (
-            len(weight) < classes and self.balance
-        ):  # of those that the training part lacks none is met
+        if len(weight) < classes and self.balance:
+            # The training part has no example of the last classes: their weights are never used.
             weight = functional.pad(weight, (0, classes - len(weight)), value=1.0)
         if len(weight) != classes:
             raise ValueError(
-                f"loss.weights has {len(weight)} numbers: expected one for each of {classes} classes"
+                f"loss.weights must have a number for each of {classes} classes; got {len(weight)}"
             )
         smooth = self.label_smoothing
         total = functional.cross_entropy(
@@ -62,7 +71,14 @@ class CrossEntropy(nn.CrossEntropyLoss):
 
 
 class Balance(nn.Module):
-    """A weight for each class, learnt from the training part. What has nothing to learn is not shown it: 0.06 s."""
+    """The weight of each class, learnt from the training part before the first step.
+
+    It is a module of its own, since only modules with a method `adapt` are shown the training part,
+    which takes 0.06 s.
+
+    Attributes:
+        weight: of each class, (classes,); None before `adapt`.
+    """
 
     weight: Tensor | None
 
@@ -71,24 +87,28 @@ class Balance(nn.Module):
         self.register_buffer("weight", None)
 
     def adapt(self, inputs: Tensor, targets: Tensor) -> None:
-        """Counts the classes of the training part."""
+        """Sets the weights by the classes of the training part, (n,); ignores the inputs."""
         counts = targets.bincount()
         self.weight = len(targets) / (counts.clamp(min=1) * (counts > 0).sum())
 
 
 class MSE(nn.Module):
-    """Mean squared error of the raw outputs (batch, outputs), to numbers of that shape or one-hot labels.
+    """Mean squared error of raw outputs (batch, outputs), to numbers of that shape or to classes.
 
-    Hui and Belkin 2021 (arXiv:2006.07322) find it as good as cross entropy for classification. label_smoothing moves
-    that share of each label evenly to all classes, as in torch.nn.CrossEntropyLoss. Raises ValueError.
+    Labels (batch,) of classes are made one-hot. Hui and Belkin 2021 (arXiv:2006.07322) find it as
+    good as cross entropy for classification.
+
+    Args:
+        label_smoothing: the share of each label that moves evenly to all classes, from 0 to 1, as
+            in torch.nn.CrossEntropyLoss.
+
+    Raises:
+        ValueError: label_smoothing is out of its range.
     """
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(
-                f"loss.label_smoothing is {label_smoothing!r}: expected a number from 0 to 1"
-            )
+        _check_smoothing(label_smoothing)
         self.label_smoothing = label_smoothing
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -99,3 +119,8 @@ class MSE(nn.Module):
             1, labels[:, None], 1 - self.label_smoothing + share
         )
         return functional.mse_loss(outputs, targets)
+
+
+def _check_smoothing(value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"loss.label_smoothing must be a number from 0 to 1; got {value!r}")

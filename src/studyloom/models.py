@@ -1,14 +1,16 @@
-"""Networks for images, rows and series. A class of one's own works as well: it takes shape, and outputs or classes.
+"""Networks for images, rows and series; configs name them by `_target_`.
 
-All can be built on the meta device, which is how every branch of a space is checked before the first trial.
+A class of the user's own works as well, if it takes `shape`, and `outputs` or `classes`. Those here
+can all be built on the meta device, which is how large ones are checked before the first trial.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from studyloom.text import format_shape, nearest
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -22,11 +24,20 @@ CELLS: dict[str, Callable[..., nn.RNNBase]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "
 
 
 class MLP(nn.Sequential):
-    """A multi-layer perceptron: (batch, *shape) to (batch, outputs), without a softmax.
+    """A multi-layer perceptron: maps (batch, *shape) to (batch, outputs), without a softmax.
 
-    hidden: the widths of the hidden layers; empty makes a linear classifier. activation: relu, tanh, sigmoid or gelu.
-    dropout: after each hidden layer, one probability or one per layer. init: see `initialise`. standardise: inputs to
-    mean 0 and deviation 1, and of numbers the outputs back, by what the training part is like. Raises ValueError.
+    Args:
+        shape: of one input, without the batch.
+        outputs: how many numbers the network gives for an input.
+        hidden: the widths of the hidden layers; an empty list makes a linear classifier.
+        activation: relu, tanh, sigmoid or gelu.
+        dropout: the probability after each hidden layer: one for all, or a list of one per layer.
+        init: default, xavier or kaiming; see `initialise`.
+        standardise: scales inputs to mean 0 and standard deviation 1 by those of the training part,
+            and outputs for numbers (not classes) back to the scale of the targets.
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
 
     def __init__(
@@ -46,8 +57,8 @@ class MLP(nn.Sequential):
         dropouts = [dropout] * len(hidden) if isinstance(dropout, (int, float)) else list(dropout)
         if len(dropouts) != len(hidden):
             raise ValueError(
-                f"model.dropout has {len(dropouts)} numbers, model.hidden {len(hidden)} layers: "
-                "expected one number for all, or one per layer"
+                "model.dropout must be one number for all layers, or one per layer; got "
+                f"{len(dropouts)} numbers for the {len(hidden)} layers of model.hidden"
             )
         layers: list[nn.Module] = [Standardise(shape[-1])] if standardise else []
         layers.append(nn.Flatten())
@@ -62,11 +73,23 @@ class MLP(nn.Sequential):
 
 
 class CNN(nn.Sequential):
-    """A convolutional network: (batch, channels, height, width) to (batch, outputs), without a softmax.
+    """A convolutional network: maps (batch, channels, height, width) to (batch, outputs).
 
-    blocks times: 3×3 convolution (`channels` of them, doubling from block to block), norm (none, batch, or group: Wu
-    and He 2018, arXiv:1803.08494), 2×2 max-pool, activation; then dropout and one linear layer. init: see `initialise`.
-    Raises ValueError.
+    Each block is a 3×3 convolution, a norm, 2×2 max-pooling and the activation; dropout and one
+    linear layer follow, without a softmax.
+
+    Args:
+        shape: of one image: (channels, height, width).
+        outputs: how many numbers the network gives for an image.
+        channels: of the first block; they double from block to block.
+        blocks: how many there are; each halves height and width.
+        dropout: the probability before the linear layer.
+        norm: none, batch, or group (Wu and He 2018, arXiv:1803.08494).
+        activation: relu, tanh, sigmoid or gelu.
+        init: default, xavier or kaiming; see `initialise`.
+
+    Raises:
+        ValueError: an argument is out of its range, or the image is too small for the blocks.
     """
 
     def __init__(
@@ -90,7 +113,8 @@ class CNN(nn.Sequential):
         most = min(height, width).bit_length() - 1
         if blocks > most:
             raise ValueError(
-                f"model.blocks is {blocks}: expected at most {most}, since each halves the image of {height} × {width}"
+                f"model.blocks must be at most {most}, since each halves the image of "
+                f"{format_shape((height, width))}; got {blocks}"
             )
         layers: list[nn.Module] = []
         for block in range(blocks):
@@ -100,20 +124,24 @@ class CNN(nn.Sequential):
                 layers.append(nn.BatchNorm2d(kernels))
             elif norm == "group":
                 layers.append(nn.GroupNorm(math.gcd(8, kernels), kernels))
-            # Pooled first: the same function for a monotone activation, on a quarter of the pixels.
+            # Pooling first gives the same for a monotone activation, on a quarter of the pixels.
             layers += [nn.MaxPool2d(2), ACTIVATIONS[activation]()]
             inputs = kernels
         features = inputs * (height >> blocks) * (width >> blocks)
         super().__init__(*layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(features, outputs))
         initialise(self, init)
-        # An epoch of 3 200 images with 16 channels takes 0.33 s on one thread, with contiguous kernels 0.95 s.
+        # An epoch of 3 200 images with 16 channels takes 0.33 s on one thread; with contiguous
+        # kernels it takes 0.95 s.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class Standardise(nn.Module):
-    """Takes the mean from each feature, the last dimension of (batch, …, features), and divides by its deviation.
+    """Subtracts the mean of each feature and divides by its standard deviation.
 
-    Both are those of the training part, learnt before the first step, and part of the weights.
+    Both are measured on the training part before the first step, and are saved with the weights.
+
+    Args:
+        features: the size of the last dimension of the inputs, (batch, …, features).
     """
 
     def __init__(self, features: int) -> None:
@@ -122,20 +150,23 @@ class Standardise(nn.Module):
         self.register_buffer("std", torch.ones(features))
 
     def adapt(self, inputs: Tensor, targets: Tensor) -> None:
+        """Measures the inputs of the training part, (n, …, features); ignores the targets."""
         std, mean = torch.std_mean(inputs.float().flatten(0, -2), 0, correction=0)
-        self.mean, self.std = (
-            mean,
-            torch.where(std > 0, std, 1.0),
-        )  # a feature that is always the same says nothing
+        # A constant feature carries no information: it becomes 0, and not NaN.
+        self.mean, self.std = mean, torch.where(std > 0, std, 1.0)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return (inputs - self.mean) / self.std
 
 
 class Restore(nn.Module):
-    """The way back, for outputs (batch, outputs): to the mean and deviation of the numbers in the training part.
+    """Scales outputs to the mean and standard deviation of the targets in the training part.
 
-    So the loss and the metric are in the units of the data. Of classes, outputs stay as they are.
+    So the loss and the metric are in the units of the data. Where targets are classes, outputs are
+    left alone.
+
+    Args:
+        outputs: the size of the last dimension of (batch, outputs).
     """
 
     def __init__(self, outputs: int) -> None:
@@ -144,6 +175,7 @@ class Restore(nn.Module):
         self.register_buffer("std", torch.ones(outputs))
 
     def adapt(self, inputs: Tensor, targets: Tensor) -> None:
+        """Measures the targets of the training part, (n, outputs); ignores classes, (n,)."""
         if targets.is_floating_point():
             std, mean = torch.std_mean(targets, 0, correction=0)
             self.mean, self.std = mean, torch.where(std > 0, std, 1.0)
@@ -153,10 +185,21 @@ class Restore(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A recurrent network: (batch, steps, features), or an image row by row, to (batch, outputs), after its last step.
+    """A recurrent network: maps (batch, steps, features) to (batch, outputs), after the last step.
 
-    cell: rnn (Elman's, with tanh), lstm or gru. hidden: units of a layer. dropout: after each layer but the last, and
-    before the linear layer. standardise: as for the MLP, of each feature over all steps. Raises ValueError.
+    It reads an image row by row; see `steps_of`.
+
+    Args:
+        shape: of one input, without the batch: (steps, features), (steps,), or an image.
+        outputs: how many numbers the network gives for an input.
+        cell: rnn (Elman's, with tanh), lstm or gru.
+        hidden: units of a layer.
+        layers: recurrent layers, one on top of the other.
+        dropout: the probability after each layer but the last, and before the linear layer.
+        standardise: as for the MLP, by the mean and deviation of each feature over all steps.
+
+    Raises:
+        ValueError: an argument is out of its range, or the inputs have no steps.
     """
 
     def __init__(
@@ -175,9 +218,8 @@ class Recurrent(nn.Module):
         _probability("model.dropout", dropout)
         _one_of("model.cell", cell, CELLS)
         _, features = steps_of(shape)
-        between = (
-            dropout if layers > 1 else 0.0
-        )  # PyTorch warns of dropout between the layers where there is one
+        # PyTorch warns of dropout between the layers where there is only one.
+        between = dropout if layers > 1 else 0.0
         self.before = Standardise(features) if standardise else nn.Identity()
         self.cells = CELLS[cell](features, hidden, layers, batch_first=True, dropout=between)
         self.dropout = nn.Dropout(dropout)
@@ -185,16 +227,28 @@ class Recurrent(nn.Module):
         self.after = Restore(outputs) if standardise else nn.Identity()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        said, _ = self.cells(self.before(as_steps(inputs)))
-        made: Tensor = self.after(self.last(self.dropout(said[:, -1])))
-        return made
+        states, _ = self.cells(self.before(as_steps(inputs)))
+        outputs: Tensor = self.after(self.last(self.dropout(states[:, -1])))
+        return outputs
 
 
 class Transformer(nn.Module):
-    """A small encoder: (batch, steps, features), or an image row by row, to (batch, outputs), by the mean of its steps.
+    """A small encoder: maps (batch, steps, features) to (batch, outputs), by the mean over steps.
 
-    Vaswani et al. 2017 (arXiv:1706.03762), with learnt positions, and norms before the layers as in Xiong et al. 2020
-    (arXiv:2002.04745). width: of each step, a multiple of heads; inside a layer it is twice as much. Raises ValueError.
+    It reads an image row by row; see `steps_of`. Source: Vaswani et al. 2017 (arXiv:1706.03762),
+    with learnt positions, and with norms before the layers as in Xiong et al. 2020
+    (arXiv:2002.04745).
+
+    Args:
+        shape: of one input, without the batch: (steps, features), (steps,), or an image.
+        outputs: how many numbers the network gives for an input.
+        width: of each step, a multiple of heads; the feed-forward layers are twice as wide.
+        heads: of the attention in each layer.
+        layers: encoder layers, one on top of the other.
+        dropout: the probability within each layer.
+
+    Raises:
+        ValueError: an argument is out of its range, or the inputs have no steps.
     """
 
     def __init__(
@@ -212,7 +266,7 @@ class Transformer(nn.Module):
         _probability("model.dropout", dropout)
         if width % heads:
             raise ValueError(
-                f"model.width is {width}: expected a multiple of model.heads, which is {heads}"
+                f"model.width must be a multiple of model.heads, which is {heads}; got {width}"
             )
         steps, features = steps_of(shape)
         self.first = nn.Linear(features, width)
@@ -226,12 +280,24 @@ class Transformer(nn.Module):
         self.last = nn.Linear(width, outputs)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        made: Tensor = self.last(self.encoder(self.first(as_steps(inputs)) + self.places).mean(1))
-        return made
+        steps = self.first(as_steps(inputs)) + self.places
+        outputs: Tensor = self.last(self.encoder(steps).mean(1))
+        return outputs
 
 
 def steps_of(shape: Sequence[int]) -> tuple[int, int]:
-    """How many steps of how many features inputs of a shape are: (steps, features), or (channels, height, width)."""
+    """Counts the steps of an input, and the features of a step.
+
+    Args:
+        shape: (steps, features), (steps,) of one feature, or (channels, height, width): an image is
+            read row by row, so that its height is the steps.
+
+    Returns:
+        Steps and features.
+
+    Raises:
+        ValueError: the shape has other dimensions.
+    """
     if len(shape) == 1:
         return shape[0], 1
     if len(shape) == 2:
@@ -239,22 +305,25 @@ def steps_of(shape: Sequence[int]) -> tuple[int, int]:
     if len(shape) == 3:
         return shape[1], shape[0] * shape[2]
     raise ValueError(
-        f"inputs of {' × '.join(map(str, shape))} are no steps: expected (steps, features) or an image"
+        "the inputs of a network that reads steps must be (steps, features) or an image; got "
+        f"{format_shape(shape)}"
     )
 
 
 def as_steps(inputs: Tensor) -> Tensor:
-    """Inputs (batch, …) as (batch, steps, features); a step of an image is a row of all its channels."""
+    """Views inputs (batch, *shape) as (batch, steps, features); see `steps_of`."""
     if inputs.ndim == 2:
         return inputs[..., None]
     return inputs if inputs.ndim == 3 else inputs.transpose(1, 2).flatten(2)
 
 
 def initialise(model: nn.Module, init: str) -> None:
-    """Draws the weights of linear and convolutional layers; their biases become zero.
+    """Draws the weights of linear and convolutional layers, and sets their biases to zero.
 
-    xavier: uniform, Glorot and Bengio 2010. kaiming: normal over the fan-in, He et al. 2015 (arXiv:1502.01852).
-    default: PyTorch's own, weights and biases uniform within ±1/√(fan-in).
+    Args:
+        init: xavier is uniform, Glorot and Bengio 2010; kaiming is normal over the fan-in, He et
+            al. 2015 (arXiv:1502.01852); default leaves PyTorch's own, where weights and biases are
+            uniform within ±1/√(fan-in).
     """
     if init == "default":
         return
@@ -270,16 +339,17 @@ def initialise(model: nn.Module, init: str) -> None:
 
 def _one_of(key: str, value: str, allowed: Collection[str]) -> None:
     if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{key} is {value!r}: expected {', '.join(allowed)}{hint}")
+        options = f"one of {', '.join(allowed)}"
+        raise ValueError(f"{key} must be {options}; got {value!r}{nearest(value, [*allowed])}")
 
 
 def _at_least_one(key: str, value: int) -> None:
     if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{key} is {value!r}: expected a whole number of at least 1")
+        raise ValueError(f"{key} must be a whole number of at least 1; got {value!r}")
 
 
 def _probability(key: str, value: float) -> None:
     if not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise ValueError(f"{key} is {value!r}: expected a number from 0 up to, not including, 1")
+        raise ValueError(
+            f"{key} must be a number from 0 up to, but not including, 1; got {value!r}"
+        )

@@ -1,4 +1,4 @@
-"""Processes and hosts: the worker ids in the ledger, and whether a process of this host lives."""
+"""Hosts and processes: the worker ids in the ledger, and whether a process still runs."""
 
 import contextlib
 import functools
@@ -9,30 +9,32 @@ from pathlib import Path
 
 
 def worker_id(pid: int) -> str:
-    """The id of a worker of this host, such as host-1a2b:4711."""
+    """Returns the id of a worker on this host, such as host-1a2b:4711."""
     return f"{host_id()}:{pid}"
 
 
 @functools.cache
 def host_id() -> str:
-    """This host's name with four hexadecimal digits.
+    """Returns this host's name and four hexadecimal digits, such as host-1a2b.
 
-    Several hosts may be called `localhost`; containers on one host may share its name, and their
-    processes have the same numbers.
+    The digits come from the boot and the process namespace: several hosts may be called
+    `localhost`, and containers on one host may share its name while using the same process ids.
+    Outside Linux it is the host's name alone.
     """
     with contextlib.suppress(OSError):  # outside Linux
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-        mark = hashlib.sha256(f"{boot} {os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()
-        return f"{socket.gethostname()}-{mark[:4]}"
+        namespace = os.readlink("/proc/self/ns/pid")
+        digest = hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()
+        return f"{socket.gethostname()}-{digest[:4]}"
     return socket.gethostname()
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this host lives."""
+    """Reports whether a process of this host exists; an ended one does until it is waited for."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it lives, and belongs to another user
+    except PermissionError:  # it exists, and belongs to another user
         return True
     return True

@@ -1,11 +1,11 @@
-"""A study from its config to its answer: what a page in `studies/` calls."""
+"""A study from its config to its answer. A page in `studies/` calls `run`."""
 
 import logging
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -18,20 +18,16 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.text import Text
 
+from studyloom import make_callable
+from studyloom.config import hydra_main
+from studyloom.config.invocation import invocation_of, module_path
 from studyloom.config.schema import WinnerSection
 from studyloom.config.values import plain_sections, write_yaml
 from studyloom.errors import ConfigError, Halted, LaunchError, NoWinner, StorageLost, exit_with
+from studyloom.launch.command import WORKER_VARIABLE, Command
 from studyloom.launch.fork_server import ForkServer
-from studyloom.launch.prepare import Prepared, check_connections, prepare
-from studyloom.launch.task import (
-    HALT,
-    WORKER,
-    Task,
-    follow_parent,
-    own_arguments,
-    process_age,
-    program,
-)
+from studyloom.launch.prepare import Prepared, check_connections, prepare, prepare_to_join
+from studyloom.launch.task import HALT, Task, follow_parent
 from studyloom.question.question import SECTIONS
 from studyloom.storage.attributes import EPOCHS
 from studyloom.storage.connections import exclusive
@@ -64,30 +60,56 @@ from studyloom.winner.stages import Plan, Stage
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig) -> None:
-    """Runs the study that a config describes, or goes on with it, and prints the answer.
+def run(cfg: DictConfig, command: Command | None = None) -> None:
+    """Runs the study that a config describes, or resumes it, and prints the answer.
 
-    Ends the process with 0 if all is done; with 2 if nothing was started, for a mistake in the configuration or a
-    database or file that cannot be used; with 1 if it could not finish; with 130 or 143 if it was stopped by Ctrl-C or
-    SIGTERM. `HYDRA_FULL_ERROR=1` shows tracebacks.
+    Ends the process: with 0 if all is done; with 2 if nothing was started, for a mistake in the
+    configuration or a database or file that cannot be used; with 1 if it could not finish; with 130
+    or 143 if it was stopped by Ctrl-C or SIGTERM. `HYDRA_FULL_ERROR=1` shows tracebacks.
+
+    Args:
+        cfg: the config as composed, inside `hydra_main`.
+        command: starts the workers; None for the command of this process.
     """
+    command = command or Command.of_this_process()
     launcher = cfg.launcher if isinstance(cfg.launcher, DictConfig) else {}
     forks = (
         launcher.get("_target_") == "studyloom.launch.Local"
-        and WORKER not in os.environ
+        and WORKER_VARIABLE not in os.environ
         and not cfg.study.dry_run
     )
-    fork_server = ForkServer.open(lambda: run_here(cfg)) if forks else None
+    fork_server = ForkServer.open(lambda: run_here(cfg, command)) if forks else None
     try:
-        run_here(cfg, fork_server)
+        run_here(cfg, command, fork_server)
     finally:
         if fork_server is not None:
             fork_server.close()
 
 
-def run_here(cfg: DictConfig, fork_server: ForkServer | None = None) -> NoReturn:
-    """The same in this process, be it the command's or that of a worker which a launcher has started."""
-    worker = WORKER in os.environ
+def run_source(source: str, arguments: Sequence[str]) -> None:
+    """Runs the study of a page or of a primary config as a command; ends the process as `run` does.
+
+    Args:
+        source: a page, such as studies/mine.py, or a primary config, such as conf/mine.yaml.
+        arguments: Hydra's overrides and options.
+
+    Raises:
+        ConfigError: there is no such study.
+    """
+    invocation = invocation_of(source)
+    sys.argv[1:] = arguments
+
+    def task(cfg: DictConfig) -> None:
+        # The arguments as hydra_main left them: without passwords.
+        run(cfg, Command(("-m", "studyloom", "run", source), tuple(sys.argv[1:])))
+
+    with module_path(invocation.root):
+        hydra_main(str(invocation.config_dir), invocation.config_name)(task)()
+
+
+def run_here(cfg: DictConfig, command: Command, fork_server: ForkServer | None = None) -> NoReturn:
+    """Does the same in this process, which may be that of a worker that a launcher started."""
+    worker = WORKER_VARIABLE in os.environ
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.basicConfig(
         format="%(asctime)s %(message)s", level=logging.INFO if worker else logging.WARNING
@@ -98,26 +120,21 @@ def run_here(cfg: DictConfig, fork_server: ForkServer | None = None) -> NoReturn
     code = 0
     with Stop(cfg.study.timeout) as stop:
         try:
-            prepared = prepare(cfg, worker=worker)
+            prepared = prepare_to_join(cfg) if worker else prepare(cfg)
             if cfg.study.dry_run:
                 print_dry_run(prepared.question, make_console())
                 sys.exit()
-            prepared = replace(prepared, url=serve(prepared.url))
-            stored, trials = open_or_create(prepared, create=not worker)
-            stored.wait_less(stop)
-            plan = plan_of(prepared, Stage("search", stored, prepared.question, trials))
-            if not worker:
-                check_connections(prepared.url, prepared.launcher.count(plan.todo()))
+            prepared, plan = open_plan(prepared, stop, worker=worker)
         except (ValueError, OSError) as error:
             exit_with(error, 2)
-        task = task_of(prepared, plan, fork_server)
+        task = task_of(prepared, plan, command, fork_server)
         try:
             if worker:
                 prepared.launcher.launch(task, stop)
             else:
-                code = search_and_report(prepared, plan, task, stop)
+                code = search_and_report(prepared, plan, task, stop, make_console())
         except KeyboardInterrupt:
-            pass  # the second signal; what was held is handed back
+            pass  # the second signal; the trials have been released
         except Halted as error:
             exit_with(error, HALT if worker else error.exit_code)
         except (LaunchError, NoWinner, StorageLost, OSError) as error:
@@ -127,8 +144,31 @@ def run_here(cfg: DictConfig, fork_server: ForkServer | None = None) -> NoReturn
     sys.exit(code if stop.signal is None else 128 + stop.signal)
 
 
+def open_plan(prepared: Prepared, stop: Stop, *, worker: bool) -> tuple[Prepared, Plan]:
+    """Opens the study, made if it is missing unless for a worker, and plans what is to be done.
+
+    Returns:
+        What was prepared, with the URL of a server that runs; and the plan, to be closed.
+
+    Raises:
+        ValueError: the database cannot be used, or its study asks another question.
+        OSError: the run directory cannot be made.
+    """
+    prepared = replace(prepared, url=serve(prepared.url))
+    stored, trials = open_or_create(prepared, create=not worker)
+    stored.wait_less(stop)
+    plan = plan_of(prepared, Stage("search", stored, prepared.question, trials))
+    try:
+        if not worker:
+            check_connections(prepared.url, prepared.launcher.count(plan.todo()))
+    except BaseException:
+        plan.close()
+        raise
+    return prepared, plan
+
+
 def open_or_create(prepared: Prepared, *, create: bool) -> tuple[StoredStudy, int]:
-    """The study in its database, made if it is not there, and the budget that the config gives it."""
+    """Returns the study, made in its database if it is missing, and the budget by the config."""
     question, trials = prepared.question, prepared.question.trials()
     name = str(question.config.study.name)
     deadline = question.config.storage.deadline
@@ -153,17 +193,21 @@ def plan_of(prepared: Prepared, search: Stage) -> Plan:
     return Plan(search, prepared.question, prepared.data, prepared.url, prepared.run_dir, settings)
 
 
-def task_of(prepared: Prepared, plan: Plan, fork_server: ForkServer | None = None) -> Task:
+def task_of(
+    prepared: Prepared, plan: Plan, command: Command, fork_server: ForkServer | None = None
+) -> Task:
     study = prepared.question.config.study
     limits = Limits(**{name: study[name] for name in Limits.__dataclass_fields__})
     stored = plan.search.stored
-    work, where = _work(prepared, plan, limits), prepared.run_dir
-    return Task(work, plan.todo, stored.ledger, where, limits, stored.name, fork_server)
+    work, where = _work(prepared, plan, limits, command), prepared.run_dir
+    return Task(work, plan.todo, stored.ledger, where, limits, stored.name, fork_server, command)
 
 
-def _work(prepared: Prepared, plan: Plan, limits: Limits) -> Callable[[Stop], None]:
+def _work(
+    prepared: Prepared, plan: Plan, limits: Limits, command: Command
+) -> Callable[[Stop], None]:
     def work(stop: Stop) -> None:
-        watch = Stopwatch.since(process_age())
+        watch = Stopwatch.since(command.age())
         folder = prepared.question.config.checkpoints.dir
         for stage in plan:
             checkpoints = None
@@ -178,9 +222,14 @@ def _work(prepared: Prepared, plan: Plan, limits: Limits) -> Callable[[Stop], No
     return work
 
 
-def search_and_report(prepared: Prepared, plan: Plan, task: Task, stop: Stop) -> int:
-    """Has the open slots worked on, shows how it goes, and tells what came of it; the exit code."""
-    console = make_console()
+def search_and_report(
+    prepared: Prepared, plan: Plan, task: Task, stop: Stop, console: Console
+) -> int:
+    """Has the open slots worked on, shows the progress, and prints the answer.
+
+    Returns:
+        The exit code of a command: 1 if there is no result, although it was not stopped.
+    """
     started, began = time.monotonic(), datetime.now()
     stored, trials = plan.search.stored, plan.search.trials
     if todo := task.todo():
@@ -208,10 +257,10 @@ def search_and_report(prepared: Prepared, plan: Plan, task: Task, stop: Stop) ->
     if snapshot.rule is not None:
         console.print(front_table(snapshot, console.width))
     if plan.is_done():
-        print_winner(plan, prepared, console)
+        print_winner(plan, prepared, task.command, console)
     for stage in plan:
         print_failures(stage.stored, console)
-    print_next_steps(prepared, plan, snapshot, console, began)
+    print_next_steps(prepared, plan, task.command, snapshot, console, began)
     for stage in plan:
         stage.stored.check_halted("the study has stopped, since its trials fail with this: ")
     if stop():
@@ -229,27 +278,32 @@ def search_and_report(prepared: Prepared, plan: Plan, task: Task, stop: Stop) ->
     return 0 if snapshot.best is not None or stop() else 1
 
 
-def print_winner(plan: Plan, prepared: Prepared, console: Console) -> None:
-    """The winner on the test part: opened for it now, or, where it was told before, read from winner.json."""
-    # Of commands that come to the end together, one opens the test part; the others read what it has found.
+def print_winner(plan: Plan, prepared: Prepared, command: Command, console: Console) -> None:
+    """Prints the winner on the test part.
+
+    The test part is opened for it now, unless winner.json has the answer already.
+    """
+    # Of commands that finish together, one opens the test part; the others read its answer.
     with exclusive(prepared.url, deadline=float(prepared.question.config.storage.deadline)):
-        found = read_answer(plan.run_dir)
-        if found is None or not is_answer_of(found, plan):
-            found = evaluate_winner(plan, prepared.data.test, program())
+        answer = read_answer(plan.run_dir)
+        if answer is None or not is_answer_of(answer, plan):
+            answer = evaluate_winner(plan, prepared.data.test, command.page)
             write_report(plan.search.stored, plan.run_dir)
-    console.print(Text("\n".join(winner_lines(found))), soft_wrap=True)
+    console.print(Text("\n".join(winner_lines(answer))), soft_wrap=True)
 
 
 def judge(cfg: DictConfig) -> None:
-    """Chooses and tests the winner of a search that has ended, in this process, whether or not it was done before.
+    """Chooses and tests the winner of a search that has ended, in this process.
+
+    It does so also if it was done before.
 
     Raises:
-        ValueError: the search has not ended, or what `prepare` and the database have to say.
+        ValueError: the search has not ended, or the config or the database cannot be used.
         OSError: a file cannot be read or written.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with Stop() as stop:
-        prepared = prepare(cfg, worker=True)
+        prepared = prepare_to_join(cfg)
         prepared = replace(prepared, url=serve(prepared.url))
         stored, trials = open_or_create(prepared, create=False)
         stored.wait_less(stop)
@@ -257,15 +311,16 @@ def judge(cfg: DictConfig) -> None:
         if left := plan.search.todo():
             ways = "run the study on, or with a smaller study.trials"
             raise ConfigError([f"{plan.run_dir}: {left} of {trials} trials are open; {ways}"])
-        task = task_of(prepared, plan)
+        command = Command.of_this_process()
+        task = task_of(prepared, plan, command)
         console = make_console()
         with Display(lambda: plan.current.stored, console):
             prepared.launcher.launch(task, stop)
         if plan.is_done():
             before = read_answer(plan.run_dir) or {}
-            evaluate_winner(plan, prepared.data.test, before.get("command", program()))
+            evaluate_winner(plan, prepared.data.test, before.get("command", command.page))
             write_report(stored, plan.run_dir)
-            print_winner(plan, prepared, console)
+            print_winner(plan, prepared, command, console)
 
 
 def write_best(prepared: Prepared, best: FrozenTrial) -> None:
@@ -282,9 +337,14 @@ def write_best(prepared: Prepared, best: FrozenTrial) -> None:
 
 
 def print_next_steps(
-    prepared: Prepared, plan: Plan, snapshot: Snapshot, console: Console, began: datetime
+    prepared: Prepared,
+    plan: Plan,
+    command: Command,
+    snapshot: Snapshot,
+    console: Console,
+    began: datetime,
 ) -> None:
-    """Where things are, and what can be typed next."""
+    """Prints where things are, and what can be typed next."""
     stored = plan.search.stored
     times = [
         t for trial in stored.trials() for t in trial.user_attrs.get(EPOCHS, {}).get("seconds", [])
@@ -292,8 +352,8 @@ def print_next_steps(
     if times:
         console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
     trials = [trial for stage in plan for trial in stage.stored.trials()]
-    if told := format_times(trials, began):
-        console.print(told)
+    if times_line := format_times(trials, began):
+        console.print(times_line)
     lines = [f"study  {without_password(parse_url(prepared.url))}"]
     files = {"best": "best.yaml", "winner": "winner.yaml", "report": "report.html"}
     lines += [
@@ -304,7 +364,11 @@ def print_next_steps(
     nexts = [f"studyloom {verb} {prepared.run_dir}" for verb in ("status", "dashboard")]
     spent = snapshot.done == snapshot.budget == prepared.question.config.study.trials
     if prepared.question.space.nodes and spent:
-        more = [*program(), *own_arguments("study.trials"), f"study.trials={2 * snapshot.budget}"]
-        nexts.insert(0, shlex.join(more))
+        more = f"study.trials={2 * snapshot.budget}"
+        nexts.insert(0, shlex.join([*command.page, *command.without("study.trials"), more]))
     lines += [f"{'' if n else 'next':6} {command}" for n, command in enumerate(nexts)]
     console.print(Text("\n".join(lines)), soft_wrap=True)
+
+
+# `studyloom.run(…)` is the API; `from studyloom.run import run`, which pages do, needs the module.
+make_callable(__name__)

@@ -1,20 +1,43 @@
-"""Learning-rate schedules: pure functions of the progress of training, from 0 to 1, to a factor on the base rate.
+"""Learning-rate schedules: pure functions from progress to a factor on the base rate.
 
-All raise ValueError for an argument out of its range.
+Configs name them by `_target_`. Progress is the share of training that is done.
 """
 
 from math import cos, pi
 
 
 def constant(progress: float) -> float:
+    """Keeps the base rate.
+
+    Args:
+        progress: the share of training that is done, from 0 to 1.
+
+    Returns:
+        1.
+
+    Raises:
+        ValueError: progress is out of its range.
+    """
     _within("progress", progress)
     return 1.0
 
 
 def cosine(progress: float, warmup: float = 0.0, final: float = 0.0) -> float:
-    """From 1 to `final` along half a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983).
+    """Falls from 1 to `final` along half a cosine, after a linear rise from 0.
 
-    Before it a linear rise from 0 over the share `warmup` of training (Goyal et al. 2017, arXiv:1706.02677).
+    Source: Loshchilov and Hutter 2017 (arXiv:1608.03983); the rise is that of Goyal et al. 2017
+    (arXiv:1706.02677).
+
+    Args:
+        progress: the share of training that is done, from 0 to 1.
+        warmup: the share of training that the rise takes, from 0 to 1.
+        final: the factor at the end, from 0 to 1.
+
+    Returns:
+        A factor on the base rate, from 0 to 1.
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
     _within("progress", progress)
     _within("warmup", warmup)
@@ -27,17 +50,28 @@ def cosine(progress: float, warmup: float = 0.0, final: float = 0.0) -> float:
 def one_cycle(
     progress: float, peak: float = 0.3, start: float = 0.04, final: float = 1e-4
 ) -> float:
-    """From `start` up to 1 at progress `peak`, then down to `final`, each along half a cosine.
+    """Rises from `start` to 1 at progress `peak`, then falls to `final`, each along half a cosine.
 
-    Smith and Topin 2018 (arXiv:1708.07120), who ramp linearly; the cosine is that of torch's OneCycleLR.
+    Source: Smith and Topin 2018 (arXiv:1708.07120), who ramp linearly; the cosine is that of
+    torch's OneCycleLR.
+
+    Args:
+        progress: the share of training that is done, from 0 to 1.
+        peak: the progress at which the factor is 1; more than 0 and less than 1.
+        start: the factor at the beginning, from 0 to 1.
+        final: the factor at the end, from 0 to 1.
+
+    Returns:
+        A factor on the base rate, from 0 to 1.
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
     _within("progress", progress)
     _within("start", start)
     _within("final", final)
     if not 0 < peak < 1:
-        raise ValueError(
-            f"scheduler.peak is {peak!r}: expected a number between 0 and 1, both excluded"
-        )
+        raise ValueError(f"scheduler.peak must be more than 0 and less than 1; got {peak!r}")
     if progress < peak:
         return _ease(start, 1.0, progress / peak)
     return _ease(1.0, final, (progress - peak) / (1 - peak))
@@ -49,4 +83,4 @@ def _ease(begin: float, end: float, share: float) -> float:
 
 def _within(name: str, value: float) -> None:
     if not 0 <= value <= 1:
-        raise ValueError(f"scheduler.{name} is {value!r}: expected a number from 0 to 1")
+        raise ValueError(f"scheduler.{name} must be a number from 0 to 1; got {value!r}")

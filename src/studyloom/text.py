@@ -1,4 +1,4 @@
-"""Text for people: values, names and durations as they are shown, and passwords hidden."""
+"""Text for people: how values, names, shapes and durations are written, and passwords masked."""
 
 import math
 import re
@@ -8,7 +8,11 @@ from typing import Any
 
 
 def format_value(value: float, sign: str = "") -> str:
-    """A value for people: 0.9725, 1523.4, 2.1e-05; with sign="+" also of those above 0."""
+    """Formats the value of a metric: 0.9725, 1523.4, 2.1e-05.
+
+    Args:
+        sign: "+" writes the sign of positive values too; "" only that of negative ones.
+    """
     size = abs(value)
     if value == 0 or 1e-3 <= size < 100 or not math.isfinite(value):
         return format(value, sign + ".4f")
@@ -16,40 +20,46 @@ def format_value(value: float, sign: str = "") -> str:
 
 
 def format_cost(value: float) -> str:
-    """What a network costs, for people and as a rule may name it: 50_890, 0.0412."""
+    """Formats what a network costs, in the digits that a rule accepts: 50_890, 0.0412."""
     return f"{value:_.0f}" if value >= 100 else f"{value:.4g}"
 
 
 def is_scalar(value: Any) -> bool:
+    """Whether YAML writes the value as one word: a string, a number, true, false or null."""
     return value is None or isinstance(value, str | int | float | bool)
 
 
 def kind_of(value: Any) -> str:
+    """Names the kind of a YAML value with its article: "a whole number", "a list", "null"."""
     names = {
         bool: "true or false",
         int: "a whole number",
         float: "a number",
-        str: "a text",
+        str: "a string",
         type(None): "null",
     }
     return names.get(type(value), "a list" if isinstance(value, Sequence) else "a mapping")
 
 
 def as_yaml(value: Any) -> str:
-    """A plain value as YAML writes it."""
+    """Writes a value as YAML does: true, null, 0.1."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def nearest(name: Any, names: Sequence[Any]) -> str:
-    """`; did you mean x?` where one of the names is close to the one given, else nothing."""
+    """Suggests the name that a misspelt one may stand for.
+
+    Returns:
+        "; did you mean NAME?", to end an error message, or "" if none of the names is close.
+    """
     close = get_close_matches(str(name), [as_yaml(other) for other in names], n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def format_ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers for people: 0-3, 5, 7-8."""
+    """Formats ascending whole numbers as ranges: 0-3, 5, 7-8."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
@@ -60,15 +70,17 @@ def format_ranges(numbers: Sequence[int]) -> str:
 
 
 def format_shape(shape: Sequence[int]) -> str:
+    """Formats the sizes of a tensor's dimensions: 1 × 28 × 28."""
     return " × ".join(map(str, shape))
 
 
 def format_parameter(value: Any) -> str:
+    """Formats the value of a trial's parameter; floats have four digits, all else is exact."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def format_duration(duration: float) -> str:
-    """A duration for people: 8 s, 3 min 20 s, 2 h 5 min."""
+    """Formats a duration in seconds: 8 s, 3 min 20 s, 2 h 5 min."""
     whole = round(duration)
     if whole < 60:
         return f"{whole} s"
@@ -77,13 +89,14 @@ def format_duration(duration: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-# In a URL the password ends at the last @ of the word, or at the first of the line; or password=…
+# In a URL the password ends at the last @ of the word, or else at the first @ of the line; the
+# second form is password=…, or password: …
 PASSWORDS = re.compile(
     r"""(?P<url>\b[\w+.-]+://[^\s:/]*:)(?:\S*|[^@\n]*)(?=@)|"""
     r"""(?P<key>password["']?[ \t]*[=:][ \t]*)(?:'[^'\n]*'|"[^"\n]*"|[^\s&'"]+)""",
     re.IGNORECASE,
 )
-# A database URL as SQLAlchemy reads it, with a password before the host or in the query.
+# A database URL, read as SQLAlchemy reads it, with a password before the host or in the query.
 URL_WITH_PASSWORD = re.compile(r"[\w+]+://(?:[^:/]*:[^@]*@|[^?]*\?(?:.*&)?password=)")
 
 
@@ -93,11 +106,11 @@ def has_password(url: str) -> bool:
 
 
 def mask_passwords(words: str) -> str:
-    """A text with *** in place of passwords."""
-    return PASSWORDS.sub(lambda found: (found["url"] or found["key"]) + "***", words)
+    """Replaces the passwords of URLs and of `password=…` in a text by ***."""
+    return PASSWORDS.sub(lambda match: (match["url"] or match["key"]) + "***", words)
 
 
 def shorten(text: str, length: int) -> str:
-    """A text without its middle, if it is too long."""
+    """Replaces the middle of a text by … if it has more than `length` characters."""
     half = (length - 1) // 2
     return text if len(text) <= length else f"{text[: length - 1 - half]}…{text[-half:]}"

@@ -217,7 +217,7 @@ def test_a_server_that_stays_away_ends_the_command_with_the_cause_and_it_goes_on
     process = served.at_work("storage.deadline=3")
     server.stop(signal.SIGQUIT)
     printed = served.end(process, 1)
-    assert "it stayed so for" in printed
+    assert "it did not recover in" in printed
     assert "once it is back, the same command goes on from here" in printed
     server.start()
     served.finish(undisturbed)

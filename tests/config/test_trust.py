@@ -23,16 +23,19 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in Path(CONF, group).glob("*.yaml"))
 
 
-def mistakes_of(given, *trusted) -> list[str]:
+def mistakes_of(config, *trusted) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        check_targets(given, trusted)
+        check_targets(config, trusted)
     assert str(caught.value) == "\n".join(caught.value.mistakes)
     return caught.value.mistakes
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A user's package: a class, a function, a class under another package's name, and one that begins as it does."""
+    """A user's package, with what it defines and imports.
+
+    Beside it lie a package whose name has the same beginning, and one that cannot be imported.
+    """
     (tmp_path / "mypackage").mkdir()
     (tmp_path / "mypackage" / "__init__.py").write_text(
         textwrap.dedent("""
@@ -106,7 +109,8 @@ STRANGE = [
     "torch.nn.functional.importlib.import_module",
     "torch.nn.functional.handle_torch_function",
     "torch.nn.modules.module.register_module_forward_hook",
-    "torch.nn.parallel.data_parallel.DataParallel",  # Python's import finds a module of that name, Hydra a function
+    # Python's import finds a module of that name, Hydra a function.
+    "torch.nn.parallel.data_parallel.DataParallel",
     "torch.nn.attention.register_flash_attention_impl",
     "torch.nn.attention._fa4.register_flash_attention_fa4",  # imports the module that it is given
     "torch.nn.Module.__class__",
@@ -182,19 +186,19 @@ PLACES = {
     ("place", "wrap"), [*product(PLACES, ["plain", "nodes", "nodes in plain"])]
 )
 def test_a_target_is_found_wherever_it_is(place, wrap, tmp_path):
-    given = PLACES[place](poison(tmp_path))
+    config = PLACES[place](poison(tmp_path))
     if wrap == "nodes":
-        given = OmegaConf.create(given)
+        config = OmegaConf.create(config)
     elif wrap == "nodes in plain":
-        given = {"all": [OmegaConf.create(given)]}
-    found = [
+        config = {"all": [OmegaConf.create(config)]}
+    distrusted = [
         mistake
-        for mistake in mistakes_of(given)
+        for mistake in mistakes_of(config)
         if "os.system" in mistake and "trust=[os]" in mistake
     ]
-    assert len(found) == 1
+    assert len(distrusted) == 1
     key = "_target_" if place == "the top" else f"{place}._target_"
-    assert found[0].startswith(f"all[0].{key}: " if wrap == "nodes in plain" else f"{key}: ")
+    assert distrusted[0].startswith(f"all[0].{key}: " if wrap == "nodes in plain" else f"{key}: ")
     assert not (tmp_path / "canary").exists()
 
 
@@ -205,7 +209,7 @@ def test_a_target_in_another_spelling_is_a_mistake_too(key):
 
 
 @pytest.mark.parametrize(
-    ("given", "key"),
+    ("config", "key"),
     [
         ({"model": {"_target_": "${oc.env:HOME}"}}, "model._target_"),
         ({"model": {"_target_": "torch.nn.${layer}"}, "layer": "Linear"}, "model._target_"),
@@ -217,9 +221,9 @@ def test_a_target_in_another_spelling_is_a_mistake_too(key):
     ],
 )
 @pytest.mark.parametrize("make", [dict, OmegaConf.create])
-def test_an_interpolation_is_a_mistake_and_never_resolved(given, key, make, monkeypatch):
+def test_an_interpolation_is_a_mistake_and_never_resolved(config, key, make, monkeypatch):
     monkeypatch.setenv("HOME", "canary")
-    (mistake,) = mistakes_of(make(given))
+    (mistake,) = mistakes_of(make(config))
     assert mistake.startswith(f"{key}: ")
     assert "an interpolation" in mistake
     assert "canary" not in mistake
@@ -238,52 +242,52 @@ def test_a_resolver_is_not_called():
 @pytest.mark.parametrize("value", ["yes", 1, None, [True]])
 def test_partial_is_true_or_false(value):
     (mistake,) = mistakes_of({"model": LINEAR | {"_partial_": value}})
-    assert mistake.startswith("model._partial_: ")
+    assert mistake.startswith("model._partial_ must be true or false; got ")
     check_targets({"model": LINEAR | {"_partial_": False}})
 
 
 def test_all_mistakes_come_at_once_with_key_target_and_way_out():
-    given = {
+    config = {
         "model": {"_target_": "torch.load", "f": "x.pt", "weights_only": False},
         "optimizer": {"_target_": "mine.Optimizer", "lr": "${lr}"},
     }
-    assert mistakes_of(given) == [
-        "model._target_: torch.load is none of the parts that a configuration from elsewhere may name; "
-        "if you trust its package with your machine, add it: 'trust=[torch]' on a study's command, "
-        "--trust torch with studyloom",
-        "optimizer._target_: mine.Optimizer is none of the parts that a configuration from elsewhere may name; "
-        "if you trust its package with your machine, add it: 'trust=[mine]' on a study's command, "
-        "--trust mine with studyloom",
+    assert mistakes_of(config) == [
+        "model._target_: torch.load is not among the code that a configuration from elsewhere may "
+        "name; if you trust its package with your machine, add 'trust=[torch]' to a study's "
+        "command, or --trust torch to a studyloom command",
+        "optimizer._target_: mine.Optimizer is not among the code that a configuration from "
+        "elsewhere may name; if you trust its package with your machine, add 'trust=[mine]' to a "
+        "study's command, or --trust mine to a studyloom command",
         "optimizer.lr: ${lr} is an interpolation; write the value itself",
     ]
 
 
 def test_a_package_that_the_user_trusts_may_be_named(package):
-    given = {"model": {"_target_": "mypackage.Net"}, "loss": {"_target_": "mypackage.make"}}
-    assert len(mistakes_of(given)) == 2
-    check_targets(given, [package])
+    config = {"model": {"_target_": "mypackage.Net"}, "loss": {"_target_": "mypackage.make"}}
+    assert len(mistakes_of(config)) == 2
+    check_targets(config, [package])
     check_targets({"_target_": "mypackage.make"}, ["mypackage.make"])
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "words"),
     [
         ("mypackage2.Net", "trust=[mypackage2]"),
         ("mypackage.os.system", "cannot be imported"),
         ("mypackage.pickle.loads", "cannot be imported"),
-        ("mypackage.Popen", "is subprocess.Popen, which is none"),
-        ("mypackage.VALUE", "is no class or function of a module"),
-        ("mypackage.net.Net", "is no class or function of a module"),
-        ("mypackage.os", "is no class or function of a module"),
+        ("mypackage.Popen", "is subprocess.Popen, which is not among the code"),
+        ("mypackage.VALUE", "is not a class or function of a module"),
+        ("mypackage.net.Net", "is not a class or function of a module"),
+        ("mypackage.os", "is not a class or function of a module"),
         ("mypackage._net.Net", "is not a public name"),
         ("mypackage.Net.method", "cannot be imported"),
         ("mypackage.Nett", "has no attribute 'Nett'"),
         ("mypackage", "is not the dotted name"),
     ],
 )
-def test_a_trusted_package_is_not_a_way_to_what_it_imports(package, target, said):
+def test_a_trusted_package_is_not_a_way_to_what_it_imports(package, target, words):
     (mistake,) = mistakes_of({"model": {"_target_": target}}, package)
-    assert said in mistake
+    assert words in mistake
 
 
 def test_what_is_not_trusted_is_not_imported(package):
@@ -299,9 +303,9 @@ def test_a_part_of_a_name_is_no_package(package, prefix):
 
 
 def test_a_config_within_itself_is_refused():
-    given: dict = {"model": {}}
-    given["model"]["model"] = given
-    assert mistakes_of(given) == ["the configuration is nested too deeply, or in itself"]
+    config: dict = {"model": {}}
+    config["model"]["model"] = config
+    assert mistakes_of(config) == ["the configuration is nested too deeply, or in itself"]
 
 
 def test_a_good_file_is_read_as_it_is(tmp_path):
@@ -315,10 +319,10 @@ def test_a_good_file_is_read_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "words"),
     [
-        ("[1, 2]", "is no configuration"),
-        ("3", "is no configuration"),
+        ("[1, 2]", "a configuration must be a mapping of sections"),
+        ("3", "a configuration must be a mapping of sections"),
         ("a: [1", "cannot be read as YAML"),
         ("a: 1\na: 2", "cannot be read as YAML"),
         ("a: \xff", "cannot be read as YAML"),
@@ -329,19 +333,19 @@ def test_a_good_file_is_read_as_it_is(tmp_path):
         ("[" * 1000, "cannot be read as YAML"),
         (
             "model: {_target_: os.system, command: touch canary}",
-            "model._target_: os.system is none",
+            "model._target_: os.system is not among",
         ),
         (
             "model: {_target_: torch.load, f: x, weights_only: false}",
-            "model._target_: torch.load is none",
+            "model._target_: torch.load is not among",
         ),
     ],
 )
-def test_a_bad_file_is_refused(text, said, tmp_path, monkeypatch):
+def test_a_bad_file_is_refused(text, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "winner.yaml"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=words):
         load_foreign(path)
     assert os.listdir() == ["winner.yaml"]
 

@@ -1,3 +1,5 @@
+"""CSV files: tables of independent rows, and series in time order."""
+
 import math
 
 import pytest
@@ -12,7 +14,7 @@ CANCER = Table("studyloom:breast_cancer.csv", "diagnosis", sealed=113, validatio
 
 @pytest.fixture
 def file(tmp_path):
-    """Writes a CSV file and gives its path."""
+    """Returns a function that writes a CSV file and returns its path."""
 
     def write(text: str) -> str:
         path = tmp_path / "data.csv"
@@ -24,7 +26,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def counted(file):
-    """The values 0 to 39, so that each tells its place."""
+    """A file of the values 0 to 39, so that each value is its own position."""
     return file("year,value\n" + "".join(f"{1900 + year},{year}\n" for year in range(40)))
 
 
@@ -84,12 +86,12 @@ def test_numbers_are_to_be_told_where_it_is_asked(file):
             "kin",
             r"data\.target=kin: .* has no such column; it has a, kind; did you mean kind\?",
         ),
-        ("a,kind\n1,x\nx,y\n", "kind", r"line 3 has 'x' for a; a finite number is wanted"),
-        ("a,kind\n1,x\nnan,y\n", "kind", r"line 3 has 'nan' for a"),
-        ("a,kind\n1,x\n2\n", "kind", "line 3 has 1 fields, the header 2"),
-        ("a,a\n1,x\n2,y\n", "a", "a line of different names"),
-        ("", "a", "a line of different names, and two lines of values"),
-        ("a,kind\n1,x\n2,y\n", "kind", r"data\.sealed is 5: expected 1 to 1, of 2 rows"),
+        ("a,kind\n1,x\nx,y\n", "kind", r"line 3 must have a finite number for a; got 'x'"),
+        ("a,kind\n1,x\nnan,y\n", "kind", r"line 3 must have a finite number for a; got 'nan'"),
+        ("a,kind\n1,x\n2\n", "kind", "line 3 has 1 fields; the header has 2"),
+        ("a,a\n1,x\n2,y\n", "a", "a line of column names, all different"),
+        ("", "a", "a line of column names, all different, and have two lines of values"),
+        ("a,kind\n1,x\n2,y\n", "kind", r"data\.sealed must be from 1 to 1, for 2 rows; got 5"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_refused_with_line_and_column(file, text, target, words):
@@ -138,18 +140,18 @@ def test_no_window_that_teaches_holds_a_value_that_is_to_be_told_later(counted, 
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("settings", "words"),
     [
-        ({"window": 0}, r"data\.window is 0: expected 1 to 38, of 40 values"),
-        ({"window": 39}, r"data\.window is 39"),
-        ({"sealed": 37}, r"data\.sealed is 37: expected 1 to 36"),
+        ({"window": 0}, r"data\.window must be from 1 to 38, for 40 values in .*; got 0"),
+        ({"window": 39}, r"data\.window must be .*; got 39"),
+        ({"sealed": 37}, r"data\.sealed must be from 1 to 36, .*; got 37"),
         ({"column": "valu"}, r"data\.column=valu: .* did you mean value\?"),
     ],
 )
-def test_a_series_that_cannot_be_cut_is_refused(counted, given, words):
+def test_a_series_that_cannot_be_cut_is_refused(counted, settings, words):
     with pytest.raises(DataError, match=words):
         Series(
-            counted, **{"column": "value", "window": 3, "sealed": 5, "validation": 4} | given
+            counted, **{"column": "value", "window": 3, "sealed": 5, "validation": 4} | settings
         ).train()
 
 

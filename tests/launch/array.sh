@@ -17,8 +17,8 @@ module load cuda
 cd '/projects/my study' || exit
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 
-# On USR2 the worker hands its trial back at its last epoch, and the task is queued again. One that another signal ends
-# is started again, 3 times.
+# On USR2 the worker releases its trial at the end of the epoch, and the task is queued again.
+# A worker that another signal ends is started again, 3 times.
 again=
 trap 'again=yes; [ "$!" ] && kill -TERM "$!"' USR2
 for _ in 1 2 3 4; do
@@ -30,11 +30,11 @@ for _ in 1 2 3 4; do
     if [ "$again" ]; then # the signal has ended the wait
         wait "$worker"
         code=$?
-        # By its place in the array: the last task's own number is that of the whole array too.
+        # By its index: the number of the last task is that of the whole array too.
         [ "$code" = 143 ] && exec scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
     fi
     case $code in
-        129 | 130 | 143) break ;; # told to stop
+        129 | 130 | 143) break ;; # asked to stop
     esac
     [ "$code" -gt 128 ] || break
     echo "the worker ended with signal $((code - 128))"

@@ -1,4 +1,7 @@
-"""The array script against the one in array.sh, and what it does, with shells for workers; chaos/ has a real SLURM."""
+"""The array script against the one in array.sh, and run with shells for workers.
+
+chaos/ has a real SLURM.
+"""
 
 import os
 import signal
@@ -10,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from studyloom.errors import LaunchError
-from studyloom.launch import task
+from studyloom.launch import command
 from studyloom.launch.slurm import Slurm
 from studyloom.launch.task import Task
 from studyloom.study.reporter import Limits
@@ -25,7 +28,7 @@ COMMAND = [
 ]
 
 
-def written(slurm, command=COMMAND, folder="/projects/my study", logs="/scratch/100% mine/logs"):
+def script_of(slurm, command=COMMAND, folder="/projects/my study", logs="/scratch/100% mine/logs"):
     return slurm.script("my study", slurm.workers, command, Path(folder), Path(logs))
 
 
@@ -37,11 +40,11 @@ def test_the_script_is_the_one_in_the_file():
         memory="16G",
         lines=["#SBATCH --account=mine", "module load cuda"],
     )
-    assert written(slurm) == GOLDEN.read_text()
+    assert script_of(slurm) == GOLDEN.read_text()
 
 
 def test_what_is_not_set_is_left_to_the_cluster():
-    script = written(Slurm(workers=1, gres=None))
+    script = script_of(Slurm(workers=1, gres=None))
     assert not any(f"--{name}=" in script for name in ("gres", "partition", "time", "mem"))
     assert "--array=0-0\n" in script
 
@@ -61,54 +64,53 @@ def test_what_is_not_set_is_left_to_the_cluster():
     ],
 )
 def test_settings_that_sbatch_would_not_take_are_refused_by_name(settings):
-    with pytest.raises(ValueError, match=rf"launcher\.{next(iter(settings))}: "):
+    with pytest.raises(ValueError, match=rf"launcher\.{next(iter(settings))} must be .*; got "):
         Slurm(**settings)
 
 
 @pytest.fixture
 def submission(tmp_path, monkeypatch):
-    """Has a task submitted by a `sbatch` of the test's own; what was told, and what sbatch was given."""
+    """A function that submits a task with a `sbatch` of its own, and returns what is printed."""
     programs = tmp_path / "bin"
     programs.mkdir()
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(
-        task.sys, "argv", ["x", "study.trials=9", "launcher=slurm", "launcher.gres=null"]
+        command.sys, "argv", ["x", "study.trials=9", "launcher=slurm", "launcher.gres=null"]
     )
 
     def submit(body, slots=9, **settings):
         (programs / "sbatch").write_text(f"#!/bin/sh\n{body}\n")
         (programs / "sbatch").chmod(0o755)
-        work = Task(
-            lambda stop: None, lambda: slots, SimpleNamespace(), tmp_path / "run", Limits(), "s"
-        )
+        run_dir = tmp_path / "run"
+        work = Task(lambda stop: None, lambda: slots, SimpleNamespace(), run_dir, Limits(), "s")
         return Slurm(**settings).launch(work, lambda: False)
 
     return submit
 
 
-def test_the_job_is_told_with_how_to_watch_and_to_cancel_it(submission, tmp_path):
-    told = submission(f'echo "$@" > {tmp_path}/given; echo "17;main"', slots=2)
+def test_the_job_is_printed_with_how_to_watch_and_to_cancel_it(submission, tmp_path):
+    printed = submission(f'echo "$@" > {tmp_path}/arguments; echo "17;main"', slots=2)
     path = tmp_path / "run" / "slurm.sh"
-    assert (tmp_path / "given").read_text() == f"--parsable {path}\n"
+    assert (tmp_path / "arguments").read_text() == f"--parsable {path}\n"
     for words in (
         f"s: job 17, its script {path}",
         "squeue --job=17",
         "scancel 17",
         f"status {tmp_path}/run --watch",
     ):
-        assert words in told
+        assert words in printed
     assert "--array=0-1\n" in path.read_text()  # no more tasks than slots
     assert "study.trials=9 launcher=join &" in path.read_text()
     assert (tmp_path / "run" / "logs").is_dir()  # SLURM makes no folder for its logs
 
 
 def test_a_script_that_is_only_written_is_submitted_by_hand(submission, tmp_path):
-    told = submission(f"touch {tmp_path}/called", submit=False)
-    assert f"submit  sbatch {tmp_path}/run/slurm.sh" in told
+    printed = submission(f"touch {tmp_path}/called", submit=False)
+    assert f"submit  sbatch {tmp_path}/run/slurm.sh" in printed
     assert not (tmp_path / "called").exists()
 
 
-def test_why_a_job_is_not_taken_is_said(submission, monkeypatch):
+def test_why_sbatch_refuses_a_job_is_reported(submission, monkeypatch):
     with pytest.raises(
         LaunchError, match=r"slurm: sbatch: error: invalid partition.*script is .*slurm\.sh"
     ):
@@ -118,28 +120,35 @@ def test_why_a_job_is_not_taken_is_said(submission, monkeypatch):
         submission("")
 
 
-# What the script does
+# The script, run
 
 
-class Running:
-    """A script with a shell command for its worker, and a scontrol that writes down what it is asked.
+class RunningScript:
+    """A script that runs with a shell command for its worker, and a `scontrol` that keeps its call.
 
-    at: before this line it gets USR2.
+    Args:
+        tmp_path: where the script lies and its worker runs.
+        worker: the shell command.
+        usr2_before: the line before which the script gets USR2; None for no signal.
     """
 
-    def __init__(self, tmp_path, worker, at=None):
+    def __init__(self, tmp_path, worker, usr2_before=None):
         self.folder = tmp_path
-        (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+        (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/scontrol-call\n')
         (tmp_path / "scontrol").chmod(0o755)
-        script = written(Slurm(), ["sh", "-c", worker], tmp_path)
-        (tmp_path / "script").write_text(
-            script.replace(at, f"kill -USR2 $$; {at}", 1) if at else script
-        )
-        task = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "SLURM_CPUS_PER_TASK": "3"}
+        script = script_of(Slurm(), ["sh", "-c", worker], tmp_path)
+        if usr2_before is not None:
+            script = script.replace(usr2_before, f"kill -USR2 $$; {usr2_before}", 1)
+        (tmp_path / "script").write_text(script)
+        variables = {
+            "SLURM_ARRAY_JOB_ID": "7",
+            "SLURM_ARRAY_TASK_ID": "2",
+            "SLURM_CPUS_PER_TASK": "3",
+        }
         path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
         self.process = subprocess.Popen(
             ["bash", tmp_path / "script"],
-            env=os.environ | task | {"PATH": path},
+            env=os.environ | variables | {"PATH": path},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -151,24 +160,25 @@ class Running:
             time.sleep(0.01)
 
     def end(self):
+        """Waits for the end; returns the exit code, the output, and the call of scontrol."""
         out, _ = self.process.communicate(timeout=120)
-        asked = self.folder / "asked"
-        return self.process.returncode, out, asked.read_text().strip() if asked.exists() else None
+        call = self.folder / "scontrol-call"
+        return self.process.returncode, out, call.read_text().strip() if call.exists() else None
 
 
-def test_on_usr2_the_worker_hands_its_trial_back_and_its_task_alone_is_queued_again(tmp_path):
-    run = Running(
+def test_on_usr2_the_worker_releases_its_trial_and_its_task_alone_is_queued_again(tmp_path):
+    run = RunningScript(
         tmp_path,
-        "trap 'sleep 0.2; touch handed; exit 143' TERM; touch up; while :; do sleep 0.01; done",
+        "trap 'sleep 0.2; touch released; exit 143' TERM; touch up; while :; do sleep 0.01; done",
     )
     run.until("up")
     run.process.send_signal(signal.SIGUSR2)
     assert run.end() == (0, "", "requeue 7_2")
-    assert (tmp_path / "handed").exists()
+    assert (tmp_path / "released").exists()
 
 
 def test_a_worker_that_finds_nothing_left_to_do_on_usr2_is_not_queued_again(tmp_path):
-    run = Running(tmp_path, "trap 'exit 0' TERM; touch up; while :; do sleep 0.01; done")
+    run = RunningScript(tmp_path, "trap 'exit 0' TERM; touch up; while :; do sleep 0.01; done")
     run.until("up")
     run.process.send_signal(signal.SIGUSR2)
     assert run.end() == (0, "", None)
@@ -176,19 +186,22 @@ def test_a_worker_that_finds_nothing_left_to_do_on_usr2_is_not_queued_again(tmp_
 
 @pytest.mark.parametrize("line", ["for _ in", "worker=$!"])
 def test_usr2_before_the_worker_is_known_queues_the_task_again(tmp_path, line):
-    run = Running(
-        tmp_path, "exec sleep 600", at=line
-    )  # what outlives its shell would keep the output open
+    # exec: a process that outlives its shell would keep the output open.
+    run = RunningScript(tmp_path, "exec sleep 600", usr2_before=line)
     assert run.end() == (0, "", "requeue 7_2")
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 143])
 def test_a_worker_that_ends_by_itself_ends_the_task_with_its_exit_code(tmp_path, code):
-    assert Running(tmp_path, f"echo $OMP_NUM_THREADS; exit {code}").end() == (code, "3\n", None)
+    assert RunningScript(tmp_path, f"echo $OMP_NUM_THREADS; exit {code}").end() == (
+        code,
+        "3\n",
+        None,
+    )
 
 
 def test_a_worker_that_is_killed_is_started_again_three_times(tmp_path):
-    code, out, asked = Running(tmp_path, "echo up; kill -9 $$").end()
-    assert (code, asked) == (137, None)
+    code, out, call = RunningScript(tmp_path, "echo up; kill -9 $$").end()
+    assert (code, call) == (137, None)
     assert out.count("up\n") == 4
     assert out.count("the worker ended with signal 9\n") == 4

@@ -1,3 +1,5 @@
+"""The costs of networks and their limits, from the config to trials that are not trained."""
+
 import pytest
 import torch
 from optuna.trial import TrialState
@@ -37,18 +39,21 @@ def test_a_limit_is_read_and_says_how_far_a_value_is_beyond_it():
 
 
 def test_all_that_is_no_limit_is_told_at_once():
-    told = mistakes_of(
+    mistakes = mistakes_of(
         {"parameter": "<= 3", "flops": "__import__('os')", "latency_ms": 2, "parameters": "< 5"}
     )
-    assert told == [
-        "objective.constraints.parameter: no such quantity; there are parameters, flops, latency_ms; "
-        "did you mean parameters?",
-        "objective.constraints.flops: \"__import__('os')\" is no limit; write '<= 100_000' or '>= 1'",
-        "objective.constraints.latency_ms: 2 is no limit; write '<= 100_000' or '>= 1'",
-        "objective.constraints.parameters: '< 5' is no limit; write '<= 100_000' or '>= 1'",
+    limit = "must be a limit such as '<= 100_000' or '>= 1'"
+    assert mistakes == [
+        "objective.constraints.parameter: unknown quantity; there are parameters, flops, "
+        "latency_ms; did you mean parameters?",
+        f"objective.constraints.flops {limit}; got \"__import__('os')\"",
+        f"objective.constraints.latency_ms {limit}; got 2",
+        f"objective.constraints.parameters {limit}; got '< 5'",
     ]
-    assert mistakes_of("<= 3")[0].startswith("objective.constraints: '<= 3' is no mapping")
-    assert "a function of your own has none" in mistakes_of({"parameters": "<= 1"}, {})[0]
+    (mistake,) = mistakes_of("<= 3")
+    assert mistake.startswith("objective.constraints must be a mapping of quantities to limits")
+    assert mistake.endswith("got '<= 3'")
+    assert "the costs of a function of your own" in mistakes_of({"parameters": "<= 1"}, {})[0]
 
 
 def test_a_mistake_in_a_limit_is_told_before_the_first_trial():
@@ -63,21 +68,21 @@ def test_the_costs_of_a_network_are_those_of_its_layers():
     before = torch.random.get_rng_state()
     job = question.jobs(question.baseline, FOLDS, 0)[0]
     limit = Limit("parameters", 1.0, True)
-    measured = measure_costs([*MEASURES], [limit], job, SPLIT)
-    found = {of.quantity: of.value for of in measured}
-    assert {of.quantity: of.limit for of in measured} == {
+    costs = measure_costs([*MEASURES], [limit], job, SPLIT)
+    values = {cost.quantity: cost.value for cost in costs}
+    assert {cost.quantity: cost.limit for cost in costs} == {
         "parameters": limit,
         "flops": None,
         "latency_ms": None,
     }
-    assert found["parameters"] == 16 * 16 + 16 + 16 * 10 + 10
-    assert found["flops"] == 2 * (16 * 16 + 16 * 10)
-    assert 0 < found["latency_ms"] < 1000
+    assert values["parameters"] == 16 * 16 + 16 + 16 * 10 + 10
+    assert values["flops"] == 2 * (16 * 16 + 16 * 10)
+    assert 0 < values["latency_ms"] < 1000
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_an_infeasible_trial_is_marked_not_trained_and_never_wins(url, tmp_path):
-    limit = 17 * 30 + 30 * 10 + 10  # of about 30 units
+    limit = 17 * 30 + 30 * 10 + 10  # parameters of a network of 30 units
     question = ask(*WIDTHS, "sampler=random", f"+objective.constraints.parameters='<= {limit}'")
     stored = create_study(url, "s", question.identity("toy"), 12)
     Worker(question, stored, TrainingData(None, SPLIT, FOLDS), Never(), tmp_path).run(12)

@@ -32,7 +32,8 @@ from studyloom.winner.evaluation import NO_TEST, evaluate_winner
 from studyloom.winner.stages import Plan, Stage
 
 OWN = """
-defaults: [studyloom, sampler: random, pruner: none, storage: sqlite, launcher: local, space: none, _self_]
+defaults:
+  [studyloom, sampler: random, pruner: none, storage: sqlite, launcher: local, space: none, _self_]
 study: {name: own}
 objective: {_target_: test_function.parabola, metric: height, direction: maximize}
 params: {x: 0.0, curve: 1.0}
@@ -41,7 +42,7 @@ space: {params: {x: {float: [-2, 2]}}}
 
 
 def parabola(config, report):
-    """Highest at x = 1; noise of the trial's own seed on top."""
+    """A parabola that is highest at x = 1, with noise from the trial's own seed."""
     height = -config.params.curve * (config.params.x - 1) ** 2
     for step in range(3):
         report(height - 3 + step, step)
@@ -68,7 +69,7 @@ def ask(tmp_path):
 
 @pytest.fixture
 def objective(monkeypatch):
-    """Puts a function in the place of the one that the config names."""
+    """Replaces the function that the config names."""
     return lambda function: monkeypatch.setattr(sys.modules[__name__], "parabola", function)
 
 
@@ -122,14 +123,14 @@ def test_the_function_cannot_change_its_configuration(ask, objective):
 def test_a_report_may_raise_the_pruning_which_no_function_can_swallow(
     ask, objective, sqlite_url, tmp_path
 ):
-    told = []
+    reported = []
 
     def stubborn(config, report):
         for step in range(1, 6):
             try:
                 report(config.params.x, step)
             except Exception:
-                told.append(step)
+                reported.append(step)
         return 1.0
 
     objective(stubborn)
@@ -148,7 +149,7 @@ def test_a_report_may_raise_the_pruning_which_no_function_can_swallow(
     pruned = next(trial for trial in stored.trials() if trial.state == TrialState.PRUNED)
     assert list(pruned.intermediate_values) == [1]
     assert pruned.user_attrs[EPOCHS]["number"] == [1]
-    assert told[:5] == [1, 2, 3, 4, 5]
+    assert reported[:5] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_a_value_that_is_no_finite_number_is_named_and_stops_the_study(
     (trial,) = stored.trials()
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs[FAILURE] == "undefined"
-    assert f"the objective gave {value!r}" in trial.user_attrs[REASON]
+    assert f"the objective returned {value!r}" in trial.user_attrs[REASON]
 
 
 @pytest.mark.parametrize(
@@ -174,9 +175,9 @@ def test_a_value_that_is_no_finite_number_is_named_and_stops_the_study(
 )
 def test_numbers_of_all_libraries_are_values(ask, objective, value):
     objective(gives(value))
-    found = ask().make_objective(ask().baseline, 0, TrainingData()).run(print, Never())
-    assert type(found) is float
-    assert found == float(value)
+    result = ask().make_objective(ask().baseline, 0, TrainingData()).run(print, Never())
+    assert type(result) is float
+    assert result == float(value)
 
 
 @pytest.mark.parametrize(
@@ -190,12 +191,12 @@ def test_a_report_that_is_none_is_named(ask, objective, value, step):
 
 def test_a_step_may_not_be_reported_twice(ask, objective):
     objective(lambda config, report: [report(1.0, 2), report(1.0, 2)])
-    with pytest.raises(UndefinedMetric, match="step 2: expected a whole number, from 3 on"):
+    with pytest.raises(UndefinedMetric, match="step 2: expected a whole number of at least 3"):
         ask().make_objective(ask().baseline, 0, TrainingData()).run(lambda step: None, Never())
 
 
 class Guarded(Never):
-    """Notes whether it may be interrupted."""
+    """Records whether it may be interrupted."""
 
     within = False
 
@@ -209,18 +210,18 @@ class Guarded(Never):
 
 
 def test_a_signal_may_end_the_function_and_not_what_is_done_with_a_report(ask):
-    stopping, seen = Guarded(), []
+    stopping, calls = Guarded(), []
 
     def function(config, report):
-        seen.append(("function", stopping.within))
+        calls.append(("function", stopping.within))
         report(1.0, 1)
-        seen.append(("function", stopping.within))
+        calls.append(("function", stopping.within))
         return 1.0
 
     FunctionObjective(function, ask().config, 0).run(
-        lambda step: seen.append(("report", stopping.within)), stopping
+        lambda step: calls.append(("report", stopping.within)), stopping
     )
-    assert seen == [("function", True), ("report", False), ("function", True)]
+    assert calls == [("function", True), ("report", False), ("function", True)]
     assert not stopping.within
 
 
@@ -252,11 +253,13 @@ def test_a_stopped_trial_is_handed_back_and_begins_anew(ask, sqlite_url, tmp_pat
     [
         (
             ["objective.direction=null"],
-            "objective.direction=None: a function does not say which way",
+            "objective.direction must be maximize or minimize, since a function does not say which "
+            "is better; got null",
         ),
         (
             ["objective.direction=up"],
-            "objective.direction=up: is neither; set maximize or minimize",
+            "objective.direction must be maximize or minimize, since a function does not say which "
+            "is better; got up",
         ),
         (["objective._target_=test_function.parabula"], "did you mean parabola?"),
         (["objective._target_=test_function.no_function"], "(config, report) -> value"),
@@ -280,7 +283,8 @@ def test_what_a_function_is_told_is_part_of_the_question(ask):
 
 
 @pytest.fixture
-def crowned(ask, tmp_path, sqlite_url):
+def evaluated(ask, tmp_path, sqlite_url):
+    """The plan of a study whose winner is evaluated, and the answer."""
     question = ask()
     stored = work(question, sqlite_url, tmp_path, 6)
     plan = Plan(
@@ -304,32 +308,32 @@ def crowned(ask, tmp_path, sqlite_url):
     return plan, evaluate_winner(plan, pytest.fail, ["python", "-m", "studies.own"])
 
 
-def test_the_winner_is_judged_on_fresh_seeds_by_the_same_function(crowned):
-    plan, found = crowned
+def test_the_winner_is_judged_on_fresh_seeds_by_the_same_function(evaluated):
+    plan, answer = evaluated
     values = plan.values(plan.reevaluation)
     assert {*values} == {*plan.candidates}
-    for number, each in values.items():
+    for number, of_seeds in values.items():
         height = -((plan.candidates[number].values["params.x"] - 1) ** 2)
         noise = [1e-3 * random.Random(derive(0, seed, 0, 0)).random() for seed in range(3)]
-        assert each == pytest.approx([height + drawn for drawn in noise], abs=1e-12)
-    assert found["winner"]["trial"] == plan.winner
-    assert found["test"] is None
-    assert is_answer_of(found, plan)
+        assert of_seeds == pytest.approx([height + drawn for drawn in noise], abs=1e-12)
+    assert answer["winner"]["trial"] == plan.winner
+    assert answer["test"] is None
+    assert is_answer_of(answer, plan)
 
 
-def test_page_report_and_file_say_that_there_is_nothing_to_test_and_no_weights(crowned):
-    plan, found = crowned
-    told = "\n".join(winner_lines(found))
-    assert "height" in told
-    assert NO_TEST in told
+def test_page_report_and_file_say_that_there_is_nothing_to_test_and_no_weights(evaluated):
+    plan, answer = evaluated
+    printed = "\n".join(winner_lines(answer))
+    assert "height" in printed
+    assert NO_TEST in printed
     assert json.loads((plan.run_dir / "winner.json").read_text())["note"] == NO_TEST
     assert not (plan.run_dir / "winner.pt").exists()
-    shown = write_report(plan.search.stored, plan.run_dir).read_text()
-    assert NO_TEST in shown
-    assert "confusion matrix" not in shown
+    page = write_report(plan.search.stored, plan.run_dir).read_text()
+    assert NO_TEST in page
+    assert "confusion matrix" not in page
 
 
-def test_optuna_knows_the_study_too(crowned, sqlite_url):
+def test_optuna_knows_the_study_too(evaluated, sqlite_url):
     study = optuna.load_study(study_name="own", storage=sqlite_url)
     assert study.best_value == max(trial.value for trial in study.trials)
 

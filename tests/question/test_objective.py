@@ -1,3 +1,5 @@
+"""How epochs of jobs become the reports and the value of a trial."""
+
 import numpy as np
 import optuna
 import pytest
@@ -33,12 +35,12 @@ def training_of(question, folds=1, point=None):
     )
 
 
-def a_trial(pruner=None):
+def new_trial(pruner=None):
     return optuna.create_study(direction="maximize", pruner=pruner or NopPruner()).ask()
 
 
-def measured(trial, training, *, prunable=True, reported=0, stopping=None):
-    """As a worker does it while the database answers."""
+def train(trial, training, *, prunable=True, reported=0, stopping=None):
+    """Trains and reports each epoch, as a worker does while the database answers."""
     curve = []
     for epoch in run_epochs(training, stopping or Never()):
         prunable_here = prunable and epoch.number < training.epochs
@@ -53,8 +55,8 @@ def reports(trial):
 
 def test_each_step_reports_the_mean_of_all_folds_at_that_epoch(question):
     jobs = question.jobs(question.baseline, toy_folds(SPLIT, 3), number=0)
-    trial = a_trial()
-    curve = measured(trial, Training(jobs, SPLIT))
+    trial = new_trial()
+    curve = train(trial, Training(jobs, SPLIT))
     alone = [list(epochs([job], SPLIT)) for job in jobs]
     for step in range(1, 5):
         expected = sum(epochs[step - 1][0].value for epochs in alone) / 3
@@ -63,7 +65,7 @@ def test_each_step_reports_the_mean_of_all_folds_at_that_epoch(question):
 
 
 class Witness(BasePruner):
-    """Takes down what it is shown, and prunes nothing."""
+    """A pruner that records what it is shown, and prunes nothing."""
 
     def __init__(self):
         self.shown = []
@@ -74,14 +76,14 @@ class Witness(BasePruner):
 
 
 def accuracies(jobs):
-    """Of each job alone, after each epoch: (epochs, jobs)."""
+    """The accuracy of each job, trained alone, after each epoch: (epochs, jobs)."""
     return np.array([[epoch.value for (epoch,) in epochs([job], SPLIT)] for job in jobs]).T
 
 
 def test_a_pruner_is_shown_the_mean_of_all_folds_at_each_epoch_but_the_last(question):
     jobs = question.jobs(question.baseline, toy_folds(SPLIT, 3), number=0)
     witness = Witness()
-    measured(a_trial(witness), Training(jobs, SPLIT))
+    train(new_trial(witness), Training(jobs, SPLIT))
     expected = accuracies(jobs).mean(axis=1)
     assert len(witness.shown) == 3
     for epoch, shown in enumerate(witness.shown, 1):
@@ -91,8 +93,8 @@ def test_a_pruner_is_shown_the_mean_of_all_folds_at_each_epoch_but_the_last(ques
 def test_a_pruner_of_jobs_in_turn_is_shown_the_end_of_each_but_the_last(question):
     jobs = question.jobs(question.baseline, toy_folds(SPLIT, 3), number=0)
     witness = Witness()
-    trial = a_trial(witness)
-    epochs = measured(trial, Training(jobs, SPLIT, in_turn=True))
+    trial = new_trial(witness)
+    epochs = train(trial, Training(jobs, SPLIT, in_turn=True))
     ends = dict(enumerate(accuracies(jobs)[-1], 1))
     assert witness.shown == [{1: ends[1]}, {1: ends[1], 2: ends[2]}]
     assert reports(trial) == ends
@@ -104,15 +106,15 @@ def test_the_learning_curve_of_jobs_in_turn_is_that_of_lockstep(question):
     trainings = [Training(jobs, SPLIT), Training(jobs, SPLIT, in_turn=True)]
     curves = []
     for training in trainings:
-        assert list(run_epochs(training, Never())) == mean_epochs(training.said)
+        assert list(run_epochs(training, Never())) == mean_epochs(training.history)
         curves.append(
             [
                 [(e.number, e.train_loss, e.value) for e in epochs]
-                for epochs in group_by_epoch(training.said)
+                for epochs in group_by_epoch(training.history)
             ]
         )
     assert curves[0] == curves[1]
-    assert [len(epochs) for epochs in group_by_epoch(trainings[1].said[:6])] == [2, 2, 1, 1]
+    assert [len(epochs) for epochs in group_by_epoch(trainings[1].history[:6])] == [2, 2, 1, 1]
 
 
 def test_a_standard_error_is_that_of_numpy_and_none_for_one_job(question):
@@ -120,14 +122,14 @@ def test_a_standard_error_is_that_of_numpy_and_none_for_one_job(question):
     training = Training(jobs, SPLIT)
     list(training)
     expected = accuracies(jobs).std(axis=1, ddof=1) / np.sqrt(3)
-    assert [standard_error(epochs) for epochs in training.said] == pytest.approx(
+    assert [standard_error(epochs) for epochs in training.history] == pytest.approx(
         expected, rel=1e-12
     )
-    assert standard_error(training.said[0][:1]) is None
+    assert standard_error(training.history[0][:1]) is None
 
 
 def test_wilcoxon_ends_what_is_worse_on_each_fold_and_nothing_that_is_better_so_far():
-    """The threshold is that of conf/pruner/wilcoxon.yaml: three jobs that are worse are enough, and two are not."""
+    """By the threshold of conf/pruner/wilcoxon.yaml, three worse jobs suffice and two do not."""
     draw = np.random.default_rng(0)
     ended = []
     for _ in range(200):
@@ -155,25 +157,25 @@ def test_wilcoxon_ends_what_is_worse_on_each_fold_and_nothing_that_is_better_so_
 
 
 def test_a_pruner_ends_a_trial_with_the_epoch_at_which_it_did(question):
-    trial = a_trial(ThresholdPruner(lower=1.1, n_warmup_steps=2))
+    trial = new_trial(ThresholdPruner(lower=1.1, n_warmup_steps=2))
     with pytest.raises(optuna.TrialPruned) as caught:
-        measured(trial, training_of(question))
+        train(trial, training_of(question))
     assert caught.value.args[0].number == 2
     assert list(reports(trial)) == [1, 2]
 
 
 def test_a_trial_that_may_not_be_pruned_is_not(question):
     assert (
-        len(measured(a_trial(ThresholdPruner(lower=1.1)), training_of(question), prunable=False))
+        len(train(new_trial(ThresholdPruner(lower=1.1)), training_of(question), prunable=False))
         == 4
     )
 
 
 def test_what_is_stored_already_is_not_reported_again(question):
-    trial = a_trial()
+    trial = new_trial()
     trial.report(0.5, 1)
     trial.report(0.5, 2)
-    measured(trial, training_of(question), reported=2)  # Optuna's warning would be an error
+    train(trial, training_of(question), reported=2)  # Optuna's warning would be an error
     assert (reports(trial)[1], reports(trial)[2], sorted(reports(trial))) == (
         0.5,
         0.5,
@@ -184,18 +186,18 @@ def test_what_is_stored_already_is_not_reported_again(question):
 def test_a_trial_gone_on_with_is_judged_again_where_its_worker_may_have_died_before_it_was(
     question,
 ):
-    trial = a_trial(ThresholdPruner(lower=1.1))
+    trial = new_trial(ThresholdPruner(lower=1.1))
     trial.report(0.5, 1)
     trial.report(0.5, 2)
     with pytest.raises(optuna.TrialPruned) as caught:
-        measured(trial, training_of(question), reported=2)
+        train(trial, training_of(question), reported=2)
     assert caught.value.args[0].number == 2
 
 
 def test_a_stop_in_the_midst_of_an_epoch_leaves_those_before_it(question):
-    trial = a_trial()
+    trial = new_trial()
     with pytest.raises(Stopped):
-        measured(trial, training_of(question), stopping=Signal(3))
+        train(trial, training_of(question), stopping=Signal(3))
     assert list(reports(trial)) == [1, 2]
 
 
@@ -207,4 +209,4 @@ def test_a_mean_epoch_averages_what_was_said_and_adds_up_the_time():
 def test_a_diverging_fold_ends_the_trial():
     question = ask(*TINY, "optimizer=sgd", "optimizer.lr=1e30", "study.baseline=false")
     with pytest.raises(Diverged, match="epoch"):
-        measured(a_trial(), training_of(question, point=Point()))
+        train(new_trial(), training_of(question, point=Point()))

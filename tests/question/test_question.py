@@ -1,3 +1,5 @@
+"""What a study asks, and how the question is validated before the first trial."""
+
 import os
 import re
 import shutil
@@ -47,7 +49,7 @@ class Blocks(Own):
 
 
 class OnCPU(nn.Module):
-    """A network that computes with plain Python numbers, for which the meta device has none."""
+    """A network that computes with plain Python numbers, which the meta device does not have."""
 
     def __init__(self, shape, classes):
         super().__init__()
@@ -58,7 +60,7 @@ class OnCPU(nn.Module):
 
 
 class Witness(Own):
-    """Notes where it is built."""
+    """A network that records the devices on which it is built."""
 
     devices: list[str] = []  # noqa: RUF012
 
@@ -68,7 +70,7 @@ class Witness(Own):
 
 
 class Needy(RandomSampler):
-    """A sampler whose library is missing, as Optuna's CmaEsSampler says it."""
+    """A sampler whose library is missing; it says so as Optuna's CmaEsSampler does."""
 
     def __init__(self, seed=None):
         raise ImportError("Tried to import 'nowhere' but failed.")
@@ -77,7 +79,7 @@ class Needy(RandomSampler):
 class Seeded(RandomSampler):
     def __init__(self, seed=None):
         super().__init__(seed)
-        self.given = seed
+        self.seed = seed
 
 
 class Seedless(BaseSampler):
@@ -86,7 +88,7 @@ class Seedless(BaseSampler):
 
 @pytest.fixture(autouse=True)
 def composing(clean_hydra):
-    """Questions of this module live longer than a test, and Hydra does not."""
+    """Starts Hydra for each test: the questions of this module live longer than a test."""
     GlobalHydra.instance().clear()
     hydra.initialize_config_dir(CONF, version_base=None)
 
@@ -108,7 +110,7 @@ def composed():
 
 @pytest.fixture
 def asking(composed):
-    """Asks with values set by key, as if they had been composed, and with what `key=range` says of the space."""
+    """Asks with values set by key, as if they had been composed, and with `key=range` searched."""
 
     def ask_with(*searches: str, **values: object) -> Question:
         cfg, composer = composed
@@ -133,7 +135,7 @@ def only_mistake(question: Question, folds, **images) -> str:
     return line
 
 
-# What it asks
+# What it asks, and what makes another question
 
 
 @pytest.fixture
@@ -260,18 +262,18 @@ def test_a_trial_is_trained_with_seeds_of_its_own(main, folds):
 
 def test_the_sampler_of_a_trial_is_seeded_for_it():
     question = ask(*NONE, "sampler=random", "sampler._target_=test_question.Seeded")
-    seeds = [question.sampler(number).given for number in (0, 1, 2, 0)]
+    seeds = [question.sampler(number).seed for number in (0, 1, 2, 0)]
     assert len(set(seeds)) == 3
     assert seeds[0] == seeds[3]
     other = ask(*NONE, "sampler=random", "sampler._target_=test_question.Seeded", "study.seed=1")
-    assert other.sampler(0).given != seeds[0]
+    assert other.sampler(0).seed != seeds[0]
 
 
 def test_a_seed_in_the_config_is_the_seed_of_every_trial():
     question = ask(
         *NONE, "sampler=random", "sampler._target_=test_question.Seeded", "+sampler.seed=7"
     )
-    assert [question.sampler(number).given for number in (0, 1)] == [7, 7]
+    assert [question.sampler(number).seed for number in (0, 1)] == [7, 7]
 
 
 def test_a_sampler_without_a_seed_is_a_sampler():
@@ -398,7 +400,7 @@ def test_what_no_trial_changes_cannot_be_searched(asking, folds, search, words):
             "model.activation.choice=[tanh, gelu]",
             ["model.activation=relu", "not among [tanh, gelu]"],
         ),
-        ("model.init.int=[1, 2]", ["model.init=default", "a text", "whole numbers"]),
+        ("model.init.int=[1, 2]", ["model.init=default", "a string", "a whole number"]),
         ("train.clip.float=[0.1, 1]", ["train.clip=null", "is null"]),
         ("model.hidden.int=[1, 200]", ["model.hidden=[128]", "a list"]),
         (
@@ -468,7 +470,7 @@ def test_without_a_baseline_defaults_may_lie_anywhere(folds):
 
 
 def test_without_a_baseline_a_default_that_no_point_has_need_not_build(folds):
-    """400 images make no batch of 1000, and a dropout of 2 is none; but both are searched."""
+    """400 images make no batch of 1000, and 2 is not a probability; but both are searched."""
     wrong = ("train.batch_size=1000", "model.dropout=2.0", "study.baseline=false")
     search = (
         "+space.train.batch_size.choice=[16,32]",
@@ -481,11 +483,11 @@ def test_without_a_baseline_a_default_that_no_point_has_need_not_build(folds):
     ("search", "words"),
     [
         ("model.activation.choice=[relu, tahn]", ["model.activation=tahn", "did you mean tanh?"]),
-        ("model.dropout.float=[0, 1.5]", ["model.dropout=1.5", "expected a number from 0"]),
+        ("model.dropout.float=[0, 1.5]", ["model.dropout=1.5", "must be a number from 0"]),
         ("model.hidden={list: {int: [0, 128]}, length: 1}", ["model.hidden=[0]", "at least 1"]),
-        ("train.batch_size.choice=[64, 1000]", ["train.batch_size=1000", "expected 1 to 400"]),
-        ("train.precision.choice=[fp32, fp8]", ["train.precision=fp8", "expected fp32 or bf16"]),
-        ("train.l1.float=[-1, 1]", ["train.l1=-1.0", "expected 0"]),
+        ("train.batch_size.choice=[64, 1000]", ["train.batch_size=1000", "must be from 1 to 400"]),
+        ("train.precision.choice=[fp32, fp8]", ["train.precision=fp8", "must be fp32 or bf16"]),
+        ("train.l1.float=[-1, 1]", ["train.l1=-1.0", "at least 0 (off)"]),
         ("optimizer.lr.float=[-1, 1]", ["optimizer.lr=-1.0", "Invalid learning rate"]),
         ("scheduler.warmup.float=[0, 2]", ["scheduler.warmup=2.0", "from 0 to 1"]),
         ("loss.label_smoothing.float=[0, 2]", ["loss.label_smoothing=2.0"]),
@@ -500,13 +502,14 @@ def test_a_corner_that_a_network_refuses_is_named_with_its_branch(folds):
     search = "+space.model={mlp:null,cnn:{blocks:{int:[1,5]},channels:{choice:[8]}}}"
     line = only_mistake(ask(*NONE, search, "study.baseline=false"), folds)
     assert line.startswith(
-        "model=cnn, model.blocks=5, model.channels=8: model.blocks is 5: expected at most 3"
+        "model=cnn, model.blocks=5, model.channels=8: model.blocks must be at most 3"
     )
 
 
 def test_one_mistake_is_told_once_however_many_branches_meet_it(folds):
     line = only_mistake(ask("train.samples_per_epoch=5000"), folds)
-    assert line.startswith("train.samples_per_epoch is 5000: expected 1 to 400")
+    assert line.startswith("train.samples_per_epoch must be from 1 to 400, ")
+    assert line.endswith("; got 5000")
 
 
 def test_a_mistake_that_two_options_make_is_told_of_each(folds):
@@ -523,7 +526,7 @@ def test_a_mistake_that_two_options_make_is_told_of_each(folds):
 def test_a_network_with_outputs_of_the_wrong_shape_is_refused(folds):
     own = ("~model", "+model._target_=test_question.Own", "++model.ends=3")
     line = only_mistake(ask(*NONE, *own), folds)
-    assert line == "the network makes (2, 3) of 2 examples; (2, 10) is wanted"
+    assert line == "the outputs of the network must be (2, 10) for 2 examples; got (2, 3)"
 
 
 def test_a_network_of_ones_own_is_accepted_and_its_arguments_searched(folds):
@@ -581,9 +584,9 @@ def test_groups_within_groups_are_composed_checked_and_searched(folds, tmp_path,
         folder=folder,
     )
     assert (
-        "space.model.own.block.residual.dept: there is no key model.block.dept; model.block has kind, depth"
-        in (only_mistake(wrong, folds))
-    )
+        "space.model.own.block.residual.dept: there is no key model.block.dept; "
+        "model.block has kind, depth"
+    ) in only_mistake(wrong, folds)
     outside = ask(*NONE, f"model={base}", search.replace("[1,3]", "[3,4]"), folder=folder)
     assert "the default model.block.depth=2 is outside its range [3, 4]" in only_mistake(
         outside, folds
@@ -602,11 +605,11 @@ def test_trying_out_leaves_the_random_numbers_of_the_caller_alone(main, folds):
     [
         (["model._target_=studyloom.models.MPL"], ["studyloom.models.MPL", "MPL"]),
         (["model._target_=no_such_package.Net"], ["no_such_package"]),
-        (["~model._target_"], ["model: no _target_"]),
+        (["~model._target_"], ["model must have a _target_"]),
         (["+model.hiden=3"], ["hiden"]),
         (["optimizer._target_=torch.optim.Adma"], ["torch.optim.Adma"]),
         (["loss._target_=torch.nn.CrossEntropy"], ["torch.nn.CrossEntropy"]),
-        (["train.loss=mse"], ["train.loss: 'mse' is not set here; choose it with loss=mse"]),
+        (["train.loss=mse"], ["train.loss: 'mse' cannot be set here; choose it with loss=mse"]),
         (["sampler._target_=optuna.samplers.TPE"], ["sampler", "optuna.samplers.TPE"]),
         (["+sampler.seeed=3"], ["sampler=tpe", "seeed"]),
         (["pruner._target_=optuna.pruners.Median"], ["pruner", "optuna.pruners.Median"]),
@@ -635,9 +638,9 @@ def test_a_pruner_that_compares_jobs_is_refused_where_a_trial_has_one(folds):
     assert "pruner=median" in line
 
 
-@pytest.mark.parametrize("given", ["objective.folds=2", "objective.seeds=2"])
-def test_a_pruner_that_compares_jobs_takes_folds_and_seeds(folds, given):
-    question = ask(*NONE, "pruner=wilcoxon", given)
+@pytest.mark.parametrize("jobs", ["objective.folds=2", "objective.seeds=2"])
+def test_a_pruner_that_compares_jobs_takes_folds_and_seeds(folds, jobs):
+    question = ask(*NONE, "pruner=wilcoxon", jobs)
     validate(question, TrainingData(None, IMAGES, folds))
     assert question.in_turn
     assert type(question.pruner()).__name__ == "WilcoxonPruner"
@@ -676,9 +679,9 @@ def test_trials_that_are_reported_otherwise_belong_to_another_question():
 def test_every_continuous_range_is_told_to_whoever_wants_a_grid(folds):
     lines = mistakes_of(ask("sampler=grid"), folds)
     assert (
-        "space.optimizer.sgd.lr: a grid cannot enumerate a continuous range; give it a step, or a choice"
-        in lines
-    )
+        "space.optimizer.sgd.lr: a grid cannot enumerate a continuous range; "
+        "give it a step, or a choice"
+    ) in lines
     assert len(lines) == 5
 
 
@@ -716,8 +719,10 @@ def test_a_seed_that_numpy_does_not_take_is_told(folds):
 
 
 def test_a_name_that_is_no_folder_is_told_with_the_other_mistakes(folds):
-    """Hydra has refused it before, unless it was asked to make no folder: a dry run."""
-    assert "study.name: 'a/b'" in only_mistake(ask(*NONE, "study.name=a/b"), folds)
+    """Hydra refuses it earlier, unless it makes no folder, as in a dry run."""
+    assert "study.name must be a folder name, not 'a/b'" in only_mistake(
+        ask(*NONE, "study.name=a/b"), folds
+    )
 
 
 def test_a_branch_is_tried_at_its_default_its_corners_and_each_choice(main):
@@ -751,7 +756,7 @@ def test_only_what_differs_from_the_config_as_composed_is_composed_again(main, f
 
 
 def test_a_check_does_not_import_the_compiler():
-    """It would take a second."""
+    """Importing it takes a second."""
     script = (
         "import sys; from toys import *; from studyloom.question.validation import validate\n"
         "from studyloom.data.training_data import TrainingData\n"
@@ -768,8 +773,8 @@ def test_a_check_does_not_import_the_compiler():
 # Two objectives
 
 
-def two_of(*overrides):
-    """What is wrong with a question of two objectives."""
+def mistakes_of_two(*overrides):
+    """The mistakes of a question of two objectives."""
     split = toy_split()
     return mistakes_of(ask(*TWO, *overrides), toy_folds(split), split)
 
@@ -794,45 +799,48 @@ def test_two_objectives_are_the_metric_and_a_cost_and_part_of_the_question():
     [
         (
             "[accuracy]",
-            "one objective is a name, two are a metric and what a network costs, [accuracy, parameters]",
+            "must be one name, or for two objectives a metric and a cost of the network, "
+            "[accuracy, parameters]",
         ),
-        ("[accuracy,parameters,flops]", "two are a metric and what a network costs"),
+        ("[accuracy,parameters,flops]", "for two objectives a metric and a cost of the network"),
         (
             "[parameters,accuracy]",
             "the metric comes first, and then one of parameters, flops, latency_ms",
         ),
         (
             "[accuracy,f1_macro]",
-            "f1_macro is nothing that a network costs; there are parameters, flops, latency_ms",
+            "must be a cost of the network, parameters, flops, latency_ms; got f1_macro",
         ),
         ("[accuracy,parameter]", "did you mean parameters?"),
-        ("[acuracy,parameters]", "objective.metric=acuracy: no such metric"),
+        ("[acuracy,parameters]", "objective.metric=acuracy: unknown metric"),
     ],
 )
 def test_what_are_no_two_objectives_is_told_with_the_way_out(metric, problem):
-    (told,) = two_of(f"objective.metric={metric}")
-    assert problem in told
+    (mistake,) = mistakes_of_two(f"objective.metric={metric}")
+    assert problem in mistake
 
 
 def test_a_direction_against_the_metric_is_refused_with_two_objectives_too():
-    (told,) = two_of("objective.direction=minimize")
-    assert "of objective.metric=accuracy more is better" in told
+    (mistake,) = mistakes_of_two("objective.direction=minimize")
+    assert "must be maximize, since more accuracy is better" in mistake
 
 
 def test_pruning_a_wrong_sampler_a_wrong_rule_and_other_mistakes_are_told_at_once():
-    told = two_of("pruner=median", "sampler=cmaes", "winner.rule='max acuracy'", "winner.top=0")
-    assert [re.match(r"[\w.=]+", line)[0] for line in told] == [
+    mistakes = mistakes_of_two(
+        "pruner=median", "sampler=cmaes", "winner.rule='max acuracy'", "winner.top=0"
+    )
+    assert [re.match(r"[\w.=]+", line)[0] for line in mistakes] == [
         "winner.rule",
         "pruner=median",
         "sampler=cmaes",
         "winner.top",
     ]
-    assert told[1].endswith(
-        "ends trials by one value, and objective.metric names accuracy and parameters; set pruner=none, or a single "
-        "objective, objective.metric=accuracy"
+    assert mistakes[1].endswith(
+        " compares trials by a single value, and objective.metric names accuracy and parameters; "
+        "set pruner=none, or a single objective, objective.metric=accuracy"
     )
-    assert "sampler=tpe, nsga2, random" in told[2]
-    assert "a single objective, objective.metric=accuracy" in told[2]
+    assert "sampler=tpe, nsga2, random" in mistakes[2]
+    assert "a single objective, objective.metric=accuracy" in mistakes[2]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "nsga2"])
@@ -848,8 +856,8 @@ def test_a_rule_may_name_what_has_a_limit_and_nothing_else_with_one_objective():
     assert str(ask(*TWO, one, limited, "winner.rule='max accuracy where flops < 9'").rule).endswith(
         "flops < 9"
     )
-    (told,) = two_of(one, limited, "winner.rule='max accuracy where parameters < 9'")
-    assert "parameters is not known of a trial; there are accuracy, flops" in told
+    (mistake,) = mistakes_of_two(one, limited, "winner.rule='max accuracy where parameters < 9'")
+    assert "parameters is not known of a trial; there are accuracy, flops" in mistake
     assert ask(*TWO).rule is None
 
 

@@ -1,3 +1,5 @@
+"""The language of `winner.rule`: what it means, and what is refused."""
+
 import math
 
 import pytest
@@ -53,47 +55,49 @@ def test_a_trial_keeps_to_a_rule_where_each_bound_holds_and_all_is_known():
 
 
 def test_names_that_are_not_known_and_a_wrong_direction_are_told_together():
-    told = mistakes_of("min accuracy where parameter < 5 and size > 1 and parameter > 3")
-    assert len(told) == 3
+    mistakes = mistakes_of("min accuracy where parameter < 5 and size > 1 and parameter > 3")
+    assert len(mistakes) == 3
     assert (
-        "parameter is not known of a trial; there are accuracy, parameters, latency_ms" in told[0]
+        "parameter is not known of a trial; there are accuracy, parameters, latency_ms"
+        in mistakes[0]
     )
-    assert "did you mean parameters?" in told[0]
-    assert "objective.metric or objective.constraints names it" in told[0]
-    assert "size is not known" in told[1]
-    assert told[2].endswith("of accuracy more is better; write max accuracy")
-    (told,) = mistakes_of("max mse", [METRICS["mse"]])
-    assert told == "winner.rule: 'max mse': of mse less is better; write min mse"
+    assert "did you mean parameters?" in mistakes[0]
+    assert "objective.metric or objective.constraints names it" in mistakes[0]
+    assert "size is not known" in mistakes[1]
+    assert mistakes[2].endswith("more accuracy is better; write max accuracy")
+    (mistake,) = mistakes_of("max mse", [METRICS["mse"]])
+    assert mistake == "winner.rule: 'max mse': less mse is better; write min mse"
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "ends, where max or min is expected"),
-        ("accuracy", "at 'accuracy' max or min is expected"),
-        ("max", "ends, where a name is expected"),
-        ("max 5", "at '5' a name is expected"),
-        ("max accuracy were parameters < 5", "at 'were' the word `where` or the end is expected"),
-        ("max accuracy where", "ends, where a name is expected"),
-        ("max accuracy where parameters", "ends, where <, <=, > or >= is expected"),
-        ("max accuracy where parameters = 5", "at '=' <, <=, > or >= is expected"),
-        ("max accuracy where parameters < many", "at 'many' a number is expected"),
+        ("", "expected max or min at the end"),
+        ("accuracy", "expected max or min at 'accuracy'"),
+        ("max", "expected a name at the end"),
+        ("max 5", "expected a name at '5'"),
+        ("max accuracy were parameters < 5", "expected the word `where` or the end at 'were'"),
+        ("max accuracy where", "expected a name at the end"),
+        ("max accuracy where parameters", "expected <, <=, > or >= at the end"),
+        ("max accuracy where parameters = 5", "expected <, <=, > or >= at '='"),
+        ("max accuracy where parameters < many", "expected a number at 'many'"),
         (
             "max accuracy where parameters < 5 or parameters > 9",
-            "at 'or' the word `and` or the end is expected",
+            "expected the word `and` or the end at 'or'",
         ),
-        ("max accuracy where parameters < 5 and", "ends, where a name is expected"),
-        ("max accuracy where parameters < 1e999", "at '1e999' a number is expected"),
-        ("max accuracy where parameters < 1__0", "at '1__0' a number is expected"),
-        ("max accuracy where parameters < nan", "at 'nan' a number is expected"),
-        ("max accuracy where parameters < ٣", "at '٣' a number is expected"),
-        ("max accuracy; import os", "at ';' the word `where` or the end is expected"),
+        ("max accuracy where parameters < 5 and", "expected a name at the end"),
+        ("max accuracy where parameters < 1e999", "expected a number at '1e999'"),
+        ("max accuracy where parameters < 1__0", "expected a number at '1__0'"),
+        ("max accuracy where parameters < nan", "expected a number at 'nan'"),
+        ("max accuracy where parameters < ٣", "expected a number at '٣'"),
+        ("max accuracy; import os", "expected the word `where` or the end at ';'"),
     ],
 )
 def test_what_is_no_rule_is_told_with_the_place_and_an_example(text, problem):
-    (told,) = mistakes_of(text)
+    (mistake,) = mistakes_of(text)
     assert (
-        told == f"winner.rule: {text!r}: {problem}; write 'max accuracy where parameters < 50_000'"
+        mistake
+        == f"winner.rule: {text!r}: {problem}; write 'max accuracy where parameters < 50_000'"
     )
 
 
@@ -110,13 +114,13 @@ def test_what_is_no_rule_is_told_with_the_place_and_an_example(text, problem):
 )
 def test_a_hostile_rule_is_a_mistake_and_is_not_executed(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (told,) = mistakes_of(text)
-    assert "\x1b" not in told
-    assert "\0" not in told
+    (mistake,) = mistakes_of(text)
+    assert "\x1b" not in mistake
+    assert "\0" not in mistake
     assert [*tmp_path.iterdir()] == []
 
 
 def test_a_rule_of_a_million_words_is_refused_at_once_and_not_repeated():
-    (told,) = mistakes_of("max accuracy where " + " and ".join(["parameters < 5"] * 1_000_000))
-    assert f"at most {LONGEST} are possible" in told
-    assert len(told) < 200
+    (mistake,) = mistakes_of("max accuracy where " + " and ".join(["parameters < 5"] * 1_000_000))
+    assert f"must have at most {LONGEST} characters" in mistake
+    assert len(mistake) < 200

@@ -1,5 +1,6 @@
 import threading
 
+import optuna
 import pytest
 import yaml
 from commands import CANARY, QUICK, study
@@ -10,7 +11,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
 from studyloom.search.warm_start import WarmStarts, find_warm_starts, place_point
 from studyloom.storage.attributes import BASELINE, ENQUEUED, WORKER
-from studyloom.study import worker as work_room
+from studyloom.study import worker as worker_module
 from studyloom.study.enqueue import enqueue, known_sources, ranked_trials
 from studyloom.study.reporter import Limits
 from studyloom.study.stored_study import create_study, open_study
@@ -18,7 +19,10 @@ from studyloom.study.worker import Worker
 
 SPLIT = toy_split()
 RANDOM = (*TINY, "sampler=random", "pruner=none")
-CNN = "{model:cnn,model.cnn.channels:16,optimizer:sgd,optimizer.sgd.lr:0.1,optimizer.sgd.momentum:0.5}"
+CNN = (
+    "{model:cnn,model.cnn.channels:16,"
+    "optimizer:sgd,optimizer.sgd.lr:0.1,optimizer.sgd.momentum:0.5}"
+)
 MLP = "{model.mlp.hidden:[32,64],model.mlp.dropout:0.25,train.batch_size:16}"
 
 
@@ -34,12 +38,12 @@ def work(question, stored, trials, folder):
 
 
 def begun(url, question, trials, folder, name="s"):
-    """A study with its starts laid down and no worker yet."""
+    """Creates a study with its warm starts enqueued, before any worker starts."""
     stored = create_study(url, name, question.identity("toy"), trials)
-    known = known_sources(stored)
+    used_sources = known_sources(stored)
     enqueue(
         stored,
-        find_warm_starts(question, known, ranked_trials),
+        find_warm_starts(question, used_sources, ranked_trials),
         trials,
         url,
         baseline=question.baseline,
@@ -53,7 +57,7 @@ def mistakes_of(*overrides):
     return caught.value.mistakes
 
 
-# A point from what is given
+# Placing given parameters
 
 
 def test_what_is_not_given_stands_as_composed(question):
@@ -71,7 +75,7 @@ def test_what_is_not_given_of_another_option_stands_as_that_option_has_it(questi
 
 
 @pytest.mark.parametrize(
-    "given",
+    "parameters",
     [
         {"model.mlp.hidden": [32, 64]},
         {"model.hidden": [32, 64]},
@@ -79,8 +83,8 @@ def test_what_is_not_given_of_another_option_stands_as_that_option_has_it(questi
         {"model.mlp.hidden.length": 2, "model.mlp.hidden.0": 32, "model.mlp.hidden.1": 64},
     ],
 )
-def test_a_list_may_be_written_as_one_and_names_as_paths_keys_or_a_tree(question, given):
-    placed = place_point(question, given)
+def test_a_list_may_be_written_as_one_and_names_as_paths_keys_or_a_tree(question, parameters):
+    placed = place_point(question, parameters)
     assert placed.point.values["model.hidden"] == [32, 64]
     assert (placed.wrong, placed.unasked) == ([], {})
 
@@ -91,41 +95,43 @@ def test_a_trial_of_the_space_is_found_again_at_its_own_point(question):
 
 
 def _trial(question):
-    import optuna
-
     return optuna.create_study(sampler=question.sampler(3)).ask()
 
 
 def test_all_that_is_wrong_with_points_is_told_at_once():
-    told = mistakes_of(
+    mistakes = mistakes_of(
         "study.enqueue=[{model:rnn,train.batch_size:17},{optimizer.sgd.lr:0.1,model.mlp.hiden:[3]},"
         "{model.mlp.hidden:[8,8,8,8],optimizer.adamw.lr:fast},{model:cnn,model.mlp.dropout:0.1}]"
     )
     for words in (
         "study.enqueue[0]: model=rnn is not among [mlp, cnn]",
         "study.enqueue[0]: train.batch_size=17 is not among [16, 32, 64]",
-        "study.enqueue[1]: optimizer.sgd.lr=0.1 is not asked there",
-        "study.enqueue[1]: model.mlp.hiden.0=3 is not asked there; did you mean model.mlp.hidden.0?",
+        "study.enqueue[1]: optimizer.sgd.lr=0.1 is not a parameter of this point",
+        "study.enqueue[1]: model.mlp.hiden.0=3 is not a parameter of this point; "
+        "did you mean model.mlp.hidden.0?",
         "study.enqueue[2]: model.mlp.hidden.length=4 is outside its range [1, 3]",
         "study.enqueue[2]: model.mlp.hidden.0=8 is outside its range [16, 512]",
-        "study.enqueue[2]: optimizer.adamw.lr=fast is a text",
-        "study.enqueue[3]: model.mlp.dropout=0.1 is not asked there",
+        "study.enqueue[2]: optimizer.adamw.lr=fast is a string",
+        "study.enqueue[3]: model.mlp.dropout=0.1 is not a parameter of this point",
     ):
-        assert any(line.startswith(words) for line in told), (words, told)
+        assert any(line.startswith(words) for line in mistakes), (words, mistakes)
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["study.enqueue=[1]"], "study.enqueue: [1] is no list of points"),
+        (
+            ["study.enqueue=[1]"],
+            "study.enqueue must be a list of points, such as [{model: cnn, …}, …]; got [1]",
+        ),
         (
             [f"study.enqueue=[{CNN},{MLP}]", "study.trials=2"],
             "2 points beside the baseline are more than study.trials=2",
         ),
         (["study.from=nowhere"], "study.from: nowhere: no study has run there"),
         (["study.from=sqlite:///nowhere/study.db"], "study.from: "),
-        (["study.from=7"], "study.from: 7 is neither a run directory nor the URL of a database"),
-        (["study.from=x", "study.top=0"], "study.top: 0 is below 1"),
+        (["study.from=7"], "study.from must be a run directory or the URL of a database; got 7"),
+        (["study.from=x", "study.top=0"], "study.top must be at least 1; got 0"),
     ],
 )
 def test_a_start_that_cannot_be_is_refused(overrides, words):
@@ -134,8 +140,8 @@ def test_a_start_that_cannot_be_is_refused(overrides, words):
 
 def test_a_grid_has_no_use_for_points():
     space = ("sampler=grid", "~space.optimizer", "~space.model")
-    (told,) = mistakes_of(*space, "study.enqueue=[{train.batch_size:16}]")
-    assert told.startswith("sampler=grid: tries each point of the space once")
+    (mistake,) = mistakes_of(*space, "study.enqueue=[{train.batch_size:16}]")
+    assert mistake.startswith("sampler=grid: tries each point of the space once")
 
 
 def test_the_question_is_the_same_with_points_and_without(question):
@@ -143,7 +149,7 @@ def test_the_question_is_the_same_with_points_and_without(question):
     assert other.identity("toy") == question.identity("toy")
 
 
-# Trials of them
+# Trials of the points
 
 
 def test_the_baseline_is_trial_0_and_the_points_come_next_in_a_budget_that_stays(url, tmp_path):
@@ -169,7 +175,9 @@ def test_the_baseline_is_trial_0_and_the_points_come_next_in_a_budget_that_stays
 
 
 def test_a_point_has_one_owner_among_many_workers_and_commands(url, tmp_path, monkeypatch):
-    monkeypatch.setattr(work_room, "worker_id", lambda pid: f"elsewhere:{threading.get_ident()}")
+    monkeypatch.setattr(
+        worker_module, "worker_id", lambda pid: f"elsewhere:{threading.get_ident()}"
+    )
     question = ask(*RANDOM, f"study.enqueue=[{CNN},{MLP}]")
 
     def command():
@@ -242,7 +250,7 @@ def test_a_worker_that_dies_of_an_enqueued_trial_hands_on_the_point(url, tmp_pat
 
 @pytest.fixture
 def earlier(tmp_path, question):
-    """The run directory of a study that is done."""
+    """The run directory of a finished study."""
     run_dir = tmp_path / "earlier"
     (run_dir / ".hydra").mkdir(parents=True)
     (run_dir / ".hydra" / "config.yaml").write_text(yaml.safe_dump({"study": {"name": "s"}}))
@@ -279,8 +287,8 @@ def test_a_url_is_a_source_too_and_shows_no_password(earlier, url, question, tmp
 def test_where_a_database_holds_several_studies_one_is_to_be_named(sqlite_url, question, tmp_path):
     for name in ("a", "b"):
         begun(sqlite_url, question, 1, tmp_path, name)
-    (told,) = mistakes_of(f"study.from={sqlite_url}")
-    assert "holds a, b; write URL#NAME" in told
+    (mistake,) = mistakes_of(f"study.from={sqlite_url}")
+    assert "holds a, b; write URL#NAME" in mistake
 
 
 def test_what_does_not_fit_another_space_is_said_and_left_out(earlier):
@@ -289,16 +297,14 @@ def test_what_does_not_fit_another_space_is_said_and_left_out(earlier):
     )
     starts = find_warm_starts(narrow, [], ranked_trials)
     for start in starts.points:
-        assert all(
-            narrow.space.walk(lambda p, s=start: s.point.params[p.name]).params
-            == start.point.params
-            for _ in "x"
-        )
-    said = "\n".join(starts.notes)
+        params = start.point.params
+        again = narrow.space.walk(lambda parameter, params=params: params[parameter.name])
+        assert again.params == params
+    notes = "\n".join(starts.notes)
     for trial in open_study(f"sqlite:///{earlier}/study.db", "s").trials():
         long = trial.params.get("model.mlp.hidden.length", 1) > 1
-        assert (f"trial {trial.number} does not fit: model.mlp.hidden.length=" in said) == long
-    assert "train.batch_size is not asked here" in said
+        assert (f"trial {trial.number} does not fit: model.mlp.hidden.length=" in notes) == long
+    assert "train.batch_size is not searched here" in notes
 
 
 def test_a_space_of_other_options_is_met_by_the_keys_they_share(earlier):
@@ -313,7 +319,7 @@ def test_a_space_of_other_options_is_met_by_the_keys_they_share(earlier):
         t.params["optimizer.adamw.lr"] for t in adamw
     ]
     assert any(
-        "model=cnn, and there it is mlp" in note or "optimizer=sgd, and there it is adamw" in note
+        "model=cnn, but here it is mlp" in note or "optimizer=sgd, but here it is adamw" in note
         for note in starts.notes
     )
 

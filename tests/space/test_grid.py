@@ -36,7 +36,7 @@ def baseline(space):
 
 
 def run(sampler: GridSampler, space: Space, trials: int) -> list[dict]:
-    """The parameters of the trials of a study that the sampler decides."""
+    """Runs a study with the sampler, and returns the parameters of its trials."""
     study = optuna.create_study(sampler=sampler)
     for _ in range(trials):
         trial = study.ask()
@@ -72,15 +72,15 @@ def test_samplers_of_one_seed_have_one_order(space, baseline):
 def test_samplers_in_several_processes_share_the_points_out_by_the_trials_numbers(space, baseline):
     workers = [GridSampler(space_of(CONDITIONAL), seed=5, baseline=baseline) for _ in range(4)]
     study = optuna.create_study()
-    given = []
+    drawn = []
     for number in range(int(space.size())):
         trial = create_trial(state=optuna.trial.TrialState.RUNNING)
         trial.number = number
         worker = workers[number % 4]
-        given.append(
+        drawn.append(
             worker.sample_relative(study, trial, worker.infer_relative_search_space(study, trial))
         )
-    assert all(given.count(point.params) == 1 for point in space.points())
+    assert all(drawn.count(point.params) == 1 for point in space.points())
 
 
 def test_the_order_is_not_that_of_the_tree(space):
@@ -101,13 +101,13 @@ def test_every_continuous_range_is_refused_by_name_in_whichever_option_it_is():
     )
     with pytest.raises(ConfigError) as caught:
         GridSampler(space)
-    told = caught.value.mistakes
-    assert [line.partition(":")[0] for line in told] == [
+    mistakes = caught.value.mistakes
+    assert [line.partition(":")[0] for line in mistakes] == [
         "space.optimizer.lr",
         "space.train.weights",
         "space.model.cnn.dropout",
     ]
-    assert all("give it a step, or a choice" in line for line in told)
+    assert all("give it a step, or a choice" in line for line in mistakes)
 
 
 @pytest.mark.parametrize(

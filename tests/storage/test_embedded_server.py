@@ -1,5 +1,6 @@
-"""The server of a run: processes that use it are real ones, and so are those that are killed."""
+"""The embedded server, with real processes that use it and real ones that are killed."""
 
+import ast
 import os
 import re
 import signal
@@ -26,7 +27,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 # Prints the address, and uses the server until its standard input closes.
-USER = "import sys; from studyloom.storage.embedded_server import serve; print(serve(sys.argv[1]), flush=True); sys.stdin.read()"
+USER = """
+import sys
+from studyloom.storage.embedded_server import serve
+print(serve(sys.argv[1]), flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +48,7 @@ def folder(tmp_path):
 
 
 def use(folder):
-    """A process that uses the server, and the address that it has been told."""
+    """Starts a process that uses the server; returns it and the server's address."""
     process = subprocess.Popen(
         [sys.executable, "-c", USER, f"embedded_postgres:///{folder}"],
         stdin=subprocess.PIPE,
@@ -58,26 +64,26 @@ def end(process):
 
 
 def processes(folder):
-    """The keeper and the server of a folder."""
-    found = {}
+    """The process ids of the keeper and the server of a folder, those that run."""
+    running = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             arguments = (process / "cmdline").read_bytes().decode().split("\0")
         except OSError:
             continue
         if str(folder) in arguments:
-            found["keeper"] = int(process.name)
+            running["keeper"] = int(process.name)
         elif str(folder / "data") in arguments:
-            found["server"] = int(process.name)
-    return found
+            running["server"] = int(process.name)
+    return running
 
 
 def until(condition, seconds=120.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
-            if found := condition():
-                return found
+            if outcome := condition():
+                return outcome
         except sqlalchemy.exc.OperationalError:
             pass
         time.sleep(0.02)
@@ -121,10 +127,10 @@ def test_only_this_host_and_who_knows_the_password_may_come_in(folder):
         url.password
         not in subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True).stdout
     )
-    found = subprocess.run(
+    files = subprocess.run(
         ["grep", "-rlF", "-e", url.password, folder], capture_output=True, text=True
     ).stdout.split()
-    assert found == [str(folder / "password")]
+    assert files == [str(folder / "password")]
     end(user)
 
 
@@ -208,6 +214,18 @@ def test_where_root_has_no_user_namespaces_it_runs_as_nobody(folder, monkeypatch
     assert probe.stdout == "65534\n"
 
 
+def test_a_keeper_imports_nothing_but_the_standard_library():
+    """It runs with -I, where neither studyloom nor what it depends on need be importable."""
+    tree = ast.parse(Path(server_keeper.__file__).read_text())
+    names = {
+        alias.name if isinstance(node, ast.Import) else node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names
+
+
 def test_other_urls_are_left_as_they_are():
     for url in ("sqlite:///a.db", "postgresql://u@h/d", "nonsense"):
         assert serve(url) == url
@@ -229,10 +247,10 @@ def test_a_study_runs_on_it_with_two_workers_and_is_looked_at_afterwards(tmp_pat
     until(lambda: not processes(run_dir / "postgres"))
     password = (run_dir / "postgres" / "password").read_text()
     assert password not in done.stdout + done.stderr
-    found = subprocess.run(
+    files = subprocess.run(
         ["grep", "-rlF", "-e", password, run_dir], capture_output=True, text=True
     ).stdout.split("\n")
-    assert found == [str(run_dir / "postgres" / "password"), ""]
+    assert files == [str(run_dir / "postgres" / "password"), ""]
     url, name = read_run(run_dir)
     user, address = use(folder_of(url))
     stored = open_study(address, name)

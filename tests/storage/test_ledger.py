@@ -1,3 +1,5 @@
+"""The budget of a study: slots are claimed once, leases end, and deaths are recorded."""
+
 import os
 import socket
 import subprocess
@@ -87,7 +89,7 @@ def test_a_claim_and_its_trial_are_made_together_or_not_at_all(ledger):
             LEASE,
             lambda connection, slot: sql.add(connection, ledger.study_id, {"slot": slot}),
         )
-        for owner in ("a", "b", "a")  # a's first answer was lost
+        for owner in ("a", "b", "a")  # a lost its first answer
     ]
     trials = ledger.storage.get_all_trials(ledger.study_id)
     assert [(trial.number, trial.user_attrs) for trial in trials] == [
@@ -184,13 +186,13 @@ def test_a_lease_that_has_ended_and_that_nobody_wants_is_still_its_holders(ledge
     assert ledger.claim("other", 1, LEASE) is None
 
 
-def test_a_claim_renewed_or_vouched_for_is_not_adopted(ledger):
+def test_a_claim_that_a_supervisor_renews_is_not_adopted_and_never_shortened(ledger):
     ledger.extend(2)
     ledger.claim("a", 2, -1.0)
     ledger.renew_for(["a"], LEASE)
     assert ledger.claim("other", 1, LEASE) is None
     assert 50 < ledger.held()[0].left <= 60
-    ledger.renew_for(["a"], 10.0)  # never shortened
+    ledger.renew_for(["a"], 10.0)
     assert ledger.held()[0].left > 50
 
 
@@ -211,7 +213,7 @@ def test_leases_are_on_the_databases_clock(ledger, monkeypatch):
     assert 50 < ledger.held()[0].left <= 60
 
 
-def test_workers_of_this_host_whose_process_is_gone_are_buried(ledger):
+def test_the_deaths_of_this_hosts_workers_whose_process_is_gone_are_recorded(ledger):
     gone = subprocess.Popen(["true"])
     gone.wait()
     ledger.extend(3)

@@ -1,3 +1,5 @@
+"""Posting in order: a sender goes on while the database is away, and learns of failures later."""
+
 import threading
 
 import pytest
@@ -7,7 +9,7 @@ from studyloom.storage.outbox import Outbox
 
 
 class Database:
-    """Takes down what is posted; while it is away, posting waits."""
+    """Keeps what is posted; while it is away, posting waits."""
 
     def __init__(self):
         self.posted = []
@@ -66,7 +68,7 @@ def test_the_end_waits_for_the_rest(database):
 
 
 def outcome(database, body):
-    """What comes out of a `with` with this body."""
+    """The exception that leaves a `with` with this body, if any."""
     try:
         with Outbox(database.post, database.is_away) as box:
             body(box)
@@ -97,7 +99,7 @@ def test_a_failure_after_the_last_item_is_raised_at_the_end(database):
 
 
 def test_what_was_sent_before_an_exception_of_the_body_came_first(database):
-    """A trial that was to be pruned at epoch 3 and diverged at epoch 5, while the database was away, is pruned."""
+    """A trial that pruning stops at epoch 3 is pruned, even if it diverges at epoch 5 meanwhile."""
 
     def body(box, item):
         database.here.clear()

@@ -1,3 +1,5 @@
+"""Optuna's tables, read and written by statements of our own: the same as by Optuna's code."""
+
 import math
 import os
 import time
@@ -12,7 +14,6 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from studyloom.storage import sql
-from studyloom.storage import sql as rows
 from studyloom.storage.database import connect, execute, read
 
 DISTRIBUTIONS = {
@@ -30,7 +31,7 @@ def opened(url):
 
 
 def shipped(opened):
-    """What Optuna's own code reads of the study."""
+    """The trials of the study as Optuna's own code reads them."""
     return RDBStorage._get_trials(opened, opened.study_id, None, set(), -1)
 
 
@@ -109,14 +110,15 @@ def test_few_trials_are_read_as_many_are(opened, monkeypatch):
             sql.user_attr(trial_id, "k", trial_id),
         )
 
-    def some(but=-1):
-        asked = {"study": opened.study_id, "ids": [ids[0], ids[2]], "after": ids[3], "but": but}
-        return read(opened, lambda connection: sql.read(connection, sql.FEW, **asked))
+    def some(skipped=-1):
+        parameters = {"study": opened.study_id, "ids": [ids[0], ids[2]], "after": ids[3]}
+        parameters["skipped"] = skipped
+        return read(opened, lambda connection: sql.read(connection, sql.SOME_TRIALS, **parameters))
 
     few = some()
     assert [trial.number for trial in few] == [0, 2, 4, 5]
-    assert [trial.number for trial in some(but=ids[4])] == [0, 2, 5]
-    monkeypatch.setattr(rows, "MANY", 1)
+    assert [trial.number for trial in some(skipped=ids[4])] == [0, 2, 5]
+    monkeypatch.setattr(sql, "MANY", 1)
     assert some() == few
     assert opened.get_all_trials(opened.study_id) == shipped(opened)
 
@@ -128,9 +130,9 @@ def test_another_studys_trials_are_not_read_and_have_numbers_of_their_own(opened
     begin(opened)
     assert [trial.number for trial in opened.get_all_trials(opened.study_id)] == [0, 1]
     assert [trial.number for trial in opened.get_all_trials(other)] == [0]
-    later = {"study": opened.study_id, "ids": [], "after": 1, "but": -1}
-    found = read(opened, lambda connection: sql.read(connection, sql.FEW, **later))
-    assert [trial.number for trial in found] == [1]
+    later = {"study": opened.study_id, "ids": [], "after": 1, "skipped": -1}
+    trials = read(opened, lambda connection: sql.read(connection, sql.SOME_TRIALS, **later))
+    assert [trial.number for trial in trials] == [1]
 
 
 def test_a_write_may_be_done_twice(opened):

@@ -1,3 +1,5 @@
+"""The trial buffer: a trial's changes are written together, and the others read on demand."""
+
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
@@ -8,7 +10,6 @@ from optuna.trial import TrialState
 from sqlalchemy import event
 
 from studyloom.storage import sql
-from studyloom.storage import sql as rows
 from studyloom.storage.database import connect, execute
 from studyloom.storage.trial_buffer import TrialBuffer
 
@@ -41,7 +42,7 @@ def stored(backend, trial_id):
 
 
 class Statements:
-    """Counts what an engine is asked to do."""
+    """Counts the statements and commits of an engine."""
 
     def __init__(self, engine):
         self.count, self.commits = 0, 0
@@ -113,7 +114,7 @@ def test_the_others_are_as_they_were_when_they_were_looked_at(buffer, study, bac
         TrialState.RUNNING,
         TrialState.COMPLETE,
     ]
-    assert study.trials[0].intermediate_values == {1: 0.5}  # said, and not written yet
+    assert study.trials[0].intermediate_values == {1: 0.5}  # not written yet
     buffer.clear()
     assert study.trials[0].intermediate_values == {}
 
@@ -156,20 +157,20 @@ def test_who_reads_a_trial_does_not_see_it_change(buffer, study, backend):
 
 
 def test_what_a_trial_reads_does_not_grow_with_their_number(buffer, study, backend, monkeypatch):
-    read, found = sql.read, []
+    read, answers = sql.read, []
     monkeypatch.setattr(
-        rows, "read", lambda *args, **asked: found.append(read(*args, **asked)) or found[-1]
+        sql, "read", lambda *args, **asked: answers.append(read(*args, **asked)) or answers[-1]
     )
     counts = []
     for finished in (3, 30):
         while len(study.trials) < finished:
             backend.set_trial_state_values(begin(backend), TrialState.COMPLETE, [1.0])
         trial_id = begin(backend)
-        found.clear()
+        answers.clear()
         statements = Statements(backend.engine)
         buffer.load(1, trial_id)
         buffer.refresh(1)
-        assert [len(trials) for trials in found] == [1, 0]  # once its own
+        assert [len(trials) for trials in answers] == [1, 0]  # its own, once
         counts.append(statements.count)
         buffer.set_trial_state_values(trial_id, TrialState.COMPLETE, [1.0])
         execute(backend, buffer.write)

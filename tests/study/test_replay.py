@@ -1,6 +1,7 @@
+"""Replays: of trials on toy images, of tampered databases, and by the command."""
+
 import io
 import json
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, FAILURE, MADE, REASON
-from studyloom.study import failures, provenance
+from studyloom.study import failures
 from studyloom.study.provenance import Provenance
 from studyloom.study.replay import ExpectedTrial, Tolerance, compare, load_data, train_again
 from studyloom.study.reporter import Limits
@@ -34,10 +35,10 @@ RATES = (*TINY[:-1], "sampler=random", "space=lr", "pruner=none")  # one MLP, an
 
 @pytest.fixture
 def work(tmp_path, sqlite_url):
-    """Works on a toy study; its record."""
+    """A function that works on a toy study, and returns it as stored."""
     (tmp_path / "checkpoints").mkdir()
 
-    def work(*overrides, trials=2, stopping=None, **limits):
+    def run_worker(*overrides, trials=2, stopping=None, **limits):
         question = ask(*overrides)
         folds = toy_folds(SPLIT, question.config.objective.folds)
         stored = create_study(
@@ -54,28 +55,28 @@ def work(tmp_path, sqlite_url):
         ).run(trials)
         return stored
 
-    return work
+    return run_worker
 
 
 @pytest.fixture
 def again(monkeypatch):
-    """Replays a trial on the toy images; the exit code and what was printed."""
+    """A function that replays a trial on the toy images, and returns exit code and output."""
     monkeypatch.setattr(
         replay,
         "load_data",
         lambda cfg, provenance, _: (SPLIT, toy_folds(SPLIT, cfg.objective.folds)),
     )
 
-    def again(stored, number=0, trusted=(), width=100):
+    def replay_again(stored, number=0, trusted=(), width=100):
         console = Console(file=io.StringIO(), width=width)
         code = replay.replay(stored, Path("nowhere"), number, trusted, console)
         return code, console.file.getvalue()
 
-    return again
+    return replay_again
 
 
 def tampered(stored, number=0, **attributes):
-    """The record with other attributes of a trial that has ended, as somebody with the database could write them."""
+    """Changes attributes of a trial that has ended, as anybody with the database could."""
     trial_id = stored.trials()[number]._trial_id
     with stored.ledger.storage.engine.begin() as connection:
         for key, value in attributes.items():
@@ -86,69 +87,12 @@ def tampered(stored, number=0, **attributes):
     )
 
 
-def provenance_sections(stored, number=0):
+def stored_provenance(stored, number=0):
     return json.loads(json.dumps(stored.trials()[number].user_attrs[MADE]))
 
 
 def curve_of(stored, number=0):
     return json.loads(json.dumps(stored.trials()[number].user_attrs[EPOCHS]))
-
-
-# What a trial stores of itself
-
-
-def test_a_trial_stores_what_it_was_made_of_and_with(work):
-    stored = work(*RANDOM, "study.seed=3")
-    for trial in stored.trials():
-        made = Provenance.read(trial.user_attrs[MADE])
-        assert (made.seed, made.study_seed, made.data, made.device) == (
-            derive(3, trial.number),
-            3,
-            "toy",
-            "cpu",
-        )
-        assert made.claims == 1
-        assert made.config["train"]["batch_size"] == trial.params["train.batch_size"]
-        assert made.config["train"]["loss"]["_target_"] == "studyloom.losses.CrossEntropy"
-        assert made.config["optimizer"]["lr"] in trial.params.values()
-        assert {*made.config} == {"data", "model", "optimizer", "scheduler", "objective", "train"}
-        assert "root" not in made.config["data"]
-        assert made.environment["torch"] == torch.__version__
-        assert made.environment["threads"] == torch.get_num_threads()
-        assert made.as_json() == trial.user_attrs[MADE]
-        assert len(json.dumps(trial.user_attrs[MADE])) < 2000
-
-
-def test_the_commit_is_that_of_the_working_directory_and_says_when_it_is_dirty(
-    tmp_path, monkeypatch
-):
-    def commit():
-        provenance.commit.cache_clear()
-        return provenance.commit()
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert commit() is None
-    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org"]
-    subprocess.run([*git, "init", "-q"], check=True)
-    assert commit() is None
-    (tmp_path / "page.py").write_text("a")
-    subprocess.run([*git, "add", "."], check=True)
-    subprocess.run([*git, "commit", "-qm", "x"], check=True)
-    head = subprocess.run(
-        [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
-    ).stdout.strip()
-    assert commit() == head
-    (tmp_path / "page.py").write_text("b")
-    assert commit() == f"{head}-dirty"
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert commit() is None  # no git
-    provenance.commit.cache_clear()
-
-
-def test_what_json_has_no_word_for_is_stored_as_its_text():
-    made = Provenance({"data": {"file": Path("x/y")}}, 1, 0, "toy", False, "cpu", 1, {})
-    assert made.as_json()["config"] == {"data": {"file": "x/y"}}
 
 
 # Replays
@@ -176,7 +120,7 @@ def test_folds_and_seeds_come_out_the_same(work, again):
 def test_a_trial_that_was_handed_over_comes_out_the_same(work, again):
     work(*RANDOM, stopping=Signal(2))
     stored = work(*RANDOM)
-    assert [provenance_sections(stored, number)["claims"] for number in (0, 1)] == [2, 1]
+    assert [stored_provenance(stored, number)["claims"] for number in (0, 1)] == [2, 1]
     assert again(stored)[0] == 0
 
 
@@ -225,7 +169,7 @@ def test_a_trial_that_does_not_fail_any_more_is_different(work, again):
     stored = work(*RATES, trials=1)
     trial = stored.optuna.ask()
     for key, value in {
-        MADE: provenance_sections(stored),
+        MADE: stored_provenance(stored),
         FAILURE: failures.DIVERGED,
         REASON: "nan",
     }.items():
@@ -255,15 +199,17 @@ def test_a_tampered_curve_is_found_with_the_first_difference(work, again):
     was = curve["valid_loss"][1]
     curve["valid_loss"][1] += 1e-12
     code, text = again(tampered(stored, **{EPOCHS: curve}))
-    said = " ".join(text.split())
+    words = " ".join(text.split())
     assert code == 1
-    assert f"different from epoch 2, valid_loss: stored {curve['valid_loss'][1]}, now {was}" in said
-    assert "nothing differs in versions, device, threads and commit" in said
+    assert (
+        f"different from epoch 2, valid_loss: stored {curve['valid_loss'][1]}, now {was}" in words
+    )
+    assert "nothing differs in versions, device, threads and commit" in words
 
 
 def test_another_environment_has_a_tolerance_and_is_named(work, again):
     stored = work(*RANDOM)
-    made, curve = provenance_sections(stored), curve_of(stored)
+    made, curve = stored_provenance(stored), curve_of(stored)
     made["environment"] |= {"torch": "1.0", "commit": "abc"}
     curve["train_loss"][0] *= 1.01
     code, text = again(tampered(stored, **{MADE: made, EPOCHS: curve}))
@@ -284,13 +230,13 @@ def test_another_environment_has_a_tolerance_and_is_named(work, again):
 def test_the_threads_of_the_trial_are_used_and_given_back(work, again, monkeypatch):
     before = torch.get_num_threads()
     stored = work(*RANDOM)
-    made = provenance_sections(stored)
+    made = stored_provenance(stored)
     used = []
-    measured = train_again
+    original = train_again
     monkeypatch.setattr(
         replay,
         "train_again",
-        lambda *given: used.append(torch.get_num_threads()) or measured(*given),
+        lambda *args: used.append(torch.get_num_threads()) or original(*args),
     )
     for count, expected in ((3, 3), (1, 1), ("many", before), (10**9, before), (-1, before)):
         made["environment"]["threads"] = count
@@ -301,7 +247,7 @@ def test_the_threads_of_the_trial_are_used_and_given_back(work, again, monkeypat
 
 def test_threads_that_are_not_to_be_had_leave_a_tolerance(work, again, monkeypatch):
     stored = work(*RANDOM)
-    made, curve, here = provenance_sections(stored), curve_of(stored), torch.get_num_threads()
+    made, curve, here = stored_provenance(stored), curve_of(stored), torch.get_num_threads()
     made["environment"]["threads"] = here + 1
     curve["valid_loss"][1] *= 1 + 1e-7  # as sums in another order come out
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
@@ -336,8 +282,8 @@ def test_a_replay_that_fails_where_the_trial_did_not_is_different():
     expected = ExpectedTrial({"value": [0.5, 0.6]}, None, [1, 1])
     now = [Epoch(1, 1.0, 1.0, 0.5, 0.1, 1.0)]
     failure = failures.Failure("error", "ValueError: no")
-    (found,) = compare(expected, now, failure, None)
-    assert str(found) == "epoch 2, failure: stored none, now error (ValueError: no)"
+    (difference,) = compare(expected, now, failure, None)
+    assert str(difference) == "epoch 2, failure: stored none, now error (ValueError: no)"
 
 
 # What cannot be replayed
@@ -374,14 +320,14 @@ def test_numbers_are_written_as_ranges():
         ),
     ],
 )
-def test_an_origin_that_cannot_be_used_is_told_in_words(work, again, change, words):
+def test_a_provenance_that_cannot_be_used_is_reported(work, again, change, words):
     stored = work(*RANDOM, trials=1)
     with pytest.raises(ValueError, match=words):
-        again(tampered(stored, **{MADE: provenance_sections(stored) | change}))
+        again(tampered(stored, **{MADE: stored_provenance(stored) | change}))
 
 
 @pytest.mark.parametrize("curve", [{"value": [0.1]}, {"value": ["a", "b"]}, [1, 2], {"value": 3}])
-def test_a_curve_that_is_none_is_told_in_words(work, again, curve):
+def test_a_curve_of_the_wrong_form_is_reported(work, again, curve):
     stored = work(*RANDOM, trials=1)
     with pytest.raises(ValueError, match="trial 0 cannot be replayed"):
         again(tampered(stored, **{EPOCHS: curve}))
@@ -392,7 +338,7 @@ def test_a_curve_that_is_none_is_told_in_words(work, again, curve):
 )
 def test_a_config_from_elsewhere_calls_nothing_that_is_not_trusted(work, again, tmp_path, section):
     stored = work(*RANDOM, trials=1)
-    made, canary = provenance_sections(stored), tmp_path / "canary"
+    made, canary = stored_provenance(stored), tmp_path / "canary"
     evil = {"_target_": "os.system", "command": f"touch {canary}", "_partial_": False}
     place = made["config"]["train"] if section == "loss" else made["config"]
     place[section] = evil
@@ -436,7 +382,8 @@ import math
 from torch import nn
 class Net(nn.Sequential):
     def __init__(self, shape, classes, width=8):
-        super().__init__(nn.Flatten(), nn.Linear(math.prod(shape), width), nn.ReLU(), nn.Linear(width, classes))
+        first, last = nn.Linear(math.prod(shape), width), nn.Linear(width, classes)
+        super().__init__(nn.Flatten(), first, nn.ReLU(), last)
 """
 
 
@@ -459,7 +406,7 @@ def test_a_network_of_ones_own_is_replayed_once_it_is_trusted(tmp_path):
     assert done.returncode == 0, done.stderr
     done = studyloom("replay", tmp_path, "--trial", 0, cwd=tmp_path)
     assert done.returncode == 2
-    assert "model._target_: mine.Net is none of the parts" in done.stderr
+    assert "model._target_: mine.Net is not among the code" in done.stderr
     assert "--trust mine" in done.stderr
     done = studyloom("replay", tmp_path, "--trial", 0, "--trust", "mine", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -468,6 +415,6 @@ def test_a_network_of_ones_own_is_replayed_once_it_is_trusted(tmp_path):
 
 def test_a_trial_of_two_objectives_comes_out_the_same(work, again):
     stored = work(*TWO)
-    code, said = again(stored, 1)
+    code, text = again(stored, 1)
     assert code == 0
-    assert "equal bit for bit: 2 epochs of accuracy, train_loss, valid_loss" in said
+    assert "equal bit for bit: 2 epochs of accuracy, train_loss, valid_loss" in text

@@ -1,4 +1,4 @@
-"""Checkpoints under real damage, real kills and real full disks."""
+"""Checkpoints, with real damage, real kills and real full disks."""
 
 import errno
 import itertools
@@ -22,7 +22,7 @@ from studyloom.training.checkpoint import Checkpoint, _header
 
 
 def state(number: int) -> dict:
-    """A state that shows whether it is whole."""
+    """Makes a state that shows whether it is whole."""
     return {
         "number": number,
         "weights": torch.arange(3000.0) + number,
@@ -44,7 +44,7 @@ def checkpoint(tmp_path):
 
 @pytest.fixture
 def two(checkpoint):
-    """One with states 1 and 2 in it."""
+    """A checkpoint with states 1 and 2 in it."""
     checkpoint.save(state(1))
     checkpoint.save(state(2))
     return checkpoint
@@ -57,7 +57,7 @@ def names_in(folder: Path) -> set[str]:
 BOTH = {"trial-1.pt", "trial-1.pt.previous"}
 
 
-# In peace
+# Without faults
 
 
 def test_what_was_saved_last_is_loaded(checkpoint, caplog):
@@ -78,7 +78,7 @@ def test_absent_is_none_without_a_line(checkpoint, caplog):
 
 
 def test_only_the_one_before_is_loaded_without_a_line(two, caplog):
-    """It is no loss: a kill between two renames leaves it so where there are no hard links."""
+    """Nothing is lost: without hard links a kill between two renames leaves it like this."""
     two.path.unlink()
     assert number_of(two.load()) == 1
     assert caplog.records == []
@@ -121,17 +121,17 @@ def lines(caplog) -> list[str]:
 
 
 def is_refused(two, caplog, wrong):
-    """State 2 is: the line says so, and state 1 is used; then, without it, the start."""
+    """Checks that state 2 is refused with a line, and that state 1 or else the start is used."""
     assert number_of(two.load()) == 1
     (line,) = lines(caplog)
     assert line == f"checkpoint {two.path} {wrong}; going on from the one before"
     caplog.clear()
-    kept = two.previous.read_bytes()
+    previous = two.previous.read_bytes()
     two.previous.unlink()
     assert two.load() is None
     assert lines(caplog) == [f"checkpoint {two.path} {wrong}; going on from the start"]
     caplog.clear()
-    two.previous.write_bytes(kept)
+    two.previous.write_bytes(previous)
 
 
 DAMAGED = "is damaged: its content is another than was saved"
@@ -159,17 +159,17 @@ def test_a_longer_file_is_refused(two, caplog):
 def test_one_flipped_bit_anywhere_is_refused(two, caplog):
     content = two.path.read_bytes()
     header = content.index(b"\n") + 1
-    places = [
+    positions = [
         *range(header),
         *random.Random(0).sample(range(header, len(content)), 60),
         len(content) - 1,
     ]
-    for place, bit in zip(places, itertools.cycle(range(8))):
+    for position, bit in zip(positions, itertools.cycle(range(8))):
         flipped = bytearray(content)
-        flipped[place] ^= 1 << bit
+        flipped[position] ^= 1 << bit
         two.path.write_bytes(flipped)
-        assert number_of(two.load()) == 1, place
-    assert len(lines(caplog)) == len(places)
+        assert number_of(two.load()) == 1, position
+    assert len(lines(caplog)) == len(positions)
     two.path.write_bytes(content)
     assert number_of(two.load()) == 2
 
@@ -268,10 +268,10 @@ def test_what_has_no_identity_or_no_state_is_foreign(two, caplog, content):
     is_refused(two, caplog, f"is foreign: it does not belong to {two.identity}")
 
 
-# Errors on the way
+# Errors while saving
 
 
-# The calls to the system that can fail in a save: each by its name, and which of that name.
+# The system calls of a save that can fail: the name, and which call of that name.
 CALLS = [("open", 0), ("fsync", 0), ("link", 0), ("replace", 0), ("replace", 1), ("fsync", 1)]
 
 
@@ -389,8 +389,8 @@ def test_a_full_and_a_read_only_disk_are_named_and_leave_what_was_saved(tmp_path
 # Kills
 
 
-def gone() -> int:
-    """The number of a process that has been."""
+def dead_process() -> int:
+    """Returns the number of a process that has ended."""
     process = subprocess.Popen(["true"])
     process.wait()
     return process.pid
@@ -403,11 +403,17 @@ def test_temporary_files_of_the_dead_are_removed_and_others_are_not(two):
         return path
 
     host = host_id()
-    # A process that has our number by now may have died, too.
+    # Of a process with our own number, an earlier one may have had it and died.
     dead = [
-        temporary(host, number, kind) for number in (gone(), os.getpid()) for kind in ("new", "old")
+        temporary(host, number, kind)
+        for number in (dead_process(), os.getpid())
+        for kind in ("new", "old")
     ]
-    others = [temporary(host, os.getppid()), temporary("elsewhere", gone()), temporary(host, "x")]
+    others = [
+        temporary(host, os.getppid()),
+        temporary("elsewhere", dead_process()),
+        temporary(host, "x"),
+    ]
     two.save(state(3))
     assert not [path for path in dead if path.exists()]
     assert [path for path in others if path.exists()] == others
@@ -417,7 +423,7 @@ def test_temporary_files_of_the_dead_are_removed_and_others_are_not(two):
     assert names_in(two.path.parent) == set()
 
 
-# Forks a saver for each line it reads, which goes on from the number in that line until it is killed.
+# Forks a saver for each line it reads; it saves from the number in that line until it is killed.
 SAVERS = """
 import itertools, os, sys
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The fast step of an optimizer equals its own step."""
+
 import subprocess
 import sys
 
@@ -72,7 +74,8 @@ def net(shape, outputs):
 
 split = Split(torch.randn(20, 1, 4, 4), torch.arange(20) % 10, 10, "toy")
 part, adam = torch.arange(20), functools.partial(torch.optim.Adam, fused=True)
-job = Job(net, adam, lambda progress: 1.0, nn.CrossEntropyLoss(), part, part, epochs=2, batch_size=4, seed=0)
+loss = nn.CrossEntropyLoss()
+job = Job(net, adam, lambda progress: 1.0, loss, part, part, epochs=2, batch_size=4, seed=0)
 training = Training([job], split)
 assert len(list(training)) == 2
 Training([job], split).restore(training.state())
@@ -81,6 +84,6 @@ sys.exit("torch._dynamo" in sys.modules)
 
 
 def test_training_does_not_import_the_compiler():
-    """Its import takes a worker a second."""
+    """The import takes a worker a second."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,3 +1,5 @@
+"""Training equals a plain loop, stops and resumes at any epoch, and leaves the caller alone."""
+
 import itertools
 import math
 import os
@@ -57,20 +59,20 @@ def toy_job(**changes) -> Job:
     return replace(job, **changes)
 
 
-def said(epoch: Epoch) -> tuple[float, ...]:
-    """All but the times."""
+def numbers_of(epoch: Epoch) -> tuple[float, ...]:
+    """The numbers of an epoch, without the times."""
     return astuple(epoch)[:4]
 
 
 def curve(job: Job, split: Split = SPLIT) -> list[tuple[float, ...]]:
-    return [said(epoch) for (epoch,) in epochs([job], split)]
+    return [numbers_of(epoch) for (epoch,) in epochs([job], split)]
 
 
 # What training computes
 
 
 def plain_loop(job: Job, split: Split) -> list[tuple[float, ...]]:
-    """The same training as one would write it by hand, slowly and with autograd for everything."""
+    """Trains as one would write it by hand, slowly and with autograd for everything."""
     curve = []
     with torch.random.fork_rng():
         torch.manual_seed(job.seed)
@@ -143,7 +145,7 @@ def test_large_evaluation_batches_give_the_mean_over_images():
 
 
 class Recorder(nn.CrossEntropyLoss):
-    """Notes the labels of every training batch. Here each image has a label of its own."""
+    """Records the labels of every training batch; each image has a label of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -251,13 +253,13 @@ def test_a_job_alone_is_a_job_among_three():
         toy_job(seed=3, train=torch.arange(15, 60), valid=torch.arange(15)),
     ]
     together = list(epochs(jobs, SPLIT))
-    for place, job in enumerate(jobs):
-        assert [said(epochs_[place]) for epochs_ in together] == curve(job)
+    for position, job in enumerate(jobs):
+        assert [numbers_of(epochs_[position]) for epochs_ in together] == curve(job)
 
 
 def test_twins_in_lockstep_are_alike():
     for one, other in epochs([toy_job(), toy_job()], SPLIT):
-        assert said(one) == said(other)
+        assert numbers_of(one) == numbers_of(other)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -273,7 +275,7 @@ def test_the_callers_random_state_neither_changes_nor_matters(device):
     disturbed, ours = [], []
     for (epoch,) in epochs([toy_job()], split):
         disturbed.append(draw())
-        ours.append(said(epoch))
+        ours.append(numbers_of(epoch))
     for before, after in zip(undisturbed, disturbed, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert ours == curve(toy_job(), split)
@@ -290,7 +292,7 @@ def test_the_callers_random_state_survives_a_crash():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# Stopping and going on
+# Stopping and resuming
 
 RESUMABLE = {
     "sgd with momentum": {
@@ -333,7 +335,7 @@ def through_a_file(state):
 
 
 def equal(one, other) -> bool:
-    """Whether two trees are equal bit for bit, memory formats included."""
+    """Whether two trees of values are equal bit for bit, memory formats included."""
     if isinstance(one, torch.Tensor):
         return (
             torch.equal(one, other) and one.dtype == other.dtype and one.stride() == other.stride()
@@ -346,7 +348,7 @@ def equal(one, other) -> bool:
 
 
 def timeless(state):
-    """A state without the times, which no two trainings have in common."""
+    """Returns a state without the times, which no two trainings have in common."""
     return {
         "jobs": state["jobs"],
         "said": [[numbers[:4] for numbers in epochs] for epochs in state["said"]],
@@ -354,7 +356,7 @@ def timeless(state):
 
 
 def states_of(training: Training) -> list:
-    """Its state now and after each epoch to come."""
+    """Returns the state now and after each epoch to come."""
     return [timeless(training.state()), *(timeless(training.state()) for _ in training)]
 
 
@@ -370,11 +372,11 @@ def test_stop_and_resume_equals_never_stopped_after_any_epoch(changes, device):
             pass
         resumed = Training([job], split)
         resumed.restore(through_a_file(first.state()))
-        assert resumed.said == first.said
-        told = states_of(resumed)
+        assert resumed.history == first.history
+        states = states_of(resumed)
         if device == "cpu":
-            assert equal(told, never_stopped[stop:])
-        assert len(told) == 4 - stop
+            assert equal(states, never_stopped[stop:])
+        assert len(states) == 4 - stop
 
 
 def test_jobs_in_lockstep_stopped_after_every_epoch_equal_those_never_stopped():
@@ -391,10 +393,10 @@ def test_jobs_in_lockstep_stopped_after_every_epoch_equal_those_never_stopped():
 def test_jobs_in_turn_are_trained_one_after_the_other_as_each_alone():
     jobs = lockstep()
     training = Training(jobs, SPLIT, in_turn=True)
-    told = [[said(epoch) for epoch in epochs] for epochs in training]
-    assert told == [[one] for job in jobs for one in curve(job)]
-    assert (training.epochs, training.stride, len(training.said)) == (12, 3, 12)
-    assert [[said(epoch) for epoch in epochs] for epochs in training.said] == told
+    yielded = [[numbers_of(epoch) for epoch in epochs] for epochs in training]
+    assert yielded == [[one] for job in jobs for one in curve(job)]
+    assert (training.epochs, training.stride, len(training.history)) == (12, 3, 12)
+    assert [[numbers_of(epoch) for epoch in epochs] for epochs in training.history] == yielded
 
 
 def test_jobs_in_turn_stopped_after_every_epoch_equal_those_never_stopped():
@@ -434,7 +436,7 @@ def test_a_job_in_turn_that_diverges_is_named_with_its_own_epoch():
     with pytest.raises(Diverged, match="at epoch 1 of 3") as caught:
         list(training)
     assert caught.value.job == 1
-    assert len(training.said) == 3
+    assert len(training.history) == 3
 
 
 def test_training_goes_on_in_another_process(tmp_path):
@@ -443,13 +445,13 @@ def test_training_goes_on_in_another_process(tmp_path):
     torch.save(training.state(), tmp_path / "state.pt")
     program = (
         "import torch; from test_trainer import *\n"
-        "training = Training(lockstep(), SPLIT); training.restore(torch.load('state.pt', weights_only=True))\n"
+        "training = Training(lockstep(), SPLIT)\n"
+        "training.restore(torch.load('state.pt', weights_only=True))\n"
         "for _ in training: pass\n"
         "torch.save(training.state(), 'end.pt')"
     )
-    threads = {
-        "OMP_NUM_THREADS": str(torch.get_num_threads())
-    }  # sums in another order are other sums
+    # With other threads, sums are made in another order and come out otherwise.
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     environment = os.environ | threads | {"PYTHONPATH": str(Path(__file__).parent)}
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
     for _ in training:
@@ -461,11 +463,13 @@ def test_training_goes_on_in_another_process(tmp_path):
 
 def test_a_training_that_is_left_and_iterated_again_goes_on():
     training = Training([toy_job()], SPLIT)
-    assert [[said(epoch) for epoch in next(iter(training))] for _ in range(3)] == [
+    assert [[numbers_of(epoch) for epoch in next(iter(training))] for _ in range(3)] == [
         [one] for one in curve(toy_job())
     ]
     assert list(training) == []
-    assert [[said(epoch)] for (epoch,) in training.said] == [[one] for one in curve(toy_job())]
+    assert [[numbers_of(epoch)] for (epoch,) in training.history] == [
+        [one] for one in curve(toy_job())
+    ]
 
 
 def test_a_state_is_a_snapshot_and_is_not_trained_on():
@@ -484,7 +488,7 @@ def test_a_state_is_a_snapshot_and_is_not_trained_on():
 
 
 class Noisy(MLP):
-    """Draws when it is evaluated, too."""
+    """Draws random numbers when it is evaluated, too."""
 
     def forward(self, pixels):
         return super().forward(pixels + torch.randn_like(pixels))
@@ -501,16 +505,16 @@ def test_a_model_that_draws_in_evaluation_resumes_and_leaves_the_callers_random_
     )
     next(iter(first))
     resumed.restore(first.state())
-    assert [said(epoch) for (epoch,) in resumed] == never_stopped[1:]
+    assert [numbers_of(epoch) for (epoch,) in resumed] == never_stopped[1:]
 
 
 def with_a_key_less(state, *path):
     state = through_a_file(state)
-    *way, key = path
-    place = state
-    for step in way:
-        place = place[step]
-    del place[key]
+    *parents, key = path
+    parent = state
+    for step in parents:
+        parent = parent[step]
+    del parent[key]
     return state
 
 
@@ -526,7 +530,7 @@ def sizes_swapped(state):
     return state
 
 
-def told_twice(state):
+def history_doubled(state):
     state["said"] *= 2
     return state
 
@@ -558,7 +562,10 @@ SGD = partial(torch.optim.SGD, lr=0.01)
         ),
         (lambda: with_a_key_less(state_of(toy_job()), "jobs", 0, "model", "1.bias"), "Missing key"),
         (lambda: sizes_swapped(state_of(toy_job())), "RNG state"),
-        (lambda: told_twice(state_of(toy_job())), "not as many"),
+        (
+            lambda: history_doubled(state_of(toy_job())),
+            "its history has another number of epochs than its jobs",
+        ),
         (dict, "'jobs' is missing"),
         (lambda: {"jobs": 3, "said": None}, "does not fit"),
     ],
@@ -572,15 +579,15 @@ def test_a_state_of_other_jobs_is_refused_in_one_line_and_training_stays_as_it_w
     assert words in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert equal(timeless(training.state()), before)
-    assert [said(epoch) for (epoch,) in training] == curve(toy_job())[1:]
+    assert [numbers_of(epoch) for (epoch,) in training] == curve(toy_job())[1:]
 
 
 class Interrupt(BaseException):
-    """As a signal handler raises it."""
+    """What the signal handler raises."""
 
 
 class Fuse(nn.CrossEntropyLoss):
-    """Raises at a step of the training, when it is lit."""
+    """Raises after a number of training steps, once that is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -604,10 +611,10 @@ def test_an_unfinished_epoch_cannot_be_saved_nor_gone_on_with_but_restored_over(
     for attempt in (training.state, lambda: next(iter(training))):
         with pytest.raises(RuntimeError, match="unfinished"):
             attempt()
-    assert len(training.said) == 1
+    assert len(training.history) == 1
     fuse.left = math.inf
     training.restore(state)
-    assert [said(epoch) for epoch, _ in training] == curve(toy_job())[1:]
+    assert [numbers_of(epoch) for epoch, _ in training] == curve(toy_job())[1:]
 
 
 def test_a_diverged_training_cannot_be_saved():
@@ -631,7 +638,7 @@ def test_a_signal_at_any_moment_leaves_the_callers_random_state_and_no_half_epoc
     training = Training(jobs, SPLIT, in_turn=in_turn)
     start = training.state()
     expected = states_of(training)
-    seconds = sum(epoch.seconds for epoch in itertools.chain(*training.said))
+    seconds = sum(epoch.seconds for epoch in itertools.chain(*training.history))
     torch.manual_seed(5)
     before = torch.get_rng_state()
     moments = random.Random(0)
@@ -654,7 +661,7 @@ def test_a_signal_at_any_moment_leaves_the_callers_random_state_and_no_half_epoc
             except RuntimeError:
                 halves += 1
             else:
-                assert equal(timeless(state), expected[len(training.said)])
+                assert equal(timeless(state), expected[len(training.history)])
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, earlier)
@@ -690,29 +697,38 @@ def test_epochs_before_the_loss_is_lost_are_still_told():
         optimizer=partial(torch.optim.SGD, lr=1.0),
         schedule=lambda progress: 0.01 if progress < 0.5 else 1e30,
     )
-    told = epochs([job], SPLIT)
-    assert next(told)[0].number == 1
+    training = epochs([job], SPLIT)
+    assert next(training)[0].number == 1
     with pytest.raises(Diverged, match="at epoch 2 of 3"):
-        next(told)
+        next(training)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 46}, r"train\.batch_size is 46: expected 1 to 45, the size of an epoch"),
-        ({"batch_size": 0}, r"train\.batch_size is 0: expected 1 to 45"),
-        ({"batch_size": 10, "samples_per_epoch": 9}, r"train\.batch_size is 10: expected 1 to 9"),
+        (
+            {"batch_size": 46},
+            r"train\.batch_size must be from 1 to 45, the size of an epoch; got 46",
+        ),
+        ({"batch_size": 0}, r"train\.batch_size must be from 1 to 45, .*; got 0"),
+        (
+            {"batch_size": 10, "samples_per_epoch": 9},
+            r"train\.batch_size must be from 1 to 9, .*; got 10",
+        ),
         (
             {"samples_per_epoch": 46},
-            r"train\.samples_per_epoch is 46: expected 1 to 45, the size of the training part",
+            r"train\.samples_per_epoch must be from 1 to 45, the size of the training part; got 46",
         ),
-        ({"samples_per_epoch": 0}, r"train\.samples_per_epoch is 0: expected 1 to 45"),
-        ({"epochs": 0}, r"train\.epochs is 0: expected 1 or more"),
-        ({"precision": "fp16"}, r"train\.precision is 'fp16': expected fp32 or bf16"),
-        ({"l1": -1.0}, r"train\.l1 is -1\.0: expected 0 \(off\) or more"),
-        ({"l1": math.nan}, r"train\.l1 is nan: expected 0"),
-        ({"clip": 0.0}, r"train\.clip is 0\.0: expected more than 0, and finite, or null \(off\)"),
-        ({"valid": torch.arange(0)}, r"data\.validation leaves no example to validate on"),
+        ({"samples_per_epoch": 0}, r"train\.samples_per_epoch must be from 1 to 45, .*; got 0"),
+        ({"epochs": 0}, r"train\.epochs must be at least 1; got 0"),
+        ({"precision": "fp16"}, r"train\.precision must be fp32 or bf16; got 'fp16'"),
+        ({"l1": -1.0}, r"train\.l1 must be finite and at least 0 \(off\); got -1\.0"),
+        ({"l1": math.nan}, r"train\.l1 must be finite .*; got nan"),
+        ({"clip": 0.0}, r"train\.clip must be finite and above 0, or null \(off\); got 0\.0"),
+        (
+            {"valid": torch.arange(0)},
+            r"data\.validation must leave at least one example to validate on; got none",
+        ),
     ],
 )
 def test_a_job_that_cannot_be_trained_is_refused(changes, message):
@@ -760,7 +776,7 @@ def test_a_plain_network_reads_the_full_data_sets(dataset, accuracy):
 
 
 class Learner(nn.Linear):
-    """A network that keeps what it was shown."""
+    """A network that keeps what `adapt` was called with."""
 
     def __init__(self, shape, outputs):
         super().__init__(math.prod(shape), outputs)

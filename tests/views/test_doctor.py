@@ -40,7 +40,7 @@ def ask(url, statement):
         return result.all() if result.returns_rows else None
 
 
-def found(url, run_dir=None):
+def findings_of(url, run_dir=None):
     """Findings by name."""
     findings = dict(examine(url, run_dir))
     assert not any(CANARY in finding.words for finding in findings.values())
@@ -49,8 +49,8 @@ def found(url, run_dir=None):
 
 
 def unwell(url, run_dir=None):
-    """What is not ok, but for the space of the disk that the tests happen to run on."""
-    findings = found(url, run_dir).items()
+    """Findings that are not ok, except the space on the disk on which the tests run."""
+    findings = findings_of(url, run_dir).items()
     return {
         name: finding
         for name, finding in findings
@@ -77,7 +77,7 @@ def test_a_healthy_study_is_ok_and_stays_as_it_was(study, tmp_path):
         "study.db-wal",
         "study.db-shm",
     }
-    findings = found(study, tmp_path)
+    findings = findings_of(study, tmp_path)
     assert {"database", "tables", "schema", "permission", "locking", "commit", "clock"} < {
         *findings
     }
@@ -154,7 +154,7 @@ def test_a_damaged_file_is_a_line_and_stays_as_it_is(tmp_path, study_db):
     else:
         content[4096:6000] = b"x" * 1904
     path.write_bytes(content)
-    finding = found(f"sqlite:///{path}", tmp_path)["database"]
+    finding = findings_of(f"sqlite:///{path}", tmp_path)["database"]
     assert finding.state is State.TODO
     assert "study.db" in finding.words
     assert "damaged" in finding.words or "not a database" in finding.words
@@ -192,7 +192,7 @@ def test_a_lock_that_a_stranger_keeps_is_named(tmp_path, monkeypatch):
 
 
 def test_a_file_system_that_keeps_no_locks_is_found_out(tmp_path, monkeypatch):
-    """SQLite without locks of the system stands for a network disk without them."""
+    """SQLite without the system's locks simulates a network disk without locks."""
     path = tmp_path / "study.db"
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE t (x)")
@@ -205,7 +205,7 @@ def test_a_file_system_that_keeps_no_locks_is_found_out(tmp_path, monkeypatch):
             file, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool
         )
 
-    assert found(f"sqlite:///{path}")["locking"].state is State.OK
+    assert findings_of(f"sqlite:///{path}")["locking"].state is State.OK
     monkeypatch.setattr(checks, "plain_engine", without_locks)
     assert (
         "two processes get the write lock at once" in unwell(f"sqlite:///{path}")["locking"].words

@@ -108,8 +108,8 @@ def test_the_command_ends_with_front_winner_and_report_and_takes_another_rule_af
     )
     alone = study(*chosen, "launcher=join", page="pareto")
     assert alone.returncode == 0, alone.stderr
-    found = json.loads((tmp_path / "again" / "winner.json").read_text())
-    assert found["test"]["winner"] == second["test"]["winner"], (
+    third = json.loads((tmp_path / "again" / "winner.json").read_text())
+    assert third["test"]["winner"] == second["test"]["winner"], (
         "winner.yaml gives the same again, whatever the page's rule"
     )
     none = study(

@@ -1,12 +1,12 @@
 import json
 import re
 from copy import deepcopy
-from datetime import datetime, timedelta
 from html.parser import HTMLParser
 
 import plotly.graph_objects as go
 import pytest
 from commands import CANARY
+from made_trials import MODEL, RATE, a_trial, forty
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 from toys import two_sided
@@ -14,27 +14,21 @@ from toys import two_sided
 from studyloom.metrics import Goal
 from studyloom.storage.attributes import (
     BASELINE,
-    EPOCHS,
     FAILURE,
     HALTED,
     REASON,
     TRACEBACK,
-    WORKER,
 )
 from studyloom.study.stored_study import create_study
 from studyloom.text import mask_passwords
-from studyloom.views.figures import curves
-from studyloom.views.figures import plot_study as replica
-from studyloom.views.figures.axes import Axis, log_ticks
-from studyloom.views.figures.parameters import contour, parallel
-from studyloom.views.figures.plot_study import best_of, plot_study
-from studyloom.views.figures.style import COLOURS, NO_PARAMETERS
+from studyloom.views.figures.plot_study import plot_study
+from studyloom.views.figures.style import NO_PARAMETERS
 from studyloom.views.page import plot
 from studyloom.views.report import (
     candidates,
     confusion,
     environment,
-    headline,
+    header,
     render,
     write_report,
     wrong,
@@ -42,16 +36,19 @@ from studyloom.views.report import (
 from studyloom.views.snapshot import take_snapshot
 
 IMAGE = "<img src=x onerror=alert(1)>"
+
+
 SCRIPT = "</script><script>alert(2)</script>"
+
+
 COMMENT = "<!--<script>"
-AXIS = Axis("accuracy", "unit", 1)
-BEGAN = datetime(2026, 1, 1, 12)
-MODEL = CategoricalDistribution(["mlp", "cnn"])
-RATE = FloatDistribution(1e-4, 1.0, log=True)
+
+
 PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAA"
     "DUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
+
 
 WINNER = {
     "study": "toy",
@@ -100,96 +97,17 @@ WINNER = {
     "data": {"digest": "sha"},
     "seeds": [1, 2],
 }
+
+
 WINNER["winner"]["gap"] = 0.0056
 
 
-def a_trial(
-    number,
-    state=TrialState.COMPLETE,
-    accuracy=0.9,
-    epochs=3,
-    params=None,
-    worker="host:1",
-    **attributes,
-):
-    """A trial of ten seconds, a second after the one before; params hold value and distribution."""
-    params = {"lr": (10.0 ** -(1 + number % 3), RATE)} if params is None else params
-    values = [accuracy - 0.1 / (epoch + 1) for epoch in range(epochs)] + [accuracy]
-    curve = {"number": list(range(1, len(values) + 1)), "value": values}
-    curve |= {
-        "train_loss": [1 - value for value in values],
-        "valid_loss": [1.1 - value for value in values],
-    }
-    trial = create_trial(
-        state=state,
-        value=accuracy if state == TrialState.COMPLETE else None,
-        params={name: value for name, (value, _) in params.items()},
-        distributions={name: distribution for name, (_, distribution) in params.items()},
-        intermediate_values=dict(enumerate(values, 1)),
-        user_attrs={WORKER: worker} | ({EPOCHS: curve} if state.is_finished() else {}) | attributes,
-        constraints={"diverged": 1.0} if attributes.get(FAILURE) == "diverged" else None,
-    )
-    trial.datetime_start = BEGAN + timedelta(seconds=11 * number)
-    trial.datetime_complete = (
-        BEGAN + timedelta(seconds=11 * number + 10) if state.is_finished() else None
-    )
-    return trial
-
-
-def branching(number):
-    """A point of a conditional space."""
-    if number % 2:
-        return {
-            "model": ("cnn", MODEL),
-            "lr": (0.001 * (1 + number % 100), RATE),
-            "cnn.channels": (8, IntDistribution(1, 64)),
-        }
-    momentum = FloatDistribution(0.0, 1.0)
-    return {
-        "model": ("mlp", MODEL),
-        "lr": (0.001 * (1 + number % 100), RATE),
-        "mlp.momentum": (number % 100 / 100, momentum),
-    }
-
-
-def forty():
-    for number in range(40):
-        worker, params = f"host:{number % 2}", branching(number)
-        match number % 5:
-            case _ if number == 0:
-                yield a_trial(0, accuracy=0.9, params=params, worker=worker, **{BASELINE: True})
-            case 3:
-                yield a_trial(number, TrialState.PRUNED, 0.7, 1, params, worker)
-            case 4 if number < 20:
-                failure = {
-                    FAILURE: "error",
-                    REASON: "ValueError: no",
-                    TRACEBACK: "Traceback …\nValueError: no",
-                }
-                yield a_trial(number, TrialState.FAIL, 0.5, 1, params, worker, **failure)
-            case 4 if number < 39:
-                failure = {FAILURE: "diverged", REASON: "train loss is nan"}
-                yield a_trial(number, TrialState.PRUNED, 0.1, 1, params, worker, **failure)
-            case 4:
-                yield a_trial(number, TrialState.RUNNING, 0.8, 1, params, worker)
-            case _:
-                yield a_trial(number, accuracy=0.9 + 0.001 * number, params=params, worker=worker)
-
-
-@pytest.fixture
-def study_of(sqlite_url):
-    """Makes a study of these trials."""
-
-    def make(trials=(), name="toy"):
-        stored = create_study(sqlite_url, name, {"asks": "nothing"}, trials=40)
-        stored.optuna.add_trials(trials)
-        return stored
-
-    return make
-
-
 class Reader(HTMLParser):
-    """What a browser would find: elements with their attributes, and the text outside of scripts and styles."""
+    """What a browser would find in a page.
+
+    `elements` holds each tag with its attributes, `words` the text outside of scripts and styles,
+    and `scripts` the text of scripts.
+    """
 
     def __init__(self, page):
         super().__init__()
@@ -209,9 +127,10 @@ class Reader(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
     def count(self, tag, **attributes):
-        found = [given for name, given in self.elements if name == tag]
         return sum(
-            all(given.get(key) == value for key, value in attributes.items()) for given in found
+            all(own.get(key) == value for key, value in attributes.items())
+            for name, own in self.elements
+            if name == tag
         )
 
 
@@ -269,7 +188,7 @@ def test_an_empty_study_says_what_is_not_there_yet(study_of):
 def test_one_trial_is_drawn_without_its_parameters(study_of):
     page = Reader(render(study_of([a_trial(0, **{BASELINE: True})]), None, ""))
     assert page.count("div", **{"class": "plot"}) == 4  # history, curves, losses, workers
-    assert page.text.count(replica.__name__) == 0
+    assert page.text.count(plot_study.__name__) == 0
     assert page.text.count(NO_PARAMETERS) == 3
 
 
@@ -284,8 +203,8 @@ def test_a_study_without_parameters_and_one_with_one(study_of):
 
 
 def test_failures_only_are_told_by_class_with_their_messages(study_of):
-    told = {FAILURE: "error", REASON: "ValueError: one", TRACEBACK: "line 1\nline 2"}
-    trials = [a_trial(number, TrialState.FAIL, params={}, **told) for number in range(2)]
+    attrs = {FAILURE: "error", REASON: "ValueError: one", TRACEBACK: "line 1\nline 2"}
+    trials = [a_trial(number, TrialState.FAIL, params={}, **attrs) for number in range(2)]
     trials += [
         a_trial(n, TrialState.PRUNED, **{FAILURE: "diverged", REASON: "loss is nan"})
         for n in range(2, 5)
@@ -297,7 +216,7 @@ def test_failures_only_are_told_by_class_with_their_messages(study_of):
     assert (
         "diverged 3 × loss is nan trial 2, 3, 4 error 2 × ValueError: one trial 0, 1" in page.text
     )
-    assert "unexplained 1 × no reason was stored" in page.text
+    assert "unexplained 1 × no reason is stored" in page.text
     assert "line 1 line 2" in page.text
     assert "The study has stopped, since its trials fail with this: ValueError: one" in page.text
 
@@ -362,15 +281,6 @@ def test_forty_trials_make_less_than_8_megabytes(study_of, tmp_path):
     assert 1_000_000 < path.stat().st_size < 8_000_000
 
 
-def test_of_many_trials_the_best_are_drawn_over_parallel_axes(study_of):
-    best = best_of(study_of(forty()), 5)
-    assert [trial.number for trial in best] == [31, 32, 35, 36, 37]
-    figure = parallel(plot_study(best, 1), ["model", "nowhere"], AXIS)
-    assert len(figure.data) == 5
-    assert figure.data[-1].line.color == COLOURS["best"]
-    assert figure.data[-1].y[0] == 1
-
-
 # The winner.
 
 
@@ -388,9 +298,9 @@ def paths(tree, above=()):
 
 
 def about(stored, winner):
-    """All that the page says of a winner."""
+    """All that the page shows of a winner."""
     parts = (candidates, confusion, wrong, environment)
-    return headline(stored, take_snapshot(stored), winner) + "".join(part(winner) for part in parts)
+    return header(stored, take_snapshot(stored), winner) + "".join(part(winner) for part in parts)
 
 
 @pytest.mark.parametrize("instead", ["absent", None, [], {}])
@@ -450,8 +360,8 @@ def test_the_report_is_written_anew_with_what_lies_in_the_folder(study_of, tmp_p
         page = Reader(write_report(stored, tmp_path).read_text())
     assert {*tmp_path.iterdir()} - before == {tmp_path / "report.html"}
     assert (
-        "# best.yaml model: <best> # .hydra/config.yaml storage: url: postgresql://me:***@host/db öl: 1"
-        in page.text
+        "# best.yaml model: <best> # .hydra/config.yaml storage: "
+        "url: postgresql://me:***@host/db öl: 1" in page.text
     )
     assert CANARY not in (tmp_path / "report.html").read_text()
 
@@ -484,8 +394,8 @@ def test_passwords_are_masked_and_nothing_else(words, shown):
 
 def test_no_password_is_in_the_page_wherever_it_comes_from(study_of):
     url = f"postgresql://me:{CANARY}@host/db"
-    told = {FAILURE: "error", REASON: f"no answer from {url}", TRACEBACK: url}
-    stored = study_of([a_trial(0, TrialState.FAIL, **told)])
+    attrs = {FAILURE: "error", REASON: f"no answer from {url}", TRACEBACK: url}
+    stored = study_of([a_trial(0, TrialState.FAIL, **attrs)])
     stored.optuna.set_user_attr(HALTED, url)
     assert CANARY not in render(stored, None, url)
 
@@ -508,8 +418,8 @@ def nasty(study_of):
         )
         for number in range(8)
     ]
-    told = {FAILURE: IMAGE, REASON: SCRIPT, TRACEBACK: COMMENT}
-    trials.append(a_trial(8, TrialState.FAIL, worker=COMMENT, **told))
+    attrs = {FAILURE: IMAGE, REASON: SCRIPT, TRACEBACK: COMMENT}
+    trials.append(a_trial(8, TrialState.FAIL, worker=COMMENT, **attrs))
     winner = json.loads(json.dumps(WINNER).replace('"abc"', json.dumps(SCRIPT)))
     winner["wrong"][0] |= {
         "label": IMAGE,
@@ -570,122 +480,11 @@ def strings_of(tree):
             yield from strings_of(child)
 
 
-def test_a_replica_has_the_numbers_values_and_constraints_of_the_study(study_of):
-    trials = study_of(forty()).trials()
-    copied = plot_study(trials, 1).get_trials()
-    assert [trial.number for trial in copied] == list(range(40))
-    for trial, copy in zip(trials, copied, strict=True):
-        if trial.state == TrialState.COMPLETE:
-            assert (copy.value, copy.params, copy.constraints) == (
-                trial.value,
-                trial.params,
-                trial.constraints,
-            )
-        else:
-            assert (copy.state, copy.params) == (TrialState.FAIL, {})
-
-
-def test_choices_stay_different_when_they_are_cut():
-    choices = CategoricalDistribution(
-        ["x" * 50 + "a" + "x" * 50, "x" * 50 + "b" + "x" * 50, None, 1]
-    )
-    trials = [
-        create_trial(value=0.5, params={"p": c}, distributions={"p": choices})
-        for c in choices.choices
-    ]
-    for number, trial in enumerate(trials):
-        trial.number = number
-    assert len({trial.params["p"] for trial in plot_study(trials, 1).trials}) == 4
-
-
-def test_making_a_replica_says_nothing(study_of, capfd):
-    trials = study_of(forty()).trials()
-    capfd.readouterr()
-    plot_study(trials, 1)
-    assert capfd.readouterr() == ("", "")
-
-
-# Figures.
-
-
-@pytest.mark.parametrize(
-    ("low", "high"), [(0.1, 0.97), (0.917, 0.9725), (0.96, 0.961), (0.0, 1.0), (0.999, 0.9999)]
-)
-def test_an_axis_has_some_round_marks_in_its_range(low, high):
-    marks = AXIS.marks(low, high)
-    assert 3 <= len(marks) <= 18
-    assert all(low <= mark <= high for mark in marks)
-    assert marks == sorted({*marks})
-    assert AXIS.marks(0.5012, 0.5012) == [0.5012]
-
-
-def test_the_accuracy_axis_rises_and_counts_factors_of_ten_in_the_error():
-    heights = [AXIS.height(value / 1000) for value in range(-10, 1000)]
-    assert heights == sorted({*heights})
-    assert [AXIS.height(value) for value in (0.0, 0.9, 0.99)] == pytest.approx([0, 1, 2])
-    assert AXIS.height(1.0) == AXIS.height(1.1) < 5
-
-
-def test_logarithmic_axes_have_three_or_four_marks():
-    for low, high in ((1e-6, 1e-1), (1e-4, 1e-2), (0.001, 0.009), (0.0021, 0.0029), (16, 512)):
-        axis = log_ticks([low, high])
-        assert 1 <= len(axis["tickvals"]) == len(axis["ticktext"]) <= 4
-        assert all(low <= value <= high for value in axis["tickvals"])
-
-
-def test_idle_is_the_share_of_gaps_in_a_workers_time():
-    def at(*spans):
-        return [
-            (BEGAN + timedelta(seconds=start), BEGAN + timedelta(seconds=end))
-            for start, end in spans
-        ]
-
-    assert curves.idle_share(at((0, 10))) == 0
-    assert curves.idle_share(at((5, 5))) == 0
-    assert curves.idle_share(at((5, 10), (0, 4))) == pytest.approx(0.1)
-    assert curves.idle_share(at((0, 10), (2, 4), (8, 20), (30, 40))) == pytest.approx(0.25)
-
-
-def test_an_unfinished_trial_lasts_until_now_only_if_somebody_is_at_it(study_of):
-    trials = study_of([a_trial(0), a_trial(1, TrialState.RUNNING)]).trials()
-    ends = [
-        curves.timeline(trials, alive).data[-1].x[0] / 1000
-        for alive in ((), (trials[1]._trial_id,))
-    ]
-    assert ends[0] == 0
-    assert ends[1] == pytest.approx(
-        (datetime.now() - trials[1].datetime_start).total_seconds(), abs=60
-    )
-
-
-def test_pruned_curves_end_where_they_were_pruned(study_of):
-    trials = study_of([a_trial(0, accuracy=0.9), a_trial(1, TrialState.PRUNED, 0.5, 1)]).trials()
-    figure = curves.curves(trials, trials[0], None, AXIS)
-    lines = {trace.name: trace for trace in figure.data if trace.mode == "lines"}
-    assert lines["pruned"].x == (1, 2, None)
-    assert lines["best"].x == (1, 2, 3, 4, None)
-    (cross,) = (trace for trace in figure.data if trace.mode == "markers")
-    assert cross.x == (2,)
-    assert cross.text == ("trial 1: pruned after epoch 2 at 0.5000",)
-
-
-def test_the_curves_of_many_trials_are_few_traces(study_of):
-    trials = study_of(forty()).trials()
-    assert len(curves.curves(trials, trials[37], trials[0], AXIS).data) <= 8
-
-
-def test_the_contour_shows_parameters_that_occur_together(study_of):
-    study = plot_study(study_of(forty()).trials(), 1)
-    assert isinstance(contour(study, ["cnn.channels", "mlp.momentum"], AXIS), str)
-    figure = contour(study, ["cnn.channels", "mlp.momentum", "lr"], AXIS)
-    assert {figure.layout.title.text, figure.layout.xaxis.title.text} == {"mlp.momentum", "lr"}
-
-
 # In a browser.
 
 
 def until(page, condition):
-    """Waits for a condition; playwright's own way needs eval, which the page forbids."""
+    """Waits for a condition; playwright's own way needs eval, which the page's policy forbids."""
     for _ in range(100):
         if page.evaluate(condition):
             return
@@ -695,7 +494,10 @@ def until(page, condition):
 
 @pytest.fixture
 def open_page(browser, tmp_path):
-    """Opens a page; at the end of the test it must not have complained, asked for anything, or shown a dialog."""
+    """Returns a function that opens a page.
+
+    At the end of the test no page may have logged anything, sent a request, or shown a dialog.
+    """
     seen, contexts = [], []
 
     def open_(text, width=1200, scheme="light"):
@@ -716,7 +518,8 @@ def open_page(browser, tmp_path):
         page.goto(path.as_uri())
         until(
             page,
-            "[...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('.main-svg'))",
+            "[...document.querySelectorAll('.plot')]"
+            ".every((plot) => plot.querySelector('.main-svg'))",
         )
         return page
 
@@ -766,7 +569,8 @@ def test_in_the_dark_page_and_figures_are_dark(study_of, open_page):
     page.emulate_media(color_scheme="light")
     until(
         page,
-        "getComputedStyle(document.querySelector('.plot .annotation-text')).fill.match(/[0-9]+/)[0] < 80",
+        "getComputedStyle(document.querySelector('.plot .annotation-text'))"
+        ".fill.match(/[0-9]+/)[0] < 80",
     )
     assert brightness("body", "backgroundColor") == 1
 

@@ -27,16 +27,15 @@ from studyloom.study.stored_study import create_study, open_study
 from studyloom.views import status
 from studyloom.views.snapshot import Snapshot, WorkerStatus
 from studyloom.views.status import (
-    Failed,
     Status,
     as_json,
     duration,
-    importances,
     print_status,
     read_status,
     remaining,
     render,
     status_line,
+    top_importances,
     watch,
     watch_json,
 )
@@ -49,7 +48,11 @@ def stored(sqlite_url):
 
 @pytest.fixture
 def half_done(stored):
-    """Eight slots: complete (the baseline), complete, pruned, failed; two held, one without a trial; two free."""
+    """A study of eight slots: four trials ended, two slots are held, two are free.
+
+    The trials are complete (the baseline), complete, pruned, diverged, and one that runs. The
+    worker of the other held slot has no trial.
+    """
     ledger = stored.ledger
     for number, value in enumerate([0.8, 0.9, None, None, None]):
         trial = stored.optuna.ask()
@@ -136,8 +139,13 @@ def test_an_empty_study_is_shown(stored):
         shown(stands)
         == "toy: 0 of 8 trials – 0 complete, 0 pruned, 0 failed\nbudget left: 8 trials\n"
     )
-    told = json.loads(as_json(stands))
-    assert (told["best"], told["baseline"], told["workers"], told["eta"]) == (None, None, [], None)
+    document = json.loads(as_json(stands))
+    assert (document["best"], document["baseline"], document["workers"], document["eta"]) == (
+        None,
+        None,
+        [],
+        None,
+    )
 
 
 def test_the_time_left_is_that_of_the_open_slots_for_those_who_work_now():
@@ -187,18 +195,18 @@ def test_importances_are_told_once_they_mean_something(stored):
             trial.suggest_float("sgd.momentum", 0.0, 1.0)
         stored.optuna.tell(trial, lr + 0.01 * width)
         if number == 8:
-            assert importances(stored.optuna, stored.trials()) == {}
-    found = read_status(stored).importances
-    assert {"lr", "width"} <= {*found} <= {"lr", "width", "sgd.momentum"}
-    assert list(found.values()) == sorted(found.values(), reverse=True)
-    assert sum(found.values()) == pytest.approx(1.0)
+            assert top_importances(stored.optuna, stored.trials()) == {}
+    shares = read_status(stored).importances
+    assert {"lr", "width"} <= {*shares} <= {"lr", "width", "sgd.momentum"}
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    assert sum(shares.values()) == pytest.approx(1.0)
     few = [trial for trial in stored.trials() if "sgd.momentum" not in trial.params]
-    assert importances(stored.optuna, few) == {}
+    assert top_importances(stored.optuna, few) == {}
 
 
 def test_importances_are_computed_again_only_when_a_trial_was_completed(half_done, monkeypatch):
     asked = []
-    monkeypatch.setattr(status, "importances", lambda *_: asked.append(1) or {})
+    monkeypatch.setattr(status, "top_importances", lambda *_: asked.append(1) or {})
     stands = read_status(half_done)
     stands = read_status(half_done, stands)
     half_done.optuna.tell(4, 0.95)
@@ -208,12 +216,14 @@ def test_importances_are_computed_again_only_when_a_trial_was_completed(half_don
 
 def test_a_trial_that_failed_without_a_word_is_counted_too(stored):
     stored.optuna.tell(stored.optuna.ask(), state=TrialState.FAIL)
-    assert read_status(stored).failures == {"unexplained": Failed(1, "no reason is stored")}
+    (failure,) = read_status(stored).failures
+    assert failure.kind == "unexplained"
+    assert (failure.count, failure.reason) == (1, "no reason is stored")
 
 
 def test_json_has_stable_keys_and_unrounded_numbers(half_done):
-    told = json.loads(as_json(read_status(half_done)))
-    assert list(told) == [
+    document = json.loads(as_json(read_status(half_done)))
+    assert list(document) == [
         *(
             "study",
             "metric",
@@ -228,15 +238,21 @@ def test_json_has_stable_keys_and_unrounded_numbers(half_done):
         ),
         *("importances", "workers", "failures", "halted", "eta"),
     ]
-    assert told["slots"] == {"free": 2, "held": 2, "done": 4}
-    assert told["trials"] == {"complete": 2, "pruned": 1, "failed": 1, "running": 1, "waiting": 0}
+    assert document["slots"] == {"free": 2, "held": 2, "done": 4}
+    assert document["trials"] == {
+        "complete": 2,
+        "pruned": 1,
+        "failed": 1,
+        "running": 1,
+        "waiting": 0,
+    }
     best = half_done.trials()[1]
-    assert told["best"] == {"trial": 1, "value": 0.9, "params": best.params}
-    assert told["baseline"]["trial"] == 0
-    assert told["failures"] == {
+    assert document["best"] == {"trial": 1, "value": 0.9, "params": best.params}
+    assert document["baseline"]["trial"] == 0
+    assert document["failures"] == {
         "diverged": {"count": 1, "reason": "train loss is nan at epoch 1 of 2"}
     }
-    first, second = told["workers"]
+    first, second = document["workers"]
     assert (first["owner"], first["trial"], first["epoch"], first["value"]) == (
         "host:4",
         4,
@@ -246,7 +262,7 @@ def test_json_has_stable_keys_and_unrounded_numbers(half_done):
     assert second["trial"] is None
     assert 0 <= first["held"] < 10
     assert 50 < first["lease"] <= 60
-    assert 10 < told["eta"] <= 20
+    assert 10 < document["eta"] <= 20
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -255,16 +271,21 @@ def test_what_is_no_finite_number_is_null(value):
     best = create_trial(value=0.5, user_attrs={})
     best.params = {"lr": value}
     snapshot = Snapshot("toy", {"free": 0, "held": 1, "done": 0}, {}, best, None, (worker,))
-    told = json.loads(as_json(Status(snapshot, {"lr": value}, {}, None, value)))
-    assert told["workers"][0]["value"] is told["importances"]["lr"] is told["eta"] is None
-    assert told["best"]["params"] == {"lr": None}
+    document = json.loads(as_json(Status(snapshot, {"lr": value}, [], None, value)))
+    assert (
+        document["workers"][0]["value"] is document["importances"]["lr"] is document["eta"] is None
+    )
+    assert document["best"]["params"] == {"lr": None}
 
 
 # Watching
 
 
 def watched(stored, monkeypatch, *steps, terminal=False, write=None):
-    """What is told of a study on which one step is done at each look; the last spends the budget."""
+    """What a watch prints of a study while one step is done after each look.
+
+    The last step spends the budget.
+    """
     left = list(steps)
 
     def sleep(_):
@@ -308,10 +329,10 @@ def test_json_gets_an_object_for_each_change(half_done, monkeypatch):
         lambda: spend(half_done),
     )
     watched(half_done, monkeypatch, *steps, write=lines.append)
-    told = [json.loads(text) for text in lines]
-    assert all(text.endswith("\n") and text.count("\n") == 1 for text in lines)
-    assert [object["done"] for object in told] == [4, 4, 8]
-    assert [object["workers"][0]["epoch"] for object in told[:2]] == [1, 2]
+    documents = [json.loads(line) for line in lines]
+    assert all(line.endswith("\n") and line.count("\n") == 1 for line in lines)
+    assert [document["done"] for document in documents] == [4, 4, 8]
+    assert [document["workers"][0]["epoch"] for document in documents[:2]] == [1, 2]
 
 
 def test_a_terminal_gets_a_view_that_is_drawn_anew(half_done, monkeypatch):
@@ -355,7 +376,7 @@ def test_a_study_whose_budget_is_spent_is_told_once(half_done, monkeypatch):
 
 
 def test_a_busy_database_is_waited_for(run_dir, tmp_path, capsys):
-    """Somebody has it for half a second, as the last process that closes a database does."""
+    """Another connection locks it for half a second, as the last process to close it does."""
     copy = tmp_path / "copy"
     shutil.copytree(run_dir / ".hydra", copy / ".hydra")
     blocker = sqlite3.connect(copy / "study.db", isolation_level=None, check_same_thread=False)
@@ -427,14 +448,18 @@ def test_of_two_objectives_the_front_is_shown_with_the_best_the_baseline_and_the
     ]
     assert "rule      max accuracy where parameters <= 3_000" in text
     assert "best 0.9500, 2_000 (trial 1)" in status_line(stands)
-    told = json.loads(as_json(stands))
-    assert (told["best"]["trial"], told["best"]["value"], told["best"]["parameters"]) == (
+    document = json.loads(as_json(stands))
+    assert (
+        document["best"]["trial"],
+        document["best"]["value"],
+        document["best"]["parameters"],
+    ) == (
         1,
         0.95,
         2000,
     )
-    assert [trial["trial"] for trial in told["front"]] == [1, 2]
-    assert told["rule"] == "max accuracy where parameters <= 3_000"
+    assert [trial["trial"] for trial in document["front"]] == [1, 2]
+    assert document["rule"] == "max accuracy where parameters <= 3_000"
     for width in (40, 60):
         assert max(map(len, shown(stands, width).splitlines())) <= width
 
@@ -446,8 +471,8 @@ def test_of_two_objectives_what_matters_is_what_matters_for_the_metric(sqlite_ur
         params = {"good": number % 7, "large": number % 5}
         values = [params["good"] / 7, 100.0 * params["large"]]
         stored.optuna.add_trial(create_trial(values=values, params=params, distributions=asked))
-    found = read_status(stored).importances
-    assert found["good"] > 0.9 > 0.1 > found["large"]
+    shares = read_status(stored).importances
+    assert shares["good"] > 0.9 > 0.1 > shares["large"]
 
 
 def test_of_one_objective_nothing_is_said_of_a_front(half_done):

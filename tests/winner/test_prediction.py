@@ -1,4 +1,4 @@
-"""A winner classifies images, and a hostile one does nothing."""
+"""Predictions of a stored winner from files of all kinds; hostile files execute nothing."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ from studyloom.winner.prediction import Network, load_network, predict, read_ima
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """What a run leaves of a small network on MNIST's shape."""
+    """A run directory with the winner's files, of a small network on MNIST's shape."""
     folder = tmp_path / "run"
     folder.mkdir()
     torch.manual_seed(0)
@@ -70,13 +70,13 @@ def test_a_colour_picture_of_a_grey_network_is_read_as_grey(digits, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"hello", "is neither a picture nor an IDX file"),
+        (b"hello", "must be a picture or an IDX file"),
         (b"\0\0\x08\x01\0\0\0\x08" + bytes(8), "magic number"),
         (
             b"\0\0\x08\x03\0\0\0\x01\0\0\0\x02\0\0\0\x02\1\2\3\4",
-            "is 2 × 2 pixels; the network looks at 28 × 28",
+            "must be 28 × 28 pixels, as the network takes them; got 2 × 2",
         ),
-        (b"", "is neither a picture"),
+        (b"", "must be a picture"),
     ],
 )
 def test_what_is_no_image_is_named_before_the_first_answer(
@@ -132,12 +132,12 @@ def test_weights_of_another_network_or_none_are_named(run_dir, tmp_path):
     shutil.rmtree(run_dir)
 
 
-# Numbers
+# Tables and arrays
 
 
 @pytest.fixture
 def tabular(tmp_path):
-    """What a run leaves of a network that tells two named classes by two named columns."""
+    """A run directory, of a network that predicts two named classes from two named columns."""
     folder = tmp_path / "tabular"
     folder.mkdir()
     model = MLP((2,), 2, hidden=[], standardise=True)
@@ -187,10 +187,10 @@ def test_numbers_are_told_as_they_are(tmp_path):
     ("name", "content", "words"),
     [
         ("a.csv", b"age\n1\n", "has no column size"),
-        ("a.csv", b"size,age\n1,x\n", "line 2 is not 2 numbers"),
-        ("a.csv", b"size,age\n", "holds no line of numbers"),
-        ("a.csv", b"\xff\xfe\x00", r"neither a \.npy file nor a CSV file"),
-        ("a.npy", b"no array", r"is no \.npy file of numbers"),
+        ("a.csv", b"size,age\n1,x\n", "line 2 must have 2 numbers"),
+        ("a.csv", b"size,age\n", "must hold at least one line of numbers"),
+        ("a.csv", b"\xff\xfe\x00", r"must be a \.npy file or a CSV file"),
+        ("a.npy", b"no array", r"must be a \.npy file of numbers"),
         ("gone.csv", None, "No such file"),
     ],
 )
@@ -203,8 +203,10 @@ def test_a_file_without_such_numbers_is_refused(tabular, tmp_path, name, content
 
 def test_an_array_of_another_shape_or_with_objects_is_refused(tabular, tmp_path):
     np.save(tmp_path / "wide.npy", np.zeros((4, 3)))
-    with pytest.raises(PredictError, match="holds 4 × 3; the network takes 2, or several"):
+    with pytest.raises(
+        PredictError, match="must hold an input of 2 numbers, or several; got 4 × 3"
+    ):
         list(predict(load_network(tabular), [tmp_path / "wide.npy"]))
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(PredictError, match=r"is no \.npy file of numbers"):
+    with pytest.raises(PredictError, match=r"must be a \.npy file of numbers"):
         list(predict(load_network(tabular), [tmp_path / "objects.npy"]))

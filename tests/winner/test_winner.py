@@ -1,4 +1,4 @@
-"""The way from a search to a tested winner, on toy parts and real storages."""
+"""From a search to a tested winner, on toy data and real databases."""
 
 import base64
 import io
@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from scipy import stats
 from toys import TINY, TWO, Never, ask, compose, toy_folds, toy_split
 
 from studyloom.config.schema import WinnerSection
@@ -30,7 +31,7 @@ from studyloom.winner.answer import is_answer_of, read_answer
 from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.prediction import load_network, predict
 from studyloom.winner.stages import Plan, Stage
-from studyloom.winner.statistics import T975, compare, summarise
+from studyloom.winner.statistics import compare, summarise
 
 SPLIT = toy_split()
 SPACE = (
@@ -48,20 +49,20 @@ def question():
     return ask(*[override for override in SPACE if not override.startswith("space.train")])
 
 
-class Door:
-    """Opens test images, and counts how often."""
+class CountedTest:
+    """Loads the test part, and counts how often."""
 
     def __init__(self, split):
         self.split = split
-        self.opened = 0
+        self.loaded = 0
 
     def __call__(self):
-        self.opened += 1
+        self.loaded += 1
         return self.split
 
 
 def test_part():
-    """Other images of the same classes."""
+    """Makes other images of the same classes."""
     generator = torch.Generator().manual_seed(1)
     noise = 0.5 * torch.randn(SPLIT.inputs.shape, generator=generator)
     return replace(SPLIT, inputs=SPLIT.inputs + noise, digest="test")
@@ -84,7 +85,7 @@ def plan_of(question: Question, url, run_dir, trials=TRIALS, **settings):
 
 
 def work(plan: Plan, stopping=None):
-    """As a worker goes through the stages."""
+    """Works through the stages as a worker does."""
     for stage in plan:
         folder = plan.run_dir / "checkpoints" / stage.title
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,23 +101,23 @@ def work(plan: Plan, stopping=None):
 
 
 @pytest.fixture(scope="module")
-def crowned(question, tmp_path_factory):
-    """A plan at its end, what winner.json holds, and how often the test images were opened."""
-    run_dir = tmp_path_factory.mktemp("crowned")
+def evaluated(question, tmp_path_factory):
+    """A plan whose stages have ended, what winner.json holds, and how often the test was loaded."""
+    run_dir = tmp_path_factory.mktemp("evaluated")
     plan = plan_of(question, f"sqlite:///{run_dir}/study.db", run_dir, top=2, seeds=3)
     work(plan)
-    door = Door(test_part())
-    evaluate_winner(plan, door, ["python", "-m", "studies.mnist"])
-    return plan, read_answer(run_dir), door.opened
+    test = CountedTest(test_part())
+    evaluate_winner(plan, test, ["python", "-m", "studies.mnist"])
+    return plan, read_answer(run_dir), test.loaded
 
 
 # Stages
 
 
 def test_the_best_trials_and_the_baseline_are_judged_on_fresh_seeds_and_parts_the_same_for_all(
-    crowned,
+    evaluated,
 ):
-    plan, _, _ = crowned
+    plan, _, _ = evaluated
     values = {trial.number: trial.value for trial in plan.search.stored.trials()}
     best = sorted(values, key=lambda number: (-values[number], number))[:2]
     assert {*plan.candidates} == {*best, 0}
@@ -127,32 +128,32 @@ def test_the_best_trials_and_the_baseline_are_judged_on_fresh_seeds_and_parts_th
         assert all(torch.equal(job.valid, jobs[0].valid) for job in jobs)
         assert len(jobs[0].valid) == 40
         assert not {*jobs[0].train.tolist()} & {*jobs[0].valid.tolist()}
-    parts = [frozenset(trainings.part(seed)[1].tolist()) for seed in range(3)]
+    parts = [frozenset(trainings.fold(seed)[1].tolist()) for seed in range(3)]
     assert len({*parts, frozenset(toy_folds(SPLIT)[0][1].tolist())}) == 4, "each is fresh"
 
 
-def test_every_value_is_that_of_a_plain_training(crowned):
-    plan, _, _ = crowned
+def test_every_value_is_that_of_a_plain_training(evaluated):
+    plan, _, _ = evaluated
     trainings = plan.reevaluation.asked
     for candidate, values in plan.values(plan.reevaluation).items():
         for seed, value in enumerate(values):
             training = Training([trainings.job(candidate, seed)], SPLIT)
             list(training)
-            assert training.said[-1][0].value == value
+            assert training.history[-1][0].value == value
 
 
-def test_the_best_mean_wins(crowned):
-    plan, found, _ = crowned
-    means = {row["trial"]: np.mean(row["values"]) for row in found["candidates"]}
+def test_the_best_mean_wins(evaluated):
+    plan, answer, _ = evaluated
+    means = {row["trial"]: np.mean(row["values"]) for row in answer["candidates"]}
     assert means[plan.winner] == max(means.values())
-    assert found["winner"]["trial"] == plan.winner
-    assert found["winner"]["gap"] == pytest.approx(
-        found["winner"]["search_value"] - means[plan.winner]
+    assert answer["winner"]["trial"] == plan.winner
+    assert answer["winner"]["gap"] == pytest.approx(
+        answer["winner"]["search_value"] - means[plan.winner]
     )
 
 
-def test_the_winner_is_trained_on_all_images_and_the_same_seed_gives_the_same_weights(crowned):
-    plan, _, _ = crowned
+def test_the_winner_is_trained_on_all_images_and_the_same_seed_gives_the_same_weights(evaluated):
+    plan, _, _ = evaluated
     job = plan.retraining.asked.job(plan.winner, 0)
     assert job.train.tolist() == [*range(len(SPLIT.targets))]
     training = Training([job], SPLIT)
@@ -216,10 +217,10 @@ def test_a_single_candidate_wins_without_being_judged(tmp_path):
     plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=2)
     work(plan)
     assert [stage.title for stage in plan] == ["search", "retraining"]
-    found = evaluate_winner(plan, Door(test_part()), ["x"])
-    assert found["winner"]["trial"] == 0
-    assert "gap" not in found["winner"]
-    assert len(found["test"]["winner"]["values"]) == 2
+    answer = evaluate_winner(plan, CountedTest(test_part()), ["x"])
+    assert answer["winner"]["trial"] == 0
+    assert "gap" not in answer["winner"]
+    assert len(answer["test"]["winner"]["values"]) == 2
 
 
 def test_a_grown_budget_is_judged_anew_and_the_smaller_one_as_before(question, tmp_path):
@@ -236,12 +237,12 @@ def test_a_grown_budget_is_judged_anew_and_the_smaller_one_as_before(question, t
 # The test
 
 
-def test_the_test_images_are_opened_once(crowned):
-    assert crowned[2] == 1
+def test_the_test_images_are_opened_once(evaluated):
+    assert evaluated[2] == 1
 
 
-def test_the_test_numbers_are_those_of_the_stored_networks(crowned):
-    plan, found, _ = crowned
+def test_the_test_numbers_are_those_of_the_stored_networks(evaluated):
+    plan, answer, _ = evaluated
     trainings, images = plan.retraining.asked, test_part()
     training = Training([trainings.job(plan.winner, 0)], SPLIT)
     list(training)
@@ -249,78 +250,83 @@ def test_the_test_numbers_are_those_of_the_stored_networks(crowned):
     model.load_state_dict(training.weights()[0])
     predicted = model.eval()(images.inputs).argmax(1)
     accuracy = float((predicted == images.targets).double().mean())
-    assert found["test"]["winner"]["values"][0] == pytest.approx(accuracy, abs=1e-7)
-    confusion = np.array(found["confusion"])
-    assert confusion.sum() == found["test"]["examples"] == len(images.targets)
+    assert answer["test"]["winner"]["values"][0] == pytest.approx(accuracy, abs=1e-7)
+    confusion = np.array(answer["confusion"])
+    assert confusion.sum() == answer["test"]["examples"] == len(images.targets)
     assert np.trace(confusion) / confusion.sum() == pytest.approx(accuracy)
     assert confusion.sum(axis=1).tolist() == torch.bincount(images.targets).tolist()
 
 
-def test_wrong_images_are_wrong_and_the_surest_come_first(crowned):
-    _, found, _ = crowned
+def test_wrong_images_are_wrong_and_the_surest_come_first(evaluated):
+    _, answer, _ = evaluated
     images = test_part()
-    sure = [item["confidence"] for item in found["wrong"]]
+    sure = [item["confidence"] for item in answer["wrong"]]
     assert sure == sorted(sure, reverse=True)
-    for item in found["wrong"]:
+    for item in answer["wrong"]:
         assert item["label"] == int(images.targets[item["index"]]) != item["predicted"]
         head, _, content = item["image"].partition(",")
         assert head == "data:image/png;base64"
         assert Image.open(io.BytesIO(base64.b64decode(content))).size == (4, 4)
 
 
-def test_an_interval_is_students(crowned):
+def test_an_interval_is_students():
     values = [0.91, 0.93, 0.92, 0.95, 0.90]
-    found = summarise(values)
-    half = 2.776 * np.std(values, ddof=1) / math.sqrt(5)
-    assert found["mean"] == pytest.approx(np.mean(values))
-    assert found["interval"] == pytest.approx([np.mean(values) - half, np.mean(values) + half])
+    summary = summarise(values)
+    assert summary["mean"] == pytest.approx(np.mean(values))
+    half = (summary["interval"][1] - summary["interval"][0]) / 2
+    assert half == pytest.approx(2.776 * np.std(values, ddof=1) / math.sqrt(5), rel=2e-4)
     assert summarise([0.5]) == {"mean": 0.5, "std": None, "interval": None}
-    scipy = pytest.importorskip("scipy.stats")
-    for freedom, quantile in enumerate(T975, start=1):
-        assert quantile == pytest.approx(scipy.t.ppf(0.975, freedom), abs=5e-4)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 31, 32, 200])
+def test_an_interval_is_that_of_scipy(count):
+    values = np.random.default_rng(0).normal(0.9, 0.01, count)
+    error = stats.sem(values)
+    expected = stats.t.interval(0.95, count - 1, loc=values.mean(), scale=error)
+    assert summarise(values.tolist())["interval"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_difference_is_that_of_each_seed_with_itself():
-    found = compare({3: [0.9, 0.8], 0: [0.7, 0.6]}, winner=3, baseline=0)
-    assert found["difference"]["mean"] == pytest.approx(0.2)
-    assert found["difference"]["std"] == pytest.approx(0.0, abs=1e-12)
+    answer = compare({3: [0.9, 0.8], 0: [0.7, 0.6]}, winner=3, baseline=0)
+    assert answer["difference"]["mean"] == pytest.approx(0.2)
+    assert answer["difference"]["std"] == pytest.approx(0.0, abs=1e-12)
     assert "difference" not in compare({3: [0.9, 0.8]}, winner=3, baseline=None)
 
 
 def test_a_network_that_another_host_keeps_is_trained_again_to_the_same(question, tmp_path):
     plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, top=1, seeds=2)
     work(plan)
-    first = evaluate_winner(plan, Door(test_part()), ["x"])
+    first = evaluate_winner(plan, CountedTest(test_part()), ["x"])
     for file in plan.retraining.weights.iterdir():
         file.unlink()
-    again = evaluate_winner(plan, Door(test_part()), ["x"])
+    again = evaluate_winner(plan, CountedTest(test_part()), ["x"])
     assert again["test"] == first["test"]
 
 
 # The files
 
 
-def test_the_files_agree_with_each_other_and_with_what_the_terminal_says(crowned):
-    plan, found, _ = crowned
+def test_the_files_agree_with_each_other_and_with_what_the_terminal_says(evaluated):
+    plan, answer, _ = evaluated
     assert {path.name for path in plan.run_dir.iterdir()} >= {
         "winner.json",
         "winner.yaml",
         "winner.pt",
         "model_card.md",
     }
-    card, lines = (plan.run_dir / "model_card.md").read_text(), "\n".join(winner_lines(found))
-    shown = f"{found['test']['winner']['mean']:.4f} ± {found['test']['winner']['std']:.4f}"
+    card, lines = (plan.run_dir / "model_card.md").read_text(), "\n".join(winner_lines(answer))
+    shown = f"{answer['test']['winner']['mean']:.4f} ± {answer['test']['winner']['std']:.4f}"
     assert shown in card
     assert shown in lines
     assert f"trial {plan.winner}" in lines
-    assert is_answer_of(found, plan)
-    json.dumps(found, allow_nan=False)
+    assert is_answer_of(answer, plan)
+    json.dumps(answer, allow_nan=False)
 
 
-def test_winner_yaml_composes_to_the_winners_configuration_with_nothing_to_search(crowned):
-    plan, found, _ = crowned
+def test_winner_yaml_composes_to_the_winners_configuration_with_nothing_to_search(evaluated):
+    plan, answer, _ = evaluated
     written = yaml.safe_load((plan.run_dir / "winner.yaml").read_text())
-    assert written["optimizer"]["lr"] == found["winner"]["params"]["optimizer.lr"]
+    assert written["optimizer"]["lr"] == answer["winner"]["params"]["optimizer.lr"]
     cfg, composer = compose("hydra.searchpath=[file://conf]", name="winner", folder=plan.run_dir)
     again = Question.ask(cfg, composer)
     assert again.trials() == 1
@@ -341,7 +347,7 @@ def test_a_split_knows_what_its_pixels_were_normalised_by():
 
 @pytest.fixture(scope="module")
 def forecast(tmp_path_factory):
-    """A plan over a toy series at its end, and what winner.json holds."""
+    """A plan over a toy series whose stages have ended, what winner.json holds, and the source."""
     run_dir = tmp_path_factory.mktemp("forecast")
     path = run_dir / "wave.csv"
     path.write_text(
@@ -385,7 +391,7 @@ def forecast(tmp_path_factory):
 
 
 def test_where_less_is_better_the_least_are_judged_again_and_the_least_mean_wins(forecast):
-    plan, found, _ = forecast
+    plan, answer, _ = forecast
     values = {
         trial.number: trial.value
         for trial in plan.search.stored.trials()
@@ -393,10 +399,10 @@ def test_where_less_is_better_the_least_are_judged_again_and_the_least_mean_wins
     }
     best = sorted(values, key=values.get)[:2]
     assert {*plan.candidates} == {*best, 0}
-    means = {row["trial"]: row["mean"] for row in found["candidates"]}
+    means = {row["trial"]: row["mean"] for row in answer["candidates"]}
     assert means[plan.winner] == min(means.values())
     assert list(means.values()) == sorted(means.values())
-    row = found["winner"]
+    row = answer["winner"]
     assert row["gap"] == pytest.approx(row["mean"] - row["search_value"]), (
         "above 0 where the search had flattered it"
     )
@@ -405,29 +411,29 @@ def test_where_less_is_better_the_least_are_judged_again_and_the_least_mean_wins
 def test_in_the_order_of_time_all_are_judged_on_the_last_part(forecast):
     plan, _, _ = forecast
     for seed in range(2):
-        training, valid = plan.reevaluation.asked.part(seed)
+        training, valid = plan.reevaluation.asked.fold(seed)
         assert training.max() < valid.min()
         assert valid.tolist() == list(range(len(plan.data.split) - 20, len(plan.data.split)))
 
 
 def test_of_numbers_the_predictions_are_kept_and_the_rule_is_beside_them(forecast):
-    plan, found, source = forecast
+    plan, answer, source = forecast
     test = source.test()
-    assert "confusion" not in found
-    assert found["predictions"]["came"] == test.targets.tolist()
-    told = torch.tensor(found["predictions"]["told"])
-    assert found["test"]["winner"]["values"][0] == pytest.approx(
-        float((told - test.targets).abs().mean()), rel=1e-5
+    assert "confusion" not in answer
+    assert answer["predictions"]["came"] == test.targets.tolist()
+    predicted = torch.tensor(answer["predictions"]["told"])
+    assert answer["test"]["winner"]["values"][0] == pytest.approx(
+        float((predicted - test.targets).abs().mean()), rel=1e-5
     )
     rule = float((test.inputs[:, -1] - test.targets).abs().mean())
-    assert found["test"]["references"] == {"persistence": pytest.approx(rule)}
-    assert any(line.split() == ["persistence", format_value(rule)] for line in winner_lines(found))
+    assert answer["test"]["references"] == {"persistence": pytest.approx(rule)}
+    assert any(line.split() == ["persistence", format_value(rule)] for line in winner_lines(answer))
     assert "CSV files with 6 numbers in a line" in (plan.run_dir / "model_card.md").read_text()
 
 
 def test_the_report_of_numbers_shows_them_over_time_and_says_that_less_is_better(forecast):
-    plan, found, _ = forecast
-    page = render(plan.search.stored, found, "")
+    plan, answer, _ = forecast
+    page = render(plan.search.stored, answer, "")
     assert "Predictions on the test part" in page
     assert "Confusion" not in page
     assert "values are mae, less is better" in page
@@ -435,18 +441,21 @@ def test_the_report_of_numbers_shows_them_over_time_and_says_that_less_is_better
 
 
 def test_predict_answers_as_the_winner_did(forecast):
-    plan, found, source = forecast
+    plan, answer, source = forecast
     np.save(plan.run_dir / "windows.npy", source.test().inputs.numpy())
     answers = predict(load_network(plan.run_dir), [plan.run_dir / "windows.npy"])
-    told = [pair[0] for pair in found["predictions"]["told"]]
-    assert [answer.values[0] for answer in answers] == pytest.approx(told, rel=1e-5)
+    expected = [pair[0] for pair in answer["predictions"]["told"]]
+    assert [answer.values[0] for answer in answers] == pytest.approx(expected, rel=1e-5)
 
 
 # Two objectives
 
 
 def two(url, run_dir, *overrides, **settings):
-    """A plan of two objectives; its candidates have 4 to 64 units, of which each takes 27 parameters, and 10 beside."""
+    """Makes a plan with two objectives.
+
+    Its candidates have 4 to 64 units, each of 27 parameters, and 10 parameters beside them.
+    """
     question = ask(*TWO, "study.baseline=true", *overrides)
     return plan_of(question, url, run_dir, trials=6, **{"top": 2, "seeds": 2} | settings)
 
@@ -463,23 +472,23 @@ def test_the_best_that_keep_to_the_rule_are_judged_again_and_one_of_them_wins(ur
     assert 0 not in keeping, "the baseline has 442"
     assert {*plan.candidates} == {*keeping[:2], 0}, "it is judged to be compared with"
     assert plan.winner in keeping
-    door = Door(test_part())
-    found = evaluate_winner(plan, door, ["python", "-m", "studies.pareto"])
-    assert door.opened == 1
-    means = {row["trial"]: row["mean"] for row in found["candidates"]}
+    test = CountedTest(test_part())
+    answer = evaluate_winner(plan, test, ["python", "-m", "studies.pareto"])
+    assert test.loaded == 1
+    means = {row["trial"]: row["mean"] for row in answer["candidates"]}
     assert means[plan.winner] == max(means[number] for number in keeping[:2])
-    assert (found["rule"], found["keeps"]) == ("max accuracy where parameters < 400", True)
-    assert found["winner"]["costs"] == {"parameters": costs[plan.winner]}
-    assert "difference" in found["test"]
-    told = [*winner_lines(found)]
-    assert told[0].endswith(f", parameters {costs[plan.winner]:.0f}")
-    *_, last = winner_lines(found | {"keeps": False})
+    assert (answer["rule"], answer["keeps"]) == ("max accuracy where parameters < 400", True)
+    assert answer["winner"]["costs"] == {"parameters": costs[plan.winner]}
+    assert "difference" in answer["test"]
+    first, *_ = winner_lines(answer)
+    assert first.endswith(f", parameters {costs[plan.winner]:.0f}")
+    *_, last = winner_lines(answer | {"keeps": False})
     assert "on fresh seeds no candidate keeps to max accuracy where parameters < 400" in last
     assert (
         "Chosen by `max accuracy where parameters < 400`"
         in (tmp_path / "model_card.md").read_text()
     )
-    page = render(plan.search.stored, found, "")
+    page = render(plan.search.stored, answer, "")
     assert '"name":"winner"' in page
 
 
@@ -496,12 +505,12 @@ def test_another_rule_chooses_another_winner_of_the_same_search(url, tmp_path):
 
 
 def test_back_to_a_rule_its_own_networks_are_tested_and_not_those_of_another(sqlite_url, tmp_path):
-    found = []
+    tests = []
     for rule in ("max accuracy", "min parameters", "max accuracy"):
         plan = two(sqlite_url, tmp_path, f"winner.rule='{rule}'", top=1)
         work(plan)
-        found.append(evaluate_winner(plan, Door(test_part()), [])["test"])
-    assert found[0] == found[2] != found[1]
+        tests.append(evaluate_winner(plan, CountedTest(test_part()), [])["test"])
+    assert tests[0] == tests[2] != tests[1]
 
 
 def test_where_no_trial_keeps_to_the_rule_there_is_no_winner(sqlite_url, tmp_path):
@@ -518,14 +527,14 @@ def test_where_none_keeps_to_the_rule_on_fresh_seeds_the_best_mean_wins(
     rule = "winner.rule='min parameters where accuracy > 0.01'"
     work(two(sqlite_url, tmp_path, rule))
     plan = two(sqlite_url, tmp_path, rule)
-    small, large = sorted(plan.contenders, key=costs_of(plan).__getitem__)[:2]
+    small, large = sorted(plan.eligible, key=costs_of(plan).__getitem__)[:2]
     means = {small: 0.002, large: 0.003, 0: 0.004}
     monkeypatch.setattr(
-        Plan, "judged", property(lambda plan: {n: [means[n]] for n in plan.candidates})
+        Plan, "fresh_values", property(lambda plan: {n: [means[n]] for n in plan.candidates})
     )
     plan.ranked = [trial for trial in plan.ranked if trial.number in (small, large)]
     assert plan.winner == large
-    assert not plan.rule.holds(plan.known(large))
+    assert not plan.rule.holds(plan.known_values(large))
 
 
 def test_without_a_rule_the_winner_has_no_more_parameters_than_the_baseline(sqlite_url, tmp_path):
@@ -533,5 +542,5 @@ def test_without_a_rule_the_winner_has_no_more_parameters_than_the_baseline(sqli
     work(plan)
     costs = costs_of(plan)
     assert str(plan.rule) == f"max accuracy where parameters <= {costs[0]:.0f}"
-    assert 0 in plan.contenders
+    assert 0 in plan.eligible
     assert costs[plan.winner] <= costs[0]

@@ -1,7 +1,8 @@
-// Draws each figure from the JSON beside it, in the colours of the page, and again when light turns to dark.
-const plots = [...document.querySelectorAll(".plot")].map((place) => [
-  place,
-  JSON.parse(place.nextElementSibling.textContent),
+// Draws each figure from the JSON beside it, in the colours of the page; draws all again when the
+// page turns light or dark.
+const plots = [...document.querySelectorAll(".plot")].map((element) => [
+  element,
+  JSON.parse(element.nextElementSibling.textContent),
 ]);
 
 function template() {
@@ -26,9 +27,9 @@ function template() {
 }
 
 function draw() {
-  for (const [place, figure] of plots) {
-    const { data, layout } = structuredClone(figure); // plotly writes into what it is given
-    Plotly.react(place, data, { ...layout, template: template() }, { responsive: true, displayModeBar: false });
+  for (const [element, figure] of plots) {
+    const { data, layout } = structuredClone(figure); // plotly changes its arguments
+    Plotly.react(element, data, { ...layout, template: template() }, { responsive: true, displayModeBar: false });
   }
 }
 

@@ -1,7 +1,7 @@
 """Config: from a command line and YAML files to objects. Hydra is imported in this room only.
 
 `hydra_main` decorates the page of a study. A primary config begins its defaults list with
-`studyloom` to take in the schema of studyloom's own sections.
+`studyloom`, which adds the schema of studyloom's own sections.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ __all__ = [
     "build",
     "compose",
     "hydra_main",
+    "invocation",
     "overrides",
     "runs",
     "scaffold",
@@ -23,8 +24,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    # Lazy, so that `studyloom.config.trust` checks a config without importing Hydra.
     if name != "hydra_main":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from studyloom.config.main import hydra_main  # checking a config needs no Hydra
+    from studyloom.config.main import hydra_main
 
     return hydra_main

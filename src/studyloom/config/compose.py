@@ -1,4 +1,4 @@
-"""TODO config.compose."""
+"""Composes the config of the running command again, under other group choices."""
 
 import re
 from collections.abc import Mapping
@@ -18,8 +18,13 @@ from studyloom.errors import ConfigError
 class Composer:
     """Composes the user's own command again with other group choices.
 
-    Overrides of the user's that name a key which the other choice does not have (`model.hidden` when the trial chose a
-    CNN) spoke of the user's own choice and are left out.
+    The user's overrides are kept, except those of a key that the other option does not have:
+    `model.hidden=[8]` is left out when a trial chooses a CNN.
+
+    Attributes:
+        config_name: the name of the primary config.
+        overrides: the user's overrides, as typed.
+        choices: the option of each group in the user's own config.
     """
 
     config_name: str
@@ -31,7 +36,7 @@ class Composer:
 
     @classmethod
     def from_hydra(cls) -> "Composer":
-        """The composer of the command that is running, inside `hydra_main`."""
+        """Returns the composer of the running command; call it inside `hydra_main`."""
         config = HydraConfig.get()
         choices = {str(group): str(option) for group, option in config.runtime.choices.items()}
         # As typed: ${oc.env:…} in an override is neither resolved here nor shown.
@@ -39,49 +44,52 @@ class Composer:
         return cls(str(config.job.config_name), tuple(overrides), choices)
 
     def keep(self, config: DictConfig) -> None:
-        """Takes the user's own config as it was composed, which need not be composed again."""
+        """Caches the user's own config, so that it is not composed again."""
         self._cache[frozenset()] = config
 
     def compose(self, choices: Mapping[str, str]) -> DictConfig:
-        """The config under other choices; composed once (about 70 ms) and shared, so copy it before setting values.
+        """Composes the config under other choices.
+
+        Each config is composed once (about 70 ms) and shared, so copy it before setting values.
+
+        Args:
+            choices: the option of each Hydra group; other groups keep the user's choice.
 
         Raises:
             ConfigError: an option that does not compose.
         """
-        other = {
+        changed = {
             group: option for group, option in choices.items() if self.choices.get(group) != option
         }
-        wanted = frozenset(other.items())
-        if wanted not in self._cache:
-            groups = [f"{group}={option}" for group, option in other.items()]
-            own = [override for override in self.overrides if override_key(override) not in other]
-            inside = [
-                override
-                for override in own
-                if override_key(override).startswith(tuple(f"{group}/" for group in other))
-            ]
+        cache_key = frozenset(changed.items())
+        if cache_key not in self._cache:
             try:
-                config = hydra.compose(
-                    self.config_name, [o for o in own if o not in inside] + groups
-                )
-                lost = [
-                    o
-                    for o in inside
-                    if re.match(r"\+\w", o)
-                    or not has_key(config, override_key(o).replace("/", "."))
-                ]
-                if len(lost) < len(inside):
-                    config = hydra.compose(
-                        self.config_name, [o for o in own if o not in lost] + groups
-                    )
+                self._cache[cache_key] = self._compose(changed)
             except Exception as error:
-                raise ConfigError(
-                    [f"{', '.join(groups)}: {describe_compose_error(error)}"]
-                ) from error
-            self._cache[wanted] = config
-        return self._cache[wanted]
+                named = ", ".join(f"{group}={option}" for group, option in changed.items())
+                raise ConfigError([f"{named}: {describe_compose_error(error)}"]) from error
+        return self._cache[cache_key]
+
+    def _compose(self, changed: Mapping[str, str]) -> DictConfig:
+        """Composes without the overrides inside the changed groups, then with those that fit."""
+        groups = [f"{group}={option}" for group, option in changed.items()]
+        below = tuple(f"{group}/" for group in changed)
+        kept = [override for override in self.overrides if override_key(override) not in changed]
+        inside = [override for override in kept if override_key(override).startswith(below)]
+        outside = [override for override in kept if override not in inside]
+        config = hydra.compose(self.config_name, [*outside, *groups])
+        dropped = [
+            override
+            for override in inside
+            if re.match(r"\+\w", override)
+            or not has_key(config, override_key(override).replace("/", "."))
+        ]
+        if len(dropped) < len(inside):
+            fitting = [override for override in kept if override not in dropped]
+            config = hydra.compose(self.config_name, [*fitting, *groups])
+        return config
 
 
 def override_key(override: str) -> str:
-    """What an override sets, as a path: `model/hidden` for `++model.hidden=[8]`."""
+    """Returns what an override sets, as a path: `model/hidden` for `++model.hidden=[8]`."""
     return override.partition("=")[0].lstrip("+~").replace(".", "/")

@@ -1,8 +1,4 @@
-"""From Hydra's config to objects. The only module that imports Hydra.
-
-A primary config begins its defaults list with `studyloom` to take in the schema of studyloom's own sections. The other
-groups (data, model, optimizer, …) hold a `_target_` and its arguments, and any class can stand there.
-"""
+"""`hydra_main`, the decorator of a study's page: reads the command line, reports its mistakes."""
 
 import functools
 import gc
@@ -29,19 +25,23 @@ from studyloom.config.schema import unknown_keys
 from studyloom.errors import ConfigError, print_errors, wants_tracebacks
 from studyloom.text import has_password
 
-NO_SWEEP = "a study is a search already; what it searches stands in space"
-# Where a URL with a password moves to.
-HIDDEN = {"storage.url": "STUDYLOOM_STORAGE", "study.from": "STUDYLOOM_FROM"}
+NO_SWEEP = "a study is a search already; write what it searches into the group space"
+# The environment variables that take the URLs with a password.
+PASSWORD_VARIABLES = {"storage.url": "STUDYLOOM_STORAGE", "study.from": "STUDYLOOM_FROM"}
 
 
 def hydra_main(
     config_path: str, config_name: str
 ) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """`hydra.main`, with mistakes told all at once and exit code 2, and with `--dry-run`.
+    """Decorates a task as `hydra.main` does, and adds `--dry-run`.
 
+    All mistakes of a command line are printed at once, and the command ends with exit code 2.
     `HYDRA_FULL_ERROR=1` shows the traceback instead.
-    """
 
+    Args:
+        config_path: the folder of the study's configs.
+        config_name: the name of its primary config, without `.yaml`.
+    """
     register()
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -58,7 +58,7 @@ def hydra_main(
 
         @functools.wraps(task)
         def run() -> None:
-            gc.freeze()  # later collections skip what is imported: 0.8 s at the end alone
+            gc.freeze()  # later collections skip the imported modules: 0.8 s at exit alone
             sys.argv[1:] = arguments(sys.argv[1:])
             if sweeps := {"-m", "--multirun"}.intersection(sys.argv[1:]):
                 exit_with_mistakes(f"{sweeps.pop()}: {NO_SWEEP}")
@@ -69,46 +69,68 @@ def hydra_main(
                 except (ConfigError, OSError) as error:
                     exit_with_mistakes(*getattr(error, "mistakes", [str(error)]))
             if not tracebacks:
-                # Hydra's own report exits with 1; until it has composed it is asked to raise.
+                # Hydra's own report exits with 1, so Hydra shall raise until it has composed.
                 os.environ["HYDRA_FULL_ERROR"] = "1"
             try:
                 main()
-            except Exception as error:  # from composing; what the task raises, Hydra reports
+            except Exception as error:  # of composing; Hydra reports what the task raises
                 if tracebacks:
                     raise
-                if isinstance(error, OSError) and not isinstance(error, HydraException):
-                    where = f"{error.strerror}: {error.filename}"
-                    exit_with_mistakes(f"run_dir: {where}; name another with run_dir=…")
-                mistakes = find_override_mistakes(config_path, config_name, sys.argv[1:])
-                exit_with_mistakes(*(mistakes or [describe_compose_error(error)]))
+                exit_with_mistakes(*compose_mistakes(error, config_path, config_name, sys.argv[1:]))
             finally:
                 foreign_trust.clear()
 
+        vars(run).update(config_path=config_path, config_name=config_name)  # for `studyloom.run`
         return run
 
     return decorate
 
 
+def compose_mistakes(
+    error: Exception, config_path: str, config_name: str, argv: Sequence[str]
+) -> list[str]:
+    """Explains why a config could not be composed, or its run directory not be made.
+
+    Args:
+        error: what Hydra raised.
+        config_path: the folder of the study's configs.
+        config_name: the name of its primary config.
+        argv: the arguments of the command, without its name.
+
+    Returns:
+        One line a mistake.
+    """
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return [f"run_dir: {error.strerror}: {error.filename}; name another with run_dir=…"]
+    mistakes = find_override_mistakes(config_path, config_name, argv)
+    return mistakes or [describe_compose_error(error)]
+
+
 def exit_with_mistakes(*mistakes: str) -> NoReturn:
-    """Prints the mistakes of a configuration, without a traceback, and ends the process with 2."""
+    """Prints the mistakes of a configuration without a traceback, and exits with code 2."""
     print_errors(ConfigError(mistakes))
     sys.exit(2)
 
 
 def arguments(argv: Sequence[str]) -> list[str]:
-    """The command line as Hydra shall see it.
+    """Rewrites a command line for Hydra.
 
-    A storage URL with a password moves to the environment: Hydra writes its overrides to files, and workers are started
-    with them, where `ps` would show them.
+    `--dry-run` becomes an override, and a URL with a password moves to the environment: Hydra
+    writes the overrides to files, and workers are started with them, where `ps` would show them.
+
+    Args:
+        argv: the arguments of the command, without its name.
     """
     result = []
     for argument in argv:
         name, _, value = argument.partition("=")
         if argument == "--dry-run":
             result += ["study.dry_run=true"]
-        elif (kept := HIDDEN.get(name.lstrip("+"))) and has_password(value.strip("'\"")):
-            os.environ[kept] = value.strip("'\"")
-            result += [f"{name}=${{oc.env:{kept}}}"]
+        elif (variable := PASSWORD_VARIABLES.get(name.lstrip("+"))) and has_password(
+            value.strip("'\"")
+        ):
+            os.environ[variable] = value.strip("'\"")
+            result += [f"{name}=${{oc.env:{variable}}}"]
         else:
             result.append(argument)
     if any(re.fullmatch(r"study\.dry_run=(true|True|1|yes|on)", argument) for argument in result):
@@ -117,23 +139,31 @@ def arguments(argv: Sequence[str]) -> list[str]:
 
 
 def foreign_config(config_path: str, config_name: str, argv: Sequence[str]) -> Path | None:
-    """The primary config, where it lies in a folder that the command line names: another person may have written it."""
-    given = parse_command_line(config_path, config_name, argv)
-    name = Path(given.config_name).with_suffix(".yaml")
-    folders = (given.config_dir, given.config_path)
-    found = next(
-        (Path(folder) / name for folder in folders if (Path(folder) / name).is_file()), None
-    )
-    return (
-        None
-        if found is None or found.resolve().is_relative_to(Path(config_path).resolve())
-        else found
-    )
+    """Returns the primary config if it lies outside the study's own folder.
+
+    The command line named its folder, so somebody else may have written it.
+
+    Args:
+        config_path: the folder of the study's configs.
+        config_name: the name of the primary config, unless the command line names another.
+        argv: the arguments of the command, without its name.
+    """
+    options = parse_command_line(config_path, config_name, argv)
+    name = Path(options.config_name).with_suffix(".yaml")
+    candidates = [Path(folder) / name for folder in (options.config_dir, options.config_path)]
+    primary = next((path for path in candidates if path.is_file()), None)
+    if primary is None or primary.resolve().is_relative_to(Path(config_path).resolve()):
+        return None
+    return primary
 
 
 def trusted_by(argv: Sequence[str]) -> list[str]:
-    """The packages that `trust=[…]` names on a command line; a config from elsewhere cannot name its own."""
-    value = next(
-        (a.partition("=")[2] for a in reversed(argv) if a.lstrip("+").startswith("trust=")), ""
-    )
+    """Returns the packages of `trust=[…]` on a command line.
+
+    Only the command line counts: a config from elsewhere must not trust itself.
+    """
+    values = [
+        argument.partition("=")[2] for argument in argv if argument.lstrip("+").startswith("trust=")
+    ]
+    value = values[-1] if values else ""
     return [name for name in re.split(r"[\s,]+", value.strip("'\"[] ")) if name]

@@ -1,4 +1,4 @@
-"""What is wrong with a command line: each override that cannot be composed, where Hydra stops at the first."""
+"""Finds every mistake in a command line's overrides; Hydra itself stops at the first."""
 
 import argparse
 import functools
@@ -19,7 +19,16 @@ from studyloom.text import nearest
 def parse_command_line(
     config_path: str, config_name: str, argv: Sequence[str]
 ) -> argparse.Namespace:
-    """What a command line says of the primary config, as Hydra reads it, and its overrides."""
+    """Parses Hydra's options for the primary config, and the overrides.
+
+    Args:
+        config_path: the default of `--config-path` and `--config-dir`.
+        config_name: the default of `--config-name`.
+        argv: the arguments of the command, without its name.
+
+    Returns:
+        config_name, config_path, config_dir, and the list overrides.
+    """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config-name", "-cn", default=config_name)
     parser.add_argument("--config-path", "-cp", default=config_path)
@@ -29,30 +38,39 @@ def parse_command_line(
 
 
 def find_override_mistakes(config_path: str, config_name: str, argv: Sequence[str]) -> list[str]:
-    """Every override of a command line that cannot be composed, in words; Hydra itself stops at the first."""
-    given = parse_command_line(config_path, config_name, argv)
-    folders = [str(Path(folder).absolute()) for folder in (given.config_dir, given.config_path)]
+    """Explains every override of a command line that cannot be composed.
+
+    Args:
+        config_path: the folder of the study's configs.
+        config_name: the name of its primary config.
+        argv: the arguments of the command, without its name.
+
+    Returns:
+        One line a mistake; none if the mistake is in the config itself.
+    """
+    options = parse_command_line(config_path, config_name, argv)
+    folders = [str(Path(folder).absolute()) for folder in (options.config_dir, options.config_path)]
     # The primary config must lie in the first folder.
-    folders.sort(key=lambda folder: not (Path(folder) / f"{given.config_name}.yaml").exists())
+    folders.sort(key=lambda folder: not (Path(folder) / f"{options.config_name}.yaml").exists())
     mistakes: list[str] = []
     accepted = [f"hydra.searchpath=[file://{folders[1]}]"]
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(folders[0], version_base=None):
-        compose = functools.partial(hydra.compose, given.config_name)
+        compose = functools.partial(hydra.compose, options.config_name)
         try:
             compose(accepted)
         except Exception:
             return []  # the mistake is in the config itself
-        # Group choices before values: a key is judged in the option that was chosen for it.
+        # Group choices before values: a key is checked in the option that was chosen for it.
         for override in sorted(
-            given.overrides, key=lambda override: "." in override.partition("=")[0]
+            options.overrides, key=lambda override: "." in override.partition("=")[0]
         ):
             try:
                 if unknown := unknown_keys(compose([*accepted, override])):
                     mistakes += unknown
                 else:
                     accepted.append(override)
-            except Exception as error:  # Hydra's, OmegaConf's, and what they forgot to wrap
+            except Exception as error:  # of Hydra, of OmegaConf, and what they failed to wrap
                 mistakes.append(
                     explain_override(override, error, functools.partial(compose, accepted))
                 )
@@ -60,49 +78,62 @@ def find_override_mistakes(config_path: str, config_name: str, argv: Sequence[st
 
 
 def explain_override(override: str, error: Exception, compose: Callable[[], DictConfig]) -> str:
-    """One line for an override that failed: what was written, what is wrong, and the way out."""
+    """Explains on one line why an override failed, with the way out.
+
+    Args:
+        override: the override as typed.
+        error: what composing with it raised.
+        compose: composes the config without it.
+    """
     key, _, value = override.partition("=")
     path = key.lstrip("+~").split("@")[0].replace("/", ".")
     if isinstance(error, OverrideParseException) or not path:
-        return f"{override}: cannot be read; write key=value, and in quotes what holds a bracket, a comma or a space"
+        return (
+            f"{override}: cannot be parsed; write key=value, and quote a value that contains a "
+            "bracket, a comma or a space"
+        )
     if options := group_options(path.replace(".", "/")):
         if value not in options:
-            return f"{key}={value}: no such option; {path} has {', '.join(options)}{nearest(value, options)}"
+            return (
+                f"{key}={value}: no such option; {path} has "
+                f"{', '.join(options)}{nearest(value, options)}"
+            )
     elif unknown := no_such_key(path, compose()):
         return unknown
     return f"{override}: {describe_compose_error(error.__cause__ or error)}"
 
 
 def no_such_key(path: str, config: DictConfig) -> str | None:
-    """Where a path leaves a config, with the nearest of the keys that are there; None if it does not."""
+    """Explains where a path leaves a config, with the nearest key; None if it exists."""
     node: Any = config
     parts = path.split(".")
     for depth, part in enumerate(parts):
         above = ".".join(parts[:depth])
         if not isinstance(node, DictConfig):
-            return f"{path}: no such key; {above} is {node} and has none below it"
+            return f"{path}: no such key; {above} is {node} and has no keys"
         if part not in node:
+            path_so_far = ".".join(parts[: depth + 1])
             known = [str(name) for name in node if str(name) != "hydra"]
             holder = f"{above} has" if above else "there are"
-            return f"{'.'.join(parts[: depth + 1])}: no such key; {holder} {', '.join(known)}{nearest(part, known)}"
+            return f"{path_so_far}: no such key; {holder} {', '.join(known)}{nearest(part, known)}"
         node = node[part]
     return None
 
 
 def describe_compose_error(error: BaseException) -> str:
-    """What Hydra or OmegaConf says of a config, on one line, without its search path and its types."""
+    """Puts an error of Hydra or OmegaConf on one line, without its search path and its types."""
     lines = [line.strip() for line in str(error).partition("Config search path:")[0].splitlines()]
-    said = " ".join(
+    message = " ".join(
         line
         for line in lines
         if line and not re.match(r"(full_key|object_type|reference_type)[:=]", line)
     )
-    if ours := re.search(r"ConfigError raised while resolving interpolation: (.*)", said):
+    if ours := re.search(r"ConfigError raised while resolving interpolation: (.*)", message):
         return ours[1]
     keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
-    return f"{said} ({', '.join(keys)})" if keys else said or type(error).__name__
+    return f"{message} ({', '.join(keys)})" if keys else message or type(error).__name__
 
 
 def group_options(group: str) -> list[str]:
-    """The options of a Hydra group, empty where there is none of that name."""
+    """Returns the options of a Hydra group; none if there is no such group."""
     return list(GlobalHydra.instance().config_loader().get_group_options(group))

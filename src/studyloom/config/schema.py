@@ -1,4 +1,4 @@
-"""The schema of studyloom's own sections, so that an unknown or mistyped key is an error at start."""
+"""The schema of studyloom's own sections: an unknown key or a wrong type is an error at start."""
 
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -12,73 +12,83 @@ LONGEST_NAME = 200  # leaves room for suffixes below the 255 bytes that file sys
 
 @dataclass
 class StudySection:
+    """The study and its budget; `from`, another study to begin with, is added below."""
+
     name: str = MISSING
-    trials: int = 40  # of the study, over all its workers, re-joins and crashes
-    timeout: float | None = None  # seconds of one command
+    trials: int = 40  # the budget of the study, over all workers, commands and crashes
+    timeout: float | None = None  # seconds that one command searches
     seed: int = 0
-    baseline: bool = True  # the configuration as composed is trial 0
-    trial_timeout: float | None = None  # seconds of one trial, after which it has failed
-    max_attempts: int = 3  # workers that may die of a trial, after which it has failed
-    max_failures: int = 5  # in a row for one reason, after which the study stops
-    lease: float = 60.0  # seconds that a worker which is not heard of keeps its trial
-    enqueue: Any = field(default_factory=list)  # points to begin with, each a mapping of parameters
-    top: int = 5  # how many of the best trials of another study, `from`, to begin with
+    baseline: bool = True  # trial 0 is the configuration as composed
+    trial_timeout: float | None = None  # seconds after which a trial fails
+    max_attempts: int = 3  # a trial fails after so many of its workers have died
+    max_failures: int = 5  # the study stops after so many failures in a row for one reason
+    lease: float = 60.0  # seconds that a silent worker keeps its trial
+    enqueue: Any = field(default_factory=list)  # points to begin with, mappings of parameters
+    top: int = 5  # how many of the best trials of `from` to begin with
     dry_run: bool = False  # show the space and stop; also --dry-run
 
 
 @dataclass
 class ObjectiveSection:
-    folds: int = 1  # 1: one hold-out part of data.validation images
+    """What a trial is measured by."""
+
+    folds: int = 1  # 1: a single hold-out part of data.validation examples
     seeds: int = 1
-    _target_: str | None = (
-        None  # a function of one's own, (config, report) -> value, instead of training networks
-    )
-    metric: Any = "accuracy"  # a name of metrics.METRICS, or a _target_ of one's own; [accuracy, parameters]: both
-    constraints: Any = (
-        None  # limits of parameters, flops, latency_ms, such as {parameters: "<= 100_000"}
-    )
-    direction: str | None = (
-        None  # maximize or minimize; needed where a metric of one's own does not say it
-    )
+    # The user's own function, (config, report) -> value, in place of training networks.
+    _target_: str | None = None
+    # A name in metrics.METRICS, or the user's own _target_; or several, [accuracy, parameters].
+    metric: Any = "accuracy"
+    # Limits of parameters, flops and latency_ms, such as {parameters: "<= 100_000"}.
+    constraints: Any = None
+    # maximize or minimize; required if the user's own metric does not define it.
+    direction: str | None = None
 
 
 @dataclass
 class TrainSection:
+    """How a network is trained."""
+
     epochs: int = 10
     batch_size: int = 64
     loss: Any = "${oc.select:loss,null}"  # what the group `loss` composed
     l1: float = 0.0  # L2 is the optimizer's weight_decay
-    clip: float | None = None  # largest gradient norm
+    clip: float | None = None  # the largest norm of the gradient
     precision: str = "fp32"  # or bf16
-    samples_per_epoch: int | None = None  # drawn anew each epoch; null: all
+    samples_per_epoch: int | None = None  # drawn anew in each epoch; null: all examples
 
 
 @dataclass
 class StorageSection:
+    """The database of the study."""
+
     url: str | None = None
-    file: str | None = None  # with the URL in it instead, readable by its owner alone
-    deadline: float = 300.0  # seconds that the database may be away
+    file: str | None = None  # a file that holds the URL, readable only by its owner
+    deadline: float = 300.0  # seconds of retries while the database is away
 
 
 @dataclass
 class CheckpointsSection:
-    dir: str | None = (
-        "${run_dir}/checkpoints"  # on a disk that all hosts share, or each goes on with its own; null: none
-    )
+    """Where trials save their state."""
+
+    # On a disk that all hosts share, or each host resumes only its own trials; null: none.
+    dir: str | None = "${run_dir}/checkpoints"
 
 
 @dataclass
 class WinnerSection:
-    enabled: bool = True  # choose the winner on fresh seeds, test it, and write the report, when the search has ended
-    top: int = 3  # trials that are judged again, beside the baseline
+    """How the winner is chosen."""
+
+    # Choose the winner on fresh seeds, test it, and write the report when the search has ended.
+    enabled: bool = True
+    top: int = 3  # how many of the best trials are evaluated again, beside the baseline
     seeds: int = 5
-    rule: str | None = (
-        None  # which of them is best, such as "max accuracy where parameters < 50_000"
-    )
+    rule: str | None = None  # which is best, such as "max accuracy where parameters < 50_000"
 
 
 @dataclass
 class Config:
+    """The sections of studyloom, and the groups that a study fills."""
+
     run_dir: str = "runs/${study.name}"
     study: StudySection = field(default_factory=StudySection)
     objective: ObjectiveSection = field(default_factory=ObjectiveSection)
@@ -86,10 +96,9 @@ class Config:
     storage: StorageSection = field(default_factory=StorageSection)
     checkpoints: CheckpointsSection = field(default_factory=CheckpointsSection)
     winner: WinnerSection = field(default_factory=WinnerSection)
-    trust: list[str] = field(
-        default_factory=list
-    )  # packages that a config from elsewhere may name; on command lines
-    params: Any = None  # what a function of one's own is to be told
+    # Packages that a config from elsewhere may name; only on command lines.
+    trust: list[str] = field(default_factory=list)
+    params: Any = None  # the arguments of the user's own function
     data: Any = MISSING
     model: Any = MISSING
     optimizer: Any = MISSING
@@ -104,41 +113,54 @@ class Config:
     )
 
 
-def _whole() -> DictConfig:
+def _make_schema() -> DictConfig:
     schema: DictConfig = OmegaConf.structured(Config)
     with open_dict(schema.study):
-        schema.study["from"] = (
-            None  # a run directory or a URL; no field of a class may be called so
-        )
+        # A run directory or a URL. Added here, since `from` is a keyword of Python.
+        schema.study["from"] = None
     return schema
 
 
-SCHEMA = _whole()
+SCHEMA = _make_schema()
 
 
 def check_name(name: str) -> str | None:
-    """Why a study name can be no folder name, or None."""
+    """Explains why a study's name cannot be a folder name; None if it can."""
     if not name or name in (".", "..") or any(part in name for part in ("/", "\\", "..", "\0")):
-        return f"study.name: {name!r} names a folder, so it is not empty and has no '/', '\\', '..' or NUL in it"
-    if len(name.encode()) > LONGEST_NAME:
-        return f"study.name: {name[:20]!r}… is {len(name.encode())} bytes long; at most {LONGEST_NAME} are possible"
+        return (
+            f"study.name must be a folder name, not {name!r}: it cannot be empty, or contain '/', "
+            "'\\', '..' or NUL"
+        )
+    if (size := len(name.encode())) > LONGEST_NAME:
+        return (
+            f"study.name must be a folder name, not {name[:20]!r}…, which is {size} bytes long; "
+            f"at most {LONGEST_NAME} are possible"
+        )
     return None
 
 
 def unknown_keys(config: DictConfig) -> list[str]:
-    """The keys in studyloom's own sections that its schema does not have; Hydra lets `+study.trails=9` pass."""
+    """Finds keys in studyloom's own sections that the schema lacks.
+
+    Hydra itself accepts `+study.trails=9`.
+
+    Returns:
+        One line a mistake.
+    """
     if OmegaConf.get_type(config) is not Config:
         return [
-            "defaults: the list of a primary config begins with `studyloom`, which brings the sections of studyloom"
+            "defaults must be a list that begins with `studyloom`, which adds the sections of "
+            "studyloom to a primary config"
         ]
-    found: list[str] = []
+    mistakes: list[str] = []
     for section in fields(Config):
         kind: Any = section.default_factory
         if is_dataclass(kind):
             known = [str(name) for name in SCHEMA[section.name]]
             unknown = [str(name) for name in config[section.name] if name not in known]
-            found += [
-                f"{section.name}.{name}: no such key; {section.name} has {', '.join(known)}{nearest(name, known)}"
+            mistakes += [
+                f"{section.name}.{name}: no such key; {section.name} has "
+                f"{', '.join(known)}{nearest(name, known)}"
                 for name in unknown
             ]
-    return found
+    return mistakes

@@ -1,7 +1,8 @@
-"""Which code a config from somebody else may name: a `_target_` can be any function that Python can import.
+"""Decides which code a config from somebody else may name, since a `_target_` can be any function.
 
-A target is trusted for where it is defined, and not for how its name begins: `torch.nn.modules.module.torch.load` is
-no layer. What is not trusted by its name is not even imported.
+A target is trusted for where it is defined, and not for how its name begins:
+`torch.nn.modules.module.torch.load` is not a layer. A target whose name is not trusted is not even
+imported.
 """
 
 import inspect
@@ -20,31 +21,35 @@ from studyloom.errors import ConfigError
 
 CLASSES = (
     *("studyloom.models", "studyloom.losses", "studyloom.data", "studyloom.space.grid"),
-    *("studyloom.grid", "studyloom.tables"),  # where these modules were before
-    # Other launchers run commands that a config may hold, or code on other machines.
+    *("studyloom.grid", "studyloom.tables"),  # the former names of these modules
+    # Only these two launchers: others run commands from the config, or code on other machines.
     *("studyloom.launch.Join", "studyloom.launch.local.Join"),
     *("studyloom.launch.Local", "studyloom.launch.local.Local"),
     *("torch.nn", "torch.optim", "optuna.samplers", "optuna.pruners"),
 )
-# Of torch's other functions some change the whole process, such as register_module_forward_hook.
+# Not all of torch: some functions change the whole process, as register_module_forward_hook does.
 FUNCTIONS = ("studyloom.schedules", "torch.nn.functional", "torch.nn.init")
 
 
 def load_foreign(path: Path, trusted: Sequence[str] = ()) -> DictConfig:
-    """Reads a config and checks it; nothing that it names is called.
+    """Reads a config from elsewhere and checks its targets; calls nothing that it names.
 
     Args:
-        trusted: names of further packages, modules, classes or functions that it may name.
+        path: a YAML file.
+        trusted: further packages, modules, classes or functions that it may name.
 
     Raises:
-        ConfigError: all that is wrong with it.
+        ConfigError: every mistake in it, and every target that is not trusted.
         OSError: the file cannot be read.
     """
     try:
         text = path.read_text(encoding="utf-8")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
             raise ConfigError(
-                [f"{path}: has a YAML alias (*name), of which a few fill the memory; write it out"]
+                [
+                    f"{path}: has a YAML alias (*name), and a few of these can fill the memory; "
+                    "write the value out"
+                ]
             )
         config = OmegaConf.load(StringIO(text))
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
@@ -54,26 +59,25 @@ def load_foreign(path: Path, trusted: Sequence[str] = ()) -> DictConfig:
     except OSError as error:
         if error.errno is not None:
             raise
-        config = None  # OmegaConf's word for a file that holds one value
+        config = None  # OmegaConf raises an OSError without errno for a file with a single value
     if not isinstance(config, DictConfig):
         raise ConfigError(
-            [
-                f"{path}: is no configuration, which is a mapping of sections such as model and optimizer"
-            ]
+            [f"{path}: a configuration must be a mapping of sections, such as model and optimizer"]
         )
     check_targets(config, trusted)
     return config
 
 
 def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
-    """Checks every `_target_` of a config, at any depth, before anything is made of it.
+    """Checks every `_target_` of a config, at any depth, before anything is built from it.
 
     Args:
-        config: as OmegaConf's nodes or as plain dicts and lists; interpolations are mistakes, and never resolved.
-        trusted: names of further packages, modules, classes or functions that it may name.
+        config: OmegaConf nodes, or plain dicts and lists. Interpolations are mistakes, and are
+            never resolved.
+        trusted: further packages, modules, classes or functions that it may name.
 
     Raises:
-        ConfigError: all that is not trusted.
+        ConfigError: every target that is not trusted, and every mistake.
     """
     try:
         mistakes = list(_mistakes(config, "", trusted))
@@ -90,7 +94,7 @@ def _mistakes(node: Any, key: str, trusted: Sequence[str]) -> Iterator[str]:
         for name, value in node.items():
             below = f"{key}.{name}" if key else str(name)
             if "${" in str(name):
-                yield f"{below}: an interpolation; write the value itself"
+                yield f"{below}: the key has an interpolation; write the key itself"
             match str(name).strip().casefold():
                 case "_target_" if name != "_target_":
                     yield f"{below}: no such key; write _target_"
@@ -98,7 +102,7 @@ def _mistakes(node: Any, key: str, trusted: Sequence[str]) -> Iterator[str]:
                     if why := _distrust(value, trusted):
                         yield f"{below}: {value} {why}"
                 case "_partial_" if not isinstance(value, bool):
-                    yield f"{below}: {value!r} is neither true nor false"
+                    yield f"{below} must be true or false; got {value!r}"
             yield from _mistakes(value, below, trusted)
     elif isinstance(node, str):
         if "${" in node:
@@ -109,7 +113,7 @@ def _mistakes(node: Any, key: str, trusted: Sequence[str]) -> Iterator[str]:
 
 
 def _distrust(target: Any, trusted: Sequence[str]) -> str | None:
-    """Why a target must not be called, and the way out; None if it may be."""
+    """Explains why a target must not be called, with the way out; None if it may be called."""
     if not isinstance(target, str) or "." not in target:
         return "is not the dotted name of a class or function"
     first, *rest = target.split(".")
@@ -118,31 +122,31 @@ def _distrust(target: Any, trusted: Sequence[str]) -> str | None:
     if not _is_below(target, (*CLASSES, *FUNCTIONS, *trusted)):
         return _way_out(first)
     try:
-        # By import alone, not by way of what another module has imported.
+        # By import alone, and not through a module that has imported another one.
         parent = ".".join((first, *rest[:-1]))
         module = import_module(MOVED.get(parent, parent))
-        found: Any = getattr(module, rest[-1])
-        strays = _locate(first, rest) is not found
+        member: Any = getattr(module, rest[-1])
+        strays = _locate(first, rest) is not member
     except Exception as error:  # whatever a user's module raises when it is imported
         return f"cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
-    if strays or not (inspect.isclass(found) or inspect.isroutine(found)):
-        return "is no class or function of a module"
-    defined = f"{found.__module__}.{found.__qualname__}"
-    if not _is_below(defined, (*(CLASSES if inspect.isclass(found) else FUNCTIONS), *trusted)):
-        return f"is {defined}, which {_way_out(str(found.__module__).split('.')[0])}"
+    if strays or not (inspect.isclass(member) or inspect.isroutine(member)):
+        return "is not a class or function of a module"
+    defined = f"{member.__module__}.{member.__qualname__}"
+    ours = CLASSES if inspect.isclass(member) else FUNCTIONS
+    if not _is_below(defined, (*ours, *trusted)):
+        return f"is {defined}, which {_way_out(str(member.__module__).split('.')[0])}"
     return None
 
 
 def _locate(first: str, rest: Sequence[str]) -> Any:
-    """What Hydra finds under a name: it takes an attribute where it can, a submodule else."""
-    found: Any = import_module(first)
+    """Returns what Hydra finds under a name: an attribute if there is one, else a submodule."""
+    member: Any = import_module(first)
     for depth, part in enumerate(rest, 1):
-        found = (
-            getattr(found, part)
-            if hasattr(found, part)
-            else import_module(".".join((first, *rest[:depth])))
-        )
-    return found
+        if hasattr(member, part):
+            member = getattr(member, part)
+        else:
+            member = import_module(".".join((first, *rest[:depth])))
+    return member
 
 
 def _is_below(name: str, prefixes: Sequence[str]) -> bool:
@@ -151,7 +155,7 @@ def _is_below(name: str, prefixes: Sequence[str]) -> bool:
 
 def _way_out(package: str) -> str:
     return (
-        "is none of the parts that a configuration from elsewhere may name; "
-        f"if you trust its package with your machine, add it: 'trust=[{package}]' on a study's command, "
-        f"--trust {package} with studyloom"
+        "is not among the code that a configuration from elsewhere may name; if you trust its "
+        f"package with your machine, add 'trust=[{package}]' to a study's command, or "
+        f"--trust {package} to a studyloom command"
     )

@@ -1,7 +1,7 @@
 """Data: examples as tensors, where they come from, and how they are divided.
 
-The training and the test part are loaded by separate calls, so that a search cannot read the test
-part by accident. What is imported here is what configs name: `_target_: studyloom.data.Loaded`.
+Training and test part are loaded by separate calls, so that a search cannot read the test part by
+accident. The classes imported here are those that configs name: `_target_: studyloom.data.Loaded`.
 """
 
 from studyloom.data.functions import Loaded as Loaded

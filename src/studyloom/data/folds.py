@@ -1,4 +1,4 @@
-"""How training examples are divided: held out, in folds, or in the order of time."""
+"""How training examples are divided: one hold-out, cross-validation, or blocks in time order."""
 
 from collections.abc import Sequence
 
@@ -13,27 +13,42 @@ Folds = Sequence[Fold]
 def make_folds(
     targets: Tensor, count: int, validation: int, seed: int, *, ordered: bool = False
 ) -> list[Fold]:
-    """Partitions of `targets` (n, …) into training and validation indices, int64, ascending, on its device.
+    """Divides examples into training and validation indices, once for each fold.
 
-    count 1: one hold-out of exactly `validation` indices. count ≥ 2: as many folds, whose sizes differ by at most one;
-    each index is validated once, and `validation` is not looked at. Of classes (n,) the counts of each differ by at
-    most one too. The seed alone decides, on every device.
+    Folds are drawn by the seed alone, alike on every device. Of each class, the counts in two
+    validation parts differ by at most one.
 
-    ordered: in the order of time, where nothing is drawn. count 1 holds out the last. count ≥ 2 moves forward: the rows
-    make count + 1 blocks, the first a little longer where they do not divide, and each but the first is validated by
-    what all before it have taught (rolling origin; Tashman 2000). Raises ValueError where there are too few examples.
+    In time order nothing is drawn. A single hold-out is the last block. Several move forward
+    (rolling origin; Tashman 2000): the rows make count + 1 blocks, the first a little longer if
+    they do not divide evenly, and each later block validates what was trained on all before it.
+
+    Args:
+        targets: (n, …); whole numbers are classes.
+        count: the number of folds. 1 holds out exactly `validation` examples. From 2 on, the sizes
+            of the validation parts differ by at most one, and each example is validated once.
+        validation: the size of the hold-out; ignored from 2 folds on.
+        seed: decides what is drawn; ignored in time order.
+        ordered: whether the rows are in time order.
+
+    Returns:
+        a pair of training and validation indices for each fold, int64, ascending, on the device of
+        the targets.
+
+    Raises:
+        ValueError: there are too few examples.
     """
     total = len(targets)
     if count < 1:
         raise ValueError(f"objective.folds must be at least 1; got {count}")
     if count == 1 and not 0 < validation < total:
         raise ValueError(
-            f"data.validation is {validation}: expected 1 to {total - 1}, of {total} training examples"
+            f"data.validation must be from 1 to {total - 1}, for {total} training examples; "
+            f"got {validation}"
         )
     if count > total - ordered:
         raise ValueError(
-            f"objective.folds is {count}: expected at most {total - ordered}, of {total} training examples"
-            + (" in the order of time" if ordered else "")
+            f"objective.folds must be at most {total - ordered}, for {total} training examples"
+            f"{' in time order' if ordered else ''}; got {count}"
         )
     if ordered:
         size = validation if count == 1 else total // (count + 1)
@@ -41,18 +56,21 @@ def make_folds(
         starts = [total - size * (count - k) for k in range(count)]
         return [(everything[:start], everything[start : start + size]) for start in starts]
 
-    # Shuffled, then sorted stably by class: every k-th of this row is a random sample with each class in proportion.
-    row = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    # Shuffled, then sorted stably by class: every k-th is a random sample with each class in
+    # proportion.
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     if not targets.is_floating_point():
-        row = row[targets.cpu()[row].argsort(stable=True)]
-    place = torch.arange(total)
-    fold = torch.empty(total, dtype=torch.int64)
+        order = order[targets.cpu()[order].argsort(stable=True)]
+    position = torch.arange(total)
+    fold_of = torch.empty(total, dtype=torch.int64)
     if count == 1:
         # One in total/validation: where the running total of validation/total passes an integer.
-        fold[row] = 1 - ((place + 1) * validation // total - place * validation // total)
+        passed = (position + 1) * validation // total - position * validation // total
+        fold_of[order] = 1 - passed
     else:
-        fold[row] = place % count
-    fold = fold.to(targets.device)
+        fold_of[order] = position % count
+    fold_of = fold_of.to(targets.device)
     return [
-        ((fold != k).nonzero().flatten(), (fold == k).nonzero().flatten()) for k in range(count)
+        ((fold_of != k).nonzero().flatten(), (fold_of == k).nonzero().flatten())
+        for k in range(count)
     ]

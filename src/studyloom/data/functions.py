@@ -1,4 +1,4 @@
-"""TODO data.functions."""
+"""Data that a function of the user's own loads."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +13,18 @@ from studyloom.errors import DataError
 
 @dataclass(frozen=True)
 class Loaded:
-    """Data that a function of one's own loads.
+    """Data that a function of the user's own loads.
 
-    load: called with "train" or "test"; gives inputs (n, …) and targets (n,), as tensors or arrays. Whole numbers from
-    0 are classes, of which a network gives one number each; others are to be predicted, (n,) or (n, outputs). The test
-    part is asked for once. validation: how many of the training part are held out to choose by. ordered: whether they
-    are in the order of time, the test part after the training part; then the last are held out. Raises DataError.
+    Args:
+        load: called with "train" or "test"; returns inputs (n, …) and targets (n,) or (n, outputs),
+            as tensors or arrays. Whole numbers from 0 are classes; the network has one output for
+            each. Floats are numbers to predict. The test part is loaded once.
+        validation: how many training examples are held out to choose by.
+        ordered: whether the examples are in time order, the test part after the training part; if
+            so, the last ones are held out.
+
+    Raises:
+        DataError: from `train` and `test`, if `load` returns something else.
     """
 
     load: Callable[[str], tuple[Any, Any]]
@@ -31,62 +37,74 @@ class Loaded:
     def test(self) -> Split:
         return self._split("test", self.train())
 
-    def _split(self, part: str, like: Split | None) -> Split:
-        given = self.load(part)
-        if not isinstance(given, tuple | list) or len(given) != 2:
+    def _split(self, part: str, training: Split | None) -> Split:
+        inputs, targets = self._call(part)
+        sizes = f"inputs {format_sizes(inputs)} and targets {format_sizes(targets)}"
+        classes = not targets.is_floating_point()
+        if classes and (targets.ndim > 1 or targets.min() < 0):
             raise DataError(
-                f"data.load({part!r}) gave {type(given).__name__}: expected a pair of inputs and targets"
+                f"data.load({part!r}) must return classes (n,), whole numbers from 0 on, or floats "
+                f"to predict numbers; got whole targets {format_sizes(targets)} from "
+                f"{int(targets.min())} on"
+            )
+        inputs = inputs.float()
+        targets = targets.long() if classes else targets.float().reshape(len(targets), -1)
+        outputs = int(targets.max()) + 1 if classes else targets.shape[1]
+        if training is not None:
+            if (
+                inputs.shape[1:] != training.inputs.shape[1:]
+                or targets.shape[1:] != training.targets.shape[1:]
+            ):
+                raise DataError(
+                    f"data.load({part!r}) must return examples like those of the training part, "
+                    f"{format_sizes(training.inputs)} and {format_sizes(training.targets)}; "
+                    f"got {sizes}"
+                )
+            if classes and outputs > training.outputs:
+                raise DataError(
+                    f"data.load({part!r}) must return classes of the training part, "
+                    f"0 to {training.outputs - 1}; got class {outputs - 1}"
+                )
+            outputs = training.outputs
+        return Split(inputs, targets, outputs, digest_of(inputs, targets), ordered=self.ordered)
+
+    def _call(self, part: str) -> tuple[Tensor, Tensor]:
+        """Calls the function, and checks that inputs and targets go together."""
+        pair = self.load(part)
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise DataError(
+                f"data.load({part!r}) must return a pair of inputs and targets; "
+                f"got {type(pair).__name__}"
             )
         inputs, targets = (
             _tensor(value, part, name)
-            for value, name in zip(given, ("inputs", "targets"), strict=True)
+            for value, name in zip(pair, ("inputs", "targets"), strict=True)
         )
         sizes = f"inputs {format_sizes(inputs)} and targets {format_sizes(targets)}"
         if not inputs.ndim or not targets.ndim or len(inputs) != len(targets) or not len(inputs):
             raise DataError(
-                f"data.load({part!r}) gave {sizes}: expected as many of both, and at least one"
+                f"data.load({part!r}) must return as many targets as inputs, and at least one; "
+                f"got {sizes}"
             )
         if targets.ndim > 2:
             raise DataError(
-                f"data.load({part!r}) gave {sizes}: expected targets (n,) or (n, outputs)"
+                f"data.load({part!r}) must return targets (n,) or (n, outputs); got {sizes}"
             )
-        classes = not targets.is_floating_point()
-        if classes and (targets.ndim > 1 or targets.min() < 0):
-            raise DataError(
-                f"data.load({part!r}) gave whole targets {format_sizes(targets)} from {int(targets.min())} on: expected "
-                "classes (n,) from 0 on, or floats, where numbers are to be predicted"
-            )
-        inputs, targets = (
-            inputs.float(),
-            targets.long() if classes else targets.float().reshape(len(targets), -1),
-        )
-        outputs = int(targets.max()) + 1 if classes else targets.shape[1]
-        if like is not None:
-            if (
-                inputs.shape[1:] != like.inputs.shape[1:]
-                or targets.shape[1:] != like.targets.shape[1:]
-            ):
-                sizes_of_train = f"{format_sizes(like.inputs)} and {format_sizes(like.targets)}"
-                raise DataError(
-                    f"data.load({part!r}) gave {sizes}: those of the training part are {sizes_of_train}"
-                )
-            if classes and outputs > like.outputs:
-                raise DataError(
-                    f"data.load({part!r}) gave class {outputs - 1}: the training part has {like.outputs}"
-                )
-            outputs = like.outputs
-        return Split(inputs, targets, outputs, digest_of(inputs, targets), ordered=self.ordered)
+        return inputs, targets
 
 
 def _tensor(value: Any, part: str, name: str) -> Tensor:
-    """A tensor on the CPU, of finite numbers."""
+    """Converts a value to a tensor of finite numbers on the CPU."""
     try:
         tensor = torch.as_tensor(value).detach().cpu()
-        bad = not bool(torch.isfinite(tensor).all())
+        finite = bool(torch.isfinite(tensor).all())
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"data.load({part!r}): its {name} are no tensor or array: {error}"
+            f"data.load({part!r}): its {name} must be a tensor or an array: {error}"
         ) from error
-    if bad or tensor.is_complex():
-        raise DataError(f"data.load({part!r}): its {name} hold NaN, infinity or complex numbers")
+    if not finite or tensor.is_complex():
+        raise DataError(
+            f"data.load({part!r}): its {name} must be finite real numbers; "
+            "they hold NaN, infinity or complex numbers"
+        )
     return tensor

@@ -1,9 +1,5 @@
-"""Examples as tensors on one device: the embedded MNIST-5k, MNIST and Fashion-MNIST, and what functions load.
+"""Images of ten classes: the embedded MNIST-5k, and MNIST and Fashion-MNIST from IDX files."""
 
-Training and test part are loaded by different calls, so that whoever searches cannot touch the test part by accident.
-"""
-
-import difflib
 import gzip
 import hashlib
 import math
@@ -21,6 +17,7 @@ from numpy.typing import NDArray
 from studyloom.data.split import Split
 from studyloom.errors import DataError
 from studyloom.files import ASSETS
+from studyloom.text import format_shape, nearest
 
 ASSET = ASSETS / "mnist5k.npz"
 CLASSES = 10
@@ -28,10 +25,17 @@ Bytes = NDArray[np.uint8]
 
 
 class Source(NamedTuple):
-    """Where a data set is found, and the mean and standard deviation of its training pixels on the scale 0 to 1."""
+    """Where a data set lies, and what its pixels are normalised by.
 
-    folder: str  # below $STUDYLOOM_DATA
-    torchvision: str  # torchvision's class, and its folder below data/
+    Attributes:
+        folder: its folder below $STUDYLOOM_DATA.
+        torchvision: torchvision's class, and the folder below data/.
+        mean: the mean of the training pixels on the scale 0 to 1.
+        std: their standard deviation.
+    """
+
+    folder: str
+    torchvision: str
     mean: float
     std: float
 
@@ -44,7 +48,13 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class Embedded:
-    """MNIST-5k, shipped with the package: 400 training and 100 test images of each digit. scripts/embed.py made it."""
+    """MNIST-5k, shipped with the package: 400 training and 100 test images of each digit.
+
+    `scripts/embed.py` made it.
+
+    Args:
+        validation: how many training images are held out to choose by.
+    """
 
     validation: int = 800
 
@@ -61,11 +71,21 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Idx:
-    """MNIST or Fashion-MNIST from the four IDX files their authors publish, each packed (.gz) or not.
+    """MNIST or Fashion-MNIST from the four IDX files that their authors publish.
 
-    They lie in `root`; without it in $STUDYLOOM_DATA/mnist or $STUDYLOOM_DATA/fashion-mnist where that is a folder,
-    else in data/MNIST/raw or data/FashionMNIST/raw below the working directory, where torchvision downloads them to.
-    `validation` of the training images are held out to choose by. Raises DataError.
+    Each file may be packed (.gz) or not.
+
+    Without `root` they are read from $STUDYLOOM_DATA/mnist or $STUDYLOOM_DATA/fashion-mnist, if
+    that folder exists; else from data/MNIST/raw or data/FashionMNIST/raw below the working
+    directory, where torchvision downloads them to.
+
+    Args:
+        dataset: mnist or fashion_mnist.
+        validation: how many training images are held out to choose by.
+        root: the folder of the four files.
+
+    Raises:
+        DataError: there is no such data set; from `train` and `test`, a file is missing or damaged.
     """
 
     dataset: str
@@ -74,10 +94,9 @@ class Idx:
 
     def __post_init__(self) -> None:
         if self.dataset not in SOURCES:
-            near = difflib.get_close_matches(str(self.dataset), SOURCES, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]}?" if near else ""
             raise DataError(
-                f"data.dataset is {self.dataset!r}: expected {' or '.join(SOURCES)}{hint}"
+                f"data.dataset must be {' or '.join(SOURCES)}; got {self.dataset!r}"
+                f"{nearest(self.dataset, [*SOURCES])}"
             )
 
     def train(self) -> Split:
@@ -89,41 +108,41 @@ class Idx:
     def _split(self, prefix: str) -> Split:
         source = SOURCES[self.dataset]
         names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
-        folder, provenance = self._folder(source)
-        if provenance == "download" and not all(_find(folder, name) for name in names):
+        folder, named_by = self._folder(source)
+        if named_by == "download" and not all(_find(folder, name) for name in names):
             _download(source, folder)
         paths = []
         for name in names:
             path = _find(folder, name)
             if path is None:
                 raise DataError(
-                    f"no {name} or {name}.gz in {folder} ({provenance}): expected the four files of {self.dataset}"
+                    f"{folder} ({named_by}) must hold the four files of {self.dataset}; "
+                    f"it has no {name} or {name}.gz"
                 )
             paths.append(path)
         images, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)
         if len(images) != len(labels):
             raise DataError(
-                f"{paths[0]} holds {len(images)} images, {paths[1]} {len(labels)} labels: expected as many"
+                f"{paths[0]} and {paths[1]} must hold as many images as labels; "
+                f"got {len(images)} images and {len(labels)} labels"
             )
         if not images.size:
-            raise DataError(
-                f"{paths[0]}: expected images, found {' × '.join(map(str, images.shape))} pixels"
-            )
+            raise DataError(f"{paths[0]}: expected images, found {format_shape(images.shape)}")
         if labels.max() >= CLASSES:
-            place = int((labels >= CLASSES).argmax())
+            position = int((labels >= CLASSES).argmax())
             raise DataError(
-                f"{paths[1]}: label {place} is {labels[place]}, expected 0 to {CLASSES - 1}"
+                f"{paths[1]}: label {position} must be from 0 to {CLASSES - 1}; "
+                f"got {labels[position]}"
             )
         return _split(images, labels, source)
 
     def _folder(self, source: Source) -> tuple[Path, str]:
-        """The folder to read, and what named it."""
+        """Returns the folder to read, and what named it."""
         if self.root is not None:
             folder = Path(self.root).expanduser()
             if not folder.is_dir():
-                raise DataError(
-                    f"data.root is {self.root!r}: expected a folder, found {_kind(folder)}"
-                )
+                instead = "is a file" if folder.exists() else "does not exist"
+                raise DataError(f"data.root must be a folder; {self.root!r} {instead}")
             return folder, "data.root"
         shared = os.environ.get("STUDYLOOM_DATA")
         if shared and (folder := Path(shared).expanduser() / source.folder).is_dir():
@@ -132,7 +151,7 @@ class Idx:
 
 
 def _split(images: Bytes, labels: Bytes, source: Source) -> Split:
-    """images (n, height, width), labels (n,)."""
+    """Normalises images (n, height, width) with labels (n,)."""
     digest = hashlib.sha256(f"{images.shape} {labels.shape}".encode())
     digest.update(np.ascontiguousarray(images).data)
     digest.update(np.ascontiguousarray(labels).data)
@@ -153,9 +172,17 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def read_idx(path: Path, dimensions: int) -> Bytes:
-    """An IDX file of bytes: magic number 0x0800 + dimensions, the size of each dimension, all big-endian, the bytes.
+    """Reads an IDX file of bytes, packed (.gz) or not.
 
-    The format is described at https://yann.lecun.com/exdb/mnist.
+    The file holds the magic number 0x0800 + dimensions and the size of each dimension, all
+    big-endian, and then the bytes; see https://yann.lecun.com/exdb/mnist.
+
+    Args:
+        path: the file.
+        dimensions: how many dimensions its array must have.
+
+    Raises:
+        DataError: the file cannot be read, or has another format.
     """
     try:
         raw = path.read_bytes()
@@ -163,7 +190,8 @@ def read_idx(path: Path, dimensions: int) -> Bytes:
             raw = gzip.decompress(raw)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
-            f"{path} ({path.stat().st_size} bytes): expected a gzip file, found a corrupt one: {error}"
+            f"{path} ({path.stat().st_size} bytes): expected a gzip file, found a corrupt one: "
+            f"{error}"
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -175,17 +203,18 @@ def read_idx(path: Path, dimensions: int) -> Bytes:
         raise DataError(f"{path}: expected the magic number {0x0800 + dimensions}, found {magic}")
     expected = header + math.prod(sizes)
     if len(raw) != expected:
-        found = f"found {len(raw)}: {'truncated' if len(raw) < expected else 'over-long'}"
         raise DataError(
-            f"{path}: expected {expected} bytes for {' × '.join(map(str, sizes))}, {found}"
+            f"{path}: expected {expected} bytes for {format_shape(sizes)}, found {len(raw)}: "
+            f"{'truncated' if len(raw) < expected else 'over-long'}"
         )
     return np.frombuffer(raw, np.uint8, offset=header).reshape(sizes)
 
 
 def _download(source: Source, folder: Path) -> None:
-    """Downloads the four files, checked by torchvision's md5, to `folder`.
+    """Downloads the four files to `folder`, checked by torchvision's md5.
 
-    They are downloaded beside it and renamed into place: several workers may start on an empty folder at once.
+    They are downloaded to a temporary folder and renamed into place, since several workers may
+    start on an empty folder at once.
     """
     try:
         from torchvision import datasets  # type: ignore[import-untyped]  # 2.2 s to import
@@ -196,15 +225,11 @@ def _download(source: Source, folder: Path) -> None:
             dataset(temporary, download=True)
             for path in Path(temporary, source.torchvision, "raw").glob("*-ubyte"):
                 path.replace(folder / path.name)
-    except (
-        Exception
-    ) as error:  # whatever a network, a proxy or a full disk does, the ways out are the same
+    # Whatever a network, a proxy or a full disk does, the ways out are the same.
+    except Exception as error:
         raise DataError(
-            f"{source.torchvision} could not be downloaded to {folder}: {error}. Set data.root to a folder with its "
-            f"four IDX files, or STUDYLOOM_DATA (now {os.environ.get('STUDYLOOM_DATA') or 'unset'}) to one that has "
-            f"them in {source.folder}/"
+            f"{source.torchvision} could not be downloaded to {folder}: {error}. Set data.root to "
+            f"a folder with its four IDX files, or STUDYLOOM_DATA (now "
+            f"{os.environ.get('STUDYLOOM_DATA') or 'unset'}) to one that has them in "
+            f"{source.folder}/"
         ) from error
-
-
-def _kind(path: Path) -> str:
-    return "a file" if path.exists() else "nothing"

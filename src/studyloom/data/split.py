@@ -1,4 +1,4 @@
-"""TODO data.split."""
+"""One part of a data set: inputs and targets as tensors, and what is known about them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -14,12 +14,21 @@ from studyloom.errors import DataError
 class Split:
     """One part of a data set.
 
-    inputs: (n, …), such as float32 (n, channels, height, width), normalised. targets: classes, int64 (n,), from 0 to
-    outputs - 1, or numbers to be predicted, float32 (n, outputs). outputs: how many numbers a network gives of each
-    input, which for classes is one per class. digest: sha256 of the raw bytes and their shapes, the same on every
-    device. mean and std: what pixels from 0 to 1 were normalised by. ordered: whether the rows are in the order of
-    time. names: of the classes, or of the numbers; columns: of the inputs. references: what rules that need no network
-    say, (n, outputs) each, by the name of the rule. Raises DataError.
+    Args:
+        inputs: (n, …), such as float32 (n, channels, height, width), normalised.
+        targets: classes, int64 (n,), from 0 to outputs - 1; or numbers to predict, float32
+            (n, outputs).
+        outputs: how many numbers a network returns for each input; of classes, one for each.
+        digest: the sha256 of the raw bytes and their shapes, the same on every device.
+        mean: what was subtracted from pixels on the scale 0 to 1.
+        std: what they were divided by after that.
+        ordered: whether the rows are in time order.
+        names: the names of the classes, or of the numbers.
+        columns: the names of the inputs.
+        references: predictions (n, outputs) of rules that need no network, by the rule's name.
+
+    Raises:
+        DataError: shapes or types do not fit each other.
     """
 
     inputs: Tensor
@@ -41,14 +50,18 @@ class Split:
             or len(self.inputs) != len(self.targets)
             or not len(self)
         ):
-            raise DataError(f"{sizes}: expected as many of both, and at least one")
+            raise DataError(
+                f"data must have as many targets as inputs, and at least one; got {sizes}"
+            )
         if self.classifies and (self.targets.ndim > 1 or self.targets.dtype != torch.int64):
             raise DataError(
-                f"{sizes} of {self.targets.dtype}: expected classes, int64 (n,), or float32 (n, outputs)"
+                "data must have targets int64 (n,), which are classes, or float32 (n, outputs); "
+                f"got {sizes} of {self.targets.dtype}"
             )
         if not self.classifies and tuple(self.targets.shape[1:]) != (self.outputs,):
             raise DataError(
-                f"{sizes}: expected targets (n, {self.outputs}), as many numbers as the network gives"
+                f"data must have targets (n, {self.outputs}), a number for each output of the "
+                f"network; got {sizes}"
             )
 
     def __len__(self) -> int:
@@ -56,12 +69,12 @@ class Split:
 
     @property
     def classifies(self) -> bool:
-        """Whether its targets are classes; else they are numbers."""
+        """Whether the targets are classes, and not numbers."""
         return not self.targets.is_floating_point()
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of one image."""
+        """The shape of one input, such as (channels, height, width)."""
         return tuple(self.inputs.shape[1:])
 
     def to(self, device: torch.device | str) -> "Split":
@@ -69,6 +82,7 @@ class Split:
 
 
 def digest_of(inputs: Tensor, targets: Tensor) -> str:
+    """Returns the sha256 of two tensors on the CPU, and of their shapes."""
     digest = hashlib.sha256(
         f"{tuple(inputs.shape)} {tuple(targets.shape)} {targets.dtype}".encode()
     )
@@ -78,26 +92,30 @@ def digest_of(inputs: Tensor, targets: Tensor) -> str:
 
 
 def check_split(split: Split) -> None:
-    """Looks through the values of a split that a source made.
+    """Checks the values of a training part, which may come from a class of the user's own.
 
     Raises:
-        DataError: an input or a target is no finite number, or a class has no output.
+        DataError: an input or a target is not finite, or a class has no output.
     """
     for name, tensor in (("inputs", split.inputs), ("targets", split.targets)):
-        # What is not finite makes a sum that is not: 0.02 s for 60 000 images, and 0.2 s to look at each number.
+        # A value that is not finite makes a sum that is not: 0.02 s for 60 000 images, and 0.2 s
+        # to look at each number.
         suspect = tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum()))
         if suspect and not bool(torch.isfinite(tensor).all()):
-            place = int((~torch.isfinite(tensor)).nonzero()[0, 0])
+            example = int((~torch.isfinite(tensor)).nonzero()[0, 0])
             raise DataError(
-                f"data: the {name} of example {place} of the training part hold NaN or infinity"
+                f"data: the {name} must be finite; those of example {example} of the training part "
+                "hold NaN or infinity"
             )
     if split.classifies:
         low, high = int(split.targets.min()), int(split.targets.max())
         if low < 0 or high >= split.outputs:
             raise DataError(
-                f"data: classes from {low} to {high}: expected 0 to {split.outputs - 1}, one for each output"
+                f"data: classes must be from 0 to {split.outputs - 1}, one for each output; "
+                f"got {low} to {high}"
             )
 
 
 def format_sizes(tensor: Tensor) -> str:
+    """Formats the shape of a tensor: (60, 1, 4, 4)."""
     return f"({', '.join(map(str, tensor.shape))})"

@@ -1,11 +1,10 @@
-"""Data sets in CSV files: tables of independent rows, and series in the order of time.
+"""Data sets in CSV files: tables of independent rows, and series in time order.
 
-Inputs are the numbers as they stand there. What they are standardised by is learnt from the training part alone, by a
-network's first layer (`studyloom.models.Standardise`).
+Inputs are the numbers as the file has them. Standardising them is up to the network: its first
+layer learns how from the training part alone (`studyloom.models.Standardise`).
 """
 
 import csv
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +15,26 @@ from studyloom.data.folds import make_folds
 from studyloom.data.split import Split, digest_of
 from studyloom.errors import DataError
 from studyloom.files import ASSETS
+from studyloom.text import nearest
 
 OWN = "studyloom:"  # before the name of a file that comes with the package
 
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV file with a header, of which one column is to be told from the others, all of which hold numbers.
+    """A CSV file with a header, of which one column is predicted from the others.
 
-    path: of the file; studyloom:NAME for one that comes with the package. target: the column to be told: of classes, by
-    any words, or, with numbers=true, of numbers. sealed: rows of the test part, a stratified sample that depends on the
-    file alone; validation: of the others, rows to choose by. Raises DataError.
+    All other columns must hold numbers.
+
+    Args:
+        path: the file, or studyloom:NAME for one that comes with the package.
+        target: the column to predict: classes, in any words, or numbers.
+        sealed: how many rows are the test part, a stratified sample that depends on the file alone.
+        validation: how many of the other rows are held out to choose by.
+        numbers: whether the target column holds numbers, and not classes.
+
+    Raises:
+        DataError: from `train` and `test`, if the file or a setting cannot be used.
     """
 
     path: str
@@ -42,9 +50,10 @@ class Table:
         return self._part(1)
 
     def _part(self, part: int) -> Split:
+        """Reads the training part (0) or the test part (1)."""
         names, rows = read(self.path)
-        place = _column(self.path, names, self.target, "data.target")
-        words = [row.pop(place) for row in rows]
+        target = _column(self.path, names, self.target, "data.target")
+        words = [row.pop(target) for row in rows]
         columns = [name for name in names if name != self.target]
         inputs = torch.tensor(_numbers(self.path, columns, rows), dtype=torch.float32)
         if self.numbers:
@@ -60,10 +69,11 @@ class Table:
             targets = torch.tensor([classes.index(word) for word in words])
         if not 0 < self.sealed < len(rows):
             raise DataError(
-                f"data.sealed is {self.sealed}: expected 1 to {len(rows) - 1}, of {len(rows)} rows"
+                f"data.sealed must be from 1 to {len(rows) - 1}, for {len(rows)} rows; "
+                f"got {self.sealed}"
             )
-        kept = make_folds(targets, 1, self.sealed, 0)[0][part]
-        inputs, targets = inputs[kept], targets[kept]
+        chosen = make_folds(targets, 1, self.sealed, 0)[0][part]
+        inputs, targets = inputs[chosen], targets[chosen]
         digest = digest_of(inputs, targets)
         return Split(
             inputs, targets, len(classes), digest, names=tuple(classes), columns=tuple(columns)
@@ -72,12 +82,21 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """A column of a CSV file whose rows are in the order of time: the next value is to be told from those before it.
+    """A column of a CSV file in time order, whose next value is predicted from those before it.
 
-    An example is a window of `window` values (window, 1) and the value that follows (1,). Those of the last `sealed`
-    values are the test part; of the others the last `validation` are there to choose by. No window of an earlier part
-    holds a value that a later part is to tell. A rule to be beaten is persistence: the next value is the last one.
-    Raises DataError.
+    An example is a window of values (window, 1) and the value that follows (1,). No window of an
+    earlier part holds a value that a later part predicts. The rule to beat is persistence: the next
+    value is the last one.
+
+    Args:
+        path: the file, or studyloom:NAME for one that comes with the package.
+        column: the column.
+        window: how many values an input holds.
+        sealed: how many of the last values are the targets of the test part.
+        validation: how many values before those are held out to choose by.
+
+    Raises:
+        DataError: from `train` and `test`, if the file or a setting cannot be used.
     """
 
     path: str
@@ -93,23 +112,26 @@ class Series:
         return self._part(1)
 
     def _part(self, part: int) -> Split:
+        """Reads the training part (0) or the test part (1)."""
         names, rows = read(self.path)
-        place = _column(self.path, names, self.column, "data.column")
+        column = _column(self.path, names, self.column, "data.column")
         values = torch.tensor(
-            _numbers(self.path, [self.column], [[row[place]] for row in rows]), dtype=torch.float32
+            _numbers(self.path, [self.column], [[row[column]] for row in rows]), dtype=torch.float32
         )
         count = len(values) - self.window
-        for key, given, most in (
+        for key, value, most in (
             ("window", self.window, len(values) - 2),
             ("sealed", self.sealed, count - 1),
         ):
-            if not 0 < given <= most:
+            if not 0 < value <= most:
                 raise DataError(
-                    f"data.{key} is {given}: expected 1 to {most}, of {len(values)} values in {self.path}"
+                    f"data.{key} must be from 1 to {most}, for {len(values)} values in "
+                    f"{self.path}; got {value}"
                 )
         windows = torch.stack([values[start : start + self.window] for start in range(count)])
-        kept = slice(None, count - self.sealed) if part == 0 else slice(count - self.sealed, None)
-        inputs, targets = windows[kept].clone(), values[self.window :][kept].clone()
+        first_sealed = count - self.sealed
+        chosen = slice(None, first_sealed) if part == 0 else slice(first_sealed, None)
+        inputs, targets = windows[chosen].clone(), values[self.window :][chosen].clone()
         return Split(
             inputs,
             targets,
@@ -122,10 +144,13 @@ class Series:
 
 
 def read(path: str) -> tuple[list[str], list[list[str]]]:
-    """The names and rows of a CSV file.
+    """Reads the column names and the rows of a CSV file; empty lines are skipped.
+
+    Args:
+        path: the file, or studyloom:NAME for one that comes with the package.
 
     Raises:
-        DataError: it cannot be read, has no header, or a row with another number of fields.
+        DataError: the file cannot be read, has no header, or a row of another length.
     """
     file = ASSETS / path.removeprefix(OWN) if path.startswith(OWN) else Path(path).expanduser()
     try:
@@ -136,30 +161,35 @@ def read(path: str) -> tuple[list[str], list[list[str]]]:
             for row in reader:
                 if row and len(row) != len(names):
                     raise DataError(
-                        f"data.path={path}: line {reader.line_num} has {len(row)} fields, the header {len(names)}"
+                        f"data.path={path}: line {reader.line_num} has {len(row)} fields; "
+                        f"the header has {len(names)}"
                     )
                 if row:
                     rows.append([word.strip() for word in row])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        why = getattr(error, "strerror", None) or error
-        raise DataError(f"data.path={path}: cannot be read as a CSV file: {why}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"data.path={path}: cannot be read as a CSV file: {reason}") from error
     if len({*names}) != len(names) or not all(names) or len(rows) < 2:
         raise DataError(
-            f"data.path={path}: expected a line of different names, and two lines of values or more"
+            f"data.path={path}: must begin with a line of column names, all different, and have "
+            "two lines of values or more"
         )
     return names, rows
 
 
 def _column(path: str, names: Sequence[str], name: str, key: str) -> int:
+    """Returns the position of a column."""
     if name not in names:
-        near = difflib.get_close_matches(str(name), names, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise DataError(f"{key}={name}: {path} has no such column; it has {', '.join(names)}{hint}")
+        raise DataError(
+            f"{key}={name}: {path} has no such column; it has {', '.join(names)}"
+            f"{nearest(name, names)}"
+        )
     return names.index(name)
 
 
 def _numbers(path: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[float]]:
-    found: list[list[float]] = []
+    """Converts the fields of rows to numbers."""
+    numbers: list[list[float]] = []
     for line, row in enumerate(rows, 2):
         values = []
         for name, word in zip(columns, row, strict=True):
@@ -169,8 +199,9 @@ def _numbers(path: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -
                 value = float("nan")
             if not abs(value) < float("inf"):
                 raise DataError(
-                    f"data.path={path}: line {line} has {word!r} for {name}; a finite number is wanted"
+                    f"data.path={path}: line {line} must have a finite number for {name}; "
+                    f"got {word!r}"
                 )
             values.append(value)
-        found.append(values)
-    return found
+        numbers.append(values)
+    return numbers

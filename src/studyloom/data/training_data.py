@@ -1,4 +1,4 @@
-"""TODO data.training_data."""
+"""What a question is trained on, passed around as one: the source, its training part, the folds."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +11,13 @@ from studyloom.data.split import Split
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What networks are trained on and judged by; a function of one's own has none of ours."""
+    """The data that networks are trained on and judged by; empty if the objective is a function.
+
+    Attributes:
+        source: what the config names under `data`, such as `Embedded` or `Table`.
+        split: its training part.
+        folds: training and validation indices into the split.
+    """
 
     source: Any = None
     split: Split | None = None
@@ -22,7 +28,7 @@ class TrainingData:
         return "" if self.split is None else self.split.digest
 
     def test(self) -> Split:
-        """Opens the test part."""
+        """Loads the test part."""
         split: Split = self.source.test()
         return split
 

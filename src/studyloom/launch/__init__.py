@@ -7,7 +7,17 @@ only through the database. Whoever started a worker renews the leases of its tri
 from importlib import import_module
 from typing import Any
 
-__all__ = ["fork_server", "local", "prepare", "process_group", "ray", "slurm", "supervisor", "task"]
+__all__ = [
+    "command",
+    "fork_server",
+    "local",
+    "prepare",
+    "process_group",
+    "ray",
+    "slurm",
+    "supervisor",
+    "task",
+]
 
 # What configs name: `_target_: studyloom.launch.Local`. Imported when used, since it takes torch.
 LAUNCHERS = {"Join": "local", "Local": "local", "Ray": "ray", "Slurm": "slurm"}

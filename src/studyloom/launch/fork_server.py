@@ -1,7 +1,7 @@
-"""Workers without the time it takes to start up: forked from a copy of this process that is set aside for it early.
+"""Starts workers in milliseconds: forks them from a copy of this process that was made early.
 
-A worker that is started as a command imports PyTorch and composes its configuration, about 2.5 s of processor time. One
-that is forked has all that when it begins.
+A worker that is started as a command imports PyTorch and composes its configuration, which takes
+about 2.5 s of processor time. A forked one has all that from the first moment.
 """
 
 import multiprocessing
@@ -18,30 +18,40 @@ import torch
 
 from studyloom.processes import is_alive
 
-UNSEEN = 255  # exit code of a worker whose end nobody has seen
+UNSEEN = 255  # exit code of a worker whose end nobody saw
 Work = Callable[[], object]
 
 
 class ForkServer:
     """A copy of this process that forks workers.
 
-    Threads, database connections and CUDA do not live through a fork. So it is made when all is imported, and nothing
-    has begun; `environment` must name no GPU.
+    Threads, database connections and CUDA do not survive a fork. Therefore the copy is made when
+    everything is imported and nothing has begun, and no worker may use a GPU.
+
+    Args:
+        work: what a worker does.
     """
 
     def __init__(self, work: Work) -> None:
         fork = multiprocessing.get_context("fork")
-        self._calls, theirs = fork.Pipe()
-        reading, self._line = os.pipe()  # closes when this process is gone, whatever ended it
+        self._calls, server_end = fork.Pipe()
+        reading, self._line = os.pipe()  # closes when this process ends, however it ends
         self._codes: dict[int, int] = {}
-        self._process = fork.Process(target=self._serve, args=(theirs, reading, work))
+        self._process = fork.Process(target=self._serve, args=(server_end, reading, work))
         self._process.start()
-        theirs.close()
+        server_end.close()
         os.close(reading)
 
     @classmethod
     def open(cls, work: Work) -> "ForkServer | None":
-        """One whose workers do `work`; None where a fork is not safe: on other systems, and beside threads."""
+        """Starts a fork server if a fork is safe.
+
+        Args:
+            work: what a worker does.
+
+        Returns:
+            The server; None outside Linux, and if this process has several threads.
+        """
         if sys.platform != "linux" or threading.active_count() > 1:
             return None
         try:
@@ -51,47 +61,59 @@ class ForkServer:
         return cls(work)
 
     def close(self) -> None:
-        """Ends the nursery; no worker may be left."""
+        """Ends the server; all workers must have ended."""
         self._calls.close()
         os.close(self._line)
         self._process.join()
 
     def start(self, environment: Mapping[str, str], log: Path) -> "ForkedWorker":
-        """A new worker, as the leader of a session, whose standard input closes when this process is gone.
+        """Forks a worker, the leader of a session, whose input closes when this process ends.
+
+        Args:
+            environment: the variables that are set for the worker; OMP_NUM_THREADS among them.
+            log: the file to which its output is appended.
 
         Raises:
-            OSError: the nursery is gone.
+            OSError: the fork server has died.
         """
         try:
             self._calls.send((dict(environment), str(log)))
-            while isinstance(said := self._calls.recv(), tuple):
-                self._note(said)
+            while isinstance(message := self._calls.recv(), tuple):
+                self._store_code(message)
         except EOFError:
-            raise BrokenPipeError("the nursery is gone") from None
-        return ForkedWorker(said, self)
+            raise BrokenPipeError("the fork server has died") from None
+        return ForkedWorker(message, self)
 
-    def code(self, pid: int, timeout: float | None) -> int | None:
-        """The exit code of a worker, negative for a signal; None if it has not ended within so many seconds."""
+    def exit_code(self, pid: int, timeout: float | None) -> int | None:
+        """Returns the exit code of a worker, negative for a signal.
+
+        Args:
+            pid: of the worker.
+            timeout: seconds to wait for its end; None to wait for as long as it takes.
+
+        Returns:
+            The code; None if the worker has not ended; UNSEEN if the fork server died before it.
+        """
         try:
             while pid not in self._codes and self._calls.poll(timeout):
-                self._note(self._calls.recv())
+                self._store_code(self._calls.recv())
         except (EOFError, OSError):
             return None if is_alive(pid) else UNSEEN
         return self._codes.get(pid)
 
-    def _note(self, said: tuple[int, int]) -> None:
-        pid, code = said
+    def _store_code(self, message: tuple[int, int]) -> None:
+        pid, code = message
         self._codes[pid] = code
 
     def _serve(self, calls: Connection, reading: int, work: Work) -> None:
+        """Runs the server: forks a worker for each call, and sends the exit code of each."""
         self._calls.close()
         os.close(self._line)
         os.setsid()  # a Ctrl-C in the terminal is for the command alone
-        workers: dict[
-            int, BaseProcess
-        ] = {}  # by a descriptor that is ready at their end, whoever else lives on
+        # By a descriptor that is ready when the worker has ended, even if its children live on.
+        workers: dict[int, BaseProcess] = {}
 
-        def live(environment: Mapping[str, str], log: str) -> None:
+        def run_worker(environment: Mapping[str, str], log: str) -> None:
             calls.close()
             set_up_worker(environment, log, reading)
             work()
@@ -106,38 +128,45 @@ class ForkServer:
                         calls.send((ended.pid, ended.exitcode))
                     else:
                         worker = multiprocessing.get_context("fork").Process(
-                            target=live, args=calls.recv()
+                            target=run_worker, args=calls.recv()
                         )
                         worker.start()
                         assert worker.pid is not None
                         workers[os.pidfd_open(worker.pid)] = worker
                         calls.send(worker.pid)
-        except (EOFError, OSError):  # the command has ended, and its workers do so by themselves
+        except (EOFError, OSError):  # the command has ended, and its workers end by themselves
             os._exit(0)
 
 
 def set_up_worker(environment: Mapping[str, str], log: str, reading: int) -> None:
-    """What a forked worker has of its own."""
+    """Gives a forked worker its own session, input, output, variables and threads.
+
+    Args:
+        environment: the variables that are set; OMP_NUM_THREADS among them.
+        log: the file to which the worker's output is appended.
+        reading: the descriptor that becomes its standard input.
+    """
     os.setsid()
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for theirs, own in ((reading, 0), (output, 1), (output, 2)):
-        os.dup2(theirs, own)
+    for source, target in ((reading, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
     os.environ.update(environment)
-    torch.set_num_threads(
-        int(environment["OMP_NUM_THREADS"])
-    )  # OpenMP has read its environment long before
-    np.random.seed()  # what nobody seeds is not to be the same in all workers
+    # OpenMP read its environment long ago.
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    np.random.seed()  # else all workers would draw the same where nothing is seeded
 
 
 class ForkedWorker:
-    """A worker of the nursery, as subprocess.Popen would show it."""
+    """A forked worker, with the part of the interface of subprocess.Popen that is used."""
 
     def __init__(self, pid: int, fork_server: ForkServer) -> None:
         self.pid = pid
         self.fork_server = fork_server
 
     def poll(self) -> int | None:
-        return self.fork_server.code(self.pid, 0.0)
+        """Returns the exit code; None if the worker has not ended."""
+        return self.fork_server.exit_code(self.pid, 0.0)
 
     def wait(self) -> int | None:
-        return self.fork_server.code(self.pid, None)
+        """Waits for the worker's end, and returns the exit code."""
+        return self.fork_server.exit_code(self.pid, None)

@@ -1,25 +1,27 @@
-"""Workers on this host: in this process, or each a process of its own."""
+"""Workers on this host: one in this process, or several as processes of their own."""
 
 import contextlib
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from studyloom.launch.command import WORKER_VARIABLE
 from studyloom.launch.fork_server import ForkedWorker, ForkServer
+from studyloom.launch.process_group import GroupGuard
 from studyloom.launch.supervisor import GRACE, Supervisor, WorkerExit
-from studyloom.launch.task import WORKER, Task, process_age, renewing_leases, worker_arguments
+from studyloom.launch.task import Task, renewing_leases
 from studyloom.processes import host_id, worker_id
 from studyloom.study.stopping import Stop
 
 
 @dataclass(frozen=True)
 class Join:
-    """One worker in this process, vouched for by a thread, and by itself after each epoch."""
+    """One worker in this process; a thread renews its lease, and the worker after each epoch."""
 
     leaves_host = False
 
@@ -27,7 +29,8 @@ class Join:
         return min(1, slots)
 
     def launch(self, task: Task, stop: Stop) -> None:
-        if WORKER in os.environ:  # its launcher vouches for it
+        """Works in this process. Raises StorageLost and Halted."""
+        if WORKER_VARIABLE in os.environ:  # the launcher renews the lease
             task.work(stop)
             return
         with renewing_leases(task, lambda: [worker_id(os.getpid())]):
@@ -36,11 +39,12 @@ class Join:
 
 @dataclass(frozen=True)
 class Local:
-    """Workers on this host, each a process of its own; a single one works in this process.
+    """Workers on this host, each a process of its own; a single worker runs in this process.
 
     Args:
-        workers: a number, or `auto`: `per_gpu` for each GPU, else one for each core; never more than slots are left.
-        per_gpu: workers that share a GPU.
+        workers: a number, or `auto`: `per_gpu` for each GPU, or one for each core if there is no
+            GPU. There are never more workers than open slots.
+        per_gpu: the number of workers that share a GPU.
     """
 
     workers: int | str = "auto"
@@ -48,92 +52,137 @@ class Local:
     leaves_host = False
 
     def __post_init__(self) -> None:
-        if self.workers != "auto" and (type(self.workers) is not int or self.workers < 1):
-            raise ValueError(
-                f"launcher.workers: {self.workers!r} is neither auto nor a whole number from 1"
-            )
+        check_workers(self.workers)
         if type(self.per_gpu) is not int or self.per_gpu < 1:
-            raise ValueError(f"launcher.per_gpu: {self.per_gpu!r} is no whole number from 1")
+            raise ValueError(
+                f"launcher.per_gpu must be a whole number of at least 1; got {self.per_gpu!r}"
+            )
 
     def launch(self, task: Task, stop: Stop) -> None:
+        """Works on the task. Raises LaunchError and StorageLost."""
         count = self.count(task.todo())
-        if (
-            count <= 1 and task.limits.trial_timeout is None
-        ):  # a trial that hangs is ended with its process
+        # With a time limit a single worker has a process too: a trial that hangs ends with it.
+        if count <= 1 and task.limits.trial_timeout is None:
             Join().launch(task, stop)
             return
-        command = [sys.executable, *worker_arguments()]
-        environments = self.environments(count)
-        # Two commands at once on one run directory share no log.
+        command = [sys.executable, *task.command.worker()]
+        age = {WORKER_VARIABLE: f"{task.command.age():.3f}"}
+        # With the process id: two commands at once on one run directory share no log.
         prefix = f"{host_id()}-{os.getpid()}-worker"
-        logs = [task.logs / f"{prefix}{number}.log" for number in range(1, count + 1)]
-        places = zip(environments, logs, strict=True)
-        supervisor = Supervisor(
-            task, [LocalWorker(command, env, path, task.fork_server) for env, path in places]
-        )
+        workers = [
+            LocalWorker(command, age | variables, task.logs / f"{prefix}{n}.log", task.fork_server)
+            for n, variables in enumerate(self.environments(count), 1)
+        ]
+        supervisor = Supervisor(task, workers)
         try:
-            supervisor.attend(stop)
+            supervisor.run(stop)
         finally:
-            supervisor.end_all()
+            supervisor.kill_all()
 
     def count(self, slots: int) -> int:
-        """How many workers to start for so many open slots."""
-        wanted = (
-            (len(gpus()) * self.per_gpu or cores()) if self.workers == "auto" else int(self.workers)
-        )
-        return min(wanted, slots)
+        """Returns how many workers to start for a number of open slots."""
+        if self.workers == "auto":
+            return min(len(gpus()) * self.per_gpu or cores(), slots)
+        return min(int(self.workers), slots)
 
     def environments(self, count: int) -> list[dict[str, str]]:
-        """What is set for each worker: its device, and its share of the cores as threads."""
+        """Returns the variables of each worker: its device, and its share of the cores."""
         devices = gpus()
         threads = str(max(1, cores() // count))
+        shared = {
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+        }
         return [
-            {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, WORKER: f"{process_age():.3f}"}
-            | ({"CUDA_VISIBLE_DEVICES": devices[k % len(devices)]} if devices else {})
-            for k in range(count)
+            shared | ({"CUDA_VISIBLE_DEVICES": devices[n % len(devices)]} if devices else {})
+            for n in range(count)
         ]
 
 
+def check_workers(workers: object) -> None:
+    """Raises ValueError if launcher.workers is neither auto nor a number of workers."""
+    if workers != "auto" and (type(workers) is not int or workers < 1):
+        raise ValueError(
+            f"launcher.workers must be auto, or a whole number of at least 1; got {workers!r}"
+        )
+
+
 def gpus() -> list[str]:
-    """The devices that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    """Returns the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",")[:count] if visible else [str(k) for k in range(count)]
+    return visible.split(",")[:count] if visible else [str(n) for n in range(count)]
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass
 class LocalWorker:
-    """A place on this host: each worker there is the leader of a process group.
+    """The handle of a worker on this host, which is the leader of a process group.
 
-    nursery: has the workers; without one, on GPUs, and where it is gone, a worker is a command.
+    Args:
+        command: starts the worker, if it is not forked.
+        environment: the variables that are set for the worker.
+        log: the file to which the worker's output is appended.
+        fork_server: forks the worker. Without one, on a GPU, and if the fork server has died, the
+            worker is started as a command.
     """
 
     command: list[str]
     environment: dict[str, str]
     log: Path
     fork_server: ForkServer | None = None
-    failures: int = 0
-    process: subprocess.Popen[bytes] | ForkedWorker | None = None
-    guard: subprocess.Popen[bytes] | None = None
+    failures: int = field(default=0, init=False)
+    process: subprocess.Popen[bytes] | ForkedWorker | None = field(default=None, init=False)
+    guard: GroupGuard | None = field(default=None, init=False)
 
     @property
-    def busy(self) -> bool:
+    def active(self) -> bool:
         return self.process is not None
 
     @property
-    def owner(self) -> str | None:
+    def worker_id(self) -> str | None:
         return None if self.process is None else worker_id(self.process.pid)
 
     def start(self) -> None:
-        self.process = self.forked() or self.called()
-        self.guard = guard(self.process.pid)
+        """Starts the worker, and a guard that ends its process group if this process ends.
 
-    def forked(self) -> ForkedWorker | None:
+        A worker stops by itself when its standard input closes (`follow_parent`). The guard is for
+        one that hangs, and for its children if it is killed together with this process.
+        """
+        self.process = self._fork() or self._spawn()
+        self.guard = GroupGuard(self.process.pid, GRACE + 1)
+
+    def poll(self) -> WorkerExit | None:
+        """Returns how the worker ended; None if it has not."""
+        code = None if self.process is None else self.process.poll()
+        return None if code is None else WorkerExit(code)
+
+    def stop(self) -> None:
+        """Asks the worker to release its trial and end."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGTERM)
+
+    def kill(self) -> str | None:
+        """Ends the worker's process group, and returns the id that the worker had in the ledger."""
+        ended, process = self.worker_id, self.process
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        if self.guard is not None:
+            self.guard.stand_down()
+        if process is not None:
+            process.wait()
+        if isinstance(process, subprocess.Popen) and process.stdin is not None:
+            process.stdin.close()
+        self.process = self.guard = None
+        return ended
+
+    def _fork(self) -> ForkedWorker | None:
         if self.fork_server is None or "CUDA_VISIBLE_DEVICES" in self.environment:
             return None
         try:
@@ -141,7 +190,7 @@ class LocalWorker:
         except OSError:
             return None
 
-    def called(self) -> subprocess.Popen[bytes]:
+    def _spawn(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as output:
             return subprocess.Popen(
                 self.command,
@@ -151,43 +200,3 @@ class LocalWorker:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-
-    def look(self) -> WorkerExit | None:
-        code = None if self.process is None else self.process.poll()
-        return None if code is None else WorkerExit(code)
-
-    def stop(self) -> None:
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.process.pid, signal.SIGTERM)
-
-    def clear(self) -> str | None:
-        owner, process, guard = self.owner, self.process, self.guard
-        if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        if guard is not None:
-            guard.kill()
-        for ended in (process, guard):
-            if ended is not None:
-                ended.wait()
-            if isinstance(ended, subprocess.Popen) and ended.stdin is not None:
-                ended.stdin.close()
-        self.process = self.guard = None
-        return owner
-
-
-def guard(group: int) -> subprocess.Popen[bytes]:
-    """A shell that outlives this process by some seconds and then kills a worker's process group.
-
-    A worker stops by itself when its standard input closes (`follow_parent`); this is for one that hangs, or whose own
-    children would be left when it is killed together with its launcher.
-    """
-    script = f'read _; sleep {GRACE + 1:g}; kill -9 "-$0"'
-    command, quiet = (
-        ["sh", "-c", script, str(group)],
-        subprocess.DEVNULL,
-    )  # whoever reads our output shall see its end
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True
-    )

@@ -1,8 +1,8 @@
-"""All that must be right before work starts: objects from the config, checked as a whole."""
+"""Turns a config into checked objects: everything that must be right before work starts."""
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,16 @@ from studyloom.study.stored_study import open_study
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that must be right before work starts."""
+    """The objects that a config describes.
+
+    Args:
+        question: what is asked.
+        launcher: starts the workers.
+        data: what networks are trained on, on this process's device.
+        url: of the database.
+        run_dir: the folder of the run.
+        starts: the points that are tried first.
+    """
 
     question: Question
     launcher: Launcher
@@ -41,54 +50,99 @@ class Prepared:
     starts: WarmStarts
 
 
-def prepare(cfg: DictConfig, *, worker: bool) -> Prepared:
-    """Turns the config into objects, and checks all of it; for a worker whoever started it has done so.
+@dataclass
+class Attempts:
+    """Collects the mistakes of all steps, so that they are reported at once."""
 
-    Raises:
-        ConfigError: all mistakes found.
-    """
-    mistakes: list[str] = []
+    mistakes: list[str] = field(default_factory=list)
 
-    def attempt(make: Callable[[], Any]) -> Any:  # None where it fails
+    def __call__(self, make: Callable[[], Any]) -> Any:
+        """Returns what `make` returns, or None if it fails.
+
+        Raises:
+            Exception: as `make` raised it, if it is not a ValueError and HYDRA_FULL_ERROR is 1.
+        """
         try:
             return make()
         except ValueError as error:
-            mistakes.extend(getattr(error, "mistakes", [str(error)]))
+            self.mistakes.extend(getattr(error, "mistakes", [str(error)]))
         except Exception as error:
             if wants_tracebacks():
                 raise
-            mistakes.append(describe_error(error))
+            self.mistakes.append(describe_error(error))
 
-    kind = FunctionQuestion if cfg.objective["_target_"] is not None else Question
+    def check(self) -> None:
+        """Raises ConfigError if there were mistakes, each once."""
+        if self.mistakes:
+            raise ConfigError(list(dict.fromkeys(self.mistakes)))
+
+
+def prepare(cfg: DictConfig) -> Prepared:
+    """Turns the config of a command into objects, and checks all of it.
+
+    Raises:
+        ConfigError: every mistake found.
+    """
+    attempt = Attempts()
+    kind = _kind_of(cfg)
     question = attempt(lambda: kind.ask(cfg, Composer.from_hydra()))
-    launcher = Join() if worker else attempt(lambda: build(cfg.launcher))
+    launcher = attempt(lambda: build(cfg.launcher))
     url = attempt(lambda: _storage_url(cfg))
     data = attempt(lambda: kind.gather(cfg))
-    if question is not None and not worker:
+    if question is not None:
         if data is None:  # there is nothing to try networks on
-            attempt(lambda: mistakes.extend(check_sections(question)))
+            attempt(lambda: attempt.mistakes.extend(check_sections(question)))
         else:
             attempt(lambda: validate(question, data))
     starts: Any = WarmStarts()
-    if (
-        question is not None and url is not None and not worker and not mistakes
-    ):  # points of a wrong space are wrong
+    # Not after a mistake: the points of a wrong space would be wrong too.
+    if question is not None and url is not None and not attempt.mistakes:
         known = _known_sources(url, cfg) if cfg.study["from"] is not None else []
         starts = attempt(lambda: find_warm_starts(question, known, ranked_trials))
     if url is not None and launcher is not None:
-        mistakes += check_database_reach(url, launcher)
-    if mistakes:
-        raise ConfigError(list(dict.fromkeys(mistakes)))
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    return Prepared(question, launcher, data.to(device), url, Path(cfg.run_dir), starts)
+        attempt.mistakes += check_database_reach(url, launcher)
+    attempt.check()
+    return Prepared(question, launcher, _on_device(data), url, Path(cfg.run_dir), starts)
+
+
+def prepare_to_join(cfg: DictConfig) -> Prepared:
+    """Turns a config into objects for work in this process on a study that exists already.
+
+    Networks are not tried, because the command that began the study has done that; there is no
+    warm start.
+
+    Raises:
+        ConfigError: every mistake found.
+    """
+    attempt = Attempts()
+    kind = _kind_of(cfg)
+    question = attempt(lambda: kind.ask(cfg, Composer.from_hydra()))
+    url = attempt(lambda: _storage_url(cfg))
+    data = attempt(lambda: kind.gather(cfg))
+    launcher = Join()
+    if url is not None:
+        attempt.mistakes += check_database_reach(url, launcher)
+    attempt.check()
+    return Prepared(question, launcher, _on_device(data), url, Path(cfg.run_dir), WarmStarts())
+
+
+def _kind_of(cfg: DictConfig) -> type[Question]:
+    return FunctionQuestion if cfg.objective["_target_"] is not None else Question
+
+
+def _on_device(data: TrainingData) -> TrainingData:
+    """Moves data to the first GPU that this process sees, or leaves it on the CPU."""
+    return data.to(torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
 
 
 def _storage_url(cfg: DictConfig) -> str:
     url = storage_url(cfg)
     if url is None:
-        where = "STUDYLOOM_STORAGE, or into a file of mode 0600 that storage.file names"
         raise ConfigError(
-            [f"storage.url: is not set; put postgresql://user:password@host/database into {where}"]
+            [
+                "storage.url must be set; put postgresql://user:password@host/database into "
+                "STUDYLOOM_STORAGE, or into a file of mode 0600 that storage.file names"
+            ]
         )
     if folder_of(url) is None:
         parse_url(url)
@@ -96,43 +150,59 @@ def _storage_url(cfg: DictConfig) -> str:
 
 
 def check_database_reach(url: str, launcher: Launcher) -> Iterator[str]:
-    """Whether all workers can reach a database that is files on this host."""
+    """Checks that all workers can reach a database that consists of files on this host.
+
+    Yields:
+        The mistake, if there is one.
+    """
     embedded = folder_of(url)
     address = parse_url(url) if embedded is None else None
     if address is not None and address.get_backend_name() != "sqlite":
         return
     files = embedded or Path(str(address and address.database)).absolute()
-    kind = filesystem_of(files.parent)
+    filesystem = filesystem_of(files.parent)
     if launcher.leaves_host:
-        what = "a server on 127.0.0.1" if embedded else f"a file on this host ({files})"
+        place = "a server on 127.0.0.1" if embedded else f"a file on this host ({files})"
         yield (
-            f"storage.url: {what} is out of reach for the workers that this launcher starts on other hosts; put the "
-            "URL of a PostgreSQL server into STUDYLOOM_STORAGE, and set storage=postgres"
+            f"storage.url: {place} is out of reach for the workers that this launcher starts on "
+            "other hosts; put the URL of a PostgreSQL server into STUDYLOOM_STORAGE, and set "
+            "storage=postgres"
         )
-    elif is_network_filesystem(kind) and (embedded or launcher.count(2) > 1):
-        many, one = (
-            ("two hosts", "") if embedded else ("several workers", ", or set launcher.workers=1")
-        )
+    elif is_network_filesystem(filesystem) and (embedded or launcher.count(2) > 1):
+        users = "two hosts" if embedded else "several workers"
+        way_out = "" if embedded else ", or set launcher.workers=1"
         yield (
-            f"storage.url: {files} lies on a network disk ({kind}), where {many} would damage the database; name a "
-            f"local disk with run_dir=…, use a PostgreSQL server{one}"
+            f"storage.url: {files} lies on a network disk ({filesystem}), where {users} would "
+            "damage the database; name a local disk with run_dir=…, use a PostgreSQL server"
+            f"{way_out}"
         )
 
 
 def check_connections(url: str, workers: int) -> None:
-    """Whether the server lets all workers in, two connections each; a single one is this process."""
+    """Checks that the database server has two connections left for each worker.
+
+    A single worker runs in this process, which is connected already.
+
+    Args:
+        url: of the database.
+        workers: how many workers are started.
+
+    Raises:
+        ConfigError: it has not.
+    """
     left, limit = connections_left(url) if workers > 1 else (math.inf, "")
     if left < 2 * workers:
         raise ConfigError(
             [
-                f"storage.url: {workers} workers take {2 * workers} connections, and the server has {left:.0f} left "
-                f"({limit}); start fewer with launcher.workers={max(1, left // 2):.0f}, or raise the limit"
+                f"storage.url: {workers} workers take {2 * workers} connections, and the server "
+                f"has {left:.0f} left ({limit}); start fewer with "
+                f"launcher.workers={max(1, left // 2):.0f}, or raise the limit"
             ]
         )
 
 
 def _known_sources(url: str, cfg: DictConfig) -> list[str]:
-    """The earlier studies with whose best this one has begun already; none where it is not there yet."""
+    """Returns the earlier studies whose best points this study took; none if it does not exist."""
     folder = folder_of(url)
     if folder is not None and not folder.exists():
         return []

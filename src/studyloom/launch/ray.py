@@ -1,4 +1,4 @@
-"""Workers on the nodes of a Ray cluster: an actor for each, with the cores and GPUs that it asks for."""
+"""Workers on the nodes of a Ray cluster: an actor for each, with the cores and GPUs it asks for."""
 
 import logging
 import math
@@ -17,15 +17,16 @@ from typing import Any
 
 from studyloom.errors import LaunchError
 from studyloom.files import PACKAGE
-from studyloom.launch.local import cores, gpus
+from studyloom.launch.command import WORKER_VARIABLE, Command
+from studyloom.launch.local import check_workers, cores, gpus
 from studyloom.launch.ray_actor import Actor
 from studyloom.launch.supervisor import Supervisor, WorkerExit
-from studyloom.launch.task import WORKER, Task, worker_arguments
+from studyloom.launch.task import Task
 from studyloom.processes import host_id
 from studyloom.study.stopping import Stop
 
-# When the command is gone: ends all processes of its cluster, and removes its files. Ray itself may leave its agents
-# behind for a minute when it is killed.
+# Ends all processes of the command's own cluster when the command has ended, and removes its files.
+# When it is killed, Ray itself may leave its agents behind for a minute.
 CLEANUP = """
 import os, shutil, signal, sys, time
 sys.stdin.read()
@@ -38,11 +39,12 @@ def has_mark(pid):
         return False
 end = time.monotonic() + 10
 while time.monotonic() < end:
-    numbers = [int(name) for name in os.listdir("/proc") if name.isdecimal()] if os.path.isdir("/proc") else []
-    found = [pid for pid in numbers if pid != os.getpid() and has_mark(pid)]
-    if not found:
+    names = os.listdir("/proc") if os.path.isdir("/proc") else []
+    pids = [int(name) for name in names if name.isdecimal() and int(name) != os.getpid()]
+    left = [pid for pid in pids if has_mark(pid)]
+    if not left:
         break
-    for pid in found:
+    for pid in left:
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -51,24 +53,24 @@ while time.monotonic() < end:
 shutil.rmtree(sys.argv[1], ignore_errors=True)
 """
 RETRY = 1.0  # seconds between tries to start a worker on an actor that Ray is restarting
+KILL_DEADLINE = 2.0  # seconds that a kill waits for the answer of the actor
 STORE = 100 * 2**20  # bytes of Ray's object store; nothing is put there
-KEPT = (
-    "STUDYLOOM_",
-    "PYTHONPATH",
-    "HYDRA_FULL_ERROR",
-)  # how the variables begin that a worker inherits
+# The beginnings of the variables that a worker inherits.
+INHERITED = ("STUDYLOOM_", "PYTHONPATH", "HYDRA_FULL_ERROR")
 
 
 @dataclass(frozen=True)
 class Ray:
-    """Actors of Ray, each of which runs one worker; Ray starts one again elsewhere when it or its node is lost.
+    """Actors of Ray, each with one worker; Ray restarts an actor elsewhere if its node is lost.
 
     Args:
-        workers: a number, or `auto`: as many as the cluster has room for; never more than slots are left.
-        num_gpus: GPUs of a worker; a fraction shares one. By default 1 where there are GPUs, else 0.
-        num_cpus: cores of a worker, and its threads.
-        address: of a running cluster, such as `auto` or `head:6379`; without one, a cluster on this host for as long as
-            the command runs.
+        workers: a number, or `auto`: as many as the cluster has room for. There are never more
+            workers than open slots.
+        num_gpus: the GPUs of a worker; a fraction shares one. By default 1 if there are GPUs,
+            else 0.
+        num_cpus: the cores of a worker, and its threads.
+        address: of a running cluster, such as `auto` or `head:6379`; None for a cluster on this
+            host that ends with the command.
     """
 
     workers: int | str = "auto"
@@ -77,23 +79,14 @@ class Ray:
     address: str | None = None
 
     def __post_init__(self) -> None:
-        if self.workers != "auto" and (type(self.workers) is not int or self.workers < 1):
-            raise ValueError(
-                f"launcher.workers: {self.workers!r} is neither auto nor a whole number from 1"
-            )
-        for name, least in (("num_gpus", 0), ("num_cpus", 1)):
-            number = getattr(self, name)
-            if not (number is None and least == 0) and (
-                type(number) not in (int, float) or not number >= least
-            ):
-                raise ValueError(f"launcher.{name}: {number!r} is no number from {least}")
-            if number is not None and number > 1 and number % 1:
-                raise ValueError(
-                    f"launcher.{name}: {number} is neither a whole number nor a fraction of one"
-                )
+        check_workers(self.workers)
+        if self.num_gpus is not None:
+            _check_resource("num_gpus", self.num_gpus, least=0)
+        _check_resource("num_cpus", self.num_cpus, least=1)
         if self.address is not None and not (isinstance(self.address, str) and self.address):
             raise ValueError(
-                f"launcher.address: {self.address!r} is neither null nor a text such as head:6379"
+                "launcher.address must be null, or a text such as auto or head:6379; "
+                f"got {self.address!r}"
             )
 
     @property
@@ -101,10 +94,12 @@ class Ray:
         return self.address is not None
 
     def count(self, slots: int) -> int:
-        """How many workers to start for so many open slots; joins the cluster where that says how many it has room for.
+        """Returns how many workers to start for a number of open slots.
+
+        Joins the cluster if only that tells how many workers it has room for.
 
         Raises:
-            LaunchError: Ray is missing, the cluster cannot be reached, or it has not the GPUs of one worker.
+            LaunchError: Ray is missing, or the cluster cannot be reached.
         """
         if self.workers != "auto":
             return min(int(self.workers), slots)
@@ -112,62 +107,67 @@ class Ray:
             resources = [{"CPU": float(cores()), "GPU": float(len(gpus()))}]
         else:
             resources = nodes(self.connect())
-        return min(sum(self.room(each, self.share(resources)) for each in resources), slots)
+        return min(sum(self.room(node, self.share(resources)) for node in resources), slots)
 
     def share(self, resources: list[dict[str, float]]) -> float:
-        """The GPUs of one worker."""
-        return (
-            float(any(each.get("GPU") for each in resources))
-            if self.num_gpus is None
-            else self.num_gpus
-        )
+        """Returns the GPUs of one worker.
+
+        Args:
+            resources: of each node, by name.
+        """
+        if self.num_gpus is not None:
+            return self.num_gpus
+        return float(any(node.get("GPU") for node in resources))
 
     def room(self, resources: dict[str, float], share: float) -> int:
-        """For how many workers a node has room."""
+        """Returns for how many workers a node has room.
+
+        Args:
+            resources: of the node, by name.
+            share: the GPUs of one worker.
+        """
         fitting = resources.get("CPU", 0.0) / self.num_cpus
         if share:
-            number = resources.get("GPU", 0.0)
-            fitting = min(fitting, number // share if share >= 1 else int(number) * (1 // share))
+            count = resources.get("GPU", 0.0)
+            fitting = min(fitting, count // share if share >= 1 else int(count) * (1 // share))
         return int(fitting)
 
     def launch(self, task: Task, stop: Stop) -> None:
+        """Works on the task.
+
+        Raises:
+            LaunchError: Ray is missing, the cluster cannot be reached, no node has room for a
+                worker, or workers die before they claim a trial.
+            StorageLost: the database stays away.
+        """
         with self.cluster(task) as ray:
-            resources = nodes(ray)
-            share = self.share(resources)
-            if not any(self.room(each, share) for each in resources):
-                has = ", ".join(
-                    f"{each.get('CPU', 0):g} CPUs and {each.get('GPU', 0):g} GPUs"
-                    for each in resources
-                )
-                raise LaunchError(
-                    f"launcher: no node has room for a worker of num_cpus={self.num_cpus:g} and num_gpus={share:g}; "
-                    f"there are {has}; ask for less, or for a larger cluster"
-                )
-            kind = ray.remote(
+            share = self._fitting_share(nodes(ray))
+            remote = ray.remote(
                 num_cpus=self.num_cpus,
                 num_gpus=share,
                 max_restarts=-1,
-                max_task_retries=0,  # a lost actor is heard of at once, and its trial is another worker's
+                # A lost actor is reported at once: its trial goes to another worker.
+                max_task_retries=0,
                 scheduling_strategy="SPREAD",
             )(Actor)
             task.logs.mkdir(parents=True, exist_ok=True)
-            numbers = range(1, self.count(task.todo()) + 1)
-            logs = [
-                task.logs.absolute() / f"{host_id()}-{os.getpid()}-worker{number}.log"
-                for number in numbers
+            prefix = f"{host_id()}-{os.getpid()}-worker"
+            folder, count = task.logs.absolute(), self.count(task.todo())
+            workers = [
+                RayWorker(ray, remote, task.command, folder / f"{prefix}{n + 1}.log")
+                for n in range(count)
             ]
-            places = [RayWorker(ray, kind, log) for log in logs]
-            supervisor = Supervisor(task, places)
+            supervisor = Supervisor(task, workers)
             try:
-                supervisor.attend(stop)
+                supervisor.run(stop)
             finally:
-                supervisor.end_all()
-                for place in places:
-                    place.end()
+                supervisor.kill_all()
+                for worker in workers:
+                    worker.close()
 
     @contextmanager
     def cluster(self, task: Task) -> Iterator[Any]:
-        """Ray, for as long as the body lasts."""
+        """Provides Ray, connected to the cluster, while the body runs."""
         if self.address is None:
             workers = 0 if self.workers == "auto" else min(int(self.workers), task.todo())
             with own_cluster(max(cores(), math.ceil(workers * self.num_cpus))) as ray:
@@ -176,11 +176,21 @@ class Ray:
         try:
             yield self.connect(task)
         finally:
-            imported().shutdown()
+            import_ray().shutdown()
 
     def connect(self, task: Task | None = None) -> Any:
-        """The cluster of the address, told of the code that it is to run: this folder, and studyloom itself."""
-        ray = imported()
+        """Joins the cluster at the address, and gives it the code: this folder, and studyloom.
+
+        Args:
+            task: whose run directory is left out of the copy of this folder.
+
+        Returns:
+            The module `ray`.
+
+        Raises:
+            LaunchError: Ray is missing, or the cluster cannot be reached.
+        """
+        ray = import_ray()
         if ray.is_initialized():
             return ray
         here = Path.cwd()
@@ -190,11 +200,40 @@ class Ray:
         code = {"working_dir": str(here), "py_modules": [str(PACKAGE)], "excludes": excludes}
         return join(address=self.address, runtime_env=code)
 
+    def _fitting_share(self, resources: list[dict[str, float]]) -> float:
+        """Returns the GPUs of one worker, if a node has room for one. Raises LaunchError."""
+        share = self.share(resources)
+        if any(self.room(node, share) for node in resources):
+            return share
+        sizes = ", ".join(
+            f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in resources
+        )
+        raise LaunchError(
+            f"launcher: no node has room for a worker of num_cpus={self.num_cpus:g} and "
+            f"num_gpus={share:g}; there are {sizes}; ask for less, or for a larger cluster"
+        )
+
+
+def _check_resource(name: str, amount: Any, least: int) -> None:
+    """Raises ValueError if Ray cannot give an actor so many cores or GPUs."""
+    if type(amount) not in (int, float) or not amount >= least:
+        raise ValueError(f"launcher.{name} must be a number of at least {least}; got {amount!r}")
+    if amount > 1 and amount % 1:
+        raise ValueError(
+            f"launcher.{name} must be a whole number, or a fraction below 1; got {amount}"
+        )
+
 
 @contextmanager
 def own_cluster(cpus: int) -> Iterator[Any]:
-    """A cluster on this host. It listens to everybody, so that it is told a token that nobody else knows."""
-    # Ray's sockets have paths of at most 107 bytes, so that its files cannot lie below any run directory.
+    """Provides Ray with a cluster of its own on this host while the body runs.
+
+    The cluster listens to everybody, therefore it gets a token that nobody else knows.
+
+    Args:
+        cpus: the number of cores that Ray may give away.
+    """
+    # The paths of Ray's sockets have at most 107 bytes: its files cannot lie below a run directory.
     folder = tempfile.mkdtemp(prefix=f"studyloom-ray-{os.getpid()}-", dir="/tmp")
     own = {
         "STUDYLOOM_RAY": folder,
@@ -210,14 +249,15 @@ def own_cluster(cpus: int) -> Iterator[Any]:
         yield join(address="local", num_cpus=cpus, num_gpus=len(gpus()), **options)
     finally:
         with suppress(LaunchError):
-            imported().shutdown()
+            import_ray().shutdown()
         for name in own:
             del os.environ[name]
         sweeper.stdin.close()
         sweeper.wait()
 
 
-def imported() -> Any:
+def import_ray() -> Any:
+    """Returns the module `ray`. Raises LaunchError if it is not installed."""
     try:
         import ray
     except ImportError as error:
@@ -228,18 +268,24 @@ def imported() -> Any:
 
 
 def join(**options: Any) -> Any:
-    """Ray, after its `init`, which would take over the signals. Raises LaunchError."""
-    ray = imported()
-    logging.getLogger("ray").setLevel(
-        logging.ERROR
-    )  # else it tells what it leaves out of its copy of the folder
+    """Calls `ray.init`, but keeps our handlers of signals, and returns the module `ray`.
+
+    Args:
+        options: of `ray.init`; `address` among them.
+
+    Raises:
+        LaunchError: Ray is missing, or the cluster cannot be reached.
+    """
+    ray = import_ray()
+    # At its usual level Ray reports what it leaves out of its copy of the folder.
+    logging.getLogger("ray").setLevel(logging.ERROR)
     handlers = {number: signal.getsignal(number) for number in Stop.SIGNALS}
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=False, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         words = " ".join(str(error).split())
         raise LaunchError(
-            f"launcher.address={options['address']}: no cluster to be joined: {words}"
+            f"launcher.address={options['address']}: the cluster cannot be joined: {words}"
         ) from None
     finally:
         for number, handler in handlers.items():
@@ -248,77 +294,93 @@ def join(**options: Any) -> Any:
 
 
 def nodes(ray: Any) -> list[dict[str, float]]:
-    """What each node of the cluster has, by the names of resources."""
+    """Returns the resources of each living node of the cluster, by name."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 class RayWorker:
-    """A place in the cluster: an actor, once Ray has found room for it."""
+    """The handle of a worker in the cluster, which an actor runs once Ray has found room for it.
 
-    def __init__(self, ray: Any, kind: Any, log: Path) -> None:
-        self.ray, self.kind, self.log = ray, kind, log
-        self.failures = 0
-        self.owner: str | None = None
-        self.actor: Any = None
-        self.answer: Any = None  # what it is being asked
-        self.retry: float | None = None  # when a start is tried again
-        environment = {name: value for name, value in os.environ.items() if name.startswith(KEPT)}
+    Args:
+        ray: the module `ray`, connected.
+        remote: the actor's class, as `ray.remote` made it.
+        command: of the study.
+        log: the file to which the worker's output is appended.
+    """
+
+    def __init__(self, ray: Any, remote: Any, command: Command, log: Path) -> None:
+        self.log, self.failures = log, 0
+        self.worker_id: str | None = None
+        self._ray, self._remote = ray, remote
+        self._actor: Any = None
+        self._answer: Any = None  # the reference to what the actor is asked now
+        self._retry: float | None = None  # the time of the next try to start
+        environment = {k: value for k, value in os.environ.items() if k.startswith(INHERITED)}
+        environment[WORKER_VARIABLE] = "1"
         here, package = Path.cwd(), PACKAGE.parent
         seen = package.relative_to(here) if package.is_relative_to(here) else package
-        self.call = worker_arguments(), environment | {WORKER: "1"}, str(here), str(seen), str(log)
+        self._call = command.worker(), environment, str(here), str(seen), str(log)
 
     @property
-    def busy(self) -> bool:
-        return self.answer is not None or self.retry is not None
+    def active(self) -> bool:
+        return self._answer is not None or self._retry is not None
 
     def start(self) -> None:
-        self.log.touch()  # by this a node knows that it shares the disk
-        if self.actor is None:
-            self.actor = self.kind.remote()
-        self.answer, self.retry = self.actor.start.remote(*self.call), None
+        """Has the actor start a worker; makes the actor first if there is none."""
+        self.log.touch()  # by this file a node knows that it shares the disk
+        if self._actor is None:
+            self._actor = self._remote.remote()
+        self._answer, self._retry = self._actor.start.remote(*self._call), None
 
-    def look(self) -> WorkerExit | None:
-        if self.retry is not None and time.monotonic() > self.retry:
+    def poll(self) -> WorkerExit | None:
+        """Returns how the worker ended, and None if it has not; appends its output to the log."""
+        if self._retry is not None and time.monotonic() > self._retry:
             self.start()
-        if self.answer is None or not self.ray.wait([self.answer], timeout=0)[0]:
+        if self._answer is None or not self._ray.wait([self._answer], timeout=0)[0]:
             return None
         try:
-            self.owner, code, said = self.ray.get(self.answer)
-        except self.ray.exceptions.RayError as error:
-            return self.lose(error)
-        if said:
+            self.worker_id, code, output = self._ray.get(self._answer)
+        except self._ray.exceptions.RayError as error:
+            return self._handle_lost_actor(error)
+        if output:
             with self.log.open("ab") as log:
-                log.write(said)
-        self.answer = self.actor.look.remote()
+                log.write(output)
+        self._answer = self._actor.poll.remote()
         return None if code is None else WorkerExit(code)
 
-    def lose(self, error: Exception) -> WorkerExit | None:
-        """Of a worker whose actor does not answer; should it be alive, it will find that its trial is another's."""
-        unavailable = isinstance(error, self.ray.exceptions.ActorUnavailableError)
-        if unavailable and self.owner is None:  # Ray is at it, or waits for room
-            self.answer, self.retry = None, time.monotonic() + RETRY
+    def _handle_lost_actor(self, error: Exception) -> WorkerExit | None:
+        """Decides what it means that the actor does not answer.
+
+        If the worker is alive nevertheless, it will notice that another one has its trial.
+        """
+        unavailable = isinstance(error, self._ray.exceptions.ActorUnavailableError)
+        if unavailable and self.worker_id is None:  # Ray is restarting it, or waits for room
+            self._answer, self._retry = None, time.monotonic() + RETRY
             return None
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
         with self.log.open("a") as log:
             log.write(f"{words}\n")
         if not unavailable:  # for good
-            self.actor = None
+            self._actor = None
         return WorkerExit(None, f"its actor ({words})")
 
     def stop(self) -> None:
-        if self.owner is None:
-            self.clear()
+        """Asks the worker to release its trial and end; ends one that is still being started."""
+        if self.worker_id is None:
+            self.kill()
         else:
-            self.actor.stop.remote()
+            self._actor.stop.remote()
 
-    def clear(self) -> str | None:
-        owner, self.owner, self.answer, self.retry = self.owner, None, None, None
-        if owner is not None and self.actor is not None:
-            with suppress(self.ray.exceptions.RayError):
-                self.ray.get(self.actor.clear.remote(), timeout=2.0)
-        return owner
+    def kill(self) -> str | None:
+        """Ends the worker's process group, and returns the id that the worker had in the ledger."""
+        ended, self.worker_id, self._answer, self._retry = self.worker_id, None, None, None
+        if ended is not None and self._actor is not None:
+            with suppress(self._ray.exceptions.RayError):
+                self._ray.get(self._actor.kill.remote(), timeout=KILL_DEADLINE)
+        return ended
 
-    def end(self) -> None:
-        if self.actor is not None:
-            self.ray.kill(self.actor)
-            self.actor = None
+    def close(self) -> None:
+        """Ends the actor."""
+        if self._actor is not None:
+            self._ray.kill(self._actor)
+            self._actor = None

@@ -1,7 +1,8 @@
-"""A worker's place on some node of a Ray cluster: an actor that runs the command of a worker, as a process of its own.
+"""An actor on a node of a Ray cluster: it runs the command of a worker as a process of its own.
 
-Only the standard library is imported here: an actor takes no second copy of PyTorch. Ray pickles the name of the class,
-and of its arguments and answers strings, numbers and bytes.
+Only the standard library is imported here, and modules of ours that import nothing else: an actor
+takes no second copy of PyTorch. Ray pickles the class by its name; arguments and answers are
+strings, numbers and bytes.
 """
 
 import contextlib
@@ -12,26 +13,24 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
-from studyloom.launch.process_group import guard
+from studyloom.launch.process_group import GroupGuard
 from studyloom.processes import worker_id
 
-WAIT = 0.5  # seconds that a look waits for the end of the worker, which it then tells at once
+WAIT = 0.5  # seconds that a poll waits for the end of the worker, which it reports at once
 CHUNK = 2**20  # bytes of a worker's output in one answer
-Answer = tuple[
-    str, int | None, bytes
-]  # the worker's name in the ledger, its exit code, what it has printed since
+# The worker's id in the ledger, its exit code, and its output since the last answer.
+Answer = tuple[str, int | None, bytes]
 
 
 class Actor:
-    """The worker is the leader of a process group, which does not outlive this actor, whatever ends that."""
+    """Runs one worker at a time, the leader of a process group that ends with this actor."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
-        self.guard: IO[bytes] | None = None
-        self.output = -1  # what the worker prints: a file without a name
-        self.told = 0  # bytes of it
+        self.guard: GroupGuard | None = None
+        self._output = -1  # descriptor of the worker's output, a file without a name
+        self._read = 0  # bytes of the output that were in an answer
 
     def start(
         self,
@@ -41,65 +40,66 @@ class Actor:
         package: str,
         log: str,
     ) -> Answer:
-        """Starts a worker, and ends one that is still here.
+        """Starts a worker, after ending one that is still here.
 
         Args:
             arguments: for this node's Python.
-            environment: what is set for the worker, beside its device.
-            folder: where the command was started. A node that sees `log`, which the command has made, shares its disk
-                and works there; another one works in its copy of the folder, which knows no path of the command's host.
+            environment: the variables that are set for the worker, beside its device.
+            folder: where the command was started. A node that sees `log` shares the disk of the
+                command's host and works there; another one works in its copy of the folder, which
+                knows no path of that host.
             package: where studyloom lies, as seen from there.
+            log: a file that the command has made.
         """
-        self.clear()
+        self.kill()
         shared = Path(log).exists()
         base = Path(folder if shared else os.getcwd())
         paths = [str(base / package)] if shared or not Path(package).is_absolute() else []
         paths += [environment.get("PYTHONPATH", "")] if shared else []
         paths += [os.environ.get("PYTHONPATH", "")]  # Ray's copy of the package
+        python_path = os.pathsep.join(filter(None, paths))
         with tempfile.TemporaryFile() as output:
-            self.output, self.told = os.dup(output.fileno()), 0
+            self._output, self._read = os.dup(output.fileno()), 0
             self.process = subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=base,
-                env={
-                    **os.environ,
-                    **environment,
-                    "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-                },
-                stdin=subprocess.PIPE,  # it stops when this closes
+                env={**os.environ, **environment, "PYTHONPATH": python_path},
+                stdin=subprocess.PIPE,  # the worker stops when this closes
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.guard = guard(self.process.pid)
-        return self.look(0.0)
+        self.guard = GroupGuard(self.process.pid)
+        return self.poll(0.0)
 
-    def look(self, wait: float = WAIT) -> Answer:
-        """Waits up to so many seconds for the worker's end, and tells how things stand."""
+    def poll(self, wait: float = WAIT) -> Answer:
+        """Waits up to `wait` seconds for the worker's end, and returns how it is.
+
+        The exit code comes only with the last of the output, however long that is.
+        """
         assert self.process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(wait)
         code = self.process.returncode
-        said = os.pread(self.output, CHUNK, self.told)
-        self.told += len(said)
-        # An end is told with the last of its words, however many those are.
-        return worker_id(self.process.pid), None if len(said) == CHUNK else code, said
+        output = os.pread(self._output, CHUNK, self._read)
+        self._read += len(output)
+        return worker_id(self.process.pid), None if len(output) == CHUNK else code, output
 
     def stop(self) -> None:
-        """Tells the worker to hand its trial back."""
+        """Asks the worker to release its trial and end."""
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
 
-    def clear(self) -> None:
+    def kill(self) -> None:
         """Kills what is left of the worker's process group."""
         if self.process is None:
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        assert self.guard is not None
+        self.guard.stand_down()
         self.process.wait()
         assert self.process.stdin is not None
-        assert self.guard is not None
         self.process.stdin.close()
-        self.guard.close()
-        os.close(self.output)
-        self.process = None
+        os.close(self._output)
+        self.process = self.guard = None

@@ -9,18 +9,16 @@ from pathlib import Path
 
 from studyloom.errors import LaunchError
 from studyloom.launch.supervisor import RESTARTS
-from studyloom.launch.task import Task, worker_arguments
+from studyloom.launch.task import Task
 from studyloom.study.stopping import Stop
 
-WARNING = (
-    120  # seconds before the time is up in which a trial is handed back at the end of its epoch
-)
+WARNING = 120  # seconds before the time limit at which a worker is asked to release its trial
 BODY = """\
 cd {folder} || exit
 export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
 
-# On USR2 the worker hands its trial back at its last epoch, and the task is queued again. One that another signal ends
-# is started again, {restarts} times.
+# On USR2 the worker releases its trial at the end of the epoch, and the task is queued again.
+# A worker that another signal ends is started again, {restarts} times.
 again=
 trap 'again=yes; [ "$!" ] && kill -TERM "$!"' USR2
 for _ in {lives}; do
@@ -32,11 +30,11 @@ for _ in {lives}; do
     if [ "$again" ]; then # the signal has ended the wait
         wait "$worker"
         code=$?
-        # By its place in the array: the last task's own number is that of the whole array too.
+        # By its index: the number of the last task is that of the whole array too.
         [ "$code" = 143 ] && exec scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
     fi
     case $code in
-        129 | 130 | 143) break ;; # told to stop
+        129 | 130 | 143) break ;; # asked to stop
     esac
     [ "$code" -gt 128 ] || break
     echo "the worker ended with signal $((code - 128))"
@@ -47,15 +45,17 @@ exit "$code"
 
 @dataclass(frozen=True)
 class Slurm:
-    """A job array below the run directory, submitted with `sbatch`, each task of which is one worker.
+    """A job array, submitted with `sbatch`; each of its tasks is one worker.
 
     Args:
-        workers: tasks of the array; never more than slots are left.
-        gres: what a task is given, such as `gpu:1`; None for the CPU alone.
-        cpus: cores of a task, and its threads.
-        partition, time, memory: as `sbatch` takes them; None for the cluster's defaults.
-        lines: further lines of the script, before its commands: `#SBATCH --account=…`, `module load …`.
-        submit: or only write the script.
+        workers: the tasks of the array; there are never more than open slots.
+        gres: the devices of a task, such as `gpu:1`; None for the CPU alone.
+        cpus: the cores of a task, and its threads.
+        partition: as `sbatch` takes it; None for the cluster's default.
+        time: as `sbatch` takes it; None for the cluster's default.
+        memory: as `sbatch` takes it; None for the cluster's default.
+        lines: lines for the script, before its commands: `#SBATCH --account=…`, `module load …`.
+        submit: whether to submit the script; False only writes it.
     """
 
     workers: int = 4
@@ -72,59 +72,79 @@ class Slurm:
         for name in ("workers", "cpus"):
             number = getattr(self, name)
             if type(number) is not int or number < 1:
-                raise ValueError(f"launcher.{name}: {number!r} is no whole number from 1")
+                raise ValueError(
+                    f"launcher.{name} must be a whole number of at least 1; got {number!r}"
+                )
         if isinstance(self.time, int):  # YAML reads 2:30:00 as 9000
             raise ValueError(
-                f"launcher.time: {self.time} is a number; put it in quotes, as '2:30:00' or '90'"
+                f"launcher.time must be in quotes, as '2:30:00' or '90'; got the number {self.time}"
             )
         for name in ("gres", "partition", "time", "memory"):
             value = getattr(self, name)
-            if value is not None and (
-                not isinstance(value, str) or not value or value.split() != [value]
-            ):
+            one_word = isinstance(value, str) and value.split() == [value]
+            if value is not None and not one_word:
                 raise ValueError(
-                    f"launcher.{name}: {value!r} is neither null nor one word, as sbatch takes it"
+                    f"launcher.{name} must be null, or one word that sbatch takes; got {value!r}"
                 )
         if isinstance(self.lines, str) or not all(isinstance(line, str) for line in self.lines):
             raise ValueError(
-                f"launcher.lines: {self.lines!r} is no list of lines, such as ['#SBATCH --account=mine']"
+                "launcher.lines must be a list of lines, such as ['#SBATCH --account=mine']; "
+                f"got {self.lines!r}"
             )
 
     def count(self, slots: int) -> int:
         return min(self.workers, slots)
 
     def launch(self, task: Task, stop: Stop) -> str:
+        """Writes slurm.sh into the run directory, and submits it.
+
+        Returns:
+            What to print: the number of the job, and how to watch and cancel it.
+
+        Raises:
+            LaunchError: `sbatch` is missing, or refuses the script.
+        """
         path = task.run_dir.absolute() / "slurm.sh"
         task.logs.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, *worker_arguments()]
-        path.write_text(
-            self.script(
-                task.name, self.count(task.todo()), command, Path.cwd(), task.logs.absolute()
-            )
-        )
+        command, tasks = [sys.executable, *task.command.worker()], self.count(task.todo())
+        path.write_text(self.script(task.name, tasks, command, Path.cwd(), task.logs.absolute()))
         follow = f"watch   studyloom status {shlex.quote(str(task.run_dir))} --watch"
         if not self.submit:
             return f"submit  sbatch {shlex.quote(str(path))}\n{follow}"
-        job = submitted(path)
-        return f"{task.name}: job {job}, its script {path}\nwatch   squeue --job={job}\ncancel  scancel {job}\n{follow}"
+        job = submit_script(path)
+        return (
+            f"{task.name}: job {job}, its script {path}\n"
+            f"watch   squeue --job={job}\n"
+            f"cancel  scancel {job}\n"
+            f"{follow}"
+        )
 
     def script(
         self, name: str, tasks: int, command: Sequence[str], folder: Path, logs: Path
     ) -> str:
-        """The array script: directives, the lines of the config, and a worker that is kept alive."""
+        """Returns the script of the array: directives, `lines`, and a worker that is kept alive.
+
+        Args:
+            name: of the job.
+            tasks: how many there are.
+            command: starts a worker.
+            folder: where the worker runs.
+            logs: the folder for the output of the tasks.
+
+        Raises:
+            LaunchError: a value has a line break.
+        """
         body = BODY.format(
             folder=shlex.quote(str(folder)),
             command=shlex.join(command),
             restarts=RESTARTS,
             lives=" ".join(map(str, range(1, RESTARTS + 2))),
         )
-        return "\n".join(
-            ["#!/bin/bash", *self.directives(name, tasks, logs), *self.lines, "", body]
-        )
+        directives = self._directives(name, tasks, logs)
+        return "\n".join(["#!/bin/bash", *directives, *self.lines, "", body])
 
-    def directives(self, name: str, tasks: int, logs: Path) -> Iterator[str]:
-        output = str(logs).replace("%", "%%") + "/slurm-%A_%a.log"
-        given = {
+    def _directives(self, name: str, tasks: int, logs: Path) -> Iterator[str]:
+        options = {
             "job-name": " ".join(name.split()),
             "array": f"0-{tasks - 1}",
             "gres": self.gres,
@@ -132,32 +152,36 @@ class Slurm:
             "partition": self.partition,
             "time": self.time,
             "mem": self.memory,
-            "output": output,
+            "output": str(logs).replace("%", "%%") + "/slurm-%A_%a.log",
             "signal": f"B:USR2@{WARNING}",
             "open-mode": "append",
             "export": "ALL",
         }
-        for option, value in given.items():
+        for option, value in options.items():
             if value is not None:
-                yield f"#SBATCH --{option}={quoted(str(value))}"
+                yield f"#SBATCH --{option}={quote(str(value))}"
         yield "#SBATCH --requeue"
 
 
-def quoted(value: str) -> str:
-    """A value as sbatch reads it from its script. Raises LaunchError where that would end the line."""
+def quote(value: str) -> str:
+    """Quotes a value as sbatch reads it from a script. Raises LaunchError for a line break."""
     if "\n" in value:
-        raise LaunchError(f"launcher=slurm: {value!r} has a line break; name another run_dir=…")
+        raise LaunchError(
+            f"launcher=slurm: a path must have no line break; got {value!r}; "
+            "choose another one with run_dir=…"
+        )
     inner = value.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{inner}"' if {*value} & {*" \t'\"#\\"} else value
 
 
-def submitted(path: Path) -> str:
-    """The number of the job that `sbatch` makes of a script. Raises LaunchError."""
+def submit_script(path: Path) -> str:
+    """Submits a script with `sbatch`, and returns the number of the job. Raises LaunchError."""
     try:
         done = subprocess.run(["sbatch", "--parsable", path], capture_output=True, text=True)
     except OSError as error:
         raise LaunchError(
-            f"launcher=slurm: sbatch cannot be run here ({error.strerror}); on a host of the cluster: sbatch {path}"
+            f"launcher=slurm: sbatch cannot be run here ({error.strerror}); "
+            f"on a host of the cluster: sbatch {path}"
         ) from None
     if done.returncode:
         raise LaunchError(f"launcher=slurm: {' '.join(done.stderr.split())}; the script is {path}")

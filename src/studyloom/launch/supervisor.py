@@ -1,4 +1,4 @@
-"""Workers at their places, wherever those are: watched, vouched for, started again when they die, and stopped."""
+"""Supervises workers: renews their leases, starts those that die again, and stops them in time."""
 
 import contextlib
 import logging
@@ -13,15 +13,21 @@ from studyloom.errors import LaunchError, StorageLost
 from studyloom.launch.task import HALT, Task, renewing_leases
 from studyloom.study.stopping import Stop
 
-RESTARTS = 3  # of a worker that dies before it claims a slot, after which its place stays empty
-GRACE = 6.0  # seconds that a worker has to hand its trial back; none lives 10 s after its launcher
-POLL = 0.1
+RESTARTS = 3  # of a worker that dies before it claims a slot; then it is not started again
+GRACE = 6.0  # seconds for a worker to release its trial; none lives 10 s longer than its launcher
+POLL = 0.1  # seconds between looks at the workers
+LOG_LINES = 12  # of a worker that died, in the error message
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class WorkerExit:
-    """How a worker ended: its exit code, negative for a signal; None with words where nobody has seen it."""
+    """How a worker ended.
+
+    Args:
+        code: its exit code, negative for a signal; None if nobody saw it.
+        words: what happened, if nobody saw the exit code.
+    """
 
     code: int | None
     words: str = ""
@@ -29,148 +35,161 @@ class WorkerExit:
     def __str__(self) -> str:
         if self.code is None:
             return self.words
-        return (
-            f"signal {signal.Signals(-self.code).name}"
-            if self.code < 0
-            else f"exit code {self.code}"
-        )
+        if self.code < 0:
+            return f"signal {signal.Signals(-self.code).name}"
+        return f"exit code {self.code}"
 
 
 class WorkerHandle(Protocol):
-    """Where one worker at a time works.
+    """Starts, watches and ends one worker at a time, on some device of some host.
 
-    log: takes what it prints. busy: whether a worker is there, or on its way. owner: its name in the ledger; None as
-    long as it is on its way. failures: how often in a row one died here before it came to work.
+    Attributes:
+        log: the file to which the worker's output goes.
+        failures: how many workers in a row died before they claimed a slot.
+        active: whether there is a worker, or one is being started.
+        worker_id: the worker's id in the ledger; None while there is no worker yet.
     """
 
     log: Path
     failures: int
 
     @property
-    def busy(self) -> bool: ...
+    def active(self) -> bool: ...
     @property
-    def owner(self) -> str | None: ...
+    def worker_id(self) -> str | None: ...
 
     def start(self) -> None:
-        """Starts a worker where there is none."""
+        """Starts a worker; there must be none."""
 
-    def look(self) -> WorkerExit | None:
-        """How the worker ended, if it has."""
+    def poll(self) -> WorkerExit | None:
+        """Returns how the worker ended; None if it has not."""
 
     def stop(self) -> None:
-        """Tells the worker to hand its trial back."""
+        """Asks the worker to release its trial and end."""
 
-    def clear(self) -> str | None:
-        """Ends the worker, and all that it started; whom the ledger may know."""
+    def kill(self) -> str | None:
+        """Ends the worker and everything it started, and returns the id it had in the ledger."""
 
 
 class Supervisor:
-    """The workers of a task; this process watches and vouches for them."""
+    """Supervises the workers of a task from this process.
 
-    def __init__(self, task: Task, places: Sequence[WorkerHandle]) -> None:
+    Args:
+        task: what the workers work on.
+        workers: a handle for each worker.
+    """
+
+    def __init__(self, task: Task, workers: Sequence[WorkerHandle]) -> None:
         self.task = task
-        self.places = list(places)
-        self.stopped: float | None = None  # when the workers were told to stop
-        self.looked = time.monotonic()  # for what is looked at about every second
+        self.workers = list(workers)
+        self._stopped: float | None = None  # when the workers were asked to stop
+        self._checked = time.monotonic()  # when the things were checked that take a query
         task.logs.mkdir(parents=True, exist_ok=True)
 
-    def attend(self, stop: Stop) -> None:
-        """Starts all workers and waits for them; starts those that die again, and tells them to stop when it is to.
+    def run(self, stop: Stop) -> None:
+        """Starts all workers and waits until they have ended.
+
+        Starts workers that die again, and asks all to stop when `stop` is true.
 
         Raises:
-            LaunchError: workers die before they come to work.
-            StorageLost: the database is away for good; the workers were told to stop.
+            LaunchError: workers die before they claim a trial.
+            StorageLost: the database stays away; the workers were asked to stop.
         """
         try:
-            for place in self.places:
-                place.start()
-            with renewing_leases(self.task, self.owners):
-                self.watch(stop)
+            for worker in self.workers:
+                worker.start()
+            with renewing_leases(self.task, self._by_id):
+                self._supervise(stop)
         except StorageLost:
-            self.stop()
-            while self.busy() and not self.is_late():
-                for place in self.busy():
-                    if place.look() is not None:
-                        place.clear()
+            self._stop_all()
+            while self._active() and not self._grace_is_over():
+                for worker in self._active():
+                    if worker.poll() is not None:
+                        worker.kill()
                 time.sleep(POLL)
             raise
-        if self.stopped is None and self.task.todo():
-            raise LaunchError(self.last_words())
+        if self._stopped is None and self.task.todo():
+            raise LaunchError(self._last_log_lines())
 
-    def busy(self) -> list[WorkerHandle]:
-        return [place for place in self.places if place.busy]
+    def kill_all(self) -> None:
+        """Ends every worker that is still there, and releases the trials that they hold."""
+        ended = [worker.kill() for worker in self._active()]
+        with contextlib.suppress(StorageLost):  # then their leases will end
+            for worker_id in filter(None, ended):
+                self.task.ledger.record_death(worker_id, "it was told to stop and did not")
 
-    def owners(self) -> dict[str, WorkerHandle]:
-        """Where there are workers, by their names in the ledger."""
-        return {place.owner: place for place in self.places if place.owner is not None}
+    def _active(self) -> list[WorkerHandle]:
+        return [worker for worker in self.workers if worker.active]
 
-    def watch(self, stop: Stop) -> None:
-        while places := self.busy():
-            for place in places:
-                if (end := place.look()) is not None:
-                    self.end(place, end)
-            if time.monotonic() > self.looked + 1.0:
-                self.looked = time.monotonic()
-                self.end_overdue()
-                if (
-                    not self.owners() and not self.task.todo()
-                ):  # whoever is on its way is not needed any more
-                    return
+    def _by_id(self) -> dict[str, WorkerHandle]:
+        """Returns the running workers by their ids in the ledger."""
+        return {
+            worker_id: worker
+            for worker in self.workers
+            if (worker_id := worker.worker_id) is not None
+        }
+
+    def _supervise(self, stop: Stop) -> None:
+        """Watches the workers until all have ended, or have had their time to stop."""
+        while workers := self._active():
+            for worker in workers:
+                if (worker_exit := worker.poll()) is not None:
+                    self._handle_exit(worker, worker_exit)
+            if time.monotonic() > self._checked + 1.0:
+                self._checked = time.monotonic()
+                self._kill_timed_out()
+                if not self._by_id() and not self.task.todo():
+                    return  # the workers that are being started are no longer needed
             if stop():
-                self.stop()
-            if self.is_late():
+                self._stop_all()
+            if self._grace_is_over():
                 return
             time.sleep(POLL)
 
-    def is_late(self) -> bool:
-        return self.stopped is not None and time.monotonic() > self.stopped + GRACE
+    def _grace_is_over(self) -> bool:
+        """Whether the workers have had their time to stop."""
+        return self._stopped is not None and time.monotonic() > self._stopped + GRACE
 
-    def end_overdue(self) -> None:
-        """Ends the workers whose trial takes too long."""
+    def _kill_timed_out(self) -> None:
+        """Kills the workers whose trials take longer than study.trial_timeout, and starts others.
+
+        Allows a second more than the worker itself, which checks only after each epoch.
+        """
         limit = self.task.limits.trial_timeout
         if limit is None:
             return
-        working = self.owners()
-        # A second more than the worker itself allows, which looks after each epoch only.
-        for owner in self.task.ledger.overdue([*working], limit + 1.0):
-            working[owner].clear()
+        workers = self._by_id()
+        for worker_id in self.task.ledger.overdue([*workers], limit + 1.0):
+            workers[worker_id].kill()
             death = f"the trial took longer than study.trial_timeout={limit:g} s"
-            self.task.ledger.record_death(owner, death, fatal=True)
-            working[owner].start()
+            self.task.ledger.record_death(worker_id, death, fatal=True)
+            workers[worker_id].start()
 
-    def stop(self) -> None:
-        """Tells the workers to hand their trials back."""
-        if self.stopped is None:
-            self.stopped = time.monotonic()
-            for place in self.busy():
-                place.stop()
+    def _stop_all(self) -> None:
+        """Asks the workers to release their trials and end."""
+        if self._stopped is None:
+            self._stopped = time.monotonic()
+            for worker in self._active():
+                worker.stop()
 
-    def end(self, place: WorkerHandle, end: WorkerExit) -> None:
-        """A worker has ended: what it left behind is cleared away, and its place filled again if it died."""
-        owner = place.clear()
-        held = (
-            0
-            if owner is None
-            else self.task.ledger.record_death(owner, f"the worker ended with {end}")
-        )
-        if end.code == HALT:
-            self.stop()
-        if end.code == 0 or self.stopped is not None:
+    def _handle_exit(self, worker: WorkerHandle, worker_exit: WorkerExit) -> None:
+        """Kills what a worker that ended left behind, and starts another if it died."""
+        held = 0
+        if (worker_id := worker.kill()) is not None:
+            death = f"the worker ended with {worker_exit}"
+            held = self.task.ledger.record_death(worker_id, death)
+        if worker_exit.code == HALT:
+            self._stop_all()
+        if worker_exit.code == 0 or self._stopped is not None:
             return
-        log.warning("a worker ended with %s; its log: %s", end, place.log)
-        place.failures = 0 if held else place.failures + 1
-        if place.failures <= RESTARTS:
-            place.start()
+        log.warning("a worker ended with %s; its log: %s", worker_exit, worker.log)
+        worker.failures = 0 if held else worker.failures + 1
+        if worker.failures <= RESTARTS:
+            worker.start()
 
-    def end_all(self) -> None:
-        """Ends every worker that is still there, and hands back what they hold."""
-        killed = [owner for place in self.busy() if (owner := place.clear()) is not None]
-        with contextlib.suppress(StorageLost):  # then their leases will end
-            for owner in killed:
-                self.task.ledger.record_death(owner, "it was told to stop and did not")
-
-    def last_words(self) -> str:
-        """The end of the log of a worker that died."""
-        place = max(self.places, key=lambda place: place.failures)
-        lines = place.log.read_text(errors="replace").splitlines()[-12:]
-        return "\n".join([f"workers die before they come to work; the end of {place.log}:", *lines])
+    def _last_log_lines(self) -> str:
+        """Returns an error message with the end of the log of the worker that died most often."""
+        worker = max(self.workers, key=lambda worker: worker.failures)
+        lines = worker.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        head = f"workers die before they claim a trial; the end of {worker.log}:"
+        return "\n".join([head, *lines])

@@ -1,46 +1,38 @@
-"""What every launcher is given and knows: the work, the command of a worker, and how its leases are renewed."""
+"""What every launcher gets: the task, and the renewal of its workers' leases."""
 
 import contextlib
 import os
 import signal
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from studyloom.errors import StorageLost
+from studyloom.launch.command import Command
 from studyloom.launch.fork_server import ForkServer
 from studyloom.storage.ledger import Ledger
 from studyloom.study.reporter import Limits
 from studyloom.study.stopping import Stop
 
-WORKER = "STUDYLOOM_WORKER"  # set in the environment of workers that a launcher started
 HALT = 3  # exit code of a worker that found the study halted
-RENEWALS = 4  # of a lease, in the time that it lasts
-
-
-def process_age() -> float:
-    """Seconds since this process began, and before it, for a worker, the process that has started it."""
-    before = os.environ.get(WORKER, "0")
-    try:
-        began = int(
-            Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
-        ) / os.sysconf("SC_CLK_TCK")
-        own = time.clock_gettime(time.CLOCK_BOOTTIME) - began
-    except (OSError, AttributeError):  # outside Linux
-        own = time.process_time()
-    return float(before) + own
+RENEWALS = 4  # how often a lease is renewed in the time that it lasts
 
 
 @dataclass(frozen=True)
 class Task:
     """What a launcher is to get done.
 
-    work: works in this process until nothing is left or it is to stop. todo: how many slots are open at most. name: of
-    the study.
+    Args:
+        work: works in this process until nothing is left or the worker is asked to stop.
+        todo: returns the number of open slots, at most.
+        ledger: of the study.
+        run_dir: the folder of the run; logs are written below it.
+        limits: of the trials and the study.
+        name: of the study.
+        fork_server: forks workers; None if each worker is started as a command.
+        command: the command that runs the study.
     """
 
     work: Callable[[Stop], None]
@@ -50,6 +42,7 @@ class Task:
     limits: Limits
     name: str
     fork_server: ForkServer | None = None
+    command: Command = field(default_factory=Command.of_this_process)
 
     @property
     def logs(self) -> Path:
@@ -57,54 +50,48 @@ class Task:
 
 
 class Launcher(Protocol):
-    """leaves_host: whether workers may run on other hosts, which see no file of this one."""
+    """Starts the workers of a task.
+
+    Attributes:
+        leaves_host: whether workers may run on other hosts, which see no file of this one.
+    """
 
     @property
     def leaves_host(self) -> bool: ...
 
     def count(self, slots: int) -> int:
-        """How many workers it starts for so many open slots."""
+        """Returns how many workers the launcher starts for a number of open slots."""
 
     def launch(self, task: Task, stop: Stop) -> str | None:
-        """Works on the task until its budget is spent or it is to stop.
+        """Works on the task until its budget is spent or `stop` is true.
 
         Returns:
-            What to tell a person, where the work goes on after this command has ended.
+            What to print, if the work goes on after this command has ended; else None.
 
         Raises:
-            LaunchError: no worker comes to work.
-            StorageLost: the database is away for good.
+            LaunchError: workers die before they claim a trial.
+            StorageLost: the database stays away.
         """
 
 
-def program() -> list[str]:
-    """How this program is called, without its arguments."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return ["python", "-m", spec.name] if spec is not None else ["python", sys.argv[0]]
-
-
-def own_arguments(*without: str) -> list[str]:
-    """The arguments of this command, without those that set a group or section, or a key below it."""
-    left_out = tuple(f"{name}{end}" for name in without for end in ("=", "."))
-    return [argument for argument in sys.argv[1:] if not argument.startswith(left_out)]
-
-
-def worker_arguments() -> list[str]:
-    """What is given to a Python interpreter for this very command, as a worker of it."""
-    return [*program()[1:], *own_arguments("launcher"), "launcher=join"]
-
-
 @contextlib.contextmanager
-def renewing_leases(task: Task, owners: Callable[[], Iterable[str]]) -> Iterator[None]:
-    """Renews the leases of workers from a thread, which neither a long epoch nor an absent database holds up."""
+def renewing_leases(task: Task, worker_ids: Callable[[], Iterable[str]]) -> Iterator[None]:
+    """Renews the leases of workers while the body runs.
+
+    A thread does it, so that neither a long epoch nor an absent database holds the body up.
+
+    Args:
+        task: whose ledger has the leases.
+        worker_ids: returns the ids of the workers that live now.
+    """
     end = threading.Event()
 
-    def renew_for() -> None:
-        with contextlib.suppress(StorageLost):  # the workers will meet it too, and say so
+    def renew() -> None:
+        with contextlib.suppress(StorageLost):  # the workers will meet it too, and report it
             while not end.wait(task.limits.lease / RENEWALS):
-                task.ledger.renew_for([*owners()], task.limits.lease)
+                task.ledger.renew_for([*worker_ids()], task.limits.lease)
 
-    thread = threading.Thread(target=renew_for, daemon=True)
+    thread = threading.Thread(target=renew, daemon=True)
     thread.start()
     try:
         yield
@@ -114,7 +101,10 @@ def renewing_leases(task: Task, owners: Callable[[], Iterable[str]]) -> Iterator
 
 
 def follow_parent() -> None:
-    """Makes a worker stop when the process that started it is gone: its standard input closes then, on every system."""
+    """Makes a worker stop when the process that started it has ended.
+
+    Its standard input closes then, on every system.
+    """
 
     def wait() -> None:
         while os.read(0, 1024):

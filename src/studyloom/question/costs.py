@@ -1,4 +1,7 @@
-"""What a network may cost: parameters, operations and time, which are known before it is trained."""
+"""The costs of a network and their limits: parameters, operations and latency.
+
+They are known before the network is trained, so that a trial beyond a limit is not trained at all.
+"""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,22 +19,29 @@ from studyloom.text import nearest
 from studyloom.training.job import Job
 
 EXPRESSION = re.compile(r"\s*(<=|>=)\s*([-+.\w]+)\s*")
-WARM_UP, TIMED = (
-    5,
-    30,
-)  # calls of a network before its latency is measured, and the calls whose median that is
+WARM_UP = 5  # calls of a network before its latency is measured
+TIMED = 30  # calls whose median is the latency
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A quantity and its bound. upper: whether more than that is too much; else less is too little."""
+    """A bound on a quantity that a network costs.
+
+    Args:
+        quantity: one of MEASURES.
+        bound: the largest value that is allowed, or the smallest.
+        upper: whether the bound is the largest value.
+    """
 
     quantity: str
     bound: float
     upper: bool
 
     def excess(self, value: float) -> float:
-        """How far a value is beyond the bound, as a share of it; at most 0 where it keeps to it."""
+        """Returns how far a value is beyond the bound, as a share of the bound.
+
+        It is at most 0 for a value that satisfies the limit, which is how Optuna reads constraints.
+        """
         beyond = value - self.bound if self.upper else self.bound - value
         return beyond / (abs(self.bound) or 1.0)
 
@@ -41,7 +51,13 @@ class Limit:
 
 @dataclass(frozen=True)
 class Cost:
-    """A quantity of one network, and its limit if it has one."""
+    """What one network costs.
+
+    Args:
+        quantity: one of MEASURES.
+        value: parameters, operations or milliseconds.
+        limit: of the quantity; None if it has none.
+    """
 
     quantity: str
     value: float
@@ -49,6 +65,7 @@ class Cost:
 
     @property
     def excess(self) -> float:
+        """How far the value is beyond the limit, as a share of it; -1 without a limit."""
         return -1.0 if self.limit is None else self.limit.excess(self.value)
 
     def __str__(self) -> str:
@@ -56,15 +73,22 @@ class Cost:
 
 
 def count_parameters(model: nn.Module, example: torch.Tensor) -> float:
-    """How many numbers are trained."""
+    """Counts the numbers that are trained; the example is not used."""
     return float(
         sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     )
 
 
 def count_flops(model: nn.Module, example: torch.Tensor) -> float:
-    """Floating-point operations of one example; a multiplication and its addition are two. PyTorch counts them."""
-    from torch.utils.flop_counter import FlopCounterMode  # it takes PyTorch's compiler along
+    """Counts the floating-point operations of one forward pass, with PyTorch's FlopCounterMode.
+
+    A multiplication and its addition are two operations.
+
+    Args:
+        model: in eval mode.
+        example: a batch of one input, on the device of the model.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # it imports PyTorch's compiler
 
     with FlopCounterMode(display=False) as counter:
         model(example)
@@ -72,7 +96,15 @@ def count_flops(model: nn.Module, example: torch.Tensor) -> float:
 
 
 def measure_latency(model: nn.Module, example: torch.Tensor) -> float:
-    """Milliseconds of one example alone, the median of 30, on the device and with the threads of this worker."""
+    """Measures the milliseconds of one forward pass, on the device and threads of this worker.
+
+    Args:
+        model: in eval mode.
+        example: a batch of one input, on the device of the model.
+
+    Returns:
+        The median of 30 calls.
+    """
 
     def call() -> float:
         began = perf_counter()
@@ -94,50 +126,74 @@ MEASURES: dict[str, Callable[[nn.Module, torch.Tensor], float]] = {
 
 
 def parse_limits(section: Any, known: Mapping[str, object] = MEASURES) -> list[Limit]:
-    """The limits of `objective.constraints`, such as {parameters: "<= 100_000", latency_ms: "<= 2"}.
+    """Parses `objective.constraints`, such as {parameters: "<= 100_000", latency_ms: "<= 2"}.
 
     Args:
-        known: the quantities that there are.
+        section: the mapping of the config; None for no limits.
+        known: the quantities that can have a limit.
 
     Raises:
-        ConfigError: all that is no limit, or of a quantity that does not exist.
+        ConfigError: every value that is not a limit, and every unknown quantity.
     """
     if section is None:
         return []
     if not isinstance(section, Mapping):
         raise ConfigError(
             [
-                f"objective.constraints: {section!r} is no mapping; write {{parameters: '<= 100_000'}}"
+                "objective.constraints must be a mapping of quantities to limits, such as "
+                f"{{parameters: '<= 100_000'}}; got {section!r}"
             ]
         )
     mistakes, limits = [], []
     for quantity, expression in section.items():
         where = f"objective.constraints.{quantity}"
         if quantity not in known:
-            has = (
+            options = (
                 f"there are {', '.join(known)}"
                 if known
-                else "a function of your own has none that is known"
+                else "the costs of a function of your own are not known"
             )
-            mistakes.append(f"{where}: no such quantity; {has}{nearest(quantity, [*known])}")
+            mistakes.append(f"{where}: unknown quantity; {options}{nearest(quantity, [*known])}")
             continue
-        found = EXPRESSION.fullmatch(expression) if isinstance(expression, str) else None
-        try:
-            limits.append(Limit(str(quantity), float(found[2]), found[1] == "<="))  # type: ignore[index]
-        except (TypeError, ValueError):
-            mistakes.append(f"{where}: {expression!r} is no limit; write '<= 100_000' or '>= 1'")
+        limit = _parse_limit(str(quantity), expression)
+        if limit is None:
+            mistakes.append(
+                f"{where} must be a limit such as '<= 100_000' or '>= 1'; got {expression!r}"
+            )
+        else:
+            limits.append(limit)
     if mistakes:
         raise ConfigError(mistakes)
     return limits
+
+
+def _parse_limit(quantity: str, expression: Any) -> Limit | None:
+    """The limit that an expression means, or None if it does not mean one."""
+    match = EXPRESSION.fullmatch(expression) if isinstance(expression, str) else None
+    if match is None:
+        return None
+    try:
+        return Limit(quantity, float(match[2]), match[1] == "<=")
+    except ValueError:
+        return None
 
 
 @torch.inference_mode()
 def measure_costs(
     quantities: Collection[str], limits: Sequence[Limit], job: Job, split: Split
 ) -> list[Cost]:
-    """What a job's network costs, before it is trained; random numbers of the caller's stay as they are.
+    """Builds the network of a job and measures what it costs.
 
-    quantities: what is to be known beside what has a limit.
+    The caller's random state stays as it is.
+
+    Args:
+        quantities: what to measure beside the quantities that have a limit; of MEASURES.
+        limits: of the costs.
+        job: whose network it is.
+        split: whose first input is the example.
+
+    Returns:
+        A cost for each quantity, those with a limit first.
     """
     limit_of = {limit.quantity: limit for limit in limits}
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,7 @@
-"""Any objective: a function of one's own, `(config, report) -> value`, called with the configuration of each trial."""
+"""A function of the user's own as the objective: `(config, report) -> value`.
+
+It is called with the configuration of each trial, so that a study can search whatever has a value.
+"""
 
 import functools
 import inspect
@@ -31,45 +34,56 @@ Function = Callable[[DictConfig, Callable[[Any, int], None]], Any]
 
 @dataclass(frozen=True)
 class FunctionQuestion(Question):
-    """A question whose trials call a function; nothing is trained for it, or tested."""
+    """A question whose trials call a function; see `Question` for its parameters and methods.
+
+    We neither train nor test a network for it, and its data are the function's own affair.
+    """
 
     tested: ClassVar[bool] = False
 
     @staticmethod
     def gather(cfg: DictConfig) -> TrainingData:
+        """Returns no data."""
         return TrainingData()
 
     @functools.cached_property
     def metric(self) -> Metric:
-        """The value that the function gives, under the name that `objective.metric` has for it.
+        """The value that the function returns, under the name that `objective.metric` gives it.
 
         Raises:
-            ConfigError: it is not said which way it is better.
+            ConfigError: objective.direction is missing or unknown, or the metric is not a name.
         """
         name, direction = self.config.objective.metric, self.config.objective.direction
         if direction not in DIRECTIONS:
-            said = (
-                "a function does not say which way its value is better"
-                if direction is None
-                else "is neither"
-            )
             raise ConfigError(
-                [f"objective.direction={direction}: {said}; set {' or '.join(DIRECTIONS)}"]
+                [
+                    f"objective.direction must be {' or '.join(DIRECTIONS)}, since a function does "
+                    f"not say which is better; got {'null' if direction is None else direction}"
+                ]
             )
         if not isinstance(name, str):
             raise ConfigError(
-                ["objective.metric: a function gives the value itself; here stands what to call it"]
+                [
+                    "objective.metric must be a name for the value, since the function returns the "
+                    f"value itself; got {name}"
+                ]
             )
-        return Metric("value" if name == "accuracy" else name, direction, _none)
+        return Metric("value" if name == "accuracy" else name, direction, _no_score)
 
     @functools.cached_property
     def limits(self) -> list[Limit]:
+        """None: what a function costs is not known before it is called.
+
+        Raises:
+            ConfigError: `objective.constraints` names a quantity.
+        """
         return parse_limits(value_at(self.config, "objective.constraints"), {})
 
     def preflight(self, data: TrainingData) -> list[str]:
+        """Returns the mistakes in the function: it does not exist, or takes other arguments."""
         objective = self.config.objective
         try:
-            problem = takes_two(build_function(objective))
+            problem = why_not_callable(build_function(objective))
         except ConfigError as error:
             return error.mistakes
         return [f"objective._target_={objective['_target_']}: {problem}"] if problem else []
@@ -83,18 +97,24 @@ class FunctionQuestion(Question):
         return self.call(point, seed)
 
     def call(self, point: Point, seed: int) -> "FunctionObjective":
-        """The function, to be called at a point with a seed."""
-        at = self.at(point)
-        return FunctionObjective(build_function(at.objective), at, seed)
+        """Returns an objective that will call the function at a point with a seed."""
+        config = self.at(point)
+        return FunctionObjective(build_function(config.objective), config, seed)
 
 
-def _none(outputs: object, targets: object) -> None:
-    raise AssertionError("a function of one's own gives the value itself")
+def _no_score(outputs: object, targets: object) -> None:
+    raise AssertionError("a function of the user's own returns the value itself")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a function reported. seconds: since the report before."""
+    """What a function reported, as a Step.
+
+    Args:
+        number: the step that the function gave.
+        value: at that step.
+        seconds: since the report before, or since the call.
+    """
 
     number: int
     value: float
@@ -103,72 +123,74 @@ class Report:
 
 @dataclass
 class FunctionObjective:
-    """The effort of a function: a step is what it reports, and the value is what it gives.
+    """Calls a function: each of its reports is a step, and the value is what it returns.
 
-    It is called with the configuration, and a seed there, `config.seed`, from which PyTorch's, NumPy's and Python's own
-    random numbers start too. It cannot be gone on with: a trial that was handed back begins anew.
+    The function cannot be resumed: a trial that was returned begins anew.
+
+    Args:
+        function: called as function(config, report), and report as report(value, step).
+        config: of the trial; the function gets a read-only copy, with the seed as `config.seed`.
+        seed: the random numbers of PyTorch, NumPy and Python start from it too.
+        reports: what the function has reported so far.
     """
 
     function: Function
     config: DictConfig
     seed: int
-    said: list[Report] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
     epochs: None = None
     stride: int = 1
     evaluating: float = 0.0
 
-    def run(self, say: Callable[[Step], None], stopping: Stopping) -> float:
+    def run(self, report: Callable[[Step], None], stopping: Stopping) -> float:
         """Calls the function; between its reports a signal may end it at any moment.
 
         Raises:
-            Undefined: the value, or one that it reports, is no finite number.
+            UndefinedMetric: the value, or one that the function reports, is not a finite number.
+            Exception: what `report` raises, even if the function catches it; see `Objective.run`.
         """
-        given = self.config.copy()
-        with open_dict(given):
-            given["seed"] = self.seed
-        OmegaConf.set_readonly(given, True)
+        config = self.config.copy()
+        with open_dict(config):
+            config["seed"] = self.seed
+        OmegaConf.set_readonly(config, True)
         began = time.perf_counter()
-        ended: list[
-            BaseException
-        ] = []  # a function may catch all exceptions; the next report raises it again
+        # A function may catch the exception that ends it: the next report raises it again.
+        ended_by: list[BaseException] = []
 
         with ExitStack() as interruptible, seeded(self.seed):
 
-            def report(value: Any, step: int) -> None:
+            def take_report(value: Any, step: int) -> None:
                 nonlocal began
-                if ended:
-                    raise ended[0]
-                interruptible.close()  # what is said is not to be left halfway
-                now = time.perf_counter()
+                if ended_by:
+                    raise ended_by[0]
+                interruptible.close()  # no signal may cut a report in two
+                seconds = time.perf_counter() - began
                 try:
-                    number = _step(step, self.said[-1].number if self.said else -1)
-                    self.said.append(
-                        Report(
-                            number, finite(value, f"reported {value!r} at step {step}"), now - began
-                        )
-                    )
-                    say(self.said[-1])
+                    number = _check_step(step, self.reports[-1].number if self.reports else -1)
+                    checked = finite(value, f"reported {value!r} at step {step}")
+                    self.reports.append(Report(number, checked, seconds))
+                    report(self.reports[-1])
                 except BaseException as error:
-                    ended.append(error)
+                    ended_by.append(error)
                     raise
                 began = time.perf_counter()
                 interruptible.enter_context(stopping.interruptible())
 
             interruptible.enter_context(stopping.interruptible())
-            value = self.function(given, report)
-        if ended:
-            raise ended[0]
-        return finite(value, f"gave {value!r}")
+            value = self.function(config, take_report)
+        if ended_by:
+            raise ended_by[0]
+        return finite(value, f"returned {value!r}")
 
     def steps(self) -> Sequence[Step]:
-        return self.said
+        return self.reports
 
     def cut(self, number: int) -> None:
-        self.said = [said for said in self.said if said.number <= number]
+        self.reports = [report for report in self.reports if report.number <= number]
 
     def curves(self) -> dict[str, list[Any]]:
         return {
-            name: [getattr(said, name) for said in self.said]
+            name: [getattr(report, name) for report in self.reports]
             for name in ("number", "value", "seconds")
         }
 
@@ -179,17 +201,21 @@ class FunctionObjective:
         return None
 
     def restore(self, state: dict[str, Any]) -> None:
-        raise ValueError("a function cannot be gone on with")
+        raise ValueError("the call of a function cannot be resumed")
 
     def weights(self) -> None:
         return None
 
 
 def finite(value: Any, what: str) -> float:
-    """A number of any library's, as Python's.
+    """Converts a number of any library to a float.
+
+    Args:
+        value: such as a NumPy scalar, or a tensor of one number.
+        what: the objective did, for the error: "returned nan".
 
     Raises:
-        Undefined: it is none, or not finite.
+        UndefinedMetric: the value is not a number, or not finite.
     """
     try:
         number = math.nan if isinstance(value, str | bool | None) else float(value)
@@ -200,17 +226,19 @@ def finite(value: Any, what: str) -> float:
     return number
 
 
-def _step(step: Any, before: int) -> int:
+def _check_step(step: Any, before: int) -> int:
+    """The number of a step as an int; raises UndefinedMetric unless it is larger than `before`."""
     if isinstance(step, bool) or not isinstance(step, int | np.integer) or step <= before:
         raise UndefinedMetric(
-            f"the objective reported at step {step!r}: expected a whole number, from {before + 1} on"
+            f"the objective reported at step {step!r}: expected a whole number of at least "
+            f"{before + 1}"
         )
     return int(step)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random numbers from a seed, and the caller's afterwards as if nothing had been drawn."""
+    """Seeds Python's, NumPy's and PyTorch's random numbers; restores the caller's at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         random.seed(seed)
@@ -223,12 +251,13 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-def takes_two(function: Callable[..., Any]) -> str | None:
-    """Why a function cannot be called with a configuration and a way to report, or None."""
+def why_not_callable(function: Callable[..., Any]) -> str | None:
+    """Says why a function cannot be called with a configuration and a way to report, or None."""
     try:
         inspect.signature(function).bind(None, None)
     except TypeError as error:
-        return f"{error}; it is called with a configuration and a function that reports: (config, report) -> value"
-    except ValueError:  # C has no signatures
+        signature = "(config, report) -> value"
+        return f"{error}; it is called with a configuration and a function to report: {signature}"
+    except ValueError:  # a function written in C has no signature
         return None
     return None

@@ -1,4 +1,4 @@
-"""The parts of a training, as the sections of a config describe them: the network, the metric, and whole jobs."""
+"""Builds what the sections of a config describe: the network, the metric, and whole jobs."""
 
 from collections.abc import Callable, Sequence
 from pkgutil import resolve_name
@@ -16,15 +16,23 @@ from studyloom.training.job import Job
 
 
 def build_network(section: DictConfig, shape: Sequence[int], outputs: int) -> Any:
-    """The network of a section, for inputs of a shape; it may call how many numbers it gives outputs, or classes."""
+    """Builds the network of a section.
+
+    Args:
+        section: with the `_target_`, whose parameter for the number of outputs may be called
+            `outputs` or `classes`.
+        shape: of one input, without the batch.
+        outputs: how many numbers the network gives for an input.
+    """
     return build(section, shape=tuple(shape), outputs=outputs, classes=outputs)
 
 
 def build_function(objective: DictConfig) -> Callable[..., Any]:
-    """The function that an objective names by `_target_`.
+    """Resolves the function that an objective names by `_target_`; does not call it.
 
     Raises:
-        ConfigError: there is none, or, where the primary config is from elsewhere, it is not trusted.
+        ConfigError: there is no such function; or the primary config is from elsewhere, and its
+            package is not trusted.
     """
     section = OmegaConf.create(
         {"objective": {"_target_": objective["_target_"], "_partial_": True}}
@@ -34,96 +42,119 @@ def build_function(objective: DictConfig) -> Callable[..., Any]:
 
 
 def build_metric(objective: DictConfig) -> Metric:
-    """The metric of a study: one by name, or a callable of one's own, which may say its `direction` itself.
+    """Builds the metric of a study.
+
+    Args:
+        objective: the section, whose `metric` is one of METRICS or a callable of the user's own;
+            that may have its `direction` as an attribute.
 
     Raises:
-        ConfigError: there is none of that name, or its direction is another than the one that is given, or unknown.
+        ConfigError: the metric is unknown; or its direction is unknown, or is not the one that the
+            section gives.
     """
     (named, _), direction = split_metric(objective), objective.direction
     if direction not in (None, *DIRECTIONS):
         raise ConfigError(
-            [f"objective.direction={direction}: is neither {' nor '.join(DIRECTIONS)}"]
+            [f"objective.direction must be {' or '.join(DIRECTIONS)}, or null; got {direction}"]
         )
     if isinstance(named, DictConfig):
         metric = _own_metric(named, direction)
     elif named in METRICS:
         metric = METRICS[named]
     else:
-        known = f"there are {', '.join(METRICS)}, and any _target_{nearest(str(named), [*METRICS])}"
-        raise ConfigError([f"objective.metric={named}: no such metric; {known}"])
+        options = f"there are {', '.join(METRICS)}, and any _target_"
+        near = nearest(str(named), [*METRICS])
+        raise ConfigError([f"objective.metric={named}: unknown metric; {options}{near}"])
     if direction not in (None, metric.direction):
         better = "more" if metric.sign > 0 else "less"
-        problem = f"of objective.metric={metric.name} {better} is better, so that it is {metric.direction}d"
         raise ConfigError(
             [
-                f"objective.direction={direction}: {problem}; leave the direction out, or name another metric"
+                f"objective.direction must be {metric.direction}, since {better} {metric.name} is "
+                f"better; got {direction}; leave the direction out, or choose another metric"
             ]
         )
     return metric
 
 
 def build_goals(metric: Metric, objective: DictConfig) -> tuple[Goal, ...]:
-    """What the values of a trial are: the metric, and what its network costs, if that is an objective beside it."""
+    """Returns what the values of a trial are: the metric, and a cost if it is an objective too."""
     return (metric, *(Goal(cost, "minimize") for cost in split_metric(objective)[1]))
 
 
 def split_metric(objective: DictConfig) -> tuple[Any, Sequence[str]]:
-    """What `objective.metric` says of the metric, and the quantities that are wanted small beside it.
+    """Splits `objective.metric` into the metric and the costs that are minimized beside it.
+
+    Returns:
+        The metric as the section has it, a name or a mapping with a `_target_`; and at most one of
+        COSTS.
 
     Raises:
-        ConfigError: of several, they are no metric and a quantity that networks have before they are trained.
+        ConfigError: a list is not a metric and then a cost.
     """
     named = objective.metric
     if not isinstance(named, ListConfig):
         return named, ()
     quantities = ", ".join(COSTS)
-    written = f"objective.metric={OmegaConf.to_container(named)}"
+    where = f"objective.metric={OmegaConf.to_container(named)}"
     if len(named) != 2:
-        example = "two are a metric and what a network costs, [accuracy, parameters]"
-        raise ConfigError([f"{written}: one objective is a name, {example}"])
+        raise ConfigError(
+            [
+                f"{where}: must be one name, or for two objectives a metric and a cost of the "
+                "network, [accuracy, parameters]"
+            ]
+        )
     metric, cost = named
     if not isinstance(metric, DictConfig) and metric in COSTS:
-        raise ConfigError([f"{written}: the metric comes first, and then one of {quantities}"])
+        raise ConfigError([f"{where}: the metric comes first, and then one of {quantities}"])
     if cost not in COSTS:
         near = nearest(str(cost), [*COSTS])
         raise ConfigError(
-            [f"{written}: {cost} is nothing that a network costs; there are {quantities}{near}"]
+            [f"{where}: the second must be a cost of the network, {quantities}; got {cost}{near}"]
         )
     return metric, (str(cost),)
 
 
-def _own_metric(section: DictConfig, direction: Direction | None) -> Metric:
-    made, name = build(section), str(section["_target_"]).rpartition(".")[2]
-    if not callable(made):
+def _own_metric(section: DictConfig, given: Direction | None) -> Metric:
+    """Builds a metric of the user's own; its direction is an attribute of it, or the one given."""
+    score, name = build(section), str(section["_target_"]).rpartition(".")[2]
+    if not callable(score):
         raise ConfigError(
             [
-                f"objective.metric: {name} gave {made!r}, which cannot be called; functions need _partial_: true"
+                f"objective.metric must be a callable; {name} returned {score!r} "
+                "(a function needs _partial_: true)"
             ]
         )
-    own = (
-        getattr(made, "direction", None)
+    direction = (
+        getattr(score, "direction", None)
         or getattr(resolve_name(section["_target_"]), "direction", None)
-        or direction
+        or given
     )
-    if own not in DIRECTIONS:
+    if direction not in DIRECTIONS:
         raise ConfigError(
             [
-                f"objective.direction: {name} does not say which way it is better; set maximize or minimize"
+                f"objective.direction must be {' or '.join(DIRECTIONS)}, since {name} does not say "
+                f"which is better; got {'null' if direction is None else direction}"
             ]
         )
-    return Metric(name, own, made)
+    return Metric(name, direction, score)
 
 
 def build_jobs(config: DictConfig, folds: Sequence[tuple[Tensor, Tensor]], seed: int) -> list[Job]:
-    """The trainings of one trial: one for each fold and seed, those of one fold side by side.
+    """Builds the jobs of one trial: one for each fold and seed, those of one fold side by side.
+
+    Args:
+        config: of the trial.
+        folds: of the data; see `data.folds.make_folds`.
+        seed: of the trial, from which the seeds of its jobs descend.
 
     Raises:
-        ValueError: from `Job`, where sizes do not fit the data.
+        ConfigError: a section cannot be built.
+        ValueError: from `Job`, if sizes do not fit the data.
     """
     train = config.train
     if not isinstance(train.loss, DictConfig):
         raise ConfigError(
-            [f"train.loss: {train.loss!r} is not set here; choose it with loss={train.loss}"]
+            [f"train.loss: {train.loss!r} cannot be set here; choose it with loss={train.loss}"]
         )
 
     def model(shape: Sequence[int], outputs: int) -> Any:

@@ -1,4 +1,8 @@
-"""What a trial is worth: the mean of its jobs' metric on what they are validated on, reported by epoch or by job."""
+"""The interface of every training: an objective runs step by step and comes to a value.
+
+The value of networks is the mean of their jobs' metric, each on what it is validated on. It is
+reported after each epoch, or after each job if the jobs are trained in turn.
+"""
 
 import math
 from collections import defaultdict
@@ -17,14 +21,25 @@ from studyloom.training.trainer import Training
 
 
 class Stopping(Protocol):
-    """Whether to stop; `interruptible()` surrounds work in the midst of which Stopped may be raised."""
+    """Whether the worker is to stop."""
 
-    def __call__(self) -> bool: ...
-    def interruptible(self) -> AbstractContextManager[None]: ...
+    def __call__(self) -> bool:
+        """Whether to stop at the next occasion."""
+        ...
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        """Surrounds work that may be cut short: a signal raises Stopped in the midst of it."""
+        ...
 
 
 class Step(Protocol):
-    """What was said at one step. number: of the step; seconds: that it took."""
+    """What an objective reports after a step. An Epoch of networks is one.
+
+    Attributes:
+        number: of the step; each is larger than the one before.
+        value: of the objective so far.
+        seconds: that the step took.
+    """
 
     @property
     def number(self) -> int: ...
@@ -35,10 +50,22 @@ class Step(Protocol):
 
 
 class Objective(Protocol):
-    """What a trial does: it goes on step by step, and comes to a value.
+    """The evaluation of one trial: runs step by step, and comes to a value.
 
-    epochs: how many steps there will be, the last of which is the value; None where nobody knows. stride: the steps
-    between two that can be compared with those of other trials.
+    This is all that a worker knows of a training. Checkpoints, pruning, time limits, resumption and
+    learning curves work for every objective: networks trained by us (`NetworkObjective`), and a
+    function of the user's own (`FunctionObjective`).
+
+    An objective is used once. A worker restores it from the last checkpoint, if there is one, then
+    calls `run`, which calls back after each step; there the worker saves `state`, and may end the
+    trial with an exception. Afterwards it stores `curves` and `standard_error`, and keeps `weights`
+    where they are wanted.
+
+    Attributes:
+        epochs: how many steps there will be, the last of which has the value; None if that is not
+            known.
+        stride: how many steps lie between two that can be compared with those of other trials; only
+            every `stride`-th is shown to the pruner.
     """
 
     @property
@@ -47,84 +74,135 @@ class Objective(Protocol):
     def stride(self) -> int: ...
     @property
     def evaluating(self) -> float:
-        """Seconds that were spent on evaluating so far, here."""
+        """Seconds spent on evaluation by this object so far; a part of the seconds of its steps."""
         ...
 
-    def run(self, say: Callable[[Step], None], stopping: Stopping) -> float:
-        """Goes on to the end, calls `say` after each step, and gives the value. Raises what ends the trial."""
+    def run(self, report: Callable[[Step], None], stopping: Stopping) -> float:
+        """Runs to the end, from the start or from the restored step.
+
+        Args:
+            report: called after each new step. An exception that it raises ends the run and must
+                reach the caller of `run`.
+            stopping: says whether to stop. Work between two reports belongs in
+                `stopping.interruptible()`, so that a signal can end it, and calls of `report` do
+                not.
+
+        Returns:
+            The value of the trial, a finite number: that of the last step for networks.
+
+        Raises:
+            Stopped: a signal came in the midst of a step, whose work is lost.
+            Diverged: a loss is no longer finite.
+            UndefinedMetric: the value, or that of a step, is not a finite number.
+            Exception: whatever `report` or the training itself raises.
+        """
         ...
 
     def steps(self) -> Sequence[Step]:
-        """What was said so far, before a restore too."""
+        """Returns the steps so far in their order, including those before a restore."""
         ...
 
     def cut(self, number: int) -> None:
-        """Forgets the steps after this one: the trial was to end there, and its end was heard of later."""
+        """Forgets all steps after one: the trial was to end there.
+
+        The pruner's answer comes late if the database was away: training went on meanwhile.
+
+        Args:
+            number: of the last step to keep.
+        """
         ...
 
     def curves(self) -> dict[str, list[Any]]:
-        """What is stored of its steps, in columns, the same for each of them."""
+        """Returns the learning curves that are stored with the trial.
+
+        Returns:
+            A column for each quantity, all of the same length, of values that JSON can hold; an
+            empty dictionary before the first step.
+        """
         ...
 
     def standard_error(self) -> float | None:
-        """Of the value, where it is the mean of several."""
+        """Returns the standard error of the value if it is a mean of several, else None."""
         ...
 
     def state(self) -> dict[str, Any] | None:
-        """All that is needed to go on later; None where that cannot be."""
+        """Returns all that `restore` needs to resume after the last finished step.
+
+        Returns:
+            A snapshot that later steps leave alone, as `torch.load(weights_only=True)` can read it;
+            None if the objective cannot be resumed.
+
+        Raises:
+            RuntimeError: an exception has left a step unfinished.
+        """
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a state. Raises ValueError if it is another's."""
+        """Resumes from a state of an objective made of the same config and seed.
+
+        Args:
+            state: what `state` returned, possibly in another process.
+
+        Raises:
+            ValueError: the state is of another objective; nothing has changed.
+        """
         ...
 
     def weights(self) -> dict[str, Tensor] | None:
-        """Of its network, if it has one."""
+        """Returns the weights and buffers of the trained network by name; None if there is none."""
         ...
 
 
 class NetworkObjective:
-    """The effort of training networks: a step is an epoch of all jobs, or of one where they take turns."""
+    """Trains networks: a step is an epoch of all jobs, or of one job if they are trained in turn.
+
+    Args:
+        training: of the jobs of the trial.
+    """
 
     def __init__(self, training: Training) -> None:
         self.training = training
         self.epochs = training.epochs
         self.stride = training.stride
-        self._kept: int | None = None
+        self._kept: int | None = None  # steps that `cut` has left; None for all
 
     @property
     def evaluating(self) -> float:
         return self.training.evaluating
 
     @property
-    def said(self) -> list[list[Epoch]]:
-        return self.training.said[: self._kept]
+    def history(self) -> list[list[Epoch]]:
+        """The epochs of each step so far, one for each job that was trained in it."""
+        return self.training.history[: self._kept]
 
-    def run(self, say: Callable[[Step], None], stopping: Stopping) -> float:
+    def run(self, report: Callable[[Step], None], stopping: Stopping) -> float:
         for epoch in run_epochs(self.training, stopping):
-            say(epoch)
-        return mean_epoch(group_by_epoch(self.said)[-1]).value
+            report(epoch)
+        return mean_epoch(group_by_epoch(self.history)[-1]).value
 
     def steps(self) -> list[Epoch]:
-        return mean_epochs(self.said)
+        return mean_epochs(self.history)
 
     def cut(self, number: int) -> None:
         self._kept = number
 
     def curves(self) -> dict[str, list[Any]]:
-        """A list for each of an epoch's fields, means over jobs, to the last digit: whoever trains the trial again can
-        say whether it comes out the same. Of several jobs the standard error too."""
-        curve = group_by_epoch(self.said)
+        """Returns a column for each field of an epoch, as means over jobs; see `Objective.curves`.
+
+        Numbers keep all their digits: a replay of the trial compares them one by one. Several jobs
+        add the standard error, and how many jobs it is of.
+        """
+        curve = group_by_epoch(self.history)
         rows = [asdict(mean_epoch(epochs)) for epochs in curve]
         columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
         errors = [standard_error(epochs) for epochs in curve]
-        if errors and errors[0] is not None:  # the first epoch is that of most jobs
+        if errors and errors[0] is not None:  # no epoch has more jobs than the first
             columns[STANDARD_ERROR] = errors
             columns[JOBS] = [len(epochs) for epochs in curve]
         return columns
 
     def standard_error(self) -> float | None:
-        curve = group_by_epoch(self.said)
+        curve = group_by_epoch(self.history)
         return standard_error(curve[-1]) if curve else None
 
     def state(self) -> dict[str, Any]:
@@ -134,28 +212,40 @@ class NetworkObjective:
         self.training.restore(state)
 
     def weights(self) -> dict[str, Tensor]:
+        """Returns the weights of the first job's network, and no copy."""
         return self.training.weights()[0]
 
 
 def run_epochs(training: Training, stopping: Stopping) -> Iterator[Epoch]:
-    """Trains, and yields after each epoch the mean of the jobs that went through it; see `means` for its number.
+    """Trains, and yields the mean over jobs after each epoch, numbered as by `mean_epochs`.
+
+    Args:
+        training: new, or restored from a state.
+        stopping: says whether to stop in the midst of an epoch.
 
     Raises:
-        Stopped: asked for in the midst of an epoch.
-        train.Diverged: a loss is no longer finite.
+        Stopped: a signal came in the midst of an epoch.
+        Diverged: a loss is no longer finite.
     """
-    epochs = iter(training)
+    iterations = iter(training)
     while True:
         with stopping.interruptible():
-            said = next(epochs, None)
-        if said is None:
+            epochs = next(iterations, None)
+        if epochs is None:
             return
-        yield replace(mean_epoch(said), number=len(training.said))
+        yield replace(mean_epoch(epochs), number=len(training.history))
 
 
-def mean_epochs(said: Iterable[Sequence[Epoch]]) -> list[Epoch]:
-    """What `measure` has yielded so far. Numbered from 1 through the training: those of jobs in turn run on."""
-    return [replace(mean_epoch(epochs), number=number) for number, epochs in enumerate(said, 1)]
+def mean_epochs(history: Iterable[Sequence[Epoch]]) -> list[Epoch]:
+    """Returns the mean over jobs of each iteration of a training.
+
+    They are numbered from 1 through the whole training, also where jobs are trained in turn and the
+    epochs of each begin at 1.
+
+    Args:
+        history: of a training: the epochs of each iteration.
+    """
+    return [replace(mean_epoch(epochs), number=number) for number, epochs in enumerate(history, 1)]
 
 
 def report_step(
@@ -167,25 +257,30 @@ def report_step(
     reported: int,
     write: Callable[[], None] = lambda: None,
 ) -> None:
-    """Reports the value at the end of a step, from 1, and asks whether to go on.
+    """Reports the value of a step, and asks the pruner whether to go on.
 
-    A trial's value is that of its last epoch, and not the best of all, which would be the luckiest of as many.
+    The value of a trial is that of its last step, and not the best of all its steps, which would be
+    the luckiest of them.
 
     Args:
-        stride: the epochs of a step: one in lockstep, where the step is the mean over all jobs at that epoch; those of
-            a whole job in turn, where it is the job's last.
+        trial: that the step belongs to.
+        epoch: the step.
+        stride: of the objective: every `stride`-th step is reported. It is 1 in lockstep, where a
+            step is the mean over all jobs at one epoch; in turn it is the epochs of a job, so that
+            the end of each job is reported.
         prunable: whether the study's pruner may end the trial here.
-        reported: the last step that is stored already, when a trial is gone on with. Whether to prune there is asked
-            again, since its worker may have died before it had asked.
-        write: called when the report is made, and before it is asked whether to prune.
+        reported: the last report that is stored already if the trial is resumed, else -1. At that
+            one the pruner is asked again, since the worker may have died before it had asked.
+        write: called between the report and the question whether to prune.
 
     Raises:
-        TrialPruned: the pruner says so; its argument is the epoch.
+        TrialPruned: the pruner ends the trial; the argument of the exception is the step.
     """
     step, rest = divmod(epoch.number, stride)
     if not rest and step > reported:
         if len(trial.study.directions) > 1:
-            # Optuna's own report refuses, for its pruners cannot compare two values; the curve is kept all the same.
+            # Optuna's own report refuses several objectives, since its pruners cannot compare two
+            # values; the curve is kept all the same.
             trial.storage.set_trial_intermediate_value(trial._trial_id, step, epoch.value)
         else:
             trial.report(epoch.value, step)
@@ -194,17 +289,25 @@ def report_step(
         raise TrialPruned(epoch)
 
 
-def group_by_epoch(said: Iterable[Sequence[Epoch]]) -> list[list[Epoch]]:
-    """What the jobs said of each epoch, in lockstep or in turn: of all jobs that have got there, in their order."""
-    found = defaultdict[int, list[Epoch]](list)
-    for epochs in said:
+def group_by_epoch(history: Iterable[Sequence[Epoch]]) -> list[list[Epoch]]:
+    """Groups the epochs of all jobs by their number, whether jobs ran in lockstep or in turn.
+
+    Args:
+        history: of a training: the epochs of each iteration.
+
+    Returns:
+        For each number, in ascending order, the epochs of the jobs that have come that far, in the
+        order of the jobs.
+    """
+    by_number = defaultdict[int, list[Epoch]](list)
+    for epochs in history:
         for epoch in epochs:
-            found[epoch.number].append(epoch)
-    return [found[number] for number in sorted(found)]
+            by_number[epoch.number].append(epoch)
+    return [by_number[number] for number in sorted(by_number)]
 
 
 def mean_epoch(epochs: Sequence[Epoch]) -> Epoch:
-    """One epoch of all jobs: means of what they said, and the time of all of them together."""
+    """Averages one epoch over jobs; the seconds are the sum, the time of all of them together."""
     return Epoch(
         number=epochs[0].number,
         train_loss=fmean(epoch.train_loss for epoch in epochs),
@@ -216,10 +319,13 @@ def mean_epoch(epochs: Sequence[Epoch]) -> Epoch:
 
 
 def standard_error(epochs: Sequence[Epoch]) -> float | None:
-    """How far the mean value of jobs may be off, as one standard deviation of it; None for one job.
+    """Returns the standard error of the mean value over jobs, or None for one job.
 
-    The sample standard deviation over √n. The folds of one data set share most of their training images, so that it is
-    on the low side (Bengio and Grandvalet, 2004).
+    It is the sample standard deviation over √n. The folds of one data set share most of their
+    training images, so that it is too small (Bengio and Grandvalet, 2004).
+
+    Args:
+        epochs: the same epoch of n jobs.
     """
     if len(epochs) < 2:
         return None

@@ -1,4 +1,7 @@
-"""A rehearsal before the first trial: what a configuration names is built and tried once, on a few examples."""
+"""The preflight: before the first trial, everything a config names is built and tried once.
+
+Networks see two examples, a metric sees random outputs, samplers and pruners see made-up trials.
+"""
 
 import contextlib
 import warnings
@@ -30,12 +33,18 @@ from studyloom.text import as_yaml
 from studyloom.training.job import Job
 from studyloom.training.optimizer_step import avoid_compiler_import
 
-LARGE = 10_000_000  # parameters; building one of as many takes about 0.1 s
+LARGE = 10_000_000  # parameters; building a network with so many takes about 0.1 s
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A part of the space: the choices that lead there, what is asked there, and a config that stands there."""
+    """A part of the space: what is searched after certain choices of groups.
+
+    Args:
+        choices: the option of each group on the way, by the name of the group.
+        nodes: what is searched there.
+        config: with those options; everything else has its default.
+    """
 
     choices: Mapping[str, str]
     nodes: tuple[Node, ...]
@@ -47,7 +56,10 @@ class Branch:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """For two examples threads are too many: on a busy machine they wait for each other 0.01 s an operation."""
+    """Limits PyTorch to one thread.
+
+    With two examples, threads on a busy machine wait for each other 0.01 s in every operation.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -57,12 +69,18 @@ def one_thread() -> Iterator[None]:
 
 
 def probes(nodes: Sequence[Node]) -> Iterator[dict[str, Any]]:
-    """The values at which a branch is tried out: its defaults, its two corners, and each single choice."""
+    """Yields the values to try a branch at, by key; what is not named keeps its default.
+
+    They are the defaults, the low and the high corner of the space, and each choice alone.
+
+    Args:
+        nodes: of the branch.
+    """
     yield {}
     leaves = [node for node in nodes if isinstance(node, Leaf | ListLeaf)]
     if not leaves:
         return
-    low, high = (dict(_corner(node, place, leaves) for node in leaves) for place in (0, -1))
+    low, high = (dict(_corner(node, end, leaves) for node in leaves) for end in (0, -1))
     yield from (low, high)
     for node in leaves:
         if isinstance(node, Leaf) and isinstance(node.distribution, CategoricalDistribution):
@@ -73,63 +91,76 @@ def probes(nodes: Sequence[Node]) -> Iterator[dict[str, Any]]:
             )
 
 
-def _corner(
-    node: Leaf | ListLeaf, place: int, leaves: Sequence[Leaf | ListLeaf]
-) -> tuple[str, Any]:
+def _corner(node: Leaf | ListLeaf, end: int, leaves: Sequence[Leaf | ListLeaf]) -> tuple[str, Any]:
+    """The key of a node, and its value at the low end (0) or the high end (-1)."""
     if isinstance(node, Leaf):
-        return node.key, end_of(node.distribution, place)
+        return node.key, end_of(node.distribution, end)
     length = node.length
     if isinstance(length, str):
         length = next(n.length for n in leaves if isinstance(n, ListLeaf) and n.key == node.length)
     assert isinstance(length, IntDistribution)
-    return node.key, [end_of(node.item, place)] * int(end_of(length, place))
+    return node.key, [end_of(node.item, end)] * int(end_of(length, end))
 
 
-def end_of(distribution: BaseDistribution, place: int) -> Any:
-    """The low end (0) or the high end (-1) of a distribution."""
+def end_of(distribution: BaseDistribution, end: int) -> Any:
+    """Returns the low end of a distribution, or its high end.
+
+    Args:
+        end: 0 for the low end or the first choice, -1 for the high end or the last choice.
+    """
     if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[place]
+        return distribution.choices[end]
     assert isinstance(distribution, IntDistribution | FloatDistribution)
-    return (distribution.low, distribution.high)[place]
+    return (distribution.low, distribution.high)[end]
 
 
 def try_branches(branches: Sequence[Branch], folds: Folds, split: Split) -> Iterator[str]:
-    """Builds what each branch names at its probes; a mistake of an outer branch is told only there.
+    """Builds what each branch names, at each of its probes.
 
-    Returns:
-        A line for each mistake.
+    Args:
+        branches: of the space.
+        folds: of the data.
+        split: of which a network sees the shape and two examples.
+
+    Yields:
+        A line for each mistake. One that an outer branch has made already is not repeated.
     """
-    told: list[tuple[Mapping[str, str], str]] = []
+    reported: list[tuple[Mapping[str, str], str]] = []
     for branch in branches:
         for probe in probes(branch.nodes):
             try:
                 jobs = build_jobs(with_values(branch.config, probe), folds, seed=0)
                 try_out(jobs[0], split)
-            except Exception as error:  # whatever a user's class raises: now, and not in trial 17
-                words = describe_error(error)
+            except Exception as error:  # of a user's class: better now than in trial 17
+                mistake = describe_error(error)
                 if any(
-                    words == known and outer.items() <= branch.choices.items()
-                    for outer, known in told
+                    mistake == known and outer.items() <= branch.choices.items()
+                    for outer, known in reported
                 ):
                     continue
-                told.append((branch.choices, words))
+                reported.append((branch.choices, mistake))
                 values = (f"{key}={as_yaml(value)}" for key, value in probe.items())
                 where = ", ".join(filter(None, [str(branch), *values]))
-                yield f"{where}: {words}" if where else words
+                yield f"{where}: {mistake}" if where else mistake
 
 
 def try_out(job: Job, split: Split) -> None:
     """Builds a job's network, optimizer and loss, and runs two examples through them.
 
-    A large network without memory or arithmetic, on the meta device, if it can go there; others on the CPU, since the
-    meta device imports PyTorch's compiler, which takes a second.
+    A large network that can go to the meta device is tried there, without memory or arithmetic. All
+    others are tried on the CPU, since the meta device imports PyTorch's compiler, which takes a
+    second.
+
+    Args:
+        job: of a trial.
+        split: whose shape and targets the two examples have.
 
     Raises:
-        Exception: what the parts raise; ValueError where the outputs are not (batch, outputs).
+        ValueError: the outputs are not (batch, outputs).
+        Exception: what the parts raise.
     """
-    with contextlib.suppress(
-        Exception
-    ):  # the CPU tells what is wrong, if not just that a network cannot go there
+    # What fails here is tried on the CPU, which shows whether only the meta device is the reason.
+    with contextlib.suppress(Exception):
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             model = job.model(shape=split.shape, outputs=split.outputs)
         if sum(parameter.numel() for parameter in model.parameters()) > LARGE:
@@ -139,11 +170,23 @@ def try_out(job: Job, split: Split) -> None:
 
 
 def try_metric(metric: Metric, folds: Folds, split: Split) -> Iterator[str]:
-    """What is wrong with a metric on the validation part of each fold, by made-up outputs."""
+    """Computes a metric of random outputs for the validation part of each fold.
+
+    Args:
+        metric: of the study.
+        folds: of the data.
+        split: with the targets.
+
+    Yields:
+        A line for each mistake.
+    """
     kind = "classes" if split.classifies else "numbers"
     if metric.targets not in (None, kind):
-        rest = ", ".join(other.name for other in METRICS.values() if other.targets == kind)
-        yield f"objective.metric={metric.name}: is for {metric.targets}, and the targets of the data are {kind}: {rest}"
+        options = ", ".join(other.name for other in METRICS.values() if other.targets == kind)
+        yield (
+            f"objective.metric={metric.name}: is for {metric.targets}, and the targets of the data "
+            f"are {kind}; choose one of {options}"
+        )
         return
     generator = torch.Generator().manual_seed(0)
     for fold, (_, valid) in enumerate(folds):
@@ -151,15 +194,19 @@ def try_metric(metric: Metric, folds: Folds, split: Split) -> Iterator[str]:
         try:
             metric(outputs, split.targets[valid].cpu())
         except UndefinedMetric as error:
-            yield f"{error}, in the validation part" + (
-                f" of fold {fold}" if len(folds) > 1 else ""
-            )
+            of_fold = f" of fold {fold}" if len(folds) > 1 else ""
+            yield f"{error}, in the validation part{of_fold}"
         except Exception as error:  # of a function of the user's own
-            yield f"objective.metric={metric.name}: {type(error).__name__}: {' '.join(str(error).split())}"
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            yield f"objective.metric={metric.name}: {problem}"
 
 
 def try_pruner(pruner: BasePruner, direction: Direction) -> None:
-    """Has a pruner compare two trials, since some find out only then what they lack.
+    """Has a pruner compare two trials, since some import what they need only then.
+
+    Args:
+        pruner: of the study.
+        direction: in which the value of a trial is better.
 
     Raises:
         Exception: what the pruner raises.
@@ -177,17 +224,27 @@ def try_goals(
     pruner: Callable[[], BasePruner],
     choices: Mapping[str, str],
 ) -> Iterator[str]:
-    """Which of sampler and pruner cannot do with several objectives; what is wrong with them alone is told elsewhere.
+    """Checks that the sampler and the pruner can be used with several objectives.
 
-    Optuna has no pruner for them: it cannot say which of two trials is behind before both values are there.
+    Optuna has no pruner that can, since it cannot tell which of two trials is behind before both
+    values are there.
+
+    Args:
+        goals: what the values of a trial are.
+        sampler: makes the sampler.
+        pruner: makes the pruner.
+        choices: the option of each group, by name, for the messages.
+
+    Yields:
+        A line for each mistake. That the sampler and the pruner can be made is checked elsewhere.
     """
     names = " and ".join(goal.name for goal in goals)
     single = f"a single objective, objective.metric={goals[0].name}"
     with contextlib.suppress(Exception):
         if not isinstance(pruner(), NopPruner):
             yield (
-                f"pruner={choices.get('pruner')}: ends trials by one value, and objective.metric names {names}; set "
-                f"pruner=none, or {single}"
+                f"pruner={choices.get('pruner')} compares trials by a single value, and "
+                f"objective.metric names {names}; set pruner=none, or {single}"
             )
     study = optuna.create_study(directions=[goal.direction for goal in goals])
     try:
@@ -195,24 +252,27 @@ def try_goals(
     except ValueError as error:
         if "multi-objective" in str(error):
             yield (
-                f"sampler={choices.get('sampler')}: knows one objective, and objective.metric names {names}; set "
-                f"sampler=tpe, nsga2, random, grid, qmc or gp, or {single}"
+                f"sampler={choices.get('sampler')} works for a single objective, and "
+                f"objective.metric names {names}; set sampler=tpe, nsga2, random, grid, qmc or gp, "
+                f"or {single}"
             )
     except Exception:
         return
 
 
 def _forward(job: Job, split: Split, device: str) -> None:
+    """Builds the parts of a job and computes the loss of two examples."""
     avoid_compiler_import()
     with torch.device(device), torch.random.fork_rng(devices=[]), one_thread():
         model = job.model(shape=split.shape, outputs=split.outputs).to(device)
         job.optimizer(model.parameters())
         job.schedule(0.0)
-        made = model(torch.zeros(2, *split.shape, dtype=split.inputs.dtype))
-        if tuple(made.shape) != (2, split.outputs):
+        outputs = model(torch.zeros(2, *split.shape, dtype=split.inputs.dtype))
+        if tuple(outputs.shape) != (2, split.outputs):
             raise ValueError(
-                f"the network makes {tuple(made.shape)} of 2 examples; (2, {split.outputs}) is wanted"
+                f"the outputs of the network must be (2, {split.outputs}) for 2 examples; "
+                f"got {tuple(outputs.shape)}"
             )
-        with warnings.catch_warnings():  # of targets of another shape PyTorch's losses only warn
+        with warnings.catch_warnings():  # PyTorch's losses only warn of targets of another shape
             warnings.simplefilter("error", UserWarning)
-            job.loss(made, torch.zeros((2, *split.targets.shape[1:]), dtype=split.targets.dtype))
+            job.loss(outputs, torch.zeros((2, *split.targets.shape[1:]), dtype=split.targets.dtype))

@@ -1,4 +1,4 @@
-"""The question of a study: a configuration, and the space around it. Checked as a whole before work starts."""
+"""The question of a study: a configuration, and the space of configurations around it."""
 
 import functools
 import warnings
@@ -38,7 +38,8 @@ from studyloom.space.tree import Parameter, Point, Space, group_of
 from studyloom.training.job import Job
 from studyloom.training.trainer import Training
 
-# What a study asks. The sampler, the pruner and the launcher are ways to an answer, and may change between runs.
+# The sections that are part of what a study asks. The sampler, the pruner and the launcher are ways
+# to an answer, and may change between runs.
 SECTIONS = (
     "data",
     "model",
@@ -50,12 +51,24 @@ SECTIONS = (
     "params",
     "train",
 )
-STEPS = "steps"  # a key of the pruner's that is ours: what it is shown of a trial
+STEPS = "steps"  # our own key in the section of the pruner: what it is shown of a trial
 
 
 @dataclass(frozen=True)
 class Question:
-    """tested: whether what wins is a network, to be trained on all data and tested."""
+    """What a study asks, and how its trials are made: of networks that we train.
+
+    `validate` checks a question as a whole before the first trial; until then, most properties may
+    raise ConfigError.
+
+    Args:
+        config: as composed for the command; never changed.
+        composer: composes the config with other choices of groups.
+        space: what is searched.
+
+    Attributes:
+        tested: whether the winner is a network, to be trained on all data and tested.
+    """
 
     tested: ClassVar[bool] = True
     config: DictConfig
@@ -64,40 +77,46 @@ class Question:
 
     @classmethod
     def ask(cls, cfg: DictConfig, composer: Composer) -> "Question":
-        """The question that a composed config asks.
+        """Returns the question that a composed config asks.
+
+        Args:
+            cfg: as composed for the command, without the section `hydra`.
+            composer: of the same command.
 
         Raises:
-            SpaceError: what is wrong in `space` itself.
+            ConfigError: every mistake in the section `space` itself.
         """
         composer.keep(cfg)
         return cls(cfg, composer, parse_space(value_at(cfg, "space") or {}, group_options))
 
     @staticmethod
     def gather(cfg: DictConfig) -> TrainingData:
-        """Loads the training part, and divides it.
+        """Loads the training part of the data, and divides it into folds.
+
+        Args:
+            cfg: as composed for the command.
 
         Raises:
-            ValueError: it cannot be.
+            ValueError: the data cannot be loaded or divided so.
         """
         source = build(cfg.data)
         split: Split = source.train()
         check_split(split)
-        count, seed = (
-            cfg.objective.folds,
-            derive(max(0, cfg.study.seed)),
-        )  # what is below 0 is told by `check`
-        return TrainingData(
-            source,
-            split,
-            make_folds(split.targets, count, source.validation, seed, ordered=split.ordered),
+        seed = derive(max(0, cfg.study.seed))  # `validate` reports a negative seed
+        folds = make_folds(
+            split.targets, cfg.objective.folds, source.validation, seed, ordered=split.ordered
         )
+        return TrainingData(source, split, folds)
 
     def at(self, point: Point) -> DictConfig:
-        """The config of one point."""
+        """Returns the config of a point of the space."""
         return with_values(self.composer.compose(point.choices), point.values)
 
     def provenance_sections(self, point: Point) -> dict[str, Any]:
-        """The sections that decide what a trial gives, resolved; without where the data lies on this machine."""
+        """Returns the resolved sections that decide the result of a trial at a point.
+
+        The folder of the data is left out, since it differs between machines.
+        """
         sections = plain_sections(
             self.at(point), *(name for name in SECTIONS if name not in ("space", "loss"))
         )
@@ -106,29 +125,41 @@ class Question:
 
     @functools.cached_property
     def baseline(self) -> Point | None:
-        """Where the configuration as composed stands in the space; None if the study is not to begin there."""
+        """The point of the config as composed, or None if `study.baseline` is false."""
         if not self.config.study.baseline:
             return None
         return self.space.default(self.composer.choices, lambda key: value_at(self.config, key))
 
     @property
     def seed(self) -> int:
+        """The seed of the study, from which all others descend."""
         return int(self.config.study.seed)
 
     @functools.cached_property
     def metric(self) -> Metric:
+        """The metric of `objective.metric`.
+
+        Raises:
+            ConfigError: the metric or its direction is unknown.
+        """
         return build_metric(self.config.objective)
 
     def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]:
-        """The trainings of trial `number`."""
+        """Returns the jobs of a trial.
+
+        Args:
+            point: of the space.
+            folds: of the data.
+            number: of the trial; with the seed of the study it decides the seeds of the jobs.
+        """
         return build_jobs(self.at(point), folds, derive(self.seed, number))
 
     @functools.cached_property
     def limits(self) -> list[Limit]:
-        """What its networks may cost.
+        """What networks may cost, from `objective.constraints`.
 
         Raises:
-            ConfigError: a limit is none, or of a quantity that does not exist.
+            ConfigError: a value is not a limit, or a quantity is unknown.
         """
         return parse_limits(value_at(self.config, "objective.constraints"))
 
@@ -139,14 +170,22 @@ class Question:
 
     @functools.cached_property
     def rule(self) -> Rule | None:
-        """How the winner is chosen, if that is stated. Raises ConfigError if it is no rule."""
+        """How the winner is chosen, or None without a `winner.rule`.
+
+        Raises:
+            ConfigError: the rule does not parse, or names something unknown.
+        """
         limited = (Goal(limit.quantity, "minimize") for limit in self.limits)
         known = dict.fromkeys([*self.goals, *limited])  # of each trial
-        stated = self.config.winner.rule
-        return None if stated is None else parse_rule(stated, [*known])
+        rule = self.config.winner.rule
+        return None if rule is None else parse_rule(rule, [*known])
 
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
-        """What the network of a point costs, where that is limited or an objective."""
+        """Measures what the network of a point costs, before it is trained.
+
+        Returns:
+            A cost for each quantity that has a limit or is an objective.
+        """
         costs = [goal.name for goal in self.goals[1:]]
         if not self.limits and not costs:
             return []
@@ -154,7 +193,13 @@ class Question:
         return measure_costs(costs, self.limits, self.jobs(point, data.folds, 0)[0], data.split)
 
     def make_objective(self, point: Point, number: int, data: TrainingData) -> Objective:
-        """The objective of trial `number` at a point."""
+        """Returns the objective of a trial.
+
+        Args:
+            point: of the space.
+            number: of the trial, which decides its seed.
+            data: on the device of the worker.
+        """
         assert data.split is not None
         jobs = self.jobs(point, data.folds, number)
         return NetworkObjective(Training(jobs, data.split, in_turn=self.in_turn))
@@ -162,30 +207,39 @@ class Question:
     def make_single_objective(
         self, point: Point, seed: int, data: TrainingData, fold: Callable[[], Fold]
     ) -> Objective:
-        """An objective at a point with one seed and one fold, as a candidate is judged."""
+        """Returns an objective with one seed and one fold, as candidates for the winner have.
+
+        Args:
+            point: of the space.
+            seed: of the training.
+            data: on the device of the worker.
+            fold: makes the training and validation indices; only called where there are data.
+        """
         assert data.split is not None
         return NetworkObjective(
             Training(build_jobs(self.at(point), [fold()], seed)[:1], data.split)
         )
 
     def sampler(self, number: int) -> BaseSampler:
-        """The sampler of trial `number`, seeded for it unless the config names a seed for all.
+        """Returns the sampler of a trial, seeded for it unless the config has a seed for all.
 
-        One seed for all workers made them draw 4 distinct points of 16.
+        With one seed for all, workers drew only 4 distinct points of 16.
+
+        Args:
+            number: of the trial.
         """
-        given = {
+        arguments = {
             "seed": derive(self.seed, number, 1),
             "space": self.space,
             "baseline": self.baseline,
         }
-        with (
-            warnings.catch_warnings()
-        ):  # group=True is called experimental, and is what branches need
+        with warnings.catch_warnings():  # group=True, which branches need, is called experimental
             warnings.simplefilter("ignore", ExperimentalWarning)
-            sampler: BaseSampler = build(self.config.sampler, **given)
+            sampler: BaseSampler = build(self.config.sampler, **arguments)
         return sampler
 
     def pruner(self) -> BasePruner:
+        """Returns a new pruner of the section `pruner`."""
         with warnings.catch_warnings():  # optuna.pruners.WilcoxonPruner is called experimental
             warnings.simplefilter("ignore", ExperimentalWarning)
             pruner: BasePruner = build(without_key(self.config.pruner, STEPS))
@@ -193,7 +247,11 @@ class Question:
 
     @property
     def steps(self) -> str:
-        """What the pruner is shown of a trial: the mean of its jobs at each of its `epochs`, or its `jobs` in turn."""
+        """What the pruner is shown of a trial.
+
+        It is `epochs` for the mean over jobs at each epoch, or `jobs` for the end of each job, where
+        the jobs are trained in turn.
+        """
         return str(self.config.pruner.get(STEPS, "epochs"))
 
     @property
@@ -202,7 +260,7 @@ class Question:
         return self.steps == "jobs"
 
     def trials(self) -> int:
-        """The budget: `study.trials`, or fewer where the space holds fewer points for the sampler to give."""
+        """Returns the budget: `study.trials`, or fewer if the sampler has fewer points to give."""
         trials = int(self.config.study.trials)
         if self.space.size() == 1:
             return min(1, trials)
@@ -210,11 +268,16 @@ class Question:
         return trials if points is None else min(trials, len(points))
 
     def identity(self, digest: str) -> dict[str, Any]:
-        """What makes this question another one, by key; where the data lies does not."""
+        """Returns all values that identify the question, by key; two equal ones ask the same.
+
+        The folder of the data is not part of it.
+
+        Args:
+            digest: of the data.
+        """
         flat = dict(_flatten(plain_sections(self.config, *SECTIONS)))
-        for branch in (
-            self.branches
-        ):  # the defaults of options that the configuration as composed does not choose
+        # The defaults of options that the config as composed does not choose.
+        for branch in self.branches:
             for group, option in branch.choices.items():
                 if option != self.composer.choices.get(group):
                     section = value_at(branch.config, group.replace("/", "."))
@@ -223,10 +286,9 @@ class Question:
             "data.digest": digest,
             "study.seed": self.config.study.seed,
             "study.direction": self.metric.direction,
+            # A pruner cannot compare trials whose reports mean different things.
+            f"pruner.{STEPS}": self.steps,
         }
-        flat |= {
-            f"pruner.{STEPS}": self.steps
-        }  # no pruner can compare trials that were reported otherwise
         return {
             key: value
             for key, value in sorted(flat.items())
@@ -235,14 +297,16 @@ class Question:
 
     @functools.cached_property
     def branches(self) -> list[Branch]:
-        """Every part of the space. Groups that do not lead there stand at the option composed, or else at their first.
+        """Every branch of the space, the root first.
 
-        Where the configuration as composed is no trial, what is searched elsewhere stands at its low end.
+        In the config of a branch, groups that do not lead there have the option of the config as
+        composed, or their first if the space does not have that one. Without a baseline, whatever
+        is searched outside the branch is at its low end, since its default may be out of range.
 
         Raises:
-            ConfigError: an option that cannot be composed.
+            ConfigError: every option that cannot be composed.
         """
-        found: list[Branch] = []
+        branches: list[Branch] = []
         mistakes: list[str] = []
         for choices, nodes in self.space.branches():
             point = self.space.walk(
@@ -258,14 +322,20 @@ class Question:
                     key: value for key, value in point.values.items() if has_key(branch, key)
                 }
                 branch = with_values(branch, elsewhere)
-            found.append(Branch(choices, nodes, branch))
+            branches.append(Branch(choices, nodes, branch))
         if mistakes:
             raise ConfigError(list(dict.fromkeys(mistakes)))
-        return found
+        return branches
 
     @staticmethod
     def stand(choices: Mapping[str, str], parameter: Parameter) -> Any:
-        """An option that is chosen where the space has it; all else at its low end."""
+        """Returns the value of a parameter that is given only the choices of groups.
+
+        Args:
+            choices: the option of each group.
+            parameter: an option, which is as chosen if the space has it, or any other parameter,
+                which is at its low end.
+        """
         distribution = parameter.distribution
         if parameter.role == "option" and isinstance(distribution, CategoricalDistribution):
             option = choices.get(group_of(parameter.key))
@@ -274,13 +344,14 @@ class Question:
         return end_of(distribution, 0)
 
     def preflight(self, data: TrainingData) -> list[str]:
-        """The mistakes in what the config names, found by building and trying it."""
+        """Builds and tries all that the config names; returns a line for each mistake."""
         assert data.split is not None
-        tried = [*try_branches(self.branches, data.folds, data.split)]
-        return tried or [*try_metric(self.metric, data.folds, data.split)]
+        mistakes = [*try_branches(self.branches, data.folds, data.split)]
+        return mistakes or [*try_metric(self.metric, data.folds, data.split)]
 
 
 def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the leaves of nested mappings with their paths; an empty mapping is a leaf."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from _flatten(inner, f"{path}.{key}" if path else str(key))

@@ -1,26 +1,29 @@
-"""Which of the good trials is the best: the language of `winner.rule`, as in `max accuracy where parameters < 50_000`.
+"""The language of `winner.rule`, which chooses the winner among trials with several values.
 
     rule       = ("max" | "min") NAME [ "where" condition { "and" condition } ]
     condition  = NAME ("<" | "<=" | ">" | ">=") NUMBER
 
-A name is one of what is known of each trial. Nothing of a rule is ever executed.
+An example is `max accuracy where parameters < 50_000`. A name is that of a value of each trial: the
+metric, or a cost. No part of a rule is ever executed as code.
 """
 
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from studyloom.errors import ConfigError
 from studyloom.metrics import Goal
 from studyloom.text import nearest
 
-LONGEST = (
-    200  # characters; a rule is a part of the name under which its candidates are judged again
-)
+# Characters; a rule is a part of the name of the study that evaluates its candidates again.
+LONGEST = 200
 TOKEN = re.compile(
-    r"(?P<name>[A-Za-z_][\w.]*)|(?P<number>[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?(?![\w.]))|(?P<sign>[<>]=?)|\S",
+    r"(?P<name>[A-Za-z_][\w.]*)"
+    r"|(?P<number>[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?(?![\w.]))"
+    r"|(?P<sign>[<>]=?)"
+    r"|\S",
     re.ASCII,
 )
 WORDS = {"max": "maximize", "min": "minimize"}
@@ -34,14 +37,24 @@ SIGNS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Condition:
-    """A bound on something that is known of a trial. sign: one of SIGNS."""
+    """A bound on a value of a trial.
+
+    Args:
+        name: of the value.
+        sign: how it compares with the bound: one of SIGNS.
+        bound: a finite number.
+    """
 
     name: str
     sign: str
     bound: float
 
     def holds(self, known: Mapping[str, float]) -> bool:
-        """Whether what is known of a trial keeps to it; what is not known does not."""
+        """Whether a trial satisfies the condition; one without the value does not.
+
+        Args:
+            known: the values that are known of the trial, by name.
+        """
         return self.name in known and SIGNS[self.sign](known[self.name], self.bound)
 
     def __str__(self) -> str:
@@ -50,19 +63,32 @@ class Condition:
 
 @dataclass(frozen=True)
 class Rule:
-    """What is wanted most, among the trials that keep to all conditions."""
+    """How to choose the winner: by a goal, among the trials that satisfy all conditions.
+
+    Args:
+        goal: the value that decides, and its direction.
+        conditions: what a trial must satisfy to be considered.
+    """
 
     goal: Goal
     conditions: tuple[Condition, ...] = ()
 
     def holds(self, known: Mapping[str, float]) -> bool:
-        """Whether a trial, of which this is known, may win."""
+        """Whether a trial may win.
+
+        Args:
+            known: the values that are known of the trial, by name.
+        """
         return self.goal.name in known and all(
             condition.holds(known) for condition in self.conditions
         )
 
     def rank(self, known: Mapping[str, float]) -> float:
-        """The less, the better a trial that may win."""
+        """Returns a number that is the smaller, the better the trial is.
+
+        Args:
+            known: the values of a trial that may win, by name.
+        """
         return -self.goal.sign * known[self.goal.name]
 
     def __str__(self) -> str:
@@ -72,73 +98,89 @@ class Rule:
 
 
 def parse_rule(text: str, known: Sequence[Goal]) -> Rule:
-    """The rule that a text says.
+    """Parses a rule.
 
     Args:
-        known: all that is known of each trial, the metric first.
+        text: as `winner.rule` has it.
+        known: the values that are known of each trial, the metric first.
 
     Raises:
-        ConfigError: the first mistake of grammar, or all names that are not known and the direction that is wrong.
+        ConfigError: the first mistake of grammar; or every unknown name, and a wrong direction.
     """
-    where = f"winner.rule: {text!r}"
-    first, *others = known
-    bound = f" where {others[0].name} < 50_000" if others else ""
-    example = f"write '{'max' if first.sign > 0 else 'min'} {first.name}{bound}'"
     if len(text) > LONGEST:
         raise ConfigError(
             [
-                f"winner.rule: {text[:20]!r}… has {len(text)} characters; at most {LONGEST} are possible"
+                f"winner.rule must have at most {LONGEST} characters; "
+                f"got {len(text)}, which begin with {text[:20]!r}"
             ]
         )
-    tokens = iter([*TOKEN.finditer(text), None])
-
-    def take(what: str, wanted: Callable[[re.Match[str]], object]) -> str:
-        token = next(tokens, None)
-        if token is None or not wanted(token):
-            at = "ends, where" if token is None else f"at {token[0]!r}"
-            raise ConfigError([f"{where}: {at} {what} is expected; {example}"])
-        return token[0]
-
-    def word(*words: str) -> str:
-        return take(" or ".join(words), lambda token: token[0] in words)
-
-    def name() -> str:
-        return take("a name", lambda token: token["name"])
-
-    def conditions() -> Iterator[Condition]:
-        following = next(tokens)
-        for joint in ("where", *("and",) * len(text)):
-            if following is None:
-                return
-            if following[0] != joint:
-                raise ConfigError(
-                    [
-                        f"{where}: at {following[0]!r} the word `{joint}` or the end is expected; {example}"
-                    ]
-                )
-            what, sign = name(), take("<, <=, > or >=", lambda token: token["sign"])
-            yield Condition(what, sign, float(take("a number", _is_number)))
-            following = next(tokens, None)
-
-    direction, goal = WORDS[word(*WORDS)], name()
-    found = tuple(conditions())
+    direction, name, conditions = _Parser(text, _example(known)).parse()
     goals = {goal.name: goal for goal in known}
     mistakes = [
-        f"{where}: {unknown} is not known of a trial; there are {', '.join(goals)}{nearest(unknown, [*goals])}; what a "
-        "network costs is known where objective.metric or objective.constraints names it"
-        for unknown in dict.fromkeys([goal, *(condition.name for condition in found)])
+        f"winner.rule: {text!r}: {unknown} is not known of a trial; there are {', '.join(goals)}"
+        f"{nearest(unknown, [*goals])}; what a network costs is known where objective.metric or "
+        "objective.constraints names it"
+        for unknown in dict.fromkeys([name, *(condition.name for condition in conditions)])
         if unknown not in goals
     ]
-    if goal in goals and goals[goal].direction != direction:
-        better, right = ("more", "max") if goals[goal].sign > 0 else ("less", "min")
-        mistakes.append(f"{where}: of {goal} {better} is better; write {right} {goal}")
+    if name in goals and goals[name].direction != direction:
+        better, word = ("more", "max") if goals[name].sign > 0 else ("less", "min")
+        mistakes.append(f"winner.rule: {text!r}: {better} {name} is better; write {word} {name}")
     if mistakes:
         raise ConfigError(mistakes)
-    return Rule(goals[goal], found)
+    return Rule(goals[name], conditions)
+
+
+class _Parser:
+    """Reads a rule from left to right, by the grammar above."""
+
+    def __init__(self, text: str, example: str) -> None:
+        self.text, self.example = text, example
+        self.tokens = [*TOKEN.finditer(text)]
+        self.place = 0  # of the next token
+
+    def parse(self) -> tuple[str, str, tuple[Condition, ...]]:
+        """Returns the direction, the name of the goal, and the conditions."""
+        word = self.take_word(*WORDS, expected=" or ".join(WORDS))
+        direction, name = WORDS[word], self.take_name()
+        conditions: list[Condition] = []
+        while self.place < len(self.tokens):
+            word = "and" if conditions else "where"
+            self.take_word(word, expected=f"the word `{word}` or the end")
+            conditions.append(self.take_condition())
+        return direction, name, tuple(conditions)
+
+    def take_condition(self) -> Condition:
+        name, sign = self.take_name(), self.take("<, <=, > or >=", lambda token: token["sign"])
+        return Condition(name, sign, float(self.take("a number", _is_number)))
+
+    def take_name(self) -> str:
+        return self.take("a name", lambda token: token["name"])
+
+    def take_word(self, *words: str, expected: str) -> str:
+        return self.take(expected, lambda token: token[0] in words)
+
+    def take(self, expected: str, fits: Callable[[re.Match[str]], object]) -> str:
+        """Takes the next token if it fits; raises ConfigError, which says what was expected."""
+        token = self.tokens[self.place] if self.place < len(self.tokens) else None
+        if token is None or not fits(token):
+            where = "the end" if token is None else repr(token[0])
+            raise ConfigError(
+                [f"winner.rule: {self.text!r}: expected {expected} at {where}; {self.example}"]
+            )
+        self.place += 1
+        return token[0]
 
 
 def _is_number(token: re.Match[str]) -> bool:
     try:
         return bool(token["number"]) and math.isfinite(float(token[0]))
-    except ValueError:  # as 1__0
+    except ValueError:  # such as 1__0
         return False
+
+
+def _example(known: Sequence[Goal]) -> str:
+    """How a rule over what is known may be written."""
+    first, *others = known
+    bound = f" where {others[0].name} < 50_000" if others else ""
+    return f"write '{'max' if first.sign > 0 else 'min'} {first.name}{bound}'"

@@ -1,4 +1,4 @@
-"""The question checked as a whole before trial 0: every mistake at once, each with the way out."""
+"""Validates a question as a whole before trial 0: every mistake at once, each with the way out."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,22 +19,20 @@ from studyloom.space.tree import Leaf, ListLeaf, Node, group_of
 from studyloom.text import as_yaml, nearest
 
 LARGEST_SEED = 2**32 - 1  # of numpy's older generators, which samplers use
-SEARCHED = (
-    "model",
-    "optimizer",
-    "scheduler",
-    "loss",
-    "train",
-    "params",
-)  # made anew for each trial
+# The sections whose objects are made anew for each trial.
+SEARCHED = ("model", "optimizer", "scheduler", "loss", "train", "params")
 
 
 def validate(question: Question, data: TrainingData) -> None:
     """Composes every branch of the space and builds what it names: defaults, corners and choices.
 
+    Args:
+        question: of the study.
+        data: of which networks are tried on two examples.
+
     Raises:
-        ConfigError: every mistake found. Keys and ranges come first: networks that are built from
-            wrong ones would only repeat them.
+        ConfigError: every mistake found. Nothing is built if keys or ranges are wrong, since that
+            would only repeat the mistakes.
     """
     mistakes = [*check_sections(question), *_check_groups(question)]
     try:
@@ -51,7 +49,7 @@ def validate(question: Question, data: TrainingData) -> None:
 
 
 def check_sections(question: Question) -> Iterator[str]:
-    """The mistakes in studyloom's own sections, whatever the data and the space are."""
+    """Yields the mistakes in studyloom's own sections; they need neither the data nor the space."""
     study, objective = question.config.study, question.config.objective
     yield from filter(None, [check_name(study.name)])
     yield from _check_goals(question)
@@ -84,6 +82,7 @@ def check_sections(question: Question) -> Iterator[str]:
 
 
 def _check_goals(question: Question) -> Iterator[str]:
+    """Yields the mistakes in the metric, the limits and the rule."""
     goals: tuple[Goal, ...] = ()
     try:
         goals = question.goals
@@ -93,7 +92,7 @@ def _check_goals(question: Question) -> Iterator[str]:
         yield f"objective.metric: {describe_error(error)}"
     try:
         _ = question.limits
-        if goals:  # a name that only a wrong objective would know is no mistake of the rule
+        if goals:  # with a wrong objective, a rule may name what is not known for that reason
             _ = question.rule
     except ConfigError as error:
         yield from error.mistakes
@@ -103,7 +102,7 @@ def _check_goals(question: Question) -> Iterator[str]:
 
 
 def _check_groups(question: Question) -> Iterator[str]:
-    """The groups themselves, and the baseline's choices against the options that the space lists."""
+    """Yields groups that cannot be searched, and choices of the baseline outside the space."""
     for group in question.space.groups():
         if problem := _not_searched(group.key):
             yield f"space.{group.name}: {problem}"
@@ -122,7 +121,7 @@ def _check_groups(question: Question) -> Iterator[str]:
 
 
 def _baseline_opens(question: Question, name: str) -> bool:
-    """Whether the baseline's choices lead to the group of that name."""
+    """Whether the baseline's choices lead to the group with that name in the space."""
     for outer in question.space.groups():
         if name.startswith(f"{outer.name}."):
             option = name[len(outer.name) + 1 :].partition(".")[0]
@@ -133,6 +132,7 @@ def _baseline_opens(question: Question, name: str) -> bool:
 
 
 def _check_leaves(question: Question, branch: Branch) -> Iterator[str]:
+    """Yields unknown keys of a branch, and defaults that are not among its values."""
     chosen = "".join(f" with {group}={option}" for group, option in branch.choices.items())
     ways_out = f"; change the default{chosen}, the space, or set study.baseline=false"
     for node in branch.nodes:
@@ -149,7 +149,7 @@ def _check_leaves(question: Question, branch: Branch) -> Iterator[str]:
 
 
 def _problems(node: Node, default: Any, branch: DictConfig) -> Iterator[str]:
-    """Why a default is no value of its node."""
+    """Yields why a default is not among the values of its node, each beginning with a verb."""
     if isinstance(node, Leaf):
         yield from filter(None, [why_not(node.distribution, default)])
         return
@@ -166,6 +166,7 @@ def _problems(node: Node, default: Any, branch: DictConfig) -> Iterator[str]:
 
 
 def _explain_key(node: Leaf | ListLeaf, branch: DictConfig) -> str:
+    """The mistake of a node whose key is not in the config, with the keys that are."""
     parts = node.key.split(".")
     keys = [".".join(parts[: depth + 1]) for depth in range(len(parts))]
     depth = next(depth for depth, key in enumerate(keys) if not has_key(branch, key))
@@ -180,7 +181,7 @@ def _explain_key(node: Leaf | ListLeaf, branch: DictConfig) -> str:
 
 
 def _check_search(question: Question) -> Iterator[str]:
-    """What is wrong with the sampler and the pruner, found by making and trying them."""
+    """Makes and tries the sampler and the pruner; yields their mistakes."""
     for name, make in (
         ("sampler", lambda: question.sampler(0)),
         ("pruner", lambda: try_pruner(question.pruner(), question.metric.direction)),
@@ -198,7 +199,7 @@ def _check_search(question: Question) -> Iterator[str]:
 
 
 def _not_searched(key: str) -> str | None:
-    """Why a key cannot be searched, or None; a trial would change nothing there."""
+    """Why a key cannot be searched, or None if it can."""
     section = key.partition(".")[0]
     if section in SEARCHED or section not in Config.__dataclass_fields__:
         return None

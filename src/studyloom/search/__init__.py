@@ -1,7 +1,12 @@
-"""The search: what decides where to go on, as pure functions of the stored trials.
+"""The search: what decides how a study continues, as pure functions of the stored trials.
 
-Any worker computes the same from the same database, so that nobody is the master. Today it holds
-the warm start; samplers, pruners and races of our own belong here.
+Every worker computes the same decision from the same database, so no worker is the master. Today
+this room holds the warm start; samplers, pruners and races of our own belong here.
 """
 
+from studyloom import make_callable
+
 __all__ = ["warm_start"]
+
+# `studyloom.search(…)` is the API, and this room has the same name.
+make_callable(__name__)

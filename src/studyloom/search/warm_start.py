@@ -1,11 +1,11 @@
-"""The points that a study begins with: known-good ones that its user names, and the best of an earlier study.
+"""Warm starts: the points that a study tries first, named by its user or taken from another study.
 
-Each becomes a trial before any worker starts, with its parameters set, in a slot of the ledger that is free again: from
-there it is like a trial that was handed back, so that it has one owner, and the budget stays what it is. The study's
-question is the same with them and without.
+`study.enqueue` lists known good points, and `study.from` takes the best trials of an earlier study.
+Each becomes a waiting trial with fixed parameters before any worker starts. The question of the
+study is the same with them and without.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,42 @@ RankedTrials = Callable[[str], Sequence[FrozenTrial]]
 
 @dataclass(frozen=True)
 class WarmStart:
-    """A point to begin with, and where it is from."""
+    """A point to begin with.
+
+    Attributes:
+        point: in the space of the study.
+        source: where it comes from, for people: "study.enqueue[0]", "runs/earlier, trial 7".
+    """
 
     point: Point
     source: str
 
 
+@dataclass(frozen=True)
+class WarmStarts:
+    """All points to begin with.
+
+    Attributes:
+        points: in the order in which they are tried.
+        source: the earlier study of `study.from`, without its password.
+        notes: lines for the user about the trials of the earlier study.
+    """
+
+    points: Sequence[WarmStart] = ()
+    source: str | None = None
+    notes: Sequence[str] = ()
+
+
 @dataclass
 class PlacedPoint:
-    """Where given parameters lie in a space: what it cannot take, what it does not ask, by name, and what it lacks."""
+    """Parameters placed in a space.
+
+    Attributes:
+        point: the point; a wrong value is replaced by the low end of its range.
+        wrong: messages about the values that the space cannot give.
+        unasked: messages about parameters that the space does not have at this point, by name.
+        composed: the names of the parameters that were not given and have their composed value.
+    """
 
     point: Point = field(default_factory=Point)
     wrong: list[str] = field(default_factory=list)
@@ -45,37 +72,31 @@ class PlacedPoint:
     composed: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class WarmStarts:
-    """All of them, in the order in which they are tried, with the earlier study and what is to be said of it."""
+def place_point(question: Question, parameters: Mapping[str, Any]) -> PlacedPoint:
+    """Finds the point of a space at which given parameters lie.
 
-    points: Sequence[WarmStart] = ()
-    source: str | None = None
-    notes: Sequence[str] = ()
+    A trial of another space, with other options or fewer of them, is placed by the config keys
+    that both spaces search. Parameters that are not given have their composed value.
 
-
-def place_point(question: Question, given: Mapping[str, Any]) -> PlacedPoint:
-    """The point at which parameters stand, by the names of this space or by config keys; others stand as composed.
-
-    So a point of a space with other options, or with fewer of them, is found again where both search the same key.
+    Args:
+        question: its space and its config.
+        parameters: values by parameter name in this space, or by config key; possibly nested.
     """
-    flat = dict(_items(given))
-    key_of = _keys(flat)
+    flat = dict(_flatten(parameters))
+    key_of = _config_keys(flat)
     name_of = {key: name for name, key in key_of.items()}
     used = set[str]()
 
-    def look(parameter: Parameter) -> Any:
-        key = parameter.key + {"length": ".length", "item": f".{parameter.index}"}.get(
-            parameter.role, ""
-        )
-        name = parameter.name if parameter.name in flat else name_of.get(key)
+    def look_up(parameter: Parameter) -> Any:
+        suffix = {"length": ".length", "item": f".{parameter.index}"}.get(parameter.role, "")
+        name = parameter.name if parameter.name in flat else name_of.get(parameter.key + suffix)
         if name is None:
             return ABSENT
         used.add(name)
         return flat[name]
 
     def choose(parameter: Parameter) -> Any:
-        option = look(parameter) if parameter.role == "option" else ABSENT
+        option = look_up(parameter) if parameter.role == "option" else ABSENT
         if option is not ABSENT and why_not(parameter.distribution, option) is None:
             return option
         return question.stand(question.composer.choices, parameter)
@@ -85,49 +106,55 @@ def place_point(question: Question, given: Mapping[str, Any]) -> PlacedPoint:
     placed = PlacedPoint()
 
     def decide(parameter: Parameter) -> Any:
-        value, name = look(parameter), parameter.name
-        told = f"{name}={as_yaml(value)}"
+        value, name = look_up(parameter), parameter.name
+        subject = f"{name}={as_yaml(value)}"
         if value is ABSENT:
-            value = _composed(parameter, choices, composed)
+            value = _composed_value(parameter, choices, composed)
             placed.composed.append(name)
-            told = f"{name} is not given, and as composed it is {as_yaml(value)}, which"
+            subject = f"{name} is not given, and its composed value {as_yaml(value)}"
         if problem := why_not(parameter.distribution, value):
-            placed.wrong.append(f"{told} {problem}")
+            placed.wrong.append(f"{subject} {problem}")
             return end_of(parameter.distribution, 0)
         return float(value) if isinstance(parameter.distribution, FloatDistribution) else value
 
     placed.point = question.space.walk(decide)
     for name in flat.keys() - used:
-        _judge_unasked(question, placed, name, key_of[name], flat[name], composed)
+        _check_unasked(question, placed, name, key_of[name], flat[name], composed)
     return placed
 
 
-def _judge_unasked(
-    question: Question, placed: PlacedPoint, name: str, key: str, value: Any, composed: Any
+def _check_unasked(
+    question: Question,
+    placed: PlacedPoint,
+    name: str,
+    key: str,
+    value: Any,
+    composed: Any,
 ) -> None:
-    """A parameter that the space does not ask at that point may say what stands there all the same."""
-    told, group = f"{name}={as_yaml(value)}", group_of(key)
+    """Checks a given parameter that the space lacks at the point: it may agree with the config."""
+    subject, group = f"{name}={as_yaml(value)}", group_of(key)
     if group_options(group):
         option = {**question.composer.choices, **placed.point.choices}.get(group)
         if option != value:
-            placed.wrong.append(f"{told}, and there it is {option}")
+            placed.wrong.append(f"{subject}, but here it is {option}")
         return
-    above, _, last = key.rpartition(".")
-    items = placed.point.values.get(above, value_at(composed, above) if above else None)
+    parent, _, last = key.rpartition(".")
+    items = placed.point.values.get(parent, value_at(composed, parent) if parent else None)
     if isinstance(items, list) and (last == "length" or last.isdigit()):
         same = value == len(items) if last == "length" else [value] == items[int(last) :][:1]
     else:
         same = has_key(composed, key) and value_at(composed, key) == value
     if not same:
-        placed.unasked[name] = f"{told} is not asked there{nearest(name, [*placed.point.params])}"
+        hint = nearest(name, [*placed.point.params])
+        placed.unasked[name] = f"{subject} is not a parameter of this point{hint}"
 
 
-def _items(given: Mapping[str, Any], above: str = "") -> Any:
-    """Parameters by name: those of nested mappings, and each item of a list, which has a length too."""
-    for key, value in given.items():
-        name = f"{above}{key}"
+def _flatten(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields nested parameters by name; a list as its length and its items."""
+    for key, value in parameters.items():
+        name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _items(value, f"{name}.")
+            yield from _flatten(value, f"{name}.")
         elif isinstance(value, list | tuple):
             yield f"{name}.length", len(value)
             yield from ((f"{name}.{index}", item) for index, item in enumerate(value))
@@ -135,21 +162,21 @@ def _items(given: Mapping[str, Any], above: str = "") -> Any:
             yield name, value
 
 
-def _keys(given: Mapping[str, Any]) -> dict[str, str]:
-    """The config key of each name: the name without the options that the others choose."""
-    found = {}
-    for name in given:
+def _config_keys(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the config key of each name: the name without the options that are chosen."""
+    keys = {}
+    groups = sorted(parameters, key=len, reverse=True)
+    for name in parameters:
         key = name
-        for group in sorted(given, key=len, reverse=True):
-            within = f"{group}.{given[group]}."
-            if key.startswith(within):
-                key = f"{group}.{key.removeprefix(within)}"
-        found[name] = key
-    return found
+        for group in groups:
+            inside = f"{group}.{parameters[group]}."
+            if key.startswith(inside):
+                key = f"{group}.{key.removeprefix(inside)}"
+        keys[name] = key
+    return keys
 
 
-def _composed(parameter: Parameter, choices: Mapping[str, str], composed: Any) -> Any:
-    """What the configuration says of a parameter."""
+def _composed_value(parameter: Parameter, choices: Mapping[str, str], composed: Any) -> Any:
     if parameter.role == "option":
         return choices[group_of(parameter.key)]
     value = value_at(composed, parameter.key)
@@ -162,47 +189,51 @@ def _composed(parameter: Parameter, choices: Mapping[str, str], composed: Any) -
 
 
 def find_warm_starts(
-    question: Question, known: Sequence[str], ranked_trials: RankedTrials
+    question: Question, used_sources: Sequence[str], ranked_trials: RankedTrials
 ) -> WarmStarts:
     """Finds the points that `study.enqueue` and `study.from` name.
 
     Args:
-        known: the earlier studies whose points were taken before.
-        ranked_trials: gives the best trials of the study that `study.from` names, the best first.
+        question: what the study asks; its config names the points.
+        used_sources: the earlier studies whose trials this study has taken already; they are not
+            read again.
+        ranked_trials: returns the trials of the study that `study.from` names, best first.
 
     Raises:
-        ConfigError: all points that the space cannot give, and an earlier study that is missing.
+        ConfigError: every point that the space cannot give, and an earlier study that is missing.
     """
     study = question.config.study
-    given, source = value_at(question.config, "study.enqueue"), study["from"]
-    if not given and source is None:
+    enqueued, source = value_at(question.config, "study.enqueue"), study["from"]
+    if not enqueued and source is None:
         return WarmStarts()
     mistakes: list[str] = []
-    points = list(_named(question, given, mistakes))
+    points = list(_enqueued_points(question, enqueued, mistakes))
     if study.top < 1:
-        mistakes.append(f"study.top: {study.top} is below 1")
+        mistakes.append(f"study.top must be at least 1; got {study.top}")
     if getattr(question.sampler(0), "points", None) is not None:
         mistakes.append(
-            "sampler=grid: tries each point of the space once, so that study.enqueue and study.from add none"
+            "sampler=grid: tries each point of the space once, so study.enqueue and study.from "
+            "add nothing; remove them, or choose another sampler"
         )
     room = question.trials() - (question.baseline is not None) - len(points)
     if room < 0:
         beside = " beside the baseline" if question.baseline is not None else ""
         mistakes.append(
-            f"study.enqueue: {len(points)} points{beside} are more than study.trials={study.trials}"
+            f"study.enqueue: {len(points)} points{beside} are more than "
+            f"study.trials={study.trials}; raise study.trials, or remove points"
         )
     notes: list[str] = []
     if source is not None and not isinstance(source, str):
         mistakes.append(
-            f"study.from: {source!r} is neither a run directory nor the URL of a database"
+            f"study.from must be a run directory or the URL of a database; got {source!r}"
         )
     label = None
     if isinstance(source, str):
         try:
             label = source_label(source)
-            if label not in known and not mistakes:
-                best = ranked_trials(source)
-                points += _best(question, best, label, min(study.top, room), notes)
+            if label not in used_sources and not mistakes:
+                ranked = ranked_trials(source)
+                points += _best_points(question, ranked, label, min(study.top, room), notes)
         except ValueError as error:
             mistakes += [f"study.from: {line}" for line in getattr(error, "mistakes", [str(error)])]
     if mistakes:
@@ -210,50 +241,49 @@ def find_warm_starts(
     return WarmStarts(points, label, notes)
 
 
-def _named(question: Question, given: Any, mistakes: list[str]) -> Any:
-    if not isinstance(given, list) or not all(isinstance(point, Mapping) for point in given):
+def _enqueued_points(question: Question, enqueued: Any, mistakes: list[str]) -> Iterator[WarmStart]:
+    if not isinstance(enqueued, list) or not all(isinstance(item, Mapping) for item in enqueued):
         mistakes.append(
-            f"study.enqueue: {as_yaml(given)} is no list of points; write [{{model: cnn, …}}, …]"
+            "study.enqueue must be a list of points, such as [{model: cnn, …}, …]; "
+            f"got {as_yaml(enqueued)}"
         )
         return
-    for place_, values in enumerate(given):
-        placed = place_point(question, values)
-        mistakes += [
-            f"study.enqueue[{place_}]: {problem}"
-            for problem in (*placed.wrong, *placed.unasked.values())
-        ]
-        yield WarmStart(placed.point, f"study.enqueue[{place_}]")
+    for index, parameters in enumerate(enqueued):
+        source = f"study.enqueue[{index}]"
+        placed = place_point(question, parameters)
+        problems = (*placed.wrong, *placed.unasked.values())
+        mistakes += [f"{source}: {problem}" for problem in problems]
+        yield WarmStart(placed.point, source)
 
 
 def source_label(source: str) -> str:
-    """A source without its password."""
+    """Returns a source of `study.from`, a run directory or a URL, without its password."""
     if "://" not in source:
         return str(Path(source))
     url, _, name = source.partition("#")
     return f"{without_password(parse_url(url))}#{name}".removesuffix("#")
 
 
-def _best(
+def _best_points(
     question: Question, ranked: Sequence[FrozenTrial], label: str, top: int, notes: list[str]
 ) -> list[WarmStart]:
-    """The best trials of an earlier study that are points of this one's space too."""
-    found: list[WarmStart] = []
-    loose: dict[str, None] = {}
+    """Returns the best trials of an earlier study that are points of this study's space too."""
+    starts: list[WarmStart] = []
+    differences: dict[str, None] = {}
     for trial in ranked:
-        if len(found) == top:
+        if len(starts) == top:
             break
         placed = place_point(question, trial.params)
         if placed.wrong:
             notes.append(f"{label}: trial {trial.number} does not fit: {'; '.join(placed.wrong)}")
             continue
-        loose |= dict.fromkeys(f"{name} stands as composed" for name in placed.composed)
-        loose |= dict.fromkeys(f"{name} is not asked here" for name in placed.unasked)
-        found.append(WarmStart(placed.point, f"{label}, trial {trial.number}"))
-    if found:
-        numbers = ", ".join(start.source.rpartition(" ")[2] for start in found)
-        notes.insert(
-            0, f"{label}: begins with its trials {numbers}" + "".join(f"; {what}" for what in loose)
-        )
+        differences |= dict.fromkeys(f"{name} has its composed value" for name in placed.composed)
+        differences |= dict.fromkeys(f"{name} is not searched here" for name in placed.unasked)
+        starts.append(WarmStart(placed.point, f"{label}, trial {trial.number}"))
+    if starts:
+        numbers = ", ".join(start.source.rpartition(" ")[2] for start in starts)
+        note = "; ".join([f"{label}: begins with its trials {numbers}", *differences])
+        notes.insert(0, note)
     else:
-        notes.append(f"{label}: no trial of it fits this space")
-    return found
+        notes.append(f"{label}: none of its trials fits this space")
+    return starts

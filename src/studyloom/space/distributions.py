@@ -1,4 +1,4 @@
-"""TODO space.distributions."""
+"""What the tree needs of Optuna's distributions: counting, indexing and checking their values."""
 
 import math
 from decimal import Decimal
@@ -15,7 +15,7 @@ from studyloom.text import as_yaml, kind_of, nearest
 
 
 def count_values(distribution: BaseDistribution) -> float:
-    """How many values a distribution holds; infinite where it is continuous."""
+    """Returns the number of values of a distribution; infinity if it is continuous."""
     match distribution:
         case CategoricalDistribution(choices=choices):
             return len(choices)
@@ -29,7 +29,12 @@ def count_values(distribution: BaseDistribution) -> float:
 
 
 def nth_value(distribution: BaseDistribution, index: int) -> Any:
-    """The value at a place of a distribution that can be counted, as one would write it: 0.3, and not 3 × 0.1."""
+    """Returns a value of a finite distribution as one would write it: 0.3, and not 3 × 0.1.
+
+    Args:
+        distribution: has finitely many values.
+        index: the position of the value, from 0 to `count_values(distribution)` - 1.
+    """
     match distribution:
         case CategoricalDistribution(choices=choices):
             return choices[index]
@@ -41,7 +46,12 @@ def nth_value(distribution: BaseDistribution, index: int) -> Any:
 
 
 def why_not(distribution: BaseDistribution, value: Any) -> str | None:
-    """Why a value is not one that the distribution can give, or None."""
+    """Explains why a distribution cannot give a value.
+
+    Returns:
+        The rest of a sentence that begins with the value, such as "is outside its range [1, 8]";
+        None if the distribution can give it.
+    """
     match distribution:
         case CategoricalDistribution(choices=choices):
             if any(value == choice and type(value) is type(choice) for choice in choices):
@@ -49,23 +59,19 @@ def why_not(distribution: BaseDistribution, value: Any) -> str | None:
             return f"is not among [{', '.join(map(as_yaml, choices))}]{nearest(value, choices)}"
         case IntDistribution(low=low, high=high, step=step):
             if type(value) is not int:
-                return f"is {kind_of(value)}, and the space searches whole numbers there"
+                return f"is {kind_of(value)}, but must be a whole number"
             if not low <= value <= high:
                 return f"is outside its range [{low}, {high}]"
-            return (
-                None
-                if (value - low) % step == 0
-                else f"is not one of {low}, {low + step}, … {high}"
-            )
+            if (value - low) % step == 0:
+                return None
+            return f"is not one of {low}, {low + step}, … {high}"
         case FloatDistribution(low=low, high=high, step=step):
             if type(value) not in (int, float):
-                return f"is {kind_of(value)}, and the space searches numbers there"
+                return f"is {kind_of(value)}, but must be a number"
             if not low <= value <= high:
                 return f"is outside its range [{low:g}, {high:g}]"
             steps = (value - low) / step if step is not None else 0.0
-            return (
-                None
-                if abs(steps - round(steps)) < 1e-8
-                else f"is not one of {low:g}, {low + (step or 0):g}, …"
-            )
+            if abs(steps - round(steps)) < 1e-8:
+                return None
+            return f"is not one of {low:g}, {low + (step or 0):g}, …"
     raise AssertionError(distribution)

@@ -1,4 +1,4 @@
-"""Every point of a finite space, once."""
+"""A sampler that tries every point of a finite space once."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,30 +16,36 @@ LARGEST_GRID = 100_000
 
 
 class GridSampler(BaseSampler):
-    """Gives trial n the n-th point of the space, the baseline first and the others in an order drawn from the seed.
+    """Gives trial n the n-th point of the space.
 
-    Optuna's own GridSampler asks the storage what is left, so it repeats points among parallel workers and forgets
-    failed ones. Here the trial's number is the point's: nothing is asked, and nothing is given twice.
+    The baseline comes first; a shuffle with the seed orders the other points. Optuna's own
+    GridSampler asks the storage which points are left, so it repeats points among parallel workers
+    and forgets failed ones. Here the trial's number is the number of its point: no storage is
+    asked, and no point is given twice.
+
+    Args:
+        space: has at most 100 000 points.
+        seed: decides the order of the points.
+        baseline: the point of trial 0, if there is one.
 
     Raises:
-        SpaceError: continuous ranges, or more than 100 000 points.
+        ConfigError: the space has continuous ranges, or more than 100 000 points.
     """
 
     def __init__(self, space: Space, seed: int = 0, baseline: Point | None = None) -> None:
-        next(space.points())  # refuses continuous ranges
+        next(space.points())  # raises ConfigError for continuous ranges
         if (size := space.size()) > LARGEST_GRID:
             raise ConfigError(
                 [
-                    f"sampler=grid: the space has {size:.6g} points; at most {LARGEST_GRID} can be enumerated"
+                    f"sampler=grid: the space has {size:.6g} points; at most {LARGEST_GRID} can be "
+                    "enumerated; narrow its ranges, or choose another sampler, such as sampler=tpe"
                 ]
             )
         order = np.random.default_rng(seed).permutation(len(space.grid))
         self.points: list[Point] = [space.grid[i] for i in order]
         if baseline is not None:
-            self.points = [
-                baseline,
-                *(point for point in self.points if point.params != baseline.params),
-            ]
+            others = [point for point in self.points if point.params != baseline.params]
+            self.points = [baseline, *others]
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -58,4 +64,4 @@ class GridSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        raise AssertionError(f"{param_name} is in no point of the grid")
+        raise AssertionError(f"{param_name} is a parameter of no point of the grid")

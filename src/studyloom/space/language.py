@@ -1,4 +1,4 @@
-"""The language of search spaces: from a tree, as YAML gives it, to a Space, with all mistakes told at once."""
+"""The language of `conf/space/*.yaml`: parses a tree of plain mappings into a Space."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,217 +16,271 @@ from studyloom.errors import ConfigError
 from studyloom.space.tree import Group, Leaf, ListLeaf, Node, Space, group_of
 from studyloom.text import is_scalar, kind_of, nearest
 
-KEYS = {
+# The kinds of leaves, with the keys that each may have beside its own.
+KEYS: dict[str, tuple[str, ...]] = {
     "int": ("log", "step"),
     "float": ("log", "step"),
     "choice": (),
     "list": ("length",),
-}  # beside the kind itself
+}
 
 
 def parse_space(tree: Mapping[str, Any], options: Callable[[str], Sequence[str]]) -> Space:
-    """The space that a tree describes.
+    """Parses the tree of a search space.
 
     Args:
         tree: plain mappings, as YAML gives them.
-        options: the options of a Hydra group (`model/block`), empty where there is no such group.
+        options: returns the options of a Hydra group such as `model/block`, and nothing if there
+            is no such group.
 
     Raises:
-        SpaceError: all mistakes of the tree itself; whether its keys exist in the config is checked elsewhere.
+        ConfigError: lists every mistake in the tree. Whether its keys exist in the config is not
+            checked here.
     """
-    mistakes: list[str] = []
+    parser = _Parser(options)
+    space = Space(tuple(parser.parse_nodes(tree, "", "")))
+    if mistakes := [*parser.mistakes, *_find_conflicts(space.nodes, {})]:
+        raise ConfigError(mistakes)
+    return space
 
-    def nodes(tree: Mapping[Any, Any], name: str, key: str) -> list[Node]:
+
+class _Parser:
+    """Parses one tree, and collects its mistakes.
+
+    A method returns nothing, or None, for a part with mistakes. `name` is always the path in the
+    tree, and `key` the config key.
+    """
+
+    def __init__(self, options: Callable[[str], Sequence[str]]) -> None:
+        self.options = options
+        self.mistakes: list[str] = []
+
+    def parse_nodes(self, tree: Mapping[Any, Any], name: str, key: str) -> list[Node]:
+        """Parses a mapping: the options of a group, leaves, and mappings nested in it."""
         tree = {str(child): spec for child, spec in tree.items()}
-        known = options(group_of(key)) if key else []
-        chosen: dict[str, tuple[Node, ...]] = {}
-        found: list[Node] = []
+        group_options = self.options(group_of(key)) if key else []
+        opened: dict[str, tuple[Node, ...]] = {}
+        nodes: list[Node] = []
         for child, spec in tree.items():
-            child_name, child_key = (
-                f"{above}.{child}" if above else child for above in (name, key)
-            )
-            if child in known and (spec is None or isinstance(spec, Mapping)):
-                chosen[child] = tuple(nodes(spec or {}, child_name, key))
-            elif known and child not in known and not (isinstance(spec, Mapping) and spec):
-                mistakes.append(
-                    f"space.{child_name}: {spec!r} is no range, and {child} is no option of {group_of(key)}, which has "
-                    f"{', '.join(known)}{nearest(child, known)}"
-                )
-            elif isinstance(spec, Mapping) and any(kind in spec for kind in KEYS):
-                found += leaf(child, spec, child_name, child_key, tree)
-            elif isinstance(spec, Mapping) and spec:
-                found += nodes(spec, child_name, child_key)
+            child_name = f"{name}.{child}" if name else child
+            child_key = f"{key}.{child}" if key else child
+            if child in group_options and (spec is None or isinstance(spec, Mapping)):
+                opened[child] = tuple(self.parse_nodes(spec or {}, child_name, key))
+            elif not (isinstance(spec, Mapping) and spec):
+                self._reject(child, spec, child_name, group_options, group_of(key))
+            elif any(kind in spec for kind in KEYS):
+                nodes += self._parse_leaf(child, spec, child_name, child_key, tree)
             else:
-                mistakes.append(
-                    f"space.{child_name}: {spec!r} is no range; write {{int: [low, high]}}, {{float: [low, high]}}, "
-                    f"{{choice: [a, b]}} or {{list: …, length: …}}"
-                )
-        return [Group(name, key, chosen), *found] if chosen else found
+                nodes += self.parse_nodes(spec, child_name, child_key)
+        return [Group(name, key, opened), *nodes] if opened else nodes
 
-    def leaf(
-        child: str, spec: Mapping[str, Any], name: str, key: str, siblings: Mapping[str, Any]
+    def _reject(
+        self, child: str, spec: Any, name: str, group_options: Sequence[str], group: str
+    ) -> None:
+        if child in group_options:
+            self.mistakes.append(
+                f"space.{name} must hold what the option {child} of {group} opens, or nothing; "
+                f"got {spec!r}"
+            )
+        elif group_options:
+            self.mistakes.append(
+                f"space.{name} must hold a range such as {{int: [low, high]}}, not {spec!r}, or be "
+                f"named after an option of {group}, which has {', '.join(group_options)}"
+                f"{nearest(child, group_options)}"
+            )
+        else:
+            self.mistakes.append(
+                f"space.{name} must be a range: {{int: [low, high]}}, {{float: [low, high]}}, "
+                f"{{choice: [a, b]}} or {{list: …, length: …}}; got {spec!r}"
+            )
+
+    def _parse_leaf(
+        self, child: str, spec: Mapping[str, Any], name: str, key: str, siblings: Mapping[str, Any]
     ) -> list[Node]:
-        if group := options(group_of(key)):
-            written = ", ".join(f"{option}: …" for option in group)
-            mistakes.append(
-                f"space.{name}: {key} is a config group; its options open what is below: {{{written}}}"
+        if group_options := self.options(group_of(key)):
+            example = ", ".join(f"{option}: …" for option in group_options)
+            self.mistakes.append(
+                f"space.{name} must hold options of the config group {group_of(key)}, each with "
+                f"what it opens: {{{example}}}; got {dict(spec)!r}"
             )
             return []
-        if "list" not in spec:
-            distribution = parse_distribution(spec, name, mistakes)
-            return [Leaf(name, key, distribution)] if distribution is not None else []
-        if not check_keys(spec, name, mistakes):
+        if "list" in spec:
+            return self._parse_list(child, spec, name, key, siblings)
+        distribution = self._parse_distribution(spec, name)
+        return [Leaf(name, key, distribution)] if distribution is not None else []
+
+    def _parse_list(
+        self, child: str, spec: Mapping[str, Any], name: str, key: str, siblings: Mapping[str, Any]
+    ) -> list[Node]:
+        if not self._check_keys(spec, name):
             return []
         item = spec["list"]
         if not (isinstance(item, Mapping) and any(kind in item for kind in KEYS if kind != "list")):
-            mistakes.append(f"space.{name}.list: {item!r} is no int, float or choice")
+            self.mistakes.append(
+                f"space.{name}.list must be a mapping with int, float or choice, such as "
+                f"{{int: [low, high]}}; got {item!r}"
+            )
             return []
-        distribution = parse_distribution(item, f"{name}.list", mistakes)
-        length = parse_length(spec.get("length"), child, name, siblings)
+        distribution = self._parse_distribution(item, f"{name}.list")
+        length = self._parse_length(spec.get("length"), child, name, siblings)
         if distribution is None or length is None:
             return []
-        return [
-            ListLeaf(
-                name,
-                key,
-                distribution,
-                key[: -len(child)] + length if isinstance(length, str) else length,
-            )
-        ]
-
-    def parse_length(
-        length: Any, child: str, name: str, siblings: Mapping[str, Any]
-    ) -> IntDistribution | str | None:
         if isinstance(length, str):
-            earlier = list(siblings)[: list(siblings).index(child)]
+            length = key.removesuffix(child) + length
+        return [ListLeaf(name, key, distribution, length)]
+
+    def _parse_length(
+        self, length: Any, child: str, name: str, siblings: Mapping[str, Any]
+    ) -> IntDistribution | str | None:
+        """Parses a length: a number, a range, or the name of a list among the siblings above."""
+        where = f"space.{name}.length"
+        if isinstance(length, str):
+            above = list(siblings)[: list(siblings).index(child)]
             lists = [
-                k for k in earlier if isinstance(siblings[k], Mapping) and "list" in siblings[k]
+                sibling
+                for sibling in above
+                if isinstance(siblings[sibling], Mapping) and "list" in siblings[sibling]
             ]
             if length in lists and not isinstance(siblings[length].get("length"), str):
                 return length
-            mistakes.append(
-                f"space.{name}.length: {length!r} is no list of its own length above it"
-                f" ({', '.join(lists) or 'there is none'}){nearest(length, lists)}"
+            self.mistakes.append(
+                f"{where} must name a list above it that has its own length "
+                f"({', '.join(lists) or 'there is none'}); got {length!r}{nearest(length, lists)}"
             )
             return None
         if type(length) is int and length >= 1:
             return IntDistribution(length, length)
         if isinstance(length, Mapping) and "int" in length:
-            distribution = parse_distribution(length, f"{name}.length", mistakes)
+            distribution = self._parse_distribution(length, f"{name}.length")
             if isinstance(distribution, IntDistribution) and distribution.low < 1:
-                mistakes.append(f"space.{name}.length: {distribution.low} is below 1")
+                self.mistakes.append(f"{where} must be at least 1; got {distribution.low}")
             return distribution if isinstance(distribution, IntDistribution) else None
-        mistakes.append(
-            f"space.{name}.length: {length!r} is no whole number, {{int: [low, high]}} or name of a list"
+        self.mistakes.append(
+            f"{where} must be a whole number from 1, {{int: [low, high]}}, or the name of a list "
+            f"above it; got {length!r}"
         )
         return None
 
-    space = Space(tuple(nodes(tree, "", "")))
-    mistakes += asked_twice(space.nodes, {})
-    if mistakes:
-        raise ConfigError(mistakes)
-    return space
+    def _check_keys(self, spec: Mapping[str, Any], name: str) -> bool:
+        """Checks that a leaf has the keys of one kind and no others."""
+        kind, *others = [kind for kind in KEYS if kind in spec]
+        allowed = (kind, *KEYS[kind])
+        unknown = others or [key for key in spec if key not in allowed]
+        for key in unknown:
+            self.mistakes.append(
+                f"space.{name}.{key}: no such key; a range of kind {kind} has "
+                f"{', '.join(allowed)}{nearest(key, allowed)}"
+            )
+        return not unknown
+
+    def _parse_distribution(self, spec: Mapping[str, Any], name: str) -> BaseDistribution | None:
+        """Parses an int, a float or a choice."""
+        if not self._check_keys(spec, name):
+            return None
+        if "choice" in spec:
+            return self._parse_choice(spec["choice"], f"space.{name}.choice")
+        if not (self._check_types(spec, name) and self._check_range(spec, name)):
+            return None
+        kind = "int" if "int" in spec else "float"
+        (low, high), log, step = spec[kind], spec.get("log", False), spec.get("step")
+        if step is not None:  # the highest value is the last step that is not above the high end
+            exact = [Decimal(str(value)) for value in (low, high, step)]
+            high = type(high)(exact[0] + (exact[1] - exact[0]) // exact[2] * exact[2])
+        if kind == "int":
+            return IntDistribution(low, high, log=log, step=1 if step is None else step)
+        return FloatDistribution(float(low), float(high), log=log, step=step)
+
+    def _check_types(self, spec: Mapping[str, Any], name: str) -> bool:
+        """Checks that the ends and the step of a range are numbers, and `log` is a truth value."""
+        kind = "int" if "int" in spec else "float"
+        bounds, log, step = spec[kind], spec.get("log", False), spec.get("step")
+        where = f"space.{name}.{kind}"
+        if not isinstance(bounds, list | tuple) or len(bounds) != 2:
+            self.mistakes.append(f"{where} must be a range [low, high]; got {bounds!r}")
+            return False
+        before = len(self.mistakes)
+        types, numbers = ((int,), "whole numbers") if kind == "int" else ((int, float), "numbers")
+        for value in (*bounds, *([] if step is None else [step])):
+            if type(value) not in types or not _is_finite(value):
+                which = f", which is {kind_of(value)}" if type(value) not in types else ""
+                self.mistakes.append(
+                    f"{where}: its ends and step must be finite {numbers}; got {value!r}{which}"
+                )
+        if type(log) is not bool:
+            self.mistakes.append(f"space.{name}.log must be true or false; got {log!r}")
+        return before == len(self.mistakes)
+
+    def _check_range(self, spec: Mapping[str, Any], name: str) -> bool:
+        """Checks that the ends, the step and `log` of a range go together."""
+        kind = "int" if "int" in spec else "float"
+        (low, high), log, step = spec[kind], spec.get("log", False), spec.get("step")
+        where, step_where = f"space.{name}.{kind}", f"space.{name}.step"
+        before = len(self.mistakes)
+        if low > high:
+            self.mistakes.append(
+                f"{where}: the low end {low} is above the high end {high}; write [{high}, {low}]"
+            )
+        if log and low <= 0:
+            self.mistakes.append(
+                f"{where}: a log range cannot start at {low}; start above 0, or drop log"
+            )
+        if log and step is not None:
+            self.mistakes.append(
+                f"{step_where}: {step} cannot be combined with log: true; drop one of them"
+            )
+        if step is not None and step <= 0:
+            self.mistakes.append(f"{step_where} must be above 0; got {step}")
+        elif step is not None and low <= high and step > high - low > 0:
+            self.mistakes.append(
+                f"{step_where} must not be wider than the range [{low}, {high}]; got {step}"
+            )
+        return before == len(self.mistakes)
+
+    def _parse_choice(self, choices: Any, where: str) -> CategoricalDistribution | None:
+        if not isinstance(choices, list | tuple) or not choices:
+            self.mistakes.append(
+                f"{where} must be a list of the values to choose from, [a, b, …]; got {choices!r}"
+            )
+            return None
+        before = len(self.mistakes)
+        for value in choices:
+            if not is_scalar(value) or (isinstance(value, float) and not _is_finite(value)):
+                which = "" if is_scalar(value) else f", which is {kind_of(value)}"
+                self.mistakes.append(
+                    f"{where} must hold strings, finite numbers, true, false or null; "
+                    f"got {value!r}{which}"
+                )
+        if before == len(self.mistakes) and len(set(choices)) < len(choices):
+            self.mistakes.append(
+                f"{where} must not name a value twice, and 1, 1.0 and true are one value to "
+                f"Optuna; got {choices!r}"
+            )
+        return CategoricalDistribution(tuple(choices)) if before == len(self.mistakes) else None
 
 
-def asked_twice(nodes: Sequence[Node], above: Mapping[str, str]) -> list[str]:
-    """The leaves whose key a leaf outside their option decides as well; `above` has the names of those by key."""
+def _find_conflicts(nodes: Sequence[Node], outer: Mapping[str, str]) -> list[str]:
+    """Finds the leaves whose key is also decided by a leaf outside their option.
+
+    Args:
+        outer: the name of each leaf outside the option, by key.
+    """
     leaves = [node for node in nodes if isinstance(node, Leaf | ListLeaf)]
     mistakes = [
-        f"space.{leaf.name}: space.{above[leaf.key]} decides {leaf.key} too, whatever is chosen; keep one of them"
+        f"space.{leaf.name}: space.{outer[leaf.key]} decides {leaf.key} too, whichever option is "
+        "chosen; keep one of them"
         for leaf in leaves
-        if leaf.key in above
+        if leaf.key in outer
     ]
+    inner = {**outer, **{leaf.key: leaf.name for leaf in leaves}}
     for node in nodes:
         if isinstance(node, Group):
-            for opened in node.options.values():
-                mistakes += asked_twice(
-                    opened, {**above, **{leaf.key: leaf.name for leaf in leaves}}
-                )
+            for children in node.options.values():
+                mistakes += _find_conflicts(children, inner)
     return mistakes
 
 
-def check_keys(spec: Mapping[str, Any], name: str, mistakes: list[str]) -> bool:
-    """Whether a leaf has the keys of one kind and no others."""
-    kind, *others = [kind for kind in KEYS if kind in spec]
-    allowed = (kind, *KEYS[kind])
-    unknown = others or [key for key in spec if key not in allowed]
-    for key in unknown:
-        mistakes.append(
-            f"space.{name}.{key}: no key of a range by {kind}, which has {', '.join(allowed)}{nearest(key, allowed)}"
-        )
-    return not unknown
-
-
-def parse_distribution(
-    spec: Mapping[str, Any], name: str, mistakes: list[str]
-) -> BaseDistribution | None:
-    """The distribution of an int, a float or a choice, or None with its mistakes appended."""
-    if not check_keys(spec, name, mistakes):
-        return None
-    if "choice" in spec:
-        return parse_choice(spec["choice"], f"space.{name}.choice", mistakes)
-    before = len(mistakes)
-    number = "int" if "int" in spec else "float"
-    bounds, log, step = spec[number], spec.get("log", False), spec.get("step")
-    types = (int,) if number == "int" else (int, float)
-    where = f"space.{name}.{number}"
-    if not isinstance(bounds, list | tuple) or len(bounds) != 2:
-        mistakes.append(f"{where}: {bounds!r} is no range; write [low, high]")
-        return None
-    low, high = bounds
-    for value in (*bounds, *([] if step is None else [step])):
-        if type(value) not in types or not is_finite(value):
-            mistakes.append(
-                f"{where}: {value!r} is {kind_of(value)}; {number} wants finite numbers of its kind"
-            )
-    if type(log) is not bool:
-        mistakes.append(f"space.{name}.log: {log!r} is neither true nor false")
-    if before < len(mistakes):
-        return None
-    if low > high:
-        mistakes.append(f"{where}: the low end {low} is above the high end {high}")
-    if log and low <= 0:
-        mistakes.append(f"{where}: a log range cannot start at {low}; start above 0, or drop log")
-    if log and step is not None:
-        mistakes.append(f"space.{name}.step: {step} does not go with log: true; drop one of them")
-    if step is not None and step <= 0:
-        mistakes.append(f"space.{name}.step: {step} is not above 0")
-    elif step is not None and low <= high and step > high - low > 0:
-        mistakes.append(f"space.{name}.step: {step} is wider than the range [{low}, {high}]")
-    if before < len(mistakes):
-        return None
-    if step is not None:  # the last step below the high end is the highest value
-        exact = [Decimal(str(value)) for value in (low, high, step)]
-        high = type(high)(exact[0] + (exact[1] - exact[0]) // exact[2] * exact[2])
-    if number == "int":
-        return IntDistribution(low, high, log=log, step=1 if step is None else step)
-    return FloatDistribution(float(low), float(high), log=log, step=step)
-
-
-def parse_choice(choices: Any, where: str, mistakes: list[str]) -> CategoricalDistribution | None:
-    if not isinstance(choices, list | tuple) or not choices:
-        mistakes.append(f"{where}: {choices!r} holds nothing to choose from; write [a, b, …]")
-        return None
-    odd = [
-        value
-        for value in choices
-        if not is_scalar(value) or (isinstance(value, float) and not is_finite(value))
-    ]
-    for value in odd:
-        mistakes.append(
-            f"{where}: {value!r} is {kind_of(value)}; choices are texts, finite numbers, true, false and null"
-        )
-    if not odd and len(set(choices)) < len(choices):  # 1, 1.0 and true are one value to Optuna
-        mistakes.append(f"{where}: {choices!r} names a value twice")
-    return (
-        CategoricalDistribution(tuple(choices))
-        if not odd and len(set(choices)) == len(choices)
-        else None
-    )
-
-
-def is_finite(value: float) -> bool:
+def _is_finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number that no float holds, and no database column
+    except OverflowError:  # a whole number too large for a float or a database column
         return False

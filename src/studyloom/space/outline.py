@@ -1,4 +1,4 @@
-"""A search space for the eye: the tree that `--dry-run` prints."""
+"""A search space for people: the tree that `--dry-run` prints."""
 
 import math
 from collections.abc import Sequence
@@ -17,40 +17,40 @@ from studyloom.text import as_yaml
 
 
 def outline(space: Space) -> Tree:
-    """The space as a tree: groups with their options, leaves with their ranges, under its size."""
+    """Draws a space as a tree: its size, groups with their options, leaves with their ranges."""
     size = space.size()
-    many = (
-        f"{size:.0f} point{'' if size == 1 else 's'}"
-        if math.isfinite(size)
-        else "infinitely many points"
-    )
-    tree = Tree(Text(f"space: {many}", style="bold"))
-    _grow(tree, space.nodes, "")
+    if math.isfinite(size):
+        title = f"space: {size:.0f} point{'' if size == 1 else 's'}"
+    else:
+        title = "space: infinitely many points"
+    tree = Tree(Text(title, style="bold"))
+    _add_nodes(tree, space.nodes, "")
     return tree
 
 
-def _grow(tree: Tree, nodes: Sequence[Node], above: str) -> None:
+def _add_nodes(tree: Tree, nodes: Sequence[Node], prefix: str) -> None:
     for node in nodes:
-        name = node.name.removeprefix(above)
+        name = node.name.removeprefix(prefix)
         match node:
             case Group(options=options):
-                branch = tree.add(
-                    Text(name if len(options) > 1 else f"{name} (fixed)", style="bold")
-                )
-                for option, opened in options.items():
-                    _grow(branch.add(Text(option, style="cyan")), opened, f"{node.name}.{option}.")
+                title = name if len(options) > 1 else f"{name} (fixed)"
+                branch = tree.add(Text(title, style="bold"))
+                for option, children in options.items():
+                    twig = branch.add(Text(option, style="cyan"))
+                    _add_nodes(twig, children, f"{node.name}.{option}.")
             case Leaf(distribution=distribution):
                 tree.add(Text(f"{name}: {describe(distribution)}"))
+            case ListLeaf(item=item, length=str(key)):
+                other = key.rpartition(".")[2]
+                tree.add(Text(f"{name}: list as long as {other}, each {describe(item)}"))
             case ListLeaf(item=item, length=length):
-                long = (
-                    f"as long as {length.rpartition('.')[2]}"
-                    if isinstance(length, str)
-                    else f"of length {describe(length)}"
-                )
+                assert isinstance(length, IntDistribution)
+                long = f"of length {describe(length)}"
                 tree.add(Text(f"{name}: list {long}, each {describe(item)}"))
 
 
 def describe(distribution: BaseDistribution) -> str:
+    """Describes the values of a distribution in a few words: "1 … 9 step 4", "relu | tanh"."""
     match distribution:
         case CategoricalDistribution(choices=choices):
             return " | ".join(map(as_yaml, choices))

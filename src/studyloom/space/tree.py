@@ -1,16 +1,16 @@
 """The search space: a tree in which nesting is the condition.
 
-    model:                       a config group: choosing an option opens what is under it
+    model:                     a config group: the chosen option opens what is nested in it
       mlp:
         hidden: {list: {int: [16, 512], log: true}, length: {int: [1, 3]}}
-        dropout: {list: {float: [0.0, 0.5]}, length: hidden}          as long as `hidden`
+        dropout: {list: {float: [0.0, 0.5]}, length: hidden}      as long as `hidden`
       cnn: {channels: {choice: [8, 16, 32]}}
     optimizer:
-      lr: {float: [1.0e-4, 1.0], log: true}                           not an option: asked whatever is chosen
+      lr: {float: [1.0e-4, 1.0], log: true}       beside the options: searched with each of them
       sgd: {momentum: {float: [0.0, 0.99]}}
 
-Parameter names are paths in this tree (`optimizer.sgd.momentum`); a config key is that path without the options
-(`optimizer.momentum`). A group with a single option is fixed and no parameter.
+A parameter's name is its path in this tree (`optimizer.sgd.momentum`). Its config key is that path
+without the options (`optimizer.momentum`). A group with a single option is fixed, and no parameter.
 """
 
 import functools
@@ -34,7 +34,16 @@ from studyloom.text import is_scalar
 
 @dataclass(frozen=True)
 class Leaf:
-    """One value, written to the config at `key`."""
+    """A node with one value, which is written to the config at `key`.
+
+    `optimizer: {sgd: {momentum: {float: [0.0, 0.99]}}}` has one leaf, of the parameter
+    `optimizer.sgd.momentum` and the key `optimizer.momentum`.
+
+    Attributes:
+        name: the path in the tree; the parameter's name.
+        key: the config key: the path without the options.
+        distribution: the values that are searched.
+    """
 
     name: str
     key: str
@@ -43,7 +52,18 @@ class Leaf:
 
 @dataclass(frozen=True)
 class ListLeaf:
-    """A list of values; `length` is a distribution, or the key of the list whose length this one shares."""
+    """A node with a list of values, which is written to the config at `key`.
+
+    `model: {hidden: {list: {int: [16, 512]}, length: {int: [1, 3]}}}` has the parameter
+    `model.hidden.length` and, if that is 2, the parameters `model.hidden.0` and `model.hidden.1`.
+
+    Attributes:
+        name: the path in the tree; its parameters are `name.length` and `name.0`, `name.1`, …
+        key: the config key: the path without the options.
+        item: the values that are searched for each item.
+        length: the lengths that are searched (a single length needs no parameter), or the key of
+            an earlier list of the same length.
+    """
 
     name: str
     key: str
@@ -53,7 +73,16 @@ class ListLeaf:
 
 @dataclass(frozen=True)
 class Group:
-    """A choice among the options of a config group, each with the nodes that it opens."""
+    """A node that chooses an option of a config group; the option opens the nodes nested in it.
+
+    `model: {mlp: {dropout: …}, cnn: {channels: …}}` is the group `model`. Its parameter `model`
+    chooses `mlp` or `cnn`; `model.cnn.channels` is a parameter only if it chose `cnn`.
+
+    Attributes:
+        name: the path in the tree; the parameter's name if there are several options.
+        key: the config key: the path without the options of outer groups.
+        options: the nodes that each option opens.
+    """
 
     name: str
     key: str
@@ -69,7 +98,15 @@ Node = Leaf | ListLeaf | Group
 
 @dataclass(frozen=True)
 class Parameter:
-    """What a walk asks for: a parameter, its distribution, and the place in the config that it decides."""
+    """A parameter that a walk through the tree asks for.
+
+    Attributes:
+        name: the path in the tree.
+        distribution: its possible values.
+        key: the config key that it decides.
+        role: what it decides there: the option of a group, a value, or a list's length or item.
+        index: the position of the item in its list, from 0.
+    """
 
     name: str
     distribution: BaseDistribution
@@ -80,7 +117,14 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Point:
-    """A place in the space: `choices` by config group, `values` by config key, `params` as Optuna stores them."""
+    """A point of the space: the value of each parameter, and what they make of the config.
+
+    Attributes:
+        choices: the chosen option by Hydra group, such as `model/block`.
+        values: the value by config key.
+        params: the value by parameter name, as Optuna stores it.
+        distributions: the distribution by parameter name.
+    """
 
     choices: dict[str, str] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
@@ -90,13 +134,24 @@ class Point:
 
 @dataclass(frozen=True)
 class Space:
+    """A search space: the nodes at the root of its tree.
+
+    Attributes:
+        nodes: a group comes before the leaves beside its options.
+    """
+
     nodes: tuple[Node, ...]
 
     def walk(self, decide: Callable[[Parameter], Any]) -> Point:
-        """Goes from the root to a point; `decide` answers each parameter that the answers before it have opened."""
+        """Goes from the root to a point.
+
+        Args:
+            decide: returns the value of a parameter; called, in the order of the tree, for each
+                parameter that the earlier values open.
+        """
         point = Point()
 
-        def ask(parameter: Parameter) -> Any:
+        def assign(parameter: Parameter) -> Any:
             value = decide(parameter)
             point.params[parameter.name] = value
             point.distributions[parameter.name] = parameter.distribution
@@ -108,20 +163,20 @@ class Space:
                     case Group(name, key, options):
                         option = next(iter(options))
                         if len(options) > 1:
-                            option = ask(Parameter(name, node.distribution, key, "option"))
+                            option = assign(Parameter(name, node.distribution, key, "option"))
                         point.choices[group_of(key)] = option
                         visit(options[option])
                     case Leaf(name, key, distribution):
-                        point.values[key] = ask(Parameter(name, distribution, key, "value"))
+                        point.values[key] = assign(Parameter(name, distribution, key, "value"))
                     case ListLeaf(name, key, item, length):
                         if isinstance(length, str):
                             count = len(point.values[length])
                         elif length.low == length.high:
                             count = length.low
                         else:
-                            count = ask(Parameter(f"{name}.length", length, key, "length"))
+                            count = assign(Parameter(f"{name}.length", length, key, "length"))
                         point.values[key] = [
-                            ask(Parameter(f"{name}.{i}", item, key, "item", i))
+                            assign(Parameter(f"{name}.{i}", item, key, "item", i))
                             for i in range(count)
                         ]
 
@@ -129,7 +184,7 @@ class Space:
         return point
 
     def suggest(self, trial: BaseTrial) -> Point:
-        """The point that the trial's sampler chooses; one `suggest_*` call a parameter."""
+        """Returns the point that a trial's sampler chooses, by one `suggest_*` call a parameter."""
 
         def decide(parameter: Parameter) -> Any:
             name, distribution = parameter.name, parameter.distribution
@@ -146,7 +201,13 @@ class Space:
         return self.walk(decide)
 
     def default(self, choices: Mapping[str, str], lookup: Callable[[str], Any]) -> Point:
-        """The point at which a composed config stands: its group choices and its values by key."""
+        """Returns the point of a composed config.
+
+        Args:
+            choices: the chosen option of each Hydra group.
+            lookup: returns the config's value at a key; a scalar at the key of a list stands for
+                each of its items.
+        """
 
         def decide(parameter: Parameter) -> Any:
             if parameter.role == "option":
@@ -154,58 +215,38 @@ class Space:
             value = lookup(parameter.key)
             if parameter.role == "length":
                 return len(value)
-            return (
-                value[parameter.index]
-                if parameter.role == "item" and not is_scalar(value)
-                else value
-            )
+            if parameter.role == "item" and not is_scalar(value):
+                return value[parameter.index]
+            return value
 
         return self.walk(decide)
 
     def size(self) -> float:
-        """The number of points; infinite as soon as one range is continuous, or where no float is as large."""
+        """Returns the number of points.
 
-        def of(nodes: Sequence[Node]) -> float:
-            total = 1.0
-            for node in nodes:
-                match node:
-                    case Group(options=options):
-                        total *= sum(of(opened) for opened in options.values())
-                    case Leaf(distribution=distribution):
-                        total *= count_values(distribution)
-                    case ListLeaf(key=key, length=length) if not isinstance(length, str):
-                        shared = [
-                            count_values(other.item)
-                            for other in nodes
-                            if isinstance(other, ListLeaf) and other.length == key
-                        ]
-                        each = math.prod([count_values(node.item), *shared])
-                        total *= sum(
-                            each**n for n in range(length.low, length.high + 1, length.step)
-                        )
-            return total
-
+        It is infinite if a range is continuous, or if no float is as large.
+        """
         try:
-            return of(self.nodes)
+            return _count_points(self.nodes)
         except OverflowError:
             return math.inf
 
     def points(self) -> Iterator[Point]:
-        """Every point of a finite space, depth first.
+        """Yields every point of a finite space, depth first.
 
         Raises:
-            SpaceError: every continuous range, named; a grid needs a `step` or a `choice` there.
+            ConfigError: names every continuous range; a grid needs a `step` or a `choice` there.
         """
-        asked = [node for _, nodes in self.branches() for node in nodes]
-        if endless := [
+        leaves = [node for _, nodes in self.branches() for node in nodes]
+        if continuous := [
             node.name
-            for node in asked
+            for node in leaves
             if isinstance(node, Leaf | ListLeaf)
             and math.isinf(count_values(item_distribution(node)))
         ]:
             way_out = "a grid cannot enumerate a continuous range; give it a step, or a choice"
-            raise ConfigError([f"space.{name}: {way_out}" for name in endless])
-        trail: list[int] = []  # the answer, by index, at each depth of the current walk
+            raise ConfigError([f"space.{name}: {way_out}" for name in continuous])
+        trail: list[int] = []  # the index of the value at each depth of the current walk
         while True:
             widths: list[int] = []
 
@@ -225,11 +266,17 @@ class Space:
 
     @functools.cached_property
     def grid(self) -> tuple[Point, ...]:
-        """All points of a finite space, kept, since each trial has a sampler of its own: 10 000 take 0.2 s."""
+        """All points of a finite space.
+
+        Cached, since each trial has a sampler of its own: 10 000 points take 0.2 s.
+        """
         return tuple(self.points())
 
     def branches(self) -> Iterator[tuple[dict[str, str], tuple[Node, ...]]]:
-        """The group choices that lead to each part of the tree, with the leaves asked there; the root first."""
+        """Yields each branch of the tree: the group choices that lead there, and its leaves.
+
+        The root comes first.
+        """
 
         def below(
             choices: dict[str, str], nodes: Sequence[Node]
@@ -243,7 +290,7 @@ class Space:
         yield from below({}, self.nodes)
 
     def groups(self) -> Iterator[Group]:
-        """Every group of the tree, outer before inner."""
+        """Yields every group of the tree, outer before inner."""
 
         def below(nodes: Sequence[Node]) -> Iterator[Group]:
             for node in nodes:
@@ -256,10 +303,29 @@ class Space:
 
 
 def group_of(key: str) -> str:
-    """The Hydra group of a config key: `model.block` is composed from `model/block`."""
+    """Returns the Hydra group of a config key: `model.block` is composed from `model/block`."""
     return key.replace(".", "/")
 
 
 def item_distribution(node: Leaf | ListLeaf) -> BaseDistribution:
-    """The distribution of a leaf's value, or of each item of a list."""
+    """Returns the distribution of a leaf's value, or of each item of a list."""
     return node.distribution if isinstance(node, Leaf) else node.item
+
+
+def _count_points(nodes: Sequence[Node]) -> float:
+    total = 1.0
+    for node in nodes:
+        match node:
+            case Group(options=options):
+                total *= sum(_count_points(children) for children in options.values())
+            case Leaf(distribution=distribution):
+                total *= count_values(distribution)
+            case ListLeaf(key=key, length=length) if not isinstance(length, str):
+                shared = [
+                    count_values(other.item)
+                    for other in nodes
+                    if isinstance(other, ListLeaf) and other.length == key
+                ]
+                each = math.prod([count_values(node.item), *shared])
+                total *= sum(each**n for n in range(length.low, length.high + 1, length.step))
+    return total

@@ -1,6 +1,6 @@
-"""Every attribute that studyloom stores of a study or a trial: its key, and the type of its value.
+"""The key of every attribute that studyloom stores with a study or a trial, and its value's type.
 
-The keys are part of stored studies: add new ones, and rename none.
+The keys are part of stored studies: add new ones, but never rename one.
 """
 
 # Of a study
@@ -11,9 +11,9 @@ SOURCES = "from"  # list[str]: the earlier studies from which it took its first 
 
 # Of a trial
 SLOT = "slot"  # int: the slot of the ledger that the trial fills
-WORKER = "worker"  # str: the id of the worker that began it
+WORKER = "worker"  # str: the id of the worker that started it
 BASELINE = "baseline"  # True: the trial is the configuration as composed
-ENQUEUED = "enqueued"  # str: the source of a point that was queued before any worker began it
+ENQUEUED = "enqueued"  # str: the source of a point that was queued before any worker started it
 EPOCHS = "epochs"  # dict[str, list[float]]: the learning curve, a column for each quantity
 JOBS = "jobs"  # list[int], a column of EPOCHS: the number of jobs that each epoch is the mean of
 STANDARD_ERROR = "standard_error"  # float, of the value; also a column of EPOCHS, list[float]
@@ -22,4 +22,4 @@ MADE = "made"  # dict[str, Any]: provenance, from which the trial can be trained
 FAILURE = "failure"  # str: the class of failure, such as diverged or timeout
 REASON = "reason"  # str: the failure in one line
 TRACEBACK = "traceback"  # str: the last lines of the traceback
-# Costs of its network are stored under their names, `metrics.COSTS`: float.
+# The costs of a trial's network are stored under their names, `metrics.COSTS`: float.

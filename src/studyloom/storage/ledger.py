@@ -1,9 +1,10 @@
-"""The budget of a study, as one table of our own beside Optuna's: a row for each of its N slots.
+"""The ledger: the budget of a study, as one table of our own beside Optuna's, a row for each slot.
 
-A worker claims a slot before it asks for a trial, in one conditional statement, so that any number of workers,
-re-joins and crashes make exactly `study.trials` trials. A claim is a lease on the database's clock. Whoever claims a
-slot that was handed back, or whose lease has ended, goes on with the trial begun there; the slot's token tells the
-holder before, should it still be alive, that it has lost the slot.
+A worker claims a slot before it asks for a trial, in one conditional statement, so that any number
+of workers, restarts and crashes make exactly `study.trials` trials. A claim is a lease on the
+database's clock. Whoever claims a slot that was released, or whose lease has ended, goes on with
+the trial that was started there; the slot's token tells the previous holder, should it still be
+alive, that it has lost the slot.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Executable,
     Float,
     Integer,
     MetaData,
@@ -36,7 +38,7 @@ from studyloom.processes import host_id, is_alive
 from studyloom.storage.database import RetryingStorage, execute, read
 from studyloom.storage.retry import call_state
 
-Write = Callable[[Connection], None]
+WriteRows = Callable[[Connection], None]
 METADATA = MetaData()
 SLOTS = Table(
     "studyloom_slots",
@@ -47,31 +49,39 @@ SLOTS = Table(
     Column("token", Integer, nullable=False),  # claims so far: an old token has lost the slot
     Column("deaths", Integer, nullable=False),  # claims that ended with their worker
     Column("death", Text),  # how the last of them ended
-    Column("fatal", Integer, nullable=False),  # 1: the trial is not to be tried again
+    Column("fatal", Integer, nullable=False),  # 1: the trial must not be tried again
     Column("trial_id", Integer),
     Column("owner", String(300)),
-    Column(
-        "since", Float(53)
-    ),  # of the claim, and the end of its lease: seconds on the database's clock
-    Column("expires", Float(53)),
+    Column("since", Float(53)),  # start of the claim: seconds on the database's clock
+    Column("expires", Float(53)),  # end of its lease, on the same clock
 )
-# What a worker asks after each epoch, built once: building it took longer than the database does.
+# Statements that a worker runs after each epoch, built once: building one took longer than the
+# database takes to run it. ("slot" and "token" would be taken for columns to set.)
 OWN = all_of(
     SLOTS.c.study_id == bindparam("study"),
-    SLOTS.c.slot == bindparam("place"),
-    SLOTS.c.token == bindparam("claim"),
+    SLOTS.c.slot == bindparam("own_slot"),
+    SLOTS.c.token == bindparam("own_token"),
 )
-STATE = select(SLOTS.c.state).where(OWN)
-LEAVE = (
+OWN_STATE = select(SLOTS.c.state).where(OWN)
+END_CLAIM = (
     update(SLOTS)
     .where(OWN, SLOTS.c.state == "held")
-    .values(state=bindparam("left"), owner=None, expires=None)
+    .values(state=bindparam("next_state"), owner=None, expires=None)
 )
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A slot that this worker holds, with the trial begun there and what befell its holders before."""
+    """A slot that this worker holds, and what happened to its previous holders.
+
+    Attributes:
+        slot: The slot's number, from 0.
+        token: The number of claims on the slot so far, this one included.
+        trial_id: The trial that was started there, if any.
+        deaths: The number of claims on the slot that ended with their worker.
+        death: How the last of those ended.
+        fatal: Whether the trial must not be tried again.
+    """
 
     slot: int
     token: int
@@ -83,7 +93,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class HeldSlot:
-    """A slot that somebody works on, since `age` seconds; its lease has `left` seconds."""
+    """A slot that a worker holds.
+
+    Attributes:
+        owner: The worker's id.
+        trial_id: The trial that was started there, if any.
+        left: Seconds until the lease ends; negative if it has ended.
+        age: Seconds since the slot was claimed.
+    """
 
     owner: str
     trial_id: int | None
@@ -93,16 +110,23 @@ class HeldSlot:
 
 @dataclass(frozen=True)
 class Ledger:
+    """The slots of one study.
+
+    Its methods raise StorageLost if the database stays away.
+
+    Attributes:
+        storage: The database.
+        study_id: The study's id in Optuna's tables.
+    """
+
     storage: RetryingStorage
     study_id: int
 
     def create(self) -> None:
-        """Makes the table, and forgets the slots of a deleted study: SQLite gives its id to the next one."""
+        """Creates the table, and removes a deleted study's slots: SQLite reuses the study's id."""
+        delete = SLOTS.delete().where(self._mine)
         execute(self.storage, METADATA.create_all)
-        execute(
-            self.storage,
-            lambda c: c.execute(SLOTS.delete().where(SLOTS.c.study_id == self.study_id)),
-        )
+        execute(self.storage, lambda connection: connection.execute(delete))
 
     def extend(self, trials: int) -> None:
         """Gives the study at least `trials` slots."""
@@ -114,9 +138,8 @@ class Ledger:
 
         def insert(connection: Connection) -> None:
             if missing := range(connection.execute(count).scalar_one(), trials):
-                connection.execute(
-                    statement, [{"study": self.study_id, "slot": slot} for slot in missing]
-                )
+                rows = [{"study": self.study_id, "slot": slot} for slot in missing]
+                connection.execute(statement, rows)
 
         execute(self.storage, insert)
 
@@ -126,7 +149,7 @@ class Ledger:
 
     @property
     def _now(self) -> ColumnElement[float]:
-        """Seconds since 1970 on the clock of the database: those of the workers may differ by hours."""
+        """Seconds since 1970 on the database's clock: those of the workers may differ by hours."""
         postgresql = self.storage.engine.dialect.name == "postgresql"
         now = (
             "extract(epoch from clock_timestamp())"
@@ -144,18 +167,39 @@ class Ledger:
         *,
         fresh: bool = False,
     ) -> Claim | None:
-        """Takes one of the first `trials` slots for `lease` seconds, one with a trial first.
+        """Takes a slot, one with a trial first.
 
-        A worker holds one slot at a time. What is its own already is a claim whose answer was lost on the way from the
-        database, and is taken again.
+        A worker holds one slot at a time. If it holds one already, the answer to its claim was lost
+        on the way from the database, and it takes that slot again.
 
         Args:
-            make: makes a trial for a slot that has none, in the transaction of the claim, and returns its id.
-            fresh: only one without a trial, that nobody else has held.
+            owner: The worker's id.
+            trials: Only the first so many slots are taken.
+            lease: Seconds until the claim ends unless it is renewed.
+            make: Creates a trial for a slot that has none, in the transaction of the claim, and
+                returns its id.
+            fresh: Whether to take only a slot without a trial that no other worker has held.
 
         Returns:
-            None where all are done, or held by others.
+            The claim; None if all slots are done, or held by others.
         """
+        statement = self._claiming(owner, trials, lease, fresh)
+
+        def take(connection: Connection) -> Claim | None:
+            row = connection.execute(statement).one_or_none()
+            if row is None:
+                return None
+            trial_id = row.trial_id
+            if trial_id is None and make is not None:
+                trial_id = make(connection, row.slot)
+                claimed = all_of(self._mine, SLOTS.c.slot == row.slot)
+                connection.execute(update(SLOTS).where(claimed).values(trial_id=trial_id))
+            return Claim(row.slot, row.token, trial_id, row.deaths, row.death, bool(row.fatal))
+
+        return execute(self.storage, take)
+
+    def _claiming(self, owner: str, trials: int, lease: float, fresh: bool) -> Executable:
+        """Builds the conditional statement that takes a slot and returns the fields of a Claim."""
         own = all_of(SLOTS.c.state == "held", SLOTS.c.owner == owner)
         expired = all_of(
             SLOTS.c.state == "held", SLOTS.c.owner != owner, SLOTS.c.expires < self._now
@@ -172,7 +216,7 @@ class Ledger:
             .limit(1)
             .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer at a time
         )
-        statement = (
+        return (
             update(SLOTS)
             .where(takeable, SLOTS.c.slot == first.scalar_subquery())
             .values(
@@ -187,34 +231,34 @@ class Ledger:
             .returning(*(SLOTS.c[name] for name in Claim.__dataclass_fields__))
         )
 
-        def take(connection: Connection) -> Claim | None:
-            row = connection.execute(statement).one_or_none()
-            if row is None:
-                return None
-            trial_id = row.trial_id
-            if trial_id is None and make is not None:
-                trial_id = make(connection, row.slot)
-                mine = all_of(self._mine, SLOTS.c.slot == row.slot)
-                connection.execute(update(SLOTS).where(mine).values(trial_id=trial_id))
-            return Claim(row.slot, row.token, trial_id, row.deaths, row.death, bool(row.fatal))
+    def renew(self, claim: Claim, lease: float, write: WriteRows | None = None) -> bool:
+        """Extends a claim, in one transaction with whatever else there is to write.
 
-        return execute(self.storage, take)
-
-    def renew(self, claim: Claim, lease: float, write: Write | None = None) -> bool:
-        """Lets a claim last `lease` seconds from now, in one transaction with what else there is to write.
+        Args:
+            claim: The claim.
+            lease: Seconds from now until it ends.
+            write: Writes further rows; it must bear being called twice.
 
         Returns:
-            False if it is another's by now; then nothing was written.
+            False if another worker has the slot by now; then nothing was written.
         """
-        return self._set(self._renewal, claim, "held", write, lease=lease)
+        return self._update(self._renewal, claim, "held", write, lease=lease)
 
-    def finish(self, claim: Claim, write: Write | None = None) -> bool:
-        """Ends a claim, its slot is done; as `renew`."""
-        return self._set(LEAVE, claim, "done", write, left="done")
+    def finish(self, claim: Claim, write: WriteRows | None = None) -> bool:
+        """Ends a claim whose slot is done.
+
+        Args:
+            claim: The claim.
+            write: Writes further rows, as for `renew`.
+
+        Returns:
+            False if another worker has the slot by now; then nothing was written.
+        """
+        return self._update(END_CLAIM, claim, "done", write, next_state="done")
 
     def release(self, claim: Claim) -> None:
-        """Hands a slot back, with the trial begun there."""
-        self._set(LEAVE, claim, "free", left="free")
+        """Gives a slot back, with the trial that was started there."""
+        self._update(END_CLAIM, claim, "free", next_state="free")
 
     @cached_property
     def _renewal(self) -> Update:
@@ -224,36 +268,59 @@ class Ledger:
             .values(expires=self._now + bindparam("lease"))
         )
 
-    def _set(
+    def _update(
         self,
         statement: Update,
         claim: Claim,
         state: str,
-        write: Write | None = None,
+        write: WriteRows | None = None,
         **values: object,
     ) -> bool:
-        own = {"study": self.study_id, "place": claim.slot, "claim": claim.token}
+        """Updates the slot of a claim that still holds, and writes further rows.
+
+        Args:
+            statement: Updates no row if the claim no longer holds.
+            claim: The claim.
+            state: The state of the slot afterwards.
+            write: Writes further rows.
+            values: Of the parameters of the statement.
+        """
+        own = {"study": self.study_id, "own_slot": claim.slot, "own_token": claim.token}
 
         def work(connection: Connection) -> bool:
             if not connection.execute(statement, own | values).rowcount:
-                # Ended by a try whose COMMIT was done and whose answer was lost.
-                return call_state.uncertain and connection.execute(STATE, own).scalar() == state
+                # An earlier try may have done its COMMIT, and only the answer was lost.
+                return call_state.uncertain and connection.execute(OWN_STATE, own).scalar() == state
             if write is not None:
                 write(connection)
             return True
 
         return execute(self.storage, work)
 
-    def renew_for(self, owners: Sequence[str], lease: float) -> None:
-        """Lets what these workers hold last `lease` seconds from now: whoever started them sees them alive."""
+    def renew_for(self, workers: Sequence[str], lease: float) -> None:
+        """Extends the claims of workers for their supervisor, which sees that they are alive.
+
+        Args:
+            workers: Ids of workers.
+            lease: Seconds from now until their claims end; a later end stays.
+        """
         longer = any_of(SLOTS.c.expires.is_(None), SLOTS.c.expires < self._now + lease)
         statement = (
-            update(SLOTS).where(self._held_by(owners), longer).values(expires=self._now + lease)
+            update(SLOTS).where(self._held_by(workers), longer).values(expires=self._now + lease)
         )
         execute(self.storage, lambda connection: connection.execute(statement))
 
     def record_death(self, owner: str, death: str, *, fatal: bool = False) -> int:
-        """Hands back what a dead worker held, and writes down how it ended; how many slots that were."""
+        """Releases what a dead worker held, and records how it ended.
+
+        Args:
+            owner: The worker's id.
+            death: How it ended, in a few words.
+            fatal: Whether the trial that it ran must not be tried again.
+
+        Returns:
+            The number of slots that it held.
+        """
         statement = (
             update(SLOTS)
             .where(self._held_by([owner]))
@@ -269,46 +336,51 @@ class Ledger:
         return int(execute(self.storage, lambda connection: connection.execute(statement).rowcount))
 
     def record_gone(self) -> None:
-        """Buries the workers of this host whose process is gone, without waiting for their leases to end."""
+        """Records the deaths of this host's workers whose process is gone, before leases end."""
         for held in self.held():
-            name, _, pid = held.owner.rpartition(":")
-            if name == host_id() and not is_alive(int(pid)):
+            host, _, pid = held.owner.rpartition(":")
+            if host == host_id() and not is_alive(int(pid)):
                 self.record_death(held.owner, "its process is gone")
 
-    def overdue(self, owners: Sequence[str], limit: float) -> list[str]:
-        """Those of the workers whose claim is older than `limit` seconds."""
-        late = select(SLOTS.c.owner).where(self._held_by(owners), SLOTS.c.since < self._now - limit)
+    def overdue(self, workers: Sequence[str], limit: float) -> list[str]:
+        """Selects the workers whose claim is older than `limit` seconds.
+
+        Args:
+            workers: Ids of workers.
+            limit: Seconds since they claimed their slots.
+        """
+        late = select(SLOTS.c.owner).where(
+            self._held_by(workers), SLOTS.c.since < self._now - limit
+        )
         return list(read(self.storage, lambda connection: connection.execute(late).scalars().all()))
 
     @staticmethod
-    def _held_by(owners: Sequence[str]) -> ColumnElement[bool]:
-        """In whatever study of the database: a worker goes from one stage of a run to the next."""
-        return all_of(SLOTS.c.owner.in_(owners), SLOTS.c.state == "held")
+    def _held_by(workers: Sequence[str]) -> ColumnElement[bool]:
+        """In every study of the database: a worker goes from one stage of a run to the next."""
+        return all_of(SLOTS.c.owner.in_(workers), SLOTS.c.state == "held")
 
     def todo(self, trials: int) -> int:
-        """How many of the first `trials` slots are not done."""
-        open_ = select(func.count()).where(
+        """Counts those of the first `trials` slots that are not done."""
+        count = select(func.count()).where(
             self._mine, SLOTS.c.slot < trials, SLOTS.c.state != "done"
         )
-        return int(read(self.storage, lambda connection: connection.execute(open_).scalar_one()))
+        return int(read(self.storage, lambda connection: connection.execute(count).scalar_one()))
 
     def counts(self) -> dict[str, int]:
-        """How many slots are free, held and done."""
-        states = select(SLOTS.c.state, func.count()).where(self._mine).group_by(SLOTS.c.state)
-        rows = read(self.storage, lambda connection: connection.execute(states).all())
+        """Counts the slots that are free, held and done."""
+        query = select(SLOTS.c.state, func.count()).where(self._mine).group_by(SLOTS.c.state)
+        rows = read(self.storage, lambda connection: connection.execute(query).all())
         return {"free": 0, "held": 0, "done": 0} | {str(state): int(n) for state, n in rows}
 
     def held(self) -> list[HeldSlot]:
-        """Who works on what."""
-        left, age = (
-            (SLOTS.c.expires - self._now).label("left"),
-            (self._now - SLOTS.c.since).label("age"),
-        )
-        rows = (
+        """Lists the slots that workers hold, in the order of the workers' ids."""
+        left = (SLOTS.c.expires - self._now).label("left")
+        age = (self._now - SLOTS.c.since).label("age")
+        query = (
             select(SLOTS.c.owner, SLOTS.c.trial_id, left, age)
             .where(self._mine, SLOTS.c.state == "held")
             .order_by(SLOTS.c.owner)
         )
         return read(
-            self.storage, lambda connection: [HeldSlot(*row) for row in connection.execute(rows)]
+            self.storage, lambda connection: [HeldSlot(*row) for row in connection.execute(query)]
         )

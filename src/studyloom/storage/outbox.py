@@ -1,4 +1,4 @@
-"""Storage calls in order, done by a thread: training goes on while the database is away or slow."""
+"""Storage calls in order, made by a thread: training goes on while the database is away or slow."""
 
 import threading
 import time
@@ -13,15 +13,16 @@ POLL = 0.02  # seconds between looks whether the database is away
 
 
 class Outbox(Generic[T]):
-    """Posts what it is sent, one after the other, from a thread that lives as long as the body of a `with`.
+    """Posts items one after the other, from a thread that lives as long as the body of a `with`.
 
-    A sender waits until all is posted, unless the database is away: then it goes on, and hears of a failure with a
-    later call. What comes after a failure is dropped. At the end of the body the rest is posted; when the body was left
-    by an exception too, since what was sent before came first. Only what is no Exception (Stopped, Ctrl-C) drops it.
+    A sender waits until everything is posted, unless the database is away: then it goes on, and a
+    later call raises the failure, if there is one. Items after a failure are dropped. At the end of
+    the body the rest is posted; also if the body was left by an exception, since what was sent
+    before came first. Only an exception that is not an Exception (Stopped, Ctrl-C) drops the rest.
 
     Args:
-        post: what to do with each; an exception of its is raised by the next `send`, or at the end.
-        is_away: whether the database is.
+        post: Called with each item. The next `send`, or the end of the body, raises what it raises.
+        is_away: Returns whether the database is away.
     """
 
     def __init__(self, post: Callable[[T], None], is_away: Callable[[], bool]) -> None:
@@ -48,10 +49,12 @@ class Outbox(Generic[T]):
             with self._changed:
                 self._closed = True
                 self._changed.notify_all()
+            # A daemon that still runs when the interpreter ends may abort the process.
             if not self._items or self._error is not None:
-                self._thread.join()  # a daemon that still runs when the interpreter ends may abort the process
+                self._thread.join()
 
     def send(self, item: T) -> None:
+        """Adds an item, and waits until it is posted or the database turns out to be away."""
         with self._changed:
             self._items.append(item)
             self._changed.notify_all()

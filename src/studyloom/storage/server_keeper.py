@@ -1,4 +1,10 @@
-"""TODO storage.server_keeper."""
+"""The keeper of an embedded PostgreSQL server: a process that starts, restarts and stops it.
+
+It is run as `python -I server_keeper.py FOLDER PROGRAMS`, by its path and isolated from the user's
+packages, so that neither PYTHONPATH nor the working directory can change what it runs. Therefore,
+and so that a keeper takes 10 MB and some hundredths of a second, it imports nothing but the
+standard library: no module of studyloom either, which is why it names its temporary files itself.
+"""
 
 import ctypes
 import fcntl
@@ -16,13 +22,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-SCHEME = "embedded_postgres"  # of URLs: embedded_postgres:///folder, or with four slashes for an absolute one
+# Of URLs: embedded_postgres:///folder, or with four slashes for an absolute path.
+SCHEME = "embedded_postgres"
 ROLE = "studyloom"
-START_TIMEOUT = 60.0  # seconds in which a server is ready or has failed; on an idle disk it takes 0.2, after a crash longer
+# Seconds in which a server is ready or has failed; on an idle disk it takes 0.2, after a crash
+# longer.
+START_TIMEOUT = 60.0
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
-    "unix_socket_directories": "",  # a socket's path has room for 107 bytes, a run directory's may be longer
-    "max_connections": "500",  # two for each worker; a server starts as fast as with the 100 that are its default
+    # A socket's path has room for 107 bytes, and the path of a run directory may be longer.
+    "unix_socket_directories": "",
+    # Two for each worker; a server starts as fast as with 100, its default.
+    "max_connections": "500",
     "timezone": "UTC",
     "log_timezone": "UTC",
 }
@@ -31,10 +42,12 @@ CLONE_NEWUSER, PR_SET_PDEATHSIG = 0x10000000, 1
 
 
 def open_lock(path: Path) -> int:
+    """Opens a file to lock, creates it if need be, and returns its descriptor."""
     return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def try_lock(lock: int) -> bool:
+    """Takes the exclusive lock of an open file; False if another process has it locked."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -43,13 +56,18 @@ def try_lock(lock: int) -> bool:
 
 
 def main(folder: Path, programs: Path) -> None:
-    """Starts a keeper in the background; ends when its server is ready, or with why it is not."""
+    """Starts a keeper in the background, and exits once its server is ready or has failed.
+
+    Args:
+        folder: The folder of the server; it exists.
+        programs: The folder of the programs initdb and postgres.
+    """
     reading, writing = os.pipe()
     if os.fork():
         os.close(writing)
         with os.fdopen(reading) as pipe:
-            said = pipe.read()
-        sys.exit(0 if said == "ready" else said or 1)
+            outcome = pipe.read()
+        sys.exit(0 if outcome == "ready" else outcome or 1)
     os.setsid()
     with open(folder / "server.log", "ab", buffering=0) as log:
         for number in (1, 2):  # 0 is the null device
@@ -58,20 +76,26 @@ def main(folder: Path, programs: Path) -> None:
         try:
             lock = open_lock(folder / "keeper.lock")
             fcntl.flock(lock, fcntl.LOCK_EX)
-            become = server_user(folder)
-            prepare(folder, programs, become)
-            server = start(folder, programs, become)
+            user = server_user(folder)
+            prepare(folder, programs, user)
+            server = start(folder, programs, user)
         except (OSError, subprocess.SubprocessError) as error:
             pipe.write(" ".join(str(error).split()))
             sys.exit(1)
         pipe.write("ready")
-    keep(folder, lambda: start(folder, programs, become), server)
+    keep(folder, lambda: start(folder, programs, user), server)
 
 
 def keep(
     folder: Path, start: Callable[[], "subprocess.Popen[bytes]"], server: "subprocess.Popen[bytes]"
 ) -> None:
-    """Waits until nobody uses the server, starting it again when it dies, and then stops it."""
+    """Waits until no process uses the server, restarts it if it dies, and then stops it.
+
+    Args:
+        folder: The folder of the server.
+        start: Starts another server.
+        server: The server that runs.
+    """
     users = open_lock(folder / "users.lock")
     while not try_lock(users):
         if server.poll() is not None:
@@ -85,8 +109,17 @@ def keep(
             return
 
 
-def prepare(folder: Path, programs: Path, become: dict[str, Any]) -> None:
-    """Makes password and database where they are missing: beside, and renamed when they are whole."""
+def prepare(folder: Path, programs: Path, user: dict[str, Any]) -> None:
+    """Creates password and database if there are none; the database gets its name once it is whole.
+
+    Args:
+        folder: The folder of the server.
+        programs: The folder of the program initdb.
+        user: Arguments of subprocess, as `server_user` returns them.
+
+    Raises:
+        OSError: The database cannot be created.
+    """
     if (folder / "data").is_dir():
         return
     shutil.rmtree(folder / "data.new", ignore_errors=True)
@@ -95,7 +128,7 @@ def prepare(folder: Path, programs: Path, become: dict[str, Any]) -> None:
     with os.fdopen(open_lock(password), "r+") as file:
         file.truncate()
         file.write(secrets.token_urlsafe(24))
-    owner = become.get("user")
+    owner = user.get("user")
     for path in (folder / "data.new", password):
         if owner is not None:
             os.chown(path, owner, -1)
@@ -105,56 +138,76 @@ def prepare(folder: Path, programs: Path, become: dict[str, Any]) -> None:
         "--encoding=UTF8",
         "--locale=C",
     ]
-    made = subprocess.run(
+    initdb = subprocess.run(
         [programs / "initdb", *settings, "--auth=scram-sha-256", f"--pwfile={password}"],
-        **become,
+        **user,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )
-    if made.returncode:
-        raise OSError(made.stderr.strip() or "its database could not be made")
+    if initdb.returncode:
+        raise OSError(initdb.stderr.strip() or "its database could not be created")
     (folder / "data.new").rename(folder / "data")
 
 
-def start(folder: Path, programs: Path, become: dict[str, Any]) -> "subprocess.Popen[bytes]":
-    """A server that is ready, on the port that it had before if that is free. Raises OSError with its last words."""
-    ended = time.monotonic() + START_TIMEOUT
-    clear(folder / "data", ended)
-    enter = become.get("preexec_fn", lambda: None)
+def start(folder: Path, programs: Path, user: dict[str, Any]) -> "subprocess.Popen[bytes]":
+    """Starts a server, on its previous port if that is free.
 
-    def follow() -> None:
-        enter()
+    Args:
+        folder: The folder of the server, with a database in it.
+        programs: The folder of the program postgres.
+        user: Arguments of subprocess, as `server_user` returns them.
+
+    Returns:
+        The process of a server that is ready.
+
+    Raises:
+        OSError: The server did not become ready; with the last lines of its log.
+    """
+    deadline = time.monotonic() + START_TIMEOUT
+    clear(folder / "data", deadline)
+    become_user = user.get("preexec_fn", lambda: None)
+
+    def before_exec() -> None:
+        become_user()
         with suppress(AttributeError):  # only Linux has it
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)  # it goes with its keeper
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)  # it ends with its keeper
 
-    settings = [
-        f"--{name}={value}" for name, value in (SETTINGS | {"port": str(free_port(folder))}).items()
-    ]
+    settings = SETTINGS | {"port": str(free_port(folder))}
     log = folder / "server.log"
     with log.open("ab") as output:
-        before = output.tell()
+        log_size = output.tell()
         server = subprocess.Popen(
-            [programs / "postgres", "-D", folder / "data", *settings],
-            **become | {"preexec_fn": follow},
+            [
+                *(programs / "postgres", "-D", folder / "data"),
+                *(f"--{name}={value}" for name, value in settings.items()),
+            ],
+            **user | {"preexec_fn": before_exec},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    while server.poll() is None and time.monotonic() < ended:
+    while server.poll() is None and time.monotonic() < deadline:
         lines = read_lines(folder / "data" / "postmaster.pid")
         if len(lines) > 7 and lines[7].strip() == "ready" and lines[0] == str(server.pid):
             return server
         time.sleep(0.02)
     server.kill()
-    said = log.read_bytes()[before:].decode(errors="replace").splitlines()
-    raise OSError(" ".join(said[-3:]) or f"the server was not ready in {START_TIMEOUT:g} s")
+    logged = log.read_bytes()[log_size:].decode(errors="replace").splitlines()
+    raise OSError(" ".join(logged[-3:]) or f"the server was not ready in {START_TIMEOUT:g} s")
 
 
-def clear(data: Path, ended: float) -> None:
-    """Waits for the server of a keeper that was killed, and removes what a killed server has left: its number may be
-    that of another process by now, and then the next one would not start."""
-    while (lines := read_lines(data / "postmaster.pid")) and time.monotonic() < ended:
+def clear(data: Path, deadline: float) -> None:
+    """Waits for the server of a keeper that was killed, and removes what a killed server has left.
+
+    The process id in its file may be that of another process by now, and then the next server would
+    not start.
+
+    Args:
+        data: The folder of the database.
+        deadline: When to stop waiting, on the monotonic clock.
+    """
+    while (lines := read_lines(data / "postmaster.pid")) and time.monotonic() < deadline:
         arguments = f"/proc/{lines[0]}/cmdline"
         try:
             ours = os.fsencode(data) in Path(arguments).read_bytes().split(b"\0")
@@ -167,6 +220,7 @@ def clear(data: Path, ended: float) -> None:
 
 
 def read_lines(path: Path) -> list[str]:
+    """Reads the lines of a text file; none if it cannot be read."""
     try:
         return path.read_text().splitlines()
     except OSError:
@@ -174,27 +228,33 @@ def read_lines(path: Path) -> list[str]:
 
 
 def free_port(folder: Path) -> int:
-    """A free port, written down: the last one if it is free, for whoever still knows the server by it."""
-    last = read_lines(folder / "port")
-    for port in (int(last[0]) if last else 0, 0):
+    """Finds a free port and writes it down: the previous one if it is free, since users know it."""
+    previous = read_lines(folder / "port")
+    for candidate in (int(previous[0]) if previous else 0, 0):
         with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # connections of its own may linger there
-            probe.bind(("127.0.0.1", port))
-            found = int(probe.getsockname()[1])
-            beside = folder / f"port.{os.getpid()}"
-            beside.write_text(str(found))
-            beside.replace(folder / "port")
-            return found
+            # Connections of the previous server may linger there.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", candidate))
+            port = int(probe.getsockname()[1])
+            temporary = folder / f"port.{os.getpid()}"
+            temporary.write_text(str(port))
+            temporary.replace(folder / "port")
+            return port
     raise OSError("no port is free on 127.0.0.1")
 
 
 def server_user(folder: Path) -> dict[str, Any]:
-    """How a process is started that root starts for PostgreSQL, which refuses to run as root.
+    """Finds out as which user to start the server: PostgreSQL refuses to run as root.
 
-    In a user namespace it is `nobody` by name, and has root's files and nothing more. Where the system forbids those
-    (a container), it is `nobody` in truth and is given the folder of the database.
+    For root it is started in a user namespace, where it is `nobody` by name and has root's files
+    and nothing more. If the system forbids those (a container), it really runs as `nobody`, and is
+    given the folder of the database.
+
+    Args:
+        folder: The folder of the server; `nobody` is allowed to enter it if need be.
+
+    Returns:
+        Arguments of subprocess.
     """
     if os.geteuid():
         return {}

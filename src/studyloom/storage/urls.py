@@ -1,4 +1,4 @@
-"""TODO storage.urls."""
+"""Storage URLs: parsed once, with the driver that studyloom uses, and shown without passwords."""
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -6,32 +6,48 @@ from sqlalchemy.exc import ArgumentError
 from studyloom.errors import StorageError
 
 
-def parse_url(url: str) -> URL:
-    """A storage URL with the driver that we use; relative SQLite paths stay relative to the working directory."""
+def parse_url(url: str | URL) -> URL:
+    """Parses a storage URL and checks that studyloom supports it.
+
+    Relative SQLite paths stay relative to the working directory.
+
+    Args:
+        url: A URL such as sqlite:///folder/study.db or postgresql://user@host/name. One that has
+            been parsed comes back equal.
+
+    Returns:
+        The URL with psycopg 3 as PostgreSQL's driver, and the password where SQLAlchemy hides it.
+
+    Raises:
+        StorageError: It cannot be parsed, or names another kind of database or one in memory.
+    """
     try:
         address = make_url(url)
     except ArgumentError:
+        # What was given may hold a password anywhere, so that it is not shown.
         raise StorageError(
-            "storage.url: this is no database URL; write sqlite:///folder/study.db or postgresql://user@host/name"
+            "storage.url must be a database URL, such as sqlite:///folder/study.db or "
+            "postgresql://user@host/name"
         ) from None
     match address.get_backend_name():
         case "postgresql" | "postgres":
-            if isinstance(
-                password := address.query.get("password"), str
-            ):  # libpq's other place for it
+            # libpq also takes the password from the query.
+            if isinstance(password := address.query.get("password"), str):
                 address = address.difference_update_query(["password"]).set(password=password)
             return address.set(drivername="postgresql+psycopg")
         case "sqlite" if address.database and address.database != ":memory:":
             return address
         case "sqlite":
             raise StorageError(
-                f"storage.url: {url} is a database in memory, which workers cannot share; name a file"
+                "storage.url must name a file, since workers cannot share a database in memory; "
+                f"got sqlite://{f'/{address.database}' if address.database else ''}"
             )
     raise StorageError(
-        f"storage.url: {without_password(address)} is neither SQLite nor PostgreSQL, the databases that studyloom is tested on"
+        "storage.url must name a SQLite or PostgreSQL database, the ones that studyloom is tested "
+        f"on; got {without_password(address)}"
     )
 
 
 def without_password(address: URL) -> str:
-    """A URL for people, without its password."""
+    """Formats a URL for people, with *** in place of its password."""
     return address.render_as_string(hide_password=True)

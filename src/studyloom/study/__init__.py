@@ -10,6 +10,7 @@ __all__ = [
     "provenance",
     "replay",
     "reporter",
+    "rows",
     "stopping",
     "stopwatch",
     "stored_study",

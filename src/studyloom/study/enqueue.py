@@ -1,7 +1,7 @@
-"""Trials that are queued before any worker begins: the points of a warm start.
+"""Queues the points of a warm start as trials, before any worker begins.
 
-Each becomes a waiting trial in a free slot of the ledger. From there it is like a trial that was
-handed back: it has one owner, and the budget stays what it is.
+Each becomes a waiting trial in a free slot of the ledger. From then on it is like a trial that a
+worker released: one worker at a time claims it, and the budget stays the same.
 """
 
 import os
@@ -25,10 +25,15 @@ LEASE = 60.0  # seconds that a slot is held while its trial is made
 
 
 def open_source(source: str) -> StoredStudy:
-    """The study of a run directory, or of a database: `URL#NAME`, or the URL alone where it holds but one.
+    """Opens an earlier study.
+
+    Args:
+        source: a run directory, or a study in a database as `URL#NAME`; `URL` alone will do if the
+            database holds only one study.
 
     Raises:
-        ConfigError, StorageError: there is none.
+        ConfigError: the folder is not a run directory.
+        StorageError: there is no such database, or no such study in it.
     """
     if "://" not in source:
         url, name = read_run(Path(source))
@@ -45,10 +50,14 @@ def open_source(source: str) -> StoredStudy:
 
 
 def ranked_trials(source: str) -> list[FrozenTrial]:
-    """The feasible trials of an earlier study, the best first.
+    """Returns the feasible trials of an earlier study, the best first.
+
+    Args:
+        source: as for `open_source`.
 
     Raises:
-        ConfigError, StorageError: there is no such study.
+        ConfigError: the folder is not a run directory.
+        StorageError: there is no such database, or no such study in it.
     """
     earlier = open_source(source)
     try:
@@ -58,17 +67,28 @@ def ranked_trials(source: str) -> list[FrozenTrial]:
 
 
 def known_sources(stored: StoredStudy) -> list[str]:
+    """Returns the earlier studies from which a study took points."""
     return list(stored.optuna.user_attrs.get(SOURCES, []))
 
 
 def enqueue(
     stored: StoredStudy, starts: WarmStarts, trials: int, url: str, *, baseline: Point | None
 ) -> int:
-    """Makes a waiting trial of each point that no trial of the study has tried, and says how many found no slot.
+    """Queues each point that no trial of the study has tried.
 
-    Before the first of all, one for the baseline, which is trial 0.
+    The baseline is queued before the first point, because it is trial 0.
+
+    Args:
+        stored: the study.
+        starts: the points, and the earlier study they come from.
+        trials: the budget of the study.
+        url: of its database.
+        baseline: the point of the baseline; None if the study has none.
+
+    Returns:
+        How many points found no free slot.
     """
-    left = 0
+    left_out = 0
     with exclusive(url):
         tried = [trial.params for trial in stored.trials()]
         if not tried and baseline is not None and starts.points:
@@ -78,13 +98,14 @@ def enqueue(
         for start in starts.points:
             if start.point.params not in tried:
                 tried.append(start.point.params)
-                left += not _enqueue_point(stored, start.point, start.source, trials)
+                left_out += not _enqueue_point(stored, start.point, start.source, trials)
         if starts.source is not None and starts.source not in known_sources(stored):
             stored.optuna.set_user_attr(SOURCES, [*known_sources(stored), starts.source])
-    return left
+    return left_out
 
 
 def _enqueue_point(stored: StoredStudy, point: Point, source: str, trials: int) -> bool:
+    """Makes a waiting trial of a point, and returns whether there was a free slot for it."""
     ledger = stored.ledger
 
     def make(connection: Connection, slot: int) -> int:

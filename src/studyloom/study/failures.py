@@ -1,9 +1,17 @@
-"""Why a trial came to nothing: a class and a reason, for people and for the sampler."""
+"""Why a trial failed, for people and for the sampler, and how many trials failed for which reason.
+
+Importing this module imports no torch: `studyloom status` uses it.
+"""
 
 import traceback
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from optuna.trial import FrozenTrial, TrialState
+
 from studyloom.errors import Diverged, Infeasible, TimedOut, UndefinedMetric
+from studyloom.storage.attributes import FAILURE, REASON
 
 TRACEBACK_LINES = 12
 DIVERGED = "diverged"
@@ -11,24 +19,34 @@ OUT_OF_MEMORY = "out_of_memory"
 TIMEOUT = "timeout"
 CRASHED = "crashed"
 ERROR = "error"
-INFEASIBLE = "infeasible"  # its network costs more than it may
-UNDEFINED = "undefined"  # the metric is no number
-# A region where training diverges or does not fit is to be left alone. Samplers look at complete and pruned trials
-# only, so these end as pruned ones whose constraint is broken: of failed ones the sampler would learn nothing.
+INFEASIBLE = "infeasible"  # the network costs more than it may
+UNDEFINED = "undefined"  # the metric is not a finite number
+UNEXPLAINED = "unexplained"  # nothing is stored, as when another program ended the trial
+# The sampler is to avoid a region where training diverges or does not fit. Samplers look only at
+# complete and pruned trials, so these end as pruned with a broken constraint: from trials in the
+# state FAIL the sampler would learn nothing.
 TEACHES = (DIVERGED, OUT_OF_MEMORY, INFEASIBLE)
-MISTAKES = (ERROR, UNDEFINED)  # of the user's code: where all trials end so, the study stops
+MISTAKES = (ERROR, UNDEFINED)  # in the user's code: the study stops if all trials end this way
 
 
 @dataclass(frozen=True)
 class Failure:
+    """Why one trial failed.
+
+    Args:
+        kind: the kind of failure, such as DIVERGED.
+        reason: one line for people.
+        details: the end of the traceback; empty unless the kind is ERROR.
+    """
+
     kind: str
     reason: str
     details: str = ""
 
 
 def explain(error: BaseException) -> Failure:
-    """What to store of an exception that ended a trial."""
-    import torch  # whoever only asks for names, such as `studyloom status`, needs no torch
+    """Returns what to store about an exception that ended a trial."""
+    import torch  # here, because importing this module must not import torch
 
     reason = f"{type(error).__name__}: {error}"
     match error:
@@ -46,3 +64,69 @@ def explain(error: BaseException) -> Failure:
             return Failure(TIMEOUT, str(error))
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
     return Failure(ERROR, reason, "\n".join(lines[-TRACEBACK_LINES:]))
+
+
+@dataclass(frozen=True)
+class FailureCount:
+    """The failed trials of one kind.
+
+    Args:
+        kind: the kind of failure, such as DIVERGED or UNEXPLAINED.
+        trials: the failed trials, by number; at least one.
+    """
+
+    kind: str
+    trials: Sequence[FrozenTrial]
+
+    @property
+    def count(self) -> int:
+        return len(self.trials)
+
+    @property
+    def reason(self) -> str:
+        """The reason that the last of the trials stored."""
+        return _reason(self.trials[-1])
+
+    @property
+    def first_reason(self) -> str:
+        """The reason that the first of the trials stored."""
+        return _reason(self.trials[0])
+
+    def by_reason(self) -> dict[str, list[FrozenTrial]]:
+        """Returns the trials by their reason, in the order in which the reasons first occurred."""
+        trials: dict[str, list[FrozenTrial]] = {}
+        for trial in self.trials:
+            trials.setdefault(_reason(trial), []).append(trial)
+        return trials
+
+
+def outcome(trial: FrozenTrial) -> str:
+    """Returns how a trial ended, or its state: complete, pruned, failed, running or waiting.
+
+    A trial that diverged has failed, although the sampler sees it as pruned.
+    """
+    if FAILURE in trial.user_attrs or trial.state == TrialState.FAIL:
+        return "failed"
+    return trial.state.name.lower()
+
+
+def count_failures(trials: Sequence[FrozenTrial]) -> list[FailureCount]:
+    """Counts the failed trials by kind, the most frequent kind first.
+
+    Args:
+        trials: the trials of a study, by number; those that did not fail are skipped.
+    """
+    failed = [trial for trial in trials if outcome(trial) == "failed"]
+    counts = Counter(_kind(trial) for trial in failed)
+    return [
+        FailureCount(kind, [trial for trial in failed if _kind(trial) == kind])
+        for kind, _ in counts.most_common()
+    ]
+
+
+def _kind(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs.get(FAILURE, UNEXPLAINED))
+
+
+def _reason(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs.get(REASON, "no reason is stored"))

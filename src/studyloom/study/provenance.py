@@ -1,4 +1,7 @@
-"""What a trial was made of and with: enough to train it again, and to say why it may come out otherwise."""
+"""What a trial was made from, and with what: its configuration, seeds, data and environment.
+
+That is enough to train it again, and to explain why the result may differ.
+"""
 
 import functools
 import json
@@ -21,11 +24,17 @@ from studyloom.storage.attributes import MADE
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a trial stores of itself, as one JSON object of about 1.2 kB.
+    """What a trial stores about its making, as one JSON object of about 1.2 kB.
 
-    config: its resolved sections, without data.root. seed: of the trial; study_seed decides the folds. data: the digest
-    of what it was trained on. in_turn: whether its jobs were trained one after the other. device: cpu or cuda. claims:
-    workers that had a part in it; environment: of the last.
+    Args:
+        config: the resolved sections, without data.root.
+        seed: of the trial.
+        study_seed: of the study; it decides the folds.
+        data: the digest of the training data.
+        in_turn: whether the jobs were trained one after the other.
+        device: cpu or cuda.
+        claims: how many workers claimed the trial.
+        environment: of the last of these workers.
     """
 
     config: dict[str, Any]
@@ -38,27 +47,36 @@ class Provenance:
     environment: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values; what JSON has no word for, such as a path, as its text."""
-        made: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
-        return made
+        """Returns plain values; a value that JSON does not know, such as a path, becomes text."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return plain
 
     @classmethod
-    def read(cls, made: Mapping[str, Any]) -> "Provenance":
-        """The same from a database, which anybody may have written.
+    def read(cls, stored: Mapping[str, Any]) -> "Provenance":
+        """Reads a provenance from a database, which anybody may have written.
+
+        Args:
+            stored: what `as_json` returned.
 
         Raises:
-            ValueError: a part is missing or of another kind.
+            ValueError: a field is missing or has the wrong type.
         """
-        wanted = {field.name: field.type for field in fields(cls)}
+        names = [field.name for field in fields(cls)]
         kinds = {"config": dict, "data": str, "device": str, "environment": dict}
-        wrong = [name for name in wanted if not isinstance(made.get(name), kinds.get(name, int))]
+        wrong = [name for name in names if not isinstance(stored.get(name), kinds.get(name, int))]
         if wrong:
-            raise ValueError(f"in its attribute `{MADE}` there is no usable {', '.join(wrong)}")
-        return cls(**{name: made[name] for name in wanted})
+            raise ValueError(
+                f"its attribute `{MADE}` must have all fields; no usable {', '.join(wrong)}"
+            )
+        return cls(**{name: stored[name] for name in names})
 
 
 def current_environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device, threads and commit: where one of them differs, the same trial may come out otherwise."""
+    """Returns versions, device, threads and commit: if one differs, so may a trial's result.
+
+    Args:
+        device: on which networks are trained.
+    """
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -73,23 +91,24 @@ def current_environment(device: torch.device) -> dict[str, Any]:
 
 @functools.cache
 def processor() -> str:
-    """The CPU, and the instructions that PyTorch's kernels use of it."""
+    """Returns the CPU, and the set of its instructions that PyTorch's kernels use."""
     try:
-        found = re.search(
-            r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
-        )
+        cpu_info = Path("/proc/cpuinfo").read_text()
     except OSError:
-        found = None
-    return (
-        f"{found[1] if found else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
-    )
+        cpu_info = ""
+    match = re.search(r"^model name\s*:\s*(.+)$", cpu_info, re.MULTILINE)
+    name = match[1] if match else platform.machine()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 @functools.cache
 def commit() -> str | None:
-    """The commit of the working directory's git repository, with -dirty where tracked files differ from it."""
+    """Returns the commit of the working directory, with -dirty if tracked files differ from it.
+
+    None without git, outside a repository, and before the first commit.
+    """
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    env = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # looks only
+    env = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # writes nothing
     try:
         done = subprocess.run(
             command,
@@ -100,6 +119,6 @@ def commit() -> str | None:
             timeout=10,
             check=True,
         )
-    except (OSError, subprocess.SubprocessError):  # no git, no repository, no commit in it
+    except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -1,7 +1,7 @@
-"""A trial trained again from what it stored of itself, and compared with its learning curve, epoch by epoch.
+"""Trains a trial again from its provenance, and compares it with its learning curve by epoch.
 
-Where a run's conf/ files stand today does not matter. What the trial names is checked before any of it is called: a
-database can come from somebody else.
+The conf/ files of today play no part. Everything that the trial names is checked before any of it
+is called, because a database can come from somebody else.
 """
 
 import contextlib
@@ -35,21 +35,27 @@ from studyloom.training.job import Epoch
 from studyloom.training.trainer import Training
 
 QUANTITIES = ("value", "train_loss", "valid_loss")
-# Another number of threads, processor or release adds in another order. Between one and two threads, six epochs on
-# MNIST-5k came out at most 0.9 % apart in their losses and by 1 of 800 images. Near divergence the same rounding is
-# amplified without bound (150 images at a rate of 0.3): that is called different, as no tolerance would mean anything.
+SECTIONS = ("data", "model", "optimizer", "scheduler")  # that a configuration must have
+# Another number of threads, processor or release adds in another order. Between one and two
+# threads, six epochs on MNIST-5k were at most 0.9 % apart in their losses and 1 of 800 images.
+# Near divergence the same rounding is amplified without bound (150 images at a rate of 0.3): that
+# is reported as different, since no tolerance would mean anything there.
 LOSS = 0.05  # relative
-COUNTED = 0.01  # of the validation examples, and one at least
-REORDERING = ("torch", "device", "threads")  # what of an environment adds in another order
-MOST_THREADS = 1024  # that are taken from a database
-OUTSIDE = (failures.TIMEOUT, failures.CRASHED)  # how trials fail for what is not in them
+COUNTED = 0.01  # of the validation examples, and at least one
+REORDERING = ("torch", "device", "threads")  # the parts of an environment that change the order
+MOST_THREADS = 1024  # a greater number in a database is ignored
+OUTSIDE = (failures.TIMEOUT, failures.CRASHED)  # failures whose cause lies outside the trial
 
 
 @dataclass(frozen=True)
 class ExpectedTrial:
-    """What a trial stored of how it went: a list per quantity, of epochs from 1, and how it failed, if it did.
+    """What a trial stored about its course, which a replay is to repeat.
 
-    jobs: of how many jobs each epoch is the mean. metric: what the value is called.
+    Args:
+        curve: a list for each quantity, with a number for each epoch from 1 on.
+        failure: how the trial failed; None if it did not.
+        jobs: for each epoch, the number of jobs of which it is the mean.
+        metric: the name of the value.
     """
 
     curve: Mapping[str, Sequence[float]]
@@ -62,11 +68,21 @@ class ExpectedTrial:
         return len(self.curve["value"])
 
     def called(self, quantity: str) -> str:
+        """Returns the name of a quantity of the curve, which for the value is the metric's."""
         return self.metric if quantity == "value" else quantity
 
 
 @dataclass(frozen=True)
 class Difference:
+    """A number or failure that differs between a stored trial and its replay.
+
+    Args:
+        epoch: the number of the epoch, from 1.
+        quantity: what differs, such as `train_loss` or `failure`.
+        expected: as it is stored.
+        now: as it came out.
+    """
+
     epoch: int
     quantity: str
     expected: Any
@@ -78,9 +94,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far apart two trainings may be and still be the same: losses relatively, accuracies by `off` of `examples`.
+    """How far apart two trainings may be and still count as equal.
 
-    Values of other metrics relatively too.
+    Args:
+        loss: the relative difference of losses, and of values if the metric is not accuracy.
+        off: the number of examples by which accuracies may differ.
+        examples: the number of validation examples.
+        metric: the name of the value.
     """
 
     loss: float
@@ -89,66 +109,82 @@ class Tolerance:
     metric: str = "accuracy"
 
     def holds(self, quantity: str, expected: float, now: float) -> bool:
+        """Whether two values of a quantity are close enough."""
         if quantity == "value" and self.metric == "accuracy":
-            return (
-                abs(now - expected) * self.examples <= self.off + 1e-6
-            )  # a mean over folds is no whole number of them
+            # Not in whole examples: the accuracy may be a mean over folds.
+            return abs(now - expected) * self.examples <= self.off + 1e-6
         return math.isclose(expected, now, rel_tol=self.loss, abs_tol=1e-6)
 
     def __str__(self) -> str:
         if self.metric != "accuracy":
             return f"losses and {self.metric} within {self.loss:.0%}"
-        return f"losses within {self.loss:.0%}, accuracies within {self.off} of {self.examples} validation examples"
+        return (
+            f"losses within {self.loss:.0%}, "
+            f"accuracies within {self.off} of {self.examples} validation examples"
+        )
 
 
 def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
-    """The trial of that number.
+    """Returns the trial with a number.
+
+    Args:
+        trials: of the study.
+        number: of the trial.
 
     Raises:
-        ValueError: there is none, or it stored nothing to replay it from; names those that did.
+        ValueError: there is no such trial, or it stored no provenance; names those that did.
     """
-    able = [trial.number for trial in trials if MADE in trial.user_attrs]
-    there = f"those that can be replayed: {format_ranges(able) or 'none'}"
+    replayable = [trial.number for trial in trials if MADE in trial.user_attrs]
+    hint = f"those that can be replayed: {format_ranges(replayable) or 'none'}"
     for trial in trials:
         if trial.number == number:
-            if number in able:
+            if number in replayable:
                 return trial
             state = trial.state.name.lower()
             raise ValueError(
-                f"trial {number} ({state}) stored nothing that it could be replayed from; {there}"
+                f"trial {number} ({state}) stored nothing that it could be replayed from; {hint}"
             )
-    raise ValueError(f"--trial {number}: there is no such trial; {there}")
+    raise ValueError(f"--trial {number}: there is no such trial; {hint}")
 
 
 def read_trial(trial: FrozenTrial, metric: str = "accuracy") -> ExpectedTrial:
-    """How a trial went; of one whose worker died, what it had reported by then.
+    """Reads the course of a trial; if its workers died, as far as they had reported it.
+
+    Args:
+        trial: as it is stored; anybody may have written the database.
+        metric: the name of its value.
 
     Raises:
-        ValueError: a curve whose quantities are not as many, or no numbers.
+        ValueError: the stored learning curve has the wrong form.
     """
-    curve = {name: trial.user_attrs.get(EPOCHS, {}).get(name, []) for name in QUANTITIES}
+    columns = trial.user_attrs.get(EPOCHS, {})
+    curve = {name: columns.get(name, []) for name in QUANTITIES}
     if EPOCHS not in trial.user_attrs:
-        curve["value"] = [value for _, value in sorted(trial.intermediate_values.items())]
-        del curve["train_loss"], curve["valid_loss"]
-    values = [value for quantity in curve.values() for value in quantity]
-    if len({len(quantity) for quantity in curve.values()}) > 1 or not all(
-        type(v) in (int, float) for v in values
-    ):
-        raise ValueError(f"its attribute `{EPOCHS}` is no learning curve")
+        curve = {"value": [value for _, value in sorted(trial.intermediate_values.items())]}
+    lengths = {len(values) for values in curve.values()}
+    numbers = all(type(v) in (int, float) for values in curve.values() for v in values)
+    if len(lengths) > 1 or not numbers:
+        raise ValueError(f"its attribute `{EPOCHS}` must have a number for each epoch and quantity")
+    jobs = columns.get(JOBS, [1] * len(curve["value"]))
+    counted = all(type(count) is int and count > 0 for count in jobs)
+    if len(jobs) != len(curve["value"]) or not counted:
+        raise ValueError(
+            f"`{JOBS}` in its attribute `{EPOCHS}` must have a number of jobs for each epoch"
+        )
     kind, reason = trial.user_attrs.get(FAILURE), str(trial.user_attrs.get(REASON))
-    jobs = trial.user_attrs.get(EPOCHS, {}).get(JOBS, [1] * len(curve["value"]))
-    if len(jobs) != len(curve["value"]) or not all(
-        type(count) is int and count > 0 for count in jobs
-    ):
-        raise ValueError(f"in its attribute `{EPOCHS}`, `{JOBS}` is no list of numbers of jobs")
     return ExpectedTrial(curve, None if kind is None else Failure(str(kind), reason), jobs, metric)
 
 
 def rebuild(provenance: Provenance, trusted: Sequence[str]) -> DictConfig:
-    """The configuration of a trial, once all that it names may be called.
+    """Returns the configuration of a trial, after checking that all it names may be called.
+
+    Args:
+        provenance: of the trial.
+        trusted: the packages of the user that may be called too.
 
     Raises:
-        ConfigError: something is not trusted, or no configuration of ours.
+        ConfigError: it names something that is not trusted, has the wrong form, or calls a
+            function instead of training a network.
     """
     trust.check_targets(provenance.config, trusted)
     sections = {
@@ -164,18 +200,26 @@ def rebuild(provenance: Provenance, trusted: Sequence[str]) -> DictConfig:
     assert isinstance(cfg, DictConfig)
     if (function := cfg.objective["_target_"]) is not None:
         raise ConfigError(
-            [f"the trial called a function, {function}; what is trained again is a network"]
+            [f"the trial called the function {function}; only networks can be trained again"]
         )
-    if absent := [name for name in ("data", "model", "optimizer", "scheduler") if name not in cfg]:
-        raise ConfigError([f"the configuration that the trial stored has no {', '.join(absent)}"])
+    if missing := [name for name in SECTIONS if name not in cfg]:
+        raise ConfigError([f"the configuration that the trial stored has no {', '.join(missing)}"])
     return cfg
 
 
 def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> tuple[Split, Folds]:
-    """The data and folds of the run, on its kind of device if there is one here.
+    """Loads the data of a run, and makes its folds.
+
+    Args:
+        cfg: the configuration of the trial; data.root is set in it, as the run has it.
+        provenance: of the trial.
+        run_dir: the folder of the run.
+
+    Returns:
+        The data and the folds, on a GPU if the trial used one and there is one here.
 
     Raises:
-        ValueError: it is not the data that the trial was trained on.
+        ValueError: the trial was trained on other data.
     """
     run = OmegaConf.load(run_dir / ".hydra" / "config.yaml")
     root = OmegaConf.select(run, "data.root")
@@ -185,8 +229,8 @@ def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> tuple[S
     split: Split = source.train()
     if split.digest != provenance.data:
         raise ValueError(
-            f"the trial was trained on data with the digest {provenance.data}, and that of the data here is "
-            f"{split.digest}; put the same files where data.root or STUDYLOOM_DATA says"
+            f"the trial was trained on data with the digest {provenance.data}, and the data here "
+            f"has {split.digest}; put the same files where data.root or STUDYLOOM_DATA points"
         )
     folds = make_folds(
         split.targets,
@@ -201,7 +245,11 @@ def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> tuple[S
 
 @contextlib.contextmanager
 def threads(count: Any) -> Iterator[None]:
-    """As many threads as the trial had, where that is a number of threads."""
+    """Runs the body with as many threads as the trial had.
+
+    Args:
+        count: from a database; anything but a whole number from 1 to MOST_THREADS is ignored.
+    """
     before = torch.get_num_threads()
     try:
         if type(count) is int and 1 <= count <= MOST_THREADS:
@@ -217,24 +265,38 @@ def train_again(
     split: Split,
     folds: Folds,
     until: int,
-    say: Callable[[Epoch], None],
+    report: Callable[[Epoch], None],
 ) -> tuple[list[Epoch], Failure | None]:
-    """The first `until` epochs of a trial, in turn those of each of its jobs, and how it failed if it did."""
-    said: list[list[Epoch]] = []
+    """Trains the first epochs of a trial again.
+
+    Args:
+        cfg: the configuration of the trial.
+        provenance: of the trial.
+        split: the data.
+        folds: of the data.
+        until: how many epochs to train; if the jobs are trained in turn, those of each job count.
+        report: called after each epoch.
+
+    Returns:
+        The mean of the jobs for each epoch; and how the training failed, if it did.
+
+    Raises:
+        ConfigError: the configuration cannot be built.
+    """
+    history: list[list[Epoch]] = []
     failure = None
     try:
-        for epochs in Training(
-            build_jobs(cfg, folds, provenance.seed), split, in_turn=provenance.in_turn
-        ):
-            said.append(epochs)
-            say(mean_epochs(said)[-1])
-            if len(said) == until:
+        jobs = build_jobs(cfg, folds, provenance.seed)
+        for epochs in Training(jobs, split, in_turn=provenance.in_turn):
+            history.append(epochs)
+            report(mean_epochs(history)[-1])
+            if len(history) == until:
                 break
     except ConfigError:
         raise
     except Exception as error:  # as in the trial
         failure = failures.explain(error)
-    return [mean_epoch(epochs) for epochs in group_by_epoch(said)], failure
+    return [mean_epoch(epochs) for epochs in group_by_epoch(history)], failure
 
 
 def compare(
@@ -243,25 +305,35 @@ def compare(
     failure: Failure | None,
     tolerance: Tolerance | None,
 ) -> list[Difference]:
-    """All differences, by epoch; without a tolerance, all that is not the same number."""
-    found = []
-    for place, epoch in enumerate(now[: expected.epochs]):
+    """Compares a replay with the trial.
+
+    Args:
+        expected: the trial.
+        now: the epochs of the replay.
+        failure: how the replay failed; None if it did not.
+        tolerance: None if numbers must be equal bit for bit.
+
+    Returns:
+        All differences, by epoch.
+    """
+    differences = []
+    for position, epoch in enumerate(now[: expected.epochs]):
         for quantity, values in expected.curve.items():
-            was, value = values[place], getattr(epoch, quantity)
-            if was != value and not (
-                tolerance is not None and tolerance.holds(quantity, was, value)
-            ):
-                found.append(Difference(epoch.number, expected.called(quantity), was, value))
-    was_failure = (
-        None if expected.failure is None or expected.failure.kind in OUTSIDE else expected.failure
-    )
-    words = [_failure(f, exactly=tolerance is None) for f in (was_failure, failure)]
-    if words[0] != words[1]:
-        found.append(Difference(len(now) + (failure is not None), "failure", *words))
-    return sorted(found, key=lambda difference: difference.epoch)
+            before, value = values[position], getattr(epoch, quantity)
+            close = tolerance is not None and tolerance.holds(quantity, before, value)
+            if before != value and not close:
+                name = expected.called(quantity)
+                differences.append(Difference(epoch.number, name, before, value))
+    outside = expected.failure is not None and expected.failure.kind in OUTSIDE
+    pair = (None if outside else expected.failure, failure)
+    stored, again = (_format_failure(f, exactly=tolerance is None) for f in pair)
+    if stored != again:
+        last = len(now) + (failure is not None)
+        differences.append(Difference(last, "failure", stored, again))
+    return sorted(differences, key=lambda difference: difference.epoch)
 
 
-def _failure(failure: Failure | None, *, exactly: bool) -> str:
+def _format_failure(failure: Failure | None, *, exactly: bool) -> str:
     if failure is None:
         return "none"
     return f"{failure.kind} ({failure.reason})" if exactly else failure.kind

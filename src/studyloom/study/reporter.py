@@ -1,4 +1,4 @@
-"""What a worker says of the trial that it has claimed: each report in one commit with the lease."""
+"""Reports how a claimed trial goes, each time in one commit with the renewal of its lease."""
 
 import contextlib
 import logging
@@ -35,8 +35,8 @@ from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_value
 from studyloom.training.checkpoint import Checkpoint
 
-# A lease outlasts the longest epoch of the trial so far by this factor: an epoch that takes long is
-# no sign of death.
+# A lease is longer than the longest epoch of the trial so far by this factor, because a long epoch
+# does not mean that the worker has died.
 LEASE_EPOCHS = 4
 log = logging.getLogger(__name__)
 
@@ -46,10 +46,10 @@ class Limits:
     """The limits of a trial and of a study.
 
     Args:
-        lease: seconds that a worker which is not heard of keeps its trial.
+        lease: seconds for which a worker keeps its trial without a sign of life.
         trial_timeout: seconds that a trial may take; None for no limit.
         max_attempts: workers that may die of one trial before it has failed.
-        max_failures: trials in a row that may fail for one reason before the study stops.
+        max_failures: trials in a row that may fail for the same reason before the study stops.
     """
 
     lease: float = 60.0
@@ -82,7 +82,7 @@ class Reporter:
     _longest: float = field(default=0.0, init=False)  # seconds of the longest epoch so far
 
     def commit(self, lease: float) -> None:
-        """Writes what is new of the trial and renews its lease, in one transaction.
+        """Writes what is new in the trial and renews its lease, in one transaction.
 
         Args:
             lease: seconds from now.
@@ -98,6 +98,8 @@ class Reporter:
         """Reports an epoch, renews the lease, and lets the pruner decide.
 
         Args:
+            epoch: the epoch that has ended.
+            objective: whose epoch it is.
             reported: the last step that was stored before this worker took the trial, or -1.
 
         Raises:
@@ -111,7 +113,7 @@ class Reporter:
         def commit() -> None:
             self.commit(lease)
             if prunable and not isinstance(self.stored.optuna.pruner, NopPruner):
-                # One read of the other trials, however much the pruner wants to know of them.
+                # One read of the other trials, however much the pruner asks about them.
                 self.stored.storage.refresh(self.stored.ledger.study_id)
 
         report_step(
@@ -124,7 +126,10 @@ class Reporter:
         )
 
     def constrain(self, costs: Sequence[Cost]) -> None:
-        """Stores the costs of a network, and their distance from the limits for the sampler.
+        """Stores the costs of a network, and for the sampler their distance from the limits.
+
+        Args:
+            costs: as they were measured.
 
         Raises:
             Infeasible: a cost is beyond its limit.
@@ -137,7 +142,12 @@ class Reporter:
             raise Infeasible("; ".join(beyond))
 
     def store(self, objective: Objective | None, provenance: Provenance | None) -> None:
-        """Stores the learning curve, the provenance, and where the time went."""
+        """Stores the learning curve, the provenance, and where the time went.
+
+        Args:
+            objective: has the learning curve; None if there is none.
+            provenance: None if the trial cannot be trained again.
+        """
         if objective is not None and (columns := objective.curves()):
             if (error := objective.standard_error()) is not None:
                 self.trial.set_user_attr(STANDARD_ERROR, error)
@@ -148,7 +158,10 @@ class Reporter:
         self.trial.set_user_attr(TIMES, times)
 
     def fail(self, failure: Failure) -> None:
-        """Ends a trial that has failed; halts the study if that is all that its trials do.
+        """Ends a trial that has failed, and halts the study if its trials all fail like this.
+
+        Args:
+            failure: why it failed.
 
         Raises:
             ClaimLost: another worker holds the slot by now.
@@ -177,6 +190,10 @@ class Reporter:
     def tell(self, value: float | None, state: TrialState) -> None:
         """Ends the trial and its claim in one transaction.
 
+        Args:
+            value: of the metric; None if there is none.
+            state: in which the trial ends.
+
         Raises:
             ClaimLost: another worker holds the slot by now.
         """
@@ -192,14 +209,14 @@ class Reporter:
 
 
 class EpochReports:
-    """What an objective calls after each epoch: sends the report, saves a checkpoint, stops in time.
+    """Called by an objective after each epoch: sends the report, saves a checkpoint, stops in time.
 
-    A context. Reports are posted by a thread, so that training goes on while the database is away.
+    A context. A thread posts the reports, so that training goes on while the database is away.
 
     Args:
         reporter: posts the reports.
         objective: whose epochs they are.
-        checkpoint: where its state is saved; None for nowhere.
+        checkpoint: where its state is saved; None if it is not saved.
         reported: the last step that was stored before this worker took the trial, or -1.
     """
 
@@ -233,12 +250,15 @@ class EpochReports:
                     self._outbox.send(epoch)
 
     def __call__(self, epoch: Step) -> None:
-        """Takes an epoch that has ended.
+        """Reports an epoch that has ended, and saves a checkpoint.
+
+        Args:
+            epoch: the epoch.
 
         Raises:
-            Stopped: the worker is to stop; the trial is handed back.
+            Stopped: the worker is to stop; the trial is released.
             TimedOut: the trial has taken longer than study.trial_timeout.
-            ClaimLost, TrialPruned, StorageLost: from the post of an earlier report.
+            ClaimLost, TrialPruned, StorageLost: when an earlier report was posted.
         """
         watch, limits = self.reporter.watch, self.reporter.limits
         evaluating = self.objective.evaluating
@@ -261,7 +281,7 @@ class EpochReports:
         self.reporter.report(epoch, self.objective, self._reported)
 
     def _save(self, checkpoint: Checkpoint) -> None:
-        """Saves the state if the disk lets it: a trial is worth more than its checkpoint."""
+        """Saves the state; a disk that refuses it does not end the trial."""
         if (state := self.objective.state()) is None:
             return
         try:

@@ -1,4 +1,4 @@
-"""When to stop: signals and time limits."""
+"""When to stop: after a signal, or after a time limit."""
 
 import os
 import signal
@@ -12,10 +12,14 @@ from studyloom.errors import Stopped
 
 
 class Stop:
-    """Whether to stop: after a first Ctrl-C, SIGTERM or SIGHUP, or `timeout` seconds. A second signal stops at once.
+    """Tells whether to stop: after a Ctrl-C, SIGTERM or SIGHUP, or after a time limit.
 
-    Used as a context in the main thread, where it takes those signals over; explicit handlers also serve a command that
-    a shell started with `&`, for which it has Ctrl-C ignored.
+    A second signal raises KeyboardInterrupt at once. An instance is a context of the main thread
+    and handles those signals there. It sets the handlers itself because a shell that starts a
+    command with `&` has Ctrl-C ignored for it.
+
+    Args:
+        timeout: seconds from now; None for no limit.
     """
 
     SIGNALS = tuple(
@@ -26,7 +30,7 @@ class Stop:
         self.signal: int | None = None
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self._interruptible = False
-        self._before: dict[int, Any] = {}
+        self._handlers: dict[int, Any] = {}  # those before
 
     def __call__(self) -> bool:
         return self.signal is not None or (
@@ -34,18 +38,21 @@ class Stop:
         )
 
     def __enter__(self) -> "Stop":
-        self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        self._handlers = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Around work that may be left at any step: there the first signal raises Stopped, and does not wait.
+        """Lets the first signal interrupt the body, which may be left at any step.
 
-        Nothing else may be: an exception between two halves of a transaction is nobody's friend.
+        Use it for nothing else: an exception between the two halves of a transaction does harm.
+
+        Raises:
+            Stopped: there was a signal, before the body or in it.
         """
         self._interruptible = True
         try:

@@ -1,4 +1,4 @@
-"""TODO study.stopwatch."""
+"""Measures where a worker's time goes, for each trial."""
 
 import time
 from collections import defaultdict
@@ -9,18 +9,28 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Stopwatch:
-    """Where a worker's time goes, in seconds by kind."""
+    """Adds up a worker's time by kind, such as training or storage.
+
+    Args:
+        seconds: by kind, since the last `take`.
+        taken: the time of the last `take`, on the clock of time.perf_counter.
+    """
 
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     taken: float = field(default_factory=time.perf_counter)
 
     @classmethod
     def since(cls, start_up: float) -> "Stopwatch":
-        """One that has run for so many seconds, in which a process was started up."""
+        """Returns a stopwatch that has run while the process started.
+
+        Args:
+            start_up: the seconds that this took.
+        """
         return cls(defaultdict(float, {"start-up": start_up}), time.perf_counter() - start_up)
 
     @contextmanager
     def __call__(self, kind: str) -> Iterator[None]:
+        """Measures the time of the body."""
         start = time.perf_counter()
         try:
             yield
@@ -31,7 +41,10 @@ class Stopwatch:
         self.seconds[kind] += seconds
 
     def take(self) -> dict[str, float]:
-        """All the time since it was taken before; what was not measured is `other`."""
+        """Returns the seconds by kind since the last call, and starts again from zero.
+
+        Time that was not measured is `other`.
+        """
         now = time.perf_counter()
         taken = {"other": max(0.0, now - self.taken - sum(self.seconds.values()))} | self.seconds
         self.taken = now

@@ -1,4 +1,7 @@
-"""A study in its database: made, opened, and known by what it asks."""
+"""A study in its database: creates and opens it, reads its trials, and ranks them.
+
+A study is identified by its question: the same name with another question is refused.
+"""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +29,14 @@ from studyloom.study.failures import UNDEFINED
 
 @dataclass(frozen=True)
 class StoredStudy:
-    """A study as it is stored: Optuna's tables and the ledger beside them."""
+    """A study as it is stored: Optuna's tables, and the ledger beside them.
+
+    Args:
+        name: of the study.
+        storage: Optuna's tables, with a buffer for the trial under way.
+        optuna: the study as Optuna sees it.
+        ledger: the slots and who holds them.
+    """
 
     name: str
     storage: TrialBuffer
@@ -34,125 +44,137 @@ class StoredStudy:
     ledger: Ledger
 
     def close(self) -> None:
-        """Closes its connections; the last to a SQLite file removes the file's two side files."""
+        """Closes the connections; the last to a SQLite file removes the file's two side files."""
         self.storage.close()
 
     def is_away(self) -> bool:
-        """Whether calls wait for the database just now."""
+        """Whether calls wait for the database at this moment."""
         return self.storage.is_away()
 
     def wait_less(self, stopping: Callable[[], bool]) -> None:
-        """Lets no call wait longer than a few seconds once `stopping` says so."""
+        """Lets no call wait for longer than a few seconds once `stopping` returns True."""
         self.storage.wait_less(stopping)
 
     @property
     def stopping(self) -> Callable[[], bool]:
-        """What says that calls shall wait less."""
+        """Returns True once calls are to wait for a few seconds only."""
         return self.storage.stopping
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials, by number; not to be changed."""
+        """Returns all trials, by number; they must not be changed."""
         return self.optuna.get_trials(deepcopy=False)
 
     def halted(self) -> str | None:
-        """Why nobody is to go on with it, if so."""
+        """Returns why the study has stopped itself; None if it has not."""
         reason: str | None = read(
             self.ledger.storage, lambda c: sql.study_attr(c, self.ledger.study_id, HALTED)
         )
         return reason
 
     def check_halted(self, prefix: str = "") -> None:
-        """Stops whoever works on a study that has stopped itself.
+        """Raises an error if the study has stopped itself.
+
+        Args:
+            prefix: what the message begins with, before the reason.
 
         Raises:
-            Halted: the study has stopped; UndefinedObjective if its objective is not a number.
+            UndefinedObjective: it has, because its objective is not a finite number.
+            Halted: it has, for another reason.
         """
         if (reason := self.halted()) is None:
             return
-        ended = [trial.user_attrs for trial in self.trials()]
-        undefined = any(of.get(FAILURE) == UNDEFINED and of.get(REASON) == reason for of in ended)
+        undefined = any(
+            attributes.get(FAILURE) == UNDEFINED and attributes.get(REASON) == reason
+            for attributes in (trial.user_attrs for trial in self.trials())
+        )
         raise (UndefinedObjective if undefined else Halted)(f"{prefix}{reason}")
 
     @cached_property
     def goals(self) -> tuple[Goal, ...]:
-        """What a trial's values are: the metric, and beside it perhaps what the network costs."""
+        """The goal for each value of a trial: the metric, then the costs that are objectives."""
         names = self.optuna.metric_names or [
             f"value {n}" if n else "value" for n, _ in enumerate(self.optuna.directions)
         ]
-        ways: list[Direction] = [
-            "maximize" if way == StudyDirection.MAXIMIZE else "minimize"
-            for way in self.optuna.directions
+        directions: list[Direction] = [
+            "maximize" if direction == StudyDirection.MAXIMIZE else "minimize"
+            for direction in self.optuna.directions
         ]
-        return tuple(Goal(str(name), way) for name, way in zip(names, ways, strict=True))
+        return tuple(Goal(str(name), way) for name, way in zip(names, directions, strict=True))
 
     @property
     def metric(self) -> str:
-        """What a trial's value is called, the first if it has several."""
+        """The name of a trial's value; of the first if it has several."""
         return self.goals[0].name
 
     @property
     def sign(self) -> int:
-        """1 or -1: of values times this, more is better."""
+        """1 if more of the metric is better, else -1."""
         return self.goals[0].sign
 
     def feasible(self) -> list[FrozenTrial]:
-        """The complete trials that break no constraint, by number."""
-        whole = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
+        """Returns the complete trials that break no constraint, by number."""
         return [
             trial
-            for trial in whole
-            if all(value <= 0 for value in (trial.constraints or {}).values())
+            for trial in self.trials()
+            if trial.state == TrialState.COMPLETE
+            and all(value <= 0 for value in (trial.constraints or {}).values())
         ]
 
     def costs(self, trial: FrozenTrial) -> tuple[float, ...]:
-        """The values of a complete trial, turned so that of each less is better."""
+        """Returns the values of a complete trial, with signs such that less of each is better."""
         return tuple(
             -goal.sign * value for goal, value in zip(self.goals, trial.values, strict=True)
         )
 
     def front(self) -> list[FrozenTrial]:
-        """The Pareto front: the feasible trials that none beats, the best by the first value first.
+        """Returns the Pareto front, the best by the first value first.
 
-        One is beaten by another that is as good in all values and better in one; of trials alike in all each is kept.
+        A feasible trial is on it unless another one is as good in all values and better in one. Of
+        trials with equal values, all are on it.
         """
-        kept: list[FrozenTrial] = []
-        # In this order none is beaten by a later one, and what is beaten at all is beaten by one that is kept.
+        front: list[FrozenTrial] = []
+        # In this order no trial is beaten by a later one, and one that is beaten is beaten by a
+        # trial of the front.
         for trial in sorted(self.feasible(), key=lambda trial: (self.costs(trial), trial.number)):
-            mine = self.costs(trial)
+            costs = self.costs(trial)
             beaten = (
-                theirs != mine
-                and all(one <= other for one, other in zip(theirs, mine, strict=True))
-                for theirs in map(self.costs, kept)
+                better != costs and all(a <= b for a, b in zip(better, costs, strict=True))
+                for better in map(self.costs, front)
             )
             if not any(beaten):
-                kept.append(trial)
-        return kept
+                front.append(trial)
+        return front
 
     def known(self, trial: FrozenTrial) -> dict[str, float]:
-        """What is known of a complete trial, by name: its values, and what else its network costs."""
-        costs = {name: trial.user_attrs.get(name) for name in COSTS}
-        numbers = {
-            name: float(cost) for name, cost in costs.items() if isinstance(cost, int | float)
+        """Returns the values of a complete trial and the other costs of its network, by name."""
+        attributes = {name: trial.user_attrs.get(name) for name in COSTS}
+        costs = {
+            name: float(cost) for name, cost in attributes.items() if isinstance(cost, int | float)
         }
-        return numbers | {
+        return costs | {
             goal.name: value for goal, value in zip(self.goals, trial.values, strict=True)
         }
 
     def default_rule(self) -> Rule:
-        """What is best where no rule is stated: most of the first aim, at no more of the others than the baseline has.
+        """Returns the rule for the best trial if winner.rule states none.
 
-        The baseline keeps to it, so that there is a best from trial 0 on, and it says what the search has bought at no
-        further cost. Without a baseline the first aim decides.
+        The most of the first goal, at no more of the others than the baseline has. The baseline
+        satisfies it, so that there is a best trial from trial 0 on, and it shows what the search
+        gained at no further cost. Without a baseline the first goal decides.
         """
         baseline = next((trial for trial in self.feasible() if BASELINE in trial.user_attrs), None)
         others = [] if baseline is None else zip(self.goals[1:], baseline.values[1:], strict=True)
-        return Rule(
-            self.goals[0],
-            tuple(Condition(a.name, "<=" if a.sign < 0 else ">=", value) for a, value in others),
+        conditions = (
+            Condition(goal.name, "<=" if goal.sign < 0 else ">=", value) for goal, value in others
         )
+        return Rule(self.goals[0], tuple(conditions))
 
     def state(self, rule: Rule | None) -> None:
-        """Writes down how the best is to be chosen from now on, for whoever looks at the study; None: as by default."""
+        """Stores how the best trial is chosen from now on.
+
+        Args:
+            rule: how; None for the default rule.
+        """
         stated = None if rule is None else str(rule)
         if self._stated() != stated:
             self.optuna.set_user_attr(RULE, stated)
@@ -161,40 +183,53 @@ class StoredStudy:
         return read(self.ledger.storage, lambda c: sql.study_attr(c, self.ledger.study_id, RULE))
 
     def rule(self) -> Rule:
-        """How the best is chosen: as was stated when the study was last run, or as it is where nothing was."""
+        """Returns how the best trial is chosen: by the stored rule, or else the default rule."""
         if isinstance(stated := self._stated(), str):
-            # A database may be from elsewhere; what was stated here has been read before.
+            # What this program stores can be parsed; the database may come from elsewhere.
             with suppress(ConfigError):
-                return parse_rule(
-                    stated, [*self.goals, *(Goal(name, "minimize") for name in COSTS)]
-                )
+                costs = (Goal(name, "minimize") for name in COSTS)
+                return parse_rule(stated, [*self.goals, *costs])
         return self.default_rule()
 
     def ranked(self, rule: Rule | None = None) -> list[FrozenTrial]:
-        """The feasible trials that keep to a rule, the best first, and of several alike the earliest.
+        """Returns the feasible trials that satisfy a rule, the best first.
 
-        rule: that of the study, if none is given. Of trials alike in what it wants most, the better in the others.
+        Of trials that the rule ranks alike, the one that is better in the other values comes
+        first, then the earlier one.
+
+        Args:
+            rule: None for the rule of the study.
         """
         rule = self.rule() if rule is None else rule
         known = [(trial, self.known(trial)) for trial in self.feasible()]
-        keeping = [
-            (rule.rank(of), self.costs(trial), trial.number, trial)
-            for trial, of in known
-            if rule.holds(of)
+        satisfying = [
+            (rule.rank(values), self.costs(trial), trial.number, trial)
+            for trial, values in known
+            if rule.holds(values)
         ]
-        return [trial for *_, trial in sorted(keeping)]
+        return [trial for *_, trial in sorted(satisfying)]
 
 
 def value_of(trial: FrozenTrial | None, goal: int = 0) -> float | None:
-    """A value of a trial, the metric's if it has several; None where it has none."""
+    """Returns a value of a trial; None if there is no trial, or it has no value.
+
+    Args:
+        trial: the trial, if any.
+        goal: the index of the value; 0 is the metric.
+    """
     return None if trial is None or trial.values is None else float(trial.values[goal])
 
 
 def open_study(url: str, name: str, deadline: float = 300.0) -> StoredStudy:
-    """A study that exists.
+    """Opens a study that exists.
+
+    Args:
+        url: of the database.
+        name: of the study.
+        deadline: seconds for which a call waits for a database that is away.
 
     Raises:
-        StorageError: no such database, or no study of that name in it.
+        StorageError: there is no such database, or no study of that name in it.
     """
     return _load(connect(url, deadline=deadline), name)
 
@@ -207,19 +242,27 @@ def _load(backend: RetryingStorage, name: str) -> StoredStudy:
         names = ", ".join(study.study_name for study in storage.get_all_studies()) or "none"
         backend.engine.dispose()
         raise StorageError(
-            f"study.name: the database holds no study {name!r}; it holds {names}"
+            f"study.name must name a study that exists; the database holds no study {name!r}; "
+            f"it holds {names}"
         ) from None
     study = optuna.load_study(study_name=name, storage=storage)
     return StoredStudy(name, storage, study, Ledger(backend, study_id))
 
 
 def is_stage_name(name: str) -> bool:
-    """Whether a study is a re-evaluation or retraining of what another has found; no name of a user's has a slash."""
+    """Whether a study re-evaluates or retrains the results of another study.
+
+    Its name has a slash then, and no name that a user gives has one.
+    """
     return "/" in name
 
 
 def study_names(url: str, deadline: float) -> list[str]:
-    """The studies of a database, without those that are parts of them.
+    """Returns the names of the studies of a database, without the later stages of studies.
+
+    Args:
+        url: of the database.
+        deadline: seconds for which a call waits for a database that is away.
 
     Raises:
         StorageError: there is no such database.
@@ -240,54 +283,64 @@ def create_study(
     goals: Sequence[Goal] = (ACCURACY,),
     wait: bool = False,
 ) -> StoredStudy:
-    """Opens the study, making database, tables and study where they are missing, with a budget of at least `trials`.
+    """Opens a study, and creates the database, the tables and the study if they are missing.
 
     Args:
-        aims: what the values of its trials are.
-        wait: for a database that is away from the first, as in the midst of a run; else a person hears of a mistyped
-            host at once.
+        url: of the database.
+        name: of the study.
+        question: what the study asks, by config key.
+        trials: the least budget that the study has afterwards.
+        deadline: seconds for which a call waits for a database that is away.
+        goals: a goal for each value of a trial.
+        wait: whether to wait even if the database is away at the first call, as in the midst of a
+            run. By default a mistyped host is reported at once.
 
     Raises:
-        QuestionError: the study exists and asks something else.
+        QuestionError: the study exists and asks another question.
         StorageError: the database cannot be used.
     """
     with exclusive(url, deadline=deadline if wait else 0.0):
         backend = connect(url, create=True, deadline=deadline)
         storage = TrialBuffer(backend)
         if name not in {study.study_name for study in storage.get_all_studies()}:
-            ways = [goal.direction for goal in goals]
-            study = optuna.create_study(study_name=name, storage=storage, directions=ways)
+            directions = [goal.direction for goal in goals]
+            study = optuna.create_study(study_name=name, storage=storage, directions=directions)
             Ledger(backend, storage.get_study_id_from_name(name)).create()
             _name_values(study, goals)
             study.set_user_attr(QUESTION, dict(question))
         stored = _load(backend, name)
-        asked = stored.optuna.user_attrs.get(QUESTION)
-        if asked is None:  # its maker died between the two commits above
+        stored_question = stored.optuna.user_attrs.get(QUESTION)
+        if stored_question is None:  # its creator died between the commits above
             stored.ledger.create()
             _name_values(stored.optuna, goals)
             stored.optuna.set_user_attr(QUESTION, dict(question))
-        elif changes := differences(asked, question):
+        elif changes := differences(stored_question, question):
             raise QuestionError(
-                f"study.name: the study {name!r} asks another question, so its trials cannot be compared:\n"
+                f"study.name: the study {name!r} asks another question, so its trials cannot be "
+                "compared:\n"
                 + "".join(f"  {change}\n" for change in changes)
                 + "go back to that question, or give this one another name: study.name=…"
             )
         stored.ledger.extend(trials)
-        if stored.halted() is not None:  # whoever starts it again has mended the reason
+        if stored.halted() is not None:  # a person who starts it again has removed the reason
             stored.optuna.set_user_attr(HALTED, None)
     return stored
 
 
 def _name_values(study: Study, goals: Sequence[Goal]) -> None:
-    with (
-        warnings.catch_warnings()
-    ):  # it is called experimental, and is how the dashboard knows the name
+    """Stores the names of the values, which optuna-dashboard shows."""
+    with warnings.catch_warnings():  # Optuna calls this experimental
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names([goal.name for goal in goals])
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`key: was → is` for each key whose value differs."""
+    """Returns `key: was → is` for each key whose value differs, by key.
+
+    Args:
+        was: the values before.
+        now: the values after.
+    """
     return [
         f"{key}: {was.get(key, '(absent)')} → {now.get(key, '(absent)')}"
         for key in sorted({*was, *now})

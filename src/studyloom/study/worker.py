@@ -65,11 +65,11 @@ class Worker:
         question: where its trials come from.
         stored: the study.
         data: what networks are trained on.
-        stopping: whether to stop.
+        stopping: returns whether to stop.
         checkpoints: the folder for checkpoints of trials under way; None for none.
         limits: of trials and of the study.
         weights: the folder for the network of each complete trial; None to keep none.
-        watch: measures where the time goes, from its start to the end of each trial.
+        watch: measures where the time goes, for each trial.
     """
 
     question: TrialSource
@@ -84,10 +84,13 @@ class Worker:
     def run(self, trials: int) -> None:
         """Works on the first `trials` slots until all are done or the worker is asked to stop.
 
-        Waits for slots that others hold, should their leases end.
+        Waits while others hold slots, because their leases may end.
+
+        Args:
+            trials: the budget of the study.
 
         Raises:
-            Halted: the study's trials all fail for one reason.
+            Halted: the study's trials all fail for the same reason.
             StorageLost: the database failed, or stayed away for longer than its deadline.
         """
         ledger, owner = self.stored.ledger, worker_id(os.getpid())
@@ -110,7 +113,7 @@ class Worker:
                 return
 
     def finish_claim(self, claim: Claim) -> None:
-        """Runs the trial of a claimed slot to its end, or hands it back when asked to stop."""
+        """Runs the trial of a claimed slot to its end, or releases it when asked to stop."""
         ledger = self.stored.ledger
         try:
             self.run_trial(claim)
@@ -122,22 +125,23 @@ class Worker:
             log.warning(
                 "slot %d: the lease ended and another worker went on with the trial", claim.slot
             )
-            # Has an effect only where somebody else told the trial and took no slot.
+            # Has an effect only if another program ended the trial without claiming its slot.
             ledger.finish(claim)
         finally:
             self.stored.storage.clear()
 
     def run_trial(self, claim: Claim) -> None:
-        """Takes the trial of a claim from where it stands to its end."""
+        """Runs the trial of a claim from its present state to its end."""
         assert claim.trial_id is not None
         with self.watch("storage"):
             frozen = self.stored.storage.load(self.stored.ledger.study_id, claim.trial_id)
-        if frozen.state.is_finished():  # told by a worker that died before it ended its claim
+        if frozen.state.is_finished():  # by a worker that died before it ended its claim
             self.stored.ledger.finish(claim)
             return
         with self.watch("sampling"):
             trial = self.begin(frozen)
-        # All trials are compared with the baseline; those of two values only when they have both.
+        # The baseline is not pruned, because all trials are compared with it. With several
+        # objectives no trial is, because trials are comparable only when they have all values.
         comparable = len(self.stored.goals) == 1 and (
             self.question.baseline is None or trial.number > 0
         )
@@ -157,7 +161,7 @@ class Worker:
                 checkpoint.remove()
 
     def begin(self, frozen: FrozenTrial) -> optuna.Trial:
-        """Makes the buffered trial an Optuna trial, with the study's sampler set for it."""
+        """Turns the trial in the buffer into an Optuna trial, and sets the sampler for it."""
         self.stored.optuna.sampler = self.question.sampler(frozen.number)
         baseline, buffer, trial_id = self.question.baseline, self.stored.storage, frozen._trial_id
         if frozen.state == TrialState.WAITING:
@@ -173,7 +177,7 @@ class Worker:
         return optuna.Trial(self.stored.optuna, trial_id)
 
     def give_up(self, frozen: FrozenTrial, reporter: Reporter) -> None:
-        """Fails a trial of which too many workers died."""
+        """Fails a trial during which too many workers died."""
         with contextlib.suppress(KeyError):  # they died before all parameters were suggested
             point = self.question.space.walk(lambda parameter: frozen.params[parameter.name])
             reporter.store(None, self.provenance(reporter.claim, point, frozen.number))
@@ -182,7 +186,14 @@ class Worker:
     def train(
         self, point: Point, frozen: FrozenTrial, reporter: Reporter, checkpoint: Checkpoint | None
     ) -> None:
-        """Evaluates a point, and tells its value, or why there is none."""
+        """Evaluates a point, and records its value, or why there is none.
+
+        Args:
+            point: the parameters of the trial.
+            frozen: the trial as it was stored when it was claimed.
+            reporter: of the trial.
+            checkpoint: of the trial; None if its state is not saved.
+        """
         number, state = frozen.number, TrialState.COMPLETE
         value: float | None = None
         failure: Failure | None = None
@@ -214,10 +225,13 @@ class Worker:
         checkpoint: Checkpoint | None,
         reported: int | None,
     ) -> float:
-        """Runs an objective to its value, from its last checkpoint on.
+        """Runs an objective from its last checkpoint on, and returns its value.
 
         Args:
-            reported: the last step that is stored of the trial; None if there is none.
+            objective: what to run.
+            reporter: of the trial.
+            checkpoint: of the trial; None if its state is not saved.
+            reported: the last step of the trial that is stored; None if there is none.
         """
         number = reporter.trial.number
         with self.watch("checkpoints"):
@@ -241,14 +255,14 @@ class Worker:
         return value
 
     def checkpoint(self, number: int, point: Point) -> Checkpoint | None:
-        """Where the state of trial `number` is saved, if anywhere."""
+        """Returns where the state of trial `number` is saved; None if it is not saved."""
         if self.checkpoints is None:
             return None
         parts = [self.stored.name, number, self.question.seed, point.params]
         return Checkpoint(self.checkpoints / f"trial-{number}.pt", json.dumps(parts, default=str))
 
     def provenance(self, claim: Claim, point: Point, number: int) -> Provenance | None:
-        """What trial `number` is made of and with, so that it can be trained again."""
+        """Returns what is needed to train trial `number` again; None if that is impossible."""
         sections = self.question.provenance_sections(point)
         if sections is None:
             return None
@@ -267,7 +281,7 @@ class Worker:
 
 
 def death_reason(claim: Claim) -> Failure:
-    """Why a trial is given up whose workers died."""
+    """Returns why a trial is given up after its workers died."""
     if claim.fatal:
         return Failure(failures.TIMEOUT, str(claim.death))
     count = f"{claim.deaths} workers died of this trial"

@@ -1,4 +1,4 @@
-"""A state in a file that survives crashes: written beside and renamed, checked when it is read, and never executed."""
+"""A training's state in a file that survives crashes, is checked when read, and never executed."""
 
 import glob
 import hashlib
@@ -23,11 +23,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The newest state of something in `path`, and the one before it in <name>.previous.
+    """The newest state of a training in one file, and the state before it in <name>.previous.
 
-    identity: what it belongs to; a file of another identity is foreign. A state is what torch.load(weights_only=True)
-    reads: tensors, numbers, strings, None, and lists, tuples and dicts of them. At most one process saves at a time;
-    any may be killed.
+    At most one process saves at a time; any may be killed at any moment.
+
+    Args:
+        path: the file of the newest state.
+        identity: what the state belongs to; a file with another identity is foreign.
     """
 
     path: Path
@@ -38,7 +40,15 @@ class Checkpoint:
         return self.path.with_name(f"{self.path.name}.previous")
 
     def save(self, state: dict[str, Any]) -> None:
-        """Once it returns, the state outlives a power cut. Raises OSError with the path; what was saved stays."""
+        """Saves a state, durably: once this returns, it survives a power cut.
+
+        Args:
+            state: whatever torch.load(weights_only=True) reads: tensors, numbers, strings, None,
+                and lists, tuples and dicts of them.
+
+        Raises:
+            OSError: the file, which it names, cannot be written; the states saved before stay.
+        """
         buffer = io.BytesIO()
         torch.save({"identity": self.identity, "state": state}, buffer)
         payload = buffer.getvalue()
@@ -51,24 +61,31 @@ class Checkpoint:
                 file.write(payload)
                 file.flush()
                 os.fsync(file.fileno())
-            # The previous one goes last: even if the current one is damaged, one of the two is whole at every moment.
+            # The previous file is replaced last, so that at every moment one of the two is whole,
+            # even if the current one is damaged.
             with suppress(FileNotFoundError):
                 try:
                     os.link(self.path, old)
-                except OSError:  # no hard links here: for a moment only the previous one is there
+                except OSError:
+                    # Without hard links there is only the previous file for a moment.
                     os.replace(self.path, self.previous)
             os.replace(new, self.path)
             with suppress(FileNotFoundError):
                 os.replace(old, self.previous)
             sync_folder(self.path.parent)
-        except OSError as error:  # of a write that fails, it does not name the file
+        except OSError as error:
+            # The error of a failed write does not name the file.
             raise OSError(error.errno, error.strerror, str(self.path)) from error
         finally:
             with suppress(OSError):
                 _remove((new, old))
 
     def load(self) -> dict[str, Any] | None:
-        """The newest state that is whole and belongs here, on the CPU; the log has a line on each that does not."""
+        """Reads the newest state that is whole and belongs here; logs a line for each that is not.
+
+        Returns:
+            the state, its tensors on the CPU; None if there is none.
+        """
         for path, older in ((self.path, self.previous), (self.previous, None)):
             try:
                 return self._read(path)
@@ -83,14 +100,23 @@ class Checkpoint:
         return None
 
     def remove(self) -> None:
-        """Removes all its files, quietly where there are none; the newest last, lest an older one be left alone."""
+        """Removes all files, if there are any.
+
+        The newest goes last: a crash halfway must not leave an older state to resume from.
+        """
         _remove((*self._temporary(), self.previous, self.path))
 
     def _temporary(self) -> list[Path]:
         return list(self.path.parent.glob(f"{glob.escape(self.path.name)}.*.tmp"))
 
     def _read(self, path: Path) -> dict[str, Any]:
-        """Raises OSError, or ValueError that says what is wrong."""
+        """Reads one file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            OSError: it cannot be read.
+            ValueError: it is damaged or foreign; the message says how.
+        """
         header, _, payload = path.read_bytes().partition(b"\n")
         if header != _header(payload):
             number = re.match(rb"studyloom checkpoint (\d+) ", header)
@@ -101,7 +127,8 @@ class Checkpoint:
             raise ValueError("is damaged: its content is another than was saved")
         try:
             content = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
-        except Exception as error:  # not in torch's words, which advise to do without weights_only
+        # torch's own message advises to do without weights_only.
+        except Exception as error:
             raise ValueError(
                 f"cannot be read as tensors and plain values ({type(error).__name__})"
             ) from error
@@ -112,7 +139,11 @@ class Checkpoint:
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Writes a network's weights, as torch.load reads them, whole or not at all.
+    """Writes a network's weights for torch.load, whole or not at all.
+
+    Args:
+        path: the file; its folder is made if it does not exist.
+        weights: a state dict, on any device.
 
     Raises:
         OSError: the file cannot be written.
@@ -123,22 +154,32 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Weights from a file, on the CPU; nothing in it is executed. Raises OSError, or ValueError with the path."""
+    """Reads a network's weights; nothing in the file is executed.
+
+    Returns:
+        a state dict, on the CPU.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it holds something else; the message names it.
+    """
     try:
         weights = torch.load(path, weights_only=True, map_location="cpu")
     except OSError:
         raise
-    except Exception as error:  # not in torch's words, which advise to do without weights_only
+    # torch's own message advises to do without weights_only.
+    except Exception as error:
         raise ValueError(f"{path}: cannot be read as weights ({type(error).__name__})") from error
     if not isinstance(weights, dict) or not all(
         isinstance(tensor, Tensor) for tensor in weights.values()
     ):
-        raise ValueError(f"{path}: holds no weights")
+        raise ValueError(f"{path}: must hold weights, a dict of tensors; got something else")
     return weights
 
 
 def _header(payload: bytes) -> bytes:
-    """In the same file as what it is about, so that no crash can part them."""
+    """Returns the first line of a checkpoint. It is in one file with the payload that it describes,
+    so that no crash can separate them."""
     return f"studyloom checkpoint {FORMAT} sha256 {hashlib.sha256(payload).hexdigest()}".encode()
 
 

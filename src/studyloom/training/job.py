@@ -1,4 +1,4 @@
-"""TODO training.job."""
+"""What one training needs, and what one epoch of it returns."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -14,14 +14,28 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """Everything one training needs.
+    """Everything that one training needs.
 
-    model is called with shape= and outputs=; optimizer with the parameters, and holds the base learning rate, L2 (its
-    own weight_decay) and whether it is fused; schedule maps progress in [0, 1) to a factor on the base rate; loss maps
-    (batch, outputs) and (batch,) to a mean. train and valid are int64 indices into a Split. l1 is the weight of the sum
-    of |w| over all weight matrices and kernels, not biases and norms. clip bounds the norm of the gradient.
-    samples_per_epoch are drawn anew, without replacement, from train each epoch; all of it if None. seed decides all
-    that is random. metric judges the validation part after each epoch. Raises ValueError.
+    Args:
+        model: called with shape= and outputs=; returns the network.
+        optimizer: called with the parameters. It holds the base learning rate, L2 (its own
+            weight_decay), and whether it is fused.
+        schedule: maps progress in [0, 1) to a factor on the base learning rate.
+        loss: maps outputs (batch, outputs) and targets (batch,) to a mean.
+        train: indices of training examples in a Split, int64 (n,).
+        valid: indices of validation examples, int64 (n,).
+        epochs: the number of epochs.
+        batch_size: examples per step; the last batch of an epoch may be smaller.
+        seed: decides everything random.
+        l1: the weight of the sum of |w| over all weight matrices and kernels, not biases and norms.
+        clip: the bound on the norm of the gradient; None for no bound.
+        precision: fp32 or bf16.
+        samples_per_epoch: how many examples are drawn anew from `train` for each epoch, without
+            replacement; None for all of them.
+        metric: judges the validation part after each epoch.
+
+    Raises:
+        ValueError: sizes do not fit the data, or a number is out of range.
     """
 
     model: Callable[..., nn.Module]
@@ -40,45 +54,52 @@ class Job:
     metric: Metric = ACCURACY
 
     def __post_init__(self) -> None:
-        part, samples = len(self.train), self.samples
+        available, samples = len(self.train), self.samples
         if not len(self.valid):
             raise ValueError(
-                f"data.validation leaves no example to validate on beside {part} to train on: expected 1 or more"
+                "data.validation must leave at least one example to validate on; "
+                f"got none, beside {available} to train on"
             )
         if self.epochs < 1:
-            raise ValueError(f"train.epochs is {self.epochs}: expected 1 or more")
-        if not 1 <= samples <= part:
+            raise ValueError(f"train.epochs must be at least 1; got {self.epochs}")
+        if not 1 <= samples <= available:
             raise ValueError(
-                f"train.samples_per_epoch is {samples}: expected 1 to {part}, the size of the training part"
+                f"train.samples_per_epoch must be from 1 to {available}, the size of the training "
+                f"part; got {samples}"
             )
         if not 1 <= self.batch_size <= samples:
             raise ValueError(
-                f"train.batch_size is {self.batch_size}: expected 1 to {samples}, the size of an epoch"
+                f"train.batch_size must be from 1 to {samples}, the size of an epoch; "
+                f"got {self.batch_size}"
             )
         if self.precision not in PRECISIONS:
             raise ValueError(
-                f"train.precision is {self.precision!r}: expected {' or '.join(PRECISIONS)}"
+                f"train.precision must be {' or '.join(PRECISIONS)}; got {self.precision!r}"
             )
         if not 0 <= self.l1 < math.inf:
-            raise ValueError(f"train.l1 is {self.l1}: expected 0 (off) or more, and finite")
+            raise ValueError(f"train.l1 must be finite and at least 0 (off); got {self.l1}")
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise ValueError(
-                f"train.clip is {self.clip}: expected more than 0, and finite, or null (off)"
+                f"train.clip must be finite and above 0, or null (off); got {self.clip}"
             )
 
     @property
     def samples(self) -> int:
-        """Images trained on in an epoch."""
+        """How many examples an epoch trains on."""
         return len(self.train) if self.samples_per_epoch is None else self.samples_per_epoch
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch said.
+    """The numbers of one epoch.
 
-    number: from 1. The losses are means over examples, train_loss while the weights moved and without L1. value: of the
-    job's metric on the validation part. seconds: training and validation together; samples_per_second: training
-    examples over the training time alone.
+    Attributes:
+        number: from 1.
+        train_loss: the mean over the epoch's examples, while the weights moved, without L1.
+        valid_loss: the mean over the validation part.
+        value: the job's metric on the validation part.
+        seconds: the time of training and validation together.
+        samples_per_second: training examples over the time of training alone.
     """
 
     number: int

@@ -1,4 +1,4 @@
-"""An optimizer's step without what PyTorch wraps around it for its compiler and profiler, which are not used here."""
+"""An optimizer's step without the wrappers for PyTorch's compiler and profiler, unused here."""
 
 import inspect
 import sys
@@ -10,10 +10,11 @@ from torch.optim import optimizer as module
 
 
 def avoid_compiler_import() -> None:
-    """Keeps PyTorch's compiler from being imported for nothing: 1.0 s of each process that makes an optimizer.
+    """Keeps PyTorch from importing its compiler: 1.0 s in each process that makes an optimizer.
 
-    The first call of an optimizer imports it to say that these methods are not to be compiled, and so do its steps.
-    Where it is there already, or a release of PyTorch keeps its mark elsewhere, all stays as it is.
+    The first call of an optimizer imports it only to mark these methods as not to be compiled, and
+    so do its steps. Does nothing if the compiler is imported already, or if a release of PyTorch
+    keeps its mark elsewhere.
     """
     if "torch._dynamo" not in sys.modules:
         for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
@@ -22,10 +23,11 @@ def avoid_compiler_import() -> None:
 
 
 def fast_step(optimizer: Optimizer) -> Callable[[], object]:
-    """The step of an optimizer, once for each batch.
+    """Returns the fastest function that makes one step of an optimizer.
 
-    That of PyTorch's own optimizers as it is written, which does the same arithmetic in 0.02 ms less (of 0.09 for
-    Adam) and needs no compiler; with hooks, or of other classes, as it is called by everybody.
+    For PyTorch's own optimizers it is the step without its wrapper: the same arithmetic in 0.02 ms
+    less (of 0.09 ms for Adam), and no need of the compiler. With hooks, and for other classes, it
+    is `optimizer.step`.
     """
     hooks = [
         *(
@@ -44,10 +46,10 @@ def fast_step(optimizer: Optimizer) -> Callable[[], object]:
         or any(hooks)
     ):
         return optimizer.step
-    written = inspect.unwrap(kind.step)
+    unwrapped = inspect.unwrap(kind.step)
 
     def step() -> None:
         with torch.no_grad():
-            written(optimizer)
+            unwrapped(optimizer)
 
     return step

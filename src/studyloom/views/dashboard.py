@@ -1,8 +1,9 @@
-"""optuna-dashboard on a study, with what the study came to, and with a guard at its door.
+"""`studyloom dashboard`: optuna-dashboard on a study, with the study's results, behind a guard.
 
-By itself optuna-dashboard takes the storage URL from its command line, which `ps` shows, asks nobody who they are,
-answers to any Host header, so that any page in the browser can reach it by DNS rebinding, and serves HTML artifacts on
-its own origin, where their scripts could delete the study.
+By itself optuna-dashboard takes the storage URL from its command line, which `ps` shows, and does
+not authenticate. It answers to any Host header, so that any page in the browser can reach it by DNS
+rebinding, and it serves HTML artifacts on its own origin, where their scripts could delete the
+study.
 """
 
 import csv
@@ -14,19 +15,16 @@ import shlex
 import signal
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
 from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.text import Text
-
-if TYPE_CHECKING:
-    pass
 
 from studyloom.errors import StorageError
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
@@ -35,6 +33,7 @@ from studyloom.views.guard import LOOPBACK, Guard, bind, is_address
 from studyloom.views.snapshot import front_rows, take_snapshot
 
 DEADLINE = 10.0  # seconds that a page waits for a database that is away
+# It stands in stored notes, and must not change.
 MARGIN = "*studyloom writes what stands above anew; what you write below stays.*"
 FILES = {
     "best.yaml": "application/yaml",
@@ -45,82 +44,104 @@ CURVES = ("epoch", "value", "train_loss", "valid_loss")
 
 
 def open_only_study(url: str, name: str | None) -> StoredStudy:
-    """The study of that name; without a name, the only one in the database.
+    """Opens a study.
+
+    Args:
+        url: the database.
+        name: the name of the study; None opens the only one in the database.
 
     Raises:
-        StorageError: no such database, no such study, or several where none was named.
+        StorageError: there is no such database or study, or there are several and no name.
     """
     if name is None:
         names = study_names(url, DEADLINE)
         if len(names) != 1:
             held = f"{len(names)} studies: {', '.join(names)}" if names else "no study"
-            raise StorageError(f"--study: which study is not said, and the database holds {held}")
+            raise StorageError(f"--study must name the study to show; the database holds {held}")
         name = names[0]
     return open_study(url, name, DEADLINE)
 
 
 def publish(stored: StoredStudy, run_dir: Path | None, headline: str) -> None:
-    """Lays down what the study came to where the dashboard shows it; done again, it is brought up to date.
+    """Writes the study's results to where the dashboard shows them, or brings them up to date.
 
-    The study has a note with `headline` and the next commands, trials that failed have one with the reason, and the
-    files of `run_dir` that are there become artifacts, with the learning curves as `curves.csv`. What a user wrote
-    into notes stays.
+    The study gets a note with the headline and the next commands, and a failed trial one with the
+    reason. The files of the run become artifacts, with the learning curves as `curves.csv`. What a
+    user wrote into notes stays.
+
+    Args:
+        stored: the study.
+        run_dir: the folder in which it runs; None writes no artifacts.
+        headline: where the study stands, in one line.
 
     Raises:
         StorageError: the database cannot be used.
-        OSError: `run_dir` cannot be written.
+        OSError: the folder cannot be written to.
     """
-    from optuna_dashboard import get_note, save_note  # type: ignore[import-untyped]  # 1.7 s to import
+    # Imported here, as it takes 1.7 s.
+    from optuna_dashboard import get_note, save_note  # type: ignore[import-untyped]
+
+    before = get_note(stored.optuna)
+    above, margin, below = before.partition(MARGIN)
+    users = below if margin else f"\n\n{above}"
+    note = f"{study_note(stored, run_dir, headline)}\n\n---\n\n{MARGIN}{users}".rstrip()
+    if note != before:
+        save_note(stored.optuna, note)
+    # The attributes include the notes of trials and all artifacts.
+    attributes = stored.storage.get_study_system_attrs(stored.ledger.study_id)
+    _publish_trial_notes(stored, attributes)
+    if run_dir is not None:
+        _publish_artifacts(stored, run_dir, attributes)
+
+
+def _publish_trial_notes(stored: StoredStudy, attributes: Mapping[str, Any]) -> None:
     from optuna_dashboard._note import note_ver_key, split_body  # type: ignore[import-untyped]
 
-    was = get_note(stored.optuna)
-    above, margin, below = was.partition(MARGIN)
-    theirs = below if margin else f"\n\n{above}"
-    note = f"{study_note(stored, run_dir, headline)}\n\n---\n\n{MARGIN}{theirs}".rstrip()
-    if note != was:
-        save_note(stored.optuna, note)
-    storage, study_id = stored.storage, stored.ledger.study_id
-    attributes = storage.get_study_system_attrs(
-        study_id
-    )  # with the trials' notes and all artifacts
-    trials = stored.trials()
-    for trial in trials:
+    for trial in stored.trials():
         version = note_ver_key(trial._trial_id)
-        if REASON in trial.user_attrs and trial.state.is_finished() and version not in attributes:
-            # As save_note does, but that it reads all notes to write one: a thousand took 60 s.
-            for key, value in {
-                **split_body(trial_note(trial), trial._trial_id),
-                version: 1,
-            }.items():
-                storage.set_study_system_attr(study_id, key, value)
-    if run_dir is None:
-        return
+        failed = REASON in trial.user_attrs and trial.state.is_finished()
+        if failed and version not in attributes:
+            # As save_note does, but save_note reads all notes to write one: a thousand took 60 s.
+            note = {**split_body(trial_note(trial), trial._trial_id), version: 1}
+            for key, value in note.items():
+                stored.storage.set_study_system_attr(stored.ledger.study_id, key, value)
+
+
+def _publish_artifacts(stored: StoredStudy, run_dir: Path, attributes: Mapping[str, Any]) -> None:
     contents = {name: (run_dir / name).read_bytes() for name in FILES if (run_dir / name).is_file()}
-    if curves := curves_csv(trials, stored.metric):
+    if curves := curves_csv(stored.trials(), stored.metric):
         contents["curves.csv"] = curves.encode()
     store = artifact_store(run_dir)
     for name, content in contents.items():
-        # An id for each name, and not a new one for each time: Optuna's upload_artifact makes another entry whenever
-        # it is called, and storages know no way to delete one.
+        # Each name has one id for good. Optuna's upload_artifact would add another entry with each
+        # call, and storages cannot delete one.
         identity = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{stored.name}/{name}"))
         store.write(identity, io.BytesIO(content))
-        meta = json.dumps(asdict(ArtifactMeta(identity, name, FILES.get(name, "text/csv"), None)))
-        if attributes.get(f"artifacts:{identity}") != meta:
-            storage.set_study_system_attr(study_id, f"artifacts:{identity}", meta)
+        key, kind = f"artifacts:{identity}", FILES.get(name, "text/csv")
+        meta = json.dumps(asdict(ArtifactMeta(identity, name, kind, None)))
+        if attributes.get(key) != meta:
+            stored.storage.set_study_system_attr(stored.ledger.study_id, key, meta)
 
 
 def artifact_store(run_dir: Path) -> FileSystemArtifactStore:
+    """Opens the folder in which a run keeps its artifacts; makes it if it is missing."""
     folder = run_dir / "artifacts"
     folder.mkdir(exist_ok=True)
     return FileSystemArtifactStore(folder)
 
 
 def study_note(stored: StoredStudy, run_dir: Path | None, headline: str) -> str:
-    """Markdown: where the study stands, and what can be typed next."""
+    """Writes the note of a study, in Markdown: where it stands, and what can be typed next.
+
+    Args:
+        stored: the study.
+        run_dir: the folder in which it runs; None names commands that need no folder.
+        headline: where the study stands, in one line.
+    """
     if run_dir is not None:
-        place = shlex.quote(str(run_dir.absolute()))  # whoever reads it may be elsewhere
+        folder = shlex.quote(str(run_dir.absolute()))  # the reader may work in another folder
         commands = [
-            f"studyloom {verb} {place}"
+            f"studyloom {verb} {folder}"
             for verb in ("status", "report", "winner", "doctor", "dashboard")
         ]
     else:
@@ -132,7 +153,7 @@ def study_note(stored: StoredStudy, run_dir: Path | None, headline: str) -> str:
 
 
 def front_note(stored: StoredStudy) -> list[str]:
-    """Markdown: the Pareto front as a table, where a study has one, and how the best of it is chosen."""
+    """Writes the Pareto front as a table, and how the best is chosen; nothing without a front."""
     snapshot = take_snapshot(stored)
     if not snapshot.front:
         return []
@@ -145,43 +166,61 @@ def front_note(stored: StoredStudy) -> list[str]:
 
 
 def trial_note(trial: FrozenTrial) -> str:
-    """Markdown: why a trial came to nothing."""
+    """Writes the note of a failed trial, in Markdown: why it failed."""
     kind, reason = (str(trial.user_attrs.get(name, "failed")) for name in (FAILURE, REASON))
     return f"**{as_text(kind)}**\n\n{as_text(reason)}"
 
 
 def as_text(text: str) -> str:
-    """Markdown that shows a text as it is, on one line: a study may be called `<img …>` or `[a](javascript:…)`."""
+    """Escapes a text for Markdown, on one line.
+
+    A study may be called `<img …>` or `[a](javascript:…)`.
+    """
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
 
 
 def as_code(text: str) -> str:
-    """Markdown that shows lines as they are, in a box; the fence is longer than any within."""
+    """Fences lines as code in Markdown; the fence is longer than any in the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}"
 
 
 def curves_csv(trials: Iterable[FrozenTrial], metric: str) -> str:
-    """A line for each epoch of each trial, under the name of its value; empty where there is none."""
+    """Writes the learning curves as CSV, a line for each epoch of each trial.
+
+    Args:
+        trials: the trials.
+        metric: the name of the values.
+
+    Returns:
+        The text; empty if no trial stored an epoch.
+    """
     rows: list[list[Any]] = []
     for trial in trials:
         epochs = trial.user_attrs.get(EPOCHS, {})
         columns = [epochs.get("number" if name == "epoch" else name, []) for name in CURVES]
         rows += [[trial.number, *row] for row in zip(*columns, strict=False)]
-    written = io.StringIO()
+    text = io.StringIO()
     if rows:
-        csv.writer(written, lineterminator="\n").writerows(
-            [("trial", "epoch", metric, *CURVES[2:]), *rows]
-        )
-    return written.getvalue()
+        head = ("trial", "epoch", metric, *CURVES[2:])
+        csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    return text.getvalue()
 
 
-def application(stored: StoredStudy, run_dir: Path | None, host: str, token: str | None) -> "Guard":
-    """The dashboard, for requests that address it by `host` or a name of this machine to itself, and bear the token."""
+def application(stored: StoredStudy, run_dir: Path | None, host: str, token: str | None) -> Guard:
+    """Makes the dashboard, behind its guard.
+
+    Args:
+        stored: the study.
+        run_dir: the folder with its artifacts, if there is one.
+        host: the name by which browsers may address it, beside the names of loopback.
+        token: what browsers must know; None lets everybody on this machine in.
+    """
     from optuna_dashboard import wsgi
 
-    # A storage that is no RDBStorage: of one, the dashboard would compare Optuna's table versions with each page.
+    # This storage is not an RDBStorage: with one, the dashboard would compare Optuna's table
+    # versions on each page.
     app = wsgi(stored.storage, artifact_store=None if run_dir is None else artifact_store(run_dir))
     return Guard(app, (*LOOPBACK, host.casefold()), token)
 
@@ -197,21 +236,32 @@ def serve(
 ) -> None:
     """Publishes the study and serves the dashboard until Ctrl-C or SIGTERM.
 
-    Whoever is at this machine may use it, unless there is a token; others reach it on another host than loopback,
-    which always has one.
+    Args:
+        stored: the study.
+        run_dir: the folder in which it runs, if there is one.
+        headline: where the study stands, in one line.
+        host: the name by which browsers address this machine.
+        port: the port; if it is taken, the next free one.
+        token: what browsers must know. None lets everybody on this machine in on a loopback
+            host, and makes a random token on any other.
+        console: where to print the address.
 
     Raises:
         ValueError: the address or the database cannot be used.
     """
     if token == "":
-        raise ValueError("--token: is empty; leave it out, and one is made where it is needed")
+        raise ValueError(
+            "--token must not be empty; leave it out, and one is made where it is needed"
+        )
     if token is None and host not in LOOPBACK and not is_address(host, "is_loopback"):
         token = secrets.token_urlsafe()
     with bind(host, port) as server:
+        # shutdown() waits for serve_forever() to return, so that it needs a thread of its own.
+        def stop(*_: object) -> None:
+            threading.Thread(target=server.shutdown, daemon=True).start()
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(
-                number, lambda *_: threading.Thread(target=server.shutdown, daemon=True).start()
-            )
+            signal.signal(number, stop)
         publish(stored, run_dir, headline)
         server.set_app(application(stored, run_dir, host, token))
         netloc = f"{f'[{host}]' if ':' in host else host}:{server.server_port}"

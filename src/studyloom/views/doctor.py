@@ -1,4 +1,7 @@
-"""Looks at what a study needs from its database, disks and machine: a line for each, ok or what to do."""
+"""`studyloom doctor`: checks what a study needs of its database, disks and machine.
+
+Each check is a line that says ok, or what to do.
+"""
 
 import platform
 import shutil
@@ -20,20 +23,25 @@ SMALL = 10**9  # bytes free
 
 
 def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Finding]]:
-    """Names and findings, one after the other as they are found. Nothing stays behind, in the database or on a disk.
+    """Runs all checks one after the other; nothing stays behind, in the database or on a disk.
+
+    Args:
+        url: the database.
+        run_dir: the folder in which the study runs, if it is to be checked too.
+
+    Yields:
+        The name of each check and its finding.
 
     Raises:
-        StorageError: this is no URL of a database.
+        StorageError: the URL is not that of a database.
     """
     address = parse_url(url)
     sqlite = address.get_backend_name() == "sqlite"
     path = Path(str(address.database)).absolute() if sqlite else None
     if path is not None and not path.exists():
         words = f"there is no database {path}; the first run of a study makes it"
-        yield (
-            "database",
-            todo(f"{words}; put it back if there was one") if run_dir else warning(words),
-        )
+        lost = todo(f"{words}; put it back if there was one")
+        yield "database", lost if run_dir else warning(words)
         yield "permission", run_check(lambda: writable(existing(path.parent)), address)
     else:
         yield from check_database(address)
@@ -49,7 +57,12 @@ def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Findin
 
 
 def disk(folder: Path, *, wal: bool) -> Finding:
-    """Space and kind of the file system that a folder is on."""
+    """Checks the kind of a file system, and the space on it.
+
+    Args:
+        folder: a folder on it; it need not exist yet.
+        wal: whether SQLite is to write there.
+    """
     folder = existing(folder)
     kind, free = filesystem_of(folder), shutil.disk_usage(folder).free
     words = f"{kind}, {free / 1e9:.1f} GB free"
@@ -57,19 +70,18 @@ def disk(folder: Path, *, wal: bool) -> Finding:
         return todo(
             f"{words}; SQLite is not safe there: name a run_dir on a local disk, or use PostgreSQL"
         )
-    return (
-        ok(words)
-        if free >= SMALL
-        else warning(f"{words}; checkpoints may not fit: free some, or name another run_dir")
-    )
+    if free >= SMALL:
+        return ok(words)
+    return warning(f"{words}; checkpoints may not fit: free some, or name another run_dir")
 
 
 def existing(folder: Path) -> Path:
-    """A folder, or the one in which it would be made."""
+    """Returns a folder, or the nearest one above that exists."""
     return next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
 
 
 def writable(folder: Path) -> Finding:
+    """Checks whether files can be written to a folder."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))
@@ -79,18 +91,18 @@ def writable(folder: Path) -> Finding:
 
 
 def devices() -> Finding:
+    """Lists the GPUs and their free memory."""
     if not gpus():
         return ok("none: workers train on the CPU")
     names = []
     for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        names.append(
-            f"{torch.cuda.get_device_name(index)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        )
+        free, total = (amount / 2**30 for amount in torch.cuda.mem_get_info(index))
+        names.append(f"{torch.cuda.get_device_name(index)}, {free:.1f} of {total:.1f} GiB free")
     return ok("; ".join(names))
 
 
 def workers() -> Finding:
+    """Counts the workers that `launcher.workers=auto` starts on this machine."""
     count = Local().count(sys.maxsize)
     return ok(
         f"launcher.workers=auto starts {count}, for {len(gpus()) or 'no'} GPUs and {cores()} cores"
@@ -98,20 +110,29 @@ def workers() -> Finding:
 
 
 def versions() -> Finding:
-    found = {
+    """Lists the versions of what a training depends on."""
+    numbers = {
         "Python": platform.python_version(),
         "torch": torch.__version__,
         "Optuna": optuna.__version__,
+        "studyloom": __version__,
     }
-    return ok(
-        ", ".join(
-            f"{name} {version}" for name, version in (found | {"studyloom": __version__}).items()
-        )
-    )
+    return ok(", ".join(f"{name} {version}" for name, version in numbers.items()))
 
 
 def show(url: str, run_dir: Path | None = None) -> int:
-    """Prints what is found; 0, or 2 if something is to be done before a study can run."""
+    """Runs all checks and prints a line for each.
+
+    Args:
+        url: the database.
+        run_dir: the folder in which the study runs, if it is to be checked too.
+
+    Returns:
+        The exit code: 0, or 2 if something must be done before a study can run.
+
+    Raises:
+        StorageError: the URL is not that of a database.
+    """
     states = set()
     for name, finding in examine(url, run_dir):
         print(f"{finding.state:<8} {name:<11} {finding.words}", flush=True)

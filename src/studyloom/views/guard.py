@@ -1,4 +1,8 @@
-"""TODO views.guard."""
+"""The guard in front of optuna-dashboard, as a WSGI application, and the server that runs it.
+
+The guard checks by which name a request addresses this machine, from which page it comes, and
+whether it has the token.
+"""
 
 import hashlib
 import hmac
@@ -19,22 +23,27 @@ if TYPE_CHECKING:
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PORTS = 100  # that are tried, from the wanted one upwards
-SILENCE = 30  # seconds after which a connection that says nothing is closed
+SILENCE = 30  # seconds after which an idle connection is closed
 SAFETY = (
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "SAMEORIGIN"),
     ("Referrer-Policy", "no-referrer"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
 )
-# A page in a sandbox has an origin of its own, from which it can neither read the dashboard nor write to it.
+# A page in a sandbox has an origin of its own, from which it can neither read the dashboard nor
+# write to it.
 SANDBOX = ("Content-Security-Policy", "sandbox allow-scripts")
 
 
 @dataclass(frozen=True)
 class Guard:
-    """Lets requests through to an application that come from its own pages, and with the token where there is one.
+    """A WSGI application that lets through only requests from its own pages, with the token.
 
-    hosts: names by which it may be addressed; the port is free, so that a tunnel may end at another one.
+    Args:
+        app: the application to protect.
+        hosts: the names by which it may be addressed, in lower case. Any port is allowed, so that
+            a tunnel may end at another one.
+        token: what browsers must know; None lets everybody on this machine in.
     """
 
     app: "WSGIApplication"
@@ -44,32 +53,24 @@ class Guard:
     def __call__(
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
-        host, provenance = environ.get("HTTP_HOST", ""), environ.get("HTTP_ORIGIN")
+        host, origin = environ.get("HTTP_HOST", ""), environ.get("HTTP_ORIGIN")
         if hostname(host) not in self.hosts:
-            return refuse(
-                start_response,
-                "403 Forbidden",
-                "this dashboard has another name; --host gives it one",
-            )
-        if provenance is not None and provenance.partition("://")[2].casefold() != host.casefold():
-            return refuse(
-                start_response, "403 Forbidden", "this request comes from the page of another site"
-            )
-        if self.token is not None and not self.bears_token(environ):
-            if self.matches(
-                self.token, dict(parse_qsl(environ.get("QUERY_STRING", ""))).get("token", "")
-            ):
+            why = "this dashboard has another name; --host gives it one"
+            return refuse(start_response, "403 Forbidden", why)
+        if origin is not None and origin.partition("://")[2].casefold() != host.casefold():
+            why = "this request comes from the page of another site"
+            return refuse(start_response, "403 Forbidden", why)
+        if self.token is not None and not self.has_token(environ):
+            query = dict(parse_qsl(environ.get("QUERY_STRING", "")))
+            if matches(self.token, query.get("token", "")):
                 return self.enter(environ, start_response)
-            return refuse(
-                start_response,
-                "401 Unauthorized",
-                "open the address with ?token= that the command printed",
-            )
+            why = "open the address with ?token= that the command printed"
+            return refuse(start_response, "401 Unauthorized", why)
         artifact = environ.get("PATH_INFO", "").startswith("/artifacts/")
         extra = [*SAFETY, SANDBOX] if artifact else [*SAFETY]
 
         def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
-            # The dashboard lets pages of all sites read artifacts.
+            # The dashboard lets pages of all sites read artifacts; this header says so.
             own = [
                 header for header in headers if header[0].lower() != "access-control-allow-origin"
             ]
@@ -77,48 +78,51 @@ class Guard:
 
         return self.app(environ, start)
 
-    @staticmethod
-    def matches(secret: str, given: str) -> bool:
-        return hmac.compare_digest(secret.encode(), given.encode("utf-8", "surrogateescape"))
-
     @property
     def key(self) -> str:
-        """What the cookie holds: a token of the user's may have signs that cookies cannot."""
+        """The value of the cookie: a user's token may have characters that cookies cannot."""
         return hashlib.sha256(f"studyloom dashboard {self.token}".encode()).hexdigest()
 
     @staticmethod
     def cookie(environ: "WSGIEnvironment") -> str:
-        """A name of its own, since a browser shares cookies between all ports of a host."""
+        """The name of the cookie; it has the port, as browsers share cookies between all ports."""
         return f"studyloom-{environ['SERVER_PORT']}"
 
-    def bears_token(self, environ: "WSGIEnvironment") -> bool:
-        scheme, _, given = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    def has_token(self, environ: "WSGIEnvironment") -> bool:
+        """Whether a request has the token in its Authorization header, or the cookie."""
+        scheme, _, credentials = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         if scheme.casefold() == "bearer":
-            return self.matches(
-                str(self.token), given.strip().encode("latin-1").decode("utf-8", "surrogateescape")
-            )
+            # WSGI decodes headers as Latin-1; browsers and curl send UTF-8.
+            token = credentials.strip().encode("latin-1").decode("utf-8", "surrogateescape")
+            return matches(str(self.token), token)
         pairs = (pair.strip().partition("=") for pair in environ.get("HTTP_COOKIE", "").split(";"))
         return any(
-            name == self.cookie(environ) and self.matches(self.key, value)
-            for name, _, value in pairs
+            name == self.cookie(environ) and matches(self.key, value) for name, _, value in pairs
         )
 
     def enter(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        """Hands out the cookie, and leads to the same page without the token, which no history then keeps."""
-        rest = [
+        """Sets the cookie, and redirects to the same page without the token.
+
+        So the token is not in the browser's history.
+        """
+        query = [
             (name, value) for name, value in parse_qsl(environ["QUERY_STRING"]) if name != "token"
         ]
-        path = (
-            environ.get("PATH_INFO", "").lstrip("/").encode("latin-1")
-        )  # //name would lead to another host
-        location = f"/{quote(path)}" + (f"?{urlencode(rest)}" if rest else "")
+        # A path that begins with //name would lead to another host.
+        path = environ.get("PATH_INFO", "").lstrip("/").encode("latin-1")
+        location = f"/{quote(path)}" + (f"?{urlencode(query)}" if query else "")
         cookie = f"{self.cookie(environ)}={self.key}; Path=/; HttpOnly; SameSite=Strict"
         start_response("303 See Other", [("Location", location), ("Set-Cookie", cookie), *SAFETY])
         return []
 
 
+def matches(secret: str, candidate: str) -> bool:
+    """Compares two texts in a time that does not depend on where they differ."""
+    return hmac.compare_digest(secret.encode(), candidate.encode("utf-8", "surrogateescape"))
+
+
 def hostname(netloc: str) -> str | None:
-    """The host of a Host header in lower case, without its port."""
+    """Returns the host of a Host header, in lower case and without its port; None if malformed."""
     try:
         return urlsplit(f"//{netloc}").hostname
     except ValueError:
@@ -126,6 +130,13 @@ def hostname(netloc: str) -> str | None:
 
 
 def refuse(start_response: "StartResponse", status: str, why: str) -> Iterable[bytes]:
+    """Answers a request with an error.
+
+    Args:
+        start_response: as WSGI gives it to an application.
+        status: the status code and its name.
+        why: what the user reads.
+    """
     content = f"{status}: {why}\n".encode()
     start_response(
         status, [("Content-Type", "text/plain"), ("Content-Length", str(len(content))), *SAFETY]
@@ -134,14 +145,16 @@ def refuse(start_response: "StartResponse", status: str, why: str) -> Iterable[b
 
 
 class Handler(WSGIRequestHandler):
+    """Handles the requests of one connection."""
+
     timeout = SILENCE
 
     def log_message(self, *_: Any) -> None:
-        """Says nothing: a line for each request would hide the address, and show the token."""
+        """Logs nothing: a line for each request would hide the address, and show the token."""
 
 
 class Server(ThreadingMixIn, WSGIServer):
-    """A thread for each request."""
+    """An HTTP server with a thread for each request."""
 
     daemon_threads = True
 
@@ -150,33 +163,33 @@ class Server(ThreadingMixIn, WSGIServer):
         super().__init__((host, port), Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):  # a browser that went away
+        """Prints a traceback, but not if the browser closed the connection."""
+        if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
 
 def bind(host: str, port: int) -> Server:
-    """A server on the first free port from `port` on.
+    """Opens a server on the first free port from `port` on.
 
     Raises:
-        ValueError: the host is none of this machine's, or no port is free; says the way out.
+        ValueError: the host is not one of this machine's, or no port is free; the message names
+            the way out.
     """
     if not 0 <= port < 2**16:
-        raise ValueError(f"--port {port}: ports are numbers from 0 (any free one) to 65535")
+        raise ValueError(f"--port must be a number from 0 (any free port) to 65535; got {port}")
     if is_address(host, "is_unspecified"):
         raise ValueError(
-            f"--host {host}: browsers send the name by which they know this machine, which tells them from a page that "
-            f"wants to reach the dashboard by a name of its own; give that name, such as --host {socket.gethostname()}"
+            f"--host must be the name by which browsers know this machine; got {host}. By that "
+            "name a request is told from one of a page that wants to reach the dashboard by a "
+            f"name of its own; give that name, such as --host {socket.gethostname()}"
         )
     for candidate in range(port, min(port + PORTS, 2**16)):
         try:
             return Server(host, candidate)
         except OSError as error:
             if error.errno != EADDRINUSE:
-                way = (
-                    "choose one from 1024 on"
-                    if isinstance(error, PermissionError)
-                    else "is it this machine's?"
-                )
+                denied = isinstance(error, PermissionError)
+                way = "choose one from 1024 on" if denied else "is it this machine's?"
                 raise ValueError(
                     f"--host {host} --port {candidate}: {error.strerror or error}; {way}"
                 ) from None
@@ -184,7 +197,12 @@ def bind(host: str, port: int) -> Server:
 
 
 def is_address(host: str, kind: str) -> bool:
-    """Whether a host is an IP address of a kind, such as `is_loopback`."""
+    """Whether a host is an IP address of a kind.
+
+    Args:
+        host: a name or an address.
+        kind: a property of `ipaddress` addresses, such as `is_loopback`.
+    """
     try:
         return bool(getattr(ipaddress.ip_address(host), kind))
     except ValueError:

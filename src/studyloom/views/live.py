@@ -1,8 +1,11 @@
-"""TODO views.live."""
+"""The display of a study while it runs: live on a terminal and in a notebook, else plain lines."""
 
+import io
 import threading
 import time
 from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,30 +20,46 @@ from studyloom.views.terminal import workers_table
 
 REFRESH = 0.5  # seconds, on a terminal
 LINE_INTERVAL = 5.0  # seconds between plain lines
+BAR_WIDTH = 20  # columns
 
 
 class Display:
-    """Shows a study while the body of a `with` works on it: live on a terminal, else a line every few seconds.
+    """Shows a study while the body of a `with` works on it.
 
-    current: the study that is worked on just now, for a run goes from one to the next.
+    Args:
+        current: returns the study that is worked on now: a run has several stages, and each stage
+            is a study.
+        console: where to show it.
     """
 
     def __init__(self, current: Callable[[], StoredStudy], console: Console) -> None:
         self.current = current
         self.console = console
         self._begin(take_snapshot(current()))
+        self._cell: Any = None  # the handle of what a notebook's cell shows
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Display":
+        if self.console.is_jupyter and not self.console.quiet:
+            # In this thread, so that it belongs to the output of the cell that runs.
+            html = import_module("IPython.display")
+            self._cell = html.display(html.HTML(""), display_id=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
+        if self._cell is not None:
+            self._show("")
 
     def _watch(self) -> None:
+        if self._cell is not None:
+            while not self._end.wait(REFRESH):
+                if (snapshot := self._take()) is not None:
+                    self._show(as_html(self.render(snapshot), self.console.width))
+            return
         if not self.console.is_terminal:
             while not self._end.wait(LINE_INTERVAL):
                 if (snapshot := self._take()) is not None:
@@ -51,6 +70,9 @@ class Display:
                 if (snapshot := self._take()) is not None:
                     live.update(self.render(snapshot), refresh=True)
 
+    def _show(self, html: str) -> None:
+        self._cell.update(import_module("IPython.display").HTML(html))
+
     def _begin(self, snapshot: Snapshot) -> None:
         self.name, self.done_before, self.started = snapshot.name, snapshot.done, time.monotonic()
 
@@ -60,55 +82,73 @@ class Display:
             if snapshot.name != self.name:
                 self._begin(snapshot)
             return snapshot
-        except (
-            Exception
-        ):  # a busy or absent database is the workers' affair; the next look may succeed
+        except Exception:
+            # The workers deal with a database that is busy or away; the next look may succeed.
             return None
 
-    def rest(self, snapshot: Snapshot) -> str:
-        """The time that the open slots will take at the pace since this command began on them."""
+    def time_left(self, snapshot: Snapshot) -> str:
+        """Formats the time that the open slots will take at this command's pace so far."""
         done = snapshot.done - self.done_before
         if not done:
             return "ETA –"
-        return f"ETA {format_duration((time.monotonic() - self.started) / done * (snapshot.budget - snapshot.done))}"
+        pace = (time.monotonic() - self.started) / done
+        return f"ETA {format_duration(pace * (snapshot.budget - snapshot.done))}"
 
     def line(self, snapshot: Snapshot) -> str:
-        best = (
-            f"best {format_trial_values(snapshot.best)} (trial {snapshot.best.number})"
-            if snapshot.best
-            else "no result yet"
-        )
-        parts = [
-            snapshot.name,
-            f"{snapshot.done}/{snapshot.budget}",
-            *([] if is_stage_name(snapshot.name) else [best]),
-        ]
-        return "  ".join([*parts, f"{len(snapshot.workers)} running", self.rest(snapshot)])
+        """Formats a snapshot as one line."""
+        parts = [snapshot.name, f"{snapshot.done}/{snapshot.budget}"]
+        if not is_stage_name(snapshot.name):
+            best = snapshot.best
+            parts.append(
+                f"best {format_trial_values(best)} (trial {best.number})"
+                if best
+                else "no result yet"
+            )
+        return "  ".join([*parts, f"{len(snapshot.workers)} running", self.time_left(snapshot)])
 
     def render(self, snapshot: Snapshot) -> RenderableType:
+        """Renders a snapshot for a terminal, as wide as the console."""
         width = self.console.width
-        return Group(
-            live_head(snapshot, self.rest(snapshot), width), workers_table(snapshot, width)
-        )
+        head = live_head(snapshot, self.time_left(snapshot), width)
+        return Group(head, workers_table(snapshot, width))
 
 
-def live_head(snapshot: Snapshot, rest: str, width: int) -> RenderableType:
-    """Name, bar, best and time left; in one line if there is room."""
+def as_html(content: RenderableType, width: int) -> str:
+    """Renders as HTML what a terminal of a width in columns would show; text is escaped."""
+    console = Console(
+        file=io.StringIO(),
+        record=True,
+        width=width,
+        force_jupyter=False,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    console.print(content)
+    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+def live_head(snapshot: Snapshot, time_left: str, width: int) -> RenderableType:
+    """Renders name, bar, best and time left; in one line if there is room.
+
+    Args:
+        snapshot: the study.
+        time_left: the time left, as text.
+        width: the width of the terminal in columns.
+    """
     best = Text("no result yet", style="dim")
     if snapshot.best is not None:
         best = Text(f"best {format_trial_values(snapshot.best)}", style="bold green")
         best.append(f" trial {snapshot.best.number}", style="dim")
-    found = (
-        [] if is_stage_name(snapshot.name) else [best]
-    )  # of what was found already, no trial is best
+    # A stage trains again what the search has found: no trial of it is the best.
+    shown = [] if is_stage_name(snapshot.name) else [best]
     name, done = Text(snapshot.name, style="bold"), Text(f"{snapshot.done}/{snapshot.budget}")
-    bar = ProgressBar(total=max(1, snapshot.budget), completed=snapshot.done, width=20)
-    beside = sum(
-        2 + width for width in (20, done.cell_len, *(one.cell_len for one in found), len(rest))
-    )
-    if name.cell_len + beside <= width:
-        return _row(name, bar, done, *found, Text(rest))
-    return Group(name, _row(bar, done), _row(*found, Text(rest)))
+    total = max(1, snapshot.budget)
+    bar = ProgressBar(total=total, completed=snapshot.done, width=BAR_WIDTH)
+    widths = (BAR_WIDTH, done.cell_len, *(part.cell_len for part in shown), len(time_left))
+    if name.cell_len + sum(2 + columns for columns in widths) <= width:
+        return _row(name, bar, done, *shown, Text(time_left))
+    return Group(name, _row(bar, done), _row(*shown, Text(time_left)))
 
 
 def _row(*parts: RenderableType) -> Table:

@@ -1,7 +1,7 @@
-"""The parts of a page of HTML that needs nothing but itself: texts, numbers, sections, figures, and what is around.
+"""The parts of an HTML page that needs no other file: texts, numbers, sections and figures.
 
-Whatever comes from a study is shown as text, and the page's own policy forbids all network, and all scripts but its
-two.
+Whatever comes from a study is escaped, and the page's own policy forbids all network and all
+scripts but the two it contains.
 """
 
 import base64
@@ -20,46 +20,63 @@ ABSENT = '<p class="absent">'
 
 
 def text(value: object) -> str:
-    """Whatever comes from a study, as HTML that shows it, without passwords."""
+    """Escapes whatever comes from a study, and masks passwords."""
     return html.escape(mask_passwords(str(value)))
 
 
 def get(tree: Any, *keys: str) -> Any:
-    """What lies below keys of nested dictionaries; None where one is missing."""
+    """Returns what nested dictionaries hold under these keys; None where one is missing."""
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
 
 
 def number(value: object, sign: str = "") -> str:
-    """A number, or – where there is none."""
+    """Formats a number for people.
+
+    Args:
+        value: the number; a dash is shown for anything else.
+        sign: "+" to show the sign of positive numbers too.
+    """
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "–"
     return format_value(value, sign).replace("-", "−")
 
 
 def spread(tree: Any) -> str:
-    """Mean and standard deviation, as HTML."""
+    """Renders the `mean` and the standard deviation `std` of a dictionary as HTML."""
     return f"{number(get(tree, 'mean'))} <small>± {number(get(tree, 'std'))}</small>"
 
 
 def absent(why: str) -> str:
+    """Renders a sentence in place of something that is missing."""
     return f"{ABSENT}{why}</p>"
 
 
 def section(title: str, caption: str, content: str) -> str:
+    """Renders a section; without its caption if the content is missing.
+
+    Args:
+        title: the heading, as HTML.
+        caption: a sentence or two, as HTML.
+        content: what is below, as HTML.
+    """
     about = "" if not caption or content.startswith(ABSENT) else f'<p class="caption">{caption}</p>'
     return f"<section><h2>{title}</h2>{about}{content}</section>\n"
 
 
 def plot(figure: go.Figure | str, kind: str = "") -> str:
-    """A figure, which report.js draws from the JSON beside it, under its legend; the reason where there is none."""
+    """Renders a figure below its legend; report.js draws it from the JSON beside it.
+
+    Args:
+        figure: the figure, or the sentence to show in its place.
+        kind: the CSS class of the element around it, such as wide.
+    """
     if isinstance(figure, str):
         return absent(figure)
     figure.layout.template = None
-    data = figure.to_json(
-        engine="json"
-    )  # with < and > as \u003c and \u003e, so that no text ends the script
+    # This engine writes < and > as \u003c and \u003e, so that no text ends the script.
+    data = figure.to_json(engine="json")
     height = figure.layout.height
     return (
         f'{legend(figure)}<div class="{kind}"><div class="plot" style="height:{height}px"></div>'
@@ -68,33 +85,46 @@ def plot(figure: go.Figure | str, kind: str = "") -> str:
 
 
 def legend(figure: go.Figure) -> str:
+    """Renders the names and colours of the traces that are to be in the legend."""
     entries = []
     for trace in figure.data:
         if trace.showlegend:
-            drawn = "lines" in (getattr(trace, "mode", None) or "")
-            shape = "marker" if not drawn else "dot" if trace.line.dash == "dot" else ""
-            colour = trace.line.color if drawn else trace.marker.color
+            line = "lines" in (getattr(trace, "mode", None) or "")
+            shape = "marker" if not line else "dot" if trace.line.dash == "dot" else ""
+            colour = trace.line.color if line else trace.marker.color
             entries.append(f'<li><i class="{shape}" style="color:{colour}"></i>{trace.name}</li>')
     return f'<ul class="legend">{"".join(entries)}</ul>' if entries else ""
 
 
-def multiples(drawn: dict[str, go.Figure] | str) -> str:
-    """Small figures side by side, under their literal names."""
-    if isinstance(drawn, str):
-        return absent(drawn)
+def multiples(figures: dict[str, go.Figure] | str) -> str:
+    """Renders small figures side by side, under their names.
+
+    Args:
+        figures: the figures by name, as HTML; or the sentence to show in their place.
+    """
+    if isinstance(figures, str):
+        return absent(figures)
     each = (
         f"<figure><figcaption>{name}</figcaption>{plot(figure)}</figure>"
-        for name, figure in drawn.items()
+        for name, figure in figures.items()
     )
     return f'<div class="multiples">{"".join(each)}</div>'
 
 
 def folded(title: str, content: str) -> str:
+    """Renders a long text that is folded away below its title."""
     return f"<details><summary>{title}</summary><pre>{text(content)}</pre></details>"
 
 
 def document(name: str, body: str) -> str:
-    """The whole page. Its policy lets in no network, and of scripts those alone that have the hashes of these."""
+    """Renders the whole page around its body.
+
+    Its policy allows no network, and only the scripts whose hashes it lists.
+
+    Args:
+        name: the page's title, as text.
+        body: the content, as HTML.
+    """
     scripts = [get_plotlyjs(), (ASSETS / "report.js").read_text()]
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'"

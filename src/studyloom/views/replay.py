@@ -1,4 +1,4 @@
-"""TODO views.replay."""
+"""`studyloom replay`: trains a trial again, and prints how the result compares."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -35,17 +35,26 @@ from studyloom.training.job import Epoch
 def replay(
     stored: StoredStudy, run_dir: Path, number: int, trusted: Sequence[str], console: Console
 ) -> int:
-    """Trains a trial again and tells how it compares; the exit code, 0 where it is equal or within tolerance, else 1.
+    """Trains a trial again and prints how it compares, epoch by epoch.
+
+    Args:
+        stored: the study.
+        run_dir: the folder in which it runs.
+        number: the number of the trial.
+        trusted: the packages of the user whose code the trial may call.
+        console: where to print.
+
+    Returns:
+        The exit code: 0 if the result is equal or within tolerance, else 1.
 
     Raises:
-        ValueError: no such trial, one that stored too little, code that is not trusted, or other data.
+        ValueError: there is no such trial, it stored too little, it calls code that is not
+            trusted, or the data is not the same.
     """
     trial = find_trial(stored.trials(), number)
     try:
-        provenance, expected = (
-            Provenance.read(trial.user_attrs[MADE]),
-            read_trial(trial, stored.metric),
-        )
+        provenance = Provenance.read(trial.user_attrs[MADE])
+        expected = read_trial(trial, stored.metric)
         if provenance.in_turn and EPOCHS not in trial.user_attrs:
             raise ValueError(
                 "its workers died, and of jobs in turn had reported only how each ended"
@@ -54,19 +63,22 @@ def replay(
         raise ValueError(f"trial {number} cannot be replayed: {error}") from None
     cfg = rebuild(provenance, trusted)
     split, folds = load_data(cfg, provenance, run_dir)
-    ends = expected.failure is not None and expected.failure.kind not in OUTSIDE
-    until = (sum(expected.jobs) if provenance.in_turn else expected.epochs) + ends
-    if not until:
+    failed_inside = expected.failure is not None and expected.failure.kind not in OUTSIDE
+    last = (sum(expected.jobs) if provenance.in_turn else expected.epochs) + failed_inside
+    if not last:
         raise ValueError(f"trial {number} cannot be replayed: it ended before its first epoch did")
-    how = f"failed: {expected.failure.reason}" if expected.failure else trial.state.name.lower()
-    console.print(Text(f"trial {number} of {stored.name}, {how}; epochs stored: {expected.epochs}"))
+    ending = trial.state.name.lower()
+    if expected.failure is not None:
+        ending = f"failed: {expected.failure.reason}"
+    head = f"trial {number} of {stored.name}, {ending}; epochs stored: {expected.epochs}"
+    console.print(Text(head))
 
-    def say(epoch: Epoch) -> None:
-        said = f"{stored.metric} {format_value(epoch.value)}"
-        console.print(Text(f"epoch {epoch.number}/{until}  {said}  {epoch.seconds:.1f} s"))
+    def print_epoch(epoch: Epoch) -> None:
+        value = f"{stored.metric} {format_value(epoch.value)}"
+        console.print(Text(f"epoch {epoch.number}/{last}  {value}  {epoch.seconds:.1f} s"))
 
     with threads(provenance.environment.get("threads")):
-        now, failure = train_again(cfg, provenance, split, folds, until, say)
+        now, failure = train_again(cfg, provenance, split, folds, last, print_epoch)
         here = current_environment(split.inputs.device)
     console.print(comparison_table(expected, now))
     return print_verdict(provenance, expected, now, failure, here, len(folds[0][1]), console)
@@ -81,20 +93,30 @@ def print_verdict(
     examples: int,
     console: Console,
 ) -> int:
-    """Prints the verdict: equal bit for bit, within tolerance, or where it differs first; the exit code.
+    """Prints whether two trainings are equal bit for bit or within tolerance, or where they differ.
 
-    There is a tolerance where something adds in another order. Where nothing does, the same bits are wanted.
+    There is a tolerance if something may sum in another order; otherwise every bit must be equal.
+
+    Args:
+        provenance: how the stored training was made.
+        expected: the stored training.
+        now: the epochs of the training just done.
+        failure: how the training just done failed, if it did.
+        here: the environment of the training just done.
+        examples: the number of validation examples.
+        console: where to print.
+
+    Returns:
+        The exit code: 0 if they are equal or within tolerance, else 1.
     """
-    found = compare(expected, now, failure, None)
-    if not found:
-        again = "" if expected.failure is None or failure is None else ", and the same failure"
+    differing = compare(expected, now, failure, None)
+    if not differing:
+        same_failure = expected.failure is not None and failure is not None
         epochs = f"{expected.epochs} epoch{'' if expected.epochs == 1 else 's'}"
-        console.print(
-            Text(
-                f"equal bit for bit: {epochs} of {', '.join(map(expected.called, expected.curve))}{again}",
-                style="bold green",
-            )
-        )
+        quantities = ", ".join(map(expected.called, expected.curve))
+        again = ", and the same failure" if same_failure else ""
+        line = f"equal bit for bit: {epochs} of {quantities}{again}"
+        console.print(Text(line, style="bold green"))
         return 0
     reordered = any(provenance.environment.get(name) != here[name] for name in REORDERING)
     reasons = differences(provenance.environment, here)
@@ -102,45 +124,50 @@ def print_verdict(
         reasons.append("a GPU may add in another order each time")
     if provenance.claims > 1:
         reasons.append(
-            f"{provenance.claims} workers had a part in the trial; its environment is that of the last"
+            f"{provenance.claims} workers had a part in the trial; "
+            "its environment is that of the last"
         )
     tolerance = None
     if reordered or provenance.device == "cuda" or provenance.claims > 1:
-        tolerance = Tolerance(
-            LOSS, max(1, math.ceil(COUNTED * examples)), examples, expected.metric
-        )
-        if not (found := compare(expected, now, failure, tolerance)):
+        most_off = max(1, math.ceil(COUNTED * examples))
+        tolerance = Tolerance(LOSS, most_off, examples, expected.metric)
+        if not (differing := compare(expected, now, failure, tolerance)):
             console.print(Text(f"equal within tolerance: {tolerance}", style="bold green"))
             print_reasons(reasons, console)
             return 0
     allowed = f" (beyond the tolerance: {tolerance})" if tolerance is not None else ""
-    console.print(Text(f"different from {found[0]}{allowed}", style="bold red"))
+    console.print(Text(f"different from {differing[0]}{allowed}", style="bold red"))
     print_reasons(reasons or ["nothing differs in versions, device, threads and commit"], console)
     return 1
 
 
 def print_reasons(reasons: Sequence[str], console: Console) -> None:
+    """Prints why two trainings may differ, a line for each reason."""
     for reason in reasons:
         console.print(Text(f"  {reason}"))
 
 
 def comparison_table(expected: ExpectedTrial, now: Sequence[Epoch]) -> Table:
-    """A line per epoch: what was stored, and what is added to it now; = where that is the same number."""
-    lines = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
-    lines.add_column("epoch", justify="right")
+    """Renders each stored number with the difference to the number now; = if they are equal.
+
+    Args:
+        expected: the stored training.
+        now: the epochs of the training just done, from the first on.
+    """
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column("epoch", justify="right")
     for name in expected.curve:
-        lines.add_column(expected.called(name).replace("_", " "), justify="right")
-    for place in range(expected.epochs):
+        table.add_column(expected.called(name).replace("_", " "), justify="right")
+    for position in range(expected.epochs):
         cells = []
         for quantity, values in expected.curve.items():
-            was = values[place]
-            cell = (
-                f"{was:.5f}" if abs(was) < 100 else f"{was:.1e}"
-            )  # on the way to divergence a loss has 30 digits
-            if place >= len(now):
+            before = values[position]
+            # Before a training diverges, a loss may have thirty digits.
+            cell = f"{before:.5f}" if abs(before) < 100 else f"{before:.1e}"
+            if position >= len(now):
                 cells.append(f"{cell} –")
             else:
-                delta = getattr(now[place], quantity) - was
+                delta = getattr(now[position], quantity) - before
                 cells.append(f"{cell} {f'{delta:+.1e}' if delta else '='}")
-        lines.add_row(str(place + 1), *cells)
-    return lines
+        table.add_row(str(position + 1), *cells)
+    return table

@@ -1,4 +1,4 @@
-"""TODO views.snapshot."""
+"""A snapshot: a study at one moment, as all views show it."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -6,16 +6,23 @@ from dataclasses import dataclass, field
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.storage.attributes import BASELINE, FAILURE
+from studyloom.storage.attributes import BASELINE
+from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_cost, format_value
 
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """A worker and what it is at; number, epoch and value are None before there are any.
+    """A worker and its trial. Two are equal if nothing but the time differs.
 
-    left, age: seconds that its lease has left, and since it took its slot; as time passes, nothing has changed.
+    Args:
+        owner: the id of the worker.
+        number: the number of its trial; None before the trial begins.
+        epoch: the last epoch that it reported; None before the first.
+        value: the value of that epoch.
+        left: the seconds that its lease has left; negative after the lease is over.
+        age: the seconds since it claimed its slot.
     """
 
     owner: str
@@ -27,15 +34,25 @@ class WorkerStatus:
 
     @property
     def alive(self) -> bool:
+        """Whether its lease still runs."""
         return self.left is None or self.left > 0
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A study at one moment: slots by state, trials by outcome, the two trials to know, and who works on what.
+    """A study at one moment.
 
-    costs: what the values of a trial are beside the metric. front: where there are any, the trials that none beats, the
-    best by the metric first. rule: how the best is chosen; None where the metric alone says so.
+    Args:
+        name: the name of the study.
+        slots: the number of slots by state: free, held, done.
+        outcomes: the number of trials by outcome: complete, pruned, failed, running, waiting.
+        best: the best trial, if there is one.
+        baseline: the complete trial of the configuration as composed, if there is one.
+        workers: the workers that hold a slot.
+        metric: the name of the first value of a trial.
+        costs: the names of its further values.
+        front: the trials of the Pareto front, the best by the metric first; empty without costs.
+        rule: how the best is chosen; None if the metric alone decides.
     """
 
     name: str
@@ -51,33 +68,23 @@ class Snapshot:
 
     @property
     def budget(self) -> int:
+        """The number of slots."""
         return sum(self.slots.values())
 
     @property
     def done(self) -> int:
+        """The number of slots whose trial has ended."""
         return self.slots["done"]
 
 
 def take_snapshot(stored: StoredStudy) -> Snapshot:
-    """Reads a study: unfinished trials, and those that ended since the last time."""
+    """Reads a study; of its trials only the unfinished, and those that ended since the last time.
+
+    Raises:
+        StorageError: the database cannot be read.
+    """
     trials = stored.trials()
-    by_id = {trial._trial_id: trial for trial in trials}
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    workers = []
-    for held in stored.ledger.held():
-        trial = by_id.get(held.trial_id) if held.trial_id is not None else None
-        step = None if trial is None else trial.last_step
-        value = None if trial is None or step is None else trial.intermediate_values[step]
-        workers.append(
-            WorkerStatus(
-                held.owner,
-                None if trial is None else trial.number,
-                step,
-                value,
-                held.left,
-                held.age,
-            )
-        )
     rule, costs = stored.rule(), tuple(goal.name for goal in stored.goals[1:])
     return Snapshot(
         name=stored.name,
@@ -85,7 +92,7 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
         outcomes=Counter(outcome(trial) for trial in trials),
         best=next(iter(stored.ranked(rule)), None),
         baseline=next((trial for trial in complete if BASELINE in trial.user_attrs), None),
-        workers=tuple(workers),
+        workers=_read_workers(stored, trials),
         metric=stored.metric,
         costs=costs,
         front=tuple(stored.front()) if costs else (),
@@ -93,33 +100,43 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
     )
 
 
-def outcome(trial: FrozenTrial) -> str:
-    """complete, pruned, failed, running; a trial that diverged has failed, whatever the sampler is told of it."""
-    if FAILURE in trial.user_attrs or trial.state == TrialState.FAIL:
-        return "failed"
-    return trial.state.name.lower()
+def _read_workers(stored: StoredStudy, trials: list[FrozenTrial]) -> tuple[WorkerStatus, ...]:
+    by_id = {trial._trial_id: trial for trial in trials}
+    workers = []
+    for held in stored.ledger.held():
+        trial = by_id.get(held.trial_id) if held.trial_id is not None else None
+        number = step = value = None
+        if trial is not None:
+            number, step = trial.number, trial.last_step
+            value = None if step is None else trial.intermediate_values[step]
+        workers.append(WorkerStatus(held.owner, number, step, value, held.left, held.age))
+    return tuple(workers)
 
 
 def format_trial_values(trial: FrozenTrial) -> str:
-    """Its value, or all of them."""
+    """Formats the value of a trial, or all of its values, in one line."""
     return ", ".join(trial_values(trial))
 
 
 def trial_values(trial: FrozenTrial) -> list[str]:
-    """Its value, and what it costs beside it."""
+    """Formats each value of a trial: the metric, and then the costs; a dash if it has none."""
     if not trial.values:
         return ["–"]
     return [format_value(trial.values[0]), *map(format_cost, trial.values[1:])]
 
 
 def front_rows(snapshot: Snapshot) -> list[list[str]]:
-    """The Pareto front under its heads: values, trial, and which is the best; with the baseline, beaten or not."""
+    """Formats the Pareto front as rows, the cheapest trial first; the first row has the headings.
+
+    The columns are the values, the number of the trial, and a mark at the best and the baseline.
+    Both are in the table even if another trial beats them.
+    """
     known = {trial.number: trial for trial in snapshot.front}
     marks: dict[int, list[str]] = {}
-    for what, trial in (("best", snapshot.best), ("baseline", snapshot.baseline)):
+    for name, trial in (("best", snapshot.best), ("baseline", snapshot.baseline)):
         if trial is not None:
             beaten = "" if trial.number in known else ", beaten"
-            marks.setdefault(trial.number, []).append(f"{what}{beaten}")
+            marks.setdefault(trial.number, []).append(f"{name}{beaten}")
             known[trial.number] = trial
     order = sorted(known.values(), key=lambda trial: [*trial.values[1:], trial.number])
     rows = [

@@ -1,4 +1,4 @@
-"""What a study looks like while it runs, and when it has ended."""
+"""What a study prints on a terminal: tables, the answer, and why trials failed."""
 
 import sys
 from collections import Counter
@@ -12,43 +12,59 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from studyloom.storage.attributes import FAILURE, REASON, STANDARD_ERROR, TIMES, WORKER
+from studyloom.storage.attributes import REASON, STANDARD_ERROR, TIMES, WORKER
+from studyloom.study.failures import count_failures, outcome
+from studyloom.study.rows import seconds_spent
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_duration, format_parameter, format_value
 from studyloom.views.snapshot import Snapshot, WorkerStatus, front_rows, trial_values
 from studyloom.winner.answer import format_costs, format_difference, format_mean
 
+# Columns from which on a worker and its lease, or a trial and its parameters, fit side by side.
+WIDE = 72
 
-def winner_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """The answer, for a terminal."""
-    test, chosen = found["test"], found["winner"]
+
+def winner_lines(answer: Mapping[str, Any]) -> Iterator[str]:
+    """Formats the answer for a terminal, line by line.
+
+    Args:
+        answer: what winner.json holds.
+    """
+    test, chosen = answer["test"], answer["winner"]
     if test is None:
-        much = f"trial {chosen['trial']}, {len(found['seeds'])} fresh seeds"
-        yield f"winner    {found['metric']['name']} {format_mean(chosen)}  {much}"
-        for row in found["candidates"]:
+        basis = f"trial {chosen['trial']}, {len(answer['seeds'])} fresh seeds"
+        yield f"winner    {answer['metric']['name']} {format_mean(chosen)}  {basis}"
+        for row in answer["candidates"]:
             if row.get("baseline") and "mean" in row and row["trial"] != chosen["trial"]:
                 yield f"          baseline {format_mean(row)}"
         yield f"          selection gap {format_value(chosen['gap'], '+')}"
-        yield f"          {found['note']}"
+        yield f"          {answer['note']}"
         return
-    much = f"trial {chosen['trial']}, {len(found['seeds'])} seeds, {test['examples']} examples{format_costs(chosen)}"
-    yield f"test      winner {found['metric']['name']} {format_mean(test['winner'])}  {much}"
+    basis = f"trial {chosen['trial']}, {len(answer['seeds'])} seeds, {test['examples']} examples"
+    basis += format_costs(chosen)
+    yield f"test      winner {answer['metric']['name']} {format_mean(test['winner'])}  {basis}"
     if "difference" in test:
         yield f"          baseline {format_mean(test['baseline'])}"
         yield f"          difference {format_difference(test)}"
     for rule, value in test["references"].items():
         yield f"          {rule} {format_value(value)}"
     if "gap" in chosen:
-        yield f"          selection gap {format_value(chosen['gap'], '+')}: {format_mean(chosen)} on fresh seeds and validation parts"
-    if not found.get("keeps", True):
-        yield f"          on fresh seeds no candidate keeps to {found['rule']}; this one is the best of them"
-
-
-WIDE = 72  # columns from which on a worker and its lease, or a trial and its parameters, stand side by side
+        basis = f"{format_mean(chosen)} on fresh seeds and validation parts"
+        yield f"          selection gap {format_value(chosen['gap'], '+')}: {basis}"
+    if not answer.get("keeps", True):
+        yield (
+            f"          on fresh seeds no candidate keeps to {answer['rule']}; "
+            "this one is the best of them"
+        )
 
 
 def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
-    """A line per worker: who, its trial, epoch and value, and since when and for how long it holds its slot."""
+    """Renders each worker with its trial, epoch and value, and its slot and lease.
+
+    Args:
+        snapshot: the study.
+        width: the width of the terminal in columns.
+    """
     if width < WIDE:
         return Group(*(Text("\n").join(_narrow_worker(worker)) for worker in snapshot.workers))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
@@ -61,14 +77,12 @@ def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
 
 
 def _worker_cells(worker: WorkerStatus) -> list[str]:
-    """Trial, epoch, value, and the time that a slot is held and that its lease has left."""
+    """Formats trial, epoch and value, since when a slot is held, and what its lease has left."""
     value = None if worker.value is None else format_value(worker.value)
     age = None if worker.age is None else format_duration(worker.age)
     left = None if worker.left is None else format_duration(worker.left) if worker.alive else "over"
-    return [
-        "–" if said is None else str(said)
-        for said in (worker.number, worker.epoch, value, age, left)
-    ]
+    cells = (worker.number, worker.epoch, value, age, left)
+    return ["–" if cell is None else str(cell) for cell in cells]
 
 
 def _narrow_worker(worker: WorkerStatus) -> list[Text]:
@@ -81,9 +95,12 @@ def _narrow_worker(worker: WorkerStatus) -> list[Text]:
 
 
 def format_times(trials: Sequence[FrozenTrial], began: datetime) -> str:
-    """Where the workers' time went that was spent on these trials, in percent, most of it first.
+    """Formats how the workers spent their time, in percent by kind, the largest share first.
 
-    began: of this command. Its workers are idle too from their last trial to the end of the last of all.
+    Args:
+        trials: the trials whose time counts.
+        began: when this command began. From then on, a worker is also idle between its last trial
+            and the end of the last trial of all.
     """
     kinds: Counter[str] = Counter()
     last: dict[str, datetime] = {}
@@ -99,54 +116,61 @@ def format_times(trials: Sequence[FrozenTrial], began: datetime) -> str:
 
 
 def headline(snapshot: Snapshot) -> str:
-    """Slots and trials in one line."""
-    parts = [
-        f"{snapshot.outcomes.get(name, 0)} {name}" for name in ("complete", "pruned", "failed")
-    ]
+    """Formats a study's name, its slots and its trials in one line."""
+    kinds = ("complete", "pruned", "failed")
+    counts = [f"{snapshot.outcomes.get(kind, 0)} {kind}" for kind in kinds]
     if snapshot.workers:
-        parts.append(f"{len(snapshot.workers)} running")
-    return f"{snapshot.name}: {snapshot.done} of {snapshot.budget} trials – {', '.join(parts)}"
+        counts.append(f"{len(snapshot.workers)} running")
+    return f"{snapshot.name}: {snapshot.done} of {snapshot.budget} trials – {', '.join(counts)}"
 
 
 def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
-    """The baseline's and the best trial's value, with its standard error over several jobs, and parameters."""
-    answers = [
-        (what, trial)
-        for what in ("baseline", "best")
-        if (trial := getattr(snapshot, what)) is not None
-    ]
+    """Renders the baseline and the best trial: values, standard error if known, and parameters.
+
+    Args:
+        snapshot: the study.
+        width: the width of the terminal in columns.
+    """
+    answers = {"baseline": snapshot.baseline, "best": snapshot.best}
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name in ("what", "value", "trial"):
         table.add_column(name, no_wrap=True)
     table.add_column("parameters", overflow="fold")
     stacked: list[RenderableType] = []
-    for what, trial in answers:
-        error = trial.user_attrs.get(STANDARD_ERROR)
-        spread = "" if error is None else f" ± {format_value(error)}"
-        first, *costs = trial_values(trial)
-        said = [
-            f"{snapshot.metric} {first}{spread}",
-            *map(" ".join, zip(snapshot.costs, costs, strict=False)),
-        ]
-        value = Text(
-            (", " if width < WIDE else "\n").join(said),
-            style="bold green" if what == "best" else "",
-        )
+    for name, trial in answers.items():
+        if trial is None:
+            continue
+        style = "bold green" if name == "best" else ""
         if width < WIDE:
-            stacked.append(Text.assemble(f"{what:8}  ", value, f"  trial {trial.number}"))
+            value = Text(", ".join(_named_values(snapshot, trial)), style=style)
+            stacked.append(Text.assemble(f"{name:8}  ", value, f"  trial {trial.number}"))
             stacked += [
-                Text(f"  {name}={format_parameter(given)}", overflow="fold")
-                for name, given in trial.params.items()
+                Text(f"  {parameter}={format_parameter(setting)}", overflow="fold")
+                for parameter, setting in trial.params.items()
             ]
         else:
-            table.add_row(
-                Text(what), value, f"trial {trial.number}", Text(format_parameters(trial.params))
-            )
+            value = Text("\n".join(_named_values(snapshot, trial)), style=style)
+            parameters = Text(format_parameters(trial.params))
+            table.add_row(Text(name), value, f"trial {trial.number}", parameters)
     return Group(*stacked) if width < WIDE else table
 
 
+def _named_values(snapshot: Snapshot, trial: FrozenTrial) -> list[str]:
+    """Formats each value of a trial with its name, the metric's with its standard error."""
+    error = trial.user_attrs.get(STANDARD_ERROR)
+    spread = "" if error is None else f" ± {format_value(error)}"
+    value, *costs = trial_values(trial)
+    named_costs = map(" ".join, zip(snapshot.costs, costs, strict=False))
+    return [f"{snapshot.metric} {value}{spread}", *named_costs]
+
+
 def front_table(snapshot: Snapshot, width: int) -> RenderableType:
-    """The Pareto front, the cheapest first, and how the best of it is chosen."""
+    """Renders the Pareto front, the cheapest trial first, and the rule that chooses the best.
+
+    Args:
+        snapshot: the study.
+        width: the width of the terminal in columns.
+    """
     rule = Text(f"rule      {snapshot.rule}", overflow="fold")
     if not snapshot.front:
         return rule
@@ -165,20 +189,40 @@ def front_table(snapshot: Snapshot, width: int) -> RenderableType:
 
 
 def format_parameters(params: Mapping[str, Any]) -> str:
-    return (
-        "  ".join(f"{name}={format_parameter(value)}" for name, value in params.items())
-        or "as composed"
-    )
+    """Formats the parameters of a trial in one line; `as composed` if it has none."""
+    pairs = (f"{name}={format_parameter(value)}" for name, value in params.items())
+    return "  ".join(pairs) or "as composed"
 
 
 def make_console() -> Console:
-    """Shows text as it is: a study may be called `[red]` or `:bug:`."""
+    """Makes a console that shows text verbatim: a study may be called `[red]` or `:bug:`."""
     return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
 
 
 def print_failures(stored: StoredStudy, console: Console) -> None:
-    """Why trials failed, the most frequent reason first."""
-    failed = [trial.user_attrs for trial in stored.trials() if FAILURE in trial.user_attrs]
-    for kind, count in Counter(attrs[FAILURE] for attrs in failed).most_common():
-        message = next(attrs[REASON] for attrs in failed if attrs[FAILURE] == kind)
-        console.print(Text(f"{kind}  {count} × such as: {message}"), soft_wrap=True)
+    """Prints why trials failed, the most frequent kind of failure first."""
+    for failure in count_failures(stored.trials()):
+        line = f"{failure.kind}  {failure.count} × such as: {failure.first_reason}"
+        console.print(Text(line), soft_wrap=True)
+
+
+def print_trials(stored: StoredStudy, console: Console) -> None:
+    """Prints a line for each trial: number, outcome, values, time, and parameters or reason."""
+    head = ("trial", "state", ", ".join(goal.name for goal in stored.goals), "time", "parameters")
+    lines = [head]
+    for trial in stored.trials():
+        state = outcome(trial)
+        seconds = seconds_spent(trial)
+        spent = "" if seconds is None else format_duration(seconds)
+        about = trial.user_attrs.get(REASON) or format_parameters(trial.params)
+        lines.append((str(trial.number), state, ", ".join(trial_values(trial)), spent, str(about)))
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    for number, state, values, spent, about in lines:
+        cells = (
+            number.rjust(widths[0]),
+            state.ljust(widths[1]),
+            values.rjust(widths[2]),
+            spent.rjust(widths[3]),
+            about,
+        )
+        console.print(Text("  ".join(cells).rstrip()), soft_wrap=True)

@@ -1,7 +1,8 @@
-"""The winner: the best trials judged again on fresh seeds, retrained, and tested once.
+"""The winner: the best trials retrained on fresh seeds, one of them chosen, and tested once.
 
-The stages are studies of their own in the same database, so that workers share them. The answer is
-written below the run directory, and predicts.
+The best of 40 trials is partly luck. We retrain the top three on fresh seeds; the drop is the
+selection gap. How the answer is made is described in `winner.stages`; it is written below the run
+directory as winner.json, winner.yaml, winner.pt and model_card.md.
 """
 
-__all__ = ["answer", "evaluation", "prediction", "stages"]
+__all__ = ["answer", "evaluation", "prediction", "predictor", "stages"]

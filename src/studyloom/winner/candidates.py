@@ -1,12 +1,12 @@
-"""TODO winner.candidates."""
+"""The trainings of a later stage: each candidate with each fresh seed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from optuna.pruners import BasePruner, NopPruner
-from torch import Tensor
 
+from studyloom.data.folds import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.question.costs import Cost
 from studyloom.question.jobs import build_jobs
@@ -21,16 +21,21 @@ from studyloom.training.job import Job
 
 @dataclass(frozen=True)
 class CandidateTrainings:
-    """Each candidate with each seed: asked for as a question whose points these are.
+    """Each candidate with each seed, posed to workers as if it were a question.
 
-    candidates: points of the search by the number of their trial. part: the training and validation indices of a seed,
-    the same for all candidates, as are the seeds, so that their differences are not those of luck.
+    All candidates get the same seeds and the same folds, so that luck is not what they differ by.
+
+    Args:
+        question: the question of the search.
+        candidates: points of the search, by the number of their trial.
+        seeds: how many seeds each candidate is trained with.
+        fold: returns the training and validation indices of a seed.
     """
 
     question: Question
     candidates: Mapping[int, Point]
     seeds: int
-    part: Callable[[int], tuple[Tensor, Tensor]]
+    fold: Callable[[int], Fold]
     baseline: Point | None = None
     in_turn: bool = False
 
@@ -45,30 +50,38 @@ class CandidateTrainings:
 
     @property
     def count(self) -> int:
+        """The number of trainings."""
         return len(self.candidates) * self.seeds
 
-    def fresh(self, seed: int) -> int:
-        """A seed by its number; its path is as long as no other's in a study: fresh to all that the search has seen."""
+    def fresh_seed(self, seed: int) -> int:
+        """Derives a seed that nothing in the search has used.
+
+        No other path of a study has its length.
+
+        Args:
+            seed: its number, from 0.
+        """
         return derive(self.seed, seed, 0, 0)
 
     def job(self, candidate: int, seed: int) -> Job:
+        """Builds the training of a candidate with a seed, both by their number."""
         return build_jobs(
-            self.question.at(self.candidates[candidate]), [self.part(seed)], self.fresh(seed)
+            self.question.at(self.candidates[candidate]), [self.fold(seed)], self.fresh_seed(seed)
         )[0]
 
     def make_objective(self, point: Point, number: int, data: TrainingData) -> Objective:
-        """Trains the candidate of a point with the seed and the fold of the point."""
+        """Makes the objective that trains the candidate of a point with the seed of the point."""
         candidate, seed = point.values["candidate"], point.values["seed"]
         return self.question.make_single_objective(
-            self.candidates[candidate], self.fresh(seed), data, lambda: self.part(seed)
+            self.candidates[candidate], self.fresh_seed(seed), data, lambda: self.fold(seed)
         )
 
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
-        """Nothing: a candidate has kept to the limits in the search."""
+        """Returns nothing: a candidate has met the limits in the search already."""
         return []
 
     def provenance_sections(self, point: Point) -> None:
-        """A candidate's own trial says what it is made of."""
+        """Returns nothing: the candidate's trial in the search has its provenance."""
 
     def sampler(self, number: int) -> GridSampler:
         return GridSampler(self.space)

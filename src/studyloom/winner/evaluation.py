@@ -1,4 +1,4 @@
-"""The answer of a study: the winner and the baseline on the test part, which is opened once, and the files on it."""
+"""Evaluating the winner: winner and baseline on the test part, and the files of the answer."""
 
 import json
 import math
@@ -30,13 +30,18 @@ NO_TEST = "the objective is a function: there is nothing to test, and no network
 def evaluate_winner(
     plan: Plan, test: Callable[[], Split], command: Sequence[str]
 ) -> dict[str, Any]:
-    """Tests winner and baseline and writes winner.{json,yaml,pt} and model_card.md below the run directory.
+    """Tests winner and baseline, and writes winner.{json,yaml,pt} and model_card.md.
 
-    Of a function of one's own there is nothing to test: its winner is the one of the re-evaluation, without a network.
+    If the objective is a function there is nothing to test: the re-evaluation has found the winner,
+    which has no network.
 
     Args:
-        test: opens the test part; called once, if at all.
-        command: how the study's page is called.
+        plan: the stages of the run, all of which have ended.
+        test: loads the test part; called once, if at all.
+        command: the command of the study's page.
+
+    Returns:
+        what winner.json holds.
 
     Raises:
         NoWinner: a final training has failed.
@@ -45,39 +50,48 @@ def evaluate_winner(
     stage, run_dir, metric = plan.last, plan.run_dir, plan.question.metric
     trainings = stage.asked
     assert isinstance(trainings, CandidateTrainings)
-    found = {
+    answer = {
         "study": plan.search.stored.name,
         "stage": stage.stored.name,
         "trials": plan.search.trials,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        **judged_candidates(plan),
+        **describe_candidates(plan),
         "metric": {"name": metric.name, "direction": metric.direction},
         "rule": str(plan.rule),
-        "keeps": plan.rule.holds(plan.known(plan.winner)),
+        "keeps": plan.rule.holds(plan.known_values(plan.winner)),
         "test": None,
-        "seeds": [trainings.fresh(seed) for seed in range(trainings.seeds)],
+        "seeds": [trainings.fresh_seed(seed) for seed in range(trainings.seeds)],
         "command": list(command),
     }
     if plan.question.tested:
         tested, network = test_networks(plan, trainings, test)
-        found |= tested
+        answer |= tested
         save_weights(run_dir / "winner.pt", network)
-        write_whole(run_dir / "model_card.md", model_card(found, plan))
+        write_whole(run_dir / "model_card.md", model_card(answer, plan))
     else:
-        found |= {"note": NO_TEST, "environment": current_environment(torch.device("cpu"))}
+        answer |= {"note": NO_TEST, "environment": current_environment(torch.device("cpu"))}
     again = shlex.join([*command, "--config-dir", str(run_dir), "--config-name", "winner"])
-    header = f"# The winner of {found['study']}, trial {plan.winner}, and this does all of it once more:\n# {again}\n"
+    header = (
+        f"# The winner of {answer['study']}, trial {plan.winner}, "
+        f"and this does all of it once more:\n# {again}\n"
+    )
     write_yaml(run_dir / "winner.yaml", winner_config(plan), header)
-    write_whole(
-        run_dir / "winner.json", json.dumps(found, indent=1)
-    )  # last: it says that the others are there
-    return found
+    # Last: where winner.json is, the other files are too.
+    write_whole(run_dir / "winner.json", json.dumps(answer, indent=1))
+    return answer
 
 
 def test_networks(
     plan: Plan, trainings: CandidateTrainings, test: Callable[[], Split]
 ) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
-    """What winner and baseline are worth on the test part, which is opened for it, and the winner's first network."""
+    """Evaluates the networks of winner and baseline on the test part, which it loads.
+
+    Returns:
+        the entries of winner.json about the test, and the weights of the winner's first seed.
+
+    Raises:
+        NoWinner: a final training has failed.
+    """
     split = plan.data.split
     assert split is not None
     seeds, metric = range(trainings.seeds), plan.question.metric
@@ -87,19 +101,17 @@ def test_networks(
     }
     sealed = test().to(split.inputs.device)
     outputs = {
-        n: [network_outputs(trainings, n, network, sealed) for network in each]
-        for n, each in networks.items()
+        n: [network_outputs(trainings, n, weights, sealed) for weights in by_seed]
+        for n, by_seed in networks.items()
     }
     targets = sealed.targets.cpu()
-    values = {n: [metric(made, targets) for made in each] for n, each in outputs.items()}
-    found = {
+    values = {n: [metric(output, targets) for output in each] for n, each in outputs.items()}
+    references = {
+        rule: metric(predicted.cpu(), targets) for rule, predicted in sealed.references.items()
+    }
+    tested = {
         "test": compare(values, plan.winner, plan.baseline())
-        | {
-            "examples": len(targets),
-            "references": {
-                rule: metric(said.cpu(), targets) for rule, said in sealed.references.items()
-            },
-        },
+        | {"examples": len(targets), "references": references},
         **report_part(outputs[plan.winner][0], sealed),
         "epochs": trainings.job(plan.winner, 0).epochs,
         "seeds": [trainings.job(plan.winner, seed).seed for seed in seeds],
@@ -116,24 +128,36 @@ def test_networks(
         },
         "environment": current_environment(sealed.inputs.device),
     }
-    return found, networks[plan.winner][0]
+    return tested, networks[plan.winner][0]
 
 
 def load_or_train(stage: Stage, split: Split, candidate: int, seed: int) -> dict[str, Tensor]:
-    """The trained network of a candidate and seed, as the worker left it; trained here if it is on another host."""
+    """Loads the trained network of a candidate and seed; trains it again if another host keeps it.
+
+    Args:
+        stage: the final trainings.
+        split: the training part, on the device to train on.
+        candidate: the number of the candidate.
+        seed: the number of the seed, from 0.
+
+    Returns:
+        the weights.
+
+    Raises:
+        NoWinner: that training has failed.
+    """
     trainings = stage.asked
     assert isinstance(trainings, CandidateTrainings)
     assert stage.weights is not None
-    numbers = {
+    by_candidate_and_seed = {
         (t.params["candidate"], t.params["seed"]): t
         for t in stage.stored.trials()
         if "seed" in t.params
     }
-    trial = numbers[candidate, seed]
+    trial = by_candidate_and_seed[candidate, seed]
     if trial.value is None:
-        raise NoWinner(
-            f"trial {candidate} could not be trained on all data: {trial.user_attrs.get('reason', trial.state.name)}"
-        )
+        reason = trial.user_attrs.get("reason", trial.state.name)
+        raise NoWinner(f"trial {candidate} could not be trained on all data: {reason}")
     try:
         return load_weights(stage.weights / f"trial-{trial.number}.pt")
     except (OSError, ValueError):
@@ -145,20 +169,22 @@ def load_or_train(stage: Stage, split: Split, candidate: int, seed: int) -> dict
 def network_outputs(
     trainings: CandidateTrainings, candidate: int, weights: Mapping[str, Tensor], split: Split
 ) -> Tensor:
-    """What a candidate's network makes of a split, (n, outputs), on the CPU."""
+    """Returns the outputs (n, outputs) of a candidate's network on a split, on the CPU."""
     job = trainings.job(candidate, 0)
     model = job.model(shape=split.shape, outputs=split.outputs)
     model.load_state_dict(weights)
     return predict_outputs(model, split.inputs, job.precision).cpu()
 
 
-def judged_candidates(plan: Plan) -> dict[str, Any]:
-    """The candidates by what the search and the re-evaluation gave; where there is but one, it wins unjudged.
+def describe_candidates(plan: Plan) -> dict[str, Any]:
+    """Describes the candidates by what the search and the re-evaluation gave.
 
-    A gap is above 0 where the search had flattered a candidate.
+    Returns:
+        the entries `winner` and `candidates` of winner.json, the best first. A `gap` is above 0 if
+        the search flattered the candidate; without a re-evaluation there is none.
     """
     sign = plan.question.metric.sign
-    values = plan.judged
+    fresh_values = plan.fresh_values
     stored = plan.search.stored
     searched = {trial.number: trial.values for trial in stored.feasible()}
     rows = []
@@ -175,8 +201,8 @@ def judged_candidates(plan: Plan) -> dict[str, Any]:
             }
         if number == plan.baseline():
             row["baseline"] = True
-        if number in values:
-            row |= {"values": values[number], **summarise(values[number])}
+        if number in fresh_values:
+            row |= {"values": fresh_values[number], **summarise(fresh_values[number])}
             row["gap"] = sign * (row["search_value"] - row["mean"])
         rows.append(row)
     rows.sort(key=lambda row: -sign * row["mean"] if "mean" in row else math.inf)
@@ -184,7 +210,7 @@ def judged_candidates(plan: Plan) -> dict[str, Any]:
 
 
 def winner_config(plan: Plan) -> dict[str, Any]:
-    """A primary config that stands where the winner stood, with nothing to search: its own winner is this one again."""
+    """Makes a primary config of the winner with nothing to search, so that it wins again."""
     question, point = plan.question, plan.candidates[plan.winner]
     choices = {**question.composer.choices, **point.choices, "space": "none"}
     own = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
@@ -192,13 +218,12 @@ def winner_config(plan: Plan) -> dict[str, Any]:
     sections["train"].pop("loss")
     study = question.config.study
     if question.rule is not None:
-        sections["winner"] = {
-            "rule": None
-        }  # it has been chosen; the page's own rule may be another
+        # The winner has been chosen already, and the page's own rule may be another.
+        sections["winner"] = {"rule": None}
     return {
         "defaults": [
             question.composer.config_name,
-            *({f"override /{g}": o} for g, o in own.items()),
+            *({f"override /{group}": option} for group, option in own.items()),
             "_self_",
         ],
         "study": {

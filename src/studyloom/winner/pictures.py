@@ -1,4 +1,4 @@
-"""TODO winner.pictures."""
+"""What the report shows of the winner on the test part: its mistakes, or its predictions."""
 
 import base64
 import io
@@ -11,37 +11,59 @@ from torch import Tensor
 
 from studyloom.data.split import Split
 
-WRONG = 20  # of the wrong test images, those that the winner is surest of
-POINTS = 1000  # predictions at most that are kept for the report
+WRONG = 20  # wrong predictions that are kept, the most confident ones
+POINTS = 1000  # predictions of numbers that are kept, at most
 
 
 def report_part(outputs: Tensor, split: Split) -> dict[str, Any]:
-    """What the report shows of the test part: of classes the mistakes, of numbers what was told beside what came."""
+    """Collects the entries of winner.json that only the report shows.
+
+    Args:
+        outputs: the winner's outputs on the test part, (n, outputs), on the CPU.
+        split: the test part.
+
+    Returns:
+        for classes what `confusion_and_wrong` returns. For numbers `predictions`: what the network
+        predicted (`told`), the targets (`came`), and whether they are in time order.
+    """
     if split.classifies:
         return confusion_and_wrong(outputs.softmax(1), split)
     every = math.ceil(len(split) / POINTS)
-    told, came = outputs[::every], split.targets.cpu()[::every]
-    return {"predictions": {"told": told.tolist(), "came": came.tolist(), "ordered": split.ordered}}
+    predicted, targets = outputs[::every], split.targets.cpu()[::every]
+    return {
+        "predictions": {
+            "told": predicted.tolist(),
+            "came": targets.tolist(),
+            "ordered": split.ordered,
+        }
+    }
 
 
 def confusion_and_wrong(probabilities: Tensor, split: Split) -> dict[str, Any]:
-    """The confusion matrix (rows are true classes), and the wrong images that the network is surest of."""
+    """Counts predictions by class, and finds the most confident mistakes.
+
+    Args:
+        probabilities: (n, classes), on the CPU.
+        split: the test part.
+
+    Returns:
+        `confusion`, whose rows are true classes, `classes`, their names, and `wrong`, the mistakes,
+        the most confident first.
+    """
     labels, classes = split.targets.cpu(), split.outputs
-    sure, predicted = probabilities.max(1)
-    confusion = torch.bincount(labels * classes + predicted, minlength=classes * classes).reshape(
-        classes, classes
-    )
+    confidence, predicted = probabilities.max(1)
+    counts = torch.bincount(labels * classes + predicted, minlength=classes * classes)
     wrong = (predicted != labels).nonzero().flatten()
-    wrong = wrong[sure[wrong].argsort(descending=True)][:WRONG]
+    wrong = wrong[confidence[wrong].argsort(descending=True)][:WRONG]
     return {
-        "confusion": confusion.tolist(),
+        "confusion": counts.reshape(classes, classes).tolist(),
         "classes": list(split.names) or [str(number) for number in range(classes)],
         "wrong": [
             {
                 "index": index,
                 "label": int(labels[index]),
                 "predicted": int(predicted[index]),
-                "confidence": float(sure[index]),
+                "confidence": float(confidence[index]),
                 "image": picture(split.inputs[index]),
             }
             for index in wrong.tolist()
@@ -50,13 +72,19 @@ def confusion_and_wrong(probabilities: Tensor, split: Split) -> dict[str, Any]:
 
 
 def picture(image: Tensor) -> str | None:
-    """An image (channels, height, width) as a PNG in a data URL, its darkest value black; None if it is no picture."""
+    """Converts an input to a PNG in a data URL, its lowest value black.
+
+    Args:
+        image: (channels, height, width).
+
+    Returns:
+        the URL; None if the input is not a picture of one or three channels.
+    """
     if image.ndim != 3 or len(image) not in (1, 3):
         return None
     low, high = image.min(), image.max()
-    pixels = (
-        ((image - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8).cpu().numpy()
-    )
+    levels = ((image - low) / (high - low).clamp(min=1e-12) * 255).round()
+    pixels = levels.to(torch.uint8).cpu().numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(
         buffer, "PNG"

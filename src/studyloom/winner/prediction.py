@@ -1,4 +1,7 @@
-"""What a winner says of pictures, arrays and lines of numbers: winner.pt answers, as winner.yaml builds it."""
+"""Predictions of a winner for pictures, arrays and lines of numbers.
+
+winner.yaml builds the network, and winner.pt holds its weights.
+"""
 
 import csv
 import json
@@ -26,8 +29,14 @@ from studyloom.training.trainer import predict_outputs
 class Network:
     """A trained network, and what it expects.
 
-    shape: of an input, such as (channels, height, width); mean and std: of pixels from 0 to 1. names: of the classes or
-    numbers that it tells; columns: of its inputs in a table.
+    Args:
+        model: the network.
+        shape: the shape of one input, such as (channels, height, width).
+        mean: what is subtracted from pixels on the scale 0 to 1.
+        std: what they are divided by after that.
+        classifies: whether it predicts classes, and not numbers.
+        names: the names of the classes or numbers that it predicts.
+        columns: the names of its inputs in a table.
     """
 
     model: nn.Module
@@ -39,19 +48,31 @@ class Network:
     columns: tuple[str, ...] = ()
 
     @property
-    def sees(self) -> bool:
-        """Whether its inputs are pictures."""
+    def takes_pictures(self) -> bool:
+        """Whether its inputs are pictures, of one or three channels."""
         return len(self.shape) == 3 and self.shape[0] in (1, 3)
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """The probabilities (n, classes), or the numbers (n, outputs), of float32 inputs (n, *shape)."""
+        """Predicts for float32 inputs (n, *shape).
+
+        Returns:
+            probabilities (n, classes), or numbers (n, outputs).
+        """
         outputs = predict_outputs(self.model, inputs)
         return outputs.softmax(1) if self.classifies else outputs
 
 
 @dataclass(frozen=True)
 class Answer:
-    """name: the file, and for one of several inputs its place there; then a class and how sure it is, or numbers."""
+    """The prediction for one input: a class and its probability, or numbers.
+
+    Attributes:
+        name: the file; for one of several inputs with its position there.
+        label: the class.
+        confidence: the probability of the class, from 0 to 1.
+        values: the numbers, if it is not a class.
+        word: the name of the class, if it has one.
+    """
 
     name: str
     label: int | None = None
@@ -66,11 +87,17 @@ class Answer:
 
 
 def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
-    """The winner below a run directory, which may be another person's: nothing in it is executed.
+    """Loads the winner below a run directory, which may be another person's.
+
+    Nothing in its files is executed, and only classes of trusted packages are built.
+
+    Args:
+        run_dir: the run directory.
+        trusted: packages, modules or classes that winner.yaml may name, beside those of ours.
 
     Raises:
-        PredictError: there is none.
-        ConfigError: winner.yaml names what is not trusted.
+        PredictError: there is no winner, or its files cannot be used.
+        ConfigError: winner.yaml names something that is not trusted.
         OSError: a file cannot be read.
     """
     try:
@@ -84,10 +111,9 @@ def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
         raise PredictError(
             f"{run_dir / 'winner.json'}: cannot be used: {type(error).__name__}: {error}"
         ) from None
-    written = trust.load_foreign(run_dir / "winner.yaml", trusted)
-    section = written.get("model")
+    section = trust.load_foreign(run_dir / "winner.yaml", trusted).get("model")
     if not isinstance(section, DictConfig):
-        raise PredictError(f"{run_dir / 'winner.yaml'}: has no section model")
+        raise PredictError(f"{run_dir / 'winner.yaml'}: must have a section model")
     model = build_network(section, shape, outputs)
     try:
         model.load_state_dict(load_weights(run_dir / "winner.pt"))
@@ -100,14 +126,18 @@ def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
 
 
 def predict(network: Network, paths: Sequence[Path]) -> Iterator[Answer]:
-    """An answer for each input, in their order; all files are read before the first.
+    """Predicts for each input of each file, in their order.
+
+    Args:
+        network: the network.
+        paths: the files; all are read before the first prediction.
 
     Raises:
-        PredictError: a file holds no input for this network.
+        PredictError: a file cannot be read, or does not hold inputs for this network.
     """
     for path, inputs in [(path, read_inputs(path, network)) for path in paths]:
-        for place, row in enumerate(network(inputs)):
-            name = f"{path}" if len(inputs) == 1 else f"{path}[{place}]"
+        for position, row in enumerate(network(inputs)):
+            name = f"{path}" if len(inputs) == 1 else f"{path}[{position}]"
             if network.classifies:
                 label = int(row.argmax())
                 word = network.names[label] if label < len(network.names) else ""
@@ -117,66 +147,90 @@ def predict(network: Network, paths: Sequence[Path]) -> Iterator[Answer]:
 
 
 def read_inputs(path: Path, network: Network) -> Tensor:
-    """What a file holds for a network, float32 (n, *shape): a .npy file of one or several, for pictures a picture or an
-    IDX file, else a CSV file with a line for each."""
+    """Reads the inputs that a file holds for a network.
+
+    Args:
+        path: a .npy file of one input or several. For pictures otherwise a picture or an IDX file;
+            for other inputs a CSV file with a line for each.
+        network: the network.
+
+    Returns:
+        inputs float32 (n, *shape), normalised.
+
+    Raises:
+        PredictError: the file cannot be read, or holds something else.
+    """
     if path.suffix == ".npy":
-        return _array(path, network.shape)
-    if network.sees:
-        return (
-            read_images(path, network.shape).float().div_(255).sub_(network.mean).div_(network.std)
-        )
-    return _lines(path, network)
+        return _read_array(path, network.shape)
+    if network.takes_pictures:
+        pixels = read_images(path, network.shape).float()
+        return pixels.div_(255).sub_(network.mean).div_(network.std)
+    return _read_lines(path, network)
 
 
-def _array(path: Path, shape: tuple[int, ...]) -> Tensor:
+def _read_array(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """Reads a .npy file of one input or several."""
     try:
-        found = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
+        inputs = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
     except OSError as error:
         raise PredictError(f"{path}: {error.strerror or error}") from None
     except (ValueError, TypeError, EOFError) as error:
         raise PredictError(
-            f"{path}: is no .npy file of numbers: {' '.join(str(error).split())}"
+            f"{path}: must be a .npy file of numbers: {' '.join(str(error).split())}"
         ) from None
-    if tuple(found.shape) == shape:
-        found = found[None]
-    if tuple(found.shape[1:]) != shape or not len(found):
+    if tuple(inputs.shape) == shape:
+        inputs = inputs[None]
+    if tuple(inputs.shape[1:]) != shape or not len(inputs):
         raise PredictError(
-            f"{path}: holds {format_shape(found.shape)}; the network takes {format_shape(shape)}, or several"
+            f"{path}: must hold an input of {format_shape(shape)} numbers, or several; "
+            f"got {format_shape(inputs.shape)}"
         )
-    return found
+    return inputs
 
 
-def _lines(path: Path, network: Network) -> Tensor:
+def _read_lines(path: Path, network: Network) -> Tensor:
+    """Reads a CSV file with an input in each line, with a header if the inputs have names."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file) if row]
     except OSError as error:
         raise PredictError(f"{path}: {error.strerror or error}") from None
     except (UnicodeDecodeError, csv.Error):
-        raise PredictError(f"{path}: is neither a .npy file nor a CSV file") from None
-    places = list(range(math.prod(network.shape)))
+        raise PredictError(f"{path}: must be a .npy file or a CSV file") from None
+    positions = list(range(math.prod(network.shape)))
     if network.columns:
         header = [name.strip() for name in rows.pop(0)] if rows else []
         if missing := [name for name in network.columns if name not in header]:
             raise PredictError(f"{path}: has no column {', '.join(missing)}")
-        places = [header.index(name) for name in network.columns]
-    found = []
+        positions = [header.index(name) for name in network.columns]
+    inputs = []
     for line, row in enumerate(rows, 1 + bool(network.columns)):
         try:
-            if not network.columns and len(row) != len(places):
+            if not network.columns and len(row) != len(positions):
                 raise ValueError
-            found.append([float(row[place]) for place in places])
+            inputs.append([float(row[position]) for position in positions])
         except (ValueError, IndexError):
             raise PredictError(
-                f"{path}: line {line} is not {len(places)} numbers, which the network takes"
+                f"{path}: line {line} must have {len(positions)} numbers, which the network takes"
             ) from None
-    if not found:
-        raise PredictError(f"{path}: holds no line of numbers")
-    return torch.tensor(found).reshape(len(found), *network.shape)
+    if not inputs:
+        raise PredictError(f"{path}: must hold at least one line of numbers")
+    return torch.tensor(inputs).reshape(len(inputs), *network.shape)
 
 
 def read_images(path: Path, shape: Sequence[int]) -> Tensor:
-    """The images of a file, uint8 (n, *shape): one of a picture, all of an IDX file."""
+    """Reads the images of a file: the one of a picture, or all of an IDX file.
+
+    Args:
+        path: the file.
+        shape: the shape that the images must have, (channels, height, width).
+
+    Returns:
+        images uint8 (n, *shape).
+
+    Raises:
+        PredictError: the file cannot be read, or its images have another size.
+    """
     channels, height, width = shape
     try:
         with open(path, "rb") as file:
@@ -189,14 +243,15 @@ def read_images(path: Path, shape: Sequence[int]) -> Tensor:
                 pixels = torch.from_numpy(np.array(grey))
             pixels = pixels[None, None] if channels == 1 else pixels.permute(2, 0, 1)[None]
     except UnidentifiedImageError:
-        raise PredictError(f"{path}: is neither a picture nor an IDX file of images") from None
+        raise PredictError(f"{path}: must be a picture or an IDX file of images") from None
     except OSError as error:
         raise PredictError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:
         raise PredictError(str(error)) from None
     if tuple(pixels.shape[1:]) != tuple(shape):
-        *_, high, wide = pixels.shape
+        *_, rows, columns = pixels.shape
         raise PredictError(
-            f"{path}: is {wide} × {high} pixels; the network looks at {width} × {height}"
+            f"{path}: must be {width} × {height} pixels, as the network takes them; "
+            f"got {columns} × {rows}"
         )
     return pixels

@@ -1,9 +1,16 @@
-"""What a run does, one after the other: the search, the re-evaluation of its best trials, and the final trainings.
+"""The stages of a run: the search, the re-evaluation of its best trials, the final trainings.
 
-A best trial is a maximum over noise, so that its value flatters it. The best few and the baseline are judged once more,
-each on the same fresh seeds and validation parts; the one with the best mean wins. It and the baseline are then trained
-on all training data. These trainings are studies of their own in the same database: workers share them, and they
-survive what the search survives.
+The best of 40 trials is partly luck: its value is a maximum over noise. So the answer is made in
+three steps:
+
+1. The candidates are the best few trials of the search, and the baseline to compare them with. Each
+   is trained again on the same fresh seeds and validation parts. The drop from the value in the
+   search to the mean on fresh seeds is the selection gap.
+2. The candidate with the best mean wins; if there is a rule, among those that satisfy it.
+3. Winner and baseline are trained on all training data, and tested once.
+
+The trainings of each stage are a study of their own in the same database. Workers share them, and
+they survive crashes as the search does.
 """
 
 import hashlib
@@ -15,10 +22,9 @@ from statistics import fmean
 
 import torch
 from optuna.trial import FrozenTrial, TrialState
-from torch import Tensor
 
 from studyloom.config.schema import WinnerSection
-from studyloom.data.folds import make_folds
+from studyloom.data.folds import Fold, make_folds
 from studyloom.data.training_data import TrainingData
 from studyloom.question.question import Question
 from studyloom.question.rule import Rule
@@ -32,7 +38,15 @@ from studyloom.winner.candidates import CandidateTrainings
 
 @dataclass(frozen=True)
 class Stage:
-    """A study that is a part of a run. weights: the folder for the trained networks, if they are wanted."""
+    """One stage of a run: a stored study, and where its trials come from.
+
+    Args:
+        title: search, re-evaluation or retraining.
+        stored: the study in the database.
+        asked: where its trials come from.
+        trials: its budget.
+        weights: the folder for the trained networks; None to keep none.
+    """
 
     title: str
     stored: StoredStudy
@@ -41,12 +55,22 @@ class Stage:
     weights: Path | None = None
 
     def todo(self) -> int:
+        """Returns how many trials have not ended yet."""
         return self.stored.ledger.todo(self.trials)
 
 
 @dataclass
 class Plan:
-    """The stages of a run, each known when those before it have come to their end."""
+    """The stages of a run; each is known once those before it have ended.
+
+    Args:
+        search: the first stage.
+        question: the question of the search.
+        data: what networks are trained on.
+        url: the URL of the database.
+        run_dir: where the answer is written.
+        settings: the section `winner` of the config.
+    """
 
     search: Stage
     question: Question
@@ -57,20 +81,20 @@ class Plan:
     _known: dict[str, Stage] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Stage]:
-        """The stages up to the first that is not at its end yet."""
+        """Yields the stages up to the first that has not ended yet."""
         yield self.search
         if self.search.todo() or not self.settings.enabled or not self.candidates:
             return
-        if self.judges:
+        if self.reevaluates:
             yield self.reevaluation
-            if self.reevaluation.todo() or not self.contenders:
+            if self.reevaluation.todo() or not self.eligible:
                 return
         if self.question.tested:
             yield self.retraining
 
     @property
-    def judges(self) -> bool:
-        """Whether the candidates are judged again; a single one is not, if there is a test to come."""
+    def reevaluates(self) -> bool:
+        """Whether there is a re-evaluation; a single candidate that will be tested needs none."""
         return len(self.candidates) > 1 or not self.question.tested
 
     @property
@@ -80,154 +104,178 @@ class Plan:
 
     @property
     def current(self) -> Stage:
-        *_, last = self
-        return last
+        """The first stage that has not ended, or the last that is known."""
+        *_, stage = self
+        return stage
 
     def close(self) -> None:
-        """Closes the databases' connections: the last of a SQLite file takes its two side files away."""
+        """Closes the connections; the last one of a SQLite file removes its two side files."""
         for stage in (self.search, *self._known.values()):
             stage.stored.close()
 
     def is_done(self) -> bool:
-        """Whether there is a winner, to be tested where that can be."""
-        return self._ends(self.current) and not self.current.todo() and bool(self.contenders)
+        """Whether all stages have ended and there is a winner, to be tested if that is possible."""
+        return self._is_last(self.current) and not self.current.todo() and bool(self.eligible)
 
-    def _ends(self, stage: Stage) -> bool:
+    def _is_last(self, stage: Stage) -> bool:
         return stage is not self.search and stage is self.last
 
     @property
-    def judged(self) -> dict[int, list[float]]:
-        """What the re-evaluation gave, by candidate and seed; empty where there was none."""
-        return self.values(self.reevaluation) if self.judges else {}
+    def fresh_values(self) -> dict[int, list[float]]:
+        """What the re-evaluation gave, by candidate and seed; empty if there is none."""
+        return self.values(self.reevaluation) if self.reevaluates else {}
 
     def values(self, stage: Stage) -> dict[int, list[float]]:
-        """What the trainings of each candidate gave, by seed; without a candidate of which one has failed."""
-        found: dict[int, dict[int, float]] = {}
+        """Returns what the trainings of a stage gave.
+
+        Returns:
+            a list of one value per seed for each candidate; without candidates of which a training
+            failed.
+        """
+        by_candidate: dict[int, dict[int, float]] = {}
         for trial in stage.stored.trials():
             if trial.state == TrialState.COMPLETE:
-                found.setdefault(trial.params["candidate"], {})[trial.params["seed"]] = (
-                    trial.values[0]
-                )
-        whole = {
-            number: by for number, by in sorted(found.items()) if len(by) == self.settings.seeds
+                by_seed = by_candidate.setdefault(trial.params["candidate"], {})
+                by_seed[trial.params["seed"]] = trial.values[0]
+        return {
+            number: [by_seed[seed] for seed in sorted(by_seed)]
+            for number, by_seed in sorted(by_candidate.items())
+            if len(by_seed) == self.settings.seeds
         }
-        return {number: [by[seed] for seed in sorted(by)] for number, by in whole.items()}
 
     def todo(self) -> int:
-        """How many trainings are open at most, those of stages to come included; 0 where nothing is left to do."""
-        now = self.current
-        to_come = 0 if not self.settings.enabled or self._ends(now) else (self.settings.top + 3)
-        return now.todo() and now.todo() + to_come * self.settings.seeds
+        """Returns how many trainings are left at most, in this stage and those to come."""
+        stage = self.current
+        trials = stage.todo()
+        if not trials:
+            return 0
+        ends = not self.settings.enabled or self._is_last(stage)
+        return trials if ends else trials + (self.settings.top + 3) * self.settings.seeds
 
     @cached_property
     def rule(self) -> Rule:
-        """How the winner is chosen: as this run's configuration states, or as it is where that says nothing."""
+        """How the winner is chosen: as the config says, or else by the study's default."""
         return self.question.rule or self.search.stored.default_rule()
 
     @cached_property
     def ranked(self) -> list[FrozenTrial]:
-        """The trials that may win, the best first; of this run's budget, should it have grown."""
+        """The trials that may win, the best first; only those of this run's budget."""
         ranked = self.search.stored.ranked(self.rule)
         return [trial for trial in ranked if trial.user_attrs.get(SLOT, 0) < self.search.trials]
 
     @cached_property
     def candidates(self) -> dict[int, Point]:
-        """The best trials of the search, by number, and to compare them with the baseline, which may not be one."""
+        """The best trials of the search and the baseline, by number.
+
+        The baseline is there to compare with, even if it cannot win.
+        """
         chosen = {trial.number: trial for trial in self.ranked[: self.settings.top]}
         if chosen:
             chosen |= {
                 t.number: t for t in self.search.stored.feasible() if BASELINE in t.user_attrs
             }
-        return {number: self.point(chosen[number]) for number in sorted(chosen)}
+        return {number: self._point_of(chosen[number]) for number in sorted(chosen)}
 
     @property
-    def contenders(self) -> list[int]:
-        """The candidates that may win, and were judged again if that is done, by number."""
-        may = {trial.number for trial in self.ranked}
-        return [
-            number for number in (self.judged if self.judges else self.candidates) if number in may
-        ]
+    def eligible(self) -> list[int]:
+        """The numbers of the candidates that may win.
 
-    def point(self, trial: FrozenTrial) -> Point:
+        After a re-evaluation these are only the ones that it has values of.
+        """
+        allowed = {trial.number for trial in self.ranked}
+        evaluated = self.fresh_values if self.reevaluates else self.candidates
+        return [number for number in evaluated if number in allowed]
+
+    def _point_of(self, trial: FrozenTrial) -> Point:
         return self.question.space.walk(lambda parameter: trial.params[parameter.name])
 
     def baseline(self) -> int | None:
+        """Returns the number of the baseline, if it is a candidate."""
         numbers = [t.number for t in self.search.stored.trials() if BASELINE in t.user_attrs]
         return next((number for number in numbers if number in self.candidates), None)
 
     @cached_property
     def winner(self) -> int:
-        """The contender that is best by what it was judged to be; the earlier of two alike.
+        """The number of the eligible candidate that is best on fresh seeds; the earlier of a tie.
 
-        Where none keeps to the rule on fresh seeds, the one with the best mean.
+        If no candidate satisfies the rule on fresh seeds, the one with the best mean wins.
         """
-        known = {number: self.known(number) for number in self.contenders}
+        known = {number: self.known_values(number) for number in self.eligible}
         metric = self.question.metric
-        keeping = [number for number in known if self.rule.holds(known[number])]
-        if not keeping:
+        satisfying = [number for number in known if self.rule.holds(known[number])]
+        if not satisfying:
             return max(known, key=lambda number: metric.sign * known[number][metric.name])
         return min(
-            keeping,
+            satisfying,
             key=lambda n: (self.rule.rank(known[n]), -metric.sign * known[n][metric.name], n),
         )
 
-    def known(self, number: int) -> dict[str, float]:
-        """What is known of a candidate, with the mean of what it was judged to be in place of its value."""
+    def known_values(self, number: int) -> dict[str, float]:
+        """Returns the values of a candidate by name, for the rule.
+
+        The mean on fresh seeds, if there is one, takes the place of the value in the search.
+        """
         stored = self.search.stored
         trial = next(trial for trial in stored.feasible() if trial.number == number)
-        judged = self.judged.get(number)
-        return stored.known(trial) | ({} if judged is None else {stored.metric: fmean(judged)})
+        fresh = self.fresh_values.get(number)
+        return stored.known(trial) | ({} if fresh is None else {stored.metric: fmean(fresh)})
 
     @cached_property
     def reevaluation(self) -> Stage:
-        """Every candidate on fresh seeds and validation parts, of the size that they had in the search.
+        """Every candidate on fresh seeds and validation parts of the size used in the search.
 
-        In the order of time there is but one part that all the rest comes before, the last.
+        In time order only the last part comes after all the others, so that it is always that one.
         """
         count, split = self.question.config.objective.folds, self.data.split
 
-        def part(seed: int) -> tuple[Tensor, Tensor]:
+        def fold(seed: int) -> Fold:
             assert split is not None
-            held_out, fresh = (
-                self.data.source.validation,
-                derive(self.question.seed, seed, 0, 1),
-            )
-            return make_folds(split.targets, count, held_out, fresh, ordered=split.ordered)[-1]
+            validation = self.data.source.validation
+            fresh = derive(self.question.seed, seed, 0, 1)
+            return make_folds(split.targets, count, validation, fresh, ordered=split.ordered)[-1]
 
-        return self.stage("re-evaluation", self.candidates, part)
+        return self._make_stage("re-evaluation", self.candidates, fold)
 
     @cached_property
     def retraining(self) -> Stage:
-        """Winner and baseline on all training data; the value on some of it tells only that it was learnt."""
+        """Winner and baseline on all training data.
+
+        The validation part is one fifth of that data: its value only shows that the training works.
+        """
         assert self.data.split is not None
         everything = torch.arange(len(self.data.split.targets))
-        kept = {
+        finalists = {
             n: point for n, point in self.candidates.items() if n in (self.winner, self.baseline())
         }
         seen = everything[: max(1, len(everything) // 5)]
-        return self.stage(
-            "retraining", kept, lambda seed: (everything, seen), self.run_dir / "winner"
+        return self._make_stage(
+            "retraining", finalists, lambda seed: (everything, seen), self.run_dir / "winner"
         )
 
-    def stage(
+    def _make_stage(
         self,
         title: str,
         candidates: Mapping[int, Point],
-        part: Callable[[int], tuple[Tensor, Tensor]],
+        fold: Callable[[int], Fold],
         weights: Path | None = None,
     ) -> Stage:
-        asked = CandidateTrainings(self.question, candidates, self.settings.seeds, part)
-        search = self.search
-        name = f"{search.stored.name}/{title} {search.trials}-{self.settings.top}-{self.settings.seeds}"
+        """Makes the study of a stage, or opens it; settings that change its trainings name it."""
+        trainings = CandidateTrainings(self.question, candidates, self.settings.seeds, fold)
+        search, settings = self.search, self.settings
+        name = f"{search.stored.name}/{title} {search.trials}-{settings.top}-{settings.seeds}"
         if self.rule != Rule(search.stored.goals[0]):
             name += f" {self.rule}"  # other candidates, other trainings
-        identity = {"candidates": [*candidates], "seeds": self.settings.seeds}
-        deadline = self.question.config.storage.deadline
-        metric = self.question.metric
+        identity = {"candidates": [*candidates], "seeds": settings.seeds}
         stored = create_study(
-            self.url, name, identity, asked.count, deadline, goals=[metric], wait=True
+            self.url,
+            name,
+            identity,
+            trainings.count,
+            self.question.config.storage.deadline,
+            goals=[self.question.metric],
+            wait=True,
         )
         stored.wait_less(search.stored.stopping)
         if weights is not None:  # trials of other budgets and rules have the same numbers
             weights = weights / hashlib.sha256(name.encode()).hexdigest()[:12]
-        return Stage(title, stored, asked, asked.count, weights)
+        return Stage(title, stored, trainings, trainings.count, weights)

@@ -1,3 +1,15 @@
-"""The plots of the report, as plotly figures; where there is nothing to draw, a line that says why."""
+"""The figures of the report, as plotly figures.
 
-__all__ = ["axes", "curves", "parameters", "pareto", "plot_study"]
+Each function returns a figure, or a sentence that says why there is nothing to draw yet.
+"""
+
+__all__ = [
+    "axes",
+    "curves",
+    "history",
+    "parameters",
+    "pareto",
+    "plot_study",
+    "predictions",
+    "timeline",
+]

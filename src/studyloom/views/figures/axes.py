@@ -1,4 +1,4 @@
-"""The axes of figures: how high a value stands, and which round values are written beside."""
+"""The axes of figures: the height at which a value is drawn, and the round values to label."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -14,9 +14,13 @@ LEAST = {"unit": 1e-4, "factors": 1e-12}  # the error, or the value, at which an
 class Axis:
     """The axis of a metric's values.
 
-    scale: unit counts factors of ten in what is missing to 1, so that 0.99 is as far above 0.9 as 0.9 is above 0, and
-    trials that learn nothing do not press all that matters into the uppermost tenth; factors counts those of the value;
-    plain takes it as it is.
+    Args:
+        metric: the metric's name.
+        scale: how values are spread. `unit` draws factors of ten in the distance to 1, so that
+            0.99 is as far above 0.9 as 0.9 is above 0; trials that learn nothing would otherwise
+            squeeze all the others into the top tenth. `factors` draws factors of ten in the value,
+            and `plain` the value itself.
+        sign: 1 if higher is better, -1 if lower is.
     """
 
     metric: str
@@ -25,14 +29,18 @@ class Axis:
 
     @classmethod
     def of(cls, metric: str, sign: int) -> "Axis":
-        """That of a metric by name; more is better where sign is 1."""
+        """Returns the axis of a metric by name; the scale is plain for an unknown one.
+
+        Args:
+            metric: the metric's name.
+            sign: 1 if higher is better, -1 if lower is.
+        """
         known = METRICS.get(metric)
-        return cls(
-            metric, known.scale if known is not None and known.sign == sign else "plain", sign
-        )
+        scale = known.scale if known is not None and known.sign == sign else "plain"
+        return cls(metric, scale, sign)
 
     def height(self, value: float) -> float:
-        """Where a value stands."""
+        """Returns the coordinate at which a value is drawn."""
         if self.scale == "plain":
             return value
         rest = 1.0 - value if self.scale == "unit" else value
@@ -40,10 +48,10 @@ class Axis:
         return -tens if self.scale == "unit" else tens
 
     def marks(self, low: float, high: float) -> list[float]:
-        """Some round values in a range."""
-        found: list[float] = []
+        """Returns some round values between `low` and `high`; `low` alone if there are none."""
+        marks: list[float] = []
         if self.scale == "unit":
-            found = [
+            marks = [
                 1 - digit * 10.0**-power
                 for power in range(5)
                 for digit in (5, 3, 2, 1)
@@ -52,25 +60,26 @@ class Axis:
         elif self.scale == "factors" and low > 0:
             powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
             digits = (1, 2, 3, 5) if high < 100 * low else (1,)
-            found = [digit * 10.0**power for power in powers for digit in digits]
-            found = found[:: math.ceil(len(found) / 8)]
-        found = [mark for mark in found if low <= mark <= high]
-        if len(found) < 3 and high > low:
+            marks = [digit * 10.0**power for power in powers for digit in digits]
+            marks = marks[:: math.ceil(len(marks) / 8)]
+        marks = [mark for mark in marks if low <= mark <= high]
+        if len(marks) < 3 and high > low:
             step = 10.0 ** math.floor(math.log10(high - low))
             while high - low < 3 * step:
                 step /= 2
-            found = [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
-        return [float(f"{mark:.10g}") for mark in found] or [low]
+            marks = [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+        return [float(f"{mark:.10g}") for mark in marks] or [low]
 
     def ticks(self, low: float, high: float) -> dict[str, Any]:
-        found = self.marks(low, high)
+        """Returns the ticks between two values, as properties of a plotly axis."""
+        marks = self.marks(low, high)
         return {
-            "tickvals": [self.height(mark) for mark in found],
-            "ticktext": [f"{mark:g}" for mark in found],
+            "tickvals": [self.height(mark) for mark in marks],
+            "ticktext": [f"{mark:g}" for mark in marks],
         }
 
-    def drawn(self, values: Collection[float]) -> dict[str, Any]:
-        """Range and ticks for some values, in plotly's words."""
+    def layout(self, values: Collection[float]) -> dict[str, Any]:
+        """Returns the range and ticks for some values, as properties of a plotly axis."""
         low, high = min(values), max(values)
         bottom, top = self.height(low), self.height(high)
         margin = 0.06 * (top - bottom) or 0.05 * max(1.0, abs(top))
@@ -78,16 +87,20 @@ class Axis:
 
 
 def log_ticks(values: Sequence[float]) -> dict[str, Any]:
-    """Powers of ten, with their threefold between them where the values span no two; three or four find room."""
+    """Returns the ticks of a logarithmic axis, as properties of a plotly axis.
+
+    Ticks are powers of ten, and three times these if the values span less than two powers; every
+    few of them are left out, so that at most four share the space.
+    """
     low, high = min(values), max(values)
     digits = (1,) if high >= 100 * low else (1, 3)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found = [digit * 10.0**power for power in powers for digit in digits]
-    found = [mark for mark in found if low <= mark <= high] or [low, high]
-    found = found[:: math.ceil(len(found) / 4)]
-    return {"tickvals": found, "ticktext": [f"{mark:.3g}" for mark in found], "tickangle": 0}
+    marks = [digit * 10.0**power for power in powers for digit in digits]
+    marks = [mark for mark in marks if low <= mark <= high] or [low, high]
+    marks = marks[:: math.ceil(len(marks) / 4)]
+    return {"tickvals": marks, "ticktext": [f"{mark:.3g}" for mark in marks], "tickangle": 0}
 
 
-def whole(count: int) -> dict[str, Any]:
-    """An axis of numbers from 1 or 0 on, which has no halves."""
+def integer_ticks(count: int) -> dict[str, Any]:
+    """Returns ticks without fractions for an axis of about `count` whole numbers."""
     return {"dtick": 1} if count <= 12 else {"tickformat": "d"}

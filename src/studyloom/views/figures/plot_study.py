@@ -1,13 +1,12 @@
-"""A study as its plots see it: in memory, and with names and choices that plotly shows as they are."""
+"""A copy of a study for plots: in memory, with names and choices that plotly shows verbatim."""
 
 import html
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-import optuna  # its importance is imported when it is first used; it takes scipy along, where there is one
+import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
@@ -16,82 +15,91 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import shorten
 
-ENOUGH = 3  # complete trials that have a parameter, for it to be drawn
-
 
 def literal(value: object) -> str:
-    """A text that plotly, which reads a little HTML, shows as it is."""
+    """Escapes a text for plotly, which reads a little HTML, so that it is shown verbatim."""
     return html.escape(str(value), quote=False)
 
 
 class Label(str):
-    """A categorical choice: Optuna's slices show the repr of one."""
+    """A categorical choice whose repr has no quotes: Optuna's slice plots show the repr."""
 
     __repr__ = str.__str__
 
 
 def plot_study(trials: Sequence[FrozenTrial], sign: int, goal: int = 0) -> optuna.Study:
-    """The complete trials as a study in memory, under their numbers and with literal names and choices.
+    """Copies the complete trials into a study in memory, with literal names and choices.
 
-    Of their values, or those of one aim of several, more is better where sign is 1.
+    Trials keep their numbers: every other trial is copied as a failed one without parameters,
+    which Optuna's plots leave out.
 
-    All others are there as failed ones that say nothing, which Optuna's plots leave out.
+    Args:
+        trials: all trials of a study, by number.
+        sign: 1 if a higher value is better, -1 if a lower one is.
+        goal: the position of the value to copy, for trials with several.
     """
     return _plot_study(trials, {goal: sign})
 
 
 def plot_study_all_goals(stored: StoredStudy) -> optuna.Study:
-    """As `replicate`, with all values that trials have."""
-    return _plot_study(
-        stored.trials(), {place: goal.sign for place, goal in enumerate(stored.goals)}
-    )
+    """Copies a study as `plot_study` does, with all values that its trials have."""
+    signs = {position: goal.sign for position, goal in enumerate(stored.goals)}
+    return _plot_study(stored.trials(), signs)
 
 
 def _plot_study(trials: Sequence[FrozenTrial], signs: Mapping[int, int]) -> optuna.Study:
-    """signs: which way the values are better that are wanted, by their places."""
+    """Copies the values at the positions that are the keys of `signs`."""
     storage = InMemoryStorage()
     directions = [
         StudyDirection.MAXIMIZE if sign > 0 else StudyDirection.MINIMIZE for sign in signs.values()
     ]
     with quiet_optuna():
-        study_id = storage.create_new_study(directions, "replica")
+        study_id = storage.create_new_study(directions, "plots")
     for trial in trials:
-        values = (
-            [value_of(trial, goal) or 0.0 for goal in signs]
-            if trial.state == TrialState.COMPLETE
-            else []
-        )
-        if not values or not all(map(math.isfinite, values)):
-            storage.create_new_trial(study_id, create_trial(state=TrialState.FAIL))
-            continue
-        params, distributions = {}, {}
-        for name, value in trial.params.items():
-            choice = _literals(trial.distributions[name])
-            params[literal(name)] = choice.get(value, value) if isinstance(value, str) else value
-            distributions[literal(name)] = _relabelled(trial.distributions[name], choice)
-        told = create_trial(
-            values=values,
-            params=params,
-            distributions=distributions,
-            constraints=trial.constraints or None,
-        )
-        storage.create_new_trial(study_id, told)
-    return optuna.load_study(study_name="replica", storage=storage)
+        storage.create_new_trial(study_id, _plot_trial(trial, [*signs]))
+    return optuna.load_study(study_name="plots", storage=storage)
+
+
+def _plot_trial(trial: FrozenTrial, goals: Sequence[int]) -> FrozenTrial:
+    values = []
+    if trial.state == TrialState.COMPLETE:
+        values = [value_of(trial, goal) or 0.0 for goal in goals]
+    if not values or not all(map(math.isfinite, values)):
+        return create_trial(state=TrialState.FAIL)
+    params, distributions = {}, {}
+    for name, value in trial.params.items():
+        labels = _labels(trial.distributions[name])
+        params[literal(name)] = labels.get(value, value) if isinstance(value, str) else value
+        distributions[literal(name)] = _relabelled(trial.distributions[name], labels)
+    return create_trial(
+        values=values,
+        params=params,
+        distributions=distributions,
+        constraints=trial.constraints or None,
+    )
 
 
 def best_of(stored: StoredStudy, count: int) -> list[FrozenTrial]:
-    """So many of the complete trials, those with the best values, by number; last those that break a constraint."""
+    """Returns the complete trials with the best values, by number.
+
+    Args:
+        stored: the study.
+        count: how many trials to return at most. Trials that break a constraint, or the rule by
+            which the best is chosen, are taken only if there is room after all others.
+    """
     ranked = stored.ranked()
     numbers = {trial.number for trial in ranked}
     rest = [
-        t for t in stored.trials() if t.state == TrialState.COMPLETE and t.number not in numbers
+        trial
+        for trial in stored.trials()
+        if trial.state == TrialState.COMPLETE and trial.number not in numbers
     ]
     rest.sort(key=stored.costs)
     return sorted([*ranked, *rest][:count], key=lambda trial: trial.number)
 
 
-def _literals(distribution: BaseDistribution) -> dict[str, Label]:
-    """The label of each choice that is a text; cut where that leaves them different."""
+def _labels(distribution: BaseDistribution) -> dict[str, Label]:
+    """Returns the label of each choice that is a text; cut, if cut labels still differ."""
     if not isinstance(distribution, CategoricalDistribution):
         return {}
     choices = [choice for choice in distribution.choices if isinstance(choice, str)]
@@ -110,7 +118,10 @@ def _relabelled(distribution: BaseDistribution, labels: Mapping[str, Label]) -> 
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Optuna announces a study that it makes, and warns of importances from few trials, which the page says itself."""
+    """Silences Optuna, which announces a new study and warns of importances from few trials.
+
+    The page says the second itself.
+    """
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -121,21 +132,6 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(verbosity)
 
 
-def varied_parameters(study: optuna.Study) -> list[str]:
-    """The parameters that are worth a plot, the most important first."""
-    seen: dict[str, list[Any]] = {}
-    for trial in complete(study):
-        for name, value in trial.params.items():
-            seen.setdefault(name, []).append(value)
-    names = sorted(
-        name for name, values in seen.items() if len(values) >= ENOUGH and len({*values}) > 1
-    )
-    if not names:
-        return []
-    with quiet_optuna():
-        return list(optuna.importance.get_param_importances(study, params=names))
-
-
-def complete(study: optuna.Study) -> list[FrozenTrial]:
-    """The complete trials."""
+def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Returns the complete trials, by number; not to be changed."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))

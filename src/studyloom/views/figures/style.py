@@ -1,4 +1,4 @@
-"""TODO views.figures.style."""
+"""What all figures share: colours, sizes, layout and labels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,9 +7,8 @@ import plotly.graph_objects as go  # type: ignore[import-untyped]
 from optuna.trial import FrozenTrial
 
 from studyloom.storage.attributes import EPOCHS
-from studyloom.views.figures.plot_study import ENOUGH
 
-# Middle tones, with a contrast of 3 or so to white and to near black alike.
+# Middle tones, with a contrast of about 3 both to white and to near black.
 COLOURS = {
     "complete": "#4c8bf5",
     "pruned": "#8b95a5",
@@ -20,17 +19,23 @@ COLOURS = {
     "winner": "#d9870b",
 }
 RAMP = ["#98a2b1", "#4c8bf5"]  # of lines and points
-TINT = [
-    [0, "rgba(76,139,245,0.04)"],
-    [1, "rgba(76,139,245,0.85)"],
-]  # of areas: the page shines through at the low end
+# Of areas: the page shows through at the low end.
+TINT = [[0, "rgba(76,139,245,0.04)"], [1, "rgba(76,139,245,0.85)"]]
 ROW = 44  # pixels of a bar with its label above
-BAR = 0.32  # of which are the bar's
+BAR = 0.32  # the bar's share of a row
+ENOUGH = 3  # complete trials that must have a parameter before it is drawn
 NO_PARAMETERS = f"No parameter has had different values in {ENOUGH} complete trials or more yet."
 
 
-def dress(figure: go.Figure, height: int, title: str = "", **layout: Any) -> go.Figure:
-    """What all figures share; the title stands at the upper left, where it names the vertical axis."""
+def apply_style(figure: go.Figure, height: int, title: str = "", **layout: Any) -> go.Figure:
+    """Applies the layout that all figures share, and returns the figure.
+
+    Args:
+        figure: the figure to change.
+        height: its height in pixels.
+        title: the name of the vertical axis; it stands at the upper left.
+        layout: further properties of the layout.
+    """
     figure.update_layout(
         height=height,
         showlegend=False,
@@ -62,6 +67,17 @@ def add_points(
     size: int = 8,
     symbol: str = "circle",
 ) -> None:
+    """Adds a trace of points to a figure; nothing if there are no points.
+
+    Args:
+        figure: the figure to change.
+        name: the trace's name in the legend, and the key of its colour.
+        x: the horizontal coordinates.
+        y: the vertical coordinates, one for each in `x`.
+        text: what is shown when the pointer is over a point, one for each in `x`.
+        size: the diameter in pixels.
+        symbol: plotly's name of the shape.
+    """
     marker = {"color": COLOURS[name], "size": size, "symbol": symbol}
     if x:
         figure.add_scatter(
@@ -76,22 +92,25 @@ def add_points(
         )
 
 
-def points(trial: FrozenTrial) -> list[tuple[int, float]]:
-    """The learning curve of a trial: epoch and value."""
+def learning_curve(trial: FrozenTrial) -> list[tuple[int, float]]:
+    """Returns the epochs of a trial, from 1, with the value after each.
+
+    They come from the stored curve, or from what was reported if there is none yet.
+    """
     epochs = trial.user_attrs.get(EPOCHS) or {}
     stored = list(zip(epochs.get("number", ()), epochs.get("value", ()), strict=False))
     return stored or sorted(trial.intermediate_values.items())
 
 
 def label_rows(figure: go.Figure, labels: Sequence[str]) -> None:
-    """Writes labels above the bars at 0, 1, …: beside them they would take half of a phone."""
+    """Writes labels above the bars at 0, 1, …: beside them they would fill half of a phone."""
     for row, label in enumerate(labels):
-        place = {
+        anchor = {
             "x": 0,
             "xref": "paper",
             "xanchor": "left",
             "y": row + BAR / 2,
             "yanchor": "bottom",
         }
-        figure.add_annotation(text=label, showarrow=False, **place)
+        figure.add_annotation(text=label, showarrow=False, **anchor)
     figure.update_yaxes(visible=False, range=[-0.4, len(labels) - 0.25])

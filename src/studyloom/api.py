@@ -1,0 +1,389 @@
+"""studyloom from Python: run a study, and look at it. Importing this module imports no torch."""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from omegaconf import DictConfig, OmegaConf
+from optuna.trial import FrozenTrial
+
+from studyloom.config.runs import read_run
+from studyloom.errors import ConfigError, StorageError
+from studyloom.storage.attributes import MADE
+from studyloom.storage.embedded_server import serve
+from studyloom.storage.urls import parse_url
+from studyloom.study import stored_study
+from studyloom.study.failures import outcome
+from studyloom.study.rows import Rows, curve_rows, trial_rows
+from studyloom.study.stored_study import StoredStudy
+from studyloom.views.snapshot import Snapshot, take_snapshot
+from studyloom.views.terminal import format_parameters, headline, make_console
+from studyloom.winner.answer import read_answer
+
+if TYPE_CHECKING:  # torch takes two seconds, which looking at a study need not wait for
+    from studyloom.launch.command import Command
+
+DEADLINE = 10.0  # seconds that a look at a study waits for a database that is busy or away
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial as it was when the study was read.
+
+    Attributes:
+        number: its number, from 0.
+        state: complete, pruned, failed, running or waiting.
+        value: the metric; None without a value.
+        values: all values by name: the metric, and what the network costs if that is an objective.
+        params: the parameters by their path, such as optimizer.lr.
+        config: the sections that decide the value, resolved; None until the trial has stored them.
+    """
+
+    number: int
+    state: str
+    value: float | None
+    values: Mapping[str, float]
+    params: Mapping[str, Any]
+    config: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The winner of a study, as winner.json has it.
+
+    Attributes:
+        number: the trial that won.
+        value: the mean over fresh seeds; the value of the search if no other trial competed.
+        params: the parameters of the trial by their path.
+        config: the sections that decide the value, resolved; None if the trial stored none.
+        test: the mean over seeds on the test part; None if nothing was tested, as of a function.
+        baseline_test: the same of the baseline; None if it was not tested.
+        details: all of winner.json: candidates, interval of the difference, seeds, environment.
+    """
+
+    number: int
+    value: float
+    params: Mapping[str, Any]
+    config: Mapping[str, Any] | None
+    test: float | None
+    baseline_test: float | None
+    details: Mapping[str, Any]
+
+
+class Study:
+    """A study in its database. It reads anew at each access, so that it also shows one that runs.
+
+    A context that closes the connections to the database. `run`, `search` and `open_study` make it.
+
+    Args:
+        stored: the study as it is stored.
+        run_dir: the folder in which it runs; None if only the database is known.
+    """
+
+    def __init__(self, stored: StoredStudy, run_dir: Path | None = None) -> None:
+        self._stored = stored
+        self.run_dir = run_dir
+
+    @property
+    def name(self) -> str:
+        """The name of the study."""
+        return self._stored.name
+
+    @property
+    def trials(self) -> Any:
+        """A row for each trial: a pandas DataFrame, or `Rows` if pandas is not installed.
+
+        The columns are number, state (complete, pruned, failed, running or waiting), value, the
+        parameters as params.NAME, standard_error, started, seconds, epochs, worker, baseline,
+        failure and reason. If trials have several values, there are columns values.NAME.
+        """
+        return _frame(trial_rows(self._stored))
+
+    def curves(self) -> Any:
+        """Returns the learning curves: a row for each epoch of each trial.
+
+        Returns:
+            A pandas DataFrame, or `Rows` if pandas is not installed, with the columns trial,
+            epoch, value, train_loss and valid_loss.
+        """
+        return _frame(curve_rows(self._stored))
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Returns the rows of `trials` as dicts, whether or not pandas is installed."""
+        return trial_rows(self._stored).to_dicts()
+
+    @property
+    def best(self) -> Trial | None:
+        """The best trial by the study's rule; None if no trial has a result."""
+        return self._trial(self._snapshot().best)
+
+    @property
+    def baseline(self) -> Trial | None:
+        """The trial of the configuration as composed; None without a result."""
+        return self._trial(self._snapshot().baseline)
+
+    @property
+    def winner(self) -> Winner | None:
+        """The winner that was chosen on fresh seeds and tested; None if there is none yet.
+
+        `load_winner` loads its network.
+        """
+        answer = None if self.run_dir is None else read_answer(self.run_dir)
+        if answer is None or answer.get("study") != self.name:
+            return None
+        row, test = answer["winner"], answer.get("test") or {}
+        frozen = next((t for t in self._stored.trials() if t.number == row["trial"]), None)
+        return Winner(
+            number=row["trial"],
+            value=row.get("mean", row["search_value"]),
+            params=row["params"],
+            config=None if frozen is None else _config_of(frozen),
+            test=test.get("winner", {}).get("mean"),
+            baseline_test=test.get("baseline", {}).get("mean"),
+            details=answer,
+        )
+
+    @property
+    def optuna(self) -> optuna.Study:
+        """The same as an `optuna.Study`, for `optuna.visualization` and everything else."""
+        return self._stored.optuna
+
+    def report(self, folder: str | Path | None = None) -> Path:
+        """Writes report.html, one page with everything that the study found so far.
+
+        Args:
+            folder: where to write it; None for the folder in which the study runs.
+
+        Returns:
+            The path of the page.
+
+        Raises:
+            ConfigError: no folder is given, and the study was opened by its URL.
+            OSError: the folder cannot be written to.
+        """
+        from studyloom.views.report import write_report
+
+        target = self.run_dir if folder is None else Path(folder)
+        if target is None:
+            raise ConfigError(
+                ["folder must be given, since the study was opened by its URL: report('folder')"]
+            )
+        return write_report(self._stored, target)
+
+    def close(self) -> None:
+        """Closes the connections to the database."""
+        self._stored.close()
+
+    def __enter__(self) -> "Study":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<studyloom.Study {headline(self._snapshot())}>"
+
+    def _repr_html_(self) -> str:
+        """Counts, baseline and best for a notebook. What the database holds is shown as text."""
+        snapshot = self._snapshot()
+        rows = [("best", snapshot.best), ("baseline", snapshot.baseline)]
+        lines = []
+        for what, frozen in rows:
+            if (trial := self._trial(frozen)) is not None:
+                values = ", ".join(f"{name} {value:.6g}" for name, value in trial.values.items())
+                cells = (what, f"trial {trial.number}", values, format_parameters(trial.params))
+                lines.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        return f"<p>{escape(headline(snapshot))}</p><table>{body}</table>"
+
+    def _snapshot(self) -> Snapshot:
+        return take_snapshot(self._stored)
+
+    def _trial(self, frozen: FrozenTrial | None) -> Trial | None:
+        if frozen is None:
+            return None
+        names = (goal.name for goal in self._stored.goals)
+        values = dict(zip(names, frozen.values or (), strict=False))
+        value, config = next(iter(values.values()), None), _config_of(frozen)
+        return Trial(frozen.number, outcome(frozen), value, values, dict(frozen.params), config)
+
+
+def _config_of(trial: FrozenTrial) -> dict[str, Any] | None:
+    config = (trial.user_attrs.get(MADE) or {}).get("config")
+    return config if isinstance(config, dict) else None
+
+
+def _frame(rows: Rows) -> Any:
+    try:
+        pandas = import_module("pandas")  # an extra
+    except ImportError:
+        return rows
+    return pandas.DataFrame.from_records(list(rows.cells), columns=list(rows.columns))
+
+
+def open_study(run_dir_or_url: str | Path, name: str | None = None) -> Study:
+    """Opens a study that exists, also one that runs just now.
+
+    Args:
+        run_dir_or_url: the folder in which it runs, such as runs/mnist; or a storage URL.
+        name: of the study; None for the one that runs in the folder, or the only one of the
+            database.
+
+    Raises:
+        ConfigError: no study has run in the folder.
+        StorageError: the database cannot be used, has no study of that name, or has several and
+            none was named.
+    """
+    if "://" in str(run_dir_or_url):
+        url = serve(str(run_dir_or_url))
+        return Study(stored_study.open_study(url, name or _only_name(url), DEADLINE))
+    run_dir = Path(run_dir_or_url).absolute()
+    url, its_name = read_run(run_dir)
+    return Study(stored_study.open_study(serve(url), name or its_name, DEADLINE), run_dir)
+
+
+def _only_name(url: str) -> str:
+    names = stored_study.study_names(url, DEADLINE)
+    if len(names) != 1:
+        held = f"{len(names)} studies: {', '.join(names)}" if names else "no study"
+        raise StorageError(f"name must be given, since the database holds {held}")
+    return names[0]
+
+
+def run(
+    source: str | Path | DictConfig, overrides: Sequence[str] = (), *, quiet: bool = False
+) -> Study:
+    """Runs a study, or resumes it, and returns it: the search, its winner and the report.
+
+    It does what the command `python -m studies.NAME OVERRIDES` does, with the same trials for the
+    same seed, and shows the same. A page or config is code: it is imported, and what it names is
+    called. Several workers are processes, which know no network that `__main__` defines.
+
+    Args:
+        source: a page, such as studies/mine.py; a primary config, such as conf/mine.yaml; or a
+            composed config.
+        overrides: Hydra's, such as study.trials=50 or launcher.workers=4.
+        quiet: whether to show neither progress nor answer.
+
+    Returns:
+        The study. Without a complete trial its `best` is None.
+
+    Raises:
+        ConfigError: all mistakes of the configuration.
+        StorageError: the database cannot be used; StorageLost if it stays away.
+        QuestionError: the stored study of that name asks another question.
+        Halted: all trials fail for the same reason.
+        LaunchError: workers die before they claim a trial, or this process runs a study already.
+        KeyboardInterrupt: it was interrupted. The trials are released, and the same call resumes.
+    """
+    from studyloom.config.invocation import invocation_of, restored_environment
+    from studyloom.launch.command import WORKER_VARIABLE, Command
+
+    invocation, began = invocation_of(source, overrides), time.monotonic()
+
+    def conduct(cfg: DictConfig, arguments: tuple[str, ...]) -> Study:
+        # The time since the process began is that of a notebook, and not that of the study.
+        command = Command(invocation.program, arguments, age=lambda: time.monotonic() - began)
+        return _conduct(cfg, command, quiet=quiet)
+
+    with restored_environment(WORKER_VARIABLE):
+        os.environ.pop(WORKER_VARIABLE, None)  # set where an objective runs a study of its own
+        return invocation.call(overrides, conduct)
+
+
+def search(
+    *, config_dir: str | Path, config_name: str, overrides: Sequence[str] = (), quiet: bool = False
+) -> Study:
+    """Runs the study of a primary config, as `run` does.
+
+    Args:
+        config_dir: the folder of the configs, such as conf.
+        config_name: the name of the primary config there, without `.yaml`.
+        overrides: Hydra's, such as study.trials=50.
+        quiet: whether to show neither progress nor answer.
+
+    Raises:
+        ConfigError: all mistakes of the configuration; and what else `run` raises.
+    """
+    name = config_name.removesuffix(".yaml")
+    return run(Path(config_dir) / f"{name}.yaml", overrides, quiet=quiet)
+
+
+def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
+    """Runs a composed study in this process, unless its launcher starts workers."""
+    import studyloom.run as flow
+    from studyloom.launch.prepare import prepare
+    from studyloom.study.stopping import Stop
+
+    if cfg.study.dry_run:
+        raise ConfigError(["study.dry_run begins no study; use the command: --dry-run"])
+    console = make_console()
+    console.quiet = quiet
+    error: Exception | None = None
+    with _quiet_optuna(), Stop(cfg.study.timeout) as stop:
+        prepared = prepare(cfg)
+        _check_main(cfg, prepared.launcher.count(2))
+        # No fork server: a fork would hang if this process has run OpenMP's threads before.
+        prepared, plan = flow.open_plan(prepared, stop, worker=False)
+        try:
+            task = flow.task_of(prepared, plan, command)
+            flow.search_and_report(prepared, plan, task, stop, console)
+        except Exception as caught:
+            if stop.signal is None:
+                raise
+            error = caught
+        finally:
+            plan.close()
+    if stop.signal is not None:
+        signal.raise_signal(stop.signal)  # for the caller's own handler, now that it is back
+        raise KeyboardInterrupt("the study was stopped; the same call resumes it") from error
+    name, url = str(cfg.study.name), _absolute(prepared.url)
+    return Study(stored_study.open_study(url, name, DEADLINE), prepared.run_dir.absolute())
+
+
+def _check_main(cfg: DictConfig, workers: int) -> None:
+    """Raises ConfigError if several workers would need a class that only this process has."""
+    # With a time limit for trials a single worker is a process too.
+    if workers < 2 and cfg.study.trial_timeout is None:
+        return
+    if targets := re.findall(r"_target_: ['\"]?(__main__\.[\w.]+)", OmegaConf.to_yaml(cfg)):
+        raise ConfigError(
+            [
+                f"{target}: workers are processes of their own and cannot import it; move it into "
+                "a module, or set launcher.workers=1 and study.trial_timeout=null"
+                for target in dict.fromkeys(targets)
+            ]
+        )
+
+
+def _absolute(url: str) -> str:
+    """Returns a storage URL that still holds when the working directory changes."""
+    address = parse_url(url)
+    if address.get_backend_name() == "sqlite":
+        address = address.set(database=str(Path(str(address.database)).absolute()))
+    return address.render_as_string(hide_password=False)
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)

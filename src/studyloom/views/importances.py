@@ -1,0 +1,43 @@
+"""Which parameters matter: the importances that status and report show."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import optuna  # imports optuna.importance, and with it scipy, only when it is first used
+from optuna.trial import FrozenTrial, TrialState
+
+from studyloom.views.figures.plot_study import quiet_optuna
+
+
+def varied_parameters(trials: Sequence[FrozenTrial], least: int = 2) -> list[str]:
+    """Returns the parameters that had different values in complete trials, in alphabetical order.
+
+    Args:
+        trials: the trials of a study; those that are not complete are skipped.
+        least: the number of complete trials that must have a parameter.
+    """
+    values: dict[str, list[Any]] = {}
+    for trial in trials:
+        if trial.state == TrialState.COMPLETE:
+            for name, value in trial.params.items():
+                values.setdefault(name, []).append(value)
+    return sorted(name for name, seen in values.items() if len(seen) >= least and len({*seen}) > 1)
+
+
+def importances(study: optuna.Study, names: Sequence[str]) -> dict[str, float]:
+    """Computes how much of the differences in value each parameter explains, by PED-ANOVA.
+
+    Watanabe et al., PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary
+    Subspaces, IJCAI 2023, https://arxiv.org/abs/2304.10255, as Optuna implements it.
+
+    Args:
+        study: a study with one value per trial.
+        names: the parameters to compare, from `varied_parameters`.
+
+    Returns:
+        The share of each parameter, in all 1, the largest first; empty without names.
+    """
+    if not names:
+        return {}
+    with quiet_optuna():
+        return optuna.importance.get_param_importances(study, params=list(names))

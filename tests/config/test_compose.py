@@ -1,0 +1,69 @@
+import hydra
+import pytest
+from toys import compose
+
+from studyloom.config.compose import Composer
+from studyloom.errors import ConfigError
+
+
+def test_composing_again_carries_the_users_own_overrides(composing):
+    _, composer = compose("optimizer.lr=0.5", "train.epochs=3", "model.dropout=0.25")
+    cfg = composer.compose({"model": "cnn", "optimizer": "sgd"})
+    assert cfg.model._target_ == "studyloom.models.CNN"
+    assert (cfg.optimizer.lr, cfg.train.epochs, cfg.model.dropout) == (0.5, 3, 0.25)
+
+
+def test_composing_again_drops_what_the_other_branch_does_not_have():
+    _, composer = compose("model.hidden=[64]", "optimizer.lr=0.5")
+    assert "hidden" not in composer.compose({"model": "cnn"}).model
+    assert composer.compose({"model": "mlp"}).model.hidden == [64]
+    assert composer.compose({"model": "cnn"}).optimizer.lr == 0.5
+
+
+def test_what_was_added_to_ones_own_choice_is_not_added_to_another():
+    _, composer = compose("+model.bias=3", "++model.gain=4", "~model.hidden", "~model.dropout")
+    other = composer.compose({"model": "cnn"}).model
+    assert {"bias", "gain", "dropout", "hidden"} & {*other} == set()
+    assert "blocks" in other
+    own = composer.compose({"model": "mlp"}).model
+    assert (own.bias, own.gain) == (3, 4)
+    assert "hidden" not in own
+
+
+def test_composing_again_goes_on_from_the_users_own_choices():
+    _, composer = compose("model=cnn", "optimizer=sgd", "model.blocks=1")
+    cfg = composer.compose({"optimizer": "adam"})
+    assert cfg.model.blocks == 1
+    assert cfg.optimizer._target_ == "torch.optim.Adam"
+    assert "hidden" in composer.compose({"model": "mlp"}).model
+
+
+def test_a_config_is_composed_once(monkeypatch):
+    _, composer = compose("model.hidden=[64]")
+    first = composer.compose({"model": "cnn", "optimizer": "sgd"})
+    monkeypatch.setattr(hydra, "compose", None)
+    assert composer.compose({"optimizer": "sgd", "model": "cnn"}) is first
+
+
+def test_composing_without_choices_gives_the_users_own_config():
+    cfg, composer = compose("model.hidden=[64]", "train.epochs=3")
+    assert composer.compose({}) == cfg
+
+
+def test_composing_again_finds_what_was_found_the_first_time(command, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("_target_: studyloom.models.MLP\n")
+    composed = []
+    for way in (f"--config-dir={tmp_path}", f"hydra.searchpath=[file://{tmp_path}]"):
+        command(
+            way,
+            "model=mine",
+            task=lambda cfg: composed.append(Composer.from_hydra().compose({"model": "cnn"})),
+        )
+    assert [cfg.model.blocks for cfg in composed] == [2, 2]
+
+
+def test_an_option_that_does_not_compose_is_named():
+    _, composer = compose("train.epochs=3")
+    with pytest.raises(ConfigError, match=r"model=ran: .*Could not find 'model/ran'"):
+        composer.compose({"model": "ran"})

@@ -1,0 +1,157 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from studies import CONF
+from studyloom.config.main import arguments
+
+ROOT = Path(CONF).parent
+SECRET = "postgresql://user:hunter2@host/name"
+
+
+def test_the_real_command_tells_all_mistakes_without_a_traceback_and_ends_with_2(tmp_path):
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("STUDYLOOM", "HYDRA"))
+    }
+    overrides = [
+        "model=mpl",
+        "modle=mlp",
+        "study.trails=3",
+        "optimizer.lrr=1",
+        "study.trials=many",
+        "train.l1=[1",
+    ]
+    command = [sys.executable, "-m", "studies.mnist", *overrides]
+    env |= {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(overrides)
+    for override, line in zip(sorted(overrides, key=lambda o: "." in o), lines, strict=True):
+        assert line.startswith(f"error: {override.partition('=')[0]}"), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_end_the_command_with_2_before_its_task(command, tmp_path, capsys):
+    assert command("model=mpl", "study.trails=3") == 2
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 2
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["-m", "--multirun"])
+def test_a_sweep_of_studies_is_refused(command, capsys, tmp_path, flag):
+    assert command(flag, "train.epochs=1,2") == 2
+    assert capsys.readouterr().err.startswith(f"error: {flag}: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("argument", ["model=mpl", "study.name=a/b"])
+def test_hydra_full_error_shows_the_traceback_instead(command, monkeypatch, argument):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises((HydraException, OmegaConfBaseException)):
+        command(argument)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("defaults:\n  - mnist\n  - _self_\ntrain:\n  epoch: 3\n", ["train", "epoch"]),
+        (
+            "defaults:\n  - mnist\n  - _self_\ntrain:\n  epochs: many\n",
+            ["many", "Integer", "epochs"],
+        ),
+        ("defaults:\n  - mnist\n  - override model: mpl\n", ["model/mpl", "mlp"]),
+        ("defaults:\n  - mnist\n  - modle: mlp\n", ["modle/mlp"]),
+        ("train: [\n", ["mine.yaml", "line"]),
+        ("just words\n", ["defaults", "begins with `studyloom`"]),
+        ("train: {epochs: 3}\n", ["defaults", "begins with `studyloom`"]),
+        ("defaults: [nowhere]\n", ["nowhere"]),
+        ("defaults: {a: b}\n", ["mine"]),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_told_with_what_is_wrong_in_it(
+    command, capsys, tmp_path, text, parts
+):
+    (tmp_path / "mine.yaml").write_text(text)
+    assert command("--config-dir", str(tmp_path), "--config-name", "mine") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert all(part in error for part in parts), error
+    assert "Traceback" not in error
+
+
+@pytest.fixture
+def storage_variable(monkeypatch):
+    monkeypatch.setenv("STUDYLOOM_STORAGE", "before")
+
+
+@pytest.mark.parametrize("written", [SECRET, f"'{SECRET}'", f'"{SECRET}"'])
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_a_password_moves_to_the_environment(storage_variable, prefix, written):
+    moved = arguments(["model=cnn", f"{prefix}storage.url={written}", "study.trials=3"])
+    assert "hunter2" not in " ".join(moved)
+    assert moved == [
+        "model=cnn",
+        f"{prefix}storage.url=${{oc.env:STUDYLOOM_STORAGE}}",
+        "study.trials=3",
+    ]
+    assert os.environ["STUDYLOOM_STORAGE"] == SECRET
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite:///study.db", "postgresql://user@host/name", "null", "${oc.env:X}", "no url"]
+)
+def test_a_url_without_a_password_stays(storage_variable, url):
+    assert arguments([f"storage.url={url}"]) == [f"storage.url={url}"]
+    assert os.environ["STUDYLOOM_STORAGE"] == "before"
+
+
+def test_a_password_is_in_no_file_that_hydra_writes(storage_variable, command, tmp_path):
+    cfg, composer = command(f"storage.url={SECRET}", "run_dir=run")
+    assert cfg.storage.url == SECRET
+    assert "hunter2" not in str(composer)
+    written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    assert "oc.env:STUDYLOOM_STORAGE" in written
+    assert "hunter2" not in written
+
+
+@pytest.mark.parametrize("flag", ["--dry-run", "study.dry_run=true", "study.dry_run=True"])
+def test_a_dry_run_leaves_nothing_behind(command, tmp_path, flag):
+    cfg, _ = command(flag)
+    assert cfg.study.dry_run is True
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_runs_write_what_hydra_writes_below_their_run_directory(command, tmp_path):
+    cfg, composer = command("study.name=x")
+    assert cfg.study.dry_run is False
+    assert sorted(
+        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()
+    ) == [
+        "runs/x/.hydra/config.yaml",
+        "runs/x/.hydra/hydra.yaml",
+        "runs/x/.hydra/overrides.yaml",
+    ]
+    assert composer.overrides == ("study.name=x",)
+    assert composer.config_name == "mnist"
+    assert composer.choices["model"] == "mlp"
+
+
+def test_a_run_directory_that_cannot_be_made_is_named(command, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert command("run_dir=file/run") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: run_dir: Not a directory: ")
+    assert "name another with run_dir=" in error

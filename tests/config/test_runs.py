@@ -1,0 +1,77 @@
+import pytest
+
+from studyloom.config.runs import read_run, storage_url
+from studyloom.errors import ConfigError
+
+SECRET = "postgresql://user:hunter2@host/name"
+
+
+@pytest.fixture
+def finished(command, tmp_path):
+    command("study.name=x", "run_dir=run")
+    return tmp_path / "run"
+
+
+def test_a_run_says_where_its_study_is(finished, tmp_path):
+    assert read_run(finished) == ("sqlite:///run/study.db", "x")
+    (finished / "study.db").write_text("")
+    assert read_run(finished) == (f"sqlite:///{finished}/study.db", "x")
+    finished.rename(tmp_path / "moved")
+    assert read_run(tmp_path / "moved") == (f"sqlite:///{tmp_path}/moved/study.db", "x")
+
+
+def test_a_run_whose_url_is_in_the_environment_asks_for_it(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDYLOOM_STORAGE", SECRET)
+    command("storage=postgres", "run_dir=run")
+    assert read_run(tmp_path / "run") == (SECRET, "mnist")
+    monkeypatch.delenv("STUDYLOOM_STORAGE")
+    with pytest.raises(ConfigError, match="put the URL into STUDYLOOM_STORAGE"):
+        read_run(tmp_path / "run")
+    command(f"storage.url={SECRET}", "run_dir=other")
+    monkeypatch.delenv("STUDYLOOM_STORAGE")
+    with pytest.raises(ConfigError, match="put the URL into STUDYLOOM_STORAGE"):
+        read_run(tmp_path / "other")
+
+
+def test_a_run_with_a_server_of_its_own_has_it_below_its_folder_wherever_that_is(command, tmp_path):
+    command("storage=embedded_postgres", "run_dir=run")
+    (tmp_path / "run" / "study.db").touch()  # of an earlier run
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert read_run(tmp_path / "moved") == (
+        f"embedded_postgres:///{tmp_path}/moved/postgres",
+        "mnist",
+    )
+
+
+def test_a_url_is_read_from_a_file_that_its_owner_alone_may_read(command, tmp_path):
+    file = tmp_path / "url"
+    for content, mode, expected in (
+        (SECRET, 0o644, "url must be readable by its owner only, .* mode 0644; run chmod 600"),
+        (SECRET, 0o640, "mode 0640"),
+        ("\n", 0o600, "url is empty"),
+        (None, 0o600, "cannot be read: No such file"),
+    ):
+        file.unlink(missing_ok=True)
+        if content is not None:
+            file.write_text(content)
+            file.chmod(mode)
+        cfg, _ = command("storage=postgres", f"storage.file={file}", "run_dir=run")
+        with pytest.raises(ConfigError, match=f"storage.file: .*{expected}") as caught:
+            storage_url(cfg)
+        assert "hunter2" not in str(caught.value)
+    file.write_text(f"{SECRET}\n")
+    file.chmod(0o600)
+    assert storage_url(cfg) == SECRET
+    assert read_run(tmp_path / "run") == (SECRET, "mnist")
+    assert "hunter2" not in "".join(
+        path.read_text() for path in (tmp_path / "run" / ".hydra").iterdir()
+    )
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_in_which_nothing_ran_is_named(tmp_path, there):
+    folder = tmp_path / "run"
+    if there:
+        folder.mkdir()
+    with pytest.raises(ConfigError, match=f"{folder}: no study has run there"):
+        read_run(folder)

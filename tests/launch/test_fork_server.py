@@ -1,0 +1,48 @@
+"""Forked workers, as real processes."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import torch
+from commands import FORKS
+from live_processes import gone, linux, until
+
+from studyloom.launch.fork_server import ForkServer
+
+
+def serve_four(folder):
+    """Runs in a process of its own: four workers that end as their environment says, or wait."""
+
+    def work():
+        print(os.environ["CODE"], os.getsid(0) == os.getpid(), torch.get_num_threads(), flush=True)
+        if os.environ["CODE"] == "wait":
+            os.read(0, 1)
+        else:
+            sys.exit(int(os.environ["CODE"]))
+
+    fork_server = ForkServer.open(work)
+    environments = [{"OMP_NUM_THREADS": "1", "CODE": code} for code in ("0", "3", "wait", "wait")]
+    clean, halted, killed, waiting = (
+        fork_server.start(each, folder / each["CODE"]) for each in environments
+    )
+    os.kill(killed.pid, signal.SIGKILL)
+    assert [worker.wait() for worker in (clean, halted, killed)] == [0, 3, -signal.SIGKILL]
+    assert waiting.poll() is None
+    (folder / "waits").write_text(str(waiting.pid))
+    thread = threading.Thread(target=time.sleep, args=(0.2,))
+    thread.start()
+    assert ForkServer.open(work) is None  # a fork beside threads may never wake
+    os._exit(0)  # closes nothing in order
+
+
+@linux
+def test_forked_workers_report_how_they_ended_and_their_input_ends_with_their_command(tmp_path):
+    process = FORKS.Process(target=serve_four, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    until(lambda: gone(int((tmp_path / "waits").read_text())), 10)
+    assert [(tmp_path / code).read_text() for code in ("0", "3")] == ["0 True 1\n", "3 True 1\n"]

@@ -1,0 +1,272 @@
+"""Local workers as real processes, with real signals."""
+
+import os
+import signal
+import subprocess
+
+import pytest
+from commands import BARE, QUICK, ROOT, start, study
+from live_processes import command_of, linux, processes_of, until
+from optuna.trial import TrialState
+
+from studyloom.launch import local
+from studyloom.launch.local import Local, gpus
+from studyloom.study.stored_study import open_study
+
+# Trials of four epochs, whose workers can be met in the second.
+TWO = (*QUICK, "model._target_=gate.Net", "train.epochs=4", "launcher.workers=2", "study.trials=4")
+HERE = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+
+
+def stored_study(run_dir):
+    return open_study(f"sqlite:///{run_dir}/study.db", "mnist")
+
+
+def pids(worker_ids):
+    return [int(worker_id.rpartition(":")[2]) for worker_id in worker_ids]
+
+
+def at_work(run_dir):
+    """Starts a command with two workers, which wait in the midst of a trial for a gate file.
+
+    Returns the process, and the ids of the workers in the ledger.
+    """
+    process = start(*TWO, f"run_dir={run_dir}", STUDYLOOM_TEST_GATE=str(run_dir / "gate"), **HERE)
+
+    def working():
+        assert process.poll() is None, process.communicate()
+        if not (run_dir / "study.db").exists():
+            return None
+        try:
+            stored = stored_study(run_dir)
+        except ValueError:
+            return None  # it is being created
+        held = stored.ledger.held()
+        trials = {trial._trial_id: trial for trial in stored.trials()}
+        ids = [
+            slot.owner
+            for slot in held
+            if slot.trial_id in trials and trials[slot.trial_id].intermediate_values
+        ]
+        return ids if len(ids) == 2 else None
+
+    return process, until(working)
+
+
+def finish(run_dir):
+    done = study(*TWO, "launcher.workers=1", f"run_dir={run_dir}", **HERE)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def assert_complete(run_dir, trials=4):
+    stored = stored_study(run_dir)
+    assert [trial.number for trial in stored.trials()] == list(range(trials))
+    assert {trial.state for trial in stored.trials()} == {TrialState.COMPLETE}
+    assert stored.ledger.counts() == {"free": 0, "held": 0, "done": trials}
+
+
+@linux
+def test_a_stop_hands_all_trials_back_and_the_same_command_goes_on(tmp_path):
+    """tests/chaos has the other signals."""
+    process, _ = at_work(tmp_path)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "stopped; the same command goes on from here" in out
+    assert "Traceback" not in err
+    assert processes_of(tmp_path) == []
+    assert stored_study(tmp_path).ledger.counts()["held"] == 0
+    assert "goes on" in finish(tmp_path)
+    assert_complete(tmp_path)
+
+
+@linux
+@pytest.mark.chaos
+def test_a_second_stop_ends_at_once(tmp_path):
+    process, worker_ids = at_work(tmp_path)
+    os.kill(pids(worker_ids)[0], signal.SIGSTOP)  # it will not follow the first
+    process.send_signal(signal.SIGINT)
+    assert "stopping" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=5)
+    assert process.returncode == 130
+    until(lambda: processes_of(tmp_path) == [], 10)
+    assert stored_study(tmp_path).ledger.counts()["held"] == 0
+
+
+@linux
+def test_a_worker_that_dies_is_started_again_and_its_trial_goes_on(tmp_path):
+    process, worker_ids = at_work(tmp_path)
+    os.kill(pids(worker_ids)[0], signal.SIGKILL)
+    (tmp_path / "gate").touch()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "a worker ended with signal SIGKILL" in err
+    assert_complete(tmp_path)
+
+
+@linux
+def test_if_the_fork_server_has_died_workers_are_commands(tmp_path):
+    """The workers that live go on, and one that dies is started again."""
+    process, worker_ids = at_work(tmp_path)
+    (fork_server,) = {*processes_of(tmp_path)} - {process.pid, *pids(worker_ids)}
+    os.kill(fork_server, signal.SIGKILL)
+    os.kill(pids(worker_ids)[0], signal.SIGKILL)
+    until(lambda: [pid for pid in processes_of(tmp_path) if b"launcher=join" in command_of(pid)])
+    (tmp_path / "gate").touch()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "a worker ended with exit code 255" in err  # nobody saw how
+    assert_complete(tmp_path)
+
+
+@linux
+def test_workers_do_not_outlive_a_killed_command(tmp_path):
+    process, _ = at_work(tmp_path)
+    process.kill()
+    assert process.communicate()[1] == ""
+    until(lambda: processes_of(tmp_path) == [], 10)  # README.md promises it
+
+
+# Trials that end their workers
+
+DEADLY = """
+import os, signal, subprocess, time, torch
+
+class Net(torch.nn.Linear):
+    def __init__(self, shape, classes, deed):
+        super().__init__(784, classes)
+        self.deed = deed
+
+    def forward(self, images):
+        if len(images) > 2:
+            print("last words", flush=True)
+            if self.deed == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.deed == "hang":
+                subprocess.Popen(["sleep", "600.25"])
+                time.sleep(600)
+        return super().forward(images.flatten(1))
+"""
+
+
+@pytest.fixture
+def deadly(tmp_path):
+    """A function that runs a command whose every trial does a deed to its worker."""
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    network = ["model._target_=deadly.Net", *BARE]
+    quick = [override for override in QUICK if not override.startswith("model.")]
+
+    def run(deed, *overrides):
+        own = (*quick, *network, f"+model.deed={deed}", *overrides, f"run_dir={tmp_path / 'run'}")
+        done = study(*own, **environment)
+        return done.returncode, done.stdout, done.stderr, stored_study(tmp_path / "run")
+
+    return run
+
+
+def test_a_trial_that_always_kills_its_worker_is_given_up_after_three_lives(deadly):
+    """With a time limit a single worker has a process too."""
+    two = ("study.max_attempts=2", "study.trial_timeout=300")
+    code, out, err, stored = deadly("die", "study.trials=1", "launcher.workers=1", *two)
+    assert code == 1  # no trial has a value
+    assert "crashed  1 × such as: 2 workers died of this trial" in out
+    assert "signal SIGKILL" in out
+    assert "Traceback" not in err
+    (trial,) = stored.trials()
+    assert (trial.state, trial.user_attrs["failure"]) == (TrialState.FAIL, "crashed")
+    assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 1}
+
+
+@linux
+def test_a_trial_that_hangs_is_ended_with_all_that_it_started(deadly):
+    code, out, err, stored = deadly(
+        "hang", "study.trials=1", "launcher.workers=1", "study.trial_timeout=1"
+    )
+    assert code == 1
+    assert "timeout  1 × such as: the trial took longer than study.trial_timeout=1 s" in out
+    assert "Traceback" not in err
+    assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 1}
+    sleepers = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True).stdout
+    assert "sleep 600.25" not in sleepers
+
+
+@pytest.mark.chaos
+def test_workers_that_die_before_they_claim_a_trial_end_the_command_with_the_end_of_their_log(
+    tmp_path,
+):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "def pidfd_open(pid, flags=0):\n"
+        "    raise OSError('an old Linux, where workers are commands')\n"
+        "os.pidfd_open = pidfd_open\n"
+        "if 'STUDYLOOM_WORKER' in os.environ:\n"
+        "    print('no such library', flush=True)\n"
+        "    os._exit(1)\n"
+    )
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{HERE['PYTHONPATH']}"}
+    process = start(*TWO, f"run_dir={tmp_path / 'run'}", **environment)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "workers die before they claim a trial" in err
+    assert "no such library" in err
+    assert "Traceback" not in err
+
+
+# Placement
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A function that sets the GPUs of a machine with eight cores."""
+
+    def with_gpus(*names):
+        monkeypatch.setattr(local, "cores", lambda: 8)
+        monkeypatch.setattr(local, "gpus", lambda: list(names))
+
+    return with_gpus
+
+
+def test_auto_is_one_worker_per_gpu_else_one_per_core(machine):
+    machine()
+    assert Local().count(100) == 8
+    machine("0", "1", "2")
+    assert Local().count(100) == 3
+    assert Local(per_gpu=2).count(100) == 6
+
+
+def test_there_are_never_more_workers_than_open_slots(machine):
+    machine()
+    assert Local(workers=5).count(2) == 2
+    assert Local().count(0) == 0
+
+
+def test_each_worker_has_its_device_and_its_share_of_the_cores(machine):
+    machine("4", "7")
+    environments = Local(workers=4).environments(4)
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in environments] == ["4", "7", "4", "7"]
+    assert {e["OMP_NUM_THREADS"] for e in environments} == {"2"}
+    machine()
+    assert "CUDA_VISIBLE_DEVICES" not in Local(workers=16).environments(16)[0]
+    assert Local(workers=16).environments(16)[0]["OMP_NUM_THREADS"] == "1"
+
+
+def test_workers_get_only_the_devices_that_this_process_sees(monkeypatch):
+    monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert gpus() == ["3", "5"]
+    monkeypatch.setattr(local.torch.cuda, "device_count", lambda: 0)
+    assert gpus() == []
+
+
+@pytest.mark.parametrize(
+    "settings", [{"workers": 0}, {"workers": "two"}, {"workers": True}, {"per_gpu": 0}]
+)
+def test_a_wrong_number_of_workers_is_refused_by_name(settings):
+    ((name, value),) = settings.items()
+    with pytest.raises(ValueError, match=rf"launcher\.{name} must be .*; got {value!r}"):
+        Local(**settings)

@@ -1,0 +1,127 @@
+"""The Ray launcher and its actors, as far as they can be tested without Ray.
+
+chaos/ has a cluster.
+"""
+
+import subprocess
+import sys
+
+import pytest
+from live_processes import gone, linux, until
+
+from studyloom.errors import LaunchError
+from studyloom.launch import ray
+from studyloom.launch.ray import Ray
+from studyloom.launch.ray_actor import Actor
+from studyloom.processes import worker_id
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"workers": 0},
+        {"num_gpus": -1},
+        {"num_gpus": 1.5},
+        {"num_gpus": "one"},
+        {"num_cpus": 0},
+        {"address": 6379},
+        {"address": ""},
+    ],
+)
+def test_what_ray_cannot_give_a_worker_is_refused_by_name(settings):
+    ((name, value),) = settings.items()
+    with pytest.raises(ValueError, match=rf"launcher\.{name} must be .*; got {value!r}"):
+        Ray(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "resources", "workers"),
+    [
+        ({}, {"CPU": 8.0}, 8),
+        ({"num_cpus": 3}, {"CPU": 8.0}, 2),
+        ({}, {"CPU": 8.0, "GPU": 2.0}, 2),
+        ({"num_gpus": 0.5}, {"CPU": 8.0, "GPU": 2.0}, 4),
+        ({"num_gpus": 0.3}, {"CPU": 8.0, "GPU": 2.0}, 6),  # no worker has a part of two GPUs
+        ({"num_gpus": 2}, {"CPU": 8.0, "GPU": 3.0}, 1),
+        ({"num_gpus": 0}, {"CPU": 8.0, "GPU": 3.0}, 8),
+        ({"num_gpus": 1}, {"CPU": 8.0}, 0),
+    ],
+)
+def test_a_node_has_room_for_as_many_workers_as_all_it_has_allows(settings, resources, workers):
+    launcher = Ray(**settings)
+    assert launcher.room(resources, launcher.share([resources])) == workers
+
+
+def test_a_cluster_with_an_address_leaves_the_host_and_one_of_our_own_does_not(monkeypatch):
+    monkeypatch.setattr(ray, "cores", lambda: 8)
+    monkeypatch.setattr(ray, "gpus", lambda: ["0", "1"])
+    assert Ray(address="auto").leaves_host
+    assert not Ray().leaves_host
+    assert (Ray().count(100), Ray(num_gpus=0.5).count(100), Ray().count(1)) == (2, 4, 1)
+    assert Ray(workers=5, address="auto").count(100) == 5
+
+
+def test_a_missing_ray_is_reported_with_the_way_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(LaunchError, match=r"pip install 'studyloom\[ray\]'"):
+        Ray(address="auto").count(1)
+
+
+# Actors
+
+PRINT_PATHS = "import os, sys; print(os.getcwd(), *sys.path, flush=True); sys.stdin.read()"
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_actor_works_in_the_commands_folder_if_it_sees_its_disk_else_in_its_own(
+    tmp_path, monkeypatch, shared
+):
+    there, here = tmp_path / "there", tmp_path / "here"
+    for folder in (there, here):
+        folder.mkdir()
+    monkeypatch.chdir(here)
+    if shared:
+        (tmp_path / "log").touch()
+    actor = Actor()
+    variables = {"PYTHONPATH": "/of/the/command"}
+    where = (str(there), "src", str(tmp_path / "log"))
+    started, code, first = actor.start(["-c", PRINT_PATHS], variables, *where)
+    assert (started, code) == (worker_id(actor.process.pid), None)
+    base = there if shared else here
+    folder, *paths = until(lambda: (first or actor.poll(0.0)[2]).decode().split())
+    assert folder == str(base)
+    assert str(base / "src") in paths
+    assert ("/of/the/command" in paths) == shared
+    pid, guard = actor.process.pid, actor.guard.pid
+    actor.kill()
+    assert gone(pid)
+    until(lambda: gone(guard), 10)
+
+
+ACTOR = """
+import sys, time
+from studyloom.launch.ray_actor import Actor
+actor = Actor()
+actor.start(["-c", sys.argv[1]], {}, ".", ".", ".")
+print(actor.process.pid, flush=True)
+time.sleep(600)
+"""
+WORKER = """
+import subprocess, sys, time
+child = subprocess.Popen(["sleep", "600"])
+with open({file!r}, "w") as file:
+    file.write(str(child.pid))
+time.sleep(600)
+"""
+
+
+@linux
+def test_a_worker_and_its_children_do_not_outlive_a_killed_actor(tmp_path):
+    file = tmp_path / "child"
+    command = [sys.executable, "-c", ACTOR, WORKER.format(file=str(file))]
+    actor = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    pid = int(actor.stdout.readline())
+    child = int(until(lambda: file.exists() and file.read_text()))
+    actor.kill()
+    actor.communicate()
+    until(lambda: gone(pid) and gone(child), 10)

@@ -1,0 +1,295 @@
+import itertools
+import math
+import random
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import RandomSampler
+
+from studyloom.errors import ConfigError
+from studyloom.space.distributions import why_not
+from studyloom.space.language import parse_space
+from studyloom.space.tree import Group, Leaf, Space
+
+GROUPS = {
+    "model": ["mlp", "cnn"],
+    "model/block": ["plain", "residual"],
+    "model/block/gate": ["soft", "hard"],
+    "optimizer": ["sgd", "adam"],
+}
+LR = {"float": [1e-4, 1.0], "log": True}
+
+
+def options(group: str) -> list[str]:
+    return GROUPS.get(group, [])
+
+
+def space_of(tree: dict) -> Space:
+    return parse_space(tree, options)
+
+
+def names(space: Space) -> list[str]:
+    """The names of all parameters, at the last option of each group and the longest lists."""
+    return list(space.walk(lambda parameter: list(answers(parameter.distribution))[-1]).params)
+
+
+def answers(distribution):
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices
+    if isinstance(distribution, IntDistribution):
+        return range(distribution.low, distribution.high + 1, distribution.step)
+    return (distribution.low, distribution.high)
+
+
+def test_names_are_paths_and_keys_are_paths_without_options():
+    space = space_of(
+        {
+            "model": {
+                "cnn": {"block": {"residual": {"depth": {"int": [1, 3]}}, "plain": None}},
+                "mlp": None,
+            },
+            "train": {"epochs": {"int": [1, 2]}},
+        }
+    )
+    parameters = {}
+    space.walk(
+        lambda parameter: (
+            parameters.setdefault(parameter.name, parameter) and answers(parameter.distribution)[0]
+        )
+    )
+    assert {name: parameter.key for name, parameter in parameters.items()} == {
+        "model": "model",
+        "model.cnn.block": "model.block",
+        "model.cnn.block.residual.depth": "model.block.depth",
+        "train.epochs": "train.epochs",
+    }
+    point = space.walk(lambda parameter: answers(parameter.distribution)[0])
+    assert point.choices == {"model": "cnn", "model/block": "residual"}
+    assert point.values == {"model.block.depth": 1, "train.epochs": 1}
+
+
+def test_groups_nest_to_any_depth_and_open_only_what_was_chosen():
+    space = space_of(
+        {
+            "model": {
+                "mlp": {"width": {"int": [1, 9]}},
+                "cnn": {
+                    "block": {
+                        "plain": None,
+                        "residual": {
+                            "gate": {"soft": {"slope": {"float": [0.0, 1.0]}}, "hard": None}
+                        },
+                    }
+                },
+            }
+        }
+    )
+    chosen = {
+        "model": "cnn",
+        "model.cnn.block": "residual",
+        "model.cnn.block.residual.gate": "soft",
+    }
+    deep = space.walk(lambda parameter: chosen.get(parameter.name, 0.5))
+    assert deep.choices == {"model": "cnn", "model/block": "residual", "model/block/gate": "soft"}
+    assert deep.params == {**chosen, "model.cnn.block.residual.gate.soft.slope": 0.5}
+    assert deep.values == {"model.block.gate.slope": 0.5}
+    shallow = space.walk(lambda parameter: {"model": "mlp"}.get(parameter.name, 7))
+    assert shallow.choices == {"model": "mlp"}
+    assert shallow.params == {"model": "mlp", "model.mlp.width": 7}
+    assert [group.name for group in space.groups()] == list(chosen)
+    assert [choices for choices, _ in space.branches()] == [
+        {},
+        {"model": "mlp"},
+        {"model": "cnn"},
+        {"model": "cnn", "model/block": "plain"},
+        {"model": "cnn", "model/block": "residual"},
+        {"model": "cnn", "model/block": "residual", "model/block/gate": "soft"},
+        {"model": "cnn", "model/block": "residual", "model/block/gate": "hard"},
+    ]
+
+
+def test_a_group_with_one_option_is_fixed_and_no_parameter():
+    space = space_of({"model": {"cnn": {"channels": {"choice": [8, 16]}}}})
+    point = space.walk(lambda parameter: answers(parameter.distribution)[0])
+    assert point.choices == {"model": "cnn"}
+    assert point.params == {"model.cnn.channels": 8}
+    assert space.size() == 2
+
+
+def test_what_stands_beside_the_options_is_asked_whatever_is_chosen():
+    space = space_of(
+        {"optimizer": {"lr": LR, "sgd": {"momentum": {"float": [0.0, 0.9]}}, "adam": None}}
+    )
+    for option, params in (("sgd", {"optimizer.sgd.momentum": 0.5}), ("adam", {})):
+        point = space.walk(
+            lambda parameter, option=option: {"optimizer": option}.get(parameter.name, 0.5)
+        )
+        assert point.params == {"optimizer": option, **params, "optimizer.lr": 0.5}
+        assert point.values["optimizer.lr"] == 0.5
+
+
+def test_one_key_may_be_asked_for_in_every_option():
+    space = space_of({"optimizer": {"sgd": {"lr": LR}, "adam": {"lr": LR}}})
+    assert len(list(space.groups())) == 1
+
+
+HIDDEN = {
+    "hidden": {"list": {"int": [4, 128]}, "length": {"int": [1, 3]}},
+    "dropout": {"list": {"float": [0.2, 0.5]}, "length": "hidden"},
+}
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_list_as_long_as_another_has_its_length(length):
+    space = space_of({"model": {"mlp": HIDDEN}})
+    decided = {"model.mlp.hidden.length": length}
+    point = space.walk(lambda parameter: decided.get(parameter.name, parameter.distribution.low))
+    assert point.values == {"model.hidden": [4] * length, "model.dropout": [0.2] * length}
+    assert list(point.params) == [
+        "model.mlp.hidden.length",
+        *(f"model.mlp.hidden.{i}" for i in range(length)),
+        *(f"model.mlp.dropout.{i}" for i in range(length)),
+    ]
+
+
+def test_a_list_of_fixed_length_has_no_parameter_for_it():
+    for length in (2, {"int": [2, 2]}):
+        space = space_of({"a": {"list": {"choice": ["x", "y"]}, "length": length}})
+        assert names(space) == ["a.0", "a.1"]
+
+
+MIXED = {
+    "model": {
+        "mlp": HIDDEN,
+        "cnn": {"block": {"plain": None, "residual": {"depth": {"int": [1, 7], "step": 2}}}},
+    },
+    "optimizer": {"lr": LR, "sgd": {"momentum": {"float": [0.0, 0.9], "step": 0.1}}, "adam": None},
+    "train": {"batch_size": {"choice": [32, 64]}, "clip": {"choice": [None, 1.0]}},
+}
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    return space_of(MIXED)
+
+
+def test_what_a_trial_suggests_is_what_optuna_stores(mixed):
+    study = optuna.create_study(sampler=RandomSampler(seed=0))
+    seen = set()
+    for _ in range(40):
+        trial = study.ask()
+        point = mixed.suggest(trial)
+        assert trial.params == point.params
+        assert trial.distributions == point.distributions
+        study.tell(trial, 0.0)
+        seen.add(tuple(point.choices.values()))
+    assert len(seen) == 6
+
+
+def test_a_point_is_walked_again_by_its_own_parameters(mixed):
+    study = optuna.create_study(sampler=RandomSampler(seed=1))
+    for _ in range(20):
+        point = mixed.suggest(study.ask())
+        assert mixed.walk(lambda parameter, point=point: point.params[parameter.name]) == point
+
+
+def test_the_default_of_a_config_at_a_point_is_that_point(mixed):
+    study = optuna.create_study(sampler=RandomSampler(seed=2))
+    for _ in range(20):
+        point = mixed.suggest(study.ask())
+        assert mixed.default(point.choices, point.values.__getitem__) == point
+
+
+def test_the_default_takes_one_number_for_every_item_of_a_list_as_long_as_another():
+    space = space_of({"model": {"mlp": HIDDEN}})
+    config = {"model.hidden": [8, 16], "model.dropout": 0.3}
+    assert space.default({"model": "mlp"}, config.__getitem__).values == {
+        "model.hidden": [8, 16],
+        "model.dropout": [0.3, 0.3],
+    }
+
+
+def test_the_empty_space_has_one_point():
+    space = space_of({})
+    assert space.size() == 1
+    assert [point.params for point in space.points()] == [{}]
+
+
+def random_leaf(draw: random.Random) -> dict:
+    low = draw.randint(1, 5)
+    return draw.choice(
+        [
+            {"int": [low, low + draw.randint(0, 3)]},
+            {"int": [low, low + 6], "step": draw.randint(1, 4)},
+            {"int": [1, draw.randint(1, 4)], "log": True},
+            {"float": [0.0, 0.3], "step": 0.1},
+            {"float": [0.5, 0.5]},
+            {"choice": ["a", "b", None][: draw.randint(1, 3)]},
+        ]
+    )
+
+
+def random_tree(draw: random.Random, group: str = "") -> dict:
+    """Draws a small finite tree: leaves, pairs of lists, and options that open further trees."""
+    tree: dict = {f"leaf{i}": random_leaf(draw) for i in range(draw.randint(0, 2))}
+    if draw.random() < 0.3:
+        tree["hidden"] = {"list": random_leaf(draw), "length": {"int": [1, draw.randint(1, 2)]}}
+        if draw.random() < 0.5:
+            tree["dropout"] = {"list": {"choice": [0.0, 0.5]}, "length": "hidden"}
+    for inner in [name for name in GROUPS if name.rpartition("/")[0] == group]:
+        if draw.random() < 0.7:
+            chosen = draw.sample(GROUPS[inner], draw.randint(1, 2))
+            tree[inner.rpartition("/")[2]] = {option: random_tree(draw, inner) for option in chosen}
+    return tree
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_finite_space_has_as_many_points_as_its_size_and_each_once(seed):
+    space = space_of(random_tree(random.Random(seed)))
+    points = list(itertools.islice(space.points(), 800))
+    assert len(points) == min(space.size(), 800)
+    assert len({tuple(sorted(point.params.items(), key=str)) for point in points}) == len(points)
+    for point in points[:50]:
+        assert space.walk(lambda parameter, point=point: point.params[parameter.name]) == point
+        for name, distribution in point.distributions.items():
+            assert why_not(distribution, point.params[name]) is None
+            assert distribution._contains(distribution.to_internal_repr(point.params[name]))
+
+
+def test_the_size_of_a_continuous_space_is_infinite(mixed):
+    assert mixed.size() == math.inf
+
+
+def test_the_size_of_a_space_beyond_all_floats_is_infinite():
+    space = space_of({"a": {"list": {"int": [1, 10**6]}, "length": 60}})
+    assert space.size() == math.inf
+    assert (
+        space_of(
+            {"a": {"list": {"int": [1, 10**6]}, "length": 50}, "b": {"int": [1, 10**9]}}
+        ).size()
+        == math.inf
+    )
+
+
+def test_a_continuous_range_is_not_enumerated():
+    with pytest.raises(
+        ConfigError,
+        match=r"optimizer\.lr: a grid cannot enumerate a continuous range; give it a step",
+    ):
+        next(space_of({"optimizer": {"lr": LR}}).points())
+
+
+def test_the_values_of_a_stepped_range_are_those_that_one_writes():
+    space = space_of({"a": {"float": [0.0, 0.3], "step": 0.1}})
+    assert [point.values["a"] for point in space.points()] == [0.0, 0.1, 0.2, 0.3]
+
+
+def test_a_tree_of_leaves_and_groups_is_what_was_written(mixed):
+    model, optimizer, lr, batch_size, clip = mixed.nodes
+    assert isinstance(model, Group)
+    assert list(model.options) == ["mlp", "cnn"]
+    assert isinstance(optimizer, Group)
+    assert lr == Leaf("optimizer.lr", "optimizer.lr", FloatDistribution(1e-4, 1.0, log=True))
+    assert batch_size.distribution == CategoricalDistribution((32, 64))
+    assert clip.distribution == CategoricalDistribution((None, 1.0))

@@ -1,0 +1,173 @@
+"""The private parts of Optuna that studyloom relies on are all listed, and are there."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+
+import studyloom
+from studyloom.storage import optuna_internals as internals
+from studyloom.storage import sql
+from studyloom.storage.database import RetryingStorage
+from studyloom.storage.trial_buffer import TrialBuffer
+
+PACKAGE = Path(studyloom.__file__).parent
+ROOM = PACKAGE / "storage"
+TREES = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+
+CLASSES = {
+    "RDBStorage": RDBStorage,
+    "_CachedStorage": internals.CachedStorage,
+    "TrialValueModel": internals.TrialValueModel,
+    "TrialIntermediateValueModel": internals.TrialIntermediateValueModel,
+}
+METHODS = [
+    (name, method, parameters)
+    for name, methods in internals.METHODS.items()
+    for method, parameters in methods.items()
+]
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """A database as Optuna alone makes it, with a study and a trial."""
+    storage = RDBStorage(f"sqlite:///{tmp_path_factory.mktemp('shipped')}/study.db")
+    study_id = storage.create_new_study([StudyDirection.MAXIMIZE], "s")
+    storage.create_new_trial(study_id)
+    yield storage
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def objects(shipped):
+    """An object of each class whose attributes are relied on."""
+    cached = internals.CachedStorage(shipped)
+    (trial,) = cached.get_all_trials(1)
+    (study,) = cached._studies.values()
+    return {
+        "RDBStorage": shipped,
+        "_CachedStorage": cached,
+        "_StudyInfo": study,
+        "FrozenTrial": trial,
+    }
+
+
+@pytest.mark.parametrize(("name", "method", "parameters"), METHODS)
+def test_a_method_is_there_with_the_parameters_that_are_listed(name, method, parameters):
+    signature = inspect.signature(getattr(CLASSES[name], method)).parameters
+    assert tuple(parameter for parameter in signature if parameter != "self") == parameters
+
+
+@pytest.mark.parametrize("name", internals.ATTRIBUTES)
+def test_an_object_has_the_attributes_that_are_listed(objects, name):
+    assert {
+        attribute
+        for attribute in internals.ATTRIBUTES[name]
+        if not hasattr(objects[name], attribute)
+    } == set()
+
+
+@pytest.mark.parametrize("table", internals.COLUMNS)
+def test_a_table_has_the_columns_that_are_listed(shipped, table):
+    columns = sqlalchemy.inspect(shipped.engine).get_columns(table)
+    assert {*internals.COLUMNS[table]} - {column["name"] for column in columns} == set()
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ("trial_params", "param_name"),
+        ("trial_values", "objective"),
+        ("trial_intermediate_values", "step"),
+        ("trial_user_attributes", "key"),
+        ("trial_system_attributes", "key"),
+    ],
+)
+def test_a_trial_has_one_row_for_each_key_so_that_it_may_be_written_twice(shipped, table, key):
+    unique = sqlalchemy.inspect(shipped.engine).get_unique_constraints(table)
+    assert ["trial_id", key] in [constraint["column_names"] for constraint in unique]
+
+
+def test_a_read_of_the_buffer_asks_the_backend_for_what_is_new_in_one_call(shipped, monkeypatch):
+    calls = []
+    monkeypatch.setattr(shipped, "_get_trials", lambda *args, **kwargs: calls.append(kwargs) or [])
+    internals.CachedStorage(shipped)._read_trials_from_remote_storage(1)
+    assert calls == [{"states": None, "included_trial_ids": set(), "trial_id_greater_than": -1}]
+
+
+def test_a_trial_is_made_by_the_method_that_checks_for_a_lost_commit(shipped, monkeypatch):
+    made = RDBStorage._get_prepared_new_trial
+    calls = []
+    monkeypatch.setattr(
+        RDBStorage,
+        "_get_prepared_new_trial",
+        lambda *args: calls.append(args) or made(*args),
+    )
+    shipped.create_new_trial(1)
+    assert len(calls) == 1
+
+
+def private_names(path):
+    """The private names that a file of the room uses of objects, less those that it defines."""
+    nodes = list(ast.walk(TREES[path]))
+    used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    used |= {  # a method that is wrapped by its name
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Constant) and re.fullmatch(r"_[a-z]\w+", str(node.value))
+    }
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    defined |= {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    }
+    return {name for name in used - defined if re.fullmatch(r"_[a-z]\w+", name)}
+
+
+@pytest.mark.parametrize("module", ["checks", "connections", "database", "sql", "trial_buffer"])
+def test_no_private_name_is_used_that_is_not_listed(module):
+    methods = {method for methods in internals.METHODS.values() for method in methods}
+    listed = methods.union(*internals.ATTRIBUTES.values())
+    assert private_names(ROOM / f"{module}.py") <= listed
+
+
+def test_what_overrides_a_private_method_of_optuna_is_listed():
+    listed = {method for methods in internals.METHODS.values() for method in methods}
+    for ours, theirs in ((RetryingStorage, RDBStorage), (TrialBuffer, internals.CachedStorage)):
+        overridden = {
+            name
+            for name in vars(ours)
+            if name in vars(theirs) and re.fullmatch(r"_[a-z]\w+", name) and name != "_abc_impl"
+        }
+        assert overridden <= listed
+
+
+def test_every_column_that_is_read_is_listed():
+    tables = {table.name: query for table, query in sql.DETAILS.items()}
+    for name, query in tables.items():
+        assert {column.name for column in query.selected_columns} <= {*internals.COLUMNS[name]}
+    heads = {column.name for column in sql.ONE_TRIAL.selected_columns}
+    assert heads <= {*internals.COLUMNS["trials"]}
+
+
+def test_private_modules_of_optuna_are_imported_by_this_module_alone():
+    private = re.compile(r"^optuna(\.\w+)*\._")
+    importing = set()
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            if any(private.match(name) for name in names):
+                importing.add(str(path.relative_to(PACKAGE)))
+    assert importing == {"storage/optuna_internals.py"}

@@ -1,0 +1,36 @@
+"""Fixtures for workers that run in the process of the tests."""
+
+import threading
+
+import pytest
+from toy_worker import FOLDER, RANDOM
+from toys import ask
+
+from studyloom.storage import database
+from studyloom.study import worker
+
+
+@pytest.fixture(scope="module")
+def question():
+    return ask(*RANDOM)
+
+
+@pytest.fixture(autouse=True)
+def checkpoints(tmp_path, monkeypatch):
+    """The folder where the worker saves checkpoints."""
+    folder = tmp_path / "worker-checkpoints"
+    folder.mkdir()
+    monkeypatch.setitem(FOLDER, "checkpoints", folder)
+    return folder
+
+
+@pytest.fixture
+def threads_are_workers(monkeypatch):
+    """Gives each thread a worker id of its own, as if it were a process."""
+    monkeypatch.setattr(worker, "worker_id", lambda pid: f"elsewhere:{threading.get_ident()}")
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Makes SQLite report a lock at once, so that the waiting is ours."""
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.02)

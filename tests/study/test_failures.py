@@ -1,0 +1,180 @@
+"""Failures: their kinds, their effect on the study and the sampler, and their counts."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from optuna.trial import TrialState, create_trial
+from toy_worker import fresh, work
+from toys import TINY, ask
+
+from studyloom.errors import Diverged, Halted
+from studyloom.question.question import Question
+from studyloom.storage.attributes import (
+    FAILURE,
+    REASON,
+)
+from studyloom.study.failures import count_failures, outcome
+from studyloom.study.worker import Worker
+
+
+class Broken(torch.nn.Module):
+    """A network that fails in its first step, or not at all."""
+
+    errors: tuple[Exception | None, ...] | list = ()  # of the networks to come, in this order
+
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.error = self.errors.pop(0)
+        self.layer = torch.nn.Linear(shape[0] * shape[1] * shape[2], classes)
+
+    def forward(self, images):
+        if self.error is not None:
+            raise self.error
+        return self.layer(images.flatten(1))
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A function that returns a question, whose networks fail with the given errors in turn."""
+    question = ask("space=lr", "sampler=random", "train.epochs=1", "train.batch_size=32")
+    question.config.model = {"_target_": "test_failures.Broken"}
+    monkeypatch.setattr(Question, "at", lambda self, point: question.config)
+
+    def fails_with(*errors):
+        monkeypatch.setattr(Broken, "errors", list(errors))
+        return question
+
+    return fails_with
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason", "state"),
+    [
+        (OUT_OF_MEMORY, "out_of_memory", "OutOfMemoryError: CUDA out of memory", TrialState.PRUNED),
+        (MemoryError(), "out_of_memory", "MemoryError: ", TrialState.PRUNED),
+        (
+            RuntimeError("[enforce fail] can't allocate memory: 9"),
+            "out_of_memory",
+            "RuntimeError",
+            TrialState.PRUNED,
+        ),
+        (RuntimeError("a bug"), "error", "RuntimeError: a bug", TrialState.FAIL),
+    ],
+)
+def test_a_failure_has_a_class_and_a_reason_and_the_study_goes_on(
+    sqlite_url, broken, error, kind, reason, state
+):
+    question = broken(None, error, None)
+    stored = fresh(sqlite_url, question, 3)
+    work(question, stored, 3)
+    assert [trial.state for trial in stored.trials()] == [
+        TrialState.COMPLETE,
+        state,
+        TrialState.COMPLETE,
+    ]
+    failed = stored.trials()[1]
+    assert failed.user_attrs[FAILURE] == kind
+    assert failed.user_attrs[REASON].startswith(reason)
+    assert failed.constraints == ({kind: 1.0} if state == TrialState.PRUNED else {})
+    assert ("in forward" in failed.user_attrs.get("traceback", "")) == (kind == "error")
+    assert stored.optuna.best_trial.number in (0, 2)
+
+
+def test_an_error_in_the_first_trial_stops_the_study_and_starting_again_goes_on(sqlite_url, broken):
+    question = broken(RuntimeError("a bug"), None, None)
+    stored = fresh(sqlite_url, question, 3)
+    with pytest.raises(Halted, match="RuntimeError: a bug"):
+        work(question, stored, 3)
+    assert stored.ledger.counts() == {"free": 2, "held": 0, "done": 1}
+    with pytest.raises(Halted):  # a worker that comes later
+        work(question, stored, 3)
+    work(question, fresh(sqlite_url, question, 3), 3)
+    assert stored.ledger.counts()["done"] == 3
+
+
+def test_the_same_error_in_a_row_stops_the_study_and_different_ones_do_not(sqlite_url, broken):
+    different = [RuntimeError(str(number)) for number in range(3)]
+    question = broken(None, *different, None, *[RuntimeError("a bug")] * 5)
+    stored = fresh(sqlite_url, question, 10)
+    with pytest.raises(Halted, match="RuntimeError: a bug"):
+        work(question, stored, 10, max_failures=3)
+    assert len(stored.trials()) == 8
+
+
+def test_a_sampler_stops_going_where_training_diverges(sqlite_url, broken, monkeypatch):
+    """Half of the range diverges. TPE learns that, and goes there less often than chance would."""
+    question = broken()
+    question.config.sampler = {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 8}
+    question.config.study.baseline = False
+    tried = []
+
+    def diverge_above(self, objective, reporter, *_):
+        rate = reporter.trial.params["optimizer.lr"]
+        tried.append(rate > 3e-3)
+        if tried[-1]:
+            raise Diverged(0, 1, 1, "train", float("nan"))
+        return 0.5
+
+    silent = SimpleNamespace(curves=dict, standard_error=lambda: None)
+    monkeypatch.setattr(Question, "make_objective", lambda *_: silent)
+    monkeypatch.setattr(Worker, "evaluate", diverge_above)
+    stored = fresh(sqlite_url, question, 40)
+    work(question, stored, 40)
+    assert sum(tried[8:]) <= 10 < len(tried[8:]) / 2
+    assert {trial.user_attrs.get(FAILURE) for trial in stored.trials()} == {None, "diverged"}
+
+
+def test_a_diverged_trial_says_so(sqlite_url):
+    question = ask(*TINY, "optimizer=sgd", "~space.optimizer", "optimizer.lr=1e30")
+    stored = fresh(sqlite_url, question, 1)
+    work(question, stored, 1)
+    (trial,) = stored.trials()
+    assert (trial.state, trial.user_attrs[FAILURE]) == (TrialState.PRUNED, "diverged")
+    assert "loss is" in trial.user_attrs[REASON]
+
+
+# Counts
+
+
+@pytest.mark.parametrize(
+    ("state", "attributes", "expected"),
+    [
+        (TrialState.COMPLETE, {}, "complete"),
+        (TrialState.PRUNED, {}, "pruned"),
+        (TrialState.PRUNED, {FAILURE: "diverged"}, "failed"),  # the sampler sees it as pruned
+        (TrialState.FAIL, {FAILURE: "error"}, "failed"),
+        (TrialState.FAIL, {}, "failed"),
+        (TrialState.RUNNING, {}, "running"),
+        (TrialState.WAITING, {}, "waiting"),
+    ],
+)
+def test_the_outcome_of_a_trial(state, attributes, expected):
+    value = 0.5 if state == TrialState.COMPLETE else None
+    assert outcome(create_trial(state=state, value=value, user_attrs=attributes)) == expected
+
+
+def failed_trial(kind=None, reason=None):
+    attributes = {} if kind is None else {FAILURE: kind, REASON: reason}
+    return create_trial(state=TrialState.FAIL, user_attrs=attributes)
+
+
+def test_failures_are_counted_by_kind_the_most_frequent_first():
+    once = failed_trial("timeout", "too long")
+    first, second, third = (failed_trial("error", reason) for reason in ("a", "b", "a"))
+    complete, unexplained = create_trial(value=1.0), failed_trial()
+    by_kind = count_failures([once, first, complete, second, third, unexplained])
+    assert [(failures.kind, failures.count) for failures in by_kind] == [
+        ("error", 3),
+        ("timeout", 1),
+        ("unexplained", 1),
+    ]
+    errors = by_kind[0]
+    assert errors.trials == [first, second, third]
+    assert (errors.first_reason, errors.reason) == ("a", "a")
+    assert errors.by_reason() == {"a": [first, third], "b": [second]}
+    assert by_kind[2].reason == "no reason is stored"
+    assert count_failures([complete]) == []

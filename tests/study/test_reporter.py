@@ -1,0 +1,117 @@
+"""Reports of a trial: its curve, its limits, and a database that is away for a while."""
+
+import pytest
+from optuna.trial import TrialState
+from toy_worker import RANDOM, Killed, LockedDatabase, fresh, outcomes, work
+from toys import ask
+
+from studyloom.question import objective
+from studyloom.storage.attributes import (
+    EPOCHS,
+    FAILURE,
+    REASON,
+)
+from studyloom.training.job import Epoch
+
+
+def test_a_trial_that_takes_too_long_ends_after_its_epoch(sqlite_url, question):
+    stored = fresh(sqlite_url, question, 1)
+    work(question, stored, 1, trial_timeout=1e-9)
+    (trial,) = stored.trials()
+    assert (trial.state, trial.user_attrs[FAILURE]) == (TrialState.FAIL, "timeout")
+    assert "study.trial_timeout=1e-09" in trial.user_attrs[REASON]
+    assert list(trial.intermediate_values) == [1]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_training_goes_on_while_the_database_is_away(sqlite_url):
+    question = ask(*RANDOM, "train.epochs=4")
+    stored = fresh(sqlite_url, question, 1)
+    locked = LockedDatabase(stored)
+    work(question, stored, 1, locked)
+    assert locked.reported == [1]
+    (trial,) = stored.trials()
+    assert list(trial.intermediate_values) == [1, 2, 3, 4]
+    clean = fresh(sqlite_url, question, 1, name="clean")
+    work(question, clean, 1)
+    assert outcomes(stored) == outcomes(clean)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_trial_that_was_to_be_pruned_while_the_database_was_away_is_pruned_there(sqlite_url):
+    pruner = (
+        "pruner._target_=optuna.pruners.ThresholdPruner",
+        "+pruner.lower=1.1",
+        "+pruner.n_warmup_steps=2",
+    )
+    question = ask(*RANDOM, *pruner, "train.epochs=6", "study.baseline=false")
+    stored = fresh(sqlite_url, question, 1)
+    locked = LockedDatabase(stored)
+    work(question, stored, 1, locked)
+    assert locked.epoch >= 4
+    (trial,) = stored.trials()
+    assert trial.state == TrialState.PRUNED
+    assert list(trial.intermediate_values) == trial.user_attrs[EPOCHS]["number"] == [1, 2]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_a_checkpoint_knows_and_the_database_does_not_is_reported_when_the_trial_goes_on(
+    sqlite_url,
+):
+    question = ask(*RANDOM, "train.epochs=6")
+    stored = fresh(sqlite_url, question, 1)
+
+    def die():
+        raise Killed
+
+    locked = LockedDatabase(stored, die)
+    with pytest.raises(Killed):
+        work(question, stored, 1, locked)
+    assert locked.reported == [1]
+    work(question, stored, 1)
+    (trial,) = stored.trials()
+    assert list(trial.intermediate_values) == [1, 2, 3, 4, 5, 6]
+    clean = fresh(sqlite_url, question, 1, name="clean")
+    work(question, clean, 1)
+    assert outcomes(stored) == outcomes(clean)
+
+
+def test_a_trial_is_not_pruned_after_its_last_epoch(sqlite_url):
+    pruner = (
+        "pruner._target_=optuna.pruners.ThresholdPruner",
+        "+pruner.lower=1.1",
+        "+pruner.n_warmup_steps=2",
+    )
+    question = ask(*RANDOM, *pruner, "train.epochs=2", "study.baseline=false")
+    stored = fresh(sqlite_url, question, 1)
+    work(question, stored, 1)
+    assert [trial.state for trial in stored.trials()] == [TrialState.COMPLETE]
+
+
+def test_a_value_is_the_last_epochs_and_not_the_luckiest(sqlite_url, question, monkeypatch):
+    def measure(training, _):
+        for number, accuracy in ((1, 0.9), (2, 0.7)):
+            training.history.append([Epoch(number, 1.0, 1.0, accuracy, 0.1, 1.0)])
+            yield training.history[-1][0]
+
+    monkeypatch.setattr(objective, "run_epochs", measure)
+    stored = fresh(sqlite_url, question, 1)
+    work(question, stored, 1)
+    assert [trial.value for trial in stored.trials()] == [0.7]
+
+
+def test_a_learning_curve_is_stored_with_its_trial(sqlite_url, question):
+    stored = fresh(sqlite_url, question, 1)
+    work(question, stored, 1)
+    (trial,) = stored.trials()
+    curve = trial.user_attrs[EPOCHS]
+    assert curve["number"] == [1, 2]
+    assert curve["value"] == pytest.approx(list(trial.intermediate_values.values()), abs=1e-6)
+    assert set(curve) == {
+        "number",
+        "train_loss",
+        "valid_loss",
+        "value",
+        "seconds",
+        "samples_per_second",
+    }

@@ -1,0 +1,184 @@
+"""Trials of several folds and seeds, in lockstep and in turn."""
+
+from statistics import fmean
+
+import numpy as np
+import pytest
+from optuna.trial import TrialState
+from toy_worker import FOLDS, RANDOM, SPLIT, Killed, LockedDatabase, fresh, work
+from toys import TINY, Signal, ask, toy_folds
+
+from studyloom.config.values import with_values
+from studyloom.question.jobs import build_jobs
+from studyloom.seeds import derive
+from studyloom.storage.attributes import (
+    EPOCHS,
+    STANDARD_ERROR,
+)
+from studyloom.study.stored_study import open_study
+from studyloom.training.trainer import Training, epochs
+
+FIVE = toy_folds(SPLIT, 5)
+CROSS = (*TINY, "objective.folds=5")
+IN_TURN = (*CROSS, "train.epochs=3", "pruner=wilcoxon")
+
+
+def timeless(trial):
+    """A trial's learning curve without its times."""
+    return {name: trial.user_attrs[EPOCHS][name] for name in (*TIMELESS, STANDARD_ERROR)}
+
+
+TIMELESS = ("number", "train_loss", "valid_loss", "value")
+
+
+def test_a_grid_over_folds_is_the_textbook_search_with_cross_validation(sqlite_url):
+    search = (
+        "space=none",
+        "+space.train.batch_size.choice=[16,32]",
+        "+space.optimizer.lr.choice=[0.001,0.01]",
+    )
+    question = ask(
+        *TINY[:-1], "objective.folds=5", *search, "sampler=grid", "pruner=none", "optimizer.lr=0.01"
+    )
+    assert question.trials() == 4
+    stored = fresh(sqlite_url, question, 4)
+    work(question, stored, 4, folds=FIVE)
+    seen = set()
+    for trial in stored.trials():
+        point = (trial.params["train.batch_size"], trial.params["optimizer.lr"])
+        cfg = with_values(question.config, {"train.batch_size": point[0], "optimizer.lr": point[1]})
+        ends = []
+        for job in build_jobs(cfg, FIVE, derive(question.config.study.seed, trial.number)):
+            *_, (last,) = epochs([job], SPLIT)
+            ends.append(last.value)
+        assert trial.value == pytest.approx(np.mean(ends), abs=1e-12)
+        assert trial.user_attrs[STANDARD_ERROR] == pytest.approx(
+            np.std(ends, ddof=1) / np.sqrt(5), abs=1e-12
+        )
+        seen.add(point)
+    assert seen == {(16, 0.001), (16, 0.01), (32, 0.001), (32, 0.01)}
+    assert stored.optuna.best_value == max(trial.value for trial in stored.trials())
+
+
+def test_the_standard_error_is_stored_for_each_epoch_and_of_the_last_alone(sqlite_url):
+    question = ask(*RANDOM, "objective.seeds=3")
+    stored = fresh(sqlite_url, question, 1)
+    work(question, stored, 1)
+    (trial,) = stored.trials()
+    errors = trial.user_attrs[EPOCHS][STANDARD_ERROR]
+    training = Training(question.jobs(question.baseline, FOLDS, 0), SPLIT)
+    values = [[epoch.value for epoch in epochs] for epochs in training]
+    assert errors == pytest.approx(np.std(values, axis=1, ddof=1) / np.sqrt(3), abs=1e-6)
+    assert trial.user_attrs[STANDARD_ERROR] == pytest.approx(errors[-1], abs=1e-6)
+
+
+@pytest.mark.parametrize("pruner", ["none", "wilcoxon"])
+@pytest.mark.parametrize("after", [1, 3, 4, 9])
+def test_a_trial_over_folds_that_was_stopped_equals_one_that_was_not(sqlite_url, pruner, after):
+    """It is stopped in the epoch after `after` epochs.
+
+    In turn each epoch of a job counts, and in lockstep each epoch of all jobs.
+    """
+    question = ask(*CROSS, "objective.folds=3", "train.epochs=3", f"pruner={pruner}")
+    folds = toy_folds(SPLIT, 3)
+    stored, clean = (fresh(sqlite_url, question, 1, name=name) for name in ("s", "clean"))
+    work(question, stored, 1, Signal(after + 1), folds=folds)
+    stopped = pruner == "wilcoxon" or after <= 3
+    assert stored.ledger.counts()["free"] == stopped
+    if stopped and pruner == "wilcoxon":
+        assert len(stored.trials()[0].intermediate_values) == after // 3
+    rest = Signal(100)
+    work(question, open_study(sqlite_url, "s"), 1, rest, folds=folds)
+    # No epoch is trained twice, except the last, after which there is no checkpoint; and the worker
+    # asks once more whether there is work.
+    if stopped:
+        assert 100 - rest.left == max(1, (9 if pruner == "wilcoxon" else 3) - after) + 1
+    work(question, clean, 1, folds=folds)
+    (resumed,), (never_stopped,) = stored.trials(), clean.trials()
+    assert resumed.value == never_stopped.value
+    assert resumed.intermediate_values == never_stopped.intermediate_values
+    assert resumed.user_attrs[STANDARD_ERROR] == never_stopped.user_attrs[STANDARD_ERROR]
+    assert timeless(resumed) == timeless(never_stopped)
+
+
+def test_jobs_in_turn_come_to_the_value_and_the_curve_of_lockstep(sqlite_url):
+    studies = []
+    for pruner in ("none", "wilcoxon"):
+        question = ask(*IN_TURN, f"pruner={pruner}")
+        studies.append(fresh(sqlite_url, question, 1, name=pruner))
+        work(question, studies[-1], 1, folds=FIVE)
+    (lockstep,), (in_turn,) = (stored.trials() for stored in studies)
+    assert in_turn.value == lockstep.value == fmean(in_turn.intermediate_values.values())
+    assert list(in_turn.intermediate_values) == [1, 2, 3, 4, 5]
+    assert timeless(in_turn) == timeless(lockstep)
+    assert timeless(in_turn)["number"] == [1, 2, 3]
+
+
+def test_wilcoxon_ends_a_clearly_worse_trial_before_its_last_fold_and_no_better_one(sqlite_url):
+    rates = (
+        "space=none",
+        "+space.optimizer.lr.choice=[1.0e-6,3.0e-3,3.0e-2]",
+        "optimizer.lr=3.0e-3",
+    )
+    question = ask(*TINY[:-1], *IN_TURN[len(TINY) :], *rates, "sampler=grid")
+    stored = fresh(sqlite_url, question, 3)
+    work(question, stored, 3, folds=FIVE)
+    trials = {trial.params["optimizer.lr"]: trial for trial in stored.trials()}
+    worse, baseline, better = trials[1e-6], trials[3e-3], trials[3e-2]
+    assert better.value > baseline.value
+    assert {baseline.state, better.state} == {TrialState.COMPLETE}
+    assert worse.state == TrialState.PRUNED
+    assert list(worse.intermediate_values) == [1, 2, 3]
+    assert stored.optuna.best_trial.number == better.number
+    seen = np.array(list(worse.intermediate_values.values()))
+    curve = worse.user_attrs[EPOCHS]
+    assert curve["number"] == [1, 2, 3]
+    assert curve["value"][-1] == pytest.approx(seen.mean(), abs=1e-6)
+    assert worse.user_attrs[STANDARD_ERROR] == pytest.approx(seen.std(ddof=1) / np.sqrt(3))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_jobs_in_turn_go_on_while_the_database_is_away_and_are_judged_where_they_were_to_be(
+    sqlite_url,
+):
+    """The first job ends while the database is away; the pruner would end the trial there."""
+    pruner = (
+        "pruner._target_=optuna.pruners.ThresholdPruner",
+        "+pruner.lower=1.1",
+        "+pruner.steps=jobs",
+    )
+    question = ask(*CROSS, *RANDOM[-2:], *pruner, "study.baseline=false")
+    stored = fresh(sqlite_url, question, 1)
+    locked = LockedDatabase(stored)
+    work(question, stored, 1, locked, folds=FIVE)
+    assert locked.epoch >= 4
+    assert locked.reported == []
+    (trial,) = stored.trials()
+    assert trial.state == TrialState.PRUNED
+    assert list(trial.intermediate_values) == [1]
+    assert trial.user_attrs[EPOCHS]["number"] == [1, 2]
+    assert trial.user_attrs[EPOCHS]["value"][-1] == pytest.approx(
+        trial.intermediate_values[1], abs=1e-6
+    )
+    assert STANDARD_ERROR not in trial.user_attrs
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_ends_of_jobs_that_only_a_checkpoint_knows_are_reported_when_the_trial_goes_on(
+    sqlite_url,
+):
+    question = ask(*CROSS, "pruner=wilcoxon")
+    stored, clean = (fresh(sqlite_url, question, 1, name=name) for name in ("s", "clean"))
+
+    def die():
+        raise Killed
+
+    locked = LockedDatabase(stored, die)
+    with pytest.raises(Killed):
+        work(question, stored, 1, locked, folds=FIVE)
+    assert locked.reported == []
+    for study in (stored, clean):
+        work(question, study, 1, folds=FIVE)
+    (resumed,), (never_stopped,) = stored.trials(), clean.trials()
+    assert resumed.intermediate_values == never_stopped.intermediate_values
+    assert timeless(resumed) == timeless(never_stopped)

@@ -1,0 +1,111 @@
+"""Trials of two objectives."""
+
+import optuna
+import pytest
+from toy_worker import work
+from toys import TWO, Signal, ask
+
+from studyloom.errors import Diverged
+from studyloom.question import objective
+from studyloom.question.objective import run_epochs
+from studyloom.storage.attributes import (
+    EPOCHS,
+    FAILURE,
+)
+from studyloom.study.stored_study import create_study, open_study
+
+
+def two(url, question, trials, name="s"):
+    return create_study(url, name, question.identity("toy"), trials, goals=question.goals)
+
+
+def pairs(stored):
+    return [(t.number, t.params, t.values, t.intermediate_values, t.state) for t in stored.trials()]
+
+
+def test_of_two_objectives_a_trial_has_both_values_and_its_learning_curve(sqlite_url):
+    question = ask(*TWO)
+    stored = two(sqlite_url, question, 4)
+    work(question, stored, 4)
+    for trial in stored.trials():
+        width = trial.params["model.hidden.0"] if trial.params else 16
+        assert trial.values[1] == 17 * width + 10 * (width + 1)
+        assert (
+            trial.values[0] == trial.user_attrs[EPOCHS]["value"][-1] == trial.intermediate_values[2]
+        )
+        assert list(trial.intermediate_values) == [1, 2]
+        assert trial.constraints in (None, {})
+    assert stored.optuna.metric_names == ["accuracy", "parameters"]
+    assert optuna.load_study(study_name="s", storage=stored.storage).best_trials
+
+
+def test_of_two_objectives_a_stopped_trial_goes_on_and_n_stays_n(url):
+    question = ask(*TWO)
+    stored = two(url, question, 3)
+    work(question, stored, 3, Signal(2))
+    assert stored.ledger.counts() == {"free": 3, "held": 0, "done": 0}
+    assert [list(t.intermediate_values) for t in stored.trials()] == [[1]]
+    again = open_study(url, "s")
+    work(question, again, 3)
+    work(question, again, 3)  # joins a study that is done
+    clean = two(url, question, 3, name="clean")
+    work(question, clean, 3)
+    assert pairs(again) == pairs(clean)
+    assert again.ledger.counts() == {"free": 0, "held": 0, "done": 3}
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "tpe"])
+def test_one_worker_draws_the_same_study_of_two_objectives_twice(tmp_path, sampler):
+    own = {"nsga2": "sampler.population_size=4", "tpe": "+sampler.n_startup_trials=4"}[sampler]
+    question = ask(
+        *TWO[:-2], f"sampler={sampler}", own, *TWO[-2:], "+space.optimizer.lr.float=[0.0001,0.1]"
+    )
+    drawn = []
+    for name in ("one", "other"):
+        stored = two(f"sqlite:///{tmp_path / name}.db", question, 14)
+        work(question, stored, 14)
+        drawn.append([(t.params, t.values) for t in stored.trials()])
+    assert drawn[0] == drawn[1]
+    assert len({str(params) for params, _ in drawn[0]}) > 9
+    if sampler == "nsga2":
+        assert {t.system_attrs["NSGAIISampler:generation"] for t in stored.trials()[1:]} >= {
+            0,
+            1,
+            2,
+        }
+    other = ask(
+        *TWO[:-2],
+        f"sampler={sampler}",
+        own,
+        *TWO[-2:],
+        "+space.optimizer.lr.float=[0.0001,0.1]",
+        "study.seed=1",
+    )
+    stored = two(f"sqlite:///{tmp_path}/third.db", other, 3)
+    work(other, stored, 3)
+    assert [t.params for t in stored.trials()][1:] != [params for params, _ in drawn[0]][1:3]
+
+
+def test_of_two_objectives_what_fails_or_breaks_a_limit_is_neither_on_the_front_nor_best(
+    sqlite_url, monkeypatch
+):
+    question = ask(*TWO, "+objective.constraints.parameters='<= 700'", "study.baseline=false")
+    stored = two(sqlite_url, question, 12)
+    tried, measure = [], run_epochs
+
+    def diverges(training, stopping):
+        tried.append(training)
+        if len(tried) == 2:
+            raise Diverged(0, 1, 2, "train", float("nan"))
+        yield from measure(training, stopping)
+
+    monkeypatch.setattr(objective, "run_epochs", diverges)
+    work(question, stored, 12)
+    failed = {t.number: t.user_attrs[FAILURE] for t in stored.trials() if FAILURE in t.user_attrs}
+    assert {*failed.values()} == {"diverged", "infeasible"}
+    assert all(t.values is None for t in stored.trials() if t.number in failed)
+    assert (
+        {t.number for t in stored.front()}
+        <= {t.number for t in stored.ranked()}
+        == {*range(12)} - {*failed}
+    )

@@ -1,0 +1,70 @@
+"""A worker in this process, on toy studies; and a database that is away in the midst of a trial."""
+
+import sqlite3
+from contextlib import contextmanager
+from pathlib import Path
+
+from toys import TINY, Never, toy_folds, toy_split
+
+from studyloom.data.training_data import TrainingData
+from studyloom.question.question import Question
+from studyloom.study.reporter import Limits
+from studyloom.study.stored_study import create_study, open_study
+from studyloom.study.worker import Worker
+
+SPLIT = toy_split()
+FOLDS = toy_folds(SPLIT)
+RANDOM = (*TINY, "sampler=random", "pruner=none")
+FOLDER: dict[str, Path | None] = {}  # `checkpoints`: where the worker saves them; set for each test
+
+
+def work(question: Question, stored, trials, stopping=None, folds=FOLDS, **limits):
+    """Works on the first `trials` slots of a study, in this process."""
+    data, stop = TrainingData(None, SPLIT, folds), stopping or Never()
+    Worker(question, stored, data, stop, FOLDER["checkpoints"], Limits(**limits)).run(trials)
+
+
+def fresh(url, question, trials, name="s"):
+    """A new study of toy data."""
+    return create_study(url, name, question.identity("toy"), trials)
+
+
+def outcomes(stored):
+    return {(t.number, tuple(sorted(t.params.items())), t.value, t.state) for t in stored.trials()}
+
+
+class LockedDatabase(Never):
+    """A stranger locks a SQLite database from the second epoch to the fourth.
+
+    Attributes:
+        act: called in the fourth epoch, just before the lock ends.
+        epoch: the number of epochs that have begun.
+        reported: the steps that were in the database at that moment.
+    """
+
+    def __init__(self, stored, act=lambda: None):
+        self.act = act
+        self.epoch = 0
+        self.reported = None
+        self._path = stored.ledger.storage.retry.address.database
+
+    @contextmanager
+    def interruptible(self):
+        self.epoch += 1
+        if self.epoch == 2:
+            self._stranger = sqlite3.connect(
+                self._path, isolation_level=None, check_same_thread=False
+            )
+            self._stranger.execute("BEGIN IMMEDIATE")
+        if self.epoch == 4:
+            (trial,) = open_study(f"sqlite:///{self._path}", "s").trials()
+            self.reported = list(trial.intermediate_values)
+            try:
+                self.act()
+            finally:
+                self._stranger.close()
+        yield
+
+
+class Killed(BaseException):
+    """Ends a worker without ending the process of the tests."""

@@ -1,0 +1,594 @@
+"""The Python API: what it exports, that it does what the command does, and how it ends."""
+
+import csv
+import io
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import hydra
+import numpy as np
+import optuna
+import pandas
+import pytest
+import torch
+from commands import CANARY, QUICK, ROOT, environment, study, studyloom
+from hydra.core.global_hydra import GlobalHydra
+
+import studyloom as api
+from studyloom.launch.command import Command
+from studyloom.study.rows import Rows, curve_rows
+from studyloom.study.stored_study import open_study
+
+CONF = ROOT / "conf"
+ONE = ("launcher.workers=1", "study.trials=3")
+
+
+def search(run_dir, *overrides, **options):
+    every = [*QUICK, *ONE, f"run_dir={run_dir}", *overrides]
+    return api.search(config_dir=CONF, config_name="mnist", overrides=every, quiet=True, **options)
+
+
+def facts(run_dir):
+    """What a search decides: parameters, values and curves of its trials, to the last digit."""
+    with api.open_study(run_dir) as study:
+        curves = [tuple(row.values()) for row in curve_rows(study._stored).to_dicts()]
+        return [(t.number, t.state, t.params, t.values) for t in study._stored.trials()], curves
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small study with a winner that Python has run, by one worker; and its folder."""
+    run_dir = tmp_path_factory.mktemp("finished")
+    overrides = ("winner.enabled=true", "winner.top=1", "winner.seeds=2", "study.trials=4")
+    with search(run_dir, *overrides) as study:
+        yield study
+
+
+# What is exported
+
+
+def test_exported_members():
+    assert {*api.__all__} == {
+        *("ConfigError", "DataError", "Halted", "LaunchError", "NoWinner", "PredictError"),
+        *("QuestionError", "StorageError", "StorageLost", "StudyloomError", "UserError"),
+        *("Study", "Trial", "Winner", "Prediction", "Predictor"),
+        *("run", "search", "open_study", "load_winner", "__version__"),
+    }
+    assert {*api.__all__} <= {*dir(api)}
+
+
+@pytest.mark.parametrize("name", sorted({*api.__all__} - {"__version__"}))
+def test_what_is_exported_exists_and_is_described(name):
+    assert getattr(api, name).__doc__
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'serach'"):
+        api.serach  # noqa: B018
+
+
+def test_importing_studyloom_takes_less_than_50_ms():
+    timed = "import time; t = time.perf_counter(); import studyloom; print(time.perf_counter() - t)"
+    command = [sys.executable, "-c", timed]
+    outputs = [subprocess.check_output(command, text=True, env=environment()) for _ in range(3)]
+    assert min(map(float, outputs)) < 0.05
+
+
+def test_run_is_a_module_that_can_be_called_whatever_was_imported_first(monkeypatch):
+    from studyloom.run import run
+
+    assert api.run is sys.modules["studyloom.run"]
+    assert callable(api.run)
+    assert api.run.run is run
+    monkeypatch.delattr(api, "run")  # as if nothing had been imported
+    assert api.run is sys.modules["studyloom.run"]
+
+
+def test_python_m_studyloom_is_the_command():
+    command = [sys.executable, "-m", "studyloom", "--version"]
+    assert subprocess.check_output(command, text=True) == f"studyloom {api.__version__}\n"
+
+
+# The same as the command
+
+
+@pytest.fixture(scope="module")
+def by_command(tmp_path_factory):
+    """The trials of the command, by one worker and by two."""
+    made = {}
+    for workers in (1, 2):
+        run_dir = tmp_path_factory.mktemp(f"command{workers}")
+        done = study(*QUICK, *ONE, f"launcher.workers={workers}", f"run_dir={run_dir}")
+        assert done.returncode == 0, done.stderr
+        made[workers] = facts(run_dir)
+    return made
+
+
+def test_a_search_from_python_gives_the_trials_of_the_command(by_command, tmp_path):
+    search(tmp_path).close()
+    assert facts(tmp_path) == by_command[1]
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    written = {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "best.yaml"}
+    assert written <= names
+    assert studyloom("status", tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("source", ["studies/mnist.py", "conf/mnist.yaml"])
+def test_two_workers_from_python_give_the_trials_of_the_command(
+    source, by_command, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(ROOT)
+    overrides = [*QUICK, *ONE, "launcher.workers=2", f"run_dir={tmp_path}"]
+    with api.run(source, overrides, quiet=True) as study:
+        assert study.trials["worker"].nunique() <= 2
+        assert str(os.getpid()) not in {w.split(":")[1] for w in study.trials["worker"]}
+    assert facts(tmp_path) == by_command[2]
+
+
+def test_a_composed_config_gives_the_trials_of_the_command(by_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with hydra.initialize_config_dir(str(CONF), version_base=None):
+        config = hydra.compose("mnist", [*QUICK, *ONE, "run_dir=run"])
+    api.run(config, ["launcher.workers=2"], quiet=True).close()
+    assert facts(tmp_path / "run") == by_command[2]
+    config.study.name = "other"
+    with api.run(config, ["model=cnn", "space=none", "optimizer.lr=0.01"], quiet=True) as study:
+        assert study.best.config["model"]["_target_"] == "studyloom.models.CNN"
+        assert study.best.config["optimizer"]["lr"] == 0.01
+
+
+def test_the_command_of_a_file_gives_the_trials_of_its_page(by_command, tmp_path):
+    arguments = [*QUICK, *ONE, "launcher.workers=2", f"run_dir={tmp_path}"]
+    done = studyloom("run", CONF / "mnist.yaml", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert f"next   python -m studyloom run {CONF}/mnist.yaml" in done.stdout
+    assert facts(tmp_path) == by_command[2]
+    assert "not in" not in done.stderr
+    done = studyloom("run", CONF / "mnist.yaml", "--dry-run", "study.trails=3")
+    assert done.returncode == 2
+    assert "did you mean trials?" in done.stderr
+
+
+def test_what_is_printed_names_a_command_that_resumes_the_study(tmp_path, capsys):
+    overrides = [*QUICK, *ONE, f"run_dir={tmp_path}"]
+    api.search(config_dir=CONF, config_name="mnist", overrides=overrides).close()
+    shown = capsys.readouterr().out
+    assert "3 of 3 trials" in shown
+    (line,) = [line for line in shown.splitlines() if line.startswith("next ")]
+    _, python, *arguments = line.split()
+    assert python == "python"
+    arguments = [argument.strip("'") for argument in arguments]
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment(), cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "6 of 6 trials" in done.stdout
+
+
+def test_the_same_call_resumes_a_study(tmp_path):
+    search(tmp_path).close()
+    before = facts(tmp_path)[0]
+    with search(tmp_path, "study.trials=5") as study:
+        assert len(study.trials) == 5
+    assert facts(tmp_path)[0][:3] == before
+
+
+# What belongs to the process stays as it was
+
+
+def test_a_run_leaves_hydra_environment_signals_and_random_numbers_as_they_were(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PYTHONPATH", "mine")
+    numbers = [random.getstate()[1][:5], np.random.get_state()[1][:5].tolist()]
+    state = torch.get_rng_state()
+    before = (dict(os.environ), list(sys.path), logging.getLogger().handlers[:], os.getcwd())
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    verbosity = optuna.logging.get_verbosity()
+    with hydra.initialize_config_dir(str(CONF), job_name="mine", version_base="1.2"):
+        app = GlobalHydra.instance().hydra
+        search(tmp_path).close()
+        assert GlobalHydra.instance().hydra is app
+        assert hydra.compose("pareto").study.name == "pareto"
+    after = (dict(os.environ), list(sys.path), logging.getLogger().handlers[:], os.getcwd())
+    assert after == before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert optuna.logging.get_verbosity() == verbosity
+    assert [random.getstate()[1][:5], np.random.get_state()[1][:5].tolist()] == numbers
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_study_runs_in_a_thread_and_one_at_a_time(tmp_path):
+    results, refused = [], []
+
+    def work():
+        with search(tmp_path / "a", "study.trials=3", "train.epochs=200") as study:
+            results.append(len(study.to_dicts()))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    end = time.monotonic() + 60
+    while thread.is_alive() and not refused and time.monotonic() < end:
+        if (tmp_path / "a" / "study.db").exists():
+            with pytest.raises(api.LaunchError, match="runs a study already"):
+                search(tmp_path / "b")
+            refused.append(True)
+        time.sleep(0.01)
+    thread.join()
+    assert (results, refused) == ([3], [True])
+
+
+def test_a_password_is_in_no_file_and_not_in_the_environment_afterwards(tmp_path, postgres_url):
+    with search(tmp_path, f"storage.url='{postgres_url}'", "launcher.workers=2") as study:
+        assert len(study.to_dicts()) == 3
+        assert CANARY not in repr(study) + study._repr_html_()
+    assert "STUDYLOOM_STORAGE" not in os.environ
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(CANARY.encode() in content for content in written)
+    with api.open_study(postgres_url) as study:
+        assert study.name == "mnist"
+
+
+# Errors
+
+
+def test_all_mistakes_of_a_configuration_come_in_one_exception(tmp_path):
+    with pytest.raises(api.ConfigError) as caught:
+        search(tmp_path / "run", "study.trails=3", "optimizer=adan", "model.hiden=[3]")
+    assert len(caught.value.mistakes) == 3
+    assert "did you mean trials?" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(api.ConfigError, match=r"study\.trials"):
+        search(tmp_path / "run", "study.trials=-3")
+
+
+@pytest.mark.parametrize(
+    ("source", "overrides", "words"),
+    [
+        ("conf/nothing.yaml", [], "there is no such file"),
+        ("mnist", [], "a study must be a page"),
+        ("conf/data/mnist.yaml", [], "defaults"),
+        ("studies/__init__.py", [], "no function is decorated"),
+        ("conf/mnist.yaml", "study.trials=3", "must be a list"),
+        ("conf/mnist.yaml", ["--multirun"], "must be Hydra's"),
+        ("conf/mnist.yaml", ["study.dry_run=true"], "begins no study"),
+    ],
+)
+def test_what_cannot_be_run_is_a_config_error(source, overrides, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(api.ConfigError, match=words):
+        api.run(source, overrides, quiet=True)
+
+
+def test_another_question_under_the_same_name_is_an_exception(tmp_path):
+    search(tmp_path).close()
+    with pytest.raises(api.QuestionError, match=r"train\.epochs: 2 → 3"):
+        search(tmp_path, "train.epochs=3")
+
+
+def test_a_study_whose_first_trial_fails_halts_with_an_exception(tmp_path):
+    function = "objective._target_=test_api.broken"
+    with pytest.raises(api.Halted, match="it is broken"):
+        search(tmp_path, function, "objective.direction=minimize")
+
+
+def broken(config, report):
+    raise RuntimeError("it is broken")
+
+
+def test_a_study_without_a_result_has_no_best(tmp_path):
+    diverges = ["optimizer=sgd", "optimizer.lr=1e30", "space.optimizer.lr.float=[1e29,1e31]"]
+    with search(tmp_path, *diverges) as study:
+        assert study.best is None
+        assert study.winner is None
+        assert {*study.trials["failure"]} == {"diverged"}
+        assert study.trials["state"].eq("failed").all()
+
+
+SCRIPT = """\
+import sys
+import studyloom
+
+def call(*overrides):
+    every = {quick!r} + ["launcher.workers={workers}", "run_dir=" + sys.argv[1], *overrides]
+    return studyloom.search(config_dir={conf!r}, config_name="mnist", overrides=every)
+
+if __name__ == "__main__":
+    try:
+        study = call("study.trials=2", "train.epochs=100000")
+    except KeyboardInterrupt as interrupt:
+        print("interrupted:", interrupt, flush=True)
+        sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_releases_the_trials_and_is_raised(tmp_path, workers, number):
+    script, run_dir = tmp_path / "script.py", tmp_path / "run"
+    script.write_text(SCRIPT.format(quick=[*QUICK], conf=str(CONF), workers=workers))
+    command = [sys.executable, script, str(run_dir)]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    held = 0
+    while held < workers:
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.2)
+        if (run_dir / "study.db").exists():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    stored = open_study(f"sqlite:///{run_dir}/study.db", "mnist", deadline=5.0)
+                except api.StorageError:  # not made yet
+                    continue
+            held = sum(bool(trial.intermediate_values) for trial in stored.trials())
+            stored.close()
+    process.send_signal(number)
+    shown, _ = process.communicate(timeout=30)
+    assert process.returncode == (7 if number == signal.SIGINT else -signal.SIGTERM), shown
+    assert ("interrupted" in shown) == (number == signal.SIGINT)
+    stored = open_study(f"sqlite:///{run_dir}/study.db", "mnist")
+    assert stored.ledger.counts()["held"] == 0
+    stored.close()
+
+
+# A study of one's own
+
+
+OWN = """\
+import sys
+import studyloom
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, shape, outputs, width=4):
+        super().__init__(nn.Flatten(), nn.Linear(2, width), nn.ReLU(), nn.Linear(width, outputs))
+
+few = ["study.trials=2", "train.epochs=2", "winner.top=1", "winner.seeds=1"]
+study = studyloom.run("studies/spirals.py", [*few, "launcher.workers=2"])
+assert list(study.trials["state"]) == ["complete", "complete"], study.trials
+assert study.best.config["model"]["_target_"] == "studies.spirals.Net"
+winner = studyloom.load_winner(study.run_dir, trust=["studies"])
+assert type(winner.network).__name__ == "Net"
+try:
+    studyloom.load_winner(study.run_dir)
+except studyloom.ConfigError as error:
+    assert "studies.spirals.Net" in str(error)
+else:
+    raise AssertionError
+study.close()
+here = ["model._target_=__main__.Net", "study.name=here"]
+studyloom.run("studies/spirals.py", [*few, *here, "launcher.workers=1"]).close()
+try:
+    studyloom.run("studies/spirals.py", [*few, *here, "launcher.workers=2"])
+except studyloom.ConfigError as error:
+    assert "__main__.Net" in str(error) and "launcher.workers=1" in str(error)
+else:
+    raise AssertionError
+print("all is well")
+"""
+
+
+def test_a_script_runs_its_own_page_and_its_own_network(tmp_path):
+    assert studyloom("new", "spirals", tmp_path).returncode == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "script.py").write_text(OWN)
+    command = [sys.executable, "mine/script.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all is well" in done.stdout
+
+
+def test_a_page_whose_package_is_another_one_here_is_named(tmp_path):
+    import studies
+
+    assert studies.CONF
+    assert studyloom("new", "spirals", tmp_path).returncode == 0
+    with pytest.raises((api.ConfigError, ModuleNotFoundError), match="spirals"):
+        api.run(tmp_path / "studies" / "spirals.py", quiet=True)
+
+
+def test_the_command_of_a_worker_is_that_of_the_call():
+    command = Command(("-m", "studyloom", "run", "conf/x.yaml"), ("a=1", "launcher.workers=2"))
+    assert command.worker() == ["-m", "studyloom", "run", "conf/x.yaml", "a=1", "launcher=join"]
+    assert command.page == ["python", "-m", "studyloom", "run", "conf/x.yaml"]
+
+
+# A look at a study
+
+
+def test_trials_are_a_data_frame(finished):
+    frame = finished.trials
+    assert isinstance(frame, pandas.DataFrame)
+    assert list(frame.columns) == [
+        *("number", "state", "value", "params.optimizer.lr", "standard_error", "started"),
+        *("seconds", "epochs", "worker", "baseline", "failure", "reason"),
+    ]
+    assert list(frame["number"]) == [0, 1, 2, 3]
+    assert frame["started"].dtype.kind == "M"
+    assert (frame["seconds"] > 0).all()
+    assert frame["seconds"].max() < 30
+    assert list(frame["epochs"]) == [2] * 4
+    assert list(frame["baseline"]) == [True, False, False, False]
+    assert finished.to_dicts()[1]["value"] == frame["value"][1]
+
+
+def test_without_pandas_trials_are_rows(finished, monkeypatch):
+    expected = finished.trials
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    rows = finished.trials
+    assert not isinstance(rows, pandas.DataFrame)
+    assert len(rows) == 4
+    assert rows.to_dicts() == finished.to_dicts() == [*rows]
+    assert list(rows[0]) == list(expected.columns)
+    assert rows[1:][0]["number"] == 1
+    assert "<th>params.optimizer.lr</th>" in rows._repr_html_()
+    assert list(finished.curves()[0]) == ["trial", "epoch", "value", "train_loss", "valid_loss"]
+
+
+def test_curves_have_a_row_for_each_epoch(finished):
+    curves = finished.curves()
+    assert list(curves.columns) == ["trial", "epoch", "value", "train_loss", "valid_loss"]
+    assert len(curves) == 8
+    assert list(curves[curves.trial == 2].epoch) == [1, 2]
+    last = curves[curves.epoch == 2].value
+    assert list(last) == list(finished.trials["value"])
+    assert curves.notna().all().all()
+
+
+def test_best_and_baseline_are_trials(finished):
+    best, frame = finished.best, finished.trials
+    assert best.value == frame["value"].max()
+    assert best.params == {"optimizer.lr": best.config["optimizer"]["lr"]}
+    assert best.values == {"accuracy": best.value}
+    assert best.state == "complete"
+    assert finished.baseline.number == 0
+    with pytest.raises(AttributeError):
+        best.value = 1.0
+
+
+def test_the_winner_is_what_winner_json_holds(finished):
+    winner = finished.winner
+    written = json.loads((finished.run_dir / "winner.json").read_text())
+    assert winner.number == written["winner"]["trial"]
+    assert winner.value == written["winner"].get("mean", written["winner"]["search_value"])
+    assert winner.test == written["test"]["winner"]["mean"]
+    assert winner.params == {"optimizer.lr": winner.config["optimizer"]["lr"]}
+    assert winner.details == written
+
+
+def test_the_study_is_an_optuna_study_too(finished):
+    assert finished.optuna.best_trial.number == finished.best.number
+    figure = optuna.visualization.plot_optimization_history(finished.optuna)
+    assert len(figure.data[0].y) == 4
+
+
+def test_the_report_is_written_where_the_study_runs(finished, tmp_path):
+    assert finished.report() == finished.run_dir / "report.html"
+    assert "Learning curves" in finished.report(tmp_path).read_text()
+    with api.open_study(f"sqlite:///{finished.run_dir}/study.db", "mnist") as study:
+        assert study.winner is None
+        with pytest.raises(api.ConfigError, match="folder must be given"):
+            study.report()
+        assert study.report(tmp_path) == tmp_path / "report.html"
+
+
+def test_a_study_shows_itself(finished):
+    line = "mnist: 4 of 4 trials – 4 complete, 0 pruned, 0 failed"
+    assert repr(finished) == f"<studyloom.Study {line}>"
+    assert f"trial {finished.best.number}" in finished._repr_html_()
+
+
+def test_what_a_notebook_shows_is_escaped(tmp_path, monkeypatch):
+    with search(tmp_path, "study.name='<img src=x>'", "study.trials=1") as study:
+        assert "&lt;img src=x&gt;: 1 of 1 trials" in study._repr_html_()
+        assert "<img" not in study._repr_html_()
+        monkeypatch.setitem(sys.modules, "pandas", None)
+        study.optuna.trials[0]
+        rows = Rows(("<b>",), (("<script>",),))
+        assert "<script>" not in rows._repr_html_()
+        assert "<b>" not in rows._repr_html_()
+
+
+def test_several_values_have_a_column_each(tmp_path):
+    two = "objective.metric=[accuracy,parameters]"
+    with search(tmp_path, two, "space=mlp", "study.trials=2") as study:
+        frame = study.trials
+        assert {"values.accuracy", "values.parameters"} <= {*frame.columns}
+        assert "value" not in frame.columns
+        assert study.best.value == study.best.values["accuracy"]
+        assert study.best.values["parameters"] > 0
+
+
+def test_a_study_that_does_not_exist_is_named(tmp_path, finished):
+    with pytest.raises(api.ConfigError, match="no study has run there"):
+        api.open_study(tmp_path)
+    with pytest.raises(api.StorageError, match="holds no study 'x'"):
+        api.open_study(finished.run_dir, "x")
+    with pytest.raises(api.StorageError, match="name must be given"):
+        api.open_study(f"sqlite:///{finished.run_dir}/other.db").close()
+
+
+def test_the_command_lists_the_trials(finished):
+    done = studyloom("trials", finished.run_dir)
+    assert done.returncode == 0, done.stderr
+    head, *lines = done.stdout.splitlines()
+    assert head.split() == ["trial", "state", "accuracy", "time", "parameters"]
+    assert [line.split()[:2] for line in lines] == [[str(n), "complete"] for n in range(4)]
+    rows = finished.to_dicts()
+    as_json = json.loads(studyloom("trials", finished.run_dir, "--json").stdout)
+    assert [row["value"] for row in as_json] == [row["value"] for row in rows]
+    assert as_json[0]["started"] == rows[0]["started"].isoformat()
+    as_csv = studyloom("trials", finished.run_dir, "--csv").stdout
+    (first, *_), table = rows, list(csv.DictReader(io.StringIO(as_csv)))
+    assert len(table) == 4
+    assert float(table[0]["params.optimizer.lr"]) == first["params.optimizer.lr"]
+    assert studyloom("trials", finished.run_dir, "--csv", "--json").returncode == 2
+
+
+# The winner
+
+
+def test_the_winner_predicts(finished):
+    winner = api.load_winner(finished.run_dir)
+    assert not winner.network.training
+    assert winner.shape == (1, 28, 28)
+    pixels = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8)
+    prediction = winner.predict(pixels)
+    assert prediction.classes.shape == (5,)
+    assert prediction.probabilities.shape == (5, 10)
+    assert torch.equal(prediction.probabilities.argmax(1), prediction.classes)
+    assert prediction.values is None
+    data = finished.winner.details["data"]
+    inputs = ((pixels.float() / 255 - data["mean"]) / data["std"]).numpy()
+    assert torch.allclose(winner.predict(inputs).probabilities, prediction.probabilities)
+    one = winner.predict(inputs[0].tolist())
+    assert torch.allclose(one.probabilities, prediction.probabilities[:1])
+    with torch.no_grad():
+        logits = winner.network(torch.from_numpy(inputs))
+    assert torch.allclose(logits.softmax(1), prediction.probabilities)
+    assert "MLP: 1 × 28 × 28 → classes" in repr(winner)
+
+
+@pytest.mark.parametrize(
+    "inputs", [np.zeros((3, 28)), np.zeros((0, 1, 28, 28)), 3.0, "picture.png", [["a"]]]
+)
+def test_inputs_of_another_shape_are_refused(finished, inputs):
+    with pytest.raises(api.PredictError, match="inputs must"):
+        api.load_winner(finished.run_dir).predict(inputs)
+
+
+def test_a_folder_without_a_winner_is_named(tmp_path):
+    with pytest.raises(api.PredictError, match=r"no winner\.json"):
+        api.load_winner(tmp_path)
+
+
+def test_a_winner_that_names_foreign_code_is_not_executed(finished, tmp_path):
+    for name in ("winner.json", "winner.yaml", "winner.pt"):
+        (tmp_path / name).write_bytes((finished.run_dir / name).read_bytes())
+    text = (tmp_path / "winner.yaml").read_text()
+    (tmp_path / "winner.yaml").write_text(text.replace("studyloom.models.MLP", "test_api.broken"))
+    with pytest.raises(api.ConfigError, match=r"test_api\.broken"):
+        api.load_winner(tmp_path)
+
+
+def test_a_winner_of_a_table_predicts_numbers_or_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    few = ["study.trials=1", "train.epochs=2", "winner.top=1", "winner.seeds=1", *ONE[:1]]
+    few += [f"run_dir={tmp_path}", "objective.folds=1"]
+    with api.run(Path("studies/breast_cancer.py"), few, quiet=True) as study:
+        assert study.winner.value > 0
+    winner = api.load_winner(tmp_path)
+    prediction = winner.predict(np.zeros(winner.shape))
+    assert prediction.classes.shape == (1,)
+    assert len(prediction.names) in (0, 1)

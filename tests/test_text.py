@@ -1,0 +1,36 @@
+"""Text for people: values, shapes, names and ranges as they are written."""
+
+import pytest
+
+from studyloom.text import format_shape, format_value, nearest, shorten
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0.9725, "0.9725"),
+        (0.0, "0.0000"),
+        (1523.4, "1523.4"),
+        (0.000379485, "0.000379"),
+        (2.1e-05, "2.1e-05"),
+        (-0.5, "-0.5000"),
+    ],
+)
+def test_values_are_told_with_four_digits_and_small_ones_not_as_zero(value, words):
+    assert format_value(value) == words
+
+
+def test_a_shape_is_written_with_times_signs():
+    assert format_shape((1, 28, 28)) == "1 × 28 × 28"
+    assert format_shape([7]) == "7"
+
+
+def test_a_misspelt_name_gets_its_neighbour_and_a_strange_one_none():
+    assert nearest("rellu", ["relu", "tanh"]) == "; did you mean relu?"
+    assert nearest("swish", ["relu", "tanh"]) == ""
+    assert nearest("True", [True, 3]) == "; did you mean true?"
+
+
+def test_a_long_text_loses_its_middle():
+    assert shorten("abcdefghij", 10) == "abcdefghij"
+    assert shorten("abcdefghijk", 5) == "ab…jk"

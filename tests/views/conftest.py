@@ -1,0 +1,50 @@
+"""Stored studies for the tests of views."""
+
+import pytest
+from optuna.trial import TrialState
+
+from studyloom.storage.attributes import BASELINE
+from studyloom.study.stored_study import create_study
+
+
+@pytest.fixture
+def stored(sqlite_url):
+    return create_study(sqlite_url, "toy", {"asks": "nothing"}, trials=8)
+
+
+@pytest.fixture
+def half_done(stored):
+    """A study of eight slots: four trials ended, two slots are held, two are free.
+
+    The trials are complete (the baseline), complete, pruned, failed, and one that runs. The worker
+    of the other held slot has not begun a trial yet.
+    """
+    study, ledger = stored.optuna, stored.ledger
+    for number, (value, state) in enumerate(
+        [(0.8, "COMPLETE"), (0.9, "COMPLETE"), (None, "PRUNED"), (None, "FAIL"), (None, None)]
+    ):
+        trial = study.ask()
+        claim = ledger.claim(f"host:{number}", 8, 60, lambda *_, trial=trial: trial._trial_id)
+        trial.suggest_float("lr", 0.0, 1.0)
+        if number == 0:
+            trial.set_user_attr(BASELINE, True)
+        if state != "FAIL":
+            for step in (1, 2):
+                trial.report(0.1 * step, step)
+        if state is not None:
+            study.tell(trial, value, TrialState[state] if value is None else None)
+            ledger.finish(claim)
+    ledger.claim("host:9", 8, lease=60)
+    return stored
+
+
+@pytest.fixture
+def study_of(sqlite_url):
+    """Returns a function that stores a study of these trials."""
+
+    def make(trials=(), name="toy"):
+        stored = create_study(sqlite_url, name, {"asks": "nothing"}, trials=40)
+        stored.optuna.add_trials(trials)
+        return stored
+
+    return make

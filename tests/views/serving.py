@@ -1,0 +1,33 @@
+"""A server with an application, and requests to it, for the tests of dashboard and guard."""
+
+import contextlib
+import http.client
+import threading
+
+from studyloom.views.guard import bind
+
+
+@contextlib.contextmanager
+def served(app, host: str = "127.0.0.1"):
+    """Serves an application on a free port, in a thread, and yields the server."""
+    with bind(host, 0) as server:
+        server.set_app(app)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def ask(port: int, path: str, method: str = "GET", body: str | None = None, **headers: str):
+    """Sends a request, and returns status, headers and body; header names have _ for -."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        own = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, body, {"Content-Type": "application/json"} | own)
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read().decode()
+    finally:
+        connection.close()

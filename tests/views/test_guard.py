@@ -1,0 +1,178 @@
+import re
+import socket
+
+import pytest
+from serving import ask, served
+
+from studyloom.views.guard import LOOPBACK, Guard, bind
+
+
+def hello(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Access-Control-Allow-Origin", "*")])
+    return [b"hello"]
+
+
+@pytest.fixture
+def open_port():
+    """The port of a guard without a token."""
+    with served(Guard(hello, (*LOOPBACK, "gpu1.example.org"))) as server:
+        yield server.server_port
+
+
+@pytest.fixture
+def token_port():
+    """The port of a guard whose token is `s3cret & ü`."""
+    with served(Guard(hello, LOOPBACK, "s3cret & ü")) as server:
+        yield server.server_port
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "[::1]:8080", "[::1]", "gpu1.example.org:9"],
+)
+def test_requests_for_a_name_of_this_machine_are_answered(open_port, host):
+    assert ask(open_port, "/", Host=host)[::2] == (200, "hello")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *(
+            "evil.example.org",
+            "evil.example.org:8080",
+            "localhost.evil.example.org",
+            "127.0.0.1.nip.io",
+            "0.0.0.0:8080",
+        ),
+        *(
+            "",
+            "localhost@evil.example.org",
+            "localhost, evil.example.org",
+            "[::1",
+            "[",
+            "127.0.0.2",
+            "2130706433",
+        ),
+    ],
+)
+def test_requests_for_another_name_are_refused(open_port, host):
+    status, _, body = ask(open_port, "/", Host=host)
+    assert status == 403
+    assert "hello" not in body
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+def test_requests_from_pages_of_other_sites_are_refused(open_port, method):
+    def status(origin: str) -> int:
+        return ask(open_port, "/", method, Host=f"localhost:{open_port}", Origin=origin)[0]
+
+    assert status(f"http://localhost:{open_port}") == 200
+    for origin in (
+        "http://evil.example.org",
+        "null",
+        "",
+        "http://localhost:3000",
+        f"http://127.0.0.1:{open_port}",
+    ):
+        assert status(origin) == 403
+
+
+def test_without_the_token_nothing_is_served(token_port):
+    for path in (
+        "/",
+        "/dashboard",
+        "/api/studies",
+        "/static/bundle.js",
+        "/?token=",
+        "/?token=wrong",
+        "/?Token=s3cret",
+    ):
+        status, headers, body = ask(token_port, path)
+        assert (status, headers["Set-Cookie"]) == (401, None)
+        assert "hello" not in body
+    for header in ("Bearer", "Bearer wrong", "Bearer \xff", "Basic s3cret"):
+        assert ask(token_port, "/", Authorization=header)[0] == 401
+    for cookie in (
+        f"studyloom-{token_port}=",
+        f"studyloom-{token_port}=s3cret",
+        "studyloom=x",
+        ";;=;",
+        "\xff",
+    ):
+        assert ask(token_port, "/", Cookie=cookie)[0] == 401
+
+
+def test_with_the_token_all_is_served(token_port):
+    bearer = "Bearer " + "s3cret & ü".encode().decode("latin-1")
+    assert ask(token_port, "/api", Authorization=bearer)[::2] == (200, "hello")
+    status, headers, _ = ask(token_port, "/dashboard/studies/1?x=a%20b&token=s3cret+%26+%C3%BC")
+    assert (status, headers["Location"]) == (303, "/dashboard/studies/1?x=a+b")
+    cookie, *attributes = headers["Set-Cookie"].split("; ")
+    assert attributes == ["Path=/", "HttpOnly", "SameSite=Strict"]
+    assert "s3cret" not in cookie
+    assert ask(token_port, "/api", Cookie=f"a[b=c; {cookie}; d")[::2] == (200, "hello")
+
+
+def test_the_token_helps_no_other_name_and_no_other_site(token_port):
+    path = "/?token=s3cret+%26+%C3%BC"
+    assert ask(token_port, path, Host="evil.example.org")[0] == 403
+    assert ask(token_port, path, Origin="http://evil.example.org")[0] == 403
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//evil.example.org/",
+        "/%2Fevil.example.org/",
+        "/%5Cevil.example.org",
+        "/%0d%0aX-Evil:%201",
+        "/\\evil",
+    ],
+)
+def test_the_redirect_leads_to_this_dashboard(token_port, path):
+    _, headers, _ = ask(token_port, f"{path}?token=s3cret+%26+%C3%BC")
+    assert re.match(r"/(?![/\\])", headers["Location"])
+    assert headers["X-Evil"] is None
+
+
+def test_every_answer_has_the_headers_that_keep_others_out(token_port, open_port):
+    for _, headers, _ in (ask(open_port, "/"), ask(open_port, "/", Host="x"), ask(token_port, "/")):
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert headers["X-Frame-Options"] == "SAMEORIGIN"
+        assert headers["Access-Control-Allow-Origin"] is None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_a_host_that_is_no_name_is_refused_with_the_way_out(host):
+    with pytest.raises(
+        ValueError, match=f"give that name, such as --host {re.escape(socket.gethostname())}"
+    ):
+        bind(host, 0)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "words"),
+    [
+        ("203.0.113.7", 8080, "--host 203.0.113.7 --port 8080: .*is it this machine's"),
+        ("no such host", 8080, "--host no such host --port 8080"),
+        ("127.0.0.1", 70000, "--port must be a number from 0 .*; got 70000"),
+        ("127.0.0.1", -1, "--port must be a number from 0 .*; got -1"),
+    ],
+)
+def test_an_address_that_cannot_be_served_is_named(host, port, words):
+    with pytest.raises(ValueError, match=words):
+        bind(host, port)
+
+
+def test_a_taken_port_gives_way_to_the_next_free_one():
+    with bind("127.0.0.1", 0) as first:
+        if first.server_port > 65000:
+            pytest.skip("few ports above")
+        with (
+            bind("127.0.0.1", first.server_port) as second,
+            bind("127.0.0.1", first.server_port) as third,
+        ):
+            assert (
+                first.server_port < second.server_port < third.server_port < first.server_port + 100
+            )

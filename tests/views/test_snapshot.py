@@ -1,0 +1,54 @@
+from optuna.trial import TrialState
+
+from studyloom.storage.attributes import FAILURE
+from studyloom.study.stored_study import open_study
+from studyloom.views.snapshot import WorkerStatus, take_snapshot
+
+
+def test_a_study_is_taken_with_all_its_slots_trials_and_workers(half_done):
+    snapshot = take_snapshot(half_done)
+    assert snapshot.slots == {"free": 2, "held": 2, "done": 4}
+    assert (snapshot.budget, snapshot.done) == (8, 4)
+    assert snapshot.outcomes == {"complete": 2, "pruned": 1, "failed": 1, "running": 1}
+    assert (snapshot.best.number, snapshot.best.value) == (1, 0.9)
+    assert (snapshot.baseline.number, snapshot.baseline.value) == (0, 0.8)
+    assert snapshot.workers == (WorkerStatus("host:4", 4, 2, 0.2), WorkerStatus("host:9"))
+
+
+def test_a_new_study_has_neither_best_nor_baseline(stored):
+    snapshot = take_snapshot(stored)
+    assert (snapshot.best, snapshot.baseline, snapshot.workers, snapshot.done) == (
+        None,
+        None,
+        (),
+        0,
+    )
+
+
+def test_another_process_takes_the_same(half_done, sqlite_url):
+    assert take_snapshot(open_study(sqlite_url, "toy")) == take_snapshot(half_done)
+
+
+def test_a_second_look_sees_what_has_ended_since(half_done):
+    take_snapshot(half_done)
+    half_done.optuna.tell(4, 0.95)
+    assert take_snapshot(half_done).best.number == 4
+
+
+def test_accuracy_0_is_a_result(stored):
+    stored.optuna.tell(stored.optuna.ask(), 0.0)
+    assert take_snapshot(stored).best.number == 0
+
+
+def test_a_pruned_trial_is_never_the_best(stored):
+    trial = stored.optuna.ask()
+    trial.report(0.99, 1)
+    stored.optuna.tell(trial, state=TrialState.PRUNED)
+    assert take_snapshot(stored).best is None
+
+
+def test_a_trial_with_a_failure_has_failed_whatever_the_sampler_is_told_of_it(stored):
+    trial = stored.optuna.ask()
+    trial.set_user_attr(FAILURE, "diverged")
+    stored.optuna.tell(trial, state=TrialState.PRUNED)
+    assert take_snapshot(stored).outcomes == {"failed": 1}
