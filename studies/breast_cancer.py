@@ -1,8 +1,8 @@
-"""Search small networks for ROC AUC on the Wisconsin breast cancer data, by 5-fold cross-validation.
+"""Search small networks on the Wisconsin breast cancer data, by 5-fold cross-validated ROC AUC.
 
     python -m studies.breast_cancer
-    python -m studies.breast_cancer sampler=grid study.name=grid study.trials=24   # every point once
-    python -m studies.breast_cancer objective.metric=f1_macro study.name=f1        # another question
+    python -m studies.breast_cancer sampler=grid study.name=grid study.trials=24  # every point once
+    python -m studies.breast_cancer objective.metric=f1_macro study.name=f1       # another question
 
 The data are 569 tumours, benign or malignant, with 30 measurements each: 456 to train on and choose
 by, in stratified folds, and 113 sealed as the test part. The scale of the inputs and the class

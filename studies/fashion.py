@@ -1,6 +1,6 @@
 """Search MLPs on Fashion-MNIST: the question of Optuna's PyTorch example, on held-out images.
 
-    python -m studies.fashion                # downloads Fashion-MNIST, or finds it in STUDYLOOM_DATA
+    python -m studies.fashion              # downloads Fashion-MNIST, or finds it in STUDYLOOM_DATA
     python -m studies.fashion study.trials=20 pruner=hyperband study.name=hyperband
 
 The space is 1 to 3 hidden layers of 4 to 128 units with dropout, and Adam, RMSprop or SGD. It takes

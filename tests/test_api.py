@@ -26,7 +26,7 @@ from hydra.core.global_hydra import GlobalHydra
 import studyloom as api
 from studyloom.launch.command import Command
 from studyloom.study.rows import Rows, curve_rows
-from studyloom.study.stored_study import open_study
+from studyloom.study.stored_study import create_study, open_study
 
 CONF = ROOT / "conf"
 ONE = ("launcher.workers=1", "study.trials=3")
@@ -77,7 +77,8 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
 
 
 def test_importing_studyloom_takes_less_than_50_ms():
-    timed = "import time; t = time.perf_counter(); import studyloom; print(time.perf_counter() - t)"
+    # Of processor time, since other tests run beside this one.
+    timed = "import time; t = time.process_time(); import studyloom; print(time.process_time() - t)"
     command = [sys.executable, "-c", timed]
     outputs = [subprocess.check_output(command, text=True, env=environment()) for _ in range(3)]
     assert min(map(float, outputs)) < 0.05
@@ -152,7 +153,6 @@ def test_the_command_of_a_file_gives_the_trials_of_its_page(by_command, tmp_path
     assert done.returncode == 0, done.stderr
     assert f"next   python -m studyloom run {CONF}/mnist.yaml" in done.stdout
     assert facts(tmp_path) == by_command[2]
-    assert "not in" not in done.stderr
     done = studyloom("run", CONF / "mnist.yaml", "--dry-run", "study.trails=3")
     assert done.returncode == 2
     assert "did you mean trials?" in done.stderr
@@ -394,7 +394,7 @@ def test_a_page_whose_package_is_another_one_here_is_named(tmp_path):
 
     assert studies.CONF
     assert studyloom("new", "spirals", tmp_path).returncode == 0
-    with pytest.raises((api.ConfigError, ModuleNotFoundError), match="spirals"):
+    with pytest.raises(api.ConfigError, match=r"cannot be imported as studies\.spirals"):
         api.run(tmp_path / "studies" / "spirals.py", quiet=True)
 
 
@@ -515,8 +515,15 @@ def test_a_study_that_does_not_exist_is_named(tmp_path, finished):
         api.open_study(tmp_path)
     with pytest.raises(api.StorageError, match="holds no study 'x'"):
         api.open_study(finished.run_dir, "x")
-    with pytest.raises(api.StorageError, match="name must be given"):
-        api.open_study(f"sqlite:///{finished.run_dir}/other.db").close()
+    with pytest.raises(api.StorageError, match="there is no database"):
+        api.open_study(f"sqlite:///{finished.run_dir}/other.db", "mnist")
+    url = f"sqlite:///{tmp_path}/both.db"
+    for name in ("one", "two"):
+        create_study(url, name, {}, 1).close()
+    with pytest.raises(api.StorageError, match=r"name must be given.*2 studies: one, two"):
+        api.open_study(url)
+    with api.open_study(url, "two") as study:
+        assert study.name == "two"
 
 
 def test_the_command_lists_the_trials(finished):

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from toys import ask
 
 from studyloom.cli import make_parser
 from studyloom.config.scaffold import write_study
+from studyloom.config.schema import SCHEMA, Config
 from studyloom.space.outline import outline
 
 FOLDERS = ("", ".github", "conf", "scripts", "src/studyloom", "studies", "tests")
@@ -317,6 +319,29 @@ def test_every_link_leads_somewhere(paper):
         if anchor:
             headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
             assert anchor in [slug(heading) for heading in headings], link
+
+
+INTERFACE = PAPERS["conf/README.md"]
+
+
+def test_every_key_of_the_schema_is_listed_and_no_other():
+    sections = {field.name for field in fields(Config) if is_dataclass(field.default_factory)}
+    keys = {f"{section}.{key}" for section in sections for key in SCHEMA[section]}
+    rows = table(INTERFACE, "key", "default", "meaning")
+    listed = set(re.findall(r"[\w.]+", " ".join(row[0] for row in rows)))
+    ours = {key for key in listed if key.partition(".")[0] in sections}
+    assert ours == keys - {"train.loss"}  # what the group `loss` composed
+
+
+def test_every_option_of_every_group_is_listed():
+    rows = dict(table(INTERFACE, "group", "options"))
+    groups = {folder.name: folder for folder in (ROOT / "conf").iterdir() if folder.is_dir()}
+    assert {group.strip("=") for group in rows} == {*groups}
+    pages = {path.stem for path in (ROOT / "conf").glob("*.yaml")}
+    for group, folder in groups.items():
+        options = {path.stem for path in folder.glob("*.yaml")}
+        words = {*re.findall(r"\w+", rows[f"{group}="])}
+        assert options - (pages if group == "space" else set()) <= words
 
 
 def test_the_space_of_the_example_is_the_one_in_its_file():

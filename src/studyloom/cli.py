@@ -68,9 +68,6 @@ def make_parser() -> argparse.ArgumentParser:
         about = "where the study runs, such as runs/mnist"
         command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=about)
 
-    def add_trust(command: argparse.ArgumentParser, about: str) -> None:
-        command.add_argument("--trust", metavar="PACKAGE", action="append", default=[], help=about)
-
     command = add("new", new, "write a study of your own that runs as it is")
     about = "of the study and its page, as in python -m studies.NAME"
     command.add_argument("name", metavar="NAME", help=about)
@@ -91,23 +88,13 @@ def make_parser() -> argparse.ArgumentParser:
     add_run_dir(add("report", report, "write report.html, one page with all results"))
     about = "choose and test the winner of a finished search again"
     add_run_dir(add("winner", winner, about))
-    command = add("predict", predict, "what the winner predicts for pictures, arrays or numbers")
-    about = "the folder with winner.json, winner.yaml and winner.pt"
-    command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=about)
-    about = "a picture, an IDX file, a .npy file, or a CSV file with a line for each input"
-    command.add_argument("files", metavar="FILE", type=Path, nargs="+", help=about)
-    add_trust(command, "a package that winner.yaml may name; its code is executed")
+    add_predict(add("predict", predict, "what the winner predicts for pictures, arrays or numbers"))
     command = add("replay", replay, "train a trial again, and compare it epoch by epoch")
     add_run_dir(command)
     about = "the number of the trial"
     command.add_argument("--trial", metavar="NUMBER", type=int, required=True, help=about)
     add_trust(command, "a package of your own that the trial may name; its code is executed")
-    command = add("doctor", doctor, "check database, disks and machine for a study")
-    location = command.add_mutually_exclusive_group(required=True)
-    about = "where a study runs, such as runs/mnist"
-    location.add_argument("run_dir", metavar="RUN_DIR", type=Path, nargs="?", help=about)
-    about = "a database, such as postgresql://user@host/name"
-    location.add_argument("--storage", metavar="URL", help=about)
+    add_doctor(add("doctor", doctor, "check database, disks and machine for a study"))
     add_dashboard(add("dashboard", dashboard, "optuna-dashboard on a study, in the browser"))
     return parser
 
@@ -125,6 +112,29 @@ def add_formats(command: argparse.ArgumentParser) -> None:
     formats = command.add_mutually_exclusive_group()
     formats.add_argument("--csv", action="store_true", help="with all columns, as in a DataFrame")
     formats.add_argument("--json", action="store_true", help="a list with an object for each trial")
+
+
+def add_trust(command: argparse.ArgumentParser, about: str) -> None:
+    """Adds `--trust PACKAGE`, which may be repeated."""
+    command.add_argument("--trust", metavar="PACKAGE", action="append", default=[], help=about)
+
+
+def add_predict(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `studyloom predict`."""
+    about = "the folder with winner.json, winner.yaml and winner.pt"
+    command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=about)
+    about = "a picture, an IDX file, a .npy file, or a CSV file with a line for each input"
+    command.add_argument("files", metavar="FILE", type=Path, nargs="+", help=about)
+    add_trust(command, "a package that winner.yaml may name; its code is executed")
+
+
+def add_doctor(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `studyloom doctor`."""
+    location = command.add_mutually_exclusive_group(required=True)
+    about = "where a study runs, such as runs/mnist"
+    location.add_argument("run_dir", metavar="RUN_DIR", type=Path, nargs="?", help=about)
+    about = "a database, such as postgresql://user@host/name"
+    location.add_argument("--storage", metavar="URL", help=about)
 
 
 def add_dashboard(command: argparse.ArgumentParser) -> None:

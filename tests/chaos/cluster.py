@@ -1,7 +1,7 @@
 """A Ray cluster of fake GPUs on this host, as long as standard input is open.
 
-Prints its address; then each line that is read adds a node ("add"), or removes the one added last ("remove"), and is
-answered by a line when that is done.
+Prints its address. Then each line of input adds a node ("add"), or removes the one added last
+("remove"), and a line of output follows when that is done.
 """
 
 import sys

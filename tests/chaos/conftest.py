@@ -1,4 +1,4 @@
-"""The clean run that every disturbed one is compared with."""
+"""The undisturbed run with which every disturbed one is compared."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ import pytest  # noqa: E402
 
 @pytest.fixture(scope="session")
 def clean(tmp_path_factory):
-    """The outcomes of an undisturbed study of so many trials with a seed; run once."""
+    """A function: the outcomes of an undisturbed study, by number of trials and seed."""
     known = {}
 
     def outcomes(trials, seed=0):

@@ -1,6 +1,7 @@
-"""Workers as real processes that die where a test wants them to, and the laws that hold after whatever befell them.
+"""Workers as real processes that die where a test wants them to, and what must hold afterwards.
 
-The processes come from a fork server that has imported the libraries, so that one starts in some milliseconds.
+The processes come from a fork server that has imported the libraries, so that one starts in
+milliseconds.
 """
 
 import ctypes
@@ -21,7 +22,7 @@ from studyloom.study.worker import Worker
 NAME = "chaos"
 LEASE = 1.0  # seconds; an epoch takes some milliseconds
 EPOCHS = 4
-# A space without branches: a worker composes one configuration, which takes it 0.1 s.
+# A space without branches: a worker composes one configuration, which takes 0.1 s.
 SMALL = (
     "model.hidden=[16]",
     "model.dropout=0.2",
@@ -58,9 +59,8 @@ def prepare(url: str, trials: int, seed: int = 0, *overrides: str) -> StoredStud
     return create_study(url, NAME, question(seed, *overrides).identity("toy"), trials)
 
 
-Strike = tuple[
-    str, int, str
-]  # a phase, how often it is passed before, and the deed: die, stop or hold
+# A phase, how often the worker passes it before, and the deed: die, stop or hold.
+Strike = tuple[str, int, str]
 
 
 def work(
@@ -71,7 +71,13 @@ def work(
     strike: Strike | None = None,
     attempts: int = 99,
 ) -> None:
-    """A worker's life. A storm may meet one trial again and again, so that it is not given up unless a test wants."""
+    """Runs a worker.
+
+    Args:
+        strike: what the worker does to itself, and when; None for nothing.
+        attempts: workers that may die of one trial. Many, because a storm of kills may meet the
+            same trial again and again.
+    """
     import torch
     from toys import Never, toy_folds, toy_split
 
@@ -92,7 +98,7 @@ def work(
 
 
 def arm(phase: str, passes: int, deed: str) -> None:
-    """Has this process do a deed when it has come to a phase `passes` times before."""
+    """Makes this process do a deed when it comes to a phase, after passing it `passes` times."""
     import optuna
     import sqlalchemy
 
@@ -112,11 +118,9 @@ def arm(phase: str, passes: int, deed: str) -> None:
         left[0] = 1_000_000
         if deed == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        elif (
-            deed == "stop"
-        ):  # here and not in a transaction of SQLite, where it would hold everybody's lock
+        elif deed == "stop":  # not in a transaction of SQLite, where it would lock out everybody
             os.kill(os.getpid(), signal.SIGSTOP)
-        elif deed == "hold":  # the interpreter's lock, as C code may that does not know better
+        elif deed == "hold":  # the interpreter's lock, as careless C code may
             ctypes.PyDLL(None).usleep(int(2.5 * LEASE * 1e6))
 
     def around(owner: object, name: str, before: str = "", after: str = "") -> None:
@@ -132,7 +136,7 @@ def arm(phase: str, passes: int, deed: str) -> None:
 
     around(Ledger, "claim", "before claim", "after claim")
     around(Space, "suggest", after="after suggest")
-    around(optuna.Trial, "report", after="before report")  # said, and not yet in the database
+    around(optuna.Trial, "report", after="before report")  # not yet in the database
     around(Ledger, "renew", after="between report and prune")
     around(checkpoint.os, "replace", before="during checkpoint")
     around(Checkpoint, "save", after="after checkpoint")
@@ -165,7 +169,7 @@ def start(
 
 
 def run(url: str, trials: int, folder: Path, seed: int = 0, workers: int = 1) -> None:
-    """Workers that nothing befalls, to their end."""
+    """Runs undisturbed workers to their end."""
     processes = [start(url, trials, folder, seed) for _ in range(workers)]
     for process in processes:
         process.join(180)
@@ -173,10 +177,11 @@ def run(url: str, trials: int, folder: Path, seed: int = 0, workers: int = 1) ->
 
 
 def until(condition: Callable[[], object], seconds: float = 30.0, pause: float = 0.005) -> object:
+    """Waits until a condition returns something true, and returns that."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := condition():
-            return found
+        if value := condition():
+            return value
         time.sleep(pause)
     raise AssertionError("it did not happen in time")
 
@@ -189,18 +194,25 @@ def outcomes(stored: StoredStudy) -> set:
 
 
 def check(stored: StoredStudy, trials: int, clean: set | None = None, epochs: int = EPOCHS) -> None:
-    """The invariants of a study that has ended: I1, I2, I3 with I5, I4."""
-    found = stored.trials()
-    assert [trial.number for trial in found] == list(range(trials)), "I2: exactly N"
-    assert {trial.state for trial in found} <= {
+    """Checks the invariants I1 to I5 of a study that has ended.
+
+    Args:
+        stored: the study.
+        trials: how many it must have.
+        clean: the outcomes that it must have; None if they are not compared.
+        epochs: of a complete trial.
+    """
+    ended = stored.trials()
+    assert [trial.number for trial in ended] == list(range(trials)), "I2: exactly N"
+    assert {trial.state for trial in ended} <= {
         TrialState.COMPLETE,
         TrialState.PRUNED,
         TrialState.FAIL,
     }, "I1"
-    slots = [trial.user_attrs["slot"] for trial in found]
+    slots = [trial.user_attrs["slot"] for trial in ended]
     assert sorted(slots) == list(range(trials)), "I2: no slot twice"
     assert stored.ledger.counts() == {"free": 0, "held": 0, "done": trials}, "I1"
-    for trial in found:
+    for trial in ended:
         steps = sorted(trial.intermediate_values)
         assert steps == list(range(1, len(steps) + 1)), (
             f"I3: trial {trial.number} has reported {steps}"
@@ -208,9 +220,9 @@ def check(stored: StoredStudy, trials: int, clean: set | None = None, epochs: in
         if trial.state == TrialState.COMPLETE:
             assert trial.value == trial.intermediate_values[epochs], "I3"
     best = [
-        max(t.value for t in found[: k + 1] if t.value is not None)
+        max(t.value for t in ended[: k + 1] if t.value is not None)
         for k in range(trials)
-        if found[0].value
+        if ended[0].value
     ]
     assert best == sorted(best), "I4"
     if clean is not None:

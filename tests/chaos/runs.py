@@ -1,4 +1,4 @@
-"""Real commands under faults: how they are started, watched and ended, and what must hold of all that they leave."""
+"""Real commands under faults: starts, watches and ends them, and checks what they leave behind."""
 
 import os
 import re
@@ -22,19 +22,25 @@ STUDY = (
     *(*QUICK, "model._target_=gate.Net", f"train.epochs={EPOCHS}"),
     *(f"study.trials={TRIALS}", "launcher.workers=2", "study.lease=5"),
 )
-# What no output and no log may hold: errors that are ours, or that a library's words are left to explain.
+# What no output and no log may hold: bugs of ours, and errors that only a library's words explain.
 NEVER = re.compile(
     r"AssertionError|UnboundLocalError|sqlalchemy\.exc|sqlite3\.|psycopg\.(?!extras)|Traceback"
 )
 
 
 class Run:
-    """A study of TRIALS trials below a folder, in SQLite there or in the database of a URL; commands run it."""
+    """A study of TRIALS trials below a folder, which commands run.
+
+    Args:
+        folder: the run directory.
+        url: of the database, in SQLite or PostgreSQL.
+        overrides: of the commands.
+    """
 
     def __init__(self, folder: Path, url: str, overrides: tuple[str, ...] = STUDY) -> None:
         self.folder = folder
         self.url = url
-        self._record: StoredStudy | None = None
+        self._stored: StoredStudy | None = None
         self.overrides = (*overrides, f"run_dir={folder}")
         self.mark = uuid.uuid4().hex  # in the environment of all processes of this run
         self.environment = {
@@ -54,7 +60,7 @@ class Run:
         return self.latest
 
     def end(self, process: subprocess.Popen, code: int, seconds: float = 300.0) -> str:
-        """Waits for a command; its exit code, and I6, I7 and I8. What it printed."""
+        """Waits for a command, checks its exit code and I6 to I8, and returns what it printed."""
         out, err = process.communicate(timeout=seconds)
         return self.ended(process.returncode, out, err, code)
 
@@ -63,24 +69,25 @@ class Run:
         until(lambda: not self.processes(), 10)  # I6
         printed = out + err
         for text in (printed, self.logs()):
-            assert not (found := NEVER.search(text)), f"I7: {found}\n{text}"
+            assert not (match := NEVER.search(text)), f"I7: {match}\n{text}"
         assert CANARY not in printed, "I8"
-        # In a process of its own: this one would lose its locks on a SQLite file when it closes another handle on it.
-        found = subprocess.run(
+        # In a process of its own: this one would lose its locks on a SQLite file if it closed
+        # another handle of the file.
+        files = subprocess.run(
             ["grep", "-rlF", CANARY, self.folder], capture_output=True, text=True
         ).stdout
-        assert found == "", f"I8: {found}"
+        assert files == "", f"I8: {files}"
         return printed
 
     def finish(self, clean: set | None) -> str:
-        """Runs the command to its end, with nothing in its way and one worker, and checks what there is then."""
+        """Runs the command undisturbed to its end, with one worker, and checks the study."""
         done = study(*self.overrides, "launcher.workers=1", **self.environment)
         printed = self.ended(done.returncode, done.stdout, done.stderr, 0)
         self.check(clean)
         return printed
 
     def go_on(self, clean: set | None) -> str:
-        """The same with the very command, its launcher and all its workers."""
+        """The same with the command's own launcher and all its workers."""
         printed = self.end(self.start(), 0)
         self.check(clean)
         return printed
@@ -89,14 +96,14 @@ class Run:
         check(self.stored(), TRIALS, clean, EPOCHS)
 
     def stored(self) -> StoredStudy:
-        """One for all looks: each has connections of its own."""
-        if self._record is None:
-            self._record = open_study(self.url, "mnist", deadline=30.0)
-        return self._record
+        """Opens the study once for all looks, because each has connections of its own."""
+        if self._stored is None:
+            self._stored = open_study(self.url, "mnist", deadline=30.0)
+        return self._stored
 
     def processes(self) -> list[int]:
-        """All processes of this run, whatever became of those that started them."""
-        found = []
+        """All processes of this run, even if the processes that started them are gone."""
+        pids = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 mine = f"STUDYLOOM_TEST={self.mark}".encode() in (process / "environ").read_bytes()
@@ -106,22 +113,22 @@ class Run:
             except OSError:
                 continue
             if mine:
-                found.append(int(process.name))
-        return found
+                pids.append(int(process.name))
+        return pids
 
     def workers(self) -> list[int]:
-        """The worker processes of its commands: such commands themselves, or forks that write to a log."""
-        found = []
+        """The worker processes of its commands: commands themselves, or forks with a log."""
+        pids = []
         for pid in self.processes():
             try:
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
                 logged = os.readlink(f"/proc/{pid}/fd/1").startswith(str(self.folder / "logs"))
                 forked = logged and os.getsid(pid) == pid and b"studies.mnist" in command
                 if forked or b"launcher=join" in command:
-                    found.append(pid)
+                    pids.append(pid)
             except OSError:
                 continue
-        return found
+        return pids
 
     def logs(self) -> str:
         return "\n".join(
@@ -129,24 +136,25 @@ class Run:
         )
 
     def until_done(self, trials: int) -> None:
-        """Waits until so many trials are done."""
+        """Waits until a number of trials are done."""
         self._until(lambda stored: stored.ledger.counts()["done"] >= trials)
 
     def at_work(
         self, *overrides: str, starter: Callable[..., subprocess.Popen] | None = None
     ) -> subprocess.Popen:
-        """A command whose workers are in the second epoch of a trial each; just then they are let go on."""
+        """Starts a command, and returns when two workers are in the second epoch of a trial.
+
+        They waited there for a file, and go on then.
+        """
         gate = self.folder.with_name(f"gate-{uuid.uuid4().hex}")
         process = (starter or self.start)(*overrides, STUDYLOOM_TEST_GATE=str(gate))
 
-        def look(stored):
-            held = {h.trial_id for h in stored.ledger.held()}
-            return (
-                sum(t._trial_id in held and bool(t.intermediate_values) for t in stored.trials())
-                >= 2
-            )
+        def two_at_work(stored):
+            held = {slot.trial_id for slot in stored.ledger.held()}
+            begun = [trial for trial in stored.trials() if trial.intermediate_values]
+            return sum(trial._trial_id in held for trial in begun) >= 2
 
-        self._until(look)
+        self._until(two_at_work)
         gate.parent.mkdir(exist_ok=True)
         gate.touch()
         return process
@@ -154,16 +162,16 @@ class Run:
     def _until(self, condition: Callable[[StoredStudy], bool]) -> None:
         errors = []
 
-        def look():
+        def holds():
             try:
                 if condition(self.stored()):
                     return True
-            except StorageError as error:  # its maker is at it
+            except StorageError as error:  # it is being created
                 errors[:] = [error]
             assert self.latest.poll() is None, (self.latest.communicate(), self.logs(), errors)
             return False
 
-        until(look, 180, pause=0.05)
+        until(holds, 180, pause=0.05)
 
 
 def kill(pids: list[int], number: int = signal.SIGKILL) -> None:
@@ -175,5 +183,5 @@ def kill(pids: list[int], number: int = signal.SIGKILL) -> None:
 
 
 def nap(seconds: float) -> None:
-    """How long a fault lasts; nothing is waited for with it."""
+    """Lets a fault last for some seconds. Do not wait for anything with it: that is `until`."""
     time.sleep(seconds)

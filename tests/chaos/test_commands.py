@@ -1,4 +1,7 @@
-"""Faults of whole commands: whatever ends one, the same command goes on to the values of a run that nothing befell."""
+"""Faults of whole commands: whatever ends one, the same command continues to the same values.
+
+They are compared with those of an undisturbed run.
+"""
 
 import contextlib
 import os
@@ -71,9 +74,8 @@ def test_killed_at_random_with_all_its_workers_or_some_and_run_again(run, undist
 
 @both
 def test_a_storm_of_kills_among_the_workers_of_one_command(run, undisturbed):
-    process = run.start(
-        "study.max_attempts=99"
-    )  # it may meet one trial again and again, which is gone on with at once
+    # Many attempts: the storm may meet the same trial again and again.
+    process = run.start("study.max_attempts=99")
     fate = random.Random(0)
     for done in range(1, TRIALS):
         run.until_done(done)
@@ -97,7 +99,7 @@ def test_whatever_signal_ends_it_the_same_command_goes_on(run, undisturbed):
         process = run.at_work()
         for number in signals:
             process.send_signal(number)
-            process.stderr.readline()  # it has said that it stops
+            process.stderr.readline()  # it prints that it stops
         run.end(process, code, 20)
         assert run.stored().ledger.counts()["held"] == 0
     run.finish(undisturbed)
@@ -129,7 +131,7 @@ def test_two_commands_at_once_one_of_which_is_killed(run, undisturbed):
 
 @sqlite_only
 def test_started_with_an_ampersand_it_stops_with_ctrl_c(run, undisturbed):
-    """A shell has Ctrl-C ignored for what it starts so."""
+    """A shell has Ctrl-C ignored for a command that it starts with `&`."""
 
     def start(*overrides, **environment):
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -167,14 +169,13 @@ def test_a_worker_whose_clock_is_an_hour_off(run, undisturbed, needs):
 
 @pytest.fixture(scope="session")
 def server():
-    with tempfile.TemporaryDirectory(
-        prefix="studyloom-pg"
-    ) as folder:  # where the server's own user may go
+    # Not below pytest's folder, which the server's own user may not enter.
+    with tempfile.TemporaryDirectory(prefix="studyloom-pg") as folder:
         server = Server(Path(folder))
         yield server
         server.start()
         server.stop(signal.SIGQUIT)
-        server.server.cleanup_mode = None  # or it takes seconds to stop what is gone
+        server.server.cleanup_mode = None  # else it takes seconds to stop what is gone
         server.server.cleanup()
 
 
@@ -238,7 +239,7 @@ def test_ctrl_c_while_the_server_is_away(server, served, undisturbed, count):
 
 @contextlib.contextmanager
 def every(seconds, act):
-    """Does `act` again and again while the body lasts."""
+    """Calls `act` again and again while the body runs."""
     done, failures = threading.Event(), []
 
     def repeat():
@@ -275,9 +276,8 @@ def test_a_strangers_lock_for_20_seconds(run, undisturbed):
     else:
         engine = sqlalchemy.create_engine(run.url, poolclass=sqlalchemy.NullPool)
         with engine.begin() as stranger:
-            stranger.exec_driver_sql(
-                "LOCK TABLE studyloom_slots, trials IN ACCESS EXCLUSIVE MODE"
-            )  # as workers do
+            # In the order in which workers lock them.
+            stranger.exec_driver_sql("LOCK TABLE studyloom_slots, trials IN ACCESS EXCLUSIVE MODE")
             nap(20)
     run.end(process, 0)
     run.check(undisturbed)
@@ -330,7 +330,15 @@ def run_postgres(tmp_path, request):
 
 @contextlib.contextmanager
 def small_disk(folder, size):
-    """A disk of so many KiB at a folder: commands see it that are started within what this gives; and its files."""
+    """Mounts a small disk at a folder.
+
+    Args:
+        folder: where the disk is mounted.
+        size: of the disk, in KiB.
+
+    Yields:
+        The command within which other commands see the disk, and a path to the files on it.
+    """
     if os.geteuid() or shutil.which("nsenter") is None:
         pytest.skip("mounting a disk needs root")
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Workers in a Ray cluster on this host: its GPUs are fake, its actors, nodes and deaths are real."""
+"""Workers in a Ray cluster on this host: its GPUs are fake; actors, nodes and deaths are real."""
 
 import importlib.util
 import os
@@ -62,18 +62,17 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster():
-    with tempfile.TemporaryDirectory(
-        prefix="ray-", dir="/tmp"
-    ) as folder:  # its sockets have short paths only
+    # A short path: those of Ray's sockets have at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
         cluster = Cluster(folder)
         yield cluster
         cluster.end()
-        found = subprocess.run(
+        files = subprocess.run(
             ["grep", "-rlF", "--exclude-dir=working_dir_files", CANARY, folder],
             capture_output=True,
             text=True,
         ).stdout
-        assert found == "", f"I8: {found}"
+        assert files == "", f"I8: {files}"
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +197,7 @@ def test_a_node_that_does_not_see_the_commands_disk_works_in_a_copy_of_its_folde
             cluster.end()
 
 
-def test_what_no_node_has_room_for_is_said(run):
+def test_what_no_node_has_room_for_is_reported(run):
     printed = run.start("launcher.num_gpus=4").communicate(timeout=180)[1]
     assert (
         "no node has room for a worker of num_cpus=1 and num_gpus=4; there are 2 CPUs and 2 GPUs"
@@ -207,11 +206,11 @@ def test_what_no_node_has_room_for_is_said(run):
 
 
 def test_the_same_study_is_the_same_with_every_launcher(run, tmp_path):
-    """So is it with SLURM: its tests compare with the same clean run."""
+    """With SLURM too: its tests compare with the same undisturbed run."""
     trials = ("study.trials=24", "train.epochs=4")
-    found = []
+    results = []
     for launcher in (("launcher=local", "launcher.workers=2"), ("launcher=join",), ()):
-        folder = tmp_path / f"run{len(found)}"
+        folder = tmp_path / f"run{len(results)}"
         other = Run(
             folder,
             f"sqlite:///{folder}/study.db",
@@ -219,9 +218,9 @@ def test_the_same_study_is_the_same_with_every_launcher(run, tmp_path):
         )
         one = other if launcher else run
         one.end(one.start(*trials, *launcher), 0)
-        found.append(outcomes(one.stored()))
-    assert len(found[0]) == 24
-    assert found[0] == found[1] == found[2]
+        results.append(outcomes(one.stored()))
+    assert len(results[0]) == 24
+    assert results[0] == results[1] == results[2]
 
 
 # A cluster of the command's own
@@ -240,10 +239,10 @@ def test_without_an_address_ray_runs_on_this_host_for_as_long_as_the_command_and
 ):
     process = alone.at_work()
     (folder,) = Path("/tmp").glob(f"studyloom-ray-{process.pid}-*")
-    found = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in alone.processes()]
+    commands = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in alone.processes()]
     address = next(
         match[1]
-        for command in found
+        for command in commands
         if (match := re.search(r"--gcs-address=([\d.]+:\d+)", command))
     )
     command = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={address}"]

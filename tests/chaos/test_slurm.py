@@ -1,4 +1,7 @@
-"""Workers as tasks of a real SLURM of one node, whose two GPUs are fake; a task that is queued again waits 5 s."""
+"""Workers as tasks of a real SLURM of one node, whose two GPUs are fake.
+
+A task that is queued again waits for 5 s.
+"""
 
 import os
 import re
@@ -50,7 +53,7 @@ def undisturbed(tmp_path_factory):
 
 
 class Job(Run):
-    """A study whose command ends when it has submitted the job."""
+    """A run whose command ends when it has submitted the job."""
 
     def submit(self, *overrides, **environment):
         out, err = self.start(*overrides, **environment).communicate(timeout=180)
@@ -62,11 +65,11 @@ class Job(Run):
         return super().at_work(starter=self.submit)
 
     def _until(self, condition):
-        """The command has ended by then, and the tables are there."""
+        """Waits for a condition. The command has ended by then, and the tables exist."""
         until(lambda: condition(self.stored()), 120, pause=0.05)
 
     def end(self):
-        """Waits for the job's end, and for what else holds of a command's end."""
+        """Waits for the end of the job, and checks what must hold at the end of a command."""
         until(lambda: not ask("squeue", "--noheader", f"--user={os.getuid()}"), 180, pause=0.2)
         super().end(
             subprocess.Popen(["true"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True), 0
@@ -74,14 +77,14 @@ class Job(Run):
 
     def devices(self):
         """The GPU of each worker."""
-        found = []
+        devices = []
         for pid in self.workers():
             if Path(f"/proc/{pid}/comm").read_text().startswith("python"):
                 variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-                found += [
+                devices += [
                     v.partition("=")[2] for v in variables if v.startswith("CUDA_VISIBLE_DEVICES=")
                 ]
-        return sorted(found)
+        return sorted(devices)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Faults of workers, on stub-sized trials and real databases; the fast part of the chaos."""
+"""Faults of workers, on tiny trials and real databases: the fast part of the chaos tests."""
 
 import os
 import random
@@ -209,7 +209,7 @@ def test_a_study_gone_on_with_twice_at_once_makes_n_trials(url, tmp_path, clean)
 
 
 def test_the_checker_sees_what_is_wrong(sqlite_url, tmp_path, clean):
-    """It is no check that cannot fail."""
+    """A check that cannot fail checks nothing."""
     stored = prepare(sqlite_url, 3)
     run(sqlite_url, 3, tmp_path)
     check(stored, 3, clean(3))

@@ -37,6 +37,16 @@ def test_every_way_to_write_postgresql_uses_psycopg_3(url):
     assert parse_url(url).drivername == "postgresql+psycopg"
 
 
+@pytest.mark.parametrize(("query", "user"), [("&user=ann", "ann"), ("", "bob")])
+def test_a_password_in_the_query_survives_without_a_user_before_the_host(query, user, monkeypatch):
+    """SQLAlchemy writes no password where it has no user; libpq knows one all the same."""
+    monkeypatch.setenv("PGUSER", "bob")
+    address = parse_url(f"postgresql://h/d?password={CANARY}{query}")
+    assert (address.username, address.password) == (user, CANARY)
+    assert CANARY in address.render_as_string(hide_password=False)
+    assert parse_url(address) == address
+
+
 def test_a_password_in_the_query_becomes_the_one_that_is_hidden():
     address = parse_url(f"postgresql://u@h/d?password={CANARY}&sslmode=require")
     assert address.password == CANARY

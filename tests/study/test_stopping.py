@@ -1,5 +1,6 @@
 import os
 import signal
+import threading
 
 import pytest
 
@@ -18,6 +19,19 @@ def test_a_signal_is_a_wish_to_stop_and_a_second_one_stops_at_once(number):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(number) == before
+
+
+def test_outside_the_main_thread_signals_stay_as_they_are():
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def work():
+        with Stop(timeout=0.0) as stop:
+            seen.append((stop(), signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(True, before)]
 
 
 def test_work_that_may_be_left_is_left_at_the_first_signal():

@@ -16,14 +16,8 @@ from studyloom.storage.attributes import (
 from studyloom.views.figures.axes import Axis
 
 BEGAN = datetime(2026, 1, 1, 12)
-
-
 MODEL = CategoricalDistribution(["mlp", "cnn"])
-
-
 RATE = FloatDistribution(1e-4, 1.0, log=True)
-
-
 AXIS = Axis("accuracy", "unit", 1)
 
 

@@ -35,14 +35,8 @@ from studyloom.views.snapshot import take_snapshot
 from studyloom.views.terminal import headline
 
 EVIL = "<img src=x onerror=alert(1)> [a](javascript:alert(2)) `b` *c*"
-
-
 REASON_TEXT = "ValueError: <b>width</b>\n# 3 is *no* power of `2`"
-
-
 HTML = "<!doctype html><title>report</title><h1>Report</h1><script>document.title = 'ran'</script>"
-
-
 CURVE = {
     "number": [1, 2],
     "train_loss": [0.5, 0.25],

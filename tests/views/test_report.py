@@ -36,20 +36,12 @@ from studyloom.views.report import (
 from studyloom.views.snapshot import take_snapshot
 
 IMAGE = "<img src=x onerror=alert(1)>"
-
-
 SCRIPT = "</script><script>alert(2)</script>"
-
-
 COMMENT = "<!--<script>"
-
-
 PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAA"
     "DUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-
-
 WINNER = {
     "study": "toy",
     "trials": 8,
@@ -97,8 +89,6 @@ WINNER = {
     "data": {"digest": "sha"},
     "seeds": [1, 2],
 }
-
-
 WINNER["winner"]["gap"] = 0.0056
 
 

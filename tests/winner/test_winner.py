@@ -114,6 +114,33 @@ def evaluated(question, tmp_path_factory):
 # Stages
 
 
+@pytest.mark.parametrize("ended", [0, 1, 4])
+def test_a_run_that_was_stopped_in_its_re_evaluation_goes_on_to_the_same_winner(
+    question, evaluated, tmp_path, ended
+):
+    """Before all have been judged, nobody asks for the winner."""
+    url = f"sqlite:///{tmp_path}/study.db"
+    first = plan_of(question, url, tmp_path, top=2, seeds=3)
+    Worker(
+        question, first.search.stored, TrainingData(None, SPLIT, toy_folds(SPLIT)), Never(), None
+    ).run(TRIALS)
+    stage = first.reevaluation
+    Worker(
+        stage.asked, stage.stored, TrainingData(None, SPLIT, toy_folds(SPLIT)), Never(), None
+    ).run(ended)
+    first.close()
+    plan = plan_of(question, url, tmp_path, top=2, seeds=3)
+    assert plan.todo() >= stage.trials - ended
+    assert not plan.is_done()
+    assert [stage.title for stage in plan] == ["search", "re-evaluation"]
+    names = [study.study_name for study in plan.search.stored.storage.get_all_studies()]
+    assert not any("retraining" in name for name in names)
+    work(plan)
+    assert plan.is_done()
+    assert plan.winner == evaluated[0].winner
+    assert plan.fresh_values == evaluated[0].fresh_values
+
+
 def test_the_best_trials_and_the_baseline_are_judged_on_fresh_seeds_and_parts_the_same_for_all(
     evaluated,
 ):

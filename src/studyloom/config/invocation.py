@@ -169,16 +169,28 @@ def _of_file(path: Path, environment: Mapping[str, str] | None = None) -> Invoca
 def _of_page(path: Path) -> Invocation:
     root, name = _module_of(path.resolve())
     with module_path(root):
-        module = importlib.import_module(name)
-    if Path(str(module.__file__)).resolve() != path.resolve():
-        raise ConfigError(
-            [
-                f"{path}: cannot be imported, since this process has another module {name} "
-                f"({module.__file__}); run it in a process of its own"
-            ]
-        )
+        module = _import_page(path, name)
     config_path, config_name = _decorated(module, path)
     return Invocation(path.resolve().parent / config_path, config_name, ("-m", name), root)
+
+
+def _import_page(path: Path, name: str) -> ModuleType:
+    """Imports a page; raises ConfigError if this process has another module or package there."""
+    try:
+        module = importlib.import_module(name)
+        origin = module.__file__
+    except ModuleNotFoundError as error:
+        if error.name != name:  # something that the page imports
+            raise
+        origin = sys.modules[name.partition(".")[0]].__file__
+    if origin is None or Path(origin).resolve() != path.resolve():
+        raise ConfigError(
+            [
+                f"{path}: cannot be imported as {name}, since this process has {origin} under that "
+                "name; run it in a process of its own"
+            ]
+        )
+    return module
 
 
 def _decorated(module: ModuleType, path: Path) -> tuple[str, str]:

@@ -51,11 +51,26 @@ def make_folds(
             f"{' in time order' if ordered else ''}; got {count}"
         )
     if ordered:
-        size = validation if count == 1 else total // (count + 1)
-        everything = torch.arange(total, device=targets.device)
-        starts = [total - size * (count - k) for k in range(count)]
-        return [(everything[:start], everything[start : start + size]) for start in starts]
+        return _blocks_in_time(targets, count, validation)
+    fold_of = _draw(targets, count, validation, seed).to(targets.device)
+    return [
+        ((fold_of != k).nonzero().flatten(), (fold_of == k).nonzero().flatten())
+        for k in range(count)
+    ]
 
+
+def _blocks_in_time(targets: Tensor, count: int, validation: int) -> list[Fold]:
+    """Cuts the rows into blocks, of which the last `count` validate what comes before them."""
+    total = len(targets)
+    size = validation if count == 1 else total // (count + 1)
+    everything = torch.arange(total, device=targets.device)
+    starts = [total - size * (count - k) for k in range(count)]
+    return [(everything[:start], everything[start : start + size]) for start in starts]
+
+
+def _draw(targets: Tensor, count: int, validation: int, seed: int) -> Tensor:
+    """Draws the fold of each example, int64 (n,) on the CPU; 1 stands for none, if count is 1."""
+    total = len(targets)
     # Shuffled, then sorted stably by class: every k-th is a random sample with each class in
     # proportion.
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
@@ -69,8 +84,4 @@ def make_folds(
         fold_of[order] = 1 - passed
     else:
         fold_of[order] = position % count
-    fold_of = fold_of.to(targets.device)
-    return [
-        ((fold_of != k).nonzero().flatten(), (fold_of == k).nonzero().flatten())
-        for k in range(count)
-    ]
+    return fold_of

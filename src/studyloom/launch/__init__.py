@@ -1,7 +1,7 @@
 """Launchers: how the workers of a study are started, kept alive on the right device, and stopped.
 
 A worker is the same command with `launcher=join`, or a fork of that command. Workers coordinate
-only through the database. Whoever started a worker renews the leases of its trials.
+only through the database. The process that started a worker renews the lease of its trial.
 """
 
 from importlib import import_module

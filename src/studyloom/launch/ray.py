@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -288,8 +289,9 @@ def join(**options: Any) -> Any:
             f"launcher.address={options['address']}: the cluster cannot be joined: {words}"
         ) from None
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():  # no other can set handlers
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     return ray
 
 

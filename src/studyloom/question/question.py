@@ -249,8 +249,8 @@ class Question:
     def steps(self) -> str:
         """What the pruner is shown of a trial.
 
-        It is `epochs` for the mean over jobs at each epoch, or `jobs` for the end of each job, where
-        the jobs are trained in turn.
+        It is `epochs` for the mean over jobs at each epoch, or `jobs` for the end of each job if
+        they are trained in turn.
         """
         return str(self.config.pruner.get(STEPS, "epochs"))
 
@@ -300,8 +300,8 @@ class Question:
         """Every branch of the space, the root first.
 
         In the config of a branch, groups that do not lead there have the option of the config as
-        composed, or their first if the space does not have that one. Without a baseline, whatever
-        is searched outside the branch is at its low end, since its default may be out of range.
+        composed, or their first if the space lacks it. Without a baseline, whatever is searched
+        outside the branch is at its low end, since its default may be out of range.
 
         Raises:
             ConfigError: every option that cannot be composed.

@@ -1,5 +1,8 @@
 """Storage URLs: parsed once, with the driver that studyloom uses, and shown without passwords."""
 
+import getpass
+import os
+
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -34,6 +37,10 @@ def parse_url(url: str | URL) -> URL:
             # libpq also takes the password from the query.
             if isinstance(password := address.query.get("password"), str):
                 address = address.difference_update_query(["password"]).set(password=password)
+            if address.password is not None and not address.username:
+                # SQLAlchemy writes no password without a user; libpq would take this one.
+                user = address.query.get("user") or os.environ.get("PGUSER") or getpass.getuser()
+                address = address.difference_update_query(["user"]).set(username=str(user))
             return address.set(drivername="postgresql+psycopg")
         case "sqlite" if address.database and address.database != ":memory:":
             return address

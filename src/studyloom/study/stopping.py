@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,9 @@ from studyloom.errors import Stopped
 class Stop:
     """Tells whether to stop: after a Ctrl-C, SIGTERM or SIGHUP, or after a time limit.
 
-    A second signal raises KeyboardInterrupt at once. An instance is a context of the main thread
-    and handles those signals there. It sets the handlers itself because a shell that starts a
-    command with `&` has Ctrl-C ignored for it.
+    A second signal raises KeyboardInterrupt at once. An instance is a context. It handles those
+    signals if it is entered in the main thread; in another, only the time limit counts. It sets the
+    handlers itself because a shell that starts a command with `&` has Ctrl-C ignored for it.
 
     Args:
         timeout: seconds from now; None for no limit.
@@ -38,7 +39,8 @@ class Stop:
         )
 
     def __enter__(self) -> "Stop":
-        self._handlers = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        if threading.current_thread() is threading.main_thread():  # no other can set handlers
+            self._handlers = {n: signal.signal(n, self._handle) for n in self.SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -153,7 +153,11 @@ def study_note(stored: StoredStudy, run_dir: Path | None, headline: str) -> str:
 
 
 def front_note(stored: StoredStudy) -> list[str]:
-    """Writes the Pareto front as a table, and how the best is chosen; nothing without a front."""
+    """Writes the Pareto front as a table, and how the best is chosen.
+
+    Returns:
+        Paragraphs of Markdown; none if the study has no front.
+    """
     snapshot = take_snapshot(stored)
     if not snapshot.front:
         return []

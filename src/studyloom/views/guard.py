@@ -117,7 +117,12 @@ class Guard:
 
 
 def matches(secret: str, candidate: str) -> bool:
-    """Compares two texts in a time that does not depend on where they differ."""
+    """Compares two texts in a time that does not depend on where they differ.
+
+    Args:
+        secret: the text that is right.
+        candidate: the text that a request has.
+    """
     return hmac.compare_digest(secret.encode(), candidate.encode("utf-8", "surrogateescape"))
 
 
@@ -179,9 +184,9 @@ def bind(host: str, port: int) -> Server:
         raise ValueError(f"--port must be a number from 0 (any free port) to 65535; got {port}")
     if is_address(host, "is_unspecified"):
         raise ValueError(
-            f"--host must be the name by which browsers know this machine; got {host}. By that "
-            "name a request is told from one of a page that wants to reach the dashboard by a "
-            f"name of its own; give that name, such as --host {socket.gethostname()}"
+            f"--host must be the name by which browsers know this machine; got {host}. Requests "
+            "for any other name are refused, since the page of another site may have sent them; "
+            f"give that name, such as --host {socket.gethostname()}"
         )
     for candidate in range(port, min(port + PORTS, 2**16)):
         try:

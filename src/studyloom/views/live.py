@@ -125,7 +125,9 @@ def as_html(content: RenderableType, width: int) -> str:
         emoji=False,
     )
     console.print(content)
-    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+    style = "white-space:pre;overflow-x:auto;line-height:normal;font-family:monospace"
+    page = f'<pre style="{style}">{{code}}</pre>'
+    return console.export_html(inline_styles=True, code_format=page)
 
 
 def live_head(snapshot: Snapshot, time_left: str, width: int) -> RenderableType:

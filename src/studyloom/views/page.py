@@ -25,7 +25,15 @@ def text(value: object) -> str:
 
 
 def get(tree: Any, *keys: str) -> Any:
-    """Returns what nested dictionaries hold under these keys; None where one is missing."""
+    """Returns what nested dictionaries hold under these keys; None where one is missing.
+
+    Args:
+        tree: nested dictionaries, or anything else.
+        keys: a key for each level.
+
+    Returns:
+        The value; None where a key is missing, or a level is not a dictionary.
+    """
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
@@ -112,7 +120,12 @@ def multiples(figures: dict[str, go.Figure] | str) -> str:
 
 
 def folded(title: str, content: str) -> str:
-    """Renders a long text that is folded away below its title."""
+    """Renders a long text that is folded away below its title.
+
+    Args:
+        title: what to click on, as HTML.
+        content: the text.
+    """
     return f"<details><summary>{title}</summary><pre>{text(content)}</pre></details>"
 
 

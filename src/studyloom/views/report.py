@@ -99,7 +99,14 @@ def render(stored: StoredStudy, winner: dict[str, Any] | None, config_text: str)
 def search_sections(
     stored: StoredStudy, snapshot: Snapshot, winner: dict[str, Any] | None, axis: Axis
 ) -> Iterator[str]:
-    """Renders the Pareto front, the history of the search, and the learning curves."""
+    """Renders the Pareto front, the history of the search, and the learning curves.
+
+    Args:
+        stored: the study.
+        snapshot: the same at this moment.
+        winner: what winner.json holds, None if there is none; any key may be missing.
+        axis: the axis of the values.
+    """
     trials, best, baseline = stored.trials(), snapshot.best, snapshot.baseline
     chosen = get(winner, "winner", "trial")
     won = next((trial for trial in trials if trial.number == chosen), None)
@@ -118,7 +125,14 @@ def search_sections(
 def front_section(
     stored: StoredStudy, snapshot: Snapshot, won: FrozenTrial | None, axis: Axis
 ) -> str:
-    """Renders the Pareto front as a figure and a table."""
+    """Renders the Pareto front as a figure and a table.
+
+    Args:
+        stored: a study with two objectives.
+        snapshot: the same at this moment.
+        won: the trial of the winner, if there is one.
+        axis: the axis of the values.
+    """
     marked = {"baseline": snapshot.baseline, "best": snapshot.best, "winner": won}
     figure = pareto.front(stored, marked, axis)
     content = plot(figure) if isinstance(figure, str) else plot(figure) + front_table(snapshot)
@@ -138,7 +152,13 @@ def front_table(snapshot: Snapshot) -> str:
 
 
 def parameter_sections(stored: StoredStudy, best: FrozenTrial | None, axis: Axis) -> Iterator[str]:
-    """Renders which parameters matter, for each objective, and how they shape the value."""
+    """Renders which parameters matter, for each objective, and how they shape the value.
+
+    Args:
+        stored: the study.
+        best: the trial to mark as the best.
+        axis: the axis of the values.
+    """
     study = plot_study(stored.trials(), stored.sign)
     shares = plotted_importances(study)
     several = len(stored.goals) > 1
@@ -158,7 +178,14 @@ def parameter_sections(stored: StoredStudy, best: FrozenTrial | None, axis: Axis
 
 
 def plotted_importances(study: optuna.Study) -> dict[str, float]:
-    """Returns the importances of the parameters that occur often enough to be drawn."""
+    """Returns the importances of the parameters that occur often enough to be drawn.
+
+    Args:
+        study: the complete trials, as `plot_study` copies them.
+
+    Returns:
+        The share of each parameter by its literal name, the largest first.
+    """
     return importances(study, varied_parameters(complete_trials(study), ENOUGH))
 
 
@@ -175,7 +202,11 @@ def worker_sections(stored: StoredStudy) -> Iterator[str]:
 
 
 def winner_sections(winner: dict[str, Any] | None) -> Iterator[str]:
-    """Renders the candidates, and what the winner gets right and wrong on the test part."""
+    """Renders the candidates, and what the winner gets right and wrong on the test part.
+
+    Args:
+        winner: what winner.json holds, None if there is none; any key may be missing.
+    """
     title = "The winner on the test part"
     if winner is None:
         yield section(title, "", absent("There is no winner.json yet."))
@@ -192,7 +223,13 @@ def winner_sections(winner: dict[str, Any] | None) -> Iterator[str]:
 
 
 def header(stored: StoredStudy, snapshot: Snapshot, winner: dict[str, Any] | None) -> str:
-    """Renders the top of the page: the study, its numbers, and the parameters of the best."""
+    """Renders the top of the page: the study, its numbers, and the parameters of the best.
+
+    Args:
+        stored: the study.
+        snapshot: the same at this moment.
+        winner: what winner.json holds, None if there is none; any key may be missing.
+    """
     cards = "".join(
         f"<div><dt>{title}</dt><dd>{value}</dd><dd>{note}</dd></div>"
         for title, value, note in [
@@ -245,7 +282,12 @@ def search_cards(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Card]:
 
 
 def test_cards(winner: dict[str, Any] | None, sign: int) -> Iterator[Card]:
-    """Returns the numbers of the test; none if there was no test."""
+    """Returns the numbers of the test; none if there was no test.
+
+    Args:
+        winner: what winner.json holds, None if there is none; any key may be missing.
+        sign: 1 if higher is better, -1 if lower is.
+    """
     if (test := get(winner, "test")) is None:
         return
     runs = len(get(test, "winner", "values") or ())
@@ -283,7 +325,12 @@ def failures(trials: Sequence[FrozenTrial]) -> str:
 
 
 def message(reason: str, trials: Sequence[FrozenTrial]) -> str:
-    """Renders a failure's message with the trials that stored it, and one of their tracebacks."""
+    """Renders a failure's message with the trials that stored it, and one of their tracebacks.
+
+    Args:
+        reason: the message.
+        trials: the trials that stored it, by number.
+    """
     numbers = ", ".join(str(trial.number) for trial in trials[:MOST_MESSAGES])
     numbers += ", …" if len(trials) > MOST_MESSAGES else ""
     tracebacks = (t.user_attrs[TRACEBACK] for t in trials if TRACEBACK in t.user_attrs)
@@ -370,7 +417,11 @@ def wrong(winner: dict[str, Any]) -> str:
 
 
 def environment(winner: dict[str, Any] | None) -> str:
-    """Renders the environment in which the winner was trained, or else that of this process."""
+    """Renders the environment in which the winner was trained, or else that of this process.
+
+    Args:
+        winner: what winner.json holds, None if there is none; any key may be missing.
+    """
     facts = get(winner, "environment")
     if not isinstance(facts, dict):
         facts = {

@@ -119,17 +119,22 @@ def format_trial_values(trial: FrozenTrial) -> str:
 
 
 def trial_values(trial: FrozenTrial) -> list[str]:
-    """Formats each value of a trial: the metric, and then the costs; a dash if it has none."""
+    """Formats each value of a trial: the metric, and then the costs; a dash if it has none.
+
+    Returns:
+        The metric's value and then the costs; a dash if the trial has no value.
+    """
     if not trial.values:
         return ["–"]
     return [format_value(trial.values[0]), *map(format_cost, trial.values[1:])]
 
 
 def front_rows(snapshot: Snapshot) -> list[list[str]]:
-    """Formats the Pareto front as rows, the cheapest trial first; the first row has the headings.
+    """Formats the Pareto front as rows, with the best and the baseline even if they are beaten.
 
-    The columns are the values, the number of the trial, and a mark at the best and the baseline.
-    Both are in the table even if another trial beats them.
+    Returns:
+        The headings, and a row for each trial, the cheapest first: its values, its number, and a
+        mark if it is the best or the baseline.
     """
     known = {trial.number: trial for trial in snapshot.front}
     marks: dict[int, list[str]] = {}

@@ -180,18 +180,19 @@ def status_line(status: Status) -> str:
 
 
 def as_json(status: Status) -> str:
-    """Formats a status as one line of JSON.
+    """Formats a status as JSON, for other programs.
 
-    Numbers are not rounded; what is missing or not finite is null. The keys are:
+    Returns:
+        One line. Numbers are not rounded; what is missing or not finite is null. The keys are:
 
-    - study, metric, budget, done, and the counts by state in slots and trials;
-    - best, baseline: trial, value, params, and the costs by name if these are objectives too;
-    - front: the trials of the Pareto front; rule: how the best is chosen;
-    - importances: the share of each parameter;
-    - workers: owner, trial, epoch, value, held (seconds since it claimed its slot), and lease
-      (seconds left);
-    - failures: count and last reason by kind; halted: why the study has stopped itself;
-    - eta: the seconds left.
+        - study, metric, budget, done, and the counts by state in slots and trials;
+        - best, baseline: trial, value, params, and the costs by name if these are objectives too;
+        - front: the trials of the Pareto front; rule: how the best is chosen;
+        - importances: the share of each parameter;
+        - workers: owner, trial, epoch, value, held (seconds since it claimed its slot), and lease
+          (seconds left);
+        - failures: count and last reason by kind; halted: why the study has stopped itself;
+        - eta: the seconds left.
     """
     snapshot = status.snapshot
     states = ("complete", "pruned", "failed", "running", "waiting")
@@ -284,9 +285,10 @@ def watch_json(stored: StoredStudy, write: Callable[[str], object]) -> None:
 
 
 def watch_statuses(stored: StoredStudy) -> Iterator[Status | StorageError]:
-    """Yields a status every second until the budget is spent.
+    """Looks at a study every second until its budget is spent.
 
-    Yields the error instead if the database cannot be read; the next look may succeed.
+    Yields:
+        The status, or the error if the database cannot be read; the next look may succeed.
     """
     status: Status | None = None
     while status is None or status.snapshot.done < status.snapshot.budget:

@@ -36,6 +36,9 @@ from studyloom.study.worker import TrialSource
 from studyloom.winner.candidates import CandidateTrainings
 
 
+REEVALUATION, RETRAINING = "re-evaluation", "retraining"  # in the names of stored studies
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of a run: a stored study, and where its trials come from.
@@ -78,7 +81,7 @@ class Plan:
     url: str
     run_dir: Path
     settings: WinnerSection
-    _known: dict[str, Stage] = field(default_factory=dict)
+    _opened: list[Stage] = field(default_factory=list)  # after the search
 
     def __iter__(self) -> Iterator[Stage]:
         """Yields the stages up to the first that has not ended yet."""
@@ -110,7 +113,7 @@ class Plan:
 
     def close(self) -> None:
         """Closes the connections; the last one of a SQLite file removes its two side files."""
-        for stage in (self.search, *self._known.values()):
+        for stage in (self.search, *self._opened):
             stage.stored.close()
 
     def is_done(self) -> bool:
@@ -118,7 +121,11 @@ class Plan:
         return self._is_last(self.current) and not self.current.todo() and bool(self.eligible)
 
     def _is_last(self, stage: Stage) -> bool:
-        return stage is not self.search and stage is self.last
+        """Whether the winner is known once a stage has ended.
+
+        By the title: `last` needs the winner, which is not to be chosen before all are judged.
+        """
+        return stage.title == (RETRAINING if self.question.tested else REEVALUATION)
 
     @property
     def fresh_values(self) -> dict[int, list[float]]:
@@ -234,7 +241,7 @@ class Plan:
             fresh = derive(self.question.seed, seed, 0, 1)
             return make_folds(split.targets, count, validation, fresh, ordered=split.ordered)[-1]
 
-        return self._make_stage("re-evaluation", self.candidates, fold)
+        return self._make_stage(REEVALUATION, self.candidates, fold)
 
     @cached_property
     def retraining(self) -> Stage:
@@ -249,7 +256,7 @@ class Plan:
         }
         seen = everything[: max(1, len(everything) // 5)]
         return self._make_stage(
-            "retraining", finalists, lambda seed: (everything, seen), self.run_dir / "winner"
+            RETRAINING, finalists, lambda seed: (everything, seen), self.run_dir / "winner"
         )
 
     def _make_stage(
@@ -278,4 +285,6 @@ class Plan:
         stored.wait_less(search.stored.stopping)
         if weights is not None:  # trials of other budgets and rules have the same numbers
             weights = weights / hashlib.sha256(name.encode()).hexdigest()[:12]
-        return Stage(title, stored, trainings, trainings.count, weights)
+        stage = Stage(title, stored, trainings, trainings.count, weights)
+        self._opened.append(stage)
+        return stage

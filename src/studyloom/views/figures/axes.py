@@ -48,7 +48,15 @@ class Axis:
         return -tens if self.scale == "unit" else tens
 
     def marks(self, low: float, high: float) -> list[float]:
-        """Returns some round values between `low` and `high`; `low` alone if there are none."""
+        """Returns some round values between `low` and `high`; `low` alone if there are none.
+
+        Args:
+            low: the lowest value that is drawn.
+            high: the highest.
+
+        Returns:
+            At least one value, in ascending order; `low` alone if no round value is between them.
+        """
         marks: list[float] = []
         if self.scale == "unit":
             marks = [
@@ -71,7 +79,12 @@ class Axis:
         return [float(f"{mark:.10g}") for mark in marks] or [low]
 
     def ticks(self, low: float, high: float) -> dict[str, Any]:
-        """Returns the ticks between two values, as properties of a plotly axis."""
+        """Returns the ticks between two values, as properties of a plotly axis.
+
+        Args:
+            low: the lowest value that is drawn.
+            high: the highest.
+        """
         marks = self.marks(low, high)
         return {
             "tickvals": [self.height(mark) for mark in marks],

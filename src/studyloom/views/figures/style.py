@@ -93,9 +93,10 @@ def add_points(
 
 
 def learning_curve(trial: FrozenTrial) -> list[tuple[int, float]]:
-    """Returns the epochs of a trial, from 1, with the value after each.
+    """Returns the learning curve that a trial stored, or else the values that it reported.
 
-    They come from the stored curve, or from what was reported if there is none yet.
+    Returns:
+        The epochs, from 1, with the value after each; empty if there are none.
     """
     epochs = trial.user_attrs.get(EPOCHS) or {}
     stored = list(zip(epochs.get("number", ()), epochs.get("value", ()), strict=False))
@@ -103,7 +104,12 @@ def learning_curve(trial: FrozenTrial) -> list[tuple[int, float]]:
 
 
 def label_rows(figure: go.Figure, labels: Sequence[str]) -> None:
-    """Writes labels above the bars at 0, 1, …: beside them they would fill half of a phone."""
+    """Writes labels above the bars: beside them they would fill half of a phone's screen.
+
+    Args:
+        figure: the figure to change.
+        labels: the label of the bar at 0, 1, …, as plotly's HTML.
+    """
     for row, label in enumerate(labels):
         anchor = {
             "x": 0,
