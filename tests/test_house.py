@@ -1,7 +1,7 @@
 """The house: which room may know which, by which door outsiders come in, and what lies where.
 
-Rooms are the folders of `src/studyloom`; nothing is listed twice. What is public of a room stands in
-its `__all__`. `python tests/test_house.py` prints the counts of files, floors and arrows.
+Rooms are the folders of `src/studyloom`; nothing is listed twice. A room's `__all__` lists what is
+public of it. `python tests/test_house.py` prints the counts of files, floors and arrows.
 """
 
 import ast

@@ -1,6 +1,9 @@
 """Real commands: a study from question to stored answer, and every bad input."""
 
+import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +15,7 @@ import numpy as np
 import optuna
 import pytest
 import yaml
-from commands import CANARY, QUICK, ROOT, environment, study, studyloom
+from commands import CANARY, QUICK, ROOT, environment, start, study, studyloom
 from optuna.trial import TrialState
 
 from studyloom.errors import ConfigError
@@ -31,7 +34,7 @@ def trials_of(run_dir, name="mnist"):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A small study that two workers have finished, and what the command printed; typed as a user does."""
+    """A small study that two workers have finished, typed as a user does, and its output."""
     run_dir = tmp_path_factory.mktemp("finished")
     command = [
         sys.executable,
@@ -147,14 +150,14 @@ def test_another_question_under_the_same_name_is_refused_with_was_and_is(finishe
 
 def test_a_password_is_in_no_file_and_no_output(tmp_path, postgres_url):
     """The server trusts everybody, so the canary opens the study as any other password would."""
-    crowned = (
+    judged = (
         "winner.enabled=true",
         "winner.top=1",
         "winner.seeds=2",
     )  # the answer's files hold it neither
     overrides = (
         *QUICK,
-        *crowned,
+        *judged,
         "study.trials=2",
         "launcher.workers=2",
         f"run_dir={tmp_path}",
@@ -243,15 +246,15 @@ def test_the_none_space_runs_the_configuration_as_composed_once(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def crowned(tmp_path_factory):
+def judged(tmp_path_factory):
     """A small study with a winner, and what the command printed."""
-    run_dir = tmp_path_factory.mktemp("crowned")
+    run_dir = tmp_path_factory.mktemp("judged")
     overrides = (*QUICK, "winner.enabled=true", "winner.top=2", "winner.seeds=2", "study.trials=3")
     return run_dir, overrides, study(*overrides, "launcher.workers=2", f"run_dir={run_dir}")
 
 
-def test_a_study_ends_with_a_winner_that_is_tested_and_a_report(crowned):
-    run_dir, _, done = crowned
+def test_a_study_ends_with_a_winner_that_is_tested_and_a_report(judged):
+    run_dir, _, done = judged
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     for words in (
@@ -266,8 +269,8 @@ def test_a_study_ends_with_a_winner_that_is_tested_and_a_report(crowned):
     assert names >= {"winner.json", "winner.yaml", "winner.pt", "model_card.md", "report.html"}
 
 
-def test_the_same_command_again_tells_the_winner_and_does_not_open_the_test_images(crowned):
-    run_dir, overrides, first = crowned
+def test_the_same_command_again_tells_the_winner_and_does_not_open_the_test_images(judged):
+    run_dir, overrides, first = judged
     written = (run_dir / "winner.json").read_bytes()
     done = study(*overrides, f"run_dir={run_dir}")
     assert done.returncode == 0, done.stderr
@@ -277,8 +280,58 @@ def test_the_same_command_again_tells_the_winner_and_does_not_open_the_test_imag
     assert (run_dir / "winner.json").read_bytes() == written
 
 
-def test_winner_yaml_gives_the_same_weights_again(crowned, tmp_path):
-    run_dir, _, _ = crowned
+def test_a_command_under_nohup_outlives_its_terminal(tmp_path):
+    """When a terminal closes, all that was started in it gets SIGHUP."""
+    overrides = ("study.trials=6", "launcher.workers=2", f"run_dir={tmp_path}")
+    process = start(*QUICK, *overrides, within=["nohup"])
+    begins = process.stdout.readline()
+    assert "begins: 6 trials to do" in begins
+    os.kill(process.pid, signal.SIGHUP)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "6 of 6 trials" in output
+
+
+def test_the_answer_of_another_study_in_the_folder_is_moved_aside_and_never_shown(tmp_path):
+    """Its name, stage and budget are the same, but its database was deleted and the seed changed."""
+    run_dir = tmp_path / "run"
+    overrides = (*QUICK, "winner.enabled=true", "winner.top=1", "winner.seeds=2", "study.trials=2")
+    first = study(*overrides, "launcher.workers=1", f"run_dir={run_dir}")
+    assert first.returncode == 0, first.stderr
+    was = json.loads((run_dir / "winner.json").read_text())
+    for path in run_dir.glob("study.db*"):
+        path.unlink()
+    page = studyloom("report", run_dir)  # the database is gone, and with it the study
+    assert page.returncode == 2
+    second = study(*overrides, "study.seed=1", "launcher.workers=1", f"run_dir={run_dir}")
+    assert second.returncode == 0, second.stderr
+    now = json.loads((run_dir / "winner.json").read_text())
+    assert now["seeds"] != was["seeds"]
+    assert "the answer in" in second.stdout
+    assert "is that of another study; it was moved to" in second.stdout
+    moved = run_dir / "earlier" / "answer-1"
+    assert json.loads((moved / "winner.json").read_text()) == was
+    assert {"winner.yaml", "winner.pt"} <= {path.name for path in moved.iterdir()}
+    assert f"{now['test']['winner']['mean']:.4f}" in second.stdout
+
+
+def test_a_smaller_budget_on_a_finished_study_is_answered_from_the_first_trials(judged, tmp_path):
+    """Of 3 trials the first 2 are looked at: nothing new is searched."""
+    run_dir, _, _ = judged
+    overrides = (*QUICK, "winner.enabled=true", "winner.top=2", "winner.seeds=2", "study.trials=2")
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    done = study(*overrides, "launcher.workers=1", f"run_dir={copy}")
+    assert done.returncode == 0, done.stderr
+    assert "3 of 3 trials" in done.stdout
+    assert "the study has 3 trials; the winner is one of the first 2" in done.stdout
+    answer = json.loads((copy / "winner.json").read_text())
+    assert answer["trials"] == 2
+    assert {row["trial"] for row in answer["candidates"]} <= {0, 1}
+
+
+def test_winner_yaml_gives_the_same_weights_again(judged, tmp_path):
+    run_dir, _, _ = judged
     again = (
         "winner.seeds=2",
         "launcher.workers=2",
@@ -348,7 +401,8 @@ def test_unknown_names_on_the_command_line_are_told_all_at_once(tmp_path):
         "optimizer.lrr=1",
         "study.trials=many",
         words=(
-            "model=mpl: no such option; model has cnn, gru, lstm, mlp, rnn, transformer; did you mean mlp?",
+            "model=mpl: no such option; model has cnn, gru, lstm, mlp, rnn, transformer; "
+            "did you mean mlp?",
             "modle: no such key",
             "did you mean model?",
             "study.trails: no such key",

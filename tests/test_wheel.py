@@ -52,7 +52,10 @@ def run(*command, cwd: Path, code: int = 0) -> str:
 
 
 def test_the_package_and_its_groups_are_those_of_the_wheel(installed, tmp_path):
-    code = "import studyloom.config.registration as c; print(c.__file__, c.GROUPS, *sorted(p.name for p in c.GROUPS.iterdir()))"
+    code = (
+        "import studyloom.config.registration as c; "
+        "print(c.__file__, c.GROUPS, *sorted(p.name for p in c.GROUPS.iterdir()))"
+    )
     where, groups, *names = run(installed / "python", "-c", code, cwd=tmp_path).split()
     for path in (where, groups):
         assert Path(path).is_relative_to(installed.parent)

@@ -28,7 +28,7 @@ from studyloom.study.rows import Rows, curve_rows, trial_rows
 from studyloom.study.stored_study import StoredStudy
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import format_parameters, headline, make_console
-from studyloom.winner.answer import read_answer
+from studyloom.winner.answer import belongs_to, read_answer
 
 if TYPE_CHECKING:  # torch takes two seconds, which looking at a study need not wait for
     from studyloom.launch.command import Command
@@ -139,7 +139,7 @@ class Study:
         `load_winner` loads its network.
         """
         answer = None if self.run_dir is None else read_answer(self.run_dir)
-        if answer is None or answer.get("study") != self.name:
+        if answer is None or not belongs_to(answer, self._stored):
             return None
         row, test = answer["winner"], answer.get("test") or {}
         frozen = next((t for t in self._stored.trials() if t.number == row["trial"]), None)

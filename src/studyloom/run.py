@@ -53,7 +53,7 @@ from studyloom.views.terminal import (
     print_failures,
     winner_lines,
 )
-from studyloom.winner.answer import is_answer_of, read_answer
+from studyloom.winner.answer import belongs_to, is_answer_of, move_aside, read_answer
 from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.stages import Plan, Stage
 
@@ -232,6 +232,7 @@ def search_and_report(
     """
     started, began = time.monotonic(), datetime.now()
     stored, trials = plan.search.stored, plan.search.trials
+    move_foreign_answer(plan, prepared, console)
     if todo := task.todo():
         for note in prepared.starts.notes:
             console.print(Text(note), soft_wrap=True)
@@ -275,7 +276,21 @@ def search_and_report(
         )
     elif not todo:
         console.print(f"the budget of {trials} trials is spent")
+    if trials < snapshot.budget:
+        line = f"the study has {snapshot.budget} trials; the winner is one of the first {trials}"
+        console.print(f"{line}, as study.trials={trials} says", soft_wrap=True)
     return 0 if snapshot.best is not None or stop() else 1
+
+
+def move_foreign_answer(plan: Plan, prepared: Prepared, console: Console) -> None:
+    """Moves the answer of another study aside, such as one of the same name in another database."""
+    with exclusive(prepared.url, deadline=float(prepared.question.config.storage.deadline)):
+        answer = read_answer(plan.run_dir)
+        if answer is None or belongs_to(answer, plan.search.stored):
+            return
+        folder = move_aside(plan.run_dir)
+    line = f"the answer in {plan.run_dir} is that of another study; it was moved to {folder}"
+    console.print(Text(line), soft_wrap=True)
 
 
 def print_winner(plan: Plan, prepared: Prepared, command: Command, console: Console) -> None:

@@ -404,7 +404,7 @@ def page(browser):
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     page.seen = []
-    page.on("dialog", lambda dialog: (page.seen.append(dialog.message), dialog.end_all()))
+    page.on("dialog", lambda dialog: (page.seen.append(dialog.message), dialog.dismiss()))
     page.on("pageerror", lambda error: page.seen.append(str(error)))
     yield page
     context.close()

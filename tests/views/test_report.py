@@ -499,7 +499,7 @@ def open_page(browser, tmp_path):
         page.on("console", lambda message: seen.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: seen.append(str(error)))
         page.on(
-            "dialog", lambda dialog: (seen.append(f"dialog: {dialog.message}"), dialog.end_all())
+            "dialog", lambda dialog: (seen.append(f"dialog: {dialog.message}"), dialog.dismiss())
         )
         page.on(
             "request",

@@ -16,8 +16,9 @@ class Stop:
     """Tells whether to stop: after a Ctrl-C, SIGTERM or SIGHUP, or after a time limit.
 
     A second signal raises KeyboardInterrupt at once. An instance is a context. It handles those
-    signals if it is entered in the main thread; in another, only the time limit counts. It sets the
-    handlers itself because a shell that starts a command with `&` has Ctrl-C ignored for it.
+    signals if it is entered in the main thread; in another, only the time limit counts. It handles
+    Ctrl-C also if that was ignored, as a shell does for a command that it starts with `&`; another
+    signal that was ignored stays so, such as SIGHUP under `nohup`.
 
     Args:
         timeout: seconds from now; None for no limit.
@@ -40,12 +41,17 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():  # no other can set handlers
-            self._handlers = {n: signal.signal(n, self._handle) for n in self.SIGNALS}
+            self._handlers = {n: signal.signal(n, self._handle) for n in self._to_handle()}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+
+    def _to_handle(self) -> list[int]:
+        """The signals that this process does not ignore, as SIGHUP under `nohup`; and Ctrl-C."""
+        ignored = {n for n in self.SIGNALS if signal.getsignal(n) is signal.SIG_IGN}
+        return [n for n in self.SIGNALS if n == signal.SIGINT or n not in ignored]
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

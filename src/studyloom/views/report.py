@@ -44,7 +44,7 @@ from studyloom.views.page import (
 )
 from studyloom.views.snapshot import Snapshot, front_rows, take_snapshot
 from studyloom.views.terminal import format_parameters
-from studyloom.winner.answer import read_answer
+from studyloom.winner.answer import belongs_to, read_answer
 
 SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory
 PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
@@ -67,7 +67,8 @@ def write_report(stored: StoredStudy, run_dir: Path) -> Path:
     config_text = "\n\n".join(
         f"# {name}\n{path.read_text(errors='replace').rstrip()}\n" for name, path in configs
     )
-    page = render(stored, read_answer(run_dir), config_text)
+    answer = read_answer(run_dir) or {}  # it may be that of another study which ran here
+    page = render(stored, answer if belongs_to(answer, stored) else None, config_text)
     path = run_dir / "report.html"
     write_whole(path, page.encode(errors="replace"))
     return path

@@ -5,10 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optuna.trial import FrozenTrial
+
+from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_cost, format_value
 
 if TYPE_CHECKING:  # reading an answer, as `studyloom status` does, must not import torch
     from studyloom.winner.stages import Plan
+
+
+# winner.json goes first: without it the others are no answer.
+ANSWER_FILES = ("winner.json", "winner.yaml", "winner.pt", "model_card.md", "report.html")
 
 
 def read_answer(run_dir: Path) -> dict[str, Any] | None:
@@ -20,9 +27,60 @@ def read_answer(run_dir: Path) -> dict[str, Any] | None:
     return answer if isinstance(answer, dict) else None
 
 
+def belongs_to(answer: Mapping[str, Any], stored: StoredStudy) -> bool:
+    """Whether an answer was chosen from the trials of a study, as its database holds them now.
+
+    A study of the same name in another database, or one with another seed, has other trials: their
+    numbers are the same, but not their parameters and values.
+
+    Args:
+        answer: what winner.json holds.
+        stored: the study of the search.
+    """
+    trials = {trial.number: trial for trial in stored.trials() if trial.values}
+    rows = answer.get("candidates")
+    if answer.get("study") != stored.name or not isinstance(rows, list) or not rows:
+        return False
+    return all(isinstance(row, dict) and _is_row_of(row, trials) for row in rows)
+
+
+def _is_row_of(row: Mapping[str, Any], trials: Mapping[Any, FrozenTrial]) -> bool:
+    trial = trials.get(row.get("trial"))
+    if trial is None:
+        return False
+    return trial.params == row.get("params") and trial.values[0] == row.get("search_value")
+
+
 def is_answer_of(answer: Mapping[str, Any], plan: "Plan") -> bool:
-    """Whether an answer comes from the final stage of this very plan."""
-    return answer.get("stage") == plan.last.stored.name
+    """Whether an answer comes from the final stage of this very plan.
+
+    The name of the stage has the budget and the rule; what was judged has the question and seeds.
+    """
+    if answer.get("stage") != plan.last.stored.name or not belongs_to(answer, plan.search.stored):
+        return False
+    fresh = plan.fresh_values
+    return all(row.get("values") == fresh.get(row["trial"]) for row in answer["candidates"])
+
+
+def move_aside(run_dir: Path) -> Path | None:
+    """Moves the answer of a run directory to a folder of its own below `earlier/`.
+
+    Returns:
+        the folder; None if there was nothing to move.
+
+    Raises:
+        OSError: the files cannot be moved.
+    """
+    files = [run_dir / name for name in ANSWER_FILES if (run_dir / name).exists()]
+    if not files:
+        return None
+    folder = run_dir / "earlier"
+    number = 1 + sum(1 for _ in folder.glob("answer-*"))
+    folder = folder / f"answer-{number}"
+    folder.mkdir(parents=True)
+    for file in files:
+        file.rename(folder / file.name)
+    return folder
 
 
 def format_costs(row: Mapping[str, Any]) -> str:

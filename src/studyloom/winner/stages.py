@@ -35,7 +35,6 @@ from studyloom.study.stored_study import StoredStudy, create_study
 from studyloom.study.worker import TrialSource
 from studyloom.winner.candidates import CandidateTrainings
 
-
 REEVALUATION, RETRAINING = "re-evaluation", "retraining"  # in the names of stored studies
 
 
