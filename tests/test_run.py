@@ -293,7 +293,7 @@ def test_a_command_under_nohup_outlives_its_terminal(tmp_path):
 
 
 def test_the_answer_of_another_study_in_the_folder_is_moved_aside_and_never_shown(tmp_path):
-    """Its name, stage and budget are the same, but its database was deleted and the seed changed."""
+    """Name, stage and budget are the same; the database was deleted and the seed changed."""
     run_dir = tmp_path / "run"
     overrides = (*QUICK, "winner.enabled=true", "winner.top=1", "winner.seeds=2", "study.trials=2")
     first = study(*overrides, "launcher.workers=1", f"run_dir={run_dir}")
