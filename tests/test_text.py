@@ -2,7 +2,7 @@
 
 import pytest
 
-from studyloom.text import format_shape, format_value, nearest, shorten
+from studyloom.text import format_shape, format_value, has_password, nearest, shorten
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,21 @@ def test_a_misspelt_name_gets_its_neighbour_and_a_strange_one_none():
 def test_a_long_text_loses_its_middle():
     assert shorten("abcdefghij", 10) == "abcdefghij"
     assert shorten("abcdefghijk", 5) == "ab…jk"
+
+
+@pytest.mark.parametrize(
+    ("url", "has"),
+    [
+        ("postgresql://u:p@h/d", True),
+        ("postgresql://u:@h/d", True),
+        ("postgresql://u@h/d?sslmode=require&password=p", True),
+        ("postgresql://h/d?%70assword=p", True),
+        ("postgresql://u?x@h/d?password=p", True),
+        ("postgresql://u@h/d?sslmode=require", False),
+        ("postgresql://u@h/password=p", False),
+        ("sqlite:///folder/study.db", False),
+        ("runs/mnist", False),
+    ],
+)
+def test_a_password_in_a_url_is_noticed_wherever_a_driver_would_find_it(url, has):
+    assert has_password(url) is has

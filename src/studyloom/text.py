@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
+from urllib.parse import unquote
 
 
 def format_value(value: float, sign: str = "") -> str:
@@ -97,12 +98,12 @@ PASSWORDS = re.compile(
     re.IGNORECASE,
 )
 # A database URL, read as SQLAlchemy reads it, with a password before the host or in the query.
-URL_WITH_PASSWORD = re.compile(r"[\w+]+://(?:[^:/]*:[^@]*@|[^?]*\?(?:.*&)?password=)")
+URL_WITH_PASSWORD = re.compile(r"[\w+]+://(?:[^:/]*:[^@]*@|.*[?&]password=)", re.DOTALL)
 
 
 def has_password(url: str) -> bool:
     """Whether a database URL carries a password."""
-    return URL_WITH_PASSWORD.match(url) is not None
+    return any(URL_WITH_PASSWORD.match(text) for text in (url, unquote(url)))
 
 
 def mask_passwords(words: str) -> str:

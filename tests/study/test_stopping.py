@@ -21,28 +21,28 @@ def test_a_signal_is_a_wish_to_stop_and_a_second_one_stops_at_once(number):
     assert signal.getsignal(number) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
-def test_a_signal_that_was_ignored_before_stays_ignored(number):
-    """`nohup` ignores SIGHUP, so that the command outlives its terminal."""
+def test_a_hangup_that_was_ignored_before_stays_ignored():
+    """`nohup` does so, for a command to outlive its terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_other_signals_stop_although_they_were_ignored(number):
+    """A shell ignores Ctrl-C for what it starts with &; SIGTERM is how workers are stopped."""
     before = signal.signal(number, signal.SIG_IGN)
     try:
         with Stop() as stop:
             os.kill(os.getpid(), number)
-            assert not stop()
-        assert signal.getsignal(number) is signal.SIG_IGN
-    finally:
-        signal.signal(number, before)
-
-
-def test_ctrl_c_stops_although_a_shell_had_it_ignored():
-    """A shell does so for what it starts with &."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with Stop() as stop:
-            os.kill(os.getpid(), signal.SIGINT)
             assert stop()
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
 def test_outside_the_main_thread_signals_stay_as_they_are():

@@ -20,14 +20,14 @@ from studyloom.data.split import Split
 from studyloom.data.tables import Series
 from studyloom.data.training_data import TrainingData
 from studyloom.question.question import Question
-from studyloom.study.stored_study import create_study
+from studyloom.study.stored_study import create_study, open_study
 from studyloom.study.worker import Worker
 from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import Training
 from studyloom.views.report import render
 from studyloom.views.terminal import winner_lines
-from studyloom.winner.answer import is_answer_of, read_answer
+from studyloom.winner.answer import format_difference, is_answer_of, read_answer
 from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.prediction import load_network, predict
 from studyloom.winner.stages import Plan, Stage
@@ -268,6 +268,32 @@ def test_the_test_images_are_opened_once(evaluated):
     assert evaluated[2] == 1
 
 
+def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(question, tmp_path):
+    """Also one that a killed command did not come back from; and the answer says how many."""
+    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, top=1, seeds=2)
+    work(plan)
+
+    def killed():
+        assert plan.search.stored.test_openings() == 1
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_winner(plan, killed, ["x"])
+    answer = evaluate_winner(plan, CountedTest(test_part()), ["x"])
+    assert answer["test"]["openings"] == plan.search.stored.test_openings() == 2
+    assert "the test part was opened 2 times" in "\n".join(winner_lines(answer))
+    assert "opened 2 times" in (tmp_path / "model_card.md").read_text()
+    reopened = open_study(f"sqlite:///{tmp_path}/study.db", "s")
+    assert reopened.test_openings() == 2
+
+
+def test_an_interval_that_holds_0_shows_no_difference(evaluated):
+    test = {"difference": {"mean": 0.01, "interval": [-0.01, 0.03]}}
+    assert format_difference(test).endswith("-0.0100 to +0.0300: no difference shown")
+    test = {"difference": {"mean": 0.02, "interval": [0.01, 0.03]}}
+    assert format_difference(test).endswith("+0.0100 to +0.0300")
+
+
 def test_the_test_numbers_are_those_of_the_stored_networks(evaluated):
     plan, answer, _ = evaluated
     trainings, images = plan.retraining.asked, test_part()
@@ -327,7 +353,7 @@ def test_a_network_that_another_host_keeps_is_trained_again_to_the_same(question
     for file in plan.retraining.weights.iterdir():
         file.unlink()
     again = evaluate_winner(plan, CountedTest(test_part()), ["x"])
-    assert again["test"] == first["test"]
+    assert again["test"] | {"openings": 1} == first["test"]
 
 
 # The files
@@ -537,6 +563,7 @@ def test_back_to_a_rule_its_own_networks_are_tested_and_not_those_of_another(sql
         plan = two(sqlite_url, tmp_path, f"winner.rule='{rule}'", top=1)
         work(plan)
         tests.append(evaluate_winner(plan, CountedTest(test_part()), [])["test"])
+    assert [test.pop("openings") for test in tests] == [1, 2, 3]
     assert tests[0] == tests[2] != tests[1]
 
 

@@ -4,6 +4,7 @@ Only the standard library is imported: the actors of Ray use this module.
 """
 
 import contextlib
+import os
 import subprocess
 
 # Standard input of a background command is /dev/null, therefore descriptor 3.
@@ -23,6 +24,9 @@ class GroupGuard:
     Args:
         group: the number of the process group.
         grace: seconds between the end of this process and the kill.
+
+    Raises:
+        OSError: no process can be started.
     """
 
     def __init__(self, group: int, grace: float = 0.0) -> None:
@@ -37,9 +41,12 @@ class GroupGuard:
         assert shell.stdin is not None
         assert shell.stdout is not None
         with shell.stdout as output:
-            self.pid = int(output.readline())
+            answer = output.readline()
         shell.wait()
         self._line = shell.stdin  # closes when this process ends
+        if not answer:
+            raise OSError("the guard of a worker cannot be started: no more processes are allowed")
+        self.pid = int(answer)
 
     def stand_down(self) -> None:
         """Ends the guard. Its group's number may be used again, so that nothing is killed later."""
@@ -48,3 +55,5 @@ class GroupGuard:
             self._line.flush()
         with contextlib.suppress(BrokenPipeError):
             self._line.close()
+        with contextlib.suppress(ChildProcessError):  # where orphans become ours, as in a container
+            os.waitpid(self.pid, 0)

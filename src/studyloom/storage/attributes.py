@@ -8,6 +8,7 @@ QUESTION = "question"  # dict[str, Any]: what the study asks, by config key
 HALTED = "halted"  # str | None: why the study has stopped itself
 RULE = "rule"  # str | None: how the winner is chosen, where winner.rule states it
 SOURCES = "from"  # list[str]: the earlier studies from which it took its first points
+TEST_OPENINGS = "test_openings"  # int: how often the test part was opened
 
 # Of a trial
 SLOT = "slot"  # int: the slot of the ledger that the trial fills

@@ -79,6 +79,7 @@ class Reporter:
     limits: Limits
     stopping: Stopping
     watch: Stopwatch
+    began: float = field(default_factory=time.monotonic, init=False)
     _longest: float = field(default=0.0, init=False)  # seconds of the longest epoch so far
 
     def commit(self, lease: float) -> None:
@@ -225,7 +226,6 @@ class EpochReports:
     ) -> None:
         self.reporter, self.objective, self.checkpoint = reporter, objective, checkpoint
         self._reported = reported
-        self._began = time.monotonic()
         self._evaluated = objective.evaluating  # seconds of evaluation at the last epoch
         self._outbox = Outbox(self._post, reporter.stored.is_away)
 
@@ -274,7 +274,7 @@ class EpochReports:
         if self.reporter.stopping() and not last:
             raise Stopped
         limit = limits.trial_timeout
-        if limit is not None and time.monotonic() - self._began > limit:
+        if limit is not None and time.monotonic() - self.reporter.began > limit:
             raise TimedOut(f"the trial took longer than study.trial_timeout={limit:g} seconds")
 
     def _post(self, epoch: Step) -> None:

@@ -17,8 +17,8 @@ class Stop:
 
     A second signal raises KeyboardInterrupt at once. An instance is a context. It handles those
     signals if it is entered in the main thread; in another, only the time limit counts. It handles
-    Ctrl-C also if that was ignored, as a shell does for a command that it starts with `&`; another
-    signal that was ignored stays so, such as SIGHUP under `nohup`.
+    Ctrl-C also if that was ignored, as a shell does for a command that it starts with `&`; a SIGHUP
+    that was ignored stays so, as under `nohup`.
 
     Args:
         timeout: seconds from now; None for no limit.
@@ -49,9 +49,10 @@ class Stop:
             signal.signal(number, handler)
 
     def _to_handle(self) -> list[int]:
-        """The signals that this process does not ignore, as SIGHUP under `nohup`; and Ctrl-C."""
-        ignored = {n for n in self.SIGNALS if signal.getsignal(n) is signal.SIG_IGN}
-        return [n for n in self.SIGNALS if n == signal.SIGINT or n not in ignored]
+        """The signals, without a SIGHUP that is ignored, as under `nohup`."""
+        hangup = getattr(signal, "SIGHUP", None)
+        outlives = hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN
+        return [n for n in self.SIGNALS if not (outlives and n == hangup)]
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

@@ -19,7 +19,15 @@ from studyloom.errors import ConfigError, Halted, QuestionError, StorageError, U
 from studyloom.metrics import ACCURACY, COSTS, Direction, Goal
 from studyloom.question.rule import Condition, Rule, parse_rule
 from studyloom.storage import sql
-from studyloom.storage.attributes import BASELINE, FAILURE, HALTED, QUESTION, REASON, RULE
+from studyloom.storage.attributes import (
+    BASELINE,
+    FAILURE,
+    HALTED,
+    QUESTION,
+    REASON,
+    RULE,
+    TEST_OPENINGS,
+)
 from studyloom.storage.connections import exclusive
 from studyloom.storage.database import RetryingStorage, connect, read
 from studyloom.storage.ledger import Ledger
@@ -168,6 +176,20 @@ class StoredStudy:
             Condition(goal.name, "<=" if goal.sign < 0 else ">=", value) for goal, value in others
         )
         return Rule(self.goals[0], tuple(conditions))
+
+    def test_openings(self) -> int:
+        """Returns how often the test part was opened; 0 if an earlier version opened it."""
+        return int(self.optuna.user_attrs.get(TEST_OPENINGS, 0))
+
+    def count_test_opening(self) -> int:
+        """Counts one more opening of the test part, before it is opened.
+
+        Returns:
+            how many there are with this one.
+        """
+        openings = self.test_openings() + 1
+        self.optuna.set_user_attr(TEST_OPENINGS, openings)
+        return openings
 
     def state(self, rule: Rule | None) -> None:
         """Stores how the best trial is chosen from now on.

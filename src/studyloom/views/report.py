@@ -44,7 +44,7 @@ from studyloom.views.page import (
 )
 from studyloom.views.snapshot import Snapshot, front_rows, take_snapshot
 from studyloom.views.terminal import format_parameters
-from studyloom.winner.answer import belongs_to, read_answer
+from studyloom.winner.answer import belongs_to, format_openings, read_answer
 
 SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory
 PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
@@ -295,7 +295,8 @@ def test_cards(winner: dict[str, Any] | None, sign: int) -> Iterator[Card]:
     times = f", {runs} seeds" if runs else ""
     note = f"trial {text(get(winner, 'winner', 'trial'))}{times}"
     yield "Winner, test", spread(get(test, "winner")), note
-    note = f"{text(get(test, 'examples'))} test examples, used once"
+    opened = format_openings(test)
+    note = f"{text(get(test, 'examples'))} test examples{opened and ', '}{opened}"
     yield "Baseline, test", spread(get(test, "baseline")), note
     low, high = (get(test, "difference", "interval") or (None, None))[:2]
     note = f"95 % interval {number(low, '+')} to {number(high, '+')}"

@@ -18,7 +18,7 @@ from studyloom.study.rows import seconds_spent
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_duration, format_parameter, format_value
 from studyloom.views.snapshot import Snapshot, WorkerStatus, front_rows, trial_values
-from studyloom.winner.answer import format_costs, format_difference, format_mean
+from studyloom.winner.answer import format_costs, format_difference, format_mean, format_openings
 
 # Columns from which on a worker and its lease, or a trial and its parameters, fit side by side.
 WIDE = 72
@@ -51,6 +51,8 @@ def winner_lines(answer: Mapping[str, Any]) -> Iterator[str]:
     if "gap" in chosen:
         basis = f"{format_mean(chosen)} on fresh seeds and validation parts"
         yield f"          selection gap {format_value(chosen['gap'], '+')}: {basis}"
+    if test.get("openings", 1) > 1:
+        yield f"          the test part was {format_openings(test)}, and tells less each time"
     if not answer.get("keeps", True):
         yield (
             f"          on fresh seeds no candidate keeps to {answer['rule']}; "

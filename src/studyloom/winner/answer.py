@@ -1,5 +1,6 @@
 """The answer of a study: reading winner.json, and wording its numbers."""
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,10 @@ if TYPE_CHECKING:  # reading an answer, as `studyloom status` does, must not imp
 
 
 # winner.json goes first: without it the others are no answer.
-ANSWER_FILES = ("winner.json", "winner.yaml", "winner.pt", "model_card.md", "report.html")
+ANSWER_FILES = (
+    *("winner.json", "winner.yaml", "winner.pt", "model_card.md", "report.html"),
+    "winner",  # the folder of the networks
+)
 
 
 def read_answer(run_dir: Path) -> dict[str, Any] | None:
@@ -74,9 +78,9 @@ def move_aside(run_dir: Path) -> Path | None:
     files = [run_dir / name for name in ANSWER_FILES if (run_dir / name).exists()]
     if not files:
         return None
-    folder = run_dir / "earlier"
-    number = 1 + sum(1 for _ in folder.glob("answer-*"))
-    folder = folder / f"answer-{number}"
+    earlier = run_dir / "earlier"
+    numbers = itertools.count(1)
+    folder = next(path for n in numbers if not (path := earlier / f"answer-{n}").exists())
     folder.mkdir(parents=True)
     for file in files:
         file.rename(folder / file.name)
@@ -113,5 +117,18 @@ def format_difference(test: Mapping[str, Any]) -> str:
     mean = format_value(difference["mean"], "+")
     if difference["interval"] is None:
         return mean
-    low, high = (format_value(end, "+") for end in difference["interval"])
-    return f"{mean}, 95 % interval {low} to {high}"
+    low, high = difference["interval"]
+    interval = f"{mean}, 95 % interval {format_value(low, '+')} to {format_value(high, '+')}"
+    return f"{interval}: no difference shown" if low <= 0 <= high else interval
+
+
+def format_openings(test: Any) -> str:
+    """Formats how often the test part was opened; empty for an answer that did not count.
+
+    Args:
+        test: the entry of winner.json.
+    """
+    openings = test.get("openings") if isinstance(test, Mapping) else None
+    if not isinstance(openings, int):
+        return ""
+    return "opened once" if openings == 1 else f"opened {openings} times"

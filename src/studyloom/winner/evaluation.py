@@ -99,6 +99,7 @@ def test_networks(
         n: [load_or_train(plan.retraining, split, n, seed) for seed in seeds]
         for n in trainings.candidates
     }
+    openings = plan.search.stored.count_test_opening()  # before it, should this be killed
     sealed = test().to(split.inputs.device)
     outputs = {
         n: [network_outputs(trainings, n, weights, sealed) for weights in by_seed]
@@ -111,7 +112,7 @@ def test_networks(
     }
     tested = {
         "test": compare(values, plan.winner, plan.baseline())
-        | {"examples": len(targets), "references": references},
+        | {"examples": len(targets), "openings": openings, "references": references},
         **report_part(outputs[plan.winner][0], sealed),
         "epochs": trainings.job(plan.winner, 0).epochs,
         "seeds": [trainings.job(plan.winner, seed).seed for seed in seeds],

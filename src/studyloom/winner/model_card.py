@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studyloom.text import format_shape, format_value
-from studyloom.winner.answer import format_costs, format_difference, format_mean
+from studyloom.winner.answer import format_costs, format_difference, format_mean, format_openings
 from studyloom.winner.stages import Plan
 
 
@@ -48,8 +48,8 @@ def model_card(answer: Mapping[str, Any], plan: Plan) -> str:
         f"numbers. `studyloom predict {plan.run_dir} FILE…` takes "
         f"{accepted_files(answer['data']['shape'], answer['data']['columns'])}.",
         f"## Data\n\nTrained on {len(plan.data.split.targets)} examples, sha256 "
-        f"`{answer['data']['digest']}`, for {answer['epochs']} epochs. The test part was opened "
-        "once, after the winner was chosen.",
+        f"`{answer['data']['digest']}`, for {answer['epochs']} epochs. The test part was "
+        f"{format_openings(test)}, after the winner was chosen.",
     ]
     return "\n\n".join(lines) + "\n"
 
