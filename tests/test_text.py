@@ -2,7 +2,7 @@
 
 import pytest
 
-from studyloom.text import format_shape, format_value, has_password, nearest, shorten
+from studyloom.text import format_shape, format_value, has_password, nearest, no_such_key, shorten
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,11 @@ def test_a_long_text_loses_its_middle():
 )
 def test_a_password_in_a_url_is_noticed_wherever_a_driver_would_find_it(url, has):
     assert has_password(url) is has
+
+
+def test_a_missing_key_is_named_with_those_that_are_there():
+    assert no_such_key("a.hiden", ["hidden", "x"]) == (
+        "a.hiden: no such key; a has hidden, x; did you mean hidden?"
+    )
+    assert no_such_key("modle", ["data", "model"]).startswith("modle: no such key; there are data")
+    assert no_such_key("a.b", []) == "a.b: no such key; a has no keys"

@@ -59,6 +59,18 @@ def nearest(name: Any, names: Sequence[Any]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def no_such_key(key: str, known: Sequence[str]) -> str:
+    """Says that a config has no such key, and which ones there are.
+
+    Args:
+        key: the whole key, such as model.hiden.
+        known: the keys beside it, such as hidden.
+    """
+    above, _, name = key.rpartition(".")
+    holder = f"{above} has" if above else "there are"
+    return f"{key}: no such key; {holder} {', '.join(known) or 'no keys'}{nearest(name, known)}"
+
+
 def format_ranges(numbers: Sequence[int]) -> str:
     """Formats ascending whole numbers as ranges: 0-3, 5, 7-8."""
     runs: list[list[int]] = []

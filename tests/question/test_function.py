@@ -264,7 +264,7 @@ def test_a_stopped_trial_is_handed_back_and_begins_anew(ask, sqlite_url, tmp_pat
         (["objective._target_=test_function.parabula"], "did you mean parabola?"),
         (["objective._target_=test_function.no_function"], "(config, report) -> value"),
         (["+params.y=1", "space.params.x.float=[1,2]"], "params.x=0.0 is outside its range"),
-        (["+space.params.z.int=[1,2]"], "there is no key params.z; params has x, curve"),
+        (["+space.params.z.int=[1,2]"], "params.z: no such key; params has x, curve"),
         (["winner.seeds=0"], "winner.seeds must be at least 1; got 0"),
     ],
 )

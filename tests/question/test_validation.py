@@ -92,25 +92,25 @@ def test_a_question_without_mistakes_passes(main, folds):
     [
         (
             "train.epoch.int=[1,2]",
-            ["space.train.epoch: there is no key train.epoch", "train has", "did you mean epochs?"],
+            ["space.train.epoch: train.epoch: no such key", "train has", "did you mean epochs?"],
         ),
         (
             "modle.hidden.int=[1,2]",
-            ["space.modle.hidden: there is no key modle.hidden", "did you mean model?"],
+            ["space.modle.hidden: modle: no such key", "did you mean model?"],
         ),
         ("model.hiden.int=[1,2]", ["space.model.hiden", "hidden", "did you mean hidden?"]),
         ("model.mlpp.hidden.int=[1,2]", ["space.model.mlpp.hidden", "did you mean mlp?"]),
         (
             "model.cnn.hidden.int=[1,2]",
-            ["space.model.cnn.hidden: there is no key model.hidden", "channels"],
+            ["space.model.cnn.hidden: model.hidden: no such key", "channels"],
         ),
         (
             "optimizer.adam.momentum.float=[0,1]",
-            ["space.optimizer.adam.momentum: there is no key optimizer.momentum"],
+            ["space.optimizer.adam.momentum: optimizer.momentum: no such key"],
         ),
         (
             "model.hidden.deep.int=[1,2]",
-            ["space.model.hidden.deep: there is no key model.hidden.deep"],
+            ["space.model.hidden.deep: model.hidden.deep: no such key"],
         ),
     ],
 )
@@ -292,7 +292,7 @@ def test_a_network_of_ones_own_is_accepted_and_its_arguments_searched(folds):
     )
     validate(ask(*NONE, *own), TrainingData(None, IMAGES, folds))
     line = only_mistake(ask(*NONE, *own, "+space.model.depth.int=[1,2]"), folds)
-    assert "space.model.depth: there is no key model.depth; model has width" in line
+    assert "space.model.depth: model.depth: no such key; model has width" in line
 
 
 def test_a_network_that_cannot_live_without_memory_is_tried_on_the_cpu(folds):
@@ -339,7 +339,7 @@ def test_groups_within_groups_are_composed_checked_and_searched(folds, tmp_path,
         folder=folder,
     )
     assert (
-        "space.model.own.block.residual.dept: there is no key model.block.dept; "
+        "space.model.own.block.residual.dept: model.block.dept: no such key; "
         "model.block has kind, depth"
     ) in only_mistake(wrong, folds)
     outside = ask(*NONE, f"model={base}", search.replace("[1,3]", "[3,4]"), folder=folder)

@@ -13,7 +13,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
 from studyloom.config.schema import unknown_keys
-from studyloom.text import nearest
+from studyloom.text import nearest, no_such_key
 
 
 def parse_command_line(
@@ -98,12 +98,12 @@ def explain_override(override: str, error: Exception, compose: Callable[[], Dict
                 f"{key}={value}: no such option; {path} has "
                 f"{', '.join(options)}{nearest(value, options)}"
             )
-    elif unknown := no_such_key(path, compose()):
+    elif unknown := explain_key(path, compose()):
         return unknown
     return f"{override}: {describe_compose_error(error.__cause__ or error)}"
 
 
-def no_such_key(path: str, config: DictConfig) -> str | None:
+def explain_key(path: str, config: DictConfig) -> str | None:
     """Explains where a path leaves a config, with the nearest key; None if it exists."""
     node: Any = config
     parts = path.split(".")
@@ -112,10 +112,8 @@ def no_such_key(path: str, config: DictConfig) -> str | None:
         if not isinstance(node, DictConfig):
             return f"{path}: no such key; {above} is {node} and has no keys"
         if part not in node:
-            path_so_far = ".".join(parts[: depth + 1])
             known = [str(name) for name in node if str(name) != "hydra"]
-            holder = f"{above} has" if above else "there are"
-            return f"{path_so_far}: no such key; {holder} {', '.join(known)}{nearest(part, known)}"
+            return no_such_key(".".join(parts[: depth + 1]), known)
         node = node[part]
     return None
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
-from studyloom.text import nearest
+from studyloom.text import no_such_key
 
 LONGEST_NAME = 200  # leaves room for suffixes below the 255 bytes that file systems give a name
 
@@ -158,9 +158,5 @@ def unknown_keys(config: DictConfig) -> list[str]:
         if is_dataclass(kind):
             known = [str(name) for name in SCHEMA[section.name]]
             unknown = [str(name) for name in config[section.name] if name not in known]
-            mistakes += [
-                f"{section.name}.{name}: no such key; {section.name} has "
-                f"{', '.join(known)}{nearest(name, known)}"
-                for name in unknown
-            ]
+            mistakes += [no_such_key(f"{section.name}.{name}", known) for name in unknown]
     return mistakes

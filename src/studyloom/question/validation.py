@@ -16,7 +16,7 @@ from studyloom.question.preflight import Branch, try_goals, try_pruner
 from studyloom.question.question import STEPS, Question
 from studyloom.space.distributions import why_not
 from studyloom.space.tree import Leaf, ListLeaf, Node, group_of
-from studyloom.text import as_yaml, nearest
+from studyloom.text import as_yaml, no_such_key
 
 LARGEST_SEED = 2**32 - 1  # of numpy's older generators, which samplers use
 # The sections whose objects are made anew for each trial.
@@ -173,11 +173,7 @@ def _explain_key(node: Leaf | ListLeaf, branch: DictConfig) -> str:
     above = ".".join(parts[:depth])
     options = group_options(group_of(above)) if above else []
     known = [name for name in keys_at(branch, above) if not name.startswith("_")] + options
-    holder = f"{above} has" if above else "there are"
-    return (
-        f"space.{node.name}: there is no key {node.key}; "
-        f"{holder} {', '.join(known)}{nearest(parts[depth], known)}"
-    )
+    return f"space.{node.name}: {no_such_key(keys[depth], known)}"
 
 
 def _check_search(question: Question) -> Iterator[str]:
