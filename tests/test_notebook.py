@@ -11,6 +11,7 @@ from commands import environment
 
 from studyloom.study.stored_study import open_study
 
+pytestmark = pytest.mark.runs
 NOTEBOOK = Path(__file__).with_name("notebook.ipynb")
 LONG = """\
 import studyloom

@@ -167,6 +167,7 @@ def execute(url, script):
         connection.execute(script)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("title", ["digits.sqlite", "mine.sqlite", "sunspots.postgresql"])
 def test_the_same_command_says_that_the_budget_is_spent_and_changes_no_row(restore, title):
     old = restore(title)
@@ -176,6 +177,7 @@ def test_the_same_command_says_that_the_budget_is_spent_and_changes_no_row(resto
     assert (old.run_dir / "best.yaml").read_bytes() == answer
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("title", FINISHED)
 def test_two_more_trials_are_made_and_what_was_stored_stays(restore, title):
     old = restore(title)
@@ -194,6 +196,7 @@ def test_two_more_trials_are_made_and_what_was_stored_stays(restore, title):
         assert json.loads((old.run_dir / "winner.json").read_text())["trials"] == old.budget + 2
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("title", ["rows.sqlite", "sunspots.postgresql"])
 def test_status_and_report_tell_what_was_found(restore, title):
     old = restore(title)
@@ -207,6 +210,7 @@ def test_status_and_report_tell_what_was_found(restore, title):
     assert len(report) > 100_000
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("title", "number"),
     [
@@ -223,6 +227,7 @@ def test_a_trial_trained_again_is_the_same(restore, title, number):
     assert "equal bit for bit" in done.stdout or "equal within tolerance" in done.stdout
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("title", ["mine.sqlite", "sunspots.postgresql"])
 def test_the_winner_is_the_same_again(restore, title):
     """From the networks in winner/; where that is missing, they are trained again."""
@@ -238,6 +243,7 @@ def test_the_winner_is_the_same_again(restore, title):
     assert now == pytest.approx(was, rel=0.05)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("title", FINISHED)
 def test_the_winner_says_of_inputs_what_it_said_then(restore, title):
     old = restore(title)
@@ -251,6 +257,7 @@ def test_the_winner_says_of_inputs_what_it_said_then(restore, title):
         assert float(sure) == pytest.approx(float(then.split("\t")[-1]), rel=0.02, abs=0.01)
 
 
+@pytest.mark.runs
 def test_the_configuration_of_the_winner_gives_its_weights_again(restore):
     old = restore("digits.sqlite")
     given = ["--config-dir", "runs/digits", "--config-name", "winner"]
@@ -266,6 +273,7 @@ def test_the_configuration_of_the_winner_gives_its_weights_again(restore):
         assert torch.allclose(tensor, now[name], rtol=0.02, atol=0.002)
 
 
+@pytest.mark.runs
 def test_a_new_study_begins_with_the_best_points(restore):
     old = restore("digits.sqlite")
     best = {"study__from": "runs/digits", "study__top": "2", "winner__enabled": "false"}
@@ -280,6 +288,7 @@ def test_a_new_study_begins_with_the_best_points(restore):
     assert {*then} <= {*newer.query(params + "WHERE number = 1")}
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_a_killed_command_is_gone_on_with_from_its_checkpoint(restore, kind):
     old = restore(f"unfinished.{kind}")

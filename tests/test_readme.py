@@ -55,6 +55,7 @@ COVERED = {
     "pytest": CI,
     "pytest -m chaos -n 3 --dist worksteal": CI,
     'pytest -m "ray or slurm" -n 2 --dist loadfile': CI,
+    "pytest -m runs": CI,
     "pytest -m wheel": CI,
     "scripts/check": CI,
     "scripts/test": SCRIPT,
@@ -226,7 +227,7 @@ def test_the_readme_has_the_commands_of_ci_word_for_word():
     script = (ROOT / CI).read_text()
     written = re.findall(r'^readonly \w+="(.+)"$|as_written "(pytest.+?)"', script, re.MULTILINE)
     commands = [first or second for first, second in written]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         assert command in PAPERS["README.md"]
 

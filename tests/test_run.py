@@ -451,7 +451,7 @@ def test_names_and_defaults_of_a_space_are_checked_against_the_config(tmp_path):
         "+space.model.mlp.hiden.int=[1,2]",
         "optimizer.lr=5",
         words=(
-            "space.model.ran.units: model.ran.units: no such key",
+            "space.model.ran.units: model.ran: no such key",
             "space.model.mlp.hiden: model.hiden: no such key",
             "did you mean hidden?",
             "optimizer.lr=5 is outside its range",
