@@ -625,6 +625,22 @@ def test_a_diverged_training_cannot_be_saved():
         training.state()
 
 
+def test_a_signal_while_a_network_moves_to_its_device_leaves_gradients_on():
+    """Moving turns them off, and a signal may come before PyTorch would turn them on again."""
+
+    class Interrupted(nn.Flatten):
+        def _apply(self, *args, **kwargs):
+            torch.set_grad_enabled(False)
+            raise Interrupt
+
+    try:
+        with pytest.raises(Interrupt):
+            Training([toy_job(model=lambda shape, outputs: Interrupted())], SPLIT)
+        assert torch.is_grad_enabled()
+    finally:
+        torch.set_grad_enabled(True)  # of this test alone
+
+
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer here")
 @pytest.mark.parametrize("in_turn", [False, True])
 def test_a_signal_at_any_moment_leaves_the_callers_random_state_and_no_half_epoch(in_turn):
@@ -665,6 +681,7 @@ def test_a_signal_at_any_moment_leaves_the_callers_random_state_and_no_half_epoc
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, earlier)
+        torch.set_grad_enabled(True)  # should it fail, no other test shall
     assert halves > 10
 
 

@@ -220,9 +220,10 @@ class JobRun:
         # Jobs may share one loss; if it adapts to the data, each job needs its own.
         self.loss = deepcopy(job.loss) if learners(job.loss) else job.loss
         adapt_to_data((model, self.loss), split, self.train)
-        self.model = model.to(self.device)
-        if isinstance(self.loss, nn.Module):
-            self.loss.to(self.device)
+        # PyTorch turns gradients off while it moves parameters: a signal must not leave them off.
+        self.model = self.with_own_randomness(lambda: model.to(self.device))
+        if isinstance(loss := self.loss, nn.Module):
+            self.with_own_randomness(lambda: loss.to(self.device))
         avoid_compiler_import()
         self.optimizer = job.optimizer(self.model.parameters())
         self.optimizer_step = fast_step(self.optimizer)
