@@ -284,9 +284,15 @@ def search_and_report(
 
 def move_foreign_answer(plan: Plan, prepared: Prepared, console: Console) -> None:
     """Moves the answer of another study aside, such as one of the same name in another database."""
-    with exclusive(prepared.url, deadline=float(prepared.question.config.storage.deadline)):
+
+    def is_foreign() -> bool:
         answer = read_answer(plan.run_dir)
-        if answer is None or belongs_to(answer, plan.search.stored):
+        return answer is not None and not belongs_to(answer, plan.search.stored)
+
+    if not is_foreign():  # no lock, which may mean a connection, for what nearly always holds
+        return
+    with exclusive(prepared.url, deadline=float(prepared.question.config.storage.deadline)):
+        if not is_foreign():  # another command was quicker
             return
         folder = move_aside(plan.run_dir)
     line = f"the answer in {plan.run_dir} is that of another study; it was moved to {folder}"
@@ -318,11 +324,8 @@ def judge(cfg: DictConfig) -> None:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with Stop() as stop:
-        prepared = prepare_to_join(cfg)
-        prepared = replace(prepared, url=serve(prepared.url))
-        stored, trials = open_or_create(prepared, create=False)
-        stored.wait_less(stop)
-        plan = plan_of(prepared, Stage("search", stored, prepared.question, trials))
+        prepared, plan = open_plan(prepare_to_join(cfg), stop, worker=True)
+        stored, trials = plan.search.stored, plan.search.trials
         if left := plan.search.todo():
             ways = "run the study on, or with a smaller study.trials"
             raise ConfigError([f"{plan.run_dir}: {left} of {trials} trials are open; {ways}"])
