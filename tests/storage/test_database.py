@@ -234,6 +234,21 @@ def test_postgresql_keeps_to_two_connections_and_utc(postgres_url):
         assert connection.exec_driver_sql("SHOW timezone").scalar() == "UTC"
 
 
+def test_a_connection_lost_in_mid_write_is_one_error_and_no_line_of_the_drivers(
+    postgres_url, caplog
+):
+    engine = plain_engine(parse_url(postgres_url))
+    with engine.connect() as connection, engine.connect() as another:
+        connection.exec_driver_sql("CREATE TEMPORARY TABLE mine (a int)")
+        process = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+        another.exec_driver_sql(f"SELECT pg_terminate_backend({process}, 10000)")
+        rows = [(row,) for row in range(2)]
+        with pytest.raises(Exception, match="closed the connection"):
+            connection.connection.cursor().executemany("INSERT INTO mine VALUES (%s)", rows)
+        connection.invalidate()
+    assert not caplog.records
+
+
 def test_what_a_url_asks_of_libpq_is_passed_on_and_goes_before_ours(postgres_url):
     asked = {"sslmode": "disable", "connect_timeout": "3", "options": "-c search_path=mine"}
     url = make_url(postgres_url).update_query_dict(asked).render_as_string(hide_password=False)

@@ -1,6 +1,7 @@
 """Connections: their options, the lock of the process that creates tables, and plain errors."""
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,6 +48,13 @@ LIMITS = (  # of the three columns of LIMITS_QUERY
     "max_connections of the server",
     "CONNECTION LIMIT of the role",
     "CONNECTION LIMIT of the database",
+)
+
+
+# psycopg logs an error that it ignores because another one is on its way to its caller. We report
+# that one; the line would stand in a worker's log among those of the outage.
+logging.getLogger("psycopg").addFilter(
+    lambda record: not str(record.msg).startswith("error ignored")
 )
 
 
