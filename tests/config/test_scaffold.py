@@ -72,6 +72,7 @@ def test_it_asks_a_question_without_mistakes_of_the_data_that_it_loads(tmp_path,
     assert question.baseline.values["model.width"] == 16
 
 
+@pytest.mark.runs
 def test_its_own_test_passes_and_so_does_a_dry_run(tmp_path):
     write_study("mine", tmp_path)
     run(
