@@ -51,7 +51,19 @@ class ScaffoldError(UserError):
 
 
 class PredictError(UserError):
-    """There is no winner, or a file holds no input for it."""
+    """There is no winner, or files hold no input for it.
+
+    Args:
+        mistakes: what is wrong, a line for each file.
+    """
+
+    def __init__(self, *mistakes: str) -> None:
+        super().__init__("\n".join(mistakes))
+        self._mistakes = list(mistakes)
+
+    @property
+    def mistakes(self) -> list[str]:
+        return list(self._mistakes)
 
 
 class QuestionError(UserError):

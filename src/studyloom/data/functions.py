@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from studyloom.data.split import Split, digest_of, format_sizes
+from studyloom.data.transform import Picture, Transform
 from studyloom.errors import DataError
 
 
@@ -22,20 +23,34 @@ class Loaded:
         validation: how many training examples are held out to choose by.
         ordered: whether the examples are in time order, the test part after the training part; if
             so, the last ones are held out.
+        transform: how `studyloom predict` makes an input of what a file holds: a `Picture`, or a
+            function of a picture, uint8 (channels, height, width), or of the numbers in a line.
 
     Raises:
-        DataError: from `train` and `test`, if `load` returns something else.
+        DataError: `transform` is neither; from `train` and `test`, if `load` returns something
+            else, or inputs on another scale than a `Picture` makes.
     """
 
     load: Callable[[str], tuple[Any, Any]]
     validation: int
     ordered: bool = False
+    transform: Transform | None = None
+
+    def __post_init__(self) -> None:
+        if self.transform is not None and not callable(self.transform):
+            raise DataError(
+                "data.transform must be a studyloom.data.Picture, or a function of yours with "
+                f"_partial_: true; got {type(self.transform).__name__}"
+            )
 
     def train(self) -> Split:
-        return self._split("train", None)
+        split = self._split("train", None)
+        if isinstance(self.transform, Picture):
+            self.transform.check(split)
+        return split
 
     def test(self) -> Split:
-        return self._split("test", self.train())
+        return self._split("test", self._split("train", None))
 
     def _split(self, part: str, training: Split | None) -> Split:
         inputs, targets = self._call(part)

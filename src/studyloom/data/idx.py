@@ -1,6 +1,5 @@
 """Images of ten classes: the embedded MNIST-5k, and MNIST and Fashion-MNIST from IDX files."""
 
-import gzip
 import hashlib
 import math
 import os
@@ -15,34 +14,38 @@ import torch
 from numpy.typing import NDArray
 
 from studyloom.data.split import Split
+from studyloom.data.transform import Picture
 from studyloom.errors import DataError
 from studyloom.files import ASSETS
 from studyloom.text import format_shape, nearest
 
 ASSET = ASSETS / "mnist5k.npz"
 CLASSES = 10
+MOST_MEMBERS = 10_000  # of a gzip file; of MNIST's each has one
 Bytes = NDArray[np.uint8]
 
 
 class Source(NamedTuple):
-    """Where a data set lies, and what its pixels are normalised by.
+    """Where a data set lies, what its pixels are normalised by, and how pictures become like its.
 
     Attributes:
         folder: its folder below $STUDYLOOM_DATA.
         torchvision: torchvision's class, and the folder below data/.
         mean: the mean of the training pixels on the scale 0 to 1.
         std: their standard deviation.
+        transform: of pictures for `predict`, where a config says nothing else.
     """
 
     folder: str
     torchvision: str
     mean: float
     std: float
+    transform: Picture
 
 
 SOURCES = {
-    "mnist": Source("mnist", "MNIST", 0.1307, 0.3081),
-    "fashion_mnist": Source("fashion-mnist", "FashionMNIST", 0.2860, 0.3530),
+    "mnist": Source("mnist", "MNIST", 0.1307, 0.3081, Picture("black", "ink")),
+    "fashion_mnist": Source("fashion-mnist", "FashionMNIST", 0.2860, 0.3530, Picture("black")),
 }
 
 
@@ -54,12 +57,19 @@ class Embedded:
 
     Args:
         validation: how many training images are held out to choose by.
+        transform: how `studyloom predict` makes an input of a picture.
+
+    Raises:
+        DataError: from `train`, if `transform` has another scale.
     """
 
     validation: int = 800
+    transform: Picture = SOURCES["mnist"].transform
 
     def train(self) -> Split:
-        return self._split("train")
+        split = self._split("train")
+        self.transform.check(split)
+        return split
 
     def test(self) -> Split:
         return self._split("test")
@@ -83,14 +93,18 @@ class Idx:
         dataset: mnist or fashion_mnist.
         validation: how many training images are held out to choose by.
         root: the folder of the four files.
+        transform: how `studyloom predict` makes an input of a picture; None: as the data set needs
+            it.
 
     Raises:
-        DataError: there is no such data set; from `train` and `test`, a file is missing or damaged.
+        DataError: there is no such data set; from `train` and `test`, a file is missing or damaged,
+            or `transform` has another scale.
     """
 
     dataset: str
     validation: int
     root: str | None = None
+    transform: Picture | None = None
 
     def __post_init__(self) -> None:
         if self.dataset not in SOURCES:
@@ -98,9 +112,14 @@ class Idx:
                 f"data.dataset must be {' or '.join(SOURCES)}; got {self.dataset!r}"
                 f"{nearest(self.dataset, [*SOURCES])}"
             )
+        if self.transform is None:
+            object.__setattr__(self, "transform", SOURCES[self.dataset].transform)
 
     def train(self) -> Split:
-        return self._split("train")
+        split = self._split("train")
+        assert self.transform is not None
+        self.transform.check(split)
+        return split
 
     def test(self) -> Split:
         return self._split("t10k")
@@ -174,9 +193,6 @@ def _find(folder: Path, name: str) -> Path | None:
 def read_idx(path: Path, dimensions: int) -> Bytes:
     """Reads an IDX file of bytes, packed (.gz) or not.
 
-    The file holds the magic number 0x0800 + dimensions and the size of each dimension, all
-    big-endian, and then the bytes; see https://yann.lecun.com/exdb/mnist.
-
     Args:
         path: the file.
         dimensions: how many dimensions its array must have.
@@ -186,28 +202,83 @@ def read_idx(path: Path, dimensions: int) -> Bytes:
     """
     try:
         raw = path.read_bytes()
-        if path.suffix == ".gz":
-            raw = gzip.decompress(raw)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} ({path.stat().st_size} bytes): expected a gzip file, found a corrupt one: "
-            f"{error}"
-        ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return parse_idx(raw, str(path), dimensions, packed=path.suffix == ".gz")
+
+
+def parse_idx(
+    raw: bytes, name: str, dimensions: int, *, packed: bool, most: float = math.inf
+) -> Bytes:
+    """Parses what an IDX file of bytes holds.
+
+    That is the magic number 0x0800 + dimensions and the size of each dimension, all big-endian, and
+    then the bytes; see https://yann.lecun.com/exdb/mnist. No more is unpacked than the sizes need.
+
+    Args:
+        raw: the content of the file.
+        name: the file, for messages.
+        dimensions: how many dimensions its array must have.
+        packed: whether the content is gzip's.
+        most: the bytes that its array may take.
+
+    Raises:
+        DataError: the content has another format, or is too large.
+    """
     header = 4 + 4 * dimensions
-    if len(raw) < header:
-        raise DataError(f"{path}: expected at least {header} bytes, found {len(raw)}: truncated")
-    magic, *sizes = (int.from_bytes(raw[at : at + 4], "big") for at in range(0, header, 4))
+    head = _unpack(raw, header, name) if packed else raw[:header]
+    if len(head) < header:
+        raise DataError(f"{name}: expected at least {header} bytes, found {len(head)}: truncated")
+    magic, *sizes = (int.from_bytes(head[at : at + 4], "big") for at in range(0, header, 4))
     if magic != 0x0800 + dimensions:
-        raise DataError(f"{path}: expected the magic number {0x0800 + dimensions}, found {magic}")
+        raise DataError(f"{name}: expected the magic number {0x0800 + dimensions}, found {magic}")
     expected = header + math.prod(sizes)
-    if len(raw) != expected:
+    if expected > most:
         raise DataError(
-            f"{path}: expected {expected} bytes for {format_shape(sizes)}, found {len(raw)}: "
-            f"{'truncated' if len(raw) < expected else 'over-long'}"
+            f"{name}: must have at most {most} bytes; its header says {format_shape(sizes)}"
         )
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(sizes)
+    content = _unpack(raw, expected + 1, name) if packed else raw
+    if len(content) != expected:
+        longer = packed and len(content) > expected
+        raise DataError(
+            f"{name}: expected {expected} bytes for {format_shape(sizes)}, found "
+            f"{'more' if longer else len(content)}: "
+            f"{'truncated' if len(content) < expected else 'over-long'}"
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(sizes)
+
+
+def _unpack(packed: bytes, most: int, name: str) -> bytes:
+    """Unpacks gzip, whose members follow each other, and stops at `most` bytes.
+
+    8 MB of gzip may hold 8 GB. If it ends before, its checksum is right.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    parts: list[bytes] = []
+    left, position, members, member = most, 0, 0, None
+    try:
+        while left > 0 and position < len(packed):
+            if member is None:
+                if packed[position] == 0:  # what follows the last member is padding
+                    break
+                if (members := members + 1) > MOST_MEMBERS:
+                    raise EOFError(f"it has more than {MOST_MEMBERS} members")
+                member = zlib.decompressobj(wbits=31)  # gzip's header and checksum
+            block = packed[position : position + 65536]
+            parts.append(member.decompress(block, left))
+            left -= len(parts[-1])
+            position += len(block) - len(member.unused_data)
+            if member.eof:
+                member = None
+        if left > 0 and member is not None:
+            raise EOFError("it ends before its end-of-stream marker")
+    except (EOFError, zlib.error) as error:
+        raise DataError(
+            f"{name} ({len(packed)} bytes): expected a gzip file, found a corrupt one: {error}"
+        ) from error
+    return b"".join(parts)
 
 
 def _download(source: Source, folder: Path) -> None:

@@ -121,7 +121,7 @@ class Question:
             self.at(point), *(name for name in SECTIONS if name not in ("space", "loss"))
         )
         sections.get("data", {}).pop("root", None)
-        return sections
+        return _without_transform(sections)
 
     @functools.cached_property
     def baseline(self) -> Point | None:
@@ -275,7 +275,7 @@ class Question:
         Args:
             digest: of the data.
         """
-        flat = dict(_flatten(plain_sections(self.config, *SECTIONS)))
+        flat = dict(_flatten(_without_transform(plain_sections(self.config, *SECTIONS))))
         # The defaults of options that the config as composed does not choose.
         for branch in self.branches:
             for group, option in branch.choices.items():
@@ -348,6 +348,15 @@ class Question:
         assert data.split is not None
         mistakes = [*try_branches(self.branches, data.folds, data.split)]
         return mistakes or [*try_metric(self.metric, data.folds, data.split)]
+
+
+def _without_transform(sections: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out what only `predict` is told of the data; a source of the user's own may train by
+    what it calls so."""
+    data = sections.get("data")
+    if isinstance(data, dict) and str(data.get("_target_", "")).startswith("studyloom."):
+        data.pop("transform", None)
+    return sections
 
 
 def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

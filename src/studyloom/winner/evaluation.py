@@ -4,14 +4,16 @@ import json
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from studyloom.config.values import plain_sections, write_yaml
+from studyloom.config.values import plain_sections, value_at, write_yaml
 from studyloom.data.split import Split
+from studyloom.data.transform import InputRange, describe_transform
 from studyloom.errors import NoWinner
 from studyloom.files import write_whole
 from studyloom.question.question import SECTIONS
@@ -126,6 +128,10 @@ def test_networks(
             "classifies": sealed.classifies,
             "names": list(sealed.names),
             "columns": list(sealed.columns),
+            "inputs": asdict(InputRange.of(split)),
+            "transform": describe_transform(
+                plan.data.source, value_at(plan.question.config, "data.transform"), split
+            ),
         },
         "environment": current_environment(sealed.inputs.device),
     }

@@ -1,28 +1,38 @@
 """Predictions of a winner for pictures, arrays and lines of numbers.
 
-winner.yaml builds the network, and winner.pt holds its weights.
+winner.yaml builds the network, winner.pt holds its weights, and winner.json how what a file holds
+becomes an input, as the data source of the study said it.
 """
 
-import csv
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from omegaconf import DictConfig
-from PIL import Image, UnidentifiedImageError
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from studyloom.config import trust
-from studyloom.data.idx import read_idx
+from studyloom.config.build import build
+from studyloom.data.transform import InputRange, Picture, Transform, is_picture
 from studyloom.errors import PredictError
 from studyloom.question.jobs import build_network
 from studyloom.text import format_shape, format_value
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
+from studyloom.winner import input_files
+
+# The sources of ours, whose winners of before this was stored have it in their classes.
+SOURCES = ("studyloom.data.Embedded", "studyloom.data.Idx")
+SILENT = (
+    "the data source of this winner does not say how a picture becomes an input; name it as "
+    "data.transform in conf/data/ and call `studyloom winner` on this study, or give the inputs as "
+    "`load` returns them in a .npy file"
+)
+ASSUMED = "pixels scaled to {low} to {high}, since the data source does not say how"
 
 
 @dataclass(frozen=True)
@@ -32,8 +42,9 @@ class Network:
     Args:
         model: the network.
         shape: the shape of one input, such as (channels, height, width).
-        mean: what is subtracted from pixels on the scale 0 to 1.
-        std: what they are divided by after that.
+        transform: how what a file holds becomes an input; None if nobody said it.
+        remark: what is said of each picture.
+        seen: the range of the training inputs, if it is known.
         classifies: whether it predicts classes, and not numbers.
         names: the names of the classes or numbers that it predicts.
         columns: the names of its inputs in a table.
@@ -41,25 +52,48 @@ class Network:
 
     model: nn.Module
     shape: tuple[int, ...]
-    mean: float = 0.0
-    std: float = 1.0
+    transform: Transform | None = None
+    remark: str = ""
+    seen: InputRange | None = None
     classifies: bool = True
     names: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
-
-    @property
-    def takes_pictures(self) -> bool:
-        """Whether its inputs are pictures, of one or three channels."""
-        return len(self.shape) == 3 and self.shape[0] in (1, 3)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Predicts for float32 inputs (n, *shape).
 
         Returns:
             probabilities (n, classes), or numbers (n, outputs).
+
+        Raises:
+            PredictError: they are not finite.
         """
         outputs = predict_outputs(self.model, inputs)
+        if not bool(torch.isfinite(outputs).all()):
+            raise PredictError(
+                "its numbers are so far from those of the training data that the network's outputs "
+                "are not finite"
+            )
         return outputs.softmax(1) if self.classifies else outputs
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a network is asked for, and what is to be said beside its answers.
+
+    Args:
+        rows: float32 (n, *shape), finite.
+        done: what was done to all of them, in words.
+        unlike: in what single ones differ from the training data, by their position.
+    """
+
+    rows: Tensor
+    done: Sequence[str]
+    unlike: Mapping[int, str]
+
+    def note(self, position: int) -> str:
+        """Returns what is to be said beside an answer; "" if nothing is."""
+        return "; ".join(word for word in (*self.done, self.unlike.get(position, "")) if word)
 
 
 @dataclass(frozen=True)
@@ -72,6 +106,7 @@ class Answer:
         confidence: the probability of the class, from 0 to 1.
         values: the numbers, if it is not a class.
         word: the name of the class, if it has one.
+        note: what was done to the input, and in what it is unlike the training data.
     """
 
     name: str
@@ -79,39 +114,46 @@ class Answer:
     confidence: float | None = None
     values: tuple[float, ...] = ()
     word: str = ""
+    note: str = ""
 
     def __str__(self) -> str:
         if self.confidence is None:
-            return "\t".join((self.name, *map(format_value, self.values)))
-        return f"{self.name}\t{self.word or self.label}\t{self.confidence:.4f}"
+            words = [self.name, *map(format_value, self.values)]
+        else:
+            words = [self.name, self.word or str(self.label), f"{self.confidence:.4f}"]
+        return "\t".join([*words, self.note] if self.note else words)
 
 
 def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
     """Loads the winner below a run directory, which may be another person's.
 
-    Nothing in its files is executed, and only classes of trusted packages are built.
+    Nothing in its files is executed, and only classes and functions of trusted packages are called.
 
     Args:
         run_dir: the run directory.
-        trusted: packages, modules or classes that winner.yaml may name, beside those of ours.
+        trusted: packages, modules or classes that winner.yaml and winner.json may name, beside
+            those of ours.
 
     Raises:
         PredictError: there is no winner, or its files cannot be used.
-        ConfigError: winner.yaml names something that is not trusted.
+        ConfigError: winner.yaml or winner.json names something that is not trusted.
         OSError: a file cannot be read.
     """
     try:
         facts = json.loads((run_dir / "winner.json").read_text())["data"]
-        shape, outputs, mean, std = (facts[name] for name in ("shape", "outputs", "mean", "std"))
+        shape, outputs = tuple(map(int, facts["shape"])), int(facts["outputs"])
+        mean, std = float(facts["mean"]), float(facts["std"])
         names, columns = (tuple(map(str, facts.get(name, ()))) for name in ("names", "columns"))
+        seen = _input_range(facts.get("inputs"), shape)
     except FileNotFoundError:
         wait = "the study writes it when its search has ended"
         raise PredictError(f"{run_dir}: there is no winner.json; {wait}") from None
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise PredictError(
             f"{run_dir / 'winner.json'}: cannot be used: {type(error).__name__}: {error}"
         ) from None
-    section = trust.load_foreign(run_dir / "winner.yaml", trusted).get("model")
+    config = trust.load_foreign(run_dir / "winner.yaml", trusted)
+    section = config.get("model")
     if not isinstance(section, DictConfig):
         raise PredictError(f"{run_dir / 'winner.yaml'}: must have a section model")
     model = build_network(section, shape, outputs)
@@ -121,137 +163,234 @@ def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
         raise PredictError(
             f"{run_dir / 'winner.pt'}: {' '.join(str(error).split())[:300]}"
         ) from None
+    if "transform" in facts:
+        stored = facts["transform"]
+    else:
+        stored = _transform_of_before(config)
+    transform, remark = build_transform(stored, trusted), ""
+    if isinstance(transform, Picture):
+        transform = transform.completed(mean, std)
+    elif transform is None and is_picture(shape):
+        transform, remark = _assume(mean, std, seen)
     classifies = bool(facts.get("classifies", True))
-    return Network(model, tuple(shape), float(mean), float(std), classifies, names, columns)
+    return Network(model, shape, transform, remark, seen, classifies, names, columns)
+
+
+def _input_range(stored: Any, shape: tuple[int, ...]) -> InputRange | None:
+    """Reads the range of the training inputs; winners of before have none."""
+    if stored is None:
+        return None
+    low, high, means = (tuple(map(float, stored[name])) for name in ("low", "high", "means"))
+    if not len(low) == len(high) in (1, math.prod(shape)) or len(means) != 2:
+        raise ValueError("data.inputs does not fit data.shape")
+    return InputRange(low, high, (means[0], means[1]))
+
+
+def _transform_of_before(config: DictConfig) -> Any:
+    """Returns what our own source says of its pictures, for a winner of before it was stored."""
+    section = config.get("data")
+    if not isinstance(section, DictConfig) or section.get("_target_") not in SOURCES:
+        return None
+    return {"_target_": "studyloom.data.Picture", **asdict(build(section).transform)}
+
+
+def _assume(mean: float, std: float, seen: InputRange | None) -> tuple[Picture | None, str]:
+    """Assumes how pictures become inputs, where the training inputs do not contradict it."""
+    assumed = Picture(mean=mean, std=std or 1.0)
+    low, high = (0 - mean) / (std or 1.0), (1 - mean) / (std or 1.0)
+    if seen is not None and not (
+        low - 1e-3 <= min(seen.low) and (low + high) / 2 < max(seen.high) <= high + 1e-3
+    ):
+        return None, ""
+    return assumed, ASSUMED.format(low=format_value(low), high=format_value(high))
+
+
+def build_transform(stored: Any, trusted: Sequence[str]) -> Transform | None:
+    """Builds the transform that a winner has stored, of trusted code alone.
+
+    Args:
+        stored: a `_target_` with its arguments; None if there is none.
+        trusted: packages, modules or classes that it may name, beside those of ours.
+
+    Raises:
+        PredictError: it is no transform.
+        ConfigError: it names something that is not trusted.
+    """
+    if stored is None:
+        return None
+    if not isinstance(stored, dict) or "_target_" not in stored:
+        raise PredictError("winner.json: data.transform must have a _target_")
+    whole = {"data": {"transform": stored}}
+    trust.check_targets(whole, trusted)
+    transform = build(OmegaConf.create(whole).data.transform)
+    if not callable(transform):
+        raise PredictError(f"winner.json: data.transform={stored['_target_']} is no function")
+    return transform  # type: ignore[no-any-return]
 
 
 def predict(network: Network, paths: Sequence[Path]) -> Iterator[Answer]:
     """Predicts for each input of each file, in their order.
 
+    A file is answered if all of it can be read. The others are named at the end, all of them.
+
     Args:
         network: the network.
-        paths: the files; all are read before the first prediction.
+        paths: the files.
 
     Raises:
-        PredictError: a file cannot be read, or does not hold inputs for this network.
+        PredictError: after all answers; a file cannot be read, or holds no inputs for this network.
     """
-    for path, inputs in [(path, read_inputs(path, network)) for path in paths]:
-        for position, row in enumerate(network(inputs)):
-            name = f"{path}" if len(inputs) == 1 else f"{path}[{position}]"
-            if network.classifies:
-                label = int(row.argmax())
-                word = network.names[label] if label < len(network.names) else ""
-                yield Answer(name, label, float(row[label]), word=word)
-            else:
-                yield Answer(name, values=tuple(row.tolist()))
+    mistakes = []
+    for path in paths:
+        name = show_path(path)
+        try:
+            inputs = read_inputs(path, network)
+            rows = network(inputs.rows)
+        except (PredictError, MemoryError, RuntimeError) as error:  # RuntimeError: torch's, also
+            mistakes.append(f"{name}: {input_files.shorten_error(error)}")  # of memory
+            continue
+        yield from _answers(name, network, inputs, rows)
+    if mistakes:
+        raise PredictError(*mistakes)
 
 
-def read_inputs(path: Path, network: Network) -> Tensor:
-    """Reads the inputs that a file holds for a network.
+def _answers(name: str, network: Network, inputs: Inputs, rows: Tensor) -> Iterator[Answer]:
+    for position, row in enumerate(rows):
+        own = name if len(rows) == 1 else f"{name}[{position}]"
+        note = inputs.note(position)
+        if network.classifies:
+            label = int(row.argmax())
+            word = network.names[label] if label < len(network.names) else ""
+            yield Answer(own, label, float(row[label]), word=word, note=note)
+        else:
+            yield Answer(own, values=tuple(row.tolist()), note=note)
+
+
+def show_path(path: Path) -> str:
+    """Returns the name of a file, each character that is not printed as its escape."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+
+
+def read_inputs(path: Path, network: Network) -> Inputs:
+    """Reads the inputs that a file holds for a network; what it is, its content says.
 
     Args:
         path: a .npy file of one input or several. For pictures otherwise a picture or an IDX file;
             for other inputs a CSV file with a line for each.
         network: the network.
 
-    Returns:
-        inputs float32 (n, *shape), normalised.
-
     Raises:
         PredictError: the file cannot be read, or holds something else.
     """
-    if path.suffix == ".npy":
-        return _read_array(path, network.shape)
-    if network.takes_pictures:
-        pixels = read_images(path, network.shape).float()
-        return pixels.div_(255).sub_(network.mean).div_(network.std)
-    return _read_lines(path, network)
+    content = input_files.read_content(path)
+    pictures = is_picture(network.shape)
+    own = network.transform is not None and not isinstance(network.transform, Picture)
+    if input_files.is_array(content):
+        return from_numbers(*input_files.read_array(content), network)
+    if pictures and (input_files.is_packed(content) or input_files.is_idx(content)):
+        return _from_pictures(input_files.read_idx_images(content), [], network)
+    if pictures or (own and input_files.is_picture_file(content)):
+        channels, *size = network.shape if pictures else (3, 64, 64)
+        pixels, done = input_files.read_picture(content, channels, size)
+        return _from_pictures(pixels[None], done, network)
+    lines = input_files.read_lines(content, network.columns, math.prod(network.shape))
+    if own:
+        return _finish(_apply(network, lines), [], network)
+    return _finish(lines.reshape(len(lines), *network.shape), [], network)
 
 
-def _read_array(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """Reads a .npy file of one input or several."""
-    try:
-        inputs = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
-    except OSError as error:
-        raise PredictError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, TypeError, EOFError) as error:
-        raise PredictError(
-            f"{path}: must be a .npy file of numbers: {' '.join(str(error).split())}"
-        ) from None
-    if tuple(inputs.shape) == shape:
-        inputs = inputs[None]
-    if tuple(inputs.shape[1:]) != shape or not len(inputs):
-        raise PredictError(
-            f"{path}: must hold an input of {format_shape(shape)} numbers, or several; "
-            f"got {format_shape(inputs.shape)}"
-        )
-    return inputs
+def from_numbers(numbers: Tensor, whole: bool, network: Network) -> Inputs:
+    """Makes inputs of an array of one or several.
 
-
-def _read_lines(path: Path, network: Network) -> Tensor:
-    """Reads a CSV file with an input in each line, with a header if the inputs have names."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except OSError as error:
-        raise PredictError(f"{path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, csv.Error):
-        raise PredictError(f"{path}: must be a .npy file or a CSV file") from None
-    positions = list(range(math.prod(network.shape)))
-    if network.columns:
-        header = [name.strip() for name in rows.pop(0)] if rows else []
-        if missing := [name for name in network.columns if name not in header]:
-            raise PredictError(f"{path}: has no column {', '.join(missing)}")
-        positions = [header.index(name) for name in network.columns]
-    inputs = []
-    for line, row in enumerate(rows, 1 + bool(network.columns)):
-        try:
-            if not network.columns and len(row) != len(positions):
-                raise ValueError
-            inputs.append([float(row[position]) for position in positions])
-        except (ValueError, IndexError):
-            raise PredictError(
-                f"{path}: line {line} must have {len(positions)} numbers, which the network takes"
-            ) from None
-    if not inputs:
-        raise PredictError(f"{path}: must hold at least one line of numbers")
-    return torch.tensor(inputs).reshape(len(inputs), *network.shape)
-
-
-def read_images(path: Path, shape: Sequence[int]) -> Tensor:
-    """Reads the images of a file: the one of a picture, or all of an IDX file.
+    Of pictures, numbers from 0 on are pixels: whole numbers from 0 (black) to 255 (white) or to
+    65535, others from 0 to 1 too. Where some are below 0, all are inputs as in training; so are
+    all numbers where the data source does not say how pictures become inputs.
 
     Args:
-        path: the file.
-        shape: the shape that the images must have, (channels, height, width).
-
-    Returns:
-        images uint8 (n, *shape).
+        numbers: float32 (n, *shape), or one input (*shape); pictures of one channel also without.
+        whole: whether they were whole numbers.
+        network: the network.
 
     Raises:
-        PredictError: the file cannot be read, or its images have another size.
+        PredictError: they have another shape, or are not finite.
     """
-    channels, height, width = shape
-    try:
-        with open(path, "rb") as file:
-            head = file.read(4)
-        if head[:3] == b"\0\0\x08" or path.suffix == ".gz":  # IDX of bytes, plain or packed
-            pixels = torch.from_numpy(read_idx(path, 3).copy())[:, None]
-        else:
-            with Image.open(path) as image:
-                grey = image.convert("L" if channels == 1 else "RGB")
-                pixels = torch.from_numpy(np.array(grey))
-            pixels = pixels[None, None] if channels == 1 else pixels.permute(2, 0, 1)[None]
-    except UnidentifiedImageError:
-        raise PredictError(f"{path}: must be a picture or an IDX file of images") from None
-    except OSError as error:
-        raise PredictError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise PredictError(str(error)) from None
-    if tuple(pixels.shape[1:]) != tuple(shape):
-        *_, rows, columns = pixels.shape
+    shape = network.shape
+    if is_picture(shape) and shape[0] == 1 and tuple(numbers.shape[-2:]) == shape[1:]:
+        if numbers.ndim in (2, 3) and tuple(numbers.shape) != shape:
+            numbers = numbers.unsqueeze(-3)
+    rows = numbers[None] if tuple(numbers.shape) == shape else numbers
+    if tuple(rows.shape[1:]) != shape or rows.ndim != 1 + len(shape) or not len(rows):
         raise PredictError(
-            f"{path}: must be {width} × {height} pixels, as the network takes them; "
-            f"got {columns} × {rows}"
+            f"it must hold an input of {format_shape(shape)} numbers, or several; "
+            f"got {format_shape(numbers.shape) or 'one number'}"
         )
-    return pixels
+    _check_finite(rows)
+    if network.transform is None or not is_picture(shape):
+        return _finish(rows, [], network)
+    low, high = (float(end) for end in rows.aminmax())
+    if low < 0 and not whole:
+        return _finish(rows, [], network)
+    if not isinstance(network.transform, Picture):
+        return _finish(_apply(network, rows.to(torch.uint8)) if whole else rows, [], network)
+    if low < 0 or high > 65535:
+        raise PredictError(f"its pixels must be from 0 to 65535; got {low:.6g} to {high:.6g}")
+    most = next(most for most in (1, 255, 65535) if high <= most)
+    done = [] if most == 255 and whole else [f"numbers taken as pixels from 0 to {most}"]
+    return _from_pictures(rows / most, done, network)
+
+
+def _from_pictures(pixels: Tensor, done: Iterable[str], network: Network) -> Inputs:
+    """Makes inputs of pictures (n, channels, height, width), uint8 or from 0 to 1."""
+    if network.transform is None:
+        raise PredictError(SILENT)
+    size = network.shape[1:]
+    if not isinstance(network.transform, Picture):
+        levels = pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().to(torch.uint8)
+        return _finish(_apply(network, levels), done, network)
+    if len(pixels) > 1 and tuple(pixels.shape[2:]) != size:
+        raise PredictError(
+            f"its images must be {format_shape(size[::-1])} pixels, as the network takes them; got "
+            f"{format_shape(tuple(pixels.shape[:1:-1]))}; a picture file of one may have any size"
+        )
+    if pixels.dtype == torch.uint8:
+        pixels = pixels.float().div_(255)
+    inputs, more = network.transform(pixels.expand(-1, network.shape[0], -1, -1), size)
+    return _finish(inputs, [network.remark, *done, *more], network)
+
+
+def _apply(network: Network, items: Tensor) -> Tensor:
+    """Calls a transform of the user's own for each of some items."""
+    assert network.transform is not None
+    make: Callable[..., Any] = network.transform
+    rows = []
+    for item in items:
+        try:
+            row = torch.as_tensor(make(item)).float()
+        except Exception as error:  # whatever a user's function raises
+            raise PredictError(
+                f"data.transform: {type(error).__name__}: {input_files.shorten_error(error)}"
+            ) from error
+        if tuple(row.shape) != network.shape:
+            raise PredictError(
+                f"data.transform must return {format_shape(network.shape)} numbers; "
+                f"got {format_shape(row.shape) or 'one number'}"
+            )
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def _check_finite(rows: Tensor) -> None:
+    finite = torch.isfinite(rows).flatten(1).all(1)
+    if not bool(finite.all()):
+        raise PredictError(
+            f"its numbers must be finite; input {int((~finite).nonzero()[0])} holds NaN or infinity"
+        )
+
+
+def _finish(rows: Tensor, done: Iterable[str], network: Network) -> Inputs:
+    """Checks inputs, and says in what they are unlike those of the training."""
+    if len(rows) > input_files.MOST_INPUTS:
+        raise PredictError(f"it must hold at most {input_files.MOST_INPUTS:_} inputs; divide it")
+    _check_finite(rows)
+    unlike = {} if network.seen is None else network.seen.unlike(rows, network.columns)
+    return Inputs(rows, list(done), unlike)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from studyloom.errors import PredictError
 from studyloom.text import format_shape
-from studyloom.winner.prediction import Network, load_network
+from studyloom.winner.prediction import Network, from_numbers, load_network
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,15 @@ class Prediction:
         probabilities: float32 (n, classes); None for numbers.
         names: the names of the predicted classes, one per input; empty if classes have none.
         values: float32 (n, outputs), the predicted numbers; None for classes.
+        notes: what was done to each input, and in what it is unlike the training data; "" if there
+            is nothing to say.
     """
 
     classes: Tensor | None = None
     probabilities: Tensor | None = None
     names: tuple[str, ...] = ()
     values: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Predictor:
@@ -54,33 +57,31 @@ class Predictor:
         """Predicts the classes or the numbers of inputs.
 
         Args:
-            inputs: a tensor or an array (n, *shape), or one input (*shape). Pictures of uint8,
-                from 0 to 255, are normalised as in training; anything else is taken as it is.
+            inputs: a tensor or an array (n, *shape), or one input (*shape). They become inputs as
+                those of a .npy file do: of pictures, numbers from 0 on are pixels.
 
         Raises:
-            PredictError: the inputs have another shape, or are not numbers.
+            PredictError: the inputs have another shape, or are not finite numbers.
         """
         try:
-            given = torch.as_tensor(inputs)
+            given = torch.as_tensor(inputs).detach().cpu()
+            whole = not (given.is_floating_point() or given.dtype == torch.bool)
+            if given.is_complex():
+                raise TypeError("they are complex")
+            numbers = given.float()
         except (TypeError, ValueError, RuntimeError) as error:
             raise PredictError(f"inputs must be a tensor or an array of numbers: {error}") from None
-        shape = self._network.shape
-        batch = given[None] if tuple(given.shape) == shape else given
-        if tuple(batch.shape[1:]) != shape or not len(batch):
-            raise PredictError(
-                f"inputs must have the shape n × {format_shape(shape)}, or that of one input; "
-                f"got {format_shape(given.shape) or 'a number'}"
-            )
-        rows = batch.float()
-        if batch.dtype == torch.uint8 and self._network.takes_pictures:
-            rows = rows.div(255).sub(self._network.mean).div(self._network.std)
-        with torch.no_grad():
-            outputs = self._network(rows.cpu())
+        try:
+            asked = from_numbers(numbers, whole, self._network)
+            outputs = self._network(asked.rows)
+        except PredictError as error:
+            raise PredictError(f"inputs: {error}") from None
+        notes = tuple(asked.note(position) for position in range(len(outputs)))
         if not self._network.classifies:
-            return Prediction(values=outputs)
+            return Prediction(values=outputs, notes=notes)
         classes, words = outputs.argmax(1), self._network.names
         names = tuple(words[k] for k in classes.tolist()) if words else ()
-        return Prediction(classes, outputs, names)
+        return Prediction(classes, outputs, names, notes=notes)
 
     def __repr__(self) -> str:
         task = "classes" if self._network.classifies else "numbers"

@@ -1,0 +1,382 @@
+"""The way from what a file holds to an input of the network, and the range of training inputs.
+
+A data source owns this way, in its attribute `transform`; `studyloom predict` follows it.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pkgutil import resolve_name
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from studyloom.data.split import Split
+from studyloom.errors import DataError
+from studyloom.text import format_shape, format_value, nearest
+
+BACKGROUNDS = {"black": 0.0, "white": 1.0}
+FITS = {
+    "pad": "scaled and padded to",
+    "crop": "scaled and cut to",
+    "stretch": "stretched to",
+    "ink": "what is drawn scaled and centred in",
+}
+INK = 20 / 28  # the part of MNIST's pictures that digits fill: all have 19 or 20 of 28 pixels
+FAINT = 0.2  # of the strongest ink; fainter pixels are paper
+SLACK = 0.05  # of the range of training inputs; further outside is said
+MOST_COLUMNS = 1000  # inputs of a table, whose ranges are kept one by one
+
+
+@dataclass(frozen=True)
+class Picture:
+    """How a picture becomes an input: its background, its size, its scale.
+
+    Args:
+        background: black or white, as in the training pictures; pictures of the other kind are
+            inverted. None: either may be, and nothing is inverted.
+        fit: how a picture of another size is brought to that of the inputs. pad, crop and stretch
+            scale it. ink cuts out what is drawn, and scales and centres it as MNIST's digits are.
+        mean: what is subtracted from pixels on the scale 0 to 1: one number, or one for each
+            channel. None: what the source subtracts.
+        std: what they are divided by after that. None: what the source divides by.
+
+    Raises:
+        DataError: an argument is none of these.
+    """
+
+    background: str | None = None
+    fit: str = "pad"
+    mean: float | Sequence[float] | None = None
+    std: float | Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.background not in (None, *BACKGROUNDS):
+            raise DataError(
+                "data.transform.background must be black, white or null; "
+                f"got {self.background!r}{nearest(self.background, [*BACKGROUNDS])}"
+            )
+        if self.fit not in FITS:
+            raise DataError(
+                f"data.transform.fit must be {', '.join([*FITS][:-1])} or {[*FITS][-1]}; "
+                f"got {self.fit!r}{nearest(self.fit, [*FITS])}"
+            )
+        if self.fit == "ink" and self.background is None:
+            raise DataError(
+                "data.transform.fit=ink needs data.transform.background, black or white: ink is "
+                "what differs from it"
+            )
+        if not all(map(math.isfinite, _numbers("mean", self.mean))):
+            raise DataError(f"data.transform.mean must be finite; got {self.mean}")
+        if not all(0 < std < math.inf for std in _numbers("std", self.std)):
+            raise DataError(f"data.transform.std must be above 0; got {self.std}")
+
+    def completed(self, mean: float, std: float) -> "Picture":
+        """Returns this with the mean and std of a source where it has none of its own."""
+        return replace(
+            self,
+            mean=mean if self.mean is None else self.mean,
+            std=std if self.std is None else self.std,
+        )
+
+    def check(self, split: Split) -> None:
+        """Checks that training inputs are what this makes of pictures.
+
+        Raises:
+            DataError: they are no pictures, or on another scale.
+        """
+        if not is_picture(split.shape):
+            raise DataError(
+                "data.transform: a Picture makes inputs of (channels, height, width) with one or "
+                f"three channels, and the training inputs are {format_shape(split.shape)}; name a "
+                "function of your own"
+            )
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            if len(_numbers(name, numbers)) not in (0, 1, split.shape[0]):
+                raise DataError(
+                    f"data.transform.{name} must be one number, or {split.shape[0]}, one for each "
+                    f"channel; got {numbers}"
+                )
+        if (self.mean, self.std) == (None, None) and (split.mean, split.std) != (0.0, 1.0):
+            return  # the source's own, which it has normalised by
+        complete = self.completed(split.mean, split.std)
+        ends = [complete.scale(torch.full((1, *split.shape), end)) for end in (0.0, 1.0)]
+        low, high = (float(end) for end in split.inputs.aminmax())
+        least, most = float(ends[0].min()), float(ends[1].max())
+        slack = SLACK * (most - least)
+        if low < least - slack or high > most + slack:
+            raise DataError(
+                f"data.transform makes inputs from {format_value(least)} to {format_value(most)} "
+                f"of pictures, and the training inputs go from {format_value(low)} to "
+                f"{format_value(high)}; mean and std must be those that the data is normalised by"
+            )
+
+    def __call__(self, pixels: Tensor, size: tuple[int, int]) -> tuple[Tensor, list[str]]:
+        """Makes inputs of the pictures of one file.
+
+        Args:
+            pixels: (n, channels, height, width), from 0 (black) to 1 (white); may be overwritten.
+            size: height and width of the inputs.
+
+        Returns:
+            inputs (n, channels, *size), and what was done that is not always done, in words.
+        """
+        done = []
+        if self.is_inverted(pixels):
+            pixels = pixels.mul_(-1).add_(1)
+            other = "white" if self.background == "black" else "black"
+            done.append(f"inverted: {other} background, in training {self.background}")
+        if len(pixels) == 1 and not self._fits(pixels[0], size):
+            before = " × ".join(map(str, reversed(pixels.shape[2:])))
+            pixels = self._fit(pixels[0], size)[None]
+            done.append(f"{before} pixels, {FITS[self.fit]} {size[1]} × {size[0]}")
+        return self.scale(pixels), done
+
+    def scale(self, pixels: Tensor) -> Tensor:
+        """Normalises pixels on the scale 0 to 1, in place; in the order of the data sets."""
+        mean, std = (
+            value if isinstance(value, (int, float)) else torch.tensor(value)[:, None, None]
+            for value in (self.mean or 0.0, self.std or 1.0)
+        )
+        return pixels.sub_(mean).div_(std)
+
+    def is_inverted(self, pixels: Tensor) -> bool:
+        """Whether most pictures of a file have the other background.
+
+        The background is the median along the border; what differs from it is drawn. A file is
+        inverted as a whole, since a data set may hold single pictures that look as if inverted.
+        """
+        if self.background is None:
+            return False
+        votes = 0
+        for some in pixels.split(1000):
+            grey = some.mean(1)
+            level = _border(grey)
+            far = (grey - level[:, None, None]).flatten(1)
+            span = grey.flatten(1).max(1).values - grey.flatten(1).min(1).values
+            drawn = far.abs() > span[:, None] / 4
+            side = (far * drawn).sum(1) / drawn.sum(1).clamp(min=1)
+            if self.background == "white":
+                side = -side
+            votes += int(((side < -span / 4) & (span > 1e-3)).sum())
+        return 2 * votes > len(pixels)
+
+    def _fits(self, pixels: Tensor, size: tuple[int, int]) -> bool:
+        """Whether a picture needs no scaling; MNIST's own pictures do not."""
+        if tuple(pixels.shape[1:]) != size:
+            return False
+        ink = self._ink(pixels)
+        if self.fit != "ink" or not bool(ink.any()):
+            return True
+        rows, columns = _box(ink)
+        longest = max((rows.stop - rows.start) / size[0], (columns.stop - columns.start) / size[1])
+        off = max(
+            abs(centre - length / 2 - 0.5)
+            for centre, length in zip(_centre(ink), size, strict=True)
+        )
+        return abs(longest - INK) < 3.5 / 28 and off <= 1 + min(size) / 28
+
+    def _fit(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        """Brings a picture (channels, height, width) to a size."""
+        height, width = pixels.shape[1:]
+        if self.fit == "stretch":
+            return _resize(pixels, size)
+        ink = self._ink(pixels) if self.fit == "ink" else pixels[:0]
+        if bool(ink.any()):
+            return self._centred(ink, size)
+        pick = max if self.fit == "crop" else min
+        factor = pick(size[0] / height, size[1] / width)
+        scaled = _resize(pixels, (max(1, round(height * factor)), max(1, round(width * factor))))
+        empty = _border(pixels) if self.background is None else BACKGROUNDS[self.background]
+        whole = torch.zeros(len(pixels), *size) + torch.as_tensor(empty).reshape(-1, 1, 1)
+        extra = [scaled.shape[1] - size[0], scaled.shape[2] - size[1]]
+        cut = [slice(max(0, e) // 2, max(0, e) // 2 + s) for e, s in zip(extra, size, strict=True)]
+        part = scaled[:, cut[0], cut[1]]
+        top, left = ((s - p) // 2 for s, p in zip(size, part.shape[1:], strict=True))
+        whole[:, top : top + part.shape[1], left : left + part.shape[2]] = part
+        return whole
+
+    def _ink(self, pixels: Tensor) -> Tensor:
+        """Returns how much is drawn at each pixel (channels, height, width), at most 1."""
+        ink = pixels - _border(pixels)[:, None, None]
+        if self.background == "white":
+            ink = -ink
+        ink = ink.clamp_(min=0)
+        return ink / ink.max().clamp(min=1e-12)
+
+    def _centred(self, ink: Tensor, size: tuple[int, int]) -> Tensor:
+        """Scales ink to the part of a picture that MNIST's digits fill, its mass in the middle."""
+        rows, columns = _box(ink)
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        factor = INK * min(size[0] / height, size[1] / width)
+        small = (max(1, round(height * factor)), max(1, round(width * factor)))
+        drawn = _resize(ink[:, rows, columns], small).clamp_(0, 1)
+        drawn /= drawn.max().clamp(min=1e-12)
+        whole = torch.zeros(len(ink), *size)
+        top, left = (
+            # MNIST's centres of mass lie up to one pixel behind the middle, and never before it.
+            min(max(0, math.ceil(length / 2 - centre)), length - part)
+            for centre, length, part in zip(_centre(drawn), size, small, strict=True)
+        )
+        whole[:, top : top + small[0], left : left + small[1]] = drawn
+        return 1 - whole if self.background == "white" else whole
+
+
+def _numbers(name: str, value: Any) -> list[float]:
+    """Returns the numbers of `mean` or `std`; none if it is None."""
+    values = [] if value is None else list(value) if isinstance(value, Sequence) else [value]
+    if isinstance(value, str) or not all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) for v in values
+    ):
+        raise DataError(
+            f"data.transform.{name} must be a number, one for each channel, or null; got {value!r}"
+        )
+    return values
+
+
+def _border(pixels: Tensor) -> Tensor:
+    """Returns the median of the outermost pixels of (n, height, width), for each of n."""
+    edges = (pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1])
+    return torch.cat(edges, 1).median(1).values
+
+
+def _box(ink: Tensor) -> tuple[slice, slice]:
+    """Returns the rows and the columns between which something is drawn."""
+    strong = ink.amax(0) > FAINT
+    lines = (strong.any(1).nonzero().flatten(), strong.any(0).nonzero().flatten())
+    rows, columns = (slice(int(line[0]), int(line[-1]) + 1) for line in lines)
+    return rows, columns
+
+
+def _centre(ink: Tensor) -> tuple[float, float]:
+    """Returns the centre of mass, from the upper left corner, in pixels."""
+    mass = ink.sum(0)
+    row, column = (
+        float((mass.sum(1 - axis) * (torch.arange(mass.shape[axis]) + 0.5)).sum() / mass.sum())
+        for axis in (0, 1)
+    )
+    return row, column
+
+
+def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    return functional.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
+
+
+def is_picture(shape: Sequence[int]) -> bool:
+    """Whether inputs of a shape are pictures, of one or three channels."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+# What a source may have as its `transform`. A function gets a picture, uint8 (channels, height,
+# width), or the numbers of one input in a file, and returns the input.
+Transform = Picture | Callable[[Tensor], Any]
+
+
+def describe_transform(source: Any, section: Any, split: Split) -> dict[str, Any] | None:
+    """Describes the transform of a source as a section of a config, which is data and no code.
+
+    Args:
+        source: a data source.
+        section: what the config has under `data.transform`, in plain values; None for nothing.
+        split: its training part.
+
+    Returns:
+        a `_target_` with its arguments; None if the source has none that a config can name.
+    """
+    transform = getattr(source, "transform", None)
+    if isinstance(transform, Picture):
+        fields = asdict(transform.completed(split.mean, split.std))
+        return {"_target_": "studyloom.data.Picture", **fields}
+    if isinstance(section, Mapping) and "_target_" in section:
+        return dict(section)
+    if not inspect.isfunction(transform):
+        return None
+    target = f"{transform.__module__}.{transform.__qualname__}"
+    try:
+        named = resolve_name(target) is transform
+    except (ImportError, AttributeError, ValueError):  # a lambda, or a function within another
+        named = False
+    return {"_target_": target, "_partial_": True} if named else None
+
+
+@dataclass(frozen=True)
+class InputRange:
+    """What the training inputs look like, to say what does not.
+
+    Attributes:
+        low: the lowest value; for a table, of each column.
+        high: the highest.
+        means: the lowest and the highest mean of an input.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    means: tuple[float, float]
+
+    @classmethod
+    def of(cls, split: Split) -> "InputRange":
+        """Measures the inputs of a training part."""
+        rows = split.inputs.flatten(1) if split.inputs.ndim > 1 else split.inputs[:, None]
+        by_column = len(split.shape) == 1 and split.shape[0] <= MOST_COLUMNS
+        low, high = rows.aminmax(dim=0) if by_column else rows.aminmax()
+        means = rows.mean(1).aminmax()
+        return cls(
+            tuple(low.reshape(-1).tolist()),
+            tuple(high.reshape(-1).tolist()),
+            (float(means.min), float(means.max)),
+        )
+
+    def unlike(self, inputs: Tensor, columns: Sequence[str] = ()) -> dict[int, str]:
+        """Says in what inputs differ from all training inputs.
+
+        Args:
+            inputs: (n, …).
+            columns: the names of the inputs of a table.
+
+        Returns:
+            words, by the position of the input; those that differ in nothing are left out.
+        """
+        rows = inputs.flatten(1)
+        if len(self.low) == rows.shape[1] > 1:
+            said = self._unlike_by_column(rows, columns)
+        else:
+            said = self._unlike_as_a_whole(rows)
+        return {row: f"unlike the training data: {', '.join(said[row])}" for row in sorted(said)}
+
+    def _unlike_by_column(self, rows: Tensor, columns: Sequence[str]) -> dict[int, list[str]]:
+        low, high = torch.tensor(self.low), torch.tensor(self.high)
+        slack = SLACK * (high - low)
+        outside = (rows < low - slack) | (rows > high + slack)
+        said = {}
+        for row in outside.any(1).nonzero().flatten().tolist():
+            where = outside[row].nonzero().flatten().tolist()
+            said[row] = [
+                f"{columns[k] if k < len(columns) else f'number {k + 1}'} "
+                + _beside(float(rows[row, k]), float(rows[row, k]), self.low[k], self.high[k])
+                for k in where[:3]
+            ] + [f"{len(where) - 3} more"] * (len(where) > 3)
+        return said
+
+    def _unlike_as_a_whole(self, rows: Tensor) -> dict[int, list[str]]:
+        least, most = rows.aminmax(dim=1)
+        means = rows.mean(1)
+        said: dict[int, list[str]] = {}
+        for word, below, above, low, high in (
+            ("values", least, most, min(self.low), max(self.high)),
+            ("mean", means, means, *self.means),
+        ):
+            slack = SLACK * (high - low) + 1e-6
+            outside = (below < low - slack) | (above > high + slack)
+            for row in outside.nonzero().flatten().tolist():
+                text = _beside(float(below[row]), float(above[row]), low, high)
+                said.setdefault(row, []).append(f"{word} {text}")
+        return said
+
+
+def _beside(below: float, above: float, low: float, high: float) -> str:
+    """Formats values beside those of the training data."""
+    values = [format_value(below)] if below == above else [format_value(below), format_value(above)]
+    return f"{' to '.join(values)} (there {format_value(low)} to {format_value(high)})"

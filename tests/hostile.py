@@ -1,0 +1,240 @@
+"""Files that nobody should be answered from: truncated, lying, far too large, or no files at all."""
+
+import gzip
+import io
+import os
+import pickle
+import socket
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIZE = (28, 28)
+PIXELS = np.arange(28 * 28, dtype=np.uint8).reshape(SIZE)
+SIX_GIB = 6 * 2**30
+
+
+def picture(kind: str, size: tuple[int, int] = SIZE, mode: str = "L", **settings: object) -> bytes:
+    """Returns a picture of noise in a format."""
+    noise = np.random.default_rng(0).integers(0, 255, size[::-1], np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).convert(mode).save(file, kind, **settings)
+    return file.getvalue()
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def png(width: int, height: int, body: bytes = b"", *, more: bytes = b"") -> bytes:
+    """Returns a PNG whose header says what it likes."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    packed = zlib.compress(body or bytes(29 * 28))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + more
+        + chunk(b"IDAT", packed)
+        + chunk(b"IEND", b"")
+    )
+
+
+def idx(sizes: tuple[int, ...], body: bytes, magic: int = 0x803) -> bytes:
+    return struct.pack(f">{1 + len(sizes)}I", magic, *sizes) + body
+
+
+def zeros(count: int, before: bytes = b"") -> bytes:
+    """Returns a gzip file of some bytes and then zeros: 1 MiB of it holds a gibibyte."""
+    packer = zlib.compressobj(9, wbits=31)
+    parts, block = [packer.compress(before)], bytes(2**20)
+    parts += [packer.compress(block) for _ in range(count // len(block))]
+    return b"".join([*parts, packer.flush()])
+
+
+def npy(array: object) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=True)
+    return file.getvalue()
+
+
+def npy_header(text: str, body: bytes = b"", version: int = 1) -> bytes:
+    """Returns a .npy file with a header of its own."""
+    size = struct.pack("<H" if version == 1 else "<I", len(text) + 1)
+    return b"\x93NUMPY" + bytes([version, 0]) + size + text.encode() + b"\n" + body
+
+
+def shaped(shape: str, kind: str = "<f4", order: str = "False", body: bytes = b"") -> bytes:
+    return npy_header(f"{{'descr': {kind!r}, 'fortran_order': {order}, 'shape': {shape}, }}", body)
+
+
+class Touch:
+    """What executes a command when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.path}",)
+
+
+def with_dimensions(content: bytes, where: int, form: str, *values: int) -> bytes:
+    """Writes other dimensions into the header of a picture."""
+    changed = bytearray(content)
+    struct.pack_into(form, changed, where, *values)
+    return bytes(changed)
+
+
+def pictures() -> dict[str, bytes]:
+    """Pictures, by the name of their file."""
+    jpeg, tiff = picture("JPEG"), picture("TIFF")
+    frame = jpeg.index(b"\xff\xc0") + 5
+    made = {
+        f"half.{kind.lower()}": (whole := picture(kind))[: len(whole) * 2 // 3]
+        for kind in ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "PPM")
+    }
+    made["half.gif"] = picture("GIF")[:200]
+    made["head.gif"] = picture("GIF")[:12]
+    made |= {
+        "wide.png": png(2**31 - 1, 2**31 - 1),
+        "flat.png": png(0, 28),
+        "long.png": png(28, 20_000_000),
+        "bomb.png": png(20_000, 20_000, bytes(20_001 * 2_000)),
+        "checksum.png": png(28, 28).replace(zlib.compress(bytes(29 * 28)), b"x" * 20),
+        "text.png": png(28, 28, b"x", more=chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**26)))),
+        "wide.jpeg": with_dimensions(jpeg, frame, ">HH", 65_535, 65_535),
+        "wide.gif": with_dimensions(picture("GIF"), 6, "<HH", 65_535, 65_535),
+        "wide.bmp": with_dimensions(picture("BMP"), 18, "<ii", 2**30, 2**30),
+        "wide.ppm": b"P5 999999 999999 255\n" + bytes(99),
+        "wide.webp": with_dimensions(picture("WEBP"), 26, "<HH", 16_383, 16_383),
+        "wide.tiff": tiff.replace(struct.pack("<HHI", 256, 4, 1), b""),
+        "script.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\n(CANARY) (w) file\n",
+        "drawing.svg": b"<svg xmlns='http://www.w3.org/2000/svg' width='28' height='28'/>",
+        "page.pdf": b"%PDF-1.4\n1 0 obj\n",
+        "sound.wav": b"RIFF\xff\xff\xff\x7fWAVEfmt \x10\0\0\0" + bytes(99),
+        "words.png": b"hello",
+        "nothing.png": b"",
+    }
+    return made
+
+
+def idx_files() -> dict[str, bytes]:
+    return {
+        "short-idx3-ubyte": idx((10, 28, 28), bytes(99)),
+        "long-idx3-ubyte": idx((1, 28, 28), bytes(9999)),
+        "huge-idx3-ubyte": idx((2**32 - 1, 2**32 - 1, 2**32 - 1), bytes(99)),
+        "none-idx3-ubyte": idx((2**32 - 1, 0, 28), b""),
+        "labels-idx1-ubyte": idx((99,), bytes(99), magic=0x801),
+        "floats-idx3": idx((1, 28, 28), bytes(4 * 784), magic=0xD03),
+        "head-idx3-ubyte": idx((1,), b""),
+        "half.gz": gzip.compress(idx((10, 28, 28), bytes(7840)))[:-9],
+        "damaged.gz": gzip.compress(idx((10, 28, 28), bytes(7840)))[:-8] + bytes(8),
+        "twice.gz": gzip.compress(gzip.compress(idx((1, 28, 28), bytes(784)))),
+        "words.gz": gzip.compress(b"hello"),
+    }
+
+
+def bombs() -> dict[str, bytes]:
+    """Files of gzip that hold 6 GiB; they take 20 s to make."""
+    return {
+        "bomb.gz": zeros(SIX_GIB, idx((1, 28, 28), b"")),
+        "lying-bomb.gz": zeros(SIX_GIB, idx((SIX_GIB // 784, 28, 28), b"")),
+        "plain-bomb.gz": zeros(SIX_GIB),
+    }
+
+
+def arrays(canary: Path) -> dict[str, bytes]:
+    image = PIXELS.astype(np.float32)[None]
+    infinite = np.where(image == 3, np.inf, image)
+    return {
+        "objects.npy": npy(np.array([Touch(canary)], dtype=object)),
+        "pickle.npy": pickle.dumps(Touch(canary)),
+        "fields.npy": npy(np.zeros(784, dtype=[("a", "f4"), ("b", "i4")])),
+        "complex.npy": npy(image.astype(np.complex64)),
+        "words.npy": npy(np.full((1, 28, 28), "1")),
+        "dates.npy": npy(np.zeros((1, 28, 28), "datetime64[s]")),
+        "negative.npy": shaped("(-1, 28, 28)", body=bytes(784 * 4)),
+        "negatives.npy": shaped("(-1, -28, 28)", body=bytes(784 * 4)),
+        "huge.npy": shaped("(1000000000000, 1, 28, 28)", body=bytes(99)),
+        "wrapped.npy": shaped("(4294967296, 4294967296, 28, 28)", body=bytes(99)),
+        "none.npy": shaped("(0, 1, 28, 28)"),
+        "half.npy": npy(image)[:-9],
+        "long.npy": npy(image) + bytes(9),
+        "nan.npy": npy(np.where(image == 3, np.nan, image)),
+        "infinite.npy": npy(infinite),
+        "overflow.npy": npy(np.full((1, 28, 28), 1e300)),
+        "enormous.npy": npy(np.full((1, 28, 28), 3e38, np.float32)),
+        "below.npy": npy(np.full((1, 28, 28), -3, np.int64)),
+        "scalar.npy": npy(np.float32(3)),
+        "other.npy": npy(np.zeros((3, 7), np.float32)),
+        "code.npy": npy_header(f"__import__('os').system('touch {canary}')"),
+        "nested.npy": npy_header("(" * 9000 + ")" * 9000),
+        "header.npy": npy_header("{'descr': '<f4'}" + " " * 60_000),
+        "version.npy": npy(image).replace(b"NUMPY\1", b"NUMPY\7"),
+        "subarray.npy": shaped("(1,)", kind="<f4").replace(b"'<f4'", b"('<f4', (2147483647,))"),
+        "words-alone.npy": b"no array",
+        "magic.npy": b"\x93NUMPY",
+        "archive.npy": _archive(),
+    }
+
+
+def _archive() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, a=np.zeros((1, 28, 28)))
+    return file.getvalue()
+
+
+def tables() -> dict[str, bytes]:
+    """CSV files for a network that reads the columns size and age."""
+    return {
+        "nul.csv": b"size,age\n1\0,2\n",
+        "words.csv": b"size,age\n1,x\n",
+        "column.csv": b"age\n1\n",
+        "twice.csv": b"size,age,size\n1,2,3\n",
+        "short.csv": b"size,age\n1\n",
+        "long.csv": b"size,age\n1,2,3\n",
+        "header.csv": b"size,age\n",
+        "nothing.csv": b"",
+        "lines.csv": b"\n" * 99,
+        "nan.csv": b"size,age\nnan,1\n",
+        "infinite.csv": b"size,age\n1,-inf\n",
+        "overflow.csv": b"size,age\n1e39,1\n",
+        "quote.csv": b'size,age\n"1,2\n' + b"3,4\n" * 99_999,
+        "fields.csv": b"size,age\n" + b"1," * 9_000_000,
+        "rows.csv": b"size,age\n" + b'"\n",' * 3_000_000,
+        "field.csv": b"size,age\n" + b"1" * 9_000_000,
+        "utf-16.csv": "size,age\n1,2\n".encode("utf-16"),
+        "latin.csv": "size,age\n1,\xe9\n".encode("latin-1"),
+        "picture.csv": picture("PNG"),
+    }
+
+
+def nodes(folder: Path) -> list[Path]:
+    """What is no file that can be read."""
+    folder.mkdir()
+    (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "fifo.png")
+    os.mkfifo(folder / "fifo.npy")
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    (folder / "dangling.png").symlink_to(folder / "gone.png")
+    (folder / "device.png").symlink_to("/dev/zero")
+    (folder / "device.npy").symlink_to("/dev/zero")
+    here = os.getcwd()
+    os.chdir(folder)  # the name of a socket has 107 bytes at most
+    try:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind("socket.png")
+    finally:
+        os.chdir(here)
+    made = sorted(folder.iterdir())
+    return [*made, folder / "gone.png", folder / ("long" * 99), folder / "fifo.png" / "below.png"]
+
+
+def write(folder: Path, files: dict[str, bytes]) -> list[Path]:
+    """Writes files to a new folder and returns their paths."""
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in files]
