@@ -1,8 +1,8 @@
 """Data: examples as tensors, where they come from, and how they are divided.
 
 Training and test part are loaded by separate calls, so that a search cannot read the test part by
-accident. A source says in its `transform` how what a file holds becomes an input, for `predict`. The
-classes imported here are those that configs name: `_target_: studyloom.data.Loaded`.
+accident. A source says in its `transform` how what a file holds becomes an input, for `predict`.
+The classes imported here are those that configs name: `_target_: studyloom.data.Loaded`.
 """
 
 from studyloom.data.functions import Loaded as Loaded
@@ -12,6 +12,15 @@ from studyloom.data.split import Split as Split
 from studyloom.data.transform import Picture as Picture
 
 __all__ = [
-    *("Embedded", "Idx", "Loaded", "Picture", "Split"),
-    *("folds", "idx", "split", "tables", "training_data", "transform"),
+    "Embedded",
+    "Idx",
+    "Loaded",
+    "Picture",
+    "Split",
+    "folds",
+    "idx",
+    "split",
+    "tables",
+    "training_data",
+    "transform",
 ]

@@ -152,7 +152,7 @@ class Picture:
         if self.background is None:
             return False
         votes = 0
-        for some in pixels.split(1000):
+        for some in torch.split(pixels, 1000):
             grey = some.mean(1)
             level = _border(grey)
             far = (grey - level[:, None, None]).flatten(1)

@@ -1,7 +1,7 @@
 """What the files given to `predict` hold; they may be anybody's, and lie about their size.
 
-A file is read once, to a limit. Nothing in it is executed, and what its header says is compared with
-what it has before memory is taken for it.
+A file is read once, to a limit. Nothing in it is executed, and what its header says is compared
+with what it has before memory is taken for it.
 """
 
 import csv
@@ -11,13 +11,13 @@ import os
 import stat
 import warnings
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.lib import format as npy
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from studyloom.data.idx import parse_idx
@@ -34,7 +34,7 @@ SPARE = (
 # Not all that Pillow reads: for EPS it starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")  # no word begins so
-NODES = {
+NODES: dict[str, Callable[[int], bool]] = {
     "a folder": stat.S_ISDIR,
     "a FIFO": stat.S_ISFIFO,
     "a socket": stat.S_ISSOCK,
@@ -247,7 +247,7 @@ def read_picture(content: bytes, channels: int, size: Sequence[int]) -> tuple[Te
                 return _decode(image, channels, size)
         except PredictError:
             raise
-        except Image.UnidentifiedImageError:
+        except UnidentifiedImageError:
             raise PredictError(
                 "it must be a picture or an IDX file of images, or a .npy file; pictures are "
                 f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]}"

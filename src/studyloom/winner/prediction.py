@@ -163,10 +163,7 @@ def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
         raise PredictError(
             f"{run_dir / 'winner.pt'}: {' '.join(str(error).split())[:300]}"
         ) from None
-    if "transform" in facts:
-        stored = facts["transform"]
-    else:
-        stored = _transform_of_before(config)
+    stored = facts["transform"] if "transform" in facts else _transform_of_before(config)
     transform, remark = build_transform(stored, trusted), ""
     if isinstance(transform, Picture):
         transform = transform.completed(mean, std)
@@ -315,9 +312,9 @@ def from_numbers(numbers: Tensor, whole: bool, network: Network) -> Inputs:
         PredictError: they have another shape, or are not finite.
     """
     shape = network.shape
-    if is_picture(shape) and shape[0] == 1 and tuple(numbers.shape[-2:]) == shape[1:]:
-        if numbers.ndim in (2, 3) and tuple(numbers.shape) != shape:
-            numbers = numbers.unsqueeze(-3)
+    grey = is_picture(shape) and shape[0] == 1 and tuple(numbers.shape[-2:]) == shape[1:]
+    if grey and numbers.ndim < 4 and tuple(numbers.shape) != shape:
+        numbers = numbers.unsqueeze(-3)
     rows = numbers[None] if tuple(numbers.shape) == shape else numbers
     if tuple(rows.shape[1:]) != shape or rows.ndim != 1 + len(shape) or not len(rows):
         raise PredictError(
@@ -343,11 +340,11 @@ def _from_pictures(pixels: Tensor, done: Iterable[str], network: Network) -> Inp
     """Makes inputs of pictures (n, channels, height, width), uint8 or from 0 to 1."""
     if network.transform is None:
         raise PredictError(SILENT)
-    size = network.shape[1:]
+    size = (network.shape[-2], network.shape[-1])
     if not isinstance(network.transform, Picture):
         levels = pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().to(torch.uint8)
         return _finish(_apply(network, levels), done, network)
-    if len(pixels) > 1 and tuple(pixels.shape[2:]) != size:
+    if len(pixels) > 1 and pixels.shape[2:] != size:
         raise PredictError(
             f"its images must be {format_shape(size[::-1])} pixels, as the network takes them; got "
             f"{format_shape(tuple(pixels.shape[:1:-1]))}; a picture file of one may have any size"
