@@ -123,9 +123,9 @@ def add_predict(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `studyloom predict`."""
     about = "the folder with winner.json, winner.yaml and winner.pt"
     command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=about)
-    about = "a picture, an IDX file, a .npy file, or a CSV file with a line for each input"
+    about = "a picture of any size, an IDX file, a .npy file, or a CSV file of a line for each input"
     command.add_argument("files", metavar="FILE", type=Path, nargs="+", help=about)
-    add_trust(command, "a package that winner.yaml may name; its code is executed")
+    add_trust(command, "a package that the winner may name; its code is executed")
 
 
 def add_doctor(command: argparse.ArgumentParser) -> None:
@@ -261,9 +261,14 @@ def winner(arguments: argparse.Namespace) -> None:
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    """Prints the class of each input and how sure the network is, or the predicted numbers."""
+    """Prints the class of each input and how sure the network is, or the predicted numbers.
+
+    What was done to an input, and in what it is unlike the training data, follows in its line.
+    """
     from studyloom.winner.prediction import load_network, predict
 
+    if arguments.trust:
+        sys.path.append(os.getcwd())  # as in `replay`
     for answer in predict(load_network(arguments.run_dir, arguments.trust), arguments.files):
         print(answer)
 

@@ -1,22 +1,28 @@
 """Predictions of a stored winner from files of all kinds; hostile files execute nothing."""
 
+import functools
 import gzip
 import json
 import math
 import shutil
+from dataclasses import asdict
 
+import hostile
 import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from studyloom.data import Picture
 from studyloom.data.idx import ASSET, Embedded
+from studyloom.data.transform import InputRange
 from studyloom.errors import ConfigError, PredictError
 from studyloom.models import MLP
 from studyloom.text import format_value
 from studyloom.training.checkpoint import save_weights
-from studyloom.winner.prediction import Network, load_network, predict, read_images
+from studyloom.winner.prediction import Network, load_network, predict, read_inputs
+from studyloom.winner.predictor import Predictor
 
 
 @pytest.fixture
@@ -59,12 +65,15 @@ def test_a_picture_and_an_idx_file_are_classified_as_the_data_set_would_be(
     assert answers[0].confidence == pytest.approx(float(expected.values[3]), abs=1e-5)
 
 
-def test_a_colour_picture_of_a_grey_network_is_read_as_grey(digits, tmp_path):
+def test_a_colour_picture_of_a_grey_network_is_read_as_grey(run_dir, digits, tmp_path):
+    Image.fromarray(digits[0]).save(tmp_path / "grey.png")
     Image.fromarray(digits[0]).convert("RGBA").save(tmp_path / "colour.png")
-    assert torch.equal(
-        read_images(tmp_path / "colour.png", (1, 28, 28))[0, 0], torch.from_numpy(digits[0].copy())
+    grey, colour = (
+        read_inputs(tmp_path / name, load_network(run_dir)) for name in ("grey.png", "colour.png")
     )
-    assert read_images(tmp_path / "colour.png", (3, 28, 28)).shape == (1, 3, 28, 28)
+    assert torch.equal(grey.rows, colour.rows)
+    network = Network(MLP((3, 28, 28), 10), (3, 28, 28), Picture())
+    assert read_inputs(tmp_path / "colour.png", network).rows.shape == (1, 3, 28, 28)
 
 
 @pytest.mark.parametrize(
@@ -73,20 +82,27 @@ def test_a_colour_picture_of_a_grey_network_is_read_as_grey(digits, tmp_path):
         (b"hello", "must be a picture or an IDX file"),
         (b"\0\0\x08\x01\0\0\0\x08" + bytes(8), "magic number"),
         (
-            b"\0\0\x08\x03\0\0\0\x01\0\0\0\x02\0\0\0\x02\1\2\3\4",
+            b"\0\0\x08\x03\0\0\0\x02\0\0\0\x02\0\0\0\x02" + bytes(8),
             "must be 28 × 28 pixels, as the network takes them; got 2 × 2",
         ),
-        (b"", "must be a picture"),
+        (b"", "is empty"),
     ],
 )
-def test_what_is_no_image_is_named_before_the_first_answer(
+def test_what_is_no_image_is_named_after_the_answers_to_the_others(
     run_dir, digits, tmp_path, content, words
 ):
-    Image.fromarray(digits[0]).save(tmp_path / "good.png")
+    for name in ("first.png", "last.png"):
+        Image.fromarray(digits[0]).save(tmp_path / name)
     (tmp_path / "bad").write_bytes(content)
-    with pytest.raises(PredictError, match="bad") as caught:
-        next(predict(load_network(run_dir), [tmp_path / "good.png", tmp_path / "bad"]))
-    assert words in str(caught.value)
+    asked = [tmp_path / name for name in ("first.png", "bad", "gone", "last.png")]
+    answers = predict(load_network(run_dir), asked)
+    assert [next(answers).name for _ in range(2)] == [str(asked[0]), str(asked[3])]
+    with pytest.raises(PredictError) as caught:
+        next(answers)
+    bad, gone = caught.value.mistakes
+    assert bad.startswith(f"{asked[1]}: ")
+    assert words in bad
+    assert gone == f"{asked[2]}: No such file or directory"
 
 
 def test_an_image_that_is_not_there_is_named(run_dir, tmp_path):
@@ -187,10 +203,10 @@ def test_numbers_are_told_as_they_are(tmp_path):
     ("name", "content", "words"),
     [
         ("a.csv", b"age\n1\n", "has no column size"),
-        ("a.csv", b"size,age\n1,x\n", "line 2 must have 2 numbers"),
+        ("a.csv", b"size,age\n1,x\n", "line 2 must have 2 fields, and numbers for size, age"),
         ("a.csv", b"size,age\n", "must hold at least one line of numbers"),
         ("a.csv", b"\xff\xfe\x00", r"must be a \.npy file or a CSV file"),
-        ("a.npy", b"no array", r"must be a \.npy file of numbers"),
+        ("a.npy", b"\x93NUMPY", r"must be a \.npy file of numbers"),
         ("gone.csv", None, "No such file"),
     ],
 )
@@ -208,5 +224,277 @@ def test_an_array_of_another_shape_or_with_objects_is_refused(tabular, tmp_path)
     ):
         list(predict(load_network(tabular), [tmp_path / "wide.npy"]))
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(PredictError, match=r"must be a \.npy file of numbers"):
+    with pytest.raises(
+        PredictError, match=r"must be a \.npy file of real numbers, and holds object"
+    ):
         list(predict(load_network(tabular), [tmp_path / "objects.npy"]))
+
+
+# Pictures of all kinds
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A run directory, of a network that has learnt the digits."""
+    folder = tmp_path_factory.mktemp("reader")
+    split = Embedded().train()
+    torch.manual_seed(0)
+    model = MLP((1, 28, 28), 10, hidden=[64])
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(3):
+        for batch in torch.randperm(len(split)).split(80):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(
+                model(split.inputs[batch]), split.targets[batch]
+            )
+            loss.backward()
+            optimizer.step()
+    save_weights(folder / "winner.pt", model.state_dict())
+    (folder / "winner.yaml").write_text("model: {_target_: studyloom.models.MLP, hidden: [64]}\n")
+    facts = {"shape": [1, 28, 28], "outputs": 10, "mean": 0.1307, "std": 0.3081}
+    facts |= {"inputs": asdict(InputRange.of(split))}
+    facts |= {"transform": {"_target_": "studyloom.data.Picture"} | asdict(Embedded().transform)}
+    (folder / "winner.json").write_text(json.dumps({"data": facts}))
+    return folder
+
+
+def seven(size=200, ink=0, paper=255):
+    """Draws a seven."""
+    page = Image.new("L", (size, size), paper)
+    corners = [(0.28, 0.2), (0.72, 0.2), (0.45, 0.82)]
+    line = [(x * size, y * size) for x, y in corners]
+    ImageDraw.Draw(page).line(line, fill=ink, width=max(2, size // 12), joint="curve")
+    return page
+
+
+def drawn(folder):
+    """Writes that seven in all ways, and returns the paths with the words that must be said."""
+    page, ink = seven(), Image.eval(seven(), lambda level: 255 - level)
+    clear = Image.new("L", page.size, 0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    deep = Image.fromarray(np.array(page).astype(np.uint16) * 257)
+    wide = Image.new("L", (400, 200), 255)
+    wide.paste(page, (30, 0))
+    photo = Image.new("RGB", (3000, 2000), (235, 230, 220))
+    photo.paste(seven(900, 40, 230).convert("RGB"), (700, 400))
+    empty = Image.new("L", page.size, 255)
+    frames = {"save_all": True, "append_images": [empty]}
+    turned = page.transpose(Image.Transpose.ROTATE_90)
+    inverted, on_white = ("inverted: white background",), "transparent parts laid on white"
+    made = {
+        "black.png": (page, {}, inverted),
+        "small.png": (seven(28), {}, inverted),
+        "white.png": (seven(200, 255, 0), {}, ("200 × 200 pixels",)),
+        "alpha.png": (Image.merge("RGBA", (clear, clear, clear, ink)), {}, (on_white, *inverted)),
+        "light.png": (Image.merge("LA", (empty, ink)), {}, ("transparent parts laid on black",)),
+        "grey-alpha.png": (Image.merge("LA", (clear, ink)), {}, (on_white, *inverted)),
+        "deep.png": (deep, {}, inverted),
+        "float.tiff": (Image.fromarray((np.array(page) / 255).astype(np.float32)), {}, inverted),
+        "palette.png": (page.convert("P"), {}, inverted),
+        "bits.png": (page.convert("1"), {}, inverted),
+        "cmyk.jpg": (page.convert("CMYK"), {}, inverted),
+        "turned.jpg": (turned, {"exif": exif}, ("turned upright", *inverted)),
+        "frames.gif": (page, frames, ("first of several frames", *inverted)),
+        "frames.webp": (page, frames, ("first of several frames", *inverted)),
+        "wide.png": (wide, {}, ("400 × 200 pixels", *inverted)),
+        "photo.jpg": (photo, {}, ("3000 × 2000 pixels", *inverted)),
+    }
+    for name, (image, settings, _) in made.items():
+        image.save(folder / name, **settings)
+    return {folder / name: words for name, (_, _, words) in made.items()}
+
+
+def test_a_seven_is_a_seven_in_every_kind_of_picture_and_what_was_done_is_said(reader, tmp_path):
+    asked = drawn(tmp_path)
+    answers = list(predict(load_network(reader), [*asked]))
+    assert {answer.name: answer.label for answer in answers} == {str(path): 7 for path in asked}
+    for answer, words in zip(answers, asked.values(), strict=True):
+        assert all(word in answer.note for word in words), answer
+        assert "unlike" not in answer.note, answer
+        assert str(answer).endswith(f"\t{answer.note}")
+
+
+def test_an_image_is_answered_alike_at_each_scale_from_a_file_and_from_python(
+    reader, digits, tmp_path
+):
+    image, network = digits[7], load_network(reader)
+    scales = {
+        "bytes": image,
+        "words": image.astype(np.uint16) * 257,
+        "whole": image.astype(np.int64),
+        "floats": image.astype(np.float64),
+        "unit": image / 255,
+        "single": image[None].astype(np.float32) / 255,
+        "columns": np.asfortranarray(image),
+        "inputs": ((image / 255 - 0.1307) / 0.3081)[None].astype(np.float32),
+    }
+    for name, array in scales.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    answers = list(predict(network, [tmp_path / f"{name}.npy" for name in scales]))
+    assert {answer.label for answer in answers} == {answers[0].label}
+    assert [answer.confidence for answer in answers] == pytest.approx(
+        [answers[0].confidence] * len(scales), abs=1e-4
+    )
+    notes = dict(zip(scales, (answer.note for answer in answers), strict=True))
+    assert notes["bytes"] == notes["inputs"] == ""
+    assert notes["unit"] == "numbers taken as pixels from 0 to 1"
+    assert notes["words"] == "numbers taken as pixels from 0 to 65535"
+    for name, array in scales.items():
+        asked = (
+            torch.from_numpy(np.ascontiguousarray(array).astype(np.int64))
+            if (name == "words")
+            else array
+        )
+        prediction = Predictor(network).predict(asked)
+        assert prediction.classes.tolist() == [answers[0].label]
+        assert prediction.notes == (notes[name],)
+
+
+def test_what_is_unlike_the_training_data_is_said_beside_its_answer(reader, digits, tmp_path):
+    np.save(tmp_path / "other-scale.npy", digits[3][None] / 127.5 - 1)
+    Image.new("L", (28, 28), 0).save(tmp_path / "empty.png")
+    scaled, empty = predict(
+        load_network(reader), [tmp_path / "other-scale.npy", tmp_path / "empty.png"]
+    )
+    assert scaled.note.startswith("unlike the training data: values -1.0000 to 1.0000 (there -0.42")
+    assert empty.note.startswith("unlike the training data: mean -0.4242")
+
+
+def test_a_winner_of_before_knows_its_own_digits_and_says_what_it_assumes_of_others(
+    reader, tmp_path
+):
+    seven().save(tmp_path / "seven.png")
+    facts = json.loads((reader / "winner.json").read_text())["data"]
+    for key in ("inputs", "transform"):
+        facts.pop(key)
+    old = tmp_path / "old"
+    shutil.copytree(reader, old)
+    (old / "winner.json").write_text(json.dumps({"data": facts}))
+    (answer,) = predict(load_network(old), [tmp_path / "seven.png"])
+    assert answer.note.startswith("pixels scaled to -0.4242 to 2.8215, since the data source does")
+    model = (old / "winner.yaml").read_text()
+    (old / "winner.yaml").write_text(f"{model}data: {{_target_: studyloom.data.Embedded}}\n")
+    (answer,) = predict(load_network(old), [tmp_path / "seven.png"])
+    assert (answer.label, answer.note[:8]) == (7, "inverted")
+
+
+# A data source of the user's own
+
+
+def own(reader, tmp_path, transform, **changes):
+    """Copies that winner, as if a function of the user's own had loaded the digits."""
+    folder = tmp_path / "own"
+    shutil.copytree(reader, folder)
+    facts = json.loads((folder / "winner.json").read_text())["data"]
+    facts |= {"transform": transform, "mean": 0.0, "std": 1.0, **changes}
+    (folder / "winner.json").write_text(json.dumps({"data": facts}))
+    return folder
+
+
+def halve(picture, divisor):
+    """What a user's own source may have as its transform."""
+    small = torch.nn.functional.interpolate(picture[None].float() / divisor, (28, 28))[0]
+    return (1 - small - 0.1307) / 0.3081
+
+
+HALVE = {"_target_": f"{__name__}.halve", "_partial_": True, "divisor": 255}
+
+
+def test_pictures_are_refused_if_nobody_says_how_they_become_inputs(reader, digits, tmp_path):
+    seven().save(tmp_path / "seven.png")
+    network = load_network(own(reader, tmp_path, None))
+    with pytest.raises(PredictError, match="does not say how a picture becomes an input; name it"):
+        list(predict(network, [tmp_path / "seven.png"]))
+    np.save(tmp_path / "loaded.npy", Embedded().test().inputs[:3].numpy())
+    answers = list(predict(network, [tmp_path / "loaded.npy"]))  # as `load` returns them
+    assert [answer.note for answer in answers] == [""] * 3
+
+
+def test_a_function_of_the_user_s_own_makes_the_inputs_if_it_is_trusted(reader, tmp_path):
+    seven(56).save(tmp_path / "seven.png")
+    folder = own(reader, tmp_path, HALVE)
+    with pytest.raises(ConfigError, match="not among the code that a configuration from elsewhere"):
+        load_network(folder)
+    network = load_network(folder, [__name__])
+    assert isinstance(network.transform, functools.partial)
+    made = read_inputs(tmp_path / "seven.png", network).rows[0]
+    pixels = torch.from_numpy(np.array(seven(56)))[None]
+    assert torch.equal(made, halve(pixels, divisor=255))
+
+
+@pytest.mark.parametrize(
+    ("transform", "words"),
+    [
+        ({"_target_": "os.system", "command": "touch CANARY"}, "not among the code"),
+        ({"_target_": "studyloom.data.Loaded", "load": 1, "validation": 2}, "is no function"),
+        ("os.system", "must have a _target_"),
+    ],
+)
+def test_a_hostile_transform_is_refused_and_not_called(reader, tmp_path, transform, words):
+    canary = tmp_path / "canary"
+    if isinstance(transform, dict) and "command" in transform:
+        transform = transform | {"command": f"touch {canary}"}
+    with pytest.raises((ConfigError, PredictError), match=words):
+        load_network(own(reader, tmp_path, transform))
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"shape": "wide"}, "cannot be used"),
+        ({"shape": None}, "cannot be used"),
+        ({"outputs": [3]}, "cannot be used"),
+        ({"inputs": {"low": [0]}}, "cannot be used"),
+        ({"inputs": {"low": [0, 1], "high": [2, 3], "means": [0, 1]}}, "does not fit data.shape"),
+    ],
+)
+def test_a_damaged_answer_is_named(reader, tmp_path, change, words):
+    with pytest.raises(PredictError, match=words):
+        load_network(own(reader, tmp_path, None, **change))
+
+
+# Hostile files
+
+
+def test_every_hostile_file_is_one_line_and_nothing_in_it_is_executed(reader, tabular, tmp_path):
+    canary = tmp_path / "canary"
+    files = hostile.pictures() | hostile.idx_files() | hostile.arrays(canary) | hostile.bombs()
+    asked = hostile.write(tmp_path / "files", files) + hostile.nodes(tmp_path / "nodes")
+    named = {
+        reader: asked,
+        tabular: hostile.write(tmp_path / "tables", hostile.tables()),
+    }
+    for run_dir, paths in named.items():
+        with pytest.raises(PredictError) as caught:
+            list(predict(load_network(run_dir), paths))
+        for path, mistake in zip(paths, caught.value.mistakes, strict=True):
+            assert mistake.startswith(f"{path}: ")
+            assert len(mistake.splitlines()) == 1
+            assert len(mistake) < len(str(path)) + 220
+    assert not canary.exists()
+
+
+def test_a_table_with_a_byte_order_mark_is_read(tabular, tmp_path):
+    (tmp_path / "excel.csv").write_bytes(
+        "\ufeffsize;age".replace(";", ",").encode() + b"\r\n9,1\r\n"
+    )
+    assert [a.word for a in predict(load_network(tabular), [tmp_path / "excel.csv"])] == ["small"]
+
+
+def test_what_a_file_is_its_content_says_and_not_its_name(reader, digits, tmp_path):
+    Image.fromarray(digits[3]).save(tmp_path / "picture.npy", "PNG")
+    np.save(tmp_path / "array.npy", digits[3])
+    (tmp_path / "array.npy").rename(tmp_path / "array.png")
+    first, second = predict(
+        load_network(reader), [tmp_path / "picture.npy", tmp_path / "array.png"]
+    )
+    assert first.confidence == pytest.approx(second.confidence, abs=1e-5)
+
+
+def test_a_name_with_control_characters_is_shown_with_their_escapes(reader, digits, tmp_path):
+    path = tmp_path / "a\x1b[2J\nerror: b\t\udcff.png"
+    Image.fromarray(digits[3]).save(str(path), "PNG")
+    (answer,) = predict(load_network(reader), [path])
+    assert answer.name == f"{tmp_path}/a\\x1b[2J\\nerror: b\\t\\udcff.png"

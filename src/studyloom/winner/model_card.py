@@ -1,9 +1,10 @@
 """The model card of a winner."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from studyloom.data.transform import is_picture
 from studyloom.text import format_shape, format_value
 from studyloom.winner.answer import format_costs, format_difference, format_mean, format_openings
 from studyloom.winner.stages import Plan
@@ -46,7 +47,7 @@ def model_card(answer: Mapping[str, Any], plan: Plan) -> str:
         "## Use\n\n`winner.pt` holds the weights of the first seed "
         "(`torch.load(…, weights_only=True)`), `winner.yaml` the configuration, `winner.json` all "
         f"numbers. `studyloom predict {plan.run_dir} FILE…` takes "
-        f"{accepted_files(answer['data']['shape'], answer['data']['columns'])}.",
+        f"{accepted_files(answer['data'])}.",
         f"## Data\n\nTrained on {len(plan.data.split.targets)} examples, sha256 "
         f"`{answer['data']['digest']}`, for {answer['epochs']} epochs. The test part was "
         f"{format_openings(test)}, after the winner was chosen.",
@@ -54,17 +55,22 @@ def model_card(answer: Mapping[str, Any], plan: Plan) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def accepted_files(shape: Sequence[int], columns: Sequence[str]) -> str:
+def accepted_files(data: Mapping[str, Any]) -> str:
     """Describes the files that `studyloom predict` takes.
 
     Args:
-        shape: the shape of one input.
-        columns: the names of the inputs, if they come from a table.
+        data: what winner.json says of the data.
     """
+    shape, columns, transform = data["shape"], data["columns"], data["transform"]
     sizes = format_shape(shape)
     arrays = f".npy files of {sizes} numbers, or of several such"
-    if len(shape) == 3 and shape[0] in (1, 3):
-        return f"pictures and IDX files of {sizes} (channels, height, width), and {arrays}"
+    if is_picture(shape):
+        background = (transform or {}).get("background")
+        inverted = f", those without a {background} background inverted" if background else ""
+        return (
+            f"pictures of any size, made {sizes} (channels, height, width){inverted}, IDX files of "
+            f"that size, and {arrays}"
+        )
     if columns:
         return f"CSV files with the columns {', '.join(columns)}, and {arrays}"
     return f"CSV files with {math.prod(shape)} numbers in a line, and {arrays}"

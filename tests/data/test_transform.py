@@ -1,0 +1,223 @@
+"""How pictures become inputs like those of the training, and what is said of those unlike it."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from toys import compose
+
+from studyloom.data import Embedded, Idx, Loaded, Picture
+from studyloom.data.idx import ASSET, SOURCES
+from studyloom.data.split import Split
+from studyloom.data.transform import InputRange, describe_transform
+from studyloom.errors import DataError
+
+MNIST = Picture("black", "ink").completed(0.1307, 0.3081)
+SIZE = (28, 28)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Thirty digits, three of each, float32 (30, 1, 28, 28) from 0 to 1."""
+    with np.load(ASSET) as arrays:
+        return torch.from_numpy(arrays["test_images"][::34].copy())[:, None].float() / 255
+
+
+def on_paper(digit, size, top, left, scale=5):
+    """Draws a digit (28, 28) black on a large white page (1, *size)."""
+    page = torch.ones(1, *size)
+    large = torch.nn.functional.interpolate(digit[None, None], scale_factor=scale)[0]
+    page[:, top : top + large.shape[1], left : left + large.shape[2]] -= large[0]
+    return page
+
+
+def test_the_data_set_s_own_pictures_pass_as_they_are_bit_for_bit(digits):
+    inputs = Embedded().test().inputs[::34]
+    for picture, expected in zip(digits, inputs, strict=True):
+        made, done = MNIST(picture[None].clone(), SIZE)
+        assert done == []
+        assert torch.equal(made[0], expected)
+
+
+def test_a_picture_with_the_other_background_is_inverted_and_that_is_said(digits):
+    for picture in digits:
+        made, done = MNIST(1 - picture[None], SIZE)
+        assert done == ["inverted: white background, in training black"]
+        expected, _ = MNIST(picture[None].clone(), SIZE)
+        assert torch.allclose(made, expected, atol=1e-5)
+
+
+def test_where_no_background_is_said_nothing_is_inverted(digits):
+    made, done = Picture()(1 - digits[:1], SIZE)
+    assert done == []
+    assert torch.equal(made, 1 - digits[:1])
+
+
+def test_a_file_of_many_is_inverted_as_a_whole_by_most_of_them(digits):
+    mixed = digits.clone()
+    mixed[:6] = 1 - mixed[:6]
+    assert MNIST(mixed.clone(), SIZE)[1] == []
+    mixed[:18] = 1 - digits[:18]
+    assert MNIST(mixed, SIZE)[1] == ["inverted: white background, in training black"]
+
+
+def test_noise_and_empty_pages_have_no_background_to_invert():
+    generator = torch.Generator().manual_seed(0)
+    assert not any(
+        MNIST.is_inverted(torch.rand(1, 1, 28, 28, generator=generator)) for _ in range(30)
+    )
+    assert not MNIST.is_inverted(torch.ones(1, 1, 28, 28))
+
+
+def test_a_digit_anywhere_on_a_large_page_becomes_what_mnist_has_of_it(digits):
+    for picture in digits[::3]:
+        page = on_paper(picture[0], (220, 400), 30, 200)
+        made, done = MNIST(page[None], SIZE)
+        assert done[1:] == ["400 × 220 pixels, what is drawn scaled and centred in 28 × 28"]
+        expected, _ = MNIST(picture[None].clone(), SIZE)
+        assert float((made - expected).abs().mean()) < 0.08
+        ink = made[0, 0] * 0.3081 + 0.1307
+        rows = (torch.arange(28) + 0.5) @ ink.sum(1) / ink.sum()
+        assert 13.5 <= float(rows) <= 15.5
+
+
+@pytest.mark.parametrize(
+    ("fit", "corner", "side"), [("pad", 1.0, 0.5), ("crop", 1.0, 1.0), ("stretch", 0.5, 0.5)]
+)
+def test_a_picture_of_another_size_is_padded_cut_or_stretched(fit, corner, side):
+    picture = torch.ones(1, 1, 40, 80)
+    picture[..., :20] = 0.5  # the left quarter
+    made, done = Picture("white", fit)(picture, (20, 20))
+    assert made.shape == (1, 1, 20, 20)
+    assert len(done) == 1
+    assert done[0].startswith("80 × 40 pixels, ")
+    assert done[0].endswith(" 20 × 20")
+    ends = [float(made[0, 0, 0, 0]), float(made[0, 0, 10, 0])]
+    assert ends == pytest.approx([corner, side], abs=0.1)
+
+
+def test_of_a_white_background_white_is_filled_in_and_black_pictures_are_inverted(digits):
+    page = 1 - on_paper(digits[0, 0], (220, 400), 30, 200)
+    made, done = Picture("white", "ink")(page[None], SIZE)
+    assert done[0] == "inverted: black background, in training white"
+    assert float(made[0, 0, 0, 0]) == 1
+    padded, _ = Picture("white", "pad")(torch.zeros(1, 3, 10, 40), (20, 20))
+    assert float(padded[0, :, 0].min()) == 1
+
+
+def test_each_channel_has_its_own_scale():
+    made, _ = Picture(mean=[0.0, 0.5, 1.0], std=[1.0, 0.5, 2.0])(torch.ones(1, 3, 2, 2), (2, 2))
+    assert made[0, :, 0, 0].tolist() == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"background": "blakc"}, "background must be black, white or null; .*did you mean black?"),
+        ({"fit": "sretch"}, "fit must be pad, crop, stretch or ink; .*did you mean stretch?"),
+        ({"fit": "ink"}, "fit=ink needs data.transform.background"),
+        ({"mean": "x"}, "mean must be a number, one for each channel, or null"),
+        ({"mean": float("nan")}, "mean must be finite"),
+        ({"std": 0}, "std must be above 0"),
+        ({"std": [1.0, -1.0, 1.0]}, "std must be above 0"),
+    ],
+)
+def test_a_picture_that_cannot_be_made_so_is_refused_by_key(arguments, words):
+    with pytest.raises(DataError, match=f"data.transform.{words}"):
+        Picture(**arguments)
+
+
+def images(low, high, shape=(1, 4, 4)):
+    inputs = torch.linspace(low, high, 6)[:, None, None, None].expand(6, *shape).clone()
+    return inputs, torch.arange(6) % 2
+
+
+@pytest.mark.parametrize(
+    ("transform", "loaded", "words"),
+    [
+        (Picture(), images(-1, 1), "makes inputs from 0.0000 to 1.0000 of pictures, and the train"),
+        (Picture(mean=0.1307, std=0.3081), images(-2, 9), "makes inputs from -0.4242 to 2.8215"),
+        (Picture(), (torch.rand(6, 2), torch.arange(6) % 2), "a Picture makes inputs of"),
+        (Picture(mean=[0.5, 0.5]), images(0, 1), "mean must be one number, or 1, one for each"),
+        ("resize", images(0, 1), "must be a studyloom.data.Picture, or a function of yours"),
+    ],
+)
+def test_a_transform_that_contradicts_what_is_loaded_is_refused_before_trial_0(
+    transform, loaded, words
+):
+    with pytest.raises(DataError, match=words):
+        Loaded(lambda part: loaded, 2, transform=transform).train()
+
+
+def test_a_transform_with_the_scale_of_load_changes_no_training_input():
+    loaded = images(-1, 1)
+    plain = Loaded(lambda part: loaded, 2).train()
+    split = Loaded(lambda part: loaded, 2, transform=Picture(mean=0.5, std=0.5)).train()
+    assert split.digest == plain.digest
+    assert torch.equal(split.inputs, plain.inputs)
+
+
+def test_another_scale_than_that_of_the_digits_is_refused():
+    with pytest.raises(DataError, match="mean and std must be those that the data is normalised"):
+        Embedded(transform=Picture("black", "ink", mean=0.5, std=0.5)).train()
+
+
+# What a winner stores
+
+
+def flatten(picture):
+    return picture.flatten() / 255
+
+
+def test_what_a_source_says_is_stored_as_data_or_not_at_all(digits):
+    split = Embedded().train()
+    assert describe_transform(Embedded(), None, split) == {
+        "_target_": "studyloom.data.Picture",
+        "background": "black",
+        "fit": "ink",
+        "mean": 0.1307,
+        "std": 0.3081,
+    }
+    assert Idx("fashion_mnist", 2).transform == SOURCES["fashion_mnist"].transform
+    section = {"_target_": "studies.mine.flatten", "_partial_": True}
+    own = Loaded(lambda part: None, 2, transform=functools.partial(flatten))
+    assert describe_transform(own, section, split) == section
+    named = Loaded(lambda part: None, 2, transform=flatten)
+    assert describe_transform(named, None, split) == {
+        "_target_": f"{__name__}.flatten",
+        "_partial_": True,
+    }
+    unnamed = Loaded(lambda part: None, 2, transform=lambda picture: picture)
+    assert describe_transform(unnamed, None, split) is None
+    assert describe_transform(Loaded(lambda part: None, 2), None, split) is None
+
+
+def test_the_digits_of_the_config_say_their_background(digits):
+    cfg, _ = compose()
+    assert cfg.data.transform.background == "black"
+
+
+# What is unlike the training data
+
+
+def test_a_picture_unlike_all_of_the_training_is_named_by_its_values_and_mean():
+    seen = InputRange.of(Embedded().train())
+    like = Embedded().test().inputs
+    assert len(seen.unlike(like)) <= 2  # of 1000
+    said = seen.unlike(torch.stack([like[0], -like[0], torch.full_like(like[0], -0.42)]))
+    assert sorted(said) == [1, 2]
+    assert said[1].startswith("unlike the training data: values -2.8215 to 0.4242 (there -0.4242")
+    assert "mean" in said[2]
+    assert "values" not in said[2]
+
+
+def test_a_row_unlike_the_training_is_named_by_its_columns():
+    inputs = torch.tensor([[0.0, 10.0], [1.0, 20.0]])
+    seen = InputRange.of(Split(inputs, torch.tensor([0, 1]), 2, "d"))
+    said = seen.unlike(torch.tensor([[0.5, 15.0], [0.5, 90.0], [-3.0, 90.0]]), ["size", "age"])
+    assert said == {
+        1: "unlike the training data: age 90.0000 (there 10.0000 to 20.0000)",
+        2: "unlike the training data: size -3.0000 (there 0.0000 to 1.0000), "
+        "age 90.0000 (there 10.0000 to 20.0000)",
+    }
