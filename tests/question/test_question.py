@@ -89,6 +89,19 @@ def test_how_an_answer_is_found_and_where_things_lie_is_no_part_of_the_question(
     assert folder == ask(*NONE, "data=mnist", "data.root=/b").identity("digest")
 
 
+def test_what_predict_is_told_of_the_data_is_no_part_of_the_question(asked):
+    for change in ("data.transform.fit=pad", "~data.transform", "data.transform=null"):
+        question = ask(*NONE, change)
+        assert question.identity("digest") == asked  # as studies of before it was told
+        assert "transform" not in question.provenance_sections(question.baseline)["data"]
+
+
+def test_what_a_source_of_one_s_own_calls_transform_is_part_of_the_question():
+    own = (*NONE, "data._target_=mine.Source")
+    cropped, padded = (ask(*own, f"data.transform={name}") for name in ("crop", "pad"))
+    assert cropped.identity("digest") != padded.identity("digest")
+
+
 def test_the_identity_says_what_was_asked_key_by_key(main):
     asked = main.identity("digest")
     assert asked["space.train.batch_size.choice"] == [32, 64, 128, 256]

@@ -1,0 +1,132 @@
+"""`studyloom predict` as a command: a user's own data, and files that would fill the memory."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import hostile
+import numpy as np
+import pytest
+import yaml
+from commands import ROOT, environment, study, studyloom
+from PIL import Image
+
+from studyloom.config.scaffold import write_study
+from studyloom.data import Embedded
+from studyloom.data.idx import ASSET
+from studyloom.models import MLP
+from studyloom.training.checkpoint import save_weights
+
+pytestmark = pytest.mark.chaos
+
+# Digits, black on white and from -1 to 1, as `studyloom new` asks for a function that loads them.
+LOAD = """
+
+def load(part):
+    from studyloom.data.idx import ASSET
+
+    import numpy as np
+
+    with np.load(ASSET) as arrays:
+        pixels, digits = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+    return torch.from_numpy(1 - pixels / 127.5)[:, None].float(), torch.from_numpy(digits).long()
+
+
+def to_input(picture):
+    return picture / 127.5 - 1
+
+
+@hydra_main"""
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """A study of one's own that has ended, whose data source says nothing of pictures."""
+    folder = tmp_path_factory.mktemp("mine")
+    write_study("mine", folder)
+    page = folder / "studies" / "mine.py"
+    page.write_text(page.read_text().replace("\n\n@hydra_main", LOAD))
+    few = ("study.trials=1", "train.epochs=3", "winner.seeds=1", "launcher.workers=1")
+    done = study(*few, page="mine", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    with np.load(ASSET) as arrays:
+        for number, pixels in enumerate(arrays["test_images"][::20]):
+            Image.fromarray(255 - pixels).save(folder / f"{number:02}.png")
+    return folder
+
+
+def say(folder, transform):
+    """Has the data source say how pictures become inputs, and chooses the winner again."""
+    path = folder / "conf" / "data" / "mine.yaml"
+    section = yaml.safe_load(path.read_text()) | {"transform": transform}
+    path.write_text(yaml.safe_dump(section))
+    done = studyloom("winner", "runs/mine", cwd=folder, PYTHONPATH=str(folder))
+    assert done.returncode == 0, done.stderr
+
+
+def ask(folder, *trust):
+    pictures = sorted(path.name for path in folder.glob("*.png"))
+    where = {"cwd": folder, "PYTHONPATH": str(folder)}
+    return studyloom("predict", "runs/mine", *pictures, "--trust", "studies", *trust, **where)
+
+
+def test_pictures_are_read_as_load_normalised_them_once_the_source_says_how(mine):
+    done = ask(mine)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 50
+    assert "does not say how a picture becomes an input; name it as data.transform" in done.stderr
+    truth = Embedded().test().targets[::20].tolist()
+    told = json.loads((mine / "runs" / "mine" / "winner.json").read_text())
+    for transform in (
+        {"_target_": "studies.mine.to_input", "_partial_": True},
+        {"_target_": "studyloom.data.Picture", "background": "white", "mean": 0.5, "std": 0.5},
+    ):
+        say(mine, transform)
+        done = ask(mine)
+        assert done.returncode == 0, done.stderr
+        answered = [int(line.split("\t")[1]) for line in done.stdout.splitlines()]
+        right = sum(a == t for a, t in zip(answered, truth, strict=True)) / len(truth)
+        assert right == pytest.approx(told["test"]["winner"]["mean"], abs=0.15)
+        stored = json.loads((mine / "runs" / "mine" / "winner.json").read_text())["data"]
+        assert stored["transform"].items() >= transform.items()
+
+
+def test_no_file_takes_a_gibibyte_and_the_good_ones_are_answered(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    save_weights(run / "winner.pt", MLP((1, 28, 28), 10, hidden=[]).state_dict())
+    (run / "winner.yaml").write_text("model: {_target_: studyloom.models.MLP, hidden: []}\n")
+    facts = {"shape": [1, 28, 28], "outputs": 10, "mean": 0.1307, "std": 0.3081}
+    (run / "winner.json").write_text(json.dumps({"data": facts}))
+    canary = tmp_path / "canary"
+    files = hostile.pictures() | hostile.idx_files() | hostile.arrays(canary) | hostile.bombs()
+    bad = hostile.write(tmp_path / "bad", files) + hostile.nodes(tmp_path / "nodes")
+    good = tmp_path / "good.png"
+    good.write_bytes(hostile.picture("PNG", (7000, 7000)))
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (6 * GIB, 6 * GIB))
+
+    command = [sys.executable, "-m", "studyloom", "predict", run, *bad[:40], good, *bad[40:]]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(
+        [*map(str, command)],
+        preexec_fn=limit,
+        cwd=ROOT,
+        env=environment(PYTHONPATH=str(ROOT)),
+        **output,
+    ) as process:
+        out, err = process.stdout.read(), process.stderr.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 2, err
+    assert [line.split("\t")[0] for line in out.splitlines()] == [str(good)]
+    lines = err.splitlines()
+    assert len(lines) == len(bad)
+    for path, line in zip(bad, lines, strict=True):
+        assert line.startswith(f"error: {path}: ")
+    assert used.ru_maxrss * 1024 < GIB
+    assert not canary.exists()
