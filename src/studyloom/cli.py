@@ -123,7 +123,9 @@ def add_predict(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `studyloom predict`."""
     about = "the folder with winner.json, winner.yaml and winner.pt"
     command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=about)
-    about = "a picture of any size, an IDX file, a .npy file, or a CSV file of a line for each input"
+    about = (
+        "a picture of any size, an IDX file, a .npy file, or a CSV file of a line for each input"
+    )
     command.add_argument("files", metavar="FILE", type=Path, nargs="+", help=about)
     add_trust(command, "a package that the winner may name; its code is executed")
 

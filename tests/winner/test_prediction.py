@@ -372,6 +372,12 @@ def test_a_winner_of_before_knows_its_own_digits_and_says_what_it_assumes_of_oth
     (old / "winner.yaml").write_text(f"{model}data: {{_target_: studyloom.data.Embedded}}\n")
     (answer,) = predict(load_network(old), [tmp_path / "seven.png"])
     assert (answer.label, answer.note[:8]) == (7, "inverted")
+    asked = torch.rand(1, 28, 28, generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "asked.npy", asked.numpy())
+    network = load_network(old)
+    (answer,) = predict(network, [tmp_path / "asked.npy"])
+    assert answer.confidence == pytest.approx(float(network(asked[None]).max()))  # as they are
+    assert answer.note.startswith("numbers taken as inputs and not as pixels, since the winner is")
 
 
 # A data source of the user's own

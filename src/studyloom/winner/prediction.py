@@ -32,6 +32,9 @@ SILENT = (
     "data.transform in conf/data/ and call `studyloom winner` on this study, or give the inputs as "
     "`load` returns them in a .npy file"
 )
+AS_BEFORE = (
+    "numbers taken as inputs and not as pixels, since the winner is of before data.transform"
+)
 ASSUMED = "pixels scaled to {low} to {high}, since the data source does not say how"
 
 
@@ -48,6 +51,8 @@ class Network:
         classifies: whether it predicts classes, and not numbers.
         names: the names of the classes or numbers that it predicts.
         columns: the names of its inputs in a table.
+        takes_numbers: whether numbers with a fraction are its inputs even if they may be pixels, as
+            they were for winners of before a transform was stored.
     """
 
     model: nn.Module
@@ -58,6 +63,7 @@ class Network:
     classifies: bool = True
     names: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    takes_numbers: bool = False
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Predicts for float32 inputs (n, *shape).
@@ -163,14 +169,15 @@ def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
         raise PredictError(
             f"{run_dir / 'winner.pt'}: {' '.join(str(error).split())[:300]}"
         ) from None
-    stored = facts["transform"] if "transform" in facts else _transform_of_before(config)
+    old = "transform" not in facts
+    stored = _transform_of_before(config) if old else facts["transform"]
     transform, remark = build_transform(stored, trusted), ""
     if isinstance(transform, Picture):
         transform = transform.completed(mean, std)
     elif transform is None and is_picture(shape):
         transform, remark = _assume(mean, std, seen)
     classifies = bool(facts.get("classifies", True))
-    return Network(model, shape, transform, remark, seen, classifies, names, columns)
+    return Network(model, shape, transform, remark, seen, classifies, names, columns, old)
 
 
 def _input_range(stored: Any, shape: tuple[int, ...]) -> InputRange | None:
@@ -327,6 +334,8 @@ def from_numbers(numbers: Tensor, whole: bool, network: Network) -> Inputs:
     low, high = (float(end) for end in rows.aminmax())
     if low < 0 and not whole:
         return _finish(rows, [], network)
+    if network.takes_numbers and not whole:
+        return _finish(rows, [AS_BEFORE], network)
     if not isinstance(network.transform, Picture):
         return _finish(_apply(network, rows.to(torch.uint8)) if whole else rows, [], network)
     if low < 0 or high > 65535:

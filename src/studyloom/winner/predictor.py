@@ -75,7 +75,9 @@ class Predictor:
             asked = from_numbers(numbers, whole, self._network)
             outputs = self._network(asked.rows)
         except PredictError as error:
-            raise PredictError(f"inputs: {error}") from None
+            raise PredictError(
+                f"inputs: {error}".replace("inputs: it must", "inputs must")
+            ) from None
         notes = tuple(asked.note(position) for position in range(len(outputs)))
         if not self._network.classifies:
             return Prediction(values=outputs, notes=notes)
