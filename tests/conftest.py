@@ -5,7 +5,6 @@ import itertools
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 import warnings
 from pathlib import Path
@@ -65,7 +64,7 @@ def postgres_server():
     server.cleanup_mode = None  # or it takes 2 s to stop what is gone
     server.cleanup()
     # Hundreds of databases are 100,000 files, which takes 10 to 20 s: nobody waits for that.
-    subprocess.Popen(["rm", "-rf", folder], start_new_session=True)
+    os.spawnlp(os.P_NOWAIT, "rm", "rm", "-rf", folder)
 
 
 @pytest.fixture(scope="session")
