@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -109,6 +110,8 @@ def _become(
         path for path in sys.path if path == str(ROOT) or Path(path).is_relative_to(ROOT / "tests")
     ]
     own = [path for path in sys.path if path not in tests]
+    if file := env.get("STUDYLOOM_TEST_KILL"):
+        _die_before(file)
     added = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     name, *sys.argv[1:] = command
     if name == "studyloom":
@@ -118,3 +121,15 @@ def _become(
         sys.exit(main())
     sys.path[:] = [str(cwd), *added, *own]
     runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def _die_before(file: str) -> None:
+    """Has SIGKILL end this process just before it puts a file of a name into its place."""
+    replace = Path.replace
+
+    def replace_or_die(path: Path, target: Path) -> Path:
+        if Path(target).name == file:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(path, target)
+
+    Path.replace = replace_or_die  # type: ignore[method-assign]

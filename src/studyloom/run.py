@@ -29,6 +29,7 @@ from studyloom.launch.fork_server import ForkServer
 from studyloom.launch.prepare import Prepared, check_connections, prepare, prepare_to_join
 from studyloom.launch.task import HALT, Task, follow_parent
 from studyloom.question.question import SECTIONS
+from studyloom.question.sources import CODE
 from studyloom.storage.attributes import EPOCHS
 from studyloom.storage.connections import exclusive
 from studyloom.storage.embedded_server import serve
@@ -176,7 +177,15 @@ def open_or_create(prepared: Prepared, *, create: bool) -> tuple[StoredStudy, in
         return open_study(prepared.url, name, deadline), trials
     prepared.run_dir.mkdir(parents=True, exist_ok=True)
     identity = question.identity(prepared.data.digest)
-    stored = create_study(prepared.url, name, identity, trials, deadline, goals=question.goals)
+    stored = create_study(
+        prepared.url,
+        name,
+        identity,
+        trials,
+        deadline,
+        goals=question.goals,
+        accept_code_change=question.config.study.accept_code_change,
+    )
     stored.state(question.rule)
     if left := enqueue(stored, prepared.starts, trials, prepared.url, baseline=question.baseline):
         log.warning(
@@ -232,6 +241,10 @@ def search_and_report(
     """
     started, began = time.monotonic(), datetime.now()
     stored, trials = plan.search.stored, plan.search.trials
+    for change in stored.code_changes():
+        names = ", ".join(key.removeprefix(CODE) for key in change["changed"])
+        before = f"trials 0 to {change['from'] - 1} were made with other code: {names} has changed"
+        console.print(Text(before), soft_wrap=True)
     move_foreign_answer(plan, prepared, console)
     if todo := task.todo():
         for note in prepared.starts.notes:

@@ -25,6 +25,7 @@ class StudySection:
     lease: float = 60.0  # seconds that a silent worker keeps its trial
     enqueue: Any = field(default_factory=list)  # points to begin with, mappings of parameters
     top: int = 5  # how many of the best trials of `from` to begin with
+    accept_code_change: bool = False  # go on although your own code is not what it was
     dry_run: bool = False  # show the space and stop; also --dry-run
 
 

@@ -90,4 +90,9 @@ def write_yaml(path: Path, config: Mapping[str, Any], header: str) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    write_whole(path, header + OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+    write_whole(path, header + as_yaml(config))
+
+
+def as_yaml(config: Mapping[str, Any]) -> str:
+    """Returns a config as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))

@@ -32,6 +32,7 @@ from studyloom.question.jobs import build_goals, build_jobs, build_metric
 from studyloom.question.objective import NetworkObjective, Objective
 from studyloom.question.preflight import Branch, end_of, try_branches, try_metric
 from studyloom.question.rule import Rule, parse_rule
+from studyloom.question.sources import code_digests
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Parameter, Point, Space, group_of
@@ -270,7 +271,7 @@ class Question:
     def identity(self, digest: str) -> dict[str, Any]:
         """Returns all values that identify the question, by key; two equal ones ask the same.
 
-        The folder of the data is not part of it.
+        The sources of the user's own code are part of it, and the folder of the data is not.
 
         Args:
             digest: of the data.
@@ -282,7 +283,7 @@ class Question:
                 if option != self.composer.choices.get(group):
                     section = value_at(branch.config, group.replace("/", "."))
                     flat |= _flatten(section, f"{group}={option}")
-        flat |= {
+        flat |= self.code | {
             "data.digest": digest,
             "study.seed": self.config.study.seed,
             "study.direction": self.metric.direction,
@@ -294,6 +295,12 @@ class Question:
             for key, value in sorted(flat.items())
             if key not in ("data.root", "objective.direction") and not key.startswith("train.loss")
         }
+
+    @functools.cached_property
+    def code(self) -> dict[str, str]:
+        """The digest of each module of the user's own code that the question names."""
+        configs = [self.config, *(branch.config for branch in self.branches)]
+        return code_digests([plain_sections(config, *SECTIONS) for config in configs])
 
     @functools.cached_property
     def branches(self) -> list[Branch]:

@@ -9,6 +9,8 @@ HALTED = "halted"  # str | None: why the study has stopped itself
 RULE = "rule"  # str | None: how the winner is chosen, where winner.rule states it
 SOURCES = "from"  # list[str]: the earlier studies from which it took its first points
 TEST_OPENINGS = "test_openings"  # int: how often the test part was opened
+CODE_CHANGES = "code_changes"  # list[dict]: accepted changes of code: what is `changed` `from` a trial on
+TESTED = "tested"  # dict[str, Any], of a retraining: what the test part gave, as in winner.json
 
 # Of a trial
 SLOT = "slot"  # int: the slot of the ledger that the trial fills
@@ -20,6 +22,7 @@ JOBS = "jobs"  # list[int], a column of EPOCHS: the number of jobs that each epo
 STANDARD_ERROR = "standard_error"  # float, of the value; also a column of EPOCHS, list[float]
 TIMES = "times"  # dict[str, float]: the worker's seconds by kind
 MADE = "made"  # dict[str, Any]: provenance, from which the trial can be trained again
+REUSED = "reused"  # str: the stage and trial whose result this one has, without a training
 FAILURE = "failure"  # str: the class of failure, such as diverged or timeout
 REASON = "reason"  # str: the failure in one line
 TRACEBACK = "traceback"  # str: the last lines of the traceback

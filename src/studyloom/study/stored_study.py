@@ -18,9 +18,11 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom.errors import ConfigError, Halted, QuestionError, StorageError, UndefinedObjective
 from studyloom.metrics import ACCURACY, COSTS, Direction, Goal
 from studyloom.question.rule import Condition, Rule, parse_rule
+from studyloom.question.sources import code_of
 from studyloom.storage import sql
 from studyloom.storage.attributes import (
     BASELINE,
+    CODE_CHANGES,
     FAILURE,
     HALTED,
     QUESTION,
@@ -191,6 +193,14 @@ class StoredStudy:
         self.optuna.set_user_attr(TEST_OPENINGS, openings)
         return openings
 
+    def code(self) -> dict[str, Any]:
+        """Returns the digests of the user's own code with which the study goes on now."""
+        return code_of(self.optuna.user_attrs.get(QUESTION, {}))
+
+    def code_changes(self) -> list[dict[str, Any]]:
+        """Returns the accepted changes of code: what is `changed`, `from` which trial on."""
+        return list(self.optuna.user_attrs.get(CODE_CHANGES, []))
+
     def state(self, rule: Rule | None) -> None:
         """Stores how the best trial is chosen from now on.
 
@@ -304,6 +314,7 @@ def create_study(
     *,
     goals: Sequence[Goal] = (ACCURACY,),
     wait: bool = False,
+    accept_code_change: bool = False,
 ) -> StoredStudy:
     """Opens a study, and creates the database, the tables and the study if they are missing.
 
@@ -316,6 +327,7 @@ def create_study(
         goals: a goal for each value of a trial.
         wait: whether to wait even if the database is away at the first call, as in the midst of a
             run. By default a mistyped host is reported at once.
+        accept_code_change: whether the study goes on if only the user's own code has changed.
 
     Raises:
         QuestionError: the study exists and asks another question.
@@ -336,17 +348,40 @@ def create_study(
             stored.ledger.create()
             _name_values(stored.optuna, goals)
             stored.optuna.set_user_attr(QUESTION, dict(question))
-        elif changes := differences(stored_question, question):
-            raise QuestionError(
-                f"study.name: the study {name!r} asks another question, so its trials cannot be "
-                "compared:\n"
-                + "".join(f"  {change}\n" for change in changes)
-                + "go back to that question, or give this one another name: study.name=…"
-            )
+        else:
+            _check_question(stored, stored_question, question, accept_code_change)
         stored.ledger.extend(trials)
         if stored.halted() is not None:  # a person who starts it again has removed the reason
             stored.optuna.set_user_attr(HALTED, None)
     return stored
+
+
+def _check_question(
+    stored: StoredStudy, was: Mapping[str, Any], now: Mapping[str, Any], accept_code_change: bool
+) -> None:
+    """Raises QuestionError if a study asks another question; stores a change of code."""
+    compared = was
+    if accept_code_change or not code_of(was):  # an earlier version stored none
+        compared = {key: was[key] for key in was if key not in code_of(was)} | code_of(now)
+    changes = differences(compared, now)
+    if changes and {*changes} == {*differences(code_of(compared), code_of(now))}:
+        way_out = (
+            "only your own code differs: go back to what it was, go on with "
+            "study.accept_code_change=true, or give this study another name: study.name=…"
+        )
+    else:
+        way_out = "go back to that question, or give this one another name: study.name=…"
+    if changes:
+        raise QuestionError(
+            f"study.name: the study {stored.name!r} asks another question, so its trials cannot be "
+            "compared:\n" + "".join(f"  {change}\n" for change in changes) + way_out
+        )
+    if code_of(was) != code_of(now):
+        if code_of(was):
+            changed = {key for key, _ in code_of(was).items() ^ code_of(now).items()}
+            change = {"from": len(stored.trials()), "changed": sorted(changed)}
+            stored.optuna.set_user_attr(CODE_CHANGES, [*stored.code_changes(), change])
+        stored.optuna.set_user_attr(QUESTION, compared)
 
 
 def _name_values(study: Study, goals: Sequence[Goal]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -149,8 +149,18 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
         OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    on_cpu = {name: tensor.cpu() for name, tensor in weights.items()}
-    write_with(path, lambda file: torch.save(on_cpu, file), durable=True)
+    write_with(path, lambda file: _pack(weights, file), durable=True)
+
+
+def pack_weights(weights: Mapping[str, Tensor]) -> bytes:
+    """Returns what `save_weights` writes of a state dict, on any device."""
+    buffer = io.BytesIO()
+    _pack(weights, buffer)
+    return buffer.getvalue()
+
+
+def _pack(weights: Mapping[str, Tensor], file: IO[bytes]) -> None:
+    torch.save({name: tensor.cpu() for name, tensor in weights.items()}, file)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

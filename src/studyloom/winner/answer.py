@@ -1,13 +1,17 @@
 """The answer of a study: reading winner.json, and wording its numbers."""
 
+import hashlib
 import itertools
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial
 
+from studyloom.errors import PredictError
+from studyloom.files import write_whole
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_cost, format_value
 
@@ -15,20 +19,92 @@ if TYPE_CHECKING:  # reading an answer, as `studyloom status` does, must not imp
     from studyloom.winner.stages import Plan
 
 
-# winner.json goes first: without it the others are no answer.
+# Moved aside in this order: without winner.json the others are no answer.
 ANSWER_FILES = (
     *("winner.json", "winner.yaml", "winner.pt", "model_card.md", "report.html"),
     "winner",  # the folder of the networks
 )
 
 
+def write_answer(
+    run_dir: Path, answer: Mapping[str, Any], files: Mapping[str, bytes]
+) -> dict[str, Any]:
+    """Writes winner.json, and then the files that belong to it.
+
+    It has their digests, and goes first: if the command is killed before the last of them is in its
+    place, those of another answer are not taken for this one's.
+
+    Args:
+        run_dir: where the study runs.
+        answer: what winner.json holds beside the digests.
+        files: the content of the other files by name.
+
+    Returns:
+        what winner.json holds.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    written = {**answer, "files": digests}
+    write_whole(run_dir / "winner.json", json.dumps(written, indent=1), durable=True)
+    for name, content in files.items():
+        write_whole(run_dir / name, content, durable=True)
+    return written
+
+
 def read_answer(run_dir: Path) -> dict[str, Any] | None:
-    """Returns what winner.json holds; None if there is none, or none that can be read."""
+    """Returns what winner.json holds; None if there is none, or none that is whole."""
     try:
         answer = json.loads((run_dir / "winner.json").read_text())
+        if isinstance(answer, dict) and not strays(run_dir, answer):
+            return answer
     except (OSError, ValueError):
+        pass
+    return None
+
+
+def strays(run_dir: Path, answer: Mapping[str, Any], *names: str) -> list[str]:
+    """Finds files that are missing, or are not those which were written with winner.json.
+
+    Args:
+        run_dir: where the study runs.
+        answer: what winner.json holds; without digests, as of an earlier version, no file is one.
+        names: the files to look at; none for all of the answer.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    digests = answer.get("files")
+    if not isinstance(digests, Mapping):
+        return []
+    looked_at = names or [name for name in ANSWER_FILES if name in digests]
+    return [name for name in looked_at if digests.get(name) != _digest(run_dir / name)]
+
+
+def check_whole(run_dir: Path, answer: Mapping[str, Any], *names: str) -> None:
+    """Raises PredictError if files are not those that were written with winner.json.
+
+    Args:
+        run_dir: where the study runs.
+        answer: what winner.json holds.
+        names: the files.
+    """
+    if stray := strays(run_dir, answer, *names):
+        raise PredictError(
+            f"{run_dir}: the answer is incomplete: {' and '.join(stray)} did not come with "
+            "winner.json, since a command was killed while it wrote them; run the study's command "
+            f"again, or studyloom winner {shlex.quote(str(run_dir))}"
+        )
+
+
+def _digest(path: Path) -> str | None:
+    """Returns the SHA-256 of a file; None if there is none."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
         return None
-    return answer if isinstance(answer, dict) else None
 
 
 def belongs_to(answer: Mapping[str, Any], stored: StoredStudy) -> bool:

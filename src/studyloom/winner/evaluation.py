@@ -1,6 +1,5 @@
 """Evaluating the winner: winner and baseline on the test part, and the files of the answer."""
 
-import json
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -11,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studyloom.config.values import plain_sections, value_at, write_yaml
+from studyloom.config.values import as_yaml, plain_sections, value_at
 from studyloom.data.split import Split
 from studyloom.data.transform import InputRange, describe_transform
 from studyloom.errors import NoWinner
-from studyloom.files import write_whole
 from studyloom.question.question import SECTIONS
 from studyloom.study.provenance import current_environment
-from studyloom.training.checkpoint import load_weights, save_weights
+from studyloom.training.checkpoint import load_weights, pack_weights
 from studyloom.training.trainer import Training, predict_outputs
+from studyloom.winner.answer import write_answer
 from studyloom.winner.candidates import CandidateTrainings
 from studyloom.winner.model_card import model_card
 from studyloom.winner.pictures import report_part
@@ -65,11 +64,12 @@ def evaluate_winner(
         "seeds": [trainings.fresh_seed(seed) for seed in range(trainings.seeds)],
         "command": list(command),
     }
+    files: dict[str, bytes] = {}
     if plan.question.tested:
         tested, network = test_networks(plan, trainings, test)
         answer |= tested
-        save_weights(run_dir / "winner.pt", network)
-        write_whole(run_dir / "model_card.md", model_card(answer, plan))
+        files["winner.pt"] = pack_weights(network)
+        files["model_card.md"] = model_card(answer, plan).encode()
     else:
         answer |= {"note": NO_TEST, "environment": current_environment(torch.device("cpu"))}
     again = shlex.join([*command, "--config-dir", str(run_dir), "--config-name", "winner"])
@@ -77,10 +77,8 @@ def evaluate_winner(
         f"# The winner of {answer['study']}, trial {plan.winner}, "
         f"and this does all of it once more:\n# {again}\n"
     )
-    write_yaml(run_dir / "winner.yaml", winner_config(plan), header)
-    # Last: where winner.json is, the other files are too.
-    write_whole(run_dir / "winner.json", json.dumps(answer, indent=1))
-    return answer
+    files["winner.yaml"] = (header + as_yaml(winner_config(plan))).encode()
+    return write_answer(run_dir, answer, files)
 
 
 def test_networks(

@@ -24,6 +24,7 @@ from studyloom.text import format_shape, format_value
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
 from studyloom.winner import input_files
+from studyloom.winner.answer import check_whole
 
 # The sources of ours, whose winners of before this was stored have it in their classes.
 SOURCES = ("studyloom.data.Embedded", "studyloom.data.Idx")
@@ -146,7 +147,8 @@ def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
         OSError: a file cannot be read.
     """
     try:
-        facts = json.loads((run_dir / "winner.json").read_text())["data"]
+        answer = json.loads((run_dir / "winner.json").read_text())
+        facts = answer["data"]
         shape, outputs = tuple(map(int, facts["shape"])), int(facts["outputs"])
         mean, std = float(facts["mean"]), float(facts["std"])
         names, columns = (tuple(map(str, facts.get(name, ()))) for name in ("names", "columns"))
@@ -158,6 +160,7 @@ def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
         raise PredictError(
             f"{run_dir / 'winner.json'}: cannot be used: {type(error).__name__}: {error}"
         ) from None
+    check_whole(run_dir, answer, "winner.yaml", "winner.pt")
     config = trust.load_foreign(run_dir / "winner.yaml", trusted)
     section = config.get("model")
     if not isinstance(section, DictConfig):
@@ -169,6 +172,7 @@ def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
         raise PredictError(
             f"{run_dir / 'winner.pt'}: {' '.join(str(error).split())[:300]}"
         ) from None
+    check_whole(run_dir, answer, "winner.yaml", "winner.pt")  # they may have been replaced
     old = "transform" not in facts
     stored = _transform_of_before(config) if old else facts["transform"]
     transform, remark = build_transform(stored, trusted), ""

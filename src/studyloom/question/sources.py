@@ -1,0 +1,147 @@
+"""The sources of a user's own code: a digest for each module, as a part of what a study asks.
+
+The digest is of the syntax tree without docstrings. Comments and formatting change no result, so
+that a formatter or a better comment does not make another question of a study.
+"""
+
+import ast
+import functools
+import hashlib
+import inspect
+import sys
+import sysconfig
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from studyloom.files import PACKAGE
+
+CODE = "code."  # what the keys of digests begin with; the module follows
+DIGITS = 16  # of a digest: enough to tell sources apart, and few enough to read
+SILENT = ("ctx", "kind", "type_comment")  # fields of a syntax tree that say nothing of their own
+INSTALLED = ("site-packages", "dist-packages")
+
+
+def code_digests(sections: Any) -> dict[str, str]:
+    """Returns the digest of each module of the user's own code that a config names.
+
+    Installed packages, Python's own modules and studyloom are left out: an upgrade of these asks no
+    other question. So are modules that the named ones import.
+
+    Args:
+        sections: of a config, as plain values.
+
+    Returns:
+        digests by `code.MODULE`; for what was typed into a notebook, by `code.__main__.NAME`.
+    """
+    digests: dict[str, str] = {}
+    for target in dict.fromkeys(targets(sections)):
+        for part in _parts(target):
+            if (named := _digest(part)) is not None:
+                digests[f"{CODE}{named[0]}"] = named[1]
+    return dict(sorted(digests.items()))
+
+
+def code_of(question: Mapping[str, Any]) -> dict[str, Any]:
+    """Selects the digests among what a study asks."""
+    return {key: value for key, value in question.items() if key.startswith(CODE)}
+
+
+def targets(value: Any) -> Iterator[str]:
+    """Yields every `_target_` of nested plain values, and what Hydra's `get_method` gets."""
+    if isinstance(value, Mapping):
+        target = value.get("_target_")
+        if isinstance(target, str):
+            yield target
+            if target.startswith("hydra.utils.get_") and isinstance(value.get("path"), str):
+                yield value["path"]
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from targets(inner)
+
+
+def _parts(target: str) -> Iterable[Any]:
+    """Returns the functions and classes of a target: itself, and the bases of a class."""
+    try:
+        member = resolve_name(target)
+    except Exception:  # `validate` reports what cannot be imported
+        return ()
+    while isinstance(member, functools.partial):
+        member = member.func
+    if inspect.isclass(member):
+        return inspect.getmro(member)
+    if not inspect.isroutine(member):
+        return inspect.getmro(type(member))
+    return (inspect.unwrap(member),)
+
+
+def _digest(part: Any) -> tuple[str, str] | None:
+    """Returns the name of the module of a function or class, and the digest of its source.
+
+    None for the code of others, and without a source.
+    """
+    name = str(part.__module__)
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None:
+        if name != "__main__":  # built into Python
+            return None
+        try:  # a notebook's
+            source = textwrap.dedent(inspect.getsource(part))
+        except (OSError, TypeError):
+            return None
+        return f"{name}.{part.__qualname__}", digest_of_source(source.encode())
+    path = Path(file).resolve()
+    if not _is_own(path):
+        return None
+    try:
+        return name, digest_of_source(path.read_bytes())
+    except OSError:
+        return None
+
+
+def _is_own(path: Path) -> bool:
+    library = [Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib")]
+    elsewhere = {*INSTALLED}.intersection(path.parts)
+    return not elsewhere and not any(path.is_relative_to(p) for p in (PACKAGE, *library))
+
+
+def digest_of_source(source: bytes) -> str:
+    """Returns the digest of a Python source, whatever its comments, docstrings and formatting.
+
+    Args:
+        source: of a module; the bytes of anything else, such as a compiled one, count as they are.
+    """
+    try:
+        content = _canonical(ast.parse(source)).encode()
+    except (SyntaxError, ValueError, RecursionError):
+        content = source
+    return hashlib.sha256(content).hexdigest()[:DIGITS]
+
+
+def _canonical(node: Any) -> str:
+    """Writes a syntax tree as text.
+
+    Without fields that are empty, so that a version of Python that adds some writes the same; for
+    this reason it is not `ast.dump`.
+    """
+    if isinstance(node, list):
+        return f"[{' '.join(map(_canonical, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = []
+    for name, value in ast.iter_fields(node):
+        if name == "body" and _has_docstring(node):
+            value = value[1:]
+        if value is not None and value != [] and name not in SILENT:
+            fields.append(f"{name}={_canonical(value)}")
+        elif isinstance(node, ast.Constant) and name == "value":
+            fields.append("value=None")
+    return f"{type(node).__name__}({' '.join(fields)})"
+
+
+def _has_docstring(node: ast.AST) -> bool:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None

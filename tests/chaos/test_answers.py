@@ -1,0 +1,82 @@
+"""Real commands that are killed while they write the answer of a study."""
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import QUICK, study, studyloom
+
+from studyloom.study.stored_study import open_study
+
+pytestmark = pytest.mark.chaos
+
+FILES = ("winner.pt", "model_card.md", "winner.yaml", "winner.json", "report.html")
+# Weights of one activation in a network of another answer as neither.
+OVERRIDES = (
+    *(*QUICK, "winner.enabled=true", "winner.top=1", "winner.seeds=2", "launcher.workers=1"),
+    *("+space.model.activation.choice=[relu,tanh,sigmoid]", "study.seed=2"),
+)
+
+
+class Commands:
+    """The commands of one study."""
+
+    def __init__(self, run_dir: Path, url: str, digits: Path) -> None:
+        self.run_dir, self.digits, self.url = run_dir, digits, url
+        self.overrides = [*OVERRIDES, f"run_dir={run_dir}"]
+        self.environment = {}
+        if not url.startswith("sqlite"):
+            self.overrides.append("storage=postgres")
+            self.environment["STUDYLOOM_STORAGE"] = url
+
+    def run(self, trials: int) -> str:
+        done = study(*self.overrides, f"study.trials={trials}", **self.environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def run_killed(self, trials: int, file: str) -> None:
+        """Runs a command that SIGKILL ends just before it puts a file into its place."""
+        extra = self.environment | {"STUDYLOOM_TEST_KILL": file}
+        done = study(*self.overrides, f"study.trials={trials}", **extra)
+        assert done.returncode == -signal.SIGKILL, (file, done.stdout, done.stderr)
+
+    def predict(self) -> str:
+        """What `predict` prints, or its error."""
+        done = studyloom("predict", self.run_dir, self.digits)
+        assert done.returncode == (2 if done.stderr else 0)
+        return done.stderr or done.stdout
+
+    def openings(self) -> int:
+        stored = open_study(self.url, "mnist")
+        try:
+            return stored.test_openings()
+        finally:
+            stored.close()
+
+
+def test_a_command_killed_between_two_files_of_the_answer_leaves_no_mixture(url, tmp_path):
+    """Killed before each file in turn; the same command mends it, and opens the test part once."""
+    digits = tmp_path / "digits.npy"
+    np.save(digits, np.random.default_rng(0).normal(size=(5, 1, 28, 28)).astype("float32"))
+    # The folder of a SQLite database is the run directory.
+    run_dir = tmp_path if url.startswith("sqlite") else tmp_path / "run"
+    commands = Commands(run_dir, url, digits)
+    commands.run(2)
+    small, told = commands.predict(), []
+    for file in FILES:
+        commands.run_killed(6, file)
+        told.append(commands.predict())
+    commands.run(6)
+    large = commands.predict()
+    assert json.loads((run_dir / "winner.json").read_text())["trials"] == 6
+    assert small != large
+    for file, words in zip(FILES, told, strict=True):
+        mended = "is incomplete" in words and "run the study's command again" in words
+        assert words in (small, large) or mended, file
+    written = json.loads((run_dir / "winner.json").read_text())
+    page = (run_dir / "report.html").read_text()
+    assert f"trial {written['winner']['trial']}" in page
+    assert commands.openings() == 2, "one of each answer"
+    assert "opened 2 times" in (run_dir / "model_card.md").read_text()

@@ -1,0 +1,134 @@
+"""The sources of one's own code as a part of the question."""
+
+import functools
+import sys
+
+import pytest
+from toys import TINY, ask
+
+from studyloom.errors import QuestionError
+from studyloom.question.sources import code_digests, digest_of_source
+from studyloom.study.stored_study import create_study
+
+NET = '''"""A network."""
+from torch import nn
+
+class Net(nn.Linear):
+    """One layer."""
+
+    def __init__(self, shape, outputs, activation=None):
+        super().__init__(shape[0], outputs, bias=activation is None)
+
+def call(config, report):
+    return {"x": 0, **config}["x"]
+
+half = 0.5
+'''
+
+
+def same(source):
+    return digest_of_source(source.encode()) == digest_of_source(NET.encode())
+
+
+def test_comments_docstrings_and_formatting_change_no_digest():
+    assert same("# mine\n" + NET.replace("One layer.", "One layer\n\n    of weights."))
+    assert same(NET.replace("(shape[0], outputs, ", "(\n            (shape[0]),\n outputs,\n"))
+    assert same(NET.replace('{"x": 0, **config}["x"]', "({'x':0,**config}  ['x'])"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        *[("is None", "is not None"), ("0.5", "0.25"), ("=None", "=0"), ("nn.Linear", "nn.Module")],
+        *[('{"x": 0', '{"x": 0.0'), ("**config", '"x": config'), ("shape[0]", "shape[1]")],
+    ],
+)
+def test_what_may_change_a_result_changes_the_digest(old, new):
+    assert old in NET
+    assert not same(NET.replace(old, new))
+
+
+def test_a_source_that_is_no_python_counts_as_it_is():
+    assert digest_of_source(b"\0\1") != digest_of_source(b"\0\2")
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Returns the digests of targets, with the modules of a folder imported anew."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def digests(sections, **sources):
+        for name, source in sources.items():
+            (tmp_path / f"{name}.py").write_text(source)
+        for name in ("own_net", "own_base", "own_wrapped"):
+            sys.modules.pop(name, None)
+        return code_digests(sections)
+
+    yield digests
+    for name in ("own_net", "own_base", "own_wrapped"):
+        sys.modules.pop(name, None)
+
+
+def test_each_module_of_one_s_own_that_is_named_has_a_digest_at_any_depth(own):
+    sections = {
+        "model": {"_target_": "own_net.Net"},
+        "data": {"load": [{"_target_": "own_base.load", "_partial_": True}]},
+        "loss": {"_target_": "torch.nn.CrossEntropyLoss"},
+        "optimizer": {"_target_": "studyloom.models.MLP"},
+        "scheduler": {"_target_": "math.sqrt"},
+        "objective": {"_target_": "own_net.missing"},
+    }
+    digests = own(sections, own_net=NET, own_base="def load(part): ...")
+    assert [*digests] == ["code.own_base", "code.own_net"]
+    assert own(sections, own_net=NET.replace("0.5", "0.25")) != digests
+    assert own(sections, own_net=f"{NET}\n# nothing") == digests
+
+
+def test_the_modules_of_bases_and_of_wrapped_functions_count_too(own):
+    sections = [{"_target_": f"own_net.{name}"} for name in ("Net", "step", "partial", "made")]
+    base = "class Base:\n    width = 4\n"
+    wrapped = "def step(x): return x\n"
+    net = (
+        "import functools, own_base, own_wrapped\n"
+        "class Net(own_base.Base): pass\n"
+        "@functools.wraps(own_wrapped.step)\ndef step(*x): return own_wrapped.step(*x)\n"
+        "partial = functools.partial(own_wrapped.step, 1)\n"
+        "made = Net()\n"
+    )
+    digests = own(sections, own_net=net, own_base=base, own_wrapped=wrapped)
+    assert [*digests] == ["code.own_base", "code.own_net", "code.own_wrapped"]
+    changed = own(sections, own_base=base.replace("4", "5"))
+    assert {key for key in digests if digests[key] != changed[key]} == {"code.own_base"}
+
+
+def test_an_option_that_only_the_space_names_counts(own, tmp_path, monkeypatch):
+    own({}, own_net=NET)
+    option = "optimizer.lr.choice=[0.1,0.2]"
+    question = ask(*TINY[:-1], "space=none", f"+space.{option}", "model._target_=own_net.Net")
+    assert "code.own_net" in question.identity("toy")
+    assert not any(key.startswith("code.") for key in ask(*TINY).identity("toy"))
+
+
+def test_a_study_of_an_earlier_version_goes_on_and_takes_the_digests_of_then(url):
+    """It has none; from then on an edit is a difference."""
+    asked = {"train.epochs": 2}
+    create_study(url, "s", asked, 1).close()
+    stored = create_study(url, "s", asked | {"code.mine": "a"}, 1)
+    assert stored.code() == {"code.mine": "a"}
+    assert stored.code_changes() == []
+    with pytest.raises(QuestionError, match="code.mine: a → b\nonly your own code differs"):
+        create_study(url, "s", asked | {"code.mine": "b"}, 1)
+
+
+def test_a_change_of_code_is_accepted_alone_and_remembered(url):
+    asked = {"train.epochs": 2, "code.mine": "a", "code.other": "c"}
+    create_study(url, "s", asked, 1)
+    accept = functools.partial(create_study, url, "s", trials=1, accept_code_change=True)
+    with pytest.raises(QuestionError, match="train.epochs: 2 → 3\ngo back to that question"):
+        accept(question=asked | {"train.epochs": 3, "code.mine": "b"})
+    stored = accept(question=asked | {"code.mine": "b"})
+    assert stored.code() == {"code.mine": "b", "code.other": "c"}
+    assert stored.code_changes() == [{"from": 0, "changed": ["code.mine"]}]
+    assert create_study(url, "s", asked | {"code.mine": "b"}, 1).code_changes()
+    with pytest.raises(QuestionError, match="accept_code_change"):
+        create_study(url, "s", asked, 1)
