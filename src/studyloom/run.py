@@ -322,8 +322,17 @@ def print_winner(plan: Plan, prepared: Prepared, command: Command, console: Cons
         answer = read_answer(plan.run_dir)
         if answer is None or not is_answer_of(answer, plan):
             answer = evaluate_winner(plan, prepared.data.test, command.page)
-            write_report(plan.search.stored, plan.run_dir)
+        if not _is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
+            write_report(plan.search.stored, plan.run_dir)  # unless the command was killed here
     console.print(Text("\n".join(winner_lines(answer))), soft_wrap=True)
+
+
+def _is_newer(path: Path, other: Path) -> bool:
+    """Whether a file was written after another one; False if one is missing."""
+    try:
+        return path.stat().st_mtime_ns >= other.stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
 
 
 def judge(cfg: DictConfig) -> None:
@@ -338,7 +347,7 @@ def judge(cfg: DictConfig) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with Stop() as stop:
         prepared, plan = open_plan(prepare_to_join(cfg), stop, worker=True)
-        stored, trials = plan.search.stored, plan.search.trials
+        trials = plan.search.trials
         if left := plan.search.todo():
             ways = "run the study on, or with a smaller study.trials"
             raise ConfigError([f"{plan.run_dir}: {left} of {trials} trials are open; {ways}"])
@@ -349,8 +358,9 @@ def judge(cfg: DictConfig) -> None:
             prepared.launcher.launch(task, stop)
         if plan.is_done():
             before = read_answer(plan.run_dir) or {}
-            evaluate_winner(plan, prepared.data.test, before.get("command", command.page))
-            write_report(stored, plan.run_dir)
+            again = bool(before) and is_answer_of(before, plan)
+            page = before.get("command", command.page)
+            evaluate_winner(plan, prepared.data.test, page, again=again)
             print_winner(plan, prepared, command, console)
 
 

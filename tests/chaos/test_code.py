@@ -5,34 +5,34 @@ from commands import study, studyloom
 
 pytestmark = pytest.mark.chaos
 
-NETS = '''
+NETS = """
 from torch import nn
 
 class Net(nn.Sequential):
     def __init__(self, shape, outputs, width=16):
         super().__init__(nn.Flatten(), nn.Linear(2, width), nn.ReLU(), nn.Linear(width, outputs))
-'''
-READING = '''
+"""
+READING = """
 import torch
 
 def load(part):
     generator = torch.Generator().manual_seed(int(part == "test"))
     inputs = torch.randn(200, 2, generator=generator)
     return inputs, (inputs.prod(dim=1) > 0).long()
-'''
-SCORING = '''
+"""
+SCORING = """
 def share(outputs, targets):
     return float((outputs.argmax(1) == targets).double().mean())
 
 share.direction = "maximize"
-'''
-LOSING = '''
+"""
+LOSING = """
 from torch import nn
 
 class Loss(nn.CrossEntropyLoss):
     def __init__(self, **others):
         super().__init__()
-'''
+"""
 # Of each module an edit that gives other results.
 EDITS = {
     "nets": ("nn.ReLU", "nn.Tanh"),
@@ -40,6 +40,8 @@ EDITS = {
     "scoring": (".double()", ".float()"),
     "losing": ("__init__()", "__init__(label_smoothing=0.1)"),
 }
+
+
 @pytest.fixture
 def project(tmp_path):
     """A study of one's own whose network, data, metric and loss are modules of their own."""

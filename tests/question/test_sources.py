@@ -116,7 +116,7 @@ def test_a_study_of_an_earlier_version_goes_on_and_takes_the_digests_of_then(url
     stored = create_study(url, "s", asked | {"code.mine": "a"}, 1)
     assert stored.code() == {"code.mine": "a"}
     assert stored.code_changes() == []
-    with pytest.raises(QuestionError, match="code.mine: a → b\nonly your own code differs"):
+    with pytest.raises(QuestionError, match=r"code\.mine: a → b\nonly your own code differs"):
         create_study(url, "s", asked | {"code.mine": "b"}, 1)
 
 
@@ -124,7 +124,7 @@ def test_a_change_of_code_is_accepted_alone_and_remembered(url):
     asked = {"train.epochs": 2, "code.mine": "a", "code.other": "c"}
     create_study(url, "s", asked, 1)
     accept = functools.partial(create_study, url, "s", trials=1, accept_code_change=True)
-    with pytest.raises(QuestionError, match="train.epochs: 2 → 3\ngo back to that question"):
+    with pytest.raises(QuestionError, match=r"train\.epochs: 2 → 3\ngo back to that question"):
         accept(question=asked | {"train.epochs": 3, "code.mine": "b"})
     stored = accept(question=asked | {"code.mine": "b"})
     assert stored.code() == {"code.mine": "b", "code.other": "c"}

@@ -31,7 +31,8 @@ def test_a_cross_validated_value_is_shown_with_its_standard_error():
     best = trial_of(0.97254, **{STANDARD_ERROR: 0.00312})
     text = shown(answers_table(snapshot_of(best=best, baseline=trial_of(0.5)), 80))
     assert "best      value 0.9725 ± 0.0031  trial" in text
-    assert text.count("±") == 1
+    assert text.count("±") == 2
+    assert "± is the standard error of the mean over folds and seeds" in text
 
 
 def test_a_worker_shows_its_trial_epoch_and_value():

@@ -4,4 +4,14 @@ It is validated as a whole before trial 0. An objective runs epoch by epoch and 
 the training of networks is one kind, and a function of the user's own is another.
 """
 
-__all__ = ["costs", "function", "jobs", "objective", "preflight", "question", "rule", "sources", "validation"]
+__all__ = [
+    "costs",
+    "function",
+    "jobs",
+    "objective",
+    "preflight",
+    "question",
+    "rule",
+    "sources",
+    "validation",
+]

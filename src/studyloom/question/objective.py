@@ -8,7 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean, stdev
 from typing import Any, Protocol
 
@@ -214,6 +214,52 @@ class NetworkObjective:
     def weights(self) -> dict[str, Tensor]:
         """Returns the weights of the first job's network, and no copy."""
         return self.training.weights()[0]
+
+
+@dataclass
+class StoredObjective:
+    """A result that another study has already: nothing is evaluated for it.
+
+    Args:
+        value: of the trial there.
+        columns: its learning curves.
+        error: its standard error.
+        network: its weights; None without a network.
+        source: the study and the number of the trial.
+    """
+
+    value: float
+    columns: dict[str, list[Any]]
+    error: float | None
+    network: dict[str, Tensor] | None
+    source: str
+    epochs: None = None
+    stride: int = 1
+    evaluating: float = 0.0
+
+    def run(self, report: Callable[[Step], None], stopping: Stopping) -> float:
+        return self.value
+
+    def steps(self) -> Sequence[Step]:
+        return ()
+
+    def cut(self, number: int) -> None:
+        raise AssertionError("it has no steps at which a pruner could end it")
+
+    def curves(self) -> dict[str, list[Any]]:
+        return self.columns
+
+    def standard_error(self) -> float | None:
+        return self.error
+
+    def state(self) -> None:
+        return None
+
+    def restore(self, state: dict[str, Any]) -> None:
+        raise ValueError("its result is stored already")
+
+    def weights(self) -> dict[str, Tensor] | None:
+        return self.network
 
 
 def run_epochs(training: Training, stopping: Stopping) -> Iterator[Epoch]:

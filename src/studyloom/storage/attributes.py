@@ -9,7 +9,7 @@ HALTED = "halted"  # str | None: why the study has stopped itself
 RULE = "rule"  # str | None: how the winner is chosen, where winner.rule states it
 SOURCES = "from"  # list[str]: the earlier studies from which it took its first points
 TEST_OPENINGS = "test_openings"  # int: how often the test part was opened
-CODE_CHANGES = "code_changes"  # list[dict]: accepted changes of code: what is `changed` `from` a trial on
+CODE_CHANGES = "code_changes"  # list[dict]: accepted ones: what is `changed`, `from` which trial
 TESTED = "tested"  # dict[str, Any], of a retraining: what the test part gave, as in winner.json
 
 # Of a trial

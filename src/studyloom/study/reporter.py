@@ -14,13 +14,20 @@ from optuna.trial import TrialState
 
 from studyloom.errors import ClaimLost, Infeasible, Stopped, TimedOut
 from studyloom.question.costs import Cost
-from studyloom.question.objective import Objective, Step, Stopping, report_step
+from studyloom.question.objective import (
+    Objective,
+    Step,
+    Stopping,
+    StoredObjective,
+    report_step,
+)
 from studyloom.storage.attributes import (
     EPOCHS,
     FAILURE,
     HALTED,
     MADE,
     REASON,
+    REUSED,
     STANDARD_ERROR,
     TIMES,
     TRACEBACK,
@@ -149,6 +156,8 @@ class Reporter:
             objective: has the learning curve; None if there is none.
             provenance: None if the trial cannot be trained again.
         """
+        if isinstance(objective, StoredObjective):
+            self.trial.set_user_attr(REUSED, objective.source)
         if objective is not None and (columns := objective.curves()):
             if (error := objective.standard_error()) is not None:
                 self.trial.set_user_attr(STANDARD_ERROR, error)

@@ -44,7 +44,8 @@ TIMELINE = (
 FAILURES = "The trials that failed, by kind of failure, with the messages that they stored."
 CANDIDATES = (
     "The best of many trials is partly luck. So the best few are trained again with other seeds, "
-    "and their mean decides; the gap is how much the search promised too much."
+    "and their mean decides; the gap is how much the search promised too much. "
+    "± is the standard deviation over the seeds."
 )
 PREDICTIONS = (
     "What the winner predicted beside what came; over time if the examples are in that order."

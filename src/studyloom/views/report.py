@@ -44,7 +44,7 @@ from studyloom.views.page import (
 )
 from studyloom.views.snapshot import Snapshot, front_rows, take_snapshot
 from studyloom.views.terminal import format_parameters
-from studyloom.winner.answer import belongs_to, format_openings, read_answer
+from studyloom.winner.answer import belongs_to, format_choice, format_openings, read_answer
 
 SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory
 PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
@@ -235,7 +235,7 @@ def header(stored: StoredStudy, snapshot: Snapshot, winner: dict[str, Any] | Non
         f"<div><dt>{title}</dt><dd>{value}</dd><dd>{note}</dd></div>"
         for title, value, note in [
             *search_cards(stored, snapshot),
-            *test_cards(winner, stored.sign),
+            *test_cards(winner, stored.sign, snapshot.budget),
         ]
     )
     goals = ", and ".join(
@@ -282,18 +282,20 @@ def search_cards(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Card]:
         yield f"{text(name)}, best", ours, f"baseline: {theirs}"
 
 
-def test_cards(winner: dict[str, Any] | None, sign: int) -> Iterator[Card]:
+def test_cards(winner: dict[str, Any] | None, sign: int, budget: int) -> Iterator[Card]:
     """Returns the numbers of the test; none if there was no test.
 
     Args:
         winner: what winner.json holds, None if there is none; any key may be missing.
         sign: 1 if higher is better, -1 if lower is.
+        budget: of the study.
     """
     if (test := get(winner, "test")) is None:
         return
     runs = len(get(test, "winner", "values") or ())
-    times = f", {runs} seeds" if runs else ""
-    note = f"trial {text(get(winner, 'winner', 'trial'))}{times}"
+    times = f", {runs} seeds (± is their standard deviation)" if runs else ""
+    chosen = text(format_choice(winner or {}, budget))
+    note = f"trial {text(get(winner, 'winner', 'trial'))}{times}, {chosen}"
     yield "Winner, test", spread(get(test, "winner")), note
     opened = format_openings(test)
     note = f"{text(get(test, 'examples'))} test examples{opened and ', '}{opened}"
@@ -301,9 +303,8 @@ def test_cards(winner: dict[str, Any] | None, sign: int) -> Iterator[Card]:
     low, high = (get(test, "difference", "interval") or (None, None))[:2]
     note = f"95 % interval {number(low, '+')} to {number(high, '+')}"
     yield "Difference, test", number(get(test, "difference", "mean"), "+"), note
-    note = "search value minus mean of the retrainings"
-    if sign < 0:
-        note = "mean of the retrainings minus search value"
+    ends = ("search value", "mean of the retrainings")[::sign]
+    note = " minus ".join(ends)
     yield "Selection gap", number(get(winner, "winner", "gap"), "+"), note
     for rule, value in (get(test, "references") or {}).items():
         yield f"{text(rule).capitalize()}, test", number(value), "what needs no network"

@@ -18,7 +18,14 @@ from studyloom.study.rows import seconds_spent
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_duration, format_parameter, format_value
 from studyloom.views.snapshot import Snapshot, WorkerStatus, front_rows, trial_values
-from studyloom.winner.answer import format_costs, format_difference, format_mean, format_openings
+from studyloom.winner.answer import (
+    format_costs,
+    format_difference,
+    format_mean,
+    format_openings,
+    format_reuse,
+    format_seeds,
+)
 
 # Columns from which on a worker and its lease, or a trial and its parameters, fit side by side.
 WIDE = 72
@@ -38,6 +45,7 @@ def winner_lines(answer: Mapping[str, Any]) -> Iterator[str]:
             if row.get("baseline") and "mean" in row and row["trial"] != chosen["trial"]:
                 yield f"          baseline {format_mean(row)}"
         yield f"          selection gap {format_value(chosen['gap'], '+')}"
+        yield from (f"          {note}" for note in _notes(answer, chosen))
         yield f"          {answer['note']}"
         return
     basis = f"trial {chosen['trial']}, {len(answer['seeds'])} seeds, {test['examples']} examples"
@@ -51,6 +59,7 @@ def winner_lines(answer: Mapping[str, Any]) -> Iterator[str]:
     if "gap" in chosen:
         basis = f"{format_mean(chosen)} on fresh seeds and validation parts"
         yield f"          selection gap {format_value(chosen['gap'], '+')}: {basis}"
+    yield from (f"          {note}" for note in _notes(answer, test["winner"]))
     if test.get("openings", 1) > 1:
         yield f"          the test part was {format_openings(test)}, and tells less each time"
     if not answer.get("keeps", True):
@@ -58,6 +67,11 @@ def winner_lines(answer: Mapping[str, Any]) -> Iterator[str]:
             f"          on fresh seeds no candidate keeps to {answer['rule']}; "
             "this one is the best of them"
         )
+
+
+def _notes(answer: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what `±` is, and how many trainings were reused."""
+    yield from filter(None, (format_seeds(values), format_reuse(answer)))
 
 
 def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
@@ -154,7 +168,11 @@ def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
             value = Text("\n".join(_named_values(snapshot, trial)), style=style)
             parameters = Text(format_parameters(trial.params))
             table.add_row(Text(name), value, f"trial {trial.number}", parameters)
-    return Group(*stacked) if width < WIDE else table
+    tables: list[RenderableType] = stacked if width < WIDE else [table]
+    if any(trial is not None and STANDARD_ERROR in trial.user_attrs for trial in answers.values()):
+        legend = f"{'':10}± is the standard error of the mean over folds and seeds"
+        tables.append(Text(legend, style="dim"))
+    return Group(*tables)
 
 
 def _named_values(snapshot: Snapshot, trial: FrozenTrial) -> list[str]:

@@ -172,6 +172,45 @@ def format_costs(row: Mapping[str, Any]) -> str:
     return "".join(f", {name} {format_cost(value)}" for name, value in row.get("costs", {}).items())
 
 
+def format_seeds(values: Mapping[str, Any]) -> str:
+    """Formats what `±` is beside a mean of `format_mean`; empty for one seed.
+
+    Args:
+        values: what `summarise` returns, with its `values`.
+    """
+    seeds = len(values.get("values") or ())
+    return f"± is the standard deviation over {seeds} seeds" if seeds > 1 else ""
+
+
+def format_choice(answer: Mapping[str, Any], budget: int | None = None) -> str:
+    """Formats which trials a winner was chosen from: all of the study, or its first ones.
+
+    Args:
+        answer: what winner.json holds.
+        budget: of the study by now; None for that of when the winner was chosen.
+    """
+    trials = answer.get("trials")
+    of = answer.get("study_trials", trials) if budget is None else budget
+    if not isinstance(trials, int) or not isinstance(of, int) or trials >= of:
+        return f"chosen from {trials} trials"
+    return f"chosen from the first {trials} of {of} trials"
+
+
+def format_reuse(answer: Mapping[str, Any]) -> str:
+    """Formats how many trainings earlier answers had done; empty if none.
+
+    Args:
+        answer: what winner.json holds.
+    """
+    names = {"re-evaluation": "re-evaluations", "retraining": "final trainings"}
+    reused = [
+        f"{count} of {of} {names.get(title, title)}"
+        for title, (count, of) in answer.get("reused", {}).items()
+        if count
+    ]
+    return f"reused from earlier answers: {', '.join(reused)}" if reused else ""
+
+
 def format_mean(values: Mapping[str, Any]) -> str:
     """Formats mean ± standard deviation.
 
@@ -208,3 +247,15 @@ def format_openings(test: Any) -> str:
     if not isinstance(openings, int):
         return ""
     return "opened once" if openings == 1 else f"opened {openings} times"
+
+
+def format_tested(test: Any) -> str:
+    """Formats how often the test part was opened, and when.
+
+    Args:
+        test: the entry of winner.json.
+    """
+    opened = format_openings(test)
+    if isinstance(test, Mapping) and test.get("earlier"):
+        return f"{opened}, for these networks when an earlier answer had the same winner"
+    return f"{opened}, after the winner was chosen"

@@ -1,7 +1,7 @@
 """The trainings of a later stage: each candidate with each fresh seed."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from optuna.pruners import BasePruner, NopPruner
@@ -17,6 +17,7 @@ from studyloom.space.grid import GridSampler
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Point, Space
 from studyloom.training.job import Job
+from studyloom.winner.earlier import EarlierTraining
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class CandidateTrainings:
         candidates: points of the search, by the number of their trial.
         seeds: how many seeds each candidate is trained with.
         fold: returns the training and validation indices of a seed.
+        known: what earlier stages have trained, by candidate and seed.
     """
 
     question: Question
     candidates: Mapping[int, Point]
     seeds: int
     fold: Callable[[int], Fold]
+    known: Mapping[tuple[int, int], EarlierTraining] = field(default_factory=dict)
     baseline: Point | None = None
     in_turn: bool = False
 
@@ -70,8 +73,14 @@ class CandidateTrainings:
         )[0]
 
     def make_objective(self, point: Point, number: int, data: TrainingData) -> Objective:
-        """Makes the objective that trains the candidate of a point with the seed of the point."""
+        """Makes the objective that trains the candidate of a point with the seed of the point.
+
+        If an earlier stage has done that, its result is taken as it is.
+        """
         candidate, seed = point.values["candidate"], point.values["seed"]
+        earlier = self.known.get((candidate, seed))
+        if earlier is not None and (stored := earlier.objective()) is not None:
+            return stored
         return self.question.make_single_objective(
             self.candidates[candidate], self.fresh_seed(seed), data, lambda: self.fold(seed)
         )

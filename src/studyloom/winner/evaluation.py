@@ -15,11 +15,13 @@ from studyloom.data.split import Split
 from studyloom.data.transform import InputRange, describe_transform
 from studyloom.errors import NoWinner
 from studyloom.question.question import SECTIONS
+from studyloom.storage.attributes import TESTED
 from studyloom.study.provenance import current_environment
 from studyloom.training.checkpoint import load_weights, pack_weights
 from studyloom.training.trainer import Training, predict_outputs
 from studyloom.winner.answer import write_answer
 from studyloom.winner.candidates import CandidateTrainings
+from studyloom.winner.earlier import earlier_test
 from studyloom.winner.model_card import model_card
 from studyloom.winner.pictures import report_part
 from studyloom.winner.stages import Plan, Stage
@@ -29,9 +31,12 @@ NO_TEST = "the objective is a function: there is nothing to test, and no network
 
 
 def evaluate_winner(
-    plan: Plan, test: Callable[[], Split], command: Sequence[str]
+    plan: Plan, test: Callable[[], Split], command: Sequence[str], *, again: bool = False
 ) -> dict[str, Any]:
     """Tests winner and baseline, and writes winner.{json,yaml,pt} and model_card.md.
+
+    What the test part gave is stored in the database as soon as it is known. If the same networks
+    were tested before, the test part stays closed.
 
     If the objective is a function there is nothing to test: the re-evaluation has found the winner,
     which has no network.
@@ -40,6 +45,7 @@ def evaluate_winner(
         plan: the stages of the run, all of which have ended.
         test: loads the test part; called once, if at all.
         command: the command of the study's page.
+        again: whether to open the test part also if it was opened for these networks before.
 
     Returns:
         what winner.json holds.
@@ -55,6 +61,8 @@ def evaluate_winner(
         "study": plan.search.stored.name,
         "stage": stage.stored.name,
         "trials": plan.search.trials,
+        "study_trials": sum(plan.search.stored.ledger.counts().values()),
+        "reused": plan.reused(),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         **describe_candidates(plan),
         "metric": {"name": metric.name, "direction": metric.direction},
@@ -66,25 +74,31 @@ def evaluate_winner(
     }
     files: dict[str, bytes] = {}
     if plan.question.tested:
-        tested, network = test_networks(plan, trainings, test)
+        tested, network = test_networks(plan, trainings, test, again=again)
         answer |= tested
         files["winner.pt"] = pack_weights(network)
         files["model_card.md"] = model_card(answer, plan).encode()
     else:
         answer |= {"note": NO_TEST, "environment": current_environment(torch.device("cpu"))}
-    again = shlex.join([*command, "--config-dir", str(run_dir), "--config-name", "winner"])
+    typed = shlex.join([*command, "--config-dir", str(run_dir), "--config-name", "winner"])
     header = (
         f"# The winner of {answer['study']}, trial {plan.winner}, "
-        f"and this does all of it once more:\n# {again}\n"
+        f"and this does all of it once more:\n# {typed}\n"
     )
     files["winner.yaml"] = (header + as_yaml(winner_config(plan))).encode()
     return write_answer(run_dir, answer, files)
 
 
 def test_networks(
-    plan: Plan, trainings: CandidateTrainings, test: Callable[[], Split]
+    plan: Plan, trainings: CandidateTrainings, test: Callable[[], Split], *, again: bool
 ) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
-    """Evaluates the networks of winner and baseline on the test part, which it loads.
+    """Returns what the test part gives for winner and baseline; opens it if that is not known.
+
+    Args:
+        plan: the stages of the run.
+        trainings: the final ones.
+        test: loads the test part.
+        again: whether to open it also if it is known.
 
     Returns:
         the entries of winner.json about the test, and the weights of the winner's first seed.
@@ -92,14 +106,43 @@ def test_networks(
     Raises:
         NoWinner: a final training has failed.
     """
-    split = plan.data.split
+    split, stored = plan.data.split, plan.search.stored
     assert split is not None
-    seeds, metric = range(trainings.seeds), plan.question.metric
-    networks = {
-        n: [load_or_train(plan.retraining, split, n, seed) for seed in seeds]
-        for n in trainings.candidates
-    }
-    openings = plan.search.stored.count_test_opening()  # before it, should this be killed
+    if again or (known := earlier_test(stored, plan.retraining.stored)) is None:
+        networks = {
+            n: [load_or_train(plan.retraining, split, n, seed) for seed in range(trainings.seeds)]
+            for n in trainings.candidates
+        }
+        stored.count_test_opening()  # before it, should this be killed
+        tested, earlier = measure(plan, trainings, networks, test), False
+        plan.retraining.stored.optuna.set_user_attr(TESTED, tested)
+        network = networks[plan.winner][0]
+    else:
+        tested, earlier = known
+        network = load_or_train(plan.retraining, split, plan.winner, 0)
+    counted = {"openings": stored.test_openings(), "earlier": earlier}
+    return tested | {"test": tested["test"] | counted}, network
+
+
+def measure(
+    plan: Plan,
+    trainings: CandidateTrainings,
+    networks: Mapping[int, Sequence[Mapping[str, Tensor]]],
+    test: Callable[[], Split],
+) -> dict[str, Any]:
+    """Opens the test part, and measures networks on it.
+
+    Args:
+        plan: the stages of the run.
+        trainings: the final ones.
+        networks: the weights of each seed, by candidate.
+        test: loads the test part.
+
+    Returns:
+        the entries of winner.json about the test.
+    """
+    split, metric = plan.data.split, plan.question.metric
+    assert split is not None
     sealed = test().to(split.inputs.device)
     outputs = {
         n: [network_outputs(trainings, n, weights, sealed) for weights in by_seed]
@@ -110,12 +153,12 @@ def test_networks(
     references = {
         rule: metric(predicted.cpu(), targets) for rule, predicted in sealed.references.items()
     }
-    tested = {
+    return {
         "test": compare(values, plan.winner, plan.baseline())
-        | {"examples": len(targets), "openings": openings, "references": references},
+        | {"examples": len(targets), "references": references},
         **report_part(outputs[plan.winner][0], sealed),
         "epochs": trainings.job(plan.winner, 0).epochs,
-        "seeds": [trainings.job(plan.winner, seed).seed for seed in seeds],
+        "seeds": [trainings.job(plan.winner, seed).seed for seed in range(trainings.seeds)],
         "data": {
             "digest": split.digest,
             "test_digest": sealed.digest,
@@ -133,7 +176,6 @@ def test_networks(
         },
         "environment": current_environment(sealed.inputs.device),
     }
-    return tested, networks[plan.winner][0]
 
 
 def load_or_train(stage: Stage, split: Split, candidate: int, seed: int) -> dict[str, Tensor]:

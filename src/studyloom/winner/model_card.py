@@ -6,7 +6,15 @@ from typing import Any
 
 from studyloom.data.transform import is_picture
 from studyloom.text import format_shape, format_value
-from studyloom.winner.answer import format_costs, format_difference, format_mean, format_openings
+from studyloom.winner.answer import (
+    format_choice,
+    format_costs,
+    format_difference,
+    format_mean,
+    format_reuse,
+    format_seeds,
+    format_tested,
+)
 from studyloom.winner.stages import Plan
 
 
@@ -23,10 +31,12 @@ def model_card(answer: Mapping[str, Any], plan: Plan) -> str:
         or "| as composed | |"
     )
     assert plan.data.split is not None
+    spread = format_seeds(test["winner"])
     lines = [
         f"# {answer['study']}: trial {winner['trial']}",
         f"Test {answer['metric']['name']} {format_mean(test['winner'])} over "
-        f"{len(answer['seeds'])} seeds, on {test['examples']} examples.",
+        f"{len(answer['seeds'])} seeds, on {test['examples']} examples"
+        f"{'; ' * bool(spread)}{spread}.",
     ]
     if "difference" in test:
         lines.append(
@@ -35,13 +45,15 @@ def model_card(answer: Mapping[str, Any], plan: Plan) -> str:
         )
     if "gap" in winner:
         lines.append(
-            f"Chosen from {answer['trials']} trials. Its value in the search was "
+            f"{format_choice(answer).capitalize()}. Its value in the search was "
             f"{format_value(winner['search_value'])}, and on fresh seeds and validation parts "
             f"{format_mean(winner)}. The selection gap is {format_value(winner['gap'], '+')}; "
             "above 0 the search had flattered it."
         )
     if "costs" in winner:
         lines.append(f"Chosen by `{answer['rule']}`{format_costs(winner)}.")
+    if reused := format_reuse(answer):
+        lines.append(f"{reused.capitalize()}.")
     lines += [
         f"## Parameters\n\n| | |\n|---|---|\n{params}",
         "## Use\n\n`winner.pt` holds the weights of the first seed "
@@ -50,7 +62,7 @@ def model_card(answer: Mapping[str, Any], plan: Plan) -> str:
         f"{accepted_files(answer['data'])}.",
         f"## Data\n\nTrained on {len(plan.data.split.targets)} examples, sha256 "
         f"`{answer['data']['digest']}`, for {answer['epochs']} epochs. The test part was "
-        f"{format_openings(test)}, after the winner was chosen.",
+        f"{format_tested(test)}.",
     ]
     return "\n\n".join(lines) + "\n"
 

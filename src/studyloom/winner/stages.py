@@ -30,12 +30,11 @@ from studyloom.question.question import Question
 from studyloom.question.rule import Rule
 from studyloom.seeds import derive
 from studyloom.space.tree import Point
-from studyloom.storage.attributes import BASELINE, SLOT
+from studyloom.storage.attributes import BASELINE, REUSED, SLOT
 from studyloom.study.stored_study import StoredStudy, create_study
 from studyloom.study.worker import TrialSource
 from studyloom.winner.candidates import CandidateTrainings
-
-REEVALUATION, RETRAINING = "re-evaluation", "retraining"  # in the names of stored studies
+from studyloom.winner.earlier import REEVALUATION, RETRAINING, earlier_trainings, folder_name
 
 
 @dataclass(frozen=True)
@@ -147,6 +146,17 @@ class Plan:
             number: [by_seed[seed] for seed in sorted(by_seed)]
             for number, by_seed in sorted(by_candidate.items())
             if len(by_seed) == self.settings.seeds
+        }
+
+    def reused(self) -> dict[str, tuple[int, int]]:
+        """Returns how many trainings of each later stage were reused from earlier ones, of all."""
+        stages = [stage for stage in self if stage is not self.search]
+        return {
+            stage.title: (
+                sum(REUSED in trial.user_attrs for trial in stage.stored.trials()),
+                stage.trials,
+            )
+            for stage in stages
         }
 
     def todo(self) -> int:
@@ -265,13 +275,24 @@ class Plan:
         fold: Callable[[int], Fold],
         weights: Path | None = None,
     ) -> Stage:
-        """Makes the study of a stage, or opens it; settings that change its trainings name it."""
-        trainings = CandidateTrainings(self.question, candidates, self.settings.seeds, fold)
+        """Makes the study of a stage, or opens it; settings that change its trainings name it.
+
+        Args:
+            title: of the stage.
+            candidates: points of the search, by the number of their trial.
+            fold: returns the training and validation indices of a seed.
+            weights: the folder with the folders of networks; None to keep none.
+        """
         search, settings = self.search, self.settings
         name = f"{search.stored.name}/{title} {search.trials}-{settings.top}-{settings.seeds}"
         if self.rule != Rule(search.stored.goals[0]):
             name += f" {self.rule}"  # other candidates, other trainings
-        identity = {"candidates": [*candidates], "seeds": settings.seeds}
+        code = search.stored.code()
+        if search.stored.code_changes():  # other code, other trainings
+            name += f" code {hashlib.sha256(repr(sorted(code.items())).encode()).hexdigest()[:8]}"
+        known = earlier_trainings(search.stored, title, name, weights)
+        trainings = CandidateTrainings(self.question, candidates, settings.seeds, fold, known)
+        identity = {"candidates": [*candidates], "seeds": settings.seeds, **code}
         stored = create_study(
             self.url,
             name,
@@ -282,8 +303,8 @@ class Plan:
             wait=True,
         )
         stored.wait_less(search.stored.stopping)
-        if weights is not None:  # trials of other budgets and rules have the same numbers
-            weights = weights / hashlib.sha256(name.encode()).hexdigest()[:12]
+        if weights is not None:
+            weights = weights / folder_name(name)
         stage = Stage(title, stored, trainings, trainings.count, weights)
         self._opened.append(stage)
         return stage

@@ -1,0 +1,144 @@
+"""Trainings and tests of an earlier budget are reused, bit for bit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_winner import SPACE, CountedTest, plan_of, test_part, work
+from toys import ask
+
+from studyloom.question import question as question_module
+from studyloom.storage.attributes import REUSED
+from studyloom.study.stored_study import create_study
+from studyloom.training.checkpoint import load_weights
+from studyloom.training.trainer import Training
+from studyloom.views.terminal import winner_lines
+from studyloom.winner.evaluation import evaluate_winner
+
+SETTINGS = {"top": 1, "seeds": 2}
+
+
+@pytest.fixture(scope="module")
+def question():
+    return ask(*[override for override in SPACE if not override.startswith("space.train")])
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Counts the networks that are trained, and returns their seeds in order."""
+    seeds = []
+
+    class Counted(Training):
+        def __init__(self, jobs, *args, **kwargs):
+            seeds.extend(job.seed for job in jobs)
+            super().__init__(jobs, *args, **kwargs)
+
+    monkeypatch.setattr(question_module, "Training", Counted)
+    return seeds
+
+
+def judged(question, url, run_dir, trials, **settings):
+    """Works through the stages of a budget, and returns plan, answer and openings of the test."""
+    plan, test = plan_of(question, url, run_dir, trials, **SETTINGS | settings), None
+    work(plan)
+    test = CountedTest(test_part())
+    return plan, evaluate_winner(plan, test, ["x"]), test.loaded
+
+
+def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
+    question, url, tmp_path, trained
+):
+    """Values, curves and weights, and the test; only what is new is trained."""
+    small, answer, opened = judged(question, url, tmp_path, 4)
+    assert opened == 1
+    assert answer["reused"] == {"re-evaluation": (0, 4), "retraining": (0, 4)}
+    weights = load_weights(tmp_path / "winner.pt")
+    before = {*small.candidates}
+    trained.clear()
+    large, grown, opened = judged(question, url, tmp_path, 5)
+    assert {*large.candidates} == before, "the fifth is not among the best"
+    assert len(trained) == 1, "the fifth trial of the search"
+    assert grown["reused"] == {"re-evaluation": (4, 4), "retraining": (4, 4)}
+    assert opened == 0
+    assert grown["test"] == answer["test"] | {"earlier": True}
+    for stage, was in (
+        (large.reevaluation, small.reevaluation),
+        (large.retraining, small.retraining),
+    ):
+        ours, theirs = (
+            {(t.params["candidate"], t.params["seed"]): t for t in s.stored.trials()}
+            for s in (stage, was)
+        )
+        for key, trial in ours.items():
+            assert trial.values == theirs[key].values
+            assert trial.user_attrs["epochs"] == theirs[key].user_attrs["epochs"]
+            assert trial.user_attrs[REUSED] == f"{was.stored.name}, trial {theirs[key].number}"
+    again = load_weights(tmp_path / "winner.pt")
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
+    lines = "\n".join(winner_lines(grown))
+    assert "reused from earlier answers: 4 of 4 re-evaluations, 4 of 4 final trainings" in lines
+
+
+@pytest.mark.chaos
+def test_further_seeds_and_another_candidate_are_trained_beside_those_that_are_known(
+    question, sqlite_url, tmp_path, trained
+):
+    judged(question, sqlite_url, tmp_path, 4)
+    trained.clear()
+    plan, answer, opened = judged(question, sqlite_url, tmp_path, 4, seeds=3)
+    assert answer["reused"] == {"re-evaluation": (4, 6), "retraining": (4, 6)}
+    assert len(trained) == 4, "the third seed of each"
+    assert opened == 1, "it has not been seen by these"
+    trained.clear()
+    plan, answer, _ = judged(question, sqlite_url, tmp_path, 4, top=3)
+    assert answer["reused"]["re-evaluation"] == (4, 2 * len(plan.candidates))
+    assert len(plan.candidates) > 2
+
+
+@pytest.mark.chaos
+def test_a_network_that_is_lost_is_trained_again_and_counts_as_trained(
+    question, sqlite_url, tmp_path, trained
+):
+    plan, answer, _ = judged(question, sqlite_url, tmp_path, 4)
+    for file in plan.retraining.weights.iterdir():
+        file.unlink()
+    _, grown, _ = judged(question, sqlite_url, tmp_path, 5)
+    assert grown["reused"] == {"re-evaluation": (4, 4), "retraining": (0, 4)}
+    assert grown["winner"]["values"] == answer["winner"]["values"]
+
+
+@pytest.mark.chaos
+def test_what_other_code_has_trained_is_trained_again(question, url, tmp_path, trained):
+    """After an accepted change of one's own code nothing of before is reused, nor the test."""
+
+    def of_code(digest):
+        asked = replace(question)
+        vars(asked)["code"] = {"code.mine": digest}
+        identity, goals = asked.identity("toy"), asked.goals
+        create_study(url, "s", identity, 4, goals=goals, accept_code_change=True).close()
+        return asked
+
+    _, answer, _ = judged(of_code("a"), url, tmp_path, 4)
+    trained.clear()
+    _, anew, opened = judged(of_code("b"), url, tmp_path, 4)
+    assert anew["reused"] == {"re-evaluation": (0, 4), "retraining": (0, 4)}
+    assert opened == 1
+    assert len(trained) == 8
+    assert anew["stage"] != answer["stage"]
+    _, back, opened = judged(of_code("a"), url, tmp_path, 4)
+    assert back["reused"] == {"re-evaluation": (4, 4), "retraining": (4, 4)}
+    assert opened == 0
+
+
+def test_a_command_that_was_killed_after_the_test_reads_its_result(question, sqlite_url, tmp_path):
+    """It was stored as soon as it was known; to test again is possible if one asks for it."""
+    plan, answer, _ = judged(question, sqlite_url, tmp_path, 4)
+    (tmp_path / "winner.json").unlink()
+    test = CountedTest(test_part())
+    again = evaluate_winner(plan_of(question, sqlite_url, tmp_path, 4, **SETTINGS), test, ["x"])
+    assert test.loaded == 0
+    assert again["test"] == answer["test"]
+    assert again["confusion"] == answer["confusion"]
+    anew = evaluate_winner(plan, test, ["x"], again=True)
+    assert test.loaded == 1
+    assert anew["test"] == answer["test"] | {"openings": 2}
