@@ -86,8 +86,9 @@ def make_parser() -> argparse.ArgumentParser:
     add_run_dir(command)
     add_formats(command)
     add_run_dir(add("report", report, "write report.html, one page with all results"))
-    about = "choose and test the winner of a finished search again"
-    add_run_dir(add("winner", winner, about))
+    command = add("winner", winner, "choose and test the winner of a finished search again")
+    add_run_dir(command)
+    add_code(command)
     add_predict(add("predict", predict, "what the winner predicts for pictures, arrays or numbers"))
     command = add("replay", replay, "train a trial again, and compare it epoch by epoch")
     add_run_dir(command)
@@ -128,6 +129,13 @@ def add_predict(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("files", metavar="FILE", type=Path, nargs="+", help=about)
     add_trust(command, "a package that the winner may name; its code is executed")
+    add_code(command)
+
+
+def add_code(command: argparse.ArgumentParser) -> None:
+    """Adds `--code FOLDER`."""
+    about = "where the study was run: its own code is executed (default: here, if it was run here)"
+    command.add_argument("--code", metavar="FOLDER", type=Path, help=about)
 
 
 def add_doctor(command: argparse.ArgumentParser) -> None:
@@ -256,9 +264,13 @@ def report(arguments: argparse.Namespace) -> None:
 def winner(arguments: argparse.Namespace) -> None:
     """Chooses and tests the winner again; stored trainings are reused."""
     from studyloom.config.runs import recompose
+    from studyloom.config.trust import code_of_study
     from studyloom.run import judge
 
-    with recompose(arguments.run_dir, "winner.enabled=true", "launcher=join") as cfg:
+    with (
+        code_of_study(arguments.run_dir, arguments.code),
+        recompose(arguments.run_dir, "winner.enabled=true", "launcher=join") as cfg,
+    ):
         judge(cfg)
 
 
@@ -267,11 +279,12 @@ def predict(arguments: argparse.Namespace) -> None:
 
     What was done to an input, and in what it is unlike the training data, follows in its line.
     """
+    from studyloom.config.trust import code_of_study
     from studyloom.winner.prediction import load_network, predict
 
-    if arguments.trust:
-        sys.path.append(os.getcwd())  # as in `replay`
-    for answer in predict(load_network(arguments.run_dir, arguments.trust), arguments.files):
+    with code_of_study(arguments.run_dir, arguments.code, wanted=bool(arguments.trust)):
+        network = load_network(arguments.run_dir, arguments.trust)
+    for answer in predict(network, arguments.files):
         print(answer)
 
 

@@ -38,7 +38,13 @@ from studyloom.study.enqueue import enqueue
 from studyloom.study.reporter import Limits
 from studyloom.study.stopping import Stop
 from studyloom.study.stopwatch import Stopwatch
-from studyloom.study.stored_study import StoredStudy, create_study, open_study
+from studyloom.study.stored_study import (
+    StoredStudy,
+    check_code,
+    check_question,
+    create_study,
+    open_study,
+)
 from studyloom.study.worker import Worker
 from studyloom.text import format_duration
 from studyloom.views.dry_run import print_dry_run
@@ -174,7 +180,9 @@ def open_or_create(prepared: Prepared, *, create: bool) -> tuple[StoredStudy, in
     name = str(question.config.study.name)
     deadline = question.config.storage.deadline
     if not create:
-        return open_study(prepared.url, name, deadline), trials
+        stored = open_study(prepared.url, name, deadline)
+        check_code(stored, lambda: question.code)
+        return stored, trials
     prepared.run_dir.mkdir(parents=True, exist_ok=True)
     identity = question.identity(prepared.data.digest)
     stored = create_study(
@@ -347,6 +355,7 @@ def judge(cfg: DictConfig) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with Stop() as stop:
         prepared, plan = open_plan(prepare_to_join(cfg), stop, worker=True)
+        check_question(plan.search.stored, prepared.question.identity(prepared.data.digest))
         trials = plan.search.trials
         if left := plan.search.todo():
             ways = "run the study on, or with a smaller study.trials"

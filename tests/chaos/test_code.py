@@ -1,7 +1,10 @@
 """Real commands whose user edits their own code between them."""
 
+import os
+
 import pytest
 from commands import study, studyloom
+from runs import Run, kill
 
 pytestmark = pytest.mark.chaos
 
@@ -98,3 +101,19 @@ def test_an_edit_of_one_s_own_code_is_another_question(project, url):
     assert (done := run("study.trials=3")).returncode == 0, done.stderr
     changed = "losing, nets, reading, scoring"
     assert f"trials 0 to 1 were made with other code: {changed} has changed" in done.stdout
+
+
+def test_a_worker_that_starts_after_an_edit_does_not_join(url, tmp_path):
+    """The worker that has read the code of before goes on with all trials."""
+    # The folder of a SQLite database is the run directory.
+    run = Run(tmp_path if url.startswith("sqlite") else tmp_path / "run", url)
+    run.overrides += ("model._target_=own_gated.Net", "study.trials=4")
+    run.environment["PYTHONPATH"] += f"{os.pathsep}{tmp_path}"
+    source = tmp_path / "own_gated.py"
+    source.write_text("import gate\n\nclass Net(gate.Net):\n    pass\n")
+    process = run.at_work()
+    source.write_text("import gate\n\nclass Net(gate.Net):\n    other = True\n")
+    kill(run.workers()[:1])
+    run.end(process, 0)
+    assert "only your own code differs" in run.logs()
+    assert run.stored().ledger.counts() == {"free": 0, "held": 0, "done": 4}

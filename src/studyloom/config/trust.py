@@ -6,10 +6,13 @@ imported.
 """
 
 import inspect
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -159,3 +162,77 @@ def _way_out(package: str) -> str:
         f"package with your machine, add 'trust=[{package}]' to a study's command, or "
         f"--trust {package} to a studyloom command"
     )
+
+
+def packages_to_trust(config: Any) -> list[str]:
+    """Returns what a command must trust for a config of its own study.
+
+    Args:
+        config: plain values, or a list of such.
+
+    Returns:
+        the packages of the targets that are not trusted anyway; of one in studyloom, PyTorch or
+        Optuna the target itself.
+    """
+    found = {
+        target if target.split(".")[0] in ("studyloom", "torch", "optuna") else target.split(".")[0]
+        for target in _targets(config)
+        if not _is_below(target, (*CLASSES, *FUNCTIONS))
+    }
+    return sorted(found)
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if isinstance(node.get("_target_"), str):
+            yield node["_target_"]
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        for value in node:
+            yield from _targets(value)
+
+
+@contextmanager
+def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) -> Iterator[None]:
+    """Has a study's own modules found while the body runs, if the user consents.
+
+    They are where the study was run, and its run directory, which may be another person's, says
+    where that is. The user consents by being in that folder, or by naming it with `--code`. It
+    comes last on the module path, so that it hides no other package.
+
+    Args:
+        run_dir: of the study.
+        folder: that the user named; None for none.
+        wanted: whether being in the folder is consent.
+
+    Raises:
+        ConfigError: as the body raised it; if a module was not found, with the way out.
+    """
+    recorded = _folder_of_run(run_dir)
+    if folder is None and wanted and recorded is not None and recorded == Path.cwd():
+        folder = recorded
+    if folder is not None:
+        sys.path.append(str(folder.absolute()))
+    try:
+        yield
+    except ConfigError as error:
+        missing = any("No module named" in mistake for mistake in error.mistakes)
+        if not missing or folder is not None or recorded is None:
+            raise
+        way_out = f"if you trust the code there, go there, or add --code {quote(str(recorded))}"
+        hint = f"{run_dir}: the study was run in {recorded}; {way_out}"
+        raise ConfigError([*error.mistakes, hint]) from None
+    finally:
+        if folder is not None:
+            sys.path.remove(str(folder.absolute()))
+
+
+def _folder_of_run(run_dir: Path) -> Path | None:
+    """Returns the working directory of the command that last ran in a run directory, if known."""
+    path = run_dir / ".hydra" / "hydra.yaml"
+    if not path.is_file():
+        return None
+    try:
+        return Path(str(yaml.safe_load(path.read_text("utf-8"))["hydra"]["runtime"]["cwd"]))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, RecursionError):
+        return None

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom.errors import ConfigError, Halted, QuestionError, StorageError, UndefinedObjective
 from studyloom.metrics import ACCURACY, COSTS, Direction, Goal
 from studyloom.question.rule import Condition, Rule, parse_rule
-from studyloom.question.sources import code_of
+from studyloom.question.sources import CODE, code_of
 from studyloom.storage import sql
 from studyloom.storage.attributes import (
     BASELINE,
@@ -349,39 +349,68 @@ def create_study(
             _name_values(stored.optuna, goals)
             stored.optuna.set_user_attr(QUESTION, dict(question))
         else:
-            _check_question(stored, stored_question, question, accept_code_change)
+            check_question(stored, question, accept_code_change=accept_code_change)
         stored.ledger.extend(trials)
         if stored.halted() is not None:  # a person who starts it again has removed the reason
             stored.optuna.set_user_attr(HALTED, None)
     return stored
 
 
-def _check_question(
-    stored: StoredStudy, was: Mapping[str, Any], now: Mapping[str, Any], accept_code_change: bool
+def check_question(
+    stored: StoredStudy, now: Mapping[str, Any], *, accept_code_change: bool = False
 ) -> None:
-    """Raises QuestionError if a study asks another question; stores a change of code."""
-    compared = was
+    """Checks that a study asks a question, and stores an accepted change of the user's own code.
+
+    Args:
+        stored: the study.
+        now: what is asked, by config key.
+        accept_code_change: whether the code may be another than before.
+
+    Raises:
+        QuestionError: the study asks another question.
+    """
+    was = compared = stored.optuna.user_attrs[QUESTION]
     if accept_code_change or not code_of(was):  # an earlier version stored none
         compared = {key: was[key] for key in was if key not in code_of(was)} | code_of(now)
-    changes = differences(compared, now)
-    if changes and {*changes} == {*differences(code_of(compared), code_of(now))}:
-        way_out = (
-            "only your own code differs: go back to what it was, go on with "
-            "study.accept_code_change=true, or give this study another name: study.name=…"
-        )
-    else:
-        way_out = "go back to that question, or give this one another name: study.name=…"
-    if changes:
-        raise QuestionError(
-            f"study.name: the study {stored.name!r} asks another question, so its trials cannot be "
-            "compared:\n" + "".join(f"  {change}\n" for change in changes) + way_out
-        )
+    if changes := differences(compared, now):
+        raise _another_question(stored.name, changes)
     if code_of(was) != code_of(now):
         if code_of(was):
             changed = {key for key, _ in code_of(was).items() ^ code_of(now).items()}
             change = {"from": len(stored.trials()), "changed": sorted(changed)}
             stored.optuna.set_user_attr(CODE_CHANGES, [*stored.code_changes(), change])
         stored.optuna.set_user_attr(QUESTION, compared)
+
+
+def check_code(stored: StoredStudy, now: Callable[[], Mapping[str, Any]]) -> None:
+    """Checks for a worker that the user's own code is that of the study.
+
+    Somebody may edit it while the study runs, and a worker that is started then would read it.
+
+    Args:
+        stored: the study.
+        now: returns the digests of the code; only called if the study has some.
+
+    Raises:
+        QuestionError: the code is another.
+    """
+    code = stored.code()
+    if code and (changes := differences(code, now())):
+        raise _another_question(stored.name, changes)
+
+
+def _another_question(name: str, changes: Sequence[str]) -> QuestionError:
+    """Makes the error that shows how the question of a study differs from what is asked."""
+    way_out = "go back to that question, or give this one another name: study.name=…"
+    if all(change.startswith(CODE) for change in changes):
+        way_out = (
+            "only your own code differs: go back to what it was, go on with "
+            "study.accept_code_change=true, or give this study another name: study.name=…"
+        )
+    return QuestionError(
+        f"study.name: the study {name!r} asks another question, so its trials cannot be "
+        "compared:\n" + "".join(f"  {change}\n" for change in changes) + way_out
+    )
 
 
 def _name_values(study: Study, goals: Sequence[Goal]) -> None:

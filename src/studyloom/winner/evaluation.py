@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from studyloom.config.trust import packages_to_trust
 from studyloom.config.values import as_yaml, plain_sections, value_at
 from studyloom.data.split import Split
 from studyloom.data.transform import InputRange, describe_transform
@@ -80,12 +81,20 @@ def evaluate_winner(
         files["model_card.md"] = model_card(answer, plan).encode()
     else:
         answer |= {"note": NO_TEST, "environment": current_environment(torch.device("cpu"))}
-    typed = shlex.join([*command, "--config-dir", str(run_dir), "--config-name", "winner"])
+    config = winner_config(plan)
+    sections = ("sampler", "pruner", "launcher")  # of the page's own options
+    named = packages_to_trust([config, plain_sections(plan.question.config, *sections)])
+    typed = shlex.join(
+        [
+            *(*command, "--config-dir", str(run_dir), "--config-name", "winner"),
+            *([f"trust=[{','.join(named)}]"] if named else []),
+        ]
+    )
     header = (
         f"# The winner of {answer['study']}, trial {plan.winner}, "
         f"and this does all of it once more:\n# {typed}\n"
     )
-    files["winner.yaml"] = (header + as_yaml(winner_config(plan))).encode()
+    files["winner.yaml"] = (header + as_yaml(config)).encode()
     return write_answer(run_dir, answer, files)
 
 
