@@ -261,6 +261,7 @@ def test_a_study_ends_with_a_winner_that_is_tested_and_a_report(judged):
         "test      winner accuracy 0.",
         "2 seeds, 1000 examples",
         "selection gap",
+        "± is the standard deviation over 2 seeds",
         "winner.yaml",
         "report.html",
     ):
@@ -327,6 +328,10 @@ def test_a_smaller_budget_on_a_finished_study_is_answered_from_the_first_trials(
     assert "the study has 3 trials; the winner is one of the first 2" in done.stdout
     answer = json.loads((copy / "winner.json").read_text())
     assert answer["trials"] == 2
+    card = (copy / "model_card.md").read_text()
+    assert "Chosen from the first 2 of 3 trials" in card
+    assert "± is the standard deviation over 2 seeds" in card
+    assert "chosen from the first 2 of 3 trials" in (copy / "report.html").read_text()
     assert {row["trial"] for row in answer["candidates"]} <= {0, 1}
 
 

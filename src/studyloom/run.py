@@ -249,10 +249,7 @@ def search_and_report(
     """
     started, began = time.monotonic(), datetime.now()
     stored, trials = plan.search.stored, plan.search.trials
-    for change in stored.code_changes():
-        names = ", ".join(key.removeprefix(CODE) for key in change["changed"])
-        before = f"trials 0 to {change['from'] - 1} were made with other code: {names} has changed"
-        console.print(Text(before), soft_wrap=True)
+    print_code_changes(stored, console)
     move_foreign_answer(plan, prepared, console)
     if todo := task.todo():
         for note in prepared.starts.notes:
@@ -301,6 +298,14 @@ def search_and_report(
         line = f"the study has {snapshot.budget} trials; the winner is one of the first {trials}"
         console.print(f"{line}, as study.trials={trials} says", soft_wrap=True)
     return 0 if snapshot.best is not None or stop() else 1
+
+
+def print_code_changes(stored: StoredStudy, console: Console) -> None:
+    """Prints for each accepted change of the user's own code which trials were made before it."""
+    for change in stored.code_changes():
+        names = ", ".join(key.removeprefix(CODE) for key in change["changed"])
+        before = f"trials 0 to {change['from'] - 1} were made with other code: {names} has changed"
+        console.print(Text(before), soft_wrap=True)
 
 
 def move_foreign_answer(plan: Plan, prepared: Prepared, console: Console) -> None:
@@ -367,9 +372,9 @@ def judge(cfg: DictConfig) -> None:
             prepared.launcher.launch(task, stop)
         if plan.is_done():
             before = read_answer(plan.run_dir) or {}
-            again = bool(before) and is_answer_of(before, plan)
+            anew = bool(before) and is_answer_of(before, plan)
             page = before.get("command", command.page)
-            evaluate_winner(plan, prepared.data.test, page, again=again)
+            evaluate_winner(plan, prepared.data.test, page, anew=anew)
             print_winner(plan, prepared, command, console)
 
 

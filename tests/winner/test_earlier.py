@@ -139,6 +139,6 @@ def test_a_command_that_was_killed_after_the_test_reads_its_result(question, sql
     assert test.loaded == 0
     assert again["test"] == answer["test"]
     assert again["confusion"] == answer["confusion"]
-    anew = evaluate_winner(plan, test, ["x"], again=True)
+    anew = evaluate_winner(plan, test, ["x"], anew=True)
     assert test.loaded == 1
     assert anew["test"] == answer["test"] | {"openings": 2}

@@ -32,7 +32,7 @@ NO_TEST = "the objective is a function: there is nothing to test, and no network
 
 
 def evaluate_winner(
-    plan: Plan, test: Callable[[], Split], command: Sequence[str], *, again: bool = False
+    plan: Plan, test: Callable[[], Split], command: Sequence[str], *, anew: bool = False
 ) -> dict[str, Any]:
     """Tests winner and baseline, and writes winner.{json,yaml,pt} and model_card.md.
 
@@ -46,7 +46,7 @@ def evaluate_winner(
         plan: the stages of the run, all of which have ended.
         test: loads the test part; called once, if at all.
         command: the command of the study's page.
-        again: whether to open the test part also if it was opened for these networks before.
+        anew: whether to open the test part also if it was opened for these networks before.
 
     Returns:
         what winner.json holds.
@@ -75,31 +75,39 @@ def evaluate_winner(
     }
     files: dict[str, bytes] = {}
     if plan.question.tested:
-        tested, network = test_networks(plan, trainings, test, again=again)
+        tested, network = test_networks(plan, trainings, test, anew=anew)
         answer |= tested
         files["winner.pt"] = pack_weights(network)
         files["model_card.md"] = model_card(answer, plan).encode()
     else:
         answer |= {"note": NO_TEST, "environment": current_environment(torch.device("cpu"))}
     config = winner_config(plan)
-    sections = ("sampler", "pruner", "launcher")  # of the page's own options
-    named = packages_to_trust([config, plain_sections(plan.question.config, *sections)])
-    typed = shlex.join(
-        [
-            *(*command, "--config-dir", str(run_dir), "--config-name", "winner"),
-            *([f"trust=[{','.join(named)}]"] if named else []),
-        ]
-    )
+    again = command_for(plan, config, command)
     header = (
         f"# The winner of {answer['study']}, trial {plan.winner}, "
-        f"and this does all of it once more:\n# {typed}\n"
+        f"and this does all of it once more:\n# {again}\n"
     )
     files["winner.yaml"] = (header + as_yaml(config)).encode()
     return write_answer(run_dir, answer, files)
 
 
+def command_for(plan: Plan, config: Mapping[str, Any], command: Sequence[str]) -> str:
+    """Returns the command that runs winner.yaml, as a person types it.
+
+    Args:
+        plan: the stages of the run.
+        config: what winner.yaml holds.
+        command: the command of the study's page.
+    """
+    sections = ("sampler", "pruner", "launcher")  # of the page's own options
+    named = packages_to_trust([config, plain_sections(plan.question.config, *sections)])
+    trust = [f"trust=[{','.join(named)}]"] if named else []
+    options = ("--config-dir", str(plan.run_dir), "--config-name", "winner")
+    return shlex.join([*command, *options, *trust])
+
+
 def test_networks(
-    plan: Plan, trainings: CandidateTrainings, test: Callable[[], Split], *, again: bool
+    plan: Plan, trainings: CandidateTrainings, test: Callable[[], Split], *, anew: bool
 ) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
     """Returns what the test part gives for winner and baseline; opens it if that is not known.
 
@@ -107,7 +115,7 @@ def test_networks(
         plan: the stages of the run.
         trainings: the final ones.
         test: loads the test part.
-        again: whether to open it also if it is known.
+        anew: whether to open it also if it is known.
 
     Returns:
         the entries of winner.json about the test, and the weights of the winner's first seed.
@@ -117,7 +125,7 @@ def test_networks(
     """
     split, stored = plan.data.split, plan.search.stored
     assert split is not None
-    if again or (known := earlier_test(stored, plan.retraining.stored)) is None:
+    if anew or (known := earlier_test(stored, plan.retraining.stored)) is None:
         networks = {
             n: [load_or_train(plan.retraining, split, n, seed) for seed in range(trainings.seeds)]
             for n in trainings.candidates
