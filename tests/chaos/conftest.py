@@ -7,6 +7,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import harness  # noqa: E402
 import pytest  # noqa: E402
+from runs import Run  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +26,11 @@ def clean(tmp_path_factory):
         return known[trials, seed]
 
     return outcomes
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """The outcomes of the study that real commands run."""
+    run = Run(folder := tmp_path_factory.mktemp("undisturbed"), f"sqlite:///{folder}/study.db")
+    run.finish(None)
+    return harness.outcomes(run.stored())

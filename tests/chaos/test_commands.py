@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 from commands import BARE
-from harness import outcomes, until
+from harness import until
 from runs import TRIALS, Run, kill, nap
 from servers import Server
 
@@ -27,14 +27,6 @@ pytestmark = [
         not Path("/proc/self/environ").exists(), reason="processes are looked up in /proc"
     ),
 ]
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory):
-    """The outcomes of the study that all tests here run."""
-    run = Run(folder := tmp_path_factory.mktemp("undisturbed"), f"sqlite:///{folder}/study.db")
-    run.finish(None)
-    return outcomes(run.stored())
 
 
 @pytest.fixture

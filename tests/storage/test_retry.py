@@ -274,7 +274,6 @@ def test_what_is_wrong_with_an_address_is_told_at_once(server, served, change, w
     [
         ("DROP SCHEMA public CASCADE", "does not exist"),
         ("ALTER TABLE trial_user_attributes RENAME TO elsewhere", "does not exist"),
-        ("ALTER DATABASE postgres SET default_transaction_read_only = on", "read-only transaction"),
     ],
 )
 def test_a_database_that_was_spoilt_in_mid_run_is_named_at_once(
@@ -292,6 +291,72 @@ def test_a_database_that_was_spoilt_in_mid_run_is_named_at_once(
     finally:
         server.ask("ALTER DATABASE postgres RESET ALL", database="template1")
     assert lines.lines == []
+
+
+def test_a_server_that_only_reads_is_waited_for_and_asked_over_a_new_connection(
+    server, served, lines
+):
+    """A failover ends so: the standby reads at once and writes once it has been promoted."""
+    opened, _, trial_id = served
+    server.ask("ALTER DATABASE postgres SET default_transaction_read_only = on")
+    server.end_connections()
+
+    def promote():
+        assert lines.away.wait(60)
+        server.ask("ALTER DATABASE postgres RESET ALL", database="template1")  # of new sessions
+
+    try:
+        with in_background(promote):
+            opened.set_trial_intermediate_value(trial_id, 1, 0.5)
+    finally:
+        server.ask("ALTER DATABASE postgres RESET ALL", database="template1")
+    assert opened.get_trial(trial_id).intermediate_values == {1: 0.5}
+    first, last = lines.lines
+    assert "in a read-only transaction (the server does not take writes" in first
+    assert "trying again for up to 20 s" in first
+    assert "is back after" in last
+
+
+def test_a_statement_that_a_time_limit_of_the_server_ends_is_done_again(
+    server, served, lines, monkeypatch
+):
+    monkeypatch.setitem(POSTGRES, "options", "-c statement_timeout=100ms")
+    _, study_id, _ = served
+    brief = connect(server.url, deadline=20)
+    with server.connection() as stranger:
+        stranger.exec_driver_sql("BEGIN")
+        stranger.exec_driver_sql("SELECT * FROM studies FOR UPDATE")
+
+        def let_go():
+            assert lines.away.wait(60)
+            stranger.exec_driver_sql("ROLLBACK")
+
+        with in_background(let_go):
+            brief.create_new_trial(study_id)
+    assert "due to statement timeout" in lines.lines[0]
+    assert "(raise statement_timeout of the role or database)" in lines.lines[0]
+    assert [trial.number for trial in brief.get_all_trials(study_id)] == [0, 1]
+
+
+def test_a_time_limit_for_statements_does_not_end_the_wait_for_the_lock_of_the_creator(
+    server, served
+):
+    server.ask("ALTER DATABASE postgres SET statement_timeout = 50")
+    try:
+        with server.connection(database="postgres") as other:
+            other.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_lock(LOCK_KEY)))
+
+            def let_go():
+                waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid IN "
+                waiting += "(SELECT pid FROM pg_stat_activity WHERE now() - query_start > '0.2 s')"
+                while not server.ask(waiting)[0]:
+                    time.sleep(0.01)
+                other.close()
+
+            with in_background(let_go), exclusive(server.url):
+                pass
+    finally:
+        server.ask("ALTER DATABASE postgres RESET ALL", database="template1")
 
 
 class Proxy:

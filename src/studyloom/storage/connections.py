@@ -171,6 +171,7 @@ def _file_lock(address: URL) -> Iterator[None]:
 def _server_lock(address: URL, deadline: float) -> Iterator[None]:
     def acquire() -> Connection:
         connection = plain_engine(address).connect()
+        connection.exec_driver_sql("SET statement_timeout = 0")  # for the wait for another process
         connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_lock(LOCK_KEY)))
         return connection
 

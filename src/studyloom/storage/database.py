@@ -32,7 +32,14 @@ from studyloom.storage.connections import (
     plain_engine,
     sqlite_path,
 )
-from studyloom.storage.retry import Retry, call_state, diagnose, file_gone, file_identity
+from studyloom.storage.retry import (
+    Retry,
+    call_state,
+    diagnose,
+    file_gone,
+    file_identity,
+    is_read_only,
+)
 from studyloom.storage.urls import parse_url, without_password
 
 DEADLINE = 300.0  # seconds that a call waits for a database that is away
@@ -94,6 +101,8 @@ class RetryingStorage(RDBStorage):
             and not isinstance(error, IntegrityError)
             and not context.is_pre_ping
         ):
+            # The next try gets a new connection, and with it the host that takes writes by then.
+            context.is_disconnect |= is_read_only(error)
             raise diagnose(error, self.retry.address)
 
     @staticmethod

@@ -16,14 +16,19 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from studyloom.errors import StorageLost
-from studyloom.storage.urls import without_password
+from studyloom.storage.urls import has_several_hosts, without_password
 
 STOP_DEADLINE = 2.0  # seconds that a call waits for a database once its process is to stop
 # Seconds that any call waits for a server which has answered before: that is no mistyped host.
 ANSWERED_DEADLINE = 2.0
 DELAYS = (0.05, 2.0)  # seconds between tries: the first, doubling up to the longest
-# How the SQLSTATE of a failure begins that passes.
-PASSING_STATES = ("08", "57P", "53300", "40001", "40P01", "55P03", "25P03")
+READ_ONLY = "25006"  # SQLSTATE of a write on a standby, such as one that is about to be promoted
+# How the SQLSTATE of a failure begins that passes. 57014 is a statement_timeout, 25P04 a
+# transaction_timeout.
+PASSING_STATES = (
+    *("08", "57P", "57014", "53300", "40001", "40P01", "55P03", "25P03", "25P04"),
+    READ_ONLY,
+)
 # A connection that is refused while it is made has no SQLSTATE; what passes there is all but this.
 FINAL_WORDS = (
     *("authentication failed", "no password supplied", "pg_hba.conf", "not permitted"),
@@ -47,6 +52,12 @@ WAYS_OUT = {
     ),
     "database is locked": "another program keeps it from being written; end that program",
     "lock timeout": "another program keeps its rows locked; end that program",
+    "statement timeout": "raise statement_timeout of the role or database",
+    "in a read-only transaction": (
+        "the server does not take writes: a standby that was not promoted, or "
+        "default_transaction_read_only; name all hosts and target_session_attrs=read-write"
+    ),
+    "session is read-only": "none of its hosts takes writes; promote one",
     "unsupported startup parameter": (
         "add options to ignore_startup_parameters in the settings of pgbouncer"
     ),
@@ -176,7 +187,7 @@ def diagnose(error: BaseException, address: URL) -> StorageLost:
     while driver_error is not None and not isinstance(driver_error, DBAPIError):
         driver_error = driver_error.__cause__ or driver_error.__context__
     if driver_error is not None:
-        error, passing = driver_error, _passes(driver_error)
+        error, passing = driver_error, _passes(driver_error, address)
         # The server has answered if the connection broke later, or if it refused the connection.
         answered = driver_error.connection_invalidated or "FATAL:" in str(driver_error.orig)
     else:  # a pool whose connections are all in use for 30 s, by threads that wait
@@ -208,7 +219,7 @@ def file_identity(address: URL) -> tuple[int, int] | None:
     return (status.st_dev, status.st_ino) if status.st_size else None
 
 
-def _passes(error: DBAPIError) -> bool:
+def _passes(error: DBAPIError, address: URL) -> bool:
     driver_error: Any = error.orig
     if isinstance(driver_error, sqlite3.Error):
         return getattr(driver_error, "sqlite_errorcode", 0) & 0xFF in PASSING_CODES
@@ -216,9 +227,16 @@ def _passes(error: DBAPIError) -> bool:
         return bool(state.startswith(PASSING_STATES))
     # Names may contain anything, so they are taken out.
     words = re.sub('"[^"]*"', "", str(driver_error)).lower()
-    return isinstance(error, OperationalError | InterfaceError) and not any(
-        final in words for final in FINAL_WORDS
+    # Of several hosts one may be about to be set up anew while another is promoted.
+    tries = words.split("\n- host: ")[1:] if has_several_hosts(address) else []
+    return isinstance(error, OperationalError | InterfaceError) and not all(
+        any(final in words for final in FINAL_WORDS) for words in tries or [words]
     )
+
+
+def is_read_only(error: DBAPIError) -> bool:
+    """Whether a server refused to write because it is a standby, or set to read only."""
+    return getattr(error.orig, "sqlstate", None) == READ_ONLY
 
 
 def driver_message(error: BaseException, address: URL | None = None) -> str:
