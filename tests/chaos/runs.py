@@ -140,14 +140,17 @@ class Run:
         self._until(lambda stored: stored.ledger.counts()["done"] >= trials)
 
     def at_work(
-        self, *overrides: str, starter: Callable[..., subprocess.Popen] | None = None
+        self,
+        *overrides: str,
+        starter: Callable[..., subprocess.Popen] | None = None,
+        **environment: str,
     ) -> subprocess.Popen:
         """Starts a command, and returns when two workers are in the second epoch of a trial.
 
         They waited there for a file, and go on then.
         """
         gate = self.folder.with_name(f"gate-{uuid.uuid4().hex}")
-        process = (starter or self.start)(*overrides, STUDYLOOM_TEST_GATE=str(gate))
+        process = (starter or self.start)(*overrides, STUDYLOOM_TEST_GATE=str(gate), **environment)
 
         def two_at_work(stored):
             held = {slot.trial_id for slot in stored.ledger.held()}

@@ -50,11 +50,11 @@ def test_a_standby_that_is_never_promoted_ends_the_run_with_the_cause_and_the_wa
 ):
     run = Run(tmp_path / "run", pair.url("target_session_attrs=read-write"))
     process = run.at_work("storage.deadline=3")
-    pair.stop(0)
+    pair.first.stop()
     printed = run.end(process, 1)
     assert "none of its hosts takes writes; promote one" in printed
     assert "it did not recover in" in printed
-    pair.control(1, "promote")
+    pair.second.control("promote")
     run.finish(undisturbed)
 
 
@@ -65,17 +65,17 @@ def test_a_server_that_becomes_a_reader_and_the_other_that_takes_over_are_told_a
     lines = []
     log.addFilter(keep := lambda record: lines.append(record.getMessage()) or True)
     try:
-        pair.ask(0, "ALTER SYSTEM SET synchronous_standby_names = ''")
-        pair.ask(0, "ALTER SYSTEM SET default_transaction_read_only = on")
-        pair.ask(0, "SELECT pg_reload_conf()")
-        pair.control(1, "promote")
+        pair.first.ask("ALTER SYSTEM SET synchronous_standby_names = ''")
+        pair.first.ask("ALTER SYSTEM SET default_transaction_read_only = on")
+        pair.first.ask("SELECT pg_reload_conf()")
+        pair.second.control("promote")
         opened.set_study_user_attr(study_id, "k", 1)
     finally:
         log.removeFilter(keep)
     assert "in a read-only transaction" in lines[0]
     assert "is back after" in lines[-1]
-    assert pair.ask(0, "SELECT count(*) FROM study_user_attributes") == [0]
-    assert pair.ask(1, "SELECT count(*) FROM study_user_attributes") == [1]
+    assert pair.first.ask("SELECT count(*) FROM study_user_attributes") == [0]
+    assert pair.second.ask("SELECT count(*) FROM study_user_attributes") == [1]
 
 
 def test_what_looks_at_a_run_does_so_before_and_after_a_failover(pair, tmp_path, undisturbed):
@@ -93,9 +93,8 @@ def look(run, pair):
     assert status.returncode == 0, status.stderr
     assert "10 of 10 trials" in status.stdout
     doctor = studyloom("doctor", run.folder, STUDYLOOM_STORAGE=run.url)
-    ports = ",".join(map(str, pair.ports))
     found = "".join(doctor.stdout.split())
-    assert f"postgres:***@/postgres?host=127.0.0.1,127.0.0.1&port={ports}" in found, found
+    assert f"postgres:***@/postgres?host=127.0.0.1,127.0.0.1&port={pair.ports}" in found, found
     assert "cannotuse" not in found
     dashboard = first_lines_of_dashboard(run)
     assert "http://127.0.0.1:" in dashboard

@@ -9,13 +9,36 @@ import time
 import optuna
 import pytest
 from optuna.storages import get_storage
+from sqlalchemy import update
 
 from studyloom.processes import worker_id
 from studyloom.storage import sql
-from studyloom.storage.database import connect
-from studyloom.storage.ledger import Ledger
+from studyloom.storage.database import connect, execute
+from studyloom.storage.ledger import LEASE_FACTOR, SLOTS, Ledger
 
 LEASE = 60.0
+HOURS = 5 * 3600.0
+
+
+class Observer:
+    """Another worker, which looks at the slots every ten seconds of its own clock."""
+
+    def __init__(self, ledger):
+        self.now = 0.0
+        self.ledger = Ledger(ledger.storage, ledger.study_id, lambda: self.now)
+
+    def claim(self, seconds=0.0, owner="heir"):
+        """Claims a slot as soon as there is one, within so many seconds."""
+        end = self.now + seconds
+        while (claim := self.ledger.claim(owner, 1, LEASE)) is None and self.now < end:
+            self.now += 10.0
+        return claim
+
+
+def set_clock(ledger, ahead):
+    """Sets the database's clock: all that is stored moves the other way."""
+    moved = {name: SLOTS.c[name] - ahead for name in ("since", "expires")}
+    execute(ledger.storage, lambda connection: connection.execute(update(SLOTS).values(**moved)))
 
 
 @pytest.fixture
@@ -106,7 +129,7 @@ def test_a_claim_and_its_trial_are_made_together_or_not_at_all(ledger):
 def test_what_comes_with_a_lost_claim_is_not_written(ledger):
     ledger.extend(1)
     late = ledger.claim("late", 1, -1.0)
-    ledger.claim("heir", 1, LEASE)
+    assert Observer(ledger).claim(LEASE / 2)
     written = []
     assert not ledger.renew(late, LEASE, written.append)
     assert not ledger.finish(late, written.append)
@@ -170,7 +193,7 @@ def test_a_study_that_takes_the_id_of_a_deleted_one_has_no_slots_of_it(ledger):
 def test_a_lease_that_has_ended_is_adopted_and_the_late_holder_has_lost_the_slot(ledger):
     ledger.extend(1)
     late = ledger.claim("late", 1, -1.0, lambda *_: 7)
-    heir = ledger.claim("heir", 1, LEASE)
+    heir = Observer(ledger).claim(LEASE / 2)
     assert (heir.slot, heir.trial_id, heir.token, heir.deaths) == (0, 7, late.token + 1, 1)
     assert heir.death == "its lease ended"
     assert not ledger.renew(late, LEASE)
@@ -186,14 +209,14 @@ def test_a_lease_that_has_ended_and_that_nobody_wants_is_still_its_holders(ledge
     assert ledger.claim("other", 1, LEASE) is None
 
 
-def test_a_claim_that_a_supervisor_renews_is_not_adopted_and_never_shortened(ledger):
+def test_a_claim_that_a_supervisor_renews_is_not_adopted(ledger):
     ledger.extend(2)
     ledger.claim("a", 2, -1.0)
+    other = Observer(ledger)
+    assert other.claim() is None
     ledger.renew_for(["a"], LEASE)
-    assert ledger.claim("other", 1, LEASE) is None
+    assert other.claim(LEASE / 2) is None
     assert 50 < ledger.held()[0].left <= 60
-    ledger.renew_for(["a"], 10.0)
-    assert ledger.held()[0].left > 50
 
 
 def test_a_slot_handed_back_in_order_counts_no_death(ledger):
@@ -213,6 +236,73 @@ def test_leases_are_on_the_databases_clock(ledger, monkeypatch):
     assert 50 < ledger.held()[0].left <= 60
 
 
+@pytest.mark.parametrize("age", [0.0, 1800.0])
+def test_a_clock_that_goes_back_keeps_no_slot(ledger, age):
+    """The lease ends five hours ahead now, which none can: then LEASE is left from now on."""
+    ledger.extend(1)
+    lost = ledger.claim("lost", 1, LEASE)
+    set_clock(ledger, age)
+    ledger.renew(lost, LEASE)
+    set_clock(ledger, -HOURS)
+    assert ledger.held()[0].left > HOURS
+    heir = Observer(ledger)
+    assert heir.claim(LEASE - 10) is None
+    assert heir.claim(10).deaths == 1
+
+
+def test_a_clock_that_goes_back_while_others_wait_delays_nothing(ledger):
+    ledger.extend(1)
+    ledger.claim("lost", 1, LEASE)
+    heir = Observer(ledger)
+    assert heir.claim(LEASE / 2) is None
+    set_clock(ledger, -HOURS)
+    assert heir.claim(HOURS) is not None
+    assert heir.now < 2.5 * LEASE
+
+
+@pytest.mark.parametrize("hours", [HOURS, -HOURS], ids=["ahead", "back"])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_clock_that_leaps_buries_nobody_who_renews(ledger, hours, before):
+    """Whether the other has looked before the clock leapt or has only come to work."""
+    ledger.extend(1)
+    claim = ledger.claim("living", 1, LEASE)
+    other = Observer(ledger)
+    if before:
+        assert other.claim(10) is None
+    set_clock(ledger, hours)
+    for _ in range(10):
+        assert other.claim(LEASE / 4) is None
+        ledger.renew_for(["living"], LEASE)
+        assert 50 < ledger.held()[0].left <= 60
+    assert ledger.renew(claim, LEASE)
+    assert ledger.claim("living", 1, LEASE).deaths == 0
+
+
+def test_others_that_were_stopped_with_the_holder_give_it_time_to_renew(ledger):
+    """As when a container is paused: all wake up at once, an hour later."""
+    ledger.extend(1)
+    claim = ledger.claim("living", 1, LEASE)
+    other = Observer(ledger)
+    assert other.claim() is None
+    set_clock(ledger, 3600.0)
+    other.now += 3600.0
+    assert other.claim() is None
+    ledger.renew(claim, LEASE)
+    assert other.claim(10) is None
+
+
+def test_a_long_lease_of_a_long_epoch_stays_as_it_is(ledger):
+    ledger.extend(1)
+    claim = ledger.claim("slow", 1, LEASE)
+    set_clock(ledger, 1000.0)
+    ledger.renew(claim, LEASE_FACTOR * 900.0)
+    ledger.renew_for(["slow"], LEASE)
+    assert ledger.held()[0].left > 3500
+    heir = Observer(ledger)
+    assert heir.claim(3500) is None
+    assert heir.claim(200) is not None
+
+
 def test_the_deaths_of_this_hosts_workers_whose_process_is_gone_are_recorded(ledger):
     gone = subprocess.Popen(["true"])
     gone.wait()
@@ -225,12 +315,20 @@ def test_the_deaths_of_this_hosts_workers_whose_process_is_gone_are_recorded(led
     assert [held.owner for held in ledger.held()] == sorted([here, elsewhere])
 
 
-def test_claims_older_than_a_limit_are_overdue(ledger):
+def test_claims_older_than_a_limit_are_overdue_whatever_the_clock_does(ledger):
     ledger.extend(2)
     ledger.claim("a", 2, LEASE)
-    assert ledger.overdue(["a", "b"], 100.0) == []
-    assert ledger.overdue(["a", "b"], -1.0) == ["a"]
-    assert ledger.overdue(["b"], -1.0) == []
+    watcher = Observer(ledger)
+    overdue = watcher.ledger.overdue
+    assert overdue(["a", "b"], 100.0) == []
+    set_clock(ledger, HOURS)
+    assert overdue(["a", "b"], 100.0) == []
+    set_clock(ledger, -2 * HOURS)
+    watcher.now += 101.0
+    assert overdue(["a", "b"], 100.0) == ["a"]
+    assert overdue(["b"], -1.0) == []
+    ledger.claim("a", 2, LEASE)  # anew
+    assert overdue(["a", "b"], 100.0) == []
 
 
 def test_a_fatal_death_is_told_to_the_heir(ledger):

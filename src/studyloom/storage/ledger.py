@@ -4,9 +4,11 @@ A worker claims a slot before it asks for a trial, in one conditional statement,
 of workers, restarts and crashes make exactly `study.trials` trials. A claim is a lease on the
 database's clock. Whoever claims a slot that was released, or whose lease has ended, goes on with
 the trial that was started there; the slot's token tells the previous holder, should it still be
-alive, that it has lost the slot.
+alive, that it has lost the slot. Clocks are set, by hours too: so others wait on a clock of their
+own for as long as a lease seemed to last when they first saw it, and start again when it changes.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +27,7 @@ from sqlalchemy import (
     Update,
     bindparam,
     case,
+    false,
     func,
     literal_column,
     select,
@@ -34,10 +37,11 @@ from sqlalchemy import (
 from sqlalchemy import and_ as all_of
 from sqlalchemy import or_ as any_of
 
-from studyloom.processes import host_id, is_alive
+from studyloom.processes import Sightings, host_id, is_alive
 from studyloom.storage.database import RetryingStorage, execute, read
 from studyloom.storage.retry import call_state
 
+Lease = tuple[int, int, float | None]  # slot, token, and when it ends
 WriteRows = Callable[[Connection], None]
 METADATA = MetaData()
 SLOTS = Table(
@@ -55,6 +59,9 @@ SLOTS = Table(
     Column("since", Float(53)),  # start of the claim: seconds on the database's clock
     Column("expires", Float(53)),  # end of its lease, on the same clock
 )
+# A lease is no longer than the time from its claim to its renewal by this factor, or than the
+# seconds that `study.lease` says.
+LEASE_FACTOR = 4
 # Statements that a worker runs after each epoch, built once: building one took longer than the
 # database takes to run it. ("slot" and "token" would be taken for columns to set.)
 OWN = all_of(
@@ -117,10 +124,12 @@ class Ledger:
     Attributes:
         storage: The database.
         study_id: The study's id in Optuna's tables.
+        clock: Seconds on a clock of this process that nobody sets.
     """
 
     storage: RetryingStorage
     study_id: int
+    clock: Callable[[], float] = time.monotonic
 
     def create(self) -> None:
         """Creates the table, and removes a deleted study's slots: SQLite reuses the study's id."""
@@ -183,9 +192,10 @@ class Ledger:
         Returns:
             The claim; None if all slots are done, or held by others.
         """
-        statement = self._claiming(owner, trials, lease, fresh)
 
         def take(connection: Connection) -> Claim | None:
+            abandoned = self._abandoned(connection, owner, lease)
+            statement = self._claiming(owner, trials, lease, fresh, abandoned)
             row = connection.execute(statement).one_or_none()
             if row is None:
                 return None
@@ -198,12 +208,48 @@ class Ledger:
 
         return execute(self.storage, take)
 
-    def _claiming(self, owner: str, trials: int, lease: float, fresh: bool) -> Executable:
+    @cached_property
+    def _leases(self) -> Sightings[Lease, float]:
+        return Sightings(self.clock)
+
+    @cached_property
+    def _claims(self) -> Sightings[tuple[str, int, int, int], None]:
+        return Sightings(self.clock)
+
+    def _abandoned(self, connection: Connection, owner: str, lease: float) -> ColumnElement[bool]:
+        """Looks at the leases of others, and selects those that have ended.
+
+        These are the ones that have stayed as they are for as long as they had left at first sight,
+        and for two renewals at least: a clock that leaps ahead ends the leases of the living, who
+        renew them. Of the time between two looks half a lease counts, since this process, and with
+        it the others, may have been stopped in between.
+        """
+        left, age = SLOTS.c.expires - self._now, self._now - SLOTS.c.since
+        query = select(
+            SLOTS.c.slot, SLOTS.c.token, SLOTS.c.expires, left.label("left"), age.label("age")
+        ).where(self._mine, SLOTS.c.state == "held", SLOTS.c.owner != owner)
+        left_of = {
+            (row.slot, row.token, row.expires): min(
+                row.left or 0.0, max(lease, LEASE_FACTOR * (row.age or 0.0))
+            )
+            for row in connection.execute(query)
+        }
+        looks = self._leases.look(left_of, lease / 2)
+        ended = [key for key, (left, seen) in looks.items() if seen >= max(left, lease / 2)]
+        return any_of(
+            false(),
+            *(
+                all_of(SLOTS.c.slot == slot, SLOTS.c.token == token, SLOTS.c.expires == expires)
+                for slot, token, expires in ended
+            ),
+        )
+
+    def _claiming(
+        self, owner: str, trials: int, lease: float, fresh: bool, abandoned: ColumnElement[bool]
+    ) -> Executable:
         """Builds the conditional statement that takes a slot and returns the fields of a Claim."""
         own = all_of(SLOTS.c.state == "held", SLOTS.c.owner == owner)
-        expired = all_of(
-            SLOTS.c.state == "held", SLOTS.c.owner != owner, SLOTS.c.expires < self._now
-        )
+        expired = all_of(SLOTS.c.state == "held", SLOTS.c.owner != owner, abandoned)
         takeable = all_of(
             self._mine, SLOTS.c.slot < trials, any_of(SLOTS.c.state == "free", own, expired)
         )
@@ -302,11 +348,13 @@ class Ledger:
 
         Args:
             workers: Ids of workers.
-            lease: Seconds from now until their claims end; a later end stays.
+            lease: Seconds from now until their claims end; a later end stays, unless it is further
+                ahead than that of any lease, because a clock was set back.
         """
-        longer = any_of(SLOTS.c.expires.is_(None), SLOTS.c.expires < self._now + lease)
+        left, longest = SLOTS.c.expires - self._now, LEASE_FACTOR * (self._now - SLOTS.c.since)
+        other = any_of(left.is_(None), left < lease, all_of(left > lease, left > longest))
         statement = (
-            update(SLOTS).where(self._held_by(workers), longer).values(expires=self._now + lease)
+            update(SLOTS).where(self._held_by(workers), other).values(expires=self._now + lease)
         )
         execute(self.storage, lambda connection: connection.execute(statement))
 
@@ -343,16 +391,18 @@ class Ledger:
                 self.record_death(held.owner, "its process is gone")
 
     def overdue(self, workers: Sequence[str], limit: float) -> list[str]:
-        """Selects the workers whose claim is older than `limit` seconds.
+        """Selects the workers whose claim this process has seen for more than `limit` seconds.
 
         Args:
-            workers: Ids of workers.
-            limit: Seconds since they claimed their slots.
+            workers: Ids of workers; those of one supervisor, which asks again and again.
+            limit: Seconds since their claims were seen first.
         """
-        late = select(SLOTS.c.owner).where(
-            self._held_by(workers), SLOTS.c.since < self._now - limit
+        query = select(SLOTS.c.owner, SLOTS.c.study_id, SLOTS.c.slot, SLOTS.c.token).where(
+            self._held_by(workers)
         )
-        return list(read(self.storage, lambda connection: connection.execute(late).scalars().all()))
+        rows = read(self.storage, lambda connection: connection.execute(query).all())
+        claims = {(row.owner, row.study_id, row.slot, row.token): None for row in rows}
+        return [key[0] for key, (_, seen) in self._claims.look(claims).items() if seen > limit]
 
     @staticmethod
     def _held_by(workers: Sequence[str]) -> ColumnElement[bool]:

@@ -94,9 +94,7 @@ def _with_hosts(address: URL) -> URL:
     if len(ports) != len(hosts):
         raise StorageError(f"storage.url names {len(hosts)} hosts and {len(ports)} ports")
     if not all(port.isdecimal() for port in ports if port):
-        raise StorageError(
-            f"storage.url: its ports must be whole numbers; got {','.join(ports)}"
-        )
+        raise StorageError(f"storage.url: its ports must be whole numbers; got {','.join(ports)}")
     query: dict[str, str | Sequence[str]] = {"host": ",".join(hosts)}
     if any(ports):
         query["port"] = ",".join(ports)

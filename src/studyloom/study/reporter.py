@@ -32,7 +32,7 @@ from studyloom.storage.attributes import (
     TIMES,
     TRACEBACK,
 )
-from studyloom.storage.ledger import Claim
+from studyloom.storage.ledger import LEASE_FACTOR, Claim
 from studyloom.storage.outbox import Outbox
 from studyloom.study import failures
 from studyloom.study.failures import Failure
@@ -42,9 +42,6 @@ from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_value
 from studyloom.training.checkpoint import Checkpoint
 
-# A lease is longer than the longest epoch of the trial so far by this factor, because a long epoch
-# does not mean that the worker has died.
-LEASE_EPOCHS = 4
 log = logging.getLogger(__name__)
 
 
@@ -116,7 +113,8 @@ class Reporter:
         """
         self._longest = max(self._longest, epoch.seconds)
         prunable = self.comparable and epoch.number != objective.epochs  # the last is the value
-        lease = max(self.limits.lease, LEASE_EPOCHS * self._longest)
+        # A long epoch does not mean that the worker has died.
+        lease = max(self.limits.lease, LEASE_FACTOR * self._longest)
 
         def commit() -> None:
             self.commit(lease)
