@@ -73,7 +73,7 @@ def test_a_lease_from_before_the_clock_went_back_is_taken_over_when_its_time_is_
         lambda connection: connection.execute(elsewhere.where(SLOTS.c.state == "held")),
     )
     clock.set(0)
-    run.end(run.start(**environment), 0, 120)
+    run.end(run.start(**environment), 0)
     run.check(undisturbed)
     assert deaths(run) == 2
 

@@ -1,0 +1,176 @@
+"""Storms: signals to whatever belongs to a run, and then the same command to its end.
+
+Each hits the processes of a whole run at random: commands, fork servers, workers and their guards,
+and of an embedded server its keeper and PostgreSQL's own. A command that has ended is started again
+at once. What is left must be what an undisturbed run leaves: exactly N trials with the same values,
+the same judgings, the same test of the winner.
+"""
+
+import json
+import os
+import random
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import harness
+import optuna
+import pytest
+from commands import FORKS
+from runs import EPOCHS, NEVER, STUDY, TRIALS, Run, kill, nap
+
+from studyloom.storage.embedded_server import serve
+from studyloom.study.stored_study import open_study
+
+WINNER = (
+    *(override for override in STUDY if override != "winner.enabled=false"),
+    *("winner.top=2", "winner.seeds=2", "data._target_=counted.Digits"),
+    "study.max_attempts=99",  # a storm may meet the same trial again and again
+)
+SIGNALS = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+WEIGHTS = (3, 3, 3, 1, 1)
+# How a command may end that a storm has met; 1 only if its workers were killed as they came.
+ENDS = {0, 1, 129, 130, 143, *(-number for number in SIGNALS)}
+
+
+def storm_run(folder, kind):
+    """A run with a winner, and a file that has a line for each opening of the test part."""
+    url = f"sqlite:///{folder}/study.db"
+    overrides = WINNER
+    if kind == "postgresql":
+        url = f"embedded_postgres:///{folder}/postgres"
+        overrides += ("storage=embedded_postgres",)
+    run = Run(folder, url, overrides)
+    opened = folder.with_name("opened")
+    run.environment["STUDYLOOM_TEST_OPENINGS"] = str(opened)
+    run.environment["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).parent}"
+    return run, opened
+
+
+@pytest.fixture(scope="session")
+def calm(tmp_path_factory):
+    """What an undisturbed run leaves."""
+    run, opened = storm_run(tmp_path_factory.mktemp("calm") / "run", "sqlite")
+    run.end(run.start(), 0)
+    return left_behind(run, opened)
+
+
+def left_behind(run, opened):
+    """What a run has left that must always be the same, after checks of all that must hold."""
+    with ProcessPoolExecutor(1, mp_context=FORKS) as pool:  # an embedded server lives as long
+        studies, openings = pool.submit(read_studies, run.url).result()
+    answer = json.loads((run.folder / "winner.json").read_text())
+    noted = len(opened.read_text().splitlines())
+    # More were counted than made if a signal came between the two.
+    assert 1 <= noted <= openings == answer["test"]["openings"]
+    return studies, answer["winner"], answer["test"] | {"openings": None}
+
+
+def read_studies(url):
+    """The outcomes of each study of a run, and how often the test part was opened."""
+    url = serve(url)
+    stored = open_study(url, "mnist", deadline=30.0)
+    harness.check(stored, TRIALS, epochs=EPOCHS)
+    names = [study.study_name for study in stored.storage.get_all_studies()]
+    outcomes = {}
+    for name in names:
+        stage = open_study(url, name, deadline=30.0)
+        trials = stage.trials()
+        assert all(trial.state is optuna.trial.TrialState.COMPLETE for trial in trials), name
+        assert stage.ledger.counts() == {"free": 0, "held": 0, "done": len(trials)}, name
+        outcomes[name] = harness.outcomes(stage)
+        stage.close()
+    openings = stored.test_openings()
+    stored.close()
+    return outcomes, openings
+
+
+class Storm:
+    """Signals to the processes of a run.
+
+    Args:
+        run: its command is started again whenever it has ended.
+        seed: of what it does.
+    """
+
+    def __init__(self, run, seed):
+        self.run, self.fate = run, random.Random(seed)
+        self.process = run.start()
+        self.stopped = []
+        self.sent = 0
+
+    def blow(self, signals):
+        """Sends so many signals, and waits until the run has felt the last."""
+        while self.sent < signals:
+            nap(self.fate.uniform(0.02, 0.4))
+            self.wake(0.3)
+            if self.process.poll() is not None:
+                self.gather()
+                self.process = self.run.start()
+            elif victims := self.victims():
+                victim, (number,) = self.fate.choice(victims), self.fate.choices(SIGNALS, WEIGHTS)
+                with suppress(ProcessLookupError):
+                    os.kill(victim, number)
+                    self.sent += 1
+                    if number == signal.SIGSTOP:
+                        self.stopped.append(victim)
+        self.wake(1.0)
+        self.process.terminate()
+        self.gather()
+
+    def victims(self):
+        """Everything that belongs to the run, workers twice, and the server's own processes."""
+        return [*self.run.processes(), *self.run.workers(), *server_processes(self.run.folder)]
+
+    def wake(self, chance):
+        """Lets each stopped process go on, with a chance."""
+        awake = [pid for pid in self.stopped if self.fate.random() < chance]
+        kill(awake, signal.SIGCONT)
+        self.stopped = [pid for pid in self.stopped if pid not in awake]
+
+    def gather(self):
+        """Waits for the end of a command, with what it printed."""
+        out, err = self.process.communicate(timeout=60)
+        code, printed = self.process.returncode, out + err
+        assert code in ENDS, (code, printed)
+        assert code != 1 or "workers die before they claim a trial" in printed, printed
+        assert not (match := NEVER.search(printed)), f"I7: {match}\n{printed}"
+
+
+def server_processes(folder):
+    """PostgreSQL's processes of a run: they overwrite their environment with their title."""
+    pids = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (process / "cwd").readlink().is_relative_to(folder):
+                pids.append(int(process.name))
+    return pids
+
+
+def weather(tmp_path, kind, seed, signals, calm):
+    run, opened = storm_run(tmp_path / "run", kind)
+    storm = Storm(run, seed)
+    try:
+        storm.blow(signals)
+        run.end(run.start(), 0)
+        assert left_behind(run, opened) == calm
+    finally:
+        kill([*run.processes(), *server_processes(run.folder)])
+        print(f"{kind}, seed {seed}: {storm.sent} signals")
+
+
+KINDS = pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+
+
+@pytest.mark.chaos
+@KINDS
+def test_a_storm_of_signals_changes_nothing(tmp_path, kind, calm):
+    weather(tmp_path, kind, 0, 50, calm)
+
+
+@pytest.mark.storm
+@pytest.mark.parametrize("seed", range(1, 6))
+@KINDS
+def test_storms_of_a_thousand_signals_in_all_change_nothing(tmp_path, kind, seed, calm):
+    weather(tmp_path, kind, seed, 100, calm)

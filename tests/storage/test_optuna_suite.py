@@ -1,0 +1,82 @@
+"""Optuna's own tests of storages, on ours: those that it installs, and those of its sources."""
+
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+import optuna
+import optuna_modes
+import pytest
+from commands import ROOT
+from optuna.testing.pytest_storages import StorageTestCase
+
+pytestmark = pytest.mark.optuna
+# What differs, and why.
+DIFFERS = {
+    # It would take its locks, its deadline and what it knows of a call along. Each process opens
+    # the database for itself, from the URL.
+    "test_pickle_storage",
+}
+# The tests of Optuna's sources that ask for a storage by its mode. Not those of heartbeats, which
+# nothing turns on here: leases take their place.
+FILES = ("tests/storages_tests/test_storages.py", "tests/trial_tests/test_trial.py")
+
+
+@pytest.fixture
+def storage(request, postgres_server, monkeypatch):
+    monkeypatch.setenv("OPTUNA_TESTS_SERVER", postgres_server)
+    with optuna_modes.StorageSupplier(request.param) as storage:
+        yield storage
+
+
+@pytest.mark.parametrize("storage", optuna_modes.MODES, indirect=True)
+class TestLaws(StorageTestCase):
+    """The laws that Optuna publishes for storages of others."""
+
+    def test_pickle_storage(self, storage):
+        with pytest.raises((TypeError, AttributeError)):
+            super().test_pickle_storage(storage)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """The sources of the installed release, if the package index can be reached."""
+    folder = tmp_path_factory.mktemp("sources")
+    wanted = f"optuna=={optuna.__version__}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "optuna"]
+    try:
+        subprocess.run(
+            [*command, "-d", folder, wanted], check=True, capture_output=True, timeout=90
+        )
+    except subprocess.SubprocessError:
+        pytest.skip(f"the sources of {wanted} cannot be had here")
+    with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+        archive.extractall(folder, filter="data")
+    sources = folder / f"optuna-{optuna.__version__}"
+    if missing := [file for file in FILES if not (sources / file).exists()]:
+        pytest.skip(f"the sources of {wanted} have no {missing[0]}")
+    return sources
+
+
+def test_the_tests_of_its_sources_pass(sources, postgres_server):
+    results = sources / "results.xml"
+    path = os.pathsep.join([str(Path(__file__).parent), str(ROOT / "src")])
+    settings = ("--rootdir", str(sources), "-c", "pytest.ini", "-p", "no:cacheprovider")
+    (sources / "pytest.ini").write_text("[pytest]\n")
+    command = [*settings, "-p", "optuna_modes", "-n", "2", f"--junitxml={results}", *FILES]
+    environment = os.environ | {"PYTHONPATH": path, "OPTUNA_TESTS_SERVER": postgres_server}
+    environment["PYTEST_ADDOPTS"] = ""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *command],
+        cwd=sources,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    cases = list(ElementTree.parse(results).iter("testcase"))
+    failed = {case.get("name") for case in cases if {"failure", "error"} & {e.tag for e in case}}
+    assert {name.partition("[")[0] for name in failed} == DIFFERS, done.stdout[-8000:]
+    assert all(sum(mode in case.get("name") for case in cases) > 100 for mode in optuna_modes.MODES)
