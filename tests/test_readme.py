@@ -56,6 +56,7 @@ COVERED = {
     "pytest -m chaos -n 3 --dist worksteal": CI,
     'pytest -m "ray or slurm" -n 2 --dist loadfile': CI,
     "pytest -m runs": CI,
+    "pytest -m optuna": CI,
     "pytest -m wheel": CI,
     "scripts/check": CI,
     "scripts/test": SCRIPT,

@@ -249,6 +249,8 @@ def driver_message(error: BaseException, address: URL | None = None) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(getattr(error, "orig", error)).split()) or type(error).__name__
+    # Of several hosts psycopg tells the last failure, and then all once more.
+    text = text.partition("Multiple connection attempts failed. All failures were: ")[2] or text
     if address is not None and address.password:
         text = text.replace(str(address.password), "***")
     return next((f"{text} ({way})" for sign, way in WAYS_OUT.items() if sign in text.lower()), text)
