@@ -49,6 +49,7 @@ def storm_run(folder, kind):
         url = f"embedded_postgres:///{folder}/postgres"
         overrides += ("storage=embedded_postgres",)
     run = Run(folder, url, overrides)
+    folder.parent.mkdir(exist_ok=True)
     opened = folder.with_name("opened")
     run.environment["STUDYLOOM_TEST_OPENINGS"] = str(opened)
     run.environment["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).parent}"
@@ -103,21 +104,29 @@ class Storm:
 
     def __init__(self, run, seed):
         self.run, self.fate = run, random.Random(seed)
-        self.process = run.start()
         self.stopped = []
         self.sent = 0
+        self.start()
+
+    def start(self):
+        """Starts the command; one of three is hit before it has workers, however slow it is."""
+        self.process = self.run.start()
+        self.early = self.fate.random() < 1 / 3
 
     def blow(self, signals):
-        """Sends so many signals, and waits until the run has felt the last."""
+        """Sends so many signals, or fewer if the run has come to its end before."""
         while self.sent < signals:
             nap(self.fate.uniform(0.02, 0.2))
             self.wake(0.3)
-            if self.process.poll() is not None:
+            if (code := self.process.poll()) is not None:
                 self.gather()
-                self.process = self.run.start()
+                if code == 0:
+                    return
+                self.start()
                 continue
-            victims = self.victims()
-            if len(victims) > 3 or (victims and self.fate.random() < 0.02):  # seldom as it starts
+            at_work, victims = self.run.workers(), self.victims()
+            if victims and (at_work or self.early):
+                self.early = False
                 victim, (number,) = self.fate.choice(victims), self.fate.choices(SIGNALS, WEIGHTS)
                 with suppress(ProcessLookupError):
                     os.kill(victim, number)
@@ -130,7 +139,7 @@ class Storm:
 
     def victims(self):
         """Everything that belongs to the run, workers twice, and the server's own processes."""
-        return [*self.run.processes(), *self.run.workers(), *server_processes(self.run.folder)]
+        return [*everything(self.run), *self.run.workers()]
 
     def wake(self, chance):
         """Lets each stopped process go on, with a chance."""
@@ -163,20 +172,28 @@ def server_processes(folder):
     return pids
 
 
+def everything(run):
+    return [*run.processes(), *server_processes(run.folder)]
+
+
 def weather(tmp_path, kind, seed, signals, calm):
-    run, opened = storm_run(tmp_path / "run", kind)
-    storm = Storm(run, seed)
-    try:
-        storm.blow(signals)
-        out, err = run.start().communicate(timeout=300)
-        assert run.latest.returncode == 0, (out, err)
-        check_words(out + err)
-        check_words(run.logs())
-        harness.until(lambda: not {*run.processes(), *server_processes(run.folder)}, 20)  # I6
-        assert left_behind(run, opened) == calm
-    finally:
-        kill([*run.processes(), *server_processes(run.folder)])
-        print(f"{kind}, seed {seed}: {storm.sent} signals")
+    """Sends so many signals to one run after the other, each of which must end like the calm."""
+    sent = 0
+    while sent < signals:
+        seed += 1000
+        run, opened = storm_run(tmp_path / str(seed) / "run", kind)
+        storm = Storm(run, seed)
+        try:
+            storm.blow(signals - sent)
+            out, err = run.start().communicate(timeout=300)
+            assert run.latest.returncode == 0, (out, err)
+            check_words(out + err)
+            check_words(run.logs())
+            harness.until(lambda run=run: not everything(run), 20)  # I6
+            assert left_behind(run, opened) == calm
+        finally:
+            kill(everything(run))
+        sent += storm.sent
 
 
 KINDS = pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
