@@ -43,6 +43,7 @@ from studyloom.storage.retry import (
 from studyloom.storage.urls import parse_url, without_password
 
 DEADLINE = 300.0  # seconds that a call waits for a database that is away
+MOST_IDS = 10_000  # of trials in one statement; SQLite takes 32 766 parameters
 T = TypeVar("T")
 
 
@@ -194,7 +195,7 @@ class RetryingStorage(RDBStorage):
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
         selection, parameters = sql.ALL_TRIALS, dict[str, Any](study=study_id)
-        if trial_id_greater_than >= 0:
+        if trial_id_greater_than >= 0 and len(included_trial_ids) <= MOST_IDS:
             selection = sql.SOME_TRIALS
             parameters["ids"] = sorted(included_trial_ids)
             parameters["after"] = trial_id_greater_than
@@ -202,7 +203,12 @@ class RetryingStorage(RDBStorage):
         trials = read(self, lambda connection: sql.read(connection, selection, **parameters))
         if not trials and trial_id_greater_than < 0:
             self.get_study_name_from_id(study_id)  # raises KeyError if there is no such study
-        return [trial for trial in trials if states is None or trial.state in states]
+        return [
+            trial
+            for trial in trials
+            if (states is None or trial.state in states)
+            and (trial._trial_id > trial_id_greater_than or trial._trial_id in included_trial_ids)
+        ]
 
 
 def _retrying(name: str, writes: bool) -> Callable[..., Any]:
