@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 __all__ = [
     "build",
     "compose",
+    "foreign",
     "hydra_main",
     "invocation",
     "overrides",

@@ -2,21 +2,16 @@
 
 import functools
 import inspect
-from collections.abc import Sequence
 from pkgutil import resolve_name
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from studyloom.config import trust
+from studyloom.config import foreign, trust
 from studyloom.config.values import describe_error
 from studyloom.errors import ConfigError
 from studyloom.text import nearest
-
-# What this process trusts if its primary config comes from elsewhere; empty if the config is the
-# page's own, which may name anything.
-foreign_trust: list[Sequence[str]] = []
 
 
 def build(section: DictConfig, **offered: Any) -> Any:
@@ -33,8 +28,10 @@ def build(section: DictConfig, **offered: Any) -> Any:
             config comes from elsewhere and the target is not trusted.
     """
     key = section._get_full_key(None)
-    if foreign_trust:
-        trust.check_targets({key: OmegaConf.to_container(section, resolve=True)}, foreign_trust[-1])
+    if (guard := foreign.active()) is not None and guard.met:
+        # The whole section, since a config from elsewhere may change arguments of one's own code.
+        plain = OmegaConf.to_container(section, resolve=True)
+        trust.check_targets({key: plain}, foreign.packages_of(guard.agreed))
     if "_target_" not in section:
         raise ConfigError([f"{key} must have a _target_, the dotted name of a class or function"])
     target_name = section["_target_"]

@@ -13,14 +13,13 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from studyloom.config import trust
-from studyloom.config.build import foreign_trust
+from studyloom.config.foreign import Guard, guarded
 from studyloom.config.overrides import (
     describe_compose_error,
     find_override_mistakes,
     parse_command_line,
 )
-from studyloom.config.registration import register
+from studyloom.config.registration import GROUPS, find_foreign_mistakes, register
 from studyloom.config.schema import unknown_keys
 from studyloom.errors import ConfigError, print_errors, wants_tracebacks
 from studyloom.text import has_password
@@ -62,23 +61,20 @@ def hydra_main(
             sys.argv[1:] = arguments(sys.argv[1:])
             if sweeps := {"-m", "--multirun"}.intersection(sys.argv[1:]):
                 exit_with_mistakes(f"{sweeps.pop()}: {NO_SWEEP}")
-            if foreign := foreign_config(config_path, config_name, sys.argv[1:]):
-                foreign_trust.append(trusted_by(sys.argv[1:]))
+            with guarded([Path(config_path), GROUPS], trusted_by(sys.argv[1:])) as guard:
+                if mistakes := foreign_mistakes(guard, config_path, config_name, sys.argv[1:]):
+                    exit_with_mistakes(*mistakes)
+                if not tracebacks:
+                    # Hydra's own report exits with 1, so Hydra shall raise until it has composed.
+                    os.environ["HYDRA_FULL_ERROR"] = "1"
                 try:
-                    trust.load_foreign(foreign, foreign_trust[-1])
-                except (ConfigError, OSError) as error:
-                    exit_with_mistakes(*getattr(error, "mistakes", [str(error)]))
-            if not tracebacks:
-                # Hydra's own report exits with 1, so Hydra shall raise until it has composed.
-                os.environ["HYDRA_FULL_ERROR"] = "1"
-            try:
-                main()
-            except Exception as error:  # of composing; Hydra reports what the task raises
-                if tracebacks:
-                    raise
-                exit_with_mistakes(*compose_mistakes(error, config_path, config_name, sys.argv[1:]))
-            finally:
-                foreign_trust.clear()
+                    main()
+                except Exception as error:  # of composing; Hydra reports what the task raises
+                    if tracebacks:
+                        raise
+                    exit_with_mistakes(
+                        *compose_mistakes(error, config_path, config_name, sys.argv[1:])
+                    )
 
         vars(run).update(config_path=config_path, config_name=config_name)  # for `studyloom.run`
         return run
@@ -102,6 +98,8 @@ def compose_mistakes(
     """
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return [f"run_dir: {error.strerror}: {error.filename}; name another with run_dir=…"]
+    if isinstance(error, ConfigError):  # of a file from elsewhere
+        return list(error.mistakes)
     mistakes = find_override_mistakes(config_path, config_name, argv)
     return mistakes or [describe_compose_error(error)]
 
@@ -138,27 +136,34 @@ def arguments(argv: Sequence[str]) -> list[str]:
     return result
 
 
-def foreign_config(config_path: str, config_name: str, argv: Sequence[str]) -> Path | None:
-    """Returns the primary config if it lies outside the study's own folder.
-
-    The command line named its folder, so somebody else may have written it.
+def foreign_mistakes(
+    guard: Guard, config_path: str, config_name: str, argv: Sequence[str]
+) -> list[str]:
+    """Reads the configs of folders that the command line names, which others may have written.
 
     Args:
+        guard: knows the folders that are the user's own.
         config_path: the folder of the study's configs.
         config_name: the name of the primary config, unless the command line names another.
         argv: the arguments of the command, without its name.
+
+    Returns:
+        Every mistake in them; none if the command line names no folder.
     """
     options = parse_command_line(config_path, config_name, argv)
-    name = Path(options.config_name).with_suffix(".yaml")
-    candidates = [Path(folder) / name for folder in (options.config_dir, options.config_path)]
-    primary = next((path for path in candidates if path.is_file()), None)
-    if primary is None or primary.resolve().is_relative_to(Path(config_path).resolve()):
-        return None
-    return primary
+    searched = any("hydra.searchpath" in override for override in options.overrides)
+    named = None if options.config_dir == config_path else options.config_dir
+    if named is None and options.config_path == config_path and not searched:
+        return []
+    if not Path(options.config_path).is_absolute():
+        return []  # seen from the page; Hydra finds it, and the first mistake, when it composes
+    return find_foreign_mistakes(
+        guard, options.config_path, named, options.config_name, options.overrides
+    )
 
 
 def trusted_by(argv: Sequence[str]) -> list[str]:
-    """Returns the packages of `trust=[…]` on a command line.
+    """Returns the keys and packages of `trust=[…]` on a command line.
 
     Only the command line counts: a config from elsewhere must not trust itself.
     """

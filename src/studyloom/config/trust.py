@@ -6,8 +6,10 @@ imported.
 """
 
 import inspect
+import os
+import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from io import StringIO
@@ -33,6 +35,8 @@ CLASSES = (
 # Not all of torch: some functions change the whole process, as register_module_forward_hook does.
 FUNCTIONS = ("studyloom.schedules", "torch.nn.functional", "torch.nn.init")
 
+LARGEST = 256 * 1024  # bytes of a file, which PyYAML reads in a second; a winner.yaml has 2 KiB
+
 
 def load_foreign(path: Path, trusted: Sequence[str] = ()) -> DictConfig:
     """Reads a config from elsewhere and checks its targets; calls nothing that it names.
@@ -45,30 +49,75 @@ def load_foreign(path: Path, trusted: Sequence[str] = ()) -> DictConfig:
         ConfigError: every mistake in it, and every target that is not trusted.
         OSError: the file cannot be read.
     """
+    config = parse(read_text(path, path.parent), path)
+    check_targets(config, trusted)
+    return config
+
+
+def read_text(path: Path, folder: Path) -> str:
+    """Reads a file, unless it is a link out of its folder, no file, or too large.
+
+    Raises:
+        ConfigError: it is one of these, or is not UTF-8.
+        OSError: it cannot be read.
+    """
+    real = path.resolve(strict=True)
+    if not real.is_relative_to(folder.resolve()):
+        raise ConfigError([f"{path}: is a link to {real}, outside of {folder}"])
+    # Not blocking, since opening a FIFO would wait for its writer.
+    descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ConfigError([f"{path}: is not a file"])
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ConfigError([f"{path}: is larger than {LARGEST // 1024} KiB"])
     try:
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
-            raise ConfigError(
-                [
-                    f"{path}: has a YAML alias (*name), and a few of these can fill the memory; "
-                    "write the value out"
-                ]
-            )
+        return content.decode()
+    except UnicodeDecodeError:
+        raise ConfigError([f"{path}: cannot be read as YAML: it is not UTF-8"]) from None
+
+
+def parse(text: str, path: Path) -> DictConfig:
+    """Parses YAML without aliases and tags.
+
+    Args:
+        text: the YAML.
+        path: names the file in errors.
+
+    Raises:
+        ConfigError: it is no YAML, no mapping, or has an alias or a tag.
+    """
+    try:
+        for token in yaml.scan(text, yaml.SafeLoader):
+            if isinstance(token, yaml.AliasToken):
+                raise ConfigError(
+                    [
+                        f"{path}: has a YAML alias (*name), and a few of these can fill the "
+                        "memory; write the value out"
+                    ]
+                )
+            if isinstance(token, yaml.TagToken):
+                raise ConfigError(
+                    [f"{path}: cannot be read as YAML: it has a tag (!); write the value itself"]
+                )
         config = OmegaConf.load(StringIO(text))
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(
-            [f"{path}: cannot be read as YAML: {' '.join(str(error).split())}"]
-        ) from None
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        config = None  # OmegaConf raises an OSError without errno for a file with a single value
+    except ConfigError:
+        raise
+    except OSError:
+        config = None  # what OmegaConf raises for a file with a single value
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        words = " ".join(str(error).split())
+        raise ConfigError([f"{path}: cannot be read as YAML: {words}"]) from None
     if not isinstance(config, DictConfig):
         raise ConfigError(
             [f"{path}: a configuration must be a mapping of sections, such as model and optimizer"]
         )
-    check_targets(config, trusted)
     return config
+
+
+def _no_interpolation(text: str) -> str:
+    return f"{text} is an interpolation; write the value itself"
 
 
 def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
@@ -83,14 +132,32 @@ def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
         ConfigError: every target that is not trusted, and every mistake.
     """
     try:
-        mistakes = list(_mistakes(config, "", trusted))
+        mistakes = list(find_mistakes(config, trusted))
     except RecursionError:
         mistakes = ["the configuration is nested too deeply, or in itself"]
     if mistakes:
         raise ConfigError(mistakes)
 
 
-def _mistakes(node: Any, key: str, trusted: Sequence[str]) -> Iterator[str]:
+def find_mistakes(
+    config: Any, trusted: Sequence[str], explain: Callable[[str], str | None] = _no_interpolation
+) -> Iterator[str]:
+    """Finds every target of a config that is not trusted, and every other mistake.
+
+    Args:
+        config: OmegaConf nodes, or plain dicts and lists.
+        trusted: further packages, modules, classes or functions that it may name.
+        explain: says of a text with an interpolation why it is a mistake; None if it is not.
+
+    Raises:
+        RecursionError: the config is nested too deeply, or in itself.
+    """
+    yield from _mistakes(config, "", trusted, explain)
+
+
+def _mistakes(
+    node: Any, key: str, trusted: Sequence[str], explain: Callable[[str], str | None]
+) -> Iterator[str]:
     if OmegaConf.is_config(node):
         node = OmegaConf.to_container(node, resolve=False)
     if isinstance(node, Mapping):
@@ -106,13 +173,14 @@ def _mistakes(node: Any, key: str, trusted: Sequence[str]) -> Iterator[str]:
                         yield f"{below}: {value} {why}"
                 case "_partial_" if not isinstance(value, bool):
                     yield f"{below} must be true or false; got {value!r}"
-            yield from _mistakes(value, below, trusted)
+            name_only = _no_interpolation if name == "_target_" else explain
+            yield from _mistakes(value, below, trusted, name_only)
     elif isinstance(node, str):
-        if "${" in node:
-            yield f"{key}: {node} is an interpolation; write the value itself"
+        if "${" in node and (why := explain(node)):
+            yield f"{key}: {why}"
     elif isinstance(node, Sequence):
         for position, value in enumerate(node):
-            yield from _mistakes(value, f"{key}[{position}]", trusted)
+            yield from _mistakes(value, f"{key}[{position}]", trusted, explain)
 
 
 def _distrust(target: Any, trusted: Sequence[str]) -> str | None:
@@ -122,7 +190,7 @@ def _distrust(target: Any, trusted: Sequence[str]) -> str | None:
     first, *rest = target.split(".")
     if not all(part.isidentifier() and not part.startswith("_") for part in (first, *rest)):
         return "is not a public name; write package.module.Class"
-    if not _is_below(target, (*CLASSES, *FUNCTIONS, *trusted)):
+    if not is_below(target, (*CLASSES, *FUNCTIONS, *trusted)):
         return _way_out(first)
     try:
         # By import alone, and not through a module that has imported another one.
@@ -136,7 +204,7 @@ def _distrust(target: Any, trusted: Sequence[str]) -> str | None:
         return "is not a class or function of a module"
     defined = f"{member.__module__}.{member.__qualname__}"
     ours = CLASSES if inspect.isclass(member) else FUNCTIONS
-    if not _is_below(defined, (*ours, *trusted)):
+    if not is_below(defined, (*ours, *trusted)):
         return f"is {defined}, which {_way_out(str(member.__module__).split('.')[0])}"
     return None
 
@@ -152,7 +220,8 @@ def _locate(first: str, rest: Sequence[str]) -> Any:
     return member
 
 
-def _is_below(name: str, prefixes: Sequence[str]) -> bool:
+def is_below(name: str, prefixes: Sequence[str]) -> bool:
+    """Whether a dotted name is one of the prefixes, or below one."""
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
