@@ -43,6 +43,8 @@ def test_a_long_text_loses_its_middle():
         ("postgresql://u:@h/d", True),
         ("postgresql://u@h/d?sslmode=require&password=p", True),
         ("postgresql://h/d?%70assword=p", True),
+        ("postgresql://u@h/d?sslpassword=p", True),
+        ("postgresql://u@h/d?sslmode=require&oauth_client_secret=p", True),
         ("postgresql://u?x@h/d?password=p", True),
         ("postgresql://u@h/d?sslmode=require", False),
         ("postgresql://u@h/password=p", False),

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import ClassVar, NoReturn
 
+from studyloom.text import mask_passwords
+
 
 class StudyloomError(Exception):
     """The root of all errors that studyloom raises on purpose."""
@@ -162,9 +164,9 @@ class Stopped(BaseException):
 
 
 def print_errors(error: Exception) -> None:
-    """Prints each mistake of an error on standard error, after `error: `."""
+    """Prints each mistake of an error on standard error, after `error: `, without passwords."""
     for mistake in getattr(error, "mistakes", None) or [str(error)]:
-        sys.stderr.write(f"error: {mistake}\n")
+        sys.stderr.write(f"error: {mask_passwords(mistake)}\n")
 
 
 def exit_with(error: Exception, code: int) -> NoReturn:

@@ -103,14 +103,17 @@ def format_duration(duration: float) -> str:
 
 
 # In a URL the password ends at the last @ of the word, or else at the first @ of the line; the
-# second form is password=…, or password: …
+# second form is password=…, or password: …; libpq has sslpassword and oauth_client_secret too.
 PASSWORDS = re.compile(
     r"""(?P<url>\b[\w+.-]+://[^\s:/]*:)(?:\S*|[^@\n]*)(?=@)|"""
-    r"""(?P<key>password["']?[ \t]*[=:][ \t]*)(?:'[^'\n]*'|"[^"\n]*"|[^\s&'"]+)""",
+    r"""(?P<key>(?:password|client_secret)["']?[ \t]*[=:][ \t]*)"""
+    r"""(?:'[^'\n]*'|"[^"\n]*"|[^\s&'"]+)""",
     re.IGNORECASE,
 )
 # A database URL, read as SQLAlchemy reads it, with a password before the host or in the query.
-URL_WITH_PASSWORD = re.compile(r"[\w+]+://(?:[^:/]*:[^@]*@|.*[?&]password=)", re.DOTALL)
+URL_WITH_PASSWORD = re.compile(
+    r"[\w+]+://(?:[^:/]*:[^@]*@|.*[?&](?:(?:ssl)?password|oauth_client_secret)=)", re.DOTALL
+)
 
 
 def has_password(url: str) -> bool:

@@ -16,6 +16,7 @@ URLS = [
     f"postgresql+psycopg2://u@h/d?password={CANARY}",
     f"postgresql://u:{CANARY}@a:5432,b:5433/d?target_session_attrs=read-write",
     f"postgresql://u:{CANARY}@/d?host=a:5432,b:5433&target_session_attrs=read-write",
+    f"postgresql://u@h/d?sslmode=require&sslpassword={CANARY}",
 ]
 
 

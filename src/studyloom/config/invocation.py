@@ -19,7 +19,8 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from studyloom.config.main import PASSWORD_VARIABLES, arguments, compose_mistakes
+from studyloom.config.main import arguments, compose_mistakes
+from studyloom.config.passwords import VARIABLES
 from studyloom.config.registration import register
 from studyloom.config.schema import Config, unknown_keys
 from studyloom.errors import ConfigError, LaunchError, wants_tracebacks
@@ -77,7 +78,7 @@ class Invocation:
             )
         try:
             with (
-                restored_environment(*PASSWORD_VARIABLES.values(), "PYTHONPATH"),
+                restored_environment(*VARIABLES.values(), "PYTHONPATH"),
                 restored_hydra(),
                 module_path(self.root),
             ):
@@ -230,7 +231,7 @@ def _of_config(config: DictConfig, overrides: Sequence[str]) -> Invocation:
     environment: dict[str, str] = {}
     sections: Any = OmegaConf.to_container(config, resolve=False)
     sections.pop("hydra", None)
-    for key, variable in PASSWORD_VARIABLES.items():
+    for key, variable in VARIABLES.items():
         section, name = key.split(".")
         if has_password(str(sections[section][name])):
             environment[variable] = str(sections[section][name])

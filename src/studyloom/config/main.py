@@ -19,14 +19,12 @@ from studyloom.config.overrides import (
     find_override_mistakes,
     parse_command_line,
 )
+from studyloom.config.passwords import move_passwords
 from studyloom.config.registration import GROUPS, find_foreign_mistakes, register
 from studyloom.config.schema import unknown_keys
 from studyloom.errors import ConfigError, print_errors, wants_tracebacks
-from studyloom.text import has_password
 
 NO_SWEEP = "a study is a search already; write what it searches into the group space"
-# The environment variables that take the URLs with a password.
-PASSWORD_VARIABLES = {"storage.url": "STUDYLOOM_STORAGE", "study.from": "STUDYLOOM_FROM"}
 
 
 def hydra_main(
@@ -58,7 +56,10 @@ def hydra_main(
         @functools.wraps(task)
         def run() -> None:
             gc.freeze()  # later collections skip the imported modules: 0.8 s at exit alone
-            sys.argv[1:] = arguments(sys.argv[1:])
+            try:
+                sys.argv[1:] = arguments(sys.argv[1:])
+            except ConfigError as error:
+                exit_with_mistakes(*error.mistakes)
             if sweeps := {"-m", "--multirun"}.intersection(sys.argv[1:]):
                 exit_with_mistakes(f"{sweeps.pop()}: {NO_SWEEP}")
             with guarded([Path(config_path), GROUPS], trusted_by(sys.argv[1:])) as guard:
@@ -113,24 +114,18 @@ def exit_with_mistakes(*mistakes: str) -> NoReturn:
 def arguments(argv: Sequence[str]) -> list[str]:
     """Rewrites a command line for Hydra.
 
-    `--dry-run` becomes an override, and a URL with a password moves to the environment: Hydra
-    writes the overrides to files, and workers are started with them, where `ps` would show them.
+    `--dry-run` becomes an override, and a URL with a password moves to the environment.
 
     Args:
         argv: the arguments of the command, without its name.
+
+    Raises:
+        ConfigError: every password that cannot be moved.
     """
-    result = []
-    for argument in argv:
-        name, _, value = argument.partition("=")
-        if argument == "--dry-run":
-            result += ["study.dry_run=true"]
-        elif (variable := PASSWORD_VARIABLES.get(name.lstrip("+"))) and has_password(
-            value.strip("'\"")
-        ):
-            os.environ[variable] = value.strip("'\"")
-            result += [f"{name}=${{oc.env:{variable}}}"]
-        else:
-            result.append(argument)
+    result = [
+        "study.dry_run=true" if argument == "--dry-run" else argument
+        for argument in move_passwords(argv)
+    ]
     if any(re.fullmatch(r"study\.dry_run=(true|True|1|yes|on)", argument) for argument in result):
         result += ["hydra.output_subdir=null", "hydra.run.dir=."]  # a dry run leaves nothing behind
     return result

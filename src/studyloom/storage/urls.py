@@ -10,6 +10,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from studyloom.errors import StorageError
+from studyloom.text import mask_passwords
 
 # Several hosts in the place of one, as libpq has them: //user@a:5432,b:5433/name
 HOSTS = re.compile(
@@ -116,5 +117,6 @@ def _host_and_port(text: str) -> tuple[str, str]:
 
 def without_password(address: URL) -> str:
     """Formats a URL for people, with *** in place of its password."""
+    # SQLAlchemy hides the one before the host; the query may have others, such as sslpassword.
     # The commas between several hosts and their ports stay readable.
-    return address.render_as_string(hide_password=True).replace("%2C", ",")
+    return mask_passwords(address.render_as_string(hide_password=True)).replace("%2C", ",")
