@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from foreign import ATTACKS, SECRET, write
+from attacks import ATTACKS, SECRET, write
 
 
 @pytest.fixture
