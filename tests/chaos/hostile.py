@@ -76,7 +76,7 @@ PACKAGES = [
     "${x}",
 ]
 NAMES = [
-    *("more", "studyloom", "mnist", "hydra/config", "hydra/launcher/basic", "hydra/sweeper/basic"),
+    *("more", "studyloom", "own", "hydra/config", "hydra/launcher/basic", "hydra/sweeper/basic"),
     *(f"{group}/bad" for group in GROUPS if group != "more"),
     *(
         "model/mlp",
@@ -234,12 +234,12 @@ tricks = st.sampled_from(
 def files(draw: st.DrawFn, *, primary: bool) -> str:
     """The text of a file."""
     if draw(st.integers(0, 19)) == 0:
-        return ("defaults: [mnist, _self_]\n" if primary else "") + draw(tricks)
+        return ("defaults: [own, _self_]\n" if primary else "") + draw(tricks)
     content = draw(contents if primary else group_contents)
     content.pop("defaults", None)
     more = draw(st.lists(entries, max_size=2))
     if primary or draw(st.integers(0, 3)) == 0:
-        content = {"defaults": [*(["mnist"] if primary else []), *more, "_self_"], **content}
+        content = {"defaults": [*(["own"] if primary else []), *more, "_self_"], **content}
     return draw(headers if not primary else st.just("")) + yaml.safe_dump(content, sort_keys=False)
 
 
