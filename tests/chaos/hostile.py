@@ -134,6 +134,9 @@ KEYS += [
     "a.b",
 ]
 
+headers = st.one_of(
+    st.just(""), st.just(""), st.sampled_from(PACKAGES).map("# @package {}\n".format)
+)
 canaries = st.sampled_from([*PATHS, *COMMANDS, *TARGETS, *LEAKS])
 leaves = st.one_of(canaries, canaries, st.sampled_from(PLAIN))
 trees = st.recursive(
@@ -161,55 +164,101 @@ logging_ = st.builds(
 values = st.one_of(leaves, trees, called, logging_)
 
 
-def _nested(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for key, value in pairs:
-        node = content
-        *above, last = key.split(".")
-        for part in above:
-            if not isinstance(node.get(part), dict):
-                node[part] = {}
-            node = node[part]
-        node[last] = value
-    return content
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
 
 
-aimed = st.lists(st.tuples(st.sampled_from([*HYDRA, *OURS]), values), min_size=1, max_size=3)
-# What a config may set, with a canary in places where it is only a word: these are composed.
-plain = st.lists(
-    st.tuples(
-        st.sampled_from(
-            ["params.a", "params.b.c", "params.x", "train.epochs", "study.seed", "model.hidden"]
-        ),
-        st.sampled_from(
-            [1, 2, 3, [16, 8], "touch OUT/word", "OUT/word", "${study.seed}", "${params.x}"]
-        ),
+def _merged(contents: list[dict[str, Any]]) -> dict[str, Any]:
+    whole: dict[str, Any] = {}
+    for content in contents:
+        for key, value in content.items():
+            if isinstance(value, dict) and isinstance(whole.get(key), dict):
+                value = _merged([whole[key], value])
+            whole[key] = value
+    return whole
+
+
+paths, leaks = st.sampled_from(PATHS), st.sampled_from(LEAKS)
+# Keys that reach out, with values that fit, so that a config with them would be composed.
+REACH = {
+    **dict.fromkeys(["hydra.job_logging", "hydra.hydra_logging"], logging_),
+    **dict.fromkeys(["hydra.run.dir", "hydra.output_subdir", "hydra.sweep.dir"], paths),
+    **dict.fromkeys(["hydra.callbacks.c", "hydra.sweeper", "hydra.launcher"], called),
+    "hydra.job.env_set.LD_PRELOAD": st.one_of(paths, leaks),
+    "hydra.job.env_copy": st.just(["SECRET"]),
+    "hydra.searchpath": st.lists(paths, min_size=1, max_size=2),
+    "hydra.job.name": leaks,
+    "hydra.job.chdir": st.just(True),
+    "hydra.verbose": st.sampled_from([True, "hydra"]),
+    **dict.fromkeys(["storage.url", "storage.file", "run_dir", "checkpoints.dir"], paths),
+    **dict.fromkeys(["study.from", "data.root", "data.path"], paths),
+    **dict.fromkeys(
+        ["study.name", "params.a", "params.b.c", "study.enqueue", "winner.rule"], leaks
     ),
-    max_size=3,
+    **dict.fromkeys(["data", "model", "scheduler", "loss", "optimizer", "sampler"], called),
+    **dict.fromkeys(["launcher", "objective.metric", "train.loss", "pruner", "data.load"], called),
+    "launcher.lines": st.lists(st.sampled_from(COMMANDS), min_size=1),
+    "objective._target_": st.sampled_from(TARGETS),
+    "storage": st.one_of(leaks, paths.map(lambda path: {"url": path})),
+    "study": leaks,
+    "trust": st.lists(st.sampled_from(["os", "builtins", "storage"]), min_size=1),
+    "space.data.root.choice": st.lists(paths, min_size=1, max_size=2),
+    "space.storage.url.choice": st.lists(paths, min_size=1, max_size=2),
+    "space.model.bad": st.just({}),
+    "space.hydra/job_logging.bad": st.just({}),
+    "space.scheduler._target_.choice": st.lists(st.sampled_from(TARGETS), min_size=1, max_size=2),
+    "params.x": values,
+}
+WORDS = {
+    **dict.fromkeys(
+        ["params.word", "params.list.inner"], st.one_of(paths, st.sampled_from(COMMANDS))
+    ),
+    **dict.fromkeys(["train.epochs", "study.trials", "study.seed"], st.integers(1, 3)),
+    "params.copy": st.sampled_from(["${study.seed}", "${params.word}", "${train.epochs} epochs"]),
+    "model.hidden": st.just([8]),
+}
+
+
+def _one_of(table: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.sampled_from(list(table)).flatmap(
+        lambda key: table[key].map(lambda value: _nested(key, value))
+    )
+
+
+reach, words = _one_of(REACH), _one_of(WORDS)
+anywhere = st.builds(_nested, st.sampled_from([*HYDRA, *OURS]), values)
+contents = st.lists(st.one_of(reach, reach, reach, words, anywhere), min_size=1, max_size=2).map(
+    _merged
 )
-contents = st.one_of(aimed.map(_nested), aimed.map(_nested), plain.map(_nested))
-group_contents = st.one_of(
-    contents, called, logging_, st.dictionaries(st.sampled_from(KEYS), leaves)
-)
-keywords = st.sampled_from(["", "", "override ", "optional ", "override /", "/"])
-packages = st.sampled_from(["", "", "", "@hydra", "@storage", "@_global_", "@hydra.job_logging"])
+OWN_GROUPS = ("data", "model", "sampler", "storage", "launcher", "space", "hydra/job_logging")
+packages = st.sampled_from(["@hydra", "@storage", "@_global_", "@hydra.job_logging", "@study"])
 entries = st.one_of(
+    st.sampled_from([*NAMES, *PATHS]),
     st.builds(
-        lambda words, group, package, option: {f"{words}{group}{package}": option},
-        keywords,
+        lambda keyword, group, package, option: {f"{keyword}{group}{package}": option},
+        st.sampled_from(["", "override ", "optional ", "override /", "/"]),
         st.sampled_from(GROUPS),
-        packages,
+        st.one_of(st.just(""), packages),
         st.one_of(
             st.sampled_from(OPTIONS), st.lists(st.sampled_from(OPTIONS), max_size=2), canaries
         ),
     ),
-    st.builds(
-        lambda name, package: f"{name}{package}", st.sampled_from([*NAMES, *PATHS]), packages
-    ),
 )
-headers = st.one_of(
-    st.just(""), st.just(""), st.sampled_from(PACKAGES).map("# @package {}\n".format)
-)
+
+
+def _inside(group: str) -> st.SearchStrategy[dict[str, Any]]:
+    """What a file of a group may hold, if it is to reach out."""
+    above = group.replace("/", ".")
+    start = f"{above}."
+    fitting = {key.removeprefix(start): REACH[key] for key in REACH if key.startswith(start)}
+    whole = REACH.get(above, called).map(
+        lambda value: value if isinstance(value, dict) else {"x": value}
+    )
+    return st.one_of(whole, _one_of(fitting)) if fitting else whole
+
+
 tricks = st.sampled_from(
     [
         "params: !!python/object/apply:os.system ['touch OUT/tag']\n",
@@ -229,37 +278,64 @@ tricks = st.sampled_from(
     ]
 )
 
-
-@st.composite
-def files(draw: st.DrawFn, *, primary: bool) -> str:
-    """The text of a file."""
-    if draw(st.integers(0, 19)) == 0:
-        return ("defaults: [own, _self_]\n" if primary else "") + draw(tricks)
-    content = draw(contents if primary else group_contents)
-    content.pop("defaults", None)
-    more = draw(st.lists(entries, max_size=2))
-    if primary or draw(st.integers(0, 3)) == 0:
-        content = {"defaults": [*(["own"] if primary else []), *more, "_self_"], **content}
-    return draw(headers if not primary else st.just("")) + yaml.safe_dump(content, sort_keys=False)
+PLAIN_START = "defaults: [own, _self_]\n"
+WITHOUT_OWN = (
+    "- studyloom\n- data: mnist5k\n- model: mlp\n- sampler: random\n- storage: sqlite\n"
+    "- launcher: local\n- space: none\n"
+)
 
 
-COMMAND_LINES = [
-    *[["--config-dir", "THEIRS", "--config-name", "evil"]] * 5,
-    ["--config-path", "THEIRS", "--config-name", "evil"],
-    ["--config-dir", "THEIRS", "--config-name", "model/bad"],
-    ["--config-dir", "THEIRS", "model=bad"],
-    ["--config-dir", "THEIRS", "storage=bad"],
-    ["hydra.searchpath=[file://THEIRS]", "model=bad", "space=bad"],
-    ["--config-dir", "THEIRS", "hydra/job_logging=bad"],
-    ["--config-dir", "THEIRS", "+hydra/callbacks=bad"],
-    ["--config-dir", "THEIRS", "--config-name", "evil", "trust=[c4nary]", "model=bad"],
-]
+def _text(defaults: list[Any], content: dict[str, Any], header: str = "") -> str:
+    lines = {"defaults": defaults} if defaults else {}
+    return header + yaml.safe_dump({**lines, **content}, sort_keys=False, allow_unicode=True)
 
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
     """A folder of configs, and a command that names it."""
-    names = draw(st.lists(st.sampled_from(NAMES), max_size=4, unique=True))
-    folder = {"evil": draw(files(primary=True))}
-    folder |= {name: draw(files(primary=False)) for name in names}
-    return Layout(folder, draw(st.sampled_from(COMMAND_LINES)))
+    folder: dict[str, str] = {}
+    primary, defaults, argv = [], ["own"], ["--config-dir", "THEIRS", "--config-name", "evil"]
+    override: list[Any] = []
+    for _ in range(draw(st.integers(1, 2))):
+        match draw(
+            st.sampled_from(["here", "here", "file", "group", "group", "shadow", "package"])
+        ):
+            case "here":
+                primary.append(draw(contents))
+            case "file":
+                name = draw(st.sampled_from(["more", "extra/more"]))
+                folder[name] = _text([], draw(contents), "# @package _global_\n" * ("/" in name))
+                defaults.append(name)
+            case "group":
+                group = draw(st.sampled_from([*GROUPS, *OWN_GROUPS]))
+                header = draw(headers)
+                content = draw(contents if header else _inside(group))
+                inner = draw(st.lists(entries, max_size=1)) if draw(st.booleans()) else []
+                folder[f"{group}/bad"] = _text(inner, content, header)
+                if group in OWN_GROUPS:
+                    override.append({f"override {group}": "bad"})
+                else:
+                    defaults.append({group: "bad"})
+                if draw(st.integers(0, 3)) == 0:
+                    argv = [*argv[:2], f"{'' if group in OWN_GROUPS else '+'}{group}=bad"]
+            case "shadow":
+                name = draw(st.sampled_from(NAMES))
+                group = name.rpartition("/")[0]
+                folder[name] = _text([], draw(_inside(group) if group else contents))
+            case "package":
+                folder["model/bad"] = _text([], draw(st.one_of(logging_, contents)))
+                defaults.append(f"model/bad{draw(packages)}")
+    if draw(st.integers(0, 4)) == 0:
+        defaults.append(draw(entries))
+    text = _text([*defaults, "_self_", *override], _merged([*primary, draw(words)]))
+    folder["evil"] = text if draw(st.integers(0, 24)) else PLAIN_START + draw(tricks)
+    where = draw(st.sampled_from(["dir", "dir", "dir", "path", "search", "trust"]))
+    if where == "path" and "evil" in argv:
+        argv = ["--config-path", "THEIRS", "--config-name", "evil"]
+        # The user's own folder is not searched then.
+        folder["evil"] = folder["evil"].replace("- own\n", WITHOUT_OWN)
+    elif where == "search" and "evil" not in argv:
+        argv = ["hydra.searchpath=[file://THEIRS]", *argv[2:]]
+    elif where == "trust":
+        argv = [*argv, "trust=[nobody]"]
+    return Layout(folder, argv)

@@ -221,7 +221,7 @@ class _Runner:
         from omegaconf import OmegaConf
 
         assert self.armed is not None
-        reach = ("run_dir", "storage", "checkpoints", "launcher", "study.from", "trust")
+        reach = ("run_dir", "storage", "checkpoints", "launcher", "study.from")
         for key in (*reach, "data.root", "data.path", "objective._target_", "data.load"):
             try:
                 node = OmegaConf.select(config, key)
