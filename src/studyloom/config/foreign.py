@@ -169,6 +169,20 @@ def packages_of(agreed: Sequence[str]) -> list[str]:
     return own + [name for name in agreed if name.split(".")[0] not in SECTIONS]
 
 
+def needed_trust(config: Mapping[str, Any]) -> list[str]:
+    """Returns what `trust=[…]` has to name if a config is to be composed as one from elsewhere.
+
+    Args:
+        config: a primary config as plain Python.
+    """
+    content = {name: value for name, value in config.items() if name != "defaults"}
+    refusals = [
+        *content_mistakes(content, ()),
+        *default_mistakes(config.get("defaults", []), "primary", None, ()),
+    ]
+    return sorted({name for words in refusals for name in re.findall(r"trust=\[(.+?)\]", words)})
+
+
 def package_of(text: str, path: Path) -> str | None:
     """Returns what the header `# @package` of a file says.
 
@@ -238,7 +252,8 @@ def _why_not(item: Any, name: str, agreed: Sequence[str]) -> str | None:
     if isinstance(item, str):
         plain = re.fullmatch(rf"{NAME}(/{NAME})*", item) and ".." not in item
         group = [*name.split("/")[:-1], *item.split("/")[:-1]][:1]
-        if item == "_self_" or (plain and (not group or group[0] in (*GROUPS, *agreed))):
+        allowed = (*GROUPS, *(name for name in agreed if name in OPTIONS))
+        if item == "_self_" or (plain and (not group or group[0] in allowed)):
             return None
         return "must be the plain name of a config beside this one, or in a group of studyloom"
     if not isinstance(item, dict) or len(item) != 1:
