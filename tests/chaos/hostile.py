@@ -77,6 +77,7 @@ PACKAGES = [
 ]
 NAMES = [
     *("more", "studyloom", "own", "hydra/config", "hydra/launcher/basic", "hydra/sweeper/basic"),
+    *("hydra/job_logging/none", "hydra/hydra_logging/none", "hydra/callbacks/none"),
     *(f"{group}/bad" for group in GROUPS if group != "more"),
     *(
         "model/mlp",

@@ -328,3 +328,13 @@ def test_every_argument_of_a_data_source_is_plain_or_names_a_file():
         for name in inspect.signature(source).parameters
     }
     assert arguments - {*foreign_module.PLAIN["data"]} == {*foreign_module.PATHS}
+
+
+def test_a_config_of_ones_own_says_what_its_command_has_to_trust():
+    config = {
+        "defaults": ["own", {"override /storage": "mine"}, {"override /loss": "mine"}, "_self_"],
+        "data": {"_target_": "studyloom.tables.Table", "path": "rows.csv"},
+        "model": {"_target_": "mynets.Net", "layers": [{"_target_": "torch.nn.ReLU"}]},
+    }
+    assert foreign_module.needed_trust(config) == ["data.path", "mynets", "storage"]
+    assert foreign_module.needed_trust({"defaults": ["own"], "train": {"epochs": 3}}) == []

@@ -42,7 +42,7 @@ PLAIN: dict[str, tuple[str, ...] | None] = {
 }
 SEARCHED = (*FREE, "train")  # the sections that a space may search
 NEVER = ("hydra", "trust", "defaults")  # no consent helps
-GROUPS = ("data", "model", "optimizer", "scheduler", "loss", "space", "sampler", "pruner")
+GROUPS = tuple(PLAIN)  # in which a defaults list may choose; each option lies in its section
 # Options of studyloom's own that a defaults list may choose in groups which need consent.
 # What `storage` names there is the user's own; Ray and SLURM are refused for their `_target_`.
 OPTIONS = {
@@ -252,8 +252,8 @@ def _why_not(item: Any, name: str, agreed: Sequence[str]) -> str | None:
     if isinstance(item, str):
         plain = re.fullmatch(rf"{NAME}(/{NAME})*", item) and ".." not in item
         group = [*name.split("/")[:-1], *item.split("/")[:-1]][:1]
-        allowed = (*GROUPS, *(name for name in agreed if name in OPTIONS))
-        if item == "_self_" or (plain and (not group or group[0] in allowed)):
+        allowed = not group or group[0] in GROUPS or (group[0] in agreed and group[0] not in NEVER)
+        if item == "_self_" or (plain and allowed):
             return None
         return "must be the plain name of a config beside this one, or in a group of studyloom"
     if not isinstance(item, dict) or len(item) != 1:
@@ -269,20 +269,17 @@ def _why_not(item: Any, name: str, agreed: Sequence[str]) -> str | None:
         for each in options
     ):
         return "must choose an option by its plain name"
-    if key in OPTIONS:
-        section = str(key).split("/")[0]
-        if all(each in OPTIONS[key] for each in options) or (
-            section in agreed and section not in NEVER
-        ):
-            return None
-        return _refusal(section) if section not in NEVER else "must not choose for Hydra"
     folder = [] if match and match[2] else name.split("/")[:-1]
-    if not re.fullmatch(r"[a-z_]\w*(/[a-z_]\w*)*", str(key)) or (
-        [*folder, *str(key).split("/")][0] not in GROUPS
-    ):
-        known = (*GROUPS, *OPTIONS)
-        return f"must choose in a group of studyloom: {', '.join(known)}{nearest(key, known)}"
-    return None
+    if not re.fullmatch(r"[a-z_]\w*(/[a-z_]\w*)*", str(key)):
+        return "must choose in a group by its plain name"
+    section = [*folder, *str(key).split("/")][0]
+    if section in GROUPS or (section in agreed and section not in NEVER):
+        return None
+    if key in OPTIONS and all(each in OPTIONS[key] for each in options):
+        return None
+    if section in NEVER:
+        return "must not choose for Hydra"
+    return f"{_refusal(section)}{nearest(key, (*GROUPS, *OPTIONS))}"
 
 
 def content_mistakes(config: Any, agreed: Sequence[str]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from studyloom.config.foreign import needed_trust
 from studyloom.config.trust import packages_to_trust
 from studyloom.config.values import as_yaml, plain_sections, value_at
 from studyloom.data.split import Split
@@ -94,13 +95,15 @@ def evaluate_winner(
 def command_for(plan: Plan, config: Mapping[str, Any], command: Sequence[str]) -> str:
     """Returns the command that runs winner.yaml, as a person types it.
 
+    It is read as a config from elsewhere, which names no code of one's own by itself.
+
     Args:
         plan: the stages of the run.
         config: what winner.yaml holds.
         command: the command of the study's page.
     """
-    sections = ("sampler", "pruner", "launcher")  # of the page's own options
-    named = packages_to_trust([config, plain_sections(plan.question.config, *sections)])
+    page = plain_sections(plan.question.config, "sampler", "pruner", "launcher")
+    named = sorted({*needed_trust(config), *packages_to_trust(page)})
     trust = [f"trust=[{','.join(named)}]"] if named else []
     options = ("--config-dir", str(plan.run_dir), "--config-name", "winner")
     return shlex.join([*command, *options, *trust])
