@@ -1,7 +1,6 @@
 """Random configs from elsewhere: whatever they say, nothing outside of the study is touched."""
 
 import os
-import time
 from collections import Counter
 
 import pytest
@@ -30,9 +29,8 @@ def sandbox(tmp_path):
     sandbox.close()
 
 
-def test_no_canary_is_touched_in_5000_configs(sandbox):
+def test_no_canary_is_touched_whatever_a_config_says(sandbox):
     counts = Counter()
-    began = time.monotonic()
 
     @SETTINGS
     @given(layouts())
@@ -42,7 +40,6 @@ def test_no_canary_is_touched_in_5000_configs(sandbox):
         assert seen.touched == [], (layout, seen.printed)
 
     attack()
-    print(counts, time.monotonic() - began)
     assert counts.total() >= CONFIGS
     assert counts["composed"] >= CONFIGS // 50, "most are refused, but what is composed matters too"
 
@@ -59,8 +56,8 @@ def test_without_the_check_canaries_are_touched(tmp_path):
 
     attack()
     sandbox.close()
-    assert touched.total() >= 20, touched
-    assert {"open", "storage"} <= {*touched}
+    assert touched.total() >= 8, touched
+    assert len(touched) >= 3, "files, folders and what is used later"
 
 
 REAL = [
