@@ -37,6 +37,13 @@ FUNCTIONS = ("studyloom.schedules", "torch.nn.functional", "torch.nn.init")
 
 LARGEST = 256 * 1024  # bytes of a file, which PyYAML reads in a second; a winner.yaml has 2 KiB
 
+DEEPEST = 64  # levels of a file
+OPENING = (
+    *(yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken),
+    *(yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken),
+)
+CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+
 
 def load_foreign(path: Path, trusted: Sequence[str] = ()) -> DictConfig:
     """Reads a config from elsewhere and checks its targets; calls nothing that it names.
@@ -89,7 +96,13 @@ def parse(text: str, path: Path) -> DictConfig:
         ConfigError: it is no YAML, no mapping, or has an alias or a tag.
     """
     try:
+        depth = 0
         for token in yaml.scan(text, yaml.SafeLoader):
+            depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
+            if depth > DEEPEST:  # PyYAML's time grows with the square of it
+                raise ConfigError(
+                    [f"{path}: cannot be read as YAML: it has more than {DEEPEST} levels"]
+                )
             if isinstance(token, yaml.AliasToken):
                 raise ConfigError(
                     [
