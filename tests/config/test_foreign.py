@@ -327,7 +327,7 @@ def test_every_argument_of_a_data_source_is_plain_or_names_a_file():
         for source in (Embedded, Idx, Loaded, Table, Series)
         for name in inspect.signature(source).parameters
     }
-    assert arguments - {*foreign_module.PLAIN["data"]} == {*foreign_module.PATHS}
+    assert arguments - {*foreign_module.PLAIN["data"]} == {*foreign_module.PATHS} - {"_args_"}
 
 
 def test_a_config_of_ones_own_says_what_its_command_has_to_trust():
@@ -338,3 +338,10 @@ def test_a_config_of_ones_own_says_what_its_command_has_to_trust():
     }
     assert foreign_module.needed_trust(config) == ["data.path", "mynets", "storage"]
     assert foreign_module.needed_trust({"defaults": ["own"], "train": {"epochs": 3}}) == []
+
+
+def test_a_path_is_found_in_whatever_way_it_is_passed():
+    table = {"_target_": "studyloom.tables.Table"}
+    for way in ({"path": "x.csv"}, {"_args_": ["x.csv", "y", 1, 1]}, {"_args_": "x.csv"}):
+        for config in ({"data": table | way}, {"data": {"load": table | way}}):
+            assert "reaches out" in " ".join(foreign_module.content_mistakes(config, []))

@@ -54,7 +54,7 @@ OPTIONS = {
     "hydra/hydra_logging": ("none", "disabled"),
 }
 SECTIONS = tuple(str(key) for key in SCHEMA)
-PATHS = ("root", "path")  # arguments of studyloom's own data sources that name files
+PATHS = ("root", "path", "_args_")  # arguments of studyloom's own data sources that name files
 OWN_FILE = re.compile(r"studyloom:[\w.-]+")
 DATA = ("studyloom.data", "studyloom.tables")
 LAUNCHERS = "studyloom.launch"
