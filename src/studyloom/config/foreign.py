@@ -36,7 +36,7 @@ PLAIN: dict[str, tuple[str, ...] | None] = {
     "winner": ("enabled", "top", "seeds", "rule"),
     "data": (
         *("_target_", "_partial_", "_convert_", "_recursive_", "validation", "dataset", "load"),
-        *("ordered", "target", "sealed", "numbers", "column", "window"),
+        *("transform", "ordered", "target", "sealed", "numbers", "column", "window"),
     ),
     "space": None,
 }

@@ -259,7 +259,7 @@ def packages_to_trust(config: Any) -> list[str]:
     found = {
         target if target.split(".")[0] in ("studyloom", "torch", "optuna") else target.split(".")[0]
         for target in _targets(config)
-        if not _is_below(target, (*CLASSES, *FUNCTIONS))
+        if not is_below(target, (*CLASSES, *FUNCTIONS))
     }
     return sorted(found)
 
