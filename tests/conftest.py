@@ -1,5 +1,6 @@
 """Real storages for the tests: SQLite files, and databases of an embedded PostgreSQL server."""
 
+import atexit
 import functools
 import itertools
 import os
@@ -22,6 +23,10 @@ register()  # schema and groups, for tests that compose by themselves as a page 
 # One thread each, also for what a test starts: OpenMP's threads spin while they wait, and with
 # several tests at once the tests of the trainer took 150 s instead of 47 s.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Runs of the tests are noted there, and not among those of whoever tests.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="studyloom-state")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 # A pytest that was started with & or nohup ignores these, and commands of the tests would too.
 for _number, _handler in (

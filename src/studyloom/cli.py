@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from studyloom import __version__
 from studyloom.errors import print_errors
+from studyloom.processes import discard_output, prepare_streams
+from studyloom.text import PrintableFormatter, indented, printable
 
 if TYPE_CHECKING:
     from studyloom.study.stored_study import StoredStudy
@@ -33,15 +35,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 if a replay differs; 2 after an error, with a line that says what is
         wrong; 130 after Ctrl-C.
     """
+    prepare_streams()
+    last_resort = logging.lastResort  # writes what no handler takes
+    if last_resort is not None:
+        last_resort.setFormatter(PrintableFormatter())
     arguments = make_parser().parse_args(argv)
     try:
-        return arguments.act(arguments) or 0
+        code = arguments.act(arguments) or 0
+        sys.stdout.flush()  # here, where a full disk can be told
+        return code
     except KeyboardInterrupt:
         return 0 if getattr(arguments, "watch", False) else 130
     except BrokenPipeError:  # the reader of the pipe has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 0
     except (ValueError, OSError) as error:
+        discard_output()  # the error may be that it cannot be written
         print_errors(error)
         return 2
 
@@ -67,6 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     def add_run_dir(command: argparse.ArgumentParser) -> None:
         about = "where the study runs, such as runs/mnist"
         command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=about)
+        add_consent(command)
 
     command = add("new", new, "write a study of your own that runs as it is")
     about = "of the study and its page, as in python -m studies.NAME"
@@ -115,6 +125,14 @@ def add_formats(command: argparse.ArgumentParser) -> None:
     formats.add_argument("--json", action="store_true", help="a list with an object for each trial")
 
 
+def add_consent(command: argparse.ArgumentParser) -> None:
+    """Adds `--trust-server` and `--trust-config`: a run directory from elsewhere is data."""
+    about = "the PostgreSQL server in RUN_DIR is yours: it runs what its folder says"
+    command.add_argument("--trust-server", action="store_true", help=about)
+    about = "the command and the database that RUN_DIR names are yours"
+    command.add_argument("--trust-config", action="store_true", help=about)
+
+
 def add_trust(command: argparse.ArgumentParser, about: str) -> None:
     """Adds `--trust PACKAGE`, which may be repeated."""
     command.add_argument("--trust", metavar="PACKAGE", action="append", default=[], help=about)
@@ -145,6 +163,7 @@ def add_doctor(command: argparse.ArgumentParser) -> None:
     location.add_argument("run_dir", metavar="RUN_DIR", type=Path, nargs="?", help=about)
     about = "a database, such as postgresql://user@host/name"
     location.add_argument("--storage", metavar="URL", help=about)
+    add_consent(command)
 
 
 def add_dashboard(command: argparse.ArgumentParser) -> None:
@@ -154,6 +173,7 @@ def add_dashboard(command: argparse.ArgumentParser) -> None:
     location.add_argument("run_dir", metavar="RUN_DIR", type=Path, nargs="?", help=about)
     about = "a database (default: that of STUDYLOOM_STORAGE)"
     location.add_argument("--storage", metavar="URL", help=about)
+    add_consent(command)
     about = "the study to show, if the database holds several"
     command.add_argument("--study", metavar="NAME", help=about)
     about = "the name by which others reach this machine; a token is then required"
@@ -185,26 +205,31 @@ def run(arguments: argparse.Namespace) -> None:
     run_source(arguments.source, arguments.overrides)
 
 
-def locate_study(run_dir: Path) -> tuple[str, str]:
+def locate_study(arguments: argparse.Namespace) -> tuple[str, str]:
     """Returns the storage URL and the name of the study that runs in a folder.
 
     If the study has an embedded server, it runs for as long as this process.
+
+    Args:
+        arguments: with `run_dir`, `trust_server` and `trust_config`.
 
     Raises:
         ValueError: no study has run there, or its server does not start.
     """
     from studyloom.config.runs import read_run
-    from studyloom.storage.embedded_server import serve
+    from studyloom.storage.embedded_server import serve, trust_server
 
-    url, name = read_run(run_dir)
+    url, name = read_run(arguments.run_dir, trusted=arguments.trust_config)
+    if arguments.trust_server:
+        trust_server(url)
     return serve(url), name
 
 
-def open_run(run_dir: Path, deadline: float = 0.0) -> "StoredStudy":
+def open_run(arguments: argparse.Namespace, deadline: float = 0.0) -> "StoredStudy":
     """Opens the study that runs in a folder.
 
     Args:
-        run_dir: the folder.
+        arguments: as for `locate_study`.
         deadline: the seconds to wait for a database that is busy or away.
 
     Raises:
@@ -212,7 +237,7 @@ def open_run(run_dir: Path, deadline: float = 0.0) -> "StoredStudy":
     """
     from studyloom.study.stored_study import open_study
 
-    url, name = locate_study(run_dir)
+    url, name = locate_study(arguments)
     return open_study(url, name, deadline=deadline)
 
 
@@ -225,7 +250,7 @@ def status(arguments: argparse.Namespace) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # A look that waits for a busy database is not worth a warning.
     logging.getLogger("studyloom").setLevel(logging.ERROR)
-    stored, console = open_run(arguments.run_dir, status.DATABASE_DEADLINE), make_console()
+    stored, console = open_run(arguments, status.DATABASE_DEADLINE), make_console()
 
     def write(text: str) -> None:
         sys.stdout.write(text)
@@ -247,9 +272,11 @@ def trials(arguments: argparse.Namespace) -> None:
     from studyloom.study.rows import as_csv, as_json, trial_rows
     from studyloom.views.terminal import make_console, print_trials
 
-    stored = open_run(arguments.run_dir)
+    stored = open_run(arguments)
     if arguments.csv or arguments.json:
-        sys.stdout.write((as_csv if arguments.csv else as_json)(trial_rows(stored)))
+        text = (as_csv if arguments.csv else as_json)(trial_rows(stored))
+        # For a program, all is as it is stored.
+        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     else:
         print_trials(stored, make_console())
 
@@ -258,7 +285,7 @@ def report(arguments: argparse.Namespace) -> None:
     """Writes the report of a study and prints its path."""
     from studyloom.views.report import write_report
 
-    print(write_report(open_run(arguments.run_dir), arguments.run_dir))
+    print(printable(str(write_report(open_run(arguments), arguments.run_dir))))
 
 
 def winner(arguments: argparse.Namespace) -> None:
@@ -267,9 +294,10 @@ def winner(arguments: argparse.Namespace) -> None:
     from studyloom.config.trust import code_of_study
     from studyloom.run import judge
 
+    wanted = ("winner.enabled=true", "launcher=join")
     with (
         code_of_study(arguments.run_dir, arguments.code),
-        recompose(arguments.run_dir, "winner.enabled=true", "launcher=join") as cfg,
+        recompose(arguments.run_dir, *wanted, trusted=arguments.trust_config) as cfg,
     ):
         judge(cfg)
 
@@ -285,7 +313,7 @@ def predict(arguments: argparse.Namespace) -> None:
     with code_of_study(arguments.run_dir, arguments.code, wanted=bool(arguments.trust)):
         network = load_network(arguments.run_dir, arguments.trust)
     for answer in predict(network, arguments.files):
-        print(answer)
+        print(indented(str(answer)))
 
 
 def replay(arguments: argparse.Namespace) -> int:
@@ -297,7 +325,7 @@ def replay(arguments: argparse.Namespace) -> int:
     from studyloom.views.replay import replay
     from studyloom.views.terminal import make_console
 
-    stored = open_run(arguments.run_dir)
+    stored = open_run(arguments)
     if arguments.trust:
         # As `python -m studies.mine` does; last, so that this folder hides no other package.
         sys.path.append(os.getcwd())
@@ -312,7 +340,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     """
     from studyloom.views.doctor import show
 
-    url = arguments.storage or locate_study(arguments.run_dir)[0]
+    url = arguments.storage or locate_study(arguments)[0]
     return show(url, arguments.run_dir)
 
 
@@ -325,7 +353,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
     url = arguments.storage or os.environ.get("STUDYLOOM_STORAGE")
     name = arguments.study
     if arguments.run_dir is not None:
-        url, name = locate_study(arguments.run_dir)
+        url, name = locate_study(arguments)
     if not url:
         raise ValueError(
             "the dashboard needs a study: name a RUN_DIR, or a database with --storage or "

@@ -4,12 +4,13 @@ What a user causes is a UserError, and a ValueError too; its message names the v
 from and the way out. `exit_code` is the code with which a command ends that raises the error.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
 from typing import ClassVar, NoReturn
 
-from studyloom.text import mask_passwords
+from studyloom.text import indented, mask_passwords
 
 
 class StudyloomError(Exception):
@@ -46,6 +47,10 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A data set is missing, damaged, or not what it is said to be."""
+
+
+class FileError(UserError):
+    """A file in a run directory is a link, too large, or no file."""
 
 
 class ScaffoldError(UserError):
@@ -166,7 +171,8 @@ class Stopped(BaseException):
 def print_errors(error: Exception) -> None:
     """Prints each mistake of an error on standard error, after `error: `, without passwords."""
     for mistake in getattr(error, "mistakes", None) or [str(error)]:
-        sys.stderr.write(f"error: {mask_passwords(mistake)}\n")
+        with contextlib.suppress(OSError, ValueError):  # standard error may be full or closed
+            sys.stderr.write(f"error: {indented(mask_passwords(mistake))}\n")
 
 
 def exit_with(error: Exception, code: int) -> NoReturn:

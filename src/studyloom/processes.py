@@ -1,4 +1,4 @@
-"""Hosts and processes: the worker ids in the ledger, and which processes give signs of life."""
+"""Hosts and processes: the worker ids in the ledger, signs of life, and the standard streams."""
 
 import contextlib
 import functools
@@ -6,11 +6,12 @@ import hashlib
 import math
 import os
 import socket
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -79,3 +80,65 @@ class Sightings(Generic[K, V]):
             for key, value in things.items()
         }
         return self._seen
+
+
+def prepare_streams() -> None:
+    """Makes the standard streams fit to be written to, whatever a command was started with.
+
+    A stream that is closed becomes the null device: else the database would be the first file to
+    be opened, get its number, and get what is printed. What an encoding lacks is written as `?`.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a test or an embedding program has its own
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def discard_output() -> None:
+    """Has all further standard output discarded, and what Python still holds of it."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        sys.stdout.flush()
+
+
+class LastingOutput:
+    """Standard output that may fail: a study outlasts a full disk, and the reader of a pipe.
+
+    From then on it discards what is written. A line on standard error says so, once.
+    """
+
+    def __init__(self) -> None:
+        self._stream = sys.stdout
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._discarding():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._discarding():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _discarding(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            discard_output()
+            if not isinstance(error, BrokenPipeError):
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stderr.write(
+                        f"standard output: {error.strerror}; the study goes on without it\n"
+                    )

@@ -21,6 +21,7 @@ from rich.text import Text
 from studyloom import make_callable
 from studyloom.config import hydra_main
 from studyloom.config.invocation import invocation_of, module_path
+from studyloom.config.runs import note_run
 from studyloom.config.schema import WinnerSection
 from studyloom.config.values import plain_sections, write_yaml
 from studyloom.errors import ConfigError, Halted, LaunchError, NoWinner, StorageLost, exit_with
@@ -28,6 +29,7 @@ from studyloom.launch.command import WORKER_VARIABLE, Command
 from studyloom.launch.fork_server import ForkServer
 from studyloom.launch.prepare import Prepared, check_connections, prepare, prepare_to_join
 from studyloom.launch.task import HALT, Task, follow_parent
+from studyloom.processes import LastingOutput, prepare_streams
 from studyloom.question.question import SECTIONS
 from studyloom.question.sources import CODE
 from studyloom.storage.attributes import EPOCHS
@@ -46,7 +48,7 @@ from studyloom.study.stored_study import (
     open_study,
 )
 from studyloom.study.worker import Worker
-from studyloom.text import format_duration
+from studyloom.text import PrintableFormatter, format_duration
 from studyloom.views.dry_run import print_dry_run
 from studyloom.views.live import Display
 from studyloom.views.report import write_report
@@ -118,9 +120,10 @@ def run_here(cfg: DictConfig, command: Command, fork_server: ForkServer | None =
     """Does the same in this process, which may be that of a worker that a launcher started."""
     worker = WORKER_VARIABLE in os.environ
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    logging.basicConfig(
-        format="%(asctime)s %(message)s", level=logging.INFO if worker else logging.WARNING
-    )
+    prepare_streams()
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(message)s"))
+    logging.basicConfig(level=logging.INFO if worker else logging.WARNING, handlers=[handler])
     logging.captureWarnings(True)
     if worker:
         follow_parent()
@@ -129,7 +132,7 @@ def run_here(cfg: DictConfig, command: Command, fork_server: ForkServer | None =
         try:
             prepared = prepare_to_join(cfg) if worker else prepare(cfg)
             if cfg.study.dry_run:
-                print_dry_run(prepared.question, make_console())
+                print_dry_run(prepared.question, make_console(LastingOutput()))
                 sys.exit()
             prepared, plan = open_plan(prepared, stop, worker=worker)
         except (ValueError, OSError) as error:
@@ -139,7 +142,8 @@ def run_here(cfg: DictConfig, command: Command, fork_server: ForkServer | None =
             if worker:
                 prepared.launcher.launch(task, stop)
             else:
-                code = search_and_report(prepared, plan, task, stop, make_console())
+                console = make_console(LastingOutput())
+                code = search_and_report(prepared, plan, task, stop, console)
         except KeyboardInterrupt:
             pass  # the second signal; the trials have been released
         except Halted as error:
@@ -161,7 +165,7 @@ def open_plan(prepared: Prepared, stop: Stop, *, worker: bool) -> tuple[Prepared
         ValueError: the database cannot be used, or its study asks another question.
         OSError: the run directory cannot be made.
     """
-    prepared = replace(prepared, url=serve(prepared.url))
+    prepared = replace(prepared, url=serve(prepared.url, own=True))
     stored, trials = open_or_create(prepared, create=not worker)
     stored.wait_less(stop)
     plan = plan_of(prepared, Stage("search", stored, prepared.question, trials))
@@ -184,6 +188,7 @@ def open_or_create(prepared: Prepared, *, create: bool) -> tuple[StoredStudy, in
         check_code(stored, lambda: question.code)
         return stored, trials
     prepared.run_dir.mkdir(parents=True, exist_ok=True)
+    note_run(prepared.run_dir)
     identity = question.identity(prepared.data.digest)
     stored = create_study(
         prepared.url,

@@ -1,11 +1,57 @@
-"""Text for people: how values, names, shapes and durations are written, and passwords masked."""
+"""Text for people: how values, names, shapes and durations are written, and made safe to show.
 
+Names, exceptions and attributes come from databases and run directories that anybody may have
+written. They are shown through `printable`, `one_line` or `indented`, and are stored as they are.
+"""
+
+import logging
 import math
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 from urllib.parse import unquote
+
+# What a terminal or browser does not show but obeys: control characters of both sets, marks that
+# change the direction of writing, line breaks that only some programs know, characters of no width;
+# and halves of surrogate pairs, which cannot be encoded.
+UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def printable(text: str) -> str:
+    """Makes a text of any origin safe to show; lines and tabs stay.
+
+    Each character that is obeyed and not shown is replaced by one that is shown: ␛ for an escape.
+    """
+    return UNPRINTABLE.sub(_shown, text)
+
+
+def one_line(text: str) -> str:
+    """Makes a text of any origin safe to show within a line."""
+    return re.sub(r"\s*[\n\t]\s*", " ", printable(text).strip())
+
+
+def indented(text: str) -> str:
+    """Makes a text of any origin safe to show; no line but its first begins at the margin.
+
+    So no text can pretend to be the next message.
+    """
+    return re.sub(r"\n(?=[^\s])", "\n  ", printable(text))
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats log records as `indented` does: a message may hold the text of any exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return indented(super().format(record))
+
+
+def _shown(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
 
 
 def format_value(value: float, sign: str = "") -> str:
@@ -88,8 +134,8 @@ def format_shape(shape: Sequence[int]) -> str:
 
 
 def format_parameter(value: Any) -> str:
-    """Formats the value of a trial's parameter; floats have four digits, all else is exact."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """Formats the value of a trial's parameter in one line; floats have four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else one_line(str(value))
 
 
 def format_duration(duration: float) -> str:

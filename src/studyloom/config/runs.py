@@ -1,13 +1,21 @@
-"""What Hydra wrote into a run directory: the storage URL, the study's name, and the command."""
+"""What Hydra wrote into a run directory: the storage URL, the study's name, and the command.
 
+A run directory may be somebody else's. Only in one that this user's own command has run in, or that
+the user says is theirs, do these files decide what is opened outside of it, or run again.
+"""
+
+import hashlib
+import json
 import os
+import re
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml  # type: ignore[import-untyped]
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -16,8 +24,16 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from studyloom.config.overrides import describe_compose_error
 from studyloom.config.registration import register
-from studyloom.errors import ConfigError
+from studyloom.errors import ConfigError, FileError
+from studyloom.files import is_own, mark_own, open_below, read_below
 
+LARGEST = 2**20  # bytes of a file that Hydra wrote
+# In a run directory from elsewhere: the one variable that may be read, and what else calls code.
+RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:(?<!\$\{oc\.env:)|\$\{oc\.env:(?!STUDYLOOM_STORAGE[,}])")
+# What of config.yaml, and of hydra.yaml below `hydra`, leads out of the run directory.
+OUTSIDE = ("storage", "study.name", "data.root")
+COMMAND = ("runtime.config_sources", "job.config_name")
+SQLITE_FILES = ("study.db", "study.db-wal", "study.db-shm", "study.db-journal", "study.lock")
 EMBEDDED = "embedded_postgres:///"  # the URL of a server whose data lies in the run directory
 
 
@@ -37,9 +53,9 @@ def storage_url(config: DictConfig | ListConfig) -> str | None:
         return None if url is None else str(url)
     path = Path(name).expanduser()
     try:
-        with path.open() as file:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as file:  # a pipe has nothing
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            url = file.read().strip()
+            url = file.read(LARGEST).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             [f"storage.file: {path} cannot be read: {getattr(error, 'strerror', 'not UTF-8 text')}"]
@@ -58,42 +74,148 @@ def storage_url(config: DictConfig | ListConfig) -> str | None:
     return url
 
 
-def read_run(run_dir: Path) -> tuple[str, str]:
+def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
     """Reads the storage URL and the name of the study of a run directory.
 
     Args:
         run_dir: where the study runs or ran, possibly moved since.
+        trusted: whether the user says that it is theirs, which is noted.
 
     Returns:
         The URL and the name.
 
     Raises:
-        ConfigError: no study has run there, or the URL of its database is not set there.
+        ConfigError: no study has run there, or the URL of its database is not set there, or is
+            outside of a run directory that is not known to be this user's own.
+        FileError: a file there is a link, or too large.
     """
-    config_file = run_dir / ".hydra" / "config.yaml"
-    if not config_file.is_file():
-        raise ConfigError(
-            [f"{run_dir}: no study has run there; a run directory holds .hydra/config.yaml"]
-        )
-    config = OmegaConf.load(config_file)
+    config = read_written(run_dir, "config.yaml")
+    digest = _digest(run_dir)
+    if trusted:
+        mark_own(run_dir, digest)
+    own = trusted or is_own(run_dir, digest)
+    if not own:
+        config = _without_outside(run_dir, config)
     try:
         url = storage_url(config)
-    except InterpolationResolutionError:  # the environment variable is not set
+    except (InterpolationResolutionError, AttributeError):  # the variable is not set; no section
         url = None
     # A database inside the folder is found from any working directory, and after a move.
     if url is not None and url.startswith(EMBEDDED):
         url = f"{EMBEDDED}{run_dir}/postgres"
-    elif (database := run_dir / "study.db").exists():
-        url = f"sqlite:///{database}"
+    elif os.path.lexists(run_dir / "study.db"):
+        if not own:
+            _check_files(run_dir, SQLITE_FILES)
+        url = f"sqlite:///{run_dir / 'study.db'}"
+    elif not own and url is not None and url != os.environ.get("STUDYLOOM_STORAGE"):
+        raise _not_own(run_dir, f"names a database outside of it ({_kind_of(url)})")
     if url is None:
-        raise ConfigError(
-            [f"{config_file}: storage.url has no value; put the URL into STUDYLOOM_STORAGE"]
-        )
+        path = run_dir / ".hydra" / "config.yaml"
+        raise ConfigError([f"{path}: storage.url has no value; put the URL into STUDYLOOM_STORAGE"])
     return url, str(OmegaConf.select(config, "study.name"))
 
 
+def note_run(run_dir: Path) -> None:
+    """Notes that the user's own command runs in a folder, as Hydra has written it down there."""
+    try:
+        mark_own(run_dir, _digest(run_dir))
+    except (ConfigError, FileError):  # nothing is written there, as without hydra.output_subdir
+        return
+
+
+def read_written(run_dir: Path, name: str) -> DictConfig:
+    """Reads a file that Hydra wrote into a run directory, as data.
+
+    Args:
+        run_dir: possibly somebody else's.
+        name: of the file, such as config.yaml.
+
+    Raises:
+        ConfigError: there is none, or it is not what Hydra writes.
+        FileError: it is a link, or too large.
+    """
+    path = run_dir / ".hydra" / name
+    try:
+        text = read_below(run_dir, f".hydra/{name}", LARGEST).decode()
+        if "*" in text and any(isinstance(t, yaml.AliasToken) for t in yaml.scan(text)):
+            raise ConfigError([f"{path}: has a YAML alias, which Hydra does not write"])
+        config = OmegaConf.create(text)
+    except FileNotFoundError:
+        raise ConfigError(
+            [f"{run_dir}: no study has run there; a run directory holds .hydra/{name}"]
+        ) from None
+    except NotADirectoryError:
+        raise ConfigError([f"{run_dir}: must be a folder, in which a study has run"]) from None
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError([f"{path}: cannot be read: {' '.join(str(error).split())}"]) from None
+    if not isinstance(config, DictConfig):
+        raise ConfigError([f"{path}: must be a mapping, as Hydra writes it"])
+    return config
+
+
+def _digest(run_dir: Path) -> str:
+    """Returns the digest of what a run directory says about what lies outside of it.
+
+    The command and its workers, which write these files too, say the same: they differ in the
+    launcher alone.
+    """
+    config: Any = OmegaConf.to_container(read_written(run_dir, "config.yaml"), resolve=False)
+    recorded = [_at(config, *key.split(".")) for key in OUTSIDE]
+    with suppress(ConfigError):
+        former: Any = OmegaConf.to_container(read_written(run_dir, "hydra.yaml"), resolve=False)
+        recorded += [_at(former, "hydra", *key.split(".")) for key in COMMAND]
+        task = _at(former, "hydra", "overrides", "task") or []
+        recorded += [item for item in task if not str(item).startswith("launcher")]
+    # The configuration of a study that was begun from Python, see `Invocation`.
+    given = sorted((run_dir / ".hydra" / "given").rglob("*.yaml"))
+    recorded += [read_below(run_dir, path.relative_to(run_dir), LARGEST) for path in given]
+    return hashlib.sha256(json.dumps(recorded, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _at(tree: Any, *keys: str) -> Any:
+    """Returns what nested mappings hold under these keys; None where one is missing."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _without_outside(run_dir: Path, config: DictConfig) -> DictConfig:
+    """Returns where a run directory from elsewhere has its database, cut off from all else.
+
+    Raises:
+        ConfigError: that depends on a file, or on a variable that is not STUDYLOOM_STORAGE.
+    """
+    whole: Any = OmegaConf.to_container(config, resolve=False)
+    kept = OmegaConf.create({"run_dir": str(run_dir)})
+    for key in ("storage.url", "storage.file", "study.name"):
+        OmegaConf.update(kept, key, _at(whole, *key.split(".")))
+    if kept.storage.file is not None or RESOLVER.search(OmegaConf.to_yaml(kept)):
+        raise _not_own(run_dir, "has its database's address read from a file or the environment")
+    return kept
+
+
+def _check_files(run_dir: Path, names: Sequence[str]) -> None:
+    """Raises FileError if one of these files is there, and is a link or no file."""
+    for name in names:
+        with suppress(FileNotFoundError):
+            os.close(open_below(run_dir, name))
+
+
+def _not_own(run_dir: Path, why: str) -> ConfigError:
+    return ConfigError(
+        [
+            f"{run_dir}: no command of yours is known here to have run there, and its .hydra/ "
+            f"{why}; if you trust it with your machine, add --trust-config"
+        ]
+    )
+
+
+def _kind_of(url: str) -> str:
+    return url.partition(":")[0][:20]
+
+
 @contextmanager
-def recompose(run_dir: Path, *overrides: str) -> Iterator[DictConfig]:
+def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator[DictConfig]:
     """Composes the command of a run directory again, from today's config files.
 
     Hydra is set up for the config inside the `with` block.
@@ -101,16 +223,17 @@ def recompose(run_dir: Path, *overrides: str) -> Iterator[DictConfig]:
     Args:
         run_dir: where the command ran.
         overrides: replace the command's own overrides of the same keys.
+        trusted: whether the user says that it is theirs, which is noted.
 
     Raises:
-        ConfigError: no study has run there, or its command no longer composes.
+        ConfigError: no study has run there, the user's own command has not, or its command no
+            longer composes.
     """
-    hydra_file = run_dir / ".hydra" / "hydra.yaml"
-    if not hydra_file.is_file():
-        raise ConfigError(
-            [f"{run_dir}: no study has run there; a run directory holds .hydra/hydra.yaml"]
-        )
-    former = OmegaConf.load(hydra_file).hydra
+    former = read_written(run_dir, "hydra.yaml").get("hydra")
+    if trusted:
+        note_run(run_dir)
+    elif not is_own(run_dir, _digest(run_dir)):
+        raise _not_own(run_dir, "says which command is run again, from which configuration")
     folders = {
         str(source.provider): str(source.path)
         for source in former.runtime.config_sources

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
-from studyloom.text import no_such_key
+from studyloom.text import no_such_key, printable
 
 LONGEST_NAME = 200  # leaves room for suffixes below the 255 bytes that file systems give a name
 
@@ -131,6 +131,10 @@ def check_name(name: str) -> str | None:
         return (
             f"study.name must be a folder name, not {name!r}: it cannot be empty, or contain '/', "
             "'\\', '..' or NUL"
+        )
+    if printable(name) != name or "\n" in name:
+        return (
+            f"study.name must be a folder name, not {name!r}: it cannot contain control characters"
         )
     if (size := len(name.encode())) > LONGEST_NAME:
         return (

@@ -206,7 +206,7 @@ def _known_sources(url: str, cfg: DictConfig) -> list[str]:
     folder = folder_of(url)
     if folder is not None and not folder.exists():
         return []
-    address = serve(url)
+    address = serve(url, own=True)
     try:
         stored = open_study(address, str(cfg.study.name), deadline=0.0)
     except StorageError:

@@ -42,8 +42,8 @@ CLONE_NEWUSER, PR_SET_PDEATHSIG = 0x10000000, 1
 
 
 def open_lock(path: Path) -> int:
-    """Opens a file to lock, creates it if need be, and returns its descriptor."""
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    """Opens a file to lock, creates it if need be, and returns its descriptor; follows no link."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
 
 
 def try_lock(lock: int) -> bool:

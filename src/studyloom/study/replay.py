@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial
 
 from studyloom.config import trust
 from studyloom.config.build import build
+from studyloom.config.runs import read_written
 from studyloom.config.schema import ObjectiveSection, TrainSection
 from studyloom.config.values import describe_error
 from studyloom.data.folds import Folds, make_folds
@@ -223,8 +224,7 @@ def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> tuple[S
     Raises:
         ValueError: the trial was trained on other data.
     """
-    run = OmegaConf.load(run_dir / ".hydra" / "config.yaml")
-    root = OmegaConf.select(run, "data.root")
+    root = OmegaConf.select(read_written(run_dir, "config.yaml"), "data.root")
     if root is not None:
         OmegaConf.update(cfg, "data.root", root)
     source = build(cfg.data)

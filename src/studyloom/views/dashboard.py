@@ -9,6 +9,7 @@ study.
 import csv
 import io
 import json
+import os
 import re
 import secrets
 import shlex
@@ -17,18 +18,22 @@ import threading
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from os.path import lexists
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
+from optuna.artifacts import ArtifactMeta
+from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.text import Text
 
 from studyloom.errors import StorageError
+from studyloom.files import open_below, read_below, remove_below, write_below
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
 from studyloom.study.stored_study import StoredStudy, open_study, study_names
+from studyloom.text import printable
 from studyloom.views.guard import LOOPBACK, Guard, bind, is_address
 from studyloom.views.snapshot import front_rows, take_snapshot
 
@@ -40,6 +45,7 @@ FILES = {
     "winner.yaml": "application/yaml",
     "report.html": "text/html",
 }
+FOLDER = "artifacts"  # below the run directory
 CURVES = ("epoch", "value", "train_loss", "valid_loss")
 
 
@@ -108,10 +114,10 @@ def _publish_trial_notes(stored: StoredStudy, attributes: Mapping[str, Any]) -> 
 
 
 def _publish_artifacts(stored: StoredStudy, run_dir: Path, attributes: Mapping[str, Any]) -> None:
-    contents = {name: (run_dir / name).read_bytes() for name in FILES if (run_dir / name).is_file()}
+    contents = {name: read_below(run_dir, name) for name in FILES if lexists(run_dir / name)}
     if curves := curves_csv(stored.trials(), stored.metric):
         contents["curves.csv"] = curves.encode()
-    store = artifact_store(run_dir)
+    store = Artifacts(run_dir)
     for name, content in contents.items():
         # Each name has one id for good. Optuna's upload_artifact would add another entry with each
         # call, and storages cannot delete one.
@@ -123,11 +129,37 @@ def _publish_artifacts(stored: StoredStudy, run_dir: Path, attributes: Mapping[s
             stored.storage.set_study_system_attr(stored.ledger.study_id, key, meta)
 
 
-def artifact_store(run_dir: Path) -> FileSystemArtifactStore:
-    """Opens the folder in which a run keeps its artifacts; makes it if it is missing."""
-    folder = run_dir / "artifacts"
-    folder.mkdir(exist_ok=True)
-    return FileSystemArtifactStore(folder)
+class Artifacts:
+    """Optuna's protocol of an artifact store, on the folder in which a run keeps its artifacts.
+
+    Optuna's own follows a link in that folder, to read from where it points to and to write there.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        (run_dir / FOLDER).mkdir(exist_ok=True)
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        try:
+            return os.fdopen(open_below(self.run_dir, self._name(artifact_id)), "rb")
+        except FileNotFoundError as error:
+            raise ArtifactNotFound("not found") from error
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        write_below(self.run_dir, self._name(artifact_id), content_body.read())
+
+    def remove(self, artifact_id: str) -> None:
+        try:
+            remove_below(self.run_dir, self._name(artifact_id))
+        except FileNotFoundError as error:
+            raise ArtifactNotFound("not found") from error
+
+    @staticmethod
+    def _name(artifact_id: str) -> str:
+        """Returns the path of an artifact. The database, which names them, may be a foreign one."""
+        if not re.fullmatch(r"[0-9a-fA-F-]{1,64}", artifact_id):
+            raise ValueError(f"an artifact's id must be hexadecimal; got {artifact_id!r}")
+        return f"{FOLDER}/{artifact_id}"
 
 
 def study_note(stored: StoredStudy, run_dir: Path | None, headline: str) -> str:
@@ -180,14 +212,14 @@ def as_text(text: str) -> str:
 
     A study may be called `<img …>` or `[a](javascript:…)`.
     """
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(printable(text).split()))
 
 
 def as_code(text: str) -> str:
     """Fences lines as code in Markdown; the fence is longer than any in the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text}\n{fence}"
+    return f"{fence}\n{printable(text)}\n{fence}"
 
 
 def curves_csv(trials: Iterable[FrozenTrial], metric: str) -> str:
@@ -225,7 +257,7 @@ def application(stored: StoredStudy, run_dir: Path | None, host: str, token: str
 
     # This storage is not an RDBStorage: with one, the dashboard would compare Optuna's table
     # versions on each page.
-    app = wsgi(stored.storage, artifact_store=None if run_dir is None else artifact_store(run_dir))
+    app = wsgi(stored.storage, artifact_store=None if run_dir is None else Artifacts(run_dir))
     return Guard(app, (*LOOPBACK, host.casefold()), token)
 
 

@@ -18,6 +18,7 @@ from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.launch.local import Local, cores, gpus
 from studyloom.storage.checks import Finding, State, check_database, ok, run_check, todo, warning
 from studyloom.storage.urls import parse_url
+from studyloom.text import indented
 
 SMALL = 10**9  # bytes free
 
@@ -135,6 +136,6 @@ def show(url: str, run_dir: Path | None = None) -> int:
     """
     states = set()
     for name, finding in examine(url, run_dir):
-        print(f"{finding.state:<8} {name:<11} {finding.words}", flush=True)
+        print(f"{finding.state:<8} {name:<11} {indented(finding.words)}", flush=True)
         states.add(finding.state)
     return 2 if State.TODO in states else 0

@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from studyloom.study.stored_study import StoredStudy, is_stage_name
-from studyloom.text import format_duration
+from studyloom.text import format_duration, one_line
 from studyloom.views.snapshot import Snapshot, format_trial_values, take_snapshot
-from studyloom.views.terminal import workers_table
+from studyloom.views.terminal import make_console, workers_table
 
 REFRESH = 0.5  # seconds, on a terminal
 LINE_INTERVAL = 5.0  # seconds between plain lines
@@ -96,7 +96,7 @@ class Display:
 
     def line(self, snapshot: Snapshot) -> str:
         """Formats a snapshot as one line."""
-        parts = [snapshot.name, f"{snapshot.done}/{snapshot.budget}"]
+        parts = [one_line(snapshot.name), f"{snapshot.done}/{snapshot.budget}"]
         if not is_stage_name(snapshot.name):
             best = snapshot.best
             parts.append(
@@ -115,15 +115,7 @@ class Display:
 
 def as_html(content: RenderableType, width: int) -> str:
     """Renders as HTML what a terminal of a width in columns would show; text is escaped."""
-    console = Console(
-        file=io.StringIO(),
-        record=True,
-        width=width,
-        force_jupyter=False,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
+    console = make_console(io.StringIO(), record=True, width=width, force_jupyter=False)
     console.print(content)
     style = "white-space:pre;overflow-x:auto;line-height:normal;font-family:monospace"
     page = f'<pre style="{style}">{{code}}</pre>'
@@ -144,7 +136,8 @@ def live_head(snapshot: Snapshot, time_left: str, width: int) -> RenderableType:
         best.append(f" trial {snapshot.best.number}", style="dim")
     # A stage trains again what the search has found: no trial of it is the best.
     shown = [] if is_stage_name(snapshot.name) else [best]
-    name, done = Text(snapshot.name, style="bold"), Text(f"{snapshot.done}/{snapshot.budget}")
+    name = Text(one_line(snapshot.name), style="bold")
+    done = Text(f"{snapshot.done}/{snapshot.budget}")
     total = max(1, snapshot.budget)
     bar = ProgressBar(total=total, completed=snapshot.done, width=BAR_WIDTH)
     widths = (BAR_WIDTH, done.cell_len, *(part.cell_len for part in shown), len(time_left))

@@ -14,14 +14,14 @@ from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from studyloom import __version__
 from studyloom.files import ASSETS
-from studyloom.text import format_value, mask_passwords
+from studyloom.text import format_value, mask_passwords, printable
 
 ABSENT = '<p class="absent">'
 
 
 def text(value: object) -> str:
-    """Escapes whatever comes from a study, and masks passwords."""
-    return html.escape(mask_passwords(str(value)))
+    """Makes whatever comes from a study safe to show, escapes it, and masks passwords."""
+    return html.escape(mask_passwords(printable(str(value))))
 
 
 def get(tree: Any, *keys: str) -> Any:
@@ -138,7 +138,7 @@ def document(name: str, body: str) -> str:
         name: the page's title, as text.
         body: the content, as HTML.
     """
-    scripts = [get_plotlyjs(), (ASSETS / "report.js").read_text()]
+    scripts = [get_plotlyjs(), (ASSETS / "report.js").read_text("utf-8")]
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'"
         for s in scripts
@@ -157,7 +157,7 @@ def document(name: str, body: str) -> str:
 <title>{text(name)}</title>
 <link rel="icon" href="data:,">
 <style>
-{(ASSETS / "report.css").read_text()}</style>
+{(ASSETS / "report.css").read_text("utf-8")}</style>
 </head>
 <body>
 {body}<noscript><p>The figures need JavaScript.</p></noscript>

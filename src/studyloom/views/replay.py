@@ -28,7 +28,7 @@ from studyloom.study.replay import (
     train_again,
 )
 from studyloom.study.stored_study import StoredStudy, differences
-from studyloom.text import format_value
+from studyloom.text import format_value, one_line
 from studyloom.training.job import Epoch
 
 
@@ -69,8 +69,8 @@ def replay(
         raise ValueError(f"trial {number} cannot be replayed: it ended before its first epoch did")
     ending = trial.state.name.lower()
     if expected.failure is not None:
-        ending = f"failed: {expected.failure.reason}"
-    head = f"trial {number} of {stored.name}, {ending}; epochs stored: {expected.epochs}"
+        ending = f"failed: {one_line(expected.failure.reason)}"
+    head = f"trial {number} of {one_line(stored.name)}, {ending}; epochs stored: {expected.epochs}"
     console.print(Text(head))
 
     def print_epoch(epoch: Epoch) -> None:

@@ -7,6 +7,7 @@ that says why.
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from os.path import lexists
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from optuna.trial import FrozenTrial
 
 from studyloom import __version__
-from studyloom.files import write_whole
+from studyloom.files import read_below, write_whole
 from studyloom.storage.attributes import TRACEBACK
 from studyloom.study.failures import count_failures
 from studyloom.study.stored_study import StoredStudy, value_of
@@ -63,10 +64,9 @@ def write_report(stored: StoredStudy, run_dir: Path) -> Path:
     Raises:
         OSError: the folder cannot be written to.
     """
-    configs = [(name, run_dir / name) for name in SHOWN_CONFIGS if (run_dir / name).is_file()]
-    config_text = "\n\n".join(
-        f"# {name}\n{path.read_text(errors='replace').rstrip()}\n" for name, path in configs
-    )
+    configs = {name: read_below(run_dir, name) for name in SHOWN_CONFIGS if lexists(run_dir / name)}
+    texts = {name: content.decode(errors="replace").rstrip() for name, content in configs.items()}
+    config_text = "\n\n".join(f"# {name}\n{text}\n" for name, text in texts.items())
     answer = read_answer(run_dir) or {}  # it may be that of another study which ran here
     page = render(stored, answer if belongs_to(answer, stored) else None, config_text)
     path = run_dir / "report.html"

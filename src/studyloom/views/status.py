@@ -19,7 +19,7 @@ from studyloom.errors import StorageError
 from studyloom.storage.attributes import TIMES
 from studyloom.study.failures import FailureCount, count_failures
 from studyloom.study.stored_study import StoredStudy, value_of
-from studyloom.text import format_duration
+from studyloom.text import format_duration, one_line
 from studyloom.views.figures.plot_study import plot_study
 from studyloom.views.importances import importances, varied_parameters
 from studyloom.views.snapshot import Snapshot, format_trial_values, take_snapshot
@@ -141,12 +141,13 @@ def render(status: Status, width: int) -> RenderableType:
         Text(f"budget left: {left} trial{'' if left == 1 else 's'}{eta}"),
     ]
     if status.halted is not None:
-        why = f"the study has stopped, since its trials fail with this: {status.halted}"
+        words = one_line(status.halted)
+        why = f"the study has stopped, since its trials fail with this: {words}"
         parts.append(Text(why, style="bold red", overflow="fold"))
     if snapshot.workers:
         parts.append(workers_table(snapshot, width))
     for failure in status.failures:
-        line = f"{failure.kind}  {failure.count} × such as: {failure.reason}"
+        line = one_line(f"{failure.kind}  {failure.count} × such as: {failure.reason}")
         parts.append(Text(line, overflow="fold"))
     if status.importances:
         parts += [Text("what matters", style="dim"), importances_table(status.importances)]
@@ -166,7 +167,7 @@ def importances_table(shares: Mapping[str, float]) -> Table:
     table.add_column("parameter", overflow="fold")
     table.add_column("share", justify="right", no_wrap=True)
     for name, share in shares.items():
-        table.add_row(Text(f"  {name}"), f"{share:.0%}")
+        table.add_row(Text(f"  {one_line(name)}"), f"{share:.0%}")
     return table
 
 

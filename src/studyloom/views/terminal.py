@@ -7,8 +7,9 @@ from datetime import datetime
 from typing import Any
 
 from optuna.trial import FrozenTrial
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -16,7 +17,7 @@ from studyloom.storage.attributes import REASON, STANDARD_ERROR, TIMES, WORKER
 from studyloom.study.failures import count_failures, outcome
 from studyloom.study.rows import seconds_spent
 from studyloom.study.stored_study import StoredStudy
-from studyloom.text import format_duration, format_parameter, format_value
+from studyloom.text import format_duration, format_parameter, format_value, one_line, printable
 from studyloom.views.snapshot import Snapshot, WorkerStatus, front_rows, trial_values
 from studyloom.winner.answer import (
     format_costs,
@@ -88,7 +89,7 @@ def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
     for name in ("trial", "epoch", "value", "held", "lease"):
         table.add_column(name, justify="right", no_wrap=True)
     for worker in snapshot.workers:
-        table.add_row(Padding(Text(worker.owner), (0, 0, 0, 2)), *_worker_cells(worker))
+        table.add_row(Padding(Text(one_line(worker.owner)), (0, 0, 0, 2)), *_worker_cells(worker))
     return table
 
 
@@ -105,7 +106,7 @@ def _narrow_worker(worker: WorkerStatus) -> list[Text]:
     number, epoch, value, age, left = _worker_cells(worker)
     return [
         Text(f"trial {number}  epoch {epoch}  {value}"),
-        Text(f"  {worker.owner}", overflow="fold"),
+        Text(f"  {one_line(worker.owner)}", overflow="fold"),
         Text(f"  held {age}, lease {left}", style="dim"),
     ]
 
@@ -137,7 +138,8 @@ def headline(snapshot: Snapshot) -> str:
     counts = [f"{snapshot.outcomes.get(kind, 0)} {kind}" for kind in kinds]
     if snapshot.workers:
         counts.append(f"{len(snapshot.workers)} running")
-    return f"{snapshot.name}: {snapshot.done} of {snapshot.budget} trials – {', '.join(counts)}"
+    done = f"{snapshot.done} of {snapshot.budget} trials"
+    return f"{one_line(snapshot.name)}: {done} – {', '.join(counts)}"
 
 
 def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
@@ -161,7 +163,7 @@ def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
             value = Text(", ".join(_named_values(snapshot, trial)), style=style)
             stacked.append(Text.assemble(f"{name:8}  ", value, f"  trial {trial.number}"))
             stacked += [
-                Text(f"  {parameter}={format_parameter(setting)}", overflow="fold")
+                Text(f"  {one_line(parameter)}={format_parameter(setting)}", overflow="fold")
                 for parameter, setting in trial.params.items()
             ]
         else:
@@ -210,19 +212,42 @@ def front_table(snapshot: Snapshot, width: int) -> RenderableType:
 
 def format_parameters(params: Mapping[str, Any]) -> str:
     """Formats the parameters of a trial in one line; `as composed` if it has none."""
-    pairs = (f"{name}={format_parameter(value)}" for name, value in params.items())
+    pairs = (f"{one_line(name)}={format_parameter(value)}" for name, value in params.items())
     return "  ".join(pairs) or "as composed"
 
 
-def make_console() -> Console:
-    """Makes a console that shows text verbatim: a study may be called `[red]` or `:bug:`."""
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+class SafeConsole(Console):
+    """A console on which no text controls the terminal; only styles of Rich's do."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(printable(segment.text), segment.style)
+
+    def on_broken_pipe(self) -> None:
+        raise  # BrokenPipeError, and not SystemExit: the reader of the pipe has gone
+
+
+def make_console(file: Any = None, **options: Any) -> Console:
+    """Makes a console that shows text verbatim: a study may be called `[red]` or `:bug:`.
+
+    Args:
+        file: where to print, a text stream; None for standard output.
+        options: of Rich's Console.
+    """
+    return SafeConsole(
+        file=file or sys.stdout, highlight=False, markup=False, emoji=False, **options
+    )
 
 
 def print_failures(stored: StoredStudy, console: Console) -> None:
     """Prints why trials failed, the most frequent kind of failure first."""
     for failure in count_failures(stored.trials()):
-        line = f"{failure.kind}  {failure.count} × such as: {failure.first_reason}"
+        line = one_line(f"{failure.kind}  {failure.count} × such as: {failure.first_reason}")
         console.print(Text(line), soft_wrap=True)
 
 
@@ -235,7 +260,8 @@ def print_trials(stored: StoredStudy, console: Console) -> None:
         seconds = seconds_spent(trial)
         spent = "" if seconds is None else format_duration(seconds)
         about = trial.user_attrs.get(REASON) or format_parameters(trial.params)
-        lines.append((str(trial.number), state, ", ".join(trial_values(trial)), spent, str(about)))
+        values = ", ".join(trial_values(trial))
+        lines.append((str(trial.number), state, values, spent, one_line(str(about))))
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
     for number, state, values, spent, about in lines:
         cells = (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial
 
 from studyloom.errors import PredictError
-from studyloom.files import write_whole
+from studyloom.files import open_below, read_below, write_whole
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_cost, format_value
 
@@ -56,10 +56,10 @@ def write_answer(
 def read_answer(run_dir: Path) -> dict[str, Any] | None:
     """Returns what winner.json holds; None if there is none, or none that is whole."""
     try:
-        answer = json.loads((run_dir / "winner.json").read_text())
+        answer = json.loads(read_below(run_dir, "winner.json"))
         if isinstance(answer, dict) and not strays(run_dir, answer):
             return answer
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         pass
     return None
 
@@ -79,7 +79,7 @@ def strays(run_dir: Path, answer: Mapping[str, Any], *names: str) -> list[str]:
     if not isinstance(digests, Mapping):
         return []
     looked_at = names or [name for name in ANSWER_FILES if name in digests]
-    return [name for name in looked_at if digests.get(name) != _digest(run_dir / name)]
+    return [name for name in looked_at if digests.get(name) != _digest(run_dir, name)]
 
 
 def check_whole(run_dir: Path, answer: Mapping[str, Any], *names: str) -> None:
@@ -98,10 +98,10 @@ def check_whole(run_dir: Path, answer: Mapping[str, Any], *names: str) -> None:
         )
 
 
-def _digest(path: Path) -> str | None:
+def _digest(run_dir: Path, name: str) -> str | None:
     """Returns the SHA-256 of a file; None if there is none."""
     try:
-        with path.open("rb") as file:
+        with open(open_below(run_dir, name), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return None

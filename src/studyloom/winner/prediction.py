@@ -6,6 +6,7 @@ becomes an input, as the data source of the study said it.
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from studyloom.config import trust
 from studyloom.config.build import build
 from studyloom.data.transform import InputRange, Picture, Transform, is_picture
-from studyloom.errors import PredictError
+from studyloom.errors import FileError, PredictError
+from studyloom.files import open_below, read_below
 from studyloom.question.jobs import build_network
 from studyloom.text import format_shape, format_value
 from studyloom.training.checkpoint import load_weights
@@ -147,19 +149,25 @@ def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
         OSError: a file cannot be read.
     """
     try:
-        answer = json.loads((run_dir / "winner.json").read_text())
+        answer = json.loads(read_below(run_dir, "winner.json"))
         facts = answer["data"]
         shape, outputs = tuple(map(int, facts["shape"])), int(facts["outputs"])
         mean, std = float(facts["mean"]), float(facts["std"])
         names, columns = (tuple(map(str, facts.get(name, ()))) for name in ("names", "columns"))
         seen = _input_range(facts.get("inputs"), shape)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if not str(error.filename).endswith("winner.json"):
+            raise
         wait = "the study writes it when its search has ended"
         raise PredictError(f"{run_dir}: there is no winner.json; {wait}") from None
+    except FileError:
+        raise
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise PredictError(
             f"{run_dir / 'winner.json'}: cannot be used: {type(error).__name__}: {error}"
         ) from None
+    for name in ("winner.yaml", "winner.pt"):
+        os.close(open_below(run_dir, name))
     check_whole(run_dir, answer, "winner.yaml", "winner.pt")
     config = trust.load_foreign(run_dir / "winner.yaml", trusted)
     section = config.get("model")

@@ -13,12 +13,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from studyloom.study.stored_study import StoredStudy, value_of
-from studyloom.text import shorten
+from studyloom.text import one_line, shorten
 
 
 def literal(value: object) -> str:
     """Escapes a text for plotly, which reads a little HTML, so that it is shown verbatim."""
-    return html.escape(str(value), quote=False)
+    return html.escape(one_line(str(value)), quote=False)
 
 
 class Label(str):
