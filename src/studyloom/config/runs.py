@@ -89,7 +89,7 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
             outside of a run directory that is not known to be this user's own.
         FileError: a file there is a link, or too large.
     """
-    config = read_written(run_dir, "config.yaml")
+    config, environment = read_written(run_dir, "config.yaml"), os.environ.get("STUDYLOOM_STORAGE")
     digest = _digest(run_dir)
     if trusted:
         mark_own(run_dir, digest)
@@ -107,8 +107,10 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
         if not own:
             _check_files(run_dir, SQLITE_FILES)
         url = f"sqlite:///{run_dir / 'study.db'}"
-    elif not own and url is not None and url != os.environ.get("STUDYLOOM_STORAGE"):
-        raise _not_own(run_dir, f"names a database outside of it ({_kind_of(url)})")
+    elif not own and url not in (None, f"sqlite:///{run_dir}/study.db", environment):
+        raise _not_own(
+            run_dir, f"names a database outside of it ({str(url).partition(':')[0][:20]})"
+        )
     if url is None:
         path = run_dir / ".hydra" / "config.yaml"
         raise ConfigError([f"{path}: storage.url has no value; put the URL into STUDYLOOM_STORAGE"])
@@ -208,10 +210,6 @@ def _not_own(run_dir: Path, why: str) -> ConfigError:
             f"{why}; if you trust it with your machine, add --trust-config"
         ]
     )
-
-
-def _kind_of(url: str) -> str:
-    return url.partition(":")[0][:20]
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from studyloom.errors import ConfigError
 
 CLASSES = (
     *("studyloom.models", "studyloom.losses", "studyloom.data", "studyloom.space.grid"),
+    "studyloom.space.cmaes",
     *("studyloom.grid", "studyloom.tables"),  # the former names of these modules
     # Only these two launchers: others run commands from the config, or code on other machines.
     *("studyloom.launch.Join", "studyloom.launch.local.Join"),

@@ -1,12 +1,13 @@
 """The question of a study: a configuration, and the space of configurations around it."""
 
 import functools
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
@@ -236,7 +237,7 @@ class Question:
         }
         with warnings.catch_warnings():  # group=True, which branches need, is called experimental
             warnings.simplefilter("ignore", ExperimentalWarning)
-            sampler: BaseSampler = build(self.config.sampler, **arguments)
+            sampler: BaseSampler = build(_without_pickles(self.config.sampler), **arguments)
         return sampler
 
     def pruner(self) -> BasePruner:
@@ -364,6 +365,16 @@ def _without_transform(sections: dict[str, Any]) -> dict[str, Any]:
     if isinstance(data, dict) and str(data.get("_target_", "")).startswith("studyloom."):
         data.pop("transform", None)
     return sections
+
+
+def _without_pickles(section: DictConfig) -> DictConfig:
+    """Puts our CMA-ES in the place of Optuna's, whose pickles are not read from the database."""
+    if not re.fullmatch(r"optuna\..*CmaEsSampler", str(section.get("_target_"))):
+        return section
+    safe = section.copy()
+    with open_dict(safe):
+        safe["_target_"] = "studyloom.space.cmaes.CmaEsSampler"
+    return safe
 
 
 def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -26,4 +26,7 @@ REUSED = "reused"  # str: the stage and trial whose result this one has, without
 FAILURE = "failure"  # str: the class of failure, such as diverged or timeout
 REASON = "reason"  # str: the failure in one line
 TRACEBACK = "traceback"  # str: the last lines of the traceback
+# System attributes in which Optuna's CMA-ES keeps a pickle, by how their keys begin. Whoever wrote
+# them would run code here, so they are not read; `space.cmaes` does without.
+PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
 # The costs of a trial's network are stored under their names, `metrics.COSTS`: float.

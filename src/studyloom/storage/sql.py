@@ -30,6 +30,7 @@ from sqlalchemy import (
 )
 
 from studyloom.space.tree import Point
+from studyloom.storage.attributes import PICKLED
 from studyloom.storage.optuna_internals import (
     TABLES,
     TrialIntermediateValueModel,
@@ -135,7 +136,11 @@ def read(connection: Connection, selection: Select[Any], **parameters: Any) -> l
                 },
                 distributions=distributions,
                 user_attrs={key: json.loads(value) for key, value in user[trial_id]},
-                system_attrs={key: json.loads(value) for key, value in system[trial_id]},
+                system_attrs={
+                    key: json.loads(value)
+                    for key, value in system[trial_id]
+                    if not key.startswith(PICKLED)
+                },
                 intermediate_values={step: report_of(*row) for step, *row in reports[trial_id]},
                 trial_id=trial_id,
             )
