@@ -421,7 +421,8 @@ def print_next_steps(
         for what, name in files.items()
         if (prepared.run_dir / name).exists()
     ]
-    nexts = [f"studyloom {verb} {prepared.run_dir}" for verb in ("status", "dashboard")]
+    folder = shlex.quote(str(prepared.run_dir))
+    nexts = [f"studyloom {verb} {folder}" for verb in ("status", "dashboard")]
     spent = snapshot.done == snapshot.budget == prepared.question.config.study.trials
     if prepared.question.space.nodes and spent:
         more = f"study.trials={2 * snapshot.budget}"

@@ -174,6 +174,12 @@ def _digest(run_dir: Path) -> str:
     return hashlib.sha256(json.dumps(recorded, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def _quoted(text: str) -> str:
+    """Quotes a text for Hydra's command line, whatever characters it has."""
+    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), literal) + "'"
+
+
 def _at(tree: Any, *keys: str) -> Any:
     """Returns what nested mappings hold under these keys; None where one is missing."""
     for key in keys:
@@ -255,7 +261,7 @@ def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator
         with hydra.initialize_config_dir(folders["main"], version_base=None):
             cfg = hydra.compose(
                 str(former.job.config_name),
-                [*unchanged, f"run_dir={run_dir}", *overrides, *search],
+                [*unchanged, f"run_dir={_quoted(str(run_dir))}", *overrides, *search],
                 return_hydra_config=True,
             )
             HydraConfig.instance().set_config(cfg)

@@ -37,8 +37,8 @@ class CmaEsSampler(optuna.samplers.CmaEsSampler):
         sign = 1.0 if direction == StudyDirection.MINIMIZE else -1.0
         while True:
             trials = generations.get(optimizer.generation, [])
-            points = ((self._point(trial, trans, optimizer.dim), trial) for trial in trials)
-            solutions = [(x, sign * float(trial.value)) for x, trial in points if x is not None]
+            points = [(self._point(trial, trans, optimizer.dim), trial.value) for trial in trials]
+            solutions = [(x, sign * y) for x, y in points if x is not None and y is not None]
             if len(solutions) < optimizer.population_size:
                 return optimizer
             optimizer.tell(solutions[: optimizer.population_size])
@@ -52,7 +52,7 @@ class CmaEsSampler(optuna.samplers.CmaEsSampler):
                 x = trans.transform(trial.params)
         except (KeyError, ValueError, TypeError):  # another program has added the trial
             return None
-        known = trial.value is not None and x.shape == (dimensions,) and bool(np.isfinite(x).all())
+        known = x.shape == (dimensions,) and bool(np.isfinite(x).all())
         return x if known and np.abs(x).max() < 1e9 else None
 
     def _get_solution_trials(self, trials: Any, generation: int) -> list[FrozenTrial]:

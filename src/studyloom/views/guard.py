@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PORTS = 100  # that are tried, from the wanted one upwards
+MOST_BYTES = 64 * 2**20  # of a request; the dashboard holds it in memory
 SILENCE = 30  # seconds after which an idle connection is closed
 SAFETY = (
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "SAMEORIGIN"),
     ("Referrer-Policy", "no-referrer"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
 )
 # A page in a sandbox has an origin of its own, from which it can neither read the dashboard nor
 # write to it.
@@ -57,15 +59,19 @@ class Guard:
         if hostname(host) not in self.hosts:
             why = "this dashboard has another name; --host gives it one"
             return refuse(start_response, "403 Forbidden", why)
-        if origin is not None and origin.partition("://")[2].casefold() != host.casefold():
+        elsewhere = origin is not None and origin.partition("://")[2].casefold() != host.casefold()
+        if elsewhere or is_embedded(environ):
             why = "this request comes from the page of another site"
             return refuse(start_response, "403 Forbidden", why)
-        if self.token is not None and not self.has_token(environ):
-            query = dict(parse_qsl(environ.get("QUERY_STRING", "")))
-            if matches(self.token, query.get("token", "")):
+        if self.token is not None:
+            given = dict(parse_qsl(environ.get("QUERY_STRING", ""))).get("token", "")
+            if matches(self.token, given):  # also with the cookie, as from a bookmark
                 return self.enter(environ, start_response)
-            why = "open the address with ?token= that the command printed"
-            return refuse(start_response, "401 Unauthorized", why)
+            if not self.has_token(environ):
+                why = "open the address with ?token= that the command printed"
+                return refuse(start_response, "401 Unauthorized", why)
+        if (status := body_status(environ)) is not None:
+            return refuse(start_response, status, f"a request may have {MOST_BYTES} bytes")
         artifact = environ.get("PATH_INFO", "").startswith("/artifacts/")
         extra = [*SAFETY, SANDBOX] if artifact else [*SAFETY]
 
@@ -114,6 +120,23 @@ class Guard:
         cookie = f"{self.cookie(environ)}={self.key}; Path=/; HttpOnly; SameSite=Strict"
         start_response("303 See Other", [("Location", location), ("Set-Cookie", cookie), *SAFETY])
         return []
+
+
+def is_embedded(environ: "WSGIEnvironment") -> bool:
+    """Whether a browser says that a page of another site has sent a request, but for a link."""
+    site, mode = environ.get("HTTP_SEC_FETCH_SITE"), environ.get("HTTP_SEC_FETCH_MODE")
+    followed = mode == "navigate" and environ["REQUEST_METHOD"] == "GET"
+    return site in ("cross-site", "same-site") and not followed
+
+
+def body_status(environ: "WSGIEnvironment") -> str | None:
+    """Returns with which status to refuse the body of a request; None if it may be read."""
+    if environ.get("HTTP_TRANSFER_ENCODING"):  # of no size that is known before
+        return "411 Length Required"
+    length = environ.get("CONTENT_LENGTH") or "0"
+    if not (length.isascii() and length.isdigit() and len(length) < 20):
+        return "400 Bad Request"
+    return "413 Content Too Large" if int(length) > MOST_BYTES else None
 
 
 def matches(secret: str, candidate: str) -> bool:
