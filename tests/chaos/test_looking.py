@@ -185,7 +185,7 @@ def test_a_recorded_configuration_is_not_composed_unless_it_is_ones_own(
         "defaults: [studyloom, {data: mnist5k}, {model: mlp}, {optimizer: adamw}, "
         "{scheduler: constant}, {loss: cross_entropy}, {space: none}, {sampler: random}, "
         "{pruner: none}, {storage: sqlite}, {launcher: join}, _self_]\n"
-        f"study: {{name: mnist}}\ndata: {{_target_: os.mkdir, _args_: [{canary}]}}\n"
+        f"study: {{name: mnist}}\ndata: {{_target_: builtins.dict, x: {{_target_: os.mkdir, path: {canary}}}}}\n"
     )
     written = run_dir / ".hydra" / "hydra.yaml"
     recorded = yaml.safe_load(written.read_text())
@@ -199,8 +199,8 @@ def test_a_recorded_configuration_is_not_composed_unless_it_is_ones_own(
         assert not canary.exists()
         assert (done.returncode, done.stdout) == (2, "")
         assert re.fullmatch(r"error: .*no command of yours.*--trust-config\n", done.stderr)
-    studyloom("winner", run_dir, "--trust-config", **elsewhere)
-    assert canary.exists()
+    done = studyloom("winner", run_dir, "--trust-config", **elsewhere)
+    assert canary.exists(), done.stderr
 
 
 def test_the_winner_of_ones_own_run_is_judged_without_a_word_wherever_it_lies(made, tmp_path):
@@ -380,8 +380,9 @@ def test_no_text_of_a_database_controls_the_terminal_or_pretends_to_be_ours(nast
 
 def test_an_exception_of_the_users_is_told_without_what_a_terminal_obeys(tmp_path):
     (tmp_path / "bad.py").write_text(
-        f"from gate import Net as Gate\nclass Net(Gate):\n"
-        f"    def forward(self, x):\n        raise ValueError({NASTY!r})\n"
+        f"from gate import Net as Gate\nclass Net(Gate):\n    def forward(self, x):\n"
+        f"        if len(x) > 2:\n            raise ValueError({NASTY!r})\n"
+        "        return super().forward(x)\n"
     )
     run_dir, path = tmp_path / "run", os.pathsep.join(map(str, (ROOT, ROOT / "tests", tmp_path)))
     done = study(
@@ -394,7 +395,8 @@ def test_an_exception_of_the_users_is_told_without_what_a_terminal_obeys(tmp_pat
         assert text == printable(text)
         assert not re.search("^error: fake", text, re.MULTILINE)
         assert "Traceback" not in text
-    assert "ValueError" in done.stderr
+    assert "fake" in done.stderr
+    assert "fake" in studyloom("status", run_dir).stdout
 
 
 @pytest.mark.parametrize("name", ["a\x1b[2Jb", "a\nb", "a\x9bb", "a\u202eb", "a\ud800b"], ids=ascii)
