@@ -10,12 +10,18 @@ from pathlib import Path
 import pytest
 
 from studyloom import files
+from studyloom.errors import FileError
 from studyloom.files import (
     filesystem_of,
     is_abandoned,
     is_network_filesystem,
+    is_own,
+    mark_own,
+    read_below,
+    remove_below,
     sync_folder,
     temporary_name,
+    write_below,
     write_whole,
     write_with,
 )
@@ -238,3 +244,98 @@ def test_outside_linux_the_file_system_is_unknown(monkeypatch):
 
     monkeypatch.setattr(files.Path, "read_text", absent)
     assert filesystem_of(Path("/")) == "unknown"
+
+
+def test_a_file_below_a_folder_is_read_written_and_removed(tmp_path):
+    (tmp_path / "real" / "a").mkdir(parents=True)
+    run_dir = tmp_path / "link"
+    run_dir.symlink_to("real")  # a person has named it
+    write_below(run_dir, "a/b", b"1")
+    write_below(run_dir, "a/b", b"2")
+    assert read_below(run_dir, "a/b") == b"2"
+    assert names(run_dir / "a" / "b") == ["b"]
+    with pytest.raises(FileError, match="at most 0 bytes"):
+        read_below(run_dir, "a/b", 0)
+    remove_below(run_dir, "a/b")
+    with pytest.raises(FileNotFoundError):
+        read_below(run_dir, "a/b")
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret", "", "."])
+def test_no_name_leads_out_of_the_folder(tmp_path, name):
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "run" / "a").mkdir(parents=True)
+    for act in (read_below, remove_below, lambda *where: write_below(*where, b"")):
+        with pytest.raises(FileError, match="must be a path below"):
+            act(tmp_path / "run", name)
+    assert (tmp_path / "secret").read_text() == "secret"
+
+
+def test_no_link_below_the_folder_is_followed(tmp_path):
+    run_dir, outside = tmp_path / "run", tmp_path / "outside"
+    for folder in (run_dir, outside):
+        folder.mkdir()
+    (outside / "file").write_text("mine")
+    (run_dir / "folder").symlink_to(outside)
+    (run_dir / "file").symlink_to(outside / "file")
+    (run_dir / "dangling").symlink_to(outside / "new")
+    for name in ("folder/file", "file"):
+        with pytest.raises(FileError, match="symbolic link"):
+            read_below(run_dir, name)
+    for name in ("folder/file", "folder/new"):
+        with pytest.raises(FileError, match="symbolic link"):
+            write_below(run_dir, name, b"theirs")
+    for name in ("file", "dangling"):  # the link goes, and not what it points to
+        write_below(run_dir, name, b"theirs")
+        assert not (run_dir / name).is_symlink()
+    assert {path.name: path.read_text() for path in outside.iterdir()} == {"file": "mine"}
+
+
+def test_a_temporary_name_that_is_a_link_is_not_written_through(tmp_path):
+    (tmp_path / "outside").write_text("mine")
+    temporary_name(tmp_path / "new").symlink_to(tmp_path / "outside")
+    write_whole(tmp_path / "new", "content")
+    assert (tmp_path / "outside").read_text() == "mine"
+    assert (tmp_path / "new").read_text() == "content"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, kind):
+    run_dir = tmp_path
+    match kind:
+        case "pipe":
+            os.mkfifo(run_dir / "x")
+        case "folder":
+            (run_dir / "x").mkdir()
+        case "device":
+            run_dir = Path("/dev")
+    with pytest.raises(FileError, match="must be a regular file"):
+        read_below(run_dir, "null" if kind == "device" else "x")
+
+
+def test_a_folder_is_known_as_ones_own_wherever_it_lies_and_only_as_it_was(tmp_path, monkeypatch):
+    (folder := tmp_path / "run").mkdir()
+    assert not is_own(folder, "one")
+    mark_own(folder, "one")
+    assert is_own(folder, "one")
+    assert not is_own(folder, "two")
+    mark_own(folder, "two")
+    moved = folder.rename(tmp_path / "moved")
+    assert is_own(moved, "one")
+    assert is_own(moved, "two")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "somebody else's"))
+    assert not is_own(moved, "one")
+
+
+def test_without_a_home_notes_go_where_only_this_user_writes(tmp_path, monkeypatch):
+    (folder := tmp_path / "run").mkdir()
+    (tmp_path / "no folder").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "no folder"))
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+    mark_own(folder, "one")
+    assert is_own(folder, "one")
+    notes = tmp_path / f"studyloom-{os.geteuid()}"
+    notes.chmod(0o777)  # as whoever was there first has made it
+    assert not is_own(folder, "one")
+    mark_own(folder, "two")
+    assert not is_own(folder, "two")

@@ -1,8 +1,20 @@
 """Text for people: values, shapes, names and ranges as they are written."""
 
+import unicodedata
+
 import pytest
 
-from studyloom.text import format_shape, format_value, has_password, nearest, no_such_key, shorten
+from studyloom.text import (
+    format_shape,
+    format_value,
+    has_password,
+    indented,
+    nearest,
+    no_such_key,
+    one_line,
+    printable,
+    shorten,
+)
 
 
 @pytest.mark.parametrize(
@@ -62,3 +74,36 @@ def test_a_missing_key_is_named_with_those_that_are_there():
     )
     assert no_such_key("modle", ["data", "model"]).startswith("modle: no such key; there are data")
     assert no_such_key("a.b", []) == "a.b: no such key; a has no keys"
+
+
+def test_no_character_is_left_that_is_obeyed_and_not_shown():
+    everything = "".join(map(chr, range(0x110000)))
+    shown = printable(everything)
+    assert len(shown) == len(everything)
+    kinds = {char: unicodedata.category(char) for char in shown}
+    obeyed = {char for char, kind in kinds.items() if kind in ("Cc", "Cs", "Zl", "Zp")}
+    assert obeyed == {"\n", "\t"}
+    directions = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    assert not [char for char in shown if unicodedata.bidirectional(char) in directions]
+    shown.encode()
+
+
+def test_a_harmless_text_stays_as_it_is():
+    for text in (
+        "Größe × 2 – „ok“ … ±",
+        "日本語",
+        "עברית",
+        "👨\u200d👩\u200d👧",
+        "a\tb\nc",
+        "[red]:bug:",
+    ):
+        assert printable(text) == text
+
+
+def test_what_is_hidden_is_shown():
+    assert printable("\x00\x1b[2J\r\x7f\x9b\ud800\u202e") == "␀␛[2J␍␡���"
+
+
+def test_no_line_of_a_text_begins_at_the_margin_but_its_first():
+    assert one_line(" a \n\t error: b\r\nc") == "a error: b␍ c"
+    assert indented("a\nerror: b\n  c\n") == "a\n  error: b\n  c\n"

@@ -185,7 +185,8 @@ def test_a_recorded_configuration_is_not_composed_unless_it_is_ones_own(
         "defaults: [studyloom, {data: mnist5k}, {model: mlp}, {optimizer: adamw}, "
         "{scheduler: constant}, {loss: cross_entropy}, {space: none}, {sampler: random}, "
         "{pruner: none}, {storage: sqlite}, {launcher: join}, _self_]\n"
-        f"study: {{name: mnist}}\ndata: {{_target_: builtins.dict, x: {{_target_: os.mkdir, path: {canary}}}}}\n"
+        "study: {name: mnist}\ndata:\n  _target_: argparse.Namespace\n"
+        f"  x: {{_target_: os.mkdir, path: {canary}}}\n"
     )
     written = run_dir / ".hydra" / "hydra.yaml"
     recorded = yaml.safe_load(written.read_text())

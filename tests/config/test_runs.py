@@ -1,6 +1,6 @@
 import pytest
 
-from studyloom.config.runs import read_run, storage_url
+from studyloom.config.runs import note_run, read_run, storage_url
 from studyloom.errors import ConfigError
 
 SECRET = "postgresql://user:hunter2@host/name"
@@ -75,3 +75,36 @@ def test_a_folder_in_which_nothing_ran_is_named(tmp_path, there):
         folder.mkdir()
     with pytest.raises(ConfigError, match=f"{folder}: no study has run there"):
         read_run(folder)
+
+
+def test_what_a_run_directory_says_counts_as_ones_own_as_long_as_it_is_as_it_was_noted(finished):
+    note_run(finished)
+    assert read_run(finished) == ("sqlite:///run/study.db", "x")
+    config = finished / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("${oc.env:STUDYLOOM_STORAGE,", "${oc.env:OTHER,"))
+    with pytest.raises(ConfigError, match="add --trust-config"):
+        read_run(finished)
+    read_run(finished, trusted=True)
+    read_run(finished)  # said once
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("- 1", "must be a mapping"),
+        ("a: &a [1]\nb: *a", "has a YAML alias"),
+        ("a: [", "cannot be read"),
+        ("\xff", "cannot be read"),
+        ("{" * 5000, "cannot be read"),
+        ("!!python/object/apply:os.mkdir [x]", "cannot be read"),
+        (" " * 2**20 + "a: 1", "at most 1048576 bytes"),
+        ("storage: 3", "storage.url has no value"),
+        ("study: [1]", "storage.url has no value"),
+    ],
+)
+def test_a_config_that_hydra_has_not_written_is_a_line(tmp_path, content, words):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=words):
+        read_run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".hydra"]

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 USER = """
 import sys
 from studyloom.storage.embedded_server import serve
-print(serve(sys.argv[1]), flush=True)
+print(serve(sys.argv[1], own=True), flush=True)
 sys.stdin.read()
 """
 

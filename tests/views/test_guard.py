@@ -176,3 +176,41 @@ def test_a_taken_port_gives_way_to_the_next_free_one():
             assert (
                 first.server_port < second.server_port < third.server_port < first.server_port + 100
             )
+
+
+def test_a_token_in_an_address_is_taken_out_of_it_also_for_who_is_in_already(token_port):
+    path = "/dashboard?token=s3cret+%26+%C3%BC"
+    cookie = ask(token_port, path)[1]["Set-Cookie"].partition(";")[0]
+    status, headers, body = ask(token_port, path, Cookie=cookie)
+    assert (status, headers["Location"], body) == (303, "/dashboard", "")
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_page_of_another_site_may_link_here_and_embed_nothing(open_port, site):
+    def status(method: str, mode: str) -> int:
+        return ask(open_port, "/", method, Sec_Fetch_Site=site, Sec_Fetch_Mode=mode)[0]
+
+    assert status("GET", "navigate") == 200
+    assert status("POST", "navigate") == 403
+    for mode in ("no-cors", "cors", "websocket", ""):
+        assert status("GET", mode) == 403
+    assert ask(open_port, "/", Sec_Fetch_Site="same-origin", Sec_Fetch_Mode="cors")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (f"Content-Length: {64 * 2**20 + 1}", 413),
+        ("Content-Length: " + "9" * 40, 400),
+        ("Content-Length: -1", 400),
+        ("Content-Length: abc", 400),
+        ("Content-Length: ²", 400),
+        ("Transfer-Encoding: chunked", 411),
+    ],
+)
+def test_a_body_of_no_size_or_too_large_a_size_is_not_read(open_port, header, status):
+    lines = ["POST /api/studies HTTP/1.1", "Host: localhost", header, "", ""]
+    with socket.create_connection(("127.0.0.1", open_port), timeout=20) as connection:
+        connection.sendall("\r\n".join(lines).encode())
+        answer = connection.makefile("rb").readline()
+    assert int(answer.split()[1]) == status
