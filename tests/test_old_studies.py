@@ -235,7 +235,7 @@ def test_the_winner_is_the_same_again(restore, title):
     path = old.run_dir / "winner.json"
     before = json.loads(path.read_text())
     path.unlink()
-    old.ask("winner")
+    old.ask("winner", "--trust-config")  # from an archive, and so from elsewhere
     after = json.loads(path.read_text())
     assert after["winner"]["trial"] == before["winner"]["trial"]
     assert after["seeds"] == before["seeds"]
