@@ -136,16 +136,17 @@ def read(connection: Connection, selection: Select[Any], **parameters: Any) -> l
                 },
                 distributions=distributions,
                 user_attrs={key: json.loads(value) for key, value in user[trial_id]},
-                system_attrs={
-                    key: json.loads(value)
-                    for key, value in system[trial_id]
-                    if not key.startswith(PICKLED)
-                },
+                system_attrs=unpickled(system[trial_id]),
                 intermediate_values={step: report_of(*row) for step, *row in reports[trial_id]},
                 trial_id=trial_id,
             )
         )
     return trials
+
+
+def unpickled(rows: Iterable[Sequence[str]]) -> dict[str, Any]:
+    """Returns the attributes of these rows, without those that Optuna would unpickle."""
+    return {key: json.loads(value) for key, value in rows if not key.startswith(PICKLED)}
 
 
 @lru_cache(4096)
