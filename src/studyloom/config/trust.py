@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from studyloom import MOVED
 from studyloom.errors import ConfigError
+from studyloom.files import read_below
 
 CLASSES = (
     *("studyloom.models", "studyloom.losses", "studyloom.data", "studyloom.space.grid"),
@@ -312,10 +313,8 @@ def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) ->
 
 def _folder_of_run(run_dir: Path) -> Path | None:
     """Returns the working directory of the command that last ran in a run directory, if known."""
-    path = run_dir / ".hydra" / "hydra.yaml"
-    if not path.is_file():
-        return None
     try:
-        return Path(str(yaml.safe_load(path.read_text("utf-8"))["hydra"]["runtime"]["cwd"]))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, RecursionError):
+        text = read_below(run_dir, ".hydra/hydra.yaml", LARGEST)
+        return Path(str(yaml.safe_load(text)["hydra"]["runtime"]["cwd"]))
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, RecursionError):
         return None
