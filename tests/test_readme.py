@@ -124,6 +124,9 @@ COVERED = {
     ),
     "studyloom status runs/mnist": f"{RUN}status_tells_what_the_run_told",
     "studyloom status runs/mnist --watch": (f"{VIEWS}status.py::test_ctrl_c_ends_a_watch_quietly"),
+    "studyloom doctor --repair runs/mnist": (
+        f"{CLUSTERS}records.py::test_doctor_shows_what_it_would_mend_and_mends_it"
+    ),
     "studyloom report runs/mnist": (
         "tests/test_cli.py::test_doctor_status_and_report_look_at_a_run"
     ),

@@ -5,11 +5,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import hydra
+import optuna
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, open_dict
 from optuna.distributions import IntDistribution
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from studies import CONF
 from studyloom.config.compose import Composer
@@ -20,7 +21,7 @@ from studyloom.errors import Stopped
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.question.question import Question
 from studyloom.space.tree import Space
-from studyloom.storage.attributes import BASELINE
+from studyloom.storage.attributes import BASELINE, SLOT
 from studyloom.study.stored_study import StoredStudy, create_study
 
 # Two epochs of 64 images on a network of sixteen units: a trial takes some milliseconds.
@@ -107,6 +108,20 @@ TWO = (
 )
 
 
+def fill(stored: StoredStudy, *trials: FrozenTrial) -> None:
+    """Adds trials to a study as those of its next slots: without one they would be foreign."""
+    for slot, trial in enumerate(trials, len(stored.optuna.get_trials(deepcopy=False))):
+        trial.user_attrs = {SLOT: slot} | trial.user_attrs
+        stored.optuna.add_trial(trial)
+
+
+def begin(stored: StoredStudy) -> optuna.Trial:
+    """Begins a trial in the next slot of a study."""
+    trial = stored.optuna.ask()
+    trial.set_user_attr(SLOT, trial.number)
+    return trial
+
+
 def two_sided(url: str, *trials: tuple[float, float] | None, **attributes: object) -> StoredStudy:
     """Creates a study of accuracy and parameters with complete trials.
 
@@ -122,14 +137,15 @@ def two_sided(url: str, *trials: tuple[float, float] | None, **attributes: objec
         baseline = {BASELINE: True} if number == 0 else {}
         params = {"width": 1 + number % 7}
         distributions = {"width": IntDistribution(1, 7)}
-        stored.optuna.add_trial(
+        fill(
+            stored,
             create_trial(
                 state=state,
                 values=values,
                 params=params,
                 distributions=distributions,
                 user_attrs=baseline | attributes,
-            )
+            ),
         )
     return stored
 

@@ -164,6 +164,10 @@ def add_doctor(command: argparse.ArgumentParser) -> None:
     about = "a database, such as postgresql://user@host/name"
     location.add_argument("--storage", metavar="URL", help=about)
     add_consent(command)
+    about = "show how the ledger differs from the trials, and mend it once you agree"
+    command.add_argument("--repair", action="store_true", help=about)
+    about = "with --repair: mend without a question, as where there is no terminal"
+    command.add_argument("--yes", action="store_true", help=about)
 
 
 def add_dashboard(command: argparse.ArgumentParser) -> None:
@@ -336,12 +340,22 @@ def doctor(arguments: argparse.Namespace) -> int:
     """Checks what a study needs.
 
     Returns:
-        The exit code: 0, or 2 if something must be done before a study can run.
+        The exit code: 0, or 2 if something must be done before a study can run, or was not mended.
     """
-    from studyloom.views.doctor import show
+    from studyloom.views.doctor import repair, show
 
-    url = arguments.storage or locate_study(arguments)[0]
-    return show(url, arguments.run_dir)
+    url, name = (arguments.storage, None)
+    if arguments.run_dir is not None:
+        url, name = locate_study(arguments)
+    if not arguments.repair:
+        return show(url, arguments.run_dir)
+
+    def confirm() -> bool:
+        if arguments.yes or not sys.stdin.isatty():
+            return bool(arguments.yes)
+        return input("mend this? [y/N] ").strip().lower() in ("y", "yes")
+
+    return repair(url, name, confirm)
 
 
 def dashboard(arguments: argparse.Namespace) -> None:

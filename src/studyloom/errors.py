@@ -131,6 +131,10 @@ class ClaimLost(StudyloomError):
     """Another worker holds this worker's slot by now."""
 
 
+class TrialDeleted(ClaimLost):
+    """Another program has deleted the trial of this worker's slot."""
+
+
 class TimedOut(StudyloomError):
     """A trial took longer than study.trial_timeout."""
 

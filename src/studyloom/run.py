@@ -36,17 +36,12 @@ from studyloom.storage.attributes import EPOCHS
 from studyloom.storage.connections import exclusive
 from studyloom.storage.embedded_server import serve
 from studyloom.storage.urls import parse_url, without_password
-from studyloom.study.enqueue import enqueue
+from studyloom.study.enqueue import enqueue, missing_baseline, redo_baseline
+from studyloom.study.identity import check_code, check_question
 from studyloom.study.reporter import Limits
 from studyloom.study.stopping import Stop
 from studyloom.study.stopwatch import Stopwatch
-from studyloom.study.stored_study import (
-    StoredStudy,
-    check_code,
-    check_question,
-    create_study,
-    open_study,
-)
+from studyloom.study.stored_study import StoredStudy, create_study, open_study
 from studyloom.study.worker import Worker
 from studyloom.text import PrintableFormatter, format_duration
 from studyloom.views.dry_run import print_dry_run
@@ -185,7 +180,7 @@ def open_or_create(prepared: Prepared, *, create: bool) -> tuple[StoredStudy, in
     deadline = question.config.storage.deadline
     if not create:
         stored = open_study(prepared.url, name, deadline)
-        check_code(stored, lambda: question.code)
+        check_code(name, stored.code(), lambda: question.code)
         return stored, trials
     prepared.run_dir.mkdir(parents=True, exist_ok=True)
     note_run(prepared.run_dir)
@@ -200,6 +195,11 @@ def open_or_create(prepared: Prepared, *, create: bool) -> tuple[StoredStudy, in
         accept_code_change=question.config.study.accept_code_change,
     )
     stored.state(question.rule)
+    if question.baseline is not None:
+        if question.config.study.redo_baseline:
+            redo_baseline(stored, prepared.url)
+        if (missing := missing_baseline(stored)) is not None:
+            log.warning("%s", missing)
     if left := enqueue(stored, prepared.starts, trials, prepared.url, baseline=question.baseline):
         log.warning(
             "%d points to begin with are left out: all %d trials have begun; raise study.trials",
@@ -267,9 +267,7 @@ def search_and_report(
             else f"{plan.current.title} to do"
         )
         console.print(f"{stored.name} {verb}: {many}, logs in {task.logs}", soft_wrap=True)
-        with Display(lambda: plan.current.stored, console):
-            follow = prepared.launcher.launch(task, stop)
-        if follow is not None:  # the work goes on without this command
+        if (follow := launch(prepared, plan, task, stop, console)) is not None:
             console.print(Text(follow), soft_wrap=True)
             return 0
     snapshot = take_snapshot(stored)
@@ -311,6 +309,19 @@ def print_code_changes(stored: StoredStudy, console: Console) -> None:
         names = ", ".join(key.removeprefix(CODE) for key in change["changed"])
         before = f"trials 0 to {change['from'] - 1} were made with other code: {names} has changed"
         console.print(Text(before), soft_wrap=True)
+
+
+def launch(prepared: Prepared, plan: Plan, task: Task, stop: Stop, console: Console) -> str | None:
+    """Has the open slots worked on, again if another program has deleted trials or slots.
+
+    Returns:
+        What to print, if the work goes on without this command; else None.
+    """
+    while True:
+        with Display(lambda: plan.current.stored, console):
+            follow = prepared.launcher.launch(task, stop)
+        if follow is not None or not plan.reconcile() or stop():
+            return follow
 
 
 def move_foreign_answer(plan: Plan, prepared: Prepared, console: Console) -> None:
@@ -365,7 +376,11 @@ def judge(cfg: DictConfig) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with Stop() as stop:
         prepared, plan = open_plan(prepare_to_join(cfg), stop, worker=True)
-        check_question(plan.search.stored, prepared.question.identity(prepared.data.digest))
+        check_question(
+            plan.search.stored.name,
+            plan.search.stored.question(),
+            prepared.question.identity(prepared.data.digest),
+        )
         trials = plan.search.trials
         if left := plan.search.todo():
             ways = "run the study on, or with a smaller study.trials"

@@ -143,11 +143,12 @@ class Run:
         self,
         *overrides: str,
         starter: Callable[..., subprocess.Popen] | None = None,
+        meanwhile: Callable[[], object] = lambda: None,
         **environment: str,
     ) -> subprocess.Popen:
         """Starts a command, and returns when two workers are in the second epoch of a trial.
 
-        They waited there for a file, and go on then.
+        They waited there for a file, and go on then; `meanwhile` is called while they wait.
         """
         gate = self.folder.with_name(f"gate-{uuid.uuid4().hex}")
         process = (starter or self.start)(*overrides, STUDYLOOM_TEST_GATE=str(gate), **environment)
@@ -158,6 +159,7 @@ class Run:
             return sum(trial._trial_id in held for trial in begun) >= 2
 
         self._until(two_at_work)
+        meanwhile()
         gate.parent.mkdir(exist_ok=True)
         gate.touch()
         return process

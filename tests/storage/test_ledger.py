@@ -174,6 +174,7 @@ def test_what_a_dead_worker_held_is_handed_back_and_nothing_else(ledger):
 
 def test_two_studies_share_a_database_and_no_slot(ledger):
     ledger.extend(2)
+    optuna.create_study(study_name="other", storage=get_storage(ledger.storage))
     other = Ledger(ledger.storage, ledger.study_id + 1)
     other.create()
     other.extend(1)

@@ -9,7 +9,7 @@ from commands import ROOT
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.engine import make_url
 from toy_worker import RANDOM, fresh, work
-from toys import ask, two_sided
+from toys import ask, fill, two_sided
 
 from studyloom.errors import QuestionError, StorageError
 from studyloom.metrics import Goal
@@ -39,9 +39,9 @@ def test_the_front_is_what_brute_force_finds_unbeaten_the_best_by_the_metric_fir
     stored = two_sided(
         sqlite_url, *(None if place % 7 == 3 else values for place, values in enumerate(drawn))
     )
-    stored.optuna.add_trial(create_trial(values=[2.0, 0.0], constraints={"latency_ms": 0.5}))
-    stored.optuna.add_trial(create_trial(state=TrialState.PRUNED, constraints={"diverged": 1.0}))
-    stored.optuna.add_trial(create_trial(state=TrialState.RUNNING, intermediate_values={1: 0.99}))
+    fill(stored, create_trial(values=[2.0, 0.0], constraints={"latency_ms": 0.5}))
+    fill(stored, create_trial(state=TrialState.PRUNED, constraints={"diverged": 1.0}))
+    fill(stored, create_trial(state=TrialState.RUNNING, intermediate_values={1: 0.99}))
     whole = {
         t.number: (t.values[0], t.values[1])
         for t in stored.trials()[:60]
@@ -102,8 +102,9 @@ def test_what_is_no_rule_in_a_database_of_somebody_else_is_left_alone(sqlite_url
 def test_a_rule_may_bound_what_a_limit_has_measured(sqlite_url):
     stored = create_study(sqlite_url, "s", {}, 3)
     for value, cost in ((0.9, 2.0), (0.8, 1.0), (0.95, None)):
-        stored.optuna.add_trial(
-            create_trial(value=value, user_attrs={} if cost is None else {"latency_ms": cost})
+        fill(
+            stored,
+            create_trial(value=value, user_attrs={} if cost is None else {"latency_ms": cost}),
         )
     rule = parse_rule(
         "max accuracy where latency_ms < 2", [*stored.goals, Goal("latency_ms", "minimize")]
@@ -146,15 +147,31 @@ def test_differences_tell_what_came_and_what_went():
     assert differences({"a": [1]}, {}) == ["a: [1] → (absent)"]
 
 
-def test_a_study_whose_maker_died_half_way_is_completed(url, question):
-    connect(url, create=True)
-    optuna.create_study(study_name="s", storage=connect(url), direction="maximize")
-    backend = connect(url)
-    with pytest.raises(Exception, match="studyloom_slots"):
-        Ledger(backend, 1).counts()
+def test_a_study_whose_maker_died_half_way_is_completed(url, question, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "set_metric_names", interrupt)  # before its slots are made
+        with pytest.raises(KeyboardInterrupt):
+            fresh(url, question, 1)
+    assert Ledger(connect(url), 1).counts()["free"] == 0
     stored = fresh(url, question, 1)
     work(question, stored, 1)
     assert len(stored.trials()) == 1
+    assert stored.metric == "accuracy"
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_study_of_another_program_is_refused_and_stays_as_it_was(url, question):
+    connect(url, create=True)
+    plain = optuna.create_study(study_name="s", storage=url)
+    with pytest.raises(QuestionError, match="not made by studyloom"):
+        fresh(url, question, 1)
+    assert (plain.user_attrs, plain.metric_names, plain.get_trials()) == ({}, None, [])
+    assert [trial.number for trial in open_study(url, "s").trials()] == []
+    plain.add_trial(create_trial(value=1.0))
+    assert len(open_study(url, "s").trials()) == 1, "its points may be where another one begins"
 
 
 def test_the_rights_that_the_readme_grants_are_enough_for_a_study(postgres_url, question):

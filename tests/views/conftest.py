@@ -2,6 +2,7 @@
 
 import pytest
 from optuna.trial import TrialState
+from toys import begin, fill
 
 from studyloom.storage.attributes import BASELINE
 from studyloom.study.stored_study import create_study
@@ -23,7 +24,7 @@ def half_done(stored):
     for number, (value, state) in enumerate(
         [(0.8, "COMPLETE"), (0.9, "COMPLETE"), (None, "PRUNED"), (None, "FAIL"), (None, None)]
     ):
-        trial = study.ask()
+        trial = begin(stored)
         claim = ledger.claim(f"host:{number}", 8, 60, lambda *_, trial=trial: trial._trial_id)
         trial.suggest_float("lr", 0.0, 1.0)
         if number == 0:
@@ -44,7 +45,7 @@ def study_of(sqlite_url):
 
     def make(trials=(), name="toy"):
         stored = create_study(sqlite_url, name, {"asks": "nothing"}, trials=40)
-        stored.optuna.add_trials(trials)
+        fill(stored, *trials)
         return stored
 
     return make

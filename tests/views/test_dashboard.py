@@ -16,7 +16,7 @@ from optuna.trial import TrialState, create_trial
 from optuna_dashboard import get_note
 from rich.console import Console
 from serving import ask, served
-from toys import two_sided
+from toys import begin, fill, two_sided
 
 from studyloom.errors import StorageError
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
@@ -55,7 +55,7 @@ def filled(url: str, name: str = "toy"):
         (None, TrialState.PRUNED, ("diverged", "the loss was NaN in epoch 2")),
         (None, TrialState.RUNNING, None),
     ]:
-        trial = stored.optuna.ask()
+        trial = begin(stored)
         trial.suggest_float("lr", 0.0, 1.0)
         trial.report(0.5, 1)
         if failure is not None:
@@ -495,7 +495,7 @@ def test_the_note_shows_the_front_of_two_objectives_as_a_table(url, run_dir):
 def test_a_browser_shows_two_objectives_with_learning_curves(page, sqlite_url):
     """Optuna's own `report` refuses values of several objectives; the dashboard shows them."""
     stored = two_sided(sqlite_url, (0.9, 3000), (0.95, 2000), (0.8, 100))
-    stored.optuna.add_trial(create_trial(values=[0.85, 50], intermediate_values={1: 0.5, 2: 0.85}))
+    fill(stored, create_trial(values=[0.85, 50], intermediate_values={1: 0.5, 2: 0.85}))
     publish(stored, None, headline_of(stored))
     with served(application(stored, None, "127.0.0.1", None)) as server:
         base = f"http://127.0.0.1:{server.server_port}"

@@ -3,7 +3,7 @@ import json
 import pytest
 from commands import study, studyloom
 from optuna.trial import create_trial
-from toys import two_sided
+from toys import fill, two_sided
 
 from studyloom.views.figures import pareto
 from studyloom.views.figures.axes import Axis
@@ -26,7 +26,7 @@ def stored(sqlite_url):
     stored = two_sided(
         sqlite_url, (0.90, 3000), (0.95, 3000), (0.80, 100), (0.85, 200), (0.84, 900), None
     )
-    stored.optuna.add_trial(create_trial(values=[0.99, 50], constraints={"latency_ms": 1.0}))
+    fill(stored, create_trial(values=[0.99, 50], constraints={"latency_ms": 1.0}))
     return stored
 
 

@@ -9,7 +9,7 @@ from commands import CANARY
 from made_trials import MODEL, RATE, a_trial, forty
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
-from toys import two_sided
+from toys import fill, two_sided
 
 from studyloom.metrics import Goal
 from studyloom.storage.attributes import (
@@ -623,9 +623,7 @@ def test_on_a_page_of_two_objectives_all_is_text(sqlite_url):
     for number in range(12):
         params = {"a": number % 3, "b": number % 4}
         asked = {"a": IntDistribution(0, 2), "b": IntDistribution(0, 3)}
-        stored.optuna.add_trial(
-            create_trial(values=[number, -number % 5], params=params, distributions=asked)
-        )
+        fill(stored, create_trial(values=[number, -number % 5], params=params, distributions=asked))
     winner = deepcopy(WINNER)
     for row in (winner["winner"], *winner["candidates"]):
         row["costs"] = {IMAGE: 3.0}

@@ -1,4 +1,5 @@
 from optuna.trial import TrialState
+from toys import begin
 
 from studyloom.storage.attributes import FAILURE
 from studyloom.study.stored_study import open_study
@@ -36,19 +37,19 @@ def test_a_second_look_sees_what_has_ended_since(half_done):
 
 
 def test_accuracy_0_is_a_result(stored):
-    stored.optuna.tell(stored.optuna.ask(), 0.0)
+    stored.optuna.tell(begin(stored), 0.0)
     assert take_snapshot(stored).best.number == 0
 
 
 def test_a_pruned_trial_is_never_the_best(stored):
-    trial = stored.optuna.ask()
+    trial = begin(stored)
     trial.report(0.99, 1)
     stored.optuna.tell(trial, state=TrialState.PRUNED)
     assert take_snapshot(stored).best is None
 
 
 def test_a_trial_with_a_failure_has_failed_whatever_the_sampler_is_told_of_it(stored):
-    trial = stored.optuna.ask()
+    trial = begin(stored)
     trial.set_user_attr(FAILURE, "diverged")
     stored.optuna.tell(trial, state=TrialState.PRUNED)
     assert take_snapshot(stored).outcomes == {"failed": 1}

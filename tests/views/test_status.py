@@ -18,7 +18,7 @@ from commands import CANARY, ROOT, environment
 from optuna.distributions import IntDistribution
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
-from toys import two_sided
+from toys import begin, fill, two_sided
 
 from studyloom.cli import main
 from studyloom.errors import StorageLost
@@ -55,7 +55,7 @@ def half_done(stored):
     """
     ledger = stored.ledger
     for number, value in enumerate([0.8, 0.9, None, None, None]):
-        trial = stored.optuna.ask()
+        trial = begin(stored)
         claim = ledger.claim(f"host:{number}", 8, 60, lambda *_, trial=trial: trial._trial_id)
         trial.suggest_float("lr", 0.0, 1.0)
         trial.report(0.25, 1)
@@ -178,7 +178,7 @@ def test_the_time_left_is_that_of_the_open_slots_for_those_who_work_now():
 
 
 def test_a_trial_that_was_interrupted_took_what_was_worked_on_it(stored):
-    trial = stored.optuna.ask()
+    trial = begin(stored)
     stored.optuna.tell(trial, 0.5)
     frozen = stored.trials()[0]
     assert duration(frozen) == frozen.duration.total_seconds()
@@ -188,7 +188,7 @@ def test_a_trial_that_was_interrupted_took_what_was_worked_on_it(stored):
 
 def test_importances_are_told_once_they_mean_something(stored):
     for number in range(12):
-        trial = stored.optuna.ask()
+        trial = begin(stored)
         lr, width = trial.suggest_float("lr", 0.0, 1.0), trial.suggest_int("width", 1, 9)
         trial.suggest_categorical("fixed", ["one"])
         if number % 2:
@@ -215,7 +215,7 @@ def test_importances_are_computed_again_only_when_a_trial_was_completed(half_don
 
 
 def test_a_trial_that_failed_without_a_word_is_counted_too(stored):
-    stored.optuna.tell(stored.optuna.ask(), state=TrialState.FAIL)
+    stored.optuna.tell(begin(stored), state=TrialState.FAIL)
     (failure,) = read_status(stored).failures
     assert failure.kind == "unexplained"
     assert (failure.count, failure.reason) == (1, "no reason is stored")
@@ -470,7 +470,7 @@ def test_of_two_objectives_what_matters_is_what_matters_for_the_metric(sqlite_ur
     for number in range(40):
         params = {"good": number % 7, "large": number % 5}
         values = [params["good"] / 7, 100.0 * params["large"]]
-        stored.optuna.add_trial(create_trial(values=values, params=params, distributions=asked))
+        fill(stored, create_trial(values=values, params=params, distributions=asked))
     shares = read_status(stored).importances
     assert shares["good"] > 0.9 > 0.1 > shares["large"]
 

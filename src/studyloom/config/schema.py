@@ -19,6 +19,7 @@ class StudySection:
     timeout: float | None = None  # seconds that one command searches
     seed: int = 0
     baseline: bool = True  # trial 0 is the configuration as composed
+    redo_baseline: bool = False  # train the baseline again if it has failed
     trial_timeout: float | None = None  # seconds after which a trial fails
     max_attempts: int = 3  # a trial fails after so many of its workers have died
     max_failures: int = 5  # the study stops after so many failures in a row for one reason

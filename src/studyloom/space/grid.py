@@ -13,14 +13,15 @@ from studyloom.errors import ConfigError
 from studyloom.space.tree import Point, Space
 
 LARGEST_GRID = 100_000
+SLOT = "slot"  # as in storage.attributes, which this room may not import
 
 
 class GridSampler(BaseSampler):
-    """Gives trial n the n-th point of the space.
+    """Gives the trial of slot n the n-th point of the space.
 
     The baseline comes first; a shuffle with the seed orders the other points. Optuna's own
     GridSampler asks the storage which points are left, so it repeats points among parallel workers
-    and forgets failed ones. Here the trial's number is the number of its point: no storage is
+    and forgets failed ones. Here the trial's slot is the number of its point: no storage is
     asked, and no point is given twice.
 
     Args:
@@ -50,12 +51,16 @@ class GridSampler(BaseSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        return self.points[trial.number].distributions
+        return self._point_of(trial).distributions
+
+    def _point_of(self, trial: FrozenTrial) -> Point:
+        """The slot, since numbers have holes where other programs have added or deleted trials."""
+        return self.points[int(trial.user_attrs.get(SLOT, trial.number))]
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self.points[trial.number].params
+        return self._point_of(trial).params
 
     def sample_independent(
         self,

@@ -13,6 +13,7 @@ __all__ = [
     "embedded_server",
     "ledger",
     "outbox",
+    "records",
     "sql",
     "trial_buffer",
     "urls",

@@ -11,9 +11,11 @@ SOURCES = "from"  # list[str]: the earlier studies from which it took its first 
 TEST_OPENINGS = "test_openings"  # int: how often the test part was opened
 CODE_CHANGES = "code_changes"  # list[dict]: accepted ones: what is `changed`, `from` which trial
 TESTED = "tested"  # dict[str, Any], of a retraining: what the test part gave, as in winner.json
+UUID = "uuid"  # str: random, since SQLite gives the id of a deleted study to the next one
 
 # Of a trial
-SLOT = "slot"  # int: the slot of the ledger that the trial fills
+SLOT = "slot"  # int: the slot of the ledger that the trial fills; without it, a trial is foreign
+FORMER_SLOT = "former_slot"  # int: the slot that it filled until it was set aside for another trial
 WORKER = "worker"  # str: the id of the worker that started it
 BASELINE = "baseline"  # True: the trial is the configuration as composed
 ENQUEUED = "enqueued"  # str: the source of a point that was queued before any worker started it

@@ -15,10 +15,10 @@ from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from studyloom.errors import StorageError
-from studyloom.storage import ledger
 from studyloom.storage.connections import is_sqlite, plain_engine
 from studyloom.storage.database import connect
 from studyloom.storage.optuna_internals import TABLES
+from studyloom.storage.records.slots import SLOTS, foreign_table, lacking
 from studyloom.storage.retry import driver_message
 from studyloom.storage.urls import without_password
 
@@ -142,16 +142,12 @@ def _check_tables(address: URL) -> Finding:
                 f"missing: {', '.join(missing)}; run the study again, or put a copy of the "
                 "database back"
             )
-        for name, table in ledger.METADATA.tables.items():
-            if name not in existing:
-                return warning(f"Optuna's, without {name}; the first run of a study creates it")
-            columns = {column["name"] for column in inspector.get_columns(name)}
-            if missing := sorted({column.name for column in table.columns} - columns):
-                return todo(
-                    f"{name} has no {', '.join(missing)}: another version of studyloom created "
-                    "it; install that version"
-                )
-        return ok(f"Optuna's and {', '.join(ledger.METADATA.tables)}")
+        lacks = lacking(connection)
+        if lacks is None:
+            return warning(f"Optuna's, without {SLOTS.name}; the first run of a study creates it")
+        if lacks:
+            return todo(foreign_table(lacks))
+        return ok(f"Optuna's and {SLOTS.name}")
 
 
 def _check_schema(address: URL) -> Finding:
@@ -172,7 +168,7 @@ def _check_permission(address: URL) -> Finding:
             if not existing:
                 connection.exec_driver_sql("CREATE TABLE studyloom_doctor (x INTEGER)")
                 return ok("tables may be created")
-            for name, table in {**TABLES, **ledger.METADATA.tables}.items():
+            for name, table in {**TABLES, SLOTS.name: SLOTS}.items():
                 if name not in existing:
                     continue
                 if sequence := _write_nothing(connection, name, next(iter(table.columns)).name):

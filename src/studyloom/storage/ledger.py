@@ -8,26 +8,21 @@ alive, that it has lost the slot. Clocks are set, by hours too: so others wait o
 own for as long as a lease seemed to last when they first saw it, and start again when it changes.
 """
 
+import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from sqlalchemy import (
-    Column,
     ColumnElement,
     Connection,
     Executable,
     Float,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
     Update,
     bindparam,
     case,
-    false,
     func,
     literal_column,
     select,
@@ -39,42 +34,15 @@ from sqlalchemy import or_ as any_of
 
 from studyloom.processes import Sightings, host_id, is_alive
 from studyloom.storage.database import RetryingStorage, execute, read
+from studyloom.storage.records.compare import Slot
+from studyloom.storage.records.heads import fills
+from studyloom.storage.records.leases import LEASE_FACTOR, LeaseWatch
+from studyloom.storage.records.slots import SLOTS, clear, create_table
+from studyloom.storage.records.studies import is_study, lock_study, study_deleted
 from studyloom.storage.retry import call_state
 
-Lease = tuple[int, int, float | None]  # slot, token, and when it ends
 WriteRows = Callable[[Connection], None]
-METADATA = MetaData()
-SLOTS = Table(
-    "studyloom_slots",
-    METADATA,
-    Column("study_id", Integer, primary_key=True),
-    Column("slot", Integer, primary_key=True),
-    Column("state", String(4), nullable=False),  # free, held, done
-    Column("token", Integer, nullable=False),  # claims so far: an old token has lost the slot
-    Column("deaths", Integer, nullable=False),  # claims that ended with their worker
-    Column("death", Text),  # how the last of them ended
-    Column("fatal", Integer, nullable=False),  # 1: the trial must not be tried again
-    Column("trial_id", Integer),
-    Column("owner", String(300)),
-    Column("since", Float(53)),  # start of the claim: seconds on the database's clock
-    Column("expires", Float(53)),  # end of its lease, on the same clock
-)
-# A lease is no longer than the time from its claim to its renewal by this factor, or than the
-# seconds that `study.lease` says.
-LEASE_FACTOR = 4
-# Statements that a worker runs after each epoch, built once: building one took longer than the
-# database takes to run it. ("slot" and "token" would be taken for columns to set.)
-OWN = all_of(
-    SLOTS.c.study_id == bindparam("study"),
-    SLOTS.c.slot == bindparam("own_slot"),
-    SLOTS.c.token == bindparam("own_token"),
-)
-OWN_STATE = select(SLOTS.c.state).where(OWN)
-END_CLAIM = (
-    update(SLOTS)
-    .where(OWN, SLOTS.c.state == "held")
-    .values(state=bindparam("next_state"), owner=None, expires=None)
-)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,18 +92,19 @@ class Ledger:
     Attributes:
         storage: The database.
         study_id: The study's id in Optuna's tables.
+        uuid: The study's attribute UUID; None for a study of an earlier version.
         clock: Seconds on a clock of this process that nobody sets.
     """
 
     storage: RetryingStorage
     study_id: int
+    uuid: str | None = None
     clock: Callable[[], float] = time.monotonic
 
     def create(self) -> None:
-        """Creates the table, and removes a deleted study's slots: SQLite reuses the study's id."""
-        delete = SLOTS.delete().where(self._mine)
-        execute(self.storage, METADATA.create_all)
-        execute(self.storage, lambda connection: connection.execute(delete))
+        """Creates the table, and removes a deleted study's slots."""
+        create_table(self.storage)
+        execute(self.storage, lambda connection: clear(connection, self.study_id))
 
     def extend(self, trials: int) -> None:
         """Gives the study at least `trials` slots."""
@@ -143,11 +112,11 @@ class Ledger:
             "INSERT INTO studyloom_slots (study_id, slot, state, token, deaths, fatal) "
             "VALUES (:study, :slot, 'free', 0, 0, 0) ON CONFLICT DO NOTHING"
         )
-        count = select(func.count()).where(self._mine)
+        existing = select(SLOTS.c.slot).where(self._mine)
 
         def insert(connection: Connection) -> None:
-            if missing := range(connection.execute(count).scalar_one(), trials):
-                rows = [{"study": self.study_id, "slot": slot} for slot in missing]
+            if missing := {*range(trials)}.difference(connection.execute(existing).scalars()):
+                rows = [{"study": self.study_id, "slot": slot} for slot in sorted(missing)]
                 connection.execute(statement, rows)
 
         execute(self.storage, insert)
@@ -185,64 +154,52 @@ class Ledger:
             owner: The worker's id.
             trials: Only the first so many slots are taken.
             lease: Seconds until the claim ends unless it is renewed.
-            make: Creates a trial for a slot that has none, in the transaction of the claim, and
-                returns its id.
+            make: Creates a trial for a slot that has none, or whose trial is gone, in the
+                transaction of the claim, and returns its id.
             fresh: Whether to take only a slot without a trial that no other worker has held.
 
         Returns:
             The claim; None if all slots are done, or held by others.
+
+        Raises:
+            StorageLost: The study was deleted.
         """
 
         def take(connection: Connection) -> Claim | None:
-            abandoned = self._abandoned(connection, owner, lease)
+            # Before the slot is chosen, so that slots and trials are in the same order.
+            lock_study(connection, self.study_id, self.uuid)
+            held = all_of(self._mine, SLOTS.c.state == "held", SLOTS.c.owner != owner)
+            abandoned = self._leases.ended(connection, held, self._now, lease)
             statement = self._claiming(owner, trials, lease, fresh, abandoned)
             row = connection.execute(statement).one_or_none()
             if row is None:
                 return None
-            trial_id = row.trial_id
-            if trial_id is None and make is not None:
-                trial_id = make(connection, row.slot)
-                claimed = all_of(self._mine, SLOTS.c.slot == row.slot)
-                connection.execute(update(SLOTS).where(claimed).values(trial_id=trial_id))
-            return Claim(row.slot, row.token, trial_id, row.deaths, row.death, bool(row.fatal))
+            claim = Claim(row.slot, row.token, row.trial_id, row.deaths, row.death, bool(row.fatal))
+            return claim if make is None else self._with_trial(connection, claim, make)
 
         return execute(self.storage, take)
 
+    def _with_trial(
+        self, connection: Connection, claim: Claim, make: Callable[[Connection, int], int]
+    ) -> Claim:
+        """Creates the trial of a claim if there is none, also where it was deleted."""
+        slot, trial_id = claim.slot, claim.trial_id
+        if trial_id is not None:
+            if fills(connection, self.study_id, trial_id, slot):
+                return claim
+            log.warning("slot %d: its trial is gone; a new one takes its place", slot)
+        trial_id = make(connection, slot)
+        values = {"trial_id": trial_id, "deaths": 0, "death": None, "fatal": 0}
+        connection.execute(update(SLOTS).where(self._mine, SLOTS.c.slot == slot).values(values))
+        return Claim(slot, claim.token, trial_id)
+
     @cached_property
-    def _leases(self) -> Sightings[Lease, float]:
-        return Sightings(self.clock)
+    def _leases(self) -> LeaseWatch:
+        return LeaseWatch(self.clock)
 
     @cached_property
     def _claims(self) -> Sightings[tuple[str, int, int, int], None]:
         return Sightings(self.clock)
-
-    def _abandoned(self, connection: Connection, owner: str, lease: float) -> ColumnElement[bool]:
-        """Looks at the leases of others, and selects those that have ended.
-
-        These are the ones that have stayed as they are for as long as they had left at first sight,
-        and for two renewals at least: a clock that leaps ahead ends the leases of the living, who
-        renew them. Of the time between two looks half a lease counts, since this process, and with
-        it the others, may have been stopped in between.
-        """
-        left, age = SLOTS.c.expires - self._now, self._now - SLOTS.c.since
-        query = select(
-            SLOTS.c.slot, SLOTS.c.token, SLOTS.c.expires, left.label("left"), age.label("age")
-        ).where(self._mine, SLOTS.c.state == "held", SLOTS.c.owner != owner)
-        left_of = {
-            (row.slot, row.token, row.expires): min(
-                row.left or 0.0, max(lease, LEASE_FACTOR * (row.age or 0.0))
-            )
-            for row in connection.execute(query)
-        }
-        looks = self._leases.look(left_of, lease / 2)
-        ended = [key for key, (left, seen) in looks.items() if seen >= max(left, lease / 2)]
-        return any_of(
-            false(),
-            *(
-                all_of(SLOTS.c.slot == slot, SLOTS.c.token == token, SLOTS.c.expires == expires)
-                for slot, token, expires in ended
-            ),
-        )
 
     def _claiming(
         self, owner: str, trials: int, lease: float, fresh: bool, abandoned: ColumnElement[bool]
@@ -300,17 +257,41 @@ class Ledger:
         Returns:
             False if another worker has the slot by now; then nothing was written.
         """
-        return self._update(END_CLAIM, claim, "done", write, next_state="done")
+        return self._update(self._end, claim, "done", write, next_state="done")
 
     def release(self, claim: Claim) -> None:
         """Gives a slot back, with the trial that was started there."""
-        self._update(END_CLAIM, claim, "free", next_state="free")
+        self._update(self._end, claim, "free", next_state="free")
+
+    # Statements that a worker runs after each epoch, built once: building one took longer than the
+    # database takes to run it. ("slot" and "token" would be taken for columns to set.)
+
+    @cached_property
+    def _own(self) -> ColumnElement[bool]:
+        return all_of(
+            SLOTS.c.study_id == bindparam("study"),
+            SLOTS.c.slot == bindparam("own_slot"),
+            SLOTS.c.token == bindparam("own_token"),
+            self._exists,
+        )
+
+    @property
+    def _exists(self) -> ColumnElement[bool]:
+        return is_study(self.study_id, None if self.uuid is None else json.dumps(self.uuid))
+
+    @cached_property
+    def _end(self) -> Update:
+        return (
+            update(SLOTS)
+            .where(self._own, SLOTS.c.state == "held")
+            .values(state=bindparam("next_state"), owner=None, expires=None)
+        )
 
     @cached_property
     def _renewal(self) -> Update:
         return (
             update(SLOTS)
-            .where(OWN, SLOTS.c.state == "held")
+            .where(self._own, SLOTS.c.state == "held")
             .values(expires=self._now + bindparam("lease"))
         )
 
@@ -332,11 +313,12 @@ class Ledger:
             values: Of the parameters of the statement.
         """
         own = {"study": self.study_id, "own_slot": claim.slot, "own_token": claim.token}
+        stored = select(SLOTS.c.state).where(self._own)
 
         def work(connection: Connection) -> bool:
             if not connection.execute(statement, own | values).rowcount:
                 # An earlier try may have done its COMMIT, and only the answer was lost.
-                return call_state.uncertain and connection.execute(OWN_STATE, own).scalar() == state
+                return call_state.uncertain and connection.execute(stored, own).scalar() == state
             if write is not None:
                 write(connection)
             return True
@@ -410,17 +392,33 @@ class Ledger:
         return all_of(SLOTS.c.owner.in_(workers), SLOTS.c.state == "held")
 
     def todo(self, trials: int) -> int:
-        """Counts those of the first `trials` slots that are not done."""
-        count = select(func.count()).where(
-            self._mine, SLOTS.c.slot < trials, SLOTS.c.state != "done"
-        )
-        return int(read(self.storage, lambda connection: connection.execute(count).scalar_one()))
+        """Counts those of the first `trials` slots that are not done.
+
+        Raises:
+            StorageLost: The study was deleted.
+        """
+        open_ = all_of(self._mine, SLOTS.c.slot < trials, SLOTS.c.state != "done")
+        count = select(func.count()).where(open_).scalar_subquery()
+        query = select(count, self._exists)
+        number, exists = read(self.storage, lambda connection: connection.execute(query).one())
+        if not exists:
+            raise study_deleted()
+        return int(number)
 
     def counts(self) -> dict[str, int]:
         """Counts the slots that are free, held and done."""
         query = select(SLOTS.c.state, func.count()).where(self._mine).group_by(SLOTS.c.state)
         rows = read(self.storage, lambda connection: connection.execute(query).all())
         return {"free": 0, "held": 0, "done": 0} | {str(state): int(n) for state, n in rows}
+
+    def rows(self, connection: Connection) -> list[Slot]:
+        """Reads all slots of the study, and locks them until the commit."""
+        leased = all_of(SLOTS.c.state == "held", SLOTS.c.expires > self._now)
+        query = select(SLOTS.c.slot, SLOTS.c.state, SLOTS.c.trial_id, leased).where(self._mine)
+        return [
+            Slot(slot, state, trial_id, bool(held))
+            for slot, state, trial_id, held in connection.execute(query.with_for_update())
+        ]
 
     def held(self) -> list[HeldSlot]:
         """Lists the slots that workers hold, in the order of the workers' ids."""

@@ -24,18 +24,22 @@ from sqlalchemy import (
     Table,
     TextClause,
     bindparam,
+    func,
     or_,
     select,
     text,
 )
 
+from studyloom.errors import TrialDeleted
 from studyloom.space.tree import Point
-from studyloom.storage.attributes import PICKLED
+from studyloom.storage.attributes import PICKLED, SLOT
 from studyloom.storage.optuna_internals import (
     TABLES,
     TrialIntermediateValueModel,
     TrialValueModel,
 )
+from studyloom.storage.records.heads import parse_slot
+from studyloom.storage.records.studies import lock_study
 
 STUDIES, STUDY_ATTRIBUTES = TABLES["studies"], TABLES["study_user_attributes"]
 TRIALS, PARAMS, VALUES = TABLES["trials"], TABLES["trial_params"], TABLES["trial_values"]
@@ -187,19 +191,11 @@ def add(
         The trial's id.
 
     Raises:
-        KeyError: The study no longer exists.
+        StorageLost: The study no longer exists.
     """
-    # Numbers are given out one after the other: SQLite has one writer at a time, and on PostgreSQL
-    # all wait for this row.
-    study = select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id).with_for_update()
-    if connection.execute(study).first() is None:
-        raise KeyError(f"study {study_id} no longer exists")
-    last = (
-        select(TRIALS.c.number)
-        .where(TRIALS.c.study_id == study_id)
-        .order_by(TRIALS.c.trial_id.desc())
-        .limit(1)
-    )
+    lock_study(connection, study_id, None)
+    # Not that of the latest trial: where trials were deleted, Optuna gives out numbers again.
+    last = select(func.max(TRIALS.c.number)).where(TRIALS.c.study_id == study_id)
     number = connection.execute(last).scalar()
     values = {
         "study_id": study_id,
@@ -219,18 +215,28 @@ def add(
     return trial_id
 
 
-def check_running(connection: Connection, trial_id: int) -> None:
+def check_running(connection: Connection, trial_id: int, slot: int | None = None) -> None:
     """Makes sure that nobody has ended a trial; until the commit nobody can.
+
+    Args:
+        connection: In a writing transaction.
+        trial_id: The trial.
+        slot: The slot that it fills; None if that does not matter.
 
     Raises:
         UpdateFinishedTrialError: Another worker has ended it.
-        KeyError: It no longer exists.
+        TrialDeleted: It no longer exists. SQLite may have given its id to another trial.
     """
-    state = connection.execute(STATE, {"id": trial_id}).scalar()
-    if state is None:
-        raise KeyError(f"trial {trial_id} no longer exists")
+    state, stored = connection.execute(STATE, {"id": trial_id}).one_or_none() or (None, None)
+    if state is None or (slot is not None and parse_slot(stored) != slot):
+        raise trial_deleted()
     if state.is_finished():
         raise UpdateFinishedTrialError(f"trial {trial_id} has ended: {state.name}")
+
+
+def trial_deleted() -> TrialDeleted:
+    """Makes the error of a trial that is gone."""
+    return TrialDeleted("another program has deleted its trial; a new one takes its place")
 
 
 def write(connection: Connection, writes: Iterable[Write]) -> None:
@@ -249,7 +255,16 @@ def _upsert(table: str, key: str, *columns: str, keep: bool = False) -> TextClau
     )
 
 
-STATE = select(TRIALS.c.state).where(TRIALS.c.trial_id == bindparam("id")).with_for_update()
+STATE = (
+    select(
+        TRIALS.c.state,
+        select(USER_ATTRIBUTES.c.value_json)
+        .where(USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, USER_ATTRIBUTES.c.key == SLOT)
+        .scalar_subquery(),
+    )
+    .where(TRIALS.c.trial_id == bindparam("id"))
+    .with_for_update()
+)
 PARAM = _upsert("trial_params", "param_name", "param_value", "distribution_json", keep=True)
 VALUE = _upsert("trial_values", "objective", "value", "value_type")
 REPORT = _upsert(

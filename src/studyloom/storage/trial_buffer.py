@@ -15,8 +15,10 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
 from studyloom.storage import sql
+from studyloom.storage.attributes import SLOT
 from studyloom.storage.database import RetryingStorage
 from studyloom.storage.optuna_internals import CachedStorage
+from studyloom.storage.records.heads import is_slot
 from studyloom.storage.sql import Write
 
 
@@ -59,13 +61,25 @@ class TrialBuffer(CachedStorage):
 
         Returns:
             A copy of that trial.
+
+        Raises:
+            TrialDeleted: It does not exist.
         """
         self.clear()
         self.refresh(study_id)
         with self._lock:
-            _, number = self._trial_id_to_study_id_and_number[trial_id]
-            self._own = self._studies[study_id].trials[number]
-            return _copied(self._own)
+            _, number = self._trial_id_to_study_id_and_number.get(trial_id, (study_id, -1))
+            own = self._studies[study_id].trials.get(number)
+        if own is None or own._trial_id != trial_id or own.state.is_finished():
+            # SQLite gives the id of a deleted trial to the next one, and Optuna its number.
+            try:
+                own = self._backend.get_trial(trial_id)
+            except KeyError:
+                raise sql.trial_deleted() from None
+        with self._lock:
+            self._trial_id_to_study_id_and_number[trial_id] = study_id, own.number
+            self._replace_own(own)
+            return _copied(own)
 
     def refresh(self, study_id: int) -> None:
         """Reads what has become of the other trials: in one statement if nothing has changed."""
@@ -85,9 +99,10 @@ class TrialBuffer(CachedStorage):
 
         Raises:
             UpdateFinishedTrialError: Another worker has ended the trial.
+            TrialDeleted: It no longer exists.
         """
         assert self._own is not None
-        sql.check_running(connection, self._own._trial_id)
+        sql.check_running(connection, self._own._trial_id, self._own.user_attrs.get(SLOT))
         sql.write(connection, self._writes)
 
     def mark_written(self) -> None:
@@ -98,6 +113,11 @@ class TrialBuffer(CachedStorage):
         """Gives up the worker's own trial, and those of its changes that were not written."""
         with self._lock:
             self._own, self._writes, self._backend.skipped_trial_id = None, [], -1
+
+    def forget(self, study_id: int) -> None:
+        """Forgets the cached trials of a study: ended ones have been set aside or renumbered."""
+        with self._lock:
+            self._studies.pop(study_id, None)
 
     def _replace_own(self, trial: FrozenTrial) -> None:
         study_id, number = self._trial_id_to_study_id_and_number[trial._trial_id]
@@ -136,7 +156,15 @@ class TrialBuffer(CachedStorage):
         with self._lock:
             # Almost in order already: 0.1 ms for 5 000.
             by_number = sorted(self._studies[study_id].trials.items())
-        trials = [trial for _, trial in by_number if states is None or trial.state in states]
+            # Samplers and pruners compare a trial of a slot with its like only: what other programs
+            # have added may have any parameters and values.
+            every = self._own is None or SLOT not in self._own.user_attrs
+        trials = [
+            trial
+            for _, trial in by_number
+            if (states is None or trial.state in states)
+            and (every or is_slot(trial.user_attrs.get(SLOT)))
+        ]
         return copy.deepcopy(trials) if deepcopy else trials
 
     def get_trial(self, trial_id: int) -> FrozenTrial:

@@ -7,6 +7,7 @@ provenance, and stopping.
 __all__ = [
     "enqueue",
     "failures",
+    "identity",
     "provenance",
     "replay",
     "reporter",

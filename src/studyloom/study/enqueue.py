@@ -6,6 +6,7 @@ worker released: one worker at a time claims it, and the budget stays the same.
 
 import os
 from pathlib import Path
+from typing import Any
 
 from optuna.trial import FrozenTrial
 from sqlalchemy import Connection
@@ -16,12 +17,18 @@ from studyloom.processes import worker_id
 from studyloom.search.warm_start import WarmStarts, source_label
 from studyloom.space.tree import Point
 from studyloom.storage import sql
-from studyloom.storage.attributes import ENQUEUED, SLOT, SOURCES
+from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, REASON, SLOT, SOURCES
 from studyloom.storage.connections import exclusive
+from studyloom.storage.database import execute
 from studyloom.storage.embedded_server import serve
+from studyloom.storage.records.compare import Entry
+from studyloom.storage.records.heads import fills, set_aside
+from studyloom.storage.records.reconcile import enter
+from studyloom.study.failures import TEACHES, outcome
 from studyloom.study.stored_study import StoredStudy, open_study, study_names
 
 LEASE = 60.0  # seconds that a slot is held while its trial is made
+AS_COMPOSED = "the configuration as composed"  # where the point of a baseline comes from
 
 
 def open_source(source: str) -> StoredStudy:
@@ -92,7 +99,7 @@ def enqueue(
     with exclusive(url):
         tried = [trial.params for trial in stored.trials()]
         if not tried and baseline is not None and starts.points:
-            _enqueue_point(stored, Point(), "the configuration as composed", trials)
+            _enqueue_point(stored, Point(), AS_COMPOSED, trials, **{BASELINE: True})
         if baseline is not None:
             tried.append(baseline.params)
         for start in starts.points:
@@ -104,15 +111,67 @@ def enqueue(
     return left_out
 
 
-def _enqueue_point(stored: StoredStudy, point: Point, source: str, trials: int) -> bool:
+def _enqueue_point(
+    stored: StoredStudy, point: Point, source: str, trials: int, **user_attrs: Any
+) -> bool:
     """Makes a waiting trial of a point, and returns whether there was a free slot for it."""
     ledger = stored.ledger
 
     def make(connection: Connection, slot: int) -> int:
-        return sql.add(connection, ledger.study_id, {SLOT: slot, ENQUEUED: source}, point)
+        attributes = {SLOT: slot, ENQUEUED: source, **user_attrs}
+        return sql.add(connection, ledger.study_id, attributes, point)
 
     claim = ledger.claim(worker_id(os.getpid()), trials, LEASE, make, fresh=True)
     if claim is None:
         return False
     ledger.release(claim)
     return True
+
+
+def failed_baseline(stored: StoredStudy) -> FrozenTrial | None:
+    """Returns the baseline if it has failed; None if there is one that has not, or none at all."""
+    baselines = [trial for trial in stored.trials() if BASELINE in trial.user_attrs]
+    failed = [trial for trial in baselines if outcome(trial) == "failed"]
+    return failed[-1] if failed and len(failed) == len(baselines) else None
+
+
+def redo_baseline(stored: StoredStudy, url: str) -> None:
+    """Opens the slot of a baseline that has failed for a new trial of the same configuration.
+
+    The failed trial is set aside: it is kept, but no longer counted, so that N trials stay N.
+    Nothing changes if the baseline has not failed.
+
+    Args:
+        stored: the study.
+        url: of its database.
+    """
+    ledger = stored.ledger
+
+    def replace(connection: Connection, failed: FrozenTrial, slot: int) -> None:
+        if not fills(connection, ledger.study_id, failed._trial_id, slot):
+            return  # an earlier try has done its COMMIT, and only the answer was lost
+        sql.write(connection, [set_aside(failed._trial_id)])
+        attributes = {SLOT: slot, BASELINE: True, ENQUEUED: AS_COMPOSED}
+        trial_id = sql.add(connection, ledger.study_id, attributes, Point())
+        enter(connection, ledger.study_id, [Entry(slot, "free", trial_id)])
+
+    with exclusive(url):
+        if (failed := failed_baseline(stored)) is not None:
+            slot = int(failed.user_attrs[SLOT])
+            execute(ledger.storage, lambda connection: replace(connection, failed, slot))
+            stored.storage.forget(ledger.study_id)
+
+
+def missing_baseline(stored: StoredStudy) -> str | None:
+    """Words what can be done about a baseline that failed by a bug; None if nothing need be done.
+
+    One whose training diverged, or whose network was too large, would only do so again.
+    """
+    failed = failed_baseline(stored)
+    if failed is None or failed.user_attrs.get(FAILURE) in TEACHES:
+        return None
+    reason = failed.user_attrs.get(REASON, "no reason is stored")
+    return (
+        f"the baseline, trial {failed.number}, has failed ({reason}), so that nothing is compared "
+        "with it; once the cause is mended, study.redo_baseline=true trains it again"
+    )

@@ -22,6 +22,7 @@ from studyloom.question.objective import (
     report_step,
 )
 from studyloom.storage.attributes import (
+    BASELINE,
     EPOCHS,
     FAILURE,
     HALTED,
@@ -193,7 +194,9 @@ class Reporter:
         ended.sort(key=lambda trial: trial.datetime_complete or datetime.min)
         last = ended[-self.limits.max_failures :]
         same = [trial for trial in last if trial.user_attrs.get(REASON) == reason]
-        return self.trial.number == 0 or len(same) == self.limits.max_failures
+        # Its slot, and not its number: another program may have added a trial before it.
+        first = self.claim.slot == 0 or BASELINE in self.trial.user_attrs
+        return first or len(same) == self.limits.max_failures
 
     def tell(self, value: float | None, state: TrialState) -> None:
         """Ends the trial and its claim in one transaction.

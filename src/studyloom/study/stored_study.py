@@ -3,6 +3,7 @@
 A study is identified by its question: the same name with another question is refused.
 """
 
+import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,27 +15,36 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection
 
 from studyloom.errors import ConfigError, Halted, QuestionError, StorageError, UndefinedObjective
 from studyloom.metrics import ACCURACY, COSTS, Direction, Goal
 from studyloom.question.rule import Condition, Rule, parse_rule
-from studyloom.question.sources import CODE, code_of
+from studyloom.question.sources import code_of
 from studyloom.storage import sql
 from studyloom.storage.attributes import (
     BASELINE,
     CODE_CHANGES,
     FAILURE,
+    FORMER_SLOT,
     HALTED,
     QUESTION,
     REASON,
     RULE,
+    SLOT,
     TEST_OPENINGS,
+    UUID,
 )
 from studyloom.storage.connections import exclusive
-from studyloom.storage.database import RetryingStorage, connect, read
+from studyloom.storage.database import RetryingStorage, connect, execute, read
 from studyloom.storage.ledger import Ledger
+from studyloom.storage.records.heads import is_slot
+from studyloom.storage.records.reconcile import reconcile_unasked
+from studyloom.storage.records.slots import check_table, clear, create_table
+from studyloom.storage.records.studies import add_study
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.study.failures import UNDEFINED
+from studyloom.study.identity import check_question
 
 
 @dataclass(frozen=True)
@@ -71,8 +81,28 @@ class StoredStudy:
         return self.storage.stopping
 
     def trials(self) -> list[FrozenTrial]:
-        """Returns all trials, by number; they must not be changed."""
-        return self.optuna.get_trials(deepcopy=False)
+        """Returns the trials that fill slots, by number; they must not be changed.
+
+        Of a study of plain Optuna these are all trials.
+        """
+        trials = self.optuna.get_trials(deepcopy=False)
+        return [trial for trial in trials if not self.ours or is_slot(trial.user_attrs.get(SLOT))]
+
+    def uncounted(self) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
+        """Returns the other trials, which are kept, but neither counted nor compared.
+
+        Returns:
+            Those of other programs; and those that were set aside for another one in their slot.
+        """
+        counted = {trial._trial_id for trial in self.trials()}
+        others = [t for t in self.optuna.get_trials(deepcopy=False) if t._trial_id not in counted]
+        aside = [trial for trial in others if FORMER_SLOT in trial.user_attrs]
+        return [trial for trial in others if FORMER_SLOT not in trial.user_attrs], aside
+
+    @cached_property
+    def ours(self) -> bool:
+        """Whether studyloom has created the study."""
+        return QUESTION in self.optuna.user_attrs
 
     def halted(self) -> str | None:
         """Returns why the study has stopped itself; None if it has not."""
@@ -195,7 +225,11 @@ class StoredStudy:
 
     def code(self) -> dict[str, Any]:
         """Returns the digests of the user's own code with which the study goes on now."""
-        return code_of(self.optuna.user_attrs.get(QUESTION, {}))
+        return code_of(self.question() or {})
+
+    def question(self) -> dict[str, Any] | None:
+        """Returns what the study asks, by config key; None for a study of another program."""
+        return self.optuna.user_attrs.get(QUESTION)
 
     def code_changes(self) -> list[dict[str, Any]]:
         """Returns the accepted changes of code: what is `changed`, `from` which trial on."""
@@ -278,7 +312,14 @@ def _load(backend: RetryingStorage, name: str) -> StoredStudy:
             f"it holds {names}"
         ) from None
     study = optuna.load_study(study_name=name, storage=storage)
-    return StoredStudy(name, storage, study, Ledger(backend, study_id))
+    attributes = study.user_attrs
+    if QUESTION in attributes and not check_table(backend):
+        backend.engine.dispose()
+        raise StorageError(
+            f"study.name: the ledger of {name!r}, the table studyloom_slots, is gone; the command "
+            "that runs the study, or `studyloom doctor --repair RUN_DIR`, makes it again"
+        )
+    return StoredStudy(name, storage, study, Ledger(backend, study_id, attributes.get(UUID)))
 
 
 def is_stage_name(name: str) -> bool:
@@ -303,6 +344,25 @@ def study_names(url: str, deadline: float) -> list[str]:
     names = [study.study_name for study in TrialBuffer(backend).get_all_studies()]
     backend.engine.dispose()
     return [name for name in names if not is_stage_name(name)]
+
+
+def open_ledgers(url: str, deadline: float) -> dict[str, Ledger]:
+    """Returns the ledgers of all studies that studyloom has made in a database, by study.
+
+    Args:
+        url: of the database.
+        deadline: seconds for which a call waits for a database that is away.
+
+    Raises:
+        StorageError: there is no such database, or its table of the ledger is another program's.
+    """
+    backend = connect(url, deadline=deadline)
+    check_table(backend)
+    return {
+        study.study_name: Ledger(backend, study._study_id, study.user_attrs.get(UUID))
+        for study in backend.get_all_studies()
+        if QUESTION in study.user_attrs
+    }
 
 
 def create_study(
@@ -330,87 +390,56 @@ def create_study(
         accept_code_change: whether the study goes on if only the user's own code has changed.
 
     Raises:
-        QuestionError: the study exists and asks another question.
-        StorageError: the database cannot be used.
+        QuestionError: the study exists and asks another question, or another program made it.
+        StorageError: the database cannot be used, or its records contradict each other.
     """
     with exclusive(url, deadline=deadline if wait else 0.0):
         backend = connect(url, create=True, deadline=deadline)
-        storage = TrialBuffer(backend)
-        if name not in {study.study_name for study in storage.get_all_studies()}:
-            directions = [goal.direction for goal in goals]
-            study = optuna.create_study(study_name=name, storage=storage, directions=directions)
-            Ledger(backend, storage.get_study_id_from_name(name)).create()
+        check_table(backend)
+        attributes = {QUESTION: dict(question), UUID: uuid.uuid4().hex}
+        if name not in {study.study_name for study in TrialBuffer(backend).get_all_studies()}:
+            create_table(backend)
+            _make_study(backend, name, goals, attributes)
+        study = optuna.load_study(study_name=name, storage=TrialBuffer(backend))
+        known = study.user_attrs
+        accepted = check_question(
+            name, known.get(QUESTION), question, accept_code_change=accept_code_change
+        )
+        if UUID not in known:  # an earlier version has made it
+            study.set_user_attr(UUID, attributes[UUID])
+        if study.metric_names is None:
             _name_values(study, goals)
-            study.set_user_attr(QUESTION, dict(question))
+        create_table(backend)
         stored = _load(backend, name)
-        stored_question = stored.optuna.user_attrs.get(QUESTION)
-        if stored_question is None:  # its creator died between the commits above
-            stored.ledger.create()
-            _name_values(stored.optuna, goals)
-            stored.optuna.set_user_attr(QUESTION, dict(question))
-        else:
-            check_question(stored, question, accept_code_change=accept_code_change)
-        stored.ledger.extend(trials)
+        reconcile_unasked(stored.ledger, name, trials)
+        _accept(stored, known[QUESTION], accepted)
         if stored.halted() is not None:  # a person who starts it again has removed the reason
             stored.optuna.set_user_attr(HALTED, None)
     return stored
 
 
-def check_question(
-    stored: StoredStudy, now: Mapping[str, Any], *, accept_code_change: bool = False
+def _make_study(
+    backend: RetryingStorage, name: str, goals: Sequence[Goal], attributes: Mapping[str, Any]
 ) -> None:
-    """Checks that a study asks a question, and stores an accepted change of the user's own code.
+    """Creates a study in one transaction: without QUESTION it is one of another program."""
+    ways = {"maximize": StudyDirection.MAXIMIZE, "minimize": StudyDirection.MINIMIZE}
 
-    Args:
-        stored: the study.
-        now: what is asked, by config key.
-        accept_code_change: whether the code may be another than before.
+    def make(connection: Connection) -> None:
+        directions = [ways[goal.direction] for goal in goals]
+        clear(connection, add_study(connection, name, directions, attributes))
 
-    Raises:
-        QuestionError: the study asks another question.
-    """
-    was = compared = stored.optuna.user_attrs[QUESTION]
-    if accept_code_change or not code_of(was):  # an earlier version stored none
-        compared = {key: was[key] for key in was if key not in code_of(was)} | code_of(now)
-    if changes := differences(compared, now):
-        raise _another_question(stored.name, changes)
-    if code_of(was) != code_of(now):
-        if code_of(was):
-            changed = {key for key, _ in code_of(was).items() ^ code_of(now).items()}
-            change = {"from": len(stored.trials()), "changed": sorted(changed)}
-            stored.optuna.set_user_attr(CODE_CHANGES, [*stored.code_changes(), change])
-        stored.optuna.set_user_attr(QUESTION, compared)
+    execute(backend, make)
 
 
-def check_code(stored: StoredStudy, now: Callable[[], Mapping[str, Any]]) -> None:
-    """Checks for a worker that the user's own code is that of the study.
-
-    Somebody may edit it while the study runs, and a worker that is started then would read it.
-
-    Args:
-        stored: the study.
-        now: returns the digests of the code; only called if the study has some.
-
-    Raises:
-        QuestionError: the code is another.
-    """
-    code = stored.code()
-    if code and (changes := differences(code, now())):
-        raise _another_question(stored.name, changes)
-
-
-def _another_question(name: str, changes: Sequence[str]) -> QuestionError:
-    """Makes the error that shows how the question of a study differs from what is asked."""
-    way_out = "go back to that question, or give this one another name: study.name=…"
-    if all(change.startswith(CODE) for change in changes):
-        way_out = (
-            "only your own code differs: go back to what it was, go on with "
-            "study.accept_code_change=true, or give this study another name: study.name=…"
-        )
-    return QuestionError(
-        f"study.name: the study {name!r} asks another question, so its trials cannot be "
-        "compared:\n" + "".join(f"  {change}\n" for change in changes) + way_out
-    )
+def _accept(stored: StoredStudy, was: Mapping[str, Any], accepted: Mapping[str, Any]) -> None:
+    """Stores the digests of the user's own code that a study goes on with, if they are others."""
+    if accepted == was:
+        return
+    if code_of(was):  # else an earlier version has stored none
+        changed = {key for key, _ in code_of(was).items() ^ code_of(accepted).items()}
+        change = {"from": len(stored.trials()), "changed": sorted(changed)}
+        stored.optuna.set_user_attr(CODE_CHANGES, [*stored.code_changes(), change])
+    stored.optuna.set_user_attr(QUESTION, dict(accepted))
 
 
 def _name_values(study: Study, goals: Sequence[Goal]) -> None:
@@ -418,17 +447,3 @@ def _name_values(study: Study, goals: Sequence[Goal]) -> None:
     with warnings.catch_warnings():  # Optuna calls this experimental
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names([goal.name for goal in goals])
-
-
-def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns `key: was → is` for each key whose value differs, by key.
-
-    Args:
-        was: the values before.
-        now: the values after.
-    """
-    return [
-        f"{key}: {was.get(key, '(absent)')} → {now.get(key, '(absent)')}"
-        for key in sorted({*was, *now})
-        if was.get(key, "(absent)") != now.get(key, "(absent)")
-    ]

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
 from studyloom.data.training_data import TrainingData
-from studyloom.errors import ClaimLost, Stopped, StorageLost
+from studyloom.errors import ClaimLost, Stopped, StorageLost, TrialDeleted
 from studyloom.processes import worker_id
 from studyloom.question.costs import Cost
 from studyloom.question.objective import Objective, Stopping
@@ -97,7 +97,8 @@ class Worker:
         self.stored.optuna.pruner = self.question.pruner()
 
         def make(connection: Connection, slot: int) -> int:
-            return sql.add(connection, ledger.study_id, {SLOT: slot, WORKER: owner})
+            first = {BASELINE: True} if slot == 0 and self.question.baseline is not None else {}
+            return sql.add(connection, ledger.study_id, {SLOT: slot, WORKER: owner, **first})
 
         while not self.stopping():
             with self.watch("storage"):
@@ -121,12 +122,14 @@ class Worker:
             ledger.release(claim)
             if isinstance(stop, KeyboardInterrupt):
                 raise
-        except (ClaimLost, UpdateFinishedTrialError):
-            log.warning(
-                "slot %d: the lease ended and another worker went on with the trial", claim.slot
-            )
-            # Has an effect only if another program ended the trial without claiming its slot.
-            ledger.finish(claim)
+        except (ClaimLost, UpdateFinishedTrialError) as lost:
+            words = "the lease ended and another worker went on with the trial"
+            if isinstance(lost, TrialDeleted):
+                words = str(lost)
+            log.warning("slot %d: %s", claim.slot, words)
+            # Has an effect only if another program ended or deleted the trial; then the next claim
+            # of the slot meets that.
+            ledger.release(claim)
         finally:
             self.stored.storage.clear()
 
@@ -143,7 +146,7 @@ class Worker:
         # The baseline is not pruned, because all trials are compared with it. With several
         # objectives no trial is, because trials are comparable only when they have all values.
         comparable = len(self.stored.goals) == 1 and (
-            self.question.baseline is None or trial.number > 0
+            self.question.baseline is None or BASELINE not in trial.user_attrs
         )
         watch, stopping = self.watch, self.stopping
         reporter = Reporter(self.stored, trial, claim, comparable, self.limits, stopping, watch)
@@ -167,7 +170,10 @@ class Worker:
         if frozen.state == TrialState.WAITING:
             buffer.set_trial_user_attr(trial_id, WORKER, worker_id(os.getpid()))
             buffer.set_trial_state_values(trial_id, TrialState.RUNNING)
-        if frozen.number == 0 and baseline is not None:
+        # An earlier version did not mark the baseline before it began.
+        first = frozen.number == 0 == frozen.user_attrs.get(SLOT, 0)
+        is_baseline = BASELINE in frozen.user_attrs or first
+        if is_baseline and baseline is not None:
             buffer.set_trial_user_attr(trial_id, BASELINE, True)
             for name, value in baseline.params.items():
                 if name not in frozen.params:

@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
@@ -17,7 +17,11 @@ from studyloom import __version__
 from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.launch.local import Local, cores, gpus
 from studyloom.storage.checks import Finding, State, check_database, ok, run_check, todo, warning
+from studyloom.storage.ledger import Ledger
+from studyloom.storage.records.compare import Difference
+from studyloom.storage.records.reconcile import reconcile
 from studyloom.storage.urls import parse_url
+from studyloom.study.stored_study import open_ledgers
 from studyloom.text import indented
 
 SMALL = 10**9  # bytes free
@@ -45,7 +49,11 @@ def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Findin
         yield "database", lost if run_dir else warning(words)
         yield "permission", run_check(lambda: writable(existing(path.parent)), address)
     else:
-        yield from check_database(address)
+        findings = {}
+        for name, findings[name] in check_database(address):
+            yield name, findings[name]
+        if "tables" in findings and findings["tables"].state is State.OK:
+            yield "ledger", run_check(lambda: agreement(url), address)
     if path is not None:
         yield "file system", run_check(lambda: disk(path.parent, wal=True), address)
     if run_dir is not None:
@@ -55,6 +63,64 @@ def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Findin
     yield "gpus", run_check(devices, address)
     yield "workers", run_check(workers, address)
     yield "versions", run_check(versions, address)
+
+
+def disagreements(url: str, name: str | None = None) -> list[tuple[str, Ledger, Difference]]:
+    """Compares the ledgers of studies with their trials, and changes nothing.
+
+    Args:
+        url: the database.
+        name: the study, whose later stages are compared too; None for all studies.
+
+    Returns:
+        The name and the ledger of the study for each difference.
+
+    Raises:
+        StorageError: the database cannot be used.
+    """
+    return [
+        (study, ledger, difference)
+        for study, ledger in open_ledgers(url, 0.0).items()
+        if name in (None, study, study.partition("/")[0])
+        for difference in reconcile(ledger)
+    ]
+
+
+def agreement(url: str) -> Finding:
+    """Checks that ledger and trials agree in all studies."""
+    found = disagreements(url)
+    words = "; ".join(f"{study}: {difference.words}" for study, _, difference in found)
+    if not found:
+        return ok("agrees with the trials")
+    if all(difference.safe for _, _, difference in found):
+        return warning(f"{words}; the next run of the study mends this, or --repair")
+    return todo(f"{words}; `studyloom doctor --repair` does that")
+
+
+def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> int:
+    """Shows how ledger and trials differ, and mends it if that is confirmed.
+
+    Args:
+        url: the database.
+        name: the study, whose later stages are mended too; None for all studies.
+        confirm: returns whether to mend what was shown.
+
+    Returns:
+        The exit code: 0 if ledger and trials agree now, or 2.
+
+    Raises:
+        StorageError: the database cannot be used.
+    """
+    found = disagreements(url, name)
+    for study, _, difference in found:
+        print(f"{study}: {difference.words}", flush=True)
+    if found and not confirm():
+        print("nothing was changed; with --yes, this is mended")
+        return 2
+    for ledger in {id(ledger): ledger for _, ledger, _ in found}.values():
+        reconcile(ledger, lambda _: True)
+    print("mended" if found else "the ledger agrees with the trials")
+    return 0
 
 
 def disk(folder: Path, *, wal: bool) -> Finding:

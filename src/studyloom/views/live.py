@@ -15,7 +15,7 @@ from rich.text import Text
 
 from studyloom.study.stored_study import StoredStudy, is_stage_name
 from studyloom.text import format_duration, one_line
-from studyloom.views.snapshot import Snapshot, format_trial_values, take_snapshot
+from studyloom.views.snapshot import Snapshot, format_trial_values, take_snapshot, uncounted
 from studyloom.views.terminal import make_console, workers_table
 
 REFRESH = 0.5  # seconds, on a terminal
@@ -104,7 +104,8 @@ class Display:
                 if best
                 else "no result yet"
             )
-        return "  ".join([*parts, f"{len(snapshot.workers)} running", self.time_left(snapshot)])
+        parts += [f"{len(snapshot.workers)} running", *uncounted(snapshot)]
+        return "  ".join([*parts, self.time_left(snapshot)])
 
     def render(self, snapshot: Snapshot) -> RenderableType:
         """Renders a snapshot for a terminal, as wide as the console."""
@@ -137,7 +138,7 @@ def live_head(snapshot: Snapshot, time_left: str, width: int) -> RenderableType:
     # A stage trains again what the search has found: no trial of it is the best.
     shown = [] if is_stage_name(snapshot.name) else [best]
     name = Text(one_line(snapshot.name), style="bold")
-    done = Text(f"{snapshot.done}/{snapshot.budget}")
+    done = Text(", ".join([f"{snapshot.done}/{snapshot.budget}", *uncounted(snapshot)]))
     total = max(1, snapshot.budget)
     bar = ProgressBar(total=total, completed=snapshot.done, width=BAR_WIDTH)
     widths = (BAR_WIDTH, done.cell_len, *(part.cell_len for part in shown), len(time_left))

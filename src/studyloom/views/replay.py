@@ -27,7 +27,8 @@ from studyloom.study.replay import (
     threads,
     train_again,
 )
-from studyloom.study.stored_study import StoredStudy, differences
+from studyloom.study.identity import differences
+from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_value, one_line
 from studyloom.training.job import Epoch
 

@@ -43,7 +43,7 @@ from studyloom.views.page import (
     spread,
     text,
 )
-from studyloom.views.snapshot import Snapshot, front_rows, take_snapshot
+from studyloom.views.snapshot import Snapshot, front_rows, take_snapshot, trial_counts
 from studyloom.views.terminal import format_parameters
 from studyloom.winner.answer import belongs_to, format_choice, format_openings, read_answer
 
@@ -262,11 +262,8 @@ def header(stored: StoredStudy, snapshot: Snapshot, winner: dict[str, Any] | Non
 
 def search_cards(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Card]:
     """Returns the numbers of the search, measured on the validation part."""
-    kinds = ("complete", "pruned", "failed")
-    counts = [f"{snapshot.outcomes.get(kind, 0)} {kind}" for kind in kinds]
-    if snapshot.workers:
-        counts.append(f"{len(snapshot.workers)} running")
-    yield "Trials", f"{snapshot.done} <small>of {snapshot.budget}</small>", " · ".join(counts)
+    counts = " · ".join(trial_counts(snapshot))
+    yield "Trials", f"{snapshot.done} <small>of {snapshot.budget}</small>", counts
     best, baseline = snapshot.best, snapshot.baseline
     value, start = value_of(best), value_of(baseline)
     note = "no trial is complete yet" if best is None else f"trial {best.number}"

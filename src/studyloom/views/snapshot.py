@@ -53,6 +53,8 @@ class Snapshot:
         costs: the names of its further values.
         front: the trials of the Pareto front, the best by the metric first; empty without costs.
         rule: how the best is chosen; None if the metric alone decides.
+        foreign: the number of trials that another program has added.
+        aside: the number of trials that were set aside for another one in their slot.
     """
 
     name: str
@@ -65,6 +67,8 @@ class Snapshot:
     costs: tuple[str, ...] = ()
     front: tuple[FrozenTrial, ...] = ()
     rule: str | None = None
+    foreign: int = 0
+    aside: int = 0
 
     @property
     def budget(self) -> int:
@@ -85,6 +89,7 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
     """
     trials = stored.trials()
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    foreign, aside = stored.uncounted()
     rule, costs = stored.rule(), tuple(goal.name for goal in stored.goals[1:])
     return Snapshot(
         name=stored.name,
@@ -97,7 +102,25 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
         costs=costs,
         front=tuple(stored.front()) if costs else (),
         rule=str(rule) if costs or rule.conditions or rule.goal.name != stored.metric else None,
+        foreign=len(foreign),
+        aside=len(aside),
     )
+
+
+def uncounted(snapshot: Snapshot) -> list[str]:
+    """Words how many trials are kept but not counted, by kind; nothing for none."""
+    kinds = {"foreign": snapshot.foreign, "set aside": snapshot.aside}
+    return [f"{count} {kind}" for kind, count in kinds.items() if count]
+
+
+def trial_counts(snapshot: Snapshot) -> list[str]:
+    """Words how many trials have ended in which way, run, and are not counted."""
+    counts = [
+        f"{snapshot.outcomes.get(kind, 0)} {kind}" for kind in ("complete", "pruned", "failed")
+    ]
+    if snapshot.workers:
+        counts.append(f"{len(snapshot.workers)} running")
+    return [*counts, *uncounted(snapshot)]
 
 
 def _read_workers(stored: StoredStudy, trials: list[FrozenTrial]) -> tuple[WorkerStatus, ...]:

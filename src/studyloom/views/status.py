@@ -68,7 +68,8 @@ def read_status(stored: StoredStudy, before: Status | None = None) -> Status:
     if before is not None and before.snapshot.outcomes.get("complete") == complete:
         shares = before.importances
     else:
-        study = stored.optuna if len(stored.goals) == 1 else plot_study(trials, stored.sign)
+        plain = len(stored.goals) == 1 and not snapshot.foreign
+        study = stored.optuna if plain else plot_study(trials, stored.sign)
         shares = top_importances(study, study.get_trials(deepcopy=False))
     failures = count_failures(trials)
     return Status(snapshot, shares, failures, stored.halted(), remaining(snapshot, trials))
@@ -187,6 +188,7 @@ def as_json(status: Status) -> str:
         One line. Numbers are not rounded; what is missing or not finite is null. The keys are:
 
         - study, metric, budget, done, and the counts by state in slots and trials;
+        - foreign: the count of trials that another program has added;
         - best, baseline: trial, value, params, and the costs by name if these are objectives too;
         - front: the trials of the Pareto front; rule: how the best is chosen;
         - importances: the share of each parameter;
@@ -204,6 +206,7 @@ def as_json(status: Status) -> str:
         "done": snapshot.done,
         "slots": dict(snapshot.slots),
         "trials": {state: snapshot.outcomes.get(state, 0) for state in states},
+        "foreign": snapshot.foreign,
         "best": _trial_json(snapshot, snapshot.best),
         "baseline": _trial_json(snapshot, snapshot.baseline),
         "front": [_trial_json(snapshot, trial) for trial in snapshot.front],

@@ -18,7 +18,13 @@ from studyloom.study.failures import count_failures, outcome
 from studyloom.study.rows import seconds_spent
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_duration, format_parameter, format_value, one_line, printable
-from studyloom.views.snapshot import Snapshot, WorkerStatus, front_rows, trial_values
+from studyloom.views.snapshot import (
+    Snapshot,
+    WorkerStatus,
+    front_rows,
+    trial_counts,
+    trial_values,
+)
 from studyloom.winner.answer import (
     format_costs,
     format_difference,
@@ -134,12 +140,9 @@ def format_times(trials: Sequence[FrozenTrial], began: datetime) -> str:
 
 def headline(snapshot: Snapshot) -> str:
     """Formats a study's name, its slots and its trials in one line."""
-    kinds = ("complete", "pruned", "failed")
-    counts = [f"{snapshot.outcomes.get(kind, 0)} {kind}" for kind in kinds]
-    if snapshot.workers:
-        counts.append(f"{len(snapshot.workers)} running")
+    counts = ", ".join(trial_counts(snapshot))
     done = f"{snapshot.done} of {snapshot.budget} trials"
-    return f"{one_line(snapshot.name)}: {done} – {', '.join(counts)}"
+    return f"{one_line(snapshot.name)}: {done} – {counts}"
 
 
 def answers_table(snapshot: Snapshot, width: int) -> RenderableType:

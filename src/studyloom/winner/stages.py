@@ -16,7 +16,7 @@ they survive crashes as the search does.
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 
@@ -26,11 +26,13 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom.config.schema import WinnerSection
 from studyloom.data.folds import Fold, make_folds
 from studyloom.data.training_data import TrainingData
+from studyloom.errors import QuestionError
 from studyloom.question.question import Question
 from studyloom.question.rule import Rule
 from studyloom.seeds import derive
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import BASELINE, REUSED, SLOT
+from studyloom.storage.records.reconcile import reconcile_unasked
 from studyloom.study.stored_study import StoredStudy, create_study
 from studyloom.study.worker import TrialSource
 from studyloom.winner.candidates import CandidateTrainings
@@ -113,6 +115,27 @@ class Plan:
         """Closes the connections; the last one of a SQLite file removes its two side files."""
         for stage in (self.search, *self._opened):
             stage.stored.close()
+
+    def reconcile(self) -> bool:
+        """Mends what another program has changed in the ledgers or trials of the stages.
+
+        Returns:
+            Whether there was anything to mend, so that work may be left to do.
+
+        Raises:
+            StorageError: A person must decide how.
+        """
+        found = [
+            reconcile_unasked(stage.stored.ledger, stage.stored.name, stage.trials)
+            for stage in (self.search, *self._opened)
+        ]
+        if not any(found):
+            return False
+        for stage in (self.search, *self._opened):
+            stage.stored.storage.forget(stage.stored.ledger.study_id)
+        for name in ("ranked", "candidates", "winner", "reevaluation", "retraining", "rule"):
+            self.__dict__.pop(name, None)  # they were found from the trials of before
+        return True
 
     def is_done(self) -> bool:
         """Whether all stages have ended and there is a winner, to be tested if that is possible."""
@@ -293,15 +316,20 @@ class Plan:
         known = earlier_trainings(search.stored, title, name, weights)
         trainings = CandidateTrainings(self.question, candidates, settings.seeds, fold, known)
         identity = {"candidates": [*candidates], "seeds": settings.seeds, **code}
-        stored = create_study(
+        make = partial(
+            create_study,
             self.url,
-            name,
-            identity,
-            trainings.count,
-            self.question.config.storage.deadline,
+            question=identity,
+            trials=trainings.count,
+            deadline=self.question.config.storage.deadline,
             goals=[self.question.metric],
             wait=True,
         )
+        try:
+            stored = make(name)
+        except QuestionError:  # of before the baseline, or a trial that was deleted, was redone
+            name += f" of {', '.join(map(str, candidates))}"
+            stored = make(name)
         stored.wait_less(search.stored.stopping)
         if weights is not None:
             weights = weights / folder_name(name)

@@ -31,7 +31,7 @@ def plot_study(trials: Sequence[FrozenTrial], sign: int, goal: int = 0) -> optun
     """Copies the complete trials into a study in memory, with literal names and choices.
 
     Trials keep their numbers: every other trial is copied as a failed one without parameters,
-    which Optuna's plots leave out.
+    which Optuna's plots leave out, and so is a trial that is not there.
 
     Args:
         trials: all trials of a study, by number.
@@ -55,16 +55,18 @@ def _plot_study(trials: Sequence[FrozenTrial], signs: Mapping[int, int]) -> optu
     ]
     with quiet_optuna():
         study_id = storage.create_new_study(directions, "plots")
-    for trial in trials:
+    known = {trial.number: trial for trial in trials}
+    for number in range(max(known, default=-1) + 1):
+        trial = known.get(number)
         storage.create_new_trial(study_id, _plot_trial(trial, [*signs]))
     return optuna.load_study(study_name="plots", storage=storage)
 
 
-def _plot_trial(trial: FrozenTrial, goals: Sequence[int]) -> FrozenTrial:
-    values = []
-    if trial.state == TrialState.COMPLETE:
-        values = [value_of(trial, goal) or 0.0 for goal in goals]
-    if not values or not all(map(math.isfinite, values)):
+def _plot_trial(trial: FrozenTrial | None, goals: Sequence[int]) -> FrozenTrial:
+    if trial is None or trial.state != TrialState.COMPLETE:
+        return create_trial(state=TrialState.FAIL)
+    values = [value_of(trial, goal) or 0.0 for goal in goals]
+    if not all(map(math.isfinite, values)):
         return create_trial(state=TrialState.FAIL)
     params, distributions = {}, {}
     for name, value in trial.params.items():

@@ -1,0 +1,78 @@
+"""The table of the ledger: created, and told from a table of another program."""
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Float,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    inspect,
+)
+
+from studyloom.errors import StorageError
+from studyloom.storage.database import RetryingStorage, execute, read
+from studyloom.storage.urls import without_password
+
+METADATA = MetaData()
+SLOTS = Table(
+    "studyloom_slots",
+    METADATA,
+    Column("study_id", Integer, primary_key=True),
+    Column("slot", Integer, primary_key=True),
+    Column("state", String(4), nullable=False),  # free, held, done
+    Column("token", Integer, nullable=False),  # claims so far: an old token has lost the slot
+    Column("deaths", Integer, nullable=False),  # claims that ended with their worker
+    Column("death", Text),  # how the last of them ended
+    Column("fatal", Integer, nullable=False),  # 1: the trial must not be tried again
+    Column("trial_id", Integer),
+    Column("owner", String(300)),
+    Column("since", Float(53)),  # start of the claim: seconds on the database's clock
+    Column("expires", Float(53)),  # end of its lease, on the same clock
+)
+
+
+def create_table(storage: RetryingStorage) -> None:
+    """Creates the table unless it exists."""
+    execute(storage, METADATA.create_all)
+
+
+def lacking(connection: Connection) -> list[str] | None:
+    """Returns the columns that a table of the ledger's name lacks; None if there is no table."""
+    inspector = inspect(connection)
+    if not inspector.has_table(SLOTS.name):
+        return None
+    known = {column["name"] for column in inspector.get_columns(SLOTS.name)}
+    return sorted({column.name for column in SLOTS.columns} - known)
+
+
+def check_table(storage: RetryingStorage) -> bool:
+    """Checks that a table of the ledger's name is the ledger.
+
+    Returns:
+        Whether there is a table.
+
+    Raises:
+        StorageError: Another program, or another version of studyloom, has created it.
+    """
+    missing = read(storage, lacking)
+    if missing:
+        where = without_password(storage.retry.address)
+        raise StorageError(f"storage.url: cannot use {where}: {foreign_table(missing)}")
+    return missing is not None
+
+
+def foreign_table(missing: list[str]) -> str:
+    """Words what is to be done about a table that lacks columns of the ledger."""
+    return (
+        f"its table {SLOTS.name} has no {', '.join(missing)}; if another version of studyloom "
+        "created it, install that version; if another program did, rename it, or use another "
+        "database"
+    )
+
+
+def clear(connection: Connection, study_id: int) -> None:
+    """Deletes the slots of a deleted study, whose id SQLite gives to the next one."""
+    connection.execute(SLOTS.delete().where(SLOTS.c.study_id == study_id))

@@ -1,0 +1,331 @@
+"""Foreign hands in the database: its ledger and Optuna's tables are two records of one truth.
+
+Another program deletes trials, slots or the study, or adds its own; each is mended or said.
+"""
+
+import re
+import sqlite3
+
+import optuna
+import pytest
+from commands import QUICK, study, studyloom
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    distribution_to_json,
+)
+from optuna.trial import TrialState, create_trial
+from runs import NEVER, Run, kill
+
+from studyloom.storage.connections import plain_engine
+from studyloom.storage.optuna_internals import TABLES
+from studyloom.storage.urls import parse_url
+
+pytestmark = pytest.mark.chaos
+SMALL = (*QUICK, "sampler=tpe", "pruner=median", "launcher.workers=1")
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request, tmp_path):
+    """The folder of a run, and the URL of its database, of each kind in turn."""
+    folder = tmp_path / "run"
+    if request.param == "sqlite":
+        folder.mkdir()
+        return folder, f"sqlite:///{folder}/study.db"
+    return folder, request.getfixturevalue("postgres_url")
+
+
+@pytest.fixture
+def run(place):
+    """A study whose trials take a second, with two workers."""
+    run = Run(*place)
+    yield run
+    kill(run.processes())  # where a test has failed
+
+
+@pytest.fixture
+def small(place):
+    """A study of trials of some milliseconds."""
+    return Run(*place, SMALL)
+
+
+def ended(run, *overrides, code=0):
+    """Runs the command with one worker to its end, and returns what it printed."""
+    done = study(*run.overrides, *overrides, **run.environment)
+    return run.ended(done.returncode, done.stdout, done.stderr, code)
+
+
+def asked(run, verb, *options, code=0):
+    """Runs `studyloom VERB OPTIONS RUN_DIR`, and returns what it printed."""
+    done = studyloom(verb, *options, run.folder, **run.environment)
+    assert done.returncode == code, (done.stdout, done.stderr)
+    assert not NEVER.search(done.stdout + done.stderr)
+    return done.stdout + done.stderr
+
+
+def sql(run, *statements):
+    """Executes statements as another program would, in one transaction; returns the last's rows."""
+    with plain_engine(parse_url(run.url)).connect() as connection:
+        connection.exec_driver_sql("BEGIN")
+        for statement in statements:
+            result = connection.exec_driver_sql(statement)
+        rows = result.all() if result.returns_rows else []
+        connection.exec_driver_sql("COMMIT")
+    return rows
+
+
+def delete_trials(run, where):
+    """Deletes trials with all that belongs to them."""
+    which = f"WHERE trial_id IN (SELECT trial_id FROM trials WHERE {where})"
+    parts = [name for name, table in TABLES.items() if "trial_id" in table.c and name != "trials"]
+    sql(run, *(f"DELETE FROM {part} {which}" for part in parts), f"DELETE FROM trials {which}")
+
+
+def optuna_rows(run):
+    """Everything in Optuna's tables."""
+    with plain_engine(parse_url(run.url)).connect() as connection:
+        return {
+            name: sorted(map(str, connection.exec_driver_sql(f"SELECT * FROM {name}")))
+            for name in TABLES
+        }
+
+
+def check_whole(run, trials):
+    """Checks that N slots are done, each by one trial that has ended."""
+    stored = run.stored()
+    slots = sorted(t.user_attrs["slot"] for t in stored.trials() if t.state in ENDED)
+    assert slots == list(range(trials))
+    assert len(stored.trials()) == trials
+    assert stored.ledger.counts() == {"free": 0, "held": 0, "done": trials}
+    links = {t.user_attrs["slot"]: t._trial_id for t in stored.trials()}
+    mine = f"study_id = {stored.ledger.study_id}"
+    rows = sql(run, f"SELECT slot, trial_id FROM studyloom_slots WHERE {mine}")
+    assert dict(map(tuple, rows)) == links
+    (baseline,) = [t for t in stored.trials() if "baseline" in t.user_attrs]
+    assert baseline.user_attrs["slot"] == 0
+
+
+# Trials that are gone
+
+
+def test_running_trials_deleted_under_their_slots_are_begun_anew(run):
+    process = run.at_work(meanwhile=lambda: delete_trials(run, "state = 'RUNNING'"))
+    run.end(process, 0)
+    check_whole(run, 10)
+    assert "another program has deleted its trial" in run.logs()
+
+
+def test_running_trials_deleted_while_nobody_works_are_begun_anew(run):
+    process = run.at_work(meanwhile=lambda: kill([run.latest.pid, *run.workers()]))
+    process.communicate()
+    delete_trials(run, "state = 'RUNNING'")
+    printed = ended(run, "launcher.workers=1")
+    check_whole(run, 10)
+    assert "gone" in printed + run.logs()
+
+
+def test_finished_trials_that_are_gone_are_said_and_trained_again(small):
+    ended(small, "study.trials=6")
+    delete_trials(small, "number IN (0, 2, 5)")
+    printed = ended(small, "study.trials=6")
+    assert "slots 0, 2 and 5" in printed
+    check_whole(small, 6)
+
+
+# Slots that are gone
+
+
+@pytest.mark.parametrize("gone", ["slot >= 0", "slot >= 3"], ids=["emptied", "cut short"])
+def test_a_ledger_that_lost_slots_gets_them_back(small, gone):
+    ended(small, "study.trials=6")
+    before = small.stored().trials()
+    sql(small, f"DELETE FROM studyloom_slots WHERE {gone}")
+    printed = ended(small, "study.trials=8")
+    assert "missing in the ledger" in printed
+    check_whole(small, 8)
+    assert small.stored().trials()[:6] == before
+
+
+def test_a_ledger_emptied_under_running_trials_costs_none_of_them(run):
+    process = run.at_work(meanwhile=lambda: sql(run, "DELETE FROM studyloom_slots"))
+    run.end(process, 0)
+    check_whole(run, 10)
+
+
+def test_doctor_shows_what_it_would_mend_and_mends_it(small):
+    ended(small, "study.trials=6")
+    assert "agrees" in asked(small, "doctor", "--repair")
+    sql(small, "DELETE FROM studyloom_slots WHERE slot = 1")
+    delete_trials(small, "number = 4")
+    before = sql(small, "SELECT * FROM studyloom_slots ORDER BY slot")
+    shown = asked(small, "doctor", "--repair", code=2)
+    assert "slot 1: missing in the ledger" in shown
+    assert "slot 4: the trial is gone" in shown
+    assert "--yes" in shown
+    assert "the next run of the study mends this, or --repair" in asked(small, "doctor")
+    assert sql(small, "SELECT * FROM studyloom_slots ORDER BY slot") == before
+    asked(small, "doctor", "--repair", "--yes")
+    assert "agrees" in asked(small, "doctor", "--repair")
+    ended(small, "study.trials=6")
+    check_whole(small, 6)
+
+
+def test_two_trials_of_a_slot_stop_the_command_until_doctor_has_mended_it(small):
+    ended(small, "study.trials=4")
+    stored = small.stored()
+    stored.optuna.add_trial(stored.trials()[2])
+    sql(small, "DELETE FROM studyloom_slots WHERE slot = 2")
+    printed = ended(small, "study.trials=4", code=2)
+    assert "slot 2 has the trials 2 and 4" in printed
+    assert "studyloom doctor --repair RUN_DIR" in printed
+    asked(small, "doctor", "--repair", "--yes")
+    ended(small, "study.trials=4")
+    check_whole(small, 4)
+
+
+# Trials and studies of other programs
+
+
+def test_a_study_of_plain_optuna_under_the_same_name_is_refused_and_stays_as_it_was(small):
+    plain = optuna.create_study(study_name="mnist", storage=small.url, direction="maximize")
+    plain.set_user_attr("mine", 1)
+    plain.optimize(lambda trial: trial.suggest_float("x", 0, 1), 3)
+    before = optuna_rows(small)
+    printed = ended(small, code=2)
+    assert "was not made by studyloom" in printed
+    assert "study.name=" in printed
+    assert optuna_rows(small) == before
+
+
+def add_foreign_trials(run):
+    """Adds trials with plain Optuna to a study of ours: better, different, and in every state."""
+    plain = optuna.load_study(study_name="mnist", storage=run.url)
+    x = FloatDistribution(0, 1)
+    plain.add_trial(create_trial(value=7.0, params={"x": 0.5}, distributions={"x": x}))
+    name, domain = next(iter(run.stored().trials()[-1].distributions.items()))
+    assert isinstance(domain, FloatDistribution)
+    far = FloatDistribution(100, 200, log=domain.log)
+    plain.add_trial(create_trial(value=8.0, params={name: 150}, distributions={name: far}))
+    choice = distribution_to_json(CategoricalDistribution(["a", "b"]))  # Optuna would refuse this
+    last = "(SELECT max(trial_id) FROM trials)"
+    sql(run, f"UPDATE trial_params SET distribution_json = '{choice}', param_value = 1 "
+        f"WHERE trial_id = {last}")  # fmt: skip
+    plain.add_trial(
+        create_trial(value=9.0, intermediate_values={step: 0.1 * step for step in range(50)})
+    )
+    plain.ask({"x": x}).report(0.9, 77)
+    plain.enqueue_trial({"x": 0.1})
+    for state in (TrialState.FAIL, TrialState.PRUNED):
+        plain.add_trial(create_trial(state=state))
+    two = create_trial(values=[1.0, 2.0], user_attrs={"epochs": 3, "times": "none"})
+    plain._storage.create_new_trial(plain._study_id, two)
+    plain.add_trial(create_trial(value=5.0, user_attrs={"slot": "7", "baseline": True}))
+
+
+def test_trials_that_plain_optuna_adds_are_kept_and_neither_counted_nor_ranked(small):
+    ended(small, "study.trials=4")
+    add_foreign_trials(small)
+    foreign = [trial for trial in small.stored().optuna.get_trials() if trial.number >= 4]
+    winner = ("winner.enabled=true", "winner.top=2", "winner.seeds=2")
+    printed = ended(small, "study.trials=8", *winner)
+    assert "8 of 8 trials" in printed
+    assert "9 foreign" in printed
+    check_whole(small, 8)
+    stored = small.stored()
+    assert [t for t in stored.optuna.get_trials() if t.number in range(4, 13)] == foreign
+    own = max(trial.value for trial in stored.trials() if trial.value is not None)
+    assert f"accuracy {own:.4f}" in printed
+    assert "9 foreign" in asked(small, "status")
+    assert '"foreign": 9' in asked(small, "status", "--json")
+    asked(small, "report")
+    page = (small.folder / "report.html").read_text()
+    assert "9 foreign" in page
+    assert len(asked(small, "trials", "--csv").splitlines()) == 9
+
+
+def test_trials_that_plain_optuna_adds_in_mid_run_disturb_nobody(run):
+    process = run.at_work("sampler=tpe", "pruner=median", meanwhile=lambda: add_foreign_trials(run))
+    run.end(process, 0)
+    check_whole(run, 10)
+
+
+# A study that is gone
+
+
+def test_a_study_deleted_in_mid_run_ends_with_words_and_disturbs_no_other(run):
+    process = run.at_work(meanwhile=lambda: (delete_study(run), remake(run)))
+    printed = run.end(process, 1)
+    assert "the study was deleted while it ran" in printed
+    printed = ended(run, "launcher.workers=1", "study.seed=5")
+    run._stored = None
+    check_whole(run, 10)
+
+
+def delete_study(run):
+    optuna.delete_study(study_name="mnist", storage=run.url)
+
+
+def remake(run):
+    """Makes another study, which has the same id on SQLite; and has no trial yet."""
+    more = ("launcher.workers=1", "study.seed=5", "study.timeout=0.001")
+    done = study(*run.overrides, *more, **run.environment)
+    assert done.returncode == 0, done.stderr
+
+
+# A table that is not ours
+
+
+def test_a_table_of_the_ledgers_name_that_is_not_ours_is_told_in_words(small):
+    if small.url.startswith("sqlite"):
+        sqlite3.connect(small.folder / "study.db").close()
+    sql(small, "CREATE TABLE studyloom_slots (x INTEGER)", "INSERT INTO studyloom_slots VALUES (1)")
+    printed = ended(small, code=2)
+    assert "studyloom_slots" in printed
+    assert "another program" in printed
+    assert "SELECT" not in printed
+    assert sql(small, "SELECT * FROM studyloom_slots") == [(1,)]
+
+
+# A baseline that failed
+
+BUGGY = """
+import os
+from studyloom.models import MLP
+
+class Net(MLP):
+    def forward(self, images):
+        if len(images) > 2 and os.path.exists(os.environ["BUG"]):
+            raise RuntimeError("a bug")
+        return super().forward(images)
+"""
+
+
+def test_a_baseline_that_failed_by_a_bug_is_trained_again_within_the_budget(small, tmp_path):
+    (tmp_path / "buggy.py").write_text(BUGGY)
+    bug = tmp_path / "bug"
+    bug.touch()
+    small.environment |= {
+        "BUG": str(bug),
+        "PYTHONPATH": f"{small.environment['PYTHONPATH']}:{tmp_path}",
+    }
+    small.overrides += ("model._target_=buggy.Net", "study.trials=4")
+    done = study(*small.overrides, **small.environment)
+    assert done.returncode == 1
+    assert "RuntimeError: a bug" in done.stderr
+    bug.unlink()
+    printed = ended(small)
+    assert "study.redo_baseline=true" in printed
+    assert "baseline  " not in printed
+    winner = ("winner.enabled=true", "winner.top=2", "winner.seeds=2")
+    printed = ended(small, "study.redo_baseline=true", *winner)
+    assert re.search(r"^baseline +accuracy 0\.\d+ +trial 4", printed, re.MULTILINE)
+    assert "4 of 4 trials" in printed
+    assert "1 set aside" in printed
+    check_whole(small, 4)
+    assert small.stored().optuna.get_trials()[0].user_attrs["reason"] == "RuntimeError: a bug"
+    printed = ended(small, "study.redo_baseline=true", *winner)
+    assert "has failed" not in printed
+    assert len(small.stored().optuna.get_trials()) == 5
+    page = (small.folder / "report.html").read_text()
+    assert "1 set aside" in page
