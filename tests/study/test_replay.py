@@ -10,7 +10,7 @@ import pytest
 import torch
 from commands import BARE, QUICK, ROOT, study, studyloom
 from rich.console import Console
-from toys import TINY, TWO, Never, Signal, ask, compose, toy_folds, toy_split
+from toys import TINY, TWO, Never, Signal, ask, begin, compose, toy_folds, toy_split
 
 from studyloom.data.folds import make_folds
 from studyloom.data.idx import Embedded
@@ -167,7 +167,7 @@ def test_a_trial_that_diverged_diverges_again(work, again):
 
 def test_a_trial_that_does_not_fail_any_more_is_different(work, again):
     stored = work(*RATES, trials=1)
-    trial = stored.optuna.ask()
+    trial = begin(stored)
     for key, value in {
         MADE: stored_provenance(stored),
         FAILURE: failures.DIVERGED,
@@ -291,7 +291,7 @@ def test_a_replay_that_fails_where_the_trial_did_not_is_different():
 
 def test_a_trial_that_is_not_there_or_stored_nothing_is_named_with_those_that_did(work, again):
     stored = work(*RANDOM, trials=3)
-    stored.optuna.ask()
+    begin(stored)
     with pytest.raises(
         ValueError, match=r"--trial 17: there is no such trial; those that can be replayed: 0-2$"
     ):

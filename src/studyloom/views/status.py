@@ -188,14 +188,13 @@ def as_json(status: Status) -> str:
         One line. Numbers are not rounded; what is missing or not finite is null. The keys are:
 
         - study, metric, budget, done, and the counts by state in slots and trials;
-        - foreign: the count of trials that another program has added;
         - best, baseline: trial, value, params, and the costs by name if these are objectives too;
         - front: the trials of the Pareto front; rule: how the best is chosen;
         - importances: the share of each parameter;
         - workers: owner, trial, epoch, value, held (seconds since it claimed its slot), and lease
           (seconds left);
         - failures: count and last reason by kind; halted: why the study has stopped itself;
-        - eta: the seconds left.
+        - eta: the seconds left; foreign: the count of trials that another program has added.
     """
     snapshot = status.snapshot
     states = ("complete", "pruned", "failed", "running", "waiting")
@@ -206,7 +205,6 @@ def as_json(status: Status) -> str:
         "done": snapshot.done,
         "slots": dict(snapshot.slots),
         "trials": {state: snapshot.outcomes.get(state, 0) for state in states},
-        "foreign": snapshot.foreign,
         "best": _trial_json(snapshot, snapshot.best),
         "baseline": _trial_json(snapshot, snapshot.baseline),
         "front": [_trial_json(snapshot, trial) for trial in snapshot.front],
@@ -229,6 +227,7 @@ def as_json(status: Status) -> str:
         },
         "halted": status.halted,
         "eta": status.eta,
+        "foreign": snapshot.foreign,
     }
     return json.dumps(_finite(document), allow_nan=False)
 
