@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 from optuna.trial import TrialState
 from toy_worker import FOLDER, FOLDS, RANDOM, SPLIT, fresh, outcomes, work
-from toys import TINY, Never, Signal, ask
+from toys import TINY, Never, Signal, ask, begin
 
 from studyloom.data.training_data import TrainingData
 from studyloom.processes import worker_id
@@ -241,7 +241,7 @@ def test_a_trial_ended_for_its_time_is_not_tried_again(sqlite_url, question):
 
 def test_a_trial_that_was_told_and_whose_slot_was_not_is_left_as_it_is(url, question):
     stored = fresh(url, question, 1)
-    trial = stored.optuna.ask()
+    trial = begin(stored)
     stored.ledger.claim("dead", 1, 60.0, lambda *_: trial._trial_id)
     stored.optuna.tell(trial, 0.25)
     stored.ledger.record_death("dead", "signal SIGKILL")
