@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from sqlalchemy import (
@@ -183,15 +183,21 @@ class Ledger:
         self, connection: Connection, claim: Claim, make: Callable[[Connection, int], int]
     ) -> Claim:
         """Creates the trial of a claim if there is none, also where it was deleted."""
-        slot, trial_id = claim.slot, claim.trial_id
-        if trial_id is not None:
-            if fills(connection, self.study_id, trial_id, slot):
+        slot = claim.slot
+        if claim.trial_id is not None:
+            if fills(connection, self.study_id, claim.trial_id, slot):
                 return claim
             log.warning("slot %d: its trial is gone; a new one takes its place", slot)
-        trial_id = make(connection, slot)
-        values = {"trial_id": trial_id, "deaths": 0, "death": None, "fatal": 0}
+            claim = Claim(slot, claim.token, None)  # what happened to the other one does not count
+        claim = replace(claim, trial_id=make(connection, slot))
+        values = {
+            "trial_id": claim.trial_id,
+            "deaths": claim.deaths,
+            "death": claim.death,
+            "fatal": int(claim.fatal),
+        }
         connection.execute(update(SLOTS).where(self._mine, SLOTS.c.slot == slot).values(values))
-        return Claim(slot, claim.token, trial_id)
+        return claim
 
     @cached_property
     def _leases(self) -> LeaseWatch:
