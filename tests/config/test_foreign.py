@@ -302,7 +302,7 @@ PLAIN_KEYS = {
     *(*foreign_module.FREE, "data", "space"),
 }
 REACHES_OUT = {
-    "study.accept_code_change",
+    *("study.accept_code_change", "study.redo_baseline"),
     *("run_dir", "storage.url", "storage.file", "storage.deadline", "checkpoints.dir", "trust"),
     *("launcher", "hydra.run", "study.from"),
 }

@@ -1,4 +1,4 @@
-"""A study is what it asks: compares its question, which is stored with it, with what is asked now."""
+"""A study is what it asks: compares the question stored with it with what is asked now."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

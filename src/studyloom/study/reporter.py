@@ -33,8 +33,9 @@ from studyloom.storage.attributes import (
     TIMES,
     TRACEBACK,
 )
-from studyloom.storage.ledger import LEASE_FACTOR, Claim
+from studyloom.storage.ledger import Claim
 from studyloom.storage.outbox import Outbox
+from studyloom.storage.records.leases import LEASE_FACTOR
 from studyloom.study import failures
 from studyloom.study.failures import Failure
 from studyloom.study.provenance import Provenance

@@ -17,7 +17,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
-from studyloom.errors import ConfigError, Halted, QuestionError, StorageError, UndefinedObjective
+from studyloom.errors import ConfigError, Halted, StorageError, UndefinedObjective
 from studyloom.metrics import ACCURACY, COSTS, Direction, Goal
 from studyloom.question.rule import Condition, Rule, parse_rule
 from studyloom.question.sources import code_of

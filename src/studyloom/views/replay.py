@@ -11,6 +11,7 @@ from rich.text import Text
 
 from studyloom.storage.attributes import EPOCHS, MADE
 from studyloom.study.failures import Failure
+from studyloom.study.identity import differences
 from studyloom.study.provenance import Provenance, current_environment
 from studyloom.study.replay import (
     COUNTED,
@@ -27,7 +28,6 @@ from studyloom.study.replay import (
     threads,
     train_again,
 )
-from studyloom.study.identity import differences
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_value, one_line
 from studyloom.training.job import Epoch
