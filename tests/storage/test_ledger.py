@@ -27,7 +27,7 @@ class Observer:
 
     def __init__(self, ledger):
         self.now = 0.0
-        self.ledger = Ledger(ledger.storage, ledger.study_id, lambda: self.now)
+        self.ledger = Ledger(ledger.storage, ledger.study_id, clock=lambda: self.now)
 
     def claim(self, seconds=0.0, owner="heir"):
         """Claims a slot as soon as there is one, within so many seconds."""

@@ -20,7 +20,8 @@ from studyloom.storage.attributes import (
 from studyloom.storage.connections import plain_engine
 from studyloom.storage.database import connect
 from studyloom.storage.ledger import Ledger
-from studyloom.study.stored_study import create_study, differences, open_study, value_of
+from studyloom.study.identity import differences
+from studyloom.study.stored_study import create_study, open_study, value_of
 
 
 def beaten(one, by):
