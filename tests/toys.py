@@ -153,6 +153,8 @@ def two_sided(url: str, *trials: tuple[float, float] | None, **attributes: objec
 class Never:
     """A `Stopping` that never stops."""
 
+    alone = None
+
     def __call__(self) -> bool:
         return False
 
@@ -162,6 +164,8 @@ class Never:
 
 class Signal:
     """A `Stopping` whose signal comes in the midst of an epoch, counted over all trials."""
+
+    alone = None
 
     def __init__(self, epoch: int) -> None:
         self.left = epoch

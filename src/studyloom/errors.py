@@ -172,6 +172,13 @@ class Stopped(BaseException):
     """
 
 
+class Interrupted(KeyboardInterrupt):
+    """A second signal came: the worker stops at once.
+
+    A KeyboardInterrupt that is none of these was raised by code of the user's.
+    """
+
+
 def print_errors(error: Exception) -> None:
     """Prints each mistake of an error on standard error, after `error: `, without passwords."""
     for mistake in getattr(error, "mistakes", None) or [str(error)]:

@@ -1,13 +1,16 @@
 """Hosts and processes: the worker ids in the ledger, signs of life, and the standard streams."""
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import math
 import os
+import signal
 import socket
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +18,8 @@ from typing import Any, Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux's <sys/prctl.h>
 
 
 def worker_id(pid: int) -> str:
@@ -142,3 +147,59 @@ class LastingOutput:
                     sys.stderr.write(
                         f"standard output: {error.strerror}; the study goes on without it\n"
                     )
+
+
+def end_if_forked(pid: int) -> None:
+    """Ends this process at once if it is not process `pid`, but a fork that the user's code made.
+
+    Such a fork has come back from the user's code into ours, where it would do everything a second
+    time, over the database connections of its parent.
+    """
+    if os.getpid() != pid:
+        os.write(2, b"a fork of this process has left the code that made it, and ends here\n")
+        os._exit(1)
+
+
+def prctl(option: int, value: int) -> bool:
+    """Calls Linux's prctl, and returns whether it worked; False on other systems."""
+    try:
+        return bool(ctypes.CDLL(None).prctl(option, value) == 0)
+    except (AttributeError, OSError):
+        return False
+
+
+def adopt_orphans() -> bool:
+    """Makes this process the parent of all orphans below it. Returns whether the system can."""
+    return prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_with(parent: int) -> None:
+    """Has the system kill this process when the process that forked it ends.
+
+    Args:
+        parent: the process that forked this one.
+    """
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        os._exit(1)
+
+
+def descendants(pid: int, spare: Callable[[int], bool] = lambda pid: False) -> list[int]:
+    """Returns the processes below a process, as /proc has them.
+
+    Args:
+        pid: the process, which is not among them.
+        spare: says of a process that it and those below it are left out.
+    """
+    children = defaultdict[int, list[int]](list)
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            fields = (process / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            children[int(fields[1])].append(int(process.name))
+    found: list[int] = []
+    left = [pid]
+    while left:
+        below = [child for child in children[left.pop()] if not spare(child)]
+        found += below
+        left += below
+    return found

@@ -2,14 +2,12 @@
 
 import logging
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from statistics import median
 from typing import NoReturn
 
 import optuna
@@ -24,18 +22,25 @@ from studyloom.config.invocation import invocation_of, module_path
 from studyloom.config.runs import note_run
 from studyloom.config.schema import WinnerSection
 from studyloom.config.values import plain_sections, write_yaml
-from studyloom.errors import ConfigError, Halted, LaunchError, NoWinner, StorageLost, exit_with
+from studyloom.errors import (
+    ConfigError,
+    Halted,
+    Interrupted,
+    LaunchError,
+    NoWinner,
+    StorageLost,
+    exit_with,
+)
 from studyloom.launch.command import WORKER_VARIABLE, Command
 from studyloom.launch.fork_server import ForkServer
+from studyloom.launch.line import Line
 from studyloom.launch.prepare import Prepared, check_connections, prepare, prepare_to_join
-from studyloom.launch.task import HALT, Task, follow_parent
-from studyloom.processes import LastingOutput, prepare_streams
+from studyloom.launch.task import Task, follow_parent
+from studyloom.launch.watch import Death, watch
+from studyloom.processes import LastingOutput, prepare_streams, worker_id
 from studyloom.question.question import SECTIONS
-from studyloom.question.sources import CODE
-from studyloom.storage.attributes import EPOCHS
 from studyloom.storage.connections import exclusive
 from studyloom.storage.embedded_server import serve
-from studyloom.storage.urls import parse_url, without_password
 from studyloom.study.enqueue import enqueue, missing_baseline, redo_baseline
 from studyloom.study.identity import check_code, check_question
 from studyloom.study.reporter import Limits
@@ -47,14 +52,15 @@ from studyloom.text import PrintableFormatter, format_duration
 from studyloom.views.dry_run import print_dry_run
 from studyloom.views.live import Display
 from studyloom.views.report import write_report
-from studyloom.views.snapshot import Snapshot, take_snapshot
+from studyloom.views.snapshot import take_snapshot
 from studyloom.views.terminal import (
     answers_table,
-    format_times,
     front_table,
     headline,
     make_console,
+    print_code_changes,
     print_failures,
+    print_next_steps,
     winner_lines,
 )
 from studyloom.winner.answer import belongs_to, is_answer_of, move_aside, read_answer
@@ -76,15 +82,28 @@ def run(cfg: DictConfig, command: Command | None = None) -> None:
         command: starts the workers; None for the command of this process.
     """
     command = command or Command.of_this_process()
+    # A fork is younger than the command.
+    began = time.monotonic() - command.age()
+    command = replace(command, age=lambda: time.monotonic() - began)
+    if WORKER_VARIABLE in os.environ:
+        run_here(cfg, command, Line.of_launcher())
+    watch(lambda line, death: run_command(cfg, command, line, death))
+
+
+def run_command(cfg: DictConfig, command: Command, line: Line, death: Death | None) -> NoReturn:
+    """Runs a command in this process, with a fork server for its workers.
+
+    Args:
+        cfg: the config as composed.
+        command: starts the workers.
+        line: to the process that watches this one.
+        death: of the process in whose place this one goes on.
+    """
     launcher = cfg.launcher if isinstance(cfg.launcher, DictConfig) else {}
-    forks = (
-        launcher.get("_target_") == "studyloom.launch.Local"
-        and WORKER_VARIABLE not in os.environ
-        and not cfg.study.dry_run
-    )
-    fork_server = ForkServer.open(lambda: run_here(cfg, command)) if forks else None
+    forks = launcher.get("_target_") == "studyloom.launch.Local" and not cfg.study.dry_run
+    fork_server = ForkServer.open(lambda line: run_here(cfg, command, line)) if forks else None
     try:
-        run_here(cfg, command, fork_server)
+        run_here(cfg, command, line, fork_server, death)
     finally:
         if fork_server is not None:
             fork_server.close()
@@ -111,7 +130,13 @@ def run_source(source: str, arguments: Sequence[str]) -> None:
         hydra_main(str(invocation.config_dir), invocation.config_name)(task)()
 
 
-def run_here(cfg: DictConfig, command: Command, fork_server: ForkServer | None = None) -> NoReturn:
+def run_here(
+    cfg: DictConfig,
+    command: Command,
+    line: Line,
+    fork_server: ForkServer | None = None,
+    death: Death | None = None,
+) -> NoReturn:
     """Does the same in this process, which may be that of a worker that a launcher started."""
     worker = WORKER_VARIABLE in os.environ
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -121,9 +146,10 @@ def run_here(cfg: DictConfig, command: Command, fork_server: ForkServer | None =
     logging.basicConfig(level=logging.INFO if worker else logging.WARNING, handlers=[handler])
     logging.captureWarnings(True)
     if worker:
-        follow_parent()
+        follow_parent(line)
+    line.follow()
     code = 0
-    with Stop(cfg.study.timeout) as stop:
+    with line.saying_end(), Stop(cfg.study.timeout, line.is_asked) as stop:
         try:
             prepared = prepare_to_join(cfg) if worker else prepare(cfg)
             if cfg.study.dry_run:
@@ -132,22 +158,30 @@ def run_here(cfg: DictConfig, command: Command, fork_server: ForkServer | None =
             prepared, plan = open_plan(prepared, stop, worker=worker)
         except (ValueError, OSError) as error:
             exit_with(error, 2)
-        task = task_of(prepared, plan, command, fork_server)
+        task = task_of(prepared, plan, command, line, fork_server)
         try:
+            if death is not None:
+                task.ledger.record_death(worker_id(death.pid), f"the worker ended with {death.end}")
             if worker:
                 prepared.launcher.launch(task, stop)
             else:
                 console = make_console(LastingOutput())
                 code = search_and_report(prepared, plan, task, stop, console)
-        except KeyboardInterrupt:
+        except Interrupted:
             pass  # the second signal; the trials have been released
         except Halted as error:
-            exit_with(error, HALT if worker else error.exit_code)
+            exit_with(error, error.exit_code)
         except (LaunchError, NoWinner, StorageLost, OSError) as error:
             exit_with(error, 1 if stop.signal is None else 128 + stop.signal)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                raise
+            exit_with(LaunchError(f"the user's code has ended the command: {error!r}"), 1)
         finally:
             plan.close()
-    sys.exit(code if stop.signal is None else 128 + stop.signal)
+        if stop.alone is not None:
+            line.say_released()
+        sys.exit(code if stop.signal is None else 128 + stop.signal)
 
 
 def open_plan(prepared: Prepared, stop: Stop, *, worker: bool) -> tuple[Prepared, Plan]:
@@ -216,28 +250,38 @@ def plan_of(prepared: Prepared, search: Stage) -> Plan:
 
 
 def task_of(
-    prepared: Prepared, plan: Plan, command: Command, fork_server: ForkServer | None = None
+    prepared: Prepared,
+    plan: Plan,
+    command: Command,
+    line: Line | None = None,
+    fork_server: ForkServer | None = None,
 ) -> Task:
     study = prepared.question.config.study
     limits = Limits(**{name: study[name] for name in Limits.__dataclass_fields__})
     stored = plan.search.stored
-    work, where = _work(prepared, plan, limits, command), prepared.run_dir
-    return Task(work, plan.todo, stored.ledger, where, limits, stored.name, fork_server, command)
+    work = _work(prepared, plan, limits, command, line or Line(None))
+    ledger, where, name = stored.ledger, prepared.run_dir, stored.name
+
+    def halted() -> bool:
+        return plan.current.stored.halted() is not None
+
+    return Task(work, plan.todo, ledger, where, limits, name, fork_server, command, halted)
 
 
 def _work(
-    prepared: Prepared, plan: Plan, limits: Limits, command: Command
+    prepared: Prepared, plan: Plan, limits: Limits, command: Command, line: Line
 ) -> Callable[[Stop], None]:
     def work(stop: Stop) -> None:
-        watch = Stopwatch.since(command.age())
+        stopwatch = Stopwatch.since(command.age())
         folder = prepared.question.config.checkpoints.dir
         for stage in plan:
             checkpoints = None
             if folder is not None:
                 checkpoints = Path(folder) / ("" if stage is plan.search else stage.title)
                 checkpoints.mkdir(parents=True, exist_ok=True)
-            where = (prepared.data, stop, checkpoints, limits, stage.weights, watch)
-            Worker(stage.asked, stage.stored, *where).run(stage.trials)
+            where = (prepared.data, stop, checkpoints, limits, stage.weights, stopwatch)
+            worker = Worker(stage.asked, stage.stored, *where, line.say_claimed)
+            worker.run(stage.trials)
             if stop():
                 return
 
@@ -267,7 +311,10 @@ def search_and_report(
             else f"{plan.current.title} to do"
         )
         console.print(f"{stored.name} {verb}: {many}, logs in {task.logs}", soft_wrap=True)
-        if (follow := launch(prepared, plan, task, stop, console)) is not None:
+        follow = launch(prepared, plan, task, stop, console)
+        if stop.alone is not None:  # another process goes on
+            return 0
+        if follow is not None:  # the work goes on without this command
             console.print(Text(follow), soft_wrap=True)
             return 0
     snapshot = take_snapshot(stored)
@@ -301,14 +348,6 @@ def search_and_report(
         line = f"the study has {snapshot.budget} trials; the winner is one of the first {trials}"
         console.print(f"{line}, as study.trials={trials} says", soft_wrap=True)
     return 0 if snapshot.best is not None or stop() else 1
-
-
-def print_code_changes(stored: StoredStudy, console: Console) -> None:
-    """Prints for each accepted change of the user's own code which trials were made before it."""
-    for change in stored.code_changes():
-        names = ", ".join(key.removeprefix(CODE) for key in change["changed"])
-        before = f"trials 0 to {change['from'] - 1} were made with other code: {names} has changed"
-        console.print(Text(before), soft_wrap=True)
 
 
 def launch(prepared: Prepared, plan: Plan, task: Task, stop: Stop, console: Console) -> str | None:
@@ -409,41 +448,6 @@ def write_best(prepared: Prepared, best: FrozenTrial) -> None:
     )
     header = f"# {question.config.study.name}, trial {best.number}: validation {values}\n"
     write_yaml(prepared.run_dir / "best.yaml", sections, header)
-
-
-def print_next_steps(
-    prepared: Prepared,
-    plan: Plan,
-    command: Command,
-    snapshot: Snapshot,
-    console: Console,
-    began: datetime,
-) -> None:
-    """Prints where things are, and what can be typed next."""
-    stored = plan.search.stored
-    times = [
-        t for trial in stored.trials() for t in trial.user_attrs.get(EPOCHS, {}).get("seconds", [])
-    ]
-    if times:
-        console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
-    trials = [trial for stage in plan for trial in stage.stored.trials()]
-    if times_line := format_times(trials, began):
-        console.print(times_line)
-    lines = [f"study  {without_password(parse_url(prepared.url))}"]
-    files = {"best": "best.yaml", "winner": "winner.yaml", "report": "report.html"}
-    lines += [
-        f"{what:6} {prepared.run_dir / name}"
-        for what, name in files.items()
-        if (prepared.run_dir / name).exists()
-    ]
-    folder = shlex.quote(str(prepared.run_dir))
-    nexts = [f"studyloom {verb} {folder}" for verb in ("status", "dashboard")]
-    spent = snapshot.done == snapshot.budget == prepared.question.config.study.trials
-    if prepared.question.space.nodes and spent:
-        more = f"study.trials={2 * snapshot.budget}"
-        nexts.insert(0, shlex.join([*command.page, *command.without("study.trials"), more]))
-    lines += [f"{'' if n else 'next':6} {command}" for n, command in enumerate(nexts)]
-    console.print(Text("\n".join(lines)), soft_wrap=True)
 
 
 # `studyloom.run(…)` is the API; `from studyloom.run import run`, which pages do, needs the module.

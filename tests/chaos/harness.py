@@ -169,11 +169,14 @@ def start(
 
 
 def run(url: str, trials: int, folder: Path, seed: int = 0, workers: int = 1) -> None:
-    """Runs undisturbed workers to their end."""
+    """Runs undisturbed workers to their end; they end with 0 only if all trials are done."""
     processes = [start(url, trials, folder, seed) for _ in range(workers)]
     for process in processes:
         process.join(180)
         assert process.exitcode == 0
+    stored = open_study(url, NAME, deadline=30.0)
+    assert stored.ledger.counts()["done"] >= trials, "I9"
+    stored.close()
 
 
 def until(condition: Callable[[], object], seconds: float = 30.0, pause: float = 0.005) -> object:

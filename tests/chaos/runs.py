@@ -35,10 +35,23 @@ class Run:
         folder: the run directory.
         url: of the database, in SQLite or PostgreSQL.
         overrides: of the commands.
+        name: of the study.
+        trials: its budget.
     """
 
-    def __init__(self, folder: Path, url: str, overrides: tuple[str, ...] = STUDY) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        url: str,
+        overrides: tuple[str, ...] = STUDY,
+        *,
+        name: str = "mnist",
+        trials: int = TRIALS,
+    ) -> None:
         self.folder = folder
+        self.name = name
+        self.trials = trials
+        self.hidden = False  # whether its folder is on a disk that only the command sees
         self.url = url
         self._stored: StoredStudy | None = None
         self.overrides = (*overrides, f"run_dir={folder}")
@@ -60,7 +73,7 @@ class Run:
         return self.latest
 
     def end(self, process: subprocess.Popen, code: int, seconds: float = 300.0) -> str:
-        """Waits for a command, checks its exit code and I6 to I8, and returns what it printed."""
+        """Waits for a command, checks its exit code and I6 to I9, and returns what it printed."""
         out, err = process.communicate(timeout=seconds)
         return self.ended(process.returncode, out, err, code)
 
@@ -77,7 +90,24 @@ class Run:
             ["grep", "-rlF", CANARY, self.folder], capture_output=True, text=True
         ).stdout
         assert files == "", f"I8: {files}"
+        if returned == 0 and not self.hidden:
+            self.check_success(printed)
         return printed
+
+    def check_success(self, printed: str) -> None:
+        """Checks the law of every command that ends with 0: N of N, and an answer or a reason."""
+        if "scancel" in printed or "the time is up" in printed:  # a job goes on; a time limit
+            return
+        counts, trials = self.stored().ledger.counts(), self.stored().trials()
+        said = re.search(r": (\d+) of (\d+) trials", printed)
+        assert said, f"I9: {printed}"
+        assert {said[1], said[2]} == {str(counts["done"])}, f"I9: {counts}\n{printed}"
+        assert counts["free"] == counts["held"] == 0, f"I9: {counts}"
+        assert all(trial.state.is_finished() for trial in trials), "I9: a trial runs for ever"
+        assert len(trials) == counts["done"], f"I9: {len(trials)} trials in {counts}"
+        answer = "best.yaml" if "winner.enabled=false" in self.overrides else "winner.yaml"
+        reasons = ("no trial keeps to winner.rule",)
+        assert (self.folder / answer).exists() or any(map(printed.__contains__, reasons)), "I9"
 
     def finish(self, clean: set | None) -> str:
         """Runs the command undisturbed to its end, with one worker, and checks the study."""
@@ -93,12 +123,12 @@ class Run:
         return printed
 
     def check(self, clean: set | None) -> None:
-        check(self.stored(), TRIALS, clean, EPOCHS)
+        check(self.stored(), self.trials, clean, EPOCHS)
 
     def stored(self) -> StoredStudy:
         """Opens the study once for all looks, because each has connections of its own."""
         if self._stored is None:
-            self._stored = open_study(self.url, "mnist", deadline=30.0)
+            self._stored = open_study(self.url, self.name, deadline=30.0)
         return self._stored
 
     def processes(self) -> list[int]:

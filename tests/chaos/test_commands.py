@@ -77,6 +77,23 @@ def test_a_storm_of_kills_among_the_workers_of_one_command(run, undisturbed):
     run.check(undisturbed)
 
 
+@both
+def test_workers_that_are_told_to_end_again_and_again_are_replaced(run, undisturbed):
+    """By an administrator, or by a daemon that wants memory back."""
+    # Many attempts: the same trial may be met again and again before it has got an epoch further.
+    process, fate = run.start("study.max_attempts=99"), random.Random(0)
+    run.until_done(1)
+    for _ in range(13):
+        victims = until(lambda: run.workers() or process.poll() is not None, 120)
+        if victims is True:
+            break
+        victim = fate.choice(victims)
+        kill([victim], signal.SIGTERM)
+        until(lambda victim=victim: victim not in run.workers(), 60)
+    run.end(process, 0)
+    run.check(undisturbed)
+
+
 STOPS = {
     "Ctrl-C": ([signal.SIGINT], 130),
     "SIGTERM": ([signal.SIGTERM], 143),
@@ -349,6 +366,7 @@ def small_disk(folder, size):
 
 def test_a_disk_that_is_full_under_the_database_in_mid_run(tmp_path, undisturbed):
     run = Run(tmp_path / "disk" / "run", f"sqlite:///{tmp_path}/copy/study.db")
+    run.hidden = True
     with small_disk(tmp_path / "disk", 12_000) as (within, files):
         process = run.start(within=within)
         until(lambda: list((files / "run" / "checkpoints").glob("*.pt")))

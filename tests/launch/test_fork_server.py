@@ -11,12 +11,13 @@ from commands import FORKS
 from live_processes import gone, linux, until
 
 from studyloom.launch.fork_server import ForkServer
+from studyloom.launch.line import open_line
 
 
 def serve_four(folder):
     """Runs in a process of its own: four workers that end as their environment says, or wait."""
 
-    def work():
+    def work(line):
         print(os.environ["CODE"], os.getsid(0) == os.getpid(), torch.get_num_threads(), flush=True)
         if os.environ["CODE"] == "wait":
             os.read(0, 1)
@@ -26,7 +27,7 @@ def serve_four(folder):
     fork_server = ForkServer.open(work)
     environments = [{"OMP_NUM_THREADS": "1", "CODE": code} for code in ("0", "3", "wait", "wait")]
     clean, halted, killed, waiting = (
-        fork_server.start(each, folder / each["CODE"]) for each in environments
+        fork_server.start(each, folder / each["CODE"], open_line()[1]) for each in environments
     )
     os.kill(killed.pid, signal.SIGKILL)
     assert [worker.wait() for worker in (clean, halted, killed)] == [0, 3, -signal.SIGKILL]

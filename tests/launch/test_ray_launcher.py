@@ -85,7 +85,7 @@ def test_an_actor_works_in_the_commands_folder_if_it_sees_its_disk_else_in_its_o
     actor = Actor()
     variables = {"PYTHONPATH": "/of/the/command"}
     where = (str(there), "src", str(tmp_path / "log"))
-    started, code, first = actor.start(["-c", PRINT_PATHS], variables, *where)
+    started, code, first, _ = actor.start(["-c", PRINT_PATHS], variables, *where)
     assert (started, code) == (worker_id(actor.process.pid), None)
     base = there if shared else here
     folder, *paths = until(lambda: (first or actor.poll(0.0)[2]).decode().split())

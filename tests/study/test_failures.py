@@ -4,11 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from optuna import TrialPruned
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState, create_trial
 from toy_worker import fresh, work
 from toys import TINY, ask
 
-from studyloom.errors import Diverged, Halted
+from studyloom.errors import ClaimLost, Diverged, Halted, StorageLost
 from studyloom.question.question import Question
 from studyloom.storage.attributes import (
     FAILURE,
@@ -21,7 +23,7 @@ from studyloom.study.worker import Worker
 class Broken(torch.nn.Module):
     """A network that fails in its first step, or not at all."""
 
-    errors: tuple[Exception | None, ...] | list = ()  # of the networks to come, in this order
+    errors: tuple[BaseException | None, ...] | list = ()  # of the networks to come, in this order
 
     def __init__(self, shape, classes):
         super().__init__()
@@ -55,7 +57,7 @@ OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
     ("error", "kind", "reason", "state"),
     [
         (OUT_OF_MEMORY, "out_of_memory", "OutOfMemoryError: CUDA out of memory", TrialState.PRUNED),
-        (MemoryError(), "out_of_memory", "MemoryError: ", TrialState.PRUNED),
+        (MemoryError(), "out_of_memory", "MemoryError", TrialState.PRUNED),
         (
             RuntimeError("[enforce fail] can't allocate memory: 9"),
             "out_of_memory",
@@ -63,6 +65,12 @@ OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
             TrialState.PRUNED,
         ),
         (RuntimeError("a bug"), "error", "RuntimeError: a bug", TrialState.FAIL),
+        (SystemExit(0), "error", "SystemExit: 0", TrialState.FAIL),
+        (KeyboardInterrupt(), "error", "KeyboardInterrupt", TrialState.FAIL),
+        (GeneratorExit(), "error", "GeneratorExit", TrialState.FAIL),
+        (UpdateFinishedTrialError("of its own"), "error", "UpdateFinished", TrialState.FAIL),
+        (StorageLost("of its own"), "error", "StorageLost: of its own", TrialState.FAIL),
+        (ClaimLost(), "error", "ClaimLost", TrialState.FAIL),
     ],
 )
 def test_a_failure_has_a_class_and_a_reason_and_the_study_goes_on(
@@ -82,6 +90,14 @@ def test_a_failure_has_a_class_and_a_reason_and_the_study_goes_on(
     assert failed.constraints == ({kind: 1.0} if state == TrialState.PRUNED else {})
     assert ("in forward" in failed.user_attrs.get("traceback", "")) == (kind == "error")
     assert stored.optuna.best_trial.number in (0, 2)
+
+
+def test_a_network_may_prune_its_trial(sqlite_url, broken):
+    question = broken(None, TrialPruned(), None)
+    stored = fresh(sqlite_url, question, 3)
+    work(question, stored, 3)
+    assert [trial.state.name for trial in stored.trials()] == ["COMPLETE", "PRUNED", "COMPLETE"]
+    assert FAILURE not in stored.trials()[1].user_attrs
 
 
 def test_an_error_in_the_first_trial_stops_the_study_and_starting_again_goes_on(sqlite_url, broken):

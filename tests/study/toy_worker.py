@@ -7,6 +7,7 @@ from pathlib import Path
 from toys import TINY, Never, toy_folds, toy_split
 
 from studyloom.data.training_data import TrainingData
+from studyloom.errors import Interrupted
 from studyloom.question.question import Question
 from studyloom.study.reporter import Limits
 from studyloom.study.stored_study import create_study, open_study
@@ -66,5 +67,5 @@ class LockedDatabase(Never):
         yield
 
 
-class Killed(BaseException):
+class Killed(Interrupted):
     """Ends a worker without ending the process of the tests."""

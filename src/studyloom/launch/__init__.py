@@ -10,6 +10,7 @@ from typing import Any
 __all__ = [
     "command",
     "fork_server",
+    "line",
     "local",
     "prepare",
     "process_group",
@@ -17,6 +18,7 @@ __all__ = [
     "slurm",
     "supervisor",
     "task",
+    "watch",
 ]
 
 # What configs name: `_target_: studyloom.launch.Local`. Imported when used, since it takes torch.

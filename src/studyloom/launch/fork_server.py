@@ -11,15 +11,28 @@ import threading
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from studyloom.launch.line import Line
 from studyloom.processes import is_alive
 
 UNSEEN = 255  # exit code of a worker whose end nobody saw
-Work = Callable[[], object]
+Work = Callable[[Line], object]
+
+
+def can_fork() -> bool:
+    """Whether a fork of this process is safe, and its end can be waited for."""
+    if sys.platform != "linux" or threading.active_count() > 1:
+        return False
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError:  # before Linux 5.3
+        return False
+    return True
 
 
 class ForkServer:
@@ -29,7 +42,7 @@ class ForkServer:
     everything is imported and nothing has begun, and no worker may use a GPU.
 
     Args:
-        work: what a worker does.
+        work: what a worker does, with its line to this process.
     """
 
     def __init__(self, work: Work) -> None:
@@ -52,13 +65,7 @@ class ForkServer:
         Returns:
             The server; None outside Linux, and if this process has several threads.
         """
-        if sys.platform != "linux" or threading.active_count() > 1:
-            return None
-        try:
-            os.close(os.pidfd_open(os.getpid()))
-        except OSError:  # before Linux 5.3
-            return None
-        return cls(work)
+        return cls(work) if can_fork() else None
 
     def close(self) -> None:
         """Ends the server; all workers must have ended."""
@@ -66,18 +73,21 @@ class ForkServer:
         os.close(self._line)
         self._process.join()
 
-    def start(self, environment: Mapping[str, str], log: Path) -> "ForkedWorker":
+    def start(self, environment: Mapping[str, str], log: Path, line: int) -> "ForkedWorker":
         """Forks a worker, the leader of a session, whose input closes when this process ends.
 
         Args:
             environment: the variables that are set for the worker; OMP_NUM_THREADS among them.
             log: the file to which its output is appended.
+            line: the descriptor of its end of a line.
 
         Raises:
             OSError: the fork server has died.
         """
         try:
             self._calls.send((dict(environment), str(log)))
+            assert self._process.pid is not None
+            send_handle(self._calls, line, self._process.pid)
             while isinstance(message := self._calls.recv(), tuple):
                 self._store_code(message)
         except EOFError:
@@ -113,10 +123,10 @@ class ForkServer:
         # By a descriptor that is ready when the worker has ended, even if its children live on.
         workers: dict[int, BaseProcess] = {}
 
-        def run_worker(environment: Mapping[str, str], log: str) -> None:
+        def run_worker(environment: Mapping[str, str], log: str, line: int) -> None:
             calls.close()
             set_up_worker(environment, log, reading)
-            work()
+            work(Line(line))
 
         try:
             while True:
@@ -127,10 +137,12 @@ class ForkServer:
                         ended.join()
                         calls.send((ended.pid, ended.exitcode))
                     else:
+                        call, line = calls.recv(), recv_handle(calls)
                         worker = multiprocessing.get_context("fork").Process(
-                            target=run_worker, args=calls.recv()
+                            target=run_worker, args=(*call, line)
                         )
                         worker.start()
+                        os.close(line)
                         assert worker.pid is not None
                         workers[os.pidfd_open(worker.pid)] = worker
                         calls.send(worker.pid)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 
+from studyloom.errors import LaunchError
 from studyloom.launch.command import WORKER_VARIABLE
 from studyloom.launch.fork_server import ForkedWorker, ForkServer
+from studyloom.launch.line import VARIABLE, Heard, Listener, open_line
 from studyloom.launch.process_group import GroupGuard
-from studyloom.launch.supervisor import GRACE, Supervisor, WorkerExit
+from studyloom.launch.supervisor import GRACE, HUNG, Supervisor, WorkerExit
 from studyloom.launch.task import Task, renewing_leases
 from studyloom.processes import host_id, worker_id
 from studyloom.study.stopping import Stop
@@ -29,12 +31,14 @@ class Join:
         return min(1, slots)
 
     def launch(self, task: Task, stop: Stop) -> None:
-        """Works in this process. Raises StorageLost and Halted."""
+        """Works in this process. Raises StorageLost, Halted, and LaunchError if work is left."""
         if WORKER_VARIABLE in os.environ:  # the launcher renews the lease
             task.work(stop)
             return
         with renewing_leases(task, lambda: [worker_id(os.getpid())]):
             task.work(stop)
+        if not stop() and (left := task.todo()):
+            raise LaunchError(f"{left} trials are open, and nobody works on them")
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,8 @@ class LocalWorker:
     log: Path
     fork_server: ForkServer | None = None
     failures: int = field(default=0, init=False)
+    heard: Heard = field(default_factory=Heard, init=False)
+    listener: Listener | None = field(default=None, init=False)
     process: subprocess.Popen[bytes] | ForkedWorker | None = field(default=None, init=False)
     guard: GroupGuard | None = field(default=None, init=False)
 
@@ -153,19 +159,33 @@ class LocalWorker:
         A worker stops by itself when its standard input closes (`follow_parent`). The guard is for
         one that hangs, and for its children if it is killed together with this process.
         """
-        self.process = self._fork() or self._spawn()
+        self.listener, theirs = open_line()
+        self.heard = self.listener.heard
+        try:
+            self.process = self._fork(theirs) or self._spawn(theirs)
+        finally:
+            os.close(theirs)
         self.guard = GroupGuard(self.process.pid, GRACE + 1)
 
     def poll(self) -> WorkerExit | None:
-        """Returns how the worker ended; None if it has not."""
-        code = None if self.process is None else self.process.poll()
-        return None if code is None else WorkerExit(code)
+        """Returns how the worker ended; None if it has not.
+
+        One that does not end in time, as with a thread that the user's code left, has ended too:
+        `kill` does the rest.
+        """
+        if self.process is None or self.listener is None:
+            return None
+        code = self.process.poll()
+        while self.listener.listen():
+            pass
+        if code is not None:
+            return WorkerExit(code)
+        return WorkerExit(None, HUNG) if self.heard.lingers else None
 
     def stop(self) -> None:
         """Asks the worker to release its trial and end."""
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.process.pid, signal.SIGTERM)
+        if self.process is not None and self.listener is not None:
+            self.listener.ask(self.process.pid)
 
     def kill(self) -> str | None:
         """Ends the worker's process group, and returns the id that the worker had in the ledger."""
@@ -179,22 +199,25 @@ class LocalWorker:
             process.wait()
         if isinstance(process, subprocess.Popen) and process.stdin is not None:
             process.stdin.close()
-        self.process = self.guard = None
+        if self.listener is not None:
+            self.listener.close()
+        self.process = self.guard = self.listener = None
         return ended
 
-    def _fork(self) -> ForkedWorker | None:
+    def _fork(self, line: int) -> ForkedWorker | None:
         if self.fork_server is None or "CUDA_VISIBLE_DEVICES" in self.environment:
             return None
         try:
-            return self.fork_server.start(self.environment, self.log)
+            return self.fork_server.start(self.environment, self.log, line)
         except OSError:
             return None
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def _spawn(self, line: int) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as output:
             return subprocess.Popen(
                 self.command,
-                env=os.environ | self.environment,
+                env=os.environ | self.environment | {VARIABLE: str(line)},
+                pass_fds=[line],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,

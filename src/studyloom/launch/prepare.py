@@ -1,6 +1,7 @@
 """Turns a config into checked objects: everything that must be right before work starts."""
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,11 @@ from studyloom.config.compose import Composer
 from studyloom.config.runs import storage_url
 from studyloom.config.values import describe_error
 from studyloom.data.training_data import TrainingData
-from studyloom.errors import ConfigError, StorageError, wants_tracebacks
+from studyloom.errors import ConfigError, Interrupted, StorageError, wants_tracebacks
 from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.launch.local import Join
 from studyloom.launch.task import Launcher
+from studyloom.processes import end_if_forked
 from studyloom.question.function import FunctionQuestion
 from studyloom.question.question import Question
 from studyloom.question.validation import check_sections, validate
@@ -62,14 +64,19 @@ class Attempts:
         Raises:
             Exception: as `make` raised it, if it is not a ValueError and HYDRA_FULL_ERROR is 1.
         """
+        pid = os.getpid()
         try:
             return make()
+        except Interrupted:
+            raise
         except ValueError as error:
             self.mistakes.extend(getattr(error, "mistakes", [str(error)]))
-        except Exception as error:
+        except BaseException as error:  # SystemExit too: the user's code may end its process
             if wants_tracebacks():
                 raise
             self.mistakes.append(describe_error(error))
+        finally:
+            end_if_forked(pid)
 
     def check(self) -> None:
         """Raises ConfigError if there were mistakes, each once."""

@@ -19,9 +19,10 @@ from typing import Any
 from studyloom.errors import LaunchError
 from studyloom.files import PACKAGE
 from studyloom.launch.command import WORKER_VARIABLE, Command
+from studyloom.launch.line import Heard
 from studyloom.launch.local import check_workers, cores, gpus
 from studyloom.launch.ray_actor import Actor
-from studyloom.launch.supervisor import Supervisor, WorkerExit
+from studyloom.launch.supervisor import HUNG, Supervisor, WorkerExit
 from studyloom.launch.task import Task
 from studyloom.processes import host_id
 from studyloom.study.stopping import Stop
@@ -311,7 +312,7 @@ class RayWorker:
     """
 
     def __init__(self, ray: Any, remote: Any, command: Command, log: Path) -> None:
-        self.log, self.failures = log, 0
+        self.log, self.failures, self.heard = log, 0, Heard()
         self.worker_id: str | None = None
         self._ray, self._remote = ray, remote
         self._actor: Any = None
@@ -333,6 +334,7 @@ class RayWorker:
         if self._actor is None:
             self._actor = self._remote.remote()
         self._answer, self._retry = self._actor.start.remote(*self._call), None
+        self.heard = Heard()
 
     def poll(self) -> WorkerExit | None:
         """Returns how the worker ended, and None if it has not; appends its output to the log."""
@@ -341,14 +343,18 @@ class RayWorker:
         if self._answer is None or not self._ray.wait([self._answer], timeout=0)[0]:
             return None
         try:
-            self.worker_id, code, output = self._ray.get(self._answer)
+            self.worker_id, code, output, words = self._ray.get(self._answer)
         except self._ray.exceptions.RayError as error:
             return self._handle_lost_actor(error)
         if output:
             with self.log.open("ab") as log:
                 log.write(output)
+        for said in words:
+            self.heard.hear(said)
         self._answer = self._actor.poll.remote()
-        return None if code is None else WorkerExit(code)
+        if code is not None:
+            return WorkerExit(code)
+        return WorkerExit(None, HUNG) if self.heard.lingers else None
 
     def _handle_lost_actor(self, error: Exception) -> WorkerExit | None:
         """Decides what it means that the actor does not answer.

@@ -14,13 +14,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from studyloom.launch.line import VARIABLE, Listener, open_line
 from studyloom.launch.process_group import GroupGuard
 from studyloom.processes import worker_id
 
 WAIT = 0.5  # seconds that a poll waits for the end of the worker, which it reports at once
 CHUNK = 2**20  # bytes of a worker's output in one answer
-# The worker's id in the ledger, its exit code, and its output since the last answer.
-Answer = tuple[str, int | None, bytes]
+# The worker's id in the ledger, its exit code, its output and its words since the last answer.
+Answer = tuple[str, int | None, bytes, list[bytes]]
 
 
 class Actor:
@@ -29,6 +30,7 @@ class Actor:
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
         self.guard: GroupGuard | None = None
+        self.listener: Listener | None = None
         self._output = -1  # descriptor of the worker's output, a file without a name
         self._read = 0  # bytes of the output that were in an answer
 
@@ -60,15 +62,21 @@ class Actor:
         python_path = os.pathsep.join(filter(None, paths))
         with tempfile.TemporaryFile() as output:
             self._output, self._read = os.dup(output.fileno()), 0
-            self.process = subprocess.Popen(
-                [sys.executable, *arguments],
-                cwd=base,
-                env={**os.environ, **environment, "PYTHONPATH": python_path},
-                stdin=subprocess.PIPE,  # the worker stops when this closes
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            self.listener, line = open_line()
+            variables = {**environment, "PYTHONPATH": python_path, VARIABLE: str(line)}
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, *arguments],
+                    cwd=base,
+                    env={**os.environ, **variables},
+                    pass_fds=[line],
+                    stdin=subprocess.PIPE,  # the worker stops when this closes
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            finally:
+                os.close(line)
         self.guard = GroupGuard(self.process.pid)
         return self.poll(0.0)
 
@@ -78,17 +86,24 @@ class Actor:
         The exit code comes only with the last of the output, however long that is.
         """
         assert self.process is not None
+        assert self.listener is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(wait)
         code = self.process.returncode
+        words = []
+        while said := self.listener.listen():
+            words.append(said)
+        if said is not None:  # the line is closed
+            words.append(said)
         output = os.pread(self._output, CHUNK, self._read)
         self._read += len(output)
-        return worker_id(self.process.pid), None if len(output) == CHUNK else code, output
+        code = None if len(output) == CHUNK else code
+        return worker_id(self.process.pid), code, output, words
 
     def stop(self) -> None:
         """Asks the worker to release its trial and end."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGTERM)
+        if self.process is not None and self.listener is not None:
+            self.listener.ask(self.process.pid)
 
     def kill(self) -> None:
         """Kills what is left of the worker's process group."""
@@ -101,5 +116,7 @@ class Actor:
         self.process.wait()
         assert self.process.stdin is not None
         self.process.stdin.close()
+        assert self.listener is not None
+        self.listener.close()
         os.close(self._output)
-        self.process = self.guard = None
+        self.process = self.guard = self.listener = None

@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import Protocol
 
 from studyloom.errors import LaunchError, StorageLost
-from studyloom.launch.task import HALT, Task, renewing_leases
+from studyloom.launch.line import LINGER, Heard
+from studyloom.launch.task import Task, renewing_leases
 from studyloom.study.stopping import Stop
 
+STOPS = {signal.Signals(number).name for number in Stop.SIGNALS}
 RESTARTS = 3  # of a worker that dies before it claims a slot; then it is not started again
+# The same of one that signals of others end while it starts: of an administrator, or of a daemon
+# that wants memory back.
+SIGNALLED = 30
+HUNG = f"no end: it was killed {LINGER:g} s after it had come to one"
 GRACE = 6.0  # seconds for a worker to release its trial; none lives 10 s longer than its launcher
 POLL = 0.1  # seconds between looks at the workers
 LOG_LINES = 12  # of a worker that died, in the error message
@@ -36,8 +42,18 @@ class WorkerExit:
         if self.code is None:
             return self.words
         if self.code < 0:
-            return f"signal {signal.Signals(-self.code).name}"
+            return f"signal {self.signal}"
         return f"exit code {self.code}"
+
+    @property
+    def signal(self) -> str | None:
+        """The name of the signal that ended it; None if none did."""
+        if self.code is None or self.code >= 0:
+            return None
+        try:
+            return signal.Signals(-self.code).name
+        except ValueError:  # one without a name, such as SIGRTMIN+1
+            return str(-self.code)
 
 
 class WorkerHandle(Protocol):
@@ -46,12 +62,14 @@ class WorkerHandle(Protocol):
     Attributes:
         log: the file to which the worker's output goes.
         failures: how many workers in a row died before they claimed a slot.
+        heard: what the worker has said; of the last one, if there is none.
         active: whether there is a worker, or one is being started.
         worker_id: the worker's id in the ledger; None while there is no worker yet.
     """
 
     log: Path
     failures: int
+    heard: Heard
 
     @property
     def active(self) -> bool: ...
@@ -173,18 +191,24 @@ class Supervisor:
                 worker.stop()
 
     def _handle_exit(self, worker: WorkerHandle, worker_exit: WorkerExit) -> None:
-        """Kills what a worker that ended left behind, and starts another if it died."""
+        """Kills what a worker that ended left behind, and starts another if there is work left.
+
+        Whether there is, the database says, and no exit code: an objective may end its process with
+        any.
+        """
         held = 0
         if (worker_id := worker.kill()) is not None:
             death = f"the worker ended with {worker_exit}"
             held = self.task.ledger.record_death(worker_id, death)
-        if worker_exit.code == HALT:
+        if self._stopped is None and self.task.halted():
             self._stop_all()
-        if worker_exit.code == 0 or self._stopped is not None:
+        if self._stopped is not None or not self.task.todo():
             return
-        log.warning("a worker ended with %s; its log: %s", worker_exit, worker.log)
-        worker.failures = 0 if held else worker.failures + 1
-        if worker.failures <= RESTARTS:
+        signalled = worker.heard.released or worker_exit.signal in STOPS
+        end = "a signal, and released its trial" if worker.heard.released else worker_exit
+        log.warning("a worker ended with %s; its log: %s", end, worker.log)
+        worker.failures = 0 if held or worker.heard.claimed else worker.failures + 1
+        if worker.failures <= (SIGNALLED if signalled else RESTARTS):
             worker.start()
 
     def _last_log_lines(self) -> str:

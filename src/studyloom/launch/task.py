@@ -12,11 +12,11 @@ from typing import Protocol
 from studyloom.errors import StorageLost
 from studyloom.launch.command import Command
 from studyloom.launch.fork_server import ForkServer
+from studyloom.launch.line import Line
 from studyloom.storage.ledger import Ledger
 from studyloom.study.reporter import Limits
 from studyloom.study.stopping import Stop
 
-HALT = 3  # exit code of a worker that found the study halted
 RENEWALS = 4  # how often a lease is renewed in the time that it lasts
 
 
@@ -33,6 +33,7 @@ class Task:
         name: of the study.
         fork_server: forks workers; None if each worker is started as a command.
         command: the command that runs the study.
+        halted: returns whether the study has stopped itself.
     """
 
     work: Callable[[Stop], None]
@@ -43,6 +44,7 @@ class Task:
     name: str
     fork_server: ForkServer | None = None
     command: Command = field(default_factory=Command.of_this_process)
+    halted: Callable[[], bool] = lambda: False
 
     @property
     def logs(self) -> Path:
@@ -100,15 +102,19 @@ def renewing_leases(task: Task, worker_ids: Callable[[], Iterable[str]]) -> Iter
         thread.join(1.0)  # a daemon that still runs when the interpreter ends may abort the process
 
 
-def follow_parent() -> None:
+def follow_parent(line: Line) -> None:
     """Makes a worker stop when the process that started it has ended.
 
     Its standard input closes then, on every system.
+
+    Args:
+        line: to that process.
     """
 
     def wait() -> None:
         while os.read(0, 1024):
             pass
+        line.ask()
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()

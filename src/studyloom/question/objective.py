@@ -31,6 +31,11 @@ class Stopping(Protocol):
         """Surrounds work that may be cut short: a signal raises Stopped in the midst of it."""
         ...
 
+    @property
+    def alone(self) -> str | None:
+        """The name of a signal that came to this process alone, so that nobody asked to stop."""
+        ...
+
 
 class Step(Protocol):
     """What an objective reports after a step. An Epoch of networks is one.

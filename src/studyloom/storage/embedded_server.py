@@ -111,6 +111,15 @@ def serve(url: str, *, own: bool = False) -> str:
     return f"postgresql+psycopg://{ROLE}:{password}@127.0.0.1:{port}/postgres"
 
 
+def is_keeper(pid: int) -> bool:
+    """Whether a process of this host is the keeper of a server, which may have other users."""
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return os.fsencode(server_keeper.__file__) in arguments
+
+
 def _check_own(folder: Path, *, own: bool = False) -> None:
     """Raises ServerError if it is not known that this user's own command has made a server."""
     digest = _digest(folder)

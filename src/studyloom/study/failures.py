@@ -48,7 +48,7 @@ def explain(error: BaseException) -> Failure:
     """Returns what to store about an exception that ended a trial."""
     import torch  # here, because importing this module must not import torch
 
-    reason = f"{type(error).__name__}: {error}"
+    reason = f"{type(error).__name__}: {error}".removesuffix(": ")
     match error:
         case Diverged():
             return Failure(DIVERGED, str(error))

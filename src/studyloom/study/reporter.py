@@ -2,17 +2,20 @@
 
 import contextlib
 import logging
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
 from studyloom.errors import ClaimLost, Infeasible, Stopped, TimedOut
+from studyloom.processes import end_if_forked
 from studyloom.question.costs import Cost
 from studyloom.question.objective import (
     Objective,
@@ -76,6 +79,12 @@ class Reporter:
         limits: of the trial and the study.
         stopping: whether the worker is to stop.
         watch: measures where the worker's time goes.
+
+    Attributes:
+        progress: whether an epoch was reported that no worker before had come to.
+        raised: what a report has raised into the objective, which may catch it or raise another;
+            None if nothing. By it an exception of ours is told from one that the user's code
+            raised, which may be of the same type.
     """
 
     stored: StoredStudy
@@ -86,6 +95,8 @@ class Reporter:
     stopping: Stopping
     watch: Stopwatch
     began: float = field(default_factory=time.monotonic, init=False)
+    progress: bool = field(default=False, init=False)
+    raised: BaseException | None = field(default=None, init=False)
     _longest: float = field(default=0.0, init=False)  # seconds of the longest epoch so far
 
     def commit(self, lease: float) -> None:
@@ -97,8 +108,9 @@ class Reporter:
         Raises:
             ClaimLost: another worker holds the slot by now; nothing was written.
         """
-        if not self.stored.ledger.renew(self.claim, lease, self.stored.storage.write):
-            raise ClaimLost
+        with ended_elsewhere():
+            if not self.stored.ledger.renew(self.claim, lease, self.stored.storage.write):
+                raise ClaimLost
         self.stored.storage.mark_written()
 
     def report(self, epoch: Step, objective: Objective, reported: int) -> None:
@@ -132,6 +144,7 @@ class Reporter:
             reported=reported,
             write=commit,
         )
+        self.progress |= epoch.number > reported * objective.stride
 
     def constrain(self, costs: Sequence[Cost]) -> None:
         """Stores the costs of a network, and for the sampler their distance from the limits.
@@ -186,18 +199,24 @@ class Reporter:
             self.tell(None, TrialState.PRUNED)
         else:
             self.tell(None, TrialState.FAIL)
-        if failure.kind in failures.MISTAKES and self._is_hopeless(failure.reason):
+        if self._is_hopeless(failure):
             self.stored.optuna.set_user_attr(HALTED, failure.reason)
 
-    def _is_hopeless(self, reason: str) -> bool:
-        """Whether the first trial failed, or the last `max_failures` all failed for this reason."""
+    def _is_hopeless(self, failure: Failure) -> bool:
+        """Whether the first trial failed, or the last `max_failures` all failed for this reason.
+
+        A trial of which workers died counts only in a row: the first may have died of its host.
+        """
+        if failure.kind not in (*failures.MISTAKES, failures.CRASHED):
+            return False
+        # Its slot, and not its number: another program may have added a trial before it.
+        first = self.claim.slot == 0 or BASELINE in self.trial.user_attrs
         ended = [trial for trial in self.stored.trials() if trial.datetime_complete is not None]
         ended.sort(key=lambda trial: trial.datetime_complete or datetime.min)
         last = ended[-self.limits.max_failures :]
-        same = [trial for trial in last if trial.user_attrs.get(REASON) == reason]
-        # Its slot, and not its number: another program may have added a trial before it.
-        first = self.claim.slot == 0 or BASELINE in self.trial.user_attrs
-        return first or len(same) == self.limits.max_failures
+        same = [trial for trial in last if trial.user_attrs.get(REASON) == failure.reason]
+        mistaken = first and failure.kind in failures.MISTAKES
+        return mistaken or len(same) == self.limits.max_failures
 
     def tell(self, value: float | None, state: TrialState) -> None:
         """Ends the trial and its claim in one transaction.
@@ -212,12 +231,21 @@ class Reporter:
         goals = self.stored.goals[1:] if value is not None else ()
         costs = [self.trial.user_attrs[goal.name] for goal in goals]
         self.stored.optuna.tell(self.trial, None if value is None else [value, *costs], state)
-        with self.watch("storage"):
+        with self.watch("storage"), ended_elsewhere():
             if not self.stored.ledger.finish(self.claim, self.stored.storage.write):
                 raise ClaimLost
             self.stored.storage.clear()
         shown = "" if value is None else f" {format_value(value)}"
         log.info("trial %d: %s%s", self.trial.number, state.name.lower(), shown)
+
+
+@contextlib.contextmanager
+def ended_elsewhere() -> Iterator[None]:
+    """Raises ClaimLost if another program has ended the trial that the body writes."""
+    try:
+        yield
+    except UpdateFinishedTrialError:
+        raise ClaimLost from None
 
 
 class EpochReports:
@@ -239,6 +267,7 @@ class EpochReports:
         self._reported = reported
         self._evaluated = objective.evaluating  # seconds of evaluation at the last epoch
         self._outbox = Outbox(self._post, reporter.stored.is_away)
+        self._pid = os.getpid()
 
     def __enter__(self) -> "EpochReports":
         self._outbox.__enter__()
@@ -250,12 +279,25 @@ class EpochReports:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        with self.reporter.watch("storage") if kind is None else contextlib.nullcontext():
+        end_if_forked(self._pid)
+        with (
+            self._raising(),
+            self.reporter.watch("storage") if kind is None else contextlib.nullcontext(),
+        ):
             self._outbox.__exit__(kind, error, at)
+
+    @contextlib.contextmanager
+    def _raising(self) -> Iterator[None]:
+        """Notes what the body raises: it is ours."""
+        try:
+            yield
+        except BaseException as error:
+            self.reporter.raised = error
+            raise
 
     def send_restored(self) -> None:
         """Reports the epochs of a checkpoint that were saved while the database was away."""
-        with self.reporter.watch("storage"):
+        with self._raising(), self.reporter.watch("storage"):
             for epoch in self.objective.steps():
                 if epoch.number > self._reported * self.objective.stride:
                     self._outbox.send(epoch)
@@ -271,6 +313,11 @@ class EpochReports:
             TimedOut: the trial has taken longer than study.trial_timeout.
             ClaimLost, TrialPruned, StorageLost: when an earlier report was posted.
         """
+        end_if_forked(self._pid)
+        with self._raising():
+            self._report(epoch)
+
+    def _report(self, epoch: Step) -> None:
         watch, limits = self.reporter.watch, self.reporter.limits
         evaluating = self.objective.evaluating
         evaluation, self._evaluated = evaluating - self._evaluated, evaluating

@@ -4,32 +4,43 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from studyloom.errors import Stopped
+from studyloom.errors import Interrupted, Stopped
 
 
 class Stop:
     """Tells whether to stop: after a Ctrl-C, SIGTERM or SIGHUP, or after a time limit.
 
-    A second signal raises KeyboardInterrupt at once. An instance is a context. It handles those
+    A second signal raises Interrupted at once. An instance is a context. It handles those
     signals if it is entered in the main thread; in another, only the time limit counts. It handles
     Ctrl-C also if that was ignored, as a shell does for a command that it starts with `&`; a SIGHUP
     that was ignored stays so, as under `nohup`.
 
     Args:
         timeout: seconds from now; None for no limit.
+        is_asked: called after a signal; returns whether it is meant as a wish to stop the study.
+            One that is not came to this process alone, from code of the user's or from somebody
+            who ends processes: it stops this process too, and another one goes on in its place.
+
+    Attributes:
+        signal: the first signal; None if there was none.
+        alone: the name of that signal if it came to this process alone, else None.
     """
 
     SIGNALS = tuple(
         getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
     )
 
-    def __init__(self, timeout: float | None = None) -> None:
+    def __init__(
+        self, timeout: float | None = None, is_asked: Callable[[], bool] = lambda: True
+    ) -> None:
         self.signal: int | None = None
+        self.alone: str | None = None
+        self._is_asked = is_asked
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self._interruptible = False
         self._handlers: dict[int, Any] = {}  # those before
@@ -72,9 +83,13 @@ class Stop:
             self._interruptible = False
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
-        os.write(2, b"stopping; once more stops at once\n")
+        asked = self._is_asked()
+        if self.signal is not None and not asked:
+            # A terminal sends a Ctrl-C to this process and to the one that passes it on.
+            return
+        if self.signal is not None and self.alone is None:
+            raise Interrupted
+        self.signal, self.alone = number, None if asked else signal.Signals(number).name
+        os.write(2, b"stopping; once more stops at once\n" if asked else b"stopping\n")
         if self._interruptible:
             raise Stopped

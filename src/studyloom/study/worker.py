@@ -5,21 +5,21 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
 import torch
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
 from studyloom.data.training_data import TrainingData
-from studyloom.errors import ClaimLost, Stopped, StorageLost, TrialDeleted
-from studyloom.processes import worker_id
+from studyloom.errors import ClaimLost, Interrupted, Stopped, StorageLost, TrialDeleted
+from studyloom.processes import end_if_forked, worker_id
 from studyloom.question.costs import Cost
 from studyloom.question.objective import Objective, Stopping
 from studyloom.seeds import derive
@@ -70,6 +70,7 @@ class Worker:
         limits: of trials and of the study.
         weights: the folder for the network of each complete trial; None to keep none.
         watch: measures where the time goes, for each trial.
+        on_claim: called whenever a slot is claimed.
     """
 
     question: TrialSource
@@ -80,6 +81,7 @@ class Worker:
     limits: Limits = field(default_factory=Limits)
     weights: Path | None = None
     watch: Stopwatch = field(default_factory=Stopwatch)
+    on_claim: Callable[[], None] = lambda: None
 
     def run(self, trials: int) -> None:
         """Works on the first `trials` slots until all are done or the worker is asked to stop.
@@ -105,6 +107,7 @@ class Worker:
                 self.stored.check_halted()
                 claim = ledger.claim(owner, trials, self.limits.lease, make)
             if claim is not None:
+                self.on_claim()
                 self.finish_claim(claim)
             elif ledger.todo(trials):
                 with self.watch("idle"):
@@ -118,11 +121,11 @@ class Worker:
         ledger = self.stored.ledger
         try:
             self.run_trial(claim)
-        except (Stopped, KeyboardInterrupt) as stop:
+        except (Stopped, Interrupted) as stop:
             ledger.release(claim)
-            if isinstance(stop, KeyboardInterrupt):
+            if isinstance(stop, Interrupted):
                 raise
-        except (ClaimLost, UpdateFinishedTrialError) as lost:
+        except ClaimLost as lost:
             words = "the lease ended and another worker went on with the trial"
             if isinstance(lost, TrialDeleted):
                 words = str(lost)
@@ -158,7 +161,15 @@ class Worker:
         with self.watch("storage"):
             reporter.commit(self.limits.lease)
         checkpoint = self.checkpoint(frozen.number, point)
-        self.train(point, frozen, reporter, checkpoint)
+        try:
+            self.train(point, frozen, reporter, checkpoint)
+        except Stopped:
+            # A trial that ends its own process would come back for ever; one that others end, such
+            # as a daemon that wants memory back, has mostly got further each time.
+            if self.stopping.alone is not None and not reporter.progress:
+                death = f"the worker got {self.stopping.alone}"
+                self.stored.ledger.record_death(worker_id(os.getpid()), death)
+            raise
         if checkpoint is not None:
             with contextlib.suppress(OSError):
                 checkpoint.remove()
@@ -200,7 +211,7 @@ class Worker:
             reporter: of the trial.
             checkpoint: of the trial; None if its state is not saved.
         """
-        number, state = frozen.number, TrialState.COMPLETE
+        number, state, pid = frozen.number, TrialState.COMPLETE, os.getpid()
         value: float | None = None
         failure: Failure | None = None
         provenance: Provenance | None = None
@@ -210,14 +221,21 @@ class Worker:
             reporter.constrain(self.question.measure_costs(point, self.data))
             objective = self.question.make_objective(point, number, self.data)
             value = self.evaluate(objective, reporter, checkpoint, frozen.last_step)
-        except optuna.TrialPruned as pruned:
-            assert objective is not None
-            objective.cut(pruned.args[0].number)  # later epochs ran while the database was away
-            state = TrialState.PRUNED
-        except (StorageLost, UpdateFinishedTrialError, ClaimLost):
-            raise
-        except Exception as error:
-            failure = failures.explain(error)
+        except BaseException as caught:  # whatever the user's code raises costs this trial alone
+            end_if_forked(pid)
+            error = reporter.raised or caught
+            if isinstance(error, Stopped | Interrupted):
+                raise error from None
+            if error is reporter.raised and isinstance(error, StorageLost | ClaimLost):
+                raise error from None
+            if not isinstance(error, optuna.TrialPruned):
+                failure = failures.explain(error)
+            else:
+                state = TrialState.PRUNED
+                if objective is not None and error is reporter.raised:
+                    # Later epochs ran while the database was away.
+                    objective.cut(error.args[0].number)
+        end_if_forked(pid)
         reporter.store(objective, provenance)
         if failure is not None:
             reporter.fail(failure)

@@ -1,10 +1,12 @@
 """What a study prints on a terminal: tables, the answer, and why trials failed."""
 
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -13,7 +15,9 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from studyloom.storage.attributes import REASON, STANDARD_ERROR, TIMES, WORKER
+from studyloom.question.sources import CODE
+from studyloom.storage.attributes import EPOCHS, REASON, STANDARD_ERROR, TIMES, WORKER
+from studyloom.storage.urls import parse_url, without_password
 from studyloom.study.failures import count_failures, outcome
 from studyloom.study.rows import seconds_spent
 from studyloom.study.stored_study import StoredStudy
@@ -33,6 +37,11 @@ from studyloom.winner.answer import (
     format_reuse,
     format_seeds,
 )
+
+if TYPE_CHECKING:  # `studyloom status` prints without torch
+    from studyloom.launch.command import Command
+    from studyloom.launch.prepare import Prepared
+    from studyloom.winner.stages import Plan
 
 # Columns from which on a worker and its lease, or a trial and its parameters, fit side by side.
 WIDE = 72
@@ -275,3 +284,46 @@ def print_trials(stored: StoredStudy, console: Console) -> None:
             about,
         )
         console.print(Text("  ".join(cells).rstrip()), soft_wrap=True)
+
+
+def print_code_changes(stored: StoredStudy, console: Console) -> None:
+    """Prints for each accepted change of the user's own code which trials were made before it."""
+    for change in stored.code_changes():
+        names = ", ".join(key.removeprefix(CODE) for key in change["changed"])
+        before = f"trials 0 to {change['from'] - 1} were made with other code: {names} has changed"
+        console.print(Text(before), soft_wrap=True)
+
+
+def print_next_steps(
+    prepared: "Prepared",
+    plan: "Plan",
+    command: "Command",
+    snapshot: Snapshot,
+    console: Console,
+    began: datetime,
+) -> None:
+    """Prints where things are, and what can be typed next."""
+    stored = plan.search.stored
+    times = [
+        t for trial in stored.trials() for t in trial.user_attrs.get(EPOCHS, {}).get("seconds", [])
+    ]
+    if times:
+        console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
+    trials = [trial for stage in plan for trial in stage.stored.trials()]
+    if times_line := format_times(trials, began):
+        console.print(times_line)
+    lines = [f"study  {without_password(parse_url(prepared.url))}"]
+    files = {"best": "best.yaml", "winner": "winner.yaml", "report": "report.html"}
+    lines += [
+        f"{what:6} {prepared.run_dir / name}"
+        for what, name in files.items()
+        if (prepared.run_dir / name).exists()
+    ]
+    folder = shlex.quote(str(prepared.run_dir))
+    nexts = [f"studyloom {verb} {folder}" for verb in ("status", "dashboard")]
+    spent = snapshot.done == snapshot.budget == prepared.question.config.study.trials
+    if prepared.question.space.nodes and spent:
+        more = f"study.trials={2 * snapshot.budget}"
+        nexts.insert(0, shlex.join([*command.page, *command.without("study.trials"), more]))
+    lines += [f"{'' if n else 'next':6} {command}" for n, command in enumerate(nexts)]
+    console.print(Text("\n".join(lines)), soft_wrap=True)

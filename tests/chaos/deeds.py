@@ -1,0 +1,92 @@
+"""Objectives that do to their process what no objective should, each named by a parameter."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import optuna
+import torch
+from optuna.exceptions import UpdateFinishedTrialError
+
+from studyloom.errors import ClaimLost, StorageLost
+
+SLEEPER = "600.75"  # seconds, by which a process is found in the list of processes
+
+
+class Odd(BaseException):
+    """What a library may derive its exceptions from."""
+
+
+def raising(error):
+    def deed():
+        raise error
+
+    return deed
+
+
+def fork():
+    """Comes back twice, as two processes."""
+    if child := os.fork():
+        os.waitpid(child, 0)
+
+
+def leave_thread():
+    threading.Thread(target=time.sleep, args=(600,)).start()
+
+
+def leave_session():
+    subprocess.Popen(["sleep", SLEEPER], start_new_session=True)
+    # A grandchild whose parent has ended belongs to nobody.
+    subprocess.Popen(["sh", "-c", f"setsid sleep {SLEEPER} & exit"]).wait()
+
+
+DEEDS = {
+    "nothing": lambda: None,
+    "exit 0": lambda: sys.exit(0),
+    "exit 3": lambda: sys.exit(3),
+    "_exit 0": lambda: os._exit(0),
+    "_exit 3": lambda: os._exit(3),
+    "KeyboardInterrupt": raising(KeyboardInterrupt()),
+    "GeneratorExit": raising(GeneratorExit()),
+    "Odd": raising(Odd("very")),
+    "SIGTERM": lambda: signal.raise_signal(signal.SIGTERM),
+    "SIGINT": lambda: os.kill(os.getpid(), signal.SIGINT),
+    "pruned": raising(optuna.TrialPruned()),
+    "UpdateFinishedTrialError": raising(UpdateFinishedTrialError("trial 5 has ended")),
+    "StorageLost": raising(StorageLost("another database")),
+    "ClaimLost": raising(ClaimLost()),
+    "fork": fork,
+    "thread": leave_thread,
+    "session": leave_session,
+    "close": lambda: os.closerange(3, 1000),
+}
+
+
+def objective(config, report):
+    """Does a deed between two reports."""
+    report(0.0, 0)
+    DEEDS[config.params.deed]()
+    report(1.0, 1)
+    return float(len(config.params.deed))
+
+
+class Net(torch.nn.Linear):
+    """A network that ends its process, where and as the environment says."""
+
+    def __init__(self, shape, outputs):
+        super().__init__(784, outputs)
+        self.fitted = False
+        self.end("constructor")
+
+    def end(self, place):
+        if place == os.environ.get("STUDYLOOM_TEST_PLACE"):
+            DEEDS[os.environ["STUDYLOOM_TEST_DEED"]]()
+
+    def forward(self, images):
+        self.fitted |= self.training
+        if len(images) > 2 and not self.fitted:
+            self.end("test")
+        return super().forward(images.flatten(1))

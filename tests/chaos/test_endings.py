@@ -1,0 +1,109 @@
+"""Objectives that end their process, or leave something behind: it costs their trial alone."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from commands import BARE, QUICK, ROOT, study
+from deeds import DEEDS, SLEEPER
+from runs import Run, kill
+
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.skipif(
+        not Path("/proc/self/environ").exists(), reason="processes are looked up in /proc"
+    ),
+]
+
+OWN = f"""
+defaults:
+  [studyloom, sampler: grid, pruner: none, storage: sqlite, launcher: local, space: none, _self_]
+study: {{name: own, trials: {len(DEEDS)}, max_attempts: 2, lease: 5}}
+objective: {{_target_: deeds.objective, metric: length, direction: maximize}}
+params: {{deed: nothing}}
+space: {{params: {{deed: {{choice: [{", ".join(DEEDS)}]}}}}}}
+winner: {{top: 1, seeds: 1}}
+"""
+DIED = ("FAIL", "crashed", "2 workers died of this trial, the last so: the worker ")
+ENDS = {
+    "exit 0": ("FAIL", "error", "SystemExit: 0"),
+    "exit 3": ("FAIL", "error", "SystemExit: 3"),
+    "_exit 0": (*DIED[:2], DIED[2] + "ended with exit code 0"),
+    "_exit 3": (*DIED[:2], DIED[2] + "ended with exit code 3"),
+    "KeyboardInterrupt": ("FAIL", "error", "KeyboardInterrupt"),
+    "GeneratorExit": ("FAIL", "error", "GeneratorExit"),
+    "Odd": ("FAIL", "error", "Odd: very"),
+    "SIGTERM": (*DIED[:2], DIED[2] + "got SIGTERM"),
+    "SIGINT": (*DIED[:2], DIED[2] + "got SIGINT"),
+    "pruned": ("PRUNED", None, None),
+    "UpdateFinishedTrialError": (
+        "FAIL",
+        "error",
+        "UpdateFinishedTrialError: trial 5 has ended",
+    ),
+    "StorageLost": ("FAIL", "error", "StorageLost: another database"),
+    "ClaimLost": ("FAIL", "error", "ClaimLost"),
+}
+
+
+@pytest.fixture
+def run(tmp_path, request):
+    kind = request.param
+    (tmp_path / "own.yaml").write_text(OWN)
+    folder = tmp_path / "run"
+    url = (
+        f"sqlite:///{folder}/study.db"
+        if kind == "sqlite"
+        else request.getfixturevalue("postgres_url")
+    )
+    own = ("--config-dir", str(tmp_path), "--config-name", "own", "trust=[deeds]")
+    run = Run(folder, url, own, name="own", trials=len(DEEDS))
+    run.environment["PYTHONPATH"] += f"{os.pathsep}{ROOT / 'tests' / 'chaos'}"
+    yield run
+    kill(run.processes())
+
+
+@pytest.mark.parametrize(
+    ("run", "workers"), [("sqlite", 1), ("sqlite", 2), ("postgresql", 2)], indirect=["run"]
+)
+def test_whatever_an_objective_does_to_its_process_costs_its_trial_alone(run, workers):
+    printed = run.end(run.start(f"launcher.workers={workers}"), 0)
+    trials = {trial.params["params.deed"]: trial for trial in run.stored().trials()}
+    assert {*trials} == {*DEEDS}
+    for deed, trial in trials.items():
+        attributes = trial.user_attrs
+        end = trial.state.name, attributes.get("failure"), attributes.get("reason")
+        if deed == "close":  # what notices it first depends on the database
+            assert end[0] == "FAIL"
+        else:
+            assert end == ENDS.get(deed, ("COMPLETE", None, None)), deed
+    assert "crashed  " in printed
+    sleepers = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True).stdout
+    assert f"sleep {SLEEPER}" not in sleepers
+
+
+@pytest.mark.parametrize(
+    ("place", "deed", "code", "words"),
+    [
+        ("constructor", "exit 0", 2, "SystemExit: 0"),
+        ("constructor", "_exit 0", 1, "ended with exit code 0, and not in order"),
+        ("test", "exit 0", 1, "the user's code has ended the command: SystemExit(0)"),
+        ("test", "_exit 0", 1, "ended with exit code 0, and not in order"),
+    ],
+)
+def test_no_command_ends_with_0_because_the_users_code_says_so(tmp_path, place, deed, code, words):
+    """Before the first trial, and when the winner is tested: in the process of the command."""
+    quick = [override for override in QUICK if not override.startswith(("model.", "winner."))]
+    run = (*quick, "model._target_=deeds.Net", *BARE, "winner.top=1", "winner.seeds=1")
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "chaos")))
+    done = study(
+        *(*run, "study.trials=1", "launcher.workers=1", f"run_dir={tmp_path / 'run'}"),
+        PYTHONPATH=path,
+        STUDYLOOM_TEST_PLACE=place,
+        STUDYLOOM_TEST_DEED=deed,
+    )
+    assert done.returncode == code, (done.stdout, done.stderr)
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "winner.yaml").exists()
