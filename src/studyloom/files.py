@@ -319,3 +319,11 @@ def is_network_filesystem(kind: str) -> bool:
         kind: A name as `filesystem_of` returns it.
     """
     return kind.removeprefix("fuse.") in NETWORK_FILESYSTEMS
+
+
+def is_newer(path: Path, other: Path) -> bool:
+    """Whether a file was written after another one; False if one is missing."""
+    try:
+        return path.stat().st_mtime_ns >= other.stat().st_mtime_ns
+    except FileNotFoundError:
+        return False

@@ -31,6 +31,7 @@ from studyloom.errors import (
     StorageLost,
     exit_with,
 )
+from studyloom.files import is_newer
 from studyloom.launch.command import WORKER_VARIABLE, Command
 from studyloom.launch.fork_server import ForkServer
 from studyloom.launch.line import Line
@@ -390,17 +391,9 @@ def print_winner(plan: Plan, prepared: Prepared, command: Command, console: Cons
         answer = read_answer(plan.run_dir)
         if answer is None or not is_answer_of(answer, plan):
             answer = evaluate_winner(plan, prepared.data.test, command.page)
-        if not _is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
+        if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
             write_report(plan.search.stored, plan.run_dir)  # unless the command was killed here
     console.print(Text("\n".join(winner_lines(answer))), soft_wrap=True)
-
-
-def _is_newer(path: Path, other: Path) -> bool:
-    """Whether a file was written after another one; False if one is missing."""
-    try:
-        return path.stat().st_mtime_ns >= other.stat().st_mtime_ns
-    except FileNotFoundError:
-        return False
 
 
 def judge(cfg: DictConfig) -> None:
