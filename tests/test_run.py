@@ -77,6 +77,7 @@ def test_a_study_keeps_all_it_wrote_below_its_run_directory(finished):
         ".hydra/hydra.yaml",
         ".hydra/overrides.yaml",
         "best.yaml",
+        "made-by",  # tells one's own folder from that of somebody else
         "study.db",
         "study.lock",
     }
@@ -139,8 +140,8 @@ def test_more_trials_go_on_with_the_study_and_one_worker_needs_no_process(finish
     assert len(list((run_dir / "logs").iterdir())) == 2
 
 
-def test_another_question_under_the_same_name_is_refused_with_was_and_is(finished):
-    run_dir, _ = finished
+def test_another_question_under_the_same_name_is_refused_with_was_and_is(finished, tmp_path):
+    run_dir = shutil.copytree(finished[0], tmp_path / "run")  # Hydra writes down what was asked
     done = study(*QUICK, "train.epochs=3", f"run_dir={run_dir}")
     assert done.returncode == 2
     assert "train.epochs: 2 → 3" in done.stderr
