@@ -143,6 +143,21 @@ def test_it_ends_also_when_its_last_user_is_killed(folder):
 
 
 @pytest.mark.chaos
+def test_a_server_that_is_told_to_end_while_it_has_clients_comes_back(folder):
+    """A SIGTERM has PostgreSQL refuse new clients, and wait for those that it has."""
+    user, address = use(folder)
+    pid = int((folder / "data" / "postmaster.pid").read_text().splitlines()[0])
+    engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: processes(folder).get("server", pid) != pid, 30)
+        until(lambda: ask(address, "SELECT 1") == 1)
+        connection.invalidate()
+    end(user)
+
+
+@pytest.mark.chaos
 @pytest.mark.parametrize("killed", [["server"], ["keeper"], ["keeper", "server"]])
 def test_whoever_of_it_is_killed_it_comes_back_at_the_same_address(folder, killed):
     user, address = use(folder)

@@ -101,6 +101,10 @@ def keep(
         if server.poll() is not None:
             with suppress(OSError):
                 server = start()
+        elif status(folder / "data") == "stopping":
+            # Somebody has sent it a SIGTERM: it refuses new clients, and would wait for those that
+            # it has until their commands end.
+            server.send_signal(signal.SIGINT)
         time.sleep(0.1)
     for number in (signal.SIGINT, signal.SIGQUIT):  # in order; at once
         server.send_signal(number)
@@ -188,8 +192,8 @@ def start(folder: Path, programs: Path, user: dict[str, Any]) -> "subprocess.Pop
             stderr=subprocess.STDOUT,
         )
     while server.poll() is None and time.monotonic() < deadline:
-        lines = read_lines(folder / "data" / "postmaster.pid")
-        if len(lines) > 7 and lines[7].strip() == "ready" and lines[0] == str(server.pid):
+        data = folder / "data"
+        if status(data) == "ready" and read_lines(data / "postmaster.pid")[:1] == [str(server.pid)]:
             return server
         time.sleep(0.02)
     server.kill()
@@ -217,6 +221,12 @@ def clear(data: Path, deadline: float) -> None:
             (data / "postmaster.pid").unlink(missing_ok=True)
             return
         time.sleep(0.05)
+
+
+def status(data: Path) -> str | None:
+    """Returns what a server has written of itself, such as starting, ready or stopping."""
+    lines = read_lines(data / "postmaster.pid")
+    return lines[7].strip() if len(lines) > 7 else None
 
 
 def read_lines(path: Path) -> list[str]:
