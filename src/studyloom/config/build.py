@@ -14,6 +14,29 @@ from studyloom.errors import ConfigError
 from studyloom.text import nearest
 
 
+def find_target(section: DictConfig) -> Any:
+    """Returns the class or function that a section names by `_target_`; does not call it.
+
+    Raises:
+        ConfigError: as for `build`.
+    """
+    key = section._get_full_key(None)
+    if (guard := foreign.active()) is not None and guard.met:
+        # The whole section, since a config from elsewhere may change arguments of one's own code.
+        plain = OmegaConf.to_container(section, resolve=True)
+        trust.check_targets({key: plain}, foreign.packages_of(guard.agreed))
+    if "_target_" not in section:
+        raise ConfigError([f"{key} must have a _target_, the dotted name of a class or function"])
+    target_name = section["_target_"]
+    try:
+        return resolve_name(target_name)
+    except Exception as error:  # whatever a user's module raises when it is imported
+        hint = nearest(error.name, dir(error.obj)) if isinstance(error, AttributeError) else ""
+        raise ConfigError(
+            [f"{key}._target_={target_name}: {describe_error(error)}{hint}"]
+        ) from error
+
+
 def build(section: DictConfig, **offered: Any) -> Any:
     """Builds what a section's `_target_` makes of the section's arguments.
 
@@ -27,22 +50,7 @@ def build(section: DictConfig, **offered: Any) -> Any:
         ConfigError: the section has no `_target_`, or one that cannot be imported, or the primary
             config comes from elsewhere and the target is not trusted.
     """
-    key = section._get_full_key(None)
-    if (guard := foreign.active()) is not None and guard.met:
-        # The whole section, since a config from elsewhere may change arguments of one's own code.
-        plain = OmegaConf.to_container(section, resolve=True)
-        trust.check_targets({key: plain}, foreign.packages_of(guard.agreed))
-    if "_target_" not in section:
-        raise ConfigError([f"{key} must have a _target_, the dotted name of a class or function"])
-    target_name = section["_target_"]
-    try:
-        target = resolve_name(target_name)
-    except Exception as error:  # whatever a user's module raises when it is imported
-        hint = nearest(error.name, dir(error.obj)) if isinstance(error, AttributeError) else ""
-        raise ConfigError(
-            [f"{key}._target_={target_name}: {describe_error(error)}{hint}"]
-        ) from error
-    accepted = inspect.signature(target).parameters
+    accepted = inspect.signature(find_target(section)).parameters
     bound = {
         name: value for name, value in offered.items() if name in accepted and name not in section
     }

@@ -55,8 +55,23 @@ class TrainSection:
     loss: Any = "${oc.select:loss,null}"  # what the group `loss` composed
     l1: float = 0.0  # L2 is the optimizer's weight_decay
     clip: float | None = None  # the largest norm of the gradient
-    precision: str = "fp32"  # or bf16
+    precision: str = "fp32"  # bf16, or fp16 with scaled gradients
     samples_per_epoch: int | None = None  # drawn anew in each epoch; null: all examples
+    # Functions of the user's own, (network, batch) -> loss or (loss, outputs, targets).
+    step: Any = None
+    evaluate: Any = None
+    accumulate: int = 1  # batches whose gradients make one step of the optimizer
+    drop_last: bool = False  # leave out the last batch of an epoch if it is smaller
+    ema: float | None = None  # the decay of an average of the weights, kept in their place
+    patience: int | None = None  # epochs in a row without a better value, after which training ends
+    keep: str = "last"  # or best: the epoch with the best value
+    until: int | None = None  # the epoch after which training ends, on the schedule of all epochs
+
+
+# Later than the first stored studies: at its default such a key is no part of what a study asks.
+LATER = tuple(
+    f"train.{name}" for name in "step evaluate accumulate drop_last ema patience keep until".split()
+)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from studyloom.data.split import Split
 from studyloom.errors import ConfigError
 from studyloom.text import nearest
 from studyloom.training.job import Job
+from studyloom.training.parameter_groups import freeze
 
 EXPRESSION = re.compile(r"\s*(<=|>=)\s*([-+.\w]+)\s*")
 WARM_UP = 5  # calls of a network before its latency is measured
@@ -198,6 +199,7 @@ def measure_costs(
     limit_of = {limit.quantity: limit for limit in limits}
     with torch.random.fork_rng(devices=[]):
         model = job.model(shape=split.shape, outputs=split.outputs).to(split.inputs.device).eval()
+        freeze(model, job.groups)
         costs = {
             name: MEASURES[name](model, split.inputs[:1])
             for name in dict.fromkeys([*limit_of, *quantities])

@@ -10,6 +10,13 @@ from torch import Tensor
 from studyloom.config.build import build
 from studyloom.errors import ConfigError
 from studyloom.metrics import COSTS, DIRECTIONS, METRICS, Direction, Goal, Metric
+from studyloom.question.parts import (
+    build_groups,
+    build_loss,
+    build_optimizer,
+    build_schedule,
+    build_step,
+)
 from studyloom.seeds import derive
 from studyloom.text import nearest
 from studyloom.training.job import Job
@@ -160,8 +167,10 @@ def build_jobs(config: DictConfig, folds: Sequence[tuple[Tensor, Tensor]], seed:
     def model(shape: Sequence[int], outputs: int) -> Any:
         return build_network(config.model, shape, outputs)
 
-    optimizer, schedule, loss = build(config.optimizer), build(config.scheduler), build(train.loss)
-    metric = build_metric(config.objective)
+    optimizer, schedule = build_optimizer(config.optimizer), build_schedule(config.scheduler)
+    loss, metric = build_loss(train.loss), build_metric(config.objective)
+    groups = build_groups(config.optimizer)
+    step, evaluate = build_step(train, "step"), build_step(train, "evaluate")
     return [
         Job(
             model=model,
@@ -178,6 +187,15 @@ def build_jobs(config: DictConfig, folds: Sequence[tuple[Tensor, Tensor]], seed:
             precision=train.precision,
             samples_per_epoch=train.samples_per_epoch,
             metric=metric,
+            step=step,
+            evaluate=evaluate,
+            groups=groups,
+            accumulate=train.accumulate,
+            drop_last=train.drop_last,
+            ema=train.ema,
+            patience=train.patience,
+            keep=train.keep,
+            until=train.until,
         )
         for fold, (training, validation) in enumerate(folds)
         for repeat in range(config.objective.seeds)

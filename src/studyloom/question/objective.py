@@ -167,9 +167,13 @@ class NetworkObjective:
 
     def __init__(self, training: Training) -> None:
         self.training = training
-        self.epochs = training.epochs
         self.stride = training.stride
-        self._kept: int | None = None  # steps that `cut` has left; None for all
+        self._cut: int | None = None  # the last step that `cut` has left; None for all
+
+    @property
+    def epochs(self) -> int:
+        """The number of the last step; patience may make it smaller."""
+        return self.training.epochs
 
     @property
     def evaluating(self) -> float:
@@ -178,18 +182,23 @@ class NetworkObjective:
     @property
     def history(self) -> list[list[Epoch]]:
         """The epochs of each step so far, one for each job that was trained in it."""
-        return self.training.history[: self._kept]
+        numbered = zip(self.training.numbers, self.training.history, strict=True)
+        return [epochs for number, epochs in numbered if self._cut is None or number <= self._cut]
 
     def run(self, report: Callable[[Step], None], stopping: Stopping) -> float:
+        """Trains to the end; the value is the mean of that of each job: of its last epoch, or best.
+
+        See `Objective.run`.
+        """
         for epoch in run_epochs(self.training, stopping):
             report(epoch)
-        return mean_epoch(group_by_epoch(self.history)[-1]).value
+        return mean_epoch(self.training.kept()).value
 
     def steps(self) -> list[Epoch]:
-        return mean_epochs(self.history)
+        return [step_at(self.training, position) for position in range(len(self.history))]
 
     def cut(self, number: int) -> None:
-        self._kept = number
+        self._cut = number
 
     def curves(self) -> dict[str, list[Any]]:
         """Returns a column for each field of an epoch, as means over jobs; see `Objective.curves`.
@@ -207,6 +216,8 @@ class NetworkObjective:
         return columns
 
     def standard_error(self) -> float | None:
+        if self.training.ended and self._cut is None:
+            return standard_error(self.training.kept())
         curve = group_by_epoch(self.history)
         return standard_error(curve[-1]) if curve else None
 
@@ -268,7 +279,7 @@ class StoredObjective:
 
 
 def run_epochs(training: Training, stopping: Stopping) -> Iterator[Epoch]:
-    """Trains, and yields the mean over jobs after each epoch, numbered as by `mean_epochs`.
+    """Trains, and yields the mean over jobs after each epoch; see `step_at`.
 
     Args:
         training: new, or restored from a state.
@@ -284,7 +295,20 @@ def run_epochs(training: Training, stopping: Stopping) -> Iterator[Epoch]:
             epochs = next(iterations, None)
         if epochs is None:
             return
-        yield replace(mean_epoch(epochs), number=len(training.history))
+        yield step_at(training, -1)
+
+
+def step_at(training: Training, position: int) -> Epoch:
+    """Returns an iteration of a training as a step: the mean over its jobs, numbered as there.
+
+    The end of a job in turn has the value of the epoch that is kept of it: that is compared.
+    """
+    number, epochs = training.numbers[position], training.history[position]
+    step = replace(mean_epoch(epochs), number=number)
+    if training.stride > 1 and number % training.stride == 0:
+        kept = training.kept()[number // training.stride - 1]
+        step = replace(step, value=kept.value)
+    return step
 
 
 def mean_epochs(history: Iterable[Sequence[Epoch]]) -> list[Epoch]:

@@ -5,8 +5,8 @@ Networks see two examples, a metric sees random outputs, samplers and pruners se
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -21,17 +21,22 @@ from optuna.distributions import (
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState, create_trial
+from torch import nn
 
 from studyloom.config.values import describe_error, with_values
 from studyloom.data.folds import Folds
 from studyloom.data.split import Split
-from studyloom.errors import UndefinedMetric
+from studyloom.errors import ConfigError, UndefinedMetric
 from studyloom.metrics import METRICS, Direction, Goal, Metric
 from studyloom.question.jobs import build_jobs
 from studyloom.space.tree import Leaf, ListLeaf, Node
 from studyloom.text import as_yaml
+from studyloom.training.batches import TensorBatches
 from studyloom.training.job import Job
 from studyloom.training.optimizer_step import avoid_compiler_import
+from studyloom.training.parameter_groups import make_optimizer
+from studyloom.training.schedule import check_schedule, make_rates
+from studyloom.training.steps import Steps
 
 LARGE = 10_000_000  # parameters; building a network with so many takes about 0.1 s
 
@@ -130,43 +135,52 @@ def try_branches(branches: Sequence[Branch], folds: Folds, split: Split) -> Iter
         for probe in probes(branch.nodes):
             try:
                 jobs = build_jobs(with_values(branch.config, probe), folds, seed=0)
-                try_out(jobs[0], split)
+                # The retraining of the winner is on all examples.
+                everything = replace(jobs[0], train=torch.arange(len(split)))
+                try_out(jobs[0], split, {job.last_batch for job in [*jobs, everything]})
             except Exception as error:  # of a user's class: better now than in trial 17
-                mistake = describe_error(error)
-                if any(
-                    mistake == known and outer.items() <= branch.choices.items()
-                    for outer, known in reported
-                ):
-                    continue
-                reported.append((branch.choices, mistake))
-                values = (f"{key}={as_yaml(value)}" for key, value in probe.items())
-                where = ", ".join(filter(None, [str(branch), *values]))
-                yield f"{where}: {mistake}" if where else mistake
+                mistakes = error.mistakes if isinstance(error, ConfigError) else None
+                for mistake in mistakes or [describe_error(error)]:
+                    if any(
+                        mistake == known and outer.items() <= branch.choices.items()
+                        for outer, known in reported
+                    ):
+                        continue
+                    reported.append((branch.choices, mistake))
+                    values = (f"{key}={as_yaml(value)}" for key, value in probe.items())
+                    where = ", ".join(filter(None, [str(branch), *values]))
+                    yield f"{where}: {mistake}" if where else mistake
 
 
-def try_out(job: Job, split: Split) -> None:
+def try_out(job: Job, split: Split, last_batches: Collection[int] = ()) -> None:
     """Builds a job's network, optimizer and loss, and runs two examples through them.
 
     A large network that can go to the meta device is tried there, without memory or arithmetic. All
     others are tried on the CPU, since the meta device imports PyTorch's compiler, which takes a
-    second.
+    second. A step of the user's own is tried on the CPU, with whole batches of real examples.
 
     Args:
         job: of a trial.
         split: whose shape and targets the two examples have.
+        last_batches: how many examples the last batch of an epoch may have.
 
     Raises:
-        ValueError: the outputs are not (batch, outputs).
+        ValueError: the outputs are not (batch, outputs), or the last batch has a single example
+            and the network cannot be trained on one.
         Exception: what the parts raise.
     """
+    if job.step is not None or job.evaluate is not None:
+        _try_steps(job, split, {job.batch_size, *last_batches})
+        if job.evaluate is not None:
+            return
     # What fails here is tried on the CPU, which shows whether only the meta device is the reason.
     with contextlib.suppress(Exception):
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             model = job.model(shape=split.shape, outputs=split.outputs)
         if sum(parameter.numel() for parameter in model.parameters()) > LARGE:
-            _forward(job, split, "meta")
+            _forward(job, split, "meta", last_batches)
             return
-    _forward(job, split, "cpu")
+    _forward(job, split, "cpu", last_batches)
 
 
 def try_metric(metric: Metric, folds: Folds, split: Split) -> Iterator[str]:
@@ -260,13 +274,10 @@ def try_goals(
         return
 
 
-def _forward(job: Job, split: Split, device: str) -> None:
+def _forward(job: Job, split: Split, device: str, last_batches: Collection[int]) -> None:
     """Builds the parts of a job and computes the loss of two examples."""
-    avoid_compiler_import()
     with torch.device(device), torch.random.fork_rng(devices=[]), one_thread():
-        model = job.model(shape=split.shape, outputs=split.outputs).to(device)
-        job.optimizer(model.parameters())
-        job.schedule(0.0)
+        model = _build(job, split, device)
         outputs = model(torch.zeros(2, *split.shape, dtype=split.inputs.dtype))
         if tuple(outputs.shape) != (2, split.outputs):
             raise ValueError(
@@ -275,4 +286,73 @@ def _forward(job: Job, split: Split, device: str) -> None:
             )
         with warnings.catch_warnings():  # PyTorch's losses only warn of targets of another shape
             warnings.simplefilter("error", UserWarning)
-            job.loss(outputs, torch.zeros((2, *split.targets.shape[1:]), dtype=split.targets.dtype))
+            targets = torch.zeros((2, *split.targets.shape[1:]), dtype=split.targets.dtype)
+            loss = job.loss(outputs, targets)
+        if getattr(loss, "ndim", 0):
+            raise ValueError(
+                f"the loss must be a scalar, the mean over the batch; got {tuple(loss.shape)}"
+            )
+        if 1 in last_batches and job.step is None:
+            try:
+                model(torch.zeros(1, *split.shape, dtype=split.inputs.dtype))
+            except Exception as error:
+                raise _single_example(job, error) from error
+
+
+def _try_steps(job: Job, split: Split, sizes: Collection[int]) -> None:
+    """Runs the steps of the user's own on batches of the first training examples, on the CPU.
+
+    Args:
+        job: of a trial.
+        split: the examples.
+        sizes: how many examples a batch of training may have.
+
+    Raises:
+        ValueError: a step raises an exception, or returns something else than it must.
+    """
+    with torch.random.fork_rng(devices=[]), one_thread():
+        model = _build(job, split, "cpu")
+        steps = Steps(job.loss, torch.device("cpu"), "fp32", job.step, job.evaluate)
+        batches = TensorBatches(job, split.to("cpu"))
+        for size in sorted(sizes, reverse=True):
+            indices = job.train[:size]
+            try:
+                model.train()
+                steps.train(model, batches.at(indices)).backward()  # type: ignore[no-untyped-call]
+            except Exception as error:
+                if size == 1:
+                    raise _single_example(job, error) from error
+                raise _of_step("step", size, error) from error
+        indices = job.valid[: max(sizes)]
+        try:
+            model.eval()
+            with torch.inference_mode():
+                steps.evaluate(model, batches.at(indices), len(indices))
+        except Exception as error:
+            raise _of_step("evaluate", len(indices), error) from error
+
+
+def _build(job: Job, split: Split, device: str) -> nn.Module:
+    """Builds the network of a job on a device, and tries its optimizer and schedule."""
+    avoid_compiler_import()
+    model = job.model(shape=split.shape, outputs=split.outputs).to(device)
+    optimizer = make_optimizer(job.optimizer, model, job.groups)
+    check_schedule(job.schedule)
+    make_rates(job.schedule, optimizer, job.epochs, 1, job.metric)
+    return model
+
+
+def _single_example(job: Job, error: Exception) -> ValueError:
+    return ValueError(
+        "the last batch of an epoch has a single example, on which the network cannot be trained "
+        f"({describe_error(error)}); set train.drop_last=true, or another train.batch_size than "
+        f"{job.batch_size}"
+    )
+
+
+def _of_step(name: str, size: int, error: Exception) -> ValueError:
+    """Says what a step of the user's own raised; the errors of ours about it stay as they are."""
+    words = describe_error(error)
+    return ValueError(
+        words if f"train.{name}" in words else f"train.{name}: {words}, for {size} examples"
+    )

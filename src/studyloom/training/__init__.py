@@ -4,4 +4,13 @@ Nothing here knows why a network is trained: neither Optuna nor Hydra is importe
 iterates over the epochs, and may report, prune, save a checkpoint or stop after each of them.
 """
 
-__all__ = ["checkpoint", "job", "optimizer_step", "trainer"]
+__all__ = [
+    "batches",
+    "checkpoint",
+    "job",
+    "optimizer_step",
+    "parameter_groups",
+    "schedule",
+    "steps",
+    "trainer",
+]

@@ -1,15 +1,18 @@
 """What one training needs, and what one epoch of it returns."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from studyloom.metrics import ACCURACY, Metric
+from studyloom.training.parameter_groups import ParameterGroup
+from studyloom.training.schedule import TorchSchedule
+from studyloom.training.steps import PRECISIONS, OwnStep
 
-PRECISIONS = ("fp32", "bf16")
+KEEPS = ("last", "best")
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +23,8 @@ class Job:
         model: called with shape= and outputs=; returns the network.
         optimizer: called with the parameters. It holds the base learning rate, L2 (its own
             weight_decay), and whether it is fused.
-        schedule: maps progress in [0, 1) to a factor on the base learning rate.
+        schedule: maps progress in [0, 1) to a factor on the base learning rate; or a scheduler of
+            PyTorch.
         loss: maps outputs (batch, outputs) and targets (batch,) to a mean.
         train: indices of training examples in a Split, int64 (n,).
         valid: indices of validation examples, int64 (n,).
@@ -29,10 +33,23 @@ class Job:
         seed: decides everything random.
         l1: the weight of the sum of |w| over all weight matrices and kernels, not biases and norms.
         clip: the bound on the norm of the gradient; None for no bound.
-        precision: fp32 or bf16.
+        precision: fp32, bf16 or fp16, whose gradients are scaled.
         samples_per_epoch: how many examples are drawn anew from `train` for each epoch, without
             replacement; None for all of them.
         metric: judges the validation part after each epoch.
+        step: computes the loss of a training batch; None for the network's outputs and `loss`.
+        evaluate: computes loss, outputs and targets of a batch to evaluate; None for the same.
+        groups: parameters with settings of their own; all others have those of the optimizer.
+        accumulate: the batches whose gradients make one step of the optimizer. The gradient is that
+            of one batch of all their examples.
+        drop_last: whether to leave out the last batch of an epoch if it is smaller.
+        ema: the decay of an average of the weights, which is evaluated and kept in their place;
+            None for no average.
+        patience: training ends after so many epochs in a row without a better value; None for
+            never.
+        keep: `last`, or `best` for the epoch with the best value: its weights and its value are
+            those of the training.
+        until: the epoch after which training ends, on the schedule of all `epochs`; None for all.
 
     Raises:
         ValueError: sizes do not fit the data, or a number is out of range.
@@ -40,7 +57,7 @@ class Job:
 
     model: Callable[..., nn.Module]
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
-    schedule: Callable[[float], float]
+    schedule: Callable[[float], float] | TorchSchedule
     loss: Callable[[Tensor, Tensor], Tensor]
     train: Tensor
     valid: Tensor
@@ -52,9 +69,19 @@ class Job:
     precision: str = "fp32"
     samples_per_epoch: int | None = None
     metric: Metric = ACCURACY
+    step: OwnStep | None = None
+    evaluate: OwnStep | None = None
+    groups: Sequence[ParameterGroup] = ()
+    accumulate: int = 1
+    drop_last: bool = False
+    ema: float | None = None
+    patience: int | None = None
+    keep: str = "last"
+    until: int | None = None
 
     def __post_init__(self) -> None:
-        available, samples = len(self.train), self.samples
+        available = len(self.train)
+        samples = available if self.samples_per_epoch is None else self.samples_per_epoch
         if not len(self.valid):
             raise ValueError(
                 "data.validation must leave at least one example to validate on; "
@@ -74,7 +101,8 @@ class Job:
             )
         if self.precision not in PRECISIONS:
             raise ValueError(
-                f"train.precision must be {' or '.join(PRECISIONS)}; got {self.precision!r}"
+                f"train.precision must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}; "
+                f"got {self.precision!r}"
             )
         if not 0 <= self.l1 < math.inf:
             raise ValueError(f"train.l1 must be finite and at least 0 (off); got {self.l1}")
@@ -82,11 +110,54 @@ class Job:
             raise ValueError(
                 f"train.clip must be finite and above 0, or null (off); got {self.clip}"
             )
+        self._check_ways()
+
+    def _check_ways(self) -> None:
+        """Checks what may be added to plain training."""
+        if self.accumulate < 1:
+            raise ValueError(f"train.accumulate must be at least 1 (off); got {self.accumulate}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(
+                "train.ema must be above 0 and below 1, such as 0.999, or null (off); "
+                f"got {self.ema}"
+            )
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(
+                f"train.patience must be at least 1 epoch, or null (off); got {self.patience}"
+            )
+        if self.keep not in KEEPS:
+            raise ValueError(f"train.keep must be {' or '.join(KEEPS)}; got {self.keep!r}")
+        if self.until is not None and not 1 <= self.until <= self.epochs:
+            raise ValueError(
+                f"train.until must be from 1 to train.epochs={self.epochs}, or null (all); "
+                f"got {self.until}"
+            )
 
     @property
     def samples(self) -> int:
         """How many examples an epoch trains on."""
-        return len(self.train) if self.samples_per_epoch is None else self.samples_per_epoch
+        samples = len(self.train) if self.samples_per_epoch is None else self.samples_per_epoch
+        return samples // self.batch_size * self.batch_size if self.drop_last else samples
+
+    @property
+    def last(self) -> int:
+        """The last epoch, if patience does not end the training before."""
+        return self.epochs if self.until is None else self.until
+
+    @property
+    def last_batch(self) -> int:
+        """How many examples the last batch of an epoch has."""
+        return self.samples % self.batch_size or self.batch_size
+
+    def kept(self, epochs: "Sequence[Epoch]") -> "Epoch":
+        """Returns the epoch whose weights and value are those of a training: the last, or the best.
+
+        Args:
+            epochs: of the training so far, at least one; of equal values the first is the best.
+        """
+        if self.keep == "last":
+            return epochs[-1]
+        return max(epochs, key=lambda epoch: self.metric.sign * epoch.value)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,202 @@
+"""What training computes of a batch: its loss, outputs and targets, by our step or the user's own.
+
+A step of the user's own is called as `step(network, batch)`, and with `loss=` if it has a parameter
+of that name: the loss of the job, which is that of the section `loss`. For tensors in memory a
+batch is `(inputs, targets)`, on the device of the network: inputs (n, …), and targets (n,) of
+classes or (n, outputs) of numbers. It runs in autocast if the precision is not fp32, and draws its
+random numbers from PyTorch's own generators, which are the job's while it runs.
+"""
+
+import contextlib
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# What autocast computes in, by the name of the precision.
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = tuple(DTYPES)
+
+OwnStep = Callable[..., Any]
+Outcome = tuple[Tensor, Tensor, Tensor]  # the mean loss (), outputs (n, …), targets (n, …)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which PyTorch computes in a precision; it does nothing for fp32."""
+    dtype = DTYPES[precision]
+    if dtype is None:
+        return contextlib.nullcontext()
+    context: contextlib.AbstractContextManager[None] = torch.autocast(device.type, dtype)
+    return context
+
+
+class Steps:
+    """Computes the batches of one job.
+
+    Args:
+        loss: maps outputs and targets to a mean, on the device.
+        device: of the network.
+        precision: of the network; the loss is computed in fp32.
+        step: for training batches: returns a loss, or (loss, outputs, targets), of which only the
+            loss is used; None for the network's outputs and `loss`.
+        evaluate: for batches to evaluate: returns (loss, outputs, targets); None for the same.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        device: torch.device,
+        precision: str = "fp32",
+        step: OwnStep | None = None,
+        evaluate: OwnStep | None = None,
+    ) -> None:
+        check_precision(precision, device)
+        self._loss, self._device, self._precision = loss, device, precision
+        self._step = None if step is None else give_loss(step, loss)
+        self._evaluate = None if evaluate is None else give_loss(evaluate, loss)
+
+    def train(self, network: nn.Module, batch: Any) -> Tensor:
+        """Returns the mean loss of a training batch, a scalar to take the gradient of.
+
+        Raises:
+            ValueError: a step of the user's own returns no such loss.
+        """
+        if self._step is None:
+            loss = self._forward(network, batch)[0]
+        else:
+            with autocast(self._device, self._precision):
+                result = self._step(network, batch)
+            if not isinstance(result, Tensor) and not _is_outcome(result):
+                raise ValueError(
+                    "train.step must return a loss, or (loss, outputs, targets); "
+                    f"{name_of(self._step)} returned {_describe(result)}"
+                )
+            loss = result if isinstance(result, Tensor) else result[0]
+        if loss.ndim:
+            raise ValueError(
+                f"{self._source('train.step', self._step)} must be a scalar, the mean over the "
+                f"batch; got {_describe(loss)}; return loss.mean(), or set loss.reduction=mean"
+            )
+        if not loss.requires_grad:
+            raise ValueError(
+                f"{self._source('train.step', self._step)} must depend on parameters that are "
+                "trained, and has no gradient: it was detached, computed under torch.no_grad() or "
+                "made of numbers, or all parameters are frozen"
+            )
+        return loss if self._step is None else loss.float()
+
+    def evaluate(self, network: nn.Module, batch: Any, count: int) -> Outcome:
+        """Returns the mean loss of a batch, its outputs and its targets.
+
+        Args:
+            network: in eval mode.
+            batch: to evaluate.
+            count: how many examples it has.
+
+        Raises:
+            ValueError: a function of the user's own returns something else.
+        """
+        if self._evaluate is None:
+            return self._forward(network, batch)
+        with autocast(self._device, self._precision):
+            result = self._evaluate(network, batch)
+        if not _is_outcome(result):
+            raise ValueError(
+                "train.evaluate must return (loss, outputs, targets), by which objective.metric "
+                f"judges; {name_of(self._evaluate)} returned {_describe(result)}"
+            )
+        loss, outputs, targets = result
+        if loss.ndim:
+            raise ValueError(
+                f"{self._source('train.evaluate', self._evaluate)} must be a scalar, the mean over "
+                f"the batch; got {_describe(loss)}"
+            )
+        for name, tensor in (("outputs", outputs), ("targets", targets)):
+            if not tensor.ndim or len(tensor) != count:
+                raise ValueError(
+                    f"train.evaluate must return {name} of each example; "
+                    f"{name_of(self._evaluate)} returned {_describe(tensor)} for {count} examples"
+                )
+        if outputs.is_floating_point():
+            outputs = outputs.float()
+        return loss.float(), outputs, targets
+
+    def _forward(self, network: nn.Module, batch: Any) -> Outcome:
+        inputs, targets = batch
+        if self._precision == "fp32":
+            outputs = network(inputs)
+        else:
+            with autocast(self._device, self._precision):
+                outputs = network(inputs)
+            outputs = outputs.float()
+        return self._loss(outputs, targets), outputs, targets
+
+    @staticmethod
+    def _source(key: str, function: OwnStep | None) -> str:
+        if function is None:
+            return "the loss of the section loss"
+        return f"the loss that {key} ({name_of(function)}) returns"
+
+
+def give_loss(function: OwnStep, loss: Callable[[Tensor, Tensor], Tensor]) -> OwnStep:
+    """Passes a loss on to a function that has a parameter `loss` without a value."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # a function written in C has no signature
+        return function
+    if "loss" not in parameters or "loss" in getattr(function, "keywords", {}):
+        return function
+    return functools.partial(function, loss=loss)
+
+
+def name_of(function: OwnStep) -> str:
+    """Returns the name of a function or class of the user's own, for messages."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+@functools.cache
+def check_precision(precision: str, device: torch.device) -> None:
+    """Checks that a device computes in a precision, by a network of two numbers.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if precision != "fp16":
+        return
+    try:
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("error", UserWarning)  # PyTorch only warns, and leaves it off
+            weight = torch.ones(2, 2, device=device, requires_grad=True)
+            with autocast(device, precision):
+                outputs = nn.functional.linear(torch.ones(2, 2, device=device), weight)
+            if outputs.dtype != torch.float16:
+                raise RuntimeError(f"autocast computes in {outputs.dtype}")
+            outputs.float().sum().backward()  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise ValueError(
+            f"train.precision=fp16: {device.type} cannot compute in it here "
+            f"({' '.join(str(error).split())[:200]}); choose train.precision=bf16 or fp32"
+        ) from None
+
+
+def _is_outcome(result: Any) -> bool:
+    return (
+        isinstance(result, tuple)
+        and len(result) == 3
+        and all(isinstance(part, Tensor) for part in result)
+    )
+
+
+def _describe(result: Any) -> str:
+    """Describes what a function returned, in a few words."""
+    if isinstance(result, Tensor):
+        return f"a tensor of the shape {tuple(result.shape)}"
+    if isinstance(result, tuple):
+        return f"({', '.join(type(part).__name__ for part in result)})"
+    return "None" if result is None else f"a {type(result).__name__}"
