@@ -738,7 +738,7 @@ def test_epochs_before_the_loss_is_lost_are_still_told():
         ),
         ({"samples_per_epoch": 0}, r"train\.samples_per_epoch must be from 1 to 45, .*; got 0"),
         ({"epochs": 0}, r"train\.epochs must be at least 1; got 0"),
-        ({"precision": "fp16"}, r"train\.precision must be fp32 or bf16; got 'fp16'"),
+        ({"precision": "fp8"}, r"train\.precision must be fp32, bf16 or fp16; got 'fp8'"),
         ({"l1": -1.0}, r"train\.l1 must be finite and at least 0 \(off\); got -1\.0"),
         ({"l1": math.nan}, r"train\.l1 must be finite .*; got nan"),
         ({"clip": 0.0}, r"train\.clip must be finite and above 0, or null \(off\); got 0\.0"),

@@ -69,8 +69,9 @@ class TrainSection:
 
 
 # Later than the first stored studies: at its default such a key is no part of what a study asks.
-LATER = tuple(
-    f"train.{name}" for name in "step evaluate accumulate drop_last ema patience keep until".split()
+LATER = (
+    *("train.step", "train.evaluate", "train.accumulate", "train.drop_last", "train.ema"),
+    *("train.patience", "train.keep", "train.until"),
 )
 
 

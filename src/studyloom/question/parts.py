@@ -20,10 +20,7 @@ from studyloom.training.schedule import TorchSchedule
 
 GROUPS, INTERVAL = "groups", "interval"  # our own keys in the sections optimizer and scheduler
 # PyTorch's losses of numbers, which also take classes if these are made one-hot.
-OF_NUMBERS = (
-    *(nn.BCELoss, nn.BCEWithLogitsLoss, nn.MSELoss, nn.MultiLabelSoftMarginLoss),
-    *(nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss),
-)
+OF_NUMBERS = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MSELoss, nn.MultiLabelSoftMarginLoss)
 NEUTRAL = {"weights": "none", "label_smoothing": 0.0}  # what our own losses are without
 
 

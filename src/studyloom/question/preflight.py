@@ -327,9 +327,19 @@ def _try_steps(job: Job, split: Split, sizes: Collection[int]) -> None:
         try:
             model.eval()
             with torch.inference_mode():
-                steps.evaluate(model, batches.at(indices), len(indices))
+                judged = steps.evaluate(model, batches.at(indices), len(indices))[1:]
         except Exception as error:
             raise _of_step("evaluate", len(indices), error) from error
+    try:
+        job.metric(*judged)
+    except UndefinedMetric:
+        pass  # of so few examples
+    except Exception as error:
+        shapes = " and ".join(str(tuple(part.shape)) for part in judged)
+        raise ValueError(
+            f"objective.metric={job.metric.name}: {describe_error(error)}; the outputs and targets "
+            f"of the evaluation are {shapes}"
+        ) from error
 
 
 def _build(job: Job, split: Split, device: str) -> nn.Module:

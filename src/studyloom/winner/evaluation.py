@@ -20,7 +20,7 @@ from studyloom.question.question import SECTIONS
 from studyloom.storage.attributes import TESTED
 from studyloom.study.provenance import current_environment
 from studyloom.training.checkpoint import load_weights, pack_weights
-from studyloom.training.trainer import Training, predict_outputs
+from studyloom.training.trainer import Training, evaluate_network
 from studyloom.winner.answer import write_answer
 from studyloom.winner.candidates import CandidateTrainings
 from studyloom.winner.earlier import earlier_test
@@ -164,20 +164,23 @@ def measure(
     split, metric = plan.data.split, plan.question.metric
     assert split is not None
     sealed = test().to(split.inputs.device)
-    outputs = {
-        n: [network_outputs(trainings, n, weights, sealed) for weights in by_seed]
+    judged = {
+        n: [judge_network(trainings, n, weights, sealed) for weights in by_seed]
         for n, by_seed in networks.items()
     }
-    targets = sealed.targets.cpu()
-    values = {n: [metric(output, targets) for output in each] for n, each in outputs.items()}
+    values = {n: [metric(*pair) for pair in each] for n, each in judged.items()}
+    job, outputs = trainings.job(plan.winner, 0), judged[plan.winner][0][0]
+    # With a train.evaluate of the user's own, outputs and targets may mean something else.
+    own = job.evaluate is not None
     references = {
-        rule: metric(predicted.cpu(), targets) for rule, predicted in sealed.references.items()
+        rule: metric(predicted.cpu(), sealed.targets.cpu())
+        for rule, predicted in ({} if own else sealed.references).items()
     }
     return {
         "test": compare(values, plan.winner, plan.baseline())
-        | {"examples": len(targets), "references": references},
-        **report_part(outputs[plan.winner][0], sealed),
-        "epochs": trainings.job(plan.winner, 0).epochs,
+        | {"examples": len(sealed), "references": references},
+        **({} if own else report_part(outputs, sealed)),
+        "epochs": job.last,
         "seeds": [trainings.job(plan.winner, seed).seed for seed in range(trainings.seeds)],
         "data": {
             "digest": split.digest,
@@ -233,14 +236,19 @@ def load_or_train(stage: Stage, split: Split, candidate: int, seed: int) -> dict
         return training.weights()[0]
 
 
-def network_outputs(
+def judge_network(
     trainings: CandidateTrainings, candidate: int, weights: Mapping[str, Tensor], split: Split
-) -> Tensor:
-    """Returns the outputs (n, outputs) of a candidate's network on a split, on the CPU."""
+) -> tuple[Tensor, Tensor]:
+    """Evaluates a candidate's network on a split.
+
+    Returns:
+        the outputs and targets, both (n, …), on the CPU.
+    """
     job = trainings.job(candidate, 0)
     model = job.model(shape=split.shape, outputs=split.outputs)
     model.load_state_dict(weights)
-    return predict_outputs(model, split.inputs, job.precision).cpu()
+    outputs, targets = evaluate_network(job, model, split)
+    return outputs.cpu(), targets.cpu()
 
 
 def describe_candidates(plan: Plan) -> dict[str, Any]:

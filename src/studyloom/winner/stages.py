@@ -14,8 +14,8 @@ they survive crashes as the search does.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
@@ -27,11 +27,12 @@ from studyloom.config.schema import WinnerSection
 from studyloom.data.folds import Fold, make_folds
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import QuestionError
+from studyloom.metrics import Metric
 from studyloom.question.question import Question
 from studyloom.question.rule import Rule
 from studyloom.seeds import derive
 from studyloom.space.tree import Point
-from studyloom.storage.attributes import BASELINE, REUSED, SLOT
+from studyloom.storage.attributes import BASELINE, EPOCHS, JOBS, REUSED, SLOT
 from studyloom.storage.records.reconcile import reconcile_unasked
 from studyloom.study.stored_study import StoredStudy, create_study
 from studyloom.study.worker import TrialSource
@@ -226,7 +227,19 @@ class Plan:
         return [number for number in evaluated if number in allowed]
 
     def _point_of(self, trial: FrozenTrial) -> Point:
-        return self.question.space.walk(lambda parameter: trial.params[parameter.name])
+        """Returns the point of a trial; if patience or keep=best chose its epochs, with so many.
+
+        What they chose counts as chosen, as a parameter does: it is judged on fresh seeds without
+        another choice there, and the training on all data, which has no validation part of its own,
+        is as long. The schedule remains that of all epochs.
+        """
+        point = self.question.space.walk(lambda parameter: trial.params[parameter.name])
+        train = self.question.at(point).train
+        if train.patience is None and train.keep == "last":
+            return point
+        until = kept_epoch(trial.user_attrs.get(EPOCHS, {}), train.keep, self.question.metric)
+        pinned = {"train.until": until, "train.patience": None, "train.keep": "last"}
+        return replace(point, values=point.values | pinned)
 
     def baseline(self) -> int | None:
         """Returns the number of the baseline, if it is a candidate."""
@@ -336,3 +349,22 @@ class Plan:
         stage = Stage(title, stored, trainings, trainings.count, weights)
         self._opened.append(stage)
         return stage
+
+
+def kept_epoch(curves: Mapping[str, Sequence[float]], keep: str, metric: Metric) -> int | None:
+    """Returns the epoch that was kept of a trial, by its mean curve over folds and seeds.
+
+    Args:
+        curves: as an objective stores them.
+        keep: last or best.
+        metric: of the study.
+
+    Returns:
+        the number of the epoch; None if there are no curves.
+    """
+    values = curves.get("value", ())
+    if not values or keep == "last":
+        return len(values) or None
+    jobs = curves.get(JOBS, [1] * len(values))  # in turn, fewer come to the later epochs
+    complete = [at for at, count in enumerate(jobs) if count == jobs[0]]
+    return 1 + max(complete, key=lambda at: metric.sign * values[at])
