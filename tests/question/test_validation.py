@@ -241,7 +241,10 @@ def test_without_a_baseline_a_default_that_no_point_has_need_not_build(folds):
         ("model.dropout.float=[0, 1.5]", ["model.dropout=1.5", "must be a number from 0"]),
         ("model.hidden={list: {int: [0, 128]}, length: 1}", ["model.hidden=[0]", "at least 1"]),
         ("train.batch_size.choice=[64, 1000]", ["train.batch_size=1000", "must be from 1 to 400"]),
-        ("train.precision.choice=[fp32, fp8]", ["train.precision=fp8", "must be fp32, bf16 or fp16"]),
+        (
+            "train.precision.choice=[fp32, fp8]",
+            ["train.precision=fp8", "must be fp32, bf16 or fp16"],
+        ),
         ("train.l1.float=[-1, 1]", ["train.l1=-1.0", "at least 0 (off)"]),
         ("optimizer.lr.float=[-1, 1]", ["optimizer.lr=-1.0", "Invalid learning rate"]),
         ("scheduler.warmup.float=[0, 2]", ["scheduler.warmup=2.0", "from 0 to 1"]),

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import astuple, replace
 from functools import partial
 from io import BytesIO
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim import lr_scheduler
 
 from studyloom.data.folds import make_folds
 from studyloom.data.idx import SOURCES, Embedded, Idx
@@ -26,6 +28,8 @@ from studyloom.losses import MSE, CrossEntropy
 from studyloom.models import CNN, MLP
 from studyloom.schedules import constant, cosine, one_cycle
 from studyloom.training.job import Epoch, Job
+from studyloom.training.parameter_groups import ParameterGroup
+from studyloom.training.schedule import TorchSchedule
 from studyloom.training.trainer import Training, epochs
 
 DEVICES = [
@@ -323,8 +327,61 @@ RESUMABLE = {
 LOCKSTEP = ("sgd with momentum", "adamw fused", "rmsprop", "batch norm and dropout")
 
 
-def lockstep() -> list[Job]:
-    return [toy_job(seed=seed, **RESUMABLE[name]) for seed, name in enumerate(LOCKSTEP)]
+def mixed(network, batch, loss):
+    """A step of one's own that draws random numbers: mixup."""
+    inputs, targets = batch
+    other, share = torch.randperm(len(targets)), torch.rand(())
+    outputs = network(share * inputs + (1 - share) * inputs[other])
+    return share * loss(outputs, targets) + (1 - share) * loss(outputs, targets[other])
+
+
+RESUMABLE |= {
+    "a step of one's own": {"step": mixed},
+    "accumulation without the last batch": {"accumulate": 2, "batch_size": 7, "drop_last": True},
+    "an average with batch norm": {"ema": 0.9, **RESUMABLE["batch norm and dropout"]},
+    "fp16": {"precision": "fp16", "clip": 0.5, "l1": 0.001},
+    "groups": {
+        "groups": (
+            ParameterGroup("first", ("1",), frozen=True),
+            ParameterGroup("rest", ("[2-9].*",), settings={"lr": 0.1, "weight_decay": 0.5}),
+        )
+    },
+    "the best epoch of an average": {
+        "ema": 0.5,
+        "keep": "best",
+        "optimizer": partial(torch.optim.SGD, lr=1.0),
+    },
+    "a plateau": {"schedule": TorchSchedule(lr_scheduler.ReduceLROnPlateau, {"patience": 0})},
+    "a scheduler each step": {"schedule": TorchSchedule(lr_scheduler.OneCycleLR, {"max_lr": 0.1})},
+    "two schedulers in sequence": {
+        "schedule": TorchSchedule(
+            lr_scheduler.SequentialLR,
+            {
+                "schedulers": [
+                    TorchSchedule(lr_scheduler.LinearLR, {"total_iters": 4}, "step"),
+                    TorchSchedule(lr_scheduler.CosineAnnealingLR, {}, "step"),
+                ],
+                "milestones": [4],
+            },
+            "step",
+        )
+    },
+    "everything at once": {
+        "step": mixed,
+        "accumulate": 3,
+        "ema": 0.8,
+        "precision": "bf16",
+        "keep": "best",
+        "patience": 3,
+        "schedule": TorchSchedule(lr_scheduler.MultiStepLR, {"milestones": [1, 2]}),
+        "groups": (ParameterGroup("first", ("1.bias",), settings={"lr": 0.5}),),
+    },
+}
+WAYS = ("a step of one's own", "groups", "a plateau", "everything at once")
+
+
+def lockstep(names: Sequence[str] = LOCKSTEP) -> list[Job]:
+    return [toy_job(seed=seed, **RESUMABLE[name]) for seed, name in enumerate(names)]
 
 
 def through_a_file(state):
@@ -379,19 +436,21 @@ def test_stop_and_resume_equals_never_stopped_after_any_epoch(changes, device):
         assert len(states) == 4 - stop
 
 
-def test_jobs_in_lockstep_stopped_after_every_epoch_equal_those_never_stopped():
-    never_stopped = states_of(Training(lockstep(), SPLIT))
-    state = Training(lockstep(), SPLIT).state()
+@pytest.mark.parametrize("names", [LOCKSTEP, WAYS])
+def test_jobs_in_lockstep_stopped_after_every_epoch_equal_those_never_stopped(names):
+    never_stopped = states_of(Training(lockstep(names), SPLIT))
+    state = Training(lockstep(names), SPLIT).state()
     for expected in never_stopped[1:]:
-        training = Training(lockstep(), SPLIT)
+        training = Training(lockstep(names), SPLIT)
         training.restore(through_a_file(state))
         next(iter(training))
         state = training.state()
         assert equal(timeless(state), expected)
 
 
-def test_jobs_in_turn_are_trained_one_after_the_other_as_each_alone():
-    jobs = lockstep()
+@pytest.mark.parametrize("names", [LOCKSTEP, WAYS])
+def test_jobs_in_turn_are_trained_one_after_the_other_as_each_alone(names):
+    jobs = lockstep(names)
     training = Training(jobs, SPLIT, in_turn=True)
     yielded = [[numbers_of(epoch) for epoch in epochs] for epochs in training]
     assert yielded == [[one] for job in jobs for one in curve(job)]
@@ -399,12 +458,13 @@ def test_jobs_in_turn_are_trained_one_after_the_other_as_each_alone():
     assert [[numbers_of(epoch) for epoch in epochs] for epochs in training.history] == yielded
 
 
-def test_jobs_in_turn_stopped_after_every_epoch_equal_those_never_stopped():
-    never_stopped = states_of(Training(lockstep(), SPLIT, in_turn=True))
+@pytest.mark.parametrize("names", [LOCKSTEP, WAYS])
+def test_jobs_in_turn_stopped_after_every_epoch_equal_those_never_stopped(names):
+    never_stopped = states_of(Training(lockstep(names), SPLIT, in_turn=True))
     assert len(never_stopped) == 13
-    state = Training(lockstep(), SPLIT, in_turn=True).state()
+    state = Training(lockstep(names), SPLIT, in_turn=True).state()
     for expected in never_stopped[1:]:
-        training = Training(lockstep(), SPLIT, in_turn=True)
+        training = Training(lockstep(names), SPLIT, in_turn=True)
         training.restore(through_a_file(state))
         next(iter(training))
         state = training.state()
@@ -739,6 +799,12 @@ def test_epochs_before_the_loss_is_lost_are_still_told():
         ({"samples_per_epoch": 0}, r"train\.samples_per_epoch must be from 1 to 45, .*; got 0"),
         ({"epochs": 0}, r"train\.epochs must be at least 1; got 0"),
         ({"precision": "fp8"}, r"train\.precision must be fp32, bf16 or fp16; got 'fp8'"),
+        ({"accumulate": 0}, r"train\.accumulate must be at least 1 \(off\); got 0"),
+        ({"ema": 1.0}, r"train\.ema must be above 0 and below 1, such as .*; got 1\.0"),
+        ({"ema": 0.0}, r"train\.ema must be above 0 and below 1, .*; got 0\.0"),
+        ({"patience": 0}, r"train\.patience must be at least 1 epoch, or null \(off\); got 0"),
+        ({"keep": "bset"}, r"train\.keep must be last or best; got 'bset'"),
+        ({"until": 4}, r"train\.until must be from 1 to train\.epochs=3, or null \(all\); got 4"),
         ({"l1": -1.0}, r"train\.l1 must be finite and at least 0 \(off\); got -1\.0"),
         ({"l1": math.nan}, r"train\.l1 must be finite .*; got nan"),
         ({"clip": 0.0}, r"train\.clip must be finite and above 0, or null \(off\); got 0\.0"),

@@ -15,7 +15,7 @@ from studyloom.data.split import Split
 from studyloom.training.batches import Batch, TensorBatches
 from studyloom.training.ema import Average
 from studyloom.training.job import Epoch, Job
-from studyloom.training.optimizer_step import avoid_compiler_import, fast_step
+from studyloom.training.optimizer_step import ScaledSteps, avoid_compiler_import, fast_step
 from studyloom.training.parameter_groups import make_optimizer
 from studyloom.training.schedule import make_rates
 from studyloom.training.steps import Steps
@@ -103,6 +103,9 @@ class JobRun:
         ]
         fp16 = job.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type) if fp16 else None
+        self.scaled_steps = (
+            None if self.scaler is None else ScaledSteps(self.optimizer, self.scaler)
+        )
         self.average = None if job.ema is None else Average(self.model, job.ema)
 
     @property
@@ -263,17 +266,16 @@ class JobRun:
             part = loss.detach() * size
             total = part if total is None else total + part
         assert total is not None
-        if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
+        if self.scaled_steps is not None:
+            self.scaled_steps.unscale()
         if self.job.l1:
             self.add_l1()
         if self.job.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.job.clip)
-        if self.scaler is None:
+        if self.scaled_steps is None:
             self.optimizer_step()
         else:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            self.scaled_steps.make_step()
         self.rates.after_step()
         if self.average is not None:
             self.average.update(self.step)

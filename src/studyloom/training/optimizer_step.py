@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -53,3 +54,31 @@ def fast_step(optimizer: Optimizer) -> Callable[[], object]:
             unwrapped(optimizer)
 
     return step
+
+
+class ScaledSteps:
+    """An optimizer as a gradient scaler sees it, whose step is the fast one.
+
+    The scaler leaves a step out if a gradient is not finite.
+
+    Args:
+        optimizer: whose gradients are scaled.
+        scaler: of one training.
+    """
+
+    def __init__(self, optimizer: Optimizer, scaler: torch.amp.GradScaler) -> None:
+        self._optimizer, self._scaler = optimizer, scaler
+        self.step = fast_step(optimizer)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self._optimizer.param_groups
+
+    def unscale(self) -> None:
+        """Divides the gradients by the scale, before anybody looks at them."""
+        self._scaler.unscale_(self)  # type: ignore[arg-type]
+
+    def make_step(self) -> None:
+        """Makes the step, if all gradients are finite, and adapts the scale."""
+        self._scaler.step(self)  # type: ignore[arg-type]
+        self._scaler.update()

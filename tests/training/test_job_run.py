@@ -1,0 +1,361 @@
+"""What may be added to plain training: each way equals the loop that one would write by hand."""
+
+import math
+from copy import deepcopy
+from functools import partial
+
+import pytest
+import torch
+from test_trainer import SPLIT, curve, mixed, numbers_of, toy_job
+from torch import nn
+from torch.optim import lr_scheduler
+
+from studyloom.metrics import METRICS
+from studyloom.models import MLP
+from studyloom.training.schedule import TorchSchedule
+from studyloom.training.trainer import Training
+
+PLAIN = {"model": partial(MLP, hidden=(8,)), "optimizer": partial(torch.optim.SGD, lr=0.1)}
+
+
+def weights_of(job):
+    training = Training([job], SPLIT)
+    list(training)
+    return training.weights()[0]
+
+
+def close(one, other, **tolerance):
+    return all(torch.allclose(one[name], other[name], **tolerance) for name in one)
+
+
+# Steps of one's own
+
+
+def plain(network, batch, loss):
+    """What is done without a step of one's own."""
+    inputs, targets = batch
+    outputs = network(inputs)
+    return loss(outputs, targets), outputs, targets
+
+
+def test_a_step_that_does_what_ours_does_changes_no_bit():
+    expected = curve(toy_job())
+    assert curve(toy_job(step=plain)) == expected
+    assert curve(toy_job(step=plain, evaluate=plain)) == expected
+    assert curve(toy_job(step=lambda network, batch, loss: plain(network, batch, loss)[0])) == (
+        expected
+    )
+    assert curve(toy_job(step=mixed)) != expected
+
+
+def test_a_step_has_its_own_loss_if_it_asks_for_none_or_gives_one():
+    squared = partial(plain, loss=lambda outputs, targets: outputs.square().mean())
+    assert curve(toy_job(step=squared)) != curve(toy_job())
+
+    def own(network, batch):
+        return nn.functional.cross_entropy(network(batch[0]), batch[1])
+
+    assert curve(toy_job(step=own)) == curve(toy_job())
+
+
+def test_an_evaluation_of_ones_own_is_what_the_metric_judges():
+    def flipped(network, batch, loss):
+        value, outputs, targets = plain(network, batch, loss)
+        return value, -outputs, targets
+
+    values = [value for *_, value in curve(toy_job(epochs=30, **PLAIN))]
+    others = [value for *_, value in curve(toy_job(epochs=30, evaluate=flipped, **PLAIN))]
+    assert values[-1] > 0.8 > 0.2 > others[-1]
+
+
+class Distil(nn.Module):
+    """A step with a network of its own, which is moved to the device and not trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.teacher = nn.Linear(16, 3).requires_grad_(False)
+
+    def forward(self, network, batch):
+        inputs, _ = batch
+        return nn.functional.mse_loss(network(inputs), self.teacher(inputs.flatten(1)))
+
+
+def test_a_step_may_be_a_module_with_a_network_of_its_own():
+    step = Distil()
+    before = deepcopy(step.state_dict())
+    losses = [loss for _, loss, *_ in curve(toy_job(step=step, epochs=20, **PLAIN))]
+    assert losses[-1] < losses[0] / 2
+    assert close(step.state_dict(), before, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (lambda network, batch: None, "train.step must return a loss, or .* returned None"),
+        (lambda network, batch: 0.5, "train.step must return a loss, .* returned a float"),
+        (lambda network, batch: (network(batch[0]).mean(), 1), r"returned \(Tensor, int\)"),
+        (
+            lambda network, batch: network(batch[0]).mean(1),
+            r"must be a scalar, .* got a tensor of the shape \(10,\); return loss.mean\(\)",
+        ),
+        (lambda network, batch: network(batch[0]).mean().detach(), "has no gradient: it was det"),
+        (lambda network, batch: torch.tensor(1.0), "must depend on parameters that are trained"),
+    ],
+)
+def test_a_step_that_returns_no_loss_is_named(step, words):
+    with pytest.raises(ValueError, match=words):
+        curve(toy_job(step=step))
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "words"),
+    [
+        (lambda network, batch: network(batch[0]).mean(), "train.evaluate must return .loss, outp"),
+        (lambda network, batch: (*plain(network, batch, nn.CrossEntropyLoss())[:2], [1]), "list"),
+        (
+            lambda network, batch: (network(batch[0])[:, 0], network(batch[0]), batch[1]),
+            "must be a scalar",
+        ),
+        (
+            lambda network, batch: (network(batch[0]).mean(), network(batch[0])[:3], batch[1]),
+            r"outputs of each example; .* returned a tensor of the shape \(3, 3\) for 15 examples",
+        ),
+    ],
+)
+def test_an_evaluation_that_returns_something_else_is_named(evaluate, words):
+    with pytest.raises(ValueError, match=words):
+        curve(toy_job(evaluate=evaluate))
+
+
+# Accumulation, precision, the average of the weights
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_batches_accumulated_are_one_large_batch_the_smaller_ones_included(clip):
+    job = toy_job(batch_size=20, clip=clip, schedule=lambda progress: 1 - progress, **PLAIN)
+    parts = toy_job(
+        batch_size=7, accumulate=3, clip=clip, schedule=lambda progress: 1 - progress, **PLAIN
+    )
+    whole = toy_job(batch_size=21, clip=clip, schedule=lambda progress: 1 - progress, **PLAIN)
+    assert close(weights_of(parts), weights_of(whole), atol=1e-6)
+    assert not close(weights_of(parts), weights_of(job), atol=1e-4)
+    for ours, theirs in zip(curve(parts), curve(whole), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_without_the_last_batch_an_epoch_has_whole_batches_only():
+    sizes = []
+
+    def step(network, batch, loss):
+        sizes.append(len(batch[0]))
+        return plain(network, batch, loss)
+
+    curve(toy_job(step=step, batch_size=20, drop_last=True))
+    assert sizes == [20, 20] * 3
+    sizes.clear()
+    curve(toy_job(step=step, batch_size=20))
+    assert sizes == [20, 20, 5] * 3
+
+
+def test_fp16_follows_fp32_closely_and_leaves_out_steps_that_overflow():
+    job = toy_job(epochs=5, model=partial(MLP, hidden=(8,)))
+    exact, rough = curve(job), curve(toy_job(epochs=5, precision="fp16", model=job.model))
+    assert exact != rough
+    for one, other in zip(exact, rough, strict=True):
+        assert other[1:3] == pytest.approx(one[1:3], rel=0.05)
+
+    def overflowing(network, batch, loss):  # with the first scale, 65536, and not with 4096
+        return 1e34 * network(batch[0]).float().square().mean()
+
+    training = Training([toy_job(precision="fp16", step=overflowing)], SPLIT)
+    before = deepcopy(training.weights()[0])
+    next(iter(training))
+    (run,) = training._runs
+    assert run.scaler.get_scale() == 65536 / 2**5
+    assert close(training.weights()[0], before, atol=0)
+
+
+def test_the_average_is_that_of_the_formula_and_is_what_is_evaluated_and_kept():
+    raw, averaged = toy_job(**PLAIN), toy_job(ema=0.6, **PLAIN)
+    training = Training([averaged], SPLIT)
+    (run,) = training._runs
+    average = {name: weight.clone() for name, weight in run.model.state_dict().items()}
+
+    def follow(step):
+        decay = min(0.6, (1 + step) / (10 + step))
+        for name, weight in run.model.state_dict().items():
+            average[name] = decay * average[name] + (1 - decay) * weight
+
+    real = run.average.update
+    run.average.update = lambda step: (follow(step), real(step))
+    history = [epoch for (epoch,) in training]
+    assert close(training.weights()[0], average, atol=1e-6)
+    assert not close(training.weights()[0], run.model.state_dict(), atol=1e-4)
+    assert close(run.model.state_dict(), weights_of(raw), atol=0), "the average trains nothing"
+    network = averaged.model(shape=SPLIT.shape, outputs=SPLIT.outputs)
+    network.load_state_dict(training.weights()[0])
+    with torch.no_grad():
+        loss = raw.loss(network.eval()(SPLIT.inputs[45:]), SPLIT.targets[45:])
+    assert history[-1].valid_loss == pytest.approx(loss.item(), rel=1e-6)
+
+
+# PyTorch's schedulers
+
+
+def rates_by_hand(make, each_step):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+    scheduler, rates = make(optimizer), []
+    for _ in range(3):
+        for _ in range(5):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if each_step:
+                scheduler.step()
+        if not each_step:
+            scheduler.step()
+    return rates
+
+
+SCHEDULERS = {
+    "StepLR": ({"step_size": 1}, None, {}),
+    "MultiStepLR": ({"milestones": [1, 2]}, None, {}),
+    "ExponentialLR": ({"gamma": 0.9}, "step", {}),
+    "CosineAnnealingLR": ({}, None, {"T_max": 3}),
+    "CosineAnnealingWarmRestarts": ({"T_0": 4}, "step", {}),
+    "PolynomialLR": ({"total_iters": 3}, "epoch", {}),
+    "LinearLR": ({"total_iters": 6}, "step", {}),
+    "OneCycleLR": ({"max_lr": 1.0}, None, {"total_steps": 15}),
+    "CyclicLR": ({"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 3}, None, {}),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduler_of_pytorch_steps_as_its_documentation_says(name):
+    kind = getattr(lr_scheduler, name)
+    settings, interval, filled = SCHEDULERS[name]
+    schedule = TorchSchedule(kind, settings, interval)
+    seen = []
+
+    def optimizer(parameters):
+        made = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+        made.register_step_pre_hook(lambda o, *_: seen.append(o.param_groups[0]["lr"]))
+        return made
+
+    curve(toy_job(schedule=schedule, optimizer=optimizer))
+    make = partial(kind, **settings, **filled)
+    each_step = interval == "step" or name in ("OneCycleLR", "CyclicLR")
+    assert seen == rates_by_hand(make, each_step)
+
+
+@pytest.mark.parametrize(("metric", "mode"), [("accuracy", "max"), ("cross_entropy", "min")])
+def test_a_plateau_steps_on_the_metric_in_its_direction(metric, mode):
+    kind = lr_scheduler.ReduceLROnPlateau
+    schedule = TorchSchedule(kind, {"patience": 0, "threshold": 0.0, "factor": 0.5})
+    job = toy_job(schedule=schedule, epochs=8, metric=METRICS[metric])
+    training = Training([job], SPLIT)
+    (run,) = training._runs
+    rates = [(epoch.value, run.optimizer.param_groups[0]["lr"]) for (epoch,) in training]
+    best, expected = -math.inf, 0.01
+    for value, rate in rates:
+        signed = value if mode == "max" else -value
+        if signed <= best:
+            expected *= 0.5
+        best = max(best, signed)
+        assert rate == pytest.approx(expected)
+    assert rates[-1][1] < 0.01, "it never reached a plateau"
+    wrong = TorchSchedule(kind, {"mode": "min" if mode == "max" else "max"})
+    with pytest.raises(ValueError, match=f"scheduler.mode must be {mode}, since .* {metric}"):
+        curve(toy_job(schedule=wrong, metric=METRICS[metric]))
+
+
+# Patience, and the best epoch
+
+
+def scripted(*values):
+    """A metric with a given value at each evaluation."""
+    values = iter(values)
+    return METRICS["accuracy"].__class__(
+        "script", "maximize", lambda outputs, targets: next(values)
+    )
+
+
+def test_patience_ends_a_training_and_best_keeps_its_weights_and_value():
+    script = (0.3, 0.5, 0.5, 0.4, 0.9)
+    snapshots = []
+    job = toy_job(epochs=5, metric=scripted(*script), patience=2, keep="best")
+    training = Training([job], SPLIT)
+    for _ in training:
+        snapshots.append(deepcopy(training._runs[0].model.state_dict()))
+    assert [epoch.value for (epoch,) in training.history] == [0.3, 0.5, 0.5, 0.4]
+    assert (training.epochs, training.ended, training.numbers) == (4, True, [1, 2, 3, 4])
+    assert [epoch.number for epoch in training.kept()] == [2]
+    assert close(training.weights()[0], snapshots[1], atol=0)
+    last = Training([toy_job(epochs=5, metric=scripted(*script), patience=2)], SPLIT)
+    list(last)
+    assert [epoch.value for epoch in last.kept()] == [0.4]
+    assert close(last.weights()[0], snapshots[3], atol=0)
+
+
+def two_jobs():
+    """The first ends after 3 of 6 epochs, and the second after 5."""
+    one = scripted(0.5, 0.4, 0.3, *[9.0] * 9)
+    other = scripted(0.1, 0.2, 0.8, 0.2, 0.1, *[9.0] * 9)
+    return [
+        toy_job(epochs=6, patience=2, keep="best", seed=1, metric=one),
+        toy_job(epochs=6, patience=2, keep="best", seed=2, metric=other),
+    ]
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_each_job_has_its_own_patience_and_stands_in_until_the_others_end(in_turn):
+    training = Training(two_jobs(), SPLIT, in_turn=in_turn)
+    values = [[epoch.value for epoch in epochs] for epochs in training]
+    if in_turn:
+        assert values == [[0.5], [0.4], [0.3], [0.1], [0.2], [0.8], [0.2], [0.1]]
+        assert training.numbers == [1, 2, 6, 7, 8, 9, 10, 12]
+        assert training.epochs == 12
+    else:
+        assert values == [[0.5, 0.1], [0.4, 0.2], [0.3, 0.8], [0.5, 0.2], [0.5, 0.1]]
+        assert training.epochs == 5
+    assert [epoch.value for epoch in training.kept()] == [0.5, 0.8]
+    for stop in range(len(values)):
+        first = Training(two_jobs(), SPLIT, in_turn=in_turn)
+        iterations = iter(first)
+        for _ in range(stop):
+            next(iterations)
+        resumed = Training(two_jobs(), SPLIT, in_turn=in_turn)
+        resumed.restore(first.state())
+        assert (resumed.numbers, resumed.ended) == (training.numbers[:stop], False)
+    resumed.restore(training.state())
+    assert (resumed.numbers, resumed.ended, resumed.epochs) == (
+        training.numbers,
+        True,
+        training.epochs,
+    )
+    assert list(resumed) == []
+
+
+def test_until_ends_a_training_on_the_schedule_of_all_epochs():
+    def schedule(progress):
+        return 1 - progress
+
+    whole = curve(toy_job(epochs=6, schedule=schedule))
+    assert curve(toy_job(epochs=6, until=2, schedule=schedule)) == whole[:2]
+    training = Training([toy_job(epochs=6, until=2)], SPLIT)
+    assert [numbers_of(epoch) for (epoch,) in training] == curve(toy_job(epochs=6))[:2]
+    assert training.epochs == 2
+
+
+def test_a_checkpoint_from_before_these_ways_is_gone_on_with():
+    training = Training([toy_job()], SPLIT)
+    next(iter(training))
+    state = training.state()
+    for saved in state["jobs"]:
+        assert saved.keys() == {"signature", "model", "optimizer", "epoch", "step", "random"}
+        for name in ("accumulate", "drop_last", "keep"):
+            del saved["signature"][name]
+    resumed = Training([toy_job()], SPLIT)
+    resumed.restore(state)
+    assert [numbers_of(epoch) for (epoch,) in resumed] == curve(toy_job())[1:]
+    with pytest.raises(ValueError, match="accumulate is 1 in the state, 2 here"):
+        Training([toy_job(accumulate=2)], SPLIT).restore(state)
