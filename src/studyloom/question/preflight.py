@@ -287,7 +287,13 @@ def _forward(job: Job, split: Split, device: str, last_batches: Collection[int])
         with warnings.catch_warnings():  # PyTorch's losses only warn of targets of another shape
             warnings.simplefilter("error", UserWarning)
             targets = torch.zeros((2, *split.targets.shape[1:]), dtype=split.targets.dtype)
-            loss = job.loss(outputs, targets)
+            try:
+                loss = job.loss(outputs, targets)
+            except TypeError as error:
+                raise ValueError(
+                    f"loss: {error}; a loss is called with outputs and targets, and one with other "
+                    "arguments in a step of your own: train.step, and train.evaluate"
+                ) from error
         if getattr(loss, "ndim", 0):
             raise ValueError(
                 f"the loss must be a scalar, the mean over the batch; got {tuple(loss.shape)}"
