@@ -89,6 +89,10 @@ COVERED = {
     "train.batch_size=100 train.epochs=10": (
         f"{RUN}the_tutorial_network_reaches_its_accuracy_on_full_mnist"
     ),
+    "python -m studies.mnist study.name=mixup "
+    "'train.step={_target_: mixup.step, _partial_: true, strength: 0.4}'": (
+        "tests/chaos/test_ways.py::test_the_step_of_the_readme_is_trained_replayed_and_used"
+    ),
     "python -m studies.mnist --config-dir runs/mnist --config-name winner": (
         f"{RUN}winner_yaml_gives_the_same_weights_again"
     ),
