@@ -68,11 +68,8 @@ class TrainSection:
     until: int | None = None  # the epoch after which training ends, on the schedule of all epochs
 
 
-# Later than the first stored studies: at its default such a key is no part of what a study asks.
-LATER = (
-    *("train.step", "train.evaluate", "train.accumulate", "train.drop_last", "train.ema"),
-    *("train.patience", "train.keep", "train.until"),
-)
+# Later than the first stored studies: at their defaults, these are no part of what a study asks.
+LATER = ("step", "evaluate", "accumulate", "drop_last", "ema", "patience", "keep", "until")
 
 
 @dataclass

@@ -9,6 +9,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigTypeError
 
+from studyloom.config.schema import LATER, SCHEMA
 from studyloom.files import write_whole
 
 
@@ -58,6 +59,11 @@ def plain_sections(config: DictConfig, *sections: str) -> dict[str, Any]:
         for name in ("_target_", "constraints"):
             if objective.get(name) is None:
                 objective.pop(name, None)
+    if isinstance(train := values.get("train"), dict):
+        # Left out at their defaults, so that what an old study has stored and written is the same.
+        for name in LATER:
+            if name in train and train[name] == value_at(SCHEMA, f"train.{name}"):
+                del train[name]
     return {section: value for section, value in values.items() if value is not None}
 
 

@@ -16,7 +16,6 @@ from optuna.samplers import BaseSampler
 from studyloom.config.build import build
 from studyloom.config.compose import Composer
 from studyloom.config.overrides import group_options
-from studyloom.config.schema import LATER, SCHEMA
 from studyloom.config.values import (
     has_key,
     plain_sections,
@@ -295,9 +294,7 @@ class Question:
         return {
             key: value
             for key, value in sorted(flat.items())
-            if key not in ("data.root", "objective.direction")
-            and not key.startswith("train.loss")
-            and not (key in LATER and value == value_at(SCHEMA, key))
+            if key not in ("data.root", "objective.direction") and not key.startswith("train.loss")
         }
 
     @functools.cached_property

@@ -289,7 +289,12 @@ def winner_config(plan: Plan) -> dict[str, Any]:
     question, point = plan.question, plan.candidates[plan.winner]
     choices = {**question.composer.choices, **point.choices, "space": "none"}
     own = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
+    # A group that the command took away, for a section of its own, with ~GROUP.
+    removed = [o[1:] for o in question.composer.overrides if o[1:] in SECTIONS and o[0] == "~"]
+    own |= dict.fromkeys(removed)
     sections = plain_sections(question.at(point), *(name for name in SECTIONS if name != "space"))
+    # In full: what is at its default here may be something else in the page's own config.
+    sections["train"] = value_at(question.at(point), "train")
     sections["train"].pop("loss")
     study = question.config.study
     if question.rule is not None:
