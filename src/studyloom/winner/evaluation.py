@@ -288,7 +288,9 @@ def winner_config(plan: Plan) -> dict[str, Any]:
     """Makes a primary config of the winner with nothing to search, so that it wins again."""
     question, point = plan.question, plan.candidates[plan.winner]
     choices = {**question.composer.choices, **point.choices, "space": "none"}
-    own = {group: option for group, option in choices.items() if not group.startswith("hydra/")}
+    own: dict[str, str | None] = {
+        group: option for group, option in choices.items() if not group.startswith("hydra/")
+    }
     # A group that the command took away, for a section of its own, with ~GROUP.
     removed = [o[1:] for o in question.composer.overrides if o[1:] in SECTIONS and o[0] == "~"]
     own |= dict.fromkeys(removed)
