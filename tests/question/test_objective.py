@@ -1,5 +1,7 @@
 """How epochs of jobs become the reports and the value of a trial."""
 
+from dataclasses import replace
+
 import numpy as np
 import optuna
 import pytest
@@ -9,7 +11,9 @@ from optuna.trial import create_trial
 from toys import TINY, Never, Signal, ask, toy_folds, toy_split
 
 from studyloom.errors import Diverged, Stopped
+from studyloom.metrics import Metric
 from studyloom.question.objective import (
+    NetworkObjective,
     group_by_epoch,
     mean_epoch,
     mean_epochs,
@@ -210,3 +214,59 @@ def test_a_diverging_fold_ends_the_trial():
     question = ask(*TINY, "optimizer=sgd", "optimizer.lr=1e30", "study.baseline=false")
     with pytest.raises(Diverged, match="epoch"):
         train(new_trial(), training_of(question, point=Point()))
+
+
+# Patience, and the best epoch
+
+
+class Script:
+    """A metric with given values, one for each evaluation."""
+
+    def __init__(self, *values):
+        self.values = iter(values)
+
+    def metric(self):
+        return Metric("script", "maximize", lambda outputs, targets: next(self.values))
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_the_value_is_the_mean_of_what_each_job_keeps_and_who_has_ended_is_not_pruned(
+    question, keep, in_turn
+):
+    scripts = ((0.1, 0.8, 0.3, 0.2), (0.4, 0.4, 0.2))  # the second ends after three epochs
+    jobs = [
+        replace(job, patience=2, keep=keep, metric=Script(*script).metric())
+        for job, script in zip(
+            question.jobs(question.baseline, toy_folds(SPLIT, 2), 0), scripts, strict=True
+        )
+    ]
+    objective = NetworkObjective(Training(jobs, SPLIT, in_turn=in_turn))
+    asked = []
+
+    class Asks(BasePruner):
+        def prune(self, study, trial):
+            asked.append(trial.last_step)
+            return False
+
+    trial = new_trial(Asks())
+
+    def report(epoch):
+        prunable = epoch.number != objective.epochs  # as a Reporter has it
+        report_step(trial, epoch, stride=objective.stride, prunable=prunable, reported=0)
+
+    value = objective.run(report, Never())
+    kept = {"last": (0.2, 0.2), "best": (0.8, 0.4)}[keep]
+    assert value == pytest.approx(sum(kept) / 2)
+    assert objective.standard_error() == pytest.approx(abs(kept[0] - kept[1]) / 2)
+    if in_turn:
+        assert reports(trial) == {1: kept[0], 2: kept[1]}
+        assert asked == [1]
+        assert [step.number for step in objective.steps()] == [1, 2, 3, 4, 5, 6, 8]
+    else:
+        stand_in = kept[1]
+        expected = {1: 0.25, 2: 0.6, 3: 0.25, 4: (0.2 + stand_in) / 2}
+        assert reports(trial) == pytest.approx(expected)
+        assert asked == [1, 2, 3]
+    objective.cut(2)
+    assert len(objective.history) == 2

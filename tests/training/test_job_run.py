@@ -1,7 +1,9 @@
 """What may be added to plain training: each way equals the loop that one would write by hand."""
 
+import contextlib
 import math
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,8 +14,10 @@ from torch.optim import lr_scheduler
 
 from studyloom.metrics import METRICS
 from studyloom.models import MLP
+from studyloom.training import steps
 from studyloom.training.schedule import TorchSchedule
-from studyloom.training.trainer import Training
+from studyloom.training.steps import check_precision
+from studyloom.training.trainer import Training, evaluate_network
 
 PLAIN = {"model": partial(MLP, hidden=(8,)), "optimizer": partial(torch.optim.SGD, lr=0.1)}
 
@@ -66,6 +70,21 @@ def test_an_evaluation_of_ones_own_is_what_the_metric_judges():
     values = [value for *_, value in curve(toy_job(epochs=30, **PLAIN))]
     others = [value for *_, value in curve(toy_job(epochs=30, evaluate=flipped, **PLAIN))]
     assert values[-1] > 0.8 > 0.2 > others[-1]
+
+
+def test_the_test_part_is_judged_by_the_evaluation_of_ones_own():
+    def doubled(network, batch, loss):
+        value, outputs, targets = plain(network, batch, loss)
+        return value, 2 * outputs, targets + 1
+
+    job = toy_job(evaluate=doubled)
+    model = job.model(shape=SPLIT.shape, outputs=SPLIT.outputs)
+    outputs, targets = evaluate_network(job, model, SPLIT)
+    with torch.no_grad():
+        assert torch.allclose(outputs, 2 * model.eval()(SPLIT.inputs), atol=1e-6)
+    assert torch.equal(targets, SPLIT.targets + 1)
+    outputs, targets = evaluate_network(replace(job, evaluate=None), model, SPLIT)
+    assert torch.equal(targets, SPLIT.targets)
 
 
 class Distil(nn.Module):
@@ -173,6 +192,16 @@ def test_fp16_follows_fp32_closely_and_leaves_out_steps_that_overflow():
     (run,) = training._runs
     assert run.scaler.get_scale() == 65536 / 2**5
     assert close(training.weights()[0], before, atol=0)
+
+
+def test_fp16_is_refused_where_autocast_does_not_compute_in_it(monkeypatch):
+    check_precision.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "autocast", lambda device, precision: contextlib.nullcontext())
+        words = r"train\.precision=fp16: cpu cannot compute in it here .*; choose .*bf16 or fp32"
+        with pytest.raises(ValueError, match=words):
+            curve(toy_job(precision="fp16"))
+    curve(toy_job(precision="fp16", epochs=1))
 
 
 def test_the_average_is_that_of_the_formula_and_is_what_is_evaluated_and_kept():

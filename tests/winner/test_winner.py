@@ -19,6 +19,7 @@ from studyloom.config.schema import WinnerSection
 from studyloom.data.split import Split
 from studyloom.data.tables import Series
 from studyloom.data.training_data import TrainingData
+from studyloom.metrics import ACCURACY
 from studyloom.question.question import Question
 from studyloom.study.stored_study import create_study, open_study
 from studyloom.study.worker import Worker
@@ -30,7 +31,7 @@ from studyloom.views.terminal import winner_lines
 from studyloom.winner.answer import format_difference, is_answer_of, read_answer
 from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.prediction import load_network, predict
-from studyloom.winner.stages import Plan, Stage
+from studyloom.winner.stages import Plan, Stage, kept_epoch
 from studyloom.winner.statistics import compare, summarise
 
 SPLIT = toy_split()
@@ -188,6 +189,19 @@ def test_the_winner_is_trained_on_all_images_and_the_same_seed_gives_the_same_we
     stored = load_weights(plan.run_dir / "winner.pt")
     assert stored.keys() == training.weights()[0].keys()
     assert all(torch.equal(stored[name], tensor) for name, tensor in training.weights()[0].items())
+
+
+@pytest.mark.parametrize(
+    ("curves", "keep", "epoch"),
+    [
+        ({"value": [0.1, 0.5, 0.5, 0.2]}, "best", 2),
+        ({"value": [0.1, 0.5, 0.5, 0.2]}, "last", 4),
+        ({"value": [0.1, 0.5, 0.9], "jobs": [3, 3, 1]}, "best", 2),
+        ({}, "best", None),
+    ],
+)
+def test_the_epoch_that_a_search_kept_is_that_of_its_mean_curve(curves, keep, epoch):
+    assert kept_epoch(curves, keep, ACCURACY) == epoch
 
 
 def test_no_stage_begins_before_the_one_before_it_has_ended(question, tmp_path):
