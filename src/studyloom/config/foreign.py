@@ -32,7 +32,10 @@ PLAIN: dict[str, tuple[str, ...] | None] = {
         *("max_failures", "lease", "enqueue", "top", "dry_run"),
     ),
     "objective": ("folds", "seeds", "_target_", "metric", "constraints", "direction"),
-    "train": (*("epochs", "batch_size", "loss", "l1", "clip", "precision", "samples_per_epoch"),),
+    "train": (
+        *("epochs", "batch_size", "loss", "l1", "clip", "precision", "samples_per_epoch"),
+        *("step", "evaluate", "accumulate", "drop_last", "ema", "patience", "keep", "until"),
+    ),
     "winner": ("enabled", "top", "seeds", "rule"),
     "data": (
         *("_target_", "_partial_", "_convert_", "_recursive_", "validation", "dataset", "load"),
