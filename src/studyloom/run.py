@@ -39,7 +39,7 @@ from studyloom.launch.prepare import Prepared, check_connections, prepare, prepa
 from studyloom.launch.task import Task, follow_parent
 from studyloom.launch.watch import Death, watch
 from studyloom.processes import LastingOutput, prepare_streams, worker_id
-from studyloom.question.question import SECTIONS
+from studyloom.question.question import SECTIONS, without_transform
 from studyloom.storage.connections import exclusive
 from studyloom.storage.embedded_server import serve
 from studyloom.study.enqueue import enqueue, missing_baseline, redo_baseline
@@ -434,7 +434,8 @@ def write_best(prepared: Prepared, best: FrozenTrial) -> None:
     """Writes the best configuration so far to `best.yaml`."""
     question = prepared.question
     point = question.space.walk(lambda parameter: best.params[parameter.name])
-    sections = plain_sections(question.at(point), *(name for name in SECTIONS if name != "space"))
+    names = (name for name in SECTIONS if name != "space")
+    sections = without_transform(plain_sections(question.at(point), *names))
     sections["train"].pop("loss")
     values = ", ".join(
         f"{goal.name} {value}" for goal, value in zip(question.goals, best.values, strict=True)

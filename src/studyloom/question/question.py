@@ -123,7 +123,7 @@ class Question:
             self.at(point), *(name for name in SECTIONS if name not in ("space", "loss"))
         )
         sections.get("data", {}).pop("root", None)
-        return _without_transform(sections)
+        return without_transform(sections)
 
     @functools.cached_property
     def baseline(self) -> Point | None:
@@ -277,7 +277,7 @@ class Question:
         Args:
             digest: of the data.
         """
-        flat = dict(_flatten(_without_transform(plain_sections(self.config, *SECTIONS))))
+        flat = dict(_flatten(without_transform(plain_sections(self.config, *SECTIONS))))
         # The defaults of options that the config as composed does not choose.
         for branch in self.branches:
             for group, option in branch.choices.items():
@@ -360,9 +360,11 @@ class Question:
         return [*try_metric(self.metric, data.folds, data.split)]
 
 
-def _without_transform(sections: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out what only `predict` is told of the data; a source of the user's own may train by
-    what it calls so."""
+def without_transform(sections: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out `data.transform`, which only `predict` uses and old studies do not have.
+
+    A source of the user's own may train by what it calls so; there it stays.
+    """
     data = sections.get("data")
     if isinstance(data, dict) and str(data.get("_target_", "")).startswith("studyloom."):
         data.pop("transform", None)
