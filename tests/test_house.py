@@ -248,6 +248,12 @@ def test_no_module_imports_torchvision_which_takes_two_seconds():
     assert imported & slow == set()
 
 
+def test_no_two_files_of_the_tests_have_one_name():
+    """Pytest imports them by that alone, and two of a name are an error of the whole run."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
+    assert [name for name, count in names.items() if count > 1] == ["conftest.py"]
+
+
 def test_the_top_level_holds_what_a_reader_expects_and_no_more():
     names = {name.split("/")[0] for name in tracked_files()}
     assert {name for name in names if not name.startswith(".")} == TOP_LEVEL

@@ -392,6 +392,7 @@ def test_the_network_and_the_space_of_the_readme_make_a_study(mine):
     assert "3 of 3 trials" in done.stdout
 
 
+@pytest.mark.runs
 def test_the_python_of_the_readme_runs(mine):
     _, code = blocks(PAPERS["README.md"], "python")
     quick = ("study.trials=2", "train.epochs=1", "winner.seeds=2", "launcher.workers=1")

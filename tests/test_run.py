@@ -282,6 +282,7 @@ def test_the_same_command_again_tells_the_winner_and_does_not_open_the_test_imag
     assert (run_dir / "winner.json").read_bytes() == written
 
 
+@pytest.mark.chaos
 def test_a_command_under_nohup_outlives_its_terminal(tmp_path):
     """When a terminal closes, all that was started in it gets SIGHUP."""
     overrides = ("study.trials=6", "launcher.workers=2", f"run_dir={tmp_path}")

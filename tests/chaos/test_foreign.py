@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from attacks import ATTACKS, SECRET, write
 from commands import QUICK, study
-from hostile import layouts
+from hostile_configs import layouts
 from hypothesis import HealthCheck, Phase, given, settings
 from sandbox import Sandbox
 

@@ -106,6 +106,7 @@ def test_a_worker_that_dies_is_started_again_and_its_trial_goes_on(tmp_path):
     assert_complete(tmp_path)
 
 
+@pytest.mark.chaos
 @linux
 def test_if_the_fork_server_has_died_workers_are_commands(tmp_path):
     """The workers that live go on, and one that dies is started again."""

@@ -447,6 +447,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.chaos
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("links", ["links", "no links"])
 def test_a_kill_at_any_moment_loses_nothing_that_was_reported_as_saved(tmp_path, caplog, links):

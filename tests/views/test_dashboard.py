@@ -339,6 +339,7 @@ def test_the_command_serves_a_run_and_ends_quietly(run_dir):
         assert (process.returncode, out, err) == (0, "", "")
 
 
+@pytest.mark.chaos
 def test_the_command_shows_no_password_anywhere(postgres_url, run_dir):
     filled(postgres_url)
     write_run(run_dir, "toy", "${oc.env:STUDYLOOM_STORAGE,null}")
