@@ -82,6 +82,7 @@ def run(cfg: DictConfig, command: Command | None = None) -> None:
         cfg: the config as composed, inside `hydra_main`.
         command: starts the workers; None for the command of this process.
     """
+    prepare_streams()
     command = command or Command.of_this_process()
     # A fork is younger than the command.
     began = time.monotonic() - command.age()
@@ -141,7 +142,6 @@ def run_here(
     """Does the same in this process, which may be that of a worker that a launcher started."""
     worker = WORKER_VARIABLE in os.environ
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    prepare_streams()
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(asctime)s %(message)s"))
     logging.basicConfig(level=logging.INFO if worker else logging.WARNING, handlers=[handler])

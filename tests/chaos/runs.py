@@ -98,7 +98,9 @@ class Run:
         """Checks the law of every command that ends with 0: N of N, and an answer or a reason."""
         if "scancel" in printed or "the time is up" in printed:  # a job goes on; a time limit
             return
-        counts, trials = self.stored().ledger.counts(), self.stored().trials()
+        stored = open_study(self.url, self.name, deadline=30.0)  # knows of no trial deleted since
+        counts, trials = stored.ledger.counts(), stored.trials()
+        stored.close()
         said = re.search(r": (\d+) of (\d+) trials", printed)
         assert said, f"I9: {printed}"
         assert {said[1], said[2]} == {str(counts["done"])}, f"I9: {counts}\n{printed}"

@@ -41,6 +41,7 @@ def test_a_typed_password_is_in_no_file_no_output_no_process_and_no_row(run, for
     assert run.workers()
     printed = run.end(process, 0)
     assert "***" in printed
+    run.name = "next"
     begun = run.start(
         *("study.name=next", "study.trials=2", "space=lr", f"study.from='{run.url}#mnist'"),
         f"storage.url={run.url}",
