@@ -71,7 +71,7 @@ def test_a_storm_of_kills_among_the_workers_of_one_command(run, undisturbed):
     fate = random.Random(0)
     for done in range(1, TRIALS):
         run.until_done(done)
-        kill(fate.sample(run.workers(), 1))
+        kill(fate.sample(until(run.workers), 1))
     printed = run.end(process, 0)
     assert "a worker ended with signal SIGKILL" in printed
     run.check(undisturbed)
@@ -168,8 +168,9 @@ def test_a_worker_whose_clock_is_an_hour_off(run, undisturbed, needs):
     ahead = run.start(
         "launcher=join", within=["faketime", "-f", "+1h"], FAKETIME_DONT_FAKE_MONOTONIC="1"
     )
-    run.end(process, 0)
-    run.end(ahead, 0)
+    printed = [each.communicate(timeout=300) for each in (process, ahead)]
+    for each, (out, err) in zip((process, ahead), printed, strict=True):  # once both have ended
+        run.ended(each.returncode, out, err, 0)
     run.check(undisturbed)
 
 

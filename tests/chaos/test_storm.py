@@ -38,6 +38,7 @@ KILLED_AS_THEY_CAME = (
     "FATAL: the database system is ",  # shutting down, starting up; nobody waits for that at first
     "workers die before they claim a trial",
     "error: storage=embedded_postgres:",
+    "error: the process of this command ended with signal",  # which its parent says
 )
 # What Python writes of a KeyboardInterrupt that ends a process.
 INTERRUPTED = re.compile(

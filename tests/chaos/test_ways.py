@@ -99,6 +99,7 @@ def test_the_step_of_the_readme_is_trained_replayed_and_used(undisturbed, tmp_pa
     again = run_of(tmp_path / "again", f"sqlite:///{tmp_path}/again/run/study.db", ())
     overrides = ("trust=[mixup,gate]", "winner.seeds=2", "launcher.workers=1")
     named = ("--config-dir", str(run.folder), "--config-name", "winner")
+    again.name = "mnist-winner"
     again.end(again.start(*overrides, *named), 0)
     weights = torch.load(again.folder / "winner.pt", weights_only=True)
     assert all(torch.equal(weights[name], network[name]) for name in network)
