@@ -92,6 +92,7 @@ def test_a_value_is_the_last_epochs_and_not_the_luckiest(sqlite_url, question, m
     def measure(training, _):
         for number, accuracy in ((1, 0.9), (2, 0.7)):
             training.history.append([Epoch(number, 1.0, 1.0, accuracy, 0.1, 1.0)])
+            training.numbers.append(number)
             yield training.history[-1][0]
 
     monkeypatch.setattr(objective, "run_epochs", measure)
