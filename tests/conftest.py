@@ -3,6 +3,7 @@
 import atexit
 import functools
 import itertools
+import logging
 import os
 import shutil
 import signal
@@ -49,6 +50,19 @@ def migrations_are_read_once():
             lambda name, path: (read if name == "env_py" else known)(name, path),
         )
         yield
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_before():
+    """Puts our loggers back: commands of this process set levels, and Hydra disables loggers."""
+    loggers = logging.root.manager.loggerDict
+    logger = logging.getLogger("studyloom")
+    level = logger.level
+    yield
+    logger.setLevel(level)
+    for name, each in loggers.items():
+        if name.startswith("studyloom") and isinstance(each, logging.Logger):
+            each.disabled = False
 
 
 @pytest.fixture(scope="session")
