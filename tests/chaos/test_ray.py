@@ -238,7 +238,8 @@ def test_without_an_address_ray_runs_on_this_host_for_as_long_as_the_command_and
     alone, undisturbed
 ):
     process = alone.at_work()
-    (folder,) = Path("/tmp").glob(f"studyloom-ray-{process.pid}-*")
+    pids = alone.processes()  # one of them is the command's, below its parent that watches it
+    (folder,) = [path for pid in pids for path in Path("/tmp").glob(f"studyloom-ray-{pid}-*")]
     commands = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in alone.processes()]
     address = next(
         match[1]
@@ -269,8 +270,9 @@ def test_ctrl_c_as_a_terminal_sends_it_to_ray_too_hands_the_trials_back(alone, u
 
 def test_a_killed_command_takes_its_cluster_with_it(alone, undisturbed):
     process = alone.at_work()
+    pids = alone.processes()
     process.kill()
     process.communicate()
     until(lambda: not alone.processes(), 15)
-    assert not [*Path("/tmp").glob(f"studyloom-ray-{process.pid}-*")]
+    assert not [path for pid in pids for path in Path("/tmp").glob(f"studyloom-ray-{pid}-*")]
     alone.go_on(undisturbed)
