@@ -159,6 +159,8 @@ def run_here(
             prepared, plan = open_plan(prepared, stop, worker=worker)
         except (ValueError, OSError) as error:
             exit_with(error, 2)
+        except Interrupted:  # the second signal; no trial is held yet
+            sys.exit(128 + (stop.signal or 2))
         task = task_of(prepared, plan, command, line, fork_server)
         try:
             if death is not None:
