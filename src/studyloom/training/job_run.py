@@ -307,11 +307,13 @@ class JobRun:
         return loss, self.job.metric(outputs, targets)
 
 
-@torch.inference_mode()
 def evaluate_part(
     network: nn.Module, steps: Steps, batches: TensorBatches, indices: Tensor
 ) -> tuple[float, Tensor, Tensor]:
     """Evaluates a network in eval mode on a part of the data, batch by batch.
+
+    Its callers are in inference mode. Two guards, one within the other, are undone in the wrong
+    order if a signal cuts them short, and gradients stay off.
 
     Args:
         network: on the device of the batches.

@@ -77,7 +77,9 @@ def evaluate_network(job: Job, model: nn.Module, split: Split) -> tuple[Tensor, 
     steps = Steps(job.loss, device, job.precision, evaluate=job.evaluate)
     everything = torch.arange(len(split), device=device)
     batches = TensorBatches(replace(job, train=everything, valid=everything), split)
-    return evaluate_part(model.to(device), steps, batches, everything)[1:]
+    model = model.to(device)
+    with torch.inference_mode():
+        return evaluate_part(model, steps, batches, everything)[1:]
 
 
 class Training:
