@@ -88,7 +88,10 @@ def test_an_actor_works_in_the_commands_folder_if_it_sees_its_disk_else_in_its_o
     started, code, first, _ = actor.start(["-c", PRINT_PATHS], variables, *where)
     assert (started, code) == (worker_id(actor.process.pid), None)
     base = there if shared else here
-    folder, *paths = until(lambda: (first or actor.poll(0.0)[2]).decode().split())
+    printed = bytearray(first)  # it comes in pieces if PYTHONUNBUFFERED is set
+    while not printed.endswith(b"\n"):
+        printed += until(lambda: actor.poll(0.0)[2])
+    folder, *paths = printed.decode().split()
     assert folder == str(base)
     assert str(base / "src") in paths
     assert ("/of/the/command" in paths) == shared
