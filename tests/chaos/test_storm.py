@@ -40,9 +40,9 @@ KILLED_AS_THEY_CAME = (
     "error: storage=embedded_postgres:",
     "error: the process of this command ended with signal",  # which its parent says
 )
-# What Python writes of a KeyboardInterrupt that ends a process.
+# What Python writes of a KeyboardInterrupt that ends a process. A line of source may come out empty.
 INTERRUPTED = re.compile(
-    r"^Traceback \(most recent call last\):\n(?:[ \t].*\n)*KeyboardInterrupt.*$", re.MULTILINE
+    r"^Traceback \(most recent call last\):\n(?:(?:[ \t].*)?\n)*KeyboardInterrupt.*$", re.MULTILINE
 )
 
 
