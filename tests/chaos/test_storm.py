@@ -154,6 +154,7 @@ class Storm:
 
     def gather(self):
         """Waits for the end of a command, with what it printed."""
+        self.wake(1.0)  # a stopped process cannot end, and may hold the command's output
         out, err = self.process.communicate(timeout=60)
         code, printed = self.process.returncode, out + err
         assert code in ENDS, (code, printed)
@@ -181,6 +182,16 @@ def everything(run):
     return [*run.processes(), *server_processes(run.folder)]
 
 
+def all_gone(run, seconds):
+    """Waits until no process of a run lives; names those that do."""
+    try:
+        harness.until(lambda: not everything(run), seconds)
+    except AssertionError:
+        titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in everything(run)}
+        states = {pid: Path(f"/proc/{pid}/wchan").read_text() for pid in titles}
+        raise AssertionError(f"after {seconds} s there are {titles}, waiting in {states}") from None
+
+
 def weather(tmp_path, kind, seed, signals, calm):
     """Sends so many signals to one run after the other, each of which must end like the calm."""
     sent = 0
@@ -190,12 +201,12 @@ def weather(tmp_path, kind, seed, signals, calm):
         storm = Storm(run, seed)
         try:
             storm.blow(signals - sent)
-            harness.until(lambda run=run: not everything(run), 30)
+            all_gone(run, 60)
             out, err = run.start().communicate(timeout=300)
             assert run.latest.returncode == 0, (out, err)
             check_words(out + err)
             check_words(run.logs())
-            harness.until(lambda run=run: not everything(run), 20)  # I6
+            all_gone(run, 20)  # I6
             assert left_behind(run, opened) == calm
         finally:
             kill(everything(run))
