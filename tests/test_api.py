@@ -61,6 +61,7 @@ def test_exported_members():
         *("ConfigError", "DataError", "Halted", "LaunchError", "NoWinner", "PredictError"),
         *("QuestionError", "StorageError", "StorageLost", "StudyloomError", "UserError"),
         *("Study", "Trial", "Winner", "Prediction", "Predictor"),
+        *("Run", "LoopWinner"),
         *("run", "search", "open_study", "load_winner", "__version__"),
     }
     assert {*api.__all__} <= {*dir(api)}

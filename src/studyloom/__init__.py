@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from studyloom.errors import StorageLost as StorageLost
     from studyloom.errors import StudyloomError as StudyloomError
     from studyloom.errors import UserError as UserError
+    from studyloom.question.loop_run import Run as Run
+    from studyloom.winner.predictor import LoopWinner as LoopWinner
     from studyloom.winner.predictor import Prediction as Prediction
     from studyloom.winner.predictor import Predictor as Predictor
     from studyloom.winner.predictor import load_winner as load_winner
@@ -36,11 +38,13 @@ __all__ = [
     "DataError",
     "Halted",
     "LaunchError",
+    "LoopWinner",
     "NoWinner",
     "PredictError",
     "Prediction",
     "Predictor",
     "QuestionError",
+    "Run",
     "StorageError",
     "StorageLost",
     "Study",
@@ -62,7 +66,10 @@ MOVED = {
 }
 SOURCES = {
     **dict.fromkeys(["Study", "Trial", "Winner", "open_study"], "studyloom.api"),
-    **dict.fromkeys(["Prediction", "Predictor", "load_winner"], "studyloom.winner.predictor"),
+    **dict.fromkeys(
+        ["LoopWinner", "Prediction", "Predictor", "load_winner"], "studyloom.winner.predictor"
+    ),
+    "Run": "studyloom.question.loop_run",
 }
 
 

@@ -283,7 +283,7 @@ def _work(
                 checkpoints = Path(folder) / ("" if stage is plan.search else stage.title)
                 checkpoints.mkdir(parents=True, exist_ok=True)
             where = (prepared.data, stop, checkpoints, limits, stage.weights, stopwatch)
-            worker = Worker(stage.asked, stage.stored, *where, line.say_claimed)
+            worker = Worker(stage.asked, stage.stored, *where, line.say_claimed, stage.title)
             worker.run(stage.trials)
             if stop():
                 return

@@ -40,7 +40,7 @@ KILLED_AS_THEY_CAME = (
     "error: storage=embedded_postgres:",
     "error: the process of this command ended with signal",  # which its parent says
 )
-# What Python writes of a KeyboardInterrupt that ends a process. A line of source may come out empty.
+# What Python writes of a KeyboardInterrupt that ends a process; a line of source may be empty.
 INTERRUPTED = re.compile(
     r"^Traceback \(most recent call last\):\n(?:(?:[ \t].*)?\n)*KeyboardInterrupt.*$", re.MULTILINE
 )

@@ -65,6 +65,7 @@ def test_a_key_is_there_or_not_be_it_null_or_below_a_list():
         "folds",
         "seeds",
         "_target_",
+        "test",
         "metric",
         "constraints",
         "direction",

@@ -18,7 +18,8 @@ from toys import Never, compose
 from studyloom.config.schema import WinnerSection
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, Halted, Stopped, UndefinedMetric
-from studyloom.question.function import FunctionObjective, FunctionQuestion
+from studyloom.question.function import FunctionQuestion
+from studyloom.question.loop import Loop, LoopJob, LoopObjective
 from studyloom.question.validation import validate
 from studyloom.seeds import derive
 from studyloom.storage.attributes import BASELINE, EPOCHS, FAILURE, REASON
@@ -218,7 +219,8 @@ def test_a_signal_may_end_the_function_and_not_what_is_done_with_a_report(ask):
         calls.append(("function", stopping.within))
         return 1.0
 
-    FunctionObjective(function, ask().config, 0).run(
+    loop = Loop(function, ask().config, ask().goals)
+    LoopObjective(loop, [LoopJob(0, 0)]).run(
         lambda step: calls.append(("report", stopping.within)), stopping
     )
     assert calls == [("function", True), ("report", False), ("function", True)]
@@ -262,7 +264,7 @@ def test_a_stopped_trial_is_handed_back_and_begins_anew(ask, sqlite_url, tmp_pat
             "is better; got up",
         ),
         (["objective._target_=test_function.parabula"], "did you mean parabola?"),
-        (["objective._target_=test_function.no_function"], "(config, report) -> value"),
+        (["objective._target_=test_function.no_function"], "(config, run) -> value"),
         (["+params.y=1", "space.params.x.float=[1,2]"], "params.x=0.0 is outside its range"),
         (["+space.params.z.int=[1,2]"], "params.z: no such key; params has x, curve"),
         (["winner.seeds=0"], "winner.seeds must be at least 1; got 0"),

@@ -135,7 +135,7 @@ def test_a_sampler_stops_going_where_training_diverges(sqlite_url, broken, monke
             raise Diverged(0, 1, 1, "train", float("nan"))
         return 0.5
 
-    silent = SimpleNamespace(curves=dict, standard_error=lambda: None)
+    silent = SimpleNamespace(curves=dict, costs=list, standard_error=lambda: None)
     monkeypatch.setattr(Question, "make_objective", lambda *_: silent)
     monkeypatch.setattr(Worker, "evaluate", diverge_above)
     stored = fresh(sqlite_url, question, 40)

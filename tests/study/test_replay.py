@@ -64,7 +64,7 @@ def again(monkeypatch):
     monkeypatch.setattr(
         replay,
         "load_data",
-        lambda cfg, provenance, _: (SPLIT, toy_folds(SPLIT, cfg.objective.folds)),
+        lambda cfg, provenance, _: TrainingData(None, SPLIT, toy_folds(SPLIT, cfg.objective.folds)),
     )
 
     def replay_again(stored, number=0, trusted=(), width=100):
@@ -353,9 +353,9 @@ def test_other_data_is_refused_with_both_digests(tmp_path):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "config.yaml").write_text("data: {root: null}\n")
     made = Provenance({}, 1, 7, split.digest, False, "cpu", 1, {})
-    loaded, folds = load_data(cfg, made, tmp_path)
+    loaded = load_data(cfg, made, tmp_path)
     assert loaded.digest == split.digest
-    assert torch.equal(folds[0][1], make_folds(split.targets, 1, 800, derive(7))[0][1])
+    assert torch.equal(loaded.folds[0][1], make_folds(split.targets, 1, 800, derive(7))[0][1])
     with pytest.raises(ValueError, match=f"digest other.*{split.digest}.*data.root"):
         load_data(cfg, Provenance(**asdict(made) | {"data": "other"}), tmp_path)
 

@@ -31,7 +31,7 @@ PLAIN: dict[str, tuple[str, ...] | None] = {
         *("name", "trials", "timeout", "seed", "baseline", "trial_timeout", "max_attempts"),
         *("max_failures", "lease", "enqueue", "top", "dry_run"),
     ),
-    "objective": ("folds", "seeds", "_target_", "metric", "constraints", "direction"),
+    "objective": ("folds", "seeds", "_target_", "test", "metric", "constraints", "direction"),
     "train": (
         *("epochs", "batch_size", "loss", "l1", "clip", "precision", "samples_per_epoch"),
         *("step", "evaluate", "accumulate", "drop_last", "ema", "patience", "keep", "until"),

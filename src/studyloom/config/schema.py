@@ -36,14 +36,16 @@ class ObjectiveSection:
 
     folds: int = 1  # 1: a single hold-out part of data.validation examples
     seeds: int = 1
-    # The user's own function, (config, report) -> value, in place of training networks.
+    # The user's own loop, (config, run) -> value, in place of training networks.
     _target_: str | None = None
+    # The user's own function that tests the winner of such a loop, (config, run, part) -> values.
+    test: Any = None
     # A name in metrics.METRICS, or the user's own _target_; or several, [accuracy, parameters].
     metric: Any = "accuracy"
     # Limits of parameters, flops and latency_ms, such as {parameters: "<= 100_000"}.
     constraints: Any = None
-    # maximize or minimize; required if the user's own metric does not define it.
-    direction: str | None = None
+    # maximize or minimize, or one for each metric; required if the metric does not define it.
+    direction: Any = None
 
 
 @dataclass

@@ -56,7 +56,7 @@ def plain_sections(config: DictConfig, *sections: str) -> dict[str, Any]:
     values = {section: value_at(config, section) for section in sections}
     if isinstance(objective := values.get("objective"), dict):
         # Left out if null: a config that is read again must not have a null target.
-        for name in ("_target_", "constraints"):
+        for name in ("_target_", "test", "constraints"):
             if objective.get(name) is None:
                 objective.pop(name, None)
     if isinstance(train := values.get("train"), dict):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from studyloom.errors import DataError
 
@@ -76,6 +77,17 @@ class Split:
     def shape(self) -> tuple[int, ...]:
         """The shape of one input, such as (channels, height, width)."""
         return tuple(self.inputs.shape[1:])
+
+    def part(self, indices: Tensor | None = None) -> "TensorDataset":
+        """Returns the examples at some indices as a Dataset of pairs (input, target).
+
+        Args:
+            indices: int64 (n,); None for all examples.
+        """
+        if indices is None:
+            return TensorDataset(self.inputs, self.targets)
+        indices = indices.to(self.inputs.device)
+        return TensorDataset(self.inputs[indices], self.targets[indices])
 
     def to(self, device: torch.device | str) -> "Split":
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))

@@ -27,6 +27,10 @@ class TrainingData:
     def digest(self) -> str:
         return "" if self.split is None else self.split.digest
 
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu") if self.split is None else self.split.inputs.device
+
     def test(self) -> Split:
         """Loads the test part."""
         split: Split = self.source.test()

@@ -109,7 +109,7 @@ def prepare(cfg: DictConfig) -> Prepared:
     if url is not None and launcher is not None:
         attempt.mistakes += check_database_reach(url, launcher)
     attempt.check()
-    return Prepared(question, launcher, _on_device(data), url, Path(cfg.run_dir), starts)
+    return Prepared(question, launcher, _on_device(kind, data), url, Path(cfg.run_dir), starts)
 
 
 def prepare_to_join(cfg: DictConfig) -> Prepared:
@@ -130,15 +130,21 @@ def prepare_to_join(cfg: DictConfig) -> Prepared:
     if url is not None:
         attempt.mistakes += check_database_reach(url, launcher)
     attempt.check()
-    return Prepared(question, launcher, _on_device(data), url, Path(cfg.run_dir), WarmStarts())
+    data = _on_device(kind, data)
+    return Prepared(question, launcher, data, url, Path(cfg.run_dir), WarmStarts())
 
 
 def _kind_of(cfg: DictConfig) -> type[Question]:
     return FunctionQuestion if cfg.objective["_target_"] is not None else Question
 
 
-def _on_device(data: TrainingData) -> TrainingData:
-    """Moves data to the first GPU that this process sees, or leaves it on the CPU."""
+def _on_device(kind: type[Question], data: TrainingData) -> TrainingData:
+    """Moves data to the first GPU that this process sees, or leaves it on the CPU.
+
+    A loop of the user's own gets it on the CPU, where worker processes of a DataLoader can read it.
+    """
+    if kind is FunctionQuestion:
+        return data
     return data.to(torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
 
 

@@ -1,13 +1,15 @@
 """The question: what a study asks, from a config to objectives that can be evaluated.
 
 It is validated as a whole before trial 0. An objective runs epoch by epoch and comes to a value;
-the training of networks is one kind, and a function of the user's own is another.
+the training of networks is one kind, and a loop of the user's own is another.
 """
 
 __all__ = [
     "costs",
     "function",
     "jobs",
+    "loop",
+    "loop_run",
     "objective",
     "preflight",
     "question",

@@ -1,4 +1,4 @@
-"""The costs of a network and their limits: parameters, operations and latency.
+"""The costs of a network or a loop and their limits: parameters, operations, latency, any other.
 
 They are known before the network is trained, so that a trial beyond a limit is not trained at all.
 """
@@ -126,12 +126,12 @@ MEASURES: dict[str, Callable[[nn.Module, torch.Tensor], float]] = {
 }
 
 
-def parse_limits(section: Any, known: Mapping[str, object] = MEASURES) -> list[Limit]:
+def parse_limits(section: Any, known: Mapping[str, object] | None = MEASURES) -> list[Limit]:
     """Parses `objective.constraints`, such as {parameters: "<= 100_000", latency_ms: "<= 2"}.
 
     Args:
         section: the mapping of the config; None for no limits.
-        known: the quantities that can have a limit.
+        known: the quantities that can have a limit; None for any.
 
     Raises:
         ConfigError: every value that is not a limit, and every unknown quantity.
@@ -148,12 +148,8 @@ def parse_limits(section: Any, known: Mapping[str, object] = MEASURES) -> list[L
     mistakes, limits = [], []
     for quantity, expression in section.items():
         where = f"objective.constraints.{quantity}"
-        if quantity not in known:
-            options = (
-                f"there are {', '.join(known)}"
-                if known
-                else "the costs of a function of your own are not known"
-            )
+        if known is not None and quantity not in known:
+            options = f"there are {', '.join(known)}"
             mistakes.append(f"{where}: unknown quantity; {options}{nearest(quantity, [*known])}")
             continue
         limit = _parse_limit(str(quantity), expression)

@@ -1,263 +1,277 @@
-"""A function of the user's own as the objective: `(config, report) -> value`.
-
-It is called with the configuration of each trial, so that a study can search whatever has a value.
-"""
+"""A question whose trials call a loop of the user's own: `(config, run) -> value`."""
 
 import functools
-import inspect
-import math
-import random
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from studyloom.config.build import build
 from studyloom.config.values import value_at
 from studyloom.data.folds import Fold
 from studyloom.data.training_data import TrainingData
-from studyloom.errors import ConfigError, UndefinedMetric
-from studyloom.metrics import DIRECTIONS, Metric
-from studyloom.question.costs import Limit, parse_limits
+from studyloom.errors import ConfigError
+from studyloom.metrics import DIRECTIONS, Goal, Metric
+from studyloom.question.costs import Cost, Limit, parse_limits
 from studyloom.question.jobs import build_function
-from studyloom.question.objective import Step, Stopping
-from studyloom.question.question import Question
+from studyloom.question.loop import Loop, LoopJob, LoopObjective, why_not_callable
+from studyloom.question.loop_run import Place, Run
+from studyloom.question.numbers import finite
+from studyloom.question.objective import Attempt
+from studyloom.question.question import FIRST, Question
 from studyloom.seeds import derive
 from studyloom.space.tree import Point
-
-Function = Callable[[DictConfig, Callable[[Any, int], None]], Any]
+from studyloom.training.randomness import seeded
 
 
 @dataclass(frozen=True)
 class FunctionQuestion(Question):
-    """A question whose trials call a function; see `Question` for its parameters and methods.
+    """A question whose trials call a loop; see `Question` for its parameters and methods.
 
-    We neither train nor test a network for it, and its data are the function's own affair.
+    Its data are the loop's own affair, or those of the section `data`.
     """
 
-    tested: ClassVar[bool] = False
+    @property
+    def tested(self) -> bool:
+        """Whether `objective.test` names a function that tests the winner."""
+        return self.config.objective.test is not None
 
     @staticmethod
     def gather(cfg: DictConfig) -> TrainingData:
-        """Returns no data."""
+        """Loads the data of the section `data`, if it names a source."""
+        if names_data(cfg):
+            return Question.gather(cfg)
         return TrainingData()
 
     @functools.cached_property
     def metric(self) -> Metric:
-        """The value that the function returns, under the name that `objective.metric` gives it.
+        """The value that the loop returns, under the name that `objective.metric` gives it.
 
         Raises:
             ConfigError: objective.direction is missing or unknown, or the metric is not a name.
         """
-        name, direction = self.config.objective.metric, self.config.objective.direction
-        if direction not in DIRECTIONS:
-            raise ConfigError(
-                [
-                    f"objective.direction must be {' or '.join(DIRECTIONS)}, since a function does "
-                    f"not say which is better; got {'null' if direction is None else direction}"
-                ]
-            )
-        if not isinstance(name, str):
-            raise ConfigError(
-                [
-                    "objective.metric must be a name for the value, since the function returns the "
-                    f"value itself; got {name}"
-                ]
-            )
-        return Metric("value" if name == "accuracy" else name, direction, _no_score)
+        (name, direction), *_ = named_goals(self.config.objective)
+        return Metric(name, direction, _no_score)
+
+    @functools.cached_property
+    def goals(self) -> tuple[Goal, ...]:
+        _, *further = named_goals(self.config.objective)
+        return (self.metric, *(Goal(name, direction) for name, direction in further))
 
     @functools.cached_property
     def limits(self) -> list[Limit]:
-        """None: what a function costs is not known before it is called.
+        """What the loop may tell by `run.cost`, from `objective.constraints`.
 
         Raises:
-            ConfigError: `objective.constraints` names a quantity.
+            ConfigError: a value is not a limit.
         """
-        return parse_limits(value_at(self.config, "objective.constraints"), {})
+        return parse_limits(value_at(self.config, "objective.constraints"), None)
+
+    def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
+        """Returns nothing: what a loop costs it tells itself."""
+        return []
 
     def preflight(self, data: TrainingData) -> list[str]:
-        """Returns the mistakes in the function: it does not exist, or takes other arguments."""
-        objective = self.config.objective
+        """Returns the mistakes in the functions: they do not exist, or take other arguments."""
+        objective, mistakes = self.config.objective, []
         try:
-            problem = why_not_callable(build_function(objective))
+            if problem := why_not_callable(build_function(objective)):
+                mistakes.append(f"objective._target_={objective['_target_']}: {problem}")
+        except ConfigError as error:
+            mistakes += error.mistakes
+        if objective.test is not None:
+            mistakes += self._check_test(data)
+        if data.split is None and objective.folds > 1:
+            mistakes.append(
+                f"objective.folds={objective.folds}: the data are the function's own; divide them "
+                "there, or name them in the section data, whose folds run.train and run.valid are"
+            )
+        return mistakes
+
+    def _check_test(self, data: TrainingData) -> list[str]:
+        """Returns the mistakes in `objective.test`."""
+        try:
+            function = self.test_function()
+            problem = why_not_callable(function, 3, "(config, run, part) -> values")
         except ConfigError as error:
             return error.mistakes
-        return [f"objective._target_={objective['_target_']}: {problem}"] if problem else []
+        if problem:
+            return [f"objective.test: {problem}"]
+        if data.split is not None and not callable(getattr(data.source, "test", None)):
+            return [
+                "objective.test is given the test part of the data, and "
+                f"{type(data.source).__name__} has no method test; add one, or leave "
+                "objective.test out"
+            ]
+        return []
 
-    def make_objective(self, point: Point, number: int, data: TrainingData) -> "FunctionObjective":
-        return self.call(point, derive(self.seed, number))
+    def test_function(self) -> Callable[..., Any]:
+        """Returns the function of `objective.test`.
+
+        Raises:
+            ConfigError: there is no such function.
+        """
+        test = self.config.objective.test
+        section = dict(test) if isinstance(test, DictConfig) else {"_target_": test}
+        whole = OmegaConf.create({"objective": {"test": section | {"_partial_": True}}})
+        function: Callable[..., Any] = build(whole.objective.test)
+        return function
+
+    def make_objective(
+        self, point: Point, number: int, data: TrainingData, attempt: Attempt = FIRST
+    ) -> LoopObjective:
+        config = self.at(point)
+        jobs = loop_jobs(config, data, derive(self.seed, number))
+        return LoopObjective(self.loop(point), jobs, device(), number, attempt)
 
     def make_single_objective(
-        self, point: Point, seed: int, data: TrainingData, fold: Callable[[], Fold]
-    ) -> "FunctionObjective":
-        return self.call(point, seed)
+        self,
+        point: Point,
+        seed: int,
+        data: TrainingData,
+        fold: Callable[[], Fold],
+        number: int = 0,
+        attempt: Attempt = FIRST,
+    ) -> LoopObjective:
+        jobs = [_job(data, None if data.split is None else fold(), 0, seed)]
+        return LoopObjective(self.loop(point), jobs, device(), number, attempt)
 
-    def call(self, point: Point, seed: int) -> "FunctionObjective":
-        """Returns an objective that will call the function at a point with a seed."""
-        config = self.at(point)
-        return FunctionObjective(build_function(config.objective), config, seed)
+    def loop(self, point: Point) -> Loop:
+        """Returns what is called at a point."""
+        return build_loop(self.at(point), self.goals, self.limits, keeps=self.tested)
+
+    def test(self, point: Point, seed: int, states: dict[str, Any], part: Any) -> dict[str, float]:
+        """Calls `objective.test` for a trained loop.
+
+        Args:
+            point: of the space.
+            seed: of the training.
+            states: that the training has kept; `run.keep` restores them.
+            part: the examples of the test part; None without `data`.
+
+        Returns:
+            the values by name, the metric first.
+
+        Raises:
+            UndefinedMetric: a value is not a finite number.
+        """
+        loop = self.loop(point)
+        place = Place(0, 1, "test", 0, seed, device())
+        run = Run(place, loop.metric, lambda *_: None, saved={"kept": states})
+        with seeded(seed):
+            try:
+                returned = self.test_function()(loop.config_of(seed), run, part)
+            finally:
+                run.close()
+        values = dict(returned) if isinstance(returned, dict) else {loop.metric: returned}
+        checked = {
+            str(k): finite(v, f"returned {v!r} from objective.test") for k, v in values.items()
+        }
+        if loop.metric not in checked:
+            raise ConfigError(
+                [
+                    f"objective.test must return a number, or a dict with {loop.metric}; got "
+                    f"{', '.join(checked) or 'nothing'}"
+                ]
+            )
+        return {loop.metric: checked.pop(loop.metric), **checked}
+
+
+def names_data(cfg: DictConfig) -> bool:
+    """Whether the section `data` names a source, and is no section of the loop's own."""
+    section = None if OmegaConf.is_missing(cfg, "data") else cfg.data
+    return isinstance(section, DictConfig) and "_target_" in section
+
+
+def named_goals(objective: DictConfig) -> list[tuple[str, Any]]:
+    """Returns the names and directions of what a loop returns, the metric first.
+
+    Args:
+        objective: the section.
+
+    Raises:
+        ConfigError: a name is none, or a direction is missing or unknown.
+    """
+    names, directions = (
+        [*value] if isinstance(value, ListConfig) else [value]
+        for value in (objective.metric, objective.direction)
+    )
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            [
+                "objective.metric must be a name for the value, or a list of names, since the "
+                f"function returns the values themselves; got {objective.metric}"
+            ]
+        )
+    if len(directions) == 1 < len(names) and directions[0] in DIRECTIONS:
+        raise ConfigError(
+            [
+                "objective.direction must be a list with a direction for each of "
+                f"{', '.join(names)}; got {directions[0]}"
+            ]
+        )
+    if len(directions) != len(names) or any(value not in DIRECTIONS for value in directions):
+        got = directions if len(directions) > 1 else directions[0]
+        raise ConfigError(
+            [
+                f"objective.direction must be {' or '.join(DIRECTIONS)}, since a function does "
+                f"not say which is better; got {'null' if got is None else got}"
+            ]
+        )
+    return [*zip(names, directions, strict=True)]
+
+
+def build_loop(
+    config: DictConfig, goals: Sequence[Goal], limits: Sequence[Limit], *, keeps: bool = False
+) -> Loop:
+    """Returns the loop that a config names.
+
+    Args:
+        config: of the trial.
+        goals: what it returns, the metric first.
+        limits: of what it may cost.
+        keeps: whether it must keep something.
+
+    Raises:
+        ConfigError: there is no such function.
+    """
+    # Hyperband compares trials by the number of epochs that it was told.
+    most = config.pruner.get("max_resource") if "pruner" in config else None
+    most_epochs = most if isinstance(most, int) else None
+    return Loop(build_function(config.objective), config, goals, limits, most_epochs, keeps)
+
+
+def loop_jobs(config: DictConfig, data: TrainingData, seed: int) -> list[LoopJob]:
+    """Returns the jobs of a trial: one for each fold and seed.
+
+    Args:
+        config: of the trial.
+        data: of the study; empty if they are the loop's own.
+        seed: of the trial, which is that of a single job; those of several descend from it.
+    """
+    folds: Sequence[Fold | None] = data.folds or [None]
+    seeds = config.objective.seeds
+    single = len(folds) == seeds == 1
+    return [
+        _job(data, fold, position, seed if single else derive(seed, position, repeat))
+        for position, fold in enumerate(folds)
+        for repeat in range(seeds)
+    ]
+
+
+def device() -> torch.device:
+    """Returns the first GPU that this process sees, or else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _job(data: TrainingData, fold: Fold | None, position: int, seed: int) -> LoopJob:
+    if fold is None or data.split is None:
+        return LoopJob(position, seed)
+    split, (training, validation) = data.split, fold
+    return LoopJob(position, seed, lambda: (split.part(training), split.part(validation)))
 
 
 def _no_score(outputs: object, targets: object) -> None:
     raise AssertionError("a function of the user's own returns the value itself")
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a function reported, as a Step.
-
-    Args:
-        number: the step that the function gave.
-        value: at that step.
-        seconds: since the report before, or since the call.
-    """
-
-    number: int
-    value: float
-    seconds: float
-
-
-@dataclass
-class FunctionObjective:
-    """Calls a function: each of its reports is a step, and the value is what it returns.
-
-    The function cannot be resumed: a trial that was returned begins anew.
-
-    Args:
-        function: called as function(config, report), and report as report(value, step).
-        config: of the trial; the function gets a read-only copy, with the seed as `config.seed`.
-        seed: the random numbers of PyTorch, NumPy and Python start from it too.
-        reports: what the function has reported so far.
-    """
-
-    function: Function
-    config: DictConfig
-    seed: int
-    reports: list[Report] = field(default_factory=list)
-    epochs: None = None
-    stride: int = 1
-    evaluating: float = 0.0
-
-    def run(self, report: Callable[[Step], None], stopping: Stopping) -> float:
-        """Calls the function; between its reports a signal may end it at any moment.
-
-        Raises:
-            UndefinedMetric: the value, or one that the function reports, is not a finite number.
-            Exception: what `report` raises, even if the function catches it; see `Objective.run`.
-        """
-        config = self.config.copy()
-        with open_dict(config):
-            config["seed"] = self.seed
-        OmegaConf.set_readonly(config, True)
-        began = time.perf_counter()
-        # A function may catch the exception that ends it: the next report raises it again.
-        ended_by: list[BaseException] = []
-
-        with ExitStack() as interruptible, seeded(self.seed):
-
-            def take_report(value: Any, step: int) -> None:
-                nonlocal began
-                if ended_by:
-                    raise ended_by[0]
-                interruptible.close()  # no signal may cut a report in two
-                seconds = time.perf_counter() - began
-                try:
-                    number = _check_step(step, self.reports[-1].number if self.reports else -1)
-                    checked = finite(value, f"reported {value!r} at step {step}")
-                    self.reports.append(Report(number, checked, seconds))
-                    report(self.reports[-1])
-                except BaseException as error:
-                    ended_by.append(error)
-                    raise
-                began = time.perf_counter()
-                interruptible.enter_context(stopping.interruptible())
-
-            interruptible.enter_context(stopping.interruptible())
-            value = self.function(config, take_report)
-        if ended_by:
-            raise ended_by[0]
-        return finite(value, f"returned {value!r}")
-
-    def steps(self) -> Sequence[Step]:
-        return self.reports
-
-    def cut(self, number: int) -> None:
-        self.reports = [report for report in self.reports if report.number <= number]
-
-    def curves(self) -> dict[str, list[Any]]:
-        return {
-            name: [getattr(report, name) for report in self.reports]
-            for name in ("number", "value", "seconds")
-        }
-
-    def standard_error(self) -> None:
-        return None
-
-    def state(self) -> None:
-        return None
-
-    def restore(self, state: dict[str, Any]) -> None:
-        raise ValueError("the call of a function cannot be resumed")
-
-    def weights(self) -> None:
-        return None
-
-
-def finite(value: Any, what: str) -> float:
-    """Converts a number of any library to a float.
-
-    Args:
-        value: such as a NumPy scalar, or a tensor of one number.
-        what: the objective did, for the error: "returned nan".
-
-    Raises:
-        UndefinedMetric: the value is not a number, or not finite.
-    """
-    try:
-        number = math.nan if isinstance(value, str | bool | None) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise UndefinedMetric(f"the objective {what}: expected a finite number")
-    return number
-
-
-def _check_step(step: Any, before: int) -> int:
-    """The number of a step as an int; raises UndefinedMetric unless it is larger than `before`."""
-    if isinstance(step, bool) or not isinstance(step, int | np.integer) or step <= before:
-        raise UndefinedMetric(
-            f"the objective reported at step {step!r}: expected a whole number of at least "
-            f"{before + 1}"
-        )
-    return int(step)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seeds Python's, NumPy's and PyTorch's random numbers; restores the caller's at the end."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-
-
-def why_not_callable(function: Callable[..., Any]) -> str | None:
-    """Says why a function cannot be called with a configuration and a way to report, or None."""
-    try:
-        inspect.signature(function).bind(None, None)
-    except TypeError as error:
-        signature = "(config, report) -> value"
-        return f"{error}; it is called with a configuration and a function to report: {signature}"
-    except ValueError:  # a function written in C has no signature
-        return None
-    return None

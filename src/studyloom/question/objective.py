@@ -9,12 +9,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Protocol
 
 from optuna import Trial, TrialPruned
 from torch import Tensor
 
+from studyloom.question.costs import Cost
 from studyloom.storage.attributes import JOBS, STANDARD_ERROR
 from studyloom.training.job import Epoch
 from studyloom.training.trainer import Training
@@ -54,12 +56,28 @@ class Step(Protocol):
     def seconds(self) -> float: ...
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """The attempt of a worker at a trial.
+
+    Args:
+        number: from 1; each worker that takes the trial makes one.
+        stage: search, re-evaluation or retraining.
+        folder: for the files of the trial alone, which is made when it is needed; it stays until
+            the trial has ended. None for none.
+    """
+
+    number: int = 1
+    stage: str = "search"
+    folder: Path | None = None
+
+
 class Objective(Protocol):
     """The evaluation of one trial: runs step by step, and comes to a value.
 
     This is all that a worker knows of a training. Checkpoints, pruning, time limits, resumption and
     learning curves work for every objective: networks trained by us (`NetworkObjective`), and a
-    function of the user's own (`FunctionObjective`).
+    loop of the user's own (`LoopObjective`).
 
     An objective is used once. A worker restores it from the last checkpoint, if there is one, then
     calls `run`, which calls back after each step; there the worker saves `state`, and may end the
@@ -130,6 +148,10 @@ class Objective(Protocol):
         """Returns the standard error of the value if it is a mean of several, else None."""
         ...
 
+    def costs(self) -> list[Cost]:
+        """Returns the costs that the training itself has told, for limits and further goals."""
+        ...
+
     def state(self) -> dict[str, Any] | None:
         """Returns all that `restore` needs to resume after the last finished step.
 
@@ -153,8 +175,11 @@ class Objective(Protocol):
         """
         ...
 
-    def weights(self) -> dict[str, Tensor] | None:
-        """Returns the weights and buffers of the trained network by name; None if there is none."""
+    def weights(self) -> dict[str, Any] | None:
+        """Returns what is kept of the training; None if nothing is.
+
+        Of a network it is the weights and buffers by name, of a loop the state of each kept part.
+        """
         ...
 
 
@@ -221,6 +246,10 @@ class NetworkObjective:
         curve = group_by_epoch(self.history)
         return standard_error(curve[-1]) if curve else None
 
+    def costs(self) -> list[Cost]:
+        """Returns none: what a network costs is measured before it is trained."""
+        return []
+
     def state(self) -> dict[str, Any]:
         return self.training.state()
 
@@ -240,14 +269,14 @@ class StoredObjective:
         value: of the trial there.
         columns: its learning curves.
         error: its standard error.
-        network: its weights; None without a network.
+        kept: its weights or states; None if there are none.
         source: the study and the number of the trial.
     """
 
     value: float
     columns: dict[str, list[Any]]
     error: float | None
-    network: dict[str, Tensor] | None
+    kept: dict[str, Any] | None
     source: str
     epochs: None = None
     stride: int = 1
@@ -268,14 +297,17 @@ class StoredObjective:
     def standard_error(self) -> float | None:
         return self.error
 
+    def costs(self) -> list[Cost]:
+        return []
+
     def state(self) -> None:
         return None
 
     def restore(self, state: dict[str, Any]) -> None:
         raise ValueError("its result is stored already")
 
-    def weights(self) -> dict[str, Tensor] | None:
-        return self.network
+    def weights(self) -> dict[str, Any] | None:
+        return self.kept
 
 
 def run_epochs(training: Training, stopping: Stopping) -> Iterator[Epoch]:
@@ -402,6 +434,9 @@ def standard_error(epochs: Sequence[Epoch]) -> float | None:
     Args:
         epochs: the same epoch of n jobs.
     """
-    if len(epochs) < 2:
-        return None
-    return stdev(epoch.value for epoch in epochs) / math.sqrt(len(epochs))
+    return standard_error_of([epoch.value for epoch in epochs])
+
+
+def standard_error_of(values: Sequence[float]) -> float | None:
+    """Returns the standard error of the mean of values, or None for fewer than two."""
+    return None if len(values) < 2 else stdev(values) / math.sqrt(len(values))

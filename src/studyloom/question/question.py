@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from omegaconf import DictConfig, open_dict
 from optuna.distributions import CategoricalDistribution
@@ -30,7 +30,7 @@ from studyloom.errors import ConfigError
 from studyloom.metrics import Goal, Metric
 from studyloom.question.costs import Cost, Limit, measure_costs, parse_limits
 from studyloom.question.jobs import build_goals, build_jobs, build_metric
-from studyloom.question.objective import NetworkObjective, Objective
+from studyloom.question.objective import Attempt, NetworkObjective, Objective
 from studyloom.question.preflight import Branch, end_of, try_branches, try_metric
 from studyloom.question.rule import Rule, parse_rule
 from studyloom.question.sources import code_digests
@@ -53,6 +53,7 @@ SECTIONS = (
     "params",
     "train",
 )
+FIRST = Attempt()
 STEPS = "steps"  # our own key in the section of the pruner: what it is shown of a trial
 
 
@@ -67,15 +68,16 @@ class Question:
         config: as composed for the command; never changed.
         composer: composes the config with other choices of groups.
         space: what is searched.
-
-    Attributes:
-        tested: whether the winner is a network, to be trained on all data and tested.
     """
 
-    tested: ClassVar[bool] = True
     config: DictConfig
     composer: Composer
     space: Space
+
+    @property
+    def tested(self) -> bool:
+        """Whether the winner is trained on all data and tested."""
+        return True
 
     @classmethod
     def ask(cls, cfg: DictConfig, composer: Composer) -> "Question":
@@ -194,20 +196,29 @@ class Question:
         assert data.split is not None
         return measure_costs(costs, self.limits, self.jobs(point, data.folds, 0)[0], data.split)
 
-    def make_objective(self, point: Point, number: int, data: TrainingData) -> Objective:
+    def make_objective(
+        self, point: Point, number: int, data: TrainingData, attempt: Attempt = FIRST
+    ) -> Objective:
         """Returns the objective of a trial.
 
         Args:
             point: of the space.
             number: of the trial, which decides its seed.
             data: on the device of the worker.
+            attempt: at the trial.
         """
         assert data.split is not None
         jobs = self.jobs(point, data.folds, number)
         return NetworkObjective(Training(jobs, data.split, in_turn=self.in_turn))
 
     def make_single_objective(
-        self, point: Point, seed: int, data: TrainingData, fold: Callable[[], Fold]
+        self,
+        point: Point,
+        seed: int,
+        data: TrainingData,
+        fold: Callable[[], Fold],
+        number: int = 0,
+        attempt: Attempt = FIRST,
     ) -> Objective:
         """Returns an objective with one seed and one fold, as candidates for the winner have.
 
@@ -216,6 +227,8 @@ class Question:
             seed: of the training.
             data: on the device of the worker.
             fold: makes the training and validation indices; only called where there are data.
+            number: of the trial in its stage.
+            attempt: at the trial.
         """
         assert data.split is not None
         return NetworkObjective(

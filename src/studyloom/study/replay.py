@@ -20,17 +20,23 @@ from studyloom.config import trust
 from studyloom.config.build import build
 from studyloom.config.runs import read_written
 from studyloom.config.schema import ObjectiveSection, TrainSection
-from studyloom.config.values import describe_error
-from studyloom.data.folds import Folds, make_folds
+from studyloom.config.values import describe_error, value_at
+from studyloom.data.folds import make_folds
 from studyloom.data.split import Split
+from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
+from studyloom.metrics import Goal
+from studyloom.question.costs import parse_limits
+from studyloom.question.function import build_loop, device, loop_jobs, named_goals, names_data
 from studyloom.question.jobs import build_jobs
-from studyloom.question.objective import group_by_epoch, mean_epoch, mean_epochs
+from studyloom.question.loop import LoopObjective
+from studyloom.question.objective import Step, group_by_epoch, mean_epoch, mean_epochs
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, FAILURE, JOBS, MADE, REASON
 from studyloom.study import failures
 from studyloom.study.failures import Failure
 from studyloom.study.provenance import Provenance
+from studyloom.study.stopping import Stop
 from studyloom.text import format_ranges
 from studyloom.training.job import Epoch
 from studyloom.training.trainer import Training
@@ -102,7 +108,7 @@ class Tolerance:
     Args:
         loss: the relative difference of losses, and of values if the metric is not accuracy.
         off: the number of examples by which accuracies may differ.
-        examples: the number of validation examples.
+        examples: the number of validation examples; 0 if it is not known.
         metric: the name of the value.
     """
 
@@ -113,13 +119,13 @@ class Tolerance:
 
     def holds(self, quantity: str, expected: float, now: float) -> bool:
         """Whether two values of a quantity are close enough."""
-        if quantity == "value" and self.metric == "accuracy":
+        if quantity == "value" and self.metric == "accuracy" and self.examples:
             # Not in whole examples: the accuracy may be a mean over folds.
             return abs(now - expected) * self.examples <= self.off + 1e-6
         return math.isclose(expected, now, rel_tol=self.loss, abs_tol=1e-6)
 
     def __str__(self) -> str:
-        if self.metric != "accuracy":
+        if self.metric != "accuracy" or not self.examples:
             return f"losses and {self.metric} within {self.loss:.0%}"
         return (
             f"losses within {self.loss:.0%}, "
@@ -161,7 +167,8 @@ def read_trial(trial: FrozenTrial, metric: str = "accuracy") -> ExpectedTrial:
         ValueError: the stored learning curve has the wrong form.
     """
     columns = trial.user_attrs.get(EPOCHS, {})
-    curve = {name: columns.get(name, []) for name in QUANTITIES}
+    loop = "number" in columns and not {*QUANTITIES[1:]} & {*columns}  # it has no losses
+    curve = {name: columns.get(name, []) for name in QUANTITIES[: 1 if loop else None]}
     if EPOCHS not in trial.user_attrs:
         curve = {"value": [value for _, value in sorted(trial.intermediate_values.items())]}
     lengths = {len(values) for values in curve.values()}
@@ -186,8 +193,7 @@ def rebuild(provenance: Provenance, trusted: Sequence[str]) -> DictConfig:
         trusted: the packages of the user that may be called too.
 
     Raises:
-        ConfigError: it names something that is not trusted, has the wrong form, or calls a
-            function instead of training a network.
+        ConfigError: it names something that is not trusted, or has the wrong form.
     """
     trust.check_targets(provenance.config, trusted)
     sections = {
@@ -201,16 +207,19 @@ def rebuild(provenance: Provenance, trusted: Sequence[str]) -> DictConfig:
             [f"the configuration that the trial stored: {describe_error(error)}"]
         ) from None
     assert isinstance(cfg, DictConfig)
-    if (function := cfg.objective["_target_"]) is not None:
-        raise ConfigError(
-            [f"the trial called the function {function}; only networks can be trained again"]
-        )
+    if is_loop(cfg):
+        return cfg
     if missing := [name for name in SECTIONS if name not in cfg]:
         raise ConfigError([f"the configuration that the trial stored has no {', '.join(missing)}"])
     return cfg
 
 
-def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> tuple[Split, Folds]:
+def is_loop(cfg: DictConfig) -> bool:
+    """Whether the trial of a configuration called a loop, and trained no network of ours."""
+    return cfg.objective["_target_"] is not None
+
+
+def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> TrainingData:
     """Loads the data of a run, and makes its folds.
 
     Args:
@@ -219,11 +228,14 @@ def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> tuple[S
         run_dir: the folder of the run.
 
     Returns:
-        The data and the folds, on a GPU if the trial used one and there is one here.
+        The data, on a GPU if the trial used one and there is one here; empty if they are a loop's
+        own.
 
     Raises:
         ValueError: the trial was trained on other data.
     """
+    if is_loop(cfg) and not names_data(cfg):
+        return TrainingData()
     root = OmegaConf.select(read_written(run_dir, "config.yaml"), "data.root")
     if root is not None:
         OmegaConf.update(cfg, "data.root", root)
@@ -242,7 +254,8 @@ def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> tuple[S
         ordered=split.ordered,
     )
     cuda = provenance.device == "cuda" and torch.cuda.is_available()
-    return split.to(torch.device("cuda", 0) if cuda else torch.device("cpu")), folds
+    data = TrainingData(source, split, folds)
+    return data.to(torch.device("cuda", 0) if cuda else torch.device("cpu"))
 
 
 @contextlib.contextmanager
@@ -264,8 +277,7 @@ def threads(count: Any) -> Iterator[None]:
 def train_again(
     cfg: DictConfig,
     provenance: Provenance,
-    split: Split,
-    folds: Folds,
+    data: TrainingData,
     until: int,
     report: Callable[[Epoch], None],
 ) -> tuple[list[Epoch], Failure | None]:
@@ -274,8 +286,7 @@ def train_again(
     Args:
         cfg: the configuration of the trial.
         provenance: of the trial.
-        split: the data.
-        folds: of the data.
+        data: of the trial.
         until: how many epochs to train; if the jobs are trained in turn, those of each job count.
         report: called after each epoch.
 
@@ -285,11 +296,14 @@ def train_again(
     Raises:
         ConfigError: the configuration cannot be built.
     """
+    if is_loop(cfg):
+        return _call_again(cfg, provenance, data, until, report)
     history: list[list[Epoch]] = []
     failure = None
+    assert data.split is not None
     try:
-        jobs = build_jobs(cfg, folds, provenance.seed)
-        for epochs in Training(jobs, split, in_turn=provenance.in_turn):
+        jobs = build_jobs(cfg, data.folds, provenance.seed)
+        for epochs in Training(jobs, data.split, in_turn=provenance.in_turn):
             history.append(epochs)
             report(mean_epochs(history)[-1])
             if len(history) == until:
@@ -299,6 +313,51 @@ def train_again(
     except Exception as error:  # as in the trial
         failure = failures.explain(error)
     return [mean_epoch(epochs) for epochs in group_by_epoch(history)], failure
+
+
+class _Enough(Exception):
+    """Ends a loop after as many reports as the trial has stored."""
+
+
+def _call_again(
+    cfg: DictConfig,
+    provenance: Provenance,
+    data: TrainingData,
+    until: int,
+    report: Callable[[Epoch], None],
+) -> tuple[list[Epoch], Failure | None]:
+    """Calls the loop of a trial again, for as many reports; see `train_again`."""
+    names = named_goals(cfg.objective)
+    goals = [Goal(name, direction) for name, direction in names]
+    limits = parse_limits(value_at(cfg, "objective.constraints"), None)
+    jobs = loop_jobs(cfg, data, provenance.seed)
+    objective = LoopObjective(build_loop(cfg, goals, limits), jobs, device())
+    failure, reports = None, 0
+
+    def take(step: Step) -> None:
+        nonlocal reports
+        if len(jobs) > 1 and step.number % objective.stride == 0:  # the end of a job
+            return
+        reports += 1
+        report(_as_epoch(reports, step.value, step.seconds))
+        if reports == until:
+            raise _Enough
+
+    try:
+        objective.run(take, Stop())
+    except ConfigError:
+        raise
+    except _Enough:
+        pass
+    except Exception as error:  # as in the trial
+        failure = failures.explain(error)
+    columns = objective.curves()
+    rows = zip(columns.get("value", ()), columns.get("seconds", ()), strict=True)
+    return [_as_epoch(number, *row) for number, row in enumerate(rows, 1)], failure
+
+
+def _as_epoch(number: int, value: float, seconds: float) -> Epoch:
+    return Epoch(number, math.nan, math.nan, value, seconds, math.nan)
 
 
 def compare(

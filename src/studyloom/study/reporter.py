@@ -155,12 +155,15 @@ class Reporter:
         Raises:
             Infeasible: a cost is beyond its limit.
         """
+        self._store_costs(costs)
+        if beyond := [str(cost) for cost in costs if cost.excess > 0]:
+            raise Infeasible("; ".join(beyond))
+
+    def _store_costs(self, costs: Sequence[Cost]) -> None:
         for cost in costs:
             self.trial.set_user_attr(cost.quantity, cost.value)
             if cost.limit is not None:
                 self.trial.set_constraint(cost.quantity, cost.excess)
-        if beyond := [str(cost) for cost in costs if cost.excess > 0]:
-            raise Infeasible("; ".join(beyond))
 
     def store(self, objective: Objective | None, provenance: Provenance | None) -> None:
         """Stores the learning curve, the provenance, and where the time went.
@@ -171,6 +174,8 @@ class Reporter:
         """
         if isinstance(objective, StoredObjective):
             self.trial.set_user_attr(REUSED, objective.source)
+        if objective is not None:
+            self._store_costs(objective.costs())
         if objective is not None and (columns := objective.curves()):
             if (error := objective.standard_error()) is not None:
                 self.trial.set_user_attr(STANDARD_ERROR, error)

@@ -407,7 +407,7 @@ def create_study(
         )
         if UUID not in known:  # an earlier version has made it
             study.set_user_attr(UUID, attributes[UUID])
-        if study.metric_names is None:
+        if study.metric_names != [goal.name for goal in goals]:  # an earlier version had others
             _name_values(study, goals)
         create_table(backend)
         stored = _load(backend, name)

@@ -1,9 +1,11 @@
 """The worker loop: claim a slot, run its trial, record how it ended."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
-import torch
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
@@ -21,7 +22,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.errors import ClaimLost, Interrupted, Stopped, StorageLost, TrialDeleted
 from studyloom.processes import end_if_forked, worker_id
 from studyloom.question.costs import Cost
-from studyloom.question.objective import Objective, Stopping
+from studyloom.question.objective import Attempt, Objective, Stopping
 from studyloom.seeds import derive
 from studyloom.space.tree import Point, Space
 from studyloom.storage import sql
@@ -52,7 +53,9 @@ class TrialSource(Protocol):
     def in_turn(self) -> bool: ...
     def provenance_sections(self, point: Point) -> dict[str, Any] | None: ...
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]: ...
-    def make_objective(self, point: Point, number: int, data: TrainingData) -> Objective: ...
+    def make_objective(
+        self, point: Point, number: int, data: TrainingData, attempt: Attempt
+    ) -> Objective: ...
     def sampler(self, number: int) -> BaseSampler: ...
     def pruner(self) -> BasePruner: ...
 
@@ -71,6 +74,7 @@ class Worker:
         weights: the folder for the network of each complete trial; None to keep none.
         watch: measures where the time goes, for each trial.
         on_claim: called whenever a slot is claimed.
+        stage: search, re-evaluation or retraining.
     """
 
     question: TrialSource
@@ -82,6 +86,7 @@ class Worker:
     weights: Path | None = None
     watch: Stopwatch = field(default_factory=Stopwatch)
     on_claim: Callable[[], None] = lambda: None
+    stage: str = "search"
 
     def run(self, trials: int) -> None:
         """Works on the first `trials` slots until all are done or the worker is asked to stop.
@@ -173,6 +178,8 @@ class Worker:
         if checkpoint is not None:
             with contextlib.suppress(OSError):
                 checkpoint.remove()
+            # Of this trial: the stop above leaves it for the next attempt.
+            shutil.rmtree(self.folder(checkpoint), ignore_errors=True)
 
     def begin(self, frozen: FrozenTrial) -> optuna.Trial:
         """Turns the trial in the buffer into an Optuna trial, and sets the sampler for it."""
@@ -219,7 +226,9 @@ class Worker:
         try:
             provenance = self.provenance(reporter.claim, point, number)
             reporter.constrain(self.question.measure_costs(point, self.data))
-            objective = self.question.make_objective(point, number, self.data)
+            objective = self.question.make_objective(
+                point, number, self.data, self.attempt(reporter.claim, number, point)
+            )
             value = self.evaluate(objective, reporter, checkpoint, frozen.last_step)
         except BaseException as caught:  # whatever the user's code raises costs this trial alone
             end_if_forked(pid)
@@ -285,13 +294,28 @@ class Worker:
         parts = [self.stored.name, number, self.question.seed, point.params]
         return Checkpoint(self.checkpoints / f"trial-{number}.pt", json.dumps(parts, default=str))
 
+    @staticmethod
+    def folder(checkpoint: Checkpoint) -> Path:
+        """Returns the folder for what the objective of a trial writes itself.
+
+        Its name has a digest of the identity of the checkpoint, so that a trial of another study
+        does not go on from its files.
+        """
+        digest = hashlib.sha256(checkpoint.identity.encode()).hexdigest()[:12]
+        return checkpoint.path.with_name(f"{checkpoint.path.stem}-{digest}")
+
+    def attempt(self, claim: Claim, number: int, point: Point) -> Attempt:
+        """Returns the attempt at trial `number` that a claim makes."""
+        checkpoint = self.checkpoint(number, point)
+        folder = None if checkpoint is None else self.folder(checkpoint)
+        return Attempt(claim.token, self.stage, folder)
+
     def provenance(self, claim: Claim, point: Point, number: int) -> Provenance | None:
         """Returns what is needed to train trial `number` again; None if that is impossible."""
         sections = self.question.provenance_sections(point)
         if sections is None:
             return None
-        seed, split = self.question.seed, self.data.split
-        device = torch.device("cpu") if split is None else split.inputs.device
+        seed, device = self.question.seed, self.data.device
         return Provenance(
             config=sections,
             seed=derive(seed, number),

@@ -10,6 +10,7 @@ __all__ = [
     "job",
     "optimizer_step",
     "parameter_groups",
+    "randomness",
     "schedule",
     "steps",
     "trainer",

@@ -138,12 +138,12 @@ class Checkpoint:
         raise ValueError(f"is foreign: it does not belong to {self.identity}")
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Writes a network's weights for torch.load, whole or not at all.
+def save_weights(path: Path, weights: Mapping[str, Any]) -> None:
+    """Writes what is kept of a training for torch.load, whole or not at all.
 
     Args:
         path: the file; its folder is made if it does not exist.
-        weights: a state dict, on any device.
+        weights: a state dict on any device, or several by name.
 
     Raises:
         OSError: the file cannot be written.
@@ -152,22 +152,32 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     write_with(path, lambda file: _pack(weights, file), durable=True)
 
 
-def pack_weights(weights: Mapping[str, Tensor]) -> bytes:
-    """Returns what `save_weights` writes of a state dict, on any device."""
+def pack_weights(weights: Mapping[str, Any]) -> bytes:
+    """Returns what `save_weights` writes."""
     buffer = io.BytesIO()
     _pack(weights, buffer)
     return buffer.getvalue()
 
 
-def _pack(weights: Mapping[str, Tensor], file: IO[bytes]) -> None:
-    torch.save({name: tensor.cpu() for name, tensor in weights.items()}, file)
+def _pack(weights: Mapping[str, Any], file: IO[bytes]) -> None:
+    torch.save({name: _on_cpu(value) for name, value in weights.items()}, file)
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Reads a network's weights; nothing in the file is executed.
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(map(_on_cpu, value))
+    return value
+
+
+def load_weights(path: Path) -> dict[str, Any]:
+    """Reads what is kept of a training; nothing in the file is executed.
 
     Returns:
-        a state dict, on the CPU.
+        a state dict of a network, or the states of a loop by name, on the CPU.
 
     Raises:
         OSError: the file cannot be read.
@@ -181,7 +191,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as weights ({type(error).__name__})") from error
     if not isinstance(weights, dict) or not all(
-        isinstance(tensor, Tensor) for tensor in weights.values()
+        isinstance(tensor, Tensor | dict) for tensor in weights.values()
     ):
         raise ValueError(f"{path}: must hold weights, a dict of tensors; got something else")
     return weights

@@ -22,6 +22,7 @@ from studyloom.study.replay import (
     Tolerance,
     compare,
     find_trial,
+    is_loop,
     load_data,
     read_trial,
     rebuild,
@@ -63,9 +64,10 @@ def replay(
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"trial {number} cannot be replayed: {error}") from None
     cfg = rebuild(provenance, trusted)
-    split, folds = load_data(cfg, provenance, run_dir)
+    data = load_data(cfg, provenance, run_dir)
     failed_inside = expected.failure is not None and expected.failure.kind not in OUTSIDE
-    last = (sum(expected.jobs) if provenance.in_turn else expected.epochs) + failed_inside
+    in_turn = provenance.in_turn or is_loop(cfg)
+    last = (sum(expected.jobs) if in_turn else expected.epochs) + failed_inside
     if not last:
         raise ValueError(f"trial {number} cannot be replayed: it ended before its first epoch did")
     ending = trial.state.name.lower()
@@ -79,10 +81,11 @@ def replay(
         console.print(Text(f"epoch {epoch.number}/{last}  {value}  {epoch.seconds:.1f} s"))
 
     with threads(provenance.environment.get("threads")):
-        now, failure = train_again(cfg, provenance, split, folds, last, print_epoch)
-        here = current_environment(split.inputs.device)
+        now, failure = train_again(cfg, provenance, data, last, print_epoch)
+        here = current_environment(data.device)
     console.print(comparison_table(expected, now))
-    return print_verdict(provenance, expected, now, failure, here, len(folds[0][1]), console)
+    examples = len(data.folds[0][1]) if data.folds else 0
+    return print_verdict(provenance, expected, now, failure, here, examples, console)
 
 
 def print_verdict(

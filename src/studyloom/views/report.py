@@ -295,7 +295,8 @@ def test_cards(winner: dict[str, Any] | None, sign: int, budget: int) -> Iterato
     note = f"trial {text(get(winner, 'winner', 'trial'))}{times}, {chosen}"
     yield "Winner, test", spread(get(test, "winner")), note
     opened = format_openings(test)
-    note = f"{text(get(test, 'examples'))} test examples{opened and ', '}{opened}"
+    examples = get(test, "examples")
+    note = ", ".join(filter(None, [examples and f"{text(examples)} test examples", opened]))
     yield "Baseline, test", spread(get(test, "baseline")), note
     low, high = (get(test, "difference", "interval") or (None, None))[:2]
     note = f"95 % interval {number(low, '+')} to {number(high, '+')}"

@@ -64,7 +64,8 @@ def winner_lines(answer: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"          {note}" for note in _notes(answer, chosen))
         yield f"          {answer['note']}"
         return
-    basis = f"trial {chosen['trial']}, {len(answer['seeds'])} seeds, {test['examples']} examples"
+    basis = f"trial {chosen['trial']}, {len(answer['seeds'])} seeds"
+    basis += f", {test['examples']} examples" if test["examples"] is not None else ""
     basis += format_costs(chosen)
     yield f"test      winner {answer['metric']['name']} {format_mean(test['winner'])}  {basis}"
     if "difference" in test:

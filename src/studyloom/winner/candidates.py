@@ -10,8 +10,8 @@ from studyloom.data.folds import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.question.costs import Cost
 from studyloom.question.jobs import build_jobs
-from studyloom.question.objective import Objective
-from studyloom.question.question import Question
+from studyloom.question.objective import Attempt, Objective
+from studyloom.question.question import FIRST, Question
 from studyloom.seeds import derive
 from studyloom.space.grid import GridSampler
 from studyloom.space.language import parse_space
@@ -72,7 +72,9 @@ class CandidateTrainings:
             self.question.at(self.candidates[candidate]), [self.fold(seed)], self.fresh_seed(seed)
         )[0]
 
-    def make_objective(self, point: Point, number: int, data: TrainingData) -> Objective:
+    def make_objective(
+        self, point: Point, number: int, data: TrainingData, attempt: Attempt = FIRST
+    ) -> Objective:
         """Makes the objective that trains the candidate of a point with the seed of the point.
 
         If an earlier stage has done that, its result is taken as it is.
@@ -82,7 +84,12 @@ class CandidateTrainings:
         if earlier is not None and (stored := earlier.objective()) is not None:
             return stored
         return self.question.make_single_objective(
-            self.candidates[candidate], self.fresh_seed(seed), data, lambda: self.fold(seed)
+            self.candidates[candidate],
+            self.fresh_seed(seed),
+            data,
+            lambda: self.fold(seed),
+            number,
+            attempt,
         )
 
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:

@@ -53,15 +53,15 @@ class EarlierTraining:
 
     def objective(self) -> StoredObjective | None:
         """Returns an objective that has its result; None if another host keeps its network."""
-        network = None
+        kept = None
         if self.weights is not None:
             try:
-                network = load_weights(self.weights)
+                kept = load_weights(self.weights)
             except (OSError, ValueError):
                 return None
         attributes = self.trial.user_attrs
         columns, error = attributes.get(EPOCHS, {}), attributes.get(STANDARD_ERROR)
-        return StoredObjective(self.trial.values[0], columns, error, network, self.source)
+        return StoredObjective(self.trial.values[0], columns, error, kept, self.source)
 
 
 def earlier_stages(search: StoredStudy, title: str, name: str) -> Iterator[EarlierStage]:

@@ -16,20 +16,24 @@ from studyloom.config.values import as_yaml, plain_sections, value_at
 from studyloom.data.split import Split
 from studyloom.data.transform import InputRange, describe_transform
 from studyloom.errors import NoWinner
+from studyloom.question.function import FunctionQuestion
+from studyloom.question.objective import Attempt
 from studyloom.question.question import SECTIONS
 from studyloom.storage.attributes import TESTED
 from studyloom.study.provenance import current_environment
+from studyloom.study.stopping import Stop
 from studyloom.training.checkpoint import load_weights, pack_weights
-from studyloom.training.trainer import Training, evaluate_network
+from studyloom.training.trainer import evaluate_network
 from studyloom.winner.answer import write_answer
 from studyloom.winner.candidates import CandidateTrainings
 from studyloom.winner.earlier import earlier_test
 from studyloom.winner.model_card import model_card
 from studyloom.winner.pictures import report_part
-from studyloom.winner.stages import Plan, Stage
+from studyloom.winner.stages import Plan
 from studyloom.winner.statistics import compare, summarise
 
-NO_TEST = "the objective is a function: there is nothing to test, and no network"
+NO_TEST = "there is no objective.test, so that nothing was tested"
+OWN_TEST = "a function of your own has tested it, so that there are no predictions to show"
 
 
 def evaluate_winner(
@@ -40,8 +44,8 @@ def evaluate_winner(
     What the test part gave is stored in the database as soon as it is known. If the same networks
     were tested before, the test part stays closed.
 
-    If the objective is a function there is nothing to test: the re-evaluation has found the winner,
-    which has no network.
+    A loop without `objective.test` is not tested: the re-evaluation has found the winner, and
+    winner.pt holds what the loop has kept there.
 
     Args:
         plan: the stages of the run, all of which have ended.
@@ -71,25 +75,32 @@ def evaluate_winner(
         "rule": str(plan.rule),
         "keeps": plan.rule.holds(plan.known_values(plan.winner)),
         "test": None,
+        "data": None,
         "seeds": [trainings.fresh_seed(seed) for seed in range(trainings.seeds)],
         "command": list(command),
     }
     files: dict[str, bytes] = {}
     if plan.question.tested:
-        tested, network = test_networks(plan, trainings, test, anew=anew)
+        tested, kept = test_trainings(plan, trainings, test, anew=anew)
         answer |= tested
-        files["winner.pt"] = pack_weights(network)
         files["model_card.md"] = model_card(answer, plan).encode()
     else:
+        kept = load_or_train(plan, plan.winner, 0)
         answer |= {"note": NO_TEST, "environment": current_environment(torch.device("cpu"))}
-    config = winner_config(plan)
-    again = command_for(plan, config, command)
-    header = (
-        f"# The winner of {answer['study']}, trial {plan.winner}, "
-        f"and this does all of it once more:\n# {again}\n"
-    )
-    files["winner.yaml"] = (header + as_yaml(config)).encode()
+    if kept is not None:
+        files["winner.pt"] = pack_weights(kept)
+    files["winner.yaml"] = winner_yaml(plan, command).encode()
     return write_answer(run_dir, answer, files)
+
+
+def winner_yaml(plan: Plan, command: Sequence[str]) -> str:
+    """Returns what winner.yaml holds: the config of the winner, below the command that runs it."""
+    config = winner_config(plan)
+    return (
+        f"# The winner of {plan.search.stored.name}, trial {plan.winner}, "
+        f"and this does all of it once more:\n# {command_for(plan, config, command)}\n"
+        f"{as_yaml(config)}"
+    )
 
 
 def command_for(plan: Plan, config: Mapping[str, Any], command: Sequence[str]) -> str:
@@ -109,9 +120,9 @@ def command_for(plan: Plan, config: Mapping[str, Any], command: Sequence[str]) -
     return shlex.join([*command, *options, *trust])
 
 
-def test_networks(
+def test_trainings(
     plan: Plan, trainings: CandidateTrainings, test: Callable[[], Split], *, anew: bool
-) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
     """Returns what the test part gives for winner and baseline; opens it if that is not known.
 
     Args:
@@ -121,27 +132,76 @@ def test_networks(
         anew: whether to open it also if it is known.
 
     Returns:
-        the entries of winner.json about the test, and the weights of the winner's first seed.
+        the entries of winner.json about the test, and what the winner's first seed has kept.
 
     Raises:
         NoWinner: a final training has failed.
     """
-    split, stored = plan.data.split, plan.search.stored
-    assert split is not None
+    stored = plan.search.stored
     if anew or (known := earlier_test(stored, plan.retraining.stored)) is None:
-        networks = {
-            n: [load_or_train(plan.retraining, split, n, seed) for seed in range(trainings.seeds)]
+        trained = {
+            n: [load_or_train(plan, n, seed) or {} for seed in range(trainings.seeds)]
             for n in trainings.candidates
         }
         stored.count_test_opening()  # before it, should this be killed
-        tested, earlier = measure(plan, trainings, networks, test), False
+        if isinstance(plan.question, FunctionQuestion):
+            tested = call_test(plan.question, plan, trainings, trained, test)
+        else:
+            tested = measure(plan, trainings, trained, test)
         plan.retraining.stored.optuna.set_user_attr(TESTED, tested)
-        network = networks[plan.winner][0]
+        earlier, kept = False, trained[plan.winner][0]
     else:
         tested, earlier = known
-        network = load_or_train(plan.retraining, split, plan.winner, 0)
+        kept = load_or_train(plan, plan.winner, 0) or {}
     counted = {"openings": stored.test_openings(), "earlier": earlier}
-    return tested | {"test": tested["test"] | counted}, network
+    return tested | {"test": tested["test"] | counted}, kept
+
+
+def call_test(
+    question: FunctionQuestion,
+    plan: Plan,
+    trainings: CandidateTrainings,
+    trained: Mapping[int, Sequence[dict[str, Any]]],
+    test: Callable[[], Split],
+) -> dict[str, Any]:
+    """Opens the test part, and has `objective.test` test what loops have kept.
+
+    Args:
+        question: of the study.
+        plan: the stages of the run.
+        trainings: the final ones.
+        trained: the states that each seed has kept, by candidate.
+        test: loads the test part, where there are data.
+
+    Returns:
+        the entries of winner.json about the test.
+    """
+    split = plan.data.split
+    sealed = None if split is None else test()
+    judged = {
+        n: [
+            question.test(
+                plan.candidates[n],
+                trainings.fresh_seed(seed),
+                states,
+                None if sealed is None else sealed.part(),
+            )
+            for seed, states in enumerate(by_seed)
+        ]
+        for n, by_seed in trained.items()
+    }
+    values = {n: [each[question.metric.name] for each in by_seed] for n, by_seed in judged.items()}
+    return {
+        "test": compare(values, plan.winner, plan.baseline())
+        | {
+            "examples": None if sealed is None else len(sealed),
+            "references": {},
+            "further": judged[plan.winner],
+        },
+        "note": OWN_TEST,
+        "data": None,
+        "environment": current_environment(torch.device("cpu")),
+    }
 
 
 def measure(
@@ -201,21 +261,21 @@ def measure(
     }
 
 
-def load_or_train(stage: Stage, split: Split, candidate: int, seed: int) -> dict[str, Tensor]:
-    """Loads the trained network of a candidate and seed; trains it again if another host keeps it.
+def load_or_train(plan: Plan, candidate: int, seed: int) -> dict[str, Any] | None:
+    """Loads what the last stage has kept of a training; trains again if another host keeps it.
 
     Args:
-        stage: the final trainings.
-        split: the training part, on the device to train on.
+        plan: the stages of the run.
         candidate: the number of the candidate.
         seed: the number of the seed, from 0.
 
     Returns:
-        the weights.
+        the weights of a network, or the states of a loop; None if the loop has kept nothing.
 
     Raises:
         NoWinner: that training has failed.
     """
+    stage = plan.last
     trainings = stage.asked
     assert isinstance(trainings, CandidateTrainings)
     assert stage.weights is not None
@@ -231,9 +291,18 @@ def load_or_train(stage: Stage, split: Split, candidate: int, seed: int) -> dict
     try:
         return load_weights(stage.weights / f"trial-{trial.number}.pt")
     except (OSError, ValueError):
-        training = Training([trainings.job(candidate, seed)], split)
-        list(training)
-        return training.weights()[0]
+        if not plan.question.tested:  # a loop that has kept nothing, or a study of before
+            return None
+    objective = plan.question.make_single_objective(
+        trainings.candidates[candidate],
+        trainings.fresh_seed(seed),
+        plan.data,
+        lambda: trainings.fold(seed),
+        trial.number,
+        Attempt(stage=stage.title),
+    )
+    objective.run(lambda step: None, Stop())
+    return objective.weights()
 
 
 def judge_network(

@@ -30,12 +30,12 @@ def model_card(answer: Mapping[str, Any], plan: Plan) -> str:
         "\n".join(f"| `{name}` | `{value}` |" for name, value in winner["params"].items())
         or "| as composed | |"
     )
-    assert plan.data.split is not None
     spread = format_seeds(test["winner"])
     lines = [
         f"# {answer['study']}: trial {winner['trial']}",
         f"Test {answer['metric']['name']} {format_mean(test['winner'])} over "
-        f"{len(answer['seeds'])} seeds, on {test['examples']} examples"
+        f"{len(answer['seeds'])} seeds"
+        f"{', on ' + str(test['examples']) + ' examples' if test['examples'] else ''}"
         f"{'; ' * bool(spread)}{spread}.",
     ]
     if "difference" in test:
@@ -56,15 +56,28 @@ def model_card(answer: Mapping[str, Any], plan: Plan) -> str:
         lines.append(f"{reused.capitalize()}.")
     lines += [
         f"## Parameters\n\n| | |\n|---|---|\n{params}",
-        "## Use\n\n`winner.pt` holds the weights of the first seed "
+        "## Use\n\n`winner.pt` holds "
+        f"{'the weights' if answer['data'] else 'what the loop kept'} of the first seed "
         "(`torch.load(…, weights_only=True)`), `winner.yaml` the configuration, `winner.json` all "
-        f"numbers. `studyloom predict {plan.run_dir} FILE…` takes "
-        f"{accepted_files(answer['data'])}.",
-        f"## Data\n\nTrained on {len(plan.data.split.targets)} examples, sha256 "
-        f"`{answer['data']['digest']}`, for {answer['epochs']} epochs. The test part was "
-        f"{format_tested(test)}.",
+        f"numbers. {use(answer, plan)}",
+        f"## Data\n\n{trained_on(answer, plan)}The test part was {format_tested(test)}.",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def use(answer: Mapping[str, Any], plan: Plan) -> str:
+    """Describes how the winner is used."""
+    if answer["data"] is None:
+        return f"`studyloom.load_winner({str(plan.run_dir)!r})` loads it."
+    return f"`studyloom predict {plan.run_dir} FILE…` takes {accepted_files(answer['data'])}."
+
+
+def trained_on(answer: Mapping[str, Any], plan: Plan) -> str:
+    """Describes the data and the epochs of the final training, as far as they are known."""
+    if (split := plan.data.split) is None:
+        return ""
+    epochs = f", for {answer['epochs']} epochs" if answer["data"] else ""
+    return f"Trained on {len(split)} examples, sha256 `{split.digest}`{epochs}. "
 
 
 def accepted_files(data: Mapping[str, Any]) -> str:

@@ -35,6 +35,10 @@ SILENT = (
     "data.transform in conf/data/ and call `studyloom winner` on this study, or give the inputs as "
     "`load` returns them in a .npy file"
 )
+OF_A_LOOP = (
+    "{}: the winner is a loop of your own, which has no network of ours; studyloom.load_winner "
+    "gives its configuration and what it kept"
+)
 AS_BEFORE = (
     "numbers taken as inputs and not as pixels, since the winner is of before data.transform"
 )
@@ -148,24 +152,17 @@ def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
         ConfigError: winner.yaml or winner.json names something that is not trusted.
         OSError: a file cannot be read.
     """
+    answer = load_answer(run_dir)
+    if is_of_loop(answer):
+        raise PredictError(OF_A_LOOP.format(run_dir))
     try:
-        answer = json.loads(read_below(run_dir, "winner.json"))
         facts = answer["data"]
         shape, outputs = tuple(map(int, facts["shape"])), int(facts["outputs"])
         mean, std = float(facts["mean"]), float(facts["std"])
         names, columns = (tuple(map(str, facts.get(name, ()))) for name in ("names", "columns"))
         seen = _input_range(facts.get("inputs"), shape)
-    except FileNotFoundError as error:
-        if not str(error.filename).endswith("winner.json"):
-            raise
-        wait = "the study writes it when its search has ended"
-        raise PredictError(f"{run_dir}: there is no winner.json; {wait}") from None
-    except FileError:
-        raise
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        raise PredictError(
-            f"{run_dir / 'winner.json'}: cannot be used: {type(error).__name__}: {error}"
-        ) from None
+        raise unusable(run_dir, error) from None
     for name in ("winner.yaml", "winner.pt"):
         os.close(open_below(run_dir, name))
     check_whole(run_dir, answer, "winner.yaml", "winner.pt")
@@ -190,6 +187,41 @@ def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
         transform, remark = _assume(mean, std, seen)
     classifies = bool(facts.get("classifies", True))
     return Network(model, shape, transform, remark, seen, classifies, names, columns, old)
+
+
+def load_answer(run_dir: Path) -> Mapping[str, Any]:
+    """Reads winner.json below a run directory.
+
+    Raises:
+        PredictError: there is none, or it is no JSON object.
+        OSError: it cannot be read.
+    """
+    try:
+        answer = json.loads(read_below(run_dir, "winner.json"))
+        if not isinstance(answer, dict):
+            raise TypeError(f"it holds a {type(answer).__name__}")
+    except FileNotFoundError as error:
+        if not str(error.filename).endswith("winner.json"):
+            raise
+        wait = "the study writes it when its search has ended"
+        raise PredictError(f"{run_dir}: there is no winner.json; {wait}") from None
+    except FileError:
+        raise
+    except (ValueError, TypeError, RecursionError) as error:
+        raise unusable(run_dir, error) from None
+    return answer
+
+
+def unusable(run_dir: Path, error: Exception) -> PredictError:
+    """Returns the error that says why winner.json cannot be used."""
+    return PredictError(
+        f"{run_dir / 'winner.json'}: cannot be used: {type(error).__name__}: {error}"
+    )
+
+
+def is_of_loop(answer: Mapping[str, Any]) -> bool:
+    """Whether an answer is of a loop of the user's own, and not of a network of ours."""
+    return "note" in answer and answer.get("data") is None
 
 
 def _input_range(stored: Any, shape: tuple[int, ...]) -> InputRange | None:

@@ -1,16 +1,29 @@
 """The winner's network for Python code: what it predicts for tensors and arrays."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from studyloom.config.trust import parse, read_text
 from studyloom.errors import PredictError
+from studyloom.files import open_below
 from studyloom.text import format_shape
-from studyloom.winner.prediction import Network, from_numbers, load_network
+from studyloom.training.checkpoint import load_weights
+from studyloom.winner.answer import check_whole
+from studyloom.winner.prediction import (
+    Network,
+    from_numbers,
+    is_of_loop,
+    load_answer,
+    load_network,
+)
 
 
 @dataclass(frozen=True)
@@ -91,8 +104,39 @@ class Predictor:
         return f"<studyloom.Predictor {name}: {format_shape(self.shape)} → {task}>"
 
 
-def load_winner(run_dir: str | Path, trust: Sequence[str] = ()) -> Predictor:
+@dataclass(frozen=True)
+class LoopWinner:
+    """The winner of a study that calls a loop of one's own. `load_winner` makes it.
+
+    Attributes:
+        config: with which the loop was called; `config.params` are the best parameters.
+        states: what the loop kept, a state dict for each name that it gave to `run.keep`.
+    """
+
+    config: DictConfig
+    states: Mapping[str, Any]
+
+    def restore(self, **parts: Any) -> None:
+        """Restores objects, such as the network that the loop makes for `config`.
+
+        Args:
+            parts: objects with `load_state_dict`, by the names that the loop gave to `run.keep`.
+
+        Raises:
+            PredictError: the loop kept nothing under a name.
+        """
+        if unknown := [name for name in parts if name not in self.states]:
+            raise PredictError(
+                f"the winner kept no {unknown[0]}; it kept {', '.join(self.states) or 'nothing'}"
+            )
+        for name, part in parts.items():
+            part.load_state_dict(self.states[name])
+
+
+def load_winner(run_dir: str | Path, trust: Sequence[str] = ()) -> Predictor | LoopWinner:
     """Loads the winner of a study: its network in eval mode, with its weights.
+
+    Of a loop of one's own it loads the configuration and what the loop kept, and calls nothing.
 
     Nothing in the folder is executed, so that it may be another person's. Its config may name
     networks of studyloom and torch, and code of your own only if `trust` names it.
@@ -106,4 +150,21 @@ def load_winner(run_dir: str | Path, trust: Sequence[str] = ()) -> Predictor:
         ConfigError: winner.yaml names what is not trusted.
         OSError: a file cannot be read.
     """
-    return Predictor(load_network(Path(run_dir), trust))
+    folder = Path(run_dir)
+    if is_of_loop(answer := load_answer(folder)):
+        return _load_loop(folder, answer)
+    return Predictor(load_network(folder, trust))
+
+
+def _load_loop(run_dir: Path, answer: Mapping[str, Any]) -> LoopWinner:
+    names = [name for name in ("winner.yaml", "winner.pt") if name in answer.get("files", ())]
+    check_whole(run_dir, answer, *names)
+    config = parse(read_text(run_dir / "winner.yaml", run_dir), run_dir / "winner.yaml")
+    states: dict[str, Any] = {}
+    if "winner.pt" in names:
+        os.close(open_below(run_dir, "winner.pt"))
+        try:
+            states = load_weights(run_dir / "winner.pt")
+        except ValueError as error:
+            raise PredictError(str(error)) from None
+    return LoopWinner(config, states)

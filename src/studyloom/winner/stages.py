@@ -28,6 +28,7 @@ from studyloom.data.folds import Fold, make_folds
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import QuestionError
 from studyloom.metrics import Metric
+from studyloom.question.function import FunctionQuestion
 from studyloom.question.question import Question
 from studyloom.question.rule import Rule
 from studyloom.seeds import derive
@@ -234,6 +235,8 @@ class Plan:
         is as long. The schedule remains that of all epochs.
         """
         point = self.question.space.walk(lambda parameter: trial.params[parameter.name])
+        if isinstance(self.question, FunctionQuestion):
+            return point
         train = self.question.at(point).train
         if train.patience is None and train.keep == "last":
             return point
@@ -286,7 +289,9 @@ class Plan:
             fresh = derive(self.question.seed, seed, 0, 1)
             return make_folds(split.targets, count, validation, fresh, ordered=split.ordered)[-1]
 
-        return self._make_stage(REEVALUATION, self.candidates, fold)
+        # Without a test there is no retraining, whose networks the answer would have.
+        weights = None if self.question.tested else self.run_dir / "winner"
+        return self._make_stage(REEVALUATION, self.candidates, fold, weights)
 
     @cached_property
     def retraining(self) -> Stage:
@@ -294,8 +299,7 @@ class Plan:
 
         The validation part is one fifth of that data: its value only shows that the training works.
         """
-        assert self.data.split is not None
-        everything = torch.arange(len(self.data.split.targets))
+        everything = torch.arange(0 if self.data.split is None else len(self.data.split))
         finalists = {
             n: point for n, point in self.candidates.items() if n in (self.winner, self.baseline())
         }

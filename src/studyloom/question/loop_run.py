@@ -1,0 +1,389 @@
+"""What a loop of the user's own holds: its trial, data, checkpoint and reports."""
+
+import shutil
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from studyloom.errors import Infeasible, UndefinedMetric
+from studyloom.question.costs import Cost, Limit
+from studyloom.question.numbers import check_step, finite
+from studyloom.training.randomness import random_state, set_random_state
+
+# The names that a report's own numbers have among the curves of a trial.
+RESERVED = ("number", "value", "seconds", "jobs", "standard_error")
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
+
+
+class UnfitState(ValueError):
+    """A checkpoint does not fit what a loop keeps: it is of other code."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a loop reported, as a Step.
+
+    Args:
+        number: by which it is compared with those of other trials.
+        value: that is compared.
+        seconds: since the report before, or since the call.
+        step: the number that the loop gave.
+        further: other quantities, by name.
+    """
+
+    number: int
+    value: float
+    seconds: float
+    step: int
+    further: Mapping[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"further": dict(self.further)}
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a loop may know of where it runs, and as what.
+
+    Args:
+        trial: the number of the trial in its stage.
+        attempt: how many workers have begun the trial, this one included.
+        stage: search, re-evaluation or retraining; or test.
+        fold: the number of the fold, from 0.
+        seed: of this call; the random numbers of Python, NumPy and PyTorch start from it.
+        device: to train on.
+        folder: of this trial and fold alone; None for a temporary one.
+        train: what to train on, of the fold; None without `data`.
+        valid: what to validate on, of the fold; None without `data`.
+        rank: of this process among those that train the trial.
+        world_size: how many processes train the trial.
+    """
+
+    trial: int
+    attempt: int
+    stage: str
+    fold: int
+    seed: int
+    device: torch.device
+    folder: Path | None = None
+    train: Dataset[Any] | None = None
+    valid: Dataset[Any] | None = None
+    rank: int = 0
+    world_size: int = 1
+
+
+class Run:
+    """A trial in the hands of a loop of the user's own, `(config, run) -> value`.
+
+    `run(value, step)` reports a value. The rest gives the loop what networks of ours have:
+
+        run.keep(net=net, optimizer=optimizer)
+        for epoch in run.epochs(config.params.epochs):
+            ...
+            run.report(accuracy=accuracy, loss=loss)
+        return run.value
+
+    A report may end the trial by an exception, within `run.epochs` when the body of the loop has
+    ended. The loop must let it pass.
+
+    Args:
+        place: where it runs; its fields are attributes of the run.
+        metric: the name of the value that is compared.
+        send: takes each report.
+        limits: of what the trial may cost.
+        saved: the state to go on from; None to begin.
+
+    Attributes:
+        generator: on the CPU, seeded; for the order of a DataLoader. Checkpoints have its state.
+        costs: what the loop has told of what it costs, by quantity.
+        count: how many epochs there will be; None until `epochs` is called.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        metric: str,
+        send: Callable[[int, float, dict[str, float]], None],
+        limits: Mapping[str, Limit] | None = None,
+        saved: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.trial, self.attempt, self.stage = place.trial, place.attempt, place.stage
+        self.fold, self.seed, self.device = place.fold, place.seed, place.device
+        self.train, self.valid = place.train, place.valid
+        self.rank, self.world_size = place.rank, place.world_size
+        self.generator = torch.Generator().manual_seed(place.seed)
+        self.costs: dict[str, Cost] = {}
+        self.count: int | None = None
+        self.most: int | None = None  # epochs that the pruner knows of
+        self.unfit: UnfitState | None = None
+        self._place, self._metric, self._send = place, metric, send
+        self._limits, self._saved = limits or {}, saved
+        self._kept: dict[str, Any] = {}
+        self._last = -1  # the step of the last report
+        self._value: float | None = None
+        self._epoch: int | None = None
+        self._pending: dict[str, float] = {}
+        self._between = False  # whether the state is that after a whole epoch
+        self._temporary: Path | None = None
+
+    @property
+    def dir(self) -> Path:
+        """A folder of this trial, stage, fold and seed alone.
+
+        It is there again if the trial goes on in another process, and removed when it has ended.
+        """
+        if self._place.folder is not None:
+            self._place.folder.mkdir(parents=True, exist_ok=True)
+            return self._place.folder
+        if self._temporary is None:
+            self._temporary = Path(tempfile.mkdtemp(prefix="studyloom-"))
+        return self._temporary
+
+    @property
+    def value(self) -> float:
+        """The value that was reported last.
+
+        Raises:
+            UndefinedMetric: nothing was reported yet.
+        """
+        if self._pending:
+            return self._choose(self._pending)
+        if self._value is None:
+            raise UndefinedMetric("run.value: the objective has reported nothing yet")
+        return self._value
+
+    def keep(self, **parts: Any) -> None:
+        """Puts the states of some objects into the checkpoints, and into winner.pt.
+
+        If the trial goes on from a checkpoint, each is restored here and now.
+
+        Args:
+            parts: whatever has `state_dict` and `load_state_dict`, by names of your own.
+
+        Raises:
+            TypeError: a part lacks these.
+            RuntimeError: an epoch has begun already.
+        """
+        if self._epoch is not None or self._value is not None:
+            raise RuntimeError("run.keep must be called before run.epochs and before any report")
+        for name, part in parts.items():
+            methods = ("state_dict", "load_state_dict")
+            if missing := [m for m in methods if not callable(getattr(part, m, None))]:
+                raise TypeError(
+                    f"run.keep({name}=…) must have {' and '.join(methods)}; "
+                    f"{type(part).__name__} has no {' and no '.join(missing)}"
+                )
+            if self._saved is not None:
+                self._restore(name, part)
+            self._kept[name] = part
+
+    def epochs(self, count: int) -> Iterator[int]:
+        """Yields the numbers of the epochs from 1 on; after a checkpoint those that are left.
+
+        When the body of the loop has ended, what it reported is told, its state is saved, and the
+        trial may end there. Without `run.keep` nothing is saved, and a trial begins anew.
+
+        Args:
+            count: how many epochs there are in all.
+
+        Raises:
+            ValueError: the count is no whole number from 1 on, or beyond what the pruner knows.
+        """
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+            raise ValueError(f"run.epochs must be told a whole number of at least 1; got {count!r}")
+        if self.count is not None:
+            raise RuntimeError("run.epochs can be called once in a trial")
+        if self.most is not None and count > self.most:
+            raise ValueError(
+                f"pruner.max_resource={self.most} must be the number of epochs, and the objective "
+                f"has {count}; set pruner.max_resource={count}, or a key of params that says it"
+            )
+        self.count = int(count)
+        begun = self._go_on() if self._saved is not None else 0
+        return self._each_epoch(begun)
+
+    def _each_epoch(self, begun: int) -> Iterator[int]:
+        assert self.count is not None
+        try:
+            for epoch in range(begun + 1, self.count + 1):
+                self._epoch = epoch
+                yield epoch
+                self._between = True
+                self.flush()
+                self._between = False
+        finally:  # what is pending after a `break` is told by the next report or at the end
+            self._epoch = None
+
+    def __call__(self, value: Any, step: int) -> None:
+        """Reports the value at a step.
+
+        Args:
+            value: a finite number of any library.
+            step: larger than the one before; within `run.epochs` the number of the epoch.
+
+        Raises:
+            UndefinedMetric: the value is not a finite number, or the step not larger.
+        """
+        self._take({self._metric: value}, step)
+
+    def report(self, *, step: int | None = None, **values: Any) -> None:
+        """Reports quantities by name; each becomes a curve of the trial.
+
+        The one that `objective.metric` names is compared, or else the first.
+
+        Args:
+            step: larger than the one before; None for the next, which within `run.epochs` is the
+                number of the epoch.
+            values: finite numbers of any library.
+
+        Raises:
+            UndefinedMetric: a value is not a finite number, or the step not larger.
+        """
+        if not values:
+            raise TypeError("run.report must be given a value by name, such as accuracy=0.9")
+        if taken := [name for name in values if name in RESERVED and name != "value"]:
+            raise TypeError(f"run.report: {taken[0]} is a name of ours; choose another")
+        self._take(values, step)
+
+    def cost(self, **quantities: Any) -> None:
+        """Tells what the trial costs, such as parameters=net_size.
+
+        Those that `objective.constraints` or `objective.metric` names are stored.
+
+        Raises:
+            Infeasible: a quantity is beyond its limit; the trial ends here, and the sampler learns.
+        """
+        for name, value in quantities.items():
+            number = finite(value, f"told the cost {name}={value!r}")
+            self.costs[name] = Cost(name, number, self._limits.get(name))
+        if beyond := [str(cost) for cost in self.costs.values() if cost.excess > 0]:
+            raise Infeasible("; ".join(beyond))
+
+    def flush(self) -> None:
+        """Tells what is pending."""
+        if self._pending:
+            further, self._pending = self._pending, {}
+            value = self._choose(further)
+            self._tell(self._next_step(None), value, further)
+
+    def state(self) -> dict[str, Any] | None:
+        """Returns all that a later call needs to go on; None in the midst of an epoch."""
+        if not self._between or not self._kept:
+            return None
+        return {
+            "epoch": self._epoch,
+            "kept": self.states(),
+            "random": random_state(),
+            "generator": self.generator.get_state(),
+        }
+
+    def states(self) -> dict[str, Any]:
+        """Returns a snapshot of what is kept, by name.
+
+        Raises:
+            TypeError: a state holds more than tensors and plain values.
+        """
+        return {
+            name: snapshot(part.state_dict(), f"run.keep({name}=…)")
+            for name, part in self._kept.items()
+        }
+
+    def close(self) -> None:
+        """Removes the temporary folder, if there is one."""
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _take(self, values: Mapping[str, Any], step: int | None) -> None:
+        checked = {}
+        for name, value in values.items():
+            shown = f"reported {value!r} at step {self._next_step(step)}"
+            shown = shown if name == self._metric else f"reported {name}={value!r}"
+            checked[name] = finite(value, shown)
+        if self._epoch is None:
+            self.flush()
+            self._tell(self._next_step(step), self._choose(checked), checked)
+            return
+        if step is not None and step != self._epoch:
+            raise UndefinedMetric(
+                f"the objective reported at step {step!r} in epoch {self._epoch} of run.epochs: "
+                "expected the number of the epoch"
+            )
+        if again := [name for name in checked if name in self._pending]:
+            raise UndefinedMetric(
+                f"the objective reported {again[0]} twice in epoch {self._epoch}: "
+                "expected one value an epoch"
+            )
+        self._pending |= checked
+
+    def _next_step(self, step: Any) -> int:
+        if self._epoch is not None and step is None:
+            return self._epoch
+        return self._last + 1 if step is None else check_step(step, self._last)
+
+    def _choose(self, values: Mapping[str, float]) -> float:
+        return values.get(self._metric, next(iter(values.values())))
+
+    def _tell(self, step: int, value: float, values: Mapping[str, float]) -> None:
+        compared = self._metric if self._metric in values else next(iter(values))
+        self._last, self._value = step, value
+        self._send(step, value, {k: v for k, v in values.items() if k != compared})
+
+    def _restore(self, name: str, part: Any) -> None:
+        assert self._saved is not None
+        try:
+            if name not in self._saved["kept"]:
+                raise UnfitState(f"there is no {name} in it")
+            part.load_state_dict(snapshot(self._saved["kept"][name], name))
+        except Exception as error:
+            words = " ".join(str(error).split())[:300]
+            self.unfit = UnfitState(f"the checkpoint does not fit run.keep({name}=…): {words}")
+            raise self.unfit from error
+
+    def _go_on(self) -> int:
+        """Restores the random state and returns the number of the last finished epoch."""
+        assert self._saved is not None
+        if missing := [name for name in self._saved["kept"] if name not in self._kept]:
+            self.unfit = UnfitState(
+                f"the checkpoint holds {', '.join(missing)}, which run.keep was not given"
+            )
+            raise self.unfit
+        set_random_state(self._saved["random"])
+        self.generator.set_state(self._saved["generator"])
+        self._last = begun = int(self._saved["epoch"])
+        self._value = float(self._saved["value"])
+        return begun
+
+
+def snapshot(value: Any, where: str) -> Any:
+    """Copies a state of tensors and plain values.
+
+    Args:
+        value: the state.
+        where: it is, for the error.
+
+    Raises:
+        TypeError: it holds something else, which a checkpoint would have to execute to read.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        copied = {key: snapshot(inner, f"{where}[{key!r}]") for key, inner in value.items()}
+        return OrderedDict(copied) if isinstance(value, OrderedDict) else copied
+    if isinstance(value, list | tuple | set) and type(value) in (list, tuple, set):
+        return type(value)(snapshot(inner, where) for inner in value)
+    if isinstance(value, PLAIN) and not hasattr(value, "__dict__"):
+        return value
+    raise TypeError(
+        f"{where}: the state must hold tensors and plain values, since a checkpoint is never "
+        f"executed; got {type(value).__name__}"
+    )

@@ -1,0 +1,41 @@
+"""Numbers that a user's own code gives: checked, and converted from any library."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from studyloom.errors import UndefinedMetric
+
+
+def finite(value: Any, what: str) -> float:
+    """Converts a number of any library to a float.
+
+    Args:
+        value: such as a NumPy scalar, or a tensor of one number.
+        what: the objective did, for the error: "returned nan".
+
+    Raises:
+        UndefinedMetric: the value is not a number, or not finite.
+    """
+    try:
+        number = math.nan if isinstance(value, str | bool | None) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UndefinedMetric(f"the objective {what}: expected a finite number")
+    return number
+
+
+def check_step(step: Any, before: int) -> int:
+    """Returns the number of a step as an int.
+
+    Raises:
+        UndefinedMetric: it is no whole number larger than `before`.
+    """
+    if isinstance(step, bool) or not isinstance(step, int | np.integer) or step <= before:
+        raise UndefinedMetric(
+            f"the objective reported at step {step!r}: expected a whole number of at least "
+            f"{before + 1}"
+        )
+    return int(step)

@@ -1,0 +1,53 @@
+"""The random state of Python, NumPy and PyTorch as plain values, and code with its own seed."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def random_state() -> dict[str, Any]:
+    """Returns the state of all generators, as `torch.load(weights_only=True)` can read it."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    words = torch.from_numpy(np.asarray(keys).astype(np.int64))
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, words, *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Sets all generators to a state.
+
+    Args:
+        state: what `random_state` returned, possibly in another process. The state of GPUs that are
+            not here is left out.
+    """
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    kind, words, *rest = state["numpy"]
+    np.random.set_state((kind, words.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    for device, of_device in enumerate(state["cuda"]):
+        if device < torch.cuda.device_count():
+            torch.cuda.set_rng_state(of_device, device)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds Python's, NumPy's and PyTorch's random numbers; restores the caller's at the end."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
