@@ -21,14 +21,14 @@ GROUND, TOP = "ground", "top"  # the files that lie in no folder
 # From the bottom up. A room imports from rooms below it, and never from one above.
 FLOORS = (
     *(GROUND, "data", "training", "space", "config", "storage", "question", "search"),
-    *("study", "launch", "winner", "views", TOP),
+    *("study", "launch", "winner", "views", "integrations", TOP),
 )
 TOP_FILES = {"", "__main__", "api", "cli", "run"}  # what a person types or imports
 
 # Packages from outside that only some rooms may import; all others are open to all.
 DOORS = {
     "hydra": {"config"},
-    "omegaconf": {"config", "question", "launch", "study", "winner", "views", TOP},
+    "omegaconf": {"config", "question", "launch", "study", "winner", "views", "integrations", TOP},
     "optuna": {"space", "storage", "question", "search", "study", "winner", "views", TOP},
     "sqlalchemy": {"storage", "study"},  # study: the type of a connection
     "filelock": {"storage"},
@@ -37,7 +37,7 @@ DOORS = {
     "rich": {"space", "views", TOP},
     "plotly": {"views"},
     "PIL": {"winner"},
-    "subprocess": {"launch", "storage", "study"},
+    "subprocess": {GROUND, "launch", "storage", "study"},
     "argparse": {"config", TOP},
     "optuna_dashboard": {"views"},
     "wsgiref": {"views"},
@@ -181,6 +181,12 @@ def test_a_package_from_outside_comes_in_by_its_own_door(package):
 @pytest.mark.parametrize("module", NAMED_BY_CONFIGS)
 def test_what_configs_name_is_imported_by_nobody(module):
     assert [other for other, imported in OWN.items() if module in imported] == []
+
+
+def test_integrations_are_imported_by_nobody_but_one_another():
+    """Configs name them: each brings a library in that others need not have."""
+    others = {module for module in FILES if room_of(module) != "integrations"}
+    assert [m for m in others if any(room_of(o) == "integrations" for o in OWN[m])] == []
 
 
 def test_the_package_does_not_know_its_studies():

@@ -143,6 +143,19 @@ class Infeasible(StudyloomError):
     """A network costs more than objective.constraints allows, and is not trained."""
 
 
+class CommandFailed(StudyloomError):
+    """A command of the user's own ended with an error, or printed no value.
+
+    Args:
+        message: one line.
+        output: its last lines.
+    """
+
+    def __init__(self, message: str, output: str = "") -> None:
+        super().__init__(message)
+        self.output = output
+
+
 class Diverged(StudyloomError, ArithmeticError):
     """A loss is no longer finite.
 

@@ -1,23 +1,40 @@
-"""Hosts and processes: the worker ids in the ledger, signs of life, and the standard streams."""
+"""Hosts and processes: worker ids, signs of life, the standard streams, commands of the user's."""
 
+import codecs
 import contextlib
 import ctypes
 import functools
 import hashlib
 import math
 import os
+import re
+import select
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+# Becomes the command, after a process in its group that kills the group when our end of a pipe
+# closes, however that comes about. It exists before the command does, it outlives SIGTERM, and its
+# parent ends at once, so that no command finds a child that it has not started.
+GROUP = """\
+exec 3<&0 </dev/null
+(trap '' HUP INT TERM; (read -r _ <&3; kill -KILL 0) >/dev/null 2>&1 &)
+exec 3<&-
+exec "$@"
+"""
+GRACE = 3.0  # seconds between SIGTERM and SIGKILL; a worker has 6 s to release its trial
+LONGEST_LINE = 2**16  # characters; what is longer is read in pieces
+AFTERWARDS = 1.0  # seconds for output of what a command has left behind
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux's <sys/prctl.h>
 
@@ -202,4 +219,103 @@ def descendants(pid: int, spare: Callable[[int], bool] = lambda pid: False) -> l
         below = [child for child in children[left.pop()] if not spare(child)]
         found += below
         left += below
+    return found
+
+
+class GroupedProcess:
+    """A command in a process group of its own, all of which ends with this process.
+
+    A context, at whose end nothing of the command is left. No shell reads its words.
+
+    Args:
+        words: the program and its arguments.
+        environment: all its variables.
+
+    Attributes:
+        code: its exit code, negative for a signal; None until it has ended.
+
+    Raises:
+        OSError: no process can be started.
+    """
+
+    def __init__(self, words: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            ["sh", "-c", GROUP, "sh", *words],
+            env=environment,
+            stdin=subprocess.PIPE,  # closes when this process ends
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    @property
+    def code(self) -> int | None:
+        return self._process.poll()
+
+    def __enter__(self) -> "GroupedProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Asks all processes of the group to end, and kills those that do not in time."""
+        pid = self._process.pid
+        sessions = []  # of their own, which some of its processes may have begun
+        for child in descendants(pid):
+            with contextlib.suppress(ProcessLookupError):
+                sessions.append(os.pidfd_open(child))
+        end = time.monotonic() + GRACE
+        try:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGTERM)
+            while (self.code is None or len(_group(pid)) > 1) and time.monotonic() < end:
+                time.sleep(0.01)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+            for child in sessions:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(child, signal.SIGKILL)
+                os.close(child)
+            self._process.wait()
+            for stream in (self._process.stdin, self._process.stdout):
+                assert stream is not None
+                stream.close()
+
+    def lines(self) -> Iterator[str]:
+        """Yields what the command prints, also on standard error, until it has ended.
+
+        A carriage return ends a line too, as progress bars have it.
+        """
+        assert self._process.stdout is not None
+        output, decoder = self._process.stdout.fileno(), codecs.getincrementaldecoder("utf-8")
+        decode, rest, ended = decoder("replace").decode, "", math.inf
+        ready = select.poll()
+        ready.register(output, select.POLLIN)
+        while time.monotonic() < ended + AFTERWARDS:
+            if self.code is not None:
+                ended = min(ended, time.monotonic())
+            if not ready.poll(100 if ended == math.inf else 0):
+                if ended < math.inf:
+                    break
+                continue
+            chunk = os.read(output, LONGEST_LINE)
+            if not chunk:
+                break
+            *whole, rest = re.split(r"\r\n|\n|\r", rest + decode(chunk))
+            yield from whole
+            if len(rest) > LONGEST_LINE:
+                yield rest
+                rest = ""
+        if rest:
+            yield rest
+        self._process.wait()
+
+
+def _group(group: int) -> list[int]:
+    """Returns the processes of a group that have not ended, as /proc has them."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (process / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] != "Z":
+                found.append(int(process.name))
     return found

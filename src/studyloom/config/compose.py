@@ -1,14 +1,21 @@
-"""Composes the config of the running command again, under other group choices."""
+"""Composes the config of the running command again, and that of another Hydra application."""
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.utils import JobRuntime
+from hydra.version import VersionBase
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from studyloom.config import foreign
 from studyloom.config.overrides import describe_compose_error
 from studyloom.config.values import has_key
 from studyloom.errors import ConfigError
@@ -93,3 +100,97 @@ class Composer:
 def override_key(override: str) -> str:
     """Returns what an override sets, as a path: `model/hidden` for `++model.hidden=[8]`."""
     return override.partition("=")[0].lstrip("+~").replace(".", "/")
+
+
+_own_worlds: list[None] = []  # one for each that has been entered
+
+
+def in_own_world() -> bool:
+    """Whether code of the user's own runs inside `own_world`."""
+    return bool(_own_worlds)
+
+
+@contextmanager
+def own_world() -> Iterator[None]:
+    """Gives the body what it would have as a program of its own; ours is back afterwards.
+
+    That is a Hydra which is not initialised and does not know our groups, and a command line
+    without arguments. So code may use `hydra.main`, `hydra.initialize` and argparse itself.
+    """
+    arguments, hydra_config = sys.argv, HydraConfig.instance()
+    config, given = hydra_config.cfg, list(arguments)
+    _own_worlds.append(None)
+    try:
+        with restored_hydra(), foreign.unguarded():
+            sys.argv = given[:1]
+            yield
+    finally:
+        _own_worlds.pop()
+        sys.argv, arguments[:], hydra_config.cfg = arguments, given, config
+
+
+@contextmanager
+def restored_hydra() -> Iterator[None]:
+    """Gives the body a Hydra that is not initialised, and the caller's own back afterwards."""
+    app, runtime, version = GlobalHydra.instance(), JobRuntime.instance(), VersionBase.instance()
+    before = app.hydra, runtime.conf.copy(), version.version_base
+    app.clear()
+    try:
+        yield
+    finally:
+        app.hydra, runtime.conf, version.version_base = before
+
+
+def find_config(key: str, name: str) -> Path:
+    """Finds a config as seen from the folder of the study's own, or else from where one is.
+
+    Args:
+        key: that names it, for the error.
+        name: the path.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    sources = GlobalHydra.instance().config_loader().get_search_path().get_path()
+    main = next(source.path for source in sources if source.provider == "main")
+    folders = (Path(str(main).removeprefix("file://")), Path.cwd())
+    for folder in folders:
+        for path in (folder / name, folder / f"{name}.yaml"):
+            if path.is_file():
+                return path.resolve()
+    raise ConfigError(
+        [f"{key}={name}: there is no such file, as seen from {folders[0]} or from {folders[1]}"]
+    )
+
+
+@contextmanager
+def application(
+    config: Path, values: Mapping[str, Any], output: Path | None = None
+) -> Iterator[DictConfig]:
+    """Composes the primary config of a Hydra application as its own command does.
+
+    In the body, which is in a world of its own, interpolations such as `${hydra:job.name}` have the
+    values that they would have there.
+
+    Args:
+        config: the file.
+        values: nested mappings, which are set in it.
+        output: the folder of `hydra.runtime.output_dir`; None leaves it out.
+
+    Raises:
+        ConfigError: it does not compose.
+    """
+    with own_world(), hydra.initialize_config_dir(str(config.parent), version_base=None):
+        try:
+            composed = hydra.compose(config.stem, return_hydra_config=True)
+            with open_dict(composed):
+                if output is not None:
+                    composed.hydra.runtime.output_dir = str(output)
+                HydraConfig.instance().set_config(composed)
+                del composed["hydra"]
+            composed.merge_with(values)
+        except Exception as error:
+            raise ConfigError([f"{config}: {describe_compose_error(error)}"]) from error
+        # The application may initialise Hydra itself.
+        GlobalHydra.instance().clear()
+        yield composed

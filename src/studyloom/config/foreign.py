@@ -60,7 +60,8 @@ SECTIONS = tuple(str(key) for key in SCHEMA)
 PATHS = ("root", "path", "_args_")  # arguments of studyloom's own data sources that name files
 OWN_FILE = re.compile(r"studyloom:[\w.-]+")
 DATA = ("studyloom.data", "studyloom.tables")
-LAUNCHERS = "studyloom.launch"
+# What of studyloom a key stands for on `trust=[…]`: both run commands that the config names.
+OURS = {"launcher": "studyloom.launch", "objective": trust.ADAPTERS}
 NAME = r"[A-Za-z0-9_][\w.-]*"
 INTERPOLATION = re.compile(r"\$\{([A-Za-z_]\w*)((?:\.\w+)*)\}")
 
@@ -139,12 +140,22 @@ class Guard:
         )
 
 
-_active: list[Guard] = []
+_active: list[Guard | None] = []
 
 
 def active() -> Guard | None:
     """Returns the guard of the running command, if its command line named a foreign folder."""
     return _active[-1] if _active else None
+
+
+@contextmanager
+def unguarded() -> Iterator[None]:
+    """Lets the body compose the configs of the user's own code, which may lie anywhere."""
+    _active.append(None)
+    try:
+        yield
+    finally:
+        _active.pop()
 
 
 @contextmanager
@@ -168,7 +179,7 @@ def guarded(own: Sequence[Path], agreed: Sequence[str]) -> Iterator[Guard]:
 
 def packages_of(agreed: Sequence[str]) -> list[str]:
     """Returns the code that names on `trust=[…]` allow; those of keys are left out."""
-    own = [LAUNCHERS] if "launcher" in agreed else []
+    own = [target for key, target in OURS.items() if key in agreed]
     return own + [name for name in agreed if name.split(".")[0] not in SECTIONS]
 
 
@@ -324,9 +335,10 @@ def _section_mistakes(
     if section == "space" and isinstance(content, dict):
         yield from _space_mistakes(content, agreed)
     if allowed is not None:
-        # Who trusts the package of a data source trusts it with its arguments.
-        target = content.get("_target_")
-        theirs = trust.is_below(str(target), packages) and not trust.is_below(str(target), DATA)
+        # Who trusts the package of a data source, or of an objective, trusts it with its arguments.
+        target = str(content.get("_target_"))
+        ours = (*DATA, trust.ADAPTERS)
+        theirs = trust.is_below(target, packages) and not trust.is_below(target, ours)
         for name, value in content.items():
             key = f"{section}.{name}"
             if name in allowed or value is None or key in agreed or theirs:
@@ -334,7 +346,9 @@ def _section_mistakes(
             if section == "data" and name in PATHS and _is_own_file(value):
                 continue
             known = [] if section == "data" else [str(known) for known in SCHEMA[section]]
-            if known and name not in known:
+            if section == "objective" and "_target_" in content:  # an argument of it
+                yield f"{key} {_refusal(section)}"
+            elif known and name not in known:
                 yield no_such_key(key, known)
             else:
                 yield f"{key} {_refusal(key)}"

@@ -14,11 +14,10 @@ from typing import Any, TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.utils import JobRuntime
-from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from studyloom.config.compose import restored_hydra
 from studyloom.config.main import arguments, compose_mistakes
 from studyloom.config.passwords import VARIABLES
 from studyloom.config.registration import register
@@ -255,18 +254,6 @@ def _run_dir(config: DictConfig, overrides: Sequence[str]) -> Path:
         return Path(str(OmegaConf.merge(config, OmegaConf.from_dotlist(changes)).run_dir))
     except OmegaConfBaseException as error:
         raise ConfigError([f"run_dir: {' '.join(str(error).split())}"]) from None
-
-
-@contextmanager
-def restored_hydra() -> Iterator[None]:
-    """Gives the body a Hydra that is not initialised, and the caller's own back afterwards."""
-    app, runtime, version = GlobalHydra.instance(), JobRuntime.instance(), VersionBase.instance()
-    before = app.hydra, runtime.conf.copy(), version.version_base
-    app.clear()
-    try:
-        yield
-    finally:
-        app.hydra, runtime.conf, version.version_base = before
 
 
 @contextmanager

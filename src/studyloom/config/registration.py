@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from studyloom.config import foreign
+from studyloom.config.compose import in_own_world
 from studyloom.config.schema import SCHEMA, check_name
 from studyloom.errors import ConfigError
 from studyloom.files import PACKAGE
@@ -34,7 +35,8 @@ class OwnGroups(SearchPathPlugin):
     """Adds `GROUPS` to the search path of every config, after the study's own folders."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append("studyloom", f"file://{GROUPS}")
+        if not in_own_world():
+            search_path.append("studyloom", f"file://{GROUPS}")
 
 
 class GuardedFiles(FileConfigSource):

@@ -32,7 +32,7 @@ class StudySection:
 
 @dataclass
 class ObjectiveSection:
-    """What a trial is measured by."""
+    """What a trial is measured by; its `_target_` may have arguments beside these keys."""
 
     folds: int = 1  # 1: a single hold-out part of data.validation examples
     seeds: int = 1
@@ -135,6 +135,7 @@ def _make_schema() -> DictConfig:
     with open_dict(schema.study):
         # A run directory or a URL. Added here, since `from` is a keyword of Python.
         schema.study["from"] = None
+    OmegaConf.set_struct(schema.objective, False)  # for the arguments of its target
     return schema
 
 
@@ -163,7 +164,8 @@ def check_name(name: str) -> str | None:
 def unknown_keys(config: DictConfig) -> list[str]:
     """Finds keys in studyloom's own sections that the schema lacks.
 
-    Hydra itself accepts `+study.trails=9`.
+    Hydra itself accepts `+study.trails=9`. An objective with a `_target_` may have further keys:
+    arguments, which are checked when it is built.
 
     Returns:
         One line a mistake.
@@ -179,5 +181,7 @@ def unknown_keys(config: DictConfig) -> list[str]:
         if is_dataclass(kind):
             known = [str(name) for name in SCHEMA[section.name]]
             unknown = [str(name) for name in config[section.name] if name not in known]
+            if section.name == "objective" and config.objective["_target_"] is not None:
+                continue
             mistakes += [no_such_key(f"{section.name}.{name}", known) for name in unknown]
     return mistakes

@@ -37,6 +37,8 @@ CLASSES = (
 # Not all of torch: some functions change the whole process, as register_module_forward_hook does.
 FUNCTIONS = ("studyloom.schedules", "torch.nn.functional", "torch.nn.init")
 
+ADAPTERS = "studyloom.integrations"  # they run commands and code that the config names
+
 LARGEST = 256 * 1024  # bytes of a file, which PyYAML reads in a second; a winner.yaml has 2 KiB
 
 DEEPEST = 64  # levels of a file
@@ -206,7 +208,7 @@ def _distrust(target: Any, trusted: Sequence[str]) -> str | None:
     if not all(part.isidentifier() and not part.startswith("_") for part in (first, *rest)):
         return "is not a public name; write package.module.Class"
     if not is_below(target, (*CLASSES, *FUNCTIONS, *trusted)):
-        return _way_out(first)
+        return _way_out(target if is_below(target, (ADAPTERS,)) else first)
     try:
         # By import alone, and not through a module that has imported another one.
         parent = ".".join((first, *rest[:-1]))

@@ -14,6 +14,7 @@ from studyloom.data.folds import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
 from studyloom.metrics import DIRECTIONS, Goal, Metric
+from studyloom.question.adapters import AdaptedQuestion
 from studyloom.question.costs import Cost, Limit, parse_limits
 from studyloom.question.jobs import build_function
 from studyloom.question.loop import Loop, LoopJob, LoopObjective, why_not_callable
@@ -27,7 +28,7 @@ from studyloom.training.randomness import seeded
 
 
 @dataclass(frozen=True)
-class FunctionQuestion(Question):
+class FunctionQuestion(AdaptedQuestion):
     """A question whose trials call a loop; see `Question` for its parameters and methods.
 
     Its data are the loop's own affair, or those of the section `data`.
@@ -79,6 +80,8 @@ class FunctionQuestion(Question):
         try:
             if problem := why_not_callable(build_function(objective)):
                 mistakes.append(f"objective._target_={objective['_target_']}: {problem}")
+            else:
+                mistakes += self.check_adapter()
         except ConfigError as error:
             mistakes += error.mistakes
         if objective.test is not None:

@@ -1,13 +1,17 @@
 """Builds what the sections of a config describe: the network, the metric, and whole jobs."""
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from pkgutil import resolve_name
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from torch import Tensor
 
-from studyloom.config.build import build
+from studyloom.config.build import build, find_target
+from studyloom.config.schema import SCHEMA
+from studyloom.config.values import describe_error
 from studyloom.errors import ConfigError
 from studyloom.metrics import COSTS, DIRECTIONS, METRICS, Direction, Goal, Metric
 from studyloom.question.parts import (
@@ -20,6 +24,8 @@ from studyloom.question.parts import (
 from studyloom.seeds import derive
 from studyloom.text import nearest
 from studyloom.training.job import Job
+
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def build_network(section: DictConfig, shape: Sequence[int], outputs: int) -> Any:
@@ -37,15 +43,63 @@ def build_network(section: DictConfig, shape: Sequence[int], outputs: int) -> An
 def build_function(objective: DictConfig) -> Callable[..., Any]:
     """Resolves the function that an objective names by `_target_`; does not call it.
 
+    The section's keys that are not ours are arguments: a class is built with them, and a function
+    gets them by name.
+
     Raises:
-        ConfigError: there is no such function; or the primary config is from elsewhere, and its
-            package is not trusted.
+        ConfigError: there is no such function, or it does not take the arguments; or the primary
+            config is from elsewhere, and its package is not trusted.
     """
-    section = OmegaConf.create(
-        {"objective": {"_target_": objective["_target_"], "_partial_": True}}
-    ).objective
-    function: Callable[..., Any] = build(section).func
-    return function
+    section = objective.copy()
+    with open_dict(section):
+        for name in SCHEMA.objective:
+            if name != "_target_":
+                section.pop(name, None)
+    target = find_target(section)
+    if mistakes := _argument_mistakes(section, target):
+        raise ConfigError(mistakes)
+    if inspect.isclass(target):
+        try:
+            made: Callable[..., Any] = build(section)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                [f"objective._target_={section['_target_']}: {describe_error(error)}"]
+            ) from error
+        return made
+    with open_dict(section):
+        section["_partial_"] = True
+    partial: functools.partial[Any] = build(section)
+    return partial if partial.args or partial.keywords else partial.func
+
+
+def _argument_mistakes(section: DictConfig, target: Any) -> list[str]:
+    """Finds keys beside ours that a target does not take, and those that a class lacks."""
+    try:
+        parameters = list(inspect.signature(target).parameters.values())
+    except (TypeError, ValueError):  # written in C
+        return []
+    if not inspect.isclass(target):
+        parameters = parameters[2:]  # without the configuration and the run
+    names = [each.name for each in parameters if each.kind not in VARIADIC]
+    given = [str(name) for name in section if not str(name).startswith("_")]
+    known = [str(name) for name in SCHEMA.objective]
+    mistakes = [
+        f"objective.{name}: no such key; objective has {', '.join(known)}, and "
+        f"{section['_target_']} takes {', '.join(names) or 'nothing else'}"
+        f"{nearest(name, [*names, *known])}"
+        for name in given
+        if name not in names and not any(each.kind is each.VAR_KEYWORD for each in parameters)
+    ]
+    required = [each.name for each in parameters if each.default is each.empty]
+    if inspect.isclass(target):
+        mistakes += [
+            f"objective.{name} must be set: {section['_target_']} needs {' and '.join(required)}"
+            for name in required
+            if name in names and name not in given
+        ]
+    return mistakes
 
 
 def build_metric(objective: DictConfig) -> Metric:

@@ -290,13 +290,13 @@ class Question:
         Args:
             digest: of the data.
         """
-        flat = dict(_flatten(without_transform(plain_sections(self.config, *SECTIONS))))
+        flat = dict(flatten(without_transform(plain_sections(self.config, *SECTIONS))))
         # The defaults of options that the config as composed does not choose.
         for branch in self.branches:
             for group, option in branch.choices.items():
                 if option != self.composer.choices.get(group):
                     section = value_at(branch.config, group.replace("/", "."))
-                    flat |= _flatten(section, f"{group}={option}")
+                    flat |= flatten(section, f"{group}={option}")
         flat |= self.code | {
             "data.digest": digest,
             "study.seed": self.config.study.seed,
@@ -394,10 +394,10 @@ def _without_pickles(section: DictConfig) -> DictConfig:
     return safe
 
 
-def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yields the leaves of nested mappings with their paths; an empty mapping is a leaf."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from _flatten(inner, f"{path}.{key}" if path else str(key))
+            yield from flatten(inner, f"{path}.{key}" if path else str(key))
     else:
         yield path, value

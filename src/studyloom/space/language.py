@@ -25,20 +25,23 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 
 
-def parse_space(tree: Mapping[str, Any], options: Callable[[str], Sequence[str]]) -> Space:
+def parse_space(
+    tree: Mapping[str, Any], options: Callable[[str], Sequence[str]], above: str = ""
+) -> Space:
     """Parses the tree of a search space.
 
     Args:
         tree: plain mappings, as YAML gives them.
         options: returns the options of a Hydra group such as `model/block`, and nothing if there
             is no such group.
+        above: the config key below which the keys of the tree lie; empty for the root.
 
     Raises:
         ConfigError: lists every mistake in the tree. Whether its keys exist in the config is not
             checked here.
     """
     parser = _Parser(options)
-    space = Space(tuple(parser.parse_nodes(tree, "", "")))
+    space = Space(tuple(parser.parse_nodes(tree, "", above)))
     if mistakes := [*parser.mistakes, *_find_conflicts(space.nodes, {})]:
         raise ConfigError(mistakes)
     return space

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.errors import Diverged, Infeasible, TimedOut, UndefinedMetric
+from studyloom.errors import CommandFailed, Diverged, Infeasible, TimedOut, UndefinedMetric
 from studyloom.storage.attributes import FAILURE, REASON
 
 TRACEBACK_LINES = 12
@@ -62,6 +62,8 @@ def explain(error: BaseException) -> Failure:
             return Failure(OUT_OF_MEMORY, reason)
         case TimedOut():
             return Failure(TIMEOUT, str(error))
+        case CommandFailed():
+            return Failure(ERROR, str(error), error.output)
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
     return Failure(ERROR, reason, "\n".join(lines[-TRACEBACK_LINES:]))
 

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial
 from studyloom.config import trust
 from studyloom.config.build import build
 from studyloom.config.runs import read_written
-from studyloom.config.schema import ObjectiveSection, TrainSection
+from studyloom.config.schema import SCHEMA, TrainSection
 from studyloom.config.values import describe_error, value_at
 from studyloom.data.folds import make_folds
 from studyloom.data.split import Split
@@ -198,7 +198,7 @@ def rebuild(provenance: Provenance, trusted: Sequence[str]) -> DictConfig:
     trust.check_targets(provenance.config, trusted)
     sections = {
         "train": OmegaConf.structured(TrainSection),
-        "objective": OmegaConf.structured(ObjectiveSection),
+        "objective": SCHEMA.objective.copy(),
     }
     try:
         cfg = OmegaConf.merge(sections, provenance.config)

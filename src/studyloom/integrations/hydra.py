@@ -1,0 +1,91 @@
+"""An existing Hydra application as the objective of a study, with its own configuration."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from omegaconf import DictConfig
+
+from studyloom.config.compose import application, find_config, own_world
+from studyloom.config.values import describe_error, value_at
+from studyloom.errors import UndefinedMetric
+from studyloom.question.sources import code_digests
+from studyloom.space.tree import Space
+from studyloom.text import nearest
+
+
+@dataclass
+class Hydra:
+    """Calls a function of an application with the application's config, in which values are set.
+
+    Args:
+        config: its primary config, as seen from the folder of the study's config.
+        call: the function, such as `src.train.train`, which may be decorated with `hydra.main`. A
+            parameter that is called `run` gets the run of the trial.
+        value: the key of the value in the mapping that the function returns; None if it returns the
+            value itself. Of a tuple, the first is meant.
+    """
+
+    config: str
+    call: str
+    value: str | None = None
+    path: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.path = find_config("objective.config", self.config)
+
+    def check(self, config: DictConfig, space: Space) -> list[str]:
+        """Returns the mistakes in the function: it does not exist, or takes other arguments."""
+        try:
+            function = self._function()
+            inspect.signature(function).bind(None, **self._told(function, None))
+        except Exception as error:  # whatever the application raises when it is imported
+            near = nearest(error.name, dir(error.obj)) if isinstance(error, AttributeError) else ""
+            return [f"objective.call={self.call}: {describe_error(error)}{near}"]
+        return []
+
+    def code(self) -> dict[str, str]:
+        """Returns the digest of the module of the function."""
+        return code_digests([{"_target_": self.call}])
+
+    def composed(self) -> DictConfig:
+        """Returns the config of the application, whose keys the space names."""
+        with contextlib.suppress(Exception):  # `check` reports it
+            self._function()  # its module may register resolvers
+        with application(self.path, {}) as config:
+            return config
+
+    def __call__(self, config: DictConfig, run: Any) -> Any:
+        """Calls the function.
+
+        Raises:
+            UndefinedMetric: it did not return the value.
+        """
+        function = self._function()
+        with application(self.path, value_at(config, "params") or {}, run.dir) as own:
+            result = function(own, **self._told(function, run))
+        first = result[0] if isinstance(result, tuple) and result else result
+        if not isinstance(first, Mapping):
+            return first
+        if self.value not in first:
+            keys = ", ".join(map(str, first))
+            raise UndefinedMetric(
+                f"objective.value={self.value}: {self.call} returned no such key; it returned "
+                f"{keys or 'nothing'}{nearest(self.value, [*first])}"
+            )
+        return first[self.value]
+
+    def _function(self) -> Callable[..., Any]:
+        with own_world():
+            function: Any = resolve_name(self.call)
+        # The decorator would read a command line, and return nothing.
+        decorated = getattr(function, "__globals__", {}).get("__name__") == "hydra.main"
+        return function.__wrapped__ if decorated else function  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _told(function: Callable[..., Any], run: Any) -> dict[str, Any]:
+        return {"run": run} if "run" in inspect.signature(function).parameters else {}

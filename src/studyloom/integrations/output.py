@@ -1,0 +1,118 @@
+"""What a command prints: the steps and values in it, its last lines, and the log of a trial."""
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from studyloom.errors import CommandFailed
+from studyloom.text import shorten
+
+LAST_LINES = 12
+WIDEST = 300  # characters of a line that an error shows
+
+
+def pattern_mistakes(key: str, pattern: Any, group: str) -> Iterator[str]:
+    """Finds what is wrong with a pattern.
+
+    Args:
+        key: of the config.
+        pattern: a regular expression with a group of that name, or with a single group.
+        group: the name.
+    """
+    if not isinstance(pattern, str):
+        yield f"{key} must be a regular expression; got {pattern!r}"
+        return
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        yield f"{key}: {pattern} is no regular expression: {error}"
+        return
+    if group not in compiled.groupindex and compiled.groups != 1:
+        yield (
+            f"{key}: {pattern} must have a group (?P<{group}>…) for what is wanted, or a single "
+            f"group (…); it has {compiled.groups or 'none'}"
+        )
+
+
+@dataclass
+class Output:
+    """Finds steps and values in lines, and remembers the last lines.
+
+    Args:
+        value: the pattern of a value.
+        step: the pattern of a step; None if values are counted, from 1.
+
+    Attributes:
+        last: the last lines.
+    """
+
+    value: str
+    step: str | None
+    last: deque[str] = field(default_factory=lambda: deque(maxlen=LAST_LINES))
+    _step: int | None = None  # that was found last, or counted
+
+    def find(self, line: str) -> tuple[int, float] | None:
+        """Returns the step and the value of a line; None without a value, or before a step.
+
+        Raises:
+            CommandFailed: what was found is no number.
+        """
+        if line.strip():
+            self.last.append(shorten(line.rstrip(), WIDEST))
+        if self.step is not None and (match := re.search(self.step, line)):
+            self._step = int(self._number("step", match, int))
+        if (match := re.search(self.value, line)) is None:
+            return None
+        number = self._number("value", match, float)
+        if self.step is None:
+            self._step = (self._step or 0) + 1
+        return None if self._step is None else (self._step, number)
+
+    def _number(self, group: str, match: re.Match[str], kind: type[int] | type[float]) -> Any:
+        text = match[group] if group in match.re.groupindex else match[1]
+        try:
+            return kind(text)
+        except (TypeError, ValueError):
+            what = "whole number" if kind is int else "number"
+            raise self.failed(
+                f"objective.{group} found {text!r}, which is no {what}, with the pattern "
+                f"{match.re.pattern}"
+            ) from None
+
+    def failed(self, why: str) -> CommandFailed:
+        """Returns an error with the last lines, of which its message has three."""
+        shown = " | ".join([*self.last][-3:])
+        end = f"the last lines that the command printed: {shown}" if shown else "it printed nothing"
+        return CommandFailed(f"{why}; {end}", "\n".join(self.last))
+
+
+class Log:
+    """The log of a trial, to which each attempt appends. A full disk does not end the trial.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> "Log":
+        with suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a", encoding="utf-8", errors="replace", buffering=1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            if self._file is not None:
+                self._file.close()
+
+    def write(self, line: str) -> None:
+        with suppress(OSError, ValueError):
+            if self._file is not None:
+                self._file.write(f"{line}\n")
