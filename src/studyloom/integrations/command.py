@@ -78,7 +78,7 @@ class Command:
         words = fill(self.run, _params(config) | ours)
         told = {f"STUDYLOOM_{name.upper()}": str(value) for name, value in ours.items()}
         inherited = {name: os.environ[name] for name in os.environ if name not in INTERNAL}
-        output, last = Output(self.value, self.step), -1
+        output, last = Output(self.value, self.step), getattr(run, "step", -1)
         known: float | None = getattr(run, "value", None)
         stage = "" if run.stage == "search" else f"{run.stage}-"
         path = Path(config.run_dir, "logs", f"{stage}trial-{run.trial}.log")
