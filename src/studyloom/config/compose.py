@@ -138,6 +138,7 @@ def restored_hydra() -> Iterator[None]:
     try:
         yield
     finally:
+        GlobalHydra.set_instance(app)  # `hydra.initialize` leaves a copy in its place
         app.hydra, runtime.conf, version.version_base = before
 
 

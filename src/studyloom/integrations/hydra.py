@@ -68,16 +68,7 @@ class Hydra:
         function = self._function()
         with application(self.path, value_at(config, "params") or {}, run.dir) as own:
             result = function(own, **self._told(function, run))
-        first = result[0] if isinstance(result, tuple) and result else result
-        if not isinstance(first, Mapping):
-            return first
-        if self.value not in first:
-            keys = ", ".join(map(str, first))
-            raise UndefinedMetric(
-                f"objective.value={self.value}: {self.call} returned no such key; it returned "
-                f"{keys or 'nothing'}{nearest(self.value, [*first])}"
-            )
-        return first[self.value]
+        return pick(result, self.value, self.call)
 
     def _function(self) -> Callable[..., Any]:
         with own_world():
@@ -89,3 +80,26 @@ class Hydra:
     @staticmethod
     def _told(function: Callable[..., Any], run: Any) -> dict[str, Any]:
         return {"run": run} if "run" in inspect.signature(function).parameters else {}
+
+
+def pick(result: Any, key: str | None, call: str) -> Any:
+    """Returns the value of what a function returned: that itself, or what a mapping has at a key.
+
+    Args:
+        result: of a tuple, the first is meant.
+        key: None if it is the value itself.
+        call: the name of the function.
+
+    Raises:
+        UndefinedMetric: it is no mapping with that key, although there is a key, or it is a mapping
+            although there is none.
+    """
+    first = result[0] if isinstance(result, tuple) and result else result
+    if key is None and not isinstance(first, Mapping):
+        return first
+    keys = [*map(str, first)] if isinstance(first, Mapping) else []
+    if key not in keys:
+        shown = f"a mapping with {', '.join(keys)}" if keys else repr(first)
+        where = "objective.value is not set" if key is None else f"objective.value={key}: not there"
+        raise UndefinedMetric(f"{where}; {call} returned {shown}{nearest(key, keys)}")
+    return first[key]
