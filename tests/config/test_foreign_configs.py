@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from studies import CONF
 from studyloom.config import foreign as foreign_module
 from studyloom.config import trust
-from studyloom.config.build import build
+from studyloom.config.build import build, find_target
 from studyloom.config.compose import Composer
 from studyloom.config.schema import SCHEMA
 from studyloom.data import Embedded, Idx, Loaded
@@ -144,6 +144,49 @@ def test_what_reaches_out_needs_consent_by_the_name_that_the_refusal_says(
     assert f"'trust=[{name}]'" in words
     cfg = composed(command, folder, f"trust=[{name}]")
     assert str(OmegaConf.select(cfg, key)).replace(str(out), "OUT") == str(value)
+
+
+ADAPTERS = {
+    "studyloom.integrations.Command": {"run": "touch OUT/x", "value": "(.)"},
+    "studyloom.integrations.Hydra": {"config": "OUT/a.yaml", "call": "os.system"},
+}
+
+
+@pytest.mark.parametrize("target", ADAPTERS)
+def test_an_objective_that_runs_what_the_config_names_needs_consent(
+    command, foreign, capsys, target
+):
+    """By the key, or argument by argument beside the adapters' package."""
+    objective = {"_target_": target} | ADAPTERS[target]
+    text = OmegaConf.to_yaml(OmegaConf.create({"objective": objective}))
+    named = (
+        *("--config-dir", str(foreign({"theirs": f"defaults: [mnist, _self_]\n{text}"}))),
+        *("--config-name", "theirs", "objective.direction=minimize"),
+    )
+    assert command(*named) == 2
+    told = capsys.readouterr().err
+    assert "'trust=[studyloom.integrations]'" in told
+    for name in ADAPTERS[target]:
+        assert f"theirs.yaml: objective.{name} reaches out of the study" in told
+        assert "'trust=[objective]'" in told
+    for agreed in ("studyloom.integrations", "studyloom", "storage"):
+        assert command(*named, f"trust=[{agreed}]") == 2
+    keys = ",".join(f"objective.{name}" for name in ADAPTERS[target])
+    for agreed in ("objective", f"studyloom.integrations,{keys}"):
+        cfg = command(
+            *named,
+            f"trust=[{agreed}]",
+            task=lambda cfg: find_target(cfg.objective),
+        )[0]
+        assert cfg.objective["_target_"] == target
+
+
+def test_arguments_of_ones_own_objective_are_not_theirs_to_set(command, foreign, capsys):
+    folder = foreign({"theirs": "defaults: [mnist, _self_]\nobjective: {run: rm, fold: 3}\n"})
+    assert command("--config-dir", str(folder), "--config-name", "theirs") == 2
+    told = capsys.readouterr().err
+    assert "objective.run reaches out of the study" in told
+    assert "did you mean folds?" in told
 
 
 @pytest.mark.parametrize("agreed", ["[os]", "[storage]", "[hydra]", "[trust,hydra.run]"])

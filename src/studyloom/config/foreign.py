@@ -346,8 +346,8 @@ def _section_mistakes(
             if section == "data" and name in PATHS and _is_own_file(value):
                 continue
             known = [] if section == "data" else [str(known) for known in SCHEMA[section]]
-            if section == "objective" and "_target_" in content:  # an argument of it
-                yield f"{key} {_refusal(section)}"
+            if section == "objective" and name not in known:  # an argument of its target
+                yield f"{key} {_refusal(section)}{nearest(name, known)}"
             elif known and name not in known:
                 yield no_such_key(key, known)
             else:

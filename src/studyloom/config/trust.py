@@ -208,7 +208,7 @@ def _distrust(target: Any, trusted: Sequence[str]) -> str | None:
     if not all(part.isidentifier() and not part.startswith("_") for part in (first, *rest)):
         return "is not a public name; write package.module.Class"
     if not is_below(target, (*CLASSES, *FUNCTIONS, *trusted)):
-        return _way_out(target if is_below(target, (ADAPTERS,)) else first)
+        return _way_out(ADAPTERS if is_below(target, (ADAPTERS,)) else first)
     try:
         # By import alone, and not through a module that has imported another one.
         parent = ".".join((first, *rest[:-1]))
