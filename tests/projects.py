@@ -12,6 +12,7 @@ SCRIPT = '''
     import json
     import os
     import random
+    import time
     from pathlib import Path
 
 
@@ -39,7 +40,7 @@ SCRIPT = '''
         for epoch in range(first, args.epochs + 1):
             print(f"Train Epoch: {epoch} [0/50]")
             while epoch == 4 and args.gate and not os.path.exists(args.gate):
-                pass
+                time.sleep(0.01)
             weight = train(args, weight)
             print(f"Test set: Average loss: {(weight - 3) ** 2:.12f}, Accuracy: 0/1 (0%)")
             if checkpoint:

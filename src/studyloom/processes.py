@@ -8,7 +8,6 @@ import hashlib
 import math
 import os
 import re
-import select
 import signal
 import socket
 import subprocess
@@ -34,7 +33,7 @@ exec "$@"
 """
 GRACE = 3.0  # seconds between SIGTERM and SIGKILL; a worker has 6 s to release its trial
 LONGEST_LINE = 2**16  # characters; what is longer is read in pieces
-AFTERWARDS = 1.0  # seconds for output of what a command has left behind
+LOOK = 0.02  # seconds between looks at what a command has printed
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux's <sys/prctl.h>
 
@@ -230,6 +229,8 @@ class GroupedProcess:
     Args:
         words: the program and its arguments.
         environment: all its variables.
+        output: the file to which all that it prints is appended. So nothing is lost of what it has
+            printed if this process is killed.
 
     Attributes:
         code: its exit code, negative for a signal; None until it has ended.
@@ -238,15 +239,18 @@ class GroupedProcess:
         OSError: no process can be started.
     """
 
-    def __init__(self, words: Sequence[str], environment: Mapping[str, str]) -> None:
-        self._process = subprocess.Popen(
-            ["sh", "-c", GROUP, "sh", *words],
-            env=environment,
-            stdin=subprocess.PIPE,  # closes when this process ends
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    def __init__(self, words: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
+        self._output = output
+        with output.open("ab") as file:
+            self._start = file.tell()
+            self._process = subprocess.Popen(
+                ["sh", "-c", GROUP, "sh", *words],
+                env=environment,
+                stdin=subprocess.PIPE,  # closes when this process ends
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     @property
     def code(self) -> int | None:
@@ -276,38 +280,43 @@ class GroupedProcess:
                     signal.pidfd_send_signal(child, signal.SIGKILL)
                 os.close(child)
             self._process.wait()
-            for stream in (self._process.stdin, self._process.stdout):
-                assert stream is not None
-                stream.close()
+            assert self._process.stdin is not None
+            self._process.stdin.close()
 
     def lines(self) -> Iterator[str]:
-        """Yields what the command prints, also on standard error, until it has ended.
+        """Yields the lines that the command prints until it has ended; see `read_lines`."""
+        yield from read_lines(self._output, self._start, lambda: self.code is not None)
 
-        A carriage return ends a line too, as progress bars have it.
-        """
-        assert self._process.stdout is not None
-        output, decoder = self._process.stdout.fileno(), codecs.getincrementaldecoder("utf-8")
-        decode, rest, ended = decoder("replace").decode, "", math.inf
-        ready = select.poll()
-        ready.register(output, select.POLLIN)
-        while time.monotonic() < ended + AFTERWARDS:
-            if self.code is not None:
-                ended = min(ended, time.monotonic())
-            if not ready.poll(100 if ended == math.inf else 0):
-                if ended < math.inf:
+
+def read_lines(
+    path: Path, start: int = 0, ended: Callable[[], bool] = lambda: True
+) -> Iterator[str]:
+    """Yields the lines of a file that may grow, in little memory.
+
+    A carriage return ends a line too, as progress bars have it.
+
+    Args:
+        path: of the file.
+        start: the position of the first byte to read.
+        ended: whether the file grows no more.
+    """
+    decode, rest = codecs.getincrementaldecoder("utf-8")("replace").decode, ""
+    with path.open("rb") as file:
+        file.seek(start)
+        while True:
+            last = ended()  # before the read, which then has all
+            if not (chunk := file.read(LONGEST_LINE)):
+                if last:
                     break
+                time.sleep(LOOK)
                 continue
-            chunk = os.read(output, LONGEST_LINE)
-            if not chunk:
-                break
             *whole, rest = re.split(r"\r\n|\n|\r", rest + decode(chunk))
             yield from whole
             if len(rest) > LONGEST_LINE:
                 yield rest
                 rest = ""
-        if rest:
-            yield rest
-        self._process.wait()
+    if rest:
+        yield rest
 
 
 def _group(group: int) -> list[int]:

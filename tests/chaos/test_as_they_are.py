@@ -1,4 +1,4 @@
-"""A command, and a Hydra application, tuned as they are by real commands; nothing of theirs is left.
+"""A command, and a Hydra application, tuned as they are by real commands of ours.
 
 Their files are those of people: none has a line of ours, and none is changed.
 """
@@ -86,13 +86,13 @@ class Project:
     def run(self, *overrides: str, code: int = 0) -> str:
         return self.end(self.start(*overrides), code)
 
-    def processes(self, word: bytes = b"") -> list[int]:
-        """All processes of its commands; with a word only those whose command line has it."""
+    def processes(self, first: bytes = b"") -> list[int]:
+        """All processes of its commands, or those whose command line begins so."""
         pids = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 mine = f"STUDYLOOM_TEST={self.mark}".encode() in (process / "environ").read_bytes()
-                if mine and word in (process / "cmdline").read_bytes():
+                if mine and (process / "cmdline").read_bytes().startswith(first):
                     pids.append(int(process.name))
             except OSError:
                 continue
@@ -151,7 +151,7 @@ def test_killed_at_a_random_moment_it_goes_on_to_the_values_of_the_undisturbed_r
     project = make()
     process = project.start(*gate)
     until(lambda: project.log("trial-*.log").count("Epoch: 4") == 2, 120)
-    scripts = project.processes(b"main.py")
+    scripts = project.processes(b"python\0main.py")
     assert len(scripts) >= 2
     if killed == "worker":
         worker = parent(scripts[0])
@@ -171,7 +171,7 @@ def test_killed_at_a_random_moment_it_goes_on_to_the_values_of_the_undisturbed_r
     else:
         project.run(*gate)
     assert project.outcomes() == clean.outcomes()
-    again = [text for text in re.split(r"^\$ ", project.log("*.log"), flags=re.MULTILINE)]
+    again = re.split(r"^\$ ", project.log("*.log"), flags=re.MULTILINE)
     assert any("Epoch: 4" in text and "Epoch: 1 " not in text for text in again)
 
 

@@ -8,12 +8,10 @@ class Run:
 
     Args:
         folder: of the trial.
-        value: that was reported last, at `step`, by an attempt before.
     """
 
-    def __init__(self, folder, value=None, step=-1):
+    def __init__(self, folder):
         self.dir, self.seed, self.trial, self.stage = folder, 7, 3, "search"
-        self.value, self.step = value, step
         self.reports = []
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -23,4 +21,4 @@ class Run:
 
 @pytest.fixture
 def make_run(tmp_path):
-    return lambda **before: Run(tmp_path / "trial", **before)
+    return lambda: Run(tmp_path / "trial")

@@ -81,7 +81,9 @@ def test_without_a_pattern_of_steps_values_are_counted(config, make_run):
     (run.dir / "checkpoint").touch()
     assert says('for v in (3, 2, 1): print("v=%d" % v)')(config(), run) == 1.0
     assert run.reports == [(1, 3.0), (2, 2.0), (3, 1.0)]
-    assert list(run.dir.iterdir()) == []  # it begins anew, as the counting does
+    assert [path.name for path in run.dir.iterdir()] == [
+        ".output"
+    ]  # it begins anew, as the counting does
 
 
 def test_a_step_may_stand_in_the_line_or_in_one_before_and_is_reported_once(config, make_run):
@@ -93,10 +95,11 @@ def test_a_step_may_stand_in_the_line_or_in_one_before_and_is_reported_once(conf
 
 def test_what_was_reported_before_a_kill_is_kept_and_not_reported_again(config, make_run):
     text = 'for i in (1, 2, 3): print("epoch %d v=%d" % (i, i))'
-    run = make_run(value=2.0, step=2)
+    run = make_run()
+    (run.dir / ".output").write_text("epoch 1 v=1\nepoch 2 v=2.5\nepoch 3 v=0.00")
     assert says(text, step=r"epoch (\d+)")(config(), run) == 3.0
-    assert run.reports == [(3, 3.0)]
-    finished = make_run(value=3.0, step=3)
+    assert run.reports == [(1, 1.0), (2, 2.5), (3, 3.0)]
+    finished = make_run()
     assert says('print("finished already")', step=r"epoch (\d+)")(config(), finished) == 3.0
 
 
@@ -207,13 +210,17 @@ def test_what_a_command_leaves_behind_ends_with_it(config, make_run):
 def test_a_command_ends_when_the_process_that_runs_it_is_killed(tmp_path):
     code = (
         "import os, sys\n"
+        "from pathlib import Path\n"
         "from studyloom.processes import GroupedProcess\n"
-        "with GroupedProcess(['sleep', '1000'], dict(os.environ)) as process:\n"
+        "with GroupedProcess(['sleep', '1000'], dict(os.environ), Path(sys.argv[1])) as process:\n"
         "    print(process._process.pid, flush=True)\n"
         "    sys.stdin.read()\n"
     )
     parent = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, tmp_path / "output"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     pid = int(parent.stdout.readline())
     assert is_running(pid)

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from studyloom.config.values import value_at
-from studyloom.integrations.output import Log, Output, pattern_mistakes
+from studyloom.integrations.output import Log, Output, earlier_lines, pattern_mistakes
 from studyloom.integrations.words import (
     fill,
     names_in,
@@ -71,32 +71,31 @@ class Command:
         Raises:
             CommandFailed: it printed no value, or ended with another code than 0.
         """
+        record, output = run.dir / ".output", Output(self.value, self.step, run)
         if self.step is None:  # it begins anew, as the counting does
             shutil.rmtree(run.dir, ignore_errors=True)
             run.dir.mkdir(parents=True, exist_ok=True)
+        for line in earlier_lines(record):  # of attempts that were cut short
+            output.take(line)
         ours = {"seed": run.seed, "trial": run.trial, "checkpoint_dir": run.dir.absolute()}
         words = fill(self.run, _params(config) | ours)
         told = {f"STUDYLOOM_{name.upper()}": str(value) for name, value in ours.items()}
         inherited = {name: os.environ[name] for name in os.environ if name not in INTERNAL}
-        output, last = Output(self.value, self.step), getattr(run, "step", -1)
-        known: float | None = getattr(run, "value", None)
+        # Python would hold back what it prints into a file.
+        environment = inherited | {"PYTHONUNBUFFERED": "1"} | told
         stage = "" if run.stage == "search" else f"{run.stage}-"
         path = Path(config.run_dir, "logs", f"{stage}trial-{run.trial}.log")
-        # Python would hold back what it prints into a pipe.
-        environment = inherited | {"PYTHONUNBUFFERED": "1"} | told
-        with Log(path) as log, GroupedProcess(words, environment) as process:
+        with Log(path) as log, GroupedProcess(words, environment, record) as process:
             log.write(f"$ {mask_passwords(shlex.join(words))}")
             for line in process.lines():
                 log.write(line)
-                if (found := output.find(line)) is not None and found[0] > last:
-                    last, known = found
-                    run(known, last)
+                output.take(line)
             code = process.code
         if code:
             raise output.failed(f"the command ended with {WorkerExit(code)}")
-        if known is None:
+        if output.reported is None:
             raise output.failed(f"objective.value found nothing, with the pattern {self.value}")
-        return known
+        return output.reported[1]
 
 
 def _params(config: DictConfig) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """What a command prints: the steps and values in it, its last lines, and the log of a trial."""
 
+import os
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from studyloom.errors import CommandFailed
+from studyloom.processes import read_lines
 from studyloom.text import shorten
 
 LAST_LINES = 12
@@ -40,20 +42,34 @@ def pattern_mistakes(key: str, pattern: Any, group: str) -> Iterator[str]:
 
 @dataclass
 class Output:
-    """Finds steps and values in lines, and remembers the last lines.
+    """Finds steps and values in lines, reports them, and remembers the last lines.
 
     Args:
         value: the pattern of a value.
         step: the pattern of a step; None if values are counted, from 1.
+        report: called with each value and its step, if that is larger than the one before.
 
     Attributes:
+        reported: the step and the value that were reported last.
         last: the last lines.
     """
 
     value: str
     step: str | None
+    report: Callable[[float, int], None]
+    reported: tuple[int, float] | None = None
     last: deque[str] = field(default_factory=lambda: deque(maxlen=LAST_LINES))
     _step: int | None = None  # that was found last, or counted
+
+    def take(self, line: str) -> None:
+        """Reports what a line holds.
+
+        A command that begins anew prints again what is known; then what was first there counts.
+        """
+        found = self.find(line)
+        if found is not None and (self.reported is None or found[0] > self.reported[0]):
+            self.reported = found
+            self.report(found[1], found[0])
 
     def find(self, line: str) -> tuple[int, float] | None:
         """Returns the step and the value of a line; None without a value, or before a step.
@@ -88,6 +104,25 @@ class Output:
         shown = " | ".join([*self.last][-3:])
         end = f"the last lines that the command printed: {shown}" if shown else "it printed nothing"
         return CommandFailed(f"{why}; {end}", "\n".join(self.last))
+
+
+def earlier_lines(record: Path) -> Iterator[str]:
+    """Yields what earlier attempts have printed, without a last line that was cut short.
+
+    That is taken out of the file too, so that the next line does not continue it.
+    """
+    with suppress(FileNotFoundError):
+        with record.open("r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            while end > 0:
+                begin = max(0, end - 2**16)
+                file.seek(begin)
+                if (found := file.read(end - begin).rfind(b"\n")) >= 0:
+                    end = begin + found + 1
+                    break
+                end = begin
+            file.truncate(end)
+        yield from read_lines(record)
 
 
 class Log:

@@ -5,7 +5,6 @@ the training of networks is one kind, and a loop of the user's own is another.
 """
 
 __all__ = [
-    "adapters",
     "costs",
     "function",
     "jobs",

@@ -1,6 +1,7 @@
 """A question whose trials call a loop of the user's own: `(config, run) -> value`."""
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,23 +9,100 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from studyloom.config.build import build
-from studyloom.config.values import value_at
+from studyloom.config.build import build, find_target
+from studyloom.config.compose import Composer
+from studyloom.config.overrides import explain_key
+from studyloom.config.values import value_at, with_values
 from studyloom.data.folds import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
 from studyloom.metrics import DIRECTIONS, Goal, Metric
-from studyloom.question.adapters import AdaptedQuestion
 from studyloom.question.costs import Cost, Limit, parse_limits
 from studyloom.question.jobs import build_function
 from studyloom.question.loop import Loop, LoopJob, LoopObjective, why_not_callable
 from studyloom.question.loop_run import Place, Run
 from studyloom.question.numbers import finite
 from studyloom.question.objective import Attempt
-from studyloom.question.question import FIRST, Question
+from studyloom.question.question import FIRST, Question, flatten
 from studyloom.seeds import derive
+from studyloom.space.language import parse_space
 from studyloom.space.tree import Point
 from studyloom.training.randomness import seeded
+
+
+PARAMS = "params"
+
+
+class AdaptedQuestion(Question):
+    """A question whose objective may be an adapter: one that says more of itself than a function.
+
+    A section `objective` may build an object. It is called as a loop is, and may have these methods:
+
+    * `check(config, space)` returns a line for each mistake that can be seen before trial 0;
+    * `code()` returns digests of source files that decide a value, by `code.NAME`;
+    * `composed()` returns a configuration of its own. The names of the space are the keys of that
+      one, and the section `params` holds what is set in it: the values of a trial, and the user's.
+    """
+
+    @classmethod
+    def ask(cls, cfg: DictConfig, composer: Composer) -> Question:
+        """Returns the question that a composed config asks; see `Question.ask`.
+
+        Raises:
+            ConfigError: every mistake in the section `space` itself; if the objective has a
+                configuration of its own, also each name that is no key of that.
+        """
+        config = _composed(cfg.objective)
+        if config is None:
+            return super().ask(cfg, composer)
+        space = parse_space(value_at(cfg, "space") or {}, lambda group: [], PARAMS)
+        params: Any = value_at(cfg, PARAMS) or {}
+        leaves = [leaf for _, nodes in space.branches() for leaf in nodes]
+        given = {key: PARAMS for key, _ in flatten(params)} if params else {}
+        named = {leaf.name: "space" for leaf in leaves}
+        mistakes = [
+            f"{section}.{name}: {problem}"
+            for name, section in (given | named).items()
+            if (problem := explain_key(name, config))
+        ]
+        if mistakes:
+            raise ConfigError(mistakes)
+        config.merge_with(params)
+        values = OmegaConf.create(params)
+        for leaf in leaves:
+            OmegaConf.update(values, leaf.name, value_at(config, leaf.name), merge=False)
+        cfg = with_values(cfg, {PARAMS: OmegaConf.to_container(values)})
+        composer.keep(cfg)
+        return cls(cfg, composer, space)
+
+    @functools.cached_property
+    def adapter(self) -> Any:
+        """The objective as it is built at the config as composed; None if it cannot be."""
+        try:
+            return build_function(self.config.objective)
+        except ConfigError:  # `preflight` reports it
+            return None
+
+    @functools.cached_property
+    def code(self) -> dict[str, str]:
+        """The digests of the user's own code, with those that the adapter knows."""
+        own: dict[str, str] = _call(self.adapter, "code", dict)
+        return {**super().code, **own}
+
+    def identity(self, digest: str) -> dict[str, Any]:
+        """Returns all values that identify the question; see `Question.identity`."""
+        config = _call(self.adapter, "composed", lambda: None)
+        if config is None:
+            return super().identity(digest)
+        # Unresolved: ${now:…} is another at each start. What YAML does not know becomes text.
+        plain = OmegaConf.to_container(config, resolve=False)
+        own = flatten(json.loads(json.dumps(plain, default=str)), "objective.config")
+        return super().identity(digest) | dict(own)
+
+    def check_adapter(self) -> list[str]:
+        """Returns the mistakes that the adapter finds in what it was given."""
+        mistakes: list[str] = _call(self.adapter, "check", lambda *_: [], self.config, self.space)
+        return mistakes
 
 
 @dataclass(frozen=True)
@@ -278,3 +356,19 @@ def _job(data: TrainingData, fold: Fold | None, position: int, seed: int) -> Loo
 
 def _no_score(outputs: object, targets: object) -> None:
     raise AssertionError("a function of the user's own returns the value itself")
+
+
+def _composed(objective: DictConfig) -> DictConfig | None:
+    """Returns the configuration of its own that an objective has; None if it has none."""
+    try:
+        target = find_target(objective)
+    except ConfigError:  # `preflight` reports it
+        return None
+    if not hasattr(target, "composed"):
+        return None
+    config: DictConfig | None = _call(build_function(objective), "composed", lambda: None)
+    return config
+
+
+def _call(adapter: Any, method: str, otherwise: Callable[..., Any], *arguments: Any) -> Any:
+    return getattr(adapter, method, otherwise)(*arguments)
