@@ -29,14 +29,13 @@ from studyloom.space.language import parse_space
 from studyloom.space.tree import Point
 from studyloom.training.randomness import seeded
 
-
 PARAMS = "params"
 
 
 class AdaptedQuestion(Question):
     """A question whose objective may be an adapter: one that says more of itself than a function.
 
-    A section `objective` may build an object. It is called as a loop is, and may have these methods:
+    A section `objective` may build an object. It is called as a loop is, and may have methods:
 
     * `check(config, space)` returns a line for each mistake that can be seen before trial 0;
     * `code()` returns digests of source files that decide a value, by `code.NAME`;
