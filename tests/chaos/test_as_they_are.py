@@ -208,6 +208,7 @@ def test_a_pruned_trial_ends_the_whole_process_group(make):
         "+pruner.lower=1e9",
         "study.baseline=false",
         "launcher.workers=1",
+        code=1,  # no trial has a result
     )
     trials = project.trials()
     assert [t.state for t in trials] == [TrialState.PRUNED] * 3
