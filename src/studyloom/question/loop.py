@@ -18,6 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.utils.data import Dataset
 
+from studyloom.config.compose import own_world
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import Goal
 from studyloom.question.costs import Cost, Limit
@@ -215,7 +216,9 @@ class LoopObjective:
             interruptible.enter_context(stopping.interruptible())
             run = self._run = self.loop.run_at(self._place(job), send, self._saved)
             try:
-                returned = self.loop.function(self.loop.config_of(job.seed), run)
+                config = self.loop.config_of(job.seed)
+                with own_world():
+                    returned = self.loop.function(config, run)
                 run.flush()
                 value = self.loop.values_of(returned, run)
             except BaseException:
