@@ -76,6 +76,9 @@ COVERED = {
     "python -m studies.mnist launcher.workers=4": (
         f"{RUN}a_study_ends_with_its_answer_and_the_next_commands"
     ),
+    "python -m studies.mnist launcher.ranks=2 launcher.workers=2": (
+        f"{CLUSTERS}several_ranks.py::test_ranks_that_are_killed_at_any_moment_cost_nothing"
+    ),
     "python -m studies.mnist launcher=join": (
         f"{RUN}a_worker_joins_by_hand_and_makes_the_study_if_it_is_the_first"
     ),

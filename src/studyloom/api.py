@@ -337,7 +337,7 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     error: Exception | None = None
     with _quiet_optuna(), Stop(cfg.study.timeout) as stop:
         prepared = prepare(cfg)
-        _check_main(cfg, prepared.launcher.count(2))
+        _check_main(cfg, prepared.launcher.count(2) * getattr(prepared.launcher, "ranks", 1))
         # No fork server: a fork would hang if this process has run OpenMP's threads before.
         prepared, plan = flow.open_plan(prepared, stop, worker=False)
         try:
@@ -358,14 +358,14 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
 
 def _check_main(cfg: DictConfig, workers: int) -> None:
     """Raises ConfigError if several workers would need a class that only this process has."""
-    # With a time limit for trials a single worker is a process too.
+    # With a time limit for trials, or several ranks, a single worker is a process too.
     if workers < 2 and cfg.study.trial_timeout is None:
         return
     if targets := re.findall(r"_target_: ['\"]?(__main__\.[\w.]+)", OmegaConf.to_yaml(cfg)):
         raise ConfigError(
             [
                 f"{target}: workers are processes of their own and cannot import it; move it into "
-                "a module, or set launcher.workers=1 and study.trial_timeout=null"
+                "a module, or set launcher.workers=1, launcher.ranks=1 and study.trial_timeout=null"
                 for target in dict.fromkeys(targets)
             ]
         )

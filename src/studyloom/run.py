@@ -36,6 +36,7 @@ from studyloom.launch.command import WORKER_VARIABLE, Command
 from studyloom.launch.fork_server import ForkServer
 from studyloom.launch.line import Line
 from studyloom.launch.prepare import Prepared, check_connections, prepare, prepare_to_join
+from studyloom.launch.ranks import start_ranks
 from studyloom.launch.task import Task, follow_parent
 from studyloom.launch.watch import Death, watch
 from studyloom.processes import LastingOutput, prepare_streams, worker_id
@@ -84,8 +85,7 @@ def run(cfg: DictConfig, command: Command | None = None) -> None:
     """
     prepare_streams()
     command = command or Command.of_this_process()
-    # A fork is younger than the command.
-    began = time.monotonic() - command.age()
+    began = time.monotonic() - command.age()  # a fork is younger than the command
     command = replace(command, age=lambda: time.monotonic() - began)
     if WORKER_VARIABLE in os.environ:
         run_here(cfg, command, Line.of_launcher())
@@ -140,19 +140,19 @@ def run_here(
     death: Death | None = None,
 ) -> NoReturn:
     """Does the same in this process, which may be that of a worker that a launcher started."""
-    worker = WORKER_VARIABLE in os.environ
+    worker, code = WORKER_VARIABLE in os.environ, 0
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(asctime)s %(message)s"))
     logging.basicConfig(level=logging.INFO if worker else logging.WARNING, handlers=[handler])
     logging.captureWarnings(True)
+    peers = start_ranks(cfg, command, line)
     if worker:
         follow_parent(line)
     line.follow()
-    code = 0
-    with line.saying_end(), Stop(cfg.study.timeout, line.is_asked) as stop:
+    with line.saying_end(), peers, Stop(cfg.study.timeout, line.is_asked) as stop:
         try:
-            prepared = prepare_to_join(cfg) if worker else prepare(cfg)
+            prepared = (prepare_to_join if worker else prepare)(cfg, peers.connect())
             if cfg.study.dry_run:
                 print_dry_run(prepared.question, make_console(LastingOutput()))
                 sys.exit()
@@ -164,7 +164,7 @@ def run_here(
         task = task_of(prepared, plan, command, line, fork_server)
         try:
             if death is not None:
-                task.ledger.record_death(worker_id(death.pid), f"the worker ended with {death.end}")
+                task.ledger.record_death(worker_id(death.pid), death.words)
             if worker:
                 prepared.launcher.launch(task, stop)
             else:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from commands import CANARY, environment
 from harness import outcomes, until
+from ranked import RanksRun
 from runs import STUDY, Run, kill
 
 pytestmark = [
@@ -276,3 +277,20 @@ def test_a_killed_command_takes_its_cluster_with_it(alone, undisturbed):
     until(lambda: not alone.processes(), 15)
     assert not [path for pid in pids for path in Path("/tmp").glob(f"studyloom-ray-{pid}-*")]
     alone.go_on(undisturbed)
+
+
+def test_two_ranks_have_a_gpu_each_in_one_actor_and_one_that_is_killed_costs_nothing(
+    tmp_path, postgres_url, cluster
+):
+    one = RanksRun(tmp_path / "one", f"sqlite:///{tmp_path}/one/study.db")
+    one.end(one.start(), 0)
+    actors = ("launcher=ray", f"launcher.address={cluster.address}")
+    run = RanksRun(tmp_path / "run", postgres_url, *actors)
+    process, ranks, go_on = run.at_work()
+    assert [*map(device, ranks)] == ["0,1", "0,1"]
+    os.kill(ranks[1], signal.SIGKILL)
+    until(lambda: not {*ranks} & {*run.processes()}, 20)
+    go_on()
+    printed = run.end(process, 0)
+    assert "rank 1 of a worker ended with signal SIGKILL" in printed
+    assert outcomes(run.stored()) == outcomes(one.stored())

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from commands import ROOT
 from harness import outcomes, until
+from ranked import RanksRun
 from runs import STUDY, Run, kill
 
 pytestmark = pytest.mark.slurm
@@ -88,6 +89,10 @@ class Job(Run):
                     v.partition("=")[2] for v in variables if v.startswith("CUDA_VISIBLE_DEVICES=")
                 }
         return sorted(devices)
+
+
+class RanksJob(Job, RanksRun):
+    """The same of one task, whose trials are trained by two ranks."""
 
 
 @pytest.fixture
@@ -166,3 +171,19 @@ def test_sqlite_is_refused_since_other_hosts_do_not_see_it(tmp_path):
     run = Run(tmp_path / "run", f"sqlite:///{tmp_path}/run/study.db", SLURM)
     printed = run.end(run.start(), 2)
     assert "is out of reach for the workers that this launcher starts on other hosts" in printed
+
+
+def test_a_task_of_two_ranks_has_two_gpus_and_a_rank_that_is_killed_costs_nothing(
+    tmp_path, postgres_url
+):
+    one = RanksRun(tmp_path / "one", f"sqlite:///{tmp_path}/one/study.db")
+    one.end(one.start(), 0)
+    two = ("launcher=slurm", "launcher.gres=gpu:2", "launcher.cpus=2")
+    job = RanksJob(tmp_path / "run", postgres_url, *two)
+    _, ranks, go_on = job.at_work()
+    os.kill(ranks[1], signal.SIGKILL)
+    until(lambda: not {*ranks} & {*job.processes()}, 20)
+    go_on()
+    job.end()
+    assert "rank 1 of the worker ended with signal SIGKILL; another one goes on" in job.logs()
+    assert outcomes(job.stored()) == outcomes(one.stored())

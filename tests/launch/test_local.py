@@ -9,8 +9,11 @@ from commands import BARE, QUICK, ROOT, start, study
 from live_processes import command_of, linux, processes_of, until
 from optuna.trial import TrialState
 
+from studyloom.errors import LaunchError
 from studyloom.launch import local
-from studyloom.launch.local import Local, gpus
+from studyloom.launch.local import Join, Local, gpus
+from studyloom.launch.ray import Ray
+from studyloom.launch.slurm import Slurm
 from studyloom.study.stored_study import open_study
 
 # Trials of four epochs, whose workers can be met in the second.
@@ -253,6 +256,41 @@ def test_each_worker_has_its_device_and_its_share_of_the_cores(machine):
     machine()
     assert "CUDA_VISIBLE_DEVICES" not in Local(workers=16).environments(16)[0]
     assert Local(workers=16).environments(16)[0]["OMP_NUM_THREADS"] == "1"
+
+
+def test_a_worker_of_several_ranks_has_a_device_for_each(machine):
+    machine("0", "1", "2", "3")
+    two = Local(ranks=2)
+    assert (two.count(100), Local(ranks=4).count(100), Local(ranks=2, per_gpu=3).count(9)) == (
+        2,
+        1,
+        6,
+    )
+    seen = [each["CUDA_VISIBLE_DEVICES"] for each in two.environments(3)]
+    assert seen == ["0,1", "2,3", "0,1"]
+    machine()
+    assert (Local(ranks=2).count(100), Local(ranks=16).count(100)) == (4, 1)
+    assert "CUDA_VISIBLE_DEVICES" not in Local(ranks=2).environments(1)[0]
+
+
+@pytest.mark.parametrize("ranks", [3, 8])
+def test_ranks_that_do_not_divide_the_gpus_are_refused(machine, ranks):
+    machine("0", "1", "2", "3")
+    with pytest.raises(ValueError, match=rf"ranks must divide the 4 GPUs .* 1, 2, 4; got {ranks}"):
+        Local(ranks=ranks)
+
+
+@pytest.mark.parametrize("launcher", [Local, Join, Slurm, Ray])
+@pytest.mark.parametrize("ranks", [0, -1, 1.5, True, "two"])
+def test_a_number_of_ranks_that_is_none_is_refused(launcher, ranks):
+    words = rf"launcher.ranks must be a whole number of at least 1; got {ranks!r}"
+    with pytest.raises(ValueError, match=words):
+        launcher(ranks=ranks)
+
+
+def test_ranks_of_a_worker_by_hand_need_a_command():
+    with pytest.raises(LaunchError, match=r"launcher.ranks=2: ranks need processes of their own"):
+        Join(ranks=2).launch(None, lambda: False)
 
 
 def test_workers_get_only_the_devices_that_this_process_sees(monkeypatch):

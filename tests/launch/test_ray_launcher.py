@@ -45,11 +45,20 @@ def test_what_ray_cannot_give_a_worker_is_refused_by_name(settings):
         ({"num_gpus": 2}, {"CPU": 8.0, "GPU": 3.0}, 1),
         ({"num_gpus": 0}, {"CPU": 8.0, "GPU": 3.0}, 8),
         ({"num_gpus": 1}, {"CPU": 8.0}, 0),
+        ({"ranks": 2}, {"CPU": 8.0, "GPU": 4.0}, 2),
+        ({"ranks": 2}, {"CPU": 3.0, "GPU": 4.0}, 1),
+        ({"ranks": 3}, {"CPU": 8.0}, 2),
     ],
 )
 def test_a_node_has_room_for_as_many_workers_as_all_it_has_allows(settings, resources, workers):
     launcher = Ray(**settings)
     assert launcher.room(resources, launcher.share([resources])) == workers
+
+
+@pytest.mark.parametrize("gpus", [0.5, 1, 4])
+def test_a_worker_of_two_ranks_has_two_gpus_or_none(gpus):
+    with pytest.raises(ValueError, match=rf"num_gpus must be 2, .*ranks=2, 0, or null; got {gpus}"):
+        Ray(ranks=2, num_gpus=gpus)
 
 
 def test_a_cluster_with_an_address_leaves_the_host_and_one_of_our_own_does_not(monkeypatch):

@@ -21,7 +21,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
 from studyloom.question.preflight import probes, try_out
 from studyloom.question.question import Question
-from studyloom.question.validation import validate
+from studyloom.question.validation import check_ranks, validate
 
 pytestmark = pytest.mark.usefixtures("composing")
 IMAGES = Split(torch.zeros(500, 1, 8, 8), torch.arange(500) % 10, 10, "images")
@@ -623,3 +623,11 @@ def test_a_rule_may_name_what_has_a_limit_and_nothing_else_with_one_objective():
 
 def test_the_rule_is_no_part_of_the_question():
     assert ask(*TWO, "winner.rule='min parameters'").identity("") == ask(*TWO).identity("")
+
+
+def test_a_batch_that_cannot_be_divided_among_the_ranks_is_named():
+    question = ask("space=lr", "+space.train.batch_size.choice=[2,32]", "train.batch_size=32")
+    assert [*check_ranks(question, 2)] == []
+    assert [*check_ranks(question, 4)] == [
+        "train.batch_size must be at least 4, an example for each of launcher.ranks=4; got 2"
+    ]

@@ -220,6 +220,9 @@ def test_another_environment_has_a_tolerance_and_is_named(work, again):
     )
     assert f"torch: 1.0 → {torch.__version__}" in text
     assert "commit: abc →" in text
+    made["environment"] |= {"torch": torch.__version__, "ranks": 2}  # of two processes
+    code, text = again(tampered(stored, **{MADE: made, EPOCHS: curve}))
+    assert (code, "ranks: 2 → 1" in text) == (0, True)
     curve["value"][1] += 2 / 40
     code, text = again(tampered(stored, **{EPOCHS: curve}))
     assert code == 1

@@ -14,6 +14,7 @@ __all__ = [
     "local",
     "prepare",
     "process_group",
+    "ranks",
     "ray",
     "slurm",
     "supervisor",

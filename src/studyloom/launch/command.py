@@ -59,6 +59,11 @@ class Command:
         left_out = tuple(f"{key}{end}" for key in keys for end in ("=", "."))
         return [argument for argument in self.arguments if not argument.startswith(left_out)]
 
-    def worker(self) -> list[str]:
-        """Returns the arguments with which a Python interpreter runs a worker of this command."""
-        return [*self.program, *self.without("launcher"), "launcher=join"]
+    def worker(self, ranks: int = 1) -> list[str]:
+        """Returns the arguments with which a Python interpreter runs a worker of this command.
+
+        Args:
+            ranks: how many processes train each of its trials.
+        """
+        several = [f"launcher.ranks={ranks}"] if ranks > 1 else []
+        return [*self.program, *self.without("launcher"), "launcher=join", *several]

@@ -9,6 +9,7 @@ Only the standard library is imported: the actors of Ray use this module.
 
 import contextlib
 import os
+import re
 import select
 import signal
 import socket
@@ -22,6 +23,7 @@ ASK = b"a"  # to stop; a signal follows
 CLAIMED = b"c"  # a slot
 RELEASED = b"r"  # the trial, because of a signal that came to this process alone
 UNABLE = b"u"  # to do any work
+RANK = re.compile(rb"p(\d+):(-?\d+);")  # another rank of the trial has ended, with an exit code
 ENDED = b"e"  # in order; the next byte is the exit code
 LINGER = 8.0  # seconds from the end that a process has announced to its end
 PATIENCE = 1.0  # seconds that the launcher's word may come later than its signal
@@ -122,6 +124,10 @@ class Line:
         """Says that this process ends because of a signal that came to it alone."""
         self._say(RELEASED)
 
+    def say_rank_ended(self, rank: int, code: int) -> None:
+        """Says that this process ends because another rank of its trial has ended."""
+        self._say(b"p%d:%d;" % (rank, code))
+
     def say_unable(self) -> None:
         """Says that this process cannot use the GPU."""
         self._say(UNABLE)
@@ -156,6 +162,7 @@ class Heard:
         unable: whether it cannot use the GPU.
         code: the exit code with which it ends in order; None if it has not said so.
         until: when it is to have ended, on the monotonic clock; None for no limit.
+        rank: the number and exit code of another rank of its trial, because of whose end it ends.
     """
 
     claimed: bool = False
@@ -163,6 +170,7 @@ class Heard:
     unable: bool = False
     code: int | None = None
     until: float | None = None
+    rank: tuple[int, int] | None = None
 
     def hear(self, words: bytes) -> None:
         """Takes words from the line; none means that its other end is closed."""
@@ -170,6 +178,8 @@ class Heard:
         self.claimed |= CLAIMED in said
         self.released |= RELEASED in said
         self.unable |= UNABLE in said
+        if (ended := RANK.search(said)) is not None:
+            self.rank = int(ended[1]), int(ended[2])
         if end:
             self.code = code[0] if code else 1
         if (end or not words) and self.until is None:

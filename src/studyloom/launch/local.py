@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from studyloom.errors import LaunchError
 from studyloom.launch.command import WORKER_VARIABLE
@@ -23,15 +24,28 @@ from studyloom.study.stopping import Stop
 
 @dataclass(frozen=True)
 class Join:
-    """One worker in this process; a thread renews its lease, and the worker after each epoch."""
+    """One worker in this process; a thread renews its lease, and the worker after each epoch.
 
+    Args:
+        ranks: the processes that train each trial together, of which this one is the first.
+    """
+
+    ranks: int = 1
     leaves_host = False
+
+    def __post_init__(self) -> None:
+        check_ranks(self.ranks)
 
     def count(self, slots: int) -> int:
         return min(1, slots)
 
     def launch(self, task: Task, stop: Stop) -> None:
         """Works in this process. Raises StorageLost, Halted, and LaunchError if work is left."""
+        if self.ranks > 1 and not dist.is_initialized():
+            raise LaunchError(
+                f"launcher=join launcher.ranks={self.ranks}: ranks need processes of their own, "
+                "which only a command starts; use the command, or launcher=local"
+            )
         if WORKER_VARIABLE in os.environ:  # the launcher renews the lease
             task.work(stop)
             return
@@ -47,12 +61,15 @@ class Local:
 
     Args:
         workers: a number, or `auto`: `per_gpu` for each GPU, or one for each core if there is no
-            GPU. There are never more workers than open slots.
+            GPU; with several ranks, for each `ranks` GPUs or cores. There are never more workers
+            than open slots.
         per_gpu: the number of workers that share a GPU.
+        ranks: the processes that train each trial of a worker together, each on its own GPU.
     """
 
     workers: int | str = "auto"
     per_gpu: int = 1
+    ranks: int = 1
     leaves_host = False
 
     def __post_init__(self) -> None:
@@ -61,15 +78,24 @@ class Local:
             raise ValueError(
                 f"launcher.per_gpu must be a whole number of at least 1; got {self.per_gpu!r}"
             )
+        check_ranks(self.ranks)
+        count = len(gpus()) if self.ranks > 1 else 0
+        if count % self.ranks:
+            divisors = ", ".join(str(n) for n in range(1, count + 1) if not count % n)
+            raise ValueError(
+                f"launcher.ranks must divide the {count} GPUs here, one for each rank: {divisors}; "
+                f"got {self.ranks}; choose another number, or set CUDA_VISIBLE_DEVICES"
+            )
 
     def launch(self, task: Task, stop: Stop) -> None:
         """Works on the task. Raises LaunchError and StorageLost."""
         count = self.count(task.todo())
         # With a time limit a single worker has a process too: a trial that hangs ends with it.
-        if count <= 1 and task.limits.trial_timeout is None:
+        # So has each rank.
+        if count <= 1 and task.limits.trial_timeout is None and self.ranks == 1:
             Join().launch(task, stop)
             return
-        command = [sys.executable, *task.command.worker()]
+        command = [sys.executable, *task.command.worker(self.ranks)]
         age = {WORKER_VARIABLE: f"{task.command.age():.3f}"}
         # With the process id: two commands at once on one run directory share no log.
         prefix = f"{host_id()}-{os.getpid()}-worker"
@@ -86,12 +112,17 @@ class Local:
     def count(self, slots: int) -> int:
         """Returns how many workers to start for a number of open slots."""
         if self.workers == "auto":
-            return min(len(gpus()) * self.per_gpu or cores(), slots)
+            devices, per_device = (len(gpus()), self.per_gpu) if gpus() else (cores(), 1)
+            return min(max(1, devices // self.ranks) * per_device, slots)
         return min(int(self.workers), slots)
 
     def environments(self, count: int) -> list[dict[str, str]]:
-        """Returns the variables of each worker: its device, and its share of the cores."""
-        devices = gpus()
+        """Returns the variables of each worker: its devices, and its share of the cores."""
+        found = gpus()
+        devices = [
+            ",".join(found[first : first + self.ranks])
+            for first in range(0, len(found), self.ranks)
+        ]
         threads = str(max(1, cores() // count))
         shared = {
             "OMP_NUM_THREADS": threads,
@@ -109,6 +140,12 @@ def check_workers(workers: object) -> None:
         raise ValueError(
             f"launcher.workers must be auto, or a whole number of at least 1; got {workers!r}"
         )
+
+
+def check_ranks(ranks: object) -> None:
+    """Raises ValueError if launcher.ranks is not a number of processes."""
+    if type(ranks) is not int or ranks < 1:
+        raise ValueError(f"launcher.ranks must be a whole number of at least 1; got {ranks!r}")
 
 
 def gpus() -> list[str]:

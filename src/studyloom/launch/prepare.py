@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ from studyloom.launch.task import Launcher
 from studyloom.processes import end_if_forked
 from studyloom.question.function import FunctionQuestion
 from studyloom.question.question import Question
-from studyloom.question.validation import check_sections, validate
+from studyloom.question.validation import check_ranks, check_sections, validate
 from studyloom.search.warm_start import WarmStarts, find_warm_starts
 from studyloom.storage.connections import connections_left
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url
 from studyloom.study.enqueue import known_sources, ranked_trials
 from studyloom.study.stored_study import open_study
+from studyloom.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,12 @@ class Attempts:
             raise ConfigError(list(dict.fromkeys(self.mistakes)))
 
 
-def prepare(cfg: DictConfig) -> Prepared:
+def prepare(cfg: DictConfig, ranks: Ranks = ALONE) -> Prepared:
     """Turns the config of a command into objects, and checks all of it.
+
+    Args:
+        cfg: as composed.
+        ranks: the processes that train each trial of this process.
 
     Raises:
         ConfigError: every mistake found.
@@ -101,6 +106,8 @@ def prepare(cfg: DictConfig) -> Prepared:
             attempt(lambda: attempt.mistakes.extend(check_sections(question)))
         else:
             attempt(lambda: validate(question, data))
+        if launcher is not None and not attempt.mistakes:
+            attempt.mistakes += check_ranks(question, getattr(launcher, "ranks", 1))
     starts: Any = WarmStarts()
     # Not after a mistake: the points of a wrong space would be wrong too.
     if question is not None and url is not None and not attempt.mistakes:
@@ -109,14 +116,19 @@ def prepare(cfg: DictConfig) -> Prepared:
     if url is not None and launcher is not None:
         attempt.mistakes += check_database_reach(url, launcher)
     attempt.check()
-    return Prepared(question, launcher, _on_device(kind, data), url, Path(cfg.run_dir), starts)
+    question, data = replace(question, ranks=ranks), _on_device(kind, data, ranks)
+    return Prepared(question, launcher, data, url, Path(cfg.run_dir), starts)
 
 
-def prepare_to_join(cfg: DictConfig) -> Prepared:
+def prepare_to_join(cfg: DictConfig, ranks: Ranks = ALONE) -> Prepared:
     """Turns a config into objects for work in this process on a study that exists already.
 
     Networks are not tried, because the command that began the study has done that; there is no
     warm start.
+
+    Args:
+        cfg: as composed.
+        ranks: the processes that train each trial of this process.
 
     Raises:
         ConfigError: every mistake found.
@@ -130,7 +142,7 @@ def prepare_to_join(cfg: DictConfig) -> Prepared:
     if url is not None:
         attempt.mistakes += check_database_reach(url, launcher)
     attempt.check()
-    data = _on_device(kind, data)
+    question, data = replace(question, ranks=ranks), _on_device(kind, data, ranks)
     return Prepared(question, launcher, data, url, Path(cfg.run_dir), WarmStarts())
 
 
@@ -138,14 +150,14 @@ def _kind_of(cfg: DictConfig) -> type[Question]:
     return FunctionQuestion if cfg.objective["_target_"] is not None else Question
 
 
-def _on_device(kind: type[Question], data: TrainingData) -> TrainingData:
-    """Moves data to the first GPU that this process sees, or leaves it on the CPU.
+def _on_device(kind: type[Question], data: TrainingData, ranks: Ranks) -> TrainingData:
+    """Moves data to the GPU of this rank, the first if it is alone, or leaves it on the CPU.
 
     A loop of the user's own gets it on the CPU, where worker processes of a DataLoader can read it.
     """
-    if kind is FunctionQuestion:
+    if kind is FunctionQuestion or not torch.cuda.is_available():
         return data
-    return data.to(torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
+    return data.to(torch.device("cuda", ranks.rank))
 
 
 def _storage_url(cfg: DictConfig) -> str:

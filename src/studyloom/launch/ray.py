@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,9 @@ from typing import Any
 
 from studyloom.errors import LaunchError
 from studyloom.files import PACKAGE
-from studyloom.launch.command import WORKER_VARIABLE, Command
+from studyloom.launch.command import WORKER_VARIABLE
 from studyloom.launch.line import Heard
-from studyloom.launch.local import check_workers, cores, gpus
+from studyloom.launch.local import check_ranks, check_workers, cores, gpus
 from studyloom.launch.ray_actor import Actor
 from studyloom.launch.supervisor import HUNG, Supervisor, WorkerExit
 from studyloom.launch.task import Task
@@ -68,23 +68,31 @@ class Ray:
     Args:
         workers: a number, or `auto`: as many as the cluster has room for. There are never more
             workers than open slots.
-        num_gpus: the GPUs of a worker; a fraction shares one. By default 1 if there are GPUs,
-            else 0.
-        num_cpus: the cores of a worker, and its threads.
+        num_gpus: the GPUs of a worker; a fraction shares one. By default one for each rank if
+            there are GPUs, else 0.
+        num_cpus: the cores of a worker, and its threads; at least one for each rank.
         address: of a running cluster, such as `auto` or `head:6379`; None for a cluster on this
             host that ends with the command.
+        ranks: the processes that train each trial of a worker together, on one node.
     """
 
     workers: int | str = "auto"
     num_gpus: float | None = None
     num_cpus: float = 1
     address: str | None = None
+    ranks: int = 1
 
     def __post_init__(self) -> None:
         check_workers(self.workers)
         if self.num_gpus is not None:
             _check_resource("num_gpus", self.num_gpus, least=0)
         _check_resource("num_cpus", self.num_cpus, least=1)
+        check_ranks(self.ranks)
+        if self.ranks > 1 and self.num_gpus not in (None, 0, self.ranks):
+            raise ValueError(
+                f"launcher.num_gpus must be {self.ranks}, one for each of "
+                f"launcher.ranks={self.ranks}, 0, or null; got {self.num_gpus:g}"
+            )
         if self.address is not None and not (isinstance(self.address, str) and self.address):
             raise ValueError(
                 "launcher.address must be null, or a text such as auto or head:6379; "
@@ -119,7 +127,12 @@ class Ray:
         """
         if self.num_gpus is not None:
             return self.num_gpus
-        return float(any(node.get("GPU") for node in resources))
+        return float(self.ranks * any(node.get("GPU") for node in resources))
+
+    @property
+    def cpus(self) -> float:
+        """The cores of one worker."""
+        return max(self.num_cpus, self.ranks)
 
     def room(self, resources: dict[str, float], share: float) -> int:
         """Returns for how many workers a node has room.
@@ -128,7 +141,7 @@ class Ray:
             resources: of the node, by name.
             share: the GPUs of one worker.
         """
-        fitting = resources.get("CPU", 0.0) / self.num_cpus
+        fitting = resources.get("CPU", 0.0) / self.cpus
         if share:
             count = resources.get("GPU", 0.0)
             fitting = min(fitting, count // share if share >= 1 else int(count) * (1 // share))
@@ -145,7 +158,7 @@ class Ray:
         with self.cluster(task) as ray:
             share = self._fitting_share(nodes(ray))
             remote = ray.remote(
-                num_cpus=self.num_cpus,
+                num_cpus=self.cpus,
                 num_gpus=share,
                 max_restarts=-1,
                 # A lost actor is reported at once: its trial goes to another worker.
@@ -155,8 +168,9 @@ class Ray:
             task.logs.mkdir(parents=True, exist_ok=True)
             prefix = f"{host_id()}-{os.getpid()}-worker"
             folder, count = task.logs.absolute(), self.count(task.todo())
+            command = task.command.worker(self.ranks)
             workers = [
-                RayWorker(ray, remote, task.command, folder / f"{prefix}{n + 1}.log")
+                RayWorker(ray, remote, command, folder / f"{prefix}{n + 1}.log")
                 for n in range(count)
             ]
             supervisor = Supervisor(task, workers)
@@ -172,7 +186,7 @@ class Ray:
         """Provides Ray, connected to the cluster, while the body runs."""
         if self.address is None:
             workers = 0 if self.workers == "auto" else min(int(self.workers), task.todo())
-            with own_cluster(max(cores(), math.ceil(workers * self.num_cpus))) as ray:
+            with own_cluster(max(cores(), math.ceil(workers * self.cpus))) as ray:
                 yield ray
             return
         try:
@@ -211,7 +225,7 @@ class Ray:
             f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in resources
         )
         raise LaunchError(
-            f"launcher: no node has room for a worker of num_cpus={self.num_cpus:g} and "
+            f"launcher: no node has room for a worker of num_cpus={self.cpus:g} and "
             f"num_gpus={share:g}; there are {sizes}; ask for less, or for a larger cluster"
         )
 
@@ -307,11 +321,11 @@ class RayWorker:
     Args:
         ray: the module `ray`, connected.
         remote: the actor's class, as `ray.remote` made it.
-        command: of the study.
+        command: the arguments of a Python interpreter that runs a worker.
         log: the file to which the worker's output is appended.
     """
 
-    def __init__(self, ray: Any, remote: Any, command: Command, log: Path) -> None:
+    def __init__(self, ray: Any, remote: Any, command: Sequence[str], log: Path) -> None:
         self.log, self.failures, self.heard = log, 0, Heard()
         self.worker_id: str | None = None
         self._ray, self._remote = ray, remote
@@ -322,7 +336,7 @@ class RayWorker:
         environment[WORKER_VARIABLE] = "1"
         here, package = Path.cwd(), PACKAGE.parent
         seen = package.relative_to(here) if package.is_relative_to(here) else package
-        self._call = command.worker(), environment, str(here), str(seen), str(log)
+        self._call = [*command], environment, str(here), str(seen), str(log)
 
     @property
     def active(self) -> bool:

@@ -1,5 +1,6 @@
 """Workers as the tasks of a SLURM job array, which goes on when this command has ended."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -56,6 +57,8 @@ class Slurm:
         memory: as `sbatch` takes it; None for the cluster's default.
         lines: lines for the script, before its commands: `#SBATCH --account=…`, `module load …`.
         submit: whether to submit the script; False only writes it.
+        ranks: the processes that train each trial of a task together, on one node: each has a GPU
+            of `gres`, and its part of the cores.
     """
 
     workers: int = 4
@@ -66,10 +69,11 @@ class Slurm:
     memory: str | None = None
     lines: Sequence[str] = ()
     submit: bool = True
+    ranks: int = 1
     leaves_host = True
 
     def __post_init__(self) -> None:
-        for name in ("workers", "cpus"):
+        for name in ("workers", "cpus", "ranks"):
             number = getattr(self, name)
             if type(number) is not int or number < 1:
                 raise ValueError(
@@ -86,10 +90,27 @@ class Slurm:
                 raise ValueError(
                     f"launcher.{name} must be null, or one word that sbatch takes; got {value!r}"
                 )
+        self._check_ranks()
         if isinstance(self.lines, str) or not all(isinstance(line, str) for line in self.lines):
             raise ValueError(
                 "launcher.lines must be a list of lines, such as ['#SBATCH --account=mine']; "
                 f"got {self.lines!r}"
+            )
+
+    def _check_ranks(self) -> None:
+        """Raises ValueError if a task has another number of GPUs than ranks, or too few cores."""
+        gpus = re.search(r"(?:^|,)gpu(?::[^:,]*[^:,\d][^:,]*)?(?::(\d+))?(?:,|$)", self.gres or "")
+        count = None if gpus is None else int(gpus[1] or 1)
+        if self.ranks > 1 and count not in (None, self.ranks):
+            raise ValueError(
+                f"launcher.gres={self.gres} gives a task {count} GPU{'' if count == 1 else 's'}, "
+                f"and launcher.ranks={self.ranks} needs one for each rank; "
+                f"set launcher.gres=gpu:{self.ranks}, or launcher.gres=null for the CPU"
+            )
+        if self.cpus < self.ranks:
+            raise ValueError(
+                f"launcher.cpus must be at least {self.ranks}, a core for each of "
+                f"launcher.ranks={self.ranks}; got {self.cpus}"
             )
 
     def count(self, slots: int) -> int:
@@ -106,7 +127,7 @@ class Slurm:
         """
         path = task.run_dir.absolute() / "slurm.sh"
         task.logs.mkdir(parents=True, exist_ok=True)
-        command, tasks = [sys.executable, *task.command.worker()], self.count(task.todo())
+        command, tasks = [sys.executable, *task.command.worker(self.ranks)], self.count(task.todo())
         path.write_text(self.script(task.name, tasks, command, Path.cwd(), task.logs.absolute()))
         follow = f"watch   studyloom status {shlex.quote(str(task.run_dir))} --watch"
         if not self.submit:

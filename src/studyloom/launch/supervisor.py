@@ -56,6 +56,20 @@ class WorkerExit:
             return str(-self.code)
 
 
+def describe_death(worker: str, end: WorkerExit, heard: Heard) -> str:
+    """Says how a worker died: by its own end, or by that of another rank of its trial.
+
+    Args:
+        worker: what it is called: the worker, a worker.
+        end: how it ended.
+        heard: what it has said.
+    """
+    if heard.rank is None:
+        return f"{worker} ended with {end}"
+    rank, code = heard.rank
+    return f"rank {rank} of {worker} ended with {WorkerExit(code)}"
+
+
 class WorkerHandle(Protocol):
     """Starts, watches and ends one worker at a time, on some device of some host.
 
@@ -198,15 +212,17 @@ class Supervisor:
         """
         held = 0
         if (worker_id := worker.kill()) is not None:
-            death = f"the worker ended with {worker_exit}"
+            death = describe_death("the worker", worker_exit, worker.heard)
             held = self.task.ledger.record_death(worker_id, death)
         if self._stopped is None and self.task.halted():
             self._stop_all()
         if self._stopped is not None or not self.task.todo():
             return
         signalled = worker.heard.released or worker_exit.signal in STOPS
-        end = "a signal, and released its trial" if worker.heard.released else worker_exit
-        log.warning("a worker ended with %s; its log: %s", end, worker.log)
+        if worker.heard.released:
+            worker_exit = WorkerExit(None, "a signal, and released its trial")
+        end = describe_death("a worker", worker_exit, worker.heard)
+        log.warning("%s; its log: %s", end, worker.log)
         worker.failures = 0 if held or worker.heard.claimed else worker.failures + 1
         if worker.failures <= (SIGNALLED if signalled else RESTARTS):
             worker.start()

@@ -21,7 +21,7 @@ import torch
 
 from studyloom.launch.fork_server import can_fork
 from studyloom.launch.line import Line, Listener, open_line
-from studyloom.launch.supervisor import GRACE, STOPS, WorkerExit
+from studyloom.launch.supervisor import GRACE, STOPS, WorkerExit, describe_death
 from studyloom.processes import adopt_orphans, descendants, end_with
 from studyloom.storage.embedded_server import is_keeper
 from studyloom.study.stopping import Stop
@@ -35,11 +35,11 @@ class Death:
 
     Args:
         pid: its process id.
-        end: how it ended.
+        words: how it ended.
     """
 
     pid: int
-    end: WorkerExit
+    words: str
 
 
 def watch(work: Callable[[Line, Death | None], NoReturn]) -> NoReturn:
@@ -101,8 +101,8 @@ class Watch:
             elif heard.code is not None:
                 end_like(end, heard.code)
             else:
-                death = Death(pid, end)
-                print_line(f"the worker ended with {end}; another one goes on")
+                death = Death(pid, describe_death("the worker", end, heard))
+                print_line(f"{death.words}; another one goes on")
 
     def _fork(self) -> Line | None:
         """Forks a child. Returns its line in the child, and None here."""

@@ -23,11 +23,12 @@ from studyloom.question.loop import Loop, LoopJob, LoopObjective, why_not_callab
 from studyloom.question.loop_run import Place, Run
 from studyloom.question.numbers import finite
 from studyloom.question.objective import Attempt
-from studyloom.question.question import FIRST, Question, flatten
+from studyloom.question.question import FIRST, Question, flatten, given
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Point
 from studyloom.training.randomness import seeded
+from studyloom.training.ranks import ALONE, Ranks, Recipe
 
 PARAMS = "params"
 
@@ -204,7 +205,10 @@ class FunctionQuestion(AdaptedQuestion):
     ) -> LoopObjective:
         config = self.at(point)
         jobs = loop_jobs(config, data, derive(self.seed, number))
-        return LoopObjective(self.loop(point), jobs, device(), number, attempt)
+        recipe = functools.partial(
+            FunctionQuestion.make_objective, point=point, number=number, attempt=attempt
+        )
+        return self._objective(point, jobs, number, attempt, recipe)
 
     def make_single_objective(
         self,
@@ -215,8 +219,29 @@ class FunctionQuestion(AdaptedQuestion):
         number: int = 0,
         attempt: Attempt = FIRST,
     ) -> LoopObjective:
-        jobs = [_job(data, None if data.split is None else fold(), 0, seed)]
-        return LoopObjective(self.loop(point), jobs, device(), number, attempt)
+        indices = None if data.split is None else fold()
+        recipe = functools.partial(
+            FunctionQuestion.make_single_objective,
+            point=point,
+            seed=seed,
+            fold=functools.partial(given, indices),
+            number=number,
+            attempt=attempt,
+        )
+        jobs = [_job(data, indices, 0, seed)]
+        return self._objective(point, jobs, number, attempt, recipe)
+
+    def _objective(
+        self,
+        point: Point,
+        jobs: Sequence[LoopJob],
+        number: int,
+        attempt: Attempt,
+        recipe: Recipe,
+    ) -> LoopObjective:
+        return LoopObjective(
+            *(self.loop(point), jobs, device(self.ranks), number, attempt), self.ranks, recipe
+        )
 
     def loop(self, point: Point) -> Loop:
         """Returns what is called at a point."""
@@ -341,9 +366,9 @@ def loop_jobs(config: DictConfig, data: TrainingData, seed: int) -> list[LoopJob
     ]
 
 
-def device() -> torch.device:
-    """Returns the first GPU that this process sees, or else the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+def device(ranks: Ranks = ALONE) -> torch.device:
+    """Returns the GPU of this rank, the first if it is alone; or else the CPU."""
+    return torch.device("cuda", ranks.rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def _job(data: TrainingData, fold: Fold | None, position: int, seed: int) -> LoopJob:

@@ -9,7 +9,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
@@ -23,10 +23,11 @@ from studyloom.errors import UndefinedMetric
 from studyloom.metrics import Goal
 from studyloom.question.costs import Cost, Limit
 from studyloom.question.loop_run import Place, Report, Run, UnfitState
-from studyloom.question.numbers import finite
-from studyloom.question.objective import Attempt, Step, Stopping, standard_error_of
+from studyloom.question.numbers import finite, standard_error_of
+from studyloom.question.objective import Attempt, Step, Stopping
 from studyloom.storage.attributes import JOBS, STANDARD_ERROR
 from studyloom.training.randomness import seeded
+from studyloom.training.ranks import ALONE, Ranks, Recipe
 
 Function = Callable[[DictConfig, Any], Any]
 # What a job's steps are numbered by if there are several; its end is a multiple, which is compared.
@@ -127,6 +128,21 @@ class Loop:
         return number
 
 
+class Unstopped:
+    """A rank that is not rank 0 is stopped by it alone."""
+
+    alone: str | None = None
+
+    def __call__(self) -> bool:
+        return False
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def give_way(self) -> None:
+        raise AssertionError("rank 0 gives way")
+
+
 @dataclass
 class LoopObjective:
     """Calls a loop for each job in turn: each of its reports is a step.
@@ -141,6 +157,8 @@ class LoopObjective:
         device: to train on.
         trial: the number of the trial in its stage.
         attempt: at the trial.
+        ranks: the processes in which the loop is called together.
+        recipe: makes the same objective in the others.
     """
 
     loop: Loop
@@ -148,6 +166,8 @@ class LoopObjective:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     trial: int = 0
     attempt: Attempt = field(default_factory=Attempt)
+    ranks: Ranks = ALONE
+    recipe: Recipe | None = None
     evaluating: float = 0.0
     _reports: list[list[Report]] = field(default_factory=lambda: [[]])  # of each job so far
     _values: list[float] = field(default_factory=list)  # of each job that has ended
@@ -156,6 +176,7 @@ class LoopObjective:
     _saved: dict[str, Any] | None = None  # the state that the job under way goes on from
     _run: Run | None = None
     _cut: int | None = None
+    _restored: dict[str, Any] | None = None  # for the other ranks
 
     @property
     def stride(self) -> int:
@@ -174,6 +195,17 @@ class LoopObjective:
             UndefinedMetric: the value, or one that the loop reports, is not a finite number.
             Exception: what `report` raises, even if the loop catches it; see `Objective.run`.
         """
+        call, self._restored = (self.recipe, self._restored), None
+        with self.ranks.leading(call, stopping.give_way):
+            self._call_all(report, stopping)
+        return fmean(self._values)
+
+    def follow(self) -> None:
+        """Calls the loop as rank 0 does, which reports and decides."""
+        self._call_all(lambda step: None, Unstopped())
+
+    def _call_all(self, report: Callable[[Step], None], stopping: Stopping) -> None:
+        """Calls the loop for each job that is left."""
         while len(self._values) < len(self.jobs):
             position = len(self._values)
             try:
@@ -182,12 +214,12 @@ class LoopObjective:
                 log.warning("trial %d: %s; it starts anew", self.trial, unfit)
                 self._saved, self._reports[position] = None, []
                 continue
-            self._values.append(value)
-            self._saved, self._run = None, None
-            if len(self.jobs) > 1:
-                self._reports.append([])
-                report(self._end_of(position))
-        return fmean(self._values)
+            with self.ranks.deciding():
+                self._values.append(value)
+                self._saved, self._run = None, None
+                if len(self.jobs) > 1:
+                    self._reports.append([])
+                    report(self._end_of(position))
 
     def _call(self, position: int, report: Callable[[Step], None], stopping: Stopping) -> float:
         """Calls the loop for one job, and returns its value."""
@@ -219,8 +251,10 @@ class LoopObjective:
                 config = self.loop.config_of(job.seed)
                 with own_world():
                     returned = self.loop.function(config, run)
-                run.flush()
-                value = self.loop.values_of(returned, run)
+                with self.ranks.deciding():
+                    run.flush()
+                    first = self.ranks.rank == 0  # the others need not return anything
+                    value = self.loop.values_of(returned, run) if first else 0.0
             except BaseException:
                 if ended_by:
                     raise ended_by[0] from None
@@ -258,6 +292,7 @@ class LoopObjective:
             folder=folder,
             train=train,
             valid=valid,
+            ranks=self.ranks,
         )
 
     def _note(self, position: int, run: Run) -> None:
@@ -353,6 +388,7 @@ class LoopObjective:
             raise ValueError(f"the state does not fit this objective: {error}") from error
         self._reports, self._values, self._costs = reports, values, costs
         self._states, self._saved = state["states"], saved
+        self._restored = None if self.ranks.alone else state
 
     def weights(self) -> dict[str, Any] | None:
         """Returns the states that the first call has kept; None if it has kept nothing."""

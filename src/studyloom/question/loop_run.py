@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from studyloom.errors import Infeasible, UndefinedMetric
 from studyloom.question.costs import Cost, Limit
 from studyloom.question.numbers import check_step, finite
 from studyloom.training.randomness import random_state, set_random_state
+from studyloom.training.ranks import ALONE, Ranks
 
 # The names that a report's own numbers have among the curves of a trial.
 RESERVED = ("number", "value", "seconds", "jobs", "standard_error")
@@ -63,8 +64,7 @@ class Place:
         folder: of this trial and fold alone; None for a temporary one.
         train: what to train on, of the fold; None without `data`.
         valid: what to validate on, of the fold; None without `data`.
-        rank: of this process among those that train the trial.
-        world_size: how many processes train the trial.
+        ranks: the processes that train the trial together.
     """
 
     trial: int
@@ -76,8 +76,7 @@ class Place:
     folder: Path | None = None
     train: Dataset[Any] | None = None
     valid: Dataset[Any] | None = None
-    rank: int = 0
-    world_size: int = 1
+    ranks: Ranks = ALONE
 
 
 class Run:
@@ -103,6 +102,9 @@ class Run:
 
     Attributes:
         generator: on the CPU, seeded; for the order of a DataLoader. Checkpoints have its state.
+        rank: the number of this process among those that train the trial; rank 0 alone reports.
+        world_size: how many there are. In each the loop is called with the same config and seed,
+            and must come to the end of as many epochs, or call for as many reports outside them.
         costs: what the loop has told of what it costs, by quantity.
         count: how many epochs there will be; None until `epochs` is called.
     """
@@ -118,7 +120,7 @@ class Run:
         self.trial, self.attempt, self.stage = place.trial, place.attempt, place.stage
         self.fold, self.seed, self.device = place.fold, place.seed, place.device
         self.train, self.valid = place.train, place.valid
-        self.rank, self.world_size = place.rank, place.world_size
+        self.rank, self.world_size = place.ranks.rank, place.ranks.world_size
         self.generator = torch.Generator().manual_seed(place.seed)
         self.costs: dict[str, Cost] = {}
         self.count: int | None = None
@@ -216,9 +218,10 @@ class Run:
             for epoch in range(begun + 1, self.count + 1):
                 self._epoch = epoch
                 yield epoch
-                self._between = True
-                self.flush()
-                self._between = False
+                with self._place.ranks.deciding():
+                    self._between = True
+                    self.flush()
+                    self._between = False
         finally:  # what is pending after a `break` is told by the next report or at the end
             self._epoch = None
 
@@ -252,6 +255,20 @@ class Run:
         if taken := [name for name in values if name in RESERVED and name != "value"]:
             raise TypeError(f"run.report: {taken[0]} is a name of ours; choose another")
         self._take(values, step)
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """Returns a network whose gradients are averaged over all ranks, if there are several.
+
+        It is PyTorch's DistributedDataParallel. Train with it, and give the network itself to
+        `keep` and to the optimizer.
+
+        Args:
+            network: on `run.device`.
+        """
+        if self._place.ranks.alone:
+            return network
+        devices = [self.device] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(network, device_ids=devices)
 
     def cost(self, **quantities: Any) -> None:
         """Tells what the trial costs, such as parameters=net_size.
@@ -308,8 +325,9 @@ class Run:
             shown = shown if name == self._metric else f"reported {name}={value!r}"
             checked[name] = finite(value, shown)
         if self._epoch is None:
-            self.flush()
-            self._tell(self._next_step(step), self._choose(checked), checked)
+            with self._place.ranks.deciding():
+                self.flush()
+                self._tell(self._next_step(step), self._choose(checked), checked)
             return
         if step is not None and step != self._epoch:
             raise UndefinedMetric(

@@ -1,6 +1,8 @@
 """Numbers that a user's own code gives: checked, and converted from any library."""
 
 import math
+from collections.abc import Sequence
+from statistics import stdev
 from typing import Any
 
 import numpy as np
@@ -39,3 +41,8 @@ def check_step(step: Any, before: int) -> int:
             f"{before + 1}"
         )
     return int(step)
+
+
+def standard_error_of(values: Sequence[float]) -> float | None:
+    """Returns the standard error of the mean of values, or None for fewer than two."""
+    return None if len(values) < 2 else stdev(values) / math.sqrt(len(values))

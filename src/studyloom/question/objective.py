@@ -4,21 +4,22 @@ The value of networks is the mean of their jobs' metric, each on what it is vali
 reported after each epoch, or after each job if the jobs are trained in turn.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, Protocol
 
 from optuna import Trial, TrialPruned
 from torch import Tensor
 
 from studyloom.question.costs import Cost
+from studyloom.question.numbers import standard_error_of
 from studyloom.storage.attributes import JOBS, STANDARD_ERROR
 from studyloom.training.job import Epoch
+from studyloom.training.ranks import Recipe
 from studyloom.training.trainer import Training
 
 
@@ -36,6 +37,10 @@ class Stopping(Protocol):
     @property
     def alone(self) -> str | None:
         """The name of a signal that came to this process alone, so that nobody asked to stop."""
+        ...
+
+    def give_way(self) -> None:
+        """Stops after this trial; another process goes on."""
         ...
 
 
@@ -188,11 +193,12 @@ class NetworkObjective:
 
     Args:
         training: of the jobs of the trial.
+        recipe: makes the same objective in the other ranks of the training.
     """
 
-    def __init__(self, training: Training) -> None:
-        self.training = training
-        self.stride = training.stride
+    def __init__(self, training: Training, recipe: Recipe | None = None) -> None:
+        self.training, self.recipe, self.stride = training, recipe, training.stride
+        self._restored: dict[str, Any] | None = None
         self._cut: int | None = None  # the last step that `cut` has left; None for all
 
     @property
@@ -215,9 +221,15 @@ class NetworkObjective:
 
         See `Objective.run`.
         """
-        for epoch in run_epochs(self.training, stopping):
-            report(epoch)
+        call, self._restored = (self.recipe, self._restored), None
+        with self.training.ranks.leading(call, stopping.give_way):
+            for epoch in run_epochs(self.training, stopping):
+                report(epoch)
         return mean_epoch(self.training.kept()).value
+
+    def follow(self) -> None:
+        """Trains as rank 0 does, which reports and decides."""
+        list(self.training)
 
     def steps(self) -> list[Epoch]:
         return [step_at(self.training, position) for position in range(len(self.history))]
@@ -255,6 +267,7 @@ class NetworkObjective:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.training.restore(state)
+        self._restored = None if self.training.ranks.alone else state
 
     def weights(self) -> dict[str, Tensor]:
         """Returns the weights of the first job's network, and no copy."""
@@ -435,8 +448,3 @@ def standard_error(epochs: Sequence[Epoch]) -> float | None:
         epochs: the same epoch of n jobs.
     """
     return standard_error_of([epoch.value for epoch in epochs])
-
-
-def standard_error_of(values: Sequence[float]) -> float | None:
-    """Returns the standard error of the mean of values, or None for fewer than two."""
-    return None if len(values) < 2 else stdev(values) / math.sqrt(len(values))

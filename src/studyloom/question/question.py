@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig, open_dict
@@ -38,6 +39,7 @@ from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Parameter, Point, Space, group_of
 from studyloom.training.job import Job
+from studyloom.training.ranks import ALONE, Ranks, Recipe
 from studyloom.training.trainer import Training
 
 # The sections that are part of what a study asks. The sampler, the pruner and the launcher are ways
@@ -68,11 +70,13 @@ class Question:
         config: as composed for the command; never changed.
         composer: composes the config with other choices of groups.
         space: what is searched.
+        ranks: the processes that train each trial together.
     """
 
     config: DictConfig
     composer: Composer
     space: Space
+    ranks: Ranks = ALONE
 
     @property
     def tested(self) -> bool:
@@ -209,7 +213,9 @@ class Question:
         """
         assert data.split is not None
         jobs = self.jobs(point, data.folds, number)
-        return NetworkObjective(Training(jobs, data.split, in_turn=self.in_turn))
+        training = Training(jobs, data.split, in_turn=self.in_turn, ranks=self.ranks)
+        recipe = partial(Question.make_objective, point=point, number=number)
+        return NetworkObjective(training, recipe)
 
     def make_single_objective(
         self,
@@ -231,9 +237,32 @@ class Question:
             attempt: at the trial.
         """
         assert data.split is not None
-        return NetworkObjective(
-            Training(build_jobs(self.at(point), [fold()], seed)[:1], data.split)
+        indices = fold()
+        jobs = build_jobs(self.at(point), [indices], seed)[:1]
+        training = Training(jobs, data.split, ranks=self.ranks)
+        recipe = partial(
+            Question.make_single_objective, point=point, seed=seed, fold=partial(given, indices)
         )
+        return NetworkObjective(training, recipe)
+
+    def take_part(self, call: tuple[Recipe, dict[str, Any] | None], data: TrainingData) -> None:
+        """Trains a trial as another rank, which leads the training.
+
+        Args:
+            call: of the leading rank: what makes its objective of this question and data, and the
+                state from which it resumes, if it does.
+            data: on the device of this rank.
+        """
+        recipe, state = call
+        made: list[Any] = []
+
+        def prepare() -> None:
+            made.append(recipe(self, data=data))
+            if state is not None:
+                made[0].restore(state)
+
+        self.ranks.together(prepare)
+        made[0].follow()
 
     def sampler(self, number: int) -> BaseSampler:
         """Returns the sampler of a trial, seeded for it unless the config has a seed for all.
@@ -401,3 +430,8 @@ def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(inner, f"{path}.{key}" if path else str(key))
     else:
         yield path, value
+
+
+def given(fold: Any) -> Any:
+    """Returns a fold: as a function that can be sent to another process."""
+    return fold

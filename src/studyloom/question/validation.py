@@ -8,11 +8,11 @@ from optuna.distributions import IntDistribution
 
 from studyloom.config.overrides import group_options
 from studyloom.config.schema import Config, check_name
-from studyloom.config.values import describe_error, has_key, keys_at, value_at
+from studyloom.config.values import describe_error, has_key, keys_at, value_at, with_values
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
 from studyloom.metrics import Goal
-from studyloom.question.preflight import Branch, try_goals, try_pruner
+from studyloom.question.preflight import Branch, probes, try_goals, try_pruner
 from studyloom.question.question import STEPS, Question
 from studyloom.space.distributions import why_not
 from studyloom.space.tree import Leaf, ListLeaf, Node, group_of
@@ -79,6 +79,26 @@ def check_sections(question: Question) -> Iterator[str]:
             "seed by seed, and a trial has only one of each; set objective.folds=5, or choose "
             "another pruner, such as pruner=median"
         )
+
+
+def check_ranks(question: Question, ranks: int) -> Iterator[str]:
+    """Yields the mistake that a batch has too few examples to be divided among the ranks.
+
+    Args:
+        question: whose space has no mistakes.
+        ranks: the processes that train each trial.
+    """
+    if ranks == 1 or not question.tested:
+        return
+    for branch in question.branches:
+        for probe in probes(branch.nodes):
+            size = value_at(with_values(branch.config, probe), "train.batch_size")
+            if size < ranks:
+                yield (
+                    f"train.batch_size must be at least {ranks}, an example for each of "
+                    f"launcher.ranks={ranks}; got {size}"
+                )
+                return
 
 
 def _check_goals(question: Question) -> Iterator[str]:

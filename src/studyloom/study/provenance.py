@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
+import torch.distributed as dist
 
 from studyloom import __version__
 from studyloom.storage.attributes import MADE
@@ -74,9 +75,12 @@ class Provenance:
 def current_environment(device: torch.device) -> dict[str, Any]:
     """Returns versions, device, threads and commit: if one differs, so may a trial's result.
 
+    If several processes train a trial together, it has their number as `ranks` too.
+
     Args:
         device: on which networks are trained.
     """
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -86,6 +90,7 @@ def current_environment(device: torch.device) -> dict[str, Any]:
         "device": processor() if device.type == "cpu" else torch.cuda.get_device_name(device),
         "threads": torch.get_num_threads(),
         "commit": commit(),
+        **({"ranks": ranks} if ranks > 1 else {}),
     }
 
 

@@ -49,7 +49,8 @@ SECTIONS = ("data", "model", "optimizer", "scheduler")  # that a configuration m
 # is reported as different, since no tolerance would mean anything there.
 LOSS = 0.05  # relative
 COUNTED = 0.01  # of the validation examples, and at least one
-REORDERING = ("torch", "device", "threads")  # the parts of an environment that change the order
+# The parts of an environment that change the order.
+REORDERING = ("torch", "device", "threads", "ranks")
 MOST_THREADS = 1024  # a greater number in a database is ignored
 OUTSIDE = (failures.TIMEOUT, failures.CRASHED)  # failures whose cause lies outside the trial
 # Failures whose reason holds what was computed; the words of the others may change.

@@ -59,6 +59,11 @@ class Stop:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
+    def give_way(self) -> None:
+        """Stops, since this process can run no other trial; another one goes on in its place."""
+        if self.signal is None:
+            self.signal, self.alone = signal.SIGTERM, "no signal, but lost another rank"
+
     def _to_handle(self) -> list[int]:
         """The signals, without a SIGHUP that is ignored, as under `nohup`."""
         hangup = getattr(signal, "SIGHUP", None)

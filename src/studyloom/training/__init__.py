@@ -11,6 +11,7 @@ __all__ = [
     "optimizer_step",
     "parameter_groups",
     "randomness",
+    "ranks",
     "schedule",
     "steps",
     "trainer",

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from studyloom.data.split import Split
 from studyloom.training.job import Job
+from studyloom.training.ranks import ALONE, Ranks
 
 # On a CPU a convolution's outputs should stay in the cache: 2 000 images a call take up to twice as
 # long as 256.
@@ -21,10 +22,11 @@ class TensorBatches:
     Args:
         job: whose batches they are.
         split: the examples.
+        ranks: the processes among which each batch is divided.
     """
 
-    def __init__(self, job: Job, split: Split) -> None:
-        self._job, self._split = job, split
+    def __init__(self, job: Job, split: Split, ranks: Ranks = ALONE) -> None:
+        self._job, self._split, self._ranks = job, split, ranks
         self.train = job.train.to(split.inputs.device)
         self.valid = job.valid.to(split.inputs.device)
 
@@ -35,13 +37,15 @@ class TensorBatches:
         step and the last batch may be smaller.
 
         Yields:
-            the number of examples, and the batches with the number of examples of each.
+            the number of examples in all ranks; and this rank's share of the batches, with the
+            number of examples of each.
         """
         job = self._job
         order = self.train[torch.randperm(len(self.train))[: job.samples].to(self.train.device)]
         for indices in torch.split(order, job.batch_size * job.accumulate):
             parts = (indices,) if job.accumulate == 1 else torch.split(indices, job.batch_size)
-            yield len(indices), ((self.at(part), len(part)) for part in parts)
+            shares = filter(len, map(self._ranks.share, parts))
+            yield len(indices), ((self.at(share), len(share)) for share in shares)
 
     def part(self, indices: Tensor) -> Iterator[tuple[Batch, int]]:
         """Yields the batches to evaluate the examples at `indices`, int64 (n,), in their order."""

@@ -1,10 +1,13 @@
 """A job in training: its network, optimizer, rates, average and random state, epoch by epoch."""
 
+import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import MISSING, fields
 from functools import partial
+from statistics import fmean
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -12,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from studyloom.data.split import Split
+from studyloom.seeds import derive
 from studyloom.training.batches import Batch, TensorBatches
 from studyloom.training.ema import Average
 from studyloom.training.job import Epoch, Job
 from studyloom.training.optimizer_step import ScaledSteps, avoid_compiler_import, fast_step
 from studyloom.training.parameter_groups import make_optimizer
+from studyloom.training.ranks import ALONE, Ranks
 from studyloom.training.schedule import make_rates
 from studyloom.training.steps import Steps
 
@@ -54,6 +59,7 @@ class JobRun:
     Args:
         job: the job.
         split: the examples, on the device to train on.
+        ranks: the processes that train the job together.
 
     Attributes:
         epoch: the number of epochs so far.
@@ -62,10 +68,10 @@ class JobRun:
             unless they are to be kept.
     """
 
-    def __init__(self, job: Job, split: Split) -> None:
-        self.job = job
+    def __init__(self, job: Job, split: Split, ranks: Ranks = ALONE) -> None:
+        self.job, self.ranks = job, ranks
         self.device = split.inputs.device
-        self.batches = TensorBatches(job, split)
+        self.batches = TensorBatches(job, split, ranks)
         self.epoch = 0
         self.step = 0
         self.evaluating = 0.0
@@ -107,6 +113,7 @@ class JobRun:
             None if self.scaler is None else ScaledSteps(self.optimizer, self.scaler)
         )
         self.average = None if job.ema is None else Average(self.model, job.ema)
+        self.aligned = ranks.alone  # whether all ranks have the weights of rank 0
 
     @property
     def evaluated(self) -> nn.Module:
@@ -210,9 +217,15 @@ class JobRun:
     def run_epoch(self) -> Epoch:
         """Trains for one epoch and evaluates the validation part."""
         start = perf_counter()
-        train_loss = self.fit()
-        trained = perf_counter()
-        valid_loss, value = self.evaluate(self.batches.valid)
+        if not self.aligned:  # they differ if the user's code draws from generators of its own
+            self.ranks.copy_from_first(self.model.state_dict().values())
+            self.aligned = True
+        with contextlib.ExitStack() as noise:
+            train_loss = self.fit(noise)
+            # Such as the means of a BatchNorm, which has seen this rank's shares alone.
+            self.ranks.copy_from_first(self.model.buffers())
+            trained = perf_counter()
+            valid_loss, value = self.evaluate(self.batches.valid)
         self.epoch += 1
         self.rates.after_epoch(value)
         self.note_best(value)
@@ -229,26 +242,49 @@ class JobRun:
             weights = deepcopy(self.evaluated.state_dict()) if job.keep == "best" else None
             self.best = self.epoch, value, weights
 
-    def fit(self) -> float:
+    def fit(self, noise: contextlib.ExitStack) -> float:
         """Makes one pass over the epoch's examples in a fresh order.
 
         Only its end waits for the device.
+
+        Args:
+            noise: entered with the random state of this rank, once the order is drawn.
 
         Returns:
             the mean loss.
         """
         total = torch.zeros((), device=self.device)
         self.model.train()
-        for count, batches in self.batches.steps():
+        steps = iter(self.batches.steps())
+        first = next(steps)
+        noise.enter_context(self.noise())
+        for count, batches in itertools.chain([first], steps):
             total += self.train_step(count, batches)
         return float(total) / self.job.samples
+
+    @contextlib.contextmanager
+    def noise(self) -> Iterator[None]:
+        """Gives each of several ranks random numbers of its own while the body runs.
+
+        They follow from the job's seed, the epoch and the rank. What all ranks draw alike, such as
+        the order of the examples, goes on from where it was.
+        """
+        if self.ranks.alone:
+            yield
+            return
+        common = [generator.get_state() for generator in self.generators]
+        for generator in self.generators:
+            generator.manual_seed(derive(self.job.seed, self.epoch, self.ranks.rank))
+        yield
+        for generator, state in zip(self.generators, common, strict=True):
+            generator.set_state(state)
 
     def train_step(self, count: int, batches: Iterable[tuple[Batch, int]]) -> Tensor:
         """Makes one step of the optimizer.
 
         Args:
             count: how many examples all batches have.
-            batches: each with the number of its examples.
+            batches: of this rank, each with the number of its examples.
 
         Returns:
             the sum of the losses of the examples.
@@ -256,16 +292,10 @@ class JobRun:
         self.rates.before_step(self.step / self.total_steps)
         for weight in self.weights:
             weight.grad = None  # as zero_grad does, which takes 0.02 ms for it
-        total: Tensor | None = None
-        for batch, size in batches:
-            loss = self.steps.train(self.model, batch)
-            # Gradients add up to that of the mean over all examples of the step.
-            share = loss if size == count else loss * (size / count)
-            scaled = share if self.scaler is None else self.scaler.scale(share)
-            scaled.backward()  # type: ignore[no-untyped-call]
-            part = loss.detach() * size
-            total = part if total is None else total + part
-        assert total is not None
+        if self.ranks.alone:
+            total = self.backward(count, batches)
+        else:
+            total = self.ranks.sum_gradients(self.weights, lambda: self.backward(count, batches))
         if self.scaled_steps is not None:
             self.scaled_steps.unscale()
         if self.job.l1:
@@ -280,6 +310,29 @@ class JobRun:
         if self.average is not None:
             self.average.update(self.step)
         self.step += 1
+        return total
+
+    def backward(self, count: int, batches: Iterable[tuple[Batch, int]]) -> Tensor:
+        """Adds the gradients of batches to those of the weights.
+
+        Args:
+            count: how many examples the whole step has.
+            batches: each with the number of its examples.
+
+        Returns:
+            the sum of the losses of the examples.
+        """
+        total: Tensor | None = None
+        for batch, size in batches:
+            loss = self.steps.train(self.model, batch)
+            # Gradients add up to that of the mean over all examples of the step.
+            share = loss if size == count else loss * (size / count)
+            scaled = share if self.scaler is None else self.scaler.scale(share)
+            scaled.backward()  # type: ignore[no-untyped-call]
+            part = loss.detach() * size
+            total = part if total is None else total + part
+        if total is None:  # fewer examples than ranks
+            total = torch.zeros((), device=self.device)
         return total
 
     @torch.no_grad()
@@ -301,10 +354,25 @@ class JobRun:
         """
         if self.average is not None:
             self.average.take_buffers()
-        loss, outputs, targets = evaluate_part(self.evaluated, self.steps, self.batches, indices)
+        share = self.ranks.share(indices)
+
+        def work() -> tuple[float, Tensor, Tensor] | None:
+            if not len(share):
+                return None
+            return evaluate_part(self.evaluated, self.steps, self.batches, share)
+
+        return self.ranks.agree(work, self.judge)
+
+    def judge(self, parts: Sequence[tuple[float, Tensor, Tensor] | None]) -> tuple[float, float]:
+        """Returns loss and metric of the whole, given those of the share of each rank."""
+        losses, outputs, targets = zip(*filter(None, parts), strict=True)
+        loss = losses[0] if len(losses) == 1 else fmean(losses, map(len, targets))
         if not math.isfinite(loss):
             return loss, math.nan
-        return loss, self.job.metric(outputs, targets)
+        if len(losses) == 1:
+            return loss, self.job.metric(outputs[0], targets[0])
+        whole = [torch.cat([part.to(self.device) for part in kind]) for kind in (outputs, targets)]
+        return loss, self.job.metric(*whole)
 
 
 def evaluate_part(

@@ -20,6 +20,7 @@ from studyloom.errors import Diverged
 from studyloom.training.batches import EVALUATION_BATCH, TensorBatches
 from studyloom.training.job import Epoch, Job
 from studyloom.training.job_run import JobRun, evaluate_part
+from studyloom.training.ranks import ALONE, Ranks
 from studyloom.training.steps import Steps, autocast
 
 OTHER_HISTORY = "its history has another number of epochs than its jobs"
@@ -94,6 +95,8 @@ class Training:
         in_turn: whether each job is trained to its end before the next one begins, an iteration
             being one epoch of one job. If not, all jobs are trained in lockstep, an iteration
             being one epoch of all.
+        ranks: the processes that train together. Each of them makes this object of the same jobs,
+            and iterates over it; rank 0 decides whether there is another iteration.
 
     Attributes:
         stride: the number of iterations from one comparable value to the next: 1 in lockstep, those
@@ -105,12 +108,20 @@ class Training:
         evaluating: the seconds spent on evaluation so far, in this process.
     """
 
-    def __init__(self, jobs: Sequence[Job], split: Split, *, in_turn: bool = False) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        split: Split,
+        *,
+        in_turn: bool = False,
+        ranks: Ranks = ALONE,
+    ) -> None:
         assert len({job.last for job in jobs}) == 1, "jobs of one training have as many epochs"
         # Groups are trained one after the other, the jobs of a group in lockstep.
         self._groups = [[job] for job in jobs] if in_turn else [jobs]
         self._group_epochs = jobs[0].last
         self._split = split
+        self.ranks = ranks
         self.stride = self._group_epochs if in_turn else 1
         self.history: list[list[Epoch]] = []
         self.numbers: list[int] = []
@@ -132,12 +143,12 @@ class Training:
         return all(run.ended for run in self._runs)
 
     def _begin(self, group: int) -> list[JobRun]:
-        return [JobRun(job, self._split) for job in self._groups[group]]
+        return [JobRun(job, self._split, self.ranks) for job in self._groups[group]]
 
     def __iter__(self) -> Iterator[list[Epoch]]:
         while True:
             self._check_whole()
-            if self.ended:
+            if self.ended or not self.ranks.go_on():
                 return
             self._whole = False
             if self._group_ended:
@@ -149,6 +160,7 @@ class Training:
                 run.with_own_randomness(run.run_epoch) if run in going else self._stand_in(position)
                 for position, run in enumerate(self._runs)
             ]
+            self.ranks.rest()
             self.evaluating += sum(run.evaluating for run in going)
             for job, epoch in enumerate(results, self._group):
                 for part, loss in (("train", epoch.train_loss), ("valid", epoch.valid_loss)):

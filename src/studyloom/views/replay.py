@@ -122,8 +122,9 @@ def print_verdict(
         line = f"equal bit for bit: {epochs} of {quantities}{again}"
         console.print(Text(line, style="bold green"))
         return 0
-    reordered = any(provenance.environment.get(name) != here[name] for name in REORDERING)
-    reasons = differences(provenance.environment, here)
+    made, here = ({"ranks": 1, **found} for found in (provenance.environment, here))
+    reordered = any(made.get(name) != here[name] for name in REORDERING)
+    reasons = differences(made, here)
     if provenance.device == "cuda":
         reasons.append("a GPU may add in another order each time")
     if provenance.claims > 1:

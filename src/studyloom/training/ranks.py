@@ -1,0 +1,340 @@
+"""Several processes that train one trial in lockstep: rank 0 decides, and the others follow.
+
+Each rank computes its share of a batch, and all add up their gradients, so that their weights
+stay equal. Gradients and weights go through PyTorch's process group. Decisions, outputs and
+exceptions go through pairs of sockets that no other process can open, and so may be pickles.
+
+An exception in one rank must not leave the others waiting for it. Where ranks agree (`agree`,
+`sum_gradients`) it is raised in all of them. Anywhere else the lockstep is lost: a rank other than
+rank 0 sends its exception and ends; rank 0 ends the others, and gives way to another worker once it
+has recorded how the trial went.
+"""
+
+import contextlib
+import os
+import pickle
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from studyloom.errors import Interrupted, Stopped
+from studyloom.processes import end_if_forked
+
+T = TypeVar("T")
+R = TypeVar("R")
+Recipe = Callable[..., Any]  # makes an objective of a question and `data=`, in another process too
+
+CALL, GO, END = "call", "go", "end"  # what rank 0 says
+ANSWER, RAISED = "answer", "raised"  # what all say where they agree
+FAILED = "failed"  # what another rank says before it ends
+PATIENCE = 2.0  # seconds that rank 0 waits to learn how another rank has failed
+
+
+class Ended(BaseException):
+    """Rank 0 has ended the training. Not an Exception: `except Exception` lets it pass."""
+
+
+class LostRank(RuntimeError):
+    """Another rank has ended."""
+
+
+@dataclass(eq=False)
+class Ranks:
+    """The processes that train a trial, as one of them sees them; by default it is alone.
+
+    Args:
+        rank: the number of this process.
+        world_size: how many there are.
+        lines: from rank 0 to each of the others, in their order; from another one to rank 0.
+        end_others: ends the others at once.
+
+    Attributes:
+        within: whether the others expect this process at the next step of the lockstep.
+        broken: whether the others are gone, so that this process can train nothing more.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    lines: Sequence[Connection] = ()
+    end_others: Callable[[], None] = lambda: None
+    within: bool = field(default=False, init=False)
+    broken: bool = field(default=False, init=False)
+    _ended_by: BaseException | None = field(default=None, init=False)  # in `deciding`
+
+    @property
+    def alone(self) -> bool:
+        return self.world_size == 1
+
+    def share(self, indices: Tensor) -> Tensor:
+        """Returns this rank's share of some examples, (n,); the shares differ by one at most."""
+        return indices if self.alone else indices.tensor_split(self.world_size)[self.rank]
+
+    @contextlib.contextmanager
+    def leading(self, call: object, broken: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Has the other ranks take part in the body, which rank 0 runs.
+
+        Args:
+            call: tells them what to take part in.
+            broken: called if the lockstep is lost in the body.
+
+        Raises:
+            Exception: what the body raised; or what another rank raised, if that is the cause.
+        """
+        if self.alone:
+            yield
+            return
+        self.within, self._ended_by = True, None
+        try:
+            self._tell(CALL, call)
+            self.together(lambda: None)
+            yield
+        except BaseException as error:
+            if not self.within:
+                self._tell(END)
+                raise
+            cause = self._cause_of(error)
+            self.broken = True
+            self.end_others()
+            broken()
+            if cause is error:
+                raise
+            raise cause from None
+        self.within = False
+        self._tell(END)
+
+    def follow(self, take_part: Callable[[Any], None]) -> None:
+        """Takes part in what rank 0 leads, again and again, until rank 0 has ended.
+
+        Args:
+            take_part: gets the `call`; it comes to an end when `go_on` returns False.
+
+        Raises:
+            Exception: what `take_part` raised alone; rank 0 has been told.
+        """
+        failed: BaseException | None = None
+        pid = os.getpid()
+        while True:
+            try:
+                kind, call = self._hear(self.lines[0])
+            except LostRank:
+                return
+            if kind == GO:  # rank 0 has not raised what this rank did
+                assert failed is not None
+                self._send(self.lines[0], FAILED, failed)
+                raise failed
+            if kind == END:
+                continue
+            self.within, self._ended_by = True, None
+            try:
+                take_part(call)
+                self.within, failed = False, None
+            except Ended:
+                self.within, failed = False, None
+            except LostRank:
+                return
+            except BaseException as error:
+                end_if_forked(pid)
+                if self.within:
+                    self._send(self.lines[0], FAILED, error)
+                    raise
+                failed = error
+
+    def go_on(self) -> bool:
+        """Returns whether to train another epoch, which rank 0 decides by calling this."""
+        if self.alone:
+            return True
+        self.within = True
+        if self.rank == 0:
+            self._tell(GO)
+            return True
+        going = self._hear(self.lines[0])[0] == GO
+        self.within = going
+        return going
+
+    @contextlib.contextmanager
+    def deciding(self) -> Iterator[None]:
+        """Waits until all ranks have come here, runs the body, and then goes on in all ranks.
+
+        The body is for what rank 0 decides. If it raises an exception there, the others get Ended;
+        whoever catches it meets it here again.
+        """
+        if self.alone:
+            yield
+            return
+        if self._ended_by is not None:
+            raise self._ended_by
+        self.together(lambda: None)
+        self.rest()
+        try:
+            yield
+            if not self.go_on():
+                raise Ended
+        except BaseException as error:
+            self._ended_by = error
+            raise
+
+    def rest(self) -> None:
+        """Notes that no other rank waits for this one: the epoch has ended in all of them."""
+        self.within = False
+
+    def together(self, work: Callable[[], object]) -> None:
+        """Calls a function in each rank, and raises in all what it raised in one."""
+        self.agree(lambda: bool(work()), lambda _: None)
+
+    def agree(self, work: Callable[[], T], judge: Callable[[list[T]], R]) -> R:
+        """Calls a function in each rank; rank 0 makes one result of theirs, and each rank gets it.
+
+        Args:
+            work: what each rank calls.
+            judge: gets what the ranks returned, in their order; called by rank 0 alone.
+
+        Raises:
+            Exception: what `work` raised in the first rank in which it did, or what `judge` raised.
+        """
+        if self.alone:
+            return judge([work()])
+        answer: tuple[str, Any]
+        try:
+            answer = ANSWER, work()
+        except BaseException as error:  # SystemExit too, which the user's code may raise
+            answer = RAISED, _unless_ours(error)
+        if self.rank:
+            self._send(self.lines[0], *answer)
+            kind, verdict = self._hear(self.lines[0])
+        else:
+            answers = [answer, *map(self._hear, self.lines)]
+            kind, verdict = self._verdict(answers, judge)
+            self._tell(kind, verdict)
+        if kind == RAISED:
+            self.within = False
+            raised = answer[1] if answer[0] == RAISED else verdict
+            assert isinstance(raised, BaseException)
+            raise raised
+        result: R = verdict
+        return result
+
+    @staticmethod
+    def _verdict(
+        answers: Sequence[tuple[str, Any]], judge: Callable[[list[Any]], Any]
+    ) -> tuple[str, Any]:
+        if (failed := next((a for a in answers if a[0] == RAISED), None)) is not None:
+            return failed
+        try:
+            return ANSWER, judge([result for _, result in answers])
+        except Exception as error:
+            return RAISED, error
+
+    def sum_gradients(self, weights: Sequence[nn.Parameter], work: Callable[[], Tensor]) -> Tensor:
+        """Calls a function that computes gradients, and adds up those of all ranks.
+
+        A weight to which no rank has a gradient keeps none.
+
+        Args:
+            weights: of the network.
+            work: leaves a gradient in each weight; returns a number (), or raises an exception.
+
+        Returns:
+            The sum of what the function returned in each rank.
+
+        Raises:
+            Exception: what the function raised in the first rank in which it did.
+        """
+        error, total = None, None
+        try:
+            total = work()
+        except BaseException as caught:
+            error = _unless_ours(caught)
+        # On the CPU, since whoever looks at numbers on a GPU waits for it.
+        present = [float(weight.grad is not None) for weight in weights]
+        flags = torch.tensor([float(error is not None), *present])
+        dist.all_reduce(flags)
+        failed, *counts = flags.tolist()
+        if failed:
+            self.together(lambda: _raise(error))
+        assert total is not None
+        graded = [weight for weight, count in zip(weights, counts, strict=True) if count]
+        parts = [
+            torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in graded
+        ]
+        flat = torch.cat([*(part.reshape(-1) for part in parts), total.reshape(1)])
+        dist.all_reduce(flat)
+        *sums, total = torch.split(flat, [*(weight.numel() for weight in graded), 1])
+        for weight, part, gradient in zip(graded, parts, sums, strict=True):
+            weight.grad = part.copy_(gradient.view_as(part))
+        return total.reshape(())
+
+    @torch.no_grad()
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Gives tensors the values that they have in rank 0."""
+        if not self.alone:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def _cause_of(self, error: BaseException) -> BaseException:
+        """Returns the exception of another rank that has failed, which is why this one did."""
+        if isinstance(error, Exception):
+            for line in self.lines:
+                try:
+                    while line.poll(PATIENCE):
+                        self._hear(line)
+                except (LostRank, OSError):
+                    time.sleep(PATIENCE)  # whoever watches the ranks ends this process now
+                except BaseException as cause:
+                    return cause
+        return error
+
+    def _tell(self, kind: str, content: object = None) -> None:
+        for line in self.lines:
+            self._send(line, kind, content)
+
+    @staticmethod
+    def _send(line: Connection, kind: str, content: object) -> None:
+        if kind in (RAISED, FAILED):
+            assert isinstance(content, BaseException)
+            content = _portable(content)
+        # Not `send`, which would share a tensor's memory instead of sending the tensor.
+        with contextlib.suppress(ConnectionError):  # its end is noticed elsewhere
+            line.send_bytes(pickle.dumps((kind, content)))
+
+    @staticmethod
+    def _hear(line: Connection) -> tuple[str, Any]:
+        try:
+            message: tuple[str, Any] = pickle.loads(line.recv_bytes())
+        except (EOFError, ConnectionError):
+            raise LostRank("another rank of this trial has ended") from None
+        if message[0] == FAILED:
+            raise message[1]
+        return message
+
+
+ALONE = Ranks()
+
+
+def _raise(error: BaseException | None) -> None:
+    if error is not None:
+        raise error
+
+
+def _unless_ours(error: BaseException) -> BaseException:
+    """Returns an exception; raises it if a signal did, since that ends this process alone."""
+    if isinstance(error, Stopped | Interrupted):
+        raise error
+    return error
+
+
+def _portable(error: BaseException) -> BaseException:
+    """Returns an exception that another process can unpickle; with the traceback as its note."""
+    try:
+        copy: BaseException = pickle.loads(pickle.dumps(error))
+    except Exception:  # of a class of the user's own
+        copy = RuntimeError(f"{type(error).__name__}: {error}")
+    lines = "".join(traceback.format_exception(error)).rstrip()
+    copy.add_note(f"in another rank:\n{lines}")
+    return copy

@@ -1,0 +1,162 @@
+"""Trials that are trained by two processes, with gloo on the CPU: real commands and real deaths."""
+
+import contextlib
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from harness import outcomes, until
+from ranked import TRIALS, RanksRun, below, losses
+from runs import EPOCHS, kill, nap
+
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are read in /proc"),
+]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The same study with two ranks, to its end."""
+    run = RanksRun(folder := tmp_path_factory.mktemp("two"), f"sqlite:///{folder}/study.db")
+    run.end(run.start(), 0)
+    return run.stored()
+
+
+@pytest.fixture
+def run(tmp_path, sqlite_url):
+    run = RanksRun(tmp_path / "run", f"sqlite:///{tmp_path}/run/study.db")
+    yield run
+    kill(run.processes())  # where a test has failed
+
+
+def test_two_ranks_come_to_the_values_of_one_process(tmp_path, undisturbed):
+    one = RanksRun(tmp_path / "one", f"sqlite:///{tmp_path}/one/study.db", "launcher.ranks=1")
+    one.end(one.start(), 0)
+    assert len(losses(undisturbed)) == TRIALS
+    for alone, together in zip(losses(one.stored()), losses(undisturbed), strict=True):
+        assert together == pytest.approx(alone, rel=1e-4)
+        assert len(together) == EPOCHS
+    environments = [trial.user_attrs["made"]["environment"] for trial in undisturbed.trials()]
+    assert {environment["ranks"] for environment in environments} == {2}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_costs_nothing(run, undisturbed, rank):
+    killed(run, undisturbed, rank)
+
+
+def test_a_rank_that_is_killed_costs_nothing_on_postgresql(tmp_path, postgres_url, undisturbed):
+    killed(RanksRun(tmp_path / "run", postgres_url), undisturbed, 1)
+
+
+def killed(run, undisturbed, rank):
+    process, ranks, go_on = run.at_work()
+    os.kill(ranks[rank], signal.SIGKILL)
+    until(lambda: not {*ranks} & {*run.processes()}, 20)
+    go_on()
+    printed = run.end(process, 0)
+    of_rank = "rank 1 of " if rank else ""
+    assert f"{of_rank}a worker ended with signal SIGKILL; its log: " in printed
+    assert outcomes(run.stored()) == outcomes(undisturbed)
+    assert losses(run.stored()) == losses(undisturbed)
+    (death,) = {trial.user_attrs["made"]["claims"] for trial in run.stored().trials()} - {1}
+    assert death == 2  # its trial was adopted, and resumed
+
+
+def test_a_pruned_trial_ends_in_both_ranks(run, tmp_path):
+    counts = tmp_path / "steps"
+    counts.mkdir()
+    pruner = ("pruner=median", "pruner.n_startup_trials=1", "pruner.n_warmup_steps=2")
+    process = run.start(*("model._target_=gate.Counted", *pruner), STUDYLOOM_TEST_STEPS=str(counts))
+    run.end(process, 0)
+    states = [trial.state.name for trial in run.stored().trials()]
+    assert "PRUNED" in states
+    epochs = sum(len(trial.user_attrs["epochs"]["value"]) for trial in run.stored().trials())
+    assert epochs < TRIALS * EPOCHS
+    sizes = {path.name: path.read_text().split() for path in counts.glob("[01]")}
+    assert sizes == dict.fromkeys("01", ["16"] * 2 * epochs)  # half of each batch of 32
+
+
+def test_the_exception_of_one_rank_fails_its_trial_alone(run, tmp_path):
+    counts = tmp_path / "steps"
+    counts.mkdir()
+    process = run.start(
+        "model._target_=gate.Counted",
+        STUDYLOOM_TEST_STEPS=str(counts),
+        STUDYLOOM_TEST_FAIL=f"1 {2 * EPOCHS + 3}",  # in the second epoch of the second trial
+    )
+    printed = run.end(process, 0)
+    assert "a worker ended" not in printed  # both ranks have gone on
+    first, second, third = run.stored().trials()
+    assert (
+        second.user_attrs["reason"]
+        == f"ArithmeticError: rank 1 has failed in step {2 * EPOCHS + 3}"
+    )
+    assert [t.state.name for t in (first, second, third)] == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
+def test_an_exception_beyond_what_ranks_agree_on_fails_its_trial_and_replaces_the_worker(run):
+    process = run.start(
+        *("optimizer=sgd", "optimizer._target_=gate.FailingSGD"),
+        STUDYLOOM_TEST_FAIL=f"1 {2 * EPOCHS + 3}",  # in the second epoch of the second trial
+    )
+    printed = run.end(process, 0)
+    assert printed.count("a worker ended with a signal, and released its trial") == 1
+    _, second, _ = run.stored().trials()
+    words = f"ArithmeticError: the optimizer has failed in step {2 * EPOCHS + 3}"
+    assert second.user_attrs["reason"] == words
+    assert "in another rank:" in second.user_attrs["traceback"]
+    assert [t.state.name for t in run.stored().trials()] == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_rank_outlives_its_command(run, undisturbed, number):
+    process, _, go_on = run.at_work()
+    process.send_signal(number)
+    if number == signal.SIGINT:
+        go_on()
+        printed = run.end(process, 130)
+        assert "stopped; the same command goes on from here" in printed
+        assert run.stored().ledger.counts()["held"] == 0
+    else:
+        process.communicate()
+    until(lambda: not run.processes(), 20)
+    run.end(run.start(), 0)
+    assert outcomes(run.stored()) == outcomes(undisturbed)
+
+
+def test_a_stop_in_the_midst_of_an_epoch_leaves_no_rank_and_loses_no_trial(run, undisturbed):
+    process, *_ = run.at_work()
+    process.send_signal(signal.SIGTERM)  # while both ranks wait within a step
+    run.end(process, 143)
+    run.end(run.start(), 0)
+    assert outcomes(run.stored()) == outcomes(undisturbed)
+
+
+def test_a_signal_to_rank_0_alone_replaces_the_worker(run, undisturbed):
+    process, ranks, go_on = run.at_work()
+    os.kill(ranks[0], signal.SIGTERM)
+    until(lambda: not {*ranks} & {*run.processes()}, 20)
+    go_on()
+    printed = run.end(process, 0)
+    assert "a worker ended with a signal, and released its trial" in printed
+    assert outcomes(run.stored()) == outcomes(undisturbed)
+
+
+def test_ranks_that_are_killed_at_any_moment_cost_nothing(run, undisturbed):
+    process, luck = run.start("launcher.workers=2", "study.max_attempts=99"), random.Random(1)
+    run.until(run.reports)
+    for _ in range(6):
+        begun = len(run.reports())
+        run.until(lambda begun=begun: len(run.reports()) > begun)
+        nap(luck.random() * 0.05)  # somewhere in an epoch
+        if held := run.stored().ledger.held():
+            first = int(luck.choice(held).owner.rpartition(":")[2])
+            with contextlib.suppress(OSError):
+                kill([luck.choice([first, *below(first)])])
+    run.end(process, 0)
+    assert outcomes(run.stored()) == outcomes(undisturbed), run.logs()
+    assert losses(run.stored()) == losses(undisturbed)

@@ -1,0 +1,224 @@
+"""Two processes that train together give what one gives, stay equal, and fail together."""
+
+import math
+import os
+from functools import partial
+
+import pytest
+import torch
+from ranks_at_work import together
+from test_trainer import RESUMABLE, SPLIT, equal, through_a_file, timeless, toy_job
+from torch import nn
+
+from studyloom.models import MLP
+from studyloom.training.ranks import Ranks
+from studyloom.training.trainer import Training
+
+PLAIN = {"model": partial(MLP, hidden=(8,))}  # without dropout, of which each rank has its own
+EXACT = ("a schedule of numpy numbers", "adam", "adamw fused", "groups", "rmsprop")
+# Of these one process is the measure; batches of 10 and 5 are divided 5 and 5, 3 and 2.
+MEASURED = {
+    **{name: (False, RESUMABLE[name] | PLAIN) for name in EXACT},
+    "accumulation": (False, {"accumulate": 2, "batch_size": 7, **PLAIN}),
+    "a last batch of one": (False, {"batch_size": 11, **PLAIN}),
+    "fp16": (False, RESUMABLE["fp16"] | PLAIN),
+    "a plateau": (False, RESUMABLE["a plateau"] | PLAIN),
+    "the best of an average": (False, RESUMABLE["the best epoch of an average"] | PLAIN),
+    "patience": (False, {"patience": 1, "epochs": 9, **PLAIN}),
+    "a layer unused": (False, {"model": "unused"}),
+    "in turn": (True, PLAIN),
+}
+
+
+def overflowing(network, batch, loss):
+    """A step whose gradients are now and then infinite in rank 1 alone."""
+    inputs, targets = batch
+    outputs = network(inputs)
+    if os.environ.get("RANK") == "1" and torch.rand(()) < 0.5:
+        outputs.register_hook(lambda gradient: gradient * math.inf)
+    return loss(outputs, targets)
+
+
+# Here each rank has noise of its own, or sees its share alone.
+NOISY = ("batch norm and dropout", "a step of one's own", "everything at once")
+WAYS = MEASURED | {name: (False, RESUMABLE[name]) for name in NOISY}
+WAYS["fp16 that overflows in one rank"] = (False, {"precision": "fp16", "step": overflowing})
+
+
+class Unused(nn.Module):
+    """Has a layer that no output depends on, whose weights must not decay."""
+
+    def __init__(self, shape, outputs):
+        super().__init__()
+        self.used, self.unused = nn.Linear(16, outputs), nn.Linear(3, 3)
+
+    def forward(self, inputs):
+        return self.used(inputs.flatten(1))
+
+
+UNUSED = {"model": Unused, "optimizer": partial(torch.optim.AdamW, lr=0.01, weight_decay=0.9)}
+MEASURED["a layer unused"] = WAYS["a layer unused"] = (False, UNUSED)
+
+
+def trained(ranks, names, stop=None):
+    """Trains a job in each way; see `WAYS`.
+
+    Args:
+        ranks: as this process sees them.
+        names: of the ways.
+        stop: after how many epochs the training is resumed from its state; None for never.
+
+    Returns:
+        By name, the numbers of all epochs, and the last state.
+    """
+    results = {}
+
+    def train(name):
+        in_turn, changes = WAYS[name]
+        jobs = [toy_job(seed=seed, **changes) for seed in range(1 + in_turn)]
+        training = Training(jobs, SPLIT, in_turn=in_turn, ranks=ranks)
+        for number, _ in enumerate(training, 1):
+            if number == stop:
+                break
+        if stop is not None and not training.ended:
+            if ranks.rank:
+                assert not ranks.go_on()  # the end of the first
+            return training
+        results[name] = timeless(training.state())
+        return None
+
+    def take_part(call):
+        name, state = call
+        ranks.together(lambda: None)
+        if state is None:
+            train(name)
+        else:
+            finish(name, state)
+
+    def finish(name, state):
+        in_turn, changes = WAYS[name]
+        jobs = [toy_job(seed=seed, **changes) for seed in range(1 + in_turn)]
+        training = Training(jobs, SPLIT, in_turn=in_turn, ranks=ranks)
+        training.restore(through_a_file(state))
+        for _ in training:
+            pass
+        results[name] = timeless(training.state())
+
+    if ranks.rank:
+        ranks.follow(take_part)
+        return results
+    for name in names:
+        with ranks.leading((name, None)):
+            first = train(name)
+        if first is not None:
+            with ranks.leading((name, first.state())):
+                finish(name, first.state())
+    return results
+
+
+@pytest.fixture(scope="module")
+def two():
+    return together(2, trained, [*WAYS])
+
+
+@pytest.fixture(scope="module")
+def one():
+    return trained(Ranks(), MEASURED)
+
+
+def close(one, other):
+    if isinstance(one, torch.Tensor):
+        return one.shape == other.shape and torch.allclose(one, other, 1e-3, 1e-4)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(close, one, other))
+    return one == other or one == pytest.approx(other, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_two_ranks_give_what_one_process_gives(one, two, name):
+    assert close(one[name], two[0][name])
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_ranks_have_the_same_weights_numbers_and_state(two, name):
+    assert equal(two[0][name], two[1][name])
+
+
+def test_ranks_that_resume_equal_those_that_never_stopped(two):
+    resumed = together(2, trained, [*WAYS], 2)
+    for name in WAYS:
+        assert equal(resumed[0][name], two[0][name]), name
+
+
+# Exceptions
+
+
+def failing(ranks, where):
+    """Two trainings, of which the first fails in a rank, at some place.
+
+    Returns:
+        what was raised in the first, whether the lockstep was lost, and the result of the second.
+    """
+
+    calls = []
+
+    def take_part(call):
+        calls.append(call)
+        ranks.together(lambda: None)
+        for number in range(2 * len(calls) - 2, 2 * len(calls)):
+            assert ranks.go_on()
+            if where == f"agreed in {ranks.rank}" and not number:
+                ranks.together(raising)
+            if where == f"alone in {ranks.rank}" and not number:
+                raising()
+            ranks.together(lambda: None)
+            ranks.rest()
+
+    def raising():
+        raise LookupError(f"no luck in rank {ranks.rank}")
+
+    if ranks.rank:
+        try:
+            ranks.follow(take_part)
+        except LookupError as error:
+            return repr(error)
+        return None
+    first = second = None
+    broken = []
+    for number in range(2):
+        try:
+            with ranks.leading("call", lambda: broken.append(True)):
+                for _ in range(2):
+                    ranks.go_on()
+                    if where == "agreed in 0" and not number:
+                        ranks.together(raising)
+                    if where == "alone in 0" and not number:
+                        raising()
+                    ranks.together(lambda: None)
+                    ranks.rest()
+            second = "done"
+        except LookupError as error:
+            first = repr(error)
+            where = ""
+        if broken:
+            break
+    return first, bool(broken), second
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_exception_where_ranks_agree_is_raised_in_all_and_they_go_on(rank):
+    first, _ = together(2, failing, f"agreed in {rank}")
+    assert first == (f"LookupError('no luck in rank {rank}')", False, "done")
+
+
+def test_an_exception_of_another_rank_alone_is_raised_in_rank_0_which_has_lost_it():
+    first, other = together(2, failing, "alone in 1")
+    assert first == ("LookupError('no luck in rank 1')", True, None)
+    assert other == "LookupError('no luck in rank 1')"
+
+
+def test_an_exception_of_rank_0_alone_ends_the_others():
+    first, _ = together(2, failing, "alone in 0")
+    assert first == ("LookupError('no luck in rank 0')", True, None)
