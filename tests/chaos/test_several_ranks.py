@@ -160,3 +160,61 @@ def test_ranks_that_are_killed_at_any_moment_cost_nothing(run, undisturbed):
     run.end(process, 0)
     assert outcomes(run.stored()) == outcomes(undisturbed), run.logs()
     assert losses(run.stored()) == losses(undisturbed)
+
+
+# A loop of one's own, which only reports in rank 0
+
+LOOP = (
+    *("objective._target_=looped.train", "objective.metric=loss", "objective.direction=minimize"),
+    *("+params.lr=0.1", "space=none", "+space.params.lr.float=[0.01,0.3]"),
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_loop(tmp_path_factory):
+    run = RanksRun(folder := tmp_path_factory.mktemp("loop"), f"sqlite:///{folder}/study.db", *LOOP)
+    run.end(run.start(), 0)
+    return run.stored()
+
+
+@pytest.fixture
+def loop(tmp_path):
+    run = RanksRun(tmp_path / "run", f"sqlite:///{tmp_path}/run/study.db", *LOOP)
+    yield run
+    kill(run.processes())
+
+
+def values(stored):
+    return [trial.value for trial in stored.trials()]
+
+
+def test_a_loop_in_two_ranks_comes_to_the_values_of_one_process(loop, undisturbed_loop):
+    loop.end(loop.start("launcher.ranks=1"), 0)
+    assert values(loop.stored()) == pytest.approx(values(undisturbed_loop), rel=1e-4)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_loop_goes_on_from_what_it_keeps_when_a_rank_is_killed(loop, undisturbed_loop, rank):
+    process, ranks, go_on = loop.at_work()
+    os.kill(ranks[rank], signal.SIGKILL)
+    until(lambda: not {*ranks} & {*loop.processes()}, 20)
+    go_on()
+    loop.end(process, 0)
+    assert values(loop.stored()) == values(undisturbed_loop)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_exception_of_one_rank_fails_the_trial_of_a_loop(loop, undisturbed_loop, rank):
+    printed = loop.end(loop.start(STUDYLOOM_TEST_FAIL=f"{rank} 1 3"), 0)
+    assert "a worker ended with a signal, and released its trial" in printed  # it was replaced
+    first, second, third = loop.stored().trials()
+    assert second.user_attrs["reason"] == f"ArithmeticError: rank {rank} has failed"
+    assert [first.value, third.value] == values(undisturbed_loop)[::2]
+
+
+def test_a_pruned_loop_ends_in_both_ranks_which_go_on_with_the_next_trial(loop):
+    pruner = ("pruner=percentile", "pruner.percentile=1", "pruner.n_startup_trials=1")
+    printed = loop.end(loop.start(*pruner, "pruner.n_warmup_steps=2"), 0)
+    assert "a worker ended" not in printed
+    states = [trial.state.name for trial in loop.stored().trials()]
+    assert (states[0], "PRUNED" in states) == ("COMPLETE", True)
