@@ -196,7 +196,7 @@ class LoopObjective:
             Exception: what `report` raises, even if the loop catches it; see `Objective.run`.
         """
         call, self._restored = (self.recipe, self._restored), None
-        with self.ranks.leading(call, stopping.give_way):
+        with self.ranks.leading(call, lambda: stopping.give_way()):
             self._call_all(report, stopping)
         return fmean(self._values)
 

@@ -222,7 +222,7 @@ class NetworkObjective:
         See `Objective.run`.
         """
         call, self._restored = (self.recipe, self._restored), None
-        with self.training.ranks.leading(call, stopping.give_way):
+        with self.training.ranks.leading(call, lambda: stopping.give_way()):
             for epoch in run_epochs(self.training, stopping):
                 report(epoch)
         return mean_epoch(self.training.kept()).value
