@@ -58,11 +58,11 @@ class AdaptedQuestion(Question):
         space = parse_space(value_at(cfg, "space") or {}, lambda group: [], PARAMS)
         params: Any = value_at(cfg, PARAMS) or {}
         leaves = [leaf for _, nodes in space.branches() for leaf in nodes]
-        given = {key: PARAMS for key, _ in flatten(params)} if params else {}
+        set_keys = {key: PARAMS for key, _ in flatten(params)} if params else {}
         named = {leaf.name: "space" for leaf in leaves}
         mistakes = [
             f"{section}.{name}: {problem}"
-            for name, section in (given | named).items()
+            for name, section in (set_keys | named).items()
             if (problem := explain_key(name, config))
         ]
         if mistakes:
