@@ -303,3 +303,8 @@ def test_its_arguments_and_what_it_finds_are_mistakes_of_the_study(ask):
     assert "objective.value must be set" in told[1]
     told = mistakes_of(ask("objective.value='(v'", "objective.step='(a)(b)'"))
     assert [line.partition(":")[0] for line in told] == ["objective.value", "objective.step"]
+
+
+def test_a_command_is_not_run_by_each_rank(ask):
+    (mistake,) = mistakes_of(ask("launcher.ranks=2"))
+    assert "launcher.ranks=2: each rank would run the command" in mistake

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from studyloom.config.values import value_at
 from studyloom.integrations.output import Log, Output, earlier_lines, pattern_mistakes
@@ -51,6 +51,12 @@ class Command:
         mistakes = [*word_mistakes(self.run, [*params, *OURS]), *space_mistakes(self.run, space)]
         ours = [name for name in OURS if name in params]
         mistakes += [f"params.{name}: {{{name}}} is the trial's own; rename it" for name in ours]
+        ranks = OmegaConf.select(config, "launcher.ranks", default=1)
+        if isinstance(ranks, int) and ranks > 1:
+            mistakes.append(
+                f"launcher.ranks={ranks}: each rank would run the command; leave it out, and start "
+                "the processes of a trial in the command, such as run: 'torchrun main.py'"
+            )
         mistakes += pattern_mistakes("objective.value", self.value, "value")
         if self.step is not None:
             mistakes += pattern_mistakes("objective.step", self.step, "step")

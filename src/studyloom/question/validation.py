@@ -12,6 +12,7 @@ from studyloom.config.values import describe_error, has_key, keys_at, value_at, 
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
 from studyloom.metrics import Goal
+from studyloom.question.function import FunctionQuestion
 from studyloom.question.preflight import Branch, probes, try_goals, try_pruner
 from studyloom.question.question import STEPS, Question
 from studyloom.space.distributions import why_not
@@ -88,7 +89,7 @@ def check_ranks(question: Question, ranks: int) -> Iterator[str]:
         question: whose space has no mistakes.
         ranks: the processes that train each trial.
     """
-    if ranks == 1 or not question.tested:
+    if ranks == 1 or isinstance(question, FunctionQuestion):
         return
     for branch in question.branches:
         for probe in probes(branch.nodes):
