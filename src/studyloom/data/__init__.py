@@ -19,6 +19,7 @@ __all__ = [
     "Split",
     "folds",
     "idx",
+    "shared",
     "split",
     "tables",
     "training_data",

@@ -1,5 +1,6 @@
 """Data that a function of the user's own loads."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studyloom.data.split import Split, digest_of, format_sizes
+from studyloom.data.split import Split, digest_of, format_sizes, parts_of
 from studyloom.data.transform import Picture, Transform
 from studyloom.errors import DataError
 
@@ -18,8 +19,11 @@ class Loaded:
 
     Args:
         load: called with "train" or "test"; returns inputs (n, …) and targets (n,) or (n, outputs),
-            as tensors or arrays. Whole numbers from 0 are classes; the network has one output for
-            each. Floats are numbers to predict. The test part is loaded once.
+            as tensors or arrays. Inputs that are whole numbers keep their type; a batch has bytes
+            as float32, unscaled, and others as the network takes them: whole for an embedding, else
+            float32. A memory map stays one. Targets that are whole numbers from 0 are classes; the
+            network has one output for each. Floats are numbers to predict. The test part is loaded
+            once; so is the training part, for all workers of a command, from 64 MB on.
         validation: how many training examples are held out to choose by.
         ordered: whether the examples are in time order, the test part after the training part; if
             so, the last ones are held out.
@@ -62,7 +66,7 @@ class Loaded:
                 f"to predict numbers; got whole targets {format_sizes(targets)} from "
                 f"{int(targets.min())} on"
             )
-        inputs = inputs.float()
+        inputs = _stored(inputs)
         targets = targets.long() if classes else targets.float().reshape(len(targets), -1)
         outputs = int(targets.max()) + 1 if classes else targets.shape[1]
         if training is not None:
@@ -108,11 +112,29 @@ class Loaded:
         return inputs, targets
 
 
+def _stored(inputs: Tensor) -> Tensor:
+    """Converts inputs to the type in which they are stored, if they have another one.
+
+    Floats become float32. Whole numbers keep their type, but for those with which PyTorch cannot
+    do much.
+    """
+    if inputs.dtype == torch.bool:
+        return inputs.view(torch.uint8)
+    if inputs.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+        return inputs
+    wider = {torch.uint16: torch.int32, torch.uint32: torch.int64}
+    return inputs.to(wider.get(inputs.dtype, torch.float32))
+
+
 def _tensor(value: Any, part: str, name: str) -> Tensor:
     """Converts a value to a tensor of finite numbers on the CPU."""
     try:
-        tensor = torch.as_tensor(value).detach().cpu()
-        finite = bool(torch.isfinite(tensor).all())
+        with warnings.catch_warnings():  # of a memory map that must not be written to; none is
+            warnings.filterwarnings("ignore", ".*not writable", UserWarning)
+            tensor = torch.as_tensor(value).detach().cpu()
+        finite = not tensor.dtype.is_floating_point or all(
+            bool(torch.isfinite(part).all()) for part in parts_of(tensor)
+        )
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
             f"data.load({part!r}): its {name} must be a tensor or an array: {error}"

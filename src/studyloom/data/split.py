@@ -1,7 +1,8 @@
 """One part of a data set: inputs and targets as tensors, and what is known about them."""
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,13 +11,16 @@ from torch.utils.data import TensorDataset
 
 from studyloom.errors import DataError
 
+PART = 2**23  # numbers of a tensor that are converted at once: 32 MB as float32
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """One part of a data set.
 
     Args:
-        inputs: (n, …), such as float32 (n, channels, height, width), normalised.
+        inputs: (n, …), such as float32 (n, channels, height, width), normalised. Whole numbers keep
+            their type; a batch has them in the type that the network takes.
         targets: classes, int64 (n,), from 0 to outputs - 1; or numbers to predict, float32
             (n, outputs).
         outputs: how many numbers a network returns for each input; of classes, one for each.
@@ -94,12 +98,19 @@ class Split:
 
 
 def digest_of(inputs: Tensor, targets: Tensor) -> str:
-    """Returns the sha256 of two tensors on the CPU, and of their shapes."""
+    """Returns the sha256 of two tensors on the CPU, and of their shapes.
+
+    Inputs that are whole numbers are read as float32, part by part. So the digest is what it was
+    when they were stored as such; whole numbers from 2^24 on may have that of their neighbours.
+    """
     digest = hashlib.sha256(
         f"{tuple(inputs.shape)} {tuple(targets.shape)} {targets.dtype}".encode()
     )
-    for tensor in (inputs, targets):
-        digest.update(tensor.contiguous().numpy().data)
+    for part in parts_of(inputs):
+        part = part if part.is_floating_point() else part.float()
+        digest.update(part.contiguous().numpy().data)
+    for part in parts_of(targets):
+        digest.update(part.contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -112,6 +123,7 @@ def check_split(split: Split) -> None:
     for name, tensor in (("inputs", split.inputs), ("targets", split.targets)):
         # A value that is not finite makes a sum that is not: 0.02 s for 60 000 images, and 0.2 s
         # to look at each number.
+        # A whole number is always finite.
         suspect = tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum()))
         if suspect and not bool(torch.isfinite(tensor).all()):
             example = int((~torch.isfinite(tensor)).nonzero()[0, 0])
@@ -126,6 +138,12 @@ def check_split(split: Split) -> None:
                 f"data: classes must be from 0 to {split.outputs - 1}, one for each output; "
                 f"got {low} to {high}"
             )
+
+
+def parts_of(tensor: Tensor) -> Sequence[Tensor]:
+    """Returns a tensor in parts along its first dimension, of a size to compute with at once."""
+    rows = PART // max(1, math.prod(tensor.shape[1:]))
+    return torch.split(tensor, max(1, rows)) if tensor.ndim else (tensor,)
 
 
 def format_sizes(tensor: Tensor) -> str:

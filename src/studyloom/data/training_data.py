@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from studyloom.data.folds import Folds
+from studyloom.data.shared import share
 from studyloom.data.split import Split
 
 
@@ -35,6 +36,14 @@ class TrainingData:
         """Loads the test part."""
         split: Split = self.source.test()
         return split
+
+    def shared(self, key: str) -> "TrainingData":
+        """Returns this with its training part in one copy for all processes of the host.
+
+        Args:
+            key: what the part follows from.
+        """
+        return self if self.split is None else replace(self, split=share(self.split, key))
 
     def to(self, device: torch.device) -> "TrainingData":
         return self if self.split is None else replace(self, split=self.split.to(device))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from studyloom.data.split import Split
+from studyloom.data.split import Split, parts_of
 from studyloom.errors import DataError
 from studyloom.text import format_shape, format_value, nearest
 
@@ -319,14 +319,19 @@ class InputRange:
     @classmethod
     def of(cls, split: Split) -> "InputRange":
         """Measures the inputs of a training part."""
-        rows = split.inputs.flatten(1) if split.inputs.ndim > 1 else split.inputs[:, None]
         by_column = len(split.shape) == 1 and split.shape[0] <= MOST_COLUMNS
-        low, high = rows.aminmax(dim=0) if by_column else rows.aminmax()
-        means = rows.mean(1).aminmax()
+        lows, highs, means = [], [], []
+        for part in parts_of(split.inputs):
+            rows = part.flatten(1) if part.ndim > 1 else part[:, None]
+            low, high = rows.aminmax(dim=0) if by_column else rows.aminmax()
+            lows.append(low.reshape(-1))
+            highs.append(high.reshape(-1))
+            means.append(rows.mean(1, dtype=None if rows.is_floating_point() else torch.float32))
+        ends = torch.cat(means).aminmax()
         return cls(
-            tuple(low.reshape(-1).tolist()),
-            tuple(high.reshape(-1).tolist()),
-            (float(means.min), float(means.max)),
+            tuple(map(float, torch.stack(lows).amin(0).tolist())),
+            tuple(map(float, torch.stack(highs).amax(0).tolist())),
+            (float(ends.min), float(ends.max)),
         )
 
     def unlike(self, inputs: Tensor, columns: Sequence[str] = ()) -> dict[int, str]:

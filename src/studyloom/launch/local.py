@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from studyloom.data import shared
 from studyloom.errors import LaunchError
 from studyloom.launch.command import WORKER_VARIABLE
 from studyloom.launch.fork_server import ForkedWorker, ForkServer
@@ -96,12 +97,12 @@ class Local:
             Join().launch(task, stop)
             return
         command = [sys.executable, *task.command.worker(self.ranks)]
-        age = {WORKER_VARIABLE: f"{task.command.age():.3f}"}
+        common = {WORKER_VARIABLE: f"{task.command.age():.3f}", **shared.variables()}
         # With the process id: two commands at once on one run directory share no log.
         prefix = f"{host_id()}-{os.getpid()}-worker"
         workers = [
-            LocalWorker(command, age | variables, task.logs / f"{prefix}{n}.log", task.fork_server)
-            for n, variables in enumerate(self.environments(count), 1)
+            LocalWorker(command, common | own, task.logs / f"{prefix}{n}.log", task.fork_server)
+            for n, own in enumerate(self.environments(count), 1)
         ]
         supervisor = Supervisor(task, workers)
         try:

@@ -21,7 +21,7 @@ from studyloom.launch.local import Join
 from studyloom.launch.task import Launcher
 from studyloom.processes import end_if_forked
 from studyloom.question.function import FunctionQuestion
-from studyloom.question.question import Question
+from studyloom.question.question import Question, data_key
 from studyloom.question.validation import check_ranks, check_sections, validate
 from studyloom.search.warm_start import WarmStarts, find_warm_starts
 from studyloom.storage.connections import connections_left
@@ -101,6 +101,8 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE) -> Prepared:
     launcher = attempt(lambda: build(cfg.launcher))
     url = attempt(lambda: _storage_url(cfg))
     data = attempt(lambda: kind.gather(cfg))
+    if data is not None and launcher is not None and launcher.count(2) > 1:
+        data = data.shared(data_key(cfg))
     if question is not None:
         if data is None:  # there is nothing to try networks on
             attempt(lambda: attempt.mistakes.extend(check_sections(question)))
@@ -137,7 +139,7 @@ def prepare_to_join(cfg: DictConfig, ranks: Ranks = ALONE) -> Prepared:
     kind = _kind_of(cfg)
     question = attempt(lambda: kind.ask(cfg, Composer.from_hydra()))
     url = attempt(lambda: _storage_url(cfg))
-    data = attempt(lambda: kind.gather(cfg))
+    data = attempt(lambda: kind.gather(cfg).shared(data_key(cfg)))
     launcher = Join()
     if url is not None:
         attempt.mistakes += check_database_reach(url, launcher)

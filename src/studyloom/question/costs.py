@@ -16,6 +16,7 @@ from torch import nn
 from studyloom.data.split import Split
 from studyloom.errors import ConfigError
 from studyloom.text import nearest
+from studyloom.training.inputs import batch_dtype
 from studyloom.training.job import Job
 from studyloom.training.parameter_groups import freeze
 
@@ -196,8 +197,8 @@ def measure_costs(
     with torch.random.fork_rng(devices=[]):
         model = job.model(shape=split.shape, outputs=split.outputs).to(split.inputs.device).eval()
         freeze(model, job.groups)
+        example = split.inputs[:1].to(batch_dtype(job, model, split), copy=True)
         costs = {
-            name: MEASURES[name](model, split.inputs[:1])
-            for name in dict.fromkeys([*limit_of, *quantities])
+            name: MEASURES[name](model, example) for name in dict.fromkeys([*limit_of, *quantities])
         }
     return [Cost(name, cost, limit_of.get(name)) for name, cost in costs.items()]

@@ -32,6 +32,7 @@ from studyloom.question.jobs import build_jobs
 from studyloom.space.tree import Leaf, ListLeaf, Node
 from studyloom.text import as_yaml
 from studyloom.training.batches import TensorBatches
+from studyloom.training.inputs import batch_dtype
 from studyloom.training.job import Job
 from studyloom.training.optimizer_step import avoid_compiler_import
 from studyloom.training.parameter_groups import make_optimizer
@@ -174,10 +175,12 @@ def try_out(job: Job, split: Split, last_batches: Collection[int] = ()) -> None:
         if job.evaluate is not None:
             return
     # What fails here is tried on the CPU, which shows whether only the meta device is the reason.
+    # There, whole numbers are refused by a linear layer too.
+    takes_any = split.inputs.is_floating_point() or split.inputs.dtype == torch.uint8
     with contextlib.suppress(Exception):
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             model = job.model(shape=split.shape, outputs=split.outputs)
-        if sum(parameter.numel() for parameter in model.parameters()) > LARGE:
+        if takes_any and sum(weight.numel() for weight in model.parameters()) > LARGE:
             _forward(job, split, "meta", last_batches)
             return
     _forward(job, split, "cpu", last_batches)
@@ -278,7 +281,8 @@ def _forward(job: Job, split: Split, device: str, last_batches: Collection[int])
     """Builds the parts of a job and computes the loss of two examples."""
     with torch.device(device), torch.random.fork_rng(devices=[]), one_thread():
         model = _build(job, split, device)
-        outputs = model(torch.zeros(2, *split.shape, dtype=split.inputs.dtype))
+        dtype = batch_dtype(job, model, split)
+        outputs = model(torch.zeros(2, *split.shape, dtype=dtype))
         if tuple(outputs.shape) != (2, split.outputs):
             raise ValueError(
                 f"the outputs of the network must be (2, {split.outputs}) for 2 examples; "
@@ -300,7 +304,7 @@ def _forward(job: Job, split: Split, device: str, last_batches: Collection[int])
             )
         if 1 in last_batches and job.step is None:
             try:
-                model(torch.zeros(1, *split.shape, dtype=split.inputs.dtype))
+                model(torch.zeros(1, *split.shape, dtype=dtype))
             except Exception as error:
                 raise _single_example(job, error) from error
 

@@ -1,6 +1,7 @@
 """The question of a study: a configuration, and the space of configurations around it."""
 
 import functools
+import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ from studyloom.config.values import (
     with_values,
     without_key,
 )
+from studyloom.data import shared
 from studyloom.data.folds import Fold, Folds, make_folds
 from studyloom.data.split import Split, check_split
 from studyloom.data.training_data import TrainingData
@@ -34,7 +36,7 @@ from studyloom.question.jobs import build_goals, build_jobs, build_metric
 from studyloom.question.objective import Attempt, NetworkObjective, Objective
 from studyloom.question.preflight import Branch, end_of, try_branches, try_metric
 from studyloom.question.rule import Rule, parse_rule
-from studyloom.question.sources import code_digests
+from studyloom.question.sources import code_digests, digest_of_source
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Parameter, Point, Space, group_of
@@ -108,7 +110,7 @@ class Question:
             ValueError: the data cannot be loaded or divided so.
         """
         source = build(cfg.data)
-        split: Split = source.train()
+        split: Split = shared.load(source.train, data_key(cfg))
         check_split(split)
         seed = derive(max(0, cfg.study.seed))  # `validate` reports a negative seed
         folds = make_folds(
@@ -400,6 +402,11 @@ class Question:
         if mistakes or self.config.train.evaluate is not None:  # which gives its own targets
             return mistakes
         return [*try_metric(self.metric, data.folds, data.split)]
+
+
+def data_key(cfg: DictConfig) -> str:
+    """Returns the digest of the section `data`, from which the training part follows."""
+    return digest_of_source(json.dumps(plain_sections(cfg, "data"), default=str).encode())
 
 
 def without_transform(sections: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ iterates over the epochs, and may report, prune, save a checkpoint or stop after
 __all__ = [
     "batches",
     "checkpoint",
+    "inputs",
     "job",
     "optimizer_step",
     "parameter_groups",

@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from studyloom.data.split import Split
+from studyloom.data.split import PART, Split
 from studyloom.seeds import derive
 from studyloom.training.batches import Batch, TensorBatches
 from studyloom.training.ema import Average
+from studyloom.training.inputs import batch_dtype
 from studyloom.training.job import Epoch, Job
 from studyloom.training.optimizer_step import ScaledSteps, avoid_compiler_import, fast_step
 from studyloom.training.parameter_groups import make_optimizer
@@ -26,6 +27,7 @@ from studyloom.training.schedule import make_rates
 from studyloom.training.steps import Steps
 
 T = TypeVar("T")
+WHOLE = 2**28  # numbers of inputs that are converted as a whole for `adapt`: 1 GB as float32
 
 
 def adapt_to_data(parts: Iterable[Any], split: Split, train: Tensor) -> None:
@@ -35,22 +37,37 @@ def adapt_to_data(parts: Iterable[Any], split: Split, train: Tensor) -> None:
     by or weights of classes, is in their buffers and so in checkpoints and winner.pt. They see no
     example that is validated or tested.
 
+    Inputs that are whole numbers are shown as float32. Of those that would take more than 1 GB so,
+    no copy is made for modules with a method `adapt_in_parts`, which gets an iterator of parts
+    `(inputs, targets)`, in the order of the examples.
+
     Args:
         parts: the network and the loss; those that are not modules are passed over.
         split: the examples.
         train: the indices of the training part, int64 (n,).
     """
-    if adapters := [adapt for part in parts for adapt in learners(part)]:
+    adapters = [adapter for part in parts for adapter in learners(part)]
+    size = len(train) * math.prod(split.shape)
+    if size > WHOLE and not split.inputs.is_floating_point():
+        rows = max(1, PART // math.prod(split.shape))
+        for adapter in [other for other in adapters if hasattr(other, "adapt_in_parts")]:
+            adapter.adapt_in_parts(
+                (split.inputs[some].float(), split.targets[some])
+                for some in torch.split(train, rows)
+            )
+            adapters.remove(adapter)
+    if adapters:
         inputs, targets = split.inputs[train], split.targets[train]
-        for adapt in adapters:
-            adapt(inputs, targets)
+        inputs = inputs if inputs.is_floating_point() else inputs.float()
+        for adapter in adapters:
+            adapter.adapt(inputs, targets)
 
 
-def learners(part: Any) -> list[Callable[[Tensor, Tensor], None]]:
-    """Returns the methods `adapt` of a module and of the modules within it."""
+def learners(part: Any) -> list[Any]:
+    """Returns those of a module and the modules within it that have a method `adapt`."""
     if not isinstance(part, nn.Module):
         return []
-    return [adapt for module in part.modules() if callable(adapt := getattr(module, "adapt", None))]
+    return [module for module in part.modules() if callable(getattr(module, "adapt", None))]
 
 
 class JobRun:
@@ -86,6 +103,7 @@ class JobRun:
         model = self.with_own_randomness(
             lambda: job.model(shape=split.shape, outputs=split.outputs)
         )
+        self.batches.dtype = batch_dtype(job, model, split)
         # Jobs may share one loss; if it adapts to the data, each job needs its own.
         self.loss = deepcopy(job.loss) if learners(job.loss) else job.loss
         adapt_to_data((model, self.loss), split, self.batches.train)

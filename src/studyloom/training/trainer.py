@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from studyloom.data.split import Split
 from studyloom.errors import Diverged
 from studyloom.training.batches import EVALUATION_BATCH, TensorBatches
+from studyloom.training.inputs import batch_dtype
 from studyloom.training.job import Epoch, Job
 from studyloom.training.job_run import JobRun, evaluate_part
 from studyloom.training.ranks import ALONE, Ranks
@@ -39,13 +40,19 @@ def epochs(jobs: Sequence[Job], split: Split) -> Iterator[list[Epoch]]:
 
 
 @torch.inference_mode()
-def predict_outputs(model: nn.Module, inputs: Tensor, precision: str = "fp32") -> Tensor:
+def predict_outputs(
+    model: nn.Module,
+    inputs: Tensor,
+    precision: str = "fp32",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Runs a network in eval mode, batch by batch.
 
     Args:
         model: the network; it is moved to the device of the inputs.
         inputs: (n, …), normalised.
         precision: fp32, bf16 or fp16.
+        dtype: in which the network takes the inputs.
 
     Returns:
         the outputs, float32 (n, outputs), on the device of the inputs.
@@ -54,7 +61,7 @@ def predict_outputs(model: nn.Module, inputs: Tensor, precision: str = "fp32") -
     outputs = []
     for batch in torch.split(inputs, EVALUATION_BATCH[inputs.device.type]):
         with autocast(inputs.device, precision):
-            outputs.append(model(batch).float())
+            outputs.append(model(batch.to(dtype)).float())
     return torch.cat(outputs)
 
 
@@ -70,7 +77,8 @@ def evaluate_network(job: Job, model: nn.Module, split: Split) -> tuple[Tensor, 
         the outputs and the targets, both (n, …), on the device of the split.
     """
     if job.evaluate is None:
-        return predict_outputs(model, split.inputs, job.precision), split.targets
+        dtype = batch_dtype(job, model, split)
+        return predict_outputs(model, split.inputs, job.precision, dtype), split.targets
     device = split.inputs.device
     for part in (job.loss, job.evaluate):
         if isinstance(part, nn.Module):

@@ -82,6 +82,7 @@ def picture(image: Tensor) -> str | None:
     """
     if image.ndim != 3 or len(image) not in (1, 3):
         return None
+    image = image.float()
     low, high = image.min(), image.max()
     levels = ((image - low) / (high - low).clamp(min=1e-12) * 255).round()
     pixels = levels.to(torch.uint8).cpu().numpy()
