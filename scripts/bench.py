@@ -7,6 +7,7 @@
     python scripts/bench.py scale            # 1 and 2 workers, then 32 that sleep; 4 minutes
     python scripts/bench.py start            # a command's time to its first trial; half a minute
     python scripts/bench.py kills            # a search with and without 20 kills; 5 minutes
+    python scripts/bench.py memory           # of 4 workers that share a training part; 2 minutes
 
 Both ways run in turn, as whole processes on the same data. `example` and `tutorial` need
 `STUDYLOOM_DATA`, the folder with `mnist/` and `fashion-mnist/`; `overhead` and `scale` need the
@@ -17,6 +18,7 @@ results.
 import argparse
 import functools
 import gzip
+import math
 import os
 import platform
 import random
@@ -28,11 +30,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import numpy as np
 import optuna
 import sqlalchemy
 import torch
@@ -41,6 +44,7 @@ from torch import nn
 from studyloom.data.idx import SOURCES
 from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
+from studyloom.processes import descendants
 from studyloom.question.objective import NetworkObjective
 from studyloom.space.language import parse_space
 from studyloom.storage import sql
@@ -454,11 +458,80 @@ def storm(process: subprocess.Popen[bytes], url: str, deaths: int) -> int:
     return killed
 
 
+BYTES, SHAPE, WORKERS = 10**9, (3, 32, 32), 4
+LOAD = """
+import os, numpy, torch
+def load(part):
+    file = numpy.load(os.environ["BENCH_FILE"], mmap_mode="r")
+    pixels = file if os.environ["BENCH_KIND"] == "map" else numpy.array(file)
+    return (pixels if part == "train" else pixels[:1000]), torch.arange(len(pixels)) % 10
+"""
+
+
+def memory() -> None:
+    """What a command and 4 workers take, of bytes that they are trained on: little, 1 GB, a map."""
+    overrides = (
+        "study.trials=4",
+        "sampler=random",
+        "pruner=none",
+        "space=lr",
+        "winner.enabled=false",
+    )
+    overrides += ("model.hidden=[64]", "train.batch_size=100", "train.samples_per_epoch=2000")
+    overrides += ("data._target_=studyloom.data.Loaded", "~data.transform", "data.validation=1000")
+    overrides += ("+data.load={_target_: bench_load.load, _partial_: true}", "train.epochs=150")
+    overrides += (f"launcher.workers={WORKERS}",)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "bench_load.py").write_text(LOAD)
+        for kind, size in (("array", BYTES // 100), ("array", BYTES), ("map", BYTES)):
+            file = Path(folder, "pixels.npy")
+            rows = np.random.default_rng(0).integers(
+                0, 256, (size // math.prod(SHAPE), *SHAPE), np.uint8
+            )
+            np.save(file, rows)
+            del rows
+            env = {"BENCH_FILE": str(file), "BENCH_KIND": kind, "PYTHONPATH": folder}
+            label = f"{size // 10**6} MB, {kind}"
+            run_dir = Path(folder, "run")
+            shutil.rmtree(run_dir, ignore_errors=True)
+            command = [sys.executable, "-m", "studies.mnist", *overrides, f"run_dir={run_dir}"]
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=os.environ | env, stdout=subprocess.DEVNULL
+            )
+            loading, training = weigh(process, f"sqlite:///{run_dir}/study.db")
+            assert process.wait() == 0
+            show(f"{label}: {WORKERS} at work", training, "GB")
+            show(f"{label}: before", loading, "GB")
+
+
+def weigh(process: subprocess.Popen[bytes], url: str) -> tuple[list[float], list[float]]:
+    """Weighs a command with all processes below it until it ends, twice a second.
+
+    Returns:
+        the proportional set sizes in gigabytes: before all workers had a trial, and while they had.
+    """
+    stored, before, at_work = None, [], []
+    while process.poll() is None:
+        time.sleep(0.5)
+        size = 0.0
+        for pid in [process.pid, *descendants(process.pid)]:
+            with suppress(OSError, StopIteration):  # it has ended
+                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+                size += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        with suppress(ValueError):  # the study is not there yet
+            stored = stored or open_study(url, "mnist")
+        if stored is not None and len(stored.ledger.held()) == WORKERS:
+            at_work.append(size * 1024 / 1e9)
+        elif not at_work:
+            before.append(size * 1024 / 1e9)
+    return before, at_work
+
+
 def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    measurements = ["example", "tutorial", "overhead", "scale", "start", "kills"]
+    measurements = ["example", "tutorial", "overhead", "scale", "start", "kills", "memory"]
     parser.add_argument("what", choices=measurements)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1, help="of the example")
@@ -479,6 +552,8 @@ def main() -> None:
             start(repeats)
         case "kills":
             kills()
+        case "memory":
+            memory()
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def variables() -> dict[str, str]:
 def share(split: Split, key: str) -> Split:
     """Shares a training part with other processes, or takes the copy that one of them has shared.
 
-    What a file holds, as with numpy.memmap, is shared already.
+    Of inputs that a file holds, as with numpy.memmap, it shares where they are.
 
     Args:
         split: the part.
@@ -91,12 +91,16 @@ def share(split: Split, key: str) -> Split:
         the part, in shared memory if it is large and this can be done.
     """
     size = sum(tensor.nbytes for tensor in _tensors(split).values())
-    where = _file_of(split.inputs)
     if size < LARGE or type(split) is not Split or not SEALS or split.inputs.device.type != "cpu":
         return split
-    if where and (where.startswith(f"/memfd:{NAME}") or not where.endswith(" (deleted)")):
+    path, at = _file_of(split.inputs)
+    if path.startswith(f"/memfd:{NAME}"):  # from the launcher of this worker
         return split
     try:
+        if path and not path.endswith(" (deleted)"):
+            if split.inputs.is_contiguous():
+                _held[key] = _publish(split, (path, at))[1]
+            return split
         with _turn(split.digest):
             for path in _others(split.digest):
                 if (opened := open_shared(path)) is not None:
@@ -146,14 +150,29 @@ def _release() -> None:
         os.close(_held.popitem()[1])
 
 
-def _publish(split: Split) -> tuple[Split, int]:
-    """Copies a part to memory that it then seals; returns the part there, and the descriptor."""
+def _publish(split: Split, where: tuple[str, int] | None = None) -> tuple[Split, int]:
+    """Copies a part to memory that it then seals; returns the part there, and the descriptor.
+
+    Args:
+        split: the part.
+        where: the file that holds the inputs, and their offset there; they are not copied then.
+    """
     facts = {
         name: getattr(split, name)
         for name in ("outputs", "digest", "mean", "std", "ordered", "names", "columns")
     }
-    places, end = {}, 0
-    for name, tensor in _tensors(split).items():
+    places: dict[str, Any] = {}
+    copied, end = _tensors(split), 0
+    if where is not None:
+        inputs, (path, at) = copied.pop("inputs"), where
+        places["inputs"] = (
+            str(inputs.dtype),
+            list(inputs.shape),
+            at,
+            path,
+            _version(os.stat(path)),
+        )
+    for name, tensor in copied.items():
         places[name] = (str(tensor.dtype), list(tensor.shape), end)
         end += math.ceil(tensor.nbytes / mmap.PAGESIZE) * mmap.PAGESIZE
     header = json.dumps({"facts": facts, "tensors": places}).encode()
@@ -165,7 +184,7 @@ def _publish(split: Split) -> tuple[Split, int]:
         os.ftruncate(descriptor, begin + end)
         with open(descriptor, "wb", closefd=False) as file:
             file.write(header)
-            for name, tensor in _tensors(split).items():
+            for name, tensor in copied.items():
                 file.seek(begin + places[name][2])
                 for part in parts_of(tensor):
                     file.write(part.contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -178,26 +197,46 @@ def _publish(split: Split) -> tuple[Split, int]:
 
 def _read(descriptor: int) -> Split:
     """Maps the part that sealed memory holds."""
-    # Private: what is written to a page makes a copy of it, for this process alone.
-    memory = mmap.mmap(
-        descriptor,
-        os.fstat(descriptor).st_size,
-        flags=mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0),
-        prot=mmap.PROT_READ | mmap.PROT_WRITE,
-    )
+    memory = _map(descriptor)
     length = 16 + int(memory[:16])
     header = json.loads(memory[16:length])
     begin = math.ceil(length / mmap.PAGESIZE) * mmap.PAGESIZE
     tensors: dict[str, Tensor] = {}
-    for name, (dtype, shape, at) in header["tensors"].items():
+    for name, (dtype, shape, at, *elsewhere) in header["tensors"].items():
+        source, offset = (_map_file(*elsewhere), at) if elsewhere else (memory, begin + at)
         count = math.prod(shape)
-        flat = torch.frombuffer(memory, dtype=DTYPES[dtype], count=count, offset=begin + at)
+        flat = torch.frombuffer(source, dtype=DTYPES[dtype], count=count, offset=offset)
         tensors[name] = flat.reshape(shape)
     facts: dict[str, Any] = header["facts"]
     for name in ("names", "columns"):
         facts[name] = tuple(facts[name])
     references = {name[1:]: tensor for name, tensor in tensors.items() if name[0] == "="}
     return Split(tensors["inputs"], tensors["targets"], **facts, references=references)
+
+
+def _map(descriptor: int) -> mmap.mmap:
+    """Maps a file. What is written to a page makes a copy of it, for this process alone."""
+    return mmap.mmap(
+        descriptor,
+        os.fstat(descriptor).st_size,
+        flags=mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0),
+        prot=mmap.PROT_READ | mmap.PROT_WRITE,
+    )
+
+
+def _map_file(path: str, version: list[int]) -> mmap.mmap:
+    """Maps a file that another process has mapped, if it is still the same."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if _version(os.fstat(descriptor)) != version:
+            raise DataError(f"{path}: is another file, or was changed")
+        return _map(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _version(file: os.stat_result) -> list[int]:
+    return [file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns]
 
 
 def _tensors(split: Split) -> dict[str, Tensor]:
@@ -251,19 +290,20 @@ def _turn(digest: str) -> Iterator[None]:
         yield
 
 
-def _file_of(tensor: Tensor) -> str:
-    """Returns the file in which the memory of a tensor lies; "" for none."""
+def _file_of(tensor: Tensor) -> tuple[str, int]:
+    """Returns the file in which the memory of a tensor lies, and where there; "" for none."""
     address = tensor.data_ptr()
     try:
         with open("/proc/self/maps", errors="surrogateescape") as lines:
             for line in lines:
-                span, *_, path = [*line.rstrip("\n").split(None, 5), ""][:6]
+                span, _, offset, _, inode, path = [*line.rstrip("\n").split(None, 5), ""][:6]
                 low, high = (int(end, 16) for end in span.split("-"))
                 if low <= address < high:
-                    return path
+                    in_file = int(offset, 16) + address - low
+                    return (path, in_file) if inode != "0" else ("", 0)
     except OSError:  # outside Linux
         pass
-    return ""
+    return "", 0
 
 
 def _free_memory() -> float:

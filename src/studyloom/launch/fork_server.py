@@ -19,6 +19,7 @@ import torch
 
 from studyloom.launch.line import Line
 from studyloom.processes import is_alive
+from studyloom.storage.connections import import_lazy_modules
 
 UNSEEN = 255  # exit code of a worker whose end nobody saw
 Work = Callable[[Line], object]
@@ -65,7 +66,10 @@ class ForkServer:
         Returns:
             The server; None outside Linux, and if this process has several threads.
         """
-        return cls(work) if can_fork() else None
+        if not can_fork():
+            return None
+        import_lazy_modules()  # once, for all forks
+        return cls(work)
 
     def close(self) -> None:
         """Ends the server; all workers must have ended."""

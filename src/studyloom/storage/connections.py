@@ -58,6 +58,15 @@ logging.getLogger("psycopg").addFilter(
 )
 
 
+def import_lazy_modules() -> None:
+    """Imports what SQLAlchemy and Optuna import when the first database is opened.
+
+    It takes 0.2 s of processor time and 25 MB, which forks of this process share.
+    """
+    import alembic.command  # noqa: F401
+    import sqlalchemy.dialects.sqlite  # noqa: F401
+
+
 def is_sqlite(address: URL) -> bool:
     return address.get_backend_name() == "sqlite"
 
