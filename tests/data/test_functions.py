@@ -72,7 +72,10 @@ def test_what_a_function_may_not_load_is_named_with_its_sizes(train, words):
 @pytest.mark.parametrize(
     ("test", "words"),
     [
-        ((torch.rand(2, 3), torch.arange(2)), "like those of the training part, (4, 2) and (4)"),
+        (
+            (torch.rand(2, 3), torch.arange(2)),
+            "of the training part, inputs (n, 2) and targets (n)",
+        ),
         (
             (torch.rand(2, 2), torch.tensor([0, 9])),
             "classes of the training part, 0 to 3; got class 9",

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,20 @@ from torch import Tensor
 from studyloom.data.split import Split, digest_of, format_sizes, parts_of
 from studyloom.data.transform import Picture, Transform
 from studyloom.errors import DataError
+
+
+class Facts(NamedTuple):
+    """What the test part must have in common with the training part.
+
+    Attributes:
+        shape: of one input.
+        targets: the shape of one target.
+        outputs: how many numbers a network returns.
+    """
+
+    shape: tuple[int, ...]
+    targets: tuple[int, ...]
+    outputs: int
 
 
 @dataclass(frozen=True)
@@ -49,14 +63,20 @@ class Loaded:
 
     def train(self) -> Split:
         split = self._split("train", None)
+        # What the test part is compared with: it need not load the training part again.
+        facts = Facts(split.shape, tuple(split.targets.shape[1:]), split.outputs)
+        object.__setattr__(self, "_training", facts)
         if isinstance(self.transform, Picture):
             self.transform.check(split)
         return split
 
     def test(self) -> Split:
-        return self._split("test", self._split("train", None))
+        if not hasattr(self, "_training"):
+            self.train()
+        facts: Facts = self._training  # type: ignore[attr-defined]
+        return self._split("test", facts)
 
-    def _split(self, part: str, training: Split | None) -> Split:
+    def _split(self, part: str, training: Facts | None) -> Split:
         inputs, targets = self._call(part)
         sizes = f"inputs {format_sizes(inputs)} and targets {format_sizes(targets)}"
         classes = not targets.is_floating_point()
@@ -71,12 +91,12 @@ class Loaded:
         outputs = int(targets.max()) + 1 if classes else targets.shape[1]
         if training is not None:
             if (
-                inputs.shape[1:] != training.inputs.shape[1:]
-                or targets.shape[1:] != training.targets.shape[1:]
+                tuple(inputs.shape[1:]) != training.shape
+                or tuple(targets.shape[1:]) != training.targets
             ):
                 raise DataError(
                     f"data.load({part!r}) must return examples like those of the training part, "
-                    f"{format_sizes(training.inputs)} and {format_sizes(training.targets)}; "
+                    f"inputs {_of_any(training.shape)} and targets {_of_any(training.targets)}; "
                     f"got {sizes}"
                 )
             if classes and outputs > training.outputs:
@@ -110,6 +130,11 @@ class Loaded:
                 f"data.load({part!r}) must return targets (n,) or (n, outputs); got {sizes}"
             )
         return inputs, targets
+
+
+def _of_any(shape: tuple[int, ...]) -> str:
+    """Formats the shape of any number of examples: (n, 1, 28, 28)."""
+    return f"({', '.join(map(str, ('n', *shape)))})"
 
 
 def _stored(inputs: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from studyloom.errors import DataError
 
-PART = 2**23  # numbers of a tensor that are converted at once: 32 MB as float32
+PART = 2**20  # numbers of a tensor that are converted at once: 4 MB as float32
 
 
 @dataclass(frozen=True, eq=False)

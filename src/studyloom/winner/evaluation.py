@@ -23,6 +23,8 @@ from studyloom.storage.attributes import TESTED
 from studyloom.study.provenance import current_environment
 from studyloom.study.stopping import Stop
 from studyloom.training.checkpoint import load_weights, pack_weights
+from studyloom.training.inputs import batch_dtype
+from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
 from studyloom.winner.answer import write_answer
 from studyloom.winner.candidates import CandidateTrainings
@@ -246,6 +248,7 @@ def measure(
             "digest": split.digest,
             "test_digest": sealed.digest,
             "shape": list(sealed.shape),
+            "dtype": _dtype_of_inputs(job, split),
             "outputs": sealed.outputs,
             "mean": split.mean,
             "std": split.std,
@@ -259,6 +262,14 @@ def measure(
         },
         "environment": current_environment(sealed.inputs.device),
     }
+
+
+def _dtype_of_inputs(job: Job, split: Split) -> str:
+    """Returns the name of the type in which the network of a job gets inputs, such as float32."""
+    if split.inputs.is_floating_point():
+        return "float32"
+    network = job.model(shape=split.shape, outputs=split.outputs)
+    return str(batch_dtype(job, network, split)).removeprefix("torch.")
 
 
 def load_or_train(plan: Plan, candidate: int, seed: int) -> dict[str, Any] | None:

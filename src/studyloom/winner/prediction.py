@@ -30,6 +30,7 @@ from studyloom.winner.answer import check_whole
 
 # The sources of ours, whose winners of before this was stored have it in their classes.
 SOURCES = ("studyloom.data.Embedded", "studyloom.data.Idx")
+DTYPES = {"float32": torch.float32, "int32": torch.int32, "int64": torch.int64}
 SILENT = (
     "the data source of this winner does not say how a picture becomes an input; name it as "
     "data.transform in conf/data/ and call `studyloom winner` on this study, or give the inputs as "
@@ -60,6 +61,7 @@ class Network:
         columns: the names of its inputs in a table.
         takes_numbers: whether numbers with a fraction are its inputs even if they may be pixels, as
             they were for winners of before a transform was stored.
+        dtype: in which the network takes inputs; whole for one that begins with an embedding.
     """
 
     model: nn.Module
@@ -71,6 +73,7 @@ class Network:
     names: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     takes_numbers: bool = False
+    dtype: torch.dtype = torch.float32
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Predicts for float32 inputs (n, *shape).
@@ -81,7 +84,7 @@ class Network:
         Raises:
             PredictError: they are not finite.
         """
-        outputs = predict_outputs(self.model, inputs)
+        outputs = predict_outputs(self.model, inputs, dtype=self.dtype)
         if not bool(torch.isfinite(outputs).all()):
             raise PredictError(
                 "its numbers are so far from those of the training data that the network's outputs "
@@ -161,6 +164,7 @@ def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
         mean, std = float(facts["mean"]), float(facts["std"])
         names, columns = (tuple(map(str, facts.get(name, ()))) for name in ("names", "columns"))
         seen = _input_range(facts.get("inputs"), shape)
+        dtype = DTYPES[facts.get("dtype", "float32")]
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise unusable(run_dir, error) from None
     for name in ("winner.yaml", "winner.pt"):
@@ -186,7 +190,7 @@ def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
     elif transform is None and is_picture(shape):
         transform, remark = _assume(mean, std, seen)
     classifies = bool(facts.get("classifies", True))
-    return Network(model, shape, transform, remark, seen, classifies, names, columns, old)
+    return Network(model, shape, transform, remark, seen, classifies, names, columns, old, dtype)
 
 
 def load_answer(run_dir: Path) -> Mapping[str, Any]:

@@ -1,0 +1,150 @@
+"""Inputs that are whole numbers: what a network gets, and what is never copied as a whole."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from test_trainer import SPLIT, curve, toy_job
+from torch import nn
+
+from studyloom.data.split import Split
+from studyloom.data.transform import InputRange
+from studyloom.errors import DataError
+from studyloom.losses import CrossEntropy
+from studyloom.models import MLP, Restore, Standardise
+from studyloom.question.costs import measure_costs
+from studyloom.question.preflight import try_out
+from studyloom.training import job_run
+from studyloom.training.job_run import JobRun, adapt_to_data
+from studyloom.training.trainer import evaluate_network
+from studyloom.winner.pictures import picture
+
+
+class Words(nn.Module):
+    """A network that takes whole numbers below 256."""
+
+    def __init__(self, shape, outputs):
+        super().__init__()
+        self.embedding = nn.EmbeddingBag(256, 8)
+        self.linear = nn.Linear(8, outputs)
+
+    def forward(self, inputs):
+        return self.linear(self.embedding(inputs.flatten(1)))
+
+
+def stored_as(dtype, scale=50):
+    """A split of whole numbers, and the same as float32."""
+    whole = (SPLIT.inputs.abs() * scale).clamp(max=100).to(dtype)
+    return replace(SPLIT, inputs=whole), replace(SPLIT, inputs=whole.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_a_network_that_needs_floats_is_trained_as_on_floats_bit_for_bit(dtype):
+    whole, floats = stored_as(dtype)
+    job = toy_job(model=partial(MLP, hidden=(8,), standardise=True))
+    assert curve(job, whole) == curve(job, floats)
+    network = job.model(shape=SPLIT.shape, outputs=SPLIT.outputs)
+    outputs = evaluate_network(job, network, whole)[0]
+    assert torch.equal(outputs, evaluate_network(job, network, floats)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_a_network_that_begins_with_an_embedding_gets_whole_numbers(dtype):
+    whole, _ = stored_as(dtype)
+    job = toy_job(model=Words)
+    assert len(curve(job, whole)) == job.epochs
+    kept = torch.int32 if dtype == torch.int32 else torch.int64
+    assert JobRun(job, whole).batches.at(torch.arange(3))[0].dtype == kept
+    assert measure_costs(["latency_ms"], [], job, whole)[0].value > 0
+    try_out(job, whole, {1})
+
+
+def test_the_last_word_is_that_of_the_network_and_nothing_of_it_changes():
+    whole, floats = stored_as(torch.int64)
+
+    class Counting(nn.Module):
+        """Takes both, draws random numbers and counts its calls."""
+
+        def __init__(self, shape, outputs):
+            super().__init__()
+            self.linear = nn.Linear(16, outputs)
+            self.register_buffer("calls", torch.tensor(0))
+
+        def forward(self, inputs):
+            self.calls += 1
+            return self.linear(inputs.flatten(1) + torch.rand(1))
+
+    job = toy_job(model=Counting, epochs=1)
+    runs = [JobRun(job, split) for split in (whole, floats)]
+    assert [int(run.model.calls) for run in runs] == [0, 0]
+    assert torch.equal(*(run.random[0] for run in runs))
+
+
+def test_a_step_of_ones_own_gets_whole_numbers_as_loaded_and_bytes_as_floats():
+    seen = []
+
+    def step(network, batch, loss):
+        seen.append(batch[0].dtype)
+        return loss(network(batch[0].float()), batch[1])
+
+    for dtype, expected in ((torch.uint8, torch.float32), (torch.int16, torch.int16)):
+        run = JobRun(toy_job(step=step), stored_as(dtype)[0])
+        run.train_step(4, [(run.batches.at(torch.arange(4)), 4)])
+        assert seen.pop() == expected
+
+
+def test_a_network_that_takes_neither_is_named_with_both_reasons_and_the_way_out():
+    class Neither(nn.Module):
+        def __init__(self, shape, outputs):
+            super().__init__()
+            self.linear = nn.Linear(1, outputs)
+
+        def forward(self, inputs):
+            raise RuntimeError(f"no {inputs.dtype}")
+
+    with pytest.raises(DataError) as caught:
+        try_out(toy_job(model=Neither), stored_as(torch.int64)[0])
+    words = str(caught.value)
+    assert "as int64: RuntimeError: no torch.int64 nor as float32: RuntimeError" in words
+    assert "return floats from load, or begin the network with an nn.Embedding" in words
+
+
+def test_modules_that_adapt_in_parts_learn_what_they_learn_of_the_whole(monkeypatch):
+    whole, _ = stored_as(torch.uint8)
+    numbers = Split(whole.inputs, torch.rand(len(whole), 2) * 9, 2, "numbers")
+    train = torch.arange(0, len(whole), 2)
+
+    def learnt(split, *parts):
+        adapt_to_data(parts, split, train)
+        return [value for part in parts for value in part.state_dict().values()]
+
+    def make():
+        return Standardise(whole.shape[-1]), Restore(2)
+
+    expected = [learnt(split, *make()) for split in (whole, numbers)]
+    balance = learnt(whole, CrossEntropy("balanced"))
+    monkeypatch.setattr(job_run, "WHOLE", 10)
+    monkeypatch.setattr(job_run, "PART", 7 * 16)
+    monkeypatch.setattr(Standardise, "adapt", lambda *_: pytest.fail("it gets a copy of all"))
+    # Whoever has only `adapt` gets the whole, as float32.
+    seen = []
+
+    class Own(nn.Module):
+        def adapt(self, inputs, targets):
+            seen.append((inputs.dtype, len(inputs), len(targets)))
+
+    for split, before in zip((whole, numbers), expected, strict=True):
+        for one, other in zip(learnt(split, *make()), before, strict=True):
+            assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+        adapt_to_data([Own()], split, train)
+    assert torch.equal(*learnt(whole, CrossEntropy("balanced")), *balance)
+    assert seen == [(torch.float32, len(train), len(train))] * 2
+
+
+def test_the_range_of_the_inputs_and_their_pictures_are_those_of_floats(monkeypatch):
+    whole, floats = stored_as(torch.uint8)
+    expected = InputRange.of(floats)
+    monkeypatch.setattr("studyloom.data.split.PART", 48)
+    assert InputRange.of(whole) == expected == InputRange.of(floats)
+    assert picture(whole.inputs[3]) == picture(floats.inputs[3])
