@@ -1,5 +1,7 @@
 """Data that a function loads: what it may return, and what is refused."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -86,3 +88,52 @@ def test_a_test_part_that_does_not_fit_the_training_part_is_named(test, words):
     with pytest.raises(DataError) as caught:
         loads((torch.rand(4, 2), torch.arange(4)), test).test()
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64"])
+def test_inputs_that_are_whole_numbers_keep_their_type_and_the_digest_of_floats(dtype, monkeypatch):
+    inputs = np.arange(100, dtype=dtype).reshape(10, 2, 5)
+    targets = torch.arange(10) % 2
+    floats = loads((inputs.astype(np.float32), targets)).train()
+    assert floats.digest == digest_in_one(torch.from_numpy(inputs).float(), targets)
+    monkeypatch.setattr("studyloom.data.split.PART", 30)  # three examples at once
+    for given in (inputs, torch.from_numpy(inputs)):
+        split = loads((given, targets)).train()
+        assert split.inputs.dtype == getattr(torch, dtype)
+        assert split.inputs.data_ptr() == torch.as_tensor(given).data_ptr()  # no copy
+        assert split.digest == floats.digest
+
+
+def digest_in_one(inputs, targets):
+    """The digest as studies of before have it."""
+    head = f"{tuple(inputs.shape)} {tuple(targets.shape)} {targets.dtype}".encode()
+    return hashlib.sha256(head + inputs.numpy().tobytes() + targets.numpy().tobytes()).hexdigest()
+
+
+def test_booleans_are_bytes_and_what_pytorch_can_hardly_use_is_wider_or_float():
+    targets = torch.arange(4) % 2
+    for given, stored in (
+        (np.array([[True], [False]] * 2), torch.uint8),
+        (np.full((4, 1), 40_000, np.uint16), torch.int32),
+        (np.full((4, 1), 2**31, np.uint32), torch.int64),
+        (np.full((4, 1), 2**63, np.uint64), torch.float32),
+        (np.full((4, 1), 0.5, np.float16), torch.float32),
+    ):
+        split = loads((given, targets)).train()
+        assert split.inputs.dtype == stored
+        assert split.inputs[0].tolist() == given[0].astype(float).tolist()
+
+
+def test_the_test_part_does_not_load_the_training_part_again():
+    parts = []
+
+    def load(part):
+        parts.append(part)
+        return torch.rand(4, 2), torch.arange(4)
+
+    source = Loaded(load, 2)
+    source.train()
+    source.test()
+    assert parts == ["train", "test"]
+    Loaded(load, 2).test()
+    assert parts[2:] == ["train", "test"]

@@ -190,6 +190,34 @@ def test_an_array_holds_one_input_or_several(tabular, tmp_path):
     ] == [0, 0, 1]
 
 
+class Tokens(torch.nn.Module):
+    """A network that takes whole numbers alone."""
+
+    def __init__(self, shape, outputs):
+        super().__init__()
+        self.embedding = torch.nn.EmbeddingBag(10, outputs)
+
+    def forward(self, inputs):
+        return self.embedding(inputs)
+
+
+def test_a_network_that_begins_with_an_embedding_gets_whole_numbers(tabular, tmp_path):
+    network = Tokens((2,), 2)
+    save_weights(tabular / "winner.pt", network.state_dict())
+    (tabular / "winner.yaml").write_text(f"model: {{_target_: {__name__}.Tokens}}\n")
+    facts = json.loads((tabular / "winner.json").read_text())
+    facts["data"] |= {"dtype": "int64", "names": [], "columns": []}
+    (tabular / "winner.json").write_text(json.dumps(facts))
+    np.save(tmp_path / "words.npy", np.array([[1, 9], [0, 3]]))
+    answers = [*predict(load_network(tabular, [__name__]), [tmp_path / "words.npy"])]
+    expected = network(torch.tensor([[1, 9], [0, 3]])).argmax(1).tolist()
+    assert [answer.label for answer in answers] == expected
+    facts["data"]["dtype"] = "complex64"
+    (tabular / "winner.json").write_text(json.dumps(facts))
+    with pytest.raises(PredictError, match="cannot be used"):
+        load_network(tabular, [__name__])
+
+
 def test_numbers_are_told_as_they_are(tmp_path):
     network = Network(MLP((3, 1), 1, hidden=[4]), (3, 1), classifies=False)
     (tmp_path / "windows.csv").write_text("1,2,3\n4,5,6\n")
