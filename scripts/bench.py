@@ -5,6 +5,7 @@
     python scripts/bench.py tutorial         # 784-128-10 on all of MNIST; 5 minutes
     python scripts/bench.py overhead         # storage and sampling of a trial; 3 minutes
     python scripts/bench.py scale            # 1 and 2 workers, then 32 that sleep; 4 minutes
+    python scripts/bench.py loader           # an image folder with two loaders; 2 minutes
     python scripts/bench.py start            # a command's time to its first trial; half a minute
     python scripts/bench.py kills            # a search with and without 20 kills; 5 minutes
     python scripts/bench.py memory           # of 4 workers that share a training part; 2 minutes
@@ -39,8 +40,10 @@ import numpy as np
 import optuna
 import sqlalchemy
 import torch
+from PIL import Image
 from torch import nn
 
+from studyloom.data import Datasets
 from studyloom.data.idx import SOURCES
 from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
@@ -400,6 +403,95 @@ def sleepers(folder: str) -> None:
     )
 
 
+class Pictures(torch.utils.data.Dataset[Any]):
+    """An image folder: PNG files of 64 × 64 pixels, decoded and shifted when they are loaded.
+
+    Args:
+        folder: of the files.
+        shift: whether they are shifted.
+    """
+
+    def __init__(self, folder: str, shift: bool) -> None:
+        self.samples = [(str(path), int(path.parent.name)) for path in Path(folder).rglob("*.png")]
+        self.targets = [label for _, label in self.samples]
+        self.shift = shift
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        path, label = self.samples[index]
+        pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+        if self.shift:
+            pixels = pixels.roll(int(torch.randint(-4, 5, ())), -1)
+        return pixels.float() / 255, label
+
+
+def convolutions(**_: Any) -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)),
+    )
+
+
+def loader(repeats: int) -> None:
+    """Three epochs on 4 000 pictures in a folder: the plain loop with DataLoaders, and Datasets."""
+    torch.set_num_threads(1)
+    plain, ours = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        random_pixels = np.random.default_rng(0)
+        for number in range(4000):
+            path = Path(folder, str(number % 10), f"{number}.png")
+            path.parent.mkdir(exist_ok=True)
+            small = random_pixels.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(small).resize((64, 64)).save(path)
+        for repeat in range(repeats + 1):  # the first warms the page cache
+            for way, took in ((plain_loader, plain), (our_loader, ours)):
+                began = time.perf_counter()
+                way(folder)
+                if repeat:
+                    took.append(time.perf_counter() - began)
+    show("plain, a DataLoader", plain)
+    show("ours, Datasets", ours)
+    print(f"  ratio {median(plain) / median(ours):.2f}")
+
+
+def plain_loader(folder: str) -> None:
+    """The plain loop: a DataLoader to train, and one to evaluate."""
+    train, valid = (
+        torch.utils.data.Subset(Pictures(folder, shift), part)
+        for shift, part in ((True, range(3200)), (False, range(3200, 4000)))
+    )
+    loaders = [
+        torch.utils.data.DataLoader(part, 64, shuffle=part is train, num_workers=2)
+        for part in (train, valid)
+    ]
+    model, loss = convolutions(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(model.parameters())
+    for _ in range(3):
+        model.train()
+        for inputs, targets in loaders[0]:
+            optimizer.zero_grad()
+            loss(model(inputs), targets).backward()
+            optimizer.step()
+        model.eval()
+        right = 0
+        with torch.no_grad():
+            for inputs, targets in loaders[1]:
+                right += int((model(inputs).argmax(1) == targets).sum())
+
+
+def our_loader(folder: str) -> None:
+    """The same by Training, with as many processes."""
+    data = {"train": Pictures(folder, True), "evaluate": Pictures(folder, False)}
+    examples = Datasets(**data, validation=800, num_workers=2).train()
+    train, valid = torch.arange(3200), torch.arange(3200, 4000)
+    loss = nn.CrossEntropyLoss()
+    job = Job(convolutions, torch.optim.Adam, lambda _: 1.0, loss, train, valid, 3, 64, 0)
+    for _ in Training([job], examples):
+        pass
+
+
 def start(repeats: int) -> None:
     """Seconds from the command to the first trial of studies.mnist, and seconds of a dry run."""
     first, dry = [], []
@@ -531,7 +623,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    measurements = ["example", "tutorial", "overhead", "scale", "start", "kills", "memory"]
+    measurements = ["example", "tutorial", "overhead", "scale", "loader", "start", "kills", "memory"]
     parser.add_argument("what", choices=measurements)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1, help="of the example")
@@ -548,6 +640,8 @@ def main() -> None:
             overhead(repeats)
         case "scale":
             scale(repeats)
+        case "loader":
+            loader(repeats)
         case "start":
             start(repeats)
         case "kills":

@@ -5,21 +5,25 @@ import functools
 import importlib
 import inspect
 import shlex
+import shutil
 from pathlib import Path
 
 import hydra
+import numpy as np
 import pytest
 import torch
 import yaml
 from omegaconf import DictConfig
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
+from PIL import Image
 from toys import ask, compose
 
 from studies import CONF
 from studyloom.config.build import build
 from studyloom.config.compose import Composer
 from studyloom.data.folds import make_folds
+from studyloom.data.idx import ASSET
 from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
 from studyloom.launch.local import Join, Local
@@ -172,14 +176,15 @@ def test_every_storage_names_a_database_or_none(group, option, monkeypatch):
 
 
 @options("space")
-def test_every_space_asks_a_question_without_mistakes(group, option, folds):
+def test_every_space_asks_a_question_without_mistakes(group, option, folds, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where the study photos writes its folder
     page = option if option in PAGES else "mnist"
     question, split = ask(f"{group}={option}", name=page), IMAGES
     if page not in ("mnist", "fashion"):  # the data of the others come with the package
         source = build(question.config.data)
         split = source.train()
         count = question.config.objective.folds
-        folds = make_folds(split.targets, count, source.validation, 0, ordered=split.ordered)
+        folds = split.folds(count, source.validation, 0)
     validate(question, TrainingData(None, split, folds))
     assert question.baseline is not None
     assert question.trials() == (question.config.study.trials if question.space.nodes else 1)
@@ -233,6 +238,26 @@ def test_every_command_of_a_manual_composes(page):
         if line.strip().startswith("python -m"):
             overrides = shlex.split(line, comments=True)[3:]
             assert isinstance(ask(*overrides, name=page), Question)
+
+
+def test_the_photos_are_shifted_and_cropped_in_training_alone(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    source = build(ask(name="photos").config.data)
+    train, test = source.train(), source.test()
+    (folder,) = tmp_path.rglob("train")
+    pictures = sorted(folder.rglob("*.png"))
+    assert (len(pictures), len(train), len(test)) == (4000, 4000, 1000)
+    assert (train.shape, train.outputs, train.names[3]) == ((1, 28, 28), 10, "3")
+    with np.load(ASSET) as arrays:
+        number = int(pictures[7].stem)
+        assert (np.array(Image.open(pictures[7])) == arrays["train_images"][number]).all()
+    drawn = [train.training.fetch([7], seed)[0] for seed in (1, 1, 2)]
+    seen = [train.evaluation.fetch([7], seed)[0] for seed in (1, 2)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(*seen)
+    shutil.rmtree(tmp_path / "runs/photos/data/test")
+    assert source.test().digest == test.digest, "written again, it is the same data"
 
 
 def test_every_primary_config_has_a_page():

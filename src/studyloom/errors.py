@@ -12,6 +12,9 @@ from typing import ClassVar, NoReturn
 
 from studyloom.text import indented, mask_passwords
 
+# How the errors about shapes and types of data, networks and losses end.
+TRAIN_IT_YOURSELF = "or train it yourself: studyloom new NAME --kind loop"
+
 
 class StudyloomError(Exception):
     """The root of all errors that studyloom raises on purpose."""
@@ -137,6 +140,10 @@ class TrialDeleted(ClaimLost):
 
 class TimedOut(StudyloomError):
     """A trial took longer than study.trial_timeout."""
+
+
+class LoaderDied(StudyloomError, RuntimeError):
+    """A process that loads the batches of a trial has died."""
 
 
 class Infeasible(StudyloomError):

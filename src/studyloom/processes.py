@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -174,6 +175,31 @@ def end_if_forked(pid: int) -> None:
     if os.getpid() != pid:
         os.write(2, b"a fork of this process has left the code that made it, and ends here\n")
         os._exit(1)
+
+
+@contextlib.contextmanager
+def signals_deferred() -> Iterator[None]:
+    """Calls the handlers of SIGINT, SIGTERM and SIGHUP only after the body.
+
+    The exception that a handler raises cannot cut the body in two, such as the start of processes
+    between the first and the last of them. In another thread than the main one, where no handler
+    runs, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[int] = []
+    numbers = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+    handlers = {n: handler for n in numbers if n and callable(handler := signal.getsignal(n))}
+    try:
+        for number in handlers:
+            signal.signal(number, lambda number, _: pending.append(number))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in pending:
+            signal.raise_signal(number)
 
 
 def prctl(option: int, value: int) -> bool:

@@ -21,7 +21,7 @@ from studyloom.config import hydra_main
 from studyloom.config.invocation import invocation_of, module_path
 from studyloom.config.runs import note_run
 from studyloom.config.schema import WinnerSection
-from studyloom.config.values import plain_sections, write_yaml
+from studyloom.config.values import plain_sections, without_transform, write_yaml
 from studyloom.errors import (
     ConfigError,
     Halted,
@@ -40,7 +40,7 @@ from studyloom.launch.ranks import start_ranks
 from studyloom.launch.task import Task, follow_parent
 from studyloom.launch.watch import Death, watch
 from studyloom.processes import LastingOutput, prepare_streams, worker_id
-from studyloom.question.question import SECTIONS, without_transform
+from studyloom.question.question import SECTIONS
 from studyloom.storage.connections import exclusive
 from studyloom.storage.embedded_server import serve
 from studyloom.study.enqueue import enqueue, missing_baseline, redo_baseline

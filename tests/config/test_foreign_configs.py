@@ -17,7 +17,7 @@ from studyloom.config import trust
 from studyloom.config.build import build, find_target
 from studyloom.config.compose import Composer
 from studyloom.config.schema import SCHEMA
-from studyloom.data import Embedded, Idx, Loaded
+from studyloom.data import Datasets, Embedded, Idx, Loaded
 from studyloom.data.tables import Series, Table
 from studyloom.errors import ConfigError
 
@@ -368,10 +368,31 @@ def test_every_key_of_the_schema_is_plain_or_needs_consent():
 def test_every_argument_of_a_data_source_is_plain_or_names_a_file():
     arguments = {
         name
-        for source in (Embedded, Idx, Loaded, Table, Series)
+        for source in (Datasets, Embedded, Idx, Loaded, Table, Series)
         for name in inspect.signature(source).parameters
     }
     assert arguments - {*foreign_module.PLAIN["data"]} == {*foreign_module.PATHS} - {"_args_"}
+
+
+PHOTOS = {"_target_": "torchvision.datasets.ImageFolder", "root": "OUT"}
+FOLDERS = {
+    "root": PHOTOS,
+    "annotations": {"_target_": "torchvision.datasets.CocoDetection", "annFile": "../a.json"},
+    "_args_": {"_target_": "torchvision.datasets.ImageFolder", "_args_": ["OUT"]},
+    "inner.root": {"_target_": "torch.utils.data.ConcatDataset", "inner": PHOTOS},
+}
+
+
+@pytest.mark.parametrize("part", ["train", "valid", "test", "evaluate"])
+@pytest.mark.parametrize("what", FOLDERS)
+def test_a_folder_that_a_dataset_reads_needs_consent_whatever_package_reads_it(part, what):
+    config = {"data": {"_target_": "studyloom.data.Datasets", part: FOLDERS[what]}}
+    name = {"annotations": "annFile"}.get(what, what)
+    words = " ".join(foreign_module.content_mistakes(config, ["torchvision", "torch"]))
+    assert f"'trust=[data.{part}.{name}]'" in words
+    agreed = ["torchvision", "torch.utils", f"data.{part}.{name}"]
+    assert [*foreign_module.content_mistakes(config, agreed)] == []
+    assert f"data.{part}.{name}" in foreign_module.needed_trust(config)
 
 
 def test_a_config_of_ones_own_says_what_its_command_has_to_trust():

@@ -284,7 +284,10 @@ def test_a_mistake_that_two_options_make_is_told_of_each(folds):
 def test_a_network_with_outputs_of_the_wrong_shape_is_refused(folds):
     own = ("~model", "+model._target_=test_validation.Own", "++model.ends=3")
     line = only_mistake(ask(*NONE, *own), folds)
-    assert line == "the outputs of the network must be (2, 10) for 2 examples; got (2, 3)"
+    assert line == (
+        "the outputs of the network must be (2, 10) for 2 examples; got (2, 3); change the "
+        "network, or train it yourself: studyloom new NAME --kind loop"
+    )
 
 
 def test_a_network_of_ones_own_is_accepted_and_its_arguments_searched(folds):

@@ -405,7 +405,7 @@ def test_a_winner_of_before_knows_its_own_digits_and_says_what_it_assumes_of_oth
     network = load_network(old)
     (answer,) = predict(network, [tmp_path / "asked.npy"])
     assert answer.confidence == pytest.approx(float(network(asked[None]).max()))  # as they are
-    assert answer.note.startswith("numbers taken as inputs and not as pixels, since the winner is")
+    assert answer.note.startswith("numbers taken as inputs and not as pixels: the winner is")
 
 
 # A data source of the user's own

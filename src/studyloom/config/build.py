@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from studyloom.config import foreign, trust
-from studyloom.config.values import describe_error
+from studyloom.config.values import describe_error, without_key
 from studyloom.errors import ConfigError
 from studyloom.text import nearest
 
@@ -46,14 +46,23 @@ def build(section: DictConfig, **offered: Any) -> Any:
         offered: further arguments, passed on if the target has a parameter of that name and the
             section has no value for it.
 
+    What the target names in its attribute `DEFERRED` are sections that it gets as functions
+    without arguments, and that are built when it calls them.
+
     Raises:
         ConfigError: the section has no `_target_`, or one that cannot be imported, or the primary
             config comes from elsewhere and the target is not trusted.
     """
-    accepted = inspect.signature(find_target(section)).parameters
+    target = find_target(section)
+    accepted = inspect.signature(target).parameters
     bound = {
         name: value for name, value in offered.items() if name in accepted and name not in section
     }
+    for name in getattr(target, "DEFERRED", ()):
+        inner = section.get(name)
+        if isinstance(inner, DictConfig) and "_target_" in inner and not inner.get("_partial_"):
+            bound[name] = functools.partial(build, inner)
+            section = without_key(section, name)
     # We bind these arguments ourselves, since Hydra would turn them into config nodes.
     make = instantiate(section, _convert_="all", _partial_=True)
     if section.get("_partial_"):

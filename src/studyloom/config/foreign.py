@@ -40,6 +40,8 @@ PLAIN: dict[str, tuple[str, ...] | None] = {
     "data": (
         *("_target_", "_partial_", "_convert_", "_recursive_", "validation", "dataset", "load"),
         *("transform", "ordered", "target", "sealed", "numbers", "column", "window"),
+        *("train", "valid", "test", "evaluate", "collate", "weights", "groups", "outputs"),
+        *("shape", "targets", "digest", "num_workers", "pin_memory", "persistent_workers"),
     ),
     "space": None,
 }
@@ -60,6 +62,7 @@ SECTIONS = tuple(str(key) for key in SCHEMA)
 PATHS = ("root", "path", "_args_")  # arguments of studyloom's own data sources that name files
 OWN_FILE = re.compile(r"studyloom:[\w.-]+")
 DATA = ("studyloom.data", "studyloom.tables")
+DATASETS = ("train", "valid", "test", "evaluate")  # arguments whose own arguments name folders
 # What of studyloom a key stands for on `trust=[…]`: both run commands that the config names.
 OURS = {"launcher": "studyloom.launch", "objective": trust.ADAPTERS}
 NAME = r"[A-Za-z0-9_][\w.-]*"
@@ -352,7 +355,27 @@ def _section_mistakes(
                 yield no_such_key(key, known)
             else:
                 yield f"{key} {_refusal(key)}"
+    if section == "data":
+        for name in DATASETS:
+            if f"data.{name}" not in agreed:
+                yield from _folder_mistakes(content.get(name), f"data.{name}", agreed)
     yield from _path_mistakes(content, section, agreed, top=section == "data")
+
+
+def _folder_mistakes(node: Any, key: str, agreed: Sequence[str]) -> Iterator[str]:
+    """Finds what names a file or folder below the section of a Dataset, of whatever package.
+
+    Who trusts a package such as torchvision has not yet agreed to what is read with it.
+    """
+    for name, value in node.items() if isinstance(node, dict) else ():
+        below = f"{key}.{name}"
+        if below in agreed or name == "_target_" or value is None:
+            continue
+        named = isinstance(value, str) and (name in PATHS or "/" in value or "\\" in value)
+        if (named or (name == "_args_" and value)) and not _is_own_file(value):
+            yield f"{below} {_refusal(below)}"
+        else:
+            yield from _folder_mistakes(value, below, agreed)
 
 
 def _space_mistakes(space: Mapping[Any, Any], agreed: Sequence[str]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Reads and sets values of a composed config by key, and writes a config as YAML."""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +102,23 @@ def write_yaml(path: Path, config: Mapping[str, Any], header: str) -> None:
 def as_yaml(config: Mapping[str, Any]) -> str:
     """Returns a config as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+
+
+def without_transform(sections: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out `data.transform`, which only `predict` uses and old studies do not have.
+
+    A source of the user's own may train by what it calls so; there it stays.
+    """
+    data = sections.get("data")
+    if isinstance(data, dict) and str(data.get("_target_", "")).startswith("studyloom."):
+        data.pop("transform", None)
+    return sections
+
+
+def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the leaves of nested mappings with their paths; an empty mapping is a leaf."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from flatten(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value

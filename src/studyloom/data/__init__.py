@@ -1,10 +1,11 @@
-"""Data: examples as tensors, where they come from, and how they are divided.
+"""Data: examples as tensors or Datasets, where they come from, and how they are divided.
 
 Training and test part are loaded by separate calls, so that a search cannot read the test part by
 accident. A source says in its `transform` how what a file holds becomes an input, for `predict`.
 The classes imported here are those that configs name: `_target_: studyloom.data.Loaded`.
 """
 
+from studyloom.data.datasets import Datasets as Datasets
 from studyloom.data.functions import Loaded as Loaded
 from studyloom.data.idx import Embedded as Embedded
 from studyloom.data.idx import Idx as Idx
@@ -12,11 +13,15 @@ from studyloom.data.split import Split as Split
 from studyloom.data.transform import Picture as Picture
 
 __all__ = [
+    "Datasets",
     "Embedded",
     "Idx",
     "Loaded",
     "Picture",
     "Split",
+    "datasets",
+    "examples",
+    "fetch",
     "folds",
     "idx",
     "shared",

@@ -11,7 +11,13 @@ Folds = Sequence[Fold]
 
 
 def make_folds(
-    targets: Tensor, count: int, validation: int, seed: int, *, ordered: bool = False
+    targets: Tensor,
+    count: int,
+    validation: int,
+    seed: int,
+    *,
+    ordered: bool = False,
+    groups: Tensor | None = None,
 ) -> list[Fold]:
     """Divides examples into training and validation indices, once for each fold.
 
@@ -22,6 +28,9 @@ def make_folds(
     (rolling origin; Tashman 2000): the rows make count + 1 blocks, the first a little longer if
     they do not divide evenly, and each later block validates what was trained on all before it.
 
+    Each group lies in one part as a whole, whatever its classes. Sizes may differ by a group: a
+    single hold-out has at most `validation` examples, or one group.
+
     Args:
         targets: (n, …); whole numbers are classes.
         count: the number of folds. 1 holds out exactly `validation` examples. From 2 on, the sizes
@@ -29,6 +38,7 @@ def make_folds(
         validation: the size of the hold-out; ignored from 2 folds on.
         seed: decides what is drawn; ignored in time order.
         ordered: whether the rows are in time order.
+        groups: the group of each example, (n,); None for no groups.
 
     Returns:
         a pair of training and validation indices for each fold, int64, ascending, on the device of
@@ -52,7 +62,10 @@ def make_folds(
         )
     if ordered:
         return _blocks_in_time(targets, count, validation)
-    fold_of = _draw(targets, count, validation, seed).to(targets.device)
+    if groups is None:
+        fold_of = _draw(targets, count, validation, seed).to(targets.device)
+    else:
+        fold_of = _draw_groups(groups, count, validation, seed).to(targets.device)
     return [
         ((fold_of != k).nonzero().flatten(), (fold_of == k).nonzero().flatten())
         for k in range(count)
@@ -85,3 +98,30 @@ def _draw(targets: Tensor, count: int, validation: int, seed: int) -> Tensor:
     else:
         fold_of[order] = position % count
     return fold_of
+
+
+def _draw_groups(groups: Tensor, count: int, validation: int, seed: int) -> Tensor:
+    """Draws the fold of each example as `_draw` does, alike for all examples of a group."""
+    _, group_of, sizes = torch.unique(groups.cpu(), return_inverse=True, return_counts=True)
+    if len(sizes) < max(2, count):
+        raise ValueError(
+            f"data.groups must be at least {max(2, count)} for objective.folds={count}; "
+            f"got {len(sizes)}"
+        )
+    order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed)).tolist()
+    fold_of_group = torch.ones(len(sizes), dtype=torch.int64)
+    if count == 1:
+        left = validation
+        for group in order:
+            if sizes[group] <= left:
+                fold_of_group[group] = 0
+                left -= int(sizes[group])
+        if left == validation:  # all are larger
+            fold_of_group[min(order, key=lambda group: int(sizes[group]))] = 0
+    else:
+        filled = [0] * count
+        for group in order:  # each into the smallest fold so far
+            fold = min(range(count), key=filled.__getitem__)
+            fold_of_group[group] = fold
+            filled[fold] += int(sizes[group])
+    return fold_of_group[group_of]

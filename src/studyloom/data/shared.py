@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -48,13 +48,14 @@ DTYPES = {
         *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
     )
 }
+P = TypeVar("P")  # a part of any kind
 log = logging.getLogger(__name__)
 
 # What this process has shared last: the key of the data, and the descriptor that others open.
 _held: dict[str, int] = {}
 
 
-def load(train: Callable[[], Split], key: str) -> Split:
+def load(train: Callable[[], P], key: str) -> P | Split:
     """Returns the training part that the launcher of this worker has shared; else loads it.
 
     Args:

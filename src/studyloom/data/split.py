@@ -4,13 +4,16 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from studyloom.data.folds import Fold, Folds, make_folds
 from studyloom.errors import DataError
 
+WHOLE = 2**28  # numbers of inputs that are converted as a whole for `adapt`: 1 GB as float32
 PART = 2**20  # numbers of a tensor that are converted at once: 4 MB as float32
 
 
@@ -35,6 +38,8 @@ class Split:
     Raises:
         DataError: shapes or types do not fit each other.
     """
+
+    in_memory: ClassVar[bool] = True
 
     inputs: Tensor
     targets: Tensor
@@ -82,19 +87,76 @@ class Split:
         """The shape of one input, such as (channels, height, width)."""
         return tuple(self.inputs.shape[1:])
 
-    def part(self, indices: Tensor | None = None) -> "TensorDataset":
+    def part(self, indices: Tensor | None = None, *, to_train: bool = False) -> "TensorDataset":
         """Returns the examples at some indices as a Dataset of pairs (input, target).
 
         Args:
             indices: int64 (n,); None for all examples.
+            to_train: whether one trains on them; here they are the same.
         """
         if indices is None:
             return TensorDataset(self.inputs, self.targets)
         indices = indices.to(self.inputs.device)
         return TensorDataset(self.inputs[indices], self.targets[indices])
 
+    @property
+    def kind(self) -> str:
+        """The type of the inputs, such as float32."""
+        return str(self.inputs.dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> torch.device:
+        return self.inputs.device
+
     def to(self, device: torch.device | str) -> "Split":
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
+
+    def folds(self, count: int, validation: int, seed: int) -> Folds:
+        """Divides the examples; see `make_folds`."""
+        return make_folds(self.targets, count, validation, seed, ordered=self.ordered)
+
+    def whole(self) -> Fold:
+        """Returns all examples to train on, and a fifth of them, whose value says little."""
+        everything = torch.arange(len(self))
+        return everything, everything[: max(1, len(self) // 5)]
+
+    def first(self) -> tuple[Tensor, Tensor]:
+        """Returns a batch of the first example."""
+        return self.inputs[:1], self.targets[:1]
+
+    def input_at(self, index: int) -> Tensor:
+        """Returns the input of an example."""
+        return self.inputs[index]
+
+    def show(self, modules: Sequence[Any], train: Tensor, part: str) -> None:
+        """Shows the training examples to modules that adapt to them; see `Part`.
+
+        Whole numbers are shown as float32. Of those that would take more than 1 GB so, no copy is
+        made for modules with a method `adapt_in_parts`, which gets an iterator of parts `(inputs,
+        targets)`, in the order of the examples.
+        """
+        numbers, whole = math.prod(self.shape), not self.inputs.is_floating_point()
+        left = [*modules]
+        if whole and len(train) * numbers > WHOLE:
+            rows = max(1, PART // numbers)
+            for module in [module for module in modules if hasattr(module, "adapt_in_parts")]:
+                module.adapt_in_parts(
+                    (self.inputs[some].float(), self.targets[some])
+                    for some in torch.split(train, rows)
+                )
+                left.remove(module)
+        if left:
+            inputs, targets = self.inputs[train], self.targets[train]
+            for module in left:
+                module.adapt(inputs.float() if whole else inputs, targets)
+
+    def check(self) -> None:
+        """Checks the values; see `check_split`."""
+        check_split(self)
+
+    def for_preflight(self) -> "Split":
+        """Returns the same for tries before the first trial."""
+        return self
 
 
 def digest_of(inputs: Tensor, targets: Tensor) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from studyloom.data.split import Split, parts_of
+from studyloom.data.training_data import Part
 from studyloom.errors import DataError
 from studyloom.text import format_shape, format_value, nearest
 
@@ -275,7 +276,7 @@ def is_picture(shape: Sequence[int]) -> bool:
 Transform = Picture | Callable[[Tensor], Any]
 
 
-def describe_transform(source: Any, section: Any, split: Split) -> dict[str, Any] | None:
+def describe_transform(source: Any, section: Any, split: Part) -> dict[str, Any] | None:
     """Describes the transform of a source as a section of a config, which is data and no code.
 
     Args:
@@ -317,8 +318,10 @@ class InputRange:
     means: tuple[float, float]
 
     @classmethod
-    def of(cls, split: Split) -> "InputRange":
-        """Measures the inputs of a training part."""
+    def of(cls, split: Part) -> "InputRange | None":
+        """Measures the inputs of a training part; None if they are not in memory."""
+        if not isinstance(split, Split):
+            return None
         by_column = len(split.shape) == 1 and split.shape[0] <= MOST_COLUMNS
         lows, highs, means = [], [], []
         for part in parts_of(split.inputs):

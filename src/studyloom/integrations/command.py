@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from studyloom.config.values import value_at
+from studyloom.config.values import flatten, value_at
 from studyloom.integrations.output import Log, Output, earlier_lines, pattern_mistakes
 from studyloom.integrations.words import (
     fill,
@@ -20,7 +20,6 @@ from studyloom.integrations.words import (
 )
 from studyloom.launch.supervisor import WorkerExit
 from studyloom.processes import GroupedProcess
-from studyloom.question.question import flatten
 from studyloom.space.tree import Space
 from studyloom.text import mask_passwords
 

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from studyloom.data.split import Split
+from studyloom.data.training_data import Part
 from studyloom.errors import ConfigError
 from studyloom.text import nearest
-from studyloom.training.inputs import batch_dtype
+from studyloom.training.batches import make_batches
 from studyloom.training.job import Job
 from studyloom.training.parameter_groups import freeze
+from studyloom.training.steps import apply_network
 
 EXPRESSION = re.compile(r"\s*(<=|>=)\s*([-+.\w]+)\s*")
 WARM_UP = 5  # calls of a network before its latency is measured
@@ -74,44 +75,46 @@ class Cost:
         return f"{self.quantity} is {self.value:,.6g}, and objective.constraints has {self.limit}"
 
 
-def count_parameters(model: nn.Module, example: torch.Tensor) -> float:
+def count_parameters(model: nn.Module, example: Any) -> float:
     """Counts the numbers that are trained; the example is not used."""
     return float(
         sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     )
 
 
-def count_flops(model: nn.Module, example: torch.Tensor) -> float:
+def count_flops(model: nn.Module, example: Any) -> float:
     """Counts the floating-point operations of one forward pass, with PyTorch's FlopCounterMode.
 
     A multiplication and its addition are two operations.
 
     Args:
         model: in eval mode.
-        example: a batch of one input, on the device of the model.
+        example: a batch of one example, on the device of the model.
     """
     from torch.utils.flop_counter import FlopCounterMode  # it imports PyTorch's compiler
 
     with FlopCounterMode(display=False) as counter:
-        model(example)
+        apply_network(model, example)
     return float(counter.get_total_flops())
 
 
-def measure_latency(model: nn.Module, example: torch.Tensor) -> float:
+def measure_latency(model: nn.Module, example: Any) -> float:
     """Measures the milliseconds of one forward pass, on the device and threads of this worker.
 
     Args:
         model: in eval mode.
-        example: a batch of one input, on the device of the model.
+        example: a batch of one example, on the device of the model.
 
     Returns:
         The median of 30 calls.
     """
 
+    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+
     def call() -> float:
         began = perf_counter()
-        model(example)
-        if example.is_cuda:
+        apply_network(model, example)
+        if on_gpu:
             torch.cuda.synchronize()
         return perf_counter() - began
 
@@ -120,7 +123,7 @@ def measure_latency(model: nn.Module, example: torch.Tensor) -> float:
     return 1e3 * median(call() for _ in range(TIMED))
 
 
-MEASURES: dict[str, Callable[[nn.Module, torch.Tensor], float]] = {
+MEASURES: dict[str, Callable[[nn.Module, Any], float]] = {
     "parameters": count_parameters,
     "flops": count_flops,
     "latency_ms": measure_latency,
@@ -178,7 +181,7 @@ def _parse_limit(quantity: str, expression: Any) -> Limit | None:
 
 @torch.inference_mode()
 def measure_costs(
-    quantities: Collection[str], limits: Sequence[Limit], job: Job, split: Split
+    quantities: Collection[str], limits: Sequence[Limit], job: Job, split: Part
 ) -> list[Cost]:
     """Builds the network of a job and measures what it costs.
 
@@ -188,16 +191,18 @@ def measure_costs(
         quantities: what to measure beside the quantities that have a limit; of MEASURES.
         limits: of the costs.
         job: whose network it is.
-        split: whose first input is the example.
+        split: whose first example is measured on.
 
     Returns:
         A cost for each quantity, those with a limit first.
     """
     limit_of = {limit.quantity: limit for limit in limits}
     with torch.random.fork_rng(devices=[]):
-        model = job.model(shape=split.shape, outputs=split.outputs).to(split.inputs.device).eval()
+        model = job.model(shape=split.shape, outputs=split.outputs).to(split.device).eval()
         freeze(model, job.groups)
-        example = split.inputs[:1].to(batch_dtype(job, model, split), copy=True)
+        batches = make_batches(job, split)
+        batches.fit(model)
+        example = next(batches.part(torch.zeros(1, dtype=torch.int64, device=split.device)))[0]
         costs = {
             name: MEASURES[name](model, example) for name in dict.fromkeys([*limit_of, *quantities])
         }

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from studyloom.config.build import build, find_target
 from studyloom.config.compose import Composer
 from studyloom.config.overrides import explain_key
-from studyloom.config.values import value_at, with_values
+from studyloom.config.values import flatten, value_at, with_values
 from studyloom.data.folds import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
@@ -23,7 +23,7 @@ from studyloom.question.loop import Loop, LoopJob, LoopObjective, why_not_callab
 from studyloom.question.loop_run import Place, Run
 from studyloom.question.numbers import finite
 from studyloom.question.objective import Attempt
-from studyloom.question.question import FIRST, Question, flatten, given
+from studyloom.question.question import FIRST, Question, given
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Point
@@ -375,7 +375,9 @@ def _job(data: TrainingData, fold: Fold | None, position: int, seed: int) -> Loo
     if fold is None or data.split is None:
         return LoopJob(position, seed)
     split, (training, validation) = data.split, fold
-    return LoopJob(position, seed, lambda: (split.part(training), split.part(validation)))
+    return LoopJob(
+        position, seed, lambda: (split.part(training, to_train=True), split.part(validation))
+    )
 
 
 def _no_score(outputs: object, targets: object) -> None:

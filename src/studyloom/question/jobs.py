@@ -28,16 +28,32 @@ from studyloom.training.job import Job
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def build_network(section: DictConfig, shape: Sequence[int], outputs: int) -> Any:
+def build_network(section: DictConfig, shape: Sequence[int] | None, outputs: int | None) -> Any:
     """Builds the network of a section.
 
     Args:
         section: with the `_target_`, whose parameter for the number of outputs may be called
-            `outputs` or `classes`.
-        shape: of one input, without the batch.
-        outputs: how many numbers the network gives for an input.
+            `outputs` or `classes`. A network without these parameters is not given them.
+        shape: of one input, without the batch; None if it is not one tensor.
+        outputs: how many numbers the network gives for an input; None if that is not known.
+
+    Raises:
+        ConfigError: the section cannot be built, or the network needs what is not known.
     """
-    return build(section, shape=tuple(shape), outputs=outputs, classes=outputs)
+    known = {"shape": None if shape is None else tuple(shape), "outputs": outputs}
+    known["classes"] = outputs
+    wanted = inspect.signature(find_target(section)).parameters
+    for name, value in known.items():
+        asked = name in wanted and wanted[name].default is inspect.Parameter.empty
+        if value is None and asked and name not in section:
+            key = "shape" if name == "shape" else "outputs"
+            raise ConfigError(
+                [
+                    f"data.{key} must be given: {section['_target_']} takes {name}, and the first "
+                    "item of the Dataset does not say it"
+                ]
+            )
+    return build(section, **{name: value for name, value in known.items() if value is not None})
 
 
 def build_function(objective: DictConfig) -> Callable[..., Any]:
@@ -218,7 +234,7 @@ def build_jobs(config: DictConfig, folds: Sequence[tuple[Tensor, Tensor]], seed:
             [f"train.loss: {train.loss!r} cannot be set here; choose it with loss={train.loss}"]
         )
 
-    def model(shape: Sequence[int], outputs: int) -> Any:
+    def model(shape: Sequence[int] | None, outputs: int | None) -> Any:
         return build_network(config.model, shape, outputs)
 
     optimizer, schedule = build_optimizer(config.optimizer), build_schedule(config.scheduler)

@@ -26,18 +26,19 @@ from torch import nn
 from studyloom.config.values import describe_error, with_values
 from studyloom.data.folds import Folds
 from studyloom.data.split import Split
-from studyloom.errors import ConfigError, UndefinedMetric
+from studyloom.data.training_data import Part
+from studyloom.errors import TRAIN_IT_YOURSELF, ConfigError, DataError, UndefinedMetric
 from studyloom.metrics import METRICS, Direction, Goal, Metric
 from studyloom.question.jobs import build_jobs
 from studyloom.space.tree import Leaf, ListLeaf, Node
 from studyloom.text import as_yaml
-from studyloom.training.batches import TensorBatches
-from studyloom.training.inputs import batch_dtype
+from studyloom.training.batches import batch_dtype, make_batches
 from studyloom.training.job import Job
 from studyloom.training.optimizer_step import avoid_compiler_import
 from studyloom.training.parameter_groups import make_optimizer
 from studyloom.training.schedule import check_schedule, make_rates
 from studyloom.training.steps import Steps
+from studyloom.training.trainer import Training
 
 LARGE = 10_000_000  # parameters; building a network with so many takes about 0.1 s
 
@@ -120,18 +121,20 @@ def end_of(distribution: BaseDistribution, end: int) -> Any:
     return (distribution.low, distribution.high)[end]
 
 
-def try_branches(branches: Sequence[Branch], folds: Folds, split: Split) -> Iterator[str]:
+def try_branches(branches: Sequence[Branch], folds: Folds, split: Part) -> Iterator[str]:
     """Builds what each branch names, at each of its probes.
 
     Args:
         branches: of the space.
         folds: of the data.
-        split: of which a network sees the shape and two examples.
+        split: of which a network sees the shape and two examples. Those that are loaded one by one
+            become whole batches first, the last and smaller one too.
 
     Yields:
         A line for each mistake. One that an outer branch has made already is not repeated.
     """
     reported: list[tuple[Mapping[str, str], str]] = []
+    split = split.for_preflight()
     for branch in branches:
         for probe in probes(branch.nodes):
             try:
@@ -153,12 +156,13 @@ def try_branches(branches: Sequence[Branch], folds: Folds, split: Split) -> Iter
                     yield f"{where}: {mistake}" if where else mistake
 
 
-def try_out(job: Job, split: Split, last_batches: Collection[int] = ()) -> None:
+def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
     """Builds a job's network, optimizer and loss, and runs two examples through them.
 
     A large network that can go to the meta device is tried there, without memory or arithmetic. All
     others are tried on the CPU, since the meta device imports PyTorch's compiler, which takes a
-    second. A step of the user's own is tried on the CPU, with whole batches of real examples.
+    second. A step of the user's own is tried on the CPU, with whole batches of real examples, and
+    so is a network whose examples are loaded.
 
     Args:
         job: of a trial.
@@ -170,9 +174,10 @@ def try_out(job: Job, split: Split, last_batches: Collection[int] = ()) -> None:
             and the network cannot be trained on one.
         Exception: what the parts raise.
     """
-    if job.step is not None or job.evaluate is not None:
-        _try_steps(job, split, {job.batch_size, *last_batches})
-        if job.evaluate is not None:
+    own = job.step is not None or job.evaluate is not None
+    if own or not isinstance(split, Split):
+        _try_steps(job, split, {job.batch_size, *last_batches}, whole=own)
+        if job.evaluate is not None or not isinstance(split, Split):
             return
     # What fails here is tried on the CPU, which shows whether only the meta device is the reason.
     # There, whole numbers are refused by a linear layer too.
@@ -186,7 +191,7 @@ def try_out(job: Job, split: Split, last_batches: Collection[int] = ()) -> None:
     _forward(job, split, "cpu", last_batches)
 
 
-def try_metric(metric: Metric, folds: Folds, split: Split) -> Iterator[str]:
+def try_metric(metric: Metric, folds: Folds, split: Part) -> Iterator[str]:
     """Computes a metric of random outputs for the validation part of each fold.
 
     Args:
@@ -197,14 +202,13 @@ def try_metric(metric: Metric, folds: Folds, split: Split) -> Iterator[str]:
     Yields:
         A line for each mistake.
     """
-    kind = "classes" if split.classifies else "numbers"
-    if metric.targets not in (None, kind):
-        options = ", ".join(other.name for other in METRICS.values() if other.targets == kind)
-        yield (
-            f"objective.metric={metric.name}: is for {metric.targets}, and the targets of the data "
-            f"are {kind}; choose one of {options}"
-        )
+    try:
+        _check_kind(metric, classifies=split.classifies)
+    except ValueError as error:
+        yield str(error)
         return
+    if split.targets is None or split.outputs is None or len(split) <= _highest(folds):
+        return  # they are known of the examples that the networks were tried on alone
     generator = torch.Generator().manual_seed(0)
     for fold, (_, valid) in enumerate(folds):
         outputs = torch.randn(len(valid), split.outputs, generator=generator)
@@ -216,6 +220,11 @@ def try_metric(metric: Metric, folds: Folds, split: Split) -> Iterator[str]:
         except Exception as error:  # of a function of the user's own
             problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
             yield f"objective.metric={metric.name}: {problem}"
+
+
+def _highest(folds: Folds) -> int:
+    """Returns the highest index of all validation parts."""
+    return max(int(valid.max()) for _, valid in folds)
 
 
 def try_pruner(pruner: BasePruner, direction: Direction) -> None:
@@ -286,7 +295,7 @@ def _forward(job: Job, split: Split, device: str, last_batches: Collection[int])
         if tuple(outputs.shape) != (2, split.outputs):
             raise ValueError(
                 f"the outputs of the network must be (2, {split.outputs}) for 2 examples; "
-                f"got {tuple(outputs.shape)}"
+                f"got {tuple(outputs.shape)}; change the network, {TRAIN_IT_YOURSELF}"
             )
         with warnings.catch_warnings():  # PyTorch's losses only warn of targets of another shape
             warnings.simplefilter("error", UserWarning)
@@ -309,37 +318,53 @@ def _forward(job: Job, split: Split, device: str, last_batches: Collection[int])
                 raise _single_example(job, error) from error
 
 
-def _try_steps(job: Job, split: Split, sizes: Collection[int]) -> None:
-    """Runs the steps of the user's own on batches of the first training examples, on the CPU.
+def _try_steps(job: Job, split: Part, sizes: Collection[int], *, whole: bool) -> None:
+    """Runs the steps of a job on batches of the first training examples, on the CPU.
 
     Args:
         job: of a trial.
         split: the examples.
         sizes: how many examples a batch of training may have.
+        whole: whether the network is tried on whole batches, as a step of the user's own needs it,
+            and not on two examples.
 
     Raises:
         ValueError: a step raises an exception, or returns something else than it must.
     """
     with torch.random.fork_rng(devices=[]), one_thread():
+        if not isinstance(split, Split):
+            Training([job], split)  # its modules may want to learn from what is not in memory
         model = _build(job, split, "cpu")
         steps = Steps(job.loss, torch.device("cpu"), "fp32", job.step, job.evaluate)
-        batches = TensorBatches(job, split.to("cpu"))
+        batches = make_batches(job, split.to("cpu"))
+        if not whole:
+            for size in sorted(sizes, reverse=True):
+                batches.at(job.train[:size])
+            sizes = {min(2, job.batch_size), *sizes} & {1, 2}
         for size in sorted(sizes, reverse=True):
             indices = job.train[:size]
             try:
                 model.train()
                 steps.train(model, batches.at(indices)).backward()  # type: ignore[no-untyped-call]
+            except DataError:
+                raise
             except Exception as error:
-                if size == 1:
+                if size == 1 < job.batch_size:
                     raise _single_example(job, error) from error
-                raise _of_step("step", size, error) from error
+                raise _of_step("step", size, error, own=job.step is not None) from error
         indices = job.valid[: max(sizes)]
         try:
             model.eval()
             with torch.inference_mode():
-                judged = steps.evaluate(model, batches.at(indices), len(indices))[1:]
+                batch, count = next(iter(batches.part(indices)))
+                judged = steps.evaluate(model, batch, count)[1:]
+        except DataError:
+            raise
         except Exception as error:
-            raise _of_step("evaluate", len(indices), error) from error
+            own = job.evaluate is not None
+            raise _of_step("evaluate", len(indices), error, own=own) from error
+    if job.evaluate is None:
+        _check_kind(job.metric, classifies=not judged[1].is_floating_point())
     try:
         job.metric(*judged)
     except UndefinedMetric:
@@ -352,7 +377,7 @@ def _try_steps(job: Job, split: Split, sizes: Collection[int]) -> None:
         ) from error
 
 
-def _build(job: Job, split: Split, device: str) -> nn.Module:
+def _build(job: Job, split: Part, device: str) -> nn.Module:
     """Builds the network of a job on a device, and tries its optimizer and schedule."""
     avoid_compiler_import()
     model = job.model(shape=split.shape, outputs=split.outputs).to(device)
@@ -360,6 +385,21 @@ def _build(job: Job, split: Split, device: str) -> nn.Module:
     check_schedule(job.schedule)
     make_rates(job.schedule, optimizer, job.epochs, 1, job.metric)
     return model
+
+
+def _check_kind(metric: Metric, *, classifies: bool) -> None:
+    """Checks that a metric is for the targets of the data.
+
+    Raises:
+        ValueError: it is not.
+    """
+    kind = "classes" if classifies else "numbers"
+    if metric.targets not in (None, kind):
+        options = ", ".join(other.name for other in METRICS.values() if other.targets == kind)
+        raise ValueError(
+            f"objective.metric={metric.name}: is for {metric.targets}, and the targets of the data "
+            f"are {kind}; choose one of {options}"
+        )
 
 
 def _single_example(job: Job, error: Exception) -> ValueError:
@@ -370,9 +410,15 @@ def _single_example(job: Job, error: Exception) -> ValueError:
     )
 
 
-def _of_step(name: str, size: int, error: Exception) -> ValueError:
-    """Says what a step of the user's own raised; the errors of ours about it stay as they are."""
+def _of_step(name: str, size: int, error: Exception, *, own: bool) -> ValueError:
+    """Says what a step raised; the errors of ours about it stay as they are."""
     words = describe_error(error)
+    if f"train.{name}" in words:
+        return ValueError(words)
+    if own:
+        return ValueError(f"train.{name}: {words}, for {size} examples")
     return ValueError(
-        words if f"train.{name}" in words else f"train.{name}: {words}, for {size} examples"
+        f"network and loss, on a batch of {size}: {words}; a batch is (inputs, …, targets), and a "
+        "step of your own says what else is computed of it: train.step, and train.evaluate, "
+        f"{TRAIN_IT_YOURSELF}"
     )

@@ -4,7 +4,7 @@ import functools
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,17 +19,19 @@ from studyloom.config.build import build
 from studyloom.config.compose import Composer
 from studyloom.config.overrides import group_options
 from studyloom.config.values import (
+    flatten,
     has_key,
     plain_sections,
     value_at,
     with_values,
     without_key,
+    without_transform,
 )
 from studyloom.data import shared
-from studyloom.data.folds import Fold, Folds, make_folds
-from studyloom.data.split import Split, check_split
-from studyloom.data.training_data import TrainingData
-from studyloom.errors import ConfigError
+from studyloom.data.datasets import NO_TEST, places
+from studyloom.data.folds import Fold, Folds
+from studyloom.data.training_data import Part, TrainingData
+from studyloom.errors import ConfigError, DataError
 from studyloom.metrics import Goal, Metric
 from studyloom.question.costs import Cost, Limit, measure_costs, parse_limits
 from studyloom.question.jobs import build_goals, build_jobs, build_metric
@@ -58,6 +60,7 @@ SECTIONS = (
     "train",
 )
 FIRST = Attempt()
+# Keys of studyloom.data.Datasets: what may have a `root`, and what changes no result.
 STEPS = "steps"  # our own key in the section of the pruner: what it is shown of a trial
 
 
@@ -110,13 +113,16 @@ class Question:
             ValueError: the data cannot be loaded or divided so.
         """
         source = build(cfg.data)
-        split: Split = shared.load(source.train, data_key(cfg))
-        check_split(split)
+        # A loop of one's own without `objective.test` opens no test part.
+        tested = cfg.objective["_target_"] is None or cfg.objective.get("test") is not None
+        if cfg.winner.enabled and tested and not getattr(source, "has_test", True):
+            raise DataError(NO_TEST)
+        split: Part = shared.load(source.train, data_key(cfg))
+        split.check()
         seed = derive(max(0, cfg.study.seed))  # `validate` reports a negative seed
-        folds = make_folds(
-            split.targets, cfg.objective.folds, source.validation, seed, ordered=split.ordered
+        return TrainingData(
+            source, split, split.folds(cfg.objective.folds, source.validation, seed)
         )
-        return TrainingData(source, split, folds)
 
     def at(self, point: Point) -> DictConfig:
         """Returns the config of a point of the space."""
@@ -125,13 +131,13 @@ class Question:
     def provenance_sections(self, point: Point) -> dict[str, Any]:
         """Returns the resolved sections that decide the result of a trial at a point.
 
-        The folder of the data is left out, since it differs between machines.
+        The folder of the data is left out, since it differs between machines, and so is how they
+        are loaded.
         """
         sections = plain_sections(
             self.at(point), *(name for name in SECTIONS if name not in ("space", "loss"))
         )
-        sections.get("data", {}).pop("root", None)
-        return without_transform(sections)
+        return without_places(without_transform(sections))
 
     @functools.cached_property
     def baseline(self) -> Point | None:
@@ -321,7 +327,8 @@ class Question:
         Args:
             digest: of the data.
         """
-        flat = dict(flatten(without_transform(plain_sections(self.config, *SECTIONS))))
+        sections = without_transform(plain_sections(self.config, *SECTIONS))
+        flat = dict(flatten(without_places(sections)))
         # The defaults of options that the config as composed does not choose.
         for branch in self.branches:
             for group, option in branch.choices.items():
@@ -409,14 +416,15 @@ def data_key(cfg: DictConfig) -> str:
     return digest_of_source(json.dumps(plain_sections(cfg, "data"), default=str).encode())
 
 
-def without_transform(sections: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out `data.transform`, which only `predict` uses and old studies do not have.
-
-    A source of the user's own may train by what it calls so; there it stays.
-    """
+def without_places(sections: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out where the data lie and how they are loaded, which change no result."""
     data = sections.get("data")
-    if isinstance(data, dict) and str(data.get("_target_", "")).startswith("studyloom."):
-        data.pop("transform", None)
+    if isinstance(data, dict):
+        for path in places(data):
+            inner = data
+            for name in path[:-1]:
+                inner = inner[name]
+            del inner[path[-1]]
     return sections
 
 
@@ -428,15 +436,6 @@ def _without_pickles(section: DictConfig) -> DictConfig:
     with open_dict(safe):
         safe["_target_"] = "studyloom.space.cmaes.CmaEsSampler"
     return safe
-
-
-def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the leaves of nested mappings with their paths; an empty mapping is a leaf."""
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from flatten(inner, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
 
 
 def given(fold: Any) -> Any:

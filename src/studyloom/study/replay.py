@@ -5,7 +5,9 @@ is called, because a database can come from somebody else.
 """
 
 import contextlib
+import functools
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +23,8 @@ from studyloom.config.build import build
 from studyloom.config.runs import read_written
 from studyloom.config.schema import SCHEMA, TrainSection
 from studyloom.config.values import describe_error, value_at
-from studyloom.data.folds import make_folds
-from studyloom.data.split import Split
-from studyloom.data.training_data import TrainingData
+from studyloom.data.datasets import places
+from studyloom.data.training_data import Part, TrainingData
 from studyloom.errors import ConfigError
 from studyloom.metrics import Goal
 from studyloom.question.costs import parse_limits
@@ -224,7 +225,7 @@ def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> Trainin
     """Loads the data of a run, and makes its folds.
 
     Args:
-        cfg: the configuration of the trial; data.root is set in it, as the run has it.
+        cfg: the configuration of the trial; where the data lie is set in it, as the run has it.
         provenance: of the trial.
         run_dir: the folder of the run.
 
@@ -237,23 +238,19 @@ def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> Trainin
     """
     if is_loop(cfg) and not names_data(cfg):
         return TrainingData()
-    root = OmegaConf.select(read_written(run_dir, "config.yaml"), "data.root")
-    if root is not None:
-        OmegaConf.update(cfg, "data.root", root)
+    written = value_at(read_written(run_dir, "config.yaml"), "data")
+    for path in places(written) if isinstance(written, dict) else ():
+        value = functools.reduce(operator.getitem, path, written)
+        if isinstance(value, str | int):  # no section, in which somebody else could name code
+            OmegaConf.update(cfg, ".".join(("data", *path)), value, force_add=True)
     source = build(cfg.data)
-    split: Split = source.train()
+    split: Part = source.train()
     if split.digest != provenance.data:
         raise ValueError(
             f"the trial was trained on data with the digest {provenance.data}, and the data here "
             f"has {split.digest}; put the same files where data.root or STUDYLOOM_DATA points"
         )
-    folds = make_folds(
-        split.targets,
-        cfg.objective.folds,
-        source.validation,
-        derive(provenance.study_seed),
-        ordered=split.ordered,
-    )
+    folds = split.folds(cfg.objective.folds, source.validation, derive(provenance.study_seed))
     cuda = provenance.device == "cuda" and torch.cuda.is_available()
     data = TrainingData(source, split, folds)
     return data.to(torch.device("cuda", 0) if cuda else torch.device("cpu"))

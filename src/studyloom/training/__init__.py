@@ -7,8 +7,8 @@ iterates over the epochs, and may report, prune, save a checkpoint or stop after
 __all__ = [
     "batches",
     "checkpoint",
-    "inputs",
     "job",
+    "loading",
     "optimizer_step",
     "parameter_groups",
     "randomness",

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from studyloom.data.split import PART, Split
+from studyloom.data.training_data import Part
+from studyloom.errors import TRAIN_IT_YOURSELF
 from studyloom.seeds import derive
-from studyloom.training.batches import Batch, TensorBatches
+from studyloom.training.batches import Batches, make_batches
 from studyloom.training.ema import Average
-from studyloom.training.inputs import batch_dtype
 from studyloom.training.job import Epoch, Job
 from studyloom.training.optimizer_step import ScaledSteps, avoid_compiler_import, fast_step
 from studyloom.training.parameter_groups import make_optimizer
@@ -27,10 +27,9 @@ from studyloom.training.schedule import make_rates
 from studyloom.training.steps import Steps
 
 T = TypeVar("T")
-WHOLE = 2**28  # numbers of inputs that are converted as a whole for `adapt`: 1 GB as float32
 
 
-def adapt_to_data(parts: Iterable[Any], split: Split, train: Tensor) -> None:
+def adapt_to_data(network: Any, loss: Any, split: Part, train: Tensor) -> None:
     """Shows the training part to each module with a method `adapt(inputs, targets)`.
 
     This happens once, before the first step. What the modules learn, such as means to standardise
@@ -42,25 +41,17 @@ def adapt_to_data(parts: Iterable[Any], split: Split, train: Tensor) -> None:
     `(inputs, targets)`, in the order of the examples.
 
     Args:
-        parts: the network and the loss; those that are not modules are passed over.
+        network: the network.
+        loss: the loss; it is passed over if it is no module.
         split: the examples.
         train: the indices of the training part, int64 (n,).
+
+    Raises:
+        DataError: the examples are not in memory, and cannot be shown.
     """
-    adapters = [adapter for part in parts for adapter in learners(part)]
-    size = len(train) * math.prod(split.shape)
-    if size > WHOLE and not split.inputs.is_floating_point():
-        rows = max(1, PART // math.prod(split.shape))
-        for adapter in [other for other in adapters if hasattr(other, "adapt_in_parts")]:
-            adapter.adapt_in_parts(
-                (split.inputs[some].float(), split.targets[some])
-                for some in torch.split(train, rows)
-            )
-            adapters.remove(adapter)
-    if adapters:
-        inputs, targets = split.inputs[train], split.targets[train]
-        inputs = inputs if inputs.is_floating_point() else inputs.float()
-        for adapter in adapters:
-            adapter.adapt(inputs, targets)
+    for name, part in (("network", network), ("loss", loss)):
+        if modules := learners(part):
+            split.show(modules, train, name)
 
 
 def learners(part: Any) -> list[Any]:
@@ -85,10 +76,10 @@ class JobRun:
             unless they are to be kept.
     """
 
-    def __init__(self, job: Job, split: Split, ranks: Ranks = ALONE) -> None:
+    def __init__(self, job: Job, split: Part, ranks: Ranks = ALONE) -> None:
         self.job, self.ranks = job, ranks
-        self.device = split.inputs.device
-        self.batches = TensorBatches(job, split, ranks)
+        self.device = split.device
+        self.batches = make_batches(job, split, ranks)
         self.epoch = 0
         self.step = 0
         self.evaluating = 0.0
@@ -103,10 +94,10 @@ class JobRun:
         model = self.with_own_randomness(
             lambda: job.model(shape=split.shape, outputs=split.outputs)
         )
-        self.batches.dtype = batch_dtype(job, model, split)
+        self.batches.fit(model)
         # Jobs may share one loss; if it adapts to the data, each job needs its own.
         self.loss = deepcopy(job.loss) if learners(job.loss) else job.loss
-        adapt_to_data((model, self.loss), split, self.batches.train)
+        adapt_to_data(model, self.loss, split, self.batches.train)
         # PyTorch turns gradients off while it moves parameters: a signal must not leave them off.
         self.model = self.with_own_randomness(lambda: model.to(self.device))
         for part in (self.loss, job.step, job.evaluate):
@@ -297,7 +288,7 @@ class JobRun:
         for generator, state in zip(self.generators, common, strict=True):
             generator.set_state(state)
 
-    def train_step(self, count: int, batches: Iterable[tuple[Batch, int]]) -> Tensor:
+    def train_step(self, count: int, batches: Iterable[tuple[Any, int]]) -> Tensor:
         """Makes one step of the optimizer.
 
         Args:
@@ -330,7 +321,7 @@ class JobRun:
         self.step += 1
         return total
 
-    def backward(self, count: int, batches: Iterable[tuple[Batch, int]]) -> Tensor:
+    def backward(self, count: int, batches: Iterable[tuple[Any, int]]) -> Tensor:
         """Adds the gradients of batches to those of the weights.
 
         Args:
@@ -394,7 +385,7 @@ class JobRun:
 
 
 def evaluate_part(
-    network: nn.Module, steps: Steps, batches: TensorBatches, indices: Tensor
+    network: nn.Module, steps: Steps, batches: Batches, indices: Tensor
 ) -> tuple[float, Tensor, Tensor]:
     """Evaluates a network in eval mode on a part of the data, batch by batch.
 
@@ -411,11 +402,26 @@ def evaluate_part(
         the mean loss, and the outputs (n, …) and targets (n, …).
     """
     total = torch.zeros((), device=indices.device)
-    outputs, targets = [], []
+    outputs: list[Tensor] = []
+    targets: list[Tensor] = []
     network.eval()
     for batch, count in batches.part(indices):
         loss, predicted, wanted = steps.evaluate(network, batch, count)
         total += loss * count
         outputs.append(predicted)
         targets.append(wanted)
-    return float(total) / len(indices), torch.cat(outputs), torch.cat(targets)
+    return float(total) / len(indices), _joined("outputs", outputs), _joined("targets", targets)
+
+
+def _joined(name: str, batches: list[Tensor]) -> Tensor:
+    """Joins what the batches of a part have given."""
+    try:
+        return torch.cat(batches)
+    except RuntimeError as error:
+        shapes = sorted({tuple(batch.shape[1:]) for batch in batches})
+        raise ValueError(
+            f"the {name} of all examples that are evaluated must have one shape, since "
+            f"objective.metric judges them together; got {', '.join(map(str, shapes))}; pad the "
+            "examples alike in data.collate, or return a row of one length for each in "
+            f"train.evaluate, {TRAIN_IT_YOURSELF}"
+        ) from error

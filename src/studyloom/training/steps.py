@@ -11,11 +11,14 @@ import contextlib
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from studyloom.data.fetch import name_of
+from studyloom.errors import TRAIN_IT_YOURSELF
 
 # What autocast computes in, by the name of the precision.
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -126,12 +129,11 @@ class Steps:
         return loss.float(), outputs, targets
 
     def _forward(self, network: nn.Module, batch: Any) -> Outcome:
-        inputs, targets = batch
         if self._precision == "fp32":
-            outputs = network(inputs)
+            outputs, targets = apply_network(network, batch)
         else:
             with autocast(self._device, self._precision):
-                outputs = network(inputs)
+                outputs, targets = apply_network(network, batch)
             outputs = outputs.float()
         return self._loss(outputs, targets), outputs, targets
 
@@ -140,6 +142,39 @@ class Steps:
         if function is None:
             return "the loss of the section loss"
         return f"the loss that {key} ({name_of(function)}) returns"
+
+
+def apply_network(network: nn.Module, batch: Any) -> tuple[Tensor, Any]:
+    """Calls a network with the inputs of a batch.
+
+    Args:
+        network: the network.
+        batch: (inputs, targets), or (inputs, …, targets) for a network of several arguments. Inputs
+            that are a mapping, list or tuple are several arguments too.
+
+    Returns:
+        the outputs and the targets.
+
+    Raises:
+        ValueError: the batch is something else.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        made = f"{len(batch)}" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
+        raise ValueError(
+            "a batch must be (inputs, targets), or (inputs, …, targets) for a network of several; "
+            f"got {made}; compute its loss in a step of your own, train.step and train.evaluate, "
+            f"{TRAIN_IT_YOURSELF}"
+        )
+    *inputs, targets = batch
+    if len(inputs) == 1 and type(inputs[0]) in (list, tuple):
+        inputs = inputs[0]
+    if len(inputs) == 1 and isinstance(inputs[0], Mapping):
+        outputs = network(**inputs[0])
+    else:
+        outputs = network(*inputs)
+    if isinstance(targets, Tensor) and targets.dtype == torch.float64:  # of numbers of Python
+        targets = targets.to(outputs.dtype)
+    return outputs, targets
 
 
 def give_loss(function: OwnStep, loss: Callable[[Tensor, Tensor], Tensor]) -> OwnStep:
@@ -151,13 +186,6 @@ def give_loss(function: OwnStep, loss: Callable[[Tensor, Tensor], Tensor]) -> Ow
     if "loss" not in parameters or "loss" in getattr(function, "keywords", {}):
         return function
     return functools.partial(function, loss=loss)
-
-
-def name_of(function: OwnStep) -> str:
-    """Returns the name of a function or class of the user's own, for messages."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return str(getattr(function, "__name__", type(function).__name__))
 
 
 @functools.cache

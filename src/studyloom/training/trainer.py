@@ -5,6 +5,7 @@ epoch the state can be saved; training resumes from it elsewhere and later as if
 stopped.
 """
 
+import contextlib
 import itertools
 import math
 import textwrap
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from studyloom.data.split import Split
+from studyloom.data.training_data import Part
 from studyloom.errors import Diverged
-from studyloom.training.batches import EVALUATION_BATCH, TensorBatches
-from studyloom.training.inputs import batch_dtype
+from studyloom.training.batches import EVALUATION_BATCH, batch_dtype, make_batches
 from studyloom.training.job import Epoch, Job
 from studyloom.training.job_run import JobRun, evaluate_part
 from studyloom.training.ranks import ALONE, Ranks
@@ -27,7 +28,7 @@ from studyloom.training.steps import Steps, autocast
 OTHER_HISTORY = "its history has another number of epochs than its jobs"
 
 
-def epochs(jobs: Sequence[Job], split: Split) -> Iterator[list[Epoch]]:
+def epochs(jobs: Sequence[Job], split: Part) -> Iterator[list[Epoch]]:
     """Trains jobs in lockstep on the split's device; a job's numbers do not depend on the others.
 
     Yields:
@@ -65,7 +66,7 @@ def predict_outputs(
     return torch.cat(outputs)
 
 
-def evaluate_network(job: Job, model: nn.Module, split: Split) -> tuple[Tensor, Tensor]:
+def evaluate_network(job: Job, model: nn.Module, split: Part) -> tuple[Tensor, Tensor]:
     """Runs a network on all examples of a split as the job's evaluation does.
 
     Args:
@@ -76,18 +77,19 @@ def evaluate_network(job: Job, model: nn.Module, split: Split) -> tuple[Tensor, 
     Returns:
         the outputs and the targets, both (n, …), on the device of the split.
     """
-    if job.evaluate is None:
+    if job.evaluate is None and isinstance(split, Split):
         dtype = batch_dtype(job, model, split)
         return predict_outputs(model, split.inputs, job.precision, dtype), split.targets
-    device = split.inputs.device
+    device = split.device
     for part in (job.loss, job.evaluate):
         if isinstance(part, nn.Module):
             part.to(device)
     steps = Steps(job.loss, device, job.precision, evaluate=job.evaluate)
     everything = torch.arange(len(split), device=device)
-    batches = TensorBatches(replace(job, train=everything, valid=everything), split)
+    # The training part stays: a batch of it may have more examples than are evaluated here.
+    batches = make_batches(replace(job, valid=everything), split)
     model = model.to(device)
-    with torch.inference_mode():
+    with contextlib.closing(batches), torch.inference_mode():
         return evaluate_part(model, steps, batches, everything)[1:]
 
 
@@ -119,7 +121,7 @@ class Training:
     def __init__(
         self,
         jobs: Sequence[Job],
-        split: Split,
+        split: Part,
         *,
         in_turn: bool = False,
         ranks: Ranks = ALONE,
@@ -153,13 +155,25 @@ class Training:
     def _begin(self, group: int) -> list[JobRun]:
         return [JobRun(job, self._split, self.ranks) for job in self._groups[group]]
 
+    def close(self) -> None:
+        """Ends the processes that load its batches, if there are any."""
+        for run in self._runs:
+            run.batches.close()
+
     def __iter__(self) -> Iterator[list[Epoch]]:
+        try:
+            yield from self._iterate()
+        finally:  # also if an exception, or nobody, asks for a further epoch
+            self.close()
+
+    def _iterate(self) -> Iterator[list[Epoch]]:
         while True:
             self._check_whole()
             if self.ended or not self.ranks.go_on():
                 return
             self._whole = False
             if self._group_ended:
+                self.close()
                 self._runs.clear()  # before the next job takes its memory
                 self._runs = self._begin(self._group + 1)
                 self._group += 1

@@ -14,6 +14,7 @@ from studyloom.config.foreign import needed_trust
 from studyloom.config.trust import packages_to_trust
 from studyloom.config.values import as_yaml, plain_sections, value_at
 from studyloom.data.split import Split
+from studyloom.data.training_data import Part
 from studyloom.data.transform import InputRange, describe_transform
 from studyloom.errors import NoWinner
 from studyloom.question.function import FunctionQuestion
@@ -22,8 +23,8 @@ from studyloom.question.question import SECTIONS
 from studyloom.storage.attributes import TESTED
 from studyloom.study.provenance import current_environment
 from studyloom.study.stopping import Stop
+from studyloom.training.batches import batch_dtype
 from studyloom.training.checkpoint import load_weights, pack_weights
-from studyloom.training.inputs import batch_dtype
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
 from studyloom.winner.answer import write_answer
@@ -39,7 +40,7 @@ OWN_TEST = "a function of your own has tested it, so that there are no predictio
 
 
 def evaluate_winner(
-    plan: Plan, test: Callable[[], Split], command: Sequence[str], *, anew: bool = False
+    plan: Plan, test: Callable[[], Part], command: Sequence[str], *, anew: bool = False
 ) -> dict[str, Any]:
     """Tests winner and baseline, and writes winner.{json,yaml,pt} and model_card.md.
 
@@ -123,7 +124,7 @@ def command_for(plan: Plan, config: Mapping[str, Any], command: Sequence[str]) -
 
 
 def test_trainings(
-    plan: Plan, trainings: CandidateTrainings, test: Callable[[], Split], *, anew: bool
+    plan: Plan, trainings: CandidateTrainings, test: Callable[[], Part], *, anew: bool
 ) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
     """Returns what the test part gives for winner and baseline; opens it if that is not known.
 
@@ -164,7 +165,7 @@ def call_test(
     plan: Plan,
     trainings: CandidateTrainings,
     trained: Mapping[int, Sequence[dict[str, Any]]],
-    test: Callable[[], Split],
+    test: Callable[[], Part],
 ) -> dict[str, Any]:
     """Opens the test part, and has `objective.test` test what loops have kept.
 
@@ -210,7 +211,7 @@ def measure(
     plan: Plan,
     trainings: CandidateTrainings,
     networks: Mapping[int, Sequence[Mapping[str, Tensor]]],
-    test: Callable[[], Split],
+    test: Callable[[], Part],
 ) -> dict[str, Any]:
     """Opens the test part, and measures networks on it.
 
@@ -225,29 +226,29 @@ def measure(
     """
     split, metric = plan.data.split, plan.question.metric
     assert split is not None
-    sealed = test().to(split.inputs.device)
+    sealed = test().to(split.device)
     judged = {
         n: [judge_network(trainings, n, weights, sealed) for weights in by_seed]
         for n, by_seed in networks.items()
     }
     values = {n: [metric(*pair) for pair in each] for n, each in judged.items()}
-    job, outputs = trainings.job(plan.winner, 0), judged[plan.winner][0][0]
+    job, (outputs, targets) = trainings.job(plan.winner, 0), judged[plan.winner][0]
     # With a train.evaluate of the user's own, outputs and targets may mean something else.
     own = job.evaluate is not None
     references = {
-        rule: metric(predicted.cpu(), sealed.targets.cpu())
+        rule: metric(predicted.cpu(), targets)
         for rule, predicted in ({} if own else sealed.references).items()
     }
     return {
         "test": compare(values, plan.winner, plan.baseline())
         | {"examples": len(sealed), "references": references},
-        **({} if own else report_part(outputs, sealed)),
+        **({} if own else report_part(outputs, targets, sealed)),
         "epochs": job.last,
         "seeds": [trainings.job(plan.winner, seed).seed for seed in range(trainings.seeds)],
         "data": {
             "digest": split.digest,
             "test_digest": sealed.digest,
-            "shape": list(sealed.shape),
+            "shape": None if sealed.shape is None else list(sealed.shape),
             "dtype": _dtype_of_inputs(job, split),
             "outputs": sealed.outputs,
             "mean": split.mean,
@@ -255,18 +256,20 @@ def measure(
             "classifies": sealed.classifies,
             "names": list(sealed.names),
             "columns": list(sealed.columns),
-            "inputs": asdict(InputRange.of(split)),
+            "inputs": None if (seen := InputRange.of(split)) is None else asdict(seen),
+            "loaded": not split.in_memory,
+            "kind": split.kind,
             "transform": describe_transform(
                 plan.data.source, value_at(plan.question.config, "data.transform"), split
             ),
         },
-        "environment": current_environment(sealed.inputs.device),
+        "environment": current_environment(sealed.device),
     }
 
 
-def _dtype_of_inputs(job: Job, split: Split) -> str:
+def _dtype_of_inputs(job: Job, split: Part) -> str:
     """Returns the name of the type in which the network of a job gets inputs, such as float32."""
-    if split.inputs.is_floating_point():
+    if not isinstance(split, Split) or split.inputs.is_floating_point():
         return "float32"
     network = job.model(shape=split.shape, outputs=split.outputs)
     return str(batch_dtype(job, network, split)).removeprefix("torch.")
@@ -317,7 +320,7 @@ def load_or_train(plan: Plan, candidate: int, seed: int) -> dict[str, Any] | Non
 
 
 def judge_network(
-    trainings: CandidateTrainings, candidate: int, weights: Mapping[str, Tensor], split: Split
+    trainings: CandidateTrainings, candidate: int, weights: Mapping[str, Tensor], split: Part
 ) -> tuple[Tensor, Tensor]:
     """Evaluates a candidate's network on a split.
 

@@ -11,8 +11,9 @@ import os
 import stat
 import warnings
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -327,3 +328,52 @@ def _without_alpha(image: Image.Image) -> tuple[Image.Image, list[str]]:
 def shorten_error(error: BaseException) -> str:
     """Puts an error on one line of at most 200 characters."""
     return (" ".join(str(error).split()) or type(error).__name__)[:200]
+
+
+IN_PYTHON = "call it in Python: studyloom.load_winner(RUN_DIR).network"
+
+
+def why_no_file(facts: Mapping[str, Any]) -> str:
+    """Says why no file holds an input of a winner; "" if some do.
+
+    Args:
+        facts: what winner.json says of the data. Those in memory are tensors of numbers.
+    """
+    if facts["shape"] is None:
+        return f"the inputs of this winner are more than one tensor of numbers; {IN_PYTHON}"
+    kind = str(facts.get("kind"))
+    if facts.get("loaded") and kind.startswith("int"):
+        return f"the inputs of this winner are {kind}, such as token ids; {IN_PYTHON}"
+    return ""
+
+
+def check_answered(refusal: str) -> None:
+    """Raises PredictError if files hold no inputs, with the reason."""
+    if refusal:
+        raise PredictError(refusal)
+
+
+def check_rows(outputs: Tensor) -> None:
+    """Checks that a network gives a row of numbers for each input.
+
+    Raises:
+        PredictError: it gives something else.
+    """
+    if outputs.ndim != 2:
+        raise PredictError(
+            f"the network gives {format_shape(outputs.shape[1:]) or 'one number'} for an input, "
+            f"and not a row of numbers; {IN_PYTHON}"
+        )
+
+
+def check_finite(rows: Tensor) -> None:
+    """Checks that inputs are finite.
+
+    Raises:
+        PredictError: one is not.
+    """
+    finite = torch.isfinite(rows).flatten(1).all(1)
+    if not bool(finite.all()):
+        raise PredictError(
+            f"its numbers must be finite; input {int((~finite).nonzero()[0])} holds NaN or infinity"
+        )

@@ -87,6 +87,9 @@ def accepted_files(data: Mapping[str, Any]) -> str:
         data: what winner.json says of the data.
     """
     shape, columns, transform = data["shape"], data["columns"], data["transform"]
+    whole = data.get("loaded") and str(data.get("kind")).startswith("int")
+    if shape is None or whole:
+        return "no files, since its inputs are not one tensor of numbers"
     sizes = format_shape(shape)
     arrays = f".npy files of {sizes} numbers, or of several such"
     if is_picture(shape):

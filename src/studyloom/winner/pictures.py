@@ -9,27 +9,31 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from studyloom.data.split import Split
+from studyloom.data.training_data import Part
 
 WRONG = 20  # wrong predictions that are kept, the most confident ones
 POINTS = 1000  # predictions of numbers that are kept, at most
 
 
-def report_part(outputs: Tensor, split: Split) -> dict[str, Any]:
+def report_part(outputs: Tensor, targets: Tensor, split: Part) -> dict[str, Any]:
     """Collects the entries of winner.json that only the report shows.
 
     Args:
         outputs: the winner's outputs on the test part, (n, outputs), on the CPU.
+        targets: those of the test part, on the CPU.
         split: the test part.
 
     Returns:
         for classes what `confusion_and_wrong` returns. For numbers `predictions`: what the network
-        predicted (`told`), the targets (`came`), and whether they are in time order.
+        predicted (`told`), the targets (`came`), and whether they are in time order. Nothing for
+        what is neither, such as a class for each pixel.
     """
-    if split.classifies:
-        return confusion_and_wrong(outputs.softmax(1), split)
+    if split.classifies and outputs.ndim == 2 and targets.ndim == 1:
+        return confusion_and_wrong(outputs.softmax(1), targets, split)
+    if split.classifies or outputs.ndim != 2 or targets.shape != outputs.shape:
+        return {}
     every = math.ceil(len(split) / POINTS)
-    predicted, targets = outputs[::every], split.targets.cpu()[::every]
+    predicted, targets = outputs[::every], targets[::every]
     return {
         "predictions": {
             "told": predicted.tolist(),
@@ -39,18 +43,19 @@ def report_part(outputs: Tensor, split: Split) -> dict[str, Any]:
     }
 
 
-def confusion_and_wrong(probabilities: Tensor, split: Split) -> dict[str, Any]:
+def confusion_and_wrong(probabilities: Tensor, labels: Tensor, split: Part) -> dict[str, Any]:
     """Counts predictions by class, and finds the most confident mistakes.
 
     Args:
         probabilities: (n, classes), on the CPU.
+        labels: (n,), on the CPU.
         split: the test part.
 
     Returns:
         `confusion`, whose rows are true classes, `classes`, their names, and `wrong`, the mistakes,
         the most confident first.
     """
-    labels, classes = split.targets.cpu(), split.outputs
+    classes = probabilities.shape[1]
     confidence, predicted = probabilities.max(1)
     counts = torch.bincount(labels * classes + predicted, minlength=classes * classes)
     wrong = (predicted != labels).nonzero().flatten()
@@ -64,23 +69,23 @@ def confusion_and_wrong(probabilities: Tensor, split: Split) -> dict[str, Any]:
                 "label": int(labels[index]),
                 "predicted": int(predicted[index]),
                 "confidence": float(confidence[index]),
-                "image": picture(split.inputs[index]),
+                "image": picture(split.input_at(index)),
             }
             for index in wrong.tolist()
         ],
     }
 
 
-def picture(image: Tensor) -> str | None:
+def picture(image: Tensor | None) -> str | None:
     """Converts an input to a PNG in a data URL, its lowest value black.
 
     Args:
-        image: (channels, height, width).
+        image: (channels, height, width); None if the input is not one tensor.
 
     Returns:
         the URL; None if the input is not a picture of one or three channels.
     """
-    if image.ndim != 3 or len(image) not in (1, 3):
+    if image is None or image.ndim != 3 or len(image) not in (1, 3):
         return None
     image = image.float()
     low, high = image.min(), image.max()

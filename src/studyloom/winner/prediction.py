@@ -40,9 +40,7 @@ OF_A_LOOP = (
     "{}: the winner is a loop of your own, which has no network of ours; studyloom.load_winner "
     "gives its configuration and what it kept"
 )
-AS_BEFORE = (
-    "numbers taken as inputs and not as pixels, since the winner is of before data.transform"
-)
+AS_BEFORE = "numbers taken as inputs and not as pixels: the winner is of before data.transform"
 ASSUMED = "pixels scaled to {low} to {high}, since the data source does not say how"
 
 
@@ -62,6 +60,7 @@ class Network:
         takes_numbers: whether numbers with a fraction are its inputs even if they may be pixels, as
             they were for winners of before a transform was stored.
         dtype: in which the network takes inputs; whole for one that begins with an embedding.
+        refusal: why no file holds an input for it; "" if some do.
     """
 
     model: nn.Module
@@ -74,6 +73,7 @@ class Network:
     columns: tuple[str, ...] = ()
     takes_numbers: bool = False
     dtype: torch.dtype = torch.float32
+    refusal: str = ""
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Predicts for float32 inputs (n, *shape).
@@ -82,9 +82,10 @@ class Network:
             probabilities (n, classes), or numbers (n, outputs).
 
         Raises:
-            PredictError: they are not finite.
+            PredictError: they are not finite, or no row for each input.
         """
         outputs = predict_outputs(self.model, inputs, dtype=self.dtype)
+        input_files.check_rows(outputs)
         if not bool(torch.isfinite(outputs).all()):
             raise PredictError(
                 "its numbers are so far from those of the training data that the network's outputs "
@@ -160,7 +161,9 @@ def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
         raise PredictError(OF_A_LOOP.format(run_dir))
     try:
         facts = answer["data"]
-        shape, outputs = tuple(map(int, facts["shape"])), int(facts["outputs"])
+        several = facts["shape"] is None and facts.get("loaded") is True
+        shape = () if several else tuple(map(int, facts["shape"]))
+        outputs = None if facts["outputs"] is None else int(facts["outputs"])
         mean, std = float(facts["mean"]), float(facts["std"])
         names, columns = (tuple(map(str, facts.get(name, ()))) for name in ("names", "columns"))
         seen = _input_range(facts.get("inputs"), shape)
@@ -174,7 +177,7 @@ def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
     section = config.get("model")
     if not isinstance(section, DictConfig):
         raise PredictError(f"{run_dir / 'winner.yaml'}: must have a section model")
-    model = build_network(section, shape, outputs)
+    model = build_network(section, None if several else shape, outputs)
     try:
         model.load_state_dict(load_weights(run_dir / "winner.pt"))
     except (RuntimeError, ValueError) as error:
@@ -187,10 +190,12 @@ def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
     transform, remark = build_transform(stored, trusted), ""
     if isinstance(transform, Picture):
         transform = transform.completed(mean, std)
-    elif transform is None and is_picture(shape):
+    elif transform is None and is_picture(shape) and not facts.get("loaded"):
         transform, remark = _assume(mean, std, seen)
-    classifies = bool(facts.get("classifies", True))
-    return Network(model, shape, transform, remark, seen, classifies, names, columns, old, dtype)
+    classifies, refusal = bool(facts.get("classifies", True)), input_files.why_no_file(facts)
+    return Network(
+        *(model, shape, transform, remark, seen, classifies, names, columns, old, dtype, refusal)
+    )
 
 
 def load_answer(run_dir: Path) -> Mapping[str, Any]:
@@ -334,6 +339,7 @@ def read_inputs(path: Path, network: Network) -> Inputs:
     Raises:
         PredictError: the file cannot be read, or holds something else.
     """
+    input_files.check_answered(network.refusal)
     content = input_files.read_content(path)
     pictures = is_picture(network.shape)
     own = network.transform is not None and not isinstance(network.transform, Picture)
@@ -366,6 +372,7 @@ def from_numbers(numbers: Tensor, whole: bool, network: Network) -> Inputs:
     Raises:
         PredictError: they have another shape, or are not finite.
     """
+    input_files.check_answered(network.refusal)
     shape = network.shape
     grey = is_picture(shape) and shape[0] == 1 and tuple(numbers.shape[-2:]) == shape[1:]
     if grey and numbers.ndim < 4 and tuple(numbers.shape) != shape:
@@ -376,7 +383,7 @@ def from_numbers(numbers: Tensor, whole: bool, network: Network) -> Inputs:
             f"it must hold an input of {format_shape(shape)} numbers, or several; "
             f"got {format_shape(numbers.shape) or 'one number'}"
         )
-    _check_finite(rows)
+    input_files.check_finite(rows)
     if network.transform is None or not is_picture(shape):
         return _finish(rows, [], network)
     low, high = (float(end) for end in rows.aminmax())
@@ -433,18 +440,10 @@ def _apply(network: Network, items: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def _check_finite(rows: Tensor) -> None:
-    finite = torch.isfinite(rows).flatten(1).all(1)
-    if not bool(finite.all()):
-        raise PredictError(
-            f"its numbers must be finite; input {int((~finite).nonzero()[0])} holds NaN or infinity"
-        )
-
-
 def _finish(rows: Tensor, done: Iterable[str], network: Network) -> Inputs:
     """Checks inputs, and says in what they are unlike those of the training."""
     if len(rows) > input_files.MOST_INPUTS:
         raise PredictError(f"it must hold at most {input_files.MOST_INPUTS:_} inputs; divide it")
-    _check_finite(rows)
+    input_files.check_finite(rows)
     unlike = {} if network.seen is None else network.seen.unlike(rows, network.columns)
     return Inputs(rows, list(done), unlike)

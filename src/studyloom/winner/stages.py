@@ -24,7 +24,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.config.schema import WinnerSection
-from studyloom.data.folds import Fold, make_folds
+from studyloom.data.folds import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import QuestionError
 from studyloom.metrics import Metric
@@ -287,7 +287,7 @@ class Plan:
             assert split is not None
             validation = self.data.source.validation
             fresh = derive(self.question.seed, seed, 0, 1)
-            return make_folds(split.targets, count, validation, fresh, ordered=split.ordered)[-1]
+            return split.folds(count, validation, fresh)[-1]
 
         # Without a test there is no retraining, whose networks the answer would have.
         weights = None if self.question.tested else self.run_dir / "winner"
@@ -298,15 +298,15 @@ class Plan:
         """Winner and baseline on all training data.
 
         The validation part is one fifth of that data: its value only shows that the training works.
+        One of its own, `data.valid`, stays what it is.
         """
-        everything = torch.arange(0 if self.data.split is None else len(self.data.split))
+        split = self.data.split
+        nothing = torch.arange(0)  # a loop that names no data
+        fold = (nothing, nothing) if split is None else split.whole()
         finalists = {
             n: point for n, point in self.candidates.items() if n in (self.winner, self.baseline())
         }
-        seen = everything[: max(1, len(everything) // 5)]
-        return self._make_stage(
-            RETRAINING, finalists, lambda seed: (everything, seen), self.run_dir / "winner"
-        )
+        return self._make_stage(RETRAINING, finalists, lambda seed: fold, self.run_dir / "winner")
 
     def _make_stage(
         self,

@@ -15,7 +15,6 @@ from studyloom.losses import CrossEntropy
 from studyloom.models import MLP, Restore, Standardise
 from studyloom.question.costs import measure_costs
 from studyloom.question.preflight import try_out
-from studyloom.training import job_run
 from studyloom.training.job_run import JobRun, adapt_to_data
 from studyloom.training.trainer import evaluate_network
 from studyloom.winner.pictures import picture
@@ -116,7 +115,7 @@ def test_modules_that_adapt_in_parts_learn_what_they_learn_of_the_whole(monkeypa
     train = torch.arange(0, len(whole), 2)
 
     def learnt(split, *parts):
-        adapt_to_data(parts, split, train)
+        adapt_to_data(parts[0], parts[-1] if len(parts) > 1 else None, split, train)
         return [value for part in parts for value in part.state_dict().values()]
 
     def make():
@@ -124,8 +123,8 @@ def test_modules_that_adapt_in_parts_learn_what_they_learn_of_the_whole(monkeypa
 
     expected = [learnt(split, *make()) for split in (whole, numbers)]
     balance = learnt(whole, CrossEntropy("balanced"))
-    monkeypatch.setattr(job_run, "WHOLE", 10)
-    monkeypatch.setattr(job_run, "PART", 7 * 16)
+    monkeypatch.setattr("studyloom.data.split.WHOLE", 10)
+    monkeypatch.setattr("studyloom.data.split.PART", 7 * 16)
     monkeypatch.setattr(Standardise, "adapt", lambda *_: pytest.fail("it gets a copy of all"))
     # Whoever has only `adapt` gets the whole, as float32.
     seen = []
@@ -137,7 +136,7 @@ def test_modules_that_adapt_in_parts_learn_what_they_learn_of_the_whole(monkeypa
     for split, before in zip((whole, numbers), expected, strict=True):
         for one, other in zip(learnt(split, *make()), before, strict=True):
             assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
-        adapt_to_data([Own()], split, train)
+        adapt_to_data(Own(), None, split, train)
     assert torch.equal(*learnt(whole, CrossEntropy("balanced")), *balance)
     assert seen == [(torch.float32, len(train), len(train))] * 2
 

@@ -1,0 +1,412 @@
+"""Datasets of PyTorch: data that is not a tensor in memory, loaded batch by batch."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, Subset
+
+from studyloom.data.examples import (
+    ALWAYS,
+    Examples,
+    Loading,
+    first_of,
+    input_of,
+    some_of,
+    target_of,
+)
+from studyloom.data.fetch import Items, seeded, structure
+from studyloom.errors import TRAIN_IT_YOURSELF, ConfigError, DataError
+
+MOST_WORKERS = 256  # processes that load the batches of a trial
+NO_TEST = (
+    "data.test must be the Dataset of the test part, on which the winner is tested once; without "
+    "one, set winner.enabled=false: then the study ends with its search, and best.yaml"
+)
+# Keys of a section `data` whose sections name folders, and those that change no result.
+LOADERS = ("train", "valid", "test", "evaluate", "load")
+LOADING = ("num_workers", "pin_memory", "persistent_workers")
+
+
+class Datasets:
+    """Data of map-style Datasets of PyTorch: anything with `__len__` and `__getitem__`.
+
+    An item is `(input, target)`: a target is a class, a whole number from 0, or a tensor of numbers
+    to predict. It may be `(input, …, target)` and its inputs dicts; a network is called with all of
+    them. Whatever else an item is, `train.step` and `train.evaluate` say what to compute of it.
+
+    Args:
+        train: the Dataset to train on, or a function that returns it.
+        valid: that to choose by, which is never trained on; None: some of `train` are held out.
+        test: that of the test part; None if there is none.
+        load: called with "train", "test" and, if `validation` is None, "valid"; returns the
+            Dataset. In place of the three above.
+        evaluate: the examples of `train`, in the same order, as they are to be evaluated: without
+            random crops, for instance. None: `train` itself.
+        validation: how many training examples are held out to choose by.
+        collate: makes a batch of a list of items; None for PyTorch's default_collate.
+        num_workers: see `Loading`, also for `pin_memory` and `persistent_workers`.
+        weights: how often each training example is drawn, relative to the others, with replacement.
+        groups: of each training example; no group is both trained on and validated.
+        ordered: whether the examples are in time order; if so, the last ones are held out.
+        outputs: how many numbers the network returns for an input, where the items do not say it.
+        shape: of one input, where the first item does not say it.
+        targets: the class of each training example, by which held-out parts are drawn, where the
+            Dataset has no attribute `targets` or `labels`.
+        digest: what identifies the data. None: names, sizes and times of the files of a folder; of
+            other Datasets their length and some items.
+        transform: how `studyloom predict` makes an input of what a file holds, as for `Loaded`.
+
+    `weights`, `groups`, `targets` and `digest` may be functions of the training Dataset.
+
+    Raises:
+        DataError: `num_workers` is no such number; from `train` and `test`, if anything is not what
+            it must be.
+    """
+
+    # Built when they are needed, so that the test part stays closed until then.
+    DEFERRED: ClassVar[tuple[str, ...]] = ("train", "valid", "test", "evaluate")
+
+    def __init__(
+        self,
+        train: Any = None,
+        valid: Any = None,
+        test: Any = None,
+        load: Callable[[str], Any] | None = None,
+        evaluate: Any = None,
+        validation: int | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        persistent_workers: bool = False,
+        weights: Any = None,
+        groups: Any = None,
+        ordered: bool = False,
+        outputs: int | None = None,
+        shape: Sequence[int] | None = None,
+        targets: Any = None,
+        digest: Any = None,
+        transform: Any = None,
+    ) -> None:
+        if type(num_workers) is not int or not 0 <= num_workers <= MOST_WORKERS:
+            raise DataError(
+                f"data.num_workers must be a whole number from 0 (the trial loads its batches "
+                f"itself) to {MOST_WORKERS}; got {num_workers!r}"
+            )
+        if load is None and train is None:
+            raise DataError(
+                "data.train must be a Dataset by its _target_, or data.load a function of "
+                '"train", "valid" or "test" that returns one, with _partial_: true'
+            )
+        self._given = {"train": train, "valid": valid, "test": test, "evaluate": evaluate}
+        if load is not None:
+            for name in ("train", "valid", "test"):
+                if self._given[name] is not None:
+                    raise DataError(
+                        f"data.load takes the place of data.{name}; leave out one of the two"
+                    )
+        for name, function in (("load", load), ("collate", collate)):
+            if function is not None and not callable(function):
+                raise DataError(
+                    f"data.{name} must be a function (_partial_: true), or an object that can be "
+                    f"called; got {type(function).__name__}"
+                )
+        self._load, self._collate = load, collate
+        self._loading = Loading(num_workers, bool(pin_memory), bool(persistent_workers))
+        self._per_example = {"weights": weights, "groups": groups, "targets": targets}
+        self._ordered, self._digest = ordered, digest
+        self._outputs, self._shape = outputs, shape
+        self.validation, self.transform = validation, transform
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test part, as far as one knows without opening it."""
+        return self._load is not None or self._given["test"] is not None
+
+    def train(self) -> Examples:
+        return self._training(whole=True)
+
+    def test(self) -> Examples:
+        if not self.has_test:
+            raise DataError(NO_TEST)
+        known = self._training(whole=False)
+        items = Items((("data.test", self._dataset("test")),), self._collate)
+        first = [first_of(view) for view in (known.evaluation, items)]
+        if self._collate is None and structure(first[0]) != structure(first[1]):
+            raise DataError(
+                "data.test must have items like those of the training part, "
+                f"{structure(first[0])}; its first is {structure(first[1])}"
+            )
+        return dataclasses.replace(
+            known,
+            training=items,
+            evaluation=items,
+            digest=self._identify([items]),
+            targets=None,
+            weights=None,
+            groups=None,
+        )
+
+    def _training(self, *, whole: bool) -> Examples:
+        """Makes the training part; its digest is "" unless `whole`."""
+        dataset = self._dataset("train")
+        training = Items((("data.train", dataset),), self._collate)
+        seen, parts = "data.train", [("data.train", dataset)]
+        if self._given["evaluate"] is not None:
+            seen, view = "data.evaluate", self._dataset("evaluate")
+            parts = [(seen, view)]
+            self._check_length(seen, len(view), len(dataset), "be another view of them")
+        if self._given["valid"] is not None or (self._load is not None and self.validation is None):
+            parts.append(("data.valid", self._dataset("valid")))
+        alike = len(parts) == 1 and seen == "data.train"
+        evaluation = training if alike else Items(tuple(parts), self._collate)
+        rows = {name: self._rows(name, dataset) for name in self._per_example}
+        if rows["groups"] is not None and self._ordered:
+            raise DataError("data.groups and data.ordered: choose one, since both divide the data")
+        facts = self._facts(dataset, evaluation, rows["targets"])
+        digest = ""
+        if whole:
+            views = [training] if evaluation is training else [training, evaluation]
+            digest = self._identify(views, rows["weights"], rows["groups"])
+        return Examples(
+            training,
+            evaluation,
+            self._loading,
+            digest,
+            weights=rows["weights"],
+            groups=rows["groups"],
+            ordered=self._ordered,
+            **facts,
+        )
+
+    def _dataset(self, part: str) -> Any:
+        """Builds or loads the Dataset of a part.
+
+        Raises:
+            DataError: it is none, or has no items.
+        """
+        given, key = self._given[part], f"data.{part}"
+        try:
+            if given is None and self._load is not None:
+                key = f"data.load({part!r})"
+                dataset = self._load(part)
+            else:
+                called = callable(given) and not hasattr(given, "__getitem__")
+                dataset = given() if called else given
+        except (DataError, ConfigError, MemoryError):
+            raise
+        except Exception as error:  # whatever a user's class raises
+            raise DataError(
+                f"{key}: {type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
+        if isinstance(dataset, IterableDataset):
+            raise DataError(
+                f"{key} must be a map-style Dataset, with __len__ and __getitem__; "
+                f"{type(dataset).__name__} is an IterableDataset, whose examples can be neither "
+                f"held out nor drawn by their number; write it as one, {TRAIN_IT_YOURSELF}"
+            )
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise DataError(
+                f"{key} must be a map-style Dataset, with __len__ and __getitem__; "
+                f"got {'None' if dataset is None else type(dataset).__name__}"
+            )
+        if not len(dataset):
+            raise DataError(f"{key} must have at least one item; {type(dataset).__name__} is empty")
+        return dataset
+
+    def _rows(self, name: str, dataset: Any) -> Tensor | None:
+        """Returns what is given for each training example: its weight, group or class."""
+        given = self._per_example[name]
+        if given is None and name == "targets":
+            return _classes_of(dataset)
+        if given is None:
+            return None
+        rows = given(dataset) if callable(given) else given
+        try:
+            array = np.asarray(rows)
+            if name == "groups":  # of any kind, such as the names of patients
+                array = np.unique(array, return_inverse=True)[1].reshape(array.shape)
+            tensor = torch.as_tensor(array)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(f"data.{name} must be a list or an array: {error}") from error
+        self._check_length(f"data.{name}", len(tensor) if tensor.ndim else 0, len(dataset))
+        if tensor.ndim != 1:
+            raise DataError(
+                f"data.{name} must be one for each training example; got {tuple(tensor.shape)}"
+            )
+        if name == "weights":
+            weights = tensor.double()
+            if not bool(torch.isfinite(weights).all()) or weights.min() < 0 or not weights.sum():
+                raise DataError(
+                    "data.weights must be finite numbers of at least 0, and not all 0; "
+                    f"got {float(weights.min()):.6g} to {float(weights.max()):.6g}"
+                )
+            return weights
+        if name == "targets" and (tensor.is_floating_point() or tensor.min() < 0):
+            raise DataError(
+                "data.targets must be classes, whole numbers from 0; leave it out where numbers "
+                f"are predicted; got {tensor.dtype} from {tensor.min().item()} on"
+            )
+        return tensor.long()
+
+    @staticmethod
+    def _check_length(key: str, length: int, expected: int, purpose: str = "") -> None:
+        if length != expected:
+            purpose = f", to {purpose}" if purpose else ""
+            raise DataError(
+                f"{key} must be as long as the {expected} examples of data.train{purpose}; "
+                f"got {length}"
+            )
+
+    def _facts(self, dataset: Any, evaluation: Items, classes: Tensor | None) -> dict[str, Any]:
+        """Finds what is known of inputs and targets, by the config or the first item."""
+        item = first_of(evaluation)
+        given, target = input_of(item), target_of(item)
+        classifies = classes is not None
+        if target is not None:
+            classifies = not target.is_floating_point() and not target.ndim
+        if not classifies:
+            classes = None
+        words = getattr(dataset, "classes", None)
+        names = tuple(map(str, words)) if classifies and isinstance(words, list | tuple) else ()
+        outputs = self._outputs
+        if outputs is None and classifies:
+            outputs = len(names) or (None if classes is None else int(classes.max()) + 1)
+        elif outputs is None and target is not None and target.ndim < 2:
+            outputs = target.numel()
+        if classes is not None and outputs is not None and int(classes.max()) >= outputs:
+            raise DataError(
+                f"data: classes must be from 0 to {outputs - 1}, one for each output; "
+                f"got class {int(classes.max())}"
+            )
+        shape = self._shape
+        if shape is None and given is not None:
+            shape = given.shape
+        return {
+            "outputs": outputs,
+            "shape": None if shape is None else tuple(shape),
+            "classifies": classifies,
+            "targets": classes,
+            "names": names if len(names) == outputs else (),
+            "kind": None if given is None else str(given.dtype).removeprefix("torch."),
+        }
+
+    def _identify(self, views: Sequence[Items], *rows: Tensor | None) -> str:
+        """Returns a digest of the content, without reading all of it."""
+        digest = hashlib.sha256()
+        for key, dataset in {key: part for items in views for key, part in items.parts}.items():
+            own = self._digest(dataset) if callable(self._digest) else self._digest
+            if own is not None:
+                digest.update(f"{key} {own}\n".encode())
+                continue
+            digest.update(f"{key} {len(dataset)}\n".encode())
+            if (files := _files_of(dataset)) is not None:
+                digest.update("\n".join(files).encode())
+                continue
+            items = Items(((key, dataset),))
+            for index in some_of(len(dataset)):
+                with seeded(ALWAYS):
+                    for part in _content(items.item(index)):
+                        digest.update(part)
+        for each in rows:
+            digest.update(b"" if each is None else each.numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _classes_of(dataset: Any) -> Tensor | None:
+    """Returns the classes that a Dataset knows of its items without loading them."""
+    if isinstance(dataset, Subset):
+        classes = _classes_of(dataset.dataset)
+        return None if classes is None else classes[torch.as_tensor(dataset.indices)]
+    candidates = [getattr(dataset, name, None) for name in ("targets", "labels")]
+    candidates += [tensors[-1]] if (tensors := getattr(dataset, "tensors", None)) else []
+    for rows in candidates:
+        try:
+            array = np.asarray(rows)
+        except (TypeError, ValueError, RuntimeError):
+            continue
+        whole = array.ndim == 1 and len(array) == len(dataset) and array.dtype.kind in "iu"
+        if whole and array.min() >= 0:
+            return torch.as_tensor(array.astype(np.int64))
+    return None
+
+
+def _files_of(dataset: Any) -> list[str] | None:
+    """Describes the files of a folder by name, size, time and class; None if it is no folder.
+
+    Folders of torchvision list them as `samples` or `imgs`: paths with their class.
+    """
+    for name in ("samples", "imgs"):
+        listed = getattr(dataset, name, None)
+        if not isinstance(listed, list) or not listed:
+            continue
+        rows = [row if isinstance(row, tuple | list) else (row,) for row in listed]
+        if not all(row and isinstance(row[0], str | os.PathLike) for row in rows):
+            continue
+        paths = [os.path.abspath(row[0]) for row in rows]
+        # Not by the whole path: the folder may lie elsewhere on another machine.
+        above = os.path.commonpath([os.path.dirname(path) for path in paths])
+        try:
+            found = [os.stat(path) for path in paths]
+        except OSError:
+            continue
+        return [
+            f"{os.path.relpath(path, above)} {stat.st_size} {stat.st_mtime_ns} {row[1:]}"
+            for path, stat, row in zip(paths, found, rows, strict=True)
+        ]
+    return None
+
+
+def _content(value: Any) -> Iterator[bytes]:
+    """Yields the bytes of an item, and of what it is made of."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().contiguous()
+        yield f"{value.dtype} {tuple(value.shape)}".encode()
+        yield value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b""
+    elif isinstance(value, np.ndarray):
+        yield f"{value.dtype} {value.shape}".encode()
+        yield value.tobytes() if value.dtype != object else repr(value.tolist()).encode()
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield repr(key).encode()
+            yield from _content(part)
+    elif isinstance(value, list | tuple):
+        yield f"{type(value).__name__} {len(value)}".encode()
+        for part in value:
+            yield from _content(part)
+    elif isinstance(value, str | bytes | int | float | bool | type(None) | np.generic):
+        yield repr(value).encode()
+    elif callable(getattr(value, "tobytes", None)):  # a picture of Pillow
+        yield value.tobytes()
+    else:
+        yield type(value).__name__.encode()
+
+
+def places(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Returns the keys of a section `data` that say where the data lie and how they are loaded.
+
+    Args:
+        data: the section, as plain values.
+
+    Returns:
+        the path of each key; in the sections of Datasets, `root` is one at any depth.
+    """
+    found: list[tuple[str, ...]] = [("root",)] if "root" in data else []
+    if str(data.get("_target_", "")).startswith("studyloom.data.") and {*data} & {*LOADERS}:
+        found += [(name,) for name in LOADING if name in data]
+        found += [(name, *path) for name in LOADERS for path in _roots(data.get(name))]
+    return found
+
+
+def _roots(value: Any) -> Iterator[tuple[str, ...]]:
+    """Yields the paths of the keys `root` in nested mappings."""
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        if name == "root":
+            yield (name,)
+        else:
+            yield from ((name, *path) for path in _roots(inner))

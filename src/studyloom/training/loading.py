@@ -1,0 +1,264 @@
+"""Batches of examples that are loaded when they are needed, by this process or by others.
+
+Each batch brings its own seed, drawn from the job's generator, so that what it holds does not
+depend on `data.num_workers`, and a training that is resumed draws what it would have drawn.
+"""
+
+import functools
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from studyloom.data.examples import Examples
+from studyloom.data.fetch import Items, move, structure
+from studyloom.errors import TRAIN_IT_YOURSELF, DataError, LoaderDied
+from studyloom.processes import end_with, signals_deferred
+from studyloom.training.job import Job
+from studyloom.training.ranks import ALONE, Ranks
+
+# Whether to train on the batch, its seed, and the indices of its examples.
+Request = tuple[bool, int, list[int]]
+Sized = tuple[Any, int]  # a batch, and the number of its examples
+
+
+class ExampleBatches:
+    """Batches of examples, as their collate function makes them, on their device.
+
+    Args:
+        job: whose batches they are.
+        examples: the examples.
+        ranks: the processes among which each batch is divided.
+    """
+
+    def __init__(self, job: Job, examples: Examples, ranks: Ranks = ALONE) -> None:
+        self._job, self._examples, self._ranks = job, examples, ranks
+        self.train = job.train.to(examples.device)
+        self.valid = job.valid.to(examples.device)
+        self._loader = Loader(examples)
+        self._structures: dict[bool, str] = {}
+
+    def steps(self) -> Iterator[tuple[int, Iterable[Sized]]]:
+        """Yields what each step of an epoch trains on; see `TensorBatches.steps`."""
+        job = self._job
+        parts = torch.split(self._draw(), job.batch_size)
+        shares = [self._ranks.share(part).tolist() for part in parts]
+        # What a rank draws for its examples is its own.
+        seeds = torch.randint(2**62, (len(parts),)) + self._ranks.rank
+        requests = [
+            (True, seed, share) for seed, share in zip(seeds.tolist(), shares, strict=True) if share
+        ]
+        batches = self._loader.load(requests)
+        for first in range(0, len(parts), job.accumulate):
+            group = slice(first, first + job.accumulate)
+            sizes = [len(share) for share in shares[group] if share]
+            loaded = ((self._checked(next(batches), True), size) for size in sizes)
+            yield sum(map(len, parts[group])), loaded
+        next(batches, None)  # ends the processes that load
+
+    def part(self, indices: Tensor) -> Iterator[Sized]:
+        """Yields the batches to evaluate the examples at `indices`, int64 (n,), in their order.
+
+        Their seeds are always the same, so that a Dataset that draws gives the same each time.
+        """
+        parts = torch.split(indices.cpu(), self._job.batch_size)
+        requests = ((False, number, part.tolist()) for number, part in enumerate(parts))
+        for part, batch in zip(parts, self._loader.load(requests), strict=True):
+            yield self._checked(batch, False), len(part)
+
+    def at(self, indices: Tensor) -> Any:
+        """Returns the batch to train on the examples at `indices`, int64 (n,)."""
+        return self._checked(self._loader.load_here((True, 0, indices.tolist())), True)
+
+    def fit(self, network: nn.Module) -> None:
+        """Does nothing: a network gets what the Dataset gives."""
+
+    def close(self) -> None:
+        """Ends the processes that load, also in the midst of an epoch."""
+        self._loader.close()
+
+    def _draw(self) -> Tensor:
+        """Draws the examples of an epoch: in a fresh order, or by their weights."""
+        job, weights, train = self._job, self._examples.weights, self._job.train.cpu()
+        if weights is None:
+            return train[torch.randperm(len(train))[: job.samples]]
+        return train[torch.multinomial(weights[train], job.samples, replacement=True)]
+
+    def _checked(self, batch: Any, training: bool) -> Any:
+        """Returns a batch, after a look at what it is made of, which takes some microseconds."""
+        made = structure(batch)
+        known = self._structures.setdefault(training, made)
+        if made != known:
+            raise DataError(
+                f"data: all batches must be made of the same; the first was {known}, and this one "
+                f"is {made}; see to it in the Dataset or data.collate, {TRAIN_IT_YOURSELF}"
+            )
+        return batch
+
+
+class Loader:
+    """Loads batches, in this process or in worker processes of a DataLoader.
+
+    These are forked for each epoch and part of it, unless they are to persist. They ignore the
+    signals that stop a study, since this process ends them, and they do not outlive it.
+
+    Args:
+        examples: what is loaded.
+    """
+
+    def __init__(self, examples: Examples) -> None:
+        self._views = {True: examples.training, False: examples.evaluation}
+        self._loading, self._device = examples.loading, examples.device
+        self._plan = Plan()
+        self._loader: DataLoader[Any] | None = None
+        self._running: Any = None
+
+    def load(self, requests: Iterable[Request]) -> Iterator[Any]:
+        """Yields the batch of each request, in their order.
+
+        Raises:
+            DataError: an item or the collate function raises an exception.
+            LoaderDied: a process that loads has died.
+        """
+        if not self._loading.num_workers:
+            for request in requests:
+                yield self.load_here(request)
+            return
+        try:
+            self._explained(lambda: self._start(requests))
+            while True:
+                batch = self._explained(lambda: next(self._running, None))
+                if batch is None:
+                    break
+                if isinstance(batch, Failed):
+                    raise batch.error()
+                yield self._to_device(batch)
+        except BaseException:
+            self.close()
+            raise
+        if not self._loading.persistent_workers:
+            self.close()
+
+    def load_here(self, request: Request) -> Any:
+        """Returns the batch of a request, loaded in this process."""
+        training, seed, indices = request
+        return self._to_device(self._views[training].fetch(indices, seed))
+
+    def close(self) -> None:
+        """Ends the processes that load, in whatever state they are."""
+        running, self._running, self._loader = self._running, None, None
+        if running is not None:
+            with signals_deferred():
+                # PyTorch does it when the iterator is collected, and an exception may keep it.
+                running._shutdown_workers()
+
+    def _start(self, requests: Iterable[Request]) -> None:
+        """Starts the processes, or gives those that persist their next work."""
+        self._plan.requests = requests
+        before = signal.getsignal(signal.SIGCHLD)
+        # An exception between two forks would leave processes that nobody ends.
+        with signals_deferred(), warnings.catch_warnings():
+            # Python 3.12 warns of forks beside threads. PyTorch's children use one thread.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            if self._loader is None:
+                self._loader = self._make_loader()
+            self._running = iter(self._loader)
+            # PyTorch's handler would raise the death of a loader in whatever the main thread does
+            # at that moment, such as a transaction. Without it `next` finds out within 5 s.
+            if threading.current_thread() is threading.main_thread() and before is not None:
+                signal.signal(signal.SIGCHLD, before)
+
+    def _make_loader(self) -> DataLoader[Any]:
+        loading, forks = self._loading, sys.platform == "linux"
+        return DataLoader(
+            Requested(self._views),
+            sampler=self._plan,
+            batch_size=None,
+            num_workers=loading.num_workers,
+            collate_fn=_unchanged,
+            pin_memory=loading.pin_memory and self._device.type == "cuda",
+            persistent_workers=loading.persistent_workers,
+            worker_init_fn=functools.partial(_begin, os.getpid() if forks else None),
+            multiprocessing_context="fork" if forks else None,
+            generator=torch.Generator(),  # else it would draw from the job's
+        )
+
+    def _to_device(self, batch: Any) -> Any:
+        return batch if self._device.type == "cpu" else move(batch, self._device)
+
+    def _explained(self, work: Callable[[], Any]) -> Any:
+        """Does what waits for the processes; says in words what happened to them."""
+        try:
+            return work()
+        except RuntimeError as error:
+            raise LoaderDied(
+                f"a process that loads batches (data.num_workers={self._loading.num_workers}) "
+                f"cannot go on: {' '.join(str(error).split())[:300]}; it was killed, as for want "
+                "of memory, or the Dataset ended it; data.num_workers=0 loads in the trial itself"
+            ) from error
+
+
+class Plan:
+    """What a DataLoader takes for its sampler: the requests of the pass under way."""
+
+    def __init__(self) -> None:
+        self.requests: Iterable[Request] = ()
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.requests)
+
+
+class Requested(Dataset[Any]):
+    """What a DataLoader takes for its Dataset: the batches of requests, in its processes.
+
+    Args:
+        views: the examples as one trains on them, and as one evaluates them.
+    """
+
+    def __init__(self, views: dict[bool, Items]) -> None:
+        self._views = views
+
+    def __getitem__(self, request: Any) -> Any:
+        training, seed, indices = request
+        try:
+            return self._views[training].fetch(indices, seed)
+        except DataError as error:
+            return Failed(str(error), getattr(error, "__notes__", []))
+
+
+class Failed:
+    """A DataError on its way from another process, which would lose its notes.
+
+    Args:
+        message: of the error.
+        notes: of the error.
+    """
+
+    def __init__(self, message: str, notes: list[str]) -> None:
+        self._message, self._notes = message, notes
+
+    def error(self) -> DataError:
+        error = DataError(self._message)
+        for note in self._notes:
+            error.add_note(note)
+        return error
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _begin(parent: int | None, _: int) -> None:
+    """Prepares a process that loads: it ends with its parent, which alone handles signals."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if parent is not None:
+        end_with(parent)

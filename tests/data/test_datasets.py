@@ -1,0 +1,255 @@
+"""Datasets: what is found out of them, held out of them, and said before the first trial."""
+
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from drawn import Drawn, drawn
+from torch.utils.data import IterableDataset, Subset, TensorDataset
+
+from studyloom.data import Datasets
+from studyloom.data.folds import make_folds
+from studyloom.errors import DataError
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield torch.zeros(1), 0
+
+
+class Nothing(Drawn):
+    def __init__(self):
+        super().__init__(0)
+
+
+class Folder(Drawn):
+    """Lists its files as a folder of torchvision does; they are no pictures."""
+
+    classes = ("a", "b", "c")
+
+    def __init__(self, folder):
+        super().__init__(30)
+        self.samples = [(str(path), 0) for path in sorted(folder.rglob("*.png"))]
+
+    def __len__(self):
+        return len(self.samples)
+
+
+GIVEN = {"train": Drawn(), "validation": 15}
+
+
+def test_shape_outputs_and_classes_come_from_the_first_item_and_the_targets():
+    examples = drawn()
+    assert (examples.shape, examples.outputs, examples.classifies) == ((1, 4, 4), 3, True)
+    assert (len(examples), examples.kind, examples.targets[:4].tolist()) == (
+        60,
+        "float32",
+        [0, 1, 2, 0],
+    )
+    numbers = TensorDataset(torch.zeros(9, 5), torch.zeros(9, 2))
+    examples = Datasets(train=numbers, validation=3).train()
+    assert (examples.shape, examples.outputs, examples.classifies) == ((5,), 2, False)
+    classes = TensorDataset(torch.zeros(9, 5), torch.arange(9) % 4)
+    assert Datasets(train=Subset(classes, [0, 2]), validation=1).train().outputs == 3
+
+
+def test_held_out_parts_are_drawn_by_class_or_at_random_where_classes_are_unknown():
+    examples = drawn()
+    ((train, valid),) = examples.folds(1, 15, 3)
+    assert torch.equal(valid, make_folds(examples.targets, 1, 15, 3)[0][1])
+    assert examples.targets[valid].bincount().tolist() == [5, 5, 5]
+    assert len(train) == 45
+    plain = Datasets(train=[(torch.zeros(2), 0.5)] * 20, validation=5).train()
+    parts = plain.folds(4, 5, 3)
+    assert sorted(torch.cat([valid for _, valid in parts]).tolist()) == [*range(20)]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_group_is_both_trained_on_and_validated(count, seed):
+    groups = [f"patient {index // 7}" for index in range(60)]
+    examples = drawn(groups=groups)
+    folds = examples.folds(count, 15, seed)
+    names = np.array(groups)
+    for train, valid in folds:
+        assert not {*names[train]} & {*names[valid]}
+        assert len(train) + len(valid) == 60
+        assert 7 <= len(valid) <= (15 if count == 1 else 60 // count + 7)
+    if count > 1:
+        assert sorted(torch.cat([valid for _, valid in folds]).tolist()) == [*range(60)]
+    others = [drawn(groups=groups).folds(count, 15, other)[0][1].tolist() for other in range(9)]
+    assert len({tuple(valid) for valid in others}) > 1, "other seeds draw other groups"
+
+
+def test_a_validation_part_of_its_own_is_never_trained_on():
+    examples = drawn(valid=Drawn(9, noise=0.0), validation=None)
+    ((train, valid),) = examples.folds(1, None, 0)
+    assert (train.tolist(), valid.tolist()) == ([*range(60)], [*range(60, 69)])
+    everything, seen = examples.whole()
+    assert (len(everything), seen.tolist()) == (60, [*range(60, 69)])
+    batch = examples.evaluation.fetch([59, 60, 68], 0)
+    assert torch.equal(batch[0][1], Drawn(9, noise=0.0)[0][0])
+    assert len(examples) == 60
+    with pytest.raises(DataError, match=r"objective\.folds must be 1 where.*got 5"):
+        examples.folds(5, None, 0)
+
+
+def test_one_function_may_load_all_parts_and_the_test_part_stays_closed():
+    opened = []
+
+    def load(part):
+        opened.append(part)
+        return Drawn({"train": 60, "valid": 9, "test": 12}[part], noise=0.0)
+
+    source = Datasets(load=load)
+    examples = source.train()
+    assert opened == ["train", "valid"]
+    assert len(examples.evaluation) == 69
+    assert len(source.test()) == 12
+    assert (source.test().outputs, source.test().shape) == (3, (1, 4, 4))
+    opened.clear()
+    Datasets(load=load, validation=15).train()
+    assert opened == ["train"], "where examples are held out, there is no other part"
+
+
+def test_a_network_is_shown_classes_for_balance_and_refused_inputs():
+    examples = drawn()
+    shown = []
+    module = SimpleNamespace(adapt=lambda *pair: shown.append(pair))
+    examples.show([module], torch.arange(6), "loss")
+    ((inputs, targets),) = shown
+    assert (inputs.shape, targets.tolist()) == ((6, 0), [0, 1, 2, 0, 1, 2])
+    with pytest.raises(DataError, match="normalise them in the Dataset"):
+        examples.show([], torch.arange(6), "network")
+
+
+# What identifies the data
+
+
+def test_a_digest_reads_names_sizes_and_times_of_files_and_not_what_is_in_them(tmp_path):
+    for number in range(5):
+        path = tmp_path / "a" / str(number % 2) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"no picture")
+        os.utime(path, (1, 1))
+
+    def digest(folder):
+        return Datasets(train=Folder(folder), validation=2).train().digest
+
+    first = digest(tmp_path / "a")
+    assert digest(tmp_path / "a") == first
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert digest(tmp_path / "b") == first, "wherever the folder lies"
+    path = tmp_path / "b" / "0" / "2.png"
+    os.utime(path, (2, 2))
+    assert digest(tmp_path / "b") != first
+    os.utime(path, (1, 1))
+    assert digest(tmp_path / "b") == first
+    path.write_bytes(b"NO PICTURE")
+    os.utime(path, (1, 1))
+    assert digest(tmp_path / "b") == first, "a large set is not read"
+    path.rename(path.with_name("9.png"))
+    assert digest(tmp_path / "b") != first
+
+
+def test_a_digest_of_other_datasets_reads_some_items_of_any_number():
+    class Counted(Drawn):
+        read = 0
+
+        def __getitem__(self, index):
+            type(self).read += 1
+            return super().__getitem__(index)
+
+    large = Counted(100_000)
+    first = Datasets(train=large, validation=5).train().digest
+    assert 0 < Counted.read < 100
+    assert Datasets(train=Counted(100_000), validation=5).train().digest == first
+    assert Datasets(train=Counted(99_999), validation=5).train().digest != first
+    assert Datasets(train=Counted(100_000, 0.5), validation=5).train().digest != first
+    weighted = Datasets(train=large, validation=5, weights=[1.0] * 100_000)
+    assert weighted.train().digest != first
+
+
+def test_ones_own_digest_is_taken_and_how_items_are_loaded_is_no_part_of_any():
+    one = drawn(digest="v1").digest
+    assert drawn(digest="v1", train=Drawn(noise=0.3)).digest == one
+    assert drawn(digest=lambda dataset: f"{len(dataset)} of mine").digest != one
+    assert drawn(num_workers=2, persistent_workers=True).digest == drawn().digest
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"train": Stream()}, r"data\.train must be a map-style.*IterableDataset.*--kind loop"),
+        ({"train": Nothing()}, r"data\.train must have at least one item; Nothing is empty"),
+        ({"train": lambda: None}, r"data\.train must be a map-style Dataset.*got None"),
+        ({"evaluate": Drawn(59)}, r"data\.evaluate must be as long as the 60 examples.*got 59"),
+        ({"weights": [1.0] * 59}, r"data\.weights must be as long as the 60 examples.*got 59"),
+        ({"weights": [-1.0] * 60}, r"data\.weights must be finite numbers of at least 0"),
+        ({"groups": ["a"] * 61}, r"data\.groups must be as long as the 60 examples.*got 61"),
+        ({"groups": ["a"] * 60, "ordered": True}, r"data\.groups and data\.ordered: choose one"),
+        ({"targets": [0.5] * 60}, r"data\.targets must be classes, whole numbers from 0"),
+        ({"outputs": 2}, r"classes must be from 0 to 1.*got class 2"),
+        ({"valid": Nothing()}, r"data\.valid must have at least one item"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_what_must_be(settings, words):
+    with pytest.raises(DataError, match=words):
+        Datasets(**GIVEN | settings).train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_workers": -1}, r"data\.num_workers must be a whole number from 0"),
+        ({"num_workers": "two"}, r"data\.num_workers must be a whole number from 0.*got 'two'"),
+        ({"load": lambda part: None}, r"data\.load takes the place of data\.train"),
+        ({"train": None}, r"data\.train must be a Dataset by its _target_, or data\.load"),
+        ({"collate": 3}, r"data\.collate must be a function \(_partial_: true\).*got int"),
+    ],
+)
+def test_arguments_that_cannot_be_are_named_at_once(settings, words):
+    with pytest.raises(DataError, match=words):
+        Datasets(**GIVEN | settings)
+
+
+def test_no_validation_part_no_test_part_and_one_group_are_named_with_the_way_out():
+    with pytest.raises(DataError, match=r"data\.validation must be how many.*data\.valid"):
+        Datasets(train=Drawn()).train().folds(1, None, 0)
+    with pytest.raises(DataError, match=r"data\.test must be.*winner\.enabled=false"):
+        Datasets(**GIVEN).test()
+    with pytest.raises(ValueError, match=r"data\.groups must be at least 2.*got 1"):
+        drawn(groups=["a"] * 60).folds(1, 15, 0)
+
+
+def test_items_that_raise_or_change_are_named_before_the_first_trial():
+    items = [(torch.zeros(2), k % 2) for k in range(20)]
+    items[19] = (torch.zeros(2), 1, "more")
+    with pytest.raises(DataError, match=r"item 0 is \(tensor.*and item 19 is .*data\.collate"):
+        Datasets(train=items, validation=5, outputs=2).train().check()
+
+    class Raising(Drawn):
+        def __getitem__(self, index):
+            if index == 59:
+                raise FileNotFoundError("59.png")
+            return super().__getitem__(index)
+
+    with pytest.raises(DataError, match=r"data\.train: item 59 raised FileNotFoundError: 59\.png"):
+        Datasets(train=Raising(), validation=5).train()
+
+
+def test_a_collate_that_returns_nothing_or_raises_is_named():
+    with pytest.raises(DataError, match=r"data\.collate must return the batch.*nothing returned"):
+        drawn(collate=nothing).training.fetch([0, 1], 0)
+    uneven = Datasets(train=[(torch.zeros(2 + k), 0) for k in range(4)], validation=1).train()
+    with pytest.raises(DataError, match=r"default_collate raised RuntimeError.*need a data\.coll"):
+        uneven.training.fetch([0, 1], 0)
+
+
+def nothing(items):
+    pass

@@ -1,0 +1,132 @@
+"""Questions about Datasets: what is tried before the first trial, and what is part of them."""
+
+import pytest
+from omegaconf import OmegaConf
+from toys import ask
+
+from studyloom.errors import DataError
+from studyloom.question.question import Question
+from studyloom.question.validation import validate
+
+DATA = {
+    "_target_": "studyloom.data.Datasets",
+    "train": {"_target_": "drawn.Drawn"},
+    "test": {"_target_": "drawn.Drawn", "count": 12},
+    "validation": 15,
+}
+NORMED = ("~model", "+model={_target_: drawn.Normed}")
+
+
+def question(*overrides, **data):
+    base = ("space=none", "train.batch_size=9", "train.epochs=1", "pruner=none")
+    asked = ask(*base, *overrides)
+    OmegaConf.set_struct(asked.config, False)
+    section = {key: value for key, value in (DATA | data).items() if value is not None}
+    OmegaConf.update(asked.config, "data", section, merge=False)
+    asked.composer.keep(asked.config)
+    return Question(asked.config, asked.composer, asked.space)
+
+
+def mistakes(*overrides, **data):
+    asked = question(*overrides, **data)
+    try:
+        validate(asked, Question.gather(asked.config))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_a_question_about_datasets_has_no_mistakes():
+    assert mistakes() == ""
+    assert mistakes(*NORMED) == ""
+    assert mistakes("objective.folds=3", validation=None) == ""
+    assert mistakes("loss.weights=balanced") == ""
+
+
+def normed(size, **data):
+    return mistakes(*NORMED, f"train.batch_size={size}", **data)
+
+
+def test_the_last_odd_batch_is_tried_too():
+    words = normed(11)  # of 45 examples one is left
+    assert "the last batch of an epoch has a single example" in words
+    assert "train.drop_last=true" in words
+    assert mistakes(*NORMED, "train.batch_size=11", "train.drop_last=true") == ""
+    assert "data.collate must return the batch" in normed(7, collate=COLLATE)
+    assert normed(9, collate=COLLATE) == ""
+
+
+COLLATE = {"_target_": "drawn.three", "_partial_": True}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "data", "words"),
+    [
+        ((), {"train": {"_target_": "drawn.Odd"}}, "default_collate raised RuntimeError"),
+        ((), {"train": {"_target_": "drawn.Nonesuch"}}, "data.train._target_=drawn.Nonesuch"),
+        (
+            (*NORMED[:1], "+model={_target_: drawn.Normed, classes_: 2}"),
+            {},
+            "network and loss, on a batch of 2: IndexError: Target 2 is out of bounds",
+        ),
+        (("model=cnn", "model.blocks=3"), {}, "model.blocks must be at most 2"),
+        (("objective.metric=rmse",), {}, "rmse: is for numbers, and the targets of the data are c"),
+        (("model.standardise=true",), {}, "normalise them in the Dataset"),
+        ((), {"outputs": None, "targets": [0] * 61}, "data.targets must be as long as the 60"),
+        ((), {"test": None}, "data.test must be the Dataset of the test part"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_the_first_trial(overrides, data, words):
+    said = mistakes(*overrides, **data)
+    assert words in said
+    assert "Traceback" not in said
+
+
+def test_shape_errors_end_with_the_way_out():
+    said = mistakes(*NORMED[:1], "+model={_target_: torch.nn.Linear, in_features: 3,"
+                    " out_features: 3}")  # fmt: skip
+    assert said.endswith("or train it yourself: studyloom new NAME --kind loop")
+
+
+def test_without_a_winner_no_test_part_is_needed():
+    assert mistakes("winner.enabled=false", test=None) == ""
+
+
+def test_a_network_that_needs_outputs_that_nobody_knows_says_so():
+    words = mistakes(train={"_target_": "drawn.Unlabelled"})
+    assert "data.outputs must be given: studyloom.models.MLP takes outputs" in words
+    assert mistakes(train={"_target_": "drawn.Unlabelled"}, outputs=3) == ""
+
+
+def test_where_data_lie_and_how_they_are_loaded_is_no_part_of_a_question():
+    plain = question().identity("d")
+    moved = question(
+        train={"_target_": "drawn.Drawn", "root": "a"},
+        evaluate=None,
+        num_workers=2,
+        pin_memory=True,
+        persistent_workers=True,
+    )
+    assert moved.identity("d") == plain
+    sections = moved.provenance_sections(moved.baseline)["data"]
+    assert sections == question().provenance_sections(question().baseline)["data"]
+    other = question(train={"_target_": "drawn.Drawn", "noise": 0.5})
+    assert other.identity("d") != plain
+
+
+def test_costs_are_measured_on_the_first_example():
+    limits = "objective.constraints={parameters: '<= 1_000', flops: '<= 1e6', latency_ms: '<= 1e3'}"
+    asked = question(*NORMED, limits)
+    data = Question.gather(asked.config)
+    costs = {cost.quantity: cost.value for cost in asked.measure_costs(asked.baseline, data)}
+    assert costs["parameters"] == 32 + 51
+    assert costs["flops"] == 2 * 16 * 3
+    assert costs["latency_ms"] > 0
+
+
+def test_the_test_part_is_not_built_with_the_source():
+    asked = question(test={"_target_": "drawn.Forbidden"})
+    data = Question.gather(asked.config)
+    validate(asked, data)
+    with pytest.raises(DataError, match=r"data\.test: RuntimeError: the test part was opened"):
+        data.test()

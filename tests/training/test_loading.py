@@ -1,0 +1,366 @@
+"""Batches of Datasets: drawn by the job's seed, whoever loads them, and loaders end with it."""
+
+import itertools
+import os
+import random
+import signal
+import threading
+import time
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from drawn import Drawn, drawn
+from test_trainer import (
+    RESUMABLE,
+    Interrupt,
+    curve,
+    equal,
+    states_of,
+    through_a_file,
+    toy_job,
+)
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence, pad_sequence
+from torch.utils.data import Dataset, TensorDataset
+
+from studyloom.data import Datasets
+from studyloom.errors import DataError, LoaderDied
+from studyloom.metrics import Metric
+from studyloom.models import MLP
+from studyloom.processes import descendants
+from studyloom.training.batches import make_batches
+from studyloom.training.trainer import Training, epochs, evaluate_network
+
+WORKERS = {"num_workers": 2}
+PERSISTENT = {"num_workers": 2, "persistent_workers": True}
+
+
+def loaders():
+    """The processes below this one that load."""
+    return [pid for pid in descendants(os.getpid()) if name_of(pid) == "pt_data_worker"]
+
+
+def name_of(pid):
+    try:
+        with open(f"/proc/{pid}/task/{pid}/comm") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+@pytest.fixture(autouse=True)
+def no_loader_is_left():
+    yield
+    deadline = time.monotonic() + 10
+    while loaders() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert loaders() == []
+
+
+PLAIN = ("adam", "accumulation without the last batch", "everything at once")
+ALL = [
+    pytest.param(changes, id=name, marks=[] if name in PLAIN else [pytest.mark.chaos])
+    for name, changes in RESUMABLE.items()
+]
+
+
+@pytest.mark.parametrize("changes", ALL)
+def test_stop_and_resume_equals_never_stopped_after_any_epoch(changes):
+    job, examples = toy_job(**changes), drawn()
+    never_stopped = states_of(Training([job], examples))
+    for stop in range(4):
+        first = Training([job], examples)
+        for _ in itertools.islice(first, stop):
+            pass
+        resumed = Training([job], examples)
+        resumed.restore(through_a_file(first.state()))
+        assert equal(states_of(resumed), never_stopped[stop:])
+
+
+@pytest.mark.parametrize("loading", [WORKERS, PERSISTENT])
+@pytest.mark.parametrize("weights", [None, torch.arange(60)])
+def test_what_is_drawn_does_not_depend_on_who_loads_and_resumes_the_same(loading, weights):
+    job = toy_job(**RESUMABLE["everything at once"])
+    alone = states_of(Training([job], drawn(weights=weights)))
+    examples = drawn(**loading, weights=weights)
+    assert equal(states_of(Training([job], examples)), alone)
+    first = Training([job], examples)
+    next(iter(first))
+    resumed = Training([job], examples)
+    resumed.restore(through_a_file(first.state()))
+    assert equal(states_of(resumed), alone[1:])
+
+
+def test_every_epoch_draws_anew_and_evaluation_draws_the_same():
+    seen = []
+
+    class Recorder(nn.CrossEntropyLoss):
+        def forward(self, outputs, labels):
+            seen.append((outputs.requires_grad, float(outputs.detach().sum())))
+            return super().forward(outputs, labels)
+
+    job = toy_job(loss=Recorder(), optimizer=partial(torch.optim.SGD, lr=0.0), batch_size=15)
+    job = replace(job, model=partial(MLP, hidden=()))
+    list(epochs([job], drawn(evaluate=None)))
+    trained = [value for training, value in seen if training]
+    evaluated = [value for training, value in seen if not training]
+    assert len(set(trained)) == 9
+    assert len(set(evaluated)) == 1
+
+
+@pytest.mark.parametrize("loading", [{}, WORKERS])
+def test_the_callers_random_states_neither_change_nor_matter(loading):
+    def states():
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
+
+    def seed():
+        torch.manual_seed(5), np.random.seed(5), random.seed(5)
+
+    seed()
+    expected = states()
+    seed()
+    first = curve(toy_job(), drawn(**loading))
+    assert states() == expected
+    assert curve(toy_job(), drawn(**loading)) == first
+
+
+def test_a_dataset_of_tensors_is_trained_on_as_the_tensors_themselves():
+    from test_trainer import SPLIT
+
+    dataset = TensorDataset(SPLIT.inputs, SPLIT.targets)
+    examples = Datasets(train=dataset, validation=15).train()
+    for changes in ({}, {"accumulate": 2, "batch_size": 7, "drop_last": True}):
+        job = toy_job(model=partial(MLP, hidden=(8,)), **changes)
+        # The order is drawn anew where seeds are drawn too: one epoch is the same.
+        (ours, *_), (theirs, *_) = curve(job, examples), curve(job, SPLIT)
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_weights_say_how_often_an_example_is_drawn():
+    weights = [0.0] * 30 + [1.0] * 15 + [3.0] * 15
+
+    class Numbered(Drawn):
+        def __getitem__(self, index):
+            return torch.full((1, 4, 4), float(index)), self.targets[index]
+
+    examples = Datasets(train=Numbered(), validation=15, weights=weights).train()
+    job = toy_job(train=torch.arange(60), batch_size=60, samples_per_epoch=60)
+    counts = torch.zeros(60)
+    batches = make_batches(job, examples)
+    for _ in range(100):
+        for _, group in batches.steps():
+            for (inputs, _), _ in group:
+                counts += inputs[:, 0, 0, 0].long().bincount(minlength=60)
+    assert counts[:30].sum() == 0
+    assert float(counts[45:].sum() / counts[30:45].sum()) == pytest.approx(3, rel=0.1)
+
+
+# What items and batches may be
+
+
+class Listed(Dataset):
+    """Items that a test has written down."""
+
+    def __init__(self, *items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        item = self.items[index]
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+
+class Tokens(nn.Module):
+    """A network of token ids and a mask."""
+
+    def __init__(self, outputs=2):
+        super().__init__()
+        self.embedding, self.last = nn.Embedding(9, 4), nn.Linear(4, outputs)
+
+    def forward(self, ids, mask):
+        assert ids.dtype == torch.int64
+        assert mask.dtype == torch.bool
+        return self.last((self.embedding(ids) * mask[..., None]).sum(1))
+
+
+def ragged(items):
+    """Pads sequences of several lengths."""
+    ids = pad_sequence([torch.as_tensor(ids) for ids, _ in items], batch_first=True)
+    return ids, ids > 0, torch.tensor([target for _, target in items])
+
+
+SENTENCES = Listed(*([1 + k % 8] * (1 + k % 4) for k in range(20)))
+SENTENCES.items = tuple((words, k % 2) for k, words in enumerate(SENTENCES.items))
+SMALL = {"train": torch.arange(15), "valid": torch.arange(15, 20), "batch_size": 4}
+
+
+def test_ragged_token_ids_with_a_mask_are_a_network_of_two_inputs():
+    examples = Datasets(train=SENTENCES, validation=5, collate=ragged).train()
+    assert (examples.outputs, examples.shape, examples.classifies) == (None, None, True)
+    job = toy_job(model=lambda shape, outputs: Tokens(), **SMALL)
+    assert len(curve(job, examples)) == 3
+
+
+def test_inputs_by_name_and_a_multi_label_target():
+    items = [
+        ({"ids": torch.tensor([k % 8, 1]), "mask": torch.tensor([True, False])},
+         torch.tensor([float(k % 2), 1.0, 0.0])) for k in range(20)
+    ]  # fmt: skip
+    examples = Datasets(train=Listed(*items), validation=5).train()
+    assert (examples.outputs, examples.shape, examples.classifies) == (3, None, False)
+    hits = Metric("hits", "maximize", lambda o, t: ((o > 0) == (t > 0)).float().mean())
+    job = toy_job(
+        model=lambda shape, outputs: Tokens(outputs),
+        loss=nn.BCEWithLogitsLoss(),
+        metric=hits,
+        **SMALL,
+    )
+    assert len(curve(job, examples)) == 3
+
+
+def packed(items):
+    return [pack_sequence([x for x, _ in items], enforce_sorted=False), torch.tensor([0] * 4)]
+
+
+def test_dicts_are_for_a_step_of_ones_own_and_refused_with_the_way_out_without():
+    items = [{"x": torch.randn(3), "y": k % 2} for k in range(20)]
+    examples = Datasets(train=Listed(*items), validation=5).train()
+
+    def step(network, batch, loss):
+        outputs = network(batch["x"])
+        return loss(outputs, batch["y"]), outputs, batch["y"]
+
+    job = toy_job(model=lambda shape, outputs: nn.Linear(3, 2), **SMALL)
+    own = replace(job, step=step, evaluate=step)
+    assert len(curve(own, examples)) == 3
+    with pytest.raises(ValueError, match=r"must be \(inputs, targets\).*--kind loop"):
+        curve(job, examples)
+
+
+def test_a_network_is_evaluated_as_in_training_on_fewer_examples_than_a_batch():
+    examples = drawn()
+    job = toy_job(batch_size=30)
+    model = job.model(shape=(1, 4, 4), outputs=3)
+    test = Datasets(train=Drawn(), validation=15, test=Drawn(8, noise=0.0)).test()
+    outputs, targets = evaluate_network(job, model, test)
+    assert (outputs.shape, targets.tolist()) == ((8, 3), [0, 1, 2, 0, 1, 2, 0, 1])
+    assert examples.shape == test.shape == (1, 4, 4)
+
+
+# Faults
+
+
+@pytest.mark.parametrize("loading", [{}, WORKERS])
+def test_an_item_that_raises_is_named_by_its_index_and_its_exception(loading):
+    items = [(torch.zeros(1, 4, 4), k % 3) for k in range(60)]
+    items[37] = KeyError("no such label")
+    examples = Datasets(train=Listed(*items), validation=15, outputs=3, **loading).train()
+    with pytest.raises(
+        DataError, match=r"data\.train: item 37 raised KeyError: 'no such label'"
+    ) as e:
+        curve(toy_job(), examples)
+    assert any("__getitem__" in note for note in e.value.__notes__)
+
+
+def test_batches_of_changing_structure_are_named():
+    def collate(items):
+        batch = [torch.stack([x for x, _ in items]), torch.tensor([y for _, y in items])]
+        return batch if len(items) == 10 else [*batch, 0]
+
+    examples = drawn(collate=collate)
+    with pytest.raises(DataError, match="all batches must be made of the same; the first was"):
+        curve(toy_job(batch_size=10), examples)
+
+
+class Fatal(Drawn):
+    """Ends the process that loads item 20."""
+
+    def __init__(self, deed):
+        super().__init__()
+        self.deed, self.me = deed, os.getpid()
+
+    def __getitem__(self, index):
+        if index == 20 and os.getpid() != self.me:
+            self.deed()
+        return super().__getitem__(index)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    "deed", [partial(os._exit, 3), lambda: os.kill(os.getpid(), signal.SIGKILL)]
+)
+def test_a_loader_that_dies_is_an_error_of_the_training_in_words(deed):
+    examples = drawn(train=Fatal(deed), evaluate=None, **WORKERS)
+    before = signal.getsignal(signal.SIGCHLD)
+    with pytest.raises(LoaderDied, match=r"data.num_workers=2\) cannot go on.*data.num_workers=0"):
+        curve(toy_job(), examples)
+    assert signal.getsignal(signal.SIGCHLD) is before
+
+
+@pytest.mark.parametrize("loading", [WORKERS, PERSISTENT])
+@pytest.mark.parametrize("moment", ["pruned", "raised in a step", "a signal"])
+def test_no_loader_outlives_its_training(loading, moment):
+    """It is ended at once, and not when the exception's traceback is collected."""
+    examples, raised = drawn(**loading), None
+    bomb = {"left": 2}
+
+    def step(network, batch, loss):
+        bomb["left"] -= 1
+        if bomb["left"] < 0 and moment == "raised in a step":
+            raise Interrupt
+        if bomb["left"] < 0 and moment == "a signal":
+            signal.raise_signal(signal.SIGTERM)
+        return loss(network(batch[0]), batch[1])
+
+    def handle(*_):
+        raise Interrupt
+
+    before = signal.signal(signal.SIGTERM, handle)
+    training = Training([toy_job(step=step)], examples)
+    try:
+        if moment == "pruned":
+            next(iter(training))
+            training.close()
+        else:
+            next(iter(training))
+    except Interrupt as error:
+        raised = error  # keeps all frames alive
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (raised is None) == (moment == "pruned")
+    assert loaders() == []
+
+
+class Slow(Drawn):
+    """Takes a minute for each item."""
+
+    def __getitem__(self, index):
+        if threading.current_thread() is threading.main_thread():
+            time.sleep(60)
+        return super().__getitem__(index)
+
+
+@pytest.mark.chaos
+def test_a_signal_ends_a_training_that_waits_for_a_dataset_that_hangs():
+    def handle(*_):
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, handle)
+    began = time.monotonic()
+    examples = drawn(evaluate=None, **WORKERS)
+    object.__setattr__(examples.training, "parts", (("data.train", Slow()),))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        with pytest.raises(Interrupt):
+            curve(toy_job(), examples)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert loaders() == []
+    assert time.monotonic() - began < 40  # and not the minute
