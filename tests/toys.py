@@ -3,6 +3,8 @@
 import functools
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import hydra
 import optuna
@@ -11,6 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, open_dict
 from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
 
 from studies import CONF
 from studyloom.config.compose import Composer
@@ -19,6 +23,10 @@ from studyloom.data.folds import make_folds
 from studyloom.data.split import Split
 from studyloom.errors import Stopped
 from studyloom.metrics import ACCURACY, Goal
+from studyloom.question.function import FunctionQuestion
+from studyloom.question.jobs import build_network
+from studyloom.question.loop_run import Run
+from studyloom.question.parts import build_optimizer
 from studyloom.question.question import Question
 from studyloom.space.tree import Space
 from studyloom.storage.attributes import BASELINE, SLOT
@@ -76,11 +84,65 @@ def compose(
 def ask(*overrides: str, name: str = "mnist", folder: str | Path = CONF) -> Question:
     """Returns the question of such a config; its space is parsed once, which takes 50 ms."""
     cfg, composer = compose(*overrides, name=name, folder=folder)
+    kind = Question if cfg.objective["_target_"] is None else FunctionQuestion
     if folder != CONF:
-        return Question.ask(cfg, composer)
+        return kind.ask(cfg, composer)
     space = _space(name, overrides)
     composer.keep(cfg)
-    return Question(cfg, composer, space)
+    return kind(cfg, composer, space)
+
+
+# A question asked with these is one of a loop of one's own, over the same space.
+LOOP = (
+    "objective._target_=toys.train",
+    "objective.test=toys.test",
+    "objective.direction=maximize",
+)
+KINDS = {"network": (), "loop": LOOP}  # of training, for laws that hold of each
+
+
+def train(config: DictConfig, run: Run) -> float:
+    """A loop of one's own: what the config describes, trained as in a tutorial."""
+    network = build(config)
+    optimizer = build_optimizer(config.optimizer)(network.parameters())
+    run.keep(network=network, optimizer=optimizer)
+    loader = DataLoader(run.train, config.train.batch_size, shuffle=True, generator=run.generator)
+    for _ in run.epochs(config.train.epochs):
+        network.train()
+        losses = []
+        for inputs, targets in loader:
+            inputs = inputs + 0.1 * torch.randn(inputs.shape)  # of the global generator
+            loss = cross_entropy(network(inputs), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        accuracy, loss = evaluate(network, run.valid)
+        run.report(train_loss=fmean(losses), accuracy=accuracy, valid_loss=loss)
+    return run.value
+
+
+def test(config: DictConfig, run: Run, part: TensorDataset) -> dict[str, float]:
+    """Tests what `train` has kept."""
+    network = build(config)
+    run.keep(network=network)
+    accuracy, loss = evaluate(network, part)
+    return {"accuracy": accuracy, "loss": loss}
+
+
+test.__test__ = False  # type: ignore[attr-defined]
+
+
+def build(config: DictConfig) -> Any:
+    return build_network(config.model, (1, 4, 4), 10)
+
+
+def evaluate(network: torch.nn.Module, part: TensorDataset) -> tuple[float, float]:
+    inputs, targets = part.tensors
+    with torch.no_grad():
+        outputs = network.eval()(inputs)
+    right = (outputs.argmax(1) == targets).double().mean()
+    return right.item(), cross_entropy(outputs, targets).item()
 
 
 def toy_split(count: int = 200, classes: int = 10) -> Split:

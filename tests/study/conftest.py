@@ -4,15 +4,21 @@ import threading
 
 import pytest
 from toy_worker import FOLDER, RANDOM
-from toys import ask
+from toys import KINDS, ask
 
 from studyloom.storage import database
 from studyloom.study import worker
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    """Overrides that ask for a kind of training: networks of ours, or a loop of one's own."""
+    return KINDS[request.param]
+
+
 @pytest.fixture(scope="module")
-def question():
-    return ask(*RANDOM)
+def question(kind):
+    return ask(*RANDOM, *kind)
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ def work(question: Question, stored, trials, stopping=None, folds=FOLDS, **limit
 
 def fresh(url, question, trials, name="s"):
     """A new study of toy data."""
-    return create_study(url, name, question.identity("toy"), trials)
+    return create_study(url, name, question.identity("toy"), trials, goals=question.goals)
 
 
 def outcomes(stored):

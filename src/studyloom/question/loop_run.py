@@ -19,6 +19,7 @@ from studyloom.question.numbers import check_step, finite
 from studyloom.training.randomness import random_state, set_random_state
 from studyloom.training.ranks import ALONE, Ranks
 
+TEST = "test"  # the stage of a run that objective.test is given
 # The names that a report's own numbers have among the curves of a trial.
 RESERVED = ("number", "value", "seconds", "jobs", "standard_error")
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
@@ -157,7 +158,7 @@ class Run:
             UndefinedMetric: nothing was reported yet.
         """
         if self._pending:
-            return self._choose(self._pending)
+            return self._pending[self._compared(self._pending)]
         if self._value is None:
             raise UndefinedMetric("run.value: the objective has reported nothing yet")
         return self._value
@@ -171,7 +172,7 @@ class Run:
             parts: whatever has `state_dict` and `load_state_dict`, by names of your own.
 
         Raises:
-            TypeError: a part lacks these.
+            TypeError: a part lacks these, or its state holds what a checkpoint cannot.
             RuntimeError: an epoch has begun already.
         """
         if self._epoch is not None or self._value is not None:
@@ -183,6 +184,7 @@ class Run:
                     f"run.keep({name}=…) must have {' and '.join(methods)}; "
                     f"{type(part).__name__} has no {' and no '.join(missing)}"
                 )
+            snapshot(part.state_dict(), f"run.keep({name}=…)")  # else known after an epoch
             if self._saved is not None:
                 self._restore(name, part)
             self._kept[name] = part
@@ -191,18 +193,22 @@ class Run:
         """Yields the numbers of the epochs from 1 on; after a checkpoint those that are left.
 
         When the body of the loop has ended, what it reported is told, its state is saved, and the
-        trial may end there. Without `run.keep` nothing is saved, and a trial begins anew.
+        trial may end there. Without `run.keep`, or a report in an epoch, nothing is saved there.
 
         Args:
             count: how many epochs there are in all.
 
         Raises:
             ValueError: the count is no whole number from 1 on, or beyond what the pruner knows.
+            RuntimeError: the epochs have begun already, or this is a test.
         """
+        self._check_fit()
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
             raise ValueError(f"run.epochs must be told a whole number of at least 1; got {count!r}")
         if self.count is not None:
             raise RuntimeError("run.epochs can be called once in a trial")
+        if self.stage == TEST:
+            raise RuntimeError("objective.test tests what was trained; it must not call run.epochs")
         if self.most is not None and count > self.most:
             raise ValueError(
                 f"pruner.max_resource={self.most} must be the number of epochs, and the objective "
@@ -252,8 +258,6 @@ class Run:
         """
         if not values:
             raise TypeError("run.report must be given a value by name, such as accuracy=0.9")
-        if taken := [name for name in values if name in RESERVED and name != "value"]:
-            raise TypeError(f"run.report: {taken[0]} is a name of ours; choose another")
         self._take(values, step)
 
     def wrap(self, network: nn.Module) -> nn.Module:
@@ -281,15 +285,18 @@ class Run:
         for name, value in quantities.items():
             number = finite(value, f"told the cost {name}={value!r}")
             self.costs[name] = Cost(name, number, self._limits.get(name))
+        self.check_costs()
+
+    def check_costs(self) -> None:
+        """Raises Infeasible if a cost is beyond its limit; a loop may have caught it before."""
         if beyond := [str(cost) for cost in self.costs.values() if cost.excess > 0]:
             raise Infeasible("; ".join(beyond))
 
     def flush(self) -> None:
         """Tells what is pending."""
         if self._pending:
-            further, self._pending = self._pending, {}
-            value = self._choose(further)
-            self._tell(self._next_step(None), value, further)
+            values, self._pending = self._pending, {}
+            self._tell(self._next_step(None), values)
 
     def state(self) -> dict[str, Any] | None:
         """Returns all that a later call needs to go on; None in the midst of an epoch."""
@@ -318,7 +325,13 @@ class Run:
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
+    def _check_fit(self) -> None:
+        """Raises what `keep` did if the checkpoint did not fit; a loop may have caught it."""
+        if self.unfit is not None:
+            raise self.unfit
+
     def _take(self, values: Mapping[str, Any], step: int | None) -> None:
+        self._check_fit()
         checked = {}
         for name, value in values.items():
             shown = f"reported {value!r} at step {self._next_step(step)}"
@@ -327,7 +340,7 @@ class Run:
         if self._epoch is None:
             with self._place.ranks.deciding():
                 self.flush()
-                self._tell(self._next_step(step), self._choose(checked), checked)
+                self._tell(self._next_step(step), checked)
             return
         if step is not None and step != self._epoch:
             raise UndefinedMetric(
@@ -340,19 +353,29 @@ class Run:
                 "expected one value an epoch"
             )
         self._pending |= checked
+        self._compared(self._pending)  # refuses a name here, and not at the end of the epoch
 
     def _next_step(self, step: Any) -> int:
         if self._epoch is not None and step is None:
             return self._epoch
         return self._last + 1 if step is None else check_step(step, self._last)
 
-    def _choose(self, values: Mapping[str, float]) -> float:
-        return values.get(self._metric, next(iter(values.values())))
+    def _compared(self, values: Mapping[str, float]) -> str:
+        """Returns the name of the quantity that is compared: the metric, or else the first.
 
-    def _tell(self, step: int, value: float, values: Mapping[str, float]) -> None:
+        Raises:
+            TypeError: another has a name that the curves of a trial use.
+        """
         compared = self._metric if self._metric in values else next(iter(values))
-        self._last, self._value = step, value
-        self._send(step, value, {k: v for k, v in values.items() if k != compared})
+        if taken := [name for name in values if name in RESERVED and name != compared]:
+            raise TypeError(f"run.report: {taken[0]} is a name of ours; choose another")
+        return compared
+
+    def _tell(self, step: int, values: Mapping[str, float]) -> None:
+        compared = self._compared(values)
+        self._last, self._value = step, values[compared]
+        further = {name: value for name, value in values.items() if name != compared}
+        self._send(step, self._value, further)
 
     def _restore(self, name: str, part: Any) -> None:
         assert self._saved is not None
@@ -381,7 +404,7 @@ class Run:
 
 
 def snapshot(value: Any, where: str) -> Any:
-    """Copies a state of tensors and plain values.
+    """Copies a state of tensors and plain values; the tensors are on the CPU.
 
     Args:
         value: the state.
@@ -391,12 +414,16 @@ def snapshot(value: Any, where: str) -> Any:
         TypeError: it holds something else, which a checkpoint would have to execute to read.
     """
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return value.detach().to("cpu", copy=True)  # no second copy on a GPU
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
-        copied = {key: snapshot(inner, f"{where}[{key!r}]") for key, inner in value.items()}
-        return OrderedDict(copied) if isinstance(value, OrderedDict) else copied
+        copied: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
+        for key, inner in value.items():
+            copied[snapshot(key, where)] = snapshot(inner, f"{where}[{key!r}]")
+        if isinstance(copied, OrderedDict) and hasattr(value, "_metadata"):  # of a module
+            copied._metadata = snapshot(value._metadata, where)  # type: ignore[attr-defined]
+        return copied
     if isinstance(value, list | tuple | set) and type(value) in (list, tuple, set):
         return type(value)(snapshot(inner, where) for inner in value)
     if isinstance(value, PLAIN) and not hasattr(value, "__dict__"):

@@ -6,6 +6,7 @@ from statistics import stdev
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from studyloom.errors import UndefinedMetric
 
@@ -20,6 +21,8 @@ def finite(value: Any, what: str) -> float:
     Raises:
         UndefinedMetric: the value is not a number, or not finite.
     """
+    if isinstance(value, Tensor):
+        value = value.detach()  # else torch warns of its gradient
     try:
         number = math.nan if isinstance(value, str | bool | None) else float(value)
     except (TypeError, ValueError):

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -167,7 +168,12 @@ def _on_cpu(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.cpu()
     if isinstance(value, Mapping):
-        return {key: _on_cpu(inner) for key, inner in value.items()}
+        moved = {key: _on_cpu(inner) for key, inner in value.items()}
+        if not isinstance(value, OrderedDict):
+            return moved
+        ordered = OrderedDict(moved)
+        ordered.__dict__.update(vars(value))  # the versions of a module's state
+        return ordered
     if isinstance(value, list | tuple) and type(value) in (list, tuple):
         return type(value)(map(_on_cpu, value))
     return value

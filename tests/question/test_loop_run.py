@@ -1,0 +1,257 @@
+"""What a loop of one's own holds: reports, epochs, what it keeps, and what it tells."""
+
+import random
+from collections import OrderedDict, namedtuple
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from studyloom.errors import Infeasible, UndefinedMetric
+from studyloom.question.costs import parse_limits
+from studyloom.question.loop_run import Place, Run, UnfitState
+from studyloom.training.checkpoint import Checkpoint
+from studyloom.training.randomness import seeded
+
+
+class Sent(list):
+    """What a run has reported, and its state after each report."""
+
+    def __call__(self, step, value, further):
+        self.append((step, value, further))
+        self.states.append(self.run.state())
+
+
+def run_of(saved=None, limits=None, stage="search", **place):
+    sent = Sent()
+    at = Place(0, 1, stage, 0, 7, torch.device("cpu"), **place)
+    limits = {limit.quantity: limit for limit in parse_limits(limits, None)}
+    sent.run = Run(at, "accuracy", sent, limits, saved)
+    sent.states = []
+    return sent.run, sent
+
+
+class Plain:
+    """Keeps whatever it is given as its state."""
+
+    def __init__(self, state=None):
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+# Reports
+
+
+def test_within_epochs_a_report_is_told_when_the_body_has_ended():
+    run, sent = run_of()
+    for epoch in run.epochs(2):
+        run.report(loss=1 / epoch)
+        run.report(accuracy=epoch)
+        assert len(sent) == epoch - 1
+        assert run.value == epoch
+    assert sent == [(1, 1.0, {"loss": 1.0}), (2, 2.0, {"loss": 0.5})]
+
+
+def test_the_first_quantity_is_compared_where_none_has_the_metrics_name():
+    run, sent = run_of()
+    run.report(recall=0.5, loss=2)
+    assert sent == [(0, 0.5, {"loss": 2.0})]
+
+
+def test_a_loop_may_report_by_hand_with_steps_of_its_own():
+    run, sent = run_of()
+    run(0.5, 10)
+    run.report(accuracy=0.6)
+    run.report(accuracy=0.7, step=20)
+    assert [step for step, *_ in sent] == [10, 11, 20]
+    with pytest.raises(UndefinedMetric, match="step 20: expected a whole number of at least 21"):
+        run.report(accuracy=0.7, step=20)
+
+
+@pytest.mark.parametrize("name", ["number", "value", "seconds", "jobs", "standard_error"])
+def test_a_quantity_with_the_name_of_a_column_of_ours_is_refused(name):
+    """Else it would take the place of that column in the curves of the trial."""
+    run, _ = run_of()
+    with pytest.raises(TypeError, match=f"run.report: {name} is a name of ours; choose another"):
+        run.report(accuracy=0.5, **{name: 1})
+
+
+def test_the_value_may_be_called_value():
+    run, sent = run_of()
+    run.report(value=0.5)
+    assert sent == [(0, 0.5, {})]
+
+
+def test_a_loop_that_breaks_has_told_what_it_reported():
+    run, sent = run_of()
+    for epoch in run.epochs(10):
+        run.report(accuracy=epoch)
+        if epoch == 3:
+            break
+    run.report(accuracy=9)
+    assert [step for step, *_ in sent] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, True, "3", None])
+def test_a_number_of_epochs_that_is_none_is_named(count):
+    with pytest.raises(ValueError, match=r"run\.epochs must be told a whole number .*; got"):
+        run_of()[0].epochs(count)
+
+
+def test_more_epochs_than_the_pruner_was_told_are_refused_with_the_way_out():
+    run, _ = run_of()
+    run.most = 10
+    with pytest.raises(ValueError, match=r"pruner\.max_resource=10 .* set pruner\.max_resource=12"):
+        run.epochs(12)
+
+
+# What is kept
+
+
+def test_a_state_goes_on_bit_for_bit_also_through_a_checkpoint(tmp_path):
+    def train(run, until):
+        network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+        run.keep(network=network, optimizer=optimizer, scheduler=scheduler)
+        for epoch in run.epochs(6):
+            inputs = torch.rand(8, 3, generator=run.generator) + random.random() + np.random.rand()
+            loss = (network(inputs) ** 2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step(loss.item())
+            run.report(accuracy=loss)
+            if epoch == until:
+                break
+
+    run, whole = run_of()
+    with seeded(7):
+        train(run, 6)
+    run, part = run_of()
+    with seeded(7):
+        train(run, 4)
+    file = Checkpoint(tmp_path / "c.pt", "it")
+    file.save(part.states[2])  # after epoch 3
+    run, rest = run_of({**file.load(), "value": part[2][1]})
+    with seeded(99):
+        train(run, 6)
+    assert [*part[:3], *rest] == whole
+
+
+def test_a_snapshot_is_a_copy_on_the_cpu_and_what_a_checkpoint_reads(tmp_path):
+    weight = torch.ones(2, requires_grad=True)
+    given = {
+        "weight": weight,
+        1: np.float64(0.5),
+        "all": [True, None, "x", b"y", (1, 2j), {3}, torch.Size([1]), torch.float16],
+        "device": torch.device("cpu"),
+        "inner": OrderedDict(a=1),
+    }
+    run, _ = run_of()
+    run.keep(it=Plain(given))
+    state = run.states()
+    with torch.no_grad():
+        weight += 1
+    assert state["it"]["weight"].tolist() == [1, 1]
+    file = Checkpoint(tmp_path / "c.pt", "it")
+    file.save(state)
+    read = file.load()["it"]
+    assert read.pop("weight").tolist() == [1, 1]
+    assert read == {key: value for key, value in given.items() if key != "weight"}
+    assert type(read["inner"]) is OrderedDict
+
+
+def test_the_versions_in_the_state_of_a_module_are_kept():
+    """Modules load an older form of their state without them: spectral norm then fails."""
+
+    def network():
+        return nn.utils.spectral_norm(nn.Linear(3, 3))
+
+    run, _ = run_of()
+    run.keep(network=network())
+    state = run.states()
+    assert state["network"]._metadata[""]["spectral_norm"] == {"weight.version": 1}
+    again, _ = run_of({"kept": state})
+    again.keep(network=network())
+    assert again.states()["network"]._metadata == state["network"]._metadata
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (3, "must have state_dict and load_state_dict; int has no state_dict"),
+        (Plain({"a": object()}), r"run.keep\(it=…\)\['a'\].*got object"),
+        (Plain({"a": [np.ones(2)]}), "got ndarray"),
+        (Plain({"a": namedtuple("Pair", "a b")(1, 2)}), "got Pair"),
+        (Plain({(1, object()): 1}), "got object"),
+    ],
+    ids=["no state", "object", "array", "named tuple", "key"],
+)
+def test_what_cannot_be_kept_is_named_before_the_first_epoch(part, words):
+    with pytest.raises(TypeError, match=words):
+        run_of()[0].keep(it=part)
+
+
+def test_keep_comes_before_the_first_epoch():
+    run, _ = run_of()
+    for _ in run.epochs(1):
+        with pytest.raises(RuntimeError, match="before run.epochs"):
+            run.keep(it=Plain(1))
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        ({"network": {"weight": torch.ones(9)}}, "does not fit run.keep"),
+        ({"other": {}}, "there is no network in it"),
+        ({"network": nn.Linear(2, 1).state_dict(), "more": {}}, "holds more, which run.keep"),
+    ],
+)
+def test_a_checkpoint_of_other_code_cannot_be_gone_on_with_however_it_is_caught(kept, words):
+    """Half of it may be loaded already."""
+    run, sent = run_of({"kept": kept, "epoch": 1, "value": 1.0})
+    network = nn.Linear(2, 1)
+    for begin in (lambda: run.keep(network=network), lambda: run.epochs(3)):
+        with suppress(UnfitState):
+            begin()
+    for go_on in (lambda: run.epochs(3), lambda: run.report(accuracy=1), lambda: run(1, 5)):
+        with pytest.raises(UnfitState, match=words):
+            go_on()
+    assert sent == []
+
+
+def test_a_test_has_no_epochs():
+    run, _ = run_of({"kept": {}}, stage="test")
+    with pytest.raises(RuntimeError, match=r"objective\.test .* run\.epochs"):
+        run.epochs(3)
+
+
+# Costs and folders
+
+
+def test_a_cost_beyond_its_limit_ends_the_trial_and_one_within_does_not():
+    run, _ = run_of(limits={"parameters": "<= 10"})
+    run.cost(parameters=10, other=3)
+    with pytest.raises(Infeasible, match="parameters"):
+        run.cost(parameters=np.int64(11))
+    assert run.costs["parameters"].excess > 0
+
+
+def test_the_folder_survives_and_a_temporary_one_does_not(tmp_path):
+    run, _ = run_of(folder=tmp_path / "trial" / "job-0")
+    (run.dir / "file").touch()
+    run.close()
+    assert (tmp_path / "trial" / "job-0" / "file").exists()
+    run, _ = run_of()
+    (run.dir / "file").touch()
+    folder = run.dir
+    run.close()
+    assert not folder.exists()

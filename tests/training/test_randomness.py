@@ -1,0 +1,46 @@
+"""The random state of Python, NumPy and PyTorch."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from studyloom.training.checkpoint import Checkpoint
+from studyloom.training.randomness import random_state, seeded, set_random_state
+
+
+def draw():
+    return (
+        [random.random(), random.gauss(0, 1)],
+        [float(np.random.rand()), float(np.random.randn())],
+        torch.randn(3).tolist(),
+    )
+
+
+def test_a_state_goes_on_where_it_was_also_through_a_checkpoint(tmp_path):
+    with seeded(3):
+        draw()  # one of two normal numbers is left over in each generator
+        file = Checkpoint(tmp_path / "c.pt", "it")
+        file.save(random_state())
+        expected = [draw(), draw()]
+    with seeded(4):
+        set_random_state(file.load())
+        assert [draw(), draw()] == expected
+
+
+def test_code_with_a_seed_of_its_own_leaves_the_callers_numbers_alone():
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    expected = draw()
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    with pytest.raises(ValueError, match="within"), seeded(5):
+        first = draw()
+        raise ValueError("within")
+    assert draw() == expected
+    with seeded(5):
+        assert draw() == first
+
+
+def test_the_state_of_a_gpu_that_is_not_here_is_left_out():
+    state = random_state()
+    set_random_state(state | {"cuda": [torch.zeros(16, dtype=torch.uint8)] * 9})
