@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
+from optuna import TrialPruned
 from torch.utils.data import Dataset
 
 from studyloom.config.compose import own_world
@@ -112,12 +113,23 @@ class Loop:
             value = returned[self.metric]
             wanted = {*further, *(limit.quantity for limit in self.limits)}
             run.cost(**{name: v for name, v in returned.items() if name in wanted})
-        elif further and isinstance(returned, tuple | list) and len(returned) == len(self.goals):
+        elif further and isinstance(returned, tuple | list):
+            if len(returned) != len(self.goals):
+                raise UndefinedMetric(
+                    f"the objective returned {len(returned)} value{'s' * (len(returned) != 1)}: "
+                    f"expected {', '.join(goal.name for goal in self.goals)}"
+                )
             value = returned[0]
             run.cost(**dict(zip(further, returned[1:], strict=True)))
         else:
             value = returned
-        number = finite(value, f"returned {value!r}")
+        try:
+            number = finite(value, f"returned {value!r}")
+        except UndefinedMetric as error:
+            if value is None and run.has_reported:
+                raise UndefinedMetric(f"{error}; end it with return run.value") from None
+            raise
+        run.check_costs()
         wanted_names = dict.fromkeys([*further, *(limit.quantity for limit in self.limits)])
         if missing := [name for name in wanted_names if name not in run.costs]:
             raise UndefinedMetric(
@@ -233,6 +245,7 @@ class LoopObjective:
                 nonlocal began
                 if ended_by:
                     raise ended_by[0]
+                self._check_kept(run)
                 interruptible.close()  # no signal may cut a report in two
                 seconds = time.perf_counter() - began
                 number = step if self.stride == 1 else position * STRIDE + len(reports) + 1
@@ -255,27 +268,34 @@ class LoopObjective:
                     run.flush()
                     first = self.ranks.rank == 0  # the others need not return anything
                     value = self.loop.values_of(returned, run) if first else 0.0
-            except BaseException:
+            except BaseException as error:
+                own = isinstance(error, TrialPruned) and not ended_by  # raised by the loop itself
+                if own and self.ranks.alone:
+                    run.flush()
                 if ended_by:
                     raise ended_by[0] from None
-                if run.unfit is not None:
+                if run.unfit is not None and isinstance(error, Exception):
                     raise run.unfit from None
                 raise
             finally:
                 run.close()
                 self._note(position, run)
+            self._check_kept(run)
             if position == 0:
                 self._states = run.states()
-            if self.loop.keeps and not self._states:
-                raise ValueError(
-                    "objective.test is given what run.keep keeps, and the objective keeps nothing; "
-                    "call run.keep(net=…) before the first epoch"
-                )
         if ended_by:
             raise ended_by[0]
         if run.unfit is not None:
             raise run.unfit
         return value
+
+    def _check_kept(self, run: Run) -> None:
+        """Raises ValueError if the loop is to be tested and keeps nothing."""
+        if self.loop.keeps and not run.keeps:
+            raise ValueError(
+                "objective.test is given what run.keep keeps, and the objective keeps nothing; "
+                "call run.keep(net=…) before the first epoch"
+            )
 
     def _place(self, job: LoopJob) -> Place:
         attempt, folder = self.attempt, self.attempt.folder
@@ -344,7 +364,7 @@ class LoopObjective:
         names = (name for row in rows for report in row for name in report.further)
         for name in dict.fromkeys(names):
             columns[name] = [_mean_of(row, name) for row in rows]
-        if rows and len(rows[0]) > 1:
+        if any(len(of_jobs) > 1 for of_jobs in rows):
             columns[STANDARD_ERROR] = [
                 standard_error_of([report.value for report in of_jobs]) for of_jobs in rows
             ]
@@ -352,7 +372,8 @@ class LoopObjective:
         return columns if rows else {}
 
     def standard_error(self) -> float | None:
-        return standard_error_of(self._values)
+        jobs = None if self._cut is None else self._cut // STRIDE  # before the cut
+        return standard_error_of(self._values[:jobs])
 
     def state(self) -> dict[str, Any] | None:
         now = None if self._run is None else self._run.state()

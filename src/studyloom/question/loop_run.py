@@ -151,6 +151,16 @@ class Run:
         return self._temporary
 
     @property
+    def keeps(self) -> bool:
+        """Whether it has been told what to keep."""
+        return bool(self._kept)
+
+    @property
+    def has_reported(self) -> bool:
+        """Whether there is a `value`."""
+        return bool(self._pending) or self._value is not None
+
+    @property
     def value(self) -> float:
         """The value that was reported last.
 

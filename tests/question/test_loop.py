@@ -1,0 +1,306 @@
+"""The objective that calls a loop for each fold and seed, on loops of some lines."""
+
+import copy
+from contextlib import suppress
+from statistics import fmean, stdev
+
+import optuna
+import pytest
+import torch
+from omegaconf import OmegaConf
+from toys import Never
+
+from studyloom.errors import Infeasible, Stopped, UndefinedMetric
+from studyloom.metrics import Goal
+from studyloom.question.costs import parse_limits
+from studyloom.question.loop import STRIDE, Loop, LoopJob, LoopObjective
+from studyloom.training.checkpoint import Checkpoint
+
+GOALS = (Goal("accuracy", "maximize"),)
+TWO = (*GOALS, Goal("parameters", "minimize"))
+EPOCHS = 3
+
+
+class Walk:
+    """A state that each epoch draws on, in place of a network."""
+
+    def __init__(self):
+        self.place = torch.zeros(2)
+
+    def step(self):
+        self.place += torch.randn(2)
+        return float(self.place.sum())
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        if state["place"].shape != self.place.shape:
+            raise RuntimeError("size mismatch")
+        self.place.copy_(state["place"])
+
+
+def walk(config, run):
+    walk = Walk()
+    run.keep(walk=walk)
+    for _ in run.epochs(EPOCHS):
+        run.report(loss=run.seed, accuracy=walk.step())
+    return run.value + config.seed
+
+
+def forgetful(config, run):
+    """Keeps nothing."""
+    walk = Walk()
+    for _ in run.epochs(EPOCHS):
+        run.report(accuracy=walk.step())
+    return run.value
+
+
+def objective_of(function, seeds=(5,), goals=GOALS, limits=None, **loop):
+    config = OmegaConf.create({"params": {}})
+    limits = parse_limits(limits, None)
+    jobs = [LoopJob(fold, seed) for fold, seed in enumerate(seeds)]
+    return LoopObjective(Loop(function, config, goals, limits, **loop), jobs)
+
+
+def run_of(objective, report=lambda step: None):
+    return objective.run(report, Never())
+
+
+def timeless(objective):
+    columns = objective.curves()
+    columns.pop("seconds")
+    return columns
+
+
+def outcome(objective, value):
+    steps = [(step.number, step.value) for step in objective.steps()]
+    weights = {name: state["place"].tolist() for name, state in (objective.weights() or {}).items()}
+    return value, steps, timeless(objective), objective.standard_error(), weights
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("function", [walk, forgetful])
+@pytest.mark.parametrize("seeds", [(5,), (5, 6, 7)])
+@pytest.mark.parametrize("after", range(1, 13))
+def test_a_loop_ended_after_any_report_goes_on_from_its_checkpoint_to_the_same(
+    function, seeds, after, tmp_path
+):
+    """It is handed over there, as the worker does: the state is saved after each report."""
+    undisturbed = objective_of(function, seeds)
+    expected = outcome(undisturbed, run_of(undisturbed))
+    file = Checkpoint(tmp_path / "c.pt", "it")
+    objective, reports = objective_of(function, seeds), []
+
+    def report(step):
+        reports.append(step.number)
+        if step.number != objective.epochs and (state := objective.state()) is not None:
+            file.save(state)
+        if len(reports) == after:
+            raise Stopped
+
+    with suppress(Stopped):
+        run_of(objective, report)
+    again, rest = objective_of(function, seeds), []
+    if state := file.load():
+        again.restore(state)
+        restored = [step.number for step in again.steps()]
+        assert restored == reports[: len(restored)]
+        assert len(restored) >= len(reports) - (1 if function is walk else EPOCHS + 1)
+    assert outcome(again, run_of(again, lambda step: rest.append(step.number))) == expected
+
+
+def test_of_several_jobs_the_ends_are_compared_and_all_curves_are_means():
+    objective, steps = objective_of(walk, (5, 6)), []
+    value = run_of(objective, steps.append)
+    ends = [step for step in steps if step.number % objective.stride == 0]
+    assert [step.number for step in ends] == [STRIDE, 2 * STRIDE]
+    assert value == fmean(step.value for step in ends)
+    assert objective.standard_error() == stdev(step.value for step in ends) / 2**0.5
+    assert timeless(objective)["number"] == [1, 2, 3]
+    assert timeless(objective)["loss"] == [5.5, 5.5, 5.5]
+    assert timeless(objective)["jobs"] == [2, 2, 2]
+    assert steps[-1].number == objective.epochs
+
+
+def test_steps_of_a_job_that_another_does_not_have_are_counted():
+    def uneven(config, run):
+        for step in range(0 if run.seed == 6 else 1, 3):
+            run(float(step), step)
+        return 1.0
+
+    objective = objective_of(uneven, (5, 6))
+    run_of(objective)
+    assert timeless(objective)["number"] == [0, 1, 2]
+    assert timeless(objective)["jobs"] == [1, 2, 2]
+
+
+def test_what_was_done_after_the_pruners_answer_is_forgotten():
+    objective = objective_of(walk, (5, 6, 7))
+    run_of(objective)
+    objective.cut(STRIDE)
+    assert timeless(objective)["number"] == [1, 2, 3]
+    assert objective.steps()[-1].number == STRIDE
+    assert objective.standard_error() is None
+    objective.cut(2 * STRIDE)
+    two = [step.value for step in objective.steps() if step.number % STRIDE == 0]
+    assert objective.standard_error() == stdev(two) / 2**0.5
+
+
+@pytest.mark.parametrize("careless", [False, True])
+def test_a_checkpoint_of_another_architecture_is_left_and_the_job_begins_anew_with_a_line(
+    careless, caplog
+):
+    """Also where the loop catches what `run.keep` raises: half of it may be restored."""
+
+    def careful(config, run):
+        walk = Walk()
+        if not careless:
+            run.keep(walk=walk)
+        else:
+            with suppress(Exception):
+                run.keep(walk=walk)
+        for _ in run.epochs(EPOCHS):
+            run.report(accuracy=walk.step())
+        return run.value
+
+    undisturbed = objective_of(careful)
+    expected = outcome(undisturbed, run_of(undisturbed))
+    states, objective = [], objective_of(careful)
+    run_of(objective, lambda step: states.append(copy.deepcopy(objective.state())))
+    states[0]["now"]["kept"]["walk"]["place"] = torch.zeros(9)
+    objective, numbers = objective_of(careful), []
+    objective.restore(states[0])
+    assert outcome(objective, run_of(objective, lambda s: numbers.append(s.number))) == expected
+    assert numbers == [1, 2, 3]
+    assert "the checkpoint does not fit run.keep(walk=…): size mismatch; it starts" in caplog.text
+
+
+@pytest.mark.parametrize("state", [{}, {"seeds": [9]}, {"seeds": [5], "reports": 3}])
+def test_a_state_of_another_objective_is_refused_and_nothing_has_changed(state):
+    objective = objective_of(walk)
+    with pytest.raises(ValueError, match="the state does not fit this objective"):
+        objective.restore(state)
+    assert objective.steps() == []
+
+
+# What ends a loop
+
+
+def stubborn(config, run):
+    """Catches all."""
+    for epoch in range(1, 9):
+        with suppress(BaseException):
+            run(float(epoch), epoch)
+    return 3.0
+
+
+def obstinate(config, run):
+    with suppress(BaseException):
+        for epoch in run.epochs(9):
+            run.report(accuracy=epoch)
+    return 3.0
+
+
+@pytest.mark.parametrize("function", [stubborn, obstinate])
+@pytest.mark.parametrize("error", [optuna.TrialPruned, Stopped, KeyError])
+def test_what_a_report_raises_no_loop_can_swallow(function, error):
+    steps = []
+
+    def report(step):
+        steps.append(step.number)
+        if step.number == 2:
+            raise error
+
+    with pytest.raises(error):
+        run_of(objective_of(function), report)
+    assert steps == [1, 2]
+
+
+def test_a_loop_that_prunes_itself_has_told_the_epoch_in_which_it_did():
+    def own(config, run):
+        for epoch in run.epochs(5):
+            run.report(accuracy=epoch)
+            if epoch == 2:
+                raise optuna.TrialPruned
+
+    objective, steps = objective_of(own), []
+    with pytest.raises(optuna.TrialPruned):
+        run_of(objective, lambda step: steps.append((step.number, step.value)))
+    assert steps == [(1, 1.0), (2, 2.0)]
+
+
+def test_a_cost_beyond_its_limit_ends_the_trial_also_if_the_loop_catches_that():
+    def costly(config, run):
+        with suppress(Exception):
+            run.cost(parameters=11)
+        return 1.0
+
+    objective = objective_of(costly, limits={"parameters": "<= 10"})
+    with pytest.raises(Infeasible, match="parameters"):
+        run_of(objective)
+    (cost,) = objective.costs()
+    assert (cost.value, cost.excess > 0) == (11, True)
+
+
+def test_where_there_is_a_test_a_loop_that_keeps_nothing_is_named_at_its_first_report():
+    steps = []
+    with pytest.raises(ValueError, match=r"objective\.test .* call run\.keep\(net=…\)"):
+        run_of(objective_of(forgetful, keeps=True), steps.append)
+    assert steps == []
+    with pytest.raises(ValueError, match=r"objective\.test"):
+        run_of(objective_of(lambda config, run: 1.0, keeps=True))
+
+
+# What it returns
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [(0.5, 10), [0.5, 10], {"accuracy": 0.5, "parameters": 10}],
+)
+def test_several_objectives_are_returned_in_order_or_by_name_and_are_means_over_jobs(returned):
+    objective = objective_of(lambda config, run: returned, (5, 6), goals=TWO)
+    assert run_of(objective) == 0.5
+    assert [(cost.quantity, cost.value) for cost in objective.costs()] == [("parameters", 10.0)]
+
+
+def test_a_further_objective_may_be_told_as_a_cost():
+    def told(config, run):
+        run.cost(parameters=run.seed, other=1)
+        return 0.5
+
+    objective = objective_of(told, (5, 6), goals=TWO)
+    assert run_of(objective) == 0.5
+    assert [(cost.quantity, cost.value) for cost in objective.costs()] == [("parameters", 5.5)]
+
+
+@pytest.mark.parametrize(
+    ("returned", "goals", "words"),
+    [
+        ((0.5,), TWO, "returned 1 value: expected accuracy, parameters"),
+        ((0.5, 1, 2), TWO, "returned 3 values: expected accuracy, parameters"),
+        (0.5, TWO, r"told no parameters.*run\.cost\(parameters=…\)"),
+        ({"loss": 1}, GOALS, "returned loss: expected objective.metric=accuracy"),
+        ({"accuracy": 1.0}, TWO, "told no parameters"),
+        ((0.5, float("nan")), TWO, "parameters=nan"),
+        (None, GOALS, r"returned None: expected a finite number; end it with return run\.value"),
+    ],
+)
+def test_what_is_not_all_values_is_named(returned, goals, words):
+    def function(config, run):
+        run(0.5, 1)
+        return returned
+
+    with pytest.raises(UndefinedMetric, match=words):
+        run_of(objective_of(function, goals=goals))
+
+
+def test_each_job_has_a_folder_of_its_own(tmp_path):
+    folders = []
+    objective = objective_of(lambda config, run: folders.append(run.dir) or 1.0, (5, 6))
+    objective.attempt = type(objective.attempt)(2, "search", tmp_path / "trial-0")
+    run_of(objective)
+    assert folders == [tmp_path / "trial-0" / "job-0", tmp_path / "trial-0" / "job-1"]
