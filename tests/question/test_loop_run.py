@@ -203,7 +203,7 @@ def test_what_cannot_be_kept_is_named_before_the_first_epoch(part, words):
 def test_keep_comes_before_the_first_epoch():
     run, _ = run_of()
     for _ in run.epochs(1):
-        with pytest.raises(RuntimeError, match="before run.epochs"):
+        with pytest.raises(RuntimeError, match=r"before run\.epochs"):
             run.keep(it=Plain(1))
 
 

@@ -8,19 +8,27 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
+import toys
 from commands import BARE, QUICK, ROOT, study, studyloom
 from rich.console import Console
-from toys import TINY, TWO, Never, Signal, ask, begin, compose, toy_folds, toy_split
+from toys import LOOP, TINY, TWO, Never, Signal, ask, begin, compose, toy_folds, toy_split
 
 from studyloom.data.folds import make_folds
 from studyloom.data.idx import Embedded
 from studyloom.data.training_data import TrainingData
-from studyloom.errors import ConfigError
+from studyloom.errors import ConfigError, Halted
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, FAILURE, MADE, REASON
 from studyloom.study import failures
 from studyloom.study.provenance import Provenance
-from studyloom.study.replay import ExpectedTrial, Tolerance, compare, load_data, train_again
+from studyloom.study.replay import (
+    Course,
+    ExpectedTrial,
+    Tolerance,
+    compare,
+    load_data,
+    train_again,
+)
 from studyloom.study.reporter import Limits
 from studyloom.study.stored_study import create_study, open_study
 from studyloom.study.worker import Worker
@@ -67,7 +75,7 @@ def again(monkeypatch):
         lambda cfg, provenance, _: TrainingData(None, SPLIT, toy_folds(SPLIT, cfg.objective.folds)),
     )
 
-    def replay_again(stored, number=0, trusted=(), width=100):
+    def replay_again(stored, number=0, trusted=("toys", "test_replay"), width=100):
         console = Console(file=io.StringIO(), width=width)
         code = replay.replay(stored, Path("nowhere"), number, trusted, console)
         return code, console.file.getvalue()
@@ -98,8 +106,8 @@ def curve_of(stored, number=0):
 # Replays
 
 
-def test_a_trial_comes_out_the_same_bit_for_bit(work, again):
-    stored = work(*RANDOM, trials=3)
+def test_a_trial_comes_out_the_same_bit_for_bit(work, again, kind):
+    stored = work(*RANDOM, *kind, trials=3)
     for number in range(3):
         code, text = again(stored, number)
         assert (
@@ -110,23 +118,23 @@ def test_a_trial_comes_out_the_same_bit_for_bit(work, again):
         assert "epoch 2/2" in text
 
 
-def test_folds_and_seeds_come_out_the_same(work, again):
-    stored = work(*RANDOM, "objective.folds=3", "objective.seeds=2")
+def test_folds_and_seeds_come_out_the_same(work, again, kind):
+    stored = work(*RANDOM, *kind, "objective.folds=3", "objective.seeds=2")
     for number in range(2):
         code, text = again(stored, number)
         assert (code, "equal bit for bit" in text) == (0, True), text
 
 
-def test_a_trial_that_was_handed_over_comes_out_the_same(work, again):
-    work(*RANDOM, stopping=Signal(2))
-    stored = work(*RANDOM)
+def test_a_trial_that_was_handed_over_comes_out_the_same(work, again, kind):
+    work(*RANDOM, *kind, stopping=Signal(2))
+    stored = work(*RANDOM, *kind)
     assert [stored_provenance(stored, number)["claims"] for number in (0, 1)] == [2, 1]
     assert again(stored)[0] == 0
 
 
-def test_a_pruned_trial_is_replayed_up_to_where_it_was_cut(work, again, monkeypatch):
+def test_a_pruned_trial_is_replayed_up_to_where_it_was_cut(work, again, kind, monkeypatch):
     monkeypatch.setattr(optuna.Trial, "should_prune", lambda trial: trial.number == 1)
-    stored = work(*RANDOM, "train.epochs=4")
+    stored = work(*RANDOM, *kind, "train.epochs=4")
     assert stored.trials()[1].state == optuna.trial.TrialState.PRUNED
     code, text = again(stored, 1)
     assert (code, "equal bit for bit: 1 epoch of" in text) == (0, True), text
@@ -135,12 +143,12 @@ def test_a_pruned_trial_is_replayed_up_to_where_it_was_cut(work, again, monkeypa
 
 @pytest.mark.parametrize("kept", [1, 2])
 def test_a_trial_pruned_between_its_jobs_is_replayed_with_those_that_were_trained(
-    work, again, monkeypatch, kept
+    work, again, kind, monkeypatch, kept
 ):
     monkeypatch.setattr(
         optuna.Trial, "should_prune", lambda trial: trial.number == 1 and trial_step(trial) == kept
     )
-    stored = work(*TINY, "sampler=random", "pruner=wilcoxon", "objective.folds=3")
+    stored = work(*TINY, *kind, "sampler=random", "pruner=wilcoxon", "objective.folds=3")
     assert stored.trials()[1].state == optuna.trial.TrialState.PRUNED
     code, text = again(stored, 1)
     assert (code, "equal bit for bit: 2 epochs of" in text) == (0, True), text
@@ -182,19 +190,63 @@ def test_a_trial_that_does_not_fail_any_more_is_different(work, again):
     ), text
 
 
-def test_a_trial_whose_workers_died_is_replayed_as_far_as_it_had_reported(work, again):
-    stored = work(*RANDOM, trials=2, stopping=Signal(2))
+def test_a_trial_whose_workers_died_is_replayed_as_far_as_it_had_reported(work, again, kind):
+    stored = work(*RANDOM, *kind, trials=2, stopping=Signal(2))
     for _ in range(3):
         stored.ledger.claim("w", 1, 60.0)
         stored.ledger.record_death("w", "the worker ended with signal SIGKILL")
-    stored = work(*RANDOM, trials=2)
+    stored = work(*RANDOM, *kind, trials=2)
     assert stored.trials()[0].user_attrs[FAILURE] == failures.CRASHED
     code, text = again(stored)
     assert (code, "equal bit for bit: 1 epoch of accuracy" in text) == (0, True), text
 
 
-def test_a_tampered_curve_is_found_with_the_first_difference(work, again):
-    stored = work(*RANDOM)
+def returns(*values):
+    """A loop that returns one value after the other, and reports nothing."""
+    left = iter(values)
+    return lambda config, run: next(left)
+
+
+def test_a_loop_that_reports_nothing_is_replayed_by_its_value(work, again, monkeypatch):
+    monkeypatch.setattr(toys, "train", returns(0.5, 0.5, 0.25))
+    stored = work(*RANDOM, *LOOP[:1], LOOP[2], trials=1)
+    code, text = again(stored)
+    assert (code, "0 epochs of accuracy, and the value at the end" in text) == (0, True), text
+    code, text = again(stored)
+    assert (code, "different from epoch 0, accuracy: stored 0.5, now 0.25" in text) == (1, True)
+
+
+def test_a_loop_that_fails_at_its_end_fails_there_again(work, again, monkeypatch):
+    def late(config, run):
+        run.report(accuracy=0.5)
+        raise KeyError("late")
+
+    monkeypatch.setattr(toys, "train", late)
+    with pytest.raises(Halted):
+        work(*RANDOM, *LOOP[:1], LOOP[2], trials=1)
+    stored = work(*RANDOM, *LOOP[:1], LOOP[2], trials=0)
+    code, text = again(stored)
+    assert (code, "1 epoch of accuracy, and the same failure" in text) == (0, True), text
+
+
+def test_quantities_that_a_loop_tells_now_and_then_are_compared(work, again, monkeypatch):
+    def train(config, run):
+        for epoch in run.epochs(3):
+            run.report(accuracy=epoch, **({"recall": 0.5} if epoch == 2 else {}))
+        return run.value
+
+    monkeypatch.setattr(toys, "train", train)
+    stored = work(*RANDOM, *LOOP[:1], LOOP[2], trials=1)
+    code, text = again(stored)
+    assert (code, "3 epochs of accuracy, recall, and" in text) == (0, True), text
+    curve = curve_of(stored)
+    curve["recall"] = [None, 0.25, 0.5]
+    code, text = again(tampered(stored, **{EPOCHS: curve}))
+    assert (code, "different from epoch 2, recall: stored 0.25, now 0.5" in text) == (1, True)
+
+
+def test_a_tampered_curve_is_found_with_the_first_difference(work, again, kind):
+    stored = work(*RANDOM, *kind)
     curve = curve_of(stored)
     was = curve["valid_loss"][1]
     curve["valid_loss"][1] += 1e-12
@@ -285,7 +337,7 @@ def test_a_replay_that_fails_where_the_trial_did_not_is_different():
     expected = ExpectedTrial({"value": [0.5, 0.6]}, None, [1, 1])
     now = [Epoch(1, 1.0, 1.0, 0.5, 0.1, 1.0)]
     failure = failures.Failure("error", "ValueError: no")
-    (difference,) = compare(expected, now, failure, None)
+    (difference,) = compare(expected, Course(now, failure), None)
     assert str(difference) == "epoch 2, failure: stored none, now error (ValueError: no)"
 
 

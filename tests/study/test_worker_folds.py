@@ -60,38 +60,50 @@ def test_a_grid_over_folds_is_the_textbook_search_with_cross_validation(sqlite_u
     assert stored.optuna.best_value == max(trial.value for trial in stored.trials())
 
 
-def test_the_standard_error_is_stored_for_each_epoch_and_of_the_last_alone(sqlite_url):
-    question = ask(*RANDOM, "objective.seeds=3")
+def test_the_standard_error_is_stored_for_each_epoch_and_of_the_last_alone(sqlite_url, kind):
+    question = ask(*RANDOM, *kind, "objective.seeds=3")
     stored = fresh(sqlite_url, question, 1)
     work(question, stored, 1)
     (trial,) = stored.trials()
     errors = trial.user_attrs[EPOCHS][STANDARD_ERROR]
+    assert trial.user_attrs[STANDARD_ERROR] == pytest.approx(errors[-1], abs=1e-6)
+    assert trial.user_attrs[EPOCHS]["jobs"] == [3, 3]
+    if kind:
+        ends = [*trial.intermediate_values.values()]
+        assert errors[-1] == pytest.approx(np.std(ends, ddof=1) / np.sqrt(3))
+        return
     training = Training(question.jobs(question.baseline, FOLDS, 0), SPLIT)
     values = [[epoch.value for epoch in epochs] for epochs in training]
     assert errors == pytest.approx(np.std(values, axis=1, ddof=1) / np.sqrt(3), abs=1e-6)
-    assert trial.user_attrs[STANDARD_ERROR] == pytest.approx(errors[-1], abs=1e-6)
 
 
-@pytest.mark.parametrize("pruner", ["none", "wilcoxon"])
+@pytest.mark.parametrize(
+    ("kind", "pruner"),
+    [("network", "none"), ("network", "wilcoxon"), ("loop", "wilcoxon")],
+    indirect=["kind"],
+)
 @pytest.mark.parametrize("after", [1, 3, 4, 9])
-def test_a_trial_over_folds_that_was_stopped_equals_one_that_was_not(sqlite_url, pruner, after):
+def test_a_trial_over_folds_that_was_stopped_equals_one_that_was_not(
+    sqlite_url, kind, pruner, after
+):
     """It is stopped in the epoch after `after` epochs.
 
     In turn each epoch of a job counts, and in lockstep each epoch of all jobs.
     """
-    question = ask(*CROSS, "objective.folds=3", "train.epochs=3", f"pruner={pruner}")
+    question = ask(*CROSS, *kind, "objective.folds=3", "train.epochs=3", f"pruner={pruner}")
     folds = toy_folds(SPLIT, 3)
     stored, clean = (fresh(sqlite_url, question, 1, name=name) for name in ("s", "clean"))
     work(question, stored, 1, Signal(after + 1), folds=folds)
     stopped = pruner == "wilcoxon" or after <= 3
     assert stored.ledger.counts()["free"] == stopped
     if stopped and pruner == "wilcoxon":
-        assert len(stored.trials()[0].intermediate_values) == after // 3
+        # A loop may be stopped after the last report of a job, too.
+        assert len(stored.trials()[0].intermediate_values) == after // (4 if kind else 3)
     rest = Signal(100)
     work(question, open_study(sqlite_url, "s"), 1, rest, folds=folds)
     # No epoch is trained twice, except the last, after which there is no checkpoint; and the worker
     # asks once more whether there is work.
-    if stopped:
+    if stopped and not kind:
         assert 100 - rest.left == max(1, (9 if pruner == "wilcoxon" else 3) - after) + 1
     work(question, clean, 1, folds=folds)
     (resumed,), (never_stopped,) = stored.trials(), clean.trials()
@@ -114,13 +126,15 @@ def test_jobs_in_turn_come_to_the_value_and_the_curve_of_lockstep(sqlite_url):
     assert timeless(in_turn)["number"] == [1, 2, 3]
 
 
-def test_wilcoxon_ends_a_clearly_worse_trial_before_its_last_fold_and_no_better_one(sqlite_url):
+def test_wilcoxon_ends_a_clearly_worse_trial_before_its_last_fold_and_no_better_one(
+    sqlite_url, kind
+):
     rates = (
         "space=none",
         "+space.optimizer.lr.choice=[1.0e-6,3.0e-3,3.0e-2]",
         "optimizer.lr=3.0e-3",
     )
-    question = ask(*TINY[:-1], *IN_TURN[len(TINY) :], *rates, "sampler=grid")
+    question = ask(*TINY[:-1], *IN_TURN[len(TINY) :], *kind, *rates, "sampler=grid")
     stored = fresh(sqlite_url, question, 3)
     work(question, stored, 3, folds=FIVE)
     trials = {trial.params["optimizer.lr"]: trial for trial in stored.trials()}
@@ -139,7 +153,7 @@ def test_wilcoxon_ends_a_clearly_worse_trial_before_its_last_fold_and_no_better_
 
 @pytest.mark.usefixtures("impatient")
 def test_jobs_in_turn_go_on_while_the_database_is_away_and_are_judged_where_they_were_to_be(
-    sqlite_url,
+    sqlite_url, kind
 ):
     """The first job ends while the database is away; the pruner would end the trial there."""
     pruner = (
@@ -147,7 +161,7 @@ def test_jobs_in_turn_go_on_while_the_database_is_away_and_are_judged_where_they
         "+pruner.lower=1.1",
         "+pruner.steps=jobs",
     )
-    question = ask(*CROSS, *RANDOM[-2:], *pruner, "study.baseline=false")
+    question = ask(*CROSS, *kind, *RANDOM[-2:], *pruner, "study.baseline=false")
     stored = fresh(sqlite_url, question, 1)
     locked = LockedDatabase(stored)
     work(question, stored, 1, locked, folds=FIVE)
@@ -165,9 +179,9 @@ def test_jobs_in_turn_go_on_while_the_database_is_away_and_are_judged_where_they
 
 @pytest.mark.usefixtures("impatient")
 def test_the_ends_of_jobs_that_only_a_checkpoint_knows_are_reported_when_the_trial_goes_on(
-    sqlite_url,
+    sqlite_url, kind
 ):
-    question = ask(*CROSS, "pruner=wilcoxon")
+    question = ask(*CROSS, *kind, "pruner=wilcoxon")
     stored, clean = (fresh(sqlite_url, question, 1, name=name) for name in ("s", "clean"))
 
     def die():

@@ -33,12 +33,18 @@ def test_code_with_a_seed_of_its_own_leaves_the_callers_numbers_alone():
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
     expected = draw()
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
-    with pytest.raises(ValueError, match="within"), seeded(5):
-        first = draw()
-        raise ValueError("within")
+    first = []
+
+    def fail():
+        with seeded(5):
+            first.append(draw())
+            raise ValueError("within")
+
+    with pytest.raises(ValueError, match="within"):
+        fail()
     assert draw() == expected
     with seeded(5):
-        assert draw() == first
+        assert [draw()] == first
 
 
 def test_the_state_of_a_gpu_that_is_not_here_is_left_out():

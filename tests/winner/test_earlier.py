@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_winner import SPACE, CountedTest, plan_of, test_part, work
-from toys import ask
+import toys
+from test_winner import SPACE, CountedTest, flat, plan_of, test_part, work
+from toys import KINDS, LOOP, ask
 
 from studyloom.question import question as question_module
 from studyloom.storage.attributes import REUSED
@@ -18,15 +19,18 @@ from studyloom.winner.evaluation import evaluate_winner
 SETTINGS = {"top": 1, "seeds": 2}
 
 
-@pytest.fixture(scope="module")
-def question():
-    return ask(*[override for override in SPACE if not override.startswith("space.train")])
+SMALL = [override for override in SPACE if not override.startswith("space.train")]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def question(request):
+    return ask(*SMALL, *KINDS[request.param])
 
 
 @pytest.fixture
 def trained(monkeypatch):
     """Counts the networks that are trained, and returns their seeds in order."""
-    seeds = []
+    seeds, loop = [], toys.train
 
     class Counted(Training):
         def __init__(self, jobs, *args, **kwargs):
@@ -34,6 +38,7 @@ def trained(monkeypatch):
             super().__init__(jobs, *args, **kwargs)
 
     monkeypatch.setattr(question_module, "Training", Counted)
+    monkeypatch.setattr(toys, "train", lambda cfg, run: seeds.append(run.seed) or loop(cfg, run))
     return seeds
 
 
@@ -73,10 +78,36 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
             assert trial.values == theirs[key].values
             assert trial.user_attrs["epochs"] == theirs[key].user_attrs["epochs"]
             assert trial.user_attrs[REUSED] == f"{was.stored.name}, trial {theirs[key].number}"
-    again = load_weights(tmp_path / "winner.pt")
+    again, weights = flat(load_weights(tmp_path / "winner.pt")), flat(weights)
     assert all(torch.equal(again[name], weights[name]) for name in weights)
     lines = "\n".join(winner_lines(grown))
     assert "reused from earlier answers: 4 of 4 re-evaluations, 4 of 4 final trainings" in lines
+
+
+@pytest.mark.parametrize("keeps", [True, False], ids=["keeps", "keeps nothing"])
+def test_a_loop_without_a_test_is_judged_once_and_its_answer_has_what_it_kept_there(
+    sqlite_url, tmp_path, trained, monkeypatch, keeps
+):
+    """There is no retraining; what another host keeps is trained again."""
+    if not keeps:
+        monkeypatch.setattr(toys.Run, "keep", lambda self, **parts: None)
+    question = ask(*SMALL, *(override for override in LOOP if "test" not in override))
+    small, answer, opened = judged(question, sqlite_url, tmp_path, 4)
+    assert (answer["test"], opened) == (None, 0)
+    assert (tmp_path / "winner.pt").exists() == keeps
+    trained.clear()
+    _, grown, _ = judged(question, sqlite_url, tmp_path, 5)
+    assert grown["reused"] == {"re-evaluation": (4, 4)}
+    assert len(trained) == 1, "the fifth trial of the search"
+    assert (tmp_path / "winner.pt").exists() == keeps
+    if keeps:
+        weights = flat(load_weights(tmp_path / "winner.pt"))
+        for file in (*small.reevaluation.weights.parent.glob("*/*.pt"), tmp_path / "winner.pt"):
+            file.unlink()
+        plan = plan_of(question, sqlite_url, tmp_path, 5, **SETTINGS)
+        evaluate_winner(plan, pytest.fail, ["x"])
+        again = flat(load_weights(tmp_path / "winner.pt"))
+        assert all(torch.equal(again[name], weights[name]) for name in weights)
 
 
 @pytest.mark.chaos
@@ -138,7 +169,7 @@ def test_a_command_that_was_killed_after_the_test_reads_its_result(question, sql
     again = evaluate_winner(plan_of(question, sqlite_url, tmp_path, 4, **SETTINGS), test, ["x"])
     assert test.loaded == 0
     assert again["test"] == answer["test"]
-    assert again["confusion"] == answer["confusion"]
+    assert again.get("confusion") == answer.get("confusion")
     anew = evaluate_winner(plan, test, ["x"], anew=True)
     assert test.loaded == 1
     assert anew["test"] == answer["test"] | {"openings": 2}

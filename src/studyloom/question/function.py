@@ -27,6 +27,7 @@ from studyloom.question.question import FIRST, Question, given
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Point
+from studyloom.storage.attributes import OF_TRIALS
 from studyloom.training.randomness import seeded
 from studyloom.training.ranks import ALONE, Ranks, Recipe
 
@@ -137,6 +138,7 @@ class FunctionQuestion(AdaptedQuestion):
     @functools.cached_property
     def goals(self) -> tuple[Goal, ...]:
         _, *further = named_goals(self.config.objective)
+        check_costs("objective.metric", [name for name, _ in further])
         return (self.metric, *(Goal(name, direction) for name, direction in further))
 
     @functools.cached_property
@@ -144,9 +146,15 @@ class FunctionQuestion(AdaptedQuestion):
         """What the loop may tell by `run.cost`, from `objective.constraints`.
 
         Raises:
-            ConfigError: a value is not a limit.
+            ConfigError: a value is not a limit, or a name is one of ours.
         """
-        return parse_limits(value_at(self.config, "objective.constraints"), None)
+        limits = parse_limits(value_at(self.config, "objective.constraints"), None)
+        check_costs("objective.constraints", [limit.quantity for limit in limits])
+        return limits
+
+    def trains_on(self, data: TrainingData) -> torch.device:
+        """Returns the loop's device; its data are on the CPU, for the workers of a DataLoader."""
+        return device()
 
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
         """Returns nothing: what a loop costs it tells itself."""
@@ -310,6 +318,8 @@ def named_goals(objective: DictConfig) -> list[tuple[str, Any]]:
                 f"function returns the values themselves; got {objective.metric}"
             ]
         )
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ConfigError([f"objective.metric: {name} is there twice" for name in twice])
     if len(directions) == 1 < len(names) and directions[0] in DIRECTIONS:
         raise ConfigError(
             [
@@ -326,6 +336,17 @@ def named_goals(objective: DictConfig) -> list[tuple[str, Any]]:
             ]
         )
     return [*zip(names, directions, strict=True)]
+
+
+def check_costs(key: str, names: Sequence[str]) -> None:
+    """Raises ConfigError if a cost has the name of something else that is stored with a trial.
+
+    Args:
+        key: of the config that has the names.
+        names: of costs.
+    """
+    if taken := [name for name in names if name in OF_TRIALS]:
+        raise ConfigError([f"{key}: {name} is a name of ours; choose another" for name in taken])
 
 
 def build_loop(

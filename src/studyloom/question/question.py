@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, open_dict
 from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
@@ -195,6 +196,10 @@ class Question:
         known = dict.fromkeys([*self.goals, *limited])  # of each trial
         rule = self.config.winner.rule
         return None if rule is None else parse_rule(rule, [*known])
+
+    def trains_on(self, data: TrainingData) -> torch.device:
+        """Returns the device on which trials are trained."""
+        return data.device
 
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
         """Measures what the network of a point costs, before it is trained.

@@ -24,6 +24,7 @@ JOBS = "jobs"  # list[int], a column of EPOCHS: the number of jobs that each epo
 STANDARD_ERROR = "standard_error"  # float, of the value; also a column of EPOCHS, list[float]
 TIMES = "times"  # dict[str, float]: the worker's seconds by kind
 MADE = "made"  # dict[str, Any]: provenance, from which the trial can be trained again
+KEPT = "kept"  # True: its weights, or what its loop kept, are in a file of the run directory
 REUSED = "reused"  # str: the stage and trial whose result this one has, without a training
 FAILURE = "failure"  # str: the class of failure, such as diverged or timeout
 REASON = "reason"  # str: the failure in one line
@@ -31,4 +32,9 @@ TRACEBACK = "traceback"  # str: the last lines of the traceback
 # System attributes in which Optuna's CMA-ES keeps a pickle, by how their keys begin. Whoever wrote
 # them would run code here, so they are not read; `space.cmaes` does without.
 PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
-# The costs of a trial's network are stored under their names, `metrics.COSTS`: float.
+# The costs of a trial are stored under their names: those of a network, `metrics.COSTS`, and what a
+# loop tells, which may have none of these names. float
+OF_TRIALS = (
+    *(SLOT, FORMER_SLOT, WORKER, BASELINE, ENQUEUED, EPOCHS, STANDARD_ERROR, TIMES, MADE),
+    *(KEPT, REUSED, FAILURE, REASON, TRACEBACK),
+)

@@ -7,6 +7,9 @@ from studyloom.errors import QuestionError
 from studyloom.question.sources import CODE, code_of
 
 
+DIGEST = "data.digest"
+
+
 def check_question(
     name: str,
     was: Mapping[str, Any] | None,
@@ -34,8 +37,10 @@ def check_question(
             "that uses Optuna; it stays as it is; give this one another name: study.name=…"
         )
     accepted = dict(was)
+    if was.get(DIGEST) == "":  # an earlier version did not read the data that a function's config
+        accepted[DIGEST] = now.get(DIGEST)  # names; which they are is in its other keys
     if accept_code_change or not code_of(was):  # an earlier version stored none
-        accepted = {key: was[key] for key in was if key not in code_of(was)} | code_of(now)
+        accepted = {key: accepted[key] for key in was if key not in code_of(was)} | code_of(now)
     if changes := differences(accepted, now):
         raise _another_question(name, changes)
     return accepted

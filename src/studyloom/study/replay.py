@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from optuna.trial import FrozenTrial
+from optuna import TrialPruned
+from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.config import trust
 from studyloom.config.build import build
@@ -31,6 +32,7 @@ from studyloom.question.costs import parse_limits
 from studyloom.question.function import build_loop, device, loop_jobs, named_goals, names_data
 from studyloom.question.jobs import build_jobs
 from studyloom.question.loop import LoopObjective
+from studyloom.question.loop_run import RESERVED, Report
 from studyloom.question.objective import Step, group_by_epoch, mean_epoch, mean_epochs
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, FAILURE, JOBS, MADE, REASON
@@ -63,16 +65,19 @@ class ExpectedTrial:
     """What a trial stored about its course, which a replay is to repeat.
 
     Args:
-        curve: a list for each quantity, with a number for each epoch from 1 on.
+        curve: a list for each quantity, with a number for each epoch from 1 on; None where a loop
+            told none.
         failure: how the trial failed; None if it did not.
         jobs: for each epoch, the number of jobs of which it is the mean.
         metric: the name of the value.
+        value: that a loop returned at its end; None if it did not come so far.
     """
 
-    curve: Mapping[str, Sequence[float]]
+    curve: Mapping[str, Sequence[float | None]]
     failure: Failure | None
     jobs: Sequence[int]
     metric: str = "accuracy"
+    value: float | None = None
 
     @property
     def epochs(self) -> int:
@@ -81,6 +86,21 @@ class ExpectedTrial:
     def called(self, quantity: str) -> str:
         """Returns the name of a quantity of the curve, which for the value is the metric's."""
         return self.metric if quantity == "value" else quantity
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a replay went.
+
+    Args:
+        steps: its epochs, as means over jobs.
+        failure: how it failed; None if it did not.
+        value: that a loop returned at its end; None if it did not come so far.
+    """
+
+    steps: Sequence[Step]
+    failure: Failure | None
+    value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -119,8 +139,10 @@ class Tolerance:
     examples: int
     metric: str = "accuracy"
 
-    def holds(self, quantity: str, expected: float, now: float) -> bool:
-        """Whether two values of a quantity are close enough."""
+    def holds(self, quantity: str, expected: float | None, now: float | None) -> bool:
+        """Whether two values of a quantity are close enough; a loop may have told none."""
+        if expected is None or now is None:
+            return expected is now
         if quantity == "value" and self.metric == "accuracy" and self.examples:
             # Not in whole examples: the accuracy may be a mean over folds.
             return abs(now - expected) * self.examples <= self.off + 1e-6
@@ -158,23 +180,27 @@ def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
     raise ValueError(f"--trial {number}: there is no such trial; {hint}")
 
 
-def read_trial(trial: FrozenTrial, metric: str = "accuracy") -> ExpectedTrial:
+def read_trial(
+    trial: FrozenTrial, metric: str = "accuracy", *, loop: bool = False
+) -> ExpectedTrial:
     """Reads the course of a trial; if its workers died, as far as they had reported it.
 
     Args:
         trial: as it is stored; anybody may have written the database.
         metric: the name of its value.
+        loop: whether it called a loop, whose curves have names of its own.
 
     Raises:
         ValueError: the stored learning curve has the wrong form.
     """
     columns = trial.user_attrs.get(EPOCHS, {})
-    loop = "number" in columns and not {*QUANTITIES[1:]} & {*columns}  # it has no losses
-    curve = {name: columns.get(name, []) for name in QUANTITIES[: 1 if loop else None]}
+    names = ["value", *(name for name in columns if name not in RESERVED)] if loop else QUANTITIES
+    curve = {name: columns.get(name, []) for name in names}
     if EPOCHS not in trial.user_attrs:
         curve = {"value": [value for _, value in sorted(trial.intermediate_values.items())]}
     lengths = {len(values) for values in curve.values()}
-    numbers = all(type(v) in (int, float) for values in curve.values() for v in values)
+    kinds = (int, float, type(None)) if loop else (int, float)
+    numbers = all(type(v) in kinds for values in curve.values() for v in values)
     if len(lengths) > 1 or not numbers:
         raise ValueError(f"its attribute `{EPOCHS}` must have a number for each epoch and quantity")
     jobs = columns.get(JOBS, [1] * len(curve["value"]))
@@ -184,7 +210,10 @@ def read_trial(trial: FrozenTrial, metric: str = "accuracy") -> ExpectedTrial:
             f"`{JOBS}` in its attribute `{EPOCHS}` must have a number of jobs for each epoch"
         )
     kind, reason = trial.user_attrs.get(FAILURE), str(trial.user_attrs.get(REASON))
-    return ExpectedTrial(curve, None if kind is None else Failure(str(kind), reason), jobs, metric)
+    failure = None if kind is None else Failure(str(kind), reason)
+    value = trial.values[0] if loop and trial.values and failure is None else None
+    pruned = trial.state == TrialState.PRUNED  # Optuna gives it the value of its last report
+    return ExpectedTrial(curve, failure, jobs, metric, None if pruned else value)
 
 
 def rebuild(provenance: Provenance, trusted: Sequence[str]) -> DictConfig:
@@ -251,7 +280,7 @@ def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> Trainin
             f"has {split.digest}; put the same files where data.root or STUDYLOOM_DATA points"
         )
     folds = split.folds(cfg.objective.folds, source.validation, derive(provenance.study_seed))
-    cuda = provenance.device == "cuda" and torch.cuda.is_available()
+    cuda = provenance.device == "cuda" and torch.cuda.is_available() and not is_loop(cfg)
     data = TrainingData(source, split, folds)
     return data.to(torch.device("cuda", 0) if cuda else torch.device("cpu"))
 
@@ -276,9 +305,9 @@ def train_again(
     cfg: DictConfig,
     provenance: Provenance,
     data: TrainingData,
-    until: int,
-    report: Callable[[Epoch], None],
-) -> tuple[list[Epoch], Failure | None]:
+    until: int | None,
+    report: Callable[[Step], None],
+) -> Course:
     """Trains the first epochs of a trial again.
 
     Args:
@@ -286,10 +315,8 @@ def train_again(
         provenance: of the trial.
         data: of the trial.
         until: how many epochs to train; if the jobs are trained in turn, those of each job count.
+            None to train to the end.
         report: called after each epoch.
-
-    Returns:
-        The mean of the jobs for each epoch; and how the training failed, if it did.
 
     Raises:
         ConfigError: the configuration cannot be built.
@@ -310,7 +337,7 @@ def train_again(
         raise
     except Exception as error:  # as in the trial
         failure = failures.explain(error)
-    return [mean_epoch(epochs) for epochs in group_by_epoch(history)], failure
+    return Course([mean_epoch(epochs) for epochs in group_by_epoch(history)], failure)
 
 
 class _Enough(Exception):
@@ -321,73 +348,78 @@ def _call_again(
     cfg: DictConfig,
     provenance: Provenance,
     data: TrainingData,
-    until: int,
-    report: Callable[[Epoch], None],
-) -> tuple[list[Epoch], Failure | None]:
+    until: int | None,
+    report: Callable[[Step], None],
+) -> Course:
     """Calls the loop of a trial again, for as many reports; see `train_again`."""
     names = named_goals(cfg.objective)
     goals = [Goal(name, direction) for name, direction in names]
     limits = parse_limits(value_at(cfg, "objective.constraints"), None)
     jobs = loop_jobs(cfg, data, provenance.seed)
     objective = LoopObjective(build_loop(cfg, goals, limits), jobs, device())
-    failure, reports = None, 0
+    value, failure, reports = None, None, 0
 
     def take(step: Step) -> None:
         nonlocal reports
         if len(jobs) > 1 and step.number % objective.stride == 0:  # the end of a job
             return
         reports += 1
-        report(_as_epoch(reports, step.value, step.seconds))
+        report(Report(reports, step.value, step.seconds, reports))
         if reports == until:
             raise _Enough
 
     try:
-        objective.run(take, Stop())
+        value = objective.run(take, Stop())
     except ConfigError:
         raise
-    except _Enough:
+    except (_Enough, TrialPruned):
         pass
     except Exception as error:  # as in the trial
         failure = failures.explain(error)
     columns = objective.curves()
-    rows = zip(columns.get("value", ()), columns.get("seconds", ()), strict=True)
-    return [_as_epoch(number, *row) for number, row in enumerate(rows, 1)], failure
+    steps = [
+        Report(at + 1, value, 0.0, at + 1, {name: columns[name][at] for name in columns})
+        for at, value in enumerate(columns.get("value", ()))
+    ]
+    return Course(steps, failure, value)
 
 
-def _as_epoch(number: int, value: float, seconds: float) -> Epoch:
-    return Epoch(number, math.nan, math.nan, value, seconds, math.nan)
+def quantity_of(step: Step, name: str) -> float | None:
+    """Returns a quantity of a step by its name; None if a loop has not told it there."""
+    if isinstance(step, Report):
+        return step.further.get(name)
+    number: float = getattr(step, name)
+    return number
 
 
-def compare(
-    expected: ExpectedTrial,
-    now: Sequence[Epoch],
-    failure: Failure | None,
-    tolerance: Tolerance | None,
-) -> list[Difference]:
+def compare(expected: ExpectedTrial, now: Course, tolerance: Tolerance | None) -> list[Difference]:
     """Compares a replay with the trial.
 
     Args:
         expected: the trial.
-        now: the epochs of the replay.
-        failure: how the replay failed; None if it did not.
+        now: the replay.
         tolerance: None if numbers must be equal bit for bit.
 
     Returns:
         All differences, by epoch.
     """
     differences = []
-    for position, epoch in enumerate(now[: expected.epochs]):
+    for position, epoch in enumerate(now.steps[: expected.epochs]):
         for quantity, values in expected.curve.items():
-            before, value = values[position], getattr(epoch, quantity)
+            before, value = values[position], quantity_of(epoch, quantity)
             close = tolerance is not None and tolerance.holds(quantity, before, value)
             if before != value and not close:
                 name = expected.called(quantity)
                 differences.append(Difference(epoch.number, name, before, value))
+    if expected.value is not None and now.failure is None and expected.value != now.value:
+        before, value = expected.value, now.value
+        if tolerance is None or not tolerance.holds("value", before, value):
+            differences.append(Difference(len(now.steps), expected.metric, before, value))
     outside = expected.failure is not None and expected.failure.kind in OUTSIDE
-    pair, exactly = (None if outside else expected.failure, failure), tolerance is None
+    pair, exactly = (None if outside else expected.failure, now.failure), tolerance is None
     if not _is_same_failure(*pair, exactly=exactly):
         stored, again = (_format_failure(f, exactly=exactly) for f in pair)
-        last = len(now) + (failure is not None)
+        last = len(now.steps) + (now.failure is not None)
         differences.append(Difference(last, "failure", stored, again))
     return sorted(differences, key=lambda difference: difference.epoch)
 

@@ -435,8 +435,8 @@ def _accept(stored: StoredStudy, was: Mapping[str, Any], accepted: Mapping[str, 
     """Stores the digests of the user's own code that a study goes on with, if they are others."""
     if accepted == was:
         return
-    if code_of(was):  # else an earlier version has stored none
-        changed = {key for key, _ in code_of(was).items() ^ code_of(accepted).items()}
+    changed = {key for key, _ in code_of(was).items() ^ code_of(accepted).items()}
+    if code_of(was) and changed:  # else an earlier version has stored none
         change = {"from": len(stored.trials()), "changed": sorted(changed)}
         stored.optuna.set_user_attr(CODE_CHANGES, [*stored.code_changes(), change])
     stored.optuna.set_user_attr(QUESTION, dict(accepted))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
+import torch
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
@@ -26,7 +27,7 @@ from studyloom.question.objective import Attempt, Objective, Stopping
 from studyloom.seeds import derive
 from studyloom.space.tree import Point, Space
 from studyloom.storage import sql
-from studyloom.storage.attributes import BASELINE, SLOT, WORKER
+from studyloom.storage.attributes import BASELINE, KEPT, SLOT, WORKER
 from studyloom.storage.ledger import Claim
 from studyloom.study import failures
 from studyloom.study.failures import Failure
@@ -52,6 +53,7 @@ class TrialSource(Protocol):
     @property
     def in_turn(self) -> bool: ...
     def provenance_sections(self, point: Point) -> dict[str, Any] | None: ...
+    def trains_on(self, data: TrainingData) -> torch.device: ...
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]: ...
     def make_objective(
         self, point: Point, number: int, data: TrainingData, attempt: Attempt
@@ -175,10 +177,13 @@ class Worker:
                 death = f"the worker got {self.stopping.alone}"
                 self.stored.ledger.record_death(worker_id(os.getpid()), death)
             raise
+        self.remove_files(checkpoint)
+
+    def remove_files(self, checkpoint: Checkpoint | None) -> None:
+        """Removes what a trial that has ended has left for another attempt, if anything."""
         if checkpoint is not None:
             with contextlib.suppress(OSError):
                 checkpoint.remove()
-            # Of this trial: the stop above leaves it for the next attempt.
             shutil.rmtree(self.folder(checkpoint), ignore_errors=True)
 
     def begin(self, frozen: FrozenTrial) -> optuna.Trial:
@@ -202,10 +207,13 @@ class Worker:
 
     def give_up(self, frozen: FrozenTrial, reporter: Reporter) -> None:
         """Fails a trial during which too many workers died."""
+        checkpoint = None
         with contextlib.suppress(KeyError):  # they died before all parameters were suggested
             point = self.question.space.walk(lambda parameter: frozen.params[parameter.name])
             reporter.store(None, self.provenance(reporter.claim, point, frozen.number))
+            checkpoint = self.checkpoint(frozen.number, point)
         reporter.fail(death_reason(reporter.claim))
+        self.remove_files(checkpoint)
 
     def train(
         self, point: Point, frozen: FrozenTrial, reporter: Reporter, checkpoint: Checkpoint | None
@@ -285,6 +293,7 @@ class Worker:
         if self.weights is not None and weights is not None:
             with self.watch("checkpoints"):
                 save_weights(self.weights / f"trial-{number}.pt", weights)
+            reporter.trial.set_user_attr(KEPT, True)
         return value
 
     def checkpoint(self, number: int, point: Point) -> Checkpoint | None:
@@ -315,7 +324,7 @@ class Worker:
         sections = self.question.provenance_sections(point)
         if sections is None:
             return None
-        seed, device = self.question.seed, self.data.device
+        seed, device = self.question.seed, self.question.trains_on(self.data)
         return Provenance(
             config=sections,
             seed=derive(seed, number),

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from studyloom.errors import ConfigError
+from studyloom.question.objective import Step
 from studyloom.storage.attributes import EPOCHS, MADE
-from studyloom.study.failures import Failure
 from studyloom.study.identity import differences
 from studyloom.study.provenance import Provenance, current_environment
 from studyloom.study.replay import (
@@ -18,12 +19,14 @@ from studyloom.study.replay import (
     LOSS,
     OUTSIDE,
     REORDERING,
+    Course,
     ExpectedTrial,
     Tolerance,
     compare,
     find_trial,
     is_loop,
     load_data,
+    quantity_of,
     read_trial,
     rebuild,
     threads,
@@ -31,7 +34,6 @@ from studyloom.study.replay import (
 )
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_value, one_line
-from studyloom.training.job import Epoch
 
 
 def replay(
@@ -56,19 +58,23 @@ def replay(
     trial = find_trial(stored.trials(), number)
     try:
         provenance = Provenance.read(trial.user_attrs[MADE])
-        expected = read_trial(trial, stored.metric)
-        if provenance.in_turn and EPOCHS not in trial.user_attrs:
+        cfg = rebuild(provenance, trusted)
+        loop, objective = is_loop(cfg), cfg.objective
+        expected = read_trial(trial, stored.metric, loop=loop)
+        in_turn = provenance.in_turn or (loop and objective.folds * objective.seeds > 1)
+        if in_turn and EPOCHS not in trial.user_attrs:
             raise ValueError(
                 "its workers died, and of jobs in turn had reported only how each ended"
             )
+    except ConfigError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"trial {number} cannot be replayed: {error}") from None
-    cfg = rebuild(provenance, trusted)
     data = load_data(cfg, provenance, run_dir)
     failed_inside = expected.failure is not None and expected.failure.kind not in OUTSIDE
-    in_turn = provenance.in_turn or is_loop(cfg)
+    to_the_end = loop and (expected.value is not None or failed_inside)
     last = (sum(expected.jobs) if in_turn else expected.epochs) + failed_inside
-    if not last:
+    if not last and not to_the_end:
         raise ValueError(f"trial {number} cannot be replayed: it ended before its first epoch did")
     ending = trial.state.name.lower()
     if expected.failure is not None:
@@ -76,23 +82,23 @@ def replay(
     head = f"trial {number} of {one_line(stored.name)}, {ending}; epochs stored: {expected.epochs}"
     console.print(Text(head))
 
-    def print_epoch(epoch: Epoch) -> None:
+    def print_epoch(epoch: Step) -> None:
         value = f"{stored.metric} {format_value(epoch.value)}"
         console.print(Text(f"epoch {epoch.number}/{last}  {value}  {epoch.seconds:.1f} s"))
 
     with threads(provenance.environment.get("threads")):
-        now, failure = train_again(cfg, provenance, data, last, print_epoch)
+        until = None if to_the_end else last
+        now = train_again(cfg, provenance, data, until, print_epoch)
         here = current_environment(data.device)
-    console.print(comparison_table(expected, now))
+    console.print(comparison_table(expected, now.steps))
     examples = len(data.folds[0][1]) if data.folds else 0
-    return print_verdict(provenance, expected, now, failure, here, examples, console)
+    return print_verdict(provenance, expected, now, here, examples, console)
 
 
 def print_verdict(
     provenance: Provenance,
     expected: ExpectedTrial,
-    now: Sequence[Epoch],
-    failure: Failure | None,
+    now: Course,
     here: Mapping[str, Any],
     examples: int,
     console: Console,
@@ -104,8 +110,7 @@ def print_verdict(
     Args:
         provenance: how the stored training was made.
         expected: the stored training.
-        now: the epochs of the training just done.
-        failure: how the training just done failed, if it did.
+        now: the training just done.
         here: the environment of the training just done.
         examples: the number of validation examples.
         console: where to print.
@@ -113,12 +118,13 @@ def print_verdict(
     Returns:
         The exit code: 0 if they are equal or within tolerance, else 1.
     """
-    differing = compare(expected, now, failure, None)
+    differing = compare(expected, now, None)
     if not differing:
-        same_failure = expected.failure is not None and failure is not None
+        same_failure = expected.failure is not None and now.failure is not None
         epochs = f"{expected.epochs} epoch{'' if expected.epochs == 1 else 's'}"
         quantities = ", ".join(map(expected.called, expected.curve))
         again = ", and the same failure" if same_failure else ""
+        again += ", and the value at the end" if expected.value is not None else ""
         line = f"equal bit for bit: {epochs} of {quantities}{again}"
         console.print(Text(line, style="bold green"))
         return 0
@@ -136,7 +142,7 @@ def print_verdict(
     if reordered or provenance.device == "cuda" or provenance.claims > 1:
         most_off = max(1, math.ceil(COUNTED * examples))
         tolerance = Tolerance(LOSS, most_off, examples, expected.metric)
-        if not (differing := compare(expected, now, failure, tolerance)):
+        if not (differing := compare(expected, now, tolerance)):
             console.print(Text(f"equal within tolerance: {tolerance}", style="bold green"))
             print_reasons(reasons, console)
             return 0
@@ -152,7 +158,7 @@ def print_reasons(reasons: Sequence[str], console: Console) -> None:
         console.print(Text(f"  {reason}"))
 
 
-def comparison_table(expected: ExpectedTrial, now: Sequence[Epoch]) -> Table:
+def comparison_table(expected: ExpectedTrial, now: Sequence[Step]) -> Table:
     """Renders each stored number with the difference to the number now; = if they are equal.
 
     Args:
@@ -167,12 +173,16 @@ def comparison_table(expected: ExpectedTrial, now: Sequence[Epoch]) -> Table:
         cells = []
         for quantity, values in expected.curve.items():
             before = values[position]
+            if before is None:  # a loop told it in other epochs
+                cells.append("–")
+                continue
             # Before a training diverges, a loss may have thirty digits.
             cell = f"{before:.5f}" if abs(before) < 100 else f"{before:.1e}"
-            if position >= len(now):
+            again = None if position >= len(now) else quantity_of(now[position], quantity)
+            if again is None:
                 cells.append(f"{cell} –")
             else:
-                delta = getattr(now[position], quantity) - before
+                delta = again - before
                 cells.append(f"{cell} {f'{delta:+.1e}' if delta else '='}")
         table.add_row(str(position + 1), *cells)
     return table

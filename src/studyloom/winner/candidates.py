@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from optuna.pruners import BasePruner, NopPruner
 
 from studyloom.data.folds import Fold
@@ -98,6 +99,9 @@ class CandidateTrainings:
 
     def provenance_sections(self, point: Point) -> None:
         """Returns nothing: the candidate's trial in the search has its provenance."""
+
+    def trains_on(self, data: TrainingData) -> torch.device:
+        return self.question.trains_on(data)
 
     def sampler(self, number: int) -> GridSampler:
         return GridSampler(self.space)

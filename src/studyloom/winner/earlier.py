@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.question.objective import StoredObjective
 from studyloom.question.sources import code_of
-from studyloom.storage.attributes import EPOCHS, QUESTION, REUSED, STANDARD_ERROR, TESTED
+from studyloom.storage.attributes import EPOCHS, KEPT, QUESTION, REUSED, STANDARD_ERROR, TESTED
 from studyloom.study.stored_study import StoredStudy
 from studyloom.training.checkpoint import load_weights
 
@@ -44,7 +44,7 @@ class EarlierTraining:
     Args:
         trial: as it is stored there.
         source: the stage and the number of the trial.
-        weights: the file of its network; None if the stage keeps none.
+        weights: the file of its network; None if none was kept.
     """
 
     trial: FrozenTrial
@@ -97,7 +97,9 @@ def earlier_trainings(
         for trial in search.storage.get_all_trials(stage.study_id, deepcopy=False):
             if trial.state == TrialState.COMPLETE and {"candidate", "seed"} <= {*trial.params}:
                 source = trial.user_attrs.get(REUSED, f"{stage.name}, trial {trial.number}")
-                file = None if weights is None else weights / f"trial-{trial.number}.pt"
+                # A loop may have kept nothing; and a network of before is not marked.
+                kept = title == RETRAINING or KEPT in trial.user_attrs
+                file = weights / f"trial-{trial.number}.pt" if weights and kept else None
                 key = trial.params["candidate"], trial.params["seed"]
                 known.setdefault(key, EarlierTraining(trial, source, file))
     return known

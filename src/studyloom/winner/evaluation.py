@@ -20,7 +20,7 @@ from studyloom.errors import NoWinner
 from studyloom.question.function import FunctionQuestion
 from studyloom.question.objective import Attempt
 from studyloom.question.question import SECTIONS
-from studyloom.storage.attributes import TESTED
+from studyloom.storage.attributes import KEPT, TESTED
 from studyloom.study.provenance import current_environment
 from studyloom.study.stopping import Stop
 from studyloom.training.batches import batch_dtype
@@ -305,7 +305,7 @@ def load_or_train(plan: Plan, candidate: int, seed: int) -> dict[str, Any] | Non
     try:
         return load_weights(stage.weights / f"trial-{trial.number}.pt")
     except (OSError, ValueError):
-        if not plan.question.tested:  # a loop that has kept nothing, or a study of before
+        if not plan.question.tested and KEPT not in trial.user_attrs:
             return None
     objective = plan.question.make_single_objective(
         trainings.candidates[candidate],
