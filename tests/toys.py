@@ -103,7 +103,7 @@ KINDS = {"network": (), "loop": LOOP}  # of training, for laws that hold of each
 
 def train(config: DictConfig, run: Run) -> float:
     """A loop of one's own: what the config describes, trained as in a tutorial."""
-    network = build(config)
+    network = build(config, run.train)
     optimizer = build_optimizer(config.optimizer)(network.parameters())
     run.keep(network=network, optimizer=optimizer)
     loader = DataLoader(run.train, config.train.batch_size, shuffle=True, generator=run.generator)
@@ -124,7 +124,7 @@ def train(config: DictConfig, run: Run) -> float:
 
 def test(config: DictConfig, run: Run, part: TensorDataset) -> dict[str, float]:
     """Tests what `train` has kept."""
-    network = build(config)
+    network = build(config, part)
     run.keep(network=network)
     accuracy, loss = evaluate(network, part)
     return {"accuracy": accuracy, "loss": loss}
@@ -133,8 +133,8 @@ def test(config: DictConfig, run: Run, part: TensorDataset) -> dict[str, float]:
 test.__test__ = False  # type: ignore[attr-defined]
 
 
-def build(config: DictConfig) -> Any:
-    return build_network(config.model, (1, 4, 4), 10)
+def build(config: DictConfig, part: TensorDataset) -> Any:
+    return build_network(config.model, part.tensors[0].shape[1:], 10)
 
 
 def evaluate(network: torch.nn.Module, part: TensorDataset) -> tuple[float, float]:

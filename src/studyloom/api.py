@@ -114,7 +114,8 @@ class Study:
 
         Returns:
             A pandas DataFrame, or `Rows` if pandas is not installed, with the columns trial,
-            epoch, value, train_loss and valid_loss.
+            epoch, value, train_loss and valid_loss, and one for each further quantity that a loop
+            of one's own reports.
         """
         return _frame(curve_rows(self._stored))
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import sys
 from contextlib import contextmanager
 
@@ -13,11 +14,12 @@ import pytest
 import torch
 from commands import ROOT, study
 from optuna.trial import TrialState
-from toys import Never, compose
+from toys import Never, Signal, compose
 
 from studyloom.config.schema import WinnerSection
 from studyloom.data.training_data import TrainingData
-from studyloom.errors import ConfigError, Halted, Stopped, UndefinedMetric
+from studyloom.errors import ConfigError, Halted, QuestionError, Stopped, UndefinedMetric
+from studyloom.metrics import Goal
 from studyloom.question.function import FunctionQuestion
 from studyloom.question.loop import Loop, LoopJob, LoopObjective
 from studyloom.question.validation import validate
@@ -274,6 +276,125 @@ def test_a_question_of_a_function_is_checked_before_the_first_trial(ask, overrid
     with pytest.raises(ConfigError) as caught:
         validate(ask(*overrides), TrainingData())
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["objective.metric=[height,epochs]", "objective.direction=[maximize,minimize]"],
+            "objective.metric: epochs is a name of ours; choose another",
+        ),
+        (
+            ["objective.constraints={slot: '<= 3'}"],
+            "objective.constraints: slot is a name of ours; choose another",
+        ),
+        (
+            ["objective.metric=[a,a]", "objective.direction=[maximize,minimize]"],
+            "objective.metric: a is there twice",
+        ),
+    ],
+)
+def test_a_cost_with_the_name_of_what_we_store_is_refused(ask, overrides, words):
+    """Else it would take the place of the learning curve, or of the slot of its trial."""
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        validate(ask(*overrides), TrainingData())
+
+
+def test_a_study_of_before_goes_on_whose_config_names_data_that_its_function_did_not_use(ask, url):
+    """An earlier version did not read them, and called each value by another name."""
+    question = ask("+data={_target_: studyloom.data.Embedded}")
+    create_study(url, "own", question.identity(""), 3, goals=[Goal("value", "maximize")])
+    stored = create_study(url, "own", question.identity("abc"), 3, goals=question.goals)
+    assert stored.metric == "height"
+    assert optuna.load_study(study_name="own", storage=stored.storage).metric_names == ["height"]
+    assert stored.code_changes() == []
+    with pytest.raises(QuestionError, match=r"data\.digest: abc → other"):
+        create_study(url, "own", question.identity("other"), 3)
+    with pytest.raises(QuestionError, match=r"data\._target_"):
+        create_study(url, "own", ask("+data={_target_: mine.Other}").identity("abc"), 3)
+
+
+def test_the_folder_of_a_trial_is_there_for_the_next_attempt_and_gone_when_it_has_ended(
+    ask, objective, sqlite_url, tmp_path
+):
+    seen = []
+
+    def function(config, run):
+        seen.append([path.name for path in run.dir.iterdir()])
+        (run.dir / "weights").touch()
+        run(1.0, run.attempt)
+        return 1.0
+
+    objective(function)
+    stored = work(ask(), sqlite_url, tmp_path / "c", 1, Signal(2))
+    assert stored.ledger.counts()["free"] == 1
+    work(ask(), sqlite_url, tmp_path / "c", 2)
+    assert seen == [[], ["weights"], []]
+    assert [*(tmp_path / "c").iterdir()] == []
+
+
+def test_a_trial_that_is_given_up_leaves_no_files(ask, objective, sqlite_url, tmp_path):
+    objective(lambda config, run: (run.dir / "weights").touch() or run(1.0, 1))
+    stored = work(ask(), sqlite_url, tmp_path / "c", 1, Signal(2))
+    for _ in range(3):
+        stored.ledger.claim("w", 1, 60.0)
+        stored.ledger.record_death("w", "the worker ended with signal SIGKILL")
+    assert [*(tmp_path / "c").glob("*/weights")] != []
+    stored = work(ask(), sqlite_url, tmp_path / "c", 1)
+    assert stored.trials()[0].user_attrs[FAILURE] == "crashed"
+    assert [*(tmp_path / "c").iterdir()] == []
+
+
+def test_a_loop_that_prunes_itself_is_pruned_also_with_two_objectives(
+    ask, objective, sqlite_url, tmp_path
+):
+    def function(config, run):
+        run.cost(size=3)
+        for epoch in run.epochs(3):
+            run.report(height=epoch)
+            if run.trial == 1 and epoch == 2:
+                raise optuna.TrialPruned
+        return {"height": run.value, "size": 4}
+
+    objective(function)
+    two = ("objective.metric=[height,size]", "objective.direction=[maximize,minimize]")
+    stored = work(ask(*two), sqlite_url, tmp_path, 3)
+    assert [trial.state.name for trial in stored.trials()] == ["COMPLETE", "PRUNED", "COMPLETE"]
+    assert stored.trials()[0].values == [3.0, 4.0]
+    assert stored.trials()[1].intermediate_values == {1: 1.0, 2: 2.0}
+
+
+def test_a_cost_beyond_its_limit_teaches_the_sampler_and_never_wins(
+    ask, objective, sqlite_url, tmp_path
+):
+    def function(config, run):
+        run.cost(size=10 if run.trial == 1 else 1)
+        return 5.0 if run.trial == 1 else 1.0
+
+    objective(function)
+    stored = work(ask("objective.constraints={size: '<= 3'}"), sqlite_url, tmp_path, 3)
+    beyond = stored.trials()[1]
+    assert (beyond.state, beyond.user_attrs[FAILURE]) == (TrialState.PRUNED, "infeasible")
+    assert beyond.constraints["size"] > 0
+    assert 1 not in [trial.number for trial in stored.feasible()]
+
+
+def test_hyperband_counts_the_epochs_of_the_loop(ask, objective, sqlite_url, tmp_path):
+    def function(config, run):
+        for epoch in run.epochs(4):
+            run.report(height=epoch)
+        return run.value
+
+    objective(function)
+    told = "objective has 4; set pruner.max_resource=4"
+    with pytest.raises(Halted, match=told):
+        work(ask("pruner=hyperband", "train.epochs=3"), sqlite_url, tmp_path, 1)
+    stored = work(
+        ask("pruner=hyperband", "train.epochs=3", "pruner.max_resource=4"), sqlite_url, tmp_path, 3
+    )
+    assert stored.ledger.counts()["done"] == 3
+    assert TrialState.COMPLETE in [trial.state for trial in stored.trials()]
 
 
 def test_what_a_function_is_told_is_part_of_the_question(ask):

@@ -12,6 +12,7 @@ from torch import nn
 from studyloom.errors import Infeasible, UndefinedMetric
 from studyloom.question.costs import parse_limits
 from studyloom.question.loop_run import Place, Run, UnfitState
+from studyloom.storage.attributes import COLUMNS
 from studyloom.training.checkpoint import Checkpoint
 from studyloom.training.randomness import seeded
 
@@ -75,7 +76,7 @@ def test_a_loop_may_report_by_hand_with_steps_of_its_own():
         run.report(accuracy=0.7, step=20)
 
 
-@pytest.mark.parametrize("name", ["number", "value", "seconds", "jobs", "standard_error"])
+@pytest.mark.parametrize("name", COLUMNS)
 def test_a_quantity_with_the_name_of_a_column_of_ours_is_refused(name):
     """Else it would take the place of that column in the curves of the trial."""
     run, _ = run_of()

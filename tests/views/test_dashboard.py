@@ -223,6 +223,26 @@ def test_curves_have_a_line_for_each_epoch(sqlite_url):
     assert curves_csv([], "accuracy") == ""
 
 
+def test_the_curves_of_a_loop_have_a_column_for_each_quantity_that_it_told():
+    curves = (
+        {"number": [1, 2], "value": [0.5, 0.6], "seconds": [1, 1], "loss": [2.0, 1.0]},
+        {"number": [5], "value": [0.7], "seconds": [1], "recall": [0.1]},
+        {"number": [0], "value": [0.8], "seconds": [1]},
+    )
+    trials = [
+        create_trial(value=0.5, user_attrs={EPOCHS: curve}, system_attrs={}) for curve in curves
+    ]
+    for number, trial in enumerate(trials):
+        trial.number = number
+    assert curves_csv(trials, "f1").splitlines() == [
+        "trial,epoch,f1,loss,recall",
+        "0,1,0.5,2.0,",
+        "0,2,0.6,1.0,",
+        "1,5,0.7,,0.1",
+        "2,0,0.8,,",
+    ]
+
+
 def test_artifacts_are_listed_and_downloaded_and_cannot_touch_the_dashboard(url, run_dir):
     stored = filled(url)
     publish(stored, run_dir, "toy")

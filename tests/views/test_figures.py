@@ -5,6 +5,7 @@ from made_trials import AXIS, BEGAN, a_trial, forty
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
+from studyloom.storage.attributes import EPOCHS
 from studyloom.views.figures import curves
 from studyloom.views.figures.axes import log_ticks
 from studyloom.views.figures.parameters import contour, parallel
@@ -80,6 +81,40 @@ def test_logarithmic_axes_have_three_or_four_marks():
         axis = log_ticks([low, high])
         assert 1 <= len(axis["tickvals"]) == len(axis["ticktext"]) <= 4
         assert all(low <= value <= high for value in axis["tickvals"])
+
+
+def of_a_loop(**columns):
+    curve = {"number": [1, 2, 3], "value": [0.5, 0.6, 0.7], "seconds": [1, 1, 1]}
+    trial = a_trial(3)
+    trial.user_attrs[EPOCHS] = curve | columns
+    return trial
+
+
+def test_what_a_loop_told_beside_the_value_is_drawn_with_gaps_where_it_told_none():
+    trial = of_a_loop(loss=[3.0, None, 1.0], recall=[0.1, 0.2, 0.3], valid_loss=[2, 1, 1])
+    figure = curves.losses(trial)
+    drawn = {line.name: [*line.y] for line in figure.data}
+    assert drawn == {
+        "loss": [3.0, None, 1.0],
+        "recall": [0.1, 0.2, 0.3],
+        "validation loss": [2, 1, 1],
+    }
+    assert len({line.line.color for line in figure.data}) == 3
+    title, caption = curves.beside(trial, "Trial 3. ")
+    assert (title, caption) == (
+        "Further quantities",
+        "Trial 3. What the loop reported beside the value.",
+    )
+
+
+def test_losses_that_a_loop_calls_as_we_do_show_over_fitting():
+    trial = of_a_loop(train_loss=[3, 2, 1], valid_loss=[3, 2, 4])
+    assert curves.beside(trial, "")[0] == curves.beside(a_trial(0), "")[0] == "Over-fitting"
+    assert "lowest at epoch 2" in str(curves.losses(trial))
+
+
+def test_a_loop_that_told_only_its_value_has_no_figure_of_more():
+    assert curves.losses(of_a_loop()) == "Trial 3 stored no losses."
 
 
 def test_idle_is_the_share_of_gaps_in_a_workers_time():

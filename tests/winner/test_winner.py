@@ -339,7 +339,8 @@ def test_an_interval_that_holds_0_shows_no_difference(evaluated):
 
 def test_the_test_numbers_are_those_of_the_stored_networks(evaluated):
     plan, answer, _ = evaluated
-    images, model = test_part(), toys.build(plan.question.at(plan.candidates[plan.winner]))
+    winner = plan.question.at(plan.candidates[plan.winner])
+    images, model = test_part(), toys.build(winner, SPLIT.part())
     model.load_state_dict(flat(train_plainly(plan.retraining, plan.winner, 0)[1]))
     predicted = model.eval()(images.inputs).argmax(1)
     accuracy = float((predicted == images.targets).double().mean())

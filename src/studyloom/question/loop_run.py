@@ -16,12 +16,11 @@ from torch.utils.data import Dataset
 from studyloom.errors import Infeasible, UndefinedMetric
 from studyloom.question.costs import Cost, Limit
 from studyloom.question.numbers import check_step, finite
+from studyloom.storage.attributes import COLUMNS
 from studyloom.training.randomness import random_state, set_random_state
 from studyloom.training.ranks import ALONE, Ranks
 
 TEST = "test"  # the stage of a run that objective.test is given
-# The names that a report's own numbers have among the curves of a trial.
-RESERVED = ("number", "value", "seconds", "jobs", "standard_error")
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
 
 
@@ -377,7 +376,7 @@ class Run:
             TypeError: another has a name that the curves of a trial use.
         """
         compared = self._metric if self._metric in values else next(iter(values))
-        if taken := [name for name in values if name in RESERVED and name != compared]:
+        if taken := [name for name in values if name in COLUMNS and name != compared]:
             raise TypeError(f"run.report: {taken[0]} is a name of ours; choose another")
         return compared
 

@@ -22,6 +22,8 @@ ENQUEUED = "enqueued"  # str: the source of a point that was queued before any w
 EPOCHS = "epochs"  # dict[str, list[float]]: the learning curve, a column for each quantity
 JOBS = "jobs"  # list[int], a column of EPOCHS: the number of jobs that each epoch is the mean of
 STANDARD_ERROR = "standard_error"  # float, of the value; also a column of EPOCHS, list[float]
+# What a column of EPOCHS is called: these, and beside them the quantities that were measured.
+COLUMNS = ("number", "value", "seconds", "samples_per_second", JOBS, STANDARD_ERROR)
 TIMES = "times"  # dict[str, float]: the worker's seconds by kind
 MADE = "made"  # dict[str, Any]: provenance, from which the trial can be trained again
 KEPT = "kept"  # True: its weights, or what its loop kept, are in a file of the run directory

@@ -6,7 +6,6 @@ from typing import Any
 from studyloom.errors import QuestionError
 from studyloom.question.sources import CODE, code_of
 
-
 DIGEST = "data.digest"
 
 

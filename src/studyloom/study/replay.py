@@ -32,10 +32,10 @@ from studyloom.question.costs import parse_limits
 from studyloom.question.function import build_loop, device, loop_jobs, named_goals, names_data
 from studyloom.question.jobs import build_jobs
 from studyloom.question.loop import LoopObjective
-from studyloom.question.loop_run import RESERVED, Report
+from studyloom.question.loop_run import Report
 from studyloom.question.objective import Step, group_by_epoch, mean_epoch, mean_epochs
 from studyloom.seeds import derive
-from studyloom.storage.attributes import EPOCHS, FAILURE, JOBS, MADE, REASON
+from studyloom.storage.attributes import COLUMNS, EPOCHS, FAILURE, JOBS, MADE, REASON
 from studyloom.study import failures
 from studyloom.study.failures import Failure
 from studyloom.study.provenance import Provenance
@@ -194,7 +194,7 @@ def read_trial(
         ValueError: the stored learning curve has the wrong form.
     """
     columns = trial.user_attrs.get(EPOCHS, {})
-    names = ["value", *(name for name in columns if name not in RESERVED)] if loop else QUANTITIES
+    names = ["value", *(name for name in columns if name not in COLUMNS)] if loop else QUANTITIES
     curve = {name: columns.get(name, []) for name in names}
     if EPOCHS not in trial.user_attrs:
         curve = {"value": [value for _, value in sorted(trial.intermediate_values.items())]}

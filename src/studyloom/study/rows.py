@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial
 from studyloom.metrics import Goal
 from studyloom.storage.attributes import (
     BASELINE,
+    COLUMNS,
     EPOCHS,
     FAILURE,
     REASON,
@@ -129,20 +130,29 @@ def seconds_spent(trial: FrozenTrial) -> float | None:
 def curve_rows(stored: StoredStudy) -> Rows:
     """Returns a row for each epoch of each trial: trial, epoch, value, train_loss, valid_loss.
 
-    A trial that runs has only the values that it reported, and a function has no losses.
+    Then come the further quantities of a loop, which has these losses only if it calls them so. A
+    trial that runs has only the values that it reported.
     """
-    rows = [row for trial in stored.trials() for row in _curve(trial)]
-    return Rows(("trial", "epoch", *CURVES), tuple(rows))
+    trials = stored.trials()
+    names = tuple(dict.fromkeys([*CURVES, *quantities(trials)]))
+    rows = [row for trial in trials for row in _curve(trial, names)]
+    return Rows(("trial", "epoch", *names), tuple(rows))
 
 
-def _curve(trial: FrozenTrial) -> Iterator[tuple[Any, ...]]:
+def quantities(trials: Iterable[FrozenTrial]) -> list[str]:
+    """Returns what trials measured in each epoch beside their value, in the order of the first."""
+    names = (name for trial in trials for name in trial.user_attrs.get(EPOCHS) or ())
+    return [name for name in dict.fromkeys(names) if name not in COLUMNS]
+
+
+def _curve(trial: FrozenTrial, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     curve = trial.user_attrs.get(EPOCHS)
     if not curve:
         for step, value in sorted(trial.intermediate_values.items()):
-            yield (trial.number, step, value, None, None)
+            yield (trial.number, step, value, *[None] * (len(names) - 1))
         return
     length = max(map(len, curve.values()))
-    columns = [curve.get(name) or [None] * length for name in ("number", *CURVES)]
+    columns = [curve.get(name) or [None] * length for name in ("number", *names)]
     for epoch in zip(*columns, strict=False):
         yield (trial.number, *epoch)
 

@@ -21,6 +21,7 @@ LOSSES = (
     "Where the validation loss rises again while the training loss goes on falling, "
     "the network is over-fitting."
 )
+QUANTITIES = "What the loop reported beside the value."
 IMPORTANCES = (
     "How much each parameter contributes to telling good trials from bad ones (PED-ANOVA); the "
     "shares add up to 1. With few complete trials this is only a hint."

@@ -32,6 +32,7 @@ from rich.text import Text
 from studyloom.errors import StorageError
 from studyloom.files import open_below, read_below, remove_below, write_below
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
+from studyloom.study.rows import quantities
 from studyloom.study.stored_study import StoredStudy, open_study, study_names
 from studyloom.text import printable
 from studyloom.views.guard import LOOPBACK, Guard, bind, is_address
@@ -46,7 +47,6 @@ FILES = {
     "report.html": "text/html",
 }
 FOLDER = "artifacts"  # below the run directory
-CURVES = ("epoch", "value", "train_loss", "valid_loss")
 
 
 def open_only_study(url: str, name: str | None) -> StoredStudy:
@@ -233,13 +233,16 @@ def curves_csv(trials: Iterable[FrozenTrial], metric: str) -> str:
         The text; empty if no trial stored an epoch.
     """
     rows: list[list[Any]] = []
+    trials = [*trials]
+    names = quantities(trials)
     for trial in trials:
         epochs = trial.user_attrs.get(EPOCHS, {})
-        columns = [epochs.get("number" if name == "epoch" else name, []) for name in CURVES]
-        rows += [[trial.number, *row] for row in zip(*columns, strict=False)]
+        numbers = epochs.get("number", [])
+        columns = [epochs.get(name, [None] * len(numbers)) for name in ("value", *names)]
+        rows += [[trial.number, *row] for row in zip(numbers, *columns, strict=False)]
     text = io.StringIO()
     if rows:
-        head = ("trial", "epoch", metric, *CURVES[2:])
+        head = ("trial", "epoch", metric, *names)
         csv.writer(text, lineterminator="\n").writerows([head, *rows])
     return text.getvalue()
 

@@ -120,7 +120,7 @@ def search_sections(
     which = ""
     if (shown := won or best) is not None:
         which = f"Trial {shown.number}, the {'best' if won is None else 'winner'}. "
-    yield section("Over-fitting", which + captions.LOSSES, plot(curves.losses(shown)))
+    yield section(*curves.beside(shown, which), plot(curves.losses(shown)))
 
 
 def front_section(

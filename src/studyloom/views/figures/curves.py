@@ -8,12 +8,17 @@ from optuna.trial import FrozenTrial
 
 from studyloom.storage.attributes import EPOCHS
 from studyloom.study.failures import outcome
+from studyloom.study.rows import quantities
 from studyloom.text import format_value
+from studyloom.views import captions
 from studyloom.views.figures.axes import Axis, integer_ticks
 from studyloom.views.figures.plot_study import literal
 from studyloom.views.figures.style import COLOURS, add_points, apply_style, learning_curve
 
+LINES = [COLOURS[name] for name in ("complete", "baseline", "winner", "failed", "pruned")]
 KINDS = ("failed", "pruned", "running", "complete")  # drawn in this order, the last on top
+
+LOSSES = {"train_loss": "training loss", "valid_loss": "validation loss"}
 
 Curve = Sequence[tuple[int, float]]  # epochs from 1, and the value after each
 
@@ -101,36 +106,58 @@ def _add_ends(figure: go.Figure, kind: str, members: Mapping[int, Curve], axis: 
     figure.data[-1].showlegend = False
 
 
+def beside(trial: FrozenTrial | None, which: str) -> tuple[str, str]:
+    """Returns the title and the caption of what `losses` draws.
+
+    Args:
+        trial: that is drawn.
+        which: trial it is, in words.
+    """
+    if trial is not None and {*quantities([trial])} - {*LOSSES}:
+        return "Further quantities", which + captions.QUANTITIES
+    return "Over-fitting", which + captions.LOSSES
+
+
 def losses(trial: FrozenTrial | None) -> go.Figure | str:
-    """Draws the training and validation loss of a trial, epoch by epoch."""
+    """Draws the training and validation loss of a trial, epoch by epoch.
+
+    Of a loop of one's own it draws all that the loop reported beside the value.
+    """
     if trial is None:
         return "No trial is complete yet."
     epochs = trial.user_attrs.get(EPOCHS) or {}
-    numbers, train, valid = (
-        epochs.get(name) or [] for name in ("number", "train_loss", "valid_loss")
-    )
-    if not numbers or not len(numbers) == len(train) == len(valid):
+    numbers, names = epochs.get("number") or [], quantities([trial])
+    if not numbers or not names or any(len(epochs[name]) != len(numbers) for name in names):
         return f"Trial {trial.number} stored no losses."
     figure = go.Figure()
-    for name, values, dash in (
-        ("training loss", train, "dot"),
-        ("validation loss", valid, "solid"),
-    ):
+    for position, name in enumerate(names):
+        shown = LOSSES.get(name, literal(name))
         text = [
-            f"epoch {number}: {name} {format_value(value)}"
-            for number, value in zip(numbers, values, strict=True)
+            "" if value is None else f"epoch {number}: {shown} {format_value(value)}"
+            for number, value in zip(numbers, epochs[name], strict=True)
         ]
-        line = {"color": COLOURS["best"], "width": 2.5, "dash": dash}
+        colour = COLOURS["best"] if name in LOSSES else LINES[position % len(LINES)]
+        dash = "dot" if name == "train_loss" else "solid"
         figure.add_scatter(
             x=numbers,
-            y=values,
+            y=epochs[name],
             text=text,
             hoverinfo="text",
             mode="lines+markers",
-            name=name,
-            line=line,
+            name=shown,
+            line={"color": colour, "width": 2.5, "dash": dash},
+            connectgaps=True,
         )
         figure.data[-1].update(showlegend=True, marker={"size": 5})
+    if {*names} == {*LOSSES}:
+        _mark_lowest(figure, numbers, epochs["valid_loss"])
+    xaxis = integer_ticks(numbers[-1]) | {"title": "epoch"}
+    title = "loss" if {*names} <= {*LOSSES} else ""
+    return apply_style(figure, 300, title, xaxis=xaxis, yaxis={"rangemode": "tozero"})
+
+
+def _mark_lowest(figure: go.Figure, numbers: Sequence[int], valid: Sequence[float]) -> None:
+    """Marks the epoch with the lowest validation loss."""
     lowest = min(range(len(valid)), key=valid.__getitem__)
     late = lowest > len(valid) // 2
     line = {"color": COLOURS["pruned"], "width": 1, "dash": "dot"}
@@ -145,5 +172,3 @@ def losses(trial: FrozenTrial | None) -> go.Figure | str:
         xanchor="right" if late else "left",
         xshift=-6 if late else 6,
     )
-    xaxis = integer_ticks(len(numbers)) | {"title": "epoch"}
-    return apply_style(figure, 300, "loss", xaxis=xaxis, yaxis={"rangemode": "tozero"})
