@@ -1,5 +1,8 @@
 """Objectives that do to their process what no objective should, each named by a parameter."""
 
+import argparse
+import multiprocessing
+import operator
 import os
 import signal
 import subprocess
@@ -7,6 +10,7 @@ import sys
 import threading
 import time
 
+import hydra
 import optuna
 import torch
 from optuna.exceptions import UpdateFinishedTrialError
@@ -43,6 +47,39 @@ def leave_session():
     subprocess.Popen(["sh", "-c", f"setsid sleep {SLEEPER} & exit"]).wait()
 
 
+def parse():
+    """Reads a command line, which is not ours."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--lr", type=float, default=0.5)
+    assert vars(parser.parse_args()) == {"lr": 0.5}
+
+
+def parse_wrongly():
+    """Ends the process with 2, as argparse does."""
+    argparse.ArgumentParser().parse_args(["--what"])
+
+
+def compose():
+    """Uses Hydra, which is not ours either."""
+    with hydra.initialize(version_base=None, config_path=None):
+        assert hydra.compose(overrides=["+a=1"]) == {"a": 1}
+
+
+def processes(method):
+    def deed():
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            assert pool.map(operator.neg, [1, 2, 3]) == [-1, -2, -3]
+
+    return deed
+
+
+def load():
+    """Reads a data set by worker processes of a DataLoader."""
+    data = torch.utils.data.TensorDataset(torch.arange(6))
+    batches = torch.utils.data.DataLoader(data, batch_size=2, num_workers=2)
+    assert [batch.tolist() for (batch,) in batches] == [[0, 1], [2, 3], [4, 5]]
+
+
 DEEDS = {
     "nothing": lambda: None,
     "exit 0": lambda: sys.exit(0),
@@ -61,6 +98,12 @@ DEEDS = {
     "fork": fork,
     "thread": leave_thread,
     "session": leave_session,
+    "argparse": parse,
+    "wrong arguments": parse_wrongly,
+    "hydra": compose,
+    "pool by fork": processes("fork"),
+    "pool by spawn": processes("spawn"),
+    "loader": load,
     "close": lambda: os.closerange(3, 1000),
 }
 

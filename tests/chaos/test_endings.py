@@ -29,6 +29,7 @@ DIED = ("FAIL", "crashed", "2 workers died of this trial, the last so: the worke
 ENDS = {
     "exit 0": ("FAIL", "error", "SystemExit: 0"),
     "exit 3": ("FAIL", "error", "SystemExit: 3"),
+    "wrong arguments": ("FAIL", "error", "SystemExit: 2"),
     "_exit 0": (*DIED[:2], DIED[2] + "ended with exit code 0"),
     "_exit 3": (*DIED[:2], DIED[2] + "ended with exit code 3"),
     "KeyboardInterrupt": ("FAIL", "error", "KeyboardInterrupt"),
