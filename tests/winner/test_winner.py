@@ -20,6 +20,7 @@ from studyloom.config.schema import WinnerSection
 from studyloom.data.split import Split
 from studyloom.data.tables import Series
 from studyloom.data.training_data import TrainingData
+from studyloom.errors import NoWinner
 from studyloom.metrics import ACCURACY
 from studyloom.question.loop_run import Place, Run
 from studyloom.question.question import Question
@@ -328,6 +329,31 @@ def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(ques
     assert "opened 2 times" in (tmp_path / "model_card.md").read_text()
     reopened = open_study(f"sqlite:///{tmp_path}/study.db", "s")
     assert reopened.test_openings() == 2
+
+
+@pytest.mark.parametrize("kind", ["loop"], indirect=True)
+@pytest.mark.parametrize(
+    ("test", "words"),
+    [
+        (
+            lambda *_: {}["part"],
+            r"objective\.test: KeyError: 'part' \(.*test_winner\.py:\d+\); the",
+        ),
+        (lambda *_: math.nan, r"objective\.test: .*returned nan from objective\.test: expected"),
+        (lambda _, run, part: run.epochs(3), r"objective\.test: .* must not call run\.epochs"),
+    ],
+    ids=["raises", "nan", "trains"],
+)
+def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(
+    question, tmp_path, monkeypatch, test, words
+):
+    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, 1, top=1, seeds=1)
+    work(plan)
+    monkeypatch.setattr(toys, "test", test)
+    with pytest.raises(NoWinner, match=words):
+        evaluate_winner(plan, CountedTest(test_part()), ["x"])
+    monkeypatch.undo()
+    assert evaluate_winner(plan, CountedTest(test_part()), ["x"])["test"]["openings"] == 2
 
 
 def test_an_interval_that_holds_0_shows_no_difference(evaluated):

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from studyloom.config.build import build, find_target
-from studyloom.config.compose import Composer
+from studyloom.config.compose import Composer, own_world
 from studyloom.config.overrides import explain_key
 from studyloom.config.values import flatten, value_at, with_values
 from studyloom.data.folds import Fold
@@ -20,7 +20,7 @@ from studyloom.metrics import DIRECTIONS, Goal, Metric
 from studyloom.question.costs import Cost, Limit, parse_limits
 from studyloom.question.jobs import build_function
 from studyloom.question.loop import Loop, LoopJob, LoopObjective, why_not_callable
-from studyloom.question.loop_run import Place, Run
+from studyloom.question.loop_run import TEST, Place, Run
 from studyloom.question.numbers import finite
 from studyloom.question.objective import Attempt
 from studyloom.question.question import FIRST, Question, given
@@ -270,12 +270,13 @@ class FunctionQuestion(AdaptedQuestion):
         Raises:
             UndefinedMetric: a value is not a finite number.
         """
-        loop = self.loop(point)
-        place = Place(0, 1, "test", 0, seed, device())
+        loop, function = self.loop(point), self.test_function()
+        place = Place(0, 1, TEST, 0, seed, device())
         run = Run(place, loop.metric, lambda *_: None, saved={"kept": states})
-        with seeded(seed):
+        config = loop.config_of(seed)
+        with seeded(seed), own_world():
             try:
-                returned = self.test_function()(loop.config_of(seed), run, part)
+                returned = function(config, run, part)
             finally:
                 run.close()
         values = dict(returned) if isinstance(returned, dict) else {loop.metric: returned}

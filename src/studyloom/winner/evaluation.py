@@ -1,7 +1,9 @@
 """Evaluating the winner: winner and baseline on the test part, and the files of the answer."""
 
 import math
+import re
 import shlex
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,11 +14,11 @@ from torch import Tensor
 
 from studyloom.config.foreign import needed_trust
 from studyloom.config.trust import packages_to_trust
-from studyloom.config.values import as_yaml, plain_sections, value_at
+from studyloom.config.values import as_yaml, describe_error, plain_sections, value_at
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.data.transform import InputRange, describe_transform
-from studyloom.errors import NoWinner
+from studyloom.errors import ConfigError, NoWinner
 from studyloom.question.function import FunctionQuestion
 from studyloom.question.objective import Attempt
 from studyloom.question.question import SECTIONS
@@ -35,6 +37,7 @@ from studyloom.winner.pictures import report_part
 from studyloom.winner.stages import Plan
 from studyloom.winner.statistics import compare, summarise
 
+NOT_OWN = r"/(studyloom|site-packages)/"  # in the paths of other code
 NO_TEST = "there is no objective.test, so that nothing was tested"
 OWN_TEST = "a function of your own has tested it, so that there are no predictions to show"
 
@@ -178,19 +181,28 @@ def call_test(
 
     Returns:
         the entries of winner.json about the test.
+
+    Raises:
+        NoWinner: the user's function has raised an exception, or returned no finite number.
     """
     split = plan.data.split
     sealed = None if split is None else test()
+
+    def judge(candidate: int, seed: int, states: dict[str, Any]) -> dict[str, float]:
+        part = None if sealed is None else sealed.part()
+        fresh = trainings.fresh_seed(seed)
+        try:
+            return question.test(plan.candidates[candidate], fresh, states, part)
+        except ConfigError:
+            raise
+        except Exception as error:  # of the user's own code
+            raise NoWinner(
+                f"objective.test: {describe_error(error)}{_place_of(error)}; the trainings are "
+                "stored: mend the function, and give the same command again"
+            ) from error
+
     judged = {
-        n: [
-            question.test(
-                plan.candidates[n],
-                trainings.fresh_seed(seed),
-                states,
-                None if sealed is None else sealed.part(),
-            )
-            for seed, states in enumerate(by_seed)
-        ]
+        n: [judge(n, seed, states) for seed, states in enumerate(by_seed)]
         for n, by_seed in trained.items()
     }
     values = {n: [each[question.metric.name] for each in by_seed] for n, by_seed in judged.items()}
@@ -205,6 +217,13 @@ def call_test(
         "data": None,
         "environment": current_environment(torch.device("cpu")),
     }
+
+
+def _place_of(error: Exception) -> str:
+    """Returns file and line of the user's own code that an exception came through last, or ""."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename[:1] == "/" and not re.search(NOT_OWN, f.filename)]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
 def measure(
