@@ -21,6 +21,23 @@ def test_a_signal_is_a_wish_to_stop_and_a_second_one_stops_at_once(number):
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_fork_of_the_users_code_ends_by_a_signal_as_without_us(number, capfd):
+    """As a pool ends its workers; else each of them prints a line and a traceback."""
+    with Stop() as stop, stop.interruptible():
+        child = os.fork()
+        if child == 0:
+            try:
+                os.kill(os.getpid(), number)
+            finally:
+                os._exit(3)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status)
+        assert os.WTERMSIG(status) == number
+        assert not stop()
+    assert capfd.readouterr().err == ""
+
+
 def test_a_hangup_that_was_ignored_before_stays_ignored():
     """`nohup` does so, for a command to outlive its terminal."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -44,6 +44,7 @@ class Stop:
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self._interruptible = False
         self._handlers: dict[int, Any] = {}  # those before
+        self._pid = os.getpid()
 
     def __call__(self) -> bool:
         return self.signal is not None or (
@@ -51,6 +52,7 @@ class Stop:
         )
 
     def __enter__(self) -> "Stop":
+        self._pid = os.getpid()
         if threading.current_thread() is threading.main_thread():  # no other can set handlers
             self._handlers = {n: signal.signal(n, self._handle) for n in self._to_handle()}
         return self
@@ -88,6 +90,9 @@ class Stop:
             self._interruptible = False
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a fork of the user's code, such as a worker of a pool
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         asked = self._is_asked()
         if self.signal is not None and not asked:
             # A terminal sends a Ctrl-C to this process and to the one that passes it on.
