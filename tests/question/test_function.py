@@ -269,6 +269,7 @@ def test_a_stopped_trial_is_handed_back_and_begins_anew(ask, sqlite_url, tmp_pat
         (["objective._target_=test_function.no_function"], "(config, run) -> value"),
         (["+params.y=1", "space.params.x.float=[1,2]"], "params.x=0.0 is outside its range"),
         (["+space.params.z.int=[1,2]"], "params.z: no such key; params has x, curve"),
+        (["objective.folds=2"], "objective.folds=2: the data are the function's own"),
         (["winner.seeds=0"], "winner.seeds must be at least 1; got 0"),
     ],
 )
@@ -378,6 +379,23 @@ def test_a_cost_beyond_its_limit_teaches_the_sampler_and_never_wins(
     assert (beyond.state, beyond.user_attrs[FAILURE]) == (TrialState.PRUNED, "infeasible")
     assert beyond.constraints["size"] > 0
     assert 1 not in [trial.number for trial in stored.feasible()]
+
+
+def test_a_loop_that_takes_too_long_is_ended_at_its_next_report(
+    ask, objective, sqlite_url, tmp_path
+):
+    steps = []
+
+    def function(config, run):
+        for epoch in run.epochs(3):
+            steps.append(epoch)
+            run.report(height=epoch)
+        return run.value
+
+    objective(function)
+    stored = work(ask(), sqlite_url, tmp_path, 2, trial_timeout=1e-9)
+    assert {trial.user_attrs[FAILURE] for trial in stored.trials()} == {"timeout"}
+    assert steps == [1, 1]
 
 
 def test_hyperband_counts_the_epochs_of_the_loop(ask, objective, sqlite_url, tmp_path):
