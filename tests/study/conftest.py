@@ -16,9 +16,9 @@ def kind(request):
     return KINDS[request.param]
 
 
-@pytest.fixture(scope="module")
-def question(kind):
-    return ask(*RANDOM, *kind)
+@pytest.fixture(scope="module", params=["network", pytest.param("loop", marks=pytest.mark.chaos)])
+def question(request):
+    return ask(*RANDOM, *KINDS[request.param])
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ SETTINGS = {"top": 1, "seeds": 2}
 SMALL = [override for override in SPACE if not override.startswith("space.train")]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["network", pytest.param("loop", marks=pytest.mark.chaos)])
 def question(request):
     return ask(*SMALL, *KINDS[request.param])
 
