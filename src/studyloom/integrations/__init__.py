@@ -1,13 +1,14 @@
 """Integrations: trainings that are there already, as they are, as objectives of a study.
 
-A config names them, as `objective._target_: studyloom.integrations.Command`; no other room imports
-this one. Each is imported when it is used.
+A config names some, as `objective._target_: studyloom.integrations.Command`; a loop of one's own
+imports those of trainers, which need the extra of their name. No other room imports this one, and
+each is imported when it is used.
 """
 
 from importlib import import_module
 from typing import Any
 
-__all__ = ["command", "hydra"]
+__all__ = ["accelerate", "command", "hydra", "lightning", "transformers"]
 
 # What configs name, by the module that has it.
 ADAPTERS = {"Command": "command", "Hydra": "hydra"}

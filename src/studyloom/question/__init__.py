@@ -13,6 +13,7 @@ __all__ = [
     "objective",
     "preflight",
     "question",
+    "reports",
     "rule",
     "sources",
     "validation",

@@ -1,82 +1,32 @@
 """What a loop of the user's own holds: its trial, data, checkpoint and reports."""
 
+import functools
+import itertools
+import logging
 import shutil
 import tempfile
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import nn
 
 from studyloom.errors import Infeasible, UndefinedMetric
 from studyloom.question.costs import Cost, Limit
-from studyloom.question.numbers import check_step, finite
+from studyloom.question.reports import Place, check_step, finite
 from studyloom.storage.attributes import COLUMNS
+from studyloom.training.checkpoint import digest_of, snapshot
 from studyloom.training.randomness import random_state, set_random_state
-from studyloom.training.ranks import ALONE, Ranks
 
 TEST = "test"  # the stage of a run that objective.test is given
-PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
+log = logging.getLogger(__name__)
 
 
 class UnfitState(ValueError):
     """A checkpoint does not fit what a loop keeps: it is of other code."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a loop reported, as a Step.
-
-    Args:
-        number: by which it is compared with those of other trials.
-        value: that is compared.
-        seconds: since the report before, or since the call.
-        step: the number that the loop gave.
-        further: other quantities, by name.
-    """
-
-    number: int
-    value: float
-    seconds: float
-    step: int
-    further: Mapping[str, float] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"further": dict(self.further)}
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a loop may know of where it runs, and as what.
-
-    Args:
-        trial: the number of the trial in its stage.
-        attempt: how many workers have begun the trial, this one included.
-        stage: search, re-evaluation or retraining; or test.
-        fold: the number of the fold, from 0.
-        seed: of this call; the random numbers of Python, NumPy and PyTorch start from it.
-        device: to train on.
-        folder: of this trial and fold alone; None for a temporary one.
-        train: what to train on, of the fold; None without `data`.
-        valid: what to validate on, of the fold; None without `data`.
-        ranks: the processes that train the trial together.
-    """
-
-    trial: int
-    attempt: int
-    stage: str
-    fold: int
-    seed: int
-    device: torch.device
-    folder: Path | None = None
-    train: Dataset[Any] | None = None
-    valid: Dataset[Any] | None = None
-    ranks: Ranks = ALONE
 
 
 class Run:
@@ -101,6 +51,7 @@ class Run:
         saved: the state to go on from; None to begin.
 
     Attributes:
+        metric: the name of the value that is compared.
         generator: on the CPU, seeded; for the order of a DataLoader. Checkpoints have its state.
         rank: the number of this process among those that train the trial; rank 0 alone reports.
         world_size: how many there are. In each the loop is called with the same config and seed,
@@ -126,13 +77,17 @@ class Run:
         self.count: int | None = None
         self.most: int | None = None  # epochs that the pruner knows of
         self.unfit: UnfitState | None = None
-        self._place, self._metric, self._send = place, metric, send
+        self.metric = metric
+        self._place, self._send = place, send
         self._limits, self._saved = limits or {}, saved
         self._kept: dict[str, Any] = {}
+        self._kept_at_end: dict[str, Any] = {}
+        self._files: dict[str, str] | None = None  # of a trainer of others, in this epoch
         self._last = -1  # the step of the last report
         self._value: float | None = None
         self._epoch: int | None = None
         self._pending: dict[str, float] = {}
+        self._begun = False  # whether `epochs` was called
         self._between = False  # whether the state is that after a whole epoch
         self._temporary: Path | None = None
 
@@ -168,6 +123,8 @@ class Run:
         """
         if self._pending:
             return self._pending[self._compared(self._pending)]
+        if self._value is None and self._saved is not None and "value" in self._saved:
+            return float(self._saved["value"])  # a trainer of others finds no epoch left
         if self._value is None:
             raise UndefinedMetric("run.value: the objective has reported nothing yet")
         return self._value
@@ -187,56 +144,101 @@ class Run:
         if self._epoch is not None or self._value is not None:
             raise RuntimeError("run.keep must be called before run.epochs and before any report")
         for name, part in parts.items():
-            methods = ("state_dict", "load_state_dict")
-            if missing := [m for m in methods if not callable(getattr(part, m, None))]:
-                raise TypeError(
-                    f"run.keep({name}=…) must have {' and '.join(methods)}; "
-                    f"{type(part).__name__} has no {' and no '.join(missing)}"
-                )
+            _check_part("keep", name, part)
             snapshot(part.state_dict(), f"run.keep({name}=…)")  # else known after an epoch
             if self._saved is not None:
                 self._restore(name, part)
             self._kept[name] = part
 
-    def epochs(self, count: int) -> Iterator[int]:
+    def keep_at_end(self, **parts: Any) -> None:
+        """Puts the states of some objects into winner.pt, and not into the checkpoints.
+
+        Args:
+            parts: as those of `keep`, whose states a trainer of others saves; see `keep_files`.
+
+        Raises:
+            TypeError: a part lacks what `keep` needs.
+        """
+        for name, part in parts.items():
+            _check_part("keep_at_end", name, part)
+            self._kept_at_end[name] = part
+
+    def keep_files(self, path: Path) -> None:
+        """Puts what a trainer of others has saved into the checkpoint of this epoch.
+
+        The checkpoint holds its name and digest. The files must stay until two later epochs have
+        called this.
+
+        Args:
+            path: a file or folder below `dir`, with the state after this epoch.
+
+        Raises:
+            ValueError: the path is not below `dir`.
+        """
+        if not path.is_relative_to(self.dir):
+            raise ValueError(f"run.keep_files must be given files in run.dir; got {path}")
+        try:
+            digest = digest_of(path, durable=True)
+        except OSError as error:
+            log.warning("%s; a crash would now cost the epochs since the last checkpoint", error)
+        else:
+            self._files = {"name": str(path.relative_to(self.dir)), "digest": digest}
+
+    @functools.cached_property
+    def checkpoint(self) -> Path | None:
+        """The files of `keep_files`, unchanged, that the trial goes on from; None to begin."""
+        if self.world_size > 1:
+            raise ValueError("launcher.ranks must be 1 for a trainer that keeps files of its own")
+        files = None if self._saved is None else self._saved.get("files")
+        if files is None:
+            return None
+        path: Path = self.dir / files["name"]
+        with suppress(OSError):
+            if digest_of(path) == files["digest"]:
+                return path
+        self.unfit = UnfitState(f"the files {path} are not those of the checkpoint")
+        raise self.unfit
+
+    def epochs(self, count: int | None) -> Iterator[int]:
         """Yields the numbers of the epochs from 1 on; after a checkpoint those that are left.
 
         When the body of the loop has ended, what it reported is told, its state is saved, and the
         trial may end there. Without `run.keep`, or a report in an epoch, nothing is saved there.
 
         Args:
-            count: how many epochs there are in all.
+            count: how many epochs there are in all; None if that is not known.
 
         Raises:
             ValueError: the count is no whole number from 1 on, or beyond what the pruner knows.
             RuntimeError: the epochs have begun already, or this is a test.
         """
         self._check_fit()
-        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+        whole = isinstance(count, int | np.integer) and not isinstance(count, bool)
+        if count is not None and (not whole or count < 1):
             raise ValueError(f"run.epochs must be told a whole number of at least 1; got {count!r}")
-        if self.count is not None:
+        if self._begun:
             raise RuntimeError("run.epochs can be called once in a trial")
         if self.stage == TEST:
             raise RuntimeError("objective.test tests what was trained; it must not call run.epochs")
-        if self.most is not None and count > self.most:
+        if self.most is not None and count is not None and count > self.most:
             raise ValueError(
                 f"pruner.max_resource={self.most} must be the number of epochs, and the objective "
                 f"has {count}; set pruner.max_resource={count}, or a key of params that says it"
             )
-        self.count = int(count)
+        self._begun, self.count = True, None if count is None else int(count)
         begun = self._go_on() if self._saved is not None else 0
         return self._each_epoch(begun)
 
     def _each_epoch(self, begun: int) -> Iterator[int]:
-        assert self.count is not None
+        to_come = itertools.count(begun + 1)
         try:
-            for epoch in range(begun + 1, self.count + 1):
+            for epoch in to_come if self.count is None else range(begun + 1, self.count + 1):
                 self._epoch = epoch
                 yield epoch
                 with self._place.ranks.deciding():
                     self._between = True
                     self.flush()
-                    self._between = False
+                    self._between, self._files = False, None
         finally:  # what is pending after a `break` is told by the next report or at the end
             self._epoch = None
 
@@ -250,7 +252,7 @@ class Run:
         Raises:
             UndefinedMetric: the value is not a finite number, or the step not larger.
         """
-        self._take({self._metric: value}, step)
+        self._take({self.metric: value}, step)
 
     def report(self, *, step: int | None = None, **values: Any) -> None:
         """Reports quantities by name; each becomes a curve of the trial.
@@ -309,25 +311,23 @@ class Run:
 
     def state(self) -> dict[str, Any] | None:
         """Returns all that a later call needs to go on; None in the midst of an epoch."""
-        if not self._between or not self._kept:
+        if not self._between or not (self._kept or self._files):
             return None
         return {
             "epoch": self._epoch,
-            "kept": self.states(),
+            "kept": _snapshots(self._kept),
+            "files": self._files,
             "random": random_state(),
             "generator": self.generator.get_state(),
         }
 
     def states(self) -> dict[str, Any]:
-        """Returns a snapshot of what is kept, by name.
+        """Returns a snapshot of what is kept for winner.pt, by name.
 
         Raises:
             TypeError: a state holds more than tensors and plain values.
         """
-        return {
-            name: snapshot(part.state_dict(), f"run.keep({name}=…)")
-            for name, part in self._kept.items()
-        }
+        return _snapshots(self._kept | self._kept_at_end)
 
     def close(self) -> None:
         """Removes the temporary folder, if there is one."""
@@ -344,7 +344,7 @@ class Run:
         checked = {}
         for name, value in values.items():
             shown = f"reported {value!r} at step {self._next_step(step)}"
-            shown = shown if name == self._metric else f"reported {name}={value!r}"
+            shown = shown if name == self.metric else f"reported {name}={value!r}"
             checked[name] = finite(value, shown)
         if self._epoch is None:
             with self._place.ranks.deciding():
@@ -375,7 +375,7 @@ class Run:
         Raises:
             TypeError: another has a name that the curves of a trial use.
         """
-        compared = self._metric if self._metric in values else next(iter(values))
+        compared = self.metric if self.metric in values else next(iter(values))
         if taken := [name for name in values if name in COLUMNS and name != compared]:
             raise TypeError(f"run.report: {taken[0]} is a name of ours; choose another")
         return compared
@@ -412,32 +412,16 @@ class Run:
         return begun
 
 
-def snapshot(value: Any, where: str) -> Any:
-    """Copies a state of tensors and plain values; the tensors are on the CPU.
+def _check_part(method: str, name: str, part: Any) -> None:
+    methods = ("state_dict", "load_state_dict")
+    if missing := [m for m in methods if not callable(getattr(part, m, None))]:
+        raise TypeError(
+            f"run.{method}({name}=…) must have {' and '.join(methods)}; "
+            f"{type(part).__name__} has no {' and no '.join(missing)}"
+        )
 
-    Args:
-        value: the state.
-        where: it is, for the error.
 
-    Raises:
-        TypeError: it holds something else, which a checkpoint would have to execute to read.
-    """
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)  # no second copy on a GPU
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        copied: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
-        for key, inner in value.items():
-            copied[snapshot(key, where)] = snapshot(inner, f"{where}[{key!r}]")
-        if isinstance(copied, OrderedDict) and hasattr(value, "_metadata"):  # of a module
-            copied._metadata = snapshot(value._metadata, where)  # type: ignore[attr-defined]
-        return copied
-    if isinstance(value, list | tuple | set) and type(value) in (list, tuple, set):
-        return type(value)(snapshot(inner, where) for inner in value)
-    if isinstance(value, PLAIN) and not hasattr(value, "__dict__"):
-        return value
-    raise TypeError(
-        f"{where}: the state must hold tensors and plain values, since a checkpoint is never "
-        f"executed; got {type(value).__name__}"
-    )
+def _snapshots(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: snapshot(part.state_dict(), f"run.keep({name}=…)") for name, part in parts.items()
+    }

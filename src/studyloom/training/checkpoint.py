@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from studyloom.files import is_abandoned, sync_folder, temporary_name, write_with
 
 FORMAT = 1
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
 log = logging.getLogger(__name__)
 
 
@@ -139,6 +141,37 @@ class Checkpoint:
         raise ValueError(f"is foreign: it does not belong to {self.identity}")
 
 
+def snapshot(value: Any, where: str) -> Any:
+    """Copies a state of tensors and plain values; the tensors are on the CPU.
+
+    Args:
+        value: the state.
+        where: it is, for the error.
+
+    Raises:
+        TypeError: it holds something else, which a checkpoint would have to execute to read.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)  # no second copy on a GPU
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        copied: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
+        for key, inner in value.items():
+            copied[snapshot(key, where)] = snapshot(inner, f"{where}[{key!r}]")
+        if isinstance(copied, OrderedDict) and hasattr(value, "_metadata"):  # of a module
+            copied._metadata = snapshot(value._metadata, where)  # type: ignore[attr-defined]
+        return copied
+    if isinstance(value, list | tuple | set) and type(value) in (list, tuple, set):
+        return type(value)(snapshot(inner, where) for inner in value)
+    if isinstance(value, PLAIN) and not hasattr(value, "__dict__"):
+        return value
+    raise TypeError(
+        f"{where}: the state must hold tensors and plain values, since a checkpoint is never "
+        f"executed; got {type(value).__name__}"
+    )
+
+
 def save_weights(path: Path, weights: Mapping[str, Any]) -> None:
     """Writes what is kept of a training for torch.load, whole or not at all.
 
@@ -158,6 +191,30 @@ def pack_weights(weights: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
     _pack(weights, buffer)
     return buffer.getvalue()
+
+
+def digest_of(path: Path, *, durable: bool = False) -> str:
+    """Returns a digest of a file, or of the names and contents of all files of a folder.
+
+    Args:
+        path: the file or folder.
+        durable: whether they are to survive a power cut once this returns.
+
+    Raises:
+        OSError: a file cannot be read or made durable.
+    """
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        with open(file, "rb") as opened:
+            content = hashlib.file_digest(opened, "sha256").hexdigest()
+            if durable:
+                os.fsync(opened.fileno())
+        digest.update(f"{file.relative_to(path.parent).as_posix()} {content}\n".encode())
+    if durable:
+        for folder in {path.parent, *(file.parent for file in files)}:
+            sync_folder(folder)
+    return digest.hexdigest()
 
 
 def _pack(weights: Mapping[str, Any], file: IO[bytes]) -> None:

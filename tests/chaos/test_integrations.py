@@ -1,0 +1,275 @@
+"""Trainings with Lightning, Hugging Face and accelerate as studies: one body for all three."""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from commands import environment
+from omegaconf import OmegaConf
+from optuna.trial import TrialState
+from runs import Run, kill
+from toys import Never
+
+from studyloom import load_winner
+from studyloom.errors import UndefinedMetric
+from studyloom.metrics import Goal
+from studyloom.question.loop import Loop, LoopJob, LoopObjective
+from studyloom.question.objective import Attempt
+from studyloom.seeds import derive
+
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.filterwarnings("default"),  # of these libraries
+]
+TRAINERS = Path(__file__).parent / "trainers"
+EPOCHS = 5
+# The most lines that a user's own file may change or add, besides the import, and the part of the
+# module that is kept.
+LIBRARIES = {"lightning": (3, "module"), "transformers": (3, "model"), "accelerate": (3, "model")}
+
+
+@pytest.fixture(params=LIBRARIES)
+def library(request):
+    if find_spec(request.param) is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{request.param} is missing")
+    return request.param
+
+
+@pytest.fixture
+def own(library, monkeypatch, tmp_path):
+    """The user's module for a library."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.syspath_prepend(str(TRAINERS))
+    monkeypatch.chdir(tmp_path)
+    return import_module(f"own_{library}")
+
+
+@pytest.fixture
+def change(own, monkeypatch):
+    """Changes the arguments of the user's trainer."""
+
+    def change(**settings):
+        if hasattr(own, "L"):
+            make = own.L.Trainer
+            names = {**vars(own.L), "Trainer": lambda **given: make(**given | settings)}
+            monkeypatch.setattr(own, "L", SimpleNamespace(**names))
+        else:
+            make = own.TrainingArguments
+            monkeypatch.setattr(own, "TrainingArguments", lambda **given: make(**given | settings))
+
+    return change
+
+
+class Killed(BaseException):
+    """What ends a training in a test as a signal would."""
+
+
+def objective(own, folder, lr=0.03, seed=7):
+    config = OmegaConf.create({"params": {"lr": lr, "epochs": EPOCHS}})
+    loop = Loop(own.train, config, [Goal("loss", "minimize")])
+    attempt = Attempt(1, "search", folder)
+    return LoopObjective(loop, [LoopJob(0, seed)], trial=3, attempt=attempt)
+
+
+def trained(made):
+    """Runs an objective to its end."""
+    value = made.run(lambda step: None, Never())
+    return value, made.curves()["value"], made.weights()
+
+
+def killed(made, epoch, folder):
+    """Runs an objective until an epoch is reported; returns its state and folder of that moment."""
+    saved = []
+
+    def report(step):
+        if step.number == epoch:
+            saved.append(copy.deepcopy(made.state()))
+            shutil.copytree(made.attempt.folder, folder)
+            raise Killed
+
+    with pytest.raises(Killed):
+        made.run(report, Never())
+    return saved[0]
+
+
+@pytest.fixture
+def whole(own, tmp_path):
+    return trained(objective(own, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("epoch", [1, 2, EPOCHS - 1])
+def test_a_training_killed_after_any_epoch_goes_on_to_the_same_values_and_weights(
+    own, library, tmp_path, whole, epoch
+):
+    state = killed(objective(own, tmp_path / "first"), epoch, tmp_path / "after")
+    assert state["now"]["epoch"] == epoch
+    assert state["now"]["kept"] == {}, "the trainer's own files hold the weights"
+    again = objective(own, tmp_path / "after")
+    again.restore(state)
+    began = len(again.steps())
+    value, curve, weights = trained(again)
+    assert (began, len(curve)) == (epoch, EPOCHS)
+    assert curve == whole[1]
+    assert value == whole[0] == curve[-1]
+    (name,) = weights
+    assert name == LIBRARIES[library][1]
+    assert all(torch.equal(weights[name][k], v) for k, v in whole[2][name].items())
+
+
+@pytest.mark.parametrize(
+    ("library", "settings", "epoch"),
+    [
+        ("lightning", {"reload_dataloaders_every_n_epochs": 1}, 2),
+        ("lightning", {"val_check_interval": 0.5}, 4),
+        ("lightning", {"max_epochs": -1, "max_steps": 27}, 3),
+        ("transformers", {"eval_strategy": "steps", "eval_steps": 4}, 4),
+        ("transformers", {"max_steps": 21, "gradient_accumulation_steps": 2}, 3),
+        (
+            "transformers",
+            {
+                "save_strategy": "best",
+                "load_best_model_at_end": True,
+                "metric_for_best_model": "eval_loss",
+            },
+            1,
+        ),
+    ],
+    indirect=["library"],
+    ids=str,
+)
+def test_a_trainer_may_validate_and_end_at_any_time(own, change, tmp_path, settings, epoch):
+    change(**settings)
+    made = objective(own, tmp_path / "whole")
+    value, curve, _ = trained(made)
+    state = killed(objective(own, tmp_path / "first"), epoch, tmp_path / "after")
+    again = objective(own, tmp_path / "after")
+    again.restore(state)
+    assert len(again.steps()) == epoch < len(curve)
+    assert trained(again)[:2] == (value, curve)
+
+
+@pytest.mark.parametrize(
+    ("library", "settings", "words"),
+    [
+        ("lightning", {"limit_val_batches": 0}, "has never validated.*; give the module a valid"),
+        ("lightning", {"name": "acc"}, "module logs no acc when.*one of loss, val/accuracy, val/l"),
+        ("transformers", {"eval_strategy": "no"}, "has never validated.*; set eval_strategy='ep"),
+        ("transformers", {"name": "acc"}, "logs no acc when.*one of eval_accuracy, eval_loss"),
+    ],
+    indirect=["library"],
+    ids=str,
+)
+def test_a_value_that_no_validation_gives_is_named(
+    own, change, monkeypatch, tmp_path, settings, words
+):
+    if "name" in settings:
+        callback = "Report" if hasattr(own, "L") else "StudyloomCallback"
+        make = getattr(own, callback)
+        monkeypatch.setattr(own, callback, lambda run, value: make(run, settings["name"]))
+    else:
+        change(**settings)
+    if "limit_val_batches" in settings:  # the user's scheduler wants a value, too
+        monkeypatch.setattr(own.Classifier, "configure_optimizers", sgd)
+    with pytest.raises(UndefinedMetric, match=words):
+        trained(objective(own, tmp_path / "run"))
+
+
+def sgd(module):
+    return torch.optim.SGD(module.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("library", ["transformers"], indirect=True)
+def test_the_seed_of_a_trainer_is_that_of_the_trial_and_its_folder_too(own, change, tmp_path):
+    _, curve, _ = trained(objective(own, tmp_path / "run"))
+    change(seed=5)
+    assert trained(objective(own, tmp_path / "same"))[1] == curve
+    assert trained(objective(own, tmp_path / "other", seed=8))[1] != curve
+    assert [path.name for path in (tmp_path / "out").glob("*")] == []
+
+
+def test_files_that_are_damaged_or_gone_cost_epochs_and_no_trial(own, tmp_path, whole, caplog):
+    state = killed(objective(own, tmp_path / "first"), 3, tmp_path / "after")
+    named = tmp_path / "after" / state["now"]["files"]["name"]
+    file = max(named.rglob("*"), key=lambda p: p.stat().st_size) if named.is_dir() else named
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    again = objective(own, tmp_path / "after")
+    again.restore(state)
+    assert trained(again)[:2] == whole[:2]
+    assert "are not those of the checkpoint; it starts anew" in caplog.text
+
+
+def test_a_user_changes_as_few_lines_as_promised(library):
+    lines = (TRAINERS / f"own_{library}.py").read_text().splitlines()
+    ours = [line for line in lines if line.endswith("# +")]
+    imports = [line for line in ours if line.startswith("from studyloom.integrations")]
+    assert len(imports) == 1
+    assert len(ours) - 1 <= LIBRARIES[library][0]
+    # Nothing else in the file is of studyloom, but for the test of the winner.
+    body = "\n".join(lines).partition("def test(")[0]
+    uses = [line for line in body.splitlines() if "run" in line.replace("report", "").split("(")[0]]
+    assert not [line for line in uses if "studyloom" in line and line not in ours]
+
+
+def test_a_study_killed_in_the_midst_comes_to_the_same_values_and_a_winner_that_loads(
+    own, library, tmp_path
+):
+    functions = (f"objective._target_=own_{library}.train", f"objective.test=own_{library}.test")
+    folder = tmp_path / "run"
+    run = Run(folder, f"sqlite:///{folder}/study.db", functions, name="own", trials=3)
+    run.environment["PYTHONPATH"] += f":{TRAINERS}"
+
+    def start(**extra):
+        command = [sys.executable, "-m", "studyloom", "run", str(TRAINERS / "own.yaml")]
+        run.latest = subprocess.Popen(
+            [*command, *run.overrides, "launcher.workers=1"],
+            env=environment(**run.environment | {"HF_HUB_OFFLINE": "1"} | extra),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return run.latest
+
+    process = start(STUDYLOOM_TEST_GATE=str(tmp_path / "never"))
+    run._until(lambda stored: any(len(t.intermediate_values) == 2 for t in stored.trials()))
+    kill([process.pid])
+    process.communicate()
+    assert len(list((folder / "checkpoints").rglob("trial-0.pt"))) == 1
+    run.end(start(), 0)
+    assert [trial.state.name for trial in run.stored().trials()[:2]] == ["COMPLETE", "PRUNED"]
+    for trial in run.stored().trials():
+        at = {"lr": trial.params["params.lr"], "seed": derive(0, trial.number)}
+        _, curve, _ = trained(objective(own, tmp_path / str(trial.number), **at))
+        pruned = trial.state == TrialState.PRUNED
+        assert [*trial.intermediate_values.values()] == curve[: 1 if pruned else EPOCHS]
+        assert trial.value == curve[0 if pruned else -1]
+    assert [path.name for path in (folder / "checkpoints").rglob("trial-*")] == []
+    check_winner(own, library, run)
+
+
+def check_winner(own, library, run):
+    """Checks the test of the winner against the weights that are stored."""
+    answer = json.loads((run.folder / "winner.json").read_text())
+    winner = load_winner(run.folder)
+    assert set(winner.states) == {LIBRARIES[library][1]}
+
+    class Stored:
+        dir = run.folder / "out"
+
+        def keep(self, **parts):
+            winner.restore(**parts)
+
+    assert own.test(winner.config, Stored(), None)["loss"] == pytest.approx(
+        answer["test"]["winner"]["mean"], abs=1e-6
+    )
