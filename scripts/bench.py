@@ -623,7 +623,16 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    measurements = ["example", "tutorial", "overhead", "scale", "loader", "start", "kills", "memory"]
+    measurements = [
+        "example",
+        "tutorial",
+        "overhead",
+        "scale",
+        "loader",
+        "start",
+        "kills",
+        "memory",
+    ]
     parser.add_argument("what", choices=measurements)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1, help="of the example")

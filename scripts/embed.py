@@ -16,6 +16,10 @@ sunspots.csv: yearly sunspot numbers 1700 to 2008, SIDC (Royal Observatory of Be
 NOAA's National Geophysical Data Center, public domain; the copy in statsmodels'
 statsmodels/datasets/sunspots.
 
+alice.txt: the twelve chapters of Alice's Adventures in Wonderland by Lewis Carroll, 1865, in the
+public domain (he died in 1898). The copy is alice29.txt of the Canterbury Corpus, which is in the
+source distribution of Brotli on PyPI; lines and blank lines are as there, without the title.
+
 Only this script needs these packages.
 """
 
@@ -25,7 +29,11 @@ import gzip
 import hashlib
 import importlib.util
 import io
+import re
+import subprocess
 import sys
+import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +43,7 @@ import numpy as np
 ASSETS = Path(__file__).parent.parent / "src" / "studyloom" / "assets"
 SEED = b"mnist5k"
 TEST_PER_DIGIT = 100
+BROTLI = "brotli==1.2.1"
 
 
 def source(package: str, file: str) -> Path:
@@ -96,6 +105,21 @@ def sunspots() -> bytes:
     return table(["year", "sunspots"], [[str(int(float(year))), number] for year, number in rows])
 
 
+def story() -> bytes:
+    """The content of alice.txt."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "-q", "-d", folder, BROTLI]
+        subprocess.run([*command, "--no-deps", "--no-binary", ":all:"], check=True)
+        with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as archive:
+            name = next(n for n in archive.getnames() if n.endswith("testdata/alice29.txt"))
+            member = archive.extractfile(name)
+            assert member is not None
+            text = member.read().decode("ascii").replace("\r\n", "\n")
+    text = text[text.index("CHAPTER I\n") : text.index("THE END")]
+    lines = [line.strip() if "CHAPTER" in line else line.rstrip() for line in text.splitlines()]
+    return (re.sub("\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n").encode()
+
+
 def table(names: list[str], rows: list[list[str]]) -> bytes:
     lines = io.StringIO()
     csv.writer(lines, lineterminator="\n").writerows([names, *rows])
@@ -116,6 +140,7 @@ MAKERS: dict[str, Callable[[], bytes]] = {
     "mnist5k.npz": digits,
     "breast_cancer.csv": tumours,
     "sunspots.csv": sunspots,
+    "alice.txt": story,
 }
 
 

@@ -124,7 +124,12 @@ COVERED = {
         "tests/question/test_function.py::"
         "test_a_command_whose_function_gives_no_number_ends_with_2_and_names_it"
     ),
+    "python -m studies.language": MANUAL,
+    "python -m studies.autoencoder": MANUAL,
     "studyloom new mine": OWN,
+    "studyloom new mine --kind loop": (
+        "tests/config/test_scaffold.py::test_a_loop_is_searched_judged_and_tested"
+    ),
     "python -m studies.mine": OWN,
     "python -m pytest tests/test_mine.py": (
         "tests/config/test_scaffold.py::test_its_own_test_passes_and_so_does_a_dry_run"
@@ -407,3 +412,17 @@ def test_the_python_of_the_readme_runs(mine):
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("to the end\n")
     assert (mine / "runs" / "mine" / "winner.pt").is_file()
+
+
+@pytest.mark.runs
+def test_the_loop_of_the_readme_is_searched_and_tested(tmp_path):
+    text = PAPERS["studies/README.md"]
+    (code,), (config, *_) = blocks(text, "python"), blocks(text, "yaml")
+    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "mine.yaml").write_text(config)
+    quick = ("study.trials=3", "params.epochs=1", "winner.seeds=2", "launcher.workers=1")
+    command = [sys.executable, "-m", "studyloom", "run", "mine.yaml", *quick]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 of 3 trials" in done.stdout
+    assert "test      winner accuracy 0." in done.stdout

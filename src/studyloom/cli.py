@@ -4,6 +4,7 @@ It does not run a study; the study's own page does: `python -m studies.mnist`.
 """
 
 import argparse
+import json
 import logging
 import os
 import shlex
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from studyloom import __version__
 from studyloom.errors import print_errors
+from studyloom.files import ASSETS
 from studyloom.processes import discard_output, prepare_streams
 from studyloom.text import PrintableFormatter, indented, printable
 
@@ -78,13 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=about)
         add_consent(command)
 
-    command = add("new", new, "write a study of your own that runs as it is")
-    about = "of the study and its page, as in python -m studies.NAME"
-    command.add_argument("name", metavar="NAME", help=about)
-    about = "where to write it (default: the current folder)"
-    command.add_argument(
-        "folder", metavar="FOLDER", type=Path, nargs="?", default=Path(), help=about
-    )
+    add_new(add("new", new, "write a study of your own that runs as it is"))
     add_run(add("run", run, "run a study by its page or its primary config"))
     command = add("status", status, "trials by state, best, workers, what matters, time left")
     add_run_dir(command)
@@ -108,6 +104,23 @@ def make_parser() -> argparse.ArgumentParser:
     add_doctor(add("doctor", doctor, "check database, disks and machine for a study"))
     add_dashboard(add("dashboard", dashboard, "optuna-dashboard on a study, in the browser"))
     return parser
+
+
+def add_new(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `studyloom new`, and a line for each kind of training to its help."""
+    kinds = json.loads((ASSETS / "new" / "kinds.json").read_text(encoding="utf-8"))
+    about = "of the study and its page, as in python -m studies.NAME"
+    command.add_argument("name", metavar="NAME", help=about)
+    about = "where to write it (default: the current folder)"
+    command.add_argument(
+        "folder", metavar="FOLDER", type=Path, nargs="?", default=Path(), help=about
+    )
+    about = "how it is trained; one of the kinds below (default: tensors)"
+    command.add_argument("--kind", metavar="KIND", choices=kinds, default="tensors", help=about)
+    width = max(map(len, kinds))
+    lines = [f"  {name:{width}}  {kind['about']}" for name, kind in kinds.items()]
+    command.epilog = "\n".join(["kinds:", *lines])
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
 
 
 def add_run(command: argparse.ArgumentParser) -> None:
@@ -192,7 +205,7 @@ def new(arguments: argparse.Namespace) -> None:
     """Writes a new study and prints its files."""
     from studyloom.config.scaffold import write_study
 
-    files = write_study(arguments.name, arguments.folder)
+    files = write_study(arguments.name, arguments.folder, arguments.kind)
     width = max(len(str(path)) for path in files)
     for path, about in files.items():
         print(f"{path!s:{width}}  {about}")

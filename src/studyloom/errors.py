@@ -52,6 +52,13 @@ class DataError(UserError):
     """A data set is missing, damaged, or not what it is said to be."""
 
 
+class UnfitData(DataError):
+    """Data has shapes or types that networks are not trained on; the message says the way out."""
+
+    def __init__(self, mistake: str) -> None:
+        super().__init__(or_train_it_yourself(mistake))
+
+
 class FileError(UserError):
     """A file in a run directory is a link, too large, or no file."""
 
@@ -197,6 +204,11 @@ class Interrupted(KeyboardInterrupt):
 
     A KeyboardInterrupt that is none of these was raised by code of the user's.
     """
+
+
+def or_train_it_yourself(mistake: str) -> str:
+    """Adds to a mistake that any training can be a loop of one's own, if it does not say so."""
+    return mistake if TRAIN_IT_YOURSELF in mistake else f"{mistake}; {TRAIN_IT_YOURSELF}"
 
 
 def print_errors(error: Exception) -> None:

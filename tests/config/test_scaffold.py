@@ -8,7 +8,7 @@ from commands import environment
 from toys import ask
 
 from studyloom.cli import main
-from studyloom.config.scaffold import FILES, write_study
+from studyloom.config.scaffold import KINDS, TEMPLATES, write_study
 from studyloom.data.functions import Loaded
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ScaffoldError
@@ -48,15 +48,36 @@ def test_a_study_is_written_to_an_empty_folder_with_a_word_on_each_file(tmp_path
     assert f"cd {tmp_path / 'project'} && python -m studies.mine" in shown
 
 
-def test_what_is_written_is_short_and_says_what_to_change(tmp_path):
-    for path in write_study("mine", tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_is_short_and_says_what_to_change(kind, tmp_path):
+    for path in write_study("mine", tmp_path, kind):
         text = path.read_text()
         assert "NAME" not in text
-        assert len(text.splitlines()) <= 60
+        assert len(text.splitlines()) <= (60 if kind == "tensors" else 95)
         if path.suffix == ".yaml":
             assert "To change:" in text.splitlines()[0]
+        else:
+            ast.parse(text)
     page = (tmp_path / "studies" / "mine.py").read_text()
     assert "To change:" in ast.get_docstring(ast.parse(page))
+
+
+def test_help_has_a_line_for_each_kind_whose_templates_are_all_used(capsys):
+    with pytest.raises(SystemExit):
+        main(["new", "--help"])
+    shown = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    for name, kind in KINDS.items():
+        assert [name, kind["about"]] in shown
+        own = {path.relative_to(TEMPLATES / name) for path in (TEMPLATES / name).rglob("*.txt")}
+        assert {str(path).removesuffix(".txt") for path in own} <= {*kind["files"]}
+    assert {path.name for path in TEMPLATES.iterdir() if path.is_dir()} == {*KINDS, "shared"}
+
+
+def test_a_kind_that_is_unknown_is_refused_with_those_that_there_are(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["new", "mine", str(tmp_path / "project"), "--kind", "lop"])
+    assert "invalid choice: 'lop' (choose from" in capsys.readouterr().err
+    assert not (tmp_path / "project").exists()
 
 
 def test_it_asks_a_question_without_mistakes_of_the_data_that_it_loads(tmp_path, monkeypatch):
@@ -72,19 +93,33 @@ def test_it_asks_a_question_without_mistakes_of_the_data_that_it_loads(tmp_path,
     assert question.baseline.values["model.width"] == 16
 
 
+# What a kind needs beside the package itself.
+NEEDS = {
+    "datasets": "studyloom.data.datasets",
+    "lightning": "lightning",
+    "transformers": "transformers",
+    "command": "studyloom.integrations.command",
+}
+
+
 @pytest.mark.runs
-def test_its_own_test_passes_and_so_does_a_dry_run(tmp_path):
-    write_study("mine", tmp_path)
-    run(
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "tests/test_mine.py",
-        cwd=tmp_path,
-    )
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_own_test_passes_and_so_does_a_dry_run(kind, tmp_path):
+    if kind in NEEDS:
+        pytest.importorskip(NEEDS[kind], exc_type=ImportError)
+    write_study("mine", tmp_path, kind)
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    assert "2 passed" in run(*command, "tests/test_mine.py", cwd=tmp_path)
+
+
+@pytest.mark.runs
+def test_a_loop_is_searched_judged_and_tested(tmp_path):
+    write_study("mine", tmp_path, "loop")
+    quick = ("study.trials=3", "params.epochs=2", "winner.seeds=2", "launcher.workers=1")
+    said = run(sys.executable, "-m", "studies.mine", *quick, cwd=tmp_path)
+    assert "3 of 3 trials" in said
+    assert "test      winner accuracy 0." in said
+    assert (tmp_path / "runs" / "mine" / "winner.pt").is_file()
 
 
 @pytest.mark.parametrize(
@@ -127,5 +162,5 @@ def test_nothing_is_written_over_and_all_that_is_there_is_named(tmp_path):
 def test_a_second_study_goes_beside_the_first(tmp_path):
     write_study("mine", tmp_path)
     shared = (tmp_path / "studies" / "__init__.py").read_text()
-    assert len(write_study("other", tmp_path)) == len(FILES)
+    assert len(write_study("other", tmp_path, "loop")) == len(KINDS["loop"]["files"])
     assert (tmp_path / "studies" / "__init__.py").read_text() == shared

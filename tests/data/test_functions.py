@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from studyloom.data.functions import Loaded
-from studyloom.errors import DataError
+from studyloom.errors import TRAIN_IT_YOURSELF, DataError
 
 
 def loads(train, test=None):
@@ -69,6 +69,8 @@ def test_what_a_function_may_not_load_is_named_with_its_sizes(train, words):
         loads(train).train()
     assert words in str(caught.value)
     assert "data.load('train')" in str(caught.value)
+    fits = "NaN" in words
+    assert str(caught.value).endswith(TRAIN_IT_YOURSELF) != fits
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import zlib
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -80,6 +81,14 @@ def test_an_asset_is_what_its_script_makes(asset, package):
     done = subprocess.run([sys.executable, EMBED, "--check", asset], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "same" in done.stdout
+
+
+def test_the_embedded_text_never_changes():
+    text = ASSET.with_name("alice.txt").read_bytes()
+    assert hashlib.sha256(text).hexdigest() == (
+        "15b43cad3a4fbeb2a41cade69f452f6eebdc1b9ddb8af838d3185867a30f3eb8"
+    )
+    assert len(zlib.compress(text, 9)) <= 60_000
 
 
 def test_each_embedded_part_holds_as_many_of_every_digit_and_shares_no_image():

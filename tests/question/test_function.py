@@ -18,7 +18,7 @@ from toys import Never, Signal, compose
 
 from studyloom.config.schema import WinnerSection
 from studyloom.data.training_data import TrainingData
-from studyloom.errors import ConfigError, Halted, QuestionError, Stopped, UndefinedMetric
+from studyloom.errors import ConfigError, Halted, NoWinner, QuestionError, Stopped, UndefinedMetric
 from studyloom.metrics import Goal
 from studyloom.question.function import FunctionQuestion
 from studyloom.question.loop import Loop, LoopJob, LoopObjective
@@ -477,6 +477,37 @@ def test_page_report_and_file_say_that_there_is_nothing_to_test_and_no_weights(e
 def test_optuna_knows_the_study_too(evaluated, sqlite_url):
     study = optuna.load_study(study_name="own", storage=sqlite_url)
     assert study.best_value == max(trial.value for trial in study.trials)
+
+
+def divides(config, run, part):
+    return 1 / 0
+
+
+def leaves(config, run, part):
+    sys.exit("3")
+
+
+def names_another(config, run, part):
+    return {"depth": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("test", "words"),
+    [
+        (divides, f"ZeroDivisionError: division by zero ({__file__}:"),
+        (leaves, f"SystemExit: 3 ({__file__}:"),
+        (names_another, "must return a number, or a dict with height; got depth; mend it"),
+        (lambda *_: "high", "returned 'high' from objective.test"),
+    ],
+)
+def test_a_test_that_fails_is_said_with_its_place_and_how_to_go_on(ask, monkeypatch, test, words):
+    monkeypatch.setattr(FunctionQuestion, "test_function", lambda self: test)
+    question = ask("objective.test=test_function.divides")
+    with pytest.raises(NoWinner) as caught:
+        question.test(question.baseline, 0, {}, None)
+    assert "objective.test=test_function.divides: " in str(caught.value)
+    assert words in str(caught.value)
+    assert "study.accept_code_change=true, which keeps the search" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["'high'", "float('nan')"])

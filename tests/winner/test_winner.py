@@ -338,10 +338,10 @@ def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(ques
     [
         (
             lambda *_: {}["part"],
-            r"objective\.test: KeyError: 'part' \(.*test_winner\.py:\d+\); the",
+            r"objective\.test=.*: KeyError: 'part' \(.*test_winner\.py:\d+\); mend",
         ),
-        (lambda *_: math.nan, r"objective\.test: .*returned nan from objective\.test: expected"),
-        (lambda _, run, part: run.epochs(3), r"objective\.test: .* must not call run\.epochs"),
+        (lambda *_: math.nan, r"objective\.test=.*returned nan from objective\.test: expected"),
+        (lambda _, run, part: run.epochs(3), r"objective\.test=.* must not call run\.epochs"),
     ],
     ids=["raises", "nan", "trains"],
 )

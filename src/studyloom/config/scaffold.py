@@ -1,8 +1,10 @@
 """`studyloom new`: writes the files of a new study, which runs as it is."""
 
 import importlib.util
+import json
 import keyword
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from studyloom.config.registration import GROUPS
@@ -11,25 +13,20 @@ from studyloom.files import ASSETS
 
 TEMPLATES = ASSETS / "new"
 PLACEHOLDER = "NAME"
-# For each file: its template, and a description for the user.
-FILES = {
-    "studies/NAME.py": ("page", "the page: replace its network and data with yours"),
-    "conf/NAME.yaml": ("study", "the study: its starting point and its budget"),
-    "conf/space/NAME.yaml": ("space", "the search space"),
-    "conf/model/NAME.yaml": ("model", "the network's arguments"),
-    "conf/data/NAME.yaml": ("data", "the data, and how much of it is held out"),
-    "tests/test_NAME.py": ("test", "python -m pytest tests/test_NAME.py"),
-}
-# The files that the studies of a project share, with their templates; written if missing.
-SHARED = {"studies/__init__.py": "studies"}
+# For each kind of training, in kinds.json: what it is, and its files with a word on each. A file's
+# template lies below the folder of its kind, or below `shared`.
+KINDS = json.loads((TEMPLATES / "kinds.json").read_text(encoding="utf-8"))
+# What the studies of a project have in common; written if missing.
+SHARED = "studies/__init__.py"
 
 
-def write_study(name: str, folder: Path) -> dict[Path, str]:
+def write_study(name: str, folder: Path, kind: str = "tensors") -> dict[Path, str]:
     """Writes the files of a new study.
 
     Args:
         name: of the study and its modules: lower-case letters, digits and _.
         folder: the project; created if it does not exist.
+        kind: of training, one of KINDS.
 
     Returns:
         A description of each file, by path.
@@ -38,24 +35,25 @@ def write_study(name: str, folder: Path) -> dict[Path, str]:
         ScaffoldError: every reason why it cannot be written; nothing is written then.
         OSError: the folder cannot be written to.
     """
-    if problems := [*_check_name(name), *_check_folder(name, folder)]:
+    targets = {target: target.replace(PLACEHOLDER, name) for target in KINDS[kind]["files"]}
+    if problems := [*_check_name(name), *_check_folder(folder, [*targets.values()])]:
         raise ScaffoldError("\n".join(problems))
     written = {}
-    for target, (template, about) in FILES.items():
-        path = folder / target.replace(PLACEHOLDER, name)
-        _write(path, template, name)
+    for target, about in KINDS[kind]["files"].items():
+        path = folder / targets[target]
+        _write(path, kind, target, name)
         written[path] = about.replace(PLACEHOLDER, name)
-    for target, template in SHARED.items():
-        if not (folder / target).exists():
-            _write(folder / target, template, name)
+    if not (folder / SHARED).exists():
+        _write(folder / SHARED, kind, SHARED, name)
     return written
 
 
-def _write(path: Path, template: str, name: str) -> None:
+def _write(path: Path, kind: str, target: str, name: str) -> None:
+    paths = (TEMPLATES / owner / f"{target}.txt" for owner in (kind, "shared"))
+    template = next(template for template in paths if template.is_file())
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = (TEMPLATES / f"{template}.txt").read_text(encoding="utf-8")
     with path.open("x", encoding="utf-8") as file:  # "x": another command may be quicker
-        file.write(text.replace(PLACEHOLDER, name))
+        file.write(template.read_text(encoding="utf-8").replace(PLACEHOLDER, name))
 
 
 def _check_name(name: str) -> list[str]:
@@ -88,13 +86,13 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-def _check_folder(name: str, folder: Path) -> list[str]:
+def _check_folder(folder: Path, targets: Sequence[str]) -> list[str]:
     problems = [
-        f"{path}: exists already, and is not overwritten; choose another name or folder"
-        for path in (folder / target.replace(PLACEHOLDER, name) for target in FILES)
-        if path.exists()
+        f"{folder / target}: exists already, and is not overwritten; choose another name or folder"
+        for target in targets
+        if (folder / target).exists()
     ]
-    shared = folder / "studies" / "__init__.py"
+    shared = folder / SHARED
     if shared.is_file() and "CONF" not in shared.read_text(encoding="utf-8", errors="replace"):
         problems.append(
             f"{shared}: must define CONF, the folder of the configs, which the page imports"

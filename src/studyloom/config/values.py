@@ -21,9 +21,11 @@ def has_key(config: DictConfig, key: str) -> bool:
 
 
 def keys_at(config: DictConfig, key: str) -> list[str]:
-    """Returns the keys below a key; those of the whole config for the empty key."""
+    """Returns the keys below a key that have a value; those of the config for the empty key."""
     node = _node_at(config, key)
-    return [str(name) for name in node] if isinstance(node, DictConfig) else []
+    if not isinstance(node, DictConfig):
+        return []
+    return [str(name) for name in node if not OmegaConf.is_missing(node, name)]
 
 
 def value_at(config: DictConfig, key: str) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from studyloom.data.split import Split, digest_of, format_sizes, parts_of
 from studyloom.data.transform import Picture, Transform
-from studyloom.errors import DataError
+from studyloom.errors import DataError, UnfitData
 
 
 class Facts(NamedTuple):
@@ -81,7 +81,7 @@ class Loaded:
         sizes = f"inputs {format_sizes(inputs)} and targets {format_sizes(targets)}"
         classes = not targets.is_floating_point()
         if classes and (targets.ndim > 1 or targets.min() < 0):
-            raise DataError(
+            raise UnfitData(
                 f"data.load({part!r}) must return classes (n,), whole numbers from 0 on, or floats "
                 f"to predict numbers; got whole targets {format_sizes(targets)} from "
                 f"{int(targets.min())} on"
@@ -94,7 +94,7 @@ class Loaded:
                 tuple(inputs.shape[1:]) != training.shape
                 or tuple(targets.shape[1:]) != training.targets
             ):
-                raise DataError(
+                raise UnfitData(
                     f"data.load({part!r}) must return examples like those of the training part, "
                     f"inputs {_of_any(training.shape)} and targets {_of_any(training.targets)}; "
                     f"got {sizes}"
@@ -111,7 +111,7 @@ class Loaded:
         """Calls the function, and checks that inputs and targets go together."""
         pair = self.load(part)
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise DataError(
+            raise UnfitData(
                 f"data.load({part!r}) must return a pair of inputs and targets; "
                 f"got {type(pair).__name__}"
             )
@@ -121,12 +121,12 @@ class Loaded:
         )
         sizes = f"inputs {format_sizes(inputs)} and targets {format_sizes(targets)}"
         if not inputs.ndim or not targets.ndim or len(inputs) != len(targets) or not len(inputs):
-            raise DataError(
+            raise UnfitData(
                 f"data.load({part!r}) must return as many targets as inputs, and at least one; "
                 f"got {sizes}"
             )
         if targets.ndim > 2:
-            raise DataError(
+            raise UnfitData(
                 f"data.load({part!r}) must return targets (n,) or (n, outputs); got {sizes}"
             )
         return inputs, targets
@@ -161,7 +161,7 @@ def _tensor(value: Any, part: str, name: str) -> Tensor:
             bool(torch.isfinite(part).all()) for part in parts_of(tensor)
         )
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(
+        raise UnfitData(
             f"data.load({part!r}): its {name} must be a tensor or an array: {error}"
         ) from error
     if not finite or tensor.is_complex():

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from studyloom.data.folds import Fold, Folds, make_folds
-from studyloom.errors import DataError
+from studyloom.errors import DataError, UnfitData
 
 WHOLE = 2**28  # numbers of inputs that are converted as a whole for `adapt`: 1 GB as float32
 PART = 2**20  # numbers of a tensor that are converted at once: 4 MB as float32
@@ -60,16 +60,16 @@ class Split:
             or len(self.inputs) != len(self.targets)
             or not len(self)
         ):
-            raise DataError(
+            raise UnfitData(
                 f"data must have as many targets as inputs, and at least one; got {sizes}"
             )
         if self.classifies and (self.targets.ndim > 1 or self.targets.dtype != torch.int64):
-            raise DataError(
+            raise UnfitData(
                 "data must have targets int64 (n,), which are classes, or float32 (n, outputs); "
                 f"got {sizes} of {self.targets.dtype}"
             )
         if not self.classifies and tuple(self.targets.shape[1:]) != (self.outputs,):
-            raise DataError(
+            raise UnfitData(
                 f"data must have targets (n, {self.outputs}), a number for each output of the "
                 f"network; got {sizes}"
             )

@@ -2,7 +2,9 @@
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+import re
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +14,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from studyloom.config.build import build, find_target
 from studyloom.config.compose import Composer, own_world
 from studyloom.config.overrides import explain_key
-from studyloom.config.values import flatten, value_at, with_values
+from studyloom.config.values import describe_error, flatten, value_at, with_values
 from studyloom.data.folds import Fold
 from studyloom.data.training_data import TrainingData
-from studyloom.errors import ConfigError
+from studyloom.errors import ConfigError, NoWinner, UndefinedMetric
 from studyloom.metrics import DIRECTIONS, Goal, Metric
 from studyloom.question.costs import Cost, Limit, parse_limits
 from studyloom.question.jobs import build_function
@@ -32,6 +34,7 @@ from studyloom.training.randomness import seeded
 from studyloom.training.ranks import ALONE, Ranks, Recipe
 
 PARAMS = "params"
+NOT_OWN = r"/(studyloom|site-packages)/"  # in the paths of other code
 
 
 class AdaptedQuestion(Question):
@@ -268,29 +271,40 @@ class FunctionQuestion(AdaptedQuestion):
             the values by name, the metric first.
 
         Raises:
-            UndefinedMetric: a value is not a finite number.
+            NoWinner: it raises an exception, or returns something else.
         """
         loop, function = self.loop(point), self.test_function()
         place = Place(0, 1, TEST, 0, seed, device())
         run = Run(place, loop.metric, lambda *_: None, saved={"kept": states})
-        config = loop.config_of(seed)
-        with seeded(seed), own_world():
-            try:
-                returned = function(config, run, part)
-            finally:
-                run.close()
-        values = dict(returned) if isinstance(returned, dict) else {loop.metric: returned}
-        checked = {
-            str(k): finite(v, f"returned {v!r} from objective.test") for k, v in values.items()
-        }
-        if loop.metric not in checked:
-            raise ConfigError(
-                [
-                    f"objective.test must return a number, or a dict with {loop.metric}; got "
-                    f"{', '.join(checked) or 'nothing'}"
-                ]
-            )
-        return {loop.metric: checked.pop(loop.metric), **checked}
+        try:
+            with seeded(seed), own_world():
+                return _tested(function(loop.config_of(seed), run, part), loop.metric)
+        except (Exception, SystemExit) as error:
+            raise NoWinner(
+                f"objective.test={loop.config.objective.test}: {describe_error(error)}"
+                f"{place_of(error)}; mend it, and repeat the command with "
+                "study.accept_code_change=true, which keeps the search"
+            ) from error
+        finally:
+            run.close()
+
+
+def place_of(error: BaseException) -> str:
+    """Returns file and line of the user's own code that an exception came through last, or ""."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename[:1] == "/" and not re.search(NOT_OWN, f.filename)]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+
+
+def _tested(returned: Any, metric: str) -> dict[str, float]:
+    """Takes the values out of what `objective.test` has returned, the metric first."""
+    values = dict(returned) if isinstance(returned, Mapping) else {metric: returned}
+    checked = {str(k): finite(v, f"returned {v!r} from objective.test") for k, v in values.items()}
+    if metric not in checked:
+        raise UndefinedMetric(
+            f"must return a number, or a dict with {metric}; got {', '.join(checked) or 'nothing'}"
+        )
+    return {metric: checked.pop(metric), **checked}
 
 
 def names_data(cfg: DictConfig) -> bool:

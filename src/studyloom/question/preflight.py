@@ -27,7 +27,13 @@ from studyloom.config.values import describe_error, with_values
 from studyloom.data.folds import Folds
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part
-from studyloom.errors import TRAIN_IT_YOURSELF, ConfigError, DataError, UndefinedMetric
+from studyloom.errors import (
+    TRAIN_IT_YOURSELF,
+    ConfigError,
+    DataError,
+    UndefinedMetric,
+    or_train_it_yourself,
+)
 from studyloom.metrics import METRICS, Direction, Goal, Metric
 from studyloom.question.jobs import build_jobs
 from studyloom.space.tree import Leaf, ListLeaf, Node
@@ -73,6 +79,19 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def saying_the_way_out() -> Iterator[None]:
+    """Adds to whatever goes wrong between a network, its data and its loss that there is a way out.
+
+    Raises:
+        ValueError: with the words of the exception, and the way out.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(or_train_it_yourself(describe_error(error))) from error
 
 
 def probes(nodes: Sequence[Node]) -> Iterator[dict[str, Any]]:
@@ -290,6 +309,12 @@ def _forward(job: Job, split: Split, device: str, last_batches: Collection[int])
     """Builds the parts of a job and computes the loss of two examples."""
     with torch.device(device), torch.random.fork_rng(devices=[]), one_thread():
         model = _build(job, split, device)
+        _compute(job, model, split, last_batches)
+
+
+def _compute(job: Job, model: nn.Module, split: Split, last_batches: Collection[int]) -> None:
+    """Computes the loss of two examples; what does not fit together is said with the way out."""
+    with saying_the_way_out():
         dtype = batch_dtype(job, model, split)
         outputs = model(torch.zeros(2, *split.shape, dtype=dtype))
         if tuple(outputs.shape) != (2, split.outputs):

@@ -1,9 +1,7 @@
 """Evaluating the winner: winner and baseline on the test part, and the files of the answer."""
 
 import math
-import re
 import shlex
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,11 +12,11 @@ from torch import Tensor
 
 from studyloom.config.foreign import needed_trust
 from studyloom.config.trust import packages_to_trust
-from studyloom.config.values import as_yaml, describe_error, plain_sections, value_at
+from studyloom.config.values import as_yaml, plain_sections, value_at
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.data.transform import InputRange, describe_transform
-from studyloom.errors import ConfigError, NoWinner
+from studyloom.errors import NoWinner
 from studyloom.question.function import FunctionQuestion
 from studyloom.question.objective import Attempt
 from studyloom.question.question import SECTIONS
@@ -37,7 +35,6 @@ from studyloom.winner.pictures import report_part
 from studyloom.winner.stages import Plan
 from studyloom.winner.statistics import compare, summarise
 
-NOT_OWN = r"/(studyloom|site-packages)/"  # in the paths of other code
 NO_TEST = "there is no objective.test, so that nothing was tested"
 OWN_TEST = "a function of your own has tested it, so that there are no predictions to show"
 
@@ -191,15 +188,7 @@ def call_test(
     def judge(candidate: int, seed: int, states: dict[str, Any]) -> dict[str, float]:
         part = None if sealed is None else sealed.part()
         fresh = trainings.fresh_seed(seed)
-        try:
-            return question.test(plan.candidates[candidate], fresh, states, part)
-        except ConfigError:
-            raise
-        except Exception as error:  # of the user's own code
-            raise NoWinner(
-                f"objective.test: {describe_error(error)}{_place_of(error)}; the trainings are "
-                "stored: mend the function, and give the same command again"
-            ) from error
+        return question.test(plan.candidates[candidate], fresh, states, part)
 
     judged = {
         n: [judge(n, seed, states) for seed, states in enumerate(by_seed)]
@@ -217,13 +206,6 @@ def call_test(
         "data": None,
         "environment": current_environment(torch.device("cpu")),
     }
-
-
-def _place_of(error: Exception) -> str:
-    """Returns file and line of the user's own code that an exception came through last, or ""."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if f.filename[:1] == "/" and not re.search(NOT_OWN, f.filename)]
-    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
 def measure(

@@ -1,0 +1,24 @@
+"""Search an autoencoder for two objectives: two networks and optimizers, in a loop of one's own.
+
+    python -m studies.autoencoder
+    python -m studies.autoencoder 'winner.rule="min error where accuracy > 0.9"'    # another winner
+    python -m studies.autoencoder objective.folds=3 study.name=folds     # means over three folds
+
+A digit becomes eight numbers. Codes from which the pixels come back (a small error) are not those
+off which a linear probe reads the digit (a high accuracy). The loop is in `studies/codes.py`.
+"""
+
+from omegaconf import DictConfig
+
+from studies import CONF
+from studyloom.config import hydra_main
+from studyloom.run import run
+
+
+@hydra_main(config_path=CONF, config_name="autoencoder")
+def main(cfg: DictConfig) -> None:
+    run(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Search a small Transformer that reads Alice in Wonderland letter by letter: a loop of one's own.
+
+    python -m studies.language
+    python -m studies.language params.epochs=24 study.name=longer
+    python -m studies.language 'objective.constraints={parameters: "<= 40_000"}' study.name=small
+
+The loop is in `studies/characters.py`. It reports the perplexity on two chapters: between how many
+characters the network is in doubt. Eight chapters are trained on, and the last two are the test.
+"""
+
+from omegaconf import DictConfig
+
+from studies import CONF
+from studyloom.config import hydra_main
+from studyloom.run import run
+
+
+@hydra_main(config_path=CONF, config_name="language")
+def main(cfg: DictConfig) -> None:
+    run(cfg)
+
+
+if __name__ == "__main__":
+    main()
