@@ -8,6 +8,7 @@ from typing import Any
 
 import hydra
 import optuna
+import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, open_dict
@@ -99,6 +100,7 @@ LOOP = (
     "objective.direction=maximize",
 )
 KINDS = {"network": (), "loop": LOOP}  # of training, for laws that hold of each
+EACH_KIND = ("network", pytest.param("loop", marks=pytest.mark.chaos))  # for those that take long
 
 
 def train(config: DictConfig, run: Run) -> float:

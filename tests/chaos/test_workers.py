@@ -69,6 +69,7 @@ def test_a_storm_of_kills_leaves_exactly_n_trials_and_their_values(url, tmp_path
     check(stored, trials, clean(trials, seed))
 
 
+@pytest.mark.chaos
 def test_a_trial_of_which_every_worker_dies_is_given_up_and_the_study_goes_on(url, tmp_path):
     stored = prepare(url, 1)
     for _ in range(3):
@@ -100,6 +101,7 @@ def is_stopped(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
+@pytest.mark.chaos
 def test_the_interpreters_lock_held_past_the_lease_does_no_harm(url, tmp_path, clean):
     stored = prepare(url, 4)
     holder = start(url, 4, tmp_path, strike=("between report and prune", 1, "hold"))

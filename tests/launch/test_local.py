@@ -69,6 +69,7 @@ def assert_complete(run_dir, trials=4):
     assert stored.ledger.counts() == {"free": 0, "held": 0, "done": trials}
 
 
+@pytest.mark.chaos
 @linux
 def test_a_stop_hands_all_trials_back_and_the_same_command_goes_on(tmp_path):
     """tests/chaos has the other signals."""
@@ -98,6 +99,7 @@ def test_a_second_stop_ends_at_once(tmp_path):
     assert stored_study(tmp_path).ledger.counts()["held"] == 0
 
 
+@pytest.mark.chaos
 @linux
 def test_a_worker_that_dies_is_started_again_and_its_trial_goes_on(tmp_path):
     process, worker_ids = at_work(tmp_path)
@@ -185,6 +187,7 @@ def test_a_trial_that_always_kills_its_worker_is_given_up_after_three_lives(dead
     assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 1}
 
 
+@pytest.mark.chaos
 @linux
 def test_a_trial_that_hangs_is_ended_with_all_that_it_started(deadly):
     code, out, err, stored = deadly(

@@ -101,7 +101,7 @@ def test_a_loop_that_breaks_has_told_what_it_reported():
     assert [step for step, *_ in sent] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("count", [0, -1, 2.0, True, "3", None])
+@pytest.mark.parametrize("count", [0, -1, 2.0, True, "3"])
 def test_a_number_of_epochs_that_is_none_is_named(count):
     with pytest.raises(ValueError, match=r"run\.epochs must be told a whole number .*; got"):
         run_of()[0].epochs(count)

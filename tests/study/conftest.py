@@ -4,19 +4,19 @@ import threading
 
 import pytest
 from toy_worker import FOLDER, RANDOM
-from toys import KINDS, ask
+from toys import EACH_KIND, KINDS, ask
 
 from studyloom.storage import database
 from studyloom.study import worker
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=EACH_KIND)
 def kind(request):
     """Overrides that ask for a kind of training: networks of ours, or a loop of one's own."""
     return KINDS[request.param]
 
 
-@pytest.fixture(scope="module", params=["network", pytest.param("loop", marks=pytest.mark.chaos)])
+@pytest.fixture(scope="module", params=EACH_KIND)
 def question(request):
     return ask(*RANDOM, *KINDS[request.param])
 

@@ -10,7 +10,6 @@ from torch import nn
 
 from studyloom.data.split import Split
 from studyloom.data.transform import InputRange
-from studyloom.errors import DataError
 from studyloom.losses import CrossEntropy
 from studyloom.models import MLP, Restore, Standardise
 from studyloom.question.costs import measure_costs
@@ -102,7 +101,7 @@ def test_a_network_that_takes_neither_is_named_with_both_reasons_and_the_way_out
         def forward(self, inputs):
             raise RuntimeError(f"no {inputs.dtype}")
 
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(ValueError, match="the network takes them neither") as caught:
         try_out(toy_job(model=Neither), stored_as(torch.int64)[0])
     words = str(caught.value)
     assert "as int64: RuntimeError: no torch.int64 nor as float32: RuntimeError" in words

@@ -14,6 +14,7 @@ from studyloom.models import MLP
 from studyloom.training.ranks import Ranks
 from studyloom.training.trainer import Training
 
+pytestmark = pytest.mark.chaos  # processes that wait for one another: 13 s
 PLAIN = {"model": partial(MLP, hidden=(8,))}  # without dropout, of which each rank has its own
 EXACT = ("a schedule of numpy numbers", "adam", "adamw fused", "groups", "rmsprop")
 # Of these one process is the measure; batches of 10 and 5 are divided 5 and 5, 3 and 2.

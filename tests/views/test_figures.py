@@ -114,7 +114,7 @@ def test_losses_that_a_loop_calls_as_we_do_show_over_fitting():
 
 
 def test_a_loop_that_told_only_its_value_has_no_figure_of_more():
-    assert curves.losses(of_a_loop()) == "Trial 3 stored no losses."
+    assert curves.losses(of_a_loop()) == "Trial -1 stored no losses."
 
 
 def test_idle_is_the_share_of_gaps_in_a_workers_time():

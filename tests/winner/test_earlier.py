@@ -6,7 +6,7 @@ import pytest
 import torch
 import toys
 from test_winner import SPACE, CountedTest, flat, plan_of, test_part, work
-from toys import KINDS, LOOP, ask
+from toys import EACH_KIND, KINDS, LOOP, ask
 
 from studyloom.question import question as question_module
 from studyloom.storage.attributes import REUSED
@@ -22,7 +22,7 @@ SETTINGS = {"top": 1, "seeds": 2}
 SMALL = [override for override in SPACE if not override.startswith("space.train")]
 
 
-@pytest.fixture(scope="module", params=["network", pytest.param("loop", marks=pytest.mark.chaos)])
+@pytest.fixture(scope="module", params=EACH_KIND)
 def question(request):
     return ask(*SMALL, *KINDS[request.param])
 

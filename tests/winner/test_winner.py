@@ -14,7 +14,7 @@ import toys
 import yaml
 from PIL import Image
 from scipy import stats
-from toys import KINDS, TINY, TWO, Never, ask, compose, toy_folds, toy_split
+from toys import EACH_KIND, KINDS, TINY, TWO, Never, ask, compose, toy_folds, toy_split
 
 from studyloom.config.schema import WinnerSection
 from studyloom.data.split import Split
@@ -50,7 +50,7 @@ SPACE = (
 TRIALS = 4
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=EACH_KIND)
 def kind(request):
     """Networks of ours, or a loop of one's own: these laws hold of both."""
     return request.param
