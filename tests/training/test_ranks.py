@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from drawn import Drawn, drawn
 from ranks_at_work import together
 from test_trainer import RESUMABLE, SPLIT, equal, through_a_file, timeless, toy_job
 from torch import nn
@@ -28,7 +29,13 @@ MEASURED = {
     "patience": (False, {"patience": 1, "epochs": 9, **PLAIN}),
     "a layer unused": (False, {"model": "unused"}),
     "in turn": (True, PLAIN),
+    "a Dataset": (False, {"accumulate": 2, "batch_size": 7, **PLAIN}),
 }
+
+
+def data_of(name):
+    """What a way is trained on."""
+    return drawn(train=Drawn(noise=0.0)) if name == "a Dataset" else SPLIT
 
 
 def overflowing(network, batch, loss):
@@ -77,7 +84,7 @@ def trained(ranks, names, stop=None):
     def train(name):
         in_turn, changes = WAYS[name]
         jobs = [toy_job(seed=seed, **changes) for seed in range(1 + in_turn)]
-        training = Training(jobs, SPLIT, in_turn=in_turn, ranks=ranks)
+        training = Training(jobs, data_of(name), in_turn=in_turn, ranks=ranks)
         for number, _ in enumerate(training, 1):
             if number == stop:
                 break
@@ -99,7 +106,7 @@ def trained(ranks, names, stop=None):
     def finish(name, state):
         in_turn, changes = WAYS[name]
         jobs = [toy_job(seed=seed, **changes) for seed in range(1 + in_turn)]
-        training = Training(jobs, SPLIT, in_turn=in_turn, ranks=ranks)
+        training = Training(jobs, data_of(name), in_turn=in_turn, ranks=ranks)
         training.restore(through_a_file(state))
         for _ in training:
             pass

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from studyloom.data import fetch
+
 
 def random_state() -> dict[str, Any]:
     """Returns the state of all generators, as `torch.load(weights_only=True)` can read it."""
@@ -40,14 +42,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds Python's, NumPy's and PyTorch's random numbers; restores the caller's at the end."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+    """Has Python, NumPy and PyTorch draw from a seed, on GPUs too; gives their states back."""
+    with torch.random.fork_rng(), fetch.seeded(seed):
+        torch.cuda.manual_seed_all(seed)
+        yield
