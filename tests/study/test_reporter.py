@@ -88,6 +88,7 @@ def test_a_trial_is_not_pruned_after_its_last_epoch(sqlite_url):
     assert [trial.state for trial in stored.trials()] == [TrialState.COMPLETE]
 
 
+@pytest.mark.parametrize("question", ["network"], indirect=True)
 def test_a_value_is_the_last_epochs_and_not_the_luckiest(sqlite_url, question, monkeypatch):
     def measure(training, _):
         for number, accuracy in ((1, 0.9), (2, 0.7)):
@@ -101,6 +102,7 @@ def test_a_value_is_the_last_epochs_and_not_the_luckiest(sqlite_url, question, m
     assert [trial.value for trial in stored.trials()] == [0.7]
 
 
+@pytest.mark.parametrize("question", ["network"], indirect=True)
 def test_a_learning_curve_is_stored_with_its_trial(sqlite_url, question):
     stored = fresh(sqlite_url, question, 1)
     work(question, stored, 1)

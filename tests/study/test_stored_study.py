@@ -129,6 +129,7 @@ def test_a_study_knows_what_its_values_are_and_which_way_they_are_better(url):
 # Created, opened, and refused
 
 
+@pytest.mark.parametrize("question", ["network"], indirect=True)
 def test_another_question_under_the_same_name_is_refused_with_the_differences(url, question):
     fresh(url, question, 1)
     with pytest.raises(QuestionError, match=r"train\.epochs: 2 → 3") as caught:

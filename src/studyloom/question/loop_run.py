@@ -107,7 +107,7 @@ class Run:
     @property
     def keeps(self) -> bool:
         """Whether it has been told what to keep."""
-        return bool(self._kept)
+        return bool(self._kept or self._kept_at_end)
 
     @property
     def has_reported(self) -> bool:

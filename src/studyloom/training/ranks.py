@@ -34,6 +34,7 @@ Recipe = Callable[..., Any]  # makes an objective of a question and `data=`, in 
 CALL, GO, END = "call", "go", "end"  # what rank 0 says
 ANSWER, RAISED = "answer", "raised"  # what all say where they agree
 FAILED = "failed"  # what another rank says before it ends
+NOTED = 8  # lines of the traceback of another rank
 PATIENCE = 2.0  # seconds that rank 0 waits to learn how another rank has failed
 
 
@@ -335,6 +336,7 @@ def _portable(error: BaseException) -> BaseException:
         copy: BaseException = pickle.loads(pickle.dumps(error))
     except Exception:  # of a class of the user's own
         copy = RuntimeError(f"{type(error).__name__}: {error}")
-    lines = "".join(traceback.format_exception(error)).rstrip()
-    copy.add_note(f"in another rank:\n{lines}")
+    lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
+    # Its end: of a long traceback a trial stores the last lines alone.
+    copy.add_note("\n".join(["in another rank:", *lines[-NOTED:]]))
     return copy
