@@ -417,7 +417,7 @@ def test_the_python_of_the_readme_runs(mine):
 @pytest.mark.runs
 def test_the_loop_of_the_readme_is_searched_and_tested(tmp_path):
     text = PAPERS["studies/README.md"]
-    (code,), (config, *_) = blocks(text, "python"), blocks(text, "yaml")
+    (code, *_), (config, *_) = blocks(text, "python"), blocks(text, "yaml")
     (tmp_path / "mine.py").write_text(code)
     (tmp_path / "mine.yaml").write_text(config)
     quick = ("study.trials=3", "params.epochs=1", "winner.seeds=2", "launcher.workers=1")

@@ -210,19 +210,20 @@ class Supervisor:
         Whether there is, the database says, and no exit code: an objective may end its process with
         any.
         """
-        held = 0
+        released, held = worker.heard.released, 0
+        signalled = released or worker_exit.signal in STOPS
+        death = describe_death("the worker", worker_exit, worker.heard)
+        # Before the kill, which takes seconds if its host is gone: others may end the study then.
+        if self._stopped is None and not self.task.halted() and self.task.todo():
+            end = WorkerExit(None, "a signal, and released its trial") if released else worker_exit
+            told = describe_death("a worker", end, worker.heard)
+            log.warning("%s; its log: %s", told, worker.log)
         if (worker_id := worker.kill()) is not None:
-            death = describe_death("the worker", worker_exit, worker.heard)
             held = self.task.ledger.record_death(worker_id, death)
         if self._stopped is None and self.task.halted():
             self._stop_all()
         if self._stopped is not None or not self.task.todo():
             return
-        signalled = worker.heard.released or worker_exit.signal in STOPS
-        if worker.heard.released:
-            worker_exit = WorkerExit(None, "a signal, and released its trial")
-        end = describe_death("a worker", worker_exit, worker.heard)
-        log.warning("%s; its log: %s", end, worker.log)
         worker.failures = 0 if held or worker.heard.claimed else worker.failures + 1
         if worker.failures <= (SIGNALLED if signalled else RESTARTS):
             worker.start()
