@@ -52,6 +52,18 @@ SCRIPT = '''
     if __name__ == "__main__":
         main()
 '''
+# The sections of a study of it.
+COMMAND = """
+objective:
+  _target_: studyloom.integrations.Command
+  run: python main.py --lr {lr} --seed {seed}
+  value: 'Average loss: (?P<value>\\S+),'
+  step: 'Train Epoch: (?P<step>\\d+)'
+  metric: loss
+  direction: minimize
+params: {lr: 0.1}
+space: {params: {lr: {float: [0.01, 1.0], log: true}}}
+"""
 VALUE, STEP = r"Average loss: (?P<value>\S+),", r"Train Epoch: (?P<step>\d+)"
 
 # A Hydra application with a config group, an interpolation, and a decorated entry point.

@@ -15,7 +15,7 @@ import pytest
 from commands import environment
 from harness import until
 from optuna.trial import TrialState
-from projects import APPLICATION, SCRIPT, write_project
+from projects import APPLICATION, COMMAND, SCRIPT, write_project
 
 from studyloom.study.stored_study import open_study
 
@@ -29,17 +29,6 @@ study: {name: own, trials: 3}
 run_dir: run
 winner: {enabled: false}
 launcher: {workers: 2}
-"""
-COMMAND = """
-objective:
-  _target_: studyloom.integrations.Command
-  run: python main.py --lr {lr} --seed {seed} --epochs 6
-  value: 'Average loss: (?P<value>\\S+),'
-  step: 'Train Epoch: (?P<step>\\d+)'
-  metric: loss
-  direction: minimize
-params: {lr: 0.1}
-space: {params: {lr: {float: [0.01, 1.0], log: true}}}
 """
 HYDRA = """
 objective:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from projects import SCRIPT, STEP, VALUE, write_project
+from projects import COMMAND, SCRIPT, STEP, VALUE, write_project
 from toys import compose
 
 from studyloom import processes
@@ -18,20 +18,11 @@ from studyloom.question.function import FunctionQuestion
 from studyloom.question.validation import validate
 from studyloom.space.language import parse_space
 
-STUDY = """
+STUDY = f"""
 defaults:
   [studyloom, sampler: random, pruner: none, storage: sqlite, launcher: local, space: none, _self_]
-study: {name: own}
-objective:
-  _target_: studyloom.integrations.Command
-  run: python main.py --lr {lr} --seed {seed}
-  value: 'Average loss: (?P<value>\\S+),'
-  step: 'Train Epoch: (?P<step>\\d+)'
-  metric: loss
-  direction: minimize
-params: {lr: 0.1}
-space: {params: {lr: {float: [0.01, 1.0], log: true}}}
-"""
+study: {{name: own}}
+{COMMAND}"""
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Batches of Datasets: drawn by the job's seed, whoever loads them, and loaders end with it."""
 
-import itertools
 import os
 import random
 import signal
@@ -16,6 +15,7 @@ from drawn import Drawn, drawn
 from test_trainer import (
     RESUMABLE,
     Interrupt,
+    check_resuming,
     curve,
     equal,
     states_of,
@@ -69,15 +69,7 @@ ALL = [
 
 @pytest.mark.parametrize("changes", ALL)
 def test_stop_and_resume_equals_never_stopped_after_any_epoch(changes):
-    job, examples = toy_job(**changes), drawn()
-    never_stopped = states_of(Training([job], examples))
-    for stop in range(4):
-        first = Training([job], examples)
-        for _ in itertools.islice(first, stop):
-            pass
-        resumed = Training([job], examples)
-        resumed.restore(through_a_file(first.state()))
-        assert equal(states_of(resumed), never_stopped[stop:])
+    check_resuming(toy_job(**changes), drawn())
 
 
 @pytest.mark.parametrize("loading", [WORKERS, PERSISTENT])

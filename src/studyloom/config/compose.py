@@ -102,14 +102,6 @@ def override_key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~").replace(".", "/")
 
 
-_own_worlds: list[None] = []  # one for each that has been entered
-
-
-def in_own_world() -> bool:
-    """Whether code of the user's own runs inside `own_world`."""
-    return bool(_own_worlds)
-
-
 @contextmanager
 def own_world() -> Iterator[None]:
     """Gives the body what it would have as a program of its own; ours is back afterwards.
@@ -119,13 +111,11 @@ def own_world() -> Iterator[None]:
     """
     arguments, hydra_config = sys.argv, HydraConfig.instance()
     config, given = hydra_config.cfg, list(arguments)
-    _own_worlds.append(None)
     try:
         with restored_hydra(), foreign.unguarded():
             sys.argv = given[:1]
             yield
     finally:
-        _own_worlds.pop()
         sys.argv, arguments[:], hydra_config.cfg = arguments, given, config
 
 

@@ -151,6 +151,11 @@ def active() -> Guard | None:
     return _active[-1] if _active else None
 
 
+def in_own_code() -> bool:
+    """Whether the user's own code composes configs, within `unguarded`."""
+    return None in _active
+
+
 @contextmanager
 def unguarded() -> Iterator[None]:
     """Lets the body compose the configs of the user's own code, which may lie anywhere."""

@@ -18,7 +18,6 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from studyloom.config import foreign
-from studyloom.config.compose import in_own_world
 from studyloom.config.schema import SCHEMA, check_name
 from studyloom.errors import ConfigError
 from studyloom.files import PACKAGE
@@ -35,7 +34,7 @@ class OwnGroups(SearchPathPlugin):
     """Adds `GROUPS` to the search path of every config, after the study's own folders."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        if not in_own_world():
+        if not foreign.in_own_code():
             search_path.append("studyloom", f"file://{GROUPS}")
 
 

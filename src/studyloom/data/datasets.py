@@ -28,8 +28,10 @@ NO_TEST = (
     "data.test must be the Dataset of the test part, on which the winner is tested once; without "
     "one, set winner.enabled=false: then the study ends with its search, and best.yaml"
 )
-# Keys of a section `data` whose sections name folders, and those that change no result.
-LOADERS = ("train", "valid", "test", "evaluate", "load")
+# Keys of a section `data`: the Datasets, those whose sections may name folders, and those that
+# change no result.
+PARTS = ("train", "valid", "test", "evaluate")
+LOADERS = (*PARTS, "load")
 LOADING = ("num_workers", "pin_memory", "persistent_workers")
 
 
@@ -70,7 +72,7 @@ class Datasets:
     """
 
     # Built when they are needed, so that the test part stays closed until then.
-    DEFERRED: ClassVar[tuple[str, ...]] = ("train", "valid", "test", "evaluate")
+    DEFERRED: ClassVar[tuple[str, ...]] = PARTS
 
     def __init__(
         self,

@@ -126,10 +126,6 @@ class Examples:
         own = self._own
         return everything, everything[: max(1, len(self) // 5)] if own is None else own
 
-    def first(self) -> Any:
-        """Returns a batch of the first example, on the CPU."""
-        return self.evaluation.fetch([0], ALWAYS)
-
     def input_at(self, index: int) -> Tensor | None:
         """Returns the input of an example as it is evaluated; None if it is not one tensor."""
         with seeded(ALWAYS):

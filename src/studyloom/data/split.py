@@ -120,10 +120,6 @@ class Split:
         everything = torch.arange(len(self))
         return everything, everything[: max(1, len(self) // 5)]
 
-    def first(self) -> tuple[Tensor, Tensor]:
-        """Returns a batch of the first example."""
-        return self.inputs[:1], self.targets[:1]
-
     def input_at(self, index: int) -> Tensor:
         """Returns the input of an example."""
         return self.inputs[index]

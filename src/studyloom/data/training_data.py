@@ -81,10 +81,6 @@ class Part(Protocol):
         """Returns all examples to train on, and some to look at meanwhile."""
         ...
 
-    def first(self) -> Any:
-        """Returns a batch of the first example."""
-        ...
-
     def input_at(self, index: int) -> Tensor | None:
         """Returns the input of an example; None if it is not one tensor."""
         ...

@@ -116,17 +116,15 @@ class FunctionQuestion(AdaptedQuestion):
     Its data are the loop's own affair, or those of the section `data`.
     """
 
-    @property
-    def tested(self) -> bool:
-        """Whether `objective.test` names a function that tests the winner."""
-        return self.config.objective.test is not None
-
     @staticmethod
-    def gather(cfg: DictConfig) -> TrainingData:
+    def is_tested(cfg: DictConfig) -> bool:
+        """Whether `objective.test` names a function that tests the winner."""
+        return cfg.objective.test is not None
+
+    @classmethod
+    def gather(cls, cfg: DictConfig) -> TrainingData:
         """Loads the data of the section `data`, if it names a source."""
-        if names_data(cfg):
-            return Question.gather(cfg)
-        return TrainingData()
+        return super().gather(cfg) if names_data(cfg) else TrainingData()
 
     @functools.cached_property
     def metric(self) -> Metric:

@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
@@ -76,6 +76,16 @@ class Loop:
     def metric(self) -> str:
         return self.goals[0].name
 
+    @property
+    def limit_of(self) -> dict[str, Limit]:
+        """The limits by the quantity that they are of."""
+        return {limit.quantity: limit for limit in self.limits}
+
+    @property
+    def quantities(self) -> list[str]:
+        """What a call must tell beside the value: the further goals, and what has a limit."""
+        return [*dict.fromkeys([*(goal.name for goal in self.goals[1:]), *self.limit_of])]
+
     def config_of(self, seed: int) -> DictConfig:
         """Returns the config that a call with a seed gets."""
         config = self.config.copy()
@@ -91,10 +101,7 @@ class Loop:
         saved: Mapping[str, Any] | None,
     ) -> Run:
         """Makes the run for a call at a place; see `Run`."""
-        limits = {limit.quantity: limit for limit in self.limits}
-        run = Run(place, self.metric, send, limits, saved)
-        run.most = self.most_epochs
-        return run
+        return Run(place, self.metric, send, self.limit_of, saved, self.most_epochs)
 
     def values_of(self, returned: Any, run: Run) -> float:
         """Takes the value out of what a call has returned; the further values are costs of the run.
@@ -111,7 +118,7 @@ class Loop:
                     f"expected objective.metric={self.metric} among the names"
                 )
             value = returned[self.metric]
-            wanted = {*further, *(limit.quantity for limit in self.limits)}
+            wanted = self.quantities
             run.cost(**{name: v for name, v in returned.items() if name in wanted})
         elif further and isinstance(returned, tuple | list):
             if len(returned) != len(self.goals):
@@ -130,8 +137,7 @@ class Loop:
                 raise UndefinedMetric(f"{error}; end it with return run.value") from None
             raise
         run.check_costs()
-        wanted_names = dict.fromkeys([*further, *(limit.quantity for limit in self.limits)])
-        if missing := [name for name in wanted_names if name not in run.costs]:
+        if missing := [name for name in self.quantities if name not in run.costs]:
             raise UndefinedMetric(
                 f"the objective told no {missing[0]}, which objective.constraints or "
                 f"objective.metric names: expected it by run.cost({missing[0]}=…), or in a dict "
@@ -379,7 +385,7 @@ class LoopObjective:
         now = None if self._run is None else self._run.state()
         if now is None and (self._run is not None or not self._values):
             return None
-        reports = [[report.as_dict() for report in of_job] for of_job in self._reports]
+        reports = [[asdict(report) for report in of_job] for of_job in self._reports]
         costs = [{name: cost.value for name, cost in of_job.items()} for of_job in self._costs]
         return {
             "seeds": [job.seed for job in self.jobs],
@@ -400,7 +406,7 @@ class LoopObjective:
                 raise ValueError("it has other jobs")
             if saved is not None:
                 saved = {**saved, "value": reports[-1][-1].value}
-            limits = {limit.quantity: limit for limit in self.loop.limits}
+            limits = self.loop.limit_of
             costs = [
                 {name: Cost(name, float(value), limits.get(name)) for name, value in told.items()}
                 for told in state["costs"]

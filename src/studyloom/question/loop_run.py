@@ -49,6 +49,7 @@ class Run:
         send: takes each report.
         limits: of what the trial may cost.
         saved: the state to go on from; None to begin.
+        most: how many epochs the pruner knows of; None for any number.
 
     Attributes:
         metric: the name of the value that is compared.
@@ -67,6 +68,7 @@ class Run:
         send: Callable[[int, float, dict[str, float]], None],
         limits: Mapping[str, Limit] | None = None,
         saved: Mapping[str, Any] | None = None,
+        most: int | None = None,
     ) -> None:
         self.trial, self.attempt, self.stage = place.trial, place.attempt, place.stage
         self.fold, self.seed, self.device = place.fold, place.seed, place.device
@@ -75,7 +77,7 @@ class Run:
         self.generator = torch.Generator().manual_seed(place.seed)
         self.costs: dict[str, Cost] = {}
         self.count: int | None = None
-        self.most: int | None = None  # epochs that the pruner knows of
+        self.most = most
         self.unfit: UnfitState | None = None
         self.metric = metric
         self._place, self._send = place, send

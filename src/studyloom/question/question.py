@@ -61,7 +61,6 @@ SECTIONS = (
     "train",
 )
 FIRST = Attempt()
-# Keys of studyloom.data.Datasets: what may have a `root`, and what changes no result.
 STEPS = "steps"  # our own key in the section of the pruner: what it is shown of a trial
 
 
@@ -84,10 +83,15 @@ class Question:
     space: Space
     ranks: Ranks = ALONE
 
+    @staticmethod
+    def is_tested(cfg: DictConfig) -> bool:
+        """Whether the winner of a config's study is trained on all data and tested."""
+        return True
+
     @property
     def tested(self) -> bool:
         """Whether the winner is trained on all data and tested."""
-        return True
+        return self.is_tested(self.config)
 
     @classmethod
     def ask(cls, cfg: DictConfig, composer: Composer) -> "Question":
@@ -103,8 +107,8 @@ class Question:
         composer.keep(cfg)
         return cls(cfg, composer, parse_space(value_at(cfg, "space") or {}, group_options))
 
-    @staticmethod
-    def gather(cfg: DictConfig) -> TrainingData:
+    @classmethod
+    def gather(cls, cfg: DictConfig) -> TrainingData:
         """Loads the training part of the data, and divides it into folds.
 
         Args:
@@ -114,9 +118,7 @@ class Question:
             ValueError: the data cannot be loaded or divided so.
         """
         source = build(cfg.data)
-        # A loop of one's own without `objective.test` opens no test part.
-        tested = cfg.objective["_target_"] is None or cfg.objective.get("test") is not None
-        if cfg.winner.enabled and tested and not getattr(source, "has_test", True):
+        if cfg.winner.enabled and cls.is_tested(cfg) and not getattr(source, "has_test", True):
             raise DataError(NO_TEST)
         split: Part = shared.load(source.train, data_key(cfg))
         split.check()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -33,9 +33,6 @@ class Report:
     seconds: float
     step: int
     further: Mapping[str, float] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"further": dict(self.further)}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,25 +151,41 @@ def snapshot(value: Any, where: str) -> Any:
     Raises:
         TypeError: it holds something else, which a checkpoint would have to execute to read.
     """
+    return _rebuilt(value, _copied, where)
+
+
+def _copied(value: Any, where: str) -> Any:
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)  # no second copy on a GPU
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, Mapping):
-        copied: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
-        for key, inner in value.items():
-            copied[snapshot(key, where)] = snapshot(inner, f"{where}[{key!r}]")
-        if isinstance(copied, OrderedDict) and hasattr(value, "_metadata"):  # of a module
-            copied._metadata = snapshot(value._metadata, where)  # type: ignore[attr-defined]
-        return copied
-    if isinstance(value, list | tuple | set) and type(value) in (list, tuple, set):
-        return type(value)(snapshot(inner, where) for inner in value)
     if isinstance(value, PLAIN) and not hasattr(value, "__dict__"):
         return value
     raise TypeError(
         f"{where}: the state must hold tensors and plain values, since a checkpoint is never "
         f"executed; got {type(value).__name__}"
     )
+
+
+def _rebuilt(value: Any, leaf: Callable[[Any, str], Any], where: str = "") -> Any:
+    """Rebuilds mappings, lists, tuples and sets of what a function makes of all else.
+
+    Args:
+        value: the state.
+        leaf: gets a value and where it is.
+        where: the state is.
+    """
+    if isinstance(value, Mapping):
+        rebuilt: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
+        for key, inner in value.items():
+            rebuilt[_rebuilt(key, leaf, where)] = _rebuilt(inner, leaf, f"{where}[{key!r}]")
+        if isinstance(rebuilt, OrderedDict) and hasattr(value, "_metadata"):  # of a module
+            versions = _rebuilt(value._metadata, leaf, where)
+            rebuilt._metadata = versions  # type: ignore[attr-defined]
+        return rebuilt
+    if type(value) in (list, tuple, set):
+        return type(value)(_rebuilt(inner, leaf, where) for inner in value)
+    return leaf(value, where)
 
 
 def save_weights(path: Path, weights: Mapping[str, Any]) -> None:
@@ -218,22 +234,11 @@ def digest_of(path: Path, *, durable: bool = False) -> str:
 
 
 def _pack(weights: Mapping[str, Any], file: IO[bytes]) -> None:
-    torch.save({name: _on_cpu(value) for name, value in weights.items()}, file)
+    torch.save({name: _rebuilt(value, _on_cpu) for name, value in weights.items()}, file)
 
 
-def _on_cpu(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.cpu()
-    if isinstance(value, Mapping):
-        moved = {key: _on_cpu(inner) for key, inner in value.items()}
-        if not isinstance(value, OrderedDict):
-            return moved
-        ordered = OrderedDict(moved)
-        ordered.__dict__.update(vars(value))  # the versions of a module's state
-        return ordered
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        return type(value)(map(_on_cpu, value))
-    return value
+def _on_cpu(value: Any, where: str) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value
 
 
 def load_weights(path: Path) -> dict[str, Any]:
