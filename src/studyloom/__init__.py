@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from studyloom.errors import StorageLost as StorageLost
     from studyloom.errors import StudyloomError as StudyloomError
     from studyloom.errors import UserError as UserError
-    from studyloom.question.loop_run import Run as Run
+    from studyloom.question.loops.run import Run as Run
     from studyloom.winner.predictor import LoopWinner as LoopWinner
     from studyloom.winner.predictor import Prediction as Prediction
     from studyloom.winner.predictor import Predictor as Predictor
@@ -69,7 +69,7 @@ SOURCES = {
     **dict.fromkeys(
         ["LoopWinner", "Prediction", "Predictor", "load_winner"], "studyloom.winner.predictor"
     ),
-    "Run": "studyloom.question.loop_run",
+    "Run": "studyloom.question.loops.run",
 }
 
 

@@ -19,7 +19,6 @@ from rich.text import Text
 from studyloom import make_callable
 from studyloom.config import hydra_main
 from studyloom.config.invocation import invocation_of, module_path
-from studyloom.config.runs import note_run
 from studyloom.config.schema import WinnerSection
 from studyloom.config.values import plain_sections, without_transform, write_yaml
 from studyloom.errors import (
@@ -35,7 +34,13 @@ from studyloom.files import is_newer
 from studyloom.launch.command import WORKER_VARIABLE, Command
 from studyloom.launch.fork_server import ForkServer
 from studyloom.launch.line import Line
-from studyloom.launch.prepare import Prepared, check_connections, prepare, prepare_to_join
+from studyloom.launch.prepare import (
+    Prepared,
+    check_connections,
+    open_or_create,
+    prepare,
+    prepare_to_join,
+)
 from studyloom.launch.ranks import start_ranks
 from studyloom.launch.task import Task, follow_parent
 from studyloom.launch.watch import Death, watch
@@ -43,12 +48,10 @@ from studyloom.processes import LastingOutput, prepare_streams, worker_id
 from studyloom.question.question import SECTIONS
 from studyloom.storage.connections import exclusive
 from studyloom.storage.embedded_server import serve
-from studyloom.study.enqueue import enqueue, missing_baseline, redo_baseline
-from studyloom.study.identity import check_code, check_question
+from studyloom.study.identity import check_question
 from studyloom.study.reporter import Limits
 from studyloom.study.stopping import Stop
 from studyloom.study.stopwatch import Stopwatch
-from studyloom.study.stored_study import StoredStudy, create_study, open_study
 from studyloom.study.worker import Worker
 from studyloom.text import PrintableFormatter, format_duration
 from studyloom.views.dry_run import print_dry_run
@@ -208,42 +211,6 @@ def open_plan(prepared: Prepared, stop: Stop, *, worker: bool) -> tuple[Prepared
         plan.close()
         raise
     return prepared, plan
-
-
-def open_or_create(prepared: Prepared, *, create: bool) -> tuple[StoredStudy, int]:
-    """Returns the study, made in its database if it is missing, and the budget by the config."""
-    question, trials = prepared.question, prepared.question.trials()
-    name = str(question.config.study.name)
-    deadline = question.config.storage.deadline
-    if not create:
-        stored = open_study(prepared.url, name, deadline)
-        check_code(name, stored.code(), lambda: question.code)
-        return stored, trials
-    prepared.run_dir.mkdir(parents=True, exist_ok=True)
-    note_run(prepared.run_dir)
-    identity = question.identity(prepared.data.digest)
-    stored = create_study(
-        prepared.url,
-        name,
-        identity,
-        trials,
-        deadline,
-        goals=question.goals,
-        accept_code_change=question.config.study.accept_code_change,
-    )
-    stored.state(question.rule)
-    if question.baseline is not None:
-        if question.config.study.redo_baseline:
-            redo_baseline(stored, prepared.url)
-        if (missing := missing_baseline(stored)) is not None:
-            log.warning("%s", missing)
-    if left := enqueue(stored, prepared.starts, trials, prepared.url, baseline=question.baseline):
-        log.warning(
-            "%d points to begin with are left out: all %d trials have begun; raise study.trials",
-            left,
-            trials,
-        )
-    return stored, trials
 
 
 def plan_of(prepared: Prepared, search: Stage) -> Plan:

@@ -22,7 +22,7 @@ from toys import Never
 from studyloom import load_winner
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import Goal
-from studyloom.question.loop import Loop, LoopJob, LoopObjective
+from studyloom.question.loops.loop import Loop, LoopJob, LoopObjective
 from studyloom.question.objective import Attempt
 from studyloom.seeds import derive
 

@@ -14,7 +14,7 @@ from toys import compose
 from studyloom import processes
 from studyloom.errors import CommandFailed, ConfigError
 from studyloom.integrations import Command
-from studyloom.question.function import FunctionQuestion
+from studyloom.question.loops.function import FunctionQuestion
 from studyloom.question.validation import validate
 from studyloom.space.language import parse_space
 

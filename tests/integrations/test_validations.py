@@ -10,8 +10,8 @@ import torch
 
 from studyloom.errors import UndefinedMetric
 from studyloom.integrations.validations import Validations
-from studyloom.question.loop_run import Run
-from studyloom.question.reports import Place
+from studyloom.question.loops.reports import Place
+from studyloom.question.loops.run import Run
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from studyloom.config.schema import WinnerSection
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, Halted, NoWinner, QuestionError, Stopped, UndefinedMetric
 from studyloom.metrics import Goal
-from studyloom.question.function import FunctionQuestion
-from studyloom.question.loop import Loop, LoopJob, LoopObjective
+from studyloom.question.loops.function import FunctionQuestion
+from studyloom.question.loops.loop import Loop, LoopJob, LoopObjective
 from studyloom.question.validation import validate
 from studyloom.seeds import derive
 from studyloom.storage.attributes import BASELINE, EPOCHS, FAILURE, REASON

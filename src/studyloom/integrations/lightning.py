@@ -7,7 +7,7 @@ that this study itself has written them.
 from typing import Any
 
 from studyloom.integrations.validations import Validations
-from studyloom.question.loop_run import Run
+from studyloom.question.loops.run import Run
 
 try:
     from lightning.pytorch.callbacks import Checkpoint

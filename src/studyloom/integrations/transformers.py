@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from studyloom.integrations.validations import Validations
-from studyloom.question.loop_run import Run
+from studyloom.question.loops.run import Run
 
 try:
     from transformers import TrainerCallback, set_seed

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from studyloom.errors import UndefinedMetric
-from studyloom.question.loop_run import Run
+from studyloom.question.loops.run import Run
 from studyloom.storage.attributes import COLUMNS
 
 

@@ -1,5 +1,6 @@
 """Turns a config into checked objects: everything that must be right before work starts."""
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from omegaconf import DictConfig
 
 from studyloom.config.build import build
 from studyloom.config.compose import Composer
-from studyloom.config.runs import storage_url
+from studyloom.config.runs import note_run, storage_url
 from studyloom.config.values import describe_error
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, Interrupted, StorageError, wants_tracebacks
@@ -20,16 +21,25 @@ from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.launch.local import Join
 from studyloom.launch.task import Launcher
 from studyloom.processes import end_if_forked
-from studyloom.question.function import FunctionQuestion
+from studyloom.question.loops.function import FunctionQuestion
 from studyloom.question.question import Question, data_key
 from studyloom.question.validation import check_ranks, check_sections, validate
 from studyloom.search.warm_start import WarmStarts, find_warm_starts
 from studyloom.storage.connections import connections_left
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url
-from studyloom.study.enqueue import known_sources, ranked_trials
-from studyloom.study.stored_study import open_study
+from studyloom.study.enqueue import (
+    enqueue,
+    known_sources,
+    missing_baseline,
+    ranked_trials,
+    redo_baseline,
+)
+from studyloom.study.identity import check_code
+from studyloom.study.stored_study import StoredStudy, create_study, open_study
 from studyloom.training.ranks import ALONE, Ranks
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -242,3 +252,39 @@ def _known_sources(url: str, cfg: DictConfig) -> list[str]:
         return known_sources(stored)
     finally:
         stored.close()
+
+
+def open_or_create(prepared: Prepared, *, create: bool) -> tuple[StoredStudy, int]:
+    """Returns the study, made in its database if it is missing, and the budget by the config."""
+    question, trials = prepared.question, prepared.question.trials()
+    name = str(question.config.study.name)
+    deadline = question.config.storage.deadline
+    if not create:
+        stored = open_study(prepared.url, name, deadline)
+        check_code(name, stored.code(), lambda: question.code)
+        return stored, trials
+    prepared.run_dir.mkdir(parents=True, exist_ok=True)
+    note_run(prepared.run_dir)
+    identity = question.identity(prepared.data.digest)
+    stored = create_study(
+        prepared.url,
+        name,
+        identity,
+        trials,
+        deadline,
+        goals=question.goals,
+        accept_code_change=question.config.study.accept_code_change,
+    )
+    stored.state(question.rule)
+    if question.baseline is not None:
+        if question.config.study.redo_baseline:
+            redo_baseline(stored, prepared.url)
+        if (missing := missing_baseline(stored)) is not None:
+            log.warning("%s", missing)
+    if left := enqueue(stored, prepared.starts, trials, prepared.url, baseline=question.baseline):
+        log.warning(
+            "%d points to begin with are left out: all %d trials have begun; raise study.trials",
+            left,
+            trials,
+        )
+    return stored, trials

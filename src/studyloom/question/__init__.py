@@ -6,14 +6,11 @@ the training of networks is one kind, and a loop of the user's own is another.
 
 __all__ = [
     "costs",
-    "function",
     "jobs",
-    "loop",
-    "loop_run",
+    "loops",
     "objective",
     "preflight",
     "question",
-    "reports",
     "rule",
     "sources",
     "validation",

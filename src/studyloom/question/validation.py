@@ -12,7 +12,7 @@ from studyloom.config.values import describe_error, has_key, keys_at, value_at, 
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
 from studyloom.metrics import Goal
-from studyloom.question.function import FunctionQuestion
+from studyloom.question.loops.function import FunctionQuestion
 from studyloom.question.preflight import Branch, probes, try_goals, try_pruner
 from studyloom.question.question import STEPS, Question
 from studyloom.space.distributions import why_not

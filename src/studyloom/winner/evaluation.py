@@ -17,7 +17,7 @@ from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.data.transform import InputRange, describe_transform
 from studyloom.errors import NoWinner
-from studyloom.question.function import FunctionQuestion
+from studyloom.question.loops.function import FunctionQuestion
 from studyloom.question.objective import Attempt
 from studyloom.question.question import SECTIONS
 from studyloom.storage.attributes import KEPT, TESTED

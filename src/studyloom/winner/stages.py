@@ -28,7 +28,7 @@ from studyloom.data.folds import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import QuestionError
 from studyloom.metrics import Metric
-from studyloom.question.function import FunctionQuestion
+from studyloom.question.loops.function import FunctionQuestion
 from studyloom.question.question import Question
 from studyloom.question.rule import Rule
 from studyloom.seeds import derive

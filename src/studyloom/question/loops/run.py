@@ -16,7 +16,7 @@ from torch import nn
 
 from studyloom.errors import Infeasible, UndefinedMetric
 from studyloom.question.costs import Cost, Limit
-from studyloom.question.reports import Place, check_step, finite
+from studyloom.question.loops.reports import Place, check_step, finite
 from studyloom.storage.attributes import COLUMNS
 from studyloom.training.checkpoint import digest_of, snapshot
 from studyloom.training.randomness import random_state, set_random_state

@@ -23,9 +23,9 @@ from studyloom.config.compose import own_world
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import Goal
 from studyloom.question.costs import Cost, Limit
-from studyloom.question.loop_run import Run, UnfitState
+from studyloom.question.loops.reports import Place, Report, finite, standard_error_of
+from studyloom.question.loops.run import Run, UnfitState
 from studyloom.question.objective import Attempt, Step, Stopping
-from studyloom.question.reports import Place, Report, finite, standard_error_of
 from studyloom.storage.attributes import JOBS, STANDARD_ERROR
 from studyloom.training.randomness import seeded
 from studyloom.training.ranks import ALONE, Ranks, Recipe

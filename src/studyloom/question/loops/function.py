@@ -21,11 +21,11 @@ from studyloom.errors import ConfigError, NoWinner, UndefinedMetric
 from studyloom.metrics import DIRECTIONS, Goal, Metric
 from studyloom.question.costs import Cost, Limit, parse_limits
 from studyloom.question.jobs import build_function
-from studyloom.question.loop import Loop, LoopJob, LoopObjective, why_not_callable
-from studyloom.question.loop_run import TEST, Run
+from studyloom.question.loops.loop import Loop, LoopJob, LoopObjective, why_not_callable
+from studyloom.question.loops.reports import Place, finite
+from studyloom.question.loops.run import TEST, Run
 from studyloom.question.objective import Attempt
 from studyloom.question.question import FIRST, Question, given
-from studyloom.question.reports import Place, finite
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Point
