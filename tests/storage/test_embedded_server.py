@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,31 @@ def test_whoever_of_it_is_killed_it_comes_back_at_the_same_address(folder, kille
     )
     until(lambda: ask(address, "SELECT x FROM t") == 1)
     assert {*after} <= {"keeper", "server"}
+    end(user)
+
+
+def stop_children(pid):
+    """Stops the children of a process but those that end just now, as a client's does."""
+    stopped = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with suppress(ProcessLookupError):
+            os.kill(int(child), signal.SIGSTOP)
+            stopped.append(child)
+    return stopped
+
+
+@pytest.mark.chaos
+def test_the_next_server_starts_when_no_process_of_the_last_one_is_left_to_write(folder):
+    """One that is stopped would go on to write its own pages beside the next server."""
+    user, address = use(folder)
+    ask(address, "CREATE TABLE t AS SELECT 1 AS x")
+    first = processes(folder)["server"]
+    children = stop_children(first)
+    os.kill(first, signal.SIGKILL)
+    until(lambda: processes(folder).get("server", first) != first, 30)
+    until(lambda: ask(address, "SELECT x FROM t") == 1)
+    assert len(children) > 2
+    assert [child for child in children if Path(f"/proc/{child}").exists()] == []
     end(user)
 
 

@@ -205,22 +205,47 @@ def clear(data: Path, deadline: float) -> None:
     """Waits for the server of a keeper that was killed, and removes what a killed server has left.
 
     The process id in its file may be that of another process by now, and then the next server would
-    not start.
+    not start. The file also keeps the next server from starting while a process of the last one
+    lives, which could write to the database beside it; so those are ended first.
 
     Args:
         data: The folder of the database.
         deadline: When to stop waiting, on the monotonic clock.
     """
-    while (lines := read_lines(data / "postmaster.pid")) and time.monotonic() < deadline:
-        arguments = f"/proc/{lines[0]}/cmdline"
-        try:
-            ours = os.fsencode(data) in Path(arguments).read_bytes().split(b"\0")
-        except OSError:
-            ours = False
-        if not ours:
-            (data / "postmaster.pid").unlink(missing_ok=True)
+    while (lines := read_lines(data / "postmaster.pid")) and is_server(lines[0], data):
+        if time.monotonic() > deadline:
             return
         time.sleep(0.05)
+    while left := processes_in(data):
+        if time.monotonic() > deadline:
+            return
+        for pid in left:  # they would end by themselves, unless they are stopped
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    (data / "postmaster.pid").unlink(missing_ok=True)
+
+
+def is_server(pid: str, data: Path) -> bool:
+    """Whether a process is the server of a database."""
+    try:
+        return os.fsencode(data) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def processes_in(data: Path) -> list[int]:
+    """Returns the processes of PostgreSQL that work in the folder of a database.
+
+    None outside Linux, where nobody can tell.
+    """
+    here, found = os.path.realpath(data), []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            program = os.path.basename(os.readlink(process / "exe"))
+            if os.readlink(process / "cwd") == here and program.startswith("postgres"):
+                found.append(int(process.name))
+    return found
 
 
 def status(data: Path) -> str | None:
