@@ -3,6 +3,7 @@
     python scripts/bench.py example          # studies.fashion against scripts/plain.py; 12 minutes
     python scripts/bench.py example --processes 2    # the same in two processes on SQLite
     python scripts/bench.py tutorial         # 784-128-10 on all of MNIST; 5 minutes
+    python scripts/bench.py answer           # studies.mnist to its tested winner; 15 minutes
     python scripts/bench.py overhead         # storage and sampling of a trial; 3 minutes
     python scripts/bench.py scale            # 1 and 2 workers, then 32 that sleep; 4 minutes
     python scripts/bench.py loader           # an image folder with two loaders; 2 minutes
@@ -19,6 +20,7 @@ results.
 import argparse
 import functools
 import gzip
+import json
 import math
 import os
 import platform
@@ -80,12 +82,12 @@ def show(label: str, values: list[float], unit: str = "s") -> None:
     print(f"  {label:34} {median(values):8.2f} {unit}   {spread}", flush=True)
 
 
-def run(*command: str, **environment: str) -> tuple[float, str]:
+def run(*command: str, cwd: Path = ROOT, **environment: str) -> tuple[float, str]:
     """Runs Python with some arguments; returns the seconds it took, and its output."""
     env = os.environ | environment
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, *command], cwd=cwd, env=env, stdout=subprocess.PIPE, text=True, check=True
     )
     return time.monotonic() - began, done.stdout
 
@@ -162,6 +164,47 @@ def plain_processes(
     ]
     assert [process.wait() for process in running] == [0] * processes
     return time.monotonic() - began, optuna.load_study(study_name="plain", storage=url).best_value
+
+
+def answer(repeats: int, before: str) -> None:
+    """The whole of studies.mnist: the plain loop, this checkout, and an earlier commit of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        git = ("git", "-C", str(ROOT), "worktree")
+        earlier = Path(folder, "earlier")
+        subprocess.run([*git, "add", "--quiet", "--detach", earlier, before], check=True)
+        ways = {"plain": ROOT, f"ours at {before}": earlier, "ours": ROOT}
+        took: dict[str, list[float]] = {way: [] for way in ways}
+        tested: dict[str, list[float]] = {way: [] for way in ways}
+        try:
+            for seed in range(repeats):
+                for way, root in ways.items():
+                    seconds, accuracy = answered(way == "plain", root, Path(folder, "run"), seed)
+                    took[way].append(seconds)
+                    tested[way].append(accuracy)
+                    print(f"  seed {seed}: {way:18} {seconds:6.1f} s, tested {accuracy:.4f}")
+        finally:
+            subprocess.run([*git, "remove", "--force", earlier], check=True)
+    for way, seconds in took.items():
+        show(way, seconds)
+        faster = median(seconds) / median(took["ours"])
+        gains = [a - b for a, b in zip(tested["ours"], tested[way], strict=True)]
+        spread = f"{min(gains):+.4f} … {max(gains):+.4f}"
+        print(
+            f"    ratio {faster:.2f}; tested, mean {fmean(tested[way]):.4f}; "
+            f"ours less this, paired {fmean(gains):+.4f}, {spread}"
+        )
+
+
+def answered(plain: bool, root: Path, run_dir: Path, seed: int) -> tuple[float, float]:
+    """Runs one way to its answer; returns the seconds it took, and the accuracy of the winner."""
+    if plain:
+        seconds, printed = run(str(PLAIN), "answer", "-", str(seed))
+        return seconds, float(printed)
+    shutil.rmtree(run_dir, ignore_errors=True)
+    command = ("-m", "studies.mnist", f"run_dir={run_dir}", f"study.seed={seed}")
+    seconds, _ = run(*command, cwd=root, PYTHONPATH=str(root / "src"))
+    written = json.loads((run_dir / "winner.json").read_text())
+    return seconds, written["test"]["winner"]["mean"]
 
 
 def tutorial(repeats: int) -> None:
@@ -626,6 +669,7 @@ def main() -> None:
     measurements = [
         "example",
         "tutorial",
+        "answer",
         "overhead",
         "scale",
         "loader",
@@ -637,6 +681,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1, help="of the example")
     parser.add_argument("--trials", type=int, default=100, help="of the example")
+    parser.add_argument("--before", default="7e971e2", help="the earlier commit of the answer")
     arguments = parser.parse_args()
     repeats = arguments.repeats
     print(machine(), flush=True)
@@ -645,6 +690,8 @@ def main() -> None:
             example(repeats, arguments.processes, arguments.trials)
         case "tutorial":
             tutorial(repeats)
+        case "answer":
+            answer(repeats, arguments.before)
         case "overhead":
             overhead(repeats)
         case "scale":

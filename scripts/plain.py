@@ -2,9 +2,10 @@
 
     python scripts/plain.py example ROOT SEED [TRIALS [STORAGE]]     # 100 MLPs on Fashion-MNIST
     python scripts/plain.py tutorial ROOT SEED                       # 784-128-10 on MNIST
+    python scripts/plain.py answer - SEED                            # the question of studies.mnist
 
-The example is Optuna's own, with its pruner. Of studyloom only the division of the training images
-is used, so that both ways train and validate on the same ones. ROOT is a folder of torchvision.
+The example is Optuna's own, with its pruner. Of studyloom only data are used and their division,
+so that both ways train and validate on the same. ROOT is a folder of torchvision.
 """
 
 import itertools
@@ -13,9 +14,10 @@ import sys
 import optuna
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torchvision import datasets, transforms
 
+from studyloom.data import Embedded
 from studyloom.data.folds import make_folds
 from studyloom.seeds import derive
 
@@ -104,10 +106,81 @@ def tutorial(root: str, seed: int) -> None:
     print(value)
 
 
+def ask_network(trial: optuna.Trial) -> nn.Module:
+    """The networks of `studies.mnist`."""
+    if trial.suggest_categorical("model", ["mlp", "cnn"]) == "cnn":
+        channels = trial.suggest_categorical("channels", [8, 16, 32])
+        layers: list[nn.Module] = []
+        for inputs, outputs in ((1, channels), (channels, 2 * channels)):
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(2 * channels * 7 * 7, 10))
+    names = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+    activation = names[trial.suggest_categorical("activation", [*names])]
+    dropout = trial.suggest_float("dropout", 0.0, 0.5)
+    layers, width = [nn.Flatten()], 28 * 28
+    for i in range(trial.suggest_int("length", 1, 3)):
+        units = trial.suggest_int(f"hidden_{i}", 16, 512, log=True)
+        layers += [nn.Linear(width, units), activation(), nn.Dropout(dropout)]
+        width = units
+    return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+def ask_optimizer(trial: optuna.Trial, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizers of `studies.mnist`."""
+    if trial.suggest_categorical("optimizer", ["sgd", "adamw"]) == "sgd":
+        rate = trial.suggest_float("sgd_lr", 1e-3, 1.0, log=True)
+        momentum = trial.suggest_float("momentum", 0.0, 0.99)
+        return torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum)
+    rate = trial.suggest_float("adamw_lr", 1e-4, 1e-2, log=True)
+    decay = trial.suggest_float("weight_decay", 1e-6, 1e-1, log=True)
+    return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+
+
+def answer(seed: int, trials: int = 40, epochs: int = 6) -> None:
+    """Searches as `studies.mnist` does, trains the best once on all images, and tests it."""
+    source = Embedded()
+    parts = [source.train(), source.test()]
+    images, tested = (TensorDataset(part.inputs, part.targets) for part in parts)
+    train, valid = make_folds(parts[0].targets, 1, source.validation, derive(seed))[0]
+    torch.manual_seed(seed)
+
+    def fit(trial: optuna.Trial, chosen: Dataset, judged: Dataset, prune: bool) -> float:
+        batch = trial.suggest_categorical("batch_size", [32, 64, 128, 256])
+        loader = DataLoader(chosen, batch, shuffle=True)
+        model = ask_network(trial)
+        optimizer = ask_optimizer(trial, model)
+        rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
+        for epoch in range(epochs):
+            model.train()
+            for inputs, labels in loader:
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(inputs), labels).backward()
+                optimizer.step()
+                rates.step()
+            if prune or epoch == epochs - 1:
+                value = accuracy(model, DataLoader(judged, 256))
+            if prune:
+                trial.report(value, epoch)
+                if trial.should_prune():
+                    raise optuna.TrialPruned
+        return value
+
+    def objective(trial: optuna.Trial) -> float:
+        return fit(trial, Subset(images, train.tolist()), Subset(images, valid.tolist()), True)
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(seed=seed)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.optimize(objective, n_trials=trials)
+    print(fit(optuna.trial.FixedTrial(study.best_params), images, tested, False))
+
+
 if __name__ == "__main__":
     what, root, seed, *rest = sys.argv[1:]
     if what == "example":
         trials, storage, *_ = *rest, *("100", "")[len(rest) :]
         example(root, int(seed), int(trials), storage or None)
+    elif what == "answer":
+        answer(int(seed))
     else:
         tutorial(root, int(seed))
