@@ -39,6 +39,7 @@ KILLED_AS_THEY_CAME = (
     "workers die before they claim a trial",
     "error: storage=embedded_postgres:",
     "error: the process of this command ended with signal",  # which its parent says
+    "Could not import runpy module",  # Python's, of a Ctrl-C before any line of ours
 )
 # What Python writes of a KeyboardInterrupt that ends a process; a line of source may be empty.
 INTERRUPTED = re.compile(
