@@ -159,6 +159,8 @@ def add_predict(command: argparse.ArgumentParser) -> None:
         "a picture of any size, an IDX file, a .npy file, or a CSV file of a line for each input"
     )
     command.add_argument("files", metavar="FILE", type=Path, nargs="+", help=about)
+    about = "ask the committee of winner.committee=true in place of the winner"
+    command.add_argument("--committee", action="store_true", help=about)
     add_trust(command, "a package that the winner may name; its code is executed")
     add_code(command)
 
@@ -328,7 +330,7 @@ def predict(arguments: argparse.Namespace) -> None:
     from studyloom.winner.prediction import load_network, predict
 
     with code_of_study(arguments.run_dir, arguments.code, wanted=bool(arguments.trust)):
-        network = load_network(arguments.run_dir, arguments.trust)
+        network = load_network(arguments.run_dir, arguments.trust, committee=arguments.committee)
     for answer in predict(network, arguments.files):
         print(indented(str(answer)))
 

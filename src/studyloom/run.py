@@ -69,6 +69,7 @@ from studyloom.views.terminal import (
     winner_lines,
 )
 from studyloom.winner.answer import belongs_to, is_answer_of, move_aside, read_answer
+from studyloom.winner.committee import remove_others
 from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.stages import Plan, Stage
 
@@ -360,6 +361,7 @@ def print_winner(plan: Plan, prepared: Prepared, command: Command, console: Cons
         answer = read_answer(plan.run_dir)
         if answer is None or not is_answer_of(answer, plan):
             answer = evaluate_winner(plan, prepared.data.test, command.page)
+        remove_others(plan, answer)
         if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
             write_report(plan.search.stored, plan.run_dir)  # unless the command was killed here
     console.print(Text("\n".join(winner_lines(answer))), soft_wrap=True)

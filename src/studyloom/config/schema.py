@@ -100,6 +100,7 @@ class WinnerSection:
     top: int = 3  # how many of the best trials are evaluated again, beside the baseline
     seeds: int = 5
     rule: str | None = None  # which is best, such as "max accuracy where parameters < 50_000"
+    committee: bool = False  # also average several of the trained networks, beside the winner
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from optuna.distributions import IntDistribution
 
 from studyloom.config.overrides import group_options
@@ -54,6 +54,7 @@ def check_sections(question: Question) -> Iterator[str]:
     study, objective = question.config.study, question.config.objective
     yield from filter(None, [check_name(study.name)])
     yield from _check_goals(question)
+    yield from _check_committee(question)
     at_least = (
         ("study.trials", study.trials, 1),
         ("study.seed", study.seed, 0),
@@ -100,6 +101,35 @@ def check_ranks(question: Question, ranks: int) -> Iterator[str]:
                     f"launcher.ranks={ranks}; got {size}"
                 )
                 return
+
+
+def _check_committee(question: Question) -> Iterator[str]:
+    """Yields why the outputs of several networks cannot be averaged beside the winner."""
+    config = question.config
+    if not config.winner.committee:
+        return
+    leave_out = "set winner.committee=false"
+    if not config.winner.enabled:
+        yield (
+            "winner.committee=true is tested together with the winner, and winner.enabled is "
+            f"false; set winner.enabled=true, or {leave_out}"
+        )
+    if isinstance(question, FunctionQuestion):
+        yield (
+            "winner.committee=true averages networks that studyloom trains, and objective._target_="
+            f"{config.objective['_target_']} is a loop of your own; {leave_out}, and average in "
+            "the loop's own code"
+        )
+    elif isinstance(config.objective.metric, ListConfig):
+        yield (
+            "winner.committee=true is for one objective, since several networks cost as much as "
+            f"all of them; {leave_out}, or name the metric alone: objective.metric=accuracy"
+        )
+    elif config.train.evaluate is not None:
+        yield (
+            "winner.committee=true averages what the networks return, and what train.evaluate "
+            f"returns may be something else; {leave_out}, or train.evaluate=null"
+        )
 
 
 def _check_goals(question: Question) -> Iterator[str]:

@@ -66,26 +66,34 @@ def predict_outputs(
     return torch.cat(outputs)
 
 
-def evaluate_network(job: Job, model: nn.Module, split: Part) -> tuple[Tensor, Tensor]:
-    """Runs a network on all examples of a split as the job's evaluation does.
+def evaluate_network(
+    job: Job, model: nn.Module, split: Part, indices: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Runs a network on examples of a split as the job's evaluation does.
 
     Args:
         job: whose network it is.
         model: the network; it is moved to the device of the split.
         split: the examples.
+        indices: int64 (n,); None for all of the split.
 
     Returns:
         the outputs and the targets, both (n, …), on the device of the split.
     """
     if job.evaluate is None and isinstance(split, Split):
-        dtype = batch_dtype(job, model, split)
-        return predict_outputs(model, split.inputs, job.precision, dtype), split.targets
+        dtype, inputs, targets = batch_dtype(job, model, split), split.inputs, split.targets
+        if indices is not None:
+            at = indices.to(split.device)
+            inputs, targets = inputs[at], targets[at]
+        return predict_outputs(model, inputs, job.precision, dtype), targets
     device = split.device
     for part in (job.loss, job.evaluate):
         if isinstance(part, nn.Module):
             part.to(device)
     steps = Steps(job.loss, device, job.precision, evaluate=job.evaluate)
     everything = torch.arange(len(split), device=device)
+    if indices is not None:
+        everything = indices.to(device)
     # The training part stays: a batch of it may have more examples than are evaluated here.
     batches = make_batches(replace(job, valid=everything), split)
     model = model.to(device)

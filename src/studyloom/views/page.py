@@ -7,6 +7,7 @@ scripts but the two it contains.
 import base64
 import hashlib
 import html
+from collections.abc import Iterator
 from typing import Any
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
@@ -54,6 +55,22 @@ def number(value: object, sign: str = "") -> str:
 def spread(tree: Any) -> str:
     """Renders the `mean` and the standard deviation `std` of a dictionary as HTML."""
     return f"{number(get(tree, 'mean'))} <small>± {number(get(tree, 'std'))}</small>"
+
+
+def committee_cards(entry: Any) -> Iterator[tuple[str, str, str]]:
+    """Returns heading, number and note of what a committee came to; nothing without one.
+
+    Args:
+        entry: of winner.json, any key of which may be missing.
+    """
+    if isinstance(get(entry, "members"), list):
+        ours, theirs = (get(entry, "costs", "parameters") or (None, None))[:2]
+        costs = f"{number(ours)} parameters, the winner has {number(theirs)}"
+        yield "Committee, test", number(get(entry, "test")), f"{len(entry['members'])} networks"
+        difference = number(get(entry, "difference", "mean"), "+")
+        yield "Committee minus winner, test", difference, costs
+    elif (note := get(entry, "note")) is not None:
+        yield "Committee, test", number(None), text(note)
 
 
 def absent(why: str) -> str:

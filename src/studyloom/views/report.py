@@ -33,6 +33,7 @@ from studyloom.views.figures.timeline import timeline
 from studyloom.views.importances import importances, varied_parameters
 from studyloom.views.page import (
     absent,
+    committee_cards,
     document,
     folded,
     get,
@@ -304,6 +305,7 @@ def test_cards(winner: dict[str, Any] | None, sign: int, budget: int) -> Iterato
     ends = ("search value", "mean of the retrainings")[::sign]
     note = " minus ".join(ends)
     yield "Selection gap", number(get(winner, "winner", "gap"), "+"), note
+    yield from committee_cards(get(winner, "committee"))
     for rule, value in (get(test, "references") or {}).items():
         yield f"{text(rule).capitalize()}, test", number(value), "what needs no network"
 

@@ -30,6 +30,7 @@ from studyloom.views.snapshot import (
     trial_values,
 )
 from studyloom.winner.answer import (
+    committee_lines,
     format_costs,
     format_difference,
     format_mean,
@@ -77,6 +78,8 @@ def winner_lines(answer: Mapping[str, Any]) -> Iterator[str]:
         basis = f"{format_mean(chosen)} on fresh seeds and validation parts"
         yield f"          selection gap {format_value(chosen['gap'], '+')}: {basis}"
     yield from (f"          {note}" for note in _notes(answer, test["winner"]))
+    for number, line in enumerate(committee_lines(answer)):
+        yield f"{'' if number else 'committee':10}{line}"
     if test.get("openings", 1) > 1:
         yield f"          the test part was {format_openings(test)}, and tells less each time"
     if not answer.get("keeps", True):

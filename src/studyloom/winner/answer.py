@@ -4,13 +4,13 @@ import hashlib
 import itertools
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial
 
-from studyloom.errors import PredictError
+from studyloom.errors import FileError, PredictError
 from studyloom.files import open_below, read_below, write_whole
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_cost, format_value
@@ -19,9 +19,11 @@ if TYPE_CHECKING:  # reading an answer, as `studyloom status` does, must not imp
     from studyloom.winner.stages import Plan
 
 
+COMMITTEE = "committee.pt"
+
 # Moved aside in this order: without winner.json the others are no answer.
 ANSWER_FILES = (
-    *("winner.json", "winner.yaml", "winner.pt", "model_card.md", "report.html"),
+    *("winner.json", "winner.yaml", "winner.pt", COMMITTEE, "model_card.md", "report.html"),
     "winner",  # the folder of the networks
 )
 
@@ -62,6 +64,41 @@ def read_answer(run_dir: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         pass
     return None
+
+
+def load_answer(run_dir: Path) -> Mapping[str, Any]:
+    """Reads winner.json below a run directory.
+
+    Raises:
+        PredictError: there is none, or it is no JSON object.
+        OSError: it cannot be read.
+    """
+    try:
+        answer = json.loads(read_below(run_dir, "winner.json"))
+        if not isinstance(answer, dict):
+            raise TypeError(f"it holds a {type(answer).__name__}")
+    except FileNotFoundError as error:
+        if not str(error.filename).endswith("winner.json"):
+            raise
+        wait = "the study writes it when its search has ended"
+        raise PredictError(f"{run_dir}: there is no winner.json; {wait}") from None
+    except FileError:
+        raise
+    except (ValueError, TypeError, RecursionError) as error:
+        raise unusable(run_dir, error) from None
+    return answer
+
+
+def unusable(run_dir: Path, error: Exception) -> PredictError:
+    """Returns the error that says why winner.json cannot be used."""
+    return PredictError(
+        f"{run_dir / 'winner.json'}: cannot be used: {type(error).__name__}: {error}"
+    )
+
+
+def is_of_loop(answer: Mapping[str, Any]) -> bool:
+    """Whether an answer is of a loop of the user's own, and not of a network of ours."""
+    return "note" in answer and answer.get("data") is None
 
 
 def strays(run_dir: Path, answer: Mapping[str, Any], *names: str) -> list[str]:
@@ -137,6 +174,8 @@ def is_answer_of(answer: Mapping[str, Any], plan: "Plan") -> bool:
     The name of the stage has the budget and the rule; what was judged has the question and seeds.
     """
     if answer.get("stage") != plan.last.stored.name or not belongs_to(answer, plan.search.stored):
+        return False
+    if plan.settings.committee and "committee" not in answer:
         return False
     fresh = plan.fresh_values
     return all(row.get("values") == fresh.get(row["trial"]) for row in answer["candidates"])
@@ -235,6 +274,50 @@ def format_difference(test: Mapping[str, Any]) -> str:
     low, high = difference["interval"]
     interval = f"{mean}, 95 % interval {format_value(low, '+')} to {format_value(high, '+')}"
     return f"{interval}: no difference shown" if low <= 0 <= high else interval
+
+
+def committee_lines(answer: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what is to be said of a committee; nothing if none was asked for.
+
+    Args:
+        answer: what winner.json holds.
+    """
+    entry = answer.get("committee")
+    if entry is None:
+        return
+    if "note" in entry:
+        yield entry["note"]
+        return
+    count = len(entry["members"])
+    networks = f"{count} network{'' if count == 1 else 's'}"
+    cost = "".join(f", {words}" for words in format_committee_costs(entry))
+    yield f"{answer['metric']['name']} {format_value(entry['test'])}  {networks}{cost}"
+    yield f"difference to the winner {format_difference(entry)}"
+    value, single = (format_value(entry["validation"][name]) for name in ("value", "single"))
+    yield f"on the validation parts, which chose it, {value}; the best single networks {single}"
+    shares = {
+        member["trial"]: [m for m in entry["members"] if m["trial"] == member["trial"]]
+        for member in entry["members"]
+    }
+    yield "; ".join(
+        f"trial {trial}: {len(own)} network{'' if len(own) == 1 else 's'}, chosen "
+        f"{sum(m['times'] for m in own)} ×, weight {sum(m['share'] for m in own):.0%}"
+        for trial, own in shares.items()
+    )
+
+
+def format_committee_costs(entry: Mapping[str, Any]) -> list[str]:
+    """Formats what a committee costs, each beside what the winner does.
+
+    Args:
+        entry: of winner.json.
+    """
+    words = {"parameters": "parameters", "latency_ms": "ms for an input"}
+    return [
+        f"{format_cost(ours)} {words[name]} ({ours / theirs:.1f} × the winner's)"
+        for name, (ours, theirs) in entry["costs"].items()
+        if theirs
+    ]
 
 
 def format_openings(test: Any) -> str:

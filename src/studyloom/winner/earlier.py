@@ -81,7 +81,7 @@ def earlier_stages(search: StoredStudy, title: str, name: str) -> Iterator[Earli
 
 
 def earlier_trainings(
-    search: StoredStudy, title: str, name: str, folder: Path | None
+    search: StoredStudy, title: str, name: str, folder: Path | None, *, needed: bool = False
 ) -> Mapping[tuple[int, int], EarlierTraining]:
     """Returns what other stages have trained, by candidate and seed.
 
@@ -90,6 +90,7 @@ def earlier_trainings(
         title: of the stage.
         name: of its stored study.
         folder: with the folders of networks; None if the stage keeps none.
+        needed: whether a training without a network is of no use.
     """
     known: dict[tuple[int, int], EarlierTraining] = {}
     for stage in earlier_stages(search, title, name):
@@ -98,7 +99,7 @@ def earlier_trainings(
             if trial.state == TrialState.COMPLETE and {"candidate", "seed"} <= {*trial.params}:
                 source = trial.user_attrs.get(REUSED, f"{stage.name}, trial {trial.number}")
                 # A loop may have kept nothing; and a network of before is not marked.
-                kept = title == RETRAINING or KEPT in trial.user_attrs
+                kept = needed or title == RETRAINING or KEPT in trial.user_attrs
                 file = weights / f"trial-{trial.number}.pt" if weights and kept else None
                 key = trial.params["candidate"], trial.params["seed"]
                 known.setdefault(key, EarlierTraining(trial, source, file))

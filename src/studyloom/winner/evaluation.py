@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,12 +28,13 @@ from studyloom.training.batches import batch_dtype
 from studyloom.training.checkpoint import load_weights, pack_weights
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
+from studyloom.winner import committee
 from studyloom.winner.answer import write_answer
 from studyloom.winner.candidates import CandidateTrainings
-from studyloom.winner.earlier import earlier_test
+from studyloom.winner.earlier import RETRAINING, earlier_test
 from studyloom.winner.model_card import model_card
 from studyloom.winner.pictures import report_part
-from studyloom.winner.stages import Plan
+from studyloom.winner.stages import Plan, Stage
 from studyloom.winner.statistics import compare, summarise
 
 NO_TEST = "there is no objective.test, so that nothing was tested"
@@ -86,9 +88,10 @@ def evaluate_winner(
     if plan.question.tested:
         tested, kept = test_trainings(plan, trainings, test, anew=anew)
         answer |= tested
+        files |= committee.pack(plan, answer, partial(load_or_train, plan))
         files["model_card.md"] = model_card(answer, plan).encode()
     else:
-        kept = load_or_train(plan, plan.winner, 0)
+        kept = load_or_train(plan, plan.last, plan.winner, 0)
         answer |= {"note": NO_TEST, "environment": current_environment(torch.device("cpu"))}
     if kept is not None:
         files["winner.pt"] = pack_weights(kept)
@@ -140,22 +143,28 @@ def test_trainings(
     Raises:
         NoWinner: a final training has failed.
     """
-    stored = plan.search.stored
-    if anew or (known := earlier_test(stored, plan.retraining.stored)) is None:
+    stored, wanted = plan.search.stored, plan.settings.committee
+    known = earlier_test(stored, plan.retraining.stored)
+    choice = committee.recall(plan, known and known[0]) if wanted else None
+    if anew or known is None or (wanted and choice is None):
         trained = {
-            n: [load_or_train(plan, n, seed) or {} for seed in range(trainings.seeds)]
+            n: [load_or_train(plan, plan.last, n, seed) or {} for seed in range(trainings.seeds)]
             for n in trainings.candidates
         }
+        if wanted and choice is None:
+            choice = committee.choose(plan, partial(load_or_train, plan))
         stored.count_test_opening()  # before it, should this be killed
         if isinstance(plan.question, FunctionQuestion):
             tested = call_test(plan.question, plan, trainings, trained, test)
         else:
-            tested = measure(plan, trainings, trained, test)
+            tested = measure(plan, trainings, trained, test, choice)
         plan.retraining.stored.optuna.set_user_attr(TESTED, tested)
         earlier, kept = False, trained[plan.winner][0]
     else:
-        tested, earlier = known
-        kept = load_or_train(plan, plan.winner, 0) or {}
+        tested, earlier = dict(known[0]), known[1]
+        if not wanted:
+            tested.pop("committee", None)
+        kept = load_or_train(plan, plan.last, plan.winner, 0) or {}
     counted = {"openings": stored.test_openings(), "earlier": earlier}
     return tested | {"test": tested["test"] | counted}, kept
 
@@ -213,6 +222,7 @@ def measure(
     trainings: CandidateTrainings,
     networks: Mapping[int, Sequence[Mapping[str, Tensor]]],
     test: Callable[[], Part],
+    choice: committee.Choice | None = None,
 ) -> dict[str, Any]:
     """Opens the test part, and measures networks on it.
 
@@ -221,6 +231,7 @@ def measure(
         trainings: the final ones.
         networks: the weights of each seed, by candidate.
         test: loads the test part.
+        choice: the committee, if there is to be one.
 
     Returns:
         the entries of winner.json about the test.
@@ -265,7 +276,39 @@ def measure(
             ),
         },
         "environment": current_environment(sealed.device),
+        **({} if choice is None else measure_committee(plan, choice, judged, values, sealed)),
     }
+
+
+def measure_committee(
+    plan: Plan,
+    choice: committee.Choice,
+    judged: Mapping[int, Sequence[tuple[Tensor, Tensor]]],
+    values: Mapping[int, Sequence[float]],
+    sealed: Part,
+) -> dict[str, Any]:
+    """Measures a committee on the test part, which is open.
+
+    Args:
+        plan: the stages of the run.
+        choice: the committee.
+        judged: outputs and targets of the final networks, by candidate and seed.
+        values: of the same.
+        sealed: the test part.
+
+    Returns:
+        the entry `committee` of winner.json.
+    """
+    trainings = plan.reevaluation.asked
+    assert isinstance(trainings, CandidateTrainings)
+
+    def outputs_of(member: committee.Member) -> tuple[Tensor, Tensor]:
+        if member.stage == RETRAINING:
+            return judged[member.trial][member.seed]
+        weights = load_or_train(plan, plan.reevaluation, member.trial, member.seed)
+        return judge_network(trainings, member.trial, weights or {}, sealed)
+
+    return {"committee": committee.judge(plan, choice, outputs_of, values[plan.winner])}
 
 
 def _dtype_of_inputs(job: Job, split: Part) -> str:
@@ -276,11 +319,12 @@ def _dtype_of_inputs(job: Job, split: Part) -> str:
     return str(batch_dtype(job, network, split)).removeprefix("torch.")
 
 
-def load_or_train(plan: Plan, candidate: int, seed: int) -> dict[str, Any] | None:
-    """Loads what the last stage has kept of a training; trains again if another host keeps it.
+def load_or_train(plan: Plan, stage: Stage, candidate: int, seed: int) -> dict[str, Any] | None:
+    """Loads what a stage has kept of a training; trains again if another host keeps it.
 
     Args:
         plan: the stages of the run.
+        stage: that keeps its networks.
         candidate: the number of the candidate.
         seed: the number of the seed, from 0.
 
@@ -290,7 +334,6 @@ def load_or_train(plan: Plan, candidate: int, seed: int) -> dict[str, Any] | Non
     Raises:
         NoWinner: that training has failed.
     """
-    stage = plan.last
     trainings = stage.asked
     assert isinstance(trainings, CandidateTrainings)
     assert stage.weights is not None

@@ -7,6 +7,7 @@ from typing import Any
 from studyloom.data.transform import is_picture
 from studyloom.text import format_shape, format_value
 from studyloom.winner.answer import (
+    committee_lines,
     format_choice,
     format_costs,
     format_difference,
@@ -62,6 +63,13 @@ def model_card(answer: Mapping[str, Any], plan: Plan) -> str:
         f"numbers. {use(answer, plan)}",
         f"## Data\n\n{trained_on(answer, plan)}The test part was {format_tested(test)}.",
     ]
+    if sentences := [*committee_lines(answer)]:
+        about = (
+            f"`committee.pt` averages several networks: `studyloom predict {plan.run_dir} "
+            f"--committee FILE…`, or `studyloom.load_winner({str(plan.run_dir)!r}, "
+            "committee=True)`. It was tested beside the winner, when the test part was open.\n"
+        )
+        lines.insert(-1, "\n".join(["## Committee\n", about, *(f"* {s}" for s in sentences)]))
     return "\n\n".join(lines) + "\n"
 
 

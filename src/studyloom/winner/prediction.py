@@ -4,7 +4,6 @@ winner.yaml builds the network, winner.pt holds its weights, and winner.json how
 becomes an input, as the data source of the study said it.
 """
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,18 +18,18 @@ from torch import Tensor, nn
 from studyloom.config import trust
 from studyloom.config.build import build
 from studyloom.data.transform import InputRange, Picture, Transform, is_picture
-from studyloom.errors import FileError, PredictError
-from studyloom.files import open_below, read_below
+from studyloom.errors import PredictError
+from studyloom.files import open_below
 from studyloom.question.jobs import build_network
 from studyloom.text import format_shape, format_value
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
 from studyloom.winner import input_files
-from studyloom.winner.answer import check_whole
+from studyloom.winner.answer import check_whole, is_of_loop, load_answer, unusable
+from studyloom.winner.committee import DTYPES, load_committee
 
 # The sources of ours, whose winners of before this was stored have it in their classes.
 SOURCES = ("studyloom.data.Embedded", "studyloom.data.Idx")
-DTYPES = {"float32": torch.float32, "int32": torch.int32, "int64": torch.int64}
 SILENT = (
     "the data source of this winner does not say how a picture becomes an input; name it as "
     "data.transform in conf/data/ and call `studyloom winner` on this study, or give the inputs as "
@@ -141,7 +140,7 @@ class Answer:
         return "\t".join([*words, self.note] if self.note else words)
 
 
-def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
+def load_network(run_dir: Path, trusted: Sequence[str] = (), *, committee: bool = False) -> Network:
     """Loads the winner below a run directory, which may be another person's.
 
     Nothing in its files is executed, and only classes and functions of trusted packages are called.
@@ -150,9 +149,10 @@ def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
         run_dir: the run directory.
         trusted: packages, modules or classes that winner.yaml and winner.json may name, beside
             those of ours.
+        committee: whether to load the committee in its place.
 
     Raises:
-        PredictError: there is no winner, or its files cannot be used.
+        PredictError: there is no such answer, or its files cannot be used.
         ConfigError: winner.yaml or winner.json names something that is not trusted.
         OSError: a file cannot be read.
     """
@@ -170,21 +170,12 @@ def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
         dtype = DTYPES[facts.get("dtype", "float32")]
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise unusable(run_dir, error) from None
-    for name in ("winner.yaml", "winner.pt"):
-        os.close(open_below(run_dir, name))
-    check_whole(run_dir, answer, "winner.yaml", "winner.pt")
-    config = trust.load_foreign(run_dir / "winner.yaml", trusted)
-    section = config.get("model")
-    if not isinstance(section, DictConfig):
-        raise PredictError(f"{run_dir / 'winner.yaml'}: must have a section model")
-    model = build_network(section, None if several else shape, outputs)
-    try:
-        model.load_state_dict(load_weights(run_dir / "winner.pt"))
-    except (RuntimeError, ValueError) as error:
-        raise PredictError(
-            f"{run_dir / 'winner.pt'}: {' '.join(str(error).split())[:300]}"
-        ) from None
-    check_whole(run_dir, answer, "winner.yaml", "winner.pt")  # they may have been replaced
+    known = None if several else shape, outputs
+    config = _read_config(run_dir, answer, trusted)
+    if committee:
+        model: nn.Module = load_committee(run_dir, answer, trusted, *known)
+    else:
+        model = _load_model(run_dir, answer, config, *known)
     old = "transform" not in facts
     stored = _transform_of_before(config) if old else facts["transform"]
     transform, remark = build_transform(stored, trusted), ""
@@ -198,39 +189,35 @@ def load_network(run_dir: Path, trusted: Sequence[str] = ()) -> Network:
     )
 
 
-def load_answer(run_dir: Path) -> Mapping[str, Any]:
-    """Reads winner.json below a run directory.
+def _read_config(run_dir: Path, answer: Mapping[str, Any], trusted: Sequence[str]) -> DictConfig:
+    os.close(open_below(run_dir, "winner.yaml"))
+    check_whole(run_dir, answer, "winner.yaml")
+    config = trust.load_foreign(run_dir / "winner.yaml", trusted)
+    check_whole(run_dir, answer, "winner.yaml")  # it may have been replaced
+    return config
 
-    Raises:
-        PredictError: there is none, or it is no JSON object.
-        OSError: it cannot be read.
-    """
+
+def _load_model(
+    run_dir: Path,
+    answer: Mapping[str, Any],
+    config: DictConfig,
+    shape: Sequence[int] | None,
+    outputs: int | None,
+) -> nn.Module:
+    os.close(open_below(run_dir, "winner.pt"))
+    check_whole(run_dir, answer, "winner.pt")
+    section = config.get("model")
+    if not isinstance(section, DictConfig):
+        raise PredictError(f"{run_dir / 'winner.yaml'}: must have a section model")
+    model: nn.Module = build_network(section, shape, outputs)
     try:
-        answer = json.loads(read_below(run_dir, "winner.json"))
-        if not isinstance(answer, dict):
-            raise TypeError(f"it holds a {type(answer).__name__}")
-    except FileNotFoundError as error:
-        if not str(error.filename).endswith("winner.json"):
-            raise
-        wait = "the study writes it when its search has ended"
-        raise PredictError(f"{run_dir}: there is no winner.json; {wait}") from None
-    except FileError:
-        raise
-    except (ValueError, TypeError, RecursionError) as error:
-        raise unusable(run_dir, error) from None
-    return answer
-
-
-def unusable(run_dir: Path, error: Exception) -> PredictError:
-    """Returns the error that says why winner.json cannot be used."""
-    return PredictError(
-        f"{run_dir / 'winner.json'}: cannot be used: {type(error).__name__}: {error}"
-    )
-
-
-def is_of_loop(answer: Mapping[str, Any]) -> bool:
-    """Whether an answer is of a loop of the user's own, and not of a network of ours."""
-    return "note" in answer and answer.get("data") is None
+        model.load_state_dict(load_weights(run_dir / "winner.pt"))
+    except (RuntimeError, ValueError) as error:
+        raise PredictError(
+            f"{run_dir / 'winner.pt'}: {' '.join(str(error).split())[:300]}"
+        ) from None
+    check_whole(run_dir, answer, "winner.pt")  # it may have been replaced
+    return model
 
 
 def _input_range(stored: Any, shape: tuple[int, ...]) -> InputRange | None:

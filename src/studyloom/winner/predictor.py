@@ -16,14 +16,8 @@ from studyloom.errors import PredictError
 from studyloom.files import open_below
 from studyloom.text import format_shape
 from studyloom.training.checkpoint import load_weights
-from studyloom.winner.answer import check_whole
-from studyloom.winner.prediction import (
-    Network,
-    from_numbers,
-    is_of_loop,
-    load_answer,
-    load_network,
-)
+from studyloom.winner.answer import check_whole, is_of_loop, load_answer
+from studyloom.winner.prediction import Network, from_numbers, load_network
 
 
 @dataclass(frozen=True)
@@ -133,7 +127,9 @@ class LoopWinner:
             part.load_state_dict(self.states[name])
 
 
-def load_winner(run_dir: str | Path, trust: Sequence[str] = ()) -> Predictor | LoopWinner:
+def load_winner(
+    run_dir: str | Path, trust: Sequence[str] = (), *, committee: bool = False
+) -> Predictor | LoopWinner:
     """Loads the winner of a study: its network in eval mode, with its weights.
 
     Of a loop of one's own it loads the configuration and what the loop kept, and calls nothing.
@@ -144,16 +140,18 @@ def load_winner(run_dir: str | Path, trust: Sequence[str] = ()) -> Predictor | L
     Args:
         run_dir: the folder of the study, with winner.json, winner.yaml and winner.pt.
         trust: packages, modules or classes that winner.yaml may name and call.
+        committee: whether to load the committee of `winner.committee=true` in its place. Its
+            `network` averages those of its members.
 
     Raises:
-        PredictError: there is no winner, or its files cannot be used.
+        PredictError: there is no winner, or no committee, or its files cannot be used.
         ConfigError: winner.yaml names what is not trusted.
         OSError: a file cannot be read.
     """
     folder = Path(run_dir)
-    if is_of_loop(answer := load_answer(folder)):
+    if is_of_loop(answer := load_answer(folder)) and not committee:
         return _load_loop(folder, answer)
-    return Predictor(load_network(folder, trust))
+    return Predictor(load_network(folder, trust, committee=committee))
 
 
 def _load_loop(run_dir: Path, answer: Mapping[str, Any]) -> LoopWinner:

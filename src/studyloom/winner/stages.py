@@ -99,8 +99,12 @@ class Plan:
 
     @property
     def reevaluates(self) -> bool:
-        """Whether there is a re-evaluation; a single candidate that will be tested needs none."""
-        return len(self.candidates) > 1 or not self.question.tested
+        """Whether there is a re-evaluation; a single candidate that will be tested needs none.
+
+        A committee is chosen by it.
+        """
+        needed = self.settings.committee or not self.question.tested
+        return needed or len(self.candidates) > 1
 
     @property
     def last(self) -> Stage:
@@ -290,7 +294,8 @@ class Plan:
             return split.folds(count, validation, fresh)[-1]
 
         # Without a test there is no retraining, whose networks the answer would have.
-        weights = None if self.question.tested else self.run_dir / "winner"
+        kept = self.settings.committee or not self.question.tested
+        weights = self.run_dir / "winner" if kept else None
         return self._make_stage(REEVALUATION, self.candidates, fold, weights)
 
     @cached_property
@@ -327,10 +332,14 @@ class Plan:
         name = f"{search.stored.name}/{title} {search.trials}-{settings.top}-{settings.seeds}"
         if self.rule != Rule(search.stored.goals[0]):
             name += f" {self.rule}"  # other candidates, other trainings
+        # One of before has kept no networks.
+        committee = settings.committee and title == REEVALUATION
+        if committee:
+            name += " with networks"
         code = search.stored.code()
         if search.stored.code_changes():  # other code, other trainings
             name += f" code {hashlib.sha256(repr(sorted(code.items())).encode()).hexdigest()[:8]}"
-        known = earlier_trainings(search.stored, title, name, weights)
+        known = earlier_trainings(search.stored, title, name, weights, needed=committee)
         trainings = CandidateTrainings(self.question, candidates, settings.seeds, fold, known)
         identity = {"candidates": [*candidates], "seeds": settings.seeds, **code}
         make = partial(
