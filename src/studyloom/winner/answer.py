@@ -301,7 +301,7 @@ def committee_lines(answer: Mapping[str, Any]) -> Iterator[str]:
     }
     yield "; ".join(
         f"trial {trial}: {len(own)} network{'' if len(own) == 1 else 's'}, chosen "
-        f"{sum(m['times'] for m in own)} ×, weight {sum(m['share'] for m in own):.0%}"
+        f"{sum(m['times'] for m in own)} ×, weight {100 * sum(m['share'] for m in own):.0f} %"
         for trial, own in shares.items()
     )
 

@@ -41,7 +41,7 @@ from studyloom.training.trainer import evaluate_network
 from studyloom.winner.answer import COMMITTEE, check_whole
 from studyloom.winner.candidates import CandidateTrainings
 from studyloom.winner.earlier import REEVALUATION, RETRAINING
-from studyloom.winner.statistics import summarise
+from studyloom.winner.statistics import AVERAGES, Average, summarise
 
 if TYPE_CHECKING:
     from studyloom.winner.stages import Plan, Stage
@@ -55,40 +55,6 @@ COSTS = ("parameters", "latency_ms")
 
 # The networks of trainings: the stage, and the numbers of candidate and seed.
 Weights = Callable[["Stage", int, int], Mapping[str, Any] | None]
-
-
-@dataclass(frozen=True)
-class Average:
-    """How outputs of several networks become one output, of the same meaning.
-
-    Args:
-        to_mean: maps the outputs of a network, float64 (n, …), to what is averaged.
-        to_outputs: maps the mean back.
-    """
-
-    to_mean: Callable[[Tensor], Tensor]
-    to_outputs: Callable[[Tensor], Tensor]
-
-    def __call__(self, outputs: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-        """Returns the outputs of a committee, float32 (n, …).
-
-        Args:
-            outputs: of each member, (n, …).
-            shares: of each member, above 0; together 1.
-        """
-        mean = sum(s * self.to_mean(o.double()) for s, o in zip(shares, outputs, strict=True))
-        assert isinstance(mean, Tensor)
-        return self.to_outputs(mean).float()
-
-
-TINY = torch.finfo(torch.float32).tiny  # so that no probability has an infinite logarithm
-AVERAGES = {
-    # Probabilities of classes, whose softmax they are again.
-    "softmax": Average(lambda o: o.softmax(1), lambda mean: mean.clamp_min(TINY).log()),
-    # Probabilities of labels that do not exclude each other.
-    "sigmoid": Average(torch.sigmoid, lambda mean: mean.logit(eps=1e-12)),
-    "mean": Average(lambda o: o, lambda mean: mean),  # numbers
-}
 
 
 def select(
@@ -257,15 +223,15 @@ def recall(plan: "Plan", tested: Mapping[str, Any] | None) -> Choice | None:
         plan: the stages of the run.
         tested: what the database holds of a test; None if it holds none.
     """
-    stored = (tested or {}).get("committee")
-    if not isinstance(stored, dict) or stored["candidates"] != list(candidates_of(plan)):
+    stored, candidates = (tested or {}).get("committee"), candidates_of(plan)
+    if not isinstance(stored, dict) or stored["candidates"] != [*candidates]:
         return None
-    names = [name for name in Member.__dataclass_fields__]
+    names = list(Member.__dataclass_fields__)
     members = [Member(*(member[name] for name in names)) for member in stored.get("members", ())]
     if not members:
-        return Choice(candidates_of(plan), note=stored["note"])
-    average, known = stored["average"], stored["validation"]
-    return Choice(candidates_of(plan), tuple(members), average, known["value"], known["single"])
+        return Choice(candidates, note=stored["note"])
+    known = stored["validation"]
+    return Choice(candidates, tuple(members), stored["average"], known["value"], known["single"])
 
 
 def judge(
@@ -292,7 +258,8 @@ def judge(
         outputs, targets = zip(*(judged(member) for member in choice.members), strict=True)
         mean = AVERAGES[choice.average](outputs, [member.share for member in choice.members])
         value = plan.question.metric(mean, targets[0])
-        networks = {trial: _describe(plan, trial) for trial in (plan.winner, *_trials(choice))}
+        trials = {plan.winner, *(member.trial for member in choice.members)}
+        networks = {trial: _describe(plan, trial) for trial in trials}
     except FAULTS as error:
         return entry | {"note": _note(error)}
     return entry | {
@@ -312,10 +279,6 @@ def judge(
             for name in COSTS
         },
     }
-
-
-def _trials(choice: Choice) -> list[int]:
-    return list(dict.fromkeys(member.trial for member in choice.members))
 
 
 def _describe(plan: "Plan", trial: int) -> dict[str, Any]:
@@ -443,8 +406,8 @@ def load_committee(
         where = f"{run_dir / 'winner.json'}: committee cannot be used"
         raise PredictError(f"{where}: {type(error).__name__}: {error}") from None
     trust.check_targets({"committee": {"members": models}}, trusted)
-    os.close(open_below(run_dir, COMMITTEE))
     check_whole(run_dir, answer, COMMITTEE)
+    os.close(open_below(run_dir, COMMITTEE))
     networks = [build_network(OmegaConf.create(model), shape, outputs) for model in models]
     try:
         states = load_weights(run_dir / COMMITTEE)

@@ -190,8 +190,8 @@ def load_network(run_dir: Path, trusted: Sequence[str] = (), *, committee: bool 
 
 
 def _read_config(run_dir: Path, answer: Mapping[str, Any], trusted: Sequence[str]) -> DictConfig:
-    os.close(open_below(run_dir, "winner.yaml"))
     check_whole(run_dir, answer, "winner.yaml")
+    os.close(open_below(run_dir, "winner.yaml"))
     config = trust.load_foreign(run_dir / "winner.yaml", trusted)
     check_whole(run_dir, answer, "winner.yaml")  # it may have been replaced
     return config
@@ -204,8 +204,8 @@ def _load_model(
     shape: Sequence[int] | None,
     outputs: int | None,
 ) -> nn.Module:
-    os.close(open_below(run_dir, "winner.pt"))
     check_whole(run_dir, answer, "winner.pt")
+    os.close(open_below(run_dir, "winner.pt"))
     section = config.get("model")
     if not isinstance(section, DictConfig):
         raise PredictError(f"{run_dir / 'winner.yaml'}: must have a section model")

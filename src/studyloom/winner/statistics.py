@@ -1,9 +1,13 @@
-"""Means over seeds, their intervals, and the difference between winner and baseline."""
+"""Means over seeds, their intervals, and differences; and the mean of what networks return."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
+
+import torch
+from torch import Tensor
 
 
 def compare(
@@ -43,3 +47,37 @@ def summarise(values: Sequence[float]) -> dict[str, Any]:
     quantile = float(stdtrit(len(values) - 1, 0.975))
     half = quantile * stdev(values) / math.sqrt(len(values))
     return {"mean": mean, "std": stdev(values), "interval": [mean - half, mean + half]}
+
+
+@dataclass(frozen=True)
+class Average:
+    """How outputs of several networks become one output, of the same meaning.
+
+    Args:
+        to_mean: maps the outputs of a network, float64 (n, …), to what is averaged.
+        to_outputs: maps the mean back.
+    """
+
+    to_mean: Callable[[Tensor], Tensor]
+    to_outputs: Callable[[Tensor], Tensor]
+
+    def __call__(self, outputs: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+        """Returns the outputs of a committee, float32 (n, …).
+
+        Args:
+            outputs: of each member, (n, …).
+            shares: of each member, above 0; together 1.
+        """
+        mean = sum(s * self.to_mean(o.double()) for s, o in zip(shares, outputs, strict=True))
+        assert isinstance(mean, Tensor)
+        return self.to_outputs(mean).float()
+
+
+TINY = torch.finfo(torch.float32).tiny  # so that no probability has an infinite logarithm
+AVERAGES = {
+    # Probabilities of classes, whose softmax they are again.
+    "softmax": Average(lambda o: o.softmax(1), lambda mean: mean.clamp_min(TINY).log()),
+    # Probabilities of labels that do not exclude each other.
+    "sigmoid": Average(torch.sigmoid, lambda mean: mean.logit(eps=1e-12)),
+    "mean": Average(lambda o: o, lambda mean: mean),  # numbers
+}

@@ -1,0 +1,440 @@
+"""Committees: chosen by examples that no member has seen, tested once, and loaded as data."""
+
+import itertools
+import json
+import os
+import pickle
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_winner import SPLIT, CountedTest, plan_of, test_part, work
+from torch import nn
+from toys import LOOP, TINY, TWO, ask
+
+from studyloom.data.training_data import TrainingData
+from studyloom.errors import ConfigError, FileError, PredictError
+from studyloom.metrics import ACCURACY, METRICS
+from studyloom.models import CNN, MLP
+from studyloom.question.validation import check_sections
+from studyloom.training.checkpoint import load_weights, save_weights
+from studyloom.views.page import committee_cards
+from studyloom.views.terminal import winner_lines
+from studyloom.winner import committee
+from studyloom.winner.answer import COMMITTEE, is_answer_of, read_answer
+from studyloom.winner.committee import remove_others, select
+from studyloom.winner.evaluation import evaluate_winner
+from studyloom.winner.prediction import load_network
+from studyloom.winner.predictor import load_winner
+from studyloom.winner.statistics import AVERAGES
+
+SPACE = (
+    *(*TINY[:-1], "space=none", "sampler=random", "pruner=none", "study.seed=1"),
+    "+space.model.activation.choice=[relu,tanh,sigmoid]",
+    "+space.optimizer.lr.float=[0.003,0.1]",
+)
+SETTINGS = {"top": 2, "seeds": 2, "committee": True}
+
+
+# Choosing
+
+
+def slow(outputs, targets, metric, name, rounds):
+    """The same selection, from all members anew each time; returns positions and the value."""
+    chosen, best = [], (-float("inf"), [])
+    for _ in range(rounds):
+        tried = []
+        for position in range(len(outputs)):
+            members = [outputs[each] for each in (*chosen, position)]
+            mean = AVERAGES[name](members, [1 / len(members)] * len(members))
+            tried.append(metric.sign * metric(mean, targets))
+        chosen.append(tried.index(max(tried)))
+        if max(tried) > best[0] + 1e-9:
+            best = max(tried), list(chosen)
+    return best[1], best[0]
+
+
+def library(count, classes=3, examples=40, seed=0):
+    """Outputs of networks that are right about different examples."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.arange(examples) % classes
+    right = 1.5 * nn.functional.one_hot(targets, classes)
+    noise = torch.randn(count, examples, classes, generator=generator)
+    return list(right + 2 * noise), targets
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "cross_entropy"])
+@pytest.mark.parametrize("seed", range(3))
+def test_each_round_adds_the_network_with_which_the_mean_is_best(metric, seed):
+    outputs, targets = library(4, seed=seed)
+    score, average = METRICS[metric], AVERAGES["softmax"]
+    expected, value = slow(outputs, targets, score, "softmax", committee.ROUNDS)
+    chosen = select(outputs, targets, score, average)
+    assert chosen == {p: expected.count(p) for p in sorted({*expected})}
+    singles = [score.sign * score(each, targets) for each in outputs]
+    assert value > max(singles), "here a committee is better than each of its networks"
+
+
+def test_a_network_that_nothing_makes_better_is_a_committee_of_itself():
+    targets = torch.arange(12) % 3
+    right, wrong = (5.0 * nn.functional.one_hot((targets + k) % 3, 3) for k in (0, 1))
+    outputs = [wrong, right.double(), wrong]
+    assert select(outputs, targets, ACCURACY, AVERAGES["softmax"]) == {1: 1}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_of_two_networks_and_three_rounds_it_finds_what_brute_force_finds(monkeypatch, seed):
+    """The loss is convex in the weights, so that no round can lead away from the best."""
+    monkeypatch.setattr(committee, "ROUNDS", 3)
+    outputs, targets = library(2, seed=seed)
+    score, average = METRICS["cross_entropy"], AVERAGES["softmax"]
+
+    def value(members):
+        mean = average([outputs[m] for m in members], [1 / len(members)] * len(members))
+        return score(mean, targets)
+
+    bags = [
+        bag for size in (1, 2, 3) for bag in itertools.combinations_with_replacement(range(2), size)
+    ]
+    chosen = select(outputs, targets, score, average)
+    members = [p for p, times in chosen.items() for _ in range(times)]
+    assert value(members) == pytest.approx(min(map(value, bags)), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("softmax", lambda o: o.softmax(1)), ("sigmoid", torch.sigmoid), ("mean", lambda o: o)],
+)
+def test_what_is_averaged_are_probabilities_or_numbers(name, scale):
+    outputs = [3 * torch.randn(6, 4, generator=torch.Generator().manual_seed(s)) for s in (0, 1)]
+    outputs[0][0, 0] = 200.0  # certain beyond float32
+    mean = AVERAGES[name](outputs, [0.25, 0.75])
+    assert torch.isfinite(mean).all()
+    expected = 0.25 * scale(outputs[0]) + 0.75 * scale(outputs[1])
+    torch.testing.assert_close(scale(mean), expected, atol=1e-5, rtol=1e-5)
+
+
+# From a search to its committee
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A plan with a committee, its answer, and how often the test part was loaded."""
+    folder = tmp_path_factory.mktemp("committee")
+    plan = plan_of(ask(*SPACE), f"sqlite:///{folder}/study.db", folder, 4, **SETTINGS)
+    work(plan)
+    test = CountedTest(test_part())
+    answer = evaluate_winner(plan, test, ["python", "-m", "studies.mnist"])
+    return plan, answer, test.loaded
+
+
+def network_of(plan, trial, seed, stage):
+    """The network of a training in eval mode, from the file that the stage has kept."""
+    stored = {(t.params["candidate"], t.params["seed"]): t.number for t in stage.stored.trials()}
+    model = plan.reevaluation.asked.job(trial, seed).model(shape=SPLIT.shape, outputs=10)
+    model.load_state_dict(load_weights(stage.weights / f"trial-{stored[trial, seed]}.pt"))
+    return model.eval()
+
+
+def stage_of(plan, member):
+    return plan.retraining if member["stage"] == "retraining" else plan.reevaluation
+
+
+@torch.no_grad()
+def mean_of(plan, members, inputs):
+    """The mean of the members' probabilities, (n, 10), without any code of committees."""
+    return sum(
+        m["share"] * network_of(plan, m["trial"], m["seed"], stage_of(plan, m))(inputs).softmax(1)
+        for m in members
+    )
+
+
+def test_no_network_is_judged_by_examples_that_it_was_trained_on(evaluated):
+    """The slow way: in each seed, those that share its validation part, and no other example."""
+    plan, answer, _ = evaluated
+    trainings, entry = plan.reevaluation.asked, answer["committee"]
+    assert entry["candidates"] == [t.number for t in plan.ranked if t.number in plan.candidates]
+    members, values = {}, []
+    for seed in range(2):
+        train, valid = trainings.fold(seed)
+        assert not {*train.tolist()} & {*valid.tolist()}
+        with torch.no_grad():
+            outputs = [
+                network_of(plan, trial, seed, plan.reevaluation)(SPLIT.inputs[valid])
+                for trial in entry["candidates"]
+            ]
+        chosen, value = slow(outputs, SPLIT.targets[valid], ACCURACY, "softmax", committee.ROUNDS)
+        values.append(value)
+        for position in {*chosen}:
+            times = chosen.count(position)
+            share = times / len(chosen) / 2
+            members[entry["candidates"][position], seed] = times, pytest.approx(share)
+    known = {(m["trial"], m["seed"]): (m["times"], m["share"]) for m in entry["members"]}
+    assert known == members
+    assert entry["validation"]["value"] == pytest.approx(sum(values) / 2)
+    assert entry["validation"]["value"] >= entry["validation"]["single"]
+    assert sum(m["share"] for m in entry["members"]) == pytest.approx(1)
+
+
+def test_where_a_network_was_trained_on_all_data_it_takes_the_place_of_the_one_chosen(evaluated):
+    plan, answer, _ = evaluated
+    final = {plan.winner, plan.baseline()}
+    stages = {m["trial"]: m["stage"] for m in answer["committee"]["members"]}
+    expected = {t: "retraining" if t in final else "re-evaluation" for t in stages}
+    assert stages == expected
+
+
+def test_it_is_tested_in_the_opening_of_the_winner_which_stays_the_winner(evaluated):
+    plan, answer, loaded = evaluated
+    entry, part = answer["committee"], test_part()
+    assert loaded == answer["test"]["openings"] == 1
+    assert answer["winner"]["trial"] == plan.winner
+    value = ACCURACY(mean_of(plan, entry["members"], part.inputs), part.targets)
+    assert entry["test"] == value
+    differences = [value - other for other in answer["test"]["winner"]["values"]]
+    assert entry["difference"]["mean"] == pytest.approx(sum(differences) / 2)
+    assert entry["costs"]["parameters"] == [
+        sum(
+            sum(p.numel() for p in MLP((1, 4, 4), 10, hidden=[16]).parameters())
+            for _ in entry["members"]
+        ),
+        16 * 16 + 16 + 16 * 10 + 10,
+    ]
+
+
+def test_its_file_predicts_the_mean_of_its_members(evaluated):
+    plan, answer, _ = evaluated
+    expected = mean_of(plan, answer["committee"]["members"], SPLIT.inputs)
+    network = load_network(plan.run_dir, committee=True)
+    torch.testing.assert_close(network(SPLIT.inputs), expected, atol=1e-6, rtol=1e-5)
+    predictor = load_winner(plan.run_dir, committee=True)
+    given = predictor.predict(SPLIT.inputs)
+    torch.testing.assert_close(given.probabilities, expected, atol=1e-6, rtol=1e-5)
+    single = load_winner(plan.run_dir).predict(SPLIT.inputs).probabilities
+    assert not torch.allclose(single, expected, atol=1e-3)
+    states = torch.load(plan.run_dir / COMMITTEE, weights_only=True)
+    assert len(states) == len(answer["committee"]["members"])
+
+
+def test_terminal_card_and_report_show_it_beside_the_winner(evaluated):
+    plan, answer, _ = evaluated
+    entry = answer["committee"]
+    lines, card = "\n".join(winner_lines(answer)), (plan.run_dir / "model_card.md").read_text()
+    count = len(entry["members"])
+    for shown in (lines, card):
+        assert f"{count} networks" in shown
+        assert f"{count}.0 × the winner's" in shown
+        assert "difference to the winner" in shown
+        for trial in {m["trial"] for m in entry["members"]}:
+            assert f"trial {trial}: " in shown
+    assert "## Committee" in card
+    heads = [head for head, _, _ in committee_cards(entry)]
+    assert heads == ["Committee, test", "Committee minus winner, test"]
+    assert [*committee_cards(None)] == []
+
+
+def test_a_command_that_was_killed_after_the_test_writes_the_same_committee(evaluated):
+    plan, answer, _ = evaluated
+    before = (plan.run_dir / COMMITTEE).read_bytes()
+    for name in ("winner.json", COMMITTEE):
+        (plan.run_dir / name).unlink()
+    again = evaluate_winner(plan, pytest.fail, ["x"])
+    assert again["committee"] == answer["committee"]
+    assert again["files"][COMMITTEE] == answer["files"][COMMITTEE]
+    assert (plan.run_dir / COMMITTEE).read_bytes() == before
+
+
+@pytest.mark.chaos
+def test_an_answer_without_a_committee_gets_one_and_the_opening_is_counted(tmp_path):
+    """Networks that nobody kept are trained again, by workers; then only those of members stay."""
+    question, url = ask(*SPACE), f"sqlite:///{tmp_path}/study.db"
+    first = plan_of(question, url, tmp_path, 3, **SETTINGS | {"committee": False})
+    work(first)
+    plain = evaluate_winner(first, CountedTest(test_part()), ["x"])
+    plan = plan_of(question, url, tmp_path, 3, **SETTINGS)
+    assert not plan.is_done()
+    work(plan)
+    assert not is_answer_of(plain, plan)
+    answer = evaluate_winner(plan, CountedTest(test_part()), ["x"])
+    assert answer["winner"] == plain["winner"]
+    assert answer["test"] == plain["test"] | {"openings": 2}
+    assert answer["reused"]["re-evaluation"][0] == 0
+    assert is_answer_of(read_answer(tmp_path), plan)
+    remove_others(plan, answer)
+    members = [m for m in answer["committee"]["members"] if m["stage"] == "re-evaluation"]
+    assert len([*plan.reevaluation.weights.iterdir()]) == len(members)
+    anew = evaluate_winner(plan, CountedTest(test_part()), ["x"], anew=True)
+    assert anew["committee"]["members"] == answer["committee"]["members"]
+    assert anew["test"]["openings"] == 3
+
+
+@pytest.mark.chaos
+def test_in_time_order_all_networks_share_a_part_and_are_chosen_from_together(tmp_path):
+    """The last part comes after all that any of them was trained on."""
+    split = replace(SPLIT, ordered=True)
+    plan = plan_of(ask(*SPACE), f"sqlite:///{tmp_path}/study.db", tmp_path, 3, **SETTINGS)
+    plan.data = TrainingData(SimpleNamespace(validation=40), split)
+    work(plan)
+    entry = evaluate_winner(plan, CountedTest(test_part()), ["x"])["committee"]
+    times = sum(m["times"] for m in entry["members"])
+    assert [m["share"] for m in entry["members"]] == [m["times"] / times for m in entry["members"]]
+
+
+@pytest.mark.chaos
+def test_what_cannot_be_averaged_costs_the_committee_and_not_the_winner(tmp_path, monkeypatch):
+    plan = plan_of(ask(*SPACE), f"sqlite:///{tmp_path}/study.db", tmp_path, 2, **SETTINGS)
+    work(plan)
+
+    def refuse(*_):
+        raise IndexError("Dimension out of range")
+
+    monkeypatch.setattr(committee, "select", refuse)
+    answer = evaluate_winner(plan, CountedTest(test_part()), ["x"])
+    assert answer["test"]["winner"]["values"]
+    assert not (tmp_path / COMMITTEE).exists()
+    assert "there is no committee: IndexError: Dimension" in "\n".join(winner_lines(answer))
+    assert is_answer_of(read_answer(tmp_path), plan), "and it is not asked for again"
+    with pytest.raises(PredictError, match="there is no committee: IndexError"):
+        load_network(tmp_path, committee=True)
+
+
+# Refused before trial 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ((*SPACE, "winner.enabled=false"), "set winner.enabled=true"),
+        ((*TINY, *LOOP), "is a loop of your own; set winner.committee=false"),
+        (TWO, "is for one objective"),
+        ((*SPACE, "train.evaluate={_target_: toys.evaluate}"), "train.evaluate returns may be"),
+    ],
+)
+def test_where_nothing_can_be_averaged_it_is_refused_with_the_way_out(overrides, words):
+    mistakes = [*check_sections(ask(*overrides, "winner.committee=true"))]
+    assert len([m for m in mistakes if words in m]) == 1
+    assert not [m for m in check_sections(ask(*overrides)) if "committee" in m]
+
+
+# Files from elsewhere
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run directory whose committee has an MLP and a CNN; returns it and both networks."""
+    torch.manual_seed(0)
+    networks = MLP((1, 8, 8), 3, hidden=[4]), CNN((1, 8, 8), 3, channels=4)
+    models = (
+        {"_target_": "studyloom.models.MLP", "hidden": [4]},
+        {
+            "_target_": "studyloom.models.CNN",
+            "channels": 4,
+        },
+    )
+    save_weights(tmp_path / COMMITTEE, {str(k): n.state_dict() for k, n in enumerate(networks)})
+    (tmp_path / "winner.yaml").write_text("model: {_target_: studyloom.models.MLP, hidden: [4]}\n")
+    members = [
+        {"trial": k, "seed": 0, "share": share, "model": model, "dtype": None}
+        for k, (share, model) in enumerate(zip((0.25, 0.75), models, strict=True))
+    ]
+    facts = {"shape": [1, 8, 8], "outputs": 3, "mean": 0.0, "std": 1.0}
+    answer = {"data": facts, "committee": {"average": "softmax", "members": members}}
+    (tmp_path / "winner.json").write_text(json.dumps(answer))
+    return tmp_path, networks
+
+
+def change(folder, **entries):
+    answer = json.loads((folder / "winner.json").read_text())
+    answer["committee"] |= entries
+    (folder / "winner.json").write_text(json.dumps(answer))
+
+
+def test_members_of_different_architectures_are_averaged(folder):
+    run_dir, networks = folder
+    inputs = torch.randn(5, 1, 8, 8)
+    with torch.no_grad():
+        first, second = (network.eval()(inputs).softmax(1) for network in networks)
+    network = load_network(run_dir, committee=True)
+    torch.testing.assert_close(network(inputs), 0.25 * first + 0.75 * second)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"_target_": "os.system", "command": "touch CANARY"},
+        {"_target_": "studyloom.models.MLP", "hidden": [{"_target_": "builtins.eval"}]},
+        {"_target_": "studyloom.models.MLP", "hidden": "${oc.env:HOME}"},
+    ],
+)
+def test_a_hostile_member_is_named_and_nothing_of_it_is_called(folder, model):
+    run_dir, _ = folder
+    canary = run_dir / "canary"
+    model = json.loads(json.dumps(model).replace("CANARY", str(canary)))
+    members = json.loads((run_dir / "winner.json").read_text())["committee"]["members"]
+    change(run_dir, members=[members[0], members[1] | {"model": model}])
+    with pytest.raises(ConfigError, match=r"committee\.members\[1\]"):
+        load_network(run_dir, committee=True)
+    assert not canary.exists()
+
+
+class Touch:
+    """A pickle that makes a file where it is read as code."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_pickle_in_the_place_of_its_file_is_not_executed(folder):
+    run_dir, _ = folder
+    canary = run_dir / "canary"
+    (run_dir / COMMITTEE).write_bytes(pickle.dumps({"0": Touch(canary)}))
+    with pytest.raises(PredictError, match=r"committee\.pt.*cannot be read as weights"):
+        load_network(run_dir, committee=True)
+    torch.save({"0": Touch(canary)}, run_dir / COMMITTEE)
+    with pytest.raises(PredictError, match=r"committee\.pt.*cannot be read as weights"):
+        load_network(run_dir, committee=True)
+    assert not canary.exists()
+
+
+def test_a_file_of_another_answer_or_out_of_the_folder_is_refused(folder, tmp_path_factory):
+    run_dir, _ = folder
+    answer = json.loads((run_dir / "winner.json").read_text())
+    text = json.dumps(answer | {"files": {COMMITTEE: "0" * 64}})
+    (run_dir / "winner.json").write_text(text)
+    with pytest.raises(PredictError, match=r"incomplete: .*committee\.pt|winner\.yaml"):
+        load_network(run_dir, committee=True)
+    (run_dir / "winner.json").write_text(json.dumps(answer))
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / COMMITTEE
+    (run_dir / COMMITTEE).rename(elsewhere)
+    (run_dir / COMMITTEE).symlink_to(elsewhere)
+    with pytest.raises(FileError, match=r"committee\.pt: .* symbolic link"):
+        load_network(run_dir, committee=True)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"members": []},
+        {"members": {"0": 1}},
+        {"members": [{"share": "NaN", "model": {}, "dtype": None}]},
+        {"members": [{"share": 1.0, "model": [], "dtype": "object"}]},
+        {"average": "os.system"},
+    ],
+)
+def test_a_committee_that_lies_about_itself_is_named(folder, entries):
+    change(folder[0], **entries)
+    with pytest.raises(PredictError, match=r"winner\.json: committee cannot be used"):
+        load_network(folder[0], committee=True)
+
+
+def test_an_answer_without_a_committee_says_how_to_get_one(folder):
+    run_dir, _ = folder
+    answer = json.loads((run_dir / "winner.json").read_text())
+    del answer["committee"]
+    (run_dir / "winner.json").write_text(json.dumps(answer))
+    with pytest.raises(PredictError, match=r"again with winner\.committee=true"):
+        load_network(run_dir, committee=True)
