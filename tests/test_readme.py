@@ -146,6 +146,10 @@ COVERED = {
         "tests/test_cli.py::test_doctor_status_and_report_look_at_a_run"
     ),
     "studyloom winner runs/mnist": f"{RUN}a_winner_can_be_chosen_afterwards",
+    "studyloom predict runs/mnist digit.png --committee": (
+        "tests/chaos/test_committee_command.py::"
+        "test_a_command_killed_while_it_writes_its_committee_comes_to_the_same_one"
+    ),
     "studyloom predict runs/mnist digit.png": (
         f"{WINNER}winner.py::test_predict_answers_as_the_winner_did"
     ),
