@@ -3,7 +3,6 @@
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -14,9 +13,7 @@ from torch import Tensor
 from studyloom.config.foreign import needed_trust
 from studyloom.config.trust import packages_to_trust
 from studyloom.config.values import as_yaml, plain_sections, value_at
-from studyloom.data.split import Split
 from studyloom.data.training_data import Part
-from studyloom.data.transform import InputRange, describe_transform
 from studyloom.errors import NoWinner
 from studyloom.question.loops.function import FunctionQuestion
 from studyloom.question.objective import Attempt
@@ -24,15 +21,13 @@ from studyloom.question.question import SECTIONS
 from studyloom.storage.attributes import KEPT, TESTED
 from studyloom.study.provenance import current_environment
 from studyloom.study.stopping import Stop
-from studyloom.training.batches import batch_dtype
 from studyloom.training.checkpoint import load_weights, pack_weights
-from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
 from studyloom.winner import committee
 from studyloom.winner.answer import write_answer
 from studyloom.winner.candidates import CandidateTrainings
 from studyloom.winner.earlier import RETRAINING, earlier_test
-from studyloom.winner.model_card import model_card
+from studyloom.winner.model_card import describe_data, model_card
 from studyloom.winner.pictures import report_part
 from studyloom.winner.stages import Plan, Stage
 from studyloom.winner.statistics import compare, summarise
@@ -257,24 +252,7 @@ def measure(
         **({} if own else report_part(outputs, targets, sealed)),
         "epochs": job.last,
         "seeds": [trainings.job(plan.winner, seed).seed for seed in range(trainings.seeds)],
-        "data": {
-            "digest": split.digest,
-            "test_digest": sealed.digest,
-            "shape": None if sealed.shape is None else list(sealed.shape),
-            "dtype": _dtype_of_inputs(job, split),
-            "outputs": sealed.outputs,
-            "mean": split.mean,
-            "std": split.std,
-            "classifies": sealed.classifies,
-            "names": list(sealed.names),
-            "columns": list(sealed.columns),
-            "inputs": None if (seen := InputRange.of(split)) is None else asdict(seen),
-            "loaded": not split.in_memory,
-            "kind": split.kind,
-            "transform": describe_transform(
-                plan.data.source, value_at(plan.question.config, "data.transform"), split
-            ),
-        },
+        "data": describe_data(plan, job, split, sealed),
         "environment": current_environment(sealed.device),
         **({} if choice is None else measure_committee(plan, choice, judged, values, sealed)),
     }
@@ -309,14 +287,6 @@ def measure_committee(
         return judge_network(trainings, member.trial, weights or {}, sealed)
 
     return {"committee": committee.judge(plan, choice, outputs_of, values[plan.winner])}
-
-
-def _dtype_of_inputs(job: Job, split: Part) -> str:
-    """Returns the name of the type in which the network of a job gets inputs, such as float32."""
-    if not isinstance(split, Split) or split.inputs.is_floating_point():
-        return "float32"
-    network = job.model(shape=split.shape, outputs=split.outputs)
-    return str(batch_dtype(job, network, split)).removeprefix("torch.")
 
 
 def load_or_train(plan: Plan, stage: Stage, candidate: int, seed: int) -> dict[str, Any] | None:

@@ -1,11 +1,17 @@
-"""The model card of a winner."""
+"""The model card of a winner, and what one must know of the data to use it."""
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from studyloom.data.transform import is_picture
+from studyloom.config.values import value_at
+from studyloom.data.split import Split
+from studyloom.data.training_data import Part
+from studyloom.data.transform import InputRange, describe_transform, is_picture
 from studyloom.text import format_shape, format_value
+from studyloom.training.batches import batch_dtype
+from studyloom.training.job import Job
 from studyloom.winner.answer import (
     committee_lines,
     format_choice,
@@ -110,3 +116,40 @@ def accepted_files(data: Mapping[str, Any]) -> str:
     if columns:
         return f"CSV files with the columns {', '.join(columns)}, and {arrays}"
     return f"CSV files with {math.prod(shape)} numbers in a line, and {arrays}"
+
+
+def describe_data(plan: Plan, job: Job, split: Part, sealed: Part) -> dict[str, Any]:
+    """Describes the data, as far as one must know them to use the network.
+
+    Args:
+        plan: the stages of the run.
+        job: of the network.
+        split: the training part.
+        sealed: the test part.
+    """
+    return {
+        "digest": split.digest,
+        "test_digest": sealed.digest,
+        "shape": None if sealed.shape is None else list(sealed.shape),
+        "dtype": _dtype_of_inputs(job, split),
+        "outputs": sealed.outputs,
+        "mean": split.mean,
+        "std": split.std,
+        "classifies": sealed.classifies,
+        "names": list(sealed.names),
+        "columns": list(sealed.columns),
+        "inputs": None if (seen := InputRange.of(split)) is None else asdict(seen),
+        "loaded": not split.in_memory,
+        "kind": split.kind,
+        "transform": describe_transform(
+            plan.data.source, value_at(plan.question.config, "data.transform"), split
+        ),
+    }
+
+
+def _dtype_of_inputs(job: Job, split: Part) -> str:
+    """Returns the name of the type in which the network of a job gets inputs, such as float32."""
+    if not isinstance(split, Split) or split.inputs.is_floating_point():
+        return "float32"
+    network = job.model(shape=split.shape, outputs=split.outputs)
+    return str(batch_dtype(job, network, split)).removeprefix("torch.")
