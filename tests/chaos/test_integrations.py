@@ -160,7 +160,7 @@ def test_a_trainer_may_validate_and_end_at_any_time(own, change, tmp_path, setti
 @pytest.mark.parametrize(
     ("library", "settings", "words"),
     [
-        ("lightning", {"limit_val_batches": 0}, "has never validated.*; give the module a valid"),
+        ("lightning", {"limit_val_batches": 0}, "has never validated.*; give it a valid"),
         ("lightning", {"name": "acc"}, "module logs no acc when.*one of loss, val/accuracy, val/l"),
         ("transformers", {"eval_strategy": "no"}, "has never validated.*; set eval_strategy='ep"),
         ("transformers", {"name": "acc"}, "logs no acc when.*one of eval_accuracy, eval_loss"),
