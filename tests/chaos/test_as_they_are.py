@@ -135,14 +135,19 @@ def test_a_command_is_tuned_as_it_is_up_to_the_winner(make):
 
 @pytest.mark.parametrize(
     ("killed", "url"),
-    [("command", "sqlite"), ("worker", "sqlite"), ("all", "sqlite"), ("all", "postgresql")],
+    [
+        *(("command", "sqlite"), ("worker", "sqlite"), ("worker of a session", "sqlite")),
+        *(("all", "sqlite"), ("all", "postgresql")),
+    ],
     indirect=["url"],
 )
 def test_killed_at_a_random_moment_it_goes_on_to_the_values_of_the_undisturbed_run(
     make, killed, url, tmp_path
 ):
     """From its own checkpoint, or from its start."""
-    gate = ("objective.run='python main.py --lr {lr} --seed {seed} --gate " + f"{tmp_path}/gate'",)
+    session = "setsid --wait " if "session" in killed else ""  # as torchrun starts its ranks
+    words = f"{session}python main.py --lr {{lr}} --seed {{seed}} --gate {tmp_path}/gate"
+    gate = (f"objective.run='{words}'",)
     Path(tmp_path, "gate").touch()
     clean = make(name="clean")
     clean.run(*gate)
@@ -152,8 +157,8 @@ def test_killed_at_a_random_moment_it_goes_on_to_the_values_of_the_undisturbed_r
     until(lambda: project.log("trial-*.log").count("Epoch: 4") == 2, 120)
     scripts = project.processes(b"python\0main.py")
     assert len(scripts) >= 2
-    if killed == "worker":
-        worker = parent(scripts[0])
+    if killed.startswith("worker"):
+        worker = parent(parent(scripts[0])) if session else parent(scripts[0])
         os.kill(worker, signal.SIGKILL)
         until(lambda: not Path(f"/proc/{scripts[0]}").exists(), 30)
     elif killed == "command":
@@ -165,7 +170,7 @@ def test_killed_at_a_random_moment_it_goes_on_to_the_values_of_the_undisturbed_r
             os.kill(pid, signal.SIGKILL)
         process.communicate()
     Path(tmp_path, "gate").touch()
-    if killed == "worker":
+    if killed.startswith("worker"):
         project.end(process)
     else:
         project.run(*gate)
