@@ -26,6 +26,8 @@ def train(config, run):
             optimizer.zero_grad()
             nn.functional.cross_entropy(wrapped(batch), targets).backward()
             optimizer.step()
+        while os.environ.get("STUDYLOOM_TEST_HANG") == f"{run.rank} {run.trial} {epoch}":
+            time.sleep(0.1)  # the other ranks wait for this one
         if os.environ.get("STUDYLOOM_TEST_FAIL") == f"{run.rank} {run.trial} {epoch}":
             raise ArithmeticError(f"rank {run.rank} has failed")
         if run.rank == 0:  # the others decide nothing

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, open_dict
 from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from studies import CONF
 from studyloom.config.compose import Composer
@@ -124,7 +124,7 @@ def train(config: DictConfig, run: Run) -> float:
     return run.value
 
 
-def test(config: DictConfig, run: Run, part: TensorDataset) -> dict[str, float]:
+def test(config: DictConfig, run: Run, part: Dataset[Any]) -> dict[str, float]:
     """Tests what `train` has kept."""
     network = build(config, part)
     run.keep(network=network)
@@ -135,12 +135,12 @@ def test(config: DictConfig, run: Run, part: TensorDataset) -> dict[str, float]:
 test.__test__ = False  # type: ignore[attr-defined]
 
 
-def build(config: DictConfig, part: TensorDataset) -> Any:
-    return build_network(config.model, part.tensors[0].shape[1:], 10)
+def build(config: DictConfig, part: Dataset[Any]) -> Any:
+    return build_network(config.model, part[0][0].shape, 10)
 
 
-def evaluate(network: torch.nn.Module, part: TensorDataset) -> tuple[float, float]:
-    inputs, targets = part.tensors
+def evaluate(network: torch.nn.Module, part: Any) -> tuple[float, float]:
+    inputs, targets = getattr(part, "tensors", None) or default_collate([*part])
     with torch.no_grad():
         outputs = network.eval()(inputs)
     right = (outputs.argmax(1) == targets).double().mean()

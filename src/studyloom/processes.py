@@ -32,6 +32,8 @@ exec 3<&0 </dev/null
 exec 3<&-
 exec "$@"
 """
+# In the environment of whatever a worker starts: a word of this worker alone.
+MARK = "STUDYLOOM_MARK"
 GRACE = 3.0  # seconds between SIGTERM and SIGKILL; a worker has 6 s to release its trial
 LONGEST_LINE = 2**16  # characters; what is longer is read in pieces
 LOOK = 0.02  # seconds between looks at what a command has printed
@@ -245,6 +247,32 @@ def descendants(pid: int, spare: Callable[[int], bool] = lambda pid: False) -> l
         found += below
         left += below
     return found
+
+
+def kill_marked(mark: str) -> None:
+    """Kills the programs that a worker has started, also in sessions of their own.
+
+    Those have no parent below ours if the worker has ended: they are known by their environment. It
+    takes some milliseconds, and does nothing where there is no /proc.
+
+    Args:
+        mark: of the worker; see `MARK`.
+    """
+    variable = f"{MARK}={mark}".encode()
+
+    def left() -> Iterator[int]:
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended, or is another user's
+                if variable in (process / "environ").read_bytes().split(b"\0"):
+                    yield int(process.name)
+
+    for _ in range(10):  # they may be starting others meanwhile
+        found = [*left()]
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not found:
+            return
 
 
 class GroupedProcess:

@@ -46,8 +46,13 @@ space:
 class Project:
     """A project in a folder, and commands of studyloom in it."""
 
-    def __init__(self, folder: Path, files: dict[str, str], study: str) -> None:
+    def __init__(self, folder: Path, files: dict[str, str], study: str, url: str = "") -> None:
         self.files = files
+        self.url = f"sqlite:///{folder}/run/study.db"
+        self.overrides, self.environment = (), {}
+        if url.startswith("postgresql"):
+            self.url, self.overrides = url, ("storage=postgres",)
+            self.environment = {"STUDYLOOM_STORAGE": url}
         self.folder = write_project(folder, files | {"conf/own.yaml": STUDY + study})
         self.contents = self.read()
         self.mark = uuid.uuid4().hex  # in the environment of all processes
@@ -55,11 +60,12 @@ class Project:
     def read(self) -> dict[str, bytes]:
         return {name: (self.folder / name).read_bytes() for name in self.files}
 
-    def start(self, *overrides: str) -> subprocess.Popen:
+    def start(self, *overrides: str, **extra: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "studyloom", "run", "conf/own.yaml"]
         return subprocess.Popen(
-            [sys.executable, "-m", "studyloom", "run", "conf/own.yaml", *overrides],
+            [*command, *self.overrides, *overrides],
             cwd=self.folder,
-            env=environment(STUDYLOOM_TEST=self.mark),
+            env=environment(STUDYLOOM_TEST=self.mark, **self.environment, **extra),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -91,7 +97,7 @@ class Project:
         return "\n".join(path.read_text() for path in sorted(self.folder.glob(f"run/logs/{name}")))
 
     def trials(self):
-        stored = open_study(f"sqlite:///{self.folder}/run/study.db", "own", deadline=30.0)
+        stored = open_study(self.url, "own", deadline=30.0)
         try:
             return stored.trials()
         finally:
@@ -105,8 +111,8 @@ class Project:
 def make(tmp_path):
     made = []
 
-    def make(study=COMMAND, files=None, name="project"):
-        made.append(Project(tmp_path / name, files or {"main.py": SCRIPT}, study))
+    def make(study=COMMAND, files=None, name="project", url=""):
+        made.append(Project(tmp_path / name, files or {"main.py": SCRIPT}, study, url))
         return made[-1]
 
     yield make
@@ -127,23 +133,32 @@ def test_a_command_is_tuned_as_it_is_up_to_the_winner(make):
     assert re.search(r"^\$ python main.py --lr 0.1 --seed \d+", project.log("trial-0.log"))
 
 
-@pytest.mark.parametrize("killed", ["command", "worker", "all"])
+@pytest.mark.parametrize(
+    ("killed", "url"),
+    [
+        *(("command", "sqlite"), ("worker", "sqlite"), ("worker of a session", "sqlite")),
+        *(("all", "sqlite"), ("all", "postgresql")),
+    ],
+    indirect=["url"],
+)
 def test_killed_at_a_random_moment_it_goes_on_to_the_values_of_the_undisturbed_run(
-    make, killed, tmp_path
+    make, killed, url, tmp_path
 ):
     """From its own checkpoint, or from its start."""
-    gate = ("objective.run='python main.py --lr {lr} --seed {seed} --gate " + f"{tmp_path}/gate'",)
+    session = "setsid --wait " if "session" in killed else ""  # as torchrun starts its ranks
+    words = f"{session}python main.py --lr {{lr}} --seed {{seed}} --gate {tmp_path}/gate"
+    gate = (f"objective.run='{words}'",)
     Path(tmp_path, "gate").touch()
     clean = make(name="clean")
     clean.run(*gate)
     Path(tmp_path, "gate").unlink()
-    project = make()
+    project = make(url=url)
     process = project.start(*gate)
     until(lambda: project.log("trial-*.log").count("Epoch: 4") == 2, 120)
     scripts = project.processes(b"python\0main.py")
     assert len(scripts) >= 2
-    if killed == "worker":
-        worker = parent(scripts[0])
+    if killed.startswith("worker"):
+        worker = parent(parent(scripts[0])) if session else parent(scripts[0])
         os.kill(worker, signal.SIGKILL)
         until(lambda: not Path(f"/proc/{scripts[0]}").exists(), 30)
     elif killed == "command":
@@ -155,7 +170,7 @@ def test_killed_at_a_random_moment_it_goes_on_to_the_values_of_the_undisturbed_r
             os.kill(pid, signal.SIGKILL)
         process.communicate()
     Path(tmp_path, "gate").touch()
-    if killed == "worker":
+    if killed.startswith("worker"):
         project.end(process)
     else:
         project.run(*gate)
@@ -248,3 +263,24 @@ def test_an_existing_hydra_application_is_tuned_as_it_is(make):
     best = (project.folder / "run/best.yaml").read_text()
     assert "params:" in best
     assert project.run("study.trials=4")  # the same question, although ${now:…} is another
+
+
+def test_a_hydra_application_killed_in_the_midst_comes_to_the_same_values(make, url, tmp_path):
+    waiting = APPLICATION["src/train.py"].replace(
+        "import argparse\n", "import os, time, argparse\n"
+    )
+    gate = 'os.environ.get("STUDYLOOM_TEST_GATE", "/")'
+    line = f"while not os.path.exists({gate}): time.sleep(0.01)"
+    waiting = waiting.replace("argparse.Arg", f"{line}\n            argparse.Arg")
+    files = APPLICATION | {"src/train.py": waiting}
+    clean = make(HYDRA, files, name="clean")
+    clean.run()
+    project = make(HYDRA, files, url=url)
+    process = project.start(STUDYLOOM_TEST_GATE=f"{tmp_path}/never")
+    until(lambda: len([*project.folder.glob("run/checkpoints/**/trial-?-*")]) >= 2, 120)
+    for pid in project.processes():
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    assert {trial.state for trial in project.trials()} == {TrialState.RUNNING}
+    project.run()
+    assert project.outcomes() == clean.outcomes()

@@ -160,7 +160,7 @@ def test_a_trainer_may_validate_and_end_at_any_time(own, change, tmp_path, setti
 @pytest.mark.parametrize(
     ("library", "settings", "words"),
     [
-        ("lightning", {"limit_val_batches": 0}, "has never validated.*; give the module a valid"),
+        ("lightning", {"limit_val_batches": 0}, "has never validated.*; give it a valid"),
         ("lightning", {"name": "acc"}, "module logs no acc when.*one of loss, val/accuracy, val/l"),
         ("transformers", {"eval_strategy": "no"}, "has never validated.*; set eval_strategy='ep"),
         ("transformers", {"name": "acc"}, "logs no acc when.*one of eval_accuracy, eval_loss"),
@@ -222,11 +222,12 @@ def test_a_user_changes_as_few_lines_as_promised(library):
 
 
 def test_a_study_killed_in_the_midst_comes_to_the_same_values_and_a_winner_that_loads(
-    own, library, tmp_path
+    own, library, tmp_path, url
 ):
     functions = (f"objective._target_=own_{library}.train", f"objective.test=own_{library}.test")
     folder = tmp_path / "run"
-    run = Run(folder, f"sqlite:///{folder}/study.db", functions, name="own", trials=3)
+    url = url if "postgres" in url else f"sqlite:///{folder}/study.db"
+    run = Run(folder, url, functions, name="own", trials=3)
     run.environment["PYTHONPATH"] += f":{TRAINERS}"
 
     def start(**extra):

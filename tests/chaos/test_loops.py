@@ -14,15 +14,22 @@ import studyloom as api
 
 pytestmark = pytest.mark.chaos
 LOOP = (
-    *(way for way in QUICK if not way.startswith(("winner.enabled", "train.", "pruner"))),
+    *(way for way in QUICK if not way.startswith(("winner.enabled", "train.", "pruner", "data."))),
     *toys.LOOP,
     *("train.epochs=8", "train.batch_size=100", "study.trials=4", "study.lease=5"),
     *("winner.top=1", "winner.seeds=2", "launcher.workers=2", "study.max_attempts=99"),
 )
+DATASETS = (
+    "~data",
+    "+data={_target_: studyloom.data.Datasets, validation: 300, train: {_target_: drawn.Drawn, "
+    "count: 2000}, evaluate: {_target_: drawn.Drawn, count: 2000, noise: 0.0}, "
+    "test: {_target_: drawn.Drawn, count: 60, noise: 0.0}}",
+)
 WAYS = {
-    "one": ("pruner=none",),
+    "one": ("pruner=none", "data.validation=100"),
+    "datasets": ("pruner=none", *DATASETS),
     "folds and seeds": (
-        *("pruner=none", "objective.folds=2", "objective.seeds=2"),
+        *("pruner=none", "objective.folds=2", "objective.seeds=2", "data.validation=100"),
         *("train.epochs=3", "winner.enabled=false"),
     ),
 }
@@ -77,7 +84,7 @@ def test_a_loop_killed_at_random_moments_comes_to_the_same_values_winner_and_tes
 def test_its_trials_are_replayed_and_its_winner_is_loaded_tested_again_and_not_predicted(
     undisturbed,
 ):
-    run, trust = undisturbed, ("--trust", "toys")
+    run, trust = undisturbed, ("--trust", "toys", "--trust", "drawn")
     for trial in run.stored().trials():
         done = studyloom("replay", run.folder, "--trial", trial.number, *trust, **run.environment)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -88,8 +95,8 @@ def test_its_trials_are_replayed_and_its_winner_is_loaded_tested_again_and_not_p
         return
     before = json.loads((run.folder / "winner.json").read_text())
     winner = api.load_winner(run.folder)
-    part = toys.TensorDataset(torch.zeros(1, 1, 28, 28), torch.zeros(1))
-    network = toys.build(winner.config, part)
+    size = 4 if "train" in winner.config.data else 28
+    network = toys.build(winner.config, [(torch.zeros(1, size, size), 0)])
     winner.restore(network=network)
     weights = winner.states["network"]
     assert all(torch.equal(weights[name], held) for name, held in network.state_dict().items())

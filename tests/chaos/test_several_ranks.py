@@ -218,3 +218,20 @@ def test_a_pruned_loop_ends_in_both_ranks_which_go_on_with_the_next_trial(loop):
     assert "a worker ended" not in printed
     states = [trial.state.name for trial in loop.stored().trials()]
     assert (states[0], "PRUNED" in states) == ("COMPLETE", True)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_hangs_is_ended_with_the_others_and_its_trial_alone_fails(
+    loop, undisturbed_loop, rank
+):
+    process = loop.start("study.trial_timeout=15", STUDYLOOM_TEST_HANG=f"{rank} 1 3")
+    loop.until(lambda: len(loop.reports()) == 8 + 2)  # the first trial, and two epochs more
+    (slot,) = loop.stored().ledger.held()
+    first = int(slot.owner.rpartition(":")[2])
+    ranks = {first, *below(first)}
+    assert len(ranks) == 2
+    loop.end(process, 0)  # and none of its processes is left
+    trials = loop.stored().trials()
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert "study.trial_timeout=15" in trials[1].user_attrs["reason"]
+    assert [trials[0].value, trials[2].value] == values(undisturbed_loop)[::2]

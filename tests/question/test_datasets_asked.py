@@ -1,8 +1,9 @@
 """Questions about Datasets: what is tried before the first trial, and what is part of them."""
 
 import pytest
+import toys
 from omegaconf import OmegaConf
-from toys import ask
+from toys import LOOP, Never, ask
 
 from studyloom.errors import DataError
 from studyloom.question.question import Question
@@ -24,7 +25,7 @@ def question(*overrides, **data):
     section = {key: value for key, value in (DATA | data).items() if value is not None}
     OmegaConf.update(asked.config, "data", section, merge=False)
     asked.composer.keep(asked.config)
-    return Question(asked.config, asked.composer, asked.space)
+    return type(asked)(asked.config, asked.composer, asked.space)
 
 
 def mistakes(*overrides, **data):
@@ -130,3 +131,34 @@ def test_the_test_part_is_not_built_with_the_source():
     validate(asked, data)
     with pytest.raises(DataError, match=r"data\.test: RuntimeError: the test part was opened"):
         data.test()
+
+
+def test_a_loop_gets_the_datasets_of_its_fold_as_one_trains_and_as_one_evaluates(monkeypatch):
+    seen = []
+
+    def numbers(part):
+        """Which examples a part has, by their pixels; and the pixels."""
+        items = [pixels.flatten() for pixels, _ in part]
+        return [round(float(p[-1] - p[0]) * 60) for p in items], [p.tolist() for p in items]
+
+    def look(config, run):
+        trained, judged = numbers(run.train), numbers(run.valid)
+        assert numbers(run.train)[1] != trained[1], "drawn anew"
+        assert numbers(run.valid) == judged, "without noise"
+        seen.append((run.fold, sorted(trained[0]), judged[0]))
+        return 0.0
+
+    monkeypatch.setattr(toys, "train", look)
+    asked = question(
+        *(way for way in LOOP if not way.startswith("objective.test")),
+        "objective.folds=3",
+        train={"_target_": "drawn.Drawn", "noise": 1e-4},
+        evaluate={"_target_": "drawn.Drawn", "noise": 0.0},
+        validation=None,
+    )
+    made = asked.make_objective(asked.baseline, 0, Question.gather(asked.config))
+    made.run(lambda step: None, Never())
+    assert [fold for fold, *_ in seen] == [0, 1, 2]
+    assert sorted(number for *_, judged in seen for number in judged) == [*range(60)]
+    for _, trained, judged in seen:
+        assert trained == sorted({*range(60)} - {*judged})

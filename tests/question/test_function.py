@@ -172,6 +172,20 @@ def test_a_value_that_is_no_finite_number_is_named_and_stops_the_study(
 
 
 @pytest.mark.parametrize(
+    "ask_for", [lambda c: c.params.curv, lambda c: c["params"]["curv"], lambda c: c.parms.curve]
+)
+def test_a_key_that_the_config_lacks_is_named_in_trial_0(
+    ask, objective, sqlite_url, tmp_path, ask_for
+):
+    objective(lambda config, run: ask_for(config))
+    with pytest.raises(Halted, match=r"par.*ms.* no such key; .*did you mean (curve|params)\?"):
+        work(ask(), sqlite_url, tmp_path, 3)
+    (trial,) = create_study(sqlite_url, "own", ask().identity(""), 3).trials()
+    assert trial.user_attrs[REASON].startswith(("params.curv: no", "parms: no"))
+    assert "section params of its YAML" in trial.user_attrs[REASON]
+
+
+@pytest.mark.parametrize(
     "value",
     [1, 0.5, np.float32(0.5), torch.tensor(0.5), np.int64(3)],
     ids=lambda v: type(v).__name__,

@@ -108,6 +108,21 @@ def test_a_network_that_takes_neither_is_named_with_both_reasons_and_the_way_out
     assert "return floats from load, or begin the network with an nn.Embedding" in words
 
 
+@pytest.mark.parametrize("number", [256, -1])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_number_that_an_embedding_has_no_place_for_is_named_before_the_first_trial(number, own):
+    """Wherever it is: here in an example that no first batch has."""
+    whole, _ = stored_as(torch.int64)
+    whole.inputs[37].view(-1)[3] = number
+    step = {"step": lambda network, batch, loss: loss(network(batch[0]), batch[1])} if own else {}
+    with pytest.raises(ValueError, match=r"(?i)index") as caught:
+        try_out(toy_job(model=Words, **step), whole, {1})
+    words = str(caught.value)
+    if not own:
+        assert f"int64 from {min(number, 0)} to {max(number, 100)}, and the network takes" in words
+        assert "begin the network with an nn.Embedding that has a place for each" in words
+
+
 def test_modules_that_adapt_in_parts_learn_what_they_learn_of_the_whole(monkeypatch):
     whole, _ = stored_as(torch.uint8)
     numbers = Split(whole.inputs, torch.rand(len(whole), 2) * 9, 2, "numbers")

@@ -103,6 +103,29 @@ def test_every_epoch_draws_anew_and_evaluation_draws_the_same():
     assert len(set(evaluated)) == 1
 
 
+class Whose(Drawn):
+    """Says which process loads an item."""
+
+    def __getitem__(self, index):
+        return torch.tensor([float(os.getpid())]), 0
+
+
+@pytest.mark.parametrize(("loading", "kinds"), [(WORKERS, 4), (PERSISTENT, 2)])
+def test_an_epoch_is_evaluated_by_the_processes_that_loaded_it(loading, kinds):
+    batches = make_batches(toy_job(), drawn(train=Whose(), evaluate=None, **loading))
+    seen = []
+    for _ in range(2):
+        trained = {
+            float(own) for _, step in batches.steps() for batch, _ in step for own in batch[0]
+        }
+        judged = {float(own) for batch, _ in batches.part(batches.valid) for own in batch[0]}
+        assert judged <= trained
+        assert (loaders() == []) == (loading is WORKERS)
+        seen += trained
+    batches.close()
+    assert len({*seen}) == kinds
+
+
 @pytest.mark.parametrize("loading", [{}, WORKERS])
 def test_the_callers_random_states_neither_change_nor_matter(loading):
     def states():

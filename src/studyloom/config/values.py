@@ -2,15 +2,18 @@
 
 import pickle
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigTypeError
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ConfigTypeError
 
 from studyloom.config.schema import LATER, SCHEMA
+from studyloom.errors import ConfigError
 from studyloom.files import write_whole
+from studyloom.text import no_such_key
 
 
 def has_key(config: DictConfig, key: str) -> bool:
@@ -85,6 +88,27 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, ValueError) and text:
         return text
     return f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+@contextmanager
+def keys_explained() -> Iterator[None]:
+    """Says in words of ours that code of the user's own asked a config for a key that it lacks.
+
+    Raises:
+        ConfigError: it did so in the body.
+    """
+    try:
+        yield
+    except (ConfigAttributeError, ConfigKeyError) as error:
+        if not error.full_key or not isinstance(error.parent_node, DictConfig):
+            raise
+        words = no_such_key(error.full_key, [str(name) for name in error.parent_node])
+        raise ConfigError(
+            [
+                f"{words}; your function asked for it: its config is that of the study, with the "
+                "values of the trial; add a key of yours to the section params of its YAML file"
+            ]
+        ) from error
 
 
 def write_yaml(path: Path, config: Mapping[str, Any], header: str) -> None:

@@ -1,5 +1,6 @@
 """One part of a data set: inputs and targets as tensors, and what is known about them."""
 
+import functools
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -153,6 +154,22 @@ class Split:
     def for_preflight(self) -> "Split":
         """Returns the same for tries before the first trial."""
         return self
+
+    def to_rehearse(self, train: Tensor) -> Tensor:
+        """Puts the examples with the greatest and the least whole number before others."""
+        if self.inputs.is_floating_point():
+            return train
+        return torch.cat([self.extremes.to(train.device), train])
+
+    @functools.cached_property
+    def extremes(self) -> Tensor:
+        """Which examples have the greatest number and the least, int64 (2,)."""
+        rows = self.inputs.flatten(1) if self.inputs.ndim > 1 else self.inputs[:, None]
+        if rows.dtype in (torch.bool, torch.uint16, torch.uint32, torch.uint64):
+            rows = rows.long()  # PyTorch does not compare these
+        if not rows.numel():
+            return torch.zeros(2, dtype=torch.int64, device=self.device)
+        return torch.stack([rows.amax(1).argmax(), rows.amin(1).argmin()])
 
 
 def digest_of(inputs: Tensor, targets: Tensor) -> str:

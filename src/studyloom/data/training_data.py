@@ -110,6 +110,14 @@ class Part(Protocol):
         """Returns the same for tries before the first trial."""
         ...
 
+    def to_rehearse(self, train: Tensor) -> Tensor:
+        """Puts first what is tried before the first trial.
+
+        Args:
+            train: indices of training examples, int64 (n,).
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class TrainingData:

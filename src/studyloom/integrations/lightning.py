@@ -1,7 +1,6 @@
 """A Lightning Trainer as the loop of a study: validations are reported, and may end the trial.
 
-Lightning unpickles its checkpoints, which lie in `run.dir`: `run.checkpoint` makes sure by a digest
-that this study itself has written them.
+Lightning unpickles its checkpoints; `run.checkpoint` makes sure that this study has written them.
 """
 
 from typing import Any
@@ -28,8 +27,7 @@ class Report(Checkpoint):
     """
 
     def __init__(self, run: Run, value: str) -> None:
-        advice = "give the module a validation_step, and fit a val_dataloader"
-        self._steps = Validations(run, value, "the module", advice)
+        self._steps = Validations(run, value, "the module", "give it a validation_step and data")
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._steps.run.keep_at_end(module=pl_module)
@@ -44,10 +42,9 @@ class Report(Checkpoint):
             iter(loop._data_fetcher)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        if self._steps.number is not None:  # neither a sanity check nor after training
-            self._steps.report(trainer.callback_metrics)
-            if not trainer.is_last_batch:
-                self._steps.finish()
+        self._steps.report(trainer.callback_metrics)
+        if not trainer.is_last_batch:
+            self._steps.finish()
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         if self._steps.reported:  # only by now have all schedulers been stepped

@@ -1,7 +1,6 @@
 """A Hugging Face Trainer as the loop of a study: its evaluations are reported and may end a trial.
 
-Its checkpoints lie in `run.dir`: `run.checkpoint` makes sure by a digest that this study itself has
-written them. The trainer reads tensors and plain values only.
+`run.checkpoint` makes sure that this study has written what the trainer goes on from.
 """
 
 from pathlib import Path
@@ -44,19 +43,17 @@ class StudyloomCallback(TrainerCallback):
         self._steps.begin(None if args.eval_delay else count or None)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._steps.number is not None and state.global_step > 0:  # only in training
+        if state.global_step > 0:  # not before the first step
             timing = ("_runtime", "_per_second", "epoch")
             metrics = kwargs["metrics"].items()
             self._steps.report({k: v for k, v in metrics if not k.endswith(timing)})
-            control.should_save |= not self._steps.is_last
+            control.should_save |= self._steps.reported and not self._steps.is_last
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._steps.reported:
-            self._steps.finish(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        self._steps.finish(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._steps.reported:  # save_strategy="best" does not save them all
-            self._steps.finish()
+        self._steps.finish()  # save_strategy="best" does not save them all
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._steps.end()

@@ -48,9 +48,13 @@ class Validations:
     def report(self, logged: Mapping[str, Any]) -> None:
         """Reports what a validation has logged; it is told when `finish` is called.
 
+        Validations before and after training, such as a sanity check, are none of its epochs.
+
         Raises:
             UndefinedMetric: the monitored name is not among the logged ones, or is not finite.
         """
+        if self.number is None:
+            return
         if self.monitored not in logged:
             raise UndefinedMetric(
                 f"{self.trainer} logs no {self.monitored} when it validates: expected one of "
@@ -63,11 +67,13 @@ class Validations:
         self.reported = True
 
     def finish(self, files: Path | None = None) -> None:
-        """Tells what the validation reported; the trial may end here.
+        """Tells what the validation reported, if one did; the trial may end here.
 
         Args:
             files: which the trainer has saved since, to go on from; None for none.
         """
+        if not self.reported:
+            return
         if files is not None:
             self.run.keep_files(files)
         self.reported = False
@@ -79,8 +85,7 @@ class Validations:
         Raises:
             UndefinedMetric: it has never validated.
         """
-        if self.reported:
-            self.finish()
+        self.finish()
         self.number = None
         try:
             self.run.value  # noqa: B018  raises if there is none

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from studyloom.launch.line import VARIABLE, Heard, Listener, open_line
 from studyloom.launch.process_group import GroupGuard
 from studyloom.launch.supervisor import GRACE, HUNG, Supervisor, WorkerExit
 from studyloom.launch.task import Task, renewing_leases
-from studyloom.processes import host_id, worker_id
+from studyloom.processes import MARK, host_id, kill_marked, worker_id
 from studyloom.study.stopping import Stop
 
 
@@ -182,6 +183,10 @@ class LocalWorker:
     listener: Listener | None = field(default=None, init=False)
     process: subprocess.Popen[bytes] | ForkedWorker | None = field(default=None, init=False)
     guard: GroupGuard | None = field(default=None, init=False)
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)
+
+    def __post_init__(self) -> None:
+        self.environment = self.environment | {MARK: self.mark}
 
     @property
     def active(self) -> bool:
@@ -226,11 +231,16 @@ class LocalWorker:
             self.listener.ask(self.process.pid)
 
     def kill(self) -> str | None:
-        """Ends the worker's process group, and returns the id that the worker had in the ledger."""
+        """Ends the worker, and all that it has started.
+
+        Returns:
+            the id that the worker had in the ledger.
+        """
         ended, process = self.worker_id, self.process
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            kill_marked(self.mark)
         if self.guard is not None:
             self.guard.stand_down()
         if process is not None:

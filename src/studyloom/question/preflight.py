@@ -367,7 +367,7 @@ def _try_steps(job: Job, split: Part, sizes: Collection[int], *, whole: bool) ->
                 batches.at(job.train[:size])
             sizes = {min(2, job.batch_size), *sizes} & {1, 2}
         for size in sorted(sizes, reverse=True):
-            indices = job.train[:size]
+            indices = split.to_rehearse(job.train)[:size]
             try:
                 model.train()
                 steps.train(model, batches.at(indices)).backward()  # type: ignore[no-untyped-call]

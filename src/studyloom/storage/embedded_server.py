@@ -25,6 +25,7 @@ from pathlib import Path
 
 from studyloom.errors import FileError, ServerError
 from studyloom.files import is_own, mark_own, read_below
+from studyloom.processes import MARK
 from studyloom.storage import server_keeper
 from studyloom.storage.server_keeper import NOBODY, ROLE, SCHEME, open_lock, try_lock
 
@@ -184,7 +185,11 @@ def _start_keeper(folder: Path, programs: Path, *, own: bool = False) -> None:
             return
         # By its file, and isolated from the user: -I ignores PYTHONPATH and the working directory.
         command = [sys.executable, "-I", server_keeper.__file__, str(folder), str(programs)]
-        started = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        # It serves others too, and must not be ended with a worker that has started it.
+        others = {name: value for name, value in os.environ.items() if name != MARK}
+        started = subprocess.run(
+            command, env=others, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
         if makes and not started.returncode:
             mark_own(folder, _digest(folder))
     finally:

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.errors import CommandFailed, Diverged, Infeasible, TimedOut, UndefinedMetric
+from studyloom.errors import (
+    CommandFailed,
+    ConfigError,
+    Diverged,
+    Infeasible,
+    TimedOut,
+    UndefinedMetric,
+)
 from studyloom.storage.attributes import FAILURE, REASON
 
 TRACEBACK_LINES = 12
@@ -64,6 +71,8 @@ def explain(error: BaseException) -> Failure:
             return Failure(TIMEOUT, str(error))
         case CommandFailed():
             return Failure(ERROR, str(error), error.output)
+        case ConfigError():  # the words say it all
+            reason = str(error)
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
     return Failure(ERROR, reason, "\n".join(lines[-TRACEBACK_LINES:]))
 

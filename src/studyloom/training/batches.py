@@ -159,10 +159,12 @@ def batch_dtype(job: Job, network: nn.Module, split: Split) -> torch.dtype:
         if (reason := _refusal(network, split, dtype)) is None:
             return dtype
         reasons.append(f"as {_name(dtype)}: {reason}")
+    greatest, least = split.inputs[split.extremes]
+    span = f"from {int(least.min())} to {int(greatest.max())}" if least.numel() else "none"
     raise DataError(
-        f"the inputs are {_name(stored)}, and the network takes them neither "
+        f"the inputs are {_name(stored)} {span}, and the network takes them neither "
         f"{' nor '.join(reasons)}; return floats from load, or begin the network with an "
-        "nn.Embedding"
+        "nn.Embedding that has a place for each"
     )
 
 
@@ -179,6 +181,8 @@ def _refusal(network: nn.Module, split: Split, dtype: torch.dtype) -> str | None
     """Returns why a network does not take inputs of a type; None if it does."""
     device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
     inputs = torch.zeros(2, *split.shape, dtype=dtype, device=device)
+    if not dtype.is_floating_point:  # an embedding has a place for each number, or not
+        inputs += split.inputs[split.extremes].to(inputs)
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             deepcopy(network).eval()(inputs)

@@ -61,17 +61,19 @@ class ExampleBatches:
             sizes = [len(share) for share in shares[group] if share]
             loaded = ((self._checked(next(batches), True), size) for size in sizes)
             yield sum(map(len, parts[group])), loaded
-        next(batches, None)  # ends the processes that load
+        next(batches, None)  # the processes that load are free for what comes next
 
     def part(self, indices: Tensor) -> Iterator[Sized]:
         """Yields the batches to evaluate the examples at `indices`, int64 (n,), in their order.
 
-        Their seeds are always the same, so that a Dataset that draws gives the same each time.
+        Their seeds are always the same, so that a Dataset that draws gives the same each time. An
+        epoch ends with this, and so do the processes that have loaded it.
         """
         parts = torch.split(indices.cpu(), self._job.batch_size)
         requests = ((False, number, part.tolist()) for number, part in enumerate(parts))
         for part, batch in zip(parts, self._loader.load(requests), strict=True):
             yield self._checked(batch, False), len(part)
+        self._loader.rest()
 
     def at(self, indices: Tensor) -> Any:
         """Returns the batch to train on the examples at `indices`, int64 (n,)."""
@@ -106,8 +108,9 @@ class ExampleBatches:
 class Loader:
     """Loads batches, in this process or in worker processes of a DataLoader.
 
-    These are forked for each epoch and part of it, unless they are to persist. They ignore the
-    signals that stop a study, since this process ends them, and they do not outlive it.
+    These are forked for each epoch, unless they are to persist: two take 0.05 s and more, so the
+    evaluation goes on with those of the training. They ignore the signals that stop a study, since
+    this process ends them, and they do not outlive it.
 
     Args:
         examples: what is loaded.
@@ -143,13 +146,16 @@ class Loader:
         except BaseException:
             self.close()
             raise
-        if not self._loading.persistent_workers:
-            self.close()
 
     def load_here(self, request: Request) -> Any:
         """Returns the batch of a request, loaded in this process."""
         training, seed, indices = request
         return self._to_device(self._views[training].fetch(indices, seed))
+
+    def rest(self) -> None:
+        """Ends the processes that load, unless they are to persist."""
+        if not self._loading.persistent_workers:
+            self.close()
 
     def close(self) -> None:
         """Ends the processes that load, in whatever state they are."""
@@ -184,7 +190,7 @@ class Loader:
             num_workers=loading.num_workers,
             collate_fn=_unchanged,
             pin_memory=loading.pin_memory and self._device.type == "cuda",
-            persistent_workers=loading.persistent_workers,
+            persistent_workers=True,
             worker_init_fn=functools.partial(_begin, os.getpid() if forks else None),
             multiprocessing_context="fork" if forks else None,
             generator=torch.Generator(),  # else it would draw from the job's

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from studyloom.config.build import build, find_target
 from studyloom.config.compose import Composer, own_world
 from studyloom.config.overrides import explain_key
-from studyloom.config.values import describe_error, flatten, value_at, with_values
+from studyloom.config.values import describe_error, flatten, keys_explained, value_at, with_values
 from studyloom.data.folds import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, NoWinner, UndefinedMetric
@@ -275,7 +275,7 @@ class FunctionQuestion(AdaptedQuestion):
         place = Place(0, 1, TEST, 0, seed, device())
         run = Run(place, loop.metric, lambda *_: None, saved={"kept": states})
         try:
-            with seeded(seed), own_world():
+            with seeded(seed), own_world(), keys_explained():
                 return _tested(function(loop.config_of(seed), run, part), loop.metric)
         except (Exception, SystemExit) as error:
             raise NoWinner(

@@ -20,6 +20,7 @@ from optuna import TrialPruned
 from torch.utils.data import Dataset
 
 from studyloom.config.compose import own_world
+from studyloom.config.values import keys_explained
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import Goal
 from studyloom.question.costs import Cost, Limit
@@ -268,7 +269,7 @@ class LoopObjective:
             run = self._run = self.loop.run_at(self._place(job), send, self._saved)
             try:
                 config = self.loop.config_of(job.seed)
-                with own_world():
+                with own_world(), keys_explained():
                     returned = self.loop.function(config, run)
                 with self.ranks.deciding():
                     run.flush()
