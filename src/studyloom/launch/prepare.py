@@ -23,6 +23,7 @@ from studyloom.launch.task import Launcher
 from studyloom.processes import end_if_forked
 from studyloom.question.loops.function import FunctionQuestion
 from studyloom.question.question import Question, data_key
+from studyloom.question.search_parts import KEEPS_STATE
 from studyloom.question.validation import check_ranks, check_sections, validate
 from studyloom.search.warm_start import WarmStarts, find_warm_starts
 from studyloom.storage.connections import connections_left
@@ -120,6 +121,8 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE) -> Prepared:
             attempt(lambda: validate(question, data))
         if launcher is not None and not attempt.mistakes:
             attempt.mistakes += check_ranks(question, getattr(launcher, "ranks", 1))
+        if launcher is not None and not attempt.mistakes:
+            attempt.mistakes += check_one_process(question, launcher)
     starts: Any = WarmStarts()
     # Not after a mistake: the points of a wrong space would be wrong too.
     if question is not None and url is not None and not attempt.mistakes:
@@ -184,6 +187,23 @@ def _storage_url(cfg: DictConfig) -> str:
     if folder_of(url) is None:
         parse_url(url)
     return url
+
+
+def check_one_process(question: Question, launcher: Launcher) -> Iterator[str]:
+    """Yields the mistake that several workers are started for a part that keeps its state.
+
+    Args:
+        question: whose space has no mistakes.
+        launcher: of the command.
+    """
+    workers = launcher.count(question.trials())
+    if question.keeps_state and workers > 1:
+        parts = " and ".join(question.keeps_state)
+        yield (
+            f"{parts}: keeps its state in one process ({KEEPS_STATE}), and the launcher starts "
+            f"{workers} workers; set launcher.workers=1, or have it derive what it knows from "
+            "the trials, which all workers see"
+        )
 
 
 def check_database_reach(url: str, launcher: Launcher) -> Iterator[str]:
