@@ -66,7 +66,7 @@ def test_the_seed_of_the_study_written_out_changes_nothing():
 
 @pytest.mark.parametrize("seed", ["-1", "fast", "0.5", "true"])
 def test_a_seed_that_is_none_is_named_before_trial_0(seed):
-    with pytest.raises(ConfigError, match="sampler.seed must be a whole number from 0 on; got "):
+    with pytest.raises(ConfigError, match=r"sampler\.seed must be a whole number from 0 on; got "):
         check(ask(*OWN, f"+sampler.seed={seed}"))
 
 
@@ -84,7 +84,9 @@ def test_a_class_or_a_section_says_that_it_keeps_state(kind, overrides):
 
 def test_the_section_has_the_last_word_and_must_be_true_or_false():
     assert own(Declared, "+sampler.keeps_state=false").keeps_state == ()
-    with pytest.raises(ConfigError, match="sampler.keeps_state must be true or false; got 'yes!'"):
+    with pytest.raises(
+        ConfigError, match=r"sampler\.keeps_state must be true or false; got 'yes!'"
+    ):
         check(own(Counting, "+sampler.keeps_state='yes!'"))
 
 

@@ -10,17 +10,18 @@ from toys import ask
 from studyloom.errors import LaunchError
 from studyloom.study.stored_study import open_study
 
+MADE = []
+
 
 class Kept(RandomSampler):
     """Remembers all that it drew, which Optuna's database does not hold."""
 
     keeps_state = True
-    made: list["Kept"] = []
 
     def __init__(self, seed=None):
         super().__init__(seed)
         self.drawn = []
-        Kept.made.append(self)
+        MADE.append(self)
 
     def sample_independent(self, study, trial, *arguments):
         self.drawn.append(trial.number)
@@ -29,7 +30,7 @@ class Kept(RandomSampler):
 
 @pytest.fixture
 def keeping():
-    Kept.made.clear()
+    MADE.clear()
     return ask(*RANDOM, "sampler._target_=test_worker_state.Kept")
 
 
@@ -44,7 +45,7 @@ def test_one_sampler_that_keeps_state_gives_all_trials_of_a_process(url, keeping
     stored = fresh(url, keeping, 4)
     with caplog.at_level(logging.WARNING):
         work(keeping, stored, 4)
-    (sampler,) = [each for each in Kept.made if each.drawn]
+    (sampler,) = [each for each in MADE if each.drawn]
     assert {*sampler.drawn} == {1, 2, 3}  # the baseline is not sampled
     assert len({tuple(sorted(trial.params.items())) for trial in stored.trials()}) == 4
     assert "is gone" not in caplog.text

@@ -25,17 +25,12 @@ from studyloom.question.loops.function import FunctionQuestion
 from studyloom.question.question import Question, data_key
 from studyloom.question.search_parts import KEEPS_STATE
 from studyloom.question.validation import check_ranks, check_sections, validate
-from studyloom.search.warm_start import WarmStarts, find_warm_starts
+from studyloom.search.warm_start import Begun, Remembered, WarmStarts, find_warm_starts
 from studyloom.storage.connections import connections_left
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url
-from studyloom.study.enqueue import (
-    enqueue,
-    known_sources,
-    missing_baseline,
-    ranked_trials,
-    redo_baseline,
-)
+from studyloom.study.earlier_studies import find_earlier, read_earlier
+from studyloom.study.enqueue import begun, enqueue, missing_baseline, redo_baseline
 from studyloom.study.identity import check_code
 from studyloom.study.stored_study import StoredStudy, create_study, open_study
 from studyloom.training.ranks import ALONE, Ranks
@@ -126,8 +121,7 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE) -> Prepared:
     starts: Any = WarmStarts()
     # Not after a mistake: the points of a wrong space would be wrong too.
     if question is not None and url is not None and not attempt.mistakes:
-        known = _known_sources(url, cfg) if cfg.study["from"] is not None else []
-        starts = attempt(lambda: find_warm_starts(question, known, ranked_trials))
+        starts = attempt(lambda: _find_starts(question, data, url))
     if url is not None and launcher is not None:
         attempt.mistakes += check_database_reach(url, launcher)
     attempt.check()
@@ -258,18 +252,31 @@ def check_connections(url: str, workers: int) -> None:
         )
 
 
-def _known_sources(url: str, cfg: DictConfig) -> list[str]:
-    """Returns the earlier studies whose best points this study took; none if it does not exist."""
-    folder = folder_of(url)
-    if folder is not None and not folder.exists():
-        return []
-    address = serve(url, own=True)
+def _find_starts(question: Question, data: TrainingData, url: str) -> WarmStarts:
+    """Returns the points to begin with; opens the database only for those of earlier studies."""
+    cfg = question.config
+    if cfg.study["from"] is None:
+        return find_warm_starts(question, Begun(), read_earlier)
+    folder, name = folder_of(url), str(cfg.study.name)
+    address = url if folder is not None and not folder.exists() else serve(url, own=True)
+
+    def remember() -> Remembered:
+        identity = question.identity(data.digest)
+        return find_earlier(address, name, Path(cfg.run_dir), identity)
+
+    return find_warm_starts(question, _begun(address, name), read_earlier, remember)
+
+
+def _begun(url: str, name: str) -> Begun:
+    """Returns what a study has taken from earlier ones; nothing if it does not exist."""
+    if folder_of(url) is not None:
+        return Begun()
     try:
-        stored = open_study(address, str(cfg.study.name), deadline=0.0)
+        stored = open_study(url, name, deadline=0.0)
     except StorageError:
-        return []
+        return Begun()
     try:
-        return known_sources(stored)
+        return begun(stored)
     finally:
         stored.close()
 

@@ -5,77 +5,33 @@ worker released: one worker at a time claims it, and the budget stays the same.
 """
 
 import os
-from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial
 from sqlalchemy import Connection
 
-from studyloom.config.runs import read_run
-from studyloom.errors import StorageError
 from studyloom.processes import worker_id
-from studyloom.search.warm_start import WarmStarts, source_label
+from studyloom.search.earlier import WarmStart
+from studyloom.search.warm_start import Begun, WarmStarts
 from studyloom.space.tree import Point
 from studyloom.storage import sql
-from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, REASON, SLOT, SOURCES
+from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, PLANNED, REASON, SLOT, SOURCES
 from studyloom.storage.connections import exclusive
 from studyloom.storage.database import execute
-from studyloom.storage.embedded_server import serve
 from studyloom.storage.records.compare import Entry
 from studyloom.storage.records.heads import fills, set_aside
 from studyloom.storage.records.reconcile import enter
 from studyloom.study.failures import TEACHES, outcome
-from studyloom.study.stored_study import StoredStudy, open_study, study_names
+from studyloom.study.stored_study import StoredStudy
 
 LEASE = 60.0  # seconds that a slot is held while its trial is made
 AS_COMPOSED = "the configuration as composed"  # where the point of a baseline comes from
 
 
-def open_source(source: str) -> StoredStudy:
-    """Opens an earlier study.
-
-    Args:
-        source: a run directory, or a study in a database as `URL#NAME`; `URL` alone will do if the
-            database holds only one study.
-
-    Raises:
-        ConfigError: the folder is not a run directory.
-        StorageError: there is no such database, or no such study in it.
-    """
-    if "://" not in source:
-        url, name = read_run(Path(source))
-        return open_study(serve(url), name, deadline=0.0)
-    url, _, name = source.partition("#")
-    if not name:
-        names = study_names(url, 0.0)
-        if len(names) != 1:
-            raise StorageError(
-                f"{source_label(source)}: holds {', '.join(names) or 'no study'}; write URL#NAME"
-            )
-        name = names[0]
-    return open_study(url, name, deadline=0.0)
-
-
-def ranked_trials(source: str) -> list[FrozenTrial]:
-    """Returns the feasible trials of an earlier study, the best first.
-
-    Args:
-        source: as for `open_source`.
-
-    Raises:
-        ConfigError: the folder is not a run directory.
-        StorageError: there is no such database, or no such study in it.
-    """
-    earlier = open_source(source)
-    try:
-        return earlier.ranked()
-    finally:
-        earlier.close()
-
-
-def known_sources(stored: StoredStudy) -> list[str]:
-    """Returns the earlier studies from which a study took points."""
-    return list(stored.optuna.user_attrs.get(SOURCES, []))
+def begun(stored: StoredStudy) -> Begun:
+    """Returns what a study has taken from earlier studies."""
+    attributes = stored.optuna.user_attrs
+    return Begun(list(attributes.get(SOURCES, [])), list(attributes.get(PLANNED) or []))
 
 
 def enqueue(
@@ -83,11 +39,13 @@ def enqueue(
 ) -> int:
     """Queues each point that no trial of the study has tried.
 
-    The baseline is queued before the first point, because it is trial 0.
+    The baseline is queued before the first point, because it is trial 0. Points of earlier studies
+    are written down before the first of them is queued. So they are the same ones if the command is
+    killed in the midst, although those studies may have gone on.
 
     Args:
         stored: the study.
-        starts: the points, and the earlier study they come from.
+        starts: the points, and the earlier studies they come from.
         trials: the budget of the study.
         url: of its database.
         baseline: the point of the baseline; None if the study has none.
@@ -102,13 +60,37 @@ def enqueue(
             _enqueue_point(stored, Point(), AS_COMPOSED, trials, **{BASELINE: True})
         if baseline is not None:
             tried.append(baseline.params)
-        for start in starts.points:
+        known = begun(stored).sources
+        for start in _settle(stored, starts):
             if start.point.params not in tried:
                 tried.append(start.point.params)
                 left_out += not _enqueue_point(stored, start.point, start.source, trials)
-        if starts.source is not None and starts.source not in known_sources(stored):
-            stored.optuna.set_user_attr(SOURCES, [*known_sources(stored), starts.source])
+        if any(source not in known for source in starts.sources):
+            sources = [*dict.fromkeys([*known, *starts.sources])]
+            stored.optuna.set_user_attr(SOURCES, sources)
+        if PLANNED in stored.optuna.user_attrs:
+            stored.optuna.set_user_attr(PLANNED, None)
     return left_out
+
+
+def _settle(stored: StoredStudy, starts: WarmStarts) -> list[WarmStart]:
+    """Returns the points to queue, and writes down those of earlier studies.
+
+    Of two commands that begin at once, and have looked at earlier studies at different moments, the
+    points of the first count.
+    """
+    now = begun(stored)
+    typed = [start for start in starts.points if not start.taken]
+    taken = [start for start in starts.points if start.taken]
+    if all(source in now.sources for source in starts.sources):
+        return typed
+    if now.planned:
+        planned = [plan["params"] for plan in now.planned]
+        return [*typed, *(start for start in taken if start.point.params in planned)]
+    if taken:
+        plan = [{"params": start.point.params, "source": start.source} for start in taken]
+        stored.optuna.set_user_attr(PLANNED, plan)
+    return [*typed, *taken]
 
 
 def _enqueue_point(
