@@ -48,6 +48,7 @@ def begun(url, question, trials, folder, name="s"):
         find_warm_starts(question, taken_by(stored), read_earlier),
         trials,
         url,
+        space=question.space,
         baseline=question.baseline,
     )
     return stored
@@ -230,6 +231,7 @@ def test_points_beyond_the_budget_are_counted(sqlite_url, question, tmp_path):
             find_warm_starts(later, Begun(), read_earlier),
             3,
             sqlite_url,
+            space=later.space,
             baseline=later.baseline,
         )
         == 1

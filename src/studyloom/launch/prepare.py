@@ -308,7 +308,9 @@ def open_or_create(prepared: Prepared, *, create: bool) -> tuple[StoredStudy, in
             redo_baseline(stored, prepared.url)
         if (missing := missing_baseline(stored)) is not None:
             log.warning("%s", missing)
-    if left := enqueue(stored, prepared.starts, trials, prepared.url, baseline=question.baseline):
+    space, baseline = question.space, question.baseline
+    left = enqueue(stored, prepared.starts, trials, prepared.url, space=space, baseline=baseline)
+    if left:
         log.warning(
             "%d points to begin with are left out: all %d trials have begun; raise study.trials",
             left,

@@ -16,7 +16,6 @@ from studyloom.errors import ConfigError
 from studyloom.question.question import Question
 from studyloom.search.earlier import AUTO, Earlier, WarmStart, take_points
 from studyloom.search.placing import place_point
-from studyloom.space.tree import Parameter
 from studyloom.storage.urls import parse_url, without_password
 from studyloom.text import as_yaml
 
@@ -56,12 +55,12 @@ class Begun:
 
     Attributes:
         sources: the earlier studies whose trials it has; they are not read again.
-        planned: the points that were chosen and perhaps not all queued, since the command was
-            killed: `params` and `source` of each.
+        planned: whether points were chosen that are perhaps not all queued, since the command was
+            killed. They are written down in the study, and no others are chosen.
     """
 
     sources: Sequence[str] = ()
-    planned: Sequence[Mapping[str, Any]] = ()
+    planned: bool = False
 
 
 def find_warm_starts(
@@ -107,7 +106,7 @@ def find_warm_starts(
     new = [source for label, source in sources.items() if label not in begun.sources]
     studies = list[Earlier]()
     if begun.planned and not mistakes:
-        return WarmStarts([*points, *_planned_points(question, begun)], [*sources], notes)
+        return WarmStarts(points, [*sources], notes)
     if new == [AUTO] and not mistakes:
         found = remember()
         studies, notes = [*found.studies], [*notes, *found.notes]
@@ -171,21 +170,6 @@ def _read_all(
             notes.append(f"{earlier.label}: is not finished: {earlier.open} trials are open")
         studies.append(earlier)
     return studies
-
-
-def _planned_points(question: Question, begun: Begun) -> Iterator[WarmStart]:
-    """Yields the points that an earlier command of this study has chosen."""
-    for plan in begun.planned:
-        params: Mapping[str, Any] = plan["params"]
-
-        def look_up(parameter: Parameter, params: Mapping[str, Any] = params) -> Any:
-            return params[parameter.name]
-
-        try:
-            point = question.space.walk(look_up)
-        except KeyError:  # the study asks another question, which is said when it is opened
-            return
-        yield WarmStart(point, str(plan["source"]), taken=True)
 
 
 def _is_of(start: WarmStart, earlier: Earlier) -> bool:

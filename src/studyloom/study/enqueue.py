@@ -5,15 +5,16 @@ worker released: one worker at a time claims it, and the budget stays the same.
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial
 from sqlalchemy import Connection
 
 from studyloom.processes import worker_id
-from studyloom.search.earlier import WarmStart
+from studyloom.search.earlier import AUTO, WarmStart
 from studyloom.search.warm_start import Begun, WarmStarts
-from studyloom.space.tree import Point
+from studyloom.space.tree import Parameter, Point, Space
 from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, PLANNED, REASON, SLOT, SOURCES
 from studyloom.storage.connections import exclusive
@@ -31,11 +32,17 @@ AS_COMPOSED = "the configuration as composed"  # where the point of a baseline c
 def begun(stored: StoredStudy) -> Begun:
     """Returns what a study has taken from earlier studies."""
     attributes = stored.optuna.user_attrs
-    return Begun(list(attributes.get(SOURCES, [])), list(attributes.get(PLANNED) or []))
+    return Begun(list(attributes.get(SOURCES, [])), bool(attributes.get(PLANNED)))
 
 
 def enqueue(
-    stored: StoredStudy, starts: WarmStarts, trials: int, url: str, *, baseline: Point | None
+    stored: StoredStudy,
+    starts: WarmStarts,
+    trials: int,
+    url: str,
+    *,
+    space: Space,
+    baseline: Point | None,
 ) -> int:
     """Queues each point that no trial of the study has tried.
 
@@ -48,6 +55,7 @@ def enqueue(
         starts: the points, and the earlier studies they come from.
         trials: the budget of the study.
         url: of its database.
+        space: of the study.
         baseline: the point of the baseline; None if the study has none.
 
     Returns:
@@ -56,41 +64,49 @@ def enqueue(
     left_out = 0
     with exclusive(url):
         tried = [trial.params for trial in stored.trials()]
-        if not tried and baseline is not None and starts.points:
+        points, sources = _settle(stored, starts, space)
+        if not tried and baseline is not None and points:
             _enqueue_point(stored, Point(), AS_COMPOSED, trials, **{BASELINE: True})
         if baseline is not None:
             tried.append(baseline.params)
-        known = begun(stored).sources
-        for start in _settle(stored, starts):
+        for start in points:
             if start.point.params not in tried:
                 tried.append(start.point.params)
                 left_out += not _enqueue_point(stored, start.point, start.source, trials)
-        if any(source not in known for source in starts.sources):
-            sources = [*dict.fromkeys([*known, *starts.sources])]
-            stored.optuna.set_user_attr(SOURCES, sources)
-        if PLANNED in stored.optuna.user_attrs:
+        known = begun(stored).sources
+        if any(source not in known for source in sources):
+            stored.optuna.set_user_attr(SOURCES, [*dict.fromkeys([*known, *sources])])
+        if begun(stored).planned:
             stored.optuna.set_user_attr(PLANNED, None)
     return left_out
 
 
-def _settle(stored: StoredStudy, starts: WarmStarts) -> list[WarmStart]:
-    """Returns the points to queue, and writes down those of earlier studies.
+def _settle(
+    stored: StoredStudy, starts: WarmStarts, space: Space
+) -> tuple[list[WarmStart], Sequence[str]]:
+    """Returns the points to queue and where they come from; writes down those of earlier studies.
 
-    Of two commands that begin at once, and have looked at earlier studies at different moments, the
-    points of the first count.
+    What was written down first counts: a command may have been killed, or another one may have
+    looked at the earlier studies at a later moment.
     """
-    now = begun(stored)
     typed = [start for start in starts.points if not start.taken]
     taken = [start for start in starts.points if start.taken]
-    if all(source in now.sources for source in starts.sources):
-        return typed
-    if now.planned:
-        planned = [plan["params"] for plan in now.planned]
-        return [*typed, *(start for start in taken if start.point.params in planned)]
-    if taken:
-        plan = [{"params": start.point.params, "source": start.source} for start in taken]
+    known, plan = begun(stored).sources, stored.optuna.user_attrs.get(PLANNED)
+    looked = AUTO in known and AUTO in starts.sources
+    if not plan and (not taken or looked or {*starts.sources} <= {*known}):
+        return typed, starts.sources
+    if not plan:
+        points = [{"params": start.point.params, "source": start.source} for start in taken]
+        plan = {"sources": [*starts.sources], "points": points}
         stored.optuna.set_user_attr(PLANNED, plan)
-    return [*typed, *taken]
+    for point in plan["points"]:
+        params: Mapping[str, Any] = point["params"]
+
+        def look_up(parameter: Parameter, params: Mapping[str, Any] = params) -> Any:
+            return params[parameter.name]
+
+        typed.append(WarmStart(space.walk(look_up), point["source"], taken=True))
+    return typed, plan["sources"]
 
 
 def _enqueue_point(
