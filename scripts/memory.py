@@ -3,8 +3,8 @@
     python scripts/memory.py                # 20 paired seeds, 40 trials, about 3 minutes on a core
     python scripts/memory.py --seeds 4 --top 5 --sampler random
 
-Each task of HPOBench in turn is the new one; the earlier studies are those that the sampler makes of
-the seven others, in 40 trials each. They give a portfolio, `studyloom.search.portfolio`, that is
+Each task of HPOBench in turn is the new one. The earlier studies are those of a sampler on the
+seven others, in 40 trials each. They give a portfolio, `studyloom.search.portfolio`, that is
 tried after the same trial 0 as without it; TPE goes on from there. A trial sees the validation
 accuracy of one seed out of five, and the regret of its study is that of the best trial so far: how
 far the mean over the five seeds is below the best of the table, where 1 is the table's median.
