@@ -171,13 +171,6 @@ def test_the_sampler_of_a_trial_is_seeded_for_it():
     assert other.sampler(0).seed != seeds[0]
 
 
-def test_a_seed_in_the_config_is_the_seed_of_every_trial():
-    question = ask(
-        *NONE, "sampler=random", "sampler._target_=test_question.Seeded", "+sampler.seed=7"
-    )
-    assert [question.sampler(number).seed for number in (0, 1)] == [7, 7]
-
-
 def test_a_sampler_without_a_seed_is_a_sampler():
     assert isinstance(
         ask(*NONE, "sampler=random", "sampler._target_=test_question.Seedless").sampler(0), Seedless

@@ -9,10 +9,13 @@ from toys import TINY, TWO, Never, ask, toy_folds, toy_split
 
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
-from studyloom.search.warm_start import WarmStarts, find_warm_starts, place_point
+from studyloom.search.placing import place_point
+from studyloom.search.warm_start import Begun, WarmStarts, find_warm_starts
 from studyloom.storage.attributes import BASELINE, ENQUEUED, WORKER
 from studyloom.study import worker as worker_module
-from studyloom.study.enqueue import enqueue, known_sources, ranked_trials
+from studyloom.study.earlier_studies import read_earlier
+from studyloom.study.enqueue import begun as taken_by
+from studyloom.study.enqueue import enqueue
 from studyloom.study.reporter import Limits
 from studyloom.study.stored_study import create_study, open_study
 from studyloom.study.worker import Worker
@@ -40,12 +43,12 @@ def work(question, stored, trials, folder):
 def begun(url, question, trials, folder, name="s"):
     """Creates a study with its warm starts enqueued, before any worker starts."""
     stored = create_study(url, name, question.identity("toy"), trials)
-    used_sources = known_sources(stored)
     enqueue(
         stored,
-        find_warm_starts(question, used_sources, ranked_trials),
+        find_warm_starts(question, taken_by(stored), read_earlier),
         trials,
         url,
+        space=question.space,
         baseline=question.baseline,
     )
     return stored
@@ -53,7 +56,7 @@ def begun(url, question, trials, folder, name="s"):
 
 def mistakes_of(*overrides):
     with pytest.raises(ConfigError) as caught:
-        find_warm_starts(ask(*RANDOM, *overrides), [], ranked_trials)
+        find_warm_starts(ask(*RANDOM, *overrides), Begun(), read_earlier)
     return caught.value.mistakes
 
 
@@ -225,9 +228,10 @@ def test_points_beyond_the_budget_are_counted(sqlite_url, question, tmp_path):
     assert (
         enqueue(
             stored,
-            find_warm_starts(later, [], ranked_trials),
+            find_warm_starts(later, Begun(), read_earlier),
             3,
             sqlite_url,
+            space=later.space,
             baseline=later.baseline,
         )
         == 1
@@ -262,7 +266,7 @@ def test_the_best_of_an_earlier_study_are_tried_first_and_again_give_what_they_g
     earlier, tmp_path
 ):
     question = ask(*RANDOM, f"study.from={earlier}", "study.top=2", "study.seed=1")
-    starts = find_warm_starts(question, [], ranked_trials)
+    starts = find_warm_starts(question, Begun(), read_earlier)
     best = open_study(f"sqlite:///{earlier}/study.db", "s").ranked()[:2]
     assert [start.point.params for start in starts.points] == [trial.params for trial in best]
     assert starts.notes == [f"{earlier}: begins with its trials {best[0].number}, {best[1].number}"]
@@ -271,17 +275,17 @@ def test_the_best_of_an_earlier_study_are_tried_first_and_again_give_what_they_g
     work(question, stored, 4, tmp_path)
     tried = [trial.params for trial in stored.trials()]
     assert all(trial.params in tried for trial in best)
-    assert known_sources(stored) == [str(earlier)]
+    assert taken_by(stored).sources == [str(earlier)]
 
 
 def test_a_url_is_a_source_too_and_shows_no_password(earlier, url, question, tmp_path):
     work(question, begun(url, question, 2, tmp_path), 2, tmp_path)
     for source in (url, f"{url}#s"):
         starts = find_warm_starts(
-            ask(*RANDOM, f"study.from='{source}'", "study.top=1"), [], ranked_trials
+            ask(*RANDOM, f"study.from='{source}'", "study.top=1"), Begun(), read_earlier
         )
         assert len(starts.points) == 1
-        assert CANARY not in repr((starts.source, starts.notes, starts.points[0].source))
+        assert CANARY not in repr((starts.sources, starts.notes, starts.points[0].source))
 
 
 def test_where_a_database_holds_several_studies_one_is_to_be_named(sqlite_url, question, tmp_path):
@@ -295,7 +299,7 @@ def test_what_does_not_fit_another_space_is_said_and_left_out(earlier):
     narrow = ask(
         *RANDOM, f"study.from={earlier}", "space.model.mlp.hidden.length.int=[1,1]", "~space.train"
     )
-    starts = find_warm_starts(narrow, [], ranked_trials)
+    starts = find_warm_starts(narrow, Begun(), read_earlier)
     for start in starts.points:
         params = start.point.params
         again = narrow.space.walk(lambda parameter, params=params: params[parameter.name])
@@ -309,7 +313,7 @@ def test_what_does_not_fit_another_space_is_said_and_left_out(earlier):
 
 def test_a_space_of_other_options_is_met_by_the_keys_they_share(earlier):
     other = ask(*TINY[:-1], f"study.from={earlier}", "space=lr", "study.top=6")
-    starts = find_warm_starts(other, [], ranked_trials)
+    starts = find_warm_starts(other, Begun(), read_earlier)
     adamw = [
         trial
         for trial in open_study(f"sqlite:///{earlier}/study.db", "s").ranked()
@@ -326,8 +330,8 @@ def test_a_space_of_other_options_is_met_by_the_keys_they_share(earlier):
 
 def test_an_earlier_study_is_looked_at_once(earlier):
     question = ask(*RANDOM, f"study.from={earlier}")
-    assert find_warm_starts(question, [str(earlier)], ranked_trials) == WarmStarts(
-        [], str(earlier), []
+    assert find_warm_starts(question, Begun([str(earlier)]), read_earlier) == WarmStarts(
+        [], [str(earlier)], []
     )
 
 
@@ -363,6 +367,6 @@ def test_a_study_begins_with_the_best_of_one_with_two_objectives_by_its_rule(sql
     source = f"study.from='{sqlite_url}#earlier'"
     for metric in ("accuracy", "[accuracy,parameters]"):
         starts = find_warm_starts(
-            ask(*TWO, f"objective.metric={metric}", source, "study.top=2"), [], ranked_trials
+            ask(*TWO, f"objective.metric={metric}", source, "study.top=2"), Begun(), read_earlier
         )
         assert [start.point.params for start in starts.points] == best

@@ -25,7 +25,7 @@ class StudySection:
     max_failures: int = 5  # the study stops after so many failures in a row for one reason
     lease: float = 60.0  # seconds that a silent worker keeps its trial
     enqueue: Any = field(default_factory=list)  # points to begin with, mappings of parameters
-    top: int = 5  # how many of the best trials of `from` to begin with
+    top: int = 5  # how many trials of earlier studies to begin with, those that `from` names
     accept_code_change: bool = False  # go on although your own code is not what it was
     dry_run: bool = False  # show the space and stop; also --dry-run
 
@@ -134,7 +134,8 @@ class Config:
 def _make_schema() -> DictConfig:
     schema: DictConfig = OmegaConf.structured(Config)
     with open_dict(schema.study):
-        # A run directory or a URL. Added here, since `from` is a keyword of Python.
+        # A run directory, a URL, a list of these, or auto: finished studies of the same database
+        # and of sibling run directories. Added here, since `from` is a keyword of Python.
         schema.study["from"] = None
     OmegaConf.set_struct(schema.objective, False)  # for the arguments of its target
     return schema

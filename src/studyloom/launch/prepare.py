@@ -23,18 +23,14 @@ from studyloom.launch.task import Launcher
 from studyloom.processes import end_if_forked
 from studyloom.question.loops.function import FunctionQuestion
 from studyloom.question.question import Question, data_key
+from studyloom.question.search_parts import KEEPS_STATE
 from studyloom.question.validation import check_ranks, check_sections, validate
-from studyloom.search.warm_start import WarmStarts, find_warm_starts
+from studyloom.search.warm_start import Begun, Remembered, WarmStarts, find_warm_starts
 from studyloom.storage.connections import connections_left
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url
-from studyloom.study.enqueue import (
-    enqueue,
-    known_sources,
-    missing_baseline,
-    ranked_trials,
-    redo_baseline,
-)
+from studyloom.study.earlier_studies import find_earlier, read_earlier
+from studyloom.study.enqueue import begun, enqueue, missing_baseline, redo_baseline
 from studyloom.study.identity import check_code
 from studyloom.study.stored_study import StoredStudy, create_study, open_study
 from studyloom.training.ranks import ALONE, Ranks
@@ -120,11 +116,12 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE) -> Prepared:
             attempt(lambda: validate(question, data))
         if launcher is not None and not attempt.mistakes:
             attempt.mistakes += check_ranks(question, getattr(launcher, "ranks", 1))
+        if launcher is not None and not attempt.mistakes:
+            attempt.mistakes += check_one_process(question, launcher)
     starts: Any = WarmStarts()
     # Not after a mistake: the points of a wrong space would be wrong too.
     if question is not None and url is not None and not attempt.mistakes:
-        known = _known_sources(url, cfg) if cfg.study["from"] is not None else []
-        starts = attempt(lambda: find_warm_starts(question, known, ranked_trials))
+        starts = attempt(lambda: _find_starts(question, data, url))
     if url is not None and launcher is not None:
         attempt.mistakes += check_database_reach(url, launcher)
     attempt.check()
@@ -186,6 +183,23 @@ def _storage_url(cfg: DictConfig) -> str:
     return url
 
 
+def check_one_process(question: Question, launcher: Launcher) -> Iterator[str]:
+    """Yields the mistake that several workers are started for a part that keeps its state.
+
+    Args:
+        question: whose space has no mistakes.
+        launcher: of the command.
+    """
+    workers = launcher.count(question.trials())
+    if question.keeps_state and workers > 1:
+        parts = " and ".join(question.keeps_state)
+        yield (
+            f"{parts}: keeps its state in one process ({KEEPS_STATE}), and the launcher starts "
+            f"{workers} workers; set launcher.workers=1, or have it derive what it knows from "
+            "the trials, which all workers see"
+        )
+
+
 def check_database_reach(url: str, launcher: Launcher) -> Iterator[str]:
     """Checks that all workers can reach a database that consists of files on this host.
 
@@ -238,18 +252,31 @@ def check_connections(url: str, workers: int) -> None:
         )
 
 
-def _known_sources(url: str, cfg: DictConfig) -> list[str]:
-    """Returns the earlier studies whose best points this study took; none if it does not exist."""
-    folder = folder_of(url)
-    if folder is not None and not folder.exists():
-        return []
-    address = serve(url, own=True)
+def _find_starts(question: Question, data: TrainingData, url: str) -> WarmStarts:
+    """Returns the points to begin with; opens the database only for those of earlier studies."""
+    cfg = question.config
+    if cfg.study["from"] is None:
+        return find_warm_starts(question, Begun(), read_earlier)
+    folder, name = folder_of(url), str(cfg.study.name)
+    address = url if folder is not None and not folder.exists() else serve(url, own=True)
+
+    def remember() -> Remembered:
+        identity = question.identity(data.digest)
+        return find_earlier(address, name, Path(cfg.run_dir), identity)
+
+    return find_warm_starts(question, _begun(address, name), read_earlier, remember)
+
+
+def _begun(url: str, name: str) -> Begun:
+    """Returns what a study has taken from earlier ones; nothing if it does not exist."""
+    if folder_of(url) is not None:
+        return Begun()
     try:
-        stored = open_study(address, str(cfg.study.name), deadline=0.0)
+        stored = open_study(url, name, deadline=0.0)
     except StorageError:
-        return []
+        return Begun()
     try:
-        return known_sources(stored)
+        return begun(stored)
     finally:
         stored.close()
 
@@ -281,7 +308,9 @@ def open_or_create(prepared: Prepared, *, create: bool) -> tuple[StoredStudy, in
             redo_baseline(stored, prepared.url)
         if (missing := missing_baseline(stored)) is not None:
             log.warning("%s", missing)
-    if left := enqueue(stored, prepared.starts, trials, prepared.url, baseline=question.baseline):
+    space, baseline = question.space, question.baseline
+    left = enqueue(stored, prepared.starts, trials, prepared.url, space=space, baseline=baseline)
+    if left:
         log.warning(
             "%d points to begin with are left out: all %d trials have begun; raise study.trials",
             left,

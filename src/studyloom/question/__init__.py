@@ -12,6 +12,7 @@ __all__ = [
     "preflight",
     "question",
     "rule",
+    "search_parts",
     "sources",
     "validation",
 ]

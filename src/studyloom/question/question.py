@@ -2,17 +2,14 @@
 
 import functools
 import json
-import re
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from optuna.distributions import CategoricalDistribution
-from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
@@ -39,6 +36,7 @@ from studyloom.question.jobs import build_goals, build_jobs, build_metric
 from studyloom.question.objective import Attempt, NetworkObjective, Objective
 from studyloom.question.preflight import Branch, end_of, try_branches, try_metric
 from studyloom.question.rule import Rule, parse_rule
+from studyloom.question.search_parts import build_pruner, build_sampler, keeps_state
 from studyloom.question.sources import code_digests, digest_of_source
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
@@ -280,29 +278,27 @@ class Question:
         made[0].follow()
 
     def sampler(self, number: int) -> BaseSampler:
-        """Returns the sampler of a trial, seeded for it unless the config has a seed for all.
-
-        With one seed for all, workers drew only 4 distinct points of 16.
+        """Returns the sampler of a trial, seeded for it.
 
         Args:
             number: of the trial.
         """
-        arguments = {
-            "seed": derive(self.seed, number, 1),
-            "space": self.space,
-            "baseline": self.baseline,
-        }
-        with warnings.catch_warnings():  # group=True, which branches need, is called experimental
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            sampler: BaseSampler = build(_without_pickles(self.config.sampler), **arguments)
-        return sampler
+        section = self.config.sampler
+        return build_sampler(section, number, self.seed, self.space, self.baseline)
 
     def pruner(self) -> BasePruner:
         """Returns a new pruner of the section `pruner`."""
-        with warnings.catch_warnings():  # optuna.pruners.WilcoxonPruner is called experimental
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            pruner: BasePruner = build(without_key(self.config.pruner, STEPS))
-        return pruner
+        return build_pruner(without_key(self.config.pruner, STEPS))
+
+    @functools.cached_property
+    def keeps_state(self) -> tuple[str, ...]:
+        """Which of `sampler` and `pruner` is one object for all trials, and so in one process.
+
+        Raises:
+            ConfigError: a section does not say so rightly.
+        """
+        sections = {"sampler": self.config.sampler, "pruner": self.config.pruner}
+        return tuple(name for name, section in sections.items() if keeps_state(section))
 
     @property
     def steps(self) -> str:
@@ -433,16 +429,6 @@ def without_places(sections: dict[str, Any]) -> dict[str, Any]:
                 inner = inner[name]
             del inner[path[-1]]
     return sections
-
-
-def _without_pickles(section: DictConfig) -> DictConfig:
-    """Puts our CMA-ES in the place of Optuna's, whose pickles are not read from the database."""
-    if not re.fullmatch(r"optuna\..*CmaEsSampler", str(section.get("_target_"))):
-        return section
-    safe = section.copy()
-    with open_dict(safe):
-        safe["_target_"] = "studyloom.space.cmaes.CmaEsSampler"
-    return safe
 
 
 def given(fold: Any) -> Any:

@@ -1,10 +1,12 @@
 """Validates a question as a whole before trial 0: every mistake at once, each with the way out."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 from optuna.distributions import IntDistribution
+from optuna.samplers import BaseSampler
 
 from studyloom.config.overrides import group_options
 from studyloom.config.schema import Config, check_name
@@ -15,10 +17,12 @@ from studyloom.metrics import Goal
 from studyloom.question.loops.function import FunctionQuestion
 from studyloom.question.preflight import Branch, probes, try_goals, try_pruner
 from studyloom.question.question import STEPS, Question
+from studyloom.question.search_parts import KEEPS_STATE, forgotten
 from studyloom.space.distributions import why_not
 from studyloom.space.tree import Leaf, ListLeaf, Node, group_of
 from studyloom.text import as_yaml, no_such_key
 
+log = logging.getLogger(__name__)
 LARGEST_SEED = 2**32 - 1  # of numpy's older generators, which samplers use
 # The sections whose objects are made anew for each trial.
 SEARCHED = ("model", "optimizer", "scheduler", "loss", "train", "params")
@@ -235,7 +239,9 @@ def _check_search(question: Question) -> Iterator[str]:
     ):
         chosen = f"{name}={question.composer.choices.get(name)}"
         try:
-            make()
+            made = make()
+            if made is not None and name not in question.keeps_state:
+                _warn_of_state(question, chosen, made)
         except ConfigError as error:
             yield from error.mistakes
         except ImportError as error:
@@ -243,6 +249,17 @@ def _check_search(question: Question) -> Iterator[str]:
             yield f"{chosen} needs a library that is missing ({extra}): {describe_error(error)}"
         except Exception as error:
             yield f"{chosen}: {describe_error(error)}"
+
+
+def _warn_of_state(question: Question, chosen: str, sampler: BaseSampler) -> None:
+    """Warns of a sampler of the user's own that remembers what the next trial does not see."""
+    module = type(sampler).__module__.partition(".")[0]
+    if module not in ("optuna", "studyloom") and (names := [*forgotten(sampler, question.space)]):
+        log.warning(
+            "%s: changes its %s from trial to trial, and is made anew for each trial; have it "
+            "derive that from the trials of the study, or set +sampler.%s=true",
+            *(chosen, ", ".join(names), KEEPS_STATE),
+        )
 
 
 def _not_searched(key: str) -> str | None:

@@ -1,43 +1,36 @@
-"""Warm starts: the points that a study tries first, named by its user or taken from another study.
+"""Warm starts: the points that a study tries first, from its user or from earlier studies.
 
-`study.enqueue` lists known good points, and `study.from` takes the best trials of an earlier study.
-Each becomes a waiting trial with fixed parameters before any worker starts. The question of the
-study is the same with them and without.
+`study.enqueue` lists known good points. `study.from` takes the best trials of an earlier study, or
+a portfolio of several: those that it names or, as `auto`, those that are found. Each point becomes
+a waiting trial with fixed parameters before any worker starts. The question of the study is the
+same with them and without.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optuna.distributions import FloatDistribution
-from optuna.trial import FrozenTrial
-
-from studyloom.config.overrides import group_options
-from studyloom.config.values import has_key, value_at
+from studyloom.config.values import value_at
 from studyloom.errors import ConfigError
-from studyloom.question.preflight import end_of
 from studyloom.question.question import Question
-from studyloom.space.distributions import why_not
-from studyloom.space.tree import Parameter, Point, group_of
+from studyloom.search.earlier import AUTO, Earlier, WarmStart, take_points
+from studyloom.search.placing import place_point
 from studyloom.storage.urls import parse_url, without_password
-from studyloom.text import as_yaml, nearest
-
-ABSENT = object()
-RankedTrials = Callable[[str], Sequence[FrozenTrial]]
+from studyloom.text import as_yaml
 
 
 @dataclass(frozen=True)
-class WarmStart:
-    """A point to begin with.
+class Remembered:
+    """The earlier studies that `study.from=auto` has found.
 
     Attributes:
-        point: in the space of the study.
-        source: where it comes from, for people: "study.enqueue[0]", "runs/earlier, trial 7".
+        studies: those that may have points of the space.
+        notes: lines for the user about those that were left out.
     """
 
-    point: Point
-    source: str
+    studies: Sequence[Earlier] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -46,167 +39,54 @@ class WarmStarts:
 
     Attributes:
         points: in the order in which they are tried.
-        source: the earlier study of `study.from`, without its password.
-        notes: lines for the user about the trials of the earlier study.
+        sources: what `study.from` stands for: the earlier studies, without passwords, and `auto`
+            if that has found them.
+        notes: lines for the user about the trials of the earlier studies.
     """
 
     points: Sequence[WarmStart] = ()
-    source: str | None = None
+    sources: Sequence[str] = ()
     notes: Sequence[str] = ()
 
 
-@dataclass
-class PlacedPoint:
-    """Parameters placed in a space.
+@dataclass(frozen=True)
+class Begun:
+    """What a study has taken from earlier ones until now.
 
     Attributes:
-        point: the point; a wrong value is replaced by the low end of its range.
-        wrong: messages about the values that the space cannot give.
-        unasked: messages about parameters that the space does not have at this point, by name.
-        composed: the names of the parameters that were not given and have their composed value.
+        sources: the earlier studies whose trials it has; they are not read again.
+        planned: whether points were chosen that are perhaps not all queued, since the command was
+            killed. They are written down in the study, and no others are chosen.
     """
 
-    point: Point = field(default_factory=Point)
-    wrong: list[str] = field(default_factory=list)
-    unasked: dict[str, str] = field(default_factory=dict)
-    composed: list[str] = field(default_factory=list)
-
-
-def place_point(question: Question, parameters: Mapping[str, Any]) -> PlacedPoint:
-    """Finds the point of a space at which given parameters lie.
-
-    A trial of another space, with other options or fewer of them, is placed by the config keys
-    that both spaces search. Parameters that are not given have their composed value.
-
-    Args:
-        question: its space and its config.
-        parameters: values by parameter name in this space, or by config key; possibly nested.
-    """
-    flat = dict(_flatten(parameters))
-    key_of = _config_keys(flat)
-    name_of = {key: name for name, key in key_of.items()}
-    used = set[str]()
-
-    def look_up(parameter: Parameter) -> Any:
-        suffix = {"length": ".length", "item": f".{parameter.index}"}.get(parameter.role, "")
-        name = parameter.name if parameter.name in flat else name_of.get(parameter.key + suffix)
-        if name is None:
-            return ABSENT
-        used.add(name)
-        return flat[name]
-
-    def choose(parameter: Parameter) -> Any:
-        option = look_up(parameter) if parameter.role == "option" else ABSENT
-        if option is not ABSENT and why_not(parameter.distribution, option) is None:
-            return option
-        return question.stand(question.composer.choices, parameter)
-
-    choices = question.space.walk(choose).choices
-    composed = question.composer.compose(choices)
-    placed = PlacedPoint()
-
-    def decide(parameter: Parameter) -> Any:
-        value, name = look_up(parameter), parameter.name
-        subject = f"{name}={as_yaml(value)}"
-        if value is ABSENT:
-            value = _composed_value(parameter, choices, composed)
-            placed.composed.append(name)
-            subject = f"{name} is not given, and its composed value {as_yaml(value)}"
-        if problem := why_not(parameter.distribution, value):
-            placed.wrong.append(f"{subject} {problem}")
-            return end_of(parameter.distribution, 0)
-        return float(value) if isinstance(parameter.distribution, FloatDistribution) else value
-
-    placed.point = question.space.walk(decide)
-    for name in flat.keys() - used:
-        _check_unasked(question, placed, name, key_of[name], flat[name], composed)
-    return placed
-
-
-def _check_unasked(
-    question: Question,
-    placed: PlacedPoint,
-    name: str,
-    key: str,
-    value: Any,
-    composed: Any,
-) -> None:
-    """Checks a given parameter that the space lacks at the point: it may agree with the config."""
-    subject, group = f"{name}={as_yaml(value)}", group_of(key)
-    if group_options(group):
-        option = {**question.composer.choices, **placed.point.choices}.get(group)
-        if option != value:
-            placed.wrong.append(f"{subject}, but here it is {option}")
-        return
-    parent, _, last = key.rpartition(".")
-    items = placed.point.values.get(parent, value_at(composed, parent) if parent else None)
-    if isinstance(items, list) and (last == "length" or last.isdigit()):
-        same = value == len(items) if last == "length" else [value] == items[int(last) :][:1]
-    else:
-        same = has_key(composed, key) and value_at(composed, key) == value
-    if not same:
-        hint = nearest(name, [*placed.point.params])
-        placed.unasked[name] = f"{subject} is not a parameter of this point{hint}"
-
-
-def _flatten(parameters: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields nested parameters by name; a list as its length and its items."""
-    for key, value in parameters.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{name}.")
-        elif isinstance(value, list | tuple):
-            yield f"{name}.length", len(value)
-            yield from ((f"{name}.{index}", item) for index, item in enumerate(value))
-        else:
-            yield name, value
-
-
-def _config_keys(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the config key of each name: the name without the options that are chosen."""
-    keys = {}
-    groups = sorted(parameters, key=len, reverse=True)
-    for name in parameters:
-        key = name
-        for group in groups:
-            inside = f"{group}.{parameters[group]}."
-            if key.startswith(inside):
-                key = f"{group}.{key.removeprefix(inside)}"
-        keys[name] = key
-    return keys
-
-
-def _composed_value(parameter: Parameter, choices: Mapping[str, str], composed: Any) -> Any:
-    if parameter.role == "option":
-        return choices[group_of(parameter.key)]
-    value = value_at(composed, parameter.key)
-    if isinstance(value, list):
-        if parameter.role == "length":
-            return len(value)
-        if parameter.role == "item" and value:
-            return value[min(parameter.index, len(value) - 1)]
-    return value
+    sources: Sequence[str] = ()
+    planned: bool = False
 
 
 def find_warm_starts(
-    question: Question, used_sources: Sequence[str], ranked_trials: RankedTrials
+    question: Question,
+    begun: Begun,
+    read: Callable[[str], Earlier],
+    remember: Callable[[], Remembered] = Remembered,
 ) -> WarmStarts:
     """Finds the points that `study.enqueue` and `study.from` name.
 
     Args:
         question: what the study asks; its config names the points.
-        used_sources: the earlier studies whose trials this study has taken already; they are not
-            read again.
-        ranked_trials: returns the trials of the study that `study.from` names, best first.
+        begun: what the study has taken already.
+        read: reads an earlier study that `study.from` names.
+        remember: looks for earlier studies, for `study.from=auto`.
 
     Raises:
-        ConfigError: every point that the space cannot give, and an earlier study that is missing.
+        ConfigError: every point that the space cannot give, and each earlier study that is missing.
     """
     study = question.config.study
-    enqueued, source = value_at(question.config, "study.enqueue"), study["from"]
-    if not enqueued and source is None:
+    enqueued = value_at(question.config, "study.enqueue")
+    wanted = value_at(question.config, "study.from")
+    if not enqueued and not wanted:
         return WarmStarts()
     mistakes: list[str] = []
+    notes: list[str] = []
     points = list(_enqueued_points(question, enqueued, mistakes))
     if study.top < 1:
         mistakes.append(f"study.top must be at least 1; got {study.top}")
@@ -222,23 +102,78 @@ def find_warm_starts(
             f"study.enqueue: {len(points)} points{beside} are more than "
             f"study.trials={study.trials}; raise study.trials, or remove points"
         )
-    notes: list[str] = []
-    if source is not None and not isinstance(source, str):
-        mistakes.append(
-            f"study.from must be a run directory or the URL of a database; got {source!r}"
-        )
-    label = None
-    if isinstance(source, str):
-        try:
-            label = source_label(source)
-            if label not in used_sources and not mistakes:
-                ranked = ranked_trials(source)
-                points += _best_points(question, ranked, label, min(study.top, room), notes)
-        except ValueError as error:
-            mistakes += [f"study.from: {line}" for line in getattr(error, "mistakes", [str(error)])]
+    sources = _sources(wanted, mistakes, notes)
+    new = [source for label, source in sources.items() if label not in begun.sources]
+    studies = list[Earlier]()
+    if begun.planned and not mistakes:
+        return WarmStarts(points, [*sources], notes)
+    if new == [AUTO] and not mistakes:
+        found = remember()
+        studies, notes = [*found.studies], [*notes, *found.notes]
+    elif new != [AUTO]:
+        studies = _read_all(new, read, mistakes, notes)
     if mistakes:
         raise ConfigError(mistakes)
-    return WarmStarts(points, label, notes)
+    taken = take_points(question, studies, min(study.top, room), notes, looked=new == [AUTO])
+    from_where = [each.label for each in studies if any(_is_of(start, each) for start in taken)]
+    return WarmStarts([*points, *taken], [*dict.fromkeys([*sources, *from_where])], notes)
+
+
+def _sources(wanted: Any, mistakes: list[str], notes: list[str]) -> dict[str, str]:
+    """Returns the sources that `study.from` names, by their label; each once."""
+    if wanted in (None, AUTO):
+        return {} if wanted is None else {AUTO: AUTO}
+    sources: dict[str, str] = {}
+    for index, source in enumerate(wanted if isinstance(wanted, list) else [wanted]):
+        key = f"study.from[{index}]" if isinstance(wanted, list) else "study.from"
+        if source == AUTO:
+            mistakes.append(
+                f"{key}: auto looks for earlier studies itself, and cannot stand beside others; "
+                "set study.from=auto, or name all"
+            )
+        elif not isinstance(source, str) or not source:
+            mistakes.append(
+                f"{key} must be a run directory or the URL of a database; got {source!r}"
+            )
+        else:
+            try:
+                label = source_label(source)
+            except ValueError as error:
+                mistakes.append(f"{key}: {error}")
+                continue
+            if label in sources:
+                notes.append(f"study.from names {label} twice; it counts once")
+            sources[label] = source
+    return sources
+
+
+def _read_all(
+    sources: Sequence[str],
+    read: Callable[[str], Earlier],
+    mistakes: list[str],
+    notes: list[str],
+) -> list[Earlier]:
+    """Reads the earlier studies that are named, each once; collects why one cannot be read."""
+    studies: list[Earlier] = []
+    for source in sources:
+        try:
+            earlier = read(source)
+        except ValueError as error:
+            lines = getattr(error, "mistakes", [str(error)])
+            mistakes += [f"study.from: {line}" for line in lines]
+            continue
+        same = [each.label for each in studies if earlier.uuid and each.uuid == earlier.uuid]
+        if same:
+            notes.append(f"{earlier.label} is the study of {same[0]}; it counts once")
+            continue
+        if earlier.open:
+            notes.append(f"{earlier.label}: is not finished: {earlier.open} trials are open")
+        studies.append(earlier)
+    return studies
+
+
+def _is_of(start: WarmStart, earlier: Earlier) -> bool:
+    return start.source.rpartition(", trial ")[0] == earlier.label
 
 
 def _enqueued_points(question: Question, enqueued: Any, mistakes: list[str]) -> Iterator[WarmStart]:
@@ -262,28 +197,3 @@ def source_label(source: str) -> str:
         return str(Path(source))
     url, _, name = source.partition("#")
     return f"{without_password(parse_url(url))}#{name}".removesuffix("#")
-
-
-def _best_points(
-    question: Question, ranked: Sequence[FrozenTrial], label: str, top: int, notes: list[str]
-) -> list[WarmStart]:
-    """Returns the best trials of an earlier study that are points of this study's space too."""
-    starts: list[WarmStart] = []
-    differences: dict[str, None] = {}
-    for trial in ranked:
-        if len(starts) == top:
-            break
-        placed = place_point(question, trial.params)
-        if placed.wrong:
-            notes.append(f"{label}: trial {trial.number} does not fit: {'; '.join(placed.wrong)}")
-            continue
-        differences |= dict.fromkeys(f"{name} has its composed value" for name in placed.composed)
-        differences |= dict.fromkeys(f"{name} is not searched here" for name in placed.unasked)
-        starts.append(WarmStart(placed.point, f"{label}, trial {trial.number}"))
-    if starts:
-        numbers = ", ".join(start.source.rpartition(" ")[2] for start in starts)
-        note = "; ".join([f"{label}: begins with its trials {numbers}", *differences])
-        notes.insert(0, note)
-    else:
-        notes.append(f"{label}: none of its trials fits this space")
-    return starts

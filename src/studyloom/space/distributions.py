@@ -75,3 +75,36 @@ def why_not(distribution: BaseDistribution, value: Any) -> str | None:
                 return None
             return f"is not one of {low:g}, {low + (step or 0):g}, …"
     raise AssertionError(distribution)
+
+
+def is_ordered(distribution: BaseDistribution) -> bool:
+    """Whether the values of a distribution are numbers, of which near ones are alike.
+
+    Choices are if they are numbers that rise, such as [16, 32, 64].
+    """
+    if not isinstance(distribution, CategoricalDistribution):
+        return True
+    choices = distribution.choices
+    numbers = all(type(choice) in (int, float) for choice in choices)
+    return numbers and list(choices) == sorted(choices)  # type: ignore[type-var]
+
+
+def place_in(distribution: BaseDistribution, value: Any) -> float:
+    """Returns where a value lies in a distribution that can give it.
+
+    Returns:
+        From 0 to 1 for ordered values, on the scale on which they are drawn; of choices that are
+        not ordered, the index.
+    """
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            index = float(choices.index(value))
+            return index / max(1, len(choices) - 1) if is_ordered(distribution) else index
+        case (
+            IntDistribution(low=low, high=high, log=log)
+            | FloatDistribution(low=low, high=high, log=log)
+        ):
+            scale = math.log if log else float
+            width = scale(high) - scale(low)
+            return (scale(value) - scale(low)) / width if width else 0.0
+    raise AssertionError(distribution)

@@ -8,6 +8,7 @@ QUESTION = "question"  # dict[str, Any]: what the study asks, by config key
 HALTED = "halted"  # str | None: why the study has stopped itself
 RULE = "rule"  # str | None: how the winner is chosen, where winner.rule states it
 SOURCES = "from"  # list[str]: the earlier studies from which it took its first points
+PLANNED = "planned"  # dict | None: the `points` of earlier studies that are being queued, `sources`
 TEST_OPENINGS = "test_openings"  # int: how often the test part was opened
 CODE_CHANGES = "code_changes"  # list[dict]: accepted ones: what is `changed`, `from` which trial
 TESTED = "tested"  # dict[str, Any], of a retraining: what the test part gave, as in winner.json

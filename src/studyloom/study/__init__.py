@@ -5,6 +5,7 @@ provenance, and stopping.
 """
 
 __all__ = [
+    "earlier_studies",
     "enqueue",
     "failures",
     "identity",

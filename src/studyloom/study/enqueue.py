@@ -5,91 +5,57 @@ worker released: one worker at a time claims it, and the budget stays the same.
 """
 
 import os
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial
 from sqlalchemy import Connection
 
-from studyloom.config.runs import read_run
-from studyloom.errors import StorageError
 from studyloom.processes import worker_id
-from studyloom.search.warm_start import WarmStarts, source_label
-from studyloom.space.tree import Point
+from studyloom.search.earlier import AUTO, WarmStart
+from studyloom.search.warm_start import Begun, WarmStarts
+from studyloom.space.tree import Parameter, Point, Space
 from studyloom.storage import sql
-from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, REASON, SLOT, SOURCES
+from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, PLANNED, REASON, SLOT, SOURCES
 from studyloom.storage.connections import exclusive
 from studyloom.storage.database import execute
-from studyloom.storage.embedded_server import serve
 from studyloom.storage.records.compare import Entry
 from studyloom.storage.records.heads import fills, set_aside
 from studyloom.storage.records.reconcile import enter
 from studyloom.study.failures import TEACHES, outcome
-from studyloom.study.stored_study import StoredStudy, open_study, study_names
+from studyloom.study.stored_study import StoredStudy
 
 LEASE = 60.0  # seconds that a slot is held while its trial is made
 AS_COMPOSED = "the configuration as composed"  # where the point of a baseline comes from
 
 
-def open_source(source: str) -> StoredStudy:
-    """Opens an earlier study.
-
-    Args:
-        source: a run directory, or a study in a database as `URL#NAME`; `URL` alone will do if the
-            database holds only one study.
-
-    Raises:
-        ConfigError: the folder is not a run directory.
-        StorageError: there is no such database, or no such study in it.
-    """
-    if "://" not in source:
-        url, name = read_run(Path(source))
-        return open_study(serve(url), name, deadline=0.0)
-    url, _, name = source.partition("#")
-    if not name:
-        names = study_names(url, 0.0)
-        if len(names) != 1:
-            raise StorageError(
-                f"{source_label(source)}: holds {', '.join(names) or 'no study'}; write URL#NAME"
-            )
-        name = names[0]
-    return open_study(url, name, deadline=0.0)
-
-
-def ranked_trials(source: str) -> list[FrozenTrial]:
-    """Returns the feasible trials of an earlier study, the best first.
-
-    Args:
-        source: as for `open_source`.
-
-    Raises:
-        ConfigError: the folder is not a run directory.
-        StorageError: there is no such database, or no such study in it.
-    """
-    earlier = open_source(source)
-    try:
-        return earlier.ranked()
-    finally:
-        earlier.close()
-
-
-def known_sources(stored: StoredStudy) -> list[str]:
-    """Returns the earlier studies from which a study took points."""
-    return list(stored.optuna.user_attrs.get(SOURCES, []))
+def begun(stored: StoredStudy) -> Begun:
+    """Returns what a study has taken from earlier studies."""
+    attributes = stored.optuna.user_attrs
+    return Begun(list(attributes.get(SOURCES, [])), bool(attributes.get(PLANNED)))
 
 
 def enqueue(
-    stored: StoredStudy, starts: WarmStarts, trials: int, url: str, *, baseline: Point | None
+    stored: StoredStudy,
+    starts: WarmStarts,
+    trials: int,
+    url: str,
+    *,
+    space: Space,
+    baseline: Point | None,
 ) -> int:
     """Queues each point that no trial of the study has tried.
 
-    The baseline is queued before the first point, because it is trial 0.
+    The baseline is queued before the first point, because it is trial 0. Points of earlier studies
+    are written down before the first of them is queued. So they are the same ones if the command is
+    killed in the midst, although those studies may have gone on.
 
     Args:
         stored: the study.
-        starts: the points, and the earlier study they come from.
+        starts: the points, and the earlier studies they come from.
         trials: the budget of the study.
         url: of its database.
+        space: of the study.
         baseline: the point of the baseline; None if the study has none.
 
     Returns:
@@ -98,17 +64,49 @@ def enqueue(
     left_out = 0
     with exclusive(url):
         tried = [trial.params for trial in stored.trials()]
-        if not tried and baseline is not None and starts.points:
+        points, sources = _settle(stored, starts, space)
+        if not tried and baseline is not None and points:
             _enqueue_point(stored, Point(), AS_COMPOSED, trials, **{BASELINE: True})
         if baseline is not None:
             tried.append(baseline.params)
-        for start in starts.points:
+        for start in points:
             if start.point.params not in tried:
                 tried.append(start.point.params)
                 left_out += not _enqueue_point(stored, start.point, start.source, trials)
-        if starts.source is not None and starts.source not in known_sources(stored):
-            stored.optuna.set_user_attr(SOURCES, [*known_sources(stored), starts.source])
+        known = begun(stored).sources
+        if any(source not in known for source in sources):
+            stored.optuna.set_user_attr(SOURCES, [*dict.fromkeys([*known, *sources])])
+        if begun(stored).planned:
+            stored.optuna.set_user_attr(PLANNED, None)
     return left_out
+
+
+def _settle(
+    stored: StoredStudy, starts: WarmStarts, space: Space
+) -> tuple[list[WarmStart], Sequence[str]]:
+    """Returns the points to queue and where they come from; writes down those of earlier studies.
+
+    What was written down first counts: a command may have been killed, or another one may have
+    looked at the earlier studies at a later moment.
+    """
+    typed = [start for start in starts.points if not start.taken]
+    taken = [start for start in starts.points if start.taken]
+    known, plan = begun(stored).sources, stored.optuna.user_attrs.get(PLANNED)
+    looked = AUTO in known and AUTO in starts.sources
+    if not plan and (not taken or looked or {*starts.sources} <= {*known}):
+        return typed, starts.sources
+    if not plan:
+        points = [{"params": start.point.params, "source": start.source} for start in taken]
+        plan = {"sources": [*starts.sources], "points": points}
+        stored.optuna.set_user_attr(PLANNED, plan)
+    for point in plan["points"]:
+        params: Mapping[str, Any] = point["params"]
+
+        def look_up(parameter: Parameter, params: Mapping[str, Any] = params) -> Any:
+            return params[parameter.name]
+
+        typed.append(WarmStart(space.walk(look_up), point["source"], taken=True))
+    return typed, plan["sources"]
 
 
 def _enqueue_point(

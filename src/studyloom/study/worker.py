@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,10 +20,18 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
 from studyloom.data.training_data import TrainingData
-from studyloom.errors import ClaimLost, Interrupted, Stopped, StorageLost, TrialDeleted
+from studyloom.errors import (
+    ClaimLost,
+    Interrupted,
+    LaunchError,
+    Stopped,
+    StorageLost,
+    TrialDeleted,
+)
 from studyloom.processes import end_if_forked, worker_id
 from studyloom.question.costs import Cost
 from studyloom.question.objective import Attempt, Objective, Stopping
+from studyloom.question.search_parts import KEEPS_STATE
 from studyloom.seeds import derive
 from studyloom.space.tree import Point, Space
 from studyloom.storage import sql
@@ -52,6 +60,8 @@ class TrialSource(Protocol):
     def seed(self) -> int: ...
     @property
     def in_turn(self) -> bool: ...
+    @property
+    def keeps_state(self) -> tuple[str, ...]: ...
     def provenance_sections(self, point: Point) -> dict[str, Any] | None: ...
     def trains_on(self, data: TrainingData) -> torch.device: ...
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]: ...
@@ -100,9 +110,11 @@ class Worker:
 
         Raises:
             Halted: the study's trials all fail for the same reason.
+            LaunchError: the sampler or pruner keeps state, and another process is at work.
             StorageLost: the database failed, or stayed away for longer than its deadline.
         """
         ledger, owner = self.stored.ledger, worker_id(os.getpid())
+        kept = self.question.keeps_state
         self.stored.optuna.pruner = self.question.pruner()
 
         def make(connection: Connection, slot: int) -> int:
@@ -115,6 +127,9 @@ class Worker:
                 claim = ledger.claim(owner, trials, self.limits.lease, make)
             if claim is not None:
                 self.on_claim()
+                if kept:
+                    self.begin_state(claim, kept)
+                    kept = ()
                 self.finish_claim(claim)
             elif ledger.todo(trials):
                 with self.watch("idle"):
@@ -122,6 +137,37 @@ class Worker:
                 ledger.record_gone()
             else:
                 return
+
+    def begin_state(self, claim: Claim, kept: Sequence[str]) -> None:
+        """Checks that no other process works on a study whose sampler or pruner keeps state.
+
+        Of two processes that begin together, each has its claim before it looks, so that both do
+        not go on. The sampler is made here, once for all trials of this process.
+
+        Args:
+            claim: the first of this process, which is released if another one is at work.
+            kept: which of `sampler` and `pruner` keeps its state.
+        """
+        ledger, parts = self.stored.ledger, " and ".join(kept)
+        ledger.record_gone()
+        others = [held.owner for held in ledger.held() if held.owner != worker_id(os.getpid())]
+        if others:
+            ledger.release(claim)
+            raise LaunchError(
+                f"{parts}: keeps its state in one process ({KEEPS_STATE}), and {others[0]} works "
+                "on the study already; end that one, or wait for it; if it has died, its lease "
+                f"ends within {self.limits.lease:.0f} s"
+            )
+        number = self.stored.storage.get_trial(claim.trial_id or 0).number
+        begun = [trial for trial in self.stored.trials() if trial.datetime_start is not None]
+        if any(trial.number != number for trial in begun):
+            log.warning(
+                "%s: keeps its state in one process, and what it kept in an earlier one is gone; "
+                "it begins anew with trial %d, knowing the stored trials alone",
+                *(parts, number),
+            )
+        if "sampler" in kept:
+            self.stored.optuna.sampler = self.question.sampler(number)
 
     def finish_claim(self, claim: Claim) -> None:
         """Runs the trial of a claimed slot to its end, or releases it when asked to stop."""
@@ -188,7 +234,8 @@ class Worker:
 
     def begin(self, frozen: FrozenTrial) -> optuna.Trial:
         """Turns the trial in the buffer into an Optuna trial, and sets the sampler for it."""
-        self.stored.optuna.sampler = self.question.sampler(frozen.number)
+        if "sampler" not in self.question.keeps_state:
+            self.stored.optuna.sampler = self.question.sampler(frozen.number)
         baseline, buffer, trial_id = self.question.baseline, self.stored.storage, frozen._trial_id
         if frozen.state == TrialState.WAITING:
             buffer.set_trial_user_attr(trial_id, WORKER, worker_id(os.getpid()))

@@ -103,6 +103,11 @@ class CandidateTrainings:
     def trains_on(self, data: TrainingData) -> torch.device:
         return self.question.trains_on(data)
 
+    @property
+    def keeps_state(self) -> tuple[str, ...]:
+        """Nothing does: the grid is the same in every process."""
+        return ()
+
     def sampler(self, number: int) -> GridSampler:
         return GridSampler(self.space)
 

@@ -1,0 +1,82 @@
+"""Memory: a study that begins with points of two others, and is killed while it takes them."""
+
+import signal
+
+import pytest
+from commands import QUICK, start, study
+from harness import until
+
+from studyloom.errors import StorageError
+from studyloom.storage.attributes import ENQUEUED, PLANNED
+from studyloom.study.enqueue import begun
+from studyloom.study.stored_study import open_study
+
+pytestmark = pytest.mark.chaos
+TRIALS, TOP = 8, 4
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def command(request, tmp_path):
+    """Runs or starts a study of a name beside the others; and opens it."""
+    extra, overrides, url = {}, (), f"sqlite:///{tmp_path}/runs/{{}}/study.db"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres_url")
+        extra, overrides = {"STUDYLOOM_STORAGE": url}, ("storage=postgres",)
+
+    def call(how, name, *more):
+        where = (f"study.name={name}", f"run_dir={tmp_path}/runs/{name}", "launcher.workers=1")
+        return how(*QUICK, *where, *overrides, *more, **extra)
+
+    return call, lambda name: open_study(url.format(name), name, deadline=10.0)
+
+
+def taken(stored):
+    """The points of earlier studies that a study has, by where they come from."""
+    trials = [t for t in stored.trials() if ", trial " in str(t.user_attrs.get(ENQUEUED))]
+    return sorted((t.user_attrs[ENQUEUED], str(t.params)) for t in trials)
+
+
+def test_a_study_that_is_killed_begins_with_the_same_points_once(command):
+    call, stored_of = command
+    for seed, name in enumerate(("one", "two"), 1):
+        done = call(study, name, f"study.seed={seed}", "study.trials=6")
+        assert done.returncode == 0, done.stderr
+    memory = ("study.from=auto", f"study.top={TOP}", f"study.trials={TRIALS}")
+    process = call(start, "new", *memory)
+
+    def has_points():
+        try:
+            return len(stored_of("new").trials()) > 1
+        except StorageError:
+            return False
+
+    until(has_points, 120)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    stored = stored_of("new")
+    plan = stored.optuna.user_attrs.get(PLANNED)
+    chosen = taken(stored)
+    if plan:
+        chosen = sorted((each["source"], str(each["params"])) for each in plan["points"])
+    assert len(chosen) == TOP
+    # What auto would choose now is something else.
+    assert call(study, "three", "study.seed=3", "study.trials=9").returncode == 0
+    for trials in (TRIALS, TRIALS + 1):
+        done = call(study, "new", *memory[:2], f"study.trials={trials}")
+        assert done.returncode == 0, done.stderr
+        assert taken(stored_of("new")) == chosen
+    trials = stored_of("new").trials()
+    assert [trial.number for trial in trials] == [*range(TRIALS + 1)]
+    assert len({str(trial.params) for trial in trials}) == TRIALS + 1
+    sources = begun(stored_of("new")).sources
+    assert sources[0] == "auto"
+    assert {*sources[1:]} == {source.rpartition(", trial ")[0] for source, _ in chosen}
+    assert not any("three" in source for source in sources)
+
+
+def test_a_sampler_that_keeps_state_is_refused_several_workers(command):
+    call, _ = command
+    done = call(study, "kept", "+sampler.keeps_state=true", "launcher.workers=2")
+    assert done.returncode == 2
+    assert "sampler: keeps its state in one process" in done.stderr
+    assert "set launcher.workers=1" in done.stderr

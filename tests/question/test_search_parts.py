@@ -1,0 +1,118 @@
+"""The sampler and the pruner of a study: seeds for each trial, and state that is kept or lost."""
+
+import logging
+
+import pytest
+from optuna.samplers import RandomSampler
+from toys import TINY, ask, toy_folds, toy_split
+
+from studyloom.data.training_data import TrainingData
+from studyloom.errors import ConfigError
+from studyloom.launch.local import Local
+from studyloom.launch.prepare import check_one_process
+from studyloom.question.validation import validate
+
+pytestmark = pytest.mark.usefixtures("composing")
+OWN = (*TINY, "sampler=random", "pruner=none")
+
+
+class Counting(RandomSampler):
+    """Remembers how often it was asked, and says nothing of that."""
+
+    def __init__(self, seed=None):
+        super().__init__(seed)
+        self.asked = 0
+
+    def sample_independent(self, *arguments):
+        self.asked += 1
+        return super().sample_independent(*arguments)
+
+
+class Declared(Counting):
+    keeps_state = True
+
+
+class Failing(Counting):
+    def sample_independent(self, *arguments):
+        raise LookupError("no trial of mine")
+
+
+def own(kind, *overrides):
+    return ask(*OWN, f"sampler._target_=test_search_parts.{kind.__name__}", *overrides)
+
+
+def draws(question, number):
+    """Two numbers that the sampler of a trial draws."""
+    return [*question.sampler(number)._rng.rng.uniform(size=2)]
+
+
+def check(question):
+    split = toy_split()
+    validate(question, TrainingData(None, split, toy_folds(split)))
+
+
+def test_a_fixed_seed_gives_each_trial_draws_of_its_own():
+    question = ask(*OWN, "+sampler.seed=0")
+    first = [draws(question, number) for number in range(5)]
+    assert len({tuple(each) for each in first}) == 5
+    assert first == [draws(question, number) for number in range(5)]
+    assert first != [draws(ask(*OWN, "+sampler.seed=1"), number) for number in range(5)]
+
+
+def test_the_seed_of_the_study_written_out_changes_nothing():
+    assert draws(ask(*OWN, "+sampler.seed=${study.seed}"), 3) == draws(ask(*OWN), 3)
+    assert draws(ask(*OWN, "+sampler.seed=null"), 3) == draws(ask(*OWN), 3)
+
+
+@pytest.mark.parametrize("seed", ["-1", "fast", "0.5", "true"])
+def test_a_seed_that_is_none_is_named_before_trial_0(seed):
+    with pytest.raises(ConfigError, match=r"sampler\.seed must be a whole number from 0 on; got "):
+        check(ask(*OWN, f"+sampler.seed={seed}"))
+
+
+def test_what_draws_from_one_sequence_has_one_seed():
+    question = ask(*TINY, "sampler=qmc", "study.seed=5")
+    assert [question.sampler(number)._seed for number in (0, 1)] == [5, 5]
+
+
+@pytest.mark.parametrize(("kind", "overrides"), [(Declared, ()), (Counting, ("keeps_state",))])
+def test_a_class_or_a_section_says_that_it_keeps_state(kind, overrides):
+    question = own(kind, *(f"+sampler.{key}=true" for key in overrides))
+    assert question.keeps_state == ("sampler",)
+    assert isinstance(question.sampler(0), kind)
+
+
+def test_the_section_has_the_last_word_and_must_be_true_or_false():
+    assert own(Declared, "+sampler.keeps_state=false").keeps_state == ()
+    with pytest.raises(ConfigError, match=r"sampler\.keeps_state must be true or false"):
+        check(own(Counting, "+sampler.keeps_state='yes!'"))
+
+
+def test_a_pruner_may_keep_state_too():
+    question = ask(*OWN, "+pruner.keeps_state=true")
+    assert question.keeps_state == ("pruner",)
+    question.pruner()
+
+
+def test_several_workers_are_refused_with_the_way_out():
+    question = own(Declared)
+    (mistake,) = check_one_process(question, Local(workers=2))
+    assert "sampler: keeps its state in one process (keeps_state)" in mistake
+    assert "set launcher.workers=1" in mistake
+    assert [*check_one_process(question, Local(workers=1))] == []
+    assert [*check_one_process(own(Counting), Local(workers=2))] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "warned"), [(Counting, True), (Declared, False), (Failing, False)]
+)
+def test_state_that_is_lost_at_each_trial_is_warned_of(kind, warned, caplog):
+    with caplog.at_level(logging.WARNING):
+        check(own(kind))
+    assert ("changes its asked from trial to trial" in caplog.text) == warned
+
+
+def test_no_sampler_that_ships_is_warned_of(caplog):
+    for option in ("tpe", "random", "nsga2", "qmc"):
+        check(ask(*TINY, f"sampler={option}", "pruner=none"))
+    assert [record for record in caplog.records if record.name.startswith("studyloom")] == []

@@ -1,0 +1,350 @@
+"""Earlier studies that are found: whose, how many, and what of a stranger's is never touched."""
+
+import math
+import os
+import shutil
+import sqlite3
+
+import optuna
+import pytest
+import yaml
+from commands import CANARY
+from optuna.trial import create_trial
+from toy_worker import RANDOM, work
+from toys import ask, fill
+
+from studyloom.config.runs import note_run
+from studyloom.errors import ConfigError
+from studyloom.search.warm_start import Begun, find_warm_starts
+from studyloom.storage.attributes import PLANNED, SLOT
+from studyloom.study import earlier_studies
+from studyloom.study.earlier_studies import find_earlier, read_earlier
+from studyloom.study.enqueue import begun, enqueue
+from studyloom.study.stored_study import create_study, open_study
+
+AUTO = (*RANDOM, "study.from=auto")
+
+
+def finished(url, trials=3, seed=1, name="earlier", done=None):
+    """A study of the toy space, with all of its trials done unless `done` says fewer.
+
+    Nothing is trained: a trial's value is drawn.
+    """
+    question = ask(*RANDOM, f"study.seed={seed}")
+    stored = create_study(url, name, question.identity("toy"), trials, goals=question.goals)
+    done = trials if done is None else done
+    points = [space_of(question, seed, number) for number in range(done)]
+    fill(stored, *(
+        create_trial(value=0.5 + 0.1 * math.sin(7 * seed + number), params=point.params,
+                     distributions=point.distributions, user_attrs={SLOT: number})
+        for number, point in enumerate(points)
+    ))  # fmt: skip
+    for _ in range(done):
+        stored.ledger.finish(stored.ledger.claim("toy", trials, 60.0))
+    return stored
+
+
+def space_of(question, seed, number):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(100 * seed + number))
+    return question.space.suggest(study.ask())
+
+
+def run_of(folder, name="earlier", **storage):
+    """The files by which Hydra makes a folder a run directory."""
+    (folder / ".hydra").mkdir(parents=True)
+    config = {"study": {"name": name}, "storage": storage}
+    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def sibling(runs, name, **options):
+    folder = run_of(runs / name)
+    finished(f"sqlite:///{folder}/study.db", **options).close()
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    (tmp_path / "runs").mkdir()
+    return tmp_path / "runs"
+
+
+def found(runs, url=None, question=None):
+    question = ask(*AUTO) if question is None else question
+    url = f"sqlite:///{runs}/new/study.db" if url is None else url
+    return find_earlier(url, "new", runs / "new", question.identity("toy"))
+
+
+def labels(remembered):
+    return {each.label for each in remembered.studies}
+
+
+def starts_of(question, remembered, already=None):
+    return find_warm_starts(question, already or Begun(), read_earlier, lambda: remembered)
+
+
+# Which are found
+
+
+def test_finished_studies_of_the_database_and_beside_the_folder_are_found(url, runs):
+    finished(url, name="one", seed=1)
+    finished(url, name="two", seed=2, trials=4, done=2)
+    a, b = sibling(runs, "a", seed=3), sibling(runs, "b", seed=4, trials=2, done=1)
+    (runs / "notes").mkdir()  # no run directory, and not worth a word
+    remembered = found(runs, url)
+    assert labels(remembered) == {"study 'one' of this database", str(a)}
+    assert remembered.notes == [
+        "study.from=auto: study 'two' of this database is not finished; left out",
+        f"study.from=auto: {b} is not finished; left out",
+    ]
+
+
+def test_what_asks_the_same_question_is_never_taken(url, runs):
+    """Under another name, in a copied folder or as this very study: that would be resuming."""
+    asked = ask(*AUTO)
+    for name in ("new", "again"):
+        stored = create_study(url, name, asked.identity("toy"), 1, goals=asked.goals)
+        work(asked, stored, 1)
+    assert found(runs, url, asked).studies == []
+    assert labels(found(runs, url, ask(*AUTO, "study.seed=5"))) == {
+        "study 'again' of this database"
+    }
+
+
+def test_a_study_met_in_two_folders_counts_once(runs):
+    a = sibling(runs, "a")
+    shutil.copytree(a, runs / "copy")
+    assert len(found(runs).studies) == 1
+
+
+def test_the_own_folder_and_later_stages_are_no_earlier_studies(url, runs):
+    finished(url, name="one/re-evaluation")
+    sibling(runs, "new")
+    assert found(runs, url).studies == []
+
+
+def test_of_very_many_the_newest_are_looked_at_and_that_is_said(runs, monkeypatch):
+    monkeypatch.setattr(earlier_studies, "MOST_STUDIES", 2)
+    for number in range(4):
+        folder = sibling(runs, f"r{number}", seed=number + 1, trials=1)
+        os.utime(folder, (number, number))
+    remembered = found(runs)
+    assert labels(remembered) == {str(runs / "r3"), str(runs / "r2")}
+    assert remembered.notes == [
+        "study.from=auto: looked at the newest 2 of 4 earlier studies; study.from=[…] names others"
+    ]
+
+
+def test_another_programs_study_and_a_database_without_one_are_left_out(url, runs):
+    finished(url, name="one")
+    study = optuna.load_study(study_name="one", storage=open_study(url, "one").storage)
+    optuna.create_study(study_name="theirs", storage=study._storage).add_trial(
+        optuna.trial.create_trial(value=1.0)
+    )
+    assert labels(found(runs, url)) == {"study 'one' of this database"}
+    assert found(runs, f"sqlite:///{runs}/none.db").studies == []
+
+
+# What is a stranger's
+
+
+def test_what_cannot_be_read_is_noted_and_the_rest_is_taken(runs):
+    good = sibling(runs, "good")
+    (run_of(runs / "broken") / "study.db").write_bytes(b"SQLite format 3\0" + b"\xff" * 5000)
+    (run_of(runs / "empty") / "study.db").write_bytes(b"")
+    run_of(runs / "without")
+    (runs / "badyaml" / ".hydra").mkdir(parents=True)
+    (runs / "badyaml" / ".hydra" / "config.yaml").write_text("study: [")
+    os.mkfifo(run_of(runs / "pipe") / "study.db")
+    remembered = found(runs)
+    assert labels(remembered) == {str(good)}
+    assert len(remembered.notes) == 5
+    for name in ("broken", "empty", "without", "badyaml", "pipe"):
+        assert any(f"{runs / name} cannot be read: " in note for note in remembered.notes), name
+
+
+def test_many_that_cannot_be_read_are_counted(runs):
+    for number in range(9):
+        (run_of(runs / f"r{number}") / "study.db").write_bytes(b"no database")
+    assert found(runs).notes[-1] == "study.from=auto: 4 more are left out"
+    assert len(found(runs).notes) == 6
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_no_link_is_followed_out_of_a_sibling(runs, tmp_path, own):
+    """Neither a folder that is one, nor a database; also where a command of one's own ran."""
+    elsewhere = sibling(tmp_path / "elsewhere", "secret")
+    (runs / "link").symlink_to(elsewhere)
+    folder = run_of(runs / "inside")
+    if own:
+        note_run(folder)
+    (folder / "study.db").symlink_to(elsewhere / "study.db")
+    before = {path: path.stat().st_mtime_ns for path in elsewhere.rglob("*")}
+    remembered = found(runs)
+    assert remembered.studies == []
+    assert {path: path.stat().st_mtime_ns for path in elsewhere.rglob("*")} == before
+    assert any("it is a link, which is not followed" in note for note in remembered.notes)
+    assert len(remembered.notes) == 2
+
+
+def test_no_database_outside_of_a_strangers_folder_is_opened(runs, url, tmp_path):
+    finished(url, name="private")
+    run_of(runs / "a", name="private", url=url)
+    run_of(runs / "b", name="private", file=str(tmp_path / "url"))
+    remembered = found(runs)
+    assert remembered.studies == []
+    assert len(remembered.notes) == 2
+    assert CANARY not in "".join(remembered.notes)
+
+
+def test_no_server_of_a_strangers_folder_is_started(runs):
+    folder = run_of(runs / "server", url="embedded_postgres:///x")
+    data = folder / "postgres" / "data"
+    data.mkdir(parents=True)
+    for name in ("postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf"):
+        (data / name).write_text("archive_command = 'touch /tmp/owned'\n")
+    (note,) = found(runs).notes
+    assert "is not started" in note
+    assert not (folder / "postgres" / "keeper.lock").exists()
+
+
+def test_hostile_names_and_values_cost_no_more_than_their_trial(runs):
+    folder = sibling(runs, "odd", trials=4)
+    with sqlite3.connect(folder / "study.db") as connection:
+        names = ["a[", "..", "", "model.mlp.hidden[0]"]
+        ids = [row[0] for row in connection.execute("SELECT trial_id FROM trials LIMIT 3")]
+        for trial_id, name in zip(ids, names, strict=False):
+            connection.execute(
+                "UPDATE trial_params SET param_name = ? WHERE param_id = "
+                "(SELECT min(param_id) FROM trial_params WHERE trial_id = ?)",
+                (name, trial_id),
+            )
+    remembered = found(runs)
+    assert len(remembered.studies) == 1
+    assert starts_of(ask(*AUTO), remembered).points
+
+
+# What is taken of them
+
+
+def test_points_of_several_studies_come_after_the_baseline_and_say_from_where(url, runs):
+    finished(url, name="one", seed=1, trials=4)
+    a = sibling(runs, "a", seed=2, trials=4)
+    question = ask(*AUTO, "study.top=4")
+    starts = starts_of(question, found(runs, url, question))
+    assert len(starts.points) == 4
+    stored = create_study(url, "new", question.identity("toy"), 6)
+    assert enqueue(stored, starts, 6, url, space=question.space, baseline=question.baseline) == 0
+    sources = [trial.user_attrs.get("enqueued") for trial in stored.trials()]
+    assert sources[0] == "the configuration as composed"
+    assert sources[1:] == [start.source for start in starts.points]
+    tried = [trial.params for trial in (*_trials(a), *open_study(url, "one").trials())]
+    assert all(start.point.params in tried for start in starts.points)
+    assert begun(stored).sources[0] == "auto"
+    assert {*begun(stored).sources[1:]} == {each.rpartition(", trial")[0] for each in sources[1:]}
+    assert all(any(note.startswith(f"{s}: begins with its trials") for note in starts.notes)
+               for s in begun(stored).sources[1:])  # fmt: skip
+
+
+def _trials(folder):
+    return open_study(f"sqlite:///{folder}/study.db", "earlier").trials()
+
+
+def test_nothing_that_fits_is_a_note_and_the_study_goes_on(runs):
+    sibling(runs, "a")
+    other = ask(*AUTO[:4], "study.from=auto", "space=none", "+space.train.l1.float=[0,1]")
+    starts = starts_of(other, found(runs))
+    assert starts.points == []
+    assert starts.notes == [
+        "study.from=auto: no earlier study has a point of this space; it goes on"
+    ]
+    assert starts.sources == ["auto"]
+    assert starts_of(other, found(runs / "a")).notes == starts.notes
+
+
+@pytest.mark.parametrize("first", [lambda now, again: now, lambda now, again: again])
+def test_a_study_that_was_killed_while_points_were_queued_queues_the_same_ones(url, runs, first):
+    """Although the earlier studies have gone on, and auto would choose others now."""
+    question = ask(*AUTO, "study.top=3")
+    sibling(runs, "a", seed=1, trials=4)
+    chosen = starts_of(question, found(runs, question=question))
+    stored = create_study(url, "new", question.identity("toy"), 6)
+    with pytest.MonkeyPatch.context() as patch:
+        calls = []
+
+        def die_at_the_third(*arguments, **attributes):
+            calls.append(arguments)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return _enqueue_point(*arguments, **attributes)
+
+        from studyloom.study import enqueue as module
+
+        _enqueue_point = module._enqueue_point
+        patch.setattr(module, "_enqueue_point", die_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            enqueue(stored, chosen, 6, url, space=question.space, baseline=question.baseline)
+    assert len(stored.trials()) == 2  # the baseline and a point
+    sibling(runs, "b", seed=9, trials=6)
+    now = starts_of(question, found(runs, question=question))
+    assert [s.source for s in now.points] != [s.source for s in chosen.points]
+    again = starts_of(question, found(runs, question=question), begun(stored))
+    assert again.points == []
+    for starts in (first(now, again), now, again):  # also of a command that had looked before
+        enqueue(stored, starts, 6, url, space=question.space, baseline=question.baseline)
+    params = [trial.params for trial in stored.trials()[1:]]
+    assert sorted(map(str, params)) == sorted(str(s.point.params) for s in chosen.points)
+    assert stored.optuna.user_attrs[PLANNED] is None
+
+
+# A list
+
+
+def test_a_list_of_sources_gives_a_portfolio_and_each_is_read_once(url, runs):
+    finished(url, name="one", seed=1, trials=4)
+    a = sibling(runs, "a", seed=2, trials=4)
+    listed = ask(*RANDOM, f"study.from=['{url}#one',{a},{a}/,'{url}#one']", "study.top=4")
+    starts = find_warm_starts(listed, Begun(), read_earlier)
+    assert len(starts.points) == 4
+    assert len(starts.sources) == 2
+    assert CANARY not in repr((starts.sources, starts.notes))
+    assert sum("twice; it counts once" in note for note in starts.notes) == 2
+    half = find_warm_starts(listed, Begun(starts.sources[:1]), read_earlier)
+    assert {start.source.rpartition(",")[0] for start in half.points} == {str(a)}
+
+
+def test_one_study_under_two_names_counts_once(runs):
+    a = sibling(runs, "a")
+    shutil.copytree(a, runs / "b")
+    listed = ask(*RANDOM, f"study.from=[{a},{runs / 'b'}]", "study.top=2")
+    starts = find_warm_starts(listed, Begun(), read_earlier)
+    assert f"{runs / 'b'} is the study of {a}; it counts once" in starts.notes
+
+
+def test_all_wrong_sources_of_a_list_are_named_at_once(runs):
+    listed = f"study.from=[nowhere,7,auto,'mysql://host/x',{sibling(runs, 'a')}]"
+    question = ask(*RANDOM, listed, "study.top=0")
+    with pytest.raises(ConfigError) as caught:
+        find_warm_starts(question, Begun(), read_earlier)
+    text = "\n".join(caught.value.mistakes)
+    for words in (
+        "study.from: nowhere: no study has run there",
+        "study.from[1] must be a run directory or the URL of a database; got 7",
+        "study.from[2]: auto looks for earlier studies itself",
+        "study.from[3]: storage.url",
+        "study.top must be at least 1; got 0",
+    ):
+        assert words in text, (words, text)
+
+
+def test_a_source_that_is_not_finished_is_taken_and_said(runs):
+    a = sibling(runs, "a", trials=5, done=3)
+    starts = find_warm_starts(ask(*RANDOM, f"study.from={a}"), Begun(), read_earlier)
+    assert f"{a}: is not finished: 2 trials are open" in starts.notes
+    assert len(starts.points) == 3
+
+
+def test_a_grid_has_no_use_for_auto():
+    grid = ask(*RANDOM[:-2], "sampler=grid", "~space.optimizer", "~space.model", "study.from=auto")
+    with pytest.raises(ConfigError, match="sampler=grid: tries each point of the space once"):
+        find_warm_starts(grid, Begun(), read_earlier)
