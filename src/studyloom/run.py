@@ -312,6 +312,8 @@ def search_and_report(
             ),
             soft_wrap=True,
         )
+    elif snapshot.outlook.ending is not None:
+        console.print(Text(f"the search {snapshot.outlook.ending.words}"), soft_wrap=True)
     elif not todo:
         console.print(f"the budget of {trials} trials is spent")
     if trials < snapshot.budget:

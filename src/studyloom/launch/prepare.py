@@ -28,6 +28,7 @@ from studyloom.search.warm_start import WarmStarts, find_warm_starts
 from studyloom.storage.connections import connections_left
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url
+from studyloom.study.bounds import set_bounds
 from studyloom.study.enqueue import (
     enqueue,
     known_sources,
@@ -276,6 +277,8 @@ def open_or_create(prepared: Prepared, *, create: bool) -> tuple[StoredStudy, in
         accept_code_change=question.config.study.accept_code_change,
     )
     stored.state(question.rule)
+    study = question.config.study
+    set_bounds(stored, study.regret if study.stop == "regret" else None, study.epochs, trials)
     if question.baseline is not None:
         if question.config.study.redo_baseline:
             redo_baseline(stored, prepared.url)

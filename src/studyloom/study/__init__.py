@@ -5,6 +5,7 @@ provenance, and stopping.
 """
 
 __all__ = [
+    "bounds",
     "enqueue",
     "failures",
     "identity",

@@ -138,6 +138,8 @@ def is_answer_of(answer: Mapping[str, Any], plan: "Plan") -> bool:
     """
     if answer.get("stage") != plan.last.stored.name or not belongs_to(answer, plan.search.stored):
         return False
+    if answer.get("trials", plan.trials) != plan.trials:  # the search had ended, and went on since
+        return False
     fresh = plan.fresh_values
     return all(row.get("values") == fresh.get(row["trial"]) for row in answer["candidates"])
 
