@@ -72,7 +72,7 @@ class Snapshot:
     rule: str | None = None
     foreign: int = 0
     aside: int = 0
-    outlook: Outlook = Outlook()
+    outlook: Outlook = field(default_factory=Outlook)
 
     @property
     def left(self) -> int:

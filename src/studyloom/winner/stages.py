@@ -122,7 +122,7 @@ class Plan:
 
     @property
     def trials(self) -> int:
-        """How many trials the winner is chosen from: the budget, or those before the search ended."""
+        """How many trials the winner is chosen from: fewer than the budget if the search ended."""
         ended = ending(self.search.stored, self.search.trials)
         return self.search.trials if ended is None else ended.begun
 
