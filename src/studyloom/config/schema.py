@@ -22,7 +22,7 @@ class StudySection:
     # together are expected to gain less than study.regret.
     stop: str | None = None
     regret: float | None = None  # in units of the metric, such as 0.005
-    epochs: int | None = None  # no trial begins once all have reported so many
+    epochs: int | None = None  # no trial begins once all together have reported so many
     seed: int = 0
     baseline: bool = True  # trial 0 is the configuration as composed
     redo_baseline: bool = False  # train the baseline again if it has failed
