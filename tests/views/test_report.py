@@ -434,7 +434,7 @@ def test_what_looks_like_html_is_shown_as_text(study_of):
         if any(name.startswith("on") for name in attributes)
     ]
     drawn = page.count("div", **{"class": "plot"})
-    assert drawn == 7 + 3
+    assert drawn == 8 + 3
     assert page.count("script") == page.count("script", type="application/json") + 2 == drawn + 2
     for words in (IMAGE, SCRIPT, COMMENT):
         assert words in page.text
@@ -522,7 +522,7 @@ def open_page(browser, tmp_path):
 
 def test_a_browser_draws_all_figures_and_asks_for_nothing(study_of, open_page):
     page = open_page(render(study_of(forty()), WINNER, "a: 1"))
-    assert page.locator(".plot.js-plotly-plot").count() == page.locator(".plot").count() == 10
+    assert page.locator(".plot.js-plotly-plot").count() == page.locator(".plot").count() == 11
     assert page.locator(".plot .trace").count() > 40
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
