@@ -1,15 +1,17 @@
 """Whether a search has ended before its budget is spent, and why: asked before each claim.
 
 The answer is a pure function of the stored trials and of the bounds that are stored with the study,
-so that every worker, every view and the next command come to the same one, and a crash changes
-nothing. Once a search has ended, trials under way run to their end, and no further one begins.
+so that no worker is the master. Once further trials are expected to gain too little, that is stored
+too: trials under way, which run to their end, may change the estimate, but not what was decided.
+Then no further trial begins.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from studyloom.search.regret import gains
+from studyloom.text import format_ranges
 
 
 @dataclass(frozen=True)
@@ -20,21 +22,18 @@ class Bounds:
         regret: in units of the metric: it ends once its further trials are expected to gain less.
             None for no such end.
         epochs: it ends once all trials together have reported so many. None for no such end.
-        since: the first count of trials at which `regret` is asked. It is above 0 if the search
-            went on under another one before.
         trials: the budget.
     """
 
     regret: float | None = None
     epochs: int | None = None
-    since: int = 0
     trials: int = 0
 
     @classmethod
     def parse(cls, stored: Any) -> "Bounds":
         """Returns the bounds of a stored attribute, and none of one that no command stored."""
         known = stored if isinstance(stored, dict) else {}
-        kinds: dict[str, Any] = {"regret": (int, float), "epochs": int, "since": int, "trials": int}
+        kinds: dict[str, Any] = {"regret": (int, float), "epochs": int, "trials": int}
         fields = {
             name: known[name]
             for name, kind in kinds.items()
@@ -59,10 +58,6 @@ class Outcome(NamedTuple):
     epochs: int
 
 
-def by_slot(outcome: Outcome) -> int:
-    return outcome.slot
-
-
 @dataclass(frozen=True)
 class Ending:
     """Why a search has ended.
@@ -70,14 +65,16 @@ class Ending:
     Args:
         begun: how many trials there are, those under way included.
         bounds: of the search.
+        epochs: how many its trials have reported.
         gain: what the further trials were expected to gain; None if the epochs are spent.
-        epochs: how many there are.
+        slots: those whose trials had ended when that was decided, as ranges; "" if epochs decide.
     """
 
     begun: int
     bounds: Bounds
-    gain: float | None
     epochs: int
+    gain: float | None = None
+    slots: str = ""
 
     @property
     def words(self) -> str:
@@ -90,43 +87,58 @@ class Ending:
         further = "a further trial is" if left == 1 else f"the {left} further trials are"
         return f"{after}: {further} expected to gain less than study.regret={self.bounds.regret:g}"
 
+    def decision(self) -> dict[str, Any]:
+        """Returns what is stored of it, for `find_ending`."""
+        decided = {"regret": self.bounds.regret, "trials": self.bounds.trials}
+        return decided | {"gain": self.gain, "slots": self.slots}
 
-def find_ending(bounds: Bounds, outcomes: Iterable[Outcome]) -> Ending | None:
+
+def find_ending(
+    bounds: Bounds, outcomes: Iterable[Outcome], decided: Any = None, *, decide: bool = True
+) -> Ending | None:
     """Returns why a search has ended; None if it goes on.
-
-    What further trials would gain is asked after each trial in the order of slots, of those of the
-    first slots that have all ended. So the answer does not depend on which trial ends first, nor on
-    when somebody asks, and it stays the same when more trials end.
 
     Args:
         bounds: of the search.
         outcomes: its trials.
+        decided: what was stored of an end, by whomever.
+        decide: whether to tell from the trials that their further ones gain too little; otherwise
+            only what was decided counts.
     """
-    first = sorted((outcome for outcome in outcomes if outcome.slot < bounds.trials), key=by_slot)
+    first = [outcome for outcome in outcomes if outcome.slot < bounds.trials]
     begun, epochs = len(first), sum(outcome.epochs for outcome in first)
     if begun >= bounds.trials:
         return None  # its budget is what ends it
     if bounds.epochs is not None and epochs >= bounds.epochs:
-        return Ending(begun, bounds, None, epochs)
+        return Ending(begun, bounds, epochs)
     if bounds.regret is None:
         return None
-    values = settled_values(first)
-    asked = gains(values, bounds.trials)[max(0, bounds.since - 1) :]
-    low = next((gain for gain in asked if gain is not None and gain < bounds.regret), None)
-    return None if low is None else Ending(begun, bounds, low, epochs)
+    if _holds(decided, bounds):
+        return Ending(begun, bounds, epochs, float(decided["gain"]), str(decided.get("slots")))
+    gain = gain_of(bounds, first) if decide else None
+    if gain is None or gain >= bounds.regret:
+        return None
+    slots = format_ranges(sorted(outcome.slot for outcome in first if outcome.ended))
+    return Ending(begun, bounds, epochs, gain, slots)
 
 
-def settled_values(outcomes: Iterable[Outcome]) -> list[float | None]:
-    """Returns the values of the first slots that have all ended, by slot."""
-    values: list[float | None] = []
-    for outcome in sorted(outcomes, key=by_slot):
-        if outcome.slot != len(values) or not outcome.ended:
-            break
-        values.append(outcome.value)
-    return values
+def _holds(decided: Any, bounds: Bounds) -> bool:
+    """Whether a stored decision is about this regret, and about this budget or a larger one."""
+    if not isinstance(decided, Mapping) or not isinstance(decided.get("gain"), int | float):
+        return False
+    trials = decided.get("trials")
+    return decided.get("regret") == bounds.regret and (
+        isinstance(trials, int) and trials >= bounds.trials
+    )
 
 
-def gain_of(bounds: Bounds, outcomes: Iterable[Outcome]) -> float | None:
+def ended_values(outcomes: Iterable[Outcome]) -> list[float | None]:
+    """Returns the values of the trials that have ended, by slot."""
+    ordered = sorted(outcomes, key=lambda outcome: outcome.slot)
+    return [outcome.value for outcome in ordered if outcome.ended]
+
+
+def gain_of(bounds: Bounds, outcomes: Sequence[Outcome]) -> float | None:
     """Returns what the rest of the budget is expected to gain; None if that cannot be told."""
-    values = settled_values(outcome for outcome in outcomes if outcome.slot < bounds.trials)
+    values = ended_values(outcome for outcome in outcomes if outcome.slot < bounds.trials)
     return next(reversed(gains(values, bounds.trials)), None)

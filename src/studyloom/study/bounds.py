@@ -2,12 +2,13 @@
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from studyloom.search.ending import Bounds, Ending, Outcome, find_ending, gain_of, settled_values
+from studyloom.search.ending import Bounds, Ending, Outcome, find_ending, gain_of
 from studyloom.storage import sql
-from studyloom.storage.attributes import BOUNDS, SLOT
+from studyloom.storage.attributes import BOUNDS, ENDED, SLOT
 from studyloom.storage.database import read
 from studyloom.study.stored_study import StoredStudy, is_stage_name
 from studyloom.text import format_value
@@ -42,39 +43,34 @@ class Outlook:
 
 def read_bounds(stored: StoredStudy) -> Bounds:
     """Returns the bounds that the last command stored; none of a study of an earlier version."""
+    return Bounds.parse(_read(stored, BOUNDS))
+
+
+def _read(stored: StoredStudy, key: str) -> Any:
     ledger = stored.ledger
-    return Bounds.parse(read(ledger.storage, lambda c: sql.study_attr(c, ledger.study_id, BOUNDS)))
+    return read(ledger.storage, lambda c: sql.study_attr(c, ledger.study_id, key))
 
 
-def set_bounds(
-    stored: StoredStudy, regret: float | None, epochs: int | None, trials: int
-) -> Bounds:
-    """Stores what ends the search from now on, if that is something else than before.
-
-    Another regret than before is asked from the trials on that have ended by now: a higher one does
-    not undo what was done under a lower one.
+def set_bounds(stored: StoredStudy, regret: float | None, epochs: int | None, trials: int) -> None:
+    """Stores what ends the search from now on; with other bounds than before it is asked anew.
 
     Args:
         stored: the study.
         regret: `study.regret` with `study.stop=regret`, else None.
         epochs: `study.epochs`.
         trials: the budget.
-
-    Returns:
-        The bounds.
     """
-    before = read_bounds(stored)
-    since = before.since
-    if regret != before.regret:
-        since = 0 if regret is None else len(settled_values(read_outcomes(stored)))
-    bounds = Bounds(regret, epochs, since, trials)
-    if bounds != before:
+    bounds = Bounds(regret, epochs, trials)
+    if bounds != read_bounds(stored):
+        stored.optuna.set_user_attr(ENDED, None)
         stored.optuna.set_user_attr(BOUNDS, asdict(bounds))
-    return bounds
 
 
 def ending(stored: StoredStudy, trials: int) -> Ending | None:
-    """Returns why a search has ended before its budget is spent; None if it has not.
+    """Returns why a search has ended before its budget is spent; None if it goes on.
+
+    Whoever finds first that further trials are expected to gain too little stores it. If it is
+    killed before, the next one that asks finds the same.
 
     Args:
         stored: the study.
@@ -83,21 +79,27 @@ def ending(stored: StoredStudy, trials: int) -> Ending | None:
     bounds = replace(read_bounds(stored), trials=trials)
     if bounds.regret is None and bounds.epochs is None:
         return None  # without a look at the trials
-    return find_ending(bounds, read_outcomes(stored))
+    decided = _read(stored, ENDED)
+    found = find_ending(bounds, read_outcomes(stored), decided)
+    if found is not None and found.gain is not None and found.decision() != decided:
+        stored.optuna.set_user_attr(ENDED, found.decision())
+    return found
 
 
 def look_ahead(stored: StoredStudy) -> Outlook:
-    """Returns what is still to come of a search; nothing of the later stages of a study."""
+    """Returns what is still to come of a search; nothing of the later stages of a study.
+
+    It decides nothing: who only looks at a study changes nothing.
+    """
     if is_stage_name(stored.name):
         return Outlook()
     bounds = read_bounds(stored)
     if not bounds.trials:  # an earlier version has made the study
         bounds = replace(bounds, trials=sum(stored.ledger.counts().values()))
     outcomes = read_outcomes(stored)
-    gain = gain_of(bounds, outcomes)
-    ended = find_ending(bounds, outcomes)
+    ended = find_ending(bounds, outcomes, _read(stored, ENDED), decide=False)
     under_way = 0 if ended is None else stored.ledger.todo(bounds.trials, begun=True)
-    return Outlook(ended, under_way, gain, bounds.regret, bounds.trials)
+    return Outlook(ended, under_way, gain_of(bounds, outcomes), bounds.regret, bounds.trials)
 
 
 def read_outcomes(stored: StoredStudy, paused: Collection[int] = ()) -> list[Outcome]:

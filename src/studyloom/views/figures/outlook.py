@@ -2,7 +2,7 @@
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
-from studyloom.search.ending import settled_values
+from studyloom.search.ending import ended_values
 from studyloom.search.regret import gains
 from studyloom.study.bounds import Outlook, read_outcomes
 from studyloom.study.stored_study import StoredStudy
@@ -28,7 +28,7 @@ def outlook(stored: StoredStudy, now: Outlook) -> tuple[str, str, go.Figure | st
     """
     if len(stored.goals) > 1:
         return TITLE, "", "With several objectives, no single number says what trials gain."
-    values = settled_values(read_outcomes(stored))
+    values = ended_values(read_outcomes(stored))
     known = [
         (count, gain) for count, gain in enumerate(gains(values, now.trials), 1) if gain is not None
     ]
