@@ -74,7 +74,7 @@ COVERED = {
         f"{RUN}more_trials_go_on_with_the_study_and_one_worker_needs_no_process"
     ),
     "python -m studies.mnist study.trials=200 study.stop=regret study.regret=0.005": (
-        "tests/chaos/test_early_ends.py::test_two_workers_killed_in_the_midst_end_as_one_does"
+        "tests/chaos/test_early_ends.py::test_two_workers_killed_in_the_midst_end_as_it_was_decided"
     ),
     "python -m studies.mnist study.trials=200 study.epochs=1000": (
         "tests/chaos/test_early_ends.py::test_the_epochs_are_spent_and_the_winner_is_chosen"

@@ -8,6 +8,7 @@ from commands import QUICK, study, studyloom
 from harness import outcomes
 from runs import STUDY, Run, kill
 
+from studyloom.search.regret import gains
 from studyloom.study.bounds import ending
 
 pytestmark = [
@@ -39,10 +40,12 @@ class Early(Run):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The outcomes of a run that nothing disturbs, with one worker."""
-    run = Early(folder := tmp_path_factory.mktemp("alone"), f"sqlite:///{folder}/study.db", EARLY)
-    done = study(*run.overrides, "launcher.workers=1", **run.environment)
+def undisturbed(tmp_path_factory):
+    """The outcomes of all trials of the budget."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    whole = ("study.stop=null", "study.regret=null", "launcher.workers=1")
+    run = Run(folder, f"sqlite:///{folder}/study.db", EARLY, trials=TRIALS)
+    done = study(*run.overrides, *whole, **run.environment)
     run.ended(done.returncode, done.stdout, done.stderr, 0)
     return outcomes(run.stored())
 
@@ -60,20 +63,24 @@ def run(tmp_path, request):
     kill(run.processes())
 
 
-def test_two_workers_killed_in_the_midst_end_as_one_does(run, alone):
-    """Each has begun one trial at most when the other one ends that which decides."""
-    assert 10 <= len(alone) < TRIALS - 4
+def test_two_workers_killed_in_the_midst_end_as_it_was_decided(run, undisturbed):
     process = run.start()
-    run.until_done(len(alone) - 4)
+    run.until_done(6)
     kill(run.processes())
     process.communicate()
     printed = run.end(run.start(), 0)
     assert f"expected to gain less than study.regret={REGRET}" in printed
-    assert alone <= outcomes(run.stored())
+    found = ending(run.stored(), TRIALS)
+    trials = run.stored().trials()
+    values = [trial.value for trial in trials if trial.number in slots_of(found.slots)]
+    assert gains(values, TRIALS)[-1] == found.gain < REGRET
+    assert found.begun - len(values) <= 4  # two under way, two that the killed ones had
     before = outcomes(run.stored())
+    assert before <= undisturbed
     again = study(*run.overrides, **run.environment)
     assert "goes on" not in run.ended(again.returncode, again.stdout, again.stderr, 0)
     assert outcomes(run.stored()) == before
+    assert ending(run.stored(), TRIALS) == found
     shown = studyloom("status", run.folder, "--json", **run.environment)
     assert json.loads(shown.stdout)["ended"] == ending(run.stored(), TRIALS).words
     watched = studyloom(
@@ -83,10 +90,18 @@ def test_two_workers_killed_in_the_midst_end_as_one_does(run, alone):
     assert "agrees with the trials" in studyloom("doctor", run.folder, **run.environment).stdout
     assert studyloom("report", run.folder, **run.environment).returncode == 0
     assert "The search ended after" in (run.folder / "report.html").read_text()
-    went_on = study(*run.overrides, "study.stop=null", "study.regret=null", **run.environment)
-    assert went_on.returncode == 0
-    assert f"{TRIALS} of {TRIALS} trials" in went_on.stdout
-    assert before < outcomes(run.stored())
+    whole = study(*run.overrides, "study.stop=null", "study.regret=null", **run.environment)
+    assert whole.returncode == 0
+    assert f"{TRIALS} of {TRIALS} trials" in whole.stdout
+    assert outcomes(run.stored()) == undisturbed
+
+
+def slots_of(ranges):
+    """The numbers of such ranges as `0-3, 5`."""
+    ends = [part.split("-") for part in ranges.split(", ")]
+    return {
+        slot for first, *last in ends for slot in range(int(first), int((last or [first])[0]) + 1)
+    }
 
 
 def test_the_epochs_are_spent_and_the_winner_is_chosen(tmp_path):

@@ -11,7 +11,7 @@ from toys import fill, two_sided
 
 from studyloom.metrics import Goal
 from studyloom.storage.records.reconcile import reconcile
-from studyloom.study.bounds import look_ahead, set_bounds
+from studyloom.study.bounds import ending, look_ahead, set_bounds
 from studyloom.study.stored_study import create_study
 from studyloom.views.figures.axes import Axis
 from studyloom.views.figures.outlook import outlook
@@ -53,6 +53,7 @@ def test_a_search_that_goes_on_shows_what_further_trials_are_expected_to_gain(tw
 
 def test_one_that_has_ended_says_so_in_all_views(twelve):
     set_bounds(twelve, 0.1, None, 40)
+    ending(twelve, 40)
     snapshot = take_snapshot(twelve)
     assert (snapshot.left, snapshot.budget, snapshot.done) == (0, 40, 12)
     status = read_status(twelve)
@@ -69,6 +70,7 @@ def test_one_that_has_ended_says_so_in_all_views(twelve):
 
 def test_one_that_has_ended_is_watched_until_its_last_trials_have(twelve):
     set_bounds(twelve, 0.1, None, 40)
+    ending(twelve, 40)
     fill(twelve, a_trial(12, TrialState.RUNNING))
     reconcile(twelve.ledger, lambda _: True)
     snapshot = take_snapshot(twelve)
