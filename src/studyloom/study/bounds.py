@@ -34,8 +34,8 @@ class Outlook:
     trials: int = 0
 
     def words(self, metric: str) -> str:
-        """Formats what further trials are expected to gain; empty if that cannot be told."""
-        if self.gain is None or self.ending is not None:
+        """Formats what further trials are expected to gain; empty if there are none, or too few."""
+        if not self.gain or self.ending is not None:
             return ""
         below = "" if self.regret is None else f"; the search ends below {self.regret:g}"
         return f"expected gain of further trials: {format_value(self.gain)} {metric}{below}"
