@@ -130,7 +130,7 @@ class Reader(HTMLParser):
 def test_a_full_study_has_every_plot(study_of):
     page = Reader(render(study_of(forty()), WINNER, "a: 1"))
     slices = 3  # cnn.channels is always 8
-    assert page.count("div", **{"class": "plot"}) == 7 + slices
+    assert page.count("div", **{"class": "plot"}) == 8 + slices
     assert page.count("p", **{"class": "absent"}) == 0
     titles = (
         "Search",
