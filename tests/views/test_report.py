@@ -434,7 +434,7 @@ def test_what_looks_like_html_is_shown_as_text(study_of):
         if any(name.startswith("on") for name in attributes)
     ]
     drawn = page.count("div", **{"class": "plot"})
-    assert drawn == 8 + 3
+    assert drawn == 7 + 3
     assert page.count("script") == page.count("script", type="application/json") + 2 == drawn + 2
     for words in (IMAGE, SCRIPT, COMMENT):
         assert words in page.text
