@@ -73,6 +73,12 @@ COVERED = {
     "python -m studies.mnist study.trials=60": (
         f"{RUN}more_trials_go_on_with_the_study_and_one_worker_needs_no_process"
     ),
+    "python -m studies.mnist study.trials=200 study.stop=regret study.regret=0.005": (
+        "tests/chaos/test_early_ends.py::test_two_workers_killed_in_the_midst_end_as_it_was_decided"
+    ),
+    "python -m studies.mnist study.trials=200 study.epochs=1000": (
+        "tests/chaos/test_early_ends.py::test_the_epochs_are_spent_and_the_winner_is_chosen"
+    ),
     "python -m studies.mnist launcher.workers=4": (
         f"{RUN}a_study_ends_with_its_answer_and_the_next_commands"
     ),

@@ -57,7 +57,7 @@ from studyloom.text import PrintableFormatter, format_duration
 from studyloom.views.dry_run import print_dry_run
 from studyloom.views.live import Display
 from studyloom.views.report import write_report
-from studyloom.views.snapshot import take_snapshot
+from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import (
     answers_table,
     front_table,
@@ -306,19 +306,27 @@ def search_and_report(
     if stop():
         why = "the time is up" if stop.signal is None else "stopped"
         console.print(f"{why}; the same command goes on from here")
-    elif snapshot.best is None and snapshot.rule is not None:
-        console.print(
-            Text(
-                f"no trial keeps to winner.rule: {snapshot.rule}; loosen it, or raise study.trials"
-            ),
-            soft_wrap=True,
-        )
-    elif not todo:
-        console.print(f"the budget of {trials} trials is spent")
+    elif words := end_of_search(snapshot, trials, todo):
+        console.print(Text(words), soft_wrap=True)
     if trials < snapshot.budget:
         line = f"the study has {snapshot.budget} trials; the winner is one of the first {trials}"
         console.print(f"{line}, as study.trials={trials} says", soft_wrap=True)
     return 0 if snapshot.best is not None or stop() else 1
+
+
+def end_of_search(snapshot: Snapshot, trials: int, todo: int) -> str:
+    """Returns why there is nothing left to do, if the counts of the trials do not say it.
+
+    Args:
+        snapshot: of the search, which has ended.
+        trials: its budget.
+        todo: how many trials the command had to do.
+    """
+    if snapshot.best is None and snapshot.rule is not None:
+        return f"no trial keeps to winner.rule: {snapshot.rule}; loosen it, or raise study.trials"
+    if snapshot.outlook.ending is not None:
+        return f"the search {snapshot.outlook.ending.words}"
+    return "" if todo else f"the budget of {trials} trials is spent"
 
 
 def launch(prepared: Prepared, plan: Plan, task: Task, stop: Stop, console: Console) -> str | None:

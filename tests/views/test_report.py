@@ -130,7 +130,7 @@ class Reader(HTMLParser):
 def test_a_full_study_has_every_plot(study_of):
     page = Reader(render(study_of(forty()), WINNER, "a: 1"))
     slices = 3  # cnn.channels is always 8
-    assert page.count("div", **{"class": "plot"}) == 7 + slices
+    assert page.count("div", **{"class": "plot"}) == 8 + slices
     assert page.count("p", **{"class": "absent"}) == 0
     titles = (
         "Search",
@@ -522,7 +522,7 @@ def open_page(browser, tmp_path):
 
 def test_a_browser_draws_all_figures_and_asks_for_nothing(study_of, open_page):
     page = open_page(render(study_of(forty()), WINNER, "a: 1"))
-    assert page.locator(".plot.js-plotly-plot").count() == page.locator(".plot").count() == 10
+    assert page.locator(".plot.js-plotly-plot").count() == page.locator(".plot").count() == 11
     assert page.locator(".plot .trace").count() > 40
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 

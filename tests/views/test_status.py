@@ -237,6 +237,7 @@ def test_json_has_stable_keys_and_unrounded_numbers(half_done):
             "rule",
         ),
         *("importances", "workers", "failures", "halted", "eta", "foreign"),
+        *("ended", "gain"),
     ]
     assert document["slots"] == {"free": 2, "held": 2, "done": 4}
     assert document["trials"] == {

@@ -7,6 +7,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from studyloom.text import no_such_key, printable
 
+STOPS = ("regret",)  # what study.stop may be
 LONGEST_NAME = 200  # leaves room for suffixes below the 255 bytes that file systems give a name
 
 
@@ -17,6 +18,11 @@ class StudySection:
     name: str = MISSING
     trials: int = 40  # the budget of the study, over all workers, commands and crashes
     timeout: float | None = None  # seconds that one command searches
+    # What ends the search before its trials are spent: null, or regret, once all further trials
+    # together are expected to gain less than study.regret.
+    stop: str | None = None
+    regret: float | None = None  # in units of the metric, such as 0.005
+    epochs: int | None = None  # no trial begins once all together have reported so many
     seed: int = 0
     baseline: bool = True  # trial 0 is the configuration as composed
     redo_baseline: bool = False  # train the baseline again if it has failed

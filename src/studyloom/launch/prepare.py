@@ -29,6 +29,7 @@ from studyloom.search.warm_start import Begun, Remembered, WarmStarts, find_warm
 from studyloom.storage.connections import connections_left
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url
+from studyloom.study.bounds import set_bounds
 from studyloom.study.earlier_studies import find_earlier, read_earlier
 from studyloom.study.enqueue import begun, enqueue, missing_baseline, redo_baseline
 from studyloom.study.identity import check_code
@@ -303,6 +304,8 @@ def open_or_create(prepared: Prepared, *, create: bool) -> tuple[StoredStudy, in
         accept_code_change=question.config.study.accept_code_change,
     )
     stored.state(question.rule)
+    study = question.config.study
+    set_bounds(stored, study.regret if study.stop == "regret" else None, study.epochs, trials)
     if question.baseline is not None:
         if question.config.study.redo_baseline:
             redo_baseline(stored, prepared.url)

@@ -1,6 +1,7 @@
 """Validates a question as a whole before trial 0: every mistake at once, each with the way out."""
 
 import logging
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ from optuna.distributions import IntDistribution
 from optuna.samplers import BaseSampler
 
 from studyloom.config.overrides import group_options
-from studyloom.config.schema import Config, check_name
+from studyloom.config.schema import STOPS, Config, check_name
 from studyloom.config.values import describe_error, has_key, keys_at, value_at, with_values
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
@@ -20,7 +21,7 @@ from studyloom.question.question import STEPS, Question
 from studyloom.question.search_parts import KEEPS_STATE, forgotten
 from studyloom.space.distributions import why_not
 from studyloom.space.tree import Leaf, ListLeaf, Node, group_of
-from studyloom.text import as_yaml, no_such_key
+from studyloom.text import as_yaml, nearest, no_such_key
 
 log = logging.getLogger(__name__)
 LARGEST_SEED = 2**32 - 1  # of numpy's older generators, which samplers use
@@ -59,6 +60,8 @@ def check_sections(question: Question) -> Iterator[str]:
     yield from filter(None, [check_name(study.name)])
     yield from _check_goals(question)
     yield from _check_committee(question)
+    yield from _check_regret(question)
+    yield from _check_epochs(question)
     at_least = (
         ("study.trials", study.trials, 1),
         ("study.seed", study.seed, 0),
@@ -84,6 +87,70 @@ def check_sections(question: Question) -> Iterator[str]:
             f"pruner={question.composer.choices.get('pruner')} compares trials fold by fold and "
             "seed by seed, and a trial has only one of each; set objective.folds=5, or choose "
             "another pruner, such as pruner=median"
+        )
+
+
+def _check_regret(question: Question) -> Iterator[str]:
+    """Yields the mistakes in what ends the search once it is good enough."""
+    study, metric = question.config.study, question.config.objective.metric
+    if study.stop is None:
+        if study.regret is not None:
+            yield (
+                f"study.regret={study.regret:g} has no effect without study.stop=regret; add that, "
+                "or leave study.regret out"
+            )
+        return
+    if study.stop not in STOPS:
+        yield (
+            f"study.stop must be {' or '.join(STOPS)}, or null; got {study.stop}"
+            f"{nearest(study.stop, STOPS)}"
+        )
+        return
+    if study.regret is None:
+        yield (
+            "study.stop=regret needs study.regret, the gain that further trials are not worth, in "
+            "units of the metric, such as study.regret=0.005"
+        )
+    elif not 0 < study.regret < math.inf:
+        yield (
+            "study.regret must be a positive number, in units of the metric, such as 0.005; "
+            f"got {study.regret}"
+        )
+    ways_out = "set study.stop=null, and bound the search by study.trials or study.epochs"
+    names = [] if isinstance(metric, str) else metric
+    if isinstance(names, ListConfig) and len(names) > 1:
+        yield (
+            f"study.stop=regret asks what further trials gain in one value, and there are "
+            f"{len(names)}, objective.metric=[{', '.join(map(str, names))}]; {ways_out}"
+        )
+    if str(question.config.sampler.get("_target_")).endswith(".GridSampler"):
+        yield (
+            "study.stop=regret asks what further trials gain by what the earlier ones did, and "
+            f"sampler=grid tries each point of a list; {ways_out}, or choose another sampler, such "
+            "as sampler=random"
+        )
+
+
+def _check_epochs(question: Question) -> Iterator[str]:
+    """Yields the mistakes in the bound of the epochs of all trials."""
+    epochs, config = question.config.study.epochs, question.config
+    if epochs is None:
+        return
+    if epochs < 1:
+        yield (
+            "study.epochs must be a positive number of epochs of all trials, or null for no limit; "
+            f"got {epochs}"
+        )
+    elif not isinstance(question, FunctionQuestion) and epochs < config.train.epochs:
+        yield (
+            f"study.epochs must be at least train.epochs={config.train.epochs}, the epochs of one "
+            f"trial; got {epochs}"
+        )
+    if question.in_turn:
+        yield (
+            f"study.epochs counts epochs, and with pruner={question.composer.choices.get('pruner')}"
+            " trials report whole folds and seeds; choose another pruner, such as pruner=median, "
+            "or bound the search by study.trials or study.timeout"
         )
 
 
@@ -148,7 +215,13 @@ def _check_goals(question: Question) -> Iterator[str]:
     try:
         _ = question.limits
         if goals:  # with a wrong objective, a rule may name what is not known for that reason
-            _ = question.rule
+            rule = question.rule
+            if rule is not None and rule.goal.name != goals[0].name and question.config.study.stop:
+                yield (
+                    f"study.stop=regret asks what further trials gain in {goals[0].name}, and "
+                    f"winner.rule chooses by {rule.goal.name}; set study.stop=null, or have "
+                    f"winner.rule choose by {goals[0].name}"
+                )
     except ConfigError as error:
         yield from error.mistakes
     if len(goals) > 1:

@@ -1,13 +1,13 @@
 """The search: what decides how a study continues, as pure functions of the stored trials.
 
-Every worker computes the same decision from the same database, so no worker is the master. Today
-this room holds the warm start, and the portfolio of points that earlier studies give; samplers,
-pruners and races of our own belong here.
+Every worker computes the same decision from the same database, so no worker is the master. Here are
+the warm start, the portfolio of points that earlier studies give, and when a search has ended;
+samplers, pruners and races of our own belong here.
 """
 
 from studyloom import make_callable
 
-__all__ = ["earlier", "placing", "portfolio", "warm_start"]
+__all__ = ["earlier", "ending", "placing", "portfolio", "regret", "warm_start"]
 
 # `studyloom.search(…)` is the API, and this room has the same name.
 make_callable(__name__)

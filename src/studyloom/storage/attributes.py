@@ -6,6 +6,8 @@ The keys are part of stored studies: add new ones, but never rename one.
 # Of a study
 QUESTION = "question"  # dict[str, Any]: what the study asks, by config key
 HALTED = "halted"  # str | None: why the study has stopped itself
+BOUNDS = "bounds"  # dict[str, Any]: what ends the search before its budget is spent
+ENDED = "ended"  # dict[str, Any] | None: why it has ended so, decided once
 RULE = "rule"  # str | None: how the winner is chosen, where winner.rule states it
 SOURCES = "from"  # list[str]: the earlier studies from which it took its first points
 PLANNED = "planned"  # dict | None: the `points` of earlier studies that are being queued, `sources`

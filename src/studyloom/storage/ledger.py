@@ -125,6 +125,10 @@ class Ledger:
     def _mine(self) -> ColumnElement[bool]:
         return SLOTS.c.study_id == self.study_id
 
+    def _first(self, trials: int, begun: bool) -> ColumnElement[bool]:
+        first = all_of(self._mine, SLOTS.c.slot < trials)
+        return all_of(first, SLOTS.c.trial_id.is_not(None)) if begun else first
+
     @property
     def _now(self) -> ColumnElement[float]:
         """Seconds since 1970 on the database's clock: those of the workers may differ by hours."""
@@ -144,6 +148,7 @@ class Ledger:
         make: Callable[[Connection, int], int] | None = None,
         *,
         fresh: bool = False,
+        begun: bool = False,
     ) -> Claim | None:
         """Takes a slot, one with a trial first.
 
@@ -157,6 +162,7 @@ class Ledger:
             make: Creates a trial for a slot that has none, or whose trial is gone, in the
                 transaction of the claim, and returns its id.
             fresh: Whether to take only a slot without a trial that no other worker has held.
+            begun: Whether to take only a slot with a trial, since the search has ended.
 
         Returns:
             The claim; None if all slots are done, or held by others.
@@ -170,7 +176,8 @@ class Ledger:
             lock_study(connection, self.study_id, self.uuid)
             held = all_of(self._mine, SLOTS.c.state == "held", SLOTS.c.owner != owner)
             abandoned = self._leases.ended(connection, held, self._now, lease)
-            statement = self._claiming(owner, trials, lease, fresh, abandoned)
+            first = self._first(trials, begun)
+            statement = self._claiming(owner, first, lease, fresh, abandoned)
             row = connection.execute(statement).one_or_none()
             if row is None:
                 return None
@@ -208,14 +215,17 @@ class Ledger:
         return Sightings(self.clock)
 
     def _claiming(
-        self, owner: str, trials: int, lease: float, fresh: bool, abandoned: ColumnElement[bool]
+        self,
+        owner: str,
+        slots: ColumnElement[bool],
+        lease: float,
+        fresh: bool,
+        abandoned: ColumnElement[bool],
     ) -> Executable:
         """Builds the conditional statement that takes a slot and returns the fields of a Claim."""
         own = all_of(SLOTS.c.state == "held", SLOTS.c.owner == owner)
         expired = all_of(SLOTS.c.state == "held", SLOTS.c.owner != owner, abandoned)
-        takeable = all_of(
-            self._mine, SLOTS.c.slot < trials, any_of(SLOTS.c.state == "free", own, expired)
-        )
+        takeable = all_of(slots, any_of(SLOTS.c.state == "free", own, expired))
         if fresh:
             takeable = all_of(takeable, SLOTS.c.trial_id.is_(None), any_of(SLOTS.c.token == 0, own))
         first = (
@@ -397,13 +407,13 @@ class Ledger:
         """In every study of the database: a worker goes from one stage of a run to the next."""
         return all_of(SLOTS.c.owner.in_(workers), SLOTS.c.state == "held")
 
-    def todo(self, trials: int) -> int:
-        """Counts those of the first `trials` slots that are not done.
+    def todo(self, trials: int, *, begun: bool = False) -> int:
+        """Counts those of the first `trials` slots that are not done; or only those with a trial.
 
         Raises:
             StorageLost: The study was deleted.
         """
-        open_ = all_of(self._mine, SLOTS.c.slot < trials, SLOTS.c.state != "done")
+        open_ = all_of(self._first(trials, begun), SLOTS.c.state != "done")
         count = select(func.count()).where(open_).scalar_subquery()
         query = select(count, self._exists)
         number, exists = read(self.storage, lambda connection: connection.execute(query).one())

@@ -5,6 +5,7 @@ provenance, and stopping.
 """
 
 __all__ = [
+    "bounds",
     "earlier_studies",
     "enqueue",
     "failures",

@@ -38,6 +38,7 @@ from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, KEPT, SLOT, WORKER
 from studyloom.storage.ledger import Claim
 from studyloom.study import failures
+from studyloom.study.bounds import ending
 from studyloom.study.failures import Failure
 from studyloom.study.provenance import Provenance, current_environment
 from studyloom.study.reporter import EpochReports, Limits, Reporter
@@ -103,6 +104,7 @@ class Worker:
     def run(self, trials: int) -> None:
         """Works on the first `trials` slots until all are done or the worker is asked to stop.
 
+        Once the search has ended by its bounds, only the trials that have begun are left to do.
         Waits while others hold slots, because their leases may end.
 
         Args:
@@ -124,14 +126,15 @@ class Worker:
         while not self.stopping():
             with self.watch("storage"):
                 self.stored.check_halted()
-                claim = ledger.claim(owner, trials, self.limits.lease, make)
+                ended = ending(self.stored, trials) is not None
+                claim = ledger.claim(owner, trials, self.limits.lease, make, begun=ended)
             if claim is not None:
                 self.on_claim()
                 if kept:
                     self.begin_state(claim, kept)
                     kept = ()
                 self.finish_claim(claim)
-            elif ledger.todo(trials):
+            elif ledger.todo(trials, begun=ended):
                 with self.watch("idle"):
                     time.sleep(WAIT)
                 ledger.record_gone()

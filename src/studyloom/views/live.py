@@ -92,7 +92,7 @@ class Display:
         if not done:
             return "ETA –"
         pace = (time.monotonic() - self.started) / done
-        return f"ETA {format_duration(pace * (snapshot.budget - snapshot.done))}"
+        return f"ETA {format_duration(pace * snapshot.left)}"
 
     def line(self, snapshot: Snapshot) -> str:
         """Formats a snapshot as one line."""

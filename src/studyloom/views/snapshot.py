@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.storage.attributes import BASELINE
+from studyloom.study.bounds import Outlook, look_ahead
 from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_cost, format_value
@@ -55,6 +56,8 @@ class Snapshot:
         rule: how the best is chosen; None if the metric alone decides.
         foreign: the number of trials that another program has added.
         aside: the number of trials that were set aside for another one in their slot.
+        outlook: whether the search has ended before its budget is spent, and what the trials
+            that are left are expected to gain.
     """
 
     name: str
@@ -69,6 +72,12 @@ class Snapshot:
     rule: str | None = None
     foreign: int = 0
     aside: int = 0
+    outlook: Outlook = field(default_factory=Outlook)
+
+    @property
+    def left(self) -> int:
+        """The number of trials that will still be worked on."""
+        return self.budget - self.done if self.outlook.ending is None else self.outlook.under_way
 
     @property
     def budget(self) -> int:
@@ -104,6 +113,7 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
         rule=str(rule) if costs or rule.conditions or rule.goal.name != stored.metric else None,
         foreign=len(foreign),
         aside=len(aside),
+        outlook=look_ahead(stored),
     )
 
 

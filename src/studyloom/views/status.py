@@ -104,7 +104,7 @@ def remaining(snapshot: Snapshot, trials: Sequence[FrozenTrial]) -> float | None
     """
     durations = [duration(trial) for trial in trials if trial.state.is_finished()]
     working = [worker for worker in snapshot.workers if worker.alive]
-    left = snapshot.budget - snapshot.done
+    left = snapshot.left
     if not left:
         return 0.0
     if not durations or not working:
@@ -133,14 +133,18 @@ def render(status: Status, width: int) -> RenderableType:
         width: the width of the terminal in columns; no line is longer.
     """
     snapshot = status.snapshot
-    left = snapshot.slots["free"]
+    left, ended = snapshot.slots["free"], snapshot.outlook.ending
     eta = ""
     if status.eta is not None and snapshot.workers:
         eta = f", ETA {format_duration(status.eta)}"
     parts: list[RenderableType] = [
         Text(headline(snapshot), overflow="fold"),
-        Text(f"budget left: {left} trial{'' if left == 1 else 's'}{eta}"),
+        Text(f"budget left: {left} trial{'' if left == 1 else 's'}{eta}")
+        if ended is None
+        else Text(f"{ended.words}{eta}", overflow="fold"),
     ]
+    if ended is None and (gain := snapshot.outlook.words(snapshot.metric)):
+        parts.append(Text(gain, overflow="fold"))
     if status.halted is not None:
         words = one_line(status.halted)
         why = f"the study has stopped, since its trials fail with this: {words}"
@@ -178,7 +182,9 @@ def status_line(status: Status) -> str:
     result = "no result yet"
     if best is not None:
         result = f"best {format_trial_values(best)} (trial {best.number})"
-    return f"{headline(status.snapshot)}; {result}"
+    ended = status.snapshot.outlook.ending
+    why = "" if ended is None else f"; {ended.words}"
+    return f"{headline(status.snapshot)}; {result}{why}"
 
 
 def as_json(status: Status) -> str:
@@ -194,7 +200,9 @@ def as_json(status: Status) -> str:
         - workers: owner, trial, epoch, value, held (seconds since it claimed its slot), and lease
           (seconds left);
         - failures: count and last reason by kind; halted: why the study has stopped itself;
-        - eta: the seconds left; foreign: the count of trials that another program has added.
+        - eta: the seconds left; foreign: the count of trials that another program has added;
+        - ended: why the search has ended before its budget was spent; gain: what the trials that
+          are left are expected to gain, together.
     """
     snapshot = status.snapshot
     states = ("complete", "pruned", "failed", "running", "waiting")
@@ -228,6 +236,8 @@ def as_json(status: Status) -> str:
         "halted": status.halted,
         "eta": status.eta,
         "foreign": snapshot.foreign,
+        "ended": None if snapshot.outlook.ending is None else snapshot.outlook.ending.words,
+        "gain": snapshot.outlook.gain,
     }
     return json.dumps(_finite(document), allow_nan=False)
 
@@ -294,11 +304,11 @@ def watch_statuses(stored: StoredStudy) -> Iterator[Status | StorageError]:
         The status, or the error if the database cannot be read; the next look may succeed.
     """
     status: Status | None = None
-    while status is None or status.snapshot.done < status.snapshot.budget:
+    while status is None or status.snapshot.left:
         try:
             status = read_status(stored, status)
             yield status
         except StorageError as error:
             yield error
-        if status is None or status.snapshot.done < status.snapshot.budget:
+        if status is None or status.snapshot.left:
             time.sleep(REFRESH)

@@ -232,6 +232,17 @@ def format_parameters(params: Mapping[str, Any]) -> str:
     return "  ".join(pairs) or "as composed"
 
 
+def more_trials(snapshot: Snapshot, prepared: "Prepared") -> str:
+    """Returns the override by which a search that has ended goes on; empty if it has not."""
+    study, ended = prepared.question.config.study, snapshot.outlook.ending
+    if ended is not None and ended.gain is not None:
+        return f"study.regret={study.regret / 2:g}"
+    if ended is not None:
+        return f"study.epochs={2 * ended.epochs}"
+    spent = snapshot.done == snapshot.budget == study.trials
+    return f"study.trials={2 * snapshot.budget}" if spent else ""
+
+
 class SafeConsole(Console):
     """A console on which no text controls the terminal; only styles of Rich's do."""
 
@@ -325,9 +336,8 @@ def print_next_steps(
     ]
     folder = shlex.quote(str(prepared.run_dir))
     nexts = [f"studyloom {verb} {folder}" for verb in ("status", "dashboard")]
-    spent = snapshot.done == snapshot.budget == prepared.question.config.study.trials
-    if prepared.question.space.nodes and spent:
-        more = f"study.trials={2 * snapshot.budget}"
-        nexts.insert(0, shlex.join([*command.page, *command.without("study.trials"), more]))
+    if prepared.question.space.nodes and (more := more_trials(snapshot, prepared)):
+        key = more.partition("=")[0]
+        nexts.insert(0, shlex.join([*command.page, *command.without(key), more]))
     lines += [f"{'' if n else 'next':6} {command}" for n, command in enumerate(nexts)]
     console.print(Text("\n".join(lines)), soft_wrap=True)

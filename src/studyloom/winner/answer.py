@@ -177,6 +177,8 @@ def is_answer_of(answer: Mapping[str, Any], plan: "Plan") -> bool:
         return False
     if plan.settings.committee and "committee" not in answer:
         return False
+    if answer.get("trials", plan.trials) != plan.trials:  # the search had ended, and went on since
+        return False
     fresh = plan.fresh_values
     return all(row.get("values") == fresh.get(row["trial"]) for row in answer["candidates"])
 

@@ -66,7 +66,7 @@ def evaluate_winner(
     answer = {
         "study": plan.search.stored.name,
         "stage": stage.stored.name,
-        "trials": plan.search.trials,
+        "trials": plan.trials,
         "study_trials": sum(plan.search.stored.ledger.counts().values()),
         "reused": plan.reused(),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -35,6 +35,7 @@ from studyloom.seeds import derive
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import BASELINE, EPOCHS, JOBS, REUSED, SLOT
 from studyloom.storage.records.reconcile import reconcile_unasked
+from studyloom.study.bounds import ending
 from studyloom.study.stored_study import StoredStudy, create_study
 from studyloom.study.worker import TrialSource
 from studyloom.winner.candidates import CandidateTrainings
@@ -61,7 +62,8 @@ class Stage:
 
     def todo(self) -> int:
         """Returns how many trials have not ended yet."""
-        return self.stored.ledger.todo(self.trials)
+        ended = ending(self.stored, self.trials) is not None
+        return self.stored.ledger.todo(self.trials, begun=ended)
 
 
 @dataclass
@@ -121,6 +123,12 @@ class Plan:
         """Closes the connections; the last one of a SQLite file removes its two side files."""
         for stage in (self.search, *self._opened):
             stage.stored.close()
+
+    @property
+    def trials(self) -> int:
+        """How many trials the winner is chosen from: fewer than the budget if the search ended."""
+        ended = ending(self.search.stored, self.search.trials)
+        return self.search.trials if ended is None else ended.begun
 
     def reconcile(self) -> bool:
         """Mends what another program has changed in the ledgers or trials of the stages.

@@ -7,6 +7,7 @@ __all__ = [
     "axes",
     "curves",
     "history",
+    "outlook",
     "parameters",
     "pareto",
     "plot_study",

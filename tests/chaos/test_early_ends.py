@@ -1,0 +1,127 @@
+"""A search that ends before its budget is spent: whole commands, killed in the midst."""
+
+import json
+from pathlib import Path
+
+import pytest
+from commands import QUICK, study, studyloom
+from harness import outcomes
+from runs import STUDY, Run, kill
+
+from studyloom.search.regret import gains
+from studyloom.study.bounds import ending
+
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.skipif(
+        not Path("/proc/self/environ").exists(), reason="processes are looked up in /proc"
+    ),
+]
+TRIALS = 20
+REGRET = 0.2  # which every estimate is below, so that it ends with the first, of ten trials
+EARLY = (
+    *(*STUDY, f"study.trials={TRIALS}", "train.epochs=8"),
+    *("study.stop=regret", f"study.regret={REGRET}"),
+)
+
+
+class Early(Run):
+    """A run whose search ends early: the law of exit code 0 is then the stated end."""
+
+    def check_success(self, printed: str) -> None:
+        trials, counts = self.stored().trials(), self.stored().ledger.counts()
+        found = ending(self.stored(), TRIALS)
+        assert found is not None, printed
+        assert f"the search {found.words}" in printed
+        assert f"{found.begun} of {TRIALS} trials" in printed
+        assert counts == {"free": TRIALS - found.begun, "held": 0, "done": found.begun}, "I9"
+        assert all(trial.state.is_finished() for trial in trials), "I9: a trial runs for ever"
+        assert [trial.user_attrs["slot"] for trial in trials] == [*range(found.begun)], "I2"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The outcomes of all trials of the budget."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    whole = ("study.stop=null", "study.regret=null", "launcher.workers=1")
+    run = Run(folder, f"sqlite:///{folder}/study.db", EARLY, trials=TRIALS)
+    done = study(*run.overrides, *whole, **run.environment)
+    run.ended(done.returncode, done.stdout, done.stderr, 0)
+    return outcomes(run.stored())
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def run(tmp_path, request):
+    folder = tmp_path / "run"
+    url = (
+        f"sqlite:///{folder}/study.db"
+        if request.param == "sqlite"
+        else request.getfixturevalue("postgres_url")
+    )
+    run = Early(folder, url, EARLY)
+    yield run
+    kill(run.processes())
+
+
+def test_two_workers_killed_in_the_midst_end_as_it_was_decided(run, undisturbed):
+    process = run.start()
+    run.until_done(6)
+    kill(run.processes())
+    process.communicate()
+    printed = run.end(run.start(), 0)
+    assert f"expected to gain less than study.regret={REGRET}" in printed
+    found = ending(run.stored(), TRIALS)
+    trials = run.stored().trials()
+    values = [trial.value for trial in trials if trial.number in slots_of(found.slots)]
+    assert gains(values, TRIALS)[-1] == found.gain < REGRET
+    assert found.begun - len(values) <= 4  # two under way, two that the killed ones had
+    before = outcomes(run.stored())
+    assert before <= undisturbed
+    again = study(*run.overrides, **run.environment)
+    assert "goes on" not in run.ended(again.returncode, again.stdout, again.stderr, 0)
+    assert outcomes(run.stored()) == before
+    assert ending(run.stored(), TRIALS) == found
+    shown = studyloom("status", run.folder, "--json", **run.environment)
+    assert json.loads(shown.stdout)["ended"] == ending(run.stored(), TRIALS).words
+    watched = studyloom(
+        "status", run.folder, "--watch", **run.environment
+    )  # and does not wait for the others
+    assert (watched.returncode, watched.stdout.count("ended after")) == (0, 1)
+    assert "agrees with the trials" in studyloom("doctor", run.folder, **run.environment).stdout
+    assert studyloom("report", run.folder, **run.environment).returncode == 0
+    assert "The search ended after" in (run.folder / "report.html").read_text()
+    whole = study(*run.overrides, "study.stop=null", "study.regret=null", **run.environment)
+    assert whole.returncode == 0
+    assert f"{TRIALS} of {TRIALS} trials" in whole.stdout
+    assert outcomes(run.stored()) == undisturbed
+
+
+def slots_of(ranges):
+    """The numbers of such ranges as `0-3, 5`."""
+    ends = [part.split("-") for part in ranges.split(", ")]
+    return {
+        slot for first, *last in ends for slot in range(int(first), int((last or [first])[0]) + 1)
+    }
+
+
+def test_the_epochs_are_spent_and_the_winner_is_chosen(tmp_path):
+    """Of those trials that there are; and chosen again of more, once the search has gone on."""
+    quick = [override for override in QUICK if not override.startswith("winner.")]
+    asked = (*quick, "winner.top=2", "winner.seeds=1", "study.trials=9", "launcher.workers=1")
+    run = (*asked, f"run_dir={tmp_path / 'run'}")
+    done = study(*run, "study.epochs=5")
+    assert done.returncode == 0, done.stderr
+    assert "ended after 3 of 9 trials: 6 epochs of study.epochs=5 are spent" in done.stdout
+    assert "study.epochs=12" in done.stdout  # how it goes on
+    answer = json.loads((tmp_path / "run" / "winner.json").read_text())
+    assert (answer["trials"], {row["trial"] for row in answer["candidates"]} <= {0, 1, 2}) == (
+        3,
+        True,
+    )
+    again = study(*run, "study.epochs=5")
+    assert again.returncode == 0
+    assert "the search ended after 3 of 9 trials" in again.stdout
+    assert json.loads((tmp_path / "run" / "winner.json").read_text()) == answer
+    on = study(*run, "study.epochs=12")
+    assert "ended after 6 of 9 trials" in on.stdout
+    assert json.loads((tmp_path / "run" / "winner.json").read_text())["trials"] == 6

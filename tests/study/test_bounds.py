@@ -1,0 +1,161 @@
+"""The end of a stored search: workers, the next command and views come to the same one."""
+
+import threading
+
+import pytest
+from optuna.trial import TrialState, create_trial
+from toy_worker import RANDOM, fresh, outcomes, work
+from toys import Signal, ask, fill, two_sided
+
+from studyloom.metrics import Goal
+from studyloom.search.ending import Bounds
+from studyloom.storage.attributes import BOUNDS, ENDED, SLOT
+from studyloom.storage.records.reconcile import reconcile
+from studyloom.study.bounds import ending, look_ahead, read_bounds, read_outcomes, set_bounds
+from studyloom.study.stored_study import create_study, open_study
+from studyloom.winner.stages import Stage
+
+TRIALS = 24
+REGRET = 0.9  # of an accuracy: ends at the first estimate, which is that after ten trials
+
+
+@pytest.fixture(scope="module")
+def question():
+    return ask(*RANDOM, f"study.trials={TRIALS}")
+
+
+def done(stored, count):
+    """Ends the first trials of a study without training them."""
+    fill(stored, *(complete(0.5 + n / 100) for n in range(count)))
+    reconcile(stored.ledger, lambda _: True)
+
+
+def complete(value, **constraints):
+    state = TrialState.FAIL if value is None else TrialState.COMPLETE
+    return create_trial(state=state, value=value, constraints=constraints or None)
+
+
+@pytest.mark.usefixtures("threads_are_workers")
+def test_workers_begin_no_trial_once_the_search_has_ended(url, question):
+    """Two, of which one may begin the eleventh trial while the other is in the tenth."""
+    stored = fresh(url, question, TRIALS)
+    set_bounds(stored, REGRET, None, TRIALS)
+    done(stored, 8)
+    others = [open_study(url, "s") for _ in range(2)]
+    workers = [threading.Thread(target=work, args=(question, other, TRIALS)) for other in others]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    count = stored.ledger.counts()["done"]
+    assert count in (10, 11, 12)  # one may have begun as the other asked
+    assert sorted(trial.user_attrs[SLOT] for trial in stored.trials()) == [*range(count)]
+    assert {ending(study, TRIALS) for study in (stored, *others)} == {ending(stored, TRIALS)}
+    assert Stage("search", stored, question, TRIALS).todo() == 0
+    before = outcomes(stored)
+    set_bounds(stored, REGRET, None, TRIALS)  # as the same command does again
+    work(question, stored, TRIALS)
+    assert outcomes(stored) == before
+
+
+def test_a_trial_under_way_is_taken_up_and_runs_to_its_end(url, question):
+    stored = fresh(url, question, TRIALS)
+    done(stored, 10)
+    work(question, stored, TRIALS, Signal(2))
+    assert stored.trials()[-1].state == TrialState.RUNNING
+    set_bounds(stored, REGRET, None, TRIALS)
+    assert (ending(stored, TRIALS).begun, look_ahead(stored).under_way) == (11, 1)
+    work(question, stored, TRIALS)
+    assert stored.ledger.counts() == {"free": 13, "held": 0, "done": 11}
+    assert all(trial.state.is_finished() for trial in stored.trials())
+    assert look_ahead(stored).under_way == 0
+
+
+def test_more_trials_alone_do_not_go_on_and_a_lower_regret_or_no_stop_does(sqlite_url, question):
+    stored = fresh(sqlite_url, question, TRIALS)
+    set_bounds(stored, REGRET, None, TRIALS)
+    done(stored, 10)
+    more = TRIALS + 6
+    stored.ledger.extend(more)
+    set_bounds(stored, REGRET, None, more)
+    work(question, stored, more)
+    assert stored.ledger.counts()["done"] == 10
+    set_bounds(stored, 1e-9, None, more)
+    work(question, stored, 11)
+    assert stored.ledger.counts()["done"] == 11
+    set_bounds(stored, REGRET, None, more)  # asked of what there is now
+    assert ending(stored, more).begun == 11
+    set_bounds(stored, None, None, more)
+    assert ending(stored, more) is None
+
+
+def test_the_epochs_of_all_trials_end_the_search_after_those_under_way(url, question):
+    """Of two epochs a trial: three are spent within the second, which runs to its end."""
+    stored = fresh(url, question, TRIALS)
+    set_bounds(stored, None, 3, TRIALS)
+    work(question, stored, TRIALS)
+    assert stored.ledger.counts()["done"] == 2
+    assert ending(stored, TRIALS).epochs == 4
+    set_bounds(stored, None, 5, TRIALS)
+    assert ending(stored, TRIALS) is None
+
+
+def test_a_slot_without_a_trial_is_neither_claimed_nor_to_do(url, question):
+    ledger = fresh(url, question, 3).ledger
+    assert ledger.claim("host:1", 3, 60, begun=True) is None
+    claim = ledger.claim("host:1", 3, 60, lambda connection, slot: 77)
+    ledger.release(claim)
+    assert (ledger.todo(3), ledger.todo(3, begun=True)) == (3, 1)
+    assert ledger.claim("host:2", 3, 60, begun=True).slot == claim.slot
+    assert ledger.claim("host:3", 3, 60, begun=True) is None
+
+
+def test_what_was_decided_stays_until_other_bounds_are_set(sqlite_url, question):
+    stored = fresh(sqlite_url, question, TRIALS)
+    set_bounds(stored, 0.2, None, TRIALS)
+    done(stored, 10)
+    assert look_ahead(stored).ending is None  # it only looks
+    decided = ending(stored, TRIALS)
+    assert look_ahead(stored).ending == decided
+    fill(stored, *(complete(value) for value in (5.0, 1.0)))  # which were under way
+    assert look_ahead(stored).gain > 0.2
+    set_bounds(stored, 0.2, None, TRIALS)
+    assert ending(stored, TRIALS).decision() == decided.decision()
+    set_bounds(stored, 0.2, 1000, TRIALS)
+    assert ending(stored, TRIALS) is None
+
+
+def test_who_is_killed_before_an_end_is_stored_leaves_it_to_the_next(sqlite_url, question):
+    stored = fresh(sqlite_url, question, TRIALS)
+    set_bounds(stored, REGRET, None, TRIALS)
+    done(stored, 10)
+    found = ending(stored, TRIALS)
+    stored.optuna.set_user_attr(ENDED, None)
+    assert ending(open_study(sqlite_url, "s"), TRIALS) == found
+
+
+def test_a_study_without_bounds_stores_the_budget_alone(sqlite_url, question):
+    stored = fresh(sqlite_url, question, TRIALS)
+    assert read_bounds(stored) == Bounds()
+    assert look_ahead(stored).trials == TRIALS
+    set_bounds(stored, None, None, TRIALS)
+    assert stored.optuna.user_attrs[BOUNDS] == {"regret": None, "epochs": None, "trials": TRIALS}
+    assert ending(stored, TRIALS) is None
+
+
+def test_only_values_that_may_win_count_and_a_paused_trial_as_one_without(sqlite_url):
+    goals = [Goal("loss", "minimize")]
+    stored = create_study(sqlite_url, "s", {"asks": "nothing"}, TRIALS, goals=goals)
+    fill(stored, complete(0.8), complete(0.1, parameters=1.0), complete(None))
+    fill(stored, create_trial(state=TrialState.RUNNING, intermediate_values={1: 0.5, 2: 0.4}))
+    found = read_outcomes(stored)
+    assert [o.value for o in found] == [-0.8, None, None, None]
+    assert [o.ended for o in found] == [True, True, True, False]
+    assert [o.epochs for o in found] == [0, 0, 0, 2]
+    assert [o.ended for o in read_outcomes(stored, paused=[3])] == [True] * 4
+
+
+def test_of_two_objectives_no_gain_is_told(sqlite_url):
+    stored = two_sided(sqlite_url, *[(0.9, n) for n in range(12)])
+    assert {o.value for o in read_outcomes(stored)} == {None}
+    assert look_ahead(stored).gain is None

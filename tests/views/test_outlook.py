@@ -1,0 +1,128 @@
+"""What is still to come of a search, in all views."""
+
+import json
+import re
+
+import pytest
+from made_trials import a_trial
+from optuna.trial import TrialState
+from snapshots import joined, shown
+from toys import fill, two_sided
+
+from studyloom.metrics import Goal
+from studyloom.storage.records.reconcile import reconcile
+from studyloom.study.bounds import ending, look_ahead, set_bounds
+from studyloom.study.stored_study import create_study
+from studyloom.views.figures.axes import Axis
+from studyloom.views.figures.outlook import outlook
+from studyloom.views.live import Display
+from studyloom.views.report import header, search_sections
+from studyloom.views.snapshot import take_snapshot
+from studyloom.views.status import as_json, read_status, status_line, watch_statuses
+from studyloom.views.status import render as render_status
+from studyloom.views.terminal import make_console
+
+VALUES = [0.9 + 0.001 * (7 * n % 12) for n in range(12)]
+WORDS = (
+    "ended after 12 of 40 trials: the 28 further trials are expected to gain less than "
+    "study.regret=0.1"
+)
+
+
+@pytest.fixture
+def twelve(study_of):
+    """A study of forty slots whose first twelve are done."""
+    stored = study_of(a_trial(number, accuracy=value) for number, value in enumerate(VALUES))
+    reconcile(stored.ledger, lambda _: True)
+    return stored
+
+
+def test_a_search_that_goes_on_shows_what_further_trials_are_expected_to_gain(twelve):
+    set_bounds(twelve, 1e-6, None, 40)
+    snapshot = take_snapshot(twelve)
+    gain = snapshot.outlook.gain
+    assert (snapshot.left, snapshot.outlook.ending) == (28, None)
+    assert 0 < gain < 0.02
+    status = read_status(twelve)
+    printed = shown(render_status(status, 100), width=100)
+    assert "budget left: 28 trials" in printed
+    assert f"further trials: {gain:.4f} accuracy; the search ends below 1e-06" in printed
+    found = json.loads(as_json(status))
+    assert (found["ended"], found["gain"]) == (None, gain)
+
+
+def test_one_that_has_ended_says_so_in_all_views(twelve):
+    set_bounds(twelve, 0.1, None, 40)
+    ending(twelve, 40)
+    snapshot = take_snapshot(twelve)
+    assert (snapshot.left, snapshot.budget, snapshot.done) == (0, 40, 12)
+    status = read_status(twelve)
+    assert status.eta == 0.0
+    assert joined(WORDS) in joined(shown(render_status(status, 40), width=40))
+    assert status_line(status).endswith(WORDS)
+    assert json.loads(as_json(status))["ended"] == WORDS
+    assert len([*watch_statuses(twelve)]) == 1  # it waits for nothing
+    assert f"The search {WORDS}." in header(twelve, snapshot, None)
+    live = Display(lambda: twelve, make_console())
+    live.done_before, live.started = 10, live.started - 100
+    assert live.time_left(snapshot) == "ETA 0 s"
+
+
+def test_one_that_has_ended_is_watched_until_its_last_trials_have(twelve):
+    set_bounds(twelve, 0.1, None, 40)
+    ending(twelve, 40)
+    fill(twelve, a_trial(12, TrialState.RUNNING))
+    reconcile(twelve.ledger, lambda _: True)
+    snapshot = take_snapshot(twelve)
+    assert (snapshot.left, snapshot.outlook.under_way) == (1, 1)
+    assert snapshot.outlook.ending.begun == 13
+
+
+def test_the_report_draws_the_estimate_over_time_and_says_it_in_words(twelve):
+    set_bounds(twelve, 0.0005, None, 40)
+    title, caption, figure = outlook(twelve, look_ahead(twelve))
+    estimates, limit = figure.data
+    assert [*estimates.x] == [10, 11, 12]
+    assert estimates.y[-1] == look_ahead(twelve).gain
+    assert [*limit.y] == [0.0005, 0.0005]
+    assert re.search(
+        r"After 12 trials it was 0\.\d+ accuracy; the search ends below 0.0005", caption
+    )
+    page = "".join(
+        search_sections(twelve, take_snapshot(twelve), None, Axis("accuracy", "unit", 1))
+    )
+    assert f"<h2>{title}</h2>" in page
+    assert caption in page
+
+
+def test_a_search_without_bounds_is_drawn_as_well(twelve):
+    *_, figure = outlook(twelve, look_ahead(twelve))
+    assert [trace.name for trace in figure.data] == ["expected"]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([0.5] * 3, "Too few trials have ended to tell what further ones gain."),
+        ([0.5] * 12, "No trial has been better than another one yet."),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(study_of, values, words):
+    stored = study_of(a_trial(number, accuracy=value) for number, value in enumerate(values))
+    assert outlook(stored, look_ahead(stored))[2] == words
+
+
+def test_two_objectives_have_no_single_gain(sqlite_url):
+    stored = two_sided(sqlite_url, *[(0.9, n) for n in range(12)])
+    assert "several objectives" in outlook(stored, look_ahead(stored))[2]
+    assert "further trials" not in shown(render_status(read_status(stored), 80))
+
+
+def test_the_name_of_a_metric_is_shown_verbatim(sqlite_url):
+    name = "<img src=x onerror=alert(1)>"
+    goals = [Goal(name, "maximize")]
+    stored = create_study(sqlite_url, "named", {"asks": "nothing"}, 40, goals=goals)
+    fill(stored, *(a_trial(number, accuracy=value) for number, value in enumerate(VALUES)))
+    _, caption, figure = outlook(stored, look_ahead(stored))
+    assert "img" in caption
+    assert name not in f"{caption}{figure.layout.title.text}"
