@@ -33,7 +33,7 @@ from studyloom.winner.earlier import earlier_test
 from studyloom.winner.model_card import model_card
 from studyloom.winner.pictures import report_part
 from studyloom.winner.stages import Plan
-from studyloom.winner.statistics import compare, summarise
+from studyloom.winner.statistics import compare, resample, summarise
 
 NO_TEST = "there is no objective.test, so that nothing was tested"
 OWN_TEST = "a function of your own has tested it, so that there are no predictions to show"
@@ -236,12 +236,14 @@ def measure(
     job, (outputs, targets) = trainings.job(plan.winner, 0), judged[plan.winner][0]
     # With a train.evaluate of the user's own, outputs and targets may mean something else.
     own = job.evaluate is not None
+    seed = trainings.fresh_seed(0)
+    resampled = None if own else resample(metric, judged, len(sealed), seed)
     references = {
         rule: metric(predicted.cpu(), targets)
         for rule, predicted in ({} if own else sealed.references).items()
     }
     return {
-        "test": compare(values, plan.winner, plan.baseline())
+        "test": compare(values, plan.winner, plan.baseline(), resampled, seed)
         | {"examples": len(sealed), "references": references},
         **({} if own else report_part(outputs, targets, sealed)),
         "epochs": job.last,
