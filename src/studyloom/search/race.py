@@ -72,7 +72,8 @@ def count_entrants(budget: int, seeds: int) -> int:
 
 def _kept(entrants: int, seeds: int) -> int:
     """Returns how many candidates go on at most after so many seeds: half after 1, 3, 7 …"""
-    return max(2, math.ceil(entrants / 2 ** ((seeds + 1).bit_length() - 1)))
+    halvings = (seeds + 1).bit_length() - 1
+    return max(2, -(-entrants >> halvings))
 
 
 def run_race(
@@ -124,7 +125,7 @@ def _look(values: Mapping[int, Sequence[float]], seeds: int, kept: int) -> Itera
     whole = {c: each for c, each in values.items() if len(each) == seeds}
     ranked = sorted(whole, key=lambda c: -fmean(whole[c]))  # stable: the first of a tie stays first
     leader = ranked[0] if ranked else None
-    for candidate in values.keys() - whole.keys():
+    for candidate in [c for c in values if c not in whole]:
         yield Leaving(candidate, seeds, "failed", leader)
     doubts = _chances(whole, ranked, seeds)
     worse = [c for c in ranked[1:] if doubts.get(c, 1.0) < ALPHA]

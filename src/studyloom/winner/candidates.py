@@ -1,6 +1,7 @@
 """The trainings of a later stage: each candidate with each fresh seed."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,6 +14,7 @@ from studyloom.question.costs import Cost
 from studyloom.question.jobs import build_jobs
 from studyloom.question.objective import Attempt, Objective
 from studyloom.question.question import FIRST, Question
+from studyloom.search.race import Training
 from studyloom.seeds import derive
 from studyloom.space.grid import GridSampler
 from studyloom.space.language import parse_space
@@ -30,9 +32,10 @@ class CandidateTrainings:
     Args:
         question: the question of the search.
         candidates: points of the search, by the number of their trial.
-        seeds: how many seeds each candidate is trained with.
+        seeds: how many seeds each candidate is trained with; in a race, at most.
         fold: returns the training and validation indices of a seed.
         known: what earlier stages have trained, by candidate and seed.
+        raced: in a race, the candidate and the seed of each slot so far; None for all of each.
     """
 
     question: Question
@@ -42,6 +45,7 @@ class CandidateTrainings:
     known: Mapping[tuple[int, int], EarlierTraining] = field(default_factory=dict)
     baseline: Point | None = None
     in_turn: bool = False
+    raced: tuple[Training, ...] | None = None
 
     @cached_property
     def space(self) -> Space:
@@ -55,7 +59,14 @@ class CandidateTrainings:
     @property
     def count(self) -> int:
         """The number of trainings."""
-        return len(self.candidates) * self.seeds
+        return len(self.trainings)
+
+    @property
+    def trainings(self) -> Sequence[Training]:
+        """The candidate and the seed of each training."""
+        if self.raced is not None:
+            return self.raced
+        return [*itertools.product(self.candidates, range(self.seeds))]
 
     def fresh_seed(self, seed: int) -> int:
         """Derives a seed that nothing in the search has used.
@@ -104,7 +115,11 @@ class CandidateTrainings:
         return self.question.trains_on(data)
 
     def sampler(self, number: int) -> GridSampler:
-        return GridSampler(self.space)
+        sampler = GridSampler(self.space)
+        if self.raced is not None:
+            points = {(p.values["candidate"], p.values["seed"]): p for p in sampler.points}
+            sampler.points = [points[training] for training in self.raced]
+        return sampler
 
     def pruner(self) -> BasePruner:
         return NopPruner()
