@@ -27,7 +27,7 @@ from studyloom.views.figures.axes import Axis
 from studyloom.views.figures.history import history
 from studyloom.views.figures.parameters import contour, importance_bars, parallel, slices
 from studyloom.views.figures.plot_study import best_of, complete_trials, plot_study
-from studyloom.views.figures.predictions import predictions
+from studyloom.views.figures.predictions import confusion, predictions, wrong
 from studyloom.views.figures.style import ENOUGH
 from studyloom.views.figures.timeline import timeline
 from studyloom.views.importances import importances, varied_parameters
@@ -55,7 +55,6 @@ from studyloom.winner.answer import (
 )
 
 SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory
-PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 MOST_LINES = 200  # over parallel axes, of the best trials
 MOST_MESSAGES = 10  # of one kind of failure
 
@@ -377,52 +376,6 @@ def _candidate_row(row: Mapping[str, Any], won: object, sign: int) -> str:
         f'<tr>{cells}</tr><tr><td class="parameters" colspan="4">{role}{text(costs)}'
         f"{params}</td></tr>"
     )
-
-
-def confusion(winner: dict[str, Any]) -> str:
-    """Renders the confusion matrix, with shades by count."""
-    rows = [row for row in get(winner, "confusion") or () if isinstance(row, list)]
-    if not rows or any(not isinstance(count, int) for row in rows for count in row):
-        return absent("winner.json holds no confusion matrix.")
-    errors = [
-        count for true, row in enumerate(rows) for column, count in enumerate(row) if column != true
-    ]
-    right = [row[true] for true, row in enumerate(rows) if true < len(row)]
-    most = {True: max(1, *right, 0), False: max(1, *errors, 0)}
-    hue = {True: "76,139,245", False: "229,72,77"}
-    classes = get(winner, "classes")
-    if not isinstance(classes, list) or len(classes) != len(rows):
-        classes = [*range(len(rows))]
-    parts = ["<tr><th></th>", *(f"<th>{text(name)}</th>" for name in classes), "</tr>"]
-    for true, row in enumerate(rows):
-        parts.append(f"<tr><th>{text(classes[true])}</th>")
-        for column, count in enumerate(row):
-            same = column == true
-            shade = f"rgba({hue[same]},{0.08 + 0.5 * count / most[same]:.2f})"
-            parts.append(
-                f'<td style="background:{shade}">{count}</td>'
-                if count
-                else '<td class="none">·</td>'
-            )
-        parts.append("</tr>")
-    return f'<div class="wide"><table class="confusion">{"".join(parts)}</table></div>'
-
-
-def wrong(winner: dict[str, Any]) -> str:
-    """Renders the images that the winner gets wrong; only pictures that winner.json embeds."""
-    parts = []
-    for item in get(winner, "wrong") or ():
-        picture = get(item, "image")
-        if isinstance(picture, str) and PICTURE.fullmatch(picture):
-            parts.append(
-                f'<figure><img src="{picture}" alt="test image {text(get(item, "index"))}">'
-                f"<figcaption>{text(get(item, 'label'))} → <b>{text(get(item, 'predicted'))}</b> "
-                f'<span class="quiet">{number(get(item, "confidence"))}</span>'
-                "</figcaption></figure>"
-            )
-    if not parts:
-        return absent("winner.json holds no images.")
-    return f'<div class="wrong">{"".join(parts)}</div>'
 
 
 def environment(winner: dict[str, Any] | None) -> str:

@@ -1,11 +1,15 @@
-"""The winner's predictions of numbers on the test part."""
+"""The winner's predictions on the test part: of numbers, of classes, and its worst mistakes."""
 
+import re
 from typing import Any
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 from studyloom.text import format_value
 from studyloom.views.figures.style import COLOURS, add_points, apply_style
+from studyloom.views.page import absent, get, number, text
+
+PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 
 
 def predictions(stored: dict[str, Any]) -> go.Figure | str:
@@ -52,3 +56,49 @@ def predictions(stored: dict[str, Any]) -> go.Figure | str:
     figure.data[-1].showlegend = True
     add_points(figure, "best", came, told, text)
     return apply_style(figure, 380, "told", xaxis={"title": "what came"})
+
+
+def confusion(winner: dict[str, Any]) -> str:
+    """Renders the confusion matrix, with shades by count."""
+    rows = [row for row in get(winner, "confusion") or () if isinstance(row, list)]
+    if not rows or any(not isinstance(count, int) for row in rows for count in row):
+        return absent("winner.json holds no confusion matrix.")
+    errors = [
+        count for true, row in enumerate(rows) for column, count in enumerate(row) if column != true
+    ]
+    right = [row[true] for true, row in enumerate(rows) if true < len(row)]
+    most = {True: max(1, *right, 0), False: max(1, *errors, 0)}
+    hue = {True: "76,139,245", False: "229,72,77"}
+    classes = get(winner, "classes")
+    if not isinstance(classes, list) or len(classes) != len(rows):
+        classes = [*range(len(rows))]
+    parts = ["<tr><th></th>", *(f"<th>{text(name)}</th>" for name in classes), "</tr>"]
+    for true, row in enumerate(rows):
+        parts.append(f"<tr><th>{text(classes[true])}</th>")
+        for column, count in enumerate(row):
+            same = column == true
+            shade = f"rgba({hue[same]},{0.08 + 0.5 * count / most[same]:.2f})"
+            parts.append(
+                f'<td style="background:{shade}">{count}</td>'
+                if count
+                else '<td class="none">·</td>'
+            )
+        parts.append("</tr>")
+    return f'<div class="wide"><table class="confusion">{"".join(parts)}</table></div>'
+
+
+def wrong(winner: dict[str, Any]) -> str:
+    """Renders the images that the winner gets wrong; only pictures that winner.json embeds."""
+    parts = []
+    for item in get(winner, "wrong") or ():
+        picture = get(item, "image")
+        if isinstance(picture, str) and PICTURE.fullmatch(picture):
+            parts.append(
+                f'<figure><img src="{picture}" alt="test image {text(get(item, "index"))}">'
+                f"<figcaption>{text(get(item, 'label'))} → <b>{text(get(item, 'predicted'))}</b> "
+                f'<span class="quiet">{number(get(item, "confidence"))}</span>'
+                "</figcaption></figure>"
+            )
+    if not parts:
+        return absent("winner.json holds no images.")
+    return f'<div class="wrong">{"".join(parts)}</div>'
