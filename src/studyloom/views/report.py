@@ -5,7 +5,6 @@ that says why.
 """
 
 import platform
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from os.path import lexists
 from pathlib import Path

@@ -46,9 +46,7 @@ def find_race(
         results |= dict.fromkeys(lost)
 
 
-def describe_race(
-    race: Race, trials: Iterable[FrozenTrial], budget: int
-) -> dict[str, Any]:
+def describe_race(race: Race, trials: Iterable[FrozenTrial], budget: int) -> dict[str, Any]:
     """Returns the entry `race` of winner.json.
 
     Args:
@@ -75,7 +73,9 @@ def describe_race(
 def _describe(leaving: Leaving, causes: Mapping[Any, str]) -> dict[str, Any]:
     """Describes why one has left, as winner.json has it."""
     reasons: dict[str, Callable[[], str]] = {
-        "failed": lambda: f"a training failed: {causes.get(leaving.candidate, 'its trial is gone')}",
+        "failed": lambda: (
+            f"a training failed: {causes.get(leaving.candidate, 'its trial is gone')}"
+        ),
         "behind": lambda: "only the better half went on",
         "worse": lambda: (
             f"worse than trial {leaving.leader} beyond doubt (p = {format_value(leaving.p or 0.0)})"

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Resampled = NDArray[np.float64]  # the value of each seed on each resample, (resamples, seeds)
-MEANS, OTHERS = 1999, 399  # resamples: of a mean over examples, and where a metric is recomputed
+# Resamples: of a mean over examples, and where the metric is computed anew on each of them. One of
+# scikit-learn's takes some milliseconds for each network, and there are ten.
+MEANS, OTHERS = 1999, 99
 TAILS = (2.5, 97.5)  # percentiles of a 95 % interval
 NORMAL = 1.959964  # their distance from the mean, in standard deviations
 BOTH, SEEDS, EXAMPLES = "seeds and examples", "seeds", "examples"  # what an interval covers
