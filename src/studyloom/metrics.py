@@ -182,6 +182,30 @@ def average_precision(outputs: Tensor, classes: Tensor) -> Any:
     return average_precision_score(one_hot.numpy(), probabilities)
 
 
+def example_scores(metric: Metric, outputs: Tensor, targets: Tensor) -> Tensor | None:
+    """Returns what each example contributes, (n,) in float64, to a metric that is their mean.
+
+    Args:
+        metric: any metric.
+        outputs: as for the metric.
+        targets: as for the metric.
+
+    Returns:
+        None if the metric is not known to be a mean over examples.
+    """
+    from torch.nn import functional
+
+    if metric.function is accuracy:
+        return (outputs.argmax(1) == targets).double()
+    if metric.function is cross_entropy:
+        return functional.cross_entropy(outputs, targets, reduction="none").double()
+    if metric.function is mse:
+        return (outputs - targets).double().square().flatten(1).mean(1)
+    if metric.function is mae:
+        return (outputs - targets).double().abs().flatten(1).mean(1)
+    return None
+
+
 def _predictions(outputs: Tensor, classes: Tensor) -> tuple[Any, Any]:
     """The classes and the predicted classes, as NumPy arrays."""
     return classes.cpu().numpy(), outputs.argmax(1).cpu().numpy()

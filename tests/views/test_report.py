@@ -22,16 +22,15 @@ from studyloom.storage.attributes import (
 from studyloom.study.stored_study import create_study
 from studyloom.text import mask_passwords
 from studyloom.views.figures.plot_study import plot_study
+from studyloom.views.figures.predictions import confusion, wrong
 from studyloom.views.figures.style import NO_PARAMETERS
 from studyloom.views.page import plot
 from studyloom.views.report import (
     candidates,
-    confusion,
     environment,
     header,
     render,
     write_report,
-    wrong,
 )
 from studyloom.views.snapshot import take_snapshot
 

@@ -34,9 +34,10 @@ from studyloom.training.trainer import Training
 from studyloom.views.report import render
 from studyloom.views.terminal import winner_lines
 from studyloom.winner.answer import format_difference, is_answer_of, read_answer
+from studyloom.winner.candidates import kept_epoch
 from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.prediction import load_network, predict
-from studyloom.winner.stages import Plan, Stage, kept_epoch
+from studyloom.winner.stages import Plan, Stage
 from studyloom.winner.statistics import compare, summarise
 
 SPLIT = toy_split()

@@ -36,7 +36,7 @@ PLAIN: dict[str, tuple[str, ...] | None] = {
         *("epochs", "batch_size", "loss", "l1", "clip", "precision", "samples_per_epoch"),
         *("step", "evaluate", "accumulate", "drop_last", "ema", "patience", "keep", "until"),
     ),
-    "winner": ("enabled", "top", "seeds", "rule"),
+    "winner": ("enabled", "top", "seeds", "race", "rule"),
     "data": (
         *("_target_", "_partial_", "_convert_", "_recursive_", "validation", "dataset", "load"),
         *("transform", "ordered", "target", "sealed", "numbers", "column", "window"),

@@ -105,6 +105,8 @@ class WinnerSection:
     enabled: bool = True
     top: int = 3  # how many of the best trials are evaluated again, beside the baseline
     seeds: int = 5
+    # As many trainings at most, but more candidates begin, and those leave that fall behind.
+    race: bool = False
     rule: str | None = None  # which is best, such as "max accuracy where parameters < 50_000"
     committee: bool = False  # also average several of the trained networks, beside the winner
 

@@ -1,5 +1,6 @@
 """Validates a question as a whole before trial 0: every mistake at once, each with the way out."""
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterator
@@ -73,6 +74,7 @@ def check_sections(question: Question) -> Iterator[str]:
     for key, value, low in at_least:
         if value < low:
             yield f"{key} must be at least {low}; got {value}"
+    yield from _check_race(question)
     if study.seed > LARGEST_SEED:
         yield f"study.seed must be at most {LARGEST_SEED}; got {study.seed}"
     if study.timeout is not None and study.timeout <= 0:
@@ -201,6 +203,25 @@ def _check_committee(question: Question) -> Iterator[str]:
             "winner.committee=true averages what the networks return, and what train.evaluate "
             f"returns may be something else; {leave_out}, or train.evaluate=null"
         )
+
+
+def _check_race(question: Question) -> Iterator[str]:
+    """Yields the mistakes of a race, which compares candidates by the metric, seed by seed."""
+    winner = question.config.winner
+    if not (winner.enabled and winner.race):
+        return
+    if winner.seeds == 1:
+        yield (
+            "winner.race: nobody can leave a race of winner.seeds=1; set winner.seeds to 2 or "
+            "more, or winner.race=false"
+        )
+    with contextlib.suppress(Exception):  # _check_goals reports what is wrong with them
+        if question.rule is not None and question.rule.goal.name != question.metric.name:
+            yield (
+                f"winner.race: a race is run by {question.metric.name}, and winner.rule="
+                f"{question.config.winner.rule!r} chooses by {question.rule.goal.name}; set "
+                f"winner.race=false, or a rule that chooses by {question.metric.name}"
+            )
 
 
 def _check_goals(question: Question) -> Iterator[str]:

@@ -46,7 +46,14 @@ from studyloom.views.page import (
 )
 from studyloom.views.snapshot import Snapshot, front_rows, take_snapshot, trial_counts
 from studyloom.views.terminal import format_parameters
-from studyloom.winner.answer import belongs_to, format_choice, format_openings, read_answer
+from studyloom.winner.answer import (
+    belongs_to,
+    format_choice,
+    format_covers,
+    format_openings,
+    format_race,
+    read_answer,
+)
 
 SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory
 MOST_LINES = 200  # over parallel axes, of the best trials
@@ -303,7 +310,7 @@ def test_cards(winner: dict[str, Any] | None, sign: int, budget: int) -> Iterato
     note = ", ".join(filter(None, [examples and f"{text(examples)} test examples", opened]))
     yield "Baseline, test", spread(get(test, "baseline")), note
     low, high = (get(test, "difference", "interval") or (None, None))[:2]
-    note = f"95 % interval {number(low, '+')} to {number(high, '+')}"
+    note = f"95 % interval {number(low, '+')} to {number(high, '+')} {text(format_covers(test))}"
     yield "Difference, test", number(get(test, "difference", "mean"), "+"), note
     ends = ("search value", "mean of the retrainings")[::sign]
     note = " minus ".join(ends)
@@ -357,7 +364,8 @@ def candidates(winner: dict[str, Any]) -> str:
     heads = "".join(f'<th class="number">{title}</th>' for title in titles)
     won = get(winner, "winner", "trial")
     lines = "".join(_candidate_row(row, won, sign) for row in rows)
-    return f'<table class="candidates"><tr>{heads}</tr>{lines}</table>'
+    race = "".join(f"<p>{text(line)}</p>" for line in format_race(winner))
+    return f'<table class="candidates"><tr>{heads}</tr>{lines}</table>{race}'
 
 
 def _candidate_row(row: Mapping[str, Any], won: object, sign: int) -> str:

@@ -35,8 +35,10 @@ from studyloom.winner.answer import (
     format_difference,
     format_mean,
     format_openings,
+    format_race,
     format_reuse,
     format_seeds,
+    format_uncertainty,
 )
 
 if TYPE_CHECKING:  # `studyloom status` prints without torch
@@ -62,7 +64,7 @@ def winner_lines(answer: Mapping[str, Any]) -> Iterator[str]:
             if row.get("baseline") and "mean" in row and row["trial"] != chosen["trial"]:
                 yield f"          baseline {format_mean(row)}"
         yield f"          selection gap {format_value(chosen['gap'], '+')}"
-        yield from (f"          {note}" for note in _notes(answer, chosen))
+        yield from (f"          {note}" for note in _notes(answer, format_seeds(chosen)))
         yield f"          {answer['note']}"
         return
     basis = f"trial {chosen['trial']}, {len(answer['seeds'])} seeds"
@@ -77,7 +79,7 @@ def winner_lines(answer: Mapping[str, Any]) -> Iterator[str]:
     if "gap" in chosen:
         basis = f"{format_mean(chosen)} on fresh seeds and validation parts"
         yield f"          selection gap {format_value(chosen['gap'], '+')}: {basis}"
-    yield from (f"          {note}" for note in _notes(answer, test["winner"]))
+    yield from (f"          {note}" for note in _notes(answer, format_uncertainty(test)))
     for number, line in enumerate(committee_lines(answer)):
         yield f"{'' if number else 'committee':10}{line}"
     if test.get("openings", 1) > 1:
@@ -89,9 +91,9 @@ def winner_lines(answer: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _notes(answer: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[str]:
-    """Yields what `±` is, and how many trainings were reused."""
-    yield from filter(None, (format_seeds(values), format_reuse(answer)))
+def _notes(answer: Mapping[str, Any], spread: str) -> Iterator[str]:
+    """Yields what `±` is, who left a race, and how many trainings were reused."""
+    yield from filter(None, (spread, *format_race(answer), format_reuse(answer)))
 
 
 def workers_table(snapshot: Snapshot, width: int) -> RenderableType:

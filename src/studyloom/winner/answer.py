@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -275,7 +275,67 @@ def format_difference(test: Mapping[str, Any]) -> str:
         return mean
     low, high = difference["interval"]
     interval = f"{mean}, 95 % interval {format_value(low, '+')} to {format_value(high, '+')}"
+    if covers := format_covers(test):
+        interval += f" {covers}"
     return f"{interval}: no difference shown" if low <= 0 <= high else interval
+
+
+def format_covers(test: Any) -> str:
+    """Formats what an interval of the test covers; empty for an answer of an earlier version.
+
+    Args:
+        test: the entry of winner.json.
+    """
+    interval = test.get("interval") if isinstance(test, Mapping) else None
+    covers = interval.get("covers") if isinstance(interval, Mapping) else None
+    if not isinstance(covers, str):
+        return ""
+    return "over seeds alone" if covers == "seeds" else f"over {covers}"
+
+
+def format_uncertainty(test: Mapping[str, Any]) -> str:
+    """Formats what `±` is beside the winner's mean on the test part, and the interval of the mean.
+
+    Args:
+        test: what `compare` returns.
+    """
+    spread, interval = format_seeds(test["winner"]), test["winner"].get("interval")
+    if not interval or not (covers := format_covers(test)):
+        return spread
+    low, high = (format_value(value) for value in interval)
+    known = f"the winner's 95 % interval is {low} to {high} {covers}"
+    return f"{spread}; {known}" if spread else known
+
+
+def format_race(answer: Mapping[str, Any]) -> list[str]:
+    """Formats how the winner came out of a race, and who left it when and why; empty without one.
+
+    Args:
+        answer: what winner.json holds.
+    """
+    race = answer.get("race")
+    if not isinstance(race, Mapping):
+        return []
+    lines = [
+        f"race of {race['entrants']} candidates: {race['trainings']} of at most {race['budget']} "
+        "trainings"
+    ]
+    looks: dict[tuple[int, str], list[int]] = {}
+    for left in race["left"]:
+        looks.setdefault((left["seeds"], left["reason"]), []).append(left["trial"])
+    for (seeds, reason), numbers in looks.items():
+        who = f"trial {numbers[0]}" if len(numbers) == 1 else f"trials {_listed(numbers)}"
+        lines.append(f"{who} left after {seeds} seed{'' if seeds == 1 else 's'}: {reason}")
+    last = race["last"]
+    if len(last) > 1:
+        seeds = race["seeds"]
+        lines.append(f"trials {_listed(last)} stayed to the end, on {seeds} seeds; the best won")
+    return lines
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def committee_lines(answer: Mapping[str, Any]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The trainings of a later stage: each candidate with each fresh seed."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -9,14 +10,17 @@ from optuna.pruners import BasePruner, NopPruner
 
 from studyloom.data.folds import Fold
 from studyloom.data.training_data import TrainingData
+from studyloom.metrics import Metric
 from studyloom.question.costs import Cost
 from studyloom.question.jobs import build_jobs
 from studyloom.question.objective import Attempt, Objective
 from studyloom.question.question import FIRST, Question
+from studyloom.search.race import Training
 from studyloom.seeds import derive
 from studyloom.space.grid import GridSampler
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Point, Space
+from studyloom.storage.attributes import JOBS
 from studyloom.training.job import Job
 from studyloom.winner.earlier import EarlierTraining
 
@@ -30,9 +34,10 @@ class CandidateTrainings:
     Args:
         question: the question of the search.
         candidates: points of the search, by the number of their trial.
-        seeds: how many seeds each candidate is trained with.
+        seeds: how many seeds each candidate is trained with; in a race, at most.
         fold: returns the training and validation indices of a seed.
         known: what earlier stages have trained, by candidate and seed.
+        raced: in a race, the candidate and the seed of each slot so far; None for all of each.
     """
 
     question: Question
@@ -42,6 +47,7 @@ class CandidateTrainings:
     known: Mapping[tuple[int, int], EarlierTraining] = field(default_factory=dict)
     baseline: Point | None = None
     in_turn: bool = False
+    raced: tuple[Training, ...] | None = None
 
     @cached_property
     def space(self) -> Space:
@@ -55,7 +61,14 @@ class CandidateTrainings:
     @property
     def count(self) -> int:
         """The number of trainings."""
-        return len(self.candidates) * self.seeds
+        return len(self.trainings)
+
+    @property
+    def trainings(self) -> Sequence[Training]:
+        """The candidate and the seed of each training."""
+        if self.raced is not None:
+            return self.raced
+        return [*itertools.product(self.candidates, range(self.seeds))]
 
     def fresh_seed(self, seed: int) -> int:
         """Derives a seed that nothing in the search has used.
@@ -109,7 +122,30 @@ class CandidateTrainings:
         return ()
 
     def sampler(self, number: int) -> GridSampler:
-        return GridSampler(self.space)
+        sampler = GridSampler(self.space)
+        if self.raced is not None:
+            points = {(p.values["candidate"], p.values["seed"]): p for p in sampler.points}
+            sampler.points = [points[training] for training in self.raced]
+        return sampler
 
     def pruner(self) -> BasePruner:
         return NopPruner()
+
+
+def kept_epoch(curves: Mapping[str, Sequence[float]], keep: str, metric: Metric) -> int | None:
+    """Returns the epoch that was kept of a trial, by its mean curve over folds and seeds.
+
+    Args:
+        curves: as an objective stores them.
+        keep: last or best.
+        metric: of the study.
+
+    Returns:
+        the number of the epoch; None if there are no curves.
+    """
+    values = curves.get("value", ())
+    if not values or keep == "last":
+        return len(values) or None
+    jobs = curves.get(JOBS, [1] * len(values))  # in turn, fewer come to the later epochs
+    complete = [at for at, count in enumerate(jobs) if count == jobs[0]]
+    return 1 + max(complete, key=lambda at: metric.sign * values[at])

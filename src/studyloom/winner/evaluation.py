@@ -24,13 +24,14 @@ from studyloom.study.stopping import Stop
 from studyloom.training.checkpoint import load_weights, pack_weights
 from studyloom.training.trainer import evaluate_network
 from studyloom.winner import committee
-from studyloom.winner.answer import write_answer
+from studyloom.winner.answer import format_race, write_answer
 from studyloom.winner.candidates import CandidateTrainings
 from studyloom.winner.earlier import RETRAINING, earlier_test
 from studyloom.winner.model_card import describe_data, model_card
 from studyloom.winner.pictures import report_part
+from studyloom.winner.racing import describe_race
 from studyloom.winner.stages import Plan, Stage
-from studyloom.winner.statistics import compare, summarise
+from studyloom.winner.statistics import compare, resample, summarise
 
 NO_TEST = "there is no objective.test, so that nothing was tested"
 OWN_TEST = "a function of your own has tested it, so that there are no predictions to show"
@@ -63,6 +64,7 @@ def evaluate_winner(
     stage, run_dir, metric = plan.last, plan.run_dir, plan.question.metric
     trainings = stage.asked
     assert isinstance(trainings, CandidateTrainings)
+    seeds = trainings.seeds if plan.question.tested else len(plan.fresh_values[plan.winner])
     answer = {
         "study": plan.search.stored.name,
         "stage": stage.stored.name,
@@ -76,7 +78,7 @@ def evaluate_winner(
         "keeps": plan.rule.holds(plan.known_values(plan.winner)),
         "test": None,
         "data": None,
-        "seeds": [trainings.fresh_seed(seed) for seed in range(trainings.seeds)],
+        "seeds": [trainings.fresh_seed(seed) for seed in range(seeds)],
         "command": list(command),
     }
     files: dict[str, bytes] = {}
@@ -90,17 +92,23 @@ def evaluate_winner(
         answer |= {"note": NO_TEST, "environment": current_environment(torch.device("cpu"))}
     if kept is not None:
         files["winner.pt"] = pack_weights(kept)
-    files["winner.yaml"] = winner_yaml(plan, command).encode()
+    files["winner.yaml"] = winner_yaml(plan, command, format_race(answer)).encode()
     return write_answer(run_dir, answer, files)
 
 
-def winner_yaml(plan: Plan, command: Sequence[str]) -> str:
-    """Returns what winner.yaml holds: the config of the winner, below the command that runs it."""
+def winner_yaml(plan: Plan, command: Sequence[str], race: Sequence[str] = ()) -> str:
+    """Returns what winner.yaml holds: the config of the winner, below the command that runs it.
+
+    Args:
+        plan: the stages of the run.
+        command: the command of the study's page.
+        race: lines that say how the winner came out of a race.
+    """
     config = winner_config(plan)
     return (
         f"# The winner of {plan.search.stored.name}, trial {plan.winner}, "
         f"and this does all of it once more:\n# {command_for(plan, config, command)}\n"
-        f"{as_yaml(config)}"
+        f"{''.join(f'# {line}{chr(10)}' for line in race)}{as_yaml(config)}"
     )
 
 
@@ -242,12 +250,14 @@ def measure(
     job, (outputs, targets) = trainings.job(plan.winner, 0), judged[plan.winner][0]
     # With a train.evaluate of the user's own, outputs and targets may mean something else.
     own = job.evaluate is not None
+    seed = trainings.fresh_seed(0)
+    resampled = None if own else resample(metric, judged, len(sealed), seed)
     references = {
         rule: metric(predicted.cpu(), targets)
         for rule, predicted in ({} if own else sealed.references).items()
     }
     return {
-        "test": compare(values, plan.winner, plan.baseline())
+        "test": compare(values, plan.winner, plan.baseline(), resampled, seed)
         | {"examples": len(sealed), "references": references},
         **({} if own else report_part(outputs, targets, sealed)),
         "epochs": job.last,
@@ -377,8 +387,15 @@ def describe_candidates(plan: Plan) -> dict[str, Any]:
             row |= {"values": fresh_values[number], **summarise(fresh_values[number])}
             row["gap"] = sign * (row["search_value"] - row["mean"])
         rows.append(row)
-    rows.sort(key=lambda row: -sign * row["mean"] if "mean" in row else math.inf)
-    return {"winner": next(row for row in rows if row["trial"] == plan.winner), "candidates": rows}
+    # Who left a race early was behind then, whatever its mean on fewer seeds.
+    rows.sort(
+        key=lambda row: (-len(row.get("values", ())), -sign * row.get("mean", -sign * math.inf))
+    )
+    winner = next(row for row in rows if row["trial"] == plan.winner)
+    race = {}
+    if plan.reevaluates and plan.races:
+        race["race"] = describe_race(plan.race, plan.reevaluation.stored.trials(), plan.budget)
+    return {"winner": winner, "candidates": rows, **race}
 
 
 def winner_config(plan: Plan) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from studyloom.winner.answer import (
     format_costs,
     format_difference,
     format_mean,
+    format_race,
     format_reuse,
-    format_seeds,
     format_tested,
+    format_uncertainty,
 )
 from studyloom.winner.stages import Plan
 
@@ -37,7 +38,7 @@ def model_card(answer: Mapping[str, Any], plan: Plan) -> str:
         "\n".join(f"| `{name}` | `{value}` |" for name, value in winner["params"].items())
         or "| as composed | |"
     )
-    spread = format_seeds(test["winner"])
+    spread = format_uncertainty(test)
     lines = [
         f"# {answer['study']}: trial {winner['trial']}",
         f"Test {answer['metric']['name']} {format_mean(test['winner'])} over "
@@ -59,6 +60,8 @@ def model_card(answer: Mapping[str, Any], plan: Plan) -> str:
         )
     if "costs" in winner:
         lines.append(f"Chosen by `{answer['rule']}`{format_costs(winner)}.")
+    if race := format_race(answer):
+        lines.append("\n".join(f"* {line[0].upper()}{line[1:]}." for line in race))
     if reused := format_reuse(answer):
         lines.append(f"{reused.capitalize()}.")
     lines += [

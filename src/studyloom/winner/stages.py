@@ -5,7 +5,8 @@ three steps:
 
 1. The candidates are the best few trials of the search, and the baseline to compare them with. Each
    is trained again on the same fresh seeds and validation parts. The drop from the value in the
-   search to the mean on fresh seeds is the selection gap.
+   search to the mean on fresh seeds is the selection gap. In a race there are more candidates, and
+   after each seed some of them leave.
 2. The candidate with the best mean wins; if there is a rule, among those that satisfy it.
 3. Winner and baseline are trained on all training data, and tested once.
 
@@ -14,7 +15,8 @@ they survive crashes as the search does.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,19 +29,20 @@ from studyloom.config.schema import WinnerSection
 from studyloom.data.folds import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import QuestionError
-from studyloom.metrics import Metric
 from studyloom.question.loops.function import FunctionQuestion
 from studyloom.question.question import Question
 from studyloom.question.rule import Rule
+from studyloom.search.race import Race, count_entrants
 from studyloom.seeds import derive
 from studyloom.space.tree import Point
-from studyloom.storage.attributes import BASELINE, EPOCHS, JOBS, REUSED, SLOT
+from studyloom.storage.attributes import BASELINE, EPOCHS, REUSED, SLOT
 from studyloom.storage.records.reconcile import reconcile_unasked
 from studyloom.study.bounds import ending
 from studyloom.study.stored_study import StoredStudy, create_study
 from studyloom.study.worker import TrialSource
-from studyloom.winner.candidates import CandidateTrainings
+from studyloom.winner.candidates import CandidateTrainings, kept_epoch
 from studyloom.winner.earlier import REEVALUATION, RETRAINING, earlier_trainings, folder_name
+from studyloom.winner.racing import find_race
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,13 @@ class Plan:
         if self.search.todo() or not self.settings.enabled or not self.candidates:
             return
         if self.reevaluates:
-            yield self.reevaluation
-            if self.reevaluation.todo() or not self.eligible:
+            trials = 0
+            while (stage := self.reevaluation).trials > trials:  # again for each round of a race
+                yield stage
+                if stage.todo():
+                    return
+                trials = stage.trials
+            if not self.eligible:
                 return
         if self.question.tested:
             yield self.retraining
@@ -147,7 +155,7 @@ class Plan:
             return False
         for stage in (self.search, *self._opened):
             stage.stored.storage.forget(stage.stored.ledger.study_id)
-        for name in ("ranked", "candidates", "winner", "reevaluation", "retraining", "rule"):
+        for name in ("ranked", "candidates", "winner", "_judging", "retraining", "rule"):
             self.__dict__.pop(name, None)  # they were found from the trials of before
         return True
 
@@ -174,6 +182,8 @@ class Plan:
             a list of one value per seed for each candidate; without candidates of which a training
             failed.
         """
+        assert isinstance(stage.asked, CandidateTrainings)
+        asked = Counter(candidate for candidate, _ in stage.asked.trainings)
         by_candidate: dict[int, dict[int, float]] = {}
         for trial in stage.stored.trials():
             if trial.state == TrialState.COMPLETE:
@@ -182,7 +192,7 @@ class Plan:
         return {
             number: [by_seed[seed] for seed in sorted(by_seed)]
             for number, by_seed in sorted(by_candidate.items())
-            if len(by_seed) == self.settings.seeds
+            if len(by_seed) == asked[number]
         }
 
     def reused(self) -> dict[str, tuple[int, int]]:
@@ -222,11 +232,15 @@ class Plan:
 
         The baseline is there to compare with, even if it cannot win.
         """
-        chosen = {trial.number: trial for trial in self.ranked[: self.settings.top]}
+        baseline = {t.number: t for t in self.search.stored.feasible() if BASELINE in t.user_attrs}
+        top = self.settings.top
+        if self.settings.race:
+            top = count_entrants(self.budget, self.settings.seeds)
+            if not any(trial.number in baseline for trial in self.ranked[:top]):
+                top -= sum(trial.number in baseline for trial in self.ranked)  # which takes a place
+        chosen = {trial.number: trial for trial in self.ranked[:top]}
         if chosen:
-            chosen |= {
-                t.number: t for t in self.search.stored.feasible() if BASELINE in t.user_attrs
-            }
+            chosen |= baseline
         return {number: self._point_of(chosen[number]) for number in sorted(chosen)}
 
     @property
@@ -237,6 +251,8 @@ class Plan:
         """
         allowed = {trial.number for trial in self.ranked}
         evaluated = self.fresh_values if self.reevaluates else self.candidates
+        if self.races and self.reevaluates:
+            allowed &= {*self.race.running}
         return [number for number in evaluated if number in allowed]
 
     def _point_of(self, trial: FrozenTrial) -> Point:
@@ -287,8 +303,42 @@ class Plan:
         fresh = self.fresh_values.get(number)
         return stored.known(trial) | ({} if fresh is None else {stored.metric: fmean(fresh)})
 
-    @cached_property
+    @property
+    def budget(self) -> int:
+        """How many trainings the re-evaluation has; in a race, at most."""
+        return (self.settings.top + 1) * self.settings.seeds
+
+    @property
+    def races(self) -> bool:
+        """Whether the re-evaluation is a race; one candidate alone is trained on all seeds."""
+        return self.settings.race and len(self.entrants) > 1
+
+    @property
+    def entrants(self) -> list[int]:
+        """The numbers of the candidates that race, the best in the search first.
+
+        Not of a baseline that may not win: others would leave for being worse than it.
+        """
+        return [trial.number for trial in self.ranked if trial.number in self.candidates]
+
+    @property
+    def race(self) -> Race:
+        """How far the race has come, by the trainings that have ended."""
+        sign = self.question.metric.sign
+        return find_race(self._judging.stored.trials(), self.entrants, self.budget, sign)
+
+    @property
     def reevaluation(self) -> Stage:
+        """The re-evaluation; of a race, the rounds that its trainings so far call for."""
+        stage = self._judging
+        if not self.races:
+            return stage
+        assert isinstance(stage.asked, CandidateTrainings)
+        asked = replace(stage.asked, raced=self.race.trainings)
+        return replace(stage, asked=asked, trials=asked.count)
+
+    @cached_property
+    def _judging(self) -> Stage:
         """Every candidate on fresh seeds and validation parts of the size used in the search.
 
         In time order only the last part comes after all the others, so that it is always that one.
@@ -304,7 +354,11 @@ class Plan:
         # Without a test there is no retraining, whose networks the answer would have.
         kept = self.settings.committee or not self.question.tested
         weights = self.run_dir / "winner" if kept else None
-        return self._make_stage(REEVALUATION, self.candidates, fold, weights)
+        if not self.races:
+            seeds = self.settings.seeds
+            return self._make_stage(REEVALUATION, self.candidates, seeds, fold, weights)
+        entrants = {number: self.candidates[number] for number in self.entrants}
+        return self._make_stage(REEVALUATION, entrants, self.budget, fold, weights)
 
     @cached_property
     def retraining(self) -> Stage:
@@ -319,12 +373,14 @@ class Plan:
         finalists = {
             n: point for n, point in self.candidates.items() if n in (self.winner, self.baseline())
         }
-        return self._make_stage(RETRAINING, finalists, lambda seed: fold, self.run_dir / "winner")
+        seeds, folder = self.settings.seeds, self.run_dir / "winner"
+        return self._make_stage(RETRAINING, finalists, seeds, lambda seed: fold, folder)
 
     def _make_stage(
         self,
         title: str,
         candidates: Mapping[int, Point],
+        seeds: int,
         fold: Callable[[int], Fold],
         weights: Path | None = None,
     ) -> Stage:
@@ -333,6 +389,7 @@ class Plan:
         Args:
             title: of the stage.
             candidates: points of the search, by the number of their trial.
+            seeds: how many each candidate is trained with at most.
             fold: returns the training and validation indices of a seed.
             weights: the folder with the folders of networks; None to keep none.
         """
@@ -345,16 +402,19 @@ class Plan:
         if committee:
             name += " with networks"
         code = search.stored.code()
+        if settings.race:
+            name += " race"
         if search.stored.code_changes():  # other code, other trainings
             name += f" code {hashlib.sha256(repr(sorted(code.items())).encode()).hexdigest()[:8]}"
         known = earlier_trainings(search.stored, title, name, weights, needed=committee)
-        trainings = CandidateTrainings(self.question, candidates, settings.seeds, fold, known)
-        identity = {"candidates": [*candidates], "seeds": settings.seeds, **code}
+        trainings = CandidateTrainings(self.question, candidates, seeds, fold, known)
+        identity = {"candidates": [*candidates], "seeds": seeds, **code}
+        trials = min(trainings.count, self.budget)  # a race of 8 candidates has 8 × 20 trainings
         make = partial(
             create_study,
             self.url,
             question=identity,
-            trials=trainings.count,
+            trials=trials,
             deadline=self.question.config.storage.deadline,
             goals=[self.question.metric],
             wait=True,
@@ -367,25 +427,6 @@ class Plan:
         stored.wait_less(search.stored.stopping)
         if weights is not None:
             weights = weights / folder_name(name)
-        stage = Stage(title, stored, trainings, trainings.count, weights)
+        stage = Stage(title, stored, trainings, trials, weights)
         self._opened.append(stage)
         return stage
-
-
-def kept_epoch(curves: Mapping[str, Sequence[float]], keep: str, metric: Metric) -> int | None:
-    """Returns the epoch that was kept of a trial, by its mean curve over folds and seeds.
-
-    Args:
-        curves: as an objective stores them.
-        keep: last or best.
-        metric: of the study.
-
-    Returns:
-        the number of the epoch; None if there are no curves.
-    """
-    values = curves.get("value", ())
-    if not values or keep == "last":
-        return len(values) or None
-    jobs = curves.get(JOBS, [1] * len(values))  # in turn, fewer come to the later epochs
-    complete = [at for at, count in enumerate(jobs) if count == jobs[0]]
-    return 1 + max(complete, key=lambda at: metric.sign * values[at])

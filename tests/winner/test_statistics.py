@@ -1,0 +1,107 @@
+"""Laws of the intervals of a test: they cover its seeds and its examples."""
+
+import numpy as np
+import pytest
+import torch
+
+from studyloom.metrics import METRICS, example_scores
+from studyloom.winner.statistics import compare, resample, summarise
+
+EXAMPLES = 400
+
+
+def judge(seeds, right, draw=0):
+    """Returns outputs and targets of networks of two classes that are right on a share."""
+    generator = torch.Generator().manual_seed(draw)
+    targets = torch.arange(EXAMPLES) % 2
+    pairs = []
+    for _ in range(seeds):
+        hit = torch.rand(EXAMPLES, generator=generator) < right
+        pairs.append(
+            (
+                torch.nn.functional.one_hot(torch.where(hit, targets, 1 - targets), 2).float(),
+                targets,
+            )
+        )
+    return pairs
+
+
+def width(interval):
+    return interval[1] - interval[0]
+
+
+def intervals(judged, name="accuracy"):
+    metric = METRICS[name]
+    values = {n: [metric(*pair) for pair in each] for n, each in judged.items()}
+    return values, compare(values, 4, 0, resample(metric, judged, EXAMPLES, 0))
+
+
+def test_networks_that_agree_exactly_are_still_uncertain_by_the_examples():
+    """Three seeds that are right on the same examples: Student's interval has no width."""
+    one = judge(1, 0.9)[0]
+    values, test = intervals({4: [one] * 3, 0: judge(3, 0.8, 1)})
+    assert width(summarise(values[4])["interval"]) == pytest.approx(0, abs=1e-9)
+    binomial = 2 * 1.96 * np.sqrt(values[4][0] * (1 - values[4][0]) / EXAMPLES)
+    assert width(test["winner"]["interval"]) == pytest.approx(binomial, rel=0.15)
+    assert test["interval"] == {"covers": "seeds and examples", "resamples": 1999}
+
+
+@pytest.mark.parametrize("draw", range(4))
+def test_an_interval_over_both_holds_the_mean_and_is_as_wide_as_over_seeds_alone(draw):
+    values, test = intervals({4: judge(5, 0.9, draw), 0: judge(5, 0.8, 10 + draw)})
+    low, high = test["difference"]["interval"]
+    assert low < test["difference"]["mean"] < high
+    differences = [a - b for a, b in zip(values[4], values[0], strict=True)]
+    assert width([low, high]) > 0.9 * width(summarise(differences)["interval"])
+
+
+def test_without_a_spread_over_examples_an_interval_is_students():
+    values = {4: [0.9, 0.92, 0.95, 0.91, 0.93]}
+    same = {4: np.tile(values[4], (100_000, 1))}
+    seeds = summarise(values[4])["interval"]
+    both = compare(values, 4, None, same)["winner"]["interval"]
+    assert width(both) == pytest.approx(width(seeds), rel=0.1)
+
+
+def test_a_single_seed_has_an_interval_over_the_examples():
+    _, test = intervals({4: judge(1, 0.9), 0: judge(1, 0.5, 1)})
+    assert test["interval"]["covers"] == "examples"
+    assert test["difference"]["interval"][0] > 0
+
+
+def test_without_values_of_examples_an_interval_covers_the_seeds_alone_and_says_so():
+    test = compare({4: [0.9, 0.8], 0: [0.7, 0.7]}, 4, 0)
+    assert test["interval"] == {"covers": "seeds", "resamples": None}
+    assert test["winner"]["interval"] == summarise([0.9, 0.8])["interval"]
+
+
+def test_a_metric_that_is_no_mean_is_computed_again_on_each_resample():
+    """The root of a mean is none."""
+    numbers = torch.randn(EXAMPLES, 1, generator=torch.Generator().manual_seed(0))
+    judged = {
+        n: [(numbers + error * torch.cos(seed + 7 * numbers), numbers) for seed in range(3)]
+        for n, error in ((4, 0.1), (0, 0.5))
+    }
+    _, test = intervals(judged, "rmse")
+    assert test["interval"] == {"covers": "seeds and examples", "resamples": 99}
+    assert test["difference"]["interval"][1] < 0
+
+
+def test_outputs_that_are_not_one_for_each_example_are_not_resampled():
+    assert resample(METRICS["accuracy"], {4: judge(1, 0.9)}, EXAMPLES // 2, 0) is None
+
+
+def test_the_same_seed_gives_the_same_interval():
+    judged = {4: judge(3, 0.9), 0: judge(3, 0.8, 1)}
+    assert intervals(judged) == intervals(judged)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "cross_entropy", "mse", "mae"])
+def test_the_scores_of_examples_have_the_metric_as_their_mean(name):
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(50, 3, generator=generator)
+    classes = METRICS[name].targets == "classes"
+    targets = torch.arange(50) % 3 if classes else torch.randn(50, 3, generator=generator)
+    scores = example_scores(METRICS[name], outputs, targets)
+    assert scores.shape == (50,)
+    assert float(scores.mean()) == pytest.approx(METRICS[name](outputs, targets), rel=1e-6)
