@@ -12,7 +12,7 @@ import optuna
 import torch
 from numpy.typing import NDArray
 
-from .methods import DEFAULT, METHODS, Method, Run, finished, last_seen
+from .methods import DEFAULT, METHODS, RANDOM, RANDOM_TWICE, Method, Run, finished, last_seen
 from .simulator import folder, replay
 from .tables import CURVES, QUESTIONS, Task, load_curves, load_table, table_names
 
@@ -116,6 +116,8 @@ def compare(families: Sequence[str], seeds: int, workers: int, budget: int | Non
             for method in METHODS
             if (family, tasks[0], method.name) in curves
         }
+        twice = of_family[RANDOM_TWICE]
+        of_family = {RANDOM: twice[..., : twice.shape[-1] // 2], **of_family}
         show(family, tasks, of_family, marks, workers)
     if absent:
         print(f"not there yet: {'; '.join(absent)}")

@@ -96,6 +96,7 @@ class Method:
 
 
 DEFAULT = "tpe, median"  # as shipped
+RANDOM, RANDOM_TWICE = "random", "random x2"  # the first half of a search is the other
 SCREEN = (
     "sampler=random",
     "pruner=none",
@@ -103,10 +104,8 @@ SCREEN = (
     f"pruner._target_={__package__}.simulator.FirstEpoch",
 )
 METHODS = (
-    Method("random", ("sampler=random", "pruner=none")),
-    Method("random x2", ("sampler=random", "pruner=none"), times=2),
+    Method(RANDOM_TWICE, ("sampler=random", "pruner=none"), times=2),
     Method(DEFAULT, ("sampler=tpe", "pruner=median")),
-    Method("random, median", ("sampler=random", "pruner=median"), prunes=True),
     Method("random, asha", ("sampler=random", "pruner=asha"), prunes=True),
     Method("tpe, asha", ("sampler=tpe", "pruner=asha"), prunes=True),
     Method("one epoch, best ninth", SCREEN, prunes=True),

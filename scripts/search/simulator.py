@@ -394,14 +394,20 @@ class Screening(BaseSampler):
         self.chosen: FrozenTrial | None = None
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        others = [other for other in study.get_trials(deepcopy=False) if other.intermediate_values]
-        taken = {other.user_attrs.get(CONTINUES) for other in study.get_trials(deepcopy=False)}
-        screened = [other for other in others if CONTINUES not in other.user_attrs]
+        trials = study.get_trials(deepcopy=False)
+        taken = {other.system_attrs.get(CONTINUES) for other in trials}
+        screened = [
+            other
+            for other in trials
+            if other.intermediate_values and CONTINUES not in other.system_attrs
+        ]
         screened.sort(key=lambda other: -other.intermediate_values[1])
         best = screened[: len(screened) // self.share]
         self.chosen = next((one for one in best if one.number not in taken), None)
         if self.chosen is not None:
-            study._storage.set_trial_user_attr(trial._trial_id, CONTINUES, self.chosen.number)
+            # Of the system: what is set for the user now, the pruner would not see.
+            number = self.chosen.number
+            study._storage.set_trial_system_attr(trial._trial_id, CONTINUES, number)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -425,7 +431,7 @@ class FirstEpoch(BasePruner):
     """Stops a trial after its first epoch, unless `Screening` lets it go on."""
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        return CONTINUES not in trial.user_attrs
+        return CONTINUES not in trial.system_attrs
 
 
 CONTINUES = "continues"
