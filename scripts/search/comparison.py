@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,10 @@ import optuna
 import torch
 from numpy.typing import NDArray
 
+from .answers import show_answers
 from .methods import DEFAULT, METHODS, RANDOM, RANDOM_TWICE, Method, Run, finished, last_seen
-from .simulator import folder, replay
+from .simulator import Tape, folder, replay, seed_order
+from .statistics import interval, until
 from .tables import CURVES, QUESTIONS, Task, load_curves, load_table, table_names
 
 Floats = NDArray[np.float64]
@@ -21,8 +24,8 @@ FAMILIES = ("curves", "hpobench", "nasbench201", "hpolib")
 REPORTED = FAMILIES[:3]  # HPOLib is for tuning
 MARKS = {"curves": (54, 108, 216, 432)}  # epochs, of which a trial has 27
 TRIALS = (10, 20, 34, 40)  # of a table
+SEVERAL_SEEDS = "hpobench"  # five of each configuration, so that answers can be judged again
 BLOCK = 5  # seeds that share a database
-DRAWS = 2000  # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,24 @@ def names(family: str) -> list[str]:
     return [name for name in QUESTIONS if (CURVES / f"{name}.npz").exists()]
 
 
-def work(job: Job) -> tuple[Job, Floats]:
-    """Runs a job: regrets after each epoch, (2, seeds, budget), by last value and of finished."""
+@dataclass(frozen=True)
+class Found:
+    """What the searches of a job have found.
+
+    Args:
+        job: that was run.
+        regrets: after each epoch, (seeds, 2, budget): of the configuration whose last value is the
+            best, and of the best that was trained to the end.
+        tapes: of the seeds.
+    """
+
+    job: Job
+    regrets: Floats
+    tapes: tuple[Tape, ...]
+
+
+def work(job: Job) -> Found:
+    """Runs a job, in a process of its own."""
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
@@ -70,16 +89,17 @@ def work(job: Job) -> tuple[Job, Floats]:
         (task.values[:, :, -1].mean(1).max() - np.median(task.values[:, :, -1].mean(1)))
         / task.scale
     )  # of an answer that is not there: that of a configuration in the middle
-    regrets = np.empty((2, len(job.seeds), job.budget))
+    regrets, tapes = np.empty((len(job.seeds), 2, job.budget)), []
     with folder() as place:
         for row, seed in enumerate(job.seeds):
             given = (task, job.method.overrides, seed, job.budget, job.workers, place)
-            run = Run(task, *replay(*given))
+            run = Run(task, replay(*given), seed_order(task, seed))
+            tapes.append(run.tape)
             for way, answer in enumerate((last_seen, finished)):
                 named = [nothing if one is None else run.regret(one) for one in answer(run)]
                 named += [named[-1]] * (job.budget - len(named))  # it ended, or ran out of trials
-                regrets[way, row] = named[: job.budget]
-    return job, regrets
+                regrets[row, way] = named[: job.budget]
+    return Found(job, regrets, tuple(tapes))
 
 
 def compare(families: Sequence[str], seeds: int, workers: int, budget: int | None = None) -> None:
@@ -93,18 +113,21 @@ def compare(families: Sequence[str], seeds: int, workers: int, budget: int | Non
     """
     began = time.monotonic()
     absent = [method.name for method in METHODS if not method.exists]
-    jobs = [
-        job for family in families for job in plan(family, seeds, workers, budget)
-    ]
-    found: dict[tuple[str, str, str], dict[int, Floats]] = {}
+    jobs = [job for family in families for job in plan(family, seeds, workers, budget)]
+    regrets: dict[tuple[str, str, str], dict[int, Floats]] = defaultdict(dict)
+    tapes: dict[str, dict[int, Tape]] = defaultdict(dict)  # of the default on HPOBench, by task
     context = multiprocessing.get_context("spawn")
     os.environ["OMP_NUM_THREADS"] = "1"
     with context.Pool(os.cpu_count()) as pool:
-        for job, regrets in pool.imap_unordered(work, jobs):
+        for found in pool.imap_unordered(work, jobs):
+            job = found.job
             key = (job.family, job.task, job.method.name)
-            rows = dict(zip(job.seeds, regrets.swapaxes(0, 1), strict=True))
-            found.setdefault(key, {}).update(rows)
-    curves = {key: np.stack([rows[s] for s in sorted(rows)], 1) for key, rows in found.items()}
+            regrets[key] |= dict(zip(job.seeds, found.regrets, strict=True))
+            if (job.family, job.method.name) == (SEVERAL_SEEDS, DEFAULT):
+                tapes[job.task] |= dict(zip(job.seeds, found.tapes, strict=True))
+    curves = {
+        key: np.stack([rows[seed] for seed in sorted(rows)], 1) for key, rows in regrets.items()
+    }
     for family in families:
         if not (tasks := names(family)):
             print(f"{family}: skipped, pip install -e '.[dev]' brings the tables")
@@ -119,6 +142,15 @@ def compare(families: Sequence[str], seeds: int, workers: int, budget: int | Non
         twice = of_family[RANDOM_TWICE]
         of_family = {RANDOM: twice[..., : twice.shape[-1] // 2], **of_family}
         show(family, tasks, of_family, marks, workers)
+    if tapes:
+        show_answers(
+            [
+                [Run(task, runs[seed], seed_order(task, seed)) for seed in sorted(runs)]
+                for task, runs in (
+                    (load(SEVERAL_SEEDS, name), tapes[name]) for name in sorted(tapes)
+                )
+            ]
+        )
     if absent:
         print(f"not there yet: {'; '.join(absent)}")
     print(f"{time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f}")
@@ -185,39 +217,3 @@ def show(
 
 def _of(epochs: float, end: int) -> str:
     return f">{end}" if epochs > end else f"{epochs:.0f}"
-
-
-def interval(values: Floats) -> tuple[float, float]:
-    """Returns a 95 % interval of a mean, by a bootstrap over tasks and seeds.
-
-    Args:
-        values: (tasks, seeds); the seeds are drawn anew in each task.
-    """
-    tasks, seeds = values.shape
-    generator = np.random.default_rng(0)
-    drawn = generator.integers(0, tasks, (DRAWS, tasks, 1))
-    means = values[drawn, generator.integers(0, seeds, (DRAWS, tasks, seeds))].mean((1, 2))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def until(curves: Floats, level: Floats) -> tuple[float, float, float]:
-    """Returns when a mean regret is no more than a level, with a 95 % interval over seeds.
-
-    Args:
-        curves: (seeds, epochs): regrets of a method.
-        level: (seeds,): regrets of the default at its end, of the same seeds.
-
-    Returns:
-        epochs, and the ends of their interval; one more than there are if it never is.
-    """
-    seeds, end = curves.shape
-
-    def first(chosen: NDArray[np.int64]) -> float:
-        reached = curves[chosen].mean(0) <= level[chosen].mean() + 1e-12
-        return float(reached.argmax() + 1) if reached.any() else end + 1.0
-
-    generator = np.random.default_rng(0)
-    draws = [first(generator.integers(0, seeds, seeds)) for _ in range(DRAWS // 2)]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return first(np.arange(seeds)), float(low), float(high)

@@ -332,6 +332,21 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+def seed_order(task: Task, seed: int) -> NDArray[np.int64]:
+    """Returns the order in which the seeds of each configuration are used.
+
+    Args:
+        task: a table has several seeds of each configuration.
+        seed: of the study.
+
+    Returns:
+        int (configurations, seeds).
+    """
+    shape = (len(task.values), task.seeds)
+    ordered = np.broadcast_to(np.arange(task.seeds), shape)
+    return np.random.default_rng(derive(seed)).permuted(ordered, axis=1)
+
+
 def replay(
     task: Task,
     overrides: Sequence[str],
@@ -339,7 +354,7 @@ def replay(
     budget: int,
     workers: int,
     place: Path,
-) -> tuple[Tape, NDArray[np.int64]]:
+) -> Tape:
     """Searches with a method until a budget is spent.
 
     Args:
@@ -349,33 +364,27 @@ def replay(
         budget: epochs, of which a trial of a table has one.
         workers: simulated.
         place: a folder for the database, which may hold one already, and for checkpoints.
-
-    Returns:
-        the tape, and the order of the seeds, int (configurations, seeds).
     """
-    clock, tape = Clock(workers), Tape(budget)
-    shape = (len(task.values), task.seeds)
-    order = np.random.default_rng(derive(seed)).permuted(
-        np.broadcast_to(np.arange(shape[1]), shape), axis=1
-    )
+    clock, tape, order = Clock(workers), Tape(budget), seed_order(task, seed)
     question = ReplayedQuestion(ask(task, overrides, seed), task, order, tape, clock)
     url, name = f"sqlite:///{place}/study.db", f"replay-{len(list(place.glob('*.done')))}"
     Path(place, f"{name}.done").touch()
-    create_study(url, name, {"asks": "replay"}, budget).close()
+    trials = budget if task.epochs == 1 else budget // 2 + 1  # more than any method begins
+    create_study(url, name, {"asks": "replay"}, trials).close()
     checkpoints = place / "checkpoints"
     stop = Stop(tape, clock)
 
     def work() -> None:
         stored = open_study(url, name)
         try:
-            Worker(question, stored, TrainingData(), stop, checkpoints, LIMITS).run(budget)
+            Worker(question, stored, TrainingData(), stop, checkpoints, LIMITS).run(trials)
         finally:
             stored.close()
 
     with simulated(clock):
         clock.run(work)
     shutil.rmtree(checkpoints, ignore_errors=True)
-    return tape, order
+    return tape
 
 
 class Screening(BaseSampler):
@@ -435,5 +444,3 @@ class FirstEpoch(BasePruner):
 
 
 CONTINUES = "continues"
-
-
