@@ -1,4 +1,4 @@
-"""The methods that are compared: overrides of a command line, and what they name as their answer."""
+"""The methods that are compared: overrides of a command line, and what is named as the answer."""
 
 from dataclasses import dataclass
 from pathlib import Path

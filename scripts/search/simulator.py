@@ -29,7 +29,7 @@ from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from studyloom.config.compose import Composer
 from studyloom.config.registration import register
@@ -43,7 +43,7 @@ from studyloom.space.tree import Point
 from studyloom.storage import outbox
 from studyloom.study import worker
 from studyloom.study.reporter import Limits
-from studyloom.study.stored_study import StoredStudy, create_study, open_study
+from studyloom.study.stored_study import create_study, open_study
 from studyloom.study.worker import Worker
 
 from .tables import Task

@@ -1,4 +1,4 @@
-"""The bench of searches: a replay is the same each time, on what was recorded, with simulated time."""
+"""The bench of searches: each replay is the same, on recorded curves and in simulated time."""
 
 import io
 import pickle
@@ -12,7 +12,7 @@ import pytest
 
 from scripts.search import simulator, tables
 from scripts.search.comparison import names
-from scripts.search.methods import METHODS, Run, last_seen
+from scripts.search.methods import METHODS, RANDOM, RANDOM_TWICE, Run, last_seen
 from scripts.search.simulator import Clock, ask, folder, replay, seed_order
 from scripts.search.statistics import interval, until
 from studyloom.space.tree import Point
@@ -20,6 +20,7 @@ from studyloom.space.tree import Point
 pytestmark = pytest.mark.chaos
 ROOT = Path(__file__).resolve().parents[2]
 METHOD = {method.name: method for method in METHODS}
+METHOD[RANDOM] = METHOD[RANDOM_TWICE]
 
 
 def search(task, method, workers=1, budget=54, seed=0):
@@ -57,17 +58,17 @@ def test_a_search_is_the_same_at_each_replay(fashion, method, workers):
 
 
 def test_four_workers_train_four_trials_at_a_time(fashion):
-    tape = search(fashion, "random", workers=4)
-    assert set(tape.trials[:4]) == {0, 1, 2, 3}
-    assert set(search(fashion, "random").trials[:27]) == {0}
+    tape = search(fashion, RANDOM, workers=4)
+    assert set(tape.trials[:12]) == {0, 1, 2, 3}
+    assert set(search(fashion, RANDOM).trials[:27]) == {0}
 
 
 def test_trials_are_those_of_the_sampler_of_the_question(fashion):
     """The real one, seeded for the trial: nothing is drawn by the bench."""
-    tape = search(fashion, "random", budget=81)
+    tape = search(fashion, RANDOM, budget=81)
     drawn = {}
     for number in range(3):
-        question = ask(fashion, METHOD["random"].overrides, 0)
+        question = ask(fashion, METHOD[RANDOM].overrides, 0)
         study = optuna.create_study(sampler=question.sampler(number))
         drawn[number] = fashion.find(question.space.suggest(study.ask()))
     assert dict(zip(tape.trials, tape.configurations, strict=True)) == drawn
@@ -75,7 +76,7 @@ def test_trials_are_those_of_the_sampler_of_the_question(fashion):
 
 def test_the_median_pruner_stops_trials_and_screening_goes_on_with_the_best_ninth(fashion):
     def longest(tape):
-        return {trial: epoch for trial, epoch in zip(tape.trials, tape.epochs, strict=True)}
+        return dict(zip(tape.trials, tape.epochs, strict=True))
 
     pruned = longest(search(fashion, "tpe, median", budget=216))
     assert {*pruned.values()} - {27}, "none was pruned"
@@ -92,7 +93,7 @@ def test_regret_is_measured_on_seeds_that_the_search_has_not_seen():
     values = generator.normal(size=(30, 5, 1)).astype(np.float32)
     space = {"index": {"int": [0, 29]}}
     task = tables.Task("toy", "toy", "mnist", ("space=none", "model=mlp"), space, (), values)
-    run = Run(task, search(task, "random", budget=6), seed_order(task, 0))
+    run = Run(task, search(task, RANDOM, budget=6), seed_order(task, 0))
     seen = [run.seen(one, 1) for one in run.tape.configurations]
     assert last_seen(run) == [
         run.tape.configurations[int(np.argmax(seen[: count + 1]))] for count in range(6)
