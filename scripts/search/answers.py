@@ -15,6 +15,7 @@ from .statistics import Floats, interval
 
 TRAININGS, FRESH = 40, 3
 USED = 1 + FRESH  # seeds that an answer may have seen
+TOP, FIRST, FULL = 7, 10, 34  # points of earlier studies, trials with them, and without
 REGRET = 0.005  # study.regret, in units of the accuracy
 
 
@@ -41,9 +42,25 @@ def fresh(run: Run, configuration: int) -> Floats:
     return run.task.values[configuration, seeds, -1].astype(np.float64)
 
 
+def raced(run: Run) -> int:
+    """Names the winner of a race, at as many trainings; see `studyloom.search.race`."""
+    from studyloom.search.race import count_entrants, run_race
+
+    budget = 3 * FRESH + 3
+    candidates = ranked(run, TRAININGS - budget)[: count_entrants(budget, FRESH)]
+    entrants = range(len(candidates))
+    results: dict[tuple[int, int], float | None] = {
+        (entrant, seed): float(value)
+        for entrant, one in enumerate(candidates)
+        for seed, value in enumerate(fresh(run, one))
+    }
+    return candidates[run_race(entrants, results, budget).running[0]]
+
+
 ANSWERS: dict[str, Callable[[Run], int]] = {
     f"luckiest of {TRAININGS}": luckiest,
     f"top 3 of {TRAININGS - 3 * FRESH} on {FRESH} seeds": judged_again,
+    f"race of {TRAININGS - 3 * FRESH - 3} and {3 * FRESH + 3} trainings": raced,
 }
 
 
@@ -59,6 +76,9 @@ def show_answers(runs: Sequence[Sequence[Run]]) -> None:
     print(f"{'':36}  regret   less than the luckiest by, 95 %")
     base = np.array([[run.regret(luckiest(run), USED) for run in task] for task in runs])
     for name, answer in ANSWERS.items():
+        if answer is raced and not is_there("race"):
+            print("not there yet: winner.race=true")
+            continue
         found = np.array([[run.regret(answer(run), USED) for run in task] for task in runs])
         low, high = interval(base - found)
         gain = (base - found).mean()
@@ -67,11 +87,17 @@ def show_answers(runs: Sequence[Sequence[Run]]) -> None:
             f"{name:36}{found.mean():8.4f}   {gain:+.4f} [{low:+.4f}, {high:+.4f}], {share:.0f} %"
         )
     show_early_end(runs)
+    show_memory(runs)
+
+
+def is_there(module: str) -> bool:
+    """Whether a module of `studyloom.search` is there."""
+    return importlib.util.find_spec(f"studyloom.search.{module}") is not None
 
 
 def show_early_end(runs: Sequence[Sequence[Run]]) -> None:
     """Prints what `study.stop=regret` saves and costs, if it is there."""
-    if importlib.util.find_spec("studyloom.search.regret") is None:
+    if not is_there("regret"):
         print("not there yet: study.stop=regret")
         return
     from studyloom.search.regret import gains
@@ -92,3 +118,55 @@ def show_early_end(runs: Sequence[Sequence[Run]]) -> None:
         f"trials saved, regret more by {np.median(cost):.4f} in the median, {np.mean(cost):.4f} in "
         f"the mean, {np.quantile(cost, 0.9):.4f} in one of ten"
     )
+
+
+def show_memory(runs: Sequence[Sequence[Run]]) -> None:
+    """Prints what a portfolio of the other tasks' studies gives in the first trials of each.
+
+    The search goes on with the trials that it would have had in these places, which are drawn at
+    random: TPE looks at no trial before the tenth.
+    """
+    if not is_there("portfolio"):
+        print("not there yet: study.from=auto")
+        return
+    regrets = np.array(
+        [
+            [first_regret(run, portfolio(runs, task, seed)) for seed, run in enumerate(own)]
+            for task, own in enumerate(runs)
+        ]
+    )
+    plain = np.array([[run.regret(luckiest(run, FULL)) for run in own] for own in runs])
+    short = np.array([[run.regret(luckiest(run, FIRST)) for run in own] for own in runs])
+    low, high = interval(plain - regrets)
+    reached = int((regrets.mean(1) <= plain.mean(1)).sum())
+    print(
+        f"study.from=auto study.top={TOP}: regret {regrets.mean():.4f} after {FIRST} trials, without "
+        f"{short.mean():.4f}, and {plain.mean():.4f} after {FULL}: less than that by "
+        f"{(plain - regrets).mean():+.4f} [{low:+.4f}, {high:+.4f}], on {reached} of {len(runs)} tasks"
+    )
+
+
+def portfolio(runs: Sequence[Sequence[Run]], task: int, seed: int) -> list[int]:
+    """Returns the configurations that the studies of the other tasks propose for a task."""
+    from studyloom.search.portfolio import EarlierStudy, choose_points, rank_scores
+
+    others = [own[seed] for number, own in enumerate(runs) if number != task]
+    tried = [ranked(run, TRAININGS) for run in others]
+    space = others[0].task.space or {}
+    sizes = [node["int"][1] + 1 for node in space.values()]
+    studies = [
+        EarlierStudy(
+            np.stack(np.unravel_index(configurations, sizes), 1) / (np.array(sizes) - 1.0),
+            rank_scores(len(configurations), 0),
+            np.ones(len(configurations), dtype=bool),
+        )
+        for configurations in tried
+    ]
+    chosen = choose_points(studies, np.zeros(len(sizes), dtype=bool), TOP)
+    return [tried[study][trial] for study, trial in chosen]
+
+
+def first_regret(run: Run, proposed: Sequence[int]) -> float:
+    """Returns the regret of a search that begins with some configurations, after FIRST trials."""
+    trials = [*proposed, *run.tape.configurations[len(proposed) : FIRST]]
+    return run.regret(max(trials, key=lambda one: run.seen(one, 1)))

