@@ -333,7 +333,11 @@ def folder() -> Iterator[Path]:
 
 
 def seed_order(task: Task, seed: int) -> NDArray[np.int64]:
-    """Returns the order in which the seeds of each configuration are used.
+    """Returns the order in which the seeds of the configurations are used, the same for all.
+
+    A seed of HPOBench decides the split of the data too: of the best 1 000 configurations of
+    credit_g it moves all together by .32, and each alone by .13, while they differ by .03. The
+    trials of a study share their split, and candidates that are judged again share their seeds.
 
     Args:
         task: a table has several seeds of each configuration.
@@ -342,9 +346,8 @@ def seed_order(task: Task, seed: int) -> NDArray[np.int64]:
     Returns:
         int (configurations, seeds).
     """
-    shape = (len(task.values), task.seeds)
-    ordered = np.broadcast_to(np.arange(task.seeds), shape)
-    return np.random.default_rng(derive(seed)).permuted(ordered, axis=1)
+    order = np.random.default_rng(derive(seed)).permutation(task.seeds)
+    return np.broadcast_to(order, (len(task.values), task.seeds))
 
 
 def replay(
