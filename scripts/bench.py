@@ -692,3 +692,36 @@ def main() -> None:
     parser.add_argument(
         "--on", nargs="+", metavar="FAMILY", help=f"of tasks, {', '.join(FAMILIES)}"
     )
+    parser.add_argument("--workers", type=int, default=1, help="simulated, of search")
+    parser.add_argument("--budget", type=int, help="epochs or trials of search")
+    parser.add_argument("--run-dir", type=Path, help="of record", default=Path("runs/curves"))
+    arguments = parser.parse_args()
+    repeats = arguments.repeats or (20 if arguments.what == "search" else 3)
+    print(machine(), flush=True)
+    match arguments.what:
+        case "example":
+            example(repeats, arguments.processes, arguments.trials)
+        case "tutorial":
+            tutorial(repeats)
+        case "answer":
+            answer(repeats, arguments.before)
+        case "overhead":
+            overhead(repeats)
+        case "scale":
+            scale(repeats)
+        case "loader":
+            loader(repeats)
+        case "start":
+            start(repeats)
+        case "kills":
+            kills()
+        case "memory":
+            memory()
+        case "search":
+            compare(arguments.on or REPORTED, repeats, arguments.workers, arguments.budget)
+        case "record":
+            record(arguments.run_dir.resolve())
+
+
+if __name__ == "__main__":
+    main()
