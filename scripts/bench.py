@@ -10,11 +10,14 @@
     python scripts/bench.py start            # a command's time to its first trial; half a minute
     python scripts/bench.py kills            # a search with and without 20 kills; 5 minutes
     python scripts/bench.py memory           # of 4 workers that share a training part; 2 minutes
+    python scripts/bench.py search           # methods of search, replayed on curves; 10 minutes
+    python scripts/bench.py record           # makes those curves; an hour
 
 Both ways run in turn, as whole processes on the same data. `example` and `tutorial` need
 `STUDYLOOM_DATA`, the folder with `mnist/` and `fashion-mnist/`; `overhead` and `scale` need the
 extra `embedded`. `--repeats` is the number of times that each way runs. scripts/README.md has the
-results.
+results. `search` trains nothing: it replays each method with 20 seeds (`--repeats`) on recorded
+curves and on the tables that the extra `dev` brings, under the real worker loop in simulated time.
 """
 
 import argparse
@@ -43,6 +46,8 @@ import optuna
 import sqlalchemy
 import torch
 from PIL import Image
+from search.comparison import FAMILIES, REPORTED, compare
+from search.recording import record
 from torch import nn
 
 from studyloom.data import Datasets
@@ -690,14 +695,22 @@ def main() -> None:
         "start",
         "kills",
         "memory",
+        "search",
+        "record",
     ]
     parser.add_argument("what", choices=measurements)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, help="3, and 20 seeds of search")
     parser.add_argument("--processes", type=int, default=1, help="of the example")
     parser.add_argument("--trials", type=int, default=100, help="of the example")
     parser.add_argument("--before", default="7e971e2", help="the earlier commit of the answer")
+    parser.add_argument(
+        "--on", nargs="+", metavar="FAMILY", help=f"of tasks, {', '.join(FAMILIES)}"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="simulated, of search")
+    parser.add_argument("--budget", type=int, help="epochs or trials of search")
+    parser.add_argument("--run-dir", type=Path, help="of record", default=Path("runs/curves"))
     arguments = parser.parse_args()
-    repeats = arguments.repeats
+    repeats = arguments.repeats or (20 if arguments.what == "search" else 3)
     print(machine(), flush=True)
     match arguments.what:
         case "example":
@@ -718,6 +731,10 @@ def main() -> None:
             kills()
         case "memory":
             memory()
+        case "search":
+            compare(arguments.on or REPORTED, repeats, arguments.workers, arguments.budget)
+        case "record":
+            record(arguments.run_dir.resolve())
 
 
 if __name__ == "__main__":

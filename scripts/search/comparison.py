@@ -1,0 +1,219 @@
+"""Compares the methods on all tasks, with seeds in pairs, and prints what it finds."""
+
+import multiprocessing
+import os
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+import torch
+from numpy.typing import NDArray
+
+from .answers import show_answers
+from .methods import DEFAULT, METHODS, RANDOM, RANDOM_TWICE, Method, Run, finished, last_seen
+from .simulator import Tape, folder, replay, seed_order
+from .statistics import interval, until
+from .tables import CURVES, QUESTIONS, Task, load_curves, load_table, table_names
+
+Floats = NDArray[np.float64]
+FAMILIES = ("curves", "hpobench", "nasbench201", "hpolib")
+REPORTED = FAMILIES[:3]  # HPOLib is for tuning
+MARKS = {"curves": (54, 108, 216, 432)}  # epochs, of which a trial has 27
+TRIALS = (10, 20, 34, 40)  # of a table
+SEVERAL_SEEDS = "hpobench"  # five of each configuration, so that answers can be judged again
+BLOCK = 5  # seeds that share a database
+
+
+@dataclass(frozen=True)
+class Job:
+    """Searches that a process runs one after the other.
+
+    Args:
+        family: of the task.
+        task: its name.
+        method: with which it is searched.
+        budget: epochs.
+        seeds: of the studies.
+        workers: simulated.
+    """
+
+    family: str
+    task: str
+    method: Method
+    budget: int
+    seeds: tuple[int, ...]
+    workers: int
+
+
+def load(family: str, name: str) -> Task:
+    """Returns a task, which must be there."""
+    task = load_curves(name) if family == "curves" else load_table(family, name)
+    assert task is not None
+    return task
+
+
+def names(family: str) -> list[str]:
+    """Returns the names of the tasks of a family that are there."""
+    if family != "curves":
+        return table_names(family)
+    return [name for name in QUESTIONS if (CURVES / f"{name}.npz").exists()]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the searches of a job have found.
+
+    Args:
+        job: that was run.
+        regrets: after each epoch, (seeds, 2, budget): of the configuration whose last value is the
+            best, and of the best that was trained to the end.
+        tapes: of the seeds.
+    """
+
+    job: Job
+    regrets: Floats
+    tapes: tuple[Tape, ...]
+
+
+def work(job: Job) -> Found:
+    """Runs a job, in a process of its own."""
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")
+    task = load(job.family, job.task)
+    nothing = float(
+        (task.values[:, :, -1].mean(1).max() - np.median(task.values[:, :, -1].mean(1)))
+        / task.scale
+    )  # of an answer that is not there: that of a configuration in the middle
+    regrets, tapes = np.empty((len(job.seeds), 2, job.budget)), []
+    with folder() as place:
+        for row, seed in enumerate(job.seeds):
+            given = (task, job.method.overrides, seed, job.budget, job.workers, place)
+            run = Run(task, replay(*given), seed_order(task, seed))
+            tapes.append(run.tape)
+            for way, answer in enumerate((last_seen, finished)):
+                named = [nothing if one is None else run.regret(one) for one in answer(run)]
+                named += [named[-1]] * (job.budget - len(named))  # it ended, or ran out of trials
+                regrets[row, way] = named[: job.budget]
+    return Found(job, regrets, tuple(tapes))
+
+
+def compare(families: Sequence[str], seeds: int, workers: int, budget: int | None = None) -> None:
+    """Runs all methods on all tasks of some families, and prints a table for each family.
+
+    Args:
+        families: of tasks.
+        seeds: of each method on each task.
+        workers: simulated.
+        budget: epochs, or trials of a table; None for the last mark of each family.
+    """
+    began = time.monotonic()
+    absent = [method.name for method in METHODS if not method.exists]
+    jobs = [job for family in families for job in plan(family, seeds, workers, budget)]
+    regrets: dict[tuple[str, str, str], dict[int, Floats]] = defaultdict(dict)
+    tapes: dict[str, dict[int, Tape]] = defaultdict(dict)  # of the default on HPOBench, by task
+    context = multiprocessing.get_context("spawn")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with context.Pool(os.cpu_count()) as pool:
+        for found in pool.imap_unordered(work, jobs):
+            job = found.job
+            key = (job.family, job.task, job.method.name)
+            regrets[key] |= dict(zip(job.seeds, found.regrets, strict=True))
+            if (job.family, job.method.name) == (SEVERAL_SEEDS, DEFAULT):
+                tapes[job.task] |= dict(zip(job.seeds, found.tapes, strict=True))
+    curves = {
+        key: np.stack([rows[seed] for seed in sorted(rows)], 1) for key, rows in regrets.items()
+    }
+    for family in families:
+        if not (tasks := names(family)):
+            print(f"{family}: skipped, pip install -e '.[dev]' brings the tables")
+            continue
+        marks = tuple(m for m in MARKS.get(family, TRIALS) if budget is None or m <= budget)
+        marks = marks or (budget or 0,)
+        of_family = {
+            method.name: np.stack([curves[family, task, method.name] for task in tasks])
+            for method in METHODS
+            if (family, tasks[0], method.name) in curves
+        }
+        twice = of_family[RANDOM_TWICE]
+        of_family = {RANDOM: twice[..., : twice.shape[-1] // 2], **of_family}
+        show(family, tasks, of_family, marks, workers)
+    if tapes:
+        show_answers(
+            [
+                [Run(task, runs[seed], seed_order(task, seed)) for seed in sorted(runs)]
+                for task, runs in (
+                    (load(SEVERAL_SEEDS, name), tapes[name]) for name in sorted(tapes)
+                )
+            ]
+        )
+    if absent:
+        print(f"not there yet: {'; '.join(absent)}")
+    print(f"{time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f}")
+
+
+def plan(family: str, seeds: int, workers: int, budget: int | None) -> Iterator[Job]:
+    """Yields the jobs of a family."""
+    spent = budget or MARKS.get(family, TRIALS)[-1]
+    for task in names(family):
+        for method in METHODS:
+            if not method.exists or (method.prunes and family != "curves"):
+                continue
+            for first in range(0, seeds, BLOCK):
+                block = tuple(range(first, min(seeds, first + BLOCK)))
+                yield Job(family, task, method, spent * method.times, block, workers)
+
+
+def show(
+    family: str,
+    tasks: Sequence[str],
+    curves: dict[str, Floats],
+    marks: Sequence[int],
+    workers: int,
+) -> None:
+    """Prints the tables of a family.
+
+    Args:
+        family: of tasks.
+        tasks: their names.
+        curves: by method: regrets after each epoch, (tasks, 2, seeds, budget).
+        marks: the budgets at which regrets are printed.
+        workers: simulated.
+    """
+    unit = "epochs" if family == "curves" else "trials"
+    base, end = curves[DEFAULT], marks[-1]
+    seeds = base.shape[2]
+    print(f"\n{family}: {', '.join(tasks)}; {seeds} seeds, {workers} simulated workers")
+    print(f"mean regret after {unit} of")
+    columns = "".join(f"{mark:>8}" for mark in marks)
+    print(f"{'':24}{columns}{'finished':>10}{'wins':>6}   less than {DEFAULT} by, 95 %")
+    for name, values in curves.items():
+        at = values.shape[-1] // base.shape[-1]  # a method with twice the budget
+        means = [values[:, 0, :, mark * at - 1].mean() for mark in marks]
+        last, ours = values[:, :, :, end * at - 1], base[:, :, :, end - 1]
+        gain = ours[:, 0] - last[:, 0]
+        wins = int((gain.mean(1) > 0).sum())
+        low, high = interval(gain)
+        print(
+            f"{name:24}{''.join(f'{mean:8.4f}' for mean in means)}{last[:, 1].mean():10.4f}"
+            f"{wins:3}/{len(tasks)}   {gain.mean():+.4f} [{low:+.4f}, {high:+.4f}]",
+            flush=True,
+        )
+    print(f"{unit} until the mean regret is that of {DEFAULT} after {end}, and 95 %")
+    width = max(map(len, tasks)) + 2
+    for name, values in curves.items():
+        if values.shape[-1] == base.shape[-1]:
+            cells = []
+            for task in range(len(tasks)):
+                reached, low, high = until(values[task, 0, :, :end], base[task, 0, :, end - 1])
+                cells.append(f"{_of(reached, end)} [{_of(low, end)}, {_of(high, end)}]")
+            print(f"{name:24}" + "".join(f"{cell:>{max(width, 20)}}" for cell in cells))
+    print(f"{'':24}" + "".join(f"{task:>{max(width, 20)}}" for task in tasks), flush=True)
+
+
+def _of(epochs: float, end: int) -> str:
+    return f">{end}" if epochs > end else f"{epochs:.0f}"

@@ -1,0 +1,63 @@
+"""Records learning curves that a search is replayed on: random trials, all trained to the end.
+
+    python scripts/bench.py record            # needs: STUDYLOOM_DATA, an hour of two quiet cores
+
+A trial sees about as many examples as one of its page as shipped, and its epochs are shorter, so
+that there are 27 of them. `fashion` needs `STUDYLOOM_DATA`, the folder with `fashion-mnist/`.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from optuna.trial import TrialState
+
+from studyloom.study.stored_study import open_study
+
+from .tables import CURVES, QUESTIONS
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+EPOCHS = 27
+RANDOM = ("sampler=random", "pruner=none", "winner.enabled=false", f"train.epochs={EPOCHS}")
+TRIALS = {"digits": 240, "fashion": 400, "rows": 400}
+SIZES = {"digits": (), "fashion": ("train.samples_per_epoch=1408",)}
+SIZES["rows"] = ("train.samples_per_epoch=400",)
+
+
+def record(run_dir: Path, names: tuple[str, ...] = tuple(QUESTIONS)) -> None:
+    """Trains the trials of each question, and writes its file of curves.
+
+    Args:
+        run_dir: the folder for the studies; those that are there are gone on with.
+        names: of the questions.
+    """
+    for name in names:
+        page, overrides = QUESTIONS[name]
+        given = (*overrides, *RANDOM, *SIZES[name], f"study.trials={TRIALS[name]}")
+        given += (f"study.name={name}", f"run_dir={run_dir / name}", "launcher.workers=2")
+        subprocess.run([sys.executable, "-m", f"studies.{page}", *given], cwd=ROOT, check=True)
+        write_curves(run_dir / name, name)
+
+
+def write_curves(run_dir: Path, name: str, folder: Path = CURVES) -> Path:
+    """Writes the parameters and curves of a study's complete trials, and returns the file.
+
+    Args:
+        run_dir: of the study.
+        name: of the study, and of the file.
+        folder: where the file goes.
+    """
+    stored = open_study(f"sqlite:///{run_dir}/study.db", name)
+    trials = [trial for trial in stored.trials() if trial.state == TrialState.COMPLETE]
+    curves = [
+        [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)]
+        for trial in trials
+    ]
+    stored.close()
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.npz"
+    params = np.array([json.dumps(trial.params) for trial in trials])
+    np.savez_compressed(path, params=params, values=np.array(curves, np.float32))
+    return path

@@ -1,0 +1,449 @@
+"""Replays a search: the real question, space, sampler, pruner, worker loop and ledger, no training.
+
+A trial's epochs are read from a task of `tables`, and each takes simulated time. Simulated workers
+are threads of which one runs at a time: the one that is furthest behind. So a search is the same
+at each replay, whatever the machine does meanwhile. The database is a SQLite file in memory.
+"""
+
+import functools
+import os
+import random
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import hydra
+import numpy as np
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from numpy.typing import NDArray
+from omegaconf import open_dict
+from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from studyloom.config.compose import Composer
+from studyloom.config.registration import register
+from studyloom.data.training_data import TrainingData
+from studyloom.question.costs import Cost
+from studyloom.question.objective import Attempt, Step
+from studyloom.question.question import Question
+from studyloom.seeds import derive
+from studyloom.space.language import parse_space
+from studyloom.space.tree import Point
+from studyloom.storage import outbox
+from studyloom.study import worker
+from studyloom.study.reporter import Limits
+from studyloom.study.stored_study import create_study, open_study
+from studyloom.study.worker import Worker
+
+from .tables import Task
+
+CONF = Path(__file__).resolve().parent.parent.parent / "conf"
+LIMITS = Limits(lease=86400.0)  # a simulated worker may have to wait for its turn for long
+FOREVER = 86400.0  # seconds; a report is posted before the worker goes on, however slow the machine
+IN_MEMORY = "/dev/shm"
+
+
+class Clock:
+    """Simulated time: one of several threads runs at a time, the one whose time is the least.
+
+    Args:
+        workers: how many threads there are.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.times = dict.fromkeys(range(workers), 0.0)  # of those that have not ended
+        self._turn = threading.Condition()
+        self._mine = threading.local()
+
+    @property
+    def worker(self) -> int:
+        """The number of the worker that this thread is."""
+        return int(self._mine.number)
+
+    def now(self) -> float:
+        """Returns this worker's time in seconds."""
+        return self.times[self.worker]
+
+    def sleep(self, seconds: float) -> None:
+        """Lets simulated time pass, and with it the workers that are behind by then."""
+        with self._turn:
+            self.times[self.worker] += seconds
+            self._turn.notify_all()
+            self._turn.wait_for(self._is_next)
+
+    def _is_next(self) -> bool:
+        return min(self.times, key=lambda number: (self.times[number], number)) == self.worker
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Calls a function in each worker, and returns when all have returned.
+
+        Raises:
+            BaseException: what one of them has raised, the first if several have.
+        """
+        errors: list[BaseException] = []
+
+        def take_turns(number: int) -> None:
+            self._mine.number = number
+            try:
+                self.sleep(0.0)
+                work()
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                with self._turn:
+                    del self.times[number]
+                    self._turn.notify_all()
+
+        threads = [threading.Thread(target=take_turns, args=(number,)) for number in self.times]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+
+
+@dataclass
+class Tape:
+    """What a search has seen, epoch by epoch, in the order of simulated time.
+
+    Args:
+        budget: epochs after which it stops.
+    """
+
+    budget: int
+    trials: list[int] = field(default_factory=list)  # the number of the trial of each epoch
+    configurations: list[int] = field(default_factory=list)
+    epochs: list[int] = field(default_factory=list)
+    seen: dict[tuple[Any, ...], int] = field(default_factory=dict)  # epochs of each point
+
+    @property
+    def full(self) -> bool:
+        return len(self.epochs) >= self.budget
+
+
+@dataclass
+class Stop:
+    """A `Stopping` that stops all workers once the budget is spent."""
+
+    tape: Tape
+    clock: Clock
+    alone: None = None
+
+    def __call__(self) -> bool:
+        # An epoch takes at most 1.5 s. A search that only waits would never end.
+        return self.tape.full or self.clock.now() > 2.0 * self.tape.budget
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def give_way(self) -> None:
+        raise AssertionError("no other process goes on")
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A step of a trial, which is read and not trained; see `Step`."""
+
+    number: int
+    value: float
+    seconds: float
+
+
+@dataclass
+class ReplayedObjective:
+    """An objective that reads its learning curve; see `Objective`.
+
+    A point that was at some epoch already continues from there, as it would from a checkpoint.
+
+    Args:
+        curve: the value after each epoch.
+        trial: the number of the trial.
+        configuration: whose curve it is.
+        key: of the point.
+        cost: simulated seconds that an epoch takes.
+        tape: of the search.
+        clock: of the workers.
+    """
+
+    curve: list[float]
+    trial: int
+    configuration: int
+    key: tuple[Any, ...]
+    cost: float
+    tape: Tape
+    clock: Clock
+    done: int = 0
+    stride: int = 1
+    evaluating: float = 0.0
+
+    @property
+    def epochs(self) -> int:
+        return len(self.curve)
+
+    def run(self, report: Callable[[Step], None], stopping: Callable[[], bool]) -> float:
+        while self.done < len(self.curve):
+            self.done += 1
+            if self.done > self.tape.seen.get(self.key, 0):
+                self.clock.sleep(self.cost)
+                self.tape.seen[self.key] = self.done
+                self.tape.trials.append(self.trial)
+                self.tape.configurations.append(self.configuration)
+                self.tape.epochs.append(self.done)
+            report(self.step(self.done))
+        return self.curve[-1]
+
+    def step(self, number: int) -> Replayed:
+        return Replayed(number, self.curve[number - 1], self.cost)
+
+    def steps(self) -> Sequence[Replayed]:
+        return [self.step(number + 1) for number in range(self.done)]
+
+    def cut(self, number: int) -> None:
+        self.done = number
+
+    def curves(self) -> dict[str, list[Any]]:
+        return {}
+
+    def standard_error(self) -> None:
+        return None
+
+    def costs(self) -> list[Cost]:
+        return []
+
+    def state(self) -> dict[str, Any]:
+        return {"done": self.done}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.done = int(state["done"])
+
+    def weights(self) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class ReplayedQuestion:
+    """A real question whose objectives are replayed; all else is the question's own.
+
+    Args:
+        question: as its page asks it.
+        task: what is replayed.
+        order: int (configurations, seeds): the seeds of the task in the order of their use; trials
+            have the first.
+        tape: of the search.
+        clock: of the workers.
+    """
+
+    question: Question
+    task: Task
+    order: NDArray[np.int64]
+    tape: Tape
+    clock: Clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.question, name)
+
+    @property
+    def baseline(self) -> None:
+        """None: with a good default there is little left to find."""
+        return None
+
+    def provenance_sections(self, point: Point) -> None:
+        return None
+
+    def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
+        return []
+
+    def trains_on(self, data: TrainingData) -> torch.device:
+        return torch.device("cpu")
+
+    def make_objective(
+        self, point: Point, number: int, data: TrainingData, attempt: Attempt
+    ) -> ReplayedObjective:
+        at = self.task.find(point)
+        curve = self.task.values[at, self.order[at, 0]].tolist()
+        cost = 0.5 + random.Random(at).random()  # networks differ, so that workers drift apart
+        key = tuple(sorted(point.params.items()))
+        return ReplayedObjective(curve, number, at, key, cost, self.tape, self.clock)
+
+
+@functools.lru_cache(maxsize=32)
+def compose(page: str, overrides: tuple[str, ...]) -> tuple[Any, Composer]:
+    """Returns the config of a page with overrides, and its composer."""
+    register()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base=None):
+        cfg = hydra.compose(page, list(overrides), return_hydra_config=True)
+        choices = {str(g): str(o) for g, o in cfg.hydra.runtime.choices.items()}
+        with open_dict(cfg):
+            del cfg["hydra"]
+        composer = Composer(page, overrides, choices)
+        question = Question.ask(cfg, composer)
+    return question, composer
+
+
+def ask(task: Task, overrides: Sequence[str], seed: int) -> Question:
+    """Returns the question of a task.
+
+    Args:
+        task: whose page asks.
+        overrides: further ones, of a method.
+        seed: of the study.
+    """
+    given = (*task.overrides, f"train.epochs={task.epochs}", "study.baseline=false", *overrides)
+    question, composer = compose(task.page, given)
+    space = question.space
+    if task.space is not None:
+        space = parse_space({"params": dict(task.space)}, lambda group: ())
+    cfg = question.config.copy()
+    cfg.study.seed = seed
+    return Question(cfg, composer, space)
+
+
+@contextmanager
+def simulated(clock: Clock) -> Iterator[None]:
+    """Gives workers of this process simulated time, and each an id of its own."""
+    with ExitStack() as stack:
+        # A host that is not this one: nobody looks for the process of such a worker.
+        stack.enter_context(
+            patch.object(worker, "worker_id", lambda pid: f"simulated:{clock.worker}")
+        )
+        stack.enter_context(patch.object(worker, "time", SimpleNamespace(sleep=clock.sleep)))
+        stack.enter_context(patch.object(outbox, "SEND_TIMEOUT", FOREVER))
+        yield
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """Makes a folder, in memory where there is one, for as long as the block."""
+    place = IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=place, prefix="studyloom-search-") as name:
+        yield Path(name)
+
+
+def seed_order(task: Task, seed: int) -> NDArray[np.int64]:
+    """Returns the order in which the seeds of the configurations are used, the same for all.
+
+    A seed of HPOBench decides the split of the data too: of the best 1 000 configurations of
+    credit_g it moves all together by .32, and each alone by .13, while they differ by .03. The
+    trials of a study share their split, and candidates that are judged again share their seeds.
+
+    Args:
+        task: a table has several seeds of each configuration.
+        seed: of the study.
+
+    Returns:
+        int (configurations, seeds).
+    """
+    order = np.random.default_rng(derive(seed)).permutation(task.seeds)
+    return np.broadcast_to(order, (len(task.values), task.seeds))
+
+
+def replay(
+    task: Task,
+    overrides: Sequence[str],
+    seed: int,
+    budget: int,
+    workers: int,
+    place: Path,
+) -> Tape:
+    """Searches with a method until a budget is spent.
+
+    Args:
+        task: what is searched.
+        overrides: of the method.
+        seed: of the study, and of the order in which the seeds of the task are used.
+        budget: epochs, of which a trial of a table has one.
+        workers: simulated.
+        place: a folder for the database, which may hold one already, and for checkpoints.
+    """
+    clock, tape, order = Clock(workers), Tape(budget), seed_order(task, seed)
+    question = ReplayedQuestion(ask(task, overrides, seed), task, order, tape, clock)
+    url, name = f"sqlite:///{place}/study.db", f"replay-{len(list(place.glob('*.done')))}"
+    Path(place, f"{name}.done").touch()
+    trials = budget if task.epochs == 1 else budget // 2 + 1  # more than any method begins
+    create_study(url, name, {"asks": "replay"}, trials).close()
+    checkpoints = place / "checkpoints"
+    stop = Stop(tape, clock)
+
+    def work() -> None:
+        stored = open_study(url, name)
+        try:
+            Worker(question, stored, TrainingData(), stop, checkpoints, LIMITS).run(trials)
+        finally:
+            stored.close()
+
+    with simulated(clock):
+        clock.run(work)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return tape
+
+
+class Screening(BaseSampler):
+    """All get one epoch, and the best of every nine goes on to the end (arXiv:2307.15422).
+
+    A trial that goes on is a new one with the parameters of the screened trial: then it works
+    without any means to continue a trial. It is a pure function of the stored trials.
+
+    Args:
+        seed: of the trial.
+        share: of how many screened trials one goes on.
+    """
+
+    def __init__(self, seed: int, share: int = 9) -> None:
+        self.share, self.random = share, RandomSampler(seed=seed)
+        self.chosen: FrozenTrial | None = None
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        trials = study.get_trials(deepcopy=False)
+        taken = {other.system_attrs.get(CONTINUES) for other in trials}
+        screened = [
+            other
+            for other in trials
+            if other.intermediate_values and CONTINUES not in other.system_attrs
+        ]
+        screened.sort(key=lambda other: -other.intermediate_values[1])
+        best = screened[: len(screened) // self.share]
+        self.chosen = next((one for one in best if one.number not in taken), None)
+        if self.chosen is not None:
+            # Of the system: what is set for the user now, the pruner would not see.
+            number = self.chosen.number
+            study._storage.set_trial_system_attr(trial._trial_id, CONTINUES, number)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
+    ) -> Any:
+        if self.chosen is not None:
+            return self.chosen.params[name]
+        return self.random.sample_independent(study, trial, name, distribution)
+
+
+class FirstEpoch(BasePruner):
+    """Stops a trial after its first epoch, unless `Screening` lets it go on."""
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        return CONTINUES not in trial.system_attrs
+
+
+CONTINUES = "continues"
