@@ -1,6 +1,7 @@
 """Validates a question as a whole before trial 0: every mistake at once, each with the way out."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from omegaconf import DictConfig
@@ -74,6 +75,8 @@ def check_sections(question: Question) -> Iterator[str]:
         )
     if question.steps not in ("epochs", "jobs"):
         yield f"pruner.{STEPS} must be epochs or jobs; got {question.steps!r}"
+    with suppress(Exception):  # that it can be built is checked later, with all else
+        yield from getattr(question.pruner(), "check", lambda _: ())(question)
     if question.in_turn and objective.folds == objective.seeds == 1:
         yield (
             f"pruner={question.composer.choices.get('pruner')} compares trials fold by fold and "

@@ -20,19 +20,20 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
 from studyloom.data.training_data import TrainingData
-from studyloom.errors import ClaimLost, Interrupted, Stopped, StorageLost, TrialDeleted
+from studyloom.errors import ClaimLost, Interrupted, Paused, Stopped, StorageLost, TrialDeleted
 from studyloom.processes import end_if_forked, worker_id
 from studyloom.question.costs import Cost
 from studyloom.question.objective import Attempt, Objective, Stopping
+from studyloom.search.promotion import Promotion
 from studyloom.seeds import derive
 from studyloom.space.tree import Point, Space
 from studyloom.storage import sql
-from studyloom.storage.attributes import BASELINE, KEPT, SLOT, WORKER
-from studyloom.storage.ledger import Claim
+from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, PAUSED, SLOT, WORKER
+from studyloom.storage.records.slots import Claim
 from studyloom.study import failures
 from studyloom.study.failures import Failure
 from studyloom.study.provenance import Provenance, current_environment
-from studyloom.study.reporter import EpochReports, Limits, Reporter
+from studyloom.study.reporter import EpochReports, Limits, Reporter, Rungs
 from studyloom.study.stopwatch import Stopwatch
 from studyloom.study.stored_study import StoredStudy
 from studyloom.training.checkpoint import Checkpoint, save_weights
@@ -103,7 +104,9 @@ class Worker:
             StorageLost: the database failed, or stayed away for longer than its deadline.
         """
         ledger, owner = self.stored.ledger, worker_id(os.getpid())
-        self.stored.optuna.pruner = self.question.pruner()
+        self.stored.optuna.pruner = pruner = self.question.pruner()
+        order = pruner.order(self.stored.goals) if isinstance(pruner, Promotion) else None
+        rungs = None if order is None else Rungs(order, trials)
 
         def make(connection: Connection, slot: int) -> int:
             first = {BASELINE: True} if slot == 0 and self.question.baseline is not None else {}
@@ -112,10 +115,10 @@ class Worker:
         while not self.stopping():
             with self.watch("storage"):
                 self.stored.check_halted()
-                claim = ledger.claim(owner, trials, self.limits.lease, make)
+                claim = ledger.claim(owner, trials, self.limits.lease, make, order=order)
             if claim is not None:
                 self.on_claim()
-                self.finish_claim(claim)
+                self.finish_claim(claim, rungs)
             elif ledger.todo(trials):
                 with self.watch("idle"):
                     time.sleep(WAIT)
@@ -123,11 +126,12 @@ class Worker:
             else:
                 return
 
-    def finish_claim(self, claim: Claim) -> None:
-        """Runs the trial of a claimed slot to its end, or releases it when asked to stop."""
+    def finish_claim(self, claim: Claim, rungs: Rungs | None = None) -> None:
+        """Runs the trial of a claimed slot to its end or rung, or releases it if asked to stop."""
         ledger = self.stored.ledger
         try:
-            self.run_trial(claim)
+            with contextlib.suppress(Paused):
+                self.run_trial(claim, rungs)
         except (Stopped, Interrupted) as stop:
             ledger.release(claim)
             if isinstance(stop, Interrupted):
@@ -143,8 +147,12 @@ class Worker:
         finally:
             self.stored.storage.clear()
 
-    def run_trial(self, claim: Claim) -> None:
-        """Runs the trial of a claim from its present state to its end."""
+    def run_trial(self, claim: Claim, rungs: Rungs | None = None) -> None:
+        """Runs the trial of a claim from its present state to its end.
+
+        Raises:
+            Paused: it waits at a rung, and its slot was given back.
+        """
         assert claim.trial_id is not None
         with self.watch("storage"):
             frozen = self.stored.storage.load(self.stored.ledger.study_id, claim.trial_id)
@@ -153,13 +161,19 @@ class Worker:
             return
         with self.watch("sampling"):
             trial = self.begin(frozen)
-        # The baseline is not pruned, because all trials are compared with it. With several
-        # objectives no trial is, because trials are comparable only when they have all values.
-        comparable = len(self.stored.goals) == 1 and (
-            self.question.baseline is None or BASELINE not in trial.user_attrs
-        )
+        # The baseline is neither pruned nor paused, because all trials are compared with it. With
+        # several objectives no trial is pruned, because trials are comparable only when they have
+        # all values.
+        prunable = self.question.baseline is None or BASELINE not in trial.user_attrs
+        comparable = prunable and len(self.stored.goals) == 1
         watch, stopping = self.watch, self.stopping
-        reporter = Reporter(self.stored, trial, claim, comparable, self.limits, stopping, watch)
+        own = (rungs if prunable else None,)
+        reporter = Reporter(
+            self.stored, trial, claim, comparable, self.limits, stopping, watch, *own
+        )
+        if claim.over:
+            self.end_paused(frozen, reporter)
+            return
         if claim.fatal or claim.deaths >= self.limits.max_attempts:
             self.give_up(frozen, reporter)
             return
@@ -193,6 +207,8 @@ class Worker:
         if frozen.state == TrialState.WAITING:
             buffer.set_trial_user_attr(trial_id, WORKER, worker_id(os.getpid()))
             buffer.set_trial_state_values(trial_id, TrialState.RUNNING)
+        if frozen.user_attrs.get(PAUSED) is not None:
+            buffer.set_trial_user_attr(trial_id, PAUSED, None)
         # An earlier version did not mark the baseline before it began.
         first = frozen.number == 0 == frozen.user_attrs.get(SLOT, 0)
         is_baseline = BASELINE in frozen.user_attrs or first
@@ -213,6 +229,22 @@ class Worker:
             reporter.store(None, self.provenance(reporter.claim, point, frozen.number))
             checkpoint = self.checkpoint(frozen.number, point)
         reporter.fail(death_reason(reporter.claim))
+        self.remove_files(checkpoint)
+
+    def end_paused(self, frozen: FrozenTrial, reporter: Reporter) -> None:
+        """Tells a paused trial that it is pruned at its last report; it is not trained any more."""
+        point = self.question.space.walk(lambda parameter: frozen.params[parameter.name])
+        checkpoint = self.checkpoint(frozen.number, point)
+        if EPOCHS not in frozen.user_attrs:  # its worker died before it had stored them
+            attempt = self.attempt(reporter.claim, frozen.number, point)
+            objective = self.question.make_objective(point, frozen.number, self.data, attempt)
+            state = None if checkpoint is None else checkpoint.load()
+            if state is not None:
+                with contextlib.suppress(ValueError):
+                    objective.restore(state)
+            provenance = self.provenance(reporter.claim, point, frozen.number)
+            reporter.store(objective, provenance)
+        reporter.tell(None, TrialState.PRUNED)
         self.remove_files(checkpoint)
 
     def train(
@@ -244,6 +276,10 @@ class Worker:
             if isinstance(error, Stopped | Interrupted):
                 raise error from None
             if error is reporter.raised and isinstance(error, StorageLost | ClaimLost):
+                raise error from None
+            if error is reporter.raised and isinstance(error, Paused):
+                reporter.store(objective, provenance)
+                reporter.pause()
                 raise error from None
             if not isinstance(error, optuna.TrialPruned):
                 failure = failures.explain(error)
