@@ -52,6 +52,7 @@ from studyloom.study.identity import check_question
 from studyloom.study.reporter import Limits
 from studyloom.study.stopping import Stop
 from studyloom.study.stopwatch import Stopwatch
+from studyloom.study.trial_files import TrialFiles
 from studyloom.study.worker import Worker
 from studyloom.text import PrintableFormatter, format_duration
 from studyloom.views.dry_run import print_dry_run
@@ -287,6 +288,7 @@ def search_and_report(
         if follow is not None:  # the work goes on without this command
             console.print(Text(follow), soft_wrap=True)
             return 0
+    remove_left(plan, prepared)
     snapshot = take_snapshot(stored)
     if snapshot.best is not None:
         write_best(prepared, snapshot.best)
@@ -318,6 +320,14 @@ def search_and_report(
         line = f"the study has {snapshot.budget} trials; the winner is one of the first {trials}"
         console.print(f"{line}, as study.trials={trials} says", soft_wrap=True)
     return 0 if snapshot.best is not None or stop() else 1
+
+
+def remove_left(plan: Plan, prepared: Prepared) -> None:
+    """Removes the checkpoints of trials whose worker died after their end."""
+    folder, stored = prepared.question.config.checkpoints.dir, plan.search.stored
+    if folder is not None:
+        files = TrialFiles(Path(folder), stored.name, prepared.question.seed)
+        files.remove_left(stored.trials(), prepared.question.space)
 
 
 def launch(prepared: Prepared, plan: Plan, task: Task, stop: Stop, console: Console) -> str | None:

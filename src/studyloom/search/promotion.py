@@ -168,9 +168,9 @@ class PromotionOrder:
         if promotable := [] if closed else self.promotable(standings):
             return Next(promotable[0])
         for state in (OPEN,) if closed else (OPEN, FRESH):
-            for standing in standings:
-                if standing.state == state and self._waits_at(standing) is None:
-                    return Next(standing.slot)
+            ready = (s.slot for s in standings if s.state == state and self._waits_at(s) is None)
+            if (slot := min(ready, default=None)) is not None:
+                return Next(slot)
         return None
 
     def goes_on(self, standings: Sequence[Standing], slot: int, *, closed: bool = False) -> bool:

@@ -27,6 +27,7 @@ COLUMNS = ("number", "value", "seconds", "samples_per_second", JOBS, STANDARD_ER
 TIMES = "times"  # dict[str, float]: the worker's seconds by kind
 MADE = "made"  # dict[str, Any]: provenance, from which the trial can be trained again
 PAUSED = "paused"  # int | None: the step of the rung at which it waits while no worker has it
+RUNGS = "rungs"  # list[int]: the steps of the rungs at which it was paused, or went on
 KEPT = "kept"  # True: its weights, or what its loop kept, are in a file of the run directory
 REUSED = "reused"  # str: the stage and trial whose result this one has, without a training
 FAILURE = "failure"  # str: the class of failure, such as diverged or timeout
@@ -39,5 +40,5 @@ PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
 # loop tells, which may have none of these names. float
 OF_TRIALS = (
     *(SLOT, FORMER_SLOT, WORKER, BASELINE, ENQUEUED, EPOCHS, STANDARD_ERROR, TIMES, MADE),
-    *(PAUSED, KEPT, REUSED, FAILURE, REASON, TRACEBACK),
+    *(PAUSED, RUNGS, KEPT, REUSED, FAILURE, REASON, TRACEBACK),
 )

@@ -35,6 +35,7 @@ from studyloom.storage.attributes import (
     PAUSED,
     REASON,
     REUSED,
+    RUNGS,
     STANDARD_ERROR,
     TIMES,
     TRACEBACK,
@@ -153,6 +154,8 @@ class Reporter:
         self._longest = max(self._longest, epoch.seconds)
         before, self._step = max(reported, self._step), epoch.number
         if epoch.number != objective.epochs and self._comes_to_rung(before, epoch.number):
+            known = self.trial.user_attrs.get(RUNGS, [])
+            self.trial.set_user_attr(RUNGS, [*known, epoch.number])
             self.trial.set_user_attr(PAUSED, epoch.number)
         prunable = self.comparable and epoch.number != objective.epochs  # the last is the value
         # A long epoch does not mean that the worker has died.

@@ -1,11 +1,8 @@
 """The worker loop: claim a slot, run its trial, record how it ended."""
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,6 +33,7 @@ from studyloom.study.provenance import Provenance, current_environment
 from studyloom.study.reporter import EpochReports, Limits, Reporter, Rungs
 from studyloom.study.stopwatch import Stopwatch
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trial_files import TrialFiles
 from studyloom.training.checkpoint import Checkpoint, save_weights
 
 WAIT = 0.5  # seconds between looks at slots that others hold
@@ -124,6 +122,7 @@ class Worker:
                     time.sleep(WAIT)
                 ledger.record_gone()
             else:
+                self.files.remove_left(self.stored.trials(), self.question.space)
                 return
 
     def finish_claim(self, claim: Claim, rungs: Rungs | None = None) -> None:
@@ -181,7 +180,7 @@ class Worker:
             point = self.question.space.suggest(trial)
         with self.watch("storage"):
             reporter.commit(self.limits.lease)
-        checkpoint = self.checkpoint(frozen.number, point)
+        checkpoint = self.files.checkpoint(frozen.number, point)
         try:
             self.train(point, frozen, reporter, checkpoint)
         except Stopped:
@@ -191,14 +190,7 @@ class Worker:
                 death = f"the worker got {self.stopping.alone}"
                 self.stored.ledger.record_death(worker_id(os.getpid()), death)
             raise
-        self.remove_files(checkpoint)
-
-    def remove_files(self, checkpoint: Checkpoint | None) -> None:
-        """Removes what a trial that has ended has left for another attempt, if anything."""
-        if checkpoint is not None:
-            with contextlib.suppress(OSError):
-                checkpoint.remove()
-            shutil.rmtree(self.folder(checkpoint), ignore_errors=True)
+        self.files.remove(checkpoint)
 
     def begin(self, frozen: FrozenTrial) -> optuna.Trial:
         """Turns the trial in the buffer into an Optuna trial, and sets the sampler for it."""
@@ -227,15 +219,16 @@ class Worker:
         with contextlib.suppress(KeyError):  # they died before all parameters were suggested
             point = self.question.space.walk(lambda parameter: frozen.params[parameter.name])
             reporter.store(None, self.provenance(reporter.claim, point, frozen.number))
-            checkpoint = self.checkpoint(frozen.number, point)
+            checkpoint = self.files.checkpoint(frozen.number, point)
         reporter.fail(death_reason(reporter.claim))
-        self.remove_files(checkpoint)
+        self.files.remove(checkpoint)
 
     def end_paused(self, frozen: FrozenTrial, reporter: Reporter) -> None:
         """Tells a paused trial that it is pruned at its last report; it is not trained any more."""
         point = self.question.space.walk(lambda parameter: frozen.params[parameter.name])
-        checkpoint = self.checkpoint(frozen.number, point)
-        if EPOCHS not in frozen.user_attrs:  # its worker died before it had stored them
+        checkpoint = self.files.checkpoint(frozen.number, point)
+        curve = frozen.user_attrs.get(EPOCHS, {}).get("number") or [None]
+        if curve[-1] != frozen.last_step:  # its worker died before it had stored the rest
             attempt = self.attempt(reporter.claim, frozen.number, point)
             objective = self.question.make_objective(point, frozen.number, self.data, attempt)
             state = None if checkpoint is None else checkpoint.load()
@@ -245,7 +238,7 @@ class Worker:
             provenance = self.provenance(reporter.claim, point, frozen.number)
             reporter.store(objective, provenance)
         reporter.tell(None, TrialState.PRUNED)
-        self.remove_files(checkpoint)
+        self.files.remove(checkpoint)
 
     def train(
         self, point: Point, frozen: FrozenTrial, reporter: Reporter, checkpoint: Checkpoint | None
@@ -332,27 +325,14 @@ class Worker:
             reporter.trial.set_user_attr(KEPT, True)
         return value
 
-    def checkpoint(self, number: int, point: Point) -> Checkpoint | None:
-        """Returns where the state of trial `number` is saved; None if it is not saved."""
-        if self.checkpoints is None:
-            return None
-        parts = [self.stored.name, number, self.question.seed, point.params]
-        return Checkpoint(self.checkpoints / f"trial-{number}.pt", json.dumps(parts, default=str))
-
-    @staticmethod
-    def folder(checkpoint: Checkpoint) -> Path:
-        """Returns the folder for what the objective of a trial writes itself.
-
-        Its name has a digest of the identity of the checkpoint, so that a trial of another study
-        does not go on from its files.
-        """
-        digest = hashlib.sha256(checkpoint.identity.encode()).hexdigest()[:12]
-        return checkpoint.path.with_name(f"{checkpoint.path.stem}-{digest}")
+    @property
+    def files(self) -> TrialFiles:
+        return TrialFiles(self.checkpoints, self.stored.name, self.question.seed)
 
     def attempt(self, claim: Claim, number: int, point: Point) -> Attempt:
         """Returns the attempt at trial `number` that a claim makes."""
-        checkpoint = self.checkpoint(number, point)
-        folder = None if checkpoint is None else self.folder(checkpoint)
+        checkpoint = self.files.checkpoint(number, point)
+        folder = None if checkpoint is None else self.files.folder_of(checkpoint)
         return Attempt(claim.token, self.stage, folder)
 
     def provenance(self, claim: Claim, point: Point, number: int) -> Provenance | None:

@@ -133,7 +133,7 @@ def render(status: Status, width: int) -> RenderableType:
         width: the width of the terminal in columns; no line is longer.
     """
     snapshot = status.snapshot
-    left = snapshot.slots["free"]
+    left = max(0, snapshot.slots["free"] - snapshot.outcomes.get("paused", 0))
     eta = ""
     if status.eta is not None and snapshot.workers:
         eta = f", ETA {format_duration(status.eta)}"
@@ -197,7 +197,7 @@ def as_json(status: Status) -> str:
         - eta: the seconds left; foreign: the count of trials that another program has added.
     """
     snapshot = status.snapshot
-    states = ("complete", "pruned", "failed", "running", "waiting")
+    states = ("complete", "pruned", "failed", "paused", "running", "waiting")
     document = {
         "study": snapshot.name,
         "metric": snapshot.metric,
