@@ -7,7 +7,7 @@ import threading
 import pytest
 from optuna.trial import TrialState
 from toy_worker import FOLDER, Killed, fresh, work
-from toys import KINDS, TINY, Signal, ask
+from toys import EACH_KIND, KINDS, TINY, Signal, ask
 
 from studyloom.errors import Halted
 from studyloom.processes import worker_id
@@ -24,7 +24,7 @@ TRIALS = 9
 PROMOTED = (*TINY, "sampler=random", "pruner=promotion", "train.epochs=5")
 
 
-@pytest.fixture(scope="module", params=["network", "loop"])
+@pytest.fixture(scope="module", params=EACH_KIND)
 def promoted(request):
     """A question whose trials are paused: of networks, or of a loop that keeps its state."""
     return ask(*PROMOTED, *KINDS[request.param])

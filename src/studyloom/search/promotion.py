@@ -12,7 +12,7 @@ Massively Parallel Hyperparameter Tuning" (MLSys 2020, arXiv:1810.05934), algori
 import itertools
 import math
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -213,20 +213,20 @@ class PromotionOrder:
             closed: whether the search has ended, so that none is promoted any more.
         """
         over: set[int] = set()
-        going = [s for s in standings if s.state not in ((DONE, FRESH) if closed else (DONE,))]
+        ended = (DONE, FRESH) if closed else (DONE,)
+        going = Counter(self.bracket(s.slot) for s in standings if s.state not in ended)
         for (rung, bracket), members in self._rankings(standings).items():
-            there = {s.slot for s in members}
-            to_come = sum(
-                s.slot not in there and s.slot not in over and self.bracket(s.slot) == bracket
-                for s in going
-            )
+            # Who has come to a rung has come to all below it, so this counts who has not yet.
+            to_come = going[bracket] - sum(s.state != DONE for s in members)
             places = 0 if closed else (len(members) + to_come) // self.reduction_factor
-            over |= {
+            late = {
                 s.slot
                 for rank, s in enumerate(members)
                 if (rank >= places or math.isnan(s.reports[rung].value))
                 and self._waits_at(s) == rung
             }
+            over |= late
+            going[bracket] -= len(late)
         return over
 
     def _rankings(self, standings: Sequence[Standing]) -> dict[tuple[int, int], list[Standing]]:

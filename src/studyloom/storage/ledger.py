@@ -23,6 +23,7 @@ from sqlalchemy import (
     Update,
     bindparam,
     case,
+    false,
     func,
     literal_column,
     select,
@@ -38,7 +39,7 @@ from studyloom.storage.records.compare import Slot
 from studyloom.storage.records.heads import fills
 from studyloom.storage.records.leases import LEASE_FACTOR, LeaseWatch
 from studyloom.storage.records.slots import CLAIMED, SLOTS, Claim, HeldSlot, clear, create_table
-from studyloom.storage.records.standings import Next, Order, Standing, read_standings
+from studyloom.storage.records.standings import Known, Next, Order, Standing, read_standings
 from studyloom.storage.records.studies import is_study, lock_study, study_deleted
 from studyloom.storage.retry import call_state
 
@@ -137,8 +138,8 @@ class Ledger:
             abandoned = self._leases.ended(connection, held, self._now, lease)
             chosen = None
             if order is not None:
-                asked = (connection, self.study_id, trials, order, owner, abandoned)
-                if (chosen := order.choose(read_standings(*asked))) is None:
+                chosen = order.choose(self._standings(connection, owner, trials, order, abandoned))
+                if chosen is None:
                     return None
             statement = self._claiming(owner, trials, lease, fresh, abandoned, chosen)
             row = connection.execute(statement).one_or_none()
@@ -259,7 +260,22 @@ class Ledger:
 
     def standings(self, owner: str, trials: int, order: Order) -> list[Standing]:
         """Reads where the first slots stand, as for a claim."""
-        return read(self.storage, lambda c: read_standings(c, self.study_id, trials, order, owner))
+        return read(self.storage, lambda c: self._standings(c, owner, trials, order, false()))
+
+    def _standings(
+        self,
+        connection: Connection,
+        owner: str,
+        trials: int,
+        order: Order,
+        abandoned: ColumnElement[bool],
+    ) -> list[Standing]:
+        known = self._known.setdefault(order, {})
+        return read_standings(connection, self.study_id, trials, order, owner, abandoned, known)
+
+    @cached_property
+    def _known(self) -> dict[Order, Known]:
+        return {}
 
     # Statements that a worker runs after each epoch, built once: building one took longer than the
     # database takes to run it. ("slot" and "token" would be taken for columns to set.)

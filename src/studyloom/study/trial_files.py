@@ -5,13 +5,15 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from studyloom.space.tree import Point, Space
+from studyloom.space.tree import Parameter, Point, Space
 from studyloom.training.checkpoint import Checkpoint
 
 
@@ -67,8 +69,12 @@ class TrialFiles:
         for trial in trials:
             if trial.number in numbers and trial.state.is_finished():
                 with contextlib.suppress(KeyError):
-                    point = space.walk(lambda parameter, t=trial: t.params[parameter.name])
+                    point = space.walk(partial(_value_of, trial.params))
                     checkpoint = self.checkpoint(trial.number, point)
                     # Another study may have its files in the same folder.
                     if checkpoint is not None and not checkpoint.is_foreign():
                         self.remove(checkpoint)
+
+
+def _value_of(params: Mapping[str, Any], parameter: Parameter) -> Any:
+    return params[parameter.name]
