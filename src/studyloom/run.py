@@ -174,6 +174,7 @@ def run_here(
             else:
                 console = make_console(LastingOutput())
                 code = search_and_report(prepared, plan, task, stop, console)
+                remove_left(plan, prepared)
         except Interrupted:
             pass  # the second signal; the trials have been released
         except Halted as error:
@@ -288,7 +289,6 @@ def search_and_report(
         if follow is not None:  # the work goes on without this command
             console.print(Text(follow), soft_wrap=True)
             return 0
-    remove_left(plan, prepared)
     snapshot = take_snapshot(stored)
     if snapshot.best is not None:
         write_best(prepared, snapshot.best)

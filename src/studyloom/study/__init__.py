@@ -15,5 +15,6 @@ __all__ = [
     "stopping",
     "stopwatch",
     "stored_study",
+    "trial_files",
     "worker",
 ]

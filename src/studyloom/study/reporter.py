@@ -153,7 +153,7 @@ class Reporter:
         """
         self._longest = max(self._longest, epoch.seconds)
         before, self._step = max(reported, self._step), epoch.number
-        if epoch.number != objective.epochs and self._comes_to_rung(before, epoch.number):
+        if epoch.number != objective.epochs and self.comes_to_rung(before, epoch.number):
             known = self.trial.user_attrs.get(RUNGS, [])
             self.trial.set_user_attr(RUNGS, [*known, epoch.number])
             self.trial.set_user_attr(PAUSED, epoch.number)
@@ -182,7 +182,7 @@ class Reporter:
 
         It is false if the trial is the next to promote, so that it just goes on.
         """
-        if not self._comes_to_rung(before, step):
+        if not self.comes_to_rung(before, step):
             return False
         assert self.rungs is not None
         if self.rungs.goes_on(self.stored.ledger, self.claim.slot):
@@ -190,7 +190,8 @@ class Reporter:
             return False
         return True
 
-    def _comes_to_rung(self, before: int, step: int) -> bool:
+    def comes_to_rung(self, before: int, step: int) -> bool:
+        """Whether a report is the first at a rung or later; `before` is the step before it."""
         rungs, slot = self.rungs, self.claim.slot
         return rungs is not None and step > before and rungs.order.pauses_at(slot, before, step)
 
@@ -390,12 +391,15 @@ class EpochReports:
         evaluation, self._evaluated = evaluating - self._evaluated, evaluating
         watch.add("training", epoch.seconds - evaluation)
         watch.add("evaluation", evaluation)
+        last = epoch.number == self.objective.epochs
+        # Whoever may be told to go no further by its report at a rung has its state saved before.
+        first = not last and self.reporter.comes_to_rung(self._last, epoch.number)
+        if first:
+            self._save()
         with watch("storage"):
             self._outbox.send(epoch)
-        last = epoch.number == self.objective.epochs
-        if not last and self.checkpoint is not None:
-            with watch("checkpoints"):
-                self._save(self.checkpoint)
+        if not last and not first:
+            self._save()
         if self.reporter.stopping() and not last:
             raise Stopped
         if not last:
@@ -420,11 +424,14 @@ class EpochReports:
     def _post(self, epoch: Step) -> None:
         self.reporter.report(epoch, self.objective, self._reported)
 
-    def _save(self, checkpoint: Checkpoint) -> None:
+    def _save(self) -> None:
         """Saves the state; a disk that refuses it does not end the trial."""
-        if (state := self.objective.state()) is None:
+        if self.checkpoint is None:
             return
-        try:
-            checkpoint.save(state)
-        except OSError as error:
-            log.warning("%s; a crash would now cost this trial's epochs so far", error)
+        with self.reporter.watch("checkpoints"):
+            if (state := self.objective.state()) is None:
+                return
+            try:
+                self.checkpoint.save(state)
+            except OSError as error:
+                log.warning("%s; a crash would now cost this trial's epochs so far", error)
