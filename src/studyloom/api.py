@@ -42,7 +42,7 @@ class Trial:
 
     Attributes:
         number: its number, from 0.
-        state: complete, pruned, failed, running or waiting.
+        state: complete, pruned, failed, paused, running or waiting.
         value: the metric; None without a value.
         values: all values by name: the metric, and what the network costs if that is an objective.
         params: the parameters by their path, such as optimizer.lr.
@@ -103,7 +103,7 @@ class Study:
     def trials(self) -> Any:
         """A row for each trial: a pandas DataFrame, or `Rows` if pandas is not installed.
 
-        The columns are number, state (complete, pruned, failed, running or waiting), value, the
+        The columns are number, state (complete, pruned, failed, paused, running or waiting), value,
         parameters as params.NAME, standard_error, started, seconds, epochs, worker, baseline,
         failure and reason. If trials have several values, there are columns values.NAME.
         """

@@ -199,6 +199,13 @@ class Stopped(BaseException):
     """
 
 
+class Paused(BaseException):
+    """A trial has come to a rung and waits there, its state saved, until it is promoted.
+
+    As `Stopped` it passes `except Exception` in a user's code.
+    """
+
+
 class Interrupted(KeyboardInterrupt):
     """A second signal came: the worker stops at once.
 

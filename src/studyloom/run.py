@@ -52,6 +52,7 @@ from studyloom.study.identity import check_question
 from studyloom.study.reporter import Limits
 from studyloom.study.stopping import Stop
 from studyloom.study.stopwatch import Stopwatch
+from studyloom.study.trial_files import TrialFiles
 from studyloom.study.worker import Worker
 from studyloom.text import PrintableFormatter, format_duration
 from studyloom.views.dry_run import print_dry_run
@@ -174,6 +175,7 @@ def run_here(
             else:
                 console = make_console(LastingOutput())
                 code = search_and_report(prepared, plan, task, stop, console)
+                remove_left(plan, prepared)
         except Interrupted:
             pass  # the second signal; the trials have been released
         except Halted as error:
@@ -327,6 +329,14 @@ def end_of_search(snapshot: Snapshot, trials: int, todo: int) -> str:
     if snapshot.outlook.ending is not None:
         return f"the search {snapshot.outlook.ending.words}"
     return "" if todo else f"the budget of {trials} trials is spent"
+
+
+def remove_left(plan: Plan, prepared: Prepared) -> None:
+    """Removes the checkpoints of trials whose worker died after their end."""
+    folder, stored = prepared.question.config.checkpoints.dir, plan.search.stored
+    if folder is not None:
+        files = TrialFiles(Path(folder), stored.name, prepared.question.seed)
+        files.remove_left(stored.trials(), prepared.question.space)
 
 
 def launch(prepared: Prepared, plan: Plan, task: Task, stop: Stop, console: Console) -> str | None:

@@ -70,6 +70,7 @@ def work(
     seed: int = 0,
     strike: Strike | None = None,
     attempts: int = 99,
+    overrides: tuple[str, ...] = (),
 ) -> None:
     """Runs a worker.
 
@@ -77,6 +78,7 @@ def work(
         strike: what the worker does to itself, and when; None for nothing.
         attempts: workers that may die of one trial. Many, because a storm of kills may meet the
             same trial again and again.
+        overrides: of the question.
     """
     import torch
     from toys import Never, toy_folds, toy_split
@@ -88,7 +90,7 @@ def work(
     limits = Limits(lease=LEASE, max_attempts=attempts)
     stored = open_study(url, NAME, deadline=30.0)
     Worker(
-        question(seed),
+        question(seed, *overrides),
         stored,
         TrainingData(None, split, toy_folds(split)),
         Never(),
@@ -138,6 +140,8 @@ def arm(phase: str, passes: int, deed: str) -> None:
     around(Space, "suggest", after="after suggest")
     around(optuna.Trial, "report", after="before report")  # not yet in the database
     around(Ledger, "renew", after="between report and prune")
+    around(Ledger, "release", "before pause", "after pause")
+    around(Ledger, "standings", "at a rung")
     around(checkpoint.os, "replace", before="during checkpoint")
     around(Checkpoint, "save", after="after checkpoint")
     telling = []
@@ -162,15 +166,24 @@ def start(
     seed: int = 0,
     strike: Strike | None = None,
     attempts: int = 99,
+    overrides: tuple[str, ...] = (),
 ):
-    process = FORKS.Process(target=work, args=(url, trials, str(folder), seed, strike, attempts))
+    arguments = (url, trials, str(folder), seed, strike, attempts, overrides)
+    process = FORKS.Process(target=work, args=arguments)
     process.start()
     return process
 
 
-def run(url: str, trials: int, folder: Path, seed: int = 0, workers: int = 1) -> None:
+def run(
+    url: str,
+    trials: int,
+    folder: Path,
+    seed: int = 0,
+    workers: int = 1,
+    overrides: tuple[str, ...] = (),
+) -> None:
     """Runs undisturbed workers to their end; they end with 0 only if all trials are done."""
-    processes = [start(url, trials, folder, seed) for _ in range(workers)]
+    processes = [start(url, trials, folder, seed, overrides=overrides) for _ in range(workers)]
     for process in processes:
         process.join(180)
         assert process.exitcode == 0

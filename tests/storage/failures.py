@@ -15,6 +15,7 @@ from optuna.trial import TrialState, create_trial
 from studyloom.storage import sql
 from studyloom.storage.database import execute, read
 from studyloom.storage.ledger import Ledger
+from studyloom.storage.records.slots import create_table
 
 MAXIMIZE = [StudyDirection.MAXIMIZE]
 
@@ -30,7 +31,7 @@ def make_study(opened):
     """Creates a study with 99 slots and a running trial."""
     study_id = opened.create_new_study(MAXIMIZE, "s")
     ledger = Ledger(opened, study_id)
-    ledger.create()
+    create_table(opened)
     ledger.extend(99)
     return study_id, opened.create_new_trial(study_id, template())
 

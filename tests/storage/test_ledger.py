@@ -16,7 +16,7 @@ from studyloom.storage import sql
 from studyloom.storage.database import connect, execute
 from studyloom.storage.ledger import Ledger
 from studyloom.storage.records.leases import LEASE_FACTOR
-from studyloom.storage.records.slots import SLOTS
+from studyloom.storage.records.slots import SLOTS, clear, create_table
 
 LEASE = 60.0
 HOURS = 5 * 3600.0
@@ -49,7 +49,7 @@ def ledger(url):
     storage = get_storage(backend)
     optuna.create_study(study_name="s", storage=storage)
     ledger = Ledger(backend, storage.get_study_id_from_name("s"))
-    ledger.create()
+    create_table(backend)
     return ledger
 
 
@@ -178,7 +178,6 @@ def test_two_studies_share_a_database_and_no_slot(ledger):
     ledger.extend(2)
     optuna.create_study(study_name="other", storage=get_storage(ledger.storage))
     other = Ledger(ledger.storage, ledger.study_id + 1)
-    other.create()
     other.extend(1)
     assert other.claim("w", 9, LEASE).slot == 0
     assert other.claim("x", 9, LEASE) is None
@@ -188,7 +187,7 @@ def test_two_studies_share_a_database_and_no_slot(ledger):
 def test_a_study_that_takes_the_id_of_a_deleted_one_has_no_slots_of_it(ledger):
     ledger.extend(2)
     ledger.finish(ledger.claim("w", 2, LEASE))
-    ledger.create()
+    execute(ledger.storage, lambda connection: clear(connection, ledger.study_id))
     ledger.extend(3)
     assert ledger.counts() == {"free": 3, "held": 0, "done": 0}
 

@@ -9,7 +9,7 @@ from toys import Signal, ask, fill, two_sided
 
 from studyloom.metrics import Goal
 from studyloom.search.ending import Bounds
-from studyloom.storage.attributes import BOUNDS, ENDED, SLOT
+from studyloom.storage.attributes import BOUNDS, ENDED, PAUSED, SLOT
 from studyloom.storage.records.reconcile import reconcile
 from studyloom.study.bounds import ending, look_ahead, read_bounds, read_outcomes, set_bounds
 from studyloom.study.stored_study import create_study, open_study
@@ -143,7 +143,7 @@ def test_a_study_without_bounds_stores_the_budget_alone(sqlite_url, question):
     assert ending(stored, TRIALS) is None
 
 
-def test_only_values_that_may_win_count_and_a_paused_trial_as_one_without(sqlite_url):
+def test_only_values_that_may_win_count(sqlite_url):
     goals = [Goal("loss", "minimize")]
     stored = create_study(sqlite_url, "s", {"asks": "nothing"}, TRIALS, goals=goals)
     fill(stored, complete(0.8), complete(0.1, parameters=1.0), complete(None))
@@ -152,7 +152,14 @@ def test_only_values_that_may_win_count_and_a_paused_trial_as_one_without(sqlite
     assert [o.value for o in found] == [-0.8, None, None, None]
     assert [o.ended for o in found] == [True, True, True, False]
     assert [o.epochs for o in found] == [0, 0, 0, 2]
-    assert [o.ended for o in read_outcomes(stored, paused=[3])] == [True] * 4
+
+
+def test_a_trial_that_waits_to_be_promoted_counts_as_ended_without_a_value(sqlite_url):
+    stored = create_study(sqlite_url, "s", {"asks": "nothing"}, TRIALS)
+    for attributes in ({PAUSED: 2}, {PAUSED: None}):
+        reports = {"intermediate_values": {1: 0.5, 2: 0.4}, "user_attrs": attributes}
+        fill(stored, create_trial(state=TrialState.RUNNING, **reports))
+    assert [(o.ended, o.value) for o in read_outcomes(stored)] == [(True, None), (False, None)]
 
 
 def test_of_two_objectives_no_gain_is_told(sqlite_url):

@@ -16,7 +16,7 @@ from studyloom.storage import checks, connections
 from studyloom.storage.checks import State
 from studyloom.storage.connections import plain_engine
 from studyloom.storage.database import connect
-from studyloom.storage.ledger import Ledger
+from studyloom.storage.records.slots import create_table
 from studyloom.storage.urls import parse_url
 from studyloom.views import doctor
 from studyloom.views.doctor import examine, show, writable
@@ -27,7 +27,7 @@ def study(url):
     """A database with a study and its ledger."""
     opened = connect(url, create=True)
     study_id = opened.create_new_study([StudyDirection.MAXIMIZE], "s")
-    Ledger(opened, study_id).create()
+    create_table(opened)
     opened.create_new_trial(study_id, create_trial(state=TrialState.RUNNING))
     opened.remove_session()
     opened.engine.dispose()

@@ -5,7 +5,7 @@ import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -43,6 +43,8 @@ class Command:
     run: str
     value: str
     step: str | None = None
+
+    resumes: ClassVar[bool] = False  # what it keeps is its own affair
 
     def check(self, config: DictConfig, space: Space) -> list[str]:
         """Returns every mistake that can be seen before the command is run."""

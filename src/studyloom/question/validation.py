@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
@@ -84,6 +85,8 @@ def check_sections(question: Question) -> Iterator[str]:
         )
     if question.steps not in ("epochs", "jobs"):
         yield f"pruner.{STEPS} must be epochs or jobs; got {question.steps!r}"
+    with suppress(Exception):  # that it can be built is checked later, with all else
+        yield from getattr(question.pruner(), "check", lambda _: ())(question)
     if question.in_turn and objective.folds == objective.seeds == 1:
         yield (
             f"pruner={question.composer.choices.get('pruner')} compares trials fold by fold and "

@@ -29,6 +29,8 @@ STANDARD_ERROR = "standard_error"  # float, of the value; also a column of EPOCH
 COLUMNS = ("number", "value", "seconds", "samples_per_second", JOBS, STANDARD_ERROR)
 TIMES = "times"  # dict[str, float]: the worker's seconds by kind
 MADE = "made"  # dict[str, Any]: provenance, from which the trial can be trained again
+PAUSED = "paused"  # int | None: the step of the rung at which it waits while no worker has it
+RUNGS = "rungs"  # list[int]: the steps of the rungs at which it was paused, or went on
 KEPT = "kept"  # True: its weights, or what its loop kept, are in a file of the run directory
 REUSED = "reused"  # str: the stage and trial whose result this one has, without a training
 FAILURE = "failure"  # str: the class of failure, such as diverged or timeout
@@ -41,5 +43,5 @@ PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
 # loop tells, which may have none of these names. float
 OF_TRIALS = (
     *(SLOT, FORMER_SLOT, WORKER, BASELINE, ENQUEUED, EPOCHS, STANDARD_ERROR, TIMES, MADE),
-    *(KEPT, REUSED, FAILURE, REASON, TRACEBACK),
+    *(PAUSED, RUNGS, KEPT, REUSED, FAILURE, REASON, TRACEBACK),
 )

@@ -23,6 +23,7 @@ from sqlalchemy import (
     Update,
     bindparam,
     case,
+    false,
     func,
     literal_column,
     select,
@@ -37,50 +38,13 @@ from studyloom.storage.database import RetryingStorage, execute, read
 from studyloom.storage.records.compare import Slot
 from studyloom.storage.records.heads import fills
 from studyloom.storage.records.leases import LEASE_FACTOR, LeaseWatch
-from studyloom.storage.records.slots import SLOTS, clear, create_table
+from studyloom.storage.records.slots import CLAIMED, SLOTS, Claim, HeldSlot
+from studyloom.storage.records.standings import Known, Next, Order, Standing, read_standings
 from studyloom.storage.records.studies import is_study, lock_study, study_deleted
 from studyloom.storage.retry import call_state
 
 WriteRows = Callable[[Connection], None]
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A slot that this worker holds, and what happened to its previous holders.
-
-    Attributes:
-        slot: The slot's number, from 0.
-        token: The number of claims on the slot so far, this one included.
-        trial_id: The trial that was started there, if any.
-        deaths: The number of claims on the slot that ended with their worker.
-        death: How the last of those ended.
-        fatal: Whether the trial must not be tried again.
-    """
-
-    slot: int
-    token: int
-    trial_id: int | None
-    deaths: int = 0
-    death: str | None = None
-    fatal: bool = False
-
-
-@dataclass(frozen=True)
-class HeldSlot:
-    """A slot that a worker holds.
-
-    Attributes:
-        owner: The worker's id.
-        trial_id: The trial that was started there, if any.
-        left: Seconds until the lease ends; negative if it has ended.
-        age: Seconds since the slot was claimed.
-    """
-
-    owner: str
-    trial_id: int | None
-    left: float
-    age: float
 
 
 @dataclass(frozen=True)
@@ -100,11 +64,6 @@ class Ledger:
     study_id: int
     uuid: str | None = None
     clock: Callable[[], float] = time.monotonic
-
-    def create(self) -> None:
-        """Creates the table, and removes a deleted study's slots."""
-        create_table(self.storage)
-        execute(self.storage, lambda connection: clear(connection, self.study_id))
 
     def extend(self, trials: int) -> None:
         """Gives the study at least `trials` slots."""
@@ -149,6 +108,7 @@ class Ledger:
         *,
         fresh: bool = False,
         begun: bool = False,
+        order: Order | None = None,
     ) -> Claim | None:
         """Takes a slot, one with a trial first.
 
@@ -163,6 +123,7 @@ class Ledger:
                 transaction of the claim, and returns its id.
             fresh: Whether to take only a slot without a trial that no other worker has held.
             begun: Whether to take only a slot with a trial, since the search has ended.
+            order: Decides which slot is taken; None for the first, one with a trial before others.
 
         Returns:
             The claim; None if all slots are done, or held by others.
@@ -176,12 +137,19 @@ class Ledger:
             lock_study(connection, self.study_id, self.uuid)
             held = all_of(self._mine, SLOTS.c.state == "held", SLOTS.c.owner != owner)
             abandoned = self._leases.ended(connection, held, self._now, lease)
+            chosen = None
+            if order is not None:
+                standings = self._standings(connection, owner, trials, order, abandoned)
+                if (chosen := order.choose(standings, closed=begun)) is None:
+                    return None
             first = self._first(trials, begun)
-            statement = self._claiming(owner, first, lease, fresh, abandoned)
+            statement = self._claiming(owner, first, lease, fresh, abandoned, chosen)
             row = connection.execute(statement).one_or_none()
             if row is None:
                 return None
-            claim = Claim(row.slot, row.token, row.trial_id, row.deaths, row.death, bool(row.fatal))
+            over = chosen is not None and chosen.over
+            known = (row.slot, row.token, row.trial_id, row.deaths, row.death, bool(row.fatal))
+            claim = Claim(*known, over)
             return claim if make is None else self._with_trial(connection, claim, make)
 
         return execute(self.storage, take)
@@ -221,6 +189,7 @@ class Ledger:
         lease: float,
         fresh: bool,
         abandoned: ColumnElement[bool],
+        chosen: Next | None,
     ) -> Executable:
         """Builds the conditional statement that takes a slot and returns the fields of a Claim."""
         own = all_of(SLOTS.c.state == "held", SLOTS.c.owner == owner)
@@ -228,6 +197,8 @@ class Ledger:
         takeable = all_of(slots, any_of(SLOTS.c.state == "free", own, expired))
         if fresh:
             takeable = all_of(takeable, SLOTS.c.trial_id.is_(None), any_of(SLOTS.c.token == 0, own))
+        if chosen is not None:
+            takeable = all_of(takeable, SLOTS.c.slot == chosen.slot)
         first = (
             select(SLOTS.c.slot)
             .where(takeable)
@@ -247,7 +218,7 @@ class Ledger:
                 since=self._now,
                 expires=self._now + lease,
             )
-            .returning(*(SLOTS.c[name] for name in Claim.__dataclass_fields__))
+            .returning(*CLAIMED)
         )
 
     def renew(self, claim: Claim, lease: float, write: WriteRows | None = None) -> bool:
@@ -275,9 +246,36 @@ class Ledger:
         """
         return self._update(self._end, claim, "done", write, next_state="done")
 
-    def release(self, claim: Claim) -> None:
-        """Gives a slot back, with the trial that was started there."""
-        self._update(self._end, claim, "free", next_state="free")
+    def release(self, claim: Claim, write: WriteRows | None = None) -> bool:
+        """Gives a slot back, with the trial that was started there.
+
+        Args:
+            claim: The claim.
+            write: Writes further rows, as for `renew`.
+
+        Returns:
+            False if another worker has the slot by now; then nothing was written.
+        """
+        return self._update(self._end, claim, "free", write, next_state="free")
+
+    def standings(self, owner: str, trials: int, order: Order) -> list[Standing]:
+        """Reads where the first slots stand, as for a claim."""
+        return read(self.storage, lambda c: self._standings(c, owner, trials, order, false()))
+
+    def _standings(
+        self,
+        connection: Connection,
+        owner: str,
+        trials: int,
+        order: Order,
+        abandoned: ColumnElement[bool],
+    ) -> list[Standing]:
+        known = self._known.setdefault(order, {})
+        return read_standings(connection, self.study_id, trials, order, owner, abandoned, known)
+
+    @cached_property
+    def _known(self) -> dict[Order, Known]:
+        return {}
 
     # Statements that a worker runs after each epoch, built once: building one took longer than the
     # database takes to run it. ("slot" and "token" would be taken for columns to set.)

@@ -60,6 +60,10 @@ class Outbox(Generic[T]):
             self._changed.notify_all()
         self._wait(SEND_TIMEOUT)
 
+    def flush(self) -> None:
+        """Waits until everything is posted, also while the database is away."""
+        self._wait()
+
     def _wait(self, timeout: float | None = None) -> None:
         end = None if timeout is None else time.monotonic() + timeout
         with self._changed:

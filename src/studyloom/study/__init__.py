@@ -17,5 +17,6 @@ __all__ = [
     "stopping",
     "stopwatch",
     "stored_study",
+    "trial_files",
     "worker",
 ]

@@ -1,6 +1,5 @@
 """The bounds of a stored search: what they are from now on, and whether it has ended by them."""
 
-from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,6 +9,7 @@ from studyloom.search.ending import Bounds, Ending, Outcome, find_ending, gain_o
 from studyloom.storage import sql
 from studyloom.storage.attributes import BOUNDS, ENDED, SLOT
 from studyloom.storage.database import read
+from studyloom.study import failures
 from studyloom.study.stored_study import StoredStudy, is_stage_name
 from studyloom.text import format_value
 
@@ -102,22 +102,19 @@ def look_ahead(stored: StoredStudy) -> Outlook:
     return Outlook(ended, under_way, gain_of(bounds, outcomes), bounds.regret, bounds.trials)
 
 
-def read_outcomes(stored: StoredStudy, paused: Collection[int] = ()) -> list[Outcome]:
+def read_outcomes(stored: StoredStudy) -> list[Outcome]:
     """Returns what a search knows of its trials.
 
     A value counts if the trial is complete, breaks no constraint and satisfies the rule by which
-    the best is chosen. With several objectives none does.
-
-    Args:
-        stored: the study.
-        paused: slots whose trial waits to be promoted; it counts as ended without a value.
+    the best is chosen. With several objectives none does. A trial that waits to be promoted counts
+    as ended without a value.
     """
     counted = {trial.number for trial in stored.ranked()} if len(stored.goals) == 1 else set()
 
     def outcome(trial: FrozenTrial) -> Outcome:
         slot = int(trial.user_attrs.get(SLOT, trial.number))
         value = stored.sign * trial.values[0] if trial.number in counted else None
-        ended = trial.state.is_finished() or slot in paused
+        ended = trial.state.is_finished() or failures.outcome(trial) == "paused"
         return Outcome(slot, ended, value, len(trial.intermediate_values))
 
     return [outcome(trial) for trial in stored.trials()]

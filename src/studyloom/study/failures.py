@@ -18,7 +18,7 @@ from studyloom.errors import (
     TimedOut,
     UndefinedMetric,
 )
-from studyloom.storage.attributes import FAILURE, REASON
+from studyloom.storage.attributes import FAILURE, PAUSED, REASON
 
 TRACEBACK_LINES = 12
 DIVERGED = "diverged"
@@ -112,12 +112,14 @@ class FailureCount:
 
 
 def outcome(trial: FrozenTrial) -> str:
-    """Returns how a trial ended, or its state: complete, pruned, failed, running or waiting.
+    """Returns how a trial ended, or its state: complete, pruned, failed, paused, running, waiting.
 
     A trial that diverged has failed, although the sampler sees it as pruned.
     """
     if FAILURE in trial.user_attrs or trial.state == TrialState.FAIL:
         return "failed"
+    if trial.state == TrialState.RUNNING and trial.user_attrs.get(PAUSED) is not None:
+        return "paused"
     return trial.state.name.lower()
 
 

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,8 +15,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
-from studyloom.errors import ClaimLost, Infeasible, Stopped, TimedOut
-from studyloom.processes import end_if_forked
+from studyloom.errors import ClaimLost, Infeasible, Paused, Stopped, TimedOut
+from studyloom.processes import end_if_forked, worker_id
 from studyloom.question.costs import Cost
 from studyloom.question.objective import (
     Objective,
@@ -24,22 +25,26 @@ from studyloom.question.objective import (
     StoredObjective,
     report_step,
 )
+from studyloom.search.promotion import PromotionOrder
 from studyloom.storage.attributes import (
     BASELINE,
     EPOCHS,
     FAILURE,
     HALTED,
     MADE,
+    PAUSED,
     REASON,
     REUSED,
+    RUNGS,
     STANDARD_ERROR,
     TIMES,
     TRACEBACK,
 )
-from studyloom.storage.ledger import Claim
 from studyloom.storage.outbox import Outbox
 from studyloom.storage.records.leases import LEASE_FACTOR
+from studyloom.storage.records.slots import Claim
 from studyloom.study import failures
+from studyloom.study.bounds import ending
 from studyloom.study.failures import Failure
 from studyloom.study.provenance import Provenance
 from studyloom.study.stopwatch import Stopwatch
@@ -67,6 +72,25 @@ class Limits:
     max_failures: int = 5
 
 
+@dataclass(frozen=True)
+class Rungs:
+    """Where trials are paused.
+
+    Args:
+        order: decides which are promoted.
+        trials: the budget of the study.
+    """
+
+    order: PromotionOrder
+    trials: int
+
+    def goes_on(self, stored: StoredStudy, slot: int) -> bool:
+        """Whether the trial of this worker's slot is the next to promote."""
+        ended = ending(stored, self.trials) is not None
+        standings = stored.ledger.standings(worker_id(os.getpid()), self.trials, self.order)
+        return self.order.goes_on(standings, slot, closed=ended)
+
+
 @dataclass
 class Reporter:
     """Owns a trial, its claim and its lease: reports epochs, and records how the trial ends.
@@ -79,6 +103,7 @@ class Reporter:
         limits: of the trial and the study.
         stopping: whether the worker is to stop.
         watch: measures where the worker's time goes.
+        rungs: where the trial is paused; None if it never is.
 
     Attributes:
         progress: whether an epoch was reported that no worker before had come to.
@@ -94,9 +119,11 @@ class Reporter:
     limits: Limits
     stopping: Stopping
     watch: Stopwatch
+    rungs: Rungs | None = None
     began: float = field(default_factory=time.monotonic, init=False)
     progress: bool = field(default=False, init=False)
     raised: BaseException | None = field(default=None, init=False)
+    _step: int = field(default=-1, init=False)  # of the last report
     _longest: float = field(default=0.0, init=False)  # seconds of the longest epoch so far
 
     def commit(self, lease: float) -> None:
@@ -126,6 +153,11 @@ class Reporter:
             TrialPruned: the pruner ends the trial; its argument is the epoch.
         """
         self._longest = max(self._longest, epoch.seconds)
+        before, self._step = max(reported, self._step), epoch.number
+        if epoch.number != objective.epochs and self.comes_to_rung(before, epoch.number):
+            known = self.trial.user_attrs.get(RUNGS, [])
+            self.trial.set_user_attr(RUNGS, [*known, epoch.number])
+            self.trial.set_user_attr(PAUSED, epoch.number)
         prunable = self.comparable and epoch.number != objective.epochs  # the last is the value
         # A long epoch does not mean that the worker has died.
         lease = max(self.limits.lease, LEASE_FACTOR * self._longest)
@@ -145,6 +177,35 @@ class Reporter:
             write=commit,
         )
         self.progress |= epoch.number > reported * objective.stride
+
+    def pauses_at(self, before: int, step: int) -> bool:
+        """Whether the trial comes to a rung with a report; `before` is the step of the one before.
+
+        It is false if the trial is the next to promote, so that it just goes on.
+        """
+        if not self.comes_to_rung(before, step):
+            return False
+        assert self.rungs is not None
+        if self.rungs.goes_on(self.stored, self.claim.slot):
+            self.trial.set_user_attr(PAUSED, None)
+            return False
+        return True
+
+    def comes_to_rung(self, before: int, step: int) -> bool:
+        """Whether a report is the first at a rung or later; `before` is the step before it."""
+        rungs, slot = self.rungs, self.claim.slot
+        return rungs is not None and step > before and rungs.order.pauses_at(slot, before, step)
+
+    def pause(self) -> None:
+        """Gives the slot back with the trial, which waits at its rung; in one transaction.
+
+        Raises:
+            ClaimLost: another worker holds the slot by now.
+        """
+        with self.watch("storage"), ended_elsewhere():
+            if not self.stored.ledger.release(self.claim, self.stored.storage.write):
+                raise ClaimLost
+            self.stored.storage.clear()
 
     def constrain(self, costs: Sequence[Cost]) -> None:
         """Stores the costs of a network, and for the sampler their distance from the limits.
@@ -182,8 +243,10 @@ class Reporter:
             self.trial.set_user_attr(EPOCHS, columns)
         if provenance is not None:
             self.trial.set_user_attr(MADE, provenance.as_json())
-        times = {kind: round(seconds, 4) for kind, seconds in self.watch.take().items()}
-        self.trial.set_user_attr(TIMES, times)
+        times = Counter(self.trial.user_attrs.get(TIMES, {}))  # until it was paused
+        times.update(self.watch.take())
+        rounded = {kind: round(seconds, 4) for kind, seconds in times.items()}
+        self.trial.set_user_attr(TIMES, rounded)
 
     def fail(self, failure: Failure) -> None:
         """Ends a trial that has failed, and halts the study if its trials all fail like this.
@@ -269,7 +332,7 @@ class EpochReports:
         self, reporter: Reporter, objective: Objective, checkpoint: Checkpoint | None, reported: int
     ) -> None:
         self.reporter, self.objective, self.checkpoint = reporter, objective, checkpoint
-        self._reported = reported
+        self._reported = self._last = reported
         self._evaluated = objective.evaluating  # seconds of evaluation at the last epoch
         self._outbox = Outbox(self._post, reporter.stored.is_away)
         self._pid = os.getpid()
@@ -306,6 +369,7 @@ class EpochReports:
             for epoch in self.objective.steps():
                 if epoch.number > self._reported * self.objective.stride:
                     self._outbox.send(epoch)
+                    self._pause_at_rung(epoch)
 
     def __call__(self, epoch: Step) -> None:
         """Reports an epoch that has ended, and saves a checkpoint.
@@ -328,26 +392,47 @@ class EpochReports:
         evaluation, self._evaluated = evaluating - self._evaluated, evaluating
         watch.add("training", epoch.seconds - evaluation)
         watch.add("evaluation", evaluation)
+        last = epoch.number == self.objective.epochs
+        # Whoever may be told to go no further by its report at a rung has its state saved before.
+        first = not last and self.reporter.comes_to_rung(self._last, epoch.number)
+        if first:
+            self._save()
         with watch("storage"):
             self._outbox.send(epoch)
-        last = epoch.number == self.objective.epochs
-        if not last and self.checkpoint is not None:
-            with watch("checkpoints"):
-                self._save(self.checkpoint)
+        if not last and not first:
+            self._save()
         if self.reporter.stopping() and not last:
             raise Stopped
+        if not last:
+            with watch("storage"):
+                self._pause_at_rung(epoch)
         limit = limits.trial_timeout
         if limit is not None and time.monotonic() - self.reporter.began > limit:
             raise TimedOut(f"the trial took longer than study.trial_timeout={limit:g} seconds")
 
+    def _pause_at_rung(self, epoch: Step) -> None:
+        """Pauses the trial if it has come to a rung; all that it has reported is stored then.
+
+        Epochs that were stored before it was promoted, and are trained again for want of a
+        checkpoint, pause it nowhere.
+        """
+        before, self._last = self._last, max(self._last, epoch.number)
+        if self.reporter.rungs is not None and epoch.number > before:
+            self._outbox.flush()
+            if self.reporter.pauses_at(before, epoch.number):
+                raise Paused
+
     def _post(self, epoch: Step) -> None:
         self.reporter.report(epoch, self.objective, self._reported)
 
-    def _save(self, checkpoint: Checkpoint) -> None:
+    def _save(self) -> None:
         """Saves the state; a disk that refuses it does not end the trial."""
-        if (state := self.objective.state()) is None:
+        if self.checkpoint is None:
             return
-        try:
-            checkpoint.save(state)
-        except OSError as error:
-            log.warning("%s; a crash would now cost this trial's epochs so far", error)
+        with self.reporter.watch("checkpoints"):
+            if (state := self.objective.state()) is None:
+                return
+            try:
+                self.checkpoint.save(state)
+            except OSError as error:
+                log.warning("%s; a crash would now cost this trial's epochs so far", error)

@@ -77,7 +77,7 @@ class Rows(Sequence[Mapping[str, Any]]):
 def trial_rows(stored: StoredStudy) -> Rows:
     """Returns a row for each trial of a study, by number.
 
-    The columns are number, state (complete, pruned, failed, running or waiting), value, the
+    The columns are number, state (complete, pruned, failed, paused, running or waiting), value,
     parameters as params.NAME, standard_error (of the value, over several jobs), started, seconds,
     epochs, worker, baseline, failure and reason. If trials have several values, a column
     values.NAME for each takes the place of value.

@@ -1,11 +1,8 @@
 """The worker loop: claim a slot, run its trial, record how it ended."""
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +21,7 @@ from studyloom.errors import (
     ClaimLost,
     Interrupted,
     LaunchError,
+    Paused,
     Stopped,
     StorageLost,
     TrialDeleted,
@@ -32,18 +30,20 @@ from studyloom.processes import end_if_forked, worker_id
 from studyloom.question.costs import Cost
 from studyloom.question.objective import Attempt, Objective, Stopping
 from studyloom.question.search_parts import KEEPS_STATE
+from studyloom.search.promotion import Promotion
 from studyloom.seeds import derive
 from studyloom.space.tree import Point, Space
 from studyloom.storage import sql
-from studyloom.storage.attributes import BASELINE, KEPT, SLOT, WORKER
-from studyloom.storage.ledger import Claim
+from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, PAUSED, SLOT, WORKER
+from studyloom.storage.records.slots import Claim
 from studyloom.study import failures
 from studyloom.study.bounds import ending
 from studyloom.study.failures import Failure
 from studyloom.study.provenance import Provenance, current_environment
-from studyloom.study.reporter import EpochReports, Limits, Reporter
+from studyloom.study.reporter import EpochReports, Limits, Reporter, Rungs
 from studyloom.study.stopwatch import Stopwatch
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trial_files import TrialFiles
 from studyloom.training.checkpoint import Checkpoint, save_weights
 
 WAIT = 0.5  # seconds between looks at slots that others hold
@@ -117,7 +117,9 @@ class Worker:
         """
         ledger, owner = self.stored.ledger, worker_id(os.getpid())
         kept = self.question.keeps_state
-        self.stored.optuna.pruner = self.question.pruner()
+        self.stored.optuna.pruner = pruner = self.question.pruner()
+        order = pruner.order(self.stored.goals) if isinstance(pruner, Promotion) else None
+        rungs = None if order is None else Rungs(order, trials)
 
         def make(connection: Connection, slot: int) -> int:
             first = {BASELINE: True} if slot == 0 and self.question.baseline is not None else {}
@@ -127,18 +129,21 @@ class Worker:
             with self.watch("storage"):
                 self.stored.check_halted()
                 ended = ending(self.stored, trials) is not None
-                claim = ledger.claim(owner, trials, self.limits.lease, make, begun=ended)
+                claim = ledger.claim(
+                    owner, trials, self.limits.lease, make, begun=ended, order=order
+                )
             if claim is not None:
                 self.on_claim()
                 if kept:
                     self.begin_state(claim, kept)
                     kept = ()
-                self.finish_claim(claim)
+                self.finish_claim(claim, rungs)
             elif ledger.todo(trials, begun=ended):
                 with self.watch("idle"):
                     time.sleep(WAIT)
                 ledger.record_gone()
             else:
+                self.files.remove_left(self.stored.trials(), self.question.space)
                 return
 
     def begin_state(self, claim: Claim, kept: Sequence[str]) -> None:
@@ -172,11 +177,12 @@ class Worker:
         if "sampler" in kept:
             self.stored.optuna.sampler = self.question.sampler(number)
 
-    def finish_claim(self, claim: Claim) -> None:
-        """Runs the trial of a claimed slot to its end, or releases it when asked to stop."""
+    def finish_claim(self, claim: Claim, rungs: Rungs | None = None) -> None:
+        """Runs the trial of a claimed slot to its end or rung, or releases it if asked to stop."""
         ledger = self.stored.ledger
         try:
-            self.run_trial(claim)
+            with contextlib.suppress(Paused):
+                self.run_trial(claim, rungs)
         except (Stopped, Interrupted) as stop:
             ledger.release(claim)
             if isinstance(stop, Interrupted):
@@ -192,8 +198,12 @@ class Worker:
         finally:
             self.stored.storage.clear()
 
-    def run_trial(self, claim: Claim) -> None:
-        """Runs the trial of a claim from its present state to its end."""
+    def run_trial(self, claim: Claim, rungs: Rungs | None = None) -> None:
+        """Runs the trial of a claim from its present state to its end.
+
+        Raises:
+            Paused: it waits at a rung, and its slot was given back.
+        """
         assert claim.trial_id is not None
         with self.watch("storage"):
             frozen = self.stored.storage.load(self.stored.ledger.study_id, claim.trial_id)
@@ -202,13 +212,19 @@ class Worker:
             return
         with self.watch("sampling"):
             trial = self.begin(frozen)
-        # The baseline is not pruned, because all trials are compared with it. With several
-        # objectives no trial is, because trials are comparable only when they have all values.
-        comparable = len(self.stored.goals) == 1 and (
-            self.question.baseline is None or BASELINE not in trial.user_attrs
-        )
+        # The baseline is neither pruned nor paused, because all trials are compared with it. With
+        # several objectives no trial is pruned, because trials are comparable only when they have
+        # all values.
+        prunable = self.question.baseline is None or BASELINE not in trial.user_attrs
+        comparable = prunable and len(self.stored.goals) == 1
         watch, stopping = self.watch, self.stopping
-        reporter = Reporter(self.stored, trial, claim, comparable, self.limits, stopping, watch)
+        own = (rungs if prunable else None,)
+        reporter = Reporter(
+            self.stored, trial, claim, comparable, self.limits, stopping, watch, *own
+        )
+        if claim.over:
+            self.end_paused(frozen, reporter)
+            return
         if claim.fatal or claim.deaths >= self.limits.max_attempts:
             self.give_up(frozen, reporter)
             return
@@ -216,7 +232,7 @@ class Worker:
             point = self.question.space.suggest(trial)
         with self.watch("storage"):
             reporter.commit(self.limits.lease)
-        checkpoint = self.checkpoint(frozen.number, point)
+        checkpoint = self.files.checkpoint(frozen.number, point)
         try:
             self.train(point, frozen, reporter, checkpoint)
         except Stopped:
@@ -226,14 +242,7 @@ class Worker:
                 death = f"the worker got {self.stopping.alone}"
                 self.stored.ledger.record_death(worker_id(os.getpid()), death)
             raise
-        self.remove_files(checkpoint)
-
-    def remove_files(self, checkpoint: Checkpoint | None) -> None:
-        """Removes what a trial that has ended has left for another attempt, if anything."""
-        if checkpoint is not None:
-            with contextlib.suppress(OSError):
-                checkpoint.remove()
-            shutil.rmtree(self.folder(checkpoint), ignore_errors=True)
+        self.files.remove(checkpoint)
 
     def begin(self, frozen: FrozenTrial) -> optuna.Trial:
         """Turns the trial in the buffer into an Optuna trial, and sets the sampler for it."""
@@ -243,6 +252,8 @@ class Worker:
         if frozen.state == TrialState.WAITING:
             buffer.set_trial_user_attr(trial_id, WORKER, worker_id(os.getpid()))
             buffer.set_trial_state_values(trial_id, TrialState.RUNNING)
+        if frozen.user_attrs.get(PAUSED) is not None:
+            buffer.set_trial_user_attr(trial_id, PAUSED, None)
         # An earlier version did not mark the baseline before it began.
         first = frozen.number == 0 == frozen.user_attrs.get(SLOT, 0)
         is_baseline = BASELINE in frozen.user_attrs or first
@@ -261,9 +272,26 @@ class Worker:
         with contextlib.suppress(KeyError):  # they died before all parameters were suggested
             point = self.question.space.walk(lambda parameter: frozen.params[parameter.name])
             reporter.store(None, self.provenance(reporter.claim, point, frozen.number))
-            checkpoint = self.checkpoint(frozen.number, point)
+            checkpoint = self.files.checkpoint(frozen.number, point)
         reporter.fail(death_reason(reporter.claim))
-        self.remove_files(checkpoint)
+        self.files.remove(checkpoint)
+
+    def end_paused(self, frozen: FrozenTrial, reporter: Reporter) -> None:
+        """Tells a paused trial that it is pruned at its last report; it is not trained any more."""
+        point = self.question.space.walk(lambda parameter: frozen.params[parameter.name])
+        checkpoint = self.files.checkpoint(frozen.number, point)
+        curve = frozen.user_attrs.get(EPOCHS, {}).get("number") or [None]
+        if curve[-1] != frozen.last_step:  # its worker died before it had stored the rest
+            attempt = self.attempt(reporter.claim, frozen.number, point)
+            objective = self.question.make_objective(point, frozen.number, self.data, attempt)
+            state = None if checkpoint is None else checkpoint.load()
+            if state is not None:
+                with contextlib.suppress(ValueError):
+                    objective.restore(state)
+            provenance = self.provenance(reporter.claim, point, frozen.number)
+            reporter.store(objective, provenance)
+        reporter.tell(None, TrialState.PRUNED)
+        self.files.remove(checkpoint)
 
     def train(
         self, point: Point, frozen: FrozenTrial, reporter: Reporter, checkpoint: Checkpoint | None
@@ -294,6 +322,10 @@ class Worker:
             if isinstance(error, Stopped | Interrupted):
                 raise error from None
             if error is reporter.raised and isinstance(error, StorageLost | ClaimLost):
+                raise error from None
+            if error is reporter.raised and isinstance(error, Paused):
+                reporter.store(objective, provenance)
+                reporter.pause()
                 raise error from None
             if not isinstance(error, optuna.TrialPruned):
                 failure = failures.explain(error)
@@ -346,27 +378,14 @@ class Worker:
             reporter.trial.set_user_attr(KEPT, True)
         return value
 
-    def checkpoint(self, number: int, point: Point) -> Checkpoint | None:
-        """Returns where the state of trial `number` is saved; None if it is not saved."""
-        if self.checkpoints is None:
-            return None
-        parts = [self.stored.name, number, self.question.seed, point.params]
-        return Checkpoint(self.checkpoints / f"trial-{number}.pt", json.dumps(parts, default=str))
-
-    @staticmethod
-    def folder(checkpoint: Checkpoint) -> Path:
-        """Returns the folder for what the objective of a trial writes itself.
-
-        Its name has a digest of the identity of the checkpoint, so that a trial of another study
-        does not go on from its files.
-        """
-        digest = hashlib.sha256(checkpoint.identity.encode()).hexdigest()[:12]
-        return checkpoint.path.with_name(f"{checkpoint.path.stem}-{digest}")
+    @property
+    def files(self) -> TrialFiles:
+        return TrialFiles(self.checkpoints, self.stored.name, self.question.seed)
 
     def attempt(self, claim: Claim, number: int, point: Point) -> Attempt:
         """Returns the attempt at trial `number` that a claim makes."""
-        checkpoint = self.checkpoint(number, point)
-        folder = None if checkpoint is None else self.folder(checkpoint)
+        checkpoint = self.files.checkpoint(number, point)
+        folder = None if checkpoint is None else self.files.folder_of(checkpoint)
         return Attempt(claim.token, self.stage, folder)
 
     def provenance(self, claim: Claim, point: Point, number: int) -> Provenance | None:

@@ -102,6 +102,16 @@ class Checkpoint:
                 log.warning("checkpoint %s %s; going on from %s", path, wrong, instead)
         return None
 
+    def is_foreign(self) -> bool:
+        """Whether the newest file can be read and belongs to something else."""
+        try:
+            content = torch.load(
+                io.BytesIO(self.path.read_bytes().partition(b"\n")[2]), weights_only=True
+            )
+        except Exception:  # there is none, or it is damaged
+            return False
+        return not isinstance(content, dict) or content.get("identity") != self.identity
+
     def remove(self) -> None:
         """Removes all files, if there are any.
 

@@ -16,7 +16,10 @@ STRETCHED = {
     "factors": " The axis is logarithmic: equal steps are equal factors.",
     "plain": "",
 }
-CURVES = "The value after each epoch; a cross marks where a trial ended early."
+CURVES = (
+    "The value after each epoch; a cross marks where a trial ended early or is paused, a dotted "
+    "line a rung where trials wait for their promotion."
+)
 LOSSES = (
     "Where the validation loss rises again while the training loss goes on falling, "
     "the network is over-fitting."
@@ -39,8 +42,8 @@ CONTOUR = (
     "Between points it is interpolated."
 )
 TIMELINE = (
-    "Each row is a worker and each bar one of its trials; gaps are time without a trial. Idle is "
-    "the share of gaps between the first start and the last end."
+    "Each row is a worker and each bar one of its trials, without its pauses; gaps are time "
+    "without a trial. Idle is the share of gaps between the first start and the last end."
 )
 FAILURES = "The trials that failed, by kind of failure, with the messages that they stored."
 CANDIDATES = (

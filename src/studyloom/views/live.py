@@ -15,7 +15,13 @@ from rich.text import Text
 
 from studyloom.study.stored_study import StoredStudy, is_stage_name
 from studyloom.text import format_duration, one_line
-from studyloom.views.snapshot import Snapshot, format_trial_values, take_snapshot, uncounted
+from studyloom.views.snapshot import (
+    Snapshot,
+    format_trial_values,
+    paused,
+    take_snapshot,
+    uncounted,
+)
 from studyloom.views.terminal import make_console, workers_table
 
 REFRESH = 0.5  # seconds, on a terminal
@@ -104,7 +110,7 @@ class Display:
                 if best
                 else "no result yet"
             )
-        parts += [f"{len(snapshot.workers)} running", *uncounted(snapshot)]
+        parts += [f"{len(snapshot.workers)} running", *paused(snapshot), *uncounted(snapshot)]
         return "  ".join([*parts, self.time_left(snapshot)])
 
     def render(self, snapshot: Snapshot) -> RenderableType:

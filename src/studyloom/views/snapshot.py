@@ -46,7 +46,8 @@ class Snapshot:
     Args:
         name: the name of the study.
         slots: the number of slots by state: free, held, done.
-        outcomes: the number of trials by outcome: complete, pruned, failed, running, waiting.
+        outcomes: the number of trials by outcome: complete, pruned, failed, paused,
+            running, waiting.
         best: the best trial, if there is one.
         baseline: the complete trial of the configuration as composed, if there is one.
         workers: the workers that hold a slot.
@@ -130,7 +131,12 @@ def trial_counts(snapshot: Snapshot) -> list[str]:
     ]
     if snapshot.workers:
         counts.append(f"{len(snapshot.workers)} running")
-    return [*counts, *uncounted(snapshot)]
+    return [*counts, *paused(snapshot), *uncounted(snapshot)]
+
+
+def paused(snapshot: Snapshot) -> list[str]:
+    """Words how many trials wait at a rung for their promotion; nothing for none."""
+    return [f"{count} paused"] if (count := snapshot.outcomes.get("paused")) else []
 
 
 def _read_workers(stored: StoredStudy, trials: list[FrozenTrial]) -> tuple[WorkerStatus, ...]:

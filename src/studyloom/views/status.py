@@ -133,7 +133,8 @@ def render(status: Status, width: int) -> RenderableType:
         width: the width of the terminal in columns; no line is longer.
     """
     snapshot = status.snapshot
-    left, ended = snapshot.slots["free"], snapshot.outlook.ending
+    left = max(0, snapshot.slots["free"] - snapshot.outcomes.get("paused", 0))
+    ended = snapshot.outlook.ending
     eta = ""
     if status.eta is not None and snapshot.workers:
         eta = f", ETA {format_duration(status.eta)}"
@@ -205,7 +206,7 @@ def as_json(status: Status) -> str:
           are left are expected to gain, together.
     """
     snapshot = status.snapshot
-    states = ("complete", "pruned", "failed", "running", "waiting")
+    states = ("complete", "pruned", "failed", "paused", "running", "waiting")
     document = {
         "study": snapshot.name,
         "metric": snapshot.metric,

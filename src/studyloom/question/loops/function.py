@@ -254,7 +254,10 @@ class FunctionQuestion(AdaptedQuestion):
 
     def loop(self, point: Point) -> Loop:
         """Returns what is called at a point."""
-        return build_loop(self.at(point), self.goals, self.limits, keeps=self.tested)
+        resumes = getattr(self.pruner(), "pauses", False)
+        return build_loop(
+            self.at(point), self.goals, self.limits, keeps=self.tested, resumes=resumes
+        )
 
     def test(self, point: Point, seed: int, states: dict[str, Any], part: Any) -> dict[str, float]:
         """Calls `objective.test` for a trained loop.
@@ -363,7 +366,12 @@ def check_costs(key: str, names: Sequence[str]) -> None:
 
 
 def build_loop(
-    config: DictConfig, goals: Sequence[Goal], limits: Sequence[Limit], *, keeps: bool = False
+    config: DictConfig,
+    goals: Sequence[Goal],
+    limits: Sequence[Limit],
+    *,
+    keeps: bool = False,
+    resumes: bool = False,
 ) -> Loop:
     """Returns the loop that a config names.
 
@@ -372,6 +380,7 @@ def build_loop(
         goals: what it returns, the metric first.
         limits: of what it may cost.
         keeps: whether it must keep something.
+        resumes: whether it must be able to go on from each epoch.
 
     Raises:
         ConfigError: there is no such function.
@@ -379,7 +388,9 @@ def build_loop(
     # Hyperband compares trials by the number of epochs that it was told.
     most = config.pruner.get("max_resource") if "pruner" in config else None
     most_epochs = most if isinstance(most, int) else None
-    return Loop(build_function(config.objective), config, goals, limits, most_epochs, keeps)
+    return Loop(
+        build_function(config.objective), config, goals, limits, most_epochs, keeps, resumes
+    )
 
 
 def loop_jobs(config: DictConfig, data: TrainingData, seed: int) -> list[LoopJob]:

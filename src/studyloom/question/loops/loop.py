@@ -64,6 +64,7 @@ class Loop:
         limits: of what it may cost.
         most_epochs: that the pruner knows of; None for any number.
         keeps: whether it must keep something, since it is to be tested.
+        resumes: whether it must be able to go on from each epoch, since the pruner pauses trials.
     """
 
     function: Function
@@ -72,6 +73,7 @@ class Loop:
     limits: Sequence[Limit] = ()
     most_epochs: int | None = None
     keeps: bool = False
+    resumes: bool = False
 
     @property
     def metric(self) -> str:
@@ -297,7 +299,13 @@ class LoopObjective:
         return value
 
     def _check_kept(self, run: Run) -> None:
-        """Raises ValueError if the loop is to be tested and keeps nothing."""
+        """Raises ValueError if the loop keeps nothing and is to be tested, or to be paused."""
+        if self.loop.resumes and self.attempt.stage == "search" and not run.resumable:
+            raise ValueError(
+                "pruner=promotion goes on with trials from their state, and the objective keeps "
+                "none; call run.keep(net=…), loop over run.epochs(…) and report there, or set "
+                "pruner=asha"
+            )
         if self.loop.keeps and not run.keeps:
             raise ValueError(
                 "objective.test is given what run.keep keeps, and the objective keeps nothing; "

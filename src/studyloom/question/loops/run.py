@@ -112,6 +112,11 @@ class Run:
         return bool(self._kept or self._kept_at_end)
 
     @property
+    def resumable(self) -> bool:
+        """Whether a later call can go on from this epoch."""
+        return self._begun and self.keeps
+
+    @property
     def has_reported(self) -> bool:
         """Whether there is a `value`."""
         return bool(self._pending) or self._value is not None

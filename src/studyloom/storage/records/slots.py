@@ -1,5 +1,7 @@
 """The table of the ledger: created, and told from a table of another program."""
 
+from dataclasses import dataclass
+
 from sqlalchemy import (
     Column,
     Connection,
@@ -32,6 +34,50 @@ SLOTS = Table(
     Column("since", Float(53)),  # start of the claim: seconds on the database's clock
     Column("expires", Float(53)),  # end of its lease, on the same clock
 )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A slot that this worker holds, and what happened to its previous holders.
+
+    Attributes:
+        slot: The slot's number, from 0.
+        token: The number of claims on the slot so far, this one included.
+        trial_id: The trial that was started there, if any.
+        deaths: The number of claims on the slot that ended with their worker.
+        death: How the last of those ended.
+        fatal: Whether the trial must not be tried again.
+        over: Whether the trial is paused for good: it is only told so.
+    """
+
+    slot: int
+    token: int
+    trial_id: int | None
+    deaths: int = 0
+    death: str | None = None
+    fatal: bool = False
+    over: bool = False
+
+
+# The columns that a claim returns, as the fields of a Claim.
+CLAIMED = [SLOTS.c[name] for name in Claim.__dataclass_fields__ if name in SLOTS.c]
+
+
+@dataclass(frozen=True)
+class HeldSlot:
+    """A slot that a worker holds.
+
+    Attributes:
+        owner: The worker's id.
+        trial_id: The trial that was started there, if any.
+        left: Seconds until the lease ends; negative if it has ended.
+        age: Seconds since the slot was claimed.
+    """
+
+    owner: str
+    trial_id: int | None
+    left: float
+    age: float
 
 
 def create_table(storage: RetryingStorage) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 from optuna.trial import FrozenTrial
 
-from studyloom.storage.attributes import EPOCHS
+from studyloom.storage.attributes import EPOCHS, RUNGS
 from studyloom.study.failures import outcome
 from studyloom.study.rows import quantities
 from studyloom.text import format_value
@@ -16,7 +16,8 @@ from studyloom.views.figures.plot_study import literal
 from studyloom.views.figures.style import COLOURS, add_points, apply_style, learning_curve
 
 LINES = [COLOURS[name] for name in ("complete", "baseline", "winner", "failed", "pruned")]
-KINDS = ("failed", "pruned", "running", "complete")  # drawn in this order, the last on top
+# Drawn in this order, the last on top.
+KINDS = ("failed", "pruned", "paused", "running", "complete")
 
 LOSSES = {"train_loss": "training loss", "valid_loss": "validation loss"}
 
@@ -64,8 +65,10 @@ def curves(
     for kind, numbers in groups.items():
         if numbers:
             _add_lines(figure, kind, {number: known[number] for number in numbers}, axis)
-    for kind in ("pruned", "failed"):
+    for kind in ("pruned", "failed", "paused"):
         _add_ends(figure, kind, {number: known[number] for number in groups[kind]}, axis)
+    for rung in sorted({rung for trial in trials for rung in trial.user_attrs.get(RUNGS, ())}):
+        figure.add_vline(x=rung, line={"color": COLOURS["paused"], "width": 1, "dash": "dot"})
     values = [value for curve in known.values() for _, value in curve]
     longest = max(epoch for curve in known.values() for epoch, _ in curve)
     xaxis = integer_ticks(longest) | {"title": "epoch"}

@@ -85,7 +85,7 @@ def _restyle(figure: go.Figure, axis: Axis) -> None:
 
 def _add_rug(figure: go.Figure, trials: Sequence[FrozenTrial], height: float) -> None:
     """Marks at the bottom the trials that are not complete."""
-    for kind in ("pruned", "failed", "running"):
+    for kind in ("pruned", "failed", "paused", "running"):
         numbers = [trial.number for trial in trials if outcome(trial) == kind]
         text = [f"trial {number}: {kind}" for number in numbers]
         add_points(figure, kind, numbers, [height] * len(numbers), text, symbol="line-ns-open")

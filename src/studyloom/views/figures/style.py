@@ -14,6 +14,7 @@ COLOURS = {
     "pruned": "#8b95a5",
     "failed": "#e5484d",
     "running": "#d9870b",
+    "paused": "#0f9fb0",
     "best": "#12a150",
     "baseline": "#9a5cf0",
     "winner": "#d9870b",

@@ -1,12 +1,12 @@
 """The timeline of the workers: when each was training, and how long it was idle."""
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 from optuna.trial import FrozenTrial
 
-from studyloom.storage.attributes import WORKER
+from studyloom.storage.attributes import RUNGS, TIMES, WORKER
 from studyloom.study.failures import outcome
 from studyloom.text import shorten
 from studyloom.views.figures.plot_study import literal
@@ -28,7 +28,7 @@ def timeline(trials: Sequence[FrozenTrial], alive: Collection[int]) -> go.Figure
         return "No trial has begun yet."
     names = sorted(rows, reverse=True)  # bars are drawn from the bottom up
     figure = go.Figure()
-    for kind in ("complete", "pruned", "failed", "running"):
+    for kind in ("complete", "pruned", "failed", "paused", "running"):
         _add_bars(figure, kind, names, rows)
     labels = []
     for name in names:
@@ -52,7 +52,11 @@ def _spans_by_worker(
         start = trial.datetime_start or latest
         now = max(datetime.now(), start) if trial._trial_id in alive else latest
         worker = str(trial.user_attrs.get(WORKER, "unknown worker"))
-        rows.setdefault(worker, []).append((trial, start, trial.datetime_complete or now))
+        end = trial.datetime_complete or now
+        if RUNGS in trial.user_attrs:  # without its pauses
+            worked = timedelta(seconds=sum(trial.user_attrs.get(TIMES, {}).values()))
+            end = min(end, start + worked) if worked else end
+        rows.setdefault(worker, []).append((trial, start, end))
     return rows
 
 

@@ -1,0 +1,266 @@
+"""Successive halving with promotion: a trial waits at each rung until it is among the best there.
+
+A trial that comes to a rung is paused, its state kept, and its worker takes another. Of n trials
+that have come to a rung the best n / reduction_factor are promoted: they go on to the next rung
+from where they stood. So no trial is judged by those alone that came before it, and no worker ever
+waits for another.
+
+Source: Li, Jamieson, Rostamizadeh, Gonina, Ben-tzur, Hardt, Recht and Talwalkar, "A System for
+Massively Parallel Hyperparameter Tuning" (MLSys 2020, arXiv:1810.05934), algorithm 2.
+"""
+
+import itertools
+import math
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from optuna.pruners import BasePruner
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from studyloom.metrics import Goal
+from studyloom.question.loops.function import FunctionQuestion
+from studyloom.question.question import Question
+from studyloom.question.sources import only_reports
+from studyloom.seeds import derive
+from studyloom.storage.records.standings import DONE, FRESH, OPEN, OWN, Next, Standing
+
+
+class Promotion(BasePruner):
+    """Pauses trials at rungs and promotes the best; see the module.
+
+    The rungs of bracket b are at the steps min_resource × reduction_factor^(b + i), i = 0, 1, ….
+    Trials are compared within their bracket. Which one a trial belongs to follows from its slot, in
+    the shares of Hyperband, whose brackets cost about as much each (Li, Jamieson, DeSalvo,
+    Rostamizadeh and Talwalkar, JMLR 2018, arXiv:1603.06560).
+
+    Args:
+        min_resource: the epoch of the lowest rung.
+        reduction_factor: one of so many trials at a rung is promoted.
+        brackets: how many there are; a single one is ASHA as published.
+
+    Raises:
+        ValueError: a value is no whole number, or too small.
+    """
+
+    pauses = True  # so that a question has its loops keep what they go on from
+
+    def __init__(self, min_resource: int = 1, reduction_factor: int = 3, brackets: int = 1) -> None:
+        at_least = {"min_resource": 1, "reduction_factor": 2, "brackets": 1}
+        given = (min_resource, reduction_factor, brackets)
+        for (name, low), value in zip(at_least.items(), given, strict=True):
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(
+                    f"pruner.{name} must be a whole number of at least {low}; got {value!r}"
+                )
+        self.min_resource, self.reduction_factor, self.brackets = given
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Returns False: a trial that goes no further is told so once that is certain."""
+        return False
+
+    def order(self, goals: Sequence[Goal]) -> "PromotionOrder":
+        """Returns the order in which slots are claimed in a study with these goals."""
+        return PromotionOrder(self.min_resource, self.reduction_factor, self.brackets, tuple(goals))
+
+    def check(self, question: Question) -> list[str]:
+        """Returns every reason why the trials of a question cannot be paused."""
+        config, mistakes = question.config, []
+        ways = "or choose another pruner, such as pruner=asha"
+        if config.checkpoints.dir is None:
+            mistakes.append(
+                "checkpoints.dir=null: pruner=promotion pauses trials, which go on from their "
+                f"checkpoints; name a folder, {ways}"
+            )
+        loop = question if isinstance(question, FunctionQuestion) else None
+        several = config.objective.folds > 1 or config.objective.seeds > 1
+        if question.in_turn or (loop is not None and several):
+            what = "pruner.steps=jobs" if question.in_turn else "objective.folds or objective.seeds"
+            mistakes.append(
+                f"{what}: pruner=promotion compares trials epoch by epoch, and these train their "
+                f"folds and seeds one after the other; take one of each, {ways}"
+            )
+        if loop is not None and (
+            only_reports(loop.adapter) or not getattr(loop.adapter, "resumes", True)
+        ):
+            mistakes.append(
+                f"objective._target_={config.objective['_target_']}: pruner=promotion goes on with "
+                "trials from their state, and this objective keeps none; call run.keep(net=…) and "
+                f"loop over run.epochs(…), {ways}"
+            )
+        needed = self.min_resource * self.reduction_factor**self.brackets
+        if loop is None and (epochs := config.train.epochs) < needed:
+            mistakes.append(
+                f"train.epochs must be at least {needed} with pruner=promotion, which is "
+                f"pruner.min_resource={self.min_resource} × pruner.reduction_factor="
+                f"{self.reduction_factor}, once for each of pruner.brackets={self.brackets}; got "
+                f"{epochs}; lower these, {ways}"
+            )
+        return mistakes
+
+
+@dataclass(frozen=True)
+class PromotionOrder:
+    """The order in which slots are claimed, from what the stored trials have reported.
+
+    First comes a trial that can no longer be promoted whatever happens, to be told so; then the
+    best to promote, the highest rung first; then a trial that a worker has handed back, and then a
+    new one. Trials are told by slot: of equal values the earlier slot is the better one.
+
+    Attributes:
+        min_resource, reduction_factor, brackets: see `Promotion`.
+        goals: what the values of a trial are, the reported one first; the others are its costs.
+    """
+
+    min_resource: int
+    reduction_factor: int
+    brackets: int
+    goals: tuple[Goal, ...]
+    _brackets: dict[int, int] = field(default_factory=dict, init=False, compare=False)
+
+    @property
+    def costs(self) -> list[str]:
+        return [goal.name for goal in self.goals[1:]]
+
+    def rungs(self, longest: int) -> list[int]:
+        """Returns the steps of all rungs of all brackets, up to the longest step so far."""
+        steps = (self.min_resource * self.reduction_factor**n for n in itertools.count())
+        return list(itertools.takewhile(lambda step: step <= longest, steps))
+
+    def bracket(self, slot: int) -> int:
+        """Returns the bracket of a slot, from 0; bracket b has no rungs below its own lowest."""
+        if slot not in self._brackets:
+            place = derive(slot, self.brackets) % self._shares[-1]
+            self._brackets[slot] = bisect_right(self._shares, place)
+        return self._brackets[slot]
+
+    @cached_property
+    def _shares(self) -> list[int]:
+        """The shares of the brackets, added up: Hyperband's number of trials in each."""
+        most = self.brackets - 1
+        trials = (
+            math.ceil(self.brackets * self.reduction_factor ** (most - b) / (most - b + 1))
+            for b in range(self.brackets)
+        )
+        return list(itertools.accumulate(trials))
+
+    def pauses_at(self, slot: int, before: int, step: int) -> bool:
+        """Whether the trial of a slot has come to a rung with a report.
+
+        Args:
+            slot: of the trial.
+            before: the step of its report before; 0 or less if there was none.
+            step: of the report.
+        """
+        rungs = self.rungs(step)[self.bracket(slot) :]
+        return bool(rungs) and rungs[-1] > before
+
+    def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> Next | None:
+        """Returns the slot to claim; see `storage.records.standings.Order`."""
+        over = self.hopeless(standings, closed=closed)
+        if (own := next((s.slot for s in standings if s.state == OWN), None)) is not None:
+            return Next(own, own in over)
+        if over:
+            return Next(min(over), over=True)
+        if promotable := [] if closed else self.promotable(standings):
+            return Next(promotable[0])
+        for state in (OPEN,) if closed else (OPEN, FRESH):
+            ready = (s.slot for s in standings if s.state == state and self._waits_at(s) is None)
+            if (slot := min(ready, default=None)) is not None:
+                return Next(slot)
+        return None
+
+    def goes_on(self, standings: Sequence[Standing], slot: int, *, closed: bool = False) -> bool:
+        """Whether a trial that has come to a rung is the next to promote, so that it just goes on.
+
+        Args:
+            standings: of all slots; that of the trial is OWN.
+            slot: of the trial.
+            closed: whether the search has ended.
+        """
+        return not closed and self.promotable(standings)[:1] == [slot]
+
+    def promotable(self, standings: Sequence[Standing]) -> list[int]:
+        """Returns the slots of the trials that may be promoted now.
+
+        Of the n trials that have reported at a rung these are the best n / reduction_factor,
+        without those that have gone on from there already, or have ended.
+
+        Returns:
+            Those at higher rungs first, and at each the best first.
+        """
+        found = []
+        for (rung, _), members in self._rankings(standings).items():
+            best = members[: len(members) // self.reduction_factor]
+            found += [
+                (-rung, rank, s.slot)
+                for rank, s in enumerate(best)
+                if self._waits_at(s) == rung and not math.isnan(s.reports[rung].value)
+            ]
+        return [slot for *_, slot in sorted(found)]
+
+    def hopeless(self, standings: Sequence[Standing], *, closed: bool = False) -> set[int]:
+        """Returns the slots of paused trials that will not be promoted, whatever is yet to come.
+
+        At a rung no more trials will have reported than have by now, and those that may still get
+        there; a trial behind the best 1 / reduction_factor of so many is behind for good.
+
+        Args:
+            standings: of all slots.
+            closed: whether the search has ended, so that none is promoted any more.
+        """
+        over: set[int] = set()
+        ended = (DONE, FRESH) if closed else (DONE,)
+        going = Counter(self.bracket(s.slot) for s in standings if s.state not in ended)
+        for (rung, bracket), members in self._rankings(standings).items():
+            # Who has come to a rung has come to all below it, so this counts who has not yet.
+            to_come = going[bracket] - sum(s.state != DONE for s in members)
+            places = 0 if closed else (len(members) + to_come) // self.reduction_factor
+            late = {
+                s.slot
+                for rank, s in enumerate(members)
+                if (rank >= places or math.isnan(s.reports[rung].value))
+                and self._waits_at(s) == rung
+            }
+            over |= late
+            going[bracket] -= len(late)
+        return over
+
+    def _rankings(self, standings: Sequence[Standing]) -> dict[tuple[int, int], list[Standing]]:
+        """Returns who has reported at each rung of each bracket, the best first.
+
+        Returns:
+            By step and bracket, the lowest rungs first.
+        """
+        members = defaultdict[tuple[int, int], list[Standing]](list)
+        for standing in standings:
+            bracket = self.bracket(standing.slot)
+            for rung in standing.reports:
+                if rung >= self._lowest(bracket):
+                    members[rung, bracket].append(standing)
+        return {(rung, b): self._ranked(members[rung, b], rung) for rung, b in sorted(members)}
+
+    def _ranked(self, members: Sequence[Standing], rung: int) -> list[Standing]:
+        sign = self.goals[0].sign
+
+        def place(standing: Standing) -> tuple[bool, float, int]:
+            value = standing.reports[rung].value
+            return math.isnan(value), -sign * value, standing.slot
+
+        return sorted(members, key=place)
+
+    def _lowest(self, bracket: int) -> int:
+        lowest: int = self.min_resource * self.reduction_factor**bracket
+        return lowest
+
+    def _waits_at(self, standing: Standing) -> int | None:
+        """Returns the rung at which a trial waits: its last report is the one there, and no worker
+        has it. None if it does not wait."""
+        if standing.exempt or standing.state not in (OPEN, OWN) or not standing.reports:
+            return None
+        rung = max(standing.reports)
+        at_rung = standing.reports[rung].step == standing.last
+        return rung if at_rung and rung >= self._lowest(self.bracket(standing.slot)) else None

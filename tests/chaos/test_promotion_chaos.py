@@ -1,0 +1,127 @@
+"""Faults of workers that pause and promote trials: nothing is lost, and no value is another."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from harness import EPOCHS, NAME, check, prepare, run, start, until
+from optuna.trial import TrialState
+from runs import STUDY, Run, kill
+
+from studyloom.study.failures import outcome
+from studyloom.study.stored_study import open_study
+
+pytestmark = pytest.mark.chaos
+PROMOTION = ("pruner=promotion",)
+PHASES = (
+    *("after claim", "between report and prune", "at a rung", "during checkpoint"),
+    *("after checkpoint", "before pause", "after pause", "inside tell", "after tell"),
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The trials of one undisturbed worker that neither pauses nor prunes, by trials and seed."""
+    known = {}
+
+    def trials_of(trials, seed):
+        if (trials, seed) not in known:
+            folder = tmp_path_factory.mktemp("whole")
+            stored = prepare(f"sqlite:///{folder}/study.db", trials, seed)
+            run(f"sqlite:///{folder}/study.db", trials, folder / "checkpoints", seed)
+            known[trials, seed] = stored.trials()
+            stored.close()
+        return known[trials, seed]
+
+    return trials_of
+
+
+def check_promoted(stored, whole, checkpoints):
+    """Checks a search with promotion: N of N, each trial a part of its own undisturbed training."""
+    check(stored, len(whole))
+    trials = stored.trials()
+    assert [trial.params for trial in trials] == [trial.params for trial in whole]
+    for trial, undisturbed in zip(trials, whole, strict=True):
+        reports = trial.intermediate_values
+        assert reports.items() <= undisturbed.intermediate_values.items()
+        assert trial.value == reports[max(reports)]
+        assert outcome(trial) == ("complete" if max(reports) == EPOCHS else "pruned")
+        curve, other = (t.user_attrs["epochs"] for t in (trial, undisturbed))
+        for name in ("number", "value", "train_loss", "valid_loss"):
+            assert curve[name] == other[name][: len(reports)], (trial.number, name)
+        assert "made" in trial.user_attrs
+    assert trials[0].state is TrialState.COMPLETE, "the baseline"
+    for rung in (1, 3):
+        there = [trial for trial in trials if rung in trial.intermediate_values]
+        there.sort(key=lambda t, r=rung: (-t.intermediate_values[r], t.user_attrs["slot"]))
+        best = there[: len(there) // 3]
+        assert all(trial.last_step > rung for trial in best), "the best go on"
+    left = [path.name for path in checkpoints.iterdir() if not path.name.startswith("study.db")]
+    assert left == [], "no checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("kind", "phase"),
+    [("sqlite", phase) for phase in PHASES]
+    + [("postgres", phase) for phase in ("after claim", "before pause", "inside tell")],
+)
+def test_a_worker_killed_at_any_phase_of_promotion_costs_nothing(
+    request, tmp_path, whole, kind, phase
+):
+    url = request.getfixturevalue(f"{kind}_url")
+    folder = tmp_path / "checkpoints"
+    stored = prepare(url, 7, 0, *PROMOTION)
+    victim = start(url, 7, folder, strike=(phase, 2, "die"), overrides=PROMOTION)
+    victim.join(180)
+    assert victim.exitcode == -signal.SIGKILL
+    run(url, 7, folder, overrides=PROMOTION)
+    check_promoted(stored, whole(7, 0), folder)
+
+
+def test_a_storm_of_kills_changes_no_value_of_a_search_with_promotion(url, tmp_path, whole):
+    kills, trials, seed = 15, 45, 3
+    folder, lives = tmp_path / "checkpoints", random.Random(seed)
+    stored = prepare(url, trials, seed, *PROMOTION)
+
+    def worker():
+        return start(url, trials, folder, seed, overrides=PROMOTION)
+
+    workers = [worker() for _ in range(3)]
+    looks = open_study(url, NAME, deadline=30.0)
+
+    def reports():
+        return sum(len(trial.intermediate_values) for trial in looks.trials())
+
+    for _ in range(kills):
+        if not stored.ledger.todo(trials):
+            break
+        before = reports()
+        until(lambda n=before: reports() > n or not any(w.is_alive() for w in workers), 180)
+        time.sleep(lives.random() * 0.02)  # somewhere in a trial
+        victim = lives.randrange(3)
+        workers[victim].kill()
+        workers[victim].join()
+        workers[victim] = worker()
+    for process in workers:
+        process.join(180)
+        assert process.exitcode == 0
+    looks.close()
+    check_promoted(stored, whole(trials, seed), folder)
+
+
+def test_a_command_whose_workers_are_killed_ends_with_n_of_n_and_no_checkpoint(url, tmp_path):
+    overrides = (*STUDY, "pruner=promotion", "train.epochs=9", "launcher.workers=3")
+    run_ = Run(tmp_path / "run", url, overrides, trials=10)
+    process = run_.at_work()
+    fate = random.Random(0)
+    for done in (1, 3, 5):
+        run_.until_done(done)
+        if workers := run_.workers():
+            kill([fate.choice(workers)])
+        os.sched_yield()
+    run_.end(process, 0)
+    trials = run_.stored().trials()
+    assert {outcome(trial) for trial in trials} == {"complete", "pruned"}
+    assert [*(run_.folder / "checkpoints").iterdir()] == []

@@ -1,0 +1,234 @@
+"""Paused trials: kept without a worker, gone on with when they are promoted, told at the end."""
+
+import errno
+import os
+import threading
+
+import pytest
+from optuna.trial import TrialState
+from toy_worker import FOLDER, Killed, fresh, work
+from toys import EACH_KIND, KINDS, TINY, Signal, ask
+
+from studyloom.errors import Halted
+from studyloom.processes import worker_id
+from studyloom.search.promotion import Promotion
+from studyloom.storage.attributes import EPOCHS, MADE, PAUSED, REASON, RUNGS, SLOT, TIMES
+from studyloom.study.failures import outcome
+from studyloom.study.reporter import Reporter
+from studyloom.study.stored_study import open_study
+from studyloom.training.checkpoint import Checkpoint
+from studyloom.views.status import as_json, print_status, read_status
+from studyloom.views.terminal import make_console
+
+TRIALS = 9
+PROMOTED = (*TINY, "sampler=random", "pruner=promotion", "train.epochs=5")
+
+
+@pytest.fixture(scope="module", params=EACH_KIND)
+def promoted(request):
+    """A question whose trials are paused: of networks, or of a loop that keeps its state."""
+    return ask(*PROMOTED, *KINDS[request.param])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(promoted, tmp_path_factory):
+    """The curves of all trials when none is paused or pruned, and their parameters."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    before, FOLDER["checkpoints"] = FOLDER.get("checkpoints"), None
+    loop = promoted.config.objective["_target_"] is not None
+    question = ask(*PROMOTED, "pruner=none", *KINDS["loop" if loop else "network"])
+    stored = fresh(f"sqlite:///{folder}/s.db", question, TRIALS)
+    work(question, stored, TRIALS)
+    FOLDER["checkpoints"] = before
+    trials = stored.trials()
+    stored.close()
+    return trials
+
+
+def check(stored, undisturbed, checkpoints):
+    """Checks that a search has ended, and that all of it is a part of the undisturbed one."""
+    trials = stored.trials()
+    assert [trial.number for trial in trials] == list(range(TRIALS))
+    assert stored.ledger.counts() == {"free": 0, "held": 0, "done": TRIALS}
+    for trial, whole in zip(trials, undisturbed, strict=True):
+        assert trial.params == whole.params
+        steps = [*trial.intermediate_values]
+        assert steps == list(range(1, len(steps) + 1))
+        assert len(steps) in (1, 3, 5)
+        for step in steps:
+            assert trial.intermediate_values[step] == whole.intermediate_values[step]
+        assert trial.value == trial.intermediate_values[steps[-1]]
+        assert (trial.state == TrialState.COMPLETE) == (len(steps) == 5)
+        curve = trial.user_attrs[EPOCHS]
+        for name in curve.keys() - {"seconds", "samples_per_second"}:
+            assert curve[name] == whole.user_attrs[EPOCHS][name][: len(steps)], name
+        assert trial.user_attrs[MADE]["seed"] == whole.user_attrs[MADE]["seed"]
+        assert TIMES in trial.user_attrs
+        assert outcome(trial) in ("complete", "pruned")
+    reached = sorted((len(trial.intermediate_values) for trial in trials), reverse=True)
+    assert reached[0] == 5, "the baseline"
+    assert sum(steps >= 3 for steps in reached) >= TRIALS // 3
+    assert list(checkpoints.iterdir()) == []
+
+
+def test_promoted_is_undisturbed_bit_for_bit(url, promoted, undisturbed, checkpoints):
+    stored = fresh(url, promoted, TRIALS)
+    work(promoted, stored, TRIALS)
+    check(stored, undisturbed, checkpoints)
+    assert stored.trials()[0].user_attrs.get(RUNGS) is None, "the baseline is never paused"
+    assert {tuple(t.user_attrs[RUNGS]) for t in stored.trials()[1:]} <= {(1,), (1, 3)}
+
+
+@pytest.mark.usefixtures("threads_are_workers")
+def test_several_workers_promote_side_by_side(url, checkpoints):
+    """Threads share random numbers; tests/chaos compares the values of processes."""
+    promoted = ask(*PROMOTED)
+    stored = fresh(url, promoted, TRIALS)
+    workers = [
+        threading.Thread(target=work, args=(promoted, open_study(url, "s"), TRIALS))
+        for _ in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    trials = stored.trials()
+    assert sorted(trial.user_attrs[SLOT] for trial in trials) == list(range(TRIALS))
+    assert {outcome(trial) for trial in trials} == {"complete", "pruned"}
+    for rung in (1, 3):
+        there = [t for t in trials if rung in t.intermediate_values]
+        best = sorted(there, key=lambda t, r=rung: (-t.intermediate_values[r], t.user_attrs[SLOT]))
+        assert all(t.last_step > rung for t in best[: len(there) // 3])
+    assert list(checkpoints.iterdir()) == []
+
+
+def test_a_paused_trial_holds_no_worker_and_is_shown(url, promoted, undisturbed, checkpoints):
+    stored = fresh(url, promoted, TRIALS)
+    work(promoted, stored, TRIALS, Signal(8))  # in the second trial after the baseline
+    assert [outcome(trial) for trial in stored.trials()] == ["complete", "paused", "running"]
+    paused = stored.trials()[1]
+    assert paused.state == TrialState.RUNNING
+    assert paused.user_attrs[PAUSED] == 1
+    assert len(paused.user_attrs[EPOCHS]["number"]) == 1
+    assert stored.ledger.counts() == {"free": 8, "held": 0, "done": 1}
+    assert (checkpoints / "trial-1.pt").exists()
+    status = read_status(stored)
+    assert '"paused": 1' in as_json(status)
+    with (console := make_console()).capture() as shown:
+        print_status(status, console)
+    assert "1 paused" in shown.get()
+    assert "budget left: 7 trials" in shown.get()
+    work(promoted, open_study(url, "s"), TRIALS)
+    check(stored, undisturbed, checkpoints)
+
+
+@pytest.mark.parametrize("method", ["pause", "store"])
+def test_a_worker_that_dies_at_a_rung_changes_nothing(
+    url, promoted, undisturbed, checkpoints, monkeypatch, method
+):
+    """After the report, before the trial is given back: another worker pauses or promotes it."""
+    whole, deaths = getattr(Reporter, method), []
+
+    def die(reporter, *arguments):
+        if len(deaths) % 2 == 0 and reporter.trial.user_attrs.get(PAUSED) is not None:
+            deaths.append(reporter.trial.number)
+            raise Killed
+        deaths.append(None)
+        return whole(reporter, *arguments)
+
+    monkeypatch.setattr(Reporter, method, die)
+    stored = fresh(url, promoted, TRIALS)
+    for _ in range(4 * TRIALS):
+        try:
+            work(promoted, open_study(url, "s"), TRIALS, max_attempts=99)
+        except Killed:
+            stored.ledger.record_death(worker_id(os.getpid()), "killed")
+        else:
+            break
+    assert len({number for number in deaths if number is not None}) > 3
+    check(stored, undisturbed, checkpoints)
+
+
+def test_a_full_disk_costs_epochs_and_no_trial(
+    sqlite_url, promoted, undisturbed, checkpoints, monkeypatch, caplog
+):
+    """A trial that was paused without its state begins anew when it is promoted."""
+
+    def full(self, state):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+
+    monkeypatch.setattr(Checkpoint, "save", full)
+    stored = fresh(sqlite_url, promoted, TRIALS)
+    work(promoted, stored, TRIALS)
+    check(stored, undisturbed, checkpoints)
+    assert "No space left on device" in caplog.text
+    assert "it starts anew" in caplog.text
+
+
+def test_with_another_pruner_the_paused_go_on_to_their_end(url, promoted, undisturbed, checkpoints):
+    stored = fresh(url, promoted, TRIALS)
+    work(promoted, stored, TRIALS, Signal(9))
+    assert "paused" in map(outcome, stored.trials())
+    loop = promoted.config.objective["_target_"] is not None
+    other = ask(*PROMOTED, "pruner=none", *KINDS["loop" if loop else "network"])
+    stored = fresh(url, other, TRIALS)
+    work(other, stored, TRIALS)
+    assert [t.value for t in stored.trials()] == [t.value for t in undisturbed]
+    assert list(checkpoints.iterdir()) == []
+
+
+def test_the_pruned_stay_so_when_the_budget_grows(sqlite_url, promoted, undisturbed, checkpoints):
+    stored = fresh(sqlite_url, promoted, 5)
+    work(promoted, stored, 5)
+    before = {t.number: t.state for t in stored.trials()}
+    assert TrialState.PRUNED in before.values()
+    stored = fresh(sqlite_url, promoted, TRIALS)
+    work(promoted, stored, TRIALS)
+    assert before.items() <= {t.number: t.state for t in stored.trials()}.items()
+    check(stored, undisturbed, checkpoints)
+
+
+def test_what_a_dead_worker_left_of_an_ended_trial_is_removed(sqlite_url, promoted, checkpoints):
+    stored = fresh(sqlite_url, promoted, 3)
+    saved, kept = Checkpoint.save, {}
+
+    def note(self, state):
+        kept[self.path.name] = self
+        saved(self, state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "save", note)
+        work(promoted, stored, 3)
+    saved(kept["trial-1.pt"], {})
+    foreign = Checkpoint(checkpoints / "trial-0.pt", "of another study")
+    foreign.save({})
+    work(promoted, stored, 3)
+    assert [path.name for path in checkpoints.iterdir()] == ["trial-0.pt"]
+
+
+def keeps_nothing(config, run):
+    """A loop that reports and keeps nothing, and hands its run on so that nobody can tell."""
+    report_all(run)
+    return 0.5
+
+
+def report_all(run):
+    for step in range(1, 6):
+        run(0.1 * step, step)
+
+
+def test_a_loop_that_keeps_nothing_ends_the_study_in_trial_0(sqlite_url):
+    question = ask(
+        *PROMOTED,
+        "objective._target_=test_promotion_worker.keeps_nothing",
+        "objective.direction=maximize",
+    )
+    stored = fresh(sqlite_url, question, 3)
+    with pytest.raises(Halted, match=r"call run\.keep"):
+        work(question, stored, 3)
+    (trial,) = stored.trials()
+    assert "pruner=promotion goes on with trials from their state" in trial.user_attrs[REASON]
+
+
+def test_promotion_alone_is_no_stopping_pruner():
+    assert not Promotion().prune(None, None)
