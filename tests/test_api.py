@@ -25,8 +25,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 import studyloom as api
 from studyloom.launch.command import Command
-from studyloom.study.rows import Rows, as_json, curve_rows
 from studyloom.study.stored_study import create_study, open_study
+from studyloom.study.trials.rows import Rows, as_json, curve_rows
 
 CONF = ROOT / "conf"
 ONE = ("launcher.workers=1", "study.trials=3")

@@ -23,9 +23,9 @@ from studyloom.storage.attributes import MADE
 from studyloom.storage.embedded_server import serve
 from studyloom.storage.urls import parse_url
 from studyloom.study import stored_study
-from studyloom.study.failures import outcome
-from studyloom.study.rows import Rows, curve_rows, trial_rows
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trials.failures import outcome
+from studyloom.study.trials.rows import Rows, curve_rows, trial_rows
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import format_parameters, headline, make_console
 from studyloom.winner.answer import belongs_to, read_answer

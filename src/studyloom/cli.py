@@ -288,7 +288,7 @@ def status(arguments: argparse.Namespace) -> None:
 
 def trials(arguments: argparse.Namespace) -> None:
     """Prints every trial of a study."""
-    from studyloom.study.rows import as_csv, as_json, trial_rows
+    from studyloom.study.trials.rows import as_csv, as_json, trial_rows
     from studyloom.views.terminal import make_console, print_trials
 
     stored = open_run(arguments)

@@ -49,10 +49,10 @@ from studyloom.question.question import SECTIONS
 from studyloom.storage.connections import exclusive
 from studyloom.storage.embedded_server import serve
 from studyloom.study.identity import check_question
-from studyloom.study.reporter import Limits
 from studyloom.study.stopping import Stop
-from studyloom.study.stopwatch import Stopwatch
-from studyloom.study.trial_files import TrialFiles
+from studyloom.study.trials.files import TrialFiles
+from studyloom.study.trials.reporter import Limits
+from studyloom.study.trials.stopwatch import Stopwatch
 from studyloom.study.worker import Worker
 from studyloom.text import PrintableFormatter, format_duration
 from studyloom.views.dry_run import print_dry_run

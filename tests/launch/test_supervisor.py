@@ -12,7 +12,7 @@ from studyloom.launch.local import LocalWorker
 from studyloom.launch.supervisor import Supervisor
 from studyloom.launch.task import Task
 from studyloom.processes import worker_id
-from studyloom.study.reporter import Limits
+from studyloom.study.trials.reporter import Limits
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="environments are read in /proc")

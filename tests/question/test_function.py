@@ -25,8 +25,8 @@ from studyloom.question.loops.loop import Loop, LoopJob, LoopObjective
 from studyloom.question.validation import validate
 from studyloom.seeds import derive
 from studyloom.storage.attributes import BASELINE, EPOCHS, FAILURE, REASON
-from studyloom.study.reporter import Limits
 from studyloom.study.stored_study import create_study
+from studyloom.study.trials.reporter import Limits
 from studyloom.study.worker import Worker
 from studyloom.views.report import write_report
 from studyloom.views.terminal import winner_lines

@@ -16,8 +16,8 @@ from studyloom.study import worker as worker_module
 from studyloom.study.earlier_studies import read_earlier
 from studyloom.study.enqueue import begun as taken_by
 from studyloom.study.enqueue import enqueue
-from studyloom.study.reporter import Limits
 from studyloom.study.stored_study import create_study, open_study
+from studyloom.study.trials.reporter import Limits
 from studyloom.study.worker import Worker
 
 SPLIT = toy_split()

@@ -16,7 +16,7 @@ from studyloom.storage.attributes import (
     FAILURE,
     REASON,
 )
-from studyloom.study.failures import count_failures, outcome
+from studyloom.study.trials.failures import count_failures, outcome
 from studyloom.study.worker import Worker
 
 

@@ -13,9 +13,9 @@ from studyloom.errors import Halted
 from studyloom.processes import worker_id
 from studyloom.search.promotion import Promotion
 from studyloom.storage.attributes import EPOCHS, MADE, PAUSED, REASON, RUNGS, SLOT, TIMES
-from studyloom.study.failures import outcome
-from studyloom.study.reporter import Reporter
 from studyloom.study.stored_study import open_study
+from studyloom.study.trials.failures import outcome
+from studyloom.study.trials.reporter import Reporter
 from studyloom.training.checkpoint import Checkpoint
 from studyloom.views.status import as_json, print_status, read_status
 from studyloom.views.terminal import make_console

@@ -19,8 +19,6 @@ from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, Halted
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, FAILURE, MADE, REASON
-from studyloom.study import failures
-from studyloom.study.provenance import Provenance
 from studyloom.study.replay import (
     Course,
     ExpectedTrial,
@@ -29,8 +27,10 @@ from studyloom.study.replay import (
     load_data,
     train_again,
 )
-from studyloom.study.reporter import Limits
 from studyloom.study.stored_study import create_study, open_study
+from studyloom.study.trials import failures
+from studyloom.study.trials.provenance import Provenance
+from studyloom.study.trials.reporter import Limits
 from studyloom.study.worker import Worker
 from studyloom.text import format_ranges
 from studyloom.training.job import Epoch

@@ -19,8 +19,8 @@ from studyloom.storage.attributes import (
     SLOT,
     TIMES,
 )
-from studyloom.study.stopwatch import Stopwatch
 from studyloom.study.stored_study import open_study
+from studyloom.study.trials.stopwatch import Stopwatch
 from studyloom.study.worker import Worker
 
 

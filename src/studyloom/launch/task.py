@@ -14,8 +14,8 @@ from studyloom.launch.command import Command
 from studyloom.launch.fork_server import ForkServer
 from studyloom.launch.line import Line
 from studyloom.storage.ledger import Ledger
-from studyloom.study.reporter import Limits
 from studyloom.study.stopping import Stop
+from studyloom.study.trials.reporter import Limits
 
 RENEWALS = 4  # how often a lease is renewed in the time that it lasts
 

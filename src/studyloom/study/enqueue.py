@@ -22,8 +22,8 @@ from studyloom.storage.database import execute
 from studyloom.storage.records.compare import Entry
 from studyloom.storage.records.heads import fills, set_aside
 from studyloom.storage.records.reconcile import enter
-from studyloom.study.failures import TEACHES, outcome
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trials.failures import TEACHES, outcome
 
 LEASE = 60.0  # seconds that a slot is held while its trial is made
 AS_COMPOSED = "the configuration as composed"  # where the point of a baseline comes from

@@ -36,10 +36,10 @@ from studyloom.question.loops.reports import Report
 from studyloom.question.objective import Step, group_by_epoch, mean_epoch, mean_epochs
 from studyloom.seeds import derive
 from studyloom.storage.attributes import COLUMNS, EPOCHS, FAILURE, JOBS, MADE, REASON
-from studyloom.study import failures
-from studyloom.study.failures import Failure
-from studyloom.study.provenance import Provenance
 from studyloom.study.stopping import Stop
+from studyloom.study.trials import failures
+from studyloom.study.trials.failures import Failure
+from studyloom.study.trials.provenance import Provenance
 from studyloom.text import format_ranges
 from studyloom.training.job import Epoch
 from studyloom.training.trainer import Training

@@ -43,8 +43,8 @@ from studyloom.storage.records.reconcile import reconcile_unasked
 from studyloom.storage.records.slots import check_table, clear, create_table
 from studyloom.storage.records.studies import add_study
 from studyloom.storage.trial_buffer import TrialBuffer
-from studyloom.study.failures import UNDEFINED
 from studyloom.study.identity import check_question
+from studyloom.study.trials.failures import UNDEFINED
 
 
 @dataclass(frozen=True)

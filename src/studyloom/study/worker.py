@@ -36,14 +36,14 @@ from studyloom.space.tree import Point, Space
 from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, PAUSED, SLOT, WORKER
 from studyloom.storage.records.slots import Claim
-from studyloom.study import failures
 from studyloom.study.bounds import ending
-from studyloom.study.failures import Failure
-from studyloom.study.provenance import Provenance, current_environment
-from studyloom.study.reporter import EpochReports, Limits, Reporter, Rungs
-from studyloom.study.stopwatch import Stopwatch
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trial_files import TrialFiles
+from studyloom.study.trials import failures
+from studyloom.study.trials.failures import Failure
+from studyloom.study.trials.files import TrialFiles
+from studyloom.study.trials.provenance import Provenance, current_environment
+from studyloom.study.trials.reporter import EpochReports, Limits, Reporter, Rungs
+from studyloom.study.trials.stopwatch import Stopwatch
 from studyloom.training.checkpoint import Checkpoint, save_weights
 
 WAIT = 0.5  # seconds between looks at slots that others hold

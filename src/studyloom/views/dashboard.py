@@ -32,8 +32,8 @@ from rich.text import Text
 from studyloom.errors import StorageError
 from studyloom.files import open_below, read_below, remove_below, write_below
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
-from studyloom.study.rows import quantities
 from studyloom.study.stored_study import StoredStudy, open_study, study_names
+from studyloom.study.trials.rows import quantities
 from studyloom.text import printable
 from studyloom.views.guard import LOOPBACK, Guard, bind, is_address
 from studyloom.views.snapshot import front_rows, take_snapshot

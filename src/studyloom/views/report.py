@@ -17,8 +17,8 @@ from optuna.trial import FrozenTrial
 from studyloom import __version__
 from studyloom.files import read_below, write_whole
 from studyloom.storage.attributes import TRACEBACK
-from studyloom.study.failures import count_failures
 from studyloom.study.stored_study import StoredStudy, value_of
+from studyloom.study.trials.failures import count_failures
 from studyloom.text import format_cost
 from studyloom.views import captions
 from studyloom.views.figures import curves, pareto

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from studyloom.errors import StorageError
 from studyloom.storage.attributes import TIMES
-from studyloom.study.failures import FailureCount, count_failures
 from studyloom.study.stored_study import StoredStudy, value_of
+from studyloom.study.trials.failures import FailureCount, count_failures
 from studyloom.text import format_duration, one_line
 from studyloom.views.figures.plot_study import plot_study
 from studyloom.views.importances import importances, varied_parameters

@@ -18,9 +18,9 @@ from rich.text import Text
 from studyloom.question.sources import CODE
 from studyloom.storage.attributes import EPOCHS, REASON, STANDARD_ERROR, TIMES, WORKER
 from studyloom.storage.urls import parse_url, without_password
-from studyloom.study.failures import count_failures, outcome
-from studyloom.study.rows import seconds_spent
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trials.failures import count_failures, outcome
+from studyloom.study.trials.rows import seconds_spent
 from studyloom.text import format_duration, format_parameter, format_value, one_line, printable
 from studyloom.views.snapshot import (
     Snapshot,

@@ -19,8 +19,8 @@ from studyloom.question.loops.function import FunctionQuestion
 from studyloom.question.objective import Attempt
 from studyloom.question.question import SECTIONS
 from studyloom.storage.attributes import KEPT, TESTED
-from studyloom.study.provenance import current_environment
 from studyloom.study.stopping import Stop
+from studyloom.study.trials.provenance import current_environment
 from studyloom.training.checkpoint import load_weights, pack_weights
 from studyloom.training.trainer import evaluate_network
 from studyloom.winner import committee

@@ -7,8 +7,8 @@ import plotly.graph_objects as go  # type: ignore[import-untyped]
 from optuna.trial import FrozenTrial
 
 from studyloom.storage.attributes import EPOCHS, RUNGS
-from studyloom.study.failures import outcome
-from studyloom.study.rows import quantities
+from studyloom.study.trials.failures import outcome
+from studyloom.study.trials.rows import quantities
 from studyloom.text import format_value
 from studyloom.views import captions
 from studyloom.views.figures.axes import Axis, integer_ticks

@@ -7,8 +7,8 @@ import optuna  # imports optuna.visualization, and with it scipy, only when it i
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 from optuna.trial import FrozenTrial
 
-from studyloom.study.failures import outcome
 from studyloom.study.stored_study import value_of
+from studyloom.study.trials.failures import outcome
 from studyloom.text import format_value
 from studyloom.views.figures.axes import Axis, integer_ticks
 from studyloom.views.figures.plot_study import complete_trials, literal

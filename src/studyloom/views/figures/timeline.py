@@ -7,7 +7,7 @@ import plotly.graph_objects as go  # type: ignore[import-untyped]
 from optuna.trial import FrozenTrial
 
 from studyloom.storage.attributes import RUNGS, TIMES, WORKER
-from studyloom.study.failures import outcome
+from studyloom.study.trials.failures import outcome
 from studyloom.text import shorten
 from studyloom.views.figures.plot_study import literal
 from studyloom.views.figures.style import BAR, COLOURS, ROW, apply_style, label_rows

@@ -23,8 +23,8 @@ from studyloom.storage.attributes import (
     TIMES,
     WORKER,
 )
-from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trials.failures import outcome
 
 CURVES = ("value", "train_loss", "valid_loss")  # the columns of a learning curve after its epoch
 SHOWN = 100  # rows in a notebook

@@ -43,12 +43,12 @@ from studyloom.storage.attributes import (
 from studyloom.storage.outbox import Outbox
 from studyloom.storage.records.leases import LEASE_FACTOR
 from studyloom.storage.records.slots import Claim
-from studyloom.study import failures
 from studyloom.study.bounds import ending
-from studyloom.study.failures import Failure
-from studyloom.study.provenance import Provenance
-from studyloom.study.stopwatch import Stopwatch
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trials import failures
+from studyloom.study.trials.failures import Failure
+from studyloom.study.trials.provenance import Provenance
+from studyloom.study.trials.stopwatch import Stopwatch
 from studyloom.text import format_value
 from studyloom.training.checkpoint import Checkpoint
 
