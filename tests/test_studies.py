@@ -105,7 +105,7 @@ def test_the_groups_are_those_that_scripts_rely_on():
         "loss": {"cross_entropy", "mse"},
         "space": {"none", "lr", "mlp", "cnn", "mlp_or_cnn"},
         "sampler": {"tpe", "random", "grid", "gp", "cmaes", "qmc", "nsga2"},
-        "pruner": {"none", "median", "percentile", "hyperband", "asha", "wilcoxon"},
+        "pruner": {"none", "median", "percentile", "hyperband", "asha", "promotion", "wilcoxon"},
         "storage": {"sqlite", "postgres", "embedded_postgres"},
         "launcher": {"local", "join", "ray", "slurm"},
     }

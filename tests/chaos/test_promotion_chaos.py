@@ -111,10 +111,16 @@ def test_a_storm_of_kills_changes_no_value_of_a_search_with_promotion(url, tmp_p
     check_promoted(stored, whole(trials, seed), folder)
 
 
-def test_a_command_whose_workers_are_killed_ends_with_n_of_n_and_no_checkpoint(url, tmp_path):
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_command_whose_workers_are_killed_ends_with_n_of_n_and_no_checkpoint(
+    request, tmp_path, kind
+):
+    url = f"sqlite:///{tmp_path}/run/study.db"
+    if kind == "postgresql":
+        url = request.getfixturevalue("postgres_url")
     overrides = (*STUDY, "pruner=promotion", "train.epochs=9", "launcher.workers=3")
     run_ = Run(tmp_path / "run", url, overrides, trials=10)
-    process = run_.at_work()
+    process = run_.start()
     fate = random.Random(0)
     for done in (1, 3, 5):
         run_.until_done(done)

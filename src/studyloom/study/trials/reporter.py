@@ -188,6 +188,7 @@ class Reporter:
         assert self.rungs is not None
         if self.rungs.goes_on(self.stored, self.claim.slot):
             self.trial.set_user_attr(PAUSED, None)
+            self.commit(max(self.limits.lease, LEASE_FACTOR * self._longest))
             return False
         return True
 
