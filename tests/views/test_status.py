@@ -244,6 +244,7 @@ def test_json_has_stable_keys_and_unrounded_numbers(half_done):
         "complete": 2,
         "pruned": 1,
         "failed": 1,
+        "paused": 0,
         "running": 1,
         "waiting": 0,
     }
