@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -351,6 +352,24 @@ def test_no_loader_outlives_its_training(loading, moment):
         signal.signal(signal.SIGTERM, before)
     assert (raised is None) == (moment == "pruned")
     assert loaders() == []
+
+
+class Hooked(Drawn):
+    """Meets what a thread of multiprocessing meets when the parent of a loader ends."""
+
+    def __getitem__(self, index):
+        for error in (ConnectionResetError("on its way"), ArithmeticError("of the user's own")):
+            sys.excepthook(type(error), error, None)
+        return super().__getitem__(index)
+
+
+def test_a_loader_says_nothing_of_a_batch_that_nobody_takes_any_more(capfd):
+    batches = make_batches(toy_job(), drawn(train=Hooked(), evaluate=None, **WORKERS))
+    capfd.readouterr()  # what this process has loaded to know the data
+    assert [*batches.part(batches.valid)]
+    told = capfd.readouterr().err
+    assert "of the user's own" in told
+    assert "on its way" not in told
 
 
 class Slow(Drawn):

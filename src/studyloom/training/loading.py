@@ -266,5 +266,15 @@ def _begin(parent: int | None, _: int) -> None:
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    sys.excepthook = _report_error
     if parent is not None:
         end_with(parent)
+
+
+def _report_error(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Shows what nobody catches, but for the end of the process that a batch is on its way to.
+
+    A thread of multiprocessing hands over the memory of batches, and meets that end.
+    """
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
