@@ -14,9 +14,7 @@ from toys import ask, fill, two_sided
 from studyloom.errors import QuestionError, StorageError
 from studyloom.metrics import Goal
 from studyloom.question.rule import parse_rule
-from studyloom.storage.attributes import (
-    RULE,
-)
+from studyloom.storage.attributes import RULE, SLOT
 from studyloom.storage.connections import plain_engine
 from studyloom.storage.database import connect
 from studyloom.storage.ledger import Ledger
@@ -199,3 +197,16 @@ def test_a_study_that_is_not_there_is_named_with_those_that_are(sqlite_url, ques
     fresh(sqlite_url, question, 1, name="mine")
     with pytest.raises(StorageError, match="no study 'yours'; it holds mine"):
         open_study(sqlite_url, "yours")
+
+
+def test_a_trial_that_begins_while_they_are_read_is_not_another_programs(sqlite_url, question):
+    stored, read = fresh(sqlite_url, question, 2), []
+    get_trials = stored.optuna.get_trials
+
+    def one_more(**options):
+        stored.optuna.add_trial(create_trial(value=1.0, user_attrs={SLOT: len(read)}))
+        read.append(options)
+        return get_trials(**options)
+
+    stored.optuna.get_trials = one_more
+    assert (stored.uncounted(), len(read)) == (([], []), 1)

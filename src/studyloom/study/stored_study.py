@@ -85,8 +85,10 @@ class StoredStudy:
 
         Of a study of plain Optuna these are all trials.
         """
-        trials = self.optuna.get_trials(deepcopy=False)
-        return [trial for trial in trials if not self.ours or is_slot(trial.user_attrs.get(SLOT))]
+        return [trial for trial in self.optuna.get_trials(deepcopy=False) if self._counts(trial)]
+
+    def _counts(self, trial: FrozenTrial) -> bool:
+        return not self.ours or is_slot(trial.user_attrs.get(SLOT))
 
     def uncounted(self) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
         """Returns the other trials, which are kept, but neither counted nor compared.
@@ -94,8 +96,7 @@ class StoredStudy:
         Returns:
             Those of other programs; and those that were set aside for another one in their slot.
         """
-        counted = {trial._trial_id for trial in self.trials()}
-        others = [t for t in self.optuna.get_trials(deepcopy=False) if t._trial_id not in counted]
+        others = [t for t in self.optuna.get_trials(deepcopy=False) if not self._counts(t)]
         aside = [trial for trial in others if FORMER_SLOT in trial.user_attrs]
         return [trial for trial in others if FORMER_SLOT not in trial.user_attrs], aside
 
