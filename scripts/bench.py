@@ -17,7 +17,8 @@ Both ways run in turn, as whole processes on the same data. `example` and `tutor
 `STUDYLOOM_DATA`, the folder with `mnist/` and `fashion-mnist/`; `overhead` and `scale` need the
 extra `embedded`. `--repeats` is the number of times that each way runs. scripts/README.md has the
 results. `search` trains nothing: it replays each method with 20 seeds (`--repeats`) on recorded
-curves and on the tables that the extra `dev` brings, under the real worker loop in simulated time.
+curves and on the tables that the extra `dev` brings, under the real worker loop in simulated time;
+then what `winner.race`, `study.from=auto` and `study.stop=regret` gain (`--only` for some of it).
 """
 
 import argparse
@@ -46,7 +47,7 @@ import optuna
 import sqlalchemy
 import torch
 from PIL import Image
-from search.comparison import FAMILIES, REPORTED, compare
+from search.measuring import FAMILIES, PARTS, REPORTED, measure
 from search.recording import record
 from torch import nn
 
@@ -703,11 +704,12 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="of the example")
     parser.add_argument("--trials", type=int, default=100, help="of the example")
     parser.add_argument("--before", default="7e971e2", help="the earlier commit of the answer")
+    parser.add_argument("--on", nargs="+", choices=FAMILIES, help="families of tasks of search")
     parser.add_argument(
-        "--on", nargs="+", metavar="FAMILY", help=f"of tasks, {', '.join(FAMILIES)}"
+        "--only", nargs="+", choices=PARTS, default=PARTS, help="some parts of search"
     )
-    parser.add_argument("--workers", type=int, default=1, help="simulated, of search")
-    parser.add_argument("--budget", type=int, help="epochs or trials of search")
+    parser.add_argument("--workers", type=int, default=1, help="simulated, of search: schedules")
+    parser.add_argument("--budget", type=int, help="epochs or trials of search: schedules")
     parser.add_argument("--run-dir", type=Path, help="of record", default=Path("runs/curves"))
     arguments = parser.parse_args()
     repeats = arguments.repeats or (20 if arguments.what == "search" else 3)
@@ -732,7 +734,8 @@ def main() -> None:
         case "memory":
             memory()
         case "search":
-            compare(arguments.on or REPORTED, repeats, arguments.workers, arguments.budget)
+            families, only = arguments.on or REPORTED, arguments.only
+            measure(only, families, repeats, arguments.workers, arguments.budget)
         case "record":
             record(arguments.run_dir.resolve())
 

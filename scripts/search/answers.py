@@ -1,35 +1,58 @@
-"""What comes after a search, judged on the same searches: which answer is named, and when it ends.
+"""Which answer is named after a search: the luckiest trial, or one that is judged by fresh seeds.
 
-The searches are those of today's default on HPOBench, whose tables have five seeds of each
-configuration. A trial has had one of them. Up to three more serve to judge candidates again, and
-the last, which nothing has seen, is what an answer is worth.
+HPOBench has five seeds of each configuration. A trial has had one of them, three serve to judge
+candidates again, and the last, which neither has seen, is what an answer is worth; each of the four
+is the last in turn. All ways have as many trainings: the luckiest has all of them as trials.
 """
 
-import importlib.util
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import numpy as np
 
+from studyloom.search.race import count_entrants, run_race
+
 from .methods import Run
-from .statistics import Floats, interval
+from .searches import as_run
+from .statistics import Floats, interval_of_share
+from .tables import load
 
-TRAININGS, FRESH = 40, 3
+SPENT = ((40, 20), (20, 20), (28, 12))  # trials, and trainings to judge again
+FRESH = 3
 USED = 1 + FRESH  # seeds that an answer may have seen
-TOP, FIRST, FULL = 7, 10, 34  # points of earlier studies, trials with them, and without
-REGRET = 0.005  # study.regret, in units of the accuracy
+BLIND = 5  # searches at random for each of TPE: they cost next to nothing
 
 
-def luckiest(run: Run, trials: int = TRAININGS) -> int:
-    """Names the configuration of the best trial."""
-    return max(run.tape.configurations[:trials], key=lambda one: run.seen(one, 1))
+def luckiest(run: Run, trials: int, budget: int) -> tuple[int, int]:
+    """Names the best trial of a search with all the trainings; returns also that none follow."""
+    return ranked(run, trials + budget)[0], 0
 
 
-def judged_again(run: Run, top: int = 3) -> int:
-    """Names the best of the top trials by fresh seeds, at as many trainings: fewer trials."""
-    candidates = ranked(run, TRAININGS - top * FRESH)[:top]
-    return max(candidates, key=lambda one: float(fresh(run, one).mean()))
+def judged_again(run: Run, trials: int, budget: int) -> tuple[int, int]:
+    """Names the best by fresh seeds, of which all candidates have as many; and the trainings."""
+    candidates = with_baseline(run, trials, budget // FRESH)
+    best = max(candidates, key=lambda one: float(fresh(run, one).mean()))
+    return best, len(candidates) * FRESH
+
+
+def raced(run: Run, trials: int, budget: int) -> tuple[int, int]:
+    """Names the winner of a race, and how many trainings it took."""
+    candidates = with_baseline(run, trials, count_entrants(budget, FRESH))
+    entrants, results = range(len(candidates)), dict[tuple[int, int], float | None]()
+    values = [fresh(run, one) for one in candidates]
+    while (race := run_race(entrants, results, budget)).open:
+        if race.open[0][1] == FRESH:  # the table has no further seed
+            break
+        results |= {(entrant, seed): float(values[entrant][seed]) for entrant, seed in race.open}
+    return candidates[race.running[0]], len(results)
+
+
+ANSWERS: dict[str, Callable[[Run, int, int], tuple[int, int]]] = {
+    "luckiest": luckiest,
+    "fixed": judged_again,
+    "race": raced,
+}
 
 
 def ranked(run: Run, trials: int) -> list[int]:
@@ -38,152 +61,102 @@ def ranked(run: Run, trials: int) -> list[int]:
     return sorted(tried, key=lambda one: -run.seen(one, 1))
 
 
+def with_baseline(run: Run, trials: int, count: int) -> list[int]:
+    """Returns the best of the first trials; trial 0 takes the last place if it has none."""
+    best, baseline = ranked(run, trials)[:count], run.tape.configurations[0]
+    return best if baseline in best else [*best[:-1], baseline]
+
+
 def fresh(run: Run, configuration: int) -> Floats:
     """Returns the values of a configuration on the seeds for candidates, (FRESH,)."""
     seeds = run.order[configuration, 1:USED]
-    return run.task.values[configuration, seeds, -1].astype(np.float64)
+    values: Floats = run.task.values[configuration, seeds, -1].astype(np.float64)
+    return values
 
 
-def raced(run: Run) -> int:
-    """Names the winner of a race, at as many trainings; see `studyloom.search.race`."""
-    from studyloom.search.race import count_entrants, run_race
-
-    budget = 3 * FRESH + 3
-    candidates = ranked(run, TRAININGS - budget)[: count_entrants(budget, FRESH)]
-    entrants = range(len(candidates))
-    results: dict[tuple[int, int], float | None] = {
-        (entrant, seed): float(value)
-        for entrant, one in enumerate(candidates)
-        for seed, value in enumerate(fresh(run, one))
-    }
-    return candidates[run_race(entrants, results, budget).running[0]]
-
-
-ANSWERS: dict[str, Callable[[Run], int]] = {
-    f"luckiest of {TRAININGS}": luckiest,
-    f"top 3 of {TRAININGS - 3 * FRESH} on {FRESH} seeds": judged_again,
-    f"race of {TRAININGS - 3 * FRESH - 3} and {3 * FRESH + 3} trainings": raced,
-}
-
-
-def show_answers(runs: Sequence[Sequence[Run]]) -> None:
-    """Prints what each way to an answer is worth, and what an early end saves and costs.
+@dataclass(frozen=True)
+class Judging:
+    """Searches of a task whose answers a process judges.
 
     Args:
-        runs: of the default: for each task, for each seed.
+        family: of the task.
+        task: its name.
+        searches: the configurations of each, by seed; None for trials at random.
+        seeds: how many searches.
+        shared: see `seed_order`.
     """
-    if min(len(run.tape.configurations) for task in runs for run in task) < TRAININGS:
-        return
-    print(f"\nanswers after {TRAININGS} trainings of HPOBench, by a seed that nothing has seen")
-    print(f"{'':36}  regret   less than the luckiest by, 95 %")
-    base = worth(runs, luckiest)
-    for name, answer in ANSWERS.items():
-        if answer is raced and not is_there("race"):
-            print("not there yet: winner.race=true")
-            continue
-        found = worth(runs, answer)
-        low, high = interval(base - found)
-        gain = (base - found).mean()
-        share = 100 * gain / base.mean()
+
+    family: str
+    task: str
+    searches: Sequence[Sequence[int]] | None
+    seeds: int
+    shared: bool = False
+
+    @property
+    def world(self) -> tuple[str, str]:
+        """How trials are drawn, and how seeds."""
+        return (
+            "random" if self.searches is None else "tpe",
+            "one order for all" if self.shared else "each its own",
+        )
+
+
+def plan_answers(runs: Sequence[Sequence[Run]]) -> Iterator[Judging]:
+    """Yields what is judged: searches of TPE, and those at random, with seeds drawn in two ways."""
+    for own in runs:
+        task, searches = own[0].task, [run.tape.configurations for run in own]
+        yield Judging(task.family, task.name, searches, len(own))
+        yield Judging(task.family, task.name, None, BLIND * len(own))
+        yield Judging(task.family, task.name, None, BLIND * len(own), shared=True)
+
+
+def judge_answers(job: Judging) -> tuple[Judging, Floats]:
+    """Returns regrets and trainings of each answer, (spent, answers, seeds, 2), in a process."""
+    task = load(job.family, job.task)
+    found = np.empty((len(SPENT), len(ANSWERS), job.seeds, 2))
+    for seed in range(job.seeds):
+        if job.searches is None:
+            drawn = np.random.default_rng([seed, 1]).integers(0, len(task.values), 100).tolist()
+        else:
+            drawn = [*job.searches[seed]]
+        run = as_run(task, seed, drawn, shared=job.shared)
+        turns = [_turned(run, by) for by in range(USED)]
+        for row, spent in enumerate(SPENT):
+            for column, answer in enumerate(ANSWERS.values()):
+                named = [answer(each, *spent) for each in turns]
+                pairs = zip(turns, named, strict=True)
+                regret = fmean(each.regret(one, USED) for each, (one, _) in pairs)
+                found[row, column, seed] = regret, fmean(count for _, count in named)
+    return job, found
+
+
+def _turned(run: Run, by: int) -> Run:
+    """Returns a run in which another seed is the last; the search has had the first."""
+    others = np.roll(run.order[:, 1:], by, axis=1)
+    return replace(run, order=np.concatenate([run.order[:, :1], others], axis=1))
+
+
+def show_answers(judged: Sequence[tuple[Judging, Floats]]) -> None:
+    """Prints what each way to an answer is worth."""
+    print("\nanswers at equal trainings, HPOBench, regret by a seed that nothing has seen")
+    print(f"fixed: all candidates on {FRESH} seeds; race: winner.race=true, on at most {FRESH}")
+    for world in dict.fromkeys(job.world for job, _ in judged):
+        of = np.stack([values for job, values in judged if job.world == world])
+        tasks, _, _, seeds, _ = of.shape
         print(
-            f"{name:36}{found.mean():8.4f}   {gain:+.4f} [{low:+.4f}, {high:+.4f}], {share:.0f} %"
+            f"{tasks} × {seeds} searches, sampler={world[0]}, seeds of configurations: {world[1]}"
         )
-    show_early_end(runs)
-    show_memory(runs)
+        print(f"{'trials':>8}{'luckiest':>10}{'fixed':>8}{'race':>8}{'trainings':>11}", end="")
+        print("   fixed less than luckiest   race less than luckiest   race less than fixed")
+        for row, (trials, budget) in enumerate(SPENT):
+            lucky, fixed, race = (of[:, row, column, :, 0] for column in range(len(ANSWERS)))
+            gains = [_share(*pair) for pair in ((fixed, lucky), (race, lucky), (race, fixed))]
+            print(
+                f"{f'{trials} + {budget}':>8}{lucky.mean():10.4f}{fixed.mean():8.4f}"
+                f"{race.mean():8.4f}{of[:, row, 2, :, 1].mean():11.1f}   {'   '.join(gains)}"
+            )
 
 
-def worth(runs: Sequence[Sequence[Run]], answer: Callable[[Run], int]) -> Floats:
-    """Returns the regret of a way to an answer, (tasks, seeds): the mean over the seed left out."""
-
-    def turned(run: Run, by: int) -> Run:
-        others = np.roll(run.order[:, 1:], by, axis=1)
-        return replace(run, order=np.concatenate([run.order[:, :1], others], axis=1))
-
-    def mean_regret(run: Run) -> float:
-        turns = [turned(run, by) for by in range(USED)]
-        return fmean(each.regret(answer(each), USED) for each in turns)
-
-    return np.array([[mean_regret(run) for run in task] for task in runs])
-
-
-def is_there(module: str) -> bool:
-    """Whether a module of `studyloom.search` is there."""
-    return importlib.util.find_spec(f"studyloom.search.{module}") is not None
-
-
-def show_early_end(runs: Sequence[Sequence[Run]]) -> None:
-    """Prints what `study.stop=regret` saves and costs, if it is there."""
-    if not is_there("regret"):
-        print("not there yet: study.stop=regret")
-        return
-    from studyloom.search.regret import gains
-
-    saved, cost = [], []
-    for task in runs:
-        for run in task:
-            configurations = run.tape.configurations[:TRAININGS]
-            values = [run.seen(one, 1) for one in configurations]
-            asked = enumerate(gains(values, TRAININGS), 1)
-            small = (count for count, gain in asked if gain is not None and gain < REGRET)
-            end = next(small, TRAININGS)
-            saved.append(1 - end / TRAININGS)
-            scale = run.task.scale  # regrets as accuracies, as study.regret is
-            cost.append(scale * (run.regret(luckiest(run, end)) - run.regret(luckiest(run))))
-    print(
-        f"study.stop=regret study.regret={REGRET}: {100 * np.mean(saved):.0f} % of {TRAININGS} "
-        f"trials saved, regret more by {np.median(cost):.4f} in the median, {np.mean(cost):.4f} in "
-        f"the mean, {np.quantile(cost, 0.9):.4f} in one of ten"
-    )
-
-
-def show_memory(runs: Sequence[Sequence[Run]]) -> None:
-    """Prints what a portfolio of the other tasks' studies gives in the first trials of each.
-
-    The search goes on with the trials that it would have had in these places, which are drawn at
-    random: TPE looks at no trial before the tenth.
-    """
-    if not is_there("portfolio"):
-        print("not there yet: study.from=auto")
-        return
-    regrets = np.array(
-        [
-            [first_regret(run, portfolio(runs, task, seed)) for seed, run in enumerate(own)]
-            for task, own in enumerate(runs)
-        ]
-    )
-    plain = np.array([[run.regret(luckiest(run, FULL)) for run in own] for own in runs])
-    short = np.array([[run.regret(luckiest(run, FIRST)) for run in own] for own in runs])
-    low, high = interval(plain - regrets)
-    reached = int((regrets.mean(1) <= plain.mean(1)).sum())
-    print(
-        f"study.from=auto study.top={TOP}: regret {regrets.mean():.4f} after {FIRST} trials, "
-        f"without {short.mean():.4f}, and {plain.mean():.4f} after {FULL}: less than that by "
-        f"{(plain - regrets).mean():+.4f} [{low:+.4f}, {high:+.4f}], reached on {reached} of "
-        f"{len(runs)} tasks"
-    )
-
-
-def portfolio(runs: Sequence[Sequence[Run]], task: int, seed: int) -> list[int]:
-    """Returns the configurations that the studies of the other tasks propose for a task."""
-    from studyloom.search.portfolio import EarlierStudy, choose_points, rank_scores
-
-    others = [own[seed] for number, own in enumerate(runs) if number != task]
-    tried = [ranked(run, TRAININGS) for run in others]
-    space = others[0].task.space or {}
-    sizes = [node["int"][1] + 1 for node in space.values()]
-    studies = [
-        EarlierStudy(
-            np.stack(np.unravel_index(configurations, sizes), 1) / (np.array(sizes) - 1.0),
-            rank_scores(len(configurations), 0),
-            np.ones(len(configurations), dtype=bool),
-        )
-        for configurations in tried
-    ]
-    chosen = choose_points(studies, np.zeros(len(sizes), dtype=bool), TOP)
-    return [tried[study][trial] for study, trial in chosen]
-
-
-def first_regret(run: Run, proposed: Sequence[int]) -> float:
-    """Returns the regret of a search that begins with some configurations, after FIRST trials."""
-    trials = [*proposed, *run.tape.configurations[len(proposed) : FIRST]]
-    return run.regret(max(trials, key=lambda one: run.seen(one, 1)))
+def _share(ours: Floats, theirs: Floats) -> str:
+    low, high = interval_of_share(ours, theirs)
+    return f"{1 - ours.mean() / theirs.mean():+.1%} [{low:+.1%}, {high:+.1%}]"

@@ -1,30 +1,20 @@
 """Compares the methods on all tasks, with seeds in pairs, and prints what it finds."""
 
-import multiprocessing
-import os
-import time
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.pool import Pool
+from pathlib import Path
 
 import numpy as np
-import optuna
-import torch
-from numpy.typing import NDArray
 
-from .answers import show_answers
 from .methods import DEFAULT, METHODS, RANDOM, RANDOM_TWICE, Method, Run, finished, last_seen
-from .simulator import Tape, folder, replay, seed_order
-from .statistics import interval, until
-from .tables import CURVES, QUESTIONS, Task, load_curves, load_table, table_names
+from .simulator import folder, replay, seed_order
+from .statistics import Floats, interval, until
+from .tables import load, names
 
-Floats = NDArray[np.float64]
-FAMILIES = ("curves", "hpobench", "nasbench201", "hpolib")
-REPORTED = FAMILIES[:3]  # HPOLib is for tuning
 MARKS = {"curves": (54, 108, 216, 432)}  # epochs, of which a trial has 27
 TRIALS = (10, 20, 34, 40)  # of a table
-SEVERAL_SEEDS = "hpobench"  # five of each configuration, so that answers can be judged again
 BLOCK = 5  # seeds that share a database
 
 
@@ -39,6 +29,7 @@ class Job:
         budget: epochs.
         seeds: of the studies.
         workers: simulated.
+        place: a folder for databases.
     """
 
     family: str
@@ -47,20 +38,7 @@ class Job:
     budget: int
     seeds: tuple[int, ...]
     workers: int
-
-
-def load(family: str, name: str) -> Task:
-    """Returns a task, which must be there."""
-    task = load_curves(name) if family == "curves" else load_table(family, name)
-    assert task is not None
-    return task
-
-
-def names(family: str) -> list[str]:
-    """Returns the names of the tasks of a family that are there."""
-    if family != "curves":
-        return table_names(family)
-    return [name for name in QUESTIONS if (CURVES / f"{name}.npz").exists()]
+    place: Path
 
 
 @dataclass(frozen=True)
@@ -71,67 +49,61 @@ class Found:
         job: that was run.
         regrets: after each epoch, (seeds, 2, budget): of the configuration whose last value is the
             best, and of the best that was trained to the end.
-        tapes: of the seeds.
     """
 
     job: Job
     regrets: Floats
-    tapes: tuple[Tape, ...]
 
 
 def work(job: Job) -> Found:
     """Runs a job, in a process of its own."""
-    torch.set_num_threads(1)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore")
     task = load(job.family, job.task)
     nothing = float(
         (task.values[:, :, -1].mean(1).max() - np.median(task.values[:, :, -1].mean(1)))
         / task.scale
     )  # of an answer that is not there: that of a configuration in the middle
-    regrets, tapes = np.empty((len(job.seeds), 2, job.budget)), []
-    with folder() as place:
+    regrets = np.empty((len(job.seeds), 2, job.budget))
+    with folder(job.place) as place:
         for row, seed in enumerate(job.seeds):
             given = (task, job.method.overrides, seed, job.budget, job.workers, place)
             run = Run(task, replay(*given), seed_order(task, seed))
-            tapes.append(run.tape)
             for way, answer in enumerate((last_seen, finished)):
                 named = [nothing if one is None else run.regret(one) for one in answer(run)]
                 named += [named[-1]] * (job.budget - len(named))  # it ended, or ran out of trials
                 regrets[row, way] = named[: job.budget]
-    return Found(job, regrets, tuple(tapes))
+    return Found(job, regrets)
 
 
-def compare(families: Sequence[str], seeds: int, workers: int, budget: int | None = None) -> None:
+def compare(
+    pool: Pool,
+    place: Path,
+    families: Sequence[str],
+    seeds: int,
+    workers: int,
+    budget: int | None = None,
+) -> None:
     """Runs all methods on all tasks of some families, and prints a table for each family.
 
     Args:
+        pool: of processes.
+        place: a folder for their databases.
         families: of tasks.
         seeds: of each method on each task.
         workers: simulated.
         budget: epochs, or trials of a table; None for the last mark of each family.
     """
-    began = time.monotonic()
     absent = [method.name for method in METHODS if not method.exists]
-    jobs = [job for family in families for job in plan(family, seeds, workers, budget)]
+    jobs = [job for family in families for job in plan(family, seeds, workers, budget, place)]
     regrets: dict[tuple[str, str, str], dict[int, Floats]] = defaultdict(dict)
-    tapes: dict[str, dict[int, Tape]] = defaultdict(dict)  # of the default on HPOBench, by task
-    context = multiprocessing.get_context("spawn")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with context.Pool(os.cpu_count()) as pool:
-        for found in pool.imap_unordered(work, jobs):
-            job = found.job
-            key = (job.family, job.task, job.method.name)
-            regrets[key] |= dict(zip(job.seeds, found.regrets, strict=True))
-            if (job.family, job.method.name) == (SEVERAL_SEEDS, DEFAULT):
-                tapes[job.task] |= dict(zip(job.seeds, found.tapes, strict=True))
+    for found in pool.imap_unordered(work, jobs):
+        job = found.job
+        key = (job.family, job.task, job.method.name)
+        regrets[key] |= dict(zip(job.seeds, found.regrets, strict=True))
     curves = {
         key: np.stack([rows[seed] for seed in sorted(rows)], 1) for key, rows in regrets.items()
     }
     for family in families:
-        if not (tasks := names(family)):
-            print(f"{family}: skipped, pip install -e '.[dev]' brings the tables")
-            continue
+        tasks = names(family)
         marks = tuple(m for m in MARKS.get(family, TRIALS) if budget is None or m <= budget)
         marks = marks or (budget or 0,)
         of_family = {
@@ -142,21 +114,11 @@ def compare(families: Sequence[str], seeds: int, workers: int, budget: int | Non
         twice = of_family[RANDOM_TWICE]
         of_family = {RANDOM: twice[..., : twice.shape[-1] // 2], **of_family}
         show(family, tasks, of_family, marks, workers)
-    if tapes:
-        show_answers(
-            [
-                [Run(task, runs[seed], seed_order(task, seed)) for seed in sorted(runs)]
-                for task, runs in (
-                    (load(SEVERAL_SEEDS, name), tapes[name]) for name in sorted(tapes)
-                )
-            ]
-        )
     if absent:
         print(f"not there yet: {'; '.join(absent)}")
-    print(f"{time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f}")
 
 
-def plan(family: str, seeds: int, workers: int, budget: int | None) -> Iterator[Job]:
+def plan(family: str, seeds: int, workers: int, budget: int | None, place: Path) -> Iterator[Job]:
     """Yields the jobs of a family."""
     spent = budget or MARKS.get(family, TRIALS)[-1]
     for task in names(family):
@@ -165,7 +127,7 @@ def plan(family: str, seeds: int, workers: int, budget: int | None) -> Iterator[
                 continue
             for first in range(0, seeds, BLOCK):
                 block = tuple(range(first, min(seeds, first + BLOCK)))
-                yield Job(family, task, method, spent * method.times, block, workers)
+                yield Job(family, task, method, spent * method.times, block, workers, place)
 
 
 def show(

@@ -325,29 +325,38 @@ def simulated(clock: Clock) -> Iterator[None]:
 
 
 @contextmanager
-def folder() -> Iterator[Path]:
-    """Makes a folder, in memory where there is one, for as long as the block."""
-    place = IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=place, prefix="studyloom-search-") as name:
+def folder(within: Path | None = None) -> Iterator[Path]:
+    """Makes a folder, in memory where there is one, for as long as the block.
+
+    Args:
+        within: the folder to make it in; None for one of the host's.
+    """
+    shared = IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None
+    prefix = f"studyloom-search-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(dir=within or shared, prefix=prefix) as name:
         yield Path(name)
 
 
-def seed_order(task: Task, seed: int) -> NDArray[np.int64]:
-    """Returns the order in which the seeds of the configurations are used, the same for all.
+def seed_order(task: Task, seed: int, *, shared: bool = False) -> NDArray[np.int64]:
+    """Returns the order in which the seeds of each configuration are used.
 
-    A seed of HPOBench decides the split of the data too: of the best 1 000 configurations of
-    credit_g it moves all together by .32, and each alone by .13, while they differ by .03. The
-    trials of a study share their split, and candidates that are judged again share their seeds.
+    A study seeds each trial by its own seed and the number of the trial, so trainings of different
+    configurations have nothing in common, and each configuration has an order of its own. Figures
+    differ if all share one, since a seed of HPOBench decides the split of the data too: of the best
+    1 000 configurations of credit_g it moves all together by .32, and each alone by .13.
 
     Args:
         task: a table has several seeds of each configuration.
         seed: of the study.
+        shared: whether all configurations have the same order.
 
     Returns:
-        int (configurations, seeds).
+        int (configurations, seeds); trials have the first.
     """
-    order = np.random.default_rng(derive(seed)).permutation(task.seeds)
-    return np.broadcast_to(order, (len(task.values), task.seeds))
+    generator, shape = np.random.default_rng(derive(seed)), (len(task.values), task.seeds)
+    if shared:
+        return np.broadcast_to(generator.permutation(task.seeds), shape)
+    return generator.random(shape).argsort(axis=1)
 
 
 def replay(

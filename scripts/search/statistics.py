@@ -21,6 +21,24 @@ def interval(values: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def interval_of_share(ours: Floats, theirs: Floats) -> tuple[float, float]:
+    """Returns a 95 % interval of the share that a mean is less than another, likewise.
+
+    Args:
+        ours: (tasks, seeds), in pairs with theirs.
+        theirs: (tasks, seeds).
+    """
+    tasks, seeds = ours.shape
+    generator = np.random.default_rng(0)
+    shares = []
+    for _ in range(DRAWS):
+        rows = generator.integers(0, tasks, (tasks, 1))
+        columns = generator.integers(0, seeds, (tasks, seeds))
+        shares.append(1.0 - ours[rows, columns].mean() / theirs[rows, columns].mean())
+    low, high = np.quantile(shares, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def until(curves: Floats, level: Floats) -> tuple[float, float, float]:
     """Returns when a mean regret is no more than a level, with a 95 % interval over seeds.
 
@@ -38,6 +56,7 @@ def until(curves: Floats, level: Floats) -> tuple[float, float, float]:
         return float(reached.argmax() + 1) if reached.any() else end + 1.0
 
     generator = np.random.default_rng(0)
-    draws = [first(generator.integers(0, seeds, seeds)) for _ in range(DRAWS // 2)]
+    chosen = generator.integers(0, seeds, (DRAWS // 2, seeds))
+    draws = [first(row) for row in chosen]
     low, high = np.quantile(draws, [0.025, 0.975])
     return first(np.arange(seeds)), float(low), float(high)

@@ -92,11 +92,11 @@ class Task:
 
     @property
     def epochs(self) -> int:
-        return self.values.shape[2]
+        return int(self.values.shape[2])
 
     @property
     def seeds(self) -> int:
-        return self.values.shape[1]
+        return int(self.values.shape[1])
 
     def find(self, point: Point) -> int:
         """Returns the configuration at a point: the same one, or the nearest that was recorded.
@@ -104,7 +104,7 @@ class Task:
         Near is near on the scale of each parameter, and only among those with the same choices.
         """
         if self.space is not None:  # a table has all points
-            sizes = [_size(node) for node in self.space.values()]
+            sizes = [size(node) for node in self.space.values()]
             digits = [point.params[f"params.{name}"] for name in self.space]
             return int(np.ravel_multi_index(digits, sizes))
         alike = self._alike.get(_choices(point.params), range(len(self.points)))
@@ -128,8 +128,9 @@ class Task:
         return found
 
 
-def _size(node: Mapping[str, Any]) -> int:
-    return node["int"][1] + 1 if "int" in node else len(node["choice"])
+def size(node: Mapping[str, Any]) -> int:
+    """Returns how many values a parameter of a table has."""
+    return int(node["int"][1]) + 1 if "int" in node else len(node["choice"])
 
 
 def _choices(params: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -150,6 +151,20 @@ def place(value: Any, distribution: BaseDistribution) -> float:
     if distribution.log:
         low, high, at = math.log(low), math.log(high), math.log(at)
     return 0.5 if high == low else (at - low) / (high - low)
+
+
+def load(family: str, name: str) -> Task:
+    """Returns a task, which must be there."""
+    task = load_curves(name) if family == "curves" else load_table(family, name)
+    assert task is not None
+    return task
+
+
+def names(family: str) -> list[str]:
+    """Returns the names of the tasks of a family that are there."""
+    if family != "curves":
+        return table_names(family)
+    return [name for name in QUESTIONS if (CURVES / f"{name}.npz").exists()]
 
 
 def load_curves(name: str, folder: Path = CURVES) -> Task:

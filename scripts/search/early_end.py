@@ -1,0 +1,96 @@
+"""What `study.stop=regret` saves and costs, beside two plain rules.
+
+The rules are an end without an improvement above `study.regret` in 10 trials, and one after the
+share of the budget that `study.stop=regret` used in the mean. What an end costs is by how much the
+answer is worse than that of the whole budget: in accuracy, and on HPOLib, whose losses have no
+common scale, in the distance from the median configuration to the best. On HPOLib alone the
+constants of `studyloom.search.regret` were chosen.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from studyloom.search.regret import gains
+
+from .methods import Run
+from .statistics import Floats
+from .tables import Task
+
+REGRET = 0.005
+BUDGETS = (40, 100)
+PERCENT = 100.0  # of accuracy, in NAS-Bench-201
+
+Rule = Callable[[list[float], int], int]  # values and budget to the number of trials at the end
+
+
+def by_regret(values: list[float], budget: int) -> int:
+    asked = enumerate(gains(values, budget), 1)
+    return next((count for count, gain in asked if gain is not None and gain < REGRET), budget)
+
+
+def by_patience(values: list[float], budget: int, patience: int = 10) -> int:
+    best = np.maximum.accumulate(values)
+    late = (n for n in range(patience + 1, budget) if best[n - 1] - best[n - 1 - patience] < REGRET)
+    return next(late, budget)
+
+
+def as_metric(task: Task) -> Floats:
+    """Returns the final values of a task in units of study.regret, (configurations, seeds)."""
+    values: Floats = task.values[:, :, -1].astype(np.float64)
+    if task.family == "hpolib":  # the search was told logarithms; a study would have the losses
+        losses: Floats = -np.exp(-values)
+        means = losses.mean(1)
+        return losses / float(means.max() - np.median(means))
+    return values / PERCENT if task.family == "nasbench201" else values
+
+
+def judge(runs: Sequence[Run], rule: Rule, budget: int) -> tuple[Floats, Floats]:
+    """Returns for each run the share of the budget that a rule uses, and what the end costs."""
+    values, used, cost = as_metric(runs[0].task), [], []
+    for run in runs:
+        tried = run.tape.configurations[:budget]
+        told = values[tried, run.order[tried, 0]]
+        end = rule(told.tolist(), budget)
+
+        def worth(trial: int, run: Run = run, tried: Sequence[int] = tried) -> float:
+            one = tried[trial]
+            return float(values[one, run.order[one, 1:] if run.task.seeds > 1 else 0].mean())
+
+        used.append(end / budget)
+        cost.append(worth(int(told.argmax())) - worth(int(told[:end].argmax())))
+    return np.array(used), np.array(cost)
+
+
+def _row(name: str, used: Floats, cost: Floats) -> str:
+    numbers = (np.median(cost), cost.mean(), np.quantile(cost, 0.9))
+    return f"{name:36}{1 - used.mean():8.0%}" + "".join(f"{number:9.4f}" for number in numbers)
+
+
+def show_early_ends(families: Mapping[str, Sequence[Sequence[Run]]]) -> None:
+    """Prints what each rule saves and costs.
+
+    Args:
+        families: runs of each task of each.
+    """
+    print(f"\nends: study.stop=regret study.regret={REGRET}, by seeds that the search has not seen")
+    for budget in BUDGETS:
+        print(f"{f'of {budget} trials':36}{'saved':>8}   median     mean  q of .9")
+        for family, tasks in families.items():
+            judged = [judge(runs, by_regret, budget) for runs in tasks]
+            for runs, found in zip(tasks, judged, strict=True):
+                print(_row(f"  {runs[0].task.name}", *found))
+            share = float(np.mean([used for used, _ in judged]))
+
+            def at_share(_: list[float], budget: int, share: float = share) -> int:
+                return max(1, round(share * budget))
+
+            rules: dict[str, Rule] = {
+                "study.stop=regret": by_regret,
+                "no gain in 10 trials": by_patience,
+                "the same share always": at_share,
+            }
+            for name, rule in rules.items():
+                pairs = [judge(runs, rule, budget) for runs in tasks]
+                used, cost = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+                print(_row(f"{family}: {name}", used, cost))
