@@ -286,10 +286,10 @@ def test_a_command_that_is_told_to_end_leaves_no_process_and_no_folder():
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as bench:
         pattern = f"studyloom-search-{bench.pid}-*/*/study.db"
         place = Path(simulator.IN_MEMORY if os.path.isdir(simulator.IN_MEMORY) else gettempdir())
-        wait_for(lambda: [*place.glob(pattern)])
+        wait_for(lambda: [*place.glob(pattern)], seconds=300)
         below = descendants(bench.pid)
         assert below
         bench.terminate()
-        assert bench.wait(60) == 128 + signal.SIGTERM
-    wait_for(lambda: not any(runs(pid) for pid in below))
+        assert bench.wait(120) == 128 + signal.SIGTERM
+    wait_for(lambda: not any(runs(pid) for pid in below), seconds=120)
     assert not [*place.glob(f"studyloom-search-{bench.pid}-*")]

@@ -9,7 +9,7 @@ learns moves its values up, and closer to each other, so that the estimate falls
 
 It needs neither the space nor a model of it, as the regret bound of A. Makarova and others has
 ("Automatic termination for hyperparameter optimization", 2022, arXiv 2104.08166).
-`scripts/regret.py` measures what an end by it saves and costs.
+`python scripts/bench.py search --only ends` measures what an end by it saves and costs.
 """
 
 import math
