@@ -21,7 +21,7 @@ from .tables import load
 SPENT = ((40, 20), (20, 20), (28, 12))  # trials, and trainings to judge again
 FRESH = 3
 USED = 1 + FRESH  # seeds that an answer may have seen
-BLIND = 5  # searches at random for each of TPE: they cost next to nothing
+BLIND = 2  # searches at random for each of TPE, which cost little
 
 
 def luckiest(run: Run, trials: int, budget: int) -> tuple[int, int]:

@@ -58,10 +58,8 @@ class Found:
 def work(job: Job) -> Found:
     """Runs a job, in a process of its own."""
     task = load(job.family, job.task)
-    nothing = float(
-        (task.values[:, :, -1].mean(1).max() - np.median(task.values[:, :, -1].mean(1)))
-        / task.scale
-    )  # of an answer that is not there: that of a configuration in the middle
+    # Of an answer that is not there: the regret of a configuration in the middle.
+    nothing = float(task.best - np.median(task.finals)) / task.scale
     regrets = np.empty((len(job.seeds), 2, job.budget))
     with folder(job.place) as place:
         for row, seed in enumerate(job.seeds):

@@ -98,6 +98,16 @@ class Task:
     def seeds(self) -> int:
         return int(self.values.shape[1])
 
+    @functools.cached_property
+    def finals(self) -> NDArray[np.float64]:
+        """The final value of each configuration, in the mean over its seeds."""
+        return np.asarray(self.values[:, :, -1].mean(1, dtype=np.float64))
+
+    @functools.cached_property
+    def best(self) -> float:
+        """The best of them."""
+        return float(self.finals.max())
+
     def find(self, point: Point) -> int:
         """Returns the configuration at a point: the same one, or the nearest that was recorded.
 
