@@ -4,7 +4,8 @@
 
 There are 27 epochs. A trial of `fashion` sees as many examples as one of its page as shipped,
 38 016 beside 38 400; one of `rows` about half as many, 10 800 beside 19 200; and one of `digits`
-4.5 times as many, 86 400 beside 19 200. `fashion` needs `STUDYLOOM_DATA`, the folder with `fashion-mnist/`.
+4.5 times as many, 86 400 beside 19 200. `fashion` needs `STUDYLOOM_DATA`, the folder with
+`fashion-mnist/`.
 """
 
 import json
