@@ -186,9 +186,10 @@ def test_the_best_of_each_rung_go_on_and_all_others_are_pruned(workers, brackets
             assert all(rank < n // 3 for n, rank in by_slot.values())
 
 
-@pytest.mark.parametrize("goals", [[ACCURACY], TWO], ids=["one goal", "two"])
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("goals", "workers", "seed"),
+    [*(([ACCURACY], workers, seed) for workers in (1, 3) for seed in range(3)), (TWO, 3, 0)],
+)
 def test_who_was_hopeless_once_would_never_have_been_promoted(goals, workers, seed, monkeypatch):
     curves = random_curves(40, seed)
     costs = random_costs(curves, seed) if len(goals) > 1 else ()

@@ -1,4 +1,4 @@
-"""Trials of two objectives under pruner=promotion: paused, promoted by fronts, told without values."""
+"""Two objectives under pruner=promotion: paused, promoted by fronts, told without values."""
 
 import threading
 from dataclasses import replace
@@ -30,7 +30,7 @@ def costs_of(trial):
     return trial.user_attrs["parameters"]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("nsga2", marks=pytest.mark.chaos)])
 def test_the_first_fronts_go_on_and_the_pruned_have_no_values(url, sampler, checkpoints):
     question = ask(*PROMOTED, *SAMPLERS[sampler])
     stored = fresh(url, question, TRIALS)
@@ -73,6 +73,7 @@ def _looked_at(stored, trials):
     assert drawn.get("infeasible", 0) == 0
 
 
+@pytest.mark.chaos
 def test_promoted_is_undisturbed_bit_for_bit(sqlite_url, tmp_path):
     question = ask(*PROMOTED)
     stored = fresh(sqlite_url, question, TRIALS)
@@ -87,6 +88,7 @@ def test_promoted_is_undisturbed_bit_for_bit(sqlite_url, tmp_path):
             assert trial.values == undisturbed.values
 
 
+@pytest.mark.chaos
 @pytest.mark.usefixtures("threads_are_workers")
 def test_several_workers_promote_side_by_side(url, checkpoints):
     question = ask(*PROMOTED)
@@ -104,6 +106,7 @@ def test_several_workers_promote_side_by_side(url, checkpoints):
     assert list(checkpoints.iterdir()) == []
 
 
+@pytest.mark.chaos
 def test_what_was_measured_first_stays_when_a_trial_goes_on(sqlite_url, monkeypatch):
     """A latency is never the same twice, and the trial was ranked by the first."""
     measured, whole = [], Question.measure_costs
@@ -158,6 +161,7 @@ LOOP = (
 )
 
 
+@pytest.mark.chaos
 def test_a_loop_that_tells_its_cost_before_its_first_report_is_ranked_by_it(url):
     question = ask(*LOOP)
     stored = fresh(url, question, TRIALS)
