@@ -11,6 +11,7 @@
     python scripts/bench.py kills            # a search with and without 20 kills; 5 minutes
     python scripts/bench.py memory           # of 4 workers that share a training part; 2 minutes
     python scripts/bench.py search           # methods of search, replayed on curves; 10 minutes
+    python scripts/bench.py pareto           # two objectives with promotion, replayed; 5 minutes
     python scripts/bench.py record           # makes those curves; an hour
 
 Both ways run in turn, as whole processes on the same data. `example` and `tutorial` need
@@ -47,6 +48,7 @@ import optuna
 import sqlalchemy
 import torch
 from PIL import Image
+from search.fronts import compare_fronts
 from search.measuring import FAMILIES, PARTS, REPORTED, measure
 from search.recording import record
 from torch import nn
@@ -697,10 +699,11 @@ def main() -> None:
         "kills",
         "memory",
         "search",
+        "pareto",
         "record",
     ]
     parser.add_argument("what", choices=measurements)
-    parser.add_argument("--repeats", type=int, help="3, and 20 seeds of search")
+    parser.add_argument("--repeats", type=int, help="3, and 20 seeds of search and pareto")
     parser.add_argument("--processes", type=int, default=1, help="of the example")
     parser.add_argument("--trials", type=int, default=100, help="of the example")
     parser.add_argument("--before", default="7e971e2", help="the earlier commit of the answer")
@@ -712,7 +715,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, help="epochs or trials of search: schedules")
     parser.add_argument("--run-dir", type=Path, help="of record", default=Path("runs/curves"))
     arguments = parser.parse_args()
-    repeats = arguments.repeats or (20 if arguments.what == "search" else 3)
+    repeats = arguments.repeats or (20 if arguments.what in ("search", "pareto") else 3)
     print(machine(), flush=True)
     match arguments.what:
         case "example":
@@ -736,6 +739,8 @@ def main() -> None:
         case "search":
             families, only = arguments.on or REPORTED, arguments.only
             measure(only, families, repeats, arguments.workers, arguments.budget)
+        case "pareto":
+            compare_fronts(repeats)
         case "record":
             record(arguments.run_dir.resolve())
 

@@ -600,10 +600,15 @@ def test_pruning_a_wrong_sampler_a_wrong_rule_and_other_mistakes_are_told_at_onc
     ]
     assert mistakes[1].endswith(
         " compares trials by a single value, and objective.metric names accuracy and parameters; "
-        "set pruner=none, or a single objective, objective.metric=accuracy"
+        "set pruner=promotion or none, or a single objective, objective.metric=accuracy"
     )
     assert "sampler=tpe, nsga2, random" in mistakes[2]
     assert "a single objective, objective.metric=accuracy" in mistakes[2]
+
+
+def test_promotion_is_let_through_with_two_objectives():
+    data = TrainingData(None, toy_split(), toy_folds(toy_split()))
+    validate(ask(*TWO, "pruner=promotion", "train.epochs=3"), data)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "nsga2"])

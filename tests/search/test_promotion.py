@@ -14,11 +14,14 @@ from studyloom.storage.records.standings import DONE, FRESH, HELD, OPEN, OWN, Ne
 EPOCHS = 27
 
 
-def order_of(goal=ACCURACY, **arguments):
-    return Promotion(**arguments).order([goal])
+TWO = (ACCURACY, Goal("parameters", "minimize"))
 
 
-def standing(slot, state, *values, order=None, exempt=False, stride=1):
+def order_of(*goals, **arguments):
+    return Promotion(**arguments).order(goals or [ACCURACY])
+
+
+def standing(slot, state, *values, order=None, exempt=False, stride=1, **costs):
     """A slot whose trial has reported these values, one after each `stride` epochs."""
     order = order or order_of()
     steps = [stride * (position + 1) for position in range(len(values))]
@@ -27,7 +30,7 @@ def standing(slot, state, *values, order=None, exempt=False, stride=1):
     for rung in order.rungs(last or 0):
         step = next(step for step in steps if step >= rung)
         reports[rung] = Report(step, values[steps.index(step)])
-    return Standing(slot, state, last, reports, exempt)
+    return Standing(slot, state, last, reports, exempt, costs)
 
 
 class Search:
@@ -38,7 +41,8 @@ class Search:
         went_on: the slots that have gone on from each rung, with n and the rank of each then.
     """
 
-    def __init__(self, curves, order, workers=1, seed=0, baseline=False):
+    def __init__(self, curves, order, workers=1, seed=0, baseline=False, costs=()):
+        self.costs = costs
         self.curves, self.order, self.fate = curves, order, random.Random(seed)
         self.epochs = dict.fromkeys(range(len(curves)), 0)
         self.state = dict.fromkeys(range(len(curves)), FRESH)
@@ -54,6 +58,7 @@ class Search:
                 *self.curves[slot][: self.epochs[slot]],
                 order=self.order,
                 exempt=self.baseline and slot == 0,
+                **({"parameters": self.costs[slot]} if self.costs else {}),
             )
             for slot in self.epochs
         ]
@@ -125,6 +130,12 @@ def random_curves(count, seed=0):
     return curves
 
 
+def random_costs(curves, seed=0):
+    """Costs over three decades, the more of which the better a curve ends, but for noise."""
+    fate = random.Random(seed)
+    return [10 ** (3 + 3 * curve[-1] + fate.gauss(0, 0.5)) for curve in curves]
+
+
 def by_the_paper(curves, eta=3):
     """Algorithm 2 of Li et al. (2020) with one worker: the slots in the order of their jobs."""
     levels = [1, 3, 9, EPOCHS]
@@ -175,13 +186,16 @@ def test_the_best_of_each_rung_go_on_and_all_others_are_pruned(workers, brackets
             assert all(rank < n // 3 for n, rank in by_slot.values())
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("seed", range(3))
-def test_who_was_hopeless_once_would_never_have_been_promoted(workers, seed, monkeypatch):
+@pytest.mark.parametrize(
+    ("goals", "workers", "seed"),
+    [*(([ACCURACY], workers, seed) for workers in (1, 3) for seed in range(3)), (TWO, 3, 0)],
+)
+def test_who_was_hopeless_once_would_never_have_been_promoted(goals, workers, seed, monkeypatch):
     curves = random_curves(40, seed)
-    told = Search(curves, order_of(), workers, seed).run()
+    costs = random_costs(curves, seed) if len(goals) > 1 else ()
+    told = Search(curves, order_of(*goals), workers, seed, costs=costs).run()
     # The same search, in which nobody is told before nothing else is left to do.
-    order = order_of()
+    order = order_of(*goals)
     hopeless = type(order).hopeless
 
     def late(self, standings, *, closed=False):
@@ -189,7 +203,7 @@ def test_who_was_hopeless_once_would_never_have_been_promoted(workers, seed, mon
         return set() if left else hopeless(self, standings, closed=closed)
 
     monkeypatch.setattr(type(order), "hopeless", late)
-    untold = Search(curves, order, workers, seed).run()
+    untold = Search(curves, order, workers, seed, costs=costs).run()
     assert untold.epochs == told.epochs
     assert untold.log == told.log
     assert len(told.pruned) == len(untold.pruned)

@@ -272,7 +272,7 @@ def try_goals(
     """Checks that the sampler and the pruner can be used with several objectives.
 
     Optuna has no pruner that can, since it cannot tell which of two trials is behind before both
-    values are there.
+    values are there. Ours that pauses trials knows what they cost by then.
 
     Args:
         goals: what the values of a trial are.
@@ -286,10 +286,11 @@ def try_goals(
     names = " and ".join(goal.name for goal in goals)
     single = f"a single objective, objective.metric={goals[0].name}"
     with contextlib.suppress(Exception):
-        if not isinstance(pruner(), NopPruner):
+        made = pruner()
+        if not isinstance(made, NopPruner) and not getattr(made, "pauses", False):
             yield (
                 f"pruner={choices.get('pruner')} compares trials by a single value, and "
-                f"objective.metric names {names}; set pruner=none, or {single}"
+                f"objective.metric names {names}; set pruner=promotion or none, or {single}"
             )
     study = optuna.create_study(directions=[goal.direction for goal in goals])
     try:

@@ -10,6 +10,7 @@ from studyloom import make_callable
 __all__ = [
     "earlier",
     "ending",
+    "fronts",
     "placing",
     "portfolio",
     "promotion",

@@ -3,10 +3,13 @@
 A trial that comes to a rung is paused, its state kept, and its worker takes another. Of n trials
 that have come to a rung the best n / reduction_factor are promoted: they go on to the next rung
 from where they stood. So no trial is judged by those alone that came before it, and no worker ever
-waits for another.
+waits for another. With several objectives, the metric and costs that are known before the first
+rung, the best are those of the first fronts; see `fronts`.
 
-Source: Li, Jamieson, Rostamizadeh, Gonina, Ben-tzur, Hardt, Recht and Talwalkar, "A System for
-Massively Parallel Hyperparameter Tuning" (MLSys 2020, arXiv:1810.05934), algorithm 2.
+Sources: Li, Jamieson, Rostamizadeh, Gonina, Ben-tzur, Hardt, Recht and Talwalkar, "A System for
+Massively Parallel Hyperparameter Tuning" (MLSys 2020, arXiv:1810.05934), algorithm 2; Schmucker,
+Donini, Zafar, Salinas and Archambeau, "Multi-objective Asynchronous Successive Halving" (2021,
+arXiv:2106.12639).
 """
 
 import itertools
@@ -25,6 +28,7 @@ from studyloom.metrics import Goal
 from studyloom.question.loops.function import FunctionQuestion
 from studyloom.question.question import Question
 from studyloom.question.sources import only_reports
+from studyloom.search.fronts import dominance, rank_points
 from studyloom.seeds import derive
 from studyloom.storage.records.standings import DONE, FRESH, OPEN, OWN, Next, Standing
 
@@ -108,7 +112,8 @@ class PromotionOrder:
 
     First comes a trial that can no longer be promoted whatever happens, to be told so; then the
     best to promote, the highest rung first; then a trial that a worker has handed back, and then a
-    new one. Trials are told by slot: of equal values the earlier slot is the better one.
+    new one. Trials are told by slot: of equal values the earlier slot is the better one. A trial of
+    which a value or a cost is NaN or unknown is promoted never.
 
     Attributes:
         min_resource, reduction_factor, brackets: see `Promotion`.
@@ -198,7 +203,7 @@ class PromotionOrder:
             found += [
                 (-rung, rank, s.slot)
                 for rank, s in enumerate(best)
-                if self._waits_at(s) == rung and not math.isnan(s.reports[rung].value)
+                if self._waits_at(s) == rung and self._comparable(s, rung)
             ]
         return [slot for *_, slot in sorted(found)]
 
@@ -206,7 +211,9 @@ class PromotionOrder:
         """Returns the slots of paused trials that will not be promoted, whatever is yet to come.
 
         At a rung no more trials will have reported than have by now, and those that may still get
-        there; a trial behind the best 1 / reduction_factor of so many is behind for good.
+        there; a trial behind the best 1 / reduction_factor of so many is behind for good. With
+        several goals a trial that comes later may move others behind a third one, and so bring that
+        one forward; only who dominates it is before it for good, as long as any may come.
 
         Args:
             standings: of all slots.
@@ -219,11 +226,11 @@ class PromotionOrder:
             # Who has come to a rung has come to all below it, so this counts who has not yet.
             to_come = going[bracket] - sum(s.state != DONE for s in members)
             places = 0 if closed else (len(members) + to_come) // self.reduction_factor
+            before = self._before_for_good(members, rung) if to_come else range(len(members))
             late = {
                 s.slot
-                for rank, s in enumerate(members)
-                if (rank >= places or math.isnan(s.reports[rung].value))
-                and self._waits_at(s) == rung
+                for count, s in zip(before, members, strict=True)
+                if (count >= places or not self._comparable(s, rung)) and self._waits_at(s) == rung
             }
             over |= late
             going[bracket] -= len(late)
@@ -244,13 +251,35 @@ class PromotionOrder:
         return {(rung, b): self._ranked(members[rung, b], rung) for rung, b in sorted(members)}
 
     def _ranked(self, members: Sequence[Standing], rung: int) -> list[Standing]:
-        sign = self.goals[0].sign
+        members = sorted(members, key=lambda s: s.slot)
+        able = [s for s in members if self._comparable(s, rung)]
+        unable = [s for s in members if not self._comparable(s, rung)]
+        if len(self.goals) == 1:
+            return [*sorted(able, key=lambda s: self._point(s, rung)), *unable]
+        order = rank_points(tuple(self._point(s, rung) for s in able))
+        return [*(able[position] for position in order), *unable]
 
-        def place(standing: Standing) -> tuple[bool, float, int]:
-            value = standing.reports[rung].value
-            return math.isnan(value), -sign * value, standing.slot
+    def _before_for_good(self, members: Sequence[Standing], rung: int) -> list[int]:
+        """Returns how many members are before each, whoever may still come to the rung.
 
-        return sorted(members, key=place)
+        Args:
+            members: as they are ranked.
+            rung: the step.
+        """
+        if len(self.goals) == 1:
+            return [*range(len(members))]
+        able = [self._point(s, rung) for s in members if self._comparable(s, rung)]
+        counts = dominance(able).sum(0).tolist() if able else []
+        return [*counts, *range(len(able), len(members))]
+
+    def _point(self, standing: Standing, rung: int) -> tuple[float, ...]:
+        """Returns the value of a trial at a rung and its costs, of each of which less is better."""
+        costs = (standing.costs.get(name, math.nan) for name in self.costs)
+        values = (standing.reports[rung].value, *costs)
+        return tuple(-goal.sign * value for goal, value in zip(self.goals, values, strict=True))
+
+    def _comparable(self, standing: Standing, rung: int) -> bool:
+        return not any(map(math.isnan, self._point(standing, rung)))
 
     def _lowest(self, bracket: int) -> int:
         lowest: int = self.min_resource * self.reduction_factor**bracket

@@ -42,7 +42,8 @@ from studyloom.study.trials import failures
 from studyloom.study.trials.failures import Failure
 from studyloom.study.trials.files import TrialFiles
 from studyloom.study.trials.provenance import Provenance, current_environment
-from studyloom.study.trials.reporter import EpochReports, Limits, Reporter, Rungs
+from studyloom.study.trials.reporter import EpochReports, Limits, Reporter
+from studyloom.study.trials.rungs import Rungs
 from studyloom.study.trials.stopwatch import Stopwatch
 from studyloom.training.checkpoint import Checkpoint, save_weights
 
@@ -213,8 +214,8 @@ class Worker:
         with self.watch("sampling"):
             trial = self.begin(frozen)
         # The baseline is neither pruned nor paused, because all trials are compared with it. With
-        # several objectives no trial is pruned, because trials are comparable only when they have
-        # all values.
+        # several objectives no pruner of Optuna's is asked, because those compare one value; trials
+        # are paused all the same.
         prunable = self.question.baseline is None or BASELINE not in trial.user_attrs
         comparable = prunable and len(self.stored.goals) == 1
         watch, stopping = self.watch, self.stopping

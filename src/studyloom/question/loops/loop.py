@@ -9,7 +9,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
@@ -24,7 +24,7 @@ from studyloom.config.values import keys_explained
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import Goal
 from studyloom.question.costs import Cost, Limit
-from studyloom.question.loops.reports import Place, Report, finite, standard_error_of
+from studyloom.question.loops.reports import Place, Report, Unstopped, finite, standard_error_of
 from studyloom.question.loops.run import Run, UnfitState
 from studyloom.question.objective import Attempt, Step, Stopping
 from studyloom.storage.attributes import JOBS, STANDARD_ERROR
@@ -149,21 +149,6 @@ class Loop:
         return number
 
 
-class Unstopped:
-    """A rank that is not rank 0 is stopped by it alone."""
-
-    alone: str | None = None
-
-    def __call__(self) -> bool:
-        return False
-
-    def interruptible(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def give_way(self) -> None:
-        raise AssertionError("rank 0 gives way")
-
-
 @dataclass
 class LoopObjective:
     """Calls a loop for each job in turn: each of its reports is a step.
@@ -255,6 +240,7 @@ class LoopObjective:
                 if ended_by:
                     raise ended_by[0]
                 self._check_kept(run)
+                self._note(position, run)
                 interruptible.close()  # no signal may cut a report in two
                 seconds = time.perf_counter() - began
                 number = step if self.stride == 1 else position * STRIDE + len(reports) + 1
@@ -299,12 +285,20 @@ class LoopObjective:
         return value
 
     def _check_kept(self, run: Run) -> None:
-        """Raises ValueError if the loop keeps nothing and is to be tested, or to be paused."""
-        if self.loop.resumes and self.attempt.stage == "search" and not run.resumable:
+        """Raises ValueError if the loop lacks what it must have to be paused, or to be tested."""
+        pauses = self.loop.resumes and self.attempt.stage == "search"
+        if pauses and not run.resumable:
             raise ValueError(
                 "pruner=promotion goes on with trials from their state, and the objective keeps "
                 "none; call run.keep(net=…), loop over run.epochs(…) and report there, or set "
                 "pruner=asha"
+            )
+        names = [goal.name for goal in self.loop.goals[1:] if goal.name not in run.costs]
+        if pauses and names:
+            raise ValueError(
+                f"pruner=promotion ranks trials by objective.metric={self.loop.metric} and "
+                f"{', '.join(names)}; tell {names[0]} before the first report, by "
+                f"run.cost({names[0]}=…), or set pruner=none"
             )
         if self.loop.keeps and not run.keeps:
             raise ValueError(

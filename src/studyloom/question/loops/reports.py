@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import stdev
@@ -102,3 +103,18 @@ def check_step(step: Any, before: int) -> int:
 def standard_error_of(values: Sequence[float]) -> float | None:
     """Returns the standard error of the mean of values, or None for fewer than two."""
     return None if len(values) < 2 else stdev(values) / math.sqrt(len(values))
+
+
+class Unstopped:
+    """A rank that is not rank 0 is stopped by it alone."""
+
+    alone: str | None = None
+
+    def __call__(self) -> bool:
+        return False
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def give_way(self) -> None:
+        raise AssertionError("rank 0 gives way")

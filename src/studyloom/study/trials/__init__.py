@@ -1,3 +1,3 @@
-"""What is kept of a trial: its reports, failures, files, provenance, and where its time went."""
+"""What is kept of a trial: its reports, rungs, failures, files, provenance, and where time went."""
 
-__all__ = ["failures", "files", "provenance", "reporter", "rows", "stopwatch"]
+__all__ = ["failures", "files", "provenance", "reporter", "rows", "rungs", "stopwatch"]

@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import TracebackType
 
@@ -16,7 +16,7 @@ from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
 from studyloom.errors import ClaimLost, Infeasible, Paused, Stopped, TimedOut
-from studyloom.processes import end_if_forked, worker_id
+from studyloom.processes import end_if_forked
 from studyloom.question.costs import Cost
 from studyloom.question.objective import (
     Objective,
@@ -25,7 +25,6 @@ from studyloom.question.objective import (
     StoredObjective,
     report_step,
 )
-from studyloom.search.promotion import PromotionOrder
 from studyloom.storage.attributes import (
     BASELINE,
     EPOCHS,
@@ -43,16 +42,17 @@ from studyloom.storage.attributes import (
 from studyloom.storage.outbox import Outbox
 from studyloom.storage.records.leases import LEASE_FACTOR
 from studyloom.storage.records.slots import Claim
-from studyloom.study.bounds import ending
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trials import failures
 from studyloom.study.trials.failures import Failure
 from studyloom.study.trials.provenance import Provenance
+from studyloom.study.trials.rungs import Rungs
 from studyloom.study.trials.stopwatch import Stopwatch
 from studyloom.text import format_value
 from studyloom.training.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
+BEHIND = "pruned"  # the constraint that a pruned trial of several objectives breaks
 
 
 @dataclass(frozen=True)
@@ -70,25 +70,6 @@ class Limits:
     trial_timeout: float | None = None
     max_attempts: int = 3
     max_failures: int = 5
-
-
-@dataclass(frozen=True)
-class Rungs:
-    """Where trials are paused.
-
-    Args:
-        order: decides which are promoted.
-        trials: the budget of the study.
-    """
-
-    order: PromotionOrder
-    trials: int
-
-    def goes_on(self, stored: StoredStudy, slot: int) -> bool:
-        """Whether the trial of this worker's slot is the next to promote."""
-        ended = ending(stored, self.trials) is not None
-        standings = stored.ledger.standings(worker_id(os.getpid()), self.trials, self.order)
-        return self.order.goes_on(standings, slot, closed=ended)
 
 
 @dataclass
@@ -154,6 +135,7 @@ class Reporter:
         """
         self._longest = max(self._longest, epoch.seconds)
         before, self._step = max(reported, self._step), epoch.number
+        self._store_costs(objective.costs())  # at the rungs trials are ranked by them
         if epoch.number != objective.epochs and self.comes_to_rung(before, epoch.number):
             known = self.trial.user_attrs.get(RUNGS, [])
             self.trial.set_user_attr(RUNGS, [*known, epoch.number])
@@ -211,18 +193,26 @@ class Reporter:
     def constrain(self, costs: Sequence[Cost]) -> None:
         """Stores the costs of a network, and for the sampler their distance from the limits.
 
+        What was measured when the trial began is kept when it goes on: it was ranked by that, and a
+        latency is never the same twice.
+
         Args:
             costs: as they were measured.
 
         Raises:
             Infeasible: a cost is beyond its limit.
         """
+        known = self.trial.user_attrs
+        costs = [replace(cost, value=known.get(cost.quantity, cost.value)) for cost in costs]
         self._store_costs(costs)
         if beyond := [str(cost) for cost in costs if cost.excess > 0]:
             raise Infeasible("; ".join(beyond))
 
     def _store_costs(self, costs: Sequence[Cost]) -> None:
+        known = self.trial.user_attrs if costs else {}
         for cost in costs:
+            if known.get(cost.quantity) == cost.value:
+                continue
             self.trial.set_user_attr(cost.quantity, cost.value)
             if cost.limit is not None:
                 self.trial.set_constraint(cost.quantity, cost.excess)
@@ -287,6 +277,16 @@ class Reporter:
         mistaken = first and failure.kind in failures.MISTAKES
         return mistaken or len(same) == self.limits.max_failures
 
+    def _rank_behind(self) -> None:
+        """Puts a pruned trial behind all complete ones for the sampler; who got further is first.
+
+        Optuna's TPE sorts pruned trials by the study's only direction, and raises with several
+        (`_get_pruned_trial_score` of 5.0). Those that break a constraint it sorts by how far.
+        """
+        trial = self.stored.storage.get_trial(self.trial._trial_id)
+        if not any(excess > 0 for excess in (trial.constraints or {}).values()):
+            self.trial.set_constraint(BEHIND, 1 / max(trial.last_step or 1, 1))
+
     def tell(self, value: float | None, state: TrialState) -> None:
         """Ends the trial and its claim in one transaction.
 
@@ -297,6 +297,8 @@ class Reporter:
         Raises:
             ClaimLost: another worker holds the slot by now.
         """
+        if state == TrialState.PRUNED and len(self.stored.goals) > 1:
+            self._rank_behind()
         goals = self.stored.goals[1:] if value is not None else ()
         costs = [self.trial.user_attrs[goal.name] for goal in goals]
         self.stored.optuna.tell(self.trial, None if value is None else [value, *costs], state)
