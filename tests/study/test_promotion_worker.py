@@ -21,6 +21,7 @@ from studyloom.views.status import as_json, print_status, read_status
 from studyloom.views.terminal import make_console
 
 TRIALS = 9
+DRAWN = {}  # by TPE, on the first database
 PROMOTED = (*TINY, "sampler=random", "pruner=promotion", "train.epochs=5")
 
 
@@ -100,6 +101,20 @@ def test_several_workers_promote_side_by_side(url, checkpoints):
         best = sorted(there, key=lambda t, r=rung: (-t.intermediate_values[r], t.user_attrs[SLOT]))
         assert all(t.last_step > rung for t in best[: len(there) // 3])
     assert list(checkpoints.iterdir()) == []
+
+
+def test_tpe_learns_from_the_paused(url, checkpoints):
+    """It draws its first trials at random, and each one after that by all that has ended before."""
+    trials, draws = 5, {}
+    for name, overrides in (("tpe", ("sampler=tpe", "+sampler.n_startup_trials=2")), ("random", ())):
+        question = ask(*PROMOTED, *overrides)
+        stored = fresh(url, question, trials, name)
+        work(question, stored, trials)
+        draws[name] = [trial.params for trial in stored.trials()]
+        stored.close()
+    differs = [a != b for a, b in zip(draws["tpe"], draws["random"], strict=True)]
+    assert differs == [False, False, True, True, True]
+    assert draws["tpe"] == DRAWN.setdefault("tpe", draws["tpe"]), "on the other database"
 
 
 def test_a_paused_trial_holds_no_worker_and_is_shown(url, promoted, undisturbed, checkpoints):
