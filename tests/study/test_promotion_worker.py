@@ -192,6 +192,24 @@ def test_with_another_pruner_the_paused_go_on_to_their_end(url, promoted, undist
     assert list(checkpoints.iterdir()) == []
 
 
+def test_a_study_begun_with_another_pruner_goes_on_with_promotion(url, checkpoints):
+    """What its trials have reported counts at the rungs; what has ended stays so."""
+    begun, goes_on = ask(*PROMOTED, "pruner=median"), ask(*PROMOTED)
+    stored = fresh(url, begun, TRIALS)
+    work(begun, stored, TRIALS, Signal(15))  # in the third epoch of trial 2
+    before = stored.trials()
+    assert [trial.last_step for trial in before] == [5, 5, 2]
+    assert before[2].state == TrialState.RUNNING
+    stored = fresh(url, goes_on, TRIALS)
+    work(goes_on, stored, TRIALS)
+    trials = stored.trials()
+    assert [t.value for t in trials[:2]] == [t.value for t in before[:2]]
+    assert trials[2].last_step in (3, 5), "it had passed the lowest rung"
+    assert {trial.last_step for trial in trials[3:]} <= {1, 3, 5}
+    assert {outcome(trial) for trial in trials} == {"complete", "pruned"}
+    assert list(checkpoints.iterdir()) == []
+
+
 def test_the_pruned_stay_so_when_the_budget_grows(sqlite_url, promoted, undisturbed, checkpoints):
     stored = fresh(sqlite_url, promoted, 5)
     work(promoted, stored, 5)
