@@ -106,7 +106,8 @@ def test_several_workers_promote_side_by_side(url, checkpoints):
 def test_tpe_learns_from_the_paused(url, checkpoints):
     """It draws its first trials at random, and each one after that by all that has ended before."""
     trials, draws = 5, {}
-    for name, overrides in (("tpe", ("sampler=tpe", "+sampler.n_startup_trials=2")), ("random", ())):
+    tpe = ("sampler=tpe", "+sampler.n_startup_trials=2")
+    for name, overrides in (("tpe", tpe), ("random", ())):
         question = ask(*PROMOTED, *overrides)
         stored = fresh(url, question, trials, name)
         work(question, stored, trials)
