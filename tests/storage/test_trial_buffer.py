@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 from sqlalchemy import event
 
 from studyloom.storage import sql
+from studyloom.storage.attributes import PAUSED, SLOT
 from studyloom.storage.database import connect, execute
 from studyloom.storage.trial_buffer import TrialBuffer
 
@@ -154,6 +155,27 @@ def test_who_reads_a_trial_does_not_see_it_change(buffer, study, backend):
     assert before.params == listed.params == {}
     buffer.get_trial(trial_id).user_attrs["mine"] = 1
     assert buffer.get_trial(trial_id).user_attrs == {}
+
+
+def test_a_paused_trial_is_a_pruned_one_to_who_decides_about_another(buffer, study, backend):
+    ids = [execute(backend, lambda c, n=n: sql.add(c, 1, {SLOT: n})) for n in range(4)]
+    paused, undefined, promoted, own = ids
+    for trial_id, value in ((paused, 0.5), (undefined, float("nan")), (promoted, 0.75)):
+        backend.set_trial_intermediate_value(trial_id, 1, value)
+        backend.set_trial_user_attr(trial_id, PAUSED, None if trial_id == promoted else 1)
+    running, pruned = TrialState.RUNNING, TrialState.PRUNED
+    assert [trial.state for trial in study.trials] == [running] * 4
+    buffer.load(1, own)
+    seen = study.get_trials()
+    assert [trial.state for trial in seen] == [pruned, pruned, running, running]
+    assert [trial.values for trial in seen] == [[0.5], None, None, None]
+    assert [trial.number for trial in study.get_trials(states=[running])] == [2, 3]
+    assert seen[0].intermediate_values == {1: 0.5}
+    assert seen[0].last_step == 1
+    execute(backend, buffer.write)
+    buffer.clear()
+    assert [trial.state for trial in study.trials] == [running] * 4
+    assert stored(backend, paused).values is None
 
 
 def test_what_a_trial_reads_does_not_grow_with_their_number(buffer, study, backend, monkeypatch):

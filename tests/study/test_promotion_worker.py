@@ -21,6 +21,7 @@ from studyloom.views.status import as_json, print_status, read_status
 from studyloom.views.terminal import make_console
 
 TRIALS = 9
+DRAWN = {}  # by TPE, on the first database
 PROMOTED = (*TINY, "sampler=random", "pruner=promotion", "train.epochs=5")
 
 
@@ -102,6 +103,21 @@ def test_several_workers_promote_side_by_side(url, checkpoints):
     assert list(checkpoints.iterdir()) == []
 
 
+def test_tpe_learns_from_the_paused(url, checkpoints):
+    """It draws its first trials at random, and each one after that by all that has ended before."""
+    trials, draws = 5, {}
+    tpe = ("sampler=tpe", "+sampler.n_startup_trials=2")
+    for name, overrides in (("tpe", tpe), ("random", ())):
+        question = ask(*PROMOTED, *overrides)
+        stored = fresh(url, question, trials, name)
+        work(question, stored, trials)
+        draws[name] = [trial.params for trial in stored.trials()]
+        stored.close()
+    differs = [a != b for a, b in zip(draws["tpe"], draws["random"], strict=True)]
+    assert differs == [False, False, True, True, True]
+    assert draws["tpe"] == DRAWN.setdefault("tpe", draws["tpe"]), "on the other database"
+
+
 def test_a_paused_trial_holds_no_worker_and_is_shown(url, promoted, undisturbed, checkpoints):
     stored = fresh(url, promoted, TRIALS)
     work(promoted, stored, TRIALS, Signal(8))  # in the second trial after the baseline
@@ -174,6 +190,24 @@ def test_with_another_pruner_the_paused_go_on_to_their_end(url, promoted, undist
     stored = fresh(url, other, TRIALS)
     work(other, stored, TRIALS)
     assert [t.value for t in stored.trials()] == [t.value for t in undisturbed]
+    assert list(checkpoints.iterdir()) == []
+
+
+def test_a_study_begun_with_another_pruner_goes_on_with_promotion(url, checkpoints):
+    """What its trials have reported counts at the rungs; what has ended stays so."""
+    begun, goes_on = ask(*PROMOTED, "pruner=median"), ask(*PROMOTED)
+    stored = fresh(url, begun, TRIALS)
+    work(begun, stored, TRIALS, Signal(15))  # in the third epoch of trial 2
+    before = stored.trials()
+    assert [trial.last_step for trial in before] == [5, 5, 2]
+    assert before[2].state == TrialState.RUNNING
+    stored = fresh(url, goes_on, TRIALS)
+    work(goes_on, stored, TRIALS)
+    trials = stored.trials()
+    assert [t.value for t in trials[:2]] == [t.value for t in before[:2]]
+    assert trials[2].last_step in (3, 5), "it had passed the lowest rung"
+    assert {trial.last_step for trial in trials[3:]} <= {1, 3, 5}
+    assert {outcome(trial) for trial in trials} == {"complete", "pruned"}
     assert list(checkpoints.iterdir()) == []
 
 

@@ -6,6 +6,7 @@ ever, and the worker decides when the others' trials are read and when its own i
 """
 
 import copy
+import math
 from collections.abc import Callable, Container, Sequence
 from datetime import datetime
 from typing import Any
@@ -15,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
 from studyloom.storage import sql
-from studyloom.storage.attributes import SLOT
+from studyloom.storage.attributes import PAUSED, SLOT
 from studyloom.storage.database import RetryingStorage
 from studyloom.storage.optuna_internals import CachedStorage
 from studyloom.storage.records.heads import is_slot
@@ -159,12 +160,12 @@ class TrialBuffer(CachedStorage):
             # Samplers and pruners compare a trial of a slot with its like only: what other programs
             # have added may have any parameters and values.
             every = self._own is None or SLOT not in self._own.user_attrs
-        trials = [
-            trial
+        seen = (
+            trial if every else _as_judged(trial)
             for _, trial in by_number
-            if (states is None or trial.state in states)
-            and (every or is_slot(trial.user_attrs.get(SLOT)))
-        ]
+            if every or is_slot(trial.user_attrs.get(SLOT))
+        )
+        trials = [trial for trial in seen if states is None or trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
@@ -217,6 +218,22 @@ class TrialBuffer(CachedStorage):
                 trial_id, writes, state=state, values=stored, datetime_complete=now
             )
         return changed or super().set_trial_state_values(trial_id, state, values)
+
+
+def _as_judged(trial: FrozenTrial) -> FrozenTrial:
+    """Returns a trial as samplers and pruners are to see it: a paused one as pruned at its rung.
+
+    Optuna knows no paused trials. As a running one it would teach TPE nothing, which counts those
+    that have ended, and takes running ones for bad ones where workers keep away from each other.
+    """
+    if trial.state != TrialState.RUNNING or trial.user_attrs.get(PAUSED) is None:
+        return trial
+    judged = copy.copy(trial)
+    judged.state = TrialState.PRUNED
+    last = None if trial.last_step is None else trial.intermediate_values[trial.last_step]
+    # As Optuna ends a pruned trial: with its last report, unless that is not a number.
+    judged.values = None if last is None or math.isnan(last) else [last]
+    return judged
 
 
 def _copied(trial: FrozenTrial) -> FrozenTrial:

@@ -1,6 +1,7 @@
 """The worker loop: claim a slot, run its trial, record how it ended."""
 
 import contextlib
+import copy
 import logging
 import os
 import time
@@ -265,7 +266,9 @@ class Worker:
                     distribution = baseline.distributions[name]
                     internal = distribution.to_internal_repr(value)
                     buffer.set_trial_param(trial_id, name, internal, distribution)
-        return optuna.Trial(self.stored.optuna, trial_id)
+        # A copy of the study looks at the trials anew: Optuna's keeps what the last sampler saw of
+        # them until a trial is told how it ended, and one that is paused is not told.
+        return optuna.Trial(copy.copy(self.stored.optuna), trial_id)
 
     def give_up(self, frozen: FrozenTrial, reporter: Reporter) -> None:
         """Fails a trial during which too many workers died."""
