@@ -10,7 +10,7 @@ from toys import ask
 
 from studyloom.seeds import derive
 from studyloom.storage.attributes import MADE
-from studyloom.study import provenance
+from studyloom.study.trials import provenance
 from studyloom.study.trials.provenance import Provenance
 
 

@@ -29,14 +29,14 @@ PLAIN: dict[str, tuple[str, ...] | None] = {
     **dict.fromkeys(FREE),
     "study": (
         *("name", "trials", "timeout", "seed", "baseline", "trial_timeout", "max_attempts"),
-        *("max_failures", "lease", "enqueue", "top", "dry_run"),
+        *("max_failures", "lease", "enqueue", "top", "dry_run", "epochs", "stop", "regret"),
     ),
     "objective": ("folds", "seeds", "_target_", "test", "metric", "constraints", "direction"),
     "train": (
         *("epochs", "batch_size", "loss", "l1", "clip", "precision", "samples_per_epoch"),
         *("step", "evaluate", "accumulate", "drop_last", "ema", "patience", "keep", "until"),
     ),
-    "winner": ("enabled", "top", "seeds", "race", "rule"),
+    "winner": ("enabled", "top", "seeds", "race", "committee", "rule"),
     "data": (
         *("_target_", "_partial_", "_convert_", "_recursive_", "validation", "dataset", "load"),
         *("transform", "ordered", "target", "sealed", "numbers", "column", "window"),

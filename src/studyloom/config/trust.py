@@ -27,7 +27,7 @@ from studyloom.files import read_below
 
 CLASSES = (
     *("studyloom.models", "studyloom.losses", "studyloom.data", "studyloom.space.grid"),
-    "studyloom.space.cmaes",
+    *("studyloom.space.cmaes", "studyloom.search.promotion"),
     *("studyloom.grid", "studyloom.tables"),  # the former names of these modules
     # Only these two launchers: others run commands from the config, or code on other machines.
     *("studyloom.launch.Join", "studyloom.launch.local.Join"),

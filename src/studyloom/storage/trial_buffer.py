@@ -160,11 +160,10 @@ class TrialBuffer(CachedStorage):
             # Samplers and pruners compare a trial of a slot with its like only: what other programs
             # have added may have any parameters and values.
             every = self._own is None or SLOT not in self._own.user_attrs
-        seen = (
-            trial if every else _as_judged(trial)
-            for _, trial in by_number
-            if every or is_slot(trial.user_attrs.get(SLOT))
-        )
+        seen = [t for _, t in by_number if every or is_slot(t.user_attrs.get(SLOT))]
+        # TPE raises an exception at a pruned trial of several objectives.
+        if not every and len(self.get_study_directions(study_id)) == 1:
+            seen = [_as_judged(trial) for trial in seen]
         trials = [trial for trial in seen if states is None or trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
 
