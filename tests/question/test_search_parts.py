@@ -112,6 +112,7 @@ def test_state_that_is_lost_at_each_trial_is_warned_of(kind, warned, caplog):
     assert ("changes its asked from trial to trial" in caplog.text) == warned
 
 
+@pytest.mark.chaos
 def test_no_sampler_that_ships_is_warned_of(caplog):
     for option in ("tpe", "random", "nsga2", "qmc"):
         check(ask(*TINY, f"sampler={option}", "pruner=none"))

@@ -22,6 +22,8 @@ from studyloom.study.earlier_studies import find_earlier, read_earlier
 from studyloom.study.enqueue import begun, enqueue
 from studyloom.study.stored_study import create_study, open_study
 
+pytestmark = pytest.mark.chaos  # real workers; what decides is tested by itself in tests/search
+
 AUTO = (*RANDOM, "study.from=auto")
 
 

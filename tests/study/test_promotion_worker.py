@@ -20,6 +20,8 @@ from studyloom.training.checkpoint import Checkpoint
 from studyloom.views.status import as_json, print_status, read_status
 from studyloom.views.terminal import make_console
 
+pytestmark = pytest.mark.chaos  # real workers; what decides is tested by itself in tests/search
+
 TRIALS = 9
 DRAWN = {}  # by TPE, on the first database
 PROMOTED = (*TINY, "sampler=random", "pruner=promotion", "train.epochs=5")
