@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,7 @@ def winner_lines(answer: Mapping[str, Any]) -> Iterator[str]:
             if row.get("baseline") and "mean" in row and row["trial"] != chosen["trial"]:
                 yield f"          baseline {format_mean(row)}"
         yield f"          selection gap {format_value(chosen['gap'], '+')}"
-        yield from (f"          {note}" for note in _notes(answer, format_seeds(chosen)))
+        yield from (f"          {note}" for note in _notes(answer, [format_seeds(chosen)]))
         yield f"          {answer['note']}"
         return
     basis = f"trial {chosen['trial']}, {len(answer['seeds'])} seeds"
@@ -91,9 +91,9 @@ def winner_lines(answer: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _notes(answer: Mapping[str, Any], spread: str) -> Iterator[str]:
+def _notes(answer: Mapping[str, Any], spread: Iterable[str]) -> Iterator[str]:
     """Yields what `±` is, who left a race, and how many trainings were reused."""
-    yield from filter(None, (spread, *format_race(answer), format_reuse(answer)))
+    yield from filter(None, (*spread, *format_race(answer), format_reuse(answer)))
 
 
 def workers_table(snapshot: Snapshot, width: int) -> RenderableType:

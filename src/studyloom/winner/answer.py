@@ -293,18 +293,17 @@ def format_covers(test: Any) -> str:
     return "over seeds alone" if covers == "seeds" else f"over {covers}"
 
 
-def format_uncertainty(test: Mapping[str, Any]) -> str:
+def format_uncertainty(test: Mapping[str, Any]) -> list[str]:
     """Formats what `±` is beside the winner's mean on the test part, and the interval of the mean.
 
     Args:
         test: what `compare` returns.
     """
-    spread, interval = format_seeds(test["winner"]), test["winner"].get("interval")
-    if not interval or not (covers := format_covers(test)):
-        return spread
-    low, high = (format_value(value) for value in interval)
-    known = f"the winner's 95 % interval is {low} to {high} {covers}"
-    return f"{spread}; {known}" if spread else known
+    notes, interval = [format_seeds(test["winner"])], test["winner"].get("interval")
+    if interval and (covers := format_covers(test)):
+        low, high = (format_value(value) for value in interval)
+        notes.append(f"95 % interval of the winner {low} to {high} {covers}")
+    return [note for note in notes if note]
 
 
 def format_race(answer: Mapping[str, Any]) -> list[str]:

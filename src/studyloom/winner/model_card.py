@@ -38,7 +38,7 @@ def model_card(answer: Mapping[str, Any], plan: Plan) -> str:
         "\n".join(f"| `{name}` | `{value}` |" for name, value in winner["params"].items())
         or "| as composed | |"
     )
-    spread = format_uncertainty(test)
+    spread = "; ".join(format_uncertainty(test))
     lines = [
         f"# {answer['study']}: trial {winner['trial']}",
         f"Test {answer['metric']['name']} {format_mean(test['winner'])} over "
