@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import json
 import math
+import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -217,8 +218,9 @@ def npz(family: str, name: str) -> Path | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(folder / family / f"{name}.pkl", "rb") as file:
             values = _values(PlainUnpickler(file).load(), METRICS[family])
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez_compressed(temporary, values=values)
+        temporary = path.with_suffix(f".{os.getpid()}")  # other processes may make it just now
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, values=values)
         temporary.replace(path)
     return path
 
