@@ -1,11 +1,10 @@
 """Two objectives under pruner=promotion: paused, promoted by fronts, told without values."""
 
-import threading
 from dataclasses import replace
 
 import pytest
 from optuna.trial import TrialState
-from toy_worker import fresh, work
+from toy_worker import fresh, work, work_side_by_side
 from toys import TWO, Signal, ask
 
 from studyloom.errors import Halted
@@ -93,14 +92,7 @@ def test_promoted_is_undisturbed_bit_for_bit(sqlite_url, tmp_path):
 def test_several_workers_promote_side_by_side(url, checkpoints):
     question = ask(*PROMOTED)
     stored = fresh(url, question, TRIALS)
-    workers = [
-        threading.Thread(target=work, args=(question, open_study(url, "s"), TRIALS))
-        for _ in range(3)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    work_side_by_side(question, url, TRIALS, workers=3)
     assert {outcome(trial) for trial in stored.trials()} == {"complete", "pruned"}
     assert len(stored.trials()) == TRIALS
     assert list(checkpoints.iterdir()) == []

@@ -2,11 +2,10 @@
 
 import errno
 import os
-import threading
 
 import pytest
 from optuna.trial import TrialState
-from toy_worker import FOLDER, Killed, fresh, work
+from toy_worker import FOLDER, Killed, fresh, work, work_side_by_side
 from toys import EACH_KIND, KINDS, TINY, Signal, ask
 
 from studyloom.errors import Halted
@@ -87,14 +86,7 @@ def test_several_workers_promote_side_by_side(url, checkpoints):
     """Threads share random numbers; tests/chaos compares the values of processes."""
     promoted = ask(*PROMOTED)
     stored = fresh(url, promoted, TRIALS)
-    workers = [
-        threading.Thread(target=work, args=(promoted, open_study(url, "s"), TRIALS))
-        for _ in range(3)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    work_side_by_side(promoted, url, TRIALS, workers=3)
     trials = stored.trials()
     assert sorted(trial.user_attrs[SLOT] for trial in trials) == list(range(TRIALS))
     assert {outcome(trial) for trial in trials} == {"complete", "pruned"}

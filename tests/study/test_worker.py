@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 from optuna.trial import TrialState
-from toy_worker import FOLDER, FOLDS, RANDOM, SPLIT, fresh, outcomes, work
+from toy_worker import FOLDER, FOLDS, RANDOM, SPLIT, fresh, outcomes, work, work_side_by_side
 from toys import TINY, Never, Signal, ask, begin
 
 from studyloom.data.training_data import TrainingData
@@ -27,13 +27,7 @@ from studyloom.study.worker import Worker
 @pytest.mark.usefixtures("threads_are_workers")
 def test_n_means_n_over_any_number_of_workers(url, question):
     stored = fresh(url, question, 9)
-    workers = [
-        threading.Thread(target=work, args=(question, open_study(url, "s"), 9)) for _ in range(3)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    work_side_by_side(question, url, 9, workers=3)
     work(question, stored, 9)  # joins a study that is done
     trials = stored.trials()
     assert [trial.number for trial in trials] == list(range(9))
@@ -106,13 +100,7 @@ def test_a_grid_visits_each_point_once(url):
     )
     assert question.trials() == 6
     stored = fresh(url, question, 6)
-    workers = [
-        threading.Thread(target=work, args=(question, open_study(url, "s"), 6)) for _ in range(4)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    work_side_by_side(question, url, 6, workers=4)
     points = [(t.params["train.batch_size"], t.params["model.activation"]) for t in stored.trials()]
     assert sorted(points) == sorted((b, a) for b in (16, 32, 64) for a in ("relu", "tanh"))
     assert stored.trials()[0].params == question.baseline.params

@@ -1,6 +1,7 @@
 """A worker in this process, on toy studies; and a database that is away in the midst of a trial."""
 
 import sqlite3
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +24,18 @@ def work(question: Question, stored, trials, stopping=None, folds=FOLDS, **limit
     """Works on the first `trials` slots of a study, in this process."""
     data, stop = TrainingData(None, SPLIT, folds), stopping or Never()
     Worker(question, stored, data, stop, FOLDER["checkpoints"], Limits(**limits)).run(trials)
+
+
+def work_side_by_side(question, url, trials, workers):
+    """The same by several threads, each with a connection of its own."""
+    threads = [
+        threading.Thread(target=work, args=(question, open_study(url, "s"), trials))
+        for _ in range(workers)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def fresh(url, question, trials, name="s"):

@@ -1,6 +1,5 @@
 """Validates a question as a whole before trial 0: every mistake at once, each with the way out."""
 
-import contextlib
 import logging
 import math
 from collections.abc import Iterator
@@ -218,7 +217,7 @@ def _check_race(question: Question) -> Iterator[str]:
             "winner.race: nobody can leave a race of winner.seeds=1; set winner.seeds to 2 or "
             "more, or winner.race=false"
         )
-    with contextlib.suppress(Exception):  # _check_goals reports what is wrong with them
+    with suppress(Exception):  # _check_goals reports what is wrong with them
         if question.rule is not None and question.rule.goal.name != question.metric.name:
             yield (
                 f"winner.race: a race is run by {question.metric.name}, and winner.rule="

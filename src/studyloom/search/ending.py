@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from studyloom.search.regret import gains
+from studyloom.search.regret import last_gain
 from studyloom.text import format_ranges
 
 
@@ -141,4 +141,4 @@ def ended_values(outcomes: Iterable[Outcome]) -> list[float | None]:
 def gain_of(bounds: Bounds, outcomes: Sequence[Outcome]) -> float | None:
     """Returns what the rest of the budget is expected to gain; None if that cannot be told."""
     values = ended_values(outcome for outcome in outcomes if outcome.slot < bounds.trials)
-    return next(reversed(gains(values, bounds.trials)), None)
+    return last_gain(values, bounds.trials)

@@ -38,11 +38,26 @@ def gains(values: Sequence[float | None], trials: int) -> list[float | None]:
     for count, value in enumerate(values, 1):
         if value is not None and math.isfinite(value):
             insort(known, value)
-        best = max(FEWEST, math.ceil(SHARE * count))
-        if count < FIRST or len(known) <= best:
-            found.append(None)
-            continue
-        scale = sum(known[-best:]) / best - known[-best - 1]
-        # Not below 0 by rounding; and with equal values nothing is gained.
-        found.append(max(0.0, scale) * math.log(max(trials, count) / count))
+        found.append(_gain(known, count, trials))
     return found
+
+
+def last_gain(values: Sequence[float | None], trials: int) -> float | None:
+    """Returns the last of `gains` alone, which workers ask for again and again; None without one.
+
+    Args:
+        values: see `gains`.
+        trials: the budget.
+    """
+    known = sorted(value for value in values if value is not None and math.isfinite(value))
+    return _gain(known, len(values), trials)
+
+
+def _gain(known: Sequence[float], count: int, trials: int) -> float | None:
+    """Returns the expected gain after `count` trials, of which those with a value are sorted."""
+    best = max(FEWEST, math.ceil(SHARE * count))
+    if count < FIRST or len(known) <= best:
+        return None
+    scale = sum(known[-best:]) / best - known[-best - 1]
+    # Not below 0 by rounding; and with equal values nothing is gained.
+    return max(0.0, scale) * math.log(max(trials, count) / count)

@@ -160,11 +160,18 @@ class TrialBuffer(CachedStorage):
             # Samplers and pruners compare a trial of a slot with its like only: what other programs
             # have added may have any parameters and values.
             every = self._own is None or SLOT not in self._own.user_attrs
-        seen = [t for _, t in by_number if every or is_slot(t.user_attrs.get(SLOT))]
         # TPE raises an exception at a pruned trial of several objectives.
-        if not every and len(self.get_study_directions(study_id)) == 1:
-            seen = [_as_judged(trial) for trial in seen]
-        trials = [trial for trial in seen if states is None or trial.state in states]
+        judging = not every and len(self.get_study_directions(study_id)) == 1
+        seen = (
+            _as_judged(trial) if judging and trial.state == TrialState.RUNNING else trial
+            for _, trial in by_number
+        )
+        trials = [
+            trial
+            for trial in seen
+            if (states is None or trial.state in states)
+            and (every or is_slot(trial.user_attrs.get(SLOT)))
+        ]
         return copy.deepcopy(trials) if deepcopy else trials
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
@@ -220,12 +227,12 @@ class TrialBuffer(CachedStorage):
 
 
 def _as_judged(trial: FrozenTrial) -> FrozenTrial:
-    """Returns a trial as samplers and pruners are to see it: a paused one as pruned at its rung.
+    """Returns a running trial as samplers and pruners see it: a paused one as pruned at its rung.
 
     Optuna knows no paused trials. As a running one it would teach TPE nothing, which counts those
     that have ended, and takes running ones for bad ones where workers keep away from each other.
     """
-    if trial.state != TrialState.RUNNING or trial.user_attrs.get(PAUSED) is None:
+    if trial.user_attrs.get(PAUSED) is None:
         return trial
     judged = copy.copy(trial)
     judged.state = TrialState.PRUNED
