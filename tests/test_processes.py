@@ -19,10 +19,17 @@ def running():
     process.wait()
 
 
-def test_a_process_is_alive_until_it_has_been_waited_for(running):
+def test_a_process_is_alive_until_it_has_ended(running):
     assert is_alive(running.pid)
     running.kill()
     running.wait()
+    assert not is_alive(running.pid)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="processes are read in /proc")
+def test_a_process_that_has_ended_is_not_alive_though_nobody_has_waited_for_it(running):
+    running.kill()
+    os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT)
     assert not is_alive(running.pid)
 
 

@@ -63,13 +63,19 @@ def host_id() -> str:
 
 
 def is_alive(pid: int) -> bool:
-    """Reports whether a process of this host exists; an ended one does until it is waited for."""
+    """Reports whether a process of this host has not ended yet.
+
+    One that has ended exists until it is waited for, and in a container whose first process waits
+    for none that is for ever.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:  # it exists, and belongs to another user
-        return True
+        pass
+    with contextlib.suppress(OSError):  # outside Linux
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return True
 
 

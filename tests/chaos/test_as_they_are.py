@@ -17,6 +17,7 @@ from harness import until
 from optuna.trial import TrialState
 from projects import APPLICATION, COMMAND, SCRIPT, write_project
 
+from studyloom.processes import is_alive
 from studyloom.study.stored_study import open_study
 
 pytestmark = pytest.mark.chaos
@@ -160,7 +161,7 @@ def test_killed_at_a_random_moment_it_goes_on_to_the_values_of_the_undisturbed_r
     if killed.startswith("worker"):
         worker = parent(parent(scripts[0])) if session else parent(scripts[0])
         os.kill(worker, signal.SIGKILL)
-        until(lambda: not Path(f"/proc/{scripts[0]}").exists(), 30)
+        until(lambda: not is_alive(scripts[0]), 30)
     elif killed == "command":
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()

@@ -25,7 +25,7 @@ from scripts.search.searches import search as search_table
 from scripts.search.simulator import Clock, ask, folder, replay, seed_order
 from scripts.search.statistics import interval, interval_of_share, until
 from scripts.search.tables import names
-from studyloom.processes import descendants
+from studyloom.processes import descendants, is_alive
 from studyloom.space.tree import Point
 
 pytestmark = pytest.mark.chaos
@@ -270,14 +270,6 @@ def test_the_command_prints_every_part_at_its_smallest_size():
         assert re.search(rf"^ *{re.escape(line)}", done.stdout, re.MULTILINE), line
 
 
-def runs(pid):
-    """Whether a process goes on; one that nobody has waited for has ended all the same."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_a_command_that_is_told_to_end_leaves_no_process_and_no_folder():
     """By SIGTERM, in the midst of the searches of its processes."""
     command = [*COMMAND, "--on", "curves", "--only", "schedules"]
@@ -289,5 +281,5 @@ def test_a_command_that_is_told_to_end_leaves_no_process_and_no_folder():
         assert below
         bench.terminate()
         assert bench.wait(120) == 128 + signal.SIGTERM
-    wait_for(lambda: not any(runs(pid) for pid in below), seconds=120)
+    wait_for(lambda: not any(is_alive(pid) for pid in below), seconds=120)
     assert not [*place.glob(f"studyloom-search-{bench.pid}-*")]

@@ -160,6 +160,7 @@ class Storm:
         code, printed = self.process.returncode, out + err
         assert code in ENDS, (code, printed)
         assert code != 1 or any(words in printed for words in KILLED_AS_THEY_CAME), printed
+        assert code != -signal.SIGABRT or "what():  KeyboardInterrupt" in printed, printed
         check_words(printed)
 
 

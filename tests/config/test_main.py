@@ -14,6 +14,31 @@ ROOT = Path(CONF).parent
 SECRET = "postgresql://user:hunter2@host/name"
 
 
+# Presses Ctrl-C in the midst of the import of hydra_main.
+INTERRUPTED_IMPORT = """
+import importlib.abc, signal, sys
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "hydra.core.utils":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+try:
+    from studyloom.config import hydra_main
+except KeyboardInterrupt:
+    print("studyloom.config.main" in sys.modules)
+"""
+
+
+def test_a_ctrl_c_does_not_cut_the_import_of_hydra_main_in_two():
+    """Where it does, it comes out of OmegaConf or Python's import as an error of theirs."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n"
+
+
 def test_the_real_command_tells_all_mistakes_without_a_traceback_and_ends_with_2(tmp_path):
     env = {
         name: value

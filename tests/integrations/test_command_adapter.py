@@ -14,6 +14,7 @@ from toys import compose
 from studyloom import processes
 from studyloom.errors import CommandFailed, ConfigError
 from studyloom.integrations import Command
+from studyloom.processes import is_alive
 from studyloom.question.loops.function import FunctionQuestion
 from studyloom.question.validation import validate
 from studyloom.space.language import parse_space
@@ -171,7 +172,7 @@ def test_the_whole_group_ends_when_a_report_raises_also_what_ignores_sigterm(
     log = Path(config().run_dir, "logs/trial-3.log").read_text().splitlines()
     pids = [int(word) for word in log[1].split()[1:]]
     assert len(pids) == 3
-    until(lambda: not any(map(is_running, pids)))
+    until(lambda: not any(map(is_alive, pids)))
 
 
 def until(condition):
@@ -181,13 +182,6 @@ def until(condition):
         time.sleep(0.01)
 
 
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_what_a_command_leaves_behind_ends_with_it(config, make_run):
     text = (
         'import subprocess; k = subprocess.Popen(["sleep", "1000"]); print("pid", k.pid); '
@@ -195,7 +189,7 @@ def test_what_a_command_leaves_behind_ends_with_it(config, make_run):
     )
     assert says(text)(config(), make_run()) == 1.0
     log = Path(config().run_dir, "logs/trial-3.log").read_text().splitlines()
-    until(lambda: not is_running(int(log[1].split()[1])))
+    until(lambda: not is_alive(int(log[1].split()[1])))
 
 
 def test_a_command_ends_when_the_process_that_runs_it_is_killed(tmp_path):
@@ -214,10 +208,10 @@ def test_a_command_ends_when_the_process_that_runs_it_is_killed(tmp_path):
         text=True,
     )
     pid = int(parent.stdout.readline())
-    assert is_running(pid)
+    assert is_alive(pid)
     parent.send_signal(signal.SIGKILL)
     parent.communicate()
-    until(lambda: not is_running(pid))
+    until(lambda: not is_alive(pid))
 
 
 def test_a_good_study_has_no_mistakes_and_its_question_holds_command_patterns_and_script(ask):

@@ -1,12 +1,13 @@
 """Looks at real processes, and waits for them."""
 
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+
+from studyloom.processes import is_alive
 
 Value = TypeVar("Value")
 linux = pytest.mark.skipif(
@@ -25,10 +26,7 @@ def until(condition: Callable[[], Value], seconds: float = 120.0) -> Value:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended, even if nobody has waited for it yet."""
-    command = ["ps", "-o", "stat=", "-p", str(pid)]
-    state = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    return not state or state.startswith("Z")
+    return not is_alive(pid)
 
 
 def processes_of(run_dir: Path) -> list[int]:

@@ -17,6 +17,7 @@ from commands import QUICK, study
 
 from studyloom.config.runs import read_run
 from studyloom.errors import ServerError
+from studyloom.processes import is_alive
 from studyloom.storage import embedded_server as server
 from studyloom.storage import server_keeper
 from studyloom.storage.embedded_server import folder_of, serve
@@ -34,6 +35,7 @@ from studyloom.storage.embedded_server import serve
 print(serve(sys.argv[1], own=True), flush=True)
 sys.stdin.read()
 """
+users = []  # the processes that use a server
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +47,10 @@ def needs_the_wheel():
 def folder(tmp_path):
     folder = tmp_path / "postgres"
     yield folder
+    while users:  # those that a failed test has left
+        if (user := users.pop()).poll() is None:
+            user.kill()
+            user.communicate()
     until(lambda: not processes(folder))
 
 
@@ -56,6 +62,7 @@ def use(folder):
         stdout=subprocess.PIPE,
         text=True,
     )
+    users.append(process)
     return process, process.stdout.readline().strip()
 
 
@@ -195,7 +202,19 @@ def test_the_next_server_starts_when_no_process_of_the_last_one_is_left_to_write
     until(lambda: processes(folder).get("server", first) != first, 30)
     until(lambda: ask(address, "SELECT x FROM t") == 1)
     assert len(children) > 2
-    assert [child for child in children if Path(f"/proc/{child}").exists()] == []
+    assert [child for child in children if is_alive(int(child))] == []
+    end(user)
+
+
+@pytest.mark.chaos
+def test_a_stopped_server_whose_keeper_was_killed_is_ended_for_the_next(folder):
+    user, address = use(folder)
+    ask(address, "CREATE TABLE t AS SELECT 1 AS x")
+    before = processes(folder)
+    os.kill(before["server"], signal.SIGSTOP)
+    os.kill(before["keeper"], signal.SIGKILL)
+    until(lambda: not is_alive(before["server"]), 30)
+    until(lambda: ask(address, "SELECT x FROM t") == 1, 30)
     end(user)
 
 

@@ -28,6 +28,9 @@ def __getattr__(name: str) -> Any:
     # Lazy, so that `studyloom.config.trust` checks a config without importing Hydra.
     if name != "hydra_main":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from studyloom.config.main import hydra_main
+    from studyloom.processes import signals_deferred
+
+    with signals_deferred():  # a Ctrl-C in the midst comes out of the libraries as any error
+        from studyloom.config.main import hydra_main
 
     return hydra_main

@@ -28,6 +28,8 @@ ROLE = "studyloom"
 # Seconds in which a server is ready or has failed; on an idle disk it takes 0.2, after a crash
 # longer.
 START_TIMEOUT = 60.0
+# Seconds in which a server that was told to end does so, unless it or a process of it is stopped.
+END_TIMEOUT = 5.0
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     # A socket's path has room for 107 bytes, and the path of a run directory may be longer.
@@ -109,7 +111,7 @@ def keep(
     for number in (signal.SIGINT, signal.SIGQUIT):  # in order; at once
         server.send_signal(number)
         with suppress(subprocess.TimeoutExpired):
-            server.wait(5.0)
+            server.wait(END_TIMEOUT)
             return
 
 
@@ -202,19 +204,25 @@ def start(folder: Path, programs: Path, user: dict[str, Any]) -> "subprocess.Pop
 
 
 def clear(data: Path, deadline: float) -> None:
-    """Waits for the server of a keeper that was killed, and removes what a killed server has left.
+    """Ends the server of a keeper that was killed, and removes what a killed server has left.
 
-    The process id in its file may be that of another process by now, and then the next server would
-    not start. The file also keeps the next server from starting while a process of the last one
-    lives, which could write to the database beside it; so those are ended first.
+    Such a server ends by itself at once, unless it or a process of it is stopped or it was told
+    before to wait for its clients; then it is killed, which loses nothing that was committed. The
+    process id in its file may be that of another process by now, and then the next server would not
+    start. The file also keeps the next server from starting while a process of the last one lives,
+    which could write to the database beside it; so those are ended first.
 
     Args:
         data: The folder of the database.
         deadline: When to stop waiting, on the monotonic clock.
     """
+    patience = time.monotonic() + END_TIMEOUT
     while (lines := read_lines(data / "postmaster.pid")) and is_server(lines[0], data):
         if time.monotonic() > deadline:
             return
+        if time.monotonic() > patience:
+            with suppress(ProcessLookupError):
+                os.kill(int(lines[0]), signal.SIGKILL)
         time.sleep(0.05)
     while left := processes_in(data):
         if time.monotonic() > deadline:
