@@ -286,8 +286,21 @@ def test_the_baseline_is_never_paused_and_counts_at_its_rungs():
     assert search.epochs[0] == EPOCHS
     assert 0 not in search.pruned
     two = [standing(1, OPEN, 0.1), standing(2, OPEN, 0.2)]
-    assert order_of().promotable(two) == []
+    assert order_of().promotable([standing(0, HELD, exempt=True), *two]) == []
     assert order_of().promotable([standing(0, HELD, -1.0, exempt=True), *two]) == [2]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("count", [1, 2, 4, 8, 20, 26])
+def test_of_few_trials_the_best_of_the_highest_rung_comes_to_the_end(count, workers):
+    """Of 20 trials 6 come to epoch 3 and 2 to epoch 9, of which one of three would go on."""
+    curves = random_curves(count, 7)
+    search = Search(curves, order_of(), workers, seed=1).run()
+    complete = [slot for slot, epochs in search.epochs.items() if epochs == EPOCHS]
+    assert 1 <= len(complete) <= workers
+    there = [slot for slot, epochs in search.epochs.items() if epochs >= 9]
+    assert max(there, key=lambda slot: curves[slot][8]) in complete
+    assert len(search.pruned) == count - len(complete)
 
 
 def test_nobody_is_told_while_a_worker_may_still_change_the_rung():
@@ -295,7 +308,8 @@ def test_nobody_is_told_while_a_worker_may_still_change_the_rung():
     two = [standing(0, OPEN, 0.1), standing(1, OPEN, 0.2)]
     assert order.choose([*two, standing(2, HELD)]) == Next(0, over=True)  # 1 of 3 at most
     assert order.choose([standing(0, DONE, 0.1), *two[1:], standing(2, HELD)]) is None
-    assert order.choose([standing(0, DONE, 0.1), *two[1:]]) == Next(1, over=True)
+    assert order.choose([standing(0, DONE, 0.3), *two[1:]]) == Next(1, over=True)
+    assert order.choose([standing(0, DONE, 0.1), *two[1:]]) == Next(1)  # nobody else may come
 
 
 def test_a_claim_whose_answer_was_lost_is_answered_again():

@@ -2,8 +2,9 @@
 
 A trial that comes to a rung is paused, its state kept, and its worker takes another. Of n trials
 that have come to a rung the best n / reduction_factor are promoted: they go on to the next rung
-from where they stood. So no trial is judged by those alone that came before it, and no worker ever
-waits for another. With several objectives, the metric and costs that are known before the first
+from where they stood; of fewer than reduction_factor the best one is, once no other can come there,
+so that some trials come to their end. So no trial is judged by those alone that came before it, and
+no worker waits for another as long as there are trials to begin. With several objectives, the metric and costs that are known before the first
 rung, the best are those of the first fronts; see `fronts`.
 
 Sources: Li, Jamieson, Rostamizadeh, Gonina, Ben-tzur, Hardt, Recht and Talwalkar, "A System for
@@ -191,18 +192,21 @@ class PromotionOrder:
     def promotable(self, standings: Sequence[Standing]) -> list[int]:
         """Returns the slots of the trials that may be promoted now.
 
-        Of the n trials that have reported at a rung these are the best n / reduction_factor,
-        without those that have gone on from there already, or have ended.
+        Of the n trials that have reported at a rung these are the best n / reduction_factor, and at
+        least one once no other can come there, without those that have gone on from there already,
+        or have ended.
 
         Returns:
             Those at higher rungs first, and at each the best first.
         """
-        found = []
-        for (rung, _), members in self._rankings(standings).items():
-            best = members[: len(members) // self.reduction_factor]
+        found, going = [], self._going(standings)
+        for (rung, bracket), members in self._rankings(standings).items():
+            places = len(members) // self.reduction_factor
+            if not places and not self._to_come(going[bracket], members):
+                places = 1
             found += [
                 (-rung, rank, s.slot)
-                for rank, s in enumerate(best)
+                for rank, s in enumerate(members[:places])
                 if self._waits_at(s) == rung and self._comparable(s, rung)
             ]
         return [slot for *_, slot in sorted(found)]
@@ -220,12 +224,11 @@ class PromotionOrder:
             closed: whether the search has ended, so that none is promoted any more.
         """
         over: set[int] = set()
-        ended = (DONE, FRESH) if closed else (DONE,)
-        going = Counter(self.bracket(s.slot) for s in standings if s.state not in ended)
+        going = self._going(standings, closed=closed)
         for (rung, bracket), members in self._rankings(standings).items():
-            # Who has come to a rung has come to all below it, so this counts who has not yet.
-            to_come = going[bracket] - sum(s.state != DONE for s in members)
-            places = 0 if closed else (len(members) + to_come) // self.reduction_factor
+            to_come = self._to_come(going[bracket], members)
+            places = max(1, (len(members) + to_come) // self.reduction_factor)
+            places = 0 if closed else places
             before = self._before_for_good(members, rung) if to_come else range(len(members))
             late = {
                 s.slot
@@ -235,6 +238,21 @@ class PromotionOrder:
             over |= late
             going[bracket] -= len(late)
         return over
+
+    def _going(self, standings: Sequence[Standing], *, closed: bool = False) -> Counter[int]:
+        """Returns how many trials of each bracket go on or may yet begin."""
+        ended = (DONE, FRESH) if closed else (DONE,)
+        return Counter(self.bracket(s.slot) for s in standings if s.state not in ended)
+
+    @staticmethod
+    def _to_come(going: int, members: Sequence[Standing]) -> int:
+        """Returns how many of a bracket's trials that go on may yet come to a rung.
+
+        Args:
+            going: how many there are.
+            members: those that have come there, and so to all rungs below it.
+        """
+        return going - sum(s.state != DONE for s in members)
 
     def _rankings(self, standings: Sequence[Standing]) -> dict[tuple[int, int], list[Standing]]:
         """Returns who has reported at each rung of each bracket, the best first.
