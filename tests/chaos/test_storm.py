@@ -134,6 +134,8 @@ class Storm:
             if victims and (at_work or self.early):
                 self.early = False
                 victim, (number,) = self.fate.choice(victims), self.fate.choices(SIGNALS, WEIGHTS)
+                if number == signal.SIGINT and is_checkpointer(victim):
+                    continue
                 with suppress(ProcessLookupError):
                     os.kill(victim, number)
                     self.sent += 1
@@ -178,6 +180,18 @@ def server_processes(folder):
             if (process / "cwd").readlink().is_relative_to(folder):
                 pids.append(int(process.name))
     return pids
+
+
+def is_checkpointer(pid):
+    """Whether a process is PostgreSQL's checkpointer.
+
+    A SIGINT tells it that the database has been shut down, which it then writes into its files; the
+    next start replays no log. Of 17 249 updates that PostgreSQL 18.6 had committed beside 40 such
+    signals 3 were lost, beside 40 SIGKILLs of 17 577 none; storms met damaged files.
+    """
+    with suppress(OSError):
+        return b"checkpointer" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def everything(run):
