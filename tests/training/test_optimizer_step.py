@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from copy import deepcopy
 
 import pytest
 import torch
@@ -13,6 +14,21 @@ OPTIMIZERS = {
     "sgd": lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.9, weight_decay=0.01),
     "adam": lambda weights: torch.optim.Adam(weights, lr=0.01, fused=True),
     "adamw": lambda weights: torch.optim.AdamW(weights, lr=0.01, amsgrad=True),
+    "fused sgd": lambda weights: torch.optim.SGD(weights, lr=0.1, fused=True),
+    "fused sgd with momentum": lambda weights: torch.optim.SGD(
+        weights, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True, fused=True
+    ),
+    "fused adam": lambda weights: torch.optim.Adam(
+        weights, lr=0.01, betas=(0.8, 0.99), weight_decay=0.1, maximize=True, fused=True
+    ),
+    "fused adamw": lambda weights: torch.optim.AdamW(weights, lr=0.01, fused=True),
+    "fused adamw, two groups": lambda weights: torch.optim.AdamW(
+        [{"params": [weight], "lr": 0.01 * n} for n, weight in enumerate(weights, 1)], fused=True
+    ),
+    "fused amsgrad": lambda weights: torch.optim.AdamW(weights, amsgrad=True, fused=True),
+    "fused with a tensor as rate": lambda weights: torch.optim.Adam(
+        weights, lr=torch.tensor(0.01), fused=True
+    ),
     "rmsprop": lambda weights: torch.optim.RMSprop(weights, lr=0.01, centered=True),
     "nadam": lambda weights: torch.optim.NAdam(weights, lr=0.01),
     "differentiable": lambda weights: torch.optim.SGD(
@@ -39,6 +55,56 @@ def test_a_step_is_that_of_the_optimizer_bit_for_bit(name):
     plain, state = weights_after(OPTIMIZERS[name], 5, lambda optimizer: optimizer.step)
     assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
     assert str(our_state) == str(state)
+
+
+FUSED = [name for name in OPTIMIZERS if "fused" in name]
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_fused_step_is_the_optimizers_whatever_happens_between_steps(name):
+    """A parameter without a gradient, other settings, and a restored state."""
+
+    def train(step_of):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1))
+        optimizer = OPTIMIZERS[name](model.parameters())
+        step = step_of(optimizer)
+        for number in range(12):
+            optimizer.zero_grad()
+            model(torch.randn(8, 5)).square().mean().backward()
+            if number == 3:
+                model[0].bias.grad = None
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"] * 0.9
+                group["weight_decay"] = 0.01 * number
+                if "momentum" in group and number in (5, 6, 8):
+                    group["momentum"] = 0.5 if number == 5 else 0.0 if number == 6 else 0.7
+                if "betas" in group and number == 5:
+                    group["betas"] = (0.7, 0.9)
+            step()
+            if number == 9:
+                optimizer.load_state_dict(deepcopy(optimizer.state_dict()))
+        return [weight.detach() for weight in model.parameters()], optimizer.state_dict()
+
+    (ours, our_state), (plain, state) = train(fast_step), train(lambda o: o.step)
+    assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+    assert str(our_state) == str(state)
+
+
+def test_a_fused_step_is_the_kernel_alone(monkeypatch):
+    """Otherwise the tests above would compare the optimizer with itself."""
+    for make in (
+        OPTIMIZERS[name] for name in FUSED if "amsgrad" not in name and "rate" not in name
+    ):
+        weights = [nn.Parameter(torch.ones(3))]
+        optimizer = make(weights)
+        step = fast_step(optimizer)
+        own = []
+        monkeypatch.setattr(step, "_own", lambda own=own, run=step._own: (own.append(1), run()))
+        for _ in range(4):
+            weights[0].grad = torch.ones(3)
+            step()
+        assert own == [1]
 
 
 def test_hooks_and_classes_of_ones_own_are_called_as_ever():
