@@ -95,6 +95,7 @@ class TensorBatches:
         self.dtype = unseen_dtype(split)
         self.train = job.train.to(split.inputs.device)
         self.valid = job.valid.to(split.inputs.device)
+        self._whole = ranks.alone and job.accumulate == 1  # whether a step has one batch
 
     def steps(self) -> Iterator[tuple[int, Iterable[tuple[Batch, int]]]]:
         """Yields what each step of an epoch trains on, in a fresh order of the examples.
@@ -106,12 +107,15 @@ class TensorBatches:
             the number of examples in all ranks; and this rank's share of the batches, with the
             number of examples of each.
         """
-        job = self._job
+        job, share = self._job, self._ranks.share
         order = self.train[torch.randperm(len(self.train))[: job.samples].to(self.train.device)]
         for indices in torch.split(order, job.batch_size * job.accumulate):
-            parts = (indices,) if job.accumulate == 1 else torch.split(indices, job.batch_size)
-            shares = filter(len, map(self._ranks.share, parts))
-            yield len(indices), ((self.at(share), len(share)) for share in shares)
+            count = indices.numel()
+            if self._whole:
+                yield count, ((self.at(indices), count),)
+                continue
+            shares = filter(len, map(share, torch.split(indices, job.batch_size)))
+            yield count, ((self.at(share), len(share)) for share in shares)
 
     def part(self, indices: Tensor) -> Iterator[tuple[Batch, int]]:
         """Yields the batches to evaluate the examples at `indices`, int64 (n,), in their order."""
@@ -123,7 +127,9 @@ class TensorBatches:
         # index_select, a batch at a time: 54 000 images take 29 ms an epoch, [] 45 ms, one gather
         # per epoch 119 ms.
         split = self._split
-        inputs = split.inputs.index_select(0, indices).to(self.dtype)
+        inputs = split.inputs.index_select(0, indices)
+        if inputs.dtype is not self.dtype:
+            inputs = inputs.to(self.dtype)
         return inputs, split.targets.index_select(0, indices)
 
     def fit(self, network: nn.Module) -> None:

@@ -158,6 +158,16 @@ def apply_network(network: nn.Module, batch: Any) -> tuple[Tensor, Any]:
     Raises:
         ValueError: the batch is something else.
     """
+    if type(batch) is tuple and len(batch) == 2 and type(batch[0]) is Tensor:
+        outputs, targets = network(batch[0]), batch[1]  # as of all data in memory: 2 us less
+    else:
+        outputs, targets = _apply_to_any(network, batch)
+    if isinstance(targets, Tensor) and targets.dtype == torch.float64:  # of numbers of Python
+        targets = targets.to(outputs.dtype)
+    return outputs, targets
+
+
+def _apply_to_any(network: nn.Module, batch: Any) -> tuple[Tensor, Any]:
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         made = f"{len(batch)}" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
         raise ValueError(
@@ -169,12 +179,8 @@ def apply_network(network: nn.Module, batch: Any) -> tuple[Tensor, Any]:
     if len(inputs) == 1 and type(inputs[0]) in (list, tuple):
         inputs = inputs[0]
     if len(inputs) == 1 and isinstance(inputs[0], Mapping):
-        outputs = network(**inputs[0])
-    else:
-        outputs = network(*inputs)
-    if isinstance(targets, Tensor) and targets.dtype == torch.float64:  # of numbers of Python
-        targets = targets.to(outputs.dtype)
-    return outputs, targets
+        return network(**inputs[0]), targets
+    return network(*inputs), targets
 
 
 def give_loss(function: OwnStep, loss: Callable[[Tensor, Tensor], Tensor]) -> OwnStep:
