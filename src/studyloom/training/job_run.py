@@ -24,7 +24,7 @@ from studyloom.training.optimizer_step import ScaledSteps, avoid_compiler_import
 from studyloom.training.parameter_groups import make_optimizer
 from studyloom.training.ranks import ALONE, Ranks
 from studyloom.training.schedule import make_rates
-from studyloom.training.steps import Steps
+from studyloom.training.steps import Steps, backpropagate
 
 T = TypeVar("T")
 
@@ -337,7 +337,7 @@ class JobRun:
             # Gradients add up to that of the mean over all examples of the step.
             share = loss if size == count else loss * (size / count)
             scaled = share if self.scaler is None else self.scaler.scale(share)
-            scaled.backward()  # type: ignore[no-untyped-call]
+            backpropagate(scaled)
             part = loss.detach() * size
             total = part if total is None else total + part
         if total is None:  # fewer examples than ranks

@@ -183,6 +183,42 @@ def _apply_to_any(network: nn.Module, batch: Any) -> tuple[Tensor, Any]:
     return network(*inputs), targets
 
 
+def backpropagate(loss: Tensor) -> None:
+    """Adds the gradients of a loss, a scalar, to those of the parameters, as `loss.backward()`.
+
+    On a CPU it calls PyTorch's engine, which takes 0.04 ms less: of a step of 784-128-10 with
+    batches of 64 a twelfth. What it leaves out is for subclasses of Tensor, for transforms of
+    functions, and for the threads of other devices.
+    """
+    plain = type(loss) is Tensor and loss.device.type == "cpu"
+    if plain and _has_engine() and not torch._C._are_functorch_transforms_active():
+        _run_engine(loss)
+    else:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _run_engine(loss: Tensor) -> None:
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.run_backward(
+        *((loss,), (torch.ones_like(loss),), False, False, ()),
+        allow_unreachable=True,
+        accumulate_grad=True,
+    )
+
+
+@functools.cache
+def _has_engine() -> bool:
+    """Whether the engine is where this release of PyTorch is expected to have it, and works."""
+    weight = torch.ones((), requires_grad=True)
+    try:
+        torch._C._are_functorch_transforms_active()
+        with torch.enable_grad():
+            _run_engine(weight * 2)
+    except (AttributeError, TypeError, RuntimeError):
+        return False
+    return weight.grad is not None and float(weight.grad) == 2
+
+
 def give_loss(function: OwnStep, loss: Callable[[Tensor, Tensor], Tensor]) -> OwnStep:
     """Passes a loss on to a function that has a parameter `loss` without a value."""
     try:
