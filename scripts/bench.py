@@ -9,6 +9,7 @@
     python scripts/bench.py loader           # an image folder with two loaders; 2 minutes
     python scripts/bench.py start            # a command's time to its first trial; half a minute
     python scripts/bench.py kills            # a search with and without 20 kills; 5 minutes
+    python scripts/bench.py profile          # where the time of a trial goes; 2 minutes
     python scripts/bench.py memory           # of 4 workers that share a training part; 2 minutes
     python scripts/bench.py search           # methods of search, replayed on curves; 10 minutes
     python scripts/bench.py pareto           # two objectives with promotion, replayed; 5 minutes
@@ -48,6 +49,7 @@ import optuna
 import sqlalchemy
 import torch
 from PIL import Image
+from profiling import profile_benches
 from search.fronts import compare_fronts
 from search.measuring import FAMILIES, PARTS, REPORTED, measure
 from search.recording import record
@@ -697,6 +699,7 @@ def main() -> None:
         "loader",
         "start",
         "kills",
+        "profile",
         "memory",
         "search",
         "pareto",
@@ -734,6 +737,8 @@ def main() -> None:
             start(repeats)
         case "kills":
             kills()
+        case "profile":
+            profile_benches(arguments.trials)
         case "memory":
             memory()
         case "search":
