@@ -211,8 +211,11 @@ def profile_here(page: str, target: str, *overrides: str) -> None:
     runs = put_clocks(clock)
     sys.path.insert(0, str(ROOT))
     sys.argv = [f"studies.{page}", *overrides]
-    with contextlib.suppress(SystemExit):
+    try:
         runpy.run_module(f"studies.{page}", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code:  # it has said why
+            raise
     for place in (0, 1):
         clock.spent[WAIT][place] = max(0.0, clock.spent[WAIT][place] - clock.posted[place])
     result = {"start": clock.began - began, "spent": clock.spent, "kernels": kernels_of(runs[0])}
