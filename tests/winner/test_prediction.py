@@ -13,8 +13,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image, ImageDraw
+from sounds import hostile_wavs, sweep, wav
 
-from studyloom.data import Picture
+from studyloom.data import Picture, Sound
 from studyloom.data.idx import ASSET, Embedded
 from studyloom.data.transform import InputRange
 from studyloom.errors import ConfigError, PredictError
@@ -482,6 +483,45 @@ def test_a_hostile_transform_is_refused_and_not_called(reader, tmp_path, transfo
 def test_a_damaged_answer_is_named(reader, tmp_path, change, words):
     with pytest.raises(PredictError, match=words):
         load_network(own(reader, tmp_path, None, **change))
+
+
+# Sounds
+
+
+@pytest.fixture
+def hearing(tmp_path):
+    """A run directory, of a network that takes spectrograms."""
+    folder = tmp_path / "hearing"
+    folder.mkdir()
+    torch.manual_seed(0)
+    save_weights(folder / "winner.pt", MLP((1, 24, 32), 10, hidden=[]).state_dict())
+    (folder / "winner.yaml").write_text("model: {_target_: studyloom.models.MLP, hidden: []}\n")
+    facts = {"shape": [1, 24, 32], "outputs": 10, "mean": 0.0, "std": 1.0, "loaded": True}
+    facts |= {"kind": "float32", "transform": {"_target_": "studyloom.data.Sound"}}
+    (folder / "winner.json").write_text(json.dumps({"data": facts}))
+    return folder
+
+
+def test_a_wav_file_is_answered_as_its_input_is_and_what_was_done_is_said(hearing, tmp_path):
+    (tmp_path / "word.wav").write_bytes(wav(sweep(0.5, 300, 1800, 44100), 44100, channels=2))
+    np.save(tmp_path / "word.npy", Sound()((tmp_path / "word.wav").read_bytes())[0].numpy())
+    network = load_network(hearing)
+    heard, given = predict(network, [tmp_path / "word.wav", tmp_path / "word.npy"])
+    assert heard.note == "2 channels averaged; 44100 samples a second, resampled to 8000"
+    assert (heard.label, heard.confidence) == (given.label, given.confidence)
+
+
+def test_what_is_no_sound_is_named_after_the_answers_to_the_others(hearing, tmp_path):
+    (tmp_path / "word.wav").write_bytes(wav(sweep(0.5, 300, 1800, 8000), 8000))
+    contents = {name: content for name, (content, _) in hostile_wavs().items()}
+    asked = hostile.write(tmp_path / "files", contents)
+    answers = predict(load_network(hearing), [tmp_path / "word.wav", *asked])
+    assert next(answers).note == ""
+    with pytest.raises(PredictError) as caught:
+        list(answers)
+    for path, mistake in zip(asked, caught.value.mistakes, strict=True):
+        assert mistake.startswith(f"{path}: ")
+        assert len(mistake.splitlines()) == 1
 
 
 # Hostile files

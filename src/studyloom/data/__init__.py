@@ -9,6 +9,7 @@ from studyloom.data.datasets import Datasets as Datasets
 from studyloom.data.functions import Loaded as Loaded
 from studyloom.data.idx import Embedded as Embedded
 from studyloom.data.idx import Idx as Idx
+from studyloom.data.sound import Sound as Sound
 from studyloom.data.split import Split as Split
 from studyloom.data.transform import Picture as Picture
 
@@ -18,6 +19,7 @@ __all__ = [
     "Idx",
     "Loaded",
     "Picture",
+    "Sound",
     "Split",
     "datasets",
     "examples",
@@ -25,6 +27,7 @@ __all__ = [
     "folds",
     "idx",
     "shared",
+    "sound",
     "split",
     "tables",
     "training_data",

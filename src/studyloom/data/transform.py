@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from studyloom.data.sound import Sound
 from studyloom.data.split import Split, parts_of
 from studyloom.data.training_data import Part
 from studyloom.errors import DataError
@@ -273,7 +274,7 @@ def is_picture(shape: Sequence[int]) -> bool:
 
 # What a source may have as its `transform`. A function gets a picture, uint8 (channels, height,
 # width), or the numbers of one input in a file, and returns the input.
-Transform = Picture | Callable[[Tensor], Any]
+Transform = Picture | Sound | Callable[[Tensor], Any]
 
 
 def describe_transform(source: Any, section: Any, split: Part) -> dict[str, Any] | None:
@@ -291,6 +292,8 @@ def describe_transform(source: Any, section: Any, split: Part) -> dict[str, Any]
     if isinstance(transform, Picture):
         fields = asdict(transform.completed(split.mean, split.std))
         return {"_target_": "studyloom.data.Picture", **fields}
+    if isinstance(transform, Sound):
+        return {"_target_": "studyloom.data.Sound", **asdict(transform)}
     if isinstance(section, Mapping) and "_target_" in section:
         return dict(section)
     if not inspect.isfunction(transform):

@@ -1,4 +1,4 @@
-"""Predictions of a winner for pictures, arrays and lines of numbers.
+"""Predictions of a winner for pictures, sounds, arrays and lines of numbers.
 
 winner.yaml builds the network, winner.pt holds its weights, and winner.json how what a file holds
 becomes an input, as the data source of the study said it.
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from studyloom.config import trust
 from studyloom.config.build import build
+from studyloom.data.sound import Sound
 from studyloom.data.transform import InputRange, Picture, Transform, is_picture
-from studyloom.errors import PredictError
+from studyloom.errors import DataError, PredictError
 from studyloom.files import open_below
 from studyloom.question.jobs import build_network
 from studyloom.text import format_shape, format_value
@@ -319,8 +320,8 @@ def read_inputs(path: Path, network: Network) -> Inputs:
     """Reads the inputs that a file holds for a network; what it is, its content says.
 
     Args:
-        path: a .npy file of one input or several. For pictures otherwise a picture or an IDX file;
-            for other inputs a CSV file with a line for each.
+        path: a .npy file of one input or several. For sounds otherwise a WAV file; for pictures a
+            picture or an IDX file; for other inputs a CSV file with a line for each.
         network: the network.
 
     Raises:
@@ -332,6 +333,8 @@ def read_inputs(path: Path, network: Network) -> Inputs:
     own = network.transform is not None and not isinstance(network.transform, Picture)
     if input_files.is_array(content):
         return from_numbers(*input_files.read_array(content), network)
+    if isinstance(network.transform, Sound):
+        return _from_sound(content, network.transform, network)
     if pictures and (input_files.is_packed(content) or input_files.is_idx(content)):
         return _from_pictures(input_files.read_idx_images(content), [], network)
     if pictures or (own and input_files.is_picture_file(content)):
@@ -371,7 +374,7 @@ def from_numbers(numbers: Tensor, whole: bool, network: Network) -> Inputs:
             f"got {format_shape(numbers.shape) or 'one number'}"
         )
     input_files.check_finite(rows)
-    if network.transform is None or not is_picture(shape):
+    if network.transform is None or isinstance(network.transform, Sound) or not is_picture(shape):
         return _finish(rows, [], network)
     low, high = (float(end) for end in rows.aminmax())
     if low < 0 and not whole:
@@ -404,6 +407,16 @@ def _from_pictures(pixels: Tensor, done: Iterable[str], network: Network) -> Inp
         pixels = pixels.float().div_(255)
     inputs, more = network.transform(pixels.expand(-1, network.shape[0], -1, -1), size)
     return _finish(inputs, [network.remark, *done, *more], network)
+
+
+def _from_sound(content: bytes, sound: Sound, network: Network) -> Inputs:
+    try:
+        row, done = sound(content)
+    except DataError as error:
+        raise PredictError(str(error)) from None
+    if tuple(row.shape) != network.shape:
+        raise PredictError(f"winner.json: data.transform does not make {network.shape} of a sound")
+    return _finish(row[None], done, network)
 
 
 def _apply(network: Network, items: Tensor) -> Tensor:

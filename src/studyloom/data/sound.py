@@ -1,0 +1,251 @@
+"""Sounds as inputs: WAV files, read within bounds, and the spectrogram of what is heard in one.
+
+`Sound` is the only way from samples to an input: `scripts/embed.py` makes the embedded recordings
+with it, and `studyloom predict` what it reads from a file.
+"""
+
+import functools
+import io
+import math
+import wave
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from studyloom.errors import DataError
+
+RATES = (4_000, 192_000)  # samples a second; of telephones, and of studios
+MOST_SAMPLES = 3_000_000  # of a file, all channels together: a minute of CDs has 2.6 million
+SILENT = 1e-3  # of full scale; the quietest of 3 000 recordings has a peak of 0.0064
+SHORTEST = 0.05  # seconds of sound
+LOWEST = 60.0  # hertz, where the lowest band begins
+Samples = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sound:
+    """How a sound becomes an input: the log-mel spectrogram of what is heard in it.
+
+    Levels are decibels below the loudest. What is `floor` below it is silence, so that the noise
+    of a microphone does not tell the speaker; before and after, what is `quiet` below the loudest
+    moment is cut off. What is left is stretched to `frames`, and normalised by its own mean and
+    standard deviation.
+
+    Args:
+        rate: samples a second; other rates are resampled.
+        bands: of the mel scale, of equal width there (O'Shaughnessy 1987), from 60 Hz to half the
+            rate.
+        frames: the columns of an input.
+        window: samples of a frame, under a Hann window; a frame begins each half of it.
+        floor: decibels.
+        quiet: decibels.
+        longest: seconds of what is left after the cut.
+
+    Raises:
+        DataError: an argument is out of its range.
+    """
+
+    rate: int = 8_000
+    bands: int = 24
+    frames: int = 32
+    window: int = 200
+    floor: float = 35.0
+    quiet: float = 30.0
+    longest: float = 3.0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("rate", *RATES),
+            ("bands", 1, 256),
+            ("frames", 1, 4096),
+            ("window", 16, 65_536),
+            ("floor", 1, 255),
+            ("quiet", 1, 255),
+            ("longest", SHORTEST, 60),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise DataError(
+                    f"data.transform.{name} must be from {low} to {high}; got {getattr(self, name)}"
+                )
+        if 0 in self._mel.sum(1):
+            raise DataError(
+                f"data.transform.bands={self.bands} are too many: {self.window} samples at "
+                f"{self.rate} Hz leave some of them empty; take fewer, or a longer window"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 1, self.bands, self.frames
+
+    def __call__(self, content: bytes) -> tuple[Tensor, list[str]]:
+        """Makes an input of a WAV file.
+
+        Args:
+            content: what the file holds.
+
+        Returns:
+            float32 (1, bands, frames), and what was done, in words.
+
+        Raises:
+            DataError: it is no such file, or no sound is heard in it, or too much.
+        """
+        samples, rate, done = read_wav(content)
+        if rate != self.rate:
+            samples = resample(samples, rate, self.rate)
+            done.append(f"{rate} samples a second, resampled to {self.rate}")
+        whole = len(samples) / self.rate
+        levels, heard = self.levels(samples)
+        if whole - heard > 0.1:
+            done.append(f"{heard:.2f} of {whole:.2f} s heard, the rest quiet and cut off")
+        return self.normalise(torch.from_numpy(levels)[None])[0], done
+
+    def levels(self, samples: Samples) -> tuple[NDArray[np.uint8], float]:
+        """Measures the spectrogram of a sound.
+
+        Args:
+            samples: (n,) of full scale 1, `rate` a second.
+
+        Returns:
+            levels (bands, frames), decibels above the floor, the highest band first; and how many
+            seconds are heard.
+
+        Raises:
+            DataError: it is silent, too short or too long.
+        """
+        if not len(samples) or np.abs(samples - samples.mean()).max() < SILENT:
+            raise DataError("it must be a sound, and is silent")
+        power = self._power(samples)
+        loud = power.sum(0)
+        (heard,) = np.nonzero(loud > loud.max() * 10 ** (-self.quiet / 10))
+        first, last = int(heard[0]), int(heard[-1]) + 1
+        seconds = min((last - first) * (self.window // 2), len(samples)) / self.rate
+        if not SHORTEST <= seconds <= self.longest:
+            raise DataError(
+                f"it must be a sound of {SHORTEST} to {self.longest:g} s; {seconds:.2f} s are heard"
+            )
+        decibels = 10 * np.log10(power[:, first:last] / power.max() + 1e-30)
+        return np.round(_stretch(np.maximum(decibels, -self.floor), self.frames) + self.floor)[
+            ::-1
+        ].astype(np.uint8), seconds
+
+    def normalise(self, levels: Tensor) -> Tensor:
+        """Normalises spectrograms, each by its own mean and standard deviation.
+
+        Args:
+            levels: (n, bands, frames).
+
+        Returns:
+            float32 (n, 1, bands, frames).
+        """
+        rows = levels.float()
+        centred = rows - rows.mean((1, 2), keepdim=True)
+        return (centred / centred.std((1, 2), keepdim=True).clamp(min=1e-3))[:, None]
+
+    def _power(self, samples: Samples) -> Samples:
+        """Returns the power in each band of each frame, (bands, n)."""
+        hop = self.window // 2
+        padded = np.pad(samples, (hop, hop + self.window))
+        starts = np.arange(0, len(samples) + 1, hop)
+        pieces = padded[starts[:, None] + np.arange(self.window)]
+        hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.window) / self.window)
+        power: Samples = self._mel @ (np.abs(np.fft.rfft(pieces * hann)) ** 2).T
+        return power
+
+    @functools.cached_property
+    def _mel(self) -> Samples:
+        return mel_filters(self.rate, self.window, self.bands)
+
+
+def mel_filters(rate: int, window: int, bands: int) -> Samples:
+    """Makes triangular filters of equal width on the mel scale, 2595 log10(1 + hertz / 700).
+
+    Args:
+        rate: samples a second.
+        window: samples of the Fourier transform.
+        bands: how many filters, between 60 Hz and half the rate.
+
+    Returns:
+        the weight of each frequency in each band, at most 1, (bands, window // 2 + 1).
+    """
+    low, high = (math.log10(1 + hertz / 700) for hertz in (LOWEST, rate / 2))
+    edges = 700 * (10 ** np.linspace(low, high, bands + 2) - 1)
+    widths, frequencies = np.diff(edges), np.arange(window // 2 + 1) * rate / window
+    distances = frequencies - edges[:, None]
+    rising, falling = distances[:-2] / widths[:-1, None], -distances[2:] / widths[1:, None]
+    return np.maximum(0, np.minimum(rising, falling))
+
+
+def resample(samples: Samples, rate: int, wanted: int) -> Samples:
+    """Resamples a sound by its Fourier transform, cut off or filled up with zeros.
+
+    It is exact for what is periodic; elsewhere the ends ring, where recordings are quiet.
+
+    Args:
+        samples: (n,).
+        rate: of them, samples a second.
+        wanted: the same of what is returned.
+    """
+    length = max(1, round(len(samples) * wanted / rate))
+    spectrum = np.fft.rfft(samples)
+    if length % 2 == 0 and length < len(samples):
+        spectrum[length // 2] = 2 * spectrum[length // 2].real  # it stands for both its signs
+    if len(samples) % 2 == 0 and len(samples) < length:
+        spectrum[-1] /= 2
+    return np.fft.irfft(spectrum, length) * (length / len(samples))
+
+
+def read_wav(content: bytes) -> tuple[Samples, int, list[str]]:
+    """Reads a WAV file of PCM samples of 8 to 32 bits, its channels averaged.
+
+    Args:
+        content: what the file holds; nothing is taken for what its header says and it lacks.
+
+    Returns:
+        samples (n,) of full scale 1, the rate, and what was done, in words.
+
+    Raises:
+        DataError: it is none, damaged, too long, or of an odd rate.
+    """
+    try:
+        with wave.open(io.BytesIO(content)) as file:
+            channels, width, rate, count, *_ = file.getparams()
+            if width > 4:
+                raise ValueError(f"{8 * width} bits a sample")
+            if count * channels <= MOST_SAMPLES:
+                body = file.readframes(count)
+    except Exception as error:  # whatever the library says of a damaged header
+        words = " ".join(str(error).split())[:100] or type(error).__name__
+        raise DataError(f"it must be a WAV file of PCM samples: {words}") from None
+    if not RATES[0] <= rate <= RATES[1]:
+        raise DataError(f"it must have {RATES[0]} to {RATES[1]} samples a second; got {rate}")
+    if count * channels > MOST_SAMPLES:
+        raise DataError(
+            f"it must have at most {MOST_SAMPLES:_} samples, and says {count * channels}"
+        )
+    if len(body) != count * channels * width:
+        raise DataError(
+            f"its header says {count * channels * width} bytes of sound, and {len(body)} follow"
+        )
+    samples = _decode(body, width).reshape(count, channels).mean(1)
+    return samples, rate, [f"{channels} channels averaged"] if channels > 1 else []
+
+
+def _decode(body: bytes, width: int) -> Samples:
+    """Returns samples of some bytes on the scale -1 to 1; those of one byte have no sign."""
+    if width == 1:
+        return np.frombuffer(body, np.uint8) / 128.0 - 1
+    if width == 3:
+        wide = np.zeros((len(body) // 3, 4), np.uint8)
+        wide[:, 1:] = np.frombuffer(body, np.uint8).reshape(-1, 3)
+        return wide.view("<i4")[:, 0] / 2.0**31
+    return np.frombuffer(body, f"<i{width}") / 2.0 ** (8 * width - 1)
+
+
+def _stretch(rows: Samples, length: int) -> Samples:
+    """Interpolates each row (n, some) linearly, at the middles of `length` equal pieces of it."""
+    some = rows.shape[1]
+    places = (np.arange(length) + 0.5) * some / length - 0.5
+    return np.stack([np.interp(places, np.arange(some), row) for row in rows])

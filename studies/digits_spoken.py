@@ -1,0 +1,25 @@
+"""Search a small CNN that hears which digit is spoken, by a speaker whom it has never heard.
+
+    python -m studies.digits_spoken
+    python -m studies.digits_spoken data.train.sealed=george study.name=george   # another sealed
+    studyloom predict runs/digits_spoken seven.wav --trust studies
+
+The data are 3 000 recordings of six speakers as log-mel spectrograms. One speaker is sealed; each
+of the others validates in turn what was trained on the remaining four. How recordings are varied
+in training (time, pitch, microphone, SpecAugment) is searched. It takes 6 trials of 12 epochs.
+"""
+
+from omegaconf import DictConfig
+
+from studies import CONF
+from studyloom.config import hydra_main
+from studyloom.run import run
+
+
+@hydra_main(config_path=CONF, config_name="digits_spoken")
+def main(cfg: DictConfig) -> None:
+    run(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Sounds: WAV files whole, odd and hostile, and the spectrograms that are made of them."""
+
+import struct
+
+import numpy as np
+import pytest
+import torch
+from scipy.signal import resample as reference
+from sounds import hostile_wavs, sweep, wav
+
+from studyloom.data.sound import Sound, mel_filters, read_wav, resample
+from studyloom.data.transform import describe_transform
+from studyloom.errors import DataError
+
+SOUND = Sound()
+
+
+def test_the_filters_are_those_of_librosa():
+    """Made by librosa.filters.mel(sr=8000, n_fft=200, n_mels=24, fmin=60, htk=True, norm=None)."""
+    filters = mel_filters(8000, 200, 24)
+    peaks = [3, 4, 6, 8, 10, 12, 14, 17, 19, 22, 25, 28, 32, 35, 39, 43, 48, 53, 58, 64, 70, 77]
+    assert filters.argmax(1).tolist() == [*peaks, 84, 92]
+    sums = [1.618553, 1.503716, 1.746524, 1.887122, 1.966766, 2.170513, 2.322657, 2.427875]
+    assert filters[:8].sum(1) == pytest.approx(sums, abs=1e-6)
+    assert filters[-2:].sum(1) == pytest.approx([7.417881, 7.948281], abs=1e-6)
+
+
+def test_the_power_of_a_sweep_is_what_librosa_finds():
+    """By librosa.feature.melspectrogram with the filters above, hop_length=100, center=True."""
+    power = SOUND._power(sweep(0.5, 200, 3200, 8000))
+    assert power.shape == (24, 41)
+    assert power.sum() == pytest.approx(37470.13187738, rel=1e-6)
+    assert power.argmax(0)[::8].tolist() == [2, 8, 13, 16, 19, 21]
+    loudest = [198.8174, 602.4502, 784.8679, 574.5506, 786.9293, 278.1764]
+    assert power.max(0)[::8] == pytest.approx(loudest, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rate", "wanted", "count"),
+    [(8000, 8000, 4000), (16000, 8000, 8000), (16000, 8000, 8001), (44100, 8000, 22050),
+     (44100, 8000, 22051), (11025, 8000, 5000), (6000, 8000, 3000), (6000, 8000, 3003)],
+)  # fmt: skip
+def test_resampling_is_that_of_scipy(rate, wanted, count):
+    samples = np.random.default_rng(0).normal(size=count)
+    made = resample(samples.copy(), rate, wanted)
+    assert np.allclose(made, reference(samples, round(count * wanted / rate)), atol=1e-12)
+
+
+@pytest.mark.parametrize("rate", [4001, 11025, 16000, 44100, 48000, 96000])
+def test_a_sound_of_another_rate_is_the_same_input_and_that_is_said(rate):
+    known, silent = SOUND(wav(sweep(0.5, 300, 1800, 8000), 8000))
+    made, said = SOUND(wav(sweep(0.5, 300, 1800, rate), rate))
+    assert silent == []
+    assert said == [f"{rate} samples a second, resampled to 8000"]
+    assert made.shape == SOUND.shape
+    assert (made - known).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_samples_of_every_width_are_on_one_scale(width, channels):
+    samples = sweep(0.1, 300, 1800, 8000)
+    read, rate, said = read_wav(wav(samples, 8000, width, channels))
+    assert rate == 8000
+    assert np.abs(read - samples).max() < (0.02 if width == 1 else 1e-4)
+    assert said == (["2 channels averaged"] if channels == 2 else [])
+
+
+def test_quiet_before_and_after_is_cut_off_and_loudness_does_not_matter():
+    word = sweep(0.4, 300, 1800, 8000)
+    known, _ = SOUND(wav(word, 8000))
+    noise = np.random.default_rng(0).normal(size=8000) * 1e-3
+    made, said = SOUND(wav(np.concatenate([noise, word / 4, noise]), 8000))
+    assert (made - known).abs().mean() < 0.15
+    assert said == ["0.41 of 2.40 s heard, the rest quiet and cut off"]
+
+
+def test_an_input_is_normalised_by_itself_and_has_its_highest_band_first():
+    made, _ = SOUND(wav(sweep(0.5, 3000, 3600, 8000), 8000))
+    assert float(made.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(made.std()) == pytest.approx(1, abs=1e-5)
+    assert made[0].mean(1).argmax() < 5
+
+
+@pytest.mark.parametrize("name", [*hostile_wavs()])
+def test_a_hostile_file_is_refused_in_one_line(name):
+    content, words = hostile_wavs()[name]
+    with pytest.raises(DataError, match=words) as caught:
+        SOUND(content)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 200
+
+
+def test_a_file_of_random_bytes_after_a_true_beginning_is_read_or_refused():
+    whole, generator = bytearray(wav(sweep(0.2, 300, 1800, 8000), 8000)), np.random.default_rng(1)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in generator.integers(0, 44, 3):
+            damaged[place] = generator.integers(256)
+        try:
+            made, _ = SOUND(bytes(damaged))
+        except DataError:
+            continue
+        assert bool(torch.isfinite(made).all())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"rate": 100}, {"bands": 0}, {"frames": 0}, {"window": 1}, {"floor": 0}, {"longest": 100}],
+)
+def test_an_argument_out_of_its_range_is_named(arguments):
+    with pytest.raises(DataError, match=rf"data\.transform\.{next(iter(arguments))} must be from"):
+        Sound(**arguments)
+
+
+def test_bands_that_would_be_empty_are_refused():
+    with pytest.raises(DataError, match="too many"):
+        Sound(bands=128)
+
+
+def test_a_winner_stores_all_of_it():
+    class Source:
+        transform = Sound(bands=20)
+
+    stored = describe_transform(Source(), None, None)
+    assert stored.pop("_target_") == "studyloom.data.Sound"
+    assert Sound(**stored) == Sound(bands=20)
+
+
+def test_a_header_may_have_further_chunks_and_an_odd_length():
+    samples = sweep(0.1, 300, 1800, 8000)
+    content = wav(samples, 8000)
+    size = struct.pack("<I", len(content) - 8 + 12)
+    listed = b"LIST" + struct.pack("<I", 3) + b"abc\0"
+    more = content[:4] + size + content[8:36] + listed + content[36:]
+    assert np.array_equal(read_wav(more)[0], read_wav(content)[0])

@@ -1,0 +1,100 @@
+"""The study of spoken digits: who is in which part, and how recordings are varied."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from toys import ask
+
+from studies import speech
+from studies.speech import Spoken
+from studyloom.config.build import build
+from studyloom.errors import DataError
+from studyloom.files import ASSETS
+
+SPEAKERS = ["george", "jackson", "lucas", "nicolas", "theo", "yweweler"]
+MOST = 2_000_000  # bytes of the asset
+
+
+@pytest.fixture(scope="module")
+def train():
+    return Spoken("train", "theo")
+
+
+def test_the_embedded_recordings_never_change():
+    content = (ASSETS / "spoken.npz").read_bytes()
+    assert hashlib.sha256(content).hexdigest().startswith("42872107d1a805c2")
+    assert len(content) < MOST
+
+
+def test_each_speaker_says_each_digit_fifty_times_and_no_two_recordings_are_alike():
+    with np.load(ASSETS / "spoken.npz", allow_pickle=False) as data:
+        counts = np.unique(np.stack([data["speakers"], data["digits"]]), axis=1, return_counts=True)
+        levels = data["levels"]
+    assert counts[1].tolist() == [50] * 60
+    assert len({level.tobytes() for level in levels}) == 3000
+
+
+@pytest.fixture(scope="module")
+def section():
+    """The section `data` of the study."""
+    return ask(name="digits_spoken").config.data
+
+
+@pytest.mark.parametrize("sealed", SPEAKERS)
+def test_no_speaker_is_in_two_parts(section, sealed):
+    section.train.sealed = sealed
+    source = build(section)
+    train, test = source.train(), source.test()
+    assert (len(train), len(test), train.outputs, train.shape) == (2500, 500, 10, (1, 24, 32))
+    assert {*Spoken("test", sealed).speakers} == {sealed}
+    who = np.array(Spoken("train", sealed).speakers)
+    assert {*who} == {*SPEAKERS} - {sealed}
+    for count, seed in ((5, 0), (5, 1), (1, 0), (1, 7)):
+        folds = train.folds(count, source.validation, seed)
+        heard = [({*who[learnt]}, {*who[judged]}) for learnt, judged in folds]
+        assert all(not learnt & judged and judged for learnt, judged in heard)
+    validated = [judged for _, judged in train.folds(5, source.validation, 0)]
+    assert sorted(torch.cat(validated).tolist()) == [*range(2500)]
+    assert all(len({*who[judged]}) == 1 for judged in validated)
+
+
+def test_a_speaker_who_is_not_there_is_named(section):
+    section.train.sealed = "thea"
+    source = build(section)
+    with pytest.raises(DataError, match=r"must be one of george, jackson, .*; got thea"):
+        source.train()
+
+
+def test_without_variation_a_batch_stays_as_it_is(train):
+    spectrograms = train.spectrograms[:8]
+    same = speech.cover(speech.equalise(speech.warp(spectrograms, 0, 0, 0), 0), 0)
+    assert torch.allclose(same, spectrograms, atol=1e-5)
+
+
+def test_each_variation_does_what_it_says(train):
+    torch.manual_seed(0)
+    spectrograms = train.spectrograms[:64]
+    pitched = speech.warp(spectrograms, 0, 0.3, 0)
+    assert torch.allclose(pitched[:, :, -1], spectrograms[:, :, -1], atol=0.4), "its low end stays"
+    assert not torch.allclose(pitched, spectrograms, atol=0.5)
+    tilted = speech.equalise(spectrograms, 1.0) - spectrograms
+    assert torch.allclose(tilted.amax(3), tilted.amin(3), atol=1e-5), "the same in all frames"
+    covered = speech.cover(spectrograms + 100, 6) == 0
+    for axis in (2, 3):
+        hidden = covered.all(5 - axis)[:, 0].sum(1)
+        assert 0 <= int(hidden.min()) < int(hidden.max()) == 6
+
+
+def test_a_step_draws_by_the_seed_alone(train):
+    batch = train.spectrograms[:16], torch.from_numpy(train.targets[:16])
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(24 * 32, 10))
+    settings = {"speed": 0.2, "pitch": 0.2, "shift": 0.1, "tilt": 0.5, "mask": 6}
+    losses = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        losses.append(
+            speech.step(network, batch, torch.nn.functional.cross_entropy, **settings).item()
+        )
+    assert losses[0] == losses[1] != losses[2]
