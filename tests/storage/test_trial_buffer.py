@@ -61,6 +61,7 @@ def test_what_is_said_of_the_trial_here_is_written_together(buffer, study, backe
     trial_id = begin(backend)
     buffer.load(1, trial_id)
     trial = optuna.Trial(study, trial_id)
+    assert len(study.get_trials()) == 1  # reads the others
     statements = Statements(backend.engine)
     values = [trial.suggest_float(name, 0, 1) for name in "abc"]
     trial.report(0.5, 1)
@@ -103,6 +104,7 @@ def test_a_write_that_failed_is_written_the_next_time(buffer, backend):
 def test_the_others_are_as_they_were_when_they_were_looked_at(buffer, study, backend):
     own, other = begin(backend), begin(backend)
     buffer.load(1, own)
+    assert len(study.get_trials()) == 2
     statements = Statements(backend.engine)
     for _ in range(9):
         assert [trial.state for trial in study.get_trials()] == [TrialState.RUNNING] * 2
@@ -179,22 +181,82 @@ def test_a_paused_trial_is_a_pruned_one_to_who_decides_about_another(buffer, stu
 
 
 def test_what_a_trial_reads_does_not_grow_with_their_number(buffer, study, backend, monkeypatch):
-    read, answers = sql.read, []
-    monkeypatch.setattr(
-        sql, "read", lambda *args, **asked: answers.append(read(*args, **asked)) or answers[-1]
-    )
-    counts = []
+    read, answers = sql.read_light, []
+    monkeypatch.setattr(sql, "read_light", lambda *args: answers.append(read(*args)) or answers[-1])
+    counts, complete = [], (TrialState.COMPLETE,)
     for finished in (3, 30):
         while len(study.trials) < finished:
             backend.set_trial_state_values(begin(backend), TrialState.COMPLETE, [1.0])
         trial_id = begin(backend)
+        buffer.load(1, trial_id)
+        assert len(study.get_trials(states=complete)) == finished
         answers.clear()
         statements = Statements(backend.engine)
-        buffer.load(1, trial_id)
         buffer.refresh(1)
-        assert [len(trials) for trials in answers] == [1, 0]  # its own, once
+        assert len(study.get_trials(states=complete)) == finished
+        assert answers == [[]]
         counts.append(statements.count)
         buffer.set_trial_state_values(trial_id, TrialState.COMPLETE, [1.0])
         execute(backend, buffer.write)
         buffer.clear()
-    assert counts[0] == counts[1] <= 7 + 2
+    assert counts[0] == counts[1] <= 2  # SQLite's BEGIN is one
+
+
+def test_a_trial_that_was_just_made_is_as_it_is_stored(buffer, study, backend):
+    def make(connection):
+        return buffer.make(connection, 1, {SLOT: 0, "worker": "w", "baseline": True})
+
+    trial_id = execute(backend, make)
+    statements = Statements(backend.engine)
+    loaded = buffer.load(1, trial_id)
+    assert statements.count <= 3  # for the study's direction, once
+    assert loaded == stored(backend, trial_id)
+    assert buffer.load(1, trial_id) == loaded  # read this time
+
+
+def test_running_trials_are_read_for_questions_about_them_alone(buffer, study, backend):
+    own, running, ended = (
+        execute(backend, lambda c, n=n: sql.add(c, 1, {SLOT: n})) for n in range(3)
+    )
+    backend.set_trial_intermediate_value(running, 1, 0.5)
+    backend.set_trial_state_values(ended, TrialState.COMPLETE, [1.0])
+    buffer.load(1, own)
+    numbers, statements = [], Statements(backend.engine)
+    for states in ((TrialState.COMPLETE,), None, (TrialState.RUNNING,), (TrialState.PRUNED,)):
+        before = statements.count
+        numbers.append([trial.number for trial in study.get_trials(states=states)])
+        numbers.append(statements.count > before)
+    assert numbers == [[2], True, [0, 1, 2], True, [0, 1], False, [], False]
+    backend.set_trial_state_values(running, TrialState.COMPLETE, [0.75])
+    buffer.refresh(1)
+    values = [trial.value for trial in study.get_trials(states=(TrialState.COMPLETE,))]
+    assert values == [0.75, 1.0]
+
+
+def test_the_workers_own_trial_counts_once_it_has_ended(buffer, study, backend):
+    """Also where a later one has ended before it."""
+    own, later, next_one = (
+        execute(backend, lambda c, n=n: sql.add(c, 1, {SLOT: n})) for n in range(3)
+    )
+    buffer.load(1, own)
+    assert len(study.get_trials()) == 3
+    backend.set_trial_state_values(later, TrialState.COMPLETE, [0.5])
+    buffer.refresh(1)
+    assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 1
+    buffer.set_trial_state_values(own, TrialState.COMPLETE, [1.0])
+    execute(backend, buffer.write)
+    buffer.clear()
+    buffer.load(1, next_one)
+    states = [trial.state for trial in study.get_trials()]
+    assert states == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
+
+
+def test_what_only_people_ask_of_other_trials_is_left_in_the_database(buffer, study, backend):
+    other, own = (execute(backend, lambda c, n=n: sql.add(c, 1, {SLOT: n})) for n in range(2))
+    for key in (*sql.HEAVY, "kept"):
+        backend.set_trial_user_attr(other, key, {"a": [1]})
+    backend.set_trial_state_values(other, TrialState.COMPLETE, [1.0])
+    buffer.load(1, own)
+    assert study.get_trials()[0].user_attrs == {SLOT: 0, "kept": {"a": [1]}}
+    buffer.clear()
+    assert study.get_trials()[0].user_attrs.keys() == {SLOT, "kept", *sql.HEAVY}

@@ -106,7 +106,8 @@ def connections_left(url: str | URL) -> tuple[float, str]:
         url: The database, with user and password.
 
     Returns:
-        The count, infinity for SQLite, and the name of the limit that is the narrowest.
+        The count, and the name of the limit that is the narrowest; infinity for SQLite, and for a
+        connection pooler, which lets more clients wait than a server takes.
 
     Raises:
         StorageError: The server cannot be reached.
@@ -115,12 +116,18 @@ def connections_left(url: str | URL) -> tuple[float, str]:
     if is_sqlite(address):
         return math.inf, "none"
 
-    def ask() -> sqlalchemy.Row[Any]:
+    def ask() -> sqlalchemy.Row[Any] | None:
         with plain_engine(address).connect() as connection:
+            server = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+            client: Any = connection.connection.driver_connection
+            if client.info.backend_pid != server:
+                return None  # a pool of connections, which has limits of its own
             return connection.exec_driver_sql(LIMITS_QUERY).one()
 
     with explained(address):
         left = Retry(address, 0.0).run(ask)
+    if left is None:
+        return math.inf, "none of a connection pooler is known"
     # The connection that asked is closed by now, hence the 1.
     return min(
         (1.0 + float(number), limit)
@@ -178,12 +185,31 @@ def _file_lock(address: URL) -> Iterator[None]:
         lock.release()
 
 
+# Of this transaction alone: behind a pool of connections the next one may be another client's.
+WAIT_FOR_EVER = """
+    SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN (
+        'statement_timeout', 'lock_timeout', 'transaction_timeout',
+        'idle_in_transaction_session_timeout'
+    )"""
+
+
 @contextmanager
 def _server_lock(address: URL, deadline: float) -> Iterator[None]:
+    """Holds a lock of the server for as long as a transaction that does nothing else is open.
+
+    A lock of a session would stay behind in a pool of connections (pgbouncer with
+    `pool_mode = transaction`): its release may reach another session than the lock.
+    """
+
     def acquire() -> Connection:
         connection = plain_engine(address).connect()
-        connection.exec_driver_sql("SET statement_timeout = 0")  # for the wait for another process
-        connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_lock(LOCK_KEY)))
+        try:
+            connection.exec_driver_sql("BEGIN")
+            connection.exec_driver_sql(WAIT_FOR_EVER)
+            connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(LOCK_KEY)))
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     with explained(address):
@@ -193,7 +219,7 @@ def _server_lock(address: URL, deadline: float) -> Iterator[None]:
     finally:
         # The lock goes with the connection, also if that was lost before.
         with contextlib.suppress(SQLAlchemyError):
-            connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_unlock(LOCK_KEY)))
+            connection.exec_driver_sql("COMMIT")
         with contextlib.suppress(SQLAlchemyError):
             connection.close()
 

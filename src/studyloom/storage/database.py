@@ -7,6 +7,8 @@ everywhere).
 
 import contextlib
 import functools
+import math
+import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -18,7 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError, SQLAlchemyError
 
 from studyloom.errors import StorageError, StorageLost
 from studyloom.storage import sql
@@ -43,6 +45,7 @@ from studyloom.storage.retry import (
 from studyloom.storage.urls import parse_url, without_password
 
 DEADLINE = 300.0  # seconds that a call waits for a database that is away
+RESTED = 1.0  # seconds after the last answer, from which on a connection is tried before its use
 MOST_IDS = 10_000  # of trials in one statement; SQLite takes 32 766 parameters
 T = TypeVar("T")
 
@@ -60,8 +63,7 @@ class RetryingStorage(RDBStorage):
 
     Attributes:
         retry: The deadline, and whether the database is away.
-        skipped_trial_id: A trial that reads of many leave out, since the trial buffer knows it
-            better than the database does; -1 for none.
+        single: The engine for statements that on a server are transactions of their own.
     """
 
     def __init__(self, url: str, address: URL, deadline: float, **kwargs: Any) -> None:
@@ -73,7 +75,12 @@ class RetryingStorage(RDBStorage):
                 self.engine.dispose()
             raise
         self.retry = Retry(address, deadline)
-        self.skipped_trial_id = -1
+        # Of statements that are transactions of their own on a server: without a BEGIN and a
+        # ROLLBACK, two round trips less. In a transaction each statement there sees what was
+        # committed before it, too; on SQLite the transaction keeps what several read consistent.
+        sqlite = self.engine.dialect.name == "sqlite"
+        alone = {} if sqlite else {"isolation_level": "AUTOCOMMIT"}
+        self.single = self.engine.execution_options(**alone)
         event.listen(self.engine, "handle_error", self._explain)
         event.listen(self.engine, "commit", self._note_commit)
 
@@ -134,7 +141,7 @@ class RetryingStorage(RDBStorage):
                 self.scoped_session.registry.clear()
                 raise
 
-        return self.retry.run(attempt)
+        return self.retry.run(attempt, pooled=True)
 
     # Three writes can tell that they run a second time, after a COMMIT whose answer was lost. A
     # worker creates its trial together with its claim, which bears that.
@@ -199,7 +206,6 @@ class RetryingStorage(RDBStorage):
             selection = sql.SOME_TRIALS
             parameters["ids"] = sorted(included_trial_ids)
             parameters["after"] = trial_id_greater_than
-            parameters["skipped"] = self.skipped_trial_id
         trials = read(self, lambda connection: sql.read(connection, selection, **parameters))
         if not trials and trial_id_greater_than < 0:
             self.get_study_name_from_id(study_id)  # raises KeyError if there is no such study
@@ -310,7 +316,7 @@ def read(storage: RetryingStorage, work: Callable[[Connection], T]) -> T:
     """Runs one reading transaction of our own, as `execute` runs a writing one."""
 
     def transact() -> T:
-        with storage.engine.connect() as connection:
+        with storage.single.connect() as connection:
             return work(connection)
 
     return storage.call(transact, writes=False)
@@ -376,16 +382,40 @@ def _open_sqlite(address: URL, create: bool, deadline: float) -> RetryingStorage
 
 def _open_postgres(address: URL, create: bool, deadline: float) -> RetryingStorage:
     engine_kwargs = {
-        "pool_pre_ping": True,
         "pool_size": 2,
+        "pool_use_lifo": True,  # so that the second one is not made while one is enough
         "max_overflow": 0,
         "pool_recycle": 1800,
         "connect_args": libpq_arguments(address, POSTGRES),
     }
-    return RetryingStorage(
+    storage = RetryingStorage(
         address.render_as_string(hide_password=False),
         address,
         deadline,
         engine_kwargs=engine_kwargs,
         skip_table_creation=not create,
     )
+    ping = storage.engine.dialect.do_ping
+
+    @event.listens_for(storage.engine, "checkout")
+    def try_rested(connection: Any, record: Any, _: Any) -> None:
+        """Has a connection replaced that was lost while it rested; else the call is retried."""
+        if time.monotonic() - record.info.get("used", math.inf) > RESTED:
+            try:
+                ping(connection)
+            except Exception as error:
+                raise DisconnectionError from error
+
+    @event.listens_for(storage.engine, "checkin")
+    def note_use(_: Any, record: Any) -> None:
+        record.info["used"] = time.monotonic()
+
+    _keep_one(storage.engine)
+    return storage
+
+
+def _keep_one(engine: sqlalchemy.Engine) -> None:
+    """Closes a second connection: Optuna's check took two at once, and a worker takes one."""
+    with engine.connect():
+        if engine.pool.checkedin() > 0:  # type: ignore[attr-defined]
+            engine.raw_connection().invalidate()

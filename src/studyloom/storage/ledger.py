@@ -11,21 +11,18 @@ own for as long as a lease seemed to last when they first saw it, and start agai
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Executable,
-    Float,
     Update,
     bindparam,
-    case,
     false,
     func,
-    literal_column,
     select,
     text,
     update,
@@ -35,11 +32,13 @@ from sqlalchemy import or_ as any_of
 
 from studyloom.processes import Sightings, host_id, is_alive
 from studyloom.storage.database import RetryingStorage, execute, read
+from studyloom.storage.records.claiming import IS_HELD, IS_OPEN, Wanted, claiming, clock
 from studyloom.storage.records.compare import Slot
 from studyloom.storage.records.heads import fills
 from studyloom.storage.records.leases import LEASE_FACTOR, LeaseWatch
-from studyloom.storage.records.slots import CLAIMED, SLOTS, Claim, HeldSlot
-from studyloom.storage.records.standings import Known, Next, Order, Standing, read_standings
+from studyloom.storage.records.posting import post
+from studyloom.storage.records.slots import SLOTS, Claim, HeldSlot
+from studyloom.storage.records.standings import Known, Order, Standing, read_standings
 from studyloom.storage.records.studies import is_study, lock_study, study_deleted
 from studyloom.storage.retry import call_state
 
@@ -91,13 +90,7 @@ class Ledger:
     @property
     def _now(self) -> ColumnElement[float]:
         """Seconds since 1970 on the database's clock: those of the workers may differ by hours."""
-        postgresql = self.storage.engine.dialect.name == "postgresql"
-        now = (
-            "extract(epoch from clock_timestamp())"
-            if postgresql
-            else "(julianday('now') - 2440587.5) * 86400.0"
-        )
-        return literal_column(now, Float(53))
+        return clock(self.storage.engine.dialect.name)
 
     def claim(
         self,
@@ -133,18 +126,20 @@ class Ledger:
         """
 
         def take(connection: Connection) -> Claim | None:
+            held = all_of(self._mine, IS_HELD, SLOTS.c.owner != owner)
+            abandoned = self._leases.ended(connection, held, self._now, lease)
             # Before the slot is chosen, so that slots and trials are in the same order.
             lock_study(connection, self.study_id, self.uuid)
-            held = all_of(self._mine, SLOTS.c.state == "held", SLOTS.c.owner != owner)
-            abandoned = self._leases.ended(connection, held, self._now, lease)
             chosen = None
             if order is not None:
                 standings = self._standings(connection, owner, trials, order, abandoned)
                 if (chosen := order.choose(standings, closed=begun)) is None:
                     return None
-            first = self._first(trials, begun)
-            statement = self._claiming(owner, first, lease, fresh, abandoned, chosen)
-            row = connection.execute(statement).one_or_none()
+            wanted = Wanted(fresh, begun, chosen is not None)
+            slot = None if chosen is None else chosen.slot
+            of = {"study": self.study_id, "trials": trials, "chosen": slot, "me": owner}
+            statement = claiming(wanted, self.storage.engine.dialect.name, abandoned)
+            row = connection.execute(statement, of | {"lease": lease}).one_or_none()
             if row is None:
                 return None
             over = chosen is not None and chosen.over
@@ -182,56 +177,27 @@ class Ledger:
     def _claims(self) -> Sightings[tuple[str, int, int, int], None]:
         return Sightings(self.clock)
 
-    def _claiming(
+    def renew(
         self,
-        owner: str,
-        slots: ColumnElement[bool],
+        claim: Claim,
         lease: float,
-        fresh: bool,
-        abandoned: ColumnElement[bool],
-        chosen: Next | None,
-    ) -> Executable:
-        """Builds the conditional statement that takes a slot and returns the fields of a Claim."""
-        own = all_of(SLOTS.c.state == "held", SLOTS.c.owner == owner)
-        expired = all_of(SLOTS.c.state == "held", SLOTS.c.owner != owner, abandoned)
-        takeable = all_of(slots, any_of(SLOTS.c.state == "free", own, expired))
-        if fresh:
-            takeable = all_of(takeable, SLOTS.c.trial_id.is_(None), any_of(SLOTS.c.token == 0, own))
-        if chosen is not None:
-            takeable = all_of(takeable, SLOTS.c.slot == chosen.slot)
-        first = (
-            select(SLOTS.c.slot)
-            .where(takeable)
-            .order_by(case((own, 0), else_=1), SLOTS.c.trial_id.is_(None), SLOTS.c.slot)
-            .limit(1)
-            .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer at a time
-        )
-        return (
-            update(SLOTS)
-            .where(takeable, SLOTS.c.slot == first.scalar_subquery())
-            .values(
-                state="held",
-                owner=owner,
-                token=SLOTS.c.token + 1,
-                deaths=SLOTS.c.deaths + case((expired, 1), else_=0),
-                death=case((expired, "its lease ended"), else_=SLOTS.c.death),
-                since=self._now,
-                expires=self._now + lease,
-            )
-            .returning(*CLAIMED)
-        )
-
-    def renew(self, claim: Claim, lease: float, write: WriteRows | None = None) -> bool:
+        write: WriteRows | None = None,
+        report: Mapping[str, Any] | None = None,
+    ) -> bool:
         """Extends a claim, in one transaction with whatever else there is to write.
 
         Args:
             claim: The claim.
             lease: Seconds from now until it ends.
             write: Writes further rows; it must bear being called twice.
+            report: The only row that `write` writes, if that is a report.
 
         Returns:
             False if another worker has the slot by now; then nothing was written.
         """
+        own = (self.study_id, self.uuid, claim, lease)
+        if report is not None and post(self.storage, *own, report):
+            return True
         return self._update(self._renewal, claim, "held", write, lease=lease)
 
     def finish(self, claim: Claim, write: WriteRows | None = None) -> bool:
@@ -403,7 +369,7 @@ class Ledger:
     @staticmethod
     def _held_by(workers: Sequence[str]) -> ColumnElement[bool]:
         """In every study of the database: a worker goes from one stage of a run to the next."""
-        return all_of(SLOTS.c.owner.in_(workers), SLOTS.c.state == "held")
+        return all_of(SLOTS.c.owner.in_(workers), IS_HELD)
 
     def todo(self, trials: int, *, begun: bool = False) -> int:
         """Counts those of the first `trials` slots that are not done; or only those with a trial.
@@ -411,7 +377,7 @@ class Ledger:
         Raises:
             StorageLost: The study was deleted.
         """
-        open_ = all_of(self._first(trials, begun), SLOTS.c.state != "done")
+        open_ = all_of(self._first(trials, begun), IS_OPEN)
         count = select(func.count()).where(open_).scalar_subquery()
         query = select(count, self._exists)
         number, exists = read(self.storage, lambda connection: connection.execute(query).one())
@@ -440,7 +406,7 @@ class Ledger:
         age = (self._now - SLOTS.c.since).label("age")
         query = (
             select(SLOTS.c.owner, SLOTS.c.trial_id, left, age)
-            .where(self._mine, SLOTS.c.state == "held")
+            .where(self._mine, IS_HELD)
             .order_by(SLOTS.c.owner)
         )
         return read(

@@ -101,11 +101,13 @@ class Retry:
         self.stopping: Callable[[], bool] = lambda: False
         self.away = False
 
-    def run(self, attempt: Callable[[], T]) -> T:
+    def run(self, attempt: Callable[[], T], *, pooled: bool = False) -> T:
         """Calls a function until it succeeds.
 
         Args:
             attempt: Called at least once; it must bear being called again after a failure.
+            pooled: Whether it uses connections that may have been lost since the call before; then
+                another one is tried first, without a word.
 
         Returns:
             What `attempt` returns.
@@ -125,8 +127,12 @@ class Retry:
                 try:
                     result = attempt()
                 except (StorageLost, SQLAlchemyError, StorageInternalError) as error:
+                    lost = self._diagnose(error)
                     failed_at = failed_at or time.monotonic()
-                    left = self._time_left(error, failed_at)
+                    if pooled and lost.broken and lost.passing and not call_state.committing:
+                        pooled = False
+                        continue
+                    left = self._time_left(lost, failed_at)
                 else:
                     if failed_at is not None and self.away:
                         self._report_return(time.monotonic() - called)
@@ -136,13 +142,15 @@ class Retry:
         finally:
             call_state.committing, call_state.uncertain = outer
 
-    def _time_left(self, error: Exception, failed_at: float) -> float:
+    def _diagnose(self, error: Exception) -> StorageLost:
+        return error if isinstance(error, StorageLost) else diagnose(error, self.address)
+
+    def _time_left(self, lost: StorageLost, failed_at: float) -> float:
         """Returns the seconds that are left for further tries after a failure.
 
         Raises:
             StorageLost: None are left, or the failure does not pass.
         """
-        lost = error if isinstance(error, StorageLost) else diagnose(error, self.address)
         deadline = max(self.deadline, ANSWERED_DEADLINE) if lost.answered else self.deadline
         deadline = min(deadline, STOP_DEADLINE) if self.stopping() else deadline
         left = failed_at + deadline - time.monotonic()
@@ -179,8 +187,8 @@ def diagnose(error: BaseException, address: URL) -> StorageLost:
         address: The database, to be named without its password.
 
     Returns:
-        An error with the driver's words and the way out, and with the attributes `passing` and
-        `answered`.
+        An error with the driver's words and the way out, and with the attributes `passing`,
+        `answered` and `broken`.
     """
     # SQLAlchemy and Optuna wrap the driver's error, and may stumble again after a failure.
     driver_error: BaseException | None = error
@@ -188,13 +196,19 @@ def diagnose(error: BaseException, address: URL) -> StorageLost:
         driver_error = driver_error.__cause__ or driver_error.__context__
     if driver_error is not None:
         error, passing = driver_error, _passes(driver_error, address)
+        invalidated = driver_error.connection_invalidated
+        # Not one that a server ended for its transaction, which was not at rest then.
+        broken = invalidated and not (getattr(driver_error.orig, "sqlstate", "") or "").startswith(
+            "25P"
+        )
         # The server has answered if the connection broke later, or if it refused the connection.
-        answered = driver_error.connection_invalidated or "FATAL:" in str(driver_error.orig)
+        answered = invalidated or "FATAL:" in str(driver_error.orig)
     else:  # a pool whose connections are all in use for 30 s, by threads that wait
         cause = error.__cause__ or error
         passing, answered = isinstance(cause, sqlalchemy.exc.TimeoutError), False
+        broken = False
     words = f"storage.url: cannot use {without_password(address)}: {driver_message(error, address)}"
-    return StorageLost(words, passing=passing, answered=answered)
+    return StorageLost(words, passing=passing, answered=answered, broken=broken)
 
 
 def file_gone(address: URL) -> StorageLost:

@@ -7,12 +7,12 @@ trial of 6 parameters and 10 reports is 13 commits instead of 34.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.exceptions import UpdateFinishedTrialError
@@ -21,8 +21,10 @@ from sqlalchemy import (
     Connection,
     Executable,
     Select,
+    String,
     Table,
     TextClause,
+    and_,
     bindparam,
     func,
     or_,
@@ -32,12 +34,13 @@ from sqlalchemy import (
 
 from studyloom.errors import TrialDeleted
 from studyloom.space.tree import Point
-from studyloom.storage.attributes import PICKLED, SLOT
+from studyloom.storage.attributes import EPOCHS, MADE, PICKLED, SLOT, TIMES, TRACEBACK
 from studyloom.storage.optuna_internals import (
     TABLES,
     TrialIntermediateValueModel,
     TrialValueModel,
 )
+from studyloom.storage.records.among import among
 from studyloom.storage.records.heads import parse_slot
 from studyloom.storage.records.studies import lock_study
 
@@ -50,10 +53,14 @@ USER_ATTRIBUTES, SYSTEM_ATTRIBUTES = (
 )
 MANY = 400  # ids that a statement names; SQLite takes 32 766, and plans for a short list
 Write = tuple[Executable, dict[str, Any]]  # a statement and its values
+UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
+# User attributes of ours that no sampler and no pruner asks about; they are most of a trial.
+HEAVY = (EPOCHS, MADE, TIMES, TRACEBACK)
 
-# Which trials to read: all of a study, those with one of some ids or a later one than another, a
-# single one. Built once, like the statements after them: building one takes longer than a small
-# answer to it.
+
+# Which trials to read: all of a study, those with one of some ids or a later one than another,
+# those that are new or have ended, those of some ids, a single one. Built once, like the statements
+# after them: building one takes longer than a small answer to it.
 HEADS = select(
     *(TRIALS.c[n] for n in ("trial_id", "number", "state", "datetime_start", "datetime_complete"))
 ).order_by(TRIALS.c.trial_id)
@@ -65,8 +72,16 @@ SOME_TRIALS = HEADS.where(
         TRIALS.c.trial_id > bindparam("after"),
         TRIALS.c.trial_id.in_(bindparam("ids", expanding=True)),
     ),
-    TRIALS.c.trial_id != bindparam("skipped"),
 )
+IDS = bindparam("ids", type_=String)
+CHANGED = HEADS.where(
+    TRIALS.c.study_id + 0 == bindparam("study"),
+    or_(
+        TRIALS.c.trial_id > bindparam("after"),
+        and_(among(TRIALS.c.trial_id, IDS), TRIALS.c.state.not_in(UNFINISHED)),
+    ),
+)
+NAMED = HEADS.where(among(TRIALS.c.trial_id, IDS))
 ONE_TRIAL = HEADS.where(TRIALS.c.trial_id == bindparam("id"))
 DETAILS = {
     table: select(*(table.c[name] for name in ("trial_id", *names.split()))).order_by(
@@ -81,8 +96,10 @@ DETAILS = {
     )
 }
 DETAILS_BY_ID = {
-    table: query.where(table.c.trial_id.in_(bindparam("ids", expanding=True)))
-    for table, query in DETAILS.items()
+    table: query.where(among(table.c.trial_id, IDS)) for table, query in DETAILS.items()
+}
+LIGHT_BY_ID = DETAILS_BY_ID | {
+    USER_ATTRIBUTES: DETAILS_BY_ID[USER_ATTRIBUTES].where(USER_ATTRIBUTES.c.key.not_in(HEAVY))
 }
 
 
@@ -92,30 +109,62 @@ def read(connection: Connection, selection: Select[Any], **parameters: Any) -> l
     Args:
         connection: In a transaction, so that the parts of a trial fit together.
         selection: ALL_TRIALS, SOME_TRIALS or ONE_TRIAL.
-        parameters: What the selection asks for: `study`; `study`, `ids`, `after` and `skipped`;
-            or `id`.
+        parameters: What the selection asks for: `study`; `study`, `ids` and `after`; or `id`.
 
     Returns:
         The trials in the order of their ids.
     """
     heads = connection.execute(selection, parameters).all()
-    if not heads:
-        return []
-    ids = [head.trial_id for head in heads]
 
-    def rows(table: Table) -> dict[int, list[Any]]:
-        if len(ids) > MANY:
+    def rows(table: Table) -> Iterable[Any]:
+        if len(heads) > MANY:
             assert selection.whereclause is not None
             query = (
                 DETAILS[table]
                 .join(TRIALS, TRIALS.c.trial_id == table.c.trial_id)
                 .where(selection.whereclause)
             )
-            answer = connection.execute(query, parameters)
-        else:
-            answer = connection.execute(DETAILS_BY_ID[table], {"ids": ids})
+            return connection.execute(query, parameters)
+        return connection.execute(DETAILS_BY_ID[table], {"ids": as_ids(heads)})
+
+    return _put_together(heads, rows)
+
+
+def read_light(connection: Connection, heads: Sequence[Any]) -> list[FrozenTrial]:
+    """Reads what samplers and pruners may ask of trials: all but the attributes in HEAVY.
+
+    Args:
+        connection: In a transaction.
+        heads: Of the trials, as CHANGED or NAMED selects them.
+    """
+    ids = {"ids": as_ids(heads)}
+    return _put_together(
+        heads, lambda table: connection.execute(LIGHT_BY_ID[table], ids), shared=True
+    )
+
+
+def as_ids(heads: Iterable[Any]) -> str:
+    """Returns the ids of trials as `among` takes them."""
+    return json.dumps([head[0] for head in heads])
+
+
+def _put_together(
+    heads: Sequence[Any], rows_of: Callable[[Table], Iterable[Any]], *, shared: bool = False
+) -> list[FrozenTrial]:
+    """Makes trials of the rows of all tables.
+
+    Args:
+        heads: The rows of the trials themselves.
+        rows_of: Returns the rows that belong to them from another table.
+        shared: Whether trials of the same parameters share their distributions, since nobody
+            changes them.
+    """
+    if not heads:
+        return []
+
+    def rows(table: Table) -> dict[int, list[Any]]:
         by_trial = defaultdict[int, list[Any]](list)
-        for trial_id, *row in answer:
+        for trial_id, *row in rows_of(table):
             by_trial[trial_id].append(row)
         return by_trial
 
@@ -124,7 +173,7 @@ def read(connection: Connection, selection: Select[Any], **parameters: Any) -> l
     report_of = TrialIntermediateValueModel.stored_repr_to_intermediate_value
     trials = []
     for trial_id, number, state, start, complete in heads:
-        distributions = {name: distribution(stored) for name, _, stored in params[trial_id]}
+        distributions = _distributions(tuple((name, row) for name, _, row in params[trial_id]))
         in_order = sorted(values[trial_id], key=itemgetter(0))
         trials.append(
             FrozenTrial(
@@ -138,7 +187,7 @@ def read(connection: Connection, selection: Select[Any], **parameters: Any) -> l
                     name: distributions[name].to_external_repr(value)
                     for name, value, _ in params[trial_id]
                 },
-                distributions=distributions,
+                distributions=distributions if shared else dict(distributions),
                 user_attrs={key: json.loads(value) for key, value in user[trial_id]},
                 system_attrs=unpickled(system[trial_id]),
                 intermediate_values={step: report_of(*row) for step, *row in reports[trial_id]},
@@ -146,6 +195,12 @@ def read(connection: Connection, selection: Select[Any], **parameters: Any) -> l
             )
         )
     return trials
+
+
+@lru_cache(512)
+def _distributions(stored: tuple[tuple[str, str], ...]) -> dict[str, BaseDistribution]:
+    """Makes the distributions of a trial, which those with the same parameters share."""
+    return {name: distribution(row) for name, row in stored}
 
 
 def unpickled(rows: Iterable[Sequence[str]]) -> dict[str, Any]:
@@ -171,9 +226,20 @@ def local(utc: datetime | None) -> datetime | None:
 
 def study_attr(connection: Connection, study_id: int, key: str) -> Any:
     """Reads a user attribute of a study; None if there is none."""
-    row = (STUDY_ATTRIBUTES.c.study_id == study_id) & (STUDY_ATTRIBUTES.c.key == key)
-    stored = connection.execute(select(STUDY_ATTRIBUTES.c.value_json).where(row)).scalar()
-    return None if stored is None else json.loads(stored)
+    return study_attrs(connection, study_id, key)[0]
+
+
+OF_STUDY = select(STUDY_ATTRIBUTES.c.key, STUDY_ATTRIBUTES.c.value_json).where(
+    STUDY_ATTRIBUTES.c.study_id == bindparam("study"),
+    STUDY_ATTRIBUTES.c.key.in_(bindparam("keys", expanding=True)),
+)
+
+
+def study_attrs(connection: Connection, study_id: int, *keys: str) -> list[Any]:
+    """Reads some user attributes of a study, in one statement; None for each that is missing."""
+    rows = connection.execute(OF_STUDY, {"study": study_id, "keys": keys})
+    stored = {key: json.loads(value) for key, value in rows}
+    return [stored.get(key) for key in keys]
 
 
 def add(
@@ -194,17 +260,29 @@ def add(
         StorageLost: The study no longer exists.
     """
     lock_study(connection, study_id, None)
-    # Not that of the latest trial: where trials were deleted, Optuna gives out numbers again.
-    last = select(func.max(TRIALS.c.number)).where(TRIALS.c.study_id == study_id)
-    number = connection.execute(last).scalar()
-    values = {
-        "study_id": study_id,
-        "number": 0 if number is None else number + 1,
-        "state": TrialState.RUNNING if point is None else TrialState.WAITING,
-        "datetime_start": utc() if point is None else None,
-    }
-    insert = TRIALS.insert().returning(TRIALS.c.trial_id)
-    trial_id = int(connection.execute(insert, values).scalar_one())
+    return insert(connection, study_id, user_attrs, point).trial_id
+
+
+class Inserted(NamedTuple):
+    """A trial as it was created.
+
+    Attributes:
+        start: When it was started, as Optuna stores it; None if it waits.
+    """
+
+    trial_id: int
+    number: int
+    start: datetime | None
+
+
+def insert(
+    connection: Connection, study_id: int, user_attrs: Mapping[str, Any], point: Point | None = None
+) -> Inserted:
+    """Does what `add` does, for a caller that has called `lock_study`."""
+    state = TrialState.RUNNING if point is None else TrialState.WAITING
+    start = utc() if point is None else None
+    values = {"study": study_id, "in_state": state, "at": start}
+    trial_id, number = connection.execute(INSERT, values).one()
     writes = [user_attr(trial_id, key, value) for key, value in user_attrs.items()]
     if point is not None:
         for name, domain in point.distributions.items():
@@ -212,7 +290,7 @@ def add(
                 param(trial_id, name, domain.to_internal_repr(point.params[name]), domain)
             )
     write(connection, writes)
-    return trial_id
+    return Inserted(int(trial_id), int(number), start)
 
 
 def check_running(connection: Connection, trial_id: int, slot: int | None = None) -> None:
@@ -255,6 +333,21 @@ def _upsert(table: str, key: str, *columns: str, keep: bool = False) -> TextClau
     )
 
 
+# Not one more than that of the latest trial: where trials were deleted, Optuna gives out numbers
+# again.
+NUMBER = select(func.coalesce(func.max(TRIALS.c.number) + 1, 0)).where(
+    TRIALS.c.study_id == bindparam("study")
+)
+INSERT = (
+    TRIALS.insert()
+    .values(
+        study_id=bindparam("study"),
+        number=NUMBER.scalar_subquery(),
+        state=bindparam("in_state"),
+        datetime_start=bindparam("at"),
+    )
+    .returning(TRIALS.c.trial_id, TRIALS.c.number)
+)
 STATE = (
     select(
         TRIALS.c.state,

@@ -34,7 +34,6 @@ from studyloom.question.search_parts import KEEPS_STATE
 from studyloom.search.promotion import Promotion
 from studyloom.seeds import derive
 from studyloom.space.tree import Point, Space
-from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, PAUSED, SLOT, WORKER
 from studyloom.storage.records.slots import Claim
 from studyloom.study.bounds import ending
@@ -125,7 +124,8 @@ class Worker:
 
         def make(connection: Connection, slot: int) -> int:
             first = {BASELINE: True} if slot == 0 and self.question.baseline is not None else {}
-            return sql.add(connection, ledger.study_id, {SLOT: slot, WORKER: owner, **first})
+            attributes = {SLOT: slot, WORKER: owner, **first}
+            return self.stored.storage.make(connection, ledger.study_id, attributes)
 
         while not self.stopping():
             with self.watch("storage"):

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
-from sqlalchemy import ColumnElement, Connection, false, select
+from sqlalchemy import ColumnElement, Connection, select
 from sqlalchemy import and_ as all_of
 from sqlalchemy import or_ as any_of
 
 from studyloom.processes import Sightings
+from studyloom.storage.records.claiming import NONE_ENDED
 from studyloom.storage.records.slots import SLOTS
 
 # A lease is no longer than the time from its claim to its renewal by this factor, or than the
@@ -57,8 +58,9 @@ class LeaseWatch:
         }
         looks = self._sightings.look(left_of, lease / 2)
         ended = [key for key, (left, seen) in looks.items() if seen >= max(left, lease / 2)]
+        if not ended:
+            return NONE_ENDED
         return any_of(
-            false(),
             *(
                 all_of(SLOTS.c.slot == slot, SLOTS.c.token == token, SLOTS.c.expires == expires)
                 for slot, token, expires in ended

@@ -117,9 +117,10 @@ class Reporter:
             ClaimLost: another worker holds the slot by now; nothing was written.
         """
         with ended_elsewhere():
-            if not self.stored.ledger.renew(self.claim, lease, self.stored.storage.write):
+            buffer = self.stored.storage
+            if not self.stored.ledger.renew(self.claim, lease, buffer.write, buffer.only_report()):
                 raise ClaimLost
-        self.stored.storage.mark_written()
+        buffer.mark_written()
 
     def report(self, epoch: Step, objective: Objective, reported: int) -> None:
         """Reports an epoch, renews the lease, and lets the pruner decide.
