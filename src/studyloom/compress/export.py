@@ -187,7 +187,7 @@ def check_equal(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _strip(model: Any) -> None:
-    """Removes what nobody needs to run a file: shapes within, and where in which file a line was."""
+    """Removes what no runtime needs: shapes within, and which line of code a node is of."""
     graph = model.graph
     del graph.value_info[:], model.functions[:]
     for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):

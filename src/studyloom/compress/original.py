@@ -165,7 +165,7 @@ def compare_outputs(original: Original, network: nn.Module, content: bytes) -> T
 def evaluate(
     original: Original, network: nn.Module, part: Part | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Evaluates a network on the CPU: on a part, or on the validation part of the original's job."""
+    """Evaluates a network on the CPU: on a part, or else on the original's validation part."""
     job = replace(original.job, precision="fp32")
     where = job.valid.cpu() if part is None else None
     return evaluate_network(job, network, (part or original.part).to("cpu"), where)

@@ -11,6 +11,7 @@ from studyloom.text import format_value
 
 RECORD, NETWORK, CARD = "compress.json", "winner.onnx", "model_card.md"
 HEADING = "## Made small"
+HEADS = ("worse by", "bytes", "ms, batch 1", "ms, batch 64", "")
 CHOSEN = "chosen"  # what the row of the chosen variant has in its last column
 LARGEST = 2**20  # bytes of compress.json
 Row = tuple[str, ...]
@@ -78,15 +79,7 @@ def compressed_rows(record: Mapping[str, Any]) -> Iterator[Row]:
     Args:
         record: what compress.json holds.
     """
-    yield (
-        "variant",
-        record["metric"]["name"],
-        "worse by",
-        "bytes",
-        "ms, batch 1",
-        "ms, batch 64",
-        "",
-    )
+    yield "variant", record["metric"]["name"], *HEADS
     for row in (record["original"], *record["variants"]):
         name = str(row["name"])
         if "note" in row:

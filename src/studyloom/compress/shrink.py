@@ -1,4 +1,4 @@
-"""Smaller networks: pruned, or built narrower; and the loss by which both learn from the original."""
+"""Smaller networks, pruned or built narrower, and the loss by which they learn from another."""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
