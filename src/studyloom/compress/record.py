@@ -95,7 +95,7 @@ def compressed_rows(record: Mapping[str, Any]) -> Iterator[Row]:
 
 def _latency(each: Mapping[str, Any]) -> str:
     median, low, high = (float(each[name]) for name in ("median", "low", "high"))
-    return f"{median:.3g} ({low:.3g} to {high:.3g})"
+    return f"{median:.3g} ({low:.3g}–{high:.3g})"
 
 
 def record_lines(record: Mapping[str, Any]) -> list[str]:

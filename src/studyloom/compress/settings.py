@@ -15,9 +15,9 @@ class Settings:
 
     Args:
         rule: which variant is chosen, in the language of `winner.rule`; None for the smallest whose
-            value is not worse than the original's by more than `margin`.
-        margin: what may be lost, as a share of the original's value. The whole 95 % interval of the
-            loss must lie within it.
+            value is not worse than the original's by more than `margin`, by the 95 % interval.
+        margin: what may be lost: in the unit of a metric that ends at 1, such as accuracy; of
+            others as a share of the original's value.
         ratios: the shares of channels and units that are pruned, a variant for each.
         widths: the widths of students as shares of the winner's, a variant for each.
         calibration: how many training examples set the ranges of int8.

@@ -122,8 +122,8 @@ class Judge:
         return {
             "name": name,
             "value": difference["value"],
-            "drop": -sign * difference["mean"],
-            "drop_interval": sorted(-sign * end for end in difference["interval"]),
+            "drop": -sign * difference["mean"] + 0.0,  # and not -0.0
+            "drop_interval": sorted(-sign * end + 0.0 for end in difference["interval"]),
             "bytes": size,
             "parameters": count_parameters(network),
         }

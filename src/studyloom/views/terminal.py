@@ -283,7 +283,7 @@ def print_compressed(record: Mapping[str, Any], console: Console) -> None:
     """
     heads, *rows = compressed_rows(record)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column(heads[0])
+    table.add_column(heads[0], no_wrap=True)
     for head in heads[1:-1]:
         table.add_column(head, justify="right")
     table.add_column(heads[-1])
