@@ -86,7 +86,7 @@ def test_it_writes_a_small_file_a_table_and_lines_and_opens_the_test_part_once(r
     assert "Made small" in (folder / "report.html").read_text()
     content = (folder / "winner.onnx").read_bytes()
     assert str(folder.parent).encode() not in content
-    assert b".py" not in content, "which line of whose code a node is of"
+    assert b"site-packages" not in content, "which line of whose code a node is of"
 
 
 def test_for_the_same_file_the_test_part_stays_closed(run_dir):
@@ -139,5 +139,5 @@ def test_an_operator_that_onnx_lacks_is_named_with_the_way_out():
     with pytest.raises(CompressError) as caught:
         export_network(Branches(), torch.randn(2, 3, 3), {})
     assert "Branches cannot be exported to ONNX" in str(caught.value)
-    assert "eigvals" in str(caught.value)
+    assert "linalg_eig" in str(caught.value)
     assert "or deploy winner.pt" in str(caught.value)
