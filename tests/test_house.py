@@ -21,14 +21,17 @@ GROUND, TOP = "ground", "top"  # the files that lie in no folder
 # From the bottom up. A room imports from rooms below it, and never from one above.
 FLOORS = (
     *(GROUND, "data", "training", "space", "config", "storage", "question", "search"),
-    *("study", "launch", "winner", "views", "integrations", TOP),
+    *("study", "launch", "winner", "compress", "views", "integrations", TOP),
 )
 TOP_FILES = {"", "__main__", "api", "cli", "run"}  # what a person types or imports
 
 # Packages from outside that only some rooms may import; all others are open to all.
 DOORS = {
     "hydra": {"config"},
-    "omegaconf": {"config", "question", "launch", "study", "winner", "views", "integrations", TOP},
+    "omegaconf": {
+        *("config", "question", "launch", "study", "winner", "compress", "views", "integrations"),
+        TOP,
+    },
     "optuna": {"space", "storage", "question", "search", "study", "winner", "views", TOP},
     "sqlalchemy": {"storage", "study"},  # study: the type of a connection
     "filelock": {"storage"},
@@ -41,6 +44,7 @@ DOORS = {
     "argparse": {"config", TOP},
     "optuna_dashboard": {"views"},
     "wsgiref": {"views"},
+    **{package: {"compress"} for package in ("onnx", "onnxruntime", "torch_pruning")},
     **{package: {"integrations"} for package in ("lightning", "transformers", "accelerate")},
 }
 NAMED_BY_CONFIGS = ("models", "losses", "schedules")  # `_target_` names them; nobody imports them

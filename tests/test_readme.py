@@ -46,6 +46,10 @@ SPOKEN = (
     "test_it_learns_to_hear_digits_of_a_speaker_unheard_and_answers_a_wav_file"
 )
 OWN = "tests/test_wheel.py::test_in_an_empty_folder_a_new_study_ends_with_a_winner_and_a_report"
+SMALL = (
+    f"{CLUSTERS}compress_command.py::"
+    "test_it_writes_a_small_file_a_table_and_lines_and_opens_the_test_part_once"
+)
 SAME = f"{CLUSTERS}ray.py::test_the_same_study_is_the_same_with_every_launcher"
 # What runs each command, with its options though perhaps with others of their values.
 COVERED = {
@@ -165,6 +169,9 @@ COVERED = {
     "studyloom predict runs/mnist digit.png": (
         f"{WINNER}winner.py::test_predict_answers_as_the_winner_did"
     ),
+    "studyloom compress runs/mnist": SMALL,
+    "studyloom compress runs/mnist ratios=[0.5] margin=0.01": SMALL,
+    "pip install -e '.[export]'": CI,
     "studyloom replay runs/mnist --trial 17": (
         "tests/study/test_replay.py::test_the_command_replays_a_run_and_does_not_look_at_conf"
     ),

@@ -23,6 +23,9 @@ from studyloom.text import PrintableFormatter, indented, printable
 if TYPE_CHECKING:
     from studyloom.study.stored_study import StoredStudy
 
+# In this process, whatever the command had started.
+JUDGED = ("winner.enabled=true", "launcher=join")
+
 # The functions import what they need: torch, Optuna and Hydra take two seconds, for which `--help`
 # should not wait.
 
@@ -95,6 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     command = add("winner", winner, "choose and test the winner of a finished search again")
     add_run_dir(command)
     add_code(command)
+    add_compress(add("compress", compress, "the winner made small, as winner.onnx"))
     add_predict(add("predict", predict, "what the winner predicts for pictures, arrays or numbers"))
     command = add("replay", replay, "train a trial again, and compare it epoch by epoch")
     add_run_dir(command)
@@ -162,6 +166,16 @@ def add_predict(command: argparse.ArgumentParser) -> None:
     about = "ask the committee of winner.committee=true in place of the winner"
     command.add_argument("--committee", action="store_true", help=about)
     add_trust(command, "a package that the winner may name; its code is executed")
+    add_code(command)
+
+
+def add_compress(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `studyloom compress`."""
+    about = "where the study ran, such as runs/mnist"
+    command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=about)
+    about = "such as margin=0.01 ratios=[0.5] 'rule=min latency_ms where bytes < 50_000'"
+    command.add_argument("settings", metavar="KEY=VALUE", nargs="*", help=about)
+    add_consent(command)
     add_code(command)
 
 
@@ -313,12 +327,39 @@ def winner(arguments: argparse.Namespace) -> None:
     from studyloom.config.trust import code_of_study
     from studyloom.run import judge
 
-    wanted = ("winner.enabled=true", "launcher=join")
     with (
         code_of_study(arguments.run_dir, arguments.code),
-        recompose(arguments.run_dir, *wanted, trusted=arguments.trust_config) as cfg,
+        recompose(arguments.run_dir, *JUDGED, trusted=arguments.trust_config) as cfg,
     ):
         judge(cfg)
+
+
+def compress(arguments: argparse.Namespace) -> None:
+    """Makes the winner small, and prints the variants and which of them was chosen."""
+    from studyloom.compress.compression import compress
+    from studyloom.compress.settings import parse_settings
+    from studyloom.config.runs import recompose
+    from studyloom.config.trust import code_of_study
+    from studyloom.run import open_ended
+    from studyloom.study.stopping import Stop
+    from studyloom.views.report import write_report
+    from studyloom.views.terminal import make_console, print_compressed
+
+    settings, console = parse_settings(arguments.settings), make_console()
+    if arguments.trust_server:
+        locate_study(arguments)
+    with (
+        code_of_study(arguments.run_dir, arguments.code),
+        recompose(arguments.run_dir, *JUDGED, trusted=arguments.trust_config) as cfg,
+    ):
+        with Stop() as stop:  # afterwards Ctrl-C ends it at once: there is nothing to hand over
+            prepared, plan = open_ended(cfg, stop)
+        try:
+            record = compress(plan, settings, prepared.data.test, console.print)
+            write_report(plan.search.stored, plan.run_dir)
+        finally:
+            plan.close()
+    print_compressed(record, console)
 
 
 def predict(arguments: argparse.Namespace) -> None:

@@ -83,6 +83,10 @@ class PredictError(UserError):
         return list(self._mistakes)
 
 
+class CompressError(UserError):
+    """A winner cannot be made small: a package is missing, or an operator has no form in ONNX."""
+
+
 class QuestionError(UserError):
     """The stored study of that name asks another question."""
 

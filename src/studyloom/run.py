@@ -396,16 +396,7 @@ def judge(cfg: DictConfig) -> None:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with Stop() as stop:
-        prepared, plan = open_plan(prepare_to_join(cfg), stop, worker=True)
-        check_question(
-            plan.search.stored.name,
-            plan.search.stored.question(),
-            prepared.question.identity(prepared.data.digest),
-        )
-        trials = plan.search.trials
-        if left := plan.search.todo():
-            ways = "run the study on, or with a smaller study.trials"
-            raise ConfigError([f"{plan.run_dir}: {left} of {trials} trials are open; {ways}"])
+        prepared, plan = open_ended(cfg, stop)
         command = Command.of_this_process()
         task = task_of(prepared, plan, command)
         console = make_console()
@@ -417,6 +408,25 @@ def judge(cfg: DictConfig) -> None:
             page = before.get("command", command.page)
             evaluate_winner(plan, prepared.data.test, page, anew=anew)
             print_winner(plan, prepared, command, console)
+
+
+def open_ended(cfg: DictConfig, stop: Stop) -> tuple[Prepared, Plan]:
+    """Opens a study whose search has ended, and which asks what the config does.
+
+    Raises:
+        ValueError: it has not, or the config or the database cannot be used.
+    """
+    prepared, plan = open_plan(prepare_to_join(cfg), stop, worker=True)
+    check_question(
+        plan.search.stored.name,
+        plan.search.stored.question(),
+        prepared.question.identity(prepared.data.digest),
+    )
+    trials = plan.search.trials
+    if left := plan.search.todo():
+        ways = "run the study on, or with a smaller study.trials"
+        raise ConfigError([f"{plan.run_dir}: {left} of {trials} trials are open; {ways}"])
+    return prepared, plan
 
 
 def write_best(prepared: Prepared, best: FrozenTrial) -> None:

@@ -26,6 +26,9 @@ TOKEN = re.compile(
     r"|\S",
     re.ASCII,
 )
+WHERE_COSTS = (
+    "; what a network costs is known where objective.metric or objective.constraints names it"
+)
 WORDS = {"max": "maximize", "min": "minimize"}
 SIGNS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -97,12 +100,16 @@ class Rule:
         return f"{word} {self.goal.name}{where}"
 
 
-def parse_rule(text: str, known: Sequence[Goal]) -> Rule:
+def parse_rule(
+    text: str, known: Sequence[Goal], key: str = "winner.rule", hint: str = WHERE_COSTS
+) -> Rule:
     """Parses a rule.
 
     Args:
         text: as `winner.rule` has it.
         known: the values that are known of each trial, the metric first.
+        key: that has the rule, for messages.
+        hint: how one comes to values that are not known.
 
     Raises:
         ConfigError: the first mistake of grammar; or every unknown name, and a wrong direction.
@@ -110,22 +117,21 @@ def parse_rule(text: str, known: Sequence[Goal]) -> Rule:
     if len(text) > LONGEST:
         raise ConfigError(
             [
-                f"winner.rule must have at most {LONGEST} characters; "
+                f"{key} must have at most {LONGEST} characters; "
                 f"got {len(text)}, which begin with {text[:20]!r}"
             ]
         )
-    direction, name, conditions = _Parser(text, _example(known)).parse()
+    direction, name, conditions = _Parser(text, _example(known), key).parse()
     goals = {goal.name: goal for goal in known}
     mistakes = [
-        f"winner.rule: {text!r}: {unknown} is not known of a trial; there are {', '.join(goals)}"
-        f"{nearest(unknown, [*goals])}; what a network costs is known where objective.metric or "
-        "objective.constraints names it"
+        f"{key}: {text!r}: {unknown} is not known of a trial; there are {', '.join(goals)}"
+        f"{nearest(unknown, [*goals])}{hint}"
         for unknown in dict.fromkeys([name, *(condition.name for condition in conditions)])
         if unknown not in goals
     ]
     if name in goals and goals[name].direction != direction:
         better, word = ("more", "max") if goals[name].sign > 0 else ("less", "min")
-        mistakes.append(f"winner.rule: {text!r}: {better} {name} is better; write {word} {name}")
+        mistakes.append(f"{key}: {text!r}: {better} {name} is better; write {word} {name}")
     if mistakes:
         raise ConfigError(mistakes)
     return Rule(goals[name], conditions)
@@ -134,8 +140,8 @@ def parse_rule(text: str, known: Sequence[Goal]) -> Rule:
 class _Parser:
     """Reads a rule from left to right, by the grammar above."""
 
-    def __init__(self, text: str, example: str) -> None:
-        self.text, self.example = text, example
+    def __init__(self, text: str, example: str, key: str) -> None:
+        self.text, self.example, self.key = text, example, key
         self.tokens = [*TOKEN.finditer(text)]
         self.place = 0  # of the next token
 
@@ -166,7 +172,7 @@ class _Parser:
         if token is None or not fits(token):
             where = "the end" if token is None else repr(token[0])
             raise ConfigError(
-                [f"winner.rule: {self.text!r}: expected {expected} at {where}; {self.example}"]
+                [f"{self.key}: {self.text!r}: expected {expected} at {where}; {self.example}"]
             )
         self.place += 1
         return token[0]

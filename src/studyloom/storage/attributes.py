@@ -14,6 +14,7 @@ PLANNED = "planned"  # dict | None: the `points` of earlier studies that are bei
 TEST_OPENINGS = "test_openings"  # int: how often the test part was opened
 CODE_CHANGES = "code_changes"  # list[dict]: accepted ones: what is `changed`, `from` which trial
 TESTED = "tested"  # dict[str, Any], of a retraining: what the test part gave, as in winner.json
+COMPRESSED = "compressed"  # dict[str, Any]: what the test part gave, by the digest of winner.onnx
 UUID = "uuid"  # str: random, since SQLite gives the id of a deleted study to the next one
 
 # Of a trial

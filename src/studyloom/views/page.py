@@ -14,6 +14,7 @@ import plotly.graph_objects as go  # type: ignore[import-untyped]
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from studyloom import __version__
+from studyloom.compress.record import compressed_rows, record_lines
 from studyloom.files import ASSETS
 from studyloom.text import format_value, mask_passwords, printable
 
@@ -71,6 +72,19 @@ def committee_cards(entry: Any) -> Iterator[tuple[str, str, str]]:
         yield "Committee minus winner, test", difference, costs
     elif (note := get(entry, "note")) is not None:
         yield "Committee, test", number(None), text(note)
+
+
+def compressed(record: dict[str, Any]) -> str:
+    """Renders the variants of a winner that was made small as a table, and what was chosen.
+
+    Args:
+        record: what compress.json holds.
+    """
+    heads, *rows = compressed_rows(record)
+    lines = [f"<tr>{''.join(f'<th>{text(head)}</th>' for head in heads)}</tr>"]
+    lines += [f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows]
+    said = "".join(f"<p>{text(line)}</p>" for line in record_lines(record))
+    return f"<table>{''.join(lines)}</table>{said}"
 
 
 def absent(why: str) -> str:

@@ -15,6 +15,7 @@ import torch
 from optuna.trial import FrozenTrial
 
 from studyloom import __version__
+from studyloom.compress.record import read_record
 from studyloom.files import read_below, write_whole
 from studyloom.storage.attributes import TRACEBACK
 from studyloom.study.stored_study import StoredStudy, value_of
@@ -34,6 +35,7 @@ from studyloom.views.importances import importances, varied_parameters
 from studyloom.views.page import (
     absent,
     committee_cards,
+    compressed,
     document,
     folded,
     get,
@@ -75,6 +77,7 @@ def write_report(stored: StoredStudy, run_dir: Path) -> Path:
     texts = {name: content.decode(errors="replace").rstrip() for name, content in configs.items()}
     config_text = "\n\n".join(f"# {name}\n{text}\n" for name, text in texts.items())
     answer = read_answer(run_dir) or {}  # it may be that of another study which ran here
+    answer["compressed"] = read_record(run_dir, answer)
     page = render(stored, answer if belongs_to(answer, stored) else None, config_text)
     path = run_dir / "report.html"
     write_whole(path, page.encode(errors="replace"))
@@ -221,6 +224,8 @@ def winner_sections(winner: dict[str, Any] | None) -> Iterator[str]:
     if winner is None:
         yield section(title, "", absent("There is no winner.json yet."))
         return
+    if (record := get(winner, "compressed")) is not None:
+        yield section("Made small", captions.COMPRESSED, compressed(record))
     yield section("Candidates", captions.CANDIDATES, candidates(winner))
     if "note" in winner:
         yield section(title, "", absent(text(winner["note"])))

@@ -15,6 +15,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from studyloom.compress.record import CHOSEN, compressed_rows, record_lines
 from studyloom.question.sources import CODE
 from studyloom.storage.attributes import EPOCHS, REASON, STANDARD_ERROR, TIMES, WORKER
 from studyloom.storage.urls import parse_url, without_password
@@ -271,6 +272,25 @@ def make_console(file: Any = None, **options: Any) -> Console:
     return SafeConsole(
         file=file or sys.stdout, highlight=False, markup=False, emoji=False, **options
     )
+
+
+def print_compressed(record: Mapping[str, Any], console: Console) -> None:
+    """Prints the variants of a winner that was made small, and the one that was chosen.
+
+    Args:
+        record: what compress.json holds.
+        console: where to print.
+    """
+    heads, *rows = compressed_rows(record)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(heads[0], no_wrap=True)
+    for head in heads[1:-1]:
+        table.add_column(head, justify="right")
+    table.add_column(heads[-1])
+    for row in rows:
+        table.add_row(*row, style="bold green" if row[-1] == CHOSEN else "")
+    console.print(table)
+    console.print(Text("\n".join(record_lines(record))), soft_wrap=True)
 
 
 def print_failures(stored: StoredStudy, console: Console) -> None:

@@ -6,4 +6,13 @@ directory as winner.json, winner.yaml, winner.pt and model_card.md. If asked for
 trained networks are averaged beside it: `winner.committee`.
 """
 
-__all__ = ["answer", "committee", "evaluation", "prediction", "predictor", "stages"]
+__all__ = [
+    "answer",
+    "candidates",
+    "committee",
+    "evaluation",
+    "prediction",
+    "predictor",
+    "stages",
+    "statistics",
+]

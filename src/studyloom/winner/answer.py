@@ -24,6 +24,7 @@ COMMITTEE = "committee.pt"
 # Moved aside in this order: without winner.json the others are no answer.
 ANSWER_FILES = (
     *("winner.json", "winner.yaml", "winner.pt", COMMITTEE, "model_card.md", "report.html"),
+    *("compress.json", "winner.onnx"),
     "winner",  # the folder of the networks
 )
 

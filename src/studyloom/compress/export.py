@@ -1,0 +1,233 @@
+"""Networks as ONNX: exported from PyTorch, quantized, and run by onnxruntime.
+
+The extra `export` brings the libraries, which take seconds to import, so that each function imports
+what it needs.
+"""
+
+import importlib.util
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from studyloom.errors import CompressError
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime", "torch_pruning")
+INPUTS, OUTPUTS = "inputs", "outputs"  # the names in the file
+# How far outputs of the ONNX file may be from PyTorch's: as a share of the largest output of all.
+TOLERANCE = 1e-4
+CALIBRATION_BATCH = 64
+
+
+def check_installed() -> None:
+    """Raises CompressError if a package of the extra is missing."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CompressError(
+            f"studyloom compress needs {', '.join(missing)}; pip install 'studyloom[export]'"
+        )
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file as a network: it takes inputs as the file does, on the CPU.
+
+    Args:
+        content: of the file.
+        threads: of onnxruntime; 0 for one for each core.
+
+    Raises:
+        CompressError: onnxruntime does not load it, such as for an operator that it lacks.
+    """
+
+    def __init__(self, content: bytes, threads: int = 0) -> None:
+        import onnxruntime
+
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 4  # what is wrong is raised
+        providers = ["CPUExecutionProvider"]
+        try:
+            self.session = onnxruntime.InferenceSession(content, options, providers=providers)
+        except Exception as error:  # of its own, each derived from Exception alone
+            raise CompressError(f"onnxruntime does not load the network: {_short(error)}") from None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.from_numpy(self.run(inputs.numpy()))
+
+    def run(self, inputs: Any) -> Any:
+        """Returns the outputs for an array of inputs, as an array."""
+        return self.session.run(None, {INPUTS: inputs})[0]
+
+    def __deepcopy__(self, memo: Mapping[int, Any]) -> "OnnxNetwork":
+        return self  # it has no state
+
+
+def export_network(network: nn.Module, inputs: Tensor, facts: Mapping[str, Any]) -> bytes:
+    """Exports a network to ONNX, for batches of any size.
+
+    Args:
+        network: on the CPU.
+        inputs: at least two examples, in the type that the network takes.
+        facts: what who uses the file must know of its inputs; stored in it as JSON, as `studyloom`.
+
+    Returns:
+        the content of the file.
+
+    Raises:
+        CompressError: the network has no form in ONNX.
+    """
+    import onnx
+
+    batch = ({0: torch.export.Dim.DYNAMIC},)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                network.eval(),
+                (inputs,),
+                dynamo=True,
+                dynamic_shapes=batch,
+                input_names=[INPUTS],
+                output_names=[OUTPUTS],
+                verbose=False,
+            )
+    except Exception as error:  # whatever a network of the user's own raises while it is traced
+        raise CompressError(
+            f"{type(network).__name__} cannot be exported to ONNX: {_short(error)}; ONNX has no "
+            "form for an operator or a branch of it; write it with others, or deploy winner.pt"
+        ) from error
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    onnx.helper.set_model_props(model, {"studyloom": json.dumps(facts)})
+    return bytes(model.SerializeToString())
+
+
+def quantize(content: bytes, inputs: Tensor) -> bytes:
+    """Quantizes a network to int8: weights per channel, activations by their range on examples.
+
+    Activations are static, as QDQ pairs: dynamic ones make a CNN four times slower.
+
+    Args:
+        content: of an ONNX file.
+        inputs: training examples that set the ranges, (n, …).
+
+    Returns:
+        the content of the quantized file.
+
+    Raises:
+        CompressError: it cannot be quantized.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
+    from onnxruntime.quantization.quantize import quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = iter(torch.split(inputs, CALIBRATION_BATCH))
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {INPUTS: batch.numpy()}
+
+    with tempfile.TemporaryDirectory(prefix="studyloom-") as folder, _quiet():
+        paths = [str(Path(folder) / f"{name}.onnx") for name in ("exported", "prepared", "int8")]
+        exported, prepared, quantized = paths
+        Path(exported).write_bytes(content)
+        try:
+            quant_pre_process(exported, prepared, skip_symbolic_shape=True)
+            quantize_static(
+                prepared,
+                quantized,
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+            )
+            model = onnx.load(quantized)
+        except Exception as error:  # of onnx, onnxruntime and NumPy
+            raise CompressError(f"onnxruntime cannot quantize it: {_short(error)}") from error
+    _strip(model)
+    known = {entry.key: entry.value for entry in onnx.load_from_string(content).metadata_props}
+    onnx.helper.set_model_props(model, known)
+    return bytes(model.SerializeToString())
+
+
+def check_equal(ours: Tensor, theirs: Tensor) -> float:
+    """Compares what PyTorch and the ONNX file return for the same inputs.
+
+    Args:
+        ours: PyTorch's outputs, (n, …).
+        theirs: those of the file.
+
+    Returns:
+        the largest distance, as a share of PyTorch's largest output.
+
+    Raises:
+        CompressError: it is above TOLERANCE.
+    """
+    scale = max(float(ours.abs().max()), float(np.finfo(np.float32).tiny))
+    distance = float((ours - theirs).abs().max()) / scale
+    if not distance <= TOLERANCE:  # or NaN
+        raise CompressError(
+            f"the ONNX file predicts otherwise than PyTorch: outputs differ by {distance:.2g} of "
+            f"the largest one, and may by {TOLERANCE:g}"
+        )
+    return distance
+
+
+def _strip(model: Any) -> None:
+    """Removes what no runtime needs: shapes within, and which line of code a node is of."""
+    graph = model.graph
+    del graph.value_info[:], model.functions[:]
+    for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    if not any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute):
+        _shorten_names(graph)
+
+
+def _shorten_names(graph: Any) -> None:
+    """Gives what is within a graph numbers for names, which take 1.6 of 25.5 KB of a small file."""
+    kept = {INPUTS, OUTPUTS, ""}
+    short: dict[str, str] = {}
+
+    def name_of(name: str) -> str:
+        return name if name in kept else short.setdefault(name, str(len(short)))
+
+    for tensor in graph.initializer:
+        tensor.name = name_of(tensor.name)
+    for node in graph.node:
+        node.ClearField("name")
+        node.input[:] = [name_of(name) for name in node.input]
+        node.output[:] = [name_of(name) for name in node.output]
+
+
+def _short(error: BaseException) -> str:
+    """Returns the first cause of an error, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the advice of the libraries, which is for their own developers."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

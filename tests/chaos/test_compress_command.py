@@ -1,0 +1,143 @@
+"""`studyloom compress` as a command, and its file where there is neither studyloom nor torch."""
+
+import json
+import re
+import subprocess
+import venv
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+import torch
+from commands import QUICK, study, studyloom
+from torch import nn
+
+from studyloom.errors import CompressError
+from studyloom.study.stored_study import open_study
+
+pytestmark = pytest.mark.chaos
+for package in ("onnx", "onnxscript", "onnxruntime", "torch_pruning"):
+    pytest.importorskip(package, reason="the extra export is missing")
+
+COMMAND = (
+    *(word for word in QUICK if not word.startswith(("winner", "model"))),
+    *("model.hidden=[64]", "study.trials=1", "launcher.workers=1", "winner.seeds=1"),
+)
+# All that a program needs which runs the file.
+ALONE = """
+import json, sys
+import numpy as np, onnxruntime
+for name in ("torch", "studyloom"):
+    assert name not in sys.modules
+    try:
+        __import__(name)
+    except ModuleNotFoundError:
+        continue
+    raise SystemExit(f"{name} is here")
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+facts = json.loads(session.get_modelmeta().custom_metadata_map["studyloom"])
+for batch in (1, 3):
+    inputs = np.load(sys.argv[2])[:batch]
+    np.save(sys.argv[3], session.run(None, {"inputs": inputs})[0])
+print(facts["shape"])
+"""
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A run directory with a winner that was made small, and what the command printed."""
+    folder = tmp_path_factory.mktemp("small") / "run"
+    done = study(*COMMAND, f"run_dir={folder}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = compressed(folder)
+    return folder, done.stdout
+
+
+def compressed(folder, *more, code=0):
+    # By bytes alone, so that no latency has a say in what is chosen.
+    words = ("ratios=[0.5]", "widths=[0.5]", "repeats=3", "rule=min bytes", *more)
+    done = studyloom("compress", folder, *words)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def openings(folder):
+    stored = open_study(f"sqlite:///{folder / 'study.db'}", "mnist")
+    try:
+        return stored.test_openings()
+    finally:
+        stored.close()
+
+
+def test_it_writes_a_small_file_a_table_and_lines_and_opens_the_test_part_once(run_dir):
+    folder, printed = run_dir
+    record = json.loads((folder / "compress.json").read_text())
+    assert [row["name"].split(",")[0] for row in record["variants"][::2]] == [
+        *("as it is", "pruned by 0.5", "student of 0.5")
+    ]
+    sizes = {row["name"]: row["bytes"] for row in record["variants"]}
+    assert 3 < sizes["as it is, fp32"] / sizes["as it is, int8"] < 4
+    assert record["chosen"]["bytes"] == (folder / "winner.onnx").stat().st_size
+    assert record["chosen"]["name"] == min(sizes, key=sizes.get)
+    assert openings(folder) == record["test"]["openings"] == 2
+    assert re.search(r"chosen .* by min bytes", printed)
+    card = (folder / "model_card.md").read_text()
+    assert card.count("## Made small") == 1
+    assert "Made small" in (folder / "report.html").read_text()
+    content = (folder / "winner.onnx").read_bytes()
+    assert str(folder.parent).encode() not in content
+    assert b"site-packages" not in content, "which line of whose code a node is of"
+
+
+def test_for_the_same_file_the_test_part_stays_closed(run_dir):
+    folder, _ = run_dir
+    before = (folder / "winner.onnx").read_bytes()
+    assert "for this very file by an earlier command" in compressed(folder).stdout
+    assert (folder / "winner.onnx").read_bytes() == before
+    assert openings(folder) == 2
+
+
+def test_a_wrong_rule_or_one_that_nothing_satisfies_opens_nothing(run_dir):
+    folder, _ = run_dir
+    said = compressed(folder, "rule=min byts", code=2).stderr
+    assert "rule: 'min byts': byts is not known" in said
+    assert "did you mean bytes?" in said
+    said = compressed(folder, "ratios=[]", "widths=[]", "rule=min bytes where bytes < 9", code=2)
+    assert "rule: no variant satisfies min bytes where bytes < 9" in said.stderr
+    assert openings(folder) == 2
+
+
+def test_the_file_runs_without_studyloom_and_torch(run_dir, tmp_path):
+    from studyloom.compress.export import OnnxNetwork
+
+    folder, _ = run_dir
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    wanted = f"onnxruntime=={version('onnxruntime')}"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", wanted], check=True, timeout=600)
+    inputs = np.random.default_rng(0).normal(size=(3, 1, 28, 28)).astype(np.float32)
+    np.save(tmp_path / "inputs.npy", inputs)
+    files = (folder / "winner.onnx", tmp_path / "inputs.npy", tmp_path / "outputs.npy")
+    command = [python, "-I", "-c", ALONE, *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[1, 28, 28]"
+    ours = OnnxNetwork((folder / "winner.onnx").read_bytes())(torch.from_numpy(inputs))
+    np.testing.assert_allclose(np.load(tmp_path / "outputs.npy"), ours.numpy(), atol=1e-5)
+
+
+class Branches(nn.Module):
+    """Its operator has no form in ONNX."""
+
+    def forward(self, inputs):
+        return torch.linalg.eigvals(inputs @ inputs.mT).real
+
+
+def test_an_operator_that_onnx_lacks_is_named_with_the_way_out():
+    from studyloom.compress.export import export_network
+
+    with pytest.raises(CompressError) as caught:
+        export_network(Branches(), torch.randn(2, 3, 3), {})
+    assert "Branches cannot be exported to ONNX" in str(caught.value)
+    assert "linalg_eig" in str(caught.value)
+    assert "or deploy winner.pt" in str(caught.value)

@@ -1,0 +1,37 @@
+"""Laws of what cannot become an ONNX file, or does not run as one; exports are in `chaos/`."""
+
+import pytest
+import torch
+
+from studyloom.compress import export
+from studyloom.compress.export import OnnxNetwork, check_equal, check_installed
+from studyloom.errors import CompressError
+
+
+def test_a_missing_package_names_the_extra(monkeypatch):
+    monkeypatch.setattr(export, "PACKAGES", ("onnx_of_nobody",))
+    with pytest.raises(CompressError, match=r"needs onnx_of_nobody; pip install 'studyloom\[exp"):
+        check_installed()
+
+
+def test_an_operator_that_does_not_exist_is_named():
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    helper, shape = onnx.helper, ["n", 2]
+    inputs, outputs = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name in ("inputs", "outputs")
+    )
+    node = helper.make_node("OfNobody", ["inputs"], ["outputs"])
+    graph = helper.make_graph([node], "g", [inputs], [outputs])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    with pytest.raises(CompressError, match=r"onnxruntime does not load .*OfNobody"):
+        OnnxNetwork(model.SerializeToString())
+
+
+def test_outputs_are_equal_up_to_the_stated_share_of_the_largest():
+    ours = torch.tensor([[100.0, 0.0]])
+    assert check_equal(ours, ours + 0.005) == pytest.approx(5e-5, rel=0.01)
+    for theirs in (ours + 0.02, ours * torch.nan):
+        with pytest.raises(CompressError, match="predicts otherwise than PyTorch"):
+            check_equal(ours, theirs)

@@ -1,0 +1,23 @@
+"""Laws of what one may say to `studyloom compress`."""
+
+import pytest
+
+from studyloom.compress.settings import Settings, parse_settings
+from studyloom.errors import ConfigError
+
+
+def test_values_are_read_as_yaml_and_the_rest_stays_at_its_default():
+    words = ["rule=min bytes where accuracy > 0.9", "ratios=[0.5]", "widths=[]", "threads=2"]
+    expected = Settings("min bytes where accuracy > 0.9", ratios=(0.5,), widths=(), threads=2)
+    assert parse_settings(words) == expected
+    assert parse_settings([]) == Settings()
+
+
+def test_all_mistakes_are_told_at_once():
+    words = ["margn=1", "ratios=[1.5]", "threads=0", "margin=-1", "small", "rule=3", "widths=0.5"]
+    with pytest.raises(ConfigError) as caught:
+        parse_settings(words)
+    said = caught.value.mistakes
+    assert len(said) == len(words)
+    assert any("did you mean margin?" in line for line in said)
+    assert any(line.startswith("ratios must be a list of numbers above 0") for line in said)
