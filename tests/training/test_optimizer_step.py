@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from studyloom.training import optimizer_step
 from studyloom.training.optimizer_step import fast_step
 
 OPTIMIZERS = {
@@ -105,6 +106,19 @@ def test_a_fused_step_is_the_kernel_alone(monkeypatch):
             weights[0].grad = torch.ones(3)
             step()
         assert own == [1]
+
+
+def test_where_the_kernel_takes_other_settings_the_step_is_the_optimizers(monkeypatch):
+    def other(*_, **__):
+        raise TypeError("_fused_adam_() got an unexpected keyword argument")
+
+    monkeypatch.setattr(torch, "_fused_adam_", other)
+    optimizer_step._kernel_works.cache_clear()
+    assert not optimizer_step._kernel_works(torch.optim.Adam)
+    optimizer_step._kernel_works.cache_clear()
+    monkeypatch.undo()
+    for kind in optimizer_step.KERNELS:
+        assert optimizer_step._kernel_works(kind), "else nothing here tests the kernels"
 
 
 def test_hooks_and_classes_of_ones_own_are_called_as_ever():

@@ -4,8 +4,9 @@ A trial that comes to a rung is paused, its state kept, and its worker takes ano
 that have come to a rung the best n / reduction_factor are promoted: they go on to the next rung
 from where they stood; of fewer than reduction_factor the best one is, once no other can come there,
 so that some trials come to their end. So no trial is judged by those alone that came before it, and
-no worker waits for another as long as there are trials to begin. With several objectives, the metric and costs that are known before the first
-rung, the best are those of the first fronts; see `fronts`.
+no worker waits for another as long as there are trials to begin. With several objectives, the
+metric and costs that are known before the first rung, the best are those of the first fronts; see
+`fronts`.
 
 Sources: Li, Jamieson, Rostamizadeh, Gonina, Ben-tzur, Hardt, Recht and Talwalkar, "A System for
 Massively Parallel Hyperparameter Tuning" (MLSys 2020, arXiv:1810.05934), algorithm 2; Schmucker,

@@ -1,5 +1,6 @@
 """An optimizer's step without the wrappers for PyTorch's compiler and profiler, unused here."""
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable
@@ -63,9 +64,36 @@ def fast_step(optimizer: Optimizer) -> Callable[[], object]:
         with torch.no_grad():
             unwrapped(optimizer)
 
-    if kind in KERNELS and hasattr(torch, KERNELS[kind][0]):
-        return FusedStep(optimizer, step)
-    return step
+    works = kind in KERNELS and _kernel_works(kind)  # type: ignore[arg-type]
+    return FusedStep(optimizer, step) if works else step
+
+
+@functools.cache
+def _kernel_works(kind: type[Optimizer]) -> bool:
+    """Whether the kernel of this release of PyTorch takes these settings, and does the same."""
+
+    def weight_after_steps(*, by_kernel: bool) -> Tensor:
+        weight = torch.nn.Parameter(torch.ones(2))
+        momentum = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+        optimizer = kind([weight], **{"lr": 0.1, "fused": True} | momentum)  # type: ignore[arg-type]
+        unwrapped: Any = inspect.unwrap(kind.step)
+
+        def own() -> None:
+            with torch.no_grad():
+                unwrapped(optimizer)
+
+        step = FusedStep(optimizer, own) if by_kernel else own
+        for gradient in (1.0, 0.5, 0.25):
+            weight.grad = torch.full((2,), gradient)
+            step()
+        return weight.detach()
+
+    try:
+        return torch.equal(
+            *(weight_after_steps(by_kernel=by_kernel) for by_kernel in (False, True))
+        )
+    except (AttributeError, TypeError, RuntimeError):
+        return False
 
 
 class FusedStep:
