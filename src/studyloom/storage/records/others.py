@@ -1,9 +1,9 @@
 """The other trials of a study, as a worker's sampler and pruner see them, read as they are asked.
 
-Of a trial that has ended everything is read once, but for attributes that only people ask about:
-20 000 trials take 40 MB instead of 110. Trials that have not ended are read anew for each question
-that concerns them, and for no other: with 1 000 workers the median would else read 1 000 running
-trials after each epoch, of which it asks nothing.
+Of a trial that has ended everything is read once, but for attributes that only people ask about.
+Trials that have not ended are read anew for each question that concerns them, and for no other:
+with 1 000 workers the median would else read 1 000 running trials after each epoch, of which it
+asks nothing.
 """
 
 import copy
