@@ -8,7 +8,7 @@
     python scripts/bench.py cluster          # 64, 256 and 1 000 workers that sleep; 25 minutes
     python scripts/bench.py scale            # 1 and 2 workers, then 32 that sleep; 4 minutes
     python scripts/bench.py loader           # an image folder with two loaders; 2 minutes
-    python scripts/bench.py start            # a command's time to its first trial; half a minute
+    python scripts/bench.py start            # commands until they begin, and looks; 2 minutes
     python scripts/bench.py kills            # a search with and without 20 kills; 5 minutes
     python scripts/bench.py profile          # where the time of a trial goes; 2 minutes
     python scripts/bench.py memory           # of 4 workers that share a training part; 2 minutes
@@ -55,6 +55,7 @@ from profiling import profile_benches
 from search.fronts import compare_fronts
 from search.measuring import FAMILIES, PARTS, REPORTED, measure
 from search.recording import record
+from starting import measure_start
 from torch import nn
 
 from studyloom.data import Datasets
@@ -413,21 +414,6 @@ def our_loader(folder: str) -> None:
         pass
 
 
-def start(repeats: int) -> None:
-    """Seconds from the command to the first trial of studies.mnist, and seconds of a dry run."""
-    first, dry = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(repeats):
-            dry.append(run("-m", "studies.mnist", "study.dry_run=true")[0])
-            began = time.time()
-            _, stored = page("mnist", folder, "study.trials=2", "train.epochs=1")
-            starts = [trial.datetime_start for trial in stored.trials() if trial.datetime_start]
-            first.append(min(starts).timestamp() - began)
-            stored.close()
-    show("to the first trial", first)
-    show("dry run", dry)
-
-
 def kills() -> None:
     """A search of 60 trials, undisturbed and with 20 kills of a worker; values must be the same."""
     times, values = [], []
@@ -564,7 +550,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="3, and 20 seeds of search and pareto")
     parser.add_argument("--processes", type=int, default=1, help="of the example")
     parser.add_argument("--trials", type=int, default=100, help="of the example")
-    parser.add_argument("--before", default="7e971e2", help="the earlier commit of the answer")
+    parser.add_argument(
+        "--before", default="7e971e2", help="an earlier commit, of answer and start"
+    )
     parser.add_argument("--on", nargs="+", choices=FAMILIES, help="families of tasks of search")
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=PARTS, help="some parts of search"
@@ -593,7 +581,7 @@ def main() -> None:
         case "loader":
             loader(repeats)
         case "start":
-            start(repeats)
+            measure_start(repeats, arguments.before or None)
         case "kills":
             kills()
         case "profile":

@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING
 from studyloom import __version__
 from studyloom.errors import print_errors
 from studyloom.files import ASSETS
-from studyloom.processes import discard_output, prepare_streams
+from studyloom.processes import (
+    collect_as_usual,
+    collect_rarely,
+    discard_output,
+    prepare_streams,
+)
 from studyloom.text import PrintableFormatter, indented, printable
 
 if TYPE_CHECKING:
@@ -41,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrong; 130 after Ctrl-C.
     """
     prepare_streams()
+    collect_rarely()
     last_resort = logging.lastResort  # writes what no handler takes
     if last_resort is not None:
         last_resort.setFormatter(PrintableFormatter())
@@ -58,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         discard_output()  # the error may be that it cannot be written
         print_errors(error)
         return 2
+    finally:
+        collect_as_usual()
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -370,6 +378,7 @@ def predict(arguments: argparse.Namespace) -> None:
     from studyloom.config.trust import code_of_study
     from studyloom.winner.prediction import load_network, predict
 
+    collect_as_usual()
     with code_of_study(arguments.run_dir, arguments.code, wanted=bool(arguments.trust)):
         network = load_network(arguments.run_dir, arguments.trust, committee=arguments.committee)
     for answer in predict(network, arguments.files):
@@ -389,6 +398,7 @@ def replay(arguments: argparse.Namespace) -> int:
     if arguments.trust:
         # As `python -m studies.mine` does; last, so that this folder hides no other package.
         sys.path.append(os.getcwd())
+    collect_as_usual()
     return replay(stored, arguments.run_dir, arguments.trial, arguments.trust, make_console())
 
 
@@ -429,6 +439,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
             "the dashboard needs a study: name a RUN_DIR, or a database with --storage or "
             "STUDYLOOM_STORAGE"
         )
+    collect_as_usual()
     token = arguments.token
     if token is None:
         token = os.environ.get("STUDYLOOM_DASHBOARD_TOKEN")

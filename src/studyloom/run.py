@@ -44,7 +44,12 @@ from studyloom.launch.prepare import (
 from studyloom.launch.ranks import start_ranks
 from studyloom.launch.task import Task, follow_parent
 from studyloom.launch.watch import Death, watch
-from studyloom.processes import LastingOutput, prepare_streams, worker_id
+from studyloom.processes import (
+    LastingOutput,
+    collect_as_usual,
+    prepare_streams,
+    worker_id,
+)
 from studyloom.question.question import SECTIONS
 from studyloom.storage.connections import exclusive
 from studyloom.storage.embedded_server import serve
@@ -57,7 +62,6 @@ from studyloom.study.worker import Worker
 from studyloom.text import PrintableFormatter, format_duration
 from studyloom.views.dry_run import print_dry_run
 from studyloom.views.live import Display
-from studyloom.views.report import write_report
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import (
     answers_table,
@@ -71,7 +75,6 @@ from studyloom.views.terminal import (
 )
 from studyloom.winner.answer import belongs_to, is_answer_of, move_aside, read_answer
 from studyloom.winner.committee import remove_others
-from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.stages import Plan, Stage
 
 log = logging.getLogger(__name__)
@@ -162,6 +165,7 @@ def run_here(
                 print_dry_run(prepared.question, make_console(LastingOutput()))
                 sys.exit()
             prepared, plan = open_plan(prepared, stop, worker=worker)
+            collect_as_usual()
         except (ValueError, OSError) as error:
             exit_with(error, 2)
         except Interrupted:  # the second signal; no trial is held yet
@@ -374,6 +378,9 @@ def print_winner(plan: Plan, prepared: Prepared, command: Command, console: Cons
 
     The test part is opened for it now, unless winner.json has the answer already.
     """
+    from studyloom.views.report import write_report  # here: no search waits for plotly
+    from studyloom.winner.evaluation import evaluate_winner
+
     # Of commands that finish together, one opens the test part; the others read its answer.
     with exclusive(prepared.url, deadline=float(prepared.question.config.storage.deadline)):
         answer = read_answer(plan.run_dir)
@@ -394,6 +401,9 @@ def judge(cfg: DictConfig) -> None:
         ValueError: the search has not ended, or the config or the database cannot be used.
         OSError: a file cannot be read or written.
     """
+    from studyloom.winner.evaluation import evaluate_winner
+
+    collect_as_usual()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with Stop() as stop:
         prepared, plan = open_ended(cfg, stop)

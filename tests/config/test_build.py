@@ -170,3 +170,39 @@ def test_a_plain_network_of_another_package_is_searched_by_its_own_arguments(tmp
     )
     (epoch,) = next(iter(Training(question.jobs(point, folds, 0), split)))
     assert math.isfinite(epoch.train_loss)
+
+
+class Keeper:
+    """Keeps and changes the list that it is given."""
+
+    def __init__(self, values):
+        self.values = values
+        values.append(4)
+
+
+def test_each_object_has_lists_of_its_own_although_its_section_was_built_before():
+    section = OmegaConf.create({"_target_": f"{__name__}.Keeper", "values": [1, 2, 3]})
+    first, second = build(section), build(section)
+    assert first.values == second.values == [1, 2, 3, 4]
+    assert first.values is not second.values
+    section._partial_ = True
+    assert [build(section)().values for _ in range(2)] == [[1, 2, 3, 4]] * 2
+
+
+def test_a_class_that_was_loaded_again_is_built_as_it_is_now(monkeypatch):
+    section = OmegaConf.create({"_target_": f"{__name__}.Keeper", "values": [1]})
+    before = type(build(section))
+    monkeypatch.setitem(globals(), "Keeper", type("Keeper", (before,), {}))
+    assert type(build(section)) is not before
+
+
+def test_whole_numbers_and_others_that_are_equal_are_different_arguments():
+    sections = [
+        OmegaConf.create({"_target_": f"{__name__}.Kept", "value": v}) for v in (1, 1.0, True)
+    ]
+    assert [type(build(section).value) for section in sections] == [int, float, bool]
+
+
+class Kept:
+    def __init__(self, value):
+        self.value = value

@@ -75,7 +75,7 @@ def test_mistakes_end_the_command_with_2_before_its_task(command, tmp_path, caps
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("flag", ["-m", "--multirun"])
+@pytest.mark.parametrize("flag", ["-m", "--multirun", "hydra.mode=MULTIRUN"])
 def test_a_sweep_of_studies_is_refused(command, capsys, tmp_path, flag):
     assert command(flag, "train.epochs=1,2") == 2
     assert capsys.readouterr().err.startswith(f"error: {flag}: ")

@@ -20,6 +20,7 @@ from studyloom.errors import StorageError, StorageLost
 from studyloom.storage import database as storage
 from studyloom.storage.connections import connections_left, exclusive, plain_engine
 from studyloom.storage.database import connect, execute, read
+from studyloom.storage.records import tables
 from studyloom.storage.retry import file_identity
 from studyloom.storage.urls import parse_url
 
@@ -90,20 +91,19 @@ def test_a_database_that_is_not_there_is_not_made_by_opening(sqlite_url, tmp_pat
 
 def test_who_looks_at_a_database_in_the_making_writes_nothing_there(url, monkeypatch):
     """Otherwise its creator, which writes its version last, would meet that row and fail."""
-    from optuna.storages._rdb.storage import _VersionManager
-
-    stamp = _VersionManager._set_alembic_revision
+    stamp = tables.stamp
     looks = []
 
-    def look_and_stamp(self, revision):
-        with pytest.raises(StorageError, match=r"is creating|no studies yet"):
-            looks.append(connect(url, deadline=0))
-        stamp(self, revision)
+    def look_and_stamp(connection, version):
+        with pytest.raises(StorageError, match=r"is no database|no studies yet") as refused:
+            connect(url, deadline=0)
+        looks.append(refused)
+        stamp(connection, version)
 
-    monkeypatch.setattr(_VersionManager, "_set_alembic_revision", look_and_stamp)
+    monkeypatch.setattr(tables, "stamp", look_and_stamp)
     connect(url, create=True).get_all_studies()
     monkeypatch.undo()
-    assert looks == []
+    assert len(looks) == 1
     assert connect(url).get_all_studies() == []
 
 

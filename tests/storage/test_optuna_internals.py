@@ -13,7 +13,7 @@ from optuna.study import StudyDirection
 import studyloom
 from studyloom.storage import optuna_internals as internals
 from studyloom.storage import sql
-from studyloom.storage.database import RetryingStorage
+from studyloom.storage.database import RetryingStorage, connect
 from studyloom.storage.trial_buffer import TrialBuffer
 
 PACKAGE = Path(studyloom.__file__).parent
@@ -23,6 +23,7 @@ TREES = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
 CLASSES = {
     "RDBStorage": RDBStorage,
     "_CachedStorage": internals.CachedStorage,
+    "_VersionManager": internals.VersionManager,
     "TrialValueModel": internals.TrialValueModel,
     "TrialIntermediateValueModel": internals.TrialIntermediateValueModel,
 }
@@ -71,6 +72,15 @@ def test_an_object_has_the_attributes_that_are_listed(objects, name):
         for attribute in internals.ATTRIBUTES[name]
         if not hasattr(objects[name], attribute)
     } == set()
+
+
+def test_a_storage_of_ours_has_what_optunas_own_constructor_sets(shipped):
+    ours = connect(f"sqlite:///{shipped.engine.url.database}")
+    unmade = {"_version_manager"}  # made when it is asked for
+    assert {*vars(shipped)} - {*vars(ours)} == unmade
+    assert ours.get_current_version() == shipped.get_current_version()
+    ours.remove_session()
+    ours.engine.dispose()
 
 
 @pytest.mark.parametrize("table", internals.COLUMNS)

@@ -1,7 +1,9 @@
 """Builds the object that a section of the config names in its `_target_`."""
 
+import copy
 import functools
 import inspect
+import json
 from pkgutil import resolve_name
 from typing import Any
 
@@ -12,6 +14,9 @@ from studyloom.config import foreign, trust
 from studyloom.config.values import describe_error, without_key
 from studyloom.errors import ConfigError
 from studyloom.text import nearest
+
+MOST = 256  # sections that are remembered
+BOUND: dict[str, tuple[Any, functools.partial[Any]]] = {}  # by the section as JSON
 
 
 def find_target(section: DictConfig) -> Any:
@@ -64,8 +69,33 @@ def build(section: DictConfig, **offered: Any) -> Any:
             bound[name] = functools.partial(build, inner)
             section = without_key(section, name)
     # We bind these arguments ourselves, since Hydra would turn them into config nodes.
-    make = instantiate(section, _convert_="all", _partial_=True)
+    make, arguments = _bind(section, target)
     if section.get("_partial_"):
         # Hydra's wrapper would inspect each call, which takes 0.08 ms of every training step.
-        return functools.partial(make.func, *make.args, **make.keywords, **bound)
-    return make(**bound)
+        return functools.partial(make.func, *make.args, **arguments, **bound)
+    return make(**arguments, **bound)
+
+
+def _bind(section: DictConfig, target: Any) -> tuple[functools.partial[Any], dict[str, Any]]:
+    """Has Hydra bind a section's arguments to its target, unless it has done so before.
+
+    Hydra takes 3 ms, and the checks before trial 0 build the same sections again and again. A
+    section within which something is built, such as a list of layers, is bound anew.
+
+    Returns:
+        The target with its arguments, as Hydra makes it; and its arguments by name, of the
+        caller's own.
+    """
+    plain = OmegaConf.to_container(section, resolve=True)
+    try:
+        key = json.dumps(plain)
+    except TypeError:  # a value that is no plain one
+        key = ""
+    known, make = BOUND.get(key, (None, None))
+    if make is None or known is not target:  # the module may have been loaded again
+        make = instantiate(section, _convert_="all", _partial_=True)
+        if key.count('"_target_"') == 1 and not make.args:
+            if len(BOUND) >= MOST:
+                BOUND.clear()
+            BOUND[key] = target, make
+    return make, copy.deepcopy(make.keywords) if key in BOUND else make.keywords

@@ -20,10 +20,17 @@ from studyloom.config.overrides import (
     parse_command_line,
 )
 from studyloom.config.passwords import move_passwords
-from studyloom.config.registration import GROUPS, find_foreign_mistakes, register
+from studyloom.config.registration import (
+    GROUPS,
+    composing_once,
+    find_foreign_mistakes,
+    register,
+)
 from studyloom.config.schema import unknown_keys
 from studyloom.errors import ConfigError, print_errors, wants_tracebacks
+from studyloom.processes import collect_as_usual, collect_rarely
 
+SWEEP = re.compile(r"-m|--multirun|\+*hydra\.mode=(RunMode\.)?MULTIRUN", re.IGNORECASE)
 NO_SWEEP = "a study is a search already; write what it searches into the group space"
 
 
@@ -40,6 +47,7 @@ def hydra_main(
         config_name: the name of its primary config, without `.yaml`.
     """
     register()
+    collect_as_usual()
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         @hydra.main(version_base=None, config_path=config_path, config_name=config_name)
@@ -56,13 +64,15 @@ def hydra_main(
         @functools.wraps(task)
         def run() -> None:
             gc.freeze()  # later collections skip the imported modules: 0.8 s at exit alone
+            collect_rarely()  # until trials begin
             try:
                 sys.argv[1:] = arguments(sys.argv[1:])
             except ConfigError as error:
                 exit_with_mistakes(*error.mistakes)
-            if sweeps := {"-m", "--multirun"}.intersection(sys.argv[1:]):
-                exit_with_mistakes(f"{sweeps.pop()}: {NO_SWEEP}")
-            with guarded([Path(config_path), GROUPS], trusted_by(sys.argv[1:])) as guard:
+            if sweeps := [argument for argument in sys.argv[1:] if SWEEP.fullmatch(argument)]:
+                exit_with_mistakes(f"{sweeps[0]}: {NO_SWEEP}")
+            trusted = trusted_by(sys.argv[1:])
+            with guarded([Path(config_path), GROUPS], trusted) as guard, composing_once():
                 if mistakes := foreign_mistakes(guard, config_path, config_name, sys.argv[1:]):
                     exit_with_mistakes(*mistakes)
                 if not tracebacks:

@@ -14,16 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import hydra
 import yaml  # type: ignore[import-untyped]
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from studyloom.config.overrides import describe_compose_error
-from studyloom.config.registration import register
 from studyloom.errors import ConfigError, FileError
 from studyloom.files import is_own, mark_own, open_below, read_below
 
@@ -90,7 +84,7 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
         FileError: a file there is a link, or too large.
     """
     config, environment = read_written(run_dir, "config.yaml"), os.environ.get("STUDYLOOM_STORAGE")
-    digest = _digest(run_dir)
+    digest = _digest(run_dir, config)
     if trusted:
         mark_own(run_dir, digest)
     own = trusted or is_own(run_dir, digest)
@@ -155,13 +149,18 @@ def read_written(run_dir: Path, name: str) -> DictConfig:
     return config
 
 
-def _digest(run_dir: Path) -> str:
+def _digest(run_dir: Path, written: DictConfig | None = None) -> str:
     """Returns the digest of what a run directory says about what lies outside of it.
 
     The command and its workers, which write these files too, say the same: they differ in the
     launcher alone.
+
+    Args:
+        run_dir: possibly somebody else's.
+        written: its config.yaml, if that was read already, which takes a hundredth of a second.
     """
-    config: Any = OmegaConf.to_container(read_written(run_dir, "config.yaml"), resolve=False)
+    written = read_written(run_dir, "config.yaml") if written is None else written
+    config: Any = OmegaConf.to_container(written, resolve=False)
     recorded = [_at(config, *key.split(".")) for key in OUTSIDE]
     with suppress(ConfigError):
         former: Any = OmegaConf.to_container(read_written(run_dir, "hydra.yaml"), resolve=False)
@@ -233,6 +232,14 @@ def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator
         ConfigError: no study has run there, the user's own command has not, or its command no
             longer composes.
     """
+    import hydra  # here: who only looks at a run does not wait for it
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+
+    from studyloom.config.overrides import describe_compose_error
+    from studyloom.config.registration import register
+
     former = read_written(run_dir, "hydra.yaml").get("hydra")
     if trusted:
         note_run(run_dir)
@@ -250,11 +257,8 @@ def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator
     unchanged = [
         str(override) for override in task if not str(override).lstrip("+~").startswith(changed)
     ]
-    search = (
-        [f"hydra.searchpath=[file://{folders['command-line']}]"]
-        if "command-line" in folders
-        else []
-    )
+    more = folders.get("command-line")
+    search = [] if more is None else [f"hydra.searchpath=[file://{more}]"]
     register()
     GlobalHydra.instance().clear()
     try:

@@ -1,7 +1,7 @@
 """Starts workers in milliseconds: forks them from a copy of this process that was made early.
 
 A worker that is started as a command imports PyTorch and composes its configuration, which takes
-about 2.5 s of processor time. A forked one has all that from the first moment.
+about 2 s of processor time. A forked one has all that from the first moment.
 """
 
 import multiprocessing

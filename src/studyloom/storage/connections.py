@@ -59,13 +59,7 @@ logging.getLogger("psycopg").addFilter(
 
 
 def import_lazy_modules() -> None:
-    """Imports what SQLAlchemy and Optuna import when the first database is opened.
-
-    It takes 0.2 s of processor time and 25 MB, which forks of this process share.
-    """
-    # It names each of its plugins as information, which Hydra's own logging would print.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    import alembic.command  # noqa: F401
+    """Imports what SQLAlchemy imports when the first database is opened, once for all forks."""
     import sqlalchemy.dialects.sqlite  # noqa: F401
 
 
@@ -136,11 +130,17 @@ def connections_left(url: str | URL) -> tuple[float, str]:
     )
 
 
-def plain_engine(address: URL) -> sqlalchemy.Engine:
-    """Makes an engine without hooks, pool or transactions, to look at a database or lock it."""
+def plain_engine(address: URL, *, create: bool = False) -> sqlalchemy.Engine:
+    """Makes an engine without hooks, pool or transactions, to look at a database or lock it.
+
+    Args:
+        address: The database.
+        create: Whether a SQLite file is made that is missing.
+    """
     arguments: dict[str, Any]
     if is_sqlite(address):
-        target, arguments = existing_file(address), {"timeout": 2 * BUSY_SECONDS}
+        new = URL.create("sqlite", database=str(sqlite_path(address)))
+        target, arguments = new if create else existing_file(address), {"timeout": 2 * BUSY_SECONDS}
     else:
         target = address
         arguments = libpq_arguments(address, POSTGRES | {"options": "-c timezone=UTC"})

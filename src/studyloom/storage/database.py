@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import scoped_session, sessionmaker
 
 from studyloom.errors import StorageError, StorageLost
 from studyloom.storage import sql
@@ -34,6 +35,8 @@ from studyloom.storage.connections import (
     plain_engine,
     sqlite_path,
 )
+from studyloom.storage.optuna_internals import BaseModel, VersionManager
+from studyloom.storage.records.tables import make_tables, newest_version, version_of
 from studyloom.storage.retry import (
     Retry,
     call_state,
@@ -56,24 +59,25 @@ class RetryingStorage(RDBStorage):
     Its failures are StorageLost, those of the connections that it gives out included.
 
     Args:
-        url: What Optuna opens.
+        url: What SQLAlchemy opens.
         address: The database, to be named in errors.
         deadline: Seconds that a call waits for a database that is away.
-        kwargs: Further arguments of Optuna's RDBStorage.
+        engine_kwargs: Further arguments for SQLAlchemy.
 
     Attributes:
         retry: The deadline, and whether the database is away.
         single: The engine for statements that on a server are transactions of their own.
     """
 
-    def __init__(self, url: str, address: URL, deadline: float, **kwargs: Any) -> None:
-        try:
-            super().__init__(url, **kwargs)
-        except BaseException:
-            # Else its connections stay until the garbage is collected.
-            if hasattr(self, "engine"):
-                self.engine.dispose()
-            raise
+    def __init__(
+        self, url: str, address: URL, deadline: float, engine_kwargs: dict[str, Any]
+    ) -> None:
+        # Optuna's own constructor makes a version manager, which takes 0.2 s (`records/tables.py`).
+        self.url, self.engine_kwargs, self.skip_compatibility_check = url, engine_kwargs, True
+        self.heartbeat_interval = self.grace_period = None
+        self.heartbeat_stale_trial_callback = self.failed_trial_callback = None
+        self.engine = sqlalchemy.create_engine(url, **engine_kwargs)
+        self.scoped_session = scoped_session(sessionmaker(bind=self.engine))
         self.retry = Retry(address, deadline)
         # Of statements that are transactions of their own on a server: without a BEGIN and a
         # ROLLBACK, two round trips less. In a transaction each statement there sees what was
@@ -83,6 +87,27 @@ class RetryingStorage(RDBStorage):
         self.single = self.engine.execution_options(**alone)
         event.listen(self.engine, "handle_error", self._explain)
         event.listen(self.engine, "commit", self._note_commit)
+
+    @functools.cached_property
+    def _version_manager(self) -> VersionManager:  # type: ignore[override]
+        return VersionManager(self.url, self.engine, self.scoped_session)
+
+    def check_version(self, *, create: bool) -> None:
+        """Has Optuna itself look at tables that are not those of the installed version.
+
+        Args:
+            create: Whether it may make those that are missing.
+
+        Raises:
+            RuntimeError: They are those of another version.
+        """
+        try:
+            if create:
+                BaseModel.metadata.create_all(self.engine)
+            self._version_manager.check_table_schema_compatibility()
+        finally:
+            self.scoped_session.remove()
+            self.engine.dispose()  # Optuna takes two connections at once, and a worker takes one
 
     @property
     def deadline(self) -> float:
@@ -260,10 +285,10 @@ class SQLiteStorage(RetryingStorage):
     RetryingStorage.
     """
 
-    def __init__(self, url: str, address: URL, deadline: float, **kwargs: Any) -> None:
+    def __init__(self, url: str, address: URL, deadline: float) -> None:
         engine_kwargs = {"connect_args": {"timeout": min(BUSY_SECONDS, deadline)}}
         address = address.set(database=str(sqlite_path(address)))
-        super().__init__(url, address, deadline, engine_kwargs=engine_kwargs, **kwargs)
+        super().__init__(url, address, deadline, engine_kwargs)
 
         @event.listens_for(self.engine, "connect")
         def connect(connection: Any, connection_record: Any) -> None:
@@ -279,8 +304,6 @@ class SQLiteStorage(RetryingStorage):
             if connection.info["file"] != file_identity(address):
                 raise file_gone(address)
             connection.exec_driver_sql("BEGIN IMMEDIATE" if call_state.writes else "BEGIN")
-
-        self.engine.dispose()  # connections that were opened above lack the hooks
 
     def _explain(self, context: sqlalchemy.engine.ExceptionContext) -> None:
         if context.sqlalchemy_exception is not None and file_identity(self.retry.address) is None:
@@ -340,19 +363,32 @@ def connect(url: str | URL, *, create: bool = False, deadline: float = DEADLINE)
     open_storage = _open_sqlite if is_sqlite(address) else _open_postgres
 
     def attempt() -> RetryingStorage:
-        if not create:
-            _check_created(address)
-        return open_storage(address, create, deadline)
+        known = _create(address) if create else _check_created(address)
+        storage = open_storage(address, deadline)
+        if not known:
+            storage.check_version(create=create)
+        return storage
 
     with explained(address):
         return Retry(address, deadline).run(attempt)
 
 
-def _check_created(address: URL) -> None:
+def _create(address: URL) -> bool:
+    """Makes the tables if there are none; returns whether they are those of this Optuna."""
+    if is_sqlite(address):
+        sqlite_path(address).parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(plain_engine(address, create=True).connect()) as connection:
+        return make_tables(connection)
+
+
+def _check_created(address: URL) -> bool:
     """Leaves a database alone that another process is just creating.
 
     Optuna writes its versions where it finds none. The creator, which writes them last, would then
     meet its own row and fail.
+
+    Returns:
+        Whether the tables are those of this Optuna.
     """
     if is_sqlite(address) and file_identity(address) is None:
         raise StorageError(
@@ -360,27 +396,20 @@ def _check_created(address: URL) -> None:
             "creates it"
         )
     with contextlib.closing(plain_engine(address).connect()) as connection:
-        if connection.exec_driver_sql("SELECT version_num FROM alembic_version").first() is None:
-            raise StorageError(
-                f"storage.url: another process is creating {without_password(address)}; try again "
-                "in a second"
-            )
+        version = version_of(connection)
+    if version is None:
+        raise StorageError(
+            f"storage.url: another process is creating {without_password(address)}; try again "
+            "in a second"
+        )
+    return version == newest_version()
 
 
-def _open_sqlite(address: URL, create: bool, deadline: float) -> RetryingStorage:
-    path = sqlite_path(address)
-    if create:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # SQLiteStorage checks the versions when it opens the file below; each check reads all of
-        # Alembic's revisions, which takes 0.05 s.
-        url = f"sqlite:///{path}".replace("{", "{{").replace("}", "}}")
-        RDBStorage(url, skip_compatibility_check=True).engine.dispose()
-    return SQLiteStorage(
-        existing_file(address).render_as_string(), address, deadline, skip_table_creation=True
-    )
+def _open_sqlite(address: URL, deadline: float) -> RetryingStorage:
+    return SQLiteStorage(existing_file(address).render_as_string(), address, deadline)
 
 
-def _open_postgres(address: URL, create: bool, deadline: float) -> RetryingStorage:
+def _open_postgres(address: URL, deadline: float) -> RetryingStorage:
     engine_kwargs = {
         "pool_size": 2,
         "pool_use_lifo": True,  # so that the second one is not made while one is enough
@@ -388,13 +417,8 @@ def _open_postgres(address: URL, create: bool, deadline: float) -> RetryingStora
         "pool_recycle": 1800,
         "connect_args": libpq_arguments(address, POSTGRES),
     }
-    storage = RetryingStorage(
-        address.render_as_string(hide_password=False),
-        address,
-        deadline,
-        engine_kwargs=engine_kwargs,
-        skip_table_creation=not create,
-    )
+    url = address.render_as_string(hide_password=False)
+    storage = RetryingStorage(url, address, deadline, engine_kwargs)
     ping = storage.engine.dialect.do_ping
 
     @event.listens_for(storage.engine, "checkout")
@@ -410,12 +434,4 @@ def _open_postgres(address: URL, create: bool, deadline: float) -> RetryingStora
     def note_use(_: Any, record: Any) -> None:
         record.info["used"] = time.monotonic()
 
-    _keep_one(storage.engine)
     return storage
-
-
-def _keep_one(engine: sqlalchemy.Engine) -> None:
-    """Closes a second connection: Optuna's check took two at once, and a worker takes one."""
-    with engine.connect():
-        if engine.pool.checkedin() > 0:  # type: ignore[attr-defined]
-            engine.raw_connection().invalidate()

@@ -6,20 +6,36 @@ the other modules of this room override, call, read or write;
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from optuna.storages import _CachedStorage as CachedStorage
-from optuna.storages._rdb.models import BaseModel, TrialIntermediateValueModel, TrialValueModel
+from optuna.storages._rdb import models
+from optuna.storages._rdb.models import (
+    SCHEMA_VERSION,
+    BaseModel,
+    TrialIntermediateValueModel,
+    TrialValueModel,
+    VersionInfoModel,
+)
+from optuna.storages._rdb.storage import _VersionManager as VersionManager
 from sqlalchemy import Table
 
 __all__ = [
     "ATTRIBUTES",
     "COLUMNS",
     "METHODS",
+    "MIGRATIONS",
+    "SCHEMA_VERSION",
     "TABLES",
+    "BaseModel",
     "CachedStorage",
     "TrialIntermediateValueModel",
     "TrialValueModel",
+    "VersionInfoModel",
+    "VersionManager",
 ]
+
+MIGRATIONS = Path(models.__file__).parent / "alembic" / "versions"
 
 TABLES: Mapping[str, Table] = BaseModel.metadata.tables  # by name
 # Methods of Optuna's storages, by class, with the parameters that follow `self`.
@@ -34,6 +50,11 @@ METHODS: dict[str, dict[str, tuple[str, ...]]] = {
             *("trial_id", "param_name", "param_value_internal", "distribution"),
             "previous_distribution",
         ),
+    },
+    "_VersionManager": {
+        # Made for tables that are not those of the installed Optuna, which it completes or refuses.
+        "__init__": ("url", "engine", "scoped_session"),
+        "check_table_schema_compatibility": (),
     },
     "_CachedStorage": {
         # Called, and its answer kept until the worker asks for the other trials again.
@@ -51,7 +72,11 @@ METHODS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 # Attributes of their objects.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "RDBStorage": ("engine", "scoped_session"),
+    "RDBStorage": (
+        *("url", "engine_kwargs", "skip_compatibility_check", "engine", "scoped_session"),
+        *("heartbeat_interval", "grace_period", "heartbeat_stale_trial_callback"),
+        *("failed_trial_callback", "_version_manager"),
+    ),
     "_CachedStorage": ("_backend", "_lock", "_studies", "_trial_id_to_study_id_and_number"),
     "_StudyInfo": ("trials",),  # by number: the values of `_CachedStorage._studies`
     "FrozenTrial": ("_trial_id",),
@@ -70,5 +95,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "trial_user_attributes": ("trial_id", "key", "value_json"),
     "trial_system_attributes": ("trial_id", "key", "value_json"),
+    "version_info": ("version_info_id", "schema_version", "library_version"),
     "alembic_version": ("version_num",),
 }

@@ -1,9 +1,12 @@
 """Which parameters matter: the importances that status and report show."""
 
-from collections.abc import Sequence
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
-import optuna  # imports optuna.importance, and with it scipy, only when it is first used
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.views.figures.plot_study import quiet_optuna
@@ -40,4 +43,30 @@ def importances(study: optuna.Study, names: Sequence[str]) -> dict[str, float]:
     if not names:
         return {}
     with quiet_optuna():
-        return optuna.importance.get_param_importances(study, params=list(names))
+        return _get_param_importances()(study, params=list(names))
+
+
+@functools.cache
+def _get_param_importances() -> Callable[..., dict[str, float]]:
+    """Imports Optuna's function without scikit-learn, as if that were not installed.
+
+    Two evaluators that are not used here need it, and with it come scipy and pandas: 1.3 s, for
+    the 3 ms that PED-ANOVA takes. Afterwards nothing is left that lacks it, since a program may
+    use those evaluators.
+    """
+    package, hidden = "optuna.importance", "sklearn"
+    if package in sys.modules or hidden in sys.modules:
+        module = import_module(package)
+    else:
+        before, attributes = {*sys.modules}, dict(vars(optuna))
+        sys.modules[hidden] = None  # type: ignore[assignment]
+        try:
+            module = import_module(package)
+        finally:
+            del sys.modules[hidden]
+            for name in {*sys.modules} - before:
+                if name.startswith(package):
+                    del sys.modules[name]
+            vars(optuna).update(attributes)
+    function: Callable[..., dict[str, float]] = module.get_param_importances
+    return function

@@ -1,0 +1,140 @@
+"""What a command waits for before it begins: which libraries are imported, and which are not."""
+
+import subprocess
+import sys
+
+import pytest
+from commands import BARE, QUICK, ROOT, environment
+
+pytestmark = pytest.mark.chaos
+
+# Each takes from a tenth of a second to several seconds.
+HEAVY = {"alembic", "hydra", "joblib", "pandas", "plotly", "ray", "scipy", "sklearn", "torch"}
+LATER = {  # what a search does without, or its first trial does
+    *("alembic", "optuna_dashboard", "pandas", "plotly", "ray", "scipy", "sklearn", "sympy"),
+    *("torch._dynamo", "torch._inductor", "torchvision", "PIL"),
+}
+LOOK = """
+import sys
+from studyloom.cli import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as ended:
+    code = ended.code
+print(*sys.modules, file=sys.stderr)
+sys.exit(code)
+"""
+SPY = """
+import os, sys
+from pathlib import Path
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, shape, outputs):
+        super().__init__(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], outputs))
+        with open(os.environ["SPIED"], "a") as file:
+            print(*sys.modules, file=file)
+"""
+
+
+def run(*command, **extra):
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env=environment(PYTHONPATH=str(ROOT), **extra),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A study with so many trials that its parameters have importances."""
+    folder = tmp_path_factory.mktemp("looked") / "run"
+    done = run("-m", "studies.mnist", *QUICK, "study.trials=12", f"run_dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status",),
+        ("status", "--json"),
+        ("trials",),
+        ("trials", "--csv"),
+        ("trials", "--json"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_looks_at_a_study_imports_nothing_that_takes_long(run_dir, arguments):
+    command, *options = arguments
+    done = run("-c", LOOK, command, run_dir, *options)
+    assert done.returncode == 0, done.stderr
+    *messages, modules = done.stderr.splitlines()
+    assert messages == []
+    assert "optuna" in modules.split()
+    assert {*modules.split()} & HEAVY == set()
+    if command == "status":
+        assert "optimizer.lr" in done.stdout  # which matters most, by its importance
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("status", "--help")], ids=str)
+def test_help_imports_nothing_at_all_that_takes_long(arguments):
+    done = run("-c", LOOK, *arguments)
+    assert done.returncode == 0, done.stderr
+    light = {"numpy", "omegaconf", "optuna", "rich", "sqlalchemy", "yaml"}
+    assert {*done.stderr.splitlines()[-1].split()} & (HEAVY | light) == set()
+
+
+def test_a_search_begins_before_what_it_does_not_need_is_imported(tmp_path):
+    (tmp_path / "spy.py").write_text(SPY)
+    command = ("-m", "studies.mnist", *QUICK, "model._target_=spy.Net", *BARE)
+    command = tuple(item for item in command if not item.startswith("model.hidden"))
+    extra = {"SPIED": str(tmp_path / "modules.txt")}
+    env = environment(PYTHONPATH=f"{ROOT}:{tmp_path}", **extra)
+    done = subprocess.run(
+        [sys.executable, *command, "study.trials=1", f"run_dir={tmp_path / 'run'}"],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    *_, modules = (tmp_path / "modules.txt").read_text().splitlines()  # of the trial, the last
+    assert {"torch", "optuna", "hydra", "sqlalchemy"} <= {*modules.split()}
+    assert {*modules.split()} & LATER == set()
+
+
+IMPORTANCES = """
+import sys
+import optuna
+from studyloom.views.importances import importances
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+study.optimize(lambda t: t.suggest_float("x", 0, 1) + t.suggest_float("y", 0, 0.1), n_trials=40)
+ours = importances(study, ["x", "y"])
+assert "sklearn" not in sys.modules, "sklearn"
+assert ours == optuna.importance.get_param_importances(study) and list(ours) == ["x", "y"]
+assert "sklearn" in sys.modules
+forest = optuna.importance.FanovaImportanceEvaluator(seed=0)
+assert set(optuna.importance.get_param_importances(study, evaluator=forest)) == {"x", "y"}
+"""
+
+
+def test_importances_are_optunas_and_a_program_can_use_its_other_evaluators_afterwards():
+    pytest.importorskip("sklearn")
+    done = run("-c", IMPORTANCES)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_bench_of_starts_measures_every_command():
+    done = run("scripts/bench.py", "start", "--repeats", "1", "--before", "")
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip() for line in done.stdout.splitlines()[2:]]
+    names = ("import torch", "--dry-run", "to the first trial", "to the end of one trial")
+    assert len(rows) == 7
+    for row, name in zip(rows, (*names, "status", "trials", "--help"), strict=True):
+        assert row.startswith(name)
