@@ -44,12 +44,7 @@ from studyloom.launch.prepare import (
 from studyloom.launch.ranks import start_ranks
 from studyloom.launch.task import Task, follow_parent
 from studyloom.launch.watch import Death, watch
-from studyloom.processes import (
-    LastingOutput,
-    collect_as_usual,
-    prepare_streams,
-    worker_id,
-)
+from studyloom.processes import LastingOutput, collect_as_usual, prepare_streams, worker_id
 from studyloom.question.question import SECTIONS
 from studyloom.storage.connections import exclusive
 from studyloom.storage.embedded_server import serve
@@ -165,7 +160,6 @@ def run_here(
                 print_dry_run(prepared.question, make_console(LastingOutput()))
                 sys.exit()
             prepared, plan = open_plan(prepared, stop, worker=worker)
-            collect_as_usual()
         except (ValueError, OSError) as error:
             exit_with(error, 2)
         except Interrupted:  # the second signal; no trial is held yet
@@ -217,6 +211,7 @@ def open_plan(prepared: Prepared, stop: Stop, *, worker: bool) -> tuple[Prepared
     except BaseException:
         plan.close()
         raise
+    collect_as_usual()  # trials come next
     return prepared, plan
 
 
@@ -403,14 +398,12 @@ def judge(cfg: DictConfig) -> None:
     """
     from studyloom.winner.evaluation import evaluate_winner
 
-    collect_as_usual()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with Stop() as stop:
         prepared, plan = open_ended(cfg, stop)
         command = Command.of_this_process()
         task = task_of(prepared, plan, command)
-        console = make_console()
-        with Display(lambda: plan.current.stored, console):
+        with Display(lambda: plan.current.stored, console := make_console()):
             prepared.launcher.launch(task, stop)
         if plan.is_done():
             before = read_answer(plan.run_dir) or {}
