@@ -70,6 +70,7 @@ from studyloom.views.terminal import (
 )
 from studyloom.winner.answer import belongs_to, is_answer_of, move_aside, read_answer
 from studyloom.winner.committee import remove_others
+from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.stages import Plan, Stage
 
 log = logging.getLogger(__name__)
@@ -374,7 +375,6 @@ def print_winner(plan: Plan, prepared: Prepared, command: Command, console: Cons
     The test part is opened for it now, unless winner.json has the answer already.
     """
     from studyloom.views.report import write_report  # here: no search waits for plotly
-    from studyloom.winner.evaluation import evaluate_winner
 
     # Of commands that finish together, one opens the test part; the others read its answer.
     with exclusive(prepared.url, deadline=float(prepared.question.config.storage.deadline)):
@@ -396,8 +396,6 @@ def judge(cfg: DictConfig) -> None:
         ValueError: the search has not ended, or the config or the database cannot be used.
         OSError: a file cannot be read or written.
     """
-    from studyloom.winner.evaluation import evaluate_winner
-
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with Stop() as stop:
         prepared, plan = open_ended(cfg, stop)

@@ -30,7 +30,7 @@ from studyloom.launch.fork_server import can_fork
 from studyloom.launch.line import Line
 from studyloom.launch.prepare import prepare_to_join
 from studyloom.launch.supervisor import WorkerExit
-from studyloom.processes import end_with
+from studyloom.processes import collect_as_usual, end_with
 from studyloom.study.stopping import Stop
 from studyloom.text import printable
 from studyloom.training.ranks import ALONE, Ranks
@@ -172,6 +172,7 @@ def _train(cfg: DictConfig, ranks: Ranks, parent: int) -> NoReturn:
         os.environ |= _variables(ranks.rank, ranks.world_size, int(os.environ["MASTER_PORT"]))
         _join_group(ranks)
         prepared = prepare_to_join(cfg, ranks)
+        collect_as_usual()
         code = FAILED
         ranks.follow(lambda call: prepared.question.take_part(call, prepared.data))
         code = 0

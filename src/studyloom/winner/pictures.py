@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from studyloom.data.training_data import Part
@@ -87,6 +86,8 @@ def picture(image: Tensor | None) -> str | None:
     """
     if image is None or image.ndim != 3 or len(image) not in (1, 3):
         return None
+    from PIL import Image  # here: no search waits for it
+
     image = image.float()
     low, high = image.min(), image.max()
     levels = ((image - low) / (high - low).clamp(min=1e-12) * 255).round()
