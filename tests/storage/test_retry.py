@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 import tempfile
@@ -29,7 +30,7 @@ from servers import Server
 from studyloom.errors import StorageError, StorageLost
 from studyloom.storage import sql
 from studyloom.storage.connections import LOCK_KEY, POSTGRES, exclusive
-from studyloom.storage.database import connect, execute
+from studyloom.storage.database import connect, execute, read
 from studyloom.storage.ledger import Ledger
 from studyloom.storage.retry import log
 
@@ -143,6 +144,16 @@ def test_connections_that_were_ended_between_calls_are_made_anew_without_a_word(
         opened.set_trial_intermediate_value(trial_id, step, 0.5)
         assert len(opened.get_trial(trial_id).intermediate_values) == step + 1
     assert lines.lines == []
+
+
+def test_a_connection_whose_socket_was_closed_is_replaced_without_a_traceback(served, caplog):
+    """An objective may close all descriptors of its process."""
+    opened, _, _ = served
+    with opened.single.connect() as connection:
+        os.close(connection.connection.dbapi_connection.fileno())
+    assert read(opened, lambda connection: connection.scalar(sqlalchemy.text("SELECT 1"))) == 1
+    assert "Traceback" not in caplog.text
+    assert "Exception" not in caplog.text
 
 
 def test_connections_that_are_ended_all_the_time_lose_and_double_nothing(server, served):

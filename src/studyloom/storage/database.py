@@ -43,6 +43,7 @@ from studyloom.storage.retry import (
     diagnose,
     file_gone,
     file_identity,
+    is_cut,
     is_read_only,
 )
 from studyloom.storage.urls import parse_url, without_password
@@ -135,7 +136,7 @@ class RetryingStorage(RDBStorage):
             and not context.is_pre_ping
         ):
             # The next try gets a new connection, and with it the host that takes writes by then.
-            context.is_disconnect |= is_read_only(error)
+            context.is_disconnect |= is_read_only(error) or is_cut(error)
             raise diagnose(error, self.retry.address)
 
     @staticmethod
