@@ -93,6 +93,9 @@ class RetryingStorage(RDBStorage):
     def _version_manager(self) -> VersionManager:  # type: ignore[override]
         return VersionManager(self.url, self.engine, self.scoped_session)
 
+    def __getstate__(self) -> dict[Any, Any]:
+        raise TypeError("a storage cannot be pickled; each process opens its own")
+
     def check_version(self, *, create: bool) -> None:
         """Has Optuna itself look at tables that are not those of the installed version.
 
