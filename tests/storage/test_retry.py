@@ -146,12 +146,15 @@ def test_connections_that_were_ended_between_calls_are_made_anew_without_a_word(
     assert lines.lines == []
 
 
-def test_a_connection_whose_socket_was_closed_is_replaced_without_a_traceback(served, caplog):
+def test_a_connection_whose_socket_was_closed_is_replaced_without_a_traceback(
+    served, lines, caplog
+):
     """An objective may close all descriptors of its process."""
     opened, _, _ = served
     with opened.single.connect() as connection:
         os.close(connection.connection.dbapi_connection.fileno())
     assert read(opened, lambda connection: connection.scalar(sqlalchemy.text("SELECT 1"))) == 1
+    assert lines.lines == []
     assert "Traceback" not in caplog.text
     assert "Exception" not in caplog.text
 

@@ -139,7 +139,8 @@ class RetryingStorage(RDBStorage):
             and not context.is_pre_ping
         ):
             # The next try gets a new connection, and with it the host that takes writes by then.
-            context.is_disconnect |= is_read_only(error) or is_cut(error)
+            error.connection_invalidated |= is_cut(error)
+            context.is_disconnect |= is_read_only(error) or error.connection_invalidated
             raise diagnose(error, self.retry.address)
 
     @staticmethod

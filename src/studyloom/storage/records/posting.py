@@ -13,7 +13,6 @@ from sqlalchemy import text
 from studyloom.storage.attributes import SLOT, UUID
 from studyloom.storage.database import RetryingStorage
 from studyloom.storage.records.slots import Claim
-from studyloom.storage.retry import call_state
 
 # The slot first and then the trial, in the order of all who lock both.
 POST = text(
@@ -82,7 +81,6 @@ def post(
     def work() -> bool:
         with storage.single.connect() as connection:
             # An answer that is lost may be that of a report which was stored; twice is the same.
-            call_state.committing = True
             return bool(connection.execute(POST, values).rowcount)
 
     return storage.call(work, writes=True)
