@@ -92,3 +92,14 @@ def test_what_is_seen_again_is_remembered_with_the_time_that_it_was_seen():
     assert sightings.look({"a": 1, "b": 3}, most=4.0) == {"a": (1, 9.0), "b": (3, 4.0)}
     assert sightings.look({"b": 3}) == {"b": (3, 4.0)}
     assert sightings.look({"a": 1}) == {"a": (1, 0.0)}
+
+
+@pytest.mark.parametrize(("body", "closed"), [("os.closerange(3, 1000)", True), ("pass", False)])
+def test_descriptors_that_were_closed_by_others_are_noticed(body, closed):
+    code = (
+        "import os, studyloom.processes as processes\n"
+        f"try:\n    with processes.descriptors_kept():\n        {body}\n"
+        "except processes.DescriptorsClosed:\n    print(True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ("True\n" if closed else "")

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from studyloom.errors import DescriptorsClosed
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -185,6 +187,36 @@ def end_if_forked(pid: int) -> None:
     if os.getpid() != pid:
         os.write(2, b"a fork of this process has left the code that made it, and ends here\n")
         os._exit(1)
+
+
+def is_same_file(descriptor: int, inode: int) -> bool:
+    """Whether a descriptor is still open, and of the file that had this inode when it was opened.
+
+    Code of the user's may close descriptors that are not its own; another file then gets the
+    number.
+    """
+    try:
+        return os.fstat(descriptor).st_ino == inode
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def descriptors_kept() -> Iterator[None]:
+    """Raises DescriptorsClosed if the body has closed descriptors that it did not open.
+
+    The log, the database and all else of this process may have been among them.
+    """
+    probe, other = os.pipe()
+    os.close(other)
+    inode = os.fstat(probe).st_ino
+    try:
+        yield
+    finally:
+        if kept := is_same_file(probe, inode):
+            os.close(probe)
+    if not kept:
+        raise DescriptorsClosed("the objective has closed descriptors that it had not opened")
 
 
 @contextlib.contextmanager

@@ -18,6 +18,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from studyloom.processes import is_same_file
+
 VARIABLE = "STUDYLOOM_LINE"  # in the environment of a worker: the descriptor of its end
 ASK = b"a"  # to stop; a signal follows
 CLAIMED = b"c"  # a slot
@@ -76,12 +78,8 @@ class Line:
 
     def _is_open(self) -> bool:
         """Whether the descriptor is still the line's: an objective may close all descriptors."""
-        if self._socket is None:
-            return False
-        try:
-            return os.fstat(self._socket.fileno()).st_ino == self._inode
-        except OSError:
-            return False
+        line, inode = self._socket, self._inode
+        return line is not None and inode is not None and is_same_file(line.fileno(), inode)
 
     def _listen(self, line: socket.socket) -> None:
         ready = select.poll()

@@ -27,7 +27,7 @@ from studyloom.errors import (
     StorageLost,
     TrialDeleted,
 )
-from studyloom.processes import end_if_forked, worker_id
+from studyloom.processes import descriptors_kept, end_if_forked, worker_id
 from studyloom.question.costs import Cost
 from studyloom.question.objective import Attempt, Objective, Stopping
 from studyloom.question.search_parts import KEEPS_STATE
@@ -319,7 +319,8 @@ class Worker:
             objective = self.question.make_objective(
                 point, number, self.data, self.attempt(reporter.claim, number, point)
             )
-            value = self.evaluate(objective, reporter, checkpoint, frozen.last_step)
+            with descriptors_kept():
+                value = self.evaluate(objective, reporter, checkpoint, frozen.last_step)
         except BaseException as caught:  # whatever the user's code raises costs this trial alone
             end_if_forked(pid)
             error = reporter.raised or caught
