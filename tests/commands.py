@@ -34,7 +34,7 @@ BARE = ("~model.hidden", "~model.activation", "~model.dropout", "~model.init", "
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
-        "studyloom.run",
+        "studyloom.execution.command",
         "alembic.command",
         "sqlalchemy.dialects.sqlite",
         "sqlalchemy.dialects.postgresql.psycopg",
@@ -125,11 +125,11 @@ def _become(
 
 def _die_before(file: str) -> None:
     """Has SIGKILL end this process just before it puts a file of a name into its place."""
-    replace = Path.replace
+    replace = os.replace
 
-    def replace_or_die(path: Path, target: Path) -> Path:
+    def replace_or_die(path: Path, target: Path, **folders: int) -> None:
         if Path(target).name == file:
             os.kill(os.getpid(), signal.SIGKILL)
-        return replace(path, target)
+        replace(path, target, **folders)
 
-    Path.replace = replace_or_die  # type: ignore[method-assign]
+    os.replace = replace_or_die  # type: ignore[assignment]

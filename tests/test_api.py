@@ -1,6 +1,7 @@
 """The Python API: what it exports, that it does what the command does, and how it ends."""
 
 import csv
+import importlib
 import io
 import json
 import logging
@@ -20,13 +21,17 @@ import optuna
 import pandas
 import pytest
 import torch
+import yaml
 from commands import CANARY, QUICK, ROOT, environment, study, studyloom
 from hydra.core.global_hydra import GlobalHydra
 
 import studyloom as api
+from studyloom.config.runs import note_run
 from studyloom.launch.command import Command
+from studyloom.storage.attributes import OF_TRIALS
 from studyloom.study.stored_study import create_study, open_study
 from studyloom.study.trials.rows import Rows, as_json, curve_rows
+from studyloom.winner.answer import write_answer
 
 CONF = ROOT / "conf"
 ONE = ("launcher.workers=1", "study.trials=3")
@@ -248,6 +253,27 @@ def test_a_password_is_in_no_file_and_not_in_the_environment_afterwards(tmp_path
         assert study.name == "mnist"
 
 
+@pytest.mark.parametrize("attributes", [(), OF_TRIALS], ids=["none", "called like ours"])
+def test_a_study_of_plain_optuna_is_looked_at_like_one_of_ours(attributes, sqlite_url, tmp_path):
+    def objective(trial):
+        for name in attributes:
+            trial.set_user_attr(name, 7)
+        trial.report(0.5, 1)
+        return trial.suggest_float("x", 0.0, 1.0)
+
+    plain = optuna.create_study(storage=sqlite_url, study_name="plain")
+    plain.optimize(objective, n_trials=3)
+    with api.open_study(sqlite_url) as study:
+        assert [row["value"] for row in study.to_dicts()] == [t.value for t in plain.trials]
+        assert len(study.trials) == len(study.curves()) == 3
+        assert study.best.value == plain.best_value
+        assert (study.baseline, study.best.config, study.winner) == (None, None, None)
+        assert "3 complete" in repr(study)
+        assert "3 complete" in study._repr_html_()
+        assert study.report(tmp_path).exists()
+        assert study.optuna.trials[0].user_attrs == dict.fromkeys(attributes, 7)
+
+
 # Errors
 
 
@@ -285,10 +311,86 @@ def test_another_question_under_the_same_name_is_an_exception(tmp_path):
         search(tmp_path, "train.epochs=3")
 
 
+def open_databases(folder):
+    """Which databases below a folder this process holds open."""
+    held = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+    return [path for path in held if path.startswith(str(folder)) and ".db" in path]
+
+
+def refuse(*_):
+    raise api.StorageError("no more connections")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has no /proc")
+@pytest.mark.parametrize("place", ["create_study", "set_bounds", "begin_again"])
+def test_a_study_that_cannot_be_opened_is_told_and_leaves_nothing_open(
+    tmp_path, monkeypatch, place
+):
+    search(tmp_path).close()
+    events, overrides = tmp_path / "events.jsonl", []
+    monkeypatch.setenv("STUDYLOOM_EVENTS", str(events))
+    if place == "create_study":  # refuses itself
+        overrides, words = ["train.epochs=3"], "train.epochs: 2 → 3"
+    else:
+        module = "launch.prepare" if place == "set_bounds" else "execution.plans"
+        monkeypatch.setattr(f"studyloom.{module}.{place}", refuse)
+        words = "no more connections"
+    with pytest.raises(api.StudyloomError) as caught:  # which holds the frames
+        search(tmp_path, *overrides)
+    assert words in str(caught.value)
+    assert open_databases(tmp_path) == []
+    (event,) = map(json.loads, events.read_text().splitlines())
+    assert (event["event"], event["code"]) == ("exit", 2)
+    assert words in event["reason"]
+
+
+def test_a_mistake_of_the_configuration_is_told_at_the_end_too(tmp_path, monkeypatch):
+    events = tmp_path / "events.jsonl"
+    monkeypatch.setenv("STUDYLOOM_EVENTS", str(events))
+    with pytest.raises(api.ConfigError):
+        search(tmp_path, "study.trials=-1")
+    (event,) = map(json.loads, events.read_text().splitlines())
+    assert (event["event"], event["code"]) == ("exit", 2)
+
+
+def test_what_workers_that_died_have_left_is_removed_at_the_end(tmp_path, monkeypatch):
+    folders = []
+
+    class Seen:
+        def __init__(self, folder, *_):
+            folders.append(folder)
+
+        def remove_left(self, *_):
+            assert folders == [tmp_path / "kept"]
+
+    monkeypatch.setattr("studyloom.execution.answer.TrialFiles", Seen)
+    search(tmp_path, f"checkpoints.dir={tmp_path / 'kept'}").close()
+    assert len(folders) == 1
+
+
 def test_a_study_whose_first_trial_fails_halts_with_an_exception(tmp_path):
     function = "objective._target_=test_api.broken"
     with pytest.raises(api.Halted, match="it is broken"):
         search(tmp_path, function, "objective.direction=minimize")
+
+
+@pytest.mark.parametrize("accept", [(), ("study.accept_code_change=true",)])
+def test_a_loop_that_was_edited_is_called_again_only_after_a_reload(tmp_path, monkeypatch, accept):
+    monkeypatch.syspath_prepend(tmp_path)
+    source = tmp_path / "own_loop.py"
+    source.write_text("def train(config, report): return 1.0\n")
+    of = ("objective._target_=own_loop.train", "objective.direction=minimize")
+    try:
+        search(tmp_path / "a", *of).close()
+        source.write_text("def train(config, report): return 2.25\n")
+        again = tmp_path / ("a" if accept else "b")
+        with pytest.raises(api.ConfigError, match=r"own_loop\.py has changed .* imported it"):
+            search(again, *of, *accept)
+        importlib.reload(sys.modules["own_loop"])
+        with search(again, *of, *accept, "study.trials=4") as study:
+            assert study.to_dicts()[-1]["value"] == 2.25
+    finally:
+        del sys.modules["own_loop"]
 
 
 def broken(config, report):
@@ -621,3 +723,57 @@ def test_a_winner_of_a_table_predicts_numbers_or_names(tmp_path, monkeypatch):
     prediction = winner.predict(np.zeros(winner.shape))
     assert prediction.classes.shape == (1,)
     assert len(prediction.names) in (0, 1)
+
+
+def loop_winner(folder, **sections):
+    """Writes the winner of a loop of one's own, which no command of this user has made."""
+    whole = {"objective": {"_target_": "mine.train"}, "params": {"lr": 0.1}} | sections
+    files = {"winner.yaml": yaml.safe_dump(whole).encode()}
+    write_answer(folder, {"study": "s", "note": "not tested", "data": None}, files)
+    return folder
+
+
+def test_a_loop_of_one_s_own_may_be_named_by_the_winner_and_is_not_imported(tmp_path):
+    winner = api.load_winner(loop_winner(tmp_path))
+    assert winner.config == {"objective": {"_target_": "mine.train"}, "params": {"lr": 0.1}}
+    assert "mine" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"params": {"lr": "${oc.env:HOME}"}}, r"params\.lr: .* is an interpolation"),
+        ({"objective": "${params}"}, "objective: .* is an interpolation"),
+        ({"objective": {"_target_": "${oc.env:HOME}"}}, r"objective\._target_: .* interpolation"),
+        (
+            {"params": {"net": {"_target_": "os.system"}}},
+            r"net\._target_: os\.system is not",
+        ),
+        ({"objective": {"_target_": "mine.train", "by": {"_target_": "os.system"}}}, r"os\.system"),
+        ({"model": {"_target_": "test_api.broken"}}, r"model\._target_: test_api\.broken is not"),
+    ],
+)
+def test_the_winner_of_a_loop_from_elsewhere_names_no_code_and_reads_no_environment(
+    tmp_path, sections, words
+):
+    with pytest.raises(api.ConfigError, match=words):
+        api.load_winner(loop_winner(tmp_path, **sections))
+
+
+def test_code_that_is_trusted_or_of_one_s_own_run_may_be_named_by_the_winner(tmp_path):
+    sections = {"model": {"_target_": "test_api.broken"}}
+    assert api.load_winner(loop_winner(tmp_path, **sections), trust=["test_api"]).config.model
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("study: {name: s}\n")
+    note_run(tmp_path)
+    assert api.load_winner(tmp_path).config.model
+
+
+def test_a_winner_of_a_loop_that_is_not_the_one_of_winner_json_is_refused(tmp_path):
+    loop_winner(tmp_path)
+    answer = json.loads((tmp_path / "winner.json").read_text())
+    (tmp_path / "winner.yaml").write_text("params: {lr: 0.2}\n")
+    for digests in (answer["files"], {}):
+        (tmp_path / "winner.json").write_text(json.dumps(answer | {"files": digests}))
+        with pytest.raises(api.PredictError, match=r"winner\.yaml did not come with"):
+            api.load_winner(tmp_path)

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all: under exceptions, kills and several writers."""
 
 import errno
+import hashlib
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from studyloom import files
 from studyloom.errors import FileError
 from studyloom.files import (
+    digest_below,
     filesystem_of,
     is_abandoned,
     is_network_filesystem,
@@ -19,6 +21,7 @@ from studyloom.files import (
     mark_own,
     read_below,
     remove_below,
+    size_below,
     sync_folder,
     temporary_name,
     write_below,
@@ -95,6 +98,18 @@ def test_a_torn_write_leaves_the_old_content_and_no_temporary_file(path, error):
         write_with(path, write)
     assert path.read_text() == "old"
     assert names(path) == ["study.yaml"]
+
+
+def test_size_and_digest_are_those_of_a_file_of_any_size_and_of_no_link(path, monkeypatch):
+    monkeypatch.setattr(files.read_below, "__defaults__", (2,))
+    with pytest.raises(FileError, match="must have at most 2 bytes"):
+        read_below(path.parent, path.name)
+    assert size_below(path.parent, path.name) == 3
+    assert digest_below(path.parent, path.name) == hashlib.sha256(b"old").hexdigest()
+    (path.parent / "link").symlink_to(path)
+    for read in (size_below, digest_below):
+        with pytest.raises(FileError, match="symbolic link"):
+            read(path.parent, "link")
 
 
 def test_a_disk_that_fails_to_sync_leaves_the_old_content(path, monkeypatch):

@@ -21,7 +21,8 @@ GROUND, TOP = "ground", "top"  # the files that lie in no folder
 # From the bottom up. A room imports from rooms below it, and never from one above.
 FLOORS = (
     *(GROUND, "data", "training", "space", "config", "storage", "question", "search"),
-    *("study", "launch", "winner", "compress", "views", "integrations", TOP),
+    *("trackers", "study", "launch", "winner", "compress", "views", "integrations"),
+    *("execution", "commands", TOP),
 )
 TOP_FILES = {"", "__main__", "api", "cli", "run"}  # what a person types or imports
 
@@ -30,21 +31,28 @@ DOORS = {
     "hydra": {"config"},
     "omegaconf": {
         *("config", "question", "launch", "study", "winner", "compress", "views", "integrations"),
+        *("execution", TOP),
+    },
+    "optuna": {
+        *("space", "storage", "question", "search", "study", "winner", "views", "execution"),
         TOP,
     },
-    "optuna": {"space", "storage", "question", "search", "study", "winner", "views", TOP},
     "sqlalchemy": {"storage", "study"},  # study: the type of a connection
     "filelock": {"storage"},
     "ray": {"launch"},
     "torchvision": {"data"},
-    "rich": {"space", "views", TOP},
-    "plotly": {"views"},
+    "rich": {"space", "views", "execution"},
+    "plotly": set(),  # figures are our own
+    "jinja2": {"views"},
+    "markupsafe": {"views"},
     "PIL": {"winner"},
-    "subprocess": {GROUND, "launch", "storage", "study"},
-    "argparse": {"config", TOP},
+    "subprocess": {GROUND, "launch", "storage", "study", "execution"},
+    "apprise": {"execution"},
+    "argparse": {"config", "commands"},
     "optuna_dashboard": {"views"},
     "wsgiref": {"views"},
     **{package: {"compress"} for package in ("onnx", "onnxruntime", "torch_pruning")},
+    **{package: {"trackers"} for package in ("mlflow", "tensorboard", "wandb")},
     **{package: {"integrations"} for package in ("lightning", "transformers", "accelerate")},
 }
 NAMED_BY_CONFIGS = ("models", "losses", "schedules")  # `_target_` names them; nobody imports them
@@ -206,7 +214,10 @@ def test_a_studies_page_knows_only_what_runs_it_and_the_type_of_what_a_loop_is_g
             names = imports_of(ast.parse(page.read_text()))
             known = {name for name in names if name.startswith("studyloom.")}
             runs = {"studyloom.config.hydra_main", "studyloom.run.run", "studyloom.Run"}
-            assert known <= runs | {"studyloom.data.Sound"}  # how recordings become inputs
+            # What data are, also texts, and how recordings and other files become inputs.
+            assert known <= runs | {
+                f"studyloom.data.{name}" for name in ("Sound", "Reader", "Split", "Tokens", "asset")
+            }
 
 
 def test_no_module_is_a_drawer_and_no_name_a_metaphor_of_before():

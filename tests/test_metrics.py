@@ -72,6 +72,35 @@ def test_of_two_classes_the_second_is_the_one_to_find(name):
 
 
 @pytest.mark.parametrize("name", ["roc_auc", "average_precision"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_network_that_is_too_sure_for_probabilities_is_ranked_all_the_same(name, count):
+    """From a margin of 37 on they are all 1, and would be ties."""
+    draw = torch.Generator().manual_seed(0)
+    truth = torch.randint(count, (400,), generator=draw)
+    outputs = torch.randn(400, count, generator=draw) + 0.5 * torch.eye(count)[truth]
+    surer = 300 * outputs.double()
+    score = getattr(sklearn_metrics, f"{name}_score")
+    found = [1] if count == 2 else range(count)
+    expected = np.mean(
+        [
+            score(
+                (truth == label).numpy(),
+                (surer[:, label] - surer[:, [k for k in range(count) if k != label]].logsumexp(1)),
+            )
+            for label in found
+        ]
+    )
+    assert METRICS[name](surer, truth) == pytest.approx(expected, abs=1e-12)
+    if count == 2:  # as the scale changes no order of two
+        assert METRICS[name](surer, truth) == pytest.approx(METRICS[name](outputs, truth))
+
+
+def test_a_class_without_examples_has_no_recall_also_if_it_is_predicted():
+    truth, guess = torch.tensor([0, 0, 1, 1, 1]), torch.eye(3)[[0, 0, 1, 1, 2]]
+    assert METRICS["balanced_accuracy"](guess, truth) == pytest.approx((1 + 2 / 3) / 2)
+
+
+@pytest.mark.parametrize("name", ["roc_auc", "average_precision"])
 def test_a_class_that_is_absent_leaves_a_metric_undefined_and_is_named(name):
     with pytest.raises(
         UndefinedMetric,

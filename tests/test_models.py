@@ -18,6 +18,7 @@ from studyloom.models import (
     Restore,
     Standardise,
     Transformer,
+    as_steps,
 )
 
 SHAPE = (1, 4, 4)
@@ -213,6 +214,23 @@ def test_a_mistake_is_named_with_its_key_and_what_is_allowed(model, options, mes
 
 
 # Steps
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 3), (2, 6, 3)])
+def test_a_recurrent_network_standardises_the_features_of_its_steps(shape):
+    network = Recurrent(shape, 2, hidden=4, standardise=True)
+    inputs = 5 + 2 * torch.randn(50, *shape, generator=torch.Generator().manual_seed(0))
+    network.before.adapt(inputs, torch.zeros(50))
+    steps = as_steps(inputs)
+    once = network.before(steps)
+    assert once.shape == steps.shape
+    assert once.mean((0, 1)).abs().max() < 1e-5
+    assert (once.std((0, 1), correction=0) - 1).abs().max() < 1e-4
+    assert network(inputs).shape == (50, 2)
+    mean = network.before.mean
+    network.before.adapt_in_parts((part, None) for part in inputs.split(20))
+    assert torch.allclose(network.before.mean, mean, atol=1e-5)
+
 
 SEQUENCES = [
     *(functools.partial(Recurrent, cell=cell, hidden=5) for cell in CELLS),

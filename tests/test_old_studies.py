@@ -207,7 +207,8 @@ def test_status_and_report_tell_what_was_found(restore, title):
     old.ask("report")
     report = (old.run_dir / "report.html").read_text()
     assert old.name in report
-    assert len(report) > 100_000
+    assert "All trials" in report
+    assert len(report) > 20_000
 
 
 @pytest.mark.runs

@@ -77,7 +77,9 @@ def test_a_study_keeps_all_it_wrote_below_its_run_directory(finished):
         ".hydra/hydra.yaml",
         ".hydra/overrides.yaml",
         "best.yaml",
+        "heartbeat.json",
         "made-by",  # tells one's own folder from that of somebody else
+        "report.html",
         "study.db",
         "study.lock",
     }
@@ -106,6 +108,13 @@ def test_the_same_command_again_says_that_the_budget_is_spent(finished):
     assert "the budget of 5 trials is spent" in done.stdout
     assert "study.trials=10" in done.stdout
     assert len(trials_of(run_dir)) == 5
+
+
+def test_a_report_is_written_also_without_a_winner(finished):
+    run_dir, _ = finished
+    page = (run_dir / "report.html").read_text()
+    assert "the best after 5 of 5 trials" in page
+    assert "There is no winner.json yet." in page
 
 
 def test_the_dashboard_opens_the_study(finished):

@@ -14,6 +14,7 @@ from studyloom.text import (
     one_line,
     printable,
     shorten,
+    without_formula,
 )
 
 
@@ -107,3 +108,10 @@ def test_what_is_hidden_is_shown():
 def test_no_line_of_a_text_begins_at_the_margin_but_its_first():
     assert one_line(" a \n\t error: b\r\nc") == "a error: b␍ c"
     assert indented("a\nerror: b\n  c\n") == "a\n  error: b\n  c\n"
+
+
+def test_a_text_that_a_spreadsheet_would_run_is_none_and_numbers_stay():
+    for formula in ("=1+1", "+cmd|x", "-2+3", "@SUM(A1)", "\t=1", "\r=1"):
+        assert without_formula(formula) == f"'{formula}"
+    for harmless in ("-2", "+0.5", "-1e-5", "a=1", "", "-inf", 7, -2.5, None, True):
+        assert without_formula(harmless) is harmless

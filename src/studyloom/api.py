@@ -282,7 +282,8 @@ def run(
         quiet: whether to show neither progress nor answer.
 
     Returns:
-        The study. Without a complete trial its `best` is None.
+        The study. Without a complete trial its `best` is None. After `studyloom stop` it is the
+        study so far.
 
     Raises:
         ConfigError: all mistakes of the configuration.
@@ -290,6 +291,7 @@ def run(
         QuestionError: the stored study of that name asks another question.
         Halted: all trials fail for the same reason.
         LaunchError: workers die before they claim a trial, or this process runs a study already.
+        NoWinner: a training of every candidate has failed, or the test could not be made.
         KeyboardInterrupt: it was interrupted. The trials are released, and the same call resumes.
     """
     from studyloom.config.invocation import invocation_of, restored_environment
@@ -327,8 +329,11 @@ def search(
 
 def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     """Runs a composed study in this process, unless its launcher starts workers."""
-    import studyloom.run as flow
-    from studyloom.launch.prepare import prepare
+    from studyloom.execution.answer import remove_left, search_and_report
+    from studyloom.execution.command import exit_code
+    from studyloom.execution.outputs import Outputs, take_environment
+    from studyloom.execution.plans import open_plan, prepare_command, task_of
+    from studyloom.study.control import following
     from studyloom.study.stopping import Stop
 
     if cfg.study.dry_run:
@@ -337,19 +342,27 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     console.quiet = quiet
     error: Exception | None = None
     with _quiet_optuna(), Stop(cfg.study.timeout) as stop:
-        prepared = prepare(cfg)
-        _check_main(cfg, prepared.launcher.count(2) * getattr(prepared.launcher, "ranks", 1))
-        # No fork server: a fork would hang if this process has run OpenMP's threads before.
-        prepared, plan = flow.open_plan(prepared, stop, worker=False)
+        outputs, plan = Outputs.of_environment(take_environment()), None
+        code, reason = 2, None  # until the study is open, as of the command
         try:
-            task = flow.task_of(prepared, plan, command)
-            flow.search_and_report(prepared, plan, task, stop, console)
+            prepared = prepare_command(cfg)
+            _check_main(cfg, prepared.launcher.count(2) * getattr(prepared.launcher, "ranks", 1))
+            prepared, plan = open_plan(prepared, stop, worker=False)
+            code = 1
+            # No fork server: a fork would hang if this process has run OpenMP's threads before.
+            task = task_of(prepared, plan, command)
+            with following(plan.search.stored, stop):
+                code = search_and_report(prepared, plan, task, stop, console, outputs)
+                remove_left(plan, prepared)
         except Exception as caught:
+            reason = str(caught)
             if stop.signal is None:
                 raise
             error = caught
         finally:
-            plan.close()
+            outputs.finish(exit_code(code, stop), reason)
+            if plan is not None:
+                plan.close()
     if stop.signal is not None:
         signal.raise_signal(stop.signal)  # for the caller's own handler, now that it is back
         raise KeyboardInterrupt("the study was stopped; the same call resumes it") from error

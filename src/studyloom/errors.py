@@ -146,7 +146,7 @@ class LaunchError(StudyloomError, RuntimeError):
 
 
 class NoWinner(StudyloomError, RuntimeError):
-    """A final training failed, so that there is no winner to test."""
+    """Trainings or tests of the candidates failed, so that there is no winner."""
 
 
 class ClaimLost(StudyloomError):

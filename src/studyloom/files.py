@@ -1,32 +1,59 @@
-"""Files: written whole or not at all, opened without following links, and marked as one's own.
+"""Files: written whole or not at all, opened without following links, locked, marked as one's own.
 
 A run directory may be somebody else's. What is read from it goes through `open_below`, and what
 only its owner may want (a command to run again, a server to start) asks `is_own`.
 """
 
 import errno
+import fcntl
+import hashlib
 import os
 import re
 import secrets
 import stat
 import tempfile
+import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import IO
 
-from studyloom.errors import FileError
+from studyloom.errors import DataError, FileError
 from studyloom.processes import host_id, is_alive
 
 PACKAGE = Path(__file__).resolve().parent
 ASSETS = PACKAGE / "assets"
 LARGEST = 256 * 2**20  # bytes of a file in a run directory
+POLL = 0.05  # seconds between two tries to hold a lock
 MARK = "made-by"  # the file that names what its owner has noted about a folder
 NETWORK_FILESYSTEMS = {
     *("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs"),
     *("glusterfs", "ocfs2", "gfs2", "orangefs", "pvfs2", "davfs", "wekafs", "sshfs", "s3fs"),
     *("gcsfuse", "juicefs", "rclone", "moosefs"),
 }
+
+
+@contextmanager
+def asset(name: str) -> Iterator[IO[bytes]]:
+    """Opens a file that came with the package; the body reads it.
+
+    Args:
+        name: Of the file, such as spoken.npz.
+
+    Raises:
+        DataError: The body could not read it.
+    """
+    path = ASSETS / name
+    try:
+        with path.open("rb") as file:
+            yield file
+    except (OSError, EOFError, ValueError, LookupError, zlib.error, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}; it came with "
+            "studyloom, and is missing or damaged; install studyloom again"
+        ) from error
 
 
 def write_whole(path: Path, content: str | bytes, *, durable: bool = False) -> None:
@@ -109,6 +136,21 @@ def read_below(folder: Path, name: str | PurePath, largest: int = LARGEST) -> by
     if len(content) > largest:
         raise FileError(f"{folder / name}: must have at most {largest} bytes, and has more")
     return content
+
+
+def size_below(folder: Path, name: str | PurePath) -> int:
+    """Returns the bytes of a file of any size, which is opened as `open_below` does."""
+    descriptor = open_below(folder, name)
+    try:
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
+
+
+def digest_below(folder: Path, name: str | PurePath) -> str:
+    """Returns the SHA-256 of a file of any size, which is opened as `open_below` does."""
+    with os.fdopen(open_below(folder, name), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_below(folder: Path, name: str | PurePath, content: bytes) -> None:
@@ -272,6 +314,48 @@ def is_abandoned(temporary: Path) -> bool:
         return False
     # An earlier process may have had the number of this one.
     return int(writer[1]) == os.getpid() or not is_alive(int(writer[1]))
+
+
+@contextmanager
+def locked(
+    path: Path, *, shared: bool = False, stopping: Callable[[], bool] = lambda: False
+) -> Iterator[bool]:
+    """Holds a lock in the body; it goes with the process.
+
+    Args:
+        path: The file of the lock, which is made if it is missing, and stays.
+        shared: Whether others may hold it so too.
+        stopping: Called while another process holds it; returns whether to wait no longer.
+
+    Yields:
+        Whether it is held. It is not if the waiting has stopped, and on a disk without locks or
+        room.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(path, flags, 0o644)
+    except OSError:
+        yield False
+        return
+    try:
+        yield _wait(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, stopping)
+    finally:
+        os.close(descriptor)
+
+
+def _wait(descriptor: int, kind: int, stopping: Callable[[], bool]) -> bool:
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if stopping():
+                return False
+            time.sleep(POLL)
+        except OSError:
+            return False
+        else:
+            return True
 
 
 def sync_folder(folder: Path) -> None:

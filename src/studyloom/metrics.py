@@ -127,10 +127,12 @@ def r2(outputs: Tensor, numbers: Tensor) -> Any:
 
 
 def balanced_accuracy(outputs: Tensor, classes: Tensor) -> Any:
-    """Returns the recall of each class, as a mean over classes."""
+    """Returns the recall of each class that has examples, as a mean over classes."""
     from sklearn.metrics import recall_score
 
-    return recall_score(*_predictions(outputs, classes), average="macro", zero_division=0.0)
+    # Of the classes that there are: one that is absent has no recall, also if it is predicted.
+    truth, predicted = _predictions(outputs, classes)
+    return recall_score(truth, predicted, labels=[*{*truth.tolist()}], average="macro")
 
 
 def f1_macro(outputs: Tensor, classes: Tensor) -> Any:
@@ -154,10 +156,7 @@ def roc_auc(outputs: Tensor, classes: Tensor) -> Any:
     """
     from sklearn.metrics import roc_auc_score
 
-    truth, probabilities = _probabilities(outputs, classes)
-    if outputs.shape[1] == 2:
-        return roc_auc_score(truth, probabilities[:, 1])
-    return roc_auc_score(truth, probabilities, multi_class="ovr", labels=[*range(outputs.shape[1])])
+    return _mean_over_classes(roc_auc_score, outputs, classes)
 
 
 def average_precision(outputs: Tensor, classes: Tensor) -> Any:
@@ -173,13 +172,8 @@ def average_precision(outputs: Tensor, classes: Tensor) -> Any:
         UndefinedMetric: there is no example of a class.
     """
     from sklearn.metrics import average_precision_score
-    from torch.nn import functional
 
-    truth, probabilities = _probabilities(outputs, classes)
-    if outputs.shape[1] == 2:
-        return average_precision_score(truth, probabilities[:, 1])
-    one_hot = functional.one_hot(classes.cpu(), outputs.shape[1])
-    return average_precision_score(one_hot.numpy(), probabilities)
+    return _mean_over_classes(average_precision_score, outputs, classes)
 
 
 def example_scores(metric: Metric, outputs: Tensor, targets: Tensor) -> Tensor | None:
@@ -211,14 +205,33 @@ def _predictions(outputs: Tensor, classes: Tensor) -> tuple[Any, Any]:
     return classes.cpu().numpy(), outputs.argmax(1).cpu().numpy()
 
 
-def _probabilities(outputs: Tensor, classes: Tensor) -> tuple[Any, Any]:
-    """The classes and the probabilities of all of them, (n, k) in float64, as NumPy arrays."""
+def _mean_over_classes(score: Any, outputs: Tensor, classes: Tensor) -> Any:
+    """The mean of a score of each class against the rest; of two classes, the score of class 1."""
+    truth, odds = _log_odds(outputs, classes)
+    found = [1] if odds.shape[1] == 2 else range(odds.shape[1])
+    return sum(score(truth == label, odds[:, label]) for label in found) / len(found)
+
+
+def _log_odds(outputs: Tensor, classes: Tensor) -> tuple[Any, Any]:
+    """The classes and the log-odds of all of them, (n, k) in float64, as NumPy arrays.
+
+    They are in the order of the probabilities, which are all 1 from a margin of 37 on.
+    """
     counts = classes.bincount(minlength=outputs.shape[1])
     if absent := (counts == 0).nonzero().flatten().tolist():
         raise UndefinedMetric(
             f"needs examples of every class; of {len(classes)} none is of class {absent[0]}"
         )
-    return classes.cpu().numpy(), outputs.double().softmax(1).cpu().numpy()
+    outputs = outputs.double()
+    if outputs.shape[1] == 2:
+        odds = outputs - outputs.flip(1)
+    else:
+        logs = outputs.log_softmax(1)
+        top = outputs.argmax(1, keepdim=True)
+        others = outputs.scatter(1, top, -math.inf).logsumexp(1, keepdim=True)
+        # Of all but the likeliest, which may be as good as certain, 1 - p is at least a half.
+        odds = (logs - logs.exp().neg().log1p()).scatter(1, top, outputs.gather(1, top) - others)
+    return classes.cpu().numpy(), odds.cpu().numpy()
 
 
 def _metrics(direction: Direction, targets: str, scale: str, *functions: Any) -> list[Metric]:

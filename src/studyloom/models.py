@@ -171,6 +171,16 @@ class Standardise(nn.Module):
         return (inputs - self.mean) / self.std
 
 
+class StandardiseSteps(Standardise):
+    """Does so with the features of the steps that are read in an input; see `as_steps`."""
+
+    def adapt(self, inputs: Tensor, targets: Tensor) -> None:
+        super().adapt(as_steps(inputs), targets)
+
+    def adapt_in_parts(self, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
+        super().adapt_in_parts((as_steps(inputs), targets) for inputs, targets in parts)
+
+
 class Restore(nn.Module):
     """Scales outputs to the mean and standard deviation of the targets in the training part.
 
@@ -236,7 +246,7 @@ class Recurrent(nn.Module):
         _, features = steps_of(shape)
         # PyTorch warns of dropout between the layers where there is only one.
         between = dropout if layers > 1 else 0.0
-        self.before = Standardise(features) if standardise else nn.Identity()
+        self.before = StandardiseSteps(features) if standardise else nn.Identity()
         self.cells = CELLS[cell](features, hidden, layers, batch_first=True, dropout=between)
         self.dropout = nn.Dropout(dropout)
         self.last = nn.Linear(hidden, outputs)

@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TextIO, TypeVar
 
 from studyloom.errors import DescriptorsClosed
 
@@ -35,8 +35,9 @@ exec 3<&0 </dev/null
 exec 3<&-
 exec "$@"
 """
-# In the environment of whatever a worker starts: a word of this worker alone.
-MARK = "STUDYLOOM_MARK"
+# In the environment of whatever a worker starts: a word of this worker alone. And the same of a
+# cluster of Ray that a command has started.
+MARK, CLUSTER_MARK = "STUDYLOOM_MARK", "STUDYLOOM_RAY"
 GRACE = 3.0  # seconds between SIGTERM and SIGKILL; a worker has 6 s to release its trial
 LONGEST_LINE = 2**16  # characters; what is longer is read in pieces
 LOOK = 0.02  # seconds between looks at what a command has printed
@@ -79,8 +80,13 @@ def is_alive(pid: int) -> bool:
     except PermissionError:  # it exists, and belongs to another user
         pass
     with contextlib.suppress(OSError):  # outside Linux
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return stat_fields(pid)[0] not in "ZX"
     return True
+
+
+def stat_fields(pid: int | str) -> list[str]:
+    """Returns what proc(5) says of a process from its state on; raises OSError if it has ended."""
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
 @dataclass
@@ -135,23 +141,28 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
 
 
-def discard_output() -> None:
-    """Has all further standard output discarded, and what Python still holds of it."""
+def discard_output(stream: TextIO | None = None) -> None:
+    """Discards what is written to a stream, by default standard output, and what it still holds."""
+    stream = sys.stdout if stream is None else stream
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
+        os.dup2(null, stream.fileno())
         os.close(null)
-        sys.stdout.flush()
+        stream.flush()
 
 
 class LastingOutput:
-    """Standard output that may fail: a study outlasts a full disk, and the reader of a pipe.
+    """Standard output or error that may fail: a study outlasts a full disk, and a pipe's reader.
 
-    From then on it discards what is written. A line on standard error says so, once.
+    From then on it discards what is written. If it is standard output, a line on standard error
+    says so, once.
+
+    Args:
+        stream: where to write; None for standard output.
     """
 
-    def __init__(self) -> None:
-        self._stream = sys.stdout
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stdout if stream is None else stream
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -170,8 +181,8 @@ class LastingOutput:
         try:
             yield
         except OSError as error:
-            discard_output()
-            if not isinstance(error, BrokenPipeError):
+            discard_output(self._stream)
+            if not isinstance(error, BrokenPipeError) and self._stream is not sys.stderr:
                 with contextlib.suppress(OSError, ValueError):
                     sys.stderr.write(
                         f"standard output: {error.strerror}; the study goes on without it\n"
@@ -290,10 +301,8 @@ def descendants(pid: int, spare: Callable[[int], bool] = lambda pid: False) -> l
         spare: says of a process that it and those below it are left out.
     """
     children = defaultdict[int, list[int]](list)
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended
-            fields = (process / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            children[int(fields[1])].append(int(process.name))
+    for process, fields in _table():
+        children[int(fields[1])].append(process)
     found: list[int] = []
     left = [pid]
     while left:
@@ -370,12 +379,14 @@ class GroupedProcess:
     def __exit__(self, *_: object) -> None:
         """Asks all processes of the group to end, and kills those that do not in time."""
         pid = self._process.pid
-        sessions = []  # of their own, which some of its processes may have begun
-        for child in descendants(pid):
-            with contextlib.suppress(ProcessLookupError):
-                sessions.append(os.pidfd_open(child))
+        # Some may have begun sessions of their own. When a process started tells it from a later
+        # one of its number; conda's Python 3.11, for one, can open no pidfd.
+        below: dict[int, str] = {}
         end = time.monotonic() + GRACE
         try:
+            for child in descendants(pid):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    below[child] = stat_fields(child)[19]
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGTERM)
             while (self.code is None or len(_group(pid)) > 1) and time.monotonic() < end:
@@ -383,10 +394,10 @@ class GroupedProcess:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
-            for child in sessions:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(child, signal.SIGKILL)
-                os.close(child)
+            for child, started in below.items():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    if stat_fields(child)[19] == started:
+                        os.kill(child, signal.SIGKILL)
             self._process.wait()
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -429,10 +440,11 @@ def read_lines(
 
 def _group(group: int) -> list[int]:
     """Returns the processes of a group that have not ended, as /proc has them."""
-    found = []
+    return [pid for pid, fields in _table() if int(fields[2]) == group and fields[0] != "Z"]
+
+
+def _table() -> Iterator[tuple[int, list[str]]]:
+    """Yields the processes that there are, as `stat_fields` has them."""
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            fields = (process / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            if int(fields[2]) == group and fields[0] != "Z":
-                found.append(int(process.name))
-    return found
+        with contextlib.suppress(OSError):  # it has ended
+            yield int(process.name), stat_fields(process.name)

@@ -71,6 +71,20 @@ def format_cost(value: float) -> str:
     return f"{value:_.0f}" if value >= 100 else f"{value:.4g}"
 
 
+def without_formula(value: Any) -> Any:
+    """Returns a cell of a CSV file: a text that spreadsheets take for a formula gets an apostrophe.
+
+    They run what begins with =, +, - or @ when the file is opened. What reads as a number stays.
+    """
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
 def is_scalar(value: Any) -> bool:
     """Whether YAML writes the value as one word: a string, a number, true, false or null."""
     return value is None or isinstance(value, str | int | float | bool)
@@ -170,6 +184,11 @@ def has_password(url: str) -> bool:
 def mask_passwords(words: str) -> str:
     """Replaces the passwords of URLs and of `password=…` in a text by ***."""
     return PASSWORDS.sub(lambda match: (match["url"] or match["key"]) + "***", words)
+
+
+def shorten_end(text: str, length: int) -> str:
+    """Replaces the end of a text by … if it has more than `length` characters."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def shorten(text: str, length: int) -> str:

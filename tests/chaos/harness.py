@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from studyloom.data.training_data import TrainingData
 from studyloom.study.stored_study import StoredStudy, create_study, open_study
-from studyloom.study.trials.reporter import Limits
+from studyloom.study.trials.limits import Limits
 from studyloom.study.worker import Worker
 
 NAME = "chaos"

@@ -1,6 +1,7 @@
 """Real commands under faults: starts, watches and ends them, and checks what they leave behind."""
 
 import os
+import random
 import re
 import signal
 import subprocess
@@ -166,6 +167,12 @@ class Run:
         return "\n".join(
             path.read_text(errors="replace") for path in sorted(self.folder.glob("logs/*.log"))
         )
+
+    def kill_a_worker(self, process: subprocess.Popen, fate: random.Random) -> None:
+        """Kills a worker of a command, unless the command ends: its last trials may be short."""
+        workers = until(lambda: self.workers() or process.poll() is not None)
+        if workers is not True:
+            kill([fate.choice(workers)])
 
     def until_done(self, trials: int) -> None:
         """Waits until a number of trials are done."""

@@ -71,7 +71,7 @@ def test_a_storm_of_kills_among_the_workers_of_one_command(run, undisturbed):
     fate = random.Random(0)
     for done in range(1, TRIALS):
         run.until_done(done)
-        kill(fate.sample(until(run.workers), 1))
+        run.kill_a_worker(process, fate)
     printed = run.end(process, 0)
     assert "a worker ended with signal SIGKILL" in printed
     run.check(undisturbed)

@@ -1,7 +1,8 @@
-"""`studyloom compress` as a command, and its file where there is neither studyloom nor torch."""
+"""A winner made small by commands, and its file where there is neither studyloom nor torch."""
 
 import json
 import re
+import signal
 import subprocess
 import venv
 from importlib.metadata import version
@@ -9,7 +10,7 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 import torch
-from commands import QUICK, study, studyloom
+from commands import QUICK, start, study, studyloom
 from torch import nn
 
 from studyloom.errors import CompressError
@@ -124,6 +125,114 @@ def test_the_file_runs_without_studyloom_and_torch(run_dir, tmp_path):
     assert done.stdout.strip() == "[1, 28, 28]"
     ours = OnnxNetwork((folder / "winner.onnx").read_bytes())(torch.from_numpy(inputs))
     np.testing.assert_allclose(np.load(tmp_path / "outputs.npy"), ours.numpy(), atol=1e-5)
+
+
+# The stage of a study's command, chosen by bytes alone.
+STAGE = "compress={rule: min bytes, ratios: [], widths: [0.5], repeats: 3}"
+MADE = "made, exported, quantized"
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """The words of a study that has ended, without its stage."""
+    words = (*COMMAND, f"run_dir={tmp_path / 'run'}")
+    done = study(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return tmp_path / "run", words
+
+
+def test_a_study_makes_its_winner_small_once_and_again_with_other_settings(tmp_path):
+    folder = tmp_path / "run"
+    words = (*COMMAND, f"run_dir={folder}")
+    first = study(*words, STAGE)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.stderr == ""
+    assert f"student of 0.5: {MADE}" in first.stdout
+    assert re.search(r"chosen .* by min bytes", first.stdout)
+    assert "Made small" in (folder / "report.html").read_text()
+    assert openings(folder) == 2
+    record = (folder / "compress.json").read_bytes()
+    again = study(*words, STAGE)
+    assert again.returncode == 0
+    assert MADE not in again.stdout
+    assert first.stdout[first.stdout.index("variant ") :].partition("opened")[0] in again.stdout
+    assert (folder / "compress.json").read_bytes() == record
+    said = json.loads(study(*words, STAGE, "--json").stdout)
+    assert said["answer"]["compressed"]["bytes"] == (folder / "winner.onnx").stat().st_size
+    assert (said["stage"], said["exit_code"]) == ("done", 0)
+    other = study(*words, STAGE.replace("}", ", threads: 2}"))
+    assert MADE in other.stdout
+    assert "for this very file by an earlier command" in other.stdout
+    # What the study says holds for the other command too.
+    done = studyloom("compress", folder, "--json")
+    assert json.loads(done.stdout)["settings"]["threads"] == 2
+    assert openings(folder) == 2
+
+
+def test_a_committee_teaches_and_one_that_is_not_there_ends_the_command_at_start(tmp_path):
+    words = (*COMMAND, f"run_dir={tmp_path / 'run'}", STAGE, "+compress.teacher=committee")
+    done = study(*words)
+    assert done.returncode == 2
+    assert "error: compress.teacher=committee learns from the committee" in done.stderr
+    assert not (tmp_path / "run" / "study.db").exists()
+    done = study(*words, "winner.committee=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "student of 0.5 (committee), int8" in done.stdout
+    assert "learnt from the targets and the mean of the committee, 1 network\n" in done.stdout
+    studied = study(*words[:-2])
+    assert studied.returncode == 0
+    done = studyloom("compress", tmp_path / "run", "teacher=committee")
+    assert done.returncode == 2
+    assert "run the study's command again with winner.committee=true" in done.stderr
+
+
+def test_a_command_killed_before_any_file_of_the_stage_comes_to_the_same_files(finished):
+    folder, words = finished
+    for file in ("compress.json", "winner.onnx", "winner.json", "model_card.md", "report.html"):
+        done = study(*words, STAGE, STUDYLOOM_TEST_KILL=file)
+        assert done.returncode == 1, (file, done.stdout, done.stderr)
+        assert "ended with signal SIGKILL" in done.stderr
+    done = study(*words, STAGE)
+    assert done.returncode == 0, done.stderr
+    assert openings(folder) == 2, "of the winner, and of the file"
+    assert (folder / "model_card.md").read_text().count("## Made small") == 1
+    assert "Made small" in (folder / "report.html").read_text()
+    assert studyloom("predict", folder, folder / "none.npy").stderr.count("incomplete") == 0
+    assert MADE not in study(*words, STAGE).stdout
+
+
+def test_a_ctrl_c_ends_the_command_and_the_same_one_goes_on(finished):
+    folder, words = finished
+    process = start(*words, STAGE)
+    lines = iter(process.stdout.readline, "")
+    assert any(MADE in line for line in lines)
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, rest + errors
+    assert "stopped; the same command goes on from here" in rest
+    assert not (folder / "compress.json").exists()
+    status = json.loads(studyloom("status", folder, "--json").stdout)
+    assert (status["stage"], status["exit_code"]) == ("compress", None)
+    assert MADE in study(*words, STAGE).stdout
+    assert json.loads(studyloom("status", folder, "--json").stdout)["stage"] == "done"
+
+
+def test_two_commands_at_once_do_it_once(finished):
+    folder, words = finished
+    both = [start(*words, STAGE) for _ in range(2)]
+    printed = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    assert sum(MADE in out for out, _ in printed) == 1
+    assert all("by min bytes" in out for out, _ in printed)
+    assert openings(folder) == 2
+
+
+def test_a_stage_that_cannot_be_done_fails_the_command_after_its_winner(finished):
+    _, words = finished
+    done = study(*words, "compress={ratios: [], widths: [], rule: 'min bytes where bytes < 9'}")
+    assert done.returncode == 1
+    assert "test      winner accuracy" in done.stdout
+    assert "error: compress: rule: no variant satisfies min bytes where bytes < 9" in done.stderr
 
 
 class Branches(nn.Module):

@@ -22,7 +22,7 @@ from studyloom.storage.attributes import FAILURE, HALTED, REASON, TRACEBACK, WOR
 from studyloom.storage.embedded_server import serve
 from studyloom.study.stored_study import create_study, open_study
 from studyloom.text import printable
-from studyloom.views.dashboard import Artifacts
+from studyloom.views.dashboard.notes import Artifacts
 
 pytestmark = pytest.mark.chaos
 
@@ -373,7 +373,6 @@ def test_no_text_of_a_database_controls_the_terminal_or_pretends_to_be_ours(nast
             assert text == printable(text), verb
             assert not re.search("^(error: fake|2 of 2)", text, re.MULTILINE), verb
     page = (run_dir / "report.html").read_text()
-    # Plotly's own program has such characters; what it draws is in JSON, which escapes them.
     body = page.partition("<body>")[2].partition("<script>")[0]
     assert "fake" in body
     assert body == printable(body)

@@ -119,21 +119,28 @@ def test_two_workers_share_a_gpu_by_halves(run, undisturbed):
     run.check(undisturbed)
 
 
+def until_the_command_knows(run, word):
+    """Waits until a log of the command, which says why an actor was lost, has the word."""
+    until(lambda: word in run.logs(), 60)
+
+
 def test_an_actor_that_is_killed_comes_back_and_the_study_has_n_trials(run, undisturbed):
-    process = run.at_work()
-    worker = run.workers()[0]
-    actor = parent(worker)
-    assert b"ray::" in Path(f"/proc/{actor}/cmdline").read_bytes()
-    os.kill(actor, signal.SIGKILL)
-    until(lambda: worker not in run.workers(), 15)  # with all that it has started
+    def kill_an_actor():
+        worker = run.workers()[0]
+        actor = parent(worker)
+        assert b"ray::" in Path(f"/proc/{actor}/cmdline").read_bytes()
+        os.kill(actor, signal.SIGKILL)
+        until(lambda: worker not in run.workers(), 15)  # with all that it has started
+        until_the_command_knows(run, "actor")
+
+    process = run.at_work(meanwhile=kill_an_actor)
     printed = run.end(process, 0)
     assert "a worker ended with its actor" in printed
     run.check(undisturbed)
 
 
 def test_a_worker_that_is_killed_is_started_again_by_its_actor(run, undisturbed):
-    process = run.at_work()
-    os.kill(run.workers()[0], signal.SIGKILL)
+    process = run.at_work(meanwhile=lambda: os.kill(run.workers()[0], signal.SIGKILL))
     printed = run.end(process, 0)
     assert "a worker ended with signal SIGKILL" in printed
     run.check(undisturbed)
@@ -157,9 +164,12 @@ def test_ctrl_c_ends_the_actors_and_keeps_the_study(run, undisturbed):
 
 
 def test_a_node_that_is_removed_in_mid_study_loses_nothing(run, cluster, undisturbed):
+    def remove_a_node():
+        cluster.tell("remove")
+        until_the_command_knows(run, "actor")
+
     cluster.tell("add")
-    process = run.at_work("launcher.num_cpus=2")  # one for each node
-    cluster.tell("remove")
+    process = run.at_work("launcher.num_cpus=2", meanwhile=remove_a_node)  # one for each node
     printed = run.end(process, 0)
     assert "a worker ended with its actor" in printed
     run.check(undisturbed)
@@ -274,7 +284,7 @@ def test_a_killed_command_takes_its_cluster_with_it(alone, undisturbed):
     pids = alone.processes()
     process.kill()
     process.communicate()
-    until(lambda: not alone.processes(), 15)
+    until(lambda: not alone.processes(), 60)  # Ray looks for itself whether its driver lives
     assert not [path for pid in pids for path in Path("/tmp").glob(f"studyloom-ray-{pid}-*")]
     alone.go_on(undisturbed)
 

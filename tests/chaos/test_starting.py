@@ -115,17 +115,12 @@ from studyloom.views.importances import importances
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
 study.optimize(lambda t: t.suggest_float("x", 0, 1) + t.suggest_float("y", 0, 0.1), n_trials=40)
-ours = importances(study, ["x", "y"])
-assert "sklearn" not in sys.modules, "sklearn"
-assert ours == optuna.importance.get_param_importances(study) and list(ours) == ["x", "y"]
-assert "sklearn" in sys.modules
-forest = optuna.importance.FanovaImportanceEvaluator(seed=0)
-assert set(optuna.importance.get_param_importances(study, evaluator=forest)) == {"x", "y"}
+assert [each.name for each in importances(study.trials, ["x", "y"], -1)] == ["x", "y"]
+assert not {"sklearn", "scipy", "pandas", "torch"} & {*sys.modules}
 """
 
 
-def test_importances_are_optunas_and_a_program_can_use_its_other_evaluators_afterwards():
-    pytest.importorskip("sklearn")
+def test_importances_import_nothing_that_takes_a_second():
     done = run("-c", IMPORTANCES)
     assert done.returncode == 0, done.stderr
 

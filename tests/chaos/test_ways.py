@@ -30,7 +30,7 @@ WAYS = (
 
 
 def run_of(folder, url, overrides=WAYS):
-    (code,) = blocks(PAPERS["conf/README.md"], "python")
+    (code,) = (b for b in blocks(PAPERS["conf/README.md"], "python") if "def step" in b)
     folder.mkdir()
     (folder / "mixup.py").write_text(code)
     run = Run(folder / "run", url, overrides)

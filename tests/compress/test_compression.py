@@ -7,8 +7,8 @@ import torch
 from toys import two_sided
 
 from studyloom.compress import compression
-from studyloom.compress.compression import check_answer, choose, parse_own_rule, test_both
-from studyloom.compress.settings import Settings
+from studyloom.compress.compression import check_answer, choose, test_both
+from studyloom.compress.settings import Settings, parse_own_rule
 from studyloom.compress.variants import Recipe, Variant
 from studyloom.errors import CompressError, ConfigError
 from studyloom.metrics import ACCURACY
@@ -24,7 +24,7 @@ def variant(name, **known):
 
 
 def rule(text):
-    return parse_own_rule(PLAN, Settings(rule=text))
+    return parse_own_rule(ACCURACY, Settings(rule=text))
 
 
 def test_the_rule_chooses_and_of_equal_ones_the_smaller():
@@ -42,7 +42,7 @@ def test_the_rule_chooses_and_of_equal_ones_the_smaller():
 
 def test_a_loop_is_refused_with_what_gives_its_states():
     with pytest.raises(CompressError, match=r"runs/x: .* a loop of your own.*load_winner"):
-        check_answer(PLAN, {"note": "not tested", "data": None})
+        check_answer(PLAN, {"note": "not tested", "data": None}, Settings())
 
 
 def test_an_opening_is_counted_before_it_and_a_known_file_is_not_tested_again(url, monkeypatch):

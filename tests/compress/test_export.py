@@ -14,19 +14,33 @@ def test_a_missing_package_names_the_extra(monkeypatch):
         check_installed()
 
 
-def test_an_operator_that_does_not_exist_is_named():
+def file_of(operator, *shape):
+    """Returns a file with one operator, and inputs of a shape."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    helper, shape = onnx.helper, ["n", 2]
+    helper = onnx.helper
     inputs, outputs = (
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
         for name in ("inputs", "outputs")
     )
-    node = helper.make_node("OfNobody", ["inputs"], ["outputs"])
+    node = helper.make_node(operator, ["inputs"], ["outputs"])
     graph = helper.make_graph([node], "g", [inputs], [outputs])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return model.SerializeToString()
+
+
+def test_an_operator_that_does_not_exist_is_named():
+    content = file_of("OfNobody", "n", 2)
     with pytest.raises(CompressError, match=r"onnxruntime does not load .*OfNobody"):
-        OnnxNetwork(model.SerializeToString())
+        OnnxNetwork(content)
+
+
+def test_what_onnxruntime_cannot_run_is_an_error_of_the_variant_alone():
+    """Its own exceptions derive from Exception, and would end all the other variants."""
+    network = OnnxNetwork(file_of("Relu", 1, 2))
+    assert network(torch.ones(1, 2)).tolist() == [[1, 1]]
+    with pytest.raises(CompressError, match=r"onnxruntime cannot run the network: Invalid"):
+        network(torch.ones(3, 2))
 
 
 def test_outputs_are_equal_up_to_the_stated_share_of_the_largest():

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from studyloom import files
 from studyloom.compress.record import (
     card_section,
     compressed_rows,
@@ -12,7 +13,9 @@ from studyloom.compress.record import (
     record_lines,
     write_record,
 )
-from studyloom.views.page import compressed
+from studyloom.views.report.blocks import Section
+from studyloom.views.report.page import section_html
+from studyloom.views.report.winner import compressed
 
 LATENCY = {"median": 0.1, "low": 0.09, "high": 0.2, "calls": 3}
 ROW = {
@@ -66,6 +69,13 @@ def test_what_is_written_is_read_and_stands_once_in_the_card(tmp_path, answer):
     assert read_record(tmp_path, answer) == RECORD | {"digest": digest_of(b"network")}
 
 
+def test_a_network_larger_than_what_is_read_at_once_has_its_record(tmp_path, answer, monkeypatch):
+    """Else all would be done again each time, and shown nowhere."""
+    write_record(tmp_path, RECORD, b"network", answer)
+    monkeypatch.setattr(files.read_below, "__defaults__", (4,))
+    assert read_record(tmp_path, answer) is not None
+
+
 def test_a_record_of_another_winner_or_file_and_a_damaged_one_are_none(tmp_path, answer):
     write_record(tmp_path, RECORD, b"network", answer)
     assert read_record(tmp_path, {"files": {"winner.pt": "another"}}) is None
@@ -93,5 +103,5 @@ def test_a_miss_is_said_as_one_and_a_note_is_no_markup():
     assert "-0.0200 to +0.0100 over examples: not shown to be within" in record_lines(RECORD)[4]
     assert "4.00 × smaller" in record_lines(RECORD)[1]
     assert [row[-1] for row in compressed_rows(RECORD)][2:] == ["chosen", "<b>no</b>"]
-    assert "&lt;b&gt;no" in compressed(RECORD)
+    assert "&lt;b&gt;no" in section_html(Section("compressed", "Made small", compressed(RECORD)))
     assert "| as it is, int8 | 0.9000 |" in card_section(RECORD)

@@ -47,14 +47,21 @@ def test_a_width_is_an_argument_whose_half_gives_fewer_parameters():
         widths({"_target_": f"{CALLED}MLP", "hidden": []}, lambda **own: MLP((5,), 2, **own))
 
 
-@pytest.mark.parametrize("classifies", [True, False])
-def test_who_says_what_the_teacher_says_learns_from_the_targets_alone(classifies):
+@pytest.mark.parametrize(
+    ("meaning", "loss", "targets"),
+    [
+        ("softmax", nn.functional.cross_entropy, torch.arange(16) % 3),
+        ("sigmoid", nn.functional.binary_cross_entropy_with_logits, torch.eye(16)[:, :3]),
+        ("mean", nn.functional.mse_loss, torch.ones(16, 3)),
+    ],
+)
+def test_who_says_what_the_teacher_says_learns_from_the_targets_alone(meaning, loss, targets):
     teacher, inputs = MLP((5,), 3, (8,)), torch.randn(16, 5)
-    loss = nn.functional.cross_entropy if classifies else nn.functional.mse_loss
-    targets = torch.arange(16) % 3 if classifies else torch.randn(16, 3)
-    step = distillation(teacher, torch.float32, classifies=classifies)
-    half = 0.5 * loss(teacher(inputs), targets)
-    assert torch.allclose(step(teacher, (inputs, targets), loss), half, atol=1e-6)
+    step = distillation(teacher, torch.float32, meaning)
+    weights = [*teacher.parameters()]
+    both = torch.autograd.grad(step(teacher, (inputs, targets), loss), weights)
+    half = torch.autograd.grad(0.5 * loss(teacher(inputs), targets), weights)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(both, half, strict=True))
     other = MLP((5,), 3, (8,))
     step(other, (inputs, targets), loss).backward()
     assert all(weight.grad is None for weight in teacher.parameters())

@@ -92,6 +92,17 @@ def test_a_target_that_is_not_there_is_named(target, words):
         build(cfg)
 
 
+def test_a_module_that_cannot_be_imported_says_why(tmp_path, monkeypatch):
+    (tmp_path / "guests").mkdir()
+    (tmp_path / "guests" / "__init__.py").touch()
+    (tmp_path / "guests" / "pole.py").write_text("import a_package_that_is_not_installed\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="No module named 'a_package_that_is_not_installed'"):
+        build(section(_target_="guests.pole.train"))
+    with pytest.raises(ConfigError, match="module 'guests' has no attribute 'pile'"):
+        build(section(_target_="guests.pile.train"))
+
+
 def test_the_words_of_a_constructor_are_those_of_the_user():
     cfg = OmegaConf.create({"part": {"_target_": "test_build.Broken"}})
     with pytest.raises(ValueError, match="expected 4") as caught:

@@ -342,12 +342,13 @@ PLAIN_KEYS = {
     *(f"objective.{key}" for key in foreign_module.PLAIN["objective"]),
     *(f"train.{key}" for key in foreign_module.PLAIN["train"]),
     *(f"winner.{key}" for key in foreign_module.PLAIN["winner"]),
-    *(*foreign_module.FREE, "data", "space"),
+    *(f"cost.{key}" for key in foreign_module.PLAIN["cost"]),
+    *(*foreign_module.FREE, "data", "space", "compress"),
 }
 REACHES_OUT = {
     *("study.accept_code_change", "study.redo_baseline"),
     *("run_dir", "storage.url", "storage.file", "storage.deadline", "checkpoints.dir", "trust"),
-    *("launcher", "hydra.run", "study.from"),
+    *("launcher", "hydra.run", "study.from", "track"),
 }
 
 

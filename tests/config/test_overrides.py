@@ -23,6 +23,7 @@ WRONG = {
     "model=[": ["model=["],
     "=3": ["=3"],
     "train.epochs": ["train.epochs"],
+    "compress.margin=1": ["compress is null", "+compress.margin=…", "compress={margin: …}"],
     "model=mlp,cnn": ["model=mlp,cnn"],
 }
 

@@ -14,8 +14,8 @@ FROM = f"{URL}#mine"
 
 @pytest.fixture(autouse=True)
 def variables(monkeypatch):
-    for name in ("STUDYLOOM_STORAGE", "STUDYLOOM_FROM"):
-        monkeypatch.setenv(name, "before")  # so that both are restored
+    for name in ("STUDYLOOM_STORAGE", "STUDYLOOM_FROM", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "before")  # so that all are restored
         monkeypatch.delenv(name)
     monkeypatch.setenv("THEIRS", URL)
     monkeypatch.setenv("PART", PASSWORD)

@@ -4,6 +4,7 @@ import fcntl
 import mmap
 import os
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,20 @@ def test_a_memory_map_stays_one_and_is_not_loaded_again(tmp_path):
     os.environ |= shared.variables()
     os.utime(tmp_path / "x.npy", (1, 1))
     assert shared.load(lambda: "loaded", "key") == "loaded"
+
+
+def test_a_memory_map_that_was_written_to_here_is_shared_as_it_is_here(tmp_path):
+    np.save(tmp_path / "x.npy", make_split().inputs.numpy())
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="c")
+    split = replace(make_split(), inputs=torch.from_numpy(mapped))
+    assert shared.share(split, "key") is split  # nothing was written yet
+    mapped[5:] = 3
+    ours = shared.share(split, "key")
+    assert inode(ours.inputs) != inode(split.inputs)
+    assert torch.equal(ours.inputs, split.inputs)
+    with other(receive, shared.variables()) as (_, line):
+        assert line.recv()[:2] == (inode(ours.inputs), int(split.inputs.sum()))
+        line.send("go on")
 
 
 SHARER = """

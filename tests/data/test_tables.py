@@ -33,6 +33,13 @@ def counted(file):
 # Tables
 
 
+def test_the_first_column_of_a_file_of_a_spreadsheet_program_has_its_name(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("kind,a\nx,1\ny,2\nx,3\ny,4\n", encoding="utf-8-sig")
+    train = Table(str(path), "kind", sealed=2, validation=1).train()
+    assert (train.columns, train.names) == (("a",), ("x", "y"))
+
+
 def test_the_breast_cancer_data_are_569_tumours_of_30_measurements():
     train, test = CANCER.train(), CANCER.test()
     assert (len(train), len(test)) == (456, 113)
@@ -88,6 +95,7 @@ def test_numbers_are_to_be_told_where_it_is_asked(file):
         ),
         ("a,kind\n1,x\nx,y\n", "kind", r"line 3 must have a finite number for a; got 'x'"),
         ("a,kind\n1,x\nnan,y\n", "kind", r"line 3 must have a finite number for a; got 'nan'"),
+        ("a,kind\n\n1,x\n\nx,y\n", "kind", r"line 5 must have a finite number for a; got 'x'"),
         ("a,kind\n1,x\n2\n", "kind", "line 3 has 1 fields; the header has 2"),
         ("a,a\n1,x\n2,y\n", "a", "a line of column names, all different"),
         ("", "a", "a line of column names, all different, and have two lines of values"),

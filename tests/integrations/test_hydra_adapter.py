@@ -155,7 +155,7 @@ def test_the_applications_config_and_function_are_part_of_the_question(ask, proj
             ],
             "params.epoch: epoch: no such key; there .*"
             "space.optimizer.lrr: optimizer.lrr: no such key; optimizer has name, lr; did you.*"
-            "space.modle.width: modle: no such key; .*did you mean model?",
+            "space.modle.width: modle: no such key; .*did you mean model.width?",
         ),
         (["objective.config=../configs/tain.yaml"], "objective.config=../configs/tain.yaml: there"),
         (["objective.call=src.train.tran"], "objective.call=src.train.tran: .*did you mean train?"),

@@ -6,11 +6,13 @@ import sys
 import threading
 import time
 
+import pytest
 import torch
 from commands import FORKS
 from live_processes import gone, linux, until
 
-from studyloom.launch.fork_server import ForkServer
+from studyloom.launch import fork_server
+from studyloom.launch.fork_server import ForkServer, can_fork
 from studyloom.launch.line import open_line
 
 
@@ -24,10 +26,10 @@ def serve_four(folder):
         else:
             sys.exit(int(os.environ["CODE"]))
 
-    fork_server = ForkServer.open(work)
+    server = ForkServer.open(work)
     environments = [{"OMP_NUM_THREADS": "1", "CODE": code} for code in ("0", "3", "wait", "wait")]
     clean, halted, killed, waiting = (
-        fork_server.start(each, folder / each["CODE"], open_line()[1]) for each in environments
+        server.start(each, folder / each["CODE"], open_line()[1]) for each in environments
     )
     os.kill(killed.pid, signal.SIGKILL)
     assert [worker.wait() for worker in (clean, halted, killed)] == [0, 3, -signal.SIGKILL]
@@ -47,3 +49,20 @@ def test_forked_workers_report_how_they_ended_and_their_input_ends_with_their_co
     assert process.exitcode == 0
     until(lambda: gone(int((tmp_path / "waits").read_text())), 10)
     assert [(tmp_path / code).read_text() for code in ("0", "3")] == ["0 True 1\n", "3 True 1\n"]
+
+
+@linux
+@pytest.mark.parametrize("absent", [False, True])
+def test_no_process_is_forked_where_python_or_linux_cannot_open_a_pidfd(absent, monkeypatch):
+    """As conda's Python 3.11, and any on a Linux before 5.3."""
+
+    def refuse(pid, flags=0):
+        raise OSError("Function not implemented")
+
+    monkeypatch.setattr(fork_server.threading, "active_count", lambda: 1)
+    assert can_fork()
+    if absent:
+        monkeypatch.delattr(os, "pidfd_open")
+    else:
+        monkeypatch.setattr(os, "pidfd_open", refuse)
+    assert not can_fork()

@@ -3,8 +3,11 @@
 chaos/ has a cluster.
 """
 
+import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from live_processes import gone, linux, until
@@ -13,7 +16,7 @@ from studyloom.errors import LaunchError
 from studyloom.launch import ray
 from studyloom.launch.ray import Ray
 from studyloom.launch.ray_actor import Actor
-from studyloom.processes import worker_id
+from studyloom.processes import CLUSTER_MARK, worker_id
 
 
 @pytest.mark.parametrize(
@@ -137,3 +140,68 @@ def test_a_worker_and_its_children_do_not_outlive_a_killed_actor(tmp_path):
     actor.kill()
     actor.communicate()
     until(lambda: gone(pid) and gone(child), 10)
+
+
+TITLED = """
+import sys, time
+file = open(sys.argv[2])
+open("/proc/self/comm", "w").write(sys.argv[1])
+print(flush=True)
+time.sleep(600)
+"""
+
+
+@linux
+def test_processes_whose_title_hides_their_mark_end_with_their_cluster(tmp_path):
+    """Ray's title of a process overwrites the beginning of its environment."""
+    log, other = tmp_path / "cluster" / "agent.log", tmp_path / "other.log"
+    log.parent.mkdir()
+    log.touch()
+    other.touch()
+    cases = ("ray::Agent", log), ("ray::Agent", other), ("python", log)
+    processes = [
+        subprocess.Popen([sys.executable, "-c", TITLED, *case], stdout=subprocess.PIPE)
+        for case in cases
+    ]
+    try:
+        for process in processes:
+            process.stdout.readline()
+        cleanup = [sys.executable, "-I", "-c", ray.CLEANUP, str(log.parent), CLUSTER_MARK]
+        subprocess.run(cleanup, stdin=subprocess.DEVNULL, check=True)
+        assert processes[0].wait(10) == -9
+        assert [process.poll() for process in processes[1:]] == [None, None]
+        assert not log.parent.exists()
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@linux
+def test_what_a_command_starts_beside_its_cluster_outlives_it(monkeypatch):
+    """Such as a command of notify, or a server that others use too."""
+    started = {}
+
+    def sleep(what):
+        started[what] = subprocess.Popen(["sleep", "600"], start_new_session=True)
+
+    def join(**_):
+        sleep("cluster")
+        return SimpleNamespace()
+
+    monkeypatch.setattr(ray, "join", join)
+    monkeypatch.setattr(ray, "import_ray", lambda: SimpleNamespace(shutdown=lambda: None))
+    before = dict(os.environ)
+    try:
+        with ray.own_cluster(1):
+            sleep("command")
+            worker = ray.RayWorker(None, None, [], Path("log"))
+            assert "STUDYLOOM_RAY" not in worker._call[1]
+        assert started["cluster"].wait(10) == -9
+        assert started["command"].poll() is None
+        assert {**os.environ} == before | {"RAY_USAGE_STATS_ENABLED": "0"}
+    finally:
+        os.environ.pop("RAY_USAGE_STATS_ENABLED", None)
+        for process in started.values():
+            process.kill()
+            process.wait()

@@ -16,7 +16,7 @@ from studyloom.errors import LaunchError
 from studyloom.launch import command
 from studyloom.launch.slurm import Slurm
 from studyloom.launch.task import Task
-from studyloom.study.trials.reporter import Limits
+from studyloom.study.trials.limits import Limits
 
 GOLDEN = Path(__file__).with_name("array.sh")
 COMMAND = [

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import pytest
 from live_processes import gone, until
 
+from studyloom.errors import StorageLost
 from studyloom.launch.local import LocalWorker
 from studyloom.launch.supervisor import Supervisor
-from studyloom.launch.task import Task
+from studyloom.launch.task import Task, renewing_leases
 from studyloom.processes import worker_id
-from studyloom.study.trials.reporter import Limits
+from studyloom.storage.records.slots import HeldClaim
+from studyloom.study.trials.limits import Limits
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="environments are read in /proc")
@@ -55,3 +57,51 @@ def test_a_supervisor_kills_all_that_its_workers_started(tmp_path):
     supervisor.kill_all()
     assert deaths == [worker_id(pid)]
     until(lambda: all(gone(process) for process in (pid, grandchild, guard)), 10)
+
+
+def test_leases_are_renewed_again_after_the_database_was_away(tmp_path):
+    renewed = []
+
+    def renew_for(worker_ids, lease):
+        renewed.append(worker_ids)
+        if len(renewed) == 1:
+            raise StorageLost("locked")
+
+    ledger = SimpleNamespace(renew_for=renew_for)
+    task = Task(lambda stop: None, lambda: 1, ledger, tmp_path, Limits(lease=0.04), "s")
+    with renewing_leases(task, lambda: ["w"]):
+        until(lambda: len(renewed) > 2, 10)
+    assert renewed[0] == renewed[-1] == ["w"]
+
+
+class Overdue:
+    """A ledger and the workers of two overdue trials; the second ends its own during a kill."""
+
+    def __init__(self):
+        self.claims = {"a": HeldClaim("a", 1, 0, 1), "b": HeldClaim("b", 1, 1, 1)}
+        self.late = [*self.claims.values()]
+        self.deaths, self.killed, self.started = [], [], []
+
+    def overdue(self, worker_ids, limit):
+        return [self.claims[id] for id in worker_ids if self.claims.get(id) in self.late]
+
+    def record_death(self, worker_id, death, *, overdue=None):
+        self.deaths.append((worker_id, overdue))
+        del self.claims[worker_id]
+
+    def worker(self, worker_id):
+        def kill():
+            self.killed.append(worker_id)
+            self.claims["b"] = HeldClaim("b", 1, 2, 1)
+
+        start = lambda: self.started.append(worker_id)  # noqa: E731
+        return SimpleNamespace(worker_id=worker_id, kill=kill, start=start)
+
+
+def test_a_worker_that_begins_another_trial_during_the_kill_of_one_lives_on(tmp_path):
+    fake = Overdue()
+    task = Task(lambda stop: None, lambda: 1, fake, tmp_path, Limits(trial_timeout=1.0), "s")
+    Supervisor(task, [fake.worker("a"), fake.worker("b")])._kill_timed_out()
+    assert fake.killed == fake.started == ["a"]
+    assert fake.deaths == [("a", HeldClaim("a", 1, 0, 1))]
+    assert fake.claims == {"b": HeldClaim("b", 1, 2, 1)}

@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import runpy
 import sys
 from contextlib import contextmanager
 
@@ -20,13 +21,13 @@ from studyloom.config.schema import WinnerSection
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, Halted, NoWinner, QuestionError, Stopped, UndefinedMetric
 from studyloom.metrics import Goal
-from studyloom.question.loops.function import FunctionQuestion
+from studyloom.question.loops.function import FunctionQuestion, place_of
 from studyloom.question.loops.loop import Loop, LoopJob, LoopObjective
 from studyloom.question.validation import validate
 from studyloom.seeds import derive
 from studyloom.storage.attributes import BASELINE, EPOCHS, FAILURE, REASON
 from studyloom.study.stored_study import create_study
-from studyloom.study.trials.reporter import Limits
+from studyloom.study.trials.limits import Limits
 from studyloom.study.worker import Worker
 from studyloom.views.report import write_report
 from studyloom.views.terminal import winner_lines
@@ -522,6 +523,15 @@ def test_a_test_that_fails_is_said_with_its_place_and_how_to_go_on(ask, monkeypa
     assert "objective.test=test_function.divides: " in str(caught.value)
     assert words in str(caught.value)
     assert "study.accept_code_change=true, which keeps the search" in str(caught.value)
+
+
+def test_the_place_is_named_whatever_the_folder_of_the_code_is_called(tmp_path):
+    path = tmp_path / "studyloom" / "tests.py"
+    path.parent.mkdir()
+    path.write_text("import json\n\njson.loads('{')\n")
+    with pytest.raises(json.JSONDecodeError) as caught:
+        runpy.run_path(str(path))
+    assert place_of(caught.value) == f" ({path}:3)"
 
 
 @pytest.mark.parametrize("value", ["'high'", "float('nan')"])

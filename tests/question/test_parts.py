@@ -10,9 +10,10 @@ from toys import ask, toy_folds, toy_split
 from studyloom.data.folds import make_folds
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
+from studyloom.metrics import METRICS
 from studyloom.question.validation import validate
 from studyloom.space.tree import Point
-from studyloom.training.schedule import TorchSchedule
+from studyloom.training.schedule import TorchSchedule, make_rates
 from studyloom.training.trainer import Training
 
 pytestmark = pytest.mark.usefixtures("composing")
@@ -135,6 +136,44 @@ def test_a_scheduler_of_pytorch_needs_no_partial_and_knows_the_length_of_the_tra
     )
     check(*scheduler("SequentialLR", warm))
     assert curve(*scheduler("SequentialLR", warm)) != curve()
+
+
+COSINE = TorchSchedule(lr_scheduler.CosineAnnealingLR, {})
+WARM = TorchSchedule(lr_scheduler.LinearLR, {})
+
+
+def rates_of(schedule, epochs, steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    rates = make_rates(schedule, optimizer, epochs, steps, METRICS["accuracy"])
+    found = []
+    for epoch in range(epochs):
+        for step in range(steps):
+            rates.before_step((epoch * steps + step) / (epochs * steps))
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            rates.after_step()
+        rates.after_epoch(0.5)
+    return found
+
+
+def test_schedulers_of_an_outer_one_have_the_length_in_which_it_steps_them():
+    """A cosine within one that steps with the optimizer does not begin anew in each epoch."""
+    settings = {"milestones": [4], "schedulers": [WARM, COSINE]}
+    rates = rates_of(TorchSchedule(lr_scheduler.SequentialLR, settings, "step"), 4, 5)
+    top = rates.index(max(rates))
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    cycle = TorchSchedule(lr_scheduler.OneCycleLR, {"max_lr": 1.0})
+    first = TorchSchedule(lr_scheduler.ConstantLR, {"factor": 1.0, "total_iters": 1})
+    settings = {"milestones": [1], "schedulers": [first, cycle]}
+    rates = rates_of(TorchSchedule(lr_scheduler.SequentialLR, settings), 10, 5)
+    assert rates[-1] < 0.5 * max(rates), "the cycle comes down"
+
+
+def test_an_interval_of_an_inner_scheduler_that_contradicts_the_outer_one_is_refused():
+    inner = TorchSchedule(lr_scheduler.CosineAnnealingLR, {}, "step")
+    outer = TorchSchedule(lr_scheduler.ChainedScheduler, {"schedulers": [inner]})
+    with pytest.raises(ValueError, match=r"interval must be epoch, as that of the .*; got step"):
+        rates_of(outer, 2, 2)
 
 
 def no_schedule(epoch):

@@ -1,12 +1,13 @@
 """The sources of one's own code as a part of the question."""
 
 import functools
+import importlib
 import sys
 
 import pytest
 from toys import TINY, ask
 
-from studyloom.errors import QuestionError
+from studyloom.errors import ConfigError, QuestionError
 from studyloom.question.sources import code_digests, digest_of_source
 from studyloom.study.stored_study import create_study
 
@@ -99,6 +100,32 @@ def test_the_modules_of_bases_and_of_wrapped_functions_count_too(own):
     assert [*digests] == ["code.own_base", "code.own_net", "code.own_wrapped"]
     changed = own(sections, own_base=base.replace("4", "5"))
     assert {key for key in digests if digests[key] != changed[key]} == {"code.own_base"}
+
+
+def test_a_process_does_not_go_on_with_another_code_than_it_says(own, tmp_path, monkeypatch):
+    """It has imported what the file held before, and calls that."""
+    monkeypatch.chdir(tmp_path)
+    sections = [{"_target_": "own_net.Net"}, {"_target_": "own_base.load"}]
+    digests = own(sections, own_net=NET, own_base="def load(part): ...")
+    source, base = tmp_path / "own_net.py", tmp_path / "own_base.py"
+    source.write_text(f"# wider\n{NET}")
+    assert code_digests(sections) == digests
+    source.write_text(NET.replace("0.5", "0.0625"))
+    base.write_text("def load(part): return part")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"own_net\.py has changed since .*reload") as caught:
+            code_digests(sections)
+        assert [mistake.split()[0] for mistake in caught.value.mistakes] == [base.name, source.name]
+    importlib.reload(sys.modules["own_base"])
+    importlib.reload(sys.modules["own_net"])
+    assert sys.modules["own_net"].half == 0.0625
+    changed = code_digests(sections)
+    assert all(changed[key] != digests[key] for key in digests)
+    source.write_text(NET)
+    with pytest.raises(ConfigError, match=r"own_net\.py has changed"):
+        code_digests(sections)
+    source.write_text(NET.replace("0.5", "0.0625"))
+    assert code_digests(sections) == changed
 
 
 def test_an_option_that_only_the_space_names_counts(own, tmp_path, monkeypatch):

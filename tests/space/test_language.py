@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from optuna.distributions import FloatDistribution
 
 from studyloom.errors import ConfigError
 from studyloom.space.language import parse_space
@@ -63,6 +64,10 @@ WRONG = {
     "a step wider than the range": (
         {"a": {"int": [1, 4], "step": 5}},
         ["space.a.step", "5", "wider", "[1, 4]"],
+    ),
+    "a leaf twice, in two ways to write it": (
+        {"optimizer": {"lr": {"float": [0.1, 1]}}, "optimizer.lr": {"float": [0.2, 1]}},
+        ["space.optimizer.lr is given twice"],
     ),
     "a step of 0": (
         {"a": {"float": [1, 4], "step": 0}},
@@ -240,3 +245,9 @@ def test_a_step_that_misses_the_high_end_ends_below_it():
     assert (ints.low, ints.high) == (1, 9)
     assert (floats.low, floats.high) == (0.0, 0.9)
     assert space.size() == 12
+
+
+def test_a_step_may_be_as_wide_as_the_range_in_the_numbers_as_written():
+    """0.3 - 0.1 is 0.19999999999999998 in binary."""
+    space = space_of({"a": {"float": [0.1, 0.3], "step": 0.2}})
+    assert space.nodes[0].distribution == FloatDistribution(0.1, 0.3, step=0.2)

@@ -36,12 +36,14 @@ def make_study(opened):
     return study_id, opened.create_new_trial(study_id, template())
 
 
-def begin(opened, study_id, _=None, owner="w"):
+def begin(opened, study_id, _=None, owner="w", fresh=False):
     """Claims a slot with a trial, as a worker does."""
     ledger = Ledger(opened, study_id)
-    return ledger.claim(
-        owner, 99, 60.0, lambda connection, slot: sql.add(connection, study_id, {"slot": slot})
-    )
+
+    def make(connection, slot):
+        return sql.add(connection, study_id, {"slot": slot})
+
+    return ledger.claim(owner, 99, 60.0, make, fresh=fresh)
 
 
 def finish(opened, study_id, claim, value=0.5):

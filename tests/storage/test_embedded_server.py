@@ -206,6 +206,21 @@ def test_the_next_server_starts_when_no_process_of_the_last_one_is_left_to_write
     end(user)
 
 
+def test_a_server_does_not_bear_the_marks_by_which_what_its_user_has_started_is_killed(
+    folder, monkeypatch
+):
+    marks = ("STUDYLOOM_MARK", "STUDYLOOM_RAY")
+    for mark in marks:
+        monkeypatch.setenv(mark, "word")
+    user, _ = use(folder)
+    running = processes(folder)
+    assert len(running) == 2
+    for pid in running.values():
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        assert not any(f"{mark}=".encode() in environment for mark in marks)
+    end(user)
+
+
 @pytest.mark.chaos
 def test_a_stopped_server_whose_keeper_was_killed_is_ended_for_the_next(folder):
     user, address = use(folder)

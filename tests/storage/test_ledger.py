@@ -327,7 +327,7 @@ def test_claims_older_than_a_limit_are_overdue_whatever_the_clock_does(ledger):
     assert overdue(["a", "b"], 100.0) == []
     set_clock(ledger, -2 * HOURS)
     watcher.now += 101.0
-    assert overdue(["a", "b"], 100.0) == ["a"]
+    assert [claim.owner for claim in overdue(["a", "b"], 100.0)] == ["a"]
     assert overdue(["b"], -1.0) == []
     ledger.claim("a", 2, LEASE)  # anew
     assert overdue(["a", "b"], 100.0) == []
@@ -336,9 +336,22 @@ def test_claims_older_than_a_limit_are_overdue_whatever_the_clock_does(ledger):
 def test_a_fatal_death_is_told_to_the_heir(ledger):
     ledger.extend(1)
     ledger.claim("w", 1, LEASE)
-    ledger.record_death("w", "too long", fatal=True)
+    (overdue,) = ledger.overdue(["w"], -1.0)
+    ledger.record_death("w", "too long", overdue=overdue)
     heir = ledger.claim("heir", 1, LEASE)
     assert (heir.fatal, heir.death) == (True, "too long")
+
+
+def test_a_death_is_fatal_to_the_overdue_trial_and_not_to_one_that_was_begun_since(ledger):
+    ledger.extend(2)
+    first = ledger.claim("w", 2, LEASE)
+    (overdue,) = ledger.overdue(["w"], -1.0)
+    ledger.finish(first)
+    second = ledger.claim("w", 2, LEASE)
+    assert second.slot != first.slot
+    ledger.record_death("w", "too long", overdue=overdue)
+    heir = ledger.claim("heir", 2, LEASE)
+    assert (heir.slot, heir.deaths, heir.fatal) == (second.slot, 1, False)
 
 
 def test_a_claim_whose_answer_was_lost_is_taken_again(ledger):
@@ -347,3 +360,11 @@ def test_a_claim_whose_answer_was_lost_is_taken_again(ledger):
     again = ledger.claim("w", 2, LEASE)
     assert (again.slot, again.token, again.deaths) == (lost.slot, lost.token + 1, 0)
     assert ledger.counts()["held"] == 1
+
+
+def test_a_fresh_claim_takes_no_slot_with_a_trial_that_its_worker_held_before(ledger):
+    """No answer was lost: another process may have had the id of the worker."""
+    ledger.extend(2)
+    held = ledger.claim("w", 2, LEASE, lambda *_: 3)
+    fresh = ledger.claim("w", 2, LEASE, fresh=True)
+    assert (fresh.slot, fresh.trial_id) == (held.slot + 1, None)

@@ -501,6 +501,23 @@ def test_a_trials_end_whose_answer_was_lost_is_done_once_and_ends_its_claim(
     assert not finish(opened, study_id, claim)  # no answer was lost, so the claim is over
 
 
+@pytest.mark.parametrize("cut", ["before", "after"])
+def test_points_whose_claims_lost_their_answer_are_queued_once_each(served, proxied, cut):
+    _, study_id, _ = served
+    proxy, opened = proxied
+    ledger = Ledger(opened, study_id)
+    claims = []
+    for _ in range(3):  # as an enqueuer does
+        proxy.cut = cut
+        claims.append(begin(opened, study_id, fresh=True))
+        assert ledger.release(claims[-1])
+    assert proxy.cuts == 3
+    assert [claim.slot for claim in claims] == [0, 1, 2]
+    assert [opened.get_trial(claim.trial_id).user_attrs["slot"] for claim in claims] == [0, 1, 2]
+    assert len(opened.get_all_trials(study_id)) == 4  # one was there
+    assert ledger.counts() == {"free": 99, "held": 0, "done": 0}
+
+
 def test_a_trial_made_without_a_claim_is_not_made_again_after_a_lost_commit(served, proxied):
     _, study_id, _ = served
     proxy, opened = proxied

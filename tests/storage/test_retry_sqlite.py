@@ -17,11 +17,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from sqlalchemy.engine import make_url
 
 from studyloom.errors import StorageLost
 from studyloom.storage import database as storage
 from studyloom.storage.database import RetryingStorage, connect
-from studyloom.storage.retry import diagnose
+from studyloom.storage.retry import Retry, diagnose
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,21 @@ def test_a_deadline_that_is_lowered_while_a_call_waits_ends_the_wait(locked, lin
     with in_background(lower), pytest.raises(StorageLost):
         opened.set_trial_user_attr(trial_id, "k", 1)
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(("end", "told"), [(KeyError, 2), (KeyboardInterrupt, 1)])
+def test_no_call_waits_any_more_once_one_has_ended_in_an_error(sqlite_url, lines, end, told):
+    """A trial that is gone is an answer of the database; a signal is none."""
+    retry = Retry(make_url(sqlite_url), deadline=20)
+    tries = iter([StorageLost("locked", passing=True), end])
+
+    def attempt():
+        raise next(tries)
+
+    with pytest.raises(end):
+        retry.run(attempt)
+    assert not retry.away
+    assert ["is back after" in line for line in lines.lines] == [False, True][:told]
 
 
 def test_waiting_does_not_move_a_users_random_numbers(locked):

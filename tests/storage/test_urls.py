@@ -118,6 +118,33 @@ def test_hosts_and_ports_that_do_not_fit_are_refused_without_the_password(url, w
     assert CANARY not in "".join(traceback.format_exception(caught.value))
 
 
+@pytest.mark.parametrize("password", ["1234,{}", "{},1234", "a,b/{}", "a/{},b", "a?{},b", "a,b?{}"])
+@pytest.mark.parametrize(
+    ("place", "hosts"),
+    [
+        ("h:1/d", {}),
+        ("h/d?application_name=x@y", {}),
+        ("a:5432,b:5433/d?application_name=x@y", {"host": "a,b", "port": "5432,5433"}),
+    ],
+)
+def test_a_comma_in_a_password_makes_it_no_list_of_hosts(password, place, hosts):
+    password = password.format(CANARY)
+    address = parse_url(f"postgresql://user:{password}@{place}")
+    assert (address.username, address.password) == ("user", password)
+    assert {
+        name: address.query[name] for name in ("host", "port") if name in address.query
+    } == hosts
+    assert address.host == (None if hosts else "h")
+    assert CANARY not in without_password(address)
+
+
+@pytest.mark.parametrize("end", ["/d?application_name=x@y", "/?application_name=x@y"])
+def test_an_at_sign_in_the_query_makes_the_hosts_no_password(end):
+    address = parse_url(f"postgresql://a:5432,b:5433{end}")
+    assert (address.username, address.password) == (None, None)
+    assert dict(address.query) == {"host": "a,b", "port": "5432,5433", "application_name": "x@y"}
+
+
 def test_several_hosts_are_shown_to_people_as_they_are_written():
     address = parse_url(f"postgresql://u:{CANARY}@a:5432,b:5433/d?target_session_attrs=read-write")
     shown = "postgresql+psycopg://u:***@/d?host=a,b&port=5432,5433&target_session_attrs=read-write"

@@ -165,6 +165,18 @@ def test_what_cannot_be_read_is_noted_and_the_rest_is_taken(runs):
         assert any(f"{runs / name} cannot be read: " in note for note in remembered.notes), name
 
 
+def test_a_study_that_is_gone_does_not_hide_the_others_of_its_database(runs, postgres_url):
+    finished(postgres_url, name="there").close()
+    for number, name in enumerate(("there", "gone")):  # the newest is looked at first
+        note_run(run_of(runs / name, name=name, url=postgres_url))
+        os.utime(runs / name, (number, number))
+    remembered = found(runs)
+    assert labels(remembered) == {str(runs / "there")}
+    (note,) = remembered.notes
+    assert f"{runs / 'gone'} cannot be read: " in note
+    assert "no study 'gone'" in note
+
+
 def test_many_that_cannot_be_read_are_counted(runs):
     for number in range(9):
         (run_of(runs / f"r{number}") / "study.db").write_bytes(b"no database")

@@ -12,10 +12,7 @@ from toys import TINY, ask
 
 from studyloom.errors import ClaimLost, Diverged, Halted, StorageLost
 from studyloom.question.question import Question
-from studyloom.storage.attributes import (
-    FAILURE,
-    REASON,
-)
+from studyloom.storage.attributes import FAILURE, HALTED, REASON
 from studyloom.study.trials.failures import count_failures, outcome
 from studyloom.study.worker import Worker
 
@@ -135,7 +132,7 @@ def test_a_sampler_stops_going_where_training_diverges(sqlite_url, broken, monke
             raise Diverged(0, 1, 1, "train", float("nan"))
         return 0.5
 
-    silent = SimpleNamespace(curves=dict, costs=list, standard_error=lambda: None)
+    silent = SimpleNamespace(curves=dict, costs=list, standard_error=lambda: None, stride=1)
     monkeypatch.setattr(Question, "make_objective", lambda *_: silent)
     monkeypatch.setattr(Worker, "evaluate", diverge_above)
     stored = fresh(sqlite_url, question, 40)
@@ -194,3 +191,28 @@ def test_failures_are_counted_by_kind_the_most_frequent_first():
     assert errors.by_reason() == {"a": [first, third], "b": [second]}
     assert by_kind[2].reason == "no reason is stored"
     assert count_failures([complete]) == []
+
+
+SECRET = "cannot reach postgresql://bob:hunter2@db/x"
+
+
+def test_a_password_in_the_words_of_an_error_is_stored_nowhere(sqlite_url, broken, caplog):
+    question = broken(OSError(SECRET))
+    stored = fresh(sqlite_url, question, 1)
+    with pytest.raises(Halted) as halted:
+        work(question, stored, 1)
+    (failed,) = stored.trials()
+    assert failed.user_attrs[REASON] == "OSError: cannot reach postgresql://bob:***@db/x"
+    told = [failed.user_attrs, stored.optuna.user_attrs, halted.value, caplog.text]
+    assert all("***@db" in str(words) and "hunter2" not in str(words) for words in told)
+
+
+def test_a_password_that_an_earlier_version_has_stored_is_not_told(sqlite_url, broken):
+    stored = fresh(sqlite_url, broken(None), 1)
+    stored.optuna.set_user_attr(HALTED, SECRET)
+    assert stored.halted() == SECRET.replace("hunter2", "***")
+    with pytest.raises(Halted, match=r"bob:\*\*\*@db"):
+        stored.check_halted()
+    trial = create_trial(state=TrialState.FAIL, user_attrs={FAILURE: "error", REASON: SECRET})
+    (count,) = count_failures([trial])
+    assert count.reason == count.first_reason == SECRET.replace("hunter2", "***")

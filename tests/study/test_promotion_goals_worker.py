@@ -67,8 +67,8 @@ def _looked_at(stored, trials):
     assert snapshot.outcomes == {"complete": len(complete), "pruned": TRIALS - len(complete)}
     assert {int(row[2]) for row in front_rows(snapshot)[1:]} <= complete
     figure = pareto.front(stored, {"best": snapshot.best}, Axis("accuracy", "plain", 1))
-    drawn = {t.name: len(t.x) for t in figure.data}
-    assert drawn["front"] + drawn["beaten"] == len(complete)
+    drawn = {mark.name: len(mark.parts) for mark in figure.marks}
+    assert drawn["front"] + drawn.get("beaten", 0) == len(complete)
     assert drawn.get("infeasible", 0) == 0
 
 

@@ -33,7 +33,7 @@ def test_a_trial_stores_what_it_was_made_of_and_with(sqlite_url):
         assert {*made.config} == {"data", "model", "optimizer", "scheduler", "objective", "train"}
         assert "root" not in made.config["data"]
         assert made.environment["torch"] == torch.__version__
-        assert made.environment["threads"] == torch.get_num_threads()
+        assert made.environment["threads"] == 1  # its steps are small
         assert made.as_json() == trial.user_attrs[MADE]
         assert len(json.dumps(trial.user_attrs[MADE])) < 2000
 

@@ -29,8 +29,8 @@ from studyloom.study.replay import (
 )
 from studyloom.study.stored_study import create_study, open_study
 from studyloom.study.trials import failures
+from studyloom.study.trials.limits import Limits
 from studyloom.study.trials.provenance import Provenance
-from studyloom.study.trials.reporter import Limits
 from studyloom.study.worker import Worker
 from studyloom.text import format_ranges
 from studyloom.training.job import Epoch

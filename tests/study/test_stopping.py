@@ -2,6 +2,7 @@ import os
 import signal
 import threading
 import time
+from multiprocessing.util import Finalize
 
 import pytest
 
@@ -102,6 +103,29 @@ def test_work_that_may_be_left_is_left_at_the_first_signal():
         with pytest.raises(Stopped), stop.interruptible():  # and is not begun after one
             entered.append(True)
         assert not entered
+
+
+@pytest.mark.parametrize("kind", ["__del__", "multiprocessing"])
+def test_a_signal_in_a_finalizer_is_seen_at_the_next_look(kind, monkeypatch):
+    def signalled():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    class Deleted:
+        def __del__(self):
+            signalled()
+
+    class Closed:
+        pass
+
+    dropped = []
+    monkeypatch.setattr("sys.unraisablehook", dropped.append)
+    with Stop() as stop, stop.interruptible():
+        thing = Deleted() if kind == "__del__" else Closed()
+        if kind == "multiprocessing":
+            Finalize(thing, signalled)
+        del thing
+        assert stop()  # which the body asks at the end of each epoch
+    assert dropped == []
 
 
 def test_other_work_is_not():

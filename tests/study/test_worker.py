@@ -1,8 +1,10 @@
 """The worker loop: budgets, claims, stops, and deaths of other workers."""
 
+import itertools
 import os
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from optuna.trial import TrialState
@@ -19,6 +21,8 @@ from studyloom.storage.attributes import (
     SLOT,
     TIMES,
 )
+from studyloom.storage.ledger import Ledger
+from studyloom.study import worker
 from studyloom.study.stored_study import open_study
 from studyloom.study.trials.stopwatch import Stopwatch
 from studyloom.study.worker import Worker
@@ -221,7 +225,8 @@ def test_a_trial_of_which_too_many_workers_died_is_given_up_with_the_reason(url,
 def test_a_trial_ended_for_its_time_is_not_tried_again(sqlite_url, question):
     stored = fresh(sqlite_url, question, 1)
     stored.ledger.claim("w", 1, 60.0)
-    stored.ledger.record_death("w", "the trial took longer than it may", fatal=True)
+    (overdue,) = stored.ledger.overdue(["w"], -1.0)
+    stored.ledger.record_death("w", "the trial took longer than it may", overdue=overdue)
     work(question, stored, 1)
     (trial,) = stored.trials()
     assert (trial.state, trial.user_attrs[FAILURE]) == (TrialState.FAIL, "timeout")
@@ -258,3 +263,40 @@ def test_all_of_a_workers_time_is_some_trials(sqlite_url):
     assert min(part for times in taken for part in times.values()) >= 0
     spent = sum(part for times in taken for part in times.values()) + sum(watch.take().values())
     assert spent == pytest.approx(watch.taken - began, abs=0.01)
+
+
+def test_who_waits_for_others_looks_ever_less_often_and_works_on_what_they_leave(
+    sqlite_url, question, monkeypatch
+):
+    stored = fresh(sqlite_url, question, 1)
+    held = stored.ledger.claim("another", 1, 3600.0)
+    slept, looks = [0.0], []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if sum(slept[:-1]) < 60 <= sum(slept):
+            stored.ledger.release(held)
+
+    def todo(self, *args, **kwargs):
+        looks.append(sum(slept))
+        return original(self, *args, **kwargs)
+
+    original = Ledger.todo
+    monkeypatch.setattr(Ledger, "todo", todo)
+    monkeypatch.setattr(worker, "time", SimpleNamespace(sleep=sleep))
+    work(question, stored, 1)
+    waits = [after - before for before, after in itertools.pairwise(looks)]
+    assert waits[:3] == pytest.approx([0.25, 0.375, 0.5625])
+    assert max(waits) == pytest.approx(5.0)
+    assert waits == sorted(waits)
+    assert max(slept) <= 0.25  # so that a stop is seen as soon as ever
+    assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 1}
+
+
+def test_who_finds_everything_done_reads_no_trials(url, question, monkeypatch, tmp_path):
+    stored = fresh(url, question, 2)
+    work(question, stored, 2)
+    monkeypatch.setattr(type(stored), "trials", None)  # a thousand workers end together
+    data = TrainingData(None, SPLIT, FOLDS)
+    for folder in (None, tmp_path):
+        Worker(question, stored, data, Never(), folder).run(2)

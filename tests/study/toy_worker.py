@@ -11,7 +11,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.errors import Interrupted
 from studyloom.question.question import Question
 from studyloom.study.stored_study import create_study, open_study
-from studyloom.study.trials.reporter import Limits
+from studyloom.study.trials.limits import Limits
 from studyloom.study.worker import Worker
 
 SPLIT = toy_split()

@@ -25,9 +25,10 @@ from test_trainer import (
 )
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence, pad_sequence
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from studyloom.data import Datasets
+from studyloom.data.fetch import structure
 from studyloom.errors import DataError, LoaderDied
 from studyloom.metrics import Metric
 from studyloom.models import MLP
@@ -293,6 +294,23 @@ def test_batches_of_changing_structure_are_named():
     examples = drawn(collate=collate)
     with pytest.raises(DataError, match="all batches must be made of the same; the first was"):
         curve(toy_job(batch_size=10), examples)
+
+
+LAST_OF_ONE = {
+    "one of a kind for each example": lambda items: tuple(zip(*items, strict=True)),
+    "a list of one": lambda items: ([x for x, _ in items], torch.tensor([y for _, y in items])),
+    "names": lambda items: default_collate([((x, f"{y}.png"), y) for x, y in items]),
+    "names by key": lambda items: default_collate([({"x": x, "name": "a"}, y) for x, y in items]),
+}
+
+
+@pytest.mark.parametrize("collate", LAST_OF_ONE.values(), ids=LAST_OF_ONE)
+def test_a_smaller_last_batch_is_made_of_the_same(collate):
+    item = torch.zeros(1, 4, 4), 0
+    sizes = {structure(collate([item] * size)) for size in (1, 2, 3)}
+    assert len(sizes) == 1
+    other = structure(collate([(torch.zeros(4, 4), 0)] * 2))
+    assert other not in sizes
 
 
 class Fatal(Drawn):

@@ -1,11 +1,14 @@
-"""The gradients of a step are those of `loss.backward()`."""
+"""Gradients are those of `loss.backward()`, and small steps are made on one thread."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.utils.flop_counter import FlopCounterMode
 
+from studyloom.models import CNN, MLP, Recurrent, Transformer
 from studyloom.training import steps
+from studyloom.training.steps import choose_threads, count_operations, on_threads
 
 
 def gradients_of(backpropagate):
@@ -68,3 +71,61 @@ def test_a_loss_of_a_class_of_ones_own_and_a_transform_get_backward_itself():
         return loss
 
     vmap(loss_of)(torch.ones(2, 4, 3))
+
+
+IMAGE = (1, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("network", "least"),
+    [
+        (MLP(IMAGE, 10, hidden=[32, 16]), 1.0),
+        (CNN(IMAGE, 10, channels=4), 1.0),
+        (Recurrent(IMAGE, 10, cell="gru", hidden=16), 1.0),
+        (nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 3)), 1.0),
+        (Transformer(IMAGE, 10), 0.5),  # its attention, and the layer after it, call no module
+    ],
+)
+def test_operations_are_those_of_pytorchs_own_counter(network, least):
+    read = torch.zeros(1, 3, dtype=torch.int64) if type(network) is nn.Sequential else None
+    batch = (torch.randn(1, *IMAGE) if read is None else read, torch.zeros(1))
+    network.eval()
+    with FlopCounterMode(display=False) as counter:
+        network(batch[0])
+    counted = count_operations(network, batch) / counter.get_total_flops()
+    assert least <= counted <= 1.0
+
+
+def test_small_steps_get_one_thread_and_large_ones_all():
+    def chosen(network, batch_size, read=lambda: (torch.randn(1, *IMAGE), torch.zeros(1))):
+        return choose_threads(network, read, batch_size)
+
+    def fail():
+        raise RuntimeError("nothing to read")
+
+    small, large = MLP(IMAGE, 10, hidden=[16]), MLP(IMAGE, 10, hidden=[512, 512])
+    with on_threads(2):
+        assert chosen(small, 64) == 1
+        assert chosen(small, 4096) == 2
+        assert chosen(large, 64) == 2
+        assert chosen(CNN(IMAGE, 10), 64) == 2  # whose weights are few
+        assert chosen(small, 64, fail) == 2  # it cannot be told
+    with on_threads(1):
+        assert chosen(large, 64) == 1
+
+
+def test_choosing_threads_leaves_the_network_and_the_random_state_alone():
+    class Counting(MLP):
+        calls = 0
+
+        def forward(self, inputs):
+            self.calls += 1
+            return super().forward(inputs) + torch.rand(1)
+
+    network = Counting(IMAGE, 10, hidden=[16])
+    with on_threads(2):
+        before = torch.get_rng_state()
+        choose_threads(network, lambda: (torch.randn(1, *IMAGE), torch.zeros(1)), 64)
+    assert torch.equal(before, torch.get_rng_state())
+    assert (network.calls, network.training) == (0, True)
+    assert not any(module._forward_hooks for module in network.modules())

@@ -30,6 +30,7 @@ from studyloom.schedules import constant, cosine, one_cycle
 from studyloom.training.job import Epoch, Job
 from studyloom.training.parameter_groups import ParameterGroup
 from studyloom.training.schedule import TorchSchedule
+from studyloom.training.steps import on_threads
 from studyloom.training.trainer import Training, epochs
 
 DEVICES = [
@@ -903,3 +904,24 @@ def test_a_loss_adapts_for_each_job_alone():
     runs = Training(jobs, split)._runs
     assert [run.loss.balance.weight.tolist() for run in runs] == [[1.0], [1.0, 1.0, 1.0]]
     assert loss.balance.weight is None
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(None, 1), (2, 2)])
+def test_a_training_uses_its_threads_and_gives_the_others_back(threads, expected):
+    used = []
+
+    class Watching(nn.Linear):
+        def forward(self, inputs):
+            used.append(torch.get_num_threads())
+            return super().forward(inputs)
+
+    def make(shape, outputs):
+        return nn.Sequential(nn.Flatten(), Watching(math.prod(shape), outputs))
+
+    with on_threads(2):
+        training = Training([toy_job(model=make)], SPLIT, threads=threads)
+        used.clear()
+        for _ in training:
+            assert torch.get_num_threads() == 2  # between epochs
+    assert {*used} == {expected}
+    assert training.threads == expected

@@ -4,7 +4,7 @@ import contextlib
 import http.client
 import threading
 
-from studyloom.views.guard import bind
+from studyloom.views.dashboard.guard import bind
 
 
 @contextlib.contextmanager
@@ -19,6 +19,7 @@ def served(app, host: str = "127.0.0.1"):
         finally:
             server.shutdown()
             thread.join()
+            getattr(app, "close", lambda: None)()  # whoever looks at a study ends before its file
 
 
 def ask(port: int, path: str, method: str = "GET", body: str | None = None, **headers: str):

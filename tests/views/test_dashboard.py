@@ -21,16 +21,10 @@ from toys import begin, fill, two_sided
 from studyloom.errors import StorageError
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
 from studyloom.study.stored_study import create_study
-from studyloom.views.dashboard import (
-    MARGIN,
-    application,
-    as_code,
-    curves_csv,
-    open_only_study,
-    publish,
-    serve,
-)
-from studyloom.views.guard import Server, bind
+from studyloom.views.dashboard import open_only_study, serve
+from studyloom.views.dashboard.guard import Server, bind
+from studyloom.views.dashboard.notes import MARGIN, as_code, curves_csv, publish
+from studyloom.views.dashboard.serving import application
 from studyloom.views.snapshot import take_snapshot
 from studyloom.views.terminal import headline
 
@@ -243,6 +237,14 @@ def test_the_curves_of_a_loop_have_a_column_for_each_quantity_that_it_told():
     ]
 
 
+def test_no_name_of_a_metric_or_quantity_is_a_formula_to_a_spreadsheet():
+    curve = {"number": [1], "value": [0.5], "=cmd|x": [1.0]}
+    trial = create_trial(value=0.5, user_attrs={EPOCHS: curve})
+    trial.number = 0
+    head, _ = curves_csv([trial], "@f1").splitlines()
+    assert head == "trial,epoch,'@f1,'=cmd|x"
+
+
 def test_artifacts_are_listed_and_downloaded_and_cannot_touch_the_dashboard(url, run_dir):
     stored = filled(url)
     publish(stored, run_dir, "toy")
@@ -291,7 +293,8 @@ def test_the_dashboard_shows_the_study_to_many_at_once(url, run_dir):
         status, headers, _ = ask(server.server_port, "/dashboard")
         assert status == 200
         assert "script-src 'self'" in headers["Content-Security-Policy"]
-        assert ask(server.server_port, "/")[1]["Location"].endswith("/dashboard")
+        assert "<h1>toy</h1>" in ask(server.server_port, "/")[2]
+        assert ask(server.server_port, "/dashboard")[0] == 200
 
 
 def test_no_password_is_in_notes_or_artifacts(postgres_url, run_dir):

@@ -1,61 +1,152 @@
+import itertools
+import math
+import re
 from datetime import datetime, timedelta
 
 import pytest
 from made_trials import AXIS, BEGAN, a_trial, forty
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from studyloom.storage.attributes import EPOCHS
 from studyloom.views.figures import curves
-from studyloom.views.figures.axes import log_ticks
-from studyloom.views.figures.parameters import contour, parallel
-from studyloom.views.figures.plot_study import best_of, plot_study
-from studyloom.views.figures.style import COLOURS
+from studyloom.views.figures.chart import (
+    LETTER,
+    Chart,
+    Mark,
+    Scale,
+    Tick,
+    log_marks,
+    plain_scale,
+    responsive,
+    round_marks,
+    spaced,
+    whole_scale,
+)
+from studyloom.views.figures.history import history
+from studyloom.views.figures.parameters import parallel, setting_scale, slices, together
 from studyloom.views.figures.timeline import idle_share, timeline
+from studyloom.views.figures.trials import best_of, complete_trials, summary
+
+
+def numbered(*trials):
+    for number, trial in enumerate(trials):
+        trial.number = number
+    return [*trials]
+
+
+def chosen(*choices):
+    """A complete trial for each choice of a parameter p."""
+    asked = {"p": CategoricalDistribution([*dict.fromkeys(choices)])}
+    return numbered(
+        *(create_trial(value=0.5, params={"p": c}, distributions=asked) for c in choices)
+    )
 
 
 def test_of_many_trials_the_best_are_drawn_over_parallel_axes(study_of):
     best = best_of(study_of(forty()), 5)
-    assert [trial.number for trial in best] == [31, 32, 35, 36, 37]
-    figure = parallel(plot_study(best, 1), ["model", "nowhere"], AXIS)
-    assert len(figure.data) == 5
-    assert figure.data[-1].line.color == COLOURS["best"]
-    assert figure.data[-1].y[0] == 1
-
-
-def test_a_plot_study_has_the_numbers_values_and_constraints_of_the_study(study_of):
-    trials = study_of(forty()).trials()
-    copied = plot_study(trials, 1).get_trials()
-    assert [trial.number for trial in copied] == list(range(40))
-    for trial, copy in zip(trials, copied, strict=True):
-        if trial.state == TrialState.COMPLETE:
-            assert (copy.value, copy.params, copy.constraints) == (
-                trial.value,
-                trial.params,
-                trial.constraints,
-            )
-        else:
-            assert (copy.state, copy.params) == (TrialState.FAIL, {})
+    assert [trial.number for trial in best] == [37, 36, 35, 32, 31]
+    figure = parallel(best, ["model", "nowhere"], AXIS)
+    lines = [mark for mark in figure.marks if mark.trials]
+    assert sorted(number for mark in lines for number in mark.trials) == [31, 32, 35, 36, 37]
+    assert (figure.marks[-1].name, figure.marks[-1].trials) == ("the best", [37])
+    assert figure.marks[-1].parts[0][0][1] == max(line[0][1] for m in lines for line in m.parts)
 
 
 def test_choices_stay_different_when_they_are_cut():
-    choices = CategoricalDistribution(
-        ["x" * 50 + "a" + "x" * 50, "x" * 50 + "b" + "x" * 50, None, 1]
+    long = ["x" * 50 + "a" + "x" * 50, "x" * 50 + "b" + "x" * 50, "None", "1"]
+    scale, places = setting_scale(chosen(*long), "p")
+    assert len({*places}) == 4
+    assert max(len(tick.label) for tick in scale.ticks) < 30
+
+
+def test_a_parameter_of_words_and_numbers_is_one_of_words(study_of):
+    scale, places = setting_scale(chosen("a", 1, None, 0.5), "p")
+    assert scale.reads == "words"
+    assert len({*places}) == 4
+
+
+def test_whole_numbers_have_whole_labels():
+    for count in (1, 2, 7, 12, 40, 1000, 12345):
+        labels = [tick.label for tick in whole_scale(0, count).ticks]
+        assert labels
+        assert all(label.isdigit() for label in labels)
+        assert len(labels) <= 14
+    asked = {"p": IntDistribution(1, 3)}
+    trials = numbered(
+        *(create_trial(value=0.5, params={"p": n}, distributions=asked) for n in (1, 2, 3))
     )
-    trials = [
-        create_trial(value=0.5, params={"p": c}, distributions={"p": choices})
-        for c in choices.choices
-    ]
-    for number, trial in enumerate(trials):
-        trial.number = number
-    assert len({trial.params["p"] for trial in plot_study(trials, 1).trials}) == 4
+    for pixels in (None, 124):
+        assert [t.label for t in setting_scale(trials, "p", pixels)[0].ticks] == ["1", "2", "3"]
 
 
-def test_making_a_plot_study_prints_nothing(study_of, capfd):
+def test_no_two_labels_of_an_axis_overlap_on_a_phone_or_a_wide_screen():
+    for low, high in ((0, 1), (0.1, 0.97), (1e-9, 3e-9), (-12345, 98765), (0.123, 0.1231)):
+        ticks = [Tick(mark, f"{mark:.10g}") for mark in round_marks(low, high, 40)]
+        shown = responsive(ticks, low, high)
+        for screen, pixels in (("narrow", 280), ("roomy", 860)):
+            own = [tick for tick in shown if tick.when in ("", screen)]
+            assert own
+            for left, right in itertools.pairwise(own):
+                width = LETTER * (len(left.label) + len(right.label)) / 2
+                assert (right.at - left.at) / (high - low) * pixels >= width
+
+
+def test_upright_labels_have_a_line_each():
+    ticks = [Tick(n, str(n)) for n in range(200)]
+    shown = spaced(ticks, 0, 200, 170, upright=True)
+    assert len(shown) >= 2
+    assert (shown[1].at - shown[0].at) / 200 * 170 >= 16
+
+
+def test_equal_values_have_an_axis():
+    for scale in (plain_scale([0.5]), AXIS.scale_of([1.0], 300), whole_scale(3, 3)):
+        assert scale.low < scale.high
+        assert scale.ticks
+        assert all(scale.low <= tick.at <= scale.high for tick in scale.ticks)
+
+
+def test_a_curve_of_one_epoch_is_a_point():
+    trials = numbered(a_trial(0, epochs=0), a_trial(1, epochs=0))
+    figure = curves.curves(trials, None, None, AXIS)
+    assert [(mark.name, mark.shape) for mark in figure.marks] == [("complete", "dot")]
+    mixed = numbered(a_trial(0, epochs=2), a_trial(1, epochs=0))
+    figure = curves.curves(mixed, None, None, AXIS)
+    path = figure.path(figure.mark("complete"))
+    assert path.count("M") == 2
+    assert path.endswith("h.01")  # a line of no length, with round ends
+
+
+def test_the_paths_of_a_chart_stay_within_it(study_of):
     trials = study_of(forty()).trials()
-    capfd.readouterr()
-    plot_study(trials, 1)
-    assert capfd.readouterr() == ("", "")
+    figure = history(trials, trials[37], trials[0], AXIS)
+    paths = "".join(figure.path(mark) for mark in figure.marks)
+    numbers = [float(number) for number in re.findall(r"-?[\d.]+", paths)]
+    assert len(numbers) > 80
+    assert all(-20 <= number <= 1020 for number in numbers)
+
+
+def test_the_history_marks_each_trial_once_and_the_best_so_far(study_of):
+    trials = study_of(forty()).trials()
+    figure = history(trials, trials[37], trials[0], AXIS)
+    drawn = sorted(n for mark in figure.marks if mark.name != "best" for n in mark.trials)
+    assert drawn == [*range(40)]
+    (steps,) = figure.mark("best so far").parts
+    assert [x for x, _ in steps][:3] == [0, 1, 2]
+    assert [y for _, y in steps] == sorted(y for _, y in steps)
+    assert figure.table.rows[-1] == (37, "0.9370")
+
+
+def test_the_table_behind_a_parameter_has_its_choices_or_ranges():
+    trials = chosen("a", "b", "a")
+    assert [row[:2] for row in summary(trials, "p", 1).rows] == [("a", 2), ("b", 1)]
+    asked = {"lr": FloatDistribution(0, 1)}
+    many = numbered(
+        *(create_trial(value=n / 20, params={"lr": n / 20}, distributions=asked) for n in range(20))
+    )
+    rows = summary(many, "lr", -1).rows
+    assert [row[1] for row in rows] == [5, 5, 5, 5]
+    assert rows[0] == ("0 to 0.2", 5, "0.0000", "0.1000")
 
 
 @pytest.mark.parametrize(
@@ -76,11 +167,21 @@ def test_the_accuracy_axis_rises_and_counts_factors_of_ten_in_the_error():
     assert AXIS.height(1.0) == AXIS.height(1.1) < 5
 
 
-def test_logarithmic_axes_have_three_or_four_marks():
+def test_logarithmic_axes_have_up_to_four_marks():
     for low, high in ((1e-6, 1e-1), (1e-4, 1e-2), (0.001, 0.009), (0.0021, 0.0029), (16, 512)):
-        axis = log_ticks([low, high])
-        assert 1 <= len(axis["tickvals"]) == len(axis["ticktext"]) <= 4
-        assert all(low <= value <= high for value in axis["tickvals"])
+        marks = log_marks(low, high)
+        assert 1 <= len(marks) <= 4
+        assert all(low <= value <= high for value in marks)
+
+
+@pytest.mark.parametrize("steps", [[0], [0, 1, 2], [5, 6]])
+def test_a_curve_lies_within_its_axis_also_if_a_loop_counts_from_0(steps):
+    trial = a_trial(0, accuracy=0.5)
+    trial.user_attrs.pop(EPOCHS)
+    trial.intermediate_values = dict.fromkeys(steps, 0.5)
+    figure = curves.curves([trial], trial, None, AXIS)
+    assert figure.x.low < min(steps) <= max(steps) < figure.x.high
+    assert figure.x.ticks
 
 
 def of_a_loop(**columns):
@@ -93,13 +194,14 @@ def of_a_loop(**columns):
 def test_what_a_loop_told_beside_the_value_is_drawn_with_gaps_where_it_told_none():
     trial = of_a_loop(loss=[3.0, None, 1.0], recall=[0.1, 0.2, 0.3], valid_loss=[2, 1, 1])
     figure = curves.losses(trial)
-    drawn = {line.name: [*line.y] for line in figure.data}
+    drawn = {mark.name: mark.points for mark in figure.marks}
     assert drawn == {
-        "loss": [3.0, None, 1.0],
-        "recall": [0.1, 0.2, 0.3],
-        "validation loss": [2, 1, 1],
+        "loss": [(1, 3.0), (3, 1.0)],
+        "recall": [(1, 0.1), (2, 0.2), (3, 0.3)],
+        "validation loss": [(1, 2), (2, 1), (3, 1)],
     }
-    assert len({line.line.color for line in figure.data}) == 3
+    assert len({mark.colour for mark in figure.marks}) == 3
+    assert figure.table.rows[1] == (2, "", "0.2000", "1.0000")
     title, caption = curves.beside(trial, "Trial 3. ")
     assert (title, caption) == (
         "Further quantities",
@@ -132,9 +234,12 @@ def test_idle_is_the_share_of_gaps_in_a_workers_time():
 
 def test_an_unfinished_trial_lasts_until_now_only_if_somebody_is_at_it(study_of):
     trials = study_of([a_trial(0), a_trial(1, TrialState.RUNNING)]).trials()
-    ends = [timeline(trials, alive).data[-1].x[0] / 1000 for alive in ((), (trials[1]._trial_id,))]
-    assert ends[0] == 0
-    assert ends[1] == pytest.approx(
+    ends = [
+        timeline(trials, alive).mark("running").points[-1][0]
+        for alive in ((), (trials[1]._trial_id,))
+    ]
+    assert ends[0] == 11
+    assert ends[1] - 11 == pytest.approx(
         (datetime.now() - trials[1].datetime_start).total_seconds(), abs=60
     )
 
@@ -142,21 +247,47 @@ def test_an_unfinished_trial_lasts_until_now_only_if_somebody_is_at_it(study_of)
 def test_pruned_curves_end_where_they_were_pruned(study_of):
     trials = study_of([a_trial(0, accuracy=0.9), a_trial(1, TrialState.PRUNED, 0.5, 1)]).trials()
     figure = curves.curves(trials, trials[0], None, AXIS)
-    lines = {trace.name: trace for trace in figure.data if trace.mode == "lines"}
-    assert lines["pruned"].x == (1, 2, None)
-    assert lines["best"].x == (1, 2, 3, 4, None)
-    (cross,) = (trace for trace in figure.data if trace.mode == "markers")
-    assert cross.x == (2,)
-    assert cross.text == ("trial 1: pruned after epoch 2 at 0.5000",)
+    assert [x for x, _ in figure.mark("pruned").points] == [1, 2]
+    assert [x for x, _ in figure.mark("best").points] == [1, 2, 3, 4]
+    (end,) = (mark for mark in figure.marks if mark.shape == "square")
+    assert (end.points[0][0], end.trials) == (2, [1])
 
 
-def test_the_curves_of_many_trials_are_few_traces(study_of):
+def test_the_curves_of_many_trials_are_few_marks_of_the_best_and_the_latest(study_of):
     trials = study_of(forty()).trials()
-    assert len(curves.curves(trials, trials[37], trials[0], AXIS).data) <= 8
+    assert len(curves.curves(trials, trials[37], trials[0], AXIS).marks) <= 9
+    many = [a_trial(n, accuracy=0.5 + (n * 7 % 600) / 2000) for n in range(600)]
+    figure = curves.curves(numbered(*many), many[0], None, AXIS)
+    drawn = {number for mark in figure.marks for number in mark.trials}
+    best = sorted(range(600), key=lambda n: -many[n].value)[:100]
+    assert drawn == {*best, *range(400, 600), 0}
+    assert figure.table.note == "540 further trials are left out."
 
 
-def test_the_contour_shows_parameters_that_occur_together(study_of):
-    study = plot_study(study_of(forty()).trials(), 1)
-    assert isinstance(contour(study, ["cnn.channels", "mlp.momentum"], AXIS), str)
-    figure = contour(study, ["cnn.channels", "mlp.momentum", "lr"], AXIS)
-    assert {figure.layout.title.text, figure.layout.xaxis.title.text} == {"mlp.momentum", "lr"}
+def test_two_parameters_are_drawn_that_occur_together(study_of):
+    trials = complete_trials(study_of(forty()).trials())
+    assert isinstance(together(trials, ["cnn.channels", "mlp.momentum"], AXIS), str)
+    figure = together(trials, ["cnn.channels", "model", "mlp.momentum", "lr"], AXIS)
+    assert {figure.x.title, figure.y.title} == {"mlp.momentum", "lr"}, "two numbers, if there are"
+
+
+def test_each_complete_trial_is_a_point_over_each_of_its_parameters(study_of):
+    trials = complete_trials(study_of(forty()).trials())
+    charts = slices(trials, ["model", "lr", "cnn.channels"], trials[-1], AXIS).charts
+    for name, chart in charts.items():
+        own = [trial.number for trial in trials if name in trial.params]
+        dots = sorted(n for mark in chart.marks if mark.shape == "dot" for n in mark.trials)
+        assert dots == own
+    assert charts["lr"].x.reads == "tens"
+
+
+def test_a_chart_whose_only_point_is_anywhere_is_drawn():
+    chart = Chart(
+        "one",
+        100,
+        Scale(0, 0),
+        Scale(math.pi, math.pi),
+        [Mark("a", "best", "dot", [[(0, 0)]])],
+        summary(chosen("a"), "p", 1),
+    )
+    assert chart.path(chart.marks[0]) == "M500 500h.01"

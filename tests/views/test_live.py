@@ -1,5 +1,6 @@
 import io
 import itertools
+import re
 import time
 
 import pytest
@@ -7,46 +8,65 @@ from rich.console import Console
 from rich.text import Text
 from snapshots import LONG, MARKUP, joined, shown, snapshot_of, trial_of
 
+from studyloom.storage.attributes import BASELINE
+from studyloom.study.stopping import Stop
 from studyloom.views import live
 from studyloom.views.live import Display
+from studyloom.views.progress.estimate import Estimate
+from studyloom.views.progress.job import JobReader, Progress, StageProgress
 from studyloom.views.snapshot import WorkerStatus
-from studyloom.views.terminal import (
-    answers_table,
-    headline,
-)
+from studyloom.views.terminal import answers_table, headline
 
 
-@pytest.fixture
-def nothing_stored(monkeypatch):
-    """Displays show a fixed snapshot, and read no study."""
-    monkeypatch.setattr(live, "take_snapshot", lambda stored: snapshot_of())
+def progress_of(snapshot, **more):
+    stage = StageProgress("search", snapshot.done, snapshot.left, snapshot)
+    return Progress(snapshot, (stage,), "search", **more)
+
+
+def written(console, words):
+    """What was written, as soon as it has these words."""
+    for _ in range(500):
+        if words in console.file.getvalue():
+            break
+        time.sleep(0.01)
+    return console.file.getvalue()
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])
 @pytest.mark.parametrize("name", ["toy", "n" * 200])
-def test_the_live_display_fits_the_terminal_and_keeps_the_numbers(nothing_stored, name, width):
+def test_the_live_display_fits_the_terminal_and_keeps_the_numbers(name, width):
     display = Display(lambda: None, Console(file=io.StringIO(), width=width))
-    snapshot = snapshot_of(
-        name, [WorkerStatus(f"{LONG}:1", 3, 2, 0.25)], best=trial_of(0.98765), free=35, done=5
-    )
-    text = shown(display.render(snapshot), width=width)
+    worker = WorkerStatus(f"{LONG}:1", 3, 2, 0.25, epochs=7, params={"lr": 0.5})
+    snapshot = snapshot_of(name, [worker], best=trial_of(0.98765), free=35, done=5, pruned=4)
+    eta = Estimate(7500.0, 6000.0, 9000.0)
+    text = shown(display.render(progress_of(snapshot, eta=eta, elapsed=8.0)), width=width)
     assert max(map(len, text.splitlines())) <= width
-    assert all(word in text for word in ("5/40", "best 0.9877 trial -1", "ETA –", "0.2500"))
-    assert "…" not in text
+    assert "search5/40,4pruned" in joined(text)
+    words = ("best 0.9877 (trial -1)", "0.2500", "2/7", "elapsed 8 s")
+    assert all(word in text for word in words), text
+    assert "ETA2h5min(1h40minto2h30min),at" in joined(text)
     assert joined(f"{LONG}:1") in joined(text) or width > 72
     assert name in joined(text)
 
 
+def test_the_parameters_of_what_runs_are_cut_where_the_terminal_ends():
+    worker = WorkerStatus("host:1", 3, params={f"model.layer{n}.width": n for n in range(20)})
+    display = Display(lambda: None, Console(file=io.StringIO(), width=80))
+    text = shown(display.render(progress_of(snapshot_of(workers=[worker]))))
+    (line,) = (line for line in text.splitlines() if "trial 3: model.layer0.width=0" in line)
+    assert len(line) <= 80
+    assert line.rstrip().endswith("…")
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 @pytest.mark.parametrize("name", MARKUP)
-def test_names_and_values_are_shown_as_text_and_not_as_markup(nothing_stored, name, terminal):
+def test_names_and_values_are_shown_as_text_and_not_as_markup(name, terminal):
     best = trial_of(0.9, params={f"model.{name}": name})
     snapshot = snapshot_of(name, [WorkerStatus(name, 1)], best=best, baseline=trial_of(0.8))
     console = Console(file=io.StringIO(), width=100, force_terminal=terminal, color_system=None)
     console.print(Text(headline(snapshot)))
     console.print(answers_table(snapshot, 100))
-    display = Display(lambda: None, console)
-    console.print(display.render(snapshot))
+    console.print(Display(lambda: None, console).render(progress_of(snapshot)))
     text = console.file.getvalue()
     assert f"{name}: 5 of 8 trials" in text
     assert f"model.{name}={name}" in text
@@ -60,76 +80,104 @@ def test_a_study_is_watched_while_it_is_worked_on(half_done, monkeypatch, termin
     monkeypatch.setattr(live, "LINE_INTERVAL", 0.01)
     monkeypatch.setattr(live, "REFRESH", 0.01)
     console = Console(file=io.StringIO(), width=100, force_terminal=terminal, color_system=None)
-    with Display(lambda: half_done, console):
+    with Display(JobReader(half_done).read, console):
         half_done.optuna.tell(4, 0.95)
-        for _ in range(200):
-            if "0.9500" in console.file.getvalue():
-                break
-            time.sleep(0.01)
-    assert "best 0.9500" in console.file.getvalue()
-    assert "4/8" in console.file.getvalue()
+        text = written(console, "0.9500")
+    assert "best 0.9500" in text
+    assert "4/8" in text
 
 
-@pytest.mark.parametrize(
-    ("name", "result"), [("[red]x[bold]", "  no result yet"), ("[red]x[/red][/]", "")]
-)
-def test_plain_lines_show_a_name_as_it_is(monkeypatch, name, result):
-    monkeypatch.setattr(live, "LINE_INTERVAL", 0.01)
-    monkeypatch.setattr(live, "take_snapshot", lambda stored: snapshot_of(name))
+def test_plain_lines_have_a_time_and_show_a_name_as_it_is(monkeypatch):
+    monkeypatch.setattr(live, "LINE_INTERVAL", 0.0)
+    monkeypatch.setattr(live, "REFRESH", 0.01)
     console = Console(file=io.StringIO(), width=40)
-    with Display(lambda: None, console):
-        for _ in range(200):
-            if console.file.getvalue():
-                break
-            time.sleep(0.01)
-    line = console.file.getvalue().splitlines()[0]
-    assert line == f"{name}  5/8{result}  0 running  ETA –"
+    with Display(lambda: progress_of(snapshot_of("[red]x[bold]")), console):
+        line = written(console, "\n").splitlines()[0]
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  \[red\]x\[bold\]  search 5/8  no result yet  ETA –", line)
 
 
-def test_a_database_that_is_busy_now_is_looked_at_again(nothing_stored, monkeypatch):
-    display = Display(lambda: None, Console(file=io.StringIO()))
-    answers = itertools.chain([RuntimeError("database is locked")], itertools.repeat(snapshot_of()))
+def test_a_plain_line_comes_when_something_has_changed_and_else_once_a_minute(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: clock[0])
+    console = Console(file=io.StringIO(), width=80)
+    display = Display(lambda: None, console)
+    times = []
+    for second in range(200):
+        clock[0] = float(second)
+        done = 5 if second < 50 else 6
+        before = console.file.getvalue()
+        display._print_line(progress_of(snapshot_of(done=done), eta=Estimate(second, 0, 0)))
+        if console.file.getvalue() != before:
+            times.append(second)
+    assert times == [5, 50, 110, 170]
 
-    def busy(stored):
+
+def test_a_dumb_terminal_gets_lines_and_no_control_codes(half_done, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(live, "LINE_INTERVAL", 0.0)
+    monkeypatch.setattr(live, "REFRESH", 0.01)
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    with Display(JobReader(half_done).read, console):
+        text = written(console, "toy")
+    assert "\x1b" not in text
+    assert "search 4/8" in text
+
+
+def test_what_a_signal_says_stands_above_what_is_drawn_anew(half_done, monkeypatch):
+    monkeypatch.setattr(live, "REFRESH", 0.01)
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    stop = Stop()
+    with Display(JobReader(half_done).read, console, stop):
+        written(console, "search 4/8")
+        assert stop.telling  # so that the handler prints nothing into the drawing
+        stop.signal = 2
+        text = written(console, "stopping; once more stops at once\n")
+    assert text.count("stopping; once more stops at once\n") >= 1
+    assert not stop.telling
+
+
+def test_a_signal_just_before_the_body_ends_is_told(half_done, monkeypatch):
+    monkeypatch.setattr(live, "TICK", 60.0)  # so that no look comes in between
+    monkeypatch.setattr(live, "REFRESH", 60.0)
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    stop = Stop()
+    with Display(JobReader(half_done).read, console, stop):
+        while not stop.telling:
+            time.sleep(0.001)
+        stop.signal = 2
+    assert console.file.getvalue().count("stopping; once more stops at once\n") == 1
+
+
+def test_listeners_get_every_look_and_the_last_after_the_body(half_done, monkeypatch):
+    monkeypatch.setattr(live, "REFRESH", 3600.0)
+    told = []
+    console = Console(file=io.StringIO(), width=80)
+    with Display(JobReader(half_done).read, console, listeners=[told.append]):
+        half_done.optuna.tell(4, 0.95)
+    assert told[-1].search.best.value == 0.95
+
+
+def test_a_database_that_is_busy_now_is_looked_at_again():
+    progress = progress_of(snapshot_of())
+    answers = itertools.chain([RuntimeError("database is locked")], itertools.repeat(progress))
+
+    def busy():
         answer = next(answers)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    monkeypatch.setattr(live, "take_snapshot", busy)
+    display = Display(busy, Console(file=io.StringIO()))
     assert display._take() is None
-    assert display._take() == snapshot_of()
+    assert display._take() == progress
 
 
-def test_the_remaining_time_is_that_of_the_open_slots_at_the_pace_of_this_run(monkeypatch):
-    monkeypatch.setattr(live, "take_snapshot", lambda stored: snapshot_of(free=4, done=4))
-    display = Display(lambda: None, Console(file=io.StringIO()))
-    monkeypatch.setattr(time, "monotonic", lambda: display.started + 20)
-    assert display.time_left(snapshot_of(free=4, done=4)) == "ETA –"
-    assert display.time_left(snapshot_of(free=2, held=1, done=6)) == "ETA 30 s"
-    assert display.time_left(snapshot_of(free=0, done=8)) == "ETA 0 s"
-
-
-@pytest.mark.parametrize(("name", "seen"), [("toy", True), ("toy/retraining", False)])
-def test_no_best_is_told_of_the_trainings_of_what_was_found(nothing_stored, name, seen):
-    snapshot = snapshot_of(name, best=trial_of(1.0))
-    display = Display(lambda: None, Console(file=io.StringIO()))
-    assert ("best" in display.line(snapshot)) == seen
-    assert ("best" in shown(display.render(snapshot))) == seen
-
-
-def test_a_display_goes_along_from_one_study_to_the_next(monkeypatch):
-    studies = iter(
-        [
-            snapshot_of(name="search"),
-            snapshot_of(name="search"),
-            snapshot_of(name="search/re-evaluation"),
-        ]
-    )
-    monkeypatch.setattr(live, "take_snapshot", lambda stored: next(studies))
-    display = Display(lambda: None, Console(file=io.StringIO()))
-    began = display.started
-    assert display._take().name == "search"
-    assert display.started == began
-    assert display._take().name == "search/re-evaluation"
-    assert display.started > began
+def test_the_green_number_is_that_of_the_test():
+    best = trial_of(0.99, **{BASELINE: True})
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system="standard")
+    console.print(Display(lambda: None, console).render(progress_of(snapshot_of(best=best))))
+    console.print(answers_table(snapshot_of(best=best), 80))
+    text = console.file.getvalue()
+    assert "best 0.9900 (trial -1, the baseline)" in re.sub("\x1b\\[[0-9;]*m", "", text)
+    green = re.compile(r"\x1b\[(?:[0-9;]*;)?32m[^\x1b]*0\.99")
+    assert not green.search(text)

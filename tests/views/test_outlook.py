@@ -13,14 +13,15 @@ from studyloom.metrics import Goal
 from studyloom.storage.records.reconcile import reconcile
 from studyloom.study.bounds import ending, look_ahead, set_bounds
 from studyloom.study.stored_study import create_study
-from studyloom.views.figures.axes import Axis
 from studyloom.views.figures.outlook import outlook
-from studyloom.views.live import Display
-from studyloom.views.report import header, search_sections
+from studyloom.views.progress.job import JobReader
+from studyloom.views.report.answer import head
+from studyloom.views.report.blocks import Section
+from studyloom.views.report.page import section_html
+from studyloom.views.report.search import outlook_section
 from studyloom.views.snapshot import take_snapshot
 from studyloom.views.status import as_json, read_status, status_line, watch_statuses
 from studyloom.views.status import render as render_status
-from studyloom.views.terminal import make_console
 
 VALUES = [0.9 + 0.001 * (7 * n % 12) for n in range(12)]
 WORDS = (
@@ -57,15 +58,15 @@ def test_one_that_has_ended_says_so_in_all_views(twelve):
     snapshot = take_snapshot(twelve)
     assert (snapshot.left, snapshot.budget, snapshot.done) == (0, 40, 12)
     status = read_status(twelve)
-    assert status.eta == 0.0
+    assert status.progress.eta.seconds == 0.0
     assert joined(WORDS) in joined(shown(render_status(status, 40), width=40))
     assert status_line(status).endswith(WORDS)
     assert json.loads(as_json(status))["ended"] == WORDS
     assert len([*watch_statuses(twelve)]) == 1  # it waits for nothing
-    assert f"The search {WORDS}." in header(twelve, snapshot, None)
-    live = Display(lambda: twelve, make_console())
-    live.done_before, live.started = 10, live.started - 100
-    assert live.time_left(snapshot) == "ETA 0 s"
+    said = [getattr(block, "text", "") for block in head(twelve, snapshot, None, []).blocks]
+    assert f"The search {WORDS}." in said
+    progress = JobReader(twelve).read()
+    assert progress.title == "done"
 
 
 def test_one_that_has_ended_is_watched_until_its_last_trials_have(twelve):
@@ -81,23 +82,20 @@ def test_one_that_has_ended_is_watched_until_its_last_trials_have(twelve):
 def test_the_report_draws_the_estimate_over_time_and_says_it_in_words(twelve):
     set_bounds(twelve, 0.0005, None, 40)
     title, caption, figure = outlook(twelve, look_ahead(twelve))
-    estimates, limit = figure.data
-    assert [*estimates.x] == [10, 11, 12]
-    assert estimates.y[-1] == look_ahead(twelve).gain
-    assert [*limit.y] == [0.0005, 0.0005]
+    estimates, limit = figure.marks
+    assert [x for x, _ in estimates.points] == [10, 11, 12]
+    assert 10 ** estimates.points[-1][1] == pytest.approx(look_ahead(twelve).gain)
+    assert [10**y for _, y in limit.points] == pytest.approx([0.0005, 0.0005])
     assert re.search(
         r"After 12 trials it was 0\.\d+ accuracy; the search ends below 0.0005", caption
     )
-    page = "".join(
-        search_sections(twelve, take_snapshot(twelve), None, Axis("accuracy", "unit", 1))
-    )
-    assert f"<h2>{title}</h2>" in page
-    assert caption in page
+    section = outlook_section(twelve, take_snapshot(twelve))
+    assert (section.title, section.caption) == (title, caption)
 
 
 def test_a_search_without_bounds_is_drawn_as_well(twelve):
     *_, figure = outlook(twelve, look_ahead(twelve))
-    assert [trace.name for trace in figure.data] == ["expected"]
+    assert figure.names() == ["expected"]
 
 
 @pytest.mark.parametrize(
@@ -124,5 +122,6 @@ def test_the_name_of_a_metric_is_shown_verbatim(sqlite_url):
     stored = create_study(sqlite_url, "named", {"asks": "nothing"}, 40, goals=goals)
     fill(stored, *(a_trial(number, accuracy=value) for number, value in enumerate(VALUES)))
     _, caption, figure = outlook(stored, look_ahead(stored))
-    assert "img" in caption
-    assert name not in f"{caption}{figure.layout.title.text}"
+    page = section_html(Section("outlook", "Outlook", [figure], caption))
+    assert "&lt;img src=x" in page
+    assert name not in page

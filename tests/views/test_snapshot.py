@@ -13,7 +13,9 @@ def test_a_study_is_taken_with_all_its_slots_trials_and_workers(half_done):
     assert snapshot.outcomes == {"complete": 2, "pruned": 1, "failed": 1, "running": 1}
     assert (snapshot.best.number, snapshot.best.value) == (1, 0.9)
     assert (snapshot.baseline.number, snapshot.baseline.value) == (0, 0.8)
-    assert snapshot.workers == (WorkerStatus("host:4", 4, 2, 0.2), WorkerStatus("host:9"))
+    params = half_done.trials()[4].params
+    running = WorkerStatus("host:4", 4, 2, 0.2, params=params)
+    assert snapshot.workers == (running, WorkerStatus("host:9"))
 
 
 def test_a_new_study_has_neither_best_nor_baseline(stored):

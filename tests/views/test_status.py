@@ -12,6 +12,7 @@ import threading
 import time
 from contextlib import closing
 
+import jsonschema
 import optuna
 import pytest
 from commands import CANARY, ROOT, environment
@@ -21,18 +22,19 @@ from rich.console import Console
 from toys import begin, fill, two_sided
 
 from studyloom.cli import main
+from studyloom.commands.shell import read_schemas
 from studyloom.errors import StorageLost
 from studyloom.storage.attributes import BASELINE, FAILURE, HALTED, REASON, TIMES
 from studyloom.study.stored_study import create_study, open_study
 from studyloom.views import status
+from studyloom.views.progress.estimate import Estimate
+from studyloom.views.progress.job import Progress, StageProgress
 from studyloom.views.snapshot import Snapshot, WorkerStatus
 from studyloom.views.status import (
     Status,
     as_json,
-    duration,
     print_status,
     read_status,
-    remaining,
     render,
     status_line,
     top_importances,
@@ -107,7 +109,7 @@ def test_a_study_is_shown_with_all_that_is_known_of_it(half_done):
     text = shown(read_status(half_done))
     for words in (
         "toy: 4 of 8 trials – 2 complete, 1 pruned, 1 failed, 2 running",
-        "budget left: 2 trials, ETA 20 s",
+        "budget left: 2 trials\nETA 22 s, at ",
         "baseline  accuracy 0.8000  trial 0",
         "best      accuracy 0.9000  trial 1",
         "host:4      4      1  0.2500   0 s  1 min 0 s",
@@ -134,10 +136,10 @@ def test_nothing_is_cut_off_and_no_line_is_wider_than_the_terminal(half_done, wi
 
 def test_an_empty_study_is_shown(stored):
     stands = read_status(stored)
-    assert stands.eta is None
+    assert stands.progress.eta is None
     assert (
         shown(stands)
-        == "toy: 0 of 8 trials – 0 complete, 0 pruned, 0 failed\nbudget left: 8 trials\n"
+        == "toy: 0 of 8 trials – 0 complete, 0 pruned, 0 failed\nbudget left: 8 trials\nETA –\n"
     )
     document = json.loads(as_json(stands))
     assert (document["best"], document["baseline"], document["workers"], document["eta"]) == (
@@ -146,44 +148,6 @@ def test_an_empty_study_is_shown(stored):
         [],
         None,
     )
-
-
-def test_the_time_left_is_that_of_the_open_slots_for_those_who_work_now():
-    took = [create_trial(value=0.5, user_attrs={TIMES: {"training": 8.0, "storage": 2.0}})] * 4
-
-    def left(free, *ages, done=4):
-        workers = tuple(
-            WorkerStatus(f"w:{k}", k, left=50.0 if age >= 0 else -1.0, age=age)
-            for k, age in enumerate(ages)
-        )
-        slots = {"free": free, "held": len(ages), "done": done}
-        return remaining(Snapshot("toy", slots, {}, None, None, workers), took)
-
-    assert left(4, 0.0) == 50
-    assert left(4, 5.0) == 45
-    assert left(4, 0.0, 0.0) == 30
-    assert left(4, 500.0, 0.0) == 25  # one that takes long does not make up for others
-    assert left(4, -1.0) is None  # its lease is over: nobody works
-    assert left(4) is None
-    assert left(0) == 0
-    assert (
-        remaining(
-            Snapshot(
-                "toy", {"free": 1, "held": 1, "done": 0}, {}, None, None, (WorkerStatus("w:1"),)
-            ),
-            [],
-        )
-        is None
-    )
-
-
-def test_a_trial_that_was_interrupted_took_what_was_worked_on_it(stored):
-    trial = begin(stored)
-    stored.optuna.tell(trial, 0.5)
-    frozen = stored.trials()[0]
-    assert duration(frozen) == frozen.duration.total_seconds()
-    frozen.user_attrs[TIMES] = {"training": 2.0, "sampling": 0.5}
-    assert duration(frozen) == 2.5
 
 
 def test_importances_are_told_once_they_mean_something(stored):
@@ -195,13 +159,13 @@ def test_importances_are_told_once_they_mean_something(stored):
             trial.suggest_float("sgd.momentum", 0.0, 1.0)
         stored.optuna.tell(trial, lr + 0.01 * width)
         if number == 8:
-            assert top_importances(stored.optuna, stored.trials()) == {}
+            assert top_importances(stored.trials(), 1) == {}
     shares = read_status(stored).importances
     assert {"lr", "width"} <= {*shares} <= {"lr", "width", "sgd.momentum"}
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
     assert sum(shares.values()) == pytest.approx(1.0)
     few = [trial for trial in stored.trials() if "sgd.momentum" not in trial.params]
-    assert top_importances(stored.optuna, few) == {}
+    assert top_importances(few, 1) == {}
 
 
 def test_importances_are_computed_again_only_when_a_trial_was_completed(half_done, monkeypatch):
@@ -237,8 +201,10 @@ def test_json_has_stable_keys_and_unrounded_numbers(half_done):
             "rule",
         ),
         *("importances", "workers", "failures", "halted", "eta", "foreign"),
-        *("ended", "gain"),
+        *("ended", "gain", "stage", "stages", "eta_interval", "elapsed", "hours", "cost"),
+        *("control", "answer", "exit_code"),
     ]
+    jsonschema.validate(document, read_schemas()["status"])
     assert document["slots"] == {"free": 2, "held": 2, "done": 4}
     assert document["trials"] == {
         "complete": 2,
@@ -264,7 +230,7 @@ def test_json_has_stable_keys_and_unrounded_numbers(half_done):
     assert second["trial"] is None
     assert 0 <= first["held"] < 10
     assert 50 < first["lease"] <= 60
-    assert 10 < document["eta"] <= 20
+    assert 10 < document["eta"] <= 25
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -273,10 +239,12 @@ def test_what_is_no_finite_number_is_null(value):
     best = create_trial(value=0.5, user_attrs={})
     best.params = {"lr": value}
     snapshot = Snapshot("toy", {"free": 0, "held": 1, "done": 0}, {}, best, None, (worker,))
-    document = json.loads(as_json(Status(snapshot, {"lr": value}, [], None, value)))
-    assert (
-        document["workers"][0]["value"] is document["importances"]["lr"] is document["eta"] is None
-    )
+    stage = StageProgress("search", 0, 1, snapshot)
+    progress = Progress(snapshot, (stage,), "search", eta=Estimate(value, value, value))
+    document = json.loads(as_json(Status(progress, {"lr": value}, [])))
+    assert document["workers"][0]["value"] is document["importances"]["lr"] is None
+    assert document["eta"] is None
+    jsonschema.validate(document, read_schemas()["status"])
     assert document["best"]["params"] == {"lr": None}
 
 
@@ -316,11 +284,24 @@ def test_a_pipe_gets_a_line_for_each_change_and_no_control_codes(half_done, monk
         lambda: spend(half_done),
     )
     lines = watched(half_done, monkeypatch, *steps).splitlines()
-    assert lines == [
+    assert all(re.match(r"\d\d:\d\d:\d\d  toy: .*; ETA ", line) for line in lines)
+    assert [line[10:].rpartition("; ETA")[0] for line in lines] == [
         "toy: 4 of 8 trials – 2 complete, 1 pruned, 1 failed, 2 running; best 0.9000 (trial 1)",
         "toy: 4 of 8 trials – 3 complete, 1 pruned, 1 failed, 2 running; best 0.9500 (trial 4)",
         "toy: 8 of 8 trials – 3 complete, 1 pruned, 1 failed; best 0.9500 (trial 4)",
     ]
+
+
+def test_a_pipe_gets_a_line_a_minute_if_nothing_changes(half_done, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(status.time, "monotonic", lambda: clock[0])
+
+    def wait(seconds):
+        clock[0] += seconds
+
+    steps = [lambda: wait(20)] * 6
+    lines = watched(half_done, monkeypatch, *steps, lambda: spend(half_done)).splitlines()
+    assert len(lines) == 4  # at 0, 60 and 120 seconds, and at the end
 
 
 def test_json_gets_an_object_for_each_change(half_done, monkeypatch):

@@ -122,5 +122,5 @@ def test_where_the_time_went_is_told_in_percent_with_the_wait_for_the_last_trial
         )
         trial.datetime_complete = began + timedelta(seconds=end)
         trials.append(trial)
-    assert format_times(trials, began) == "training 60.0 %, start-up 30.0 %, idle 10.0 %"
-    assert format_times([], began) == ""
+    assert format_times(trials, began) == ["training 60.0 %", "start-up 30.0 %", "idle 10.0 %"]
+    assert format_times([], began) == []

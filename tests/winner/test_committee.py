@@ -19,7 +19,7 @@ from studyloom.metrics import ACCURACY, METRICS
 from studyloom.models import CNN, MLP
 from studyloom.question.validation import check_sections
 from studyloom.training.checkpoint import load_weights, save_weights
-from studyloom.views.page import committee_cards
+from studyloom.views.report.answer import committee_cards
 from studyloom.views.terminal import winner_lines
 from studyloom.winner import committee
 from studyloom.winner.answer import COMMITTEE, is_answer_of, read_answer
@@ -229,7 +229,7 @@ def test_terminal_card_and_report_show_it_beside_the_winner(evaluated):
         for trial in {m["trial"] for m in entry["members"]}:
             assert f"trial {trial}: " in shown
     assert "## Committee" in card
-    heads = [head for head, _, _ in committee_cards(entry)]
+    heads = [card.title for card in committee_cards(entry)]
     assert heads == ["Committee, test", "Committee minus winner, test"]
     assert [*committee_cards(None)] == []
 

@@ -453,6 +453,43 @@ def test_a_function_of_the_user_s_own_makes_the_inputs_if_it_is_trusted(reader, 
     assert torch.equal(made, halve(pixels, divisor=255))
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int64, np.int16])
+def test_whole_numbers_reach_a_function_of_the_user_s_own_as_pixels_and_never_wrap(
+    reader, tmp_path, dtype
+):
+    network = load_network(own(reader, tmp_path, HALVE), [__name__])
+    levels = np.arange(784, dtype=dtype).reshape(28, 28) % 256
+    np.save(tmp_path / "bytes.npy", levels)
+    inputs = read_inputs(tmp_path / "bytes.npy", network)
+    assert torch.equal(inputs.rows[0], halve(torch.from_numpy(levels.astype(np.uint8))[None], 255))
+    assert inputs.done == []
+    deep = np.arange(784, dtype=dtype).reshape(28, 28) * 41  # to 32103
+    np.save(tmp_path / "words.npy", deep)
+    inputs = read_inputs(tmp_path / "words.npy", network)
+    reduced = torch.from_numpy(deep.astype(np.float32) / 257).round().to(torch.uint8)
+    assert torch.equal(inputs.rows[0], halve(reduced[None], 255))
+    assert inputs.done == ["numbers taken as pixels from 0 to 65535"]
+
+
+@pytest.mark.parametrize("transform", [HALVE, {"_target_": "studyloom.data.Picture"}])
+@pytest.mark.parametrize("level", [-1, 65536])
+def test_whole_numbers_that_are_no_pixels_are_refused(reader, tmp_path, transform, level):
+    network = load_network(own(reader, tmp_path, transform), [__name__])
+    np.save(tmp_path / "none.npy", np.full((28, 28), level, np.int32))
+    with pytest.raises(PredictError, match=f"must be from 0 to 65535; got {level} to {level}"):
+        read_inputs(tmp_path / "none.npy", network)
+
+
+def test_a_picture_of_whole_numbers_is_black_where_all_are_near_0(reader, tmp_path):
+    network = load_network(reader)
+    dark = np.eye(28, dtype=np.uint8)
+    np.save(tmp_path / "whole.npy", dark)
+    np.save(tmp_path / "unit.npy", dark / 255)
+    whole, unit = (read_inputs(tmp_path / f"{name}.npy", network) for name in ("whole", "unit"))
+    assert torch.allclose(whole.rows, unit.rows)
+    assert "numbers taken as pixels from 0 to 1" not in whole.note(0)
+
+
 @pytest.mark.parametrize(
     ("transform", "words"),
     [

@@ -8,12 +8,13 @@ from test_winner import SPACE, SPLIT, CountedTest, plan_of, test_part, train_pla
 from toys import KINDS, TINY, Never, ask, toy_folds
 
 from studyloom.data.training_data import TrainingData
+from studyloom.errors import Diverged
 from studyloom.question.validation import check_sections
 from studyloom.search.race import run_race
 from studyloom.study.worker import Worker
 from studyloom.views.report import render
 from studyloom.views.terminal import winner_lines
-from studyloom.winner.evaluation import evaluate_winner
+from studyloom.winner.evaluation import evaluate_winner, winner_yaml
 
 SMALL = [override for override in SPACE if not override.startswith("space.train")]
 pytestmark = pytest.mark.chaos  # each plan trains for some seconds
@@ -82,6 +83,12 @@ def test_who_left_when_and_why_is_told_everywhere(raced, tmp_path):
     numbers = [row["trial"] for row in answer["candidates"]]
     assert numbers[0] == plan.winner
     assert sorted(numbers) == sorted(plan.entrants)
+
+
+def test_a_reason_of_several_lines_in_an_answer_of_before_leaves_winner_yaml_readable(raced):
+    text = winner_yaml(raced[0], ["x"], ["trial 1 left: no\n- luck: {"])
+    assert "# trial 1 left: no - luck: {\n" in text
+    assert yaml.safe_load(text)["study"]["trials"] == 1
 
 
 @pytest.mark.parametrize("ended", [1, 4, 5])
@@ -153,7 +160,17 @@ def test_a_grown_budget_takes_over_the_trainings_of_a_race_bit_for_bit(question,
     assert count == len(common)
 
 
-def test_a_candidate_that_fails_leaves_the_race_with_its_reason(question, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("no luck\n\ttoday: a list\n- of: {lines"), "no luck today: a list - of"),
+        (Diverged(0, 1, 2, "train", float("inf")), "a training failed: train loss is inf"),
+    ],
+    ids=["in several lines", "diverged"],
+)
+def test_a_candidate_that_fails_leaves_the_race_with_its_reason_in_one_line(
+    question, tmp_path, monkeypatch, error, words
+):
     plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, TRIALS, **RACE)
     Worker(
         question, plan.search.stored, TrainingData(None, SPLIT, toy_folds(SPLIT)), Never(), None
@@ -164,7 +181,7 @@ def test_a_candidate_that_fails_leaves_the_race_with_its_reason(question, tmp_pa
 
     def failing(self, point, *rest):
         if point.values["candidate"] == best and len(self.candidates) > 2:
-            raise RuntimeError("no luck today")
+            raise error
         return make(self, point, *rest)
 
     monkeypatch.setattr(asked, "make_objective", failing)
@@ -174,7 +191,11 @@ def test_a_candidate_that_fails_leaves_the_race_with_its_reason(question, tmp_pa
     answer = evaluate_winner(plan, CountedTest(test_part()), ["x"])
     row = next(row for row in answer["race"]["left"] if row["trial"] == best)
     assert row["cause"] == "failed"
-    assert "no luck today" in "\n".join(winner_lines(answer))
+    assert "\n" not in row["reason"]
+    assert words in "\n".join(winner_lines(answer))
+    text = (tmp_path / "winner.yaml").read_text()
+    assert words in text
+    assert yaml.safe_load(text)["study"]["trials"] == 1
     assert "values" not in next(row for row in answer["candidates"] if row["trial"] == best)
 
 

@@ -358,6 +358,17 @@ def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(
     assert evaluate_winner(plan, CountedTest(test_part()), ["x"])["test"]["openings"] == 2
 
 
+@network
+def test_a_test_part_on_which_the_metric_has_no_value_is_said_in_words(question, tmp_path):
+    question = ask(*TINY[:-1], "space=none", "pruner=none", "objective.metric=roc_auc")
+    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=1)
+    work(plan)
+    part = test_part()
+    lacking = replace(part, targets=part.targets.clamp(max=8))
+    with pytest.raises(NoWinner, match=r"no value on the test part: objective\.metric=roc_auc: "):
+        evaluate_winner(plan, CountedTest(lacking), ["x"])
+
+
 def test_an_interval_that_holds_0_shows_no_difference(evaluated):
     test = {"difference": {"mean": 0.01, "interval": [-0.01, 0.03]}}
     assert format_difference(test).endswith("-0.0100 to +0.0300: no difference shown")
@@ -564,7 +575,7 @@ def test_the_report_of_numbers_shows_them_over_time_and_says_that_less_is_better
     page = render(plan.search.stored, answer, "")
     assert "Predictions on the test part" in page
     assert "Confusion" not in page
-    assert "values are mae, less is better" in page
+    assert "mae, less is better" in page
     assert "Persistence, test" in page
 
 
@@ -617,7 +628,7 @@ def test_the_best_that_keep_to_the_rule_are_judged_again_and_one_of_them_wins(ur
         in (tmp_path / "model_card.md").read_text()
     )
     page = render(plan.search.stored, answer, "")
-    assert '"name":"winner"' in page
+    assert '<li class="c-winner">' in page
 
 
 def test_another_rule_chooses_another_winner_of_the_same_search(url, tmp_path):

@@ -3,12 +3,16 @@
 1. The winner's configuration is trained once more without a validation part. The winner itself has
    seen all training data, so that no part of them could judge what is lost.
 2. Variants are made of that network: pruned, or narrower students, which both learn from it; and of
-   each an int8 one. They are judged by value, bytes and latency.
-3. A rule chooses. What it chose is made once more, from the winner and all training data.
+   each an int8 one. They are judged by value, bytes and latency. A committee that teaches in its
+   place is trained without the validation part too.
+3. A rule chooses. What it chose is made once more, from the winner and all training data, and is
+   taught by the winner, or by the committee itself.
 4. The test part is opened once, for that and the winner.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from studyloom.compress.export import OnnxNetwork, check_installed
@@ -17,38 +21,53 @@ from studyloom.compress.original import (
     differ,
     evaluate,
     export,
+    load_teacher,
     load_winner_network,
     retrain,
+    retrain_committee,
 )
-from studyloom.compress.record import digest_of, write_record
-from studyloom.compress.settings import Settings
+from studyloom.compress.record import (
+    complete_card,
+    digest_of,
+    is_made_with,
+    read_record,
+    write_record,
+)
+from studyloom.compress.settings import COMMITTEE, Settings, parse_own_rule
 from studyloom.compress.shrink import count_parameters
 from studyloom.compress.variants import INT8, Judge, Say, Variant, make_variants, recipes
 from studyloom.data.training_data import Part
-from studyloom.errors import CompressError, ConfigError
-from studyloom.files import read_below
+from studyloom.errors import CompressError, ConfigError, Stopped
+from studyloom.files import locked, size_below
 from studyloom.metrics import Goal
-from studyloom.question.rule import Condition, Rule, parse_rule
+from studyloom.question.rule import Condition, Rule
 from studyloom.storage.attributes import COMPRESSED
 from studyloom.storage.connections import exclusive
+from studyloom.study.stopping import Stop
+from studyloom.winner.answer import COMMITTEE as COMMITTEE_FILE
 from studyloom.winner.answer import check_whole, is_answer_of, is_of_loop, load_answer
 from studyloom.winner.prediction import OF_A_LOOP
 from studyloom.winner.stages import Plan
 
-# What is known of a variant beside the metric: how much worse it is than the original, the upper
-# end of the interval of that, and what it costs.
 EXACT = 1e-9  # what means of shares such as 5 of 1 000 are off
-COSTS = ("drop", "drop_high", "bytes", "latency_ms", "latency_64_ms", "parameters")
+LOCK = "compress.lock"  # below the run directory
+Test = Callable[[], Part]
 
 
-def compress(plan: Plan, settings: Settings, test: Callable[[], Part], say: Say) -> dict[str, Any]:
+def compress(
+    plan: Plan, settings: Settings, test: Test, say: Say, stop: Stop, *, anew: bool = True
+) -> dict[str, Any]:
     """Makes the winner of a run small, tests it, and writes winner.onnx and compress.json.
+
+    One command at a time does it in a run directory; another one waits.
 
     Args:
         plan: the stages of the run, all of which have ended.
-        settings: as the command line has them.
+        settings: as the command has them.
         test: loads the test part; called once, if at all.
         say: is told what is being done, in words.
+        stop: whether to stop; what is trained by then is lost, and nothing is written.
+        anew: whether to do it also if compress.json is of this winner and these settings.
 
     Returns:
         what compress.json holds.
@@ -56,35 +75,59 @@ def compress(plan: Plan, settings: Settings, test: Callable[[], Part], say: Say)
     Raises:
         CompressError: there is no winner of a network of ours, or it cannot be exported.
         ConfigError: the rule has a mistake, or no variant satisfies it.
+        PredictError: the files of the answer are not whole.
+        Stopped: it was asked to stop.
         OSError: a file cannot be read or written.
     """
     check_installed()
-    rule = parse_own_rule(plan, settings)
+    rule = parse_own_rule(plan.question.metric, settings)
+    check_answer(plan, load_answer(plan.run_dir), settings)
+    with _alone(plan, say, stop):
+        answer = load_answer(plan.run_dir)
+        record = None if anew else read_record(plan.run_dir, answer)
+        if record is None or not is_made_with(record, answer, settings):
+            return _compress(plan, settings, rule, test, say, stop)
+        with _writing(plan, answer) as current:  # of a command that was killed before
+            complete_card(plan.run_dir, record, current)
+        return record
+
+
+def _compress(
+    plan: Plan, settings: Settings, rule: Rule | None, test: Test, say: Say, stop: Stop
+) -> dict[str, Any]:
+    def told(words: str) -> None:
+        if stop():
+            raise Stopped
+        say(words)
+
     answer = load_answer(plan.run_dir)
-    check_answer(plan, answer)
-    say("training the winner's configuration without a validation part")
-    original = retrain(plan, settings.calibration)
-    judge = Judge(plan.question.metric, settings, original, answer["data"])
-    variants = [*make_variants(judge, recipes(settings), say)]
+    check_answer(plan, answer, settings)
+    judge = _begin(plan, settings, answer, told, stop)
+    variants = [*make_variants(judge, recipes(settings), told, stop)]
     # Half a point of what ends at 1, such as accuracy; half a percent of an error in its own unit.
     unit = 1.0 if plan.question.metric.scale == "unit" else abs(judge.value)
     margin = settings.margin * unit
     rule = rule or Rule(Goal("bytes", "minimize"), (Condition("drop_high", "<=", margin),))
     chosen = choose(rule, [each for each in variants if isinstance(each, Variant)])
-    say(f"making {chosen.row['name']} of the winner, with all training data")
-    winner = load_winner_network(plan, settings.calibration)
-    network = chosen.recipe.make(winner)
-    content = export(winner, network, answer["data"], quantized=chosen.precision == INT8)
-    with exclusive(plan.url, deadline=float(plan.question.config.storage.deadline)):
+    told(f"making {chosen.row['name']} of the winner, with all training data")
+    with stop.interruptible():
+        winner = load_winner_network(plan, settings.calibration)
+        if settings.teacher == COMMITTEE:
+            winner = replace(winner, teacher=load_teacher(plan, answer))
+        network = chosen.recipe.make(winner)
+        content = export(winner, network, answer["data"], quantized=chosen.precision == INT8)
+    with _writing(plan, answer) as current:
         record = {
             "winner": answer["files"]["winner.pt"],
+            "settings": settings.document(),
+            **_taught(settings, answer),
             "metric": answer["metric"],
             "threads": settings.threads,
             "rule": str(rule),
             "margin": margin,
             "original": judge.original_row,
             "variants": [each.row if isinstance(each, Variant) else each for each in variants],
-            "bytes_of_winner": len(read_below(plan.run_dir, "winner.pt")),
+            "bytes_of_winner": size_below(plan.run_dir, "winner.pt"),
             "chosen": {
                 "name": chosen.row["name"],
                 "bytes": len(content),
@@ -93,20 +136,77 @@ def compress(plan: Plan, settings: Settings, test: Callable[[], Part], say: Say)
             },
             "test": test_both(plan, winner, content, test, margin),
         }
-        write_record(plan.run_dir, record, content, answer)
+        write_record(plan.run_dir, record, content, current)
     return record
 
 
-def parse_own_rule(plan: Plan, settings: Settings) -> Rule | None:
-    """Parses the rule of the settings; None if there is none.
+def _begin(
+    plan: Plan, settings: Settings, answer: Mapping[str, Any], say: Say, stop: Stop
+) -> Judge:
+    """Trains what variants are made of, and who teaches them, without a validation part."""
+    say("training the winner's configuration without a validation part")
+    with stop.interruptible():  # in which nobody asks the database
+        original = retrain(plan, settings.calibration)
+    if settings.teacher == COMMITTEE:
+        many = len(answer["committee"]["members"])
+        say(f"training the committee's configurations without it as well, {many} networks")
+        with stop.interruptible():
+            original = replace(original, teacher=retrain_committee(plan, answer["committee"]))
+    return Judge(plan.question.metric, settings, original, answer["data"])
+
+
+def _taught(settings: Settings, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what compress.json holds of who taught; nothing if the winner did."""
+    if settings.teacher != COMMITTEE:
+        return {}
+    networks = len(answer["committee"]["members"])
+    return {
+        "teacher": {"name": COMMITTEE, "networks": networks},
+        "committee": answer["files"][COMMITTEE_FILE],
+    }
+
+
+@contextmanager
+def _alone(plan: Plan, say: Say, stop: Stop) -> Iterator[None]:
+    """Waits until no other command makes the winner of this run directory small.
 
     Raises:
-        ConfigError: it has a mistake.
+        Stopped: it was asked to stop while it waited.
     """
-    if settings.rule is None:
-        return None
-    known = [plan.question.metric, *(Goal(name, "minimize") for name in COSTS)]
-    return parse_rule(settings.rule, known, "rule", "")
+    told: list[str] = []
+
+    def stopping() -> bool:
+        if not told:
+            told.append("another command makes the winner small; waiting for it")
+            say(told[0])
+        return stop()
+
+    with locked(plan.run_dir / LOCK, stopping=stopping):
+        if stop():
+            raise Stopped
+        yield
+
+
+@contextmanager
+def _writing(plan: Plan, answer: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Lets no other command write an answer; yields what winner.json holds now.
+
+    Args:
+        plan: the stages of the run.
+        answer: what it held before.
+
+    Raises:
+        CompressError: it is another winner by now.
+    """
+    with exclusive(plan.url, deadline=float(plan.question.config.storage.deadline)):
+        current = load_answer(plan.run_dir)
+        check_whole(plan.run_dir, current)
+        if current["files"]["winner.pt"] != answer["files"]["winner.pt"]:
+            raise CompressError(
+                f"{plan.run_dir}: another command has chosen another winner meanwhile; "
+                "run this one again"
+            )
+        yield current
 
 
 def choose(rule: Rule, variants: Sequence[Variant]) -> Variant:
@@ -123,11 +223,17 @@ def choose(rule: Rule, variants: Sequence[Variant]) -> Variant:
         f"{each.row['name']}: {', '.join(f'{name} {each.known[name]:.4g}' for name in names)}"
         for each in variants
     )
-    raise ConfigError([f"rule: no variant satisfies {rule}; there are {values}"])
+    ways = "loosen it, or have more variants with ratios and widths"
+    raise ConfigError([f"rule: no variant satisfies {rule}; {ways}; there are {values}"])
 
 
-def check_answer(plan: Plan, answer: Mapping[str, Any]) -> None:
+def check_answer(plan: Plan, answer: Mapping[str, Any], settings: Settings) -> None:
     """Checks that an answer is that of a plan, and of a network that can be made small.
+
+    Args:
+        plan: the stages of the run.
+        answer: what winner.json holds.
+        settings: as the command has them.
 
     Raises:
         CompressError: it is not.
@@ -147,6 +253,11 @@ def check_answer(plan: Plan, answer: Mapping[str, Any]) -> None:
             "the inputs of the winner are not one tensor, and its ONNX file would not know them; "
             "deploy winner.pt"
         )
+    entry = answer.get("committee") or {}
+    if settings.teacher == COMMITTEE and "members" not in entry:
+        why = entry.get("note", "the answer has no committee")
+        ways = "run the study's command again with winner.committee=true, or set teacher=winner"
+        raise CompressError(f"{plan.run_dir}: teacher=committee: {why}; {ways}")
 
 
 def test_both(

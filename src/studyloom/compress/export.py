@@ -31,9 +31,7 @@ def check_installed() -> None:
     """Raises CompressError if a package of the extra is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise CompressError(
-            f"studyloom compress needs {', '.join(missing)}; pip install 'studyloom[export]'"
-        )
+        raise CompressError(f"compress needs {', '.join(missing)}; pip install 'studyloom[export]'")
 
 
 class OnnxNetwork(nn.Module):
@@ -64,8 +62,15 @@ class OnnxNetwork(nn.Module):
         return torch.from_numpy(self.run(inputs.numpy()))
 
     def run(self, inputs: Any) -> Any:
-        """Returns the outputs for an array of inputs, as an array."""
-        return self.session.run(None, {INPUTS: inputs})[0]
+        """Returns the outputs for an array of inputs, as an array.
+
+        Raises:
+            CompressError: onnxruntime fails, such as for a size of the batch that it lacks.
+        """
+        try:
+            return self.session.run(None, {INPUTS: inputs})[0]
+        except Exception as error:  # of its own, each derived from Exception alone
+            raise CompressError(f"onnxruntime cannot run the network: {_short(error)}") from error
 
     def __deepcopy__(self, memo: Mapping[int, Any]) -> "OnnxNetwork":
         return self  # it has no state

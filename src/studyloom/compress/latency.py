@@ -1,12 +1,10 @@
 """Latencies of several networks, measured side by side."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 WARM = 3  # calls before the first that counts
@@ -56,14 +54,3 @@ def measure_latencies(calls: Sequence[Callable[[], object]], repeats: int) -> li
 def _summarise(milliseconds: NDArray[np.float64]) -> Latency:
     low, high = np.percentile(milliseconds, SPREAD)
     return Latency(float(np.median(milliseconds)), float(low), float(high), len(milliseconds))
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Has PyTorch use so many threads within the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

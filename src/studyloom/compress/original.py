@@ -1,4 +1,4 @@
-"""The network that variants are made of, with the job that trained it."""
+"""The network that variants are made of, with the job that trained it, and who teaches them."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from studyloom.compress.export import OnnxNetwork, check_equal, export_network, quantize
 from studyloom.compress.shrink import distillation, narrow, prune
+from studyloom.config.trust import packages_to_trust
+from studyloom.config.values import value_at
 from studyloom.data import Split
 from studyloom.data.training_data import Part
 from studyloom.files import open_below
@@ -23,6 +25,7 @@ from studyloom.training.checkpoint import load_weights
 from studyloom.training.job import Job
 from studyloom.training.trainer import Training, evaluate_network
 from studyloom.winner.candidates import CandidateTrainings
+from studyloom.winner.committee import Committee, assemble, average_of, load_committee
 from studyloom.winner.stages import Plan
 from studyloom.winner.statistics import compare, resample
 
@@ -38,6 +41,7 @@ class Original:
         section: `model` of the config.
         seed: of the examples that set the ranges of int8.
         calibration: how many there are.
+        teacher: whose outputs variants learn from; None for the network itself.
     """
 
     network: nn.Module
@@ -46,6 +50,7 @@ class Original:
     section: Any
     seed: int
     calibration: int
+    teacher: nn.Module | None = None
 
     @cached_property
     def inputs(self) -> Tensor:
@@ -66,7 +71,7 @@ class Original:
         return torch.int64 if whole else torch.float32
 
     def train(self, make: Callable[[], nn.Module]) -> nn.Module:
-        """Trains a network as the original was, and to say what it says.
+        """Trains a network as the original was, and to say what its teacher says.
 
         The schedule begins anew, which is as good as any other (Renda et al. 2020,
         arXiv:2003.02389).
@@ -74,7 +79,8 @@ class Original:
         Args:
             make: returns the network on the CPU, the same at every call.
         """
-        step = distillation(self.network, self.dtype, classifies=self.part.classifies)
+        teacher = self.network if self.teacher is None else self.teacher
+        step = distillation(teacher, self.dtype, average_of(self.job, self.part))
         job = replace(self.job, model=lambda shape, outputs: make(), step=step)
         return train_network(job, self.part)
 
@@ -90,15 +96,41 @@ class Original:
 
 def retrain(plan: Plan, calibration: int) -> Original:
     """Trains the winner's configuration without a validation part."""
+    assert plan.data.split is not None
+    job, network = _train_apart(plan, plan.winner, 0)
+    model = plan.question.at(plan.candidates[plan.winner]).model
+    seed = derive(plan.question.seed, 0, 0, 2)
+    return Original(network, job, plan.data.split, model, seed, calibration)
+
+
+def retrain_committee(plan: Plan, entry: Mapping[str, Any]) -> Committee:
+    """Trains the configurations of a committee without the validation part of `retrain`.
+
+    So what it teaches a variant tells nothing of the examples by which the variant is judged.
+
+    Args:
+        plan: the stages of the run.
+        entry: `committee` of winner.json.
+    """
+    members = enumerate(entry["members"], start=1)
+    return assemble(entry, [_train_apart(plan, m["trial"], number)[1] for number, m in members])
+
+
+def _train_apart(plan: Plan, trial: int, number: int) -> tuple[Job, nn.Module]:
+    """Trains the configuration of a candidate without a validation part, always the same one.
+
+    Args:
+        plan: the stages of the run.
+        trial: the number of the candidate.
+        number: of the training, which decides its seed.
+    """
     part, question = plan.data.split, plan.question
     assert part is not None
-    config = question.at(plan.candidates[plan.winner])
     # No other path of a study has this length and end; see CandidateTrainings.fresh_seed.
-    seed = derive(question.seed, 0, 0, 2)
-    folds = part.folds(question.config.objective.folds, plan.data.source.validation, seed)
-    job = build_jobs(config, [folds[-1]], seed)[0]
-    network = train_network(job, part)
-    return Original(network, job, part, config.model, seed, calibration)
+    seeds = [derive(question.seed, each, 0, 2) for each in (0, number)]
+    folds = part.folds(question.config.objective.folds, plan.data.source.validation, seeds[0])
+    job = build_jobs(question.at(plan.candidates[trial]), [folds[-1]], seeds[1])[0]
+    return job, train_network(job, part)
 
 
 def load_winner_network(plan: Plan, calibration: int) -> Original:
@@ -113,6 +145,24 @@ def load_winner_network(plan: Plan, calibration: int) -> Original:
     config = plan.question.at(plan.candidates[plan.winner])
     seed = trainings.fresh_seed(0)
     return Original(network.eval(), job, part, config.model, seed, calibration)
+
+
+def load_teacher(plan: Plan, answer: Mapping[str, Any]) -> Committee:
+    """Loads the committee of an answer, whose networks have seen all training data.
+
+    Args:
+        plan: the stages of the run.
+        answer: what winner.json holds.
+
+    Raises:
+        PredictError: its file cannot be used.
+        ConfigError: winner.json names other networks than the study has trained.
+    """
+    part = plan.data.split
+    assert part is not None
+    points = [plan.candidates[member["trial"]] for member in answer["committee"]["members"]]
+    own = packages_to_trust([value_at(plan.question.at(point), "model") for point in points])
+    return load_committee(plan.run_dir, answer, own, part.shape, part.outputs)
 
 
 def train_network(job: Job, part: Part) -> nn.Module:

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from studyloom.files import read_below, write_below
+from studyloom.compress.settings import COMMITTEE, Settings
+from studyloom.files import digest_below, read_below, write_below
 from studyloom.text import format_value
+from studyloom.winner.answer import COMMITTEE as COMMITTEE_FILE
 
 RECORD, NETWORK, CARD = "compress.json", "winner.onnx", "model_card.md"
 HEADING = "## Made small"
@@ -31,10 +33,22 @@ def read_record(run_dir: Path, answer: Mapping[str, Any]) -> dict[str, Any] | No
             return None
         if record.get("winner") != files.get("winner.pt"):
             return None
-        whole = record.get("digest") == digest_of(read_below(run_dir, NETWORK))
-        return record if whole and [*compressed_rows(record)] else None
+        whole = record.get("digest") == digest_below(run_dir, NETWORK)
+        return record if whole and [*compressed_rows(record), *record_lines(record)] else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def is_made_with(record: Mapping[str, Any], answer: Mapping[str, Any], settings: Settings) -> bool:
+    """Whether a record of the winner of an answer was made with these settings.
+
+    Args:
+        record: as `read_record` has read it for that answer.
+        answer: what winner.json holds.
+        settings: as they would be now.
+    """
+    taught = answer["files"].get(COMMITTEE_FILE) if settings.teacher == COMMITTEE else None
+    return record.get("settings") == settings.document() and record.get("committee") == taught
 
 
 def write_record(
@@ -42,7 +56,8 @@ def write_record(
 ) -> None:
     """Writes compress.json, winner.onnx and the lines in the model card, in this order.
 
-    Each has the digest of the next, so that what a killed command has left is not taken for whole.
+    The first has the digest of the second, so that what a killed command has left is not taken for
+    whole; `complete_card` writes what it has not come to.
 
     Args:
         run_dir: where the study runs.
@@ -57,11 +72,29 @@ def write_record(
     written = {**record, "digest": digest_of(network)}
     write_below(run_dir, RECORD, json.dumps(written, indent=1).encode())
     write_below(run_dir, NETWORK, network)
+    complete_card(run_dir, record, answer)
+
+
+def complete_card(run_dir: Path, record: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+    """Writes what a record says into the model card, if it has one and that is not there yet.
+
+    Args:
+        run_dir: where the study runs.
+        record: what compress.json holds.
+        answer: what winner.json holds.
+
+    Raises:
+        OSError: a file cannot be written.
+        FileError: a link is on the way.
+    """
     files = answer.get("files")
     if not isinstance(files, Mapping) or CARD not in files:
         return
-    before = read_below(run_dir, CARD).decode()
-    card = f"{before.partition(HEADING)[0].rstrip()}\n\n{card_section(record)}\n".encode()
+    before = read_below(run_dir, CARD)
+    head = before.decode().partition(HEADING)[0].rstrip()
+    card = f"{head}\n\n{card_section(record)}\n".encode()
+    if card == before:
+        return
     # winner.json has the card's digest, and goes first as in `winner.answer.write_answer`.
     changed = {**answer, "files": {**files, CARD: digest_of(card)}}
     write_below(run_dir, "winner.json", json.dumps(changed, indent=1).encode())
@@ -114,8 +147,15 @@ def record_lines(record: Mapping[str, Any]) -> list[str]:
     low, high = (format_value(float(end), "+") for end in test["interval"])
     verdict = "within" if test["within"] else "not shown to be within"
     times = "once" if opened == 1 else f"{opened} times"
+    taught = record.get("teacher")
+    networks = int(taught["networks"]) if taught else 0
+    learnt = (
+        "pruned networks and students learnt from the targets and the mean of the committee, "
+        f"{networks} network{'' if networks == 1 else 's'}"
+    )
     return [
         f"chosen {chosen['name']} by {record['rule']}",
+        *([learnt] if taught else []),
         f"{float(record['bytes_of_winner']) / float(chosen['bytes']):.2f} × smaller: {sizes}",
         f"{faster}, against PyTorch eager on {int(record['threads'])} "
         f"thread{'' if record['threads'] == 1 else 's'}: medians",

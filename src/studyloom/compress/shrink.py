@@ -100,16 +100,16 @@ def _scaled(value: Any, share: float) -> Any:
     return [max(1, round(each * share)) for each in value]
 
 
-def distillation(teacher: nn.Module, dtype: torch.dtype, *, classifies: bool) -> Callable[..., Any]:
+def distillation(teacher: nn.Module, dtype: torch.dtype, meaning: str) -> Callable[..., Any]:
     """Returns a step that learns from the targets and from what a network says of the inputs.
 
     Source: Hinton et al. 2015 (arXiv:1503.02531), whose softened outputs of classes these are.
-    Numbers are learnt by the loss of the study.
+    Labels, as probabilities, and numbers are learnt by the loss of the study.
 
     Args:
         teacher: the original, on the device of the training.
         dtype: in which the networks take the inputs.
-        classifies: whether the outputs are classes.
+        meaning: of the outputs: softmax for classes, sigmoid for labels, mean for numbers.
     """
     teacher = deepcopy(teacher).eval().requires_grad_(False)
 
@@ -119,12 +119,12 @@ def distillation(teacher: nn.Module, dtype: torch.dtype, *, classifies: bool) ->
         with torch.no_grad():
             taught = teacher.to(inputs.device)(inputs).float()
         outputs = network(inputs).float()
-        if classifies:
+        if meaning == "softmax":
             soft, hard = (o.div(TEMPERATURE).log_softmax(1) for o in (taught, outputs))
             distance = functional.kl_div(hard, soft, log_target=True, reduction="batchmean")
             learnt = distance * TEMPERATURE**2
         else:
-            learnt = loss(outputs, taught)
+            learnt = loss(outputs, taught.sigmoid() if meaning == "sigmoid" else taught)
         return SHARE * learnt + (1 - SHARE) * loss(outputs, targets)
 
     return step

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from studyloom.compress.export import OnnxNetwork, quantize
-from studyloom.compress.latency import measure_latencies, torch_threads
+from studyloom.compress.latency import measure_latencies
 from studyloom.compress.original import Original, differ, evaluate, export
-from studyloom.compress.settings import Settings
+from studyloom.compress.settings import COMMITTEE, Settings
 from studyloom.compress.shrink import count_parameters
 from studyloom.errors import StudyloomError
 from studyloom.metrics import Metric
+from studyloom.study.stopping import Stop
 from studyloom.training.checkpoint import pack_weights
+from studyloom.training.steps import on_threads
 
 BATCHES = (1, 64)
 FP32, INT8 = "fp32", "int8"
@@ -70,15 +72,16 @@ class Variant:
 
 
 def recipes(settings: Settings) -> list[Recipe]:
-    """Returns the variants that are tried, but for their precision."""
+    """Returns the variants that are tried, but for their precision; their names say who taught."""
+    taught = f" ({COMMITTEE})" if settings.teacher == COMMITTEE else ""
     return [
         Recipe("as it is", lambda original: original.network),
         *(
-            Recipe(f"pruned by {ratio:g}", partial(Original.pruned, ratio=ratio))
+            Recipe(f"pruned by {ratio:g}{taught}", partial(Original.pruned, ratio=ratio))
             for ratio in settings.ratios
         ),
         *(
-            Recipe(f"student of {width:g}", partial(Original.student, width=width))
+            Recipe(f"student of {width:g}{taught}", partial(Original.student, width=width))
             for width in settings.widths
         ),
     ]
@@ -112,9 +115,17 @@ class Judge:
         yield self._judge(recipe, INT8, network, content)
 
     def _judge(self, recipe: Recipe, precision: str, network: nn.Module, content: bytes) -> Made:
-        outputs = evaluate(self.original, OnnxNetwork(content))[0]
+        session = OnnxNetwork(content)
+        outputs = evaluate(self.original, session)[0]
+        for batch in BATCHES:  # here, where what fails is a note of this variant
+            session.run(self._examples(batch).numpy())
         row = self._row(f"{recipe.name}, {precision}", network, len(content), outputs)
         return Made(recipe, precision, content, row)
+
+    def _examples(self, count: int) -> Tensor:
+        """Returns training examples, some of them more than once if there are fewer."""
+        examples = self.original.inputs
+        return examples[torch.arange(count) % len(examples)]
 
     def _row(self, name: str, network: nn.Module, size: int, outputs: Tensor) -> dict[str, Any]:
         difference = differ(self.metric, self.original, self.outputs, outputs, self.targets)
@@ -137,10 +148,9 @@ class Judge:
         sessions = [OnnxNetwork(each.content, threads) for each in made]
         for row in rows:
             row["latency"] = {}
-        examples = self.original.inputs
-        with torch_threads(threads), torch.inference_mode():
+        with on_threads(threads), torch.inference_mode():
             for batch in BATCHES:
-                inputs = examples[torch.arange(batch) % len(examples)]
+                inputs = self._examples(batch)
                 calls = [partial(network, inputs)]
                 calls += [partial(session.run, inputs.numpy()) for session in sessions]
                 measured = measure_latencies(calls, self.settings.repeats)
@@ -170,7 +180,7 @@ class Judge:
 
 
 def make_variants(
-    judge: Judge, wanted: Sequence[Recipe], say: Say
+    judge: Judge, wanted: Sequence[Recipe], say: Say, stop: Stop
 ) -> Iterator[Variant | dict[str, Any]]:
     """Makes the variants and judges them.
 
@@ -178,27 +188,31 @@ def make_variants(
         judge: with the original.
         wanted: the first is the original itself.
         say: is told what is being done, in words.
+        stop: whether to stop.
 
     Yields:
         each variant; or its name and a note that says why there is none.
 
     Raises:
         CompressError: the original itself cannot be exported.
+        Stopped: it was asked to stop.
     """
     made: list[Made] = []
     failed: list[dict[str, Any]] = []
     for recipe in wanted:
         say(f"{recipe.name}: made, exported, quantized")
         try:
-            for each in judge.make(recipe):
-                made.append(each)
+            with stop.interruptible():
+                for each in judge.make(recipe):
+                    made.append(each)
         except (StudyloomError, RuntimeError, ValueError) as error:
             if not made:  # if the original has no form in ONNX, nothing else has
                 raise
             failed.append({"name": recipe.name, "note": " ".join(str(error).split())[:200]})
     threads = judge.settings.threads
     say(f"measuring latencies on {threads} thread{'' if threads == 1 else 's'}")
-    judge.measure(made)
+    with stop.interruptible():
+        judge.measure(made)
     for each in made:
         yield Variant(each.recipe, each.precision, judge.known(each.row), each.row)
     yield from failed

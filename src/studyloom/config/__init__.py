@@ -16,6 +16,7 @@ __all__ = [
     "hydra_main",
     "invocation",
     "overrides",
+    "passwords",
     "runs",
     "scaffold",
     "schema",

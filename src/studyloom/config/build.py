@@ -4,7 +4,10 @@ import copy
 import functools
 import inspect
 import json
+from importlib import import_module
+from importlib.util import find_spec
 from pkgutil import resolve_name
+from types import ModuleType
 from typing import Any
 
 from hydra.utils import instantiate
@@ -34,12 +37,24 @@ def find_target(section: DictConfig) -> Any:
         raise ConfigError([f"{key} must have a _target_, the dotted name of a class or function"])
     target_name = section["_target_"]
     try:
-        return resolve_name(target_name)
+        return _resolve(target_name)
     except Exception as error:  # whatever a user's module raises when it is imported
         hint = nearest(error.name, dir(error.obj)) if isinstance(error, AttributeError) else ""
         raise ConfigError(
             [f"{key}._target_={target_name}: {describe_error(error)}{hint}"]
         ) from error
+
+
+def _resolve(name: str) -> Any:
+    """Imports what a dotted name says; `resolve_name` hides why a module cannot be imported."""
+    try:
+        return resolve_name(name)
+    except AttributeError as error:
+        if isinstance(error.obj, ModuleType) and hasattr(error.obj, "__path__"):
+            module = f"{error.obj.__name__}.{error.name}"
+            if find_spec(module) is not None:
+                import_module(module)
+        raise
 
 
 def build(section: DictConfig, **offered: Any) -> Any:

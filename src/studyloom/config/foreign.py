@@ -37,6 +37,8 @@ PLAIN: dict[str, tuple[str, ...] | None] = {
         *("step", "evaluate", "accumulate", "drop_last", "ema", "patience", "keep", "until"),
     ),
     "winner": ("enabled", "top", "seeds", "race", "committee", "rule"),
+    "cost": ("per_hour",),
+    "compress": None,
     "data": (
         *("_target_", "_partial_", "_convert_", "_recursive_", "validation", "dataset", "load"),
         *("transform", "ordered", "target", "sealed", "numbers", "column", "window"),

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from studyloom.config.compose import restored_hydra
 from studyloom.config.main import arguments, compose_mistakes
-from studyloom.config.passwords import VARIABLES
+from studyloom.config.passwords import EVENTS, JSON, NOTIFY, VARIABLES
 from studyloom.config.registration import register
 from studyloom.config.schema import Config, unknown_keys
 from studyloom.errors import ConfigError, LaunchError, wants_tracebacks
@@ -77,7 +77,7 @@ class Invocation:
             )
         try:
             with (
-                restored_environment(*VARIABLES.values(), "PYTHONPATH"),
+                restored_environment(*VARIABLES.values(), EVENTS, NOTIFY, JSON, "PYTHONPATH"),
                 restored_hydra(),
                 module_path(self.root),
             ):
@@ -231,10 +231,13 @@ def _of_config(config: DictConfig, overrides: Sequence[str]) -> Invocation:
     sections: Any = OmegaConf.to_container(config, resolve=False)
     sections.pop("hydra", None)
     for key, variable in VARIABLES.items():
-        section, name = key.split(".")
-        if has_password(str(sections[section][name])):
-            environment[variable] = str(sections[section][name])
-            sections[section][name] = f"${{oc.env:{variable}}}"
+        *above, name = key.split(".")
+        section = sections
+        for part in above:
+            section = section.get(part) if isinstance(section, dict) else None
+        if isinstance(section, dict) and has_password(str(section.get(name))):
+            environment[variable] = str(section[name])
+            section[name] = f"${{oc.env:{variable}}}"
     groups = {name: sections.pop(name) for name in GROUPS if isinstance(sections[name], dict)}
     folder = _run_dir(config, overrides) / ".hydra" / GIVEN
     for name, section in groups.items():

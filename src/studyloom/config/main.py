@@ -2,6 +2,8 @@
 
 import functools
 import gc
+import inspect
+import json
 import os
 import re
 import sys
@@ -13,13 +15,16 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from studyloom import __version__
 from studyloom.config.foreign import Guard, guarded
 from studyloom.config.overrides import (
     describe_compose_error,
+    describe_sweep,
     find_override_mistakes,
+    page_help,
     parse_command_line,
 )
-from studyloom.config.passwords import move_passwords
+from studyloom.config.passwords import JSON, move_passwords, take_outputs
 from studyloom.config.registration import (
     GROUPS,
     composing_once,
@@ -29,9 +34,9 @@ from studyloom.config.registration import (
 from studyloom.config.schema import unknown_keys
 from studyloom.errors import ConfigError, print_errors, wants_tracebacks
 from studyloom.processes import collect_as_usual, collect_rarely
+from studyloom.text import mask_passwords
 
 SWEEP = re.compile(r"-m|--multirun|\+*hydra\.mode=(RunMode\.)?MULTIRUN", re.IGNORECASE)
-NO_SWEEP = "a study is a search already; write what it searches into the group space"
 
 
 def hydra_main(
@@ -43,54 +48,116 @@ def hydra_main(
     `HYDRA_FULL_ERROR=1` shows the traceback instead.
 
     Args:
-        config_path: the folder of the study's configs.
+        config_path: the folder of the study's configs; if relative, from the folder of the page.
         config_name: the name of its primary config, without `.yaml`.
     """
     register()
     collect_as_usual()
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
-        @hydra.main(version_base=None, config_path=config_path, config_name=config_name)
-        @functools.wraps(task)
-        def main(cfg: DictConfig) -> None:
-            if not tracebacks:
-                del os.environ["HYDRA_FULL_ERROR"]
-            if mistakes := unknown_keys(cfg):
-                exit_with_mistakes(*mistakes)
-            task(cfg)
-
-        tracebacks = wants_tracebacks()
-
-        @functools.wraps(task)
-        def run() -> None:
-            gc.freeze()  # later collections skip the imported modules: 0.8 s at exit alone
-            collect_rarely()  # until trials begin
-            try:
-                sys.argv[1:] = arguments(sys.argv[1:])
-            except ConfigError as error:
-                exit_with_mistakes(*error.mistakes)
-            if sweeps := [argument for argument in sys.argv[1:] if SWEEP.fullmatch(argument)]:
-                exit_with_mistakes(f"{sweeps[0]}: {NO_SWEEP}")
-            trusted = trusted_by(sys.argv[1:])
-            with guarded([Path(config_path), GROUPS], trusted) as guard, composing_once():
-                if mistakes := foreign_mistakes(guard, config_path, config_name, sys.argv[1:]):
-                    exit_with_mistakes(*mistakes)
-                if not tracebacks:
-                    # Hydra's own report exits with 1, so Hydra shall raise until it has composed.
-                    os.environ["HYDRA_FULL_ERROR"] = "1"
-                try:
-                    main()
-                except Exception as error:  # of composing; Hydra reports what the task raises
-                    if tracebacks:
-                        raise
-                    exit_with_mistakes(
-                        *compose_mistakes(error, config_path, config_name, sys.argv[1:])
-                    )
-
-        vars(run).update(config_path=config_path, config_name=config_name)  # for `studyloom.run`
-        return run
+        folder = folder_of_configs(task, config_path)
+        return decorated(task, folder, config_name)
 
     return decorate
+
+
+def decorated(
+    task: Callable[[DictConfig], None], config_path: str, config_name: str
+) -> Callable[[], None]:
+    """Decorates a task, see `hydra_main`.
+
+    Args:
+        task: gets the config as composed.
+        config_path: the folder of the study's configs, absolute.
+        config_name: the name of its primary config.
+    """
+
+    @hydra.main(version_base=None, config_path=config_path, config_name=config_name)
+    @functools.wraps(task)
+    def main(cfg: DictConfig) -> None:
+        if not tracebacks:
+            del os.environ["HYDRA_FULL_ERROR"]
+        if mistakes := unknown_keys(cfg):
+            exit_with_mistakes(*mistakes)
+        task(cfg)
+
+    tracebacks = wants_tracebacks()
+
+    @functools.wraps(task)
+    def run() -> None:
+        gc.freeze()  # later collections skip the imported modules: 0.8 s at exit alone
+        collect_rarely()  # until trials begin
+        try:
+            sys.argv[1:] = arguments(sys.argv[1:])
+        except ConfigError as error:
+            exit_with_mistakes(*error.mistakes)
+        answer_at_once(task, config_path, config_name, sys.argv[1:])
+        trusted = trusted_by(sys.argv[1:])
+        with guarded([Path(config_path), GROUPS], trusted) as guard, composing_once():
+            if mistakes := foreign_mistakes(guard, config_path, config_name, sys.argv[1:]):
+                exit_with_mistakes(*mistakes)
+            if not tracebacks:
+                # Hydra's own report exits with 1, so Hydra shall raise until it has composed.
+                os.environ["HYDRA_FULL_ERROR"] = "1"
+            try:
+                main()
+            except Exception as error:  # of composing; Hydra reports what the task raises
+                if tracebacks:
+                    raise
+                exit_with_mistakes(*compose_mistakes(error, config_path, config_name, sys.argv[1:]))
+
+    vars(run).update(config_path=config_path, config_name=config_name)  # for `studyloom.run`
+    return run
+
+
+def folder_of_configs(task: Callable[[DictConfig], None], config_path: str) -> str:
+    """Returns the folder of a page's configs, and has a page run as a file find its own modules.
+
+    `python studies/mine.py` has Python look for modules in studies/; those that configs name, such
+    as studies.mine, lie beside that folder.
+
+    Args:
+        task: the function of the page.
+        config_path: as the page says it.
+    """
+    page = Path(task.__code__.co_filename).resolve()
+    main = sys.modules["__main__"]
+    if task.__module__ == "__main__" and getattr(main, "__spec__", None) is None:
+        root = page.parent
+        while (root / "__init__.py").is_file():
+            root = root.parent
+        if root != page.parent and str(root) not in sys.path:
+            sys.path.insert(0, str(root))
+    return str((page.parent / config_path).resolve())
+
+
+def answer_at_once(
+    task: Callable[[DictConfig], None], config_path: str, config_name: str, argv: Sequence[str]
+) -> None:
+    """Answers what needs no study, or says that one begins: torch takes a second or two.
+
+    Args:
+        task: the function of the page.
+        config_path: the folder of the study's configs.
+        config_name: the name of its primary config.
+        argv: the arguments of the command, without its name.
+    """
+    if "--version" in argv:
+        print(f"studyloom {__version__}")
+        sys.exit()
+    if {"--help", "-h"} & {*argv}:
+        about = inspect.getdoc(inspect.getmodule(task)) or ""
+        shown = [argument for argument in argv if argument not in ("--help", "-h")]
+        print(page_help(about, config_path, config_name, shown))
+        sys.exit()
+    if sweeps := [argument for argument in argv if SWEEP.fullmatch(argument)]:
+        exit_with_mistakes(describe_sweep(sweeps[0], argv))
+    quiet = ("study.dry_run", "-", "hydra.")  # what Hydra is asked for has no line before it
+    # Standard output may be closed: then Python has none.
+    if sys.stdout is None or not sys.stdout.isatty() or os.environ.get(JSON):
+        return  # nobody waits for it there
+    if not any(argument.startswith(quiet) for argument in argv):
+        print(f"{config_name}: starting", flush=True)
 
 
 def compose_mistakes(
@@ -118,13 +185,17 @@ def compose_mistakes(
 def exit_with_mistakes(*mistakes: str) -> NoReturn:
     """Prints the mistakes of a configuration without a traceback, and exits with code 2."""
     print_errors(ConfigError(mistakes))
+    if os.environ.get(JSON):
+        reason = mask_passwords("\n".join(mistakes))
+        print(json.dumps({"exit_code": 2, "reason": reason}), flush=True)
     sys.exit(2)
 
 
 def arguments(argv: Sequence[str]) -> list[str]:
     """Rewrites a command line for Hydra.
 
-    `--dry-run` becomes an override, and a URL with a password moves to the environment.
+    `--dry-run` becomes an override. A URL with a password, and what the command tells to whom, move
+    to the environment.
 
     Args:
         argv: the arguments of the command, without its name.
@@ -134,7 +205,7 @@ def arguments(argv: Sequence[str]) -> list[str]:
     """
     result = [
         "study.dry_run=true" if argument == "--dry-run" else argument
-        for argument in move_passwords(argv)
+        for argument in move_passwords(take_outputs(argv))
     ]
     if any(re.fullmatch(r"study\.dry_run=(true|True|1|yes|on)", argument) for argument in result):
         result += ["hydra.output_subdir=null", "hydra.run.dir=."]  # a dry run leaves nothing behind

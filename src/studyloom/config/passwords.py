@@ -1,14 +1,16 @@
-"""Moves passwords of a command line to the environment.
+"""Moves passwords, and what a command tells to whom, from its command line to the environment.
 
 Hydra writes the overrides of a command to files, and workers are started with them, where `ps`
 shows them to everybody. The environment of a process is shown to its user alone.
+
+`--events FILE`, `--json` and `notify=…` are no part of a study, so that Hydra does not even see
+them: a configuration from elsewhere can ask for none of it. A notify URL often holds a secret.
 """
 
 import ctypes
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,10 +19,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from studyloom.errors import ConfigError
+from studyloom.processes import stat_fields
 from studyloom.text import as_yaml, has_password
 
 # The environment variables that take the URLs with a password.
-VARIABLES = {"storage.url": "STUDYLOOM_STORAGE", "study.from": "STUDYLOOM_FROM"}
+VARIABLES = {
+    "storage.url": "STUDYLOOM_STORAGE",
+    "study.from": "STUDYLOOM_FROM",
+    "track.mlflow.uri": "MLFLOW_TRACKING_URI",
+}
+# The variables that take what a command tells, and to whom.
+EVENTS, NOTIFY, JSON = "STUDYLOOM_EVENTS", "STUDYLOOM_NOTIFY", "STUDYLOOM_JSON"
 # A password that the environment holds already: user:${oc.env:PASSWORD}@host.
 KEPT = re.compile(r":\$\{oc\.env:\w+\}(?=@)|password=\$\{oc\.env:\w+\}", re.IGNORECASE)
 
@@ -41,16 +50,68 @@ def move_passwords(argv: Sequence[str]) -> list[str]:
     for argument in argv:
         key = argument.lstrip("+~-").partition("=")[0]
         moved = argument
-        if re.split(r"[.@]", key)[0] in ("storage", "study") and _shows_password(argument):
+        if re.split(r"[.@]", key)[0] in ("storage", "study", "track") and _shows_password(argument):
             try:
                 moved = _move(argument)
             except ConfigError as error:
                 mistakes += error.mistakes
-            _hide_from_ps(argument)
+            hide_from_ps(argument)
         result.append(moved)
     if mistakes:
         raise ConfigError(mistakes)
     return result
+
+
+def take_outputs(argv: Sequence[str]) -> list[str]:
+    """Moves what a command tells to the environment of this process.
+
+    Args:
+        argv: the arguments of the command, without its name.
+
+    Returns:
+        The other arguments.
+
+    Raises:
+        ConfigError: a value is missing or is none.
+    """
+    rest: list[str] = []
+    left = list(argv)
+    while left:
+        argument = left.pop(0)
+        name, given, value = argument.partition("=")
+        if name == "--events":
+            if not given and (not left or left[0].startswith("-")):
+                raise ConfigError(["--events needs a FILE, which gets a line of JSON an event"])
+            os.environ[EVENTS] = value if given else left.pop(0)
+        elif argument == "--json":
+            os.environ[JSON] = "1"
+        elif name.lstrip("+") == "notify":
+            hide_from_ps(argument)
+            os.environ[NOTIFY] = "\n".join(targets_of(argument.lstrip("+")))
+        else:
+            rest.append(argument)
+    return rest
+
+
+def targets_of(argument: str) -> list[str]:
+    """Returns the URLs and commands of `notify=…`: a single one as it is, or a list of Hydra's.
+
+    Raises:
+        ConfigError: it is a list that cannot be read. The message does not show it.
+    """
+    raw = argument.partition("=")[2]
+    try:
+        value = OverridesParser.create().parse_override(argument).value()
+    except HydraException:  # an address may have any character
+        value = raw.strip("'\"")
+        if raw.startswith("["):
+            raise ConfigError(
+                ["notify=[…]: cannot be read; quote each address: notify='[\"ntfy://topic\"]'"]
+            ) from None
+    items: list[Any] = value if isinstance(value, list) else [value]
+    if any(not isinstance(item, str) or "\n" in item for item in items if item is not None):
+        raise ConfigError(["notify: must be a URL of apprise, a command, or a list of these"])
+    return [str(item) for item in items if item]
 
 
 def _shows_password(text: str) -> bool:
@@ -124,10 +185,10 @@ def _written(value: Any) -> str:
     return as_yaml(value)
 
 
-def _hide_from_ps(argument: str) -> None:
+def hide_from_ps(argument: str) -> None:
     """Overwrites an argument of this process where `ps` reads it; does nothing outside Linux."""
     try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        fields = stat_fields("self")
         begin, end = int(fields[45]), int(fields[46])  # arg_start and arg_end of proc(5)
         typed = ctypes.string_at(begin, end - begin)
     except (OSError, ValueError, IndexError):

@@ -27,7 +27,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from studyloom.config import foreign
 from studyloom.config.schema import SCHEMA, check_name
@@ -183,7 +183,11 @@ def find_foreign_mistakes(
 def register() -> None:
     """Registers the schema, the groups and the resolver, once in a process."""
     OmegaConf.register_new_resolver("studyloom.run_dir", _run_dir, replace=True)
-    ConfigStore.instance().store("studyloom", SCHEMA)
+    # So that `track=[mlflow]` on a command line needs no line in the primary config.
+    schema = SCHEMA.copy()
+    with open_dict(schema):
+        schema["defaults"] = ["_self_", {"track": []}]
+    ConfigStore.instance().store("studyloom", schema)
     Plugins.instance().register(OwnGroups)
     for source in (GuardedFiles, HydrasFiles, StructuredConfigSource):
         SourcesRegistry.instance().types[source.scheme()] = source

@@ -5,6 +5,7 @@ the user says is theirs, do these files decide what is opened outside of it, or 
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -20,7 +21,9 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from studyloom.errors import ConfigError, FileError
 from studyloom.files import is_own, mark_own, open_below, read_below
+from studyloom.text import nearest
 
+SIBLINGS = 500  # folders that are looked at for what a misspelt one may mean
 LARGEST = 2**20  # bytes of a file that Hydra wrote
 # In a run directory from elsewhere: the one variable that may be read, and what else calls code.
 RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:(?<!\$\{oc\.env:)|\$\{oc\.env:(?!STUDYLOOM_STORAGE[,}])")
@@ -111,6 +114,14 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
     return url, str(OmegaConf.select(config, "study.name"))
 
 
+def is_own_run(run_dir: Path) -> bool:
+    """Whether the user's own command is known to have run in a folder, as it is written there."""
+    try:
+        return is_own(run_dir, _digest(run_dir))
+    except (ConfigError, FileError):
+        return False
+
+
 def note_run(run_dir: Path) -> None:
     """Notes that the user's own command runs in a folder, as Hydra has written it down there."""
     try:
@@ -137,8 +148,9 @@ def read_written(run_dir: Path, name: str) -> DictConfig:
             raise ConfigError([f"{path}: has a YAML alias, which Hydra does not write"])
         config = OmegaConf.create(text)
     except FileNotFoundError:
+        near = nearest(run_dir, sibling_runs(run_dir))
         raise ConfigError(
-            [f"{run_dir}: no study has run there; a run directory holds .hydra/{name}"]
+            [f"{run_dir}: no study has run there; a run directory holds .hydra/{name}{near}"]
         ) from None
     except NotADirectoryError:
         raise ConfigError([f"{run_dir}: must be a folder, in which a study has run"]) from None
@@ -147,6 +159,14 @@ def read_written(run_dir: Path, name: str) -> DictConfig:
     if not isinstance(config, DictConfig):
         raise ConfigError([f"{path}: must be a mapping, as Hydra writes it"])
     return config
+
+
+def sibling_runs(run_dir: Path) -> list[str]:
+    """Returns the run directories beside one that does not exist, some hundreds at most."""
+    with suppress(OSError):
+        beside = itertools.islice(run_dir.parent.iterdir(), SIBLINGS)
+        return sorted(str(path) for path in beside if (path / ".hydra").is_dir())
+    return []
 
 
 def _digest(run_dir: Path, written: DictConfig | None = None) -> str:

@@ -112,6 +112,13 @@ class WinnerSection:
 
 
 @dataclass
+class CostSection:
+    """What computing costs; it is no part of the question."""
+
+    per_hour: float | None = None  # an hour of a GPU, or of a core where no GPU is used
+
+
+@dataclass
 class Config:
     """The sections of studyloom, and the groups that a study fills."""
 
@@ -122,8 +129,14 @@ class Config:
     storage: StorageSection = field(default_factory=StorageSection)
     checkpoints: CheckpointsSection = field(default_factory=CheckpointsSection)
     winner: WinnerSection = field(default_factory=WinnerSection)
+    cost: CostSection = field(default_factory=CostSection)
     # Packages that a config from elsewhere may name; only on command lines.
     trust: list[str] = field(default_factory=list)
+    # The trackers that are told how the study goes, by names of the user's own. No part of a study.
+    track: Any = None
+    # The winner made small after its test: true, or settings such as {margin: 0.01}. No part of a
+    # study; the keys are in compress/settings.py.
+    compress: Any = None
     params: Any = None  # the arguments of the user's own function
     data: Any = MISSING
     model: Any = MISSING

@@ -2,7 +2,8 @@
 
 Training and test part are loaded by separate calls, so that a search cannot read the test part by
 accident. A source says in its `transform` how what a file holds becomes an input, for `predict`.
-The classes imported here are those that configs name: `_target_: studyloom.data.Loaded`.
+The classes imported here are those that configs name: `_target_: studyloom.data.Loaded`. Beside
+them: `Tokens`, by which texts have words, and `asset`, which opens a file of the package.
 """
 
 from studyloom.data.datasets import Datasets as Datasets
@@ -11,7 +12,10 @@ from studyloom.data.idx import Embedded as Embedded
 from studyloom.data.idx import Idx as Idx
 from studyloom.data.sound import Sound as Sound
 from studyloom.data.split import Split as Split
+from studyloom.data.tokens import Tokens as Tokens
 from studyloom.data.transform import Picture as Picture
+from studyloom.data.transform import Reader as Reader
+from studyloom.files import asset as asset
 
 __all__ = [
     "Datasets",
@@ -19,8 +23,11 @@ __all__ = [
     "Idx",
     "Loaded",
     "Picture",
+    "Reader",
     "Sound",
     "Split",
+    "Tokens",
+    "asset",
     "datasets",
     "examples",
     "fetch",
@@ -30,6 +37,7 @@ __all__ = [
     "sound",
     "split",
     "tables",
+    "tokens",
     "training_data",
     "transform",
 ]

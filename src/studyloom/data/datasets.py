@@ -15,12 +15,13 @@ from studyloom.data.examples import (
     ALWAYS,
     Examples,
     Loading,
-    first_of,
     input_of,
+    item_at,
     some_of,
     target_of,
 )
 from studyloom.data.fetch import Items, seeded, structure
+from studyloom.data.tokens import Tokens
 from studyloom.errors import TRAIN_IT_YOURSELF, ConfigError, DataError
 
 MOST_WORKERS = 256  # processes that load the batches of a trial
@@ -64,7 +65,8 @@ class Datasets:
             other Datasets their length and some items.
         transform: how `studyloom predict` makes an input of what a file holds, as for `Loaded`.
 
-    `weights`, `groups`, `targets` and `digest` may be functions of the training Dataset.
+    `weights`, `groups`, `targets` and `digest` may be functions of the training Dataset. If it has
+    an attribute `tokens`, a `Tokens`, the report shows which words misled the winner.
 
     Raises:
         DataError: `num_workers` is no such number; from `train` and `test`, if anything is not what
@@ -136,9 +138,9 @@ class Datasets:
     def test(self) -> Examples:
         if not self.has_test:
             raise DataError(NO_TEST)
-        known = self._training(whole=False)
-        items = Items((("data.test", self._dataset("test")),), self._collate)
-        first = [first_of(view) for view in (known.evaluation, items)]
+        known, dataset = self._training(whole=False), self._dataset("test")
+        items = Items((("data.test", dataset),), self._collate)
+        first = [item_at(view, 0) for view in (known.evaluation, items)]
         if self._collate is None and structure(first[0]) != structure(first[1]):
             raise DataError(
                 "data.test must have items like those of the training part, "
@@ -152,6 +154,7 @@ class Datasets:
             targets=None,
             weights=None,
             groups=None,
+            group_names=self._group_names(dataset),
         )
 
     def _training(self, *, whole: bool) -> Examples:
@@ -185,6 +188,17 @@ class Datasets:
             ordered=self._ordered,
             **facts,
         )
+
+    def _group_names(self, dataset: Any) -> tuple[str, ...]:
+        """Returns the group of each test example; nothing where the function knows none of them."""
+        groups = self._per_example["groups"]
+        if not callable(groups):
+            return ()
+        try:
+            names = tuple(map(str, groups(dataset)))
+        except Exception:  # it was asked for by the training part alone
+            return ()
+        return names if len(names) == len(dataset) else ()
 
     def _dataset(self, part: str) -> Any:
         """Builds or loads the Dataset of a part.
@@ -267,7 +281,7 @@ class Datasets:
 
     def _facts(self, dataset: Any, evaluation: Items, classes: Tensor | None) -> dict[str, Any]:
         """Finds what is known of inputs and targets, by the config or the first item."""
-        item = first_of(evaluation)
+        item = item_at(evaluation, 0)
         given, target = input_of(item), target_of(item)
         classifies = classes is not None
         if target is not None:
@@ -295,6 +309,7 @@ class Datasets:
             "classifies": classifies,
             "targets": classes,
             "names": names if len(names) == outputs else (),
+            "tokens": _tokens_of(dataset, item),
             "kind": None if given is None else str(given.dtype).removeprefix("torch."),
         }
 
@@ -336,6 +351,25 @@ def _classes_of(dataset: Any) -> Tensor | None:
         if whole and array.min() >= 0:
             return torch.as_tensor(array.astype(np.int64))
     return None
+
+
+def _tokens_of(dataset: Any, item: Any) -> Tokens | None:
+    """Returns what a Dataset says of its texts in its attribute `tokens`; None if it says nothing.
+
+    Raises:
+        DataError: an item has no text where it says.
+    """
+    tokens = getattr(dataset, "tokens", None)
+    if not isinstance(tokens, Tokens):
+        return None
+    if tokens.row_of(item) is None:
+        path = "".join(f"[{step!r}]" for step in tokens.path)
+        raise DataError(
+            f"data.train: its attribute tokens says that item{path} is a row of whole numbers with "
+            f"a text from place {tokens.first} on, and in the first item it is not; mend the path "
+            "and first of its studyloom.data.Tokens"
+        )
+    return tokens
 
 
 def _files_of(dataset: Any) -> list[str] | None:

@@ -11,6 +11,7 @@ from torch.utils.data import Subset
 
 from studyloom.data.fetch import Items, seeded, structure
 from studyloom.data.folds import Fold, Folds, make_folds
+from studyloom.data.tokens import Tokens
 from studyloom.errors import TRAIN_IT_YOURSELF, DataError
 
 SAMPLED = 16  # items of a large dataset that are looked at before the first trial
@@ -51,6 +52,8 @@ class Examples:
         groups: of each training example, int64 (n,); None for no groups.
         ordered: whether the examples are in time order.
         names: of the classes.
+        group_names: the group of each example of a test part; empty for no groups.
+        tokens: which words the numbers of texts stand for; None where there are no texts.
         kind: what the inputs are made of, such as float32; None if they are not one tensor.
         device: where batches are moved to.
     """
@@ -73,6 +76,8 @@ class Examples:
     groups: Tensor | None = None
     ordered: bool = False
     names: tuple[str, ...] = ()
+    group_names: tuple[str, ...] = ()
+    tokens: Tokens | None = None
     kind: str | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -129,8 +134,7 @@ class Examples:
 
     def input_at(self, index: int) -> Tensor | None:
         """Returns the input of an example as it is evaluated; None if it is not one tensor."""
-        with seeded(ALWAYS):
-            return input_of(self.evaluation.item(index))
+        return input_of(item_at(self.evaluation, index))
 
     def show(self, modules: Sequence[Any], train: Tensor, part: str) -> None:
         """Shows no inputs, (n, 0), and the classes of the training examples; see `Part`.
@@ -164,8 +168,7 @@ class Examples:
         for items in views if self.training is not self.evaluation else views[:1]:
             known, first = "", 0
             for index in some_of(len(items)):
-                with seeded(ALWAYS):
-                    made = structure(items.item(index))
+                made = structure(item_at(items, index))
                 known = known or made
                 if made != known and items.collate is None:
                     raise DataError(
@@ -195,10 +198,10 @@ def some_of(count: int) -> list[int]:
     return [k * (count - 1) // (SAMPLED - 1) for k in range(SAMPLED)]
 
 
-def first_of(items: Items) -> Any:
-    """Returns the first item."""
+def item_at(items: Items, index: int) -> Any:
+    """Returns an item, the same each time also of a Dataset that draws."""
     with seeded(ALWAYS):
-        return items.item(0)
+        return items.item(index)
 
 
 def input_of(item: Any) -> Tensor | None:

@@ -151,20 +151,25 @@ class Cached:
         return self._items[index]
 
 
-def structure(value: Any) -> str:
+def structure(value: Any, *, nested: bool = False) -> str:
     """Describes what a batch or an item is made of, without its sizes.
 
-    A list of many alike, such as ragged sequences, is described by one of them.
+    A list of things alike is described by one of them, also if there is but one, and so is a tuple
+    within the batch: such as ragged sequences, or the names of the files.
+
+    Args:
+        value: the batch or item.
+        nested: whether it is a part of one.
     """
     if isinstance(value, Tensor | np.ndarray):
         kind = "tensor" if isinstance(value, Tensor) else "array"
         return f"{kind} of {str(value.dtype).removeprefix('torch.')}, {value.ndim} dimensions"
     if isinstance(value, Mapping):
-        inner = ", ".join(f"{key}: {structure(part)}" for key, part in value.items())
+        inner = ", ".join(f"{key}: {structure(part, nested=True)}" for key, part in value.items())
         return f"{{{inner}}}"
     if isinstance(value, list | tuple):
-        parts = [structure(part) for part in value]
-        if type(value) is list and len(parts) > 1 and len(set(parts)) == 1:
+        parts = [structure(part, nested=True) for part in value]
+        if (nested or type(value) is list) and len(set(parts)) == 1:
             parts = [parts[0], "…"]
         return f"({', '.join(parts)})"
     return type(value).__name__

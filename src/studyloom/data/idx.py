@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from studyloom.data.split import Split
 from studyloom.data.transform import Picture
 from studyloom.errors import DataError
-from studyloom.files import ASSETS
+from studyloom.files import ASSETS, asset
 from studyloom.text import format_shape, nearest
 
 ASSET = ASSETS / "mnist5k.npz"
@@ -75,8 +75,9 @@ class Embedded:
         return self._split("test")
 
     def _split(self, part: str) -> Split:
-        with np.load(ASSET, allow_pickle=False) as arrays:
-            return _split(arrays[f"{part}_images"], arrays[f"{part}_labels"], SOURCES["mnist"])
+        with asset(ASSET.name) as file, np.load(file, allow_pickle=False) as arrays:
+            images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+        return _split(images, labels, SOURCES["mnist"])
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import logging
 import math
 import mmap
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +49,12 @@ DTYPES = {
         *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
     )
 }
+# A mapping of memory: its ends, its offset in the file, the file's inode and path, and what of it
+# is where; of a private one "Anonymous" and "Swap" are what was written to it.
+MAPPING = re.compile(
+    r"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ (\d+) *(.*)\n((?:\w+:.*\n)*)", re.MULTILINE
+)
+WRITTEN = re.compile(r"^(Anonymous|Swap): +[1-9]", re.MULTILINE)
 P = TypeVar("P")  # a part of any kind
 log = logging.getLogger(__name__)
 
@@ -292,18 +299,19 @@ def _turn(digest: str) -> Iterator[None]:
 
 
 def _file_of(tensor: Tensor) -> tuple[str, int]:
-    """Returns the file in which the memory of a tensor lies, and where there; "" for none."""
-    address = tensor.data_ptr()
-    try:
-        with open("/proc/self/maps", errors="surrogateescape") as lines:
-            for line in lines:
-                span, _, offset, _, inode, path = [*line.rstrip("\n").split(None, 5), ""][:6]
-                low, high = (int(end, 16) for end in span.split("-"))
-                if low <= address < high:
-                    in_file = int(offset, 16) + address - low
-                    return (path, in_file) if inode != "0" else ("", 0)
-    except OSError:  # outside Linux
-        pass
+    """Returns the file in which the memory of a tensor lies, and where there; "" for none.
+
+    None also if this process has written to a mapping of its own, such as one of NumPy's with
+    `mmap_mode="c"`: memory holds something else there than the file does.
+    """
+    address, maps = tensor.data_ptr(), ""
+    with suppress(OSError):  # outside Linux
+        maps = Path("/proc/self/smaps").read_text(errors="surrogateescape")
+    for low, high, offset, inode, path, pages in MAPPING.findall(maps):
+        if int(low, 16) <= address < int(high, 16):
+            shared = path.startswith(f"/memfd:{NAME}") or not WRITTEN.search(pages)
+            at = int(offset, 16) + address - int(low, 16)
+            return (path, at) if inode != "0" and shared else ("", 0)
     return "", 0
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from studyloom.data.folds import Fold, Folds, make_folds
+from studyloom.data.tokens import Tokens
 from studyloom.errors import DataError, UnfitData
 
 WHOLE = 2**28  # numbers of inputs that are converted as a whole for `adapt`: 1 GB as float32
@@ -35,12 +36,14 @@ class Split:
         names: the names of the classes, or of the numbers.
         columns: the names of the inputs.
         references: predictions (n, outputs) of rules that need no network, by the rule's name.
+        tokens: which words the numbers of texts stand for; None where inputs are no texts.
 
     Raises:
         DataError: shapes or types do not fit each other.
     """
 
     in_memory: ClassVar[bool] = True
+    group_names: ClassVar[tuple[str, ...]] = ()
 
     inputs: Tensor
     targets: Tensor
@@ -52,6 +55,7 @@ class Split:
     names: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     references: Mapping[str, Tensor] = field(default_factory=dict)
+    tokens: Tokens | None = None
 
     def __post_init__(self) -> None:
         sizes = f"inputs {format_sizes(self.inputs)} and targets {format_sizes(self.targets)}"
@@ -73,6 +77,11 @@ class Split:
             raise UnfitData(
                 f"data must have targets (n, {self.outputs}), a number for each output of the "
                 f"network; got {sizes}"
+            )
+        if self.tokens is not None and not self.tokens.fits(self.inputs[0]):
+            raise UnfitData(
+                "data with tokens must have rows of whole numbers as inputs, each with room for a "
+                f"text from place {self.tokens.first} on; got {sizes} of {self.inputs.dtype}"
             )
 
     def __len__(self) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from studyloom.data.folds import make_folds
 from studyloom.data.split import Split, digest_of
@@ -51,15 +52,13 @@ class Table:
 
     def _part(self, part: int) -> Split:
         """Reads the training part (0) or the test part (1)."""
-        names, rows = read(self.path)
+        names, rows, ends = read(self.path)
         target = _column(self.path, names, self.target, "data.target")
         words = [row.pop(target) for row in rows]
         columns = [name for name in names if name != self.target]
-        inputs = torch.tensor(_numbers(self.path, columns, rows), dtype=torch.float32)
+        inputs = _numbers(self.path, columns, rows, ends)
         if self.numbers:
-            targets = torch.tensor(
-                _numbers(self.path, [self.target], [[word] for word in words]), dtype=torch.float32
-            )
+            targets = _numbers(self.path, [self.target], [[word] for word in words], ends)
             classes = [self.target]
         else:
             classes = sorted(
@@ -113,11 +112,9 @@ class Series:
 
     def _part(self, part: int) -> Split:
         """Reads the training part (0) or the test part (1)."""
-        names, rows = read(self.path)
+        names, rows, ends = read(self.path)
         column = _column(self.path, names, self.column, "data.column")
-        values = torch.tensor(
-            _numbers(self.path, [self.column], [[row[column]] for row in rows]), dtype=torch.float32
-        )
+        values = _numbers(self.path, [self.column], [[row[column]] for row in rows], ends)
         count = len(values) - self.window
         for key, value, most in (
             ("window", self.window, len(values) - 2),
@@ -143,21 +140,25 @@ class Series:
         )
 
 
-def read(path: str) -> tuple[list[str], list[list[str]]]:
-    """Reads the column names and the rows of a CSV file; empty lines are skipped.
+def read(path: str) -> tuple[list[str], list[list[str]], list[int]]:
+    """Reads a CSV file; empty lines are skipped.
 
     Args:
         path: the file, or studyloom:NAME for one that comes with the package.
+
+    Returns:
+        the names of the columns, the rows, and the number of the line in which each row ends.
 
     Raises:
         DataError: the file cannot be read, has no header, or a row of another length.
     """
     file = ASSETS / path.removeprefix(OWN) if path.startswith(OWN) else Path(path).expanduser()
     try:
-        with file.open(newline="", encoding="utf-8") as lines:
+        # Spreadsheet programs put a byte order mark before the first name.
+        with file.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.reader(lines)
             names = [name.strip() for name in next(reader, [])]
-            rows = []
+            rows, ends = [], []
             for row in reader:
                 if row and len(row) != len(names):
                     raise DataError(
@@ -166,6 +167,7 @@ def read(path: str) -> tuple[list[str], list[list[str]]]:
                     )
                 if row:
                     rows.append([word.strip() for word in row])
+                    ends.append(reader.line_num)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"data.path={path}: cannot be read as a CSV file: {reason}") from error
@@ -174,7 +176,7 @@ def read(path: str) -> tuple[list[str], list[list[str]]]:
             f"data.path={path}: must begin with a line of column names, all different, and have "
             "two lines of values or more"
         )
-    return names, rows
+    return names, rows, ends
 
 
 def _column(path: str, names: Sequence[str], name: str, key: str) -> int:
@@ -187,10 +189,12 @@ def _column(path: str, names: Sequence[str], name: str, key: str) -> int:
     return names.index(name)
 
 
-def _numbers(path: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[float]]:
-    """Converts the fields of rows to numbers."""
+def _numbers(
+    path: str, columns: Sequence[str], rows: Sequence[Sequence[str]], ends: Sequence[int]
+) -> Tensor:
+    """Converts the fields of rows, which end in these lines of the file, to numbers, float32."""
     numbers: list[list[float]] = []
-    for line, row in enumerate(rows, 2):
+    for line, row in zip(ends, rows, strict=True):
         values = []
         for name, word in zip(columns, row, strict=True):
             try:
@@ -204,4 +208,4 @@ def _numbers(path: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -
                 )
             values.append(value)
         numbers.append(values)
-    return numbers
+    return torch.tensor(numbers, dtype=torch.float32)

@@ -10,6 +10,7 @@ from torch import Tensor
 from studyloom.data.folds import Fold, Folds
 from studyloom.data.shared import share
 from studyloom.data.split import Split
+from studyloom.data.tokens import Tokens
 
 
 class Part(Protocol):
@@ -32,6 +33,9 @@ class Part(Protocol):
         std: what they were divided by after that.
         names: the names of the classes, or of the numbers.
         columns: the names of the inputs.
+        group_names: the group of each example of a test part, such as who speaks; empty if there
+            are no groups.
+        tokens: which words the numbers of texts stand for; None where there are no texts.
         references: predictions of rules that need no network, by the rule's name.
     """
 
@@ -61,6 +65,10 @@ class Part(Protocol):
     def names(self) -> tuple[str, ...]: ...
     @property
     def columns(self) -> tuple[str, ...]: ...
+    @property
+    def group_names(self) -> tuple[str, ...]: ...
+    @property
+    def tokens(self) -> Tokens | None: ...
     @property
     def references(self) -> Mapping[str, Tensor]: ...
 

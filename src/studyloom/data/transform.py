@@ -5,6 +5,7 @@ A data source owns this way, in its attribute `transform`; `studyloom predict` f
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pkgutil import resolve_name
@@ -272,9 +273,30 @@ def is_picture(shape: Sequence[int]) -> bool:
     return len(shape) == 3 and shape[0] in (1, 3)
 
 
+class Reader(ABC):
+    """How a whole file becomes inputs, where they are no pictures, sounds or lines of numbers.
+
+    A class of the user's own derives from it, such as one that reads texts.
+    """
+
+    @abstractmethod
+    def __call__(self, content: bytes) -> tuple[Tensor, Sequence[str]]:
+        """Makes inputs of a file, which may be anybody's.
+
+        Args:
+            content: what the file holds, at most 256 MiB.
+
+        Returns:
+            inputs (n, …), and for each of them what was done to it, in words; "" for nothing.
+
+        Raises:
+            ValueError: the file holds something else; its words follow the name of the file.
+        """
+
+
 # What a source may have as its `transform`. A function gets a picture, uint8 (channels, height,
 # width), or the numbers of one input in a file, and returns the input.
-Transform = Picture | Sound | Callable[[Tensor], Any]
+Transform = Picture | Sound | Reader | Callable[[Tensor], Any]
 
 
 def describe_transform(source: Any, section: Any, split: Part) -> dict[str, Any] | None:
@@ -339,6 +361,24 @@ class InputRange:
             tuple(map(float, torch.stack(highs).amax(0).tolist())),
             (float(ends.min), float(ends.max)),
         )
+
+    @classmethod
+    def stored(cls, fields: Any, count: int) -> "InputRange | None":
+        """Reads what `winner.json` says of the training inputs; winners of before have nothing.
+
+        Args:
+            fields: low, high and means.
+            count: how many numbers an input has.
+
+        Raises:
+            ValueError, LookupError, TypeError: they are something else.
+        """
+        if fields is None:
+            return None
+        low, high, means = (tuple(map(float, fields[name])) for name in ("low", "high", "means"))
+        if not len(low) == len(high) in (1, count) or len(means) != 2:
+            raise ValueError("data.inputs does not fit data.shape")
+        return cls(low, high, (means[0], means[1]))
 
     def unlike(self, inputs: Tensor, columns: Sequence[str] = ()) -> dict[int, str]:
         """Says in what inputs differ from all training inputs.

@@ -5,7 +5,8 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+
+from studyloom.processes import stat_fields
 
 # Set in the environment of workers that a launcher starts, to the launcher's age in seconds.
 WORKER_VARIABLE = "STUDYLOOM_WORKER"
@@ -15,8 +16,7 @@ def process_age() -> float:
     """Returns the seconds since this process began, plus for a worker its launcher's age then."""
     before = os.environ.get(WORKER_VARIABLE, "0")
     try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        began = int(stat_fields("self")[19]) / os.sysconf("SC_CLK_TCK")
         own = time.clock_gettime(time.CLOCK_BOOTTIME) - began
     except (OSError, AttributeError):  # outside Linux
         own = time.process_time()

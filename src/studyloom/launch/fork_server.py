@@ -31,7 +31,7 @@ def can_fork() -> bool:
         return False
     try:
         os.close(os.pidfd_open(os.getpid()))
-    except OSError:  # before Linux 5.3
+    except (OSError, AttributeError):  # before Linux 5.3, and a Python that was built for that
         return False
     return True
 

@@ -56,6 +56,11 @@ class Line:
         self._taken = 0  # how many of those `is_asked` has answered
         self._claimed = False
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether a launcher has started this process."""
+        return self._socket is not None
+
     @classmethod
     def of_launcher(cls) -> "Line":
         """Returns the line to the launcher that started this process as a command."""

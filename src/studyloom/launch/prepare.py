@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from studyloom.question.question import Question, data_key
 from studyloom.question.search_parts import KEEPS_STATE
 from studyloom.question.validation import check_ranks, check_sections, validate
 from studyloom.search.warm_start import Begun, Remembered, WarmStarts, find_warm_starts
-from studyloom.storage.connections import connections_left
+from studyloom.storage.connections import closed_on_error, connections_left
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url
 from studyloom.study.bounds import set_bounds
@@ -34,9 +34,13 @@ from studyloom.study.earlier_studies import find_earlier, read_earlier
 from studyloom.study.enqueue import begun, enqueue, missing_baseline, redo_baseline
 from studyloom.study.identity import check_code
 from studyloom.study.stored_study import StoredStudy, create_study, open_study
+from studyloom.study.trials.tracking import Tracking
+from studyloom.trackers import Recalling, build_trackers
 from studyloom.training.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
+# Yields the mistakes of a question whose data could be loaded, or not.
+Check = Callable[[Question, TrainingData | None], Iterator[str]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Prepared:
         url: of the database.
         run_dir: the folder of the run.
         starts: the points that are tried first.
+        trackers: of the section `track`, by name.
     """
 
     question: Question
@@ -58,6 +63,11 @@ class Prepared:
     url: str
     run_dir: Path
     starts: WarmStarts
+    trackers: Mapping[str, Recalling] = field(default_factory=dict)
+
+    def track(self, stage: str, stored: StoredStudy) -> Tracking:
+        """Returns what tells the trackers of a stage: of the search, and of no other."""
+        return Tracking(self.trackers if stage == "search" else {}, stored, self.run_dir)
 
 
 @dataclass
@@ -92,12 +102,13 @@ class Attempts:
             raise ConfigError(list(dict.fromkeys(self.mistakes)))
 
 
-def prepare(cfg: DictConfig, ranks: Ranks = ALONE) -> Prepared:
+def prepare(cfg: DictConfig, ranks: Ranks = ALONE, checks: Sequence[Check] = ()) -> Prepared:
     """Turns the config of a command into objects, and checks all of it.
 
     Args:
         cfg: as composed.
         ranks: the processes that train each trial of this process.
+        checks: further ones, of what a command does after the search.
 
     Raises:
         ConfigError: every mistake found.
@@ -107,6 +118,7 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE) -> Prepared:
     question = attempt(lambda: kind.ask(cfg, Composer.from_hydra()))
     launcher = attempt(lambda: build(cfg.launcher))
     url = attempt(lambda: _storage_url(cfg))
+    trackers = attempt(lambda: build_trackers(cfg.track))
     data = attempt(lambda: kind.gather(cfg))
     if data is not None and launcher is not None and launcher.count(2) > 1:
         data = data.shared(data_key(cfg))
@@ -115,6 +127,9 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE) -> Prepared:
             attempt(lambda: attempt.mistakes.extend(check_sections(question)))
         else:
             attempt(lambda: validate(question, data))
+        attempt(
+            lambda: attempt.mistakes.extend(m for check in checks for m in check(question, data))
+        )
         if launcher is not None and not attempt.mistakes:
             attempt.mistakes += check_ranks(question, getattr(launcher, "ranks", 1))
         if launcher is not None and not attempt.mistakes:
@@ -127,7 +142,7 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE) -> Prepared:
         attempt.mistakes += check_database_reach(url, launcher)
     attempt.check()
     question, data = replace(question, ranks=ranks), _on_device(kind, data, ranks)
-    return Prepared(question, launcher, data, url, Path(cfg.run_dir), starts)
+    return Prepared(question, launcher, data, url, Path(cfg.run_dir), starts, trackers)
 
 
 def prepare_to_join(cfg: DictConfig, ranks: Ranks = ALONE) -> Prepared:
@@ -147,13 +162,14 @@ def prepare_to_join(cfg: DictConfig, ranks: Ranks = ALONE) -> Prepared:
     kind = _kind_of(cfg)
     question = attempt(lambda: kind.ask(cfg, Composer.from_hydra()))
     url = attempt(lambda: _storage_url(cfg))
+    trackers = attempt(lambda: build_trackers(cfg.track))
     data = attempt(lambda: kind.gather(cfg).shared(data_key(cfg)))
     launcher = Join()
     if url is not None:
         attempt.mistakes += check_database_reach(url, launcher)
     attempt.check()
     question, data = replace(question, ranks=ranks), _on_device(kind, data, ranks)
-    return Prepared(question, launcher, data, url, Path(cfg.run_dir), WarmStarts())
+    return Prepared(question, launcher, data, url, Path(cfg.run_dir), WarmStarts(), trackers)
 
 
 def _kind_of(cfg: DictConfig) -> type[Question]:
@@ -288,8 +304,8 @@ def open_or_create(prepared: Prepared, *, create: bool) -> tuple[StoredStudy, in
     name = str(question.config.study.name)
     deadline = question.config.storage.deadline
     if not create:
-        stored = open_study(prepared.url, name, deadline)
-        check_code(name, stored.code(), lambda: question.code)
+        with closed_on_error(open_study(prepared.url, name, deadline)) as stored:
+            check_code(name, stored.code(), lambda: question.code)
         return stored, trials
     prepared.run_dir.mkdir(parents=True, exist_ok=True)
     note_run(prepared.run_dir)
@@ -303,11 +319,19 @@ def open_or_create(prepared: Prepared, *, create: bool) -> tuple[StoredStudy, in
         goals=question.goals,
         accept_code_change=question.config.study.accept_code_change,
     )
+    with closed_on_error(stored):
+        _settle(prepared, stored, trials)
+    return stored, trials
+
+
+def _settle(prepared: Prepared, stored: StoredStudy, trials: int) -> None:
+    """Stores what the config says of a study beside its question, and what is tried first."""
+    question = prepared.question
     stored.state(question.rule)
     study = question.config.study
     set_bounds(stored, study.regret if study.stop == "regret" else None, study.epochs, trials)
     if question.baseline is not None:
-        if question.config.study.redo_baseline:
+        if study.redo_baseline:
             redo_baseline(stored, prepared.url)
         if (missing := missing_baseline(stored)) is not None:
             log.warning("%s", missing)
@@ -319,4 +343,3 @@ def open_or_create(prepared: Prepared, *, create: bool) -> tuple[StoredStudy, in
             left,
             trials,
         )
-    return stored, trials

@@ -24,7 +24,7 @@ from studyloom.launch.local import check_ranks, check_workers, cores, gpus
 from studyloom.launch.ray_actor import Actor
 from studyloom.launch.supervisor import HUNG, Supervisor, WorkerExit
 from studyloom.launch.task import Task
-from studyloom.processes import host_id
+from studyloom.processes import CLUSTER_MARK, host_id
 from studyloom.study.stopping import Stop
 
 # Ends all processes of the command's own cluster when the command has ended, and removes its files.
@@ -32,18 +32,27 @@ from studyloom.study.stopping import Stop
 CLEANUP = """
 import os, shutil, signal, sys, time
 sys.stdin.read()
-mark = os.fsencode("STUDYLOOM_RAY=" + sys.argv[1])
-def has_mark(pid):
+mark = os.fsencode(sys.argv[2] + "=" + sys.argv[1])
+def read(pid, name):
+    with open(f"/proc/{pid}/{name}", "rb") as file:
+        return file.read()
+folder = os.path.join(os.path.realpath(sys.argv[1]), "")
+def holds_file(pid):
+    files = f"/proc/{pid}/fd"
+    paths = [os.path.realpath(f"{files}/{name}") for name in os.listdir(files)]
+    return any(path.startswith(folder) for path in paths)
+def is_of_cluster(pid):
+    # The title that Ray gives its processes overwrites the beginning of their environment.
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return mark in file.read().split(b"\\0")
+        titled = read(pid, "comm").startswith(b"ray::")
+        return mark in read(pid, "environ").split(b"\\0") or titled and holds_file(pid)
     except OSError:
         return False
 end = time.monotonic() + 10
 while time.monotonic() < end:
     names = os.listdir("/proc") if os.path.isdir("/proc") else []
     pids = [int(name) for name in names if name.isdecimal() and int(name) != os.getpid()]
-    left = [pid for pid in pids if has_mark(pid)]
+    left = [pid for pid in pids if is_of_cluster(pid)]
     if not left:
         break
     for pid in left:
@@ -251,22 +260,23 @@ def own_cluster(cpus: int) -> Iterator[Any]:
     """
     # The paths of Ray's sockets have at most 107 bytes: its files cannot lie below a run directory.
     folder = tempfile.mkdtemp(prefix=f"studyloom-ray-{os.getpid()}-", dir="/tmp")
-    own = {
-        "STUDYLOOM_RAY": folder,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    }
-    os.environ |= own | {"RAY_USAGE_STATS_ENABLED": "0"}  # before Ray is imported
-    command = [sys.executable, "-I", "-c", CLEANUP, folder]
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    # Before Ray is imported.
+    os.environ |= token | {CLUSTER_MARK: folder, "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-I", "-c", CLEANUP, folder, CLUSTER_MARK]
     sweeper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     assert sweeper.stdin is not None
     try:
         options = {"include_dashboard": False, "object_store_memory": STORE, "_temp_dir": folder}
-        yield join(address="local", num_cpus=cpus, num_gpus=len(gpus()), **options)
+        try:
+            ray = join(address="local", num_cpus=cpus, num_gpus=len(gpus()), **options)
+        finally:
+            del os.environ[CLUSTER_MARK]  # what the command starts from now on is not the cluster's
+        yield ray
     finally:
         with suppress(LaunchError):
             import_ray().shutdown()
-        for name in own:
+        for name in token:
             del os.environ[name]
         sweeper.stdin.close()
         sweeper.wait()

@@ -190,12 +190,15 @@ class Supervisor:
         limit = self.task.limits.trial_timeout
         if limit is None:
             return
+        death = f"the trial took longer than study.trial_timeout={limit:g} s"
         workers = self._by_id()
-        for worker_id in self.task.ledger.overdue([*workers], limit + 1.0):
-            workers[worker_id].kill()
-            death = f"the trial took longer than study.trial_timeout={limit:g} s"
-            self.task.ledger.record_death(worker_id, death, fatal=True)
-            workers[worker_id].start()
+        # Asked again after each kill, which may take seconds: the others may have ended their
+        # trials meanwhile and have begun new ones.
+        while overdue := self.task.ledger.overdue([*workers], limit + 1.0):
+            worker = workers.pop(overdue[0].owner)
+            worker.kill()
+            self.task.ledger.record_death(overdue[0].owner, death, overdue=overdue[0])
+            worker.start()
 
     def _stop_all(self) -> None:
         """Asks the workers to release their trials and end."""

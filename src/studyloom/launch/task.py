@@ -15,7 +15,7 @@ from studyloom.launch.fork_server import ForkServer
 from studyloom.launch.line import Line
 from studyloom.storage.ledger import Ledger
 from studyloom.study.stopping import Stop
-from studyloom.study.trials.reporter import Limits
+from studyloom.study.trials.limits import Limits
 
 RENEWALS = 4  # how often a lease is renewed in the time that it lasts
 
@@ -89,8 +89,10 @@ def renewing_leases(task: Task, worker_ids: Callable[[], Iterable[str]]) -> Iter
     end = threading.Event()
 
     def renew() -> None:
-        with contextlib.suppress(StorageLost):  # the workers will meet it too, and report it
-            while not end.wait(task.limits.lease / RENEWALS):
+        while not end.wait(task.limits.lease / RENEWALS):
+            # A lock may keep only this from being written. If the database stays away, it is for
+            # the body to say so.
+            with contextlib.suppress(StorageLost):
                 task.ledger.renew_for([*worker_ids()], task.limits.lease)
 
     thread = threading.Thread(target=renew, daemon=True)

@@ -43,7 +43,7 @@ from studyloom.training.job import Job
 from studyloom.training.optimizer_step import avoid_compiler_import
 from studyloom.training.parameter_groups import make_optimizer
 from studyloom.training.schedule import check_schedule, make_rates
-from studyloom.training.steps import Steps
+from studyloom.training.steps import Steps, on_threads
 from studyloom.training.trainer import Training
 
 LARGE = 10_000_000  # parameters; building a network with so many takes about 0.1 s
@@ -65,20 +65,6 @@ class Branch:
 
     def __str__(self) -> str:
         return ", ".join(f"{group}={option}" for group, option in self.choices.items())
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Limits PyTorch to one thread.
-
-    With two examples, threads on a busy machine wait for each other 0.01 s in every operation.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager
@@ -308,7 +294,7 @@ def try_goals(
 
 def _forward(job: Job, split: Split, device: str, last_batches: Collection[int]) -> None:
     """Builds the parts of a job and computes the loss of two examples."""
-    with torch.device(device), torch.random.fork_rng(devices=[]), one_thread():
+    with torch.device(device), torch.random.fork_rng(devices=[]), on_threads(1):
         model = _build(job, split, device)
         _compute(job, model, split, last_batches)
 
@@ -357,7 +343,7 @@ def _try_steps(job: Job, split: Part, sizes: Collection[int], *, whole: bool) ->
     Raises:
         ValueError: a step raises an exception, or returns something else than it must.
     """
-    with torch.random.fork_rng(devices=[]), one_thread():
+    with torch.random.fork_rng(devices=[]), on_threads(1):
         if not isinstance(split, Split):
             Training([job], split)  # its modules may want to learn from what is not in memory
         model = _build(job, split, "cpu")

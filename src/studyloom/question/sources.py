@@ -14,14 +14,19 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from pkgutil import resolve_name
+from types import ModuleType
 from typing import Any
 
+from studyloom.errors import ConfigError
 from studyloom.files import PACKAGE
 
 CODE = "code."  # what the keys of digests begin with; the module follows
 DIGITS = 16  # of a digest: enough to tell sources apart, and few enough to read
 SILENT = ("ctx", "kind", "type_comment")  # fields of a syntax tree that say nothing of their own
 INSTALLED = ("site-packages", "dist-packages")
+
+# By module: the module and its spec as this process asked first, and the digest of its file then.
+_first_digests: dict[str, tuple[ModuleType, Any, str]] = {}
 
 
 def code_digests(sections: Any) -> dict[str, str]:
@@ -35,13 +40,47 @@ def code_digests(sections: Any) -> dict[str, str]:
 
     Returns:
         digests by `code.MODULE`; for what was typed into a notebook, by `code.__main__.NAME`.
+
+    Raises:
+        ConfigError: files have changed since this process imported them, so that it would call
+            other code than it says; as in a notebook that runs a second study.
     """
     digests: dict[str, str] = {}
     for target in dict.fromkeys(targets(sections)):
         for part in _parts(target):
             if (named := _digest(part)) is not None:
-                digests[f"{CODE}{named[0]}"] = named[1]
-    return dict(sorted(digests.items()))
+                digests[named[0]] = named[1]
+    if edited := [name for name in sorted(digests) if _is_edited(name, digests[name])]:
+        raise ConfigError(
+            [
+                f"{_file_of(name)} has changed since this process imported it; restart it (in a "
+                "notebook: the kernel), or reload the module with importlib.reload"
+                for name in edited
+            ]
+        )
+    return {f"{CODE}{name}": digests[name] for name in sorted(digests)}
+
+
+def _is_edited(name: str, digest: str) -> bool:
+    """Whether a module's source has another digest than when this process first asked for it.
+
+    A module that was reloaded since has another spec, and one that was imported anew is another.
+    """
+    module = sys.modules.get(name)
+    if module is None:  # typed into a notebook
+        return False
+    spec = getattr(module, "__spec__", None)
+    known, its_spec, first = _first_digests.get(name, (None, None, ""))
+    if known is module and its_spec is spec:
+        return first != digest
+    _first_digests[name] = module, spec, digest
+    return False
+
+
+def _file_of(name: str) -> Path:
+    """Returns the file of a module, from the working directory if it is below."""
+    path, here = Path(str(sys.modules[name].__file__)).resolve(), Path.cwd().resolve()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def only_reports(function: Any, position: int = 1) -> bool:
@@ -115,7 +154,7 @@ def _digest(part: Any) -> tuple[str, str] | None:
             return None
         return f"{name}.{part.__qualname__}", digest_of_source(source.encode())
     path = Path(file).resolve()
-    if not _is_own(path):
+    if not is_users_code(path):
         return None
     try:
         return name, digest_of_source(path.read_bytes())
@@ -123,7 +162,8 @@ def _digest(part: Any) -> tuple[str, str] | None:
         return None
 
 
-def _is_own(path: Path) -> bool:
+def is_users_code(path: Path) -> bool:
+    """Whether a file is the user's own code, and not of Python, a package, or studyloom."""
     library = [Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib")]
     elsewhere = {*INSTALLED}.intersection(path.parts)
     return not elsewhere and not any(path.is_relative_to(p) for p in (PACKAGE, *library))

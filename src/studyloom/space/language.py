@@ -1,6 +1,7 @@
 """The language of `conf/space/*.yaml`: parses a tree of plain mappings into a Space."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -187,8 +188,8 @@ class _Parser:
         kind = "int" if "int" in spec else "float"
         (low, high), log, step = spec[kind], spec.get("log", False), spec.get("step")
         if step is not None:  # the highest value is the last step that is not above the high end
-            exact = [Decimal(str(value)) for value in (low, high, step)]
-            high = type(high)(exact[0] + (exact[1] - exact[0]) // exact[2] * exact[2])
+            first, last, width = map(_exact, (low, high, step))
+            high = type(high)(first + (last - first) // width * width)
         if kind == "int":
             return IntDistribution(low, high, log=log, step=1 if step is None else step)
         return FloatDistribution(float(low), float(high), log=log, step=step)
@@ -233,7 +234,7 @@ class _Parser:
             )
         if step is not None and step <= 0:
             self.mistakes.append(f"{step_where} must be above 0; got {step}")
-        elif step is not None and low <= high and step > high - low > 0:
+        elif step is not None and 0 < _exact(high) - _exact(low) < _exact(step):
             self.mistakes.append(
                 f"{step_where} must not be wider than the range [{low}, {high}]; got {step}"
             )
@@ -262,7 +263,7 @@ class _Parser:
 
 
 def _find_conflicts(nodes: Sequence[Node], outer: Mapping[str, str]) -> list[str]:
-    """Finds the leaves whose key is also decided by a leaf outside their option.
+    """Finds the leaves whose key is also decided by a leaf beside them, or outside their option.
 
     Args:
         outer: the name of each leaf outside the option, by key.
@@ -274,12 +275,19 @@ def _find_conflicts(nodes: Sequence[Node], outer: Mapping[str, str]) -> list[str
         for leaf in leaves
         if leaf.key in outer
     ]
+    twice = [key for key, count in Counter(leaf.key for leaf in leaves).items() if count > 1]
+    mistakes += [f"space.{key} is given twice; keep one of them" for key in twice]
     inner = {**outer, **{leaf.key: leaf.name for leaf in leaves}}
     for node in nodes:
         if isinstance(node, Group):
             for children in node.options.values():
                 mistakes += _find_conflicts(children, inner)
     return mistakes
+
+
+def _exact(value: float) -> Decimal:
+    """Returns a number as it was written: 0.3 - 0.1 is 0.2."""
+    return Decimal(str(value))
 
 
 def _is_finite(value: float) -> bool:

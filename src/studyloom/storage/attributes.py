@@ -15,6 +15,10 @@ TEST_OPENINGS = "test_openings"  # int: how often the test part was opened
 CODE_CHANGES = "code_changes"  # list[dict]: accepted ones: what is `changed`, `from` which trial
 TESTED = "tested"  # dict[str, Any], of a retraining: what the test part gave, as in winner.json
 COMPRESSED = "compressed"  # dict[str, Any]: what the test part gave, by the digest of winner.onnx
+JOB = "job"  # dict[str, Any]: what the last command does beside the search, when it began and ended
+STAGES = "stages"  # dict[str, str]: the studies of the later stages, by title
+ANSWERED = "answered"  # dict[str, Any]: the winner and its test, in short, and by which stage
+CONTROL = "control"  # str | None: stop or pause, as another terminal asked
 UUID = "uuid"  # str: random, since SQLite gives the id of a deleted study to the next one
 
 # Of a trial
@@ -31,11 +35,12 @@ COLUMNS = ("number", "value", "seconds", "samples_per_second", JOBS, STANDARD_ER
 TIMES = "times"  # dict[str, float]: the worker's seconds by kind
 MADE = "made"  # dict[str, Any]: provenance, from which the trial can be trained again
 PAUSED = "paused"  # int | None: the step of the rung at which it waits while no worker has it
+PLANNED_EPOCHS = "planned_epochs"  # int: how many epochs it has unless something ends it before
 RUNGS = "rungs"  # list[int]: the steps of the rungs at which it was paused, or went on
 KEPT = "kept"  # True: its weights, or what its loop kept, are in a file of the run directory
 REUSED = "reused"  # str: the stage and trial whose result this one has, without a training
 FAILURE = "failure"  # str: the class of failure, such as diverged or timeout
-REASON = "reason"  # str: the failure in one line
+REASON = "reason"  # str: the failure, as its error says it, often in one line
 TRACEBACK = "traceback"  # str: the last lines of the traceback
 # System attributes in which Optuna's CMA-ES keeps a pickle, by how their keys begin. Whoever wrote
 # them would run code here, so they are not read; `space.cmaes` does without.
@@ -44,5 +49,5 @@ PICKLED = ("cma:optimizer", "sepcma:optimizer", "cmawm:optimizer")
 # loop tells, which may have none of these names. float
 OF_TRIALS = (
     *(SLOT, FORMER_SLOT, WORKER, BASELINE, ENQUEUED, EPOCHS, STANDARD_ERROR, TIMES, MADE),
-    *(PAUSED, RUNGS, KEPT, REUSED, FAILURE, REASON, TRACEBACK),
+    *(PLANNED_EPOCHS, PAUSED, RUNGS, KEPT, REUSED, FAILURE, REASON, TRACEBACK),
 )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 import sqlalchemy
@@ -56,6 +56,25 @@ LIMITS = (  # of the three columns of LIMITS_QUERY
 logging.getLogger("psycopg").addFilter(
     lambda record: not str(record.msg).startswith("error ignored")
 )
+
+
+class Closable(Protocol):
+    """What holds connections."""
+
+    def close(self) -> None: ...
+
+
+Opened = TypeVar("Opened", bound=Closable)
+
+
+@contextmanager
+def closed_on_error(opened: Opened) -> Iterator[Opened]:
+    """Closes a storage or a study if the body raises an error, since nobody gets it then."""
+    try:
+        yield opened
+    except BaseException:
+        opened.close()
+        raise
 
 
 def import_lazy_modules() -> None:

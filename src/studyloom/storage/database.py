@@ -113,6 +113,10 @@ class RetryingStorage(RDBStorage):
             self.scoped_session.remove()
             self.engine.dispose()  # Optuna takes two connections at once, and a worker takes one
 
+    def close(self) -> None:
+        """Closes the connections; a later call opens them again."""
+        self.engine.dispose()
+
     @property
     def deadline(self) -> float:
         """Seconds that a call waits for a database that is away; may be set while calls wait."""

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from studyloom.errors import FileError, ServerError
 from studyloom.files import is_own, mark_own, read_below
-from studyloom.processes import MARK
+from studyloom.processes import CLUSTER_MARK, MARK
 from studyloom.storage import server_keeper
 from studyloom.storage.server_keeper import NOBODY, ROLE, SCHEME, open_lock, try_lock
 
@@ -185,8 +185,10 @@ def _start_keeper(folder: Path, programs: Path, *, own: bool = False) -> None:
             return
         # By its file, and isolated from the user: -I ignores PYTHONPATH and the working directory.
         command = [sys.executable, "-I", server_keeper.__file__, str(folder), str(programs)]
-        # It serves others too, and must not be ended with a worker that has started it.
-        others = {name: value for name, value in os.environ.items() if name != MARK}
+        # It serves others too, and must not be ended with the worker that has started it, or with
+        # its cluster.
+        marks = (MARK, CLUSTER_MARK)
+        others = {name: value for name, value in os.environ.items() if name not in marks}
         started = subprocess.run(
             command, env=others, stdin=subprocess.DEVNULL, capture_output=True, text=True
         )

@@ -21,8 +21,10 @@ from sqlalchemy import (
     Connection,
     Update,
     bindparam,
+    case,
     false,
     func,
+    literal,
     select,
     text,
     update,
@@ -32,12 +34,20 @@ from sqlalchemy import or_ as any_of
 
 from studyloom.processes import Sightings, host_id, is_alive
 from studyloom.storage.database import RetryingStorage, execute, read
-from studyloom.storage.records.claiming import IS_HELD, IS_OPEN, Wanted, claiming, clock
+from studyloom.storage.records.claiming import (
+    HAS_NONE,
+    HAS_TRIAL,
+    IS_HELD,
+    IS_OPEN,
+    Wanted,
+    claiming,
+    clock,
+)
 from studyloom.storage.records.compare import Slot
 from studyloom.storage.records.heads import fills
 from studyloom.storage.records.leases import LEASE_FACTOR, LeaseWatch
 from studyloom.storage.records.posting import post
-from studyloom.storage.records.slots import SLOTS, Claim, HeldSlot
+from studyloom.storage.records.slots import SLOTS, Claim, HeldClaim, HeldSlot
 from studyloom.storage.records.standings import Known, Order, Standing, read_standings
 from studyloom.storage.records.studies import is_study, lock_study, study_deleted
 from studyloom.storage.retry import call_state
@@ -82,10 +92,6 @@ class Ledger:
     @property
     def _mine(self) -> ColumnElement[bool]:
         return SLOTS.c.study_id == self.study_id
-
-    def _first(self, trials: int, begun: bool) -> ColumnElement[bool]:
-        first = all_of(self._mine, SLOTS.c.slot < trials)
-        return all_of(first, SLOTS.c.trial_id.is_not(None)) if begun else first
 
     @property
     def _now(self) -> ColumnElement[float]:
@@ -135,7 +141,7 @@ class Ledger:
                 standings = self._standings(connection, owner, trials, order, abandoned)
                 if (chosen := order.choose(standings, closed=begun)) is None:
                     return None
-            wanted = Wanted(fresh, begun, chosen is not None)
+            wanted = Wanted(fresh, begun, chosen is not None, call_state.uncertain)
             slot = None if chosen is None else chosen.slot
             of = {"study": self.study_id, "trials": trials, "chosen": slot, "me": owner}
             statement = claiming(wanted, self.storage.engine.dialect.name, abandoned)
@@ -174,7 +180,7 @@ class Ledger:
         return LeaseWatch(self.clock)
 
     @cached_property
-    def _claims(self) -> Sightings[tuple[str, int, int, int], None]:
+    def _claims(self) -> Sightings[HeldClaim, None]:
         return Sightings(self.clock)
 
     def renew(
@@ -320,17 +326,23 @@ class Ledger:
         )
         execute(self.storage, lambda connection: connection.execute(statement))
 
-    def record_death(self, owner: str, death: str, *, fatal: bool = False) -> int:
+    def record_death(self, owner: str, death: str, *, overdue: HeldClaim | None = None) -> int:
         """Releases what a dead worker held, and records how it ended.
 
         Args:
             owner: The worker's id.
             death: How it ended, in a few words.
-            fatal: Whether the trial that it ran must not be tried again.
+            overdue: The claim whose trial must not be tried again, if the worker still holds that:
+                it may have ended the trial itself and have begun another one.
 
         Returns:
             The number of slots that it held.
         """
+        fatal: ColumnElement[Any] = literal(0)
+        if overdue is not None:
+            of = (SLOTS.c.study_id, SLOTS.c.slot, SLOTS.c.token)
+            same = all_of(*(column == value for column, value in zip(of, overdue[1:], strict=True)))
+            fatal = case((same, 1), else_=0)
         statement = (
             update(SLOTS)
             .where(self._held_by([owner]))
@@ -340,7 +352,7 @@ class Ledger:
                 expires=None,
                 deaths=SLOTS.c.deaths + 1,
                 death=death,
-                fatal=int(fatal),
+                fatal=fatal,
             )
         )
         return int(execute(self.storage, lambda connection: connection.execute(statement).rowcount))
@@ -352,8 +364,8 @@ class Ledger:
             if host == host_id() and not is_alive(int(pid)):
                 self.record_death(held.owner, "its process is gone")
 
-    def overdue(self, workers: Sequence[str], limit: float) -> list[str]:
-        """Selects the workers whose claim this process has seen for more than `limit` seconds.
+    def overdue(self, workers: Sequence[str], limit: float) -> list[HeldClaim]:
+        """Selects the claims of workers that this process has seen for more than `limit` seconds.
 
         Args:
             workers: Ids of workers; those of one supervisor, which asks again and again.
@@ -363,8 +375,8 @@ class Ledger:
             self._held_by(workers)
         )
         rows = read(self.storage, lambda connection: connection.execute(query).all())
-        claims = {(row.owner, row.study_id, row.slot, row.token): None for row in rows}
-        return [key[0] for key, (_, seen) in self._claims.look(claims).items() if seen > limit]
+        claims = {HeldClaim(*row): None for row in rows}
+        return [claim for claim, (_, seen) in self._claims.look(claims).items() if seen > limit]
 
     @staticmethod
     def _held_by(workers: Sequence[str]) -> ColumnElement[bool]:
@@ -377,9 +389,14 @@ class Ledger:
         Raises:
             StorageLost: The study was deleted.
         """
-        open_ = all_of(self._first(trials, begun), IS_OPEN)
-        count = select(func.count()).where(open_).scalar_subquery()
-        query = select(count, self._exists)
+        conditions = (HAS_TRIAL,) if begun else (HAS_TRIAL, HAS_NONE)  # each by its index
+        counts = [
+            select(func.count())
+            .where(self._mine, SLOTS.c.slot < trials, IS_OPEN, condition)
+            .scalar_subquery()
+            for condition in conditions
+        ]
+        query = select(sum(counts[1:], counts[0]), self._exists)
         number, exists = read(self.storage, lambda connection: connection.execute(query).one())
         if not exists:
             raise study_deleted()
@@ -412,3 +429,16 @@ class Ledger:
         return read(
             self.storage, lambda connection: [HeldSlot(*row) for row in connection.execute(query)]
         )
+
+
+class NoLedger(Ledger):
+    """The ledger of a study of another program: it has no slots, and there may be no table."""
+
+    def todo(self, trials: int, *, begun: bool = False) -> int:
+        return 0
+
+    def counts(self) -> dict[str, int]:
+        return {"free": 0, "held": 0, "done": 0}
+
+    def held(self) -> list[HeldSlot]:
+        return []

@@ -133,13 +133,17 @@ class Retry:
                         pooled = False
                         continue
                     left = self._time_left(lost, failed_at)
+                except Exception:  # an answer of the database too: a trial is gone, say
+                    self._report_return(failed_at, called)
+                    raise
                 else:
-                    if failed_at is not None and self.away:
-                        self._report_return(time.monotonic() - called)
+                    self._report_return(failed_at, called)
                     return result
                 time.sleep(min(delay * _jitter.uniform(0.5, 1.0), left))
                 delay = min(2 * delay, longest)
         finally:
+            if failed_at is not None:  # also if a signal has ended the wait
+                self.away = False
             call_state.committing, call_state.uncertain = outer
 
     def _diagnose(self, error: Exception) -> StorageLost:
@@ -162,9 +166,11 @@ class Retry:
             log.warning("%s; trying again for up to %g s", lost, deadline)
         return left
 
-    def _report_return(self, seconds: float) -> None:
-        log.warning("storage: %s is back after %.1f s", without_password(self.address), seconds)
-        self.away = False
+    def _report_return(self, failed_at: float | None, called: float) -> None:
+        """Reports that the database has answered a call, if the call had to wait for it."""
+        if failed_at is not None and self.away:
+            shown, seconds = without_password(self.address), time.monotonic() - called
+            log.warning("storage: %s is back after %.1f s", shown, seconds)
 
     def _final(self, lost: StorageLost, waited: float) -> StorageLost:
         """Makes the error of a call that is given up after so many seconds."""

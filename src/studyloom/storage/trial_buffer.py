@@ -44,7 +44,7 @@ class TrialBuffer(CachedStorage):
 
     def close(self) -> None:
         """Closes all connections to the database."""
-        self._backend.engine.dispose()
+        self._backend.close()
 
     def is_away(self) -> bool:
         """Reports whether calls wait for the database just now."""

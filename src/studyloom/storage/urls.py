@@ -12,9 +12,11 @@ from sqlalchemy.exc import ArgumentError
 from studyloom.errors import StorageError
 from studyloom.text import mask_passwords
 
-# Several hosts in the place of one, as libpq has them: //user@a:5432,b:5433/name
+# Several hosts in the place of one, as libpq has them: //user@a:5432,b:5433/name. What ends with an
+# @ is user and password, which may have commas too, unless a query begins before it: ?name=x@y.
 HOSTS = re.compile(
-    r"(?P<before>postgres(?:ql)?(?:\+\w+)?://(?:[^:/]*(?::[^@]*)?@)?)(?P<hosts>[^/?@]*,[^/?@]*)"
+    r"(?P<before>postgres(?:ql)?(?:\+\w+)?://(?:[^:/?]*(?::(?![^@]*\?\w+=)[^@]*)?@)?+)"
+    r"(?P<hosts>[^/?@]*,[^/?@]*)(?=[/?]|$)"
 )
 # A host with its port. An IPv6 address has brackets then.
 HOST = re.compile(r"(?:\[(?P<address>[^\]]*)\]|(?P<name>[^:]+))(?::(?P<port>[^:]*))?")

@@ -6,9 +6,11 @@ provenance, and stopping.
 
 __all__ = [
     "bounds",
+    "control",
     "earlier_studies",
     "enqueue",
     "identity",
+    "job",
     "replay",
     "stopping",
     "stored_study",

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.config.runs import read_run
 from studyloom.config.values import describe_error
-from studyloom.errors import QuestionError, StorageError
+from studyloom.errors import QuestionError, StorageError, StorageLost
 from studyloom.files import open_below
 from studyloom.search.earlier import AUTO, Earlier
 from studyloom.search.warm_start import Remembered, source_label
@@ -68,8 +68,8 @@ def _as_earlier(stored: StoredStudy, label: str) -> Earlier:
     ranked = stored.ranked()
     numbers = {trial.number for trial in ranked}
     behind = [t for t in stored.trials() if t.number not in numbers and _is_worse(t)]
-    counts = stored.ledger.counts() if stored.ours else {}
-    left = counts.get("free", 0) + counts.get("held", 0)
+    counts = stored.ledger.counts()
+    left = counts["free"] + counts["held"]
     return Earlier(label, ranked, behind, left, stored.optuna.user_attrs.get(UUID))
 
 
@@ -104,7 +104,7 @@ class _Search:
             return
         try:
             stored = open_study(url, name, deadline=0.0)
-        except StorageError:
+        except StorageLost:  # and not a database that answers, but lacks this study alone
             self.unreachable.add(url)
             raise
         try:

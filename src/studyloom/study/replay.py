@@ -42,6 +42,7 @@ from studyloom.study.trials.failures import Failure
 from studyloom.study.trials.provenance import Provenance
 from studyloom.text import format_ranges
 from studyloom.training.job import Epoch
+from studyloom.training.steps import on_threads
 from studyloom.training.trainer import Training
 
 QUANTITIES = ("value", "train_loss", "valid_loss")
@@ -292,13 +293,9 @@ def threads(count: Any) -> Iterator[None]:
     Args:
         count: from a database; anything but a whole number from 1 to MOST_THREADS is ignored.
     """
-    before = torch.get_num_threads()
-    try:
-        if type(count) is int and 1 <= count <= MOST_THREADS:
-            torch.set_num_threads(count)
+    usable = type(count) is int and 1 <= count <= MOST_THREADS
+    with on_threads(count if usable else torch.get_num_threads()):
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def train_again(
@@ -328,7 +325,8 @@ def train_again(
     assert data.split is not None
     try:
         jobs = build_jobs(cfg, data.folds, provenance.seed)
-        for epochs in Training(jobs, data.split, in_turn=provenance.in_turn):
+        threads_now = torch.get_num_threads()  # an earlier version chose otherwise
+        for epochs in Training(jobs, data.split, in_turn=provenance.in_turn, threads=threads_now):
             history.append(epochs)
             report(mean_epochs(history)[-1])
             if len(history) == until:

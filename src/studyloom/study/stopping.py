@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any
 
@@ -28,6 +29,9 @@ class Stop:
 
     Attributes:
         signal: the first signal; None if there was none.
+        requested: what asked to stop without a signal, such as `studyloom stop`; else None.
+        paused: whether trials are to be released, and none to be claimed, until it is False again.
+        telling: whether somebody shows that the process stops; then this prints no line.
         alone: the name of that signal if it came to this process alone, else None.
     """
 
@@ -39,16 +43,43 @@ class Stop:
         self, timeout: float | None = None, is_asked: Callable[[], bool] = lambda: True
     ) -> None:
         self.signal: int | None = None
+        self.requested: str | None = None
+        self.paused = False
+        self.telling = False
         self.alone: str | None = None
         self._is_asked = is_asked
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self._interruptible = False
+        self._told = False  # whether the signal of `request` has come
         self._handlers: dict[int, Any] = {}  # those before
 
     def __call__(self) -> bool:
-        return self.signal is not None or (
-            self.deadline is not None and time.monotonic() >= self.deadline
-        )
+        return self._asked or (self.deadline is not None and time.monotonic() >= self.deadline)
+
+    @property
+    def _asked(self) -> bool:
+        return self.signal is not None or self.requested is not None
+
+    @property
+    def ended_by(self) -> str:
+        """What has asked to stop, in words."""
+        if self.requested is not None:
+            return self.requested
+        return "the time is up" if self.signal is None else "stopped"
+
+    def request(self, words: str) -> None:
+        """Stops without a signal of somebody's; from any thread.
+
+        An epoch that this process trains is cut short, as by a signal.
+
+        Args:
+            words: what asks for it.
+        """
+        if self._asked:
+            return
+        self.requested = words
+        if self._handlers:
+            os.kill(os.getpid(), signal.SIGTERM)  # Python runs its handler in the main thread
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():  # no other can set handlers
@@ -81,13 +112,18 @@ class Stop:
         """
         self._interruptible = True
         try:
-            if self.signal is not None:
+            if self._asked:
                 raise Stopped
             yield
         finally:
             self._interruptible = False
 
-    def _handle(self, number: int, _: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested is not None and not self._told and number == signal.SIGTERM:
+            self._told = True  # the one that `request` has sent
+            self._tell(f"stopping, as {self.requested} says")
+            self._interrupt(frame)
+            return
         asked = self._is_asked()
         if self.signal is not None and not asked:
             # A terminal sends a Ctrl-C to this process and to the one that passes it on.
@@ -95,9 +131,30 @@ class Stop:
         if self.signal is not None and self.alone is None:
             raise Interrupted
         self.signal, self.alone = number, None if asked else signal.Signals(number).name
-        os.write(2, b"stopping; once more stops at once\n" if asked else b"stopping\n")
-        if self._interruptible:
+        self._tell("stopping; once more stops at once" if asked else "stopping")
+        self._interrupt(frame)
+
+    def _interrupt(self, frame: FrameType | None) -> None:
+        """Leaves the body of `interruptible`, unless Python would drop the exception."""
+        if self._interruptible and not _is_finalizer(frame):
             raise Stopped
+
+    def _tell(self, words: str) -> None:
+        if not self.telling:
+            os.write(2, f"{words}\n".encode())
+
+
+def _is_finalizer(frame: FrameType | None) -> bool:
+    """Whether a frame is part of a finalizer, whose exceptions Python prints and drops.
+
+    A body is then left at its next look instead, at the end of an epoch.
+    """
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__del__" or code is Finalize.__call__.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 _fork = threading.local()  # the signals that a thread blocked before its fork

@@ -35,16 +35,17 @@ from studyloom.storage.attributes import (
     TEST_OPENINGS,
     UUID,
 )
-from studyloom.storage.connections import exclusive
+from studyloom.storage.connections import closed_on_error, exclusive
 from studyloom.storage.database import RetryingStorage, connect, execute, read
-from studyloom.storage.ledger import Ledger
-from studyloom.storage.records.heads import is_slot
+from studyloom.storage.ledger import Ledger, NoLedger
+from studyloom.storage.records.heads import is_slot, without_ours
 from studyloom.storage.records.reconcile import reconcile_unasked
 from studyloom.storage.records.slots import check_table, clear, create_table
 from studyloom.storage.records.studies import add_study
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.study.identity import check_question
 from studyloom.study.trials.failures import UNDEFINED
+from studyloom.text import mask_passwords
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,10 @@ class StoredStudy:
     def trials(self) -> list[FrozenTrial]:
         """Returns the trials that fill slots, by number; they must not be changed.
 
-        Of a study of plain Optuna these are all trials.
+        Of a study of plain Optuna these are all trials, without attributes that look like ours.
         """
-        return [trial for trial in self.optuna.get_trials(deepcopy=False) if self._counts(trial)]
+        trials = self.optuna.get_trials(deepcopy=False)
+        return [*filter(self._counts, trials)] if self.ours else [*map(without_ours, trials)]
 
     def _counts(self, trial: FrozenTrial) -> bool:
         return not self.ours or is_slot(trial.user_attrs.get(SLOT))
@@ -106,11 +108,9 @@ class StoredStudy:
         return QUESTION in self.optuna.user_attrs
 
     def halted(self) -> str | None:
-        """Returns why the study has stopped itself; None if it has not."""
-        reason: str | None = read(
-            self.ledger.storage, lambda c: sql.study_attr(c, self.ledger.study_id, HALTED)
-        )
-        return reason
+        """Returns why the study has stopped itself, without passwords; None if it has not."""
+        reason: str | None = self._attribute(HALTED)
+        return reason and mask_passwords(reason)
 
     def check_halted(self, prefix: str = "") -> None:
         """Raises an error if the study has stopped itself.
@@ -122,13 +122,13 @@ class StoredStudy:
             UndefinedObjective: it has, because its objective is not a finite number.
             Halted: it has, for another reason.
         """
-        if (reason := self.halted()) is None:
+        if (reason := self._attribute(HALTED)) is None:
             return
         undefined = any(
             attributes.get(FAILURE) == UNDEFINED and attributes.get(REASON) == reason
             for attributes in (trial.user_attrs for trial in self.trials())
         )
-        raise (UndefinedObjective if undefined else Halted)(f"{prefix}{reason}")
+        raise (UndefinedObjective if undefined else Halted)(f"{prefix}{mask_passwords(reason)}")
 
     @cached_property
     def goals(self) -> tuple[Goal, ...]:
@@ -243,15 +243,15 @@ class StoredStudy:
             rule: how; None for the default rule.
         """
         stated = None if rule is None else str(rule)
-        if self._stated() != stated:
+        if self._attribute(RULE) != stated:
             self.optuna.set_user_attr(RULE, stated)
 
-    def _stated(self) -> Any:
-        return read(self.ledger.storage, lambda c: sql.study_attr(c, self.ledger.study_id, RULE))
+    def _attribute(self, name: str) -> Any:
+        return read(self.ledger.storage, lambda c: sql.study_attr(c, self.ledger.study_id, name))
 
     def rule(self) -> Rule:
         """Returns how the best trial is chosen: by the stored rule, or else the default rule."""
-        if isinstance(stated := self._stated(), str):
+        if isinstance(stated := self._attribute(RULE), str):
             # What this program stores can be parsed; the database may come from elsewhere.
             with suppress(ConfigError):
                 costs = (Goal(name, "minimize") for name in COSTS)
@@ -268,10 +268,9 @@ class StoredStudy:
             rule: None for the rule of the study.
         """
         rule = self.rule() if rule is None else rule
-        known = [(trial, self.known(trial)) for trial in self.feasible()]
         satisfying = [
             (rule.rank(values), self.costs(trial), trial.number, trial)
-            for trial, values in known
+            for trial, values in ((trial, self.known(trial)) for trial in self.feasible())
             if rule.holds(values)
         ]
         return [trial for *_, trial in sorted(satisfying)]
@@ -320,7 +319,8 @@ def _load(backend: RetryingStorage, name: str) -> StoredStudy:
             f"study.name: the ledger of {name!r}, the table studyloom_slots, is gone; the command "
             "that runs the study, or `studyloom doctor --repair RUN_DIR`, makes it again"
         )
-    return StoredStudy(name, storage, study, Ledger(backend, study_id, attributes.get(UUID)))
+    ledger = Ledger if QUESTION in attributes else NoLedger
+    return StoredStudy(name, storage, study, ledger(backend, study_id, attributes.get(UUID)))
 
 
 def is_stage_name(name: str) -> bool:
@@ -394,8 +394,8 @@ def create_study(
         QuestionError: the study exists and asks another question, or another program made it.
         StorageError: the database cannot be used, or its records contradict each other.
     """
-    with exclusive(url, deadline=deadline if wait else 0.0):
-        backend = connect(url, create=True, deadline=deadline)
+    lock = exclusive(url, deadline=deadline if wait else 0.0)
+    with lock, closed_on_error(connect(url, create=True, deadline=deadline)) as backend:
         check_table(backend)
         attributes = {QUESTION: dict(question), UUID: uuid.uuid4().hex}
         if name not in {study.study_name for study in TrialBuffer(backend).get_all_studies()}:

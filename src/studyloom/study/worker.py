@@ -41,13 +41,17 @@ from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trials import failures
 from studyloom.study.trials.failures import Failure
 from studyloom.study.trials.files import TrialFiles
+from studyloom.study.trials.limits import Limits
 from studyloom.study.trials.provenance import Provenance, current_environment
-from studyloom.study.trials.reporter import EpochReports, Limits, Reporter
+from studyloom.study.trials.reporter import EpochReports, Reporter
 from studyloom.study.trials.rungs import Rungs
 from studyloom.study.trials.stopwatch import Stopwatch
+from studyloom.study.trials.tracking import Tracking
 from studyloom.training.checkpoint import Checkpoint, save_weights
 
-WAIT = 0.5  # seconds between looks at slots that others hold
+# Seconds between looks at slots that others hold. Each is half as long again as the one before: at
+# the end of a search 1 000 workers that looked twice a second would keep their server busy.
+WAIT, LONGEST_WAIT = 0.25, 5.0
 log = logging.getLogger(__name__)
 
 
@@ -89,6 +93,8 @@ class Worker:
         watch: measures where the time goes, for each trial.
         on_claim: called whenever a slot is claimed.
         stage: search, re-evaluation or retraining.
+        pausing: returns whether to release the trial and to claim none for now.
+        tracking: tells trackers how trials go.
     """
 
     question: TrialSource
@@ -101,6 +107,8 @@ class Worker:
     watch: Stopwatch = field(default_factory=Stopwatch)
     on_claim: Callable[[], None] = lambda: None
     stage: str = "search"
+    pausing: Callable[[], bool] = lambda: False
+    tracking: Tracking = field(default_factory=Tracking)
 
     def run(self, trials: int) -> None:
         """Works on the first `trials` slots until all are done or the worker is asked to stop.
@@ -127,26 +135,36 @@ class Worker:
             attributes = {SLOT: slot, WORKER: owner, **first}
             return self.stored.storage.make(connection, ledger.study_id, attributes)
 
+        wait = WAIT
         while not self.stopping():
             with self.watch("storage"):
                 self.stored.check_halted()
                 ended = ending(self.stored, trials) is not None
-                claim = ledger.claim(
-                    owner, trials, self.limits.lease, make, begun=ended, order=order
-                )
+                claim = None
+                if not self.pausing():
+                    lease = self.limits.lease
+                    claim = ledger.claim(owner, trials, lease, make, begun=ended, order=order)
             if claim is not None:
                 self.on_claim()
                 if kept:
                     self.begin_state(claim, kept)
                     kept = ()
                 self.finish_claim(claim, rungs)
+                wait = WAIT
             elif ledger.todo(trials, begun=ended):
-                with self.watch("idle"):
-                    time.sleep(WAIT)
+                self.idle(wait)
+                wait = min(1.5 * wait, LONGEST_WAIT)
                 ledger.record_gone()
             else:
-                self.files.remove_left(self.stored.trials(), self.question.space)
+                self.files.remove_left(self.stored.trials, self.question.space)
                 return
+
+    def idle(self, seconds: float) -> None:
+        """Waits, unless the worker is asked to stop."""
+        with self.watch("idle"):
+            while seconds > 0 and not self.stopping():
+                time.sleep(min(seconds, WAIT))
+                seconds -= WAIT
 
     def begin_state(self, claim: Claim, kept: Sequence[str]) -> None:
         """Checks that no other process works on a study whose sampler or pruner keeps state.
@@ -186,7 +204,11 @@ class Worker:
             with contextlib.suppress(Paused):
                 self.run_trial(claim, rungs)
         except (Stopped, Interrupted) as stop:
-            ledger.release(claim)
+            try:
+                if isinstance(stop, Stopped):
+                    self.tracking.flush()
+            finally:
+                ledger.release(claim)
             if isinstance(stop, Interrupted):
                 raise
         except ClaimLost as lost:
@@ -199,6 +221,7 @@ class Worker:
             ledger.release(claim)
         finally:
             self.stored.storage.clear()
+            self.tracking.leave()
 
     def run_trial(self, claim: Claim, rungs: Rungs | None = None) -> None:
         """Runs the trial of a claim from its present state to its end.
@@ -219,11 +242,12 @@ class Worker:
         # are paused all the same.
         prunable = self.question.baseline is None or BASELINE not in trial.user_attrs
         comparable = prunable and len(self.stored.goals) == 1
-        watch, stopping = self.watch, self.stopping
-        own = (rungs if prunable else None,)
-        reporter = Reporter(
-            self.stored, trial, claim, comparable, self.limits, stopping, watch, *own
-        )
+
+        def releasing() -> bool:
+            return self.stopping() or self.pausing()
+
+        own = (self.limits, releasing, self.watch, rungs if prunable else None, self.tracking)
+        reporter = Reporter(self.stored, trial, claim, comparable, *own)
         if claim.over:
             self.end_paused(frozen, reporter)
             return
@@ -319,6 +343,8 @@ class Worker:
             objective = self.question.make_objective(
                 point, number, self.data, self.attempt(reporter.claim, number, point)
             )
+            told, new = self.stored.storage.get_trial(frozen._trial_id), reporter.claim.token == 1
+            self.tracking.begin(told, objective.stride, self.limits.lease, new=new)
             with descriptors_kept():
                 value = self.evaluate(objective, reporter, checkpoint, frozen.last_step)
         except BaseException as caught:  # whatever the user's code raises costs this trial alone

@@ -145,6 +145,7 @@ class FusedStep:
     def _make_lists(self) -> None:
         """Makes the lists; none if a step is more than a call of the kernel for each group."""
         self._state, self._lists = self._optimizer.state, []
+        decoupled = type(self._optimizer) is torch.optim.AdamW  # as the kernel has it
         for group in self._optimizer.param_groups:
             weights, first = group["params"], group["params"][0]
             kept = () if group.get("momentum") == 0 else self._kept
@@ -153,6 +154,7 @@ class FusedStep:
             if (
                 not group["fused"]
                 or group.get("amsgrad")
+                or group.get("decoupled_weight_decay", decoupled) is not decoupled
                 or any(isinstance(number, Tensor) for number in numbers)
                 or any((w.device, w.dtype) != (first.device, first.dtype) for w in weights)
                 or any(state.get(name) is None for state in states for name in kept)

@@ -58,7 +58,12 @@ class TorchSchedule:
         return self.interval == "step"
 
     def make(
-        self, optimizer: Optimizer, epochs: int, steps_per_epoch: int, metric: Metric
+        self,
+        optimizer: Optimizer,
+        epochs: int,
+        steps_per_epoch: int,
+        metric: Metric,
+        outer: "TorchSchedule | None" = None,
     ) -> LRScheduler:
         """Makes the scheduler of an optimizer.
 
@@ -67,11 +72,19 @@ class TorchSchedule:
             epochs: of the training.
             steps_per_epoch: of the optimizer.
             metric: whose value ReduceLROnPlateau steps on.
+            outer: steps this one, if it is one of several.
 
         Raises:
-            ValueError: `mode` contradicts the metric, or PyTorch refuses a setting.
+            ValueError: `mode` contradicts the metric, `interval` the outer scheduler, or PyTorch
+                refuses a setting.
         """
-        length = epochs * steps_per_epoch if self.every_step else epochs
+        every_step = self.every_step if outer is None else outer.every_step
+        if self.interval not in (None, INTERVALS[every_step]):
+            raise ValueError(
+                f"scheduler.schedulers: interval must be {INTERVALS[every_step]}, as that of the "
+                f"scheduler that steps them, or be left out; got {self.interval}"
+            )
+        length = epochs * steps_per_epoch if every_step else epochs
         offered: dict[str, Any] = {"total_steps": length, "T_max": length}
         if issubclass(self.kind, ReduceLROnPlateau):
             offered["mode"] = mode = metric.direction[:3]
@@ -87,7 +100,7 @@ class TorchSchedule:
         settings = {k: v for k, v in offered.items() if k in accepted} | deepcopy(self.settings)
         if "schedulers" in settings:
             settings["schedulers"] = [
-                inner.make(optimizer, epochs, steps_per_epoch, metric)
+                inner.make(optimizer, epochs, steps_per_epoch, metric, outer or self)
                 for inner in settings["schedulers"]
             ]
         return self.kind(optimizer=optimizer, **settings)

@@ -23,7 +23,7 @@ from studyloom.training.batches import EVALUATION_BATCH, batch_dtype, make_batch
 from studyloom.training.job import Epoch, Job
 from studyloom.training.job_run import JobRun, evaluate_part
 from studyloom.training.ranks import ALONE, Ranks
-from studyloom.training.steps import Steps, autocast
+from studyloom.training.steps import Steps, autocast, choose_threads, on_threads
 
 OTHER_HISTORY = "its history has another number of epochs than its jobs"
 
@@ -115,6 +115,7 @@ class Training:
             being one epoch of all.
         ranks: the processes that train together. Each of them makes this object of the same jobs,
             and iterates over it; rank 0 decides whether there is another iteration.
+        threads: of the processor; None for as many as the steps are worth.
 
     Attributes:
         stride: the number of iterations from one comparable value to the next: 1 in lockstep, those
@@ -124,6 +125,7 @@ class Training:
             a multiple of the stride, so that numbers are left out after one that patience ended.
         ended: whether all jobs are trained to their end.
         evaluating: the seconds spent on evaluation so far, in this process.
+        threads: of the processor, on which it trains.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class Training:
         *,
         in_turn: bool = False,
         ranks: Ranks = ALONE,
+        threads: int | None = None,
     ) -> None:
         assert len({job.last for job in jobs}) == 1, "jobs of one training have as many epochs"
         # Groups are trained one after the other, the jobs of a group in lockstep.
@@ -147,6 +150,7 @@ class Training:
         self.ended = False
         self._group = 0
         self._runs = self._begin(0)
+        self.threads = threads or self._choose_threads(jobs[0].batch_size)
         self._whole = True
 
     @property
@@ -162,6 +166,12 @@ class Training:
 
     def _begin(self, group: int) -> list[JobRun]:
         return [JobRun(job, self._split, self.ranks) for job in self._groups[group]]
+
+    def _choose_threads(self, batch_size: int) -> int:
+        if not isinstance(self._split, Split):  # to load an example may take processes
+            return torch.get_num_threads()
+        first, run = torch.zeros(1, dtype=torch.int64), self._runs[0]
+        return choose_threads(run.model, lambda: run.batches.at(first), batch_size)
 
     def close(self) -> None:
         """Ends the processes that load its batches, if there are any."""
@@ -186,10 +196,11 @@ class Training:
                 self._runs = self._begin(self._group + 1)
                 self._group += 1
             going = [run for run in self._runs if not run.ended]
-            results = [
-                run.with_own_randomness(run.run_epoch) if run in going else self._stand_in(position)
-                for position, run in enumerate(self._runs)
-            ]
+            with on_threads(self.threads):
+                results = [
+                    run.with_own_randomness(run.run_epoch) if run in going else self._stand_in(at)
+                    for at, run in enumerate(self._runs)
+                ]
             self.ranks.rest()
             self.evaluating += sum(run.evaluating for run in going)
             for job, epoch in enumerate(results, self._group):

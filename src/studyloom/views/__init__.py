@@ -5,12 +5,15 @@ optuna-dashboard behind a guard.
 """
 
 __all__ = [
+    "comparison",
     "dashboard",
     "doctor",
     "dry_run",
     "live",
+    "progress",
     "replay",
     "report",
+    "sentence",
     "snapshot",
     "status",
     "terminal",

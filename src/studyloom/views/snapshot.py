@@ -3,14 +3,15 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.storage.attributes import BASELINE
+from studyloom.storage.attributes import BASELINE, PLANNED_EPOCHS
 from studyloom.study.bounds import Outlook, look_ahead
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trials.failures import outcome
-from studyloom.text import format_cost, format_value
+from studyloom.text import format_cost, format_value, one_line
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class WorkerStatus:
         value: the value of that epoch.
         left: the seconds that its lease has left; negative after the lease is over.
         age: the seconds since it claimed its slot.
+        epochs: how many epochs its trial has; None if that is not known.
+        params: the parameters of its trial by their path.
     """
 
     owner: str
@@ -32,6 +35,8 @@ class WorkerStatus:
     value: float | None = None
     left: float | None = field(default=None, compare=False)
     age: float | None = field(default=None, compare=False)
+    epochs: int | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def alive(self) -> bool:
@@ -118,6 +123,13 @@ def take_snapshot(stored: StoredStudy) -> Snapshot:
     )
 
 
+def why_no_best(snapshot: Snapshot) -> str:
+    """Says why a study has no best trial, without the full stop."""
+    if snapshot.rule is not None and snapshot.outcomes.get("complete"):
+        return f"No complete trial keeps to {one_line(snapshot.rule)}"
+    return "No trial is complete yet"
+
+
 def uncounted(snapshot: Snapshot) -> list[str]:
     """Words how many trials are kept but not counted, by kind; nothing for none."""
     kinds = {"foreign": snapshot.foreign, "set aside": snapshot.aside}
@@ -144,11 +156,15 @@ def _read_workers(stored: StoredStudy, trials: list[FrozenTrial]) -> tuple[Worke
     workers = []
     for held in stored.ledger.held():
         trial = by_id.get(held.trial_id) if held.trial_id is not None else None
-        number = step = value = None
+        number = step = value = epochs = None
+        params: Mapping[str, Any] = {}
         if trial is not None:
+            epochs, params = trial.user_attrs.get(PLANNED_EPOCHS), trial.params
             number, step = trial.number, trial.last_step
             value = None if step is None else trial.intermediate_values[step]
-        workers.append(WorkerStatus(held.owner, number, step, value, held.left, held.age))
+        workers.append(
+            WorkerStatus(held.owner, number, step, value, held.left, held.age, epochs, params)
+        )
     return tuple(workers)
 
 

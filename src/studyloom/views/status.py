@@ -1,14 +1,11 @@
-"""The status of a study: printed once, watched until the budget is spent, or as JSON."""
+"""The status of a study: printed once, watched until the job has ended, or as JSON."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import fmean
+from dataclasses import dataclass
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,13 +13,24 @@ from rich.table import Table
 from rich.text import Text
 
 from studyloom.errors import StorageError
-from studyloom.storage.attributes import TIMES
+from studyloom.study.job import SEARCH
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.study.trials.failures import FailureCount, count_failures
-from studyloom.text import format_duration, one_line
-from studyloom.views.figures.plot_study import plot_study
+from studyloom.text import one_line
 from studyloom.views.importances import importances, varied_parameters
-from studyloom.views.snapshot import Snapshot, format_trial_values, take_snapshot
+from studyloom.views.live import QUIET_INTERVAL, timed
+from studyloom.views.progress.events import finite
+from studyloom.views.progress.job import DONE, JobReader, Progress, describe_answer
+from studyloom.views.progress.words import (
+    all_stages,
+    best_words,
+    control_words,
+    eta_words,
+    stage_words,
+    time_words,
+    wrap,
+)
+from studyloom.views.snapshot import Snapshot
 from studyloom.views.terminal import answers_table, front_table, headline, workers_table
 
 REFRESH = 1.0  # seconds between looks
@@ -34,95 +42,63 @@ TOP = 5  # parameters whose importance is shown
 
 @dataclass(frozen=True)
 class Status:
-    """A study at one moment. Two are equal if nothing but the time differs.
+    """A study and its job at one moment. Two are equal if nothing but the time differs.
 
     Args:
-        snapshot: its slots, trials and workers.
+        progress: the search and the stages after it.
         importances: the shares of the most important parameters, in all at most 1; empty as long
             as they would mean nothing.
         failures: the failed trials by kind, the most frequent kind first.
-        halted: why the study has stopped itself, if it has.
-        eta: the seconds until the budget is spent; None if nobody works, or no trial has ended.
     """
 
-    snapshot: Snapshot
+    progress: Progress
     importances: Mapping[str, float]
     failures: Sequence[FailureCount]
-    halted: str | None
-    eta: float | None = field(compare=False)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The search."""
+        return self.progress.search
 
 
-def read_status(stored: StoredStudy, before: Status | None = None) -> Status:
+def read_status(source: JobReader | StoredStudy, before: Status | None = None) -> Status:
     """Reads the status of a study.
 
     Args:
-        stored: the study.
+        source: the study, or the reader of its job, which keeps the later stages open.
         before: an earlier status. Its importances are taken if no trial was completed since.
 
     Raises:
         StorageError: the database cannot be read.
     """
-    snapshot = take_snapshot(stored)
-    trials = stored.trials()
+    reader = reader_of(source)
+    stored, progress = reader.stored, reader.read()
+    snapshot, trials = progress.search, stored.trials()
     complete = snapshot.outcomes.get("complete")
     if before is not None and before.snapshot.outcomes.get("complete") == complete:
         shares = before.importances
     else:
-        plain = len(stored.goals) == 1 and not snapshot.foreign
-        study = stored.optuna if plain else plot_study(trials, stored.sign)
-        shares = top_importances(study, study.get_trials(deepcopy=False))
-    failures = count_failures(trials)
-    return Status(snapshot, shares, failures, stored.halted(), remaining(snapshot, trials))
+        shares = top_importances(trials, stored.sign)
+    return Status(progress, shares, count_failures(trials))
 
 
-def top_importances(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[str, float]:
+def reader_of(source: JobReader | StoredStudy) -> JobReader:
+    """Returns what reads the job of a study."""
+    return source if isinstance(source, JobReader) else JobReader(source)
+
+
+def top_importances(trials: Sequence[FrozenTrial], sign: int) -> dict[str, float]:
     """Returns the shares of the most important parameters, the largest first.
 
     Args:
-        study: a study with one value per trial.
-        trials: its trials.
+        trials: of a study.
+        sign: 1 if more of the value is better, -1 if less is.
     """
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     names = varied_parameters(complete)
     if len(complete) < ENOUGH or len(names) < 2:
         return {}
-    return dict(list(importances(study, names).items())[:TOP])
-
-
-def remaining(snapshot: Snapshot, trials: Sequence[FrozenTrial]) -> float | None:
-    """Estimates the seconds until the budget is spent.
-
-    The estimate assumes that the present workers go on, and that trials take as long as the mean
-    of those that have ended.
-
-    Args:
-        snapshot: the study.
-        trials: its trials.
-
-    Returns:
-        The seconds; None if nobody works, or no trial has ended.
-    """
-    durations = [duration(trial) for trial in trials if trial.state.is_finished()]
-    working = [worker for worker in snapshot.workers if worker.alive]
-    left = snapshot.left
-    if not left:
-        return 0.0
-    if not durations or not working:
-        return None
-    mean = fmean(durations)
-    spent = sum(min(worker.age or 0.0, mean) for worker in working)
-    return (left * mean - spent) / min(len(working), left)
-
-
-def duration(trial: FrozenTrial) -> float:
-    """Returns the seconds that workers spent on a trial.
-
-    A trial that did not store them counts from its start to its end, interruptions included.
-    """
-    times: Mapping[str, float] = trial.user_attrs.get(TIMES) or {}
-    if "training" in times:
-        return sum(times.values())
-    return trial.duration.total_seconds() if trial.duration is not None else 0.0
+    return {found.name: found.share for found in importances(trials, names, sign)[:TOP]}
 
 
 def render(status: Status, width: int) -> RenderableType:
@@ -132,26 +108,29 @@ def render(status: Status, width: int) -> RenderableType:
         status: what to render.
         width: the width of the terminal in columns; no line is longer.
     """
-    snapshot = status.snapshot
+    snapshot, progress = status.snapshot, status.progress
     left = max(0, snapshot.slots["free"] - snapshot.outcomes.get("paused", 0))
     ended = snapshot.outlook.ending
-    eta = ""
-    if status.eta is not None and snapshot.workers:
-        eta = f", ETA {format_duration(status.eta)}"
-    parts: list[RenderableType] = [
-        Text(headline(snapshot), overflow="fold"),
-        Text(f"budget left: {left} trial{'' if left == 1 else 's'}{eta}")
-        if ended is None
-        else Text(f"{ended.words}{eta}", overflow="fold"),
-    ]
+    parts: list[RenderableType] = [Text(headline(snapshot), overflow="fold")]
+    if progress.answer is not None:
+        words = describe_answer(progress.answer)
+        parts.append(Text(words, style="bold green", overflow="fold"))
+    if ended is not None:
+        parts.append(Text(ended.words, overflow="fold"))
+    else:
+        parts.append(Text(f"budget left: {left} trial{'' if left == 1 else 's'}"))
+    parts += [Text(line) for line in wrap([all_stages(progress)], width) if line]
+    parts += [Text(line) for line in wrap(time_words(progress), width)]
+    if words := control_words(progress):
+        parts.append(Text(words, style="bold", overflow="fold"))
     if ended is None and (gain := snapshot.outlook.words(snapshot.metric)):
         parts.append(Text(gain, overflow="fold"))
-    if status.halted is not None:
-        words = one_line(status.halted)
+    if progress.halted is not None:
+        words = one_line(progress.halted)
         why = f"the study has stopped, since its trials fail with this: {words}"
         parts.append(Text(why, style="bold red", overflow="fold"))
-    if snapshot.workers:
-        parts.append(workers_table(snapshot, width))
+    if progress.current.workers:
+        parts.append(workers_table(progress.current, width))
     for failure in status.failures:
         line = one_line(f"{failure.kind}  {failure.count} × such as: {failure.reason}")
         parts.append(Text(line, overflow="fold"))
@@ -179,35 +158,32 @@ def importances_table(shares: Mapping[str, float]) -> Table:
 
 def status_line(status: Status) -> str:
     """Formats a status in one line, without what changes every second."""
+    progress = status.progress
     best = status.snapshot.best
-    result = "no result yet"
-    if best is not None:
-        result = f"best {format_trial_values(best)} (trial {best.number})"
+    result = "no result yet" if best is None else best_words(progress)
+    stage = "" if progress.title in (SEARCH, DONE) else f"; {stage_words(progress)}"
     ended = status.snapshot.outlook.ending
     why = "" if ended is None else f"; {ended.words}"
-    return f"{headline(status.snapshot)}; {result}{why}"
+    asked = f"; {words}" if (words := control_words(progress)) else ""
+    return f"{headline(status.snapshot)}{stage}; {result}{why}{asked}"
 
 
 def as_json(status: Status) -> str:
     """Formats a status as JSON, for other programs.
 
     Returns:
-        One line. Numbers are not rounded; what is missing or not finite is null. The keys are:
-
-        - study, metric, budget, done, and the counts by state in slots and trials;
-        - best, baseline: trial, value, params, and the costs by name if these are objectives too;
-        - front: the trials of the Pareto front; rule: how the best is chosen;
-        - importances: the share of each parameter;
-        - workers: owner, trial, epoch, value, held (seconds since it claimed its slot), and lease
-          (seconds left);
-        - failures: count and last reason by kind; halted: why the study has stopped itself;
-        - eta: the seconds left; foreign: the count of trials that another program has added;
-        - ended: why the search has ended before its budget was spent; gain: what the trials that
-          are left are expected to gain, together.
+        One line, as assets/schemas/status.json says. Numbers are not rounded; what is missing or
+        not finite is null.
     """
-    snapshot = status.snapshot
+    return json.dumps(finite(status_document(status)), allow_nan=False)
+
+
+def status_document(status: Status) -> dict[str, Any]:
+    """Returns a status as nested mappings, for programs."""
+    snapshot, progress = status.snapshot, status.progress
     states = ("complete", "pruned", "failed", "paused", "running", "waiting")
-    document = {
+    eta = progress.eta
+    return {
         "study": snapshot.name,
         "metric": snapshot.metric,
         "budget": snapshot.budget,
@@ -224,23 +200,36 @@ def as_json(status: Status) -> str:
                 "owner": worker.owner,
                 "trial": worker.number,
                 "epoch": worker.epoch,
+                "epochs": worker.epochs,
                 "value": worker.value,
+                "params": dict(worker.params),
                 "held": worker.age,
                 "lease": worker.left,
             }
-            for worker in snapshot.workers
+            for worker in progress.current.workers
         ],
         "failures": {
             failure.kind: {"count": failure.count, "reason": failure.reason}
             for failure in status.failures
         },
-        "halted": status.halted,
-        "eta": status.eta,
+        "halted": progress.halted,
+        "eta": None if eta is None else eta.seconds,
         "foreign": snapshot.foreign,
         "ended": None if snapshot.outlook.ending is None else snapshot.outlook.ending.words,
         "gain": snapshot.outlook.gain,
+        "stage": progress.title,
+        "stages": [
+            {"stage": stage.title, "done": stage.done, "left": stage.left}
+            for stage in progress.stages
+        ],
+        "eta_interval": None if eta is None else [eta.low, eta.high],
+        "elapsed": progress.elapsed,
+        "hours": {"cores": progress.hours.cores, "gpus": progress.hours.gpus},
+        "cost": progress.cost,
+        "control": progress.control,
+        "answer": None if progress.answer is None else dict(progress.answer),
+        "exit_code": progress.exit_code,
     }
-    return json.dumps(_finite(document), allow_nan=False)
 
 
 def _trial_json(snapshot: Snapshot, trial: FrozenTrial | None) -> dict[str, Any] | None:
@@ -250,32 +239,28 @@ def _trial_json(snapshot: Snapshot, trial: FrozenTrial | None) -> dict[str, Any]
     return {"trial": trial.number, "value": value_of(trial), "params": trial.params} | costs
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def print_status(status: Status, console: Console) -> None:
     """Prints a status, as wide as the console."""
     console.print(render(status, console.width))
 
 
-def watch(stored: StoredStudy, console: Console) -> None:
-    """Shows a study until its budget is spent: live on a terminal, else a line for each change."""
-    if not console.is_terminal:
-        last = None
-        for status in watch_statuses(stored):
+def watch(source: JobReader | StoredStudy, console: Console) -> None:
+    """Shows a job until it has ended: live on a terminal, else a line for each change.
+
+    If nothing changes there is a line a minute.
+    """
+    if not console.is_terminal or console.is_dumb_terminal:
+        last, at = "", 0.0
+        for status in watch_statuses(source):
             line = status_line(status) if isinstance(status, Status) else str(status)
-            if line != last:
-                console.print(Text(line), soft_wrap=True)
-                last = line
+            if line != last or time.monotonic() - at >= QUIET_INTERVAL:
+                last, at = line, time.monotonic()
+                eta = eta_words(status.progress) if isinstance(status, Status) else ""
+                console.print(Text(timed("; ".join(filter(None, (line, eta))))), soft_wrap=True)
         return
     view: RenderableType = ""
     with Live(console=console, auto_refresh=False) as live:
-        for status in watch_statuses(stored):
+        for status in watch_statuses(source):
             if isinstance(status, Status):
                 view = render(status, console.width)
                 live.update(view, refresh=True)
@@ -284,32 +269,33 @@ def watch(stored: StoredStudy, console: Console) -> None:
                 live.update(Group(view, error), refresh=True)
 
 
-def watch_json(stored: StoredStudy, write: Callable[[str], object]) -> None:
-    """Writes a line of JSON for each change until the budget of a study is spent.
+def watch_json(source: JobReader | StoredStudy, write: Callable[[str], object]) -> None:
+    """Writes a line of JSON for each change until a job has ended.
 
     Args:
-        stored: the study.
+        source: the study, or the reader of its job.
         write: takes each line, with its line break.
     """
     last = None
-    for status in watch_statuses(stored):
+    for status in watch_statuses(source):
         if isinstance(status, Status) and status != last:
             write(f"{as_json(status)}\n")
             last = status
 
 
-def watch_statuses(stored: StoredStudy) -> Iterator[Status | StorageError]:
-    """Looks at a study every second until its budget is spent.
+def watch_statuses(source: JobReader | StoredStudy) -> Iterator[Status | StorageError]:
+    """Looks at a job every second until it has ended.
 
     Yields:
         The status, or the error if the database cannot be read; the next look may succeed.
     """
+    reader = reader_of(source)
     status: Status | None = None
-    while status is None or status.snapshot.left:
+    while status is None or not status.progress.ended:
         try:
-            status = read_status(stored, status)
+            status = read_status(reader, status)
             yield status
         except StorageError as error:
             yield error
-        if status is None or status.snapshot.left:
+        if status is None or not status.progress.ended:
             time.sleep(REFRESH)

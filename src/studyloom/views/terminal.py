@@ -22,7 +22,15 @@ from studyloom.storage.urls import parse_url, without_password
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trials.failures import count_failures, outcome
 from studyloom.study.trials.rows import seconds_spent
-from studyloom.text import format_duration, format_parameter, format_value, one_line, printable
+from studyloom.text import (
+    format_duration,
+    format_parameter,
+    format_value,
+    one_line,
+    printable,
+    shorten_end,
+)
+from studyloom.views.progress.words import wrap
 from studyloom.views.snapshot import (
     Snapshot,
     WorkerStatus,
@@ -49,6 +57,7 @@ if TYPE_CHECKING:  # `studyloom status` prints without torch
 
 # Columns from which on a worker and its lease, or a trial and its parameters, fit side by side.
 WIDE = 72
+WHOLE = 130  # columns of the variants of a winner with the percentiles of their latencies
 
 
 def winner_lines(answer: Mapping[str, Any]) -> Iterator[str]:
@@ -112,7 +121,15 @@ def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
         table.add_column(name, justify="right", no_wrap=True)
     for worker in snapshot.workers:
         table.add_row(Padding(Text(one_line(worker.owner)), (0, 0, 0, 2)), *_worker_cells(worker))
-    return table
+    return Group(table, *_parameters_of(snapshot, width))
+
+
+def _parameters_of(snapshot: Snapshot, width: int) -> Iterator[Text]:
+    """Yields a line for each running trial with its parameters, cut where the terminal ends."""
+    for worker in snapshot.workers:
+        if worker.params:
+            line = f"  trial {worker.number}: {format_parameters(worker.params)}"
+            yield Text(shorten_end(line, width), style="dim", no_wrap=True)
 
 
 def _worker_cells(worker: WorkerStatus) -> list[str]:
@@ -120,7 +137,9 @@ def _worker_cells(worker: WorkerStatus) -> list[str]:
     value = None if worker.value is None else format_value(worker.value)
     age = None if worker.age is None else format_duration(worker.age)
     left = None if worker.left is None else format_duration(worker.left) if worker.alive else "over"
-    cells = (worker.number, worker.epoch, value, age, left)
+    epoch = worker.epoch
+    of = "" if worker.epochs is None else f"/{worker.epochs}"
+    cells = (worker.number, None if epoch is None else f"{epoch}{of}", value, age, left)
     return ["–" if cell is None else str(cell) for cell in cells]
 
 
@@ -133,7 +152,7 @@ def _narrow_worker(worker: WorkerStatus) -> list[Text]:
     ]
 
 
-def format_times(trials: Sequence[FrozenTrial], began: datetime) -> str:
+def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
     """Formats how the workers spent their time, in percent by kind, the largest share first.
 
     Args:
@@ -149,9 +168,7 @@ def format_times(trials: Sequence[FrozenTrial], began: datetime) -> str:
             last[trial.user_attrs.get(WORKER, "")] = trial.datetime_complete
     kinds.update({"idle": sum((max(last.values()) - end).total_seconds() for end in last.values())})
     total = kinds.total()
-    return ", ".join(
-        f"{kind} {100 * part / total:.1f} %" for kind, part in kinds.most_common() if part
-    )
+    return [f"{kind} {100 * part / total:.1f} %" for kind, part in kinds.most_common() if part]
 
 
 def headline(snapshot: Snapshot) -> str:
@@ -177,7 +194,7 @@ def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
     for name, trial in answers.items():
         if trial is None:
             continue
-        style = "bold green" if name == "best" else ""
+        style = "bold" if name == "best" else ""
         if width < WIDE:
             value = Text(", ".join(_named_values(snapshot, trial)), style=style)
             stacked.append(Text.assemble(f"{name:8}  ", value, f"  trial {trial.number}"))
@@ -224,7 +241,7 @@ def front_table(snapshot: Snapshot, width: int) -> RenderableType:
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column()
     for *cells, mark in rows:
-        style = "bold green" if "best" in mark.split(", ") else ""
+        style = "bold" if "best" in mark.split(", ") else ""
         table.add_row(*("" for _ in title), *cells, mark, style=style)
     return Group(table, rule)
 
@@ -283,12 +300,14 @@ def print_compressed(record: Mapping[str, Any], console: Console) -> None:
     """
     heads, *rows = compressed_rows(record)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column(heads[0], no_wrap=True)
+    table.add_column(heads[0], min_width=len("(committee),"))
     for head in heads[1:-1]:
-        table.add_column(head, justify="right")
-    table.add_column(heads[-1])
-    for row in rows:
-        table.add_row(*row, style="bold green" if row[-1] == CHOSEN else "")
+        table.add_column(head, justify="right", min_width=len("+0.0000"))
+    table.add_column(heads[-1], no_wrap=True, min_width=len(CHOSEN))
+    for name, *cells in rows:
+        # A narrow terminal shows medians alone; the report has their percentiles too.
+        kept = cells if console.width >= WHOLE else [cell.partition(" (")[0] for cell in cells]
+        table.add_row(name, *kept, style="bold green" if cells[-1] == CHOSEN else "")
     console.print(table)
     console.print(Text("\n".join(record_lines(record))), soft_wrap=True)
 
@@ -347,8 +366,8 @@ def print_next_steps(
     if times:
         console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
     trials = [trial for stage in plan for trial in stage.stored.trials()]
-    if times_line := format_times(trials, began):
-        console.print(times_line)
+    for line in wrap(format_times(trials, began), console.width):
+        console.print(line)
     lines = [f"study  {without_password(parse_url(prepared.url))}"]
     files = {"best": "best.yaml", "winner": "winner.yaml", "report": "report.html"}
     lines += [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial
 
 from studyloom.errors import FileError, PredictError
-from studyloom.files import open_below, read_below, write_whole
+from studyloom.files import digest_below, read_below, write_whole
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_cost, format_value
 
@@ -139,8 +139,7 @@ def check_whole(run_dir: Path, answer: Mapping[str, Any], *names: str) -> None:
 def _digest(run_dir: Path, name: str) -> str | None:
     """Returns the SHA-256 of a file; None if there is none."""
     try:
-        with open(open_below(run_dir, name), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_below(run_dir, name)
     except FileNotFoundError:
         return None
 

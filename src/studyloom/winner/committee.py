@@ -34,13 +34,13 @@ from studyloom.files import open_below
 from studyloom.metrics import Metric
 from studyloom.question.costs import measure_costs
 from studyloom.question.jobs import build_network
+from studyloom.study.job import REEVALUATION, RETRAINING
 from studyloom.training.batches import batch_dtype
 from studyloom.training.checkpoint import load_weights, pack_weights
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
 from studyloom.winner.answer import COMMITTEE, check_whole
 from studyloom.winner.candidates import CandidateTrainings
-from studyloom.winner.earlier import REEVALUATION, RETRAINING
 from studyloom.winner.statistics import AVERAGES, Average, summarise
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _choose(plan: "Plan", weights: Weights) -> Choice:
     assert isinstance(trainings, CandidateTrainings)
     assert split is not None
     final = {*_trained_in(plan.retraining)}
-    named = _average_of(trainings.job(candidates[0], 0), split)
+    named = average_of(trainings.job(candidates[0], 0), split)
     average = AVERAGES[named]
     groups: dict[bytes, list[tuple[int, int]]] = {}
     judged = [key for key in _trained_in(stage) if key[0] in candidates]
@@ -192,7 +192,7 @@ def _trained_in(stage: "Stage") -> list[tuple[int, int]]:
     ]
 
 
-def _average_of(job: Job, split: Part) -> str:
+def average_of(job: Job, split: Part) -> str:
     """Returns how the outputs of networks like that of a job are averaged, a key of AVERAGES."""
     if split.classifies:
         return "softmax"
@@ -367,6 +367,24 @@ class Committee(nn.Module):
         return self.average(outputs, self.shares)
 
 
+def assemble(entry: Mapping[str, Any], networks: Sequence[nn.Module]) -> Committee:
+    """Returns a committee of networks that are built as the members of an answer, in their order.
+
+    Args:
+        entry: `committee` of winner.json.
+        networks: such as those of committee.pt, or trained anew.
+
+    Raises:
+        ValueError, LookupError, TypeError: the entry is damaged.
+    """
+    shares = [float(member["share"]) for member in entry["members"]]
+    named = [member["dtype"] for member in entry["members"]]
+    dtypes = [None if name is None else DTYPES[name] for name in named]
+    if not 0 < len(shares) <= MOST_MEMBERS or not all(0 < share <= 1 for share in shares):
+        raise ValueError(f"must have 1 to {MOST_MEMBERS} members, with shares from 0 to 1")
+    return Committee(networks, shares, dtypes, AVERAGES[entry["average"]])
+
+
 def load_committee(
     run_dir: Path,
     answer: Mapping[str, Any],
@@ -394,14 +412,8 @@ def load_committee(
         way_out = "run the study's command again with winner.committee=true"
         raise PredictError(f"{run_dir}: {note or f'the answer has no committee; {way_out}'}")
     try:
-        members, average = entry["members"], AVERAGES[entry["average"]]
-        models = [dict(member["model"]) for member in members]
-        shares = [float(member["share"]) for member in members]
-        dtypes = [
-            None if member["dtype"] is None else DTYPES[member["dtype"]] for member in members
-        ]
-        if not 0 < len(shares) <= MOST_MEMBERS or not all(0 < share <= 1 for share in shares):
-            raise ValueError(f"must have 1 to {MOST_MEMBERS} members, with shares from 0 to 1")
+        models = [dict(member["model"]) for member in entry["members"]]
+        assemble(entry, [])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         where = f"{run_dir / 'winner.json'}: committee cannot be used"
         raise PredictError(f"{where}: {type(error).__name__}: {error}") from None
@@ -417,4 +429,4 @@ def load_committee(
         words = f"{run_dir / COMMITTEE}: {' '.join(str(error).split())[:300]}"
         raise PredictError(words) from None
     check_whole(run_dir, answer, COMMITTEE)  # it may have been replaced
-    return Committee(networks, shares, dtypes, average)
+    return assemble(entry, networks)

@@ -16,10 +16,9 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom.question.objective import StoredObjective
 from studyloom.question.sources import code_of
 from studyloom.storage.attributes import EPOCHS, KEPT, QUESTION, REUSED, STANDARD_ERROR, TESTED
+from studyloom.study.job import RETRAINING
 from studyloom.study.stored_study import StoredStudy
 from studyloom.training.checkpoint import load_weights
-
-REEVALUATION, RETRAINING = "re-evaluation", "retraining"  # in the names of stored studies
 
 
 @dataclass(frozen=True)

@@ -8,25 +8,29 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from studyloom.config.foreign import needed_trust
 from studyloom.config.trust import packages_to_trust
 from studyloom.config.values import as_yaml, plain_sections, value_at
 from studyloom.data.training_data import Part
-from studyloom.errors import NoWinner
+from studyloom.errors import NoWinner, UndefinedMetric
 from studyloom.question.loops.function import FunctionQuestion
 from studyloom.question.objective import Attempt
 from studyloom.question.question import SECTIONS
 from studyloom.storage.attributes import KEPT, TESTED
+from studyloom.study.job import RETRAINING
 from studyloom.study.stopping import Stop
 from studyloom.study.trials.provenance import current_environment
+from studyloom.text import one_line
 from studyloom.training.checkpoint import load_weights, pack_weights
+from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
 from studyloom.winner import committee
 from studyloom.winner.answer import format_race, write_answer
 from studyloom.winner.candidates import CandidateTrainings
-from studyloom.winner.earlier import RETRAINING, earlier_test
+from studyloom.winner.earlier import earlier_test
+from studyloom.winner.explanations import explain
 from studyloom.winner.model_card import describe_data, model_card
 from studyloom.winner.pictures import report_part
 from studyloom.winner.racing import describe_race
@@ -58,7 +62,7 @@ def evaluate_winner(
         what winner.json holds.
 
     Raises:
-        NoWinner: a final training has failed.
+        NoWinner: a final training or the test has failed.
         OSError: a file cannot be written.
     """
     stage, run_dir, metric = plan.last, plan.run_dir, plan.question.metric
@@ -108,7 +112,7 @@ def winner_yaml(plan: Plan, command: Sequence[str], race: Sequence[str] = ()) ->
     return (
         f"# The winner of {plan.search.stored.name}, trial {plan.winner}, "
         f"and this does all of it once more:\n# {command_for(plan, config, command)}\n"
-        f"{''.join(f'# {line}{chr(10)}' for line in race)}{as_yaml(config)}"
+        f"{''.join(f'# {one_line(line)}{chr(10)}' for line in race)}{as_yaml(config)}"
     )
 
 
@@ -144,7 +148,7 @@ def test_trainings(
         the entries of winner.json about the test, and what the winner's first seed has kept.
 
     Raises:
-        NoWinner: a final training has failed.
+        NoWinner: a final training has failed, or the metric has no value on the test part.
     """
     stored, wanted = plan.search.stored, plan.settings.committee
     known = earlier_test(stored, plan.retraining.stored)
@@ -160,7 +164,10 @@ def test_trainings(
         if isinstance(plan.question, FunctionQuestion):
             tested = call_test(plan.question, plan, trainings, trained, test)
         else:
-            tested = measure(plan, trainings, trained, test, choice)
+            try:
+                tested = measure(plan, trainings, trained, test, choice)
+            except UndefinedMetric as error:
+                raise NoWinner(f"no value on the test part: {error}; mend the part") from error
         plan.retraining.stored.optuna.set_user_attr(TESTED, tested)
         earlier, kept = False, trained[plan.winner][0]
     else:
@@ -194,8 +201,7 @@ def call_test(
     Raises:
         NoWinner: the user's function has raised an exception, or returned no finite number.
     """
-    split = plan.data.split
-    sealed = None if split is None else test()
+    sealed = None if plan.data.split is None else test()
 
     def judge(candidate: int, seed: int, states: dict[str, Any]) -> dict[str, float]:
         part = None if sealed is None else sealed.part()
@@ -238,6 +244,9 @@ def measure(
 
     Returns:
         the entries of winner.json about the test.
+
+    Raises:
+        UndefinedMetric: the metric has no value there.
     """
     split, metric = plan.data.split, plan.question.metric
     assert split is not None
@@ -256,10 +265,16 @@ def measure(
         rule: metric(predicted.cpu(), targets)
         for rule, predicted in ({} if own else sealed.references).items()
     }
+    shown: dict[str, Any] = {}
+    if not own:
+        shown = report_part(outputs, targets, sealed)
+        wrong = [mistake["index"] for mistake in shown.get("wrong", ())]
+        network = build_network(job, networks[plan.winner][0], sealed)
+        shown |= explain(job, network, metric, outputs, targets, sealed, wrong, seed)
     return {
         "test": compare(values, plan.winner, plan.baseline(), resampled, seed)
         | {"examples": len(sealed), "references": references},
-        **({} if own else report_part(outputs, targets, sealed)),
+        **shown,
         "epochs": job.last,
         "seeds": [trainings.job(plan.winner, seed).seed for seed in range(trainings.seeds)],
         "data": describe_data(plan, job, split, sealed),
@@ -352,10 +367,15 @@ def judge_network(
         the outputs and targets, both (n, …), on the CPU.
     """
     job = trainings.job(candidate, 0)
+    outputs, targets = evaluate_network(job, build_network(job, weights, split), split)
+    return outputs.cpu(), targets.cpu()
+
+
+def build_network(job: Job, weights: Mapping[str, Tensor], split: Part) -> nn.Module:
+    """Returns the network of a job with these weights."""
     model = job.model(shape=split.shape, outputs=split.outputs)
     model.load_state_dict(weights)
-    outputs, targets = evaluate_network(job, model, split)
-    return outputs.cpu(), targets.cpu()
+    return model
 
 
 def describe_candidates(plan: Plan) -> dict[str, Any]:
@@ -365,9 +385,7 @@ def describe_candidates(plan: Plan) -> dict[str, Any]:
         the entries `winner` and `candidates` of winner.json, the best first. A `gap` is above 0 if
         the search flattered the candidate; without a re-evaluation there is none.
     """
-    sign = plan.question.metric.sign
-    fresh_values = plan.fresh_values
-    stored = plan.search.stored
+    sign, stored, fresh_values = plan.question.metric.sign, plan.search.stored, plan.fresh_values
     searched = {trial.number: trial.values for trial in stored.feasible()}
     rows = []
     for number, point in plan.candidates.items():

@@ -330,6 +330,11 @@ def shorten_error(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
+def explain(error: Exception) -> PredictError:
+    """Returns the error of a transform of the user's own, in our words."""
+    return PredictError(f"data.transform: {type(error).__name__}: {shorten_error(error)}")
+
+
 IN_PYTHON = "call it in Python: studyloom.load_winner(RUN_DIR).network"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from studyloom.config.values import value_at
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part
-from studyloom.data.transform import InputRange, describe_transform, is_picture
+from studyloom.data.transform import InputRange, Reader, describe_transform, is_picture
 from studyloom.text import format_shape, format_value
 from studyloom.training.batches import batch_dtype
 from studyloom.training.job import Job
@@ -105,6 +105,8 @@ def accepted_files(data: Mapping[str, Any]) -> str:
     """
     shape, columns, transform = data["shape"], data["columns"], data["transform"]
     whole = data.get("loaded") and str(data.get("kind")).startswith("int")
+    if data.get("reads"):
+        return f"files that {transform['_target_']} reads"
     if shape is None or whole:
         return "no files, since its inputs are not one tensor of numbers"
     sizes = format_shape(shape)
@@ -144,6 +146,7 @@ def describe_data(plan: Plan, job: Job, split: Part, sealed: Part) -> dict[str, 
         "inputs": None if (seen := InputRange.of(split)) is None else asdict(seen),
         "loaded": not split.in_memory,
         "kind": split.kind,
+        "reads": isinstance(getattr(plan.data.source, "transform", None), Reader),
         "transform": describe_transform(
             plan.data.source, value_at(plan.question.config, "data.transform"), split
         ),

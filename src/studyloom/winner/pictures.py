@@ -86,12 +86,20 @@ def picture(image: Tensor | None) -> str | None:
     """
     if image is None or image.ndim != 3 or len(image) not in (1, 3):
         return None
-    from PIL import Image  # here: no search waits for it
-
     image = image.float()
     low, high = image.min(), image.max()
-    levels = ((image - low) / (high - low).clamp(min=1e-12) * 255).round()
-    pixels = levels.to(torch.uint8).cpu().numpy()
+    return png((image - low) / (high - low).clamp(min=1e-12))
+
+
+def png(image: Tensor) -> str:
+    """Converts a picture to a PNG in a data URL.
+
+    Args:
+        image: (1 or 3, height, width), from 0 to 1.
+    """
+    from PIL import Image  # here: no search waits for it
+
+    pixels = (image * 255).round().to(torch.uint8).cpu().numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(
         buffer, "PNG"

@@ -7,7 +7,7 @@ becomes an input, as the data source of the study said it.
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from studyloom.config import trust
 from studyloom.config.build import build
 from studyloom.data.sound import Sound
-from studyloom.data.transform import InputRange, Picture, Transform, is_picture
-from studyloom.errors import DataError, PredictError
+from studyloom.data.transform import InputRange, Picture, Reader, Transform, is_picture
+from studyloom.errors import PredictError
 from studyloom.files import open_below
 from studyloom.question.jobs import build_network
 from studyloom.text import format_shape, format_value
@@ -167,7 +167,7 @@ def load_network(run_dir: Path, trusted: Sequence[str] = (), *, committee: bool 
         outputs = None if facts["outputs"] is None else int(facts["outputs"])
         mean, std = float(facts["mean"]), float(facts["std"])
         names, columns = (tuple(map(str, facts.get(name, ()))) for name in ("names", "columns"))
-        seen = _input_range(facts.get("inputs"), shape)
+        seen = InputRange.stored(facts.get("inputs"), math.prod(shape))
         dtype = DTYPES[facts.get("dtype", "float32")]
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise unusable(run_dir, error) from None
@@ -184,7 +184,10 @@ def load_network(run_dir: Path, trusted: Sequence[str] = (), *, committee: bool 
         transform = transform.completed(mean, std)
     elif transform is None and is_picture(shape) and not facts.get("loaded"):
         transform, remark = _assume(mean, std, seen)
-    classifies, refusal = bool(facts.get("classifies", True)), input_files.why_no_file(facts)
+    classifies = bool(facts.get("classifies", True))
+    refusal = input_files.why_no_file(facts)
+    if isinstance(transform, Reader):  # says itself in what an input is unlike the training data
+        seen, refusal = None, ""
     return Network(
         *(model, shape, transform, remark, seen, classifies, names, columns, old, dtype, refusal)
     )
@@ -219,16 +222,6 @@ def _load_model(
         ) from None
     check_whole(run_dir, answer, "winner.pt")  # it may have been replaced
     return model
-
-
-def _input_range(stored: Any, shape: tuple[int, ...]) -> InputRange | None:
-    """Reads the range of the training inputs; winners of before have none."""
-    if stored is None:
-        return None
-    low, high, means = (tuple(map(float, stored[name])) for name in ("low", "high", "means"))
-    if not len(low) == len(high) in (1, math.prod(shape)) or len(means) != 2:
-        raise ValueError("data.inputs does not fit data.shape")
-    return InputRange(low, high, (means[0], means[1]))
 
 
 def _transform_of_before(config: DictConfig) -> Any:
@@ -320,8 +313,8 @@ def read_inputs(path: Path, network: Network) -> Inputs:
     """Reads the inputs that a file holds for a network; what it is, its content says.
 
     Args:
-        path: a .npy file of one input or several. For sounds otherwise a WAV file; for pictures a
-            picture or an IDX file; for other inputs a CSV file with a line for each.
+        path: a .npy file of one input or several. Otherwise for sounds a WAV file, and what a
+            `Reader` reads; for pictures a picture or an IDX file; else a CSV file of inputs.
         network: the network.
 
     Raises:
@@ -333,8 +326,8 @@ def read_inputs(path: Path, network: Network) -> Inputs:
     own = network.transform is not None and not isinstance(network.transform, Picture)
     if input_files.is_array(content):
         return from_numbers(*input_files.read_array(content), network)
-    if isinstance(network.transform, Sound):
-        return _from_sound(content, network.transform, network)
+    if isinstance(network.transform, Sound | Reader):
+        return _from_content(content, network.transform, network)
     if pictures and (input_files.is_packed(content) or input_files.is_idx(content)):
         return _from_pictures(input_files.read_idx_images(content), [], network)
     if pictures or (own and input_files.is_picture_file(content)):
@@ -360,7 +353,7 @@ def from_numbers(numbers: Tensor, whole: bool, network: Network) -> Inputs:
         network: the network.
 
     Raises:
-        PredictError: they have another shape, or are not finite.
+        PredictError: they have another shape, are not finite, or are whole and no pixels.
     """
     input_files.check_answered(network.refusal)
     shape = network.shape
@@ -381,13 +374,14 @@ def from_numbers(numbers: Tensor, whole: bool, network: Network) -> Inputs:
         return _finish(rows, [], network)
     if network.takes_numbers and not whole:
         return _finish(rows, [AS_BEFORE], network)
-    if not isinstance(network.transform, Picture):
-        return _finish(_apply(network, rows.to(torch.uint8)) if whole else rows, [], network)
+    if not (whole or isinstance(network.transform, Picture)):
+        return _finish(rows, [], network)
     if low < 0 or high > 65535:
         raise PredictError(f"its pixels must be from 0 to 65535; got {low:.6g} to {high:.6g}")
+    if whole and high <= 255:
+        return _from_pictures(rows.to(torch.uint8), [], network)
     most = next(most for most in (1, 255, 65535) if high <= most)
-    done = [] if most == 255 and whole else [f"numbers taken as pixels from 0 to {most}"]
-    return _from_pictures(rows / most, done, network)
+    return _from_pictures(rows / most, [f"numbers taken as pixels from 0 to {most}"], network)
 
 
 def _from_pictures(pixels: Tensor, done: Iterable[str], network: Network) -> Inputs:
@@ -409,14 +403,23 @@ def _from_pictures(pixels: Tensor, done: Iterable[str], network: Network) -> Inp
     return _finish(inputs, [network.remark, *done, *more], network)
 
 
-def _from_sound(content: bytes, sound: Sound, network: Network) -> Inputs:
+def _from_content(content: bytes, read: Sound | Reader, network: Network) -> Inputs:
+    """Makes inputs of what a file holds, by a transform that reads it as a whole."""
+    notes: Sequence[str] = ()
     try:
-        row, done = sound(content)
-    except DataError as error:
+        rows, done = read(content)
+        if isinstance(read, Reader):
+            done, notes = [], done
+        else:
+            rows = rows[None]
+    except ValueError as error:
         raise PredictError(str(error)) from None
-    if tuple(row.shape) != network.shape:
-        raise PredictError(f"winner.json: data.transform does not make {network.shape} of a sound")
-    return _finish(row[None], done, network)
+    except Exception as error:  # whatever a user's class raises
+        raise input_files.explain(error) from error
+    if tuple(rows.shape[1:]) != network.shape or len(notes) not in (0, len(rows)):
+        raise PredictError(f"winner.json: data.transform does not make {network.shape} of a file")
+    inputs = _finish(rows.float(), done, network)
+    return replace(inputs, unlike=dict(enumerate(notes))) if notes else inputs
 
 
 def _apply(network: Network, items: Tensor) -> Tensor:
@@ -428,9 +431,7 @@ def _apply(network: Network, items: Tensor) -> Tensor:
         try:
             row = torch.as_tensor(make(item)).float()
         except Exception as error:  # whatever a user's function raises
-            raise PredictError(
-                f"data.transform: {type(error).__name__}: {input_files.shorten_error(error)}"
-            ) from error
+            raise input_files.explain(error) from error
         if tuple(row.shape) != network.shape:
             raise PredictError(
                 f"data.transform must return {format_shape(network.shape)} numbers; "

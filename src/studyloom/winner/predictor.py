@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from studyloom.config.trust import parse, read_text
+from studyloom.config.runs import is_own_run
+from studyloom.config.trust import check_targets, parse, read_text
 from studyloom.errors import PredictError
 from studyloom.files import open_below
 from studyloom.text import format_shape
@@ -132,7 +133,8 @@ def load_winner(
 ) -> Predictor | LoopWinner:
     """Loads the winner of a study: its network in eval mode, with its weights.
 
-    Of a loop of one's own it loads the configuration and what the loop kept, and calls nothing.
+    Of a loop of one's own it loads the configuration and what the loop kept, and calls nothing. So
+    its config may name any loop, and if a command of yours has run in the folder, any code.
 
     Nothing in the folder is executed, so that it may be another person's. Its config may name
     networks of studyloom and torch, and code of your own only if `trust` names it.
@@ -150,19 +152,37 @@ def load_winner(
     """
     folder = Path(run_dir)
     if is_of_loop(answer := load_answer(folder)) and not committee:
-        return _load_loop(folder, answer)
+        return _load_loop(folder, answer, trust)
     return Predictor(load_network(folder, trust, committee=committee))
 
 
-def _load_loop(run_dir: Path, answer: Mapping[str, Any]) -> LoopWinner:
-    names = [name for name in ("winner.yaml", "winner.pt") if name in answer.get("files", ())]
+def _load_loop(run_dir: Path, answer: Mapping[str, Any], trusted: Sequence[str]) -> LoopWinner:
+    kept = "winner.pt" in answer.get("files", ())
+    names = ("winner.yaml", "winner.pt") if kept else ("winner.yaml",)
     check_whole(run_dir, answer, *names)
+    os.close(open_below(run_dir, "winner.yaml"))
     config = parse(read_text(run_dir / "winner.yaml", run_dir), run_dir / "winner.yaml")
+    if not is_own_run(run_dir):
+        _check_loop(config, trusted)
     states: dict[str, Any] = {}
-    if "winner.pt" in names:
+    if kept:
         os.close(open_below(run_dir, "winner.pt"))
         try:
             states = load_weights(run_dir / "winner.pt")
         except ValueError as error:
             raise PredictError(str(error)) from None
+    check_whole(run_dir, answer, *names)  # they may have been replaced
     return LoopWinner(config, states)
+
+
+def _check_loop(config: DictConfig, trusted: Sequence[str]) -> None:
+    """Checks what the user's code may read or build from the config of a loop from elsewhere.
+
+    Raises:
+        ConfigError: it has an interpolation, or names code that is not trusted beside the loop.
+    """
+    checked: Any = OmegaConf.to_container(config, resolve=False)
+    objective = checked.get("objective")
+    if isinstance(objective, dict) and "${" not in str(objective.get("_target_")):
+        objective.pop("_target_", None)  # the loop itself, which nobody calls here
+    check_targets(checked, trusted)

@@ -6,8 +6,9 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.search.race import Leaving, Race, Training, run_race
-from studyloom.storage.attributes import SLOT
-from studyloom.text import format_value
+from studyloom.storage.attributes import REASON, SLOT
+from studyloom.study.trials.failures import outcome
+from studyloom.text import format_value, one_line
 
 
 def find_race(
@@ -55,9 +56,9 @@ def describe_race(race: Race, trials: Iterable[FrozenTrial], budget: int) -> dic
         budget: how many trainings it had at most.
     """
     causes = {
-        trial.params.get("candidate"): str(trial.user_attrs.get("reason", "failed"))
+        trial.params.get("candidate"): one_line(str(trial.user_attrs.get(REASON, "failed")))
         for trial in trials
-        if trial.state == TrialState.FAIL
+        if outcome(trial) == "failed"
     }
     seeds = max((seed for _, seed in race.trainings), default=-1) + 1
     return {

@@ -38,10 +38,11 @@ from studyloom.space.tree import Point
 from studyloom.storage.attributes import BASELINE, EPOCHS, REUSED, SLOT
 from studyloom.storage.records.reconcile import reconcile_unasked
 from studyloom.study.bounds import ending
+from studyloom.study.job import REEVALUATION, RETRAINING, note_stage
 from studyloom.study.stored_study import StoredStudy, create_study
 from studyloom.study.worker import TrialSource
 from studyloom.winner.candidates import CandidateTrainings, kept_epoch
-from studyloom.winner.earlier import REEVALUATION, RETRAINING, earlier_trainings, folder_name
+from studyloom.winner.earlier import earlier_trainings, folder_name
 from studyloom.winner.racing import find_race
 
 
@@ -427,6 +428,7 @@ class Plan:
         stored.wait_less(search.stored.stopping)
         if weights is not None:
             weights = weights / folder_name(name)
+        note_stage(search.stored, title, name)
         stage = Stage(title, stored, trainings, trials, weights)
         self._opened.append(stage)
         return stage

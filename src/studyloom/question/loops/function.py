@@ -2,10 +2,10 @@
 
 import functools
 import json
-import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from studyloom.question.loops.reports import Place, finite
 from studyloom.question.loops.run import TEST, Run
 from studyloom.question.objective import Attempt
 from studyloom.question.question import FIRST, Question, given
+from studyloom.question.sources import is_users_code
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Point
@@ -34,7 +35,6 @@ from studyloom.training.randomness import seeded
 from studyloom.training.ranks import ALONE, Ranks, Recipe
 
 PARAMS = "params"
-NOT_OWN = r"/(studyloom|site-packages)/"  # in the paths of other code
 
 
 class AdaptedQuestion(Question):
@@ -293,7 +293,7 @@ class FunctionQuestion(AdaptedQuestion):
 def place_of(error: BaseException) -> str:
     """Returns file and line of the user's own code that an exception came through last, or ""."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if f.filename[:1] == "/" and not re.search(NOT_OWN, f.filename)]
+    own = [f for f in frames if f.filename[:1] == "/" and is_users_code(Path(f.filename))]
     return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 

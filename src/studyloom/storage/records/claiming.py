@@ -4,7 +4,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from sqlalchemy import (
-    Boolean,
     ColumnElement,
     Executable,
     Float,
@@ -22,12 +21,12 @@ from sqlalchemy import (
 
 from studyloom.storage.records.slots import CLAIMED, SLOTS
 
-# As the indexes of the table say it, to the letter: of 100 000 slots nearly all are done.
-IS_OPEN = literal_column("studyloom_slots.state <> 'done'", Boolean)
-IS_HELD = and_(IS_OPEN, SLOTS.c.state == "held")
+# As the indexes of the table say it, without a parameter: of 100 000 slots nearly all are done.
+IS_OPEN = SLOTS.c.state != literal_column("'done'")
+IS_HELD = SLOTS.c.state == literal_column("'held'")
 HAS_TRIAL, HAS_NONE = SLOTS.c.trial_id.is_not(None), SLOTS.c.trial_id.is_(None)
 MINE = and_(SLOTS.c.study_id == bindparam("study"), SLOTS.c.slot < bindparam("trials"), IS_OPEN)
-OWN = and_(SLOTS.c.state == "held", SLOTS.c.owner == bindparam("me"))
+OWN = and_(IS_HELD, SLOTS.c.owner == bindparam("me"))
 NONE_ENDED = false()
 
 
@@ -38,11 +37,14 @@ class Wanted(NamedTuple):
         fresh: Only one without a trial that no other worker has held.
         begun: Only one with a trial.
         chosen: Only the one that was chosen, the parameter `chosen`.
+        again: A fresh one may have a trial if this worker holds it: an earlier try of the same
+            claim, whose answer was lost, may have made the trial.
     """
 
     fresh: bool
     begun: bool
     chosen: bool
+    again: bool
 
 
 def clock(dialect: str) -> ColumnElement[float]:
@@ -81,7 +83,7 @@ def _claiming(wanted: Wanted, dialect: str, abandoned: ColumnElement[bool]) -> E
     # In this order, each by an index of its own: the slot of a claim whose answer was lost, one
     # with a trial, a new one.
     found: list[ScalarSelect[int]] = []
-    if not wanted.fresh:
+    if not wanted.fresh or wanted.again:
         found.append(_first(HAS_TRIAL, OWN))
     if not wanted.begun:
         found.append(_first(HAS_NONE, OWN))

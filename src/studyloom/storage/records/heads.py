@@ -1,12 +1,13 @@
 """The heads of trials: what the ledger needs to know of Optuna's tables."""
 
 import json
+from copy import copy
 from typing import Any, NamedTuple
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Executable, bindparam, select
 
-from studyloom.storage.attributes import FORMER_SLOT, SLOT
+from studyloom.storage.attributes import FORMER_SLOT, OF_TRIALS, SLOT
 from studyloom.storage.optuna_internals import TABLES
 
 TRIALS, ATTRIBUTES = TABLES["trials"], TABLES["trial_user_attributes"]
@@ -79,3 +80,15 @@ def set_aside(trial_id: int) -> tuple[Executable, dict[str, Any]]:
 def renumber(trial_id: int, number: int) -> tuple[Executable, dict[str, Any]]:
     """Makes the write that gives a trial another number."""
     return RENUMBER, {"id": trial_id, "to": number}
+
+
+def without_ours(trial: FrozenTrial) -> FrozenTrial:
+    """Returns a trial of another program without what is called like an attribute of ours.
+
+    That is something else there: `epochs` may be a number.
+    """
+    if trial.user_attrs.keys().isdisjoint(OF_TRIALS):
+        return trial
+    other = copy(trial)
+    other.user_attrs = {k: value for k, value in trial.user_attrs.items() if k not in OF_TRIALS}
+    return other

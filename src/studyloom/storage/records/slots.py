@@ -3,6 +3,7 @@
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from sqlalchemy import (
     Column,
@@ -82,6 +83,22 @@ class HeldSlot:
     age: float
 
 
+class HeldClaim(NamedTuple):
+    """What tells a claim that a worker holds from all others of the database.
+
+    Attributes:
+        owner: The worker's id.
+        study_id: The id of the study, which may be another stage of the run.
+        slot: The slot's number.
+        token: The number of claims on the slot so far, this one included.
+    """
+
+    owner: str
+    study_id: int
+    slot: int
+    token: int
+
+
 # Without them a claim in a study of 100 000 trials goes through all slots and trials.
 INDEXES = {
     "studyloom_open_begun": (
@@ -90,6 +107,7 @@ INDEXES = {
     "studyloom_open_fresh": (
         "studyloom_slots (study_id, slot) WHERE state <> 'done' AND trial_id IS NULL"
     ),
+    "studyloom_held": "studyloom_slots (study_id, slot) WHERE state = 'held'",
     "studyloom_trial_numbers": "trials (study_id, number)",
 }
 

@@ -20,6 +20,7 @@ from studyloom.errors import (
     UndefinedMetric,
 )
 from studyloom.storage.attributes import FAILURE, PAUSED, REASON
+from studyloom.text import mask_passwords
 
 TRACEBACK_LINES = 12
 DIVERGED = "diverged"
@@ -39,17 +40,21 @@ MISTAKES = (ERROR, UNDEFINED)  # in the user's code: the study stops if all tria
 
 @dataclass(frozen=True)
 class Failure:
-    """Why one trial failed.
+    """Why one trial failed. Its words have no passwords, since they are stored and told on.
 
     Args:
         kind: the kind of failure, such as DIVERGED.
-        reason: one line for people.
+        reason: for people, as the error says it; mostly one line.
         details: the end of the traceback; empty unless the kind is ERROR.
     """
 
     kind: str
     reason: str
     details: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("reason", "details"):
+            object.__setattr__(self, name, mask_passwords(getattr(self, name)))
 
 
 def explain(error: BaseException) -> Failure:
@@ -145,4 +150,5 @@ def _kind(trial: FrozenTrial) -> str:
 
 
 def _reason(trial: FrozenTrial) -> str:
-    return str(trial.user_attrs.get(REASON, "no reason is stored"))
+    # An earlier version has stored passwords too.
+    return mask_passwords(str(trial.user_attrs.get(REASON, "no reason is stored")))

@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,18 +55,18 @@ class TrialFiles:
                 checkpoint.remove()
             shutil.rmtree(self.folder_of(checkpoint), ignore_errors=True)
 
-    def remove_left(self, trials: Sequence[FrozenTrial], space: Space) -> None:
+    def remove_left(self, read: Callable[[], Sequence[FrozenTrial]], space: Space) -> None:
         """Removes what ended trials have left, whose worker died before it had removed it.
 
         Args:
-            trials: of the study.
+            read: returns the trials of the study; called only if there are files.
             space: of the study.
         """
         if self.folder is None or not self.folder.is_dir():
             return
         found = (re.match(r"trial-(\d+)[.-]", path.name) for path in self.folder.iterdir())
         numbers = {int(match[1]) for match in found if match}
-        for trial in trials:
+        for trial in read() if numbers else ():
             if trial.number in numbers and trial.state.is_finished():
                 with contextlib.suppress(KeyError):
                     point = space.walk(partial(_value_of, trial.params))

@@ -10,7 +10,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,10 @@ class Provenance:
         """Returns plain values; a value that JSON does not know, such as a path, becomes text."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
         return plain
+
+    def on_threads(self, count: int) -> "Provenance":
+        """Returns the provenance of a training that used so many threads."""
+        return replace(self, environment={**self.environment, "threads": count})
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> "Provenance":

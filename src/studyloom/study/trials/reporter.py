@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import TracebackType
@@ -19,9 +19,9 @@ from studyloom.errors import ClaimLost, Infeasible, Paused, Stopped, TimedOut
 from studyloom.processes import end_if_forked
 from studyloom.question.costs import Cost
 from studyloom.question.objective import (
+    NetworkObjective,
     Objective,
     Step,
-    Stopping,
     StoredObjective,
     report_step,
 )
@@ -32,6 +32,7 @@ from studyloom.storage.attributes import (
     HALTED,
     MADE,
     PAUSED,
+    PLANNED_EPOCHS,
     REASON,
     REUSED,
     RUNGS,
@@ -45,31 +46,16 @@ from studyloom.storage.records.slots import Claim
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trials import failures
 from studyloom.study.trials.failures import Failure
+from studyloom.study.trials.limits import Limits
 from studyloom.study.trials.provenance import Provenance
 from studyloom.study.trials.rungs import Rungs
 from studyloom.study.trials.stopwatch import Stopwatch
+from studyloom.study.trials.tracking import Tracking
 from studyloom.text import format_value
 from studyloom.training.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 BEHIND = "pruned"  # the constraint that a pruned trial of several objectives breaks
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The limits of a trial and of a study.
-
-    Args:
-        lease: seconds for which a worker keeps its trial without a sign of life.
-        trial_timeout: seconds that a trial may take; None for no limit.
-        max_attempts: workers that may die of one trial before it has failed.
-        max_failures: trials in a row that may fail for the same reason before the study stops.
-    """
-
-    lease: float = 60.0
-    trial_timeout: float | None = None
-    max_attempts: int = 3
-    max_failures: int = 5
 
 
 @dataclass
@@ -82,9 +68,10 @@ class Reporter:
         claim: this worker's claim on the slot of the trial.
         comparable: whether the study's pruner may end the trial.
         limits: of the trial and the study.
-        stopping: whether the worker is to stop.
+        stopping: whether the worker is to release the trial.
         watch: measures where the worker's time goes.
         rungs: where the trial is paused; None if it never is.
+        tracking: tells trackers what is stored.
 
     Attributes:
         progress: whether an epoch was reported that no worker before had come to.
@@ -98,9 +85,10 @@ class Reporter:
     claim: Claim
     comparable: bool
     limits: Limits
-    stopping: Stopping
+    stopping: Callable[[], bool]
     watch: Stopwatch
     rungs: Rungs | None = None
+    tracking: Tracking = field(default_factory=Tracking)
     began: float = field(default_factory=time.monotonic, init=False)
     progress: bool = field(default=False, init=False)
     raised: BaseException | None = field(default=None, init=False)
@@ -147,6 +135,7 @@ class Reporter:
 
         def commit() -> None:
             self.commit(lease)
+            self.tracking.report(epoch, lease)
             if prunable and not isinstance(self.stored.optuna.pruner, NopPruner):
                 # One read of the other trials, however much the pruner asks about them.
                 self.stored.storage.refresh(self.stored.ledger.study_id)
@@ -234,6 +223,8 @@ class Reporter:
                 self.trial.set_user_attr(STANDARD_ERROR, error)
             self.trial.set_user_attr(EPOCHS, columns)
         if provenance is not None:
+            if isinstance(objective, NetworkObjective):
+                provenance = provenance.on_threads(objective.training.threads)
             self.trial.set_user_attr(MADE, provenance.as_json())
         times = Counter(self.trial.user_attrs.get(TIMES, {}))  # until it was paused
         times.update(self.watch.take())
@@ -303,10 +294,12 @@ class Reporter:
         goals = self.stored.goals[1:] if value is not None else ()
         costs = [self.trial.user_attrs[goal.name] for goal in goals]
         self.stored.optuna.tell(self.trial, None if value is None else [value, *costs], state)
+        told = self.stored.storage.get_trial(self.trial._trial_id)
         with self.watch("storage"), ended_elsewhere():
             if not self.stored.ledger.finish(self.claim, self.stored.storage.write):
                 raise ClaimLost
             self.stored.storage.clear()
+        self.tracking.end(told)
         shown = "" if value is None else f" {format_value(value)}"
         log.info("trial %d: %s%s", self.trial.number, state.name.lower(), shown)
 
@@ -340,6 +333,8 @@ class EpochReports:
         self._evaluated = objective.evaluating  # seconds of evaluation at the last epoch
         self._outbox = Outbox(self._post, reporter.stored.is_away)
         self._pid = os.getpid()
+        if objective.epochs is not None:  # written with the first report
+            reporter.trial.set_user_attr(PLANNED_EPOCHS, objective.epochs // objective.stride)
 
     def __enter__(self) -> "EpochReports":
         self._outbox.__enter__()

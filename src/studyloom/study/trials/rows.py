@@ -25,6 +25,7 @@ from studyloom.storage.attributes import (
 )
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trials.failures import outcome
+from studyloom.text import without_formula
 
 CURVES = ("value", "train_loss", "valid_loss")  # the columns of a learning curve after its epoch
 SHOWN = 100  # rows in a notebook
@@ -94,7 +95,6 @@ def _trial_cells(
     trial: FrozenTrial, goals: Sequence[Goal], names: Sequence[str]
 ) -> tuple[Any, ...]:
     attrs = trial.user_attrs
-    curve = attrs.get(EPOCHS) or {}
     return (
         trial.number,
         outcome(trial),
@@ -103,12 +103,18 @@ def _trial_cells(
         attrs.get(STANDARD_ERROR),
         trial.datetime_start,
         seconds_spent(trial),
-        max(len(curve.get("value", ())), len(trial.intermediate_values)),
+        epochs_of(trial),
         attrs.get(WORKER),
         BASELINE in attrs,
         attrs.get(FAILURE),
         attrs.get(REASON),
     )
+
+
+def epochs_of(trial: FrozenTrial) -> int:
+    """Returns how many epochs a trial has trained; of folds and seeds in turn, all of each."""
+    curve = trial.user_attrs.get(EPOCHS) or {}
+    return max(len(curve.get("value", ())), len(trial.intermediate_values))
 
 
 def seconds_spent(trial: FrozenTrial) -> float | None:
@@ -158,11 +164,14 @@ def _curve(trial: FrozenTrial, names: Sequence[str]) -> Iterator[tuple[Any, ...]
 
 
 def as_csv(rows: Rows) -> str:
-    """Formats rows as CSV below their columns; times in ISO 8601, missing values empty."""
+    """Formats rows as CSV below their columns; times in ISO 8601, missing values empty.
+
+    No cell is a formula to a spreadsheet.
+    """
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
-    writer.writerow(rows.columns)
-    writer.writerows([_plain(cell) for cell in cells] for cells in rows.cells)
+    writer.writerow(map(without_formula, rows.columns))
+    writer.writerows([without_formula(_plain(cell)) for cell in cells] for cells in rows.cells)
     return written.getvalue()
 
 

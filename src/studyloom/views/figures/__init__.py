@@ -1,16 +1,17 @@
-"""The figures of the report, as plotly figures.
+"""The figures of the pages, as charts: data that a page draws.
 
-Each function returns a figure, or a sentence that says why there is nothing to draw yet.
+Each function returns a chart, or a sentence that says why there is nothing to draw yet.
 """
 
 __all__ = [
     "axes",
+    "chart",
     "curves",
     "history",
     "outlook",
     "parameters",
     "pareto",
-    "plot_study",
     "predictions",
     "timeline",
+    "trials",
 ]

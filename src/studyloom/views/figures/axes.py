@@ -1,11 +1,11 @@
 """The axes of figures: the height at which a value is drawn, and the round values to label."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 from studyloom.metrics import METRICS
+from studyloom.views.figures.chart import Scale, Tick, spaced
 
 LEAST = {"unit": 1e-4, "factors": 1e-12}  # the error, or the value, at which an axis ends
 
@@ -29,7 +29,7 @@ class Axis:
 
     @classmethod
     def of(cls, metric: str, sign: int) -> "Axis":
-        """Returns the axis of a metric by name; the scale is plain for an unknown one.
+        """Returns the axis of a metric by name; the `scale` is plain for an unknown one.
 
         Args:
             metric: the metric's name.
@@ -78,42 +78,18 @@ class Axis:
             marks = [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
         return [float(f"{mark:.10g}") for mark in marks] or [low]
 
-    def ticks(self, low: float, high: float) -> dict[str, Any]:
-        """Returns the ticks between two values, as properties of a plotly axis.
+    def scale_of(self, values: Collection[float], height: int) -> Scale:
+        """Returns the vertical axis for some values.
 
         Args:
-            low: the lowest value that is drawn.
-            high: the highest.
+            values: what lies on it; at least one.
+            height: of the drawing in pixels.
         """
-        marks = self.marks(low, high)
-        return {
-            "tickvals": [self.height(mark) for mark in marks],
-            "ticktext": [f"{mark:g}" for mark in marks],
-        }
-
-    def layout(self, values: Collection[float]) -> dict[str, Any]:
-        """Returns the range and ticks for some values, as properties of a plotly axis."""
         low, high = min(values), max(values)
         bottom, top = self.height(low), self.height(high)
         margin = 0.06 * (top - bottom) or 0.05 * max(1.0, abs(top))
-        return {"range": [bottom - margin, top + margin], **self.ticks(low, high)}
-
-
-def log_ticks(values: Sequence[float]) -> dict[str, Any]:
-    """Returns the ticks of a logarithmic axis, as properties of a plotly axis.
-
-    Ticks are powers of ten, and three times these if the values span less than two powers; every
-    few of them are left out, so that at most four share the space.
-    """
-    low, high = min(values), max(values)
-    digits = (1,) if high >= 100 * low else (1, 3)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    marks = [digit * 10.0**power for power in powers for digit in digits]
-    marks = [mark for mark in marks if low <= mark <= high] or [low, high]
-    marks = marks[:: math.ceil(len(marks) / 4)]
-    return {"tickvals": marks, "ticktext": [f"{mark:.3g}" for mark in marks], "tickangle": 0}
-
-
-def integer_ticks(count: int) -> dict[str, Any]:
-    """Returns ticks without fractions for an axis of about `count` whole numbers."""
-    return {"dtick": 1} if count <= 12 else {"tickformat": "d"}
+        ends = bottom - margin, top + margin
+        ticks = [Tick(self.height(mark), f"{mark:g}") for mark in self.marks(low, high)]
+        shown = spaced(ticks, *ends, height, upright=True)
+        reads = {"unit": "unit", "factors": "tens", "plain": "plain"}[self.scale]
+        return Scale(*ends, shown, f"validation {self.metric}", reads)

@@ -3,25 +3,38 @@
 import math
 from collections.abc import Mapping, Sequence
 
-import plotly.graph_objects as go  # type: ignore[import-untyped]
 from optuna.trial import FrozenTrial
 
 from studyloom.storage.attributes import EPOCHS, RUNGS
 from studyloom.study.trials.failures import outcome
 from studyloom.study.trials.rows import quantities
 from studyloom.text import format_value
-from studyloom.views import captions
-from studyloom.views.figures.axes import Axis, integer_ticks
-from studyloom.views.figures.plot_study import literal
-from studyloom.views.figures.style import COLOURS, add_points, apply_style, learning_curve
+from studyloom.views.figures.axes import Axis
+from studyloom.views.figures.chart import (
+    Chart,
+    Mark,
+    Note,
+    Scale,
+    Table,
+    plain_scale,
+    whole_scale,
+)
+from studyloom.views.figures.trials import learning_curve
 
-LINES = [COLOURS[name] for name in ("complete", "baseline", "winner", "failed", "pruned")]
+HEIGHT, LOSSES_HEIGHT = 360, 280
+LINES = ("complete", "baseline", "running", "failed", "pruned")  # colours of further quantities
 # Drawn in this order, the last on top.
 KINDS = ("failed", "pruned", "paused", "running", "complete")
-
 LOSSES = {"train_loss": "training loss", "valid_loss": "validation loss"}
+MOST_BEST, MOST_LATEST = 100, 200  # curves that are drawn; more are one stain
+MOST_ROWS = 60  # of the table
+QUANTITIES = "What the loop reported beside the value."
+OVER_FITTING = (
+    "Where the validation loss rises again while the training loss goes on falling, "
+    "the network is over-fitting."
+)
 
-Curve = Sequence[tuple[int, float]]  # epochs from 1, and the value after each
+Curve = Sequence[tuple[int, float]]  # epochs, and the value after each; a loop may begin at 0
 
 
 def curves(
@@ -29,84 +42,92 @@ def curves(
     best: FrozenTrial | None,
     baseline: FrozenTrial | None,
     axis: Axis,
-) -> go.Figure | str:
-    """Draws the learning curves of all trials, in one trace for each outcome.
+) -> Chart | str:
+    """Draws the learning curves of the trials, as one mark for each outcome.
+
+    Of many trials, these are the curves of the best and of the latest.
 
     Args:
         trials: all trials of the study, by number.
         best: the trial to draw as the best.
         baseline: the trial to draw as the baseline.
         axis: the axis of the values.
+
+    Returns:
+        The chart, or the sentence to show in its place.
     """
-    known: dict[int, Curve] = {trial.number: learning_curve(trial) for trial in trials}
-    known = {
+    every = {trial.number: learning_curve(trial) for trial in trials}
+    every = {
         number: curve
-        for number, curve in known.items()
+        for number, curve in every.items()
         if curve and all(math.isfinite(value) for _, value in curve)
     }
-    if not known:
+    if not every:
         return "No trial has ended an epoch yet."
     marked = {"baseline": baseline, "best": best}
     special = {trial.number for trial in marked.values() if trial is not None}
-    groups = {
-        kind: [
-            trial.number
-            for trial in trials
-            if trial.number in known and outcome(trial) == kind and trial.number not in special
-        ]
-        for kind in KINDS
-    }
-    groups |= {
-        kind: [trial.number]
-        for kind, trial in marked.items()
-        if trial is not None and trial.number in known
-    }
-    figure = go.Figure()
-    for kind, numbers in groups.items():
-        if numbers:
-            _add_lines(figure, kind, {number: known[number] for number in numbers}, axis)
-    for kind in ("pruned", "failed", "paused"):
-        _add_ends(figure, kind, {number: known[number] for number in groups[kind]}, axis)
+    known = _drawn(every, special, axis.sign)
+    heights = {n: [(e, axis.height(value)) for e, value in curve] for n, curve in known.items()}
+    kinds = {trial.number: outcome(trial) for trial in trials}
+    marks = []
+    for kind in KINDS:
+        own = [n for n in heights if kinds[n] == kind and n not in special]
+        marks.append(_lines(kind, kind, own, heights, 1.3, ("faint",)))
+        if kind in ("failed", "pruned", "paused"):
+            ends = [[heights[number][-1]] for number in own]
+            marks.append(Mark("", kind, "square", ends, own, 5))
+    for name, trial in marked.items():
+        own = [trial.number] if trial is not None and trial.number in heights else []
+        marks.append(_lines(name, name, own, heights, 3, ()))
+    y = axis.scale_of([value for curve in known.values() for _, value in curve], HEIGHT)
+    epochs = [epoch for curve in known.values() for epoch, _ in curve]
+    x = whole_scale(min(1, *epochs), max(epochs), "epoch")
     for rung in sorted({rung for trial in trials for rung in trial.user_attrs.get(RUNGS, ())}):
-        figure.add_vline(x=rung, line={"color": COLOURS["paused"], "width": 1, "dash": "dot"})
-    values = [value for curve in known.values() for _, value in curve]
-    longest = max(epoch for curve in known.values() for epoch, _ in curve)
-    xaxis = integer_ticks(longest) | {"title": "epoch"}
-    title = f"validation {literal(axis.metric)}"
-    return apply_style(figure, 380, title, xaxis=xaxis, yaxis=axis.layout(values))
+        line = [[(rung, y.low), (rung, y.high)]]
+        marks.append(Mark("", "paused", "line", line, width=1, style=("dotted",)))
+    label = f"{axis.metric} after each epoch, of {len(known)} of {len(every)} trials"
+    shown = [mark for mark in marks if mark.parts]
+    return Chart(label, HEIGHT, x, y, shown, _table(every, kinds, axis))
 
 
-def _add_lines(figure: go.Figure, kind: str, members: Mapping[int, Curve], axis: Axis) -> None:
-    """Adds the curves of one outcome, by trial number, as one trace."""
-    x: list[int | None] = []
-    y: list[float | None] = []
-    text: list[str] = []
-    for number, curve in members.items():
-        for epoch, value in curve:
-            x.append(epoch)
-            y.append(axis.height(value))
-            text.append(f"trial {number}, epoch {epoch}: {format_value(value)}")
-        x.append(None)  # no line to the next curve
-        y.append(None)
-        text.append("")
-    marked = kind not in KINDS
-    line = {"color": COLOURS[kind], "width": 3 if marked else 1.3}
-    figure.add_scatter(x=x, y=y, text=text, hoverinfo="text", mode="lines", name=kind, line=line)
-    figure.data[-1].update(opacity=1 if marked else 0.6, showlegend=True)
+def _drawn(known: Mapping[int, Curve], special: set[int], sign: int) -> dict[int, Curve]:
+    """Returns the curves to draw, by number: those of the best trials and of the latest."""
+    if len(known) <= MOST_BEST + MOST_LATEST:
+        return dict(known)
+    ranked = sorted(known, key=lambda number: -sign * known[number][-1][1])
+    chosen = {*ranked[:MOST_BEST], *[*known][-MOST_LATEST:], *special}
+    return {number: curve for number, curve in known.items() if number in chosen}
 
 
-def _add_ends(figure: go.Figure, kind: str, members: Mapping[int, Curve], axis: Axis) -> None:
-    """Adds a cross at the last epoch of trials that ended early."""
-    if not members:
-        return
-    ends = [(number, *curve[-1]) for number, curve in members.items()]
-    text = [
-        f"trial {number}: {kind} after epoch {epoch} at {format_value(value)}"
-        for number, epoch, value in ends
-    ]
-    heights = [axis.height(value) for *_, value in ends]
-    add_points(figure, kind, [epoch for _, epoch, _ in ends], heights, text, 6, "x-thin-open")
-    figure.data[-1].showlegend = False
+def _lines(
+    name: str,
+    colour: str,
+    numbers: Sequence[int],
+    curves: Mapping[int, Sequence[tuple[int, float]]],
+    width: float,
+    style: Sequence[str],
+) -> Mark:
+    """Returns curves of one kind; of a single epoch each is a point, which needs some width."""
+    single = all(len(curves[number]) == 1 for number in numbers)
+    parts = [curves[number] for number in numbers]
+    return Mark(
+        name, colour, "dot" if single else "line", parts, numbers, 7 if single else width, style
+    )
+
+
+def _table(known: Mapping[int, Curve], kinds: Mapping[int, str], axis: Axis) -> Table:
+    """Returns the first, best and last value of each curve, of the best trials first."""
+    ranked = sorted(known, key=lambda number: -axis.sign * known[number][-1][1])
+    rows = []
+    for number in ranked[:MOST_ROWS]:
+        values = [value for _, value in known[number]]
+        best = max(values, key=lambda value: axis.sign * value)
+        first, top, last = (format_value(value) for value in (values[0], best, values[-1]))
+        rows.append((number, kinds[number], len(values), first, top, last))
+    left = len(ranked) - len(rows)
+    note = f"{left} further trials are left out." if left else ""
+    head = ("trial", "state", "epochs", "first", "best", "last")
+    return Table(head, rows, words=(1,), note=note)
 
 
 def beside(trial: FrozenTrial | None, which: str) -> tuple[str, str]:
@@ -117,61 +138,58 @@ def beside(trial: FrozenTrial | None, which: str) -> tuple[str, str]:
         which: trial it is, in words.
     """
     if trial is not None and {*quantities([trial])} - {*LOSSES}:
-        return "Further quantities", which + captions.QUANTITIES
-    return "Over-fitting", which + captions.LOSSES
+        return "Further quantities", which + QUANTITIES
+    return "Over-fitting", which + OVER_FITTING
 
 
-def losses(trial: FrozenTrial | None) -> go.Figure | str:
+def losses(trial: FrozenTrial) -> Chart | str:
     """Draws the training and validation loss of a trial, epoch by epoch.
 
     Of a loop of one's own it draws all that the loop reported beside the value.
+
+    Returns:
+        The chart, or the sentence to show in its place.
     """
-    if trial is None:
-        return "No trial is complete yet."
     epochs = trial.user_attrs.get(EPOCHS) or {}
     numbers, names = epochs.get("number") or [], quantities([trial])
-    if not numbers or not names or any(len(epochs[name]) != len(numbers) for name in names):
+    columns = {
+        name: [(n, v) for n, v in zip(numbers, epochs[name], strict=False) if _is_finite(v)]
+        for name in names
+    }
+    told = [value for column in columns.values() for _, value in column]
+    if not told or any(len(epochs[name]) != len(numbers) for name in names):
         return f"Trial {trial.number} stored no losses."
-    figure = go.Figure()
+    marks, notes = [], []
     for position, name in enumerate(names):
-        shown = LOSSES.get(name, literal(name))
-        text = [
-            "" if value is None else f"epoch {number}: {shown} {format_value(value)}"
-            for number, value in zip(numbers, epochs[name], strict=True)
-        ]
-        colour = COLOURS["best"] if name in LOSSES else LINES[position % len(LINES)]
-        dash = "dot" if name == "train_loss" else "solid"
-        figure.add_scatter(
-            x=numbers,
-            y=epochs[name],
-            text=text,
-            hoverinfo="text",
-            mode="lines+markers",
-            name=shown,
-            line={"color": colour, "width": 2.5, "dash": dash},
-            connectgaps=True,
-        )
-        figure.data[-1].update(showlegend=True, marker={"size": 5})
-    if {*names} == {*LOSSES}:
-        _mark_lowest(figure, numbers, epochs["valid_loss"])
-    xaxis = integer_ticks(numbers[-1]) | {"title": "epoch"}
-    title = "loss" if {*names} <= {*LOSSES} else ""
-    return apply_style(figure, 300, title, xaxis=xaxis, yaxis={"rangemode": "tozero"})
-
-
-def _mark_lowest(figure: go.Figure, numbers: Sequence[int], valid: Sequence[float]) -> None:
-    """Marks the epoch with the lowest validation loss."""
-    lowest = min(range(len(valid)), key=valid.__getitem__)
-    late = lowest > len(valid) // 2
-    line = {"color": COLOURS["pruned"], "width": 1, "dash": "dot"}
-    figure.add_vline(x=numbers[lowest], line=line)
-    figure.add_annotation(
-        x=numbers[lowest],
-        y=1,
-        yref="paper",
-        yanchor="top",
-        text=f"lowest at epoch {numbers[lowest]}",
-        showarrow=False,
-        xanchor="right" if late else "left",
-        xshift=-6 if late else 6,
+        colour = "best" if name in LOSSES else LINES[position % len(LINES)]
+        style = ("dotted",) if name == "train_loss" else ()
+        shown = LOSSES.get(name, name)
+        shape, width = ("line", 2.5) if len(columns[name]) > 1 else ("dot", 8)
+        parts = [columns[name]] if columns[name] else []
+        marks.append(Mark(shown, colour, shape, parts, width=width, style=style))
+    y = plain_scale([0.0, *told], upright=True, height=LOSSES_HEIGHT)
+    y = Scale(min(0.0, y.low if min(told) < 0 else 0.0), y.high, y.ticks, _title(names), y.reads)
+    x = whole_scale(numbers[0], numbers[-1], "epoch")
+    if {*names} == {*LOSSES} and len(columns["valid_loss"]) > 1:
+        epoch, _ = min(columns["valid_loss"], key=lambda pair: pair[1])
+        line = [[(epoch, y.low), (epoch, y.high)]]
+        marks.append(Mark("", "pruned", "line", line, width=1, style=("dotted",)))
+        side = "left" if epoch > (numbers[0] + numbers[-1]) / 2 else "right"
+        notes.append(Note(epoch, y.high, f"lowest at epoch {epoch}", side))
+    rows = [
+        (number, *("" if not _is_finite(v) else format_value(v) for v in row))
+        for number, *row in zip(numbers, *(epochs[name] for name in names), strict=True)
+    ]
+    table = Table(("epoch", *(LOSSES.get(name, name) for name in names)), rows)
+    label = (
+        f"{', '.join(LOSSES.get(name, name) for name in names)} of trial {trial.number} by epoch"
     )
+    return Chart(label, LOSSES_HEIGHT, x, y, [m for m in marks if m.parts], table, notes)
+
+
+def _title(names: Sequence[str]) -> str:
+    return "loss" if {*names} <= {*LOSSES} else ""
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

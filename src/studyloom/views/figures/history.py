@@ -2,90 +2,79 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-import optuna  # imports optuna.visualization, and with it scipy, only when it is first used
-import plotly.graph_objects as go  # type: ignore[import-untyped]
 from optuna.trial import FrozenTrial
 
 from studyloom.study.stored_study import value_of
 from studyloom.study.trials.failures import outcome
 from studyloom.text import format_value
-from studyloom.views.figures.axes import Axis, integer_ticks
-from studyloom.views.figures.plot_study import complete_trials, literal
-from studyloom.views.figures.style import COLOURS, add_points, apply_style
+from studyloom.views.figures.axes import Axis
+from studyloom.views.figures.chart import Chart, Mark, Part, Table, whole_scale
+from studyloom.views.figures.trials import best_so_far, by_outcome, complete_trials
+
+HEIGHT = 320
+NOT_COMPLETE = ("pruned", "failed", "paused", "running")
 
 
 def history(
-    study: optuna.Study,
     trials: Sequence[FrozenTrial],
     best: FrozenTrial | None,
     baseline: FrozenTrial | None,
     axis: Axis,
-) -> go.Figure | str:
+) -> Chart | str:
     """Draws each complete trial and the best so far; below them, trials that ended otherwise.
 
     Args:
-        study: the complete trials, as `plot_study` copies them.
         trials: all trials of the study, by number.
         best: the trial to mark as the best.
         baseline: the trial whose value is drawn as a dotted line.
         axis: the axis of the values.
+
+    Returns:
+        The chart, or the sentence to show in its place.
     """
-    complete = complete_trials(study)
+    complete = complete_trials(trials)
+    numbered = {trial.number for trial in complete}
     if not complete:
         return "No trial is complete yet."
-    yaxis = axis.layout([trial.value or 0.0 for trial in complete])
-    bottom, top = yaxis["range"]
-    rug = bottom - 0.05 * (top - bottom)
-    yaxis["range"] = [rug - 0.05 * (top - bottom), top]
-    figure = optuna.visualization.plot_optimization_history(study)
-    _restyle(figure, axis)
-    _add_rug(figure, trials, rug)
-    if (start := value_of(baseline)) is not None:
-        style = {"color": COLOURS["baseline"], "width": 1.5, "dash": "dot"}
-        y = axis.height(start)
-        figure.add_scatter(
-            x=[0, max(1, len(trials) - 1)],
-            y=[y, y],
-            mode="lines",
-            line=style,
-            hoverinfo="skip",
-            name="baseline",
+    y = axis.scale_of([value_of(trial) or 0.0 for trial in complete], HEIGHT)
+    span = y.high - y.low
+    rug = y.low - 0.05 * span
+    y = replace(y, low=rug - 0.05 * span)
+    x = whole_scale(0, max(trial.number for trial in trials), "trial")
+    marks = [
+        _points(
+            kind, colour, [trial for trial in complete if (outcome(trial) == "failed") == bad], axis
         )
-        figure.data[-1].showlegend = True
+        for kind, colour, bad in (("complete", "complete", False), ("infeasible", "failed", True))
+    ]
+    steps = best_so_far(complete, axis.sign)
+    line = [(trial.number, axis.height(value_of(trial) or 0.0)) for trial in steps]
+    ended = [*line, (max(trial.number for trial in trials), line[-1][1])] if line else []
+    marks.append(
+        Mark("best so far", "best", "line", [ended] if ended else [], width=2, style=("stepped",))
+    )
+    for kind in NOT_COMPLETE:
+        others = [trial for trial in by_outcome(trials, kind) if trial.number not in numbered]
+        numbers = [trial.number for trial in others]
+        marks.append(Mark(kind, kind, "rug", [[(n, rug)] for n in numbers], numbers, 2))
+    if (start := value_of(baseline)) is not None and math.isfinite(start):
+        height = axis.height(start)
+        ends: Part = [(x.low, height), (x.high, height)]
+        marks.append(Mark("baseline", "baseline", "line", [ends], width=1.5, style=("dotted",)))
     if best is not None and (value := value_of(best)) is not None:
-        text = f"trial {best.number}: {format_value(value)}"
-        add_points(figure, "best", [best.number], [axis.height(value)], [text], 12)
-    xaxis = integer_ticks(len(trials)) | {"title": "trial"}
-    title = f"validation {literal(axis.metric)}"
-    figure = apply_style(figure, 340, title, xaxis=xaxis, yaxis=yaxis)
-    return figure.update_xaxes(range=[-0.03 * len(trials) - 0.3, 1.03 * len(trials) - 0.7])
+        point = [[(best.number, axis.height(value))]]
+        marks.append(Mark("best", "best", "ring", point, [best.number], 13))
+    rows = [(trial.number, format_value(value_of(trial) or 0.0)) for trial in steps]
+    note = (
+        "" if baseline is None else f"The baseline has {format_value(value_of(baseline) or 0.0)}."
+    )
+    table = Table(("from trial", f"best {axis.metric} so far"), rows, note=note)
+    label = f"{axis.metric} of {len(complete)} complete trials, in the order in which they began"
+    return Chart(label, HEIGHT, x, y, [mark for mark in marks if mark.parts], table)
 
 
-def _restyle(figure: go.Figure, axis: Axis) -> None:
-    """Gives the traces of Optuna's plot our colours, texts and heights."""
-    points, so_far, infeasible = figure.data
-    for trace, name, colour in (
-        (points, "complete", "complete"),
-        (infeasible, "infeasible", "failed"),
-    ):
-        text = [
-            f"trial {number}: {format_value(value)}"
-            for number, value in zip(trace.x, trace.y, strict=True)
-        ]
-        marker = {"color": COLOURS[colour], "size": 8}
-        trace.update(
-            y=[*map(axis.height, trace.y)], text=text, hoverinfo="text", name=name, marker=marker
-        )
-        trace.showlegend = bool(text)
-    line = {"color": COLOURS["best"], "width": 2, "shape": "hv"}
-    heights = [axis.height(value) if math.isfinite(value) else None for value in so_far.y]
-    so_far.update(y=heights, name="best so far", line=line, hoverinfo="skip", showlegend=True)
-
-
-def _add_rug(figure: go.Figure, trials: Sequence[FrozenTrial], height: float) -> None:
-    """Marks at the bottom the trials that are not complete."""
-    for kind in ("pruned", "failed", "paused", "running"):
-        numbers = [trial.number for trial in trials if outcome(trial) == kind]
-        text = [f"trial {number}: {kind}" for number in numbers]
-        add_points(figure, kind, numbers, [height] * len(numbers), text, symbol="line-ns-open")
+def _points(name: str, colour: str, trials: Sequence[FrozenTrial], axis: Axis) -> Mark:
+    parts = [[(trial.number, axis.height(value_of(trial) or 0.0))] for trial in trials]
+    return Mark(name, colour, "dot", parts, [trial.number for trial in trials])

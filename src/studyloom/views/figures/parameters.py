@@ -1,217 +1,273 @@
-"""Figures of parameters: how much each matters, each against the value, and several together."""
+"""Figures of parameters: each against the value, several together, and two at a time."""
 
-import html
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
-import optuna  # imports optuna.visualization, and with it scipy, only when it is first used
-import plotly.graph_objects as go  # type: ignore[import-untyped]
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
-from plotly.colors import sample_colorscale  # type: ignore[import-untyped]
 
 from studyloom.study.stored_study import value_of
-from studyloom.text import shorten
-from studyloom.views.figures.axes import Axis, log_ticks
-from studyloom.views.figures.plot_study import complete_trials, literal
-from studyloom.views.figures.style import (
-    BAR,
-    COLOURS,
-    ENOUGH,
-    NO_PARAMETERS,
-    RAMP,
-    ROW,
-    TINT,
-    add_points,
-    apply_style,
-    label_rows,
+from studyloom.text import format_parameter, format_value, one_line, shorten
+from studyloom.views.figures.axes import Axis
+from studyloom.views.figures.chart import (
+    SIZE,
+    Chart,
+    Mark,
+    Multiples,
+    Note,
+    Point,
+    Scale,
+    Table,
+    Tick,
+    log_scale,
+    plain_scale,
+    responsive,
+    round_marks,
+    spaced,
 )
+from studyloom.views.figures.trials import ENOUGH, NO_PARAMETERS, label_of, summary
 
 MOST_AXES = 8  # parallel ones; more cannot be told apart
+SHADES = 5  # of a ramp from grey to blue
+SMALL, HEIGHT = 170, 360  # pixels
+PHONE = 124  # pixels of a small chart's axis on a phone, where two share a row
+LETTERS = 24  # of the labels of all choices together, in so many pixels
 
 
-def importance_bars(shares: Mapping[str, float]) -> go.Figure | str:
-    """Draws a bar for each parameter, under its name.
+def place_of(distribution: BaseDistribution, setting: Any) -> float:
+    """Returns the coordinate of a number: its logarithm, if the space is logarithmic."""
+    log = getattr(distribution, "log", False) and setting > 0
+    return math.log10(setting) if log else float(setting)
+
+
+def setting_scale(
+    trials: Sequence[FrozenTrial], name: str, pixels: float | None = None
+) -> tuple[Scale, list[float]]:
+    """Returns the axis of a parameter, and where each trial lies on it.
 
     Args:
-        shares: the importance of each parameter by its literal name, the largest first.
+        trials: that have the parameter; at least one.
+        name: the parameter.
+        pixels: the length of the axis, if it is the same on all screens.
+
+    Returns:
+        The axis, on which choices are 0, 1, …; and a coordinate for each trial.
     """
-    if not shares:
-        return NO_PARAMETERS
-    names, values = [*shares][::-1], [*shares.values()][::-1]  # bars are drawn from the bottom up
-    text = [f"{value:.2f}" if value >= 0.01 else "<0.01" for value in values]
-    figure = go.Figure()
-    figure.add_bar(
-        x=values,
-        y=[*range(len(names))],
-        text=[*map(literal, text)],
-        hoverinfo="skip",
-        textposition="outside",
-        cliponaxis=False,
-        orientation="h",
-        width=BAR,
-        marker={"color": COLOURS["complete"]},
+    settings = [trial.params[name] for trial in trials]
+    distribution = trials[0].distributions[name]
+    if not all(isinstance(s, int | float) and not isinstance(s, bool) for s in settings):
+        choices = list(dict.fromkeys(sorted(settings, key=_order)))
+        length = LETTERS if pixels is not None else 4 * LETTERS
+        letters = max(3, length // len(choices) - 1)
+        ticks = [Tick(at, label_of(choice, letters)) for at, choice in enumerate(choices)]
+        ends = -0.5, len(choices) - 0.5
+        return Scale(*ends, ticks, name, "words"), [float(choices.index(s)) for s in settings]
+    places = [place_of(distribution, setting) for setting in settings]
+    if getattr(distribution, "log", False) and min(settings) > 0:
+        return log_scale(settings, name, pixels), places
+    scale = plain_scale(settings, name)
+    if all(isinstance(setting, int) for setting in settings):
+        marks = [mark for mark in round_marks(min(settings), max(settings)) if mark == int(mark)]
+        ticks = [Tick(mark, f"{mark:.0f}") for mark in marks]
+        shown = responsive(ticks, scale.low, scale.high)
+        scale = Scale(scale.low, scale.high, shown, name, "whole")
+    if pixels is not None:
+        marks = round_marks(min(settings), max(settings), 3)
+        ticks = [
+            Tick(mark, f"{mark:.4g}")
+            for mark in marks
+            if scale.reads != "whole" or mark == int(mark)
+        ]
+        shown = spaced(ticks, scale.low, scale.high, pixels)
+        scale = Scale(scale.low, scale.high, shown, name, scale.reads)
+    return scale, places
+
+
+def _order(setting: object) -> tuple[str, float, str]:
+    number = float(setting) if isinstance(setting, int | float) else 0.0
+    return (
+        type(setting).__name__ if not isinstance(setting, int | float) else "",
+        number,
+        str(setting),
     )
-    label_rows(figure, [literal(shorten(html.unescape(name), 40)) for name in names])
-    xaxis = {"visible": False, "range": [0, 1.15 * max(values) or 1]}
-    return apply_style(figure, ROW * len(names) + 16, xaxis=xaxis)
 
 
 def slices(
-    study: optuna.Study, names: Sequence[str], best: FrozenTrial | None, axis: Axis
-) -> dict[str, go.Figure] | str:
+    trials: Sequence[FrozenTrial], names: Sequence[str], best: FrozenTrial | None, axis: Axis
+) -> Multiples | str:
     """Draws the value over each parameter.
 
     Args:
-        study: the complete trials, as `plot_study` copies them.
-        names: the literal names of the parameters.
+        trials: complete trials, by number.
+        names: the parameters.
         best: the trial to mark as the best.
         axis: the axis of the values.
 
     Returns:
-        A figure by literal name; a sentence if there is no parameter to draw.
+        A chart by name; a sentence if there is no parameter to draw.
     """
     if not names:
         return NO_PARAMETERS
-    yaxis = axis.layout([trial.value or 0.0 for trial in complete_trials(study)])
-    return {name: _slice(study, name, best, axis, yaxis) for name in names}
+    y = axis.scale_of([value_of(trial) or 0.0 for trial in trials], SMALL)
+    return Multiples({name: _slice(trials, name, best, axis, y) for name in names})
 
 
 def _slice(
-    study: optuna.Study,
-    name: str,
-    best: FrozenTrial | None,
-    axis: Axis,
-    yaxis: Mapping[str, Any],
-) -> go.Figure:
-    trials = study.get_trials(deepcopy=False)
-    figure = optuna.visualization.plot_slice(
-        study, params=[name], target=_height(axis), target_name="value"
-    )
-    marker = {"size": 8, "line": {"width": 0}, "showscale": False, "opacity": 0.85}
-    for trace in figure.data:
-        trace.update(marker=marker, hoverinfo="x")
-    figure.data[0].marker.update(colorscale=RAMP, cmin=0, cmax=max(1, len(trials) - 1))
-    setting = None if best is None else trials[best.number].params.get(name)
-    if best is not None and setting is not None:
-        x = repr(setting) if figure.layout.xaxis.type == "category" else setting
-        y = axis.height(value_of(best) or 0.0)
-        text = f"trial {best.number}, the best"
-        add_points(figure, "best", [x], [y], [text], 12, "circle-open")
-        figure.data[-1].update(showlegend=False, marker={"line": {"width": 2.5}})
-    if figure.layout.xaxis.type == "log":
-        settings = [t.params[name] for t in complete_trials(study) if name in t.params]
-        figure.update_xaxes(log_ticks(settings))
-    xaxis = {"nticks": 5, "title": None, "tickfont": {"size": 10}}
-    return apply_style(figure, 190, yaxis=yaxis, xaxis=xaxis)
+    trials: Sequence[FrozenTrial], name: str, best: FrozenTrial | None, axis: Axis, y: Scale
+) -> Chart:
+    own = [trial for trial in trials if name in trial.params]
+    x, places = setting_scale(own, name, PHONE)
+    if x.reads == "words":  # beside each other, so that they can be counted
+        places = [
+            at + 0.5 * (0.618034 * t.number % 1 - 0.5) for at, t in zip(places, own, strict=True)
+        ]
+    points = [(at, axis.height(value_of(t) or 0.0)) for at, t in zip(places, own, strict=True)]
+    last = max(1, trials[-1].number)
+    shades = [min(SHADES - 1, SHADES * trial.number // (last + 1)) for trial in own]
+    marks = _shaded(points, own, shades, 7)
+    for trial, point in zip(own, points, strict=True):
+        if best is not None and trial.number == best.number:
+            marks.append(Mark("", "best", "ring", [[point]], [trial.number], 12))
+    label = f"{axis.metric} over {name}, of {len(own)} complete trials"
+    return Chart(label, SMALL, x, y, marks, summary(own, name, axis.sign))
 
 
-def _height(axis: Axis) -> Callable[[FrozenTrial], float]:
-    return lambda trial: axis.height(trial.value or 0.0)
+def _shaded(
+    points: Sequence[Point], trials: Sequence[FrozenTrial], shades: Sequence[int], width: float
+) -> list[Mark]:
+    """Returns points as a mark for each shade of the ramp."""
+    marks = []
+    for shade in range(SHADES):
+        chosen = [n for n, own in enumerate(shades) if own == shade]
+        parts, numbers = [[points[n]] for n in chosen], [trials[n].number for n in chosen]
+        marks.append(Mark("", f"ramp-{shade}", "dot", parts, numbers, width))
+    return [mark for mark in marks if mark.parts]
 
 
-def parallel(study: optuna.Study, names: Sequence[str], axis: Axis) -> go.Figure | str:
+def parallel(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -> Chart | str:
     """Draws a line for each trial, from its value over the most important parameters.
 
     Args:
-        study: the complete trials, as `plot_study` copies them.
-        names: the literal names of the parameters, the most important first.
+        trials: complete trials, the best first.
+        names: the parameters, the most important first.
         axis: the axis of the values.
+
+    Returns:
+        The chart, or the sentence to show in its place.
     """
-    trials = complete_trials(study)
     known = [name for name in names if any(name in trial.params for trial in trials)]
     names = sorted(known[:MOST_AXES])
     if not names:
         return NO_PARAMETERS
-    figure = optuna.visualization.plot_parallel_coordinate(
-        study, params=names, target=_height(axis), target_name="value"
-    )
-    notes = [note for note in figure.layout.annotations if note.x != 0]
-    for note in notes:
-        if note.text == "None":  # Optuna's word for a parameter that the trial does not have
-            note.update(text="–")
-    titles = [axis.metric, *names]
-    layout = go.Layout(
-        xaxis={
-            "tickvals": [*range(len(titles))],
-            "ticktext": [*map(_axis_name, titles)],
-            "side": "top",
-            "tickangle": 0,
-        },
-        yaxis={"visible": False, "range": [-0.04, 1.04]},
-        annotations=notes,
-        shapes=figure.layout.shapes,
-    )
-    figure = go.Figure(_coloured_lines(figure, axis), layout)
-    values = [trial.value or 0.0 for trial in trials]
-    low, high = min(values), max(values)
-    span = axis.height(high) - axis.height(low)
-    for mark in axis.marks(low, high):
-        y = (axis.height(mark) - axis.height(low)) / span if span else 0.5
-        figure.add_annotation(x=0, y=y, text=f"{mark:g}", showarrow=False)
-    figure.update_annotations(xanchor="left", xshift=5, font={"size": 11, "color": None})
-    figure.update_shapes(line={"color": COLOURS["pruned"], "width": 1})
-    figure.update_xaxes(range=[-0.35, len(titles) - 0.4], showgrid=False, tickfont={"size": 11})
-    return apply_style(figure, 380)
+    columns: dict[str, dict[int, float]] = {}
+    notes, values = [], [value_of(trial) or 0.0 for trial in trials]
+    value_axis = axis.scale_of(values, HEIGHT)
+    notes += [Note(0, value_axis.place(tick.at) / SIZE, tick.label) for tick in value_axis.ticks]
+    heights = [value_axis.place(axis.height(value)) / SIZE for value in values]
+    for position, name in enumerate(names, 1):
+        own = [trial for trial in trials if name in trial.params]
+        scale, places = setting_scale(own, name)
+        absent = 0.1 if len(own) < len(trials) else 0.0  # below it is who lacks the parameter
+        at = [absent + (1 - absent) * scale.place(place) / SIZE for place in places]
+        columns[name] = dict(zip((trial.number for trial in own), at, strict=True))
+        for tick in scale.ticks:
+            if tick.when != "narrow":
+                place = absent + (1 - absent) * scale.place(tick.at) / SIZE
+                notes.append(Note(position, place, shorten(tick.label, 12)))
+        if absent:
+            notes.append(Note(position, 0.02, "–"))
+    lines = [
+        [
+            (0.0, height),
+            *((p, columns[name].get(trial.number, 0.02)) for p, name in enumerate(names, 1)),
+        ]
+        for trial, height in zip(trials, heights, strict=True)
+    ]
+    marks = _ranked_lines(trials, lines, len(names))
+    ticks = [Tick(p, _broken(name)) for p, name in enumerate([axis.metric, *names])]
+    rows = [
+        (t.number, format_value(value_of(t) or 0.0), *(_cell(t, name) for name in names))
+        for t in trials[:10]
+    ]
+    note = f"The best {len(rows)} of {len(trials)}; all are in the table of the trials."
+    table = Table(("trial", axis.metric, *names), rows, words=range(2, 2 + len(names)), note=note)
+    x = Scale(-0.4, len(names) + 0.75, ticks, "", "none")
+    label = f"the best {len(trials)} trials over {len(names)} parameters"
+    return Chart(label, HEIGHT, x, Scale(-0.02, 1.04, reads="none"), marks, table, notes, "wide")
 
 
-def _coloured_lines(figure: go.Figure, axis: Axis) -> list[go.Scatter]:
-    """Returns the lines of trials, the worst first: the last is drawn on top."""
-    lines = [trace for trace in figure.data if trace.mode == "lines" and trace.x[0] is not None]
-    # Sorted from the best down and then reversed, so that of several alike the first is on top.
-    lines = sorted(lines, key=lambda line: axis.sign * line.y[0], reverse=True)[::-1]
-    colours = sample_colorscale(RAMP, [rank / max(1, len(lines) - 1) for rank in range(len(lines))])
-    for line, colour in zip(lines, colours, strict=True):
-        line.update(
-            opacity=0.75, line={"color": colour, "width": 1.5}, hoverinfo="skip", hovertemplate=None
-        )
-    lines[-1].update(opacity=1, line={"color": COLOURS["best"], "width": 3})
-    return lines
-
-
-def _axis_name(name: str) -> str:
+def _broken(name: str) -> str:
     """Breaks a name at its last dot into two lines: a parallel axis is a hundred pixels wide."""
-    above, dot, last = html.unescape(name).rpartition(".")
-    return f"{literal(shorten(above + dot, 16))}<br><b>{literal(shorten(last, 14))}</b>"
+    above, dot, last = one_line(name).rpartition(".")
+    return f"{shorten(above + dot, 15)}\n{shorten(last, 15)}"
 
 
-def contour(study: optuna.Study, names: Sequence[str], axis: Axis) -> go.Figure | str:
-    """Draws the value over the two most important parameters that occur together.
+def _ranked_lines(
+    trials: Sequence[FrozenTrial], lines: Sequence[Sequence[Point]], axes: int
+) -> list[Mark]:
+    """Returns the upright axes and the lines, the worst first: the last is drawn on top."""
+    uprights = [[(p, 0.0), (p, 1.0)] for p in range(axes + 1)]
+    marks = [Mark("", "pruned", "line", uprights, width=1)]
+    for shade in range(SHADES):
+        lowest, highest = ((SHADES - s) * len(trials) // SHADES for s in (shade + 1, shade))
+        own = range(max(1, lowest), highest)
+        numbers = [trials[n].number for n in own]
+        marks.append(Mark("", f"ramp-{shade}", "line", [lines[n] for n in own], numbers, 1.5))
+    marks.append(Mark("the best", "best", "line", [lines[0]], [trials[0].number], 3))
+    return [mark for mark in marks if mark.parts]
+
+
+def _cell(trial: FrozenTrial, name: str) -> str:
+    return format_parameter(trial.params[name]) if name in trial.params else "–"
+
+
+def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -> Chart | str:
+    """Draws the trials over the two most important parameters that occur together.
 
     Args:
-        study: the complete trials, as `plot_study` copies them.
-        names: the literal names of the parameters, the most important first.
+        trials: complete trials, by number.
+        names: the parameters, the most important first.
         axis: the axis of the values.
+
+    Returns:
+        The chart, or the sentence to show in its place.
     """
-    trials = complete_trials(study)
+    found = _pair(trials, names)
+    if found is None:
+        return "No two parameters have been varied together in enough trials yet."
+    first, second = pair = found
+    common = [trial for trial in trials if all(name in trial.params for name in pair)]
+    (x, left), (y, up) = (setting_scale(common, name) for name in pair)
+    shown = spaced([t for t in y.ticks if t.when != "narrow"], y.low, y.high, HEIGHT, upright=True)
+    y = Scale(y.low, y.high, shown, second, y.reads)
+    if x.reads == "words":
+        left = [
+            at + 0.4 * (0.618034 * t.number % 1 - 0.5) for at, t in zip(left, common, strict=True)
+        ]
+    if y.reads == "words":
+        up = [at + 0.4 * (0.754878 * t.number % 1 - 0.5) for at, t in zip(up, common, strict=True)]
+    ranked = sorted(common, key=lambda trial: axis.sign * (value_of(trial) or 0.0))
+    ranks = {trial.number: rank for rank, trial in enumerate(ranked)}
+    shades = [SHADES * ranks[trial.number] // len(common) for trial in common]
+    marks = _shaded([*zip(left, up, strict=True)], common, shades, 10)
+    rows = [
+        (t.number, _cell(t, first), _cell(t, second), format_value(value_of(t) or 0.0))
+        for t in ranked[::-1][:20]
+    ]
+    note = f"The best {len(rows)} of {len(common)}."
+    table = Table(("trial", first, second, axis.metric), rows, words=(1, 2), note=note)
+    label = f"{len(common)} complete trials over {first} and {second}, the better the bluer"
+    return Chart(label, HEIGHT, x, y, marks, table)
+
+
+def _pair(trials: Sequence[FrozenTrial], names: Sequence[str]) -> tuple[str, str] | None:
+    """Returns the two parameters to draw: the first pair of numbers, or else of anything."""
+    pairs: list[tuple[int, int, tuple[str, str]]] = []
     for pair in itertools.combinations(names, 2):
         common = [trial.params for trial in trials if all(name in trial.params for name in pair)]
-        varied = all(len({params[name] for params in common}) > 1 for name in pair)
-        if len(common) >= ENOUGH and varied:
-            break
-    else:
-        return "No two parameters have been varied together in enough trials yet."
-    figure = optuna.visualization.plot_contour(
-        study, params=list(pair), target=_height(axis), target_name="value"
-    )
-    surface, *points = figure.data
-    values = [trial.value or 0.0 for trial in trials]
-    ticks = axis.ticks(min(values), max(values))
-    surface.update(
-        colorscale=TINT,
-        reversescale=axis.sign < 0,
-        colorbar={"title": None, "thickness": 10, "outlinewidth": 0, "len": 1, **ticks},
-        line={"width": 0.5, "color": COLOURS["pruned"]},
-    )
-    for trace in points:
-        trace.marker.update(
-            size=7, color=COLOURS["complete"], line={"width": 1.5, "color": "white"}
-        )
-        trace.update(hoverinfo="x+y")
-    titles = {name: literal(shorten(html.unescape(name), 40)) for name in pair}
-    sides = dict(zip("xy", sorted(pair), strict=True))
-    for side, name in sides.items():
-        if (drawn := figure.layout[f"{side}axis"]).type == "log":
-            drawn.update(log_ticks([params[name] for params in common]))
-    figure.update_layout(xaxis={"title": titles[sides["x"]], "ticks": ""}, yaxis={"ticks": ""})
-    return apply_style(figure, 380, titles[sides["y"]])
+        if len(common) >= ENOUGH and all(len({str(p[n]) for p in common}) > 1 for n in pair):
+            words = sum(isinstance(common[0][name], str | bool) for name in pair)
+            pairs.append((words, len(pairs), pair))
+    return min(pairs)[-1] if pairs else None

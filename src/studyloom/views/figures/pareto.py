@@ -1,110 +1,93 @@
 """The Pareto front: value over cost, with the trials that no other beats as a staircase."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from math import log10
 
-import optuna  # imports optuna.visualization, and with it scipy, only when it is first used
-import plotly.graph_objects as go  # type: ignore[import-untyped]
 from optuna.trial import FrozenTrial
 
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_cost, format_value
-from studyloom.views.figures.axes import Axis, log_ticks
-from studyloom.views.figures.plot_study import (
-    complete_trials,
-    literal,
-    plot_study_all_goals,
-    quiet_optuna,
+from studyloom.views.figures.axes import Axis
+from studyloom.views.figures.chart import (
+    Chart,
+    Mark,
+    Scale,
+    Table,
+    Tick,
+    log_scale,
+    plain_scale,
+    responsive,
 )
-from studyloom.views.figures.style import COLOURS, add_points, apply_style
+from studyloom.views.figures.trials import complete_trials
 
 SPREAD = 10.0  # costs that differ by more than this factor are drawn on a logarithmic axis
+HEIGHT = 400
 
 
-def front(
-    stored: StoredStudy, marked: Mapping[str, FrozenTrial | None], axis: Axis
-) -> go.Figure | str:
+def front(stored: StoredStudy, marked: Mapping[str, FrozenTrial | None], axis: Axis) -> Chart | str:
     """Draws each complete trial by its cost and its value, also those that break a constraint.
 
     Args:
         stored: a study with two objectives, the second a cost.
         marked: the trials to mark with a ring, by name: baseline, best, winner.
         axis: the axis of the values.
+
+    Returns:
+        The chart, or the sentence to show in its place.
     """
-    study = plot_study_all_goals(stored)
-    trials = complete_trials(study)
+    trials = [trial for trial in complete_trials(stored.trials()) if len(trial.values or ()) > 1]
     if not trials:
         return "No trial is complete yet."
     cost = stored.goals[1].name
-    with quiet_optuna():
-        figure = optuna.visualization.plot_pareto_front(
-            study,
-            targets=lambda trial: (trial.values[1], axis.height(trial.values[0])),
-            target_names=[cost, stored.metric],
-        )
-    # A trace of Optuna's does not say which trial a point is; cost and height do.
-    texts = {
-        (trial.values[1], axis.height(trial.values[0])): describe_trial(trial, cost)
-        for trial in trials
+    feasible = {trial.number for trial in stored.feasible()}
+    ahead = {trial.number for trial in stored.front()}
+    x = _cost_scale([trial.values[1] for trial in trials], f"{cost}, less is better")
+    kinds = {
+        "infeasible": ("failed", [t for t in trials if t.number not in feasible]),
+        "beaten": ("complete", [t for t in trials if t.number in feasible - ahead]),
+        "front": ("best", [t for t in trials if t.number in ahead]),
     }
-    *infeasible, beaten, unbeaten = figure.data
-    _restyle(beaten, "beaten", COLOURS["complete"], texts)
-    _restyle(unbeaten, "front", COLOURS["best"], texts)
-    for trace in infeasible:
-        _restyle(trace, "infeasible", COLOURS["failed"], texts)
-    _add_staircase(figure, sorted(zip(unbeaten.x, unbeaten.y, strict=True)))
+    if stored.goals[1].sign > 0:
+        x = Scale(x.low, x.high, x.ticks, f"{cost}, more is better", x.reads)
+    steps = sorted(_point(trial, x, axis) for trial in kinds["front"][1])
+    marks = [Mark("staircase", "best", "line", [steps], width=1.5, style=("stepped", "quiet"))]
+    for name, (colour, members) in kinds.items():
+        parts = [[_point(trial, x, axis)] for trial in members]
+        shape = "square" if name == "infeasible" else "dot"
+        style = ("faint",) if name == "beaten" else ()
+        marks.append(Mark(name, colour, shape, parts, [t.number for t in members], 8, style))
     for name, trial in marked.items():
         if trial is not None and trial.values:
-            point = [trial.values[1]], [axis.height(trial.values[0])]
             size = 20 if name == "winner" else 14  # the winner may be the best: around its ring
-            text = f"{name}, {describe_trial(trial, cost)}"
-            add_points(figure, name, *point, [text], size, "circle-open")
-            figure.data[-1].marker.line = {"width": 2.5, "color": COLOURS[name]}
-    costs = [trial.values[1] for trial in trials]
-    xaxis: dict[str, Any] = {"nticks": 5}
+            marks.append(Mark(name, name, "ring", [[_point(trial, x, axis)]], [trial.number], size))
+    y = axis.scale_of([trial.values[0] for trial in trials], HEIGHT)
+    label = f"{axis.metric} over {cost}, of {len(trials)} complete trials"
+    return Chart(
+        label, HEIGHT, x, y, [mark for mark in marks if mark.parts], _table(kinds, axis, cost)
+    )
+
+
+def _point(trial: FrozenTrial, x: Scale, axis: Axis) -> tuple[float, float]:
+    value, cost = trial.values[:2]
+    return (log10(cost) if x.reads == "tens" else cost), axis.height(value)
+
+
+def _cost_scale(costs: Sequence[float], title: str) -> Scale:
+    """Returns the axis of the costs, labelled in the digits that a rule accepts."""
     if 0 < SPREAD * min(costs) < max(costs):
-        xaxis = {"type": "log", **log_ticks(costs)}
-        xaxis["ticktext"] = [format_cost(mark) for mark in xaxis["tickvals"]]
-    xaxis = {"title": f"{literal(cost)}, less is better", **xaxis}
-    yaxis = axis.layout([trial.values[0] for trial in trials])
-    return apply_style(figure, 420, f"validation {literal(axis.metric)}", xaxis=xaxis, yaxis=yaxis)
+        scale = log_scale(costs, title)
+        ticks = [Tick(tick.at, format_cost(10**tick.at)) for tick in scale.ticks]
+    else:
+        scale = plain_scale(costs, title)
+        ticks = [Tick(tick.at, format_cost(tick.at)) for tick in scale.ticks]
+    shown = responsive(ticks, scale.low, scale.high)
+    return Scale(scale.low, scale.high, shown, title, scale.reads)
 
 
-def _restyle(
-    trace: go.Scatter, name: str, colour: str, texts: Mapping[tuple[float, float], str]
-) -> None:
-    """Gives a trace of Optuna's plot our name, colour and texts."""
-    text = [texts[point] for point in zip(trace.x, trace.y, strict=True)]
-    trace.update(
-        text=text,
-        hoverinfo="text",
-        hovertemplate=None,
-        name=name,
-        marker={"color": colour, "size": 8, "colorscale": None},
-        showlegend=bool(text),
+def _table(kinds: Mapping[str, tuple[str, Sequence[FrozenTrial]]], axis: Axis, cost: str) -> Table:
+    members = sorted(kinds["front"][1], key=lambda trial: trial.values[1])
+    rows = [(t.number, format_value(t.values[0]), format_cost(t.values[1])) for t in members]
+    beaten = len(kinds["beaten"][1])
+    return Table(
+        ("trial", axis.metric, cost), rows, note=f"The front; {beaten} further trials are beaten."
     )
-    opacity = 0.55 if name == "beaten" else 1
-    trace.marker.update(showscale=False, line={"width": 0}, opacity=opacity)
-
-
-def _add_staircase(figure: go.Figure, steps: Sequence[tuple[float, float]]) -> None:
-    """Joins the points of the front, by ascending cost."""
-    figure.add_scatter(
-        x=[x for x, _ in steps],
-        y=[y for _, y in steps],
-        mode="lines",
-        line={"color": COLOURS["best"], "width": 1.5, "shape": "hv"},
-        hoverinfo="skip",
-        name="staircase",
-    )
-
-
-def describe_trial(trial: FrozenTrial, cost: str) -> str:
-    """Returns a trial's number, value and cost in one line, for plotly.
-
-    Args:
-        trial: a trial with two values.
-        cost: the name of the second.
-    """
-    value, price = trial.values
-    return f"trial {trial.number}: {format_value(value)}, {literal(cost)} {format_cost(price)}"

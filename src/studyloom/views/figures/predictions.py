@@ -1,24 +1,25 @@
-"""What the winner predicted on the test part: numbers, classes, and what it got wrong."""
+"""What the winner predicted on the test part, where that is numbers."""
 
-import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import plotly.graph_objects as go  # type: ignore[import-untyped]
-
 from studyloom.text import format_value
-from studyloom.views.figures.style import COLOURS, add_points, apply_style
-from studyloom.views.page import absent, get, number, text
+from studyloom.views.figures.chart import Chart, Mark, Table, plain_scale, whole_scale
 
-PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
+MOST_ROWS = 40  # of the table
+WAYS = {"ordered": 280, "scattered": 360}  # pixels of height
 
 
-def predictions(stored: dict[str, Any]) -> go.Figure | str:
+def predictions(stored: Mapping[str, Any]) -> Chart | str:
     """Draws what a network predicted against what came.
 
     Both are drawn over time if the examples are in the order of time, else one over the other.
 
     Args:
         stored: what winner.json holds under `predictions`: `told`, `came` and `ordered`.
+
+    Returns:
+        The chart, or the sentence to show in its place.
     """
     try:
         pairs = [
@@ -27,78 +28,48 @@ def predictions(stored: dict[str, Any]) -> go.Figure | str:
         ]
     except (KeyError, IndexError, TypeError, ValueError):
         return "winner.json holds no predictions."
-    told, came = ([pair[position] for pair in pairs] for position in (0, 1))
-    text = [f"told {format_value(one)}, came {format_value(other)}" for one, other in pairs]
-    figure = go.Figure()
-    if stored.get("ordered"):
-        for name, values, kind in (("what came", came, "pruned"), ("told", told, "best")):
-            line = {"color": COLOURS[kind], "width": 2}
-            figure.add_scatter(
-                x=[*range(len(pairs))],
-                y=values,
-                text=text,
-                hoverinfo="text",
-                mode="lines",
-                name=name,
-            )
-            figure.data[-1].update(line=line, showlegend=True)
-        return apply_style(figure, 300, xaxis={"title": "example"})
-    low, high = min([*told, *came], default=0.0), max([*told, *came], default=1.0)
-    line = {"color": COLOURS["pruned"], "width": 1, "dash": "dot"}
-    figure.add_scatter(
-        x=[low, high],
-        y=[low, high],
-        mode="lines",
-        line=line,
-        hoverinfo="skip",
-        name="told what came",
-    )
-    figure.data[-1].showlegend = True
-    add_points(figure, "best", came, told, text)
-    return apply_style(figure, 380, "told", xaxis={"title": "what came"})
-
-
-def confusion(winner: dict[str, Any]) -> str:
-    """Renders the confusion matrix, with shades by count."""
-    rows = [row for row in get(winner, "confusion") or () if isinstance(row, list)]
-    if not rows or any(not isinstance(count, int) for row in rows for count in row):
-        return absent("winner.json holds no confusion matrix.")
-    errors = [
-        count for true, row in enumerate(rows) for column, count in enumerate(row) if column != true
+    if not pairs:
+        return "winner.json holds no predictions."
+    rows = [
+        (number, format_value(came), format_value(told))
+        for number, (told, came) in enumerate(pairs[:MOST_ROWS])
     ]
-    right = [row[true] for true, row in enumerate(rows) if true < len(row)]
-    most = {True: max(1, *right, 0), False: max(1, *errors, 0)}
-    hue = {True: "76,139,245", False: "229,72,77"}
-    classes = get(winner, "classes")
-    if not isinstance(classes, list) or len(classes) != len(rows):
-        classes = [*range(len(rows))]
-    parts = ["<tr><th></th>", *(f"<th>{text(name)}</th>" for name in classes), "</tr>"]
-    for true, row in enumerate(rows):
-        parts.append(f"<tr><th>{text(classes[true])}</th>")
-        for column, count in enumerate(row):
-            same = column == true
-            shade = f"rgba({hue[same]},{0.08 + 0.5 * count / most[same]:.2f})"
-            parts.append(
-                f'<td style="background:{shade}">{count}</td>'
-                if count
-                else '<td class="none">·</td>'
-            )
-        parts.append("</tr>")
-    return f'<div class="wide"><table class="confusion">{"".join(parts)}</table></div>'
+    left = len(pairs) - len(rows)
+    note = f"{left} further examples are left out." if left else ""
+    table = Table(("example", "what came", "told"), rows, note=note)
+    return (_over_time if stored.get("ordered") else _one_over_other)(pairs, table)
 
 
-def wrong(winner: dict[str, Any]) -> str:
-    """Renders the images that the winner gets wrong; only pictures that winner.json embeds."""
-    parts = []
-    for item in get(winner, "wrong") or ():
-        picture = get(item, "image")
-        if isinstance(picture, str) and PICTURE.fullmatch(picture):
-            parts.append(
-                f'<figure><img src="{picture}" alt="test image {text(get(item, "index"))}">'
-                f"<figcaption>{text(get(item, 'label'))} → <b>{text(get(item, 'predicted'))}</b> "
-                f'<span class="quiet">{number(get(item, "confidence"))}</span>'
-                "</figcaption></figure>"
-            )
-    if not parts:
-        return absent("winner.json holds no images.")
-    return f'<div class="wrong">{"".join(parts)}</div>'
+def _over_time(pairs: Sequence[tuple[float, float]], table: Table) -> Chart:
+    height = WAYS["ordered"]
+    told, came = ([(n, pair[side]) for n, pair in enumerate(pairs)] for side in (0, 1))
+    marks = [
+        Mark("what came", "pruned", "line", [came], width=2),
+        Mark("told", "best", "line", [told], width=2),
+    ]
+    numbers = [value for pair in pairs for value in pair]
+    y = plain_scale(numbers, upright=True, height=height)
+    x = whole_scale(0, max(1, len(pairs) - 1), "example")
+    label = f"what was predicted and what came, of {len(pairs)} examples in the order of time"
+    return Chart(label, height, x, y, marks, table)
+
+
+def _one_over_other(pairs: Sequence[tuple[float, float]], table: Table) -> Chart:
+    height = WAYS["scattered"]
+    numbers = [value for pair in pairs for value in pair]
+    low, high = min(numbers), max(numbers)
+    marks = [
+        Mark(
+            "told what came",
+            "pruned",
+            "line",
+            [[(low, low), (high, high)]],
+            width=1,
+            style=("dotted",),
+        ),
+        Mark("best", "best", "dot", [[(came, told)] for told, came in pairs], width=6),
+    ]
+    x = plain_scale(numbers, "what came")
+    y = plain_scale(numbers, "told", upright=True, height=height)
+    label = f"what was predicted over what came, of {len(pairs)} examples"
+    return Chart(label, height, x, y, marks, table)

@@ -1,44 +1,87 @@
 """The timeline of the workers: when each was training, and how long it was idle."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
-import plotly.graph_objects as go  # type: ignore[import-untyped]
 from optuna.trial import FrozenTrial
 
 from studyloom.storage.attributes import RUNGS, TIMES, WORKER
 from studyloom.study.trials.failures import outcome
-from studyloom.text import shorten
-from studyloom.views.figures.plot_study import literal
-from studyloom.views.figures.style import BAR, COLOURS, ROW, apply_style, label_rows
+from studyloom.text import format_duration, shorten
+from studyloom.views.figures.chart import Chart, Mark, Note, Scale, Table, Tick, responsive
+
+ROW, BAR = 44, 0.32  # pixels of a bar with its label above it, and the bar's share of them
+KINDS = ("complete", "pruned", "failed", "paused", "running")
+LABELS = 5  # of the axis
 
 Span = tuple[FrozenTrial, datetime, datetime]  # a trial, its start and its end
 
 
-def timeline(trials: Sequence[FrozenTrial], alive: Collection[int]) -> go.Figure | str:
+def timeline(trials: Sequence[FrozenTrial], alive: Collection[int]) -> Chart | str:
     """Draws a row for each worker, with a bar for each trial that began there.
 
     Args:
         trials: all trials of the study.
         alive: the ids of the trials that a worker trains now. Their bars end now; those of other
             unfinished trials end at the last moment that any trial stored.
+
+    Returns:
+        The chart, or the sentence to show in its place.
     """
     rows = _spans_by_worker(trials, alive)
     if not rows:
         return "No trial has begun yet."
-    names = sorted(rows, reverse=True)  # bars are drawn from the bottom up
-    figure = go.Figure()
-    for kind in ("complete", "pruned", "failed", "paused", "running"):
-        _add_bars(figure, kind, names, rows)
-    labels = []
-    for name in names:
-        idle = idle_share([(start, end) for _, start, end in rows[name]])
-        labels.append(f"{literal(shorten(name, 32))} · {100 * idle:.1f} % idle")
-    label_rows(figure, labels)
+    names = sorted(rows, reverse=True)  # rows are drawn from the bottom up
     first = min(start for row in rows.values() for _, start, _ in row)
     last = max(end for row in rows.values() for *_, end in row)
-    xaxis = {"type": "date", "nticks": 5, "tickangle": 0, "range": [first, last]}
-    return apply_style(figure, ROW * len(names) + 36, barmode="overlay", xaxis=xaxis)
+
+    def at(moment: datetime) -> float:
+        return (moment - first).total_seconds()
+
+    marks = []
+    for kind in KINDS:
+        bars = [
+            (trial.number, [(at(start), row), (at(end), row)])
+            for row, name in enumerate(names)
+            for trial, start, end in rows[name]
+            if outcome(trial) == kind
+        ]
+        parts, numbers = [part for _, part in bars], [number for number, _ in bars]
+        marks.append(Mark(kind, kind, "bar", parts, numbers, BAR))
+    idle = {name: idle_share([(start, end) for _, start, end in rows[name]]) for name in names}
+    notes = [
+        Note(0, row + BAR + 0.02, f"{shorten(name, 32)} · {100 * idle[name]:.1f} % idle", "above")
+        for row, name in enumerate(names)
+    ]
+    table = Table(
+        ("worker", "trials", "trained for", "idle"),
+        [
+            (name, len(rows[name]), _trained(rows[name]), f"{100 * idle[name]:.1f} %")
+            for name in reversed(names)
+        ],
+        words=(0,),
+    )
+    x = _time_scale(first, last)
+    y = Scale(-0.12, len(names) - 0.12, reads="none")
+    shown = [mark for mark in marks if mark.parts]
+    label = f"when each of {len(names)} workers trained which trial"
+    return Chart(label, ROW * len(names) + 8, x, y, shown, table, notes)
+
+
+def _trained(spans: Sequence[Span]) -> str:
+    return format_duration(sum((end - start).total_seconds() for _, start, end in spans))
+
+
+def _time_scale(first: datetime, last: datetime) -> Scale:
+    """Returns the axis of seconds since the first start, labelled with the time of the day."""
+    length = max((last - first).total_seconds(), 1.0)
+    ends = 0.0, length
+    pattern = "%H:%M:%S" if length < 600 else "%H:%M" if length < 86400 else "%d %b %H:%M"
+    ticks = []
+    for part in range(LABELS + 1):
+        at = length * part / LABELS
+        ticks.append(Tick(at, (first + timedelta(seconds=at)).strftime(pattern)))
+    return Scale(*ends, responsive(ticks, *ends), "", "none")
 
 
 def _spans_by_worker(
@@ -58,37 +101,6 @@ def _spans_by_worker(
             end = min(end, start + worked) if worked else end
         rows.setdefault(worker, []).append((trial, start, end))
     return rows
-
-
-def _add_bars(
-    figure: go.Figure, kind: str, names: Sequence[str], rows: Mapping[str, Sequence[Span]]
-) -> None:
-    """Adds the trials of one outcome as one trace."""
-    bars = [
-        (names.index(name), trial.number, start, end)
-        for name, row in rows.items()
-        for trial, start, end in row
-        if outcome(trial) == kind
-    ]
-    if not bars:
-        return
-    text = [
-        f"trial {number}: {kind}, {(end - start).total_seconds():.1f} s"
-        for _, number, start, end in bars
-    ]
-    figure.add_bar(
-        base=[start for _, _, start, _ in bars],
-        x=[1000 * (end - start).total_seconds() for _, _, start, end in bars],
-        y=[row for row, *_ in bars],
-        text=text,
-        hoverinfo="text",
-        textposition="none",
-        orientation="h",
-        width=BAR,
-        name=kind,
-        showlegend=True,
-        marker={"color": COLOURS[kind], "line": {"width": 0}},
-    )
 
 
 def idle_share(spans: Sequence[tuple[datetime, datetime]]) -> float:

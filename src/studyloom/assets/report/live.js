@@ -1,0 +1,154 @@
+// Follows the study: replaces what has changed, and keeps what a hand has done to the page.
+"use strict";
+
+const status_ = document.getElementById("live");
+let version = document.body.dataset.version;
+let source = null;
+
+function parsed(html) {
+  const template = document.createElement("template");
+  template.innerHTML = html.trim();
+  return template.content.firstElementChild;
+}
+
+// A row can be parsed only within a table.
+function parsedRow(html) {
+  const template = document.createElement("template");
+  template.innerHTML = `<table><tbody>${html}</tbody></table>`;
+  return template.content.querySelector("tr");
+}
+
+// What a hand has opened, scrolled and focused in an element, to be done again in its successor.
+function stateOf(element) {
+  const focusable = [...element.querySelectorAll("a, button, input, summary, [tabindex]")];
+  return {
+    open: [...element.querySelectorAll("details")].map((each) => each.open),
+    scrolled: [...element.querySelectorAll(".scroll")].map((each) => [each.scrollLeft, each.scrollTop]),
+    focus: focusable.indexOf(document.activeElement),
+  };
+}
+
+function restore(element, state) {
+  element.querySelectorAll("details").forEach((each, n) => (each.open = state.open[n] ?? false));
+  element.querySelectorAll(".scroll").forEach((each, n) => {
+    if (state.scrolled[n]?.some(Boolean)) [each.scrollLeft, each.scrollTop] = state.scrolled[n];
+  });
+  if (state.focus >= 0) {
+    element.querySelectorAll("a, button, input, summary, [tabindex]")[state.focus]?.focus({ preventScroll: true });
+  }
+}
+
+function replace(element, html) {
+  const state = stateOf(element);
+  const next = parsed(html);
+  if (element.id === "trials") keepTable(element, next);
+  element.replaceWith(next);
+  restore(next, state);
+  return next;
+}
+
+// The rows of the table are sent one by one, so that another head keeps them.
+function keepTable(element, next) {
+  const [old, body] = [element.querySelector("tbody"), next.querySelector("#all-trials tbody")];
+  if (!old || !body) return;
+  body.append(...old.rows);
+  const words = element.querySelector("#filter")?.value ?? "";
+  next.querySelector("#filter").value = words;
+}
+
+function placeSection(key, html, order) {
+  const next = parsed(html);
+  const before = order.slice(0, order.indexOf(key)).reverse();
+  const above = before.map((each) => document.getElementById(each)).find(Boolean);
+  if (above) above.after(next);
+  else document.getElementById("content").prepend(next);
+  observed(next);
+}
+
+function placeRow(key, html) {
+  const row = document.getElementById(key);
+  const next = parsedRow(html);
+  if (row) row.replaceWith(next);
+  else document.querySelector("#all-trials tbody")?.append(next);
+}
+
+// A section that is far from what is seen waits until it comes near, or the page is printed.
+const near = new Set();
+const waiting = new Map();
+const observer = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (isIntersecting) near.add(target.id);
+    else near.delete(target.id);
+  }
+  bring([...near]);
+}, { rootMargin: "600px" });
+
+function bring(keys) {
+  for (const key of keys) {
+    const element = document.getElementById(key);
+    if (waiting.has(key) && element) observed(replace(element, waiting.get(key)));
+    waiting.delete(key);
+  }
+}
+
+function observed(section) {
+  observer.observe(section);
+}
+
+function put(element, html) {
+  const section = element.matches("main > section");
+  const needed = element.id === "trials" || near.has(element.id) || element.contains(document.activeElement);
+  if (section && !needed) waiting.set(element.id, html);
+  else if (section) observed(replace(element, html));
+  else replace(element, html);
+}
+
+function update(message) {
+  const began = performance.now();
+  for (const [key, html] of Object.entries(message.parts)) {
+    const element = document.getElementById(key);
+    if (key === "head") {
+      const state = stateOf(element);
+      element.innerHTML = html;
+      restore(element, state);
+    } else if (element) put(element, html);
+    else if (message.order.includes(key)) placeSection(key, html, message.order);
+  }
+  for (const [key, html] of Object.entries(message.rows)) placeRow(key, html);
+  for (const section of document.querySelectorAll("main > section")) {
+    if (!message.order.includes(section.id)) section.remove();
+  }
+  if ("trials" in message.parts) prepareTable();
+  if ("trials" in message.parts || Object.keys(message.rows).length) {
+    sort();
+    filter();
+  }
+  version = message.version;
+  said(`live, as of ${new Date().toLocaleTimeString()}`);
+  performance.measure("update", { start: began, end: performance.now() });
+}
+
+function said(words, away = false) {
+  status_.textContent = words;
+  status_.classList.toggle("away", away);
+}
+
+function follow() {
+  source?.close();
+  source = new EventSource(`events?since=${encodeURIComponent(version)}`);
+  source.addEventListener("open", () => said("live"));
+  source.addEventListener("changed", (event) => update(JSON.parse(event.data)));
+  source.addEventListener("away", (event) => said(JSON.parse(event.data), true));
+  source.addEventListener("error", () => said("the server does not answer; trying again", true));
+}
+
+// A page that nobody sees asks for nothing, and catches up when it is seen again.
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) source?.close();
+  else follow();
+});
+
+window.addEventListener("beforeprint", () => bring([...waiting.keys()]));
+
+document.querySelectorAll("main > section").forEach(observed);
+follow();

@@ -1,0 +1,185 @@
+"""`studyloom compress`, `predict` and `replay`: networks that a study has trained."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from studyloom.commands.options import (
+    Entry,
+    add_code,
+    add_consent,
+    add_json,
+    add_run_dir,
+    add_trust,
+    locate_study,
+    open_run,
+    print_json,
+)
+from studyloom.commands.results import JUDGED
+from studyloom.errors import PredictError, print_errors
+from studyloom.processes import collect_as_usual
+from studyloom.text import indented
+
+if TYPE_CHECKING:
+    from studyloom.winner.prediction import Answer
+
+
+def add_compress(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `studyloom compress`."""
+    about = "where the study ran, such as runs/mnist"
+    command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=about)
+    about = "such as margin=0.01 ratios=[0.5] 'rule=min latency_ms where bytes < 50_000'"
+    command.add_argument("settings", metavar="KEY=VALUE", nargs="*", help=about)
+    add_consent(command)
+    add_code(command)
+    add_json(command)
+
+
+def compress(arguments: argparse.Namespace) -> None:
+    """Makes the winner small, and prints the variants and which of them was chosen."""
+    from studyloom.compress.settings import SECTION, parse_settings, settings_of
+    from studyloom.config.runs import recompose
+    from studyloom.config.trust import code_of_study
+    from studyloom.config.values import value_at
+    from studyloom.errors import Interrupted
+    from studyloom.execution.compression import make_small
+    from studyloom.execution.plans import open_ended
+    from studyloom.study.stopping import Stop
+    from studyloom.views.terminal import make_console, print_compressed
+
+    console = make_console(sys.stderr if arguments.json else sys.stdout)
+    if arguments.trust_server:
+        locate_study(arguments)
+    with (
+        code_of_study(arguments.run_dir, arguments.code),
+        recompose(arguments.run_dir, *JUDGED, trusted=arguments.trust_config) as cfg,
+    ):
+        # What the study says holds of all that is not said here.
+        settings = parse_settings(arguments.settings, settings_of(value_at(cfg, SECTION)))
+        with Stop() as stop:  # afterwards Ctrl-C ends it at once: there is nothing to hand over
+            prepared, plan = open_ended(cfg, stop)
+        try:
+            if stop():
+                raise Interrupted
+            record = make_small(prepared, plan, settings, stop, console)
+        finally:
+            plan.close()
+    if arguments.json:
+        print_json(record)
+    else:
+        print_compressed(record, console)
+
+
+def add_predict(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `studyloom predict`."""
+    about = "the folder with winner.json, winner.yaml and winner.pt"
+    command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=about)
+    about = (
+        "a picture of any size, an IDX file, a .npy file, or a CSV file of a line for each input"
+    )
+    command.add_argument("files", metavar="FILE", type=Path, nargs="+", help=about)
+    about = "ask the committee of winner.committee=true in place of the winner"
+    command.add_argument("--committee", action="store_true", help=about)
+    add_trust(command, "a package that the winner may name; its code is executed")
+    add_code(command)
+    add_json(command)
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """Prints the class of each input and how sure the network is, or the predicted numbers.
+
+    What was done to an input, and in what it is unlike the training data, follows in its line.
+
+    Returns:
+        The exit code: 0, or with `--json` 2 if a file holds no input.
+    """
+    from studyloom.config.trust import code_of_study
+    from studyloom.winner.prediction import load_network, predict
+
+    collect_as_usual()
+    with code_of_study(arguments.run_dir, arguments.code, wanted=bool(arguments.trust)):
+        network = load_network(arguments.run_dir, arguments.trust, committee=arguments.committee)
+    if arguments.json:
+        return print_answers(predict(network, arguments.files))
+    for answer in predict(network, arguments.files):
+        print(indented(str(answer)))
+    return 0
+
+
+def print_answers(answers: "Iterator[Answer]") -> int:
+    """Prints what a network predicts as JSON. Returns the exit code: 2 if a file holds no input."""
+    told, mistakes = [], list[str]()
+    try:
+        for answer in answers:
+            told.append(asdict(answer))
+    except PredictError as error:
+        mistakes = error.mistakes
+        print_errors(error)
+    print_json({"answers": told, "errors": mistakes})
+    return 2 if mistakes else 0
+
+
+def add_replay(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `studyloom replay`."""
+    add_run_dir(command)
+    about = "the number of the trial"
+    command.add_argument("--trial", metavar="NUMBER", type=int, required=True, help=about)
+    add_trust(command, "a package of your own that the trial may name; its code is executed")
+    add_json(command)
+
+
+def replay(arguments: argparse.Namespace) -> int:
+    """Trains a trial again.
+
+    Returns:
+        The exit code: 0 if the result is equal or within tolerance, else 1.
+    """
+    from studyloom.views.replay import replay
+    from studyloom.views.terminal import make_console
+
+    stored = open_run(arguments)
+    if arguments.trust:
+        # As `python -m studies.mine` does; last, so that this folder hides no other package.
+        sys.path.append(os.getcwd())
+    collect_as_usual()
+    console = make_console(sys.stderr if arguments.json else sys.stdout)
+    code = replay(stored, arguments.run_dir, arguments.trial, arguments.trust, console)
+    if arguments.json:
+        document = {"study": stored.name, "trial": arguments.trial}
+        print_json({**document, "equal": code == 0, "exit_code": code})
+    return code
+
+
+COMMANDS = (
+    Entry(
+        "compress",
+        "the winner made small, as winner.onnx",
+        compress,
+        add_compress,
+        "Makes the winner small: exported, pruned, distilled, with whole numbers of 8 bits. "
+        "Prints what each variant costs, and writes the chosen one as winner.onnx.",
+        ("studyloom compress runs/mnist ratios=[0.5] margin=0.01",),
+    ),
+    Entry(
+        "predict",
+        "what the winner predicts for pictures, arrays or numbers",
+        predict,
+        add_predict,
+        "Prints what the winner predicts for each input, and in what it is unlike the training "
+        "data.",
+        ("studyloom predict runs/mnist digit.png",),
+    ),
+    Entry(
+        "replay",
+        "train a trial again, and compare it epoch by epoch",
+        replay,
+        add_replay,
+        "Trains a trial again, and compares it epoch by epoch. The exit code is 0 if the result "
+        "is equal or within tolerance, else 1.",
+        ("studyloom replay runs/mnist --trial 17",),
+    ),
+)

@@ -1,0 +1,46 @@
+"""Loads a winner that `track.mlflow.register` has registered, for `mlflow.pyfunc.load_model`.
+
+Nothing that the model holds is executed, and its config may name networks of studyloom and torch
+alone. For networks of your own use `studyloom.load_winner(folder, trust=[…])`.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from studyloom.errors import PredictError
+from studyloom.winner.predictor import Predictor, load_winner
+
+
+class Served:
+    """What MLflow calls to predict.
+
+    Args:
+        predictor: the winner.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[Any]:
+        """Predicts classes, as int64 (n,), or numbers, as float32 (n, outputs).
+
+        Args:
+            model_input: an array (n, *shape), or a table whose rows are flattened inputs.
+            params: none is known.
+        """
+        numbers = np.asarray(model_input)
+        if hasattr(model_input, "columns"):
+            numbers = numbers.reshape(-1, *self.predictor.shape)
+        prediction = self.predictor.predict(numbers)
+        answer = prediction.values if prediction.classes is None else prediction.classes
+        assert answer is not None
+        return answer.numpy()
+
+
+def _load_pyfunc(path: str) -> Served:
+    winner = load_winner(path)
+    if not isinstance(winner, Predictor):
+        raise PredictError(f"{path}: holds what a loop kept; studyloom.load_winner loads it")
+    return Served(winner)

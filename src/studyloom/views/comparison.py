@@ -1,0 +1,345 @@
+"""`studyloom compare`: studies side by side: what differs, what each found, and at what cost."""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.text import Text
+
+from studyloom.config.runs import read_written
+from studyloom.config.values import flatten
+from studyloom.errors import ConfigError, FileError
+from studyloom.files import write_whole
+from studyloom.storage.attributes import TIMES
+from studyloom.study.stored_study import StoredStudy, value_of
+from studyloom.study.trials.failures import outcome
+from studyloom.study.trials.rows import epochs_of
+from studyloom.text import format_duration, format_parameter, format_value, one_line, shorten
+from studyloom.views.figures.axes import Axis
+from studyloom.views.figures.chart import Chart, Mark, Point, Table, plain_scale, whole_scale
+from studyloom.views.figures.trials import complete_trials
+from studyloom.views.report.answer import Head
+from studyloom.views.report.blocks import Absent, Block, Lines, Section, get, number
+from studyloom.views.report.page import report_page
+from studyloom.views.report.parts import Stage, read_parts, wall_seconds, worker_seconds
+from studyloom.views.report.writing import read_files
+from studyloom.views.sentence import quotable
+from studyloom.views.snapshot import Snapshot, take_snapshot
+
+# Of what Hydra wrote: what decides a search, and is no part of its question.
+DECIDES = ("sampler", "pruner", "study", "winner", "launcher")
+COLOURS = ("complete", "failed", "best", "baseline", "running", "paused", "pruned")
+MOST = len(COLOURS)  # studies: more lines cannot be told apart
+HEIGHT = 340
+DIFFERENCES = (
+    "The keys of question and search whose values differ. Studies that ask different questions "
+    "may still be read side by side, but the best of them is not the better search."
+)
+OVER_TRIALS = (
+    "The best value so far, by the number of trials that had begun. Lines end with the search."
+)
+OVER_TIME = "The same by the time that workers have spent, in seconds, over all of them."
+UNLIKE = "These studies measure different things, so that their values have no axis in common."
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A study beside others.
+
+    Args:
+        label: what tells it from the others.
+        run_dir: where it runs.
+        stored: the study.
+        snapshot: the same at this moment.
+        answer: what winner.json holds; None if it has none of its own.
+        parts: the search and its later stages.
+        settings: what it asks and what decides its search, by key.
+    """
+
+    label: str
+    run_dir: Path
+    stored: StoredStudy
+    snapshot: Snapshot
+    answer: dict[str, Any] | None
+    parts: Sequence[Stage]
+    settings: Mapping[str, Any]
+
+    @property
+    def goal(self) -> tuple[str, int]:
+        """What is measured, and which way is better."""
+        return self.stored.metric, self.stored.sign
+
+
+def read_studies(found: Sequence[tuple[Path, StoredStudy]]) -> list[Compared]:
+    """Reads studies to compare them.
+
+    Args:
+        found: each run directory with the study that runs there.
+
+    Raises:
+        ConfigError: there are fewer than two, or more than can be told apart, or one is named
+            twice.
+    """
+    folders = [folder.resolve() for folder, _ in found]
+    if not 2 <= len(found) <= MOST:
+        raise ConfigError([f"compare: takes 2 to {MOST} run directories; got {len(found)}"])
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise ConfigError([f"compare: {folder} is named twice; name each study once"])
+    names = _labels([folder for folder, _ in found], [stored.name for _, stored in found])
+    compared = []
+    for label, (folder, stored) in zip(names, found, strict=True):
+        answer, _ = read_files(stored, folder)
+        settings = _settings(folder, stored)
+        parts = read_parts(stored)
+        compared.append(
+            Compared(label, folder, stored, take_snapshot(stored), answer, parts, settings)
+        )
+    return compared
+
+
+def _labels(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
+    """Returns what tells studies apart: names, or else folders, or else whole paths."""
+    for labels in (names, [folder.name for folder in folders]):
+        if len({*labels}) == len(labels):
+            return [shorten(one_line(label), 32) for label in labels]
+    return [one_line(str(folder)) for folder in folders]
+
+
+def _settings(run_dir: Path, stored: StoredStudy) -> dict[str, Any]:
+    """Returns what a study asks and what decides its search, by key.
+
+    What Hydra wrote is read as data; without it there is only what is stored with the study.
+    """
+    settings = dict(stored.question() or {})
+    try:
+        config = read_written(run_dir, "config.yaml")
+    except (ConfigError, FileError):
+        return settings
+    for section in DECIDES:
+        if isinstance(held := config.get(section), DictConfig):
+            plain = OmegaConf.to_container(held, resolve=False)
+            settings |= dict(flatten(plain, section))
+    settings.pop("study.name", None)
+    return settings
+
+
+def differing(studies: Sequence[Compared]) -> list[tuple[str, list[str]]]:
+    """Returns the keys whose values differ, with the value of each study; – where it has none."""
+    keys = sorted({key for study in studies for key in study.settings})
+    rows = []
+    for key in keys:
+        values = [
+            format_parameter(study.settings[key]) if key in study.settings else "–"
+            for study in studies
+        ]
+        if len({*values}) > 1:
+            rows.append((key, [shorten(value, 60) for value in values]))
+    return rows
+
+
+def facts(study: Compared) -> dict[str, Any]:
+    """Returns what a study found and what it cost, for a table or for a program.
+
+    Numbers are not rounded, and None is what is not known: name, run_dir, metric, best (of the
+    search), test, std (of the test), difference (to the baseline, on the test part), trials, of
+    (the budget), pruned, failed, epochs (that all trials trained), seconds (from the first start
+    to the last end), worker_seconds.
+    """
+    snapshot, answer = study.snapshot, study.answer
+    trials = study.stored.trials()
+    return {
+        "name": study.stored.name,
+        "run_dir": str(study.run_dir),
+        "metric": study.stored.metric,
+        "best": value_of(snapshot.best),
+        "test": get(answer, "test", "winner", "mean"),
+        "std": get(answer, "test", "winner", "std"),
+        "difference": get(answer, "test", "difference", "mean"),
+        "trials": snapshot.done,
+        "of": snapshot.budget,
+        "pruned": snapshot.outcomes.get("pruned", 0),
+        "failed": snapshot.outcomes.get("failed", 0),
+        "epochs": sum(map(epochs_of, trials)),
+        "seconds": wall_seconds(study.parts),
+        "worker_seconds": worker_seconds(study.parts),
+    }
+
+
+def document(studies: Sequence[Compared]) -> dict[str, Any]:
+    """Returns a comparison for other programs.
+
+    Returns:
+        `studies`, a list of what `facts` returns; `differs`, the values of each key that differs,
+        a list in the order of the studies.
+    """
+    return {"studies": [facts(study) for study in studies], "differs": dict(differing(studies))}
+
+
+def table(studies: Sequence[Compared]) -> Table:
+    """Returns the studies side by side: a row for each fact, a column for each study."""
+    known = [facts(study) for study in studies]
+
+    def row(title: str, words: Sequence[str]) -> tuple[str, ...]:
+        return (title, *words)
+
+    rows = [
+        row("best, validation", [number(each["best"]) for each in known]),
+        row("test", [_spread(each) for each in known]),
+        row("over its baseline, test", [number(each["difference"], "+") for each in known]),
+        row("trials", [f"{each['trials']} of {each['of']}" for each in known]),
+        row("pruned, failed", [f"{each['pruned']}, {each['failed']}" for each in known]),
+        row("epochs of the search", [str(each["epochs"]) for each in known]),
+        row("from first start to last end", [_took(each["seconds"]) for each in known]),
+        row("workers trained for", [_took(each["worker_seconds"]) for each in known]),
+    ]
+    return Table(("", *(study.label for study in studies)), rows, words=(0,))
+
+
+def _spread(known: Mapping[str, Any]) -> str:
+    if known["std"] is None:
+        return number(known["test"])
+    return f"{number(known['test'])} ± {number(known['std'])}"
+
+
+def _took(seconds: float | None) -> str:
+    return "–" if not seconds else format_duration(seconds)
+
+
+def best_so_far(study: Compared, *, over_time: bool) -> list[Point]:
+    """Returns the best value of a study after each trial that was better than those before.
+
+    Args:
+        study: the study.
+        over_time: whether the horizontal coordinate is the seconds that workers have spent when
+            the trial ended, in place of the number of trials that had begun.
+
+    Returns:
+        Points of a coordinate and a value, and a last one where the search ends.
+    """
+    sign = study.stored.sign
+    trials = study.stored.trials()
+    complete = {trial.number for trial in complete_trials(trials) if outcome(trial) == "complete"}
+    ended = sorted(
+        (t for t in trials if t.state.is_finished()),
+        key=lambda t: (t.datetime_complete or datetime.max, t.number) if over_time else t.number,
+    )
+    points: list[Point] = []
+    spent = 0.0
+    for trial in ended:
+        times = trial.user_attrs.get(TIMES) or {}
+        spent += sum(float(seconds) for kind, seconds in times.items() if kind != "start-up")
+        at = spent if over_time else trial.number + 1.0
+        if trial.number not in complete or (value := value_of(trial)) is None:
+            continue
+        if not points or sign * value > sign * points[-1][1]:
+            points.append((at, value))
+    if points:
+        points.append((spent if over_time else float(len(trials)), points[-1][1]))
+    return points
+
+
+def curve(studies: Sequence[Compared], *, over_time: bool) -> Chart | Absent:
+    """Draws the best value so far of each study, over its trials or over the time of its workers.
+
+    Args:
+        studies: the studies.
+        over_time: whether it is over the time.
+    """
+    if len({study.goal for study in studies}) > 1:
+        return Absent(UNLIKE)
+    axis = Axis.of(*studies[0].goal)
+    lines = {study.label: best_so_far(study, over_time=over_time) for study in studies}
+    points = [point for line in lines.values() for point in line]
+    if not points:
+        return Absent("No trial is complete yet.")
+    marks = []
+    for place, (label, line) in enumerate(lines.items()):
+        parts = [[(x, axis.height(value)) for x, value in line]] if line else []
+        width = 2 + 1.5 * (len(lines) - 1 - place)  # where lines meet, both are seen
+        marks.append(Mark(label, COLOURS[place], "line", parts, width=width))
+    y = axis.scale_of([value for _, value in points], HEIGHT)
+    furthest = max(x for x, _ in points)
+    title = "seconds of workers" if over_time else "trials"
+    x = plain_scale([0.0, furthest], title) if over_time else whole_scale(1, int(furthest), title)
+    rows = [
+        (label, f"{at:.0f}", format_value(value))
+        for label, line in lines.items()
+        for at, value in line[-12:]
+    ]
+    head = ("study", title, f"best {axis.metric} so far")
+    label = f"the best {axis.metric} so far of {len(studies)} studies, by {title}"
+    shown = [_stepped(mark) for mark in marks if mark.parts]
+    return Chart(label, HEIGHT, x, y, shown, Table(head, rows, words=(0,)))
+
+
+def _stepped(mark: Mark) -> Mark:
+    """Makes steps of a line between bests: in between, the earlier one still holds."""
+    (line,) = mark.parts
+    steps = [line[0]]
+    for (_, before), (x, y) in itertools.pairwise(line):
+        steps += [(x, before), (x, y)] if y != before else [(x, y)]
+    return Mark(mark.name, mark.colour, mark.shape, [steps], width=mark.width)
+
+
+def sections(studies: Sequence[Compared]) -> list[Section]:
+    """Returns the sections of the page that compares studies."""
+    rows = [(key, *values) for key, values in differing(studies)]
+    head = ("", *(study.label for study in studies))
+    differs: Block = Absent("Question and search are the same.")
+    if rows:
+        differs = Table(head, rows, words=range(len(head)))
+    return [
+        Section("found", "What each found, and at what cost", [table(studies)]),
+        Section("differs", "What differs", [differs], DIFFERENCES),
+        Section("trials", "Over the trials", [curve(studies, over_time=False)], OVER_TRIALS),
+        Section("time", "Over the time", [curve(studies, over_time=True)], OVER_TIME),
+    ]
+
+
+def page(studies: Sequence[Compared]) -> str:
+    """Renders the page that compares studies; it needs no other file."""
+    lines = [f"{study.label}: {_sentence(study)}" for study in studies]
+    asked = {json.dumps(study.stored.question(), sort_keys=True, default=str) for study in studies}
+    same = "They ask one question." if len(asked) == 1 else "They ask different questions."
+    name = " · ".join(study.label for study in studies)
+    return report_page(Head(name, same, [Lines(lines)]), sections(studies))
+
+
+def _sentence(study: Compared) -> str:
+    return f"{quotable(study.stored, study.answer, study.snapshot)}."
+
+
+def write_page(studies: Sequence[Compared], path: Path) -> None:
+    """Writes the page that compares studies.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    write_whole(path, page(studies).encode(errors="replace"))
+
+
+def print_comparison(studies: Sequence[Compared], console: Console) -> None:
+    """Prints studies side by side: the sentence of each, what it found, and what differs."""
+    for study in studies:
+        console.print(Text(f"{study.label}: {_sentence(study)}"), soft_wrap=True)
+    found = table(studies)
+    lines = [[*found.head], *([str(cell) for cell in row] for row in found.rows)]
+    lines += [[""] * len(found.head), ["what differs", *[""] * len(studies)]]
+    lines += [[f"  {key}", *values] for key, values in differing(studies)]
+    widths = [
+        max(len(one_line(line[column])) for line in lines) for column in range(len(found.head))
+    ]
+    console.print()
+    for line in lines:
+        first, *others = (one_line(cell) if cell.strip() else "" for cell in line)
+        indent = "  " if line[0].startswith("  ") else ""
+        cells = [f"{indent}{first}".ljust(widths[0] + 2)]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        console.print(Text("  ".join(cells).rstrip()), soft_wrap=True)

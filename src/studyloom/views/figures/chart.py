@@ -1,0 +1,319 @@
+"""A chart as data: scales, marks, and the table that says the same to whoever does not see it.
+
+It knows no HTML. The page draws it as SVG that stretches to its width, so that it needs no script,
+no network and no picture for each size.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+SIZE = 1000  # units of the drawing along each axis
+NARROW, ROOMY = 280, 860  # pixels of an axis on a phone, and on a wide screen
+LETTER, GAP = 7.2, 10  # pixels of a label's letter, and between two labels
+LINE = 22  # pixels between the labels of a vertical axis
+
+Point = tuple[float, float]
+Part = Sequence[Point]  # one connected line, or one point alone
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a page.
+
+    Args:
+        head: the titles of the columns.
+        rows: the cells, as text or numbers.
+        words: the columns whose cells are words; the others are aligned as numbers.
+        note: what follows the table, such as how many rows are left out.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    words: Sequence[int] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A label of an axis.
+
+    Args:
+        at: its coordinate.
+        label: what is written there.
+        when: `narrow` or `roomy` if it is shown on such a screen alone, else empty.
+    """
+
+    at: float
+    label: str
+    when: str = ""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An axis: where its coordinates lie, and its labels.
+
+    Args:
+        low: the coordinate at the left or bottom.
+        high: the coordinate at the right or top.
+        ticks: its labels.
+        title: what it measures.
+        reads: how the page's script tells a value from a coordinate: `plain`, `whole` (rounded),
+            `tens` (10 to that power), `unit` (the distance to 1 in factors of ten), `words` (the
+            label that is nearest), or `none`.
+    """
+
+    low: float
+    high: float
+    ticks: Sequence[Tick] = ()
+    title: str = ""
+    reads: str = "plain"
+
+    def place(self, at: float) -> float:
+        """Returns where a coordinate is drawn, from 0 to SIZE."""
+        span = self.high - self.low
+        return SIZE * (at - self.low) / span if span else SIZE / 2
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Lines or points of one kind.
+
+    Args:
+        name: in the legend; empty for none.
+        colour: the name of the colour.
+        shape: `line`, `dot`, `square`, `ring`, `rug` (a short upright line) or `bar` (a part is its
+            two lower corners, `width` its height).
+        parts: the coordinates; of points each part is one.
+        trials: the number of the trial of each part; None for what is no trial.
+        width: of a line, or the diameter of a point, in pixels; of a bar its height, as a share.
+        style: `dotted`, `stepped` or `faint`, or several of them.
+    """
+
+    name: str
+    colour: str
+    shape: str
+    parts: Sequence[Part]
+    trials: Sequence[int | None] = ()
+    width: float = 8
+    style: Sequence[str] = ()
+
+    @property
+    def points(self) -> list[Point]:
+        """All its points, in order."""
+        return [point for part in self.parts for point in part]
+
+
+@dataclass(frozen=True)
+class Note:
+    """A few words at a point of a chart.
+
+    Args:
+        x: the horizontal coordinate.
+        y: the vertical one.
+        words: what is written.
+        side: where the words lie: `right`, `left` or `above` the point.
+    """
+
+    x: float
+    y: float
+    words: str
+    side: str = "right"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart.
+
+    Args:
+        label: what it shows, in a sentence.
+        height: of the drawing, in pixels.
+        x: the horizontal axis.
+        y: the vertical axis.
+        marks: what is drawn, the last on top.
+        table: the same as a table.
+        notes: words in the drawing.
+        kind: `wide` if it scrolls sideways on a phone.
+    """
+
+    label: str
+    height: int
+    x: Scale
+    y: Scale
+    marks: Sequence[Mark]
+    table: Table
+    notes: Sequence[Note] = ()
+    kind: str = ""
+
+    def mark(self, name: str) -> Mark:
+        """Returns the mark of a name."""
+        return next(mark for mark in self.marks if mark.name == name)
+
+    def names(self) -> list[str]:
+        """Returns the names of its marks."""
+        return [mark.name for mark in self.marks if mark.name]
+
+    def path(self, mark: Mark) -> str:
+        """Returns a mark as the data of an SVG path."""
+        return "".join(self._part(mark, part) for part in mark.parts)
+
+    def _part(self, mark: Mark, part: Part) -> str:
+        places = [(self.x.place(x), SIZE - self.y.place(y)) for x, y in part]
+        if mark.shape == "bar":
+            (left, bottom), (right, _) = places
+            height = mark.width * SIZE / (self.y.high - self.y.low)
+            wide = max(right - left, 0.6)  # what took no time is seen too
+            start = f"M{_digits(left)} {_digits(bottom)}"
+            return f"{start}h{_digits(wide)}v-{_digits(height)}h-{_digits(wide)}z"
+        if mark.shape == "rug":
+            x, y = places[0]
+            return f"M{_digits(x)} {_digits(y - 16)}v32"
+        if mark.shape != "line" or len(places) == 1:  # a curve of one epoch is a point
+            return "".join(f"M{_digits(x)} {_digits(y)}h.01" for x, y in places)
+        stepped = "stepped" in mark.style
+        (x, y), *others = places
+        drawn = [f"M{_digits(x)} {_digits(y)}"]
+        for x, y in others:
+            drawn.append(
+                f"H{_digits(x)}V{_digits(y)}" if stepped else f"L{_digits(x)} {_digits(y)}"
+            )
+        return "".join(drawn)
+
+
+def _digits(number: float) -> str:
+    return f"{number:.1f}".removesuffix(".0")
+
+
+@dataclass(frozen=True)
+class Multiples:
+    """Small charts side by side, each below its title.
+
+    Args:
+        charts: by title.
+    """
+
+    charts: Mapping[str, Chart] = field(default_factory=dict)
+
+
+def spaced(
+    ticks: Iterable[Tick], low: float, high: float, pixels: float, *, upright: bool = False
+) -> list[Tick]:
+    """Leaves out labels until no two overlap.
+
+    Args:
+        ticks: by ascending coordinate.
+        low: the lower end of the axis.
+        high: its upper end.
+        pixels: its length.
+        upright: whether it is a vertical one.
+    """
+    ticks = [*ticks]
+    scale = pixels / ((high - low) or 1)
+    for every in range(1, len(ticks) + 1):
+        kept = ticks[::every]
+        if all(
+            (right.at - left.at) * scale >= (LINE if upright else _width(left, right))
+            for left, right in itertools.pairwise(kept)
+        ):
+            return kept
+    return ticks[:1]
+
+
+def _width(left: Tick, right: Tick) -> float:
+    return LETTER * (len(left.label) + len(right.label)) / 2 + GAP
+
+
+def responsive(ticks: Sequence[Tick], low: float, high: float) -> list[Tick]:
+    """Returns the labels of a horizontal axis: fewer on a phone than on a wide screen."""
+    narrow, roomy = (spaced(ticks, low, high, pixels) for pixels in (NARROW, ROOMY))
+    return [
+        replace(
+            tick,
+            when=""
+            if tick in narrow and tick in roomy
+            else "narrow"
+            if tick in narrow
+            else "roomy",
+        )
+        for tick in ticks
+        if tick in narrow or tick in roomy
+    ]
+
+
+def whole_scale(low: float, high: float, title: str = "") -> Scale:
+    """Returns a horizontal axis of whole numbers, with labels that are whole."""
+    margin = 0.03 * (high - low) + 0.3
+    ends = low - margin, high + margin
+    step = 1
+    for step in _steps():
+        if (high - low) / step <= 12:
+            break
+    first = math.ceil(low / step) * step
+    ticks = [Tick(at, str(at)) for at in range(first, math.floor(high) + 1, step)]
+    return Scale(*ends, responsive(ticks, *ends), title, "whole")
+
+
+def _steps() -> Iterator[int]:
+    """Yields 1, 2, 5, 10, 20, 50, …"""
+    power = 1
+    while True:
+        yield from (power, 2 * power, 5 * power)
+        power *= 10
+
+
+def round_marks(low: float, high: float, count: int = 5) -> list[float]:
+    """Returns about `count` round numbers between two; the lower one alone if they are equal."""
+    if not high > low:
+        return [low]
+    power = 10.0 ** math.floor(math.log10((high - low) / count))
+    step = next(s * power for s in (1, 2, 5, 10) if (high - low) / (s * power) <= count)
+    found = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    return [float(f"{n * step:.10g}") for n in found] or [low]
+
+
+def plain_scale(
+    values: Sequence[float], title: str = "", *, upright: bool = False, height: int = 300
+) -> Scale:
+    """Returns an axis of numbers with round labels.
+
+    Args:
+        values: what lies on it; at least one.
+        title: what it measures.
+        upright: whether it is a vertical one.
+        height: of a vertical one, in pixels.
+    """
+    low, high = min(values), max(values)
+    margin = 0.05 * (high - low) or 0.05 * max(1.0, abs(high))
+    ends = low - margin, high + margin
+    ticks = [Tick(mark, f"{mark:.4g}") for mark in round_marks(*ends, 6)]
+    shown = spaced(ticks, *ends, height, upright=True) if upright else responsive(ticks, *ends)
+    return Scale(*ends, shown, title)
+
+
+def log_scale(values: Sequence[float], title: str = "", pixels: float | None = None) -> Scale:
+    """Returns a horizontal axis on which equal steps are equal factors, labelled at round values.
+
+    Args:
+        values: what lies on it, above 0.
+        title: what it measures.
+        pixels: its length, if it is the same on all screens.
+    """
+    low, high = (math.log10(value) for value in (min(values), max(values)))
+    margin = 0.05 * (high - low) or 0.1
+    ends = low - margin, high + margin
+    ticks = [Tick(math.log10(mark), f"{mark:.3g}") for mark in log_marks(min(values), max(values))]
+    shown = responsive(ticks, *ends) if pixels is None else spaced(ticks, *ends, pixels)
+    return Scale(*ends, shown, title, "tens")
+
+
+def log_marks(low: float, high: float) -> list[float]:
+    """Returns powers of ten between two values, and three times these if there are few.
+
+    At most four; the values themselves if there is no such mark between them.
+    """
+    digits = (1,) if high >= 100 * low else (1, 3)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    marks = [float(f"{digit * 10.0**power:.10g}") for power in powers for digit in digits]
+    marks = [mark for mark in marks if low <= mark <= high] or sorted({low, high})
+    return marks[:: math.ceil(len(marks) / 4)]

@@ -1,0 +1,178 @@
+"""Real trackers of real commands, which are killed, and of which the trackers are away."""
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+import toys
+from commands import QUICK
+from harness import until
+from runs import STUDY, Run, kill, nap
+from tracked import MLflowServer, in_database, in_mlflow, in_tensorboard, in_wandb, needs
+
+pytestmark = [
+    pytest.mark.chaos,
+    needs("mlflow", "tensorboard", "wandb"),
+    pytest.mark.filterwarnings("ignore"),
+]
+LOOP = (
+    *(way for way in QUICK if not way.startswith("train.")),
+    *(*toys.LOOP, "train.epochs=8", "train.batch_size=100"),
+    *("launcher.workers=2", "study.lease=5", "study.max_attempts=99"),
+)
+KINDS = {"network": (*STUDY, "study.max_attempts=99"), "loop": LOOP}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server of MLflow that is there for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        with MLflowServer(tmp_path_factory.mktemp("mlflow")) as running:
+            yield running
+
+
+def tracked(folder, uri, overrides=STUDY, trials=10, track="[tensorboard,mlflow,wandb]"):
+    name = f"{folder.parent.name}-{folder.name}"
+    run = Run(
+        folder,
+        f"sqlite:///{folder}/study.db",
+        (
+            *(*overrides, f"study.trials={trials}", f"track={track}"),
+            *(f"track.mlflow.uri={uri}", f"track.mlflow.experiment={name}"),
+        ),
+        trials=trials,
+    )
+    run.environment["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    return run, name
+
+
+def agree(run, uri, name):
+    wanted = in_database(run.stored())
+    assert in_mlflow(uri, name) == wanted
+    if "tensorboard" in "".join(run.overrides):
+        assert in_tensorboard(run.folder / "tensorboard" / "mnist") == wanted
+        assert in_wandb(run.folder) == wanted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_kills_trackers_show_what_the_database_has_and_nothing_twice(tmp_path, server, kind):
+    lives, folder = random.Random(3), tmp_path / kind
+    run, name = tracked(folder, server.uri, KINDS[kind], trials=8)
+    for _ in range(2):
+        process = run.start()
+        told = folder / "tensorboard"
+        until(lambda p=process, t=told: any(t.rglob("trial-2")) or p.poll() is not None, 180)
+        nap(3 * lives.random())
+        kill([process.pid, *run.processes()])
+        process.communicate()
+    process = run.start()
+    nap(4 + 2 * lives.random())
+    workers = [pid for pid in run.processes() if pid != process.pid]
+    kill(workers[-1:])  # one process of it
+    run.end(process, 0)
+    agree(run, server.uri, name)
+
+
+def test_a_server_that_is_away_for_a_while_has_all_at_the_end(tmp_path, server):
+    run, name = tracked(tmp_path / "away", server.uri, track="[mlflow]")
+    server.stop()
+    process = run.start(STUDYLOOM_TEST_GATE=str(tmp_path / "gate"))
+    until(lambda: "track.mlflow: " in run.logs() or process.poll() is not None, 180)
+    server.start()
+    (tmp_path / "gate").touch()  # at which the first trials wait
+    run.end(process, 0)
+    assert re.search("track.mlflow: .*; the study goes on", run.logs())
+    assert "track.mlflow is back after" in run.logs()
+    agree(run, server.uri, name)
+
+
+def test_a_server_that_never_answers_costs_a_line_and_the_next_command_tells_all(tmp_path, server):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    run, name = tracked(tmp_path / "never", f"http://127.0.0.1:{port}", track="[mlflow]")
+    printed = run.end(run.start(), 0)
+    assert "track.mlflow: of 10 trials it may not have all yet; the same command" in printed
+    run.overrides = tuple(
+        f"track.mlflow.uri={server.uri}" if way.startswith("track.mlflow.uri") else way
+        for way in run.overrides
+    )
+    run.end(run.start(), 0)
+    agree(run, server.uri, name)
+
+
+def test_the_answer_becomes_artifacts_and_a_model_that_mlflow_loads_once(tmp_path, server):
+    import mlflow
+
+    ways = (way for way in QUICK if not way.startswith("winner.enabled"))
+    answer = ("winner.top=1", "winner.seeds=2", "launcher.workers=1")
+    run, name = tracked(tmp_path / "answer", server.uri, (*ways, *answer), trials=3)
+    run.overrides += (f"track.mlflow.register={name}",)
+    for _ in range(2):
+        run.end(run.start(), 0)
+    client = mlflow.MlflowClient(server.uri)
+    found = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+    (parent,) = [each for each in found if each.data.tags["studyloom.kind"] == "study"]
+    written = json.loads((run.folder / "winner.json").read_text())
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["studyloom.winner"] == str(written["winner"]["trial"])
+    assert parent.data.metrics["test.mean"] == written["test"]["winner"]["mean"]
+    files = {each.path for each in client.list_artifacts(parent.info.run_id)}
+    assert files >= {"winner.yaml", "winner.json", "winner.pt", "report.html", "model_card.md"}
+    (version,) = client.search_model_versions(f"name = '{name}'")
+    mlflow.set_tracking_uri(server.uri)
+    model = mlflow.pyfunc.load_model(f"models:/{name}/{version.version}")
+    inputs = np.zeros((2, 1, 28, 28), np.float32)
+    import studyloom
+
+    classes = studyloom.load_winner(run.folder).predict(inputs).classes
+    assert [*model.predict(inputs)] == classes.tolist()
+    agree(run, server.uri, name)
+    ((_, session),) = [*hparams(run.folder / "tensorboard")][-1:]
+    assert {each["name"] for each in session} == {f"mnist/trial-{n}" for n in range(3)}
+    assert {each["status"] for each in session} == {"STATUS_SUCCESS"}
+
+
+def hparams(folder):
+    """Asks TensorBoard's own server for the sessions that its hparams plugin shows."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--load_fast=false"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    statuses = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
+    asked = {"allowedStatuses": statuses, "sliceSize": 99}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/data/plugin/hparams/session_groups",
+        json.dumps(asked).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            try:
+                with urllib.request.urlopen(request, timeout=10) as answer:
+                    groups = json.loads(answer.read())["sessionGroups"]
+                if len(groups) == 3:
+                    yield groups, [each for group in groups for each in group["sessions"]]
+                    return
+            except (OSError, KeyError):
+                assert process.poll() is None
+            time.sleep(0.5)
+        raise AssertionError("it shows no sessions")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,117 @@
+"""What another terminal asks of a study: all workers see it, and no trial is lost."""
+
+import threading
+
+import pytest
+from toy_worker import FOLDER, FOLDS, RANDOM, SPLIT, fresh, outcomes, work
+from toys import Never, ask
+
+from studyloom.data.training_data import TrainingData
+from studyloom.study import control, worker
+from studyloom.study.control import begin_again, following, read_control, set_control
+from studyloom.study.stopping import Stop
+from studyloom.study.stored_study import create_study, open_study
+from studyloom.study.trials.limits import Limits
+from studyloom.study.worker import Worker
+
+
+@pytest.fixture
+def stored(url):
+    return create_study(url, "toy", {"asks": "nothing"}, trials=4)
+
+
+class Told:
+    """Takes what is asked, and lets a test wait for it."""
+
+    def __init__(self):
+        self.paused = False
+        self.words = None
+        self.asked = threading.Event()
+
+    def request(self, words):
+        self.words = words
+        self.asked.set()
+
+
+def test_a_wish_is_seen_by_whoever_has_the_database(stored, url):
+    other = open_study(url, "toy")
+    assert read_control(other) is None
+    set_control(stored, "pause")
+    assert read_control(other) == "pause"
+    set_control(other, None)
+    assert read_control(stored) is None
+
+
+@pytest.mark.parametrize("written", ["run rm -rf", 3, ["stop"], {"stop": True}])
+def test_what_is_no_wish_is_none(stored, written):
+    stored.optuna.set_user_attr(control.CONTROL, written)
+    assert read_control(stored) is None
+
+
+def test_a_command_takes_a_stop_back_and_leaves_a_pause(stored):
+    set_control(stored, "stop")
+    begin_again(stored)
+    assert read_control(stored) is None
+    set_control(stored, "pause")
+    begin_again(stored)
+    assert read_control(stored) == "pause"
+
+
+def test_whoever_follows_is_told_to_stop_within_a_look(stored, monkeypatch):
+    monkeypatch.setattr(control, "POLL", 0.01)
+    told = Told()
+    with following(stored, told):
+        set_control(stored, "stop")
+        assert told.asked.wait(30)
+    assert told.words == "studyloom stop"
+
+
+def test_a_worker_that_a_launcher_started_waits_for_the_launchers_word(stored, monkeypatch):
+    monkeypatch.setattr(control, "POLL", 0.001)
+    set_control(stored, "stop")
+    looked = threading.Semaphore(0)
+    read = control.read_control
+
+    def look(stored):
+        looked.release()
+        return read(stored)
+
+    monkeypatch.setattr(control, "read_control", look)
+    told = Told()
+    with following(stored, told, stops=False):
+        for _ in range(3):
+            assert looked.acquire(timeout=30)
+    assert not told.asked.is_set()
+
+
+def test_a_stop_of_another_terminal_cuts_an_epoch_short_and_is_no_signal():
+    with Stop() as stop:
+        stop.request("studyloom stop")
+        assert stop()
+        assert (stop.signal, stop.requested) == (None, "studyloom stop")
+        assert stop.ended_by == "studyloom stop"
+        stop.request("once more")
+        assert stop.requested == "studyloom stop"
+
+
+def test_paused_in_the_midst_of_a_trial_it_goes_on_to_the_same_values(sqlite_url, url, monkeypatch):
+    monkeypatch.setattr(worker, "WAIT", 0.0)
+    question = ask(*RANDOM)
+    undisturbed = fresh(url, question, 3, name="undisturbed")
+    work(question, undisturbed, 3)
+    stored = fresh(url, question, 3)
+    asked, held = [], []
+
+    def pausing():
+        """From the second look to the sixth: that is after the first epoch of trial 0."""
+        asked.append(None)
+        if 3 <= len(asked) <= 6:
+            held.append(len(stored.ledger.held()))
+            return True
+        return False
+
+    data = TrainingData(None, SPLIT, FOLDS)
+    where = (data, Never(), FOLDER["checkpoints"], Limits())
+    Worker(question, stored, *where, pausing=pausing).run(3)
+    assert held == [1, 0, 0, 0]  # the trial was released, and nobody claimed one
+    assert outcomes(stored) == outcomes(undisturbed)

@@ -1,0 +1,354 @@
+"""Programs and shells: JSON of every command, events that drive a study, completion."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import jsonschema
+import pytest
+import yaml
+from commands import QUICK, ROOT, environment, start, study, studyloom
+from test_readme import PAPERS, blocks
+
+from studyloom.cli import main
+from studyloom.commands.parser import COMMANDS, make_parser
+from studyloom.commands.shell import SHELLS, options_of, read_schemas, script_of
+from studyloom.config.overrides import describe_sweep, page_help
+from studyloom.space.language import parse_space
+
+SCHEMAS = read_schemas()
+JUDGED = ("winner.enabled=true", "winner.top=1", "winner.seeds=2", "launcher.workers=1")
+SECRET = "canary-secret"
+
+
+@pytest.fixture(scope="module")
+def driven(tmp_path_factory):
+    """The program of the README, which has driven a study of six trials by its events alone."""
+    folder = tmp_path_factory.mktemp("driven")
+    (program,) = (
+        text for text in blocks(PAPERS["studies/README.md"], "python") if "events" in text
+    )
+    assert len(program.splitlines()) <= 20
+    (folder / "drive.py").write_text(program)
+    run_dir = folder / "run"
+    command = [sys.executable, folder / "drive.py", *QUICK, *JUDGED, f"run_dir={run_dir}"]
+    env = environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "src")]))
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    return run_dir, done
+
+
+def valid(text, name):
+    """The JSON document that a command has printed, which keeps to its schema."""
+    document = json.loads(text)
+    jsonschema.validate(document, SCHEMAS[name])
+    return document
+
+
+@pytest.mark.runs
+def test_twenty_lines_drive_a_study_by_its_events_alone_and_read_its_winner(driven):
+    run_dir, done = driven
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines[:6]] == [f"trial {n}" for n in range(6)]
+    answer = json.loads((run_dir / "winner.json").read_text())
+    winner, test = answer["winner"]["trial"], answer["test"]["winner"]["mean"]
+    assert lines[6:] == [f"winner {winner}: {test}"]
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("status",), "status"),
+        (("trials",), "trials"),
+        (("report",), "report"),
+        (("replay", "--trial", "1"), "replay"),
+        (("doctor",), "doctor"),
+        (("doctor", "--repair"), "doctor"),
+        (("winner",), "winner"),
+        (("stop",), "stop"),
+        (("resume",), "resume"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_prints_one_json_document_that_keeps_to_its_schema(driven, arguments, name):
+    run_dir, _ = driven
+    command, *options = arguments
+    done = studyloom(command, run_dir, *options, "--json")
+    assert done.returncode == 0, done.stderr
+    document = valid(done.stdout, name)
+    if name in ("status", "winner"):
+        assert document["answer"]["test"]["mean"] == pytest.approx(
+            json.loads((run_dir / "winner.json").read_text())["test"]["winner"]["mean"]
+        )
+
+
+@pytest.mark.runs
+def test_predict_answers_in_json_and_names_files_that_hold_no_input(driven, tmp_path):
+    from PIL import Image
+
+    run_dir, _ = driven
+    Image.new("L", (28, 28), 255).save(tmp_path / "blank.png")
+    (tmp_path / "text.png").write_text("no picture")
+    done = studyloom("predict", run_dir, tmp_path / "blank.png", "--json")
+    assert len(valid(done.stdout, "predict")["answers"]) == 1
+    done = studyloom("predict", run_dir, tmp_path / "text.png", "--json")
+    assert done.returncode == 2
+    assert len(valid(done.stdout, "predict")["errors"]) == 1
+
+
+def test_new_and_shell_commands_print_json_too(tmp_path, capsys):
+    assert main(["new", "mine", str(tmp_path), "--json"]) == 0
+    document = valid(capsys.readouterr().out, "new")
+    assert str(tmp_path / "studies" / "mine.py") in document["files"]
+    for shell in SHELLS:
+        assert main(["completion", shell, "--json"]) == 0
+        assert "studyloom" in valid(capsys.readouterr().out, "completion")["script"]
+    assert main(["schema", "event"]) == 0
+    assert json.loads(capsys.readouterr().out) == SCHEMAS["event"]
+
+
+def test_every_command_has_a_schema_and_every_schema_is_one():
+    names = {entry.name for entry in COMMANDS}
+    assert names <= {*SCHEMAS}
+    for schema in SCHEMAS.values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+    parser = make_parser()
+    without = {name for name, (_, options) in options_of(parser).items() if "--json" not in options}
+    assert without == {"run"}  # whose --json is among its overrides
+
+
+def test_a_mistake_is_json_as_well(tmp_path, capsys):
+    assert main(["status", str(tmp_path / "nowhere"), "--json"]) == 2
+    seen = capsys.readouterr()
+    document = valid(seen.out, "errors")
+    assert "no study has run there" in document["errors"][0]
+    assert "error: " in seen.err
+    assert main(["schema", "statsu"]) == 2
+    assert "did you mean status?" in capsys.readouterr().err
+
+
+def test_a_run_prints_one_object_and_the_rest_on_standard_error(tmp_path):
+    done = study(*QUICK, "study.trials=1", "launcher.workers=1", f"run_dir={tmp_path}", "--json")
+    document = valid(done.stdout, "run")
+    assert (document["exit_code"], document["study"], document["done"]) == (0, "mnist", 1)
+    assert "mnist begins" in done.stderr
+    done = study("trials=3", "--json")
+    assert (done.returncode, valid(done.stdout, "run")["exit_code"]) == (2, 2)
+    assert "did you mean study.trials?" in done.stderr
+
+
+@pytest.mark.runs
+def test_a_secret_of_notify_is_in_no_file_and_in_no_output(tmp_path):
+    tell = tmp_path / "tell.sh"
+    tell.write_text(f'#!/bin/sh\nprintf "%s\\n" "$1" "$2" > {tmp_path}/told\n')
+    tell.chmod(0o755)
+    run_dir, told = tmp_path / "run", tmp_path / "told"
+    overrides = (*QUICK, "study.trials=1", "launcher.workers=1", f"run_dir={run_dir}")
+    done = study(*overrides, f"notify='{tell} {SECRET}'", "--events", str(run_dir) + ".jsonl")
+    assert done.returncode == 0, done.stderr
+    assert told.read_text().splitlines()[0] == SECRET
+    told.unlink()
+    assert SECRET not in done.stdout + done.stderr
+    for file in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        assert SECRET.encode() not in file.read_bytes(), file
+    done = study(*overrides, f"notify=nosuch://{SECRET}")
+    assert done.returncode == 2
+    assert SECRET not in done.stdout + done.stderr
+
+
+def test_a_config_file_can_ask_for_no_notice(tmp_path):
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    page = tmp_path / "conf" / "mine.yaml"
+    page.write_text((ROOT / "conf" / "mnist.yaml").read_text() + "notify: ./tell.sh\n")
+    done = studyloom("run", page, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "notify" in done.stderr
+
+
+@pytest.mark.runs
+def test_stop_from_another_terminal_releases_the_trial_and_the_same_command_goes_on(tmp_path):
+    run_dir, events = tmp_path / "run", tmp_path / "events.jsonl"
+    long = [item for item in QUICK if not item.startswith("train.epochs")]
+    command = (*long, "study.trials=2", "launcher.workers=1", f"run_dir={run_dir}")
+    env = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    os.mkfifo(events)
+    reader = os.open(events, os.O_RDWR)  # also for writing, so that it never ends
+    running = start(*command, "train.epochs=100000", "--events", str(events), **env)
+    with os.fdopen(reader) as lines:
+        wait_for(lines, "reported")
+        done = studyloom("stop", run_dir, "--json")
+        assert done.returncode == 0, done.stderr
+        document = valid(done.stdout, "stop")
+        assert (document["worked_on"], document["workers"]) == (True, [])
+        last = wait_for(lines, "exit")
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, last["code"]) == (3, 3)
+    assert "stopping, as studyloom stop says" in err
+    assert "stopped by studyloom stop; the same command goes on from here" in out
+    assert studyloom("status", run_dir, "--check").returncode == 4
+    assert json.loads((run_dir / "heartbeat.json").read_text())["exit_code"] == 3
+    again = start(*command, "train.epochs=100000", **env)
+    assert "goes on" in again.stdout.readline()
+    again.send_signal(signal.SIGINT)
+    again.communicate(timeout=60)
+    assert again.returncode == 130
+    assert studyloom("status", run_dir, "--check").returncode in (0, 3)  # no longer stopped
+
+
+def wait_for(lines, kind):
+    for line in lines:
+        event = valid(line, "event")
+        if event["event"] == kind:
+            return event
+    raise AssertionError(f"no event {kind}")
+
+
+# The shell
+
+
+@pytest.mark.parametrize("name", ["", *(entry.name for entry in COMMANDS)])
+def test_every_help_has_a_description_and_an_example_and_fits_80_columns(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main([*filter(None, [name]), "--help"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert re.search(r"^examples?:\n  \S*.*studyloom", text, re.MULTILINE)
+    described = text.split("\n\n")[1]
+    assert described.endswith((".", ".\n")) or name == ""
+    assert len(described.split()) >= 5
+
+
+@pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
+def test_every_example_is_a_command_that_is_understood(entry):
+    for example in entry.examples:
+        words = example.removeprefix('eval "$(').removesuffix(')"').split(" > ")[0].split()
+        assert words[0] == "studyloom"
+        assert make_parser().parse_args(words[1:]).act == entry.act
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["statsu"], "did you mean status?"),
+        (["status", "x", "--jsno"], "did you mean --json?"),
+        (["\x1b[2Jstatus"], "\\x1b[2Jstatus: no such command"),
+    ],
+)
+def test_a_misspelt_command_gets_its_suggestion(typed, meant, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(typed)
+    assert caught.value.code == 2
+    assert meant in capsys.readouterr().err
+
+
+def test_a_misspelt_run_directory_gets_its_suggestion(tmp_path, capsys):
+    (tmp_path / "mnist" / ".hydra").mkdir(parents=True)
+    (tmp_path / "misnt-no-run").mkdir()
+    assert main(["status", str(tmp_path / "mnsit")]) == 2
+    assert f"did you mean {tmp_path / 'mnist'}?" in capsys.readouterr().err
+
+
+def test_bash_completes_commands_options_and_files(tmp_path):
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
+    (tmp_path / "runs").mkdir()
+    script = script_of("bash", options_of(make_parser()))
+    ask = 'COMP_WORDS=({words}); COMP_CWORD={at}; _studyloom; printf "%s\\n" "${{COMPREPLY[@]}}"'
+
+    def complete(*words):
+        line = ask.format(words=" ".join(words), at=len(words) - 1)
+        done = subprocess.run(
+            ["bash", "-c", f"{script}\n{line}"], cwd=tmp_path, capture_output=True, text=True
+        )
+        return done.stdout.split()
+
+    assert complete("studyloom", "sta") == ["status"]
+    assert complete("studyloom", "status", "--wa") == ["--watch"]
+    assert complete("studyloom", "status", "ru") == ["runs"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_shell_takes_its_script(shell, tmp_path):
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    (tmp_path / "script").write_text(script_of(shell, options_of(make_parser())))
+    done = subprocess.run([shell, "-n", tmp_path / "script"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_every_command_and_option_is_in_the_script(shell):
+    script = script_of(shell, options_of(make_parser()))
+    for name, (_, options) in options_of(make_parser()).items():
+        assert name in script
+        assert all(option.removeprefix("--") in script for option in options)
+
+
+def test_the_way_out_of_a_sweep_is_a_space_that_searches_the_same():
+    words = describe_sweep(
+        "-m",
+        [
+            *("-m", "model=mlp,cnn", "optimizer.lr=0.1,0.01", "train.batch_size=range(32,129,32)"),
+            *("model.dropout=tag(log,interval(0.001,0.5))", "study.trials=8"),
+        ],
+    )
+    assert words.startswith("-m: a study is a search already")
+    lines = words.splitlines()
+    assert lines[-1] == "  and choose it with: space=swept study.trials=8"
+    tree = yaml.safe_load("\n".join(lines[1:-1]))
+    assert tree["optimizer"] == {"lr": {"choice": [0.1, 0.01]}}
+    assert tree["train"] == {"batch_size": {"choice": [32, 64, 96, 128]}}
+    del tree["model"]["dropout"]
+    space = parse_space(tree, lambda group: ["mlp", "cnn"] if group == "model" else [])
+    assert len(space.nodes) == 3
+    assert "sampler=grid" in describe_sweep("-m", ["-m", "optimizer.lr=0.1,0.01"])
+    assert "conf/space/mine.yaml" in describe_sweep("-m", ["-m"])
+
+
+@pytest.mark.runs
+def test_a_page_that_is_run_as_a_file_is_the_same_study(tmp_path):
+    env = environment(PYTHONPATH=str(ROOT / "src"))
+    command = [sys.executable, ROOT / "studies" / "autoencoder.py"]
+    dry = subprocess.run(
+        [*command, "--dry-run"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert dry.returncode == 0, dry.stderr
+    assert dry.stdout == study("--dry-run", page="autoencoder").stdout
+    version = subprocess.run([*command, "--version"], env=env, capture_output=True, text=True)
+    assert re.fullmatch(r"studyloom \d+\.\d+\.\d+\n", version.stdout)
+
+
+def test_the_help_of_a_page_is_its_manual_with_options_groups_and_keys():
+    done = study("--help", "study.trials=7")
+    assert done.returncode == 0
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    for words in (
+        "Search MLPs and CNNs on MNIST",
+        "--dry-run",
+        "--events FILE",
+        "model=cnn, gru, lstm, mlp",
+        "    trials: 7",
+    ):
+        assert words in done.stdout
+    assert "Hydra" not in done.stdout.splitlines()[0]
+    assert "study:" in page_help("About.", str(ROOT / "conf"), "mnist", ["no.such=key"])
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("mod", {"model.", "model="}), ("model=m", {"model=mlp"})]
+)
+def test_hydra_completes_the_overrides_of_a_page_that_is_run_as_a_file(typed, offered):
+    line = f"python studies/mnist.py {typed}"
+    extra = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "studies/mnist.py", "-sc", "query=bash"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(**extra), capture_output=True, text=True
+    )
+    assert set(done.stdout.split()) == offered, done.stderr

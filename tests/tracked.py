@@ -1,0 +1,224 @@
+"""What trackers have of a study, read by their own readers; what its database has; a server."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trials.failures import outcome
+from studyloom.study.trials.tracking import curve
+
+
+class Seen(NamedTuple):
+    """A trial as a tracker shows it: each number of its curves counts how often it is there."""
+
+    params: dict[str, str]
+    curves: Counter[tuple[str, int, float]]
+    state: str
+    finals: dict[str, float]
+
+
+def needs(*packages: str) -> pytest.MarkDecorator:
+    """Skips a test without the extra; MLflow warns of itself when it is imported."""
+    missing = [name for name in packages if find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"needs the extra {', '.join(missing)}")
+
+
+def in_database(stored: StoredStudy) -> dict[int, Seen]:
+    """The trials of the database; numbers in 32 bits."""
+    seen = {}
+    for trial in stored.trials():
+        points = curve(trial, stored.metric)
+        curves = Counter((p.name, p.epoch, short(p.value)) for p in points)
+        values = dict(zip([goal.name for goal in stored.goals], trial.values or (), strict=False))
+        state = outcome(trial) if trial.state.is_finished() else "running"
+        params = {name: str(value) for name, value in trial.params.items()}
+        finals = {name: short(value) for name, value in values.items()}
+        seen[trial.number] = Seen(params, curves, state, finals)
+    return seen
+
+
+def short(value: float) -> float:
+    """A number in 32 bits, as event files have it."""
+    return float(np.float32(value))
+
+
+def in_tensorboard(folder: Path) -> dict[int, Seen]:
+    """Reads DIR/STUDY by TensorBoard's EventAccumulator."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
+
+    seen = {}
+    for trial in folder.glob("trial-*"):
+        events = EventAccumulator(str(trial), size_guidance={"scalars": 0, "tensors": 0})
+        events.Reload()
+        curves, finals = Counter[tuple[str, int, float]](), {}
+        for tag in events.Tags()["scalars"]:
+            for event in events.Scalars(tag):
+                if tag.startswith("final/"):
+                    finals[tag[6:]] = short(event.value)
+                else:
+                    curves[tag, event.step, short(event.value)] += 1
+        about = events.PluginTagToContent("hparams")
+        start = metadata.parse_session_start_info_plugin_data(about["_hparams_/session_start_info"])
+        params = {
+            name: str(getattr(value, value.WhichOneof("kind")))
+            for name, value in start.hparams.items()
+        }
+        state = "running"
+        if "state" in events.Tags()["tensors"]:
+            (told,) = events.Tensors("state")
+            state = told.tensor_proto.string_val[0].decode().split("\n")[0]
+            metadata.parse_session_end_info_plugin_data(about["_hparams_/session_end_info"])
+        seen[int(trial.name.removeprefix("trial-"))] = Seen(params, curves, state, finals)
+    return seen
+
+
+def in_mlflow(uri: str, experiment: str) -> dict[int, Seen]:
+    """Reads the nested runs of the one parent run of an experiment by MLflow's client."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    seen: dict[int, Seen] = {}
+    status = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+    for run in runs:
+        if run.info.run_id == parent.info.run_id:
+            continue
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        curves, finals = Counter[tuple[str, int, float]](), {}
+        for name in run.data.metrics:
+            for metric in client.get_metric_history(run.info.run_id, name):
+                if name.startswith("final/"):
+                    finals[name[6:]] = short(metric.value)
+                else:
+                    curves[name, metric.step, short(metric.value)] += 1
+        state = run.data.tags.get("studyloom.state", "running")
+        assert run.info.status == status.get(state, "RUNNING")
+        number = int(run.data.tags["studyloom.trial"])
+        assert number not in seen, "a trial has two runs"
+        seen[number] = Seen(run.data.params, curves, state, finals)
+    return seen
+
+
+def in_wandb(folder: Path) -> dict[int, Seen]:
+    """Reads the files of all offline runs of a folder."""
+    from studyloom.trackers.wandb import read_records
+
+    params: dict[int, dict[str, str]] = {}
+    curves: dict[int, Counter[tuple[str, int, float]]] = {}
+    ends: dict[int, dict[str, Any]] = {}
+    for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
+        name = path.stem.rpartition("-")[2]
+        if name == "study":
+            continue
+        number = int(name)
+        found = curves.setdefault(number, Counter())
+        summary = ends.setdefault(number, {})
+        for record in read_records(path):
+            kind = record.WhichOneof("record_type")
+            if kind == "config":
+                for item in record.config.update:
+                    if not item.key.startswith(("_", "studyloom.")):
+                        value = json.loads(item.value_json)
+                        params.setdefault(number, {})[item.key] = str(value)
+            elif kind == "history":
+                row = {
+                    item.key or item.nested_key[0]: json.loads(item.value_json)
+                    for item in record.history.item
+                }
+                for key, value in row.items():
+                    if key != "epoch" and key[0] != "_":
+                        found[key, row["epoch"], short(value)] += 1
+            elif kind == "summary":
+                for item in record.summary.update:
+                    summary[item.key or item.nested_key[0]] = json.loads(item.value_json)
+    return {
+        number: Seen(
+            params.get(number, {}),
+            curves[number],
+            ends[number].get("state", "running"),
+            {
+                name[6:]: short(value)
+                for name, value in ends[number].items()
+                if name.startswith("final/")
+            },
+        )
+        for number in curves
+    }
+
+
+class MLflowServer:
+    """A real server with a SQLite store, on loopback, which can be away and come back.
+
+    Args:
+        folder: of its files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "MLflowServer":
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        command = [
+            *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
+            *("--host", "127.0.0.1", "--port", str(self.port)),
+            *("--backend-store-uri", f"sqlite:///{self.folder}/server.db"),
+            *("--artifacts-destination", str(self.folder / "artifacts")),
+        ]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Without its job runners, which are three more processes.
+        ours = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        env = os.environ | ours
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.folder, env=env, start_new_session=True
+            )
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer,
+            ):
+                if answer.status == 200:
+                    return
+            assert self._process.poll() is None, (self.folder / "server.log").read_text()
+            time.sleep(0.2)
+        raise AssertionError((self.folder / "server.log").read_text())
+
+    def stop(self) -> None:
+        """Ends it as a host that goes: nothing answers any more."""
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -1,0 +1,210 @@
+import json
+import re
+
+import jsonschema
+import pytest
+from made_trials import a_trial, forty
+from toys import fill
+
+from studyloom.commands.shell import read_schemas
+from studyloom.errors import ConfigError
+from studyloom.metrics import Goal
+from studyloom.storage.attributes import BASELINE, EPOCHS, TIMES
+from studyloom.study.stored_study import create_study
+from studyloom.views.comparison import (
+    best_so_far,
+    curve,
+    differing,
+    document,
+    page,
+    print_comparison,
+    read_studies,
+    write_page,
+)
+from studyloom.views.report.blocks import Absent
+from studyloom.views.terminal import make_console
+
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def ran(tmp_path):
+    """Returns a function that stores a study in a folder of its own, as a command leaves it."""
+
+    def make(folder, trials, sampler="tpe", name="toy", question=None, goals=None, answer=None):
+        run_dir = tmp_path / folder
+        (run_dir / ".hydra").mkdir(parents=True)
+        config = {
+            "sampler": {"_target_": sampler, "seed": 3},
+            "study": {"name": name, "trials": 40},
+        }
+        (run_dir / ".hydra" / "config.yaml").write_text(json.dumps(config))
+        url = f"sqlite:///{run_dir / 'study.db'}"
+        made = {} if goals is None else {"goals": goals}
+        stored = create_study(url, name, question or {"model.hidden": [16]}, 40, **made)
+        fill(stored, *trials)
+        if answer is not None:
+            (run_dir / "winner.json").write_text(json.dumps(answer))
+        return run_dir, stored
+
+    return make
+
+
+def values(*accuracies, seconds=2.0):
+    times = {TIMES: {"training": seconds, "start-up": 9.0}}
+    baseline = {BASELINE: True}
+    return [
+        a_trial(n, accuracy=value, **times | (baseline if n == 0 else {}))
+        for n, value in enumerate(accuracies)
+    ]
+
+
+def test_studies_of_one_question_with_other_samplers_differ_in_that_alone(ran):
+    studies = read_studies([ran("a", forty()), ran("b", forty(), "random")])
+    assert [study.label for study in studies] == ["a", "b"], "their names are the same"
+    assert differing(studies) == [("sampler._target_", ["tpe", "random"])]
+    assert "They ask one question." in page(studies)
+
+
+def test_other_questions_are_told_by_key(ran):
+    other = {"model.hidden": [32], "train.epochs": 3}
+    studies = read_studies(
+        [ran("a", values(0.5), name="one"), ran("b", [], name="two", question=other)]
+    )
+    assert [study.label for study in studies] == ["one", "two"]
+    assert differing(studies) == [("model.hidden", ["[16]", "[32]"]), ("train.epochs", ["–", "3"])]
+    assert "They ask different questions." in page(studies)
+
+
+def test_the_curves_are_the_best_so_far_over_trials_and_over_the_time_of_workers(ran):
+    first, second = read_studies(
+        [ran("a", values(0.5, 0.7, 0.6, 0.8)), ran("b", values(0.9, seconds=5.0))]
+    )
+    assert best_so_far(first, over_time=False) == [(1, 0.5), (2, 0.7), (4, 0.8), (4, 0.8)]
+    assert best_so_far(first, over_time=True) == [(2, 0.5), (4, 0.7), (8, 0.8), (8, 0.8)]
+    chart = curve([first, second], over_time=True)
+    assert chart.names() == ["a", "b"]
+    assert chart.mark("a").points[0][0] == 2
+    heights = [y for _, y in chart.mark("a").points]
+    assert heights == sorted(heights)
+    assert len({mark.colour for mark in chart.marks}) == 2
+
+
+def test_less_is_better_where_it_is(ran):
+    goals = (Goal("loss", "minimize"),)
+    study, _ = read_studies(
+        [ran("a", values(0.5, 0.7, 0.3), goals=goals), ran("b", [], goals=goals)]
+    )
+    assert [value for _, value in best_so_far(study, over_time=False)] == [0.5, 0.3, 0.3]
+
+
+def test_values_of_other_metrics_share_no_axis(ran):
+    studies = read_studies(
+        [ran("a", values(0.5)), ran("b", values(0.5), goals=(Goal("loss", "minimize"),))]
+    )
+    assert isinstance(curve(studies, over_time=False), Absent)
+    assert "measure different things" in page(studies)
+
+
+def test_a_study_without_trials_is_compared_too(ran):
+    studies = read_studies([ran("a", []), ran("b", [])])
+    assert "No trial is complete yet." in page(studies)
+    assert document(studies)["studies"][0]["best"] is None
+
+
+def test_programs_read_what_is_printed_and_what_differs(ran, capsys):
+    trial = a_trial(0)
+    row = {
+        "trial": 0,
+        "params": trial.params,
+        "search_value": trial.value,
+        "mean": 0.9,
+        "std": 0.01,
+    }
+    test = {"winner": {"mean": 0.88, "std": 0.02}, "difference": {"mean": 0.1}}
+    answer = {"study": "toy", "winner": row, "candidates": [row], "trials": 1, "test": test}
+    studies = read_studies([ran("a", values(0.9, 0.8), answer=answer), ran("b", forty(), "random")])
+    found = document(studies)
+    jsonschema.validate(found, read_schemas()["compare"])
+    first, second = found["studies"]
+    assert (first["best"], first["test"], first["difference"], first["std"]) == (
+        0.9,
+        0.88,
+        0.1,
+        0.02,
+    )
+    assert (first["epochs"], first["worker_seconds"]) == (8, 4.0)
+    assert (second["test"], second["pruned"], second["of"]) == (None, 8, 40)
+    assert found["differs"] == {"sampler._target_": ["tpe", "random"]}
+    print_comparison(studies, make_console(width=80))
+    printed = capsys.readouterr().out
+    assert re.search(r"^best, validation +0\.9000 +0\.9370$", printed, re.MULTILINE)
+    assert re.search(r"^test +0\.8800 ± 0\.0200 +–$", printed, re.MULTILINE)
+    assert re.search(r"^  sampler._target_ +tpe +random$", printed, re.MULTILINE)
+    assert "88.0 % ± 2.0 on unseen examples" in printed
+
+
+def test_epochs_are_those_trained_also_where_a_trial_reports_once_for_each_fold(ran):
+    trial = a_trial(0, accuracy=0.5)
+    trial.intermediate_values = {1: 0.5}
+    first, _ = document(read_studies([ran("a", [trial]), ran("b", forty())]))["studies"]
+    assert first["epochs"] == len(trial.user_attrs[EPOCHS]["value"]) > 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 8])
+def test_fewer_than_two_and_more_than_can_be_told_apart_are_refused(ran, count):
+    with pytest.raises(ConfigError, match="2 to 7 run directories; got"):
+        read_studies([ran(f"f{n}", []) for n in range(count)])
+
+
+def test_a_study_named_twice_is_refused(ran):
+    one = ran("a", [])
+    with pytest.raises(ConfigError, match="named twice"):
+        read_studies([one, (one[0] / ".." / "a", one[1])])
+
+
+def test_whatever_studies_are_called_is_text(ran, browser, tmp_path):
+    evil = {"model.hidden": EVIL, EVIL: "\x1b[31m"}
+    studies = read_studies([
+        ran("a", values(0.5, 0.6), EVIL, name=EVIL),
+        ran("b", values(0.4, 0.7), name="\x1b]0;x\x07two", question=evil),
+    ])  # fmt: skip
+    write_page(studies, tmp_path / "compare.html")
+    view = browser.new_page(viewport={"width": 390, "height": 800})
+    seen = []
+    view.on("dialog", lambda dialog: (seen.append(dialog.message), dialog.dismiss()))
+    view.on("pageerror", lambda error: seen.append(str(error)))
+    view.goto((tmp_path / "compare.html").as_uri())
+    assert view.locator("img").count() == 0
+    assert EVIL in view.locator("#differs").inner_text()
+    assert view.evaluate("document.documentElement.scrollWidth") == 390
+    view.locator("#trials .plot").focus()
+    view.keyboard.press("End")
+    assert "trials 2" in view.locator(".tip").inner_text()
+    assert seen == []
+    view.close()
+    assert "\x1b" not in (tmp_path / "compare.html").read_text()
+
+
+def test_the_command_prints_the_table_and_writes_the_page(ran, capsys, tmp_path):
+    from studyloom.cli import main
+
+    first, second = (
+        ran(name, values(0.5, 0.6), sampler)[0] for name, sampler in (("a", "x"), ("b", "y"))
+    )
+    trusted = "--trust-config"
+    assert main(["compare", str(first), str(second), trusted]) == 0
+    printed = capsys.readouterr().out
+    assert "sampler._target_" in printed
+    assert printed.endswith(f"{first / 'compare.html'}\n")
+    assert "What differs" in (first / "compare.html").read_text()
+    other = tmp_path / "mine.html"
+    assert main(["compare", str(first), str(second), "--page", str(other), trusted]) == 0
+    assert other.exists()
+    capsys.readouterr()
+    assert main(["compare", str(first), str(second), "--json", trusted]) == 0
+    found = json.loads(capsys.readouterr().out)
+    jsonschema.validate(found, read_schemas()["compare"])
+    assert len(found["studies"]) == 2
+    assert main(["compare", str(first), trusted]) == 2
+    assert "takes 2 to 7 run directories; got 1" in capsys.readouterr().err

@@ -1,0 +1,77 @@
+"""How long the rest of a job takes."""
+
+import random
+
+import pytest
+
+from studyloom.views.progress.estimate import Estimate, Running, Work, estimate
+
+
+def seconds(works, workers=1):
+    found = estimate(works, workers)
+    return None if found is None else round(found.seconds, 6)
+
+
+def test_equal_trials_take_what_those_took_that_have_ended():
+    took = [10.0] * 4
+    assert estimate([Work(took, [Running(0.0)], 4)], 1) == Estimate(50.0, 50.0, 50.0)
+    assert seconds([Work(took, [Running(5.0)], 4)]) == 45.0
+    assert seconds([Work(took, [Running(12.0)], 0)]) == 0.0
+    assert seconds([Work(took, [], 0)]) == 0.0
+
+
+def test_two_workers_take_half_the_time_and_wait_for_the_last_trial():
+    took = [10.0] * 4
+    alone = seconds([Work(took, [Running(0.0)], 19)])
+    both = seconds([Work(took, [Running(0.0), Running(0.0)], 18)], 2)
+    assert alone / 2 <= both <= alone / 2 + 10
+
+
+def test_nothing_is_told_if_nobody_works_or_nothing_is_known():
+    assert estimate([Work([10.0] * 4, [], 4)], 0) is None
+    assert estimate([Work([], [Running(5.0)], 4)], 1) is None
+
+
+def test_before_a_trial_has_ended_its_curve_says_how_long_it_takes_and_the_interval_is_wide():
+    found = estimate([Work([], [Running(4.0, 2, 10, 2.0)], 3)], 1)
+    assert found.seconds == pytest.approx(16 + 3 * 20)
+    assert found.low < 0.6 * found.seconds
+    assert found.high > 1.4 * found.seconds
+
+
+def test_a_trial_that_has_run_longer_than_all_others_takes_its_own_curve():
+    assert seconds([Work([5.0, 6.0], [Running(30.0, 3, 10, 10.0)], 0)]) == 70.0
+
+
+def test_later_stages_are_counted_and_take_what_the_search_took_before_they_begin():
+    took = [10.0] * 4
+    assert seconds([Work(took, [Running(0.0)], 0), Work(left=4), Work([20.0] * 2, left=2)]) == 90.0
+
+
+def test_the_interval_becomes_narrower_with_each_trial_that_ends():
+    drawn = random.Random(0)
+    took = [drawn.uniform(1, 20) for _ in range(200)]
+    widths = []
+    for ended in (5, 20, 100):
+        found = estimate([Work(took[:ended], [], 200 - ended)], 1)
+        widths.append((found.high - found.low) / found.seconds)
+    assert widths == sorted(widths, reverse=True)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_four_of_five_times_the_end_lies_in_the_interval(workers):
+    """Of searches with half of the trials pruned early, simulated from some moment on."""
+    drawn = random.Random(1)
+
+    def duration():
+        return drawn.uniform(8, 12) if drawn.random() < 0.5 else drawn.uniform(1, 4)
+
+    within = 0
+    for _ in range(400):
+        took = [duration() for _ in range(12)]
+        found = estimate([Work(took, [], 40)], workers)
+        ends = [0.0] * workers
+        for _ in range(40):
+            ends[ends.index(min(ends))] += duration()
+        within += found.low <= max(ends) <= found.high
+    assert 0.7 <= within / 400 <= 0.92

@@ -1,0 +1,139 @@
+"""The sections that explain the winner, from whatever winner.json holds."""
+
+import re
+from copy import deepcopy
+
+import pytest
+
+from studyloom.views.figures.calibration import calibration
+from studyloom.views.figures.chart import Chart
+from studyloom.views.report.blocks import Pictures
+from studyloom.views.report.explained import explained_sections
+from studyloom.views.report.page import section_html
+
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
+BIN = {"low": 0.9, "high": 1.0, "count": 9, "confidence": 0.97, "accuracy": 0.9}
+WINNER = {
+    "metric": {"name": "accuracy"},
+    "wrong": [{"index": 7, "label": 4, "predicted": 9}],
+    "occlusions": [{"index": 7, "image": PIXEL, "most": 0.42}],
+    "calibration": {
+        "error": 0.07,
+        "confidence": 0.97,
+        "accuracy": 0.9,
+        "bins": [BIN | {"interval": [0.6, 0.98]}],
+    },
+    "groups": {
+        "of": "group",
+        "left": 3,
+        "rows": [{"name": "theo", "count": 50, "value": 0.9, "interval": [0.8, 0.95]}],
+    },
+    "classes": ["praise", "blame"],
+    "texts": [
+        {
+            "index": 3,
+            "label": 1,
+            "predicted": 0,
+            "probabilities": [0.2, 0.8],
+            "margin": 1.3863,
+            "words": ["not", "so", "good", "of", "it", "good"],
+            "changes": [-0.4, 0.01, 2.0, -0.02, 0.0, 2.0],
+            "left": 4,
+        }
+    ],
+    "columns": [{"name": "age", "worse": 0.1, "interval": [0.05, 0.15]}],
+}
+
+
+def test_each_part_of_the_answer_has_its_section():
+    sections = {section.key: section for section in explained_sections(WINNER)}
+    assert [*sections] == ["misled", "words", "calibration", "groups", "columns"]
+    (pictures,) = sections["misled"].blocks
+    (picture,) = pictures.pictures
+    assert (picture.words + picture.strong, picture.remark) == ("4 → 9", "0.4200")
+    (text,) = sections["words"].blocks
+    assert text.title == "blame → praise"
+    assert text.remark == "test text 3, probabilities 0.2000 and 0.8000, in all +1.3863"
+    shaded, listed = text.blocks
+    assert shaded.runs == [("not", -0.2), ("so", 0), ("good", 1), ("of it", 0), ("good", 1)]
+    assert listed.lines == [
+        "for praise: good +2.00",
+        "for blame: not −0.40",
+        "4 further words are not looked at",
+    ]
+    assert "expected calibration error 0.0700" in sections["calibration"].caption
+    (table,) = sections["groups"].blocks
+    assert table.rows == [("theo", 50, "0.9000", "0.8000 to 0.9500")]
+    assert table.note.startswith("3 further")
+    (table,) = sections["columns"].blocks
+    assert table.rows == [("age", "0.1000", "0.0500 to 0.1500")]
+
+
+@pytest.mark.parametrize("winner", [None, {}, {"wrong": []}, {"groups": {"rows": []}}])
+def test_an_answer_of_an_earlier_version_has_none(winner):
+    assert not [*explained_sections(winner)]
+
+
+def leaves(tree, path=()):
+    """Yields the path of everything in a tree."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from leaves(value, (*path, key))
+
+
+@pytest.mark.parametrize("path", [*leaves(WINNER)], ids=str)
+@pytest.mark.parametrize("value", [None, "text", 3, [], {}, [1, "a"]], ids=repr)
+def test_whatever_a_key_holds_the_sections_are_made(path, value):
+    winner = deepcopy(WINNER)
+    place = winner
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    for section in explained_sections(winner):
+        assert section.blocks
+
+
+@pytest.mark.parametrize("image", ["https://example.org/a.png", "javascript:alert(1)", PIXEL + '"'])
+def test_no_picture_comes_from_elsewhere(image):
+    winner = WINNER | {"occlusions": [{"index": 7, "image": image}]}
+    blocks = [block for section in explained_sections(winner) for block in section.blocks]
+    assert not [block for block in blocks if isinstance(block, Pictures)]
+
+
+def words_html(words, changes):
+    text = WINNER["texts"][0] | {"words": words, "changes": changes}
+    sections = {each.key: each for each in explained_sections(WINNER | {"texts": [text] * 8})}
+    return str(section_html(sections["words"]))
+
+
+def test_each_word_is_marked_by_more_than_its_colour_and_the_strongest_are_listed():
+    page = words_html(["fine", "and", "bad"], [1.0, 0.1, -0.5])
+    assert '<mark class="off" style="--s:1.00">fine</mark>' in page
+    assert '<mark class="right" style="--s:0.50">bad</mark>' in page
+    assert "<mark>and" not in page
+    assert "for praise: fine +1.00" in page
+    assert "for blame: bad −0.50" in page
+
+
+@pytest.mark.parametrize("change", [1.0, 0.0])
+def test_a_hostile_word_is_shown_and_not_obeyed(change):
+    page = words_html(
+        ["<img src=x>", "a\x1b[2J\u202eb", "\ud800", "z"], [change, change, change, 1.0]
+    )
+    assert "<img" not in page
+    assert "&lt;img src=x&gt;" in page
+    assert "a␛[2J�b" in page
+    page.encode()
+
+
+def test_the_longest_texts_make_a_short_section():
+    page = words_html([f"{number:040}" for number in range(120)], [1.0, -1.0] * 60)
+    assert len(page) < 120_000
+
+
+def test_a_chart_of_calibration_says_its_numbers_in_a_table_too():
+    chart = calibration(WINNER["calibration"])
+    assert isinstance(chart, Chart)
+    assert chart.mark("accuracy").points == [(0.97, 0.9)]
+    assert re.fullmatch(r"0\.600 to 0\.980", chart.table.rows[0][-1])

@@ -1,0 +1,235 @@
+"""A whole job as one progress: which stage runs, what is left, and when it has ended."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from optuna.trial import TrialState
+from rich.console import Console
+from toys import begin
+
+from studyloom.storage.attributes import HALTED, MADE, PLANNED_EPOCHS, TIMES
+from studyloom.study.control import set_control
+from studyloom.study.job import (
+    REEVALUATION,
+    RETRAINING,
+    Job,
+    begin_job,
+    end_job,
+    note_answer,
+    note_stage,
+)
+from studyloom.study.stored_study import create_study
+from studyloom.views.progress.job import JobReader, describe_answer
+from studyloom.views.progress.words import (
+    all_stages,
+    progress_line,
+    time_words,
+    working_words,
+    wrap,
+)
+from studyloom.views.report.answer import head
+from studyloom.views.status import print_status, read_status
+
+JOB = Job(trials=8, judged=True, tested=True, top=3, seeds=5)
+MEAN = {"mean": 0.9725, "std": 0.004}
+
+
+def answer_of(stage):
+    return {
+        "stage": stage,
+        "metric": {"name": "accuracy"},
+        "winner": {"trial": 1, "params": {"lr": 0.5}, "search_value": 0.9, **MEAN},
+        "test": {
+            "winner": MEAN,
+            "baseline": {"mean": 0.93},
+            "difference": {},
+            "examples": 1000,
+        },
+    }
+
+
+def work(stored, slots, *, value=0.5, seconds=10.0, running=0):
+    """Has slots of a study done, and others held."""
+    total = sum(stored.ledger.counts().values())
+    for number in range(slots + running):
+        trial = begin(stored)
+        claim = stored.ledger.claim(f"host:{number}", total, 60, lambda *_, t=trial: t._trial_id)
+        trial.suggest_float("lr", 0.0, 1.0)
+        if number < slots:
+            trial.set_user_attr(TIMES, {"training": seconds})
+            stored.optuna.tell(trial, value)
+            stored.ledger.finish(claim)
+
+
+@pytest.fixture
+def later(sqlite_url, stored):
+    """Returns a function that makes the study of a later stage."""
+
+    def make(title, trials):
+        name = f"{JOB.stage_of(stored.name, title)}"
+        note_stage(stored, title, name)
+        return create_study(sqlite_url, name, {"asks": "less"}, trials=trials)
+
+    return make
+
+
+def test_a_study_of_an_earlier_version_is_its_search(stored):
+    progress = JobReader(stored).read()
+    assert [stage.title for stage in progress.stages] == ["search"]
+    assert (progress.title, progress.ended, progress.elapsed) == ("search", False, None)
+    work(stored, 8)
+    progress = JobReader(stored).read()
+    assert (progress.title, progress.ended) == ("done", True)
+
+
+def test_search_judging_and_final_training_are_one_progress(stored, later):
+    begin_job(stored, JOB, 12.0)
+    reader = JobReader(stored)
+    work(stored, 2, running=1)
+    progress = reader.read()
+    assert all_stages(progress) == "search 2/8, judging 0/20, final training 0/10"
+    assert (progress.done, progress.budget) == (2, 38)
+    assert progress.elapsed >= 12
+    # One worker: six trials, then twenty trainings, then ten.
+    assert progress.eta.seconds == pytest.approx(360, abs=5)
+    assert progress.eta.low <= progress.eta.seconds <= progress.eta.high
+
+
+def test_the_job_goes_on_after_the_search_until_it_is_answered(stored, later):
+    begin_job(stored, JOB, 0.0)
+    reader = JobReader(stored)
+    work(stored, 8)
+    assert (reader.read().title, reader.read().ended) == (REEVALUATION, False)
+    judging = later(REEVALUATION, 12)
+    work(judging, 5)
+    progress = reader.read()
+    assert (progress.title, progress.current.name) == (REEVALUATION, judging.name)
+    assert all_stages(progress) == "search 8/8, judging 5/12, final training 0/10"
+    work(judging, 7)
+    final = later(RETRAINING, 4)
+    work(final, 4)
+    progress = reader.read()
+    assert (progress.title, progress.ended) == ("test", False)
+    note_answer(stored, answer_of("of another stage"))
+    assert not reader.read().ended
+    note_answer(stored, answer_of(final.name))
+    progress = reader.read()
+    assert (progress.title, progress.ended) == ("done", True)
+    assert describe_answer(progress.answer) == (
+        "test accuracy 0.9725 ± 0.0040, baseline 0.9300, trial 1"
+    )
+    assert "test accuracy 0.9725" in progress_line(progress)
+
+
+def test_an_answer_that_is_to_be_made_small_is_not_all(stored, later):
+    """Until the command has ended, also if it was killed, or could not do it."""
+    reader = JobReader(stored)
+    small = replace(JOB, compresses=True)
+    begin_job(stored, small, 0.0)
+    work(stored, 8)
+    work(later(REEVALUATION, 12), 12)
+    final = later(RETRAINING, 4)
+    work(final, 4)
+    assert reader.read().title == "test"
+    note_answer(stored, answer_of(final.name))
+    progress = reader.read()
+    assert (progress.title, progress.ended, progress.eta) == ("compress", False, None)
+    assert "making it small" in progress_line(progress)
+    end_job(stored, 1)
+    progress = reader.read()
+    assert (progress.title, progress.ended, progress.exit_code) == ("done", True, 1)
+
+
+def test_the_stages_of_a_smaller_budget_are_not_those_of_this_job(stored, later):
+    begin_job(stored, JOB, 0.0)
+    work(stored, 8)
+    later(REEVALUATION, 12)
+    begin_job(stored, Job(16, judged=True, tested=True, top=3, seeds=5), 0.0)
+    assert "judging 0/20" in all_stages(JobReader(stored).read())
+
+
+def test_the_last_stage_of_a_loop_without_a_test_is_its_judging(stored):
+    begin_job(stored, Job(8, judged=True, tested=False, top=3, seeds=5), 0.0)
+    assert all_stages(JobReader(stored).read()) == "search 0/8, judging 0/20"
+
+
+def test_a_search_without_a_result_has_nothing_to_judge(stored):
+    begin_job(stored, JOB, 0.0)
+    for _ in range(8):
+        trial = begin(stored)
+        claim = stored.ledger.claim("host:1", 8, 60, lambda *_, t=trial: t._trial_id)
+        stored.optuna.tell(trial, state=TrialState.FAIL)
+        stored.ledger.finish(claim)
+    progress = JobReader(stored).read()
+    assert (progress.title, progress.ended) == ("done", True)
+
+
+def test_a_job_that_a_command_has_ended_has_ended_until_somebody_works_again(stored):
+    begin_job(stored, JOB, 0.0)
+    stored.optuna.set_user_attr(HALTED, "ValueError: no")
+    end_job(stored, 1)
+    progress = JobReader(stored).read()
+    assert (progress.ended, progress.exit_code, progress.halted) == (True, 1, "ValueError: no")
+    work(stored, 0, running=1)
+    assert not JobReader(stored).read().ended
+
+
+@pytest.mark.parametrize(
+    "written", [None, 3, [], {}, {"trials": "many"}, {"trials": 8, "began": 3}, {"trials": None}]
+)
+def test_a_job_that_somebody_else_wrote_is_none(written):
+    assert Job.parse(written) is None
+
+
+def test_what_was_spent_is_counted_by_threads_ranks_and_gpus(stored):
+    begin_job(stored, Job(8, per_hour=2.0), 0.0)
+    for number, (device, environment) in enumerate(
+        [("cpu", {"threads": 4}), ("cuda", {"threads": 2, "ranks": 2})]
+    ):
+        trial = begin(stored)
+        claim = stored.ledger.claim(f"host:{number}", 8, 60, lambda *_, t=trial: t._trial_id)
+        trial.set_user_attr(TIMES, {"training": 1800.0, "start-up": 1800.0})
+        trial.set_user_attr(MADE, {"device": device, "environment": environment})
+        stored.optuna.tell(trial, 0.5)
+        stored.ledger.finish(claim)
+    progress = JobReader(stored).read()
+    assert (progress.hours.cores, progress.hours.gpus) == (8.0, 2.0)
+    assert progress.cost == 4.0  # of the GPUs, since there are some
+    assert "8.00 core-hours" in [*time_words(progress)]
+    assert "cost 4.00" in [*time_words(progress)]
+
+
+def test_a_worker_says_how_many_epochs_its_trial_has(stored):
+    trial = begin(stored)
+    stored.ledger.claim("host:1", 8, 60, lambda *_: trial._trial_id)
+    trial.set_user_attr(PLANNED_EPOCHS, 10)
+    trial.report(0.5, 3)
+    console = Console(file=io.StringIO(), width=80)
+    print_status(read_status(stored), console)
+    assert "3/10" in console.file.getvalue()
+
+
+def test_no_word_of_a_list_is_broken_over_a_line():
+    parts = [f"checkpoints {n}.5 %" for n in range(12)]
+    lines = wrap(parts, 40)
+    assert max(map(len, lines)) <= 40
+    assert [part for line in lines for part in line.rstrip(",").split(", ")] == parts
+    assert wrap(["x" * 50], 40) == ["x" * 40, "x" * 10]
+
+
+def test_page_and_note_say_what_is_worked_on_and_nothing_when_nobody_works(stored, later):
+    begin_job(stored, JOB, 0.0)
+    reader = JobReader(stored)
+    assert working_words(reader.read()) == ""
+    work(stored, 2, running=1)
+    words = working_words(reader.read())
+    assert words.startswith(
+        "At work: search 2/8; in all search 2/8, judging 0/20, final training 0/10; ETA "
+    )
+    said = [
+        getattr(block, "text", "") for block in head(stored, reader.read().search, None, []).blocks
+    ]
+    assert any(text.startswith("At work: search 2/8") for text in said)
+    set_control(stored, "pause")
+    assert "released at their last epoch" in working_words(reader.read())

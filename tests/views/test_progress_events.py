@@ -1,0 +1,101 @@
+"""Events of a job: each once, in order, whoever looks and however often."""
+
+import json
+import math
+
+import jsonschema
+import pytest
+from optuna.trial import TrialState
+from toys import begin
+
+from studyloom.commands.shell import read_schemas
+from studyloom.storage.attributes import HALTED, REASON
+from studyloom.study.control import set_control
+from studyloom.views.progress.events import History, new_events, write_event
+from studyloom.views.progress.job import JobReader
+
+
+def look(stored, history):
+    events = [*new_events(history, JobReader(stored).read())]
+    for event in events:
+        jsonschema.validate(json.loads(write_event(event, "toy", "1f")), read_schemas()["event"])
+    return [(event["event"], event.get("trial"), event.get("epoch")) for event in events]
+
+
+def test_a_trial_begins_reports_and_ends_and_each_is_told_once(stored):
+    history = History()
+    assert look(stored, history) == []
+    trial = begin(stored)
+    stored.ledger.claim("host:1", 8, 60, lambda *_: trial._trial_id)
+    assert look(stored, history) == []  # its parameters are not there yet
+    trial.suggest_float("lr", 0.0, 1.0)
+    assert look(stored, history) == [("began", 0, None)]
+    trial.report(0.1, 1)
+    trial.report(0.2, 2)
+    assert look(stored, history) == [("reported", 0, 1), ("reported", 0, 2)]
+    assert look(stored, history) == []
+    trial.report(math.inf, 3)
+    stored.optuna.tell(trial, 0.5)
+    assert look(stored, history) == [("reported", 0, 3), ("ended", 0, None), ("best", 0, None)]
+    assert look(stored, history) == []
+
+
+def test_whoever_looks_late_is_told_all_of_it(half_done):
+    events = look(half_done, History())
+    assert [event[0] for event in events].count("began") == 5
+    assert [event[0] for event in events].count("ended") == 4
+    assert events[-1] == ("best", 1, None)
+    for number in range(5):
+        kinds = [kind for kind, trial, _ in events if trial == number and kind != "best"]
+        assert kinds == sorted(kinds, key=["began", "reported", "ended"].index)
+
+
+def test_a_history_that_is_read_back_tells_the_rest_alone(half_done):
+    history = History()
+    progress = JobReader(half_done).read()
+    lines = [write_event(event, "toy", "1f") for event in new_events(history, progress)]
+    for cut in range(len(lines)):
+        read = History.read([*lines[:cut], "half a li", "[]", '{"event": "began"}'], "1f")
+        rest = [write_event(event, "toy", "1f") for event in new_events(read, progress)]
+        assert [strip(line) for line in rest] == [strip(line) for line in lines[cut:]]
+    other = History.read(lines, "of another study")
+    assert len([*new_events(other, progress)]) == len(lines)
+
+
+def strip(line):
+    return {key: value for key, value in json.loads(line).items() if key != "at"}
+
+
+def test_a_halt_a_wish_and_a_reason_are_told(stored):
+    history = History()
+    trial = begin(stored)
+    claim = stored.ledger.claim("host:1", 8, 60, lambda *_: trial._trial_id)
+    trial.set_user_attr(REASON, "ValueError: \x1b[2J\n<img onerror=alert(1)>")
+    stored.optuna.tell(trial, state=TrialState.FAIL)
+    stored.ledger.finish(claim)
+    stored.optuna.set_user_attr(HALTED, "ValueError: no")
+    set_control(stored, "pause")
+    kinds = [kind for kind, *_ in look(stored, history)]
+    assert kinds == ["began", "ended", "control", "halted"]
+    set_control(stored, None)
+    assert [kind for kind, *_ in look(stored, history)] == ["control"]
+
+
+def test_no_password_of_a_reason_is_told(stored):
+    trial = begin(stored)
+    secret = "OSError: cannot reach postgresql://bob:hunter2@db/x"
+    trial.set_user_attr(REASON, secret)
+    stored.optuna.tell(trial, state=TrialState.FAIL)
+    stored.optuna.set_user_attr(HALTED, secret)
+    told = [*new_events(History(), JobReader(stored).read())]
+    reasons = [event["reason"] for event in told if "reason" in event]
+    assert reasons == [secret.replace("hunter2", "***")] * 2
+
+
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[2J", "=1+1", "\ud800"])
+def test_an_event_is_one_line_whatever_it_holds(text):
+    line = write_event({"event": "halted", "reason": text}, text, None)
+    assert line.count("\n") == 1
+    assert line.isascii()
+    assert "\x1b" not in line
+    assert json.loads(line)["reason"] == text

@@ -1,0 +1,152 @@
+from copy import deepcopy
+
+import pytest
+from made_trials import a_trial
+from toys import fill
+
+from studyloom.metrics import Goal
+from studyloom.question.rule import parse_rule
+from studyloom.storage.attributes import BASELINE, MADE
+from studyloom.study.stored_study import create_study
+from studyloom.views.sentence import answer_sentence, quotable, search_sentence
+from studyloom.views.snapshot import take_snapshot
+
+CNN = {
+    "model": {"_target_": "studyloom.models.CNN", "channels": 16, "blocks": 2, "dropout": 0.0},
+    "optimizer": {"_target_": "torch.optim.AdamW", "lr": 0.0033, "weight_decay": 0.01},
+}
+ANSWER = {
+    "winner": {
+        "trial": 1,
+        "params": {"model.cnn.channels": 16},
+        "values": [0.97] * 5,
+        "mean": 0.97,
+        "std": 0.002,
+    },
+    "test": {
+        "winner": {"mean": 0.977, "std": 0.004},
+        "baseline": {"mean": 0.933, "std": 0.003},
+        "difference": {"mean": 0.044, "std": 0.003, "interval": [0.03, 0.06]},
+        "examples": 1000,
+    },
+    "data": {"transform": {"_target_": "studyloom.data.Picture"}},
+}
+
+
+@pytest.fixture
+def stored(study_of):
+    return study_of(
+        [
+            a_trial(0, accuracy=0.9, **{BASELINE: True}),
+            a_trial(1, accuracy=0.95, **{MADE: {"config": CNN}}),
+        ]
+    )
+
+
+def changed(**keys):
+    answer = deepcopy(ANSWER)
+    for path, value in keys.items():
+        *above, last = path.split("__")
+        holder = answer
+        for key in above:
+            holder = holder[key]
+        holder[last] = value
+    return answer
+
+
+def test_it_is_the_answer_that_a_person_can_quote(stored):
+    assert answer_sentence(ANSWER, stored) == (
+        "A CNN with 16 channels, AdamW at 0.0033: 97.7 % ± 0.4 on 1 000 unseen pictures, "
+        "4.4 points over the baseline"
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"data": {"columns": ["a"]}}, "on 1 000 unseen rows"),
+        ({"data": {}, "test__examples": 1234567}, "on 1 234 567 unseen examples"),
+        ({"data": None, "test__examples": None}, "on unseen examples"),
+        ({"test__difference__mean": -0.012}, "1.2 points under the baseline"),
+        ({"test__winner__std": 0.00021, "test__difference__std": 0.00021}, "97.70 % ± 0.02"),
+        ({"test__winner__std": None}, "97.7 % on 1 000"),
+        (
+            {"test__difference__interval": [-0.1, 0.1]},
+            "over the baseline (the 95 % interval includes 0)",
+        ),
+        ({"test": None}, ": 97.0 % ± 0.2 on 5 fresh seeds, untested"),
+    ],
+)
+def test_it_says_no_more_than_is_known(stored, keys, words):
+    assert words in answer_sentence(changed(**keys), stored)
+
+
+def test_of_a_baseline_that_has_won_there_is_no_difference(stored):
+    answer = deepcopy(ANSWER)
+    del answer["test"]["difference"], answer["test"]["baseline"]
+    assert answer_sentence(answer, stored).endswith("unseen pictures")
+
+
+@pytest.mark.parametrize("answer", [{}, {"winner": None}, {"winner": {}, "test": {}}, {"test": 7}])
+def test_an_answer_without_a_value_gives_none(stored, answer):
+    assert answer_sentence(answer, stored) is None
+    assert quotable(stored, answer, take_snapshot(stored)) == search_sentence(take_snapshot(stored))
+
+
+@pytest.mark.parametrize(
+    ("model", "params", "words"),
+    [
+        (
+            {"_target_": "studyloom.models.MLP", "hidden": [128, 64]},
+            {},
+            "An MLP with hidden 128-64",
+        ),
+        (
+            {"_target_": "studyloom.models.Recurrent", "cell": "lstm", "hidden": 64, "layers": 1},
+            {"model.lstm.layers": 1},
+            "An LSTM with layers 1",
+        ),
+        ({"_target_": "mine.Net", "width": 8}, {}, "A Net with width 8"),
+        ({"_target_": "mine.Unet", "slope": 0.1}, {}, "A Unet"),
+    ],
+)
+def test_a_network_is_told_by_its_class_and_what_was_searched(study_of, model, params, words):
+    config = {"model": model, "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1}}
+    stored = study_of([a_trial(0, **{MADE: {"config": config}})])
+    sentence = answer_sentence(changed(winner__trial=0, winner__params=params), stored)
+    assert sentence.startswith(words.replace("A Unet", "An Unet") + ", SGD at 0.1: ")
+
+
+def test_a_loop_is_told_by_its_parameters_and_its_metric_by_name(sqlite_url):
+    goals = (Goal("perplexity", "minimize"),)
+    stored = create_study(sqlite_url, "loop", {"asks": "nothing"}, 3, goals=goals)
+    fill(stored, a_trial(0, accuracy=12.5, params={}))
+    answer = changed(winner__params={"params.lr": 0.00123, "params.width": 64}, winner__trial=0)
+    answer["test"] |= {"winner": {"mean": 12.5, "std": 0.25}, "difference": {"mean": 0.5}}
+    assert answer_sentence(answer, stored).startswith(
+        "lr 0.0012, width 64: perplexity 12.5000 ± 0.2500 on 1 000 unseen pictures, 0.5000 over"
+    )
+
+
+def test_while_the_search_runs_it_is_about_the_best_so_far(stored, study_of):
+    assert search_sentence(take_snapshot(stored)) == (
+        "A CNN with 16 channels, AdamW at 0.0033: 95.0 % on the validation part, the best after "
+        "0 of 40 trials; the baseline has 90.0 %"
+    )
+    empty = search_sentence(take_snapshot(study_of(name="empty")))
+    assert empty == "No trial is complete yet, after 0 of 40 trials"
+
+
+def test_where_no_complete_trial_keeps_to_the_rule_it_says_so(stored):
+    stored.state(parse_rule("max accuracy where accuracy >= 0.99", stored.goals))
+    assert search_sentence(take_snapshot(stored)) == (
+        "No complete trial keeps to max accuracy where accuracy >= 0.99, after 0 of 40 trials"
+    )
+
+
+def test_what_a_study_names_stays_on_one_line_and_obeys_nothing(study_of):
+    config = {"model": {"_target_": "a.\x1b[31mNet\nwinner"}, "optimizer": "\x1b"}
+    stored = study_of([a_trial(0, **{MADE: {"config": config}})])
+    sentence = answer_sentence(changed(winner__trial=0), stored)
+    assert "\x1b" not in sentence
+    assert "\n" not in sentence

@@ -1,0 +1,220 @@
+"""What explains a winner on the test part, on networks whose reasons are known."""
+
+import base64
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import Dataset
+
+from studyloom.data import Datasets
+from studyloom.data.split import Split
+from studyloom.metrics import METRICS
+from studyloom.training.job import Job
+from studyloom.training.trainer import evaluate_network
+from studyloom.winner.explanations import explain
+from studyloom.winner.explanations.calibration import calibrate
+from studyloom.winner.explanations.groups import by_group, wilson
+from studyloom.winner.explanations.occlusion import explain_mistakes, occlude, overlay
+from studyloom.winner.explanations.permutation import permute_columns
+
+ACCURACY, MSE = METRICS["accuracy"], METRICS["mse"]
+
+
+def split_of(inputs, targets, outputs, **known):
+    return Split(inputs, targets, outputs, "toy", **known)
+
+
+def test_who_is_right_as_often_as_sure_has_no_calibration_error():
+    """Of ten examples at .8 eight are right."""
+    probabilities = torch.tensor([[0.8, 0.2]] * 10)
+    told = calibrate(probabilities, torch.tensor([0] * 8 + [1] * 2))
+    assert told["error"] == pytest.approx(0.0, abs=1e-6)
+    (bin_,) = told["bins"]
+    assert (bin_["low"], bin_["high"], bin_["count"]) == (0.8, 0.9, 10)
+    assert bin_["interval"][0] < 0.8 < bin_["interval"][1]
+
+
+def test_the_calibration_error_is_the_distance_weighted_by_examples():
+    sure = torch.tensor([[1.0, 0.0]] * 6 + [[0.55, 0.45]] * 2)
+    labels = torch.tensor(
+        [0, 0, 0, 1, 1, 1, 0, 1]
+    )  # half are right, where it is sure and where not
+    told = calibrate(sure, labels)
+    assert told["error"] == pytest.approx(6 / 8 * 0.5 + 2 / 8 * 0.05, abs=1e-6)
+    assert sum(one["count"] for one in told["bins"]) == 8
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_an_interval_of_a_share_covers_the_truth_as_often_as_it_says(share):
+    right = np.random.default_rng(0).binomial(40, share, 4000)
+    covered = np.mean([low <= share <= high for low, high in (wilson(int(k), 40) for k in right)])
+    assert 0.93 < covered < 0.98
+
+
+def test_nobody_is_surely_right_always_because_three_were():
+    assert wilson(3, 3)[0] < 0.5
+    assert wilson(3, 3)[1] == 1.0
+    assert wilson(0, 3)[0] == 0.0
+
+
+def test_each_class_has_the_share_that_is_right_of_it():
+    targets = torch.tensor([0, 0, 0, 1])
+    outputs = nn.functional.one_hot(torch.tensor([0, 0, 1, 1]), 2).float()
+    part = split_of(torch.zeros(4, 1), targets, 2, names=("cat", "dog"))
+    told = by_group(ACCURACY, outputs, targets, part)
+    assert told["of"] == "class"
+    assert told["left"] == 0
+    rows = {row["name"]: (row["count"], row["value"]) for row in told["rows"]}
+    assert rows == {"cat": (3, pytest.approx(2 / 3)), "dog": (1, 1.0)}
+
+
+def test_groups_come_before_classes_and_numbers_have_them_too():
+    class Grouped(Split):
+        group_names = ("theo", "george", "theo")
+
+    targets = torch.tensor([[0.0], [1.0], [2.0]])
+    part = Grouped(torch.zeros(3, 1), targets, 1, "toy")
+    told = by_group(MSE, targets + torch.tensor([[1.0], [0.0], [3.0]]), targets, part)
+    assert told["of"] == "group"
+    rows = {row["name"]: row for row in told["rows"]}
+    assert rows["theo"]["value"] == pytest.approx((1 + 9) / 2)
+    assert rows["george"]["interval"] == [0.0, 0.0]
+    low, high = rows["theo"]["interval"]
+    assert low <= rows["theo"]["value"] <= high
+
+
+def test_a_metric_that_is_no_mean_has_no_groups():
+    part = split_of(torch.zeros(2, 1), torch.tensor([0, 1]), 2)
+    assert by_group(METRICS["f1_macro"], torch.eye(2), part.targets, part) is None
+
+
+def test_the_column_that_decides_matters_and_the_others_do_not():
+    torch.manual_seed(0)
+    inputs = torch.randn(400, 3)
+    targets = (inputs[:, 1] > 0).long()
+    part = split_of(inputs, targets, 2, columns=("a", "b", "c"))
+
+    def answer(given):
+        return torch.stack([-given.inputs[:, 1], given.inputs[:, 1]], 1)
+
+    first, *others = permute_columns(ACCURACY, answer, part, answer(part), targets, 0)
+    assert first["name"] == "b"
+    assert first["worse"] == pytest.approx(0.5, abs=0.1)
+    assert first["interval"][0] <= first["worse"] <= first["interval"][1]
+    assert [row["worse"] for row in others] == [0.0, 0.0]
+    again = permute_columns(ACCURACY, answer, part, answer(part), targets, 0)
+    assert again[0] == first
+    assert torch.equal(part.inputs, inputs)
+
+
+def test_less_is_better_counts_as_such():
+    inputs = torch.arange(50.0)[:, None]
+    part = split_of(inputs, inputs.clone(), 1, columns=("x",))
+    (row,) = permute_columns(MSE, lambda given: given.inputs, part, inputs, inputs, 0)
+    assert row["worse"] > 0
+
+
+def bright_corner(images):
+    """Logits of a network that looks at the upper left corner alone."""
+    seen = images[:, 0, :4, :4].mean((1, 2))
+    return torch.stack([torch.zeros_like(seen), 5 * seen], 1)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (40, 50), (9, 5)])
+def test_what_a_network_looks_at_is_what_it_owes_its_answer_to(size):
+    image = torch.zeros(1, *size)
+    image[0, :4, :4] = 1.0
+    change = occlude(bright_corner, image)
+    assert change.shape == size
+    assert change[0, 0] == change.max() > 0
+    assert change[-1, -1] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_mistake_is_drawn_red_where_it_comes_from():
+    image = torch.zeros(1, 28, 28)
+    image[0, :4, :4] = 1.0
+    part = split_of(image[None], torch.tensor([0]), 2)
+    (told,) = explain_mistakes(lambda given: bright_corner(given.inputs), part, [0])
+    assert told["index"] == 0
+    assert 0 < told["most"] <= 1
+    kind, _, content = told["image"].partition(",")
+    assert kind == "data:image/png;base64"
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))).astype(int)
+    assert pixels.shape == (28, 28, 3)
+    red, _, blue = pixels[1, 1]
+    assert red > blue + 50
+    assert abs(pixels[-1, -1] - pixels[-1, -1].mean()).max() < 2  # grey
+
+
+class Pictures(Dataset):
+    """Pictures of bytes, all of class 0, that are bright in the upper left corner."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        picture = torch.zeros(1, 28, 28, dtype=torch.uint8)
+        picture[0, :4, :4] = 255
+        return picture, 0
+
+
+class Corner(nn.Module):
+    """Looks at the corner, scaled; keeps the sizes and the brightest of what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.seen = nn.Parameter(torch.ones(())), []
+
+    def forward(self, picture, mask):
+        self.seen.append((len(picture), float(picture.max())))
+        return self.scale * mask[:, :1] * bright_corner(picture)
+
+
+def scaled(items):
+    pictures = torch.stack([picture for picture, _ in items]) / 255
+    return pictures, torch.ones(len(items), 2), torch.tensor([label for _, label in items])
+
+
+def job(**changes):
+    everything = torch.arange(3)
+    parts = (lambda **sizes: Corner(), torch.optim.SGD, lambda progress: 1.0, cross_entropy)
+    return Job(*parts, everything, everything, epochs=1, batch_size=2, seed=0, **changes)
+
+
+def test_covered_pictures_come_to_the_network_as_those_of_the_test_do():
+    """Through the collate function, which may scale them and add inputs, in small batches."""
+    data = Pictures()
+    sealed = Datasets(data, test=data, validation=1, outputs=2, collate=scaled).test()
+    network = Corner()
+    outputs, targets = evaluate_network(job(), network, sealed)
+    told = explain(job(), network, ACCURACY, outputs, targets, sealed, [0, 1], 0)
+    assert [one["index"] for one in told["occlusions"]] == [0, 1]
+    assert told["occlusions"][0]["most"] > 0.1
+    assert max(size for size, _ in network.seen) == 2
+    assert max(brightest for _, brightest in network.seen) == 1.0
+
+
+def test_what_cannot_be_explained_does_not_cost_the_test(caplog):
+    def fails(*given):
+        raise RuntimeError("out of memory")
+
+    data = Pictures()
+    sealed = Datasets(data, test=data, validation=1, outputs=2, collate=scaled).test()
+    outputs, targets = evaluate_network(job(), Corner(), sealed)
+    network = Corner()
+    network.forward = fails
+    told = explain(job(), network, ACCURACY, outputs, targets, sealed, [0], 0)
+    assert {*told} == {"calibration", "groups"}
+    assert "the report lacks the winner's occlusions: RuntimeError: out of memory" in caplog.text
+
+
+def test_a_picture_that_says_nothing_is_grey():
+    drawn = overlay(torch.zeros(1, 4, 4), torch.zeros(4, 4))
+    assert torch.equal(drawn[0], drawn[2])
+    assert math.isfinite(float(drawn.sum()))

@@ -1,0 +1,170 @@
+"""Which words misled a network: on one whose reasons are known, wherever a text is in its input."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import Dataset
+
+from studyloom.data import Datasets, Split, Tokens
+from studyloom.errors import DataError, UnfitData
+from studyloom.metrics import METRICS
+from studyloom.training.job import Job
+from studyloom.training.trainer import evaluate_network
+from studyloom.winner.explanations import explain
+from studyloom.winner.explanations.words import READ, explain_texts
+
+WORDS = ("", "[unknown]", "good", "bad", "the", "very")
+# Two numbers of another kind, and a text of up to six words.
+ROWS = torch.tensor(
+    [[9, 9, 2, 3, 4, 2, 0, 0], [9, 9, 4, 4, 2, 4, 5, 0], [9, 9, 2, 0, 0, 0, 0, 0]],
+    dtype=torch.int64,
+)
+TABLE = torch.tensor([1.0, 2.0])
+
+
+class Judge(nn.Module):
+    """Says 1 by 2 for each `good`, -1 for each `bad`, and 3 for a text that ends with `very`."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, text, table=None):
+        words = text[:, 2:]
+        last = words.gather(1, ((words > 0).sum(1) - 1).clamp(min=0)[:, None])[:, 0]
+        said = 2.0 * (words == 2).sum(1) - 1.0 * (words == 3).sum(1) + 3.0 * (last == 5)
+        return self.scale * torch.stack([torch.zeros(len(words)), said], 1)
+
+
+class Texts(Dataset):
+    """Items that `make` makes of a text; all are of class 0."""
+
+    def __init__(self, make, tokens):
+        self.make, self.tokens = make, tokens
+
+    def __len__(self):
+        return len(ROWS)
+
+    def __getitem__(self, index):
+        return *self.make(ROWS[index]), 0
+
+
+FORMS = {
+    "alone": (lambda row: (row,), (0,)),
+    "an array": (lambda row: (row.numpy(),), (0,)),
+    "beside a table": (lambda row: (row, TABLE), (0,)),
+    "in a pair": (lambda row: ((row, TABLE),), (0, 0)),
+    "in a dict": (lambda row: ({"table": TABLE, "text": row},), (0, "text")),
+}
+
+
+def job():
+    everything = torch.arange(len(ROWS))
+    return Job(
+        *(lambda **sizes: Judge(), torch.optim.SGD, lambda progress: 1.0, cross_entropy),
+        *(everything, everything),
+        epochs=1,
+        batch_size=2,
+        seed=0,
+    )
+
+
+def part_of(form):
+    if form == "in memory":
+        labels = torch.zeros(len(ROWS), dtype=torch.int64)
+        return Split(ROWS.clone(), labels, 2, "toy", tokens=Tokens(WORDS, first=2))
+    make, path = FORMS[form]
+    dataset = Texts(make, Tokens(WORDS, 2, path))
+    return Datasets(dataset, test=dataset, validation=1, outputs=2, num_workers=1).test()
+
+
+def texts_of(part, mistakes=(0, 1, 2)):
+    labels = torch.zeros(len(part), dtype=torch.int64)
+    return explain_texts(
+        lambda some: evaluate_network(job(), Judge(), some)[0], part, part.tokens, labels, mistakes
+    )
+
+
+@pytest.mark.parametrize("form", ["in memory", *FORMS])
+def test_a_word_is_owed_what_the_network_says_without_it(form):
+    first, second = texts_of(part_of(form))
+    assert first["words"] == ["good", "bad", "the", "good"]
+    assert first["changes"] == [4.0, -1.0, 0.0, 4.0]  # both `good` at once
+    assert first["margin"] == 3.0
+    assert (first["index"], first["label"], first["predicted"], first["left"]) == (0, 0, 1, 0)
+    assert first["probabilities"] == pytest.approx([0.0474, 0.9526], abs=1e-4)
+    assert second["words"] == ["the", "the", "good", "the", "very"]
+    assert second["changes"] == [0.0, 0.0, 2.0, 0.0, 3.0]  # `very` stays last without the others
+
+
+def test_a_text_of_one_word_and_one_that_nothing_is_owed_to_are_left_out():
+    part = part_of("in memory")
+    assert [text["index"] for text in texts_of(part)] == [0, 1]
+    part.inputs[0, 2:] = torch.tensor([4, 1, 4, 1, 0, 0])
+    assert [text["index"] for text in texts_of(part)] == [1]
+
+
+def test_of_a_long_text_the_first_words_are_looked_at_and_the_rest_is_counted():
+    row = torch.full((1, 2 + 3 * READ), 4)
+    row[0, 2 + READ - 1], row[0, 2 + READ] = 2, 3
+    labels = torch.zeros(1, dtype=torch.int64)
+    asked = []
+
+    def answer(part):
+        asked.append(len(part))
+        return Judge()(part.inputs).detach()
+
+    tokens = Tokens(WORDS, first=2)
+    (told,) = explain_texts(answer, Split(row, labels, 2, "toy"), tokens, labels, [0])
+    assert len(told["words"]) == len(told["changes"]) == READ
+    assert told["left"] == 2 * READ
+    assert (told["words"][-1], told["changes"][-1]) == ("good", 2.0)
+    assert asked == [3], "the text, and once without each of its two words"
+
+
+def test_a_number_without_a_word_is_shown_as_such_and_a_long_word_is_cut():
+    tokens = Tokens(("", "a" * 500))
+    assert tokens.word(7) == "#7"
+    assert tokens.word(-1) == "#-1"
+    assert len(tokens.word(1)) == 40
+
+
+def test_the_winner_is_explained_by_words_only_where_the_data_says_them():
+    part = part_of("in memory")
+    outputs, accuracy = Judge()(part.inputs).detach(), METRICS["accuracy"]
+    told = explain(job(), Judge(), accuracy, outputs, part.targets, part, [0, 1], 0)
+    assert [text["index"] for text in told["texts"]] == [0, 1]
+    assert json.loads(json.dumps(told)) == told
+    silent = Split(part.inputs, part.targets, 2, "toy")
+    assert "texts" not in explain(job(), Judge(), accuracy, outputs, part.targets, silent, [0], 0)
+    assert "texts" not in explain(job(), Judge(), accuracy, outputs, part.targets, part, [], 0)
+
+
+def test_tokens_that_are_not_where_they_are_said_to_be_are_refused_before_any_training():
+    wrong = Texts(FORMS["in a dict"][0], Tokens(WORDS, path=(0, "words")))
+    with pytest.raises(DataError, match=r"item\[0\]\['words'\] is a row of whole numbers"):
+        Datasets(wrong, test=wrong, validation=1, outputs=2).train()
+    labels = torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(UnfitData, match=r"a text from place 8 on; got inputs .* of torch.int64"):
+        Split(ROWS, labels, 2, "toy", tokens=Tokens(WORDS, first=8))
+    with pytest.raises(UnfitData, match=r"rows of whole numbers"):
+        Split(ROWS.float(), labels, 2, "toy", tokens=Tokens(WORDS))
+    with pytest.raises(
+        DataError, match=r"Tokens.names must be a list of words, .*; got 'good bad'"
+    ):
+        Tokens("good bad")
+
+
+def test_an_attribute_of_that_name_that_means_something_else_is_let_be():
+    other = Texts(FORMS["alone"][0], ["good", "bad"])
+    assert Datasets(other, test=other, validation=1, outputs=2).train().tokens is None
+
+
+def test_the_items_of_the_data_stay_as_they_are():
+    part = part_of("in a dict")
+    before = ROWS.clone()
+    texts_of(part)
+    assert torch.equal(ROWS, before)
