@@ -10,12 +10,11 @@ off which a linear probe reads the digit (a high accuracy). The loop is in `stud
 
 from omegaconf import DictConfig
 
-from studies import CONF
 from studyloom.config import hydra_main
 from studyloom.run import run
 
 
-@hydra_main(config_path=CONF, config_name="autoencoder")
+@hydra_main(config_path="../conf", config_name="autoencoder")
 def main(cfg: DictConfig) -> None:
     run(cfg)
 

@@ -11,12 +11,11 @@ weights are learnt from the training part of each fold alone.
 
 from omegaconf import DictConfig
 
-from studies import CONF
 from studyloom.config import hydra_main
 from studyloom.run import run
 
 
-@hydra_main(config_path=CONF, config_name="breast_cancer")
+@hydra_main(config_path="../conf", config_name="breast_cancer")
 def main(cfg: DictConfig) -> None:
     run(cfg)
 

@@ -11,12 +11,11 @@ The function is in `studies/reinforce.py`, which knows nothing of studyloom but 
 
 from omegaconf import DictConfig
 
-from studies import CONF
 from studyloom.config import hydra_main
 from studyloom.run import run
 
 
-@hydra_main(config_path=CONF, config_name="cartpole")
+@hydra_main(config_path="../conf", config_name="cartpole")
 def main(cfg: DictConfig) -> None:
     run(cfg)
 

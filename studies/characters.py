@@ -5,15 +5,16 @@ It is the loop of the study `language`; only the text comes from studyloom.
 
 import math
 import re
-from importlib.resources import files
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from studyloom import Run
+from studyloom.data import asset
 
 PARTS = {"train": slice(0, 8), "valid": slice(8, 10), "test": slice(10, 12)}  # chapters
+CHAPTERS = 12
 CONTEXT = 48  # characters that the network looks back on
 BATCH = 16
 STEPS = 50  # of the optimizer in an epoch
@@ -21,9 +22,12 @@ STEPS = 50  # of the optimizer in an epoch
 
 def characters(part: str) -> tuple[Tensor, int]:
     """Returns the characters of a part as numbers, int64 (n,), and how many kinds there are."""
-    text = files("studyloom").joinpath("assets/alice.txt").read_text(encoding="ascii")
+    with asset("alice.txt") as file:
+        text = file.read().decode("ascii")
+        chapters = re.split(r"(?m)^(?=CHAPTER )", text)[1:]
+        if len(chapters) != CHAPTERS:
+            raise ValueError(f"must have {CHAPTERS} chapters; got {len(chapters)}")
     number = {character: index for index, character in enumerate(sorted(set(text)))}
-    chapters = re.split(r"(?m)^(?=CHAPTER )", text)[1:]
     return torch.tensor([number[c] for c in "".join(chapters[PARTS[part]])]), len(number)
 
 

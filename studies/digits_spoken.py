@@ -11,12 +11,11 @@ in training (time, pitch, microphone, SpecAugment) is searched. It takes 6 trial
 
 from omegaconf import DictConfig
 
-from studies import CONF
 from studyloom.config import hydra_main
 from studyloom.run import run
 
 
-@hydra_main(config_path=CONF, config_name="digits_spoken")
+@hydra_main(config_path="../conf", config_name="digits_spoken")
 def main(cfg: DictConfig) -> None:
     run(cfg)
 

@@ -9,12 +9,11 @@ The space is 1 to 3 hidden layers of 4 to 128 units with dropout, and Adam, RMSp
 
 from omegaconf import DictConfig
 
-from studies import CONF
 from studyloom.config import hydra_main
 from studyloom.run import run
 
 
-@hydra_main(config_path=CONF, config_name="fashion")
+@hydra_main(config_path="../conf", config_name="fashion")
 def main(cfg: DictConfig) -> None:
     run(cfg)
 

@@ -10,12 +10,11 @@ characters the network is in doubt. Eight chapters are trained on, and the last 
 
 from omegaconf import DictConfig
 
-from studies import CONF
 from studyloom.config import hydra_main
 from studyloom.run import run
 
 
-@hydra_main(config_path=CONF, config_name="language")
+@hydra_main(config_path="../conf", config_name="language")
 def main(cfg: DictConfig) -> None:
     run(cfg)
 

@@ -7,12 +7,11 @@ python -m studies.mnist data=mnist space=lr model=cnn study.name=lr    # full MN
 
 from omegaconf import DictConfig
 
-from studies import CONF
 from studyloom.config import hydra_main
 from studyloom.run import run
 
 
-@hydra_main(config_path=CONF, config_name="mnist")
+@hydra_main(config_path="../conf", config_name="mnist")
 def main(cfg: DictConfig) -> None:
     run(cfg)
 

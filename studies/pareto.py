@@ -12,12 +12,11 @@ baseline.
 
 from omegaconf import DictConfig
 
-from studies import CONF
 from studyloom.config import hydra_main
 from studyloom.run import run
 
 
-@hydra_main(config_path=CONF, config_name="pareto")
+@hydra_main(config_path="../conf", config_name="pareto")
 def main(cfg: DictConfig) -> None:
     run(cfg)
 

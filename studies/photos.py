@@ -11,12 +11,11 @@ in `studies/pictures.py`. It takes 6 trials of 3 epochs; the winner reaches an a
 
 from omegaconf import DictConfig
 
-from studies import CONF
 from studyloom.config import hydra_main
 from studyloom.run import run
 
 
-@hydra_main(config_path=CONF, config_name="photos")
+@hydra_main(config_path="../conf", config_name="photos")
 def main(cfg: DictConfig) -> None:
     run(cfg)
 

@@ -1,12 +1,11 @@
 """An image folder of real PNG files, made of the digits that come with studyloom, and its network.
 
-It is what the study `photos` trains on and with, and imports nothing of studyloom.
+It is what the study `photos` trains on and with; only the digits come from studyloom.
 """
 
 import os
 import shutil
 import tempfile
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.transforms import v2
+
+from studyloom.data import asset
 
 PIXELS = [v2.Grayscale(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
 NORMALISE = v2.Normalize([0.1307], [0.3081])
@@ -44,10 +45,10 @@ def photos(root: str, part: str, shift: float = 0.0, crop: float = 1.0) -> Image
 
 def write_pictures(folder: Path, part: str) -> None:
     """Writes a PNG file for each digit, in a folder of its class; whole or not at all."""
+    with asset("mnist5k.npz") as file, np.load(file, allow_pickle=False) as arrays:
+        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{part}-", dir=folder.parent))
-    with np.load(str(files("studyloom") / "assets" / "mnist5k.npz"), allow_pickle=False) as arrays:
-        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         path = new / str(label) / f"{number:04}.png"
         path.parent.mkdir(exist_ok=True)

@@ -10,12 +10,11 @@ epochs on 3 200 digits; a GRU or LSTM reaches an accuracy of 0.95 and more.
 
 from omegaconf import DictConfig
 
-from studies import CONF
 from studyloom.config import hydra_main
 from studyloom.run import run
 
 
-@hydra_main(config_path=CONF, config_name="rows")
+@hydra_main(config_path="../conf", config_name="rows")
 def main(cfg: DictConfig) -> None:
     run(cfg)
 

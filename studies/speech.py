@@ -5,7 +5,6 @@ It is what the study `digits_spoken` trains on. The recordings came with studylo
 
 import math
 from collections.abc import Callable
-from importlib.resources import files
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from studyloom.data import Sound
+from studyloom.data import Sound, asset
 
 
 class Spoken(Dataset[tuple[Tensor, int]]):
@@ -27,15 +26,15 @@ class Spoken(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, part: str, sealed: str) -> None:
-        with np.load(str(files("studyloom") / "assets" / "spoken.npz"), allow_pickle=False) as data:
-            speakers = data["speakers"]
-            if sealed not in speakers:
-                names = ", ".join(np.unique(speakers))
-                raise ValueError(f"data.train.sealed must be one of {names}; got {sealed}")
-            chosen = (speakers == sealed) == (part == "test")
-            levels, self.targets = data["levels"][chosen], data["digits"][chosen].astype(np.int64)
+        with asset("spoken.npz") as file, np.load(file, allow_pickle=False) as data:
+            speakers, levels, digits = (data[name] for name in ("speakers", "levels", "digits"))
+        if sealed not in speakers:
+            names = ", ".join(np.unique(speakers))
+            raise ValueError(f"data.train.sealed must be one of {names}; got {sealed}")
+        chosen = (speakers == sealed) == (part == "test")
+        self.targets = digits[chosen].astype(np.int64)
         self.speakers = speakers[chosen].tolist()
-        self.spectrograms = Sound().normalise(torch.from_numpy(levels))
+        self.spectrograms = Sound().normalise(torch.from_numpy(levels[chosen]))
 
     def __len__(self) -> int:
         return len(self.targets)

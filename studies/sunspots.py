@@ -11,12 +11,11 @@ are to choose by. The forecast to beat is persistence: next year is like this ye
 
 from omegaconf import DictConfig
 
-from studies import CONF
 from studyloom.config import hydra_main
 from studyloom.run import run
 
 
-@hydra_main(config_path=CONF, config_name="sunspots")
+@hydra_main(config_path="../conf", config_name="sunspots")
 def main(cfg: DictConfig) -> None:
     run(cfg)
 

@@ -19,13 +19,15 @@ from optuna.samplers import BaseSampler
 from PIL import Image
 from toys import ask, compose
 
-from studies import CONF
+from studies import CONF, characters, clothes, pairs, pictures, speech
+from studyloom import files
 from studyloom.config.build import build
 from studyloom.config.compose import Composer
 from studyloom.data.folds import make_folds
-from studyloom.data.idx import ASSET
+from studyloom.data.idx import ASSET, Embedded
 from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
+from studyloom.errors import DataError
 from studyloom.launch.local import Join, Local
 from studyloom.launch.ray import Ray
 from studyloom.launch.slurm import Slurm
@@ -278,3 +280,40 @@ def test_a_config_writes_down_only_what_its_target_takes(group, option):
     target = hydra.utils.get_object(section["_target_"])
 
     assert keys <= {*inspect.signature(target).parameters}
+
+
+# What reads each file that came with the package, past what a process keeps of it.
+READERS = {
+    "reviews.csv.bz2": lambda folder: clothes.reviews.__wrapped__(),
+    "spoken.npz": lambda folder: speech.Spoken("train", "theo"),
+    "mnist5k.npz": lambda folder: Embedded().test(),
+    "mnist5k.npz for pairs": lambda folder: pairs.Pairs("test", "theo"),
+    "mnist5k.npz for pictures": lambda folder: pictures.write_pictures(folder / "digits", "test"),
+    "alice.txt": lambda folder: characters.characters("train"),
+}
+DAMAGES = {
+    "missing": None,
+    "empty": lambda content: b"",
+    "cut short": lambda content: content[: len(content) // 2],
+    "another file": lambda content: b"\xff not found, try again later",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("what", READERS)
+def test_a_damaged_file_of_the_package_is_named_with_the_way_out(
+    what, damage, tmp_path, monkeypatch
+):
+    name = what.partition(" ")[0]
+    for whole in ("spoken.npz", "mnist5k.npz"):
+        (tmp_path / whole).symlink_to(files.ASSETS / whole)
+    content = (files.ASSETS / name).read_bytes()
+    (tmp_path / name).unlink(missing_ok=True)
+    if DAMAGES[damage] is not None:
+        (tmp_path / name).write_bytes(DAMAGES[damage](content))
+    monkeypatch.setattr(files, "ASSETS", tmp_path)
+    with pytest.raises(DataError) as caught:
+        READERS[what](tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / name}: cannot be read: ")
+    assert str(caught.value).endswith("missing or damaged; install studyloom again")
+    assert not [*tmp_path.glob("digits*")]

@@ -1,0 +1,202 @@
+"""Pairs of a written and a spoken digit, and a network that reads either or both.
+
+It is what the study `seen_and_heard` trains on and with. Both parts of a pair are real, and of one
+digit; that they belong together is made up. Pictures and recordings came with studyloom.
+
+    python -m studies.pairs runs/seen_and_heard     # the winner, with both parts and with one
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import studyloom
+from studies.speech import Spoken, cover, equalise, warp
+from studyloom.data import asset
+
+FUSIONS = ("picture", "sound", "add", "join", "mean")
+DIGITS = 10
+SIZES = {"picture": (1, 28, 28), "sound": (1, 24, 32)}
+
+
+class Pairs(Dataset[tuple[Tensor, Tensor, int]]):
+    """A recording of each speaker with a picture of the same digit, which no other has.
+
+    An item is a picture, float32 (1, 28, 28), a spectrogram, float32 (1, 24, 32), and the digit.
+
+    Args:
+        part: train, with pictures of the training part of MNIST, for all speakers but one; or test,
+            with those of its test part, for that one.
+        sealed: who it is.
+    """
+
+    def __init__(self, part: str, sealed: str) -> None:
+        spoken = Spoken(part, sealed)
+        self.speakers, self.targets, self.sounds = (
+            spoken.speakers,
+            spoken.targets,
+            spoken.spectrograms,
+        )
+        with asset("mnist5k.npz") as file, np.load(file, allow_pickle=False) as data:
+            images, labels = data[f"{part}_images"], data[f"{part}_labels"]
+        self.pictures_of = np.empty(len(spoken), np.int64)
+        for digit in range(DIGITS):
+            mine = np.flatnonzero(self.targets == digit)
+            self.pictures_of[mine] = np.flatnonzero(labels == digit)[: len(mine)]
+        pixels = torch.from_numpy(images[self.pictures_of])[:, None].float()
+        self.pictures = (pixels / 255 - 0.1307) / 0.3081
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        return self.pictures[index], self.sounds[index], int(self.targets[index])
+
+
+def speakers(pairs: Pairs) -> list[str]:
+    """Returns who speaks in each pair: the groups that no fold divides, nor do they pictures."""
+    return pairs.speakers
+
+
+def make_part(
+    size: tuple[int, int, int], outputs: int, channels: int, dropout: float
+) -> nn.Sequential:
+    """Makes a CNN of three blocks for one part of a pair, whose channels double."""
+    layers: list[nn.Module] = []
+    before, height, width = size
+    for block in range(3):
+        after = channels * 2**block
+        layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after)]
+        layers += [nn.MaxPool2d(2), nn.ReLU()]
+        before, height, width = after, height // 2, width // 2
+    head = nn.Linear(before * height * width, outputs)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(dropout), head)
+
+
+class PairNet(nn.Module):
+    """Tells a digit by a picture, by a sound, or by both; a part that is all 0 is missing.
+
+    Args:
+        outputs: how many classes there are.
+        fusion: picture or sound, of which one is read alone; or how both are: add, by the sum of
+            the logits of each; join, by a layer on the features of both; mean, by a layer on their
+            mean. Of a part that is missing the features and logits are 0.
+        channels: of the first block of each of the two CNNs.
+        dropout: the probability.
+    """
+
+    def __init__(
+        self,
+        outputs: int,
+        fusion: str = "picture",
+        channels: int = 8,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__()
+        if fusion not in FUSIONS:
+            raise ValueError(f"model.fusion must be {', '.join(FUSIONS)}; got {fusion}")
+        self.fusion = fusion
+        features = outputs if fusion in (*SIZES, "add") else 64
+        self.parts = nn.ModuleDict(
+            {
+                name: make_part(size, features, channels, dropout)
+                for name, size in SIZES.items()
+                if fusion not in SIZES or name == fusion
+            }
+        )
+        if fusion in ("join", "mean"):
+            self.head = nn.Sequential(
+                nn.ReLU(), nn.Dropout(dropout), nn.Linear(64 * (1 + (fusion == "join")), outputs)
+            )
+
+    def forward(self, picture: Tensor, sound: Tensor) -> Tensor:
+        features = self.features(picture, sound)
+        return self.join(features, torch.stack([x.flatten(1).any(1) for x in (picture, sound)]))
+
+    def features(self, picture: Tensor, sound: Tensor) -> Tensor:
+        """Returns what is seen and heard, (2, n, features); (1, n, outputs) of one alone."""
+        given = {"picture": picture, "sound": sound}
+        return torch.stack([part(given[name]) for name, part in self.parts.items()])
+
+    def join(self, features: Tensor, there: Tensor) -> Tensor:
+        """Returns logits (n, outputs).
+
+        Args:
+            features: of both parts.
+            there: whether each part of each pair counts, (2, n).
+        """
+        if self.fusion in SIZES:
+            return features[0]
+        features = features * there[:, :, None]
+        if self.fusion == "add":
+            return features.sum(0)
+        if self.fusion == "join":
+            return self.head(torch.cat([*features], 1))
+        return self.head(features.sum(0) / there.sum(0).clamp(min=1)[:, None])
+
+
+def step(
+    network: PairNet,
+    batch: tuple[Tensor, Tensor, Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    alone: float = 0.5,
+    vary: float = 1.0,
+) -> Tensor:
+    """Trains on pairs, and on each part of them alone, so that one may be missing.
+
+    Sounds are varied as other speakers and microphones might have given them.
+
+    Args:
+        network: tells digits by pairs.
+        batch: pictures, spectrograms and digits.
+        loss: of logits and digits.
+        alone: the weight of what each part says alone, beside what both say.
+        vary: by how much sounds are; 1 is what the study digits_spoken begins with.
+    """
+    picture, sound, digits = batch
+    if vary:
+        sound = warp(sound, 0.2 * vary, 0.15 * vary, 0.1 * vary)
+        sound = cover(equalise(sound, 0.5 * vary), round(6 * vary))
+    features = network.features(picture, sound)
+    both = torch.ones(2, len(digits), dtype=torch.bool, device=picture.device)
+    total = loss(network.join(features, both), digits)
+    if network.fusion in SIZES or not alone:
+        return total
+    for missing in (0, 1):
+        there = both.clone()
+        there[missing] = False
+        total = total + alone * loss(network.join(features, there), digits)
+    return total
+
+
+def main(run_dir: str) -> None:
+    """Prints the accuracy of a winner on the sealed pairs, as they are and with a part missing.
+
+    It is the mean over the networks of all seeds, ± their standard deviation.
+    """
+    config = OmegaConf.load(Path(run_dir, "winner.yaml"))
+    network = studyloom.load_winner(run_dir, trust=["studies"]).network
+    sizes = {name: weight.shape for name, weight in network.state_dict().items()}
+    found = sorted(Path(run_dir).glob("winner/*/*.pt"))
+    trained = [torch.load(path, weights_only=True) for path in found]  # the baseline's too
+    trained = [each for each in trained if {n: w.shape for n, w in each.items()} == sizes]
+    pairs = Pairs("test", config.data.train.sealed)
+    targets = torch.from_numpy(pairs.targets)
+    for name, keep in (("both", (1, 1)), ("picture", (1, 0)), ("sound", (0, 1))):
+        values = []
+        for weights in trained:
+            network.load_state_dict(weights)
+            with torch.no_grad():
+                outputs = network(pairs.pictures * keep[0], pairs.sounds * keep[1])
+            values.append(float((outputs.argmax(1) == targets).double().mean()))
+        print(f"{name:9} accuracy {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,25 @@
+"""Search how a network joins the picture of a digit with a recording of it, by a speaker unheard.
+
+    python -m studies.seen_and_heard
+    python -m studies.seen_and_heard model.fusion=sound study.trials=1 study.name=heard
+
+Pictures and recordings are real; that two of one digit belong together is made up. One speaker is
+sealed, and each of the others validates in turn. The baseline sees the picture alone. Each part is
+trained to answer alone too, so that one may be missing, which
+`python -m studies.pairs runs/seen_and_heard` tests. It takes 6 trials of 8 epochs.
+"""
+
+from omegaconf import DictConfig
+
+from studies import CONF
+from studyloom.config import hydra_main
+from studyloom.run import run
+
+
+@hydra_main(config_path=CONF, config_name="seen_and_heard")
+def main(cfg: DictConfig) -> None:
+    run(cfg)
+
+
+if __name__ == "__main__":
+    main()

