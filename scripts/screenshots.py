@@ -1,44 +1,138 @@
-"""Takes the pictures of the README: a terminal and the report, after the main study.
+"""Takes the pictures of the README: a terminal, and the page of the main study as it is served.
 
     python scripts/screenshots.py            # into a temporary folder, and prints their paths
     python scripts/screenshots.py --write    # replaces the tracked pictures in .github
+    python scripts/screenshots.py gallery runs --write    # those of the gallery, in .github/gallery
 
-Runs the study first, if runs/mnist does not have its answer yet: a few minutes. Needs the test
-extra and Chromium.
+The first two run the study, if runs/mnist does not have its answer yet: a few minutes. `gallery`
+runs nothing: it takes the answer and one figure of each report that is in runs/STUDY, in seconds,
+and ends with 1 if a study has none. Needs the test extra and Chromium.
 """
 
 import argparse
 import html
+import io
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
+
+from studyloom.study.stored_study import open_study
+from studyloom.views.dashboard.guard import bind
+from studyloom.views.dashboard.serving import application
 
 ROOT = Path(__file__).resolve().parent.parent
 TRACKED = ROOT / ".github"
 TERMINAL = """<body style="margin:0;background:#16181d"><pre style="margin:0;padding:16px 20px;\
 display:inline-block;color:#d8dbe2;font:14px/1.45 'DejaVu Sans Mono',monospace">{text}</pre></body>
 """
+# The section of each study's report that says most of it, shown below its answer.
+GALLERY = {
+    "mnist": "misled",
+    "rows": "curves",
+    "breast_cancer": "columns",
+    "sunspots": "winner",
+    "pareto": "front",
+    "photos": "misled",
+    "digits_spoken": "winner",
+    "reviews": "words",
+    "seen_and_heard": "winner",
+    "newsgroups": "curves",
+    "ratings": "search",
+    "language": "curves",
+    "autoencoder": "front",
+    "cartpole": "search",
+    "fashion": "search",
+}
+# What such a picture shows of the page: the answer, four of its numbers, one section, and of a
+# section with several parts the first two, of a long table the first rows.
+ALONE = """
+nav, footer, .skip, .behind, main > section:not(#{key}), header > .lines, header > .facts,
+header > .parameters, header > .numbers > :nth-child(n+5), section > h3:nth-of-type(n+3),
+section > h3:nth-of-type(n+3) ~ *, tbody > tr:nth-child(n+13) {{ display: none }}
+body {{ padding: 20px }} section {{ margin-top: 16px }}
+"""
+WIDTH, TALLEST = 800, 1000  # pixels of a picture of the gallery
+MOST = 60_000  # bytes of one
+COLOURS = (256, 128, 64, 32, 16)  # as many as its size allows
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Takes the pictures of the README.")
     about = "replace the tracked pictures in .github"
     parser.add_argument("--write", action="store_true", help=about)
-    write = parser.parse_args().write
-    folder = TRACKED if write else Path(tempfile.mkdtemp(prefix="studyloom-screenshots-"))
-    text = run_study()
+    about = "takes those of the gallery, of the run directories below RUNS"
+    parser.add_argument("gallery", nargs="*", metavar="gallery RUNS", help=about)
+    asked = parser.parse_args()
+    if asked.gallery and (len(asked.gallery) != 2 or asked.gallery[0] != "gallery"):
+        parser.error(f"must be nothing, or gallery RUNS; got {' '.join(asked.gallery)}")
+    folder = TRACKED if asked.write else Path(tempfile.mkdtemp(prefix="studyloom-screenshots-"))
+    text = "" if asked.gallery else run_study()
     names = ("chromium", "chromium-browser", "google-chrome")
     chromium = next(path for name in names if (path := shutil.which(name)))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        shoot_terminal(browser, text, folder / "terminal.png")
-        shoot_report(browser, folder / "report.png")
+        if asked.gallery:
+            missing = shoot_gallery(browser, Path(asked.gallery[1]), folder / "gallery")
+        else:
+            missing = []
+            shoot_terminal(browser, text, folder / "terminal.png")
+            shoot_page(browser, folder / "report.png")
         browser.close()
+    for line in missing:
+        print(line, file=sys.stderr)
+    return 1 if missing else 0
+
+
+def shoot_gallery(browser: Browser, runs: Path, folder: Path) -> list[str]:
+    """Takes a picture of each study that has a report.
+
+    Args:
+        browser: Chromium.
+        runs: a run directory of each study is below it, with the name of the study.
+        folder: for the pictures.
+
+    Returns:
+        a line for each study that has none.
+    """
+    folder.mkdir(exist_ok=True)
+    missing = []
+    for name, key in GALLERY.items():
+        report, path = (runs / name / "report.html").resolve(), folder / f"{name}.png"
+        if not report.is_file():
+            missing.append(f"{name}: no {report}; python -m studies.{name} run_dir={report.parent}")
+            continue
+        page = browser.new_page(viewport={"width": WIDTH, "height": 400}, color_scheme="light")
+        page.goto(report.as_uri())
+        if page.locator(f"#{key}").count() == 0:
+            missing.append(f"{name}: {report} has no section {key}")
+            page.close()
+            continue
+        page.add_style_tag(content=ALONE.format(key=key))
+        tall = page.evaluate("document.documentElement.scrollHeight")
+        size = {"x": 0, "y": 0, "width": WIDTH, "height": min(tall, TALLEST)}
+        content = page.screenshot(full_page=True, clip=size)
+        page.close()
+        path.write_bytes(small(content))
+        print(path)
+    return missing
+
+
+def small(content: bytes) -> bytes:
+    """Returns a picture in as many colours as it may have within MOST bytes."""
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    for colours in COLOURS:
+        file = io.BytesIO()
+        image.quantize(colours, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        if file.tell() <= MOST:
+            break
+    return file.getvalue()
 
 
 def run_study() -> str:
@@ -64,13 +158,21 @@ def shoot_terminal(browser: Browser, text: str, path: Path) -> None:
     print(path)
 
 
-def shoot_report(browser: Browser, path: Path) -> None:
-    page = browser.new_page(viewport={"width": 1000, "height": 1250})
-    page.goto((ROOT / "runs" / "mnist" / "report.html").as_uri())
-    page.wait_for_timeout(1500)  # until plotly has drawn
-    page.screenshot(path=path)
+def shoot_page(browser: Browser, path: Path, run_dir: Path = ROOT / "runs" / "mnist") -> None:
+    stored = open_study(f"sqlite:///{run_dir / 'study.db'}", "mnist")
+    app = application(stored, run_dir, "127.0.0.1", None)
+    with bind("127.0.0.1", 0) as server:
+        server.set_app(app)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page(viewport={"width": 1000, "height": 1250})
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        page.locator("main > section").first.wait_for()
+        page.screenshot(path=path)
+        page.close()
+        server.shutdown()
+        app.close()
     print(path)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -31,13 +31,14 @@ max_prepared_statements = 200
 
 
 @contextmanager
-def pooled(url: str, folder: str, size: int = 32) -> Iterator[str]:
+def pooled(url: str, folder: str, size: int = 32, entry: str | None = None) -> Iterator[str]:
     """Runs pgbouncer in front of a server.
 
     Args:
         url: The server, with host and port.
         folder: For its configuration.
         size: Its connections to the server.
+        entry: What was given for a pool in this folder that has ended, which then comes back.
 
     Yields:
         The URL that workers connect to.
@@ -46,11 +47,9 @@ def pooled(url: str, folder: str, size: int = 32) -> Iterator[str]:
     if program is None:
         raise SystemExit("more workers than connections: install pgbouncer")
     address = make_url(url)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        own = probe.getsockname()[1]
+    own = free_port() if entry is None else make_url(entry).port
     place = Path(folder, "pool")
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     place.parent.chmod(0o755)
     users, settings = place / "users", place / "pgbouncer.ini"
     users.write_text(f'"{address.username}" ""\n')
@@ -70,12 +69,20 @@ def pooled(url: str, folder: str, size: int = 32) -> Iterator[str]:
     user = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid} if not os.geteuid() else {}
     process = subprocess.Popen([program, "-q", str(settings)], **user)  # type: ignore[call-overload]
     try:
-        entry = address.set(host="127.0.0.1", port=own)
+        ours = address.set(host="127.0.0.1", port=own)
         for _ in range(500):
             with suppress(OSError), socket.create_connection(("127.0.0.1", own), 1):
                 break
             time.sleep(0.02)
-        yield entry.render_as_string(hide_password=False)
+        yield ours.render_as_string(hide_password=False)
     finally:
         process.kill()  # told to end, it would wait for its clients
         process.wait()
+
+
+def free_port() -> int:
+    """Returns a port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

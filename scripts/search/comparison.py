@@ -8,7 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from .methods import DEFAULT, METHODS, RANDOM, RANDOM_TWICE, Method, Run, finished, last_seen
+from .methods import (
+    DEFAULT,
+    MEDIAN,
+    METHODS,
+    RANDOM,
+    RANDOM_TWICE,
+    Method,
+    Run,
+    finished,
+    last_seen,
+)
 from .simulator import folder, replay, seed_order
 from .statistics import Floats, interval, until
 from .tables import load, names
@@ -163,16 +173,34 @@ def show(
             f"{wins:3}/{len(tasks)}   {gain.mean():+.4f} [{low:+.4f}, {high:+.4f}]",
             flush=True,
         )
-    print(f"{unit} until the mean regret is that of {DEFAULT} after {end}, and 95 %")
-    width = max(map(len, tasks)) + 2
+    for level in (DEFAULT, MEDIAN):
+        if level in curves:
+            show_until(unit, tasks, curves, level, end)
+
+
+def show_until(
+    unit: str, tasks: Sequence[str], curves: dict[str, Floats], level: str, end: int
+) -> None:
+    """Prints when each method has the mean regret that another one has at its end.
+
+    Args:
+        unit: epochs or trials.
+        tasks: their names.
+        curves: as for `show`.
+        level: the other method.
+        end: of its search.
+    """
+    print(f"{unit} until the mean regret is that of {level} after {end}, and 95 %")
+    reference, width = curves[level], max(20, *(len(task) + 2 for task in tasks))
     for name, values in curves.items():
-        if values.shape[-1] == base.shape[-1]:
+        if values.shape[-1] == reference.shape[-1]:
             cells = []
             for task in range(len(tasks)):
-                reached, low, high = until(values[task, 0, :, :end], base[task, 0, :, end - 1])
+                aim = reference[task, 0, :, end - 1]
+                reached, low, high = until(values[task, 0, :, :end], aim)
                 cells.append(f"{_of(reached, end)} [{_of(low, end)}, {_of(high, end)}]")
-            print(f"{name:24}" + "".join(f"{cell:>{max(width, 20)}}" for cell in cells))
-    print(f"{'':24}" + "".join(f"{task:>{max(width, 20)}}" for task in tasks), flush=True)
+            print(f"{name:24}" + "".join(f"{cell:>{width}}" for cell in cells))
+    print(f"{'':24}" + "".join(f"{task:>{width}}" for task in tasks), flush=True)
 
 
 def _of(epochs: float, end: int) -> str:

@@ -95,6 +95,7 @@ class Method:
 
 
 DEFAULT = "tpe, median"  # as shipped
+MEDIAN = "random, median"  # the pruner as shipped, and no sampler beside it
 RANDOM, RANDOM_TWICE = "random", "random x2"  # the first half of a search is the other
 SCREEN = (
     "sampler=random",
@@ -105,6 +106,7 @@ SCREEN = (
 METHODS = (
     Method(RANDOM_TWICE, ("sampler=random", "pruner=none"), times=2),
     Method(DEFAULT, ("sampler=tpe", "pruner=median")),
+    Method(MEDIAN, ("sampler=random", "pruner=median"), prunes=True),
     Method("random, asha", ("sampler=random", "pruner=asha"), prunes=True),
     Method("tpe, asha", ("sampler=tpe", "pruner=asha"), prunes=True),
     Method("one epoch, best ninth", SCREEN, prunes=True),

@@ -28,19 +28,23 @@ SIZES = {"digits": (), "fashion": ("train.samples_per_epoch=1408",)}
 SIZES["rows"] = ("train.samples_per_epoch=400",)
 
 
-def record(run_dir: Path, names: tuple[str, ...] = tuple(QUESTIONS)) -> None:
+def record(
+    run_dir: Path, trials: int | None = None, names: tuple[str, ...] = tuple(QUESTIONS)
+) -> None:
     """Trains the trials of each question, and writes its file of curves.
 
     Args:
         run_dir: the folder for the studies; those that are there are gone on with.
+        trials: of each question; None for as many as are recorded, which alone are written where
+            `search` reads them.
         names: of the questions.
     """
     for name in names:
         page, overrides = QUESTIONS[name]
-        given = (*overrides, *RANDOM, *SIZES[name], f"study.trials={TRIALS[name]}")
+        given = (*overrides, *RANDOM, *SIZES[name], f"study.trials={trials or TRIALS[name]}")
         given += (f"study.name={name}", f"run_dir={run_dir / name}", "launcher.workers=2")
         subprocess.run([sys.executable, "-m", f"studies.{page}", *given], cwd=ROOT, check=True)
-        write_curves(run_dir / name, name)
+        write_curves(run_dir / name, name, run_dir if trials else CURVES)
 
 
 def write_curves(run_dir: Path, name: str, folder: Path = CURVES) -> Path:

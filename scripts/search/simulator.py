@@ -43,7 +43,7 @@ from studyloom.space.tree import Point
 from studyloom.storage import outbox
 from studyloom.study import worker
 from studyloom.study.stored_study import create_study, open_study
-from studyloom.study.trials.reporter import Limits
+from studyloom.study.trials.limits import Limits
 from studyloom.study.worker import Worker
 
 from .tables import Task

@@ -1,0 +1,240 @@
+"""Measures the page of a study in Chromium: the report, and the page that follows a search.
+
+    python scripts/pages.py                  # 1 000 trials that were never trained
+    python scripts/pages.py --trials 40
+    python scripts/pages.py --shots FOLDER   # and pictures, at 1280 and 390 pixels, light and dark
+
+Prints a line for each figure, with its limit, and ends with 1 if one is beyond it. Needs the extra
+test and Chromium.
+"""
+
+import argparse
+import math
+import random
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
+
+from studyloom.storage import attributes
+from studyloom.storage.records.reconcile import reconcile
+from studyloom.study.stored_study import StoredStudy, create_study
+from studyloom.views.dashboard.guard import bind
+from studyloom.views.dashboard.serving import application
+from studyloom.views.report import write_report
+
+BEGAN = datetime(2026, 1, 1, 12)
+EPOCHS, WORKERS, UPDATES = 20, 4, 8
+CHOICES = {
+    "model": ["mlp", "cnn"],
+    "optimizer": ["sgd", "adamw"],
+    "train.batch_size": [32, 64, 128, 256],
+    "model.cnn.channels": [8, 16, 32],
+}
+NUMBERS = {
+    "model.mlp.hidden.0": IntDistribution(16, 512, log=True),
+    "model.mlp.dropout": FloatDistribution(0.0, 0.5),
+    "optimizer.sgd.lr": FloatDistribution(1e-3, 1.0, log=True),
+    "optimizer.adamw.lr": FloatDistribution(1e-4, 1e-1, log=True),
+    "optimizer.adamw.weight_decay": FloatDistribution(1e-6, 1e-1, log=True),
+}
+OVERLAPPING = """() => [...document.querySelectorAll(".plot")].filter((plot) =>
+  [".x-label", ".y-label"].some((kind) => {
+    const boxes = [...plot.querySelectorAll(kind)].map((e) => e.getBoundingClientRect())
+      .filter((box) => box.width);
+    return boxes.some((a, n) => boxes.slice(n + 1).some((b) =>
+      a.left < b.right && b.left < a.right && a.top < b.bottom - 1 && b.top < a.bottom - 1));
+  })).length"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measures the page of a study in Chromium.")
+    parser.add_argument("--trials", type=int, default=1000, help="of the study (default: 1000)")
+    parser.add_argument("--shots", type=Path, help="a folder for pictures")
+    arguments = parser.parse_args()
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next((path for name in names if (path := shutil.which(name))), None)
+    if chromium is None:
+        sys.exit("pages.py needs Chromium: apt-get install chromium")
+    with tempfile.TemporaryDirectory(prefix="studyloom-pages-") as name, sync_playwright() as play:
+        folder = Path(name)
+        stored = make_study(folder, arguments.trials)
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        report = write_report(stored, folder)
+        told = [("report.html", report.stat().st_size / 1e6, 3.0, "MB")]
+        with served(stored, folder) as address:
+            told += measure(browser, stored, address)
+            if arguments.shots is not None:
+                shoot(browser, address, arguments.shots)
+        browser.close()
+    late = False
+    for what, value, limit, unit in told:
+        late |= value > limit
+        print(f"{what:44} {value:8.3f} {unit:3} (limit {limit:g})")
+    sys.exit(int(late))
+
+
+def make_study(folder: Path, count: int) -> StoredStudy:
+    """Stores a study of trials that were never trained: complete, pruned and failed."""
+    url = f"sqlite:///{folder / 'study.db'}"
+    stored = create_study(url, "digits", {"asks": "nothing"}, count + UPDATES)
+    generator = random.Random(0)
+    for number in range(count):
+        stored.storage.create_new_trial(stored.ledger.study_id, made(number, generator))
+    reconcile(stored.ledger, lambda _: True)
+    return stored
+
+
+def made(number: int, generator: random.Random) -> FrozenTrial:
+    """Makes a trial whose curve follows from its parameters, and some chance."""
+    params = {name: generator.choice(CHOICES[name]) for name in [*CHOICES][:3]}
+    for name in [*CHOICES][3:]:
+        if name.split(".")[1] == params[name.split(".")[0]]:
+            params[name] = generator.choice(CHOICES[name])
+    for name, asked in NUMBERS.items():
+        group, option, _ = name.split(".", 2)
+        if params[group] == option:
+            low, high = (math.log(end) if asked.log else end for end in (asked.low, asked.high))
+            drawn = generator.uniform(low, high)
+            value = math.exp(drawn) if asked.log else drawn
+            params[name] = round(value) if isinstance(asked, IntDistribution) else value
+    rate = next(value for name, value in params.items() if name.endswith("lr"))
+    top = 0.97 - 0.05 * (params["model"] == "mlp") - 0.02 * (math.log10(rate) + 2.5) ** 2
+    top += generator.gauss(0, 0.004)
+    values = [top - 0.4 * math.exp(-epoch / 3) for epoch in range(1, EPOCHS + 1)]
+    pruned = number > 5 and generator.random() < 0.45
+    values = values[: generator.choice([1, 2, 4, 8])] if pruned else values
+    curve = {
+        "number": [*range(1, len(values) + 1)],
+        "value": values,
+        "train_loss": [1 - value for value in values],
+        "valid_loss": [1.05 - value for value in values],
+    }
+    stored = {
+        attributes.SLOT: number,
+        attributes.WORKER: f"node{number % WORKERS}:100{number % WORKERS}",
+        attributes.EPOCHS: curve,
+        attributes.TIMES: {"training": float(len(values))},
+    } | ({attributes.BASELINE: True} if number == 0 else {})
+    trial = create_trial(
+        state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
+        value=None if pruned else values[-1],
+        params=params,
+        distributions={
+            name: CategoricalDistribution(CHOICES[name]) if name in CHOICES else NUMBERS[name]
+            for name in params
+        },
+        intermediate_values=dict(enumerate(values, 1)),
+        user_attrs=stored,
+    )
+    trial.datetime_start = BEGAN + timedelta(seconds=number // WORKERS * EPOCHS)
+    trial.datetime_complete = trial.datetime_start + timedelta(seconds=0.95 * len(values))
+    return trial
+
+
+@contextmanager
+def served(stored: StoredStudy, folder: Path) -> Iterator[str]:
+    """Serves a study as `studyloom dashboard` does, and yields its address."""
+    with bind("127.0.0.1", 0) as server:
+        server.set_app(application(stored, folder, "127.0.0.1", None))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        yield address
+        server.shutdown()
+
+
+def measure(browser: Browser, stored: StoredStudy, address: str) -> list[tuple[str, Any, Any, str]]:
+    """Opens the page, lets trials end, and returns each figure with its limit and unit."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    errors: list[str] = []
+    page.on("console", lambda m: errors.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    devtools = page.context.new_cdp_session(page)
+    received = [0]
+    devtools.send("Network.enable")
+    devtools.send("Performance.enable")
+    devtools.on("Network.dataReceived", lambda data: _add(received, data["dataLength"]))
+    began = time.perf_counter()
+    page.goto(address, wait_until="domcontentloaded")
+    page.locator("h1").wait_for()
+    loaded = time.perf_counter() - began
+    paint = page.evaluate(
+        "performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? -1"
+    )
+    first = received[0]
+    scripting = [update(page, devtools, stored) for _ in range(UPDATES)]
+    own, all_ = (sorted(times) for times in zip(*scripting, strict=True))
+    narrow = 0
+    for width in (390, 1280):
+        page.set_viewport_size({"width": width, "height": 844})
+        page.wait_for_timeout(300)
+        narrow += page.evaluate("document.documentElement.scrollWidth") > width
+        narrow += page.evaluate(OVERLAPPING)
+    page.close()
+    return [
+        ("first content, by the browser's clock", paint / 1000, 1.5, "s"),
+        ("first content, with the navigation", loaded, 1.5, "s"),
+        ("the page", first / 1e6, 3.0, "MB"),
+        (f"all of it, with {UPDATES} updates", received[0] / 1e6, 3.0, "MB"),
+        ("an update: our script, median", own[len(own) // 2], 100, "ms"),
+        ("an update: our script, the longest", own[-1], 100, "ms"),
+        ("an update: all scripting, the longest", all_[-1], 100, "ms"),
+        ("console errors and warnings", len(errors), 0, ""),
+        ("overlapping labels, or a page too wide", narrow, 0, ""),
+    ]
+
+
+def _add(total: list[int], more: int) -> None:
+    total[0] += more
+
+
+def update(page: Page, devtools: CDPSession, stored: StoredStudy) -> tuple[float, float]:
+    """Adds a trial, and waits until the page shows it.
+
+    Returns:
+        The milliseconds of our script, and of all scripting since the trial was added.
+    """
+    number = len(stored.trials())
+    before, seen = _scripting(devtools), _updates(page)
+    trial = made(number, random.Random(number))
+    stored.storage.create_new_trial(stored.ledger.study_id, trial)
+    page.locator(f"#trial-{number}").wait_for(state="attached", timeout=60_000)
+    own = page.evaluate("performance.getEntriesByName('update').map((entry) => entry.duration)")[
+        seen:
+    ]
+    return max(own), 1000 * (_scripting(devtools) - before)
+
+
+def _updates(page: Page) -> int:
+    return int(page.evaluate("performance.getEntriesByName('update').length"))
+
+
+def _scripting(devtools: CDPSession) -> float:
+    metrics = devtools.send("Performance.getMetrics")["metrics"]
+    return float(next(each["value"] for each in metrics if each["name"] == "ScriptDuration"))
+
+
+def shoot(browser: Browser, address: str, folder: Path) -> None:
+    """Takes a picture of the page at each width, light and dark."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for width in (1280, 390):
+        for scheme in ("light", "dark"):
+            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            page.goto(address)
+            page.wait_for_timeout(500)
+            page.screenshot(path=folder / f"live-{width}-{scheme}.png", full_page=True)
+            page.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Every bench runs at its smallest size; `search` and `profile` have tests of their own."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from commands import ROOT
+
+pytestmark = pytest.mark.chaos
+
+# What each prints at the least: a figure in each of these lines.
+PRINTED = {
+    "example": [r"^  ratio [\d.]+; best, mean: plain 0\.\d+, ours 0\.\d+$"],
+    "tutorial": [r"^  ratio [\d.]+; accuracy, mean: plain 0\.\d+, ours 0\.\d+$"],
+    "answer": [r"^  seed 0: (plain|ours) +[\d.]+ s, tested 0\.\d+$", r"^    ratio 1\.00; tested"],
+    "overhead": [r"^(SQLite|PostgreSQL), 20 finished trials", r"^  (ours|plain) +[\d.]+ ms"],
+    "cluster": [r"^2 workers, sampler=(random|tpe), 2 trials", r" 0 duplicates, 1 to 1 trials"],
+    "growth": [r"^  (claim|report|tell): [\d.]+ times as long", r"^  the report has [\d.]+ MB"],
+    "scale": [r"^  two are [\d.]+ times one", r"^  2 sleeping workers.* efficiency 0\.\d+$"],
+    "loader": [r"^  ratio of the least [\d.]+, of processor time [\d.]+$"],
+    "start": [r"^  (--dry-run|status|trials|--help) +[\d.]+"],
+    "kills": [r"^3 trials, \d kills: \d+ s$", r"^ratio [\d.]+; values the same$"],
+    "memory": [r"^  (1|100) MB, (array|map): 4 at work +[\d.]+ GB"],
+    "pareto": [r"^(nsga2|tpe) +\d+ +\d+ +[\d.]+ "],
+    "record": [],
+}
+NEED_DATA = ("example", "tutorial", "record")
+
+
+@pytest.mark.parametrize("bench", PRINTED)
+def test_a_bench_runs_at_its_smallest_size(bench, tmp_path):
+    if bench in NEED_DATA and "STUDYLOOM_DATA" not in os.environ:
+        pytest.skip("needs STUDYLOOM_DATA")
+    command = [sys.executable, "scripts/bench.py", bench, "--smallest"]
+    done = subprocess.run(
+        [*command, "--run-dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for line in PRINTED[bench]:
+        assert re.search(line, done.stdout, re.MULTILINE), (line, done.stdout)
+    if bench == "record":
+        assert {path.stem for path in tmp_path.glob("*.npz")} == {"digits", "fashion", "rows"}
