@@ -46,7 +46,7 @@ DOORS = {
     "jinja2": {"views"},
     "markupsafe": {"views"},
     "PIL": {"winner"},
-    "subprocess": {GROUND, "launch", "storage", "study", "execution"},
+    "subprocess": {"launch", "storage", "study", "integrations", "execution"},
     "apprise": {"execution"},
     "argparse": {"config", "commands"},
     "optuna_dashboard": {"views"},

@@ -4,13 +4,11 @@ import os
 import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
 from studyloom import processes
-from studyloom.processes import GroupedProcess, Sightings, host_id, is_alive, worker_id
+from studyloom.processes import host_id, is_alive, worker_id
 
 
 @pytest.fixture
@@ -84,18 +82,6 @@ def test_containers_that_share_a_name_have_different_ids(monkeypatch):
     assert elsewhere.rpartition("-")[0] == here.rpartition("-")[0] == socket.gethostname()
 
 
-def test_what_is_seen_again_is_remembered_with_the_time_that_it_was_seen():
-    now = [10.0]
-    sightings = Sightings(lambda: now[0])
-    assert sightings.look({"a": 1}) == {"a": (1, 0.0)}
-    now[0] = 15.0
-    assert sightings.look({"a": 2, "b": 3}) == {"a": (1, 5.0), "b": (3, 0.0)}
-    now[0] = 25.0
-    assert sightings.look({"a": 1, "b": 3}, most=4.0) == {"a": (1, 9.0), "b": (3, 4.0)}
-    assert sightings.look({"b": 3}) == {"b": (3, 4.0)}
-    assert sightings.look({"a": 1}) == {"a": (1, 0.0)}
-
-
 @pytest.mark.parametrize(("body", "closed"), [("os.closerange(3, 1000)", True), ("pass", False)])
 def test_descriptors_that_were_closed_by_others_are_noticed(body, closed):
     code = (
@@ -105,48 +91,3 @@ def test_descriptors_that_were_closed_by_others_are_noticed(body, closed):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == ("True\n" if closed else "")
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="processes are read in /proc")
-@pytest.mark.parametrize("pidfd", ["there", "absent"])
-def test_nothing_is_left_of_a_command_that_began_a_session(pidfd, tmp_path, monkeypatch):
-    """Also where Python was built without os.pidfd_open, as conda's 3.11."""
-    if pidfd == "absent":
-        monkeypatch.delattr(os, "pidfd_open")
-    told = tmp_path / "pid"
-    script = f"setsid sh -c 'echo $$ >{told}.part; mv {told}.part {told}; exec sleep 60' & wait"
-    with GroupedProcess(["sh", "-c", script], os.environ, tmp_path / "output") as process:
-        while not told.exists():
-            time.sleep(0.01)
-    pid = int(Path(told).read_text())
-    end = time.monotonic() + 10
-    while is_alive(pid) and time.monotonic() < end:
-        time.sleep(0.01)
-    assert not is_alive(pid)
-    assert process.code is not None
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a disk that is full")
-@pytest.mark.parametrize(
-    ("failing", "other", "told"),
-    [
-        ("stderr", "stdout", ""),
-        (
-            "stdout",
-            "stderr",
-            "standard output: No space left on device; the study goes on without it\n",
-        ),
-    ],
-)
-def test_a_standard_stream_that_fails_silences_itself_and_not_the_other(failing, other, told):
-    """With --json the result is on standard output, and all else on standard error."""
-    code = (
-        "import sys\nfrom studyloom.processes import LastingOutput\n"
-        f"output = LastingOutput(sys.{failing})\n"
-        "print('a table', file=output, flush=True)\nprint('another', file=output, flush=True)\n"
-        f"print('result', file=sys.{other})\n"
-    )
-    with open("/dev/full", "w") as full:
-        streams = {failing: full, other: subprocess.PIPE}
-        done = subprocess.run([sys.executable, "-c", code], text=True, check=True, **streams)
-    assert getattr(done, other) == f"{told}result\n"

@@ -12,12 +12,8 @@ from contextlib import suppress
 
 from studyloom.commands.parser import make_parser
 from studyloom.errors import StudyloomError, print_errors
-from studyloom.processes import (
-    collect_as_usual,
-    collect_rarely,
-    discard_output,
-    prepare_streams,
-)
+from studyloom.execution.streams import discard_output, prepare_streams
+from studyloom.processes import collect_as_usual, collect_rarely
 from studyloom.text import PrintableFormatter, mask_passwords
 
 

@@ -1,46 +1,23 @@
-"""Hosts and processes: worker ids, signs of life, the standard streams, commands of the user's."""
+"""Hosts and processes: their ids, signs of life, what is below them, what code of others does."""
 
-import codecs
 import contextlib
 import ctypes
 import functools
 import gc
 import hashlib
-import math
 import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Generic, TextIO, TypeVar
 
 from studyloom.errors import DescriptorsClosed
 
-K = TypeVar("K")
-V = TypeVar("V")
-
-# Becomes the command, after a process in its group that kills the group when our end of a pipe
-# closes, however that comes about. It exists before the command does, it outlives SIGTERM, and its
-# parent ends at once, so that no command finds a child that it has not started.
-GROUP = """\
-exec 3<&0 </dev/null
-(trap '' HUP INT TERM; (read -r _ <&3; kill -KILL 0) >/dev/null 2>&1 &)
-exec 3<&-
-exec "$@"
-"""
 # In the environment of whatever a worker starts: a word of this worker alone. And the same of a
 # cluster of Ray that a command has started.
 MARK, CLUSTER_MARK = "STUDYLOOM_MARK", "STUDYLOOM_RAY"
-GRACE = 3.0  # seconds between SIGTERM and SIGKILL; a worker has 6 s to release its trial
-LONGEST_LINE = 2**16  # characters; what is longer is read in pieces
-LOOK = 0.02  # seconds between looks at what a command has printed
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux's <sys/prctl.h>
 USUAL = gc.get_threshold()
@@ -87,106 +64,6 @@ def is_alive(pid: int) -> bool:
 def stat_fields(pid: int | str) -> list[str]:
     """Returns what proc(5) says of a process from its state on; raises OSError if it has ended."""
     return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-
-
-@dataclass
-class Sightings(Generic[K, V]):
-    """What this process sees again and again, and for how long it has seen each thing so far.
-
-    Attributes:
-        clock: Seconds on a clock that nobody sets, unlike that of a host or a server.
-    """
-
-    clock: Callable[[], float] = time.monotonic
-    _last: float = 0.0
-    _seen: dict[K, tuple[V, float]] = field(default_factory=dict)
-
-    def look(self, things: Mapping[K, V], most: float = math.inf) -> dict[K, tuple[V, float]]:
-        """Takes note of what is there now, and forgets what no longer is.
-
-        Args:
-            things: What is there, each with something to remember from its first sight.
-            most: Seconds of the time between two looks that count.
-
-        Returns:
-            For each thing what is remembered, and the seconds since it was first seen.
-        """
-        now = self.clock()
-        passed, self._last = min(now - self._last, most), now
-        self._seen = {
-            key: (self._seen[key][0], self._seen[key][1] + passed)
-            if key in self._seen
-            else (value, 0.0)
-            for key, value in things.items()
-        }
-        return self._seen
-
-
-def prepare_streams() -> None:
-    """Makes the standard streams fit to be written to, whatever a command was started with.
-
-    A stream that is closed becomes the null device: else the database would be the first file to
-    be opened, get its number, and get what is printed. What an encoding lacks is written as `?`.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
-        if getattr(sys, name) is None:
-            mode = "r" if name == "stdin" else "w"
-            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # a test or an embedding program has its own
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-
-
-def discard_output(stream: TextIO | None = None) -> None:
-    """Discards what is written to a stream, by default standard output, and what it still holds."""
-    stream = sys.stdout if stream is None else stream
-    with contextlib.suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
-        stream.flush()
-
-
-class LastingOutput:
-    """Standard output or error that may fail: a study outlasts a full disk, and a pipe's reader.
-
-    From then on it discards what is written. If it is standard output, a line on standard error
-    says so, once.
-
-    Args:
-        stream: where to write; None for standard output.
-    """
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = sys.stdout if stream is None else stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        with self._discarding():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._discarding():
-            self._stream.flush()
-
-    @contextlib.contextmanager
-    def _discarding(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            discard_output(self._stream)
-            if not isinstance(error, BrokenPipeError) and self._stream is not sys.stderr:
-                with contextlib.suppress(OSError, ValueError):
-                    sys.stderr.write(
-                        f"standard output: {error.strerror}; the study goes on without it\n"
-                    )
 
 
 def end_if_forked(pid: int) -> None:
@@ -301,7 +178,7 @@ def descendants(pid: int, spare: Callable[[int], bool] = lambda pid: False) -> l
         spare: says of a process that it and those below it are left out.
     """
     children = defaultdict[int, list[int]](list)
-    for process, fields in _table():
+    for process, fields in process_table():
         children[int(fields[1])].append(process)
     found: list[int] = []
     left = [pid]
@@ -338,112 +215,7 @@ def kill_marked(mark: str) -> None:
             return
 
 
-class GroupedProcess:
-    """A command in a process group of its own, all of which ends with this process.
-
-    A context, at whose end nothing of the command is left. No shell reads its words.
-
-    Args:
-        words: the program and its arguments.
-        environment: all its variables.
-        output: the file to which all that it prints is appended. So nothing is lost of what it has
-            printed if this process is killed.
-
-    Attributes:
-        code: its exit code, negative for a signal; None until it has ended.
-
-    Raises:
-        OSError: no process can be started.
-    """
-
-    def __init__(self, words: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
-        self._output = output
-        with output.open("ab") as file:
-            self._start = file.tell()
-            self._process = subprocess.Popen(
-                ["sh", "-c", GROUP, "sh", *words],
-                env=environment,
-                stdin=subprocess.PIPE,  # closes when this process ends
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    @property
-    def code(self) -> int | None:
-        return self._process.poll()
-
-    def __enter__(self) -> "GroupedProcess":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Asks all processes of the group to end, and kills those that do not in time."""
-        pid = self._process.pid
-        # Some may have begun sessions of their own. When a process started tells it from a later
-        # one of its number; conda's Python 3.11, for one, can open no pidfd.
-        below: dict[int, str] = {}
-        end = time.monotonic() + GRACE
-        try:
-            for child in descendants(pid):
-                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                    below[child] = stat_fields(child)[19]
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGTERM)
-            while (self.code is None or len(_group(pid)) > 1) and time.monotonic() < end:
-                time.sleep(0.01)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-            for child, started in below.items():
-                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                    if stat_fields(child)[19] == started:
-                        os.kill(child, signal.SIGKILL)
-            self._process.wait()
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-
-    def lines(self) -> Iterator[str]:
-        """Yields the lines that the command prints until it has ended; see `read_lines`."""
-        yield from read_lines(self._output, self._start, lambda: self.code is not None)
-
-
-def read_lines(
-    path: Path, start: int = 0, ended: Callable[[], bool] = lambda: True
-) -> Iterator[str]:
-    """Yields the lines of a file that may grow, in little memory.
-
-    A carriage return ends a line too, as progress bars have it.
-
-    Args:
-        path: of the file.
-        start: the position of the first byte to read.
-        ended: whether the file grows no more.
-    """
-    decode, rest = codecs.getincrementaldecoder("utf-8")("replace").decode, ""
-    with path.open("rb") as file:
-        file.seek(start)
-        while True:
-            last = ended()  # before the read, which then has all
-            if not (chunk := file.read(LONGEST_LINE)):
-                if last:
-                    break
-                time.sleep(LOOK)
-                continue
-            *whole, rest = re.split(r"\r\n|\n|\r", rest + decode(chunk))
-            yield from whole
-            if len(rest) > LONGEST_LINE:
-                yield rest
-                rest = ""
-    if rest:
-        yield rest
-
-
-def _group(group: int) -> list[int]:
-    """Returns the processes of a group that have not ended, as /proc has them."""
-    return [pid for pid, fields in _table() if int(fields[2]) == group and fields[0] != "Z"]
-
-
-def _table() -> Iterator[tuple[int, list[str]]]:
+def process_table() -> Iterator[tuple[int, list[str]]]:
     """Yields the processes that there are, as `stat_fields` has them."""
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended

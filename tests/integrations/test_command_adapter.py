@@ -11,9 +11,8 @@ from omegaconf import OmegaConf
 from projects import COMMAND, SCRIPT, STEP, VALUE, write_project
 from toys import compose
 
-from studyloom import processes
 from studyloom.errors import CommandFailed, ConfigError
-from studyloom.integrations import Command
+from studyloom.integrations import Command, grouped_process
 from studyloom.processes import is_alive
 from studyloom.question.loops.function import FunctionQuestion
 from studyloom.question.validation import validate
@@ -153,7 +152,7 @@ def test_the_whole_group_ends_when_a_report_raises_also_what_ignores_sigterm(
     config, make_run, monkeypatch
 ):
     """And a session of its own."""
-    monkeypatch.setattr(processes, "GRACE", 0.2)
+    monkeypatch.setattr(grouped_process, "GRACE", 0.2)
     text = (
         "import os, signal, subprocess, sys, time; "
         "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -196,7 +195,7 @@ def test_a_command_ends_when_the_process_that_runs_it_is_killed(tmp_path):
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from studyloom.processes import GroupedProcess\n"
+        "from studyloom.integrations.grouped_process import GroupedProcess\n"
         "with GroupedProcess(['sleep', '1000'], dict(os.environ), Path(sys.argv[1])) as process:\n"
         "    print(process._process.pid, flush=True)\n"
         "    sys.stdin.read()\n"

@@ -4,4 +4,4 @@
 `answer` has it worked on, shows the progress, and prints the answer; `compression` makes it small.
 """
 
-__all__ = ["answer", "command", "compression", "heartbeat", "outputs", "plans"]
+__all__ = ["answer", "command", "compression", "heartbeat", "outputs", "plans", "streams"]

@@ -28,6 +28,7 @@ from studyloom.errors import (
 from studyloom.execution.answer import remove_left, search_and_report
 from studyloom.execution.outputs import Outputs, take_environment
 from studyloom.execution.plans import open_plan, prepare_command, task_of
+from studyloom.execution.streams import LastingOutput, prepare_streams
 from studyloom.launch.command import WORKER_VARIABLE, Command
 from studyloom.launch.fork_server import ForkServer
 from studyloom.launch.line import Line
@@ -35,7 +36,7 @@ from studyloom.launch.prepare import prepare_to_join
 from studyloom.launch.ranks import start_ranks
 from studyloom.launch.task import follow_parent
 from studyloom.launch.watch import Death, print_line, watch
-from studyloom.processes import LastingOutput, prepare_streams, worker_id
+from studyloom.processes import worker_id
 from studyloom.study.control import following
 from studyloom.study.stopping import Stop
 from studyloom.text import PrintableFormatter

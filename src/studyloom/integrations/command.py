@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from omegaconf import DictConfig, OmegaConf
 
 from studyloom.config.values import flatten, value_at
+from studyloom.integrations.grouped_process import GroupedProcess
 from studyloom.integrations.output import Log, Output, earlier_lines, pattern_mistakes
 from studyloom.integrations.words import (
     fill,
@@ -19,7 +20,6 @@ from studyloom.integrations.words import (
     word_mistakes,
 )
 from studyloom.launch.supervisor import WorkerExit
-from studyloom.processes import GroupedProcess
 from studyloom.space.tree import Space
 from studyloom.text import mask_passwords
 

@@ -1,7 +1,9 @@
 """What a command prints: the steps and values in it, its last lines, and the log of a trial."""
 
+import codecs
 import os
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -10,10 +12,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from studyloom.errors import CommandFailed
-from studyloom.processes import read_lines
 from studyloom.text import shorten
 
 LAST_LINES = 12
+LONGEST_LINE = 2**16  # characters; what is longer is read in pieces
+LOOK = 0.02  # seconds between looks at what a command has printed
 WIDEST = 300  # characters of a line that an error shows
 
 
@@ -151,3 +154,34 @@ class Log:
         with suppress(OSError, ValueError):
             if self._file is not None:
                 self._file.write(f"{line}\n")
+
+
+def read_lines(
+    path: Path, start: int = 0, ended: Callable[[], bool] = lambda: True
+) -> Iterator[str]:
+    """Yields the lines of a file that may grow, in little memory.
+
+    A carriage return ends a line too, as progress bars have it.
+
+    Args:
+        path: of the file.
+        start: the position of the first byte to read.
+        ended: whether the file grows no more.
+    """
+    decode, rest = codecs.getincrementaldecoder("utf-8")("replace").decode, ""
+    with path.open("rb") as file:
+        file.seek(start)
+        while True:
+            last = ended()  # before the read, which then has all
+            if not (chunk := file.read(LONGEST_LINE)):
+                if last:
+                    break
+                time.sleep(LOOK)
+                continue
+            *whole, rest = re.split(r"\r\n|\n|\r", rest + decode(chunk))
+            yield from whole
+            if len(rest) > LONGEST_LINE:
+                yield rest
+                rest = ""
+    if rest:
+        yield rest

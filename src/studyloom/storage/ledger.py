@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy import and_ as all_of
 from sqlalchemy import or_ as any_of
 
-from studyloom.processes import Sightings, host_id, is_alive
+from studyloom.processes import host_id, is_alive
 from studyloom.storage.database import RetryingStorage, execute, read
 from studyloom.storage.records.claiming import (
     HAS_NONE,
@@ -45,7 +45,7 @@ from studyloom.storage.records.claiming import (
 )
 from studyloom.storage.records.compare import Slot
 from studyloom.storage.records.heads import fills
-from studyloom.storage.records.leases import LEASE_FACTOR, LeaseWatch
+from studyloom.storage.records.leases import LEASE_FACTOR, LeaseWatch, Sightings
 from studyloom.storage.records.posting import post
 from studyloom.storage.records.slots import SLOTS, Claim, HeldClaim, HeldSlot
 from studyloom.storage.records.standings import Known, Order, Standing, read_standings

@@ -1,19 +1,57 @@
 """Which leases have ended: told by a clock of this process, since those of databases are set."""
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, select
 from sqlalchemy import and_ as all_of
 from sqlalchemy import or_ as any_of
 
-from studyloom.processes import Sightings
 from studyloom.storage.records.claiming import NONE_ENDED
 from studyloom.storage.records.slots import SLOTS
 
 # A lease is no longer than the time from its claim to its renewal by this factor, or than the
 # seconds that `study.lease` says.
 LEASE_FACTOR = 4
+K = TypeVar("K")
+V = TypeVar("V")
 Lease = tuple[int, int, float | None]  # slot, token, and when it ends
+
+
+@dataclass
+class Sightings(Generic[K, V]):
+    """What this process sees again and again, and for how long it has seen each thing so far.
+
+    Attributes:
+        clock: Seconds on a clock that nobody sets, unlike that of a host or a server.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    _last: float = 0.0
+    _seen: dict[K, tuple[V, float]] = field(default_factory=dict)
+
+    def look(self, things: Mapping[K, V], most: float = math.inf) -> dict[K, tuple[V, float]]:
+        """Takes note of what is there now, and forgets what no longer is.
+
+        Args:
+            things: What is there, each with something to remember from its first sight.
+            most: Seconds of the time between two looks that count.
+
+        Returns:
+            For each thing what is remembered, and the seconds since it was first seen.
+        """
+        now = self.clock()
+        passed, self._last = min(now - self._last, most), now
+        self._seen = {
+            key: (self._seen[key][0], self._seen[key][1] + passed)
+            if key in self._seen
+            else (value, 0.0)
+            for key, value in things.items()
+        }
+        return self._seen
 
 
 class LeaseWatch:
