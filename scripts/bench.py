@@ -66,7 +66,8 @@ from studyloom.data.idx import SOURCES
 from studyloom.data.training_data import TrainingData
 from studyloom.processes import descendants
 from studyloom.question.objective import NetworkObjective
-from studyloom.study.stored_study import StoredStudy, create_study, open_study
+from studyloom.study.opening import create_study, open_study
+from studyloom.study.stored_study import StoredStudy
 from studyloom.training.job import Job
 from studyloom.training.trainer import Training
 

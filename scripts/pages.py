@@ -28,7 +28,8 @@ from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
 
 from studyloom.storage import attributes
 from studyloom.storage.records.reconcile import reconcile
-from studyloom.study.stored_study import StoredStudy, create_study
+from studyloom.study.opening import create_study
+from studyloom.study.stored_study import StoredStudy
 from studyloom.views.dashboard.guard import bind
 from studyloom.views.dashboard.serving import application
 from studyloom.views.report import write_report

@@ -23,7 +23,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from studyloom.study.stored_study import open_study
+from studyloom.study.opening import open_study
 from studyloom.views.dashboard.guard import bind
 from studyloom.views.dashboard.serving import application
 

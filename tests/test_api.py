@@ -29,7 +29,7 @@ import studyloom as api
 from studyloom.config.runs import note_run
 from studyloom.launch.command import Command
 from studyloom.storage.attributes import OF_TRIALS
-from studyloom.study.stored_study import create_study, open_study
+from studyloom.study.opening import create_study, open_study
 from studyloom.study.trials.rows import Rows, as_json, curve_rows
 from studyloom.winner.answer import write_answer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from commands import environment
 
-from studyloom.study.stored_study import open_study
+from studyloom.study.opening import open_study
 
 pytestmark = pytest.mark.runs
 NOTEBOOK = Path(__file__).with_name("notebook.ipynb")

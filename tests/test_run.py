@@ -22,7 +22,7 @@ from studyloom.errors import ConfigError
 from studyloom.launch import prepare
 from studyloom.launch.local import Join, Local
 from studyloom.launch.prepare import check_connections, check_database_reach
-from studyloom.study.stored_study import open_study
+from studyloom.study.opening import open_study
 
 
 def trials_of(run_dir, name="mnist"):

@@ -31,7 +31,8 @@ from studyloom.question.parts import build_optimizer
 from studyloom.question.question import Question
 from studyloom.space.tree import Space
 from studyloom.storage.attributes import BASELINE, SLOT
-from studyloom.study.stored_study import StoredStudy, create_study
+from studyloom.study.opening import create_study
+from studyloom.study.stored_study import StoredStudy
 
 # Two epochs of 64 images on a network of sixteen units: a trial takes some milliseconds.
 TINY = (

@@ -13,7 +13,7 @@ import optuna
 import torch
 
 from studyloom.storage.ledger import Ledger
-from studyloom.study.stored_study import create_study, open_study
+from studyloom.study.opening import create_study, open_study
 from studyloom.study.trials.reporter import Reporter
 
 from .toy import Bare, fill, postgres, show, work
@@ -28,7 +28,7 @@ import sys, time, resource
 from pathlib import Path
 url, folder = sys.argv[1:]
 began = time.perf_counter()
-from studyloom.study.stored_study import open_study
+from studyloom.study.opening import open_study
 study = open_study(url, "bench")
 {look}
 print(time.perf_counter() - began)

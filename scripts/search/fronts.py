@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 from studyloom.data.training_data import TrainingData
 from studyloom.question.costs import Cost
 from studyloom.space.tree import Point
-from studyloom.study.stored_study import create_study, open_study
+from studyloom.study.opening import create_study, open_study
 from studyloom.study.worker import Worker
 
 from .simulator import (

@@ -42,7 +42,7 @@ from studyloom.space.language import parse_space
 from studyloom.space.tree import Point
 from studyloom.storage import outbox
 from studyloom.study import worker
-from studyloom.study.stored_study import create_study, open_study
+from studyloom.study.opening import create_study, open_study
 from studyloom.study.trials.limits import Limits
 from studyloom.study.worker import Worker
 

@@ -22,7 +22,7 @@ from studyloom.errors import ConfigError, StorageError
 from studyloom.storage.attributes import MADE
 from studyloom.storage.embedded_server import serve
 from studyloom.storage.urls import parse_url
-from studyloom.study import stored_study
+from studyloom.study import opening
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trials.failures import outcome
 from studyloom.study.trials.rows import Rows, curve_rows, trial_rows
@@ -252,14 +252,14 @@ def open_study(run_dir_or_url: str | Path, name: str | None = None) -> Study:
     """
     if "://" in str(run_dir_or_url):
         url = serve(str(run_dir_or_url))
-        return Study(stored_study.open_study(url, name or _only_name(url), DEADLINE))
+        return Study(opening.open_study(url, name or _only_name(url), DEADLINE))
     run_dir = Path(run_dir_or_url).absolute()
     url, its_name = read_run(run_dir)
-    return Study(stored_study.open_study(serve(url), name or its_name, DEADLINE), run_dir)
+    return Study(opening.open_study(serve(url), name or its_name, DEADLINE), run_dir)
 
 
 def _only_name(url: str) -> str:
-    names = stored_study.study_names(url, DEADLINE)
+    names = opening.study_names(url, DEADLINE)
     if len(names) != 1:
         held = f"{len(names)} studies: {', '.join(names)}" if names else "no study"
         raise StorageError(f"name must be given, since the database holds {held}")
@@ -367,7 +367,7 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
         signal.raise_signal(stop.signal)  # for the caller's own handler, now that it is back
         raise KeyboardInterrupt("the study was stopped; the same call resumes it") from error
     name, url = str(cfg.study.name), _absolute(prepared.url)
-    return Study(stored_study.open_study(url, name, DEADLINE), prepared.run_dir.absolute())
+    return Study(opening.open_study(url, name, DEADLINE), prepared.run_dir.absolute())
 
 
 def _check_main(cfg: DictConfig, workers: int) -> None:

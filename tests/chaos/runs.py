@@ -14,7 +14,8 @@ from commands import CANARY, QUICK, ROOT, start, study
 from harness import check, until
 
 from studyloom.errors import StorageError
-from studyloom.study.stored_study import StoredStudy, open_study
+from studyloom.study.opening import open_study
+from studyloom.study.stored_study import StoredStudy
 
 TRIALS = 10
 EPOCHS = 30

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from commands import QUICK, study, studyloom
 
-from studyloom.study.stored_study import open_study
+from studyloom.study.opening import open_study
 
 pytestmark = pytest.mark.chaos
 

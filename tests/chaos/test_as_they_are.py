@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from projects import APPLICATION, COMMAND, SCRIPT, write_project
 
 from studyloom.processes import is_alive
-from studyloom.study.stored_study import open_study
+from studyloom.study.opening import open_study
 
 pytestmark = pytest.mark.chaos
 

@@ -14,7 +14,7 @@ from commands import QUICK, start, study, studyloom
 from torch import nn
 
 from studyloom.errors import CompressError
-from studyloom.study.stored_study import open_study
+from studyloom.study.opening import open_study
 
 pytestmark = pytest.mark.chaos
 for package in ("onnx", "onnxscript", "onnxruntime", "torch_pruning"):

@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from studyloom.storage.attributes import FAILURE, HALTED, REASON, TRACEBACK, WORKER
 from studyloom.storage.embedded_server import serve
-from studyloom.study.stored_study import create_study, open_study
+from studyloom.study.opening import create_study, open_study
 from studyloom.text import printable
 from studyloom.views.dashboard.notes import Artifacts
 

@@ -9,7 +9,7 @@ from harness import until
 from studyloom.errors import StorageError
 from studyloom.storage.attributes import ENQUEUED, PLANNED
 from studyloom.study.enqueue import begun
-from studyloom.study.stored_study import open_study
+from studyloom.study.opening import open_study
 
 pytestmark = pytest.mark.chaos
 TRIALS, TOP = 8, 4

@@ -6,7 +6,7 @@ import pytest
 from commands import QUICK
 from runs import Run, kill
 
-from studyloom.study.stored_study import open_study
+from studyloom.study.opening import open_study
 
 pytestmark = pytest.mark.chaos
 

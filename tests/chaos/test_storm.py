@@ -22,7 +22,7 @@ from commands import FORKS
 from runs import EPOCHS, NEVER, STUDY, TRIALS, Run, kill, nap
 
 from studyloom.storage.embedded_server import serve
-from studyloom.study.stored_study import open_study
+from studyloom.study.opening import open_study
 
 WINNER = (
     *(override for override in STUDY if override != "winner.enabled=false"),

@@ -11,7 +11,7 @@ from harness import outcomes
 from runs import Run, kill
 from test_readme import PAPERS, blocks
 
-from studyloom.study.stored_study import open_study
+from studyloom.study.opening import open_study
 
 pytestmark = pytest.mark.chaos
 WAYS = (

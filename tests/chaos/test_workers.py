@@ -13,7 +13,7 @@ from commands import FORKS
 from harness import LEASE, NAME, PHASES, check, outcomes, prepare, run, start, until
 
 from studyloom.storage.ledger import Ledger
-from studyloom.study.stored_study import open_study
+from studyloom.study.opening import open_study
 
 IN_TRANSACTIONS = ("after claim", "inside tell")  # where the two databases differ most
 

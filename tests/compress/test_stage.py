@@ -24,8 +24,8 @@ from studyloom.execution.compression import compress_winner, make_small
 from studyloom.execution.outputs import Outputs
 from studyloom.files import LARGEST, locked
 from studyloom.study.job import note_answer, read_job
+from studyloom.study.opening import create_study
 from studyloom.study.stopping import Stop
-from studyloom.study.stored_study import create_study
 from studyloom.study.worker import Worker
 from studyloom.training.checkpoint import pack_weights
 from studyloom.training.trainer import evaluate_network

@@ -10,7 +10,7 @@ import pytest
 from studyloom.errors import ConfigError
 from studyloom.execution import events
 from studyloom.execution.events import EventFile
-from studyloom.study.stored_study import create_study
+from studyloom.study.opening import create_study
 from studyloom.views.progress.job import JobReader
 
 

@@ -14,7 +14,7 @@ from studyloom.launch import local
 from studyloom.launch.local import Join, Local, gpus
 from studyloom.launch.ray import Ray
 from studyloom.launch.slurm import Slurm
-from studyloom.study.stored_study import open_study
+from studyloom.study.opening import open_study
 
 # Trials of four epochs, whose workers can be met in the second.
 TWO = (*QUICK, "model._target_=gate.Net", "train.epochs=4", "launcher.workers=2", "study.trials=4")

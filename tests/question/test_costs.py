@@ -10,7 +10,7 @@ from studyloom.errors import ConfigError
 from studyloom.question.costs import MEASURES, Limit, measure_costs, parse_limits
 from studyloom.question.validation import validate
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
-from studyloom.study.stored_study import create_study
+from studyloom.study.opening import create_study
 from studyloom.study.worker import Worker
 
 SPLIT = toy_split()

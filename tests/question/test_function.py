@@ -26,7 +26,7 @@ from studyloom.question.loops.loop import Loop, LoopJob, LoopObjective
 from studyloom.question.validation import validate
 from studyloom.seeds import derive
 from studyloom.storage.attributes import BASELINE, EPOCHS, FAILURE, REASON
-from studyloom.study.stored_study import create_study
+from studyloom.study.opening import create_study
 from studyloom.study.trials.limits import Limits
 from studyloom.study.worker import Worker
 from studyloom.views.report import write_report

@@ -9,7 +9,7 @@ from toys import TINY, ask
 
 from studyloom.errors import ConfigError, QuestionError
 from studyloom.question.sources import code_digests, digest_of_source
-from studyloom.study.stored_study import create_study
+from studyloom.study.opening import create_study
 
 NET = '''"""A network."""
 from torch import nn

@@ -16,7 +16,7 @@ from studyloom.study import worker as worker_module
 from studyloom.study.earlier_studies import read_earlier
 from studyloom.study.enqueue import begun as taken_by
 from studyloom.study.enqueue import enqueue
-from studyloom.study.stored_study import create_study, open_study
+from studyloom.study.opening import create_study, open_study
 from studyloom.study.trials.limits import Limits
 from studyloom.study.worker import Worker
 

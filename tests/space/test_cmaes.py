@@ -16,7 +16,7 @@ from toys import ask
 
 from studyloom.space.cmaes import CmaEsSampler
 from studyloom.storage.attributes import PICKLED
-from studyloom.study.stored_study import create_study
+from studyloom.study.opening import create_study
 
 pytest.importorskip("cmaes", reason="the extra samplers is missing")
 

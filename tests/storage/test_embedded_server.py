@@ -22,7 +22,7 @@ from studyloom.storage import embedded_server as server
 from studyloom.storage import server_keeper
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.server_keeper import server_user
-from studyloom.study.stored_study import open_study
+from studyloom.study.opening import open_study
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/cmdline").exists(), reason="processes are looked up in /proc"

@@ -12,7 +12,7 @@ from studyloom.search.ending import Bounds
 from studyloom.storage.attributes import BOUNDS, ENDED, PAUSED, SLOT
 from studyloom.storage.records.reconcile import reconcile
 from studyloom.study.bounds import ending, look_ahead, read_bounds, read_outcomes, set_bounds
-from studyloom.study.stored_study import create_study, open_study
+from studyloom.study.opening import create_study, open_study
 from studyloom.winner.stages import Stage
 
 TRIALS = 24

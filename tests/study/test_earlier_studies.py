@@ -20,7 +20,7 @@ from studyloom.storage.attributes import PLANNED, SLOT
 from studyloom.study import earlier_studies
 from studyloom.study.earlier_studies import find_earlier, read_earlier
 from studyloom.study.enqueue import begun, enqueue
-from studyloom.study.stored_study import create_study, open_study
+from studyloom.study.opening import create_study, open_study
 
 pytestmark = pytest.mark.chaos  # real workers; what decides is tested by itself in tests/search
 

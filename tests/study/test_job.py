@@ -12,7 +12,7 @@ from studyloom.study.job import (
     open_beside,
     read_job,
 )
-from studyloom.study.stored_study import create_study
+from studyloom.study.opening import create_study
 
 JOB = Job(8, judged=True, tested=True, top=3, seeds=5, per_hour=0.5)
 

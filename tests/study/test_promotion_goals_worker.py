@@ -11,7 +11,7 @@ from studyloom.errors import Halted
 from studyloom.question.question import Question
 from studyloom.search.fronts import rank_points
 from studyloom.storage.attributes import PAUSED, REASON
-from studyloom.study.stored_study import open_study
+from studyloom.study.opening import open_study
 from studyloom.study.trials.failures import outcome
 from studyloom.views.figures import pareto
 from studyloom.views.figures.axes import Axis

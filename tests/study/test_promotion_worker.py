@@ -12,7 +12,7 @@ from studyloom.errors import Halted
 from studyloom.processes import worker_id
 from studyloom.search.promotion import Promotion
 from studyloom.storage.attributes import EPOCHS, MADE, PAUSED, REASON, RUNGS, SLOT, TIMES
-from studyloom.study.stored_study import open_study
+from studyloom.study.opening import open_study
 from studyloom.study.trials.failures import outcome
 from studyloom.study.trials.reporter import Reporter
 from studyloom.training.checkpoint import Checkpoint

@@ -19,6 +19,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, Halted
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, FAILURE, MADE, REASON
+from studyloom.study.opening import create_study, open_study
 from studyloom.study.replay import (
     Course,
     ExpectedTrial,
@@ -27,7 +28,6 @@ from studyloom.study.replay import (
     load_data,
     train_again,
 )
-from studyloom.study.stored_study import create_study, open_study
 from studyloom.study.trials import failures
 from studyloom.study.trials.limits import Limits
 from studyloom.study.trials.provenance import Provenance

@@ -15,7 +15,7 @@ from studyloom.storage.attributes import (
     EPOCHS,
     STANDARD_ERROR,
 )
-from studyloom.study.stored_study import open_study
+from studyloom.study.opening import open_study
 from studyloom.training.trainer import Training, epochs
 
 FIVE = toy_folds(SPLIT, 5)

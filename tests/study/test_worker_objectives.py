@@ -12,7 +12,7 @@ from studyloom.storage.attributes import (
     EPOCHS,
     FAILURE,
 )
-from studyloom.study.stored_study import create_study, open_study
+from studyloom.study.opening import create_study, open_study
 
 
 def two(url, question, trials, name="s"):

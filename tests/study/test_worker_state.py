@@ -8,7 +8,7 @@ from toy_worker import RANDOM, fresh, work
 from toys import ask
 
 from studyloom.errors import LaunchError
-from studyloom.study.stored_study import open_study
+from studyloom.study.opening import open_study
 
 MADE = []
 

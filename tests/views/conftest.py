@@ -5,7 +5,7 @@ from optuna.trial import TrialState
 from toys import begin, fill
 
 from studyloom.storage.attributes import BASELINE
-from studyloom.study.stored_study import create_study
+from studyloom.study.opening import create_study
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from studyloom.commands.shell import read_schemas
 from studyloom.errors import ConfigError
 from studyloom.metrics import Goal
 from studyloom.storage.attributes import BASELINE, EPOCHS, TIMES
-from studyloom.study.stored_study import create_study
+from studyloom.study.opening import create_study
 from studyloom.views.comparison import (
     best_so_far,
     curve,

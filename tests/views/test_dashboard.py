@@ -20,7 +20,7 @@ from toys import begin, fill, two_sided
 
 from studyloom.errors import StorageError
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
-from studyloom.study.stored_study import create_study
+from studyloom.study.opening import create_study
 from studyloom.views.dashboard import open_only_study, serve
 from studyloom.views.dashboard.guard import Server, bind
 from studyloom.views.dashboard.notes import MARGIN, as_code, curves_csv, publish

@@ -9,7 +9,7 @@ from serving import ask, served
 from toys import fill
 
 from studyloom.storage.attributes import FAILURE, REASON
-from studyloom.study.stored_study import create_study
+from studyloom.study.opening import create_study
 from studyloom.views.dashboard import live_page
 from studyloom.views.dashboard.guard import LOOPBACK, Guard
 from studyloom.views.dashboard.live_page import LivePage, Parts

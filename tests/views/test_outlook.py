@@ -12,7 +12,7 @@ from toys import fill, two_sided
 from studyloom.metrics import Goal
 from studyloom.storage.records.reconcile import reconcile
 from studyloom.study.bounds import ending, look_ahead, set_bounds
-from studyloom.study.stored_study import create_study
+from studyloom.study.opening import create_study
 from studyloom.views.figures.outlook import outlook
 from studyloom.views.progress.job import JobReader
 from studyloom.views.report.answer import head

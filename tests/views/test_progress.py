@@ -19,7 +19,7 @@ from studyloom.study.job import (
     note_answer,
     note_stage,
 )
-from studyloom.study.stored_study import create_study
+from studyloom.study.opening import create_study
 from studyloom.views.progress.job import JobReader, describe_answer
 from studyloom.views.progress.words import (
     all_stages,

@@ -20,7 +20,7 @@ from studyloom.storage.attributes import (
     REASON,
     TRACEBACK,
 )
-from studyloom.study.stored_study import create_study
+from studyloom.study.opening import create_study
 from studyloom.text import mask_passwords
 from studyloom.views.figures.trials import NO_PARAMETERS
 from studyloom.views.report import render, write_report

@@ -4,7 +4,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from studyloom.study.stored_study import create_study
+from studyloom.study.opening import create_study
 from studyloom.views import sample as sampling
 from studyloom.views.report.writing import write_report
 from studyloom.views.snapshot import take_snapshot

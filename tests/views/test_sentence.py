@@ -7,7 +7,7 @@ from toys import fill
 from studyloom.metrics import Goal
 from studyloom.question.rule import parse_rule
 from studyloom.storage.attributes import BASELINE, MADE
-from studyloom.study.stored_study import create_study
+from studyloom.study.opening import create_study
 from studyloom.views.sentence import answer_sentence, quotable, search_sentence
 from studyloom.views.snapshot import take_snapshot
 

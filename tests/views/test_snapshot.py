@@ -2,7 +2,7 @@ from optuna.trial import TrialState
 from toys import begin
 
 from studyloom.storage.attributes import FAILURE
-from studyloom.study.stored_study import open_study
+from studyloom.study.opening import open_study
 from studyloom.views.snapshot import WorkerStatus, take_snapshot
 
 

@@ -25,7 +25,7 @@ from studyloom.cli import main
 from studyloom.commands.shell import read_schemas
 from studyloom.errors import StorageLost
 from studyloom.storage.attributes import BASELINE, FAILURE, HALTED, REASON, TIMES
-from studyloom.study.stored_study import create_study, open_study
+from studyloom.study.opening import create_study, open_study
 from studyloom.views import status
 from studyloom.views.progress.estimate import Estimate
 from studyloom.views.progress.job import Progress, StageProgress

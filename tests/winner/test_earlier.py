@@ -10,7 +10,7 @@ from toys import EACH_KIND, KINDS, LOOP, ask
 
 from studyloom.question import question as question_module
 from studyloom.storage.attributes import REUSED
-from studyloom.study.stored_study import create_study
+from studyloom.study.opening import create_study
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import Training
 from studyloom.views.terminal import winner_lines

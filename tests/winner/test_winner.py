@@ -25,7 +25,7 @@ from studyloom.metrics import ACCURACY
 from studyloom.question.loops.reports import Place
 from studyloom.question.loops.run import Run
 from studyloom.question.question import Question
-from studyloom.study.stored_study import create_study, open_study
+from studyloom.study.opening import create_study, open_study
 from studyloom.study.worker import Worker
 from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights

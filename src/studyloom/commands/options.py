@@ -110,7 +110,7 @@ def open_run(arguments: argparse.Namespace, deadline: float = 0.0) -> "StoredStu
     Raises:
         ValueError: no study has run there, or its database cannot be used.
     """
-    from studyloom.study.stored_study import open_study
+    from studyloom.study.opening import open_study
 
     url, name = locate_study(arguments)
     return open_study(url, name, deadline=deadline)

@@ -33,7 +33,8 @@ from studyloom.study.bounds import set_bounds
 from studyloom.study.earlier_studies import find_earlier, read_earlier
 from studyloom.study.enqueue import begun, enqueue, missing_baseline, redo_baseline
 from studyloom.study.identity import check_code
-from studyloom.study.stored_study import StoredStudy, create_study, open_study
+from studyloom.study.opening import create_study, open_study
+from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trials.tracking import Tracking
 from studyloom.trackers import Recalling, build_trackers
 from studyloom.training.ranks import ALONE, Ranks

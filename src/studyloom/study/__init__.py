@@ -11,6 +11,7 @@ __all__ = [
     "enqueue",
     "identity",
     "job",
+    "opening",
     "replay",
     "stopping",
     "stored_study",

@@ -22,7 +22,8 @@ from studyloom.search.warm_start import Remembered, source_label
 from studyloom.storage.attributes import UUID
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.study.identity import check_question
-from studyloom.study.stored_study import StoredStudy, open_study, study_names
+from studyloom.study.opening import open_study, study_names
+from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line
 
 MOST_STUDIES = 50  # that are looked at, the newest first; opening one takes 0.04 s

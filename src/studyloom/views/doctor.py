@@ -21,7 +21,7 @@ from studyloom.storage.ledger import Ledger
 from studyloom.storage.records.compare import Difference
 from studyloom.storage.records.reconcile import reconcile
 from studyloom.storage.urls import parse_url
-from studyloom.study.stored_study import open_ledgers
+from studyloom.study.opening import open_ledgers
 from studyloom.text import indented
 
 SMALL = 10**9  # bytes free

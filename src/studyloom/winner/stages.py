@@ -39,7 +39,8 @@ from studyloom.storage.attributes import BASELINE, EPOCHS, REUSED, SLOT
 from studyloom.storage.records.reconcile import reconcile_unasked
 from studyloom.study.bounds import ending
 from studyloom.study.job import REEVALUATION, RETRAINING, note_stage
-from studyloom.study.stored_study import StoredStudy, create_study
+from studyloom.study.opening import create_study
+from studyloom.study.stored_study import StoredStudy
 from studyloom.study.worker import TrialSource
 from studyloom.winner.candidates import CandidateTrainings, kept_epoch
 from studyloom.winner.earlier import earlier_trainings, folder_name

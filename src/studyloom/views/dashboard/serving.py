@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.text import Text
 
 from studyloom.errors import StorageError
-from studyloom.study.stored_study import StoredStudy, open_study, study_names
+from studyloom.study.opening import open_study, study_names
+from studyloom.study.stored_study import StoredStudy
 from studyloom.views.dashboard.guard import LOOPBACK, Guard, bind, is_address
 from studyloom.views.dashboard.live_page import LivePage
 from studyloom.views.dashboard.notes import Artifacts, publish
