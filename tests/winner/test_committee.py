@@ -25,7 +25,7 @@ from studyloom.winner import committee
 from studyloom.winner.answer import COMMITTEE, is_answer_of, read_answer
 from studyloom.winner.committee import remove_others, select
 from studyloom.winner.evaluation import evaluate_winner
-from studyloom.winner.prediction import load_network
+from studyloom.winner.prediction.network import load_network
 from studyloom.winner.predictor import load_winner
 from studyloom.winner.statistics import AVERAGES
 

@@ -22,7 +22,9 @@ from studyloom.errors import ConfigError, PredictError
 from studyloom.models import MLP
 from studyloom.text import format_value
 from studyloom.training.checkpoint import save_weights
-from studyloom.winner.prediction import Network, load_network, predict, read_inputs
+from studyloom.winner.prediction.inputs import read_inputs
+from studyloom.winner.prediction.network import Network, load_network
+from studyloom.winner.prediction.predict import predict
 from studyloom.winner.predictor import Predictor
 
 

@@ -14,7 +14,8 @@ from studyloom.search.race import run_race
 from studyloom.study.worker import Worker
 from studyloom.views.report import render
 from studyloom.views.terminal import winner_lines
-from studyloom.winner.evaluation import evaluate_winner, winner_yaml
+from studyloom.winner.evaluation import evaluate_winner
+from studyloom.winner.winner_yaml import winner_yaml
 
 SMALL = [override for override in SPACE if not override.startswith("space.train")]
 pytestmark = pytest.mark.chaos  # each plan trains for some seconds

@@ -11,7 +11,8 @@ from studyloom.errors import ConfigError, PredictError
 from studyloom.models import MLP
 from studyloom.training.checkpoint import save_weights
 from studyloom.winner.model_card import accepted_files
-from studyloom.winner.prediction import load_network, predict
+from studyloom.winner.prediction.network import load_network
+from studyloom.winner.prediction.predict import predict
 
 
 class Letters(Reader):

@@ -36,7 +36,8 @@ from studyloom.views.terminal import winner_lines
 from studyloom.winner.answer import format_difference, is_answer_of, read_answer
 from studyloom.winner.candidates import kept_epoch
 from studyloom.winner.evaluation import evaluate_winner
-from studyloom.winner.prediction import load_network, predict
+from studyloom.winner.prediction.network import load_network
+from studyloom.winner.prediction.predict import predict
 from studyloom.winner.stages import Plan, Stage
 from studyloom.winner.statistics import compare, summarise
 

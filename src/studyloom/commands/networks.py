@@ -25,7 +25,7 @@ from studyloom.processes import collect_as_usual
 from studyloom.text import indented
 
 if TYPE_CHECKING:
-    from studyloom.winner.prediction import Answer
+    from studyloom.winner.prediction.predict import Answer
 
 
 def add_compress(command: argparse.ArgumentParser) -> None:
@@ -98,7 +98,8 @@ def predict(arguments: argparse.Namespace) -> int:
         The exit code: 0, or with `--json` 2 if a file holds no input.
     """
     from studyloom.config.trust import code_of_study
-    from studyloom.winner.prediction import load_network, predict
+    from studyloom.winner.prediction.network import load_network
+    from studyloom.winner.prediction.predict import predict
 
     collect_as_usual()
     with code_of_study(arguments.run_dir, arguments.code, wanted=bool(arguments.trust)):

@@ -46,7 +46,7 @@ from studyloom.storage.connections import exclusive
 from studyloom.study.stopping import Stop
 from studyloom.winner.answer import COMMITTEE as COMMITTEE_FILE
 from studyloom.winner.answer import check_whole, is_answer_of, is_of_loop, load_answer
-from studyloom.winner.prediction import OF_A_LOOP
+from studyloom.winner.prediction.network import OF_A_LOOP
 from studyloom.winner.stages import Plan
 
 EXACT = 1e-9  # what means of shares such as 5 of 1 000 are off

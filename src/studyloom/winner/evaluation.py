@@ -1,7 +1,6 @@
 """Evaluating the winner: winner and baseline on the test part, and the files of the answer."""
 
 import math
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -10,19 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from studyloom.config.foreign import needed_trust
-from studyloom.config.trust import packages_to_trust
-from studyloom.config.values import as_yaml, plain_sections, value_at
 from studyloom.data.training_data import Part
 from studyloom.errors import NoWinner, UndefinedMetric
 from studyloom.question.loops.function import FunctionQuestion
 from studyloom.question.objective import Attempt
-from studyloom.question.question import SECTIONS
 from studyloom.storage.attributes import KEPT, TESTED
 from studyloom.study.job import RETRAINING
 from studyloom.study.stopping import Stop
 from studyloom.study.trials.provenance import current_environment
-from studyloom.text import one_line
 from studyloom.training.checkpoint import load_weights, pack_weights
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
@@ -36,6 +30,7 @@ from studyloom.winner.pictures import report_part
 from studyloom.winner.racing import describe_race
 from studyloom.winner.stages import Plan, Stage
 from studyloom.winner.statistics import compare, resample, summarise
+from studyloom.winner.winner_yaml import winner_yaml
 
 NO_TEST = "there is no objective.test, so that nothing was tested"
 OWN_TEST = "a function of your own has tested it, so that there are no predictions to show"
@@ -98,39 +93,6 @@ def evaluate_winner(
         files["winner.pt"] = pack_weights(kept)
     files["winner.yaml"] = winner_yaml(plan, command, format_race(answer)).encode()
     return write_answer(run_dir, answer, files)
-
-
-def winner_yaml(plan: Plan, command: Sequence[str], race: Sequence[str] = ()) -> str:
-    """Returns what winner.yaml holds: the config of the winner, below the command that runs it.
-
-    Args:
-        plan: the stages of the run.
-        command: the command of the study's page.
-        race: lines that say how the winner came out of a race.
-    """
-    config = winner_config(plan)
-    return (
-        f"# The winner of {plan.search.stored.name}, trial {plan.winner}, "
-        f"and this does all of it once more:\n# {command_for(plan, config, command)}\n"
-        f"{''.join(f'# {one_line(line)}{chr(10)}' for line in race)}{as_yaml(config)}"
-    )
-
-
-def command_for(plan: Plan, config: Mapping[str, Any], command: Sequence[str]) -> str:
-    """Returns the command that runs winner.yaml, as a person types it.
-
-    It is read as a config from elsewhere, which names no code of one's own by itself.
-
-    Args:
-        plan: the stages of the run.
-        config: what winner.yaml holds.
-        command: the command of the study's page.
-    """
-    page = plain_sections(plan.question.config, "sampler", "pruner", "launcher")
-    named = sorted({*needed_trust(config), *packages_to_trust(page)})
-    trust = [f"trust=[{','.join(named)}]"] if named else []
-    options = ("--config-dir", str(plan.run_dir), "--config-name", "winner")
-    return shlex.join([*command, *options, *trust])
 
 
 def test_trainings(
@@ -414,37 +376,3 @@ def describe_candidates(plan: Plan) -> dict[str, Any]:
     if plan.reevaluates and plan.races:
         race["race"] = describe_race(plan.race, plan.reevaluation.stored.trials(), plan.budget)
     return {"winner": winner, "candidates": rows, **race}
-
-
-def winner_config(plan: Plan) -> dict[str, Any]:
-    """Makes a primary config of the winner with nothing to search, so that it wins again."""
-    question, point = plan.question, plan.candidates[plan.winner]
-    choices = {**question.composer.choices, **point.choices, "space": "none"}
-    own: dict[str, str | None] = {
-        group: option for group, option in choices.items() if not group.startswith("hydra/")
-    }
-    # A group that the command took away, for a section of its own, with ~GROUP.
-    removed = [o[1:] for o in question.composer.overrides if o[1:] in SECTIONS and o[0] == "~"]
-    own |= dict.fromkeys(removed)
-    sections = plain_sections(question.at(point), *(name for name in SECTIONS if name != "space"))
-    # In full: what is at its default here may be something else in the page's own config.
-    sections["train"] = value_at(question.at(point), "train")
-    sections["train"].pop("loss")
-    study = question.config.study
-    if question.rule is not None:
-        # The winner has been chosen already, and the page's own rule may be another.
-        sections["winner"] = {"rule": None}
-    return {
-        "defaults": [
-            question.composer.config_name,
-            *({f"override /{group}": option} for group, option in own.items()),
-            "_self_",
-        ],
-        "study": {
-            "name": f"{study.name}-winner",
-            "seed": study.seed,
-            "trials": 1,
-            "baseline": True,
-        },
-        **sections,
-    }

@@ -18,7 +18,8 @@ from studyloom.files import open_below
 from studyloom.text import format_shape
 from studyloom.training.checkpoint import load_weights
 from studyloom.winner.answer import check_whole, is_of_loop, load_answer
-from studyloom.winner.prediction import Network, from_numbers, load_network
+from studyloom.winner.prediction.inputs import from_numbers
+from studyloom.winner.prediction.network import Network, load_network
 
 
 @dataclass(frozen=True)
