@@ -100,8 +100,8 @@ RANDOM, RANDOM_TWICE = "random", "random x2"  # the first half of a search is th
 SCREEN = (
     "sampler=random",
     "pruner=none",
-    f"sampler._target_={__package__}.simulator.Screening",
-    f"pruner._target_={__package__}.simulator.FirstEpoch",
+    f"sampler._target_={__package__}.screening.Screening",
+    f"pruner._target_={__package__}.screening.FirstEpoch",
 )
 METHODS = (
     Method(RANDOM_TWICE, ("sampler=random", "pruner=none"), times=2),
