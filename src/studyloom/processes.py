@@ -132,6 +132,24 @@ def signals_deferred() -> Iterator[None]:
             signal.raise_signal(number)
 
 
+@contextlib.contextmanager
+def running_beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Calls a function in a thread while the body runs.
+
+    Args:
+        work: the function. The event that it is given says that the body has ended, and that it has
+            a second to return.
+    """
+    end = threading.Event()
+    thread = threading.Thread(target=work, args=(end,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join(1.0)  # a daemon that still runs when the interpreter ends may abort the process
+
+
 def collect_rarely() -> None:
     """Has garbage collected after 100 000 objects, while there is much to import and compose.
 

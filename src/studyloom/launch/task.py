@@ -13,6 +13,7 @@ from studyloom.errors import StorageLost
 from studyloom.launch.command import Command
 from studyloom.launch.fork_server import ForkServer
 from studyloom.launch.line import Line
+from studyloom.processes import running_beside
 from studyloom.storage.ledger import Ledger
 from studyloom.study.stopping import Stop
 from studyloom.study.trials.limits import Limits
@@ -86,22 +87,16 @@ def renewing_leases(task: Task, worker_ids: Callable[[], Iterable[str]]) -> Iter
         task: whose ledger has the leases.
         worker_ids: returns the ids of the workers that live now.
     """
-    end = threading.Event()
 
-    def renew() -> None:
+    def renew(end: threading.Event) -> None:
         while not end.wait(task.limits.lease / RENEWALS):
             # A lock may keep only this from being written. If the database stays away, it is for
             # the body to say so.
             with contextlib.suppress(StorageLost):
                 task.ledger.renew_for([*worker_ids()], task.limits.lease)
 
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
-    try:
+    with running_beside(renew):
         yield
-    finally:
-        end.set()
-        thread.join(1.0)  # a daemon that still runs when the interpreter ends may abort the process
 
 
 def follow_parent(line: Line) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Literal, Protocol
 
 from studyloom.errors import StudyloomError
+from studyloom.processes import running_beside
 from studyloom.storage import sql
 from studyloom.storage.attributes import CONTROL
 from studyloom.storage.database import read
@@ -62,9 +63,8 @@ def following(stored: StoredStudy, stop: Controlled, *, stops: bool = True) -> I
         stop: told to stop and to pause.
         stops: whether to stop by a wish; a worker that a launcher has started waits for its word.
     """
-    end = threading.Event()
 
-    def follow() -> None:
+    def follow(end: threading.Event) -> None:
         while True:
             with contextlib.suppress(StudyloomError):
                 wish = read_control(stored)
@@ -75,10 +75,5 @@ def following(stored: StoredStudy, stop: Controlled, *, stops: bool = True) -> I
             if end.wait(POLL):
                 return
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
+    with running_beside(follow):
         yield
-    finally:
-        end.set()
-        thread.join(1.0)  # a daemon that still runs when the interpreter ends may abort the process
