@@ -138,7 +138,7 @@ COVERED = {
         f"{STUDIES}every_storage_names_a_database_or_none"
     ),
     "python -m studies.pareto": MANUAL,
-    "python -m studies.pareto 'winner.rule=\"max accuracy where parameters < 50_000\"'": (
+    "python -m studies.pareto 'winner.rule=\"min parameters where accuracy > 0.96\"'": (
         f"{VIEWS}pareto.py::"
         "test_the_command_ends_with_front_winner_and_report_and_takes_another_rule_afterwards"
     ),
