@@ -81,7 +81,7 @@ def in_tensorboard(folder: Path) -> dict[int, Seen]:
         state = "running"
         if "state" in events.Tags()["tensors"]:
             (told,) = events.Tensors("state")
-            state = told.tensor_proto.string_val[0].decode().split("\n")[0]
+            state = told.tensor_proto.string_val[0].decode().split("\n")[0].strip()
             metadata.parse_session_end_info_plugin_data(about["_hparams_/session_end_info"])
         seen[int(trial.name.removeprefix("trial-"))] = Seen(params, curves, state, finals)
     return seen

@@ -2,7 +2,7 @@
 
 Every worker computes the same decision from the same database, so no worker is the master. Here are
 the promotion of trials, the warm start, the portfolio of points that earlier studies give, when a
-search has ended, and the race for the winner; samplers of our own belong here.
+search has ended, and the race for the winner.
 """
 
 from studyloom import make_callable

@@ -91,7 +91,9 @@ class MLflow:
         self._runs.pop((trial.study.uuid, trial.number), None)
 
     def study_end(self, answer: Answer) -> None:
-        store, parent = self._connected(answer.study), self._parent(answer.study)
+        store = self._connected(answer.study)
+        with locked(answer.study.run_dir, "begin.lock"):
+            parent = self._parent(answer.study)
         now = time.time()
         points = [Point(0, name, value, now) for name, value in answer.values.items()]
         winner = "none" if answer.trial is None else str(answer.trial)

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import os
 import socket
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -171,13 +172,14 @@ def _scalars(values: Mapping[str, float]) -> Any:
 
 
 def _text(tag: str, words: str) -> Any:
-    """Makes what the text plugin shows, which renders Markdown: it is shown as code."""
+    """Makes what the text plugin shows. It renders Markdown, with pictures of any host, but no code."""
     from tensorboard.compat.proto import types_pb2
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.text import metadata
     from tensorboard.util import tensor_util
 
-    tensor = tensor_util.make_tensor_proto([printable(words).encode()], dtype=types_pb2.DT_STRING)
+    code = textwrap.indent(printable(words), "    ").encode()
+    tensor = tensor_util.make_tensor_proto([code], dtype=types_pb2.DT_STRING)
     about = metadata.create_summary_metadata(display_name=None, description=None)
     return Summary(value=[Summary.Value(tag=tag, tensor=tensor, metadata=about)])
 

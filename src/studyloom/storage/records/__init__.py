@@ -3,4 +3,4 @@
 What each says of studies, trials and slots, in what they differ, and how that is mended.
 """
 
-__all__ = ["compare", "heads", "reconcile", "slots", "standings", "studies"]
+__all__ = ["compare", "heads", "leases", "reconcile", "slots", "standings", "studies"]

@@ -1,3 +1,13 @@
 """What is kept of a trial: its reports, rungs, failures, files, provenance, and where time went."""
 
-__all__ = ["failures", "files", "provenance", "reporter", "rows", "rungs", "stopwatch"]
+__all__ = [
+    "failures",
+    "files",
+    "limits",
+    "provenance",
+    "reporter",
+    "rows",
+    "rungs",
+    "stopwatch",
+    "tracking",
+]

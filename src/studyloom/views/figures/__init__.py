@@ -5,6 +5,7 @@ Each function returns a chart, or a sentence that says why there is nothing to d
 
 __all__ = [
     "axes",
+    "calibration",
     "chart",
     "curves",
     "history",

@@ -26,11 +26,6 @@ from studyloom.winner.prediction import files
 
 # The sources of ours, whose winners of before this was stored have it in their classes.
 SOURCES = ("studyloom.data.Embedded", "studyloom.data.Idx")
-SILENT = (
-    "the data source of this winner does not say how a picture becomes an input; name it as "
-    "data.transform in conf/data/ and call `studyloom winner` on this study, or give the inputs as "
-    "`load` returns them in a .npy file"
-)
 OF_A_LOOP = (
     "{}: the winner is a loop of your own, which has no network of ours; studyloom.load_winner "
     "gives its configuration and what it kept"
