@@ -613,6 +613,7 @@ def test_what_a_notebook_shows_is_escaped(tmp_path, monkeypatch):
         rows = Rows(("<b>",), (("<script>",),))
         assert "<script>" not in rows._repr_html_()
         assert "<b>" not in rows._repr_html_()
+        assert "\u202e" not in Rows(("a\u202e",), (("b\u202e",),))._repr_html_()
 
 
 def test_several_values_have_a_column_each(tmp_path):

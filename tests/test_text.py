@@ -1,13 +1,17 @@
 """Text for people: values, shapes, names and ranges as they are written."""
 
+import html
+import re
 import unicodedata
 
 import pytest
 
 from studyloom.text import (
+    code_in_markdown,
     format_shape,
     format_value,
     has_password,
+    in_markdown,
     indented,
     nearest,
     no_such_key,
@@ -113,5 +117,23 @@ def test_no_line_of_a_text_begins_at_the_margin_but_its_first():
 def test_a_text_that_a_spreadsheet_would_run_is_none_and_numbers_stay():
     for formula in ("=1+1", "+cmd|x", "-2+3", "@SUM(A1)", "\t=1", "\r=1"):
         assert without_formula(formula) == f"'{formula}"
+    for cells, safe in (("a;=1", "a;'=1"), ("a\t-b", "a\t'-b"), ("a\r\n@b", "a\r\n'@b")):
+        assert without_formula(cells) == safe  # where it begins depends on the user's language
     for harmless in ("-2", "+0.5", "-1e-5", "a=1", "", "-inf", 7, -2.5, None, True):
         assert without_formula(harmless) is harmless
+
+
+@pytest.mark.parametrize(
+    "text", ["<img src=x>", "[a](http://b)", "![a](b)", "a\n\n# b", "a | b", "`a`", "**a**", "&lt;"]
+)
+def test_what_is_a_text_in_markdown_stays_one(text):
+    """Rendered by the library of TensorBoard, which is as lenient as those of others."""
+    markdown = pytest.importorskip("markdown")
+    words = " ".join(text.split())
+    for made in (in_markdown(text), code_in_markdown(text).replace("\\|", "|")):
+        shown = markdown.markdown(f"name: {made}")
+        assert {*re.findall("</?([a-z0-9]+)", shown)} <= {"p", "code"}
+        plain = html.unescape(re.sub("</?(p|code)>", "", shown))
+        assert plain.removeprefix("name: ").replace("\\", "") == words
+        assert "\n" not in made
+    assert re.search(r"(?<!\\)\|", in_markdown(text) + code_in_markdown(text)) is None

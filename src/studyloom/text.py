@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
+from html import escape
 from typing import Any
 from urllib.parse import unquote
 
@@ -19,6 +20,10 @@ UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
     "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
+
+
+# What begins a formula, where a cell of a spreadsheet begins.
+FORMULA = re.compile(r"(\A|[;\t\r\n])([=+\-@]|\A[\t\r])")
 
 
 def printable(text: str) -> str:
@@ -40,6 +45,27 @@ def indented(text: str) -> str:
     So no text can pretend to be the next message.
     """
     return re.sub(r"\n(?=[^\s])", "\n  ", printable(text))
+
+
+def in_markdown(text: str) -> str:
+    """Makes a text of any origin safe within a line of Markdown: no HTML, link, picture or cell.
+
+    Of characters of HTML not all renderers take a backslash.
+    """
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", escape(one_line(text), quote=False))
+
+
+def code_in_markdown(text: str) -> str:
+    """Returns a text of any origin as code within a line of Markdown, also in a table."""
+    fence = fence_for(text, 1)
+    space = " " * ("`" in text)
+    return f"{fence}{space}{one_line(text)}{space}{fence}".replace("|", "\\|")
+
+
+def fence_for(text: str, least: int) -> str:
+    """Returns a fence for code in Markdown: more backticks in a row than the text has."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    return "`" * max(least, longest + 1)
 
 
 class PrintableFormatter(logging.Formatter):
@@ -74,14 +100,15 @@ def format_cost(value: float) -> str:
 def without_formula(value: Any) -> Any:
     """Returns a cell of a CSV file: a text that spreadsheets take for a formula gets an apostrophe.
 
-    They run what begins with =, +, - or @ when the file is opened. What reads as a number stays.
+    They run what begins with =, +, - or @ when the file is opened. With a semicolon, a tab or a
+    line break a cell may begin too, as the user's language has it. What reads as a number stays.
     """
-    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+    if not isinstance(value, str):
         return value
     try:
         float(value)
     except ValueError:
-        return f"'{value}"
+        return FORMULA.sub(r"\1'\2", value)
     return value
 
 

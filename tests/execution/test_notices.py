@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 from snapshots import snapshot_of, trial_of
@@ -111,6 +112,30 @@ def test_a_service_of_apprise_is_sent_the_answer(service):
     sender.finish(0, None)
     (((_, sent)),) = got
     assert sent["title"] == "toy: test accuracy 0.9700, trial 3"
+
+
+def test_a_service_that_shows_html_is_sent_a_text(service):
+    pytest.importorskip("apprise")
+    url, got, _ = service
+    sender = Notices([f"{url}?format=html"])
+    sender(progress_of(0.9))
+    sender.finish(1, "<img src=http://host/x> \x1b[2J")
+    ((_, sent),) = got
+    assert "<img" not in sent["message"]
+    assert "&lt;img" in sent["message"]
+    assert "\x1b" not in json.dumps(sent)
+
+
+def test_no_name_of_a_study_is_an_option_of_a_command(program):
+    command, told = program
+    sender = Notices([command])
+    snapshot = snapshot_of()
+    snapshot = replace(snapshot, name="--output=x")
+    sender(Progress(snapshot, (StageProgress("search", 5, 3, snapshot),), "search"))
+    sender.finish(1, "it failed")
+    ((arguments, document),) = told()
+    assert arguments == ["output=x: ended with exit code 1"]
+    assert document["study"] == "--output=x"
 
 
 def test_what_fails_is_a_line_in_the_log_without_the_secret(service, caplog, tmp_path):

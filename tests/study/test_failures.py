@@ -1,5 +1,6 @@
 """Failures: their kinds, their effect on the study and the sampler, and their counts."""
 
+import io
 from types import SimpleNamespace
 
 import pytest
@@ -8,13 +9,16 @@ from optuna import TrialPruned
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState, create_trial
 from toy_worker import fresh, work
-from toys import TINY, ask
+from toys import TINY, ask, fill
 
 from studyloom.errors import ClaimLost, Diverged, Halted, StorageLost
 from studyloom.question.question import Question
 from studyloom.storage.attributes import FAILURE, HALTED, REASON
 from studyloom.study.trials.failures import count_failures, outcome
+from studyloom.study.trials.rows import as_csv, trial_rows
 from studyloom.study.worker import Worker
+from studyloom.views.dashboard.notes import trial_note
+from studyloom.views.terminal import make_console, print_trials
 
 
 class Broken(torch.nn.Module):
@@ -214,5 +218,9 @@ def test_a_password_that_an_earlier_version_has_stored_is_not_told(sqlite_url, b
     with pytest.raises(Halted, match=r"bob:\*\*\*@db"):
         stored.check_halted()
     trial = create_trial(state=TrialState.FAIL, user_attrs={FAILURE: "error", REASON: SECRET})
+    fill(stored, trial)
+    print_trials(stored, make_console(printed := io.StringIO()))
+    told = [as_csv(trial_rows(stored)), trial_note(trial).replace("\\", ""), printed.getvalue()]
+    assert all("hunter2" not in words and "***" in words for words in told)
     (count,) = count_failures([trial])
     assert count.reason == count.first_reason == SECRET.replace("hunter2", "***")

@@ -129,3 +129,10 @@ def test_a_trial_that_begins_while_they_are_read_is_not_another_programs(sqlite_
 
     stored.optuna.get_trials = one_more
     assert (stored.uncounted(), len(read)) == (([], []), 1)
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_no_name_of_a_value_has_a_line_break(sqlite_url):
+    stored = two_sided(sqlite_url, (0.5, 1.0))
+    stored.optuna.set_metric_names(["a\n\x1b[2Jdone", "b"])
+    assert [goal.name for goal in open_study(sqlite_url, stored.name).goals] == ["a ␛[2Jdone", "b"]

@@ -1,4 +1,5 @@
 import contextlib
+import csv
 import io
 import json
 import re
@@ -243,6 +244,22 @@ def test_no_name_of_a_metric_or_quantity_is_a_formula_to_a_spreadsheet():
     trial.number = 0
     head, _ = curves_csv([trial], "@f1").splitlines()
     assert head == "trial,epoch,'@f1,'=cmd|x"
+
+
+def test_no_cell_is_a_formula_to_a_spreadsheet_in_the_curves_nor_in_the_file_of_the_dashboard(url):
+    curve = {"number": [1, "-1"], "value": ["=1+1", -0.5]}
+    stored = filled(url)
+    trial = create_trial(value=0.5, user_attrs={EPOCHS: curve, "@a": "=cmd", "long": "x" * 200_000})
+    fill(stored, trial)
+    trial.number = 0
+    assert curves_csv([trial], "f1") == "trial,epoch,f1\n0,1,'=1+1\n0,-1,-0.5\n"
+    with served(application(stored, None, "127.0.0.1", None)) as server:
+        status, headers, body = ask(server.server_port, f"/csv/{stored.ledger.study_id}")
+    assert (status, headers["Content-Length"]) == (200, str(len(body.encode())))
+    _, *rows = csv.reader(io.StringIO(body))
+    assert "'=cmd" in rows[-1]
+    assert len(rows) == len(stored.optuna.trials)
+    assert not [cell for row in rows for cell in row if cell.startswith(("=", "@"))]
 
 
 def test_artifacts_are_listed_and_downloaded_and_cannot_touch_the_dashboard(url, run_dir):

@@ -11,6 +11,7 @@ import sqlalchemy
 from commands import CANARY
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
+from toys import fill
 
 from studyloom.storage import checks, connections
 from studyloom.storage.checks import State
@@ -18,6 +19,7 @@ from studyloom.storage.connections import plain_engine
 from studyloom.storage.database import connect
 from studyloom.storage.records.slots import create_table
 from studyloom.storage.urls import parse_url
+from studyloom.study.opening import create_study
 from studyloom.views import doctor
 from studyloom.views.doctor import examine, show, writable
 
@@ -267,3 +269,17 @@ def test_a_report_ends_with_2_if_something_is_to_be_done(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("warning  database    there is no database")
     assert all(line.split()[0] in {"ok", "warning", "to"} for line in lines)
+
+
+def test_no_name_of_a_study_can_pretend_to_be_the_next_message(tmp_path, capsys):
+    url = f"sqlite:///{tmp_path}/study.db"
+    name = "mine\x1b]0;title\x07\nmended"
+    stored = create_study(url, name, {"a": 1}, 1)
+    fill(stored, create_trial(value=0.5))
+    with plain_engine(parse_url(url)).begin() as connection:
+        connection.execute(sqlalchemy.text("DELETE FROM studyloom_slots"))
+    stored.close()
+    assert doctor.repair(url, None, lambda: False) == 2
+    printed = capsys.readouterr().out
+    assert printed.startswith("mine␛]0;title␇ mended: ")
+    assert "\x1b" not in printed

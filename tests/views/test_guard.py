@@ -214,3 +214,22 @@ def test_a_body_of_no_size_or_too_large_a_size_is_not_read(open_port, header, st
         connection.sendall("\r\n".join(lines).encode())
         answer = connection.makefile("rb").readline()
     assert int(answer.split()[1]) == status
+
+
+@pytest.mark.parametrize("path", ["/arti%FFfacts/1/2", "/%80artifacts/1/2", "/%C3"])
+def test_a_path_of_which_the_dashboard_would_leave_something_out_is_refused(open_port, path):
+    assert ask(open_port, path)[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "alone"),
+    [
+        *[(path, True) for path in ("/artifacts/1/2", "//artifacts/1/2", "/Artifacts/1", "/other")],
+        *[(path, False) for path in ("/", "/events", "/dashboard/studies/1", "/static/a.js")],
+    ],
+)
+def test_what_is_no_page_of_ours_may_be_an_artifact_and_has_an_origin_of_its_own(
+    open_port, path, alone
+):
+    policy = ask(open_port, path)[1]["Content-Security-Policy"]
+    assert (policy == "sandbox allow-scripts") is alone

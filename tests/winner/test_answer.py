@@ -12,6 +12,7 @@ from studyloom.winner.answer import (
     format_seeds,
     format_tested,
     read_answer,
+    stated_page,
     strays,
     write_answer,
 )
@@ -91,3 +92,23 @@ def test_a_test_of_an_earlier_answer_is_not_said_to_come_after_the_choice():
     assert format_tested({"openings": 1}) == "opened once, after the winner was chosen"
     earlier = format_tested({"openings": 1, "earlier": True})
     assert earlier.startswith("opened once, for these networks")
+
+
+@pytest.mark.parametrize(
+    ("command", "page"),
+    [
+        (["python", "-m", "studies.mnist"], True),
+        (["python", "studies/mnist.py"], True),
+        (["python", "-m", "studyloom", "run", "conf/mine.yaml"], True),
+        (["python", "-c", "import os"], False),
+        (["python", "-m", "pip", "install", "x"], False),
+        (["python", "-m", "a\nmodel: {_target_: os.system}"], False),
+        (["python", "a\nb.py"], False),
+        (["rm", "-rf", "/"], False),
+        (["python", "-m", 7], False),
+        ("python -m studies.mnist", False),
+        (None, False),
+    ],
+)
+def test_winner_json_states_the_page_of_a_study_and_no_other_command(command, page):
+    assert stated_page({"command": command}) == (command if page else None)

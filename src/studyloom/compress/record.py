@@ -8,7 +8,7 @@ from typing import Any
 
 from studyloom.compress.settings import COMMITTEE, Settings
 from studyloom.files import digest_below, read_below, write_below
-from studyloom.text import format_value
+from studyloom.text import format_value, in_markdown
 from studyloom.winner.answer import COMMITTEE as COMMITTEE_FILE
 
 RECORD, NETWORK, CARD = "compress.json", "winner.onnx", "model_card.md"
@@ -172,8 +172,10 @@ def record_lines(record: Mapping[str, Any]) -> list[str]:
 def card_section(record: Mapping[str, Any]) -> str:
     """Returns the section of the model card."""
     heads, *rows = compressed_rows(record)
-    lines = [f"| {' | '.join(row)} |" for row in (heads, ("---",) * len(heads), *rows)]
-    said = [f"* {line[0].upper()}{line[1:]}." for line in record_lines(record)]
+    table = [[in_markdown(cell) for cell in row] for row in (heads, *rows)]
+    table.insert(1, ["---"] * len(heads))
+    lines = [f"| {' | '.join(row)} |" for row in table]
+    said = [f"* {in_markdown(line[0].upper() + line[1:])}." for line in record_lines(record)]
     about = (
         "`winner.onnx` needs onnxruntime alone: its input is `inputs`, (n, …) as in training, its "
         "output `outputs`; how they were normalised is in its metadata, `studyloom`. All variants "

@@ -46,7 +46,7 @@ from studyloom.views.terminal import (
     print_next_steps,
     winner_lines,
 )
-from studyloom.winner.answer import belongs_to, is_answer_of, move_aside, read_answer
+from studyloom.winner.answer import belongs_to, is_answer_of, move_aside, read_answer, stated_page
 from studyloom.winner.committee import remove_others
 from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.stages import Plan
@@ -328,7 +328,7 @@ def judge_again(plan: Plan, prepared: Prepared, command: Command) -> None:
     with exclusive(prepared.url, deadline=float(prepared.question.config.storage.deadline)):
         before = read_answer(plan.run_dir) or {}
         anew = bool(before) and is_answer_of(before, plan)
-        page = before.get("command", command.page)
+        page = stated_page(before) or command.page
         evaluate_winner(plan, prepared.data.test, page, anew=anew)
 
 

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studyloom.errors import ConfigError
-from studyloom.text import one_line
+from studyloom.text import one_line, printable
 from studyloom.views.progress.events import finite
 from studyloom.views.progress.job import Progress, describe_answer
 from studyloom.views.progress.words import eta_words, stage_words
@@ -103,7 +103,8 @@ class Notices:
 
     def _put(self, subject: str, body: str, told: Mapping[str, Any]) -> None:
         assert self._progress is not None
-        name = one_line(self._progress.search.name)
+        # A command would take what begins with a dash for an option.
+        name = one_line(self._progress.search.name).lstrip("-")
         document = {"study": self._progress.search.name, "subject": subject, "body": body, **told}
         try:
             self._queue.put_nowait((one_line(f"{name}: {subject}"), body, document))
@@ -194,9 +195,12 @@ def send(target: str, subject: str, body: str, document: Mapping[str, Any]) -> N
         subprocess.TimeoutExpired: it takes too long; it was ended.
     """
     if is_url(target):
-        service = load_apprise().Apprise()
+        apprise = load_apprise()
+        service = apprise.Apprise()
         service.add(target)
-        if not service.notify(title=subject, body=body):
+        # As plain text, or a service that shows HTML or Markdown would render it.
+        plain = apprise.NotifyFormat.TEXT
+        if not service.notify(title=subject, body=printable(body), body_format=plain):
             raise RuntimeError("the service has not taken the notice")
         return
     text = json.dumps(finite(document), default=str)

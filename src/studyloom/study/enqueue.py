@@ -16,14 +16,14 @@ from studyloom.search.earlier import AUTO, WarmStart
 from studyloom.search.warm_start import Begun, WarmStarts
 from studyloom.space.tree import Parameter, Point, Space
 from studyloom.storage import sql
-from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, PLANNED, REASON, SLOT, SOURCES
+from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, PLANNED, SLOT, SOURCES
 from studyloom.storage.connections import exclusive
 from studyloom.storage.database import execute
 from studyloom.storage.records.compare import Entry
 from studyloom.storage.records.heads import fills, set_aside
 from studyloom.storage.records.reconcile import enter
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trials.failures import TEACHES, outcome
+from studyloom.study.trials.failures import NO_REASON, TEACHES, outcome, reason_of
 
 LEASE = 60.0  # seconds that a slot is held while its trial is made
 AS_COMPOSED = "the configuration as composed"  # where the point of a baseline comes from
@@ -168,7 +168,7 @@ def missing_baseline(stored: StoredStudy) -> str | None:
     failed = failed_baseline(stored)
     if failed is None or failed.user_attrs.get(FAILURE) in TEACHES:
         return None
-    reason = failed.user_attrs.get(REASON, "no reason is stored")
+    reason = reason_of(failed) or NO_REASON
     return (
         f"the baseline, trial {failed.number}, has failed ({reason}), so that nothing is compared "
         "with it; once the cause is mended, study.redo_baseline=true trains it again"

@@ -31,7 +31,7 @@ from studyloom.storage.ledger import Ledger
 from studyloom.storage.records.heads import is_slot, without_ours
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.study.trials.failures import UNDEFINED
-from studyloom.text import mask_passwords
+from studyloom.text import mask_passwords, one_line
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,9 @@ class StoredStudy:
             "maximize" if direction == StudyDirection.MAXIMIZE else "minimize"
             for direction in self.optuna.directions
         ]
-        return tuple(Goal(str(name), way) for name, way in zip(names, directions, strict=True))
+        # Another program may have named them with line breaks.
+        named = zip(map(one_line, map(str, names)), directions, strict=True)
+        return tuple(Goal(name, way) for name, way in named)
 
     @property
     def metric(self) -> str:

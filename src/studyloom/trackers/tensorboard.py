@@ -172,7 +172,7 @@ def _scalars(values: Mapping[str, float]) -> Any:
 
 
 def _text(tag: str, words: str) -> Any:
-    """Makes what the text plugin shows. It renders Markdown, with pictures of any host, but no code."""
+    """Makes what the text plugin shows, as code: it renders Markdown, with pictures of any host."""
     from tensorboard.compat.proto import types_pb2
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.text import metadata

@@ -83,8 +83,8 @@ class Answer:
         study: that has ended.
         trial: the number of the winner, or of the best trial without one; None if none is complete.
         params: its parameters.
-        values: what is known, by name: `trials.complete`, `search.accuracy`, `fresh.mean`, `test.mean`,
-            `test.baseline`.
+        values: what is known, by name: `trials.complete`, `search.accuracy`, `fresh.mean`,
+            `test.mean`, `test.baseline`.
         files: the answer and the report, by name: winner.yaml, winner.pt, report.html, …
         digest: changes when any of this does.
     """

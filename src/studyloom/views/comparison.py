@@ -20,7 +20,14 @@ from studyloom.storage.attributes import TIMES
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.study.trials.failures import outcome
 from studyloom.study.trials.rows import epochs_of
-from studyloom.text import format_duration, format_parameter, format_value, one_line, shorten
+from studyloom.text import (
+    format_duration,
+    format_parameter,
+    format_value,
+    mask_passwords,
+    one_line,
+    shorten,
+)
 from studyloom.views.figures.axes import Axis
 from studyloom.views.figures.chart import Chart, Mark, Point, Table, plain_scale, whole_scale
 from studyloom.views.figures.trials import complete_trials
@@ -136,7 +143,7 @@ def differing(studies: Sequence[Compared]) -> list[tuple[str, list[str]]]:
     rows = []
     for key in keys:
         values = [
-            format_parameter(study.settings[key]) if key in study.settings else "–"
+            mask_passwords(format_parameter(study.settings[key])) if key in study.settings else "–"
             for study in studies
         ]
         if len({*values}) > 1:

@@ -22,7 +22,7 @@ from studyloom.storage.records.compare import Difference
 from studyloom.storage.records.reconcile import reconcile
 from studyloom.storage.urls import parse_url
 from studyloom.study.opening import open_ledgers
-from studyloom.text import indented
+from studyloom.text import indented, one_line
 
 SMALL = 10**9  # bytes free
 
@@ -113,7 +113,7 @@ def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> int:
     """
     found = disagreements(url, name)
     for study, _, difference in found:
-        print(f"{study}: {difference.words}", flush=True)
+        print(indented(f"{one_line(study)}: {difference.words}"), flush=True)
     if found and not confirm():
         print("nothing was changed; with --yes, this is mended")
         return 2

@@ -17,10 +17,10 @@ from rich.text import Text
 
 from studyloom.compress.record import CHOSEN, compressed_rows, record_lines
 from studyloom.question.sources import CODE
-from studyloom.storage.attributes import EPOCHS, REASON, STANDARD_ERROR, TIMES, WORKER
+from studyloom.storage.attributes import EPOCHS, STANDARD_ERROR, TIMES, WORKER
 from studyloom.storage.urls import parse_url, without_password
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trials.failures import count_failures, outcome
+from studyloom.study.trials.failures import count_failures, outcome, reason_of
 from studyloom.study.trials.rows import seconds_spent
 from studyloom.text import (
     format_duration,
@@ -327,9 +327,9 @@ def print_trials(stored: StoredStudy, console: Console) -> None:
         state = outcome(trial)
         seconds = seconds_spent(trial)
         spent = "" if seconds is None else format_duration(seconds)
-        about = trial.user_attrs.get(REASON) or format_parameters(trial.params)
+        about = reason_of(trial) or format_parameters(trial.params)
         values = ", ".join(trial_values(trial))
-        lines.append((str(trial.number), state, values, spent, one_line(str(about))))
+        lines.append((str(trial.number), state, values, spent, one_line(about)))
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
     for number, state, values, spent, about in lines:
         cells = (

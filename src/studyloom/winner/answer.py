@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +14,14 @@ from optuna.trial import FrozenTrial
 from studyloom.errors import FileError, PredictError
 from studyloom.files import digest_below, read_below, write_whole
 from studyloom.study.stored_study import StoredStudy
-from studyloom.text import format_cost, format_value
+from studyloom.text import format_cost, format_value, one_line
 
 if TYPE_CHECKING:  # reading an answer, as `studyloom status` does, must not import torch
     from studyloom.winner.stages import Plan
 
 
 COMMITTEE = "committee.pt"
+MODULE = re.compile(r"\w[\w.-]*")
 
 # Moved aside in this order: without winner.json the others are no answer.
 ANSWER_FILES = (
@@ -54,6 +56,23 @@ def write_answer(
     for name, content in files.items():
         write_whole(run_dir / name, content, durable=True)
     return written
+
+
+def stated_page(answer: Mapping[str, Any]) -> list[str] | None:
+    """Returns the command of the study's page that winner.json states; None if it states no such.
+
+    It is shown to be typed again, and winner.json may be another person's: a module, a file, or
+    `studyloom run` of one is all that a page can be.
+
+    Args:
+        answer: what winner.json holds.
+    """
+    match answer.get("command"):
+        case ["python", "-m", str(module)] if MODULE.fullmatch(module):
+            return ["python", "-m", module]
+        case ["python", *before, str(path)] if before in ([], ["-m", "studyloom", "run"]):
+            return None if path.startswith("-") or path != one_line(path) else [*answer["command"]]
+    return None
 
 
 def read_answer(run_dir: Path) -> dict[str, Any] | None:

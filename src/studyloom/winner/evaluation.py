@@ -16,6 +16,7 @@ from studyloom.question.objective import Attempt
 from studyloom.storage.attributes import KEPT, TESTED
 from studyloom.study.job import RETRAINING
 from studyloom.study.stopping import Stop
+from studyloom.study.trials.failures import reason_of
 from studyloom.study.trials.provenance import current_environment
 from studyloom.training.checkpoint import load_weights, pack_weights
 from studyloom.training.job import Job
@@ -301,7 +302,7 @@ def load_or_train(plan: Plan, stage: Stage, candidate: int, seed: int) -> dict[s
     }
     trial = by_candidate_and_seed[candidate, seed]
     if trial.value is None:
-        reason = trial.user_attrs.get("reason", trial.state.name)
+        reason = reason_of(trial) or trial.state.name
         raise NoWinner(f"trial {candidate} could not be trained on all data: {reason}")
     try:
         return load_weights(stage.weights / f"trial-{trial.number}.pt")

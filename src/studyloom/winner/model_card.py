@@ -1,7 +1,7 @@
 """The model card of a winner, and what one must know of the data to use it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,7 +9,7 @@ from studyloom.config.values import value_at
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.data.transform import InputRange, Reader, describe_transform, is_picture
-from studyloom.text import format_shape, format_value
+from studyloom.text import code_in_markdown, format_shape, format_value, in_markdown
 from studyloom.training.batches import batch_dtype
 from studyloom.training.job import Job
 from studyloom.winner.answer import (
@@ -35,13 +35,16 @@ def model_card(answer: Mapping[str, Any], plan: Plan) -> str:
     """
     winner, test = answer["winner"], answer["test"]
     params = (
-        "\n".join(f"| `{name}` | `{value}` |" for name, value in winner["params"].items())
+        "\n".join(
+            f"| {code_in_markdown(name)} | {code_in_markdown(str(value))} |"
+            for name, value in winner["params"].items()
+        )
         or "| as composed | |"
     )
     spread = "; ".join(format_uncertainty(test))
     lines = [
-        f"# {answer['study']}: trial {winner['trial']}",
-        f"Test {answer['metric']['name']} {format_mean(test['winner'])} over "
+        f"# {in_markdown(answer['study'])}: trial {winner['trial']}",
+        f"Test {in_markdown(answer['metric']['name'])} {format_mean(test['winner'])} over "
         f"{len(answer['seeds'])} seeds"
         f"{', on ' + str(test['examples']) + ' examples' if test['examples'] else ''}"
         f"{'; ' * bool(spread)}{spread}.",
@@ -59,9 +62,11 @@ def model_card(answer: Mapping[str, Any], plan: Plan) -> str:
             "above 0 the search had flattered it."
         )
     if "costs" in winner:
-        lines.append(f"Chosen by `{answer['rule']}`{format_costs(winner)}.")
+        lines.append(
+            f"Chosen by {code_in_markdown(answer['rule'])}{in_markdown(format_costs(winner))}."
+        )
     if race := format_race(answer):
-        lines.append("\n".join(f"* {line[0].upper()}{line[1:]}." for line in race))
+        lines.append("\n".join(f"* {in_markdown(line[0].upper() + line[1:])}." for line in race))
     if reused := format_reuse(answer):
         lines.append(f"{reused.capitalize()}.")
     lines += [
@@ -73,20 +78,33 @@ def model_card(answer: Mapping[str, Any], plan: Plan) -> str:
         f"## Data\n\n{trained_on(answer, plan)}The test part was {format_tested(test)}.",
     ]
     if sentences := [*committee_lines(answer)]:
-        about = (
-            f"`committee.pt` averages several networks: `studyloom predict {plan.run_dir} "
-            f"--committee FILE…`, or `studyloom.load_winner({str(plan.run_dir)!r}, "
-            "committee=True)`. It was tested beside the winner, when the test part was open.\n"
-        )
-        lines.insert(-1, "\n".join(["## Committee\n", about, *(f"* {s}" for s in sentences)]))
+        lines.insert(-1, committee_section(sentences, str(plan.run_dir)))
     return "\n\n".join(lines) + "\n"
+
+
+def committee_section(sentences: Sequence[str], run_dir: str) -> str:
+    """Writes the section on the committee.
+
+    Args:
+        sentences: what there is to say of it.
+        run_dir: as the user names it.
+    """
+    predict = code_in_markdown(f"studyloom predict {run_dir} --committee FILE…")
+    load = code_in_markdown(f"studyloom.load_winner({run_dir!r}, committee=True)")
+    about = (
+        f"`committee.pt` averages several networks: {predict}, or {load}. It was tested beside "
+        "the winner, when the test part was open.\n"
+    )
+    told = (f"* {in_markdown(sentence)}" for sentence in sentences)
+    return "\n".join(["## Committee\n", about, *told])
 
 
 def use(answer: Mapping[str, Any], plan: Plan) -> str:
     """Describes how the winner is used."""
     if answer["data"] is None:
-        return f"`studyloom.load_winner({str(plan.run_dir)!r})` loads it."
-    return f"`studyloom predict {plan.run_dir} FILE…` takes {accepted_files(answer['data'])}."
+        return f"{code_in_markdown(f'studyloom.load_winner({str(plan.run_dir)!r})')} loads it."
+    command = code_in_markdown(f"studyloom predict {plan.run_dir} FILE…")
+    return f"{command} takes {in_markdown(accepted_files(answer['data']))}."
 
 
 def trained_on(answer: Mapping[str, Any], plan: Plan) -> str:

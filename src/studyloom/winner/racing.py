@@ -6,8 +6,8 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.search.race import Leaving, Race, Training, run_race
-from studyloom.storage.attributes import REASON, SLOT
-from studyloom.study.trials.failures import outcome
+from studyloom.storage.attributes import SLOT
+from studyloom.study.trials.failures import outcome, reason_of
 from studyloom.text import format_value, one_line
 
 
@@ -56,7 +56,7 @@ def describe_race(race: Race, trials: Iterable[FrozenTrial], budget: int) -> dic
         budget: how many trainings it had at most.
     """
     causes = {
-        trial.params.get("candidate"): one_line(str(trial.user_attrs.get(REASON, "failed")))
+        trial.params.get("candidate"): one_line(reason_of(trial) or "failed")
         for trial in trials
         if outcome(trial) == "failed"
     }

@@ -23,7 +23,7 @@ def winner_yaml(plan: Plan, command: Sequence[str], race: Sequence[str] = ()) ->
     config = winner_config(plan)
     return (
         f"# The winner of {plan.search.stored.name}, trial {plan.winner}, "
-        f"and this does all of it once more:\n# {command_for(plan, config, command)}\n"
+        f"and this does all of it once more:\n# {one_line(command_for(plan, config, command))}\n"
         f"{''.join(f'# {one_line(line)}{chr(10)}' for line in race)}{as_yaml(config)}"
     )
 

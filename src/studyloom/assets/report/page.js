@@ -178,10 +178,10 @@ function filter() {
   document.getElementById("count").textContent = wanted.length ? `${left} of ${rows.length} trials` : `${rows.length} trials`;
 }
 
-// A text that a spreadsheet would take for a formula begins with an apostrophe, as in `studyloom trials`.
+// What a spreadsheet would take for a formula begins with an apostrophe, as in `studyloom trials`.
 function field(text) {
-  const formula = /^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text));
-  const safe = formula ? `'${text}` : text;
+  const formula = /(^|[;\t\r\n])([=+\-@]|(?<![^])[\t\r])/g;
+  const safe = Number.isNaN(Number(text)) ? text.replace(formula, "$1'$2") : text;
   return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }
 

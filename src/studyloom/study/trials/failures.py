@@ -30,6 +30,7 @@ CRASHED = "crashed"
 ERROR = "error"
 INFEASIBLE = "infeasible"  # the network costs more than it may
 UNDEFINED = "undefined"  # the metric is not a finite number
+NO_REASON = "no reason is stored"
 UNEXPLAINED = "unexplained"  # nothing is stored, as when another program ended the trial
 # The sampler is to avoid a region where training diverges or does not fit. Samplers look only at
 # complete and pruned trials, so these end as pruned with a broken constraint: from trials in the
@@ -104,18 +105,18 @@ class FailureCount:
     @property
     def reason(self) -> str:
         """The reason that the last of the trials stored."""
-        return _reason(self.trials[-1])
+        return reason_of(self.trials[-1]) or NO_REASON
 
     @property
     def first_reason(self) -> str:
         """The reason that the first of the trials stored."""
-        return _reason(self.trials[0])
+        return reason_of(self.trials[0]) or NO_REASON
 
     def by_reason(self) -> dict[str, list[FrozenTrial]]:
         """Returns the trials by their reason, in the order in which the reasons first occurred."""
         trials: dict[str, list[FrozenTrial]] = {}
         for trial in self.trials:
-            trials.setdefault(_reason(trial), []).append(trial)
+            trials.setdefault(reason_of(trial) or NO_REASON, []).append(trial)
         return trials
 
 
@@ -149,6 +150,10 @@ def _kind(trial: FrozenTrial) -> str:
     return str(trial.user_attrs.get(FAILURE, UNEXPLAINED))
 
 
-def _reason(trial: FrozenTrial) -> str:
-    # An earlier version has stored passwords too.
-    return mask_passwords(str(trial.user_attrs.get(REASON, "no reason is stored")))
+def reason_of(trial: FrozenTrial) -> str | None:
+    """Returns why a trial failed, without the passwords that an earlier version has stored too.
+
+    None if nothing is stored.
+    """
+    reason = trial.user_attrs.get(REASON)
+    return None if reason is None else mask_passwords(str(reason))

@@ -24,8 +24,8 @@ from studyloom.storage.attributes import (
     WORKER,
 )
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trials.failures import outcome
-from studyloom.text import without_formula
+from studyloom.study.trials.failures import outcome, reason_of
+from studyloom.text import printable, without_formula
 
 CURVES = ("value", "train_loss", "valid_loss")  # the columns of a learning curve after its epoch
 SHOWN = 100  # rows in a notebook
@@ -64,15 +64,18 @@ class Rows(Sequence[Mapping[str, Any]]):
 
     def _repr_html_(self) -> str:
         """The rows as a table in a notebook; whatever is in a cell is shown as text."""
-        head = "".join(f"<th>{escape(name)}</th>" for name in self.columns)
+        head = "".join(f"<th>{_as_html(name)}</th>" for name in self.columns)
         lines = [
-            "".join(f"<td>{'' if cell is None else escape(str(cell))}</td>" for cell in cells)
-            for cells in self.cells[:SHOWN]
+            "".join(f"<td>{_as_html(cell)}</td>" for cell in cells) for cells in self.cells[:SHOWN]
         ]
         body = "".join(f"<tr>{line}</tr>" for line in lines)
         more = len(self.cells) - SHOWN
         note = f"<p>and {more} more</p>" if more > 0 else ""
         return f"<table><tr>{head}</tr>{body}</table>{note}"
+
+
+def _as_html(cell: Any) -> str:
+    return "" if cell is None else escape(printable(str(cell)))
 
 
 def trial_rows(stored: StoredStudy) -> Rows:
@@ -107,7 +110,7 @@ def _trial_cells(
         attrs.get(WORKER),
         BASELINE in attrs,
         attrs.get(FAILURE),
-        attrs.get(REASON),
+        reason_of(trial),
     )
 
 

@@ -33,8 +33,9 @@ SAFETY = (
     ("Cross-Origin-Opener-Policy", "same-origin"),
 )
 # A page in a sandbox has an origin of its own, from which it can neither read the dashboard nor
-# write to it.
+# write to it. Whatever is not below one of these may be an artifact, which is anybody's page.
 SANDBOX = ("Content-Security-Policy", "sandbox allow-scripts")
+OWN_PAGES = ("", "events", "dashboard", "api", "csv", "static", "favicon.ico")
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,11 @@ class Guard:
                 return refuse(start_response, "401 Unauthorized", why)
         if (status := body_status(environ)) is not None:
             return refuse(start_response, status, f"a request may have {MOST_BYTES} bytes")
-        artifact = environ.get("PATH_INFO", "").startswith("/artifacts/")
-        extra = [*SAFETY, SANDBOX] if artifact else [*SAFETY]
+        path = environ.get("PATH_INFO", "")
+        if not is_utf8(path):  # the dashboard would leave out what is not, and see another path
+            return refuse(start_response, "400 Bad Request", "the path must be UTF-8")
+        own_page = path.removeprefix("/").partition("/")[0] in OWN_PAGES
+        extra = [*SAFETY] if own_page else [*SAFETY, SANDBOX]
 
         def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
             # The dashboard lets pages of all sites read artifacts; this header says so.
@@ -132,6 +136,15 @@ def is_embedded(environ: "WSGIEnvironment") -> bool:
     site, mode = environ.get("HTTP_SEC_FETCH_SITE"), environ.get("HTTP_SEC_FETCH_MODE")
     followed = mode == "navigate" and environ["REQUEST_METHOD"] == "GET"
     return site in ("cross-site", "same-site") and not followed
+
+
+def is_utf8(path: str) -> bool:
+    """Whether a path, which WSGI decodes as Latin-1, is UTF-8."""
+    try:
+        path.encode("latin-1").decode()
+    except UnicodeError:
+        return False
+    return True
 
 
 def body_status(environ: "WSGIEnvironment") -> str | None:

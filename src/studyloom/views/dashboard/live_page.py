@@ -20,6 +20,7 @@ from markupsafe import Markup
 from studyloom.errors import StudyloomError
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line
+from studyloom.views.dashboard.spreadsheet import answer_csv
 from studyloom.views.progress.job import JobReader
 from studyloom.views.progress.words import all_stages, stage_words, time_words
 from studyloom.views.report.blocks import Section, Trials
@@ -139,6 +140,8 @@ class LivePage:
             return self._answer_page(start_response)
         if path == "/events" and reads:
             return self._answer_events(environ, start_response)
+        if path.startswith("/csv/"):
+            return answer_csv(self.app, environ, start_response)
         return self.app(environ, start_response)
 
     def _answer_page(self, start_response: "StartResponse") -> Iterable[bytes]:

@@ -20,8 +20,9 @@ from optuna.trial import FrozenTrial
 from studyloom.files import open_below, read_below, remove_below, write_below
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.trials.failures import NO_REASON, reason_of
 from studyloom.study.trials.rows import quantities
-from studyloom.text import printable, without_formula
+from studyloom.text import fence_for, printable, without_formula
 from studyloom.views.snapshot import front_rows, take_snapshot
 
 # It stands in stored notes, and must not change.
@@ -169,7 +170,7 @@ def front_note(stored: StoredStudy) -> list[str]:
 
 def trial_note(trial: FrozenTrial) -> str:
     """Writes the note of a failed trial, in Markdown: why it failed."""
-    kind, reason = (str(trial.user_attrs.get(name, "failed")) for name in (FAILURE, REASON))
+    kind, reason = str(trial.user_attrs.get(FAILURE, "failed")), reason_of(trial) or NO_REASON
     return f"**{as_text(kind)}**\n\n{as_text(reason)}"
 
 
@@ -183,8 +184,7 @@ def as_text(text: str) -> str:
 
 def as_code(text: str) -> str:
     """Fences lines as code in Markdown; the fence is longer than any in the text."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = fence_for(text, 3)
     return f"{fence}\n{printable(text)}\n{fence}"
 
 
@@ -208,6 +208,6 @@ def curves_csv(trials: Iterable[FrozenTrial], metric: str) -> str:
         rows += [[trial.number, *row] for row in zip(numbers, *columns, strict=False)]
     text = io.StringIO()
     if rows:
-        head = map(without_formula, ("trial", "epoch", metric, *names))
-        csv.writer(text, lineterminator="\n").writerows([head, *rows])
+        lines = [("trial", "epoch", metric, *names), *rows]
+        csv.writer(text, lineterminator="\n").writerows(map(without_formula, one) for one in lines)
     return text.getvalue()

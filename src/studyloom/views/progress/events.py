@@ -15,10 +15,9 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from studyloom.storage.attributes import PLANNED_EPOCHS, REASON, WORKER
-from studyloom.study.trials.failures import outcome
+from studyloom.storage.attributes import PLANNED_EPOCHS, WORKER
+from studyloom.study.trials.failures import outcome, reason_of
 from studyloom.study.trials.rows import seconds_spent
-from studyloom.text import mask_passwords
 from studyloom.views.progress.job import Progress
 
 KINDS = ("began", "reported", "ended", "best", "control", "halted", "answer", "exit")
@@ -141,7 +140,6 @@ def _of_trial(title: str, trial: FrozenTrial, told: TrialHistory) -> Iterator[di
 
 
 def _ended(trial: FrozenTrial) -> dict[str, Any]:
-    reason = trial.user_attrs.get(REASON)
     return {
         "trial": trial.number,
         "state": outcome(trial),
@@ -149,7 +147,7 @@ def _ended(trial: FrozenTrial) -> dict[str, Any]:
         "values": trial.values,
         "params": trial.params,
         "seconds": seconds_spent(trial),
-        "reason": None if reason is None else mask_passwords(str(reason)),
+        "reason": reason_of(trial),
     }
 
 

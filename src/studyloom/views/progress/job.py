@@ -14,7 +14,7 @@ from studyloom.study.control import Wish, read_control
 from studyloom.study.job import REEVALUATION, RETRAINING, SEARCH, Job, open_beside, read_job
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trials.rows import seconds_spent
-from studyloom.text import format_value
+from studyloom.text import format_value, one_line
 from studyloom.views.progress.costs import Hours, hours_of
 from studyloom.views.progress.estimate import Estimate, Running, Work, estimate
 from studyloom.views.snapshot import Snapshot, take_snapshot
@@ -309,9 +309,9 @@ def running_trials(snapshot: Snapshot | None, trials: Sequence[FrozenTrial]) -> 
 
 def describe_answer(answer: Mapping[str, Any]) -> str:
     """Says in one line what a job has found, the test first."""
-    metric = answer.get("metric", "value")
+    metric = one_line(str(answer.get("metric", "value")))
     test, fresh = answer.get("test"), answer.get("fresh")
-    trial = f"trial {answer.get('trial')}"
+    trial = one_line(f"trial {answer.get('trial')}")
     if not isinstance(test, Mapping) or not _is_number(test.get("mean")):
         if isinstance(fresh, Mapping) and _is_number(fresh.get("mean")):
             return f"winner {metric} {_mean(fresh)} on fresh seeds, {trial}"
