@@ -1,7 +1,7 @@
-"""The `studyloom` command: writes a new study, and shows those that exist.
+"""The `studyloom` command: writes, runs and shows studies, and works with what they have found.
 
-It does not run a study; the study's own page does: `python -m studies.mnist`. What each command
-does is in the room `commands`.
+A study's own page runs it too: `python -m studies.mnist`. What each command does is in the room
+`commands`.
 """
 
 import json
@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 if a replay differs, or a training or test has failed; 2 after another
-        error; each error with a line that says what is wrong; 130 after Ctrl-C.
+        error; each error with a line that says what is wrong; 130 after Ctrl-C; what
+        `status --check`, `stop` and `pause` return.
     """
     prepare_streams()
     collect_rarely()

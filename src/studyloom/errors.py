@@ -1,7 +1,8 @@
 """Every exception of studyloom, in one tree.
 
 What a user causes is a UserError, and a ValueError too; its message names the value, where it came
-from and the way out. `exit_code` is the code with which a command ends that raises the error.
+from and the way out. `exit_code` is the code with which most commands end that raise the error;
+`cli.main` and `execution.command` say which end otherwise.
 """
 
 import contextlib

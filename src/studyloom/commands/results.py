@@ -1,4 +1,4 @@
-"""`studyloom report` and `studyloom winner`: what a study has found."""
+"""`studyloom report`, `winner` and `compare`: what studies have found."""
 
 import argparse
 import sys

@@ -76,6 +76,7 @@ def compress(
         CompressError: there is no winner of a network of ours, or it cannot be exported.
         ConfigError: the rule has a mistake, or no variant satisfies it.
         PredictError: the files of the answer are not whole.
+        Diverged: a training has, also one of the committee.
         Stopped: it was asked to stop.
         OSError: a file cannot be read or written.
     """
@@ -236,8 +237,8 @@ def check_answer(plan: Plan, answer: Mapping[str, Any], settings: Settings) -> N
         settings: as the command has them.
 
     Raises:
-        CompressError: it is not.
-        PredictError: its files are not whole, or it is of a loop.
+        CompressError: it is not, or it is of a loop.
+        PredictError: its files are not whole.
     """
     if is_of_loop(answer) or plan.data.split is None:
         raise CompressError(OF_A_LOOP.format(plan.run_dir))

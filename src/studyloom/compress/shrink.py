@@ -12,7 +12,7 @@ from torch.nn import functional
 from studyloom.errors import CompressError
 
 TEMPERATURE = 4.0  # of the softened outputs
-SHARE = 0.5  # of the original's outputs in the loss; the rest is that of the targets
+SHARE = 0.5  # of the teacher's outputs in the loss; the rest is that of the targets
 LEAST = 8  # an argument from here on may be a width; smaller ones are mostly depths and heads
 
 
@@ -107,7 +107,7 @@ def distillation(teacher: nn.Module, dtype: torch.dtype, meaning: str) -> Callab
     Labels, as probabilities, and numbers are learnt by the loss of the study.
 
     Args:
-        teacher: the original, on the device of the training.
+        teacher: the original, or the committee; a copy of it goes to the device of the inputs.
         dtype: in which the networks take the inputs.
         meaning: of the outputs: softmax for classes, sigmoid for labels, mean for numbers.
     """

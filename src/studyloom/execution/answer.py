@@ -73,6 +73,11 @@ def search_and_report(
 
     Returns:
         The exit code of a command: 1 if there is no result, although it was not stopped.
+
+    Raises:
+        Halted: the study has stopped itself.
+        NoWinner: a training that the answer needs, or the test, has failed.
+        CompressError: the winner cannot be made small; all else is done.
     """
     stored = plan.search.stored
     config = prepared.question.config

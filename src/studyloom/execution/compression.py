@@ -46,8 +46,7 @@ def make_small(
 
     Raises:
         UserError: it cannot be done, see `compress.compression.compress`.
-        NoWinner: a training of the committee that is to teach has failed.
-        Diverged: a training has.
+        Diverged: a training has, also one of the committee.
         Stopped: it was asked to stop.
         OSError: a file cannot be read or written.
     """

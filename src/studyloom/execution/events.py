@@ -25,8 +25,9 @@ log = logging.getLogger(__name__)
 class EventFile:
     """Writes the events of a job to a file, a pipe or a descriptor such as /dev/fd/3.
 
-    It never waits for a reader. A file that exists is continued: what it tells of this study is not
-    told again. An error of writing ends it with a line in the log, and not the study.
+    It waits for no reader while the study runs, and for 5 s at its end. A file that exists is
+    continued: what it tells of this study is not told again. An error of writing ends it with a
+    line in the log, and not the study.
 
     Args:
         path: of the file; its folder must exist.

@@ -130,7 +130,7 @@ class Outputs:
 def run_document(
     progress: Progress | None, run_dir: Path | None, code: int, reason: str | None
 ) -> dict[str, Any]:
-    """Returns what a command has done, for programs; see assets/schemas/run.json."""
+    """Returns what a command has done, for programs; see `run` in assets/schemas.json."""
     best = None if progress is None else progress.search.best
     return {
         "study": None if progress is None else progress.search.name,

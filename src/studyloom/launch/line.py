@@ -39,7 +39,7 @@ def open_line() -> tuple["Listener", int]:
 
 
 class Line:
-    """The end of the process that runs trials; `Asked` of `study.stopping` is a part of it.
+    """The end of the process that runs trials; its `is_asked` is what `study.stopping.Stop` asks.
 
     Args:
         descriptor: of the socket; None if nobody has started this process.

@@ -1,4 +1,4 @@
-"""When to stop: after a signal, or after a time limit."""
+"""When to stop: after a signal, a wish of another terminal, or a time limit."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ class Stop:
         requested: what asked to stop without a signal, such as `studyloom stop`; else None.
         paused: whether trials are to be released, and none to be claimed, until it is False again.
         telling: whether somebody shows that the process stops; then this prints no line.
-        alone: the name of that signal if it came to this process alone, else None.
+        alone: what came to this process alone, in words; None if nothing did.
     """
 
     SIGNALS = tuple(
@@ -108,7 +108,7 @@ class Stop:
         Use it for nothing else: an exception between the two halves of a transaction does harm.
 
         Raises:
-            Stopped: there was a signal, before the body or in it.
+            Stopped: it was asked to stop, before the body or in it.
         """
         self._interruptible = True
         try:

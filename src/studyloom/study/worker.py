@@ -175,6 +175,9 @@ class Worker:
         Args:
             claim: the first of this process, which is released if another one is at work.
             kept: which of `sampler` and `pruner` keeps its state.
+
+        Raises:
+            LaunchError: another process works on the study; the claim was released.
         """
         ledger, parts = self.stored.ledger, " and ".join(kept)
         ledger.record_gone()

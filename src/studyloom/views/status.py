@@ -172,8 +172,8 @@ def as_json(status: Status) -> str:
     """Formats a status as JSON, for other programs.
 
     Returns:
-        One line, as assets/schemas/status.json says. Numbers are not rounded; what is missing or
-        not finite is null.
+        One line, as `status` in assets/schemas.json says. Numbers are not rounded; what is missing
+        or not finite is null.
     """
     return json.dumps(finite(status_document(status)), allow_nan=False)
 

@@ -1,4 +1,4 @@
-"""The answer of a study: reading winner.json, and wording its numbers."""
+"""The answer of a study: its files, written, read and moved aside, and its numbers in words."""
 
 import hashlib
 import itertools
@@ -91,6 +91,7 @@ def load_answer(run_dir: Path) -> Mapping[str, Any]:
 
     Raises:
         PredictError: there is none, or it is no JSON object.
+        FileError: it is a link, or too large.
         OSError: it cannot be read.
     """
     try:

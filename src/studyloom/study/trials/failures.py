@@ -46,7 +46,8 @@ class Failure:
     Args:
         kind: the kind of failure, such as DIVERGED.
         reason: for people, as the error says it; mostly one line.
-        details: the end of the traceback; empty unless the kind is ERROR.
+        details: the end of the traceback, or the last lines of a command; empty unless the kind is
+            ERROR.
     """
 
     kind: str

@@ -379,6 +379,7 @@ class EpochReports:
         Raises:
             Stopped: the worker is to stop; the trial is released.
             TimedOut: the trial has taken longer than study.trial_timeout.
+            Paused: the trial has come to a rung, and waits there.
             ClaimLost, TrialPruned, StorageLost: when an earlier report was posted.
         """
         end_if_forked(self._pid)

@@ -1,4 +1,4 @@
-"""The guard in front of optuna-dashboard, as a WSGI application, and the server that runs it.
+"""The guard in front of the pages, as a WSGI application, and the server that runs it.
 
 The guard checks by which name a request addresses this machine, from which page it comes, and
 whether it has the token.

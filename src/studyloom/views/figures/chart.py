@@ -88,7 +88,7 @@ class Mark:
         parts: the coordinates; of points each part is one.
         trials: the number of the trial of each part; None for what is no trial.
         width: of a line, or the diameter of a point, in pixels; of a bar its height, as a share.
-        style: `dotted`, `stepped` or `faint`, or several of them.
+        style: `dotted`, `stepped`, `faint` or `quiet`, or several of them.
     """
 
     name: str

@@ -19,7 +19,7 @@ FILES = ("winner.yaml", "winner.json", "winner.pt", "model_card.md", "best.yaml"
 
 
 def tell_trackers(trackers: Mapping[str, Recalling], plan: Plan) -> None:
-    """Has trackers come up with the database, which takes a minute at most.
+    """Has trackers come up with the database, which takes a minute at most for each of them.
 
     What a worker had not told when it was killed, or while a tracker was away, is told now.
 
