@@ -20,9 +20,10 @@
 Both ways run in turn, as whole processes on the same data. `example` and `tutorial` need
 `STUDYLOOM_DATA`, the folder with `mnist/` and `fashion-mnist/`; `overhead`, `cluster`, `growth`
 and `scale` need the extra `embedded`. `--repeats` is the number of times that each way runs.
-scripts/README.md has the results. `search` trains nothing: it replays each method with 20 seeds (`--repeats`) on recorded
-curves and on the tables that the extra `dev` brings, under the real worker loop in simulated time;
-then what `winner.race`, `study.from=auto` and `study.stop=regret` gain (`--only` for some of it).
+scripts/README.md has the results. `search` trains nothing: it replays each method with 20 seeds
+(`--repeats`) on recorded curves and on the tables that the extra `dev` brings, under the real
+worker loop in simulated time; then what `winner.race`, `study.from=auto` and `study.stop=regret`
+gain (`--only` for some of it).
 """
 
 import argparse

@@ -21,7 +21,7 @@ def add_status(command: argparse.ArgumentParser) -> None:
     command.add_argument("--watch", action="store_true", help=about)
     about = "one JSON object; with --watch a line for each change"
     command.add_argument("--json", action="store_true", help=about)
-    about = "for cron: exit code 1 if it failed, 3 if nobody works on it, 4 if it is stopped or paused"
+    about = "for cron: exit code 1: failed, 3: nobody works on it, 4: stopped or paused"
     command.add_argument("--check", action="store_true", help=about)
 
 
