@@ -61,7 +61,7 @@ class UnfitData(DataError):
 
 
 class FileError(UserError):
-    """A file in a run directory is a link, too large, or no file."""
+    """A file in a run directory is a link, too large, no file, or would lead out of it."""
 
 
 class ScaffoldError(UserError):

@@ -176,6 +176,24 @@ def write_below(folder: Path, name: str | PurePath, content: bytes) -> None:
                 os.unlink(temporary, dir_fd=holder)
 
 
+def make_below(folder: Path, name: str | PurePath) -> Path:
+    """Makes a folder below another one, with those on the way, and follows no link there.
+
+    Args:
+        folder: Whose content may be somebody else's.
+        name: The path of the new one from there; it may be there already.
+
+    Returns:
+        Its path.
+
+    Raises:
+        FileError: A link or something else is on the way, or has the name.
+        OSError: It cannot be made.
+    """
+    with _holder(folder, PurePath(name) / "-", make=True):
+        return folder / name
+
+
 def remove_below(folder: Path, name: str | PurePath) -> None:
     """Removes a file below a folder; follows no link on the way, and removes one at its end.
 
@@ -188,7 +206,7 @@ def remove_below(folder: Path, name: str | PurePath) -> None:
 
 
 @contextmanager
-def _holder(folder: Path, name: PurePath) -> Iterator[tuple[int, str]]:
+def _holder(folder: Path, name: PurePath, make: bool = False) -> Iterator[tuple[int, str]]:
     """Opens the folder that holds a file, one name after the other; yields it and the last name."""
     if name.is_absolute() or not name.parts or ".." in name.parts:
         raise FileError(f"{name}: must be a path below {folder}")
@@ -198,6 +216,9 @@ def _holder(folder: Path, name: PurePath) -> Iterator[tuple[int, str]]:
         for part in name.parts[:-1]:
             path /= part
             try:
+                if make:
+                    with suppress(FileExistsError):
+                        os.mkdir(part, dir_fd=descriptor)
                 flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
                 inner = os.open(part, flags, dir_fd=descriptor)
             except OSError as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from studyloom.errors import FileError
 from studyloom.text import format_duration, mask_passwords, one_line, shorten
 from studyloom.trackers.locks import locked
 from studyloom.trackers.tracker import Answer, Point, Recalling, TrackedStudy, TrackedTrial
@@ -233,15 +234,21 @@ class Feed:
             return self._ended or (end is not None and time.monotonic() > end)
 
         lock, shared = f"{self.name}.lock", not self._alone
-        with locked(self._run_dir, lock, shared=shared, stopping=late) as held:
-            if held or not self._alone:
-                while self._next() and not self._ended:
-                    self._tell_next()
-                    if self._closing and self._tries >= LAST_TRIES:
-                        break
+        try:
+            with locked(self._run_dir, lock, shared=shared, stopping=late) as held:
+                if held or not self._alone:
+                    self._tell_all()
+        except FileError as error:  # the folder of the locks is a link
+            self._failed(error, None)
         with self._changed:
             self._ended = True
             self._changed.notify_all()
+
+    def _tell_all(self) -> None:
+        while self._next() and not self._ended:
+            self._tell_next()
+            if self._closing and self._tries >= LAST_TRIES:
+                break
 
     def _next(self) -> bool:
         """Waits until there is something to tell, and a little longer; False if there is not."""

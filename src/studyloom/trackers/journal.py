@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from studyloom.files import read_below
+from studyloom.trackers.folders import make_folder
 from studyloom.trackers.locks import FOLDER
 from studyloom.trackers.tracker import Answer, Known, Point, TrackedStudy, TrackedTrial, Tracker
 
@@ -75,10 +76,11 @@ class Journal:
 
     def _note(self, study: TrackedStudy, **fields: Any) -> None:
         path = self._path(study)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(study.run_dir, path.parent)
         # A newline first: the line before may be half of one, of a worker that was killed.
         line = "\n" + json.dumps({"study": study.uuid, **fields})
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags |= os.O_NONBLOCK  # a pipe that has the name is an error, and not waited for
         with os.fdopen(os.open(path, flags, 0o644), "ab", buffering=0) as file:
             file.write(line.encode())
 

@@ -1,10 +1,11 @@
 """Locks between the processes of a run that tell a tracker something."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from studyloom import files
+from studyloom.trackers.folders import make_folder
 
 FOLDER = "track"  # below run_dir
 
@@ -21,5 +22,10 @@ def locked(
         name: of the lock.
         shared: whether others may hold it so too.
         stopping: returns whether to wait no longer.
+
+    Raises:
+        FileError: the folder of the locks is a link.
     """
+    with suppress(OSError):  # such as of a disk without room, where it is not held
+        make_folder(run_dir, run_dir / FOLDER)
     return files.locked(run_dir / FOLDER / name, shared=shared, stopping=stopping)

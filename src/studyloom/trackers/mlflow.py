@@ -6,11 +6,12 @@ import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 
 from studyloom.text import one_line, shorten
 from studyloom.trackers.locks import locked
+from studyloom.trackers.mlflow_local import FOLDER, check_store, find_folder, keep
 from studyloom.trackers.mlflow_store import Number, Store, StoredRun, open_store
 from studyloom.trackers.sections import require
 from studyloom.trackers.tracker import Answer, Known, Point, TrackedStudy, TrackedTrial
@@ -94,14 +95,19 @@ class MLflow:
         store = self._connected(answer.study)
         with locked(answer.study.run_dir, "begin.lock"):
             parent = self._parent(answer.study)
+        # Before anything is told: what a store says later is not asked for again.
+        folder = find_folder(self.uri, answer.study.run_dir, store.run(parent).artifacts)
         now = time.time()
         points = [Point(0, name, value, now) for name, value in answer.values.items()]
         winner = "none" if answer.trial is None else str(answer.trial)
         store.log(parent, _numbers(points), tags={WINNER: winner})
         for path in answer.files.values():
-            store.upload(parent, path)
+            if folder is None:
+                store.upload(parent, path)
+            else:
+                keep(answer.study.run_dir, folder, path)
         if self.register and "winner.json" in answer.files:
-            self._register(self.register, parent, answer)
+            self._register(self.register, parent, answer, folder)
         store.update(parent, "FINISHED", int(now * 1000))
         store.log(parent, tags={ANSWER: answer.digest})
 
@@ -136,9 +142,10 @@ class MLflow:
     def _connected(self, study: TrackedStudy) -> Store:
         """Returns the store, once the experiment is there."""
         if self._store is None:
+            check_store(self.uri, study.run_dir)
             store = open_store(self.uri)
             # Without a server the client writes artifacts itself, by default where it was started.
-            folder = (study.run_dir / "mlflow-artifacts").absolute().as_uri()
+            folder = (study.run_dir / FOLDER).absolute().as_uri()
             local = re.match(r"sqlite:|postgresql|mysql", self.uri)
             self._experiment_id = store.experiment(self.experiment, folder if local else None)
             self._store = store
@@ -175,7 +182,7 @@ class MLflow:
             self.begin(trial)
         return self._runs[key]
 
-    def _register(self, name: str, parent: str, answer: Answer) -> None:
+    def _register(self, name: str, parent: str, answer: Answer, folder: PurePath | None) -> None:
         """Registers the winner as a model that `mlflow.pyfunc.load_model` loads."""
         import mlflow
         from mlflow import MlflowClient
@@ -186,16 +193,21 @@ class MLflow:
         # Versions are of answers: a larger budget that finds the same one registers nothing.
         digest = hashlib.sha256(answer.files["winner.json"].read_bytes()).hexdigest()
         folder_name = f"model-{digest[:8]}"
-        with TemporaryDirectory() as folder:
-            data = Path(folder) / "data"
+        with TemporaryDirectory() as made:
+            data = Path(made) / "data"
             data.mkdir()
             for file in ("winner.json", "winner.yaml", "winner.pt", "model_card.md"):
                 if file in answer.files:
                     shutil.copyfile(answer.files[file], data / file)
             model = Model(artifact_path=folder_name, run_id=parent)
             mlflow.pyfunc.add_to_model(model, LOADER, data="data")
-            model.save(str(Path(folder) / "MLmodel"))
-            client.log_artifacts(parent, folder, folder_name)
+            model.save(str(Path(made) / "MLmodel"))
+            if folder is None:
+                client.log_artifacts(parent, made, folder_name)
+            else:
+                for path in filter(Path.is_file, Path(made).rglob("*")):
+                    inner = folder / folder_name / path.parent.relative_to(made)
+                    keep(answer.study.run_dir, inner, path)
         with contextlib.suppress(MlflowException):  # it is there, or the next call says why not
             client.create_registered_model(name)
         source = f"{client.get_run(parent).info.artifact_uri}/{folder_name}"

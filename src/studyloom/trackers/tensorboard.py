@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from studyloom.errors import FileError
+from studyloom.files import read_below, write_below
 from studyloom.text import one_line, printable
+from studyloom.trackers.folders import make_folder, refuse_link
 from studyloom.trackers.sections import require
 from studyloom.trackers.tracker import Answer, Known, Point, TrackedStudy, TrackedTrial
 
@@ -79,7 +81,7 @@ class TensorBoard:
         end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=at)
         told = (_text(STATE, words), at, last)
         self._write(folder, (_scalars(finals), at, last), told, (_hparams(END_INFO, end), at, 0))
-        (folder / ENDED).touch()
+        write_below(folder, ENDED, b"")
 
     def study_end(self, answer: Answer) -> None:
         folder = self._study_folder(answer.study)
@@ -112,16 +114,18 @@ class TensorBoard:
     def _study_folder(self, study: TrackedStudy) -> Path:
         """Returns the folder of a study; that of another one of its name is left alone."""
         for name in (study.name, f"{study.name}-{study.uuid[:8]}"):
-            folder = self.dir / name
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = make_folder(study.run_dir, self.dir / name)
             with contextlib.suppress(FileExistsError), (folder / MARK).open("x") as mark:
                 mark.write(study.uuid)
-            if (folder / MARK).read_text() in (study.uuid, ""):  # "": another worker writes it now
+            # Nothing in it: another worker writes it now.
+            if read_below(folder, MARK, 1000) in (study.uuid.encode(), b""):
                 return folder
         raise FileError(f"{folder}: is of another study")
 
     def _folder(self, trial: TrackedTrial) -> Path:
-        return self._study_folder(trial.study) / f"trial-{trial.number}"
+        folder = self._study_folder(trial.study) / f"trial-{trial.number}"
+        refuse_link(folder)
+        return folder
 
     def _write(self, folder: Path, *events: tuple[Any, float, int]) -> None:
         """Adds events, which are a summary, its time and its step, to a file of this process."""
@@ -154,11 +158,16 @@ def _read(folder: Path) -> tuple[set[tuple[int, str]], set[str]]:
 
 
 def _events(folder: Path) -> Iterator[Any]:
-    """Yields the events in the files of a folder; half an event at the end of one is left out."""
+    """Yields the events in the files of a folder; half an event at the end of one is left out.
+
+    A link is none of our files, and a pipe would be waited for.
+    """
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
 
     for path in sorted(folder.glob("events.out.tfevents.*")):
+        if path.is_symlink() or not path.is_file():
+            continue
         for record in RawEventFileLoader(str(path)).Load():
             yield Event.FromString(record)
 

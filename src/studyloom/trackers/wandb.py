@@ -15,8 +15,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from studyloom.files import write_whole
+from studyloom.errors import FileError
+from studyloom.files import read_below, write_whole
 from studyloom.text import one_line
+from studyloom.trackers.folders import make_folder
 from studyloom.trackers.sections import require
 from studyloom.trackers.tracker import Answer, Known, Point, TrackedStudy, TrackedTrial
 
@@ -90,6 +92,7 @@ class WandB:
         self._mark(run.id, answer.digest)
 
     def known(self, trial: TrackedTrial) -> Known:
+        self._make_folders(trial.study)
         run_id = _id(trial)
         if (left := self._runs.get(run_id)) is not None:  # a call has failed
             try:
@@ -110,14 +113,27 @@ class WandB:
         return Known(frozenset(points), ended=self._mark_of(run_id).exists())
 
     def ended(self, study: TrackedStudy) -> set[int]:
+        self._make_folders(study)
         marks = self._mark_of(study.uuid).parent.glob(f"{study.uuid}-*")
         numbers = (mark.name.rpartition("-")[2] for mark in marks)
         return {int(number) for number in numbers if number.isdecimal()}
 
     def answered(self, study: TrackedStudy) -> str | None:
+        self._make_folders(study)
+        mark = self._mark_of(f"{study.uuid}-study")
         with suppress(FileNotFoundError):
-            return self._mark_of(f"{study.uuid}-study").read_text()
+            return read_below(mark.parent, mark.name, 1000).decode()
         return None
+
+    def _make_folders(self, study: TrackedStudy) -> None:
+        """Makes the folders of the runs and of the marks, neither of which may be a link."""
+        for name in ("wandb", MARKS):
+            make_folder(study.run_dir, self.dir / name)
+        if (other := self.dir / ".wandb").exists():
+            raise FileError(
+                f"{other}: must not be there, since W&B would write its runs into it, and not into "
+                f"{self.dir / 'wandb'}; remove it, or give track.wandb.dir another folder"
+            )
 
     def _run_of(self, trial: TrackedTrial) -> Any:
         if _id(trial) not in self._runs:
@@ -128,7 +144,7 @@ class WandB:
         import wandb
 
         logging.getLogger("wandb").setLevel(logging.ERROR)
-        self.dir.mkdir(parents=True, exist_ok=True)
+        self._make_folders(study)
         # Only what a tracker is told: no figures of the machine, no code, nothing that is printed.
         settings = wandb.Settings(
             console="off",
@@ -184,7 +200,8 @@ class WandB:
             time.sleep(SETTLED)
 
     def _paths(self, run_id: str) -> list[Path]:
-        return sorted((self.dir / "wandb").glob(f"*run-*-{run_id}/run-{run_id}.wandb"))
+        found = (self.dir / "wandb").glob(f"*run-*-{run_id}/run-{run_id}.wandb")
+        return sorted(p for p in found if not p.parent.is_symlink() and not p.is_symlink())
 
     def _records(self, run_id: str) -> Iterator[Any]:
         for path in self._paths(run_id):
@@ -194,7 +211,6 @@ class WandB:
         return self.dir / MARKS / run_id
 
     def _mark(self, run_id: str, content: str) -> None:
-        self._mark_of(run_id).parent.mkdir(exist_ok=True)
         write_whole(self._mark_of(run_id), content)
 
 
@@ -203,10 +219,13 @@ def read_records(path: Path) -> Iterator[Any]:
 
     Args:
         path: such as wandb/offline-run-20260101_120000-ID/run-ID.wandb.
+
+    Raises:
+        FileError: it is a link, no regular file, or larger than a file of a run may be.
     """
     from wandb.proto.wandb_internal_pb2 import Record
 
-    content, position, record = path.read_bytes(), 0, b""
+    content, position, record = read_below(path.parent, path.name), 0, b""
     if content[:4] == MAGIC:
         position = 7
     while position + 7 <= len(content):

@@ -1,6 +1,7 @@
 """What trackers are told of a stored study: its trials, as they are in the database."""
 
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -10,6 +11,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from studyloom.errors import StorageError
 from studyloom.metrics import COSTS
 from studyloom.question.objective import Step
 from studyloom.storage.attributes import (
@@ -24,7 +26,7 @@ from studyloom.storage.attributes import (
 )
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trials.failures import outcome
-from studyloom.text import mask_passwords
+from studyloom.text import mask_passwords, shorten
 from studyloom.trackers import Ending, Feed, Point, Recalling, TrackedStudy, TrackedTrial
 
 FLUSH = 2.0  # seconds that a worker which is asked to stop waits for its trackers
@@ -128,9 +130,19 @@ def close(feeds: Sequence[Feed]) -> None:
 
 
 def tracked_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
-    """Returns what trackers are told of a study."""
+    """Returns what trackers are told of a study.
+
+    Raises:
+        StorageError: its uuid is none, which would name files and be put into queries.
+    """
     goals = {goal.name: goal.direction for goal in stored.goals}
     uuid = str(stored.optuna.user_attrs.get(UUID, ""))
+    if not re.fullmatch("[0-9a-f]{32}", uuid):
+        raise StorageError(
+            f"the study {stored.name!r}: its attribute {UUID!r} in the database must be 32 "
+            f"hexadecimal digits, not {shorten(uuid, 80)!r}; studyloom did not write that; run it "
+            "without trackers (track=[]), or ask its question anew in another run_dir"
+        )
     return TrackedStudy(stored.name, uuid, goals, run_dir.absolute())
 
 

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from studyloom.errors import FileError
+from studyloom.files import digest_below, size_below
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.trials.failures import outcome
 from studyloom.study.trials.tracking import close, endings, tracked_study
@@ -16,6 +19,8 @@ from studyloom.winner.stages import Plan
 
 # The files of an answer that a tracker may want, in the order in which they are shown.
 FILES = ("winner.yaml", "winner.json", "winner.pt", "model_card.md", "best.yaml", "report.html")
+
+log = logging.getLogger(__name__)
 
 
 def tell_trackers(trackers: Mapping[str, Recalling], plan: Plan) -> None:
@@ -64,10 +69,11 @@ def find_answer(stored: StoredStudy, study: TrackedStudy) -> Answer:
     for goal, value in zip(stored.goals, (trial and trial.values) or (), strict=False):
         values[f"search.{goal.name}"] = value
     values |= found
-    paths = {name: study.run_dir / name for name in names}
-    paths = {name: path for name, path in paths.items() if path.is_file()}
+    paths = {name: study.run_dir / name for name in names if _is_there(study.run_dir, name)}
     params = {} if trial is None else dict(trial.params)
-    said = json.dumps([number, params, values, _digests(paths)], sort_keys=True, default=str)
+    said = json.dumps(
+        [number, params, values, _digests(study.run_dir, paths)], sort_keys=True, default=str
+    )
     digest = hashlib.sha256(said.encode()).hexdigest()
     return Answer(study, number, params, values, paths, digest)
 
@@ -83,10 +89,18 @@ def _values(written: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
-def _digests(paths: Mapping[str, Path]) -> dict[str, str]:
+def _is_there(run_dir: Path, name: str) -> bool:
+    """Whether a file is there; a link, which may lead to any file of the user's, is none."""
+    try:
+        size_below(run_dir, name)
+    except FileNotFoundError:
+        return False
+    except FileError as error:
+        log.warning("track: %s is left out: %s", name, error)
+        return False
+    return True
+
+
+def _digests(run_dir: Path, names: Iterable[str]) -> dict[str, str]:
     """Returns the digests of the files of an answer; a report is made anew from the same."""
-    return {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for name, path in paths.items()
-        if name != "report.html"
-    }
+    return {name: digest_below(run_dir, name) for name in names if name != "report.html"}
