@@ -193,6 +193,9 @@ COVERED = {
     "studyloom schema event": (
         "tests/test_programs.py::test_new_and_shell_commands_print_json_too"
     ),
+    "studyloom completion bash": (
+        "tests/test_programs.py::test_new_and_shell_commands_print_json_too"
+    ),
     "studyloom doctor --repair runs/mnist": (
         f"{CLUSTERS}records.py::test_doctor_shows_what_it_would_mend_and_mends_it"
     ),
