@@ -7,9 +7,11 @@ import os
 import pickle
 import random
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zipfile
 from io import BytesIO
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import torch
 
 from studyloom.processes import host_id
 from studyloom.training import checkpoint as module
-from studyloom.training.checkpoint import Checkpoint, _header
+from studyloom.training.checkpoint import Checkpoint, _header, load_weights
 
 
 def state(number: int) -> dict:
@@ -266,6 +268,71 @@ def test_what_has_no_identity_or_no_state_is_foreign(two, caplog, content):
     payload = payload_of(content, "zip")
     two.path.write_bytes(_header(payload) + b"\n" + payload)
     is_refused(two, caplog, f"is foreign: it does not belong to {two.identity}")
+
+
+# Files that hold more than they have bytes
+
+
+def rezipped(content: bytes, compression: int) -> bytes:
+    file = BytesIO()
+    with zipfile.ZipFile(BytesIO(content)) as old, zipfile.ZipFile(file, "w", compression) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return file.getvalue()
+
+
+def overlapping(content: bytes) -> bytes:
+    """Has a hundred further entries of an archive say that they are where a tensor of it is."""
+    start, end = content.index(b"PK\1\2"), content.index(b"PK\6\6")
+    entries = [b"PK\1\2" + rest for rest in content[start:end].split(b"PK\1\2")[1:]]
+    entries += 100 * [entry for entry in entries if b"/data/0" in entry]
+    directory, count = b"".join(entries), len(entries)
+    last = struct.pack("<4s4xHHIIH", b"PK\5\6", count, count, len(directory), start, 0)
+    return content[:start] + directory + last
+
+
+def with_second_directory(content: bytes) -> bytes:
+    """Hides a compressed archive behind a plain one, for readers that take the first directory."""
+    return rezipped(content, zipfile.ZIP_DEFLATED) + content
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda content: rezipped(content, zipfile.ZIP_DEFLATED), "is compressed"),
+        (lambda content: rezipped(content, zipfile.ZIP_LZMA), "is compressed"),
+        (overlapping, "its entries say that they hold"),
+        (with_second_directory, "or no archive as torch.save writes it"),
+        (lambda content: content + bytes(100), "or no archive as torch.save writes it"),
+        (lambda content: content[:-1], "or no archive as torch.save writes it"),
+        (lambda content: content[:50], "or no archive as torch.save writes it"),
+        (lambda content: content[:5], "or no archive as torch.save writes it"),
+    ],
+)
+def test_a_file_takes_no_more_memory_than_it_has_bytes(two, caplog, monkeypatch, change, words):
+    content = change(payload_of({"identity": two.identity, "state": state(3)}, "zip"))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    path = two.path.with_name("weights.pt")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"weights\.pt: cannot be read as weights: .*{words}"):
+        load_weights(path)
+    monkeypatch.undo()
+    two.path.write_bytes(_header(content) + b"\n" + content)
+    assert number_of(two.load()) == 1
+    (line,) = lines(caplog)
+    assert words in line
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "stored"])
+@pytest.mark.parametrize("count", [0, 1, 3000])
+def test_what_torch_save_writes_is_read_in_all_its_forms(tmp_path, kind, count):
+    weights = {f"{number}.weight": torch.full((2, 3), number) for number in range(count)}
+    content = payload_of(weights, "legacy" if kind == "legacy" else "zip")
+    path = tmp_path / "weights.pt"
+    path.write_bytes(rezipped(content, zipfile.ZIP_STORED) if kind == "stored" else content)
+    loaded = load_weights(path)
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
 
 
 # Errors while saving

@@ -378,6 +378,15 @@ def test_a_hostile_member_is_named_and_nothing_of_it_is_called(folder, model):
     assert not canary.exists()
 
 
+def test_a_member_takes_no_more_memory_than_the_file_of_the_committee_allows(folder):
+    run_dir, _ = folder
+    members = json.loads((run_dir / "winner.json").read_text())["committee"]["members"]
+    model = {"_target_": "studyloom.models.MLP", "hidden": [200_000, 200_000]}  # 160 GB
+    change(run_dir, members=[members[0], members[1] | {"model": model}])
+    with pytest.raises(PredictError, match=r"winner\.json: committee takes more than 64 MiB"):
+        load_network(run_dir, committee=True)
+
+
 class Touch:
     """A pickle that makes a file where it is read as code."""
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 from sounds import hostile_wavs, sweep, wav
 
@@ -20,6 +21,7 @@ from studyloom.data.idx import ASSET, Embedded
 from studyloom.data.transform import InputRange
 from studyloom.errors import ConfigError, PredictError
 from studyloom.models import MLP
+from studyloom.question.jobs import build_network
 from studyloom.text import format_value
 from studyloom.training.checkpoint import save_weights
 from studyloom.winner.prediction.inputs import read_inputs
@@ -149,6 +151,105 @@ def test_weights_of_another_network_or_none_are_named(run_dir, tmp_path):
     with pytest.raises(PredictError, match=r"winner\.pt.*cannot be read as weights"):
         load_network(run_dir)
     shutil.rmtree(run_dir)
+
+
+# Networks that are larger than their weights
+
+LARGE = {"_target_": "torch.nn.Linear", "in_features": 200_000, "out_features": 200_000}  # 160 GB
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        LARGE,
+        LARGE | {"device": "cpu"},
+        {"_target_": "torch.nn.Sequential", "_args_": [LARGE]},
+        {"_target_": "torch.nn.Identity", "forgotten": LARGE},
+        {"_target_": "studyloom.models.MLP", "hidden": [200_000, 200_000]},
+        {"_target_": "torch.nn.LSTM", "input_size": 1, "hidden_size": 1, "num_layers": 10**9},
+        {
+            "_target_": "torch.nn.functional.pad",
+            "input": {"_target_": "torch.nn.Parameter"},
+            "pad": [0, 4 * 10**10],
+        },
+    ],
+)
+def test_a_foreign_winner_yaml_takes_no_more_memory_than_its_weights_file_allows(run_dir, model):
+    (run_dir / "winner.yaml").write_text(yaml.safe_dump({"model": model}))
+    with pytest.raises(PredictError, match=r"winner\.yaml: model takes more than 64 MiB of memory"):
+        load_network(run_dir)
+
+
+def test_weights_that_are_small_in_their_file_do_not_make_a_large_network(run_dir):
+    lazy = {"_target_": "torch.nn.LazyLinear", "out_features": 200_000}
+    (run_dir / "winner.yaml").write_text(yaml.safe_dump({"model": lazy}))
+    one = torch.zeros(1)
+    weights = {"weight": one.expand(200_000, 200_000), "bias": one.expand(200_000)}
+    save_weights(run_dir / "winner.pt", weights)
+    with pytest.raises(PredictError, match=r"model takes more than 64 MiB.*winner\.pt has"):
+        load_network(run_dir)
+
+
+def test_a_network_that_cannot_be_built_is_named(run_dir):
+    (run_dir / "winner.yaml").write_text(yaml.safe_dump({"model": LARGE | {"in_features": -1}}))
+    with pytest.raises(PredictError, match=r"winner\.yaml: model cannot be built: RuntimeError"):
+        load_network(run_dir)
+
+
+KINDS = [
+    {"_target_": "studyloom.models.MLP", "init": "kaiming", "standardise": True},
+    {"_target_": "studyloom.models.CNN", "norm": "batch", "init": "xavier"},
+    {"_target_": "studyloom.models.Recurrent", "cell": "lstm", "standardise": True},
+    {"_target_": "studyloom.models.Recurrent", "cell": "gru", "layers": 2},
+    {"_target_": "studyloom.models.Transformer"},
+    {
+        "_target_": "torch.nn.Sequential",
+        "_args_": [
+            {"_target_": "torch.nn.BatchNorm2d", "num_features": 1},
+            {"_target_": "torch.nn.Flatten"},
+            {"_target_": "torch.nn.LazyLinear", "out_features": 10},
+        ],
+    },
+]
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+@pytest.mark.parametrize("model", KINDS, ids=lambda model: model["_target_"])
+def test_networks_of_all_kinds_get_the_weights_of_the_file_and_memory_for_them(
+    run_dir, model, half
+):
+    network = build_network(OmegaConf.create(model), (1, 28, 28), 10)
+    network.train()(torch.randn(4, 1, 28, 28))  # what is lazy is made, and buffers change
+    state = {k: v.half() if half else v for k, v in network.state_dict().items()}
+    save_weights(run_dir / "winner.pt", state)
+    (run_dir / "winner.yaml").write_text(yaml.safe_dump({"model": model}))
+    loaded = load_network(run_dir).model
+    assert {tensor.device.type for tensor in loaded.state_dict().values()} == {"cpu"}
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, state[name].to(tensor.dtype)), name
+
+
+class Demanding(torch.nn.Module):
+    """A network that looks at its numbers when it is built, and has more than it saves."""
+
+    def __init__(self, shape, outputs):
+        super().__init__()
+        self.first = torch.nn.Linear(math.prod(shape), outputs)
+        self.tied = self.first
+        self.scale = float(torch.linspace(0, 1, outputs)[-1])
+        self.register_buffer("mask", torch.zeros(5000, 5000), persistent=False)
+
+    def forward(self, inputs):
+        return self.scale * self.tied(inputs.flatten(1))
+
+
+def test_a_network_of_the_user_s_own_may_be_what_pytorch_cannot_build_without_memory(run_dir):
+    network = Demanding((1, 28, 28), 10)
+    save_weights(run_dir / "winner.pt", network.state_dict())
+    (run_dir / "winner.yaml").write_text(f"model: {{_target_: {__name__}.Demanding}}\n")
+    inputs = torch.randn(2, 1, 28, 28)
+    loaded = load_network(run_dir, [__name__])
+    torch.testing.assert_close(loaded(inputs), network(inputs).softmax(1))
 
 
 # Tables and arrays
@@ -498,6 +599,7 @@ def test_a_picture_of_whole_numbers_is_black_where_all_are_near_0(reader, tmp_pa
         ({"_target_": "os.system", "command": "touch CANARY"}, "not among the code"),
         ({"_target_": "studyloom.data.Loaded", "load": 1, "validation": 2}, "is no function"),
         ("os.system", "must have a _target_"),
+        (LARGE, r"winner\.json: data\.transform takes more than 64 MiB of memory"),
     ],
 )
 def test_a_hostile_transform_is_refused_and_not_called(reader, tmp_path, transform, words):

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import re
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -21,6 +22,11 @@ from studyloom.files import is_abandoned, sync_folder, temporary_name, write_wit
 
 FORMAT = 1
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
+# The end of an archive, and its entries in the central directory: the fields that say how large
+# what they hold is. PKWARE's APPNOTE 6.3.10, 4.3.12 to 4.3.16.
+ZIP_END, ZIP64_LOCATOR, ZIP64_END, ZIP_ENTRY = (
+    struct.Struct("<" + fields) for fields in ("4s6xHIIH", "4s4xQ4x", "4s28xQQQ", "4s6xH8xIIHHH12x")
+)
 log = logging.getLogger(__name__)
 
 
@@ -105,9 +111,7 @@ class Checkpoint:
     def is_foreign(self) -> bool:
         """Whether the newest file can be read and belongs to something else."""
         try:
-            content = torch.load(
-                io.BytesIO(self.path.read_bytes().partition(b"\n")[2]), weights_only=True
-            )
+            content = _unpack(io.BytesIO(self.path.read_bytes().partition(b"\n")[2]))
         except Exception:  # there is none, or it is damaged
             return False
         return not isinstance(content, dict) or content.get("identity") != self.identity
@@ -139,7 +143,9 @@ class Checkpoint:
                 raise ValueError(f"has format {int(number[1])} and not {FORMAT}")
             raise ValueError("is damaged: its content is another than was saved")
         try:
-            content = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+            content = _unpack(io.BytesIO(payload))
+        except Inflated as error:
+            raise ValueError(f"cannot be read: {error}") from None
         # torch's own message advises to do without weights_only.
         except Exception as error:
             raise ValueError(
@@ -262,9 +268,12 @@ def load_weights(path: Path) -> dict[str, Any]:
         ValueError: it holds something else; the message names it.
     """
     try:
-        weights = torch.load(path, weights_only=True, map_location="cpu")
+        with open(path, "rb") as file:
+            weights = _unpack(file)
     except OSError:
         raise
+    except Inflated as error:
+        raise ValueError(f"{path}: cannot be read as weights: {error}") from None
     # torch's own message advises to do without weights_only.
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as weights ({type(error).__name__})") from error
@@ -273,6 +282,71 @@ def load_weights(path: Path) -> dict[str, Any]:
     ):
         raise ValueError(f"{path}: must hold weights, a dict of tensors; got something else")
     return weights
+
+
+class Inflated(ValueError):
+    """A file says that it holds more than it has; the message says how."""
+
+
+def _unpack(file: IO[bytes]) -> Any:
+    """Reads what torch.save has written, on the CPU, and executes nothing.
+
+    Raises:
+        Inflated: it would take more memory than the file has bytes.
+        Exception: whatever torch raises for what is damaged or would have to be executed.
+    """
+    if file.read(4) == b"PK\3\4":  # torch takes any other file for one of before version 1.6
+        _check_archive(file)
+    file.seek(0)
+    return torch.load(file, weights_only=True, map_location="cpu")
+
+
+def _check_archive(file: IO[bytes]) -> None:
+    """Checks that all entries of an archive fit into it side by side, as torch.save writes them.
+
+    We read the directory ourselves, and only where torch.save puts it: at the very end. The reader
+    of torch and `zipfile` look for it in other places too, and not in the same ones, so that one
+    can be shown another directory than the other. 200 MB of zeros deflate to 195 KB.
+
+    Raises:
+        Inflated: they do not.
+    """
+    refused = Inflated("it is damaged, or no archive as torch.save writes it; copy it anew")
+    size = file.seek(0, os.SEEK_END)
+    whole, end = 0, max(0, size - ZIP_END.size)
+    try:
+        file.seek(end)
+        mark, count, length, start, comment = ZIP_END.unpack(file.read(ZIP_END.size))
+        file.seek(max(0, end - ZIP64_LOCATOR.size))
+        if (locator := ZIP64_LOCATOR.unpack(file.read(ZIP64_LOCATOR.size)))[0] == b"PK\6\7":
+            end = max(0, end - ZIP64_LOCATOR.size - ZIP64_END.size)
+            file.seek(end)
+            wide, count, length, start = ZIP64_END.unpack(file.read(ZIP64_END.size))
+            if (wide, locator[1]) != (b"PK\6\6", end):
+                raise refused
+        if (mark, start + length, comment) != (b"PK\5\6", end, 0):
+            raise refused
+        file.seek(start)
+        for _ in range(count):
+            entry = ZIP_ENTRY.unpack(file.read(ZIP_ENTRY.size))
+            mark, method, packed, unpacked, *lengths = entry
+            name = file.read(lengths[0]).decode(errors="replace")
+            file.seek(sum(lengths[1:]), os.SEEK_CUR)
+            if mark != b"PK\1\2" or file.tell() > end:
+                raise refused
+            if method:
+                raise Inflated(
+                    f"its entry {name!r} is compressed, and may hold far more than the file; "
+                    "torch.save compresses nothing, so save its content with torch.save"
+                )
+            whole += max(packed, unpacked)  # 2³² − 1 for all that are larger
+    except (struct.error, OverflowError):
+        raise refused from None
+    if whole > size:
+        raise Inflated(
+            f"its entries say that they hold {whole} bytes, and the file has {size}; save its "
+            "content with torch.save"
+        )
 
 
 def _header(payload: bytes) -> bytes:

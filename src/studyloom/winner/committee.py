@@ -33,7 +33,6 @@ from studyloom.errors import PredictError
 from studyloom.files import open_below
 from studyloom.metrics import Metric
 from studyloom.question.costs import measure_costs
-from studyloom.question.jobs import build_network
 from studyloom.study.job import REEVALUATION, RETRAINING
 from studyloom.training.batches import batch_dtype
 from studyloom.training.checkpoint import load_weights, pack_weights
@@ -41,6 +40,7 @@ from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
 from studyloom.winner.answer import COMMITTEE, check_whole
 from studyloom.winner.candidates import CandidateTrainings
+from studyloom.winner.loading import load_into
 from studyloom.winner.statistics import AVERAGES, Average, summarise
 
 if TYPE_CHECKING:
@@ -420,13 +420,14 @@ def load_committee(
     trust.check_targets({"committee": {"members": models}}, trusted)
     check_whole(run_dir, answer, COMMITTEE)
     os.close(open_below(run_dir, COMMITTEE))
-    networks = [build_network(OmegaConf.create(model), shape, outputs) for model in models]
+    path = run_dir / COMMITTEE
     try:
-        states = load_weights(run_dir / COMMITTEE)
-        for position, network in enumerate(networks):
-            network.load_state_dict(states[str(position)])
-    except (RuntimeError, ValueError, LookupError, TypeError) as error:
-        words = f"{run_dir / COMMITTEE}: {' '.join(str(error).split())[:300]}"
-        raise PredictError(words) from None
+        kept = load_weights(path)
+        states = [kept[str(position)] for position in range(len(models))]
+    except (ValueError, LookupError) as error:
+        raise PredictError(f"{path}: {' '.join(str(error).split())[:300]}") from None
+    origin = f"{run_dir / 'winner.json'}: committee"
+    sections = [OmegaConf.create(model) for model in models]
+    networks = load_into(sections, states, (shape, outputs), origin, path)
     check_whole(run_dir, answer, COMMITTEE)  # it may have been replaced
     return assemble(entry, networks)

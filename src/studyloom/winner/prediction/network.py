@@ -12,16 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from studyloom.config import trust
-from studyloom.config.build import build
 from studyloom.data.transform import InputRange, Picture, Reader, Transform, is_picture
 from studyloom.errors import PredictError
 from studyloom.files import open_below
-from studyloom.question.jobs import build_network
 from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
 from studyloom.winner.answer import check_whole, is_of_loop, load_answer, unusable
 from studyloom.winner.committee import DTYPES, load_committee
+from studyloom.winner.loading import build_light, load_into
 from studyloom.winner.prediction import files
 
 # The sources of ours, whose winners of before this was stored have it in their classes.
@@ -152,16 +151,15 @@ def _load_model(
 ) -> nn.Module:
     check_whole(run_dir, answer, "winner.pt")
     os.close(open_below(run_dir, "winner.pt"))
-    section = config.get("model")
+    path, section = run_dir / "winner.pt", config.get("model")
     if not isinstance(section, DictConfig):
         raise PredictError(f"{run_dir / 'winner.yaml'}: must have a section model")
-    model: nn.Module = build_network(section, shape, outputs)
     try:
-        model.load_state_dict(load_weights(run_dir / "winner.pt"))
-    except (RuntimeError, ValueError) as error:
-        raise PredictError(
-            f"{run_dir / 'winner.pt'}: {' '.join(str(error).split())[:300]}"
-        ) from None
+        weights = load_weights(path)
+    except ValueError as error:
+        raise PredictError(str(error)) from None
+    origin = f"{run_dir / 'winner.yaml'}: model"
+    (model,) = load_into([section], [weights], (shape, outputs), origin, path)
     check_whole(run_dir, answer, "winner.pt")  # it may have been replaced
     return model
 
@@ -171,7 +169,10 @@ def _transform_of_before(config: DictConfig) -> Any:
     section = config.get("data")
     if not isinstance(section, DictConfig) or section.get("_target_") not in SOURCES:
         return None
-    return {"_target_": "studyloom.data.Picture", **asdict(build(section).transform)}
+    return {
+        "_target_": "studyloom.data.Picture",
+        **asdict(build_light(section, "winner.yaml: data").transform),
+    }
 
 
 def _assume(mean: float, std: float, seen: InputRange | None) -> tuple[Picture | None, str]:
@@ -202,7 +203,8 @@ def build_transform(stored: Any, trusted: Sequence[str]) -> Transform | None:
         raise PredictError("winner.json: data.transform must have a _target_")
     whole = {"data": {"transform": stored}}
     trust.check_targets(whole, trusted)
-    transform = build(OmegaConf.create(whole).data.transform)
+    section = OmegaConf.create(whole).data.transform
+    transform = build_light(section, "winner.json: data.transform")
     if not callable(transform):
         raise PredictError(f"winner.json: data.transform={stored['_target_']} is no function")
     return transform  # type: ignore[no-any-return]
