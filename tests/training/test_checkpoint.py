@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections import OrderedDict
 from io import BytesIO
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch
 
 from studyloom.processes import host_id
 from studyloom.training import checkpoint as module
-from studyloom.training.checkpoint import Checkpoint, _header, load_weights
+from studyloom.training.checkpoint import Checkpoint, _header, load_weights, snapshot
 
 
 def state(number: int) -> dict:
@@ -70,6 +71,21 @@ def test_what_was_saved_last_is_loaded(checkpoint, caplog):
         assert loaded["said"] == [[1, 0.5, None, "x"]]
     assert names_in(checkpoint.path.parent) == BOTH
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(b"", b"ab", "", "ü", True, None, -5, 10**40, float("inf"), 1 + 2j, [], (), (1,), set()),
+        *({1, 2}, {}, {b"": b""}, OrderedDict(a=1), torch.Size([]), torch.float32),
+        torch.device("cuda:1"),
+    ],
+    ids=repr,
+)
+def test_whatever_a_state_may_hold_is_read_back(checkpoint, value):
+    checkpoint.save({"value": snapshot(value, "it")})
+    read = checkpoint.load()["value"]
+    assert (type(read), read) == (type(value), value)
 
 
 def test_absent_is_none_without_a_line(checkpoint, caplog):

@@ -298,7 +298,13 @@ def _unpack(file: IO[bytes]) -> Any:
     if file.read(4) == b"PK\3\4":  # torch takes any other file for one of before version 1.6
         _check_archive(file)
     file.seek(0)
+    # pickle writes b"" as a call of bytes, which is not among what torch allows.
+    torch.serialization.add_safe_globals([(_no_bytes, "builtins.bytes")])
     return torch.load(file, weights_only=True, map_location="cpu")
+
+
+def _no_bytes() -> bytes:  # of no length that a file could say
+    return b""
 
 
 def _check_archive(file: IO[bytes]) -> None:
