@@ -24,6 +24,7 @@ from studyloom.models import MLP
 from studyloom.question.jobs import build_network
 from studyloom.text import format_value
 from studyloom.training.checkpoint import save_weights
+from studyloom.winner import loading
 from studyloom.winner.prediction.inputs import read_inputs
 from studyloom.winner.prediction.network import Network, load_network
 from studyloom.winner.prediction.predict import predict
@@ -166,7 +167,6 @@ LARGE = {"_target_": "torch.nn.Linear", "in_features": 200_000, "out_features": 
         {"_target_": "torch.nn.Sequential", "_args_": [LARGE]},
         {"_target_": "torch.nn.Identity", "forgotten": LARGE},
         {"_target_": "studyloom.models.MLP", "hidden": [200_000, 200_000]},
-        {"_target_": "torch.nn.LSTM", "input_size": 1, "hidden_size": 1, "num_layers": 10**9},
         {
             "_target_": "torch.nn.functional.pad",
             "input": {"_target_": "torch.nn.Parameter"},
@@ -177,6 +177,16 @@ LARGE = {"_target_": "torch.nn.Linear", "in_features": 200_000, "out_features": 
 def test_a_foreign_winner_yaml_takes_no_more_memory_than_its_weights_file_allows(run_dir, model):
     (run_dir / "winner.yaml").write_text(yaml.safe_dump({"model": model}))
     with pytest.raises(PredictError, match=r"winner\.yaml: model takes more than 64 MiB of memory"):
+        load_network(run_dir)
+
+
+def test_a_billion_small_layers_are_too_large_too(run_dir, monkeypatch):
+    monkeypatch.setattr(loading, "SPARE", 2**20)  # they end sooner
+    lstm = {"_target_": "torch.nn.LSTM", "input_size": 1, "hidden_size": 1, "num_layers": 10**9}
+    (run_dir / "winner.yaml").write_text(yaml.safe_dump({"model": lstm}))
+    with pytest.raises(
+        PredictError, match=r"winner\.yaml: model takes more than \d+ MiB of memory"
+    ):
         load_network(run_dir)
 
 
