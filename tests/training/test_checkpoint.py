@@ -541,7 +541,9 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_reported_as_saved(tmp_path,
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as savers:
-        for round_ in range(40):
+        for round_ in range(400):
+            if round_ >= 40 and left:
+                break
             print(following, file=savers.stdin, flush=True)
             pid = int(savers.stdout.readline())
             reported = [int(savers.stdout.readline()) for _ in range(round_ % 4)]

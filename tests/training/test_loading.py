@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
+from multiprocessing import current_process
 
 import numpy as np
 import pytest
@@ -126,6 +127,23 @@ def test_an_epoch_is_evaluated_by_the_processes_that_loaded_it(loading, kinds):
         seen += trained
     batches.close()
     assert len({*seen}) == kinds
+
+
+class Sending(Drawn):
+    """Says whether the process that loads an item has been given a folder for its sockets."""
+
+    def __getitem__(self, index):
+        return torch.tensor([float("tempdir" in current_process()._config)]), 0
+
+
+def test_no_process_that_loads_removes_the_folder_of_its_sockets(monkeypatch):
+    """One of its threads may be making a socket there, to send a batch, while it ends."""
+    monkeypatch.delitem(current_process()._config, "tempdir", raising=False)  # of another test
+    batches = make_batches(toy_job(), drawn(train=Sending(), evaluate=None, **WORKERS))
+    said = {float(given) for _, step in batches.steps() for batch, _ in step for given in batch[0]}
+    batches.close()
+    assert said == {1.0}
+    assert os.path.isdir(current_process()._config["tempdir"])
 
 
 @pytest.mark.parametrize("loading", [{}, WORKERS])

@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.util import get_temp_dir
 from typing import Any
 
 import torch
@@ -173,6 +174,9 @@ class Loader:
         with signals_deferred(), warnings.catch_warnings():
             # Python 3.12 warns of forks beside threads. PyTorch's children use one thread.
             warnings.simplefilter("ignore", DeprecationWarning)
+            # Where processes send batches from, and this one removes at its end. Else each makes
+            # a folder, and fails to remove it where one of its threads makes a socket meanwhile.
+            get_temp_dir()
             if self._loader is None:
                 self._loader = self._make_loader()
             self._running = iter(self._loader)
