@@ -144,7 +144,7 @@ class Checkpoint:
             raise ValueError("is damaged: its content is another than was saved")
         try:
             content = _unpack(io.BytesIO(payload))
-        except Inflated as error:
+        except _Inflated as error:
             raise ValueError(f"cannot be read: {error}") from None
         # torch's own message advises to do without weights_only.
         except Exception as error:
@@ -272,7 +272,7 @@ def load_weights(path: Path) -> dict[str, Any]:
             weights = _unpack(file)
     except OSError:
         raise
-    except Inflated as error:
+    except _Inflated as error:
         raise ValueError(f"{path}: cannot be read as weights: {error}") from None
     # torch's own message advises to do without weights_only.
     except Exception as error:
@@ -284,7 +284,7 @@ def load_weights(path: Path) -> dict[str, Any]:
     return weights
 
 
-class Inflated(ValueError):
+class _Inflated(ValueError):
     """A file says that it holds more than it has; the message says how."""
 
 
@@ -292,7 +292,7 @@ def _unpack(file: IO[bytes]) -> Any:
     """Reads what torch.save has written, on the CPU, and executes nothing.
 
     Raises:
-        Inflated: it would take more memory than the file has bytes.
+        _Inflated: it would take more memory than the file has bytes.
         Exception: whatever torch raises for what is damaged or would have to be executed.
     """
     if file.read(4) == b"PK\3\4":  # torch takes any other file for one of before version 1.6
@@ -315,9 +315,9 @@ def _check_archive(file: IO[bytes]) -> None:
     can be shown another directory than the other. 200 MB of zeros deflate to 195 KB.
 
     Raises:
-        Inflated: they do not.
+        _Inflated: they do not.
     """
-    refused = Inflated("it is damaged, or no archive as torch.save writes it; copy it anew")
+    refused = _Inflated("it is damaged, or no archive as torch.save writes it; copy it anew")
     size = file.seek(0, os.SEEK_END)
     whole, end = 0, max(0, size - ZIP_END.size)
     try:
@@ -341,7 +341,7 @@ def _check_archive(file: IO[bytes]) -> None:
             if mark != b"PK\1\2" or file.tell() > end:
                 raise refused
             if method:
-                raise Inflated(
+                raise _Inflated(
                     f"its entry {name!r} is compressed, and may hold far more than the file; "
                     "torch.save compresses nothing, so save its content with torch.save"
                 )
@@ -349,7 +349,7 @@ def _check_archive(file: IO[bytes]) -> None:
     except (struct.error, OverflowError):
         raise refused from None
     if whole > size:
-        raise Inflated(
+        raise _Inflated(
             f"its entries say that they hold {whole} bytes, and the file has {size}; save its "
             "content with torch.save"
         )
