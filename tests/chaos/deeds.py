@@ -17,8 +17,6 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from studyloom.errors import ClaimLost, StorageLost
 
-SLEEPER = "600.75"  # seconds, by which a process is found in the list of processes
-
 
 class Odd(BaseException):
     """What a library may derive its exceptions from."""
@@ -42,9 +40,9 @@ def leave_thread():
 
 
 def leave_session():
-    subprocess.Popen(["sleep", SLEEPER], start_new_session=True)
+    subprocess.Popen(["sleep", "600"], start_new_session=True)
     # A grandchild whose parent has ended belongs to nobody.
-    subprocess.Popen(["sh", "-c", f"setsid sleep {SLEEPER} & exit"]).wait()
+    subprocess.Popen(["sh", "-c", "setsid sleep 600 & exit"]).wait()
 
 
 def parse():

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from commands import ROOT, study
@@ -85,3 +88,24 @@ def test_neither_a_worker_nor_a_study_in_it_finds_what_the_command_tells(tmp_pat
     assert json.loads(done.stdout)["best"]["value"] == 0
     assert (tmp_path / "events").read_text().count("\n") > 2
     assert len([*(tmp_path / "run" / "logs").iterdir()]) == 2, "the workers were forked"
+
+
+FULL_DISK = """
+import logging
+from studyloom.execution.command import prepare_logging
+
+handlers = [logging.FileHandler("/dev/full")]  # as Hydra makes one
+logging.basicConfig(level=logging.INFO, handlers=handlers)
+prepare_logging(logging.INFO)
+logging.info("lost")
+logging.info("%d", "wrong")
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="stands for a full disk")
+def test_a_log_that_cannot_be_written_costs_its_records_and_no_traceback():
+    done = subprocess.run([sys.executable, "-c", FULL_DISK], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "OSError" not in done.stderr
+    assert done.stderr.count("Logging error") == 1  # the wrong call
+    assert "TypeError: %d format" in done.stderr

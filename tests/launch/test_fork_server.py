@@ -51,6 +51,22 @@ def test_forked_workers_report_how_they_ended_and_their_input_ends_with_their_co
     assert [(tmp_path / code).read_text() for code in ("0", "3")] == ["0 True 1\n", "3 True 1\n"]
 
 
+def close_all_files(folder):
+    server = ForkServer.open(lambda line: None)
+    os.closerange(3, 1000)  # as the user's code may, in a worker that is this process
+    server.close()
+    (folder / "closed").touch()
+
+
+@linux
+def test_a_server_whose_files_are_closed_ends_without_an_error(tmp_path):
+    process = FORKS.Process(target=close_all_files, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert (tmp_path / "closed").exists()
+
+
 @linux
 @pytest.mark.parametrize("absent", [False, True])
 def test_no_process_is_forked_where_python_or_linux_cannot_open_a_pidfd(absent, monkeypatch):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from logging import LogRecord
 from typing import NoReturn
 
 import optuna
@@ -41,9 +42,7 @@ from studyloom.study.control import following
 from studyloom.study.stopping import Stop
 from studyloom.text import PrintableFormatter
 from studyloom.views.dry_run import print_dry_run
-from studyloom.views.terminal import (
-    make_console,
-)
+from studyloom.views.terminal import make_console
 
 STOPPED = 3  # the exit code of a command that `studyloom stop` has stopped
 
@@ -179,7 +178,24 @@ def prepare_logging(level: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(asctime)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
+    for each in logging.getLogger().handlers:  # also those that Hydra has made
+        _ignore_lost_records(each)
     logging.captureWarnings(True)
+
+
+def _ignore_lost_records(handler: logging.Handler) -> None:
+    """Lets a handler say nothing of records that its file cannot take.
+
+    Its disk may be full, or the user's code may have closed it. Python writes a traceback of
+    some 60 lines for each record then; it still does so for a wrong call of the user's.
+    """
+    handle = handler.handleError
+
+    def handle_error(record: LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            handle(record)
+
+    handler.handleError = handle_error  # type: ignore[method-assign]
 
 
 def console_of(outputs: Outputs) -> Console:

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import recv_handle, send_handle
@@ -73,8 +74,11 @@ class ForkServer:
 
     def close(self) -> None:
         """Ends the server; all workers must have ended."""
-        self._calls.close()
-        os.close(self._line)
+        # A worker that works in this process may have closed all of its files.
+        with suppress(OSError):
+            self._calls.close()
+        with suppress(OSError):
+            os.close(self._line)
         self._process.join()
 
     def start(self, environment: Mapping[str, str], log: Path, line: int) -> "ForkedWorker":
