@@ -166,10 +166,9 @@ class Pair:
         hosts = f"host={self.first.folder},{self.second.folder}&port={self.ports}"
         return f"postgresql://postgres:{CANARY}@/postgres?{'&'.join([hosts, *query])}"
 
-    def fail_over(self, pause=0.0):
-        """Ends the first, and makes the second take writes after so many seconds."""
+    def fail_over(self):
+        """Ends the first, and makes the second take writes."""
         self.first.stop()
-        time.sleep(pause)
         self.second.control("promote")
 
     def close(self):

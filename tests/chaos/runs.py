@@ -81,7 +81,7 @@ class Run:
 
     def ended(self, returned: int | None, out: str, err: str, code: int) -> str:
         assert returned == code, (out, err, self.logs())
-        until(lambda: not self.processes(), 10)  # I6
+        until(lambda: not self.processes())  # I6
         printed = out + err
         for text in (printed, self.logs()):
             assert not (match := NEVER.search(text)), f"I7: {match}\n{text}"
@@ -208,12 +208,13 @@ class Run:
         errors = []
 
         def holds():
+            ended = self.latest.poll() is not None  # before the look, which it may precede
             try:
                 if condition(self.stored()):
                     return True
             except StorageError as error:  # it is being created
                 errors[:] = [error]
-            assert self.latest.poll() is None, (self.latest.communicate(), self.logs(), errors)
+            assert not ended, (self.latest.communicate(), self.logs(), errors)
             return False
 
         until(holds, 180, pause=0.05)

@@ -64,8 +64,7 @@ def test_a_lease_from_before_the_clock_went_back_is_taken_over_when_its_time_is_
 ):
     run, clock, environment = clocked
     clock.set(HOURS)
-    process = run.at_work(**environment)
-    kill(run.processes())
+    process = run.at_work(meanwhile=lambda: kill(run.processes()), **environment)
     process.communicate()
     elsewhere = sqlalchemy.update(SLOTS).values(owner="another-host:1")  # so nobody sees it dead
     execute(

@@ -4,6 +4,7 @@ import os
 
 import pytest
 from commands import study, studyloom
+from harness import until
 from runs import Run, kill
 
 pytestmark = pytest.mark.chaos
@@ -111,9 +112,11 @@ def test_a_worker_that_starts_after_an_edit_does_not_join(url, tmp_path):
     run.environment["PYTHONPATH"] += f"{os.pathsep}{tmp_path}"
     source = tmp_path / "own_gated.py"
     source.write_text("import gate\n\nclass Net(gate.Net):\n    pass\n")
-    process = run.at_work()
-    source.write_text("import gate\n\nclass Net(gate.Net):\n    other = True\n")
-    kill(run.workers()[:1])
-    run.end(process, 0)
-    assert "only your own code differs" in run.logs()
+
+    def edit_and_kill():
+        source.write_text("import gate\n\nclass Net(gate.Net):\n    other = True\n")
+        kill(run.workers()[:1])
+        until(lambda: "only your own code differs" in run.logs())  # of the next worker
+
+    run.end(run.at_work(meanwhile=edit_and_kill), 0)
     assert run.stored().ledger.counts() == {"free": 0, "held": 0, "done": 4}

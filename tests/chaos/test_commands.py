@@ -60,7 +60,8 @@ def test_killed_at_random_with_all_its_workers_or_some_and_run_again(run, undist
         nap(fate.random())
         workers = run.workers()
         kill([process.pid, *fate.sample(workers, fate.randrange(len(workers) + 1))])
-        run.end(process, -signal.SIGKILL)
+        assert process.wait() in (-signal.SIGKILL, 0)  # its last trials may be short
+        run.end(process, process.returncode)
     run.go_on(undisturbed)
 
 
@@ -102,14 +103,18 @@ STOPS = {
 }
 
 
+def send(run, signals):
+    """Sends signals to the command, which prints at each that it stops."""
+    for number in signals:
+        run.latest.send_signal(number)
+        run.latest.stderr.readline()
+
+
 @both
 def test_whatever_signal_ends_it_the_same_command_goes_on(run, undisturbed):
     for signals, code in STOPS.values():
-        process = run.at_work()
-        for number in signals:
-            process.send_signal(number)
-            process.stderr.readline()  # it prints that it stops
-        run.end(process, code, 20)
+        process = run.at_work(meanwhile=lambda signals=signals: send(run, signals))
+        run.end(process, code, 60)
         assert run.stored().ledger.counts()["held"] == 0
     run.finish(undisturbed)
 
@@ -117,11 +122,13 @@ def test_whatever_signal_ends_it_the_same_command_goes_on(run, undisturbed):
 @sqlite_only
 @pytest.mark.parametrize(("seconds", "count"), [(0.3, 1), (1.5, 2), (3.0, 1)])
 def test_ctrl_c_while_it_starts(run, undisturbed, seconds, count):
-    process = run.start()
+    gate = run.folder.with_name("gate")  # it does not end before, however fast it is
+    process = run.start(STUDYLOOM_TEST_GATE=str(gate))
     nap(seconds)
     for _ in range(count):
         process.send_signal(signal.SIGINT)
         nap(0.05)
+    gate.touch()
     out, err = process.communicate(timeout=120)
     assert process.returncode in (130, -signal.SIGINT), (out, err)
     run.finish(undisturbed)
@@ -149,8 +156,7 @@ def test_started_with_an_ampersand_it_stops_with_ctrl_c(run, undisturbed):
         finally:
             signal.signal(signal.SIGINT, before)
 
-    process = run.at_work(starter=start)
-    process.send_signal(signal.SIGINT)
+    process = run.at_work(starter=start, meanwhile=lambda: send(run, [signal.SIGINT]))
     run.end(process, 130)
     run.finish(undisturbed)
 
@@ -161,13 +167,16 @@ def test_started_with_an_ampersand_it_stops_with_ctrl_c(run, undisturbed):
 @both
 def test_a_worker_whose_clock_is_an_hour_off(run, undisturbed, needs):
     needs("faketime")
-    process = run.at_work()
-    run.overrides = tuple(
-        override for override in run.overrides if not override.startswith("launcher.")
-    )
-    ahead = run.start(
-        "launcher=join", within=["faketime", "-f", "+1h"], FAKETIME_DONT_FAKE_MONOTONIC="1"
-    )
+    whole = run.overrides
+
+    def join():
+        run.overrides = tuple(way for way in whole if not way.startswith("launcher."))
+        run.start(
+            "launcher=join", within=["faketime", "-f", "+1h"], FAKETIME_DONT_FAKE_MONOTONIC="1"
+        )
+        run.until_done(1)  # the others have not done any
+
+    process, ahead = run.at_work(meanwhile=join), run.latest
     printed = [each.communicate(timeout=300) for each in (process, ahead)]
     for each, (out, err) in zip((process, ahead), printed, strict=True):  # once both have ended
         run.ended(each.returncode, out, err, 0)
@@ -203,8 +212,7 @@ def served(server, tmp_path):
     ids=["restarted", "crashed, away for 5 s", "crashed, away for 30 s"],
 )
 def test_a_server_that_goes_and_comes_back(server, served, undisturbed, end, seconds):
-    process = served.at_work()
-    server.stop(end)
+    process = served.at_work(meanwhile=lambda: server.stop(end))
     nap(seconds)
     server.start()
     served.end(process, 0)
@@ -225,8 +233,8 @@ def test_a_server_that_goes_again_and_again(server, served, undisturbed):
 def test_a_server_that_stays_away_ends_the_command_with_the_cause_and_it_goes_on_when_it_is_back(
     server, served, undisturbed
 ):
-    process = served.at_work("storage.deadline=3")
-    server.stop(signal.SIGQUIT)
+    down = {"meanwhile": lambda: server.stop(signal.SIGQUIT)}
+    process = served.at_work("storage.deadline=3", **down)
     printed = served.end(process, 1)
     assert "it did not recover in" in printed
     assert "once it is back, the same command goes on from here" in printed
@@ -236,13 +244,10 @@ def test_a_server_that_stays_away_ends_the_command_with_the_cause_and_it_goes_on
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_ctrl_c_while_the_server_is_away(server, served, undisturbed, count):
-    process = served.at_work()
-    server.stop(signal.SIGQUIT)
+    process = served.at_work(meanwhile=lambda: server.stop(signal.SIGQUIT))
     nap(1)
-    for _ in range(count):
-        process.send_signal(signal.SIGINT)
-        process.stderr.readline()
-    served.end(process, 130, 20)
+    send(served, [signal.SIGINT] * count)
+    served.end(process, 130, 60)
     server.start()
     served.finish(undisturbed)
 
@@ -300,34 +305,39 @@ def test_a_strangers_lock_for_20_seconds(run, undisturbed):
 @pytest.mark.parametrize("damage", ["deleted", "emptied", "cut in half", "overwritten"])
 def test_a_file_that_is_spoilt_in_mid_run_is_named_and_nothing_made_in_its_place(run, damage):
     file = run.folder / "study.db"
-    process = run.at_work()
-    size = file.stat().st_size
-    match damage:
-        case "deleted":
-            file.unlink()
-        case "emptied":
-            os.truncate(file, 0)
-        case "cut in half":
-            os.truncate(file, size // 2 // 4096 * 4096)
-        case "overwritten":
-            file.write_bytes(random.Random(0).randbytes(size))
-    printed = run.end(process, 1)
+    size = None
+
+    def spoil():
+        nonlocal size
+        size = file.stat().st_size
+        match damage:
+            case "deleted":
+                file.unlink()
+            case "emptied":
+                os.truncate(file, 0)
+            case "cut in half":
+                os.truncate(file, size // 2 // 4096 * 4096)
+            case "overwritten":
+                file.write_bytes(random.Random(0).randbytes(size))
+
+    printed = run.end(run.at_work(meanwhile=spoil), 1)
     assert "error: storage.url: cannot use sqlite:///" in printed
     assert file.exists() == (damage != "deleted")
     assert not file.exists() or file.stat().st_size <= size or damage == "overwritten"
 
 
 def test_a_database_that_is_dropped_in_mid_run_is_named(run_postgres):
-    process = run_postgres.at_work()
-    address = sqlalchemy.make_url(run_postgres.url)
-    engine = sqlalchemy.create_engine(
-        address.set(database="postgres"),
-        isolation_level="AUTOCOMMIT",
-        poolclass=sqlalchemy.NullPool,
-    )
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"DROP DATABASE {address.database} WITH (FORCE)")
-    assert "does not exist" in run_postgres.end(process, 1)
+    def drop():
+        address = sqlalchemy.make_url(run_postgres.url)
+        engine = sqlalchemy.create_engine(
+            address.set(database="postgres"),
+            isolation_level="AUTOCOMMIT",
+            poolclass=sqlalchemy.NullPool,
+        )
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"DROP DATABASE {address.database} WITH (FORCE)")
+
+    assert "does not exist" in run_postgres.end(run_postgres.at_work(meanwhile=drop), 1)
 
 
 @pytest.fixture

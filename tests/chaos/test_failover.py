@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import CANARY, environment, studyloom
-from runs import Run, kill
+from runs import Run, kill, nap
 from servers import Pair
 
 from studyloom.storage.database import connect
@@ -37,8 +37,9 @@ URLS = {
 @pytest.mark.parametrize("form", URLS)
 def test_a_run_goes_on_with_the_standby_once_it_is_promoted(pair, form, tmp_path, undisturbed):
     run = Run(tmp_path / "run", URLS[form](pair))
-    process = run.at_work()
-    pair.fail_over(pause=4.0)
+    process = run.at_work(meanwhile=pair.first.stop)
+    nap(4)
+    pair.second.control("promote")
     run.end(process, 0)
     assert "is back after" in run.logs()
     run.check(undisturbed)
@@ -49,8 +50,7 @@ def test_a_standby_that_is_never_promoted_ends_the_run_with_the_cause_and_the_wa
     pair, tmp_path, undisturbed
 ):
     run = Run(tmp_path / "run", pair.url("target_session_attrs=read-write"))
-    process = run.at_work("storage.deadline=3")
-    pair.first.stop()
+    process = run.at_work("storage.deadline=3", meanwhile=pair.first.stop)
     printed = run.end(process, 1)
     assert "none of its hosts takes writes; promote one" in printed
     assert "it did not recover in" in printed

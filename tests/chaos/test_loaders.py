@@ -49,10 +49,9 @@ def test_a_study_killed_while_others_load_comes_to_the_winner_of_one_that_loads_
     folder = tmp_path / "run"
     loading = ("+data.num_workers=2", f"+data.persistent_workers={persistent}")
     run = run_of(folder, url if "postgres" in url else f"sqlite:///{folder}/study.db", *loading)
-    process = run.at_work()
-    kill([process.pid], signal.SIGKILL)
+    process = run.at_work(meanwhile=lambda: kill([run.latest.pid]))
     process.communicate()
-    until(lambda: not run.processes(), 10)  # no loader outlives the command
+    until(lambda: not run.processes())  # no loader outlives the command
     run.end(run.start(), 0)
     assert outcomes(run.stored()) == values
     answers = [json.loads((r.folder / "winner.json").read_text()) for r in (run, expected)]
@@ -76,9 +75,12 @@ def test_ctrl_c_ends_the_loaders_too_and_the_same_command_goes_on(tmp_path, undi
     folder = tmp_path / "run"
     loading = ("+data.num_workers=2", "+data.persistent_workers=true")
     run = run_of(folder, f"sqlite:///{folder}/study.db", *loading)
-    process = run.at_work(meanwhile=lambda: until(lambda: len(loaders(run)) >= 2, 30))
-    os.kill(process.pid, signal.SIGINT)
-    run.end(process, 130)
+
+    def interrupt():
+        until(lambda: len(loaders(run)) >= 2)
+        os.kill(run.latest.pid, signal.SIGINT)
+
+    run.end(run.at_work(meanwhile=interrupt), 130)
     assert loaders(run) == []
     run.end(run.start(), 0)
     assert outcomes(run.stored()) == undisturbed[1]

@@ -1,5 +1,6 @@
 """Workers behind a pgbouncer in transaction mode, which keeps nothing for a connection."""
 
+import contextlib
 import random
 import tempfile
 from pathlib import Path
@@ -38,10 +39,10 @@ def test_a_storm_of_kills_among_workers_who_share_connections(server, tmp_path, 
 
 def test_a_pool_that_goes_away_and_comes_back(server, tmp_path, undisturbed):
     with tempfile.TemporaryDirectory() as folder:
-        with pooled(server.url, folder, size=2) as entry:
+        with contextlib.ExitStack() as first:
+            entry = first.enter_context(pooled(server.url, folder, size=2))
             run = Run(tmp_path / "run", entry)
-            process = run.start()
-            run.until_done(TRIALS // 3)
+            process = run.at_work(meanwhile=first.close)
         # Nobody answers now: the workers wait, and their trials go on.
         with pooled(server.url, folder, size=2, entry=entry):
             assert "is back" in run.end(process, 0) + run.logs()

@@ -104,8 +104,9 @@ def parent(pid):
 
 
 def test_each_worker_has_its_own_gpu_and_its_log_below_run_dir(run, undisturbed):
-    process = run.at_work()
-    assert sorted(map(device, run.workers())) == ["0", "1"]
+    devices = []
+    process = run.at_work(meanwhile=lambda: devices.extend(map(device, run.workers())))
+    assert sorted(devices) == ["0", "1"]
     run.end(process, 0)
     run.check(undisturbed)
     assert "trial" in run.logs()
@@ -113,8 +114,10 @@ def test_each_worker_has_its_own_gpu_and_its_log_below_run_dir(run, undisturbed)
 
 
 def test_two_workers_share_a_gpu_by_halves(run, undisturbed):
-    process = run.at_work("launcher.num_gpus=0.5")
-    assert len({*map(device, run.workers())} - {None, ""}) >= 1
+    devices = []
+    half = "launcher.num_gpus=0.5"
+    process = run.at_work(half, meanwhile=lambda: devices.extend(map(device, run.workers())))
+    assert len({*devices} - {None, ""}) >= 1
     run.end(process, 0)
     run.check(undisturbed)
 
@@ -130,7 +133,7 @@ def test_an_actor_that_is_killed_comes_back_and_the_study_has_n_trials(run, undi
         actor = parent(worker)
         assert b"ray::" in Path(f"/proc/{actor}/cmdline").read_bytes()
         os.kill(actor, signal.SIGKILL)
-        until(lambda: worker not in run.workers(), 15)  # with all that it has started
+        until(lambda: worker not in run.workers())  # with all that it has started
         until_the_command_knows(run, "actor")
 
     process = run.at_work(meanwhile=kill_an_actor)
@@ -147,16 +150,14 @@ def test_a_worker_that_is_killed_is_started_again_by_its_actor(run, undisturbed)
 
 
 def test_a_driver_that_is_killed_leaves_no_worker_and_the_same_command_goes_on(run, undisturbed):
-    process = run.at_work()
-    process.kill()
+    process = run.at_work(meanwhile=lambda: run.latest.kill())
     process.communicate()
-    until(lambda: not run.processes(), 15)
+    until(lambda: not run.processes())
     run.go_on(undisturbed)
 
 
 def test_ctrl_c_ends_the_actors_and_keeps_the_study(run, undisturbed):
-    process = run.at_work()
-    process.send_signal(signal.SIGINT)
+    process = run.at_work(meanwhile=lambda: run.latest.send_signal(signal.SIGINT))
     printed = run.end(process, 130)
     assert "the same command goes on from here" in printed
     assert run.stored().ledger.counts()["held"] == 0
@@ -248,23 +249,27 @@ def alone(tmp_path):
 def test_without_an_address_ray_runs_on_this_host_for_as_long_as_the_command_and_for_it_alone(
     alone, undisturbed
 ):
-    process = alone.at_work()
-    pids = alone.processes()  # one of them is the command's, below its parent that watches it
-    (folder,) = [path for pid in pids for path in Path("/tmp").glob(f"studyloom-ray-{pid}-*")]
-    commands = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in alone.processes()]
-    address = next(
-        match[1]
-        for command in commands
-        if (match := re.search(r"--gcs-address=([\d.]+:\d+)", command))
-    )
-    command = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={address}"]
-    stranger = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=180
-    )
-    assert stranger.returncode != 0
-    assert "oken" in stranger.stdout + stranger.stderr  # it has none
-    alone.end(process, 0)
+    folders = []
+
+    def look():
+        pids = alone.processes()  # one of them is the command's, below its parent that watches it
+        folders.extend(path for pid in pids for path in Path("/tmp").glob(f"studyloom-ray-{pid}-*"))
+        commands = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in pids]
+        address = next(
+            match[1]
+            for command in commands
+            if (match := re.search(r"--gcs-address=([\d.]+:\d+)", command))
+        )
+        command = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={address}"]
+        stranger = subprocess.run(
+            command, env=environment(), capture_output=True, text=True, timeout=180
+        )
+        assert stranger.returncode != 0
+        assert "oken" in stranger.stdout + stranger.stderr  # it has none
+
+    alone.end(alone.at_work(meanwhile=look), 0)
     alone.check(undisturbed)
+    (folder,) = folders
     assert not folder.exists()
 
 
@@ -272,18 +277,20 @@ def test_ctrl_c_as_a_terminal_sends_it_to_ray_too_hands_the_trials_back(alone, u
     def start(*overrides, **environment):
         return alone.start(*overrides, within=["setsid"], **environment)
 
-    process = alone.at_work(starter=start)
-    os.killpg(process.pid, signal.SIGINT)
-    alone.end(process, 130)
+    interrupt = {"meanwhile": lambda: os.killpg(alone.latest.pid, signal.SIGINT)}
+    alone.end(alone.at_work(starter=start, **interrupt), 130)
     assert alone.stored().ledger.counts()["held"] == 0
     alone.go_on(undisturbed)
 
 
 def test_a_killed_command_takes_its_cluster_with_it(alone, undisturbed):
-    process = alone.at_work()
-    pids = alone.processes()
-    process.kill()
-    process.communicate()
+    pids = []
+
+    def kill_command():
+        pids.extend(alone.processes())
+        alone.latest.kill()
+
+    alone.at_work(meanwhile=kill_command).communicate()
     until(lambda: not alone.processes(), 60)  # Ray looks for itself whether its driver lives
     assert not [path for pid in pids for path in Path("/tmp").glob(f"studyloom-ray-{pid}-*")]
     alone.go_on(undisturbed)

@@ -151,7 +151,7 @@ def test_ranks_that_are_killed_at_any_moment_cost_nothing(run, undisturbed):
     run.until(run.reports)
     for _ in range(6):
         begun = len(run.reports())
-        run.until(lambda begun=begun: len(run.reports()) > begun)
+        run.until(lambda n=begun: len(run.reports()) > n or process.poll() is not None)
         nap(luck.random() * 0.05)  # somewhere in an epoch
         if held := run.stored().ledger.held():
             first = int(luck.choice(held).owner.rpartition(":")[2])

@@ -60,9 +60,12 @@ def check_one_copy(run, name, calls):
 
 def test_workers_have_one_copy_and_nothing_is_left_of_it_after_a_kill(tmp_path):
     run, calls = big_run(tmp_path, "run", False), tmp_path / "calls"
-    process = run.at_work(meanwhile=lambda: check_one_copy(run, "memfd:studyloom-", calls))
-    kill(run.processes())
-    process.communicate()
+
+    def check_and_kill():
+        check_one_copy(run, "memfd:studyloom-", calls)
+        kill(run.processes())
+
+    run.at_work(meanwhile=check_and_kill).communicate()
     until(lambda: not run.processes())
     digest = run.stored().question()["data.digest"]
     maps = [_text(path) for path in Path("/proc").glob("[0-9]*/maps")]

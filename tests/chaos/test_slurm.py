@@ -62,8 +62,8 @@ class Job(Run):
         self.number = re.search(r"scancel (\d+)", out)[1]
         return self.latest
 
-    def at_work(self):
-        return super().at_work(starter=self.submit)
+    def at_work(self, **given):
+        return super().at_work(starter=self.submit, **given)
 
     def _until(self, condition):
         """Waits for a condition. The command has ended by then, and the tables exist."""
@@ -104,8 +104,9 @@ def job(tmp_path, postgres_url):
 
 
 def test_two_tasks_work_on_two_gpus_and_log_below_run_dir(job, undisturbed):
-    job.at_work()
-    assert job.devices() == ["0", "1"]
+    devices = []
+    job.at_work(meanwhile=lambda: devices.extend(job.devices()))
+    assert devices == ["0", "1"]
     job.end()
     job.check(undisturbed)
     logs = sorted(path.name for path in job.folder.glob("logs/*.log"))
@@ -124,16 +125,17 @@ def test_the_same_study_is_the_same_as_with_local_workers(job, tmp_path):
 
 
 def test_tasks_that_are_requeued_in_mid_trial_lose_nothing(job, undisturbed):
-    job.at_work()
-    ask("scontrol", "requeue", f"{job.number}_0")
+    job.at_work(meanwhile=lambda: ask("scontrol", "requeue", f"{job.number}_0"))
     job.end()
     job.check(undisturbed)
 
 
 def test_a_task_whose_time_is_nearly_up_hands_its_trial_back_and_is_queued_again(job, undisturbed):
-    job.at_work()
-    for task in range(2):
-        ask("scancel", "--batch", "--signal=USR2", f"{job.number}_{task}")
+    def signal_tasks():
+        for task in range(2):
+            ask("scancel", "--batch", "--signal=USR2", f"{job.number}_{task}")
+
+    job.at_work(meanwhile=signal_tasks)
     until(lambda: job.stored().ledger.counts()["held"] == 0, pause=0.02)
     again = job.stored().ledger.counts()["done"]
     job.end()
@@ -145,8 +147,7 @@ def test_a_task_whose_time_is_nearly_up_hands_its_trial_back_and_is_queued_again
 def test_a_job_that_is_cancelled_hands_its_trials_back_and_the_same_command_goes_on(
     job, undisturbed
 ):
-    job.at_work()
-    ask("scancel", job.number)
+    job.at_work(meanwhile=lambda: ask("scancel", job.number))
     job.end()
     assert job.stored().ledger.counts()["held"] == 0
     assert job.stored().ledger.counts()["done"] < 10
@@ -156,12 +157,13 @@ def test_a_job_that_is_cancelled_hands_its_trials_back_and_the_same_command_goes
 
 
 def test_a_worker_that_is_killed_is_started_again_in_its_task(job, undisturbed):
-    job.at_work()
-    python = [
-        pid for pid in job.workers() if Path(f"/proc/{pid}/comm").read_text().startswith("python")
-    ]
-    parents = {pid: int(Path(f"/proc/{pid}/stat").read_text().split()[3]) for pid in python}
-    os.kill(next(pid for pid in python if parents[pid] not in python), signal.SIGKILL)
+    def kill_a_worker():
+        comms = {pid: Path(f"/proc/{pid}/comm").read_text() for pid in job.workers()}
+        python = [pid for pid, comm in comms.items() if comm.startswith("python")]
+        parents = {pid: int(Path(f"/proc/{pid}/stat").read_text().split()[3]) for pid in python}
+        os.kill(next(pid for pid in python if parents[pid] not in python), signal.SIGKILL)
+
+    job.at_work(meanwhile=kill_a_worker)
     job.end()
     assert "the worker ended with signal 9" in job.logs()
     job.check(undisturbed)

@@ -36,10 +36,12 @@ def run(tmp_path, postgres_url):
     "form", ["++storage={url: 'URL', deadline: 60}", "storage.url=${oc.decode:\"'URL'\"}"]
 )
 def test_a_typed_password_is_in_no_file_no_output_no_process_and_no_row(run, form):
-    process = run.at_work(form.replace("URL", run.url), "winner.enabled=true", "winner.seeds=1")
-    assert len(run.processes()) >= 3, "which looks for it in their command lines"
-    assert run.workers()
-    printed = run.end(process, 0)
+    def look():
+        assert len(run.processes()) >= 3, "which looks for it in their command lines"
+        assert run.workers()
+
+    winner = ("winner.enabled=true", "winner.seeds=1")
+    printed = run.end(run.at_work(form.replace("URL", run.url), *winner, meanwhile=look), 0)
     assert "***" in printed
     run.name = "next"
     begun = run.start(

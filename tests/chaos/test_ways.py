@@ -1,7 +1,6 @@
 """Studies with a step of one's own and all other ways of training at once, as real commands."""
 
 import json
-import signal
 
 import pytest
 import torch
@@ -57,8 +56,7 @@ def test_a_study_killed_in_the_midst_of_all_ways_at_once_comes_to_the_same_winne
     expected, values = undisturbed
     folder = tmp_path / "here"
     run = run_of(folder, url if "postgres" in url else f"sqlite:///{folder}/run/study.db")
-    process = run.at_work()
-    kill([process.pid, *run.processes()], signal.SIGKILL)
+    process = run.at_work(meanwhile=lambda: kill([run.latest.pid, *run.processes()]))
     process.communicate()
     run.end(run.start(), 0)
     assert outcomes(run.stored()) == values
