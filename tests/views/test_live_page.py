@@ -316,6 +316,9 @@ def test_a_server_that_ends_is_told(page, study_of):
     with served(live(study_of([a_trial(0)]))) as server:
         page.goto(f"http://127.0.0.1:{server.server_port}/")
         # The page says so as it comes, and once more when the stream is open.
-        page.wait_for_function("source.readyState === EventSource.OPEN")
+        page.evaluate(
+            "new Promise((done) => source.readyState === EventSource.OPEN ? done()"
+            " : source.addEventListener('open', () => done()))"
+        )
         page.evaluate("source.dispatchEvent(new Event('error'))")
         page.get_by_text("the server does not answer; trying again").wait_for()
