@@ -81,7 +81,7 @@ class Run:
 
     def ended(self, returned: int | None, out: str, err: str, code: int) -> str:
         assert returned == code, (out, err, self.logs())
-        until(lambda: not self.processes())  # I6
+        until(lambda: not self.processes(), 10)  # I6
         printed = out + err
         for text in (printed, self.logs()):
             assert not (match := NEVER.search(text)), f"I7: {match}\n{text}"

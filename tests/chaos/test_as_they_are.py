@@ -75,7 +75,7 @@ class Project:
     def end(self, process: subprocess.Popen, code: int = 0) -> str:
         out, err = process.communicate(timeout=300)
         assert process.returncode == code, (out, err, self.log("*"))
-        until(lambda: not self.processes())
+        until(lambda: not self.processes(), 10)
         assert self.read() == self.contents
         return out + err
 

@@ -57,11 +57,10 @@ def test_killed_at_random_with_all_its_workers_or_some_and_run_again(run, undist
     for round_ in range(2):
         process = run.start()
         run.until_done(fate.randrange(TRIALS // 2 * round_, TRIALS // 2 * (round_ + 1)))
-        nap(fate.random())
+        nap(0.3 * fate.random())  # with these seeds three trials are left, which take longer
         workers = run.workers()
         kill([process.pid, *fate.sample(workers, fate.randrange(len(workers) + 1))])
-        assert process.wait() in (-signal.SIGKILL, 0)  # its last trials may be short
-        run.end(process, process.returncode)
+        run.end(process, -signal.SIGKILL)
     run.go_on(undisturbed)
 
 
@@ -114,7 +113,7 @@ def send(run, signals):
 def test_whatever_signal_ends_it_the_same_command_goes_on(run, undisturbed):
     for signals, code in STOPS.values():
         process = run.at_work(meanwhile=lambda signals=signals: send(run, signals))
-        run.end(process, code, 60)
+        run.end(process, code, 20)
         assert run.stored().ledger.counts()["held"] == 0
     run.finish(undisturbed)
 
@@ -233,8 +232,7 @@ def test_a_server_that_goes_again_and_again(server, served, undisturbed):
 def test_a_server_that_stays_away_ends_the_command_with_the_cause_and_it_goes_on_when_it_is_back(
     server, served, undisturbed
 ):
-    down = {"meanwhile": lambda: server.stop(signal.SIGQUIT)}
-    process = served.at_work("storage.deadline=3", **down)
+    process = served.at_work("storage.deadline=3", meanwhile=lambda: server.stop(signal.SIGQUIT))
     printed = served.end(process, 1)
     assert "it did not recover in" in printed
     assert "once it is back, the same command goes on from here" in printed
@@ -247,7 +245,7 @@ def test_ctrl_c_while_the_server_is_away(server, served, undisturbed, count):
     process = served.at_work(meanwhile=lambda: server.stop(signal.SIGQUIT))
     nap(1)
     send(served, [signal.SIGINT] * count)
-    served.end(process, 130, 60)
+    served.end(process, 130, 20)
     server.start()
     served.finish(undisturbed)
 

@@ -51,7 +51,7 @@ def test_a_study_killed_while_others_load_comes_to_the_winner_of_one_that_loads_
     run = run_of(folder, url if "postgres" in url else f"sqlite:///{folder}/study.db", *loading)
     process = run.at_work(meanwhile=lambda: kill([run.latest.pid]))
     process.communicate()
-    until(lambda: not run.processes())  # no loader outlives the command
+    until(lambda: not run.processes(), 10)  # no loader outlives the command
     run.end(run.start(), 0)
     assert outcomes(run.stored()) == values
     answers = [json.loads((r.folder / "winner.json").read_text()) for r in (run, expected)]

@@ -104,21 +104,20 @@ def parent(pid):
 
 
 def test_each_worker_has_its_own_gpu_and_its_log_below_run_dir(run, undisturbed):
-    devices = []
-    process = run.at_work(meanwhile=lambda: devices.extend(map(device, run.workers())))
-    assert sorted(devices) == ["0", "1"]
-    run.end(process, 0)
+    def look():
+        assert sorted(map(device, run.workers())) == ["0", "1"]
+
+    run.end(run.at_work(meanwhile=look), 0)
     run.check(undisturbed)
     assert "trial" in run.logs()
     assert len([*run.folder.glob("logs/*-worker?.log")]) == 2
 
 
 def test_two_workers_share_a_gpu_by_halves(run, undisturbed):
-    devices = []
-    half = "launcher.num_gpus=0.5"
-    process = run.at_work(half, meanwhile=lambda: devices.extend(map(device, run.workers())))
-    assert len({*devices} - {None, ""}) >= 1
-    run.end(process, 0)
+    def look():
+        assert len({*map(device, run.workers())} - {None, ""}) >= 1
+
+    run.end(run.at_work("launcher.num_gpus=0.5", meanwhile=look), 0)
     run.check(undisturbed)
 
 
@@ -133,7 +132,7 @@ def test_an_actor_that_is_killed_comes_back_and_the_study_has_n_trials(run, undi
         actor = parent(worker)
         assert b"ray::" in Path(f"/proc/{actor}/cmdline").read_bytes()
         os.kill(actor, signal.SIGKILL)
-        until(lambda: worker not in run.workers())  # with all that it has started
+        until(lambda: worker not in run.workers(), 15)  # with all that it has started
         until_the_command_knows(run, "actor")
 
     process = run.at_work(meanwhile=kill_an_actor)
@@ -152,7 +151,7 @@ def test_a_worker_that_is_killed_is_started_again_by_its_actor(run, undisturbed)
 def test_a_driver_that_is_killed_leaves_no_worker_and_the_same_command_goes_on(run, undisturbed):
     process = run.at_work(meanwhile=lambda: run.latest.kill())
     process.communicate()
-    until(lambda: not run.processes())
+    until(lambda: not run.processes(), 15)
     run.go_on(undisturbed)
 
 
@@ -277,8 +276,10 @@ def test_ctrl_c_as_a_terminal_sends_it_to_ray_too_hands_the_trials_back(alone, u
     def start(*overrides, **environment):
         return alone.start(*overrides, within=["setsid"], **environment)
 
-    interrupt = {"meanwhile": lambda: os.killpg(alone.latest.pid, signal.SIGINT)}
-    alone.end(alone.at_work(starter=start, **interrupt), 130)
+    def interrupt():
+        os.killpg(alone.latest.pid, signal.SIGINT)
+
+    alone.end(alone.at_work(starter=start, meanwhile=interrupt), 130)
     assert alone.stored().ledger.counts()["held"] == 0
     alone.go_on(undisturbed)
 

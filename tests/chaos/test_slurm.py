@@ -104,9 +104,10 @@ def job(tmp_path, postgres_url):
 
 
 def test_two_tasks_work_on_two_gpus_and_log_below_run_dir(job, undisturbed):
-    devices = []
-    job.at_work(meanwhile=lambda: devices.extend(job.devices()))
-    assert devices == ["0", "1"]
+    def look():
+        assert job.devices() == ["0", "1"]
+
+    job.at_work(meanwhile=look)
     job.end()
     job.check(undisturbed)
     logs = sorted(path.name for path in job.folder.glob("logs/*.log"))

@@ -96,7 +96,8 @@ from studyloom.execution.command import prepare_logging
 
 handlers = [logging.FileHandler("/dev/full")]  # as Hydra makes one
 logging.basicConfig(level=logging.INFO, handlers=handlers)
-prepare_logging(logging.INFO)
+for _ in range(2000):  # as for so many studies in one process
+    prepare_logging(logging.INFO)
 logging.info("lost")
 logging.info("%d", "wrong")
 """

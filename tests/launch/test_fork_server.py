@@ -16,6 +16,14 @@ from studyloom.launch.fork_server import ForkServer, can_fork
 from studyloom.launch.line import open_line
 
 
+def run_apart(work, folder):
+    """Runs a function in a process of its own, which ends in order."""
+    process = FORKS.Process(target=work, args=(folder,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+
+
 def serve_four(folder):
     """Runs in a process of its own: four workers that end as their environment says, or wait."""
 
@@ -43,10 +51,7 @@ def serve_four(folder):
 
 @linux
 def test_forked_workers_report_how_they_ended_and_their_input_ends_with_their_command(tmp_path):
-    process = FORKS.Process(target=serve_four, args=(tmp_path,))
-    process.start()
-    process.join(60)
-    assert process.exitcode == 0
+    run_apart(serve_four, tmp_path)
     until(lambda: gone(int((tmp_path / "waits").read_text())), 10)
     assert [(tmp_path / code).read_text() for code in ("0", "3")] == ["0 True 1\n", "3 True 1\n"]
 
@@ -60,10 +65,7 @@ def close_all_files(folder):
 
 @linux
 def test_a_server_whose_files_are_closed_ends_without_an_error(tmp_path):
-    process = FORKS.Process(target=close_all_files, args=(tmp_path,))
-    process.start()
-    process.join(60)
-    assert process.exitcode == 0
+    run_apart(close_all_files, tmp_path)
     assert (tmp_path / "closed").exists()
 
 

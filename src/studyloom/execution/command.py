@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from logging import LogRecord
 from typing import NoReturn
 
@@ -179,23 +180,19 @@ def prepare_logging(level: int) -> None:
     handler.setFormatter(PrintableFormatter("%(asctime)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
     for each in logging.getLogger().handlers:  # also those that Hydra has made
-        _ignore_lost_records(each)
+        if isinstance(each, logging.StreamHandler):
+            each.handleError = partial(_handle_error, each)  # type: ignore[method-assign]
     logging.captureWarnings(True)
 
 
-def _ignore_lost_records(handler: logging.Handler) -> None:
-    """Lets a handler say nothing of records that its file cannot take.
+def _handle_error(handler: logging.Handler, record: LogRecord) -> None:
+    """Says nothing of a record that the handler's file cannot take.
 
     Its disk may be full, or the user's code may have closed it. Python writes a traceback of
     some 60 lines for each record then; it still does so for a wrong call of the user's.
     """
-    handle = handler.handleError
-
-    def handle_error(record: LogRecord) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):
-            handle(record)
-
-    handler.handleError = handle_error  # type: ignore[method-assign]
+    if not isinstance(sys.exc_info()[1], OSError):
+        type(handler).handleError(handler, record)
 
 
 def console_of(outputs: Outputs) -> Console:
