@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
 
 from studyloom.storage import attributes
-from studyloom.storage.records.reconcile import reconcile
+from studyloom.storage.reconcile import reconcile
 from studyloom.study.opening import create_study
 from studyloom.study.stored_study import StoredStudy
 from studyloom.views.dashboard.guard import bind

@@ -129,7 +129,7 @@ def put_clocks(clock: Clock) -> list[Any]:
     from sqlalchemy.engine.default import DefaultDialect
 
     from studyloom.storage.outbox import Outbox
-    from studyloom.study.trials.stopwatch import Stopwatch
+    from studyloom.study.stopwatch import Stopwatch
     from studyloom.training import job_run
 
     for place, label in PARTS.items():

@@ -71,7 +71,8 @@ ATTACKS = {
         "more": "scheduler: {_target_: os.mkdir, path: OUT/made}\n",
     },
     "its own launcher": {
-        "evil": f"{PRIMARY}launcher: {{_target_: studyloom.launch.Slurm, lines: ['touch OUT/x']}}"
+        "evil": f"{PRIMARY}launcher: "
+        "{_target_: studyloom.extras.slurm.Slurm, lines: ['touch OUT/x']}"
     },
     "a space over a path": {
         "evil": f"{PRIMARY}space: {{data: {{root: {{choice: [OUT, OUT/b]}}}}}}"

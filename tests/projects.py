@@ -55,7 +55,7 @@ SCRIPT = '''
 # The sections of a study of it.
 COMMAND = """
 objective:
-  _target_: studyloom.integrations.Command
+  _target_: studyloom.extras.integrations.Command
   run: python main.py --lr {lr} --seed {seed}
   value: 'Average loss: (?P<value>\\S+),'
   step: 'Train Epoch: (?P<step>\\d+)'

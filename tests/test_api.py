@@ -30,7 +30,7 @@ from studyloom.config.runs import note_run
 from studyloom.launch.command import Command
 from studyloom.storage.attributes import OF_TRIALS
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.trials.rows import Rows, as_json, curve_rows
+from studyloom.study.rows import Rows, as_json, curve_rows
 from studyloom.winner.answer import write_answer
 
 CONF = ROOT / "conf"
@@ -363,7 +363,7 @@ def test_what_workers_that_died_have_left_is_removed_at_the_end(tmp_path, monkey
         def remove_left(self, *_):
             assert folders == [tmp_path / "kept"]
 
-    monkeypatch.setattr("studyloom.execution.answer.TrialFiles", Seen)
+    monkeypatch.setattr("studyloom.commands.answer.TrialFiles", Seen)
     search(tmp_path, f"checkpoints.dir={tmp_path / 'kept'}").close()
     assert len(folders) == 1
 

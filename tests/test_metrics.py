@@ -14,7 +14,7 @@ from studyloom.errors import ConfigError, Diverged, UndefinedMetric
 from studyloom.metrics import METRICS, Metric
 from studyloom.question.jobs import build_metric
 from studyloom.question.validation import validate
-from studyloom.study.trials.failures import UNDEFINED, explain
+from studyloom.study.failures import UNDEFINED, explain
 from studyloom.training.trainer import EVALUATION_BATCH, Training
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -28,9 +28,9 @@ from studyloom.data.idx import ASSET, Embedded
 from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import DataError
+from studyloom.extras.ray.launcher import Ray
+from studyloom.extras.slurm import Slurm
 from studyloom.launch.local import Join, Local
-from studyloom.launch.ray import Ray
-from studyloom.launch.slurm import Slurm
 from studyloom.question.jobs import build_jobs
 from studyloom.question.question import Question
 from studyloom.question.validation import validate

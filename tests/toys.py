@@ -24,11 +24,11 @@ from studyloom.data.folds import make_folds
 from studyloom.data.split import Split
 from studyloom.errors import Stopped
 from studyloom.metrics import ACCURACY, Goal
+from studyloom.question.function import FunctionQuestion
 from studyloom.question.jobs import build_network
-from studyloom.question.loops.function import FunctionQuestion
-from studyloom.question.loops.run import Run
 from studyloom.question.parts import build_optimizer
 from studyloom.question.question import Question
+from studyloom.question.run import Run
 from studyloom.space.tree import Space
 from studyloom.storage.attributes import BASELINE, SLOT
 from studyloom.study.opening import create_study

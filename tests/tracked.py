@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trials.failures import outcome
-from studyloom.study.trials.tracking import curve
+from studyloom.study.tracking import curve
 
 
 class Seen(NamedTuple):
@@ -117,7 +117,7 @@ def in_mlflow(uri: str, experiment: str) -> dict[int, Seen]:
 
 def in_wandb(folder: Path) -> dict[int, Seen]:
     """Reads the files of all offline runs of a folder."""
-    from studyloom.trackers.wandb import read_records
+    from studyloom.extras.trackers.wandb import read_records
 
     params: dict[int, dict[str, str]] = {}
     curves: dict[int, Counter[tuple[str, int, float]]] = {}

@@ -33,10 +33,10 @@ from studyloom.processes import descendants, is_alive
 from studyloom.space.tree import Point
 from studyloom.storage import embedded_server
 from studyloom.storage.ledger import Ledger
+from studyloom.study import rungs as rungs_module
 from studyloom.study import worker as worker_module
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.trials import rungs as rungs_module
-from studyloom.study.trials.reporter import Reporter
+from studyloom.study.reporter import Reporter
 from studyloom.study.worker import Worker
 
 from .pooling import pooled

@@ -14,7 +14,7 @@ import torch
 
 from studyloom.storage.ledger import Ledger
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.trials.reporter import Reporter
+from studyloom.study.reporter import Reporter
 
 from .toy import Bare, fill, postgres, show, work
 

@@ -11,7 +11,7 @@ from statistics import fmean
 
 import numpy as np
 
-from studyloom.search.race import count_entrants, run_race
+from studyloom.study.race import count_entrants, run_race
 
 from .methods import Run
 from .searches import as_run

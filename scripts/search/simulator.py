@@ -37,8 +37,8 @@ from studyloom.space.language import parse_space
 from studyloom.space.tree import Point
 from studyloom.storage import outbox
 from studyloom.study import worker
+from studyloom.study.limits import Limits
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.trials.limits import Limits
 from studyloom.study.worker import Worker
 
 from .tables import Task

@@ -8,6 +8,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from studyloom._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from studyloom.api import Study as Study
     from studyloom.api import Trial as Trial
@@ -26,13 +28,12 @@ if TYPE_CHECKING:
     from studyloom.errors import StorageLost as StorageLost
     from studyloom.errors import StudyloomError as StudyloomError
     from studyloom.errors import UserError as UserError
-    from studyloom.question.loops.run import Run as Run
+    from studyloom.question.run import Run as Run
     from studyloom.winner.predictor import LoopWinner as LoopWinner
     from studyloom.winner.predictor import Prediction as Prediction
     from studyloom.winner.predictor import Predictor as Predictor
     from studyloom.winner.predictor import load_winner as load_winner
 
-__version__ = "0.1.0"
 __all__ = [
     "ConfigError",
     "DataError",
@@ -59,25 +60,18 @@ __all__ = [
     "search",
 ]
 
-# Where a module was before: stored studies and people's configs name `studyloom.tables.Table`.
-MOVED = {
-    "studyloom.grid": "studyloom.space.grid",
-    "studyloom.tables": "studyloom.data.tables",
-}
 SOURCES = {
-    **dict.fromkeys(["Study", "Trial", "Winner", "open_study"], "studyloom.api"),
+    **dict.fromkeys(["Study", "Trial", "Winner", "open_study", "search"], "studyloom.api"),
     **dict.fromkeys(
         ["LoopWinner", "Prediction", "Predictor", "load_winner"], "studyloom.winner.predictor"
     ),
-    "Run": "studyloom.question.loops.run",
+    "Run": "studyloom.question.run",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if module := MOVED.get(f"{__name__}.{name}"):
-        return import_module(module)
-    if name in ("run", "search"):  # both are modules that can be called, see `make_callable`
-        return import_module(f"{__name__}.{name}")
+    if name == "run":  # a module that can be called, see `make_callable`
+        return import_module(f"{__name__}.run")
     if name in __all__:
         value = getattr(import_module(SOURCES.get(name, "studyloom.errors")), name)
         globals()[name] = value  # found without this function from now on
@@ -96,9 +90,9 @@ class CallableModule(ModuleType):
 def make_callable(name: str) -> None:
     """Makes a module of studyloom a function, too.
 
-    `studyloom.run` and `studyloom.search` are functions of the API, and modules: pages do
-    `from studyloom.run import run`. Python sets the attribute to the module as soon as anybody
-    imports it, so the module itself has to be the function.
+    `studyloom.run` is a function of the API, and a module: pages do `from studyloom.run import
+    run`. Python sets the attribute to the module as soon as anybody imports it, so the module
+    itself has to be the function.
 
     Args:
         name: the full name of the module, which calls this for itself.

@@ -23,9 +23,9 @@ from studyloom.storage.attributes import MADE
 from studyloom.storage.embedded_server import serve
 from studyloom.storage.urls import parse_url
 from studyloom.study import opening
+from studyloom.study.failures import outcome
+from studyloom.study.rows import Rows, curve_rows, trial_rows
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trials.failures import outcome
-from studyloom.study.trials.rows import Rows, curve_rows, trial_rows
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.terminal import format_parameters, headline, make_console
 from studyloom.winner.answer import belongs_to, read_answer
@@ -329,10 +329,10 @@ def search(
 
 def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     """Runs a composed study in this process, unless its launcher starts workers."""
-    from studyloom.execution.answer import remove_left, search_and_report
-    from studyloom.execution.command import exit_code
-    from studyloom.execution.outputs import Outputs, take_environment
-    from studyloom.execution.plans import open_plan, prepare_command, task_of
+    from studyloom.commands.answer import remove_left, search_and_report
+    from studyloom.commands.command import exit_code
+    from studyloom.commands.outputs import Outputs, take_environment
+    from studyloom.commands.plans import open_plan, prepare_command, task_of
     from studyloom.study.control import following
     from studyloom.study.stopping import Stop
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from studyloom.commands.parser import make_parser
+from studyloom.commands.streams import discard_output, prepare_streams
 from studyloom.errors import StudyloomError, print_errors
-from studyloom.execution.streams import discard_output, prepare_streams
 from studyloom.processes import collect_as_usual, collect_rarely
 from studyloom.text import PrintableFormatter, mask_passwords
 

@@ -29,7 +29,7 @@ def run(cfg: "DictConfig", command: "Command | None" = None) -> None:
         command: starts the workers; None for the command of this process.
     """
     with signals_deferred():  # a Ctrl-C in the midst comes out of the libraries as any error
-        from studyloom.execution.command import run_study
+        from studyloom.commands.command import run_study
 
     gc.freeze()  # later collections skip the imported modules: 0.8 s at exit alone
     run_study(cfg, command)

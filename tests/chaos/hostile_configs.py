@@ -21,8 +21,13 @@ COMMANDS = ["touch OUT/command", "open('OUT/eval', 'w')", "__import__('c4nary_co
 TARGETS = [
     *("os.system", "os.mkdir", "builtins.eval", "builtins.exec", "builtins.open", "subprocess.run"),
     *("c4nary_code.touch", "importlib.import_module", "torch.load", "pathlib.Path.touch"),
-    *("logging.FileHandler", "studyloom.launch.Slurm", "studyloom.launch.Ray"),
-    *("studyloom.data.Idx", "studyloom.data.Embedded", "studyloom.tables.Table", "torch.nn.Linear"),
+    *("logging.FileHandler", "studyloom.extras.slurm.Slurm", "studyloom.extras.ray.Ray"),
+    *(
+        "studyloom.data.Idx",
+        "studyloom.data.Embedded",
+        "studyloom.data.tables.Table",
+        "torch.nn.Linear",
+    ),
     *("studyloom.models.MLP", "torch.nn.Sequential", "optuna.samplers.RandomSampler"),
     *(
         "hydra._internal.core_plugins.basic_launcher.BasicLauncher",

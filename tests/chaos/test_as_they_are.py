@@ -33,7 +33,7 @@ launcher: {workers: 2}
 """
 HYDRA = """
 objective:
-  _target_: studyloom.integrations.Hydra
+  _target_: studyloom.extras.integrations.Hydra
   config: ../configs/train.yaml
   call: src.train.main
   metric: acc

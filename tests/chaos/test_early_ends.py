@@ -8,8 +8,8 @@ from commands import QUICK, study, studyloom
 from harness import outcomes
 from runs import STUDY, Run, kill
 
-from studyloom.search.regret import gains
 from studyloom.study.bounds import ending
+from studyloom.study.regret import gains
 
 pytestmark = [
     pytest.mark.chaos,

@@ -22,7 +22,7 @@ from toys import Never
 from studyloom import load_winner
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import Goal
-from studyloom.question.loops.loop import Loop, LoopJob, LoopObjective
+from studyloom.question.loop import Loop, LoopJob, LoopObjective
 from studyloom.question.objective import Attempt
 from studyloom.seeds import derive
 
@@ -212,7 +212,7 @@ def test_files_that_are_damaged_or_gone_cost_epochs_and_no_trial(own, tmp_path, 
 def test_a_user_changes_as_few_lines_as_promised(library):
     lines = (TRAINERS / f"own_{library}.py").read_text().splitlines()
     ours = [line for line in lines if line.endswith("# +")]
-    imports = [line for line in ours if line.startswith("from studyloom.integrations")]
+    imports = [line for line in ours if line.startswith("from studyloom.extras.integrations")]
     assert len(imports) == 1
     assert len(ours) - 1 <= LIBRARIES[library][0]
     # Nothing else in the file is of studyloom, but for the test of the winner.

@@ -12,7 +12,7 @@ from harness import outcomes, until
 from runs import Run, kill
 
 from studyloom.processes import descendants
-from studyloom.study.trials.failures import outcome
+from studyloom.study.failures import outcome
 
 pytestmark = pytest.mark.chaos
 DATA = (

@@ -10,8 +10,8 @@ from harness import EPOCHS, NAME, check, prepare, run, start, until
 from optuna.trial import TrialState
 from runs import STUDY, Run, kill
 
+from studyloom.study.failures import outcome
 from studyloom.study.opening import open_study
-from studyloom.study.trials.failures import outcome
 
 pytestmark = pytest.mark.chaos
 PROMOTION = ("pruner=promotion",)

@@ -147,8 +147,8 @@ def test_what_reaches_out_needs_consent_by_the_name_that_the_refusal_says(
 
 
 ADAPTERS = {
-    "studyloom.integrations.Command": {"run": "touch OUT/x", "value": "(.)"},
-    "studyloom.integrations.Hydra": {"config": "OUT/a.yaml", "call": "os.system"},
+    "studyloom.extras.integrations.Command": {"run": "touch OUT/x", "value": "(.)"},
+    "studyloom.extras.integrations.Hydra": {"config": "OUT/a.yaml", "call": "os.system"},
 }
 
 
@@ -165,14 +165,14 @@ def test_an_objective_that_runs_what_the_config_names_needs_consent(
     )
     assert command(*named) == 2
     told = capsys.readouterr().err
-    assert "'trust=[studyloom.integrations]'" in told
+    assert "'trust=[studyloom.extras.integrations]'" in told
     for name in ADAPTERS[target]:
         assert f"theirs.yaml: objective.{name} reaches out of the study" in told
         assert "'trust=[objective]'" in told
-    for agreed in ("studyloom.integrations", "studyloom", "storage"):
+    for agreed in ("studyloom.extras.integrations", "studyloom", "storage"):
         assert command(*named, f"trust=[{agreed}]") == 2
     keys = ",".join(f"objective.{name}" for name in ADAPTERS[target])
-    for agreed in ("objective", f"studyloom.integrations,{keys}"):
+    for agreed in ("objective", f"studyloom.extras.integrations,{keys}"):
         cfg = command(
             *named,
             f"trust=[{agreed}]",
@@ -399,7 +399,7 @@ def test_a_folder_that_a_dataset_reads_needs_consent_whatever_package_reads_it(p
 def test_a_config_of_ones_own_says_what_its_command_has_to_trust():
     config = {
         "defaults": ["own", {"override /storage": "mine"}, {"override /loss": "mine"}, "_self_"],
-        "data": {"_target_": "studyloom.tables.Table", "path": "rows.csv"},
+        "data": {"_target_": "studyloom.data.tables.Table", "path": "rows.csv"},
         "model": {"_target_": "mynets.Net", "layers": [{"_target_": "torch.nn.ReLU"}]},
     }
     assert foreign_module.needed_trust(config) == ["data.path", "mynets", "storage"]
@@ -407,7 +407,7 @@ def test_a_config_of_ones_own_says_what_its_command_has_to_trust():
 
 
 def test_a_path_is_found_in_whatever_way_it_is_passed():
-    table = {"_target_": "studyloom.tables.Table"}
+    table = {"_target_": "studyloom.data.tables.Table"}
     for way in ({"path": "x.csv"}, {"_args_": ["x.csv", "y", 1, 1]}, {"_args_": "x.csv"}):
         for config in ({"data": table | way}, {"data": {"load": table | way}}):
             assert "reaches out" in " ".join(foreign_module.content_mistakes(config, []))

@@ -98,7 +98,7 @@ NEEDS = {
     "datasets": "studyloom.data.datasets",
     "lightning": "lightning",
     "transformers": "transformers",
-    "command": "studyloom.integrations.command",
+    "command": "studyloom.extras.integrations.command",
 }
 
 

@@ -10,10 +10,10 @@ from live_processes import command_of, linux, processes_of, until
 from optuna.trial import TrialState
 
 from studyloom.errors import LaunchError
+from studyloom.extras.ray.launcher import Ray
+from studyloom.extras.slurm import Slurm
 from studyloom.launch import local
 from studyloom.launch.local import Join, Local, gpus
-from studyloom.launch.ray import Ray
-from studyloom.launch.slurm import Slurm
 from studyloom.study.opening import open_study
 
 # Trials of four epochs, whose workers can be met in the second.

@@ -13,9 +13,9 @@ import pytest
 from live_processes import gone, linux, until
 
 from studyloom.errors import LaunchError
-from studyloom.launch import ray
-from studyloom.launch.ray import Ray
-from studyloom.launch.ray_actor import Actor
+from studyloom.extras.ray import launcher as ray
+from studyloom.extras.ray.actor import Actor
+from studyloom.extras.ray.launcher import Ray
 from studyloom.processes import CLUSTER_MARK, worker_id
 
 
@@ -115,7 +115,7 @@ def test_an_actor_works_in_the_commands_folder_if_it_sees_its_disk_else_in_its_o
 
 ACTOR = """
 import sys, time
-from studyloom.launch.ray_actor import Actor
+from studyloom.extras.ray.actor import Actor
 actor = Actor()
 actor.start(["-c", sys.argv[1]], {}, ".", ".", ".")
 print(actor.process.pid, flush=True)

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import pytest
 
 from studyloom.errors import LaunchError
+from studyloom.extras.slurm import Slurm
 from studyloom.launch import command
-from studyloom.launch.slurm import Slurm
 from studyloom.launch.task import Task
-from studyloom.study.trials.limits import Limits
+from studyloom.study.limits import Limits
 
 GOLDEN = Path(__file__).with_name("array.sh")
 COMMAND = [

@@ -13,8 +13,8 @@ from studyloom.launch.local import LocalWorker
 from studyloom.launch.supervisor import Supervisor
 from studyloom.launch.task import Task, renewing_leases
 from studyloom.processes import worker_id
-from studyloom.storage.records.slots import HeldClaim
-from studyloom.study.trials.limits import Limits
+from studyloom.storage.slots import HeldClaim
+from studyloom.study.limits import Limits
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="environments are read in /proc")

@@ -21,13 +21,13 @@ from studyloom.config.schema import WinnerSection
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, Halted, NoWinner, QuestionError, Stopped, UndefinedMetric
 from studyloom.metrics import Goal
-from studyloom.question.loops.function import FunctionQuestion, place_of
-from studyloom.question.loops.loop import Loop, LoopJob, LoopObjective
+from studyloom.question.function import FunctionQuestion, place_of
+from studyloom.question.loop import Loop, LoopJob, LoopObjective
 from studyloom.question.validation import validate
 from studyloom.seeds import derive
 from studyloom.storage.attributes import BASELINE, EPOCHS, FAILURE, REASON
+from studyloom.study.limits import Limits
 from studyloom.study.opening import create_study
-from studyloom.study.trials.limits import Limits
 from studyloom.study.worker import Worker
 from studyloom.views.report import write_report
 from studyloom.views.terminal import winner_lines

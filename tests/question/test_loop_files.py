@@ -6,10 +6,10 @@ from omegaconf import OmegaConf
 from toys import Never
 
 from studyloom.metrics import Goal
-from studyloom.question.loops.loop import Loop, LoopJob, LoopObjective
-from studyloom.question.loops.reports import Place
-from studyloom.question.loops.run import Run
+from studyloom.question.loop import Loop, LoopJob, LoopObjective
 from studyloom.question.objective import Attempt
+from studyloom.question.reports import Place
+from studyloom.question.run import Run
 from studyloom.training.ranks import Ranks
 
 EPOCHS = 5

@@ -11,8 +11,8 @@ from torch import nn
 
 from studyloom.errors import Infeasible, UndefinedMetric
 from studyloom.question.costs import parse_limits
-from studyloom.question.loops.reports import Place
-from studyloom.question.loops.run import Run, UnfitState
+from studyloom.question.reports import Place
+from studyloom.question.run import Run, UnfitState
 from studyloom.storage.attributes import COLUMNS
 from studyloom.training.checkpoint import Checkpoint
 from studyloom.training.randomness import seeded

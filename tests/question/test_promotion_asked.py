@@ -41,12 +41,12 @@ def hands_on(config, run):
         ),
         (
             (
-                "objective._target_=studyloom.integrations.command.Command",
+                "objective._target_=studyloom.extras.integrations.command.Command",
                 "+objective.run='python x.py'",
                 "+objective.value=x",
                 "objective.direction=maximize",
             ),
-            ["objective._target_=studyloom.integrations.command.Command", "keeps none"],
+            ["objective._target_=studyloom.extras.integrations.command.Command", "keeps none"],
         ),
     ],
 )

@@ -15,7 +15,7 @@ from optuna.trial import TrialState, create_trial
 from studyloom.storage import sql
 from studyloom.storage.database import execute, read
 from studyloom.storage.ledger import Ledger
-from studyloom.storage.records.slots import create_table
+from studyloom.storage.slots import create_table
 
 MAXIMIZE = [StudyDirection.MAXIMIZE]
 

@@ -7,7 +7,7 @@ from sqlalchemy import event, insert
 
 from studyloom.storage.database import connect, execute
 from studyloom.storage.ledger import Ledger
-from studyloom.storage.records.slots import SLOTS, create_table
+from studyloom.storage.slots import SLOTS, create_table
 
 LEASE, OPEN = 60.0, 3
 CALLS = {

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from studyloom.storage.records.compare import Slot, compare
-from studyloom.storage.records.heads import TrialHead
+from studyloom.storage.compare import Slot, compare
+from studyloom.storage.heads import TrialHead
 
 RUNS, ENDED = TrialState.RUNNING, TrialState.COMPLETE
 

@@ -18,9 +18,9 @@ from sqlalchemy.engine import make_url
 
 from studyloom.errors import StorageError, StorageLost
 from studyloom.storage import database as storage
+from studyloom.storage import tables
 from studyloom.storage.connections import connections_left, exclusive, plain_engine
 from studyloom.storage.database import connect, execute, read
-from studyloom.storage.records import tables
 from studyloom.storage.retry import file_identity
 from studyloom.storage.urls import parse_url
 

@@ -1,6 +1,6 @@
 """What this process sees again and again, by which it knows which leases have ended."""
 
-from studyloom.storage.records.leases import Sightings
+from studyloom.storage.leases import Sightings
 
 
 def test_what_is_seen_again_is_remembered_with_the_time_that_it_was_seen():

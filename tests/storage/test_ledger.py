@@ -14,9 +14,9 @@ from sqlalchemy import update
 from studyloom.processes import worker_id
 from studyloom.storage import sql
 from studyloom.storage.database import connect, execute
+from studyloom.storage.leases import LEASE_FACTOR
 from studyloom.storage.ledger import Ledger
-from studyloom.storage.records.leases import LEASE_FACTOR
-from studyloom.storage.records.slots import SLOTS, clear, create_table
+from studyloom.storage.slots import SLOTS, clear, create_table
 
 LEASE = 60.0
 HOURS = 5 * 3600.0

@@ -8,9 +8,9 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 
 from studyloom.errors import StorageError
+from studyloom.storage import tables
 from studyloom.storage.connections import plain_engine
 from studyloom.storage.database import connect
-from studyloom.storage.records import tables
 from studyloom.storage.urls import parse_url
 
 

@@ -8,10 +8,10 @@ from toy_worker import RANDOM, fresh, outcomes, work
 from toys import Signal, ask, fill, two_sided
 
 from studyloom.metrics import Goal
-from studyloom.search.ending import Bounds
 from studyloom.storage.attributes import BOUNDS, ENDED, PAUSED, SLOT
-from studyloom.storage.records.reconcile import reconcile
+from studyloom.storage.reconcile import reconcile
 from studyloom.study.bounds import ending, look_ahead, read_bounds, read_outcomes, set_bounds
+from studyloom.study.ending import Bounds
 from studyloom.study.opening import create_study, open_study
 from studyloom.winner.stages import Stage
 

@@ -15,12 +15,12 @@ from toys import ask, fill
 
 from studyloom.config.runs import note_run
 from studyloom.errors import ConfigError
-from studyloom.search.warm_start import Begun, find_warm_starts
 from studyloom.storage.attributes import PLANNED, SLOT
 from studyloom.study import earlier_studies
 from studyloom.study.earlier_studies import find_earlier, read_earlier
 from studyloom.study.enqueue import begun, enqueue
 from studyloom.study.opening import create_study, open_study
+from studyloom.study.warm_start import Begun, find_warm_starts
 
 pytestmark = pytest.mark.chaos  # real workers; what decides is tested by itself in tests/search
 

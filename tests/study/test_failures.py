@@ -14,8 +14,8 @@ from toys import TINY, ask, fill
 from studyloom.errors import ClaimLost, Diverged, Halted, StorageLost
 from studyloom.question.question import Question
 from studyloom.storage.attributes import FAILURE, HALTED, REASON
-from studyloom.study.trials.failures import count_failures, outcome
-from studyloom.study.trials.rows import as_csv, trial_rows
+from studyloom.study.failures import count_failures, outcome
+from studyloom.study.rows import as_csv, trial_rows
 from studyloom.study.worker import Worker
 from studyloom.views.dashboard.notes import trial_note
 from studyloom.views.terminal import make_console, print_trials

@@ -9,10 +9,10 @@ from toys import TWO, Signal, ask
 
 from studyloom.errors import Halted
 from studyloom.question.question import Question
-from studyloom.search.fronts import rank_points
 from studyloom.storage.attributes import PAUSED, REASON
+from studyloom.study.failures import outcome
+from studyloom.study.fronts import rank_points
 from studyloom.study.opening import open_study
-from studyloom.study.trials.failures import outcome
 from studyloom.views.figures import pareto
 from studyloom.views.figures.axes import Axis
 from studyloom.views.snapshot import front_rows, take_snapshot

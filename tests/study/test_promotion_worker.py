@@ -10,11 +10,11 @@ from toys import EACH_KIND, KINDS, TINY, Signal, ask
 
 from studyloom.errors import Halted
 from studyloom.processes import worker_id
-from studyloom.search.promotion import Promotion
 from studyloom.storage.attributes import EPOCHS, MADE, PAUSED, REASON, RUNGS, SLOT, TIMES
+from studyloom.study.failures import outcome
 from studyloom.study.opening import open_study
-from studyloom.study.trials.failures import outcome
-from studyloom.study.trials.reporter import Reporter
+from studyloom.study.promotion import Promotion
+from studyloom.study.reporter import Reporter
 from studyloom.training.checkpoint import Checkpoint
 from studyloom.views.status import as_json, print_status, read_status
 from studyloom.views.terminal import make_console

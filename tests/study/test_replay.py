@@ -19,7 +19,10 @@ from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, Halted
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, FAILURE, MADE, REASON
+from studyloom.study import failures
+from studyloom.study.limits import Limits
 from studyloom.study.opening import create_study, open_study
+from studyloom.study.provenance import Provenance
 from studyloom.study.replay import (
     Course,
     ExpectedTrial,
@@ -28,9 +31,6 @@ from studyloom.study.replay import (
     load_data,
     train_again,
 )
-from studyloom.study.trials import failures
-from studyloom.study.trials.limits import Limits
-from studyloom.study.trials.provenance import Provenance
 from studyloom.study.worker import Worker
 from studyloom.text import format_ranges
 from studyloom.training.job import Epoch

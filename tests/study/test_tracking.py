@@ -10,12 +10,12 @@ from toys import Never, ask, toy_folds
 from tracked import Seen, in_database, short
 
 from studyloom.data.training_data import TrainingData
+from studyloom.extras.trackers import Feed, Known, feed
+from studyloom.extras.trackers.journal import Journal
 from studyloom.storage.attributes import REASON
-from studyloom.study.trials.limits import Limits
-from studyloom.study.trials.tracking import Tracking, close, endings, tracked_study, tracked_trial
+from studyloom.study.limits import Limits
+from studyloom.study.tracking import Tracking, close, endings, tracked_study, tracked_trial
 from studyloom.study.worker import Worker
-from studyloom.trackers import Feed, Known, feed
-from studyloom.trackers.journal import Journal
 
 
 class Memory:

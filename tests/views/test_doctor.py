@@ -17,7 +17,7 @@ from studyloom.storage import checks, connections
 from studyloom.storage.checks import State
 from studyloom.storage.connections import plain_engine
 from studyloom.storage.database import connect
-from studyloom.storage.records.slots import create_table
+from studyloom.storage.slots import create_table
 from studyloom.storage.urls import parse_url
 from studyloom.study.opening import create_study
 from studyloom.views import doctor

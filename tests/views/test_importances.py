@@ -8,7 +8,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from studyloom.storage.attributes import FAILURE
-from studyloom.study.trials.failures import DIVERGED
+from studyloom.study.failures import DIVERGED
 from studyloom.views.importances import importances, varied_parameters
 
 FRACTION = FloatDistribution(0.0, 1.0)

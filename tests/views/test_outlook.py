@@ -10,7 +10,7 @@ from snapshots import joined, shown
 from toys import fill, two_sided
 
 from studyloom.metrics import Goal
-from studyloom.storage.records.reconcile import reconcile
+from studyloom.storage.reconcile import reconcile
 from studyloom.study.bounds import ending, look_ahead, set_bounds
 from studyloom.study.opening import create_study
 from studyloom.views.figures.outlook import outlook

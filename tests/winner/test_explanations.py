@@ -14,14 +14,14 @@ from torch.utils.data import Dataset
 
 from studyloom.data import Datasets
 from studyloom.data.split import Split
+from studyloom.extras.explain import explain
+from studyloom.extras.explain.calibration import calibrate
+from studyloom.extras.explain.groups import by_group, wilson
+from studyloom.extras.explain.occlusion import explain_mistakes, occlude, overlay
+from studyloom.extras.explain.permutation import permute_columns
 from studyloom.metrics import METRICS
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
-from studyloom.winner.explanations import explain
-from studyloom.winner.explanations.calibration import calibrate
-from studyloom.winner.explanations.groups import by_group, wilson
-from studyloom.winner.explanations.occlusion import explain_mistakes, occlude, overlay
-from studyloom.winner.explanations.permutation import permute_columns
 
 ACCURACY, MSE = METRICS["accuracy"], METRICS["mse"]
 

@@ -10,7 +10,7 @@ from toys import KINDS, TINY, Never, ask, toy_folds
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import Diverged
 from studyloom.question.validation import check_sections
-from studyloom.search.race import run_race
+from studyloom.study.race import run_race
 from studyloom.study.worker import Worker
 from studyloom.views.report import render
 from studyloom.views.terminal import winner_lines

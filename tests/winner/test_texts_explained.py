@@ -10,11 +10,11 @@ from torch.utils.data import Dataset
 
 from studyloom.data import Datasets, Split, Tokens
 from studyloom.errors import DataError, UnfitData
+from studyloom.extras.explain import explain
+from studyloom.extras.explain.words import READ, explain_texts
 from studyloom.metrics import METRICS
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
-from studyloom.winner.explanations import explain
-from studyloom.winner.explanations.words import READ, explain_texts
 
 WORDS = ("", "[unknown]", "good", "bad", "the", "very")
 # Two numbers of another kind, and a text of up to six words.

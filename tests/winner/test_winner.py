@@ -22,9 +22,9 @@ from studyloom.data.tables import Series
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import NoWinner
 from studyloom.metrics import ACCURACY
-from studyloom.question.loops.reports import Place
-from studyloom.question.loops.run import Run
 from studyloom.question.question import Question
+from studyloom.question.reports import Place
+from studyloom.question.run import Run
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.worker import Worker
 from studyloom.text import format_value

@@ -41,13 +41,13 @@ def add_compress(command: argparse.ArgumentParser) -> None:
 
 def compress(arguments: argparse.Namespace) -> None:
     """Makes the winner small, and prints the variants and which of them was chosen."""
-    from studyloom.compress.settings import SECTION, parse_settings, settings_of
+    from studyloom.commands.plans import open_ended
     from studyloom.config.runs import recompose
     from studyloom.config.trust import code_of_study
     from studyloom.config.values import value_at
     from studyloom.errors import Interrupted
-    from studyloom.execution.compression import make_small
-    from studyloom.execution.plans import open_ended
+    from studyloom.extras.export.settings import SECTION, parse_settings, settings_of
+    from studyloom.extras.export.stage import make_small
     from studyloom.study.stopping import Stop
     from studyloom.views.terminal import make_console, print_compressed
 

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from studyloom import __version__
+from studyloom._version import __version__
 from studyloom.commands import control, machine, networks, progress, results, shell, studies
 from studyloom.commands.options import WIDEST, Entry
 from studyloom.text import nearest, printable

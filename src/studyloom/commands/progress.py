@@ -68,7 +68,7 @@ def check(progress: "Progress", run_dir: Path) -> int:
         0 if it has ended well or is worked on, 1 if it has failed, 3 if nobody works on it, and 4
         if another terminal has stopped or paused it.
     """
-    from studyloom.execution.heartbeat import is_beating
+    from studyloom.commands.heartbeat import is_beating
 
     if progress.halted is not None or progress.exit_code:
         return 1
@@ -90,7 +90,7 @@ def add_trials(command: argparse.ArgumentParser) -> None:
 
 def trials(arguments: argparse.Namespace) -> None:
     """Prints every trial of a study."""
-    from studyloom.study.trials.rows import as_csv, as_json, trial_rows
+    from studyloom.study.rows import as_csv, as_json, trial_rows
     from studyloom.views.terminal import make_console, print_trials
 
     stored = open_run(arguments)

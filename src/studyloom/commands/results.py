@@ -76,9 +76,9 @@ def add_winner(command: argparse.ArgumentParser) -> None:
 
 def winner(arguments: argparse.Namespace) -> None:
     """Chooses and tests the winner again; stored trainings are reused."""
+    from studyloom.commands.answer import judge
     from studyloom.config.runs import recompose
     from studyloom.config.trust import code_of_study
-    from studyloom.execution.answer import judge
     from studyloom.views.terminal import make_console
 
     with (

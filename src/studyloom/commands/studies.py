@@ -66,7 +66,7 @@ def add_run(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs a study, as `python -m studies.NAME` does; ends the process."""
-    from studyloom.execution.command import run_source
+    from studyloom.commands.command import run_source
 
     sys.path.insert(0, os.getcwd())  # as `python -m` does
     run_source(arguments.source, arguments.overrides)

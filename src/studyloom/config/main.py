@@ -15,7 +15,7 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from studyloom import __version__
+from studyloom._version import __version__
 from studyloom.config.foreign import Guard, guarded
 from studyloom.config.overrides import (
     describe_compose_error,

@@ -21,14 +21,13 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from studyloom import MOVED
 from studyloom.errors import ConfigError
 from studyloom.files import read_below
+from studyloom.moved import MOVED
 
 CLASSES = (
     *("studyloom.models", "studyloom.losses", "studyloom.data", "studyloom.space.grid"),
-    *("studyloom.space.cmaes", "studyloom.search.promotion"),
-    *("studyloom.grid", "studyloom.tables"),  # the former names of these modules
+    *("studyloom.space.cmaes", "studyloom.study.promotion"),
     # Only these two launchers: others run commands from the config, or code on other machines.
     *("studyloom.launch.Join", "studyloom.launch.local.Join"),
     *("studyloom.launch.Local", "studyloom.launch.local.Local"),
@@ -37,7 +36,7 @@ CLASSES = (
 # Not all of torch: some functions change the whole process, as register_module_forward_hook does.
 FUNCTIONS = ("studyloom.schedules", "torch.nn.functional", "torch.nn.init")
 
-ADAPTERS = "studyloom.integrations"  # they run commands and code that the config names
+ADAPTERS = "studyloom.extras.integrations"  # they run commands and code that the config names
 
 LARGEST = 256 * 1024  # bytes of a file, which PyYAML reads in a second; a winner.yaml has 2 KiB
 

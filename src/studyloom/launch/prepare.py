@@ -17,15 +17,15 @@ from studyloom.config.runs import note_run, storage_url
 from studyloom.config.values import describe_error
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, Interrupted, StorageError, wants_tracebacks
+from studyloom.extras.trackers import Recalling, build_trackers
 from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.launch.local import Join
 from studyloom.launch.task import Launcher
 from studyloom.processes import end_if_forked
-from studyloom.question.loops.function import FunctionQuestion
+from studyloom.question.function import FunctionQuestion
 from studyloom.question.question import Question, data_key
 from studyloom.question.search_parts import KEEPS_STATE
 from studyloom.question.validation import check_ranks, check_sections, validate
-from studyloom.search.warm_start import Begun, Remembered, WarmStarts, find_warm_starts
 from studyloom.storage.connections import closed_on_error, connections_left
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url
@@ -35,8 +35,8 @@ from studyloom.study.enqueue import begun, enqueue, missing_baseline, redo_basel
 from studyloom.study.identity import check_code
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trials.tracking import Tracking
-from studyloom.trackers import Recalling, build_trackers
+from studyloom.study.tracking import Tracking
+from studyloom.study.warm_start import Begun, Remembered, WarmStarts, find_warm_starts
 from studyloom.training.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from studyloom.launch.fork_server import ForkServer
 from studyloom.launch.line import Line
 from studyloom.processes import running_beside
 from studyloom.storage.ledger import Ledger
+from studyloom.study.limits import Limits
 from studyloom.study.stopping import Stop
-from studyloom.study.trials.limits import Limits
 
 RENEWALS = 4  # how often a lease is renewed in the time that it lasts
 

@@ -16,7 +16,7 @@ from optuna import Trial, TrialPruned
 from torch import Tensor
 
 from studyloom.question.costs import Cost
-from studyloom.question.loops.reports import standard_error_of
+from studyloom.question.reports import standard_error_of
 from studyloom.storage.attributes import JOBS, STANDARD_ERROR
 from studyloom.training.job import Epoch
 from studyloom.training.ranks import Recipe

@@ -16,7 +16,7 @@ from studyloom.config.values import describe_error, has_key, keys_at, value_at, 
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
 from studyloom.metrics import Goal
-from studyloom.question.loops.function import FunctionQuestion
+from studyloom.question.function import FunctionQuestion
 from studyloom.question.preflight import Branch, probes, try_goals, try_pruner
 from studyloom.question.question import STEPS, Question
 from studyloom.question.search_parts import KEEPS_STATE, forgotten

@@ -18,8 +18,8 @@ from studyloom.errors import StorageError
 from studyloom.storage.connections import is_sqlite, plain_engine
 from studyloom.storage.database import connect
 from studyloom.storage.optuna_internals import TABLES
-from studyloom.storage.records.slots import SLOTS, foreign_table, lacking
 from studyloom.storage.retry import driver_message
+from studyloom.storage.slots import SLOTS, foreign_table, lacking
 from studyloom.storage.urls import without_password
 
 SLOW = 0.05  # seconds for a commit; a trial makes some dozens

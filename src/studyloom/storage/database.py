@@ -36,7 +36,6 @@ from studyloom.storage.connections import (
     sqlite_path,
 )
 from studyloom.storage.optuna_internals import BaseModel, VersionManager
-from studyloom.storage.records.tables import make_tables, newest_version, version_of
 from studyloom.storage.retry import (
     Retry,
     call_state,
@@ -46,6 +45,7 @@ from studyloom.storage.retry import (
     is_cut,
     is_read_only,
 )
+from studyloom.storage.tables import make_tables, newest_version, version_of
 from studyloom.storage.urls import parse_url, without_password
 
 DEADLINE = 300.0  # seconds that a call waits for a database that is away

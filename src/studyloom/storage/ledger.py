@@ -33,8 +33,7 @@ from sqlalchemy import and_ as all_of
 from sqlalchemy import or_ as any_of
 
 from studyloom.processes import host_id, is_alive
-from studyloom.storage.database import RetryingStorage, execute, read
-from studyloom.storage.records.claiming import (
+from studyloom.storage.claiming import (
     HAS_NONE,
     HAS_TRIAL,
     IS_HELD,
@@ -43,14 +42,15 @@ from studyloom.storage.records.claiming import (
     claiming,
     clock,
 )
-from studyloom.storage.records.compare import Slot
-from studyloom.storage.records.heads import fills
-from studyloom.storage.records.leases import LEASE_FACTOR, LeaseWatch, Sightings
-from studyloom.storage.records.posting import post
-from studyloom.storage.records.slots import SLOTS, Claim, HeldClaim, HeldSlot
-from studyloom.storage.records.standings import Known, Order, Standing, read_standings
-from studyloom.storage.records.studies import is_study, lock_study, study_deleted
+from studyloom.storage.compare import Slot
+from studyloom.storage.database import RetryingStorage, execute, read
+from studyloom.storage.heads import fills
+from studyloom.storage.leases import LEASE_FACTOR, LeaseWatch, Sightings
+from studyloom.storage.posting import post
 from studyloom.storage.retry import call_state
+from studyloom.storage.slots import SLOTS, Claim, HeldClaim, HeldSlot
+from studyloom.storage.standings import Known, Order, Standing, read_standings
+from studyloom.storage.studies import is_study, lock_study, study_deleted
 
 WriteRows = Callable[[Connection], None]
 log = logging.getLogger(__name__)

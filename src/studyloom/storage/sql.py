@@ -34,15 +34,15 @@ from sqlalchemy import (
 
 from studyloom.errors import TrialDeleted
 from studyloom.space.tree import Point
+from studyloom.storage.among import among
 from studyloom.storage.attributes import EPOCHS, MADE, PICKLED, SLOT, TIMES, TRACEBACK
+from studyloom.storage.heads import parse_slot
 from studyloom.storage.optuna_internals import (
     TABLES,
     TrialIntermediateValueModel,
     TrialValueModel,
 )
-from studyloom.storage.records.among import among
-from studyloom.storage.records.heads import parse_slot
-from studyloom.storage.records.studies import lock_study
+from studyloom.storage.studies import lock_study
 
 STUDIES, STUDY_ATTRIBUTES = TABLES["studies"], TABLES["study_user_attributes"]
 TRIALS, PARAMS, VALUES = TABLES["trials"], TABLES["trial_params"], TABLES["trial_values"]

@@ -18,7 +18,7 @@ from studyloom.storage import sql
 from studyloom.storage.attributes import SLOT
 from studyloom.storage.database import RetryingStorage
 from studyloom.storage.optuna_internals import CachedStorage
-from studyloom.storage.records.others import Others
+from studyloom.storage.others import Others
 from studyloom.storage.sql import Write
 
 

@@ -5,13 +5,13 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from studyloom.search.ending import Bounds, Ending, Outcome, find_ending, gain_of
 from studyloom.storage import sql
 from studyloom.storage.attributes import BOUNDS, ENDED, SLOT
 from studyloom.storage.database import read
+from studyloom.study import failures
+from studyloom.study.ending import Bounds, Ending, Outcome, find_ending, gain_of
 from studyloom.study.opening import is_stage_name
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trials import failures
 from studyloom.text import format_value
 
 

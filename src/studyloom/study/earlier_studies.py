@@ -17,13 +17,13 @@ from studyloom.config.runs import read_run
 from studyloom.config.values import describe_error
 from studyloom.errors import QuestionError, StorageError, StorageLost
 from studyloom.files import open_below
-from studyloom.search.earlier import AUTO, Earlier
-from studyloom.search.warm_start import Remembered, source_label
 from studyloom.storage.attributes import UUID
 from studyloom.storage.embedded_server import folder_of, serve
+from studyloom.study.earlier import AUTO, Earlier
 from studyloom.study.identity import check_question
 from studyloom.study.opening import open_study, study_names
 from studyloom.study.stored_study import StoredStudy
+from studyloom.study.warm_start import Remembered, source_label
 from studyloom.text import mask_passwords, one_line
 
 MOST_STUDIES = 50  # that are looked at, the newest first; opening one takes 0.04 s

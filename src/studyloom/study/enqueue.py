@@ -12,18 +12,18 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import Connection
 
 from studyloom.processes import worker_id
-from studyloom.search.earlier import AUTO, WarmStart
-from studyloom.search.warm_start import Begun, WarmStarts
 from studyloom.space.tree import Parameter, Point, Space
 from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, PLANNED, SLOT, SOURCES
+from studyloom.storage.compare import Entry
 from studyloom.storage.connections import exclusive
 from studyloom.storage.database import execute
-from studyloom.storage.records.compare import Entry
-from studyloom.storage.records.heads import fills, set_aside
-from studyloom.storage.records.reconcile import enter
+from studyloom.storage.heads import fills, set_aside
+from studyloom.storage.reconcile import enter
+from studyloom.study.earlier import AUTO, WarmStart
+from studyloom.study.failures import NO_REASON, TEACHES, outcome, reason_of
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trials.failures import NO_REASON, TEACHES, outcome, reason_of
+from studyloom.study.warm_start import Begun, WarmStarts
 
 LEASE = 60.0  # seconds that a slot is held while its trial is made
 AS_COMPOSED = "the configuration as composed"  # where the point of a baseline comes from

@@ -20,9 +20,9 @@ from studyloom.storage.attributes import CODE_CHANGES, HALTED, QUESTION, UUID
 from studyloom.storage.connections import closed_on_error, exclusive
 from studyloom.storage.database import RetryingStorage, connect, execute
 from studyloom.storage.ledger import Ledger, NoLedger
-from studyloom.storage.records.reconcile import reconcile_unasked
-from studyloom.storage.records.slots import check_table, clear, create_table
-from studyloom.storage.records.studies import add_study
+from studyloom.storage.reconcile import reconcile_unasked
+from studyloom.storage.slots import check_table, clear, create_table
+from studyloom.storage.studies import add_study
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.study.identity import check_question
 from studyloom.study.stored_study import StoredStudy

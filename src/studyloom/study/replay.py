@@ -29,17 +29,17 @@ from studyloom.data.training_data import Part, TrainingData
 from studyloom.errors import ConfigError
 from studyloom.metrics import Goal
 from studyloom.question.costs import parse_limits
+from studyloom.question.function import build_loop, device, loop_jobs, named_goals, names_data
 from studyloom.question.jobs import build_jobs
-from studyloom.question.loops.function import build_loop, device, loop_jobs, named_goals, names_data
-from studyloom.question.loops.loop import LoopObjective
-from studyloom.question.loops.reports import Report
+from studyloom.question.loop import LoopObjective
 from studyloom.question.objective import Step, group_by_epoch, mean_epoch, mean_epochs
+from studyloom.question.reports import Report
 from studyloom.seeds import derive
 from studyloom.storage.attributes import COLUMNS, EPOCHS, FAILURE, JOBS, MADE, REASON
+from studyloom.study import failures
+from studyloom.study.failures import Failure
+from studyloom.study.provenance import Provenance
 from studyloom.study.stopping import Stop
-from studyloom.study.trials import failures
-from studyloom.study.trials.failures import Failure
-from studyloom.study.trials.provenance import Provenance
 from studyloom.text import format_ranges
 from studyloom.training.job import Epoch
 from studyloom.training.steps import on_threads

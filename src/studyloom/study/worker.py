@@ -31,22 +31,22 @@ from studyloom.processes import descriptors_kept, end_if_forked, worker_id
 from studyloom.question.costs import Cost
 from studyloom.question.objective import Attempt, Objective, Stopping
 from studyloom.question.search_parts import KEEPS_STATE
-from studyloom.search.promotion import Promotion
 from studyloom.seeds import derive
 from studyloom.space.tree import Point, Space
 from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, PAUSED, SLOT, WORKER
-from studyloom.storage.records.slots import Claim
+from studyloom.storage.slots import Claim
+from studyloom.study import failures
 from studyloom.study.bounds import ending
+from studyloom.study.failures import Failure
+from studyloom.study.files import TrialFiles
+from studyloom.study.limits import Limits
+from studyloom.study.promotion import Promotion
+from studyloom.study.provenance import Provenance, current_environment
+from studyloom.study.reporter import EpochReports, Reporter
+from studyloom.study.rungs import Rungs
+from studyloom.study.stopwatch import Stopwatch
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trials import failures
-from studyloom.study.trials.failures import Failure
-from studyloom.study.trials.files import TrialFiles
-from studyloom.study.trials.limits import Limits
-from studyloom.study.trials.provenance import Provenance, current_environment
-from studyloom.study.trials.reporter import EpochReports, Reporter
-from studyloom.study.trials.rungs import Rungs
-from studyloom.study.trials.stopwatch import Stopwatch
-from studyloom.study.trials.tracking import Tracking
+from studyloom.study.tracking import Tracking
 from studyloom.training.checkpoint import Checkpoint, save_weights
 
 # Seconds between looks at slots that others hold. Each is half as long again as the one before: at

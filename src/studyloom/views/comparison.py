@@ -17,9 +17,9 @@ from studyloom.config.values import flatten
 from studyloom.errors import ConfigError, FileError
 from studyloom.files import write_whole
 from studyloom.storage.attributes import TIMES
+from studyloom.study.failures import outcome
+from studyloom.study.rows import epochs_of
 from studyloom.study.stored_study import StoredStudy, value_of
-from studyloom.study.trials.failures import outcome
-from studyloom.study.trials.rows import epochs_of
 from studyloom.text import (
     format_duration,
     format_parameter,

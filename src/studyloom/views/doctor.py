@@ -13,13 +13,13 @@ from pathlib import Path
 import optuna
 import torch
 
-from studyloom import __version__
+from studyloom._version import __version__
 from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.launch.local import Local, cores, gpus
 from studyloom.storage.checks import Finding, State, check_database, ok, run_check, todo, warning
+from studyloom.storage.compare import Difference
 from studyloom.storage.ledger import Ledger
-from studyloom.storage.records.compare import Difference
-from studyloom.storage.records.reconcile import reconcile
+from studyloom.storage.reconcile import reconcile
 from studyloom.storage.urls import parse_url
 from studyloom.study.opening import open_ledgers
 from studyloom.text import indented, one_line

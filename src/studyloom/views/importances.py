@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.storage.attributes import FAILURE
-from studyloom.study.trials.failures import DIVERGED
+from studyloom.study.failures import DIVERGED
 
 Array = NDArray[np.float64]
 

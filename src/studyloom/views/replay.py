@@ -13,6 +13,7 @@ from studyloom.errors import ConfigError
 from studyloom.question.objective import Step
 from studyloom.storage.attributes import EPOCHS, MADE
 from studyloom.study.identity import differences
+from studyloom.study.provenance import Provenance, current_environment
 from studyloom.study.replay import (
     COUNTED,
     LOSS,
@@ -32,7 +33,6 @@ from studyloom.study.replay import (
     train_again,
 )
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trials.provenance import Provenance, current_environment
 from studyloom.text import format_value, one_line
 
 

@@ -9,8 +9,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.storage.attributes import BASELINE, PLANNED_EPOCHS
 from studyloom.study.bounds import Outlook, look_ahead
+from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trials.failures import outcome
 from studyloom.text import format_cost, format_value, one_line
 
 

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from studyloom.errors import StorageError
+from studyloom.study.failures import FailureCount, count_failures
 from studyloom.study.job import SEARCH
 from studyloom.study.stored_study import StoredStudy, value_of
-from studyloom.study.trials.failures import FailureCount, count_failures
 from studyloom.text import one_line
 from studyloom.views.importances import importances, varied_parameters
 from studyloom.views.live import QUIET_INTERVAL, timed

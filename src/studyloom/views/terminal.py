@@ -15,13 +15,13 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from studyloom.compress.record import CHOSEN, compressed_rows, record_lines
+from studyloom.extras.export.record import CHOSEN, compressed_rows, record_lines
 from studyloom.question.sources import CODE
 from studyloom.storage.attributes import EPOCHS, STANDARD_ERROR, TIMES, WORKER
 from studyloom.storage.urls import parse_url, without_password
+from studyloom.study.failures import count_failures, outcome, reason_of
+from studyloom.study.rows import seconds_spent
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trials.failures import count_failures, outcome, reason_of
-from studyloom.study.trials.rows import seconds_spent
 from studyloom.text import (
     format_duration,
     format_parameter,

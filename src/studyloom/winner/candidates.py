@@ -15,12 +15,12 @@ from studyloom.question.costs import Cost
 from studyloom.question.jobs import build_jobs
 from studyloom.question.objective import Attempt, Objective
 from studyloom.question.question import FIRST, Question
-from studyloom.search.race import Training
 from studyloom.seeds import derive
 from studyloom.space.grid import GridSampler
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Point, Space
 from studyloom.storage.attributes import JOBS
+from studyloom.study.race import Training
 from studyloom.training.job import Job
 from studyloom.winner.earlier import EarlierTraining
 

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from studyloom.data.training_data import Part
 from studyloom.errors import NoWinner, UndefinedMetric
-from studyloom.question.loops.function import FunctionQuestion
+from studyloom.extras.explain import explain
+from studyloom.question.function import FunctionQuestion
 from studyloom.question.objective import Attempt
 from studyloom.storage.attributes import KEPT, TESTED
+from studyloom.study.failures import reason_of
 from studyloom.study.job import RETRAINING
+from studyloom.study.provenance import current_environment
 from studyloom.study.stopping import Stop
-from studyloom.study.trials.failures import reason_of
-from studyloom.study.trials.provenance import current_environment
 from studyloom.training.checkpoint import load_weights, pack_weights
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
@@ -25,7 +26,6 @@ from studyloom.winner import committee
 from studyloom.winner.answer import format_race, write_answer
 from studyloom.winner.candidates import CandidateTrainings
 from studyloom.winner.earlier import earlier_test
-from studyloom.winner.explanations import explain
 from studyloom.winner.model_card import describe_data, model_card
 from studyloom.winner.pictures import report_part
 from studyloom.winner.racing import describe_race

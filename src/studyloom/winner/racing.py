@@ -5,9 +5,9 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.search.race import Leaving, Race, Training, run_race
 from studyloom.storage.attributes import SLOT
-from studyloom.study.trials.failures import outcome, reason_of
+from studyloom.study.failures import outcome, reason_of
+from studyloom.study.race import Leaving, Race, Training, run_race
 from studyloom.text import format_value, one_line
 
 

@@ -29,17 +29,17 @@ from studyloom.config.schema import WinnerSection
 from studyloom.data.folds import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import QuestionError
-from studyloom.question.loops.function import FunctionQuestion
+from studyloom.question.function import FunctionQuestion
 from studyloom.question.question import Question
 from studyloom.question.rule import Rule
-from studyloom.search.race import Race, count_entrants
 from studyloom.seeds import derive
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import BASELINE, EPOCHS, REUSED, SLOT
-from studyloom.storage.records.reconcile import reconcile_unasked
+from studyloom.storage.reconcile import reconcile_unasked
 from studyloom.study.bounds import ending
 from studyloom.study.job import REEVALUATION, RETRAINING, note_stage
 from studyloom.study.opening import create_study
+from studyloom.study.race import Race, count_entrants
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.worker import TrialSource
 from studyloom.winner.candidates import CandidateTrainings, kept_epoch

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from waiting import wait
 
-from studyloom.integrations.accelerate import epochs  # +
+from studyloom.extras.integrations.accelerate import epochs  # +
 
 
 def points(part):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 from waiting import wait
 
-from studyloom.integrations.lightning import Report  # +
+from studyloom.extras.integrations.lightning import Report  # +
 
 
 class Points(L.LightningDataModule):

@@ -8,7 +8,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 from waiting import wait
 
-from studyloom.integrations.transformers import StudyloomCallback  # +
+from studyloom.extras.integrations.transformers import StudyloomCallback  # +
 
 
 class Sentences(torch.utils.data.Dataset):

@@ -19,9 +19,9 @@ from optuna.trial import FrozenTrial
 
 from studyloom.files import open_below, read_below, remove_below, write_below
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
+from studyloom.study.failures import NO_REASON, reason_of
+from studyloom.study.rows import quantities
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trials.failures import NO_REASON, reason_of
-from studyloom.study.trials.rows import quantities
 from studyloom.text import fence_for, printable, without_formula
 from studyloom.views.snapshot import front_rows, take_snapshot
 

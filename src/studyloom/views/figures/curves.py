@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from optuna.trial import FrozenTrial
 
 from studyloom.storage.attributes import EPOCHS, RUNGS
-from studyloom.study.trials.failures import outcome
-from studyloom.study.trials.rows import quantities
+from studyloom.study.failures import outcome
+from studyloom.study.rows import quantities
 from studyloom.text import format_value
 from studyloom.views.figures.axes import Axis
 from studyloom.views.figures.chart import (

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from optuna.trial import FrozenTrial
 
+from studyloom.study.failures import outcome
 from studyloom.study.stored_study import value_of
-from studyloom.study.trials.failures import outcome
 from studyloom.text import format_value
 from studyloom.views.figures.axes import Axis
 from studyloom.views.figures.chart import Chart, Mark, Part, Table, whole_scale

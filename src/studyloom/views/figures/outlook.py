@@ -2,9 +2,9 @@
 
 import math
 
-from studyloom.search.ending import ended_values
-from studyloom.search.regret import gains
 from studyloom.study.bounds import Outlook, read_outcomes
+from studyloom.study.ending import ended_values
+from studyloom.study.regret import gains
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_value
 from studyloom.views.figures.chart import (

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from optuna.trial import FrozenTrial
 
 from studyloom.storage.attributes import RUNGS, TIMES, WORKER
-from studyloom.study.trials.failures import outcome
+from studyloom.study.failures import outcome
 from studyloom.text import format_duration, shorten
 from studyloom.views.figures.chart import Chart, Mark, Note, Scale, Table, Tick, responsive
 

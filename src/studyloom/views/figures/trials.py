@@ -8,8 +8,8 @@ from statistics import median
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.storage.attributes import EPOCHS
+from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy, value_of
-from studyloom.study.trials.failures import outcome
 from studyloom.text import format_parameter, format_value, shorten
 from studyloom.views.figures.chart import Table
 

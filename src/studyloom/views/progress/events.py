@@ -16,8 +16,8 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from studyloom.storage.attributes import PLANNED_EPOCHS, WORKER
-from studyloom.study.trials.failures import outcome, reason_of
-from studyloom.study.trials.rows import seconds_spent
+from studyloom.study.failures import outcome, reason_of
+from studyloom.study.rows import seconds_spent
 from studyloom.views.progress.job import Progress
 
 KINDS = ("began", "reported", "ended", "best", "control", "halted", "answer", "exit")

@@ -12,8 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom.storage.attributes import EPOCHS, REUSED
 from studyloom.study.control import Wish, read_control
 from studyloom.study.job import REEVALUATION, RETRAINING, SEARCH, Job, open_beside, read_job
+from studyloom.study.rows import seconds_spent
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trials.rows import seconds_spent
 from studyloom.text import format_value, one_line
 from studyloom.views.progress.costs import Hours, hours_of
 from studyloom.views.progress.estimate import Estimate, Running, Work, estimate

@@ -5,7 +5,7 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
-from studyloom import __version__
+from studyloom._version import __version__
 from studyloom.views.report.blocks import Absent, Block, Facts, Folded, Section, get
 
 

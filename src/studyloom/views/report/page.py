@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from studyloom import __version__
+from studyloom._version import __version__
 from studyloom.files import ASSETS
 from studyloom.text import mask_passwords, printable
 from studyloom.views.figures.chart import LETTER, SIZE, Chart, Scale, Tick

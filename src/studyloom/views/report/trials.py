@@ -3,8 +3,8 @@
 from typing import Any
 
 from studyloom.storage.attributes import BASELINE
+from studyloom.study.rows import Rows, trial_rows
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trials.rows import Rows, trial_rows
 from studyloom.text import format_duration, format_parameter, format_value, shorten
 from studyloom.views.report.blocks import Absent, Block, Cell, Row, Section, Trials
 from studyloom.views.snapshot import Snapshot

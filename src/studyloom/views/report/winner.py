@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from studyloom.compress.record import compressed_rows, record_lines
+from studyloom.extras.export.record import compressed_rows, record_lines
 from studyloom.views.figures.chart import Table
 from studyloom.views.figures.predictions import predictions
 from studyloom.views.report.answer import format_race_safely

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from optuna.trial import FrozenTrial
 
 from studyloom.storage.attributes import TRACEBACK
+from studyloom.study.failures import count_failures
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trials.failures import count_failures
 from studyloom.text import format_value
 from studyloom.views.figures.chart import Table
 from studyloom.views.figures.timeline import timeline

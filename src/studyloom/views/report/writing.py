@@ -8,7 +8,7 @@ from os.path import lexists
 from pathlib import Path
 from typing import Any
 
-from studyloom.compress.record import read_record
+from studyloom.extras.export.record import read_record
 from studyloom.files import read_below, write_whole
 from studyloom.study.stored_study import StoredStudy
 from studyloom.views.report.page import report_page

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from studyloom.errors import FileError
+from studyloom.extras.trackers import Answer, Feed, Recalling, TrackedStudy
 from studyloom.files import digest_below, size_below
+from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.trials.failures import outcome
-from studyloom.study.trials.tracking import close, endings, tracked_study
-from studyloom.trackers import Answer, Feed, Recalling, TrackedStudy
+from studyloom.study.tracking import close, endings, tracked_study
 from studyloom.winner.answer import belongs_to, read_answer
 from studyloom.winner.stages import Plan
 

@@ -1,0 +1,1 @@
+"""What pip extras bring. The core imports none of it: a config or `plugins.py` names it."""

@@ -1,0 +1,46 @@
+"""A loop with an Accelerator as the loop of a study: its state is saved after each epoch.
+
+The states lie in `run.dir`. They are what this study itself has written, which `run.checkpoint`
+makes sure of by their digest; accelerate reads tensors and plain values only.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from studyloom.question.run import Run
+
+try:
+    from accelerate import Accelerator
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"{error}; pip install 'studyloom[accelerate]'") from None
+
+
+def epochs(run: Run, accelerator: Accelerator, count: int, **parts: Any) -> Iterator[int]:
+    """Yields the numbers of the epochs from 1 on; after a checkpoint those that are left.
+
+        model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
+        for epoch in epochs(run, accelerator, 10, model=model):
+            ...
+            run.report(accuracy=accuracy)
+        return run.value
+
+    The accelerator saves and restores all that it has prepared, and the random state.
+
+    Args:
+        run: of the trial.
+        accelerator: which has prepared all that is trained.
+        count: how many epochs there are in all.
+        parts: whose states go into winner.pt, by names of your own.
+
+    Raises:
+        ValueError: the count is no whole number from 1 on, or beyond what the pruner knows.
+    """
+    run.keep_at_end(**{name: accelerator.unwrap_model(part) for name, part in parts.items()})
+    if run.checkpoint is not None:
+        accelerator.load_state(str(run.checkpoint))
+    for epoch in run.epochs(count):
+        yield epoch
+        if epoch < count:
+            folder = run.dir / f"epoch-{epoch % 2}"
+            accelerator.save_state(str(folder))
+            run.keep_files(folder)

@@ -1,0 +1,418 @@
+"""Workers on the nodes of a Ray cluster: an actor for each, with the cores and GPUs it asks for."""
+
+import logging
+import math
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from studyloom.errors import LaunchError
+from studyloom.extras.ray.actor import Actor
+from studyloom.files import PACKAGE
+from studyloom.launch.command import WORKER_VARIABLE
+from studyloom.launch.line import Heard
+from studyloom.launch.local import check_ranks, check_workers, cores, gpus
+from studyloom.launch.supervisor import HUNG, Supervisor, WorkerExit
+from studyloom.launch.task import Task
+from studyloom.processes import CLUSTER_MARK, host_id
+from studyloom.study.stopping import Stop
+
+# Ends all processes of the command's own cluster when the command has ended, and removes its files.
+# When it is killed, Ray itself may leave its agents behind for a minute.
+CLEANUP = """
+import os, shutil, signal, sys, time
+sys.stdin.read()
+mark = os.fsencode(sys.argv[2] + "=" + sys.argv[1])
+def read(pid, name):
+    with open(f"/proc/{pid}/{name}", "rb") as file:
+        return file.read()
+folder = os.path.join(os.path.realpath(sys.argv[1]), "")
+def holds_file(pid):
+    files = f"/proc/{pid}/fd"
+    paths = [os.path.realpath(f"{files}/{name}") for name in os.listdir(files)]
+    return any(path.startswith(folder) for path in paths)
+def is_of_cluster(pid):
+    # The title that Ray gives its processes overwrites the beginning of their environment.
+    try:
+        titled = read(pid, "comm").startswith(b"ray::")
+        return mark in read(pid, "environ").split(b"\\0") or titled and holds_file(pid)
+    except OSError:
+        return False
+end = time.monotonic() + 10
+while time.monotonic() < end:
+    names = os.listdir("/proc") if os.path.isdir("/proc") else []
+    pids = [int(name) for name in names if name.isdecimal() and int(name) != os.getpid()]
+    left = [pid for pid in pids if is_of_cluster(pid)]
+    if not left:
+        break
+    for pid in left:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    time.sleep(0.1)
+shutil.rmtree(sys.argv[1], ignore_errors=True)
+"""
+RETRY = 1.0  # seconds between tries to start a worker on an actor that Ray is restarting
+KILL_DEADLINE = 2.0  # seconds that a kill waits for the answer of the actor
+STORE = 100 * 2**20  # bytes of Ray's object store; nothing is put there
+# The beginnings of the variables that a worker inherits.
+INHERITED = ("STUDYLOOM_", "PYTHONPATH", "HYDRA_FULL_ERROR")
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Actors of Ray, each with one worker; Ray restarts an actor elsewhere if its node is lost.
+
+    Args:
+        workers: a number, or `auto`: as many as the cluster has room for. There are never more
+            workers than open slots.
+        num_gpus: the GPUs of a worker; a fraction shares one. By default one for each rank if
+            there are GPUs, else 0.
+        num_cpus: the cores of a worker, and its threads; at least one for each rank.
+        address: of a running cluster, such as `auto` or `head:6379`; None for a cluster on this
+            host that ends with the command.
+        ranks: the processes that train each trial of a worker together, on one node.
+    """
+
+    workers: int | str = "auto"
+    num_gpus: float | None = None
+    num_cpus: float = 1
+    address: str | None = None
+    ranks: int = 1
+
+    def __post_init__(self) -> None:
+        check_workers(self.workers)
+        if self.num_gpus is not None:
+            _check_resource("num_gpus", self.num_gpus, least=0)
+        _check_resource("num_cpus", self.num_cpus, least=1)
+        check_ranks(self.ranks)
+        if self.ranks > 1 and self.num_gpus not in (None, 0, self.ranks):
+            raise ValueError(
+                f"launcher.num_gpus must be {self.ranks}, one for each of "
+                f"launcher.ranks={self.ranks}, 0, or null; got {self.num_gpus:g}"
+            )
+        if self.address is not None and not (isinstance(self.address, str) and self.address):
+            raise ValueError(
+                "launcher.address must be null, or a text such as auto or head:6379; "
+                f"got {self.address!r}"
+            )
+
+    @property
+    def leaves_host(self) -> bool:
+        return self.address is not None
+
+    def count(self, slots: int) -> int:
+        """Returns how many workers to start for a number of open slots.
+
+        Joins the cluster if only that tells how many workers it has room for.
+
+        Raises:
+            LaunchError: Ray is missing, or the cluster cannot be reached.
+        """
+        if self.workers != "auto":
+            return min(int(self.workers), slots)
+        if self.address is None:
+            resources = [{"CPU": float(cores()), "GPU": float(len(gpus()))}]
+        else:
+            resources = nodes(self.connect())
+        return min(sum(self.room(node, self.share(resources)) for node in resources), slots)
+
+    def share(self, resources: list[dict[str, float]]) -> float:
+        """Returns the GPUs of one worker.
+
+        Args:
+            resources: of each node, by name.
+        """
+        if self.num_gpus is not None:
+            return self.num_gpus
+        return float(self.ranks * any(node.get("GPU") for node in resources))
+
+    @property
+    def cpus(self) -> float:
+        """The cores of one worker."""
+        return max(self.num_cpus, self.ranks)
+
+    def room(self, resources: dict[str, float], share: float) -> int:
+        """Returns for how many workers a node has room.
+
+        Args:
+            resources: of the node, by name.
+            share: the GPUs of one worker.
+        """
+        fitting = resources.get("CPU", 0.0) / self.cpus
+        if share:
+            count = resources.get("GPU", 0.0)
+            fitting = min(fitting, count // share if share >= 1 else int(count) * (1 // share))
+        return int(fitting)
+
+    def launch(self, task: Task, stop: Stop) -> None:
+        """Works on the task.
+
+        Raises:
+            LaunchError: Ray is missing, the cluster cannot be reached, no node has room for a
+                worker, or workers die before they claim a trial.
+            StorageLost: the database stays away.
+        """
+        with self.cluster(task) as ray:
+            share = self._fitting_share(nodes(ray))
+            remote = ray.remote(
+                num_cpus=self.cpus,
+                num_gpus=share,
+                max_restarts=-1,
+                # A lost actor is reported at once: its trial goes to another worker.
+                max_task_retries=0,
+                scheduling_strategy="SPREAD",
+            )(Actor)
+            task.logs.mkdir(parents=True, exist_ok=True)
+            prefix = f"{host_id()}-{os.getpid()}-worker"
+            folder, count = task.logs.absolute(), self.count(task.todo())
+            command = task.command.worker(self.ranks)
+            workers = [
+                RayWorker(ray, remote, command, folder / f"{prefix}{n + 1}.log")
+                for n in range(count)
+            ]
+            supervisor = Supervisor(task, workers)
+            try:
+                supervisor.run(stop)
+            finally:
+                supervisor.kill_all()
+                for worker in workers:
+                    worker.close()
+
+    @contextmanager
+    def cluster(self, task: Task) -> Iterator[Any]:
+        """Provides Ray, connected to the cluster, while the body runs."""
+        if self.address is None:
+            workers = 0 if self.workers == "auto" else min(int(self.workers), task.todo())
+            with own_cluster(max(cores(), math.ceil(workers * self.cpus))) as ray:
+                yield ray
+            return
+        try:
+            yield self.connect(task)
+        finally:
+            import_ray().shutdown()
+
+    def connect(self, task: Task | None = None) -> Any:
+        """Joins the cluster at the address, and gives it the code: this folder, and studyloom.
+
+        Args:
+            task: whose run directory is left out of the copy of this folder.
+
+        Returns:
+            The module `ray`.
+
+        Raises:
+            LaunchError: Ray is missing, or the cluster cannot be reached.
+        """
+        ray = import_ray()
+        if ray.is_initialized():
+            return ray
+        here = Path.cwd()
+        excludes = ["/runs", "/data"]
+        if task is not None and task.run_dir.absolute().is_relative_to(here):
+            excludes.append(f"/{task.run_dir.absolute().relative_to(here)}")
+        code = {"working_dir": str(here), "py_modules": [str(PACKAGE)], "excludes": excludes}
+        return join(address=self.address, runtime_env=code)
+
+    def _fitting_share(self, resources: list[dict[str, float]]) -> float:
+        """Returns the GPUs of one worker, if a node has room for one. Raises LaunchError."""
+        share = self.share(resources)
+        if any(self.room(node, share) for node in resources):
+            return share
+        sizes = ", ".join(
+            f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in resources
+        )
+        raise LaunchError(
+            f"launcher: no node has room for a worker of num_cpus={self.cpus:g} and "
+            f"num_gpus={share:g}; there are {sizes}; ask for less, or for a larger cluster"
+        )
+
+
+def _check_resource(name: str, amount: Any, least: int) -> None:
+    """Raises ValueError if Ray cannot give an actor so many cores or GPUs."""
+    if type(amount) not in (int, float) or not amount >= least:
+        raise ValueError(f"launcher.{name} must be a number of at least {least}; got {amount!r}")
+    if amount > 1 and amount % 1:
+        raise ValueError(
+            f"launcher.{name} must be a whole number, or a fraction below 1; got {amount}"
+        )
+
+
+@contextmanager
+def own_cluster(cpus: int) -> Iterator[Any]:
+    """Provides Ray with a cluster of its own on this host while the body runs.
+
+    The cluster listens to everybody, therefore it gets a token that nobody else knows.
+
+    Args:
+        cpus: the number of cores that Ray may give away.
+    """
+    # The paths of Ray's sockets have at most 107 bytes: its files cannot lie below a run directory.
+    folder = tempfile.mkdtemp(prefix=f"studyloom-ray-{os.getpid()}-", dir="/tmp")
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    # Before Ray is imported.
+    os.environ |= token | {CLUSTER_MARK: folder, "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-I", "-c", CLEANUP, folder, CLUSTER_MARK]
+    sweeper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    assert sweeper.stdin is not None
+    try:
+        options = {"include_dashboard": False, "object_store_memory": STORE, "_temp_dir": folder}
+        try:
+            ray = join(address="local", num_cpus=cpus, num_gpus=len(gpus()), **options)
+        finally:
+            del os.environ[CLUSTER_MARK]  # what the command starts from now on is not the cluster's
+        yield ray
+    finally:
+        with suppress(LaunchError):
+            import_ray().shutdown()
+        for name in token:
+            del os.environ[name]
+        sweeper.stdin.close()
+        sweeper.wait()
+
+
+def import_ray() -> Any:
+    """Returns the module `ray`. Raises LaunchError if it is not installed."""
+    try:
+        import ray
+    except ImportError as error:
+        raise LaunchError(
+            f"launcher=ray: Ray is missing; pip install 'studyloom[ray]' ({error})"
+        ) from None
+    return ray
+
+
+def join(**options: Any) -> Any:
+    """Calls `ray.init`, but keeps our handlers of signals, and returns the module `ray`.
+
+    Args:
+        options: of `ray.init`; `address` among them.
+
+    Raises:
+        LaunchError: Ray is missing, or the cluster cannot be reached.
+    """
+    ray = import_ray()
+    # At its usual level Ray reports what it leaves out of its copy of the folder.
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    handlers = {number: signal.getsignal(number) for number in Stop.SIGNALS}
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=False, **options)
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        words = " ".join(str(error).split())
+        raise LaunchError(
+            f"launcher.address={options['address']}: the cluster cannot be joined: {words}"
+        ) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():  # no other can set handlers
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return ray
+
+
+def nodes(ray: Any) -> list[dict[str, float]]:
+    """Returns the resources of each living node of the cluster, by name."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+class RayWorker:
+    """The handle of a worker in the cluster, which an actor runs once Ray has found room for it.
+
+    Args:
+        ray: the module `ray`, connected.
+        remote: the actor's class, as `ray.remote` made it.
+        command: the arguments of a Python interpreter that runs a worker.
+        log: the file to which the worker's output is appended.
+    """
+
+    def __init__(self, ray: Any, remote: Any, command: Sequence[str], log: Path) -> None:
+        self.log, self.failures, self.heard = log, 0, Heard()
+        self.worker_id: str | None = None
+        self._ray, self._remote = ray, remote
+        self._actor: Any = None
+        self._answer: Any = None  # the reference to what the actor is asked now
+        self._retry: float | None = None  # the time of the next try to start
+        environment = {k: value for k, value in os.environ.items() if k.startswith(INHERITED)}
+        environment[WORKER_VARIABLE] = "1"
+        here, package = Path.cwd(), PACKAGE.parent
+        seen = package.relative_to(here) if package.is_relative_to(here) else package
+        self._call = [*command], environment, str(here), str(seen), str(log)
+
+    @property
+    def active(self) -> bool:
+        return self._answer is not None or self._retry is not None
+
+    def start(self) -> None:
+        """Has the actor start a worker; makes the actor first if there is none."""
+        self.log.touch()  # by this file a node knows that it shares the disk
+        if self._actor is None:
+            self._actor = self._remote.remote()
+        self._answer, self._retry = self._actor.start.remote(*self._call), None
+        self.heard = Heard()
+
+    def poll(self) -> WorkerExit | None:
+        """Returns how the worker ended, and None if it has not; appends its output to the log."""
+        if self._retry is not None and time.monotonic() > self._retry:
+            self.start()
+        if self._answer is None or not self._ray.wait([self._answer], timeout=0)[0]:
+            return None
+        try:
+            self.worker_id, code, output, words = self._ray.get(self._answer)
+        except self._ray.exceptions.RayError as error:
+            return self._handle_lost_actor(error)
+        if output:
+            with self.log.open("ab") as log:
+                log.write(output)
+        for said in words:
+            self.heard.hear(said)
+        self._answer = self._actor.poll.remote()
+        if code is not None:
+            return WorkerExit(code)
+        return WorkerExit(None, HUNG) if self.heard.lingers else None
+
+    def _handle_lost_actor(self, error: Exception) -> WorkerExit | None:
+        """Decides what it means that the actor does not answer.
+
+        If the worker is alive nevertheless, it will notice that another one has its trial.
+        """
+        unavailable = isinstance(error, self._ray.exceptions.ActorUnavailableError)
+        if unavailable and self.worker_id is None:  # Ray is restarting it, or waits for room
+            self._answer, self._retry = None, time.monotonic() + RETRY
+            return None
+        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        with self.log.open("a") as log:
+            log.write(f"{words}\n")
+        if not unavailable:  # for good
+            self._actor = None
+        return WorkerExit(None, f"its actor ({words})")
+
+    def stop(self) -> None:
+        """Asks the worker to release its trial and end; ends one that is still being started."""
+        if self.worker_id is None:
+            self.kill()
+        else:
+            self._actor.stop.remote()
+
+    def kill(self) -> str | None:
+        """Ends the worker's process group, and returns the id that the worker had in the ledger."""
+        ended, self.worker_id, self._answer, self._retry = self.worker_id, None, None, None
+        if ended is not None and self._actor is not None:
+            with suppress(self._ray.exceptions.RayError):
+                self._ray.get(self._actor.kill.remote(), timeout=KILL_DEADLINE)
+        return ended
+
+    def close(self) -> None:
+        """Ends the actor."""
+        if self._actor is not None:
+            self._ray.kill(self._actor)
+            self._actor = None

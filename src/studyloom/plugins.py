@@ -1,0 +1,24 @@
+"""What extras bring, by the names that the core calls them; the core imports nothing of `extras/`.
+
+Example:
+    >>> load_plugin("explain")  # doctest: +SKIP
+    <function explain at 0x…>
+"""
+
+from importlib import import_module
+from typing import Any
+
+# A name, and where it is below `studyloom.extras`: the module and its member.
+PLUGINS = {
+    "explain": ("explain", "explain"),
+}
+
+
+def load_plugin(name: str) -> Any:
+    """Imports what an extra brings.
+
+    Raises:
+        ImportError: a package of the extra is missing; whoever calls says which extra brings it.
+    """
+    module, member = PLUGINS[name]
+    return getattr(import_module(f"studyloom.extras.{module}"), member)

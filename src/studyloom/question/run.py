@@ -1,0 +1,434 @@
+"""What a loop of the user's own holds: its trial, data, checkpoint and reports."""
+
+import functools
+import itertools
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from studyloom.errors import Infeasible, UndefinedMetric
+from studyloom.question.costs import Cost, Limit
+from studyloom.question.reports import Place, check_step, finite
+from studyloom.storage.attributes import COLUMNS
+from studyloom.training.checkpoint import digest_of, snapshot
+from studyloom.training.randomness import random_state, set_random_state
+
+TEST = "test"  # the stage of a run that objective.test is given
+log = logging.getLogger(__name__)
+
+
+class UnfitState(ValueError):
+    """A checkpoint does not fit what a loop keeps: it is of other code."""
+
+
+class Run:
+    """A trial in the hands of a loop of the user's own, `(config, run) -> value`.
+
+    `run(value, step)` reports a value. The rest gives the loop what networks of ours have:
+
+        run.keep(net=net, optimizer=optimizer)
+        for epoch in run.epochs(config.params.epochs):
+            ...
+            run.report(accuracy=accuracy, loss=loss)
+        return run.value
+
+    A report may end the trial by an exception, within `run.epochs` when the body of the loop has
+    ended. The loop must let it pass.
+
+    Args:
+        place: where it runs; its fields are attributes of the run.
+        metric: the name of the value that is compared.
+        send: takes each report.
+        limits: of what the trial may cost.
+        saved: the state to go on from; None to begin.
+        most: how many epochs the pruner knows of; None for any number.
+
+    Attributes:
+        metric: the name of the value that is compared.
+        generator: on the CPU, seeded; for the order of a DataLoader. Checkpoints have its state.
+        rank: the number of this process among those that train the trial; rank 0 alone reports.
+        world_size: how many there are. In each the loop is called with the same config and seed,
+            and must come to the end of as many epochs, or call for as many reports outside them.
+        costs: what the loop has told of what it costs, by quantity.
+        count: how many epochs there will be; None until `epochs` is called.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        metric: str,
+        send: Callable[[int, float, dict[str, float]], None],
+        limits: Mapping[str, Limit] | None = None,
+        saved: Mapping[str, Any] | None = None,
+        most: int | None = None,
+    ) -> None:
+        self.trial, self.attempt, self.stage = place.trial, place.attempt, place.stage
+        self.fold, self.seed, self.device = place.fold, place.seed, place.device
+        self.train, self.valid = place.train, place.valid
+        self.rank, self.world_size = place.ranks.rank, place.ranks.world_size
+        self.generator = torch.Generator().manual_seed(place.seed)
+        self.costs: dict[str, Cost] = {}
+        self.count: int | None = None
+        self.most = most
+        self.unfit: UnfitState | None = None
+        self.metric = metric
+        self._place, self._send = place, send
+        self._limits, self._saved = limits or {}, saved
+        self._kept: dict[str, Any] = {}
+        self._kept_at_end: dict[str, Any] = {}
+        self._files: dict[str, str] | None = None  # of a trainer of others, in this epoch
+        self._last = -1  # the step of the last report
+        self._value: float | None = None
+        self._epoch: int | None = None
+        self._pending: dict[str, float] = {}
+        self._begun = False  # whether `epochs` was called
+        self._between = False  # whether the state is that after a whole epoch
+        self._temporary: Path | None = None
+
+    @property
+    def dir(self) -> Path:
+        """A folder of this trial, stage, fold and seed alone.
+
+        It is there again if the trial goes on in another process, and removed when it has ended.
+        """
+        if self._place.folder is not None:
+            self._place.folder.mkdir(parents=True, exist_ok=True)
+            return self._place.folder
+        if self._temporary is None:
+            self._temporary = Path(tempfile.mkdtemp(prefix="studyloom-"))
+        return self._temporary
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it has been told what to keep."""
+        return bool(self._kept or self._kept_at_end)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a later call can go on from this epoch."""
+        return self._begun and self.keeps
+
+    @property
+    def has_reported(self) -> bool:
+        """Whether there is a `value`."""
+        return bool(self._pending) or self._value is not None
+
+    @property
+    def value(self) -> float:
+        """The value that was reported last.
+
+        Raises:
+            UndefinedMetric: nothing was reported yet.
+        """
+        if self._pending:
+            return self._pending[self._compared(self._pending)]
+        if self._value is None and self._saved is not None and "value" in self._saved:
+            return float(self._saved["value"])  # a trainer of others finds no epoch left
+        if self._value is None:
+            raise UndefinedMetric("run.value: the objective has reported nothing yet")
+        return self._value
+
+    def keep(self, **parts: Any) -> None:
+        """Puts the states of some objects into the checkpoints, and into winner.pt.
+
+        If the trial goes on from a checkpoint, each is restored here and now.
+
+        Args:
+            parts: whatever has `state_dict` and `load_state_dict`, by names of your own.
+
+        Raises:
+            TypeError: a part lacks these, or its state holds what a checkpoint cannot.
+            RuntimeError: an epoch has begun already.
+        """
+        if self._epoch is not None or self._value is not None:
+            raise RuntimeError("run.keep must be called before run.epochs and before any report")
+        for name, part in parts.items():
+            _check_part("keep", name, part)
+            snapshot(part.state_dict(), f"run.keep({name}=…)")  # else known after an epoch
+            if self._saved is not None:
+                self._restore(name, part)
+            self._kept[name] = part
+
+    def keep_at_end(self, **parts: Any) -> None:
+        """Puts the states of some objects into winner.pt, and not into the checkpoints.
+
+        Args:
+            parts: as those of `keep`, whose states a trainer of others saves; see `keep_files`.
+
+        Raises:
+            TypeError: a part lacks what `keep` needs.
+        """
+        for name, part in parts.items():
+            _check_part("keep_at_end", name, part)
+            self._kept_at_end[name] = part
+
+    def keep_files(self, path: Path) -> None:
+        """Puts what a trainer of others has saved into the checkpoint of this epoch.
+
+        The checkpoint holds its name and digest. The files must stay until two later epochs have
+        called this.
+
+        Args:
+            path: a file or folder below `dir`, with the state after this epoch.
+
+        Raises:
+            ValueError: the path is not below `dir`.
+        """
+        if not path.is_relative_to(self.dir):
+            raise ValueError(f"run.keep_files must be given files in run.dir; got {path}")
+        try:
+            digest = digest_of(path, durable=True)
+        except OSError as error:
+            log.warning("%s; a crash would now cost the epochs since the last checkpoint", error)
+        else:
+            self._files = {"name": str(path.relative_to(self.dir)), "digest": digest}
+
+    @functools.cached_property
+    def checkpoint(self) -> Path | None:
+        """The files of `keep_files`, unchanged, that the trial goes on from; None to begin."""
+        if self.world_size > 1:
+            raise ValueError("launcher.ranks must be 1 for a trainer that keeps files of its own")
+        files = None if self._saved is None else self._saved.get("files")
+        if files is None:
+            return None
+        path: Path = self.dir / files["name"]
+        with suppress(OSError):
+            if digest_of(path) == files["digest"]:
+                return path
+        self.unfit = UnfitState(f"the files {path} are not those of the checkpoint")
+        raise self.unfit
+
+    def epochs(self, count: int | None) -> Iterator[int]:
+        """Yields the numbers of the epochs from 1 on; after a checkpoint those that are left.
+
+        When the body of the loop has ended, what it reported is told, its state is saved, and the
+        trial may end there. Without `run.keep`, or a report in an epoch, nothing is saved there.
+
+        Args:
+            count: how many epochs there are in all; None if that is not known.
+
+        Raises:
+            ValueError: the count is no whole number from 1 on, or beyond what the pruner knows.
+            RuntimeError: the epochs have begun already, or this is a test.
+        """
+        self._check_fit()
+        whole = isinstance(count, int | np.integer) and not isinstance(count, bool)
+        if count is not None and (not whole or count < 1):
+            raise ValueError(f"run.epochs must be told a whole number of at least 1; got {count!r}")
+        if self._begun:
+            raise RuntimeError("run.epochs can be called once in a trial")
+        if self.stage == TEST:
+            raise RuntimeError("objective.test tests what was trained; it must not call run.epochs")
+        if self.most is not None and count is not None and count > self.most:
+            raise ValueError(
+                f"pruner.max_resource={self.most} must be the number of epochs, and the objective "
+                f"has {count}; set pruner.max_resource={count}, or a key of params that says it"
+            )
+        self._begun, self.count = True, None if count is None else int(count)
+        begun = self._go_on() if self._saved is not None else 0
+        return self._each_epoch(begun)
+
+    def _each_epoch(self, begun: int) -> Iterator[int]:
+        to_come = itertools.count(begun + 1)
+        try:
+            for epoch in to_come if self.count is None else range(begun + 1, self.count + 1):
+                self._epoch = epoch
+                yield epoch
+                with self._place.ranks.deciding():
+                    self._between = True
+                    self.flush()
+                    self._between, self._files = False, None
+        finally:  # what is pending after a `break` is told by the next report or at the end
+            self._epoch = None
+
+    def __call__(self, value: Any, step: int) -> None:
+        """Reports the value at a step.
+
+        Args:
+            value: a finite number of any library.
+            step: larger than the one before; within `run.epochs` the number of the epoch.
+
+        Raises:
+            UndefinedMetric: the value is not a finite number, or the step not larger.
+        """
+        self._take({self.metric: value}, step)
+
+    def report(self, *, step: int | None = None, **values: Any) -> None:
+        """Reports quantities by name; each becomes a curve of the trial.
+
+        The one that `objective.metric` names is compared, or else the first.
+
+        Args:
+            step: larger than the one before; None for the next, which within `run.epochs` is the
+                number of the epoch.
+            values: finite numbers of any library.
+
+        Raises:
+            UndefinedMetric: a value is not a finite number, or the step not larger.
+        """
+        if not values:
+            raise TypeError("run.report must be given a value by name, such as accuracy=0.9")
+        self._take(values, step)
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """Returns a network whose gradients are averaged over all ranks, if there are several.
+
+        It is PyTorch's DistributedDataParallel. Train with it, and give the network itself to
+        `keep` and to the optimizer.
+
+        Args:
+            network: on `run.device`.
+        """
+        if self._place.ranks.alone:
+            return network
+        devices = [self.device] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(network, device_ids=devices)
+
+    def cost(self, **quantities: Any) -> None:
+        """Tells what the trial costs, such as parameters=net_size.
+
+        Those that `objective.constraints` or `objective.metric` names are stored.
+
+        Raises:
+            Infeasible: a quantity is beyond its limit; the trial ends here, and the sampler learns.
+        """
+        for name, value in quantities.items():
+            number = finite(value, f"told the cost {name}={value!r}")
+            self.costs[name] = Cost(name, number, self._limits.get(name))
+        self.check_costs()
+
+    def check_costs(self) -> None:
+        """Raises Infeasible if a cost is beyond its limit; a loop may have caught it before."""
+        if beyond := [str(cost) for cost in self.costs.values() if cost.excess > 0]:
+            raise Infeasible("; ".join(beyond))
+
+    def flush(self) -> None:
+        """Tells what is pending."""
+        if self._pending:
+            values, self._pending = self._pending, {}
+            self._tell(self._next_step(None), values)
+
+    def state(self) -> dict[str, Any] | None:
+        """Returns all that a later call needs to go on; None in the midst of an epoch."""
+        if not self._between or not (self._kept or self._files):
+            return None
+        return {
+            "epoch": self._epoch,
+            "kept": _snapshots(self._kept),
+            "files": self._files,
+            "random": random_state(),
+            "generator": self.generator.get_state(),
+        }
+
+    def states(self) -> dict[str, Any]:
+        """Returns a snapshot of what is kept for winner.pt, by name.
+
+        Raises:
+            TypeError: a state holds more than tensors and plain values.
+        """
+        return _snapshots(self._kept | self._kept_at_end)
+
+    def close(self) -> None:
+        """Removes the temporary folder, if there is one."""
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _check_fit(self) -> None:
+        """Raises what `keep` did if the checkpoint did not fit; a loop may have caught it."""
+        if self.unfit is not None:
+            raise self.unfit
+
+    def _take(self, values: Mapping[str, Any], step: int | None) -> None:
+        self._check_fit()
+        checked = {}
+        for name, value in values.items():
+            shown = f"reported {value!r} at step {self._next_step(step)}"
+            shown = shown if name == self.metric else f"reported {name}={value!r}"
+            checked[name] = finite(value, shown)
+        if self._epoch is None:
+            with self._place.ranks.deciding():
+                self.flush()
+                self._tell(self._next_step(step), checked)
+            return
+        if step is not None and step != self._epoch:
+            raise UndefinedMetric(
+                f"the objective reported at step {step!r} in epoch {self._epoch} of run.epochs: "
+                "expected the number of the epoch"
+            )
+        if again := [name for name in checked if name in self._pending]:
+            raise UndefinedMetric(
+                f"the objective reported {again[0]} twice in epoch {self._epoch}: "
+                "expected one value an epoch"
+            )
+        self._pending |= checked
+        self._compared(self._pending)  # refuses a name here, and not at the end of the epoch
+
+    def _next_step(self, step: Any) -> int:
+        if self._epoch is not None and step is None:
+            return self._epoch
+        return self._last + 1 if step is None else check_step(step, self._last)
+
+    def _compared(self, values: Mapping[str, float]) -> str:
+        """Returns the name of the quantity that is compared: the metric, or else the first.
+
+        Raises:
+            TypeError: another has a name that the curves of a trial use.
+        """
+        compared = self.metric if self.metric in values else next(iter(values))
+        if taken := [name for name in values if name in COLUMNS and name != compared]:
+            raise TypeError(f"run.report: {taken[0]} is a name of ours; choose another")
+        return compared
+
+    def _tell(self, step: int, values: Mapping[str, float]) -> None:
+        compared = self._compared(values)
+        self._last, self._value = step, values[compared]
+        further = {name: value for name, value in values.items() if name != compared}
+        self._send(step, self._value, further)
+
+    def _restore(self, name: str, part: Any) -> None:
+        assert self._saved is not None
+        try:
+            if name not in self._saved["kept"]:
+                raise UnfitState(f"there is no {name} in it")
+            part.load_state_dict(snapshot(self._saved["kept"][name], name))
+        except Exception as error:
+            words = " ".join(str(error).split())[:300]
+            self.unfit = UnfitState(f"the checkpoint does not fit run.keep({name}=…): {words}")
+            raise self.unfit from error
+
+    def _go_on(self) -> int:
+        """Restores the random state and returns the number of the last finished epoch."""
+        assert self._saved is not None
+        if missing := [name for name in self._saved["kept"] if name not in self._kept]:
+            self.unfit = UnfitState(
+                f"the checkpoint holds {', '.join(missing)}, which run.keep was not given"
+            )
+            raise self.unfit
+        set_random_state(self._saved["random"])
+        self.generator.set_state(self._saved["generator"])
+        self._last = begun = int(self._saved["epoch"])
+        self._value = float(self._saved["value"])
+        return begun
+
+
+def _check_part(method: str, name: str, part: Any) -> None:
+    methods = ("state_dict", "load_state_dict")
+    if missing := [m for m in methods if not callable(getattr(part, m, None))]:
+        raise TypeError(
+            f"run.{method}({name}=…) must have {' and '.join(methods)}; "
+            f"{type(part).__name__} has no {' and no '.join(missing)}"
+        )
+
+
+def _snapshots(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: snapshot(part.state_dict(), f"run.keep({name}=…)") for name, part in parts.items()
+    }

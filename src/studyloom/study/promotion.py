@@ -1,0 +1,314 @@
+"""Successive halving with promotion: a trial waits at each rung until it is among the best there.
+
+A trial that comes to a rung is paused, its state kept, and its worker takes another. Of n trials
+that have come to a rung the best n / reduction_factor are promoted: they go on to the next rung
+from where they stood; of fewer than reduction_factor the best one is, once no other can come there,
+so that some trials come to their end. So no trial is judged by those alone that came before it, and
+no worker waits for another as long as there are trials to begin. With several objectives, the
+metric and costs that are known before the first rung, the best are those of the first fronts; see
+`fronts`.
+
+Sources: Li, Jamieson, Rostamizadeh, Gonina, Ben-tzur, Hardt, Recht and Talwalkar, "A System for
+Massively Parallel Hyperparameter Tuning" (MLSys 2020, arXiv:1810.05934), algorithm 2; Schmucker,
+Donini, Zafar, Salinas and Archambeau, "Multi-objective Asynchronous Successive Halving" (2021,
+arXiv:2106.12639).
+"""
+
+import itertools
+import math
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from optuna.pruners import BasePruner
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from studyloom.metrics import Goal
+from studyloom.question.function import FunctionQuestion
+from studyloom.question.question import Question
+from studyloom.question.sources import only_reports
+from studyloom.seeds import derive
+from studyloom.storage.standings import DONE, FRESH, OPEN, OWN, Next, Standing
+from studyloom.study.fronts import dominance, rank_points
+
+
+class Promotion(BasePruner):
+    """Pauses trials at rungs and promotes the best; see the module.
+
+    The rungs of bracket b are at the steps min_resource × reduction_factor^(b + i), i = 0, 1, ….
+    Trials are compared within their bracket. Which one a trial belongs to follows from its slot, in
+    the shares of Hyperband, whose brackets cost about as much each (Li, Jamieson, DeSalvo,
+    Rostamizadeh and Talwalkar, JMLR 2018, arXiv:1603.06560).
+
+    Args:
+        min_resource: the epoch of the lowest rung.
+        reduction_factor: one of so many trials at a rung is promoted.
+        brackets: how many there are; a single one is ASHA as published.
+
+    Raises:
+        ValueError: a value is no whole number, or too small.
+    """
+
+    pauses = True  # so that a question has its loops keep what they go on from
+
+    def __init__(self, min_resource: int = 1, reduction_factor: int = 3, brackets: int = 1) -> None:
+        at_least = {"min_resource": 1, "reduction_factor": 2, "brackets": 1}
+        given = (min_resource, reduction_factor, brackets)
+        for (name, low), value in zip(at_least.items(), given, strict=True):
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(
+                    f"pruner.{name} must be a whole number of at least {low}; got {value!r}"
+                )
+        self.min_resource, self.reduction_factor, self.brackets = given
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Returns False: a trial that goes no further is told so once that is certain."""
+        return False
+
+    def order(self, goals: Sequence[Goal]) -> "PromotionOrder":
+        """Returns the order in which slots are claimed in a study with these goals."""
+        return PromotionOrder(self.min_resource, self.reduction_factor, self.brackets, tuple(goals))
+
+    def check(self, question: Question) -> list[str]:
+        """Returns every reason why the trials of a question cannot be paused."""
+        config, mistakes = question.config, []
+        ways = "or choose another pruner, such as pruner=asha"
+        if config.checkpoints.dir is None:
+            mistakes.append(
+                "checkpoints.dir=null: pruner=promotion pauses trials, which go on from their "
+                f"checkpoints; name a folder, {ways}"
+            )
+        loop = question if isinstance(question, FunctionQuestion) else None
+        several = config.objective.folds > 1 or config.objective.seeds > 1
+        if question.in_turn or (loop is not None and several):
+            what = "pruner.steps=jobs" if question.in_turn else "objective.folds or objective.seeds"
+            mistakes.append(
+                f"{what}: pruner=promotion compares trials epoch by epoch, and these train their "
+                f"folds and seeds one after the other; take one of each, {ways}"
+            )
+        if loop is not None and (
+            only_reports(loop.adapter) or not getattr(loop.adapter, "resumes", True)
+        ):
+            mistakes.append(
+                f"objective._target_={config.objective['_target_']}: pruner=promotion goes on with "
+                "trials from their state, and this objective keeps none; call run.keep(net=…) and "
+                f"loop over run.epochs(…), {ways}"
+            )
+        needed = self.min_resource * self.reduction_factor**self.brackets
+        if loop is None and (epochs := config.train.epochs) < needed:
+            mistakes.append(
+                f"train.epochs must be at least {needed} with pruner=promotion, which is "
+                f"pruner.min_resource={self.min_resource} × pruner.reduction_factor="
+                f"{self.reduction_factor}, once for each of pruner.brackets={self.brackets}; got "
+                f"{epochs}; lower these, {ways}"
+            )
+        return mistakes
+
+
+@dataclass(frozen=True)
+class PromotionOrder:
+    """The order in which slots are claimed, from what the stored trials have reported.
+
+    First comes a trial that can no longer be promoted whatever happens, to be told so; then the
+    best to promote, the highest rung first; then a trial that a worker has handed back, and then a
+    new one. Trials are told by slot: of equal values the earlier slot is the better one. A trial of
+    which a value or a cost is NaN or unknown is promoted never.
+
+    Attributes:
+        min_resource, reduction_factor, brackets: see `Promotion`.
+        goals: what the values of a trial are, the reported one first; the others are its costs.
+    """
+
+    min_resource: int
+    reduction_factor: int
+    brackets: int
+    goals: tuple[Goal, ...]
+    _brackets: dict[int, int] = field(default_factory=dict, init=False, compare=False)
+
+    @property
+    def costs(self) -> list[str]:
+        return [goal.name for goal in self.goals[1:]]
+
+    def rungs(self, longest: int) -> list[int]:
+        """Returns the steps of all rungs of all brackets, up to the longest step so far."""
+        steps = (self.min_resource * self.reduction_factor**n for n in itertools.count())
+        return list(itertools.takewhile(lambda step: step <= longest, steps))
+
+    def bracket(self, slot: int) -> int:
+        """Returns the bracket of a slot, from 0; bracket b has no rungs below its own lowest."""
+        if slot not in self._brackets:
+            place = derive(slot, self.brackets) % self._shares[-1]
+            self._brackets[slot] = bisect_right(self._shares, place)
+        return self._brackets[slot]
+
+    @cached_property
+    def _shares(self) -> list[int]:
+        """The shares of the brackets, added up: Hyperband's number of trials in each."""
+        most = self.brackets - 1
+        trials = (
+            math.ceil(self.brackets * self.reduction_factor ** (most - b) / (most - b + 1))
+            for b in range(self.brackets)
+        )
+        return list(itertools.accumulate(trials))
+
+    def pauses_at(self, slot: int, before: int, step: int) -> bool:
+        """Whether the trial of a slot has come to a rung with a report.
+
+        Args:
+            slot: of the trial.
+            before: the step of its report before; 0 or less if there was none.
+            step: of the report.
+        """
+        rungs = self.rungs(step)[self.bracket(slot) :]
+        return bool(rungs) and rungs[-1] > before
+
+    def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> Next | None:
+        """Returns the slot to claim; see `storage.records.standings.Order`."""
+        over = self.hopeless(standings, closed=closed)
+        if (own := next((s.slot for s in standings if s.state == OWN), None)) is not None:
+            return Next(own, own in over)
+        if over:
+            return Next(min(over), over=True)
+        if promotable := [] if closed else self.promotable(standings):
+            return Next(promotable[0])
+        for state in (OPEN,) if closed else (OPEN, FRESH):
+            ready = (s.slot for s in standings if s.state == state and self._waits_at(s) is None)
+            if (slot := min(ready, default=None)) is not None:
+                return Next(slot)
+        return None
+
+    def goes_on(self, standings: Sequence[Standing], slot: int, *, closed: bool = False) -> bool:
+        """Whether a trial that has come to a rung is the next to promote, so that it just goes on.
+
+        Args:
+            standings: of all slots; that of the trial is OWN.
+            slot: of the trial.
+            closed: whether the search has ended.
+        """
+        return not closed and self.promotable(standings)[:1] == [slot]
+
+    def promotable(self, standings: Sequence[Standing]) -> list[int]:
+        """Returns the slots of the trials that may be promoted now.
+
+        Of the n trials that have reported at a rung these are the best n / reduction_factor, and at
+        least one once no other can come there, without those that have gone on from there already,
+        or have ended.
+
+        Returns:
+            Those at higher rungs first, and at each the best first.
+        """
+        found, going = [], self._going(standings)
+        for (rung, bracket), members in self._rankings(standings).items():
+            places = len(members) // self.reduction_factor
+            if not places and not self._to_come(going[bracket], members):
+                places = 1
+            found += [
+                (-rung, rank, s.slot)
+                for rank, s in enumerate(members[:places])
+                if self._waits_at(s) == rung and self._comparable(s, rung)
+            ]
+        return [slot for *_, slot in sorted(found)]
+
+    def hopeless(self, standings: Sequence[Standing], *, closed: bool = False) -> set[int]:
+        """Returns the slots of paused trials that will not be promoted, whatever is yet to come.
+
+        At a rung no more trials will have reported than have by now, and those that may still get
+        there; a trial behind the best 1 / reduction_factor of so many is behind for good. With
+        several goals a trial that comes later may move others behind a third one, and so bring that
+        one forward; only who dominates it is before it for good, as long as any may come.
+
+        Args:
+            standings: of all slots.
+            closed: whether the search has ended, so that none is promoted any more.
+        """
+        over: set[int] = set()
+        going = self._going(standings, closed=closed)
+        for (rung, bracket), members in self._rankings(standings).items():
+            to_come = self._to_come(going[bracket], members)
+            places = max(1, (len(members) + to_come) // self.reduction_factor)
+            places = 0 if closed else places
+            before = self._before_for_good(members, rung) if to_come else range(len(members))
+            late = {
+                s.slot
+                for count, s in zip(before, members, strict=True)
+                if (count >= places or not self._comparable(s, rung)) and self._waits_at(s) == rung
+            }
+            over |= late
+            going[bracket] -= len(late)
+        return over
+
+    def _going(self, standings: Sequence[Standing], *, closed: bool = False) -> Counter[int]:
+        """Returns how many trials of each bracket go on or may yet begin."""
+        ended = (DONE, FRESH) if closed else (DONE,)
+        return Counter(self.bracket(s.slot) for s in standings if s.state not in ended)
+
+    @staticmethod
+    def _to_come(going: int, members: Sequence[Standing]) -> int:
+        """Returns how many of a bracket's trials that go on may yet come to a rung.
+
+        Args:
+            going: how many there are.
+            members: those that have come there, and so to all rungs below it.
+        """
+        return going - sum(s.state != DONE for s in members)
+
+    def _rankings(self, standings: Sequence[Standing]) -> dict[tuple[int, int], list[Standing]]:
+        """Returns who has reported at each rung of each bracket, the best first.
+
+        Returns:
+            By step and bracket, the lowest rungs first.
+        """
+        members = defaultdict[tuple[int, int], list[Standing]](list)
+        for standing in standings:
+            bracket = self.bracket(standing.slot)
+            for rung in standing.reports:
+                if rung >= self._lowest(bracket):
+                    members[rung, bracket].append(standing)
+        return {(rung, b): self._ranked(members[rung, b], rung) for rung, b in sorted(members)}
+
+    def _ranked(self, members: Sequence[Standing], rung: int) -> list[Standing]:
+        members = sorted(members, key=lambda s: s.slot)
+        able = [s for s in members if self._comparable(s, rung)]
+        unable = [s for s in members if not self._comparable(s, rung)]
+        if len(self.goals) == 1:
+            return [*sorted(able, key=lambda s: self._point(s, rung)), *unable]
+        order = rank_points(tuple(self._point(s, rung) for s in able))
+        return [*(able[position] for position in order), *unable]
+
+    def _before_for_good(self, members: Sequence[Standing], rung: int) -> list[int]:
+        """Returns how many members are before each, whoever may still come to the rung.
+
+        Args:
+            members: as they are ranked.
+            rung: the step.
+        """
+        if len(self.goals) == 1:
+            return [*range(len(members))]
+        able = [self._point(s, rung) for s in members if self._comparable(s, rung)]
+        counts = dominance(able).sum(0).tolist() if able else []
+        return [*counts, *range(len(able), len(members))]
+
+    def _point(self, standing: Standing, rung: int) -> tuple[float, ...]:
+        """Returns the value of a trial at a rung and its costs, of each of which less is better."""
+        costs = (standing.costs.get(name, math.nan) for name in self.costs)
+        values = (standing.reports[rung].value, *costs)
+        return tuple(-goal.sign * value for goal, value in zip(self.goals, values, strict=True))
+
+    def _comparable(self, standing: Standing, rung: int) -> bool:
+        return not any(map(math.isnan, self._point(standing, rung)))
+
+    def _lowest(self, bracket: int) -> int:
+        lowest: int = self.min_resource * self.reduction_factor**bracket
+        return lowest
+
+    def _waits_at(self, standing: Standing) -> int | None:
+        """Returns the rung at which a trial waits: its last report is the one there, and no worker
+        has it. None if it does not wait."""
+        if standing.exempt or standing.state not in (OPEN, OWN) or not standing.reports:
+            return None
+        rung = max(standing.reports)
+        at_rung = standing.reports[rung].step == standing.last
+        return rung if at_rung and rung >= self._lowest(self.bracket(standing.slot)) else None

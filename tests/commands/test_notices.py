@@ -1,0 +1,208 @@
+"""Notices: sent to services and commands, never in the way, never with a secret."""
+
+import http.server
+import json
+import logging
+import sys
+import threading
+from dataclasses import replace
+
+import pytest
+from snapshots import snapshot_of, trial_of
+
+from studyloom.errors import ConfigError
+from studyloom.extras import notify as notices
+from studyloom.extras.notify import Notices
+from studyloom.views.progress.job import Progress, StageProgress
+
+SECRET = "canary-secret"
+
+
+def progress_of(best=None, **more):
+    trial = None if best is None else trial_of(best, params={"lr": 0.1})
+    if trial is not None:
+        trial.number = int(best * 1000)
+    snapshot = snapshot_of(best=trial)
+    stage = StageProgress("search", 5, 3, snapshot)
+    return Progress(snapshot, (stage,), "search", **more)
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A command that keeps what it is told, and the list of that."""
+    path = tmp_path / "tell.py"
+    path.write_text(
+        f"#!{sys.executable}\n"
+        "import json, sys, pathlib\n"
+        f"told = pathlib.Path({str(tmp_path / 'told')!r})\n"
+        "line = json.dumps([sys.argv[1:], json.load(sys.stdin)])\n"
+        "with told.open('a') as file:\n    file.write(line + chr(10))\n"
+    )
+    path.chmod(0o755)
+
+    def told():
+        file = tmp_path / "told"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    return str(path), told
+
+
+@pytest.fixture
+def service():
+    """A service on loopback, in apprise's terms json://, and the list of what it was sent."""
+    got = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        answer = 200
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            got.append((self.path, json.loads(body)))
+            self.send_response(self.answer)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"json://user:{SECRET}@127.0.0.1:{server.server_port}/{SECRET}", got, Handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_command_is_told_a_new_best_a_halt_and_the_end(program):
+    command, told = program
+    sender = Notices([f"{command} first"])
+    sender(progress_of(0.8))  # what was there before is no news
+    sender(progress_of(0.9))
+    sender(progress_of(0.95))  # so soon after the one before it is not told
+    sender(progress_of(0.95, halted="ValueError: no"))
+    sender.finish(1, "the study has stopped")
+    arguments = [(first, subject) for (first, subject), _ in told()]
+    assert arguments == [
+        ("first", "toy: best value 0.9000"),
+        ("first", "toy: halted"),
+        ("first", "toy: ended with exit code 1"),
+    ]
+    best, halted, end = (document for _, document in told())
+    assert (best["study"], best["trial"], best["params"]) == ("toy", 900, {"lr": 0.1})
+    assert halted["reason"] == "ValueError: no"
+    assert (end["exit_code"], end["body"]) == (1, "the study has stopped")
+
+
+def test_after_a_while_the_next_best_is_told(program, monkeypatch):
+    monkeypatch.setattr(notices, "BEST_INTERVAL", 0.0)
+    command, told = program
+    sender = Notices([command])
+    for best in (0.8, 0.9, 0.9, 0.95):
+        sender(progress_of(best))
+    sender.finish(0, None)
+    assert [document.get("trial") for _, document in told()] == [900, 950, None]
+
+
+def test_a_service_of_apprise_is_sent_the_answer(service):
+    pytest.importorskip("apprise")
+    url, got, _ = service
+    answer = {"metric": "accuracy", "trial": 3, "test": {"mean": 0.97, "std": None}}
+    sender = Notices([url])
+    sender(progress_of(0.9, answer=answer))
+    sender.finish(0, None)
+    (((_, sent)),) = got
+    assert sent["title"] == "toy: test accuracy 0.9700, trial 3"
+
+
+def test_a_service_that_shows_html_is_sent_a_text(service):
+    pytest.importorskip("apprise")
+    url, got, _ = service
+    sender = Notices([f"{url}?format=html"])
+    sender(progress_of(0.9))
+    sender.finish(1, "<img src=http://host/x> \x1b[2J")
+    ((_, sent),) = got
+    assert "<img" not in sent["message"]
+    assert "&lt;img" in sent["message"]
+    assert "\x1b" not in json.dumps(sent)
+
+
+def test_no_name_of_a_study_is_an_option_of_a_command(program):
+    command, told = program
+    sender = Notices([command])
+    snapshot = snapshot_of()
+    snapshot = replace(snapshot, name="--output=x")
+    sender(Progress(snapshot, (StageProgress("search", 5, 3, snapshot),), "search"))
+    sender.finish(1, "it failed")
+    ((arguments, document),) = told()
+    assert arguments == ["output=x: ended with exit code 1"]
+    assert document["study"] == "--output=x"
+
+
+def test_what_fails_is_a_line_in_the_log_without_the_secret(service, caplog, tmp_path):
+    pytest.importorskip("apprise")
+    url, _, handler = service
+    handler.answer = 500
+    failing = tmp_path / "fail"
+    failing.write_text("#!/bin/sh\nexit 7\n")
+    failing.chmod(0o755)
+    with caplog.at_level(logging.DEBUG):
+        sender = Notices([url, f"{failing} --token {SECRET}"])
+        sender(progress_of(0.9))
+        sender.finish(0, None)
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("studyloom")]
+    assert told == [
+        "notify: json://…: the service has not taken the notice",
+        f"notify: {failing}: the command has ended with exit code 7",
+    ]
+    assert SECRET not in "\n".join(told)
+
+
+def test_a_service_that_does_not_answer_holds_nothing_up(program, monkeypatch, caplog):
+    """The command sleeps: the progress goes on, and at the end it is waited for a while only."""
+    monkeypatch.setattr(notices, "LAST", 0.2)
+    gate = threading.Event()
+    monkeypatch.setattr(notices, "send", lambda *_: gate.wait(30))
+    monkeypatch.setattr(notices, "BEST_INTERVAL", 0.0)
+    sender = Notices([program[0]])
+    for number in range(40):
+        sender(progress_of(0.5 + number / 1000))
+    sender.finish(0, None)
+    assert "one is left out" in caplog.text
+    gate.set()
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (["no-such-program-here --x"], "no-such-program-here: there is no such program"),
+        (["'unclosed"], "the command cannot be read"),
+        ([f"nosuchscheme://{SECRET}"], "nosuchscheme://…: apprise knows no such URL"),
+        ([f"mailto:me:{SECRET}@host"], "mailto:… is neither a program nor a URL; write mailto://…"),
+        ([f"tgram:/123456:{SECRET}/chat"], "tgram:… is neither a program nor a URL"),
+        ([f"tgram//123456:{SECRET}/chat x"], "tgram:… is neither a program nor a URL"),
+    ],
+)
+def test_a_target_that_cannot_be_used_is_a_mistake_before_the_study(targets, words):
+    pytest.importorskip("apprise")
+    with pytest.raises(ConfigError) as caught:
+        Notices(targets)
+    assert words in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_program_whose_name_has_a_colon_is_a_program(program, tmp_path):
+    command, told = program
+    (tmp_path / "tell:me").symlink_to(command)
+    sender = Notices([str(tmp_path / "tell:me")])
+    sender(progress_of(0.9))
+    sender.finish(0, None)
+    assert len(told()) == 1
+
+
+def test_without_the_extra_a_url_says_which(monkeypatch):
+    def missing():
+        raise ImportError
+
+    monkeypatch.setattr(notices, "load_apprise", missing)
+    with pytest.raises(ConfigError, match=r"pip install 'studyloom\[notify\]'"):
+        Notices(["ntfy://topic"])

@@ -1,0 +1,160 @@
+"""From the search to the answer: what a study says and how it ends if there is none."""
+
+import json
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from commands import QUICK
+
+import studyloom as api
+from studyloom.cli import main
+from studyloom.commands import answer
+from studyloom.errors import Diverged, NoWinner, StorageError
+from studyloom.storage.attributes import ANSWERED
+from studyloom.winner.candidates import CandidateTrainings
+from studyloom.winner.stages import Plan
+
+CONF = Path(__file__).parents[2] / "conf"
+JUDGED = ("winner.enabled=true", "winner.top=2", "winner.seeds=2", "study.trials=2")
+
+
+def search(run_dir, *overrides):
+    """Runs a small study in this process."""
+    every = [*QUICK, *JUDGED, "launcher.workers=1", f"run_dir={run_dir}", *overrides]
+    return api.search(config_dir=CONF, config_name="mnist", overrides=every, quiet=True)
+
+
+@pytest.fixture
+def diverging(monkeypatch):
+    """Has each candidate diverge with a seed."""
+    make = CandidateTrainings.make_objective
+
+    def make_or_diverge(self, point, *rest):
+        if point.values["seed"] == 0:
+            raise Diverged(0, 1, 2, "train", float("inf"))
+        return make(self, point, *rest)
+
+    monkeypatch.setattr(CandidateTrainings, "make_objective", make_or_diverge)
+
+
+@pytest.mark.parametrize("race", ["false", "true"])
+def test_a_study_whose_candidates_all_lost_a_training_has_no_answer_and_says_why(
+    diverging, race, tmp_path, capsys
+):
+    for _ in range(2):  # the same command again has nothing to do, and still no answer
+        with pytest.raises(NoWinner) as caught:
+            search(tmp_path, f"winner.race={race}")
+        assert "none of the 2 candidates was trained with all its fresh seeds" in str(caught.value)
+        assert "2 × diverged, such as: train loss is inf at epoch 1 of 2" in str(caught.value)
+        assert "winner.top" in str(caught.value)
+    assert not (tmp_path / "winner.json").exists()
+    assert (tmp_path / "report.html").exists()
+    assert main(["status", str(tmp_path), "--check"]) == 1
+
+
+def test_where_no_trial_can_win_nothing_is_said_of_fresh_seeds(tmp_path, monkeypatch, capsys):
+    """A smaller budget has only trials that failed; a later one of the study is complete."""
+    search(tmp_path, "winner.enabled=false").close()
+    monkeypatch.setattr(Plan, "ranked", [])
+    with pytest.raises(NoWinner, match="none of the first 2 trials is complete; raise study"):
+        search(tmp_path)
+
+
+def test_a_study_that_a_person_must_mend_has_ended_its_job(tmp_path, monkeypatch, capsys):
+    def contradict(plan):
+        raise StorageError("ledger and trials contradict each other")
+
+    monkeypatch.setattr(Plan, "reconcile", contradict)
+    with pytest.raises(StorageError, match="contradict"):
+        search(tmp_path)
+    assert main(["status", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["exit_code"] == 2
+
+
+# `studyloom winner`
+
+
+@pytest.fixture
+def searched(tmp_path):
+    """A study whose search has ended, with the answer of an earlier budget."""
+    with search(tmp_path, "winner.enabled=false") as study:
+        study._stored.optuna.set_user_attr(ANSWERED, {"trial": 7})
+    return tmp_path
+
+
+def ended(run_dir, capsys):
+    """Returns the exit code with which the job has ended."""
+    capsys.readouterr()
+    assert main(["status", str(run_dir), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["exit_code"]
+
+
+def test_a_winner_that_was_stopped_is_none_and_no_earlier_answer_is_told(
+    searched, monkeypatch, capsys
+):
+    make = CandidateTrainings.make_objective
+
+    def make_and_stop(self, *rest):
+        signal.raise_signal(signal.SIGINT)
+        return make(self, *rest)
+
+    monkeypatch.setattr(CandidateTrainings, "make_objective", make_and_stop)
+    assert main(["winner", str(searched), "--json"]) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"stopped; studyloom winner {searched} goes on from here" in err
+    assert ended(searched, capsys) is None
+    monkeypatch.undo()
+    assert main(["winner", str(searched), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["answer"]["trial"] != 7
+    assert ended(searched, capsys) == 0
+
+
+def test_a_winner_that_does_not_come_about_is_said_in_words_and_ends_the_job(
+    diverging, searched, capsys
+):
+    assert main(["winner", str(searched)]) == 1
+    assert "error: there is no winner: none of the " in capsys.readouterr().err
+    assert ended(searched, capsys) == 1
+
+
+def test_a_winner_whose_trainings_all_raise_says_that_the_study_has_halted(
+    searched, monkeypatch, capsys
+):
+    def failing(self, *rest):
+        raise KeyError("mistake")
+
+    monkeypatch.setattr(CandidateTrainings, "make_objective", failing)
+    assert main(["winner", str(searched)]) == 1
+    assert "KeyError: 'mistake'" in capsys.readouterr().err
+    assert ended(searched, capsys) == 1
+
+
+def test_a_winner_is_judged_under_the_lock_and_a_late_stop_speaks_of_nothing_left_to_do(
+    searched, monkeypatch, capsys
+):
+    """No other command opens the test part meanwhile; and without compress= all is done."""
+    held, lock, evaluate = [], answer.exclusive, answer.evaluate_winner
+
+    @contextmanager
+    def recorded(*given, **more):
+        with lock(*given, **more):
+            held.append(True)
+            yield
+            held.pop()
+
+    def evaluate_and_stop(*given, **more):
+        assert held
+        written = evaluate(*given, **more)
+        signal.raise_signal(signal.SIGINT)
+        return written
+
+    monkeypatch.setattr(answer, "exclusive", recorded)
+    monkeypatch.setattr(answer, "evaluate_winner", evaluate_and_stop)
+    assert main(["winner", str(searched)]) == 0
+    out, _ = capsys.readouterr()
+    assert "test      winner accuracy" in out
+    assert "studyloom compress" not in out
+    assert ended(searched, capsys) == 0

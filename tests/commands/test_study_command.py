@@ -1,0 +1,112 @@
+"""How the command of a study ends, and what it says of it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import ROOT, study
+
+from studyloom.commands.command import exit_code, telling_end
+from studyloom.commands.outputs import Outputs
+from studyloom.errors import (
+    CompressError,
+    FileError,
+    Halted,
+    Interrupted,
+    LaunchError,
+    StorageError,
+    StorageLost,
+)
+from studyloom.study.stopping import Stop
+
+
+class Told(Outputs):
+    """Keeps how it was told the command ends."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def finish(self, code, reason=None):
+        self.told.append((code, reason))
+
+
+def test_a_second_ctrl_c_is_answered(capfd):
+    stop, outputs = Stop(), Told()
+    stop.signal = 2
+    with telling_end(outputs, stop):
+        raise Interrupted
+    assert "stopped at once; the same command goes on from here" in capfd.readouterr().err
+    assert outputs.told == [(130, "stopped at once")]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        *((Halted("no value"), 1), (LaunchError("no worker"), 1), (OSError("full"), 1)),
+        *((StorageError("a person must decide"), 2), (FileError("a link"), 2)),
+        *((StorageLost("away"), 1), (CompressError("no form"), 1)),
+    ],
+)
+def test_an_error_ends_the_command_and_is_told(error, code, capsys):
+    outputs = Told()
+    with pytest.raises(SystemExit) as caught, telling_end(outputs, Stop()):
+        raise error
+    assert caught.value.code == code
+    assert outputs.told == [(code, str(error))]
+    assert f"error: {error}" in capsys.readouterr().err
+
+
+def test_the_exit_code_tells_a_signal_a_stop_and_an_end_apart():
+    stop = Stop()
+    assert exit_code(1, stop) == 1
+    stop.requested = "studyloom stop"
+    assert exit_code(0, stop) == 3
+    stop.signal = 15
+    assert exit_code(0, stop) == 143
+
+
+def test_neither_a_worker_nor_a_study_in_it_finds_what_the_command_tells(tmp_path):
+    """A notify URL often holds a secret, and each event would be told twice."""
+    (tmp_path / "own_loop.py").write_text(
+        "import os\n\n\ndef train(config, run):\n"
+        "    names = ('STUDYLOOM_NOTIFY', 'STUDYLOOM_EVENTS', 'STUDYLOOM_JSON')\n"
+        "    return float(sum(name in os.environ for name in names))\n"
+    )
+    loop = ("objective._target_=own_loop.train", "objective.metric=found")
+    shared = ("objective.direction=minimize", "space=lr", "sampler=random", "pruner=none")
+    where = (f"run_dir={tmp_path / 'run'}", "winner.enabled=false", "study.trials=2")
+    told = ("--json", f"--events={tmp_path / 'events'}", "notify=cat")
+    path = os.pathsep.join((str(tmp_path), str(ROOT)))
+    done = study(
+        *(*loop, *shared, *where, "launcher.workers=2", *told), PYTHONPATH=path, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["best"]["value"] == 0
+    assert (tmp_path / "events").read_text().count("\n") > 2
+    assert len([*(tmp_path / "run" / "logs").iterdir()]) == 2, "the workers were forked"
+
+
+FULL_DISK = """
+import logging
+from studyloom.commands.command import prepare_logging
+
+handlers = [logging.FileHandler("/dev/full")]  # as Hydra makes one
+logging.basicConfig(level=logging.INFO, handlers=handlers)
+for _ in range(2000):  # as for so many studies in one process
+    prepare_logging(logging.INFO)
+logging.info("lost")
+logging.info("%d", "wrong")
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="stands for a full disk")
+def test_a_log_that_cannot_be_written_costs_its_records_and_no_traceback():
+    done = subprocess.run([sys.executable, "-c", FULL_DISK], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "OSError" not in done.stderr
+    assert done.stderr.count("Logging error") == 1  # the wrong call
+    assert "TypeError: %d format" in done.stderr

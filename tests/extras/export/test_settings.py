@@ -1,0 +1,51 @@
+"""Laws of what one may say to `studyloom compress`."""
+
+import pytest
+
+from studyloom.errors import ConfigError
+from studyloom.extras.export.settings import Settings, parse_settings, settings_of
+
+
+def test_values_are_read_as_yaml_and_the_rest_stays_at_its_default():
+    words = ["rule=min bytes where accuracy > 0.9", "ratios=[0.5]", "widths=[]", "threads=2"]
+    expected = Settings("min bytes where accuracy > 0.9", ratios=(0.5,), widths=(), threads=2)
+    assert parse_settings(words) == expected
+    assert parse_settings([]) == Settings()
+    assert parse_settings(["threads=2"], Settings(margin=0.1)) == Settings(margin=0.1, threads=2)
+
+
+def test_all_mistakes_are_told_at_once():
+    words = ["margn=1", "ratios=[1.5]", "threads=0", "margin=-1", "small", "rule=3", "widths=0.5"]
+    with pytest.raises(ConfigError) as caught:
+        parse_settings(words)
+    said = caught.value.mistakes
+    assert len(said) == len(words)
+    assert any("did you mean margin?" in line for line in said)
+    assert any(line.startswith("ratios must be a list of numbers above 0") for line in said)
+
+
+def test_a_config_says_the_same_as_a_command_line():
+    assert [settings_of(section) for section in (None, False, True, {})] == [
+        *(None, None, Settings(), Settings())
+    ]
+    section = {"margin": 0.01, "ratios": [0.5], "teacher": "committee"}
+    words = ["margin=0.01", "ratios=[0.5]", "teacher=committee"]
+    assert settings_of(section) == parse_settings(words)
+
+
+def test_mistakes_of_a_config_are_told_with_their_whole_keys():
+    with pytest.raises(ConfigError) as caught:
+        settings_of({"margn": 1, "margin": True, "widths": 0.5})
+    said = caught.value.mistakes
+    assert [line.partition(" ")[0].rstrip(":") for line in said] == [
+        *("compress.margn", "compress.margin", "compress.widths")
+    ]
+    with pytest.raises(ConfigError, match="must be true, null, or settings"):
+        settings_of("yes")
+
+
+def test_a_document_of_settings_is_what_a_json_file_gives_back():
+    settings = Settings(ratios=(0.5,), rule="min bytes")
+    document = settings.document()
+    assert (document["ratios"], document["teacher"]) == ([0.5], "winner")
+    assert settings_of(document) == settings

@@ -1,0 +1,67 @@
+"""Laws of smaller networks: whole channels go, widths are found, a student learns its teacher."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from studyloom.errors import CompressError
+from studyloom.extras.export.shrink import count_parameters, distillation, narrow, prune
+from studyloom.models import CNN, MLP, Transformer
+
+CALLED = "studyloom.models."
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+def test_pruning_takes_whole_channels_and_leaves_the_outputs_and_the_original(norm):
+    pytest.importorskip("torch_pruning")
+    network, inputs = CNN((1, 8, 8), 3, 16, norm=norm).eval(), torch.randn(2, 1, 8, 8)
+    before, count = network(inputs), count_parameters(network)
+    smaller = prune(network, inputs, 0.5)
+    assert smaller(inputs).shape == (2, 3)
+    assert smaller[0].out_channels == 8
+    assert count_parameters(smaller) < 0.5 * count
+    assert torch.equal(network(inputs), before)
+
+
+def test_what_has_no_channels_is_not_pruned():
+    pytest.importorskip("torch_pruning")
+    with pytest.raises(CompressError, match="no layer whose channels"):
+        prune(nn.Flatten(), torch.zeros(2, 3), 0.5)
+
+
+def widths(section, make):
+    config = OmegaConf.create(section)
+    return narrow(config, 0.25, lambda part: make(**{k: v for k, v in part.items() if k[0] != "_"}))
+
+
+def test_a_width_is_an_argument_whose_half_gives_fewer_parameters():
+    mlp = {"_target_": f"{CALLED}MLP", "hidden": [64, 32], "dropout": 0.0}
+    narrower, changed = widths(mlp, lambda **own: MLP((5,), 2, **own))
+    assert (list(narrower.hidden), changed) == ([16, 8], ["hidden=[16, 8]"])
+    # Of eight heads half would do too, with as many parameters: they are no width.
+    wide = {"_target_": f"{CALLED}Transformer", "width": 64, "heads": 8, "layers": 1}
+    narrower, _ = widths(wide, lambda **own: Transformer((4, 4), 2, **own))
+    assert (narrower.width, narrower.heads, narrower.layers) == (16, 8, 1)
+    with pytest.raises(CompressError, match="no argument of model is a width"):
+        widths({"_target_": f"{CALLED}MLP", "hidden": []}, lambda **own: MLP((5,), 2, **own))
+
+
+@pytest.mark.parametrize(
+    ("meaning", "loss", "targets"),
+    [
+        ("softmax", nn.functional.cross_entropy, torch.arange(16) % 3),
+        ("sigmoid", nn.functional.binary_cross_entropy_with_logits, torch.eye(16)[:, :3]),
+        ("mean", nn.functional.mse_loss, torch.ones(16, 3)),
+    ],
+)
+def test_who_says_what_the_teacher_says_learns_from_the_targets_alone(meaning, loss, targets):
+    teacher, inputs = MLP((5,), 3, (8,)), torch.randn(16, 5)
+    step = distillation(teacher, torch.float32, meaning)
+    weights = [*teacher.parameters()]
+    both = torch.autograd.grad(step(teacher, (inputs, targets), loss), weights)
+    half = torch.autograd.grad(0.5 * loss(teacher(inputs), targets), weights)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(both, half, strict=True))
+    other = MLP((5,), 3, (8,))
+    step(other, (inputs, targets), loss).backward()
+    assert all(weight.grad is None for weight in teacher.parameters())

@@ -1,0 +1,417 @@
+"""Laws of `compress=…` as a stage: told at start, done once, stopped at any step, honest."""
+
+import json
+import signal
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+from toys import LOOP, TINY, Never, ask, toy_folds, toy_split
+
+from studyloom.commands.outputs import Outputs
+from studyloom.config.schema import WinnerSection
+from studyloom.data.training_data import TrainingData
+from studyloom.errors import CompressError, FileError, Stopped
+from studyloom.extras.export import compression, export, original, variants
+from studyloom.extras.export.checks import find_mistakes
+from studyloom.extras.export.compression import LOCK, compress
+from studyloom.extras.export.original import load_teacher, retrain, retrain_committee
+from studyloom.extras.export.settings import Settings
+from studyloom.extras.export.stage import compress_winner, make_small
+from studyloom.files import LARGEST, locked
+from studyloom.study.job import note_answer, read_job
+from studyloom.study.opening import create_study
+from studyloom.study.stopping import Stop
+from studyloom.study.worker import Worker
+from studyloom.training.checkpoint import pack_weights
+from studyloom.training.trainer import evaluate_network
+from studyloom.views.terminal import make_console
+from studyloom.winner.answer import check_whole, load_answer
+from studyloom.winner.committee import COMMITTEE
+from studyloom.winner.evaluation import evaluate_winner
+from studyloom.winner.stages import Plan, Stage
+
+SPLIT = toy_split()
+SPACE = (
+    *(*TINY[:-1], "space=none", "sampler=random", "pruner=none", "study.seed=1"),
+    "+space.model.activation.choice=[relu,tanh,sigmoid]",
+    "+space.optimizer.lr.float=[0.003,0.1]",
+)
+# By bytes alone, so that no latency has a say in what is chosen.
+SMALL = Settings(rule="min bytes", ratios=(), widths=(), repeats=2)
+PAGE = ["python", "-m", "studies.mnist"]
+
+
+class CountedTest:
+    """Loads the test part, and counts how often."""
+
+    def __init__(self):
+        self.loaded = 0
+
+    def __call__(self):
+        self.loaded += 1
+        noise = torch.randn(SPLIT.inputs.shape, generator=torch.Generator().manual_seed(1))
+        return replace(SPLIT, inputs=SPLIT.inputs + 0.5 * noise, digest="test")
+
+
+def plan_of(folder, **settings):
+    """A plan whose stages have ended, with its answer, and the test part."""
+    question = ask(*SPACE)
+    url, identity = f"sqlite:///{folder}/study.db", question.identity("toy")
+    stored = create_study(url, "s", identity, 3, goals=question.goals)
+    data = TrainingData(SimpleNamespace(validation=40), SPLIT)
+    search = Stage("search", stored, question, 3)
+    plan = Plan(search, question, data, url, folder, WinnerSection(top=2, seeds=2, **settings))
+    for stage in plan:
+        checkpoints = folder / "checkpoints" / stage.title
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        parts = TrainingData(None, SPLIT, toy_folds(SPLIT))
+        work = Worker(stage.asked, stage.stored, parts, Never(), checkpoints, weights=stage.weights)
+        work.run(stage.trials)
+    test = CountedTest()
+    note_answer(stored, evaluate_winner(plan, test, PAGE))
+    return plan, test
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    plan, test = plan_of(tmp_path_factory.mktemp("stage"), committee=True)
+    yield plan, test
+    plan.close()
+
+
+# At start
+
+
+def mistakes(*overrides, split=SPLIT):
+    return [*find_mistakes(ask(*overrides), TrainingData(None, split))]
+
+
+def test_a_study_that_asks_for_nothing_small_has_no_mistake_and_needs_no_package(monkeypatch):
+    monkeypatch.setattr(export, "PACKAGES", ("onnx_of_nobody",))
+    assert mistakes() == mistakes("compress=false") == []
+    assert mistakes("compress=false", "winner.enabled=false") == []
+
+
+def test_all_mistakes_are_found_before_trial_0(monkeypatch):
+    monkeypatch.setattr(export, "PACKAGES", ("onnx_of_nobody",))
+    wrong = "compress={margn: 1, ratios: [2], rule: min bytes}"
+    package, enabled = "needs onnx_of_nobody", "with winner.enabled=false there is none"
+    found = mistakes(wrong, "winner.enabled=false")
+    for words in ("compress.margn: no such key", "did you mean margin?", package, enabled):
+        assert any(words in line for line in found), words
+    assert any(line.startswith("compress.ratios must be a list") for line in found)
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("compress=perhaps",), "compress must be true, null, or settings such as"),
+        (("compress={rule: min byts}",), "compress.rule: 'min byts': byts is not known"),
+        (("compress=true", *LOOP), "objective._target_=toys.train is a loop of your own"),
+        (("compress={teacher: committee}",), "set winner.committee=true, or compress.teacher"),
+        (("compress={teacher: nobody}",), "compress.teacher must be winner or committee"),
+    ],
+)
+def test_each_mistake_names_the_value_and_the_way_out(overrides, words):
+    pytest.importorskip("torch_pruning")
+    (line,) = mistakes(*overrides)
+    assert words in line
+
+
+def test_right_settings_are_no_mistake_and_no_part_of_what_a_study_asks():
+    pytest.importorskip("torch_pruning")
+    said = ("compress={margin: 0.01, ratios: [0.5], teacher: committee}", "winner.committee=true")
+    assert mistakes("compress=true") == mistakes(*said) == []
+    assert ask(*said).identity("toy") == ask().identity("toy")
+
+
+def test_inputs_that_are_not_one_tensor_are_told_before_trial_0():
+    pytest.importorskip("torch_pruning")
+    several = SimpleNamespace(shape=None, input_at=lambda index: None)
+    (line,) = mistakes("compress=true", split=several)
+    assert "an input of the data is not one tensor" in line
+
+
+# The stage
+
+
+class File(nn.Module):
+    """What stands for a network of onnxruntime: `chaos/` has the real ones, which take seconds."""
+
+    networks: ClassVar = {}
+
+    def __init__(self, content, threads=0):
+        super().__init__()
+        self.network = self.networks[content]
+
+    def forward(self, inputs):
+        return self.network(inputs)
+
+    def run(self, inputs):
+        return self.network(torch.from_numpy(inputs)).detach().numpy()
+
+    @classmethod
+    def export(cls, original, network, facts, *, quantized):
+        content = pack_weights(network.state_dict())
+        cls.networks[content] = network
+        return cls.quantize(content, None) if quantized else content
+
+    @classmethod
+    def quantize(cls, content, inputs):
+        cls.networks[content[1:]] = cls.networks[content]
+        return content[1:]
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Counts how often variants are made."""
+    calls, make = [], compression.make_variants
+    monkeypatch.setattr(
+        compression, "make_variants", lambda *args: calls.append(args) or make(*args)
+    )
+    monkeypatch.setattr(export, "PACKAGES", ())
+    for module in (compression, variants):
+        monkeypatch.setattr(module, "OnnxNetwork", File)
+        monkeypatch.setattr(module, "export", File.export)
+    monkeypatch.setattr(variants, "quantize", File.quantize)
+    return calls
+
+
+def small(ended, settings=SMALL, stop=None, **more):
+    plan, test = ended
+    told = []
+    record = compress(plan, settings, test, told.append, stop or Stop(), **more)
+    return record, told
+
+
+def test_it_is_done_once_for_an_answer_and_settings(ended, made):
+    plan, test = ended
+    loaded = test.loaded
+    record, told = small(ended, anew=False)
+    assert told[0] == "training the winner's configuration without a validation part"
+    assert (len(made), test.loaded) == (1, loaded + 1)
+    again, told = small(ended, anew=False)
+    assert (again["chosen"], told) == (json.loads(json.dumps(record["chosen"])), [])
+    assert (len(made), test.loaded) == (1, loaded + 1)
+    other, _ = small(ended, replace(SMALL, margin=0.5), anew=False)
+    assert other["settings"]["margin"] == 0.5
+    assert (len(made), test.loaded) == (2, loaded + 1), "the file is the same, and was tested"
+    assert other["test"]["earlier"]
+    check_whole(plan.run_dir, load_answer(plan.run_dir))
+
+
+def test_a_winner_larger_than_what_is_read_at_once_is_made_small(ended, made, monkeypatch):
+    def refuse(folder, name, *_):
+        raise FileError(f"{name}: must have at most {LARGEST} bytes, and has more")
+
+    monkeypatch.setattr(compression, "read_below", refuse, raising=False)
+    record, _ = small(ended)
+    assert record["bytes_of_winner"] == (ended[0].run_dir / "winner.pt").stat().st_size
+
+
+def test_a_variant_that_runs_in_no_batch_of_one_is_a_note_and_the_others_are_measured(
+    ended, made, monkeypatch
+):
+    run = File.run
+
+    def run_several(self, inputs):
+        if len(inputs) == 1 and sum(p.numel() for p in self.network.parameters()) < 400:
+            raise CompressError("onnxruntime cannot run the network: one input")
+        return run(self, inputs)
+
+    monkeypatch.setattr(File, "run", run_several)
+    record, _ = small(ended, replace(SMALL, widths=(0.25,)))
+    notes = {row["name"]: row["note"] for row in record["variants"] if "note" in row}
+    assert [*notes] == ["student of 0.25"]
+    assert "onnxruntime cannot run the network" in notes["student of 0.25"]
+    assert {row["name"] for row in record["variants"]} > {"as it is, fp32", "as it is, int8"}
+
+
+def test_a_card_that_a_killed_command_has_not_come_to_is_completed(ended, made):
+    plan, _ = ended
+    small(ended, anew=False)
+    many = len(made)
+    page = load_answer(plan.run_dir)["command"]
+    evaluate_winner(plan, ended[1], page)  # which writes a card of its own
+    assert "## Made small" not in (plan.run_dir / "model_card.md").read_text()
+    small(ended, anew=False)
+    assert len(made) == many
+    assert (plan.run_dir / "model_card.md").read_text().count("## Made small") == 1
+    check_whole(plan.run_dir, load_answer(plan.run_dir))
+
+
+def test_a_ctrl_c_at_any_step_leaves_what_was_there_and_the_next_command_does_it(ended, made):
+    plan, test = ended
+    small(ended, anew=False)
+    record, loaded, steps = (plan.run_dir / "compress.json").read_bytes(), test.loaded, []
+    for step in range(3):
+        with Stop() as stop:
+
+            def say(words, step=step, stop=stop):
+                steps.append(words)
+                if len(steps) > step:
+                    signal.raise_signal(signal.SIGINT)
+
+            steps.clear()
+            with pytest.raises(Stopped):
+                compress(plan, replace(SMALL, calibration=9), test, say, stop, anew=False)
+        assert len(steps) == step + 1
+        assert (plan.run_dir / "compress.json").read_bytes() == record
+    assert test.loaded == loaded
+
+
+def test_of_two_commands_at_once_the_second_reads_the_result_of_the_first(ended, made):
+    plan, test = ended
+    settings, results, waits = replace(SMALL, margin=0.125), [], threading.Event()
+
+    def second():
+        def say(words):
+            assert "waiting for it" in words
+            waits.set()
+
+        results.append(compress(plan, settings, test, say, Stop(), anew=False))
+
+    thread = threading.Thread(target=second)
+    with locked(plan.run_dir / LOCK) as held, pytest.MonkeyPatch.context() as patch:
+        assert held
+        thread.start()
+        assert waits.wait(30)
+        patch.setattr(compression, "locked", lambda path, stopping: locked(path / "none"))
+        first = compress(plan, settings, test, lambda words: None, Stop(), anew=False)
+    thread.join()
+    written = json.loads((plan.run_dir / "compress.json").read_text())
+    assert results[0]["digest"] == written["digest"]
+    assert results[0]["chosen"] == json.loads(json.dumps(first["chosen"]))
+    assert len(made) == 1
+
+
+def test_who_waits_for_another_command_may_stop(ended, made):
+    plan, test = ended
+    stop = Stop()
+
+    def say(words):
+        stop.requested = "studyloom stop"
+
+    with locked(plan.run_dir / LOCK), pytest.raises(Stopped):
+        compress(plan, SMALL, test, say, stop)
+
+
+def test_the_stage_prints_the_table_and_notes_it_and_the_report_has_it(ended, made, capsys):
+    plan, test = ended
+    console = make_console(width=120)
+    config = ask("compress={rule: min bytes, ratios: [], widths: [], repeats: 2}").config
+    prepared = SimpleNamespace(
+        question=SimpleNamespace(config=config), data=SimpleNamespace(test=test)
+    )
+    assert compress_winner(prepared, plan, Stop(), console, Outputs()) is None
+    printed = capsys.readouterr().out
+    assert "as it is, int8" in printed
+    assert "by min bytes" in printed
+    assert "Made small" in (plan.run_dir / "report.html").read_text()
+    noted = read_job(plan.search.stored)[2]
+    assert noted["compressed"]["bytes"] == (plan.run_dir / "winner.onnx").stat().st_size
+    note_answer(plan.search.stored, load_answer(plan.run_dir))
+    assert read_job(plan.search.stored)[2] == noted, "the answer is the same"
+    report = (plan.run_dir / "report.html").stat().st_mtime_ns
+    make_small(prepared, plan, SMALL, Stop(), console, anew=False)
+    assert (plan.run_dir / "report.html").stat().st_mtime_ns == report
+
+
+def test_what_cannot_be_done_is_returned_and_a_stop_begins_nothing(ended, made):
+    plan, test = ended
+    rule = "compress={rule: 'min bytes where bytes < 9', ratios: [], widths: [], repeats: 1}"
+    prepared = SimpleNamespace(
+        question=SimpleNamespace(config=ask(rule).config), data=SimpleNamespace(test=test)
+    )
+    console = make_console(quiet=True)
+    failure = compress_winner(prepared, plan, Stop(), console, Outputs())
+    assert isinstance(failure, CompressError)
+    assert str(failure).startswith("compress: rule: no variant satisfies min bytes")
+    many, stop = len(made), Stop()
+    stop.requested = "studyloom stop"
+    assert compress_winner(prepared, plan, stop, console, Outputs()) is None
+    assert len(made) == many
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), ValueError("no\nshape")])
+def test_what_pytorch_or_the_users_code_raises_is_returned_as_well(ended, made, monkeypatch, error):
+    """The winner is there, and the rest is still to be told."""
+    plan, test = ended
+
+    def failing(*_):
+        raise error
+
+    monkeypatch.setattr(compression, "retrain", failing)
+    prepared = SimpleNamespace(
+        question=SimpleNamespace(config=ask("compress={margin: 0.3}").config),
+        data=SimpleNamespace(test=test),
+    )
+    failure = compress_winner(prepared, plan, Stop(), make_console(quiet=True), Outputs())
+    assert isinstance(failure, CompressError)
+    assert str(failure) == f"compress: {type(error).__name__}: {error}"
+
+
+# Who teaches
+
+
+def test_a_committee_that_teaches_has_not_seen_the_examples_by_which_variants_are_judged(
+    ended, monkeypatch
+):
+    plan, _ = ended
+    jobs, train = [], original.train_network
+    monkeypatch.setattr(
+        original, "train_network", lambda job, part: jobs.append(job) or train(job, part)
+    )
+    alone = retrain(plan, 16)
+    entry = load_answer(plan.run_dir)["committee"]
+    teacher = retrain_committee(plan, entry)
+    assert len(jobs) == 1 + len(entry["members"])
+    assert len({job.seed for job in jobs}) == len(jobs), "each is a training of its own"
+    for job in jobs:
+        assert torch.equal(job.valid, alone.job.valid)
+        assert {*job.train.tolist()}.isdisjoint(alone.job.valid.tolist())
+    assert teacher.shares == tuple(member["share"] for member in entry["members"])
+    for member, network in zip(entry["members"], teacher.networks, strict=True):
+        own = plan.reevaluation.asked.job(member["trial"], 0)
+        assert str(network) == str(own.model(shape=SPLIT.shape, outputs=10)), "of its configuration"
+
+
+def test_of_the_final_network_the_committee_itself_is_the_teacher(ended):
+    plan, _ = ended
+    answer = load_answer(plan.run_dir)
+    teacher = load_teacher(plan, answer).eval()
+    job = plan.retraining.asked.job(plan.winner, 0)
+    outputs, targets = evaluate_network(job, teacher, CountedTest()())
+    assert plan.question.metric(outputs, targets) == pytest.approx(answer["committee"]["test"])
+
+
+def test_rows_and_record_say_that_the_committee_taught(ended, made):
+    plan, _ = ended
+    settings = replace(SMALL, widths=(0.5, 0.25), teacher="committee")
+    record, told = small(ended, settings, anew=False)
+    entry = load_answer(plan.run_dir)["committee"]
+    assert "training the committee's configurations without it as well, " in told[1]
+    names = [row["name"] for row in record["variants"]]
+    assert [*dict.fromkeys(name.rpartition(",")[0] for name in names)] == [
+        *("as it is", "student of 0.5 (committee)", "student of 0.25 (committee)")
+    ]
+    assert record["teacher"] == {"name": "committee", "networks": len(entry["members"])}
+    assert record["committee"] == load_answer(plan.run_dir)["files"][COMMITTEE]
+    assert "the mean of the committee, " in (plan.run_dir / "model_card.md").read_text()
+
+
+def test_without_a_committee_nothing_is_trained_and_the_way_out_is_said(tmp_path, made):
+    plan, test = plan_of(tmp_path)
+    try:
+        said = r"teacher=committee: the answer has no committee; .*winner\.committee=true"
+        with pytest.raises(CompressError, match=said):
+            compress(plan, replace(SMALL, teacher="committee"), test, print, Stop())
+        assert made == []
+    finally:
+        plan.close()

@@ -1,0 +1,294 @@
+"""A command as the objective: what it is told, what is read of it, and that nothing is left."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from projects import COMMAND, SCRIPT, STEP, VALUE, write_project
+from toys import compose
+
+from studyloom.errors import CommandFailed, ConfigError
+from studyloom.extras.integrations import Command, grouped_process
+from studyloom.processes import is_alive
+from studyloom.question.function import FunctionQuestion
+from studyloom.question.validation import validate
+from studyloom.space.language import parse_space
+
+STUDY = f"""
+defaults:
+  [studyloom, sampler: random, pruner: none, storage: sqlite, launcher: local, space: none, _self_]
+study: {{name: own}}
+{COMMAND}"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    folder = write_project(tmp_path / "project", {"main.py": SCRIPT, "conf/own.yaml": STUDY})
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def ask(project):
+    def ask(*overrides):
+        return FunctionQuestion.ask(*compose(*overrides, name="own", folder=project / "conf"))
+
+    return ask
+
+
+@pytest.fixture
+def config(tmp_path):
+    return lambda **params: OmegaConf.create({"run_dir": str(tmp_path / "run"), "params": params})
+
+
+def says(text, value=r"v=(\S+)", step=None):
+    """A command of Python code."""
+    return Command(f"{sys.executable} -c '{text}'", value, step)
+
+
+def mistakes_of(question):
+    try:
+        validate(question, question.gather(question.config))
+    except ConfigError as error:
+        return error.mistakes
+    return []
+
+
+def test_values_are_reported_at_their_steps_and_the_last_is_the_value(project, config, make_run):
+    command, run = Command("python main.py --lr {lr}", VALUE, STEP), make_run()
+    value = command(config(lr=0.05), run)
+    assert [step for step, _ in run.reports] == [1, 2, 3, 4, 5, 6]
+    assert run.reports[-1][1] == value
+    assert (run.dir / "last.json").exists()
+    assert "python main.py --lr 0.05" in Path(config().run_dir, "logs/trial-3.log").read_text()
+
+
+def test_without_a_pattern_of_steps_values_are_counted(config, make_run):
+    run = make_run()
+    (run.dir / "checkpoint").touch()
+    assert says('for v in (3, 2, 1): print("v=%d" % v)')(config(), run) == 1.0
+    assert run.reports == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert [path.name for path in run.dir.iterdir()] == [
+        ".output"
+    ]  # it begins anew, as the counting does
+
+
+def test_a_step_may_stand_in_the_line_or_in_one_before_and_is_reported_once(config, make_run):
+    text = 'print("v=9\\nepoch 0 v=5\\nv=6\\nepoch 2\\nother\\nv=4\\nepoch 1 v=3")'
+    run = make_run()
+    assert says(text, step=r"(e)poch (?P<step>\d+)")(config(), run) == 4.0
+    assert run.reports == [(0, 5.0), (2, 4.0)]
+
+
+def test_what_was_reported_before_a_kill_is_kept_and_not_reported_again(config, make_run):
+    text = 'for i in (1, 2, 3): print("epoch %d v=%d" % (i, i))'
+    run = make_run()
+    (run.dir / ".output").write_text("epoch 1 v=1\nepoch 2 v=2.5\nepoch 3 v=0.00")
+    assert says(text, step=r"epoch (\d+)")(config(), run) == 3.0
+    assert run.reports == [(1, 1.0), (2, 2.5), (3, 3.0)]
+    finished = make_run()
+    assert says('print("finished already")', step=r"epoch (\d+)")(config(), finished) == 3.0
+
+
+def test_it_is_told_seed_trial_and_folder(config, make_run):
+    names = "STUDYLOOM_SEED STUDYLOOM_TRIAL STUDYLOOM_CHECKPOINT_DIR"
+    text = f'import os; print("v=1", *(os.environ[n] for n in "{names}".split()))'
+    run = make_run()
+    says(text)(config(), run)
+    assert f"v=1 7 3 {run.dir}" in Path(config().run_dir, "logs/trial-3.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "value", ["a b", "$(touch x)", "'; touch x; '", '"', "{seed}", "*", "--flag\nx", ""], ids=repr
+)
+def test_a_value_is_one_word_whatever_it_holds(config, make_run, tmp_path, monkeypatch, value):
+    monkeypatch.chdir(tmp_path)
+    code = 'import sys; print(len(sys.argv), repr(sys.argv[1]), "v=1")'
+    command = Command(f"{sys.executable} -c '{code}' pre={{word}}", r"v=(\S+)")
+    command(config(word=value), make_run())
+    assert f"2 {f'pre={value}'!r} v=1" in (tmp_path / "run/logs/trial-3.log").read_text()
+    assert not (tmp_path / "x").exists()
+
+
+def test_doubled_braces_and_those_that_hold_no_name_are_text(config, make_run):
+    command = says('print("v=1")')
+    command = Command(command.run + ' {{lr}} {"a":{lr}} {}', command.value)
+    command(config(lr=0.5), make_run())
+    log = Path(config().run_dir, "logs/trial-3.log").read_text()
+    assert log.splitlines()[0].endswith("'{lr}' '{a:0.5}' '{}'")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('print("lost")', "objective.value found nothing, with the pattern v=(\\S+); the last"),
+        ("pass", "it printed nothing"),
+        ('print("v=lots")', "objective.value found 'lots', which is no number"),
+        ('import sys; sys.exit("bad rate")', "ended with exit code 1; the last lines .* bad rate"),
+        ("import os; os.kill(os.getpid(), 9)", "ended with signal SIGKILL"),
+    ],
+)
+def test_a_command_without_a_value_says_why_with_its_last_lines(config, make_run, text, words):
+    with pytest.raises(CommandFailed, match=words.replace("(\\S+)", ".*")):
+        says(text)(config(), make_run())
+
+
+def test_an_endless_line_and_much_output_take_little_memory(config, make_run, tmp_path):
+    text = 'import sys; [sys.stdout.write("x" * 1000000) for _ in range(5)]; print("v=1")'
+    run = make_run()
+    import tracemalloc
+
+    tracemalloc.start()
+    assert says(text)(config(), run) == 1.0
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
+def test_the_whole_group_ends_when_a_report_raises_also_what_ignores_sigterm(
+    config, make_run, monkeypatch
+):
+    """And a session of its own."""
+    monkeypatch.setattr(grouped_process, "GRACE", 0.2)
+    text = (
+        "import os, signal, subprocess, sys, time; "
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        'kids = [subprocess.Popen(["sleep", "1000"], start_new_session=s) for s in (0, 1)]; '
+        'print("pids", os.getpid(), *(k.pid for k in kids)); print("v=1"); time.sleep(1000)'
+    )
+
+    class Pruned(Exception): ...
+
+    class Run(type(make_run())):
+        def __call__(self, value, step):
+            raise Pruned
+
+    with pytest.raises(Pruned):
+        says(text)(config(), Run(make_run().dir))
+    log = Path(config().run_dir, "logs/trial-3.log").read_text().splitlines()
+    pids = [int(word) for word in log[1].split()[1:]]
+    assert len(pids) == 3
+    until(lambda: not any(map(is_alive, pids)))
+
+
+def until(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_what_a_command_leaves_behind_ends_with_it(config, make_run):
+    text = (
+        'import subprocess; k = subprocess.Popen(["sleep", "1000"]); print("pid", k.pid); '
+        'print("v=1")'
+    )
+    assert says(text)(config(), make_run()) == 1.0
+    log = Path(config().run_dir, "logs/trial-3.log").read_text().splitlines()
+    until(lambda: not is_alive(int(log[1].split()[1])))
+
+
+def test_a_command_ends_when_the_process_that_runs_it_is_killed(tmp_path):
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from studyloom.extras.integrations.grouped_process import GroupedProcess\n"
+        "with GroupedProcess(['sleep', '1000'], dict(os.environ), Path(sys.argv[1])) as process:\n"
+        "    print(process._process.pid, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "output"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    pid = int(parent.stdout.readline())
+    assert is_alive(pid)
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    until(lambda: not is_alive(pid))
+
+
+def test_a_good_study_has_no_mistakes_and_its_question_holds_command_patterns_and_script(ask):
+    question = ask()
+    assert mistakes_of(question) == []
+    identity = question.identity("")
+    assert identity["objective.run"] == "python main.py --lr {lr} --seed {seed}"
+    assert {"objective.value", "objective.step", "code.main.py"} <= {*identity}
+    Path("main.py").write_text("# a comment\n" + Path("main.py").read_text())
+    assert ask().identity("") == identity
+    Path("main.py").write_text(Path("main.py").read_text().replace("range(50)", "range(51)"))
+    assert ask().identity("")["code.main.py"] != identity["code.main.py"]
+
+
+GOOD = {"run": "python main.py --lr {lr}", "value": r"v=(\S+)", "step": r"e=(\d+)"}
+MISTAKES = {
+    "a placeholder that is misspelt": (
+        {"run": "python main.py --lr {lt}"},
+        ["nothing is called lt", "did you mean lr?", "no place for it; write {lr} there"],
+    ),
+    "a program that is not there": (
+        {"run": "pyhton main.py {lr}"},
+        ["the program pyhton is not found"],
+    ),
+    "a script that is not there": (
+        {"run": "python mian.py {lr}"},
+        ["there is no file mian.py in", "did you mean main.py?"],
+    ),
+    "a script that is not executable": ({"run": "./main.py {lr}"}, ["main.py cannot be executed"]),
+    "a quote that is not closed": ({"run": "python main.py '{lr}"}, ["No closing quotation"]),
+    "no command": ({"run": 3}, ["objective.run must be a command", "got 3"]),
+    "no expressions, and several at once": (
+        {"value": "(v", "step": "(a)(b)", "run": "nothing {lr}"},
+        ["objective.value: (v is no regular", "objective.step: (a)(b) must have a group (?P<step>"],
+    ),
+    "no group": ({"value": "v=.*"}, ["must have a group (?P<value>…)", "it has none"]),
+    "a folder and no step": (
+        {"step": None, "run": "python main.py {lr} {checkpoint_dir}"},
+        ["objective.step must be set"],
+    ),
+    "a parameter that the command is not told": (
+        {"params": {"lr": 0.1, "depth": 2}, "space": {"params": {"depth": {"int": [1, 3]}}}},
+        ["space.params.depth: it would change nothing", "write {depth} there"],
+    ),
+    "a parameter elsewhere": (
+        {"space": {"train": {"epochs": {"int": [1, 30]}}}},
+        ["space.train.epochs: a command is told what lies below params"],
+    ),
+    "a group": (
+        {"space": {"model": {"mlp": {}, "cnn": {}}}},
+        ["space.model: a command is told what lies below params"],
+    ),
+    "a name of ours": (
+        {"params": {"seed": 1, "lr": 1}},
+        ["params.seed: {seed} is the trial's own"],
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_said_before_trial_0(project, config, mistake):
+    given, words = MISTAKES[mistake]
+    given = {"params": {"lr": 0.1}, "space": {"params": {"lr": {"float": [0, 1]}}}} | GOOD | given
+    space = parse_space(given.pop("space"), lambda group: ["mlp", "cnn"] * (group == "model"))
+    params = given.pop("params")
+    told = "\n".join(Command(**given).check(config(**params), space))
+    assert [word for word in words if word not in told] == [], told
+
+
+def test_its_arguments_and_what_it_finds_are_mistakes_of_the_study(ask):
+    told = mistakes_of(ask("+objective.vlaue=x", "~objective.value"))
+    assert "objective.vlaue: no such key" in told[0]
+    assert "takes run, value, step; did you mean value?" in told[0]
+    assert "objective.value must be set" in told[1]
+    told = mistakes_of(ask("objective.value='(v'", "objective.step='(a)(b)'"))
+    assert [line.partition(":")[0] for line in told] == ["objective.value", "objective.step"]
+
+
+def test_a_command_is_not_run_by_each_rank(ask):
+    (mistake,) = mistakes_of(ask("launcher.ranks=2"))
+    assert "launcher.ranks=2: each rank would run the command" in mistake

@@ -1,0 +1,203 @@
+"""An existing Hydra application as the objective: its config, its keys and its function."""
+
+import sys
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from projects import APPLICATION, write_project
+from toys import compose
+
+from studyloom.config.compose import own_world
+from studyloom.data.training_data import TrainingData
+from studyloom.errors import ConfigError, UndefinedMetric
+from studyloom.extras.integrations.hydra import pick
+from studyloom.question.function import FunctionQuestion
+from studyloom.question.jobs import build_function
+from studyloom.question.validation import validate
+
+STUDY = """
+defaults:
+  [studyloom, sampler: random, pruner: none, storage: sqlite, launcher: local, space: none, _self_]
+study: {name: own}
+objective:
+  _target_: studyloom.extras.integrations.Hydra
+  config: ../configs/train.yaml
+  call: src.train.train
+  value: val/acc
+  metric: acc
+  direction: maximize
+space:
+  optimizer.lr: {float: [0.01, 1.0]}
+  model: {width: {int: [4, 32]}}
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    folder = write_project(tmp_path / "project", APPLICATION | {"conf/own.yaml": STUDY})
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    yield folder
+    for name in [name for name in sys.modules if name.split(".")[0] == "src"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def ask(project):
+    def ask(*overrides):
+        return FunctionQuestion.ask(*compose(*overrides, name="own", folder=project / "conf"))
+
+    return ask
+
+
+def mistakes_of(ask, *overrides):
+    try:
+        question = ask(*overrides)
+        validate(question, TrainingData())
+    except ConfigError as error:
+        return error.mistakes
+    return []
+
+
+def call(question, run, **values):
+    point = question.space.walk(lambda parameter: values[parameter.name])
+    config = question.at(point)
+    return build_function(config.objective)(config, run)
+
+
+def test_the_names_of_the_space_are_keys_of_the_applications_config(ask, make_run):
+    """Dotted or nested; interpolations of that config follow, and its groups are its own."""
+    question = ask()
+    assert [*question.space.groups()] == []
+    assert question.baseline.params == {"optimizer.lr": 0.1, "model.width": 8}
+    point = {"optimizer.lr": 0.5, "model.width": 16}
+    assert call(question, make_run(), **point) == 1.0
+    assert call(question, make_run(), **(point | {"model.width": 32})) == 0.0
+    assert question.at(question.baseline).params == {
+        "optimizer": {"lr": 0.1},
+        "model": {"width": 8},
+    }
+
+
+def test_params_are_set_in_it_too(ask, make_run):
+    question = ask("params={epochs: 9, model: {activation: tanh}}")
+    assert question.config.params == {
+        "epochs": 9,
+        "model": {"activation": "tanh", "width": 8},
+        "optimizer": {"lr": 0.1},
+    }
+
+
+def test_a_function_that_hydra_decorates_gets_the_config_and_a_folder_of_the_trial(ask, make_run):
+    question, run = ask("objective.call=src.train.main", "objective.value=null"), make_run()
+    assert mistakes_of(lambda: question) == []
+    point = {"optimizer.lr": 0.5, "model.width": 16}
+    assert call(question, run, **point) == 1.0
+    assert (run.dir / "result.txt").read_text() == str(run.dir)
+
+
+@pytest.mark.parametrize(
+    ("returned", "key", "words"),
+    [
+        (0.5, None, None),
+        ((0.5, 1), None, None),
+        ({"val/acc": 0.5}, "val/acc", None),
+        (({"val/acc": 0.5}, 1), "val/acc", None),
+        (
+            {"val/acc": 0.5},
+            "val_acc",
+            "value=val_acc: not there; f .* with val/acc; did you mean val/acc",
+        ),
+        ({"val/acc": 0.5}, None, "objective.value is not set; f returned a mapping with val/acc"),
+        (0.5, "val/acc", "objective.value=val/acc: not there; f returned 0.5"),
+        (None, "val/acc", "f returned None"),
+    ],
+)
+def test_the_value_is_picked_from_what_is_returned(returned, key, words):
+    if words is None:
+        assert pick(returned, key, "f") == 0.5
+    else:
+        with pytest.raises(UndefinedMetric, match=words):
+            pick(returned, key, "f")
+
+
+def test_a_parameter_run_gets_the_run_and_another_second_parameter_does_not(ask, project, make_run):
+    text = "def one(cfg, run): run(cfg.optimizer.lr, 1); return 1.0\n"
+    (project / "src/other.py").write_text(text + "def two(cfg, callbacks=None): return 2.0\n")
+    point, run = {"optimizer.lr": 0.5, "model.width": 16}, make_run()
+    for number, name in enumerate(("one", "two"), 1):
+        question = ask(f"objective.call=src.other.{name}", "objective.value=null")
+        assert mistakes_of(lambda question=question: question) == []
+        assert call(question, run, **point) == number
+    assert run.reports == [(1, 0.5)]
+
+
+def test_the_applications_config_and_function_are_part_of_the_question(ask, project):
+    identity = ask().identity("")
+    assert identity["objective.config.model.activation"] == "relu"
+    assert identity["objective.config.decoder.width"] == "${model.width}"
+    assert "code.src.train" in identity
+    assert ask().identity("") == identity
+    (project / "configs/model/small.yaml").write_text("{width: 8, activation: tanh}")
+    assert ask().identity("")["objective.config.model.activation"] == "tanh"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            [
+                "+space.optimizer.lrr.float=[0,1]",
+                "+space.modle.width.int=[1,2]",
+                "params={epoch: 3}",
+            ],
+            "params.epoch: epoch: no such key; there .*"
+            "space.optimizer.lrr: optimizer.lrr: no such key; optimizer has name, lr; did you.*"
+            "space.modle.width: modle: no such key; .*did you mean model.width?",
+        ),
+        (["objective.config=../configs/tain.yaml"], "objective.config=../configs/tain.yaml: there"),
+        (["objective.call=src.train.tran"], "objective.call=src.train.tran: .*did you mean train?"),
+        (["+space.epochs.int=[10,20]"], "the default params.epochs=5 is outside its range"),
+        (["+objective.valu=x"], "takes config, call, value; did you mean value?"),
+    ],
+)
+def test_a_mistake_is_said_before_trial_0(ask, overrides, words):
+    told = "\n".join(mistakes_of(ask, *overrides))
+    for word in words.split(".*"):
+        assert word in told, told
+
+
+def test_a_config_that_does_not_compose_is_named(ask, project):
+    (project / "configs/train.yaml").write_text("defaults: [model: large]\n")
+    (mistake,) = mistakes_of(ask)
+    assert mistake.startswith(f"{project}/configs/train.yaml: ")
+    assert "model/large" in mistake
+
+
+def test_in_a_world_of_its_own_code_uses_hydra_as_it_likes_and_ours_is_back_after(
+    ask, project, monkeypatch
+):
+    monkeypatch.setattr(sys, "argv", ["page.py", "study.trials=3"])
+    ask()
+    ours, argv = GlobalHydra.instance().hydra, sys.argv
+    with own_world():
+        assert sys.argv == ["page.py"]
+        assert not GlobalHydra.instance().is_initialized()
+        with hydra.initialize_config_dir(str(project / "configs"), version_base=None):
+            assert hydra.compose("train").model.width == 8
+            with pytest.raises(Exception, match="Could not find 'optimizer/adam'"):
+                hydra.compose("train", ["+optimizer=adam"])  # one of our groups
+        sys.argv = ["other", "words"]
+    assert GlobalHydra.instance().hydra is ours
+    assert sys.argv is argv
+    assert argv == ["page.py", "study.trials=3"]
+
+
+def test_a_world_of_its_own_may_lie_in_another_and_ends_with_an_exception(ask):
+    ask()
+    ours = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    with pytest.raises(ZeroDivisionError), own_world(), own_world():
+        GlobalHydra.instance().hydra = 1 / 0
+    assert (GlobalHydra.instance().hydra, HydraConfig.instance().cfg) == ours

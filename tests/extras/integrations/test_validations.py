@@ -1,0 +1,93 @@
+"""What a trainer logs becomes reports, and what it lacks is named; without any of the libraries."""
+
+import math
+import re
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+
+from studyloom.errors import UndefinedMetric
+from studyloom.extras.integrations.validations import Validations
+from studyloom.question.reports import Place
+from studyloom.question.run import Run
+
+
+@pytest.fixture
+def sent():
+    return []
+
+
+@pytest.fixture
+def run(sent):
+    place = Place(0, 1, "search", 0, 1, torch.device("cpu"))
+    return Run(place, "accuracy", lambda *report: sent.append(report))
+
+
+def validations(run):
+    return Validations(run, "val_acc", "the module", "fit it with a val_dataloader")
+
+
+def test_the_monitored_value_is_compared_and_all_else_that_is_finite_is_a_curve(run, sent):
+    shown = validations(run)
+    shown.begin(2)
+    # A quantity with the name of the metric, which another is compared as, would be taken for it.
+    logged = {"loss": torch.tensor(2.0), "val_acc": 0.5, "accuracy": 1.0, "seconds": 3.0}
+    shown.report(logged | {"odd": math.nan})
+    assert sent == []
+    assert not shown.is_last
+    shown.finish()
+    assert sent == [(1, 0.5, {"loss": 2.0})]
+    assert shown.is_last
+    assert run.value == 0.5
+
+
+@pytest.mark.parametrize("value", [math.nan, "high", None])
+def test_a_monitored_value_that_is_no_finite_number_is_named(run, value):
+    shown = validations(run)
+    shown.begin(2)
+    with pytest.raises(UndefinedMetric, match="expected a finite number"):
+        shown.report({"val_acc": value})
+
+
+@pytest.mark.parametrize(
+    ("logged", "words"),
+    [
+        ({"val_loss": 1.0, "loss": 2.0}, "expected one of loss, val_loss"),
+        ({}, "expected one of nothing, since it logs nothing"),
+    ],
+)
+def test_a_monitored_name_that_is_not_logged_is_named_with_those_that_are(run, logged, words):
+    shown = validations(run)
+    shown.begin(2)
+    with pytest.raises(UndefinedMetric) as caught:
+        shown.report(logged)
+    assert str(caught.value) == f"the module logs no val_acc when it validates: {words}"
+
+
+def test_a_training_that_never_validates_is_named_with_the_way_out(run):
+    shown = validations(run)
+    shown.begin(2)
+    with pytest.raises(UndefinedMetric, match=r"has never validated.*; fit it with a val_dataload"):
+        shown.end()
+
+
+def test_a_report_that_no_checkpoint_followed_is_told_at_the_end(run, sent):
+    shown = validations(run)
+    shown.begin(None)
+    shown.report({"val_acc": 0.5})
+    shown.end()
+    assert [report[:2] for report in sent] == [(1, 0.5)]
+    assert shown.number is None
+
+
+@pytest.mark.parametrize("library", ["lightning", "transformers", "accelerate"])
+def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    for name in [name for name in sys.modules if name.startswith(f"{library}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, f"studyloom.extras.integrations.{library}", raising=False)
+    extra = re.escape(f"pip install 'studyloom[{library}]'")
+    with pytest.raises(ModuleNotFoundError, match=extra):
+        import_module(f"studyloom.extras.integrations.{library}")

@@ -1,0 +1,140 @@
+"""When a search has ended: a pure function of its trials and bounds."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from studyloom.study.ending import Bounds, Outcome, find_ending, gain_of
+from studyloom.study.regret import gains
+
+VALUES = [float(value) for value in np.random.default_rng(0).normal(0.9, 0.02, 40)]
+BOUNDS = Bounds(regret=0.01, trials=40)
+
+
+def outcomes(values, ended=True, epochs=3):
+    return [Outcome(slot, ended, value, epochs) for slot, value in enumerate(values)]
+
+
+def end_of(bounds, values=VALUES):
+    """The number of trials after which a single worker ends."""
+    counts = range(len(values) + 1)
+    return next((n for n in counts if find_ending(bounds, outcomes(values[:n]))), None)
+
+
+def test_it_ends_at_the_first_estimate_below_the_regret():
+    asked = gains(VALUES, 40)
+    end = end_of(BOUNDS)
+    assert 10 < end < 40
+    assert asked[end - 1] < 0.01
+    assert all(gain is None or gain >= 0.01 for gain in asked[: end - 1])
+    found = find_ending(BOUNDS, outcomes(VALUES[:end]))
+    assert (found.gain, found.slots) == (asked[end - 1], f"0-{end - 1}")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_trials_under_way_bring_what_was_decided_stays(seed):
+    """Four workers: which of the slots under way ends next is drawn; it is asked at each claim."""
+    fate, state, decided = random.Random(seed), {}, None
+    values = [*VALUES[:9], *(value + fate.random() * 0.05 for value in VALUES[9:])]
+    while any(not ended for ended in state.values()) or (decided is None and len(state) < 40):
+        known = [Outcome(n, ended, values[n] if ended else None, 3) for n, ended in state.items()]
+        fate.shuffle(known)
+        found = find_ending(BOUNDS, known, decided)
+        if found is not None and decided is None:
+            ended = [o.value for o in sorted(known) if o.ended]
+            assert found.gain == gains(ended, 40)[-1] < 0.01
+            decided = found.decision()
+        assert (found is not None) == (decided is not None)
+        assert found is None or found.decision() == decided
+        under_way = [slot for slot, ended in state.items() if not ended]
+        if decided is None and len(under_way) < 4 and len(state) < 40:
+            state[len(state)] = False
+        else:
+            state[fate.choice(under_way)] = True
+    assert find_ending(BOUNDS, outcomes(values[: len(state)]), decided).begun == len(state) < 40
+
+
+def test_a_lower_regret_or_more_trials_never_end_it_earlier():
+    assert end_of(BOUNDS) <= (end_of(replace(BOUNDS, regret=0.007)) or 40)
+    for trials in (41, 60, 200):
+        assert end_of(BOUNDS) <= (end_of(replace(BOUNDS, trials=trials)) or 40)
+
+
+def test_a_decision_is_about_its_regret_and_no_larger_budget():
+    decided = find_ending(BOUNDS, outcomes(VALUES[: end_of(BOUNDS)])).decision()
+    spread = outcomes([0.1 * n for n in range(20)])  # which promises a lot
+    assert find_ending(BOUNDS, spread) is None
+    assert find_ending(BOUNDS, spread, decided).gain == decided["gain"]
+    assert find_ending(replace(BOUNDS, trials=30), spread, decided) is not None
+    assert find_ending(replace(BOUNDS, trials=41), spread, decided) is None
+    assert find_ending(replace(BOUNDS, regret=0.009), spread, decided) is None
+
+
+@pytest.mark.parametrize("stored", [None, 1, "x", {}, {"gain": "x"}, {"gain": 0.1, "regret": 0.01}])
+def test_what_another_program_stores_decides_nothing(stored):
+    assert find_ending(BOUNDS, outcomes(VALUES[:11]), stored) is None
+
+
+def test_who_only_looks_decides_nothing():
+    ended = outcomes(VALUES[: end_of(BOUNDS)])
+    assert find_ending(BOUNDS, ended, decide=False) is None
+    decided = find_ending(BOUNDS, ended).decision()
+    assert find_ending(BOUNDS, ended, decided, decide=False).gain == decided["gain"]
+
+
+def test_a_spent_budget_is_no_early_end():
+    assert find_ending(BOUNDS, outcomes(VALUES)) is None
+    assert find_ending(Bounds(epochs=5, trials=40), outcomes(VALUES)) is None
+
+
+def test_it_ends_when_its_trials_have_reported_the_epochs_those_under_way_too():
+    bounds = Bounds(epochs=12, trials=40)
+    three = outcomes([0.5, None, 0.7])
+    assert find_ending(bounds, three) is None
+    found = find_ending(bounds, [*three, Outcome(3, False, None, 3)])
+    assert (found.begun, found.gain, found.epochs) == (4, None, 12)
+    assert found.words == "ended after 4 of 40 trials: 12 epochs of study.epochs=12 are spent"
+
+
+def test_a_trial_under_way_or_paused_counts_when_it_has_ended_or_waits():
+    end = end_of(BOUNDS)
+    waiting = [o._replace(value=None) if o.slot == 1 else o for o in outcomes(VALUES[:end])]
+    running = [o._replace(ended=False) if o.slot == 1 else o for o in waiting]
+    assert gain_of(BOUNDS, waiting) < gain_of(BOUNDS, running)
+    assert find_ending(replace(BOUNDS, regret=1), running).slots == f"0, 2-{end - 1}"
+
+
+def test_slots_beyond_the_budget_and_out_of_order_do_not_count():
+    beyond = [*outcomes(VALUES[:5]), Outcome(50, True, 9.0, 100)]
+    assert find_ending(Bounds(epochs=50, trials=40), beyond) is None
+    assert gain_of(BOUNDS, beyond) is None
+    assert gain_of(BOUNDS, [*reversed(outcomes(VALUES))]) == 0.0
+
+
+def test_without_bounds_nothing_ends_it():
+    assert find_ending(Bounds(trials=40), outcomes([0.7] * 30)) is None
+    assert find_ending(Bounds(), []) is None
+
+
+@pytest.mark.parametrize(
+    ("stored", "bounds"),
+    [
+        (None, Bounds()),
+        ("regret", Bounds()),
+        ({"regret": "x", "epochs": True, "trials": None, "further": 1}, Bounds()),
+        ({"regret": 1, "epochs": 5, "trials": 8}, Bounds(1, 5, 8)),
+    ],
+)
+def test_what_another_program_stores_is_no_bound(stored, bounds):
+    assert Bounds.parse(stored) == bounds
+
+
+def test_its_words_say_how_many_trials_are_spared():
+    found = find_ending(BOUNDS, outcomes(VALUES[: end_of(BOUNDS)]))
+    assert found.words == (
+        f"ended after {found.begun} of 40 trials: the {40 - found.begun} further trials are "
+        "expected to gain less than study.regret=0.01"
+    )
+    assert "a further trial is expected" in replace(found, begun=39).words

@@ -1,0 +1,135 @@
+"""Portfolios of points: against brute force, and on studies whose best points are known."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from studyloom.study.portfolio import (
+    BANDWIDTH,
+    EarlierStudy,
+    ScoresNearby,
+    choose_points,
+    rank_scores,
+    squared_distances,
+)
+
+NUMBERS = np.zeros(1, dtype=bool)  # a space of one number
+
+
+def earlier(points, eligible=None):
+    """A study that tried these points, the best first."""
+    array = np.asarray(points, dtype=float).reshape(len(points), -1)
+    allowed = np.ones(len(points), dtype=bool) if eligible is None else np.asarray(eligible)
+    return EarlierStudy(array, rank_scores(len(points), 0), allowed)
+
+
+def drawn(seed, trials=12, parameters=2):
+    rng = np.random.default_rng(seed)
+    return earlier(rng.random((trials, parameters)))
+
+
+def expected_best(studies, points, categorical):
+    """The objective, written out: every way in which the scores of a set may come out."""
+    total = 0.0
+    for study in studies:
+        distances = squared_distances(points, study.points, categorical)
+        weights = np.exp(-distances / (2 * BANDWIDTH**2))
+        weights /= weights.sum(axis=1, keepdims=True)
+        for trials in itertools.product(range(len(study.scores)), repeat=len(points)):
+            chance = np.prod([weights[point, trial] for point, trial in enumerate(trials)])
+            total += chance * study.scores[[*trials]].max() / len(studies)
+    return total
+
+
+def test_ranks_compare_studies_of_any_size():
+    assert rank_scores(4, 0) == pytest.approx([0.875, 0.625, 0.375, 0.125])
+    assert rank_scores(2, 2) == pytest.approx([0.875, 0.625, 0.25, 0.25])
+    assert rank_scores(1, 0) == pytest.approx([0.5])
+    assert rank_scores(40, 0)[0] > 0.98
+    assert rank_scores(0, 0).shape == (0,)
+
+
+@given(ranked=st.integers(0, 30), behind=st.integers(0, 30))
+def test_the_mean_rank_is_a_half(ranked, behind):
+    scores = rank_scores(ranked, behind)
+    assert len(scores) == ranked + behind
+    if len(scores):
+        assert scores.mean() == pytest.approx(0.5)
+        assert (np.diff(scores) <= 0).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_point_adds_as_much_as_any_would(seed):
+    """Greedy against brute force, with the objective written out."""
+    categorical = np.zeros(2, dtype=bool)
+    studies = [drawn(3 * seed + number, trials=6) for number in range(3)]
+    chosen = choose_points(studies, categorical, 3)
+    every = [(study, trial) for study in range(3) for trial in range(6)]
+    at = {place: studies[place[0]].points[place[1]] for place in every}
+    for length in range(1, 4):
+        before = [at[place] for place in chosen[: length - 1]]
+        values = {
+            place: expected_best(studies, np.array([*before, at[place]]), categorical)
+            for place in every
+            if place not in chosen[: length - 1]
+        }
+        assert values[chosen[length - 1]] == pytest.approx(max(values.values()))
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10**6), count=st.integers(0, 50))
+def test_no_point_is_chosen_twice_and_all_are_if_there_is_room(seed, count):
+    studies = [drawn(seed), drawn(seed + 1), drawn(seed)]  # the last tried what the first did
+    chosen = choose_points(studies, np.zeros(2, dtype=bool), count)
+    points = {tuple(studies[study].points[trial]) for study, trial in chosen}
+    assert len(points) == len(chosen) == min(count, 24)
+
+
+def test_of_a_single_study_without_noise_the_best_come_first():
+    study = earlier([0.0, 1.0, 0.5])  # so far apart that none says anything of the next
+    assert choose_points([study], NUMBERS, 1) == [(0, 0)]
+
+
+def test_two_kinds_of_tasks_both_get_their_point():
+    low, high = earlier(np.linspace(0, 1, 11)), earlier(np.linspace(1, 0, 11))
+    chosen = choose_points([low, high, high], NUMBERS, 2)
+    points = [float([low, high, high][study].points[trial, 0]) for study, trial in chosen]
+    assert points[0] > 0.7
+    assert points[1] < 0.3
+
+
+def test_what_is_good_everywhere_goes_before_what_is_best_once():
+    one, other = earlier([0.0, 1.0, 2.0, 3.0]), earlier([3.0, 1.0, 2.0, 0.0])
+    chosen = choose_points([one, other], NUMBERS, 1)
+    assert float([one, other][chosen[0][0]].points[chosen[0][1], 0]) == 1.0
+
+
+def test_only_eligible_points_are_chosen_and_none_of_nothing():
+    study = earlier([0.1, 0.5, 0.9], [False, True, False])
+    assert choose_points([study], NUMBERS, 5) == [(0, 1)]
+    assert choose_points([], NUMBERS, 5) == []
+    assert choose_points([earlier([0.1], [False])], NUMBERS, 5) == []
+
+
+def test_distances_are_of_what_either_point_has():
+    nan, categorical = np.nan, np.array([False, True, False])
+    one = np.array([[0.2, 1.0, nan]])
+    others = np.array([[0.2, 1.0, nan], [0.7, 1.0, nan], [0.2, 2.0, nan], [0.2, 1.0, 0.4]])
+    distances = squared_distances(one, others, categorical)[0]
+    assert distances == pytest.approx([0.0, 0.125, 0.5, 1 / 3])
+    assert squared_distances(others, one, categorical)[:, 0] == pytest.approx(distances)
+
+
+def test_a_point_far_from_all_that_a_study_tried_has_the_scores_of_its_nearest():
+    study = earlier(np.linspace(0, 0.01, 9))
+    nearby = ScoresNearby.of(np.array([[1e6]]), study, NUMBERS)
+    assert np.isfinite(nearby.at_least).all()
+    assert nearby.at_least[0, -1] == pytest.approx(1.0)
+
+
+def test_an_empty_study_says_nothing():
+    nothing = EarlierStudy(np.empty((0, 1)), np.empty(0), np.empty(0, dtype=bool))
+    assert choose_points([nothing, earlier([0.3, 0.6])], NUMBERS, 2) != []

@@ -1,0 +1,368 @@
+"""Promotion: what is claimed next follows from the reports alone, and the best are promoted."""
+
+import math
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from studyloom.metrics import ACCURACY, Goal
+from studyloom.storage.standings import DONE, FRESH, HELD, OPEN, OWN, Next, Report, Standing
+from studyloom.study.promotion import Promotion
+
+EPOCHS = 27
+
+
+TWO = (ACCURACY, Goal("parameters", "minimize"))
+
+
+def order_of(*goals, **arguments):
+    return Promotion(**arguments).order(goals or [ACCURACY])
+
+
+def standing(slot, state, *values, order=None, exempt=False, stride=1, **costs):
+    """A slot whose trial has reported these values, one after each `stride` epochs."""
+    order = order or order_of()
+    steps = [stride * (position + 1) for position in range(len(values))]
+    last = steps[-1] if steps else None
+    reports = {}
+    for rung in order.rungs(last or 0):
+        step = next(step for step in steps if step >= rung)
+        reports[rung] = Report(step, values[steps.index(step)])
+    return Standing(slot, state, last, reports, exempt, costs)
+
+
+class Search:
+    """A search on curves that are known, by workers that take turns at random.
+
+    Attributes:
+        kept: the most trials that were paused at one moment, with those in the hands of workers.
+        went_on: the slots that have gone on from each rung, with n and the rank of each then.
+    """
+
+    def __init__(self, curves, order, workers=1, seed=0, baseline=False, costs=()):
+        self.costs = costs
+        self.curves, self.order, self.fate = curves, order, random.Random(seed)
+        self.epochs = dict.fromkeys(range(len(curves)), 0)
+        self.state = dict.fromkeys(range(len(curves)), FRESH)
+        self.workers, self.baseline = workers, baseline
+        self.log, self.pruned, self.kept, self.spent = [], [], 0, 0
+        self.went_on, self.ever_hopeless = {}, set()
+
+    def standings(self):
+        return [
+            standing(
+                slot,
+                self.state[slot],
+                *self.curves[slot][: self.epochs[slot]],
+                order=self.order,
+                exempt=self.baseline and slot == 0,
+                **({"parameters": self.costs[slot]} if self.costs else {}),
+            )
+            for slot in self.epochs
+        ]
+
+    def paused(self):
+        return [slot for slot, state in self.state.items() if state == OPEN]
+
+    def run(self):
+        at_work = []
+        while True:
+            if len(at_work) < self.workers and self.claim(at_work):
+                continue
+            if not at_work:
+                return self
+            slot = at_work.pop(self.fate.randrange(len(at_work)))
+            if self.train(slot):
+                at_work.append(slot)
+
+    def claim(self, at_work):
+        standings = self.standings()
+        self.ever_hopeless |= self.order.hopeless(standings)
+        chosen = self.order.choose(standings)
+        if len(self.log) % 5 == 0:
+            shuffled = random.Random(len(self.log)).sample(standings, len(standings))
+            assert self.order.choose(shuffled) == chosen, "in any order of reading"
+        if chosen is None:
+            return False
+        if chosen.over:
+            self.state[chosen.slot] = DONE
+            self.pruned.append(chosen.slot)
+            return True
+        if (epochs := self.epochs[chosen.slot]) and not (self.baseline and chosen.slot == 0):
+            self.note(chosen.slot, epochs)
+        self.log.append(chosen.slot)
+        self.state[chosen.slot] = HELD
+        at_work.append(chosen.slot)
+        return True
+
+    def note(self, slot, rung):
+        values = sorted((-self.curves[s][rung - 1], s) for s, e in self.epochs.items() if e >= rung)
+        rank = values.index((-self.curves[slot][rung - 1], slot))
+        self.went_on.setdefault(rung, {})[slot] = (len(values), rank)
+
+    def train(self, slot):
+        """Trains an epoch; returns whether the worker goes on with it."""
+        self.epochs[slot] += 1
+        self.spent += 1
+        if self.epochs[slot] == EPOCHS:
+            self.state[slot] = DONE
+            return False
+        before = self.epochs[slot] - 1
+        exempt = self.baseline and slot == 0
+        if exempt or not self.order.pauses_at(slot, before, self.epochs[slot]):
+            return True
+        self.state[slot] = OPEN
+        self.kept = max(self.kept, len(self.paused()))
+        return False
+
+
+def random_curves(count, seed=0):
+    """Curves that rise to their own height, with noise."""
+    fate = random.Random(seed)
+    curves = []
+    for _ in range(count):
+        top, pace = fate.random(), fate.uniform(0.05, 1.0)
+        curves.append(
+            [top * (1 - math.exp(-pace * e)) + fate.gauss(0, 0.01) for e in range(1, EPOCHS + 1)]
+        )
+    return curves
+
+
+def random_costs(curves, seed=0):
+    """Costs over three decades, the more of which the better a curve ends, but for noise."""
+    fate = random.Random(seed)
+    return [10 ** (3 + 3 * curve[-1] + fate.gauss(0, 0.5)) for curve in curves]
+
+
+def by_the_paper(curves, eta=3):
+    """Algorithm 2 of Li et al. (2020) with one worker: the slots in the order of their jobs."""
+    levels = [1, 3, 9, EPOCHS]
+    rungs, promoted, jobs, fresh = [{} for _ in levels], [set() for _ in levels], [], 0
+    while True:
+        job = None
+        for level in reversed(range(len(levels) - 1)):
+            best = sorted(rungs[level], key=lambda slot, at=level: (-rungs[at][slot], slot))
+            able = [s for s in best[: len(best) // eta] if s not in promoted[level]]
+            if able:
+                promoted[level].add(able[0])
+                job = able[0], level + 1
+                break
+        if job is None:
+            if fresh == len(curves):
+                return jobs
+            job, fresh = (fresh, 0), fresh + 1
+        slot, level = job
+        rungs[level][slot] = curves[slot][levels[level] - 1]
+        jobs.append(slot)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_worker_does_the_jobs_of_the_paper_in_its_order(seed):
+    curves = random_curves(60, seed)
+    search = Search(curves, order_of()).run()
+    assert search.log == by_the_paper(curves)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("brackets", [1, 2])
+def test_the_best_of_each_rung_go_on_and_all_others_are_pruned(workers, brackets):
+    curves = random_curves(81, 5)
+    order = order_of(brackets=brackets)
+    search = Search(curves, order, workers, seed=3).run()
+    assert {*search.state.values()} == {DONE}
+    complete = {slot for slot, epochs in search.epochs.items() if epochs == EPOCHS}
+    assert complete.isdisjoint(search.pruned)
+    assert len(complete) + len(search.pruned) == 81
+    for bracket in range(brackets):
+        slots = [slot for slot in range(81) if order.bracket(slot) == bracket]
+        for rung in order.rungs(EPOCHS - 1)[bracket:]:
+            there = [slot for slot in slots if search.epochs[slot] >= rung]
+            best = sorted(there, key=lambda s, r=rung: -curves[s][r - 1])[: len(there) // 3]
+            assert all(search.epochs[slot] > rung for slot in best)
+    if brackets == 1:
+        for by_slot in search.went_on.values():
+            assert all(rank < n // 3 for n, rank in by_slot.values())
+
+
+@pytest.mark.parametrize(
+    ("goals", "workers", "seed"),
+    [*(([ACCURACY], workers, seed) for workers in (1, 3) for seed in range(3)), (TWO, 3, 0)],
+)
+def test_who_was_hopeless_once_would_never_have_been_promoted(goals, workers, seed, monkeypatch):
+    curves = random_curves(40, seed)
+    costs = random_costs(curves, seed) if len(goals) > 1 else ()
+    told = Search(curves, order_of(*goals), workers, seed, costs=costs).run()
+    # The same search, in which nobody is told before nothing else is left to do.
+    order = order_of(*goals)
+    hopeless = type(order).hopeless
+
+    def late(self, standings, *, closed=False):
+        left = any(s.state in (FRESH, HELD) for s in standings) or self.promotable(standings)
+        return set() if left else hopeless(self, standings, closed=closed)
+
+    monkeypatch.setattr(type(order), "hopeless", late)
+    untold = Search(curves, order, workers, seed, costs=costs).run()
+    assert untold.epochs == told.epochs
+    assert untold.log == told.log
+    assert len(told.pruned) == len(untold.pruned)
+    assert told.kept < untold.kept
+
+
+@pytest.mark.parametrize("sort", [None, False, True], ids=["at random", "falling", "rising"])
+def test_at_no_rung_more_are_kept_than_one_of_so_many_trials(sort):
+    """The bound of conf/pruner/promotion.yaml, in the orders that are worst for it too."""
+    curves = random_curves(90, 1)
+    if sort is not None:
+        curves.sort(key=lambda curve: curve[-1], reverse=not sort)
+    search = Search(curves, order_of(), workers=2, seed=1)
+    most = Counter()
+    claim = search.claim
+
+    def counted(at_work):
+        claimed = claim(at_work)
+        over = search.order.hopeless(search.standings())
+        now = Counter(search.epochs[slot] for slot in search.paused() if slot not in over)
+        for rung, count in now.items():
+            most[rung] = max(most[rung], count)
+        return claimed
+
+    search.claim = counted
+    search.run()
+    assert max(most.values()) <= 90 // 3
+    if sort is None:
+        assert search.kept <= 90 // 3 + 2  # and not so many at each rung
+
+
+def test_a_crash_at_a_rung_changes_no_decision():
+    """Whoever lost its worker after the report is as one that was paused."""
+    order = order_of()
+    others = [standing(slot, OPEN, 0.1 * slot) for slot in range(5)]
+    for state in (OPEN, OWN):
+        lost = standing(5, state, 0.9)
+        assert order.promotable([*others, lost]) == [5, 4]
+    assert order.promotable([*others, standing(5, HELD, 0.9)]) == [4]
+
+
+def test_a_trial_between_two_rungs_goes_on_before_a_new_one():
+    order = order_of()
+    slots = [standing(0, DONE, *[0.5] * 9), standing(1, OPEN, 0.1, 0.2), standing(2, FRESH)]
+    assert order.choose(slots) == Next(1)
+
+
+def test_of_trials_that_may_be_promoted_the_highest_rung_and_the_best_come_first():
+    order = order_of()
+    low = [standing(slot, OPEN, 0.1 * slot) for slot in range(6)]
+    high = [standing(6 + k, OPEN, 0.0, 0.9, 0.1 * k) for k in range(3)]
+    assert order.promotable([*low, *high]) == [8, 5, 4, 3]
+    fresh = [standing(9 + k, FRESH) for k in range(18)]
+    assert order.choose([*low, *high, *fresh]) == Next(8)
+    assert order.goes_on([*low, *high], 8)
+    assert not order.goes_on([*low, *high], 5)
+
+
+def test_of_equal_values_the_earlier_trial_is_promoted():
+    order = order_of()
+    assert order.promotable([standing(slot, OPEN, 0.5) for slot in (2, 0, 1)]) == [0]
+
+
+def test_less_is_better_where_the_goal_says_so():
+    order = order_of(Goal("loss", "minimize"))
+    assert order.promotable([standing(slot, OPEN, 0.5 - slot) for slot in range(3)]) == [2]
+
+
+def test_nan_is_never_promoted_and_told_at_once():
+    order = order_of()
+    slots = [standing(slot, OPEN, math.nan) for slot in range(3)]
+    assert order.promotable(slots) == []
+    assert order.choose([*slots, standing(3, FRESH)]) == Next(0, over=True)
+
+
+def test_the_baseline_is_never_paused_and_counts_at_its_rungs():
+    curves = random_curves(30)
+    curves[0] = [-1.0] * EPOCHS  # it would not be promoted
+    search = Search(curves, order_of(), baseline=True).run()
+    assert search.epochs[0] == EPOCHS
+    assert 0 not in search.pruned
+    two = [standing(1, OPEN, 0.1), standing(2, OPEN, 0.2)]
+    assert order_of().promotable([standing(0, HELD, exempt=True), *two]) == []
+    assert order_of().promotable([standing(0, HELD, -1.0, exempt=True), *two]) == [2]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("count", [1, 2, 4, 8, 20, 26])
+def test_of_few_trials_the_best_of_the_highest_rung_comes_to_the_end(count, workers):
+    """Of 20 trials 6 come to epoch 3 and 2 to epoch 9, of which one of three would go on."""
+    curves = random_curves(count, 7)
+    search = Search(curves, order_of(), workers, seed=1).run()
+    complete = [slot for slot, epochs in search.epochs.items() if epochs == EPOCHS]
+    assert 1 <= len(complete) <= workers
+    there = [slot for slot, epochs in search.epochs.items() if epochs >= 9]
+    assert max(there, key=lambda slot: curves[slot][8]) in complete
+    assert len(search.pruned) == count - len(complete)
+
+
+def test_nobody_is_told_while_a_worker_may_still_change_the_rung():
+    order = order_of()
+    two = [standing(0, OPEN, 0.1), standing(1, OPEN, 0.2)]
+    assert order.choose([*two, standing(2, HELD)]) == Next(0, over=True)  # 1 of 3 at most
+    assert order.choose([standing(0, DONE, 0.1), *two[1:], standing(2, HELD)]) is None
+    assert order.choose([standing(0, DONE, 0.3), *two[1:]]) == Next(1, over=True)
+    assert order.choose([standing(0, DONE, 0.1), *two[1:]]) == Next(1)  # nobody else may come
+
+
+def test_a_claim_whose_answer_was_lost_is_answered_again():
+    order = order_of()
+    slots = [standing(0, OWN, 0.1), standing(1, OPEN, 0.9), standing(2, OPEN, 0.5)]
+    assert order.choose(slots) == Next(0, over=True)
+    assert order.choose([standing(0, OWN), *slots[1:]]) == Next(0)
+
+
+def test_after_the_end_of_a_search_none_begins_and_none_is_promoted():
+    order = order_of()
+    slots = [standing(slot, OPEN, 0.1 * slot) for slot in range(3)]
+    released = standing(3, OPEN, 0.5, 0.5)
+    every = [*slots, released, standing(4, FRESH)]
+    told = []
+    while (chosen := order.choose(every, closed=True)) is not None and chosen.over:
+        told.append(chosen.slot)
+        every[chosen.slot] = replace(every[chosen.slot], state=DONE)
+    assert told == [0, 1, 2]
+    assert chosen == Next(3)
+    every[3] = replace(released, state=DONE)
+    assert order.choose(every, closed=True) is None
+
+
+def test_who_reports_every_fifth_epoch_is_compared_at_the_first_report_after_a_rung():
+    order = order_of()
+    slots = [standing(slot, OPEN, 0.1 * slot, stride=5) for slot in range(3)]
+    assert {*slots[0].reports} == {1, 3}
+    assert order.promotable(slots) == [2]
+    assert order.pauses_at(0, -1, 5)
+    assert not order.pauses_at(0, 5, 8)
+    assert order.pauses_at(0, 5, 10)
+
+
+def test_brackets_have_the_shares_of_hyperband_and_their_own_lowest_rung():
+    order = order_of(brackets=3)
+    shares = Counter(order.bracket(slot) for slot in range(1700))
+    assert [round(shares[b] / 100) for b in range(3)] == [9, 5, 3]
+    assert order_of(brackets=3).bracket(7) == order.bracket(7)
+    for slot in range(20):
+        first = next(step for step in range(1, 28) if order.pauses_at(slot, step - 1, step))
+        assert first == 3 ** order.bracket(slot)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"min_resource": 0}, "pruner.min_resource must be a whole number of at least 1; got 0"),
+        ({"reduction_factor": 1}, "pruner.reduction_factor .* at least 2; got 1"),
+        ({"brackets": 1.5}, "pruner.brackets .* got 1.5"),
+        ({"min_resource": True}, "got True"),
+    ],
+)
+def test_wrong_arguments_are_named_with_their_values(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        Promotion(**arguments)

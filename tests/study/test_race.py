@@ -1,0 +1,169 @@
+"""Laws of the race: what it costs, that order does not matter, and whom it drops."""
+
+import random
+from collections import Counter
+from statistics import fmean
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from studyloom.study.race import ALPHA, count_entrants, run_race
+
+BUDGET, SEEDS = 20, 5
+
+
+def finish(entrants, measure, budget=BUDGET, sign=1, pick=lambda race: race.open):
+    """Runs a race to its end, a round at a time, or those of it that `pick` picks."""
+    results = {}
+    while (race := run_race(entrants, results, budget, sign)).open:
+        results |= {training: measure(*training) for training in pick(race)}
+    return race
+
+
+def noise(draw, spread=1.0):
+    """Returns values that depend on candidate and seed alone."""
+    return lambda candidate, seed: random.Random(f"{draw}-{candidate}-{seed}").gauss(0, spread)
+
+
+budgets = some.tuples(some.integers(1, 9), some.integers(2, 9))
+
+
+@settings(max_examples=60, deadline=None)
+@given(budgets, some.integers(0, 10**6), some.floats(0, 0.5))
+def test_a_race_never_has_more_trainings_than_its_budget_and_always_ends(sizes, draw, failing):
+    top, seeds = sizes
+    budget = (top + 1) * seeds
+    entrants = [*range(count_entrants(budget, seeds))]
+    assert len(entrants) >= 2
+
+    def measure(candidate, seed):
+        value = noise(draw)(candidate, seed)
+        return None if random.Random(f"{draw} {candidate} {seed}").random() < failing else value
+
+    race = finish(entrants, measure, budget)
+    assert len(race.trainings) <= budget
+    assert len({*race.trainings}) == len(race.trainings)
+    assert sorted([*race.running, *(leaving.candidate for leaving in race.left)]) == entrants
+    counts = Counter(candidate for candidate, _ in race.trainings)
+    assert all(counts[leaving.candidate] == leaving.seeds for leaving in race.left)
+    assert len({counts[candidate] for candidate in race.running}) <= 1, "they had the same seeds"
+
+
+@pytest.mark.parametrize(("top", "seeds"), [(3, 5), (1, 2), (2, 3), (3, 4), (7, 5)])
+def test_whoever_is_not_dropped_early_has_as_many_seeds_as_before(top, seeds):
+    """With equal candidates nobody is worse beyond doubt, as a rule."""
+    budget = (top + 1) * seeds
+    entrants = [*range(count_entrants(budget, seeds))]
+    race = finish(entrants, noise(3), budget)
+    assert not any(leaving.cause == "worse" for leaving in race.left)
+    assert max(seed for _, seed in race.trainings) + 1 >= seeds
+    assert len(entrants) >= top + 1, "and none begins with fewer candidates"
+
+
+def test_the_default_budget_of_20_begins_with_8_of_which_the_better_half_goes_on():
+    race = finish([*range(count_entrants(BUDGET, SEEDS))], noise(3))
+    per_seed = Counter(seed for _, seed in race.trainings)
+    assert [per_seed[seed] for seed in sorted(per_seed)] == [8, 4, 4, 2, 2]
+
+
+@settings(max_examples=20, deadline=None)
+@given(some.integers(0, 10**6), some.randoms())
+def test_the_order_in_which_results_arrive_changes_nothing(draw, dice):
+    measure = noise(draw)
+    expected = finish([*range(8)], measure)
+    assert finish([*range(8)], measure, pick=lambda race: [dice.choice(race.open)]) == expected
+
+
+@settings(max_examples=10, deadline=None)
+@given(some.integers(0, 10**6))
+def test_what_is_asked_for_is_only_added_to(draw):
+    """So the n-th training has the n-th slot, whatever is known by then."""
+    whole, measure, results = finish([*range(8)], noise(draw)), noise(draw), {}
+    for training in whole.trainings:
+        race = run_race([*range(8)], results, BUDGET)
+        assert whole.trainings[: len(race.trainings)] == race.trainings
+        results[training] = measure(*training)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_running_are_in_order_and_more_is_better_only_if_the_sign_says_so(sign):
+    race = finish([4, 7, 2, 9], lambda candidate, seed: candidate + 0.5 * seed, sign=sign)
+    assert race.running[0] == (9 if sign == 1 else 2)
+
+
+def test_the_best_leaves_as_worse_beyond_doubt_no_more_often_than_alpha():
+    """Among equals any may be the best: so nobody is to be dropped more often."""
+    races, dropped = 600, 0
+    for draw in range(races):
+        race = finish([*range(8)], noise(draw))
+        dropped += any(leaving.cause == "worse" and leaving.candidate == 0 for leaving in race.left)
+    assert dropped / races <= ALPHA
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.5])
+def test_a_clearly_best_candidate_is_not_dropped(spread):
+    """It is 3 standard deviations of a difference, or more, ahead of the others."""
+
+    def measure_of(draw):
+        return lambda c, s: noise(draw, spread)(c, s) + (2.2 if c == 5 else 0.0)
+
+    lost = sum(finish([*range(8)], measure_of(draw)).running[0] != 5 for draw in range(150))
+    assert lost <= 150 * 0.02
+
+
+def test_seeds_that_are_hard_for_all_hide_no_difference():
+    """The test is paired: what a seed does to all candidates does not count."""
+
+    def measure(candidate, seed):
+        hard = 10 * random.Random(seed).random()
+        return hard + (1.0 if candidate == 0 else 0.0) + noise(1, 0.01)(candidate, seed)
+
+    race = finish([*range(8)], measure)
+    assert race.running == (0,)
+    causes = Counter(leaving.cause for leaving in race.left)
+    assert causes == {"behind": 4, "worse": 3}
+    assert all(leaving.p < ALPHA for leaving in race.left if leaving.cause == "worse")
+    assert len(race.trainings) == 12, "and what nobody needs is not spent"
+
+
+def test_without_any_noise_a_race_ends_after_two_seeds():
+    race = finish([*range(8)], lambda candidate, seed: float(-candidate))
+    assert race.running == (0,)
+    assert len(race.trainings) == 12
+
+
+def test_of_equals_the_better_in_the_search_stays():
+    race = finish([6, 2, 8, 1], lambda candidate, seed: 0.5, budget=10)
+    assert race.running[0] == 6
+    assert {leaving.candidate for leaving in race.left} == {8, 1}
+
+
+def test_two_equal_differences_are_not_taken_for_certainty():
+    """Of two candidates on two seeds there is one residual, and it is 0 by chance at times."""
+    race = finish([0, 1], lambda c, s: {0: [0.9, 0.8, 0.9], 1: [0.89, 0.79, 0.9]}[c][s], budget=6)
+    assert not race.left
+    assert len(race.trainings) == 6
+
+
+def test_a_candidate_whose_training_fails_leaves_at_that_look_and_the_others_go_on():
+    race = finish([*range(4)], lambda c, s: None if (c, s) == (2, 0) else float(c), budget=12)
+    first = race.left[0]
+    assert (first.candidate, first.seeds, first.cause, first.leader) == (2, 1, "failed", 3)
+    assert race.running[0] == 3
+
+
+def test_if_all_fail_nobody_is_left():
+    race = finish([*range(4)], lambda c, s: None, budget=12)
+    assert race.running == ()
+    assert len(race.trainings) == 4
+    assert {leaving.cause for leaving in race.left} == {"failed"}
+
+
+def test_the_leader_of_each_look_is_the_best_mean_so_far():
+    measure = noise(5)
+    race = finish([*range(8)], measure)
+    for leaving in race.left:
+        inside = {c for c, seed in race.trainings if seed == leaving.seeds - 1}
+        means = {c: fmean(measure(c, s) for s in range(leaving.seeds)) for c in inside}
+        assert leaving.leader == max(means, key=means.get)

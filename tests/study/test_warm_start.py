@@ -1,0 +1,372 @@
+import threading
+
+import optuna
+import pytest
+import yaml
+from commands import CANARY, QUICK, study
+from optuna.trial import TrialState
+from toys import TINY, TWO, Never, ask, toy_folds, toy_split
+
+from studyloom.data.training_data import TrainingData
+from studyloom.errors import ConfigError
+from studyloom.storage.attributes import BASELINE, ENQUEUED, WORKER
+from studyloom.study import worker as worker_module
+from studyloom.study.earlier_studies import read_earlier
+from studyloom.study.enqueue import begun as taken_by
+from studyloom.study.enqueue import enqueue
+from studyloom.study.limits import Limits
+from studyloom.study.opening import create_study, open_study
+from studyloom.study.placing import place_point
+from studyloom.study.warm_start import Begun, WarmStarts, find_warm_starts
+from studyloom.study.worker import Worker
+
+SPLIT = toy_split()
+RANDOM = (*TINY, "sampler=random", "pruner=none")
+CNN = (
+    "{model:cnn,model.cnn.channels:16,"
+    "optimizer:sgd,optimizer.sgd.lr:0.1,optimizer.sgd.momentum:0.5}"
+)
+MLP = "{model.mlp.hidden:[32,64],model.mlp.dropout:0.25,train.batch_size:16}"
+
+
+@pytest.fixture
+def question():
+    return ask(*RANDOM)
+
+
+def work(question, stored, trials, folder):
+    Worker(
+        question, stored, TrainingData(None, SPLIT, toy_folds(SPLIT)), Never(), folder, Limits()
+    ).run(trials)
+
+
+def begun(url, question, trials, folder, name="s"):
+    """Creates a study with its warm starts enqueued, before any worker starts."""
+    stored = create_study(url, name, question.identity("toy"), trials)
+    enqueue(
+        stored,
+        find_warm_starts(question, taken_by(stored), read_earlier),
+        trials,
+        url,
+        space=question.space,
+        baseline=question.baseline,
+    )
+    return stored
+
+
+def mistakes_of(*overrides):
+    with pytest.raises(ConfigError) as caught:
+        find_warm_starts(ask(*RANDOM, *overrides), Begun(), read_earlier)
+    return caught.value.mistakes
+
+
+# Placing given parameters
+
+
+def test_what_is_not_given_stands_as_composed(question):
+    placed = place_point(question, {"optimizer.adamw.lr": 0.005})
+    assert placed.point.params == question.baseline.params | {"optimizer.adamw.lr": 0.005}
+    assert (placed.wrong, placed.unasked) == ([], {})
+
+
+def test_what_is_not_given_of_another_option_stands_as_that_option_has_it(question):
+    placed = place_point(question, {"model": "cnn", "optimizer": "sgd", "optimizer.sgd.lr": 0.2})
+    assert placed.point.choices == {"model": "cnn", "optimizer": "sgd"}
+    assert placed.point.values["model.channels"] == 16
+    assert placed.point.values["optimizer.momentum"] == 0.9
+    assert not placed.wrong
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"model.mlp.hidden": [32, 64]},
+        {"model.hidden": [32, 64]},
+        {"model": {"mlp": {"hidden": [32, 64]}}},
+        {"model.mlp.hidden.length": 2, "model.mlp.hidden.0": 32, "model.mlp.hidden.1": 64},
+    ],
+)
+def test_a_list_may_be_written_as_one_and_names_as_paths_keys_or_a_tree(question, parameters):
+    placed = place_point(question, parameters)
+    assert placed.point.values["model.hidden"] == [32, 64]
+    assert (placed.wrong, placed.unasked) == ([], {})
+
+
+def test_a_trial_of_the_space_is_found_again_at_its_own_point(question):
+    point = question.space.suggest(_trial(question))
+    assert place_point(question, point.params).point == point
+
+
+def _trial(question):
+    return optuna.create_study(sampler=question.sampler(3)).ask()
+
+
+def test_all_that_is_wrong_with_points_is_told_at_once():
+    mistakes = mistakes_of(
+        "study.enqueue=[{model:rnn,train.batch_size:17},{optimizer.sgd.lr:0.1,model.mlp.hiden:[3]},"
+        "{model.mlp.hidden:[8,8,8,8],optimizer.adamw.lr:fast},{model:cnn,model.mlp.dropout:0.1}]"
+    )
+    for words in (
+        "study.enqueue[0]: model=rnn is not among [mlp, cnn]",
+        "study.enqueue[0]: train.batch_size=17 is not among [16, 32, 64]",
+        "study.enqueue[1]: optimizer.sgd.lr=0.1 is not a parameter of this point",
+        "study.enqueue[1]: model.mlp.hiden.0=3 is not a parameter of this point; "
+        "did you mean model.mlp.hidden.0?",
+        "study.enqueue[2]: model.mlp.hidden.length=4 is outside its range [1, 3]",
+        "study.enqueue[2]: model.mlp.hidden.0=8 is outside its range [16, 512]",
+        "study.enqueue[2]: optimizer.adamw.lr=fast is a string",
+        "study.enqueue[3]: model.mlp.dropout=0.1 is not a parameter of this point",
+    ):
+        assert any(line.startswith(words) for line in mistakes), (words, mistakes)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["study.enqueue=[1]"],
+            "study.enqueue must be a list of points, such as [{model: cnn, …}, …]; got [1]",
+        ),
+        (
+            [f"study.enqueue=[{CNN},{MLP}]", "study.trials=2"],
+            "2 points beside the baseline are more than study.trials=2",
+        ),
+        (["study.from=nowhere"], "study.from: nowhere: no study has run there"),
+        (["study.from=sqlite:///nowhere/study.db"], "study.from: "),
+        (["study.from=7"], "study.from must be a run directory or the URL of a database; got 7"),
+        (["study.from=x", "study.top=0"], "study.top must be at least 1; got 0"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused(overrides, words):
+    assert any(words in line for line in mistakes_of(*overrides))
+
+
+def test_a_grid_has_no_use_for_points():
+    space = ("sampler=grid", "~space.optimizer", "~space.model")
+    (mistake,) = mistakes_of(*space, "study.enqueue=[{train.batch_size:16}]")
+    assert mistake.startswith("sampler=grid: tries each point of the space once")
+
+
+def test_the_question_is_the_same_with_points_and_without(question):
+    other = ask(*RANDOM, f"study.enqueue=[{CNN}]", "study.from=runs/x", "study.top=2")
+    assert other.identity("toy") == question.identity("toy")
+
+
+# Trials of the points
+
+
+def test_the_baseline_is_trial_0_and_the_points_come_next_in_a_budget_that_stays(url, tmp_path):
+    question = ask(*RANDOM, f"study.enqueue=[{CNN},{MLP}]")
+    stored = begun(url, question, 5, tmp_path)
+    assert [trial.state for trial in stored.trials()] == [TrialState.WAITING] * 3
+    work(question, stored, 5, tmp_path)
+    trials = stored.trials()
+    assert [trial.number for trial in trials] == [*range(5)]
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert trials[0].params == question.baseline.params
+    assert [trial.number for trial in trials if BASELINE in trial.user_attrs] == [0]
+    assert trials[1].params["model.cnn.channels"] == 16
+    assert [trials[2].params[f"model.mlp.hidden.{item}"] for item in (0, 1)] == [32, 64]
+    assert [trial.user_attrs.get(ENQUEUED) for trial in trials[1:]] == [
+        "study.enqueue[0]",
+        "study.enqueue[1]",
+        None,
+        None,
+    ]
+    assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 5}
+    assert all(trial.datetime_start and trial.user_attrs[WORKER] for trial in trials)
+
+
+def test_a_point_has_one_owner_among_many_workers_and_commands(url, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        worker_module, "worker_id", lambda pid: f"elsewhere:{threading.get_ident()}"
+    )
+    question = ask(*RANDOM, f"study.enqueue=[{CNN},{MLP}]")
+
+    def command():
+        stored = begun(url, question, 8, tmp_path)
+        work(question, stored, 8, tmp_path)
+
+    commands = [threading.Thread(target=command) for _ in range(4)]
+    for thread in commands:
+        thread.start()
+    for thread in commands:
+        thread.join()
+    trials = open_study(url, "s").trials()
+    assert [trial.number for trial in trials] == [*range(8)]
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert sorted(
+        trial.user_attrs[ENQUEUED] for trial in trials if ENQUEUED in trial.user_attrs
+    ) == [
+        "study.enqueue[0]",
+        "study.enqueue[1]",
+        "the configuration as composed",
+    ]
+    assert len({tuple(sorted(trial.params.items())) for trial in trials}) == 8
+
+
+def test_points_may_come_while_a_study_is_under_way_and_each_is_tried_once(
+    sqlite_url, question, tmp_path
+):
+    stored = begun(sqlite_url, question, 3, tmp_path)
+    work(question, stored, 2, tmp_path)
+    later = ask(*RANDOM, f"study.enqueue=[{CNN}]")
+    for _ in range(2):
+        stored = begun(sqlite_url, later, 3, tmp_path)
+        work(later, stored, 3, tmp_path)
+    assert [trial.user_attrs.get(ENQUEUED) for trial in stored.trials()] == [
+        None,
+        None,
+        "study.enqueue[0]",
+    ]
+
+
+def test_points_beyond_the_budget_are_counted(sqlite_url, question, tmp_path):
+    work(question, begun(sqlite_url, question, 2, tmp_path), 2, tmp_path)
+    later = ask(*RANDOM, f"study.enqueue=[{CNN},{MLP}]")
+    stored = create_study(sqlite_url, "s", later.identity("toy"), 3)
+    assert (
+        enqueue(
+            stored,
+            find_warm_starts(later, Begun(), read_earlier),
+            3,
+            sqlite_url,
+            space=later.space,
+            baseline=later.baseline,
+        )
+        == 1
+    )
+
+
+def test_a_worker_that_dies_of_an_enqueued_trial_hands_on_the_point(url, tmp_path):
+    question = ask(*RANDOM, f"study.enqueue=[{CNN}]", "study.baseline=false")
+    stored = begun(url, question, 1, tmp_path)
+    claim = stored.ledger.claim("dead", 1, 60.0)
+    assert claim.trial_id is not None
+    stored.ledger.record_death("dead", "signal SIGKILL")
+    work(question, stored, 1, tmp_path)
+    (trial,) = stored.trials()
+    assert (trial.state, trial.params["model"]) == (TrialState.COMPLETE, "cnn")
+
+
+# From an earlier study
+
+
+@pytest.fixture
+def earlier(tmp_path, question):
+    """The run directory of a finished study."""
+    run_dir = tmp_path / "earlier"
+    (run_dir / ".hydra").mkdir(parents=True)
+    (run_dir / ".hydra" / "config.yaml").write_text(yaml.safe_dump({"study": {"name": "s"}}))
+    work(question, begun(f"sqlite:///{run_dir}/study.db", question, 6, run_dir), 6, run_dir)
+    return run_dir
+
+
+def test_the_best_of_an_earlier_study_are_tried_first_and_again_give_what_they_gave(
+    earlier, tmp_path
+):
+    question = ask(*RANDOM, f"study.from={earlier}", "study.top=2", "study.seed=1")
+    starts = find_warm_starts(question, Begun(), read_earlier)
+    best = open_study(f"sqlite:///{earlier}/study.db", "s").ranked()[:2]
+    assert [start.point.params for start in starts.points] == [trial.params for trial in best]
+    assert starts.notes == [f"{earlier}: begins with its trials {best[0].number}, {best[1].number}"]
+    url = f"sqlite:///{tmp_path}/later.db"
+    stored = begun(url, question, 4, tmp_path)
+    work(question, stored, 4, tmp_path)
+    tried = [trial.params for trial in stored.trials()]
+    assert all(trial.params in tried for trial in best)
+    assert taken_by(stored).sources == [str(earlier)]
+
+
+def test_a_url_is_a_source_too_and_shows_no_password(earlier, url, question, tmp_path):
+    work(question, begun(url, question, 2, tmp_path), 2, tmp_path)
+    for source in (url, f"{url}#s"):
+        starts = find_warm_starts(
+            ask(*RANDOM, f"study.from='{source}'", "study.top=1"), Begun(), read_earlier
+        )
+        assert len(starts.points) == 1
+        assert CANARY not in repr((starts.sources, starts.notes, starts.points[0].source))
+
+
+def test_where_a_database_holds_several_studies_one_is_to_be_named(sqlite_url, question, tmp_path):
+    for name in ("a", "b"):
+        begun(sqlite_url, question, 1, tmp_path, name)
+    (mistake,) = mistakes_of(f"study.from={sqlite_url}")
+    assert "holds a, b; write URL#NAME" in mistake
+
+
+def test_what_does_not_fit_another_space_is_said_and_left_out(earlier):
+    narrow = ask(
+        *RANDOM, f"study.from={earlier}", "space.model.mlp.hidden.length.int=[1,1]", "~space.train"
+    )
+    starts = find_warm_starts(narrow, Begun(), read_earlier)
+    for start in starts.points:
+        params = start.point.params
+        again = narrow.space.walk(lambda parameter, params=params: params[parameter.name])
+        assert again.params == params
+    notes = "\n".join(starts.notes)
+    for trial in open_study(f"sqlite:///{earlier}/study.db", "s").trials():
+        long = trial.params.get("model.mlp.hidden.length", 1) > 1
+        assert (f"trial {trial.number} does not fit: model.mlp.hidden.length=" in notes) == long
+    assert "train.batch_size is not searched here" in notes
+
+
+def test_a_space_of_other_options_is_met_by_the_keys_they_share(earlier):
+    other = ask(*TINY[:-1], f"study.from={earlier}", "space=lr", "study.top=6")
+    starts = find_warm_starts(other, Begun(), read_earlier)
+    adamw = [
+        trial
+        for trial in open_study(f"sqlite:///{earlier}/study.db", "s").ranked()
+        if (trial.params["optimizer"], trial.params["model"]) == ("adamw", "mlp")
+    ]
+    assert [s.point.params["optimizer.lr"] for s in starts.points] == [
+        t.params["optimizer.adamw.lr"] for t in adamw
+    ]
+    assert any(
+        "model=cnn, but here it is mlp" in note or "optimizer=sgd, but here it is adamw" in note
+        for note in starts.notes
+    )
+
+
+def test_an_earlier_study_is_looked_at_once(earlier):
+    question = ask(*RANDOM, f"study.from={earlier}")
+    assert find_warm_starts(question, Begun([str(earlier)]), read_earlier) == WarmStarts(
+        [], [str(earlier)], []
+    )
+
+
+def test_a_warm_start_is_told_and_the_same_command_goes_on_without_its_source(tmp_path):
+    first, later = tmp_path / "first", tmp_path / "later"
+    done = study(*QUICK, "study.trials=3", "launcher.workers=1", f"run_dir={first}")
+    assert done.returncode == 0, done.stderr
+    overrides = (
+        *QUICK,
+        f"study.from={first}",
+        "study.top=2",
+        "launcher.workers=1",
+        f"run_dir={later}",
+    )
+    done = study(*overrides, "study.trials=4")
+    assert done.returncode == 0, done.stderr
+    assert f"{first}: begins with its trials" in done.stdout
+    first.rename(tmp_path / "gone")
+    done = study(*overrides, "study.trials=5")
+    assert done.returncode == 0, done.stderr
+    best = open_study(f"sqlite:///{tmp_path}/gone/study.db", "mnist").ranked()[:2]
+    trials = open_study(f"sqlite:///{later}/study.db", "mnist").trials()
+    assert len(trials) == 5
+    assert all(trial.params in [early.params for early in trials[:3]] for trial in best)
+    assert any(str(trial.user_attrs.get(ENQUEUED)).startswith(str(first)) for trial in trials)
+
+
+def test_a_study_begins_with_the_best_of_one_with_two_objectives_by_its_rule(sqlite_url, tmp_path):
+    question = ask(*TWO)
+    earlier = create_study(sqlite_url, "earlier", question.identity("toy"), 5, goals=question.goals)
+    work(question, earlier, 5, tmp_path)
+    best = [trial.params for trial in earlier.ranked()][:2]
+    source = f"study.from='{sqlite_url}#earlier'"
+    for metric in ("accuracy", "[accuracy,parameters]"):
+        starts = find_warm_starts(
+            ask(*TWO, f"objective.metric={metric}", source, "study.top=2"), Begun(), read_earlier
+        )
+        assert [start.point.params for start in starts.points] == best
