@@ -5,11 +5,13 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,11 +80,8 @@ def in_tensorboard(folder: Path) -> dict[int, Seen]:
             name: str(getattr(value, value.WhichOneof("kind")))
             for name, value in start.hparams.items()
         }
-        state = "running"
-        if "state" in events.Tags()["tensors"]:
-            (told,) = events.Tensors("state")
-            state = told.tensor_proto.string_val[0].decode().split("\n")[0].strip()
-            metadata.parse_session_end_info_plugin_data(about["_hparams_/session_end_info"])
+        (told,) = events.Tensors("state/text_summary")
+        state = told.tensor_proto.string_val[0].decode().split("\n")[0].strip()
         seen[int(trial.name.removeprefix("trial-"))] = Seen(params, curves, state, finals)
     return seen
 
@@ -117,8 +116,6 @@ def in_mlflow(uri: str, experiment: str) -> dict[int, Seen]:
 
 def in_wandb(folder: Path) -> dict[int, Seen]:
     """Reads the files of all offline runs of a folder."""
-    from studyloom.extras.trackers.wandb import read_records
-
     params: dict[int, dict[str, str]] = {}
     curves: dict[int, Counter[tuple[str, int, float]]] = {}
     ends: dict[int, dict[str, Any]] = {}
@@ -160,6 +157,24 @@ def in_wandb(folder: Path) -> dict[int, Seen]:
         )
         for number in curves
     }
+
+
+def read_records(path: Path) -> Iterator[Any]:
+    """Yields the records of a run's file, a log of LevelDB's format with Protocol Buffers in it."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    block = 32 * 1024  # bytes; records are cut at its end
+    content, position, record = path.read_bytes(), 7, b""
+    while position + 7 <= len(content):
+        if block - position % block < 7:  # no header fits in
+            position += block - position % block
+            continue
+        _, size, kind = struct.unpack("<IHB", content[position : position + 7])
+        part = content[position + 7 : position + 7 + size]
+        position += 7 + size
+        record = part if kind in (1, 2) else record + part  # whole, first, middle, last
+        if kind in (1, 4):
+            yield Record.FromString(record)
 
 
 class MLflowServer:

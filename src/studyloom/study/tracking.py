@@ -1,20 +1,29 @@
-"""What trackers are told of a stored study: its trials, as they are in the database."""
+"""Trackers: projections of the database, which has the truth.
+
+A trial that has ended is written to each tracker as a run of a fixed id, from what is stored. The
+worker that ran it does this in a thread, so training never waits; the command does it at its end
+for every trial that a tracker lacks, since a worker may have been killed or the tracker away. A
+trial is told at least once, and told again it comes to the same run.
+"""
 
 import logging
 import re
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any
+from queue import SimpleQueue
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from optuna.trial import FrozenTrial
 
-from studyloom.errors import StorageError
-from studyloom.extras.trackers import Ending, Feed, Point, Recalling, TrackedStudy, TrackedTrial
+from studyloom.config.build import build
+from studyloom.errors import ConfigError, StorageError
 from studyloom.metrics import COSTS
-from studyloom.question.objective import Step
 from studyloom.storage.attributes import (
     BASELINE,
     COLUMNS,
@@ -29,108 +38,249 @@ from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, shorten
 
-FLUSH = 2.0  # seconds that a worker which is asked to stop waits for its trackers
 FACTS = (WORKER, BASELINE, FAILURE, REASON)
+WORKER_WAITS = 30.0  # seconds at the end of a worker for what its trackers are not told yet
+COMMAND_WAITS = 60.0  # the same at the end of a command, for each tracker
+METHODS = ("write_trial", "write_answer")
 log = logging.getLogger(__name__)
 
 
-class Tracking:
-    """Tells trackers how the trials of a worker go, one after the other. A context.
+@dataclass(frozen=True)
+class TrackedStudy:
+    """A study, for trackers.
 
-    Nothing here waits, except for `flush`, and the end of the body for what is not told yet.
-
-    Args:
-        trackers: by name; none for none.
-        stored: the study.
-        run_dir: of the study.
+    Attributes:
+        uuid: 32 hexadecimal digits; another study of the same name has others.
+        goals: maximize or minimize, by the name of each value of a trial.
     """
+
+    name: str
+    uuid: str
+    goals: Mapping[str, str]
+    run_dir: Path
+
+
+class Point(NamedTuple):
+    """A number of a learning curve; its time is in seconds since the epoch."""
+
+    epoch: int
+    name: str
+    value: float
+    time: float
+
+
+@dataclass(frozen=True)
+class TrackedTrial:
+    """A trial that has ended, for trackers.
+
+    Attributes:
+        state: complete, pruned or failed.
+        params: the parameters by their path, such as optimizer.lr.
+        values: by name: the metric, its standard error, what the network costs; empty without a
+            result.
+        facts: worker, baseline, failure and reason, where they are known.
+        points: the learning curves.
+        started: seconds since the epoch, as is `ended`.
+    """
+
+    study: TrackedStudy
+    number: int
+    state: str
+    params: Mapping[str, Any]
+    values: Mapping[str, float]
+    facts: Mapping[str, str]
+    points: Sequence[Point]
+    started: float
+    ended: float
+
+
+@dataclass(frozen=True)
+class TrackedAnswer:
+    """What a study has found, for trackers.
+
+    Attributes:
+        trial: the number of the winner, or of the best trial without one; None if none is complete.
+        values: by name: `trials.complete`, `search.accuracy`, `fresh.mean`, `test.mean`, …
+        files: of the answer and its report, by name: winner.yaml, winner.pt, report.html, …
+    """
+
+    study: TrackedStudy
+    trial: int | None
+    params: Mapping[str, Any]
+    values: Mapping[str, float]
+    files: Mapping[str, Path]
+
+
+class Tracker(Protocol):
+    """What a section of `track` builds. Its methods are called from a thread, and may raise."""
+
+    def write_trial(self, trial: TrackedTrial) -> None:
+        """Writes the run of a trial; written again it comes to the same content."""
+        ...
+
+    def write_answer(self, answer: TrackedAnswer) -> None:
+        """Writes what a study has found, in place of what an earlier call wrote."""
+        ...
+
+
+@runtime_checkable
+class Listing(Tracker, Protocol):
+    """A tracker that says what it has, so that a command writes no more than what is missing."""
+
+    def written(self, study: TrackedStudy) -> Collection[int]:
+        """Returns the numbers of the trials of which it has the whole run."""
+        ...
+
+
+def build_trackers(section: Any) -> dict[str, Tracker]:
+    """Builds the trackers of the section `track`, by names of the user's own; connects to none.
+
+    Raises:
+        ConfigError: every mistake in it.
+    """
+    if not section:
+        return {}
+    if not hasattr(section, "items"):
+        raise ConfigError(
+            [
+                f"track must be a mapping of trackers, not {section!r}; on a command line, or "
+                "among the defaults, they are chosen by a list: track=[tensorboard,mlflow]"
+            ]
+        )
+    trackers: dict[str, Tracker] = {}
+    mistakes: list[str] = []
+    for name, settings in section.items():
+        if settings is None or not hasattr(settings, "items"):
+            mistakes.append(f"track.{name} must be a section with a _target_, not {settings!r}")
+            continue
+        try:
+            tracker = build(settings)
+        except ConfigError as error:
+            mistakes += error.mistakes
+            continue
+        if missing := [each for each in METHODS if not callable(getattr(tracker, each, None))]:
+            mistakes.append(
+                f"track.{name}: {type(tracker).__name__} has no {' and no '.join(missing)}; a "
+                "tracker has write_trial(trial) and write_answer(answer)"
+            )
+        trackers[str(name)] = tracker
+    if mistakes:
+        raise ConfigError(mistakes)
+    return trackers
+
+
+class Feed:
+    """A thread that writes to one tracker what it is given, in order; nobody waits for it.
+
+    What a tracker refuses is tried again after the next trial, and at the end.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._left: list[Callable[[], None]] = []
+        self._away_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name=f"track.{name}", daemon=True)
+        self._thread.start()
+
+    def put(self, write: Callable[[], None]) -> None:
+        self._queue.put(write)
+
+    def close(self, seconds: float) -> None:
+        """Waits for what is left, but no longer than `seconds`, and says if something is."""
+        self._queue.put(None)
+        self._thread.join(seconds)
+        if self._thread.is_alive() or self._left:
+            log.warning("track.%s: it may lack trials; the same command tells them", self.name)
+
+    def _run(self) -> None:
+        while (write := self._queue.get()) is not None:
+            self._left.append(write)
+            self._write_left()
+
+    def _write_left(self) -> None:
+        while self._left:
+            try:
+                self._left[0]()
+            except Exception as error:
+                if self._away_since is None:
+                    self._away_since = time.monotonic()
+                    words = shorten(mask_passwords(str(error)), 300) or type(error).__name__
+                    log.warning("track.%s: %s; the study goes on", self.name, words)
+                self._left.append(self._left.pop(0))  # one trial alone may be what it refuses
+                return
+            del self._left[0]
+            if self._away_since is not None:
+                away = time.monotonic() - self._away_since
+                log.warning("track.%s: is back after %.0f s", self.name, away)
+                self._away_since = None
+
+
+class Tracking:
+    """Writes the trials of a worker to its trackers, each once it has ended. A context."""
 
     def __init__(
         self,
-        trackers: Mapping[str, Recalling] = MappingProxyType({}),
+        trackers: Mapping[str, Tracker] = MappingProxyType({}),
         stored: StoredStudy | None = None,
         run_dir: Path = Path(),
     ) -> None:
-        self._trackers, self._run_dir = trackers, run_dir
-        self._stored = stored if trackers else None
-        self._feeds: list[Feed] = []
-        self._study: TrackedStudy  # set with the feeds
-        self._trial: TrackedTrial | None = None  # that is under way
-        self._told = True  # whether its epochs are told as they come
+        self._trackers, self._stored, self._run_dir = trackers, stored, run_dir
+        self._feeds: list[tuple[Tracker, Feed]] = []
 
     def __enter__(self) -> "Tracking":
-        if self._stored is not None:
-            self._study = tracked_study(self._stored, self._run_dir)
-            self._feeds = [
-                Feed(name, tracker, self._run_dir) for name, tracker in self._trackers.items()
-            ]
+        self._feeds = [(tracker, Feed(name)) for name, tracker in self._trackers.items()]
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, _: object, __: TracebackType | None
-    ) -> None:
-        close(self._feeds)
+    def __exit__(self, *_: object) -> None:
+        for _tracker, feed in self._feeds:
+            feed.close(WORKER_WAITS)
         self._feeds = []
 
-    def begin(self, trial: FrozenTrial, stride: int, lease: float, *, new: bool) -> None:
-        """Begins a trial, or goes on with one.
-
-        Args:
-            trial: as it is in the database.
-            stride: of its objective. With another than 1 the numbers of an epoch are a mean over
-                jobs that have not all been trained, so that they are told at the end.
-            lease: seconds for which nobody else can have the trial.
-            new: whether nobody had it before.
-        """
-        if self._stored is None:
-            return
-        self._trial, self._told = tracked_trial(trial, self._study), stride == 1
-        points = curve(trial, self._stored.metric) if self._told else []
-        for feed in self._feeds:
-            feed.begin(self._trial, points, lease, new=new)
-
-    def report(self, step: Step, lease: float) -> None:
-        """Tells a report that is in the database; `lease` is as for `begin`."""
-        if self._stored is None or self._trial is None or not self._told:
-            return
-        number, now = int(getattr(step, "step", step.number)), time.time()
-        values = {self._stored.metric: step.value, **measured(step)}
-        points = [Point(number, name, float(value), now) for name, value in values.items()]
-        for feed in self._feeds:
-            feed.report(self._trial, points, lease)
-
     def end(self, trial: FrozenTrial) -> None:
-        """Ends a trial that has ended in the database."""
-        if self._stored is None:
+        """Writes a trial that has ended in the database."""
+        if not self._feeds:
             return
-        self._trial = None
-        for feed in self._feeds:
-            feed.end(ending(trial, self._stored, self._study))
-
-    def leave(self) -> None:
-        """Forgets the trial under way, which somebody else may go on with, and tell the rest."""
-        if self._trial is not None:
-            for feed in self._feeds:
-                feed.leave(self._trial.number)
-        self._trial = None
-
-    def flush(self) -> None:
-        """Waits a little for what is not told yet, as before a trial is released."""
-        end = time.monotonic() + FLUSH
-        for feed in self._feeds:
-            feed.flush(max(0.0, end - time.monotonic()))
+        assert self._stored is not None
+        told = track_trial(trial, self._stored, track_study(self._stored, self._run_dir))
+        for tracker, feed in self._feeds:
+            feed.put(partial(tracker.write_trial, told))
 
 
-def close(feeds: Sequence[Feed]) -> None:
-    """Ends feeds, and says what is missing in a tracker."""
+def project(
+    stored: StoredStudy,
+    trackers: Mapping[str, Tracker],
+    run_dir: Path,
+    answer: TrackedAnswer | None = None,
+) -> None:
+    """Brings trackers up to the database: every ended trial that one lacks, and the answer.
+
+    Takes a minute at most for each tracker, and says which may lack something.
+    """
+    if not trackers:
+        return
+    study = track_study(stored, run_dir)
+    trials = [track_trial(t, stored, study) for t in stored.trials() if t.state.is_finished()]
+    feeds = []
+    for name, tracker in trackers.items():
+        feed = Feed(name)
+        feed.put(partial(_write_missing, tracker, study, trials))
+        if answer is not None:
+            feed.put(partial(tracker.write_answer, answer))
+        feeds.append(feed)
     for feed in feeds:
-        if left := feed.close():
-            words = f"of {left} trial{'s' if left > 1 else ''} it may not have all yet"
-            log.warning("track.%s: %s; the same command tells the rest", feed.name, words)
+        feed.close(COMMAND_WAITS)
 
 
-def tracked_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
-    """Returns what trackers are told of a study.
+def _write_missing(tracker: Tracker, study: TrackedStudy, trials: Sequence[TrackedTrial]) -> None:
+    written = tracker.written(study) if isinstance(tracker, Listing) else ()
+    for trial in trials:
+        if trial.number not in written:
+            tracker.write_trial(trial)
+
+
+def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
+    """Returns a study as trackers are given it.
 
     Raises:
         StorageError: its uuid is none, which would name files and be put into queries.
@@ -146,46 +296,32 @@ def tracked_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:
     return TrackedStudy(stored.name, uuid, goals, run_dir.absolute())
 
 
-def tracked_trial(trial: FrozenTrial, study: TrackedStudy) -> TrackedTrial:
-    """Returns what trackers are told of a trial."""
+def track_trial(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) -> TrackedTrial:
+    """Returns a trial that has ended as trackers are given it."""
     attributes = trial.user_attrs
-    facts = {name: mask_passwords(str(attributes[name])) for name in FACTS if name in attributes}
+    values = dict(zip([goal.name for goal in stored.goals], trial.values or (), strict=False))
+    for name in (*COSTS, STANDARD_ERROR):
+        if isinstance(value := attributes.get(name), int | float):
+            values[name] = float(value)
     begun, ended = trial.datetime_start, trial.datetime_complete
-    started = 0.0 if begun is None else begun.timestamp()
-    over = None if ended is None else ended.timestamp()
-    return TrackedTrial(study, trial.number, dict(trial.params), facts, started, over)
+    return TrackedTrial(
+        study,
+        trial.number,
+        outcome(trial),
+        dict(trial.params),
+        values,
+        {name: mask_passwords(str(attributes[name])) for name in FACTS if name in attributes},
+        [*curve(trial, stored.metric)],
+        0.0 if begun is None else begun.timestamp(),
+        0.0 if ended is None else ended.timestamp(),
+    )
 
 
-def endings(stored: StoredStudy, study: TrackedStudy) -> list[Ending]:
-    """Returns what trackers are told of the trials of a study that have ended."""
-    return [ending(t, stored, study) for t in stored.trials() if t.state.is_finished()]
-
-
-def ending(trial: FrozenTrial, stored: StoredStudy, study: TrackedStudy) -> Ending:
-    """Returns what trackers are told of a trial that has ended."""
-    names = [goal.name for goal in stored.goals]
-    values = dict(zip(names, trial.values or (), strict=False))
-    attributes = {name: trial.user_attrs.get(name) for name in (*COSTS, STANDARD_ERROR)}
-    values |= {
-        name: float(value) for name, value in attributes.items() if isinstance(value, int | float)
-    }
-    points = curve(trial, stored.metric)
-    return Ending(tracked_trial(trial, study), points, outcome(trial), values)
-
-
-def curve(trial: FrozenTrial, metric: str) -> list[Point]:
-    """Returns the curves of a trial as points: of the metric, and of all that it measured.
+def curve(trial: FrozenTrial, metric: str) -> Iterator[Point]:
+    """Yields the curves of a trial: of the metric, and of all that its epochs measured.
 
     Their time is spread over the trial by the seconds of each epoch, since none is stored.
-
-    Args:
-        trial: as it is in the database; of one that runs there are the reports alone.
-        metric: the name of its value.
     """
-    return [*_points(trial, metric)]
-
-
-def _points(trial: FrozenTrial, metric: str) -> Iterator[Point]:
     at = (trial.datetime_start or datetime.now()).timestamp()
     columns: Mapping[str, Sequence[Any]] = trial.user_attrs.get(EPOCHS) or {}
     if not columns:
@@ -200,15 +336,3 @@ def _points(trial: FrozenTrial, metric: str) -> Iterator[Point]:
             values = columns.get(column, ())
             if position < len(values) and isinstance(value := values[position], int | float):
                 yield Point(int(number), name, float(value), at)
-
-
-def measured(step: Step) -> Mapping[str, float]:
-    """Returns what was measured in a step beside its value: of networks losses, of a loop its own.
-
-    These are the columns of its learning curve, so that a tracker gets them once.
-    """
-    further: Mapping[str, float] | None = getattr(step, "further", None)
-    if further is not None:
-        return further
-    losses = {name: getattr(step, name, None) for name in ("train_loss", "valid_loss")}
-    return {name: value for name, value in losses.items() if value is not None}

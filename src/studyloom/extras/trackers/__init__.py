@@ -1,38 +1,10 @@
-"""Trackers that people already use (TensorBoard, MLflow, W&B), told how a study goes.
+"""Trackers that people already use: TensorBoard, MLflow and W&B, each a view of the database.
 
-A tracker is a view of the database, which has the truth. A thread of each worker tells it, so that
-training never waits for it; what it was not told when a worker died, or while it was away, it is
-told later, from the stored reports. It is asked first what it has, so that nothing is told twice.
-Nothing in here knows Optuna: `study.trials.tracking` makes what is told from stored trials.
+Each writes a run of a fixed id for a trial that has ended; `study.tracking` says what and when.
 """
 
-from studyloom.extras.trackers.feed import Ending, Feed
 from studyloom.extras.trackers.mlflow import MLflow
-from studyloom.extras.trackers.sections import build_trackers
 from studyloom.extras.trackers.tensorboard import TensorBoard
-from studyloom.extras.trackers.tracker import (
-    Answer,
-    Known,
-    Point,
-    Recalling,
-    TrackedStudy,
-    TrackedTrial,
-    Tracker,
-)
 from studyloom.extras.trackers.wandb import WandB
 
-__all__ = [
-    "Answer",
-    "Ending",
-    "Feed",
-    "Known",
-    "MLflow",
-    "Point",
-    "Recalling",
-    "TensorBoard",
-    "TrackedStudy",
-    "TrackedTrial",
-    "Tracker",
-    "WandB",
-    "build_trackers",
-]
+__all__ = ["MLflow", "TensorBoard", "WandB"]

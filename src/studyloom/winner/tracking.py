@@ -1,0 +1,39 @@
+"""What a study has found, as trackers are given it."""
+
+from collections import Counter
+from pathlib import Path
+
+from studyloom.study.failures import outcome
+from studyloom.study.stored_study import StoredStudy
+from studyloom.study.tracking import TrackedAnswer, track_study
+from studyloom.winner.answer import belongs_to, read_answer
+
+# The files of an answer that a tracker may want, in the order in which they are shown.
+FILES = ("winner.yaml", "winner.json", "winner.pt", "model_card.md", "best.yaml", "report.html")
+
+
+def track_answer(stored: StoredStudy, run_dir: Path) -> TrackedAnswer:
+    """Returns what a study has found: its winner, or its best trial if none was chosen."""
+    study, trials = track_study(stored, run_dir), stored.trials()
+    counts = Counter(outcome(trial) for trial in trials)
+    values = {f"trials.{state}": float(count) for state, count in sorted(counts.items())}
+    names: tuple[str, ...] = FILES
+    written = read_answer(run_dir)
+    if written is not None and belongs_to(written, stored):
+        number, test = written["winner"]["trial"], written.get("test") or {}
+        found = {
+            "fresh.mean": written["winner"].get("mean"),
+            "test.mean": test.get("winner", {}).get("mean"),
+            "test.baseline": test.get("baseline", {}).get("mean"),
+        }
+    else:
+        names = ("best.yaml", "report.html")
+        best = next(iter(stored.ranked()), None)
+        number, found = None if best is None else best.number, {}
+    chosen = next((trial for trial in trials if trial.number == number), None)
+    for goal, value in zip(stored.goals, (chosen and chosen.values) or (), strict=False):
+        values[f"search.{goal.name}"] = value
+    values |= {name: float(value) for name, value in found.items() if value is not None}
+    paths = {name: study.run_dir / name for name in names if (study.run_dir / name).is_file()}
+    params = {} if chosen is None else dict(chosen.params)
+    return TrackedAnswer(study, number, params, values, paths)
