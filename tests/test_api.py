@@ -120,7 +120,7 @@ def by_command(tmp_path_factory):
     return made
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_a_search_from_python_gives_the_trials_of_the_command(by_command, tmp_path):
     search(tmp_path).close()
     assert facts(tmp_path) == by_command[1]
@@ -130,7 +130,7 @@ def test_a_search_from_python_gives_the_trials_of_the_command(by_command, tmp_pa
     assert studyloom("status", tmp_path).returncode == 0
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 @pytest.mark.parametrize("source", ["studies/mnist.py", "conf/mnist.yaml"])
 def test_two_workers_from_python_give_the_trials_of_the_command(
     source, by_command, tmp_path, monkeypatch
@@ -143,7 +143,7 @@ def test_two_workers_from_python_give_the_trials_of_the_command(
     assert facts(tmp_path) == by_command[2]
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_a_composed_config_gives_the_trials_of_the_command(by_command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with hydra.initialize_config_dir(str(CONF), version_base=None):
@@ -156,7 +156,7 @@ def test_a_composed_config_gives_the_trials_of_the_command(by_command, tmp_path,
         assert study.best.config["optimizer"]["lr"] == 0.01
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_the_command_of_a_file_gives_the_trials_of_its_page(by_command, tmp_path):
     arguments = [*QUICK, *ONE, "launcher.workers=2", f"run_dir={tmp_path}"]
     done = studyloom("run", CONF / "mnist.yaml", *arguments)
@@ -168,7 +168,7 @@ def test_the_command_of_a_file_gives_the_trials_of_its_page(by_command, tmp_path
     assert "did you mean trials?" in done.stderr
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_what_is_printed_names_a_command_that_resumes_the_study(tmp_path, capsys):
     overrides = [*QUICK, *ONE, f"run_dir={tmp_path}"]
     api.search(config_dir=CONF, config_name="mnist", overrides=overrides).close()
@@ -185,7 +185,7 @@ def test_what_is_printed_names_a_command_that_resumes_the_study(tmp_path, capsys
     assert "6 of 6 trials" in done.stdout
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_the_same_call_resumes_a_study(tmp_path):
     search(tmp_path).close()
     before = facts(tmp_path)[0]
@@ -197,7 +197,7 @@ def test_the_same_call_resumes_a_study(tmp_path):
 # What belongs to the process stays as it was
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_a_run_leaves_hydra_environment_signals_and_random_numbers_as_they_were(
     tmp_path, monkeypatch
 ):
@@ -220,7 +220,7 @@ def test_a_run_leaves_hydra_environment_signals_and_random_numbers_as_they_were(
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_a_study_runs_in_a_thread_and_one_at_a_time(tmp_path):
     results, refused = [], []
 
@@ -241,7 +241,7 @@ def test_a_study_runs_in_a_thread_and_one_at_a_time(tmp_path):
     assert (results, refused) == ([3], [True])
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_a_password_is_in_no_file_and_not_in_the_environment_afterwards(tmp_path, postgres_url):
     with search(tmp_path, f"storage.url='{postgres_url}'", "launcher.workers=2") as study:
         assert len(study.to_dicts()) == 3
@@ -423,7 +423,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 @pytest.mark.parametrize(
     ("number", "workers"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)]
 )
@@ -493,7 +493,7 @@ print("all is well")
 """
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_a_script_runs_its_own_page_and_its_own_network(tmp_path):
     assert studyloom("new", "spirals", tmp_path).returncode == 0
     (tmp_path / "mine").mkdir()

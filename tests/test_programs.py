@@ -48,7 +48,7 @@ def valid(text, name):
     return document
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_twenty_lines_drive_a_study_by_its_events_alone_and_read_its_winner(driven):
     run_dir, done = driven
     assert done.returncode == 0, done.stderr
@@ -59,7 +59,7 @@ def test_twenty_lines_drive_a_study_by_its_events_alone_and_read_its_winner(driv
     assert lines[6:] == [f"winner {winner}: {test}"]
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
@@ -87,7 +87,7 @@ def test_a_command_prints_one_json_document_that_keeps_to_its_schema(driven, arg
         )
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_predict_answers_in_json_and_names_files_that_hold_no_input(driven, tmp_path):
     from PIL import Image
 
@@ -142,7 +142,7 @@ def test_a_run_prints_one_object_and_the_rest_on_standard_error(tmp_path):
     assert "did you mean study.trials?" in done.stderr
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_a_secret_of_notify_is_in_no_file_and_in_no_output(tmp_path):
     tell = tmp_path / "tell.sh"
     tell.write_text(f'#!/bin/sh\nprintf "%s\\n" "$1" "$2" > {tmp_path}/told\n')
@@ -170,7 +170,7 @@ def test_a_config_file_can_ask_for_no_notice(tmp_path):
     assert "notify" in done.stderr
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_stop_from_another_terminal_releases_the_trial_and_the_same_command_goes_on(tmp_path):
     run_dir, events = tmp_path / "run", tmp_path / "events.jsonl"
     long = [item for item in QUICK if not item.startswith("train.epochs")]
@@ -311,7 +311,7 @@ def test_the_way_out_of_a_sweep_is_a_space_that_searches_the_same():
     assert "conf/space/mine.yaml" in describe_sweep("-m", ["-m"])
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_a_page_that_is_run_as_a_file_is_the_same_study(tmp_path):
     env = environment(PYTHONPATH=str(ROOT / "src"))
     command = [sys.executable, ROOT / "studies" / "autoencoder.py"]
@@ -340,7 +340,7 @@ def test_the_help_of_a_page_is_its_manual_with_options_groups_and_keys():
     assert "study:" in page_help("About.", str(ROOT / "conf"), "mnist", ["no.such=key"])
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 @pytest.mark.parametrize(
     ("typed", "offered"), [("mod", {"model.", "model="}), ("model=m", {"model=mlp"})]
 )

@@ -33,8 +33,6 @@ PROGRAMS = ("python", "python3", "pip", "studyloom", "pytest", "bash", "export",
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LONGEST = 150
 
-CI = ".ci/run"
-
 
 def blocks(text: str, language: str) -> list[str]:
     """The fenced blocks of a language, which stands behind the first fence."""
@@ -92,10 +90,10 @@ def test_the_readme_is_short():
 
 
 def test_the_readme_has_the_commands_of_ci_word_for_word():
-    script = (ROOT / CI).read_text()
-    written = re.findall(r'^readonly \w+="(.+)"$|as_written "(pytest.+?)"', script, re.MULTILINE)
+    script = "".join((ROOT / ".ci" / name).read_text() for name in ("steps", "run"))
+    written = re.findall(r'^readonly \w+="(.+)"$|as_written "(pytest.+?)" "', script, re.MULTILINE)
     commands = [first or second for first, second in written]
-    assert len(commands) == 5
+    assert len(commands) == 3
     for command in commands:
         assert command in PAPERS["README.md"]
 
@@ -227,7 +225,7 @@ def test_the_network_and_the_space_of_the_readme_make_a_study(mine):
     assert "3 of 3 trials" in done.stdout
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_the_python_of_the_readme_runs(mine):
     _, code = blocks(PAPERS["README.md"], "python")
     quick = ("study.trials=2", "train.epochs=1", "winner.seeds=2", "launcher.workers=1")
@@ -241,7 +239,7 @@ def test_the_python_of_the_readme_runs(mine):
     assert (mine / "runs" / "mine" / "winner.pt").is_file()
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_the_loop_of_the_readme_is_searched_and_tested(tmp_path):
     text = PAPERS["studies/README.md"]
     (code, *_), (config, *_) = blocks(text, "python"), blocks(text, "yaml")

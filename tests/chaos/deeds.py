@@ -29,20 +29,12 @@ def raising(error):
     return deed
 
 
-def fork():
-    """Comes back twice, as two processes."""
-    if child := os.fork():
-        os.waitpid(child, 0)
-
-
 def leave_thread():
     threading.Thread(target=time.sleep, args=(600,)).start()
 
 
-def leave_session():
-    subprocess.Popen(["sleep", "600"], start_new_session=True)
-    # A grandchild whose parent has ended belongs to nobody.
-    subprocess.Popen(["sh", "-c", "setsid sleep 600 & exit"]).wait()
+def leave_process():
+    subprocess.Popen(["sleep", "600"])
 
 
 def parse():
@@ -93,16 +85,14 @@ DEEDS = {
     "UpdateFinishedTrialError": raising(UpdateFinishedTrialError("trial 5 has ended")),
     "StorageLost": raising(StorageLost("another database")),
     "ClaimLost": raising(ClaimLost()),
-    "fork": fork,
     "thread": leave_thread,
-    "session": leave_session,
+    "process": leave_process,
     "argparse": parse,
     "wrong arguments": parse_wrongly,
     "hydra": compose,
     "pool by fork": processes("fork"),
     "pool by spawn": processes("spawn"),
     "loader": load,
-    "close": lambda: os.closerange(3, 1000),
 }
 
 

@@ -134,6 +134,7 @@ def test_a_command_is_tuned_as_it_is_up_to_the_winner(make):
     assert re.search(r"^\$ python main.py --lr 0.1 --seed \d+", project.log("trial-0.log"))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("killed", "url"),
     [

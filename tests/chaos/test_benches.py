@@ -8,7 +8,7 @@ import sys
 import pytest
 from commands import ROOT
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.nightly
 
 # What each prints at the least: a figure in each of these lines.
 PRINTED = {

@@ -13,7 +13,7 @@ from servers import Pair
 from studyloom.storage.database import connect
 from studyloom.storage.retry import log
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import sys
 import pytest
 from commands import ROOT, environment, study, studyloom
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.nightly
 
 # Runs a page where a package is not installed.
 HIDING = """

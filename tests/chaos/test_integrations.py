@@ -27,7 +27,7 @@ from studyloom.question.objective import Attempt
 from studyloom.seeds import derive
 
 pytestmark = [
-    pytest.mark.chaos,
+    pytest.mark.nightly,
     pytest.mark.filterwarnings("default"),  # of these libraries
 ]
 TRAINERS = Path(__file__).parent / "trainers"

@@ -11,7 +11,7 @@ from servers import OwnServer
 
 from scripts.database.pooling import pooled
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture

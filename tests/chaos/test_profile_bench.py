@@ -8,7 +8,7 @@ import sys
 import pytest
 from commands import ROOT
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.nightly
 
 
 def test_profile_prints_every_part_of_a_trial_at_its_smallest_size():

@@ -80,6 +80,7 @@ def test_a_worker_killed_at_any_phase_of_promotion_costs_nothing(
     check_promoted(stored, whole(7, 0), folder)
 
 
+@pytest.mark.nightly
 def test_a_storm_of_kills_changes_no_value_of_a_search_with_promotion(url, tmp_path, whole):
     kills, trials, seed = 15, 45, 3
     folder, lives = tmp_path / "checkpoints", random.Random(seed)

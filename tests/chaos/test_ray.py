@@ -16,7 +16,7 @@ from ranked import RanksRun
 from runs import STUDY, Run, kill
 
 pytestmark = [
-    pytest.mark.ray,
+    pytest.mark.nightly,
     pytest.mark.skipif(
         not Path("/proc/self/environ").exists(), reason="processes are looked up in /proc"
     ),

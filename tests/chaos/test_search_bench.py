@@ -28,7 +28,7 @@ from scripts.search.tables import names
 from studyloom.processes import descendants, is_alive
 from studyloom.space.tree import Point
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.nightly
 ROOT = Path(__file__).resolve().parents[2]
 METHOD = {method.name: method for method in METHODS}
 METHOD[RANDOM] = METHOD[RANDOM_TWICE]

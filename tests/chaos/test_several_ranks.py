@@ -146,6 +146,7 @@ def test_a_signal_to_rank_0_alone_replaces_the_worker(run, undisturbed):
     assert outcomes(run.stored()) == outcomes(undisturbed)
 
 
+@pytest.mark.nightly
 def test_ranks_that_are_killed_at_any_moment_cost_nothing(run, undisturbed):
     process, luck = run.start("launcher.workers=2", "study.max_attempts=99"), random.Random(1)
     run.until(run.reports)
@@ -220,6 +221,7 @@ def test_a_pruned_loop_ends_in_both_ranks_which_go_on_with_the_next_trial(loop):
     assert (states[0], "PRUNED" in states) == ("COMPLETE", True)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_hangs_is_ended_with_the_others_and_its_trial_alone_fails(
     loop, undisturbed_loop, rank

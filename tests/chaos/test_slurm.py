@@ -16,7 +16,7 @@ from harness import outcomes, until
 from ranked import RanksRun
 from runs import STUDY, Run, kill
 
-pytestmark = pytest.mark.slurm
+pytestmark = pytest.mark.nightly
 SLURM = (
     *(override for override in STUDY if not override.startswith("launcher.")),
     *("launcher=slurm", "launcher.workers=2", "launcher.cpus=1"),

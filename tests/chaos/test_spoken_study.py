@@ -6,7 +6,7 @@ import pytest
 from commands import study, studyloom
 from sounds import sweep, wav
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.nightly
 
 FEW = (
     *("data.train.sealed=george", "study.trials=2", "train.epochs=2", "objective.folds=2"),

@@ -232,13 +232,13 @@ def weather(tmp_path, kind, seed, signals, calm):
 KINDS = pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 
 
-@pytest.mark.chaos
+@pytest.mark.nightly
 @KINDS
 def test_a_storm_of_signals_changes_nothing(tmp_path, kind, calm):
     weather(tmp_path, kind, 0, 50, calm)
 
 
-@pytest.mark.storm
+@pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(1, 6))
 @KINDS
 def test_storms_of_a_thousand_signals_in_all_change_nothing(tmp_path, kind, seed, calm):

@@ -20,7 +20,7 @@ from runs import STUDY, Run, kill, nap
 from tracked import MLflowServer, in_database, in_mlflow, in_tensorboard, in_wandb, needs
 
 pytestmark = [
-    pytest.mark.chaos,
+    pytest.mark.nightly,
     needs("mlflow", "tensorboard", "wandb"),
     pytest.mark.filterwarnings("ignore"),
 ]

@@ -102,7 +102,7 @@ NEEDS = {
 }
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_own_test_passes_and_so_does_a_dry_run(kind, tmp_path):
     if kind in NEEDS:
@@ -112,7 +112,7 @@ def test_its_own_test_passes_and_so_does_a_dry_run(kind, tmp_path):
     assert "2 passed" in run(*command, "tests/test_mine.py", cwd=tmp_path)
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_a_loop_is_searched_judged_and_tested(tmp_path):
     write_study("mine", tmp_path, "loop")
     quick = ("study.trials=3", "params.epochs=2", "winner.seeds=2", "launcher.workers=1")

@@ -307,7 +307,7 @@ def test_other_urls_are_left_as_they_are():
         assert folder_of(url) is None
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_a_study_runs_on_it_with_two_workers_and_is_looked_at_afterwards(tmp_path):
     run_dir = tmp_path / "a run"
     overrides = (

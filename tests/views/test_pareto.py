@@ -63,7 +63,7 @@ def test_without_a_complete_trial_the_reason_stands_there(sqlite_url):
     assert pareto.front(two_sided(sqlite_url, None), {}, PLAIN) == "No trial is complete yet."
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_the_command_ends_with_front_winner_and_report_and_takes_another_rule_afterwards(tmp_path):
     small = (
         "study.trials=6",
