@@ -30,8 +30,7 @@ from studyloom.storage import attributes
 from studyloom.storage.reconcile import reconcile
 from studyloom.study.opening import create_study
 from studyloom.study.stored_study import StoredStudy
-from studyloom.views.dashboard.guard import bind
-from studyloom.views.dashboard.serving import application
+from studyloom.views.dashboard import application, bind
 from studyloom.views.report import write_report
 
 BEGAN = datetime(2026, 1, 1, 12)

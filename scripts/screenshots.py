@@ -24,8 +24,7 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from studyloom.study.opening import open_study
-from studyloom.views.dashboard.guard import bind
-from studyloom.views.dashboard.serving import application
+from studyloom.views.dashboard import application, bind
 
 ROOT = Path(__file__).resolve().parent.parent
 TRACKED = ROOT / ".github"

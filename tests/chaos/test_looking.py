@@ -22,7 +22,7 @@ from studyloom.storage.attributes import FAILURE, HALTED, REASON, TRACEBACK, WOR
 from studyloom.storage.embedded_server import serve
 from studyloom.study.opening import create_study, open_study
 from studyloom.text import printable
-from studyloom.views.dashboard.notes import Artifacts
+from studyloom.views.dashboard import Artifacts
 
 pytestmark = pytest.mark.chaos
 

@@ -11,7 +11,7 @@ from studyloom.commands import events
 from studyloom.commands.events import EventFile
 from studyloom.errors import ConfigError
 from studyloom.study.opening import create_study
-from studyloom.views.progress.job import JobReader
+from studyloom.views.progress import JobReader
 
 
 @pytest.fixture

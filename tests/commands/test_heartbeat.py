@@ -12,7 +12,7 @@ from studyloom.commands import heartbeat
 from studyloom.commands.heartbeat import Heartbeat, is_beating
 from studyloom.commands.progress import check
 from studyloom.commands.shell import read_schemas
-from studyloom.views.progress.job import Progress, StageProgress
+from studyloom.views.progress import Progress, StageProgress
 from studyloom.views.snapshot import WorkerStatus
 
 

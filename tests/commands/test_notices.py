@@ -13,7 +13,7 @@ from snapshots import snapshot_of, trial_of
 from studyloom.errors import ConfigError
 from studyloom.extras import notify as notices
 from studyloom.extras.notify import Notices
-from studyloom.views.progress.job import Progress, StageProgress
+from studyloom.views.progress import Progress, StageProgress
 
 SECRET = "canary-secret"
 

@@ -17,7 +17,7 @@ from studyloom.storage.attributes import FAILURE, HALTED, REASON
 from studyloom.study.failures import count_failures, outcome
 from studyloom.study.rows import as_csv, trial_rows
 from studyloom.study.worker import Worker
-from studyloom.views.dashboard.notes import trial_note
+from studyloom.views.dashboard import trial_note
 from studyloom.views.terminal import make_console, print_trials
 
 

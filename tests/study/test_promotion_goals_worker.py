@@ -13,8 +13,8 @@ from studyloom.storage.attributes import PAUSED, REASON
 from studyloom.study.failures import outcome
 from studyloom.study.fronts import rank_points
 from studyloom.study.opening import open_study
-from studyloom.views.figures import pareto
-from studyloom.views.figures.axes import Axis
+from studyloom.views import figures
+from studyloom.views.charts import Axis
 from studyloom.views.snapshot import front_rows, take_snapshot
 
 TRIALS = 12
@@ -66,7 +66,7 @@ def _looked_at(stored, trials):
     snapshot = take_snapshot(stored)
     assert snapshot.outcomes == {"complete": len(complete), "pruned": TRIALS - len(complete)}
     assert {int(row[2]) for row in front_rows(snapshot)[1:]} <= complete
-    figure = pareto.front(stored, {"best": snapshot.best}, Axis("accuracy", "plain", 1))
+    figure = figures.front(stored, {"best": snapshot.best}, Axis("accuracy", "plain", 1))
     drawn = {mark.name: len(mark.parts) for mark in figure.marks}
     assert drawn["front"] + drawn.get("beaten", 0) == len(complete)
     assert drawn.get("infeasible", 0) == 0

@@ -13,7 +13,7 @@ from studyloom.storage.attributes import (
     TRACEBACK,
     WORKER,
 )
-from studyloom.views.figures.axes import Axis
+from studyloom.views.charts import Axis
 
 BEGAN = datetime(2026, 1, 1, 12)
 MODEL = CategoricalDistribution(["mlp", "cnn"])

@@ -4,7 +4,7 @@ import contextlib
 import http.client
 import threading
 
-from studyloom.views.dashboard.guard import bind
+from studyloom.views.dashboard import bind
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from studyloom.views.comparison import (
     read_studies,
     write_page,
 )
-from studyloom.views.report.blocks import Absent
+from studyloom.views.page import Absent
 from studyloom.views.terminal import make_console
 
 EVIL = "<img src=x onerror=alert(1)>"

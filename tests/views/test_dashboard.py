@@ -22,10 +22,17 @@ from toys import begin, fill, two_sided
 from studyloom.errors import StorageError
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
 from studyloom.study.opening import create_study
-from studyloom.views.dashboard import open_only_study, serve
-from studyloom.views.dashboard.guard import Server, bind
-from studyloom.views.dashboard.notes import MARGIN, as_code, curves_csv, publish
-from studyloom.views.dashboard.serving import application
+from studyloom.views.dashboard import (
+    MARGIN,
+    Server,
+    application,
+    as_code,
+    bind,
+    curves_csv,
+    open_only_study,
+    publish,
+    serve,
+)
 from studyloom.views.snapshot import take_snapshot
 from studyloom.views.terminal import headline
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from studyloom.views.progress.estimate import Estimate, Running, Work, estimate
+from studyloom.views.progress import Estimate, Running, Work, estimate
 
 
 def seconds(works, workers=1):

@@ -5,11 +5,10 @@ from copy import deepcopy
 
 import pytest
 
-from studyloom.views.figures.calibration import calibration
-from studyloom.views.figures.chart import Chart
-from studyloom.views.report.blocks import Pictures
-from studyloom.views.report.explained import explained_sections
-from studyloom.views.report.page import section_html
+from studyloom.views.charts import Chart
+from studyloom.views.figures import calibration
+from studyloom.views.page import Pictures, section_html
+from studyloom.views.report import explained_sections
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 BIN = {"low": 0.9, "high": 1.0, "count": 9, "confidence": 0.97, "accuracy": 0.9}

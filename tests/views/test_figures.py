@@ -9,8 +9,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState, create_trial
 
 from studyloom.storage.attributes import EPOCHS
-from studyloom.views.figures import curves
-from studyloom.views.figures.chart import (
+from studyloom.views.charts import (
     LETTER,
     Chart,
     Mark,
@@ -23,10 +22,21 @@ from studyloom.views.figures.chart import (
     spaced,
     whole_scale,
 )
-from studyloom.views.figures.history import history
-from studyloom.views.figures.parameters import parallel, setting_scale, slices, together
-from studyloom.views.figures.timeline import idle_share, timeline
-from studyloom.views.figures.trials import best_of, complete_trials, summary
+from studyloom.views.figures import (
+    beside,
+    best_of,
+    complete_trials,
+    curves,
+    history,
+    idle_share,
+    losses,
+    parallel,
+    setting_scale,
+    slices,
+    summary,
+    timeline,
+    together,
+)
 
 
 def numbered(*trials):
@@ -108,10 +118,10 @@ def test_equal_values_have_an_axis():
 
 def test_a_curve_of_one_epoch_is_a_point():
     trials = numbered(a_trial(0, epochs=0), a_trial(1, epochs=0))
-    figure = curves.curves(trials, None, None, AXIS)
+    figure = curves(trials, None, None, AXIS)
     assert [(mark.name, mark.shape) for mark in figure.marks] == [("complete", "dot")]
     mixed = numbered(a_trial(0, epochs=2), a_trial(1, epochs=0))
-    figure = curves.curves(mixed, None, None, AXIS)
+    figure = curves(mixed, None, None, AXIS)
     path = figure.path(figure.mark("complete"))
     assert path.count("M") == 2
     assert path.endswith("h.01")  # a line of no length, with round ends
@@ -179,7 +189,7 @@ def test_a_curve_lies_within_its_axis_also_if_a_loop_counts_from_0(steps):
     trial = a_trial(0, accuracy=0.5)
     trial.user_attrs.pop(EPOCHS)
     trial.intermediate_values = dict.fromkeys(steps, 0.5)
-    figure = curves.curves([trial], trial, None, AXIS)
+    figure = curves([trial], trial, None, AXIS)
     assert figure.x.low < min(steps) <= max(steps) < figure.x.high
     assert figure.x.ticks
 
@@ -193,7 +203,7 @@ def of_a_loop(**columns):
 
 def test_what_a_loop_told_beside_the_value_is_drawn_with_gaps_where_it_told_none():
     trial = of_a_loop(loss=[3.0, None, 1.0], recall=[0.1, 0.2, 0.3], valid_loss=[2, 1, 1])
-    figure = curves.losses(trial)
+    figure = losses(trial)
     drawn = {mark.name: mark.points for mark in figure.marks}
     assert drawn == {
         "loss": [(1, 3.0), (3, 1.0)],
@@ -202,7 +212,7 @@ def test_what_a_loop_told_beside_the_value_is_drawn_with_gaps_where_it_told_none
     }
     assert len({mark.colour for mark in figure.marks}) == 3
     assert figure.table.rows[1] == (2, "", "0.2000", "1.0000")
-    title, caption = curves.beside(trial, "Trial 3. ")
+    title, caption = beside(trial, "Trial 3. ")
     assert (title, caption) == (
         "Further quantities",
         "Trial 3. What the loop reported beside the value.",
@@ -211,12 +221,12 @@ def test_what_a_loop_told_beside_the_value_is_drawn_with_gaps_where_it_told_none
 
 def test_losses_that_a_loop_calls_as_we_do_show_over_fitting():
     trial = of_a_loop(train_loss=[3, 2, 1], valid_loss=[3, 2, 4])
-    assert curves.beside(trial, "")[0] == curves.beside(a_trial(0), "")[0] == "Over-fitting"
-    assert "lowest at epoch 2" in str(curves.losses(trial))
+    assert beside(trial, "")[0] == beside(a_trial(0), "")[0] == "Over-fitting"
+    assert "lowest at epoch 2" in str(losses(trial))
 
 
 def test_a_loop_that_told_only_its_value_has_no_figure_of_more():
-    assert curves.losses(of_a_loop()) == "Trial -1 stored no losses."
+    assert losses(of_a_loop()) == "Trial -1 stored no losses."
 
 
 def test_idle_is_the_share_of_gaps_in_a_workers_time():
@@ -246,7 +256,7 @@ def test_an_unfinished_trial_lasts_until_now_only_if_somebody_is_at_it(study_of)
 
 def test_pruned_curves_end_where_they_were_pruned(study_of):
     trials = study_of([a_trial(0, accuracy=0.9), a_trial(1, TrialState.PRUNED, 0.5, 1)]).trials()
-    figure = curves.curves(trials, trials[0], None, AXIS)
+    figure = curves(trials, trials[0], None, AXIS)
     assert [x for x, _ in figure.mark("pruned").points] == [1, 2]
     assert [x for x, _ in figure.mark("best").points] == [1, 2, 3, 4]
     (end,) = (mark for mark in figure.marks if mark.shape == "square")
@@ -255,9 +265,9 @@ def test_pruned_curves_end_where_they_were_pruned(study_of):
 
 def test_the_curves_of_many_trials_are_few_marks_of_the_best_and_the_latest(study_of):
     trials = study_of(forty()).trials()
-    assert len(curves.curves(trials, trials[37], trials[0], AXIS).marks) <= 9
+    assert len(curves(trials, trials[37], trials[0], AXIS).marks) <= 9
     many = [a_trial(n, accuracy=0.5 + (n * 7 % 600) / 2000) for n in range(600)]
-    figure = curves.curves(numbered(*many), many[0], None, AXIS)
+    figure = curves(numbered(*many), many[0], None, AXIS)
     drawn = {number for mark in figure.marks for number in mark.trials}
     best = sorted(range(600), key=lambda n: -many[n].value)[:100]
     assert drawn == {*best, *range(400, 600), 0}

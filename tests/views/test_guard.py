@@ -4,7 +4,7 @@ import socket
 import pytest
 from serving import ask, served
 
-from studyloom.views.dashboard.guard import LOOPBACK, Guard, bind
+from studyloom.views.dashboard import LOOPBACK, Guard, bind
 
 
 def hello(environ, start_response):

@@ -10,11 +10,10 @@ from snapshots import LONG, MARKUP, joined, shown, snapshot_of, trial_of
 
 from studyloom.storage.attributes import BASELINE
 from studyloom.study.stopping import Stop
-from studyloom.views import live
-from studyloom.views.live import Display
-from studyloom.views.progress.estimate import Estimate
-from studyloom.views.progress.job import JobReader, Progress, StageProgress
+from studyloom.views import status as live
+from studyloom.views.progress import Estimate, JobReader, Progress, StageProgress
 from studyloom.views.snapshot import WorkerStatus
+from studyloom.views.status import Display
 from studyloom.views.terminal import answers_table, headline
 
 
@@ -78,7 +77,7 @@ def test_names_and_values_are_shown_as_text_and_not_as_markup(name, terminal):
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_study_is_watched_while_it_is_worked_on(half_done, monkeypatch, terminal):
     monkeypatch.setattr(live, "LINE_INTERVAL", 0.01)
-    monkeypatch.setattr(live, "REFRESH", 0.01)
+    monkeypatch.setattr(live, "LIVE_INTERVAL", 0.01)
     console = Console(file=io.StringIO(), width=100, force_terminal=terminal, color_system=None)
     with Display(JobReader(half_done).read, console):
         half_done.optuna.tell(4, 0.95)
@@ -89,7 +88,7 @@ def test_a_study_is_watched_while_it_is_worked_on(half_done, monkeypatch, termin
 
 def test_plain_lines_have_a_time_and_show_a_name_as_it_is(monkeypatch):
     monkeypatch.setattr(live, "LINE_INTERVAL", 0.0)
-    monkeypatch.setattr(live, "REFRESH", 0.01)
+    monkeypatch.setattr(live, "LIVE_INTERVAL", 0.01)
     console = Console(file=io.StringIO(), width=40)
     with Display(lambda: progress_of(snapshot_of("[red]x[bold]")), console):
         line = written(console, "\n").splitlines()[0]
@@ -115,7 +114,7 @@ def test_a_plain_line_comes_when_something_has_changed_and_else_once_a_minute(mo
 def test_a_dumb_terminal_gets_lines_and_no_control_codes(half_done, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setattr(live, "LINE_INTERVAL", 0.0)
-    monkeypatch.setattr(live, "REFRESH", 0.01)
+    monkeypatch.setattr(live, "LIVE_INTERVAL", 0.01)
     console = Console(file=io.StringIO(), width=80, force_terminal=True)
     with Display(JobReader(half_done).read, console):
         text = written(console, "toy")
@@ -124,7 +123,7 @@ def test_a_dumb_terminal_gets_lines_and_no_control_codes(half_done, monkeypatch)
 
 
 def test_what_a_signal_says_stands_above_what_is_drawn_anew(half_done, monkeypatch):
-    monkeypatch.setattr(live, "REFRESH", 0.01)
+    monkeypatch.setattr(live, "LIVE_INTERVAL", 0.01)
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     stop = Stop()
     with Display(JobReader(half_done).read, console, stop):
@@ -138,7 +137,7 @@ def test_what_a_signal_says_stands_above_what_is_drawn_anew(half_done, monkeypat
 
 def test_a_signal_just_before_the_body_ends_is_told(half_done, monkeypatch):
     monkeypatch.setattr(live, "TICK", 60.0)  # so that no look comes in between
-    monkeypatch.setattr(live, "REFRESH", 60.0)
+    monkeypatch.setattr(live, "LIVE_INTERVAL", 60.0)
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     stop = Stop()
     with Display(JobReader(half_done).read, console, stop):
@@ -149,7 +148,7 @@ def test_a_signal_just_before_the_body_ends_is_told(half_done, monkeypatch):
 
 
 def test_listeners_get_every_look_and_the_last_after_the_body(half_done, monkeypatch):
-    monkeypatch.setattr(live, "REFRESH", 3600.0)
+    monkeypatch.setattr(live, "LIVE_INTERVAL", 3600.0)
     told = []
     console = Console(file=io.StringIO(), width=80)
     with Display(JobReader(half_done).read, console, listeners=[told.append]):

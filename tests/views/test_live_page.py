@@ -10,10 +10,9 @@ from toys import fill
 
 from studyloom.storage.attributes import FAILURE, REASON
 from studyloom.study.opening import create_study
-from studyloom.views.dashboard import live_page
-from studyloom.views.dashboard.guard import LOOPBACK, Guard
-from studyloom.views.dashboard.live_page import LivePage, Parts
-from studyloom.views.report.page import Rendered
+from studyloom.views import dashboard
+from studyloom.views.dashboard import LOOPBACK, Guard, LivePage, Parts
+from studyloom.views.page import Rendered
 
 EVIL = "<img src=x onerror=alert(1)>\u2028</script>"
 QUICK = 0.05  # seconds between two looks
@@ -183,7 +182,7 @@ def test_it_shows_how_far_the_whole_job_has_come_and_what_runs(half_done):
 
 
 def test_nobody_looks_at_the_study_while_no_page_is_open(study_of, monkeypatch):
-    monkeypatch.setattr(live_page, "BEAT", QUICK)  # what is written finds that nobody is there
+    monkeypatch.setattr(dashboard, "BEAT", QUICK)  # what is written finds that nobody is there
     page = LivePage(study_of([a_trial(0)]), None, other, QUICK)
     with served(Guard(page, LOOPBACK)) as server:
         ask(server.server_port, "/")

@@ -13,12 +13,10 @@ from studyloom.metrics import Goal
 from studyloom.storage.reconcile import reconcile
 from studyloom.study.bounds import ending, look_ahead, set_bounds
 from studyloom.study.opening import create_study
-from studyloom.views.figures.outlook import outlook
-from studyloom.views.progress.job import JobReader
-from studyloom.views.report.answer import head
-from studyloom.views.report.blocks import Section
-from studyloom.views.report.page import section_html
-from studyloom.views.report.search import outlook_section
+from studyloom.views.figures import outlook
+from studyloom.views.page import Section, section_html
+from studyloom.views.progress import JobReader
+from studyloom.views.report import head, outlook_section
 from studyloom.views.snapshot import take_snapshot
 from studyloom.views.status import as_json, read_status, status_line, watch_statuses
 from studyloom.views.status import render as render_status

@@ -5,8 +5,8 @@ from commands import study, studyloom
 from optuna.trial import create_trial
 from toys import fill, two_sided
 
-from studyloom.views.figures import pareto
-from studyloom.views.figures.axes import Axis
+from studyloom.views import figures
+from studyloom.views.charts import Axis
 from studyloom.views.snapshot import take_snapshot
 
 PLAIN = Axis("accuracy", "plain", 1)
@@ -15,7 +15,7 @@ PLAIN = Axis("accuracy", "plain", 1)
 def drawn(stored, **marked):
     """The figure, with the points of its marks by name: (cost, height)."""
     snapshot = take_snapshot(stored)
-    figure = pareto.front(
+    figure = figures.front(
         stored, {"baseline": snapshot.baseline, "best": snapshot.best, **marked}, PLAIN
     )
     back = (lambda x: round(10**x)) if figure.x.reads == "tens" else float
@@ -60,7 +60,7 @@ def test_costs_that_differ_by_more_than_ten_are_on_a_logarithmic_axis(stored, tm
 
 
 def test_without_a_complete_trial_the_reason_stands_there(sqlite_url):
-    assert pareto.front(two_sided(sqlite_url, None), {}, PLAIN) == "No trial is complete yet."
+    assert figures.front(two_sided(sqlite_url, None), {}, PLAIN) == "No trial is complete yet."
 
 
 @pytest.mark.chaos

@@ -20,15 +20,16 @@ from studyloom.study.job import (
     note_stage,
 )
 from studyloom.study.opening import create_study
-from studyloom.views.progress.job import JobReader, describe_answer
-from studyloom.views.progress.words import (
+from studyloom.views.progress import (
+    JobReader,
     all_stages,
+    describe_answer,
     progress_line,
     time_words,
     working_words,
     wrap,
 )
-from studyloom.views.report.answer import head
+from studyloom.views.report import head
 from studyloom.views.status import print_status, read_status
 
 JOB = Job(trials=8, judged=True, tested=True, top=3, seeds=5)

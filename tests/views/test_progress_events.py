@@ -11,8 +11,8 @@ from toys import begin
 from studyloom.commands.shell import read_schemas
 from studyloom.storage.attributes import HALTED, REASON
 from studyloom.study.control import set_control
-from studyloom.views.progress.events import History, new_events, write_event
-from studyloom.views.progress.job import JobReader
+from studyloom.views.events import History, new_events, write_event
+from studyloom.views.progress import JobReader
 
 
 def look(stored, history):

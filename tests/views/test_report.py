@@ -22,14 +22,17 @@ from studyloom.storage.attributes import (
 )
 from studyloom.study.opening import create_study
 from studyloom.text import mask_passwords
-from studyloom.views.figures.trials import NO_PARAMETERS
-from studyloom.views.report import render, write_report
-from studyloom.views.report.answer import decided, head
-from studyloom.views.report.blocks import Absent, Section
-from studyloom.views.report.environment import environment_section
-from studyloom.views.report.page import environment, head_html, section_html
-from studyloom.views.report.parts import read_parts
-from studyloom.views.report.winner import winner_sections
+from studyloom.views.figures import NO_PARAMETERS
+from studyloom.views.page import Absent, Section, environment, head_html, section_html
+from studyloom.views.report import (
+    decided,
+    environment_section,
+    head,
+    read_parts,
+    render,
+    winner_sections,
+    write_report,
+)
 from studyloom.views.snapshot import take_snapshot
 
 IMAGE = "<img src=x onerror=alert(1)>"

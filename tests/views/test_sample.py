@@ -5,8 +5,8 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from studyloom.study.opening import create_study
-from studyloom.views import sample as sampling
-from studyloom.views.report.writing import write_report
+from studyloom.views import report as sampling
+from studyloom.views.report import write_report
 from studyloom.views.snapshot import take_snapshot
 
 RANGE = FloatDistribution(0.0, 1.0)

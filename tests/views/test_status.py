@@ -27,8 +27,7 @@ from studyloom.errors import StorageLost
 from studyloom.storage.attributes import BASELINE, FAILURE, HALTED, REASON, TIMES
 from studyloom.study.opening import create_study, open_study
 from studyloom.views import status
-from studyloom.views.progress.estimate import Estimate
-from studyloom.views.progress.job import Progress, StageProgress
+from studyloom.views.progress import Estimate, Progress, StageProgress
 from studyloom.views.snapshot import Snapshot, WorkerStatus
 from studyloom.views.status import (
     Status,

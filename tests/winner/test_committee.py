@@ -19,7 +19,7 @@ from studyloom.metrics import ACCURACY, METRICS
 from studyloom.models import CNN, MLP
 from studyloom.question.validation import check_sections
 from studyloom.training.checkpoint import load_weights, save_weights
-from studyloom.views.report.answer import committee_cards
+from studyloom.views.report import committee_cards
 from studyloom.views.terminal import winner_lines
 from studyloom.winner import committee
 from studyloom.winner.answer import COMMITTEE, is_answer_of, read_answer

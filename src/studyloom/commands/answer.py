@@ -34,9 +34,9 @@ from studyloom.study.job import begin_job, end_job, note_answer, read_job
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_duration, one_line
-from studyloom.views.live import Display
 from studyloom.views.sentence import answer_sentence
 from studyloom.views.snapshot import Snapshot, take_snapshot
+from studyloom.views.status import Display
 from studyloom.views.terminal import (
     answers_table,
     front_table,

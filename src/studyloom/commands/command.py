@@ -42,8 +42,7 @@ from studyloom.processes import worker_id
 from studyloom.study.control import following
 from studyloom.study.stopping import Stop
 from studyloom.text import PrintableFormatter
-from studyloom.views.dry_run import print_dry_run
-from studyloom.views.terminal import make_console
+from studyloom.views.terminal import make_console, print_dry_run
 
 STOPPED = 3  # the exit code of a command that `studyloom stop` has stopped
 

@@ -9,7 +9,7 @@ from studyloom.text import one_line
 
 if TYPE_CHECKING:
     from studyloom.study.control import Wish
-    from studyloom.views.progress.job import JobReader, Progress
+    from studyloom.views.progress import JobReader, Progress
 
 DEADLINE = 10.0  # seconds that a command waits for a database that is busy or away
 LOOK = 0.5  # seconds between looks at the workers
@@ -48,7 +48,7 @@ def ask(arguments: argparse.Namespace, wish: "Wish | None") -> int:
         The exit code: 0, or 1 if workers still hold trials after some minutes.
     """
     from studyloom.study.control import read_control, set_control
-    from studyloom.views.progress.job import JobReader
+    from studyloom.views.progress import JobReader
 
     stored = open_run(arguments, DEADLINE)
     reader, before = JobReader(stored), read_control(stored)

@@ -14,8 +14,8 @@ from studyloom.errors import ConfigError
 from studyloom.storage.attributes import UUID
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import printable
-from studyloom.views.progress.events import History, new_events, write_event
-from studyloom.views.progress.job import Progress
+from studyloom.views.events import History, new_events, write_event
+from studyloom.views.progress import Progress
 
 PENDING = 2**24  # bytes that wait for a reader of a pipe; then no more are kept
 LAST = 5.0  # seconds that a reader has to take what is left when the command ends

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from studyloom.files import write_whole
 from studyloom.processes import host_id
-from studyloom.views.progress.events import finite
-from studyloom.views.progress.job import Progress
+from studyloom.views.events import finite
+from studyloom.views.progress import Progress
 
 INTERVAL = 10.0  # seconds
 FRESH = 60.0  # seconds after which a heartbeat is no sign of life

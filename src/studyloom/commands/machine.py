@@ -91,8 +91,7 @@ def add_dashboard(command: argparse.ArgumentParser) -> None:
 def dashboard(arguments: argparse.Namespace) -> None:
     """Serves a study's own page, and optuna-dashboard behind it."""
     from studyloom.views.dashboard import open_only_study, serve
-    from studyloom.views.progress.job import JobReader
-    from studyloom.views.progress.words import working_words
+    from studyloom.views.progress import JobReader, working_words
     from studyloom.views.terminal import headline, make_console
 
     url = arguments.storage or os.environ.get("STUDYLOOM_STORAGE")

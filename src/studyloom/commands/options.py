@@ -56,7 +56,7 @@ def add_json(command: argparse.ArgumentParser) -> None:
 
 def print_json(document: Any) -> None:
     """Prints what a command has done, for programs, as one line; what is not finite is null."""
-    from studyloom.views.progress.events import finite
+    from studyloom.views.events import finite
 
     print(json.dumps(finite(document), allow_nan=False, default=str))
 

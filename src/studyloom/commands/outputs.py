@@ -17,8 +17,8 @@ from studyloom.errors import StudyloomError
 from studyloom.extras.notify import Notices
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords
-from studyloom.views.progress.events import finite
-from studyloom.views.progress.job import JobReader, Progress
+from studyloom.views.events import finite
+from studyloom.views.progress import JobReader, Progress
 
 
 def take_environment() -> dict[str, str]:

@@ -11,7 +11,7 @@ from studyloom.commands.options import Entry, add_run_dir, open_run
 from studyloom.text import printable
 
 if TYPE_CHECKING:
-    from studyloom.views.progress.job import Progress
+    from studyloom.views.progress import Progress
 
 
 def add_status(command: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def status(arguments: argparse.Namespace) -> int:
         The exit code: 0, or with `--check` what `check` returns.
     """
     from studyloom.views import status
-    from studyloom.views.progress.job import JobReader
+    from studyloom.views.progress import JobReader
     from studyloom.views.terminal import make_console
 
     # A shell makes commands that it starts with & ignore Ctrl-C.

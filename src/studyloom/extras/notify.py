@@ -22,9 +22,8 @@ from typing import Any
 
 from studyloom.errors import ConfigError
 from studyloom.text import one_line, printable
-from studyloom.views.progress.events import finite
-from studyloom.views.progress.job import Progress, describe_answer
-from studyloom.views.progress.words import eta_words, stage_words
+from studyloom.views.events import finite
+from studyloom.views.progress import Progress, describe_answer, eta_words, stage_words
 from studyloom.views.snapshot import format_trial_values
 from studyloom.views.terminal import format_parameters
 

@@ -1,15 +1,17 @@
 """Views: a snapshot of a study, and how it is shown.
 
 In the terminal, live and at the end, as `studyloom status`, as report.html with its figures, and as
-a page that follows the study, with optuna-dashboard beside it, behind a guard.
+a page that follows the study, with optuna-dashboard beside it.
 """
 
 __all__ = [
+    "charts",
     "comparison",
     "dashboard",
     "doctor",
-    "dry_run",
-    "live",
+    "events",
+    "figures",
+    "page",
     "progress",
     "replay",
     "report",

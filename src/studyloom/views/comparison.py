@@ -28,14 +28,10 @@ from studyloom.text import (
     one_line,
     shorten,
 )
-from studyloom.views.figures.axes import Axis
-from studyloom.views.figures.chart import Chart, Mark, Point, Table, plain_scale, whole_scale
-from studyloom.views.figures.trials import complete_trials
-from studyloom.views.report.answer import Head
-from studyloom.views.report.blocks import Absent, Block, Lines, Section, get, number
-from studyloom.views.report.page import report_page
-from studyloom.views.report.parts import Stage, read_parts, wall_seconds, worker_seconds
-from studyloom.views.report.writing import read_files
+from studyloom.views.charts import Axis, Chart, Mark, Point, Table, plain_scale, whole_scale
+from studyloom.views.figures import complete_trials
+from studyloom.views.page import Absent, Block, Head, Lines, Section, get, number, report_page
+from studyloom.views.report import Stage, read_files, read_parts, wall_seconds, worker_seconds
 from studyloom.views.sentence import quotable
 from studyloom.views.snapshot import Snapshot, take_snapshot
 

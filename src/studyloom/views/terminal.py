@@ -8,6 +8,8 @@ from datetime import datetime
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import optuna
+from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.padding import Padding
@@ -15,8 +17,11 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from studyloom.config.values import plain_sections
 from studyloom.extras.export.record import CHOSEN, compressed_rows, record_lines
+from studyloom.question.question import Question
 from studyloom.question.sources import CODE
+from studyloom.space.outline import outline
 from studyloom.storage.attributes import EPOCHS, STANDARD_ERROR, TIMES, WORKER
 from studyloom.storage.urls import parse_url, without_password
 from studyloom.study.failures import count_failures, outcome, reason_of
@@ -30,14 +35,8 @@ from studyloom.text import (
     printable,
     shorten_end,
 )
-from studyloom.views.progress.words import wrap
-from studyloom.views.snapshot import (
-    Snapshot,
-    WorkerStatus,
-    front_rows,
-    trial_counts,
-    trial_values,
-)
+from studyloom.views.progress import wrap
+from studyloom.views.snapshot import Snapshot, WorkerStatus, front_rows, trial_counts, trial_values
 from studyloom.winner.answer import (
     committee_lines,
     format_costs,
@@ -50,7 +49,7 @@ from studyloom.winner.answer import (
     format_uncertainty,
 )
 
-if TYPE_CHECKING:  # `studyloom status` prints without torch
+if TYPE_CHECKING:
     from studyloom.launch.command import Command
     from studyloom.launch.prepare import Prepared
     from studyloom.winner.stages import Plan
@@ -382,3 +381,20 @@ def print_next_steps(
         nexts.insert(0, shlex.join([*command.page, *command.without(key), more]))
     lines += [f"{'' if n else 'next':6} {command}" for n, command in enumerate(nexts)]
     console.print(Text("\n".join(lines)), soft_wrap=True)
+
+
+# The sections of the sampled configuration that are printed.
+SHOWN = ("model", "optimizer", "scheduler", "train", "params")
+
+
+def print_dry_run(question: Question, console: Console) -> None:
+    """Prints the space as a tree, and one configuration that is sampled from it."""
+    console.print(outline(question.space))
+    sampler = optuna.samplers.RandomSampler(question.config.study.seed)
+    trial = optuna.create_study(sampler=sampler).ask()
+    sample = question.at(question.space.suggest(trial))
+    console.print(Text("\none configuration of it:", style="bold"))
+    sections = plain_sections(sample, *SHOWN)
+    sections["train"].pop("loss")
+    words = OmegaConf.to_yaml(OmegaConf.create(sections)).rstrip()
+    console.print(Padding(Text(words), (0, 0, 0, 2)))

@@ -13,9 +13,8 @@ from studyloom.extras.export.record import (
     record_lines,
     write_record,
 )
-from studyloom.views.report.blocks import Section
-from studyloom.views.report.page import section_html
-from studyloom.views.report.winner import compressed
+from studyloom.views.page import Section, section_html
+from studyloom.views.report import compressed
 
 LATENCY = {"median": 0.1, "low": 0.09, "high": 0.2, "calls": 3}
 ROW = {

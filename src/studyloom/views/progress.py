@@ -1,23 +1,239 @@
-"""The progress of a whole job at one moment, as all views show it."""
+"""The progress of a whole job: the search, the judging of its best trials, the final trainings.
+
+`JobReader` reads all stages as one `Progress`: what has ended, what was spent, and how long the
+rest takes, with its uncertainty. The functions at the end put that into words.
+"""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from statistics import fmean
+from datetime import UTC, datetime, timedelta
+from statistics import fmean, pvariance
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studyloom.storage.attributes import EPOCHS, REUSED
+from studyloom.storage.attributes import BASELINE, EPOCHS, MADE, REUSED, TIMES
 from studyloom.study.control import Wish, read_control
 from studyloom.study.job import REEVALUATION, RETRAINING, SEARCH, Job, open_beside, read_job
 from studyloom.study.rows import seconds_spent
 from studyloom.study.stored_study import StoredStudy
-from studyloom.text import format_value, one_line
-from studyloom.views.progress.costs import Hours, hours_of
-from studyloom.views.progress.estimate import Estimate, Running, Work, estimate
-from studyloom.views.snapshot import Snapshot, take_snapshot
+from studyloom.text import format_duration, format_parameter, format_value, one_line
+from studyloom.views.snapshot import (
+    Snapshot,
+    WorkerStatus,
+    format_trial_values,
+    paused,
+    take_snapshot,
+    uncounted,
+)
+
+NINE_OF_TEN = 1.2816  # standard deviations of a normal distribution below which 90 % lie
+UNKNOWN = 0.5  # the spread of durations, as a share of their mean, while fewer than two are known
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A duration that is known with some uncertainty.
+
+    Args:
+        mean: seconds.
+        variance: seconds squared.
+    """
+
+    mean: float = 0.0
+    variance: float = 0.0
+
+    def __add__(self, other: "Duration") -> "Duration":
+        return Duration(self.mean + other.mean, self.variance + other.variance)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The seconds that something will take.
+
+    Args:
+        seconds: in the middle.
+        low: it takes less than this with a probability of one in ten.
+        high: it takes longer than this with a probability of one in ten.
+    """
+
+    seconds: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Running:
+    """A trial that runs.
+
+    Args:
+        age: seconds for which its worker has had it.
+        epoch: the epochs that it has reported.
+        epochs: how many it has; None if that is not known.
+        pace: seconds of one of its epochs; None before the first.
+    """
+
+    age: float = 0.0
+    epoch: int = 0
+    epochs: int | None = None
+    pace: float | None = None
+
+    @property
+    def whole(self) -> float | None:
+        """The seconds of all its epochs; None if that is not known."""
+        return None if self.pace is None or self.epochs is None else self.pace * self.epochs
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of one stage.
+
+    Args:
+        ended: the seconds that each trial took that has ended.
+        running: the trials that run.
+        left: how many more there will be.
+        alike: how many of these are of one candidate, and take equally long.
+    """
+
+    ended: Sequence[float] = ()
+    running: Sequence[Running] = ()
+    left: int = 0
+    alike: int = 1
+
+
+def estimate(works: Iterable[Work], workers: int) -> Estimate | None:
+    """Estimates how long stages take that follow one another.
+
+    Args:
+        works: of the stages that have not ended, in their order; a stage of which no trial has
+            ended takes the durations of the one before.
+        workers: how many work.
+
+    Returns:
+        None if nobody works, or too little is known.
+    """
+    if workers < 1:
+        return None
+    total, known = Duration(), Duration()
+    nothing_known = True
+    for work in works:
+        each = typical(work)
+        if each is not None:
+            known, nothing_known = each, False
+        if not work.running and not work.left:
+            continue
+        if nothing_known:
+            return None
+        total += stage_duration(work, known, workers)
+    spread = NINE_OF_TEN * math.sqrt(total.variance)
+    return Estimate(total.mean, max(0.0, total.mean - spread), total.mean + spread)
+
+
+def typical(work: Work) -> Duration | None:
+    """Returns what a trial of a stage takes; its variance is that of one trial around the mean.
+
+    From the trials that have ended; before, from the curves of those that run, which may end early.
+    """
+    if len(work.ended) > 1:
+        return Duration(fmean(work.ended), pvariance(work.ended))
+    whole = [*work.ended, *filter(None, (trial.whole for trial in work.running))]
+    if not whole:
+        return None
+    mean = fmean(whole)
+    return Duration(mean, max(pvariance(whole), (UNKNOWN * mean) ** 2))
+
+
+def stage_duration(work: Work, each: Duration, workers: int) -> Duration:
+    """Returns how long a stage takes from now on.
+
+    Args:
+        work: of the stage.
+        each: what one of its trials takes.
+        workers: how many work.
+    """
+    rests = [rest(trial, work.ended, each) for trial in work.running]
+    # Trials of one candidate are of one duration, so their sum spreads more than that of others.
+    to_come = Duration(work.left * each.mean, work.left * work.alike * each.variance)
+    # All that is expected shares the error of the mean.
+    known = max(1.0, len(work.ended) / work.alike)
+    of_mean = Duration(0.0, work.left**2 * each.variance / known)
+    total = sum((*rests, to_come, of_mean), Duration())
+    at_once = max(1, min(workers, work.left + len(rests)))
+    # Nobody helps with the last one, which ends later than all others on average.
+    longest = max((item.mean for item in rests), default=0.0)
+    last = each.mean / 2 * (1 - 1 / at_once) if work.left else 0.0
+    mean = max(total.mean / at_once + last, longest)
+    return Duration(mean, total.variance / at_once**2)
+
+
+def rest(trial: Running, ended: Sequence[float], each: Duration) -> Duration:
+    """Returns what a trial that runs still takes.
+
+    Its own curve says how long all its epochs take; those of the ended trials that took longer than
+    it has run so far say how early one may end.
+
+    Args:
+        trial: that runs.
+        ended: the seconds that each trial took that has ended.
+        each: what a trial takes.
+    """
+    later = [seconds - trial.age for seconds in ended if seconds > trial.age]
+    expected = fmean(later) if later else max(0.0, each.mean - trial.age)
+    variance = pvariance(later) if len(later) > 1 else each.variance
+    if trial.pace is not None and trial.epochs is not None:
+        most = trial.pace * max(0, trial.epochs - trial.epoch)
+        if not later or most < expected:
+            return Duration(most, min(variance, most**2))
+    return Duration(expected, min(variance, expected**2) if expected else 0.0)
+
+
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Hours of computation.
+
+    Args:
+        cores: hours of processor cores, by the threads of the workers.
+        gpus: hours of GPUs.
+    """
+
+    cores: float = 0.0
+    gpus: float = 0.0
+
+    def cost(self, per_hour: float | None) -> float | None:
+        """Returns what these hours cost.
+
+        Args:
+            per_hour: the price of an hour of a GPU, or of a core where no GPU was used; None if it
+                is not known.
+        """
+        return None if per_hour is None else per_hour * (self.gpus or self.cores)
+
+
+def hours_of(trials: Iterable[FrozenTrial]) -> Hours:
+    """Adds up what workers spent on trials that have ended or were paused, also before they died.
+
+    A trial that ran on the CPU counts for each thread of its worker; each of several ranks counts.
+    Without a stored environment it counts as one core.
+    """
+    cores = gpus = 0.0
+    for trial in trials:
+        times = trial.user_attrs.get(TIMES)
+        if not isinstance(times, Mapping):
+            continue
+        seconds = sum(value for value in times.values() if isinstance(value, int | float))
+        made: Mapping[str, Any] = trial.user_attrs.get(MADE) or {}
+        environment = made.get("environment") or {}
+        ranks = environment.get("ranks") or 1
+        cores += seconds * ranks * (environment.get("threads") or 1)
+        if made.get("device") == "cuda":
+            gpus += seconds * ranks
+    return Hours(cores / HOUR, gpus / HOUR)
+
 
 TEST, COMPRESS, DONE = "test", "compress", "done"
 # What people read for the title of a stage.
@@ -330,3 +546,130 @@ def _mean(values: Mapping[str, Any]) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+DAY = timedelta(days=1)
+
+
+def stage_words(progress: Progress) -> str:
+    """Words how far the present stage has come, and how many of its trials were pruned."""
+    if progress.title == DONE or progress.stage.title != progress.title:
+        return WORDS[progress.title]
+    stage, snapshot = progress.stage, progress.current
+    pruned = [f"{progress.pruned} pruned"] if progress.pruned else []
+    counts = [f"{stage.done}/{stage.budget}", *pruned, *paused(snapshot), *uncounted(snapshot)]
+    return f"{WORDS[progress.title]} {', '.join(counts)}"
+
+
+def all_stages(progress: Progress) -> str:
+    """Words how far each stage has come, in their order; empty if there is but one."""
+    if len(progress.stages) == 1:
+        return ""
+    return ", ".join(f"{WORDS[s.title]} {s.done}/{s.budget}" for s in progress.stages)
+
+
+def best_words(progress: Progress) -> str:
+    """Words the answer, or else the best trial so far."""
+    if progress.answer is not None:
+        return describe_answer(progress.answer)
+    best = progress.search.best
+    if best is None:
+        return "no result yet"
+    mark = ", the baseline" if BASELINE in best.user_attrs else ""
+    return f"best {format_trial_values(best)} (trial {best.number}{mark})"
+
+
+def time_words(progress: Progress) -> Iterator[str]:
+    """Yields how long the job has run, how long it will, and what it has spent."""
+    if progress.elapsed is not None:
+        yield f"elapsed {format_duration(progress.elapsed)}"
+    if not progress.ended:
+        yield eta_words(progress)
+    hours = progress.hours
+    if hours.cores >= 0.01:
+        yield f"{hours.cores:.2f} core-hours"
+    if hours.gpus >= 0.01:
+        yield f"{hours.gpus:.2f} GPU-hours"
+    if progress.cost is not None:
+        yield f"cost {progress.cost:.2f}"
+
+
+def working_words(progress: Progress) -> str:
+    """Words the stage, the time left and what was asked for; empty while nobody works on a job."""
+    asked = control_words(progress)
+    if progress.ended or not (asked or any(worker.alive for worker in progress.current.workers)):
+        return ""
+    stages = all_stages(progress) or stage_words(progress)
+    parts = (f"At work: {stage_words(progress)}", f"in all {stages}", eta_words(progress), asked)
+    return "; ".join(filter(None, parts if len(progress.stages) > 1 else (*parts[:1], *parts[2:])))
+
+
+def eta_words(progress: Progress) -> str:
+    """Words the time left of the whole job with its uncertainty, and when it ends."""
+    eta = progress.eta
+    if eta is None:
+        return "ETA –"
+    words = f"ETA {format_duration(eta.seconds)}"
+    if eta.seconds < 1:
+        return words
+    low, high = format_duration(eta.low), format_duration(eta.high)
+    between = "" if low == high else f" ({low} to {high})"
+    return f"{words}{between}, at {clock_words(datetime.now() + timedelta(seconds=eta.seconds))}"
+
+
+def clock_words(moment: datetime, now: datetime | None = None) -> str:
+    """Formats a moment in local time: 15:42, or with the day if that is another one."""
+    now = datetime.now() if now is None else now
+    if moment.date() == now.date():
+        return f"{moment:%H:%M}"
+    return f"{moment:%a %H:%M}" if moment - now < 6 * DAY else f"{moment:%Y-%m-%d %H:%M}"
+
+
+def control_words(progress: Progress) -> str:
+    """Words what another terminal has asked for; empty for nothing."""
+    held = len(progress.current.workers)
+    if progress.control == "pause":
+        return "paused" if not held else f"pausing: {held} trials are released at their last epoch"
+    if progress.control == "stop" and not progress.ended:
+        return "stopped" if not held else "stopping"
+    return ""
+
+
+def parameter_words(worker: WorkerStatus) -> str:
+    """Words the parameters of the trial that a worker has."""
+    return "  ".join(
+        f"{one_line(name)}={format_parameter(value)}" for name, value in worker.params.items()
+    )
+
+
+def progress_line(progress: Progress) -> str:
+    """Formats a job as one line, without what changes every second."""
+    search = progress.search
+    parts = [one_line(search.name), stage_words(progress), best_words(progress)]
+    if running := len(progress.current.workers):
+        parts.append(f"{running} running")
+    if words := control_words(progress):
+        parts.append(words)
+    if search.outlook.ending is not None and progress.title == progress.stages[0].title:
+        parts.append(search.outlook.ending.words)
+    return "  ".join(parts)
+
+
+def wrap(parts: Iterable[str], width: int, separator: str = ", ") -> list[str]:
+    """Joins parts to lines that are no longer than `width`; a part is broken only if it must be.
+
+    Args:
+        parts: such as "elapsed 8 s".
+        width: in columns.
+        separator: between two parts of a line.
+    """
+    lines: list[str] = []
+    for part in parts:
+        end = separator.rstrip()
+        if lines and len(lines[-1]) + len(separator) + len(part) + len(end) <= width:
+            lines[-1] += separator + part
+            continue
+        if lines:
+            lines[-1] += end
+        lines += textwrap.wrap(part, width) or [""]
+    return lines

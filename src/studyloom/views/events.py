@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial
 from studyloom.storage.attributes import PLANNED_EPOCHS, WORKER
 from studyloom.study.failures import outcome, reason_of
 from studyloom.study.rows import seconds_spent
-from studyloom.views.progress.job import Progress
+from studyloom.views.progress import Progress
 
 KINDS = ("began", "reported", "ended", "best", "control", "halted", "answer", "exit")
 

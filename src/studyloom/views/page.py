@@ -1,0 +1,527 @@
+"""Pages from sections of blocks, by templates of Jinja2.
+
+Blocks hold text and numbers, never HTML: the templates escape whatever they are given. A page needs
+no other file and no network, and its own policy forbids both, as well as all scripts but those that
+it holds.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, TypeGuard
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from studyloom._version import __version__
+from studyloom.files import ASSETS
+from studyloom.text import format_value, mask_passwords, printable
+from studyloom.views.charts import LETTER, SIZE, Chart, Multiples, Scale, Table, Tick
+from studyloom.views.importances import Importance
+
+PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
+FAINT = 0.2  # of the strongest word of a text; weaker ones are not shaded
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A sentence in place of something that is missing."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Words:
+    """A paragraph.
+
+    Args:
+        text: what it says.
+        kind: `bad`, `quiet` or `parameters`; empty for plain words.
+    """
+
+    text: str
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A list of short lines."""
+
+    lines: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names with what belongs to them, a row each."""
+
+    rows: Sequence[tuple[str, object]]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A number that is read at a glance.
+
+    Args:
+        title: what it is.
+        value: the number.
+        aside: what follows it in small print, such as ± its deviation.
+        note: how it came about.
+    """
+
+    title: str
+    value: str
+    aside: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Cards side by side."""
+
+    cards: Sequence[Card]
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A long text that is folded away below its title."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """Blocks below a heading of their own, with a quiet remark beside it."""
+
+    title: str
+    blocks: "Sequence[Block]"
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Shares as bars, with the interval of each."""
+
+    shares: Sequence[Importance]
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A table of counts in shades, such as a confusion matrix.
+
+    Args:
+        names: of the rows and columns.
+        rows: the counts.
+        label: what it shows.
+    """
+
+    names: Sequence[object]
+    rows: Sequence[Sequence[int]]
+    label: str
+
+    @cached_property
+    def most(self) -> dict[bool, int]:
+        """The largest count on the diagonal, under True, and the largest beside it."""
+        most = {True: 1, False: 1}
+        for row, counts in enumerate(self.rows):
+            for column, count in enumerate(counts):
+                most[row == column] = max(most[row == column], count)
+        return most
+
+    def shade(self, row: int, column: int) -> float:
+        """Returns how dark a cell is, from 0 to 1, beside the others on the diagonal, or off it."""
+        return self.rows[row][column] / self.most[row == column]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with words below it.
+
+    Args:
+        source: a `data:` URL of a PNG file, which `is_embedded` has approved.
+        label: what it is, for who does not see it.
+        words: below it.
+        strong: of these, what stands out.
+        remark: a quiet remark.
+    """
+
+    source: str
+    label: str
+    words: str = ""
+    strong: str = ""
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures side by side."""
+
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class Shaded:
+    """A text whose words are shaded by what they spoke for.
+
+    Args:
+        words: each with its weight, from -1 to 1: above 0 if it spoke for the answer, which was
+            wrong, below 0 if for the right one.
+    """
+
+    words: Sequence[tuple[str, float]]
+
+    @property
+    def runs(self) -> list[tuple[str, float]]:
+        """The same words, neighbours of which that say next to nothing are one, of weight 0."""
+        runs: list[tuple[str, float]] = []
+        for word, weight in self.words:
+            weight = weight if abs(weight) >= FAINT else 0.0
+            if runs and not weight and not runs[-1][1]:
+                runs[-1] = (f"{runs[-1][0]} {word}", 0.0)
+            else:
+                runs.append((word, weight))
+        return runs
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the table of the trials.
+
+    Args:
+        shown: what is written there.
+        value: the same as it is stored, for sorting and for CSV; None if there is nothing.
+    """
+
+    shown: str
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table of the trials.
+
+    Args:
+        number: of the trial.
+        state: how it ended, or stands.
+        cells: one for each column.
+        mark: `best`, `baseline` or `winner`, or several.
+    """
+
+    number: int
+    state: str
+    cells: Sequence[Cell]
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The table of all trials, which can be sorted, filtered and saved as CSV.
+
+    Args:
+        head: the titles of the columns.
+        words: the columns whose cells are words.
+        rows: a row for each trial.
+    """
+
+    head: Sequence[str]
+    words: Sequence[int]
+    rows: Sequence[Row]
+
+
+Block = (
+    Absent
+    | Words
+    | Lines
+    | Facts
+    | Cards
+    | Folded
+    | Part
+    | Bars
+    | Heat
+    | Pictures
+    | Shaded
+    | Trials
+    | Table
+    | Chart
+    | Multiples
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of a page.
+
+    Args:
+        key: its id, which names it for good: letters and hyphens.
+        title: the heading.
+        caption: a sentence or two that say how to read it; left out if all of it is absent.
+        blocks: what is below.
+    """
+
+    key: str
+    title: str
+    blocks: Sequence[Block]
+    caption: str = ""
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether there is nothing but sentences that say why."""
+        return all(isinstance(block, Absent) for block in self.blocks)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The beginning of a page.
+
+    Args:
+        name: of the study.
+        sentence: the answer, to be quoted.
+        blocks: what it rests on.
+    """
+
+    name: str
+    sentence: str
+    blocks: list[Block]
+
+
+def drawn(figure: Chart | Multiples | Table | str) -> Block:
+    """Returns a figure as a block, or the sentence in its place."""
+    return Absent(figure) if isinstance(figure, str) else figure
+
+
+def get(tree: Any, *keys: str) -> Any:
+    """Returns what nested dictionaries hold under these keys; None where one is missing.
+
+    Args:
+        tree: nested dictionaries, or anything else.
+        keys: a key for each level.
+
+    Returns:
+        The value; None where a key is missing, or a level is not a dictionary.
+    """
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def number(value: object, sign: str = "") -> str:
+    """Formats a number for people.
+
+    Args:
+        value: the number; a dash is shown for anything else.
+        sign: "+" to show the sign of positive numbers too.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return "–"
+    return format_value(value, sign).replace("-", "−")
+
+
+def spread(tree: Any) -> str:
+    """Formats the `mean` and the standard deviation `std` of a dictionary."""
+    return f"{number(get(tree, 'mean'))} ± {number(get(tree, 'std'))}"
+
+
+def is_embedded(source: object) -> TypeGuard[str]:
+    """Whether a text is a PNG file that the page holds itself: no other address is shown."""
+    return isinstance(source, str) and PICTURE.fullmatch(source) is not None
+
+
+NO_PROGRESS = Markup("")
+FOLDER = ASSETS / "report"
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {scripts}; "
+    "connect-src {connect}; base-uri 'none'; form-action 'none'"
+)
+
+
+def shown(value: Any) -> Any:
+    """Makes whatever comes from a study safe to show, and masks passwords; templates escape it."""
+    return value if isinstance(value, Markup) else mask_passwords(printable(str(value)))
+
+
+@cache
+def environment() -> Environment:
+    """Returns the environment of the templates, in which escaping is on."""
+    made = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        finalize=shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.tests["of"] = lambda block, name: type(block).__name__ == name
+    made.filters["scale"] = _scale
+    made.filters["share"] = _share
+    made.filters["gutter"] = gutter
+    made.filters["mark"] = _is_read
+    made.filters["edge"] = _edge
+    made.filters["dotted"] = _dotted
+    return made
+
+
+def _scale(scale: Scale) -> Mapping[str, Any]:
+    """Returns what the page's script needs to read values from a scale."""
+    words = [shown(tick.label) for tick in scale.ticks] if scale.reads == "words" else []
+    title = shown(scale.title)
+    return {
+        "low": scale.low,
+        "high": scale.high,
+        "title": title,
+        "reads": scale.reads,
+        "words": words,
+    }
+
+
+def _share(scale: Scale, at: float) -> str:
+    """Returns where a coordinate is drawn, in percent."""
+    return f"{100 * scale.place(at) / SIZE:.2f}"
+
+
+def _edge(scale: Scale, tick: Tick) -> str:
+    """Returns the class of a long label at an end of its axis, which must not stand out."""
+    place = scale.place(tick.at) / SIZE
+    if len(tick.label) < 7 or 0.04 < place < 0.96:
+        return ""
+    return " first" if place < 0.5 else " last"
+
+
+def _dotted(name: Any) -> Markup:
+    """Returns a name that may be broken after each dot."""
+    return Markup(".<wbr>").join(str(shown(name)).split("."))
+
+
+def _is_read(chart: Chart) -> list[tuple[Any, str, bool]]:
+    """Returns each mark of a chart, its path, and whether the pointer reads its points."""
+    return [
+        (mark, chart.path(mark), bool(mark.trials) or not {"dotted", "stepped"} & {*mark.style})
+        for mark in chart.marks
+    ]
+
+
+def gutter(chart: Chart) -> int:
+    """Returns the pixels that the labels of a chart's vertical axis take."""
+    longest = max((len(tick.label) for tick in chart.y.ticks), default=0)
+    return round(LETTER * longest + 8) if longest else 2
+
+
+@cache
+def asset(name: str) -> Markup:
+    """Returns a style sheet or script of ours, as it stands."""
+    return Markup((FOLDER / name).read_text("utf-8"))
+
+
+def policy(scripts: Iterable[str], connect: str = "'none'") -> str:
+    """Returns the policy of a page: only these scripts, and a network as given.
+
+    Args:
+        scripts: the texts of the scripts that it holds.
+        connect: what its scripts may connect to.
+    """
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in scripts
+    )
+    return POLICY.format(scripts=hashes, connect=connect)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A section as HTML.
+
+    Args:
+        key: its id.
+        title: its heading.
+        html: all of it.
+    """
+
+    key: str
+    title: str
+    html: Markup
+
+
+def report_page(head: Head, sections: Iterable[Section]) -> str:
+    """Renders the page of a study, which needs no other file.
+
+    Args:
+        head: its beginning.
+        sections: what is below.
+    """
+    return document(head.name, head_html(head), [render_section(section) for section in sections])
+
+
+def document(
+    name: str,
+    head: Markup,
+    sections: Sequence[Rendered],
+    live: Mapping[str, str] | None = None,
+    progress: Markup = NO_PROGRESS,
+) -> str:
+    """Renders a page around its parts.
+
+    Args:
+        name: its title.
+        head: its beginning.
+        sections: what is below.
+        live: of a page that is served: what its script needs to follow the study, by the name of
+            the attribute; None for a page that needs no other file.
+        progress: how far the job has come, of a page that is served.
+    """
+    scripts = [asset("page.js")] + ([asset("live.js")] if live is not None else [])
+    template = environment().get_template("page.html")
+    return template.render(
+        name=name,
+        head=head,
+        sections=sections,
+        live=live,
+        progress=progress,
+        scripts=scripts,
+        style=asset("page.css"),
+        policy=policy(scripts, "'none'" if live is None else "'self'"),
+        version=__version__,
+    )
+
+
+def head_html(head: Head) -> Markup:
+    """Renders the beginning of a page alone."""
+    return Markup(environment().get_template("head.html").render(head=head))
+
+
+def section_html(section: Section) -> Markup:
+    """Renders a section alone."""
+    return Markup(environment().get_template("section.html").render(section=section).strip())
+
+
+def render_section(section: Section) -> Rendered:
+    """Renders a section, with the title by which the page's list names it."""
+    return Rendered(section.key, section.title, section_html(section))
+
+
+def row_html(row: Row, words: Sequence[int]) -> Markup:
+    """Renders a row of the table of trials alone.
+
+    Args:
+        row: the row.
+        words: the columns whose cells are words.
+    """
+    return Markup(environment().get_template("row.html").render(row=row, words=words).strip())
+
+
+def progress_html(done: int, budget: int, words: Sequence[str]) -> Markup:
+    """Renders how far a job has come.
+
+    Args:
+        done: trials of all stages that have ended.
+        budget: trials of all stages.
+        words: the stage, what has been spent and what is left.
+    """
+    template = environment().get_template("progress.html")
+    return Markup(template.render(done=done, budget=budget, words=words).strip())
+
+
+def nav_html(sections: Sequence[Rendered]) -> Markup:
+    """Renders the list of a page's sections alone."""
+    return Markup(environment().get_template("nav.html").render(sections=sections))
