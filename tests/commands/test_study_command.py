@@ -13,7 +13,6 @@ from studyloom.commands.command import exit_code, telling_end
 from studyloom.commands.outputs import Outputs
 from studyloom.errors import (
     CompressError,
-    FileError,
     Halted,
     Interrupted,
     LaunchError,
@@ -47,7 +46,7 @@ def test_a_second_ctrl_c_is_answered(capfd):
     ("error", "code"),
     [
         *((Halted("no value"), 1), (LaunchError("no worker"), 1), (OSError("full"), 1)),
-        *((StorageError("a person must decide"), 2), (FileError("a link"), 2)),
+        (StorageError("a person must decide"), 2),
         *((StorageLost("away"), 1), (CompressError("no form"), 1)),
     ],
 )

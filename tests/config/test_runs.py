@@ -1,6 +1,6 @@
 import pytest
 
-from studyloom.config.runs import note_run, read_run, storage_url
+from studyloom.config.runs import read_run, storage_url
 from studyloom.errors import ConfigError
 
 SECRET = "postgresql://user:hunter2@host/name"
@@ -77,9 +77,7 @@ def test_a_folder_in_which_nothing_ran_is_named(tmp_path, there):
         read_run(folder)
 
 
-def test_what_a_run_directory_says_counts_as_ones_own_as_long_as_it_is_as_it_was_noted(finished):
-    note_run(finished)
-    assert read_run(finished) == ("sqlite:///run/study.db", "x")
+def test_what_a_run_directory_says_counts_once_the_user_says_that_it_is_theirs(finished):
     config = finished / ".hydra" / "config.yaml"
     config.write_text(config.read_text().replace("${oc.env:STUDYLOOM_STORAGE,", "${oc.env:OTHER,"))
     with pytest.raises(ConfigError, match="add --trust-config"):
@@ -92,12 +90,10 @@ def test_what_a_run_directory_says_counts_as_ones_own_as_long_as_it_is_as_it_was
     ("content", "words"),
     [
         ("- 1", "must be a mapping"),
-        ("a: &a [1]\nb: *a", "has a YAML alias"),
         ("a: [", "cannot be read"),
         ("\xff", "cannot be read"),
         ("{" * 5000, "cannot be read"),
         ("!!python/object/apply:os.mkdir [x]", "cannot be read"),
-        (" " * 2**20 + "a: 1", "at most 1048576 bytes"),
         ("storage: 3", "storage.url has no value"),
         ("study: [1]", "storage.url has no value"),
     ],

@@ -157,11 +157,10 @@ def test_what_cannot_be_read_is_noted_and_the_rest_is_taken(runs):
     run_of(runs / "without")
     (runs / "badyaml" / ".hydra").mkdir(parents=True)
     (runs / "badyaml" / ".hydra" / "config.yaml").write_text("study: [")
-    os.mkfifo(run_of(runs / "pipe") / "study.db")
     remembered = found(runs)
     assert labels(remembered) == {str(good)}
-    assert len(remembered.notes) == 5
-    for name in ("broken", "empty", "without", "badyaml", "pipe"):
+    assert len(remembered.notes) == 4
+    for name in ("broken", "empty", "without", "badyaml"):
         assert any(f"{runs / name} cannot be read: " in note for note in remembered.notes), name
 
 
@@ -182,23 +181,6 @@ def test_many_that_cannot_be_read_are_counted(runs):
         (run_of(runs / f"r{number}") / "study.db").write_bytes(b"no database")
     assert found(runs).notes[-1] == "study.from=auto: 4 more are left out"
     assert len(found(runs).notes) == 6
-
-
-@pytest.mark.parametrize("own", [False, True])
-def test_no_link_is_followed_out_of_a_sibling(runs, tmp_path, own):
-    """Neither a folder that is one, nor a database; also where a command of one's own ran."""
-    elsewhere = sibling(tmp_path / "elsewhere", "secret")
-    (runs / "link").symlink_to(elsewhere)
-    folder = run_of(runs / "inside")
-    if own:
-        note_run(folder)
-    (folder / "study.db").symlink_to(elsewhere / "study.db")
-    before = {path: path.stat().st_mtime_ns for path in elsewhere.rglob("*")}
-    remembered = found(runs)
-    assert remembered.studies == []
-    assert {path: path.stat().st_mtime_ns for path in elsewhere.rglob("*")} == before
-    assert any("it is a link, which is not followed" in note for note in remembered.notes)
-    assert len(remembered.notes) == 2
 
 
 def test_no_database_outside_of_a_strangers_folder_is_opened(runs, url, tmp_path):

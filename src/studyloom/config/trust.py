@@ -22,7 +22,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from studyloom.errors import ConfigError
-from studyloom.files import read_below
 from studyloom.moved import MOVED
 
 CLASSES = (
@@ -315,7 +314,7 @@ def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) ->
 def _folder_of_run(run_dir: Path) -> Path | None:
     """Returns the working directory of the command that last ran in a run directory, if known."""
     try:
-        text = read_below(run_dir, ".hydra/hydra.yaml", LARGEST)
+        text = (run_dir / ".hydra" / "hydra.yaml").read_text()
         return Path(str(yaml.safe_load(text)["hydra"]["runtime"]["cwd"]))
     except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, RecursionError):
         return None

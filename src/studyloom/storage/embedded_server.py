@@ -10,7 +10,6 @@ database. So it is started only in a folder that this user's own command has mad
 """
 
 import fcntl
-import hashlib
 import importlib.util
 import os
 import re
@@ -23,8 +22,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from studyloom.errors import FileError, ServerError
-from studyloom.files import is_own, mark_own, read_below
+from studyloom.errors import ServerError
+from studyloom.files import is_own, mark_own
 from studyloom.processes import CLUSTER_MARK, MARK
 from studyloom.storage import server_keeper
 from studyloom.storage.server_keeper import NOBODY, ROLE, SCHEME, open_lock, try_lock
@@ -62,7 +61,8 @@ def trust_server(url: str) -> None:
         ServerError: There is no server in the folder.
     """
     if (folder := folder_of(url)) is not None:
-        mark_own(folder, _digest(folder))
+        _check_exists(folder)
+        mark_own(folder)
 
 
 def serve(url: str, *, own: bool = False) -> str:
@@ -108,7 +108,7 @@ def serve(url: str, *, own: bool = False) -> str:
             ) from error
         _users[folder] = users
         threading.Thread(target=_keep_alive, args=(folder, programs), daemon=True).start()
-    password, port = (read_below(folder, name, 100).decode() for name in ("password", "port"))
+    password, port = ((folder / name).read_text() for name in ("password", "port"))
     return f"postgresql+psycopg://{ROLE}:{password}@127.0.0.1:{port}/postgres"
 
 
@@ -123,11 +123,11 @@ def is_keeper(pid: int) -> bool:
 
 def _check_own(folder: Path, *, own: bool = False) -> None:
     """Raises ServerError if it is not known that this user's own command has made a server."""
-    digest = _digest(folder)
-    if is_own(folder, digest):
+    _check_exists(folder)
+    if is_own(folder):
         return
     if own and _is_as_made(folder):
-        mark_own(folder, digest)
+        mark_own(folder)
         return
     raise ServerError(
         f"storage={SCHEME}: the server in {folder} is not started: a server runs what its folder "
@@ -137,17 +137,10 @@ def _check_own(folder: Path, *, own: bool = False) -> None:
     )
 
 
-def _digest(folder: Path) -> str:
-    """Returns the digest of a server's configuration. Raises ServerError if there is no server."""
-    try:
-        contents = [read_below(folder, f"data/{name}", 2**20) for name in CONFIGURATION]
-    except FileNotFoundError as error:
-        raise ServerError(
-            f"storage={SCHEME}: there is no server in {folder} (no {error.filename})"
-        ) from None
-    except FileError as error:
-        raise ServerError(f"storage={SCHEME}: {error}") from None
-    return hashlib.sha256(repr(contents).encode()).hexdigest()
+def _check_exists(folder: Path) -> None:
+    """Raises ServerError if there is no server in a folder."""
+    if not (folder / "data").exists():
+        raise ServerError(f"storage={SCHEME}: there is no server in {folder} (no {folder}/data)")
 
 
 def _is_as_made(folder: Path) -> bool:
@@ -193,7 +186,7 @@ def _start_keeper(folder: Path, programs: Path, *, own: bool = False) -> None:
             command, env=others, stdin=subprocess.DEVNULL, capture_output=True, text=True
         )
         if makes and not started.returncode:
-            mark_own(folder, _digest(folder))
+            mark_own(folder)
     finally:
         os.close(start)
     if started.returncode:

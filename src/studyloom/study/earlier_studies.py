@@ -16,7 +16,6 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom.config.runs import read_run
 from studyloom.config.values import describe_error
 from studyloom.errors import QuestionError, StorageError, StorageLost
-from studyloom.files import open_below
 from studyloom.storage.attributes import UUID
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.study.earlier import AUTO, Earlier
@@ -139,8 +138,6 @@ class _Search:
         if folder.is_symlink():
             raise StorageError("it is a link, which is not followed")
         url, name = read_run(folder)
-        if url.startswith("sqlite:") and os.path.lexists(folder / "study.db"):
-            os.close(open_below(folder, "study.db"))  # also where the user's own command ran
         if folder_of(url) is not None:
             if self.servers == MOST_SERVERS:
                 raise StorageError(f"only {MOST_SERVERS} servers are started for this")

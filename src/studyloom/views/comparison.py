@@ -14,7 +14,7 @@ from rich.text import Text
 
 from studyloom.config.runs import read_written
 from studyloom.config.values import flatten
-from studyloom.errors import ConfigError, FileError
+from studyloom.errors import ConfigError
 from studyloom.files import write_whole
 from studyloom.storage.attributes import TIMES
 from studyloom.study.failures import outcome
@@ -123,7 +123,7 @@ def _settings(run_dir: Path, stored: StoredStudy) -> dict[str, Any]:
     settings = dict(stored.question() or {})
     try:
         config = read_written(run_dir, "config.yaml")
-    except (ConfigError, FileError):
+    except (ConfigError, OSError):
         return settings
     for section in DECIDES:
         if isinstance(held := config.get(section), DictConfig):

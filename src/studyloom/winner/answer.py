@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial
 
-from studyloom.errors import FileError, PredictError
-from studyloom.files import digest_below, read_below, write_whole
+from studyloom.errors import PredictError
+from studyloom.files import digest_of_file, write_whole
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_cost, format_value, one_line
 
@@ -78,7 +78,7 @@ def stated_page(answer: Mapping[str, Any]) -> list[str] | None:
 def read_answer(run_dir: Path) -> dict[str, Any] | None:
     """Returns what winner.json holds; None if there is none, or none that is whole."""
     try:
-        answer = json.loads(read_below(run_dir, "winner.json"))
+        answer = json.loads((run_dir / "winner.json").read_bytes())
         if isinstance(answer, dict) and not strays(run_dir, answer):
             return answer
     except (OSError, ValueError, RecursionError):
@@ -91,11 +91,10 @@ def load_answer(run_dir: Path) -> Mapping[str, Any]:
 
     Raises:
         PredictError: there is none, or it is no JSON object.
-        FileError: it is a link, or too large.
         OSError: it cannot be read.
     """
     try:
-        answer = json.loads(read_below(run_dir, "winner.json"))
+        answer = json.loads((run_dir / "winner.json").read_bytes())
         if not isinstance(answer, dict):
             raise TypeError(f"it holds a {type(answer).__name__}")
     except FileNotFoundError as error:
@@ -103,8 +102,6 @@ def load_answer(run_dir: Path) -> Mapping[str, Any]:
             raise
         wait = "the study writes it when its search has ended"
         raise PredictError(f"{run_dir}: there is no winner.json; {wait}") from None
-    except FileError:
-        raise
     except (ValueError, TypeError, RecursionError) as error:
         raise unusable(run_dir, error) from None
     return answer
@@ -159,7 +156,7 @@ def check_whole(run_dir: Path, answer: Mapping[str, Any], *names: str) -> None:
 def _digest(run_dir: Path, name: str) -> str | None:
     """Returns the SHA-256 of a file; None if there is none."""
     try:
-        return digest_below(run_dir, name)
+        return digest_of_file(run_dir / name)
     except FileNotFoundError:
         return None
 

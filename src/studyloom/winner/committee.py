@@ -13,7 +13,6 @@ it does in the winner.
 """
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +29,6 @@ from studyloom.config.values import value_at
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import PredictError
-from studyloom.files import open_below
 from studyloom.metrics import Metric
 from studyloom.question.costs import measure_costs
 from studyloom.study.job import REEVALUATION, RETRAINING
@@ -419,7 +417,6 @@ def load_committee(
         raise PredictError(f"{where}: {type(error).__name__}: {error}") from None
     trust.check_targets({"committee": {"members": models}}, trusted)
     check_whole(run_dir, answer, COMMITTEE)
-    os.close(open_below(run_dir, COMMITTEE))
     path = run_dir / COMMITTEE
     try:
         kept = load_weights(path)

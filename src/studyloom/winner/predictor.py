@@ -1,6 +1,5 @@
 """The winner's network for Python code: what it predicts for tensors and arrays."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,9 @@ from numpy.typing import ArrayLike
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from studyloom.config.runs import is_own_run
 from studyloom.config.trust import check_targets, parse, read_text
 from studyloom.errors import PredictError
-from studyloom.files import open_below
+from studyloom.files import is_own
 from studyloom.text import format_shape
 from studyloom.training.checkpoint import load_weights
 from studyloom.winner.answer import check_whole, is_of_loop, load_answer
@@ -161,13 +159,11 @@ def _load_loop(run_dir: Path, answer: Mapping[str, Any], trusted: Sequence[str])
     kept = "winner.pt" in answer.get("files", ())
     names = ("winner.yaml", "winner.pt") if kept else ("winner.yaml",)
     check_whole(run_dir, answer, *names)
-    os.close(open_below(run_dir, "winner.yaml"))
     config = parse(read_text(run_dir / "winner.yaml", run_dir), run_dir / "winner.yaml")
-    if not is_own_run(run_dir):
+    if not is_own(run_dir):
         _check_loop(config, trusted)
     states: dict[str, Any] = {}
     if kept:
-        os.close(open_below(run_dir, "winner.pt"))
         try:
             states = load_weights(run_dir / "winner.pt")
         except ValueError as error:

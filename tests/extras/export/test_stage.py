@@ -15,14 +15,14 @@ from toys import LOOP, TINY, Never, ask, toy_folds, toy_split
 from studyloom.commands.outputs import Outputs
 from studyloom.config.schema import WinnerSection
 from studyloom.data.training_data import TrainingData
-from studyloom.errors import CompressError, FileError, Stopped
+from studyloom.errors import CompressError, Stopped
 from studyloom.extras.export import compression, export, original, variants
 from studyloom.extras.export.checks import find_mistakes
 from studyloom.extras.export.compression import LOCK, compress
 from studyloom.extras.export.original import load_teacher, retrain, retrain_committee
 from studyloom.extras.export.settings import Settings
 from studyloom.extras.export.stage import compress_winner, make_small
-from studyloom.files import LARGEST, locked
+from studyloom.files import locked
 from studyloom.study.job import note_answer, read_job
 from studyloom.study.opening import create_study
 from studyloom.study.stopping import Stop
@@ -204,15 +204,6 @@ def test_it_is_done_once_for_an_answer_and_settings(ended, made):
     assert (len(made), test.loaded) == (2, loaded + 1), "the file is the same, and was tested"
     assert other["test"]["earlier"]
     check_whole(plan.run_dir, load_answer(plan.run_dir))
-
-
-def test_a_winner_larger_than_what_is_read_at_once_is_made_small(ended, made, monkeypatch):
-    def refuse(folder, name, *_):
-        raise FileError(f"{name}: must have at most {LARGEST} bytes, and has more")
-
-    monkeypatch.setattr(compression, "read_below", refuse, raising=False)
-    record, _ = small(ended)
-    assert record["bytes_of_winner"] == (ended[0].run_dir / "winner.pt").stat().st_size
 
 
 def test_a_variant_that_runs_in_no_batch_of_one_is_a_note_and_the_others_are_measured(

@@ -38,7 +38,7 @@ from studyloom.extras.export.record import (
 from studyloom.extras.export.settings import COMMITTEE, Settings, parse_own_rule
 from studyloom.extras.export.shrink import count_parameters
 from studyloom.extras.export.variants import INT8, Judge, Say, Variant, make_variants, recipes
-from studyloom.files import locked, size_below
+from studyloom.files import locked
 from studyloom.metrics import Goal
 from studyloom.question.rule import Condition, Rule
 from studyloom.storage.attributes import COMPRESSED
@@ -128,7 +128,7 @@ def _compress(
             "margin": margin,
             "original": judge.original_row,
             "variants": [each.row if isinstance(each, Variant) else each for each in variants],
-            "bytes_of_winner": size_below(plan.run_dir, "winner.pt"),
+            "bytes_of_winner": (plan.run_dir / "winner.pt").stat().st_size,
             "chosen": {
                 "name": chosen.row["name"],
                 "bytes": len(content),

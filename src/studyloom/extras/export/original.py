@@ -1,6 +1,5 @@
 """The network that variants are made of, with the job that trained it, and who teaches them."""
 
-import os
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ from studyloom.data import Split
 from studyloom.data.training_data import Part
 from studyloom.extras.export.export import OnnxNetwork, check_equal, export_network, quantize
 from studyloom.extras.export.shrink import distillation, narrow, prune
-from studyloom.files import open_below
 from studyloom.metrics import Metric
 from studyloom.question.jobs import build_jobs, build_network
 from studyloom.seeds import derive
@@ -140,7 +138,6 @@ def load_winner_network(plan: Plan, calibration: int) -> Original:
     assert isinstance(trainings, CandidateTrainings)
     job = trainings.job(plan.winner, 0)
     network = job.model(shape=part.shape, outputs=part.outputs)
-    os.close(open_below(plan.run_dir, "winner.pt"))  # it is no link
     network.load_state_dict(load_weights(plan.run_dir / "winner.pt"))
     config = plan.question.at(plan.candidates[plan.winner])
     seed = trainings.fresh_seed(0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from studyloom.extras.export.settings import COMMITTEE, Settings
-from studyloom.files import digest_below, read_below, write_below
+from studyloom.files import digest_of_file, write_whole
 from studyloom.text import format_value, in_markdown
 from studyloom.winner.answer import COMMITTEE as COMMITTEE_FILE
 
@@ -15,7 +15,6 @@ RECORD, NETWORK, CARD = "compress.json", "winner.onnx", "model_card.md"
 HEADING = "## Made small"
 HEADS = ("worse by", "bytes", "ms, batch 1", "ms, batch 64", "")
 CHOSEN = "chosen"  # what the row of the chosen variant has in its last column
-LARGEST = 2**20  # bytes of compress.json
 Row = tuple[str, ...]
 
 
@@ -27,13 +26,13 @@ def read_record(run_dir: Path, answer: Mapping[str, Any]) -> dict[str, Any] | No
         answer: what winner.json holds.
     """
     try:
-        record = json.loads(read_below(run_dir, RECORD, LARGEST))
+        record = json.loads((run_dir / RECORD).read_bytes())
         files = answer.get("files")
         if not isinstance(record, dict) or not isinstance(files, Mapping):
             return None
         if record.get("winner") != files.get("winner.pt"):
             return None
-        whole = record.get("digest") == digest_below(run_dir, NETWORK)
+        whole = record.get("digest") == digest_of_file(run_dir / NETWORK)
         return record if whole and [*compressed_rows(record), *record_lines(record)] else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
@@ -67,11 +66,10 @@ def write_record(
 
     Raises:
         OSError: a file cannot be written.
-        FileError: a link is on the way.
     """
     written = {**record, "digest": digest_of(network)}
-    write_below(run_dir, RECORD, json.dumps(written, indent=1).encode())
-    write_below(run_dir, NETWORK, network)
+    write_whole(run_dir / RECORD, json.dumps(written, indent=1))
+    write_whole(run_dir / NETWORK, network)
     complete_card(run_dir, record, answer)
 
 
@@ -85,20 +83,19 @@ def complete_card(run_dir: Path, record: Mapping[str, Any], answer: Mapping[str,
 
     Raises:
         OSError: a file cannot be written.
-        FileError: a link is on the way.
     """
     files = answer.get("files")
     if not isinstance(files, Mapping) or CARD not in files:
         return
-    before = read_below(run_dir, CARD)
+    before = (run_dir / CARD).read_bytes()
     head = before.decode().partition(HEADING)[0].rstrip()
     card = f"{head}\n\n{card_section(record)}\n".encode()
     if card == before:
         return
     # winner.json has the card's digest, and goes first as in `winner.answer.write_answer`.
     changed = {**answer, "files": {**files, CARD: digest_of(card)}}
-    write_below(run_dir, "winner.json", json.dumps(changed, indent=1).encode())
-    write_below(run_dir, CARD, card)
+    write_whole(run_dir / "winner.json", json.dumps(changed, indent=1))
+    write_whole(run_dir / CARD, card)
 
 
 def digest_of(content: bytes) -> str:

@@ -1,7 +1,6 @@
 """The network of a winner, and how what a file holds becomes its input."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from studyloom.config import trust
 from studyloom.data.transform import InputRange, Picture, Reader, Transform, is_picture
 from studyloom.errors import PredictError
-from studyloom.files import open_below
 from studyloom.text import format_value
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.trainer import predict_outputs
@@ -136,7 +134,6 @@ def load_network(run_dir: Path, trusted: Sequence[str] = (), *, committee: bool 
 
 def _read_config(run_dir: Path, answer: Mapping[str, Any], trusted: Sequence[str]) -> DictConfig:
     check_whole(run_dir, answer, "winner.yaml")
-    os.close(open_below(run_dir, "winner.yaml"))
     config = trust.load_foreign(run_dir / "winner.yaml", trusted)
     check_whole(run_dir, answer, "winner.yaml")  # it may have been replaced
     return config
@@ -150,7 +147,6 @@ def _load_model(
     outputs: int | None,
 ) -> nn.Module:
     check_whole(run_dir, answer, "winner.pt")
-    os.close(open_below(run_dir, "winner.pt"))
     path, section = run_dir / "winner.pt", config.get("model")
     if not isinstance(section, DictConfig):
         raise PredictError(f"{run_dir / 'winner.yaml'}: must have a section model")
