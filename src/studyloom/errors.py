@@ -61,7 +61,7 @@ class UnfitData(DataError):
 
 
 class FileError(UserError):
-    """A file in a run directory is a link, too large, no file, or would lead out of it."""
+    """A file would be written outside of the run directory that it belongs to."""
 
 
 class ScaffoldError(UserError):

@@ -12,7 +12,6 @@ import hmac
 import io
 import ipaddress
 import json
-import os
 import re
 import secrets
 import shlex
@@ -40,7 +39,7 @@ from rich.console import Console
 from rich.text import Text
 
 from studyloom.errors import StorageError, StudyloomError
-from studyloom.files import open_below, read_below, remove_below, write_below
+from studyloom.files import write_whole
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
 from studyloom.study.failures import NO_REASON, reason_of
 from studyloom.study.opening import open_study, study_names
@@ -384,7 +383,7 @@ def _publish_trial_notes(stored: StoredStudy, attributes: Mapping[str, Any]) -> 
 
 
 def _publish_artifacts(stored: StoredStudy, run_dir: Path, attributes: Mapping[str, Any]) -> None:
-    contents = {name: read_below(run_dir, name) for name in FILES if lexists(run_dir / name)}
+    contents = {name: (run_dir / name).read_bytes() for name in FILES if lexists(run_dir / name)}
     if curves := curves_csv(stored.trials(), stored.metric):
         contents["curves.csv"] = curves.encode()
     store = Artifacts(run_dir)
@@ -411,16 +410,16 @@ class Artifacts:
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         try:
-            return os.fdopen(open_below(self.run_dir, self._name(artifact_id)), "rb")
+            return (self.run_dir / self._name(artifact_id)).open("rb")
         except FileNotFoundError as error:
             raise ArtifactNotFound("not found") from error
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        write_below(self.run_dir, self._name(artifact_id), content_body.read())
+        write_whole(self.run_dir / self._name(artifact_id), content_body.read())
 
     def remove(self, artifact_id: str) -> None:
         try:
-            remove_below(self.run_dir, self._name(artifact_id))
+            (self.run_dir / self._name(artifact_id)).unlink()
         except FileNotFoundError as error:
             raise ArtifactNotFound("not found") from error
 

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from importlib.metadata import version
-from os.path import lexists
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studyloom._version import __version__
 from studyloom.extras.export.record import compressed_rows, read_record, record_lines
-from studyloom.files import read_below, write_whole
+from studyloom.files import write_whole
 from studyloom.storage.attributes import BASELINE, REUSED, TIMES, TRACEBACK
 from studyloom.study.failures import count_failures
 from studyloom.study.rows import Rows, trial_rows
@@ -1160,8 +1159,8 @@ def read_files(stored: StoredStudy, run_dir: Path) -> tuple[dict[str, Any] | Non
     Raises:
         OSError: a file cannot be read.
     """
-    configs = {name: read_below(run_dir, name) for name in SHOWN_CONFIGS if lexists(run_dir / name)}
-    texts = {name: content.decode(errors="replace").rstrip() for name, content in configs.items()}
+    paths = {name: run_dir / name for name in SHOWN_CONFIGS if (run_dir / name).exists()}
+    texts = {name: path.read_text(errors="replace").rstrip() for name, path in paths.items()}
     config_text = "\n\n".join(f"# {name}\n{text}\n" for name, text in texts.items())
     answer = read_answer(run_dir) or {}  # it may be that of another study which ran here
     answer["compressed"] = read_record(run_dir, answer)
