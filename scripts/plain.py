@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torchvision import datasets, transforms
 
 from studyloom.data import Embedded
-from studyloom.data.folds import make_folds
+from studyloom.data.split import make_folds
 from studyloom.seeds import derive
 
 EPOCHS = 10

@@ -23,9 +23,8 @@ from studies import CONF, characters, clothes, pairs, pictures, speech
 from studyloom import files
 from studyloom.config.build import build
 from studyloom.config.compose import Composer
-from studyloom.data.folds import make_folds
-from studyloom.data.idx import ASSET, Embedded
-from studyloom.data.split import Split
+from studyloom.data.sources import ASSET, Embedded
+from studyloom.data.split import Split, make_folds
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import DataError
 from studyloom.extras.ray.launcher import Ray

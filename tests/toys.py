@@ -20,8 +20,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from studies import CONF
 from studyloom.config.compose import Composer
 from studyloom.config.registration import register
-from studyloom.data.folds import make_folds
-from studyloom.data.split import Split
+from studyloom.data.split import Split, make_folds
 from studyloom.errors import Stopped
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.question.function import FunctionQuestion

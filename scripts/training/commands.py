@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from studyloom.data.idx import SOURCES
+from studyloom.data.sources import SOURCES
 from studyloom.study.opening import open_study
 from studyloom.study.stored_study import StoredStudy
 

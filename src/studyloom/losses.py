@@ -3,7 +3,7 @@
 Configs name them by `_target_`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -90,10 +90,6 @@ class Balance(nn.Module):
         """Sets the weights by the classes of the training part, (n,); ignores the inputs."""
         counts = targets.bincount()
         self.weight = len(targets) / (counts.clamp(min=1) * (counts > 0).sum())
-
-    def adapt_in_parts(self, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Sets the weights as `adapt` does."""
-        self.adapt(torch.empty(0), torch.cat([targets for _, targets in parts]))
 
 
 class MSE(nn.Module):

@@ -5,7 +5,7 @@ can all be built on the meta device, which is how large ones are checked before 
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -151,34 +151,19 @@ class Standardise(nn.Module):
 
     def adapt(self, inputs: Tensor, targets: Tensor) -> None:
         """Measures the inputs of the training part, (n, …, features); ignores the targets."""
-        std, mean = torch.std_mean(inputs.float().flatten(0, -2), 0, correction=0)
+        std, mean = torch.std_mean(inputs.flatten(0, -2), 0, correction=0)
         # A constant feature carries no information: it becomes 0, and not NaN.
         self.mean, self.std = mean, torch.where(std > 0, std, 1.0)
-
-    def adapt_in_parts(self, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Measures inputs as `adapt` does, part by part (Chan, Golub and LeVeque 1983)."""
-        count, mean, squares = 0, torch.zeros(()), torch.zeros(())
-        for inputs, _ in parts:
-            rows = inputs.flatten(0, -2).double()
-            variance, middle = torch.var_mean(rows, 0, correction=0)
-            total, apart = count + len(rows), middle - mean
-            squares = squares + variance * len(rows) + apart**2 * (count * len(rows) / total)
-            mean, count = mean + apart * (len(rows) / total), total
-        std = (squares / count).sqrt().float()
-        self.mean, self.std = mean.float(), torch.where(std > 0, std, 1.0)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return (inputs - self.mean) / self.std
 
 
 class StandardiseSteps(Standardise):
-    """Does so with the features of the steps that are read in an input; see `as_steps`."""
+    """Standardises the features of the steps that are read in an input; see `as_steps`."""
 
     def adapt(self, inputs: Tensor, targets: Tensor) -> None:
         super().adapt(as_steps(inputs), targets)
-
-    def adapt_in_parts(self, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
-        super().adapt_in_parts((as_steps(inputs), targets) for inputs, targets in parts)
 
 
 class Restore(nn.Module):
@@ -201,10 +186,6 @@ class Restore(nn.Module):
         if targets.is_floating_point():
             std, mean = torch.std_mean(targets, 0, correction=0)
             self.mean, self.std = mean, torch.where(std > 0, std, 1.0)
-
-    def adapt_in_parts(self, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Measures targets as `adapt` does."""
-        self.adapt(torch.empty(0), torch.cat([targets for _, targets in parts]))
 
     def forward(self, outputs: Tensor) -> Tensor:
         return outputs * self.std + self.mean

@@ -25,7 +25,7 @@ TARGETS = [
     *(
         "studyloom.data.Idx",
         "studyloom.data.Embedded",
-        "studyloom.data.tables.Table",
+        "studyloom.data.Table",
         "torch.nn.Linear",
     ),
     *("studyloom.models.MLP", "torch.nn.Sequential", "optuna.samplers.RandomSampler"),

@@ -137,7 +137,7 @@ class _Runner:
         import optuna.samplers  # noqa: F401
         import torch.optim  # noqa: F401
 
-        import studyloom.data.tables
+        import studyloom.data.sources
         import studyloom.models  # noqa: F401
 
     def run(self, layout: Layout) -> Seen:

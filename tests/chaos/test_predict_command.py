@@ -16,7 +16,7 @@ from PIL import Image
 
 from studyloom.config.scaffold import write_study
 from studyloom.data import Embedded
-from studyloom.data.idx import ASSET
+from studyloom.data.sources import ASSET
 from studyloom.models import MLP
 from studyloom.training.checkpoint import save_weights
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.chaos
 LOAD = """
 
 def load(part):
-    from studyloom.data.idx import ASSET
+    from studyloom.data.sources import ASSET
 
     import numpy as np
 

@@ -18,7 +18,7 @@ from studyloom.config.build import build, find_target
 from studyloom.config.compose import Composer
 from studyloom.config.schema import SCHEMA
 from studyloom.data import Datasets, Embedded, Idx, Loaded
-from studyloom.data.tables import Series, Table
+from studyloom.data.sources import Series, Table
 from studyloom.errors import ConfigError
 
 
@@ -399,7 +399,7 @@ def test_a_folder_that_a_dataset_reads_needs_consent_whatever_package_reads_it(p
 def test_a_config_of_ones_own_says_what_its_command_has_to_trust():
     config = {
         "defaults": ["own", {"override /storage": "mine"}, {"override /loss": "mine"}, "_self_"],
-        "data": {"_target_": "studyloom.data.tables.Table", "path": "rows.csv"},
+        "data": {"_target_": "studyloom.data.Table", "path": "rows.csv"},
         "model": {"_target_": "mynets.Net", "layers": [{"_target_": "torch.nn.ReLU"}]},
     }
     assert foreign_module.needed_trust(config) == ["data.path", "mynets", "storage"]
@@ -407,7 +407,7 @@ def test_a_config_of_ones_own_says_what_its_command_has_to_trust():
 
 
 def test_a_path_is_found_in_whatever_way_it_is_passed():
-    table = {"_target_": "studyloom.data.tables.Table"}
+    table = {"_target_": "studyloom.data.Table"}
     for way in ({"path": "x.csv"}, {"_args_": ["x.csv", "y", 1, 1]}, {"_args_": "x.csv"}):
         for config in ({"data": table | way}, {"data": {"load": table | way}}):
             assert "reaches out" in " ".join(foreign_module.content_mistakes(config, []))

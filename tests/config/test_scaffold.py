@@ -9,7 +9,7 @@ from toys import ask
 
 from studyloom.cli import main
 from studyloom.config.scaffold import KINDS, TEMPLATES, write_study
-from studyloom.data.functions import Loaded
+from studyloom.data.sources import Loaded
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ScaffoldError
 from studyloom.question.validation import validate

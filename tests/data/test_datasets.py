@@ -10,7 +10,7 @@ from drawn import Drawn, drawn
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 from studyloom.data import Datasets
-from studyloom.data.folds import make_folds
+from studyloom.data.split import make_folds
 from studyloom.errors import DataError
 
 
@@ -189,9 +189,9 @@ def test_ones_own_digest_is_taken_and_how_items_are_loaded_is_no_part_of_any():
         ({"train": Nothing()}, r"data\.train must have at least one item; Nothing is empty"),
         ({"train": lambda: None}, r"data\.train must be a map-style Dataset.*got None"),
         ({"evaluate": Drawn(59)}, r"data\.evaluate must be as long as the 60 examples.*got 59"),
-        ({"weights": [1.0] * 59}, r"data\.weights must be as long as the 60 examples.*got 59"),
+        ({"weights": [1.0] * 59}, r"data\.weights must be as long as the 60 examples.*got .59"),
         ({"weights": [-1.0] * 60}, r"data\.weights must be finite numbers of at least 0"),
-        ({"groups": ["a"] * 61}, r"data\.groups must be as long as the 60 examples.*got 61"),
+        ({"groups": ["a"] * 61}, r"data\.groups must be as long as the 60 examples.*got .61"),
         ({"groups": ["a"] * 60, "ordered": True}, r"data\.groups and data\.ordered: choose one"),
         ({"targets": [0.5] * 60}, r"data\.targets must be classes, whole numbers from 0"),
         ({"outputs": 2}, r"classes must be from 0 to 1.*got class 2"),

@@ -1,69 +1,108 @@
-"""A split: what it refuses, and how it moves between devices."""
+"""A split: what it refuses, and how it is divided into folds, drawn or in time order."""
 
 import math
 
 import pytest
 import torch
 
-from studyloom.data.idx import Embedded
-from studyloom.data.split import Split, check_split
+from studyloom.data import Embedded, Split
+from studyloom.data.split import make_folds
 from studyloom.errors import DataError
+
+WHOLE = torch.zeros(3, dtype=torch.int64)
 
 
 def test_a_digest_is_the_same_on_every_device():
     split = Embedded().test()
     moved = split.to("meta")
-    assert moved.inputs.is_meta
-    assert moved.targets.is_meta
+    assert (moved.inputs.is_meta, moved.targets.is_meta) == (True, True)
     assert moved.digest == split.digest
 
 
-@pytest.mark.parametrize(
-    ("inputs", "targets", "outputs", "words"),
-    [
-        (
-            torch.zeros(3, 2),
-            torch.zeros(4, dtype=torch.int64),
-            2,
-            r"inputs \(3, 2\) and targets \(4\)",
-        ),
-        (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), 2, "at least one"),
-        (
-            torch.zeros(3, 2),
-            torch.zeros(3, dtype=torch.int32),
-            2,
-            r"must have targets int64 \(n,\), which are classes, .* of torch\.int32",
-        ),
-        (torch.zeros(3, 2), torch.zeros(3), 1, r"must have targets \(n, 1\), .* and targets \(3\)"),
-        (
-            torch.zeros(3, 2),
-            torch.zeros(3, 2),
-            1,
-            r"must have targets \(n, 1\), .* and targets \(3, 2\)",
-        ),
-    ],
-)
-def test_a_split_of_mismatched_shapes_is_refused(inputs, targets, outputs, words):
-    with pytest.raises(DataError, match=words):
-        Split(inputs, targets, outputs, "x")
+def test_a_split_of_mismatched_shapes_is_refused():
+    for inputs, targets, outputs, words in (
+        (torch.zeros(4, 2), WHOLE, 2, r"inputs \(4, 2\) and targets \(3\)"),
+        (torch.zeros(0, 2), WHOLE[:0], 2, "at least one"),
+        (torch.zeros(3, 2), WHOLE.int(), 2, r"targets int64 \(n,\), .* of torch\.int32"),
+        (torch.zeros(3, 2), torch.zeros(3), 1, r"targets \(n, 1\), .* and targets \(3\)"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), 1, r"targets \(n, 1\), .* and targets \(3, 2\)"),
+    ):
+        with pytest.raises(DataError, match=words):
+            Split(inputs, targets, outputs, "x")
 
 
-@pytest.mark.parametrize(
-    ("inputs", "targets", "words"),
-    [
-        (
-            torch.tensor([[0.0], [math.nan]]),
-            torch.tensor([0, 1]),
-            "the inputs must be finite; those of example 1 .* hold NaN or infinity",
-        ),
-        (
-            torch.zeros(2, 1),
-            torch.tensor([[math.inf], [0.0]]),
-            "the targets must be finite; those of example 0 .* hold NaN or infinity",
-        ),
+def test_values_that_no_training_can_use_are_refused():
+    for inputs, targets, words in (
+        (torch.tensor([[0.0], [math.nan]]), torch.tensor([0, 1]), "inputs .* those of example 1"),
+        (torch.zeros(2, 1), torch.tensor([[math.inf], [0.0]]), "targets .* those of example 0"),
         (torch.zeros(2, 1), torch.tensor([0, 2]), "classes must be from 0 to 1, .* got 0 to 2"),
-    ],
-)
-def test_values_that_no_training_can_use_are_refused(inputs, targets, words):
-    with pytest.raises(DataError, match=words):
-        check_split(Split(inputs, targets, 2 if targets.ndim == 1 else 1, "x"))
+    ):
+        with pytest.raises(DataError, match=words):
+            Split(inputs, targets, 2 if targets.ndim == 1 else 1, "x").check()
+
+
+# Folds
+
+# Classes of unequal size, and numbers.
+LABELLED = torch.randint(0, 7, (1009,), generator=torch.Generator().manual_seed(1)) ** 2 // 6
+NUMBERS = torch.randn(103, 1, generator=torch.Generator().manual_seed(2))
+
+
+def test_folds_partition_the_examples_with_classes_in_proportion():
+    for targets in (LABELLED, NUMBERS):
+        total = len(targets)
+        for count, validation in ((1, 1), (1, 70), (1, total - 1), (2, 0), (10, 0), (total, 0)):
+            parts = make_folds(targets, count, validation, seed=3)
+            assert len(parts) == count
+            for train, valid in parts:
+                assert train.dtype == valid.dtype == torch.int64
+                assert torch.cat([train, valid]).sort().values.tolist() == [*range(total)]
+                if targets is LABELLED:
+                    share = validation / total if count == 1 else 1 / count
+                    expected = targets.bincount() * share
+                    found = targets[valid].bincount(minlength=len(expected))
+                    assert (found - expected).abs().max() <= 1
+            sizes = [len(valid) for _, valid in parts]
+            validated = torch.cat([valid for _, valid in parts]).sort().values.tolist()
+            if count == 1:
+                assert sizes == [validation]
+            else:
+                assert validated == [*range(total)], "each once"
+                assert max(sizes) - min(sizes) <= 1
+
+
+def test_the_seed_alone_decides_the_folds():
+    for targets in (LABELLED, NUMBERS):
+        for count in (1, 3):
+            once, again, other = (make_folds(targets, count, 20, seed) for seed in (3, 3, 4))
+            assert [part.tolist() for fold in once for part in fold] == [
+                part.tolist() for fold in again for part in fold
+            ]
+            assert not torch.equal(once[0][1], other[0][1])
+
+
+def test_in_the_order_of_time_no_training_index_comes_after_a_validation_index():
+    for count, validation in ((1, 20), (1, 102), (2, 0), (5, 0), (102, 0)):
+        parts = make_folds(NUMBERS, count, validation, seed=3, ordered=True)
+        assert len(parts) == count
+        for train, valid in parts:
+            assert len(train)
+            assert len(valid)
+            before = len(train) + len(valid)
+            assert torch.cat([train, valid]).tolist() == [*range(before)], "all that came before"
+        assert len({len(valid) for _, valid in parts}) == 1
+        validated = torch.cat([valid for _, valid in parts]).tolist()
+        assert validated == [*range(103 - len(validated), 103)], "each once, up to the last"
+        assert count > 1 or len(validated) == validation
+
+
+def test_impossible_folds_are_refused():
+    for count, validation, ordered, message in (
+        (0, 5, False, "objective.folds must be at least 1; got 0"),
+        (1, 0, False, "data.validation must be from 1 to 102, for 103 training examples; got 0"),
+        (1, 103, False, "data.validation must be from 1 to 102, for 103 .*; got 103"),
+        (104, 5, False, "objective.folds must be at most 103, for 103 .*; got 104"),
+        (103, 0, True, "objective.folds must be at most 102, for 103 .* in time order; got 103"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_folds(NUMBERS, count, validation, 0, ordered=ordered)

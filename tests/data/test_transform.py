@@ -8,7 +8,7 @@ import torch
 from toys import compose
 
 from studyloom.data import Embedded, Idx, Loaded, Picture
-from studyloom.data.idx import ASSET, SOURCES
+from studyloom.data.sources import ASSET, SOURCES
 from studyloom.data.split import Split
 from studyloom.data.transform import InputRange, describe_transform
 from studyloom.errors import DataError
@@ -111,21 +111,17 @@ def test_each_channel_has_its_own_scale():
     assert made[0, :, 0, 0].tolist() == [1.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"background": "blakc"}, "background must be black, white or null; .*did you mean black?"),
-        ({"fit": "sretch"}, "fit must be pad, crop, stretch or ink; .*did you mean stretch?"),
+def test_a_picture_that_cannot_be_made_so_is_refused_by_key():
+    for arguments, words in (
+        ({"background": "blakc"}, "background must be black, white or null; .*did you mean black"),
+        ({"fit": "sretch"}, "fit must be one of pad, crop, .*did you mean stretch"),
         ({"fit": "ink"}, "fit=ink needs data.transform.background"),
-        ({"mean": "x"}, "mean must be a number, one for each channel, or null"),
-        ({"mean": float("nan")}, "mean must be finite"),
-        ({"std": 0}, "std must be above 0"),
-        ({"std": [1.0, -1.0, 1.0]}, "std must be above 0"),
-    ],
-)
-def test_a_picture_that_cannot_be_made_so_is_refused_by_key(arguments, words):
-    with pytest.raises(DataError, match=f"data.transform.{words}"):
-        Picture(**arguments)
+        ({"mean": "x"}, "mean must be a finite number, one for each channel, or null"),
+        ({"mean": float("nan")}, "mean must be a finite number"),
+        ({"std": [1.0, 0.0, 1.0]}, "std must be a finite number above 0"),
+    ):
+        with pytest.raises(DataError, match=f"data.transform.{words}"):
+            Picture(**arguments)
 
 
 def images(low, high, shape=(1, 4, 4)):

@@ -10,7 +10,7 @@ from toys import ask, compose, toy_split
 
 from studies import CONF
 from studyloom.config.values import with_values
-from studyloom.data.folds import make_folds
+from studyloom.data.split import make_folds
 from studyloom.question.question import Question
 
 

@@ -7,7 +7,7 @@ from torch.nn import functional
 from torch.optim import lr_scheduler
 from toys import ask, toy_folds, toy_split
 
-from studyloom.data.folds import make_folds
+from studyloom.data.split import make_folds
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
 from studyloom.metrics import METRICS

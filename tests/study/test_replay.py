@@ -13,8 +13,8 @@ from commands import BARE, QUICK, ROOT, study, studyloom
 from rich.console import Console
 from toys import LOOP, TINY, TWO, Never, Signal, ask, begin, compose, toy_folds, toy_split
 
-from studyloom.data.folds import make_folds
-from studyloom.data.idx import Embedded
+from studyloom.data.sources import Embedded
+from studyloom.data.split import make_folds
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, Halted
 from studyloom.seeds import derive

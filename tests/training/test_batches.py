@@ -8,13 +8,11 @@ import torch
 from test_trainer import SPLIT, curve, toy_job
 from torch import nn
 
-from studyloom.data.split import Split
 from studyloom.data.transform import InputRange
-from studyloom.losses import CrossEntropy
-from studyloom.models import MLP, Restore, Standardise
+from studyloom.models import MLP
 from studyloom.question.costs import measure_costs
 from studyloom.question.preflight import try_out
-from studyloom.training.job_run import JobRun, adapt_to_data
+from studyloom.training.job_run import JobRun
 from studyloom.training.trainer import evaluate_network
 from studyloom.winner.pictures import picture
 
@@ -121,38 +119,6 @@ def test_a_number_that_an_embedding_has_no_place_for_is_named_before_the_first_t
     if not own:
         assert f"int64 from {min(number, 0)} to {max(number, 100)}, and the network takes" in words
         assert "begin the network with an nn.Embedding that has a place for each" in words
-
-
-def test_modules_that_adapt_in_parts_learn_what_they_learn_of_the_whole(monkeypatch):
-    whole, _ = stored_as(torch.uint8)
-    numbers = Split(whole.inputs, torch.rand(len(whole), 2) * 9, 2, "numbers")
-    train = torch.arange(0, len(whole), 2)
-
-    def learnt(split, *parts):
-        adapt_to_data(parts[0], parts[-1] if len(parts) > 1 else None, split, train)
-        return [value for part in parts for value in part.state_dict().values()]
-
-    def make():
-        return Standardise(whole.shape[-1]), Restore(2)
-
-    expected = [learnt(split, *make()) for split in (whole, numbers)]
-    balance = learnt(whole, CrossEntropy("balanced"))
-    monkeypatch.setattr("studyloom.data.split.WHOLE", 10)
-    monkeypatch.setattr("studyloom.data.split.PART", 7 * 16)
-    monkeypatch.setattr(Standardise, "adapt", lambda *_: pytest.fail("it gets a copy of all"))
-    # Whoever has only `adapt` gets the whole, as float32.
-    seen = []
-
-    class Own(nn.Module):
-        def adapt(self, inputs, targets):
-            seen.append((inputs.dtype, len(inputs), len(targets)))
-
-    for split, before in zip((whole, numbers), expected, strict=True):
-        for one, other in zip(learnt(split, *make()), before, strict=True):
-            assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
-        adapt_to_data(Own(), None, split, train)
-    assert torch.equal(*learnt(whole, CrossEntropy("balanced")), *balance)
-    assert seen == [(torch.float32, len(train), len(train))] * 2
 
 
 def test_the_range_of_the_inputs_and_their_pictures_are_those_of_floats(monkeypatch):

@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pack_sequence, pad_sequence
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from studyloom.data import Datasets
-from studyloom.data.fetch import structure
+from studyloom.data.examples import structure
 from studyloom.errors import DataError, LoaderDied
 from studyloom.metrics import Metric
 from studyloom.models import MLP

@@ -20,9 +20,8 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from studyloom.data.folds import make_folds
-from studyloom.data.idx import SOURCES, Embedded, Idx
-from studyloom.data.split import Split
+from studyloom.data.sources import SOURCES, Embedded, Idx
+from studyloom.data.split import Split, make_folds
 from studyloom.errors import Diverged
 from studyloom.losses import MSE, CrossEntropy
 from studyloom.models import CNN, MLP

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from sounds import hostile_wavs, sweep, wav
 
 from studyloom.data import Picture, Sound
-from studyloom.data.idx import ASSET, Embedded
+from studyloom.data.sources import ASSET, Embedded
 from studyloom.data.transform import InputRange
 from studyloom.errors import ConfigError, PredictError
 from studyloom.models import MLP

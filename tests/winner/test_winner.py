@@ -17,8 +17,8 @@ from scipy import stats
 from toys import EACH_KIND, KINDS, TINY, TWO, Never, ask, compose, toy_folds, toy_split
 
 from studyloom.config.schema import WinnerSection
+from studyloom.data.sources import Series
 from studyloom.data.split import Split
-from studyloom.data.tables import Series
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import NoWinner
 from studyloom.metrics import ACCURACY

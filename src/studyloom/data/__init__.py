@@ -7,12 +7,14 @@ them: `Tokens`, by which texts have words, and `asset`, which opens a file of th
 """
 
 from studyloom.data.datasets import Datasets as Datasets
-from studyloom.data.functions import Loaded as Loaded
-from studyloom.data.idx import Embedded as Embedded
-from studyloom.data.idx import Idx as Idx
 from studyloom.data.sound import Sound as Sound
+from studyloom.data.sources import Embedded as Embedded
+from studyloom.data.sources import Idx as Idx
+from studyloom.data.sources import Loaded as Loaded
+from studyloom.data.sources import Series as Series
+from studyloom.data.sources import Table as Table
 from studyloom.data.split import Split as Split
-from studyloom.data.tokens import Tokens as Tokens
+from studyloom.data.split import Tokens as Tokens
 from studyloom.data.transform import Picture as Picture
 from studyloom.data.transform import Reader as Reader
 from studyloom.files import asset as asset
@@ -24,20 +26,17 @@ __all__ = [
     "Loaded",
     "Picture",
     "Reader",
+    "Series",
     "Sound",
     "Split",
+    "Table",
     "Tokens",
     "asset",
     "datasets",
     "examples",
-    "fetch",
-    "folds",
-    "idx",
-    "shared",
     "sound",
+    "sources",
     "split",
-    "tables",
-    "tokens",
     "training_data",
     "transform",
 ]

@@ -1,9 +1,9 @@
 """Datasets of PyTorch: data that is not a tensor in memory, loaded batch by batch."""
 
-import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,14 +14,16 @@ from torch.utils.data import IterableDataset, Subset
 from studyloom.data.examples import (
     ALWAYS,
     Examples,
+    Items,
     Loading,
     input_of,
     item_at,
+    seeded,
     some_of,
+    structure,
     target_of,
 )
-from studyloom.data.fetch import Items, seeded, structure
-from studyloom.data.tokens import Tokens
+from studyloom.data.split import Tokens
 from studyloom.errors import TRAIN_IT_YOURSELF, ConfigError, DataError
 
 MOST_WORKERS = 256  # processes that load the batches of a trial
@@ -108,12 +110,11 @@ class Datasets:
                 '"train", "valid" or "test" that returns one, with _partial_: true'
             )
         self._given = {"train": train, "valid": valid, "test": test, "evaluate": evaluate}
-        if load is not None:
-            for name in ("train", "valid", "test"):
-                if self._given[name] is not None:
-                    raise DataError(
-                        f"data.load takes the place of data.{name}; leave out one of the two"
-                    )
+        for name in ("train", "valid", "test"):
+            if load is not None and self._given[name] is not None:
+                raise DataError(
+                    f"data.load takes the place of data.{name}; leave out one of the two"
+                )
         for name, function in (("load", load), ("collate", collate)):
             if function is not None and not callable(function):
                 raise DataError(
@@ -122,7 +123,7 @@ class Datasets:
                 )
         self._load, self._collate = load, collate
         self._loading = Loading(num_workers, bool(pin_memory), bool(persistent_workers))
-        self._per_example = {"weights": weights, "groups": groups, "targets": targets}
+        self._weights, self._groups, self._targets = weights, groups, targets
         self._ordered, self._digest = ordered, digest
         self._outputs, self._shape = outputs, shape
         self.validation, self.transform = validation, transform
@@ -133,20 +134,24 @@ class Datasets:
         return self._load is not None or self._given["test"] is not None
 
     def train(self) -> Examples:
-        return self._training(whole=True)
+        known = self._training()
+        views = [known.training]
+        if known.evaluation is not known.training:
+            views.append(known.evaluation)
+        return replace(known, digest=self._identify(views, known.weights, known.groups))
 
     def test(self) -> Examples:
         if not self.has_test:
             raise DataError(NO_TEST)
-        known, dataset = self._training(whole=False), self._dataset("test")
+        known, dataset = self._training(), self._dataset("test")
         items = Items((("data.test", dataset),), self._collate)
-        first = [item_at(view, 0) for view in (known.evaluation, items)]
-        if self._collate is None and structure(first[0]) != structure(first[1]):
+        expected, first = (structure(item_at(view, 0)) for view in (known.evaluation, items))
+        if self._collate is None and first != expected:
             raise DataError(
                 "data.test must have items like those of the training part, "
-                f"{structure(first[0])}; its first is {structure(first[1])}"
+                f"{expected}; its first is {first}"
             )
-        return dataclasses.replace(
+        return replace(
             known,
             training=items,
             evaluation=items,
@@ -157,45 +162,70 @@ class Datasets:
             group_names=self._group_names(dataset),
         )
 
-    def _training(self, *, whole: bool) -> Examples:
-        """Makes the training part; its digest is "" unless `whole`."""
+    def _training(self) -> Examples:
+        """Makes the training part, but for its digest."""
         dataset = self._dataset("train")
-        training = Items((("data.train", dataset),), self._collate)
-        seen, parts = "data.train", [("data.train", dataset)]
+        training = evaluation = Items((("data.train", dataset),), self._collate)
+        parts = [*training.parts]
         if self._given["evaluate"] is not None:
-            seen, view = "data.evaluate", self._dataset("evaluate")
-            parts = [(seen, view)]
-            self._check_length(seen, len(view), len(dataset), "be another view of them")
+            parts = [("data.evaluate", self._dataset("evaluate"))]
+            if len(parts[0][1]) != len(dataset):
+                raise DataError(
+                    f"data.evaluate must be as long as the {len(dataset)} examples of data.train, "
+                    f"to be another view of them; got {len(parts[0][1])}"
+                )
         if self._given["valid"] is not None or (self._load is not None and self.validation is None):
             parts.append(("data.valid", self._dataset("valid")))
-        alike = len(parts) == 1 and seen == "data.train"
-        evaluation = training if alike else Items(tuple(parts), self._collate)
-        rows = {name: self._rows(name, dataset) for name in self._per_example}
-        if rows["groups"] is not None and self._ordered:
-            raise DataError("data.groups and data.ordered: choose one, since both divide the data")
-        facts = self._facts(dataset, evaluation, rows["targets"])
-        digest = ""
-        if whole:
-            views = [training] if evaluation is training else [training, evaluation]
-            digest = self._identify(views, rows["weights"], rows["groups"])
+        if parts != [*training.parts]:
+            evaluation = Items(tuple(parts), self._collate)
+        weights, groups, classes = self._weights_of(dataset), None, self._classes_of(dataset)
+        if self._groups is not None:
+            if self._ordered:
+                raise DataError(
+                    "data.groups and data.ordered: choose one, since both divide the data"
+                )
+            groups = self._rows("groups", self._groups, dataset)
+        item = item_at(evaluation, 0)
+        given, target = input_of(item), target_of(item)
+        classifies = classes is not None
+        if target is not None:
+            classifies = not target.is_floating_point() and not target.ndim
+        words = getattr(dataset, "classes", None)
+        names = tuple(map(str, words)) if classifies and isinstance(words, list | tuple) else ()
+        outputs = self._outputs
+        if outputs is None and classifies:
+            outputs = len(names) or (None if classes is None else int(classes.max()) + 1)
+        elif outputs is None and target is not None and target.ndim < 2:
+            outputs = target.numel()
+        if classifies and classes is not None and outputs is not None and classes.max() >= outputs:
+            raise DataError(
+                f"data: classes must be from 0 to {outputs - 1}, one for each output; "
+                f"got class {int(classes.max())}"
+            )
+        shape = given.shape if self._shape is None and given is not None else self._shape
         return Examples(
             training,
             evaluation,
             self._loading,
-            digest,
-            weights=rows["weights"],
-            groups=rows["groups"],
+            digest="",
+            outputs=outputs,
+            shape=None if shape is None else tuple(shape),
+            classifies=classifies,
+            targets=classes if classifies else None,
+            weights=weights,
+            groups=groups,
             ordered=self._ordered,
-            **facts,
+            names=names if len(names) == outputs else (),
+            tokens=_tokens_of(dataset, item),
+            kind=None if given is None else str(given.dtype).removeprefix("torch."),
         )
 
     def _group_names(self, dataset: Any) -> tuple[str, ...]:
         """Returns the group of each test example; nothing where the function knows none of them."""
-        groups = self._per_example["groups"]
-        if not callable(groups):
+        if not callable(self._groups):
             return ()
         try:
-            names = tuple(map(str, groups(dataset)))
+            names = tuple(map(str, self._groups(dataset)))
         except Exception:  # it was asked for by the training part alone
             return ()
         return names if len(names) == len(dataset) else ()
@@ -220,98 +250,56 @@ class Datasets:
             raise DataError(
                 f"{key}: {type(error).__name__}: {' '.join(str(error).split())}"
             ) from error
+        must = f"{key} must be a map-style Dataset, with __len__ and __getitem__; "
         if isinstance(dataset, IterableDataset):
             raise DataError(
-                f"{key} must be a map-style Dataset, with __len__ and __getitem__; "
-                f"{type(dataset).__name__} is an IterableDataset, whose examples can be neither "
-                f"held out nor drawn by their number; write it as one, {TRAIN_IT_YOURSELF}"
+                f"{must}{type(dataset).__name__} is an IterableDataset, whose examples can be "
+                "neither held out nor drawn by their number; write it as one, "
+                f"{TRAIN_IT_YOURSELF}"
             )
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-            raise DataError(
-                f"{key} must be a map-style Dataset, with __len__ and __getitem__; "
-                f"got {'None' if dataset is None else type(dataset).__name__}"
-            )
+            raise DataError(f"{must}got {'None' if dataset is None else type(dataset).__name__}")
         if not len(dataset):
             raise DataError(f"{key} must have at least one item; {type(dataset).__name__} is empty")
         return dataset
 
-    def _rows(self, name: str, dataset: Any) -> Tensor | None:
+    def _rows(self, name: str, given: Any, dataset: Any) -> Tensor:
         """Returns what is given for each training example: its weight, group or class."""
-        given = self._per_example[name]
-        if given is None and name == "targets":
-            return _classes_of(dataset)
-        if given is None:
-            return None
-        rows = given(dataset) if callable(given) else given
         try:
-            array = np.asarray(rows)
+            array = np.asarray(given(dataset) if callable(given) else given)
             if name == "groups":  # of any kind, such as the names of patients
                 array = np.unique(array, return_inverse=True)[1].reshape(array.shape)
-            tensor = torch.as_tensor(array)
+            rows = torch.as_tensor(array)
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"data.{name} must be a list or an array: {error}") from error
-        self._check_length(f"data.{name}", len(tensor) if tensor.ndim else 0, len(dataset))
-        if tensor.ndim != 1:
+        if rows.ndim != 1 or len(rows) != len(dataset):
             raise DataError(
-                f"data.{name} must be one for each training example; got {tuple(tensor.shape)}"
+                f"data.{name} must be as long as the {len(dataset)} examples of data.train, one "
+                f"for each; got {tuple(rows.shape)}"
             )
-        if name == "weights":
-            weights = tensor.double()
-            if not bool(torch.isfinite(weights).all()) or weights.min() < 0 or not weights.sum():
-                raise DataError(
-                    "data.weights must be finite numbers of at least 0, and not all 0; "
-                    f"got {float(weights.min()):.6g} to {float(weights.max()):.6g}"
-                )
-            return weights
-        if name == "targets" and (tensor.is_floating_point() or tensor.min() < 0):
+        return rows
+
+    def _weights_of(self, dataset: Any) -> Tensor | None:
+        if self._weights is None:
+            return None
+        weights = self._rows("weights", self._weights, dataset).double()
+        if not bool(torch.isfinite(weights).all()) or weights.min() < 0 or not weights.sum():
+            raise DataError(
+                "data.weights must be finite numbers of at least 0, and not all 0; "
+                f"got {float(weights.min()):.6g} to {float(weights.max()):.6g}"
+            )
+        return weights
+
+    def _classes_of(self, dataset: Any) -> Tensor | None:
+        if self._targets is None:
+            return _known_classes(dataset)
+        classes = self._rows("targets", self._targets, dataset)
+        if classes.is_floating_point() or classes.min() < 0:
             raise DataError(
                 "data.targets must be classes, whole numbers from 0; leave it out where numbers "
-                f"are predicted; got {tensor.dtype} from {tensor.min().item()} on"
+                f"are predicted; got {classes.dtype} from {classes.min().item()} on"
             )
-        return tensor.long()
-
-    @staticmethod
-    def _check_length(key: str, length: int, expected: int, purpose: str = "") -> None:
-        if length != expected:
-            purpose = f", to {purpose}" if purpose else ""
-            raise DataError(
-                f"{key} must be as long as the {expected} examples of data.train{purpose}; "
-                f"got {length}"
-            )
-
-    def _facts(self, dataset: Any, evaluation: Items, classes: Tensor | None) -> dict[str, Any]:
-        """Finds what is known of inputs and targets, by the config or the first item."""
-        item = item_at(evaluation, 0)
-        given, target = input_of(item), target_of(item)
-        classifies = classes is not None
-        if target is not None:
-            classifies = not target.is_floating_point() and not target.ndim
-        if not classifies:
-            classes = None
-        words = getattr(dataset, "classes", None)
-        names = tuple(map(str, words)) if classifies and isinstance(words, list | tuple) else ()
-        outputs = self._outputs
-        if outputs is None and classifies:
-            outputs = len(names) or (None if classes is None else int(classes.max()) + 1)
-        elif outputs is None and target is not None and target.ndim < 2:
-            outputs = target.numel()
-        if classes is not None and outputs is not None and int(classes.max()) >= outputs:
-            raise DataError(
-                f"data: classes must be from 0 to {outputs - 1}, one for each output; "
-                f"got class {int(classes.max())}"
-            )
-        shape = self._shape
-        if shape is None and given is not None:
-            shape = given.shape
-        return {
-            "outputs": outputs,
-            "shape": None if shape is None else tuple(shape),
-            "classifies": classifies,
-            "targets": classes,
-            "names": names if len(names) == outputs else (),
-            "tokens": _tokens_of(dataset, item),
-            "kind": None if given is None else str(given.dtype).removeprefix("torch."),
-        }
+        return classes.long()
 
     def _identify(self, views: Sequence[Items], *rows: Tensor | None) -> str:
         """Returns a digest of the content, without reading all of it."""
@@ -328,17 +316,17 @@ class Datasets:
             items = Items(((key, dataset),))
             for index in some_of(len(dataset)):
                 with seeded(ALWAYS):
-                    for part in _content(items.item(index)):
+                    for part in _content(items[index]):
                         digest.update(part)
         for each in rows:
             digest.update(b"" if each is None else each.numpy().tobytes())
         return digest.hexdigest()
 
 
-def _classes_of(dataset: Any) -> Tensor | None:
+def _known_classes(dataset: Any) -> Tensor | None:
     """Returns the classes that a Dataset knows of its items without loading them."""
     if isinstance(dataset, Subset):
-        classes = _classes_of(dataset.dataset)
+        classes = _known_classes(dataset.dataset)
         return None if classes is None else classes[torch.as_tensor(dataset.indices)]
     candidates = [getattr(dataset, name, None) for name in ("targets", "labels")]
     candidates += [tensors[-1]] if (tensors := getattr(dataset, "tensors", None)) else []
@@ -378,19 +366,16 @@ def _files_of(dataset: Any) -> list[str] | None:
     Folders of torchvision list them as `samples` or `imgs`: paths with their class.
     """
     for name in ("samples", "imgs"):
-        listed = getattr(dataset, name, None)
-        if not isinstance(listed, list) or not listed:
-            continue
-        rows = [row if isinstance(row, tuple | list) else (row,) for row in listed]
-        if not all(row and isinstance(row[0], str | os.PathLike) for row in rows):
-            continue
-        paths = [os.path.abspath(row[0]) for row in rows]
-        # Not by the whole path: the folder may lie elsewhere on another machine.
-        above = os.path.commonpath([os.path.dirname(path) for path in paths])
         try:
+            rows = [
+                row if isinstance(row, tuple | list) else (row,) for row in getattr(dataset, name)
+            ]
+            paths = [os.path.abspath(row[0]) for row in rows]
+            # Not by the whole path: the folder may lie elsewhere on another machine.
+            above = os.path.commonpath([os.path.dirname(path) for path in paths])
             found = [os.stat(path) for path in paths]
-        except OSError:
-            continue
+        except (AttributeError, LookupError, OSError, TypeError, ValueError):
+            continue  # something else of that name
         return [
             f"{os.path.relpath(path, above)} {stat.st_size} {stat.st_mtime_ns} {row[1:]}"
             for path, stat, row in zip(paths, found, rows, strict=True)
@@ -424,13 +409,11 @@ def _content(value: Any) -> Iterator[bytes]:
 
 
 def places(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Returns the keys of a section `data` that say where the data lie and how they are loaded.
+    """Returns the paths of the keys that say where the data lie and how they are loaded.
 
     Args:
-        data: the section, as plain values.
-
-    Returns:
-        the path of each key; in the sections of Datasets, `root` is one at any depth.
+        data: the section `data`, as plain values. In the sections of Datasets, `root` is such a key
+            at any depth.
     """
     found: list[tuple[str, ...]] = [("root",)] if "root" in data else []
     if str(data.get("_target_", "")).startswith("studyloom.data.") and {*data} & {*LOADERS}:

@@ -1,21 +1,133 @@
-"""One part of a data set whose examples are loaded when they are needed."""
+"""Examples of a Dataset, which are loaded when they are needed, item by item, under a seed.
 
-from collections.abc import Mapping, Sequence
+What a batch holds depends on its items and its seed alone: not on the process that loads it, nor
+on the batches before it. So training draws the same whatever `data.num_workers` is.
+"""
+
+import functools
+import random
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import Subset, default_collate
 
-from studyloom.data.fetch import Items, seeded, structure
-from studyloom.data.folds import Fold, Folds, make_folds
-from studyloom.data.tokens import Tokens
+from studyloom.data.split import Fold, Folds, Tokens, make_folds
 from studyloom.errors import TRAIN_IT_YOURSELF, DataError
 
 SAMPLED = 16  # items of a large dataset that are looked at before the first trial
 ALWAYS = 0  # the seed under which they are
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Has PyTorch, NumPy and Python draw from a seed in the body, and gives their states back.
+
+    The seed is from 0 to 2⁶³ - 1. It takes 0.1 ms.
+    """
+    generator = torch.default_generator
+    states = generator.get_state(), np.random.get_state(), random.getstate()
+    try:
+        generator.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield
+    finally:
+        generator.set_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """The items of one Dataset, or of several one after the other, and how they become a batch.
+
+    Args:
+        parts: the datasets, each after the key of the config that names it.
+        collate: makes a batch of a list of items; None for PyTorch's own.
+        cache: the items so far by their index, if each is to be loaded once; None to load them each
+            time.
+    """
+
+    parts: tuple[tuple[str, Any], ...]
+    collate: Callable[[list[Any]], Any] | None = None
+    cache: dict[int, Any] | None = None
+
+    def __len__(self) -> int:
+        return sum(len(dataset) for _, dataset in self.parts)
+
+    def __getitem__(self, index: int) -> Any:
+        """Returns the item at an index.
+
+        Raises:
+            DataError: its dataset raises an exception, which the message names.
+        """
+        if self.cache is not None and index in self.cache:
+            return self.cache[index]
+        key, dataset, own = self._locate(index)
+        try:
+            item = dataset[own]
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a user's dataset raises
+            raise _explained(f"{key}: item {own} raised", error) from error
+        if self.cache is not None:
+            self.cache[index] = item
+        return item
+
+    def _locate(self, index: int) -> tuple[str, Any, int]:
+        """Returns key and dataset of an item, and its index there."""
+        for key, dataset in self.parts:
+            if index < len(dataset):
+                return key, dataset, index
+            index -= len(dataset)
+        raise IndexError(index)
+
+    def fetch(self, indices: Sequence[int], seed: int) -> Any:
+        """Returns the batch of the items at some indices.
+
+        Raises:
+            DataError: an item or the collate function raises an exception, or there is no batch.
+        """
+        with seeded(seed):
+            return self._put_together(self._items(indices))
+
+    def _items(self, indices: Sequence[int]) -> list[Any]:
+        together = getattr(self.parts[0][1], "__getitems__", None)
+        if together is not None and len(self.parts) == 1 and self.cache is None:
+            try:
+                return list(together(list(indices)))
+            except Exception:  # one by one, to name the item
+                pass
+        return [self[index] for index in indices]
+
+    def _put_together(self, items: list[Any]) -> Any:
+        make = default_collate if self.collate is None else self.collate
+        name = "PyTorch's default_collate" if self.collate is None else name_of(self.collate)
+        try:
+            batch = make(items)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a user's function raises
+            way_out = (
+                "; items of several shapes or types need a data.collate, a function of a list of "
+                f"items to a batch, {TRAIN_IT_YOURSELF}"
+            )
+            raise _explained(
+                f"data.collate: {name} raised",
+                error,
+                f" for {len(items)} items{way_out if self.collate is None else ''}",
+            ) from error
+        if batch is None:
+            raise DataError(
+                f"data.collate must return the batch of a list of items; {name} returned None"
+            )
+        return batch
 
 
 @dataclass(frozen=True)
@@ -36,23 +148,25 @@ class Loading:
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """One part of a data set whose examples are loaded when they are needed; see `Part`.
+    """One part of a data set whose examples are loaded when they are needed; compare `Split`.
+
+    Its length is the number of examples to train on.
 
     Args:
         training: the examples as one trains on them.
         evaluation: the same as one evaluates them, followed by those of a validation part of its
             own, if there is one.
-        loading: how they are loaded.
         digest: identifies the content.
         outputs: how many numbers a network returns for each input; None if that is not known.
         shape: of one input; None if it is not one tensor.
         classifies: whether the targets are classes.
         targets: the class of each training example, int64 (n,); None if it is not known.
         weights: with which each training example is drawn, (n,); None for each once an epoch.
-        groups: of each training example, int64 (n,); None for no groups.
+        groups: of each training example, int64 (n,).
         ordered: whether the examples are in time order.
         names: of the classes.
-        group_names: the group of each example of a test part; empty for no groups.
+        group_names: the group of each example of a test part, such as who speaks; empty for no
+            groups.
         tokens: which words the numbers of texts stand for; None where there are no texts.
         kind: what the inputs are made of, such as float32; None if they are not one tensor.
         device: where batches are moved to.
@@ -95,10 +209,9 @@ class Examples:
         return replace(self, device=torch.device(device))
 
     def part(self, indices: Tensor | None = None, *, to_train: bool = False) -> Subset[Any]:
-        """Returns the examples at some indices as a Dataset of their items.
+        """Returns the examples at `indices`, int64 (n,), or all, as a Dataset of their items.
 
         Args:
-            indices: int64 (n,); None for all examples.
             to_train: whether as one trains on them, and not as one evaluates them.
         """
         items: Any = self.training if to_train else self.evaluation
@@ -128,8 +241,7 @@ class Examples:
 
         A validation part of its own is never trained on.
         """
-        everything = torch.arange(len(self))
-        own = self._own
+        everything, own = torch.arange(len(self)), self._own
         return everything, everything[: max(1, len(self) // 5)] if own is None else own
 
     def input_at(self, index: int) -> Tensor | None:
@@ -137,7 +249,12 @@ class Examples:
         return input_of(item_at(self.evaluation, index))
 
     def show(self, modules: Sequence[Any], train: Tensor, part: str) -> None:
-        """Shows no inputs, (n, 0), and the classes of the training examples; see `Part`.
+        """Calls `adapt` of modules with no inputs, (n, 0), and the classes of the examples.
+
+        Args:
+            modules: each has a method `adapt(inputs, targets)`.
+            train: the indices of the training examples, int64 (n,).
+            part: network or loss, to which the modules belong.
 
         Raises:
             DataError: a network wants to learn from inputs, or the classes are not known.
@@ -159,21 +276,20 @@ class Examples:
             module.adapt(inputs, targets)
 
     def check(self) -> None:
-        """Looks at some items, first and last among them.
+        """Looks at some items, the first and the last among them.
 
         Raises:
             DataError: one cannot be loaded, or is made of something else than the others.
         """
         views = (self.training, self.evaluation)
         for items in views if self.training is not self.evaluation else views[:1]:
-            known, first = "", 0
+            first = structure(item_at(items, 0))
             for index in some_of(len(items)):
                 made = structure(item_at(items, index))
-                known = known or made
-                if made != known and items.collate is None:
+                if made != first and items.collate is None:
                     raise DataError(
-                        f"{items.parts[0][0]}: all items must be made of the same; item {first} "
-                        f"is {known}, and item {index} is {made}; a data.collate of yours may make "
+                        f"{items.parts[0][0]}: all items must be made of the same; item 0 is "
+                        f"{first}, and item {index} is {made}; a data.collate of yours may make "
                         f"batches of them, {TRAIN_IT_YOURSELF}"
                     )
 
@@ -181,8 +297,8 @@ class Examples:
         """Returns the same for tries before the first trial: each item is loaded once, and here."""
         return replace(
             self,
-            training=self.training.cached(),
-            evaluation=self.evaluation.cached(),
+            training=replace(self.training, cache={}),
+            evaluation=replace(self.evaluation, cache={}),
             loading=Loading(),
             device=torch.device("cpu"),
         )
@@ -201,7 +317,7 @@ def some_of(count: int) -> list[int]:
 def item_at(items: Items, index: int) -> Any:
     """Returns an item, the same each time also of a Dataset that draws."""
     with seeded(ALWAYS):
-        return items.item(index)
+        return items[index]
 
 
 def input_of(item: Any) -> Tensor | None:
@@ -227,3 +343,53 @@ def _as_tensor(value: Any) -> Tensor | None:
         except TypeError:  # an array of words
             return None
     return None
+
+
+def structure(value: Any, *, nested: bool = False) -> str:
+    """Describes what a batch or an item is made of, without its sizes.
+
+    A list of things alike is described by one of them, also if there is but one, and so is a tuple
+    within the batch (`nested`): such as ragged sequences, or the names of the files.
+    """
+    if isinstance(value, Tensor | np.ndarray):
+        kind = "tensor" if isinstance(value, Tensor) else "array"
+        return f"{kind} of {str(value.dtype).removeprefix('torch.')}, {value.ndim} dimensions"
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{key}: {structure(part, nested=True)}" for key, part in value.items())
+        return f"{{{inner}}}"
+    if isinstance(value, list | tuple):
+        parts = [structure(part, nested=True) for part in value]
+        if (nested or type(value) is list) and len(set(parts)) == 1:
+            parts = [parts[0], "…"]
+        return f"({', '.join(parts)})"
+    return type(value).__name__
+
+
+def move(value: Any, device: torch.device) -> Any:
+    """Moves the tensors of a batch to a device, in tuples, lists and mappings at any depth."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, tuple) and hasattr(value, "_fields") and not hasattr(value, "to"):
+        return type(value)(*(move(part, device) for part in value))
+    if type(value) in (list, tuple):
+        return type(value)(move(part, device) for part in value)
+    if isinstance(value, dict):
+        return {key: move(part, device) for key, part in value.items()}
+    if callable(getattr(value, "to", None)):  # a packed sequence, or a class of the user's own
+        return value.to(device)
+    return value
+
+
+def name_of(function: Any) -> str:
+    """Returns the name of a function or class of the user's own, for messages."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _explained(start: str, cause: Exception, end: str = "") -> DataError:
+    """Makes an error whose traceback, also of another process, shows that of its cause."""
+    words = f"{type(cause).__name__}: {' '.join(str(cause).split())[:400]}".removesuffix(": ")
+    error = DataError(f"{start} {words}{end}")
+    error.add_note("".join(traceback.format_exception(cause)).rstrip())
+    return error

@@ -1,4 +1,4 @@
-"""One part of a data set: inputs and targets as tensors, and what is known about them."""
+"""One part of a data set in memory: inputs and targets as tensors, and how they are divided."""
 
 import functools
 import hashlib
@@ -7,16 +7,83 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from studyloom.data.folds import Fold, Folds, make_folds
-from studyloom.data.tokens import Tokens
 from studyloom.errors import DataError, UnfitData
+from studyloom.text import shorten_end
 
-WHOLE = 2**28  # numbers of inputs that are converted as a whole for `adapt`: 1 GB as float32
 PART = 2**20  # numbers of a tensor that are converted at once: 4 MB as float32
+LONGEST = 40  # letters of a word that are shown
+
+# Training and validation indices, int64 (n,).
+Fold = tuple[Tensor, Tensor]
+Folds = Sequence[Fold]
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Which words the numbers of a text stand for, so that a report can show the text.
+
+    A text is a row of whole numbers that is filled up at its end, if at all. A Dataset has this as
+    its attribute `tokens`, a `Split` in its field of that name.
+
+    Args:
+        names: the word of each number, from 0 on.
+        first: where in the row the text begins, after numbers of another kind, such as a table.
+        path: the positions and keys that lead to the row in an item of a Dataset: (0,) in
+            `(row, target)`, (0, "text") in `({"text": row, …}, target)`. In a Split each input is
+            such a row.
+        nothing: the number that fills up a row.
+
+    Raises:
+        DataError: `names` is no list of words.
+    """
+
+    names: Sequence[str]
+    first: int = 0
+    path: Sequence[int | str] = (0,)
+    nothing: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.names, str) or not all(isinstance(name, str) for name in self.names):
+            raise DataError(
+                "Tokens.names must be a list of words, one for each number from 0 on; "
+                f"got {str(self.names)[:60]!r}"
+            )
+
+    def row_of(self, item: Any) -> Tensor | None:
+        """Returns the row of an item; None if there is none where `path` leads."""
+        try:
+            for step in self.path:
+                item = item[step]
+        except (LookupError, TypeError):
+            return None
+        row = torch.from_numpy(item) if isinstance(item, np.ndarray) else item
+        return row if isinstance(row, Tensor) and self.fits(row) else None
+
+    def fits(self, row: Tensor) -> bool:
+        """Whether a tensor is a row of whole numbers that has room for a text."""
+        whole = not row.is_floating_point() and not row.is_complex()
+        return whole and row.ndim == 1 and len(row) > self.first
+
+    def numbers_of(self, row: Tensor) -> list[int]:
+        """Returns the numbers of the text in a row, without those that fill it up."""
+        return [number for number in row[self.first :].tolist() if number != self.nothing]
+
+    def without(self, row: Tensor, number: int) -> Tensor:
+        """Returns a row whose text lacks a number; what follows moves up."""
+        text = row[self.first :]
+        kept = text[text != number]
+        end = text.new_full((len(text) - len(kept),), self.nothing)
+        return torch.cat([row[: self.first], kept, end])
+
+    def word(self, number: int) -> str:
+        """Returns the word of a number; #7 for one that has none."""
+        known = 0 <= number < len(self.names)
+        return shorten_end(self.names[number], LONGEST) if known else f"#{number}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +104,10 @@ class Split:
         columns: the names of the inputs.
         references: predictions (n, outputs) of rules that need no network, by the rule's name.
         tokens: which words the numbers of texts stand for; None where inputs are no texts.
+        mapped: whether the inputs lie in a file that each process maps, and none holds.
 
     Raises:
-        DataError: shapes or types do not fit each other.
+        UnfitData: shapes or types do not fit each other.
     """
 
     in_memory: ClassVar[bool] = True
@@ -56,32 +124,29 @@ class Split:
     columns: tuple[str, ...] = ()
     references: Mapping[str, Tensor] = field(default_factory=dict)
     tokens: Tokens | None = None
+    mapped: bool = False
 
     def __post_init__(self) -> None:
-        sizes = f"inputs {format_sizes(self.inputs)} and targets {format_sizes(self.targets)}"
-        if (
-            self.inputs.ndim < 1
-            or self.targets.ndim < 1
-            or len(self.inputs) != len(self.targets)
-            or not len(self)
-        ):
+        inputs, targets = self.inputs, self.targets
+        sizes = f"inputs {format_sizes(inputs)} and targets {format_sizes(targets)}"
+        if not inputs.ndim or not targets.ndim or len(inputs) != len(targets) or not len(inputs):
             raise UnfitData(
                 f"data must have as many targets as inputs, and at least one; got {sizes}"
             )
-        if self.classifies and (self.targets.ndim > 1 or self.targets.dtype != torch.int64):
+        if self.classifies and (targets.ndim > 1 or targets.dtype != torch.int64):
             raise UnfitData(
                 "data must have targets int64 (n,), which are classes, or float32 (n, outputs); "
-                f"got {sizes} of {self.targets.dtype}"
+                f"got {sizes} of {targets.dtype}"
             )
-        if not self.classifies and tuple(self.targets.shape[1:]) != (self.outputs,):
+        if not self.classifies and tuple(targets.shape[1:]) != (self.outputs,):
             raise UnfitData(
                 f"data must have targets (n, {self.outputs}), a number for each output of the "
                 f"network; got {sizes}"
             )
-        if self.tokens is not None and not self.tokens.fits(self.inputs[0]):
+        if self.tokens is not None and not self.tokens.fits(inputs[0]):
             raise UnfitData(
                 "data with tokens must have rows of whole numbers as inputs, each with room for a "
-                f"text from place {self.tokens.first} on; got {sizes} of {self.inputs.dtype}"
+                f"text from place {self.tokens.first} on; got {sizes} of {inputs.dtype}"
             )
 
     def __len__(self) -> int:
@@ -97,18 +162,6 @@ class Split:
         """The shape of one input, such as (channels, height, width)."""
         return tuple(self.inputs.shape[1:])
 
-    def part(self, indices: Tensor | None = None, *, to_train: bool = False) -> "TensorDataset":
-        """Returns the examples at some indices as a Dataset of pairs (input, target).
-
-        Args:
-            indices: int64 (n,); None for all examples.
-            to_train: whether one trains on them; here they are the same.
-        """
-        if indices is None:
-            return TensorDataset(self.inputs, self.targets)
-        indices = indices.to(self.inputs.device)
-        return TensorDataset(self.inputs[indices], self.targets[indices])
-
     @property
     def kind(self) -> str:
         """The type of the inputs, such as float32."""
@@ -121,6 +174,16 @@ class Split:
     def to(self, device: torch.device | str) -> "Split":
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
+    def part(self, indices: Tensor | None = None, *, to_train: bool = False) -> TensorDataset:
+        """Returns the examples at `indices`, int64 (n,), or all, as a Dataset of pairs.
+
+        Training takes them as evaluation does, so `to_train` changes nothing; compare `Examples`.
+        """
+        if indices is None:
+            return TensorDataset(self.inputs, self.targets)
+        indices = indices.to(self.device)
+        return TensorDataset(self.inputs[indices], self.targets[indices])
+
     def folds(self, count: int, validation: int, seed: int) -> Folds:
         """Divides the examples; see `make_folds`."""
         return make_folds(self.targets, count, validation, seed, ordered=self.ordered)
@@ -131,34 +194,41 @@ class Split:
         return everything, everything[: max(1, len(self) // 5)]
 
     def input_at(self, index: int) -> Tensor:
-        """Returns the input of an example."""
         return self.inputs[index]
 
     def show(self, modules: Sequence[Any], train: Tensor, part: str) -> None:
-        """Shows the training examples to modules that adapt to them; see `Part`.
+        """Calls `adapt(inputs, targets)` of modules with the examples at `train`, int64 (n,).
 
-        Whole numbers are shown as float32. Of those that would take more than 1 GB so, no copy is
-        made for modules with a method `adapt_in_parts`, which gets an iterator of parts `(inputs,
-        targets)`, in the order of the examples.
+        Whole numbers are shown as float32. For `part` see `Examples.show`.
         """
-        numbers, whole = math.prod(self.shape), not self.inputs.is_floating_point()
-        left = [*modules]
-        if whole and len(train) * numbers > WHOLE:
-            rows = max(1, PART // numbers)
-            for module in [module for module in modules if hasattr(module, "adapt_in_parts")]:
-                module.adapt_in_parts(
-                    (self.inputs[some].float(), self.targets[some])
-                    for some in torch.split(train, rows)
-                )
-                left.remove(module)
-        if left:
-            inputs, targets = self.inputs[train], self.targets[train]
-            for module in left:
-                module.adapt(inputs.float() if whole else inputs, targets)
+        inputs = self.inputs[train]
+        inputs = inputs if inputs.is_floating_point() else inputs.float()
+        for module in modules:
+            module.adapt(inputs, self.targets[train])
 
     def check(self) -> None:
-        """Checks the values; see `check_split`."""
-        check_split(self)
+        """Checks the values, which may come from a class of the user's own.
+
+        Raises:
+            DataError: an input or a target is not finite, or a class has no output.
+        """
+        for name, tensor in (("inputs", self.inputs), ("targets", self.targets)):
+            # A value that is not finite makes a sum that is not: 0.02 s for 60 000 images, and
+            # 0.2 s to look at each number.
+            suspect = tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum()))
+            if suspect and not bool(torch.isfinite(tensor).all()):
+                example = int((~torch.isfinite(tensor)).nonzero()[0, 0])
+                raise DataError(
+                    f"data: the {name} must be finite; those of example {example} of the training "
+                    "part hold NaN or infinity"
+                )
+        if self.classifies:
+            low, high = int(self.targets.min()), int(self.targets.max())
+            if low < 0 or high >= self.outputs:
+                raise DataError(
+                    f"data: classes must be from 0 to {self.outputs - 1}, one for each output; "
+                    f"got {low} to {high}"
+                )
 
     def for_preflight(self) -> "Split":
         """Returns the same for tries before the first trial."""
@@ -172,20 +242,126 @@ class Split:
 
     @functools.cached_property
     def extremes(self) -> Tensor:
-        """Which examples have the greatest number and the least, int64 (2,)."""
+        """The indices of the examples with the greatest and with the least number, int64 (2,)."""
         rows = self.inputs.flatten(1) if self.inputs.ndim > 1 else self.inputs[:, None]
-        if rows.dtype in (torch.bool, torch.uint16, torch.uint32, torch.uint64):
-            rows = rows.long()  # PyTorch does not compare these
         if not rows.numel():
             return torch.zeros(2, dtype=torch.int64, device=self.device)
         return torch.stack([rows.amax(1).argmax(), rows.amin(1).argmin()])
 
 
+def make_folds(
+    targets: Tensor,
+    count: int,
+    validation: int,
+    seed: int,
+    *,
+    ordered: bool = False,
+    groups: Tensor | None = None,
+) -> list[Fold]:
+    """Divides examples into training and validation indices, once for each fold.
+
+    Folds are drawn by the seed alone, alike on every device. Of each class, the counts in two
+    validation parts differ by at most one.
+
+    In time order nothing is drawn. A single hold-out is the last block. Several move forward
+    (rolling origin; Tashman 2000): the rows make count + 1 blocks, the first a little longer if
+    they do not divide evenly, and each later block validates what was trained on all before it.
+
+    Each group lies in one part as a whole, whatever its classes. Sizes may differ by a group: a
+    single hold-out has at most `validation` examples, or one group.
+
+    Args:
+        targets: (n, …); whole numbers are classes.
+        count: the number of folds. 1 holds out exactly `validation` examples. From 2 on, the sizes
+            of the validation parts differ by at most one, and each example is validated once.
+        validation: the size of the hold-out; ignored from 2 folds on.
+        groups: the group of each example, (n,).
+
+    Returns:
+        int64, ascending, on the device of the targets.
+
+    Raises:
+        ValueError: there are too few examples.
+    """
+    total = len(targets)
+    if count < 1:
+        raise ValueError(f"objective.folds must be at least 1; got {count}")
+    if count == 1 and not 0 < validation < total:
+        raise ValueError(
+            f"data.validation must be from 1 to {total - 1}, for {total} training examples; "
+            f"got {validation}"
+        )
+    if count > total - ordered:
+        raise ValueError(
+            f"objective.folds must be at most {total - ordered}, for {total} training examples"
+            f"{' in time order' if ordered else ''}; got {count}"
+        )
+    if ordered:
+        size = validation if count == 1 else total // (count + 1)
+        everything = torch.arange(total, device=targets.device)
+        starts = [total - size * (count - k) for k in range(count)]
+        return [(everything[:start], everything[start : start + size]) for start in starts]
+    if groups is None:
+        fold_of = _draw(targets, count, validation, seed).to(targets.device)
+    else:
+        fold_of = _draw_groups(groups, count, validation, seed).to(targets.device)
+    return [
+        ((fold_of != k).nonzero().flatten(), (fold_of == k).nonzero().flatten())
+        for k in range(count)
+    ]
+
+
+def _draw(targets: Tensor, count: int, validation: int, seed: int) -> Tensor:
+    """Draws the fold of each example, int64 (n,) on the CPU; 1 stands for none, if count is 1."""
+    total = len(targets)
+    # Shuffled, then sorted stably by class: every k-th is a random sample with each class in
+    # proportion.
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    if not targets.is_floating_point():
+        order = order[targets.cpu()[order].argsort(stable=True)]
+    position = torch.arange(total)
+    fold_of = torch.empty(total, dtype=torch.int64)
+    if count == 1:
+        # One in total/validation: where the running total of validation/total passes an integer.
+        passed = (position + 1) * validation // total - position * validation // total
+        fold_of[order] = 1 - passed
+    else:
+        fold_of[order] = position % count
+    return fold_of
+
+
+def _draw_groups(groups: Tensor, count: int, validation: int, seed: int) -> Tensor:
+    """Draws the fold of each example as `_draw` does, alike for all examples of a group."""
+    _, group_of, sizes = torch.unique(groups.cpu(), return_inverse=True, return_counts=True)
+    if len(sizes) < max(2, count):
+        raise ValueError(
+            f"data.groups must be at least {max(2, count)} for objective.folds={count}; "
+            f"got {len(sizes)}"
+        )
+    order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed)).tolist()
+    fold_of_group = torch.ones(len(sizes), dtype=torch.int64)
+    if count == 1:
+        left = validation
+        for group in order:
+            if sizes[group] <= left:
+                fold_of_group[group] = 0
+                left -= int(sizes[group])
+        if left == validation:  # all are larger
+            fold_of_group[min(order, key=lambda group: int(sizes[group]))] = 0
+    else:
+        filled = [0] * count
+        for group in order:  # each into the smallest fold so far
+            fold = min(range(count), key=filled.__getitem__)
+            fold_of_group[group] = fold
+            filled[fold] += int(sizes[group])
+    return fold_of_group[group_of]
+
+
 def digest_of(inputs: Tensor, targets: Tensor) -> str:
     """Returns the sha256 of two tensors on the CPU, and of their shapes.
 
-    Inputs that are whole numbers are read as float32, part by part. So the digest is what it was
-    when they were stored as such; whole numbers from 2^24 on may have that of their neighbours.
+    Inputs that are whole numbers are read as float32, so that their type changes nothing; from 2^24
+    on they may have the digest of their neighbours.
     """
     digest = hashlib.sha256(
         f"{tuple(inputs.shape)} {tuple(targets.shape)} {targets.dtype}".encode()
@@ -196,32 +372,6 @@ def digest_of(inputs: Tensor, targets: Tensor) -> str:
     for part in parts_of(targets):
         digest.update(part.contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def check_split(split: Split) -> None:
-    """Checks the values of a training part, which may come from a class of the user's own.
-
-    Raises:
-        DataError: an input or a target is not finite, or a class has no output.
-    """
-    for name, tensor in (("inputs", split.inputs), ("targets", split.targets)):
-        # A value that is not finite makes a sum that is not: 0.02 s for 60 000 images, and 0.2 s
-        # to look at each number.
-        # A whole number is always finite.
-        suspect = tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum()))
-        if suspect and not bool(torch.isfinite(tensor).all()):
-            example = int((~torch.isfinite(tensor)).nonzero()[0, 0])
-            raise DataError(
-                f"data: the {name} must be finite; those of example {example} of the training part "
-                "hold NaN or infinity"
-            )
-    if split.classifies:
-        low, high = int(split.targets.min()), int(split.targets.max())
-        if low < 0 or high >= split.outputs:
-            raise DataError(
-                f"data: classes must be from 0 to {split.outputs - 1}, one for each output; "
-                f"got {low} to {high}"
-            )
 
 
 def parts_of(tensor: Tensor) -> Sequence[Tensor]:

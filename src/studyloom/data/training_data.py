@@ -1,130 +1,37 @@
-"""What a question is trained on, passed around as one: the source, its training part, the folds."""
+"""What a question is trained on: its source, training part and folds, shared between workers.
 
-from collections.abc import Mapping, Sequence
+A command keeps a large training part in a file without a name, and its workers map it: they have
+one copy. Nothing of it is left once the last process ends, however that happens. What a process
+writes to its tensors becomes that process's own.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from studyloom.data.folds import Fold, Folds
-from studyloom.data.shared import share
-from studyloom.data.split import Split
-from studyloom.data.tokens import Tokens
+from studyloom.data.examples import Examples
+from studyloom.data.split import Folds, Split, Tokens
 
+# Bytes from which on a part is shared. To load 64 MB again takes a worker 0.05 s.
+LARGE = 64 * 2**20
+VARIABLE = "STUDYLOOM_SHARED"  # in the environment of a worker: the key of the data, and the file
 
-class Part(Protocol):
-    """One part of a data set: a `Split` in memory, or `Examples` that are loaded one by one.
+# What PyTorch raises for a full disk, a file that is gone, or values that it does not read.
+FAILURES = (OSError, RuntimeError, UnpicklingError)
 
-    Its length is the number of examples to train on. Whoever works with one asks for nothing else;
-    `training.batches` makes batches of either.
+# A part of a data set: in memory, or loaded example by example.
+Part = Split | Examples
 
-    Attributes:
-        in_memory: whether it is a Split, which has `inputs`.
-        device: where its batches are.
-        shape: of one input; None if it is not one tensor.
-        outputs: how many numbers a network returns for an input; None if that is not known.
-        digest: identifies the content.
-        classifies: whether the targets are classes.
-        targets: of each example; None if they are not known without loading them.
-        ordered: whether the examples are in time order.
-        kind: the type of the inputs, such as float32; None if they are not one tensor.
-        mean: what was subtracted from pixels on the scale 0 to 1.
-        std: what they were divided by after that.
-        names: the names of the classes, or of the numbers.
-        columns: the names of the inputs.
-        group_names: the group of each example of a test part, such as who speaks; empty if there
-            are no groups.
-        tokens: which words the numbers of texts stand for; None where there are no texts.
-        references: predictions of rules that need no network, by the rule's name.
-    """
+log = logging.getLogger(__name__)
 
-    in_memory: ClassVar[bool]
-
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def shape(self) -> tuple[int, ...] | None: ...
-    @property
-    def outputs(self) -> int | None: ...
-    @property
-    def digest(self) -> str: ...
-    @property
-    def classifies(self) -> bool: ...
-    @property
-    def targets(self) -> Tensor | None: ...
-    @property
-    def ordered(self) -> bool: ...
-    @property
-    def kind(self) -> str | None: ...
-    @property
-    def mean(self) -> float: ...
-    @property
-    def std(self) -> float: ...
-    @property
-    def names(self) -> tuple[str, ...]: ...
-    @property
-    def columns(self) -> tuple[str, ...]: ...
-    @property
-    def group_names(self) -> tuple[str, ...]: ...
-    @property
-    def tokens(self) -> Tokens | None: ...
-    @property
-    def references(self) -> Mapping[str, Tensor]: ...
-
-    def __len__(self) -> int: ...
-    def to(self, device: torch.device | str) -> "Part":
-        """Returns the same with its batches on a device."""
-        ...
-
-    def part(self, indices: Tensor | None = None, *, to_train: bool = False) -> Any:
-        """Returns the examples at some indices, or all, as a Dataset; as one trains on them."""
-        ...
-
-    def folds(self, count: int, validation: int, seed: int) -> Folds:
-        """Divides the examples to train and to choose by; see `make_folds`."""
-        ...
-
-    def whole(self) -> Fold:
-        """Returns all examples to train on, and some to look at meanwhile."""
-        ...
-
-    def input_at(self, index: int) -> Tensor | None:
-        """Returns the input of an example; None if it is not one tensor."""
-        ...
-
-    def show(self, modules: Sequence[Any], train: Tensor, part: str) -> None:
-        """Shows the training examples to modules with a method `adapt(inputs, targets)`.
-
-        Args:
-            modules: of a network or a loss.
-            train: the indices of the training part, int64 (n,).
-            part: network or loss, to which the modules belong.
-
-        Raises:
-            DataError: it cannot be known without loading all examples.
-        """
-        ...
-
-    def check(self) -> None:
-        """Checks the values, which may come from a class of the user's own.
-
-        Raises:
-            DataError: they cannot be trained on.
-        """
-        ...
-
-    def for_preflight(self) -> "Part":
-        """Returns the same for tries before the first trial."""
-        ...
-
-    def to_rehearse(self, train: Tensor) -> Tensor:
-        """Puts first what is tried before the first trial.
-
-        Args:
-            train: indices of training examples, int64 (n,).
-        """
-        ...
+_held: dict[str, int] = {}  # what this process shares: the key of the data, and its file
 
 
 @dataclass(frozen=True)
@@ -155,14 +62,75 @@ class TrainingData:
         return split
 
     def shared(self, key: str) -> "TrainingData":
-        """Returns this with its training part in one copy for all processes of the host.
-
-        Args:
-            key: what the part follows from.
-        """
-        if not isinstance(self.split, Split):  # examples are loaded when they are needed
-            return self
-        return replace(self, split=share(self.split, key))
+        """Returns this with its training part as `share` does."""
+        return self if self.split is None else replace(self, split=share(self.split, key))
 
     def to(self, device: torch.device) -> "TrainingData":
         return self if self.split is None else replace(self, split=self.split.to(device))
+
+
+def share(split: Part, key: str) -> Part:
+    """Shares a large training part with the workers of this process, if it is in memory.
+
+    Args:
+        split: the part.
+        key: what the part follows from, as `load_shared` gets it.
+
+    Returns:
+        the part, mapped from the file; or as it was, if it is small, a file already, or the
+        temporary folder has no room.
+    """
+    if type(split) is not Split or split.mapped or split.device.type != "cpu":
+        return split
+    tensors = (split.inputs, split.targets, *split.references.values())
+    if (size := sum(tensor.nbytes for tensor in tensors)) < LARGE:
+        return split
+    try:
+        with tempfile.TemporaryFile(prefix="studyloom-") as file:
+            torch.save(replace(split, mapped=True), file)
+            file.flush()
+            shared = _open(_place(file.fileno()))
+            descriptor = os.dup(file.fileno())
+    except FAILURES as error:
+        log.warning(
+            "the training part (%.1f GB) is not shared between workers, which load it each: %s",
+            size / 1e9,
+            error,
+        )
+        return split
+    _held[key] = descriptor
+    return shared
+
+
+def load_shared(train: Callable[[], Part], key: str) -> Part:
+    """Returns the training part that the launcher of this worker has shared; else loads it.
+
+    Args:
+        train: loads the part.
+        key: what the part follows from; the launcher must have named the same.
+    """
+    while _held:
+        os.close(_held.popitem()[1])
+    # Removed, since a worker may run another study, of other data.
+    known, _, place = os.environ.pop(VARIABLE, "").partition(":")
+    if place and known == key:
+        with suppress(*FAILURES):  # its launcher has ended
+            return _open(place)
+    return train()
+
+
+def shared_variables() -> dict[str, str]:
+    """Returns the variables by which a worker of this process finds the part that it has shared."""
+    for key, descriptor in _held.items():
+        return {VARIABLE: f"{key}:{_place(descriptor)}"}
+    return {}
+
+
+def _place(descriptor: int) -> str:
+    return f"/proc/{os.getpid()}/fd/{descriptor}"
+
+
+def _open(place: str) -> Split:
+    with torch.serialization.safe_globals([Split, Tokens]):
+        split: Split = torch.load(place, mmap=True, weights_only=True)
+    return split

@@ -64,7 +64,7 @@ class Picture:
             )
         if self.fit not in FITS:
             raise DataError(
-                f"data.transform.fit must be {', '.join([*FITS][:-1])} or {[*FITS][-1]}; "
+                f"data.transform.fit must be one of {', '.join(FITS)}; "
                 f"got {self.fit!r}{nearest(self.fit, [*FITS])}"
             )
         if self.fit == "ink" and self.background is None:
@@ -72,10 +72,13 @@ class Picture:
                 "data.transform.fit=ink needs data.transform.background, black or white: ink is "
                 "what differs from it"
             )
-        if not all(map(math.isfinite, _numbers("mean", self.mean))):
-            raise DataError(f"data.transform.mean must be finite; got {self.mean}")
-        if not all(0 < std < math.inf for std in _numbers("std", self.std)):
-            raise DataError(f"data.transform.std must be above 0; got {self.std}")
+        for name, least in (("mean", -math.inf), ("std", 0.0)):
+            numbers = _numbers(getattr(self, name))
+            if not all(type(n) in (int, float) and least < n < math.inf for n in numbers):
+                raise DataError(
+                    f"data.transform.{name} must be a finite number{' above 0' * (name == 'std')}, "
+                    f"one for each channel, or null; got {getattr(self, name)!r}"
+                )
 
     def completed(self, mean: float, std: float) -> "Picture":
         """Returns this with the mean and std of a source where it has none of its own."""
@@ -98,7 +101,7 @@ class Picture:
                 "function of your own"
             )
         for name, numbers in (("mean", self.mean), ("std", self.std)):
-            if len(_numbers(name, numbers)) not in (0, 1, split.shape[0]):
+            if len(_numbers(numbers)) not in (0, 1, split.shape[0]):
                 raise DataError(
                     f"data.transform.{name} must be one number, or {split.shape[0]}, one for each "
                     f"channel; got {numbers}"
@@ -107,8 +110,8 @@ class Picture:
             return  # the source's own, which it has normalised by
         complete = self.completed(split.mean, split.std)
         ends = [complete.scale(torch.full((1, *split.shape), end)) for end in (0.0, 1.0)]
-        low, high = (float(end) for end in split.inputs.aminmax())
         least, most = float(ends[0].min()), float(ends[1].max())
+        low, high = (float(end) for end in split.inputs.aminmax())
         slack = SLACK * (most - least)
         if low < least - slack or high > most + slack:
             raise DataError(
@@ -157,8 +160,7 @@ class Picture:
         votes = 0
         for some in torch.split(pixels, 1000):
             grey = some.mean(1)
-            level = _border(grey)
-            far = (grey - level[:, None, None]).flatten(1)
+            far = (grey - _border(grey)[:, None, None]).flatten(1)
             span = grey.flatten(1).max(1).values - grey.flatten(1).min(1).values
             drawn = far.abs() > span[:, None] / 4
             side = (far * drawn).sum(1) / drawn.sum(1).clamp(min=1)
@@ -176,10 +178,8 @@ class Picture:
             return True
         rows, columns = _box(ink)
         longest = max((rows.stop - rows.start) / size[0], (columns.stop - columns.start) / size[1])
-        off = max(
-            abs(centre - length / 2 - 0.5)
-            for centre, length in zip(_centre(ink), size, strict=True)
-        )
+        middles = zip(_centre(ink), size, strict=True)
+        off = max(abs(centre - length / 2 - 0.5) for centre, length in middles)
         return abs(longest - INK) < 3.5 / 28 and off <= 1 + min(size) / 28
 
     def _fit(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -187,27 +187,25 @@ class Picture:
         height, width = pixels.shape[1:]
         if self.fit == "stretch":
             return _resize(pixels, size)
-        ink = self._ink(pixels) if self.fit == "ink" else pixels[:0]
-        if bool(ink.any()):
+        if self.fit == "ink" and bool((ink := self._ink(pixels)).any()):
             return self._centred(ink, size)
         pick = max if self.fit == "crop" else min
         factor = pick(size[0] / height, size[1] / width)
         scaled = _resize(pixels, (max(1, round(height * factor)), max(1, round(width * factor))))
         empty = _border(pixels) if self.background is None else BACKGROUNDS[self.background]
         whole = torch.zeros(len(pixels), *size) + torch.as_tensor(empty).reshape(-1, 1, 1)
-        extra = [scaled.shape[1] - size[0], scaled.shape[2] - size[1]]
-        cut = [slice(max(0, e) // 2, max(0, e) // 2 + s) for e, s in zip(extra, size, strict=True)]
-        part = scaled[:, cut[0], cut[1]]
-        top, left = ((s - p) // 2 for s, p in zip(size, part.shape[1:], strict=True))
-        whole[:, top : top + part.shape[1], left : left + part.shape[2]] = part
+        inside, outside = [], []  # where the part that is seen lies in each picture, by dimension
+        for some, length in zip(scaled.shape[1:], size, strict=True):
+            seen = min(some, length)
+            inside.append(slice((some - seen) // 2, (some - seen) // 2 + seen))
+            outside.append(slice((length - seen) // 2, (length - seen) // 2 + seen))
+        whole[:, outside[0], outside[1]] = scaled[:, inside[0], inside[1]]
         return whole
 
     def _ink(self, pixels: Tensor) -> Tensor:
         """Returns how much is drawn at each pixel (channels, height, width), at most 1."""
         ink = pixels - _border(pixels)[:, None, None]
-        if self.background == "white":
-            ink = -ink
-        ink = ink.clamp_(min=0)
+        ink = (-ink if self.background == "white" else ink).clamp_(min=0)
         return ink / ink.max().clamp(min=1e-12)
 
     def _centred(self, ink: Tensor, size: tuple[int, int]) -> Tensor:
@@ -228,16 +226,11 @@ class Picture:
         return 1 - whole if self.background == "white" else whole
 
 
-def _numbers(name: str, value: Any) -> list[float]:
+def _numbers(value: Any) -> list[Any]:
     """Returns the numbers of `mean` or `std`; none if it is None."""
-    values = [] if value is None else list(value) if isinstance(value, Sequence) else [value]
-    if isinstance(value, str) or not all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) for v in values
-    ):
-        raise DataError(
-            f"data.transform.{name} must be a number, one for each channel, or null; got {value!r}"
-        )
-    return values
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [*value]
+    return [] if value is None else [value]
 
 
 def _border(pixels: Tensor) -> Tensor:
@@ -303,7 +296,6 @@ def describe_transform(source: Any, section: Any, split: Part) -> dict[str, Any]
     """Describes the transform of a source as a section of a config, which is data and no code.
 
     Args:
-        source: a data source.
         section: what the config has under `data.transform`, in plain values; None for nothing.
         split: its training part.
 
@@ -364,7 +356,7 @@ class InputRange:
 
     @classmethod
     def stored(cls, fields: Any, count: int) -> "InputRange | None":
-        """Reads what `winner.json` says of the training inputs; winners of before have nothing.
+        """Reads what `winner.json` says of the training inputs; None if it says nothing.
 
         Args:
             fields: low, high and means.
@@ -381,10 +373,9 @@ class InputRange:
         return cls(low, high, (means[0], means[1]))
 
     def unlike(self, inputs: Tensor, columns: Sequence[str] = ()) -> dict[int, str]:
-        """Says in what inputs differ from all training inputs.
+        """Says in what inputs (n, …) differ from all training inputs.
 
         Args:
-            inputs: (n, …).
             columns: the names of the inputs of a table.
 
         Returns:
@@ -392,42 +383,24 @@ class InputRange:
         """
         rows = inputs.flatten(1)
         if len(self.low) == rows.shape[1] > 1:
-            said = self._unlike_by_column(rows, columns)
+            names = [*columns, *(f"number {k + 1}" for k in range(len(columns), rows.shape[1]))]
+            low, high, least, most = torch.tensor(self.low), torch.tensor(self.high), rows, rows
+            slack = SLACK * (high - low)
         else:
-            said = self._unlike_as_a_whole(rows)
-        return {row: f"unlike the training data: {', '.join(said[row])}" for row in sorted(said)}
-
-    def _unlike_by_column(self, rows: Tensor, columns: Sequence[str]) -> dict[int, list[str]]:
-        low, high = torch.tensor(self.low), torch.tensor(self.high)
-        slack = SLACK * (high - low)
-        outside = (rows < low - slack) | (rows > high + slack)
+            names, mean = ["values", "mean"], rows.mean(1)
+            low = torch.tensor([min(self.low), self.means[0]])
+            high = torch.tensor([max(self.high), self.means[1]])
+            least, most = (torch.stack([end, mean], 1) for end in rows.aminmax(dim=1))
+            slack = SLACK * (high - low) + 1e-6
+        outside = (least < low - slack) | (most > high + slack)
         said = {}
         for row in outside.any(1).nonzero().flatten().tolist():
             where = outside[row].nonzero().flatten().tolist()
-            said[row] = [
-                f"{columns[k] if k < len(columns) else f'number {k + 1}'} "
-                + _beside(float(rows[row, k]), float(rows[row, k]), self.low[k], self.high[k])
-                for k in where[:3]
-            ] + [f"{len(where) - 3} more"] * (len(where) > 3)
+            words = []
+            for k in where[:3]:
+                values = {format_value(float(end[row, k])): None for end in (least, most)}
+                there = f"{format_value(float(low[k]))} to {format_value(float(high[k]))}"
+                words.append(f"{names[k]} {' to '.join(values)} (there {there})")
+            words += [f"{len(where) - 3} more"] * (len(where) > 3)
+            said[row] = f"unlike the training data: {', '.join(words)}"
         return said
-
-    def _unlike_as_a_whole(self, rows: Tensor) -> dict[int, list[str]]:
-        least, most = rows.aminmax(dim=1)
-        means = rows.mean(1)
-        said: dict[int, list[str]] = {}
-        for word, below, above, low, high in (
-            ("values", least, most, min(self.low), max(self.high)),
-            ("mean", means, means, *self.means),
-        ):
-            slack = SLACK * (high - low) + 1e-6
-            outside = (below < low - slack) | (above > high + slack)
-            for row in outside.nonzero().flatten().tolist():
-                text = _beside(float(below[row]), float(above[row]), low, high)
-                said.setdefault(row, []).append(f"{word} {text}")
-        return said
-
-
-def _beside(below: float, above: float, low: float, high: float) -> str:
-    """Formats values beside those of the training data."""
-    values = [format_value(below)] if below == above else [format_value(below), format_value(above)]
-    return f"{' to '.join(values)} (there {format_value(low)} to {format_value(high)})"

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from studyloom.data import shared
+from studyloom.data.training_data import shared_variables
 from studyloom.errors import LaunchError
 from studyloom.launch.command import WORKER_VARIABLE
 from studyloom.launch.fork_server import ForkedWorker, ForkServer
@@ -98,7 +98,7 @@ class Local:
             Join().launch(task, stop)
             return
         command = [sys.executable, *task.command.worker(self.ranks)]
-        common = {WORKER_VARIABLE: f"{task.command.age():.3f}", **shared.variables()}
+        common = {WORKER_VARIABLE: f"{task.command.age():.3f}", **shared_variables()}
         # With the process id: two commands at once on one run directory share no log.
         prefix = f"{host_id()}-{os.getpid()}-worker"
         workers = [

@@ -15,7 +15,7 @@ from studyloom.config.build import build, find_target
 from studyloom.config.compose import Composer, own_world
 from studyloom.config.overrides import explain_key
 from studyloom.config.values import describe_error, flatten, keys_explained, value_at, with_values
-from studyloom.data.folds import Fold
+from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, NoWinner, UndefinedMetric
 from studyloom.metrics import DIRECTIONS, Goal, Metric

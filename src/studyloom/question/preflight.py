@@ -24,8 +24,7 @@ from optuna.trial import TrialState, create_trial
 from torch import nn
 
 from studyloom.config.values import describe_error, with_values
-from studyloom.data.folds import Folds
-from studyloom.data.split import Split
+from studyloom.data.split import Folds, Split
 from studyloom.data.training_data import Part
 from studyloom.errors import (
     TRAIN_IT_YOURSELF,

@@ -25,10 +25,9 @@ from studyloom.config.values import (
     without_key,
     without_transform,
 )
-from studyloom.data import shared
 from studyloom.data.datasets import NO_TEST, places
-from studyloom.data.folds import Fold, Folds
-from studyloom.data.training_data import Part, TrainingData
+from studyloom.data.split import Fold, Folds
+from studyloom.data.training_data import Part, TrainingData, load_shared
 from studyloom.errors import ConfigError, DataError
 from studyloom.metrics import Goal, Metric
 from studyloom.question.costs import Cost, Limit, measure_costs, parse_limits
@@ -118,7 +117,7 @@ class Question:
         source = build(cfg.data)
         if cfg.winner.enabled and cls.is_tested(cfg) and not getattr(source, "has_test", True):
             raise DataError(NO_TEST)
-        split: Part = shared.load(source.train, data_key(cfg))
+        split: Part = load_shared(source.train, data_key(cfg))
         split.check()
         seed = derive(max(0, cfg.study.seed))  # `validate` reports a negative seed
         return TrainingData(

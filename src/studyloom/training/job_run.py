@@ -36,9 +36,7 @@ def adapt_to_data(network: Any, loss: Any, split: Part, train: Tensor) -> None:
     by or weights of classes, is in their buffers and so in checkpoints and winner.pt. They see no
     example that is validated or tested.
 
-    Inputs that are whole numbers are shown as float32. Of those that would take more than 1 GB so,
-    no copy is made for modules with a method `adapt_in_parts`, which gets an iterator of parts
-    `(inputs, targets)`, in the order of the examples.
+    Inputs that are whole numbers are shown as float32.
 
     Args:
         network: the network.

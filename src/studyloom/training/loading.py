@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from studyloom.data.examples import Examples
-from studyloom.data.fetch import Items, move, structure
+from studyloom.data.examples import Examples, Items, move, structure
 from studyloom.errors import TRAIN_IT_YOURSELF, DataError, LoaderDied
 from studyloom.processes import end_with, signals_deferred
 from studyloom.training.job import Job

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from studyloom.data import fetch
+from studyloom.data import examples
 
 
 def random_state() -> dict[str, Any]:
@@ -43,6 +43,6 @@ def set_random_state(state: dict[str, Any]) -> None:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Has Python, NumPy and PyTorch draw from a seed, on GPUs too; gives their states back."""
-    with torch.random.fork_rng(), fetch.seeded(seed):
+    with torch.random.fork_rng(), examples.seeded(seed):
         torch.cuda.manual_seed_all(seed)
         yield

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from studyloom.data.fetch import name_of
+from studyloom.data.examples import name_of
 from studyloom.errors import TRAIN_IT_YOURSELF
 
 # What autocast computes in, by the name of the precision.

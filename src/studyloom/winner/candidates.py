@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from optuna.pruners import BasePruner, NopPruner
 
-from studyloom.data.folds import Fold
+from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.metrics import Metric
 from studyloom.question.costs import Cost

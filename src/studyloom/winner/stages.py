@@ -26,7 +26,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.config.schema import WinnerSection
-from studyloom.data.folds import Fold
+from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import QuestionError
 from studyloom.question.function import FunctionQuestion

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from studyloom.data.examples import Examples, Loading, item_at
-from studyloom.data.fetch import Items
+from studyloom.data.examples import Examples, Items, Loading, item_at
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 

@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from studyloom.data.examples import Examples, item_at
-from studyloom.data.split import Split
-from studyloom.data.tokens import Tokens
+from studyloom.data.split import Split, Tokens
 from studyloom.data.training_data import Part
 from studyloom.extras.explain.inputs import with_inputs
 

