@@ -34,7 +34,7 @@ BARE = ("~model.hidden", "~model.activation", "~model.dropout", "~model.init", "
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
-        "studyloom.commands.command",
+        "studyloom.commands.run_study",
         "alembic.command",
         "sqlalchemy.dialects.sqlite",
         "sqlalchemy.dialects.postgresql.psycopg",

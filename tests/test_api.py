@@ -27,7 +27,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import studyloom as api
 from studyloom.config.runs import note_run
-from studyloom.launch.command import Command
+from studyloom.launch.task import Command
 from studyloom.storage.attributes import OF_TRIALS
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.rows import Rows, as_json, curve_rows
@@ -332,8 +332,7 @@ def test_a_study_that_cannot_be_opened_is_told_and_leaves_nothing_open(
     if place == "create_study":  # refuses itself
         overrides, words = ["train.epochs=3"], "train.epochs: 2 → 3"
     else:
-        module = "launch.prepare" if place == "set_bounds" else "execution.plans"
-        monkeypatch.setattr(f"studyloom.{module}.{place}", refuse)
+        monkeypatch.setattr(f"studyloom.commands.prepare.{place}", refuse)
         words = "no more connections"
     with pytest.raises(api.StudyloomError) as caught:  # which holds the frames
         search(tmp_path, *overrides)
@@ -363,7 +362,7 @@ def test_what_workers_that_died_have_left_is_removed_at_the_end(tmp_path, monkey
         def remove_left(self, *_):
             assert folders == [tmp_path / "kept"]
 
-    monkeypatch.setattr("studyloom.commands.answer.TrialFiles", Seen)
+    monkeypatch.setattr("studyloom.commands.run_study.TrialFiles", Seen)
     search(tmp_path, f"checkpoints.dir={tmp_path / 'kept'}").close()
     assert len(folders) == 1
 

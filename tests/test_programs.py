@@ -12,11 +12,11 @@ import jsonschema
 import pytest
 import yaml
 from commands import QUICK, ROOT, environment, start, study, studyloom
+from studyloom.commands.shell import SHELLS, options_of, read_schemas, script_of
 from test_readme import PAPERS, blocks
 
 from studyloom.cli import main
 from studyloom.commands.parser import COMMANDS, make_parser
-from studyloom.commands.shell import SHELLS, options_of, read_schemas, script_of
 from studyloom.config.overrides import describe_sweep, page_help
 from studyloom.space.language import parse_space
 

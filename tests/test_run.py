@@ -18,10 +18,10 @@ import yaml
 from commands import CANARY, QUICK, ROOT, environment, start, study, studyloom
 from optuna.trial import TrialState
 
+from studyloom.commands import prepare
+from studyloom.commands.prepare import check_connections, check_database_reach
 from studyloom.errors import ConfigError
-from studyloom.launch import prepare
 from studyloom.launch.local import Join, Local
-from studyloom.launch.prepare import check_connections, check_database_reach
 from studyloom.study.opening import open_study
 
 

@@ -27,7 +27,7 @@ from studyloom.data.sources import ASSET, Embedded
 from studyloom.data.split import Split, make_folds
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import DataError
-from studyloom.extras.ray.launcher import Ray
+from studyloom.extras.ray import Ray
 from studyloom.extras.slurm import Slurm
 from studyloom.launch.local import Join, Local
 from studyloom.question.jobs import build_jobs

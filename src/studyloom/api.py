@@ -31,7 +31,7 @@ from studyloom.views.terminal import format_parameters, headline, make_console
 from studyloom.winner.answer import belongs_to, read_answer
 
 if TYPE_CHECKING:  # torch takes two seconds, which looking at a study need not wait for
-    from studyloom.launch.command import Command
+    from studyloom.launch.task import Command
 
 DEADLINE = 10.0  # seconds that a look at a study waits for a database that is busy or away
 
@@ -295,7 +295,7 @@ def run(
         KeyboardInterrupt: it was interrupted. The trials are released, and the same call resumes.
     """
     from studyloom.config.invocation import invocation_of, restored_environment
-    from studyloom.launch.command import WORKER_VARIABLE, Command
+    from studyloom.launch.task import WORKER_VARIABLE, Command
 
     invocation, began = invocation_of(source, overrides), time.monotonic()
 
@@ -329,10 +329,9 @@ def search(
 
 def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     """Runs a composed study in this process, unless its launcher starts workers."""
-    from studyloom.commands.answer import remove_left, search_and_report
-    from studyloom.commands.command import exit_code
     from studyloom.commands.outputs import Outputs, take_environment
-    from studyloom.commands.plans import open_plan, prepare_command, task_of
+    from studyloom.commands.prepare import open_plan, prepare, task_of
+    from studyloom.commands.run_study import exit_code, search_and_report
     from studyloom.study.control import following
     from studyloom.study.stopping import Stop
 
@@ -345,15 +344,14 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
         outputs, plan = Outputs.of_environment(take_environment()), None
         code, reason = 2, None  # until the study is open, as of the command
         try:
-            prepared = prepare_command(cfg)
+            prepared = prepare(cfg)
             _check_main(cfg, prepared.launcher.count(2) * getattr(prepared.launcher, "ranks", 1))
-            prepared, plan = open_plan(prepared, stop, worker=False)
+            prepared, plan = open_plan(prepared, stop, create=True)
             code = 1
             # No fork server: a fork would hang if this process has run OpenMP's threads before.
             task = task_of(prepared, plan, command)
             with following(plan.search.stored, stop):
                 code = search_and_report(prepared, plan, task, stop, console, outputs)
-                remove_left(plan, prepared)
         except Exception as caught:
             reason = str(caught)
             if stop.signal is None:

@@ -6,12 +6,12 @@ A study's own page runs it too: `python -m studies.mnist`. What each command doe
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
 from studyloom.commands.parser import make_parser
-from studyloom.commands.streams import discard_output, prepare_streams
 from studyloom.errors import StudyloomError, print_errors
 from studyloom.processes import collect_as_usual, collect_rarely
 from studyloom.text import PrintableFormatter, mask_passwords
@@ -28,7 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         error; each error with a line that says what is wrong; 130 after Ctrl-C; what
         `status --check`, `stop` and `pause` return.
     """
-    prepare_streams()
     collect_rarely()
     last_resort = logging.lastResort  # writes what no handler takes
     if last_resort is not None:
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 0 if getattr(arguments, "watch", False) else 130
     except BrokenPipeError:  # the reader of the pipe has gone
-        discard_output()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is written at the end
         return 0
     except (StudyloomError, ValueError, OSError) as error:
         code = 2
@@ -52,7 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             document = {"errors": [*map(mask_passwords, mistakes)], "exit_code": code}
             with suppress(OSError):
                 print(json.dumps(document), flush=True)
-        discard_output()  # the error may be that it cannot be written
         print_errors(error)
         return code
     finally:

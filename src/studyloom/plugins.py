@@ -10,7 +10,11 @@ from typing import Any
 
 # A name, and where it is below `studyloom.extras`: the module and its member.
 PLUGINS = {
+    "compress": ("export.stage", "compress_again"),  # for `studyloom compress`
+    "compress_mistakes": ("export.checks", "find_mistakes"),
+    "compress_winner": ("export.stage", "compress_winner"),
     "explain": ("explain", "explain"),
+    "notify": ("notify", "Notices"),
 }
 
 

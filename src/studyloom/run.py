@@ -13,7 +13,7 @@ from studyloom.processes import signals_deferred
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from studyloom.launch.command import Command
+    from studyloom.launch.task import Command
 
 
 def run(cfg: "DictConfig", command: "Command | None" = None) -> None:
@@ -29,7 +29,7 @@ def run(cfg: "DictConfig", command: "Command | None" = None) -> None:
         command: starts the workers; None for the command of this process.
     """
     with signals_deferred():  # a Ctrl-C in the midst comes out of the libraries as any error
-        from studyloom.commands.command import run_study
+        from studyloom.commands.run_study import run_study
 
     gc.freeze()  # later collections skip the imported modules: 0.8 s at exit alone
     run_study(cfg, command)

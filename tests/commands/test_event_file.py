@@ -6,9 +6,9 @@ import logging
 import os
 
 import pytest
+from studyloom.commands.events import EventFile
 
 from studyloom.commands import events
-from studyloom.commands.events import EventFile
 from studyloom.errors import ConfigError
 from studyloom.study.opening import create_study
 from studyloom.views.progress import JobReader

@@ -7,11 +7,11 @@ import time
 import jsonschema
 import pytest
 from snapshots import snapshot_of
-
-from studyloom.commands import heartbeat
 from studyloom.commands.heartbeat import Heartbeat, is_beating
 from studyloom.commands.progress import check
-from studyloom.commands.shell import read_schemas
+
+from studyloom.commands import heartbeat
+from studyloom.commands.documents import json_schema
 from studyloom.views.progress import Progress, StageProgress
 from studyloom.views.snapshot import WorkerStatus
 
@@ -35,7 +35,7 @@ def test_it_is_written_at_once_then_every_ten_seconds_and_at_the_end(tmp_path, m
     assert times == [0, 10, 20]
     beat(progress_of(title="test"))  # another stage is told at once
     document = json.loads(path.read_text())
-    jsonschema.validate(document, read_schemas()["heartbeat"])
+    jsonschema.validate(document, json_schema("heartbeat"))
     assert (document["stage"], document["exit_code"]) == ("test", None)
     beat.finish(0)
     assert json.loads(path.read_text())["exit_code"] == 0

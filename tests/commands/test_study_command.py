@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, study
-
 from studyloom.commands.command import exit_code, telling_end
+
 from studyloom.commands.outputs import Outputs
 from studyloom.errors import (
     CompressError,

@@ -14,7 +14,7 @@ import pytest
 
 from studyloom.errors import LaunchError
 from studyloom.extras.slurm import Slurm
-from studyloom.launch import command
+from studyloom.launch import task
 from studyloom.launch.task import Task
 from studyloom.study.limits import Limits
 
@@ -49,47 +49,37 @@ def test_what_is_not_set_is_left_to_the_cluster():
     assert "--array=0-0\n" in script
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"workers": 0},
-        {"workers": "auto"},
-        {"cpus": 1.5},
-        {"time": 9000},
-        {"gres": "gpu:1 --wrap=x"},
-        {"partition": ""},
-        {"memory": "1G\nrm"},
-        {"lines": "module load cuda"},
-        {"lines": [1]},
-    ],
-)
-def test_settings_that_sbatch_would_not_take_are_refused_by_name(settings):
-    with pytest.raises(ValueError, match=rf"launcher\.{next(iter(settings))} must be .*; got "):
-        Slurm(**settings)
+def test_settings_that_sbatch_would_not_take_are_refused_by_name():
+    wrong = {
+        "workers": (0, "auto"),
+        "cpus": (1.5,),
+        "time": (9000,),
+        "gres": ("gpu:1 --wrap=x",),
+        "partition": ("",),
+        "memory": ("1G\nrm",),
+        "lines": ("module load cuda", [1]),
+    }
+    for name, value in [(name, value) for name, values in wrong.items() for value in values]:
+        with pytest.raises(ValueError, match=rf"launcher\.{name} must be .*; got "):
+            Slurm(**{name: value})
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        (
-            {},
-            r"launcher.gres=gpu:1 gives a task 1 GPU, and launcher.ranks=2 .* launcher.gres=gpu:2",
-        ),
-        ({"gres": "gpu:a100:4"}, r"launcher.gres=gpu:a100:4 gives a task 4 GPUs, and"),
-        ({"gres": "shard:9,gpu"}, r"launcher.gres=shard:9,gpu gives a task 1 GPU, and"),
+def test_a_task_with_another_number_of_gpus_than_ranks_is_refused():
+    for settings, words in (
+        ({}, "launcher.gres=gpu:1 gives a task 1 GPU, and launcher.ranks=2 .* gres=gpu:2"),
+        ({"gres": "gpu:a100:4"}, "launcher.gres=gpu:a100:4 gives a task 4 GPUs, and"),
+        ({"gres": "shard:9,gpu"}, "launcher.gres=shard:9,gpu gives a task 1 GPU, and"),
         ({"gres": None, "cpus": 1}, r"launcher.cpus must be at least 2, a core .*; got 1"),
-    ],
-)
-def test_a_task_with_another_number_of_gpus_than_ranks_is_refused(settings, words):
-    with pytest.raises(ValueError, match=words):
-        Slurm(ranks=2, **settings)
+    ):
+        with pytest.raises(ValueError, match=words):
+            Slurm(ranks=2, **settings)
 
 
-@pytest.mark.parametrize("gres", [None, "gpu:2", "gpu:a100:2", "gpu:a100:2,shard:1", "shard:1"])
-def test_a_task_of_several_ranks_runs_the_command_with_them(submission, tmp_path, gres):
-    submission("echo 17", ranks=2, gres=gres)
-    script = (tmp_path / "run" / "slurm.sh").read_text()
-    assert "study.trials=9 launcher=join launcher.ranks=2 &" in script
+def test_a_task_of_several_ranks_runs_the_command_with_them(submission, tmp_path):
+    for gres in (None, "gpu:2", "gpu:a100:2", "gpu:a100:2,shard:1", "shard:1"):
+        submission("echo 17", ranks=2, gres=gres)
+        script = (tmp_path / "run" / "slurm.sh").read_text()
+        assert "study.trials=9 launcher=join launcher.ranks=2 &" in script
 
 
 @pytest.fixture
@@ -99,7 +89,7 @@ def submission(tmp_path, monkeypatch):
     programs.mkdir()
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(
-        command.sys, "argv", ["x", "study.trials=9", "launcher=slurm", "launcher.gres=null"]
+        task.sys, "argv", ["x", "study.trials=9", "launcher=slurm", "launcher.gres=null"]
     )
 
     def submit(body, slots=9, **settings):
@@ -215,13 +205,10 @@ def test_usr2_before_the_worker_is_known_queues_the_task_again(tmp_path, line):
     assert run.end() == (0, "", "requeue 7_2")
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 143])
-def test_a_worker_that_ends_by_itself_ends_the_task_with_its_exit_code(tmp_path, code):
-    assert RunningScript(tmp_path, f"echo $OMP_NUM_THREADS; exit {code}").end() == (
-        code,
-        "3\n",
-        None,
-    )
+def test_a_worker_that_ends_by_itself_ends_the_task_with_its_exit_code(tmp_path):
+    for code in (0, 1, 2, 143):
+        run = RunningScript(tmp_path, f"echo $OMP_NUM_THREADS; exit {code}")
+        assert run.end() == (code, "3\n", None)
 
 
 def test_a_worker_that_is_killed_is_started_again_three_times(tmp_path):

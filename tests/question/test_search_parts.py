@@ -6,10 +6,10 @@ import pytest
 from optuna.samplers import RandomSampler
 from toys import TINY, ask, toy_folds, toy_split
 
+from studyloom.commands.prepare import check_one_process
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
 from studyloom.launch.local import Local
-from studyloom.launch.prepare import check_one_process
 from studyloom.question.validation import validate
 
 pytestmark = pytest.mark.usefixtures("composing")

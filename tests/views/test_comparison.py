@@ -6,7 +6,7 @@ import pytest
 from made_trials import a_trial, forty
 from toys import fill
 
-from studyloom.commands.shell import read_schemas
+from studyloom.commands.documents import json_schema
 from studyloom.errors import ConfigError
 from studyloom.metrics import Goal
 from studyloom.storage.attributes import BASELINE, EPOCHS, TIMES
@@ -125,7 +125,7 @@ def test_programs_read_what_is_printed_and_what_differs(ran, capsys):
     answer = {"study": "toy", "winner": row, "candidates": [row], "trials": 1, "test": test}
     studies = read_studies([ran("a", values(0.9, 0.8), answer=answer), ran("b", forty(), "random")])
     found = document(studies)
-    jsonschema.validate(found, read_schemas()["compare"])
+    jsonschema.validate(found, json_schema("compare"))
     first, second = found["studies"]
     assert (first["best"], first["test"], first["difference"], first["std"]) == (
         0.9,
@@ -204,7 +204,7 @@ def test_the_command_prints_the_table_and_writes_the_page(ran, capsys, tmp_path)
     capsys.readouterr()
     assert main(["compare", str(first), str(second), "--json", trusted]) == 0
     found = json.loads(capsys.readouterr().out)
-    jsonschema.validate(found, read_schemas()["compare"])
+    jsonschema.validate(found, json_schema("compare"))
     assert len(found["studies"]) == 2
     assert main(["compare", str(first), trusted]) == 2
     assert "takes 2 to 7 run directories; got 1" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 from toys import begin
 
-from studyloom.commands.shell import read_schemas
+from studyloom.commands.documents import json_schema
 from studyloom.storage.attributes import HALTED, REASON
 from studyloom.study.control import set_control
 from studyloom.views.events import History, new_events, write_event
@@ -18,7 +18,7 @@ from studyloom.views.progress import JobReader
 def look(stored, history):
     events = [*new_events(history, JobReader(stored).read())]
     for event in events:
-        jsonschema.validate(json.loads(write_event(event, "toy", "1f")), read_schemas()["event"])
+        jsonschema.validate(json.loads(write_event(event, "toy", "1f")), json_schema("event"))
     return [(event["event"], event.get("trial"), event.get("epoch")) for event in events]
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from toys import begin, fill, two_sided
 
 from studyloom.cli import main
-from studyloom.commands.shell import read_schemas
+from studyloom.commands.documents import json_schema
 from studyloom.errors import StorageLost
 from studyloom.storage.attributes import BASELINE, FAILURE, HALTED, REASON, TIMES
 from studyloom.study.opening import create_study, open_study
@@ -203,7 +203,7 @@ def test_json_has_stable_keys_and_unrounded_numbers(half_done):
         *("ended", "gain", "stage", "stages", "eta_interval", "elapsed", "hours", "cost"),
         *("control", "answer", "exit_code"),
     ]
-    jsonschema.validate(document, read_schemas()["status"])
+    jsonschema.validate(document, json_schema("status"))
     assert document["slots"] == {"free": 2, "held": 2, "done": 4}
     assert document["trials"] == {
         "complete": 2,
@@ -243,7 +243,7 @@ def test_what_is_no_finite_number_is_null(value):
     document = json.loads(as_json(Status(progress, {"lr": value}, [])))
     assert document["workers"][0]["value"] is document["importances"]["lr"] is None
     assert document["eta"] is None
-    jsonschema.validate(document, read_schemas()["status"])
+    jsonschema.validate(document, json_schema("status"))
     assert document["best"]["params"] == {"lr": None}
 
 

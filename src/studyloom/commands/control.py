@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from studyloom.commands.options import Entry, add_json, add_run_dir, open_run, print_json
@@ -17,80 +18,54 @@ LONGEST = 300.0  # seconds in which the workers come to the end of their epochs
 
 
 def add_control(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of these commands."""
     add_run_dir(command)
     add_json(command)
-
-
-def stop(arguments: argparse.Namespace) -> int:
-    """Asks all workers to release their trials and to end, and waits until they have."""
-    return ask(arguments, "stop")
-
-
-def pause(arguments: argparse.Namespace) -> int:
-    """Asks all workers to release their trials and to wait, and waits until they have."""
-    return ask(arguments, "pause")
-
-
-def resume(arguments: argparse.Namespace) -> int:
-    """Lets paused workers go on."""
-    return ask(arguments, None)
 
 
 def ask(arguments: argparse.Namespace, wish: "Wish | None") -> int:
     """Stores a wish, and waits until no worker holds a trial if that is what it means.
 
     Args:
-        arguments: of the command.
         wish: stop or pause; None to go on.
 
     Returns:
         The exit code: 0, or 1 if workers still hold trials after some minutes.
     """
+    from studyloom.commands.documents import Control
     from studyloom.study.control import read_control, set_control
     from studyloom.views.progress import JobReader
 
     stored = open_run(arguments, DEADLINE)
     reader, before = JobReader(stored), read_control(stored)
     progress = reader.read()
-    worked_on = bool(holders(progress))
     if wish is not None and progress.ended:
         words, wish = "has ended already; there is nothing to ask of it", before
     else:
         set_control(stored, wish)
-        words = wait(reader, wish, say=not arguments.json) if wish is not None else "goes on"
-    if wish is None and before is None:
-        words = "was neither stopped nor paused"
-    elif wish is None and before == "stop":
-        words = "was stopped; the command that runs it goes on with it"
+        if wish is not None:
+            words = wait(reader, wish, say=not arguments.json)
+        elif before == "stop":
+            words = "was stopped; the command that runs it goes on with it"
+        else:
+            words = "goes on" if before else "was neither stopped nor paused"
     left = holders(reader.read()) if wish is not None else []
     if arguments.json:
-        print_json(
-            {
-                "study": stored.name,
-                "before": before,
-                "control": wish,
-                "worked_on": worked_on,
-                "workers": left,
-            }
-        )
+        print_json(Control(stored.name, before, wish, bool(holders(progress)), left))
     else:
         print(f"{one_line(stored.name)} {words}")
     return int(bool(left) and not progress.ended)
 
 
 def wait(reader: "JobReader", wish: "Wish", *, say: bool) -> str:
-    """Waits until the workers have released their trials. Returns how it has gone, in words.
+    """Waits until the workers have released their trials, and returns how it has gone.
 
     Args:
-        reader: of the job.
-        wish: stop or pause.
-        say: whether to say what is waited for.
+        say: whether to print what is waited for.
     """
     done = {"stop": "is stopped", "pause": "is paused"}[wish]
-    end, told = time.monotonic() + LONGEST, False
+    end, told = time.monotonic() + LONGEST, not say
     while held := holders(reader.read()):
-        if say and not told:
+        if not told:
             told = True
             many = "a trial is" if len(held) == 1 else f"{len(held)} trials are"
             print(f"{many} released at the end of the epoch", flush=True)
@@ -111,7 +86,7 @@ COMMANDS = (
     Entry(
         "stop",
         "stop a study that runs, on all hosts",
-        stop,
+        partial(ask, wish="stop"),
         add_control,
         "Stops a study that runs: its workers on all hosts release their trials at the last epoch, "
         "and its commands end with exit code 3. The same command goes on with it later.",
@@ -120,7 +95,7 @@ COMMANDS = (
     Entry(
         "pause",
         "let the workers of a study wait until it is resumed",
-        pause,
+        partial(ask, wish="pause"),
         add_control,
         "Pauses a study that runs: its workers on all hosts release their trials at the last epoch "
         "and wait. They keep their memory; a GPU or a core is free for other work.",
@@ -129,7 +104,7 @@ COMMANDS = (
     Entry(
         "resume",
         "go on with a study that is paused",
-        resume,
+        partial(ask, wish=None),
         add_control,
         "Goes on with a study that is paused.",
         ("studyloom resume runs/mnist",),

@@ -1,12 +1,11 @@
-"""`studyloom compress`, `predict` and `replay`: networks that a study has trained."""
+"""`studyloom winner`, `compress`, `predict` and `replay`: networks that a study has trained."""
 
 import argparse
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from studyloom.commands.options import (
     Entry,
@@ -19,7 +18,6 @@ from studyloom.commands.options import (
     open_run,
     print_json,
 )
-from studyloom.commands.results import JUDGED
 from studyloom.errors import PredictError, print_errors
 from studyloom.processes import collect_as_usual
 from studyloom.text import indented
@@ -28,8 +26,35 @@ if TYPE_CHECKING:
     from studyloom.winner.prediction.predict import Answer
 
 
+# In this process, whatever the command had started.
+JUDGED = ("winner.enabled=true", "launcher=join")
+
+
+def add_winner(command: argparse.ArgumentParser) -> None:
+    add_run_dir(command)
+    add_code(command)
+    add_json(command)
+
+
+def winner(arguments: argparse.Namespace) -> None:
+    """Chooses and tests the winner again; stored trainings are reused."""
+    from studyloom.commands.documents import Winner
+    from studyloom.commands.run_study import judge
+    from studyloom.config.runs import recompose
+    from studyloom.config.trust import code_of_study
+    from studyloom.views.terminal import make_console
+
+    with (
+        code_of_study(arguments.run_dir, arguments.code),
+        recompose(arguments.run_dir, *JUDGED, trusted=arguments.trust_config) as cfg,
+    ):
+        out = sys.stderr if arguments.json else sys.stdout
+        study, answer = judge(cfg, make_console(out))
+        if arguments.json:
+            print_json(Winner(study, str(arguments.run_dir), answer))
+
+
 def add_compress(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `studyloom compress`."""
     about = "where the study ran, such as runs/mnist"
     command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=about)
     about = "such as margin=0.01 ratios=[0.5] 'rule=min latency_ms where bytes < 50_000'"
@@ -41,13 +66,11 @@ def add_compress(command: argparse.ArgumentParser) -> None:
 
 def compress(arguments: argparse.Namespace) -> None:
     """Makes the winner small, and prints the variants and which of them was chosen."""
-    from studyloom.commands.plans import open_ended
+    from studyloom.commands.prepare import open_ended
     from studyloom.config.runs import recompose
     from studyloom.config.trust import code_of_study
-    from studyloom.config.values import value_at
     from studyloom.errors import Interrupted
-    from studyloom.extras.export.settings import SECTION, parse_settings, settings_of
-    from studyloom.extras.export.stage import make_small
+    from studyloom.plugins import load_plugin
     from studyloom.study.stopping import Stop
     from studyloom.views.terminal import make_console, print_compressed
 
@@ -58,14 +81,12 @@ def compress(arguments: argparse.Namespace) -> None:
         code_of_study(arguments.run_dir, arguments.code),
         recompose(arguments.run_dir, *JUDGED, trusted=arguments.trust_config) as cfg,
     ):
-        # What the study says holds of all that is not said here.
-        settings = parse_settings(arguments.settings, settings_of(value_at(cfg, SECTION)))
         with Stop() as stop:  # afterwards Ctrl-C ends it at once: there is nothing to hand over
-            prepared, plan = open_ended(cfg, stop)
+            _, plan = open_ended(cfg, stop)
         try:
             if stop():
                 raise Interrupted
-            record = make_small(prepared, plan, settings, stop, console)
+            record = load_plugin("compress")(plan, arguments.settings, stop, console)
         finally:
             plan.close()
     if arguments.json:
@@ -75,7 +96,6 @@ def compress(arguments: argparse.Namespace) -> None:
 
 
 def add_predict(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `studyloom predict`."""
     about = "the folder with winner.json, winner.yaml and winner.pt"
     command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=about)
     about = (
@@ -113,19 +133,20 @@ def predict(arguments: argparse.Namespace) -> int:
 
 def print_answers(answers: "Iterator[Answer]") -> int:
     """Prints what a network predicts as JSON. Returns the exit code: 2 if a file holds no input."""
-    told, mistakes = [], list[str]()
+    from studyloom.commands.documents import Predicted
+
+    told, mistakes = list[Any](), list[str]()
     try:
         for answer in answers:
-            told.append(asdict(answer))
+            told.append(answer)
     except PredictError as error:
         mistakes = error.mistakes
         print_errors(error)
-    print_json({"answers": told, "errors": mistakes})
+    print_json(Predicted(told, mistakes))
     return 2 if mistakes else 0
 
 
 def add_replay(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `studyloom replay`."""
     add_run_dir(command)
     about = "the number of the trial"
     command.add_argument("--trial", metavar="NUMBER", type=int, required=True, help=about)
@@ -139,6 +160,7 @@ def replay(arguments: argparse.Namespace) -> int:
     Returns:
         The exit code: 0 if the result is equal or within tolerance, else 1.
     """
+    from studyloom.commands.documents import Replayed
     from studyloom.views.replay import replay
     from studyloom.views.terminal import make_console
 
@@ -150,12 +172,20 @@ def replay(arguments: argparse.Namespace) -> int:
     console = make_console(sys.stderr if arguments.json else sys.stdout)
     code = replay(stored, arguments.run_dir, arguments.trial, arguments.trust, console)
     if arguments.json:
-        document = {"study": stored.name, "trial": arguments.trial}
-        print_json({**document, "equal": code == 0, "exit_code": code})
+        print_json(Replayed(stored.name, arguments.trial, code == 0, code))
     return code
 
 
 COMMANDS = (
+    Entry(
+        "winner",
+        "choose and test the winner of a finished search again",
+        winner,
+        add_winner,
+        "Chooses the winner of a search that has ended, trains it, and tests it. Trainings that "
+        "are stored are reused.",
+        ("studyloom winner runs/mnist",),
+    ),
     Entry(
         "compress",
         "the winner made small, as winner.onnx",

@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,29 +16,24 @@ WIDEST = 80  # columns of a help, however wide the terminal is
 # should not wait.
 
 
-def no_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds nothing to a command."""
-
-
 @dataclass(frozen=True)
 class Entry:
     """A command of `studyloom`.
 
     Args:
-        name: as it is typed.
         about: what it does, in a line of the list of commands.
         act: does it with the parsed arguments, and returns the exit code; None for 0.
         arguments: adds the arguments to the parser of the command.
-        description: what its own help says above the arguments; None for `about`.
+        description: what its own help says above the arguments.
         examples: commands as they are typed.
     """
 
     name: str
     about: str
     act: Callable[[argparse.Namespace], int | None]
-    arguments: Callable[[argparse.ArgumentParser], None] = no_arguments
-    description: str | None = None
-    examples: tuple[str, ...] = ()
+    arguments: Callable[[argparse.ArgumentParser], None]
+    description: str
+    examples: tuple[str, ...]
 
 
 def add_run_dir(
@@ -55,10 +50,11 @@ def add_json(command: argparse.ArgumentParser) -> None:
 
 
 def print_json(document: Any) -> None:
-    """Prints what a command has done, for programs, as one line; what is not finite is null."""
+    """Prints a document of `commands.documents` as one line; what is not finite is null."""
     from studyloom.views.events import finite
 
-    print(json.dumps(finite(document), allow_nan=False, default=str))
+    document = asdict(document) if is_dataclass(document) else document  # type: ignore[arg-type]
+    print(json.dumps(finite(document), allow_nan=False, default=str), flush=True)
 
 
 def add_consent(command: argparse.ArgumentParser) -> None:
@@ -70,12 +66,10 @@ def add_consent(command: argparse.ArgumentParser) -> None:
 
 
 def add_trust(command: argparse.ArgumentParser, about: str) -> None:
-    """Adds `--trust PACKAGE`, which may be repeated."""
     command.add_argument("--trust", metavar="PACKAGE", action="append", default=[], help=about)
 
 
 def add_code(command: argparse.ArgumentParser) -> None:
-    """Adds `--code FOLDER`."""
     about = "where the study was run: its own code is executed (default: here, if it was run here)"
     command.add_argument("--code", metavar="FOLDER", type=Path, help=about)
 

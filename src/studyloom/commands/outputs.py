@@ -1,24 +1,39 @@
-"""What a command tells beside its terminal: events, notices, a heartbeat, and JSON at its end.
+"""What a command tells beside its terminal: a heartbeat, events, notices, and JSON at its end.
 
-Where these go is said by the command line, which `config.passwords` has moved to the environment.
-This takes it from there, so that neither workers nor studies within an objective tell it again.
+Where these go is said by the command line, which `config` has moved to the environment. This takes
+it from there, so that neither workers nor studies within an objective tell it again.
 """
 
+import contextlib
+import errno
 import json
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from studyloom.commands.events import EventFile
-from studyloom.commands.heartbeat import Heartbeat
+from studyloom.commands.documents import Best, Heart, Run
 from studyloom.config.passwords import EVENTS, JSON, NOTIFY
-from studyloom.errors import StudyloomError
-from studyloom.extras.notify import Notices
+from studyloom.errors import ConfigError, StudyloomError
+from studyloom.files import write_whole
+from studyloom.plugins import load_plugin
+from studyloom.processes import host_id
+from studyloom.storage.attributes import UUID
 from studyloom.study.stored_study import StoredStudy
-from studyloom.text import mask_passwords
-from studyloom.views.events import finite
+from studyloom.text import mask_passwords, printable
+from studyloom.views.events import History, finite, new_events, write_event
 from studyloom.views.progress import JobReader, Progress
+
+HEARTBEAT = "heartbeat.json"
+INTERVAL = 10.0  # seconds between two heartbeats
+FRESH = 60.0  # seconds after which a heartbeat is no sign of life
+LAST = 5.0  # seconds that the reader of a pipe has to take what is left when the command ends
+log = logging.getLogger(__name__)
 
 
 def take_environment() -> dict[str, str]:
@@ -35,7 +50,7 @@ class Outputs:
 
     Args:
         events: the file of events; None for none.
-        notices: to people; None for none.
+        notices: to people, of the extra `notify`; None for none.
         as_json: whether standard output gets a JSON object at the end, and nothing else.
 
     Attributes:
@@ -43,11 +58,7 @@ class Outputs:
     """
 
     def __init__(
-        self,
-        events: EventFile | None = None,
-        notices: Notices | None = None,
-        *,
-        as_json: bool = False,
+        self, events: "EventFile | None" = None, notices: Any = None, *, as_json: bool = False
     ) -> None:
         self.events, self.notices, self.as_json = events, notices, as_json
         self.heartbeat: Heartbeat | None = None
@@ -58,34 +69,17 @@ class Outputs:
 
     @classmethod
     def of_environment(cls, taken: Mapping[str, str]) -> "Outputs":
-        """Makes what the environment asks for.
-
-        Args:
-            taken: what `take_environment` has taken from there.
+        """Makes what the variables ask for that `take_environment` has taken.
 
         Raises:
             ConfigError: the file of events cannot be written to, or a notice cannot be sent.
         """
         path, targets, as_json = (taken.get(name, "") for name in (EVENTS, NOTIFY, JSON))
-        notices = Notices(targets.splitlines()) if targets else None
+        notices = load_plugin("notify")(targets.splitlines()) if targets else None
         return cls(EventFile(Path(path)) if path else None, notices, as_json=bool(as_json))
 
-    def read(self) -> Progress:
-        """Reads the job as it is now; only after `attach`.
-
-        Raises:
-            StorageError: the database cannot be read.
-        """
-        assert self._reader is not None
-        return self._reader.read()
-
     def attach(self, stored: StoredStudy, run_dir: Path) -> None:
-        """Begins to tell of a study.
-
-        Args:
-            stored: the study of the search.
-            run_dir: where the heartbeat is written.
-        """
+        """Begins to tell of the study of a search."""
         self._reader, self._run_dir = JobReader(stored), run_dir
         self.heartbeat = Heartbeat(run_dir)
         if self.events is not None:
@@ -96,52 +90,182 @@ class Outputs:
     def _keep(self, progress: Progress) -> None:
         self._progress = progress
 
+    def read(self) -> Progress:
+        """Reads the job as it is now; only after `attach`. Raises StorageError."""
+        assert self._reader is not None
+        return self._reader.read()
+
     def look(self) -> None:
         """Reads the job once more and tells what is new; tells nothing if it cannot be read."""
-        if self._reader is None:
-            return
-        try:
-            progress = self._reader.read()
-        except (StudyloomError, KeyError):  # Optuna has a KeyError for a study that was deleted
-            return
-        for listener in self.listeners:
-            listener(progress)
+        if self._reader is not None:
+            # Optuna has a KeyError for a study that was deleted.
+            with contextlib.suppress(StudyloomError, KeyError):
+                progress = self._reader.read()
+                for listener in self.listeners:
+                    listener(progress)
 
     def finish(self, code: int, reason: str | None = None) -> None:
-        """Tells with which exit code the command ends.
-
-        Args:
-            code: the exit code.
-            reason: why, in words, if it is not 0.
-        """
+        """Tells with which exit code the command ends, and in words why, if it is not 0."""
         self.look()
         reason = None if reason is None else mask_passwords(reason)
         if self.heartbeat is not None:
             self.heartbeat.finish(code)
-        if self.events is not None:
-            self.events.finish(code, reason)
-        if self.notices is not None:
-            self.notices.finish(code, reason)
+        for told in (self.events, self.notices):
+            if told is not None:
+                told.finish(code, reason)
         if self.as_json:
             document = run_document(self._progress, self._run_dir, code, reason)
-            print(json.dumps(finite(document), default=str), flush=True)
+            print(json.dumps(finite(asdict(document)), default=str), flush=True)
 
 
 def run_document(
     progress: Progress | None, run_dir: Path | None, code: int, reason: str | None
-) -> dict[str, Any]:
-    """Returns what a command has done, for programs; see `run` in assets/schemas.json."""
-    best = None if progress is None else progress.search.best
-    return {
-        "study": None if progress is None else progress.search.name,
-        "run_dir": None if run_dir is None else str(run_dir),
-        "exit_code": code,
-        "reason": reason,
-        "stage": None if progress is None else progress.title,
-        "done": None if progress is None else progress.done,
-        "budget": None if progress is None else progress.budget,
-        "best": None
-        if best is None
-        else {"trial": best.number, "value": (best.values or [None])[0], "params": best.params},
-        "answer": None if progress is None or progress.answer is None else dict(progress.answer),
-    }
+) -> Run:
+    if progress is None:
+        return Run(code, reason, run_dir=None if run_dir is None else str(run_dir))
+    best, stage, answer = progress.search.best, as_any(progress.title), as_any(progress.answer)
+    told = None if best is None else Best(best.number, (best.values or [None])[0], best.params)
+    name, done, budget = progress.search.name, progress.done, progress.budget
+    return Run(code, reason, name, str(run_dir), stage, done, budget, told, answer)
+
+
+def as_any(value: Any) -> Any:
+    """Has the type checker take a value for what a document wants."""
+    return value
+
+
+# The heartbeat
+
+
+class Heartbeat:
+    """Writes heartbeat.json into the run directory."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / HEARTBEAT
+        self._last = -INTERVAL
+        self._progress: Progress | None = None
+        self._told = False  # that it cannot be written
+
+    def __call__(self, progress: Progress) -> None:
+        """Writes the file at a new stage, and if the last time is long enough ago."""
+        before, self._progress = self._progress, progress
+        changed = before is None or before.title != progress.title
+        if changed or time.monotonic() - self._last >= INTERVAL:
+            self._last = time.monotonic()
+            self._write(progress, None)
+
+    def finish(self, code: int) -> None:
+        """Writes with which exit code the command ends."""
+        if self._progress is not None:
+            self._write(self._progress, code)
+
+    def _write(self, progress: Progress, code: int | None) -> None:
+        beat = Heart(
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            host=host_id(),
+            pid=os.getpid(),
+            study=progress.search.name,
+            stage=as_any(progress.title),
+            done=progress.done,
+            budget=progress.budget,
+            control=progress.control,
+            eta=None if progress.eta is None else progress.eta.seconds,
+            exit_code=code,
+        )
+        try:
+            write_whole(self.path, json.dumps(finite(asdict(beat))) + "\n")
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                log.warning("%s: %s", self.path, error.strerror or error)
+
+
+def is_beating(run_dir: Path) -> bool:
+    """Whether a command that works in a run directory has shown so in the last minute.
+
+    By the file's own time, so that nothing is read of a folder that may be somebody else's.
+    """
+    try:
+        return time.time() - (run_dir / HEARTBEAT).stat().st_mtime < FRESH
+    except OSError:
+        return False
+
+
+# Events
+
+
+class EventFile:
+    """Writes a line of JSON for each thing that happens in a job, to a file or a pipe.
+
+    It waits for no reader of a pipe while the study runs, and for 5 s at its end. A file that
+    exists is continued: what it tells of this study is not told again. An error of writing ends it
+    with a line in the log, and not the study.
+
+    Args:
+        path: of the file; its folder must exist.
+
+    Raises:
+        ConfigError: it cannot be written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._pending = b""
+        self._told: History | None = None  # of the study, once that is known
+        self._study: tuple[str, str | None] = "", None
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            self._file: int | None = os.open(path, flags, 0o644)
+        except OSError as error:
+            why = "nobody reads the pipe" if error.errno == errno.ENXIO else error.strerror
+            raise ConfigError(
+                [f"--events {printable(str(path))}: cannot be written: {why}; name another file"]
+            ) from None
+
+    def attach(self, stored: StoredStudy) -> None:
+        """Begins to tell of a study; reads what the file tells of it already."""
+        self._study = stored.name, stored.optuna.user_attrs.get(UUID)
+        self._told = History.read(self._lines(), self._study[1])
+
+    def _lines(self) -> Iterator[str]:
+        if self._file is None or not stat.S_ISREG(os.fstat(self._file).st_mode):
+            return
+        with self.path.open(encoding="utf-8", errors="replace") as file:
+            last = "\n"
+            for last in file:
+                yield last
+            if not last.endswith("\n"):  # of a command that was killed while it wrote
+                self._write(b"\n")
+
+    def __call__(self, progress: Progress) -> None:
+        """Writes what has happened since the last call."""
+        if self._told is not None:
+            lines = [write_event(event, *self._study) for event in new_events(self._told, progress)]
+            self._write("".join(lines).encode())
+
+    def finish(self, code: int, reason: str | None) -> None:
+        """Writes with which exit code the command ends, and closes the file."""
+        event = {"event": "exit", "code": code, "reason": reason}
+        self._write(write_event(event, *self._study).encode())
+        end = time.monotonic() + LAST
+        while self._pending and time.monotonic() < end:
+            time.sleep(0.05)
+            self._write(b"")
+        self._close()
+
+    def _write(self, text: bytes) -> None:
+        """Writes as much as a reader takes, and keeps the rest."""
+        self._pending += text
+        try:
+            while self._pending and self._file is not None:
+                self._pending = self._pending[os.write(self._file, self._pending) :]
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.warning("--events %s: %s; no more events are written", self.path, error.strerror)
+            self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+        self._file, self._pending = None, b""

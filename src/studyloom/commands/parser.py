@@ -4,22 +4,19 @@ import argparse
 import re
 import shutil
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from studyloom._version import __version__
-from studyloom.commands import control, machine, networks, progress, results, shell, studies
+from studyloom.commands import control, looking, networks, studies
 from studyloom.commands.options import WIDEST, Entry
 from studyloom.text import nearest, printable
 
 COMMANDS: tuple[Entry, ...] = (
     *studies.COMMANDS,
-    *progress.COMMANDS,
+    *looking.COMMANDS,
     *control.COMMANDS,
-    *results.COMMANDS,
     *networks.COMMANDS,
-    *machine.COMMANDS,
-    *shell.COMMANDS,
 )
 ABOUT = """Begins studies and looks at them.
 
@@ -37,6 +34,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """Suggests the command or option that a misspelt one may stand for."""
 
+    commands: Mapping[str, argparse.ArgumentParser]  # of the parser of all of them
+
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Parses arguments, those of a list also behind an option.
 
@@ -48,31 +47,20 @@ class Parser(argparse.ArgumentParser):
             found.settings = found.settings + [word for word in left if not word.startswith("-")]
             left = [word for word in left if word.startswith("-")]
         if left:
-            self.error(f"unrecognized arguments: {' '.join(left)}")
+            known = sorted({o for each in self.commands.values() for o in options_of(each)})
+            wrong = nearest(left[0].partition("=")[0], known) if left[0].startswith("-") else ""
+            self.error(f"unrecognized arguments: {' '.join(left)}{wrong}")
         return found
 
     def error(self, message: str) -> NoReturn:
         """Ends the process with exit code 2, and a line that says what is wrong."""
         if wrong := re.match(r"argument COMMAND: invalid choice: '(.*?)' \(", message):
-            names = [entry.name for entry in COMMANDS]
-            message = f"{wrong[1]}: no such command; there are {', '.join(names)}"
-            message += nearest(wrong[1], names)
-        elif wrong := re.match(r"unrecognized arguments: (--?\S+)", message):
-            message += nearest(wrong[1].partition("=")[0], sorted(self.options))
+            known = f"{', '.join(self.commands)}{nearest(wrong[1], [*self.commands])}"
+            message = f"{wrong[1]}: no such command; there are {known}"
         super().error(printable(message))
 
-    @property
-    def options(self) -> set[str]:
-        """The options of all commands."""
-        names = {*self._option_string_actions}
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                for command in action.choices.values():
-                    names |= {*command._option_string_actions}
-        return {name for name in names if name.startswith("--")}
 
-
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Makes the parser of the command line.
 
     It sets `act` of the parsed arguments to the function of the command, and `parser` to itself.
@@ -85,11 +73,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"studyloom {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.commands = commands.choices
     for entry in COMMANDS:
+        parts = (textwrap.fill(part, WIDEST - 2) for part in entry.description.split("\n\n"))
         command = commands.add_parser(
             entry.name,
             help=entry.about,
-            description=describe(entry),
+            description="\n\n".join(parts),
             epilog=format_examples(entry.examples),
             formatter_class=HelpFormatter,
         )
@@ -98,13 +88,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def describe(entry: Entry) -> str:
-    """Returns what the help of a command says above its arguments, in lines that fit."""
-    text = entry.description or f"{entry.about[0].upper()}{entry.about[1:]}."
-    return "\n\n".join(textwrap.fill(part, WIDEST - 2) for part in text.split("\n\n"))
+def options_of(command: argparse.ArgumentParser) -> list[str]:
+    """Returns the long options of a command."""
+    return [name for name in command._option_string_actions if name.startswith("--")]
 
 
 def format_examples(examples: tuple[str, ...]) -> str:
     """Formats examples as the end of a help."""
-    lines = ["example:" if len(examples) == 1 else "examples:", *(f"  {e}" for e in examples)]
-    return "\n".join(lines) if examples else ""
+    head = "example:" if len(examples) == 1 else "examples:"
+    return "\n".join([head, *(f"  {example}" for example in examples)])

@@ -1,4 +1,4 @@
-"""`studyloom new` and `studyloom run`: a study is written, and run by its file."""
+"""`studyloom new`, `run`, `completion` and `schema`: how studies are written, run and typed."""
 
 import argparse
 import json
@@ -7,9 +7,17 @@ import shlex
 import sys
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from studyloom.commands.options import WIDEST, Entry, add_json, print_json
+from studyloom.errors import ConfigError
 from studyloom.files import ASSETS
+from studyloom.text import nearest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+SHELLS = ("bash", "zsh", "fish")
 
 
 def add_new(command: argparse.ArgumentParser) -> None:
@@ -39,6 +47,7 @@ def add_new(command: argparse.ArgumentParser) -> None:
 
 def new(arguments: argparse.Namespace) -> None:
     """Writes a new study and prints its files."""
+    from studyloom.commands.documents import New
     from studyloom.config.scaffold import write_study
 
     files = write_study(arguments.name, arguments.folder, arguments.kind)
@@ -46,9 +55,7 @@ def new(arguments: argparse.Namespace) -> None:
     begin = "" if folder == Path() else f"cd {shlex.quote(str(folder))} && "
     following = f"{begin}python -m studies.{arguments.name}"
     if arguments.json:
-        print_json(
-            {"files": {str(path): about for path, about in files.items()}, "next": following}
-        )
+        print_json(New({str(path): about for path, about in files.items()}, following))
         return
     width = max(len(str(path)) for path in files)
     for path, about in files.items():
@@ -57,7 +64,6 @@ def new(arguments: argparse.Namespace) -> None:
 
 
 def add_run(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `studyloom run`."""
     about = "such as studies/mine.py or conf/mine.yaml; your own, since it is run as code is"
     command.add_argument("source", metavar="FILE", help=about)
     about = "of Hydra, such as study.trials=50; or --dry-run, --json, --events FILE, notify=URL"
@@ -66,10 +72,61 @@ def add_run(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs a study, as `python -m studies.NAME` does; ends the process."""
-    from studyloom.commands.command import run_source
+    from studyloom.commands.run_study import run_study
+    from studyloom.config import hydra_main
+    from studyloom.config.invocation import invocation_of, module_path
+    from studyloom.launch.task import Command
 
     sys.path.insert(0, os.getcwd())  # as `python -m` does
-    run_source(arguments.source, arguments.overrides)
+    invocation = invocation_of(arguments.source)
+    sys.argv[1:] = arguments.overrides
+
+    def task(cfg: "DictConfig") -> None:
+        # The arguments as hydra_main left them: without passwords.
+        run_study(cfg, Command(("-m", "studyloom", "run", arguments.source), tuple(sys.argv[1:])))
+
+    with module_path(invocation.root):
+        hydra_main(str(invocation.config_dir), invocation.config_name)(task)()
+
+
+def add_completion(command: argparse.ArgumentParser) -> None:
+    command.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
+    add_json(command)
+
+
+def completion(arguments: argparse.Namespace) -> None:
+    """Prints the script by which a shell completes commands, options and files."""
+    import shtab
+
+    from studyloom.commands.documents import Completion
+
+    commands = arguments.parser.commands
+    for action in [action for command in commands.values() for action in command._actions]:
+        if action.type is Path or action.dest == "source":
+            action.complete = shtab.FILE
+    script = shtab.complete(arguments.parser, arguments.shell)
+    if arguments.json:
+        print_json(Completion(arguments.shell, script))
+    else:
+        print(script)
+
+
+def add_schema(command: argparse.ArgumentParser) -> None:
+    about = "a command, or event, heartbeat, notice, errors (default: all of them)"
+    command.add_argument("name", metavar="NAME", nargs="?", help=about)
+    command.add_argument("--json", action="store_true", help="the same; a schema is JSON")
+
+
+def schema(arguments: argparse.Namespace) -> None:
+    """Prints the JSON Schema of what a command prints with `--json`."""
+    from studyloom.commands.documents import DOCUMENTS, json_schema
+
+    name = arguments.name
+    if name is not None and name not in DOCUMENTS:
+        known = f"{', '.join(DOCUMENTS)}{nearest(name, [*DOCUMENTS])}"
+        raise ConfigError([f"{name}: no such schema; there are {known}"])
+    chosen = json_schema(name) if name else {each: json_schema(each) for each in DOCUMENTS}
+    print(json.dumps(chosen, indent=1, ensure_ascii=False))
 
 
 COMMANDS = (
@@ -97,5 +154,26 @@ COMMANDS = (
             "studyloom run studies/mine.py study.trials=50 launcher.workers=4",
             "studyloom run conf/mine.yaml --dry-run",
         ),
+    ),
+    Entry(
+        "completion",
+        "the script by which a shell completes commands",
+        completion,
+        add_completion,
+        "Prints the script by which bash, zsh or fish completes commands, options and files. A "
+        "page has Hydra's own, which completes overrides: its --help says how.",
+        (
+            'eval "$(studyloom completion bash)"',
+            "studyloom completion fish > ~/.config/fish/completions/studyloom.fish",
+        ),
+    ),
+    Entry(
+        "schema",
+        "the JSON Schema of what --json and --events write",
+        schema,
+        add_schema,
+        "Prints the JSON Schema of what a command prints with --json, or of the lines of --events "
+        "FILE.",
+        ("studyloom schema status", "studyloom schema event"),
     ),
 )

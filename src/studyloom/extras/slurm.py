@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from studyloom.errors import LaunchError
+from studyloom.launch.local import check_count
 from studyloom.launch.supervisor import RESTARTS
 from studyloom.launch.task import Task
 from studyloom.study.stopping import Stop
@@ -74,11 +75,7 @@ class Slurm:
 
     def __post_init__(self) -> None:
         for name in ("workers", "cpus", "ranks"):
-            number = getattr(self, name)
-            if type(number) is not int or number < 1:
-                raise ValueError(
-                    f"launcher.{name} must be a whole number of at least 1; got {number!r}"
-                )
+            check_count(name, getattr(self, name))
         if isinstance(self.time, int):  # YAML reads 2:30:00 as 9000
             raise ValueError(
                 f"launcher.time must be in quotes, as '2:30:00' or '90'; got the number {self.time}"
@@ -90,15 +87,11 @@ class Slurm:
                 raise ValueError(
                     f"launcher.{name} must be null, or one word that sbatch takes; got {value!r}"
                 )
-        self._check_ranks()
         if isinstance(self.lines, str) or not all(isinstance(line, str) for line in self.lines):
             raise ValueError(
                 "launcher.lines must be a list of lines, such as ['#SBATCH --account=mine']; "
                 f"got {self.lines!r}"
             )
-
-    def _check_ranks(self) -> None:
-        """Raises ValueError if a task has another number of GPUs than ranks, or too few cores."""
         gpus = re.search(r"(?:^|,)gpu(?::[^:,]*[^:,\d][^:,]*)?(?::(\d+))?(?:,|$)", self.gres or "")
         count = None if gpus is None else int(gpus[1] or 1)
         if self.ranks > 1 and count not in (None, self.ranks):

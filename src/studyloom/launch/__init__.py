@@ -4,29 +4,15 @@ A worker is the same command with `launcher=join`, or a fork of that command. Wo
 only through the database. The process that started a worker renews the lease of its trial.
 """
 
-from importlib import import_module
 from typing import Any
 
-__all__ = [
-    "command",
-    "fork_server",
-    "line",
-    "local",
-    "prepare",
-    "process_group",
-    "ranks",
-    "ray",
-    "slurm",
-    "supervisor",
-    "task",
-    "watch",
-]
-
-# What configs name: `_target_: studyloom.launch.Local`. Imported when used, since it takes torch.
-LAUNCHERS = {"Join": "local", "Local": "local", "Ray": "ray", "Slurm": "slurm"}
+__all__ = ["Join", "Local", "forks", "line", "local", "ranks", "supervisor", "task"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in LAUNCHERS:
+    """Imports a launcher that a config names when it is used, since it needs torch."""
+    if name not in ("Join", "Local"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{LAUNCHERS[name]}"), name)
+    from studyloom.launch import local
+
+    return getattr(local, name)

@@ -9,19 +9,20 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import torch
 import torch.distributed as dist
 
 from studyloom.data.training_data import shared_variables
 from studyloom.errors import LaunchError
-from studyloom.launch.command import WORKER_VARIABLE
-from studyloom.launch.fork_server import ForkedWorker, ForkServer
-from studyloom.launch.line import VARIABLE, Heard, Listener, open_line
-from studyloom.launch.process_group import GroupGuard
-from studyloom.launch.supervisor import GRACE, HUNG, Supervisor, WorkerExit
-from studyloom.launch.task import Task, renewing_leases
-from studyloom.processes import MARK, host_id, kill_marked, worker_id
+from studyloom.launch.forks import ForkedWorker, ForkServer
+from studyloom.launch.line import VARIABLE, Listener
+from studyloom.launch.supervisor import Supervisor, WorkerExit
+from studyloom.launch.task import WORKER_VARIABLE, Task, renewing_leases
+from studyloom.processes import host_id, worker_id
 from studyloom.study.stopping import Stop
+
+MARK = "STUDYLOOM_MARK"  # in the environment of all that a worker starts: a word of that worker
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Join:
     leaves_host = False
 
     def __post_init__(self) -> None:
-        check_ranks(self.ranks)
+        check_count("ranks", self.ranks)
 
     def count(self, slots: int) -> int:
         return min(1, slots)
@@ -76,11 +77,8 @@ class Local:
 
     def __post_init__(self) -> None:
         check_workers(self.workers)
-        if type(self.per_gpu) is not int or self.per_gpu < 1:
-            raise ValueError(
-                f"launcher.per_gpu must be a whole number of at least 1; got {self.per_gpu!r}"
-            )
-        check_ranks(self.ranks)
+        check_count("per_gpu", self.per_gpu)
+        check_count("ranks", self.ranks)
         count = len(gpus()) if self.ranks > 1 else 0
         if count % self.ranks:
             divisors = ", ".join(str(n) for n in range(1, count + 1) if not count % n)
@@ -105,11 +103,7 @@ class Local:
             LocalWorker(command, common | own, task.logs / f"{prefix}{n}.log", task.fork_server)
             for n, own in enumerate(self.environments(count), 1)
         ]
-        supervisor = Supervisor(task, workers)
-        try:
-            supervisor.run(stop)
-        finally:
-            supervisor.kill_all()
+        Supervisor(task, workers).run(stop)
 
     def count(self, slots: int) -> int:
         """Returns how many workers to start for a number of open slots."""
@@ -126,28 +120,28 @@ class Local:
             for first in range(0, len(found), self.ranks)
         ]
         threads = str(max(1, cores() // count))
-        shared = {
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-        }
+        common = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         return [
-            shared | ({"CUDA_VISIBLE_DEVICES": devices[n % len(devices)]} if devices else {})
+            common | ({"CUDA_VISIBLE_DEVICES": devices[n % len(devices)]} if devices else {})
             for n in range(count)
         ]
 
 
-def check_workers(workers: object) -> None:
-    """Raises ValueError if launcher.workers is neither auto nor a number of workers."""
-    if workers != "auto" and (type(workers) is not int or workers < 1):
+def check_count(name: str, value: object, otherwise: str = "") -> None:
+    """Raises ValueError if a number of the launcher is none, such as its workers or ranks.
+
+    Args:
+        otherwise: what else it may be, such as "auto, or ".
+    """
+    if type(value) is not int or value < 1:
         raise ValueError(
-            f"launcher.workers must be auto, or a whole number of at least 1; got {workers!r}"
+            f"launcher.{name} must be {otherwise}a whole number of at least 1; got {value!r}"
         )
 
 
-def check_ranks(ranks: object) -> None:
-    """Raises ValueError if launcher.ranks is not a number of processes."""
-    if type(ranks) is not int or ranks < 1:
-        raise ValueError(f"launcher.ranks must be a whole number of at least 1; got {ranks!r}")
+def check_workers(workers: object) -> None:
+    if workers != "auto":
+        check_count("workers", workers, "auto, or ")
 
 
 def gpus() -> list[str]:
@@ -179,10 +173,9 @@ class LocalWorker:
     log: Path
     fork_server: ForkServer | None = None
     failures: int = field(default=0, init=False)
-    heard: Heard = field(default_factory=Heard, init=False)
-    listener: Listener | None = field(default=None, init=False)
+    said: dict[str, str] = field(default_factory=dict, init=False)
+    listener: Listener = field(init=False)
     process: subprocess.Popen[bytes] | ForkedWorker | None = field(default=None, init=False)
-    guard: GroupGuard | None = field(default=None, init=False)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)
 
     def __post_init__(self) -> None:
@@ -197,59 +190,32 @@ class LocalWorker:
         return None if self.process is None else worker_id(self.process.pid)
 
     def start(self) -> None:
-        """Starts the worker, and a guard that ends its process group if this process ends.
-
-        A worker stops by itself when its standard input closes (`follow_parent`). The guard is for
-        one that hangs, and for its children if it is killed together with this process.
-        """
-        self.listener, theirs = open_line()
-        self.heard = self.listener.heard
+        self.listener = Listener()
+        theirs = self.listener.detach()
         try:
             self.process = self._fork(theirs) or self._spawn(theirs)
         finally:
             os.close(theirs)
-        self.guard = GroupGuard(self.process.pid, GRACE + 1)
 
     def poll(self) -> WorkerExit | None:
-        """Returns how the worker ended; None if it has not.
-
-        One that does not end in time, as with a thread that the user's code left, has ended too:
-        `kill` does the rest.
-        """
-        if self.process is None or self.listener is None:
-            return None
-        code = self.process.poll()
-        while self.listener.listen():
-            pass
-        if code is not None:
-            return WorkerExit(code)
-        return WorkerExit(None, HUNG) if self.heard.lingers else None
+        code = None if self.process is None else self.process.poll()
+        self.said = self.listener.listen()
+        return None if code is None else WorkerExit(code)
 
     def stop(self) -> None:
-        """Asks the worker to release its trial and end."""
-        if self.process is not None and self.listener is not None:
+        if self.process is not None:
             self.listener.ask(self.process.pid)
 
     def kill(self) -> str | None:
-        """Ends the worker, and all that it has started.
-
-        Returns:
-            the id that the worker had in the ledger.
-        """
+        """Ends the worker, and all that it has started, also in other sessions."""
         ended, process = self.worker_id, self.process
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             kill_marked(self.mark)
-        if self.guard is not None:
-            self.guard.stand_down()
-        if process is not None:
             process.wait()
-        if isinstance(process, subprocess.Popen) and process.stdin is not None:
-            process.stdin.close()
-        if self.listener is not None:
             self.listener.close()
-        self.process = self.guard = self.listener = None
+        self.process = None
         return ended
 
     def _fork(self, line: int) -> ForkedWorker | None:
@@ -266,8 +232,26 @@ class LocalWorker:
                 self.command,
                 env=os.environ | self.environment | {VARIABLE: str(line)},
                 pass_fds=[line],
-                stdin=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+
+def kill_marked(mark: str) -> None:
+    """Kills the programs that a worker has started, whose environment has its mark.
+
+    Those in sessions of their own have no parent below ours once the worker has ended.
+    """
+    for _ in range(10):  # they may be starting others meanwhile
+        found = [
+            process
+            for process in psutil.process_iter(["environ"])
+            if (process.info["environ"] or {}).get(MARK) == mark
+        ]
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        if not psutil.wait_procs(found, timeout=0.1)[1]:
+            return

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from studyloom.errors import LaunchError, StorageLost
-from studyloom.launch.line import LINGER, Heard
+from studyloom.launch.line import GRACE
 from studyloom.launch.task import Task, renewing_leases
 from studyloom.study.stopping import Stop
 
@@ -19,8 +19,6 @@ RESTARTS = 3  # of a worker that dies before it claims a slot; then it is not st
 # The same of one that signals of others end while it starts: of an administrator, or of a daemon
 # that wants memory back.
 SIGNALLED = 30
-HUNG = f"no end: it was killed {LINGER:g} s after it had come to one"
-GRACE = 6.0  # seconds for a worker to release its trial; none lives 10 s longer than its launcher
 POLL = 0.1  # seconds between looks at the workers
 LOG_LINES = 12  # of a worker that died, in the error message
 log = logging.getLogger(__name__)
@@ -41,9 +39,7 @@ class WorkerExit:
     def __str__(self) -> str:
         if self.code is None:
             return self.words
-        if self.code < 0:
-            return f"signal {self.signal}"
-        return f"exit code {self.code}"
+        return f"exit code {self.code}" if self.signal is None else f"signal {self.signal}"
 
     @property
     def signal(self) -> str | None:
@@ -56,34 +52,20 @@ class WorkerExit:
             return str(-self.code)
 
 
-def describe_death(worker: str, end: WorkerExit, heard: Heard) -> str:
-    """Says how a worker died: by its own end, or by that of another rank of its trial.
-
-    Args:
-        worker: what it is called: the worker, a worker.
-        end: how it ended.
-        heard: what it has said.
-    """
-    if heard.rank is None:
-        return f"{worker} ended with {end}"
-    rank, code = heard.rank
-    return f"rank {rank} of {worker} ended with {WorkerExit(code)}"
-
-
 class WorkerHandle(Protocol):
     """Starts, watches and ends one worker at a time, on some device of some host.
 
     Attributes:
         log: the file to which the worker's output goes.
         failures: how many workers in a row died before they claimed a slot.
-        heard: what the worker has said; of the last one, if there is none.
+        said: what the worker has said on its line; see `launch.line`.
         active: whether there is a worker, or one is being started.
         worker_id: the worker's id in the ledger; None while there is no worker yet.
     """
 
     log: Path
     failures: int
-    heard: Heard
+    said: dict[str, str]
 
     @property
     def active(self) -> bool: ...
@@ -104,12 +86,7 @@ class WorkerHandle(Protocol):
 
 
 class Supervisor:
-    """Supervises the workers of a task from this process.
-
-    Args:
-        task: what the workers work on.
-        workers: a handle for each worker.
-    """
+    """Supervises the workers of a task from this process."""
 
     def __init__(self, task: Task, workers: Sequence[WorkerHandle]) -> None:
         self.task = task
@@ -119,9 +96,9 @@ class Supervisor:
         task.logs.mkdir(parents=True, exist_ok=True)
 
     def run(self, stop: Stop) -> None:
-        """Starts all workers and waits until they have ended.
+        """Starts all workers, and starts those that die again, until nothing is left to do.
 
-        Starts workers that die again, and asks all to stop when `stop` is true.
+        When it returns or raises, no worker is left.
 
         Raises:
             LaunchError: workers die before they claim a trial.
@@ -140,6 +117,8 @@ class Supervisor:
                         worker.kill()
                 time.sleep(POLL)
             raise
+        finally:
+            self.kill_all()
         if self._stopped is None and self.task.todo():
             raise LaunchError(self._last_log_lines())
 
@@ -179,7 +158,6 @@ class Supervisor:
             time.sleep(POLL)
 
     def _grace_is_over(self) -> bool:
-        """Whether the workers have had their time to stop."""
         return self._stopped is not None and time.monotonic() > self._stopped + GRACE
 
     def _kill_timed_out(self) -> None:
@@ -213,22 +191,21 @@ class Supervisor:
         Whether there is, the database says, and no exit code: an objective may end its process with
         any.
         """
-        released, held = worker.heard.released, 0
-        signalled = released or worker_exit.signal in STOPS
-        death = describe_death("the worker", worker_exit, worker.heard)
+        said, held = worker.said, 0
+        released = int(said.get("ended", 0)) > 128
+        death = said.get("died", f"the worker ended with {worker_exit}")
         # Before the kill, which takes seconds if its host is gone: others may end the study then.
         if self._stopped is None and not self.task.halted() and self.task.todo():
-            end = WorkerExit(None, "a signal, and released its trial") if released else worker_exit
-            told = describe_death("a worker", end, worker.heard)
-            log.warning("%s; its log: %s", told, worker.log)
+            end = "the worker ended with a signal, and released its trial" if released else death
+            log.warning("%s; its log: %s", end.replace("the worker", "a worker"), worker.log)
         if (worker_id := worker.kill()) is not None:
             held = self.task.ledger.record_death(worker_id, death)
         if self._stopped is None and self.task.halted():
             self._stop_all()
         if self._stopped is not None or not self.task.todo():
             return
-        worker.failures = 0 if held or worker.heard.claimed else worker.failures + 1
-        if worker.failures <= (SIGNALLED if signalled else RESTARTS):
+        worker.failures = 0 if held or "claimed" in said else worker.failures + 1
+        if worker.failures <= (SIGNALLED if released or worker_exit.signal in STOPS else RESTARTS):
             worker.start()
 
     def _last_log_lines(self) -> str:

@@ -1,24 +1,80 @@
-"""What every launcher gets: the task, and the renewal of its workers' leases."""
+"""What every launcher gets: the task, the command of a worker, and the renewal of leases."""
 
 import contextlib
 import os
-import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from studyloom.errors import StorageLost
-from studyloom.launch.command import Command
-from studyloom.launch.fork_server import ForkServer
-from studyloom.launch.line import Line
-from studyloom.processes import running_beside
+from studyloom.processes import running_beside, stat_fields
 from studyloom.storage.ledger import Ledger
 from studyloom.study.limits import Limits
 from studyloom.study.stopping import Stop
 
+if TYPE_CHECKING:
+    from studyloom.launch.forks import ForkServer
+
+# Set in the environment of workers that a launcher starts, to the launcher's age in seconds.
+WORKER_VARIABLE = "STUDYLOOM_WORKER"
 RENEWALS = 4  # how often a lease is renewed in the time that it lasts
+
+
+def process_age() -> float:
+    """Returns the seconds since this process began, plus for a worker its launcher's age then."""
+    before = os.environ.get(WORKER_VARIABLE, "0")
+    try:
+        began = int(stat_fields("self")[19]) / os.sysconf("SC_CLK_TCK")
+        own = time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    except (OSError, AttributeError):  # outside Linux
+        own = time.process_time()
+    return float(before) + own
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that runs a study: the one that runs now, or one that equals a call from Python.
+
+    Args:
+        program: what a Python interpreter is given before the overrides, such as
+            ("-m", "studies.mnist").
+        arguments: Hydra's overrides and options.
+        age: returns the seconds for which the command has run.
+    """
+
+    program: tuple[str, ...]
+    arguments: tuple[str, ...]
+    age: Callable[[], float] = process_age
+
+    @classmethod
+    def of_this_process(cls) -> "Command":
+        """Returns the command that a person typed to start this process."""
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        program = ("-m", spec.name) if spec is not None else (sys.argv[0],)
+        return cls(program, tuple(sys.argv[1:]))
+
+    @property
+    def page(self) -> list[str]:
+        """The command line without its arguments, as a person types it."""
+        return ["python", *self.program]
+
+    def without(self, *keys: str) -> list[str]:
+        """Returns the arguments without the overrides of some keys, and of all below them."""
+        left_out = tuple(f"{key}{end}" for key in keys for end in ("=", "."))
+        return [argument for argument in self.arguments if not argument.startswith(left_out)]
+
+    def worker(self, ranks: int = 1) -> list[str]:
+        """Returns the arguments with which a Python interpreter runs a worker of this command.
+
+        Args:
+            ranks: how many processes train each of its trials.
+        """
+        several = [f"launcher.ranks={ranks}"] if ranks > 1 else []
+        return [*self.program, *self.without("launcher"), "launcher=join", *several]
 
 
 @dataclass(frozen=True)
@@ -43,7 +99,7 @@ class Task:
     run_dir: Path
     limits: Limits
     name: str
-    fork_server: ForkServer | None = None
+    fork_server: "ForkServer | None" = None
     command: Command = field(default_factory=Command.of_this_process)
     halted: Callable[[], bool] = lambda: False
 
@@ -84,7 +140,6 @@ def renewing_leases(task: Task, worker_ids: Callable[[], Iterable[str]]) -> Iter
     A thread does it, so that neither a long epoch nor an absent database holds the body up.
 
     Args:
-        task: whose ledger has the leases.
         worker_ids: returns the ids of the workers that live now.
     """
 
@@ -97,21 +152,3 @@ def renewing_leases(task: Task, worker_ids: Callable[[], Iterable[str]]) -> Iter
 
     with running_beside(renew):
         yield
-
-
-def follow_parent(line: Line) -> None:
-    """Makes a worker stop when the process that started it has ended.
-
-    Its standard input closes then, on every system.
-
-    Args:
-        line: to that process.
-    """
-
-    def wait() -> None:
-        while os.read(0, 1024):
-            pass
-        line.ask()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, daemon=True).start()

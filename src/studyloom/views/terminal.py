@@ -50,8 +50,7 @@ from studyloom.winner.answer import (
 )
 
 if TYPE_CHECKING:
-    from studyloom.launch.command import Command
-    from studyloom.launch.prepare import Prepared
+    from studyloom.launch.task import Command
     from studyloom.winner.stages import Plan
 
 # Columns from which on a worker and its lease, or a trial and its parameters, fit side by side.
@@ -251,9 +250,9 @@ def format_parameters(params: Mapping[str, Any]) -> str:
     return "  ".join(pairs) or "as composed"
 
 
-def more_trials(snapshot: Snapshot, prepared: "Prepared") -> str:
+def more_trials(snapshot: Snapshot, plan: "Plan") -> str:
     """Returns the override by which a search that has ended goes on; empty if it has not."""
-    study, ended = prepared.question.config.study, snapshot.outlook.ending
+    study, ended = plan.question.config.study, snapshot.outlook.ending
     if ended is not None and ended.gain is not None:
         return f"study.regret={study.regret / 2:g}"
     if ended is not None:
@@ -350,7 +349,6 @@ def print_code_changes(stored: StoredStudy, console: Console) -> None:
 
 
 def print_next_steps(
-    prepared: "Prepared",
     plan: "Plan",
     command: "Command",
     snapshot: Snapshot,
@@ -367,16 +365,16 @@ def print_next_steps(
     trials = [trial for stage in plan for trial in stage.stored.trials()]
     for line in wrap(format_times(trials, began), console.width):
         console.print(line)
-    lines = [f"study  {without_password(parse_url(prepared.url))}"]
+    lines = [f"study  {without_password(parse_url(plan.url))}"]
     files = {"best": "best.yaml", "winner": "winner.yaml", "report": "report.html"}
     lines += [
-        f"{what:6} {prepared.run_dir / name}"
+        f"{what:6} {plan.run_dir / name}"
         for what, name in files.items()
-        if (prepared.run_dir / name).exists()
+        if (plan.run_dir / name).exists()
     ]
-    folder = shlex.quote(str(prepared.run_dir))
+    folder = shlex.quote(str(plan.run_dir))
     nexts = [f"studyloom {verb} {folder}" for verb in ("status", "dashboard")]
-    if prepared.question.space.nodes and (more := more_trials(snapshot, prepared)):
+    if plan.question.space.nodes and (more := more_trials(snapshot, plan)):
         key = more.partition("=")[0]
         nexts.insert(0, shlex.join([*command.page, *command.without(key), more]))
     lines += [f"{'' if n else 'next':6} {command}" for n, command in enumerate(nexts)]

@@ -1,16 +1,15 @@
 """The winner made small, by `compress=…` of a study's command or by `studyloom compress`."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from studyloom.commands.outputs import Outputs
 from studyloom.config.values import value_at
 from studyloom.errors import CompressError, Stopped, StorageError, StudyloomError
-from studyloom.extras.export.settings import SECTION, Settings, settings_of
+from studyloom.extras.export.settings import SECTION, Settings, parse_settings, settings_of
 from studyloom.files import is_newer
-from studyloom.launch.prepare import Prepared
 from studyloom.study.job import note_compressed
 from studyloom.study.stopping import Stop
 from studyloom.views.terminal import print_compressed
@@ -21,24 +20,22 @@ SHOWN = ("winner.json", "compress.json")
 
 
 def make_small(
-    prepared: Prepared,
     plan: Plan,
     settings: Settings,
     stop: Stop,
     console: Console,
-    outputs: Outputs | None = None,
+    look: Callable[[], None] = lambda: None,
     *,
     anew: bool = True,
 ) -> dict[str, Any]:
     """Makes the winner small, notes it in the database, and writes the report.
 
     Args:
-        prepared: the objects of the config.
         plan: the stages of the run, all of which have ended.
         settings: how it is made small.
         stop: whether to stop.
         console: where to print what is being done.
-        outputs: what else is told at each step; None for nothing.
+        look: called at each step.
         anew: whether to do it also if it was done with these settings.
 
     Returns:
@@ -55,11 +52,10 @@ def make_small(
 
     def say(words: str) -> None:
         console.print(Text(words), soft_wrap=True)
-        if outputs is not None:
-            outputs.look()
+        look()
 
     try:
-        record = compress(plan, settings, prepared.data.test, say, stop, anew=anew)
+        record = compress(plan, settings, plan.data.test, say, stop, anew=anew)
     except StudyloomError:
         raise
     except (RuntimeError, ValueError) as error:  # of PyTorch and the user's code, as out of memory
@@ -71,31 +67,33 @@ def make_small(
     return record
 
 
-def compresses(prepared: Prepared) -> bool:
-    """Whether the config says that the winner is made small."""
-    return settings_of(value_at(prepared.question.config, SECTION)) is not None
+def compress_again(
+    plan: Plan, words: Sequence[str], stop: Stop, console: Console
+) -> dict[str, Any]:
+    """Makes the winner small as the config and words KEY=VALUE say, also if it was done before."""
+    settings = parse_settings(words, settings_of(value_at(plan.question.config, SECTION)))
+    return make_small(plan, settings, stop, console)
 
 
 def compress_winner(
-    prepared: Prepared, plan: Plan, stop: Stop, console: Console, outputs: Outputs
+    plan: Plan, stop: Stop, console: Console, look: Callable[[], None]
 ) -> CompressError | None:
     """Makes the winner small if the config says so and it was not done yet, and prints the table.
 
     Args:
-        prepared: the objects of the config.
         plan: the stages of the run, all of which have ended.
         stop: whether to stop; a command that is stopped here goes on from here.
         console: where to print.
-        outputs: what else is told.
+        look: called at each step.
 
     Returns:
         why it could not be done, to be raised once all else is told; None if there is no reason.
     """
-    settings = settings_of(value_at(prepared.question.config, SECTION))
+    settings = settings_of(value_at(plan.question.config, SECTION))
     if settings is None or stop():
         return None
     try:
-        record = make_small(prepared, plan, settings, stop, console, outputs, anew=False)
+        record = make_small(plan, settings, stop, console, look, anew=False)
     except Stopped:
         return None
     except StorageError:

@@ -1,9 +1,8 @@
-"""Turns a config into checked objects: everything that must be right before work starts."""
+"""Turns a config into checked objects, opens the study in its database, and plans what is to do."""
 
 import logging
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,17 @@ from omegaconf import DictConfig
 from studyloom.config.build import build
 from studyloom.config.compose import Composer
 from studyloom.config.runs import note_run, storage_url
+from studyloom.config.schema import WinnerSection
 from studyloom.config.values import describe_error
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, Interrupted, StorageError, wants_tracebacks
-from studyloom.extras.trackers import Recalling, build_trackers
 from studyloom.files import filesystem_of, is_network_filesystem
+from studyloom.launch.forks import ForkServer
+from studyloom.launch.line import Line
 from studyloom.launch.local import Join
-from studyloom.launch.task import Launcher
-from studyloom.processes import end_if_forked
+from studyloom.launch.task import Command, Launcher, Task
+from studyloom.plugins import load_plugin
+from studyloom.processes import collect_as_usual
 from studyloom.question.function import FunctionQuestion
 from studyloom.question.question import Question, data_key
 from studyloom.question.search_parts import KEEPS_STATE
@@ -30,18 +32,23 @@ from studyloom.storage.connections import closed_on_error, connections_left
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url
 from studyloom.study.bounds import set_bounds
+from studyloom.study.control import begin_again
 from studyloom.study.earlier_studies import find_earlier, read_earlier
 from studyloom.study.enqueue import begun, enqueue, missing_baseline, redo_baseline
-from studyloom.study.identity import check_code
+from studyloom.study.identity import check_code, check_question
+from studyloom.study.job import Job
+from studyloom.study.limits import Limits
 from studyloom.study.opening import create_study, open_study
+from studyloom.study.stopping import Stop
+from studyloom.study.stopwatch import Stopwatch
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.tracking import Tracking
+from studyloom.study.tracking import Tracker, Tracking, build_trackers
 from studyloom.study.warm_start import Begun, Remembered, WarmStarts, find_warm_starts
+from studyloom.study.worker import Worker
 from studyloom.training.ranks import ALONE, Ranks
+from studyloom.winner.stages import Plan, Stage
 
 log = logging.getLogger(__name__)
-# Yields the mistakes of a question whose data could be loaded, or not.
-Check = Callable[[Question, TrainingData | None], Iterator[str]]
 
 
 @dataclass(frozen=True)
@@ -49,11 +56,8 @@ class Prepared:
     """The objects that a config describes.
 
     Args:
-        question: what is asked.
-        launcher: starts the workers.
         data: what networks are trained on, on this process's device.
         url: of the database.
-        run_dir: the folder of the run.
         starts: the points that are tried first.
         trackers: of the section `track`, by name.
     """
@@ -64,11 +68,7 @@ class Prepared:
     url: str
     run_dir: Path
     starts: WarmStarts
-    trackers: Mapping[str, Recalling] = field(default_factory=dict)
-
-    def track(self, stage: str, stored: StoredStudy) -> Tracking:
-        """Returns what tells the trackers of a stage: of the search, and of no other."""
-        return Tracking(self.trackers if stage == "search" else {}, stored, self.run_dir)
+    trackers: Mapping[str, Tracker] = field(default_factory=dict)
 
 
 @dataclass
@@ -83,7 +83,6 @@ class Attempts:
         Raises:
             Exception: as `make` raised it, if it is not a ValueError and HYDRA_FULL_ERROR is 1.
         """
-        pid = os.getpid()
         try:
             return make()
         except Interrupted:
@@ -94,8 +93,6 @@ class Attempts:
             if wants_tracebacks():
                 raise
             self.mistakes.append(describe_error(error))
-        finally:
-            end_if_forked(pid)
 
     def check(self) -> None:
         """Raises ConfigError if there were mistakes, each once."""
@@ -103,88 +100,66 @@ class Attempts:
             raise ConfigError(list(dict.fromkeys(self.mistakes)))
 
 
-def prepare(cfg: DictConfig, ranks: Ranks = ALONE, checks: Sequence[Check] = ()) -> Prepared:
+def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Prepared:
     """Turns the config of a command into objects, and checks all of it.
 
     Args:
-        cfg: as composed.
         ranks: the processes that train each trial of this process.
-        checks: further ones, of what a command does after the search.
+        joins: whether this process works on a study that exists already: its networks have been
+            tried by the command that began the study, and there is no warm start.
 
     Raises:
         ConfigError: every mistake found.
     """
     attempt = Attempts()
-    kind = _kind_of(cfg)
+    kind = FunctionQuestion if cfg.objective["_target_"] is not None else Question
     question = attempt(lambda: kind.ask(cfg, Composer.from_hydra()))
-    launcher = attempt(lambda: build(cfg.launcher))
+    launcher = Join() if joins else attempt(lambda: build(cfg.launcher))
     url = attempt(lambda: _storage_url(cfg))
     trackers = attempt(lambda: build_trackers(cfg.track))
     data = attempt(lambda: kind.gather(cfg))
-    if data is not None and launcher is not None and launcher.count(2) > 1:
-        data = data.shared(data_key(cfg))
-    if question is not None:
-        if data is None:  # there is nothing to try networks on
-            attempt(lambda: attempt.mistakes.extend(check_sections(question)))
-        else:
-            attempt(lambda: validate(question, data))
-        attempt(
-            lambda: attempt.mistakes.extend(m for check in checks for m in check(question, data))
-        )
-        if launcher is not None and not attempt.mistakes:
-            attempt.mistakes += check_ranks(question, getattr(launcher, "ranks", 1))
-        if launcher is not None and not attempt.mistakes:
-            attempt.mistakes += check_one_process(question, launcher)
+    if data is not None and (joins or (launcher is not None and launcher.count(2) > 1)):
+        data = attempt(lambda: data.shared(data_key(cfg)))
     starts: Any = WarmStarts()
-    # Not after a mistake: the points of a wrong space would be wrong too.
-    if question is not None and url is not None and not attempt.mistakes:
-        starts = attempt(lambda: _find_starts(question, data, url))
+    if question is not None and not joins:
+        _check(attempt, question, data, launcher)
+        # Not after a mistake: the points of a wrong space would be wrong too.
+        if url is not None and not attempt.mistakes:
+            starts = attempt(lambda: _find_starts(question, data, url))
     if url is not None and launcher is not None:
         attempt.mistakes += check_database_reach(url, launcher)
     attempt.check()
-    question, data = replace(question, ranks=ranks), _on_device(kind, data, ranks)
+    # A loop of the user's own gets its data on the CPU, where the processes of a DataLoader can
+    # read it.
+    if kind is Question and torch.cuda.is_available():
+        data = data.to(torch.device("cuda", ranks.rank))
+    question = replace(question, ranks=ranks)
     return Prepared(question, launcher, data, url, Path(cfg.run_dir), starts, trackers)
 
 
-def prepare_to_join(cfg: DictConfig, ranks: Ranks = ALONE) -> Prepared:
-    """Turns a config into objects for work in this process on a study that exists already.
-
-    Networks are not tried, because the command that began the study has done that; there is no
-    warm start.
-
-    Args:
-        cfg: as composed.
-        ranks: the processes that train each trial of this process.
-
-    Raises:
-        ConfigError: every mistake found.
-    """
-    attempt = Attempts()
-    kind = _kind_of(cfg)
-    question = attempt(lambda: kind.ask(cfg, Composer.from_hydra()))
-    url = attempt(lambda: _storage_url(cfg))
-    trackers = attempt(lambda: build_trackers(cfg.track))
-    data = attempt(lambda: kind.gather(cfg).shared(data_key(cfg)))
-    launcher = Join()
-    if url is not None:
-        attempt.mistakes += check_database_reach(url, launcher)
-    attempt.check()
-    question, data = replace(question, ranks=ranks), _on_device(kind, data, ranks)
-    return Prepared(question, launcher, data, url, Path(cfg.run_dir), WarmStarts(), trackers)
+def _check(
+    attempt: Attempts,
+    question: Question,
+    data: TrainingData | None,
+    launcher: Launcher | None,
+) -> None:
+    """Tries out what the question asks for; without data there is nothing to try networks on."""
+    if data is None:
+        attempt(lambda: attempt.mistakes.extend(check_sections(question)))
+    else:
+        attempt(lambda: validate(question, data))
+    if compresses(question):
+        find = load_plugin("compress_mistakes")
+        attempt(lambda: attempt.mistakes.extend(find(question, data)))
+    if launcher is not None and not attempt.mistakes:
+        attempt.mistakes += check_ranks(question, getattr(launcher, "ranks", 1))
+    if launcher is not None and not attempt.mistakes:
+        attempt.mistakes += check_one_process(question, launcher)
 
 
-def _kind_of(cfg: DictConfig) -> type[Question]:
-    return FunctionQuestion if cfg.objective["_target_"] is not None else Question
-
-
-def _on_device(kind: type[Question], data: TrainingData, ranks: Ranks) -> TrainingData:
-    """Moves data to the GPU of this rank, the first if it is alone, or leaves it on the CPU.
-
-    A loop of the user's own gets it on the CPU, where worker processes of a DataLoader can read it.
-    """
-    if kind is FunctionQuestion or not torch.cuda.is_available():
-        return data
-    return data.to(torch.device("cuda", ranks.rank))
+def compresses(question: Question) -> bool:
+    """Whether the config says that the winner is made small."""
+    return question.config.get("compress") not in (None, False)
 
 
 def _storage_url(cfg: DictConfig) -> str:
@@ -202,12 +177,7 @@ def _storage_url(cfg: DictConfig) -> str:
 
 
 def check_one_process(question: Question, launcher: Launcher) -> Iterator[str]:
-    """Yields the mistake that several workers are started for a part that keeps its state.
-
-    Args:
-        question: whose space has no mistakes.
-        launcher: of the command.
-    """
+    """Yields the mistake that several workers are started for a part that keeps its state."""
     workers = launcher.count(question.trials())
     if question.keeps_state and workers > 1:
         parts = " and ".join(question.keeps_state)
@@ -219,11 +189,7 @@ def check_one_process(question: Question, launcher: Launcher) -> Iterator[str]:
 
 
 def check_database_reach(url: str, launcher: Launcher) -> Iterator[str]:
-    """Checks that all workers can reach a database that consists of files on this host.
-
-    Yields:
-        The mistake, if there is one.
-    """
+    """Yields the mistake that workers cannot reach a database of files on this host."""
     embedded = folder_of(url)
     address = parse_url(url) if embedded is None else None
     if address is not None and address.get_backend_name() != "sqlite":
@@ -251,10 +217,6 @@ def check_connections(url: str, workers: int) -> None:
     """Checks that the database server has two connections left for each worker.
 
     A single worker runs in this process, which is connected already.
-
-    Args:
-        url: of the database.
-        workers: how many workers are started.
 
     Raises:
         ConfigError: it has not.
@@ -299,30 +261,69 @@ def _begun(url: str, name: str) -> Begun:
         stored.close()
 
 
-def open_or_create(prepared: Prepared, *, create: bool) -> tuple[StoredStudy, int]:
-    """Returns the study, made in its database if it is missing, and the budget by the config."""
-    question, trials = prepared.question, prepared.question.trials()
-    name = str(question.config.study.name)
-    deadline = question.config.storage.deadline
-    if not create:
-        with closed_on_error(open_study(prepared.url, name, deadline)) as stored:
-            check_code(name, stored.code(), lambda: question.code)
-        return stored, trials
-    prepared.run_dir.mkdir(parents=True, exist_ok=True)
-    note_run(prepared.run_dir)
-    identity = question.identity(prepared.data.digest)
-    stored = create_study(
-        prepared.url,
-        name,
-        identity,
-        trials,
-        deadline,
-        goals=question.goals,
-        accept_code_change=question.config.study.accept_code_change,
-    )
+def open_plan(prepared: Prepared, stop: Stop, *, create: bool) -> tuple[Prepared, Plan]:
+    """Opens the study in its database, and plans what is to be done.
+
+    Args:
+        stop: whether to wait no longer for the database.
+        create: whether the study is made if it is missing, and stored what the config says of it.
+
+    Returns:
+        What was prepared, with the URL of a server that runs; and the plan, to be closed.
+
+    Raises:
+        ValueError: the database cannot be used, or its study asks another question.
+        OSError: the run directory cannot be made.
+    """
+    prepared = replace(prepared, url=serve(prepared.url, own=True))
+    question, config = prepared.question, prepared.question.config
+    name, deadline, trials = str(config.study.name), config.storage.deadline, question.trials()
+    if create:
+        prepared.run_dir.mkdir(parents=True, exist_ok=True)
+        note_run(prepared.run_dir)
+        stored = create_study(
+            prepared.url,
+            name,
+            question.identity(prepared.data.digest),
+            trials,
+            deadline,
+            goals=question.goals,
+            accept_code_change=config.study.accept_code_change,
+        )
+    else:
+        stored = open_study(prepared.url, name, deadline)
     with closed_on_error(stored):
-        _settle(prepared, stored, trials)
-    return stored, trials
+        if create:
+            _settle(prepared, stored, trials)
+        else:
+            check_code(name, stored.code(), lambda: question.code)
+        stored.wait_less(stop)
+        if create:
+            begin_again(stored)
+        settings = WinnerSection(**config.winner)
+        search = Stage("search", stored, question, trials)
+        plan = Plan(search, question, prepared.data, prepared.url, prepared.run_dir, settings)
+    with closed_on_error(plan):
+        if create:
+            check_connections(prepared.url, prepared.launcher.count(plan.todo()))
+    collect_as_usual()  # trials come next
+    return prepared, plan
+
+
+def open_ended(cfg: DictConfig, stop: Stop) -> tuple[Prepared, Plan]:
+    """Opens a study whose search has ended, and which asks what the config does.
+
+    Raises:
+        ValueError: it has not, or the config or the database cannot be used.
+    """
+    prepared, plan = open_plan(prepare(cfg, joins=True), stop, create=False)
+    stored, trials = plan.search.stored, plan.search.trials
+    asked = prepared.question.identity(prepared.data.digest)
+    check_question(stored.name, stored.question(), asked)
+    if left := plan.search.todo():
+        ways = "run the study on, or with a smaller study.trials"
+        raise ConfigError([f"{plan.run_dir}: {left} of {trials} trials are open; {ways}"])
+    return prepared, plan
 
 
 def _settle(prepared: Prepared, stored: StoredStudy, trials: int) -> None:
@@ -344,3 +345,58 @@ def _settle(prepared: Prepared, stored: StoredStudy, trials: int) -> None:
             left,
             trials,
         )
+
+
+def job_of(plan: Plan) -> Job:
+    """Returns what a command does, for whoever looks at the study without its config."""
+    settings, question = plan.settings, plan.question
+    per_hour = question.config.cost.per_hour
+    return Job(
+        trials=plan.search.trials,
+        judged=settings.enabled,
+        tested=bool(question.tested),
+        top=settings.top,
+        seeds=settings.seeds,
+        chosen_anew=settings.committee,
+        compresses=compresses(question),
+        per_hour=None if per_hour is None else float(per_hour),
+    )
+
+
+def task_of(
+    prepared: Prepared,
+    plan: Plan,
+    command: Command,
+    line: Line | None = None,
+    fork_server: ForkServer | None = None,
+) -> Task:
+    """Returns what the launcher is to get done: the open trials of all stages.
+
+    Args:
+        line: to the process that watches this one, or has started it.
+    """
+    config, stored = plan.question.config, plan.search.stored
+    limits = Limits(**{name: config.study[name] for name in Limits.__dataclass_fields__})
+    say_claimed = (line or Line()).say_claimed
+
+    def work(stop: Stop) -> None:
+        stopwatch = Stopwatch.since(command.age())
+        for stage in plan:
+            search, checkpoints = stage is plan.search, None
+            if config.checkpoints.dir is not None:
+                checkpoints = Path(config.checkpoints.dir) / ("" if search else stage.title)
+                checkpoints.mkdir(parents=True, exist_ok=True)
+            where = (prepared.data, stop, checkpoints, limits, stage.weights, stopwatch)
+            last = (say_claimed, stage.title, lambda: stop.paused)
+            trackers = prepared.trackers if search else {}
+            with Tracking(trackers, stage.stored, prepared.run_dir) as tracking:
+                worker = Worker(stage.asked, stage.stored, *where, *last, tracking)
+                worker.run(stage.trials)
+            if stop():
+                return
+
+    def halted() -> bool:
+        return plan.current.stored.halted() is not None
+
+    ledger, where, name = stored.ledger, prepared.run_dir, stored.name
+    return Task(work, plan.todo, ledger, where, limits, name, fork_server, command, halted)

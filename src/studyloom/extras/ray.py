@@ -5,8 +5,6 @@ import math
 import os
 import secrets
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -17,52 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from studyloom.errors import LaunchError
-from studyloom.extras.ray.actor import Actor
+from studyloom.extras.ray_actor import Actor
 from studyloom.files import PACKAGE
-from studyloom.launch.command import WORKER_VARIABLE
-from studyloom.launch.line import Heard
-from studyloom.launch.local import check_ranks, check_workers, cores, gpus
-from studyloom.launch.supervisor import HUNG, Supervisor, WorkerExit
-from studyloom.launch.task import Task
-from studyloom.processes import CLUSTER_MARK, host_id
+from studyloom.launch.local import check_count, check_workers, cores, gpus
+from studyloom.launch.supervisor import Supervisor, WorkerExit
+from studyloom.launch.task import WORKER_VARIABLE, Task
+from studyloom.processes import host_id
 from studyloom.study.stopping import Stop
 
-# Ends all processes of the command's own cluster when the command has ended, and removes its files.
-# When it is killed, Ray itself may leave its agents behind for a minute.
-CLEANUP = """
-import os, shutil, signal, sys, time
-sys.stdin.read()
-mark = os.fsencode(sys.argv[2] + "=" + sys.argv[1])
-def read(pid, name):
-    with open(f"/proc/{pid}/{name}", "rb") as file:
-        return file.read()
-folder = os.path.join(os.path.realpath(sys.argv[1]), "")
-def holds_file(pid):
-    files = f"/proc/{pid}/fd"
-    paths = [os.path.realpath(f"{files}/{name}") for name in os.listdir(files)]
-    return any(path.startswith(folder) for path in paths)
-def is_of_cluster(pid):
-    # The title that Ray gives its processes overwrites the beginning of their environment.
-    try:
-        titled = read(pid, "comm").startswith(b"ray::")
-        return mark in read(pid, "environ").split(b"\\0") or titled and holds_file(pid)
-    except OSError:
-        return False
-end = time.monotonic() + 10
-while time.monotonic() < end:
-    names = os.listdir("/proc") if os.path.isdir("/proc") else []
-    pids = [int(name) for name in names if name.isdecimal() and int(name) != os.getpid()]
-    left = [pid for pid in pids if is_of_cluster(pid)]
-    if not left:
-        break
-    for pid in left:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-    time.sleep(0.1)
-shutil.rmtree(sys.argv[1], ignore_errors=True)
-"""
 RETRY = 1.0  # seconds between tries to start a worker on an actor that Ray is restarting
 KILL_DEADLINE = 2.0  # seconds that a kill waits for the answer of the actor
 STORE = 100 * 2**20  # bytes of Ray's object store; nothing is put there
@@ -96,7 +56,7 @@ class Ray:
         if self.num_gpus is not None:
             _check_resource("num_gpus", self.num_gpus, least=0)
         _check_resource("num_cpus", self.num_cpus, least=1)
-        check_ranks(self.ranks)
+        check_count("ranks", self.ranks)
         if self.ranks > 1 and self.num_gpus not in (None, 0, self.ranks):
             raise ValueError(
                 f"launcher.num_gpus must be {self.ranks}, one for each of "
@@ -129,11 +89,7 @@ class Ray:
         return min(sum(self.room(node, self.share(resources)) for node in resources), slots)
 
     def share(self, resources: list[dict[str, float]]) -> float:
-        """Returns the GPUs of one worker.
-
-        Args:
-            resources: of each node, by name.
-        """
+        """Returns the GPUs of one worker."""
         if self.num_gpus is not None:
             return self.num_gpus
         return float(self.ranks * any(node.get("GPU") for node in resources))
@@ -182,11 +138,9 @@ class Ray:
                 RayWorker(ray, remote, command, folder / f"{prefix}{n + 1}.log")
                 for n in range(count)
             ]
-            supervisor = Supervisor(task, workers)
             try:
-                supervisor.run(stop)
+                Supervisor(task, workers).run(stop)
             finally:
-                supervisor.kill_all()
                 for worker in workers:
                     worker.close()
 
@@ -223,7 +177,7 @@ class Ray:
         if task is not None and task.run_dir.absolute().is_relative_to(here):
             excludes.append(f"/{task.run_dir.absolute().relative_to(here)}")
         code = {"working_dir": str(here), "py_modules": [str(PACKAGE)], "excludes": excludes}
-        return join(address=self.address, runtime_env=code)
+        return join(self.address, runtime_env=code)
 
     def _fitting_share(self, resources: list[dict[str, float]]) -> float:
         """Returns the GPUs of one worker, if a node has room for one. Raises LaunchError."""
@@ -253,33 +207,26 @@ def _check_resource(name: str, amount: Any, least: int) -> None:
 def own_cluster(cpus: int) -> Iterator[Any]:
     """Provides Ray with a cluster of its own on this host while the body runs.
 
-    The cluster listens to everybody, therefore it gets a token that nobody else knows.
+    The cluster listens to everybody, therefore it gets a token that nobody else knows. If this
+    process is killed, Ray's own processes end by themselves, some of them after a minute.
 
     Args:
         cpus: the number of cores that Ray may give away.
     """
-    # The paths of Ray's sockets have at most 107 bytes: its files cannot lie below a run directory.
-    folder = tempfile.mkdtemp(prefix=f"studyloom-ray-{os.getpid()}-", dir="/tmp")
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    # Before Ray is imported.
-    os.environ |= token | {CLUSTER_MARK: folder, "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [sys.executable, "-I", "-c", CLEANUP, folder, CLUSTER_MARK]
-    sweeper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    assert sweeper.stdin is not None
-    try:
-        options = {"include_dashboard": False, "object_store_memory": STORE, "_temp_dir": folder}
+    os.environ |= token | {"RAY_USAGE_STATS_ENABLED": "0"}  # before Ray is imported
+    # The paths of Ray's sockets have at most 107 bytes: its files cannot lie below a run directory.
+    with tempfile.TemporaryDirectory(
+        prefix="studyloom-ray-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
         try:
-            ray = join(address="local", num_cpus=cpus, num_gpus=len(gpus()), **options)
+            options = {"include_dashboard": False, "object_store_memory": STORE}
+            yield join("local", num_cpus=cpus, num_gpus=len(gpus()), _temp_dir=folder, **options)
         finally:
-            del os.environ[CLUSTER_MARK]  # what the command starts from now on is not the cluster's
-        yield ray
-    finally:
-        with suppress(LaunchError):
-            import_ray().shutdown()
-        for name in token:
-            del os.environ[name]
-        sweeper.stdin.close()
-        sweeper.wait()
+            with suppress(LaunchError):
+                import_ray().shutdown()
+            for name in token:
+                del os.environ[name]
 
 
 def import_ray() -> Any:
@@ -293,11 +240,8 @@ def import_ray() -> Any:
     return ray
 
 
-def join(**options: Any) -> Any:
+def join(address: str | None, **options: Any) -> Any:
     """Calls `ray.init`, but keeps our handlers of signals, and returns the module `ray`.
-
-    Args:
-        options: of `ray.init`; `address` among them.
 
     Raises:
         LaunchError: Ray is missing, or the cluster cannot be reached.
@@ -307,11 +251,12 @@ def join(**options: Any) -> Any:
     logging.getLogger("ray").setLevel(logging.ERROR)
     handlers = {number: signal.getsignal(number) for number in Stop.SIGNALS}
     try:
-        ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=False, **options)
+        quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+        ray.init(address, **quiet, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         words = " ".join(str(error).split())
         raise LaunchError(
-            f"launcher.address={options['address']}: the cluster cannot be joined: {words}"
+            f"launcher.address={address}: the cluster cannot be joined: {words}"
         ) from None
     finally:
         if threading.current_thread() is threading.main_thread():  # no other can set handlers
@@ -336,7 +281,8 @@ class RayWorker:
     """
 
     def __init__(self, ray: Any, remote: Any, command: Sequence[str], log: Path) -> None:
-        self.log, self.failures, self.heard = log, 0, Heard()
+        self.log, self.failures = log, 0
+        self.said: dict[str, str] = {}
         self.worker_id: str | None = None
         self._ray, self._remote = ray, remote
         self._actor: Any = None
@@ -358,7 +304,7 @@ class RayWorker:
         if self._actor is None:
             self._actor = self._remote.remote()
         self._answer, self._retry = self._actor.start.remote(*self._call), None
-        self.heard = Heard()
+        self.said = {}
 
     def poll(self) -> WorkerExit | None:
         """Returns how the worker ended, and None if it has not; appends its output to the log."""
@@ -367,18 +313,14 @@ class RayWorker:
         if self._answer is None or not self._ray.wait([self._answer], timeout=0)[0]:
             return None
         try:
-            self.worker_id, code, output, words = self._ray.get(self._answer)
+            self.worker_id, code, output, self.said = self._ray.get(self._answer)
         except self._ray.exceptions.RayError as error:
             return self._handle_lost_actor(error)
         if output:
             with self.log.open("ab") as log:
                 log.write(output)
-        for said in words:
-            self.heard.hear(said)
         self._answer = self._actor.poll.remote()
-        if code is not None:
-            return WorkerExit(code)
-        return WorkerExit(None, HUNG) if self.heard.lingers else None
+        return None if code is None else WorkerExit(code)
 
     def _handle_lost_actor(self, error: Exception) -> WorkerExit | None:
         """Decides what it means that the actor does not answer.

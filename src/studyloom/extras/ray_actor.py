@@ -13,15 +13,15 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
-from studyloom.launch.line import VARIABLE, Listener, open_line
-from studyloom.launch.process_group import GroupGuard
+from studyloom.launch.line import VARIABLE, Listener
 from studyloom.processes import worker_id
 
 WAIT = 0.5  # seconds that a poll waits for the end of the worker, which it reports at once
 CHUNK = 2**20  # bytes of a worker's output in one answer
-# The worker's id in the ledger, its exit code, its output and its words since the last answer.
-Answer = tuple[str, int | None, bytes, list[bytes]]
+# The worker's id in the ledger, its exit code, its output since the last answer, and its words.
+Answer = tuple[str, int | None, bytes, dict[str, str]]
 
 
 class Actor:
@@ -29,9 +29,8 @@ class Actor:
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
-        self.guard: GroupGuard | None = None
-        self.listener: Listener | None = None
-        self._output = -1  # descriptor of the worker's output, a file without a name
+        self._listener: Listener
+        self._output: IO[bytes]
         self._read = 0  # bytes of the output that were in an answer
 
     def start(
@@ -59,25 +58,21 @@ class Actor:
         paths = [str(base / package)] if shared or not Path(package).is_absolute() else []
         paths += [environment.get("PYTHONPATH", "")] if shared else []
         paths += [os.environ.get("PYTHONPATH", "")]  # Ray's copy of the package
-        python_path = os.pathsep.join(filter(None, paths))
-        with tempfile.TemporaryFile() as output:
-            self._output, self._read = os.dup(output.fileno()), 0
-            self.listener, line = open_line()
-            variables = {**environment, "PYTHONPATH": python_path, VARIABLE: str(line)}
-            try:
-                self.process = subprocess.Popen(
-                    [sys.executable, *arguments],
-                    cwd=base,
-                    env={**os.environ, **variables},
-                    pass_fds=[line],
-                    stdin=subprocess.PIPE,  # the worker stops when this closes
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            finally:
-                os.close(line)
-        self.guard = GroupGuard(self.process.pid)
+        self._output, self._read = tempfile.TemporaryFile(), 0  # noqa: SIM115
+        self._listener = Listener()
+        line = self._listener.detach()
+        own = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), VARIABLE: str(line)}
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=base,
+            env={**os.environ, **environment, **own},
+            pass_fds=[line],
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        os.close(line)
         return self.poll(0.0)
 
     def poll(self, wait: float = WAIT) -> Answer:
@@ -86,37 +81,25 @@ class Actor:
         The exit code comes only with the last of the output, however long that is.
         """
         assert self.process is not None
-        assert self.listener is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(wait)
         code = self.process.returncode
-        words = []
-        while said := self.listener.listen():
-            words.append(said)
-        if said is not None:  # the line is closed
-            words.append(said)
-        output = os.pread(self._output, CHUNK, self._read)
+        output = os.pread(self._output.fileno(), CHUNK, self._read)
         self._read += len(output)
         code = None if len(output) == CHUNK else code
-        return worker_id(self.process.pid), code, output, words
+        return worker_id(self.process.pid), code, output, self._listener.listen()
 
     def stop(self) -> None:
         """Asks the worker to release its trial and end."""
-        if self.process is not None and self.listener is not None:
-            self.listener.ask(self.process.pid)
+        if self.process is not None:
+            self._listener.ask(self.process.pid)
 
     def kill(self) -> None:
         """Kills what is left of the worker's process group."""
-        if self.process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        assert self.guard is not None
-        self.guard.stand_down()
-        self.process.wait()
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        assert self.listener is not None
-        self.listener.close()
-        os.close(self._output)
-        self.process = self.guard = self.listener = None
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self._listener.close()
+            self._output.close()
+            self.process = None

@@ -1,0 +1,306 @@
+"""Commands that look at studies: status, trials, report, compare, doctor and dashboard."""
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from studyloom.commands.options import (
+    Entry,
+    add_consent,
+    add_json,
+    add_run_dir,
+    locate_study,
+    open_run,
+    print_json,
+)
+from studyloom.processes import collect_as_usual
+from studyloom.text import printable
+
+if TYPE_CHECKING:
+    from studyloom.views.progress import Progress
+
+PAGE = "compare.html"
+
+
+def add_status(command: argparse.ArgumentParser) -> None:
+    add_run_dir(command)
+    about = "go on until the job has ended: search, judging, final training; or Ctrl-C"
+    command.add_argument("--watch", action="store_true", help=about)
+    about = "one JSON object; with --watch a line for each change"
+    command.add_argument("--json", action="store_true", help=about)
+    about = "for cron: exit code 1: failed, 3: nobody works on it, 4: stopped or paused"
+    command.add_argument("--check", action="store_true", help=about)
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Prints the status of a study.
+
+    Returns:
+        The exit code: 0, or with `--check` what `check` returns.
+    """
+    from studyloom.views import status
+    from studyloom.views.progress import JobReader
+    from studyloom.views.terminal import make_console
+
+    # A shell makes commands that it starts with & ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A look that waits for a busy database is not worth a warning.
+    logging.getLogger("studyloom").setLevel(logging.ERROR)
+    reader, console = JobReader(open_run(arguments, status.DATABASE_DEADLINE)), make_console()
+
+    if arguments.watch and arguments.json:
+        status.watch_json(reader, lambda text: print(text, end="", flush=True))
+    elif arguments.watch:
+        status.watch(reader, console)
+    elif arguments.json:
+        print(status.as_json(status.read_status(reader)))
+    else:
+        status.print_status(status.read_status(reader), console)
+    return check(reader.read(), arguments.run_dir) if arguments.check else 0
+
+
+def check(progress: "Progress", run_dir: Path) -> int:
+    """Returns an exit code that says whether somebody has to look at a job.
+
+    Returns:
+        0 if it has ended well or is worked on, 1 if it has failed, 3 if nobody works on it, and 4
+        if another terminal has stopped or paused it.
+    """
+    from studyloom.commands.outputs import is_beating
+
+    if progress.halted is not None or progress.exit_code:
+        return 1
+    if progress.ended:
+        return 0
+    if progress.control is not None:
+        return 4
+    alive = any(worker.alive for worker in progress.current.workers)
+    return 0 if alive or is_beating(run_dir) else 3
+
+
+def add_trials(command: argparse.ArgumentParser) -> None:
+    add_run_dir(command)
+    formats = command.add_mutually_exclusive_group()
+    formats.add_argument("--csv", action="store_true", help="with all columns, as in a DataFrame")
+    formats.add_argument("--json", action="store_true", help="a list with an object for each trial")
+
+
+def trials(arguments: argparse.Namespace) -> None:
+    """Prints every trial of a study."""
+    from studyloom.study.rows import as_csv, as_json, trial_rows
+    from studyloom.views.terminal import make_console, print_trials
+
+    stored = open_run(arguments)
+    if arguments.csv or arguments.json:
+        text = (as_csv if arguments.csv else as_json)(trial_rows(stored))
+        # For a program, all is as it is stored.
+        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    else:
+        print_trials(stored, make_console())
+
+
+def add_report(command: argparse.ArgumentParser) -> None:
+    add_run_dir(command)
+    add_json(command)
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Writes the report of a study and prints its path."""
+    from studyloom.commands.documents import Report
+    from studyloom.views.report import write_report
+
+    path = write_report(open_run(arguments), arguments.run_dir)
+    if arguments.json:
+        print_json(Report(str(path)))
+    else:
+        print(printable(str(path)))
+
+
+def add_compare(command: argparse.ArgumentParser) -> None:
+    about = "where a study runs; two to seven of them"
+    command.add_argument("run_dirs", metavar="RUN_DIR", type=Path, nargs="+", help=about)
+    add_consent(command)
+    about = f"where to write the page (default: {PAGE} in the first RUN_DIR; none with --json)"
+    command.add_argument("--page", metavar="FILE", type=Path, help=about)
+    add_json(command)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Prints studies side by side, writes the page that shows them, and prints its path."""
+    from studyloom.views.comparison import document, print_comparison, read_studies, write_page
+    from studyloom.views.terminal import make_console
+
+    found = []
+    for run_dir in arguments.run_dirs:
+        arguments.run_dir = run_dir
+        found.append((run_dir, open_run(arguments)))
+    studies = read_studies(found)
+    if arguments.json:
+        print_json(document(studies))
+        return
+    console = make_console()
+    print_comparison(studies, console)
+    path = arguments.page or arguments.run_dirs[0] / PAGE
+    write_page(studies, path)
+    print(f"\n{printable(str(path))}")
+
+
+def add_doctor(command: argparse.ArgumentParser) -> None:
+    location = command.add_mutually_exclusive_group(required=True)
+    about = "where a study runs, such as runs/mnist"
+    location.add_argument("run_dir", metavar="RUN_DIR", type=Path, nargs="?", help=about)
+    about = "a database, such as postgresql://user@host/name"
+    location.add_argument("--storage", metavar="URL", help=about)
+    add_consent(command)
+    about = "show how the ledger differs from the trials, and mend it once you agree"
+    command.add_argument("--repair", action="store_true", help=about)
+    about = "with --repair: mend without a question, as where there is no terminal"
+    command.add_argument("--yes", action="store_true", help=about)
+    add_json(command)
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Checks what a study needs.
+
+    Returns:
+        The exit code: 0, or 2 if something must be done before a study can run, or was not mended.
+    """
+    from studyloom.views.doctor import repair, show
+
+    url, name = (arguments.storage, None)
+    if arguments.run_dir is not None:
+        url, name = locate_study(arguments)
+    if arguments.json:
+        return print_findings(url, name, arguments)
+    if not arguments.repair:
+        return show(url, arguments.run_dir)
+
+    def confirm() -> bool:
+        if arguments.yes or not sys.stdin.isatty():
+            return bool(arguments.yes)
+        return input("mend this? [y/N] ").strip().lower() in ("y", "yes")
+
+    return repair(url, name, confirm)
+
+
+def print_findings(url: str, name: str | None, arguments: argparse.Namespace) -> int:
+    """Prints what was checked, or mended, as JSON. Returns the exit code, as `doctor` does."""
+    from studyloom.commands.documents import Check, Doctor
+    from studyloom.views.doctor import disagreements, examine, repair
+
+    checks, differences, mended = list[Check](), list[str](), None
+    if arguments.repair:
+        differences = [f"{study}: {it.words}" for study, _, it in disagreements(url, name)]
+        with contextlib.redirect_stdout(sys.stderr):
+            code = repair(url, name, lambda: bool(arguments.yes))
+        mended = bool(differences) and code == 0
+    else:
+        for name, finding in examine(url, arguments.run_dir):
+            state: Any = str(finding.state)
+            checks.append(Check(name, state, finding.words))
+        code = 2 if any(check.state == "to do" for check in checks) else 0
+    print_json(Doctor(checks, differences, mended, code))
+    return code
+
+
+def add_dashboard(command: argparse.ArgumentParser) -> None:
+    location = command.add_mutually_exclusive_group()
+    about = "where the study runs"
+    location.add_argument("run_dir", metavar="RUN_DIR", type=Path, nargs="?", help=about)
+    about = "a database (default: that of STUDYLOOM_STORAGE)"
+    location.add_argument("--storage", metavar="URL", help=about)
+    add_consent(command)
+    about = "the study to show, if the database holds several"
+    command.add_argument("--study", metavar="NAME", help=about)
+    about = "the port, or the next free one (default: 8080)"
+    command.add_argument("--port", type=int, default=8080, help=about)
+    add_json(command)
+
+
+def dashboard(arguments: argparse.Namespace) -> None:
+    """Serves a study's own page, and optuna-dashboard behind it, to this machine's browsers."""
+    from studyloom.commands.documents import Dashboard
+    from studyloom.views.dashboard import open_only_study, serve
+    from studyloom.views.progress import JobReader, working_words
+    from studyloom.views.terminal import headline, make_console
+
+    url, name = arguments.storage or os.environ.get("STUDYLOOM_STORAGE"), arguments.study
+    if arguments.run_dir is not None:
+        url, name = locate_study(arguments)
+    if not url:
+        raise ValueError(
+            "the dashboard needs a study: name a RUN_DIR, or a database with --storage or "
+            "STUDYLOOM_STORAGE"
+        )
+    collect_as_usual()
+    stored = open_only_study(url, name)
+    progress = JobReader(stored).read()
+    title = "; ".join(filter(None, (headline(progress.search), working_words(progress))))
+
+    def tell(address: str) -> None:
+        print_json(Dashboard(stored.name, address))
+
+    console = make_console(sys.stderr if arguments.json else sys.stdout)
+    said = tell if arguments.json else None
+    serve(stored, arguments.run_dir, title, "127.0.0.1", arguments.port, None, console, said)
+
+
+COMMANDS = (
+    Entry(
+        "status",
+        "trials by state, best, workers, what matters, time left",
+        status,
+        add_status,
+        "Shows how far a study has come: trials by state, the best of them, the workers, which "
+        "parameters matter, and the time left. It may be asked at any time, from any terminal.",
+        ("studyloom status runs/mnist --watch", "studyloom status runs/mnist --json"),
+    ),
+    Entry(
+        "trials",
+        "every trial: state, value, parameters",
+        trials,
+        add_trials,
+        "Lists every trial of a study: its number, state, value, time and parameters.",
+        ("studyloom trials runs/mnist", "studyloom trials runs/mnist --csv > trials.csv"),
+    ),
+    Entry(
+        "report",
+        "write report.html, one page with all results",
+        report,
+        add_report,
+        "Writes report.html into RUN_DIR, one page with all results so far, and prints its path.",
+        ("studyloom report runs/mnist",),
+    ),
+    Entry(
+        "compare",
+        "studies side by side: what differs, the best, the cost",
+        compare,
+        add_compare,
+        "Prints studies side by side: what each found and what it cost, and what differs between "
+        "them. Writes a page with their curves over trials and time, and prints its path.",
+        ("studyloom compare runs/mnist runs/mnist-random",),
+    ),
+    Entry(
+        "doctor",
+        "check database, disks and machine for a study",
+        doctor,
+        add_doctor,
+        "Checks the database, disks and machine for a study. The exit code is 2 if something must "
+        "be done before a study can run.",
+        ("studyloom doctor runs/mnist", "studyloom doctor --repair runs/mnist"),
+    ),
+    Entry(
+        "dashboard",
+        "a study in the browser, as it goes on",
+        dashboard,
+        add_dashboard,
+        "Serves the page of a study, which follows it, and optuna-dashboard behind it, to the "
+        "browsers of this machine; others reach it through an SSH tunnel.",
+        ("studyloom dashboard runs/mnist", "studyloom dashboard --study mnist"),
+    ),
+)

@@ -1,0 +1,518 @@
+"""A command from its config to its answer: it prepares, opens, launches, judges, tests, reports."""
+
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import optuna
+from omegaconf import DictConfig
+from optuna.trial import FrozenTrial
+from rich.console import Console
+from rich.text import Text
+
+from studyloom.commands.outputs import Outputs, take_environment
+from studyloom.commands.prepare import (
+    Prepared,
+    compresses,
+    job_of,
+    open_ended,
+    open_plan,
+    prepare,
+    task_of,
+)
+from studyloom.config.values import plain_sections, without_transform, write_yaml
+from studyloom.errors import (
+    CompressError,
+    Halted,
+    Interrupted,
+    LaunchError,
+    NoWinner,
+    StorageLost,
+    StudyloomError,
+    UserError,
+    exit_with,
+)
+from studyloom.files import is_newer
+from studyloom.launch.forks import Death, ForkServer, can_fork, print_line, watch
+from studyloom.launch.line import Line
+from studyloom.launch.ranks import start_ranks
+from studyloom.launch.task import WORKER_VARIABLE, Command, Task
+from studyloom.plugins import load_plugin
+from studyloom.processes import collect_as_usual, worker_id
+from studyloom.question.question import SECTIONS
+from studyloom.storage.connections import exclusive
+from studyloom.study.control import following, read_control
+from studyloom.study.failures import count_failures
+from studyloom.study.files import TrialFiles
+from studyloom.study.job import begin_job, end_job, note_answer, read_job
+from studyloom.study.stopping import Stop
+from studyloom.study.stored_study import StoredStudy
+from studyloom.study.tracking import project
+from studyloom.text import PrintableFormatter, format_duration, one_line
+from studyloom.training.ranks import Ranks
+from studyloom.views.sentence import answer_sentence
+from studyloom.views.snapshot import Snapshot, take_snapshot
+from studyloom.views.status import Display
+from studyloom.views.terminal import (
+    answers_table,
+    front_table,
+    headline,
+    make_console,
+    print_code_changes,
+    print_dry_run,
+    print_failures,
+    print_next_steps,
+    winner_lines,
+)
+from studyloom.winner.answer import belongs_to, is_answer_of, move_aside, read_answer, stated_page
+from studyloom.winner.committee import remove_others
+from studyloom.winner.evaluation import evaluate_winner
+from studyloom.winner.stages import Plan
+from studyloom.winner.tracking import track_answer
+
+STOPPED = 3  # the exit code of a command that `studyloom stop` has stopped
+
+
+# The processes of a command
+
+
+def run_study(cfg: DictConfig, command: Command | None = None) -> None:
+    """Does what `studyloom.run.run` does.
+
+    Args:
+        cfg: the config as composed, inside `hydra_main`.
+        command: starts the workers; None for the command of this process.
+    """
+    command = command or Command.of_this_process()
+    began = time.monotonic() - command.age()  # a fork is younger than the command
+    command = replace(command, age=lambda: time.monotonic() - began)
+    told = take_environment()  # before any fork, and in workers that a launcher starts
+    if WORKER_VARIABLE in os.environ:
+        run_here(cfg, command, Line.of_launcher())
+    watch(lambda line, death: run_command(cfg, command, line, death, told))
+
+
+def run_command(
+    cfg: DictConfig, command: Command, line: Line, death: Death | None, told: Mapping[str, str]
+) -> NoReturn:
+    """Runs a command in this process, with a fork server for its workers."""
+    launcher = cfg.launcher if isinstance(cfg.launcher, DictConfig) else {}
+    forks = launcher.get("_target_") == "studyloom.launch.Local" and not cfg.study.dry_run
+    fork_server = None
+    if forks and can_fork():
+        fork_server = ForkServer(lambda line: run_here(cfg, command, line))
+    try:
+        run_here(cfg, command, line, fork_server, death, told)
+    finally:
+        if fork_server is not None:
+            fork_server.close()
+
+
+def run_here(
+    cfg: DictConfig,
+    command: Command,
+    line: Line,
+    fork_server: ForkServer | None = None,
+    death: Death | None = None,
+    told: Mapping[str, str] | None = None,
+) -> NoReturn:
+    """Runs a command, or one of its workers, in this process.
+
+    Args:
+        line: to the process that watches this one, or has started it.
+        death: of the process in whose place this one goes on.
+        told: the variables that say what is told and to whom; a worker tells nothing.
+    """
+    worker, code = WORKER_VARIABLE in os.environ, 0
+    prepare_logging(logging.INFO if worker else logging.WARNING)
+    peers = start_ranks(cfg, command, line, lambda ranks: follower(cfg, ranks))
+    line.follow()
+    with line.ending(), peers, Stop(cfg.study.timeout, line.is_asked) as stop:
+        outputs = Outputs()
+        try:
+            outputs = Outputs.of_environment(told or {})
+            prepared = prepare(cfg, peers.connect(), joins=worker)
+            if cfg.study.dry_run:
+                print_dry_run(prepared.question, console_of(outputs))
+                outputs.finish(0)
+                sys.exit()
+            prepared, plan = open_plan(prepared, stop, create=not worker)
+        except (ValueError, OSError) as error:
+            outputs.finish(2, str(error))
+            exit_with(error, 2)
+        except Interrupted:  # the second signal; no trial is held yet
+            outputs.finish(128 + (stop.signal or 2), "stopped at once")
+            sys.exit(128 + (stop.signal or 2))
+        task = task_of(prepared, plan, command, line, fork_server)
+        stops = not (worker and line.is_connected)  # else the launcher stops its workers
+        try:
+            with telling_end(outputs, stop), following(plan.search.stored, stop, stops=stops):
+                if death is not None:
+                    task.ledger.record_death(worker_id(death.pid), death.words)
+                if worker:
+                    prepared.launcher.launch(task, stop)
+                else:
+                    console = console_of(outputs)
+                    code = search_and_report(prepared, plan, task, stop, console, outputs)
+                    outputs.finish(exit_code(code, stop), stop.ended_by if stop() else None)
+        finally:
+            plan.close()
+        sys.exit(exit_code(code, stop))
+
+
+def follower(cfg: DictConfig, ranks: Ranks) -> Callable[[Any], None]:
+    """Prepares another rank than the first, which takes part in what that one calls."""
+    prepared = prepare(cfg, ranks, joins=True)
+    collect_as_usual()
+    return lambda call: prepared.question.take_part(call, prepared.data)
+
+
+def prepare_logging(level: int) -> None:
+    """Writes log records and warnings on standard error, those of Optuna only if they are errors.
+
+    Args:
+        level: from which records are written.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a test or an embedding program has its own
+            stream.reconfigure(errors="replace")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+    logging.captureWarnings(True)
+
+
+def console_of(outputs: Outputs) -> Console:
+    """Returns where a command prints: standard output, unless that is for a program."""
+    return make_console(sys.stderr if outputs.as_json else sys.stdout)
+
+
+def exit_code(code: int, stop: Stop) -> int:
+    """Returns the exit code of a process: 128 and the signal that stopped it, or else `code`."""
+    if stop.signal is not None:
+        return 128 + stop.signal
+    return STOPPED if stop.requested is not None else code
+
+
+@contextmanager
+def telling_end(outputs: Outputs, stop: Stop) -> Iterator[None]:
+    """Ends the process by the error that the body raises, and tells of its end in any case."""
+    try:
+        yield
+    except Interrupted:  # the second signal; the trials have been released
+        outputs.finish(128 + (stop.signal or 2), "stopped at once")
+        print_line("stopped at once; the same command goes on from here")
+    except (StudyloomError, OSError) as error:
+        # The search is done, and what remains can be done later.
+        unfinished = isinstance(error, OSError | CompressError)
+        code = 1 if unfinished else error.exit_code  # type: ignore[union-attr]
+        code = code if isinstance(error, Halted) else exit_code(code, stop)
+        outputs.finish(code, str(error))
+        exit_with(error, code)
+    except BaseException as error:
+        outputs.finish(1, type(error).__name__)
+        if isinstance(error, Exception):
+            raise
+        exit_with(LaunchError(f"the user's code has ended the command: {error!r}"), 1)
+
+
+# From the open slots to the answer
+
+
+def search_and_report(
+    prepared: Prepared,
+    plan: Plan,
+    task: Task,
+    stop: Stop,
+    console: Console,
+    outputs: Outputs,
+) -> int:
+    """Has the open slots worked on, shows the progress, and prints the answer.
+
+    Returns:
+        The exit code of a command: 1 if there is no result, although it was not stopped.
+
+    Raises:
+        Halted: the study has stopped itself.
+        NoWinner: a training that the answer needs, or the test, has failed.
+        CompressError: the winner cannot be made small; all else is done.
+    """
+    stored = plan.search.stored
+    begin_job(stored, job_of(plan), task.command.age())
+    outputs.attach(stored, prepared.run_dir)
+    if read_control(stored) == "pause":
+        folder = shlex.quote(str(prepared.run_dir))
+        say(console, f"{stored.name} is paused; studyloom resume {folder} goes on with it")
+    with ending_job(stored, not_small=1):
+        code = _search_and_report(prepared, plan, task, stop, console, outputs)
+    if not stop() and not plan.todo():
+        end_job(stored, code)
+    folder = plan.question.config.checkpoints.dir
+    if folder is not None:  # of trials whose worker died after their end
+        files = TrialFiles(Path(folder), stored.name, plan.question.seed)
+        files.remove_left(stored.trials, plan.question.space)
+    return code
+
+
+@contextmanager
+def ending_job(stored: StoredStudy, not_small: int = CompressError.exit_code) -> Iterator[None]:
+    """Stores that nothing is left to do of the job if the body raises an error that says so.
+
+    Args:
+        not_small: the exit code of the command if the winner cannot be made small.
+    """
+    try:
+        yield
+    except StorageLost:
+        raise  # nothing can be stored
+    except (Halted, NoWinner, UserError) as error:
+        end_job(stored, not_small if isinstance(error, CompressError) else error.exit_code)
+        raise
+
+
+def say(console: Console, words: str) -> None:
+    console.print(Text(words), soft_wrap=True)
+
+
+def _search_and_report(
+    prepared: Prepared, plan: Plan, task: Task, stop: Stop, console: Console, outputs: Outputs
+) -> int:
+    started, began = time.monotonic(), datetime.now()
+    stored, trials = plan.search.stored, plan.search.trials
+    print_code_changes(stored, console)
+    move_foreign_answer(plan, console)
+    if todo := task.todo():
+        for note in prepared.starts.notes:
+            say(console, note)
+        verb = "goes on" if any(trial.datetime_start for trial in stored.trials()) else "begins"
+        open_ = plan.search.todo()
+        many = f"{open_} trial{'' if open_ == 1 else 's'}" if open_ else plan.current.title
+        say(console, f"{stored.name} {verb}: {many} to do, logs in {task.logs}")
+        follow = launch(prepared, plan, task, stop, console, outputs)
+        if stop.alone is not None:  # another process goes on
+            return 0
+        if follow is not None:  # the work goes on without this command
+            say(console, follow)
+            return 0
+    snapshot = take_snapshot(stored)
+    if snapshot.best is not None:
+        write_best(plan, snapshot.best)
+    took = f", {format_duration(time.monotonic() - started)}" if todo else ""
+    console.print(f"\n{headline(snapshot)}{took}", soft_wrap=True)
+    console.print(answers_table(snapshot, console.width))
+    if snapshot.rule is not None:
+        console.print(front_table(snapshot, console.width))
+    failure: CompressError | NoWinner | None = None
+    if plan.is_done():
+        print_winner(plan, task.command, console)
+        failure = compress_winner(plan, stop, console, outputs)
+    else:  # stopped, or without a winner
+        if snapshot.done:
+            write_report(plan)
+        if snapshot.best is not None and not stop():
+            failure = find_no_winner(plan)
+    for stage in plan:
+        print_failures(stage.stored, console)
+    print_next_steps(plan, task.command, snapshot, console, began)
+    for stage in plan:
+        stage.stored.check_halted("the study has stopped, since its trials fail with this: ")
+    if stop():
+        why = stop.ended_by if stop.requested is None else f"stopped by {stop.requested}"
+        say(console, f"{why}; the same command goes on from here")
+    elif words := end_of_search(snapshot, trials, todo):
+        say(console, words)
+    if trials < snapshot.budget:
+        line = f"the study has {snapshot.budget} trials; the winner is one of the first {trials}"
+        say(console, f"{line}, as study.trials={trials} says")
+    if prepared.trackers:
+        answer = None if plan.todo() else track_answer(stored, prepared.run_dir)
+        project(stored, prepared.trackers, prepared.run_dir, answer)
+    if failure is not None:
+        raise failure
+    return 0 if snapshot.best is not None or stop() else 1
+
+
+def launch(
+    prepared: Prepared, plan: Plan, task: Task, stop: Stop, console: Console, outputs: Outputs
+) -> str | None:
+    """Has the open slots worked on, again if another program has deleted trials or slots.
+
+    Returns:
+        What to print, if the work goes on without this command; else None.
+    """
+    while True:
+        with Display(outputs.read, console, stop, outputs.listeners):
+            follow = prepared.launcher.launch(task, stop)
+        if follow is not None or not plan.reconcile() or stop():
+            return follow
+
+
+def move_foreign_answer(plan: Plan, console: Console) -> None:
+    """Moves the answer of another study aside, such as one of the same name in another database."""
+
+    def is_foreign() -> bool:
+        answer = read_answer(plan.run_dir)
+        return answer is not None and not belongs_to(answer, plan.search.stored)
+
+    if is_foreign():  # no lock, which may mean a connection, for what nearly always holds
+        with locked(plan):
+            if is_foreign():  # no other command was quicker
+                moved = f"it was moved to {move_aside(plan.run_dir)}"
+                say(console, f"the answer in {plan.run_dir} is that of another study; {moved}")
+
+
+def locked(plan: Plan) -> AbstractContextManager[None]:
+    """Keeps other commands from the answer: of those that finish together, one opens the test."""
+    return exclusive(plan.url, deadline=float(plan.question.config.storage.deadline))
+
+
+def write_best(plan: Plan, best: FrozenTrial) -> None:
+    """Writes the best configuration so far to `best.yaml`."""
+    question = plan.question
+    point = question.space.walk(lambda parameter: best.params[parameter.name])
+    names = (name for name in SECTIONS if name != "space")
+    sections = without_transform(plain_sections(question.at(point), *names))
+    sections["train"].pop("loss")
+    values = ", ".join(
+        f"{goal.name} {value}" for goal, value in zip(question.goals, best.values, strict=True)
+    )
+    header = f"# {question.config.study.name}, trial {best.number}: validation {values}\n"
+    write_yaml(plan.run_dir / "best.yaml", sections, header)
+
+
+def print_winner(plan: Plan, command: Command, console: Console) -> None:
+    """Prints the winner on the test part.
+
+    The test part is opened for it now, unless winner.json has the answer already.
+    """
+    with locked(plan):
+        answer = read_answer(plan.run_dir)
+        if answer is None or not is_answer_of(answer, plan):
+            answer = evaluate_winner(plan, plan.data.test, command.page)
+        remove_others(plan, answer)
+        if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
+            write_report(plan)  # unless the command was killed here
+    note_answer(plan.search.stored, answer)
+    lines = [answer_sentence(answer, plan.search.stored), *winner_lines(answer)]
+    for number, line in enumerate(filter(None, lines)):  # the first has what the test gave
+        style = "" if number or answer["test"] is None else "bold green"
+        console.print(Text(line, style=style), soft_wrap=True)
+
+
+def compress_winner(
+    plan: Plan, stop: Stop, console: Console, outputs: Outputs
+) -> CompressError | None:
+    """Makes the winner small if the config says so and it was not done yet.
+
+    Returns:
+        Why it could not be done, to be raised once all else is told; None if there is no reason.
+    """
+    if not compresses(plan.question) or stop():
+        return None
+    failure: CompressError | None = load_plugin("compress_winner")(
+        plan, stop, console, outputs.look
+    )
+    return failure
+
+
+def write_report(plan: Plan) -> None:
+    from studyloom.views import report  # here: no search waits for its templates
+
+    report.write_report(plan.search.stored, plan.run_dir)
+
+
+def end_of_search(snapshot: Snapshot, trials: int, todo: int) -> str:
+    """Returns why there is nothing left to do, if the counts of the trials do not say it.
+
+    Args:
+        trials: the budget of the search.
+        todo: how many trials the command had to do.
+    """
+    if snapshot.best is None and snapshot.rule is not None:
+        return f"no trial keeps to winner.rule: {snapshot.rule}; loosen it, or raise study.trials"
+    if snapshot.outlook.ending is not None:
+        return f"the search {snapshot.outlook.ending.words}"
+    return "" if todo else f"the budget of {trials} trials is spent"
+
+
+def find_no_winner(plan: Plan) -> NoWinner | None:
+    """Returns why a plan that has nothing left to do has none; None if it has one."""
+    if not plan.settings.enabled or plan.todo() or plan.is_done():
+        return None
+    if not plan.candidates:
+        keeps = f" and keeps to {plan.rule}" if plan.rule.conditions else ""
+        which = f"none of the first {plan.search.trials} trials is complete{keeps}"
+        return NoWinner(f"there is no winner: {which}; raise study.trials")
+    many = len(plan.entrants)
+    failures = "; ".join(
+        f"{failure.count} × {failure.kind}, such as: {one_line(failure.first_reason)}"
+        for failure in count_failures(plan.reevaluation.stored.trials())
+    )
+    return NoWinner(
+        f"there is no winner: none of the {many} candidates was trained with all its fresh seeds: "
+        f"{failures or 'trainings are gone'}; raise winner.top or study.trials, so that there are "
+        "other candidates, or lower winner.seeds, so that each needs fewer trainings"
+    )
+
+
+# `studyloom winner`
+
+
+def judge(cfg: DictConfig, console: Console) -> tuple[str, Any]:
+    """Chooses and tests the winner of a search that has ended, also if it was done before.
+
+    Returns:
+        The name of the study, and its answer in short.
+
+    Raises:
+        ValueError: the search has not ended, or the config or the database cannot be used.
+        OSError: a file cannot be read or written.
+        Halted: the trainings all fail for the same reason.
+        Interrupted: it was stopped.
+        LaunchError: trainings are left, and nobody works on them.
+        NoWinner: every candidate has lost a training, or a final training or the test has failed.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with Stop() as stop:
+        prepared, plan = open_ended(cfg, stop)
+        stored = plan.search.stored
+        command, outputs = Command.of_this_process(), Outputs()
+        begin_job(stored, job_of(plan), command.age())
+        outputs.attach(stored, prepared.run_dir)
+        with ending_job(stored):
+            with Display(outputs.read, console, stop):
+                prepared.launcher.launch(task_of(prepared, plan, command), stop)
+            if stop() and not plan.is_done():
+                stop_here(plan, "winner", stop, console)
+            if (missing := find_no_winner(plan)) is not None:
+                raise missing
+            with locked(plan):
+                before = read_answer(plan.run_dir) or {}
+                anew = bool(before) and is_answer_of(before, plan)
+                page = stated_page(before) or command.page
+                evaluate_winner(plan, plan.data.test, page, anew=anew)
+            print_winner(plan, command, console)
+            failure = compress_winner(plan, stop, console, outputs)
+            if stop() and compresses(plan.question):  # who comes again need not judge again
+                stop_here(plan, "compress", stop, console)
+            if failure is not None:
+                raise failure
+        end_job(stored, 0)
+        _, _, answered = read_job(stored)
+        return stored.name, answered
+
+
+def stop_here(plan: Plan, command: str, stop: Stop, console: Console) -> NoReturn:
+    """Says which command of `studyloom` goes on from here, and raises Interrupted."""
+    folder = shlex.quote(str(plan.run_dir))
+    say(console, f"{stop.ended_by}; studyloom {command} {folder} goes on from here")
+    raise Interrupted
