@@ -135,7 +135,6 @@ class Reporter:
 
         def commit() -> None:
             self.commit(lease)
-            self.tracking.report(epoch, lease)
             if prunable and not isinstance(self.stored.optuna.pruner, NopPruner):
                 # One read of the other trials, however much the pruner asks about them.
                 self.stored.storage.refresh(self.stored.ledger.study_id)

@@ -207,11 +207,7 @@ class Worker:
             with contextlib.suppress(Paused):
                 self.run_trial(claim, rungs)
         except (Stopped, Interrupted) as stop:
-            try:
-                if isinstance(stop, Stopped):
-                    self.tracking.flush()
-            finally:
-                ledger.release(claim)
+            ledger.release(claim)
             if isinstance(stop, Interrupted):
                 raise
         except ClaimLost as lost:
@@ -224,7 +220,6 @@ class Worker:
             ledger.release(claim)
         finally:
             self.stored.storage.clear()
-            self.tracking.leave()
 
     def run_trial(self, claim: Claim, rungs: Rungs | None = None) -> None:
         """Runs the trial of a claim from its present state to its end.
@@ -346,8 +341,6 @@ class Worker:
             objective = self.question.make_objective(
                 point, number, self.data, self.attempt(reporter.claim, number, point)
             )
-            told, new = self.stored.storage.get_trial(frozen._trial_id), reporter.claim.token == 1
-            self.tracking.begin(told, objective.stride, self.limits.lease, new=new)
             with descriptors_kept():
                 value = self.evaluate(objective, reporter, checkpoint, frozen.last_step)
         except BaseException as caught:  # whatever the user's code raises costs this trial alone

@@ -15,5 +15,5 @@ __all__ = [
     "predictor",
     "stages",
     "statistics",
-    "telling",
+    "tracking",
 ]
