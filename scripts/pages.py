@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
 
 from studyloom.storage import attributes
-from studyloom.storage.reconcile import reconcile
+from studyloom.storage.ledger import compare
 from studyloom.study.opening import create_study
 from studyloom.study.stored_study import StoredStudy
 from studyloom.views.dashboard import application, bind
@@ -91,7 +91,7 @@ def make_study(folder: Path, count: int) -> StoredStudy:
     generator = random.Random(0)
     for number in range(count):
         stored.storage.create_new_trial(stored.ledger.study_id, made(number, generator))
-    reconcile(stored.ledger, lambda _: True)
+    compare(stored.ledger, mend=True)
     return stored
 
 

@@ -1,4 +1,4 @@
-"""The budget of a study: slots are claimed once, leases end, and deaths are recorded."""
+"""The budget of a study: slots are claimed once, leases end, deaths count, and trials decide."""
 
 import os
 import socket
@@ -9,38 +9,17 @@ import time
 import optuna
 import pytest
 from optuna.storages import get_storage
-from sqlalchemy import update
+from optuna.trial import TrialState, create_trial
+from sqlalchemy import event, insert, update
 
+from studyloom.errors import StorageError
 from studyloom.processes import worker_id
 from studyloom.storage import sql
-from studyloom.storage.database import connect, execute
-from studyloom.storage.leases import LEASE_FACTOR
-from studyloom.storage.ledger import Ledger
-from studyloom.storage.slots import SLOTS, clear, create_table
+from studyloom.storage.database import connect, execute, read
+from studyloom.storage.ledger import Ledger, clear, compare, reconcile
+from studyloom.storage.slots import SLOTS, create_table
 
 LEASE = 60.0
-HOURS = 5 * 3600.0
-
-
-class Observer:
-    """Another worker, which looks at the slots every ten seconds of its own clock."""
-
-    def __init__(self, ledger):
-        self.now = 0.0
-        self.ledger = Ledger(ledger.storage, ledger.study_id, clock=lambda: self.now)
-
-    def claim(self, seconds=0.0, owner="heir"):
-        """Claims a slot as soon as there is one, within so many seconds."""
-        end = self.now + seconds
-        while (claim := self.ledger.claim(owner, 1, LEASE)) is None and self.now < end:
-            self.now += 10.0
-        return claim
-
-
-def set_clock(ledger, ahead):
-    """Sets the database's clock: all that is stored moves the other way."""
-    moved = {name: SLOTS.c[name] - ahead for name in ("since", "expires")}
-    execute(ledger.storage, lambda connection: connection.execute(update(SLOTS).values(**moved)))
 
 
 @pytest.fixture
@@ -51,6 +30,12 @@ def ledger(url):
     ledger = Ledger(backend, storage.get_study_id_from_name("s"))
     create_table(backend)
     return ledger
+
+
+def pass_time(ledger, seconds):
+    """Has time pass on the database's clock: all that is stored moves back."""
+    moved = {name: SLOTS.c[name] - seconds for name in ("since", "expires")}
+    execute(ledger.storage, lambda connection: connection.execute(update(SLOTS).values(**moved)))
 
 
 def test_every_slot_is_claimed_once_whoever_asks(ledger, url):
@@ -71,71 +56,52 @@ def test_every_slot_is_claimed_once_whoever_asks(ledger, url):
     assert sorted(claimed) == list(range(40))
 
 
-def test_a_budget_grows_and_never_shrinks(ledger):
-    ledger.extend(3)
-    ledger.extend(5)
-    ledger.extend(2)
+def test_a_budget_grows_and_never_shrinks_and_a_smaller_one_claims_its_own_slots_alone(ledger):
+    for trials in (3, 5, 2):
+        ledger.extend(trials)
     assert ledger.counts() == {"free": 5, "held": 0, "done": 0}
-
-
-def test_a_smaller_budget_claims_only_its_own_slots(ledger):
-    ledger.extend(5)
     assert [ledger.claim(owner, 2, LEASE).slot for owner in ("a", "b")] == [0, 1]
     assert ledger.claim("c", 2, LEASE) is None
-    assert ledger.todo(2) == 2
-    assert ledger.todo(5) == 5
+    assert (ledger.todo(2), ledger.todo(5)) == (2, 5)
 
 
-def test_a_slot_handed_back_is_next_and_keeps_its_trial(ledger):
+def test_a_slot_handed_back_is_next_and_keeps_its_trial_and_counts_no_death(ledger):
     ledger.extend(3)
     ledger.finish(ledger.claim("a", 3, LEASE))
     claim = ledger.claim("a", 3, LEASE, lambda *_: 17)
     ledger.release(claim)
     again = ledger.claim("b", 3, LEASE)
     assert (again.slot, again.trial_id, again.token) == (claim.slot, 17, claim.token + 1)
+    assert again.deaths == 0
 
 
 def test_a_claim_and_its_trial_are_made_together_or_not_at_all(ledger):
     ledger.extend(2)
 
+    def make(connection, slot):
+        return sql.add(connection, ledger.study_id, {"slot": slot})
+
     def die(connection, slot):
-        sql.add(connection, ledger.study_id, {"slot": slot})
+        make(connection, slot)
         raise ConnectionAbortedError
 
     with pytest.raises(ConnectionAbortedError):
         ledger.claim("a", 2, LEASE, die)
     assert ledger.counts()["free"] == 2
     assert ledger.storage.get_all_trials(ledger.study_id) == []
-
-    claims = [
-        ledger.claim(
-            owner,
-            2,
-            LEASE,
-            lambda connection, slot: sql.add(connection, ledger.study_id, {"slot": slot}),
-        )
-        for owner in ("a", "b", "a")  # a lost its first answer
-    ]
+    claims = [ledger.claim(owner, 2, LEASE, make) for owner in "aba"]  # a lost its first answer
     trials = ledger.storage.get_all_trials(ledger.study_id)
-    assert [(trial.number, trial.user_attrs) for trial in trials] == [
-        (0, {"slot": 0}),
-        (1, {"slot": 1}),
-    ]
-    assert [claim.trial_id for claim in claims] == [
-        trials[0]._trial_id,
-        trials[1]._trial_id,
-        trials[0]._trial_id,
-    ]
+    assert [(t.number, t.user_attrs) for t in trials] == [(0, {"slot": 0}), (1, {"slot": 1})]
+    assert [claim.trial_id for claim in claims] == [trials[n]._trial_id for n in (0, 1, 0)]
+    assert (claims[2].token, claims[2].deaths) == (claims[0].token + 1, 0)
 
 
-def test_what_comes_with_a_lost_claim_is_not_written(ledger):
-    ledger.extend(1)
-    late = ledger.claim("late", 1, -1.0)
-    assert Observer(ledger).claim(LEASE / 2)
-    written = []
-    assert not ledger.renew(late, LEASE, written.append)
-    assert not ledger.finish(late, written.append)
-    assert written == []
+def test_a_fresh_claim_takes_no_slot_with_a_trial_that_its_worker_held_before(ledger):
+    """No answer was lost: another process may have had the id of the worker."""
+    ledger.extend(2)
+    held = ledger.claim("w", 2, LEASE, lambda *_: 3)
+    fresh = ledger.claim("w", 2, LEASE, fresh=True)
+    assert (fresh.slot, fresh.trial_id) == (held.slot + 1, None)
 
 
 def test_a_claim_stays_as_it_was_where_what_comes_with_it_fails(ledger):
@@ -150,16 +116,51 @@ def test_a_claim_stays_as_it_was_where_what_comes_with_it_fails(ledger):
     assert ledger.counts() == {"free": 0, "held": 1, "done": 0}
 
 
-def test_an_old_token_changes_nothing(ledger):
+def test_a_lease_that_has_ended_is_adopted_and_the_late_holder_can_write_nothing(ledger):
     ledger.extend(1)
-    old = ledger.claim("a", 1, LEASE)
-    ledger.release(old)
-    new = ledger.claim("b", 1, LEASE)
-    ledger.finish(old)
-    assert not ledger.renew(old, LEASE)
-    assert [(held.owner, held.trial_id) for held in ledger.held()] == [("b", None)]
-    ledger.finish(new)
-    assert ledger.counts() == {"free": 0, "held": 0, "done": 1}
+    late = ledger.claim("late", 1, LEASE, lambda *_: 7)
+    pass_time(ledger, LEASE - 10)
+    assert ledger.claim("heir", 1, LEASE) is None
+    pass_time(ledger, 20)
+    heir = ledger.claim("heir", 1, LEASE)
+    assert (heir.slot, heir.trial_id, heir.token, heir.deaths) == (0, 7, late.token + 1, 1)
+    assert heir.death == "its lease ended"
+    written = []
+    for late_call in (
+        lambda: ledger.renew(late, LEASE, written.append),
+        lambda: ledger.finish(late, written.append),
+        lambda: ledger.release(late, written.append),
+    ):
+        assert not late_call()
+    assert written == []
+    assert [(held.owner, held.trial_id) for held in ledger.held()] == [("heir", 7)]
+
+
+def test_a_lease_that_has_ended_and_that_nobody_wants_is_still_its_holders(ledger):
+    ledger.extend(1)
+    claim = ledger.claim("w", 1, -1.0)
+    assert ledger.renew(claim, LEASE)
+    assert ledger.claim("other", 1, LEASE) is None
+
+
+def test_a_supervisor_renews_and_shortens_no_lease_of_a_long_epoch(ledger):
+    ledger.extend(2)
+    ledger.claim("a", 2, -1.0)
+    ledger.renew_for(["a"], LEASE)
+    assert ledger.claim("b", 1, LEASE) is None
+    assert 50 < ledger.held()[0].left <= 60
+    ledger.renew(ledger.claim("slow", 2, LEASE), 3600.0)
+    ledger.renew_for(["slow"], LEASE)
+    assert ledger.held()[1].left > 3500
+
+
+def test_leases_are_on_the_databases_clock(ledger, monkeypatch):
+    """A worker whose clock is an hour off neither loses its slots nor takes others'."""
+    ledger.extend(2)
+    ledger.claim("w", 2, LEASE)
+    monkeypatch.setattr(time, "time", lambda: 1e12)
+    assert ledger.claim("ahead", 1, LEASE) is None
+    assert 50 < ledger.held()[0].left <= 60
 
 
 def test_what_a_dead_worker_held_is_handed_back_and_nothing_else(ledger):
@@ -172,6 +173,36 @@ def test_what_a_dead_worker_held_is_handed_back_and_nothing_else(ledger):
     assert [held.owner for held in ledger.held()] == ["alive"]
     heir = ledger.claim("heir", 4, LEASE)
     assert (heir.trial_id, heir.deaths, heir.death, heir.fatal) == (3, 1, "signal SIGKILL", False)
+
+
+def test_the_deaths_of_this_hosts_workers_whose_process_is_gone_are_recorded(ledger):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    ledger.extend(3)
+    # Another host, or a container on this one, may have the same name.
+    here, elsewhere = worker_id(os.getpid()), f"{socket.gethostname()}-0000x:{gone.pid}"
+    for owner in (worker_id(gone.pid), here, elsewhere):
+        ledger.claim(owner, 3, LEASE)
+    ledger.record_gone()
+    assert [held.owner for held in ledger.held()] == sorted([here, elsewhere])
+
+
+def test_a_death_is_fatal_to_the_overdue_trial_and_not_to_one_that_was_begun_since(ledger):
+    ledger.extend(2)
+    first = ledger.claim("w", 2, LEASE)
+    assert ledger.overdue(["v", "w"], 100.0) == []
+    pass_time(ledger, 101.0)
+    assert ledger.overdue(["v"], 100.0) == []
+    (overdue,) = ledger.overdue(["v", "w"], 100.0)
+    assert (overdue.owner, overdue.slot) == ("w", first.slot)
+    ledger.finish(first)
+    second = ledger.claim("w", 2, LEASE)
+    ledger.record_death("w", "too long", overdue=overdue)
+    heir = ledger.claim("heir", 2, LEASE)
+    assert (heir.slot, heir.deaths, heir.fatal) == (second.slot, 1, False)
+    (overdue,) = ledger.overdue(["heir"], -1.0)
+    ledger.record_death("heir", "too long", overdue=overdue)
+    assert ledger.claim("next", 2, LEASE).fatal
 
 
 def test_two_studies_share_a_database_and_no_slot(ledger):
@@ -192,179 +223,155 @@ def test_a_study_that_takes_the_id_of_a_deleted_one_has_no_slots_of_it(ledger):
     assert ledger.counts() == {"free": 3, "held": 0, "done": 0}
 
 
-def test_a_lease_that_has_ended_is_adopted_and_the_late_holder_has_lost_the_slot(ledger):
-    ledger.extend(1)
-    late = ledger.claim("late", 1, -1.0, lambda *_: 7)
-    heir = Observer(ledger).claim(LEASE / 2)
-    assert (heir.slot, heir.trial_id, heir.token, heir.deaths) == (0, 7, late.token + 1, 1)
-    assert heir.death == "its lease ended"
-    assert not ledger.renew(late, LEASE)
-    ledger.finish(late)
-    ledger.release(late)
-    assert [held.owner for held in ledger.held()] == ["heir"]
+# What others have changed: each slot is what its trial says.
 
 
-def test_a_lease_that_has_ended_and_that_nobody_wants_is_still_its_holders(ledger):
-    ledger.extend(1)
-    claim = ledger.claim("w", 1, -1.0)
-    assert ledger.renew(claim, LEASE)
-    assert ledger.claim("other", 1, LEASE) is None
+def fill(ledger, slot, state=TrialState.COMPLETE):
+    trial = create_trial(state=state, value=1.0 if state == TrialState.COMPLETE else None)
+    trial.user_attrs["slot"] = slot
+    return ledger.storage.create_new_trial(ledger.study_id, trial)
 
 
-def test_a_claim_that_a_supervisor_renews_is_not_adopted(ledger):
+def rows(ledger):
+    columns = (SLOTS.c.slot, SLOTS.c.state, SLOTS.c.trial_id)
+    statement = sql.select(*columns).order_by(SLOTS.c.slot)
+    return read(ledger.storage, lambda c: [tuple(row) for row in c.execute(statement)])
+
+
+def test_whatever_others_have_changed_each_slot_becomes_what_its_trial_says(ledger):
+    ledger.extend(6)
+    ended, running = fill(ledger, 0), fill(ledger, 1, TrialState.RUNNING)
+    waiting, far = fill(ledger, 3, TrialState.WAITING), fill(ledger, 8)
+    fill(ledger, None)  # another program's
+    for slot, state, trial_id in (
+        (0, "free", None),
+        (1, "done", running),
+        (2, "done", 99),
+        (3, "held", 99),
+        (4, "odd", None),
+    ):
+        values = {"state": state, "trial_id": trial_id, "expires": 0.0, "owner": "w"}
+        execute(
+            ledger.storage,
+            lambda c, slot=slot, values=values: c.execute(
+                update(SLOTS).where(SLOTS.c.slot == slot).values(**values)
+            ),
+        )
+    before, found = rows(ledger), compare(ledger)
+    assert found == [
+        "slots 0-1, 3: not as the trial says; linked to it, done or open as it is",
+        "slots 2, 4: the trial is gone; open for a new one",
+        "slots 8: missing in the ledger; made again with the trial",
+    ]
+    assert rows(ledger) == before
+    assert reconcile(ledger, "s", 6)
+    assert rows(ledger) == [
+        *((0, "done", ended), (1, "free", running), (2, "free", None), (3, "free", waiting)),
+        *((4, "free", None), (5, "free", None), (8, "done", far)),
+    ]
+    assert compare(ledger) == []
+    assert not reconcile(ledger, "s", 6)
+
+
+def test_who_held_a_slot_that_is_mended_has_lost_it_and_a_living_holder_keeps_his(ledger):
     ledger.extend(2)
-    ledger.claim("a", 2, -1.0)
-    other = Observer(ledger)
-    assert other.claim() is None
-    ledger.renew_for(["a"], LEASE)
-    assert other.claim(LEASE / 2) is None
-    assert 50 < ledger.held()[0].left <= 60
+    claims = [ledger.claim(owner, 2, LEASE, lambda *_: 99) for owner in "ab"]
+    assert compare(ledger) == []
+    pass_time(ledger, 2 * LEASE)
+    ledger.renew(claims[1], LEASE)
+    assert compare(ledger, mend=True) == ["slots 0: the trial is gone; open for a new one"]
+    assert [ledger.renew(claim, LEASE) for claim in claims] == [False, True]
 
 
-def test_a_slot_handed_back_in_order_counts_no_death(ledger):
-    ledger.extend(1)
-    for _ in range(4):
-        claim = ledger.claim("w", 1, LEASE)
-        ledger.release(claim)
-    assert (claim.token, claim.deaths) == (4, 0)
-
-
-def test_leases_are_on_the_databases_clock(ledger, monkeypatch):
-    """A worker whose clock is an hour off neither loses its slots nor takes others'."""
+@pytest.mark.parametrize("what", ["slot", "number"])
+def test_of_two_trials_with_one_slot_or_number_a_person_decides(ledger, what):
     ledger.extend(2)
-    ledger.claim("w", 2, LEASE)
-    monkeypatch.setattr(time, "time", lambda: 1e12)
-    assert ledger.claim("ahead", 1, LEASE) is None
-    assert 50 < ledger.held()[0].left <= 60
+    fill(ledger, 0)
+    twice = fill(ledger, 0 if what == "slot" else 1)
+    if what == "number":
+        renumber = sql.TRIALS.update().where(sql.TRIALS.c.trial_id == twice).values(number=0)
+        execute(ledger.storage, lambda connection: connection.execute(renumber))
+    before = rows(ledger)
+    with pytest.raises(StorageError, match=f"several trials have the {what} 0; delete all but one"):
+        reconcile(ledger, "s", 2)
+    assert rows(ledger) == before
 
 
-@pytest.mark.parametrize("age", [0.0, 1800.0])
-def test_a_clock_that_goes_back_keeps_no_slot(ledger, age):
-    """The lease ends five hours ahead now, which none can: then LEASE is left from now on."""
-    ledger.extend(1)
-    lost = ledger.claim("lost", 1, LEASE)
-    set_clock(ledger, age)
-    ledger.renew(lost, LEASE)
-    set_clock(ledger, -HOURS)
-    assert ledger.held()[0].left > HOURS
-    heir = Observer(ledger)
-    assert heir.claim(LEASE - 10) is None
-    assert heir.claim(10).deaths == 1
+# Statements about open slots go by indexes: what they read does not grow with other slots.
+
+CALLS = {
+    "claim": lambda ledger, trials: ledger.claim("w", trials, LEASE),
+    "claim of a begun one": lambda ledger, trials: ledger.claim("w", trials, LEASE, begun=True),
+    "claim of a fresh one": lambda ledger, trials: ledger.claim("w", trials, LEASE, fresh=True),
+    "todo": lambda ledger, trials: ledger.todo(trials),
+    "held": lambda ledger, trials: ledger.held(),
+    "overdue": lambda ledger, trials: ledger.overdue(["w"], 0.0),
+    "renew_for": lambda ledger, trials: ledger.renew_for(["w"], LEASE),
+    "record_gone": lambda ledger, trials: ledger.record_gone(),
+}
 
 
-def test_a_clock_that_goes_back_while_others_wait_delays_nothing(ledger):
-    ledger.extend(1)
-    ledger.claim("lost", 1, LEASE)
-    heir = Observer(ledger)
-    assert heir.claim(LEASE / 2) is None
-    set_clock(ledger, -HOURS)
-    assert heir.claim(HOURS) is not None
-    assert heir.now < 2.5 * LEASE
+class Steps:
+    """Counts the instructions that SQLite's machine runs for the statements of an engine."""
+
+    def __init__(self, engine):
+        self.count = 0
+        event.listen(engine, "before_cursor_execute", self.begin)
+
+    def begin(self, connection, *_):
+        connection.connection.driver_connection.set_progress_handler(self.step, 1)
+
+    def step(self):
+        self.count += 1
 
 
-@pytest.mark.parametrize("hours", [HOURS, -HOURS], ids=["ahead", "back"])
-@pytest.mark.parametrize("before", [True, False])
-def test_a_clock_that_leaps_buries_nobody_who_renews(ledger, hours, before):
-    """Whether the other has looked before the clock leapt or has only come to work."""
-    ledger.extend(1)
-    claim = ledger.claim("living", 1, LEASE)
-    other = Observer(ledger)
-    if before:
-        assert other.claim(10) is None
-    set_clock(ledger, hours)
-    for _ in range(10):
-        assert other.claim(LEASE / 4) is None
-        ledger.renew_for(["living"], LEASE)
-        assert 50 < ledger.held()[0].left <= 60
-    assert ledger.renew(claim, LEASE)
-    assert ledger.claim("living", 1, LEASE).deaths == 0
+class Plans:
+    """Asks PostgreSQL for the plan of each statement of an engine."""
+
+    def __init__(self, engine):
+        self.lines = []
+        event.listen(engine, "before_cursor_execute", self.explain)
+
+    def explain(self, connection, cursor, statement, parameters, context, many):
+        if statement.startswith(("SELECT", "UPDATE", "WITH")):
+            explaining = connection.connection.driver_connection.cursor()
+            explaining.execute("EXPLAIN " + statement, parameters)
+            self.lines += [line for (line,) in explaining.fetchall()]
 
 
-def test_others_that_were_stopped_with_the_holder_give_it_time_to_renew(ledger):
-    """As when a container is paused: all wake up at once, an hour later."""
-    ledger.extend(1)
-    claim = ledger.claim("living", 1, LEASE)
-    other = Observer(ledger)
-    assert other.claim() is None
-    set_clock(ledger, 3600.0)
-    other.now += 3600.0
-    assert other.claim() is None
-    ledger.renew(claim, LEASE)
-    assert other.claim(10) is None
-
-
-def test_a_long_lease_of_a_long_epoch_stays_as_it_is(ledger):
-    ledger.extend(1)
-    claim = ledger.claim("slow", 1, LEASE)
-    set_clock(ledger, 1000.0)
-    ledger.renew(claim, LEASE_FACTOR * 900.0)
-    ledger.renew_for(["slow"], LEASE)
-    assert ledger.held()[0].left > 3500
-    heir = Observer(ledger)
-    assert heir.claim(3500) is None
-    assert heir.claim(200) is not None
-
-
-def test_the_deaths_of_this_hosts_workers_whose_process_is_gone_are_recorded(ledger):
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    ledger.extend(3)
-    # Another host, or a container on this one, may have the same name.
-    here, elsewhere = worker_id(os.getpid()), f"{socket.gethostname()}-0000x:{gone.pid}"
-    for owner in (worker_id(gone.pid), here, elsewhere):
-        ledger.claim(owner, 3, LEASE)
-    ledger.record_gone()
-    assert [held.owner for held in ledger.held()] == sorted([here, elsewhere])
-
-
-def test_claims_older_than_a_limit_are_overdue_whatever_the_clock_does(ledger):
-    ledger.extend(2)
-    ledger.claim("a", 2, LEASE)
-    watcher = Observer(ledger)
-    overdue = watcher.ledger.overdue
-    assert overdue(["a", "b"], 100.0) == []
-    set_clock(ledger, HOURS)
-    assert overdue(["a", "b"], 100.0) == []
-    set_clock(ledger, -2 * HOURS)
-    watcher.now += 101.0
-    assert [claim.owner for claim in overdue(["a", "b"], 100.0)] == ["a"]
-    assert overdue(["b"], -1.0) == []
-    ledger.claim("a", 2, LEASE)  # anew
-    assert overdue(["a", "b"], 100.0) == []
-
-
-def test_a_fatal_death_is_told_to_the_heir(ledger):
-    ledger.extend(1)
-    ledger.claim("w", 1, LEASE)
-    (overdue,) = ledger.overdue(["w"], -1.0)
-    ledger.record_death("w", "too long", overdue=overdue)
-    heir = ledger.claim("heir", 1, LEASE)
-    assert (heir.fatal, heir.death) == (True, "too long")
-
-
-def test_a_death_is_fatal_to_the_overdue_trial_and_not_to_one_that_was_begun_since(ledger):
-    ledger.extend(2)
-    first = ledger.claim("w", 2, LEASE)
-    (overdue,) = ledger.overdue(["w"], -1.0)
-    ledger.finish(first)
-    second = ledger.claim("w", 2, LEASE)
-    assert second.slot != first.slot
-    ledger.record_death("w", "too long", overdue=overdue)
-    heir = ledger.claim("heir", 2, LEASE)
-    assert (heir.slot, heir.deaths, heir.fatal) == (second.slot, 1, False)
-
-
-def test_a_claim_whose_answer_was_lost_is_taken_again(ledger):
-    ledger.extend(2)
-    lost = ledger.claim("w", 2, LEASE)
-    again = ledger.claim("w", 2, LEASE)
-    assert (again.slot, again.token, again.deaths) == (lost.slot, lost.token + 1, 0)
-    assert ledger.counts()["held"] == 1
-
-
-def test_a_fresh_claim_takes_no_slot_with_a_trial_that_its_worker_held_before(ledger):
-    """No answer was lost: another process may have had the id of the worker."""
-    ledger.extend(2)
-    held = ledger.claim("w", 2, LEASE, lambda *_: 3)
-    fresh = ledger.claim("w", 2, LEASE, fresh=True)
-    assert (fresh.slot, fresh.trial_id) == (held.slot + 1, None)
+@pytest.mark.parametrize("state", ["done", "free"])
+def test_what_a_call_reads_does_not_grow_with_the_other_slots(ledger, state):
+    engine, counts = ledger.storage.engine, (20, 2000)
+    ledgers = []
+    for study_id, count in enumerate(counts, 2):
+        optuna.create_study(study_name=f"{count}", storage=get_storage(ledger.storage))
+        columns = {"study_id": study_id, "state": state, "token": 0, "deaths": 0, "fatal": 0}
+        if state == "done":
+            columns |= {"token": 1, "owner": "w"}
+        slots = [
+            columns | {"slot": slot, "trial_id": -slot if state == "done" else None}
+            for slot in range(count)
+        ]
+        execute(ledger.storage, lambda c, slots=slots: c.execute(insert(SLOTS), slots))
+        ledgers.append(Ledger(ledger.storage, study_id))
+        ledgers[-1].extend(count + 3)
+    calls = {name: call for name, call in CALLS.items() if (state, name) != ("free", "todo")}
+    if engine.dialect.name == "sqlite":
+        steps = Steps(engine)
+    else:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("ANALYZE studyloom_slots")
+        plans = Plans(engine)
+    for name, call in calls.items():
+        taken = []
+        for count, grown in zip(counts, ledgers, strict=True):
+            if engine.dialect.name == "sqlite":
+                steps.count = 0
+                call(grown, count + 3)
+                taken.append(steps.count)
+        if engine.dialect.name == "sqlite":
+            assert 0 < taken[1] < 1.5 * taken[0], (name, taken)
+        else:
+            call(ledgers[1], counts[1] + 3)
+            assert plans.lines
+            assert not [line for line in plans.lines if "Seq Scan on studyloom_slots" in line]

@@ -141,7 +141,7 @@ def private_names(path):
     return {name for name in used - defined if re.fullmatch(r"_[a-z]\w+", name)}
 
 
-@pytest.mark.parametrize("module", ["checks", "connections", "database", "sql", "trial_buffer"])
+@pytest.mark.parametrize("module", ["database", "sql", "trial_buffer"])
 def test_no_private_name_is_used_that_is_not_listed(module):
     methods = {method for methods in internals.METHODS.values() for method in methods}
     listed = methods.union(*internals.ATTRIBUTES.values())
@@ -163,7 +163,7 @@ def test_every_column_that_is_read_is_listed():
     tables = {table.name: query for table, query in sql.DETAILS.items()}
     for name, query in tables.items():
         assert {column.name for column in query.selected_columns} <= {*internals.COLUMNS[name]}
-    heads = {column.name for column in sql.ONE_TRIAL.selected_columns}
+    heads = {column.name for column in sql.NAMED.selected_columns}
     assert heads <= {*internals.COLUMNS["trials"]}
 
 

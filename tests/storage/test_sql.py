@@ -100,27 +100,6 @@ def test_what_optuna_writes_is_read(opened):
     assert third.state == TrialState.WAITING
 
 
-def test_few_trials_are_read_as_many_are(opened, monkeypatch):
-    ids = [begin(opened, slot=slot) for slot in range(6)]
-    for trial_id in ids:
-        write(
-            opened,
-            trial_id,
-            sql.report(trial_id, 1, trial_id / 8),
-            sql.user_attr(trial_id, "k", trial_id),
-        )
-
-    def some():
-        parameters = {"study": opened.study_id, "ids": [ids[0], ids[2]], "after": ids[3]}
-        return read(opened, lambda connection: sql.read(connection, sql.SOME_TRIALS, **parameters))
-
-    few = some()
-    assert [trial.number for trial in few] == [0, 2, 4, 5]
-    monkeypatch.setattr(sql, "MANY", 1)
-    assert some() == few
-    assert opened.get_all_trials(opened.study_id) == shipped(opened)
-
-
 def test_another_studys_trials_are_not_read_and_have_numbers_of_their_own(opened):
     other = opened.create_new_study([StudyDirection.MAXIMIZE], "t")
     begin(opened)
@@ -128,7 +107,7 @@ def test_another_studys_trials_are_not_read_and_have_numbers_of_their_own(opened
     begin(opened)
     assert [trial.number for trial in opened.get_all_trials(opened.study_id)] == [0, 1]
     assert [trial.number for trial in opened.get_all_trials(other)] == [0]
-    later = {"study": opened.study_id, "ids": [], "after": 1}
+    later = {"study": opened.study_id, "ids": "[]", "after": 1}
     trials = read(opened, lambda connection: sql.read(connection, sql.SOME_TRIALS, **later))
     assert [trial.number for trial in trials] == [1]
 

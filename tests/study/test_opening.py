@@ -11,8 +11,7 @@ from toy_worker import RANDOM, fresh, work
 from toys import ask
 
 from studyloom.errors import QuestionError, StorageError
-from studyloom.storage.connections import plain_engine
-from studyloom.storage.database import connect
+from studyloom.storage.database import connect, plain_engine
 from studyloom.storage.ledger import Ledger
 from studyloom.study.identity import differences
 from studyloom.study.opening import create_study, open_study

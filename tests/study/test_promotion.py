@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from studyloom.metrics import ACCURACY, Goal
-from studyloom.storage.standings import DONE, FRESH, HELD, OPEN, OWN, Next, Report, Standing
+from studyloom.storage.slots import DONE, FRESH, HELD, OPEN, OWN, Next, Report, Standing
 from studyloom.study.promotion import Promotion
 
 EPOCHS = 27

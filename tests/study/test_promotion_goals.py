@@ -8,7 +8,7 @@ import pytest
 from test_promotion import TWO, Search, order_of, random_costs, random_curves, standing
 
 from studyloom.metrics import ACCURACY, Goal
-from studyloom.storage.standings import DONE, FRESH, HELD, OPEN, Next
+from studyloom.storage.slots import DONE, FRESH, HELD, OPEN, Next
 
 LOSS = (Goal("loss", "minimize"), Goal("throughput", "maximize"))
 

@@ -10,7 +10,7 @@ from snapshots import joined, shown
 from toys import fill, two_sided
 
 from studyloom.metrics import Goal
-from studyloom.storage.reconcile import reconcile
+from studyloom.storage.ledger import compare
 from studyloom.study.bounds import ending, look_ahead, set_bounds
 from studyloom.study.opening import create_study
 from studyloom.views.figures import outlook
@@ -32,7 +32,7 @@ WORDS = (
 def twelve(study_of):
     """A study of forty slots whose first twelve are done."""
     stored = study_of(a_trial(number, accuracy=value) for number, value in enumerate(VALUES))
-    reconcile(stored.ledger, lambda _: True)
+    compare(stored.ledger, mend=True)
     return stored
 
 
@@ -71,7 +71,7 @@ def test_one_that_has_ended_is_watched_until_its_last_trials_have(twelve):
     set_bounds(twelve, 0.1, None, 40)
     ending(twelve, 40)
     fill(twelve, a_trial(12, TrialState.RUNNING))
-    reconcile(twelve.ledger, lambda _: True)
+    compare(twelve.ledger, mend=True)
     snapshot = take_snapshot(twelve)
     assert (snapshot.left, snapshot.outlook.under_way) == (1, 1)
     assert snapshot.outlook.ending.begun == 13

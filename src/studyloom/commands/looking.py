@@ -195,7 +195,7 @@ def print_findings(url: str, name: str | None, arguments: argparse.Namespace) ->
 
     checks, differences, mended = list[Check](), list[str](), None
     if arguments.repair:
-        differences = [f"{study}: {it.words}" for study, _, it in disagreements(url, name)]
+        differences = [f"{study}: {words}" for study, _, words in disagreements(url, name)]
         with contextlib.redirect_stdout(sys.stderr):
             code = repair(url, name, lambda: bool(arguments.yes))
         mended = bool(differences) and code == 0

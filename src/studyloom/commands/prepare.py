@@ -28,7 +28,7 @@ from studyloom.question.function import FunctionQuestion
 from studyloom.question.question import Question, data_key
 from studyloom.question.search_parts import KEEPS_STATE
 from studyloom.question.validation import check_ranks, check_sections, validate
-from studyloom.storage.connections import closed_on_error, connections_left
+from studyloom.storage.database import closed_on_error, connections_left
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url
 from studyloom.study.bounds import set_bounds
@@ -221,12 +221,12 @@ def check_connections(url: str, workers: int) -> None:
     Raises:
         ConfigError: it has not.
     """
-    left, limit = connections_left(url) if workers > 1 else (math.inf, "")
+    left = connections_left(url) if workers > 1 else math.inf
     if left < 2 * workers:
         raise ConfigError(
             [
                 f"storage.url: {workers} workers take {2 * workers} connections, and the server "
-                f"has {left:.0f} left ({limit}); start fewer with "
+                f"has {left:.0f} left (max_connections); start fewer with "
                 f"launcher.workers={max(1, left // 2):.0f}, or raise the limit"
             ]
         )

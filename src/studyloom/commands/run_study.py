@@ -48,7 +48,7 @@ from studyloom.launch.task import WORKER_VARIABLE, Command, Task
 from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual, worker_id
 from studyloom.question.question import SECTIONS
-from studyloom.storage.connections import exclusive
+from studyloom.storage.database import exclusive
 from studyloom.study.control import following, read_control
 from studyloom.study.failures import count_failures
 from studyloom.study.files import TrialFiles

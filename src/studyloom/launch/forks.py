@@ -28,7 +28,7 @@ import torch
 from studyloom.launch.line import GRACE, Line, Listener
 from studyloom.launch.supervisor import STOPS, WorkerExit
 from studyloom.processes import adopt_orphans, end_with
-from studyloom.storage.connections import import_lazy_modules
+from studyloom.storage.database import import_lazy_modules
 from studyloom.storage.embedded_server import is_keeper
 from studyloom.study.stopping import Stop
 

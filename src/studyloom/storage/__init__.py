@@ -7,13 +7,11 @@ URL. SQLAlchemy and Optuna's private parts are imported in this room, and torch 
 
 __all__ = [
     "attributes",
-    "checks",
-    "connections",
     "database",
     "embedded_server",
     "ledger",
     "outbox",
-    "records",
+    "slots",
     "sql",
     "trial_buffer",
     "urls",

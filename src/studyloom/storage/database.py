@@ -7,16 +7,21 @@ everywhere).
 
 import contextlib
 import functools
+import logging
 import math
+import re
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from urllib.parse import quote
 
+import optuna
 import sqlalchemy
-from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
+from filelock import FileLock
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection
@@ -25,45 +30,57 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 
 from studyloom.errors import StorageError, StorageLost
 from studyloom.storage import sql
-from studyloom.storage.connections import (
-    BUSY_SECONDS,
-    POSTGRES,
-    existing_file,
-    explained,
-    is_sqlite,
-    libpq_arguments,
-    plain_engine,
-    sqlite_path,
+from studyloom.storage.optuna_internals import (
+    ALEMBIC,
+    MIGRATIONS,
+    SCHEMA_VERSION,
+    TABLES,
+    BaseModel,
+    VersionInfoModel,
+    VersionManager,
 )
-from studyloom.storage.optuna_internals import BaseModel, VersionManager
 from studyloom.storage.retry import (
     Retry,
     call_state,
     diagnose,
+    driver_message,
     file_gone,
     file_identity,
-    is_cut,
     is_read_only,
 )
-from studyloom.storage.tables import make_tables, newest_version, version_of
 from studyloom.storage.urls import parse_url, without_password
 
 DEADLINE = 300.0  # seconds that a call waits for a database that is away
 RESTED = 1.0  # seconds after the last answer, from which on a connection is tried before its use
-MOST_IDS = 10_000  # of trials in one statement; SQLite takes 32 766 parameters
+LOCK_KEY = 0x5374756479  # PostgreSQL advisory lock of the process that creates tables and studies
+# How long a single try waits for another's lock. SQLite waits without noticing a Ctrl-C.
+BUSY_SECONDS = 5
+POSTGRES = {
+    "connect_timeout": 10,
+    "keepalives_idle": 20,  # a server that vanished is noticed in 40 s, and not in two hours
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 40_000,
+    # A worker that is stopped within a transaction (SIGSTOP, a laptop's lid) must not keep its
+    # rows from the others for ever.
+    "options": (
+        f"-c timezone=UTC -c lock_timeout={BUSY_SECONDS}s "
+        "-c idle_in_transaction_session_timeout=60s"
+    ),
+}
 T = TypeVar("T")
+
+# psycopg logs an error that it ignores because another one is on its way to its caller. We report
+# that one; the line would stand in a worker's log among those of the outage.
+logging.getLogger("psycopg").addFilter(
+    lambda record: not str(record.msg).startswith("error ignored")
+)
 
 
 class RetryingStorage(RDBStorage):
     """Optuna's storage with calls that run again after a failure that passes.
 
     Its failures are StorageLost, those of the connections that it gives out included.
-
-    Args:
-        url: What SQLAlchemy opens.
-        address: The database, to be named in errors.
-        deadline: Seconds that a call waits for a database that is away.
-        engine_kwargs: Further arguments for SQLAlchemy.
 
     Attributes:
         retry: The deadline, and whether the database is away.
@@ -73,16 +90,16 @@ class RetryingStorage(RDBStorage):
     def __init__(
         self, url: str, address: URL, deadline: float, engine_kwargs: dict[str, Any]
     ) -> None:
-        # Optuna's own constructor makes a version manager, which takes 0.2 s (`records/tables.py`).
+        # Optuna's own constructor makes a version manager, which takes 0.2 s (see `_make_tables`).
         self.url, self.engine_kwargs, self.skip_compatibility_check = url, engine_kwargs, True
         self.heartbeat_interval = self.grace_period = None
         self.heartbeat_stale_trial_callback = self.failed_trial_callback = None
         self.engine = sqlalchemy.create_engine(url, **engine_kwargs)
         self.scoped_session = scoped_session(sessionmaker(bind=self.engine))
         self.retry = Retry(address, deadline)
-        # Of statements that are transactions of their own on a server: without a BEGIN and a
-        # ROLLBACK, two round trips less. In a transaction each statement there sees what was
-        # committed before it, too; on SQLite the transaction keeps what several read consistent.
+        # Without a BEGIN and a ROLLBACK, two round trips less. In a transaction each statement on a
+        # server sees what was committed before it, too; on SQLite the transaction keeps what
+        # several read consistent.
         sqlite = self.engine.dialect.name == "sqlite"
         alone = {} if sqlite else {"isolation_level": "AUTOCOMMIT"}
         self.single = self.engine.execution_options(**alone)
@@ -117,23 +134,6 @@ class RetryingStorage(RDBStorage):
         """Closes the connections; a later call opens them again."""
         self.engine.dispose()
 
-    @property
-    def deadline(self) -> float:
-        """Seconds that a call waits for a database that is away; may be set while calls wait."""
-        return self.retry.deadline
-
-    @deadline.setter
-    def deadline(self, seconds: float) -> None:
-        self.retry.deadline = seconds
-
-    def wait_less(self, stopping: Callable[[], bool]) -> None:
-        """Lets no call wait longer than STOP_DEADLINE seconds once `stopping` returns True."""
-        self.retry.stopping = stopping
-
-    def is_away(self) -> bool:
-        """Reports whether calls wait for the database just now."""
-        return self.retry.away
-
     def _explain(self, context: sqlalchemy.engine.ExceptionContext) -> None:
         """Replaces SQLAlchemy's error, on which Optuna would try five times to create a trial."""
         error = context.sqlalchemy_exception
@@ -143,8 +143,7 @@ class RetryingStorage(RDBStorage):
             and not context.is_pre_ping
         ):
             # The next try gets a new connection, and with it the host that takes writes by then.
-            error.connection_invalidated |= is_cut(error)
-            context.is_disconnect |= is_read_only(error) or error.connection_invalidated
+            context.is_disconnect |= is_read_only(error)
             raise diagnose(error, self.retry.address)
 
     @staticmethod
@@ -156,74 +155,31 @@ class RetryingStorage(RDBStorage):
 
         Args:
             work: Must bear being called twice.
-            writes: Whether its transactions write.
-
-        Returns:
-            What `work` returns.
+            writes: Whether its transactions write; SQLite's take the lock accordingly.
 
         Raises:
             StorageLost: The cause does not pass, or has not passed by the deadline.
         """
 
         def attempt() -> T:
+            outer, call_state.writes = call_state.writes, writes
             try:
-                with _transactions_that(writes=writes):
-                    return work()
+                return work()
             except (StorageLost, SQLAlchemyError, StorageInternalError):
                 with contextlib.suppress(StorageLost, SQLAlchemyError):
                     self.scoped_session.remove()
                 self.scoped_session.registry.clear()
                 raise
+            finally:
+                call_state.writes = outer
 
         return self.retry.run(attempt, pooled=True)
-
-    # Three writes can tell that they run a second time, after a COMMIT whose answer was lost. A
-    # worker creates its trial together with its claim, which bears that.
-
-    def create_new_study(
-        self, directions: Sequence[StudyDirection], study_name: str | None = None
-    ) -> int:
-        def work() -> int:
-            try:
-                return RDBStorage.create_new_study(self, directions, study_name)
-            except DuplicatedStudyError:
-                if not call_state.uncertain or study_name is None:
-                    raise
-                return self.get_study_id_from_name(study_name)
-
-        return self.call(work, writes=True)
-
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
-        def work() -> bool:
-            try:
-                return RDBStorage.set_trial_state_values(self, trial_id, state, values)
-            except UpdateFinishedTrialError:
-                if not call_state.uncertain:
-                    raise
-                trial = self.get_trial(trial_id)
-                if trial.state != state or (values is not None and trial.values != [*values]):
-                    raise
-                return True
-
-        return self.call(work, writes=True)
-
-    def _get_prepared_new_trial(
-        self, study_id: int, template_trial: FrozenTrial | None, session: Any
-    ) -> Any:
-        if call_state.uncertain or call_state.committing:
-            raise StorageLost(
-                f"storage.url: the connection to {without_password(self.retry.address)} was lost "
-                "while a trial was being created, and it is unknown whether it exists; the same "
-                "command goes on from here"
-            )
-        return super()._get_prepared_new_trial(study_id, template_trial, session)
 
     # The two reads that take Optuna the longest.
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        trials = read(self, lambda connection: sql.read(connection, sql.ONE_TRIAL, id=trial_id))
+        ids = f"[{trial_id:d}]"
+        trials = read(self, lambda connection: sql.read(connection, sql.NAMED, ids=ids))
         if not trials:
             raise KeyError(f"there is no trial {trial_id}")
         return trials[0]
@@ -236,27 +192,31 @@ class RetryingStorage(RDBStorage):
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
         selection, parameters = sql.ALL_TRIALS, dict[str, Any](study=study_id)
-        if trial_id_greater_than >= 0 and len(included_trial_ids) <= MOST_IDS:
+        if trial_id_greater_than >= 0:
             selection = sql.SOME_TRIALS
-            parameters["ids"] = sorted(included_trial_ids)
+            parameters["ids"] = str(sorted(included_trial_ids))
             parameters["after"] = trial_id_greater_than
         trials = read(self, lambda connection: sql.read(connection, selection, **parameters))
         if not trials and trial_id_greater_than < 0:
             self.get_study_name_from_id(study_id)  # raises KeyError if there is no such study
-        return [
-            trial
-            for trial in trials
-            if (states is None or trial.state in states)
-            and (trial._trial_id > trial_id_greater_than or trial._trial_id in included_trial_ids)
-        ]
+        return [trial for trial in trials if states is None or trial.state in states]
 
 
-def _retrying(name: str, writes: bool) -> Callable[..., Any]:
+def _retrying(name: str, writes: bool, once: bool) -> Callable[..., Any]:
     method = getattr(RDBStorage, name)
 
     @functools.wraps(method)
     def retrying(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
-        return self.call(lambda: method(self, *args, **kwargs), writes=writes)
+        def work() -> Any:
+            if once and call_state.uncertain:
+                raise StorageLost(
+                    f"storage.url: the connection to {without_password(self.retry.address)} was "
+                    "lost during a commit, and it is unknown whether it was done; the same command "
+                    "goes on from here"
+                )
+            return method(self, *args, **kwargs)
+
+        return self.call(work, writes=writes)
 
     return retrying
 
@@ -268,30 +228,21 @@ READING = (
     *("get_trial_id_from_study_id_trial_number", "_get_best_trial_id"),
 )
 WRITING = (
-    *("delete_study", "set_study_user_attr", "set_study_system_attr", "_create_new_trial"),
-    *("_set_trial_param", "set_trial_intermediate_value", "set_trial_user_attr"),
-    "set_trial_system_attr",
+    *("delete_study", "set_study_user_attr", "set_study_system_attr", "_set_trial_param"),
+    *("set_trial_intermediate_value", "set_trial_user_attr", "set_trial_system_attr"),
 )
-for _name in (*READING, *WRITING):
-    setattr(RetryingStorage, _name, _retrying(_name, _name in WRITING))
-
-
-@contextmanager
-def _transactions_that(*, writes: bool) -> Iterator[None]:
-    """Notes whether the transactions of the body write; SQLite's take the lock accordingly."""
-    outer, call_state.writes = call_state.writes, writes
-    try:
-        yield
-    finally:
-        call_state.writes = outer
+# These would be done twice, or fail, after a commit whose answer was lost. Workers write otherwise:
+# a trial comes with its claim, and its end with that of the claim.
+ONCE = ("create_new_study", "_create_new_trial", "set_trial_state_values")
+for _name in (*READING, *WRITING, *ONCE):
+    setattr(RetryingStorage, _name, _retrying(_name, _name not in READING, _name in ONCE))
 
 
 class SQLiteStorage(RetryingStorage):
     """Optuna's storage on a SQLite file in WAL mode.
 
     Transactions that write take the write lock when they begin: one that reads first and asks for
-    the lock later acts on what it read before others wrote. The arguments are those of
-    RetryingStorage.
+    the lock later acts on what it read before others wrote.
     """
 
     def __init__(self, url: str, address: URL, deadline: float) -> None:
@@ -321,17 +272,10 @@ class SQLiteStorage(RetryingStorage):
 
 
 def execute(storage: RetryingStorage, work: Callable[[Connection], T]) -> T:
-    """Runs one writing transaction of our own beside Optuna's.
+    """Runs one writing transaction of our own beside Optuna's, and returns what `work` returns.
 
-    It runs again after a failure that passes, also after a commit whose answer was lost.
-
-    Args:
-        storage: The database.
-        work: Called with a connection, in a transaction. What it writes must bear being written
-            twice.
-
-    Returns:
-        What `work` returns.
+    It runs again after a failure that passes, also after a commit whose answer was lost, so that
+    what `work` writes must bear being written twice.
 
     Raises:
         StorageLost: The cause does not pass, or has not passed by the deadline.
@@ -354,6 +298,9 @@ def read(storage: RetryingStorage, work: Callable[[Connection], T]) -> T:
     return storage.call(transact, writes=False)
 
 
+# Opening a database
+
+
 def connect(url: str | URL, *, create: bool = False, deadline: float = DEADLINE) -> RetryingStorage:
     """Opens a storage.
 
@@ -369,11 +316,18 @@ def connect(url: str | URL, *, create: bool = False, deadline: float = DEADLINE)
         StorageLost: It could not be reached until the deadline.
     """
     address = parse_url(url)
-    open_storage = _open_sqlite if is_sqlite(address) else _open_postgres
 
     def attempt() -> RetryingStorage:
-        known = _create(address) if create else _check_created(address)
-        storage = open_storage(address, deadline)
+        if create and is_sqlite(address):
+            sqlite_path(address).parent.mkdir(parents=True, exist_ok=True)
+        elif is_sqlite(address) and file_identity(address) is None:
+            raise StorageError(
+                f"storage.url: there is no database {sqlite_path(address)}; the first run of a "
+                "study creates it"
+            )
+        with contextlib.closing(plain_engine(address, create=create).connect()) as connection:
+            known = _make_tables(connection) if create else _check_made(connection, address)
+        storage = _open(address, deadline)
         if not known:
             storage.check_version(create=create)
         return storage
@@ -382,43 +336,25 @@ def connect(url: str | URL, *, create: bool = False, deadline: float = DEADLINE)
         return Retry(address, deadline).run(attempt)
 
 
-def _create(address: URL) -> bool:
-    """Makes the tables if there are none; returns whether they are those of this Optuna."""
+def check_file(url: str) -> None:
+    """Raises StorageError if SQLite finds damage in its file; a server looks after its own."""
+    address = parse_url(url)
+    if not is_sqlite(address):
+        return
+
+    def ask() -> str:
+        with plain_engine(address).connect() as connection:
+            return str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar())
+
+    with explained(address):
+        damage = Retry(address, 0.0).run(ask)
+    if damage != "ok":
+        raise StorageError(f"storage.url: {sqlite_path(address)} is damaged ({damage})")
+
+
+def _open(address: URL, deadline: float) -> RetryingStorage:
     if is_sqlite(address):
-        sqlite_path(address).parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(plain_engine(address, create=True).connect()) as connection:
-        return make_tables(connection)
-
-
-def _check_created(address: URL) -> bool:
-    """Leaves a database alone that another process is just creating.
-
-    Optuna writes its versions where it finds none. The creator, which writes them last, would then
-    meet its own row and fail.
-
-    Returns:
-        Whether the tables are those of this Optuna.
-    """
-    if is_sqlite(address) and file_identity(address) is None:
-        raise StorageError(
-            f"storage.url: there is no database {sqlite_path(address)}; the first run of a study "
-            "creates it"
-        )
-    with contextlib.closing(plain_engine(address).connect()) as connection:
-        version = version_of(connection)
-    if version is None:
-        raise StorageError(
-            f"storage.url: another process is creating {without_password(address)}; try again "
-            "in a second"
-        )
-    return version == newest_version()
-
-
-def _open_sqlite(address: URL, deadline: float) -> RetryingStorage:
-    return SQLiteStorage(existing_file(address).render_as_string(), address, deadline)
-
-
-def _open_postgres(address: URL, deadline: float) -> RetryingStorage:
+        return SQLiteStorage(existing_file(address).render_as_string(), address, deadline)
     engine_kwargs = {
         "pool_size": 2,
         "pool_use_lifo": True,  # so that the second one is not made while one is enough
@@ -444,3 +380,281 @@ def _open_postgres(address: URL, deadline: float) -> RetryingStorage:
         record.info["used"] = time.monotonic()
 
     return storage
+
+
+# Optuna asks Alembic for the version of its tables, which imports Alembic with all its dialects and
+# runs every migration's file: 0.2 s for each database that is opened, and more for one that is
+# made. So the chain of migrations is read as text, and new tables need no Alembic.
+
+
+@functools.cache
+def newest_version() -> str | None:
+    """Returns the version of the tables that the installed Optuna makes.
+
+    None if the files of the migrations do not say which one no other follows.
+    """
+    versions: set[str] = set()
+    followed: set[str] = set()
+    for path in MIGRATIONS.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        versions.update(re.findall(r'^revision = "(.+)"$', text, re.MULTILINE))
+        followed.update(re.findall(r'^down_revision = "(.+)"$', text, re.MULTILINE))
+    newest = versions - followed
+    return newest.pop() if len(newest) == 1 else None
+
+
+def version_of(connection: Connection) -> str | None:
+    """Returns the version of the tables of a database; None as long as it has none."""
+    return connection.execute(sqlalchemy.select(ALEMBIC.c.version_num)).scalar()
+
+
+def _make_tables(connection: Connection) -> bool:
+    """Makes Optuna's tables in an empty database, all in one transaction.
+
+    Returns:
+        Whether the tables are those of the installed Optuna. If not, some are there already.
+    """
+    existing = {*sqlalchemy.inspect(connection).get_table_names()}
+    if ALEMBIC.name in existing:
+        return version_of(connection) == newest_version()
+    if existing & {*TABLES} or newest_version() is None:
+        return False
+    sqlite = connection.dialect.name == "sqlite"
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if sqlite else "BEGIN")
+    try:
+        BaseModel.metadata.create_all(connection, checkfirst=False)
+        ALEMBIC.create(connection, checkfirst=False)
+        info = {"schema_version": SCHEMA_VERSION, "library_version": optuna.__version__}
+        connection.execute(sqlalchemy.insert(VersionInfoModel), info)
+        connection.execute(sqlalchemy.insert(ALEMBIC), {"version_num": newest_version()})
+    except BaseException:
+        connection.exec_driver_sql("ROLLBACK")
+        raise
+    connection.exec_driver_sql("COMMIT")
+    return True
+
+
+def _check_made(connection: Connection, address: URL) -> bool:
+    """Leaves a database alone that another process is just creating.
+
+    Optuna writes its versions where it finds none. The creator, which writes them last, would then
+    meet its own row and fail.
+
+    Returns:
+        Whether the tables are those of the installed Optuna.
+    """
+    version = version_of(connection)
+    if version is None:
+        raise StorageError(
+            f"storage.url: another process is creating {without_password(address)}; try again "
+            "in a second"
+        )
+    return version == newest_version()
+
+
+# Connections
+
+
+def import_lazy_modules() -> None:
+    """Imports what SQLAlchemy imports when the first database is opened, once for all forks."""
+    import sqlalchemy.dialects.sqlite  # noqa: F401
+
+
+def is_sqlite(address: URL) -> bool:
+    return address.get_backend_name() == "sqlite"
+
+
+def sqlite_path(address: URL) -> Path:
+    """Returns the absolute path of a SQLite database."""
+    return Path(str(address.database)).absolute()
+
+
+def existing_file(address: URL) -> URL:
+    """Returns the URL of a SQLite file that opening does not create.
+
+    Opening a file that was deleted is an error then, instead of an empty database in its place.
+    """
+    path = quote(str(sqlite_path(address)))
+    return URL.create("sqlite", database=f"file:{path}", query={"mode": "rw", "uri": "true"})
+
+
+def libpq_arguments(address: URL, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Selects the arguments for libpq that go with what a URL asks of it (TLS, a schema, …).
+
+    Args:
+        address: A URL of PostgreSQL; what it names in its query takes precedence.
+        defaults: Arguments of libpq, with "options" among them; the URL's own are appended there.
+    """
+    arguments = {name: value for name, value in defaults.items() if name not in address.query}
+    options = [defaults["options"], *address.normalized_query.get("options", ())]
+    return arguments | {"options": " ".join(options)}
+
+
+def plain_engine(address: URL, *, create: bool = False) -> sqlalchemy.Engine:
+    """Makes an engine without hooks, pool or transactions, to look at a database or lock it.
+
+    Args:
+        address: The database.
+        create: Whether a SQLite file is made that is missing.
+    """
+    arguments: dict[str, Any]
+    if is_sqlite(address):
+        new = URL.create("sqlite", database=str(sqlite_path(address)))
+        target, arguments = new if create else existing_file(address), {"timeout": 2 * BUSY_SECONDS}
+    else:
+        target = address
+        arguments = libpq_arguments(address, POSTGRES | {"options": "-c timezone=UTC"})
+    return sqlalchemy.create_engine(
+        target,
+        poolclass=sqlalchemy.pool.NullPool,
+        isolation_level="AUTOCOMMIT",
+        connect_args=arguments,
+    )
+
+
+CONNECTIONS_LEFT = """
+    SELECT current_setting('max_connections')::int
+           - (SELECT sum(numbackends) FROM pg_stat_database)
+           - CASE WHEN rolsuper THEN 0 ELSE current_setting('superuser_reserved_connections')::int
+           + coalesce(current_setting('reserved_connections', true), '0')::int END
+    FROM pg_roles WHERE rolname = current_user"""
+
+
+def connections_left(url: str | URL) -> float:
+    """Counts the further connections that a server would accept from this user now.
+
+    Returns:
+        The count; infinity for SQLite, and for a connection pooler, which lets more clients wait
+        than a server takes.
+
+    Raises:
+        StorageError: The server cannot be reached.
+    """
+    address = parse_url(url)
+    if is_sqlite(address):
+        return math.inf
+
+    def ask() -> float:
+        with plain_engine(address).connect() as connection:
+            server = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+            client: Any = connection.connection.driver_connection
+            if client.info.backend_pid != server:
+                return math.inf
+            # The connection that asks is closed by then, hence the 1.
+            return 1.0 + float(connection.exec_driver_sql(CONNECTIONS_LEFT).scalar_one())
+
+    with explained(address):
+        return Retry(address, 0.0).run(ask)
+
+
+@contextmanager
+def exclusive(url: str | URL, *, deadline: float = 0.0) -> Iterator[None]:
+    """Holds the lock of the one process that creates tables and study.
+
+    12 processes that tried together crashed up to 11 of them.
+
+    Args:
+        url: The database. The folder of a SQLite file is created.
+        deadline: Seconds to wait for a database that is away; by default none, so that a person
+            learns of a mistyped host at once.
+
+    Raises:
+        StorageError: The database cannot be reached, or the folder not be written.
+        StorageLost: It stayed away until the deadline.
+    """
+    address = parse_url(url)
+    if not is_sqlite(address):
+        with _server_lock(address, deadline):
+            yield
+        return
+    path = sqlite_path(address)
+    lock = FileLock(path.with_suffix(".lock"))
+    with explained(address):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# Of this transaction alone: behind a pool of connections the next one may be another client's.
+WAIT_FOR_EVER = """
+    SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN (
+        'statement_timeout', 'lock_timeout', 'transaction_timeout',
+        'idle_in_transaction_session_timeout'
+    )"""
+
+
+@contextmanager
+def _server_lock(address: URL, deadline: float) -> Iterator[None]:
+    """Holds a lock of the server for as long as a transaction that does nothing else is open.
+
+    A lock of a session would stay behind in a pool of connections (pgbouncer with
+    `pool_mode = transaction`): its release may reach another session than the lock.
+    """
+
+    def acquire() -> Connection:
+        connection = plain_engine(address).connect()
+        with closed_on_error(connection):
+            connection.exec_driver_sql("BEGIN")
+            connection.exec_driver_sql(WAIT_FOR_EVER)
+            connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(LOCK_KEY)))
+        return connection
+
+    with explained(address):
+        connection = Retry(address, deadline).run(acquire)
+    try:
+        yield
+    finally:
+        # The lock goes with the connection, also if that was lost before.
+        with contextlib.suppress(SQLAlchemyError):
+            connection.exec_driver_sql("COMMIT")
+        with contextlib.suppress(SQLAlchemyError):
+            connection.close()
+
+
+class Closable(Protocol):
+    """What holds connections."""
+
+    def close(self) -> None: ...
+
+
+Opened = TypeVar("Opened", bound=Closable)
+
+
+@contextmanager
+def closed_on_error(opened: Opened) -> Iterator[Opened]:
+    """Closes a storage or a study if the body raises an error, since nobody gets it then."""
+    try:
+        yield opened
+    except BaseException:
+        opened.close()
+        raise
+
+
+@contextmanager
+def explained(address: URL) -> Iterator[None]:
+    """Turns whatever opening a database raises into a StorageError that shows no password.
+
+    Raises:
+        StorageError: The database cannot be used, for the reason that the body ended with.
+        StorageLost: The body waited for the database in vain.
+    """
+    try:
+        yield
+    except StorageLost as lost:
+        if lost.waited:
+            raise
+        raise StorageError(str(lost)) from None
+    except StorageError:
+        raise
+    except ImportError as error:
+        raise StorageError(
+            f"storage.url: {without_password(address)} needs a driver; "
+            f"pip install 'studyloom[postgres]' ({error})"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        raise StorageError(
+            f"storage.url: cannot use {without_password(address)}: {driver_message(error, address)}"
+        ) from None

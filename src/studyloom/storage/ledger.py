@@ -4,56 +4,111 @@ A worker claims a slot before it asks for a trial, in one conditional statement,
 of workers, restarts and crashes make exactly `study.trials` trials. A claim is a lease on the
 database's clock. Whoever claims a slot that was released, or whose lease has ended, goes on with
 the trial that was started there; the slot's token tells the previous holder, should it still be
-alive, that it has lost the slot. Clocks are set, by hours too: so others wait on a clock of their
-own for as long as a lease seemed to last when they first saw it, and start again when it changes.
+alive, that it has lost the slot.
 """
 
 import json
 import logging
-import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    ScalarSelect,
     Update,
+    and_,
     bindparam,
     case,
-    false,
     func,
     literal,
+    or_,
     select,
     text,
     update,
 )
-from sqlalchemy import and_ as all_of
-from sqlalchemy import or_ as any_of
 
+from studyloom.errors import StorageError
 from studyloom.processes import host_id, is_alive
-from studyloom.storage.claiming import (
+from studyloom.storage import sql
+from studyloom.storage.attributes import SLOT, UUID
+from studyloom.storage.database import RetryingStorage, execute, read
+from studyloom.storage.retry import call_state
+from studyloom.storage.slots import (
     HAS_NONE,
     HAS_TRIAL,
+    HELD_BY_ME,
     IS_HELD,
     IS_OPEN,
-    Wanted,
-    claiming,
+    OF_STUDY,
+    SLOTS,
+    Known,
+    Order,
+    Standing,
+    check_table,
     clock,
+    create_table,
+    has_expired,
+    read_standings,
 )
-from studyloom.storage.compare import Slot
-from studyloom.storage.database import RetryingStorage, execute, read
-from studyloom.storage.heads import fills
-from studyloom.storage.leases import LEASE_FACTOR, LeaseWatch, Sightings
-from studyloom.storage.posting import post
-from studyloom.storage.retry import call_state
-from studyloom.storage.slots import SLOTS, Claim, HeldClaim, HeldSlot
-from studyloom.storage.standings import Known, Order, Standing, read_standings
-from studyloom.storage.studies import is_study, lock_study, study_deleted
+from studyloom.text import format_ranges
 
+# A lease lasts for this many of the longest epoch so far, or the seconds that `study.lease` says.
+LEASE_FACTOR = 4
 WriteRows = Callable[[Connection], None]
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A slot that this worker holds, and what happened to its previous holders.
+
+    Attributes:
+        slot: The slot's number, from 0.
+        token: The number of claims on the slot so far, this one included.
+        trial_id: The trial that was started there, if any.
+        deaths: The number of claims on the slot that ended with their worker.
+        death: How the last of those ended.
+        fatal: Whether the trial must not be tried again.
+        over: Whether the trial is paused for good: it is only told so.
+    """
+
+    slot: int
+    token: int
+    trial_id: int | None
+    deaths: int = 0
+    death: str | None = None
+    fatal: bool = False
+    over: bool = False
+
+
+@dataclass(frozen=True)
+class HeldSlot:
+    """A slot that a worker holds.
+
+    Attributes:
+        owner: The worker's id.
+        trial_id: The trial that was started there, if any.
+        left: Seconds until the lease ends; negative if it has ended.
+        age: Seconds since the slot was claimed.
+    """
+
+    owner: str
+    trial_id: int | None
+    left: float
+    age: float
+
+
+class HeldClaim(NamedTuple):
+    """A worker's claim on a slot of any study of the database, such as another stage of a run."""
+
+    owner: str
+    study_id: int
+    slot: int
+    token: int
 
 
 @dataclass(frozen=True)
@@ -65,29 +120,17 @@ class Ledger:
     Attributes:
         storage: The database.
         study_id: The study's id in Optuna's tables.
-        uuid: The study's attribute UUID; None for a study of an earlier version.
-        clock: Seconds on a clock of this process that nobody sets.
+        uuid: The study's attribute UUID, which tells it from a later study with its id.
     """
 
     storage: RetryingStorage
     study_id: int
     uuid: str | None = None
-    clock: Callable[[], float] = time.monotonic
+    _known: dict[Order, Known] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def extend(self, trials: int) -> None:
-        """Gives the study at least `trials` slots."""
-        statement = text(
-            "INSERT INTO studyloom_slots (study_id, slot, state, token, deaths, fatal) "
-            "VALUES (:study, :slot, 'free', 0, 0, 0) ON CONFLICT DO NOTHING"
-        )
-        existing = select(SLOTS.c.slot).where(self._mine)
-
-        def insert(connection: Connection) -> None:
-            if missing := {*range(trials)}.difference(connection.execute(existing).scalars()):
-                rows = [{"study": self.study_id, "slot": slot} for slot in sorted(missing)]
-                connection.execute(statement, rows)
-
-        execute(self.storage, insert)
+    @property
+    def _dialect(self) -> str:
+        return self.storage.engine.dialect.name
 
     @property
     def _mine(self) -> ColumnElement[bool]:
@@ -95,8 +138,18 @@ class Ledger:
 
     @property
     def _now(self) -> ColumnElement[float]:
-        """Seconds since 1970 on the database's clock: those of the workers may differ by hours."""
-        return clock(self.storage.engine.dialect.name)
+        return clock(self._dialect)
+
+    def extend(self, trials: int) -> None:
+        """Gives the study at least `trials` slots."""
+        existing = select(SLOTS.c.slot).where(self._mine)
+
+        def insert(connection: Connection) -> None:
+            if missing := {*range(trials)}.difference(connection.execute(existing).scalars()):
+                rows = [{"study": self.study_id, "slot": slot} for slot in sorted(missing)]
+                connection.execute(NEW_SLOT, rows)
+
+        execute(self.storage, insert)
 
     def claim(
         self,
@@ -132,20 +185,19 @@ class Ledger:
         """
 
         def take(connection: Connection) -> Claim | None:
-            held = all_of(self._mine, IS_HELD, SLOTS.c.owner != owner)
-            abandoned = self._leases.ended(connection, held, self._now, lease)
             # Before the slot is chosen, so that slots and trials are in the same order.
-            lock_study(connection, self.study_id, self.uuid)
+            sql.lock_study(connection, self.study_id, self.uuid)
             chosen = None
             if order is not None:
-                standings = self._standings(connection, owner, trials, order, abandoned)
+                standings = self._standings(connection, owner, trials, order)
                 if (chosen := order.choose(standings, closed=begun)) is None:
                     return None
-            wanted = Wanted(fresh, begun, chosen is not None, call_state.uncertain)
-            slot = None if chosen is None else chosen.slot
-            of = {"study": self.study_id, "trials": trials, "chosen": slot, "me": owner}
-            statement = claiming(wanted, self.storage.engine.dialect.name, abandoned)
-            row = connection.execute(statement, of | {"lease": lease}).one_or_none()
+            # Of a fresh claim whose answer was lost, an earlier try may have made the trial.
+            repeated = fresh and call_state.uncertain
+            statement = _claiming(self._dialect, fresh, begun, chosen is not None, repeated)
+            of = {"study": self.study_id, "trials": trials, "me": owner, "lease": lease}
+            of["chosen"] = None if chosen is None else chosen.slot
+            row = connection.execute(statement, of).one_or_none()
             if row is None:
                 return None
             over = chosen is not None and chosen.over
@@ -159,29 +211,23 @@ class Ledger:
         self, connection: Connection, claim: Claim, make: Callable[[Connection, int], int]
     ) -> Claim:
         """Creates the trial of a claim if there is none, also where it was deleted."""
-        slot = claim.slot
         if claim.trial_id is not None:
-            if fills(connection, self.study_id, claim.trial_id, slot):
+            if sql.fills(connection, self.study_id, claim.trial_id, claim.slot):
                 return claim
-            log.warning("slot %d: its trial is gone; a new one takes its place", slot)
-            claim = Claim(slot, claim.token, None)  # what happened to the other one does not count
-        claim = replace(claim, trial_id=make(connection, slot))
+            log.warning("slot %d: its trial is gone; a new one takes its place", claim.slot)
+            # What happened to the other trial does not count.
+            claim = Claim(claim.slot, claim.token, None)
+        claim = replace(claim, trial_id=make(connection, claim.slot))
         values = {
             "trial_id": claim.trial_id,
             "deaths": claim.deaths,
             "death": claim.death,
             "fatal": int(claim.fatal),
         }
-        connection.execute(update(SLOTS).where(self._mine, SLOTS.c.slot == slot).values(values))
+        connection.execute(
+            update(SLOTS).where(self._mine, SLOTS.c.slot == claim.slot).values(values)
+        )
         return claim
-
-    @cached_property
-    def _leases(self) -> LeaseWatch:
-        return LeaseWatch(self.clock)
-
-    @cached_property
-    def _claims(self) -> Sightings[HeldClaim, None]:
-        return Sightings(self.clock)
 
     def renew(
         self,
@@ -201,60 +247,34 @@ class Ledger:
         Returns:
             False if another worker has the slot by now; then nothing was written.
         """
-        own = (self.study_id, self.uuid, claim, lease)
-        if report is not None and post(self.storage, *own, report):
+        if report is not None and self._post(claim, lease, report):
             return True
         return self._update(self._renewal, claim, "held", write, lease=lease)
 
     def finish(self, claim: Claim, write: WriteRows | None = None) -> bool:
-        """Ends a claim whose slot is done.
-
-        Args:
-            claim: The claim.
-            write: Writes further rows, as for `renew`.
-
-        Returns:
-            False if another worker has the slot by now; then nothing was written.
-        """
+        """Ends a claim whose slot is done; otherwise like `renew`."""
         return self._update(self._end, claim, "done", write, next_state="done")
 
     def release(self, claim: Claim, write: WriteRows | None = None) -> bool:
-        """Gives a slot back, with the trial that was started there.
-
-        Args:
-            claim: The claim.
-            write: Writes further rows, as for `renew`.
-
-        Returns:
-            False if another worker has the slot by now; then nothing was written.
-        """
+        """Gives a slot back with the trial that was started there; otherwise like `renew`."""
         return self._update(self._end, claim, "free", write, next_state="free")
 
     def standings(self, owner: str, trials: int, order: Order) -> list[Standing]:
         """Reads where the first slots stand, as for a claim."""
-        return read(self.storage, lambda c: self._standings(c, owner, trials, order, false()))
+        return read(self.storage, lambda c: self._standings(c, owner, trials, order))
 
     def _standings(
-        self,
-        connection: Connection,
-        owner: str,
-        trials: int,
-        order: Order,
-        abandoned: ColumnElement[bool],
+        self, connection: Connection, owner: str, trials: int, order: Order
     ) -> list[Standing]:
         known = self._known.setdefault(order, {})
-        return read_standings(connection, self.study_id, trials, order, owner, abandoned, known)
-
-    @cached_property
-    def _known(self) -> dict[Order, Known]:
-        return {}
+        return read_standings(connection, self.study_id, trials, order, owner, known)
 
     # Statements that a worker runs after each epoch, built once: building one took longer than the
     # database takes to run it. ("slot" and "token" would be taken for columns to set.)
 
     @cached_property
     def _own(self) -> ColumnElement[bool]:
-        return all_of(
+        return and_(
             SLOTS.c.study_id == bindparam("study"),
             SLOTS.c.slot == bindparam("own_slot"),
             SLOTS.c.token == bindparam("own_token"),
@@ -263,7 +283,7 @@ class Ledger:
 
     @property
     def _exists(self) -> ColumnElement[bool]:
-        return is_study(self.study_id, None if self.uuid is None else json.dumps(self.uuid))
+        return sql.is_study(self.study_id, self.uuid)
 
     @cached_property
     def _end(self) -> Update:
@@ -282,12 +302,7 @@ class Ledger:
         )
 
     def _update(
-        self,
-        statement: Update,
-        claim: Claim,
-        state: str,
-        write: WriteRows | None = None,
-        **values: object,
+        self, statement: Update, claim: Claim, state: str, write: WriteRows | None, **values: object
     ) -> bool:
         """Updates the slot of a claim that still holds, and writes further rows.
 
@@ -296,7 +311,7 @@ class Ledger:
             claim: The claim.
             state: The state of the slot afterwards.
             write: Writes further rows.
-            values: Of the parameters of the statement.
+            values: Parameters of the statement.
         """
         own = {"study": self.study_id, "own_slot": claim.slot, "own_token": claim.token}
         stored = select(SLOTS.c.state).where(self._own)
@@ -311,18 +326,35 @@ class Ledger:
 
         return execute(self.storage, work)
 
+    def _post(self, claim: Claim, lease: float, report: Mapping[str, Any]) -> bool:
+        """Stores a report and renews the lease on PostgreSQL, if claim and trial stand.
+
+        Returns:
+            False if nothing was stored: on SQLite, or for a reason that a transaction of several
+            statements finds out.
+        """
+        if self._dialect != "postgresql" or self.uuid is None:
+            return False
+        own = {"study": self.study_id, "slot": claim.slot, "token": claim.token}
+        values = own | {"uuid": json.dumps(self.uuid), "lease": float(lease)} | dict(report)
+
+        def work() -> bool:
+            with self.storage.single.connect() as connection:
+                # An answer that is lost may be that of a stored report; twice is the same.
+                return bool(connection.execute(POST, values).rowcount)
+
+        return self.storage.call(work, writes=True)
+
     def renew_for(self, workers: Sequence[str], lease: float) -> None:
         """Extends the claims of workers for their supervisor, which sees that they are alive.
 
         Args:
             workers: Ids of workers.
-            lease: Seconds from now until their claims end; a later end stays, unless it is further
-                ahead than that of any lease, because a clock was set back.
+            lease: Seconds from now until their claims end; a later end stays.
         """
-        left, longest = SLOTS.c.expires - self._now, LEASE_FACTOR * (self._now - SLOTS.c.since)
-        other = any_of(left.is_(None), left < lease, all_of(left > lease, left > longest))
+        ends = self._now + lease
         statement = (
-            update(SLOTS).where(self._held_by(workers), other).values(expires=self._now + lease)
+            update(SLOTS).where(_held_by(workers), SLOTS.c.expires < ends).values(expires=ends)
         )
         execute(self.storage, lambda connection: connection.execute(statement))
 
@@ -341,11 +373,11 @@ class Ledger:
         fatal: ColumnElement[Any] = literal(0)
         if overdue is not None:
             of = (SLOTS.c.study_id, SLOTS.c.slot, SLOTS.c.token)
-            same = all_of(*(column == value for column, value in zip(of, overdue[1:], strict=True)))
+            same = and_(*(column == value for column, value in zip(of, overdue[1:], strict=True)))
             fatal = case((same, 1), else_=0)
         statement = (
             update(SLOTS)
-            .where(self._held_by([owner]))
+            .where(_held_by([owner]))
             .values(
                 state="free",
                 owner=None,
@@ -365,23 +397,12 @@ class Ledger:
                 self.record_death(held.owner, "its process is gone")
 
     def overdue(self, workers: Sequence[str], limit: float) -> list[HeldClaim]:
-        """Selects the claims of workers that this process has seen for more than `limit` seconds.
-
-        Args:
-            workers: Ids of workers; those of one supervisor, which asks again and again.
-            limit: Seconds since their claims were seen first.
-        """
-        query = select(SLOTS.c.owner, SLOTS.c.study_id, SLOTS.c.slot, SLOTS.c.token).where(
-            self._held_by(workers)
+        """Selects the claims of workers that are older than `limit` seconds."""
+        columns = (SLOTS.c.owner, SLOTS.c.study_id, SLOTS.c.slot, SLOTS.c.token)
+        query = select(*columns).where(_held_by(workers), self._now - SLOTS.c.since > limit)
+        return read(
+            self.storage, lambda connection: [HeldClaim(*row) for row in connection.execute(query)]
         )
-        rows = read(self.storage, lambda connection: connection.execute(query).all())
-        claims = {HeldClaim(*row): None for row in rows}
-        return [claim for claim, (_, seen) in self._claims.look(claims).items() if seen > limit]
-
-    @staticmethod
-    def _held_by(workers: Sequence[str]) -> ColumnElement[bool]:
-        """In every study of the database: a worker goes from one stage of a run to the next."""
-        return all_of(SLOTS.c.owner.in_(workers), IS_HELD)
 
     def todo(self, trials: int, *, begun: bool = False) -> int:
         """Counts those of the first `trials` slots that are not done; or only those with a trial.
@@ -389,17 +410,17 @@ class Ledger:
         Raises:
             StorageLost: The study was deleted.
         """
-        conditions = (HAS_TRIAL,) if begun else (HAS_TRIAL, HAS_NONE)  # each by its index
-        counts = [
+        # Two counts, each by an index.
+        begun_slots, fresh_slots = (
             select(func.count())
             .where(self._mine, SLOTS.c.slot < trials, IS_OPEN, condition)
             .scalar_subquery()
-            for condition in conditions
-        ]
-        query = select(sum(counts[1:], counts[0]), self._exists)
+            for condition in (HAS_TRIAL, HAS_NONE)
+        )
+        query = select(begun_slots if begun else begun_slots + fresh_slots, self._exists)
         number, exists = read(self.storage, lambda connection: connection.execute(query).one())
         if not exists:
-            raise study_deleted()
+            raise sql.study_deleted()
         return int(number)
 
     def counts(self) -> dict[str, int]:
@@ -408,19 +429,9 @@ class Ledger:
         rows = read(self.storage, lambda connection: connection.execute(query).all())
         return {"free": 0, "held": 0, "done": 0} | {str(state): int(n) for state, n in rows}
 
-    def rows(self, connection: Connection) -> list[Slot]:
-        """Reads all slots of the study, and locks them until the commit."""
-        leased = all_of(SLOTS.c.state == "held", SLOTS.c.expires > self._now)
-        query = select(SLOTS.c.slot, SLOTS.c.state, SLOTS.c.trial_id, leased).where(self._mine)
-        return [
-            Slot(slot, state, trial_id, bool(held))
-            for slot, state, trial_id, held in connection.execute(query.with_for_update())
-        ]
-
     def held(self) -> list[HeldSlot]:
         """Lists the slots that workers hold, in the order of the workers' ids."""
-        left = (SLOTS.c.expires - self._now).label("left")
-        age = (self._now - SLOTS.c.since).label("age")
+        left, age = SLOTS.c.expires - self._now, self._now - SLOTS.c.since
         query = (
             select(SLOTS.c.owner, SLOTS.c.trial_id, left, age)
             .where(self._mine, IS_HELD)
@@ -442,3 +453,225 @@ class NoLedger(Ledger):
 
     def held(self) -> list[HeldSlot]:
         return []
+
+
+def _held_by(workers: Sequence[str]) -> ColumnElement[bool]:
+    """Selects in every study of the database: a worker goes from one stage of a run to the next."""
+    return and_(SLOTS.c.owner.in_(workers), IS_HELD)
+
+
+@lru_cache
+def _claiming(dialect: str, fresh: bool, begun: bool, chosen: bool, repeated: bool) -> Update:
+    """Builds the statement that takes a slot, which takes longer than the database to run it.
+
+    Args:
+        dialect: The database's.
+        fresh: Whether only a slot is taken without a trial that no other worker has held.
+        begun: Whether only a slot with a trial is taken.
+        chosen: Whether only the slot of the parameter `chosen` is taken.
+        repeated: Whether a fresh slot may have a trial if this worker holds it.
+    """
+    expired = has_expired(dialect)
+    ready = or_(SLOTS.c.state == "free", expired)
+    takeable = and_(OF_STUDY, IS_OPEN, or_(HELD_BY_ME, ready))
+    slot: ColumnElement[int]
+    if chosen:
+        slot = bindparam("chosen", type_=SLOTS.c.slot.type)
+        takeable = and_(takeable, HAS_TRIAL) if begun else takeable
+    else:
+        # In this order, each by an index of its own: the slot of a claim whose answer was lost, one
+        # with a trial, a new one.
+        found: list[ScalarSelect[int]] = []
+        if not fresh or repeated:
+            found.append(_first(HAS_TRIAL, HELD_BY_ME))
+        if not begun:
+            found.append(_first(HAS_NONE, HELD_BY_ME))
+        if not fresh:
+            found.append(_first(IS_OPEN, HAS_TRIAL, ready))
+        if not begun:
+            untouched = [SLOTS.c.token == 0] if fresh else []
+            found.append(_first(IS_OPEN, HAS_NONE, ready, *untouched))
+        slot = func.coalesce(*found, -1)
+    columns = ("slot", "token", "trial_id", "deaths", "death", "fatal")
+    return (
+        update(SLOTS)
+        .where(takeable, SLOTS.c.slot == slot)
+        .values(
+            state="held",
+            owner=bindparam("me"),
+            token=SLOTS.c.token + 1,
+            deaths=SLOTS.c.deaths + case((expired, 1), else_=0),
+            death=case((expired, "its lease ended"), else_=SLOTS.c.death),
+            since=clock(dialect),
+            expires=clock(dialect) + bindparam("lease"),
+        )
+        .returning(*(SLOTS.c[name] for name in columns))
+    )
+
+
+def _first(*conditions: ColumnElement[bool]) -> ScalarSelect[int]:
+    return (
+        select(SLOTS.c.slot)
+        .where(OF_STUDY, *conditions)
+        .order_by(SLOTS.c.slot)
+        .limit(1)
+        .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer at a time
+        .scalar_subquery()
+    )
+
+
+# A report and the renewal of its lease, as one statement that is its own transaction: in several
+# statements the same takes seven round trips to a server. The slot first and then the trial, in the
+# order of all who lock both.
+POST = text(
+    f"""
+    WITH slot AS (
+        UPDATE studyloom_slots
+        SET expires = extract(epoch from clock_timestamp()) + :lease
+        WHERE study_id = :study AND slot = :slot AND token = :token AND state = 'held'
+        AND EXISTS (
+            SELECT 1 FROM study_user_attributes AS a
+            WHERE a.study_id = :study AND a.key = '{UUID}' AND a.value_json = :uuid
+        )
+        RETURNING slot
+    ), trial AS (
+        SELECT trials.trial_id FROM slot, trials
+        WHERE trials.trial_id = :trial_id AND trials.state = 'RUNNING'
+        AND EXISTS (
+            SELECT 1 FROM trial_user_attributes AS a
+            WHERE a.trial_id = trials.trial_id AND a.key = '{SLOT}'
+            AND a.value_json = CAST(slot.slot AS text)
+        )
+        FOR UPDATE OF trials
+    )
+    INSERT INTO trial_intermediate_values
+        (trial_id, step, intermediate_value, intermediate_value_type)
+    SELECT trial_id, CAST(:step AS integer), CAST(:intermediate_value AS double precision),
+        CAST(:intermediate_value_type AS trialintermediatevaluetype) FROM trial
+    ON CONFLICT (trial_id, step) DO UPDATE
+    SET intermediate_value = excluded.intermediate_value,
+        intermediate_value_type = excluded.intermediate_value_type
+    """
+)
+
+
+class Entry(NamedTuple):
+    """What a row of the ledger is to say of its slot: free or done, and with which trial."""
+
+    slot: int
+    state: str
+    trial_id: int | None
+
+
+NEW_SLOT = text(
+    "INSERT INTO studyloom_slots (study_id, slot, state, token, deaths, fatal) "
+    "VALUES (:study, :slot, 'free', 0, 0, 0) ON CONFLICT DO NOTHING"
+)
+# A new token takes the slot from whoever held it before.
+ENTRY = text(
+    "INSERT INTO studyloom_slots (study_id, slot, state, token, deaths, fatal, trial_id) "
+    "VALUES (:study, :slot, :state, 0, 0, 0, :trial_id) ON CONFLICT (study_id, slot) DO UPDATE "
+    "SET state = excluded.state, trial_id = excluded.trial_id, token = studyloom_slots.token + 1, "
+    "deaths = 0, death = NULL, fatal = 0, owner = NULL, expires = NULL"
+)
+
+
+def enter(connection: Connection, study_id: int, entries: Sequence[Entry]) -> None:
+    """Writes rows of the ledger; whoever holds one of the slots has lost it."""
+    if entries:
+        connection.execute(ENTRY, [{"study": study_id, **entry._asdict()} for entry in entries])
+
+
+def clear(connection: Connection, study_id: int) -> None:
+    """Deletes the slots of a deleted study, whose id SQLite gives to the next one."""
+    connection.execute(SLOTS.delete().where(SLOTS.c.study_id == study_id))
+
+
+# What differs at a slot and how it is mended: each slot is what its trial says.
+MISSING = "missing in the ledger; made again with the trial"
+GONE = "the trial is gone; open for a new one"
+CHANGED = "not as the trial says; linked to it, done or open as it is"
+
+
+def reconcile(ledger: Ledger, name: str, trials: int) -> bool:
+    """Mends a ledger that differs from the trials, logs how, and extends it to `trials` slots.
+
+    Args:
+        ledger: The ledger.
+        name: The study's name.
+        trials: The number of slots that the study has afterwards at least.
+
+    Returns:
+        Whether they differed.
+
+    Raises:
+        StorageError: Two trials have one slot or one number, so that a person must decide.
+    """
+    if not check_table(ledger.storage):
+        create_table(ledger.storage)
+    found = compare(ledger, mend=True)
+    for words in found:
+        log.warning("%s: %s", name, words)
+    ledger.extend(trials)
+    return bool(found)
+
+
+def compare(ledger: Ledger, *, mend: bool = False) -> list[str]:
+    """Compares a ledger, whose table exists, with the trials of its study.
+
+    A slot that a worker holds is left as it is: what is wrong there meets the worker itself, with
+    its next report.
+
+    Args:
+        ledger: The ledger.
+        mend: Whether the rows that differ are written.
+
+    Returns:
+        A line for each kind of difference, as they were before.
+
+    Raises:
+        StorageError: Two trials have one slot or one number.
+        StorageLost: The study was deleted.
+    """
+    leased = and_(IS_HELD, SLOTS.c.expires > ledger._now)
+    query = select(SLOTS.c.slot, SLOTS.c.state, SLOTS.c.trial_id, leased).where(ledger._mine)
+
+    def work(connection: Connection) -> dict[str, list[Entry]]:
+        sql.lock_study(connection, ledger.study_id, ledger.uuid)
+        rows = {row[0]: row for row in connection.execute(query.with_for_update())}
+        trials = _by_slot(sql.heads(connection, ledger.study_id))
+        found = defaultdict[str, list[Entry]](list)
+        for slot in sorted({*rows, *trials}):
+            trial = trials.get(slot)
+            done = trial is not None and trial.state.is_finished()
+            entry = Entry(slot, "done" if done else "free", trial and trial.trial_id)
+            if slot not in rows:
+                found[MISSING].append(entry)
+                continue
+            _, state, trial_id, is_leased = rows[slot]
+            states = ["done"] if done else ["free", "held"]
+            agrees = trial_id == entry.trial_id and state in states
+            if not agrees and not is_leased:
+                found[GONE if trial is None else CHANGED].append(entry)
+        if mend:
+            for entries in found.values():
+                enter(connection, ledger.study_id, entries)
+        return found
+
+    return [
+        f"slots {format_ranges([entry.slot for entry in entries])}: {words}"
+        for words, entries in execute(ledger.storage, work).items()
+    ]
+
+
+def _by_slot(trials: Sequence[sql.TrialHead]) -> dict[int, sql.TrialHead]:
+    """Returns the trials that fill slots; no two may have one slot, nor any two one number."""
+    slots = Counter(trial.slot for trial in trials if trial.slot is not None)
+    numbers = Counter(trial.number for trial in trials)
+    for what, counts in (("slot", slots), ("number", numbers)):
+        if twice := sorted(value for value, count in counts.items() if count > 1):
+            raise StorageError(
+                "study.name: ledger and trials contradict each other: several trials have the "
+                f"{what} {format_ranges(twice)}; delete all but one of each, as in optuna-dashboard"
+            )
+    return {trial.slot: trial for trial in trials if trial.slot is not None}

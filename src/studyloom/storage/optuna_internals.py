@@ -18,9 +18,10 @@ from optuna.storages._rdb.models import (
     VersionInfoModel,
 )
 from optuna.storages._rdb.storage import _VersionManager as VersionManager
-from sqlalchemy import Table
+from sqlalchemy import Column, MetaData, PrimaryKeyConstraint, String, Table
 
 __all__ = [
+    "ALEMBIC",
     "ATTRIBUTES",
     "COLUMNS",
     "METHODS",
@@ -38,13 +39,19 @@ __all__ = [
 MIGRATIONS = Path(models.__file__).parent / "alembic" / "versions"
 
 TABLES: Mapping[str, Table] = BaseModel.metadata.tables  # by name
+# As Alembic makes it.
+ALEMBIC = Table(
+    "alembic_version",
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
 # Methods of Optuna's storages, by class, with the parameters that follow `self`.
 METHODS: dict[str, dict[str, tuple[str, ...]]] = {
     "RDBStorage": {
         # Overridden: each runs again after a failure that passes, and two read faster.
         "_create_new_trial": ("study_id", "template_trial"),
         "_get_best_trial_id": ("study_id", "direction"),
-        "_get_prepared_new_trial": ("study_id", "template_trial", "session"),
         "_get_trials": ("study_id", "states", "included_trial_ids", "trial_id_greater_than"),
         "_set_trial_param": (
             *("trial_id", "param_name", "param_value_internal", "distribution"),

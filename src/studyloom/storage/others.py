@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from studyloom.storage import sql
 from studyloom.storage.attributes import PAUSED, SLOT
 from studyloom.storage.database import RetryingStorage, read
-from studyloom.storage.heads import is_slot
+from studyloom.storage.sql import is_slot
 
 BY_NUMBER = attrgetter("number")
 ENDED = tuple(state for state in TrialState if state.is_finished())

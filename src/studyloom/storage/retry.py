@@ -259,17 +259,6 @@ def is_read_only(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlstate", None) == READ_ONLY
 
 
-def is_cut(error: DBAPIError) -> bool:
-    """Whether a server's connection failed without a word of the server, such as a closed socket.
-
-    Only PostgreSQL's driver has SQLSTATEs. What it raises without one is not always told as a lost
-    connection, on which SQLAlchemy would then try a ROLLBACK and log that it fails.
-    """
-    return (
-        isinstance(error, OperationalError) and getattr(error.orig, "sqlstate", READ_ONLY) is None
-    )
-
-
 def driver_message(error: BaseException, address: URL | None = None) -> str:
     """Formats the driver's own words for a failure on one line, with the way out if one is known.
 

@@ -5,9 +5,10 @@ here read and write the same; the tests compare. 5 000 trials are read in a sixt
 trial of 6 parameters and 10 reports is 13 commits instead of 34.
 """
 
+import copy
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import groupby
@@ -16,8 +17,11 @@ from typing import Any, NamedTuple
 
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import (
+    Boolean,
+    ColumnElement,
     Connection,
     Executable,
     Select,
@@ -31,62 +35,165 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
-from studyloom.errors import TrialDeleted
+from studyloom.errors import StorageLost, TrialDeleted
 from studyloom.space.tree import Point
-from studyloom.storage.among import among
-from studyloom.storage.attributes import EPOCHS, MADE, PICKLED, SLOT, TIMES, TRACEBACK
-from studyloom.storage.heads import parse_slot
+from studyloom.storage.attributes import (
+    EPOCHS,
+    FORMER_SLOT,
+    MADE,
+    OF_TRIALS,
+    PICKLED,
+    SLOT,
+    TIMES,
+    TRACEBACK,
+    UUID,
+)
 from studyloom.storage.optuna_internals import (
     TABLES,
     TrialIntermediateValueModel,
     TrialValueModel,
 )
-from studyloom.storage.studies import lock_study
 
 STUDIES, STUDY_ATTRIBUTES = TABLES["studies"], TABLES["study_user_attributes"]
 TRIALS, PARAMS, VALUES = TABLES["trials"], TABLES["trial_params"], TABLES["trial_values"]
 REPORTS = TABLES["trial_intermediate_values"]
-USER_ATTRIBUTES, SYSTEM_ATTRIBUTES = (
-    TABLES["trial_user_attributes"],
-    TABLES["trial_system_attributes"],
-)
-MANY = 400  # ids that a statement names; SQLite takes 32 766, and plans for a short list
+USER_ATTRIBUTES = TABLES["trial_user_attributes"]
+SYSTEM_ATTRIBUTES = TABLES["trial_system_attributes"]
 Write = tuple[Executable, dict[str, Any]]  # a statement and its values
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 # User attributes of ours that no sampler and no pruner asks about; they are most of a trial.
 HEAVY = (EPOCHS, MADE, TIMES, TRACEBACK)
+LARGEST_SLOT = 2**31 - 1  # of an Integer in PostgreSQL
 
 
-# Which trials to read: all of a study, those with one of some ids or a later one than another,
-# those that are new or have ended, those of some ids, a single one. Built once, like the statements
-# after them: building one takes longer than a small answer to it.
+class among(FunctionElement[bool]):
+    """The condition that a column is one of some whole numbers, which a parameter has as JSON.
+
+    With a list in the parameters of an IN the statement would be another one for each length, which
+    SQLAlchemy and PostgreSQL would have to prepare anew.
+    """
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(among, "sqlite")
+def _among_sqlite(element: among, compiler: Any, **named: Any) -> str:
+    column, ids = (compiler.process(clause, **named) for clause in element.clauses)
+    return f"{column} IN (SELECT value FROM json_each({ids}))"
+
+
+@compiles(among, "postgresql")
+def _among_postgresql(element: among, compiler: Any, **named: Any) -> str:
+    column, ids = (compiler.process(clause, **named) for clause in element.clauses)
+    return f"{column} = ANY (ARRAY(SELECT json_array_elements_text({ids}::json)::integer))"
+
+
+# Studies
+
+
+def add_study(
+    connection: Connection,
+    name: str,
+    directions: Sequence[StudyDirection],
+    user_attrs: Mapping[str, Any],
+) -> int:
+    """Creates a study with its attributes, or finds the one of that name; returns its id.
+
+    Optuna commits the study and each attribute alone, so that one whose creator dies in between
+    cannot be told from a study of another program.
+    """
+    known = select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)
+    if (study_id := connection.execute(known).scalar()) is not None:
+        return int(study_id)
+    insert = STUDIES.insert().returning(STUDIES.c.study_id)
+    study_id = int(connection.execute(insert, {"study_name": name}).scalar_one())
+    for objective, direction in enumerate(directions):
+        row = {"study_id": study_id, "objective": objective, "direction": direction}
+        connection.execute(TABLES["study_directions"].insert(), row)
+    for key, value in user_attrs.items():
+        attribute = {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
+        connection.execute(STUDY_ATTRIBUTES.insert(), attribute)
+    return study_id
+
+
+def is_study(study_id: int, uuid: str | None) -> ColumnElement[bool]:
+    """The condition that a study still exists and is no later one with its id.
+
+    Args:
+        study_id: The study.
+        uuid: Its attribute UUID; None for a study of another program, which has none.
+    """
+    query = select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)
+    if uuid is not None:
+        query = query.join(STUDY_ATTRIBUTES).where(
+            STUDY_ATTRIBUTES.c.key == UUID, STUDY_ATTRIBUTES.c.value_json == json.dumps(uuid)
+        )
+    return query.exists()
+
+
+def study_deleted() -> StorageLost:
+    """Makes the error of a study that is gone."""
+    return StorageLost(
+        "the study was deleted while it ran, by optuna-dashboard or another program, and its "
+        "trials with it; the same command begins it anew"
+    )
+
+
+def lock_study(connection: Connection, study_id: int, uuid: str | None) -> None:
+    """Has all who create trials of a study wait for each other, from now until the commit.
+
+    SQLite has one writer at a time; on PostgreSQL they wait for the row of the study.
+
+    Raises:
+        StorageLost: The study no longer exists.
+    """
+    row = select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id, is_study(study_id, uuid))
+    if connection.execute(row.with_for_update()).first() is None:
+        raise study_deleted()
+
+
+OF_STUDY = select(STUDY_ATTRIBUTES.c.key, STUDY_ATTRIBUTES.c.value_json).where(
+    STUDY_ATTRIBUTES.c.study_id == bindparam("study"),
+    STUDY_ATTRIBUTES.c.key.in_(bindparam("keys", expanding=True)),
+)
+
+
+def study_attr(connection: Connection, study_id: int, key: str) -> Any:
+    """Reads a user attribute of a study; None if there is none."""
+    return study_attrs(connection, study_id, key)[0]
+
+
+def study_attrs(connection: Connection, study_id: int, *keys: str) -> list[Any]:
+    """Reads some user attributes of a study, in one statement; None for each that is missing."""
+    rows = connection.execute(OF_STUDY, {"study": study_id, "keys": keys})
+    stored = {key: json.loads(value) for key, value in rows}
+    return [stored.get(key) for key in keys]
+
+
+# Trials, read. The statements are built once: building one takes longer than a small answer to it.
+
 HEADS = select(
     *(TRIALS.c[n] for n in ("trial_id", "number", "state", "datetime_start", "datetime_complete"))
 ).order_by(TRIALS.c.trial_id)
+IDS = bindparam("ids", type_=String)  # a JSON list
 ALL_TRIALS = HEADS.where(TRIALS.c.study_id == bindparam("study"))
-SOME_TRIALS = HEADS.where(
-    # + 0 keeps SQLite from going through all trials of the study.
-    TRIALS.c.study_id + 0 == bindparam("study"),
-    or_(
-        TRIALS.c.trial_id > bindparam("after"),
-        TRIALS.c.trial_id.in_(bindparam("ids", expanding=True)),
-    ),
-)
-IDS = bindparam("ids", type_=String)
-CHANGED = HEADS.where(
-    TRIALS.c.study_id + 0 == bindparam("study"),
-    or_(
-        TRIALS.c.trial_id > bindparam("after"),
-        and_(among(TRIALS.c.trial_id, IDS), TRIALS.c.state.not_in(UNFINISHED)),
-    ),
-)
 NAMED = HEADS.where(among(TRIALS.c.trial_id, IDS))
-ONE_TRIAL = HEADS.where(TRIALS.c.trial_id == bindparam("id"))
+# + 0 keeps SQLite from going through all trials of the study.
+IN_STUDY = TRIALS.c.study_id + 0 == bindparam("study")
+LATER = TRIALS.c.trial_id > bindparam("after")
+SOME_TRIALS = HEADS.where(IN_STUDY, or_(LATER, among(TRIALS.c.trial_id, IDS)))
+CHANGED = HEADS.where(
+    IN_STUDY,
+    or_(LATER, and_(among(TRIALS.c.trial_id, IDS), TRIALS.c.state.not_in(UNFINISHED))),
+)
 DETAILS = {
-    table: select(*(table.c[name] for name in ("trial_id", *names.split()))).order_by(
-        *table.primary_key
-    )
+    table: select(*(table.c[name] for name in ("trial_id", *names.split())))
+    .where(among(table.c.trial_id, IDS))
+    .order_by(*table.primary_key)
     for table, names in (
         (PARAMS, "param_name param_value distribution_json"),
         (VALUES, "objective value value_type"),
@@ -95,39 +202,20 @@ DETAILS = {
         (SYSTEM_ATTRIBUTES, "key value_json"),
     )
 }
-DETAILS_BY_ID = {
-    table: query.where(among(table.c.trial_id, IDS)) for table, query in DETAILS.items()
-}
-LIGHT_BY_ID = DETAILS_BY_ID | {
-    USER_ATTRIBUTES: DETAILS_BY_ID[USER_ATTRIBUTES].where(USER_ATTRIBUTES.c.key.not_in(HEAVY))
+LIGHT = DETAILS | {
+    USER_ATTRIBUTES: DETAILS[USER_ATTRIBUTES].where(USER_ATTRIBUTES.c.key.not_in(HEAVY))
 }
 
 
 def read(connection: Connection, selection: Select[Any], **parameters: Any) -> list[FrozenTrial]:
-    """Reads trials with all that belongs to them.
+    """Reads trials with all that belongs to them, in the order of their ids.
 
     Args:
         connection: In a transaction, so that the parts of a trial fit together.
-        selection: ALL_TRIALS, SOME_TRIALS or ONE_TRIAL.
-        parameters: What the selection asks for: `study`; `study`, `ids` and `after`; or `id`.
-
-    Returns:
-        The trials in the order of their ids.
+        selection: ALL_TRIALS, SOME_TRIALS or NAMED.
+        parameters: What the selection asks for: `study`; `study`, `ids` and `after`; or `ids`.
     """
-    heads = connection.execute(selection, parameters).all()
-
-    def rows(table: Table) -> Iterable[Any]:
-        if len(heads) > MANY:
-            assert selection.whereclause is not None
-            query = (
-                DETAILS[table]
-                .join(TRIALS, TRIALS.c.trial_id == table.c.trial_id)
-                .where(selection.whereclause)
-            )
-            return connection.execute(query, parameters)
-        return connection.execute(DETAILS_BY_ID[table], {"ids": as_ids(heads)})
-
-    return _put_together(heads, rows)
+    return _with_details(connection, connection.execute(selection, parameters).all(), DETAILS)
 
 
 def read_light(connection: Connection, heads: Sequence[Any]) -> list[FrozenTrial]:
@@ -135,12 +223,9 @@ def read_light(connection: Connection, heads: Sequence[Any]) -> list[FrozenTrial
 
     Args:
         connection: In a transaction.
-        heads: Of the trials, as CHANGED or NAMED selects them.
+        heads: Rows of CHANGED or NAMED.
     """
-    ids = {"ids": as_ids(heads)}
-    return _put_together(
-        heads, lambda table: connection.execute(LIGHT_BY_ID[table], ids), shared=True
-    )
+    return _with_details(connection, heads, LIGHT)
 
 
 def as_ids(heads: Iterable[Any]) -> str:
@@ -148,32 +233,25 @@ def as_ids(heads: Iterable[Any]) -> str:
     return json.dumps([head[0] for head in heads])
 
 
-def _put_together(
-    heads: Sequence[Any], rows_of: Callable[[Table], Iterable[Any]], *, shared: bool = False
+def _with_details(
+    connection: Connection, heads: Sequence[Any], details: Mapping[Table, Select[Any]]
 ) -> list[FrozenTrial]:
-    """Makes trials of the rows of all tables.
-
-    Args:
-        heads: The rows of the trials themselves.
-        rows_of: Returns the rows that belong to them from another table.
-        shared: Whether trials of the same parameters share their distributions, since nobody
-            changes them.
-    """
     if not heads:
         return []
+    ids = {"ids": as_ids(heads)}
 
     def rows(table: Table) -> dict[int, list[Any]]:
         by_trial = defaultdict[int, list[Any]](list)
-        for trial_id, *row in rows_of(table):
+        for trial_id, *row in connection.execute(details[table], ids):
             by_trial[trial_id].append(row)
         return by_trial
 
-    params, values, reports, user, system = map(rows, DETAILS)
+    params, values, reports, user, system = map(rows, details)
     value_of = TrialValueModel.stored_repr_to_value
     report_of = TrialIntermediateValueModel.stored_repr_to_intermediate_value
     trials = []
     for trial_id, number, state, start, complete in heads:
-        distributions = _distributions(tuple((name, row) for name, _, row in params[trial_id]))
+        distributions = {name: distribution(row) for name, _, row in params[trial_id]}
         in_order = sorted(values[trial_id], key=itemgetter(0))
         trials.append(
             FrozenTrial(
@@ -187,25 +265,19 @@ def _put_together(
                     name: distributions[name].to_external_repr(value)
                     for name, value, _ in params[trial_id]
                 },
-                distributions=distributions if shared else dict(distributions),
+                distributions=distributions,
                 user_attrs={key: json.loads(value) for key, value in user[trial_id]},
-                system_attrs=unpickled(system[trial_id]),
+                # Optuna would unpickle what is left out.
+                system_attrs={
+                    key: json.loads(value)
+                    for key, value in system[trial_id]
+                    if not key.startswith(PICKLED)
+                },
                 intermediate_values={step: report_of(*row) for step, *row in reports[trial_id]},
                 trial_id=trial_id,
             )
         )
     return trials
-
-
-@lru_cache(512)
-def _distributions(stored: tuple[tuple[str, str], ...]) -> dict[str, BaseDistribution]:
-    """Makes the distributions of a trial, which those with the same parameters share."""
-    return {name: distribution(row) for name, row in stored}
-
-
-def unpickled(rows: Iterable[Sequence[str]]) -> dict[str, Any]:
-    """Returns the attributes of these rows, without those that Optuna would unpickle."""
-    return {key: json.loads(value) for key, value in rows if not key.startswith(PICKLED)}
 
 
 @lru_cache(4096)
@@ -224,41 +296,74 @@ def local(utc: datetime | None) -> datetime | None:
     return None if utc is None else utc.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
 
 
-def study_attr(connection: Connection, study_id: int, key: str) -> Any:
-    """Reads a user attribute of a study; None if there is none."""
-    return study_attrs(connection, study_id, key)[0]
+class TrialHead(NamedTuple):
+    """What a trial is to the ledger.
+
+    Attributes:
+        slot: The slot that it says it fills; None for a trial of another program.
+    """
+
+    trial_id: int
+    number: int
+    state: TrialState
+    slot: int | None
 
 
-OF_STUDY = select(STUDY_ATTRIBUTES.c.key, STUDY_ATTRIBUTES.c.value_json).where(
-    STUDY_ATTRIBUTES.c.study_id == bindparam("study"),
-    STUDY_ATTRIBUTES.c.key.in_(bindparam("keys", expanding=True)),
-)
+def heads(connection: Connection, study_id: int) -> list[TrialHead]:
+    """Reads the heads of all trials of a study, in the order of their ids."""
+    mark = and_(USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, USER_ATTRIBUTES.c.key == SLOT)
+    query = (
+        select(TRIALS.c.trial_id, TRIALS.c.number, TRIALS.c.state, USER_ATTRIBUTES.c.value_json)
+        .select_from(TRIALS.outerjoin(USER_ATTRIBUTES, mark))
+        .where(TRIALS.c.study_id == study_id)
+        .order_by(TRIALS.c.trial_id)
+    )
+    return [
+        TrialHead(trial_id, number, state, _parse_slot(stored))
+        for trial_id, number, state, stored in connection.execute(query)
+    ]
 
 
-def study_attrs(connection: Connection, study_id: int, *keys: str) -> list[Any]:
-    """Reads some user attributes of a study, in one statement; None for each that is missing."""
-    rows = connection.execute(OF_STUDY, {"study": study_id, "keys": keys})
-    stored = {key: json.loads(value) for key, value in rows}
-    return [stored.get(key) for key in keys]
+def _parse_slot(stored: str | None) -> int | None:
+    slot = None if stored is None else json.loads(stored)
+    return slot if is_slot(slot) else None
+
+
+def is_slot(value: Any) -> bool:
+    """Whether a value of the attribute SLOT is one that a worker may have stored."""
+    return type(value) is int and 0 <= value <= LARGEST_SLOT
+
+
+def fills(connection: Connection, study_id: int, trial_id: int, slot: int) -> bool:
+    """Whether a trial exists, in a study, and says that it fills a slot."""
+    query = (
+        select(USER_ATTRIBUTES.c.value_json)
+        .join(TRIALS, TRIALS.c.trial_id == USER_ATTRIBUTES.c.trial_id)
+        .where(TRIALS.c.trial_id == trial_id, TRIALS.c.study_id == study_id)
+        .where(USER_ATTRIBUTES.c.key == SLOT)
+    )
+    return _parse_slot(connection.execute(query).scalar()) == slot
+
+
+def without_ours(trial: FrozenTrial) -> FrozenTrial:
+    """Returns a trial of another program without what is called like an attribute of ours.
+
+    That is something else there: `epochs` may be a number.
+    """
+    if trial.user_attrs.keys().isdisjoint(OF_TRIALS):
+        return trial
+    other = copy.copy(trial)
+    other.user_attrs = {k: value for k, value in trial.user_attrs.items() if k not in OF_TRIALS}
+    return other
+
+
+# Trials, written
 
 
 def add(
     connection: Connection, study_id: int, user_attrs: Mapping[str, Any], point: Point | None = None
 ) -> int:
-    """Creates a trial with the study's next number.
-
-    Args:
-        connection: In a writing transaction.
-        study_id: The study.
-        user_attrs: User attributes of the trial.
-        point: Its parameters. With a point the trial waits to be started, without one it runs.
-
-    Returns:
-        The trial's id.
-
-    Raises:
-        StorageLost: The study no longer exists.
-    """
+    """Locks the study and creates a trial as `insert` does; returns its id."""
     lock_study(connection, study_id, None)
     return insert(connection, study_id, user_attrs, point).trial_id
 
@@ -278,7 +383,14 @@ class Inserted(NamedTuple):
 def insert(
     connection: Connection, study_id: int, user_attrs: Mapping[str, Any], point: Point | None = None
 ) -> Inserted:
-    """Does what `add` does, for a caller that has called `lock_study`."""
+    """Creates a trial with the study's next number.
+
+    Args:
+        connection: In a transaction that has called `lock_study`.
+        study_id: The study.
+        user_attrs: User attributes of the trial.
+        point: Its parameters. With a point the trial waits to be started, without one it runs.
+    """
     state = TrialState.RUNNING if point is None else TrialState.WAITING
     start = utc() if point is None else None
     values = {"study": study_id, "in_state": state, "at": start}
@@ -286,9 +398,8 @@ def insert(
     writes = [user_attr(trial_id, key, value) for key, value in user_attrs.items()]
     if point is not None:
         for name, domain in point.distributions.items():
-            writes.append(
-                param(trial_id, name, domain.to_internal_repr(point.params[name]), domain)
-            )
+            value = domain.to_internal_repr(point.params[name])
+            writes.append(param(trial_id, name, value, domain))
     write(connection, writes)
     return Inserted(int(trial_id), int(number), start)
 
@@ -306,7 +417,7 @@ def check_running(connection: Connection, trial_id: int, slot: int | None = None
         TrialDeleted: It no longer exists. SQLite may have given its id to another trial.
     """
     state, stored = connection.execute(STATE, {"id": trial_id}).one_or_none() or (None, None)
-    if state is None or (slot is not None and parse_slot(stored) != slot):
+    if state is None or (slot is not None and _parse_slot(stored) != slot):
         raise trial_deleted()
     if state.is_finished():
         raise UpdateFinishedTrialError(f"trial {trial_id} has ended: {state.name}")
@@ -375,19 +486,15 @@ END = (
     .where(TRIALS.c.trial_id == bindparam("id"))
     .values(state=bindparam("ended"), datetime_complete=bindparam("at"))
 )
-
-# The rows of a trial, for `write`.
+SET_ASIDE = (
+    USER_ATTRIBUTES.update()
+    .where(USER_ATTRIBUTES.c.trial_id == bindparam("id"), USER_ATTRIBUTES.c.key == SLOT)
+    .values(key=FORMER_SLOT)
+)
 
 
 def param(trial_id: int, name: str, value: float, distribution: BaseDistribution) -> Write:
-    """Makes the row of a parameter.
-
-    Args:
-        trial_id: The trial.
-        name: The parameter.
-        value: In the distribution's internal representation.
-        distribution: Where the value comes from.
-    """
+    """The row of a parameter, with its value in the distribution's internal representation."""
     return PARAM, {
         "trial_id": trial_id,
         "param_name": name,
@@ -397,7 +504,7 @@ def param(trial_id: int, name: str, value: float, distribution: BaseDistribution
 
 
 def report(trial_id: int, step: int, value: float) -> Write:
-    """Makes the row of an intermediate value, which may be NaN or infinite."""
+    """The row of an intermediate value, which may be NaN or infinite."""
     stored, kind = TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
     return REPORT, {
         "trial_id": trial_id,
@@ -408,36 +515,30 @@ def report(trial_id: int, step: int, value: float) -> Write:
 
 
 def user_attr(trial_id: int, key: str, value: Any) -> Write:
-    """Makes the row of a user attribute, whose value must be JSON."""
+    """The row of a user attribute, whose value must be JSON."""
     return USER_ATTRIBUTE, {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
 
 
 def system_attr(trial_id: int, key: str, value: Any) -> Write:
-    """Makes the row of a system attribute, whose value must be JSON."""
+    """The row of a system attribute, whose value must be JSON."""
     return SYSTEM_ATTRIBUTE, {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
 
 
 def start(trial_id: int) -> Write:
-    """Makes the write that starts a trial which waited."""
+    """The write that starts a trial which waited."""
     return START, {"id": trial_id, "at": utc()}
 
 
 def end(trial_id: int, state: TrialState, values: Sequence[float] | None) -> list[Write]:
-    """Makes the writes that end a trial.
-
-    Args:
-        trial_id: The trial.
-        state: COMPLETE, PRUNED or FAIL.
-        values: One for each objective, or None.
-    """
+    """The writes that end a trial, with a value for each objective or None."""
     writes: list[Write] = []
     for objective, value in enumerate(values or ()):
         stored, kind = TrialValueModel.value_to_stored_repr(value)
-        row = {
-            "trial_id": trial_id,
-            "objective": objective,
-            "value": stored,
-            "value_type": kind.name,
-        }
-        writes.append((VALUE, row))
+        row = {"trial_id": trial_id, "objective": objective}
+        writes.append((VALUE, row | {"value": stored, "value_type": kind.name}))
     return [*writes, (END, {"id": trial_id, "ended": state, "at": utc()})]
+
+
+def set_aside(trial_id: int) -> Write:
+    """The write that takes a trial out of its slot, but keeps all else of it."""
+    return SET_ASIDE, {"id": trial_id}

@@ -48,11 +48,11 @@ class TrialBuffer(CachedStorage):
 
     def is_away(self) -> bool:
         """Reports whether calls wait for the database just now."""
-        return self._backend.is_away()
+        return self._backend.retry.away
 
     def wait_less(self, stopping: Callable[[], bool]) -> None:
         """Lets no call wait longer than STOP_DEADLINE seconds once `stopping` returns True."""
-        self._backend.wait_less(stopping)
+        self._backend.retry.stopping = stopping
 
     @property
     def stopping(self) -> Callable[[], bool]:

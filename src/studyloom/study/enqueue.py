@@ -15,11 +15,9 @@ from studyloom.processes import worker_id
 from studyloom.space.tree import Parameter, Point, Space
 from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, PLANNED, SLOT, SOURCES
-from studyloom.storage.compare import Entry
-from studyloom.storage.connections import exclusive
-from studyloom.storage.database import execute
-from studyloom.storage.heads import fills, set_aside
-from studyloom.storage.reconcile import enter
+from studyloom.storage.database import exclusive, execute
+from studyloom.storage.ledger import Entry, enter
+from studyloom.storage.sql import fills, set_aside
 from studyloom.study.earlier import AUTO, WarmStart
 from studyloom.study.failures import NO_REASON, TEACHES, outcome, reason_of
 from studyloom.study.stored_study import StoredStudy

@@ -17,12 +17,10 @@ from studyloom.errors import StorageError
 from studyloom.metrics import ACCURACY, Goal
 from studyloom.question.sources import code_of
 from studyloom.storage.attributes import CODE_CHANGES, HALTED, QUESTION, UUID
-from studyloom.storage.connections import closed_on_error, exclusive
-from studyloom.storage.database import RetryingStorage, connect, execute
-from studyloom.storage.ledger import Ledger, NoLedger
-from studyloom.storage.reconcile import reconcile_unasked
-from studyloom.storage.slots import check_table, clear, create_table
-from studyloom.storage.studies import add_study
+from studyloom.storage.database import RetryingStorage, closed_on_error, connect, exclusive, execute
+from studyloom.storage.ledger import Ledger, NoLedger, clear, reconcile
+from studyloom.storage.slots import check_table, create_table
+from studyloom.storage.sql import add_study
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.study.identity import check_question
 from studyloom.study.stored_study import StoredStudy
@@ -59,7 +57,7 @@ def _load(backend: RetryingStorage, name: str) -> StoredStudy:
         backend.engine.dispose()
         raise StorageError(
             f"study.name: the ledger of {name!r}, the table studyloom_slots, is gone; the command "
-            "that runs the study, or `studyloom doctor --repair RUN_DIR`, makes it again"
+            "that runs the study makes it again"
         )
     ledger = Ledger if QUESTION in attributes else NoLedger
     return StoredStudy(name, storage, study, ledger(backend, study_id, attributes.get(UUID)))
@@ -154,7 +152,7 @@ def create_study(
             _name_values(study, goals)
         create_table(backend)
         stored = _load(backend, name)
-        reconcile_unasked(stored.ledger, name, trials)
+        reconcile(stored.ledger, name, trials)
         _accept(stored, known[QUESTION], accepted)
         if stored.halted() is not None:  # a person who starts it again has removed the reason
             stored.optuna.set_user_attr(HALTED, None)

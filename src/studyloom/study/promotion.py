@@ -31,7 +31,7 @@ from studyloom.question.function import FunctionQuestion
 from studyloom.question.question import Question
 from studyloom.question.sources import only_reports
 from studyloom.seeds import derive
-from studyloom.storage.standings import DONE, FRESH, OPEN, OWN, Next, Standing
+from studyloom.storage.slots import DONE, FRESH, OPEN, OWN, Next, Standing
 from studyloom.study.fronts import dominance, rank_points
 
 
@@ -166,7 +166,7 @@ class PromotionOrder:
         return bool(rungs) and rungs[-1] > before
 
     def choose(self, standings: Sequence[Standing], *, closed: bool = False) -> Next | None:
-        """Returns the slot to claim; see `storage.records.standings.Order`."""
+        """Returns the slot to claim; see `storage.slots.Order`."""
         over = self.hopeless(standings, closed=closed)
         if (own := next((s.slot for s in standings if s.state == OWN), None)) is not None:
             return Next(own, own in over)

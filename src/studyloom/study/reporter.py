@@ -40,9 +40,8 @@ from studyloom.storage.attributes import (
     TIMES,
     TRACEBACK,
 )
-from studyloom.storage.leases import LEASE_FACTOR
+from studyloom.storage.ledger import LEASE_FACTOR, Claim
 from studyloom.storage.outbox import Outbox
-from studyloom.storage.slots import Claim
 from studyloom.study import failures
 from studyloom.study.failures import Failure
 from studyloom.study.limits import Limits

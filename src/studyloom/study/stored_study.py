@@ -27,8 +27,8 @@ from studyloom.storage.attributes import (
     TEST_OPENINGS,
 )
 from studyloom.storage.database import read
-from studyloom.storage.heads import is_slot, without_ours
 from studyloom.storage.ledger import Ledger
+from studyloom.storage.sql import is_slot, without_ours
 from studyloom.storage.trial_buffer import TrialBuffer
 from studyloom.study.failures import UNDEFINED
 from studyloom.text import mask_passwords, one_line

@@ -34,7 +34,7 @@ from studyloom.question.search_parts import KEEPS_STATE
 from studyloom.seeds import derive
 from studyloom.space.tree import Point, Space
 from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, PAUSED, SLOT, WORKER
-from studyloom.storage.slots import Claim
+from studyloom.storage.ledger import Claim
 from studyloom.study import failures
 from studyloom.study.bounds import ending
 from studyloom.study.failures import Failure

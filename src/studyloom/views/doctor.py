@@ -8,23 +8,55 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 import optuna
 import torch
 
 from studyloom._version import __version__
+from studyloom.errors import StorageError
 from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.launch.local import Local, cores, gpus
-from studyloom.storage.checks import Finding, State, check_database, ok, run_check, todo, warning
-from studyloom.storage.compare import Difference
-from studyloom.storage.ledger import Ledger
-from studyloom.storage.reconcile import reconcile
-from studyloom.storage.urls import parse_url
+from studyloom.storage.database import check_file, connect, is_sqlite, sqlite_path
+from studyloom.storage.ledger import Ledger, compare
+from studyloom.storage.urls import parse_url, without_password
 from studyloom.study.opening import open_ledgers
 from studyloom.text import indented, one_line
 
 SMALL = 10**9  # bytes free
+
+
+class State(StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    TODO = "to do"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of a check.
+
+    Args:
+        state: TODO if a study cannot run before something is done.
+        words: One line without a password: what was found and, unless it is ok, what to do.
+    """
+
+    state: State
+    words: str
+
+
+def ok(words: str) -> Finding:
+    return Finding(State.OK, words)
+
+
+def warning(words: str) -> Finding:
+    return Finding(State.WARNING, words)
+
+
+def todo(words: str) -> Finding:
+    return Finding(State.TODO, words)
 
 
 def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Finding]]:
@@ -41,31 +73,39 @@ def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Findin
         StorageError: the URL is not that of a database.
     """
     address = parse_url(url)
-    sqlite = address.get_backend_name() == "sqlite"
-    path = Path(str(address.database)).absolute() if sqlite else None
+    path = sqlite_path(address) if is_sqlite(address) else None
     if path is not None and not path.exists():
         words = f"there is no database {path}; the first run of a study makes it"
         lost = todo(f"{words}; put it back if there was one")
         yield "database", lost if run_dir else warning(words)
-        yield "permission", run_check(lambda: writable(existing(path.parent)), address)
+        yield "permission", writable(existing(path.parent))
     else:
-        findings = {}
-        for name, findings[name] in check_database(address):
-            yield name, findings[name]
-        if "tables" in findings and findings["tables"].state is State.OK:
-            yield "ledger", run_check(lambda: agreement(url), address)
+        reached = database(url)
+        yield "database", reached
+        if reached.state is State.OK:
+            yield "ledger", agreement(url)
     if path is not None:
-        yield "file system", run_check(lambda: disk(path.parent, wal=True), address)
+        yield "file system", disk(path.parent, wal=True)
     if run_dir is not None:
-        yield "run_dir", run_check(lambda: writable(run_dir), address)
+        yield "run_dir", writable(run_dir)
         if path is None or not path.is_relative_to(run_dir.absolute()):
-            yield "disk", run_check(lambda: disk(run_dir, wal=False), address)
-    yield "gpus", run_check(devices, address)
-    yield "workers", run_check(workers, address)
-    yield "versions", run_check(versions, address)
+            yield "disk", disk(run_dir, wal=False)
+    yield "gpus", devices()
+    yield "workers", workers()
+    yield "versions", versions()
 
 
-def disagreements(url: str, name: str | None = None) -> list[tuple[str, Ledger, Difference]]:
+def database(url: str) -> Finding:
+    """Checks that the database can be reached, and has Optuna's tables in the installed version."""
+    try:
+        check_file(url)
+        connect(url, deadline=0.0).close()
+    except StorageError as error:
+        return todo(str(error))
+    return ok(without_password(parse_url(url)))
+
+
+def disagreements(url: str, name: str | None = None) -> list[tuple[str, Ledger, str]]:
     """Compares the ledgers of studies with their trials, and changes nothing.
 
     Args:
@@ -73,28 +113,29 @@ def disagreements(url: str, name: str | None = None) -> list[tuple[str, Ledger, 
         name: the study, whose later stages are compared too; None for all studies.
 
     Returns:
-        The name and the ledger of the study for each difference.
+        The name and the ledger of the study for each difference, and what it is.
 
     Raises:
-        StorageError: the database cannot be used.
+        StorageError: the database cannot be used, or no rule says how a difference is mended.
     """
     return [
-        (study, ledger, difference)
+        (study, ledger, words)
         for study, ledger in open_ledgers(url, 0.0).items()
         if name in (None, study, study.partition("/")[0])
-        for difference in reconcile(ledger)
+        for words in compare(ledger)
     ]
 
 
 def agreement(url: str) -> Finding:
     """Checks that ledger and trials agree in all studies."""
-    found = disagreements(url)
-    words = "; ".join(f"{study}: {difference.words}" for study, _, difference in found)
+    try:
+        found = disagreements(url)
+    except StorageError as error:
+        return todo(str(error))
     if not found:
         return ok("agrees with the trials")
-    if all(difference.safe for _, _, difference in found):
-        return warning(f"{words}; the next run of the study mends this, or --repair")
-    return todo(f"{words}; `studyloom doctor --repair` does that")
+    words = "; ".join(f"{study}: {words}" for study, _, words in found)
+    return warning(f"{words}; the next run of the study mends this, or --repair")
 
 
 def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> int:
@@ -109,16 +150,16 @@ def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> int:
         The exit code: 0 if ledger and trials agree now, or 2.
 
     Raises:
-        StorageError: the database cannot be used.
+        StorageError: the database cannot be used, or no rule says how a difference is mended.
     """
     found = disagreements(url, name)
-    for study, _, difference in found:
-        print(indented(f"{one_line(study)}: {difference.words}"), flush=True)
+    for study, _, words in found:
+        print(indented(f"{one_line(study)}: {words}"), flush=True)
     if found and not confirm():
         print("nothing was changed; with --yes, this is mended")
         return 2
     for ledger in {id(ledger): ledger for _, ledger, _ in found}.values():
-        reconcile(ledger, lambda _: True)
+        compare(ledger, mend=True)
     print("mended" if found else "the ledger agrees with the trials")
     return 0
 

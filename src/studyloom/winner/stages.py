@@ -35,7 +35,7 @@ from studyloom.question.rule import Rule
 from studyloom.seeds import derive
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import BASELINE, EPOCHS, REUSED, SLOT
-from studyloom.storage.reconcile import reconcile_unasked
+from studyloom.storage.ledger import reconcile
 from studyloom.study.bounds import ending
 from studyloom.study.job import REEVALUATION, RETRAINING, note_stage
 from studyloom.study.opening import create_study
@@ -150,7 +150,7 @@ class Plan:
             StorageError: A person must decide how.
         """
         found = [
-            reconcile_unasked(stage.stored.ledger, stage.stored.name, stage.trials)
+            reconcile(stage.stored.ledger, stage.stored.name, stage.trials)
             for stage in (self.search, *self._opened)
         ]
         if not any(found):

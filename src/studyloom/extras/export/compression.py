@@ -42,7 +42,7 @@ from studyloom.files import locked
 from studyloom.metrics import Goal
 from studyloom.question.rule import Condition, Rule
 from studyloom.storage.attributes import COMPRESSED
-from studyloom.storage.connections import exclusive
+from studyloom.storage.database import exclusive
 from studyloom.study.stopping import Stop
 from studyloom.winner.answer import COMMITTEE as COMMITTEE_FILE
 from studyloom.winner.answer import check_whole, is_answer_of, is_of_loop, load_answer
