@@ -349,7 +349,9 @@ def check_file(url: str) -> None:
     with explained(address):
         damage = Retry(address, 0.0).run(ask)
     if damage != "ok":
-        raise StorageError(f"storage.url: {sqlite_path(address)} is damaged ({damage})")
+        raise StorageError(
+            f"storage.url: {sqlite_path(address)} is damaged ({' '.join(damage.split())})"
+        )
 
 
 def _open(address: URL, deadline: float) -> RetryingStorage:
