@@ -40,8 +40,8 @@ PARTS = {
     "studyloom.training.trainer:Training.state": "checkpoint: copied",
     "studyloom.training.checkpoint:Checkpoint.save": "checkpoint: written",
     "studyloom.training.checkpoint:Checkpoint.remove": "checkpoint: removed",
-    "optuna.trial:Trial.should_prune": "pruner",
-    "studyloom.storage.outbox:Outbox._wait": WAIT,
+    "optuna.pruners:PercentilePruner.prune": "pruner",
+    "studyloom.study.reporter:Outbox._wait": WAIT,
     "sqlalchemy.engine.default:DefaultDialect.do_commit": "storage: commit",
 }
 # The kinds of time that a worker measures itself; of training and evaluation there is more above.
@@ -128,8 +128,7 @@ def put_clocks(clock: Clock) -> list[Any]:
     """Puts a clock around all parts; returns a list that gets each JobRun which begins an epoch."""
     from sqlalchemy.engine.default import DefaultDialect
 
-    from studyloom.storage.outbox import Outbox
-    from studyloom.study.stopwatch import Stopwatch
+    from studyloom.study.reporter import Outbox, Stopwatch
     from studyloom.training import job_run
 
     for place, label in PARTS.items():

@@ -33,7 +33,6 @@ from studyloom.processes import descendants, is_alive
 from studyloom.space.tree import Point
 from studyloom.storage import embedded_server
 from studyloom.storage.ledger import Ledger
-from studyloom.study import rungs as rungs_module
 from studyloom.study import worker as worker_module
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.reporter import Reporter
@@ -183,10 +182,9 @@ def timed(kind: str, method: Callable[..., Any]) -> Callable[..., Any]:
 def watch_calls() -> None:
     """Has the calls of all workers of this process measured, and each thread be a worker."""
     Ledger.claim = timed("claim", Ledger.claim)  # type: ignore[method-assign]
-    Reporter.report = timed("report", Reporter.report)  # type: ignore[method-assign]
+    Reporter.post = timed("report", Reporter.post)  # type: ignore[method-assign]
     Reporter.tell = timed("tell", Reporter.tell)  # type: ignore[method-assign]
-    for module in (worker_module, rungs_module):
-        module.worker_id = lambda pid: f"bench:{pid}-{threading.get_ident()}"
+    worker_module.worker_id = lambda pid: f"bench:{pid}-{threading.get_ident()}"  # type: ignore[assignment]
 
 
 class Never:

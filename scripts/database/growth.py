@@ -78,7 +78,7 @@ def growth(few: int, many: int, kept: int) -> None:
     """
     torch.set_num_threads(1)
     clock = Clock()
-    for owner, name in ((Ledger, "claim"), (Reporter, "report"), (Reporter, "tell")):
+    for owner, name in ((Ledger, "claim"), (Reporter, "post"), (Reporter, "tell")):
         clock.watch(owner, name)
     with tempfile.TemporaryDirectory() as folder, postgres(folder) as new_database:
         for kind in ("SQLite", "PostgreSQL"):

@@ -35,10 +35,9 @@ from studyloom.question.question import Question
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Point
-from studyloom.storage import outbox
-from studyloom.study import worker
-from studyloom.study.limits import Limits
+from studyloom.study import reporter, worker
 from studyloom.study.opening import create_study, open_study
+from studyloom.study.reporter import Limits
 from studyloom.study.worker import Worker
 
 from .tables import Task
@@ -315,7 +314,7 @@ def simulated(clock: Clock) -> Iterator[None]:
             patch.object(worker, "worker_id", lambda pid: f"simulated:{clock.worker}")
         )
         stack.enter_context(patch.object(worker, "time", SimpleNamespace(sleep=clock.sleep)))
-        stack.enter_context(patch.object(outbox, "SEND_TIMEOUT", FOREVER))
+        stack.enter_context(patch.object(reporter, "SEND_TIMEOUT", FOREVER))
         yield
 
 

@@ -15,8 +15,8 @@ from commands import FORKS
 from optuna.trial import TrialState
 
 from studyloom.data.training_data import TrainingData
-from studyloom.study.limits import Limits
 from studyloom.study.opening import create_study, open_study
+from studyloom.study.reporter import Limits
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.worker import Worker
 

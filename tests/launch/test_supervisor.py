@@ -12,7 +12,7 @@ from studyloom.launch.supervisor import Supervisor
 from studyloom.launch.task import Task, renewing_leases
 from studyloom.processes import worker_id
 from studyloom.storage.slots import HeldClaim
-from studyloom.study.limits import Limits
+from studyloom.study.reporter import Limits
 
 
 @linux

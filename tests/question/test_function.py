@@ -26,8 +26,8 @@ from studyloom.question.loop import Loop, LoopJob, LoopObjective
 from studyloom.question.validation import validate
 from studyloom.seeds import derive
 from studyloom.storage.attributes import BASELINE, EPOCHS, FAILURE, REASON
-from studyloom.study.limits import Limits
 from studyloom.study.opening import create_study
+from studyloom.study.reporter import Limits
 from studyloom.study.worker import Worker
 from studyloom.views.report import write_report
 from studyloom.views.terminal import winner_lines

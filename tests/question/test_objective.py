@@ -6,7 +6,7 @@ import numpy as np
 import optuna
 import pytest
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner, NopPruner, ThresholdPruner, WilcoxonPruner
+from optuna.pruners import WilcoxonPruner
 from optuna.trial import create_trial
 from toys import TINY, Never, Signal, ask, toy_folds, toy_split
 
@@ -17,7 +17,6 @@ from studyloom.question.objective import (
     group_by_epoch,
     mean_epoch,
     mean_epochs,
-    report_step,
     run_epochs,
     standard_error,
 )
@@ -39,44 +38,15 @@ def training_of(question, folds=1, point=None):
     )
 
 
-def new_trial(pruner=None):
-    return optuna.create_study(direction="maximize", pruner=pruner or NopPruner()).ask()
+def reports(steps, stride=1):
+    """What a worker reports of the steps of an objective."""
+    return {step.number // stride: step.value for step in steps if step.number % stride == 0}
 
 
-def train(trial, training, *, prunable=True, reported=0, stopping=None):
-    """Trains and reports each epoch, as a worker does while the database answers."""
-    curve = []
-    for epoch in run_epochs(training, stopping or Never()):
-        prunable_here = prunable and epoch.number < training.epochs
-        report_step(trial, epoch, stride=training.stride, prunable=prunable_here, reported=reported)
-        curve.append(epoch)
-    return curve
-
-
-def reports(trial):
-    return trial.study.trials[0].intermediate_values
-
-
-def test_each_step_reports_the_mean_of_all_folds_at_that_epoch(question):
+def test_each_step_is_the_mean_of_all_folds_at_that_epoch(question):
     jobs = question.jobs(question.baseline, toy_folds(SPLIT, 3), number=0)
-    trial = new_trial()
-    curve = train(trial, Training(jobs, SPLIT))
-    alone = [list(epochs([job], SPLIT)) for job in jobs]
-    for step in range(1, 5):
-        expected = sum(epochs[step - 1][0].value for epochs in alone) / 3
-        assert reports(trial)[step] == pytest.approx(expected, abs=1e-12)
-    assert [epoch.number for epoch in curve] == [1, 2, 3, 4]
-
-
-class Witness(BasePruner):
-    """A pruner that records what it is shown, and prunes nothing."""
-
-    def __init__(self):
-        self.shown = []
-
-    def prune(self, study, trial):
-        self.shown.append(dict(trial.intermediate_values))
-        return False
+    steps = list(run_epochs(Training(jobs, SPLIT), Never()))
+    assert reports(steps) == pytest.approx(dict(enumerate(accuracies(jobs).mean(axis=1), 1)))
 
 
 def accuracies(jobs):
@@ -84,25 +54,12 @@ def accuracies(jobs):
     return np.array([[epoch.value for (epoch,) in epochs([job], SPLIT)] for job in jobs]).T
 
 
-def test_a_pruner_is_shown_the_mean_of_all_folds_at_each_epoch_but_the_last(question):
+def test_jobs_in_turn_report_the_end_of_each(question):
     jobs = question.jobs(question.baseline, toy_folds(SPLIT, 3), number=0)
-    witness = Witness()
-    train(new_trial(witness), Training(jobs, SPLIT))
-    expected = accuracies(jobs).mean(axis=1)
-    assert len(witness.shown) == 3
-    for epoch, shown in enumerate(witness.shown, 1):
-        assert shown == pytest.approx(dict(enumerate(expected[:epoch], 1)), abs=1e-12)
-
-
-def test_a_pruner_of_jobs_in_turn_is_shown_the_end_of_each_but_the_last(question):
-    jobs = question.jobs(question.baseline, toy_folds(SPLIT, 3), number=0)
-    witness = Witness()
-    trial = new_trial(witness)
-    epochs = train(trial, Training(jobs, SPLIT, in_turn=True))
-    ends = dict(enumerate(accuracies(jobs)[-1], 1))
-    assert witness.shown == [{1: ends[1]}, {1: ends[1], 2: ends[2]}]
-    assert reports(trial) == ends
-    assert [epoch.number for epoch in epochs] == [*range(1, 13)]
+    training = Training(jobs, SPLIT, in_turn=True)
+    steps = list(run_epochs(training, Never()))
+    assert reports(steps, training.stride) == dict(enumerate(accuracies(jobs)[-1], 1))
+    assert [step.number for step in steps] == [*range(1, 13)]
 
 
 def test_the_learning_curve_of_jobs_in_turn_is_that_of_lockstep(question):
@@ -160,49 +117,11 @@ def test_wilcoxon_ends_what_is_worse_on_each_fold_and_nothing_that_is_better_so_
     assert not any(better for _, better in ended)
 
 
-def test_a_pruner_ends_a_trial_with_the_epoch_at_which_it_did(question):
-    trial = new_trial(ThresholdPruner(lower=1.1, n_warmup_steps=2))
-    with pytest.raises(optuna.TrialPruned) as caught:
-        train(trial, training_of(question))
-    assert caught.value.args[0].number == 2
-    assert list(reports(trial)) == [1, 2]
-
-
-def test_a_trial_that_may_not_be_pruned_is_not(question):
-    assert (
-        len(train(new_trial(ThresholdPruner(lower=1.1)), training_of(question), prunable=False))
-        == 4
-    )
-
-
-def test_what_is_stored_already_is_not_reported_again(question):
-    trial = new_trial()
-    trial.report(0.5, 1)
-    trial.report(0.5, 2)
-    train(trial, training_of(question), reported=2)  # Optuna's warning would be an error
-    assert (reports(trial)[1], reports(trial)[2], sorted(reports(trial))) == (
-        0.5,
-        0.5,
-        [1, 2, 3, 4],
-    )
-
-
-def test_a_trial_gone_on_with_is_judged_again_where_its_worker_may_have_died_before_it_was(
-    question,
-):
-    trial = new_trial(ThresholdPruner(lower=1.1))
-    trial.report(0.5, 1)
-    trial.report(0.5, 2)
-    with pytest.raises(optuna.TrialPruned) as caught:
-        train(trial, training_of(question), reported=2)
-    assert caught.value.args[0].number == 2
-
-
 def test_a_stop_in_the_midst_of_an_epoch_leaves_those_before_it(question):
-    trial = new_trial()
+    steps = []
     with pytest.raises(Stopped):
-        train(trial, training_of(question), stopping=Signal(3))
-    assert list(reports(trial)) == [1, 2]
+        NetworkObjective(training_of(question)).run(steps.append, Signal(3))
+    assert [step.number for step in steps] == [1, 2]
 
 
 def test_a_mean_epoch_averages_what_was_said_and_adds_up_the_time():
@@ -213,7 +132,7 @@ def test_a_mean_epoch_averages_what_was_said_and_adds_up_the_time():
 def test_a_diverging_fold_ends_the_trial():
     question = ask(*TINY, "optimizer=sgd", "optimizer.lr=1e30", "study.baseline=false")
     with pytest.raises(Diverged, match="epoch"):
-        train(new_trial(), training_of(question, point=Point()))
+        list(run_epochs(training_of(question, point=Point()), Never()))
 
 
 # Patience, and the best epoch
@@ -231,9 +150,7 @@ class Script:
 
 @pytest.mark.parametrize("in_turn", [False, True])
 @pytest.mark.parametrize("keep", ["last", "best"])
-def test_the_value_is_the_mean_of_what_each_job_keeps_and_who_has_ended_is_not_pruned(
-    question, keep, in_turn
-):
+def test_the_value_is_the_mean_of_what_each_job_keeps(question, keep, in_turn):
     scripts = ((0.1, 0.8, 0.3, 0.2), (0.4, 0.4, 0.2))  # the second ends after three epochs
     jobs = [
         replace(job, patience=2, keep=keep, metric=Script(*script).metric())
@@ -242,31 +159,18 @@ def test_the_value_is_the_mean_of_what_each_job_keeps_and_who_has_ended_is_not_p
         )
     ]
     objective = NetworkObjective(Training(jobs, SPLIT, in_turn=in_turn))
-    asked = []
-
-    class Asks(BasePruner):
-        def prune(self, study, trial):
-            asked.append(trial.last_step)
-            return False
-
-    trial = new_trial(Asks())
-
-    def report(epoch):
-        prunable = epoch.number != objective.epochs  # as a Reporter has it
-        report_step(trial, epoch, stride=objective.stride, prunable=prunable, reported=0)
-
-    value = objective.run(report, Never())
+    steps = []
+    value = objective.run(steps.append, Never())
+    reported = reports(steps, objective.stride)
     kept = {"last": (0.2, 0.2), "best": (0.8, 0.4)}[keep]
     assert value == pytest.approx(sum(kept) / 2)
     assert objective.standard_error() == pytest.approx(abs(kept[0] - kept[1]) / 2)
     if in_turn:
-        assert reports(trial) == {1: kept[0], 2: kept[1]}
-        assert asked == [1]
+        assert reported == {1: kept[0], 2: kept[1]}
         assert [step.number for step in objective.steps()] == [1, 2, 3, 4, 5, 6, 8]
     else:
         stand_in = kept[1]
         expected = {1: 0.25, 2: 0.6, 3: 0.25, 4: (0.2 + stand_in) / 2}
-        assert reports(trial) == pytest.approx(expected)
-        assert asked == [1, 2, 3]
+        assert reported == pytest.approx(expected)
     objective.cut(2)
     assert len(objective.history) == 2

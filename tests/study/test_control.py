@@ -9,8 +9,8 @@ from toys import Never, ask
 from studyloom.data.training_data import TrainingData
 from studyloom.study import control, worker
 from studyloom.study.control import begin_again, following, read_control, set_control
-from studyloom.study.limits import Limits
 from studyloom.study.opening import create_study, open_study
+from studyloom.study.reporter import Limits
 from studyloom.study.stopping import Stop
 from studyloom.study.worker import Worker
 

@@ -20,7 +20,6 @@ from studyloom.errors import ConfigError, Halted
 from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, FAILURE, MADE, REASON
 from studyloom.study import failures
-from studyloom.study.limits import Limits
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.provenance import Provenance
 from studyloom.study.replay import (
@@ -31,6 +30,7 @@ from studyloom.study.replay import (
     load_data,
     train_again,
 )
+from studyloom.study.reporter import Limits
 from studyloom.study.worker import Worker
 from studyloom.text import format_ranges
 from studyloom.training.job import Epoch

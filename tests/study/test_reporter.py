@@ -1,9 +1,12 @@
 """Reports of a trial: its curve, its limits, and a database that is away for a while."""
 
+from typing import ClassVar
+
 import pytest
+from optuna.pruners import BasePruner
 from optuna.trial import TrialState
-from toy_worker import RANDOM, Killed, LockedDatabase, fresh, outcomes, work
-from toys import ask
+from toy_worker import RANDOM, SPLIT, Killed, LockedDatabase, fresh, outcomes, work
+from toys import ask, toy_folds
 
 from studyloom.question import objective
 from studyloom.storage.attributes import (
@@ -76,16 +79,64 @@ def test_what_a_checkpoint_knows_and_the_database_does_not_is_reported_when_the_
     assert outcomes(stored) == outcomes(clean)
 
 
-def test_a_trial_is_not_pruned_after_its_last_epoch(sqlite_url):
-    pruner = (
-        "pruner._target_=optuna.pruners.ThresholdPruner",
-        "+pruner.lower=1.1",
-        "+pruner.n_warmup_steps=2",
-    )
-    question = ask(*RANDOM, *pruner, "train.epochs=2", "study.baseline=false")
+class Witness(BasePruner):
+    """A pruner that records what it is shown, and prunes where it is told to."""
+
+    shown: ClassVar[list[dict[int, float]]] = []
+
+    def __init__(self, prunes=(), dies=()):
+        self.prunes, self.dies = prunes, dies
+
+    def prune(self, study, trial):
+        Witness.shown.append(dict(trial.intermediate_values))
+        if len(Witness.shown) in self.dies:
+            raise Killed
+        return trial.last_step in self.prunes
+
+
+WITNESS = "pruner._target_=test_reporter.Witness"
+
+
+@pytest.mark.parametrize(("steps", "reports"), [("epochs", 4), ("jobs", 3)])
+def test_a_pruner_is_asked_at_each_report_but_the_last_and_never_about_the_baseline(
+    sqlite_url, monkeypatch, steps, reports
+):
+    """A report is an epoch of all jobs, or the end of one job if they are trained in turn."""
+    monkeypatch.setattr(Witness, "shown", [])
+    folds = toy_folds(SPLIT, 3)
+    question = ask(*RANDOM, WITNESS, f"+pruner.steps={steps}", "train.epochs=4")
+    stored = fresh(sqlite_url, question, 2)
+    work(question, stored, 2, folds=folds)
+    baseline, trial = stored.trials()
+    values = sorted(trial.intermediate_values.items())
+    assert len(baseline.intermediate_values) == len(values) == reports
+    assert Witness.shown == [dict(values[:count]) for count in range(1, reports)]
+
+
+def test_a_pruner_ends_a_trial_at_a_report_and_not_after_its_last(sqlite_url):
+    for url, prunes, state, steps in (
+        (sqlite_url, 2, TrialState.PRUNED, [1, 2]),
+        (f"{sqlite_url}2", 4, TrialState.COMPLETE, [1, 2, 3, 4]),
+    ):
+        overrides = (WITNESS, f"+pruner.prunes=[{prunes}]", "train.epochs=4")
+        question = ask(*RANDOM, *overrides, "study.baseline=false")
+        stored = fresh(url, question, 1)
+        work(question, stored, 1)
+        (trial,) = stored.trials()
+        assert (trial.state, list(trial.intermediate_values)) == (state, steps)
+
+
+def test_a_trial_is_judged_again_where_its_worker_died_before_it_was(sqlite_url, monkeypatch):
+    monkeypatch.setattr(Witness, "shown", [])
+    dies = (WITNESS, "+pruner.prunes=[2]", "+pruner.dies=[2]", "train.epochs=4")
+    question = ask(*RANDOM, *dies, "study.baseline=false")
     stored = fresh(sqlite_url, question, 1)
+    with pytest.raises(Killed):
+        work(question, stored, 1)
     work(question, stored, 1)
-    assert [trial.state for trial in stored.trials()] == [TrialState.COMPLETE]
+    (trial,) = stored.trials()
+    assert (trial.state, list(trial.intermediate_values)) == (TrialState.PRUNED, [1, 2])
+    assert [list(shown) for shown in Witness.shown] == [[1], [1, 2], [1, 2]]
 
 
 @pytest.mark.parametrize("question", ["network"], indirect=True)

@@ -24,7 +24,7 @@ from studyloom.storage.attributes import (
 from studyloom.storage.ledger import Ledger
 from studyloom.study import worker
 from studyloom.study.opening import open_study
-from studyloom.study.stopwatch import Stopwatch
+from studyloom.study.reporter import Stopwatch
 from studyloom.study.worker import Worker
 
 

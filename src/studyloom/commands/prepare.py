@@ -37,10 +37,9 @@ from studyloom.study.earlier_studies import find_earlier, read_earlier
 from studyloom.study.enqueue import begun, enqueue, missing_baseline, redo_baseline
 from studyloom.study.identity import check_code, check_question
 from studyloom.study.job import Job
-from studyloom.study.limits import Limits
 from studyloom.study.opening import create_study, open_study
+from studyloom.study.reporter import Limits, Stopwatch
 from studyloom.study.stopping import Stop
-from studyloom.study.stopwatch import Stopwatch
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.tracking import Tracker, Tracking, build_trackers
 from studyloom.study.warm_start import Begun, Remembered, WarmStarts, find_warm_starts

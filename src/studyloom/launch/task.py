@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from studyloom.errors import StorageLost
 from studyloom.processes import running_beside, stat_fields
 from studyloom.storage.ledger import Ledger
-from studyloom.study.limits import Limits
+from studyloom.study.reporter import Limits
 from studyloom.study.stopping import Stop
 
 if TYPE_CHECKING:

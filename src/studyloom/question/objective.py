@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
 
-from optuna import Trial, TrialPruned
 from torch import Tensor
 
 from studyloom.question.costs import Cost
@@ -366,47 +365,6 @@ def mean_epochs(history: Iterable[Sequence[Epoch]]) -> list[Epoch]:
         history: of a training: the epochs of each iteration.
     """
     return [replace(mean_epoch(epochs), number=number) for number, epochs in enumerate(history, 1)]
-
-
-def report_step(
-    trial: Trial,
-    epoch: Step,
-    *,
-    stride: int = 1,
-    prunable: bool,
-    reported: int,
-    write: Callable[[], None] = lambda: None,
-) -> None:
-    """Reports the value of a step, and asks the pruner whether to go on.
-
-    The value of a trial is that of its last step, and not the best of all its steps, which would be
-    the luckiest of them.
-
-    Args:
-        trial: that the step belongs to.
-        epoch: the step.
-        stride: of the objective: every `stride`-th step is reported. It is 1 in lockstep, where a
-            step is the mean over all jobs at one epoch; in turn it is the epochs of a job, so that
-            the end of each job is reported.
-        prunable: whether the study's pruner may end the trial here.
-        reported: the last report that is stored already if the trial is resumed, else -1. At that
-            one the pruner is asked again, since the worker may have died before it had asked.
-        write: called between the report and the question whether to prune.
-
-    Raises:
-        TrialPruned: the pruner ends the trial; the argument of the exception is the step.
-    """
-    step, rest = divmod(epoch.number, stride)
-    if not rest and step > reported:
-        if len(trial.study.directions) > 1:
-            # Optuna's own report refuses several objectives, since its pruners cannot compare two
-            # values; the curve is kept all the same.
-            trial.storage.set_trial_intermediate_value(trial._trial_id, step, epoch.value)
-        else:
-            trial.report(epoch.value, step)
-    write()
-    if not rest and prunable and step >= reported and trial.should_prune():
-        raise TrialPruned(epoch)
 
 
 def group_by_epoch(history: Iterable[Sequence[Epoch]]) -> list[list[Epoch]]:

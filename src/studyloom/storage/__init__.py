@@ -10,7 +10,6 @@ __all__ = [
     "database",
     "embedded_server",
     "ledger",
-    "outbox",
     "slots",
     "sql",
     "trial_buffer",

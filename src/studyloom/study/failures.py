@@ -13,7 +13,6 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom.errors import (
     CommandFailed,
     ConfigError,
-    DescriptorsClosed,
     Diverged,
     Infeasible,
     TimedOut,
@@ -77,8 +76,6 @@ def explain(error: BaseException) -> Failure:
             return Failure(OUT_OF_MEMORY, reason)
         case TimedOut():
             return Failure(TIMEOUT, str(error))
-        case DescriptorsClosed():
-            return Failure(ERROR, str(error))
         case CommandFailed():
             return Failure(ERROR, str(error), error.output)
         case ConfigError():  # the words say it all

@@ -1,14 +1,21 @@
-"""Reports how a claimed trial goes, each time in one commit with the renewal of its lease."""
+"""A worker's claim on a trial, from its first epoch to the commit that ends it.
+
+An objective calls `Reporter.report` after each epoch. A thread posts the report: the value and the
+renewal of the lease in one commit, and then the question whether to prune. So training goes on
+while the database is away or slow, and learns later that the trial was to end.
+"""
 
 import contextlib
 import logging
 import os
+import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from types import TracebackType
+from functools import partial
+from typing import Generic, TypeVar
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -16,14 +23,13 @@ from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
 from studyloom.errors import ClaimLost, Infeasible, Paused, Stopped, TimedOut
-from studyloom.processes import end_if_forked
 from studyloom.question.costs import Cost
 from studyloom.question.objective import (
     NetworkObjective,
     Objective,
     Step,
+    Stopping,
     StoredObjective,
-    report_step,
 )
 from studyloom.storage.attributes import (
     BASELINE,
@@ -41,13 +47,11 @@ from studyloom.storage.attributes import (
     TRACEBACK,
 )
 from studyloom.storage.ledger import LEASE_FACTOR, Claim
-from studyloom.storage.outbox import Outbox
 from studyloom.study import failures
+from studyloom.study.bounds import ending
 from studyloom.study.failures import Failure
-from studyloom.study.limits import Limits
+from studyloom.study.promotion import PromotionOrder
 from studyloom.study.provenance import Provenance
-from studyloom.study.rungs import Rungs
-from studyloom.study.stopwatch import Stopwatch
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.tracking import Tracking
 from studyloom.text import format_value
@@ -55,25 +59,84 @@ from studyloom.training.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 BEHIND = "pruned"  # the constraint that a pruned trial of several objectives breaks
+SEND_TIMEOUT = 1.0  # seconds that training waits for a database which neither answers nor fails
+POLL = 0.02  # seconds between looks whether the database is away
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a trial and of a study.
+
+    Args:
+        lease: seconds for which a worker keeps its trial without a sign of life.
+        trial_timeout: seconds that a trial may take; None for no limit.
+        max_attempts: workers that may die of one trial before it has failed.
+        max_failures: trials in a row that may fail for the same reason before the study stops.
+    """
+
+    lease: float = 60.0
+    trial_timeout: float | None = None
+    max_attempts: int = 3
+    max_failures: int = 5
+
+
+@dataclass
+class Stopwatch:
+    """Adds up a worker's time by kind, such as training or storage.
+
+    Args:
+        seconds: by kind, since the last `take`.
+        taken: when that was, by time.perf_counter.
+    """
+
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    taken: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def since(cls, start_up: float) -> "Stopwatch":
+        """Returns a stopwatch that has run for the seconds in which the process started."""
+        return cls(defaultdict(float, {"start-up": start_up}), time.perf_counter() - start_up)
+
+    @contextlib.contextmanager
+    def __call__(self, kind: str) -> Iterator[None]:
+        """Measures the time of the body."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[kind] += time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """Returns the seconds by kind since the last call; what was not measured is `other`."""
+        now = time.perf_counter()
+        taken = {"other": max(0.0, now - self.taken - sum(self.seconds.values()))} | self.seconds
+        self.taken = now
+        self.seconds.clear()
+        return taken
 
 
 @dataclass
 class Reporter:
-    """Owns a trial, its claim and its lease: reports epochs, and records how the trial ends.
+    """A worker's trial and its claim on it: stores how the trial goes, and how it ends.
+
+    Its methods raise ClaimLost once another worker holds the slot; nothing was written then.
 
     Args:
         stored: the study, in whose buffer the trial lies.
         trial: the trial.
-        claim: this worker's claim on the slot of the trial.
-        comparable: whether the study's pruner may end the trial.
+        claim: on the slot of the trial.
+        owner: the worker's id.
         limits: of the trial and the study.
-        stopping: whether the worker is to release the trial.
+        releasing: returns whether the worker is to give the trial back.
         watch: measures where the worker's time goes.
-        rungs: where the trial is paused; None if it never is.
         tracking: tells trackers what is stored.
+        comparable: whether the study's pruner may end the trial.
+        order: decides at which rungs the trial is paused; None for none.
+        trials: the budget of the study.
 
     Attributes:
-        progress: whether an epoch was reported that no worker before had come to.
+        progress: whether a step was reported that no worker before had come to.
         raised: what a report has raised into the objective, which may catch it or raise another;
             None if nothing. By it an exception of ours is told from one that the user's code
             raised, which may be of the same type.
@@ -82,110 +145,202 @@ class Reporter:
     stored: StoredStudy
     trial: optuna.Trial
     claim: Claim
-    comparable: bool
+    owner: str
     limits: Limits
-    stopping: Callable[[], bool]
+    releasing: Callable[[], bool]
     watch: Stopwatch
-    rungs: Rungs | None = None
     tracking: Tracking = field(default_factory=Tracking)
-    began: float = field(default_factory=time.monotonic, init=False)
+    comparable: bool = True
+    order: PromotionOrder | None = None
+    trials: int = 0
     progress: bool = field(default=False, init=False)
     raised: BaseException | None = field(default=None, init=False)
-    _step: int = field(default=-1, init=False)  # of the last report
-    _longest: float = field(default=0.0, init=False)  # seconds of the longest epoch so far
 
-    def commit(self, lease: float) -> None:
-        """Writes what is new in the trial and renews its lease, in one transaction.
+    def __post_init__(self) -> None:
+        self._began, self._pid = time.monotonic(), os.getpid()
+        self._longest = 0.0  # seconds of the longest step so far
+        self._outbox = Outbox(self.post, self.stored.is_away)
+
+    def run(
+        self,
+        objective: Objective,
+        checkpoint: Checkpoint | None,
+        reported: int,
+        stopping: Stopping,
+    ) -> float:
+        """Runs an objective to its value, and posts what it reports until then.
 
         Args:
-            lease: seconds from now.
+            objective: new, or restored from the checkpoint.
+            checkpoint: where its state is saved after each step; None for nowhere.
+            reported: the last report that is stored already; -1 for none.
+            stopping: for `Objective.run`.
+        """
+        self._objective, self._checkpoint = objective, checkpoint
+        self._reported = self._latest = reported
+        self._evaluated = objective.evaluating  # seconds of evaluation at the last step
+        if objective.epochs is not None:  # written with the first report
+            self.trial.set_user_attr(PLANNED_EPOCHS, objective.epochs // objective.stride)
+        with self._outbox:
+            try:
+                with self._noting(), self.watch("storage"):
+                    # Steps of the checkpoint that were saved while the database was away.
+                    for step in objective.steps():
+                        if step.number > reported * objective.stride:
+                            at_rung = self._comes_to_rung(step)
+                            self._outbox.send((step, at_rung))
+                            if at_rung:
+                                self._pause_unless_next()
+                value = objective.run(self.report, stopping)
+            except Exception:
+                # What was sent before came first: a trial that pruning ends at step 3 is pruned,
+                # even if it has diverged at step 5 meanwhile.
+                with self._noting():
+                    self._outbox.flush()
+                raise
+            with self._noting(), self.watch("storage"):
+                self._outbox.flush()
+            return value
+
+    def report(self, step: Step) -> None:
+        """Reports a step that has ended, and saves the state of the objective.
 
         Raises:
-            ClaimLost: another worker holds the slot by now; nothing was written.
+            Stopped: the worker is to stop; the trial is released.
+            TimedOut: the trial has taken longer than study.trial_timeout.
+            Paused: the trial has come to a rung, and waits there.
+            ClaimLost, TrialPruned, StorageLost: when this report or an earlier one was posted.
         """
-        with ended_elsewhere():
-            buffer = self.stored.storage
-            if not self.stored.ledger.renew(self.claim, lease, buffer.write, buffer.only_report()):
-                raise ClaimLost
+        with self._noting():
+            evaluating = self._objective.evaluating
+            evaluation, self._evaluated = evaluating - self._evaluated, evaluating
+            self.watch.seconds["training"] += step.seconds - evaluation
+            self.watch.seconds["evaluation"] += evaluation
+            last, at_rung = step.number == self._objective.epochs, self._comes_to_rung(step)
+            # Before the report at a rung, after which the trial may be told to go no further.
+            if at_rung:
+                self._save()
+            with self.watch("storage"):
+                self._outbox.send((step, at_rung))
+            if not last and not at_rung:
+                self._save()
+            if self.releasing() and not last:
+                raise Stopped
+            if at_rung:
+                with self.watch("storage"):
+                    self._pause_unless_next()
+            limit = self.limits.trial_timeout
+            if limit is not None and time.monotonic() - self._began > limit:
+                raise TimedOut(f"the trial took longer than study.trial_timeout={limit:g} seconds")
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Notes what the body raises as ours."""
+        try:
+            yield
+        except BaseException as error:
+            self.raised = error
+            raise
+
+    def _comes_to_rung(self, step: Step) -> bool:
+        """Whether a step is the first at a rung or later that this worker or one before has made.
+
+        Steps that were stored before the trial was promoted, and are made again for want of a
+        checkpoint, come to no rung.
+        """
+        before, self._latest = self._latest, max(self._latest, step.number)
+        if self.order is None or step.number <= before or step.number == self._objective.epochs:
+            return False
+        return self.order.pauses_at(self.claim.slot, before, step.number)
+
+    def _save(self) -> None:
+        """Saves the state; a disk that refuses it does not end the trial."""
+        if self._checkpoint is None:
+            return
+        with self.watch("checkpoints"):
+            if (state := self._objective.state()) is None:
+                return
+            try:
+                self._checkpoint.save(state)
+            except OSError as error:
+                log.warning("%s; a crash would now cost this trial's epochs so far", error)
+
+    def post(self, item: tuple[Step, bool]) -> None:
+        """Stores a step and renews the lease, in one commit; then asks the pruner.
+
+        The value of a trial is that of its last step, and not the best of all, which would be the
+        luckiest.
+
+        Raises:
+            TrialPruned: the pruner ends the trial; the argument of the exception is the step.
+        """
+        step, at_rung = item
+        objective, buffer, trial_id = self._objective, self.stored.storage, self.trial._trial_id
+        self._longest = max(self._longest, step.seconds)
+        self._store_costs(objective.costs())  # at the rungs trials are ranked by them
+        if at_rung:
+            known = self.trial.user_attrs.get(RUNGS, [])
+            self.trial.set_user_attr(RUNGS, [*known, step.number])
+            self.trial.set_user_attr(PAUSED, step.number)
+        # Of jobs that are trained in turn the end of each is reported. (`Trial.report` refuses
+        # several objectives, whose curves are kept all the same.)
+        number, rest = divmod(step.number, objective.stride)
+        if not rest and number > self._reported:
+            buffer.set_trial_intermediate_value(trial_id, number, float(step.value))
+        self.commit()
+        pruner = self.stored.optuna.pruner
+        # The last step is the value. At the report that is stored already the worker before may
+        # have died before it had asked.
+        prunable = self.comparable and step.number != objective.epochs
+        if not rest and prunable and number >= self._reported and not isinstance(pruner, NopPruner):
+            # One read of the other trials, however much the pruner asks about them.
+            buffer.refresh(self.stored.ledger.study_id)
+            if pruner.prune(self.trial.study, buffer.get_trial(trial_id)):
+                raise optuna.TrialPruned(step)
+        self.progress |= step.number > self._reported * objective.stride
+
+    @property
+    def _lease(self) -> float:
+        """Seconds from now: an epoch that takes long does not mean that the worker has died."""
+        return max(self.limits.lease, LEASE_FACTOR * self._longest)
+
+    def _pause_unless_next(self) -> None:
+        """Raises Paused at a rung once all is stored, unless the trial is the next to promote."""
+        assert self.order is not None
+        self._outbox.flush()
+        ended = ending(self.stored, self.trials) is not None
+        standings = self.stored.ledger.standings(self.owner, self.trials, self.order)
+        if not self.order.goes_on(standings, self.claim.slot, closed=ended):
+            raise Paused
+        self.trial.set_user_attr(PAUSED, None)
+        self.commit()
+
+    def commit(self) -> None:
+        """Writes what is new in the trial and renews its lease."""
+        ledger, buffer = self.stored.ledger, self.stored.storage
+        self._write(partial(ledger.renew, lease=self._lease, report=buffer.only_report()))
         buffer.mark_written()
 
-    def report(self, epoch: Step, objective: Objective, reported: int) -> None:
-        """Reports an epoch, renews the lease, and lets the pruner decide.
-
-        Args:
-            epoch: the epoch that has ended.
-            objective: whose epoch it is.
-            reported: the last step that was stored before this worker took the trial, or -1.
-
-        Raises:
-            ClaimLost: another worker holds the slot by now.
-            TrialPruned: the pruner ends the trial; its argument is the epoch.
-        """
-        self._longest = max(self._longest, epoch.seconds)
-        before, self._step = max(reported, self._step), epoch.number
-        self._store_costs(objective.costs())  # at the rungs trials are ranked by them
-        if epoch.number != objective.epochs and self.comes_to_rung(before, epoch.number):
-            known = self.trial.user_attrs.get(RUNGS, [])
-            self.trial.set_user_attr(RUNGS, [*known, epoch.number])
-            self.trial.set_user_attr(PAUSED, epoch.number)
-        prunable = self.comparable and epoch.number != objective.epochs  # the last is the value
-        # A long epoch does not mean that the worker has died.
-        lease = max(self.limits.lease, LEASE_FACTOR * self._longest)
-
-        def commit() -> None:
-            self.commit(lease)
-            if prunable and not isinstance(self.stored.optuna.pruner, NopPruner):
-                # One read of the other trials, however much the pruner asks about them.
-                self.stored.storage.refresh(self.stored.ledger.study_id)
-
-        report_step(
-            self.trial,
-            epoch,
-            stride=objective.stride,
-            prunable=prunable,
-            reported=reported,
-            write=commit,
-        )
-        self.progress |= epoch.number > reported * objective.stride
-
-    def pauses_at(self, before: int, step: int) -> bool:
-        """Whether the trial comes to a rung with a report; `before` is the step of the one before.
-
-        It is false if the trial is the next to promote, so that it just goes on.
-        """
-        if not self.comes_to_rung(before, step):
-            return False
-        assert self.rungs is not None
-        if self.rungs.goes_on(self.stored, self.claim.slot):
-            self.trial.set_user_attr(PAUSED, None)
-            self.commit(max(self.limits.lease, LEASE_FACTOR * self._longest))
-            return False
-        return True
-
-    def comes_to_rung(self, before: int, step: int) -> bool:
-        """Whether a report is the first at a rung or later; `before` is the step before it."""
-        rungs, slot = self.rungs, self.claim.slot
-        return rungs is not None and step > before and rungs.order.pauses_at(slot, before, step)
-
     def pause(self) -> None:
-        """Gives the slot back with the trial, which waits at its rung; in one transaction.
-
-        Raises:
-            ClaimLost: another worker holds the slot by now.
-        """
-        with self.watch("storage"), ended_elsewhere():
-            if not self.stored.ledger.release(self.claim, self.stored.storage.write):
-                raise ClaimLost
+        """Gives the slot back with the trial, which waits at its rung."""
+        with self.watch("storage"):
+            self._write(self.stored.ledger.release)
             self.stored.storage.clear()
+
+    def _write(self, change: Callable[..., bool]) -> None:
+        """Writes what is new in the trial, in one transaction with a change of its claim."""
+        try:
+            held = change(self.claim, write=self.stored.storage.write)
+        except UpdateFinishedTrialError:  # another program has ended the trial
+            raise ClaimLost from None
+        if not held:
+            raise ClaimLost
 
     def constrain(self, costs: Sequence[Cost]) -> None:
         """Stores the costs of a network, and for the sampler their distance from the limits.
 
         What was measured when the trial began is kept when it goes on: it was ranked by that, and a
         latency is never the same twice.
-
-        Args:
-            costs: as they were measured.
 
         Raises:
             Infeasible: a cost is beyond its limit.
@@ -206,20 +361,20 @@ class Reporter:
                 self.trial.set_constraint(cost.quantity, cost.excess)
 
     def store(self, objective: Objective | None, provenance: Provenance | None) -> None:
-        """Stores the learning curve, the provenance, and where the time went.
+        """Adds the learning curve, the provenance, and where the time went, to the next commit.
 
         Args:
-            objective: has the learning curve; None if there is none.
+            objective: has the learning curve; None if none was made.
             provenance: None if the trial cannot be trained again.
         """
         if isinstance(objective, StoredObjective):
             self.trial.set_user_attr(REUSED, objective.source)
         if objective is not None:
             self._store_costs(objective.costs())
-        if objective is not None and (columns := objective.curves()):
-            if (error := objective.standard_error()) is not None:
-                self.trial.set_user_attr(STANDARD_ERROR, error)
-            self.trial.set_user_attr(EPOCHS, columns)
+            if columns := objective.curves():
+                if (error := objective.standard_error()) is not None:
+                    self.trial.set_user_attr(STANDARD_ERROR, error)
+                self.trial.set_user_attr(EPOCHS, columns)
         if provenance is not None:
             if isinstance(objective, NetworkObjective):
                 provenance = provenance.on_threads(objective.training.threads)
@@ -230,14 +385,7 @@ class Reporter:
         self.trial.set_user_attr(TIMES, rounded)
 
     def fail(self, failure: Failure) -> None:
-        """Ends a trial that has failed, and halts the study if its trials all fail like this.
-
-        Args:
-            failure: why it failed.
-
-        Raises:
-            ClaimLost: another worker holds the slot by now.
-        """
+        """Ends a trial that has failed, and halts the study if its trials all fail like this."""
         self.trial.set_user_attr(FAILURE, failure.kind)
         self.trial.set_user_attr(REASON, failure.reason)
         if failure.details:
@@ -267,6 +415,29 @@ class Reporter:
         mistaken = first and failure.kind in failures.MISTAKES
         return mistaken or len(same) == self.limits.max_failures
 
+    def tell(self, value: float | None, state: TrialState) -> None:
+        """Ends the trial and its claim.
+
+        Args:
+            value: of the metric; None if there is none. Its further goals are costs.
+            state: in which the trial ends.
+        """
+        if os.getpid() != self._pid:  # a fork that the objective made, which has come back
+            os._exit(1)
+        several = len(self.stored.goals) > 1
+        if state == TrialState.PRUNED and several:
+            self._rank_behind()
+        goals = self.stored.goals[1:] if value is not None else ()
+        costs = [self.trial.user_attrs[goal.name] for goal in goals]
+        self.stored.optuna.tell(self.trial, None if value is None else [value, *costs], state)
+        told = self.stored.storage.get_trial(self.trial._trial_id)
+        with self.watch("storage"):
+            self._write(self.stored.ledger.finish)
+            self.stored.storage.clear()
+        self.tracking.end(told)
+        shown = "" if value is None else f" {format_value(value)}"
+        log.info("trial %d: %s%s", self.trial.number, state.name.lower(), shown)
+
     def _rank_behind(self) -> None:
         """Puts a pruned trial behind all complete ones for the sampler; who got further is first.
 
@@ -277,160 +448,73 @@ class Reporter:
         if not any(excess > 0 for excess in (trial.constraints or {}).values()):
             self.trial.set_constraint(BEHIND, 1 / max(trial.last_step or 1, 1))
 
-    def tell(self, value: float | None, state: TrialState) -> None:
-        """Ends the trial and its claim in one transaction.
 
-        Args:
-            value: of the metric; None if there is none.
-            state: in which the trial ends.
+class Outbox(Generic[T]):
+    """Posts items one after the other, from a thread that lives as long as the body of a `with`.
 
-        Raises:
-            ClaimLost: another worker holds the slot by now.
-        """
-        if state == TrialState.PRUNED and len(self.stored.goals) > 1:
-            self._rank_behind()
-        goals = self.stored.goals[1:] if value is not None else ()
-        costs = [self.trial.user_attrs[goal.name] for goal in goals]
-        self.stored.optuna.tell(self.trial, None if value is None else [value, *costs], state)
-        told = self.stored.storage.get_trial(self.trial._trial_id)
-        with self.watch("storage"), ended_elsewhere():
-            if not self.stored.ledger.finish(self.claim, self.stored.storage.write):
-                raise ClaimLost
-            self.stored.storage.clear()
-        self.tracking.end(told)
-        shown = "" if value is None else f" {format_value(value)}"
-        log.info("trial %d: %s%s", self.trial.number, state.name.lower(), shown)
-
-
-@contextlib.contextmanager
-def ended_elsewhere() -> Iterator[None]:
-    """Raises ClaimLost if another program has ended the trial that the body writes."""
-    try:
-        yield
-    except UpdateFinishedTrialError:
-        raise ClaimLost from None
-
-
-class EpochReports:
-    """Called by an objective after each epoch: sends the report, saves a checkpoint, stops in time.
-
-    A context. A thread posts the reports, so that training goes on while the database is away.
+    A sender waits until everything is posted, unless the database is away: then it goes on, and a
+    later call raises the failure, if there is one. Items after a failure are dropped, and those
+    that are not posted at the end of the body.
 
     Args:
-        reporter: posts the reports.
-        objective: whose epochs they are.
-        checkpoint: where its state is saved; None if it is not saved.
-        reported: the last step that was stored before this worker took the trial, or -1.
+        post: called with each item; what it raises ends the posting.
+        is_away: returns whether the database is away.
     """
 
-    def __init__(
-        self, reporter: Reporter, objective: Objective, checkpoint: Checkpoint | None, reported: int
-    ) -> None:
-        self.reporter, self.objective, self.checkpoint = reporter, objective, checkpoint
-        self._reported = self._last = reported
-        self._evaluated = objective.evaluating  # seconds of evaluation at the last epoch
-        self._outbox = Outbox(self._post, reporter.stored.is_away)
-        self._pid = os.getpid()
-        if objective.epochs is not None:  # written with the first report
-            reporter.trial.set_user_attr(PLANNED_EPOCHS, objective.epochs // objective.stride)
+    def __init__(self, post: Callable[[T], None], is_away: Callable[[], bool]) -> None:
+        self._post, self._is_away = post, is_away
+        self._items = deque[T]()
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+        self._closed = False
 
-    def __enter__(self) -> "EpochReports":
-        self._outbox.__enter__()
+    def __enter__(self) -> "Outbox[T]":
+        # A daemon: a call that hangs with its server does not keep the process from ending.
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        end_if_forked(self._pid)
-        with (
-            self._raising(),
-            self.reporter.watch("storage") if kind is None else contextlib.nullcontext(),
-        ):
-            self._outbox.__exit__(kind, error, at)
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        # A daemon that still runs when the interpreter ends may abort the process.
+        if not self._items or self._error is not None:
+            self._thread.join()
 
-    @contextlib.contextmanager
-    def _raising(self) -> Iterator[None]:
-        """Notes what the body raises: it is ours."""
-        try:
-            yield
-        except BaseException as error:
-            self.reporter.raised = error
-            raise
+    def send(self, item: T) -> None:
+        """Adds an item, and waits until it is posted or the database turns out to be away."""
+        with self._changed:
+            self._items.append(item)
+            self._changed.notify_all()
+        end = time.monotonic() + SEND_TIMEOUT
+        self._wait(lambda: self._is_away() or time.monotonic() > end)
 
-    def send_restored(self) -> None:
-        """Reports the epochs of a checkpoint that were saved while the database was away."""
-        with self._raising(), self.reporter.watch("storage"):
-            for epoch in self.objective.steps():
-                if epoch.number > self._reported * self.objective.stride:
-                    self._outbox.send(epoch)
-                    self._pause_at_rung(epoch)
+    def flush(self) -> None:
+        """Waits until everything is posted, also while the database is away."""
+        self._wait(lambda: False)
 
-    def __call__(self, epoch: Step) -> None:
-        """Reports an epoch that has ended, and saves a checkpoint.
+    def _wait(self, goes_on: Callable[[], bool]) -> None:
+        with self._changed:
+            while self._items and self._error is None and not goes_on():
+                self._changed.wait(POLL)
+        if self._error is not None:
+            raise self._error
 
-        Args:
-            epoch: the epoch.
-
-        Raises:
-            Stopped: the worker is to stop; the trial is released.
-            TimedOut: the trial has taken longer than study.trial_timeout.
-            Paused: the trial has come to a rung, and waits there.
-            ClaimLost, TrialPruned, StorageLost: when an earlier report was posted.
-        """
-        end_if_forked(self._pid)
-        with self._raising():
-            self._report(epoch)
-
-    def _report(self, epoch: Step) -> None:
-        watch, limits = self.reporter.watch, self.reporter.limits
-        evaluating = self.objective.evaluating
-        evaluation, self._evaluated = evaluating - self._evaluated, evaluating
-        watch.add("training", epoch.seconds - evaluation)
-        watch.add("evaluation", evaluation)
-        last = epoch.number == self.objective.epochs
-        # Whoever may be told to go no further by its report at a rung has its state saved before.
-        first = not last and self.reporter.comes_to_rung(self._last, epoch.number)
-        if first:
-            self._save()
-        with watch("storage"):
-            self._outbox.send(epoch)
-        if not last and not first:
-            self._save()
-        if self.reporter.stopping() and not last:
-            raise Stopped
-        if not last:
-            with watch("storage"):
-                self._pause_at_rung(epoch)
-        limit = limits.trial_timeout
-        if limit is not None and time.monotonic() - self.reporter.began > limit:
-            raise TimedOut(f"the trial took longer than study.trial_timeout={limit:g} seconds")
-
-    def _pause_at_rung(self, epoch: Step) -> None:
-        """Pauses the trial if it has come to a rung; all that it has reported is stored then.
-
-        Epochs that were stored before it was promoted, and are trained again for want of a
-        checkpoint, pause it nowhere.
-        """
-        before, self._last = self._last, max(self._last, epoch.number)
-        if self.reporter.rungs is not None and epoch.number > before:
-            self._outbox.flush()
-            if self.reporter.pauses_at(before, epoch.number):
-                raise Paused
-
-    def _post(self, epoch: Step) -> None:
-        self.reporter.report(epoch, self.objective, self._reported)
-
-    def _save(self) -> None:
-        """Saves the state; a disk that refuses it does not end the trial."""
-        if self.checkpoint is None:
-            return
-        with self.reporter.watch("checkpoints"):
-            if (state := self.objective.state()) is None:
-                return
+    def _work(self) -> None:
+        while self._error is None:
+            with self._changed:
+                self._changed.wait_for(lambda: self._items or self._closed)
+                if self._closed:
+                    return
+                item = self._items[0]
+            error: BaseException | None = None
             try:
-                self.checkpoint.save(state)
-            except OSError as error:
-                log.warning("%s; a crash would now cost this trial's epochs so far", error)
+                self._post(item)
+            except BaseException as caught:
+                error = caught
+            with self._changed:
+                if error is None:
+                    self._items.popleft()
+                self._error = error
+                self._changed.notify_all()

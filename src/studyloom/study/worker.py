@@ -27,7 +27,7 @@ from studyloom.errors import (
     StorageLost,
     TrialDeleted,
 )
-from studyloom.processes import descriptors_kept, end_if_forked, worker_id
+from studyloom.processes import worker_id
 from studyloom.question.costs import Cost
 from studyloom.question.objective import Attempt, Objective, Stopping
 from studyloom.question.search_parts import KEEPS_STATE
@@ -39,12 +39,9 @@ from studyloom.study import failures
 from studyloom.study.bounds import ending
 from studyloom.study.failures import Failure
 from studyloom.study.files import TrialFiles
-from studyloom.study.limits import Limits
-from studyloom.study.promotion import Promotion
+from studyloom.study.promotion import Promotion, PromotionOrder
 from studyloom.study.provenance import Provenance, current_environment
-from studyloom.study.reporter import EpochReports, Reporter
-from studyloom.study.rungs import Rungs
-from studyloom.study.stopwatch import Stopwatch
+from studyloom.study.reporter import Limits, Reporter, Stopwatch
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.tracking import Tracking
 from studyloom.training.checkpoint import Checkpoint, save_weights
@@ -128,7 +125,6 @@ class Worker:
         kept = self.question.keeps_state
         self.stored.optuna.pruner = pruner = self.question.pruner()
         order = pruner.order(self.stored.goals) if isinstance(pruner, Promotion) else None
-        rungs = None if order is None else Rungs(order, trials)
 
         def make(connection: Connection, slot: int) -> int:
             first = {BASELINE: True} if slot == 0 and self.question.baseline is not None else {}
@@ -149,7 +145,7 @@ class Worker:
                 if kept:
                     self.begin_state(claim, kept)
                     kept = ()
-                self.finish_claim(claim, rungs)
+                self.finish_claim(claim, order, trials)
                 wait = WAIT
             elif ledger.todo(trials, begun=ended):
                 self.idle(wait)
@@ -200,12 +196,12 @@ class Worker:
         if "sampler" in kept:
             self.stored.optuna.sampler = self.question.sampler(number)
 
-    def finish_claim(self, claim: Claim, rungs: Rungs | None = None) -> None:
+    def finish_claim(self, claim: Claim, order: PromotionOrder | None, trials: int) -> None:
         """Runs the trial of a claimed slot to its end or rung, or releases it if asked to stop."""
         ledger = self.stored.ledger
         try:
             with contextlib.suppress(Paused):
-                self.run_trial(claim, rungs)
+                self.run_trial(claim, order, trials)
         except (Stopped, Interrupted) as stop:
             ledger.release(claim)
             if isinstance(stop, Interrupted):
@@ -221,7 +217,7 @@ class Worker:
         finally:
             self.stored.storage.clear()
 
-    def run_trial(self, claim: Claim, rungs: Rungs | None = None) -> None:
+    def run_trial(self, claim: Claim, order: PromotionOrder | None, trials: int) -> None:
         """Runs the trial of a claim from its present state to its end.
 
         Raises:
@@ -244,8 +240,19 @@ class Worker:
         def releasing() -> bool:
             return self.stopping() or self.pausing()
 
-        own = (self.limits, releasing, self.watch, rungs if prunable else None, self.tracking)
-        reporter = Reporter(self.stored, trial, claim, comparable, *own)
+        reporter = Reporter(
+            self.stored,
+            trial,
+            claim,
+            worker_id(os.getpid()),
+            self.limits,
+            releasing,
+            self.watch,
+            self.tracking,
+            comparable,
+            order if prunable else None,
+            trials,
+        )
         if claim.over:
             self.end_paused(frozen, reporter)
             return
@@ -255,7 +262,7 @@ class Worker:
         with self.watch("sampling"):
             point = self.question.space.suggest(trial)
         with self.watch("storage"):
-            reporter.commit(self.limits.lease)
+            reporter.commit()
         checkpoint = self.files.checkpoint(frozen.number, point)
         try:
             self.train(point, frozen, reporter, checkpoint)
@@ -278,11 +285,7 @@ class Worker:
             buffer.set_trial_state_values(trial_id, TrialState.RUNNING)
         if frozen.user_attrs.get(PAUSED) is not None:
             buffer.set_trial_user_attr(trial_id, PAUSED, None)
-        # An earlier version did not mark the baseline before it began.
-        first = frozen.number == 0 == frozen.user_attrs.get(SLOT, 0)
-        is_baseline = BASELINE in frozen.user_attrs or first
-        if is_baseline and baseline is not None:
-            buffer.set_trial_user_attr(trial_id, BASELINE, True)
+        if BASELINE in frozen.user_attrs and baseline is not None:
             for name, value in baseline.params.items():
                 if name not in frozen.params:
                     distribution = baseline.distributions[name]
@@ -330,7 +333,7 @@ class Worker:
             reporter: of the trial.
             checkpoint: of the trial; None if its state is not saved.
         """
-        number, state, pid = frozen.number, TrialState.COMPLETE, os.getpid()
+        number, state = frozen.number, TrialState.COMPLETE
         value: float | None = None
         failure: Failure | None = None
         provenance: Provenance | None = None
@@ -341,10 +344,8 @@ class Worker:
             objective = self.question.make_objective(
                 point, number, self.data, self.attempt(reporter.claim, number, point)
             )
-            with descriptors_kept():
-                value = self.evaluate(objective, reporter, checkpoint, frozen.last_step)
+            value = self.evaluate(objective, reporter, checkpoint, frozen.last_step)
         except BaseException as caught:  # whatever the user's code raises costs this trial alone
-            end_if_forked(pid)
             error = reporter.raised or caught
             if isinstance(error, Stopped | Interrupted):
                 raise error from None
@@ -361,7 +362,6 @@ class Worker:
                 if objective is not None and error is reporter.raised:
                     # Later epochs ran while the database was away.
                     objective.cut(error.args[0].number)
-        end_if_forked(pid)
         reporter.store(objective, provenance)
         if failure is not None:
             reporter.fail(failure)
@@ -395,9 +395,7 @@ class Worker:
             where = f"of its {reported} epochs so far no checkpoint is in {self.checkpoints}"
             log.warning("trial %d: %s; it starts anew", number, where)
         last = -1 if reported is None else reported
-        with EpochReports(reporter, objective, checkpoint, last) as report:
-            report.send_restored()
-            value = objective.run(report, self.stopping)
+        value = reporter.run(objective, checkpoint, last, self.stopping)
         weights = objective.weights() if self.weights is not None else None
         if self.weights is not None and weights is not None:
             with self.watch("checkpoints"):
