@@ -145,8 +145,8 @@ def made(number: int, generator: random.Random) -> FrozenTrial:
 @contextmanager
 def served(stored: StoredStudy, folder: Path) -> Iterator[str]:
     """Serves a study as `studyloom dashboard` does, and yields its address."""
-    with bind("127.0.0.1", 0) as server:
-        server.set_app(application(stored, folder, "127.0.0.1", None))
+    with bind(0) as server:
+        server.set_app(application(stored, folder))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/"
         yield address

@@ -159,8 +159,8 @@ def shoot_terminal(browser: Browser, text: str, path: Path) -> None:
 
 def shoot_page(browser: Browser, path: Path, run_dir: Path = ROOT / "runs" / "mnist") -> None:
     stored = open_study(f"sqlite:///{run_dir / 'study.db'}", "mnist")
-    app = application(stored, run_dir, "127.0.0.1", None)
-    with bind("127.0.0.1", 0) as server:
+    app = application(stored, run_dir)
+    with bind(0) as server:
         server.set_app(app)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         page = browser.new_page(viewport={"width": 1000, "height": 1250})
@@ -169,7 +169,6 @@ def shoot_page(browser: Browser, path: Path, run_dir: Path = ROOT / "runs" / "mn
         page.screenshot(path=path)
         page.close()
         server.shutdown()
-        app.close()
     print(path)
 
 

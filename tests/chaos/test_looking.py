@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from studyloom.storage.attributes import FAILURE, HALTED, REASON, TRACEBACK, WOR
 from studyloom.storage.embedded_server import serve
 from studyloom.study.opening import create_study, open_study
 from studyloom.text import printable
-from studyloom.views.dashboard import Artifacts
 
 pytestmark = pytest.mark.chaos
 
@@ -255,7 +253,6 @@ def test_a_database_elsewhere_is_opened_only_with_consent(run_dir, elsewhere, tm
         (".hydra/hydra.yaml", "winner"),
         ("study.db", "status"),
         ("best.yaml", "report"),
-        ("best.yaml", "dashboard"),
         ("winner.json", "predict"),
     ],
 )
@@ -281,28 +278,6 @@ def test_what_is_no_file_of_its_own_is_not_read(run_dir, elsewhere, tmp_path, ki
     assert outside.read_bytes() == before
 
 
-def test_a_link_among_the_artifacts_is_neither_written_to_nor_read(run_dir, tmp_path):
-    outside = tmp_path / "outside"
-    dashboard = Dashboard(run_dir)
-    dashboard.end()
-    for artifact in (run_dir / "artifacts").iterdir():
-        outside.write_text("mine")
-        artifact.unlink()
-        artifact.symlink_to(outside)
-        with pytest.raises(ValueError, match="symbolic link"):
-            Artifacts(run_dir).open_reader(artifact.name)
-        Dashboard(run_dir).end()
-        assert outside.read_text() == "mine"
-        assert not artifact.is_symlink()
-    shutil.rmtree(run_dir / "artifacts")
-    (tmp_path / "folder").mkdir()
-    (run_dir / "artifacts").symlink_to(tmp_path / "folder")
-    done = studyloom("dashboard", run_dir)
-    assert done.returncode == 2
-    assert "symbolic link" in done.stderr
-    assert list((tmp_path / "folder").iterdir()) == []
-
-
 def test_the_report_replaces_a_link_and_writes_through_none(run_dir, tmp_path):
     (tmp_path / "outside").write_text("mine")
     (run_dir / "report.html").unlink(missing_ok=True)
@@ -310,26 +285,6 @@ def test_the_report_replaces_a_link_and_writes_through_none(run_dir, tmp_path):
     assert studyloom("report", run_dir).returncode == 0
     assert (tmp_path / "outside").read_text() == "mine"
     assert (run_dir / "report.html").read_text().startswith("<!DOCTYPE html>")
-
-
-class Dashboard:
-    """A real `studyloom dashboard`, until it says its address."""
-
-    def __init__(self, run_dir, *arguments):
-        command = [sys.executable, "-m", "studyloom", "dashboard", str(run_dir), "--port", "0"]
-        self.process = subprocess.Popen(
-            [*command, *arguments], env=environment(), stdout=subprocess.PIPE, text=True
-        )
-        lines = iter(self.process.stdout.readline, "")
-        self.port, self.token = next(
-            found.groups()
-            for line in lines
-            if (found := re.search(r":(\d+)/(?:\?token=(\S+))?", line))
-        )
-
-    def end(self):
-        self.process.send_signal(signal.SIGTERM)
-        self.process.communicate()
 
 
 # Text

@@ -8,9 +8,9 @@ from studyloom.views.dashboard import bind
 
 
 @contextlib.contextmanager
-def served(app, host: str = "127.0.0.1"):
+def served(app):
     """Serves an application on a free port, in a thread, and yields the server."""
-    with bind(host, 0) as server:
+    with bind(0) as server:
         server.set_app(app)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -19,7 +19,6 @@ def served(app, host: str = "127.0.0.1"):
         finally:
             server.shutdown()
             thread.join()
-            getattr(app, "close", lambda: None)()  # whoever looks at a study ends before its file
 
 
 def ask(port: int, path: str, method: str = "GET", body: str | None = None, **headers: str):

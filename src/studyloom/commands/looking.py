@@ -247,7 +247,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
 
     console = make_console(sys.stderr if arguments.json else sys.stdout)
     said = tell if arguments.json else None
-    serve(stored, arguments.run_dir, title, "127.0.0.1", arguments.port, None, console, said)
+    serve(stored, arguments.run_dir, title, arguments.port, console, said)
 
 
 COMMANDS = (

@@ -3,7 +3,6 @@
 
 const status_ = document.getElementById("live");
 let version = document.body.dataset.version;
-let source = null;
 
 function parsed(html) {
   const template = document.createElement("template");
@@ -124,7 +123,6 @@ function update(message) {
     filter();
   }
   version = message.version;
-  said(`live, as of ${new Date().toLocaleTimeString()}`);
   performance.measure("update", { start: began, end: performance.now() });
 }
 
@@ -133,20 +131,21 @@ function said(words, away = false) {
   status_.classList.toggle("away", away);
 }
 
-function follow() {
-  source?.close();
-  source = new EventSource(`events?since=${encodeURIComponent(version)}`);
-  source.addEventListener("open", () => said("live"));
-  source.addEventListener("changed", (event) => update(JSON.parse(event.data)));
-  source.addEventListener("away", (event) => said(JSON.parse(event.data), true));
-  source.addEventListener("error", () => said("the server does not answer; trying again", true));
-}
-
 // A page that nobody sees asks for nothing, and catches up when it is seen again.
-document.addEventListener("visibilitychange", () => {
-  if (document.hidden) source?.close();
-  else follow();
-});
+async function follow() {
+  if (!document.hidden) {
+    try {
+      const answer = await fetch(`changes?since=${encodeURIComponent(version)}`);
+      const message = await answer.json();
+      if (message.version !== version) update(message);
+      if (message.trouble) said(message.trouble, true);
+      else said(`live, as of ${new Date().toLocaleTimeString()}`);
+    } catch {
+      said("the server does not answer; trying again", true);
+    }
+  }
+  setTimeout(follow, Number(document.body.dataset.interval));
+}
 
 window.addEventListener("beforeprint", () => bring([...waiting.keys()]));
 
