@@ -7,13 +7,13 @@ group, which was decided early.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.storage.attributes import FAILURE
@@ -33,14 +33,7 @@ SEED = 0  # the same trials give the same shares
 
 @dataclass(frozen=True)
 class Importance:
-    """How much a parameter matters.
-
-    Args:
-        name: the parameter.
-        share: its part of what all parameters explain, from 0 to 1.
-        low: the lower end of a 90 % interval of the share, over resamples of the trials.
-        high: its upper end.
-    """
+    """A parameter's share of what all explain, from 0 to 1, with a 90 % interval over resamples."""
 
     name: str
     share: float
@@ -49,12 +42,7 @@ class Importance:
 
 
 def varied_parameters(trials: Sequence[FrozenTrial], least: int = 2) -> list[str]:
-    """Returns the parameters that had different values in complete trials, in alphabetical order.
-
-    Args:
-        trials: the trials of a study; those that are not complete are skipped.
-        least: the number of complete trials that must have a parameter.
-    """
+    """Returns the parameters that had different values in at least `least` complete trials."""
     values: dict[str, list[Any]] = {}
     for trial in trials:
         if trial.state == TrialState.COMPLETE:
@@ -78,9 +66,9 @@ def importances(
     most, that choice came first in all ten; by PED-ANOVA in none.
 
     Args:
-        trials: the trials of a study. The complete ones count, those that diverged as the worst,
+        trials: the complete ones count, those that diverged as the worst,
             and for the metric the pruned ones too, by their last value among those of that step.
-        names: the parameters to compare, from `varied_parameters`.
+        names: the parameters to compare.
         sign: 1 if more of the value is better, -1 if less is.
         goal: the position of the value.
 
@@ -91,7 +79,8 @@ def importances(
     known, merits = _merits(trials[:: math.ceil(len(trials) / MOST_READ) or 1], sign, goal)
     if not names or len(known) < 2 or np.ptp(merits) == 0:
         return []
-    shares = np.array([*_shares(_settings(known, names), _ranks(merits))])
+    settings = [_settings(known, name) for name in names]
+    shares = np.array([*_shares(settings, _ranks(merits))])
     if not len(shares):
         return []
     low, high = np.percentile(shares, INTERVAL, axis=0)
@@ -107,40 +96,37 @@ def _merits(trials: Sequence[FrozenTrial], sign: int, goal: int) -> tuple[list[F
 
     A pruned trial counts as the complete trial that stood where it did at its last step.
     """
-    complete = [
+    known = [
         trial
         for trial in trials
         if trial.state == TrialState.COMPLETE
         and FAILURE not in trial.user_attrs
         and math.isfinite((trial.values or [math.nan])[goal])
     ]
-    if not complete:
+    if not known:
         return [], np.empty(0)
-    values = np.array([sign * (trial.values or [0.0])[goal] for trial in complete])
-    known, merits = [*complete], [*map(float, values)]
-    at_step = _sorted_by_step(complete, sign)
-    shares: list[tuple[FrozenTrial, float]] = []  # of complete trials that a pruned one was above
-    for trial in trials:
-        if trial.user_attrs.get(FAILURE) == DIVERGED:
-            known.append(trial)
-            merits.append(-math.inf)
-        elif goal == 0 and trial.state == TrialState.PRUNED and trial.last_step is not None:
-            same = at_step.get(trial.last_step)
-            last = trial.intermediate_values[trial.last_step]
-            if FAILURE not in trial.user_attrs and same is not None and math.isfinite(last):
-                shares.append((trial, float(np.searchsorted(same, sign * last) / len(same))))
-    known += [trial for trial, _ in shares]
-    merits += map(float, np.quantile(values, [share for _, share in shares]))
-    return known, np.maximum(np.array(merits), values.min() - 1.0)
-
-
-def _sorted_by_step(complete: Sequence[FrozenTrial], sign: int) -> dict[int, Array]:
-    """Returns what complete trials had after each step, the worst first."""
-    values: dict[int, list[float]] = {}
-    for trial in complete:
+    values = np.array([sign * (trial.values or [0.0])[goal] for trial in known])
+    merits = [*map(float, values)]
+    at_step: dict[int, list[float]] = {}
+    for trial in known:
         for step, value in trial.intermediate_values.items():
-            values.setdefault(step, []).append(sign * value)
-    return {step: np.sort(column) for step, column in values.items()}
+            at_step.setdefault(step, []).append(sign * value)
+    diverged = [trial for trial in trials if trial.user_attrs.get(FAILURE) == DIVERGED]
+    known += diverged
+    merits += [values.min() - 1.0] * len(diverged)
+    for trial in trials if goal == 0 else ():
+        last_step = trial.last_step
+        if (
+            trial.state != TrialState.PRUNED
+            or FAILURE in trial.user_attrs
+            or last_step not in at_step
+        ):
+            continue
+        if math.isfinite(last := trial.intermediate_values[last_step]):
+            known.append(trial)
+            stood = np.mean(np.array(at_step[last_step]) < sign * last)
+            merits.append(float(np.quantile(values, stood)))
+    return known, np.array(merits)
 
 
 def _ranks(values: Array) -> Array:
@@ -151,147 +137,97 @@ def _ranks(values: Array) -> Array:
     return ranks
 
 
-def _settings(trials: Sequence[FrozenTrial], names: Sequence[str]) -> list[tuple[Array, int]]:
-    """Returns for each parameter where its settings lie in the space.
+def _settings(trials: Sequence[FrozenTrial], name: str) -> tuple[Array, int]:
+    """Returns where the settings of a parameter lie in its space.
 
     Returns:
-        An array of a number from 0 to 1 for each trial, NaN where the trial lacks it; and the
-        number of choices, 0 for a number.
+        A number from 0 to 1 for each trial, NaN where the trial lacks the parameter; and the number
+        of choices, 0 for a number. Choice i of k lies in the middle of the i-th of k equal cells.
     """
-    columns = []
-    for name in names:
-        known: Mapping[int, BaseDistribution] = {
-            row: trial.distributions[name]
-            for row, trial in enumerate(trials)
-            if name in trial.params
-        }
-        column = np.full(len(trials), np.nan)
-        choices = _choices(known.values())
-        for row, distribution in known.items():
-            value = trials[row].params[name]
-            if choices:  # the middle of its cell
-                column[row] = (choices.index(value) + 0.5) / len(choices)
-            else:
-                column[row] = _place(distribution, value)
-        columns.append((column, len(choices)))
-    return columns
-
-
-def _choices(distributions: Any) -> list[Any]:
-    """Returns the choices of a categorical parameter over all trials; none for a number."""
-    found: list[Any] = []
-    for distribution in {id(each): each for each in distributions}.values():
+    column = np.full(len(trials), np.nan)
+    choices: list[Any] = []
+    for row, trial in enumerate(trials):
+        if name not in trial.params:
+            continue
+        value, distribution = trial.params[name], trial.distributions[name]
         if isinstance(distribution, CategoricalDistribution):
-            found += [choice for choice in distribution.choices if choice not in found]
-    return found
-
-
-def _place(distribution: BaseDistribution, value: float) -> float:
-    """Returns where a number lies between the bounds of its distribution, from 0 to 1."""
-    low, high = float(getattr(distribution, "low", 0)), float(getattr(distribution, "high", 1))
-    if getattr(distribution, "log", False) and low > 0 and value > 0:
-        low, high, value = np.log(low), np.log(high), np.log(value)
-    return 0.5 if high <= low else min(1.0, max(0.0, (value - low) / (high - low)))
+            choices += [choice for choice in distribution.choices if choice not in choices]
+            column[row] = choices.index(value) + 0.5
+        else:
+            low, high = (
+                float(getattr(distribution, "low", 0)),
+                float(getattr(distribution, "high", 1)),
+            )
+            if getattr(distribution, "log", False):
+                low, high, value = math.log(low), math.log(high), math.log(value)
+            column[row] = 0.5 if high <= low else (value - low) / (high - low)
+    return column / (len(choices) or 1), len(choices)
 
 
 def _shares(settings: Sequence[tuple[Array, int]], ranks: Array) -> Iterator[Array]:
     """Yields the shares of the parameters on each resample of the trials."""
     generator = np.random.default_rng(SEED)
-    size = min(len(ranks), MOST_TRIALS)
     for _ in range(RESAMPLES):
-        rows = generator.integers(0, len(ranks), size)
+        rows = generator.integers(0, len(ranks), min(len(ranks), MOST_TRIALS))
         points, again = (generator.random((POINTS, len(settings))) for _ in range(2))
         asked = np.repeat(points[None], len(settings) + 1, axis=0)
         for column in range(len(settings)):
             asked[column + 1, :, column] = again[:, column]
-        flat, told = asked.reshape(-1, len(settings)), np.zeros(asked.shape[:2])
+        told = np.zeros(asked.shape[:2])
         for _ in range(TREES):
-            drawn = np.column_stack([_drawn(column[rows], generator) for column, _ in settings])
+            drawn = [
+                np.where(np.isnan(own := values[rows]), generator.random(len(rows)), own)
+                for values, _ in settings
+            ]
             orders = [generator.permutation(choices) for _, choices in settings]
-            placed, points = (_ordered(matrix, orders) for matrix in (drawn, flat))
-            told += _grow_and_ask(placed, ranks[rows], points, generator).reshape(told.shape)
+            own, placed = (
+                np.stack([_reordered(*each) for each in zip(columns, orders, strict=True)], axis=-1)
+                for columns in (drawn, np.moveaxis(asked, -1, 0))
+            )
+            flat = placed.reshape(-1, len(settings))
+            told += _grow_and_ask(own, ranks[rows], flat, generator).reshape(told.shape)
         effects = ((told[1:] - told[0]) ** 2).mean(axis=1)
         if effects.sum() > 0:
             yield effects / effects.sum()
 
 
-def _drawn(column: Array, generator: np.random.Generator) -> Array:
-    """Returns settings from 0 to 1, drawn at random where there is none; a choice by its cell."""
-    return np.where(np.isnan(column), generator.random(len(column)), column)
-
-
-def _ordered(points: Array, orders: Sequence[NDArray[np.int64]]) -> Array:
-    """Puts the choices of each categorical parameter in another order: they have none.
-
-    Args:
-        points: from 0 to 1, (n, parameters); choice i of k lies in the i-th of k equal cells.
-        orders: a permutation for each parameter; an empty one for a number, which stays.
-    """
-    placed = points.copy()
-    for column, order in enumerate(orders):
-        if len(order):
-            cells = np.minimum((points[:, column] * len(order)).astype(int), len(order) - 1)
-            placed[:, column] = (order[cells] + 0.5) / len(order)
+def _reordered(places: Array, order: NDArray[np.int64]) -> Array:
+    """Puts choices in another order, since they have none; an empty order is of a number."""
+    if not len(order):
+        return places
+    cells = np.minimum((places * len(order)).astype(int), len(order) - 1)
+    placed: Array = (order[cells] + 0.5) / len(order)
     return placed
 
 
 def _grow_and_ask(
     points: Array, values: Array, asked: Array, generator: np.random.Generator
 ) -> Array:
-    """Grows a tree, and returns what it says of other points.
+    """Grows a tree on points, (n, parameters), and returns what it says of others, (m, parameters).
 
     Each node tries one threshold for each parameter, drawn between its extremes there, and takes
-    the one after which the values vary least; a node whose values are alike is a leaf.
-
-    Args:
-        points: of the trials, (n, parameters).
-        values: of the trials, (n,).
-        asked: further points, (m, parameters).
-
-    Returns:
-        The mean value of the leaf of each, (m,).
+    the one after which the values vary least; a node whose values are alike is a leaf. These are
+    the trees of scikit-learn's ExtraTreesRegressor, whose import would take `status` a second.
     """
     told = np.empty(len(asked))
     nodes = [(np.arange(len(points)), np.arange(len(asked)))]
     while nodes:
         own, others = nodes.pop()
-        if not len(others):
+        told[others] = values[own].mean()
+        centred = values[own] - values[own].mean()
+        if not len(others) or len(own) < 2 * LEAF or not centred.any():
             continue
-        mean = values[own].mean()
-        split = _split(points[own], values[own] - mean, generator)
-        if split is None:
-            told[others] = mean
-            continue
-        column, threshold = split
-        for side in (np.less_equal, np.greater):
-            nodes.append(
-                (
-                    own[side(points[own, column], threshold)],
-                    others[side(asked[others, column], threshold)],
-                )
-            )
+        low, high = points[own].min(axis=0), points[own].max(axis=0)
+        thresholds = low + generator.random(len(low)) * (high - low)
+        left = points[own] <= thresholds
+        counts = left.sum(axis=0)
+        enough = (counts >= LEAF) & (len(own) - counts >= LEAF)
+        # The centred values add up to 0, so that both sides have the same sum but for its sign.
+        weights = 1 / np.maximum(1, counts) + 1 / np.maximum(1, len(own) - counts)
+        gains = np.where(enough, (centred @ left) ** 2 * weights, -1.0)
+        best = int(gains.argmax())
+        if gains[best] > 0:
+            goes_left = asked[others, best] <= thresholds[best]
+            nodes.append((own[left[:, best]], others[goes_left]))
+            nodes.append((own[~left[:, best]], others[~goes_left]))
     return told
-
-
-def _split(
-    points: Array, values: Array, generator: np.random.Generator
-) -> tuple[int, float] | None:
-    """Returns by which parameter and threshold a node is split; None if it is a leaf.
-
-    Args:
-        points: of its trials, (n, parameters).
-        values: of its trials less their mean, (n,).
-    """
-    if len(points) < 2 * LEAF or not values.any():
-        return None
-    low, high = points.min(axis=0), points.max(axis=0)
-    thresholds = low + generator.random(len(low)) * (high - low)
-    left = points <= thresholds
-    counts = left.sum(axis=0)
-    # The values have a mean of 0, so that both sides have the same sum but for its sign.
-    sums = values @ left
-    enough = (counts >= LEAF) & (len(points) - counts >= LEAF)
-    rights = np.maximum(1, len(points) - counts)
-    gains = np.where(enough, sums**2 * (1 / np.maximum(1, counts) + 1 / rights), -1.0)
-    best = int(gains.argmax())
-    return (best, float(thresholds[best])) if gains[best] > 0 else None
