@@ -21,7 +21,7 @@ import pytest
 
 from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.tracking import curve
+from studyloom.study.tracking import TrackedTrial, curve
 
 
 class Seen(NamedTuple):
@@ -51,6 +51,15 @@ def in_database(stored: StoredStudy) -> dict[int, Seen]:
         finals = {name: short(value) for name, value in values.items()}
         seen[trial.number] = Seen(params, curves, state, finals)
     return seen
+
+
+def seen_of(trial: TrackedTrial) -> Seen:
+    """A trial as a tracker of one's own was given it."""
+    curves = Counter((p.name, p.epoch, short(p.value)) for p in trial.points)
+    params = {name: str(value) for name, value in trial.params.items()}
+    goals = trial.study.goals
+    finals = {name: short(value) for name, value in trial.values.items() if name in goals}
+    return Seen(params, curves, trial.state, finals)
 
 
 def short(value: float) -> float:

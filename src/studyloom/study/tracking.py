@@ -36,7 +36,7 @@ from studyloom.storage.attributes import (
 )
 from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy
-from studyloom.text import mask_passwords, shorten
+from studyloom.text import mask_passwords, one_line, shorten
 
 FACTS = (WORKER, BASELINE, FAILURE, REASON)
 WORKER_WAITS = 30.0  # seconds at the end of a worker for what its trackers are not told yet
@@ -195,25 +195,26 @@ class Feed:
 
     def _run(self) -> None:
         while (write := self._queue.get()) is not None:
-            self._left.append(write)
-            self._write_left()
-
-    def _write_left(self) -> None:
-        while self._left:
-            try:
-                self._left[0]()
-            except Exception as error:
-                if self._away_since is None:
-                    self._away_since = time.monotonic()
-                    words = shorten(mask_passwords(str(error)), 300) or type(error).__name__
-                    log.warning("track.%s: %s; the study goes on", self.name, words)
-                self._left.append(self._left.pop(0))  # one trial alone may be what it refuses
-                return
-            del self._left[0]
-            if self._away_since is not None:
+            if not self._attempt(write):
+                self._left.append(write)
+                continue
+            while self._left and self._attempt(self._left[0]):
+                del self._left[0]
+            if not self._left and self._away_since is not None:
                 away = time.monotonic() - self._away_since
                 log.warning("track.%s: is back after %.0f s", self.name, away)
                 self._away_since = None
+
+    def _attempt(self, write: Callable[[], None]) -> bool:
+        try:
+            write()
+        except Exception as error:
+            if self._away_since is None:
+                self._away_since = time.monotonic()
+                words = one_line(mask_passwords(str(error))) or type(error).__name__
+                log.warning("track.%s: %s; the study goes on", self.name, shorten(words, 300))
+            return False
+        return True
 
 
 class Tracking:
@@ -274,9 +275,15 @@ def project(
 
 def _write_missing(tracker: Tracker, study: TrackedStudy, trials: Sequence[TrackedTrial]) -> None:
     written = tracker.written(study) if isinstance(tracker, Listing) else ()
+    refused: Exception | None = None
     for trial in trials:
         if trial.number not in written:
-            tracker.write_trial(trial)
+            try:
+                tracker.write_trial(trial)
+            except Exception as error:
+                refused = error
+    if refused is not None:
+        raise refused
 
 
 def track_study(stored: StoredStudy, run_dir: Path) -> TrackedStudy:

@@ -128,7 +128,7 @@ class MLflow:
         wanted = {STUDY: study.uuid, **tags}
         query = " and ".join(f"tags.`{name}` = '{text}'" for name, text in wanted.items())
         runs: list[Any] = []
-        page = None
+        page: Any = None
         while page is None or page.token:
             token = page and page.token
             page = client.search_runs([experiment], query, max_results=PAGE, page_token=token)
