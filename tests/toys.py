@@ -23,10 +23,8 @@ from studyloom.config.registration import register
 from studyloom.data.split import Split, make_folds
 from studyloom.errors import Stopped
 from studyloom.metrics import ACCURACY, Goal
-from studyloom.question.function import FunctionQuestion
-from studyloom.question.jobs import build_network
-from studyloom.question.parts import build_optimizer
-from studyloom.question.question import Question
+from studyloom.question.jobs import build_network, build_optimizer
+from studyloom.question.question import FunctionQuestion, Question
 from studyloom.question.run import Run
 from studyloom.space.tree import Space
 from studyloom.storage.attributes import BASELINE, SLOT

@@ -21,7 +21,7 @@ import numpy as np
 from optuna.trial import TrialState
 
 from studyloom.data.training_data import TrainingData
-from studyloom.question.costs import Cost
+from studyloom.question.rule import Cost
 from studyloom.space.tree import Point
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.worker import Worker

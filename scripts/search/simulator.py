@@ -29,9 +29,9 @@ from omegaconf import open_dict
 from studyloom.config.compose import Composer
 from studyloom.config.registration import register
 from studyloom.data.training_data import TrainingData
-from studyloom.question.costs import Cost
 from studyloom.question.objective import Attempt, Step
 from studyloom.question.question import Question
+from studyloom.question.rule import Cost
 from studyloom.seeds import derive
 from studyloom.space.language import parse_space
 from studyloom.space.tree import Point

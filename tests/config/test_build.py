@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from toys import compose, toy_folds, toy_split
 
@@ -109,9 +108,8 @@ def test_the_words_of_a_constructor_are_those_of_the_user():
         build(cfg.part)
     assert describe_error(caught.value) == "model.width is 3: expected 4"
     nested = section(width={"_target_": "test_build.Broken"})
-    with pytest.raises(HydraException) as wrapped:
+    with pytest.raises(ValueError, match=r"model\.width is 3: expected 4"):
         build(nested)
-    assert describe_error(wrapped.value) == "model.width is 3: expected 4"
     assert describe_error(KeyError("x")) == "KeyError: 'x'"
     assert describe_error(ValueError("a\n  b")) == "a b"
     assert describe_error(ValueError()) == "ValueError"

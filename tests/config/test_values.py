@@ -8,7 +8,6 @@ from toys import compose
 
 from studyloom.config.values import (
     has_key,
-    keys_at,
     value_at,
     with_values,
     write_yaml,
@@ -53,7 +52,6 @@ def test_a_key_is_there_or_not_be_it_null_or_below_a_list():
         "train.epochs.x",
     ):
         assert not has_key(cfg, key)
-        assert keys_at(cfg, key) == []
     for key in (
         "train.clip",
         "train.epoch",
@@ -63,16 +61,6 @@ def test_a_key_is_there_or_not_be_it_null_or_below_a_list():
     ):
         assert value_at(cfg, key) is None
     assert value_at(cfg, "model.hidden") == [128]
-    assert keys_at(cfg, "objective") == [
-        "folds",
-        "seeds",
-        "_target_",
-        "test",
-        "metric",
-        "constraints",
-        "direction",
-    ]
-    assert "train" in keys_at(cfg, "")
 
 
 def test_yaml_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

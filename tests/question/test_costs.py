@@ -7,7 +7,8 @@ from toys import TINY, Never, ask, toy_folds, toy_split
 
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
-from studyloom.question.costs import MEASURES, Limit, measure_costs, parse_limits
+from studyloom.question.jobs import MEASURES, measure_costs
+from studyloom.question.rule import Condition, parse_limits
 from studyloom.question.validation import validate
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
 from studyloom.study.opening import create_study
@@ -32,7 +33,7 @@ def mistakes_of(section, known=MEASURES):
 
 def test_a_limit_is_read_and_says_how_far_a_value_is_beyond_it():
     limits = parse_limits({"parameters": "<= 100_000", "latency_ms": ">=0.5"})
-    assert limits == [Limit("parameters", 100_000, True), Limit("latency_ms", 0.5, False)]
+    assert limits == [Condition("parameters", "<=", 100_000), Condition("latency_ms", ">=", 0.5)]
     assert [limits[0].excess(value) for value in (50_000, 100_000, 150_000)] == [-0.5, 0.0, 0.5]
     assert [limits[1].excess(value) for value in (1.0, 0.25)] == [-1.0, 0.5]
     assert parse_limits(None) == []
@@ -53,7 +54,7 @@ def test_all_that_is_no_limit_is_told_at_once():
     (mistake,) = mistakes_of("<= 3")
     assert mistake.startswith("objective.constraints must be a mapping of quantities to limits")
     assert mistake.endswith("got '<= 3'")
-    assert parse_limits({"anything": "<= 1"}, None)[0].quantity == "anything"
+    assert parse_limits({"anything": "<= 1"}, None)[0].name == "anything"
 
 
 def test_a_mistake_in_a_limit_is_told_before_the_first_trial():
@@ -67,7 +68,7 @@ def test_the_costs_of_a_network_are_those_of_its_layers():
     question = ask(*WIDTHS)
     before = torch.random.get_rng_state()
     job = question.jobs(question.baseline, FOLDS, 0)[0]
-    limit = Limit("parameters", 1.0, True)
+    limit = Condition("parameters", "<=", 1.0)
     costs = measure_costs([*MEASURES], [limit], job, SPLIT)
     values = {cost.quantity: cost.value for cost in costs}
     assert {cost.quantity: cost.limit for cost in costs} == {

@@ -21,8 +21,8 @@ from studyloom.config.schema import WinnerSection
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, Halted, NoWinner, QuestionError, Stopped, UndefinedMetric
 from studyloom.metrics import Goal
-from studyloom.question.function import FunctionQuestion, place_of
 from studyloom.question.loop import Loop, LoopJob, LoopObjective
+from studyloom.question.question import FunctionQuestion, place_of
 from studyloom.question.validation import validate
 from studyloom.seeds import derive
 from studyloom.storage.attributes import BASELINE, EPOCHS, FAILURE, REASON
@@ -516,7 +516,7 @@ def names_another(config, run, part):
     ],
 )
 def test_a_test_that_fails_is_said_with_its_place_and_how_to_go_on(ask, monkeypatch, test, words):
-    monkeypatch.setattr(FunctionQuestion, "test_function", lambda self: test)
+    monkeypatch.setattr("studyloom.question.question.build_test", lambda named: test)
     question = ask("objective.test=test_function.divides")
     with pytest.raises(NoWinner) as caught:
         question.test(question.baseline, 0, {}, None)

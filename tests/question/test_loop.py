@@ -12,8 +12,8 @@ from toys import Never
 
 from studyloom.errors import Infeasible, Stopped, UndefinedMetric
 from studyloom.metrics import Goal
-from studyloom.question.costs import parse_limits
 from studyloom.question.loop import STRIDE, Loop, LoopJob, LoopObjective
+from studyloom.question.rule import parse_limits
 from studyloom.training.checkpoint import Checkpoint
 
 GOALS = (Goal("accuracy", "maximize"),)

@@ -8,8 +8,7 @@ from toys import Never
 from studyloom.metrics import Goal
 from studyloom.question.loop import Loop, LoopJob, LoopObjective
 from studyloom.question.objective import Attempt
-from studyloom.question.reports import Place
-from studyloom.question.run import Run
+from studyloom.question.run import Place, Run
 from studyloom.training.ranks import Ranks
 
 EPOCHS = 5

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from studyloom.errors import Infeasible, UndefinedMetric
-from studyloom.question.costs import parse_limits
-from studyloom.question.reports import Place
-from studyloom.question.run import Run, UnfitState
+from studyloom.question.rule import parse_limits
+from studyloom.question.run import Place, Run, UnfitState
 from studyloom.storage.attributes import COLUMNS
 from studyloom.training.checkpoint import Checkpoint
 from studyloom.training.randomness import seeded
@@ -29,7 +28,7 @@ class Sent(list):
 def run_of(saved=None, limits=None, stage="search", **place):
     sent = Sent()
     at = Place(0, 1, stage, 0, 7, torch.device("cpu"), **place)
-    limits = {limit.quantity: limit for limit in parse_limits(limits, None)}
+    limits = {limit.name: limit for limit in parse_limits(limits, None)}
     sent.run = Run(at, "accuracy", sent, limits, saved)
     sent.states = []
     return sent.run, sent

@@ -19,9 +19,8 @@ from studies import CONF
 from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
-from studyloom.question.preflight import probes, try_out
 from studyloom.question.question import Question
-from studyloom.question.validation import check_ranks, validate
+from studyloom.question.validation import check_ranks, probes, try_out, validate
 
 pytestmark = pytest.mark.usefixtures("composing")
 IMAGES = Split(torch.zeros(500, 1, 8, 8), torch.arange(500) % 10, 10, "images")
@@ -309,7 +308,7 @@ def test_a_network_that_cannot_live_without_memory_is_tried_on_the_cpu(folds):
 
 
 def test_a_large_network_takes_no_memory(folds, monkeypatch):
-    monkeypatch.setattr("studyloom.question.preflight.LARGE", 100)
+    monkeypatch.setattr("studyloom.question.validation.LARGE", 100)
     Witness.devices.clear()
     validate(
         ask(*NONE, "~model", "+model._target_=test_validation.Witness"),

@@ -10,8 +10,8 @@ from torch import nn
 
 from studyloom.data.transform import InputRange
 from studyloom.models import MLP
-from studyloom.question.costs import measure_costs
-from studyloom.question.preflight import try_out
+from studyloom.question.jobs import measure_costs
+from studyloom.question.validation import try_out
 from studyloom.training.job_run import JobRun
 from studyloom.training.trainer import evaluate_network
 from studyloom.winner.pictures import picture

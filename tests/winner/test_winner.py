@@ -23,8 +23,7 @@ from studyloom.data.training_data import TrainingData
 from studyloom.errors import NoWinner
 from studyloom.metrics import ACCURACY
 from studyloom.question.question import Question
-from studyloom.question.reports import Place
-from studyloom.question.run import Run
+from studyloom.question.run import Place, Run
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.worker import Worker
 from studyloom.text import format_value

@@ -24,9 +24,7 @@ from studyloom.launch.local import Join
 from studyloom.launch.task import Command, Launcher, Task
 from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual
-from studyloom.question.function import FunctionQuestion
-from studyloom.question.question import Question, data_key
-from studyloom.question.search_parts import KEEPS_STATE
+from studyloom.question.question import KEEPS_STATE, FunctionQuestion, Question, data_key
 from studyloom.question.validation import check_ranks, check_sections, validate
 from studyloom.storage.database import closed_on_error, connections_left
 from studyloom.storage.embedded_server import folder_of, serve

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ConfigTypeError
 
-from studyloom.config.schema import LATER, SCHEMA
 from studyloom.errors import ConfigError
 from studyloom.files import write_whole
 from studyloom.text import no_such_key
@@ -21,14 +20,6 @@ def has_key(config: DictConfig, key: str) -> bool:
     parent, _, name = key.rpartition(".")
     node = _node_at(config, parent)
     return isinstance(node, DictConfig) and name in node
-
-
-def keys_at(config: DictConfig, key: str) -> list[str]:
-    """Returns the keys below a key that have a value; those of the config for the empty key."""
-    node = _node_at(config, key)
-    if not isinstance(node, DictConfig):
-        return []
-    return [str(name) for name in node if not OmegaConf.is_missing(node, name)]
 
 
 def value_at(config: DictConfig, key: str) -> Any:
@@ -53,31 +44,14 @@ def with_values(config: DictConfig, values: Mapping[str, Any]) -> DictConfig:
 
 
 def plain_sections(config: DictConfig, *sections: str) -> dict[str, Any]:
-    """Returns sections of a config as plain values, with interpolations resolved.
-
-    Args:
-        sections: names of sections; those that are missing or null are left out.
-    """
+    """Returns sections of a config as plain values; those that are missing or null are left out."""
     values = {section: value_at(config, section) for section in sections}
     if isinstance(objective := values.get("objective"), dict):
         # Left out if null: a config that is read again must not have a null target.
         for name in ("_target_", "test", "constraints"):
             if objective.get(name) is None:
                 objective.pop(name, None)
-    if isinstance(train := values.get("train"), dict):
-        # Left out at their defaults, so that what an old study has stored and written is the same.
-        for name in LATER:
-            if name in train and train[name] == value_at(SCHEMA, f"train.{name}"):
-                del train[name]
     return {section: value for section, value in values.items() if value is not None}
-
-
-def without_key(section: DictConfig, key: str) -> DictConfig:
-    """Copies a section without a key."""
-    copy = section.copy()
-    with open_dict(copy):
-        copy.pop(key, None)
-    return copy
 
 
 def describe_error(error: BaseException) -> str:
@@ -92,10 +66,10 @@ def describe_error(error: BaseException) -> str:
 
 @contextmanager
 def keys_explained() -> Iterator[None]:
-    """Says in words of ours that code of the user's own asked a config for a key that it lacks.
+    """Explains a key that the user's code in the body asks of a config, which lacks it.
 
     Raises:
-        ConfigError: it did so in the body.
+        ConfigError: in place of OmegaConf's error, with the keys that are there.
     """
     try:
         yield
@@ -115,8 +89,6 @@ def write_yaml(path: Path, config: Mapping[str, Any], header: str) -> None:
     """Writes a config as YAML, whole or not at all.
 
     Args:
-        path: the file to write.
-        config: its sections.
         header: comment lines before the sections, with their line breaks.
 
     Raises:
@@ -131,10 +103,7 @@ def as_yaml(config: Mapping[str, Any]) -> str:
 
 
 def without_transform(sections: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out `data.transform`, which only `predict` uses and old studies do not have.
-
-    A source of the user's own may train by what it calls so; there it stays.
-    """
+    """Leaves out `data.transform` of our own sources, which only `predict` uses."""
     data = sections.get("data")
     if isinstance(data, dict) and str(data.get("_target_", "")).startswith("studyloom."):
         data.pop("transform", None)

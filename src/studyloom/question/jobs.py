@@ -1,34 +1,87 @@
-"""Builds what the sections of a config describe: the network, the metric, and whole jobs."""
+"""From the config of a trial to its jobs: the only place where sections become objects.
+
+A job is a network to train, or a call of a loop of the user's own. Each section is resolved to
+plain values once; the functions here take those, or a section of a config as it is.
+"""
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from pkgutil import resolve_name
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from statistics import median
+from time import perf_counter
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
-from torch import Tensor
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import LRScheduler
 
-from studyloom.config.build import build, find_target
+from studyloom.config.build import Section, build, find_target, plain
 from studyloom.config.schema import SCHEMA
 from studyloom.config.values import describe_error
+from studyloom.data.split import Fold
+from studyloom.data.training_data import Part, TrainingData
 from studyloom.errors import ConfigError
-from studyloom.metrics import COSTS, DIRECTIONS, METRICS, Direction, Goal, Metric
-from studyloom.question.parts import (
-    build_groups,
-    build_loss,
-    build_optimizer,
-    build_schedule,
-    build_step,
-)
+from studyloom.metrics import COSTS, DIRECTIONS, METRICS, Goal, Metric
+from studyloom.question.loop import Loop, LoopJob
+from studyloom.question.rule import Condition, Cost
 from studyloom.seeds import derive
-from studyloom.text import nearest
+from studyloom.storage.attributes import OF_TRIALS
+from studyloom.text import as_yaml, nearest
+from studyloom.training.batches import make_batches
 from studyloom.training.job import Job
+from studyloom.training.parameter_groups import ParameterGroup, freeze
+from studyloom.training.ranks import ALONE, Ranks
+from studyloom.training.schedule import TorchSchedule
+from studyloom.training.steps import apply_network, give_loss
 
-VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+GROUPS, INTERVAL = "groups", "interval"  # our own keys in the sections optimizer and scheduler
+# PyTorch's losses of numbers, which also take classes if these are made one-hot.
+OF_NUMBERS = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MSELoss, nn.MultiLabelSoftMarginLoss)
+NEUTRAL = {"weights": "none", "label_smoothing": 0.0}  # what our own losses are without
+WARM_UP = 5  # calls of a network before its latency is measured
+TIMED = 30  # calls whose median is the latency
 
 
-def build_network(section: DictConfig, shape: Sequence[int] | None, outputs: int | None) -> Any:
+# Jobs of networks
+
+
+def build_jobs(config: DictConfig, folds: Sequence[Fold], seed: int) -> list[Job]:
+    """Builds the jobs of one trial: one for each fold and seed, those of one fold side by side.
+
+    Args:
+        config: of the trial.
+        folds: of the data; see `data.split`.
+        seed: of the trial, from which the seeds of its jobs descend.
+
+    Raises:
+        ConfigError: a section cannot be built.
+        ValueError: from `Job`, if sizes do not fit the data.
+    """
+    train, objective, optimizer = map(plain, (config.train, config.objective, config.optimizer))
+    if not isinstance(train["loss"], dict):
+        name = train["loss"]
+        raise ConfigError([f"train.loss: {name!r} cannot be set here; choose it with loss={name}"])
+    parts: dict[str, Any] = {
+        "model": functools.partial(build_network, plain(config.model)),
+        "optimizer": build_optimizer(optimizer),
+        "groups": build_groups(optimizer.get(GROUPS)),
+        "schedule": build_schedule(plain(config.scheduler)),
+        "metric": build_metric(objective),
+    }
+    # The keys of the section `train` are fields of a job.
+    parts |= train | {"loss": build_loss(train["loss"])}
+    parts |= {name: build_step(name, train[name]) for name in ("step", "evaluate")}
+    return [
+        Job(train=training, valid=validation, seed=derive(seed, fold, repeat), **parts)
+        for fold, (training, validation) in enumerate(folds)
+        for repeat in range(objective["seeds"])
+    ]
+
+
+def build_network(section: Section, shape: Sequence[int] | None, outputs: int | None) -> Any:
     """Builds the network of a section.
 
     Args:
@@ -40,9 +93,9 @@ def build_network(section: DictConfig, shape: Sequence[int] | None, outputs: int
     Raises:
         ConfigError: the section cannot be built, or the network needs what is not known.
     """
-    known = {"shape": None if shape is None else tuple(shape), "outputs": outputs}
-    known["classes"] = outputs
-    wanted = inspect.signature(find_target(section)).parameters
+    known: dict[str, Any] = {"shape": None if shape is None else tuple(shape)}
+    known |= {"outputs": outputs, "classes": outputs}
+    wanted = inspect.signature(find_target(section, "model")).parameters
     for name, value in known.items():
         asked = name in wanted and wanted[name].default is inspect.Parameter.empty
         if value is None and asked and name not in section:
@@ -53,72 +106,204 @@ def build_network(section: DictConfig, shape: Sequence[int] | None, outputs: int
                     "item of the Dataset does not say it"
                 ]
             )
-    return build(section, **{name: value for name, value in known.items() if value is not None})
+    offered = {name: value for name, value in known.items() if value is not None}
+    return build(section, "model", **offered)
 
 
-def build_function(objective: DictConfig) -> Callable[..., Any]:
-    """Resolves the function that an objective names by `_target_`; does not call it.
+class OneHot(nn.Module):
+    """A loss of numbers that takes classes (n,) too, one-hot in the shape of the outputs.
 
-    The section's keys that are not ours are arguments: a class is built with them, and a function
-    gets them by name.
+    Args:
+        loss: maps outputs (n, outputs) and targets of that shape to a mean.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if not targets.is_floating_point():
+            targets = functional.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
+        result: Tensor = self.loss(outputs, targets)
+        return result
+
+
+def build_loss(section: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Builds the loss of a section: of ours, of PyTorch as it is, or of the user's own.
+
+    For a loss of PyTorch, lists of numbers such as `weight` become tensors, and what the option of
+    the group `loss` brings and has no effect is left out. Losses of numbers take classes one-hot.
 
     Raises:
-        ConfigError: there is no such function, or it does not take the arguments; or the primary
-            config is from elsewhere, and its package is not trusted.
+        ConfigError: the section cannot be built, or the loss does not return the mean.
     """
-    section = objective.copy()
-    with open_dict(section):
-        for name in SCHEMA.objective:
-            if name != "_target_":
-                section.pop(name, None)
-    target = find_target(section)
-    if mistakes := _argument_mistakes(section, target):
+    target = find_target(section, "loss")
+    if not (inspect.isclass(target) and target.__module__ == "torch.nn.modules.loss"):
+        loss: Callable[[Tensor, Tensor], Tensor] = build(section, "loss")
+        return loss
+    accepted = inspect.signature(target).parameters
+    mistakes, settings, tensors = [], {}, {}
+    for key, value in section.items():
+        if key not in accepted and not key.startswith("_"):
+            if NEUTRAL.get(key) != value:
+                mistakes.append(
+                    f"loss.{key}={as_yaml(value)}: {section['_target_']} has no parameter {key}; "
+                    f"it has {', '.join(accepted)}; leave it out with '~loss.{key}'"
+                )
+        elif isinstance(value, list):
+            tensors[key] = torch.tensor(value, dtype=torch.float32)
+        else:
+            settings[key] = value
+    if settings.get("reduction", "mean") != "mean":
+        mistakes.append(
+            f"loss.reduction must be mean, since the losses of batches are averaged over examples; "
+            f"got {settings['reduction']}"
+        )
+    if mistakes:
         raise ConfigError(mistakes)
-    if inspect.isclass(target):
-        try:
-            made: Callable[..., Any] = build(section)
-        except ConfigError:
-            raise
-        except Exception as error:
+    made = build(settings, "loss", **tensors)
+    return OneHot(made) if isinstance(made, OF_NUMBERS) else made
+
+
+def build_schedule(
+    section: Mapping[str, Any], key: str = "scheduler"
+) -> Callable[[float], float] | TorchSchedule:
+    """Builds the schedule of a section: a function of progress, or a scheduler of PyTorch.
+
+    Raises:
+        ConfigError: the section cannot be built.
+        ValueError: from `TorchSchedule`.
+    """
+    target = find_target(section, key)
+    if not (inspect.isclass(target) and issubclass(target, LRScheduler)):
+        schedule: Callable[[float], float] = build(section, key)
+        if not callable(schedule):
             raise ConfigError(
-                [f"objective._target_={section['_target_']}: {describe_error(error)}"]
-            ) from error
-        return made
-    with open_dict(section):
-        section["_partial_"] = True
-    partial: functools.partial[Any] = build(section)
-    return partial if partial.args or partial.keywords else partial.func
+                [
+                    f"scheduler: {section['_target_']} returned {schedule!r}; a schedule is a "
+                    "function of progress from 0 to 1 to a factor on the rate, with "
+                    "_partial_: true, or a class of torch.optim.lr_scheduler"
+                ]
+            )
+        return schedule
+    own = {name: value for name, value in section.items() if name not in (INTERVAL, "schedulers")}
+    settings = dict(build(own | {"_partial_": True}, key).keywords)
+    if "schedulers" in section:
+        settings["schedulers"] = [build_schedule(inner, key) for inner in section["schedulers"]]
+    accepted = inspect.signature(target).parameters
+    if unknown := [name for name in settings if name not in accepted]:
+        names = [name for name in accepted if name not in ("optimizer", "last_epoch", "verbose")]
+        raise ConfigError(
+            [
+                f"scheduler.{name}: {section['_target_']} has no parameter {name}; it has "
+                f"{', '.join(names)}; leave it out with '~scheduler.{name}'"
+                for name in unknown
+            ]
+        )
+    return TorchSchedule(target, settings, section.get(INTERVAL))
 
 
-def _argument_mistakes(section: DictConfig, target: Any) -> list[str]:
-    """Finds keys beside ours that a target does not take, and those that a class lacks."""
+def build_step(name: str, section: Any) -> Callable[..., Any] | None:
+    """Builds a step of the user's own, or returns None if there is none.
+
+    Args:
+        name: step or evaluate, the key in `train`.
+        section: what is there.
+
+    Raises:
+        ConfigError: it cannot be built, or cannot be called with a network and a batch.
+    """
+    if section is None:
+        return None
+    key = f"train.{name}"
+    if not isinstance(section, Mapping) or "_target_" not in section:
+        wanted = "{_target_: module.function, _partial_: true}, or null"
+        raise ConfigError([f"{key} must be {wanted}; got {section}"])
+    target = section["_target_"]
+    if inspect.isroutine(find_target(section, key)) and not section.get("_partial_"):
+        raise ConfigError([f"{key}: {target} is a function, and needs _partial_: true"])
+    step: Callable[..., Any] = build(section, key)
+    problem = f"it is a {type(step).__name__} that cannot be called"
+    if callable(step):
+        problem = why_not_callable(give_loss(step, functional.mse_loss), 2)
+    if problem:
+        raise ConfigError(
+            [
+                f"{key}._target_={target}: {problem}; it is called as (network, batch), and with "
+                "loss= if it has that parameter"
+            ]
+        )
+    return step
+
+
+def why_not_callable(function: Callable[..., Any], arguments: int) -> str:
+    """Says why a function cannot be called with so many arguments; "" if it can."""
     try:
-        parameters = list(inspect.signature(target).parameters.values())
-    except (TypeError, ValueError):  # written in C
-        return []
-    if not inspect.isclass(target):
-        parameters = parameters[2:]  # without the configuration and the run
-    names = [each.name for each in parameters if each.kind not in VARIADIC]
-    given = [str(name) for name in section if not str(name).startswith("_")]
-    known = [str(name) for name in SCHEMA.objective]
-    mistakes = [
-        f"objective.{name}: no such key; objective has {', '.join(known)}, and "
-        f"{section['_target_']} takes {', '.join(names) or 'nothing else'}"
-        f"{nearest(name, [*names, *known])}"
-        for name in given
-        if name not in names and not any(each.kind is each.VAR_KEYWORD for each in parameters)
-    ]
-    required = [each.name for each in parameters if each.default is each.empty]
-    if inspect.isclass(target):
-        mistakes += [
-            f"objective.{name} must be set: {section['_target_']} needs {' and '.join(required)}"
-            for name in required
-            if name in names and name not in given
-        ]
-    return mistakes
+        inspect.signature(function).bind(*[None] * arguments)
+    except TypeError as error:
+        return str(error)
+    except ValueError:  # a function written in C has no signature
+        pass
+    return ""
 
 
-def build_metric(objective: DictConfig) -> Metric:
+def build_optimizer(section: Section) -> Callable[..., Any]:
+    """Builds the optimizer, which waits for the parameters."""
+    own = {name: value for name, value in plain(section).items() if name != GROUPS}
+    make: Callable[..., Any] = build(own, "optimizer")
+    return make
+
+
+def build_groups(groups: Any) -> tuple[ParameterGroup, ...]:
+    """Builds `optimizer.groups`, such as {head: {match: head, lr: 0.01}, body: {match: 'b*'}}.
+
+    Raises:
+        ConfigError: every mistake in them.
+    """
+    example = "{head: {match: 'head.*', lr: 0.01}, body: {match: 'body.*', frozen: true}}"
+    if groups is None:
+        return ()
+    if not isinstance(groups, Mapping):
+        raise ConfigError(
+            [f"optimizer.groups must be a mapping of groups, such as {example}; got {groups!r}"]
+        )
+    mistakes, built = [], []
+    for name, group in groups.items():
+        where = f"optimizer.groups.{name}"
+        if not isinstance(group, Mapping) or "match" not in group:
+            mistakes.append(f"{where} must be a mapping with match, as in {example}; got {group!r}")
+            continue
+        settings = dict(group)
+        match, frozen = settings.pop("match"), settings.pop("frozen", False)
+        patterns = match if isinstance(match, list) and match else [match]
+        if not all(isinstance(pattern, str) for pattern in patterns):
+            mistakes.append(
+                f"{where}.match must be a pattern of parameter names, or a list of such; "
+                f"got {match!r}"
+            )
+        if not isinstance(frozen, bool):
+            mistakes.append(f"{where}.frozen must be true or false; got {as_yaml(frozen)}")
+        elif frozen and settings:
+            mistakes.append(
+                f"{where}: is frozen, and has {', '.join(settings)}, which would do nothing; "
+                "leave out one or the other"
+            )
+        for setting in ("lr", "weight_decay"):
+            value = settings.get(setting, 0.0)
+            if type(value) not in (int, float) or not 0 <= value < math.inf:
+                mistakes.append(
+                    f"{where}.{setting} must be a number of at least 0; got {as_yaml(value)}"
+                )
+        built.append(ParameterGroup(str(name), tuple(patterns), frozen is True, settings))
+    if mistakes:
+        raise ConfigError(mistakes)
+    return tuple(built)
+
+
+# Metrics and goals of networks
+
+
+def build_metric(objective: Section) -> Metric:
     """Builds the metric of a study.
 
     Args:
@@ -129,12 +314,13 @@ def build_metric(objective: DictConfig) -> Metric:
         ConfigError: the metric is unknown; or its direction is unknown, or is not the one that the
             section gives.
     """
-    (named, _), direction = split_metric(objective), objective.direction
+    objective = plain(objective)
+    (named, _), direction = split_metric(objective), objective["direction"]
     if direction not in (None, *DIRECTIONS):
         raise ConfigError(
             [f"objective.direction must be {' or '.join(DIRECTIONS)}, or null; got {direction}"]
         )
-    if isinstance(named, DictConfig):
+    if isinstance(named, Mapping):
         metric = _own_metric(named, direction)
     elif named in METRICS:
         metric = METRICS[named]
@@ -153,12 +339,7 @@ def build_metric(objective: DictConfig) -> Metric:
     return metric
 
 
-def build_goals(metric: Metric, objective: DictConfig) -> tuple[Goal, ...]:
-    """Returns what the values of a trial are: the metric, and a cost if it is an objective too."""
-    return (metric, *(Goal(cost, "minimize") for cost in split_metric(objective)[1]))
-
-
-def split_metric(objective: DictConfig) -> tuple[Any, Sequence[str]]:
+def split_metric(objective: Mapping[str, Any]) -> tuple[Any, Sequence[str]]:
     """Splits `objective.metric` into the metric and the costs that are minimized beside it.
 
     Returns:
@@ -168,32 +349,30 @@ def split_metric(objective: DictConfig) -> tuple[Any, Sequence[str]]:
     Raises:
         ConfigError: a list is not a metric and then a cost.
     """
-    named = objective.metric
-    if not isinstance(named, ListConfig):
+    named = objective["metric"]
+    if not isinstance(named, list):
         return named, ()
-    quantities = ", ".join(COSTS)
-    where = f"objective.metric={OmegaConf.to_container(named)}"
+    problem = ""
     if len(named) != 2:
-        raise ConfigError(
-            [
-                f"{where}: must be one name, or for two objectives a metric and a cost of the "
-                "network, [accuracy, parameters]"
-            ]
+        problem = (
+            "must be one name, or for two objectives a metric and a cost of the network, "
+            "[accuracy, parameters]"
         )
-    metric, cost = named
-    if not isinstance(metric, DictConfig) and metric in COSTS:
-        raise ConfigError([f"{where}: the metric comes first, and then one of {quantities}"])
-    if cost not in COSTS:
-        near = nearest(str(cost), [*COSTS])
-        raise ConfigError(
-            [f"{where}: the second must be a cost of the network, {quantities}; got {cost}{near}"]
+    elif named[0] in COSTS:
+        problem = f"the metric comes first, and then one of {', '.join(COSTS)}"
+    elif named[1] not in COSTS:
+        near = nearest(str(named[1]), COSTS)
+        problem = (
+            f"the second must be a cost of the network, {', '.join(COSTS)}; got {named[1]}{near}"
         )
-    return metric, (str(cost),)
+    if problem:
+        raise ConfigError([f"objective.metric={named}: {problem}"])
+    return named[0], named[1:]
 
 
-def _own_metric(section: DictConfig, given: Direction | None) -> Metric:
+def _own_metric(section: Mapping[str, Any], given: Any) -> Metric:
     """Builds a metric of the user's own; its direction is an attribute of it, or the one given."""
-    score, name = build(section), str(section["_target_"]).rpartition(".")[2]
+    score, name = build(section, "objective.metric"), section["_target_"].rpartition(".")[2]
     if not callable(score):
         raise ConfigError(
             [
@@ -201,72 +380,256 @@ def _own_metric(section: DictConfig, given: Direction | None) -> Metric:
                 "(a function needs _partial_: true)"
             ]
         )
-    direction = (
-        getattr(score, "direction", None)
-        or getattr(resolve_name(section["_target_"]), "direction", None)
-        or given
-    )
+    target = find_target(section, "objective.metric")
+    direction = getattr(score, "direction", None) or getattr(target, "direction", None) or given
     if direction not in DIRECTIONS:
         raise ConfigError(
             [
                 f"objective.direction must be {' or '.join(DIRECTIONS)}, since {name} does not say "
-                f"which is better; got {'null' if direction is None else direction}"
+                f"which is better; got {as_yaml(direction)}"
             ]
         )
     return Metric(name, direction, score)
 
 
-def build_jobs(config: DictConfig, folds: Sequence[tuple[Tensor, Tensor]], seed: int) -> list[Job]:
-    """Builds the jobs of one trial: one for each fold and seed, those of one fold side by side.
+# What networks cost
+
+
+def count_parameters(model: nn.Module, example: Any) -> float:
+    """Counts the numbers that are trained; the example is not used."""
+    return float(sum(weight.numel() for weight in model.parameters() if weight.requires_grad))
+
+
+def count_flops(model: nn.Module, example: Any) -> float:
+    """Counts the floating-point operations of one forward pass, with PyTorch's FlopCounterMode.
+
+    A multiplication and its addition are two operations.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # it imports PyTorch's compiler
+
+    with FlopCounterMode(display=False) as counter:
+        apply_network(model, example)
+    return float(counter.get_total_flops())
+
+
+def measure_latency(model: nn.Module, example: Any) -> float:
+    """Measures the milliseconds of one forward pass: the median of 30, on this worker's device."""
+    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+
+    def call() -> float:
+        began = perf_counter()
+        apply_network(model, example)
+        if on_gpu:
+            torch.cuda.synchronize()
+        return perf_counter() - began
+
+    for _ in range(WARM_UP):
+        call()
+    return 1e3 * median(call() for _ in range(TIMED))
+
+
+# Called with a network in eval mode, and a batch of one example on its device.
+MEASURES: dict[str, Callable[[nn.Module, Any], float]] = {
+    "parameters": count_parameters,
+    "flops": count_flops,
+    "latency_ms": measure_latency,
+}
+
+
+@torch.inference_mode()
+def measure_costs(
+    quantities: Collection[str], limits: Sequence[Condition], job: Job, split: Part
+) -> list[Cost]:
+    """Builds the network of a job and measures its costs; the random state stays as it is.
+
+    Args:
+        quantities: to measure beside those that have a limit; of MEASURES.
+        limits: of the costs.
+        job: whose network it is.
+        split: whose first example is measured on.
+
+    Returns:
+        A cost for each quantity, those with a limit first.
+    """
+    limit_of = {limit.name: limit for limit in limits}
+    with torch.random.fork_rng(devices=[]):
+        model = job.model(shape=split.shape, outputs=split.outputs).to(split.device).eval()
+        freeze(model, job.groups)
+        batches = make_batches(job, split)
+        batches.fit(model)
+        example = next(batches.part(torch.zeros(1, dtype=torch.int64, device=split.device)))[0]
+        costs = {
+            name: MEASURES[name](model, example) for name in dict.fromkeys([*limit_of, *quantities])
+        }
+    return [Cost(name, cost, limit_of.get(name)) for name, cost in costs.items()]
+
+
+# Loops of the user's own
+
+
+def build_function(objective: Section) -> Callable[..., Any]:
+    """Resolves the function that an objective names by `_target_`; does not call it.
+
+    The section's keys that are not ours are arguments: a class is built with them, and a function
+    gets them by name.
+
+    Raises:
+        ConfigError: there is no such function, or it does not take the arguments; or the primary
+            config is from elsewhere, and its package is not trusted.
+    """
+    ours = [name for name in SCHEMA.objective if name != "_target_"]
+    section = {name: value for name, value in plain(objective).items() if name not in ours}
+    target = find_target(section, "objective")
+    if mistakes := _argument_mistakes(section, target):
+        raise ConfigError(mistakes)
+    if inspect.isclass(target):
+        try:
+            made: Callable[..., Any] = build(section, "objective")
+        except ConfigError:
+            raise
+        except Exception as error:
+            name = section["_target_"]
+            raise ConfigError([f"objective._target_={name}: {describe_error(error)}"]) from error
+        return made
+    partial: functools.partial[Any] = build(section | {"_partial_": True}, "objective")
+    return partial if partial.args or partial.keywords else partial.func
+
+
+def _argument_mistakes(section: Mapping[str, Any], target: Any) -> list[str]:
+    """Finds keys beside ours that a target does not take, and those that a class lacks."""
+    try:
+        parameters = [*inspect.signature(target).parameters.values()]
+    except (TypeError, ValueError):  # written in C
+        return []
+    if not inspect.isclass(target):
+        parameters = parameters[2:]  # without the configuration and the run
+    named = [
+        each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
+    names, known = [each.name for each in named], [str(name) for name in SCHEMA.objective]
+    given = [name for name in section if not name.startswith("_")]
+    any_key = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    mistakes = [
+        f"objective.{name}: no such key; objective has {', '.join(known)}, and "
+        f"{section['_target_']} takes {', '.join(names) or 'nothing else'}"
+        f"{nearest(name, [*names, *known])}"
+        for name in given
+        if name not in names and not any_key
+    ]
+    if inspect.isclass(target):
+        required = [each.name for each in named if each.default is each.empty]
+        mistakes += [
+            f"objective.{name} must be set: {section['_target_']} needs {' and '.join(required)}"
+            for name in required
+            if name not in given
+        ]
+    return mistakes
+
+
+def build_test(test: Any) -> Callable[..., Any]:
+    """Returns the function that `objective.test` names, by a dotted name or as a section."""
+    section = plain(test) if isinstance(test, Mapping) else {"_target_": test}
+    function: Callable[..., Any] = build(section | {"_partial_": True}, "objective.test")
+    return function
+
+
+def named_goals(objective: Section) -> list[tuple[str, Any]]:
+    """Returns the names and directions of what a loop returns, the metric first.
+
+    Raises:
+        ConfigError: a name is none, or a direction is missing or unknown.
+    """
+    objective = plain(objective)
+    names, directions = (
+        value if isinstance(value, list) else [value]
+        for value in (objective["metric"], objective["direction"])
+    )
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            [
+                "objective.metric must be a name for the value, or a list of names, since the "
+                f"function returns the values themselves; got {objective['metric']}"
+            ]
+        )
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ConfigError([f"objective.metric: {name} is there twice" for name in twice])
+    if len(directions) != len(names) or any(value not in DIRECTIONS for value in directions):
+        each = f", for each of {', '.join(names)}" if len(names) > 1 else ""
+        raise ConfigError(
+            [
+                f"objective.direction must be {' or '.join(DIRECTIONS)}{each}, since a function "
+                f"does not say which is better; got {as_yaml(objective['direction'])}"
+            ]
+        )
+    check_names("objective.metric", names[1:])
+    return [*zip(names, directions, strict=True)]
+
+
+def check_names(key: str, names: Sequence[str]) -> None:
+    """Raises ConfigError if a cost has the name of something else that is stored with a trial.
+
+    Args:
+        key: of the config that has the names.
+        names: of costs.
+    """
+    if taken := [name for name in names if name in OF_TRIALS]:
+        raise ConfigError([f"{key}: {name} is a name of ours; choose another" for name in taken])
+
+
+def build_loop(
+    config: DictConfig,
+    goals: Sequence[Goal],
+    limits: Sequence[Condition],
+    *,
+    keeps: bool = False,
+    resumes: bool = False,
+) -> Loop:
+    """Returns the loop that the config of a trial names.
 
     Args:
         config: of the trial.
-        folds: of the data; see `data.folds.make_folds`.
-        seed: of the trial, from which the seeds of its jobs descend.
+        goals: what it returns, the metric first.
+        limits: of what it may cost.
+        keeps: whether it must keep something.
+        resumes: whether it must be able to go on from each epoch.
 
     Raises:
-        ConfigError: a section cannot be built.
-        ValueError: from `Job`, if sizes do not fit the data.
+        ConfigError: there is no such function.
     """
-    train = config.train
-    if not isinstance(train.loss, DictConfig):
-        raise ConfigError(
-            [f"train.loss: {train.loss!r} cannot be set here; choose it with loss={train.loss}"]
-        )
+    # Hyperband compares trials by the number of epochs that it was told.
+    most = OmegaConf.select(config, "pruner.max_resource")
+    most = most if isinstance(most, int) else None
+    return Loop(build_function(config.objective), config, goals, limits, most, keeps, resumes)
 
-    def model(shape: Sequence[int] | None, outputs: int | None) -> Any:
-        return build_network(config.model, shape, outputs)
 
-    optimizer, schedule = build_optimizer(config.optimizer), build_schedule(config.scheduler)
-    loss, metric = build_loss(train.loss), build_metric(config.objective)
-    groups = build_groups(config.optimizer)
-    step, evaluate = build_step(train, "step"), build_step(train, "evaluate")
+def loop_jobs(config: DictConfig, data: TrainingData, seed: int) -> list[LoopJob]:
+    """Returns the jobs of a trial: one for each fold and seed.
+
+    Args:
+        config: of the trial.
+        data: of the study; empty if they are the loop's own.
+        seed: of the trial, which is that of a single job; those of several descend from it.
+    """
+    folds: Sequence[Fold | None] = data.folds or [None]
+    seeds = config.objective.seeds
+    single = len(folds) == seeds == 1
     return [
-        Job(
-            model=model,
-            optimizer=optimizer,
-            schedule=schedule,
-            loss=loss,
-            train=training,
-            valid=validation,
-            epochs=train.epochs,
-            batch_size=train.batch_size,
-            seed=derive(seed, fold, repeat),
-            l1=train.l1,
-            clip=train.clip,
-            precision=train.precision,
-            samples_per_epoch=train.samples_per_epoch,
-            metric=metric,
-            step=step,
-            evaluate=evaluate,
-            groups=groups,
-            accumulate=train.accumulate,
-            drop_last=train.drop_last,
-            ema=train.ema,
-            patience=train.patience,
-            keep=train.keep,
-            until=train.until,
-        )
-        for fold, (training, validation) in enumerate(folds)
-        for repeat in range(config.objective.seeds)
+        loop_job(data, fold, position, seed if single else derive(seed, position, repeat))
+        for position, fold in enumerate(folds)
+        for repeat in range(seeds)
     ]
+
+
+def loop_job(data: TrainingData, fold: Fold | None, position: int, seed: int) -> LoopJob:
+    """Returns the call of a loop with one fold, if there are data, and one seed."""
+    if fold is None or data.split is None:
+        return LoopJob(position, seed)
+    split, (training, validation) = data.split, fold
+    return LoopJob(
+        position, seed, lambda: (split.part(training, to_train=True), split.part(validation))
+    )
+
+
+def loop_device(ranks: Ranks = ALONE) -> torch.device:
+    """Returns the GPU of this rank, the first if it is alone; or else the CPU."""
+    return torch.device("cuda", ranks.rank) if torch.cuda.is_available() else torch.device("cpu")

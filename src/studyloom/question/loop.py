@@ -4,12 +4,11 @@ Whatever has a value can be searched so. The loop is called with the configurati
 a `Run`, by which it reports, keeps its state, and learns what it is.
 """
 
-import inspect
 import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
@@ -23,19 +22,35 @@ from studyloom.config.compose import own_world
 from studyloom.config.values import keys_explained
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import Goal
-from studyloom.question.costs import Cost, Limit
-from studyloom.question.objective import Attempt, Step, Stopping
-from studyloom.question.reports import Place, Report, Unstopped, finite, standard_error_of
-from studyloom.question.run import Run, UnfitState
+from studyloom.question.objective import Attempt, Step, Stopping, standard_error_of
+from studyloom.question.rule import Condition, Cost
+from studyloom.question.run import Place, Run, UnfitState, finite
 from studyloom.storage.attributes import JOBS, STANDARD_ERROR
 from studyloom.training.randomness import seeded
 from studyloom.training.ranks import ALONE, Ranks, Recipe
 
-Function = Callable[[DictConfig, Any], Any]
-# What a job's steps are numbered by if there are several; its end is a multiple, which is compared.
+# The steps of a job are numbered by it if there are several; its end is a multiple, and compared.
 STRIDE = 1_000_000
-SIGNATURE = "(config, run) -> value"
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report of a loop, as a Step.
+
+    Args:
+        number: by which it is compared with those of other trials.
+        value: that is compared.
+        seconds: since the report before, or since the call.
+        step: the number that the loop gave.
+        further: other quantities, by name.
+    """
+
+    number: int
+    value: float
+    seconds: float
+    step: int
+    further: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,10 +82,10 @@ class Loop:
         resumes: whether it must be able to go on from each epoch, since the pruner pauses trials.
     """
 
-    function: Function
+    function: Callable[[DictConfig, Any], Any]
     config: DictConfig
     goals: Sequence[Goal]
-    limits: Sequence[Limit] = ()
+    limits: Sequence[Condition] = ()
     most_epochs: int | None = None
     keeps: bool = False
     resumes: bool = False
@@ -80,14 +95,19 @@ class Loop:
         return self.goals[0].name
 
     @property
-    def limit_of(self) -> dict[str, Limit]:
+    def further(self) -> list[str]:
+        """The names of the goals beside the metric."""
+        return [goal.name for goal in self.goals[1:]]
+
+    @property
+    def limit_of(self) -> dict[str, Condition]:
         """The limits by the quantity that they are of."""
-        return {limit.quantity: limit for limit in self.limits}
+        return {limit.name: limit for limit in self.limits}
 
     @property
     def quantities(self) -> list[str]:
-        """What a call must tell beside the value: the further goals, and what has a limit."""
-        return [*dict.fromkeys([*(goal.name for goal in self.goals[1:]), *self.limit_of])]
+        """The names that a call must tell beside the value: further goals, and limited costs."""
+        return [*dict.fromkeys([*self.further, *self.limit_of])]
 
     def config_of(self, seed: int) -> DictConfig:
         """Returns the config that a call with a seed gets."""
@@ -97,15 +117,6 @@ class Loop:
         OmegaConf.set_readonly(config, True)
         return config
 
-    def run_at(
-        self,
-        place: Place,
-        send: Callable[[int, float, dict[str, float]], None],
-        saved: Mapping[str, Any] | None,
-    ) -> Run:
-        """Makes the run for a call at a place; see `Run`."""
-        return Run(place, self.metric, send, self.limit_of, saved, self.most_epochs)
-
     def values_of(self, returned: Any, run: Run) -> float:
         """Takes the value out of what a call has returned; the further values are costs of the run.
 
@@ -113,7 +124,7 @@ class Loop:
             UndefinedMetric: it is not a finite number, or one for each goal.
             Infeasible: a value is beyond its limit.
         """
-        further = [goal.name for goal in self.goals[1:]]
+        value, names = returned, [self.metric, *self.further]
         if isinstance(returned, Mapping):
             if self.metric not in returned:
                 raise UndefinedMetric(
@@ -121,24 +132,21 @@ class Loop:
                     f"expected objective.metric={self.metric} among the names"
                 )
             value = returned[self.metric]
-            wanted = self.quantities
-            run.cost(**{name: v for name, v in returned.items() if name in wanted})
-        elif further and isinstance(returned, tuple | list):
-            if len(returned) != len(self.goals):
+            run.cost(**{name: v for name, v in returned.items() if name in self.quantities})
+        elif self.further and isinstance(returned, tuple | list):
+            if len(returned) != len(names):
                 raise UndefinedMetric(
                     f"the objective returned {len(returned)} value{'s' * (len(returned) != 1)}: "
-                    f"expected {', '.join(goal.name for goal in self.goals)}"
+                    f"expected {', '.join(names)}"
                 )
             value = returned[0]
-            run.cost(**dict(zip(further, returned[1:], strict=True)))
-        else:
-            value = returned
-        try:
-            number = finite(value, f"returned {value!r}")
-        except UndefinedMetric as error:
-            if value is None and run.has_reported:
-                raise UndefinedMetric(f"{error}; end it with return run.value") from None
-            raise
+            run.cost(**dict(zip(self.further, returned[1:], strict=True)))
+        if value is None and run.has_reported:
+            raise UndefinedMetric(
+                "the objective returned None: expected a finite number; end it with return "
+                "run.value"
+            )
+        number = finite(value, f"returned {value!r}")
         run.check_costs()
         if missing := [name for name in self.quantities if name not in run.costs]:
             raise UndefinedMetric(
@@ -147,6 +155,27 @@ class Loop:
                 "that it returns"
             )
         return number
+
+    def check_kept(self, run: Run) -> None:
+        """Raises ValueError if a call lacks what it must have to be paused, or to be tested."""
+        pauses = self.resumes and run.stage == "search"
+        if pauses and not run.resumable:
+            raise ValueError(
+                "pruner=promotion goes on with trials from their state, and the objective keeps "
+                "none; call run.keep(net=…), loop over run.epochs(…) and report there, or set "
+                "pruner=asha"
+            )
+        if pauses and (missing := [name for name in self.further if name not in run.costs]):
+            raise ValueError(
+                f"pruner=promotion ranks trials by objective.metric={self.metric} and "
+                f"{', '.join(missing)}; tell {missing[0]} before the first report, by "
+                f"run.cost({missing[0]}=…), or set pruner=none"
+            )
+        if self.keeps and not run.keeps:
+            raise ValueError(
+                "objective.test is given what run.keep keeps, and the objective keeps nothing; "
+                "call run.keep(net=…) before the first epoch"
+            )
 
 
 @dataclass
@@ -177,7 +206,7 @@ class LoopObjective:
     evaluating: float = 0.0
     _reports: list[list[Report]] = field(default_factory=lambda: [[]])  # of each job so far
     _values: list[float] = field(default_factory=list)  # of each job that has ended
-    _costs: list[dict[str, Cost]] = field(default_factory=list)
+    _costs: list[dict[str, Cost]] = field(default_factory=list)  # of each job so far
     _states: dict[str, Any] | None = None  # what the first job has kept at its end
     _saved: dict[str, Any] | None = None  # the state that the job under way goes on from
     _run: Run | None = None
@@ -229,7 +258,7 @@ class LoopObjective:
 
     def _call(self, position: int, report: Callable[[Step], None], stopping: Stopping) -> float:
         """Calls the loop for one job, and returns its value."""
-        job, reports = self.jobs[position], self._reports[position]
+        loop, job, reports = self.loop, self.jobs[position], self._reports[position]
         began = time.perf_counter()
         # A loop may catch the exception that ends it: the next report raises it again.
         ended_by: list[BaseException] = []
@@ -239,8 +268,7 @@ class LoopObjective:
                 nonlocal began
                 if ended_by:
                     raise ended_by[0]
-                self._check_kept(run)
-                self._note(position, run)
+                loop.check_kept(run)
                 interruptible.close()  # no signal may cut a report in two
                 seconds = time.perf_counter() - began
                 number = step if self.stride == 1 else position * STRIDE + len(reports) + 1
@@ -254,15 +282,17 @@ class LoopObjective:
                 interruptible.enter_context(stopping.interruptible())
 
             interruptible.enter_context(stopping.interruptible())
-            run = self._run = self.loop.run_at(self._place(job), send, self._saved)
+            place = self._place(position)
+            run = Run(place, loop.metric, send, loop.limit_of, self._saved, loop.most_epochs)
+            self._run, self._costs[position:] = run, [run.costs]
             try:
-                config = self.loop.config_of(job.seed)
+                config = loop.config_of(job.seed)
                 with own_world(), keys_explained():
-                    returned = self.loop.function(config, run)
+                    returned = loop.function(config, run)
                 with self.ranks.deciding():
                     run.flush()
                     first = self.ranks.rank == 0  # the others need not return anything
-                    value = self.loop.values_of(returned, run) if first else 0.0
+                    value = loop.values_of(returned, run) if first else 0.0
             except BaseException as error:
                 own = isinstance(error, TrialPruned) and not ended_by  # raised by the loop itself
                 if own and self.ranks.alone:
@@ -274,8 +304,7 @@ class LoopObjective:
                 raise
             finally:
                 run.close()
-                self._note(position, run)
-            self._check_kept(run)
+            loop.check_kept(run)
             if position == 0:
                 self._states = run.states()
         if ended_by:
@@ -284,49 +313,13 @@ class LoopObjective:
             raise run.unfit
         return value
 
-    def _check_kept(self, run: Run) -> None:
-        """Raises ValueError if the loop lacks what it must have to be paused, or to be tested."""
-        pauses = self.loop.resumes and self.attempt.stage == "search"
-        if pauses and not run.resumable:
-            raise ValueError(
-                "pruner=promotion goes on with trials from their state, and the objective keeps "
-                "none; call run.keep(net=…), loop over run.epochs(…) and report there, or set "
-                "pruner=asha"
-            )
-        names = [goal.name for goal in self.loop.goals[1:] if goal.name not in run.costs]
-        if pauses and names:
-            raise ValueError(
-                f"pruner=promotion ranks trials by objective.metric={self.loop.metric} and "
-                f"{', '.join(names)}; tell {names[0]} before the first report, by "
-                f"run.cost({names[0]}=…), or set pruner=none"
-            )
-        if self.loop.keeps and not run.keeps:
-            raise ValueError(
-                "objective.test is given what run.keep keeps, and the objective keeps nothing; "
-                "call run.keep(net=…) before the first epoch"
-            )
-
-    def _place(self, job: LoopJob) -> Place:
-        attempt, folder = self.attempt, self.attempt.folder
+    def _place(self, position: int) -> Place:
+        job, attempt, folder = self.jobs[position], self.attempt, self.attempt.folder
         if folder is not None and len(self.jobs) > 1:
-            folder = folder / f"job-{self.jobs.index(job)}"
+            folder = folder / f"job-{position}"
+        ours = (self.trial, attempt.number, attempt.stage, job.fold, job.seed, self.device, folder)
         train, valid = (None, None) if job.parts is None else job.parts()
-        return Place(
-            trial=self.trial,
-            attempt=attempt.number,
-            stage=attempt.stage,
-            fold=job.fold,
-            seed=job.seed,
-            device=self.device,
-            folder=folder,
-            train=train,
-            valid=valid,
-            ranks=self.ranks,
-        )
-
-    def _note(self, position: int, run: Run) -> None:
-        del self._costs[position:]
-        self._costs.append(run.costs)
+        return Place(*ours, train, valid, self.ranks)
 
     def _end_of(self, position: int) -> Report:
         value = self._values[position]
@@ -338,11 +331,10 @@ class LoopObjective:
         for costs in self._costs:
             for name, cost in costs.items():
                 told[name].append(cost)
-        named = {*(goal.name for goal in self.loop.goals), *(x.quantity for x in self.loop.limits)}
         return [
             replace(of_jobs[0], value=fmean(cost.value for cost in of_jobs))
             for name, of_jobs in told.items()
-            if name in named
+            if name in (self.loop.metric, *self.loop.quantities)
         ]
 
     def steps(self) -> list[Report]:
@@ -358,12 +350,10 @@ class LoopObjective:
 
     def curves(self) -> dict[str, list[Any]]:
         """Returns a column for each quantity that was reported, as means over jobs."""
-        cut = self._cut
         by_step = defaultdict[int, list[Report]](list)
-        for reports in self._reports:
-            for report in reports:
-                if cut is None or report.number <= cut:
-                    by_step[report.step].append(report)
+        for report in (report for of_job in self._reports for report in of_job):
+            if self._cut is None or report.number <= self._cut:
+                by_step[report.step].append(report)
         rows = [by_step[step] for step in sorted(by_step)]
         columns: dict[str, list[Any]] = {
             "number": [of_jobs[0].step for of_jobs in rows],
@@ -372,7 +362,8 @@ class LoopObjective:
         }
         names = (name for row in rows for report in row for name in report.further)
         for name in dict.fromkeys(names):
-            columns[name] = [_mean_of(row, name) for row in rows]
+            told = [[each.further[name] for each in row if name in each.further] for row in rows]
+            columns[name] = [fmean(values) if values else None for values in told]
         if any(len(of_jobs) > 1 for of_jobs in rows):
             columns[STANDARD_ERROR] = [
                 standard_error_of([report.value for report in of_jobs]) for of_jobs in rows
@@ -388,36 +379,32 @@ class LoopObjective:
         now = None if self._run is None else self._run.state()
         if now is None and (self._run is not None or not self._values):
             return None
-        reports = [[asdict(report) for report in of_job] for of_job in self._reports]
-        costs = [{name: cost.value for name, cost in of_job.items()} for of_job in self._costs]
         return {
             "seeds": [job.seed for job in self.jobs],
-            "reports": reports,
+            "reports": [[asdict(report) for report in of_job] for of_job in self._reports],
             "values": self._values,
-            "costs": costs,
+            "costs": [{name: cost.value for name, cost in told.items()} for told in self._costs],
             "states": self._states,
             "now": now,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        limits = self.loop.limit_of
         try:
             if state["seeds"] != [job.seed for job in self.jobs]:
                 raise ValueError("it has other folds and seeds")
             reports = [[Report(**fields) for fields in of_job] for of_job in state["reports"]]
-            values, saved = [float(value) for value in state["values"]], state["now"]
-            if not len(values) <= len(reports) <= len(self.jobs) + 1:
-                raise ValueError("it has other jobs")
+            saved = state["now"]
             if saved is not None:
                 saved = {**saved, "value": reports[-1][-1].value}
-            limits = self.loop.limit_of
             costs = [
-                {name: Cost(name, float(value), limits.get(name)) for name, value in told.items()}
+                {name: Cost(name, value, limits.get(name)) for name, value in told.items()}
                 for told in state["costs"]
             ]
+            self._values, self._states = [*state["values"]], state["states"]
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"the state does not fit this objective: {error}") from error
-        self._reports, self._values, self._costs = reports, values, costs
-        self._states, self._saved = state["states"], saved
+        self._reports, self._costs, self._saved = reports, costs, saved
         self._restored = None if self.ranks.alone else state
 
     def weights(self) -> dict[str, Any] | None:
@@ -425,19 +412,16 @@ class LoopObjective:
         return self._states or None
 
 
-def _mean_of(reports: Sequence[Report], name: str) -> float | None:
-    values = [report.further[name] for report in reports if name in report.further]
-    return fmean(values) if values else None
+class Unstopped:
+    """A `Stopping` of a rank that is not rank 0, which alone stops it."""
 
+    alone: str | None = None
 
-def why_not_callable(
-    function: Callable[..., Any], arguments: int = 2, signature: str = SIGNATURE
-) -> str | None:
-    """Says why a function cannot be called with so many arguments, or None."""
-    try:
-        inspect.signature(function).bind(*[None] * arguments)
-    except TypeError as error:
-        return f"{error}; it is called as {signature}"
-    except ValueError:  # a function written in C has no signature
-        return None
-    return None
+    def __call__(self) -> bool:
+        return False
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def give_way(self) -> None:
+        raise AssertionError("rank 0 gives way")

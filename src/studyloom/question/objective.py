@@ -4,18 +4,18 @@ The value of networks is the mean of their jobs' metric, each on what it is vali
 reported after each epoch, or after each job if the jobs are trained in turn.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from studyloom.question.costs import Cost
-from studyloom.question.reports import standard_error_of
+from studyloom.question.rule import Cost
 from studyloom.storage.attributes import JOBS, STANDARD_ERROR
 from studyloom.training.job import Epoch
 from studyloom.training.ranks import Recipe
@@ -406,3 +406,8 @@ def standard_error(epochs: Sequence[Epoch]) -> float | None:
         epochs: the same epoch of n jobs.
     """
     return standard_error_of([epoch.value for epoch in epochs])
+
+
+def standard_error_of(values: Sequence[float]) -> float | None:
+    """Returns the standard error of the mean of values, or None for fewer than two."""
+    return None if len(values) < 2 else stdev(values) / math.sqrt(len(values))

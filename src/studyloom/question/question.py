@@ -1,46 +1,75 @@
-"""The question of a study: a configuration, and the space of configurations around it."""
+"""The question of a study: a configuration, and the space of configurations around it.
+
+The trials of a `Question` train networks; those of a `FunctionQuestion` call a loop of the user's
+own, `(config, run) -> value`.
+"""
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+import re
+import traceback
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any
 
+import optuna
 import torch
-from omegaconf import DictConfig
-from optuna.distributions import CategoricalDistribution
+from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
-from studyloom.config.build import build
-from studyloom.config.compose import Composer
-from studyloom.config.overrides import group_options
+from studyloom.config.build import build, find_target, plain
+from studyloom.config.compose import Composer, own_world
+from studyloom.config.overrides import explain_key, group_options
 from studyloom.config.values import (
+    describe_error,
     flatten,
     has_key,
+    keys_explained,
     plain_sections,
     value_at,
     with_values,
-    without_key,
     without_transform,
 )
 from studyloom.data.datasets import NO_TEST, places
 from studyloom.data.split import Fold, Folds
 from studyloom.data.training_data import Part, TrainingData, load_shared
-from studyloom.errors import ConfigError, DataError
+from studyloom.errors import ConfigError, DataError, NoWinner, UndefinedMetric
 from studyloom.metrics import Goal, Metric
-from studyloom.question.costs import Cost, Limit, measure_costs, parse_limits
-from studyloom.question.jobs import build_goals, build_jobs, build_metric
+from studyloom.question.jobs import (
+    build_function,
+    build_jobs,
+    build_loop,
+    build_metric,
+    build_test,
+    check_names,
+    loop_device,
+    loop_job,
+    loop_jobs,
+    measure_costs,
+    named_goals,
+    split_metric,
+)
+from studyloom.question.loop import Loop, LoopObjective
 from studyloom.question.objective import Attempt, NetworkObjective, Objective
-from studyloom.question.preflight import Branch, end_of, try_branches, try_metric
-from studyloom.question.rule import Rule, parse_rule
-from studyloom.question.search_parts import build_pruner, build_sampler, keeps_state
-from studyloom.question.sources import code_digests, digest_of_source
+from studyloom.question.rule import Condition, Cost, Rule, parse_limits, parse_rule
+from studyloom.question.run import TEST, Place, Run, finite
+from studyloom.question.sources import code_digests, digest_of_source, is_users_code
 from studyloom.seeds import derive
+from studyloom.space.grid import GridSampler
 from studyloom.space.language import parse_space
-from studyloom.space.tree import Parameter, Point, Space, group_of
+from studyloom.space.tree import Node, Parameter, Point, Space, group_of
 from studyloom.training.job import Job
+from studyloom.training.randomness import seeded
 from studyloom.training.ranks import ALONE, Ranks, Recipe
 from studyloom.training.trainer import Training
 
@@ -58,7 +87,29 @@ SECTIONS = (
     "train",
 )
 FIRST = Attempt()
+PARAMS = "params"
 STEPS = "steps"  # our own key in the section of the pruner: what it is shown of a trial
+KEEPS_STATE = "keeps_state"  # our key in both sections, and the attribute of a class, for the same
+# Each of their trials has a place in one sequence, which one seed makes for all of them.
+ONE_SEQUENCE = (GridSampler, optuna.samplers.GridSampler, optuna.samplers.QMCSampler)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A part of the space: what is searched after certain choices of groups.
+
+    Args:
+        choices: the option of each group on the way, by the name of the group.
+        nodes: what is searched there.
+        config: with those options; everything else has its default.
+    """
+
+    choices: Mapping[str, str]
+    nodes: tuple[Node, ...]
+    config: DictConfig
+
+    def __str__(self) -> str:
+        return ", ".join(f"{group}={option}" for group, option in self.choices.items())
 
 
 @dataclass(frozen=True)
@@ -92,11 +143,7 @@ class Question:
 
     @classmethod
     def ask(cls, cfg: DictConfig, composer: Composer) -> "Question":
-        """Returns the question that a composed config asks.
-
-        Args:
-            cfg: as composed for the command, without the section `hydra`.
-            composer: of the same command.
+        """Returns the question that a composed config, without the section `hydra`, asks.
 
         Raises:
             ConfigError: every mistake in the section `space` itself.
@@ -107,9 +154,6 @@ class Question:
     @classmethod
     def gather(cls, cfg: DictConfig) -> TrainingData:
         """Loads the training part of the data, and divides it into folds.
-
-        Args:
-            cfg: as composed for the command.
 
         Raises:
             ValueError: the data cannot be loaded or divided so.
@@ -160,19 +204,15 @@ class Question:
         """
         return build_metric(self.config.objective)
 
-    def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]:
-        """Returns the jobs of a trial.
-
-        Args:
-            point: of the space.
-            folds: of the data.
-            number: of the trial; with the seed of the study it decides the seeds of the jobs.
-        """
-        return build_jobs(self.at(point), folds, derive(self.seed, number))
+    @functools.cached_property
+    def goals(self) -> tuple[Goal, ...]:
+        """The goals of the values of a trial: the metric, and a cost if it is one too."""
+        _, costs = split_metric(plain(self.config.objective))
+        return (self.metric, *(Goal(cost, "minimize") for cost in costs))
 
     @functools.cached_property
-    def limits(self) -> list[Limit]:
-        """What networks may cost, from `objective.constraints`.
+    def limits(self) -> list[Condition]:
+        """The limits of what trials may cost, from `objective.constraints`.
 
         Raises:
             ConfigError: a value is not a limit, or a quantity is unknown.
@@ -180,28 +220,26 @@ class Question:
         return parse_limits(value_at(self.config, "objective.constraints"))
 
     @functools.cached_property
-    def goals(self) -> tuple[Goal, ...]:
-        """What the values of a trial are, the metric first."""
-        return build_goals(self.metric, self.config.objective)
-
-    @functools.cached_property
     def rule(self) -> Rule | None:
-        """How the winner is chosen, or None without a `winner.rule`.
+        """The rule that chooses the winner, or None without a `winner.rule`.
 
         Raises:
             ConfigError: the rule does not parse, or names something unknown.
         """
-        limited = (Goal(limit.quantity, "minimize") for limit in self.limits)
-        known = dict.fromkeys([*self.goals, *limited])  # of each trial
         rule = self.config.winner.rule
-        return None if rule is None else parse_rule(rule, [*known])
+        known = [*self.goals, *(Goal(limit.name, "minimize") for limit in self.limits)]
+        return None if rule is None else parse_rule(rule, [*dict.fromkeys(known)])
 
     def trains_on(self, data: TrainingData) -> torch.device:
         """Returns the device on which trials are trained."""
         return data.device
 
+    def jobs(self, point: Point, folds: Folds, number: int) -> list[Job]:
+        """Returns the jobs of a trial, whose number and the study's seed decide their seeds."""
+        return build_jobs(self.at(point), folds, derive(self.seed, number))
+
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
-        """Measures what the network of a point costs, before it is trained.
+        """Measures the network of a point, before it is trained.
 
         Returns:
             A cost for each quantity that has a limit or is an objective.
@@ -213,48 +251,52 @@ class Question:
         return measure_costs(costs, self.limits, self.jobs(point, data.folds, 0)[0], data.split)
 
     def make_objective(
-        self, point: Point, number: int, data: TrainingData, attempt: Attempt = FIRST
-    ) -> Objective:
-        """Returns the objective of a trial.
-
-        Args:
-            point: of the space.
-            number: of the trial, which decides its seed.
-            data: on the device of the worker.
-            attempt: at the trial.
-        """
-        assert data.split is not None
-        jobs = self.jobs(point, data.folds, number)
-        training = Training(jobs, data.split, in_turn=self.in_turn, ranks=self.ranks)
-        recipe = partial(Question.make_objective, point=point, number=number)
-        return NetworkObjective(training, recipe)
-
-    def make_single_objective(
         self,
         point: Point,
-        seed: int,
+        number: int,
         data: TrainingData,
-        fold: Callable[[], Fold],
-        number: int = 0,
         attempt: Attempt = FIRST,
+        seed: int | None = None,
+        fold: Fold | None = None,
     ) -> Objective:
-        """Returns an objective with one seed and one fold, as candidates for the winner have.
+        """Returns the objective of a trial: with all seeds and folds, or with a single one of each.
 
         Args:
             point: of the space.
-            seed: of the training.
+            number: of the trial in its stage, which decides the seeds if there is no `seed`.
             data: on the device of the worker.
-            fold: makes the training and validation indices; only called where there are data.
-            number: of the trial in its stage.
             attempt: at the trial.
+            seed: of a single training, as candidates for the winner have.
+            fold: the training and validation indices of that; None where there are no data.
         """
-        assert data.split is not None
-        indices = fold()
-        jobs = build_jobs(self.at(point), [indices], seed)[:1]
-        training = Training(jobs, data.split, ranks=self.ranks)
-        recipe = partial(
-            Question.make_single_objective, point=point, seed=seed, fold=partial(given, indices)
+        recipe = functools.partial(
+            type(self).make_objective,
+            point=point,
+            number=number,
+            attempt=attempt,
+            seed=seed,
+            fold=fold,
         )
+        return self._make(point, number, data, attempt, seed, fold, recipe)
+
+    def _make(
+        self,
+        point: Point,
+        number: int,
+        data: TrainingData,
+        attempt: Attempt,
+        seed: int | None,
+        fold: Fold | None,
+        recipe: Recipe,
+    ) -> Objective:
+        assert data.split is not None
+        if seed is None:
+            jobs = self.jobs(point, data.folds, number)
+        else:
+            assert fold is not None
+            jobs = build_jobs(self.at(point), [fold], seed)[:1]
+        in_turn = self.in_turn and seed is None
+        training = Training(jobs, data.split, in_turn=in_turn, ranks=self.ranks)
         return NetworkObjective(training, recipe)
 
     def take_part(self, call: tuple[Recipe, dict[str, Any] | None], data: TrainingData) -> None:
@@ -277,27 +319,62 @@ class Question:
         made[0].follow()
 
     def sampler(self, number: int) -> BaseSampler:
-        """Returns the sampler of a trial, seeded for it.
+        """Returns the sampler of a trial, made anew and seeded for it.
 
-        Args:
-            number: of the trial.
+        A `seed` in its section takes the place of the study's. Both are combined with the number:
+        with one seed for all trials, each would draw what the first drew, and workers drew only 4
+        distinct points of 16.
+
+        Raises:
+            ConfigError: the section cannot be built, or its seed is no whole number from 0 on.
         """
-        section = self.config.sampler
-        return build_sampler(section, number, self.seed, self.space, self.baseline)
+        section = plain(self.config.sampler)
+        section.pop(KEEPS_STATE, None)
+        target, given = find_target(section, "sampler"), section.get("seed")
+        if given is not None and (type(given) is not int or given < 0):
+            raise ConfigError([f"sampler.seed must be a whole number from 0 on; got {given!r}"])
+        seed = self.seed if given is None else given
+        if not (isinstance(target, type) and issubclass(target, ONE_SEQUENCE)):
+            seed = derive(seed, number, 1)
+        if "seed" in section:
+            section["seed"] = seed
+        if re.fullmatch(r"optuna\..*CmaEsSampler", section["_target_"]):
+            # In its place, ours, which reads no pickles from the database.
+            section["_target_"] = "studyloom.space.cmaes.CmaEsSampler"
+        with warnings.catch_warnings():  # group=True, which branches need, is called experimental
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            sampler: BaseSampler = build(
+                section, "sampler", seed=seed, space=self.space, baseline=self.baseline
+            )
+        return sampler
 
     def pruner(self) -> BasePruner:
         """Returns a new pruner of the section `pruner`."""
-        return build_pruner(without_key(self.config.pruner, STEPS))
+        section = plain(self.config.pruner)
+        own = {name: each for name, each in section.items() if name not in (STEPS, KEEPS_STATE)}
+        with warnings.catch_warnings():  # optuna.pruners.WilcoxonPruner is called experimental
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            pruner: BasePruner = build(own, "pruner")
+        return pruner
 
     @functools.cached_property
     def keeps_state(self) -> tuple[str, ...]:
         """Which of `sampler` and `pruner` is one object for all trials, and so in one process.
 
+        The key `keeps_state` of a section says so, or the attribute of that name of its class.
+
         Raises:
-            ConfigError: a section does not say so rightly.
+            ConfigError: a value is neither true nor false, or a target cannot be found.
         """
-        sections = {"sampler": self.config.sampler, "pruner": self.config.pruner}
-        return tuple(name for name, section in sections.items() if keeps_state(section))
+        kept = []
+        for name in ("sampler", "pruner"):
+            section = self.config[name]
+            value = section.get(KEEPS_STATE, getattr(find_target(section), KEEPS_STATE, False))
+            if KEEPS_STATE in section and not isinstance(value, bool):
+                raise ConfigError([f"{name}.{KEEPS_STATE} must be true or false; got {value!r}"])
+            if value:
+                kept.append(name)
+        return tuple(kept)
 
     @property
     def steps(self) -> str:
@@ -324,10 +401,8 @@ class Question:
     def identity(self, digest: str) -> dict[str, Any]:
         """Returns all values that identify the question, by key; two equal ones ask the same.
 
-        The sources of the user's own code are part of it, and the folder of the data is not.
-
-        Args:
-            digest: of the data.
+        The sources of the user's own code are part of it, and so is the digest of the data; the
+        folder of the data is not.
         """
         sections = without_transform(plain_sections(self.config, *SECTIONS))
         flat = dict(flatten(without_places(sections)))
@@ -370,9 +445,8 @@ class Question:
         branches: list[Branch] = []
         mistakes: list[str] = []
         for choices, nodes in self.space.branches():
-            point = self.space.walk(
-                functools.partial(self.stand, {**self.composer.choices, **choices})
-            )
+            chosen = {**self.composer.choices, **choices}
+            point = self.space.walk(functools.partial(stand_in, chosen))
             try:
                 branch = self.composer.compose(point.choices)
             except ConfigError as error:
@@ -388,29 +462,175 @@ class Question:
             raise ConfigError(list(dict.fromkeys(mistakes)))
         return branches
 
+
+@dataclass(frozen=True)
+class FunctionQuestion(Question):
+    """A question whose trials call a loop; see `Question` for its parameters and methods.
+
+    Its data are the loop's own affair, or those of the section `data`. The section `objective` may
+    build an adapter: an object that is called as a loop is, and may have methods:
+
+    * `check(config, space)` returns a line for each mistake that can be seen before trial 0;
+    * `code()` returns digests of source files that decide a value, by `code.NAME`;
+    * `composed()` returns a configuration of its own. The names of the space are the keys of that
+      one, and the section `params` holds what is set in it: the values of a trial, and the user's.
+    """
+
     @staticmethod
-    def stand(choices: Mapping[str, str], parameter: Parameter) -> Any:
-        """Returns the value of a parameter that is given only the choices of groups.
+    def is_tested(cfg: DictConfig) -> bool:
+        """Whether `objective.test` names a function that tests the winner."""
+        return cfg.objective.test is not None
+
+    @classmethod
+    def ask(cls, cfg: DictConfig, composer: Composer) -> Question:
+        """Returns the question that a composed config asks; see `Question.ask`.
+
+        Raises:
+            ConfigError: every mistake in the section `space` itself; if the objective has a
+                configuration of its own, also each name that is no key of that.
+        """
+        try:
+            target = find_target(cfg.objective)
+        except ConfigError:  # `validate` reports it
+            target = None
+        if not hasattr(target, "composed"):
+            return super().ask(cfg, composer)
+        config: DictConfig = build_function(cfg.objective).composed()  # type: ignore[attr-defined]
+        space = parse_space(value_at(cfg, "space") or {}, lambda group: [], PARAMS)
+        params: Any = value_at(cfg, PARAMS) or {}
+        searched = [leaf.name for _, nodes in space.branches() for leaf in nodes]
+        named = [(PARAMS, key) for key, _ in flatten(params)] if params else []
+        mistakes = [
+            f"{section}.{name}: {problem}"
+            for section, name in named + [("space", name) for name in searched]
+            if (problem := explain_key(name, config))
+        ]
+        if mistakes:
+            raise ConfigError([*dict.fromkeys(mistakes)])
+        config.merge_with(params)
+        values = OmegaConf.create(params)
+        for name in searched:
+            OmegaConf.update(values, name, value_at(config, name), merge=False)
+        cfg = with_values(cfg, {PARAMS: OmegaConf.to_container(values)})
+        composer.keep(cfg)
+        return cls(cfg, composer, space)
+
+    @classmethod
+    def gather(cls, cfg: DictConfig) -> TrainingData:
+        """Loads the data of the section `data`, if it names a source."""
+        return super().gather(cfg) if names_data(cfg) else TrainingData()
+
+    @functools.cached_property
+    def adapter(self) -> Any:
+        """The objective as it is built at the config as composed.
+
+        Raises:
+            ConfigError: it cannot be.
+        """
+        return build_function(self.config.objective)
+
+    @functools.cached_property
+    def code(self) -> dict[str, str]:
+        """The digests of the user's own code, with those that the adapter knows."""
+        own: dict[str, str] = getattr(self.adapter, "code", dict)()
+        return {**super().code, **own}
+
+    def identity(self, digest: str) -> dict[str, Any]:
+        """Returns all values that identify the question; see `Question.identity`."""
+        if not hasattr(self.adapter, "composed"):
+            return super().identity(digest)
+        # Unresolved: ${now:…} is another at each start. What YAML does not know becomes text.
+        plain = OmegaConf.to_container(self.adapter.composed(), resolve=False)
+        own = flatten(json.loads(json.dumps(plain, default=str)), "objective.config")
+        return super().identity(digest) | dict(own)
+
+    @functools.cached_property
+    def metric(self) -> Metric:
+        """The value that the loop returns, under the name that `objective.metric` gives it.
+
+        Raises:
+            ConfigError: objective.direction is missing or unknown, or the metric is not a name.
+        """
+        (name, direction), *_ = named_goals(self.config.objective)
+        return Metric(name, direction, _no_score)
+
+    @functools.cached_property
+    def goals(self) -> tuple[Goal, ...]:
+        _, *further = named_goals(self.config.objective)
+        return (self.metric, *(Goal(name, direction) for name, direction in further))
+
+    @functools.cached_property
+    def limits(self) -> list[Condition]:
+        """The limits of what the loop may tell by `run.cost`, from `objective.constraints`.
+
+        Raises:
+            ConfigError: a value is not a limit, or a name is one of ours.
+        """
+        limits = parse_limits(value_at(self.config, "objective.constraints"), None)
+        check_names("objective.constraints", [limit.name for limit in limits])
+        return limits
+
+    def trains_on(self, data: TrainingData) -> torch.device:
+        """Returns the loop's device; its data are on the CPU, for the workers of a DataLoader."""
+        return loop_device()
+
+    def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
+        """Returns nothing: what a loop costs it tells itself."""
+        return []
+
+    def _make(
+        self,
+        point: Point,
+        number: int,
+        data: TrainingData,
+        attempt: Attempt,
+        seed: int | None,
+        fold: Fold | None,
+        recipe: Recipe,
+    ) -> LoopObjective:
+        if seed is None:
+            jobs = loop_jobs(self.config, data, derive(self.seed, number))
+        else:
+            jobs = [loop_job(data, fold, 0, seed)]
+        device = loop_device(self.ranks)
+        return LoopObjective(self.loop(point), jobs, device, number, attempt, self.ranks, recipe)
+
+    def loop(self, point: Point) -> Loop:
+        """Returns the loop that is called at a point."""
+        resumes = getattr(self.pruner(), "pauses", False)
+        return build_loop(
+            self.at(point), self.goals, self.limits, keeps=self.tested, resumes=resumes
+        )
+
+    def test(self, point: Point, seed: int, states: dict[str, Any], part: Any) -> dict[str, float]:
+        """Calls `objective.test` for a trained loop.
 
         Args:
-            choices: the option of each group.
-            parameter: an option, which is as chosen if the space has it, or any other parameter,
-                which is at its low end.
-        """
-        distribution = parameter.distribution
-        if parameter.role == "option" and isinstance(distribution, CategoricalDistribution):
-            option = choices.get(group_of(parameter.key))
-            if option in distribution.choices:
-                return option
-        return end_of(distribution, 0)
+            point: of the space.
+            seed: of the training.
+            states: that the training has kept; `run.keep` restores them.
+            part: the examples of the test part; None without `data`.
 
-    def preflight(self, data: TrainingData) -> list[str]:
-        """Builds and tries all that the config names; returns a line for each mistake."""
-        assert data.split is not None
-        mistakes = [*try_branches(self.branches, data.folds, data.split)]
-        if mistakes or self.config.train.evaluate is not None:  # which gives its own targets
-            return mistakes
-        return [*try_metric(self.metric, data.folds, data.split)]
+        Returns:
+            the values by name, the metric first.
+
+        Raises:
+            NoWinner: it raises an exception, or returns something else.
+        """
+        loop, function = self.loop(point), build_test(self.config.objective.test)
+        place = Place(0, 1, TEST, 0, seed, loop_device())
+        run = Run(place, loop.metric, lambda *_: None, saved={"kept": states})
+        try:
+            with seeded(seed), own_world(), keys_explained():
+                return _tested(function(loop.config_of(seed), run, part), loop.metric)
+        except (Exception, SystemExit) as error:
+            raise NoWinner(
+                f"objective.test={loop.config.objective.test}: {describe_error(error)}"
+                f"{place_of(error)}; mend it, and repeat the command with "
+                "study.accept_code_change=true, which keeps the search"
+            ) from error
+        finally:
+            run.close()
 
 
 def data_key(cfg: DictConfig) -> str:
@@ -430,6 +650,50 @@ def without_places(sections: dict[str, Any]) -> dict[str, Any]:
     return sections
 
 
-def given(fold: Any) -> Any:
-    """Returns a fold: as a function that can be sent to another process."""
-    return fold
+def stand_in(choices: Mapping[str, str], parameter: Parameter) -> Any:
+    """Returns the value of a parameter where only groups are chosen.
+
+    An option is as chosen if the space has it; any other parameter is at its low end.
+    """
+    distribution = parameter.distribution
+    if parameter.role == "option" and isinstance(distribution, CategoricalDistribution):
+        option = choices.get(group_of(parameter.key))
+        if option in distribution.choices:
+            return option
+    return end_of(distribution, 0)
+
+
+def end_of(distribution: BaseDistribution, end: int) -> Any:
+    """Returns the low end or first choice of a distribution for 0, the high or last for -1."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[end]
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    return (distribution.low, distribution.high)[end]
+
+
+def place_of(error: BaseException) -> str:
+    """Returns file and line of the user's own code that an exception came through last, or ""."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename[:1] == "/" and is_users_code(Path(f.filename))]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+
+
+def names_data(cfg: DictConfig) -> bool:
+    """Whether the section `data` names a source, and is no section of the loop's own."""
+    section = None if OmegaConf.is_missing(cfg, "data") else cfg.data
+    return isinstance(section, DictConfig) and "_target_" in section
+
+
+def _tested(returned: Any, metric: str) -> dict[str, float]:
+    """Takes the values out of what `objective.test` has returned, the metric first."""
+    values = dict(returned) if isinstance(returned, Mapping) else {metric: returned}
+    checked = {str(k): finite(v, f"returned {v!r} from objective.test") for k, v in values.items()}
+    if metric not in checked:
+        raise UndefinedMetric(
+            f"must return a number, or a dict with {metric}; got {', '.join(checked) or 'nothing'}"
+        )
+    return {metric: checked.pop(metric), **checked}
+
+
+def _no_score(outputs: object, targets: object) -> None:
+    raise AssertionError("a function of the user's own returns the value itself")

@@ -1,4 +1,8 @@
-"""The language of `winner.rule`, which chooses the winner among trials with several values.
+"""What bounds and chooses trials by their values: limits of costs, and the rule of the winner.
+
+`objective.constraints` has a limit for each cost, such as `parameters: "<= 100_000"`. A cost is
+known before training, so that a trial beyond a limit is not trained. `winner.rule` chooses among
+trials with several values:
 
     rule       = ("max" | "min") NAME [ "where" condition { "and" condition } ]
     condition  = NAME ("<" | "<=" | ">" | ">=") NUMBER
@@ -7,21 +11,23 @@ An example is `max accuracy where parameters < 50_000`. A name is that of a valu
 metric, or a cost. No part of a rule is ever executed as code.
 """
 
-import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from studyloom.errors import ConfigError
-from studyloom.metrics import Goal
+from studyloom.metrics import COSTS, Goal
 from studyloom.text import nearest
 
 # Characters; a rule is a part of the name of the study that evaluates its candidates again.
 LONGEST = 200
+NUMBER = r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?"
+LIMIT = re.compile(rf"\s*(<=|>=)\s*({NUMBER})\s*", re.ASCII)
 TOKEN = re.compile(
     r"(?P<name>[A-Za-z_][\w.]*)"
-    r"|(?P<number>[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?(?![\w.]))"
+    rf"|(?P<number>{NUMBER}(?![\w.]))"
     r"|(?P<sign>[<>]=?)"
     r"|\S",
     re.ASCII,
@@ -40,58 +46,64 @@ SIGNS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Condition:
-    """A bound on a value of a trial.
-
-    Args:
-        name: of the value.
-        sign: how it compares with the bound: one of SIGNS.
-        bound: a finite number.
-    """
+    """A bound on a value of a trial: `name sign bound`, with one of SIGNS."""
 
     name: str
     sign: str
     bound: float
 
     def holds(self, known: Mapping[str, float]) -> bool:
-        """Whether a trial satisfies the condition; one without the value does not.
-
-        Args:
-            known: the values that are known of the trial, by name.
-        """
+        """Whether values, by name, satisfy the condition; without the value they do not."""
         return self.name in known and SIGNS[self.sign](known[self.name], self.bound)
+
+    def excess(self, value: float) -> float:
+        """Returns how far a value is beyond the bound, as a share of the bound.
+
+        It is at most 0 for a value that satisfies the limit, which is how Optuna reads constraints.
+        """
+        beyond = value - self.bound if self.sign.startswith("<") else self.bound - value
+        return beyond / (abs(self.bound) or 1.0)
 
     def __str__(self) -> str:
         return f"{self.name} {self.sign} {self.bound:_.15g}"
 
 
 @dataclass(frozen=True)
-class Rule:
-    """How to choose the winner: by a goal, among the trials that satisfy all conditions.
+class Cost:
+    """What one network or loop costs.
 
     Args:
-        goal: the value that decides, and its direction.
-        conditions: what a trial must satisfy to be considered.
+        quantity: one of COSTS, or a name that a loop has for it.
+        value: parameters, operations, milliseconds, or whatever a loop counts.
+        limit: of the quantity; None if it has none.
     """
+
+    quantity: str
+    value: float
+    limit: Condition | None = None
+
+    @property
+    def excess(self) -> float:
+        """How far the value is beyond the limit, as a share of it; -1 without a limit."""
+        return -1.0 if self.limit is None else self.limit.excess(self.value)
+
+    def __str__(self) -> str:
+        return f"{self.quantity} is {self.value:,.6g}, and objective.constraints has {self.limit}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How to choose the winner: by a goal, among the trials that satisfy all conditions."""
 
     goal: Goal
     conditions: tuple[Condition, ...] = ()
 
     def holds(self, known: Mapping[str, float]) -> bool:
-        """Whether a trial may win.
-
-        Args:
-            known: the values that are known of the trial, by name.
-        """
-        return self.goal.name in known and all(
-            condition.holds(known) for condition in self.conditions
-        )
+        """Whether a trial with these values, by name, may win."""
+        return self.goal.name in known and all(each.holds(known) for each in self.conditions)
 
     def rank(self, known: Mapping[str, float]) -> float:
-        """Returns a number that is the smaller, the better the trial is.
-
-        Args:
-            known: the values of a trial that may win, by name.
-        """
+        """Returns a number that is the smaller, the better a trial that may win is."""
         return -self.goal.sign * known[self.goal.name]
 
     def __str__(self) -> str:
@@ -100,16 +112,50 @@ class Rule:
         return f"{word} {self.goal.name}{where}"
 
 
+def parse_limits(section: Any, known: Sequence[str] | None = COSTS) -> list[Condition]:
+    """Parses `objective.constraints`, such as {parameters: "<= 100_000", latency_ms: "<= 2"}.
+
+    Args:
+        section: the mapping of the config; None for no limits.
+        known: the quantities that can have a limit; None for any.
+
+    Raises:
+        ConfigError: every value that is not a limit, and every unknown quantity.
+    """
+    if not isinstance(section, Mapping | None):
+        raise ConfigError(
+            [
+                "objective.constraints must be a mapping of quantities to limits, such as "
+                f"{{parameters: '<= 100_000'}}; got {section!r}"
+            ]
+        )
+    mistakes, limits = [], []
+    for quantity, expression in (section or {}).items():
+        where = f"objective.constraints.{quantity}"
+        if known is not None and quantity not in known:
+            near = nearest(quantity, known)
+            mistakes.append(f"{where}: unknown quantity; there are {', '.join(known)}{near}")
+            continue
+        if match := LIMIT.fullmatch(str(expression)):
+            limits.append(Condition(str(quantity), match[1], float(match[2])))
+        else:
+            mistakes.append(
+                f"{where} must be a limit such as '<= 100_000' or '>= 1'; got {expression!r}"
+            )
+    if mistakes:
+        raise ConfigError(mistakes)
+    return limits
+
+
 def parse_rule(
     text: str, known: Sequence[Goal], key: str = "winner.rule", hint: str = WHERE_COSTS
 ) -> Rule:
     """Parses a rule.
 
     Args:
-        text: as `winner.rule` has it.
         known: the values that are known of each trial, the metric first.
-        key: that has the rule, for messages.
-        hint: how one comes to values that are not known.
+        key: the key of the config that has the rule, for messages.
+        hint: how one comes to values that are not known, for messages.
 
     Raises:
         ConfigError: the first mistake of grammar; or every unknown name, and a wrong direction.
@@ -121,7 +167,10 @@ def parse_rule(
                 f"got {len(text)}, which begin with {text[:20]!r}"
             ]
         )
-    direction, name, conditions = _Parser(text, _example(known), key).parse()
+    example = f"write '{'max' if known[0].sign > 0 else 'min'} {known[0].name}"
+    if len(known) > 1:
+        example += f" where {known[1].name} < 50_000"
+    direction, name, conditions = _Parser(text, f"{example}'", key).parse()
     goals = {goal.name: goal for goal in known}
     mistakes = [
         f"{key}: {text!r}: {unknown} is not known of a trial; there are {', '.join(goals)}"
@@ -153,12 +202,11 @@ class _Parser:
         while self.place < len(self.tokens):
             word = "and" if conditions else "where"
             self.take_word(word, expected=f"the word `{word}` or the end")
-            conditions.append(self.take_condition())
+            value = self.take_name()
+            sign = self.take("<, <=, > or >=", lambda token: token["sign"])
+            bound = float(self.take("a number", lambda token: token["number"]))
+            conditions.append(Condition(value, sign, bound))
         return direction, name, tuple(conditions)
-
-    def take_condition(self) -> Condition:
-        name, sign = self.take_name(), self.take("<, <=, > or >=", lambda token: token["sign"])
-        return Condition(name, sign, float(self.take("a number", _is_number)))
 
     def take_name(self) -> str:
         return self.take("a name", lambda token: token["name"])
@@ -176,17 +224,3 @@ class _Parser:
             )
         self.place += 1
         return token[0]
-
-
-def _is_number(token: re.Match[str]) -> bool:
-    try:
-        return bool(token["number"]) and math.isfinite(float(token[0]))
-    except ValueError:  # such as 1__0
-        return False
-
-
-def _example(known: Sequence[Goal]) -> str:
-    """How a rule over what is known may be written."""
-    first, *others = known
-    bound = f" where {others[0].name} < 50_000" if others else ""
-    return f"write '{'max' if first.sign > 0 else 'min'} {first.name}{bound}'"

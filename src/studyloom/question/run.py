@@ -3,23 +3,26 @@
 import functools
 import itertools
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from studyloom.errors import Infeasible, UndefinedMetric
-from studyloom.question.costs import Cost, Limit
-from studyloom.question.reports import Place, check_step, finite
+from studyloom.question.rule import Condition, Cost
 from studyloom.storage.attributes import COLUMNS
 from studyloom.training.checkpoint import digest_of, snapshot
 from studyloom.training.randomness import random_state, set_random_state
+from studyloom.training.ranks import ALONE, Ranks
 
 TEST = "test"  # the stage of a run that objective.test is given
 log = logging.getLogger(__name__)
@@ -27,6 +30,35 @@ log = logging.getLogger(__name__)
 
 class UnfitState(ValueError):
     """A checkpoint does not fit what a loop keeps: it is of other code."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a loop runs, and as what.
+
+    Args:
+        trial: the number of the trial in its stage.
+        attempt: how many workers have begun the trial, this one included.
+        stage: search, re-evaluation or retraining; or test.
+        fold: the number of the fold, from 0.
+        seed: of this call; the random numbers of Python, NumPy and PyTorch start from it.
+        device: to train on.
+        folder: of this trial and fold alone; None for a temporary one.
+        train: what to train on, of the fold; None without `data`.
+        valid: what to validate on, of the fold; None without `data`.
+        ranks: the processes that train the trial together.
+    """
+
+    trial: int
+    attempt: int
+    stage: str
+    fold: int
+    seed: int
+    device: torch.device
+    folder: Path | None = None
+    train: Dataset[Any] | None = None
+    valid: Dataset[Any] | None = None
+    ranks: Ranks = ALONE
 
 
 class Run:
@@ -66,7 +98,7 @@ class Run:
         place: Place,
         metric: str,
         send: Callable[[int, float, dict[str, float]], None],
-        limits: Mapping[str, Limit] | None = None,
+        limits: Mapping[str, Condition] | None = None,
         saved: Mapping[str, Any] | None = None,
         most: int | None = None,
     ) -> None:
@@ -203,8 +235,7 @@ class Run:
         with suppress(OSError):
             if digest_of(path) == files["digest"]:
                 return path
-        self.unfit = UnfitState(f"the files {path} are not those of the checkpoint")
-        raise self.unfit
+        raise self._unfit(f"the files {path} are not those of the checkpoint")
 
     def epochs(self, count: int | None) -> Iterator[int]:
         """Yields the numbers of the epochs from 1 on; after a checkpoint those that are left.
@@ -310,11 +341,13 @@ class Run:
         if beyond := [str(cost) for cost in self.costs.values() if cost.excess > 0]:
             raise Infeasible("; ".join(beyond))
 
-    def flush(self) -> None:
-        """Tells what is pending."""
+    def flush(self, step: int | None = None) -> None:
+        """Tells what is pending, at a step or the next one."""
         if self._pending:
             values, self._pending = self._pending, {}
-            self._tell(self._next_step(None), values)
+            compared = self._compared(values)
+            self._last, self._value = self._next_step(step), values.pop(compared)
+            self._send(self._last, self._value, values)
 
     def state(self) -> dict[str, Any] | None:
         """Returns all that a later call needs to go on; None in the midst of an epoch."""
@@ -341,6 +374,11 @@ class Run:
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
+    def _unfit(self, words: str) -> UnfitState:
+        """Returns the error that the checkpoint does not fit; a loop may catch it in vain."""
+        self.unfit = UnfitState(words)
+        return self.unfit
+
     def _check_fit(self) -> None:
         """Raises what `keep` did if the checkpoint did not fit; a loop may have caught it."""
         if self.unfit is not None:
@@ -350,13 +388,14 @@ class Run:
         self._check_fit()
         checked = {}
         for name, value in values.items():
-            shown = f"reported {value!r} at step {self._next_step(step)}"
-            shown = shown if name == self.metric else f"reported {name}={value!r}"
-            checked[name] = finite(value, shown)
+            shown = f"{value!r} at step {self._next_step(step)}"
+            shown = shown if name == self.metric else f"{name}={value!r}"
+            checked[name] = finite(value, f"reported {shown}")
         if self._epoch is None:
             with self._place.ranks.deciding():
                 self.flush()
-                self._tell(self._next_step(step), checked)
+                self._pending = checked
+                self.flush(step)
             return
         if step is not None and step != self._epoch:
             raise UndefinedMetric(
@@ -374,7 +413,15 @@ class Run:
     def _next_step(self, step: Any) -> int:
         if self._epoch is not None and step is None:
             return self._epoch
-        return self._last + 1 if step is None else check_step(step, self._last)
+        first = self._last + 1
+        if step is None:
+            return first
+        if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < first:
+            raise UndefinedMetric(
+                f"the objective reported at step {step!r}: expected a whole number of at least "
+                f"{first}"
+            )
+        return int(step)
 
     def _compared(self, values: Mapping[str, float]) -> str:
         """Returns the name of the quantity that is compared: the metric, or else the first.
@@ -387,12 +434,6 @@ class Run:
             raise TypeError(f"run.report: {taken[0]} is a name of ours; choose another")
         return compared
 
-    def _tell(self, step: int, values: Mapping[str, float]) -> None:
-        compared = self._compared(values)
-        self._last, self._value = step, values[compared]
-        further = {name: value for name, value in values.items() if name != compared}
-        self._send(step, self._value, further)
-
     def _restore(self, name: str, part: Any) -> None:
         assert self._saved is not None
         try:
@@ -401,22 +442,39 @@ class Run:
             part.load_state_dict(snapshot(self._saved["kept"][name], name))
         except Exception as error:
             words = " ".join(str(error).split())[:300]
-            self.unfit = UnfitState(f"the checkpoint does not fit run.keep({name}=…): {words}")
-            raise self.unfit from error
+            raise self._unfit(f"the checkpoint does not fit run.keep({name}=…): {words}") from error
 
     def _go_on(self) -> int:
         """Restores the random state and returns the number of the last finished epoch."""
         assert self._saved is not None
         if missing := [name for name in self._saved["kept"] if name not in self._kept]:
-            self.unfit = UnfitState(
-                f"the checkpoint holds {', '.join(missing)}, which run.keep was not given"
-            )
-            raise self.unfit
+            words = f"the checkpoint holds {', '.join(missing)}, which run.keep was not given"
+            raise self._unfit(words)
         set_random_state(self._saved["random"])
         self.generator.set_state(self._saved["generator"])
         self._last = begun = int(self._saved["epoch"])
         self._value = float(self._saved["value"])
         return begun
+
+
+def finite(value: Any, what: str) -> float:
+    """Converts a number of any library, or a tensor of one number, to a float.
+
+    Args:
+        what: the objective did, for the error: "returned nan".
+
+    Raises:
+        UndefinedMetric: the value is not a number, or not finite.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach()  # else torch warns of its gradient
+    try:
+        number = math.nan if isinstance(value, str | bool | None) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UndefinedMetric(f"the objective {what}: expected a finite number")
+    return number
 
 
 def _check_part(method: str, name: str, part: Any) -> None:

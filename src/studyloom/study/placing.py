@@ -8,8 +8,7 @@ from optuna.distributions import FloatDistribution
 
 from studyloom.config.overrides import group_options
 from studyloom.config.values import has_key, value_at
-from studyloom.question.preflight import end_of
-from studyloom.question.question import Question
+from studyloom.question.question import Question, end_of, stand_in
 from studyloom.space.distributions import why_not
 from studyloom.space.tree import Parameter, Point, group_of
 from studyloom.text import as_yaml, nearest
@@ -61,7 +60,7 @@ def place_point(question: Question, parameters: Mapping[str, Any]) -> PlacedPoin
         option = look_up(parameter) if parameter.role == "option" else ABSENT
         if option is not ABSENT and why_not(parameter.distribution, option) is None:
             return option
-        return question.stand(question.composer.choices, parameter)
+        return stand_in(question.composer.choices, parameter)
 
     choices = question.space.walk(choose).choices
     composed = question.composer.compose(choices)

@@ -27,8 +27,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from studyloom.metrics import Goal
-from studyloom.question.function import FunctionQuestion
-from studyloom.question.question import Question
+from studyloom.question.question import FunctionQuestion, Question
 from studyloom.question.sources import only_reports
 from studyloom.seeds import derive
 from studyloom.storage.slots import DONE, FRESH, OPEN, OWN, Next, Standing

@@ -28,12 +28,11 @@ from studyloom.data.datasets import places
 from studyloom.data.training_data import Part, TrainingData
 from studyloom.errors import ConfigError
 from studyloom.metrics import Goal
-from studyloom.question.costs import parse_limits
-from studyloom.question.function import build_loop, device, loop_jobs, named_goals, names_data
-from studyloom.question.jobs import build_jobs
-from studyloom.question.loop import LoopObjective
+from studyloom.question.jobs import build_jobs, build_loop, loop_device, loop_jobs, named_goals
+from studyloom.question.loop import LoopObjective, Report
 from studyloom.question.objective import Step, group_by_epoch, mean_epoch, mean_epochs
-from studyloom.question.reports import Report
+from studyloom.question.question import names_data
+from studyloom.question.rule import parse_limits
 from studyloom.seeds import derive
 from studyloom.storage.attributes import COLUMNS, EPOCHS, FAILURE, JOBS, MADE, REASON
 from studyloom.study import failures
@@ -354,7 +353,7 @@ def _call_again(
     goals = [Goal(name, direction) for name, direction in names]
     limits = parse_limits(value_at(cfg, "objective.constraints"), None)
     jobs = loop_jobs(cfg, data, provenance.seed)
-    objective = LoopObjective(build_loop(cfg, goals, limits), jobs, device())
+    objective = LoopObjective(build_loop(cfg, goals, limits), jobs, loop_device())
     value, failure, reports = None, None, 0
 
     def take(step: Step) -> None:

@@ -23,7 +23,6 @@ from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
 from studyloom.errors import ClaimLost, Infeasible, Paused, Stopped, TimedOut
-from studyloom.question.costs import Cost
 from studyloom.question.objective import (
     NetworkObjective,
     Objective,
@@ -31,6 +30,7 @@ from studyloom.question.objective import (
     Stopping,
     StoredObjective,
 )
+from studyloom.question.rule import Cost
 from studyloom.storage.attributes import (
     BASELINE,
     EPOCHS,

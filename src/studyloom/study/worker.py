@@ -28,9 +28,9 @@ from studyloom.errors import (
     TrialDeleted,
 )
 from studyloom.processes import worker_id
-from studyloom.question.costs import Cost
 from studyloom.question.objective import Attempt, Objective, Stopping
-from studyloom.question.search_parts import KEEPS_STATE
+from studyloom.question.question import KEEPS_STATE
+from studyloom.question.rule import Cost
 from studyloom.seeds import derive
 from studyloom.space.tree import Point, Space
 from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, PAUSED, SLOT, WORKER

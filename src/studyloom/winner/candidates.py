@@ -11,10 +11,10 @@ from optuna.pruners import BasePruner, NopPruner
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.metrics import Metric
-from studyloom.question.costs import Cost
 from studyloom.question.jobs import build_jobs
 from studyloom.question.objective import Attempt, Objective
 from studyloom.question.question import FIRST, Question
+from studyloom.question.rule import Cost
 from studyloom.seeds import derive
 from studyloom.space.grid import GridSampler
 from studyloom.space.language import parse_space
@@ -97,13 +97,13 @@ class CandidateTrainings:
         earlier = self.known.get((candidate, seed))
         if earlier is not None and (stored := earlier.objective()) is not None:
             return stored
-        return self.question.make_single_objective(
+        return self.question.make_objective(
             self.candidates[candidate],
-            self.fresh_seed(seed),
-            data,
-            lambda: self.fold(seed),
             number,
+            data,
             attempt,
+            self.fresh_seed(seed),
+            None if data.split is None else self.fold(seed),
         )
 
     def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:

@@ -30,7 +30,7 @@ from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import PredictError
 from studyloom.metrics import Metric
-from studyloom.question.costs import measure_costs
+from studyloom.question.jobs import measure_costs
 from studyloom.study.job import REEVALUATION, RETRAINING
 from studyloom.training.batches import batch_dtype
 from studyloom.training.checkpoint import load_weights, pack_weights

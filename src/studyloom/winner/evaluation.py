@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from studyloom.data.training_data import Part
 from studyloom.errors import NoWinner, UndefinedMetric
 from studyloom.extras.explain import explain
-from studyloom.question.function import FunctionQuestion
 from studyloom.question.objective import Attempt
+from studyloom.question.question import FunctionQuestion
 from studyloom.storage.attributes import KEPT, TESTED
 from studyloom.study.failures import reason_of
 from studyloom.study.job import RETRAINING
@@ -309,13 +309,13 @@ def load_or_train(plan: Plan, stage: Stage, candidate: int, seed: int) -> dict[s
     except (OSError, ValueError):
         if not plan.question.tested and KEPT not in trial.user_attrs:
             return None
-    objective = plan.question.make_single_objective(
+    objective = plan.question.make_objective(
         trainings.candidates[candidate],
-        trainings.fresh_seed(seed),
-        plan.data,
-        lambda: trainings.fold(seed),
         trial.number,
+        plan.data,
         Attempt(stage=stage.title),
+        trainings.fresh_seed(seed),
+        None if plan.data.split is None else trainings.fold(seed),
     )
     objective.run(lambda step: None, Stop())
     return objective.weights()

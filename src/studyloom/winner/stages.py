@@ -29,8 +29,7 @@ from studyloom.config.schema import WinnerSection
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import QuestionError
-from studyloom.question.function import FunctionQuestion
-from studyloom.question.question import Question
+from studyloom.question.question import FunctionQuestion, Question
 from studyloom.question.rule import Rule
 from studyloom.seeds import derive
 from studyloom.space.tree import Point

@@ -14,7 +14,7 @@ from toys import compose
 from studyloom.errors import CommandFailed, ConfigError
 from studyloom.extras.integrations import Command, grouped_process
 from studyloom.processes import is_alive
-from studyloom.question.function import FunctionQuestion
+from studyloom.question.question import FunctionQuestion
 from studyloom.question.validation import validate
 from studyloom.space.language import parse_space
 

@@ -13,8 +13,8 @@ from studyloom.config.compose import own_world
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError, UndefinedMetric
 from studyloom.extras.integrations.hydra import pick
-from studyloom.question.function import FunctionQuestion
 from studyloom.question.jobs import build_function
+from studyloom.question.question import FunctionQuestion
 from studyloom.question.validation import validate
 
 STUDY = """

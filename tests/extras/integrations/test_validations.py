@@ -10,8 +10,7 @@ import torch
 
 from studyloom.errors import UndefinedMetric
 from studyloom.extras.integrations.validations import Validations
-from studyloom.question.reports import Place
-from studyloom.question.run import Run
+from studyloom.question.run import Place, Run
 
 
 @pytest.fixture

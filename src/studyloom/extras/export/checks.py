@@ -13,8 +13,7 @@ from studyloom.extras.export.settings import (
     parse_own_rule,
     settings_of,
 )
-from studyloom.question.function import FunctionQuestion
-from studyloom.question.question import Question
+from studyloom.question.question import FunctionQuestion, Question
 
 LEAVE_OUT = f"or leave {SECTION} out"
 
