@@ -338,18 +338,6 @@ def test_a_last_batch_of_one_with_batch_norm_is_named_and_drop_last_leaves_it_ou
     validate(ask(*overrides, "train.batch_size=38"), data)
 
 
-def test_keys_at_their_defaults_are_no_part_of_the_question_and_others_are():
-    plain = question_of().identity("d")
-    assert not [key for key in plain if key.partition(".")[2] in ("ema", "keep", "step", "until")]
-    same = ("train.ema=null", "train.keep=last", "train.accumulate=1", "train.step=null")
-    assert question_of(*same).identity("d") == plain
-    asked = question_of("train.ema=0.9", "train.keep=best").identity("d")
-    assert {key: value for key, value in asked.items() if plain.get(key) != value} == {
-        "train.ema": 0.9,
-        "train.keep": "best",
-    }
-
-
 def test_what_may_be_added_is_searched_with_the_usual_checks():
     check(
         "train.ema=0.95",
