@@ -269,35 +269,29 @@ def build_groups(groups: Any) -> tuple[ParameterGroup, ...]:
         )
     mistakes, built = [], []
     for name, group in groups.items():
-        where = f"optimizer.groups.{name}"
-        if not isinstance(group, Mapping) or "match" not in group:
-            mistakes.append(f"{where} must be a mapping with match, as in {example}; got {group!r}")
-            continue
-        settings = dict(group)
-        match, frozen = settings.pop("match"), settings.pop("frozen", False)
+        settings = dict(group) if isinstance(group, Mapping) else {}
+        match, frozen = settings.pop("match", None), settings.pop("frozen", False)
         patterns = match if isinstance(match, list) and match else [match]
+        problem = ""
         if not all(isinstance(pattern, str) for pattern in patterns):
-            mistakes.append(
-                f"{where}.match must be a pattern of parameter names, or a list of such; "
-                f"got {match!r}"
-            )
-        if not isinstance(frozen, bool):
-            mistakes.append(f"{where}.frozen must be true or false; got {as_yaml(frozen)}")
+            problem = f"must have match, a pattern of parameter names or a list, as in {example}"
+        elif frozen not in (True, False):
+            problem = "must have true or false for frozen"
         elif frozen and settings:
-            mistakes.append(
-                f"{where}: is frozen, and has {', '.join(settings)}, which would do nothing; "
-                "leave out one or the other"
-            )
-        for setting in ("lr", "weight_decay"):
-            value = settings.get(setting, 0.0)
-            if type(value) not in (int, float) or not 0 <= value < math.inf:
-                mistakes.append(
-                    f"{where}.{setting} must be a number of at least 0; got {as_yaml(value)}"
-                )
-        built.append(ParameterGroup(str(name), tuple(patterns), frozen is True, settings))
+            problem = f"is frozen, and has {', '.join(settings)}, which would do nothing"
+        elif not all(_is_rate(settings.get(key, 0.0)) for key in ("lr", "weight_decay")):
+            problem = "must have numbers of at least 0 for lr and weight_decay"
+        if problem:
+            mistakes.append(f"optimizer.groups.{name}: {problem}; got {group!r}")
+        else:
+            built.append(ParameterGroup(str(name), tuple(patterns), frozen, settings))
     if mistakes:
         raise ConfigError(mistakes)
     return tuple(built)
+
+
+def _is_rate(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
 
 
 # Metrics and goals of networks
@@ -315,11 +309,7 @@ def build_metric(objective: Section) -> Metric:
             section gives.
     """
     objective = plain(objective)
-    (named, _), direction = split_metric(objective), objective["direction"]
-    if direction not in (None, *DIRECTIONS):
-        raise ConfigError(
-            [f"objective.direction must be {' or '.join(DIRECTIONS)}, or null; got {direction}"]
-        )
+    named, direction = split_metric(objective)[0], objective["direction"]
     if isinstance(named, Mapping):
         metric = _own_metric(named, direction)
     elif named in METRICS:
@@ -352,35 +342,24 @@ def split_metric(objective: Mapping[str, Any]) -> tuple[Any, Sequence[str]]:
     named = objective["metric"]
     if not isinstance(named, list):
         return named, ()
-    problem = ""
-    if len(named) != 2:
-        problem = (
-            "must be one name, or for two objectives a metric and a cost of the network, "
-            "[accuracy, parameters]"
+    if len(named) != 2 or named[0] in COSTS or named[1] not in COSTS:
+        near = nearest(str(named[1]), COSTS) if len(named) == 2 else ""
+        raise ConfigError(
+            [
+                f"objective.metric={named}: must be one name, or for two objectives a metric and "
+                f"then a cost of the network, {', '.join(COSTS)}{near}"
+            ]
         )
-    elif named[0] in COSTS:
-        problem = f"the metric comes first, and then one of {', '.join(COSTS)}"
-    elif named[1] not in COSTS:
-        near = nearest(str(named[1]), COSTS)
-        problem = (
-            f"the second must be a cost of the network, {', '.join(COSTS)}; got {named[1]}{near}"
-        )
-    if problem:
-        raise ConfigError([f"objective.metric={named}: {problem}"])
     return named[0], named[1:]
 
 
 def _own_metric(section: Mapping[str, Any], given: Any) -> Metric:
     """Builds a metric of the user's own; its direction is an attribute of it, or the one given."""
-    score, name = build(section, "objective.metric"), section["_target_"].rpartition(".")[2]
+    key, name = "objective.metric", section["_target_"].rpartition(".")[2]
+    score, target = build(section, key), find_target(section, key)
     if not callable(score):
-        raise ConfigError(
-            [
-                f"objective.metric must be a callable; {name} returned {score!r} "
-                "(a function needs _partial_: true)"
-            ]
-        )
-    target = find_target(section, "objective.metric")
+        words = f"{key} must be a callable; {name} returned {score!r}"
+        raise ConfigError([f"{words} (a function needs _partial_: true)"])
     direction = getattr(score, "direction", None) or getattr(target, "direction", None) or given
     if direction not in DIRECTIONS:
         raise ConfigError(
@@ -488,8 +467,8 @@ def build_function(objective: Section) -> Callable[..., Any]:
         except ConfigError:
             raise
         except Exception as error:
-            name = section["_target_"]
-            raise ConfigError([f"objective._target_={name}: {describe_error(error)}"]) from error
+            words = f"objective._target_={section['_target_']}: {describe_error(error)}"
+            raise ConfigError([words]) from error
         return made
     partial: functools.partial[Any] = build(section | {"_partial_": True}, "objective")
     return partial if partial.args or partial.keywords else partial.func
@@ -501,28 +480,22 @@ def _argument_mistakes(section: Mapping[str, Any], target: Any) -> list[str]:
         parameters = [*inspect.signature(target).parameters.values()]
     except (TypeError, ValueError):  # written in C
         return []
-    if not inspect.isclass(target):
-        parameters = parameters[2:]  # without the configuration and the run
-    named = [
-        each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-    ]
-    names, known = [each.name for each in named], [str(name) for name in SCHEMA.objective]
+    own = parameters if inspect.isclass(target) else parameters[2:]  # without config and run
+    any_key = any(each.kind is each.VAR_KEYWORD for each in own)
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    accepted = {each.name: each for each in own if each.kind not in variadic}
     given = [name for name in section if not name.startswith("_")]
-    any_key = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    known = [*accepted, *map(str, SCHEMA.objective)]
     mistakes = [
-        f"objective.{name}: no such key; objective has {', '.join(known)}, and "
-        f"{section['_target_']} takes {', '.join(names) or 'nothing else'}"
-        f"{nearest(name, [*names, *known])}"
+        f"objective.{name}: no such key; objective has {', '.join(map(str, SCHEMA.objective))}, "
+        f"and {section['_target_']} takes {', '.join(accepted) or 'nothing else'}"
+        f"{nearest(name, known)}"
         for name in given
-        if name not in names and not any_key
+        if name not in accepted and not any_key
     ]
-    if inspect.isclass(target):
-        required = [each.name for each in named if each.default is each.empty]
-        mistakes += [
-            f"objective.{name} must be set: {section['_target_']} needs {' and '.join(required)}"
-            for name in required
-            if name not in given
-        ]
+    missing = [name for name, each in accepted.items() if each.default is each.empty]
+    if inspect.isclass(target) and not {*missing} <= {*given}:
+        mistakes.append(f"objective must have {' and '.join(missing)}: {section['_target_']}")
     return mistakes
 
 

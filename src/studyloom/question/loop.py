@@ -22,7 +22,7 @@ from studyloom.config.compose import own_world
 from studyloom.config.values import keys_explained
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import Goal
-from studyloom.question.objective import Attempt, Step, Stopping, standard_error_of
+from studyloom.question.objective import Attempt, Objective, Step, Stopping, standard_error_of
 from studyloom.question.rule import Condition, Cost
 from studyloom.question.run import Place, Run, UnfitState, finite
 from studyloom.storage.attributes import JOBS, STANDARD_ERROR
@@ -179,7 +179,7 @@ class Loop:
 
 
 @dataclass
-class LoopObjective:
+class LoopObjective(Objective):
     """Calls a loop for each job in turn: each of its reports is a step.
 
     The value is the mean of what the calls return. Of several jobs the end of each is compared with
@@ -203,7 +203,6 @@ class LoopObjective:
     attempt: Attempt = field(default_factory=Attempt)
     ranks: Ranks = ALONE
     recipe: Recipe | None = None
-    evaluating: float = 0.0
     _reports: list[list[Report]] = field(default_factory=lambda: [[]])  # of each job so far
     _values: list[float] = field(default_factory=list)  # of each job that has ended
     _costs: list[dict[str, Cost]] = field(default_factory=list)  # of each job so far

@@ -76,7 +76,7 @@ class Attempt:
     folder: Path | None = None
 
 
-class Objective(Protocol):
+class Objective:
     """The evaluation of one trial: runs step by step, and comes to a value.
 
     This is all that a worker knows of a training. Checkpoints, pruning, time limits, resumption and
@@ -86,23 +86,26 @@ class Objective(Protocol):
     An objective is used once. A worker restores it from the last checkpoint, if there is one, then
     calls `run`, which calls back after each step; there the worker saves `state`, and may end the
     trial with an exception. Afterwards it stores `curves` and `standard_error`, and keeps `weights`
-    where they are wanted.
-
-    Attributes:
-        epochs: how many steps there will be, the last of which has the value; None if that is not
-            known.
-        stride: how many steps lie between two that can be compared with those of other trials; only
-            every `stride`-th is shown to the pruner.
+    where they are wanted. Here each method answers for an evaluation without steps.
     """
 
     @property
-    def epochs(self) -> int | None: ...
+    def epochs(self) -> int | None:
+        """How many steps there will be, the last of which has the value; None if not known."""
+        return None
+
     @property
-    def stride(self) -> int: ...
+    def stride(self) -> int:
+        """How many steps lie between two that can be compared with those of other trials.
+
+        Only every `stride`-th is shown to the pruner.
+        """
+        return 1
+
     @property
     def evaluating(self) -> float:
         """Seconds spent on evaluation by this object so far; a part of the seconds of its steps."""
-        ...
+        return 0.0
 
     def run(self, report: Callable[[Step], None], stopping: Stopping) -> float:
         """Runs to the end, from the start or from the restored step.
@@ -123,21 +126,17 @@ class Objective(Protocol):
             UndefinedMetric: the value, or that of a step, is not a finite number.
             Exception: whatever `report` or the training itself raises.
         """
-        ...
+        raise NotImplementedError
 
     def steps(self) -> Sequence[Step]:
         """Returns the steps so far in their order, including those before a restore."""
-        ...
+        return ()
 
     def cut(self, number: int) -> None:
-        """Forgets all steps after one: the trial was to end there.
+        """Forgets all steps after one with a number: the trial was to end there.
 
         The pruner's answer comes late if the database was away: training went on meanwhile.
-
-        Args:
-            number: of the last step to keep.
         """
-        ...
 
     def curves(self) -> dict[str, list[Any]]:
         """Returns the learning curves that are stored with the trial.
@@ -146,15 +145,15 @@ class Objective(Protocol):
             A column for each quantity, all of the same length, of values that JSON can hold; an
             empty dictionary before the first step.
         """
-        ...
+        return {}
 
     def standard_error(self) -> float | None:
         """Returns the standard error of the value if it is a mean of several, else None."""
-        ...
+        return None
 
     def costs(self) -> list[Cost]:
         """Returns the costs that the training itself has told, for limits and further goals."""
-        ...
+        return []
 
     def state(self) -> dict[str, Any] | None:
         """Returns all that `restore` needs to resume after the last finished step.
@@ -166,28 +165,25 @@ class Objective(Protocol):
         Raises:
             RuntimeError: an exception has left a step unfinished.
         """
-        ...
+        return None
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Resumes from a state of an objective made of the same config and seed.
-
-        Args:
-            state: what `state` returned, possibly in another process.
+        """Resumes from a state of an objective of the same config and seed, in any process.
 
         Raises:
             ValueError: the state is of another objective; nothing has changed.
         """
-        ...
+        raise ValueError("this objective keeps no state")
 
     def weights(self) -> dict[str, Any] | None:
         """Returns what is kept of the training; None if nothing is.
 
         Of a network it is the weights and buffers by name, of a loop the state of each kept part.
         """
-        ...
+        return None
 
 
-class NetworkObjective:
+class NetworkObjective(Objective):
     """Trains networks: a step is an epoch of all jobs, or of one job if they are trained in turn.
 
     Args:
@@ -196,7 +192,7 @@ class NetworkObjective:
     """
 
     def __init__(self, training: Training, recipe: Recipe | None = None) -> None:
-        self.training, self.recipe, self.stride = training, recipe, training.stride
+        self.training, self.recipe = training, recipe
         self._restored: dict[str, Any] | None = None
         self._cut: int | None = None  # the last step that `cut` has left; None for all
 
@@ -204,6 +200,10 @@ class NetworkObjective:
     def epochs(self) -> int:
         """The number of the last step; patience may make it smaller."""
         return self.training.epochs
+
+    @property
+    def stride(self) -> int:
+        return self.training.stride
 
     @property
     def evaluating(self) -> float:
@@ -245,7 +245,7 @@ class NetworkObjective:
         curve = group_by_epoch(self.history)
         rows = [asdict(mean_epoch(epochs)) for epochs in curve]
         columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
-        errors = [standard_error(epochs) for epochs in curve]
+        errors = [_error_of(epochs) for epochs in curve]
         if errors and errors[0] is not None:  # no epoch has more jobs than the first
             columns[STANDARD_ERROR] = errors
             columns[JOBS] = [len(epochs) for epochs in curve]
@@ -253,13 +253,9 @@ class NetworkObjective:
 
     def standard_error(self) -> float | None:
         if self.training.ended and self._cut is None:
-            return standard_error(self.training.kept())
+            return _error_of(self.training.kept())
         curve = group_by_epoch(self.history)
-        return standard_error(curve[-1]) if curve else None
-
-    def costs(self) -> list[Cost]:
-        """Returns none: what a network costs is measured before it is trained."""
-        return []
+        return _error_of(curve[-1]) if curve else None
 
     def state(self) -> dict[str, Any]:
         return self.training.state()
@@ -274,7 +270,7 @@ class NetworkObjective:
 
 
 @dataclass
-class StoredObjective:
+class StoredObjective(Objective):
     """A result that another study has already: nothing is evaluated for it.
 
     Args:
@@ -290,33 +286,15 @@ class StoredObjective:
     error: float | None
     kept: dict[str, Any] | None
     source: str
-    epochs: None = None
-    stride: int = 1
-    evaluating: float = 0.0
 
     def run(self, report: Callable[[Step], None], stopping: Stopping) -> float:
         return self.value
-
-    def steps(self) -> Sequence[Step]:
-        return ()
-
-    def cut(self, number: int) -> None:
-        raise AssertionError("it has no steps at which a pruner could end it")
 
     def curves(self) -> dict[str, list[Any]]:
         return self.columns
 
     def standard_error(self) -> float | None:
         return self.error
-
-    def costs(self) -> list[Cost]:
-        return []
-
-    def state(self) -> None:
-        return None
-
-    def restore(self, state: dict[str, Any]) -> None:
-        raise ValueError("its result is stored already")
 
     def weights(self) -> dict[str, Any] | None:
         return self.kept
@@ -396,18 +374,15 @@ def mean_epoch(epochs: Sequence[Epoch]) -> Epoch:
     )
 
 
-def standard_error(epochs: Sequence[Epoch]) -> float | None:
-    """Returns the standard error of the mean value over jobs, or None for one job.
+def standard_error_of(values: Sequence[float]) -> float | None:
+    """Returns the standard error of the mean of values, or None for fewer than two.
 
     It is the sample standard deviation over √n. The folds of one data set share most of their
     training images, so that it is too small (Bengio and Grandvalet, 2004).
-
-    Args:
-        epochs: the same epoch of n jobs.
     """
-    return standard_error_of([epoch.value for epoch in epochs])
-
-
-def standard_error_of(values: Sequence[float]) -> float | None:
-    """Returns the standard error of the mean of values, or None for fewer than two."""
     return None if len(values) < 2 else stdev(values) / math.sqrt(len(values))
+
+
+def _error_of(epochs: Sequence[Epoch]) -> float | None:
+    """Returns the standard error of the mean value of one epoch over jobs."""
+    return standard_error_of([epoch.value for epoch in epochs])

@@ -76,15 +76,8 @@ from studyloom.training.trainer import Training
 # The sections that are part of what a study asks. The sampler, the pruner and the launcher are ways
 # to an answer, and may change between runs.
 SECTIONS = (
-    "data",
-    "model",
-    "optimizer",
-    "scheduler",
-    "loss",
-    "space",
-    "objective",
-    "params",
-    "train",
+    *("data", "model", "optimizer", "scheduler", "loss"),
+    *("space", "objective", "params", "train"),
 )
 FIRST = Attempt()
 PARAMS = "params"
@@ -178,9 +171,8 @@ class Question:
         The folder of the data is left out, since it differs between machines, and so is how they
         are loaded.
         """
-        sections = plain_sections(
-            self.at(point), *(name for name in SECTIONS if name not in ("space", "loss"))
-        )
+        sections = plain_sections(self.at(point), *SECTIONS)
+        sections = {name: each for name, each in sections.items() if name not in ("space", "loss")}
         return without_places(without_transform(sections))
 
     @functools.cached_property
@@ -269,26 +261,6 @@ class Question:
             seed: of a single training, as candidates for the winner have.
             fold: the training and validation indices of that; None where there are no data.
         """
-        recipe = functools.partial(
-            type(self).make_objective,
-            point=point,
-            number=number,
-            attempt=attempt,
-            seed=seed,
-            fold=fold,
-        )
-        return self._make(point, number, data, attempt, seed, fold, recipe)
-
-    def _make(
-        self,
-        point: Point,
-        number: int,
-        data: TrainingData,
-        attempt: Attempt,
-        seed: int | None,
-        fold: Fold | None,
-        recipe: Recipe,
-    ) -> Objective:
         assert data.split is not None
         if seed is None:
             jobs = self.jobs(point, data.folds, number)
@@ -297,7 +269,14 @@ class Question:
             jobs = build_jobs(self.at(point), [fold], seed)[:1]
         in_turn = self.in_turn and seed is None
         training = Training(jobs, data.split, in_turn=in_turn, ranks=self.ranks)
-        return NetworkObjective(training, recipe)
+        return NetworkObjective(training, self._recipe(point, number, attempt, seed, fold))
+
+    def _recipe(
+        self, point: Point, number: int, attempt: Attempt, seed: int | None, fold: Fold | None
+    ) -> Recipe:
+        """Returns what makes the same objective in other ranks, of their question and data."""
+        call = {"point": point, "number": number, "attempt": attempt, "seed": seed, "fold": fold}
+        return functools.partial(type(self).make_objective, **call)
 
     def take_part(self, call: tuple[Recipe, dict[str, Any] | None], data: TrainingData) -> None:
         """Trains a trial as another rank, which leads the training.
@@ -453,10 +432,8 @@ class Question:
                 mistakes += error.mistakes
                 continue
             if not self.config.study.baseline:
-                elsewhere = {
-                    key: value for key, value in point.values.items() if has_key(branch, key)
-                }
-                branch = with_values(branch, elsewhere)
+                values = {key: each for key, each in point.values.items() if has_key(branch, key)}
+                branch = with_values(branch, values)
             branches.append(Branch(choices, nodes, branch))
         if mistakes:
             raise ConfigError(list(dict.fromkeys(mistakes)))
@@ -578,21 +555,20 @@ class FunctionQuestion(Question):
         """Returns nothing: what a loop costs it tells itself."""
         return []
 
-    def _make(
+    def make_objective(
         self,
         point: Point,
         number: int,
         data: TrainingData,
-        attempt: Attempt,
-        seed: int | None,
-        fold: Fold | None,
-        recipe: Recipe,
+        attempt: Attempt = FIRST,
+        seed: int | None = None,
+        fold: Fold | None = None,
     ) -> LoopObjective:
         if seed is None:
             jobs = loop_jobs(self.config, data, derive(self.seed, number))
         else:
             jobs = [loop_job(data, fold, 0, seed)]
-        device = loop_device(self.ranks)
+        recipe, device = self._recipe(point, number, attempt, seed, fold), loop_device(self.ranks)
         return LoopObjective(self.loop(point), jobs, device, number, attempt, self.ranks, recipe)
 
     def loop(self, point: Point) -> Loop:

@@ -251,8 +251,7 @@ class Run:
             RuntimeError: the epochs have begun already, or this is a test.
         """
         self._check_fit()
-        whole = isinstance(count, int | np.integer) and not isinstance(count, bool)
-        if count is not None and (not whole or count < 1):
+        if count is not None and (not _is_whole(count) or count < 1):
             raise ValueError(f"run.epochs must be told a whole number of at least 1; got {count!r}")
         if self._begun:
             raise RuntimeError("run.epochs can be called once in a trial")
@@ -416,7 +415,7 @@ class Run:
         first = self._last + 1
         if step is None:
             return first
-        if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < first:
+        if not _is_whole(step) or step < first:
             raise UndefinedMetric(
                 f"the objective reported at step {step!r}: expected a whole number of at least "
                 f"{first}"
@@ -475,6 +474,10 @@ def finite(value: Any, what: str) -> float:
     if not math.isfinite(number):
         raise UndefinedMetric(f"the objective {what}: expected a finite number")
     return number
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 def _check_part(method: str, name: str, part: Any) -> None:

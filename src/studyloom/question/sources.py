@@ -8,6 +8,7 @@ import ast
 import functools
 import hashlib
 import inspect
+import os
 import sys
 import sysconfig
 import textwrap
@@ -22,7 +23,7 @@ from studyloom.files import PACKAGE
 
 CODE = "code."  # what the keys of digests begin with; the module follows
 DIGITS = 16  # of a digest: enough to tell sources apart, and few enough to read
-SILENT = ("ctx", "kind", "type_comment")  # fields of a syntax tree that say nothing of their own
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 INSTALLED = ("site-packages", "dist-packages")
 
 # By module: the module and its spec as this process asked first, and the digest of its file then.
@@ -53,8 +54,9 @@ def code_digests(sections: Any) -> dict[str, str]:
     if edited := [name for name in sorted(digests) if _is_edited(name, digests[name])]:
         raise ConfigError(
             [
-                f"{_file_of(name)} has changed since this process imported it; restart it (in a "
-                "notebook: the kernel), or reload the module with importlib.reload"
+                f"{os.path.relpath(str(sys.modules[name].__file__))} has changed since this "
+                "process imported it; restart it (in a notebook: the kernel), or reload the module "
+                "with importlib.reload"
                 for name in edited
             ]
         )
@@ -75,12 +77,6 @@ def _is_edited(name: str, digest: str) -> bool:
         return first != digest
     _first_digests[name] = module, spec, digest
     return False
-
-
-def _file_of(name: str) -> Path:
-    """Returns the file of a module, from the working directory if it is below."""
-    path, here = Path(str(sys.modules[name].__file__)).resolve(), Path.cwd().resolve()
-    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def only_reports(function: Any, position: int = 1) -> bool:
@@ -145,21 +141,16 @@ def _digest(part: Any) -> tuple[str, str] | None:
     """
     name = str(part.__module__)
     file = getattr(sys.modules.get(name), "__file__", None)
-    if file is None:
-        if name != "__main__":  # built into Python
-            return None
-        try:  # a notebook's
-            source = textwrap.dedent(inspect.getsource(part))
-        except (OSError, TypeError):
-            return None
-        return f"{name}.{part.__qualname__}", digest_of_source(source.encode())
-    path = Path(file).resolve()
-    if not is_users_code(path):
-        return None
     try:
-        return name, digest_of_source(path.read_bytes())
-    except OSError:
-        return None
+        if file is not None:
+            path = Path(file).resolve()
+            return (name, digest_of_source(path.read_bytes())) if is_users_code(path) else None
+        if name == "__main__":  # a notebook's
+            source = textwrap.dedent(inspect.getsource(part))
+            return f"{name}.{part.__qualname__}", digest_of_source(source.encode())
+    except (OSError, TypeError):
+        pass
+    return None
 
 
 def is_users_code(path: Path) -> bool:
@@ -172,37 +163,14 @@ def is_users_code(path: Path) -> bool:
 def digest_of_source(source: bytes) -> str:
     """Returns the digest of a Python source, whatever its comments, docstrings and formatting.
 
-    Args:
-        source: of a module; the bytes of anything else, such as a compiled one, count as they are.
+    The bytes of anything else, such as a compiled module, count as they are.
     """
     try:
-        content = _canonical(ast.parse(source)).encode()
+        tree = ast.parse(source)
+        for node in ast.walk(tree):
+            if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+                node.body[:1] = []
+        source = ast.unparse(tree).encode()
     except (SyntaxError, ValueError, RecursionError):
-        content = source
-    return hashlib.sha256(content).hexdigest()[:DIGITS]
-
-
-def _canonical(node: Any) -> str:
-    """Writes a syntax tree as text.
-
-    Without fields that are empty, so that a version of Python that adds some writes the same; for
-    this reason it is not `ast.dump`.
-    """
-    if isinstance(node, list):
-        return f"[{' '.join(map(_canonical, node))}]"
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    fields = []
-    for name, value in ast.iter_fields(node):
-        if name == "body" and _has_docstring(node):
-            value = value[1:]
-        if value is not None and value != [] and name not in SILENT:
-            fields.append(f"{name}={_canonical(value)}")
-        elif isinstance(node, ast.Constant) and name == "value":
-            fields.append("value=None")
-    return f"{type(node).__name__}({' '.join(fields)})"
-
-
-def _has_docstring(node: ast.AST) -> bool:
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    return isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None
+        pass
+    return hashlib.sha256(source).hexdigest()[:DIGITS]

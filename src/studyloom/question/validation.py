@@ -15,14 +15,14 @@ from typing import Any
 
 import optuna
 import torch
-from omegaconf import ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.pruners import NopPruner
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState, create_trial
 from torch import nn
 
-from studyloom.config.overrides import explain_key
+from studyloom.config.overrides import group_options
 from studyloom.config.schema import STOPS, Config, check_name
 from studyloom.config.values import describe_error, has_key, value_at, with_values
 from studyloom.data.split import Split
@@ -34,10 +34,9 @@ from studyloom.errors import (
     UndefinedMetric,
     or_train_it_yourself,
 )
-from studyloom.metrics import METRICS, Metric
+from studyloom.metrics import METRICS, Goal, Metric
 from studyloom.question.jobs import build_jobs, build_test, why_not_callable
 from studyloom.question.question import (
-    KEEPS_STATE,
     STEPS,
     Branch,
     FunctionQuestion,
@@ -46,7 +45,7 @@ from studyloom.question.question import (
 )
 from studyloom.space.distributions import why_not
 from studyloom.space.tree import Leaf, ListLeaf, Node, Space, group_of
-from studyloom.text import as_yaml, nearest
+from studyloom.text import as_yaml, nearest, no_such_key
 from studyloom.training.batches import batch_dtype, make_batches
 from studyloom.training.job import Job
 from studyloom.training.optimizer_step import avoid_compiler_import
@@ -65,10 +64,6 @@ REMEMBERED = (bool, int, float, str, bytes, tuple, list, dict, set)  # no genera
 
 def validate(question: Question, data: TrainingData) -> None:
     """Composes every branch of the space and builds what it names: defaults, corners and choices.
-
-    Args:
-        question: of the study.
-        data: of which networks are tried on two examples.
 
     Raises:
         ConfigError: every mistake found. Nothing is built if keys or ranges are wrong, since that
@@ -100,67 +95,71 @@ def check_sections(question: Question) -> Iterator[str]:
     study, objective, winner = config.study, config.objective, config.winner
     yield from filter(None, [check_name(study.name)])
     yield from _check_goals(question)
-    yield from _check_committee(question)
-    yield from _check_regret(question)
-    yield from _check_epochs(question)
-    at_least = (
-        ("study.trials", study.trials, 1),
-        ("study.seed", study.seed, 0),
-        ("objective.folds", objective.folds, 1),
-        ("objective.seeds", objective.seeds, 1),
-        ("winner.top", winner.top, 1),
-        ("winner.seeds", winner.seeds, 1),
-    )
-    for key, value, low in at_least:
-        if value < low:
+    at_least = {
+        "study.trials": (study.trials, 1),
+        "study.seed": (study.seed, 0),
+        "study.epochs": (study.epochs, 1),
+        "objective.folds": (objective.folds, 1),
+        "objective.seeds": (objective.seeds, 1),
+        "winner.top": (winner.top, 1),
+        "winner.seeds": (winner.seeds, 1),
+    }
+    for key, (value, low) in at_least.items():
+        if value is not None and value < low:
             yield f"{key} must be at least {low}; got {value}"
-    yield from _check_race(question)
     if study.seed > LARGEST_SEED:
         yield f"study.seed must be at most {LARGEST_SEED}; got {study.seed}"
-    if study.timeout is not None and study.timeout <= 0:
-        yield (
-            f"study.timeout must be a positive number of seconds, or null for no limit; "
-            f"got {study.timeout}"
-        )
+    for key in ("timeout", "regret"):
+        if study[key] is not None and not 0 < study[key] < math.inf:
+            yield f"study.{key} must be a positive number, or null; got {study[key]}"
+    yield from _check_regret(question)
+    yield from _check_winner(question)
+    pruner = f"pruner={question.composer.choices.get('pruner')}"
     if question.steps not in ("epochs", "jobs"):
         yield f"pruner.{STEPS} must be epochs or jobs; got {question.steps!r}"
     with contextlib.suppress(Exception):  # that it can be built is checked later, with all else
         yield from getattr(question.pruner(), "check", lambda _: ())(question)
     if question.in_turn and objective.folds == objective.seeds == 1:
         yield (
-            f"{_chosen(question, 'pruner')} compares trials fold by fold and seed by seed, and a "
-            "trial has only one of each; set objective.folds=5, or choose another pruner, such as "
-            "pruner=median"
+            f"{pruner} compares trials fold by fold and seed by seed, and a trial has only one of "
+            "each; set objective.folds=5, or choose another pruner, such as pruner=median"
         )
-
-
-def _chosen(question: Question, group: str) -> str:
-    """Returns the option of a group, as a command line chooses it."""
-    return f"{group}={question.composer.choices.get(group)}"
+    if study.epochs is not None and question.in_turn:
+        yield (
+            f"study.epochs counts epochs, and with {pruner} trials report whole folds and seeds; "
+            "choose pruner=median, or bound the search by study.trials or study.timeout"
+        )
+    loop, epochs = isinstance(question, FunctionQuestion), config.train.epochs
+    if study.epochs is not None and not loop and 1 <= study.epochs < epochs:
+        yield (
+            f"study.epochs must be at least train.epochs={epochs}, the epochs of one trial; "
+            f"got {study.epochs}"
+        )
 
 
 def _check_goals(question: Question) -> Iterator[str]:
     """Yields the mistakes in the metric, the limits and the rule."""
+    goals: tuple[Goal, ...] = ()
     try:
         goals = question.goals
     except ConfigError as error:
         yield from error.mistakes
-        goals = ()
     except Exception as error:  # of a class of the user's own
         yield f"objective.metric: {describe_error(error)}"
-        goals = ()
     try:
         _ = question.limits
         # With a wrong objective, a rule may name what is not known for that reason.
         rule = question.rule if goals else None
-        if rule is not None and rule.goal.name != goals[0].name and question.config.study.stop:
-            yield (
-                f"study.stop=regret asks what further trials gain in {goals[0].name}, and "
-                f"winner.rule chooses by {rule.goal.name}; set study.stop=null, or have "
-                f"winner.rule choose by {goals[0].name}"
-            )
     except ConfigError as error:
         yield from error.mistakes
+        rule = None
+    study, winner = question.config.study, question.config.winner
+    if rule is not None and rule.goal.name != goals[0].name:
+        chooses = f"winner.rule chooses by {rule.goal.name}, and not by {goals[0].name}"
+        if study.stop:
+            yield f"study.stop={study.stop}: {chooses}; set study.stop=null, or another rule"
+        if winner.enabled and winner.race:
+            yield f"winner.race: {chooses}; set winner.race=false, or another rule"
     if len(goals) > 1:
         yield from _check_several(question)
 
@@ -171,14 +170,14 @@ def _check_several(question: Question) -> Iterator[str]:
     Optuna has no pruner that can, since it cannot tell which of two trials is behind before both
     values are there. Ours that pauses trials knows what they cost by then.
     """
-    goals = question.goals
+    goals, choices = question.goals, question.composer.choices
     names = f"objective.metric names {' and '.join(goal.name for goal in goals)}"
     single = f"a single objective, objective.metric={goals[0].name}"
     with contextlib.suppress(Exception):  # that it can be built is checked later
         pruner = question.pruner()
         if not isinstance(pruner, NopPruner) and not getattr(pruner, "pauses", False):
             yield (
-                f"{_chosen(question, 'pruner')} compares trials by a single value, and {names}; "
+                f"pruner={choices.get('pruner')} compares trials by a single value, and {names}; "
                 f"set pruner=promotion or none, or {single}"
             )
     study = optuna.create_study(directions=[goal.direction for goal in goals])
@@ -187,7 +186,7 @@ def _check_several(question: Question) -> Iterator[str]:
     except Exception as error:
         if isinstance(error, ValueError) and "multi-objective" in str(error):
             yield (
-                f"{_chosen(question, 'sampler')} works for a single objective, and {names}; set "
+                f"sampler={choices.get('sampler')} works for a single objective, and {names}; set "
                 f"sampler=tpe, nsga2, random, grid, qmc or gp, or {single}"
             )
 
@@ -195,130 +194,67 @@ def _check_several(question: Question) -> Iterator[str]:
 def _check_regret(question: Question) -> Iterator[str]:
     """Yields the mistakes in what ends the search once it is good enough."""
     study, metric = question.config.study, question.config.objective.metric
-    if study.stop is None:
-        if study.regret is not None:
-            yield (
-                f"study.regret={study.regret:g} has no effect without study.stop=regret; add that, "
-                "or leave study.regret out"
-            )
-        return
-    if study.stop not in STOPS:
+    if study.stop not in (None, *STOPS):
         near = nearest(study.stop, STOPS)
         yield f"study.stop must be {' or '.join(STOPS)}, or null; got {study.stop}{near}"
+    elif (study.stop is None) != (study.regret is None):
+        yield (
+            "study.stop=regret and study.regret, such as 0.005, the gain that further trials are "
+            "not worth in units of the metric, go together; set both or none"
+        )
+    if study.stop is None:
         return
-    if study.regret is None:
-        yield (
-            "study.stop=regret needs study.regret, the gain that further trials are not worth, in "
-            "units of the metric, such as study.regret=0.005"
-        )
-    elif not 0 < study.regret < math.inf:
-        yield (
-            "study.regret must be a positive number, in units of the metric, such as 0.005; "
-            f"got {study.regret}"
-        )
     ways_out = "set study.stop=null, and bound the search by study.trials or study.epochs"
     if isinstance(metric, ListConfig) and len(metric) > 1:
         yield (
-            f"study.stop=regret asks what further trials gain in one value, and there are "
-            f"{len(metric)}, objective.metric=[{', '.join(map(str, metric))}]; {ways_out}"
+            "study.stop=regret asks what further trials gain in one value, and objective.metric "
+            f"names {len(metric)}; {ways_out}"
         )
     if str(question.config.sampler.get("_target_")).endswith(".GridSampler"):
         yield (
-            "study.stop=regret asks what further trials gain by what the earlier ones did, and "
-            f"sampler=grid tries each point of a list; {ways_out}, or choose another sampler, such "
-            "as sampler=random"
+            "study.stop=regret asks what further trials gain, and sampler=grid tries each point "
+            f"of a list; {ways_out}, or choose another sampler, such as sampler=random"
         )
 
 
-def _check_epochs(question: Question) -> Iterator[str]:
-    """Yields the mistakes in the bound of the epochs of all trials."""
-    epochs, train = question.config.study.epochs, question.config.train
-    if epochs is None:
-        return
-    if epochs < 1:
-        yield (
-            "study.epochs must be a positive number of epochs of all trials, or null for no limit; "
-            f"got {epochs}"
-        )
-    elif not isinstance(question, FunctionQuestion) and epochs < train.epochs:
-        yield (
-            f"study.epochs must be at least train.epochs={train.epochs}, the epochs of one trial; "
-            f"got {epochs}"
-        )
-    if question.in_turn:
-        yield (
-            f"study.epochs counts epochs, and with {_chosen(question, 'pruner')} trials report "
-            "whole folds and seeds; choose another pruner, such as pruner=median, or bound the "
-            "search by study.trials or study.timeout"
-        )
-
-
-def _check_committee(question: Question) -> Iterator[str]:
-    """Yields why the outputs of several networks cannot be averaged beside the winner."""
-    config = question.config
-    if not config.winner.committee:
-        return
-    leave_out = "set winner.committee=false"
-    if not config.winner.enabled:
-        yield (
-            "winner.committee=true is tested together with the winner, and winner.enabled is "
-            f"false; set winner.enabled=true, or {leave_out}"
-        )
-    if isinstance(question, FunctionQuestion):
-        yield (
-            "winner.committee=true averages networks that studyloom trains, and objective._target_="
-            f"{config.objective['_target_']} is a loop of your own; {leave_out}, and average in "
-            "the loop's own code"
-        )
-    elif isinstance(config.objective.metric, ListConfig):
-        yield (
-            "winner.committee=true is for one objective, since several networks cost as much as "
-            f"all of them; {leave_out}, or name the metric alone: objective.metric=accuracy"
-        )
-    elif config.train.evaluate is not None:
-        yield (
-            "winner.committee=true averages what the networks return, and what train.evaluate "
-            f"returns may be something else; {leave_out}, or train.evaluate=null"
-        )
-
-
-def _check_race(question: Question) -> Iterator[str]:
-    """Yields the mistakes of a race, which compares candidates by the metric, seed by seed."""
-    winner = question.config.winner
-    if not (winner.enabled and winner.race):
-        return
-    if winner.seeds == 1:
+def _check_winner(question: Question) -> Iterator[str]:
+    """Yields the mistakes of a race, and why no committee can be judged beside the winner."""
+    config, winner = question.config, question.config.winner
+    if winner.enabled and winner.race and winner.seeds == 1:
         yield (
             "winner.race: nobody can leave a race of winner.seeds=1; set winner.seeds to 2 or "
             "more, or winner.race=false"
         )
-    with contextlib.suppress(Exception):  # _check_goals reports what is wrong with them
-        if question.rule is not None and question.rule.goal.name != question.metric.name:
-            yield (
-                f"winner.race: a race is run by {question.metric.name}, and winner.rule="
-                f"{winner.rule!r} chooses by {question.rule.goal.name}; set "
-                f"winner.race=false, or a rule that chooses by {question.metric.name}"
-            )
+    if not winner.committee:
+        return
+    if not winner.enabled:
+        yield _no_committee("is tested with the winner, and winner.enabled is false")
+    if isinstance(question, FunctionQuestion):
+        target = config.objective["_target_"]
+        yield _no_committee(f"averages networks that studyloom trains, and {target} is your loop")
+    elif isinstance(config.objective.metric, ListConfig):
+        yield _no_committee("is for a single objective, such as objective.metric=accuracy")
+    elif config.train.evaluate is not None:
+        yield _no_committee("averages outputs of networks, and train.evaluate returns others")
+
+
+def _no_committee(why: str) -> str:
+    return f"winner.committee=true {why}; set winner.committee=false"
 
 
 def check_ranks(question: Question, ranks: int) -> Iterator[str]:
-    """Yields the mistake that a batch has too few examples to be divided among the ranks.
-
-    Args:
-        question: whose space has no mistakes.
-        ranks: the processes that train each trial.
-    """
+    """Yields the mistake that a batch has too few examples to be divided among the ranks."""
     if ranks == 1 or isinstance(question, FunctionQuestion):
         return
-    sizes = [
+    smallest = min(
         value_at(with_values(branch.config, probe), "train.batch_size")
         for branch in question.branches
         for probe in probes(branch.nodes)
-    ]
-    if min(sizes) < ranks:
+    )
+    if smallest < ranks:
         yield (
             f"train.batch_size must be at least {ranks}, an example for each of "
-            f"launcher.ranks={ranks}; got {min(sizes)}"
+            f"launcher.ranks={ranks}; got {smallest}"
         )
 
 
@@ -360,12 +296,24 @@ def _check_leaves(question: Question, branch: Branch) -> Iterator[str]:
         if mistakes := [*_not_searched(node)]:
             yield from mistakes
         elif not has_key(branch.config, node.key):
-            yield f"space.{node.name}: {explain_key(node.key, branch.config)}"
+            yield f"space.{node.name}: {_explain_key(node.key, branch.config)}"
         elif question.config.study.baseline:
             default = value_at(branch.config, node.key)
             where = f"space.{node.name}: the default {node.key}={as_yaml(default)}"
             for problem in _problems(node, default, branch):
                 yield f"{where} {problem}{ways_out}"
+
+
+def _explain_key(key: str, config: DictConfig) -> str:
+    """Says which part of a key is not in a config, with the keys and options that are."""
+    parts = key.split(".")
+    keys = [".".join(parts[: depth + 1]) for depth in range(len(parts))]
+    depth = next(depth for depth, each in enumerate(keys) if not has_key(config, each))
+    above = keys[depth - 1] if depth else ""
+    section = OmegaConf.select(config, above) if above else config
+    names = [*map(str, section)] if isinstance(section, DictConfig) else []
+    options = group_options(group_of(above)) if above else []
+    return no_such_key(keys[depth], [name for name in names if name[:1] != "_"] + options)
 
 
 def _not_searched(node: Node) -> Iterator[str]:
@@ -697,7 +645,7 @@ def _check_kind(metric: Metric, *, classifies: bool) -> None:
 def _check_search(question: Question) -> Iterator[str]:
     """Makes and tries the sampler and the pruner; yields their mistakes."""
     for name, attempt in (("sampler", _try_sampler), ("pruner", _try_pruner)):
-        chosen = _chosen(question, name)
+        chosen = f"{name}={question.composer.choices.get(name)}"
         try:
             attempt(question)
         except ConfigError as error:
@@ -727,9 +675,10 @@ def _try_sampler(question: Question) -> None:
         return
     if names := _remembered(sampler, question.space):
         log.warning(
-            "%s: changes its %s from trial to trial, and is made anew for each trial; have it "
-            "derive that from the trials of the study, or set +sampler.%s=true",
-            *(_chosen(question, "sampler"), ", ".join(names), KEEPS_STATE),
+            "sampler=%s: changes its %s from trial to trial, and is made anew for each trial; have "
+            "it derive that from the trials of the study, or set +sampler.keeps_state=true",
+            question.composer.choices.get("sampler"),
+            ", ".join(names),
         )
 
 

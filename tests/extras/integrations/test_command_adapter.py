@@ -12,7 +12,8 @@ from projects import COMMAND, SCRIPT, STEP, VALUE, write_project
 from toys import compose
 
 from studyloom.errors import CommandFailed, ConfigError
-from studyloom.extras.integrations import Command, grouped_process
+from studyloom.extras.integrations import command as command_module
+from studyloom.extras.integrations.command import Command
 from studyloom.processes import is_alive
 from studyloom.question.question import FunctionQuestion
 from studyloom.question.validation import validate
@@ -152,7 +153,7 @@ def test_the_whole_group_ends_when_a_report_raises_also_what_ignores_sigterm(
     config, make_run, monkeypatch
 ):
     """And a session of its own."""
-    monkeypatch.setattr(grouped_process, "GRACE", 0.2)
+    monkeypatch.setattr(command_module, "GRACE", 0.2)
     text = (
         "import os, signal, subprocess, sys, time; "
         "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -195,9 +196,9 @@ def test_a_command_ends_when_the_process_that_runs_it_is_killed(tmp_path):
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from studyloom.extras.integrations.grouped_process import GroupedProcess\n"
-        "with GroupedProcess(['sleep', '1000'], dict(os.environ), Path(sys.argv[1])) as process:\n"
-        "    print(process._process.pid, flush=True)\n"
+        "from studyloom.extras.integrations.command import started\n"
+        "with started(['sleep', '1000'], dict(os.environ), Path(sys.argv[1])) as (process, _):\n"
+        "    print(process.pid, flush=True)\n"
         "    sys.stdin.read()\n"
     )
     parent = subprocess.Popen(

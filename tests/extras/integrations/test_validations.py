@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from studyloom.errors import UndefinedMetric
-from studyloom.extras.integrations.validations import Validations
+from studyloom.extras.integrations import Validations
 from studyloom.question.run import Place, Run
 
 

@@ -1,17 +1,23 @@
 """Integrations: trainings that are there already, as they are, as objectives of a study.
 
-A config names some, as `objective._target_: studyloom.extras.integrations.Command`; a loop
-of one's own imports those of trainers, which need the extra of their name. No other room imports
-this one, and
-each is imported when it is used.
+A config names adapters, as `objective._target_: studyloom.extras.integrations.Command`. A loop of
+one's own imports those of trainers, each of which needs the extra of its name. The validations of a
+trainer are the epochs of a run, and what it logs there is reported.
 """
 
+import math
+from collections.abc import Iterator, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-__all__ = ["accelerate", "command", "hydra", "lightning", "transformers"]
+from studyloom.errors import UndefinedMetric
+from studyloom.question.run import Run
+from studyloom.storage.attributes import COLUMNS
 
-# What configs name, by the module that has it.
+__all__ = ["Validations", "accelerate", "command", "hydra", "lightning", "transformers"]
+
+# The adapters that configs name, by their module, which is imported when it is used.
 ADAPTERS = {"Command": "command", "Hydra": "hydra"}
 
 
@@ -21,5 +27,90 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"{__name__}.{ADAPTERS[name]}"), name)
 
 
-def __dir__() -> list[str]:
-    return sorted([*ADAPTERS, *__all__])
+class Validations:
+    """The validations of a training; each is an epoch of the run.
+
+    Args:
+        run: of the trial.
+        monitored: the name under which the trainer logs the value.
+        trainer: its name, for errors.
+        advice: how to have it validate, for errors.
+    """
+
+    def __init__(self, run: Run, monitored: str, trainer: str, advice: str) -> None:
+        self.run, self.monitored = run, monitored
+        self.trainer, self.advice = trainer, advice
+        self.number: int | None = None  # of the next validation; None before and after training
+        self.reported = False  # whether one has ended whose report is not told yet
+        self._epochs: Iterator[int] = iter(())
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no validation comes after the next."""
+        return self.number is not None and self.number == self.run.count
+
+    def next_path(self, suffix: str) -> Path:
+        """Returns where to save the state now, in the place of the one before the last."""
+        return self.run.dir / f"{(self.number or 0) % 2}{suffix}"
+
+    def begin(self, count: int | None) -> None:
+        """Begins, or goes on after a checkpoint whose state the trainer has restored by now.
+
+        Args:
+            count: how many validations there are in all; None if that is not known.
+        """
+        self._epochs = self.run.epochs(count)
+        self._next()
+
+    def report(self, logged: Mapping[str, Any]) -> None:
+        """Reports what a validation has logged; it is told when `finish` is called.
+
+        Validations before and after training, such as a sanity check, are none of its epochs.
+
+        Raises:
+            UndefinedMetric: the monitored name is not among the logged ones, or is not finite.
+        """
+        if self.number is None:
+            return
+        if self.monitored not in logged:
+            raise UndefinedMetric(
+                f"{self.trainer} logs no {self.monitored} when it validates: expected one of "
+                f"{', '.join(sorted(logged)) or 'nothing, since it logs nothing'}"
+            )
+        names = [n for n in logged if n not in (*COLUMNS, self.run.metric, self.monitored)]
+        further = {name: float(logged[name]) for name in names}
+        finite = {name: value for name, value in further.items() if math.isfinite(value)}
+        self.run.report(**{self.run.metric: logged[self.monitored]} | finite)
+        self.reported = True
+
+    def finish(self, files: Path | None = None) -> None:
+        """Tells what the validation reported, if one did; the trial may end here.
+
+        Args:
+            files: which the trainer has saved since, to go on from; None for none.
+        """
+        if not self.reported:
+            return
+        if files is not None:
+            self.run.keep_files(files)
+        self.reported = False
+        self._next()
+
+    def end(self) -> None:
+        """Ends the training.
+
+        Raises:
+            UndefinedMetric: it has never validated.
+        """
+        self.finish()
+        self.number = None
+        try:
+            self.run.value  # noqa: B018  raises if there is none
+        except UndefinedMetric:
+            raise UndefinedMetric(
+                f"{self.trainer} has never validated, so there is no {self.monitored}: expected a "
+                f"validation in training; {self.advice}"
+            ) from None
+
+    def _next(self) -> None:
+        self.number = next(self._epochs, self.number or 0)

@@ -1,30 +1,46 @@
 """A command as it is, as the objective of a study: what it prints is read line by line."""
 
+import contextlib
+import functools
+import mmap
 import os
+import re
 import shlex
 import shutil
-from dataclasses import dataclass
+import signal
+import subprocess
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 from omegaconf import DictConfig, OmegaConf
 
 from studyloom.config.values import flatten, value_at
-from studyloom.extras.integrations.grouped_process import GroupedProcess
-from studyloom.extras.integrations.output import Log, Output, earlier_lines, pattern_mistakes
-from studyloom.extras.integrations.words import (
-    fill,
-    names_in,
-    source_digests,
-    space_mistakes,
-    word_mistakes,
-)
+from studyloom.errors import CommandFailed
 from studyloom.launch.supervisor import WorkerExit
-from studyloom.space.tree import Space
-from studyloom.text import mask_passwords
+from studyloom.processes import end_with
+from studyloom.question.sources import CODE, digest_of_source
+from studyloom.space.tree import Group, Space
+from studyloom.text import as_yaml, mask_passwords, nearest, shorten
 
 OURS = ("seed", "trial", "checkpoint_dir")
 INTERNAL = ("STUDYLOOM_WORKER", "STUDYLOOM_LINE")  # what our own processes tell one another
+PLACE = re.compile(r"(?P<text>\{\{[A-Za-z_][\w.]*\}\})|\{(?P<name>[A-Za-z_][\w.]*)\}")
+INTERPRETERS = re.compile(r"(python|pypy|bash|sh|Rscript|julia)[\d.]*")
+# What may be named in a command and decide a value. Others, such as .json, may be its results.
+SOURCES = {".py", ".sh", ".yaml", ".yml", ".toml"}
+LARGEST = 2**20  # bytes of a source
+LAST_LINES = 12
+LONGEST_LINE = 2**16  # characters; what is longer is read in pieces
+LOOK = 0.02  # seconds between looks at what a command has printed
+WIDEST = 300  # characters of a line that an error shows
+GRACE = 3.0  # seconds between SIGTERM and SIGKILL; a worker has 6 s to release its trial
 
 
 @dataclass(frozen=True)
@@ -49,7 +65,7 @@ class Command:
     def check(self, config: DictConfig, space: Space) -> list[str]:
         """Returns every mistake that can be seen before the command is run."""
         params = _params(config)
-        mistakes = [*word_mistakes(self.run, [*params, *OURS]), *space_mistakes(self.run, space)]
+        mistakes = [*_word_mistakes(self.run, [*params, *OURS]), *_space_mistakes(self.run, space)]
         ours = [name for name in OURS if name in params]
         mistakes += [f"params.{name}: {{{name}}} is the trial's own; rename it" for name in ours]
         ranks = OmegaConf.select(config, "launcher.ranks", default=1)
@@ -58,10 +74,10 @@ class Command:
                 f"launcher.ranks={ranks}: each rank would run the command; leave it out, and start "
                 "the processes of a trial in the command, such as run: 'torchrun main.py'"
             )
-        mistakes += pattern_mistakes("objective.value", self.value, "value")
+        mistakes += _pattern_mistakes("value", self.value)
         if self.step is not None:
-            mistakes += pattern_mistakes("objective.step", self.step, "step")
-        elif "checkpoint_dir" in names_in(str(self.run)):
+            mistakes += _pattern_mistakes("step", self.step)
+        elif "checkpoint_dir" in _names_in(str(self.run)):
             mistakes.append(
                 "objective.step must be set, since the command uses {checkpoint_dir}: when it goes "
                 "on from there, the values that it prints cannot be counted from 1"
@@ -69,8 +85,25 @@ class Command:
         return mistakes
 
     def code(self) -> dict[str, str]:
-        """Returns the digests of the project's files that the command names."""
-        return source_digests(self.run)
+        """Returns the digests of the project's source files that the command names.
+
+        Also that of `python -m package.module`. Files outside the working directory are others'
+        code.
+        """
+        words = [word for word in shlex.split(self.run) if not PLACE.search(word)]
+        named = [Path(word.rpartition("=")[2]) for word in words]
+        for option, module in pairwise(words):
+            if option == "-m":
+                path = Path(*module.split("."))
+                named += [path.with_suffix(".py"), path / "__main__.py"]
+        here, digests = Path.cwd().resolve(), dict[str, str]()
+        for path in named:
+            real = path.resolve()
+            is_source = path.suffix in SOURCES or path == named[0]
+            if is_source and real.is_relative_to(here) and real.is_file():
+                content = real.read_bytes() if real.stat().st_size <= LARGEST else b""
+                digests[f"{CODE}{real.relative_to(here)}"] = digest_of_source(content)
+        return digests
 
     def __call__(self, config: DictConfig, run: Any) -> float:
         """Runs the command to its end, and returns the last value.
@@ -82,24 +115,27 @@ class Command:
         if self.step is None:  # it begins anew, as the counting does
             shutil.rmtree(run.dir, ignore_errors=True)
             run.dir.mkdir(parents=True, exist_ok=True)
-        for line in earlier_lines(record):  # of attempts that were cut short
+        for line in _earlier_lines(record):  # of attempts that were cut short
             output.take(line)
         ours = {"seed": run.seed, "trial": run.trial, "checkpoint_dir": run.dir.absolute()}
-        words = fill(self.run, _params(config) | ours)
+        words = _fill(self.run, _params(config) | ours)
         told = {f"STUDYLOOM_{name.upper()}": str(value) for name, value in ours.items()}
         inherited = {name: os.environ[name] for name in os.environ if name not in INTERNAL}
         # Python would hold back what it prints into a file.
         environment = inherited | {"PYTHONUNBUFFERED": "1"} | told
         stage = "" if run.stage == "search" else f"{run.stage}-"
         path = Path(config.run_dir, "logs", f"{stage}trial-{run.trial}.log")
-        with Log(path) as log, GroupedProcess(words, environment, record) as process:
-            log.write(f"$ {mask_passwords(shlex.join(words))}")
-            for line in process.lines():
-                log.write(line)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            path.open("a", encoding="utf-8", errors="replace", buffering=1) as log,
+            started(words, environment, record) as (process, lines),
+        ):
+            log.write(f"$ {mask_passwords(shlex.join(words))}\n")
+            for line in lines:
+                log.write(f"{line}\n")
                 output.take(line)
-            code = process.code
-        if code:
-            raise output.failed(f"the command ended with {WorkerExit(code)}")
+        if process.returncode:
+            raise output.failed(f"the command ended with {WorkerExit(process.returncode)}")
         if output.reported is None:
             raise output.failed(f"objective.value found nothing, with the pattern {self.value}")
         return output.reported[1]
@@ -107,3 +143,237 @@ class Command:
 
 def _params(config: DictConfig) -> dict[str, Any]:
     return dict(flatten(value_at(config, "params") or {})) if config.params else {}
+
+
+# The words of a command. It is split into words before values are put into places such as `{lr}`,
+# so that each value stays within its word, whatever it is, and no shell reads it.
+
+
+def _names_in(run: str) -> list[str]:
+    return [match["name"] for match in PLACE.finditer(run) if match["name"]]
+
+
+def _fill(run: str, values: Mapping[str, Any]) -> list[str]:
+    """Returns the words of a command with values, as YAML writes them; `{{lr}}` is text."""
+
+    def put(match: re.Match[str]) -> str:
+        return match["text"][1:-1] if match["text"] else as_yaml(values[match["name"]])
+
+    return [PLACE.sub(put, word) for word in shlex.split(run)]
+
+
+def _word_mistakes(run: Any, known: Sequence[str]) -> Iterator[str]:
+    """Yields what is wrong with a command in which `known` names may have a place."""
+    if not isinstance(run, str) or not run.strip():
+        yield f"objective.run must be a command, such as 'python main.py --lr {{lr}}'; got {run!r}"
+        return
+    for name in dict.fromkeys(_names_in(run)):
+        if name not in known:
+            yield (
+                f"objective.run: nothing is called {name}, and {{{name}}} stands there; there are "
+                f"{', '.join(known)}; write {{{{{name}}}}} for the text{nearest(name, known)}"
+            )
+    try:
+        program, script, *_ = [*shlex.split(run), "-"]
+    except ValueError as error:
+        yield f"objective.run: {error} in {run}"
+        return
+    if not PLACE.search(program) and shutil.which(program) is None:
+        where = "cannot be executed" if Path(program).is_file() else "is not found"
+        yield f"objective.run: the program {program} {where}; name one on PATH, or its path"
+        return
+    named = script.startswith("-") or PLACE.search(script) or Path(script).exists()
+    if INTERPRETERS.fullmatch(Path(program).name) and not named:
+        near = nearest(script, [str(path) for path in Path(script).parent.glob("*")])
+        yield f"objective.run: there is no file {script} in {Path.cwd()}{near}"
+
+
+def _space_mistakes(run: Any, space: Space) -> Iterator[str]:
+    """Yields what a space searches and a command is not told."""
+    named = _names_in(str(run))
+    for node in (*space.groups(), *(leaf for _, leaves in space.branches() for leaf in leaves)):
+        below = node.key.removeprefix("params.")
+        if below == node.key or isinstance(node, Group):
+            yield (
+                f"space.{node.name}: a command is told what lies below params; write "
+                f"space.params.{below}, and a default in params.{below}"
+            )
+        elif below not in named:
+            yield (
+                f"space.{node.name}: it would change nothing, since objective.run has no place for "
+                f"it; write {{{below}}} there, or take it out of the space"
+            )
+
+
+# What a command prints
+
+
+def _pattern_mistakes(group: str, pattern: Any) -> Iterator[str]:
+    """Yields what is wrong with the pattern of objective.value or objective.step."""
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, TypeError) as error:
+        yield f"objective.{group} must be a regular expression, and {pattern!r} is none: {error}"
+        return
+    if group not in compiled.groupindex and compiled.groups != 1:
+        yield (
+            f"objective.{group}: {pattern} must have a group (?P<{group}>…) for what is wanted, or "
+            f"a single group (…); it has {compiled.groups or 'none'}"
+        )
+
+
+@dataclass
+class Output:
+    """Finds steps and values in lines, reports them, and remembers the last lines.
+
+    Args:
+        value: the pattern of a value.
+        step: the pattern of a step; None if values are counted, from 1.
+        report: called with each value and its step, if that is larger than the one before.
+
+    Attributes:
+        reported: the step and the value that were reported last.
+        last: the last lines.
+    """
+
+    value: str
+    step: str | None
+    report: Callable[[float, int], None]
+    reported: tuple[int, float] | None = None
+    last: deque[str] = field(default_factory=lambda: deque(maxlen=LAST_LINES))
+    _step: int | None = None  # that was found last, or counted
+
+    def take(self, line: str) -> None:
+        """Reports what a line holds.
+
+        A command that begins anew prints again what is known; then what was first there counts.
+
+        Raises:
+            CommandFailed: what was found is no number.
+        """
+        if line.strip():
+            self.last.append(shorten(line.rstrip(), WIDEST))
+        if self.step is not None and (match := re.search(self.step, line)):
+            self._step = int(self._number("step", match, int))
+        if (match := re.search(self.value, line)) is None:
+            return
+        number = self._number("value", match, float)
+        if self.step is None:
+            self._step = (self._step or 0) + 1
+        if self._step is None or (self.reported is not None and self._step <= self.reported[0]):
+            return
+        self.reported = self._step, number
+        self.report(number, self._step)
+
+    def _number(self, group: str, match: re.Match[str], kind: type[float]) -> float:
+        text = match[group] if group in match.re.groupindex else match[1]
+        try:
+            return kind(text)
+        except (TypeError, ValueError):
+            what = "whole number" if kind is int else "number"
+            raise self.failed(
+                f"objective.{group} found {text!r}, which is no {what}, with the pattern "
+                f"{match.re.pattern}"
+            ) from None
+
+    def failed(self, why: str) -> CommandFailed:
+        """Returns an error with the last lines, of which its message has three."""
+        shown = " | ".join([*self.last][-3:])
+        end = f"the last lines that the command printed: {shown}" if shown else "it printed nothing"
+        return CommandFailed(f"{why}; {end}", "\n".join(self.last))
+
+
+def _earlier_lines(record: Path) -> Iterator[str]:
+    """Yields what earlier attempts have printed, without a last line that was cut short.
+
+    That is taken out of the file too, so that the next line does not continue it.
+    """
+    if not record.exists() or not record.stat().st_size:
+        return
+    with record.open("r+b") as file:
+        with mmap.mmap(file.fileno(), 0) as content:
+            end = content.rfind(b"\n") + 1
+        file.truncate(end)
+    yield from _read_lines(record, 0, lambda: True)
+
+
+def _read_lines(path: Path, start: int, ended: Callable[[], bool]) -> Iterator[str]:
+    """Yields the lines of a file that may grow, in little memory.
+
+    A carriage return ends a line too, as progress bars have it.
+
+    Args:
+        path: of the file.
+        start: the position of the first byte to read.
+        ended: whether the file grows no more.
+    """
+    rest = ""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        file.seek(start)
+        while True:
+            last = ended()  # before the read, which then has all
+            text = file.readline(LONGEST_LINE)
+            rest += text
+            if rest.endswith("\n") or len(rest) >= LONGEST_LINE:
+                yield rest.removesuffix("\n")
+                rest = ""
+            elif not text and last:
+                break
+            elif not text:
+                time.sleep(LOOK)
+    if rest:
+        yield rest
+
+
+@contextlib.contextmanager
+def started(
+    words: Sequence[str], environment: Mapping[str, str], output: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], Iterator[str]]]:
+    """Runs a command in a process group of its own; at the end of the body nothing of it is left.
+
+    All processes below it, and those of its group, are asked to end, and are killed if they do not
+    in time. If this process is killed, the system kills the command.
+
+    Args:
+        words: the program and its arguments, which no shell reads.
+        environment: all its variables.
+        output: the file to which all that it prints is appended. So nothing is lost of what it has
+            printed if this process is killed.
+
+    Yields:
+        the process, and the lines that it prints until it has ended.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    with output.open("ab") as file, warnings.catch_warnings():
+        # Python 3.12 warns of forks while there are threads; the child does no more than prctl.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        start = file.tell()
+        process = subprocess.Popen(
+            words,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=functools.partial(end_with, os.getpid()),
+        )
+    try:
+        yield process, _read_lines(output, start, lambda: process.poll() is not None)
+    finally:
+        below: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = psutil.Process(process.pid)
+            below = [*command.children(recursive=True), command]
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            psutil.wait_procs(below, timeout=GRACE)
+        finally:
+            for each in below:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

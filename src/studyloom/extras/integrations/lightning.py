@@ -5,7 +5,7 @@ Lightning unpickles its checkpoints; `run.checkpoint` makes sure that this study
 
 from typing import Any
 
-from studyloom.extras.integrations.validations import Validations
+from studyloom.extras.integrations import Validations
 from studyloom.question.run import Run
 
 try:

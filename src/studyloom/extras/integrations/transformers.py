@@ -6,7 +6,7 @@
 from pathlib import Path
 from typing import Any
 
-from studyloom.extras.integrations.validations import Validations
+from studyloom.extras.integrations import Validations
 from studyloom.question.run import Run
 
 try:
