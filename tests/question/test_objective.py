@@ -18,7 +18,7 @@ from studyloom.question.objective import (
     mean_epoch,
     mean_epochs,
     run_epochs,
-    standard_error,
+    standard_error_of,
 )
 from studyloom.space.tree import Point
 from studyloom.training.job import Epoch
@@ -83,10 +83,9 @@ def test_a_standard_error_is_that_of_numpy_and_none_for_one_job(question):
     training = Training(jobs, SPLIT)
     list(training)
     expected = accuracies(jobs).std(axis=1, ddof=1) / np.sqrt(3)
-    assert [standard_error(epochs) for epochs in training.history] == pytest.approx(
-        expected, rel=1e-12
-    )
-    assert standard_error(training.history[0][:1]) is None
+    values = [[epoch.value for epoch in epochs] for epochs in training.history]
+    assert [*map(standard_error_of, values)] == pytest.approx(expected, rel=1e-12)
+    assert standard_error_of([training.history[0][0].value]) is None
 
 
 def test_wilcoxon_ends_what_is_worse_on_each_fold_and_nothing_that_is_better_so_far():

@@ -493,9 +493,13 @@ def _argument_mistakes(section: Mapping[str, Any], target: Any) -> list[str]:
         for name in given
         if name not in accepted and not any_key
     ]
-    missing = [name for name, each in accepted.items() if each.default is each.empty]
-    if inspect.isclass(target) and not {*missing} <= {*given}:
-        mistakes.append(f"objective must have {' and '.join(missing)}: {section['_target_']}")
+    if inspect.isclass(target):
+        needed = [name for name, each in accepted.items() if each.default is each.empty]
+        mistakes += [
+            f"objective.{name} must be set: {section['_target_']} needs {' and '.join(needed)}"
+            for name in needed
+            if name not in given
+        ]
     return mistakes
 
 

@@ -245,7 +245,10 @@ MISTAKES = {
     "no command": ({"run": 3}, ["objective.run must be a command", "got 3"]),
     "no expressions, and several at once": (
         {"value": "(v", "step": "(a)(b)", "run": "nothing {lr}"},
-        ["objective.value: (v is no regular", "objective.step: (a)(b) must have a group (?P<step>"],
+        [
+            "objective.value must be a regular expression, and '(v' is none",
+            "objective.step: (a)(b) must have a group (?P<step>",
+        ],
     ),
     "no group": ({"value": "v=.*"}, ["must have a group (?P<value>…)", "it has none"]),
     "a folder and no step": (
