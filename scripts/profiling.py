@@ -32,11 +32,11 @@ LOOP, WAIT, STORAGE = "the worker's loop", "handing over to the thread", "storag
 # What a function is called where it is, and the part that it is charged to.
 PARTS = {
     "studyloom.question.question:Question.make_objective": "network and optimizer made",
-    "studyloom.training.job_run:JobRun.run_epoch": "step: python",
+    "studyloom.training.trainer:JobRun.run_epoch": "step: python",
     "studyloom.training.batches:TensorBatches.at": "step: batch gathered",
     "studyloom.training.steps:Steps.train": "step: forward and loss",
-    "studyloom.training.job_run:backpropagate": "step: backward",
-    "studyloom.training.job_run:JobRun.evaluate": "evaluation",
+    "torch:Tensor.backward": "step: backward",
+    "studyloom.training.trainer:JobRun.evaluate": "evaluation",
     "studyloom.training.trainer:Training.state": "checkpoint: copied",
     "studyloom.training.checkpoint:Checkpoint.save": "checkpoint: written",
     "studyloom.training.checkpoint:Checkpoint.remove": "checkpoint: removed",
@@ -129,7 +129,7 @@ def put_clocks(clock: Clock) -> list[Any]:
     from sqlalchemy.engine.default import DefaultDialect
 
     from studyloom.study.reporter import Outbox, Stopwatch
-    from studyloom.training import job_run
+    from studyloom.training import trainer
 
     for place, label in PARTS.items():
         module, _, path = place.partition(":")
@@ -137,10 +137,10 @@ def put_clocks(clock: Clock) -> list[Any]:
         owner = functools.reduce(getattr, owners, importlib.import_module(module))
         setattr(owner, name, clock.timed(label, getattr(owner, name)))
 
-    fast_step, measure, init = job_run.fast_step, Stopwatch.__call__, Outbox.__init__
+    step_of, measure, init = trainer.step_of, Stopwatch.__call__, Outbox.__init__
     executes = {name: getattr(DefaultDialect, name) for name in ("do_execute", "do_executemany")}
     runs: list[Any] = []
-    run_epoch = job_run.JobRun.run_epoch
+    run_epoch = trainer.JobRun.run_epoch
 
     def keep_run(run: Any) -> Any:
         runs[:] = [run]
@@ -169,8 +169,8 @@ def put_clocks(clock: Clock) -> list[Any]:
         else:
             parts.pop().__exit__(None, None, None)
 
-    job_run.JobRun.run_epoch = keep_run  # type: ignore[method-assign]
-    job_run.fast_step = lambda optimizer: clock.timed("step: optimizer", fast_step(optimizer))
+    trainer.JobRun.run_epoch = keep_run  # type: ignore[method-assign]
+    trainer.step_of = lambda optimizer: clock.timed("step: optimizer", step_of(optimizer))
     Stopwatch.__call__ = measured  # type: ignore[method-assign,assignment]
     Outbox.__init__ = make_outbox  # type: ignore[method-assign]
     for name, execute in executes.items():
@@ -185,7 +185,7 @@ def kernels_of(run: Any) -> dict[str, Any]:
     def train() -> float:
         run.step = 0  # a schedule ends with the training
         began = time.perf_counter()
-        run.with_own_randomness(run.run_epoch)
+        run.run_epoch()
         return time.perf_counter() - began
 
     train()  # warms the caches

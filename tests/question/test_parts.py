@@ -13,7 +13,7 @@ from studyloom.errors import ConfigError
 from studyloom.metrics import METRICS
 from studyloom.question.validation import validate
 from studyloom.space.tree import Point
-from studyloom.training.schedule import TorchSchedule, make_rates
+from studyloom.training.optimizer import Rates, TorchSchedule
 from studyloom.training.trainer import Training
 
 pytestmark = pytest.mark.usefixtures("composing")
@@ -144,7 +144,7 @@ WARM = TorchSchedule(lr_scheduler.LinearLR, {})
 
 def rates_of(schedule, epochs, steps):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
-    rates = make_rates(schedule, optimizer, epochs, steps, METRICS["accuracy"])
+    rates = Rates(schedule, optimizer, epochs, steps, METRICS["accuracy"])
     found = []
     for epoch in range(epochs):
         for step in range(steps):

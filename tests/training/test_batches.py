@@ -12,8 +12,7 @@ from studyloom.data.transform import InputRange
 from studyloom.models import MLP
 from studyloom.question.jobs import measure_costs
 from studyloom.question.validation import try_out
-from studyloom.training.job_run import JobRun
-from studyloom.training.trainer import evaluate_network
+from studyloom.training.trainer import JobRun, evaluate_network
 from studyloom.winner.pictures import picture
 
 

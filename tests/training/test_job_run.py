@@ -8,15 +8,14 @@ from functools import partial
 
 import pytest
 import torch
-from test_trainer import SPLIT, Interrupt, curve, mixed, numbers_of, toy_job
+from test_trainer import SPLIT, curve, mixed, numbers_of, toy_job
 from torch import nn
 from torch.optim import lr_scheduler
 
 from studyloom.metrics import METRICS
 from studyloom.models import MLP
 from studyloom.training import steps
-from studyloom.training.job_run import JobRun
-from studyloom.training.schedule import TorchSchedule
+from studyloom.training.optimizer import TorchSchedule
 from studyloom.training.steps import check_precision
 from studyloom.training.trainer import Training, evaluate_network
 
@@ -377,34 +376,3 @@ def test_until_ends_a_training_on_the_schedule_of_all_epochs():
     training = Training([toy_job(epochs=6, until=2)], SPLIT)
     assert [numbers_of(epoch) for (epoch,) in training] == curve(toy_job(epochs=6))[:2]
     assert training.epochs == 2
-
-
-def test_a_checkpoint_from_before_these_ways_is_gone_on_with():
-    training = Training([toy_job()], SPLIT)
-    next(iter(training))
-    state = training.state()
-    for saved in state["jobs"]:
-        assert saved.keys() == {"signature", "model", "optimizer", "epoch", "step", "random"}
-        for name in ("accumulate", "drop_last", "keep"):
-            del saved["signature"][name]
-    resumed = Training([toy_job()], SPLIT)
-    resumed.restore(state)
-    assert [numbers_of(epoch) for (epoch,) in resumed] == curve(toy_job())[1:]
-    with pytest.raises(ValueError, match="accumulate is 1 in the state, 2 here"):
-        Training([toy_job(accumulate=2)], SPLIT).restore(state)
-
-
-def test_an_evaluation_that_is_cut_short_leaves_gradients_as_they_were(monkeypatch):
-    """Two inference guards, one within the other, would be undone in the wrong order."""
-    run = JobRun(toy_job(), SPLIT)
-
-    def cut(*_):  # a signal that is met before a guard is left
-        raise Interrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.inference_mode, "__exit__", cut)
-        with pytest.raises(Interrupt) as caught:
-            run.with_own_randomness(lambda: run.evaluate(run.batches.valid))
-        del caught
-    assert torch.is_grad_enabled()
-    assert not torch.is_inference_mode_enabled()

@@ -32,9 +32,8 @@ from studyloom.storage.attributes import OF_TRIALS
 from studyloom.text import as_yaml, nearest
 from studyloom.training.batches import make_batches
 from studyloom.training.job import Job
-from studyloom.training.parameter_groups import ParameterGroup, freeze
+from studyloom.training.optimizer import ParameterGroup, TorchSchedule, freeze
 from studyloom.training.ranks import ALONE, Ranks
-from studyloom.training.schedule import TorchSchedule
 from studyloom.training.steps import apply_network, give_loss
 
 GROUPS, INTERVAL = "groups", "interval"  # our own keys in the sections optimizer and scheduler

@@ -48,9 +48,7 @@ from studyloom.space.tree import Leaf, ListLeaf, Node, Space, group_of
 from studyloom.text import as_yaml, nearest, no_such_key
 from studyloom.training.batches import batch_dtype, make_batches
 from studyloom.training.job import Job
-from studyloom.training.optimizer_step import avoid_compiler_import
-from studyloom.training.parameter_groups import make_optimizer
-from studyloom.training.schedule import check_schedule, make_rates
+from studyloom.training.optimizer import Rates, check_schedule, make_optimizer
 from studyloom.training.steps import Steps, on_threads
 from studyloom.training.trainer import Training
 
@@ -485,11 +483,10 @@ def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
 
 def _build(job: Job, split: Part, device: str) -> nn.Module:
     """Builds the network of a job on a device, and tries its optimizer and schedule."""
-    avoid_compiler_import()
     model = job.model(shape=split.shape, outputs=split.outputs).to(device)
     optimizer = make_optimizer(job.optimizer, model, job.groups)
     check_schedule(job.schedule)
-    make_rates(job.schedule, optimizer, job.epochs, 1, job.metric)
+    Rates(job.schedule, optimizer, job.epochs, 1, job.metric)
     return model
 
 

@@ -8,12 +8,9 @@ __all__ = [
     "batches",
     "checkpoint",
     "job",
-    "loading",
-    "optimizer_step",
-    "parameter_groups",
+    "optimizer",
     "randomness",
     "ranks",
-    "schedule",
     "steps",
     "trainer",
 ]

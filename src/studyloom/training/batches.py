@@ -1,91 +1,55 @@
-"""The batches of one job: from tensors in memory, or from a Dataset. Nothing else knows which."""
+"""The batches of one job: from tensors in memory, or from a Dataset. Nothing else knows which.
 
-from collections.abc import Iterable, Iterator
+Each batch of a Dataset brings its own seed, drawn from the job's generator, so that what it holds
+does not depend on `data.num_workers`, and a training that is resumed draws what it would have
+drawn.
+"""
+
+import functools
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
-from typing import Any, Protocol
+from multiprocessing.util import get_temp_dir
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from studyloom.data.examples import Examples
+from studyloom.data.examples import Examples, Items, move, structure
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part
-from studyloom.errors import DataError
+from studyloom.errors import TRAIN_IT_YOURSELF, DataError, LoaderDied
+from studyloom.processes import end_with, signals_deferred
 from studyloom.training.job import Job
-from studyloom.training.loading import ExampleBatches
 from studyloom.training.ranks import ALONE, Ranks
 
 # On a CPU a convolution's outputs should stay in the cache: 2 000 images a call take up to twice as
 # long as 256.
 EVALUATION_BATCH = {"cpu": 256, "cuda": 4096}
 
-Batch = tuple[Tensor, Tensor]  # inputs (n, …), targets (n,) or (n, outputs)
+# Whether to train on the batch, its seed, and the indices of its examples.
+Request = tuple[bool, int, list[int]]
+Sized = tuple[Any, int]  # a batch, and the number of its examples
 
 
-class Batches(Protocol):
-    """Where the batches of a job come from, on the device to train on.
-
-    Attributes:
-        train: indices of the training examples, int64 (n,), on that device.
-        valid: indices of the validation examples.
-    """
-
-    train: Tensor
-    valid: Tensor
-
-    def steps(self) -> Iterator[tuple[int, Iterable[tuple[Any, int]]]]:
-        """Yields what each step of an epoch trains on, drawn from PyTorch's generator on the CPU.
-
-        Yields:
-            the number of examples in all ranks; and this rank's share of the batches, with the
-            number of examples of each, all of which are to be taken before the next step.
-        """
-        ...
-
-    def part(self, indices: Tensor) -> Iterator[tuple[Any, int]]:
-        """Yields the batches to evaluate the examples at `indices`, int64 (n,), in their order."""
-        ...
-
-    def at(self, indices: Tensor) -> Any:
-        """Returns the batch to train on the examples at `indices`, int64 (n,)."""
-        ...
-
-    def fit(self, network: nn.Module) -> None:
-        """Finds out what a network takes.
-
-        Raises:
-            DataError: it does not take the inputs.
-        """
-        ...
-
-    def close(self) -> None:
-        """Ends whatever loads batches, also in the midst of an epoch; `steps` begins it again."""
-        ...
-
-
-def make_batches(job: Job, split: Part, ranks: Ranks = ALONE) -> Batches:
-    """Returns the batches of a job.
-
-    Args:
-        job: whose batches they are.
-        split: the examples, on the device to train on.
-        ranks: the processes among which each batch is divided.
-    """
+def make_batches(job: Job, split: Part, ranks: Ranks = ALONE) -> "Batches":
+    """Returns the batches of a job, each of which is divided among `ranks`."""
     if isinstance(split, Split):
         return TensorBatches(job, split, ranks)
-    assert isinstance(split, Examples)
     return ExampleBatches(job, split, ranks)
 
 
 class TensorBatches:
     """Batches `(inputs, targets)` of a split, on its device.
 
-    Args:
-        job: whose batches they are.
-        split: the examples.
-        ranks: the processes among which each batch is divided.
-
     Attributes:
+        train: indices of the training examples, int64 (n,), on that device.
+        valid: indices of the validation examples.
         dtype: of the inputs in a batch, whatever they are stored in; `fit` sets that which a
             network takes.
     """
@@ -93,11 +57,11 @@ class TensorBatches:
     def __init__(self, job: Job, split: Split, ranks: Ranks = ALONE) -> None:
         self._job, self._split, self._ranks = job, split, ranks
         self.dtype = unseen_dtype(split)
-        self.train = job.train.to(split.inputs.device)
-        self.valid = job.valid.to(split.inputs.device)
+        self.train = job.train.to(split.device)
+        self.valid = job.valid.to(split.device)
         self._whole = ranks.alone and job.accumulate == 1  # whether a step has one batch
 
-    def steps(self) -> Iterator[tuple[int, Iterable[tuple[Batch, int]]]]:
+    def steps(self) -> Iterator[tuple[int, Iterable[Sized]]]:
         """Yields what each step of an epoch trains on, in a fresh order of the examples.
 
         The order is drawn from PyTorch's generator on the CPU: the same on every device. The last
@@ -105,7 +69,7 @@ class TensorBatches:
 
         Yields:
             the number of examples in all ranks; and this rank's share of the batches, with the
-            number of examples of each.
+            number of examples of each, all of which are to be taken before the next step.
         """
         job, share = self._job, self._ranks.share
         order = self.train[torch.randperm(len(self.train))[: job.samples].to(self.train.device)]
@@ -117,12 +81,12 @@ class TensorBatches:
             shares = filter(len, map(share, torch.split(indices, job.batch_size)))
             yield count, ((self.at(share), len(share)) for share in shares)
 
-    def part(self, indices: Tensor) -> Iterator[tuple[Batch, int]]:
+    def part(self, indices: Tensor) -> Iterator[Sized]:
         """Yields the batches to evaluate the examples at `indices`, int64 (n,), in their order."""
         for part in torch.split(indices, EVALUATION_BATCH[self.train.device.type]):
             yield self.at(part), len(part)
 
-    def at(self, indices: Tensor) -> Batch:
+    def at(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the batch of the examples at `indices`, int64 (n,)."""
         # index_select, a batch at a time: 54 000 images take 29 ms an epoch, [] 45 ms, one gather
         # per epoch 119 ms.
@@ -140,6 +104,225 @@ class TensorBatches:
         """Does nothing: nobody loads."""
 
 
+class ExampleBatches:
+    """Batches of examples, as their collate function makes them, on their device.
+
+    Its methods and attributes are those of `TensorBatches`.
+    """
+
+    def __init__(self, job: Job, examples: Examples, ranks: Ranks = ALONE) -> None:
+        self._job, self._examples, self._ranks = job, examples, ranks
+        self.train = job.train.to(examples.device)
+        self.valid = job.valid.to(examples.device)
+        self._loader = Loader(examples)
+        self._structures: dict[bool, str] = {}
+
+    def steps(self) -> Iterator[tuple[int, Iterable[Sized]]]:
+        job = self._job
+        parts = torch.split(self._draw(), job.batch_size)
+        shares = [self._ranks.share(part).tolist() for part in parts]
+        # What a rank draws for its examples is its own.
+        seeds = torch.randint(2**62, (len(parts),)) + self._ranks.rank
+        requests = [
+            (True, seed, share) for seed, share in zip(seeds.tolist(), shares, strict=True) if share
+        ]
+        batches = self._loader.load(requests)
+        for first in range(0, len(parts), job.accumulate):
+            group = slice(first, first + job.accumulate)
+            sizes = [len(share) for share in shares[group] if share]
+            loaded = ((self._checked(next(batches), True), size) for size in sizes)
+            yield sum(map(len, parts[group])), loaded
+        next(batches, None)  # the processes that load are free for what comes next
+
+    def part(self, indices: Tensor) -> Iterator[Sized]:
+        # Seeds that are always the same: a Dataset that draws gives the same each time. An epoch
+        # ends with this, and so do the processes that have loaded it.
+        parts = torch.split(indices.cpu(), self._job.batch_size)
+        requests = ((False, number, part.tolist()) for number, part in enumerate(parts))
+        for part, batch in zip(parts, self._loader.load(requests), strict=True):
+            yield self._checked(batch, False), len(part)
+        self._loader.rest()
+
+    def at(self, indices: Tensor) -> Any:
+        return self._checked(self._loader.load_here((True, 0, indices.tolist())), True)
+
+    def fit(self, network: nn.Module) -> None:
+        """Does nothing: a network gets what the Dataset gives."""
+
+    def close(self) -> None:
+        """Ends the processes that load, also in the midst of an epoch; `steps` starts others."""
+        self._loader.close()
+
+    def _draw(self) -> Tensor:
+        """Draws the examples of an epoch: in a fresh order, or by their weights."""
+        job, weights, train = self._job, self._examples.weights, self._job.train.cpu()
+        if weights is None:
+            return train[torch.randperm(len(train))[: job.samples]]
+        return train[torch.multinomial(weights[train], job.samples, replacement=True)]
+
+    def _checked(self, batch: Any, training: bool) -> Any:
+        """Returns a batch, after a look at what it is made of, which takes some microseconds."""
+        made = structure(batch)
+        known = self._structures.setdefault(training, made)
+        if made != known:
+            raise DataError(
+                f"data: all batches must be made of the same; the first was {known}, and this one "
+                f"is {made}; see to it in the Dataset or data.collate, {TRAIN_IT_YOURSELF}"
+            )
+        return batch
+
+
+Batches = TensorBatches | ExampleBatches
+
+
+class Loader:
+    """Loads batches, in this process or in worker processes of a DataLoader.
+
+    These are forked for each epoch, unless they are to persist: two take 0.05 s and more, so the
+    evaluation goes on with those of the training. They ignore the signals that stop a study, since
+    this process ends them, and they do not outlive it.
+    """
+
+    def __init__(self, examples: Examples) -> None:
+        self._views = {True: examples.training, False: examples.evaluation}
+        self._loading, self._device = examples.loading, examples.device
+        self._plan = Plan()
+        self._loader: DataLoader[Any] | None = None
+        self._running: Any = None
+
+    def load(self, requests: Iterable[Request]) -> Iterator[Any]:
+        """Yields the batch of each request, in their order.
+
+        Raises:
+            DataError: an item or the collate function raises an exception.
+            LoaderDied: a process that loads has died.
+        """
+        if not self._loading.num_workers:
+            yield from map(self.load_here, requests)
+            return
+        try:
+            self._explained(lambda: self._start(requests))
+            while (batch := self._explained(lambda: next(self._running, None))) is not None:
+                if isinstance(batch, DataError):
+                    raise batch
+                yield self._to_device(batch)
+        except BaseException:
+            self.close()
+            raise
+
+    def load_here(self, request: Request) -> Any:
+        """Returns the batch of a request, loaded in this process."""
+        training, seed, indices = request
+        return self._to_device(self._views[training].fetch(indices, seed))
+
+    def rest(self) -> None:
+        """Ends the processes that load, unless they are to persist."""
+        if not self._loading.persistent_workers:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the processes that load, in whatever state they are."""
+        running, self._running, self._loader = self._running, None, None
+        if running is not None:
+            with signals_deferred():
+                # PyTorch does it when the iterator is collected, and an exception may keep it.
+                running._shutdown_workers()
+
+    def _start(self, requests: Iterable[Request]) -> None:
+        """Starts the processes, or gives those that persist their next work."""
+        self._plan.requests = requests
+        before = signal.getsignal(signal.SIGCHLD)
+        # An exception between two forks would leave processes that nobody ends.
+        with signals_deferred(), warnings.catch_warnings():
+            # Python 3.12 warns of forks beside threads. PyTorch's children use one thread.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            # Where processes send batches from, and this one removes at its end. Else each makes
+            # a folder, and fails to remove it where one of its threads makes a socket meanwhile.
+            get_temp_dir()
+            if self._loader is None:
+                self._loader = self._make_loader()
+            self._running = iter(self._loader)
+            # PyTorch's handler would raise the death of a loader in whatever the main thread does
+            # at that moment, such as a transaction. Without it `next` finds out within 5 s.
+            if threading.current_thread() is threading.main_thread() and before is not None:
+                signal.signal(signal.SIGCHLD, before)
+
+    def _make_loader(self) -> DataLoader[Any]:
+        loading, forks = self._loading, sys.platform == "linux"
+        return DataLoader(
+            Requested(self._views),
+            sampler=self._plan,
+            batch_size=None,
+            num_workers=loading.num_workers,
+            collate_fn=_unchanged,
+            pin_memory=loading.pin_memory and self._device.type == "cuda",
+            persistent_workers=True,
+            worker_init_fn=functools.partial(_begin, os.getpid() if forks else None),
+            multiprocessing_context="fork" if forks else None,
+            generator=torch.Generator(),  # else it would draw from the job's
+        )
+
+    def _to_device(self, batch: Any) -> Any:
+        return batch if self._device.type == "cpu" else move(batch, self._device)
+
+    def _explained(self, work: Callable[[], Any]) -> Any:
+        """Calls what waits for the processes; says in words what happened to them."""
+        try:
+            return work()
+        except RuntimeError as error:
+            raise LoaderDied(
+                f"a process that loads batches (data.num_workers={self._loading.num_workers}) "
+                f"cannot go on: {' '.join(str(error).split())[:300]}; it was killed, as for want "
+                "of memory, or the Dataset ended it; data.num_workers=0 loads in the trial itself"
+            ) from error
+
+
+class Plan:
+    """What a DataLoader takes for its sampler: the requests of the pass under way."""
+
+    requests: Iterable[Request] = ()
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.requests)
+
+
+class Requested(Dataset[Any]):
+    """What a DataLoader takes for its Dataset: the batches of requests, in its processes."""
+
+    def __init__(self, views: dict[bool, Items]) -> None:
+        self._views = views
+
+    def __getitem__(self, request: Any) -> Any:
+        training, seed, indices = request
+        try:
+            return self._views[training].fetch(indices, seed)
+        except DataError as error:
+            return error  # PyTorch would raise another one, without its notes
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _begin(parent: int | None, _: int) -> None:
+    """Prepares a process that loads: it ends with its parent, which alone handles signals."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    sys.excepthook = _report_error
+    if parent is not None:
+        end_with(parent)
+
+
+def _report_error(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Shows what nobody catches, but for the end of the process that a batch is on its way to.
+
+    A thread of multiprocessing hands over the memory of batches, and meets that end.
+    """
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
+
+
 def batch_dtype(job: Job, network: nn.Module, split: Split) -> torch.dtype:
     """Returns the type in which a network gets inputs, which are stored as `load` returned them.
 
@@ -149,9 +332,7 @@ def batch_dtype(job: Job, network: nn.Module, split: Split) -> torch.dtype:
     of the user's own it is `unseen_dtype`.
 
     Args:
-        job: whose network it is.
         network: on any device; it stays as it is, and so does PyTorch's random state.
-        split: the examples.
 
     Raises:
         DataError: it takes neither.
@@ -164,11 +345,11 @@ def batch_dtype(job: Job, network: nn.Module, split: Split) -> torch.dtype:
     for dtype in (torch.float32, whole) if stored == torch.uint8 else (whole, torch.float32):
         if (reason := _refusal(network, split, dtype)) is None:
             return dtype
-        reasons.append(f"as {_name(dtype)}: {reason}")
+        reasons.append(f"as {str(dtype).removeprefix('torch.')}: {reason}")
     greatest, least = split.inputs[split.extremes]
     span = f"from {int(least.min())} to {int(greatest.max())}" if least.numel() else "none"
     raise DataError(
-        f"the inputs are {_name(stored)} {span}, and the network takes them neither "
+        f"the inputs are {split.kind} {span}, and the network takes them neither "
         f"{' nor '.join(reasons)}; return floats from load, or begin the network with an "
         "nn.Embedding that has a place for each"
     )
@@ -195,7 +376,3 @@ def _refusal(network: nn.Module, split: Split, dtype: torch.dtype) -> str | None
     except Exception as error:  # of a network of the user's own
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return None
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -5,8 +5,6 @@ import hashlib
 import io
 import logging
 import os
-import re
-import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -20,13 +18,7 @@ from torch import Tensor
 
 from studyloom.files import is_abandoned, sync_folder, temporary_name, write_with
 
-FORMAT = 1
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
-# The end of an archive, and its entries in the central directory: the fields that say how large
-# what they hold is. PKWARE's APPNOTE 6.3.10, 4.3.12 to 4.3.16.
-ZIP_END, ZIP64_LOCATOR, ZIP64_END, ZIP_ENTRY = (
-    struct.Struct("<" + fields) for fields in ("4s6xHIIH", "4s4xQ4x", "4s28xQQQ", "4s6xH8xIIHHH12x")
-)
 log = logging.getLogger(__name__)
 
 
@@ -136,16 +128,9 @@ class Checkpoint:
         """
         header, _, payload = path.read_bytes().partition(b"\n")
         if header != _header(payload):
-            number = re.match(rb"studyloom checkpoint (\d+) ", header)
-            if number is None:
-                raise ValueError("does not begin as a checkpoint does" if header else "is empty")
-            if int(number[1]) != FORMAT:
-                raise ValueError(f"has format {int(number[1])} and not {FORMAT}")
             raise ValueError("is damaged: its content is another than was saved")
         try:
             content = _unpack(io.BytesIO(payload))
-        except _Inflated as error:
-            raise ValueError(f"cannot be read: {error}") from None
         # torch's own message advises to do without weights_only.
         except Exception as error:
             raise ValueError(
@@ -161,8 +146,7 @@ def snapshot(value: Any, where: str) -> Any:
     """Copies a state of tensors and plain values; the tensors are on the CPU.
 
     Args:
-        value: the state.
-        where: it is, for the error.
+        where: names the state in the error.
 
     Raises:
         TypeError: it holds something else, which a checkpoint would have to execute to read.
@@ -184,13 +168,7 @@ def _copied(value: Any, where: str) -> Any:
 
 
 def _rebuilt(value: Any, leaf: Callable[[Any, str], Any], where: str = "") -> Any:
-    """Rebuilds mappings, lists, tuples and sets of what a function makes of all else.
-
-    Args:
-        value: the state.
-        leaf: gets a value and where it is.
-        where: the state is.
-    """
+    """Rebuilds mappings, lists, tuples and sets; `leaf` gets any other value, and where it is."""
     if isinstance(value, Mapping):
         rebuilt: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
         for key, inner in value.items():
@@ -225,30 +203,6 @@ def pack_weights(weights: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def digest_of(path: Path, *, durable: bool = False) -> str:
-    """Returns a digest of a file, or of the names and contents of all files of a folder.
-
-    Args:
-        path: the file or folder.
-        durable: whether they are to survive a power cut once this returns.
-
-    Raises:
-        OSError: a file cannot be read or made durable.
-    """
-    digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
-        with open(file, "rb") as opened:
-            content = hashlib.file_digest(opened, "sha256").hexdigest()
-            if durable:
-                os.fsync(opened.fileno())
-        digest.update(f"{file.relative_to(path.parent).as_posix()} {content}\n".encode())
-    if durable:
-        for folder in {path.parent, *(file.parent for file in files)}:
-            sync_folder(folder)
-    return digest.hexdigest()
-
-
 def _pack(weights: Mapping[str, Any], file: IO[bytes]) -> None:
     torch.save({name: _rebuilt(value, _on_cpu) for name, value in weights.items()}, file)
 
@@ -272,8 +226,6 @@ def load_weights(path: Path) -> dict[str, Any]:
             weights = _unpack(file)
     except OSError:
         raise
-    except _Inflated as error:
-        raise ValueError(f"{path}: cannot be read as weights: {error}") from None
     # torch's own message advises to do without weights_only.
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as weights ({type(error).__name__})") from error
@@ -284,81 +236,44 @@ def load_weights(path: Path) -> dict[str, Any]:
     return weights
 
 
-class _Inflated(ValueError):
-    """A file says that it holds more than it has; the message says how."""
+def digest_of(path: Path, *, durable: bool = False) -> str:
+    """Returns a digest of a file, or of the names and contents of all files of a folder.
+
+    Args:
+        durable: whether they are to survive a power cut once this returns.
+
+    Raises:
+        OSError: a file cannot be read or made durable.
+    """
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        with open(file, "rb") as opened:
+            content = hashlib.file_digest(opened, "sha256").hexdigest()
+            if durable:
+                os.fsync(opened.fileno())
+        digest.update(f"{file.relative_to(path.parent).as_posix()} {content}\n".encode())
+    if durable:
+        for folder in {path.parent, *(file.parent for file in files)}:
+            sync_folder(folder)
+    return digest.hexdigest()
 
 
 def _unpack(file: IO[bytes]) -> Any:
-    """Reads what torch.save has written, on the CPU, and executes nothing.
-
-    Raises:
-        _Inflated: it would take more memory than the file has bytes.
-        Exception: whatever torch raises for what is damaged or would have to be executed.
-    """
-    if file.read(4) == b"PK\3\4":  # torch takes any other file for one of before version 1.6
-        _check_archive(file)
-    file.seek(0)
+    """Reads what torch.save has written, on the CPU, and executes nothing."""
     # pickle writes b"" as a call of bytes, which is not among what torch allows.
     torch.serialization.add_safe_globals([(_no_bytes, "builtins.bytes")])
     return torch.load(file, weights_only=True, map_location="cpu")
 
 
-def _no_bytes() -> bytes:  # of no length that a file could say
+def _no_bytes() -> bytes:
     return b""
-
-
-def _check_archive(file: IO[bytes]) -> None:
-    """Checks that all entries of an archive fit into it side by side, as torch.save writes them.
-
-    We read the directory ourselves, and only where torch.save puts it: at the very end. The reader
-    of torch and `zipfile` look for it in other places too, and not in the same ones, so that one
-    can be shown another directory than the other. 200 MB of zeros deflate to 195 KB.
-
-    Raises:
-        _Inflated: they do not.
-    """
-    refused = _Inflated("it is damaged, or no archive as torch.save writes it; copy it anew")
-    size = file.seek(0, os.SEEK_END)
-    whole, end = 0, max(0, size - ZIP_END.size)
-    try:
-        file.seek(end)
-        mark, count, length, start, comment = ZIP_END.unpack(file.read(ZIP_END.size))
-        file.seek(max(0, end - ZIP64_LOCATOR.size))
-        if (locator := ZIP64_LOCATOR.unpack(file.read(ZIP64_LOCATOR.size)))[0] == b"PK\6\7":
-            end = max(0, end - ZIP64_LOCATOR.size - ZIP64_END.size)
-            file.seek(end)
-            wide, count, length, start = ZIP64_END.unpack(file.read(ZIP64_END.size))
-            if (wide, locator[1]) != (b"PK\6\6", end):
-                raise refused
-        if (mark, start + length, comment) != (b"PK\5\6", end, 0):
-            raise refused
-        file.seek(start)
-        for _ in range(count):
-            entry = ZIP_ENTRY.unpack(file.read(ZIP_ENTRY.size))
-            mark, method, packed, unpacked, *lengths = entry
-            name = file.read(lengths[0]).decode(errors="replace")
-            file.seek(sum(lengths[1:]), os.SEEK_CUR)
-            if mark != b"PK\1\2" or file.tell() > end:
-                raise refused
-            if method:
-                raise _Inflated(
-                    f"its entry {name!r} is compressed, and may hold far more than the file; "
-                    "torch.save compresses nothing, so save its content with torch.save"
-                )
-            whole += max(packed, unpacked)  # 2³² − 1 for all that are larger
-    except (struct.error, OverflowError):
-        raise refused from None
-    if whole > size:
-        raise _Inflated(
-            f"its entries say that they hold {whole} bytes, and the file has {size}; save its "
-            "content with torch.save"
-        )
 
 
 def _header(payload: bytes) -> bytes:
     """Returns the first line of a checkpoint. It is in one file with the payload that it describes,
     so that no crash can separate them."""
-    return f"studyloom checkpoint {FORMAT} sha256 {hashlib.sha256(payload).hexdigest()}".encode()
+    return f"studyloom checkpoint 1 sha256 {hashlib.sha256(payload).hexdigest()}".encode()
 
 
 def _remove(paths: Iterable[Path]) -> None:

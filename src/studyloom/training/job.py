@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from studyloom.metrics import ACCURACY, Metric
-from studyloom.training.parameter_groups import ParameterGroup
-from studyloom.training.schedule import TorchSchedule
+from studyloom.training.optimizer import ParameterGroup, Schedule
 from studyloom.training.steps import PRECISIONS, OwnStep
 
 KEEPS = ("last", "best")
@@ -57,7 +56,7 @@ class Job:
 
     model: Callable[..., nn.Module]
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
-    schedule: Callable[[float], float] | TorchSchedule
+    schedule: Schedule
     loss: Callable[[Tensor, Tensor], Tensor]
     train: Tensor
     valid: Tensor

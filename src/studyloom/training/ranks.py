@@ -11,7 +11,6 @@ has recorded how the trial went.
 """
 
 import contextlib
-import os
 import pickle
 import time
 import traceback
@@ -25,7 +24,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from studyloom.errors import Interrupted, Stopped
-from studyloom.processes import end_if_forked
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -120,7 +118,6 @@ class Ranks:
             Exception: what `take_part` raised alone; rank 0 has been told.
         """
         failed: BaseException | None = None
-        pid = os.getpid()
         while True:
             try:
                 kind, call = self._hear(self.lines[0])
@@ -141,7 +138,6 @@ class Ranks:
             except LostRank:
                 return
             except BaseException as error:
-                end_if_forked(pid)
                 if self.within:
                     self._send(self.lines[0], FAILED, error)
                     raise

@@ -224,7 +224,6 @@ def apply_network(network: nn.Module, batch: Any) -> tuple[Tensor, Any]:
     """Calls a network with the inputs of a batch.
 
     Args:
-        network: the network.
         batch: (inputs, targets), or (inputs, …, targets) for a network of several arguments. Inputs
             that are a mapping, list or tuple are several arguments too.
 
@@ -234,16 +233,6 @@ def apply_network(network: nn.Module, batch: Any) -> tuple[Tensor, Any]:
     Raises:
         ValueError: the batch is something else.
     """
-    if type(batch) is tuple and len(batch) == 2 and type(batch[0]) is Tensor:
-        outputs, targets = network(batch[0]), batch[1]  # as of all data in memory: 2 us less
-    else:
-        outputs, targets = _apply_to_any(network, batch)
-    if isinstance(targets, Tensor) and targets.dtype == torch.float64:  # of numbers of Python
-        targets = targets.to(outputs.dtype)
-    return outputs, targets
-
-
-def _apply_to_any(network: nn.Module, batch: Any) -> tuple[Tensor, Any]:
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         made = f"{len(batch)}" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
         raise ValueError(
@@ -255,44 +244,12 @@ def _apply_to_any(network: nn.Module, batch: Any) -> tuple[Tensor, Any]:
     if len(inputs) == 1 and type(inputs[0]) in (list, tuple):
         inputs = inputs[0]
     if len(inputs) == 1 and isinstance(inputs[0], Mapping):
-        return network(**inputs[0]), targets
-    return network(*inputs), targets
-
-
-def backpropagate(loss: Tensor) -> None:
-    """Adds the gradients of a loss, a scalar, to those of the parameters, as `loss.backward()`.
-
-    On a CPU it calls PyTorch's engine, which takes 0.04 ms less: of a step of 784-128-10 with
-    batches of 64 a twelfth. What it leaves out is for subclasses of Tensor, for transforms of
-    functions, and for the threads of other devices.
-    """
-    plain = type(loss) is Tensor and loss.device.type == "cpu"
-    if plain and _has_engine() and not torch._C._are_functorch_transforms_active():
-        _run_engine(loss)
+        outputs = network(**inputs[0])
     else:
-        loss.backward()  # type: ignore[no-untyped-call]
-
-
-def _run_engine(loss: Tensor) -> None:
-    engine: Any = torch.autograd.Variable._execution_engine
-    engine.run_backward(
-        *((loss,), (torch.ones_like(loss),), False, False, ()),
-        allow_unreachable=True,
-        accumulate_grad=True,
-    )
-
-
-@functools.cache
-def _has_engine() -> bool:
-    """Whether the engine is where this release of PyTorch is expected to have it, and works."""
-    weight = torch.ones((), requires_grad=True)
-    try:
-        torch._C._are_functorch_transforms_active()
-        with torch.enable_grad():
-            _run_engine(weight * 2)
-    except (AttributeError, TypeError, RuntimeError):
-        return False
-    return weight.grad is not None and float(weight.grad) == 2
+        outputs = network(*inputs)
+    if isinstance(targets, Tensor) and targets.dtype == torch.float64:  # of numbers of Python
+        targets = targets.to(outputs.dtype)
+    return outputs, targets
 
 
 def give_loss(function: OwnStep, loss: Callable[[Tensor, Tensor], Tensor]) -> OwnStep:

@@ -1,0 +1,141 @@
+"""An optimizer: who gets which settings, what is refused, and that a step is its own."""
+
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+from test_trainer import SPLIT, toy_job
+from torch import nn
+
+from studyloom.errors import ConfigError
+from studyloom.models import MLP
+from studyloom.training.optimizer import ParameterGroup, freeze, make_optimizer, step_of
+from studyloom.training.trainer import Training
+
+ADAM = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
+
+
+def network():
+    return MLP((1, 4, 4), 3, hidden=(8,))  # parameters of 1, and of 4, the last layer
+
+
+def test_settings_go_to_what_a_pattern_matches_and_all_others_have_those_of_the_optimizer():
+    net = network()
+    biases = ParameterGroup("biases", ("*.bias",), settings={"weight_decay": 0.0})
+    head = ParameterGroup("head", ("4.weight",), settings={"lr": 1.0})
+    optimizer = make_optimizer(ADAM, net, [biases, head])
+    named = {id(parameter): name for name, parameter in net.named_parameters()}
+    assert {
+        tuple(sorted(named[id(p)] for p in group["params"])): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+    } == {("1.weight",): (0.01, 0.1), ("1.bias", "4.bias"): (0.01, 0.0), ("4.weight",): (1.0, 0.1)}
+
+
+def test_frozen_parameters_keep_their_values_and_have_no_gradient():
+    first = ParameterGroup("first", ("1",), frozen=True)
+    net = network()
+    freeze(net, [first])
+    assert [p.requires_grad for p in net.parameters()] == [False, False, True, True]
+    training = Training([toy_job(groups=(first,))], SPLIT)
+    before = {name: tensor.clone() for name, tensor in training.weights()[0].items()}
+    list(training)
+    for name, tensor in training.weights()[0].items():
+        assert torch.equal(tensor, before[name]) == name.startswith("1.")
+    (run,) = training._runs
+    assert all(parameter.grad is None for parameter in run.model[1].parameters())
+
+
+def test_every_mistake_in_groups_is_named():
+    for groups, words in (
+        ([ParameterGroup("a", ("haed.*",))], ["groups.a.match: 'haed.*' matches no", "1.weight"]),
+        (
+            [ParameterGroup("a", ("1",), settings={"weigth_decay": 0.0})],
+            ["groups.a.weigth_decay: AdamW has no such", "did you mean weight_decay?"],
+        ),
+        ([ParameterGroup("all", ("*",), frozen=True)], ["freezes all parameters"]),
+        (
+            [ParameterGroup("a", ("x",)), ParameterGroup("b", ("1",)), ParameterGroup("c", ("1",))],
+            ["'x' matches no", "1.weight is in b and in c", "1.bias is in b and in c"],
+        ),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            make_optimizer(ADAM, network(), groups)
+        text = "\n".join(caught.value.mistakes)
+        assert all(word in text for word in words), text
+
+
+# Steps
+
+
+class Own(torch.optim.SGD):
+    def step(self, closure=None):
+        self.defaults["called"] = self.defaults.get("called", 0) + 1
+        return super().step(closure)
+
+
+def hooked(weights):
+    optimizer = torch.optim.SGD(weights, lr=0.1)
+    optimizer.register_step_post_hook(lambda o, *_: o.defaults.update(hooked=True))
+    return optimizer
+
+
+OPTIMIZERS = {
+    "sgd": lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "adam": lambda weights: torch.optim.Adam(weights, lr=0.01, fused=True),
+    "adamw": lambda weights: torch.optim.AdamW(weights, lr=0.01, amsgrad=True),
+    "fused sgd": lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.9, fused=True),
+    "rmsprop": lambda weights: torch.optim.RMSprop(weights, lr=0.01, centered=True),
+    "own": lambda weights: Own(weights, lr=0.1),
+    "hooked": hooked,
+}
+
+
+def test_a_step_is_that_of_the_optimizer_bit_for_bit():
+    def train(make, own_step):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1))
+        optimizer = make(model.parameters())
+        step = optimizer.step if own_step else step_of(optimizer)
+        for number in range(5):
+            optimizer.zero_grad()
+            model(torch.randn(8, 5)).square().mean().backward()
+            if number == 3:
+                model[0].bias.grad = None
+            step()
+        return [weight.tolist() for weight in model.parameters()], optimizer
+
+    for name, make in OPTIMIZERS.items():
+        (ours, our), (plain, theirs) = train(make, False), train(make, True)
+        assert ours == plain, name
+        assert str(our.state_dict()) == str(theirs.state_dict())
+        assert our.defaults == theirs.defaults
+
+
+PROGRAM = """
+import functools, sys
+import torch
+from torch import nn
+from studyloom.data import Split
+from studyloom.training.job import Job
+from studyloom.training.trainer import Training
+
+def net(shape, outputs):
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, outputs))
+
+split = Split(torch.randn(20, 1, 4, 4), torch.arange(20) % 10, 10, "toy")
+part, adam = torch.arange(20), functools.partial(torch.optim.Adam, fused=True)
+loss = nn.CrossEntropyLoss()
+job = Job(net, adam, lambda progress: 1.0, loss, part, part, epochs=2, batch_size=4, seed=0)
+training = Training([job], split)
+assert len(list(training)) == 2
+Training([job], split).restore(training.state())
+sys.exit("torch._dynamo" in sys.modules)
+"""
+
+
+def test_training_does_not_import_the_compiler():
+    """The import takes a worker a second."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
