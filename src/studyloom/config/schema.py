@@ -1,5 +1,6 @@
 """The schema of studyloom's own sections: an unknown key or a wrong type is an error at start."""
 
+import json
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -11,118 +12,122 @@ STOPS = ("regret",)  # what study.stop may be
 LONGEST_NAME = 200  # leaves room for suffixes below the 255 bytes that file systems give a name
 
 
+def key(default: Any, meaning: str) -> Any:
+    """Returns the field of a key, with its meaning as `studyloom keys` prints it."""
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"meaning": meaning})
+    return field(default=default, metadata={"meaning": meaning})
+
+
 @dataclass
 class StudySection:
     """The study and its budget; `from`, another study to begin with, is added below."""
 
-    name: str = MISSING
-    trials: int = 40  # the budget of the study, over all workers, commands and crashes
-    timeout: float | None = None  # seconds that one command searches
-    # What ends the search before its trials are spent: null, or regret, once all further trials
-    # together are expected to gain less than study.regret.
-    stop: str | None = None
-    regret: float | None = None  # in units of the metric, such as 0.005
-    epochs: int | None = None  # no trial begins once all together have reported so many
-    seed: int = 0
-    baseline: bool = True  # trial 0 is the configuration as composed
-    redo_baseline: bool = False  # train the baseline again if it has failed
-    trial_timeout: float | None = None  # seconds after which a trial fails
-    max_attempts: int = 3  # a trial fails after so many of its workers have died
-    max_failures: int = 5  # the study stops after so many failures in a row for one reason
-    lease: float = 60.0  # seconds that a silent worker keeps its trial
-    enqueue: Any = field(default_factory=list)  # points to begin with, mappings of parameters
-    top: int = 5  # how many trials of earlier studies to begin with, those that `from` names
-    accept_code_change: bool = False  # go on although your own code is not what it was
-    dry_run: bool = False  # show the space and stop; also --dry-run
+    name: str = key(MISSING, "names the study in its database; one name stands for one question")
+    trials: int = key(40, "the budget, over all workers, commands and crashes")
+    seed: int = key(0, "every trial is seeded by (study.seed, its number)")
+    timeout: float | None = key(None, "seconds that one command searches")
+    trial_timeout: float | None = key(None, "seconds of one trial, after which it has failed")
+    stop: str | None = key(
+        None, "`regret`: the search ends once further trials are expected to gain less than …"
+    )
+    regret: float | None = key(None, "… this, in units of the metric")
+    epochs: int | None = key(None, "no trial begins once all together have reported so many")
+    baseline: bool = key(True, "trial 0 is the configuration as composed")
+    redo_baseline: bool = key(
+        False, "true: a baseline that has failed is trained again, in the same slot"
+    )
+    max_attempts: int = key(3, "workers that may die of one trial before it has failed")
+    max_failures: int = key(5, "trials in a row that may fail for one reason before the study ends")
+    lease: float = key(60.0, "seconds after which a silent worker loses its trial to another")
+    enqueue: Any = key([], "points to try first, such as `[{model:cnn,model.cnn.channels:16}]`")
+    top: int = key(5, "how many points of earlier studies are tried first")
+    accept_code_change: bool = key(False, "go on although your own code has changed")
+    dry_run: bool = key(False, "the same as `--dry-run`")
+
+
+# Added to the section below, since `from` is a keyword of Python.
+FROM = "a run directory or `URL#NAME` whose best points are tried first; a list of these, or `auto`"
 
 
 @dataclass
 class ObjectiveSection:
     """What a trial is measured by; its `_target_` may have arguments beside these keys."""
 
-    folds: int = 1  # 1: a single hold-out part of data.validation examples
-    seeds: int = 1
-    # The user's own loop, (config, run) -> value, in place of training networks.
-    _target_: str | None = None
-    # The user's own function that tests the winner of such a loop, (config, run, part) -> values.
-    test: Any = None
-    # A name in metrics.METRICS, or the user's own _target_; or several, [accuracy, parameters].
-    metric: Any = "accuracy"
-    # Limits of parameters, flops and latency_ms, such as {parameters: "<= 100_000"}.
-    constraints: Any = None
-    # maximize or minimize, or one for each metric; required if the metric does not define it.
-    direction: Any = None
+    folds: int = key(1, "1: one held-out part of data.validation examples; 5: cross-validation")
+    seeds: int = key(1, "trainings per fold; a trial's value is the mean")
+    metric: Any = key("accuracy", "a name, a `_target_`, or a list such as `[accuracy,parameters]`")
+    direction: Any = key(None, "`maximize` or `minimize`, where the metric does not say it")
+    constraints: Any = key(None, 'limits: `{parameters: "<= 100_000", latency_ms: "<= 2"}`')
+    _target_: str | None = key(
+        None, "a loop of your own, `(config, run) -> value`; further keys are its arguments"
+    )
+    test: Any = key(None, "what tests the winner of a loop, `(config, run, part) -> values`")
 
 
 @dataclass
 class TrainSection:
     """How a network is trained."""
 
-    epochs: int = 10
-    batch_size: int = 64
-    loss: Any = "${oc.select:loss,null}"  # what the group `loss` composed
-    l1: float = 0.0  # L2 is the optimizer's weight_decay
-    clip: float | None = None  # the largest norm of the gradient
-    precision: str = "fp32"  # bf16, or fp16 with scaled gradients
-    samples_per_epoch: int | None = None  # drawn anew in each epoch; null: all examples
-    # Functions of the user's own, (network, batch) -> loss or (loss, outputs, targets).
-    step: Any = None
-    evaluate: Any = None
-    accumulate: int = 1  # batches whose gradients make one step of the optimizer
-    drop_last: bool = False  # leave out the last batch of an epoch if it is smaller
-    ema: float | None = None  # the decay of an average of the weights, kept in their place
-    patience: int | None = None  # epochs in a row without a better value, after which training ends
-    keep: str = "last"  # or best: the epoch with the best value
-    until: int | None = None  # the epoch after which training ends, on the schedule of all epochs
-
-
-# Later than the first stored studies: at their defaults, these are no part of what a study asks.
-LATER = ("step", "evaluate", "accumulate", "drop_last", "ema", "patience", "keep", "until")
+    epochs: int = key(10, "epochs of a training")
+    batch_size: int = key(64, "examples of a batch, of all ranks together")
+    loss: Any = key("${oc.select:loss,null}", "the section `loss`")
+    l1: float = key(0.0, "L1 penalty; L2 is the optimizer's weight_decay")
+    clip: float | None = key(None, "the largest norm of the gradient")
+    precision: str = key("fp32", "or `bf16`, or `fp16` with scaled gradients")
+    samples_per_epoch: int | None = key(None, "examples drawn anew for each epoch; null: all")
+    step: Any = key(None, "your own `(network, batch)` -> loss, or (loss, outputs, targets)")
+    evaluate: Any = key(None, "your own `(network, batch)` -> (loss, outputs, targets)")
+    accumulate: int = key(1, "batches whose gradients make one step of the optimizer")
+    drop_last: bool = key(False, "true: leave out the last batch of an epoch if it is smaller")
+    ema: float | None = key(None, "decay of an average of the weights, kept in their place")
+    patience: int | None = key(None, "epochs in a row without a better value that end a training")
+    keep: str = key("last", "or `best`: value and weights of the best epoch")
+    until: int | None = key(None, "the epoch that ends a training, on the schedule of all epochs")
 
 
 @dataclass
 class StorageSection:
     """The database of the study."""
 
-    url: str | None = None
-    file: str | None = None  # a file that holds the URL, readable only by its owner
-    deadline: float = 300.0  # seconds of retries while the database is away
+    url: str | None = key(None, "the URL of the database")
+    file: str | None = key(None, "a file that holds the URL and that only you may read")
+    deadline: float = key(300.0, "seconds of retries while the database is away")
 
 
 @dataclass
 class CheckpointsSection:
     """Where trials save their state."""
 
-    # On a disk that all hosts share, or each host resumes only its own trials; null: none.
-    dir: str | None = "${run_dir}/checkpoints"
+    dir: str | None = key(
+        "${run_dir}/checkpoints", "on a disk that all hosts share; null: no checkpoints"
+    )
 
 
 @dataclass
 class WinnerSection:
     """How the winner is chosen."""
 
-    # Choose the winner on fresh seeds, test it, and write the report when the search has ended.
-    enabled: bool = True
-    top: int = 3  # how many of the best trials are evaluated again, beside the baseline
-    seeds: int = 5
-    # As many trainings at most, but more candidates begin, and those leave that fall behind.
-    race: bool = False
-    rule: str | None = None  # which is best, such as "max accuracy where parameters < 50_000"
-    committee: bool = False  # also average several of the trained networks, beside the winner
+    enabled: bool = key(True, "false: the run ends with the search")
+    top: int = key(3, "how many of the best trials are judged again, beside the baseline")
+    seeds: int = key(5, "on how many fresh seeds")
+    race: bool = key(False, "true: more candidates, at no more trainings")
+    rule: str | None = key(None, 'which is best, such as "max accuracy where parameters < 50_000"')
+    committee: bool = key(False, "true: also average several of the trained networks")
 
 
 @dataclass
 class CostSection:
     """What computing costs; it is no part of the question."""
 
-    per_hour: float | None = None  # an hour of a GPU, or of a core where no GPU is used
+    per_hour: float | None = key(None, "price of an hour of a GPU, or of a core without GPUs")
 
 
 @dataclass
 class Config:
     """The sections of studyloom, and the groups that a study fills."""
 
-    run_dir: str = "runs/${study.name}"
+    run_dir: str = key("runs/${study.name}", "the folder of everything that a run writes")
     study: StudySection = field(default_factory=StudySection)
     objective: ObjectiveSection = field(default_factory=ObjectiveSection)
     train: TrainSection = field(default_factory=TrainSection)
@@ -130,14 +135,10 @@ class Config:
     checkpoints: CheckpointsSection = field(default_factory=CheckpointsSection)
     winner: WinnerSection = field(default_factory=WinnerSection)
     cost: CostSection = field(default_factory=CostSection)
-    # Packages that a config from elsewhere may name; only on command lines.
-    trust: list[str] = field(default_factory=list)
-    # The trackers that are told how the study goes, by names of the user's own. No part of a study.
-    track: Any = None
-    # The winner made small after its test: true, or settings such as {margin: 0.01}. No part of a
-    # study; the keys are in compress/settings.py.
-    compress: Any = None
-    params: Any = None  # the arguments of the user's own function
+    trust: list[str] = key([], "packages and keys that a config from elsewhere may use")
+    track: Any = key(None, "trackers that are told how the study goes: `[tensorboard,mlflow]`")
+    compress: Any = key(None, "true, or settings: at the end the winner is made small")
+    params: Any = key(None, "the arguments of a loop of your own")
     data: Any = MISSING
     model: Any = MISSING
     optimizer: Any = MISSING
@@ -152,11 +153,27 @@ class Config:
     )
 
 
+def describe_keys() -> list[tuple[str, str, str]]:
+    """Returns each key with its default, as it is typed, and its meaning."""
+    rows: list[tuple[str, str, str]] = []
+    for section in fields(Config):
+        kind: Any = section.default_factory
+        if not is_dataclass(kind):
+            inner = [(section.name, section)] if section.metadata else []
+        else:
+            inner = [(f"{section.name}.{each.name}", each) for each in fields(kind)]
+        for name, each in inner:
+            default = each.default_factory() if callable(each.default_factory) else each.default
+            shown = "" if default == MISSING else json.dumps(default).strip('"')
+            rows.append((name, shown, each.metadata["meaning"]))
+    at = next(place for place, row in enumerate(rows) if row[0] == "study.top")
+    rows.insert(at, ("study.from", "null", FROM))
+    return rows
+
+
 def _make_schema() -> DictConfig:
     schema: DictConfig = OmegaConf.structured(Config)
     with open_dict(schema.study):
-        # A run directory, a URL, a list of these, or auto: finished studies of the same database
-        # and of sibling run directories. Added here, since `from` is a keyword of Python.
         schema.study["from"] = None
     OmegaConf.set_struct(schema.objective, False)  # for the arguments of its target
     return schema
