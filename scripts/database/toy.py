@@ -88,7 +88,7 @@ def fill(stored: StoredStudy, trials: int) -> None:
     def insert(connection: sqlalchemy.Connection) -> None:
         writes: list[sql.Write] = []
         for slot in range(trials):
-            trial = sql.add(connection, study_id, {SLOT: slot})
+            trial = sql.insert(connection, study_id, {SLOT: slot})._trial_id
             state, steps = (COMPLETE, 10) if slot % 3 == 0 else (PRUNED, 3)
             writes += [
                 sql.param(trial, name, fate.random(), asked) for name, asked in distributions

@@ -12,7 +12,6 @@ import pytest
 from commands import FORKS
 from harness import LEASE, NAME, PHASES, check, outcomes, prepare, run, start, until
 
-from studyloom.storage.ledger import Ledger
 from studyloom.study.opening import open_study
 
 IN_TRANSACTIONS = ("after claim", "inside tell")  # where the two databases differ most
@@ -225,7 +224,7 @@ def test_the_checker_sees_what_is_wrong(sqlite_url, tmp_path, clean):
     with pytest.raises(AssertionError, match="I"):
         check(stored, 4)
     assert extra.number == 3
-    Ledger(stored.ledger.storage, stored.ledger.study_id).extend(4)
+    stored.ledger.extend(4)
     with pytest.raises(AssertionError):
         check(stored, 3)
     assert outcomes(stored) == clean(3)  # a trial of another program is not counted

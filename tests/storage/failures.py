@@ -13,6 +13,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from studyloom.storage import sql
+from studyloom.storage.attributes import UUID
 from studyloom.storage.database import execute, read
 from studyloom.storage.ledger import Ledger
 from studyloom.storage.slots import create_table
@@ -29,19 +30,22 @@ def template():
 
 def make_study(opened):
     """Creates a study with 99 slots and a running trial."""
-    study_id = opened.create_new_study(MAXIMIZE, "s")
-    ledger = Ledger(opened, study_id)
+    study_id = execute(opened, lambda c: sql.add_study(c, "s", MAXIMIZE, {UUID: "of s"}))
     create_table(opened)
-    ledger.extend(99)
+    ledger_of(opened, study_id).extend(99)
     return study_id, opened.create_new_trial(study_id, template())
+
+
+def ledger_of(opened, study_id):
+    return Ledger(opened, study_id, "of s")
 
 
 def begin(opened, study_id, _=None, owner="w", fresh=False):
     """Claims a slot with a trial, as a worker does."""
-    ledger = Ledger(opened, study_id)
+    ledger = ledger_of(opened, study_id)
 
     def make(connection, slot):
-        return sql.add(connection, study_id, {"slot": slot})
+        return sql.insert(connection, study_id, {"slot": slot})._trial_id
 
     return ledger.claim(owner, 99, 60.0, make, fresh=fresh)
 
@@ -53,7 +57,7 @@ def finish(opened, study_id, claim, value=0.5):
         sql.check_running(connection, claim.trial_id)
         sql.write(connection, sql.end(claim.trial_id, TrialState.COMPLETE, [value]))
 
-    return Ledger(opened, study_id).finish(claim, write)
+    return ledger_of(opened, study_id).finish(claim, write)
 
 
 def check_shown(error, *words):

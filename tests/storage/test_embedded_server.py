@@ -163,7 +163,7 @@ def test_other_urls_are_left_as_they_are():
         assert folder_of(url) is None
 
 
-@pytest.mark.runs
+@pytest.mark.nightly
 def test_a_study_runs_on_it_with_two_workers_and_is_looked_at_afterwards(folder, use):
     run_dir = folder.parent
     workers = ("study.trials=6", "launcher.workers=2", "storage=embedded_postgres")

@@ -5,16 +5,17 @@ import socket
 import subprocess
 import threading
 import time
+from functools import partial
 
-import optuna
 import pytest
-from optuna.storages import get_storage
+from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from sqlalchemy import event, insert, update
 
 from studyloom.errors import StorageError
 from studyloom.processes import worker_id
 from studyloom.storage import sql
+from studyloom.storage.attributes import UUID
 from studyloom.storage.database import connect, execute, read
 from studyloom.storage.ledger import Ledger, clear, compare, reconcile
 from studyloom.storage.slots import SLOTS, create_table
@@ -25,11 +26,15 @@ LEASE = 60.0
 @pytest.fixture
 def ledger(url):
     backend = connect(url, create=True)
-    storage = get_storage(backend)
-    optuna.create_study(study_name="s", storage=storage)
-    ledger = Ledger(backend, storage.get_study_id_from_name("s"))
     create_table(backend)
-    return ledger
+    return make(backend, "s")
+
+
+def make(backend, name):
+    """Creates a study, and returns its ledger."""
+    uuid = f"of {name}"
+    add = partial(sql.add_study, directions=[StudyDirection.MAXIMIZE], user_attrs={UUID: uuid})
+    return Ledger(backend, execute(backend, lambda connection: add(connection, name)), uuid)
 
 
 def pass_time(ledger, seconds):
@@ -43,7 +48,7 @@ def test_every_slot_is_claimed_once_whoever_asks(ledger, url):
     claimed = []
 
     def work(owner):
-        own = Ledger(connect(url), ledger.study_id)
+        own = Ledger(connect(url), ledger.study_id, ledger.uuid)
         while (claim := own.claim(owner, 40, LEASE)) is not None:
             claimed.append(claim.slot)
             own.finish(claim)
@@ -79,7 +84,7 @@ def test_a_claim_and_its_trial_are_made_together_or_not_at_all(ledger):
     ledger.extend(2)
 
     def make(connection, slot):
-        return sql.add(connection, ledger.study_id, {"slot": slot})
+        return sql.insert(connection, ledger.study_id, {"slot": slot})._trial_id
 
     def die(connection, slot):
         make(connection, slot)
@@ -207,8 +212,7 @@ def test_a_death_is_fatal_to_the_overdue_trial_and_not_to_one_that_was_begun_sin
 
 def test_two_studies_share_a_database_and_no_slot(ledger):
     ledger.extend(2)
-    optuna.create_study(study_name="other", storage=get_storage(ledger.storage))
-    other = Ledger(ledger.storage, ledger.study_id + 1)
+    other = make(ledger.storage, "other")
     other.extend(1)
     assert other.claim("w", 9, LEASE).slot == 0
     assert other.claim("x", 9, LEASE) is None
@@ -343,8 +347,9 @@ class Plans:
 def test_what_a_call_reads_does_not_grow_with_the_other_slots(ledger, state):
     engine, counts = ledger.storage.engine, (20, 2000)
     ledgers = []
-    for study_id, count in enumerate(counts, 2):
-        optuna.create_study(study_name=f"{count}", storage=get_storage(ledger.storage))
+    for count in counts:
+        ledgers.append(make(ledger.storage, f"{count}"))
+        study_id = ledgers[-1].study_id
         columns = {"study_id": study_id, "state": state, "token": 0, "deaths": 0, "fatal": 0}
         if state == "done":
             columns |= {"token": 1, "owner": "w"}
@@ -353,7 +358,6 @@ def test_what_a_call_reads_does_not_grow_with_the_other_slots(ledger, state):
             for slot in range(count)
         ]
         execute(ledger.storage, lambda c, slots=slots: c.execute(insert(SLOTS), slots))
-        ledgers.append(Ledger(ledger.storage, study_id))
         ledgers[-1].extend(count + 3)
     calls = {name: call for name, call in CALLS.items() if (state, name) != ("free", "todo")}
     if engine.dialect.name == "sqlite":

@@ -20,6 +20,66 @@ PACKAGE = Path(studyloom.__file__).parent
 ROOM = PACKAGE / "storage"
 TREES = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
 
+# Methods of Optuna's storages, by class, with the parameters that follow `self`.
+PRIVATE_METHODS = {
+    "RDBStorage": {
+        # Overridden: each runs again after a failure that passes, and two read faster.
+        "_create_new_trial": ("study_id", "template_trial"),
+        "_get_best_trial_id": ("study_id", "direction"),
+        "_get_trials": ("study_id", "states", "included_trial_ids", "trial_id_greater_than"),
+        "_set_trial_param": (
+            *("trial_id", "param_name", "param_value_internal", "distribution"),
+            "previous_distribution",
+        ),
+    },
+    "_VersionManager": {
+        # Made for tables that are not those of the installed Optuna, which it completes or refuses.
+        "__init__": ("url", "engine", "scoped_session"),
+        "check_table_schema_compatibility": (),
+    },
+    "_CachedStorage": {
+        # Called, and its answer kept until the worker asks for the other trials again.
+        "_read_trials_from_remote_storage": ("study_id",),
+    },
+    # Called: how infinities and NaN are stored.
+    "TrialValueModel": {
+        "value_to_stored_repr": ("value",),
+        "stored_repr_to_value": ("value", "float_type"),
+    },
+    "TrialIntermediateValueModel": {
+        "intermediate_value_to_stored_repr": ("value",),
+        "stored_repr_to_intermediate_value": ("value", "float_type"),
+    },
+}
+# Attributes of their objects.
+ATTRIBUTES = {
+    "RDBStorage": (
+        *("url", "engine_kwargs", "skip_compatibility_check", "engine", "scoped_session"),
+        *("heartbeat_interval", "grace_period", "heartbeat_stale_trial_callback"),
+        *("failed_trial_callback", "_version_manager"),
+    ),
+    "_CachedStorage": ("_backend", "_lock", "_studies", "_trial_id_to_study_id_and_number"),
+    "_StudyInfo": ("trials",),  # by number: the values of `_CachedStorage._studies`
+    "FrozenTrial": ("_trial_id",),
+}
+# Columns that `sql` reads and writes, by table. Those that a row is found by are unique together.
+COLUMNS = {
+    "studies": ("study_id",),
+    "study_user_attributes": ("study_id", "key", "value_json"),
+    "trials": (
+        *("trial_id", "number", "study_id", "state", "datetime_start", "datetime_complete"),
+    ),
+    "trial_params": ("trial_id", "param_name", "param_value", "distribution_json"),
+    "trial_values": ("trial_id", "objective", "value", "value_type"),
+    "trial_intermediate_values": (
+        *("trial_id", "step", "intermediate_value", "intermediate_value_type"),
+    ),
+    "trial_user_attributes": ("trial_id", "key", "value_json"),
+    "trial_system_attributes": ("trial_id", "key", "value_json"),
+    "version_info": ("version_info_id", "schema_version", "library_version"),
+    "alembic_version": ("version_num",),
+}
+
 CLASSES = {
     "RDBStorage": RDBStorage,
     "_CachedStorage": internals.CachedStorage,
@@ -29,7 +89,7 @@ CLASSES = {
 }
 METHODS = [
     (name, method, parameters)
-    for name, methods in internals.METHODS.items()
+    for name, methods in PRIVATE_METHODS.items()
     for method, parameters in methods.items()
 ]
 
@@ -65,12 +125,10 @@ def test_a_method_is_there_with_the_parameters_that_are_listed(name, method, par
     assert tuple(parameter for parameter in signature if parameter != "self") == parameters
 
 
-@pytest.mark.parametrize("name", internals.ATTRIBUTES)
+@pytest.mark.parametrize("name", ATTRIBUTES)
 def test_an_object_has_the_attributes_that_are_listed(objects, name):
     assert {
-        attribute
-        for attribute in internals.ATTRIBUTES[name]
-        if not hasattr(objects[name], attribute)
+        attribute for attribute in ATTRIBUTES[name] if not hasattr(objects[name], attribute)
     } == set()
 
 
@@ -83,10 +141,10 @@ def test_a_storage_of_ours_has_what_optunas_own_constructor_sets(shipped):
     ours.engine.dispose()
 
 
-@pytest.mark.parametrize("table", internals.COLUMNS)
+@pytest.mark.parametrize("table", COLUMNS)
 def test_a_table_has_the_columns_that_are_listed(shipped, table):
     columns = sqlalchemy.inspect(shipped.engine).get_columns(table)
-    assert {*internals.COLUMNS[table]} - {column["name"] for column in columns} == set()
+    assert {*COLUMNS[table]} - {column["name"] for column in columns} == set()
 
 
 @pytest.mark.parametrize(
@@ -111,18 +169,6 @@ def test_a_read_of_the_buffer_asks_the_backend_for_what_is_new_in_one_call(shipp
     assert calls == [{"states": None, "included_trial_ids": set(), "trial_id_greater_than": -1}]
 
 
-def test_a_trial_is_made_by_the_method_that_checks_for_a_lost_commit(shipped, monkeypatch):
-    made = RDBStorage._get_prepared_new_trial
-    calls = []
-    monkeypatch.setattr(
-        RDBStorage,
-        "_get_prepared_new_trial",
-        lambda *args: calls.append(args) or made(*args),
-    )
-    shipped.create_new_trial(1)
-    assert len(calls) == 1
-
-
 def private_names(path):
     """The private names that a file of the room uses of objects, less those that it defines."""
     nodes = list(ast.walk(TREES[path]))
@@ -143,13 +189,13 @@ def private_names(path):
 
 @pytest.mark.parametrize("module", ["database", "sql", "trial_buffer"])
 def test_no_private_name_is_used_that_is_not_listed(module):
-    methods = {method for methods in internals.METHODS.values() for method in methods}
-    listed = methods.union(*internals.ATTRIBUTES.values())
+    methods = {method for methods in PRIVATE_METHODS.values() for method in methods}
+    listed = methods.union(*ATTRIBUTES.values())
     assert private_names(ROOM / f"{module}.py") <= listed
 
 
 def test_what_overrides_a_private_method_of_optuna_is_listed():
-    listed = {method for methods in internals.METHODS.values() for method in methods}
+    listed = {method for methods in PRIVATE_METHODS.values() for method in methods}
     for ours, theirs in ((RetryingStorage, RDBStorage), (TrialBuffer, internals.CachedStorage)):
         overridden = {
             name
@@ -162,9 +208,9 @@ def test_what_overrides_a_private_method_of_optuna_is_listed():
 def test_every_column_that_is_read_is_listed():
     tables = {table.name: query for table, query in sql.DETAILS.items()}
     for name, query in tables.items():
-        assert {column.name for column in query.selected_columns} <= {*internals.COLUMNS[name]}
+        assert {column.name for column in query.selected_columns} <= {*COLUMNS[name]}
     heads = {column.name for column in sql.NAMED.selected_columns}
-    assert heads <= {*internals.COLUMNS["trials"]}
+    assert heads <= {*COLUMNS["trials"]}
 
 
 def test_private_modules_of_optuna_are_imported_by_this_module_alone():

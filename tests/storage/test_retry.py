@@ -17,6 +17,7 @@ from failures import (
     contents,
     finish,
     in_background,
+    ledger_of,
     make_study,
     template,
 )
@@ -26,7 +27,6 @@ from servers import Server
 from studyloom.errors import StorageError, StorageLost
 from studyloom.storage import sql
 from studyloom.storage.database import LOCK_KEY, POSTGRES, connect, exclusive, execute
-from studyloom.storage.ledger import Ledger
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_connections_that_are_ended_all_the_time_lose_and_double_nothing(server,
             assert finish(opened, study_id, claim, claim.slot)
 
     def write(claim, row):
-        assert Ledger(opened, study_id).renew(
+        assert ledger_of(opened, study_id).renew(
             claim, 60.0, lambda connection: sql.write(connection, [row])
         )
 
@@ -179,7 +179,7 @@ def test_connections_that_are_ended_all_the_time_lose_and_double_nothing(server,
 
 def test_a_server_that_stays_away_is_named_with_the_time_waited(server, served, lines):
     opened, study_id, trial_id = served
-    opened.deadline = 0.2
+    opened.retry.deadline = 0.2
     server.stop(signal.SIGQUIT)
     for what in ("a trial", "a report", "a row of ours"):
         with pytest.raises(StorageLost) as caught:
@@ -444,7 +444,7 @@ def test_a_commit_whose_answer_was_lost_is_done_once(served, proxied, what, cut,
     if what == "a claim with its trial":
         assert opened.get_trial(result.trial_id).user_attrs == {"slot": result.slot}
         assert result.token == {"before": 1, "after": 2}[cut]
-        assert Ledger(opened, study_id).counts()["held"] == 1
+        assert ledger_of(opened, study_id).counts()["held"] == 1
         assert after == before | {
             "trials": 2,
             "trial_user_attributes": 2,
@@ -474,7 +474,7 @@ def test_a_trials_end_whose_answer_was_lost_is_done_once_and_ends_its_claim(
     proxy.cut = cut
     assert finish(opened, study_id, claim)
     assert proxy.cuts == 1
-    assert Ledger(opened, study_id).counts() == {"free": 98, "held": 0, "done": 1}
+    assert ledger_of(opened, study_id).counts() == {"free": 98, "held": 0, "done": 1}
     assert opened.get_trial(claim.trial_id).value == 0.5
     assert not finish(opened, study_id, claim)  # no answer was lost, so the claim is over
 
@@ -483,7 +483,7 @@ def test_a_trials_end_whose_answer_was_lost_is_done_once_and_ends_its_claim(
 def test_points_whose_claims_lost_their_answer_are_queued_once_each(served, proxied, cut):
     _, study_id, _ = served
     proxy, opened = proxied
-    ledger = Ledger(opened, study_id)
+    ledger = ledger_of(opened, study_id)
     claims = []
     for _ in range(3):  # as an enqueuer does
         proxy.cut = cut

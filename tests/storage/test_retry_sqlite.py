@@ -96,7 +96,7 @@ def test_reading_does_not_wait_for_a_writer(locked, lines):
 
 def test_a_lock_that_stays_is_named_with_the_time_waited(locked, lines):
     opened, study_id, trial_id, _ = locked
-    opened.deadline = 0.2
+    opened.retry.deadline = 0.2
     before, began = contents(opened), time.monotonic()
     for write in WRITES.values():
         with pytest.raises(StorageLost) as caught:
@@ -120,7 +120,7 @@ def test_a_deadline_that_is_lowered_while_a_call_waits_ends_the_wait(locked, lin
 
     def lower():
         lines.away.wait(60)
-        opened.deadline = 0
+        opened.retry.deadline = 0
 
     began = time.monotonic()
     with in_background(lower), pytest.raises(StorageLost):
@@ -145,7 +145,7 @@ def test_no_call_waits_any_more_once_one_has_ended_in_an_error(sqlite_url, lines
 
 def test_waiting_does_not_move_a_users_random_numbers(locked):
     opened, study_id, _, _ = locked
-    opened.deadline = 0.2
+    opened.retry.deadline = 0.2
     random.seed(1)
     with pytest.raises(StorageLost):
         opened.create_new_trial(study_id, template())

@@ -36,7 +36,9 @@ def shipped(opened):
 
 
 def begin(opened, **user_attrs):
-    return execute(opened, lambda connection: sql.add(connection, opened.study_id, user_attrs))
+    return execute(
+        opened, lambda connection: sql.insert(connection, opened.study_id, user_attrs)._trial_id
+    )
 
 
 def write(opened, trial_id, *writes):
@@ -103,7 +105,7 @@ def test_what_optuna_writes_is_read(opened):
 def test_another_studys_trials_are_not_read_and_have_numbers_of_their_own(opened):
     other = opened.create_new_study([StudyDirection.MAXIMIZE], "t")
     begin(opened)
-    execute(opened, lambda connection: sql.add(connection, other, {}))
+    execute(opened, lambda connection: sql.insert(connection, other, {})._trial_id)
     begin(opened)
     assert [trial.number for trial in opened.get_all_trials(opened.study_id)] == [0, 1]
     assert [trial.number for trial in opened.get_all_trials(other)] == [0]

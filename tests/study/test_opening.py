@@ -42,7 +42,7 @@ def test_a_study_whose_maker_died_half_way_is_completed(url, question, monkeypat
         patch.setattr(optuna.Study, "set_metric_names", interrupt)  # before its slots are made
         with pytest.raises(KeyboardInterrupt):
             fresh(url, question, 1)
-    assert Ledger(connect(url), 1).counts()["free"] == 0
+    assert Ledger(connect(url), 1, "").counts()["free"] == 0
     stored = fresh(url, question, 1)
     work(question, stored, 1)
     assert len(stored.trials()) == 1

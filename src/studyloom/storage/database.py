@@ -10,7 +10,6 @@ import functools
 import logging
 import math
 import re
-import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection
-from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 from studyloom.errors import StorageError, StorageLost
@@ -51,7 +50,6 @@ from studyloom.storage.retry import (
 from studyloom.storage.urls import parse_url, without_password
 
 DEADLINE = 300.0  # seconds that a call waits for a database that is away
-RESTED = 1.0  # seconds after the last answer, from which on a connection is tried before its use
 LOCK_KEY = 0x5374756479  # PostgreSQL advisory lock of the process that creates tables and studies
 # How long a single try waits for another's lock. SQLite waits without noticing a Ctrl-C.
 BUSY_SECONDS = 5
@@ -336,24 +334,6 @@ def connect(url: str | URL, *, create: bool = False, deadline: float = DEADLINE)
         return Retry(address, deadline).run(attempt)
 
 
-def check_file(url: str) -> None:
-    """Raises StorageError if SQLite finds damage in its file; a server looks after its own."""
-    address = parse_url(url)
-    if not is_sqlite(address):
-        return
-
-    def ask() -> str:
-        with plain_engine(address).connect() as connection:
-            return str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar())
-
-    with explained(address):
-        damage = Retry(address, 0.0).run(ask)
-    if damage != "ok":
-        raise StorageError(
-            f"storage.url: {sqlite_path(address)} is damaged ({' '.join(damage.split())})"
-        )
-
-
 def _open(address: URL, deadline: float) -> RetryingStorage:
     if is_sqlite(address):
         return SQLiteStorage(existing_file(address).render_as_string(), address, deadline)
@@ -365,23 +345,7 @@ def _open(address: URL, deadline: float) -> RetryingStorage:
         "connect_args": libpq_arguments(address, POSTGRES),
     }
     url = address.render_as_string(hide_password=False)
-    storage = RetryingStorage(url, address, deadline, engine_kwargs)
-    ping = storage.engine.dialect.do_ping
-
-    @event.listens_for(storage.engine, "checkout")
-    def try_rested(connection: Any, record: Any, _: Any) -> None:
-        """Has a connection replaced that was lost while it rested; else the call is retried."""
-        if time.monotonic() - record.info.get("used", math.inf) > RESTED:
-            try:
-                ping(connection)
-            except Exception as error:
-                raise DisconnectionError from error
-
-    @event.listens_for(storage.engine, "checkin")
-    def note_use(_: Any, record: Any) -> None:
-        record.info["used"] = time.monotonic()
-
-    return storage
+    return RetryingStorage(url, address, deadline, engine_kwargs)
 
 
 # Optuna asks Alembic for the version of its tables, which imports Alembic with all its dialects and

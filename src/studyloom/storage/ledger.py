@@ -7,10 +7,9 @@ the trial that was started there; the slot's token tells the previous holder, sh
 alive, that it has lost the slot.
 """
 
-import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -34,7 +33,6 @@ from sqlalchemy import (
 from studyloom.errors import StorageError
 from studyloom.processes import host_id, is_alive
 from studyloom.storage import sql
-from studyloom.storage.attributes import SLOT, UUID
 from studyloom.storage.database import RetryingStorage, execute, read
 from studyloom.storage.retry import call_state
 from studyloom.storage.slots import (
@@ -125,7 +123,7 @@ class Ledger:
 
     storage: RetryingStorage
     study_id: int
-    uuid: str | None = None
+    uuid: str
     _known: dict[Order, Known] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -229,26 +227,17 @@ class Ledger:
         )
         return claim
 
-    def renew(
-        self,
-        claim: Claim,
-        lease: float,
-        write: WriteRows | None = None,
-        report: Mapping[str, Any] | None = None,
-    ) -> bool:
+    def renew(self, claim: Claim, lease: float, write: WriteRows | None = None) -> bool:
         """Extends a claim, in one transaction with whatever else there is to write.
 
         Args:
             claim: The claim.
             lease: Seconds from now until it ends.
             write: Writes further rows; it must bear being called twice.
-            report: The only row that `write` writes, if that is a report.
 
         Returns:
             False if another worker has the slot by now; then nothing was written.
         """
-        if report is not None and self._post(claim, lease, report):
-            return True
         return self._update(self._renewal, claim, "held", write, lease=lease)
 
     def finish(self, claim: Claim, write: WriteRows | None = None) -> bool:
@@ -275,31 +264,21 @@ class Ledger:
     @cached_property
     def _own(self) -> ColumnElement[bool]:
         return and_(
-            SLOTS.c.study_id == bindparam("study"),
+            SLOTS.c.study_id == self.study_id,
             SLOTS.c.slot == bindparam("own_slot"),
             SLOTS.c.token == bindparam("own_token"),
-            self._exists,
-        )
-
-    @property
-    def _exists(self) -> ColumnElement[bool]:
-        return sql.is_study(self.study_id, self.uuid)
-
-    @cached_property
-    def _end(self) -> Update:
-        return (
-            update(SLOTS)
-            .where(self._own, SLOTS.c.state == "held")
-            .values(state=bindparam("next_state"), owner=None, expires=None)
+            sql.is_study(self.study_id, self.uuid),
         )
 
     @cached_property
     def _renewal(self) -> Update:
-        return (
-            update(SLOTS)
-            .where(self._own, SLOTS.c.state == "held")
-            .values(expires=self._now + bindparam("lease"))
-        )
+        renewed = self._now + bindparam("lease")
+        return update(SLOTS).where(self._own, IS_HELD).values(expires=renewed)
+
+    @cached_property
+    def _end(self) -> Update:
+        ended = {"state": bindparam("next_state"), "owner": None, "expires": None}
+        return update(SLOTS).where(self._own, IS_HELD).values(ended)
 
     def _update(
         self, statement: Update, claim: Claim, state: str, write: WriteRows | None, **values: object
@@ -313,7 +292,7 @@ class Ledger:
             write: Writes further rows.
             values: Parameters of the statement.
         """
-        own = {"study": self.study_id, "own_slot": claim.slot, "own_token": claim.token}
+        own = {"own_slot": claim.slot, "own_token": claim.token}
         stored = select(SLOTS.c.state).where(self._own)
 
         def work(connection: Connection) -> bool:
@@ -325,25 +304,6 @@ class Ledger:
             return True
 
         return execute(self.storage, work)
-
-    def _post(self, claim: Claim, lease: float, report: Mapping[str, Any]) -> bool:
-        """Stores a report and renews the lease on PostgreSQL, if claim and trial stand.
-
-        Returns:
-            False if nothing was stored: on SQLite, or for a reason that a transaction of several
-            statements finds out.
-        """
-        if self._dialect != "postgresql" or self.uuid is None:
-            return False
-        own = {"study": self.study_id, "slot": claim.slot, "token": claim.token}
-        values = own | {"uuid": json.dumps(self.uuid), "lease": float(lease)} | dict(report)
-
-        def work() -> bool:
-            with self.storage.single.connect() as connection:
-                # An answer that is lost may be that of a stored report; twice is the same.
-                return bool(connection.execute(POST, values).rowcount)
-
-        return self.storage.call(work, writes=True)
 
     def renew_for(self, workers: Sequence[str], lease: float) -> None:
         """Extends the claims of workers for their supervisor, which sees that they are alive.
@@ -417,9 +377,10 @@ class Ledger:
             .scalar_subquery()
             for condition in (HAS_TRIAL, HAS_NONE)
         )
-        query = select(begun_slots if begun else begun_slots + fresh_slots, self._exists)
-        number, exists = read(self.storage, lambda connection: connection.execute(query).one())
-        if not exists:
+        exists = sql.is_study(self.study_id, self.uuid)
+        query = select(begun_slots if begun else begun_slots + fresh_slots, exists)
+        number, found = read(self.storage, lambda connection: connection.execute(query).one())
+        if not found:
             raise sql.study_deleted()
         return int(number)
 
@@ -518,41 +479,6 @@ def _first(*conditions: ColumnElement[bool]) -> ScalarSelect[int]:
         .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has one writer at a time
         .scalar_subquery()
     )
-
-
-# A report and the renewal of its lease, as one statement that is its own transaction: in several
-# statements the same takes seven round trips to a server. The slot first and then the trial, in the
-# order of all who lock both.
-POST = text(
-    f"""
-    WITH slot AS (
-        UPDATE studyloom_slots
-        SET expires = extract(epoch from clock_timestamp()) + :lease
-        WHERE study_id = :study AND slot = :slot AND token = :token AND state = 'held'
-        AND EXISTS (
-            SELECT 1 FROM study_user_attributes AS a
-            WHERE a.study_id = :study AND a.key = '{UUID}' AND a.value_json = :uuid
-        )
-        RETURNING slot
-    ), trial AS (
-        SELECT trials.trial_id FROM slot, trials
-        WHERE trials.trial_id = :trial_id AND trials.state = 'RUNNING'
-        AND EXISTS (
-            SELECT 1 FROM trial_user_attributes AS a
-            WHERE a.trial_id = trials.trial_id AND a.key = '{SLOT}'
-            AND a.value_json = CAST(slot.slot AS text)
-        )
-        FOR UPDATE OF trials
-    )
-    INSERT INTO trial_intermediate_values
-        (trial_id, step, intermediate_value, intermediate_value_type)
-    SELECT trial_id, CAST(:step AS integer), CAST(:intermediate_value AS double precision),
-        CAST(:intermediate_value_type AS trialintermediatevaluetype) FROM trial
-    ON CONFLICT (trial_id, step) DO UPDATE
-    SET intermediate_value = excluded.intermediate_value,
-        intermediate_value_type = excluded.intermediate_value_type
-    """
-)
 
 
 class Entry(NamedTuple):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import (
     Boolean,
     ColumnElement,
@@ -120,19 +120,22 @@ def add_study(
     return study_id
 
 
-def is_study(study_id: int, uuid: str | None) -> ColumnElement[bool]:
+def is_study(study_id: int, uuid: str) -> ColumnElement[bool]:
     """The condition that a study still exists and is no later one with its id.
 
     Args:
         study_id: The study.
-        uuid: Its attribute UUID; None for a study of another program, which has none.
+        uuid: Its attribute UUID.
     """
-    query = select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)
-    if uuid is not None:
-        query = query.join(STUDY_ATTRIBUTES).where(
-            STUDY_ATTRIBUTES.c.key == UUID, STUDY_ATTRIBUTES.c.value_json == json.dumps(uuid)
+    return (
+        select(STUDY_ATTRIBUTES.c.study_id)
+        .where(
+            STUDY_ATTRIBUTES.c.study_id == study_id,
+            STUDY_ATTRIBUTES.c.key == UUID,
+            STUDY_ATTRIBUTES.c.value_json == json.dumps(uuid),
         )
-    return query.exists()
+        .exists()
+    )
 
 
 def study_deleted() -> StorageLost:
@@ -143,7 +146,7 @@ def study_deleted() -> StorageLost:
     )
 
 
-def lock_study(connection: Connection, study_id: int, uuid: str | None) -> None:
+def lock_study(connection: Connection, study_id: int, uuid: str) -> None:
     """Has all who create trials of a study wait for each other, from now until the commit.
 
     SQLite has one writer at a time; on PostgreSQL they wait for the row of the study.
@@ -228,17 +231,12 @@ def read_light(connection: Connection, heads: Sequence[Any]) -> list[FrozenTrial
     return _with_details(connection, heads, LIGHT)
 
 
-def as_ids(heads: Iterable[Any]) -> str:
-    """Returns the ids of trials as `among` takes them."""
-    return json.dumps([head[0] for head in heads])
-
-
 def _with_details(
     connection: Connection, heads: Sequence[Any], details: Mapping[Table, Select[Any]]
 ) -> list[FrozenTrial]:
     if not heads:
         return []
-    ids = {"ids": as_ids(heads)}
+    ids = {"ids": json.dumps([head.trial_id for head in heads])}
 
     def rows(table: Table) -> dict[int, list[Any]]:
         by_trial = defaultdict[int, list[Any]](list)
@@ -360,29 +358,9 @@ def without_ours(trial: FrozenTrial) -> FrozenTrial:
 # Trials, written
 
 
-def add(
-    connection: Connection, study_id: int, user_attrs: Mapping[str, Any], point: Point | None = None
-) -> int:
-    """Locks the study and creates a trial as `insert` does; returns its id."""
-    lock_study(connection, study_id, None)
-    return insert(connection, study_id, user_attrs, point).trial_id
-
-
-class Inserted(NamedTuple):
-    """A trial as it was created.
-
-    Attributes:
-        start: When it was started, as Optuna stores it; None if it waits.
-    """
-
-    trial_id: int
-    number: int
-    start: datetime | None
-
-
 def insert(
     connection: Connection, study_id: int, user_attrs: Mapping[str, Any], point: Point | None = None
-) -> Inserted:
+) -> FrozenTrial:
     """Creates a trial with the study's next number.
 
     Args:
@@ -390,18 +368,24 @@ def insert(
         study_id: The study.
         user_attrs: User attributes of the trial.
         point: Its parameters. With a point the trial waits to be started, without one it runs.
+
+    Returns:
+        The trial without the parameters of the point.
     """
-    state = TrialState.RUNNING if point is None else TrialState.WAITING
+    trial = create_trial(
+        state=TrialState.RUNNING if point is None else TrialState.WAITING, user_attrs={**user_attrs}
+    )
     start = utc() if point is None else None
-    values = {"study": study_id, "in_state": state, "at": start}
-    trial_id, number = connection.execute(INSERT, values).one()
+    values = {"study": study_id, "in_state": trial.state, "at": start}
+    trial_id, trial.number = connection.execute(INSERT, values).one()
+    trial._trial_id, trial.datetime_start = trial_id, local(start)
     writes = [user_attr(trial_id, key, value) for key, value in user_attrs.items()]
     if point is not None:
         for name, domain in point.distributions.items():
             value = domain.to_internal_repr(point.params[name])
             writes.append(param(trial_id, name, value, domain))
     write(connection, writes)
-    return Inserted(int(trial_id), int(number), start)
+    return trial
 
 
 def check_running(connection: Connection, trial_id: int, slot: int | None = None) -> None:

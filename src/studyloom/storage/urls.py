@@ -3,8 +3,6 @@
 import getpass
 import os
 import re
-from collections.abc import Sequence
-from urllib.parse import unquote
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -18,22 +16,17 @@ HOSTS = re.compile(
     r"(?P<before>postgres(?:ql)?(?:\+\w+)?://(?:[^:/?]*(?::(?![^@]*\?\w+=)[^@]*)?@)?+)"
     r"(?P<hosts>[^/?@]*,[^/?@]*)(?=[/?]|$)"
 )
-# A host with its port. An IPv6 address has brackets then.
-HOST = re.compile(r"(?:\[(?P<address>[^\]]*)\]|(?P<name>[^:]+))(?::(?P<port>[^:]*))?")
 
 
 def parse_url(url: str | URL) -> URL:
     """Parses a storage URL and checks that studyloom supports it.
 
-    Relative SQLite paths stay relative to the working directory.
-
-    Args:
-        url: A URL such as sqlite:///folder/study.db or postgresql://user@host/name. One that has
-            been parsed comes back equal.
+    Relative SQLite paths stay relative to the working directory. A URL that has been parsed comes
+    back equal.
 
     Returns:
         The URL with psycopg 3 as PostgreSQL's driver, and the password where SQLAlchemy hides it.
-        Several hosts of PostgreSQL are in its query, as host=a,b and port=5432,5433.
+        Several hosts of PostgreSQL are in its query, as host=a:5432 and host=b:5433.
 
     Raises:
         StorageError: It cannot be parsed, or names another kind of database or one in memory.
@@ -44,8 +37,7 @@ def parse_url(url: str | URL) -> URL:
             address = make_url(url)
         else:
             address = make_url(several["before"] + str(url)[several.end() :])
-            hosts = [unquote(host) for host in several["hosts"].split(",")]
-            address = address.update_query_dict({"host": hosts})
+            address = address.update_query_dict({"host": several["hosts"].split(",")})
     except (ArgumentError, ValueError):  # the second for a port that is no number
         # What was given may hold a password anywhere, so that it is not shown.
         raise StorageError(
@@ -61,7 +53,7 @@ def parse_url(url: str | URL) -> URL:
                 # SQLAlchemy writes no password without a user; libpq would take this one.
                 user = address.query.get("user") or os.environ.get("PGUSER") or getpass.getuser()
                 address = address.difference_update_query(["user"]).set(username=str(user))
-            return _with_hosts(address.set(drivername="postgresql+psycopg"))
+            return address.set(drivername="postgresql+psycopg")
         case "sqlite" if address.database and address.database != ":memory:":
             return address
         case "sqlite":
@@ -76,49 +68,10 @@ def parse_url(url: str | URL) -> URL:
 
 
 def has_several_hosts(address: URL) -> bool:
-    return "," in str(address.query.get("host", ""))
-
-
-def _with_hosts(address: URL) -> URL:
-    """Writes several hosts and ports as libpq takes them, whichever form they were given in.
-
-    SQLAlchemy takes two forms of its own, and refuses the others or passes them on as they are.
-
-    Raises:
-        StorageError: They are not as many ports as hosts, or no numbers.
-    """
-    given = ",".join(address.normalized_query.get("host", ()))
-    if "," not in given:
-        return address
-    hosts, ports = zip(*map(_host_and_port, given.split(",")), strict=True)
-    if shared := ",".join(address.normalized_query.get("port", ())) or str(address.port or ""):
-        ports = tuple(shared.split(","))
-        ports = ports * len(hosts) if len(ports) == 1 else ports
-    if len(ports) != len(hosts):
-        raise StorageError(f"storage.url names {len(hosts)} hosts and {len(ports)} ports")
-    if not all(port.isdecimal() for port in ports if port):
-        raise StorageError(f"storage.url: its ports must be whole numbers; got {','.join(ports)}")
-    query: dict[str, str | Sequence[str]] = {"host": ",".join(hosts)}
-    if any(ports):
-        query["port"] = ",".join(ports)
-    return URL.create(
-        address.drivername,
-        username=address.username,
-        password=address.password,
-        database=address.database,
-        query={**address.difference_update_query(["host", "port"]).query, **query},
-    )
-
-
-def _host_and_port(text: str) -> tuple[str, str]:
-    parts = HOST.fullmatch(text)
-    if parts is None:  # an IPv6 address without brackets
-        return text, ""
-    return parts["address"] or parts["name"], parts["port"] or ""
+    return "," in ",".join(address.normalized_query.get("host", ()))
 
 
 def without_password(address: URL) -> str:
     """Formats a URL for people, with *** in place of its password."""
     # SQLAlchemy hides the one before the host; the query may have others, such as sslpassword.
-    # The commas between several hosts and their ports stay readable.
-    return mask_passwords(address.render_as_string(hide_password=True)).replace("%2C", ",")
+    return mask_passwords(address.render_as_string(hide_password=True))

@@ -115,7 +115,7 @@ def _enqueue_point(
 
     def make(connection: Connection, slot: int) -> int:
         attributes = {SLOT: slot, ENQUEUED: source, **user_attrs}
-        return sql.add(connection, ledger.study_id, attributes, point)
+        return sql.insert(connection, ledger.study_id, attributes, point)._trial_id
 
     claim = ledger.claim(worker_id(os.getpid()), trials, LEASE, make, fresh=True)
     if claim is None:
@@ -144,11 +144,12 @@ def redo_baseline(stored: StoredStudy, url: str) -> None:
     ledger = stored.ledger
 
     def replace(connection: Connection, failed: FrozenTrial, slot: int) -> None:
+        sql.lock_study(connection, ledger.study_id, ledger.uuid)
         if not fills(connection, ledger.study_id, failed._trial_id, slot):
             return  # an earlier try has done its COMMIT, and only the answer was lost
         sql.write(connection, [set_aside(failed._trial_id)])
         attributes = {SLOT: slot, BASELINE: True, ENQUEUED: AS_COMPOSED}
-        trial_id = sql.add(connection, ledger.study_id, attributes, Point())
+        trial_id = sql.insert(connection, ledger.study_id, attributes, Point())._trial_id
         enter(connection, ledger.study_id, [Entry(slot, "free", trial_id)])
 
     with exclusive(url):

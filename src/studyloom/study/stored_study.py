@@ -56,16 +56,16 @@ class StoredStudy:
 
     def is_away(self) -> bool:
         """Whether calls wait for the database at this moment."""
-        return self.storage.is_away()
+        return self.storage.retry.away
 
     def wait_less(self, stopping: Callable[[], bool]) -> None:
         """Lets no call wait for longer than a few seconds once `stopping` returns True."""
-        self.storage.wait_less(stopping)
+        self.storage.retry.stopping = stopping
 
     @property
     def stopping(self) -> Callable[[], bool]:
         """Returns True once calls are to wait for a few seconds only."""
-        return self.storage.stopping
+        return self.storage.retry.stopping
 
     def trials(self) -> list[FrozenTrial]:
         """Returns the trials that fill slots, by number; they must not be changed.

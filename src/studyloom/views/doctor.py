@@ -19,7 +19,7 @@ from studyloom._version import __version__
 from studyloom.errors import StorageError
 from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.launch.local import Local, cores, gpus
-from studyloom.storage.database import check_file, connect, is_sqlite, sqlite_path
+from studyloom.storage.database import connect, is_sqlite, sqlite_path
 from studyloom.storage.ledger import Ledger, compare
 from studyloom.storage.urls import parse_url, without_password
 from studyloom.study.opening import open_ledgers
@@ -98,7 +98,6 @@ def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Findin
 def database(url: str) -> Finding:
     """Checks that the database can be reached, and has Optuna's tables in the installed version."""
     try:
-        check_file(url)
         connect(url, deadline=0.0).close()
     except StorageError as error:
         return todo(str(error))
