@@ -318,7 +318,7 @@ class Reporter:
     def commit(self) -> None:
         """Writes what is new in the trial and renews its lease."""
         ledger, buffer = self.stored.ledger, self.stored.storage
-        self._write(partial(ledger.renew, lease=self._lease, report=buffer.only_report()))
+        self._write(partial(ledger.renew, lease=self._lease))
         buffer.mark_written()
 
     def pause(self) -> None:
