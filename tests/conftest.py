@@ -17,7 +17,7 @@ from alembic.util import pyfiles
 from commands import CANARY
 from hydra.core.global_hydra import GlobalHydra
 
-from studyloom.config.registration import register
+from studyloom.config.compose import register
 
 register()  # schema and groups, for tests that compose by themselves as a page would
 

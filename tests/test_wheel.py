@@ -53,7 +53,7 @@ def run(*command, cwd: Path, code: int = 0) -> str:
 
 def test_the_package_and_its_groups_are_those_of_the_wheel(installed, tmp_path):
     code = (
-        "import studyloom.config.registration as c; "
+        "import studyloom.config.compose as c; "
         "print(c.__file__, c.GROUPS, *sorted(p.name for p in c.GROUPS.iterdir()))"
     )
     where, groups, *names = run(installed / "python", "-c", code, cwd=tmp_path).split()

@@ -18,8 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from studies import CONF
-from studyloom.config.compose import Composer
-from studyloom.config.registration import register
+from studyloom.config.compose import Composer, register
 from studyloom.data.split import Split, make_folds
 from studyloom.errors import Stopped
 from studyloom.metrics import ACCURACY, Goal

@@ -26,8 +26,7 @@ from hydra.core.global_hydra import GlobalHydra
 from numpy.typing import NDArray
 from omegaconf import open_dict
 
-from studyloom.config.compose import Composer
-from studyloom.config.registration import register
+from studyloom.config.compose import Composer, register
 from studyloom.data.training_data import TrainingData
 from studyloom.question.objective import Attempt, Step
 from studyloom.question.question import Question

@@ -266,35 +266,11 @@ def _only_name(url: str) -> str:
     return names[0]
 
 
-def run(
+def run_from_python(
     source: str | Path | DictConfig, overrides: Sequence[str] = (), *, quiet: bool = False
 ) -> Study:
-    """Runs a study, or resumes it, and returns it: the search, its winner and the report.
-
-    It does what the command `python -m studies.NAME OVERRIDES` does, with the same trials for the
-    same seed, and shows the same. A page or config is code: it is imported, and what it names is
-    called. Several workers are processes, which know no network that `__main__` defines.
-
-    Args:
-        source: a page, such as studies/mine.py; a primary config, such as conf/mine.yaml; or a
-            composed config.
-        overrides: Hydra's, such as study.trials=50 or launcher.workers=4.
-        quiet: whether to show neither progress nor answer.
-
-    Returns:
-        The study. Without a complete trial its `best` is None. After `studyloom stop` it is the
-        study so far.
-
-    Raises:
-        ConfigError: all mistakes of the configuration.
-        StorageError: the database cannot be used; StorageLost if it stays away.
-        QuestionError: the stored study of that name asks another question.
-        Halted: all trials fail for the same reason.
-        LaunchError: workers die before they claim a trial, or this process runs a study already.
-        NoWinner: a training of every candidate has failed, or the test could not be made.
-        KeyboardInterrupt: it was interrupted. The trials are released, and the same call resumes.
-    """
-    from studyloom.config.invocation import invocation_of, restored_environment
+    """Does what `studyloom.run` does where it is not called by a page."""
+    from studyloom.config.main import invocation_of, restored_environment
     from studyloom.launch.task import WORKER_VARIABLE, Command
 
     invocation, began = invocation_of(source, overrides), time.monotonic()
@@ -312,7 +288,7 @@ def run(
 def search(
     *, config_dir: str | Path, config_name: str, overrides: Sequence[str] = (), quiet: bool = False
 ) -> Study:
-    """Runs the study of a primary config, as `run` does.
+    """Runs the study of a primary config, as `studyloom.run` does.
 
     Args:
         config_dir: the folder of the configs, such as conf.
@@ -321,10 +297,10 @@ def search(
         quiet: whether to show neither progress nor answer.
 
     Raises:
-        ConfigError: all mistakes of the configuration; and what else `run` raises.
+        ConfigError: all mistakes of the configuration; and what else `studyloom.run` raises.
     """
     name = config_name.removesuffix(".yaml")
-    return run(Path(config_dir) / f"{name}.yaml", overrides, quiet=quiet)
+    return run_from_python(Path(config_dir) / f"{name}.yaml", overrides, quiet=quiet)
 
 
 def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:

@@ -1,39 +1,63 @@
-"""A study from its config to its answer. A page in `studies/` calls `run`.
+"""`run`: a study from its config to its answer, from its page or from other Python code.
 
 Nothing that takes long is imported before it is called: so a page says that it begins, and what is
 wrong with its command line, before torch is there.
 """
 
 import gc
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
-
-from studyloom import make_callable
-from studyloom.processes import signals_deferred
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from studyloom.launch.task import Command
+    from studyloom.api import Study
 
 
-def run(cfg: "DictConfig", command: "Command | None" = None) -> None:
-    """Runs the study that a config describes, or resumes it, and prints the answer.
+def run(
+    source: "str | Path | DictConfig", overrides: Sequence[str] = (), *, quiet: bool = False
+) -> "Study":
+    """Runs a study, or resumes it, and returns it: the search, its winner and the report.
 
-    Ends the process: with 0 if all is done; with 2 if nothing was started, for a mistake in the
-    configuration or a database or file that cannot be used; with 1 if it could not finish; with 3
-    if `studyloom stop` stopped it; with 130 or 143 if Ctrl-C or SIGTERM did.
-    `HYDRA_FULL_ERROR=1` shows tracebacks.
+    It does what the command `python -m studies.NAME OVERRIDES` does, with the same trials for the
+    same seed, and shows the same. A page or config is code: it is imported, and what it names is
+    called. Several workers are processes, which know no network that `__main__` defines.
+
+    On a page, which calls `run(cfg)` inside `hydra_main`, it is that command: it prints the answer
+    and ends the process. The exit code is 0 if all is done; 2 if nothing was started, for a mistake
+    in the configuration or a database or file that cannot be used; 1 if it could not finish; 3 if
+    `studyloom stop` stopped it; 130 or 143 if Ctrl-C or SIGTERM did. `HYDRA_FULL_ERROR=1` shows
+    tracebacks.
 
     Args:
-        cfg: the config as composed, inside `hydra_main`.
-        command: starts the workers; None for the command of this process.
+        source: a page, such as studies/mine.py; a primary config, such as conf/mine.yaml; or a
+            composed config.
+        overrides: Hydra's, such as study.trials=50 or launcher.workers=4.
+        quiet: whether to show neither progress nor answer.
+
+    Returns:
+        The study. Without a complete trial its `best` is None. After `studyloom stop` it is the
+        study so far.
+
+    Raises:
+        ConfigError: all mistakes of the configuration.
+        StorageError: the database cannot be used; StorageLost if it stays away.
+        QuestionError: the stored study of that name asks another question.
+        Halted: all trials fail for the same reason.
+        LaunchError: workers die before they claim a trial, or this process runs a study already.
+        NoWinner: a training of every candidate has failed, or the test could not be made.
+        KeyboardInterrupt: it was interrupted. The trials are released, and the same call resumes.
     """
-    with signals_deferred():  # a Ctrl-C in the midst comes out of the libraries as any error
-        from studyloom.commands.run_study import run_study
+    from studyloom.config.trust import active
+    from studyloom.processes import signals_deferred
 
-    gc.freeze()  # later collections skip the imported modules: 0.8 s at exit alone
-    run_study(cfg, command)
+    if active() is not None and not isinstance(source, str | Path):
+        with signals_deferred():  # a Ctrl-C in the midst comes out of the libraries as any error
+            from studyloom.commands.run_study import run_study
 
+        gc.freeze()  # later collections skip the imported modules: 0.8 s at exit alone
+        run_study(source)
+    from studyloom.api import run_from_python
 
-# `studyloom.run(…)` is the API; `from studyloom.run import run`, which pages do, needs the module.
-make_callable(__name__)
+    return run_from_python(source, overrides, quiet=quiet)

@@ -50,6 +50,7 @@ def command(monkeypatch, tmp_path, quiet):
             main()
         except SystemExit as end:
             assert tasks == []
+            monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # set while Hydra composes
             return end.code
         return tasks.pop()
 

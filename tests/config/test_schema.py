@@ -2,8 +2,8 @@ import hydra
 import pytest
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
-
 from studyloom.config.foreign import PLAIN
+
 from studyloom.config.schema import LATER, SCHEMA, check_name
 
 

@@ -1,17 +1,29 @@
+"""Configs from elsewhere are data: which code they may name, and what they may reach."""
+
 import os
 import subprocess
 import sys
 import textwrap
-from itertools import product
 from pathlib import Path
 
 import pytest
+from commands import QUICK, study
 from omegaconf import OmegaConf
 from toys import compose
 
 from studies import CONF
-from studyloom.config.trust import check_targets, load_foreign
-from studyloom.config.values import plain_sections, write_yaml
+from studyloom.config import trust
+from studyloom.config.build import build, find_target
+from studyloom.config.compose import Composer
+from studyloom.config.schema import SCHEMA
+from studyloom.config.trust import (
+    check_targets,
+    content_mistakes,
+    load_foreign,
+    needed_trust,
+    packages_to_trust,
+)
+from studyloom.config.values import plain_sections
 from studyloom.errors import ConfigError
 from studyloom.question.question import SECTIONS
 
@@ -19,275 +31,153 @@ GROUPS = ("model", "optimizer", "scheduler", "loss", "data", "sampler", "pruner"
 LINEAR = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1}
 
 
-def options(group: str) -> list[str]:
-    return sorted(path.stem for path in Path(CONF, group).glob("*.yaml"))
-
-
 def mistakes_of(config, *trusted) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         check_targets(config, trusted)
-    assert str(caught.value) == "\n".join(caught.value.mistakes)
     return caught.value.mistakes
 
 
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A user's package, with what it defines and imports.
-
-    Beside it lie a package whose name has the same beginning, and one that cannot be imported.
-    """
-    (tmp_path / "mypackage").mkdir()
-    (tmp_path / "mypackage" / "__init__.py").write_text(
-        textwrap.dedent("""
-        import os, pickle
-        from subprocess import Popen
-        from mypackage._net import Net
-        import mypackage.net
-        class net: Net = Net  # hides the module of that name from Hydra, but not from an import
-        def make(width): return Net()
-        VALUE = 3
-        """)
-    )
-    (tmp_path / "mypackage" / "_net.py").write_text("class Net:\n    def method(self): pass\n")
-    (tmp_path / "mypackage" / "net.py").write_text("class Net: pass\n")
-    (tmp_path / "mypackage2.py").write_text("class Net: pass\n")
-    (tmp_path / "broken.py").write_text("raise OSError('no such device')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    yield "mypackage"
-    for name in ("mypackage", "mypackage._net", "mypackage.net", "mypackage2", "broken"):
-        sys.modules.pop(name, None)
+# Which code a config may name
 
 
-@pytest.mark.parametrize(
-    ("group", "option"), [(group, option) for group in GROUPS for option in options(group)]
-)
-def test_every_option_of_ours_is_trusted(group, option):
-    cfg, _ = compose(f"{group}={option}", "space=none")
-    check_targets(plain_sections(cfg, group))
-
-
-@pytest.mark.parametrize("name", ["mnist", "fashion"])
-def test_a_whole_config_as_a_winner_has_it_is_trusted(name):
-    cfg, _ = compose(name=name)
+def test_what_our_own_configs_name_is_trusted():
+    for group in GROUPS:
+        for path in sorted(Path(CONF, group).glob("*.yaml")):
+            cfg, _ = compose(f"{group}={path.stem}", "space=none")
+            sections = plain_sections(cfg, group)
+            check_targets(sections)
+            assert packages_to_trust(sections) == []
+    cfg, _ = compose(name="mnist")
     check_targets(plain_sections(cfg, *(section for section in SECTIONS if section != "space")))
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        "torch.nn.Sequential",
-        "torch.nn.modules.linear.Linear",
-        "torch.nn.functional.cross_entropy",
-        "torch.nn.init.xavier_uniform_",
-        "torch.optim.lr_scheduler.StepLR",
-        "torch.optim.adam.Adam",
-        "optuna.samplers.NSGAIISampler",
-    ],
-)
-def test_other_parts_of_torch_and_optuna_are_trusted(target):
-    check_targets({"model": {"_target_": target, "_partial_": True}})
-
-
+TRUSTED = [
+    "torch.nn.Sequential",
+    "torch.nn.modules.linear.Linear",
+    "torch.nn.functional.cross_entropy",
+    "torch.nn.init.xavier_uniform_",
+    "torch.optim.lr_scheduler.StepLR",
+    "torch.optim.adam.Adam",
+    "optuna.samplers.NSGAIISampler",
+]
 STRANGE = [
     "os.system",
-    "posix.system",
-    "subprocess.Popen",
     "builtins.eval",
-    "builtins.exec",
-    "builtins.getattr",
-    "importlib.import_module",
     "pathlib.Path.write_text",
     "torch.load",
     "torch.hub.load",
     "torch.nnx.Linear",
     "torch.nn",
-    "torch.nn.modules",
     "torch.nn.modules.module",
     "torch.nn.modules.module.torch.load",
     "torch.nn.modules.module.OrderedDict",
-    "torch.nn.modules.module.weakref.ref",
     "torch.nn.functional.importlib.import_module",
-    "torch.nn.functional.handle_torch_function",
     "torch.nn.modules.module.register_module_forward_hook",
-    # Python's import finds a module of that name, Hydra a function.
-    "torch.nn.parallel.data_parallel.DataParallel",
     "torch.nn.attention.register_flash_attention_impl",
-    "torch.nn.attention._fa4.register_flash_attention_fa4",  # imports the module that it is given
-    "torch.nn.Module.__class__",
     "torch.nn.Module.__init__.__globals__",
     "torch.nn.Module.apply",
-    "torch.nn.Linear.forward",
-    "torch.optim.optimizer.register_optimizer_step_pre_hook",
     "torch.optim.Optimizer.load_state_dict",
     "optuna.samplers._cmaes.pickle.loads",
     "optuna.load_study",
-    "optuna.samplers.TPESampler.hyperopt_parameters",
     "studyloom.data.torch.load",
     "studyloom.data.os.system",
     "studyloom.data.Path",
-    "studyloom.config.main.os.system",
     "studyloom.config.values.write_yaml",
-    "studyloom.config.build.instantiate",
-    "studyloom.training.checkpoint.Checkpoint",
-    "studyloom.storage.connect",
-    "studyloom.models.math.prod",
+    "studyloom.extras.slurm.Slurm",
     "torch.nn:modules.module.torch.load",
     "torch.nn..Linear",
-    ".torch.nn.Linear",
-    "torch.nn.Linear\n",
     " torch.nn.Linear",
-    "torch.nn.Lin ear",
     "torch.nn.NoSuchLayer",
-    "torch.nn.no_such_module.Linear",
     "torch",
-    "eval",
     "",
-    "???",
+    None,
+    3,
+    ["os.system"],
+    {"_target_": "os.system"},
 ]
 
 
-@pytest.mark.parametrize("target", STRANGE)
-def test_nothing_else_is(target):
-    (mistake,) = mistakes_of({"model": {"_target_": target}})
-    assert mistake.startswith(f"model._target_: {target} ")
+def test_parts_of_torch_and_optuna_are_trusted_and_nothing_else_is():
+    for target in TRUSTED:
+        check_targets({"model": {"_target_": target, "_partial_": True}})
+    for target in STRANGE:
+        mistakes = mistakes_of({"model": {"_target_": target}})
+        assert mistakes[0].startswith(f"model._target_: {target} "), target
 
 
-@pytest.mark.parametrize("target", [None, 3, True, 0.5, b"os.system"])
-def test_a_target_is_a_name(target):
-    (mistake,) = mistakes_of({"model": {"_target_": target}})
-    assert "is not the dotted name of a class or function" in mistake
+def test_a_target_is_found_wherever_it_is(tmp_path):
+    bad = {"_target_": "os.system", "command": f"touch {tmp_path / 'canary'}"}
+    places = {
+        "model": {"model": bad},
+        "model._args_[0]": {"model": LINEAR | {"_args_": [bad]}},
+        "model.layers[0][0].act": {"model": LINEAR | {"layers": [[{"act": bad}]]}},
+        "model.activation": {"model": LINEAR | {"_recursive_": False, "activation": bad}},
+        "data.1": {"data": {1: bad}},
+        "train.loss.a b.c": {"train": {"loss": {"a b": {"c": bad}}}},
+    }
+    for place, config in places.items():
+        for wrapped in (config, OmegaConf.create(config)):
+            (mistake,) = mistakes_of(wrapped)
+            assert mistake.startswith(f"{place}._target_: os.system is not among")
+            assert "trust=[os]" in mistake
+    (mistake,) = mistakes_of({"all": [OmegaConf.create(bad)]})
+    assert mistake.startswith("all[0]._target_: ")
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("target", [["os.system"], {"_target_": "os.system"}])
-def test_a_target_is_not_made_of_parts(target):
-    assert "is not the dotted name" in mistakes_of({"model": {"_target_": target}})[0]
-
-
-def poison(folder: Path) -> dict:
-    return {"_target_": "os.system", "command": f"touch {folder / 'canary'}"}
-
-
-PLACES = {
-    "model": lambda bad: {"model": bad},
-    "the top": lambda bad: bad,
-    "model._args_[0]": lambda bad: {"model": LINEAR | {"_args_": [bad]}},
-    "model.hidden[0][1]": lambda bad: {"model": LINEAR | {"hidden": [[1, bad]]}},
-    "model.layers[0][0][0].act": lambda bad: {"model": LINEAR | {"layers": [[[{"act": bad}]]]}},
-    "model.activation": lambda bad: {"model": LINEAR | {"_recursive_": False, "activation": bad}},
-    "optimizer": lambda bad: {"optimizer": bad | {"_partial_": True}},
-    "model._convert_": lambda bad: {"model": LINEAR | {"_convert_": bad}},
-    "model._partial_": lambda bad: {"model": LINEAR | {"_partial_": bad}},
-    "data.1": lambda bad: {"data": {1: bad}},
-    "train.loss.a b.c": lambda bad: {"train": {"loss": {"a b": {"c": bad}}}},
-}
-
-
-@pytest.mark.parametrize(
-    ("place", "wrap"), [*product(PLACES, ["plain", "nodes", "nodes in plain"])]
-)
-def test_a_target_is_found_wherever_it_is(place, wrap, tmp_path):
-    config = PLACES[place](poison(tmp_path))
-    if wrap == "nodes":
-        config = OmegaConf.create(config)
-    elif wrap == "nodes in plain":
-        config = {"all": [OmegaConf.create(config)]}
-    distrusted = [
-        mistake
-        for mistake in mistakes_of(config)
-        if "os.system" in mistake and "trust=[os]" in mistake
-    ]
-    assert len(distrusted) == 1
-    key = "_target_" if place == "the top" else f"{place}._target_"
-    assert distrusted[0].startswith(f"all[0].{key}: " if wrap == "nodes in plain" else f"{key}: ")
-    assert not (tmp_path / "canary").exists()
-
-
-@pytest.mark.parametrize("key", ["_Target_", "_TARGET_", " _target_", "_target_ "])
-def test_a_target_in_another_spelling_is_a_mistake_too(key):
-    (mistake,) = mistakes_of({"model": {key: "os.system"}})
-    assert mistake == f"model.{key}: no such key; write _target_"
-
-
-@pytest.mark.parametrize(
-    ("config", "key"),
-    [
-        ({"model": {"_target_": "${oc.env:HOME}"}}, "model._target_"),
-        ({"model": {"_target_": "torch.nn.${layer}"}, "layer": "Linear"}, "model._target_"),
-        ({"data": {"root": "${oc.env:HOME}"}}, "data.root"),
-        ({"model": LINEAR | {"hidden": [1, ["${x}"]]}}, "model.hidden[1][0]"),
-        ({"model": "${optimizer}", "optimizer": {"lr": 1}}, "model"),
-        ({"model": {"${oc.env:HOME}": 1}}, "model.${oc.env:HOME}"),
-        ({"train": {"epochs": r"\${x}"}}, "train.epochs"),
-    ],
-)
-@pytest.mark.parametrize("make", [dict, OmegaConf.create])
-def test_an_interpolation_is_a_mistake_and_never_resolved(config, key, make, monkeypatch):
-    monkeypatch.setenv("HOME", "canary")
-    (mistake,) = mistakes_of(make(config))
-    assert mistake.startswith(f"{key}: ")
-    assert "an interpolation" in mistake
-    assert "canary" not in mistake
-
-
-def test_a_resolver_is_not_called():
+def test_an_interpolation_is_a_mistake_and_never_resolved(monkeypatch):
     called = []
     OmegaConf.register_new_resolver("test_trust", lambda: called.append(1), replace=True)
+    cases = {
+        "model._target_": {"model": {"_target_": "torch.nn.${layer}"}, "layer": "Linear"},
+        "data.root": {"data": {"root": "${test_trust:}"}},
+        "model.hidden[1][0]": {"model": LINEAR | {"hidden": [1, ["${x}"]]}},
+        "model.${test_trust:}": {"model": {"${test_trust:}": 1}},
+    }
     try:
-        mistakes_of(OmegaConf.create({"a": "${test_trust:}", "b": {"_target_": "${test_trust:}"}}))
+        for key, config in cases.items():
+            for made in (config, OmegaConf.create(config)):
+                (mistake,) = mistakes_of(made)
+                assert mistake.startswith(f"{key}: ")
+                assert "an interpolation" in mistake
     finally:
         OmegaConf.clear_resolver("test_trust")
     assert not called
 
 
-@pytest.mark.parametrize("value", ["yes", 1, None, [True]])
-def test_partial_is_true_or_false(value):
-    (mistake,) = mistakes_of({"model": LINEAR | {"_partial_": value}})
-    assert mistake.startswith("model._partial_ must be true or false; got ")
-    check_targets({"model": LINEAR | {"_partial_": False}})
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A user's package, one whose name has the same beginning, and one that raises."""
+    (tmp_path / "mypackage.py").write_text(
+        "import os, pickle\nfrom subprocess import Popen\n"
+        "class Net: pass\ndef make(): pass\nV = 3\n"
+    )
+    (tmp_path / "mypackage2.py").write_text("class Net: pass\n")
+    (tmp_path / "broken.py").write_text("raise OSError('no such device')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "mypackage"
+    for name in ("mypackage", "mypackage2", "broken"):
+        sys.modules.pop(name, None)
 
 
-def test_all_mistakes_come_at_once_with_key_target_and_way_out():
-    config = {
-        "model": {"_target_": "torch.load", "f": "x.pt", "weights_only": False},
-        "optimizer": {"_target_": "mine.Optimizer", "lr": "${lr}"},
-    }
-    assert mistakes_of(config) == [
-        "model._target_: torch.load is not among the code that a configuration from elsewhere may "
-        "name; if you trust its package with your machine, add 'trust=[torch]' to a study's "
-        "command, or --trust torch to a studyloom command",
-        "optimizer._target_: mine.Optimizer is not among the code that a configuration from "
-        "elsewhere may name; if you trust its package with your machine, add 'trust=[mine]' to a "
-        "study's command, or --trust mine to a studyloom command",
-        "optimizer.lr: ${lr} is an interpolation; write the value itself",
-    ]
-
-
-def test_a_package_that_the_user_trusts_may_be_named(package):
+def test_a_package_that_the_user_trusts_is_no_way_to_what_it_imports(package):
     config = {"model": {"_target_": "mypackage.Net"}, "loss": {"_target_": "mypackage.make"}}
     assert len(mistakes_of(config)) == 2
+    assert packages_to_trust(config) == ["mypackage"]
     check_targets(config, [package])
     check_targets({"_target_": "mypackage.make"}, ["mypackage.make"])
-
-
-@pytest.mark.parametrize(
-    ("target", "words"),
-    [
-        ("mypackage2.Net", "trust=[mypackage2]"),
-        ("mypackage.os.system", "cannot be imported"),
-        ("mypackage.pickle.loads", "cannot be imported"),
-        ("mypackage.Popen", "is subprocess.Popen, which is not among the code"),
-        ("mypackage.VALUE", "is not a class or function of a module"),
-        ("mypackage.net.Net", "is not a class or function of a module"),
-        ("mypackage.os", "is not a class or function of a module"),
-        ("mypackage._net.Net", "is not a public name"),
-        ("mypackage.Net.method", "cannot be imported"),
-        ("mypackage.Nett", "has no attribute 'Nett'"),
-        ("mypackage", "is not the dotted name"),
-    ],
-)
-def test_a_trusted_package_is_not_a_way_to_what_it_imports(package, target, words):
-    (mistake,) = mistakes_of({"model": {"_target_": target}}, package)
-    assert words in mistake
+    for target, words in {
+        "mypackage2.Net": "trust=[mypackage2]",
+        "mypackage.os.system": "is posix.system, which",
+        "mypackage.pickle.loads": "is _pickle.loads, which",
+        "mypackage.Popen": "is subprocess.Popen, which is not among the code",
+        "mypackage.V": "is not a class or function of a module",
+        "mypackage.Nett": "has no attribute 'Nett'",
+    }.items():
+        (mistake,) = mistakes_of({"model": {"_target_": target}}, package)
+        assert words in mistake
+    for prefix in ("", ".", "mypack", "mypackage."):
+        mistakes_of({"model": {"_target_": "mypackage.Net"}}, prefix)
 
 
 def test_what_is_not_trusted_is_not_imported(package):
@@ -297,64 +187,351 @@ def test_what_is_not_trusted_is_not_imported(package):
     assert mistake == "model._target_: broken.Net cannot be imported: OSError: no such device"
 
 
-@pytest.mark.parametrize("prefix", ["", ".", "mypack", "mypackage.", "*"])
-def test_a_part_of_a_name_is_no_package(package, prefix):
-    mistakes_of({"model": {"_target_": "mypackage.Net"}}, prefix)
-
-
-def test_a_config_within_itself_is_refused():
-    config: dict = {"model": {}}
-    config["model"]["model"] = config
-    assert mistakes_of(config) == ["the configuration is nested too deeply, or in itself"]
-
-
-def test_a_good_file_is_read_as_it_is(tmp_path):
-    path = tmp_path / "winner.yaml"
-    sections = {
-        "model": {"_target_": "studyloom.models.MLP", "hidden": [16, 8]},
-        "train": {"epochs": 3},
-    }
-    write_yaml(path, sections, "# mnist, trial 4\n")
-    assert load_foreign(path) == sections
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("[1, 2]", "a configuration must be a mapping of sections"),
-        ("3", "a configuration must be a mapping of sections"),
-        ("a: [1", "cannot be read as YAML"),
-        ("a: 1\na: 2", "cannot be read as YAML"),
-        ("a: \xff", "cannot be read as YAML"),
-        ("a: !!python/object/apply:os.system ['touch canary']", "cannot be read as YAML"),
-        ("a: !!python/name:os.system", "cannot be read as YAML"),
-        ("a: &a [*a]", "has a YAML alias"),
-        ("a: &a {b: 1}\nc: {<<: *a}", "has a YAML alias"),
-        ("[" * 1000, "cannot be read as YAML"),
-        (
-            "model: {_target_: os.system, command: touch canary}",
-            "model._target_: os.system is not among",
-        ),
-        (
-            "model: {_target_: torch.load, f: x, weights_only: false}",
-            "model._target_: torch.load is not among",
-        ),
-    ],
-)
-def test_a_bad_file_is_refused(text, words, tmp_path, monkeypatch):
+def test_a_file_is_read_as_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "winner.yaml"
-    path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(ConfigError, match=words):
-        load_foreign(path)
+    path.write_text("model: {_target_: studyloom.models.MLP, hidden: [16, 8]}\n")
+    assert load_foreign(path).model.hidden == [16, 8]
+    for text, words in {
+        "[1, 2]": "a configuration must be a mapping of sections",
+        "a: [1": "cannot be read as YAML",
+        "a: \xff": "cannot be read as YAML",
+        "a: !!python/object/apply:os.mkdir [canary]": "cannot be read as YAML",
+        "model: {_target_: os.mkdir, path: canary}": "model._target_: os.mkdir is not among",
+    }.items():
+        path.write_bytes(text.encode("latin-1"))
+        with pytest.raises(ConfigError, match=words):
+            load_foreign(path)
     assert os.listdir() == ["winner.yaml"]
-
-
-def test_a_file_that_is_not_there_is_an_os_error(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        load_foreign(tmp_path / "winner.yaml")
 
 
 def test_checking_needs_no_hydra():
     command = "import sys, studyloom.config.trust; sys.exit('hydra' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
+
+
+# Folders of configs that attack whoever composes them
+
+
+SECRET = "canary-of-the-environment"
+# What each attack would leave behind: files below the folder OUT, or SECRET in what is written.
+LOGGING = "{version: 1, handlers: {h: HANDLER}, root: {level: INFO, handlers: [h]}}"
+TOUCH = LOGGING.replace("HANDLER", "{'()': os.mkdir, path: 'OUT/made'}")
+HANDLER = LOGGING.replace("HANDLER", "{class: logging.FileHandler, filename: 'OUT/log'}")
+PRIMARY = "defaults: [mnist, _self_]\n"
+
+# name: the files of the folder; `evil` is the primary config.
+ATTACKS = {
+    "job_logging with a factory": {"evil": f"{PRIMARY}hydra: {{job_logging: {TOUCH}}}"},
+    "hydra_logging with a factory": {"evil": f"{PRIMARY}hydra: {{hydra_logging: {TOUCH}}}"},
+    "a handler that writes a file": {"evil": f"{PRIMARY}hydra: {{job_logging: {HANDLER}}}"},
+    "an environment variable": {
+        "evil": f"{PRIMARY}hydra: {{job: {{env_set: {{LD_PRELOAD: OUT/x}}}}}}"
+    },
+    "the folder of Hydra's files": {"evil": f"{PRIMARY}hydra: {{output_subdir: OUT/sub}}"},
+    "the folder of the run": {"evil": f"{PRIMARY}hydra: {{run: {{dir: OUT/run}}}}"},
+    "a callback from a second file": {
+        "evil": "defaults: [mnist, more, _self_]\n",
+        "more": "hydra: {callbacks: {c: {_target_: os.mkdir, path: OUT/made}}}\n",
+    },
+    "a group of Hydra from a second file": {
+        "evil": "defaults: [mnist, _self_, override hydra/job_logging: bad]\n",
+        "hydra/job_logging/bad": TOUCH,
+    },
+    "Hydra's own config, replaced": {
+        "evil": PRIMARY,
+        "hydra/config": "run: {dir: OUT/run}\noutput_subdir: x\nmode: RUN\n",
+    },
+    "a header that says where it goes": {
+        "evil": "defaults: [mnist, model/bad, _self_]\n",
+        "model/bad": f"# @package hydra.job_logging\n{TOUCH}",
+    },
+    "a package in the defaults list": {
+        "evil": "defaults: [mnist, model/bad@hydra.job_logging, _self_]\n",
+        "model/bad": TOUCH,
+    },
+    "storage.url": {"evil": f"{PRIMARY}storage: {{url: 'sqlite:///OUT/x.db'}}"},
+    "storage from a group": {
+        "evil": "defaults: [mnist, _self_, override storage: bad]\n",
+        "storage/bad": "url: sqlite:///OUT/x.db\n",
+    },
+    "run_dir": {"evil": f"{PRIMARY}run_dir: OUT/run"},
+    "checkpoints.dir": {"evil": f"{PRIMARY}checkpoints: {{dir: OUT/c}}"},
+    "study.from": {"evil": f"{PRIMARY}study: {{from: OUT/study}}"},
+    "data.root": {"evil": f"{PRIMARY}data: {{root: OUT}}"},
+    "the environment in a second file": {
+        "evil": "defaults: [mnist, more, _self_]\n",
+        "more": "params: {leak: '${oc.env:SECRET}'}\n",
+    },
+    "the environment in the primary": {"evil": f"{PRIMARY}params: {{leak: '${{oc.env:SECRET}}'}}"},
+    "the environment in a name of the defaults": {
+        "evil": "defaults: [mnist, _self_, {model: '${oc.env:SECRET}'}]\n"
+    },
+    "a decoded environment": {
+        "evil": f"{PRIMARY}params: {{leak: \"${{oc.decode:'${{oc.env:SECRET}}'}}\"}}"
+    },
+    "the storage in a name": {"evil": f"{PRIMARY}params: {{leak: '${{storage.url}}'}}"},
+    "another scheme": {"evil": f"{PRIMARY}hydra: {{searchpath: ['pkg://os']}}"},
+    "an absolute path": {"evil": "defaults: [mnist, OUT/x, _self_]\n"},
+    "a parent path": {"evil": "defaults: [mnist, ../up, _self_]\n", "../up": "params: {a: 1}\n"},
+    "a tag": {"evil": f"{PRIMARY}params: !!python/object/apply:os.mkdir [OUT/made]\n"},
+    "trust in itself": {"evil": f"{PRIMARY}trust: [os]\n"},
+    "code in a second file": {
+        "evil": "defaults: [mnist, more, _self_]\n",
+        "more": "scheduler: {_target_: os.mkdir, path: OUT/made}\n",
+    },
+    "its own launcher": {
+        "evil": f"{PRIMARY}launcher: "
+        "{_target_: studyloom.extras.slurm.Slurm, lines: ['touch OUT/x']}"
+    },
+    "a space over a path": {
+        "evil": f"{PRIMARY}space: {{data: {{root: {{choice: [OUT, OUT/b]}}}}}}"
+    },
+    "a section of another section": {
+        "evil": f"{PRIMARY}params: {{from: OUT/study, name: x}}\nstudy: ${{params}}\n"
+    },
+}
+
+
+@pytest.fixture
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("out")
+
+
+@pytest.fixture
+def foreign(tmp_path_factory, out):
+    """Writes a folder of somebody else's."""
+
+    def write(files):
+        folder = tmp_path_factory.mktemp("theirs") / "conf"
+        for name, text in files.items():
+            path = folder / f"{name}.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(textwrap.dedent(text).replace("OUT", str(out)))
+        return folder
+
+    return write
+
+
+def test_an_attack_is_refused_before_anything_is_composed(
+    command, capsys, tmp_path, foreign, out, monkeypatch
+):
+    monkeypatch.setenv("SECRET", SECRET)
+    for attack, files in ATTACKS.items():
+        named = ("--config-dir", str(foreign(files)), "--config-name", "evil")
+        assert command(*named) == 2, attack
+        printed = capsys.readouterr()
+        assert "error: " in printed.err, attack
+        assert SECRET not in printed.err + printed.out, attack
+        assert [*out.iterdir(), *tmp_path.iterdir()] == [], attack
+
+
+def test_a_real_command_refuses_an_attack_and_with_consent_does_what_it_says(
+    tmp_path, foreign, out
+):
+    folder = str(foreign(ATTACKS["storage.url"]))
+    named = ("--config-dir", folder, "--config-name", "evil", *QUICK, "study.trials=1")
+    refused = study(*named, cwd=tmp_path)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert refused.stderr.startswith(f"error: {folder}/evil.yaml: storage reaches out of the study")
+    assert [*out.iterdir(), *tmp_path.iterdir()] == []
+    agreed = study(*named, "trust=[storage]", "launcher.workers=1", cwd=tmp_path)
+    assert agreed.returncode == 0, agreed.stderr
+    assert (out / "x.db").exists()
+
+
+def composed(command, folder, *overrides):
+    ended = command("--config-dir", str(folder), "--config-name", "theirs", *overrides)
+    assert not isinstance(ended, int), ended
+    return ended[0]
+
+
+ALLOWED = {
+    "a primary config as ours are": {"theirs": Path(CONF, "mnist.yaml").read_text()},
+    "as winner.yaml is": {
+        "theirs": """
+            defaults: [mnist, override /model: cnn, override /storage: sqlite,
+                       override /launcher: local, override /space: none, _self_]
+            study: {name: mnist-winner, seed: 0, trials: 1, baseline: true}
+            data: {_target_: studyloom.data.Embedded, validation: 800}
+            model: {_target_: studyloom.models.CNN, channels: 32}
+            train: {epochs: 6, batch_size: 64}
+            objective: {folds: 1, metric: accuracy, direction: null, constraints: null}
+            winner: {rule: null}
+        """
+    },
+    "a second file and options of its own": {
+        "theirs": "defaults: [mnist, more, _self_, override model: wide]\n",
+        "more": "train: {epochs: 2}\n",
+        "model/wide": "defaults: [mlp, _self_]\nhidden: [512]\n",
+    },
+    "values of itself": {
+        "theirs": "defaults: [mnist, _self_]\nparams: {n: '${train.epochs}', at: '${run_dir}/x'}\n"
+    },
+    "data that comes with the package": {
+        "theirs": "defaults: [mnist, override data: breast_cancer, _self_]\n"
+        "data: {path: 'studyloom:breast_cancer.csv', sealed: 100, root: null}\n"
+    },
+    "a global header": {
+        "theirs": "defaults: [mnist, model/set, _self_]\n",
+        "model/set": "# @package _global_\ntrain: {epochs: 2}\n",
+    },
+    "a space over what it may set": {
+        "theirs": "defaults: [mnist, _self_]\nspace: {model: {mlp: {dropout: {float: [0, 0.5]}}}, "
+        "train: {batch_size: {choice: [32, 64]}}}\n"
+    },
+}
+
+
+@pytest.mark.parametrize("what", ALLOWED)
+def test_what_stays_within_the_study_is_composed(command, foreign, what):
+    OmegaConf.to_container(composed(command, foreign(ALLOWED[what]), "run_dir=run"), resolve=True)
+
+
+CONSENTS = {
+    "storage": ("storage.url", "sqlite:///OUT/x.db"),
+    "run_dir": ("run_dir", "OUT/run"),
+    "checkpoints": ("checkpoints.dir", "OUT/c"),
+    "study.from": ("study.from", "OUT/study"),
+    "data.root": ("data.root", "OUT"),
+    "launcher": ("launcher.lines", ["module load x"]),
+}
+
+
+def test_what_reaches_out_needs_consent_by_the_name_that_the_refusal_says(
+    command, foreign, capsys, out
+):
+    text = "defaults: [mnist, override launcher: slurm, override data: mnist, _self_]\n"
+    for name, (key, value) in CONSENTS.items():
+        section = OmegaConf.create()
+        OmegaConf.update(section, key, value)
+        folder = foreign({"theirs": text + OmegaConf.to_yaml(section)})
+        assert command("--config-dir", str(folder), "--config-name", "theirs") == 2
+        words = capsys.readouterr().err
+        assert words.startswith(f"error: {folder}/theirs.yaml: {name}")
+        assert f"'trust=[{name}]'" in words
+        cfg = composed(command, folder, f"trust=[{name}]")
+        assert str(OmegaConf.select(cfg, key)).replace(str(out), "OUT") == str(value)
+
+
+def test_an_objective_that_runs_what_the_config_names_needs_consent(command, foreign, capsys):
+    target = "studyloom.extras.integrations.Command"
+    text = f"objective: {{_target_: {target}, run: touch OUT/x, value: (.)}}"
+    named = (
+        *("--config-dir", str(foreign({"theirs": f"defaults: [mnist, _self_]\n{text}"}))),
+        *("--config-name", "theirs", "objective.direction=minimize"),
+    )
+    assert command(*named) == 2
+    told = capsys.readouterr().err
+    assert "theirs.yaml: objective.run reaches out of the study" in told
+    assert "'trust=[objective]'" in told
+    for agreed in ("studyloom.extras.integrations", "studyloom", "storage"):
+        assert command(*named, f"trust=[{agreed}]") == 2
+    cfg, _ = command(*named, "trust=[objective]", task=lambda cfg: find_target(cfg.objective))
+    assert cfg.objective["_target_"] == target
+
+
+def test_all_mistakes_of_a_file_come_at_once_and_no_consent_allows_hydra(command, foreign, capsys):
+    text = (
+        "defaults: [mnist, hydra/x, _self_]\nhydra: {run: {dir: x}}\nrun_dir: x\nmodle: {a: 1}\n"
+        "model: {_target_: os.system, command: '${oc.env:HOME}'}\n"
+    )
+    folder = foreign({"theirs": text})
+    named = ("--config-dir", str(folder), "--config-name", "theirs")
+    for agreed in ("[os]", "[hydra,trust]"):
+        assert command(*named, f"trust={agreed}") == 2
+        lines = capsys.readouterr().err.replace(f"error: {folder}/theirs.yaml: ", "").splitlines()
+        assert "defaults: hydra/x must not choose for Hydra" in lines
+        assert "hydra: must not be set by a config from elsewhere" in lines
+        assert any(line.startswith("run_dir reaches out") for line in lines)
+        assert any(line.endswith("did you mean model?") for line in lines)
+        assert any(line.startswith("model.command: ${oc.env:HOME} must not") for line in lines)
+
+
+def test_an_option_that_only_a_trial_chooses_is_read_as_data_too(command, foreign):
+    folder = foreign(
+        {
+            "theirs": "defaults: [mnist, _self_]\nspace: {model: {mlp: {}, bad: {}}}\n",
+            "model/bad": "_target_: os.mkdir\npath: OUT/made\n",
+        }
+    )
+
+    def choose(cfg):
+        with pytest.raises(ConfigError, match=r"model\._target_: os\.mkdir is not among the code"):
+            Composer.from_hydra().compose({"model": "bad"})
+
+    composed(command, folder, "run_dir=run")
+    command("--config-dir", str(folder), "--config-name", "theirs", task=choose)
+
+
+def test_a_folder_that_the_command_line_names_is_data_however_it_names_it(command, foreign, capsys):
+    folder = str(foreign({"storage/theirs": "url: sqlite:///OUT/x.db\n"}))
+    for way in (f"--config-dir={folder}", f"hydra.searchpath=[file://{folder}]"):
+        assert command(way, "storage=theirs") == 2
+        assert "'trust=[storage]'" in capsys.readouterr().err
+        agreed, _ = command(way, "storage=theirs", "trust=[storage]")
+        assert agreed.storage.url.endswith("/x.db")
+    primary = Path(CONF, "mnist.yaml").read_text()
+    folder = foreign({"mnist": primary, "model/mlp": "_target_: os.mkdir\npath: OUT/x\n"})
+    assert command("--config-path", str(folder)) == 2
+    assert "model/mlp.yaml: model._target_: os.mkdir" in capsys.readouterr().err
+
+
+def test_arguments_of_ones_own_code_are_not_theirs_to_change(command, foreign):
+    folder = foreign({"theirs": "defaults: [mnist, _self_]\nparams: {a: 1}\n"})
+
+    def build_own(cfg):
+        OmegaConf.update(cfg, "scheduler", {"_target_": "os.getpid"}, merge=False)
+        with pytest.raises(ConfigError, match=r"os\.getpid is not among the code"):
+            build(cfg.scheduler)
+
+    command("--config-dir", str(folder), "--config-name", "theirs", task=build_own)
+    assert trust.active() is None
+
+
+REACHES_OUT = {
+    *("storage", "checkpoints", "launcher", "track", "run_dir", "hydra", "trust"),
+    *("study.from", "study.accept_code_change"),
+}
+
+
+def test_a_new_section_reaches_out_until_somebody_has_looked_at_it():
+    """Whoever adds a key to the schema: look at what it does, and then at trust.ASKED."""
+    assert {*map(str, SCHEMA)} - {*trust.OPEN} == {key for key in REACHES_OUT if "." not in key}
+    for key in REACHES_OUT:
+        config = OmegaConf.create()
+        OmegaConf.update(config, key, "x")
+        assert [*content_mistakes(OmegaConf.to_container(config), ["hydra"])], key
+
+
+def test_a_file_or_folder_that_data_are_read_from_needs_consent_whatever_package_reads_it():
+    photos = {"_target_": "torchvision.datasets.ImageFolder", "root": "OUT"}
+    table = {"_target_": "studyloom.data.tables.Table"}
+    own = {"_target_": "studyloom.data.Datasets"}
+    cases = {
+        "data.train.root": own | {"train": photos},
+        "data.test.annFile": own | {"test": photos | {"root": None, "annFile": "../a.json"}},
+        "data.train._args_": own | {"train": photos | {"root": None, "_args_": ["OUT"]}},
+        "data.valid.inner.root": own
+        | {"valid": {"_target_": "torch.utils.data.ConcatDataset", "inner": photos}},
+        "data.path": table | {"path": "x.csv"},
+        "data._args_": table | {"_args_": ["x.csv", "y", 1, 1]},
+        "data.load.path": {"load": table | {"path": "x.csv"}},
+    }
+    for key, section in cases.items():
+        packages = ["torchvision", "torch"]
+        words = " ".join(words for words, _ in content_mistakes({"data": section}, packages))
+        assert f"'trust=[{key}]'" in words
+        assert [*content_mistakes({"data": section}, [*packages, key])] == []
+        assert key in needed_trust({"data": section})
+
+
+def test_a_config_of_ones_own_says_what_its_command_has_to_trust():
+    config = {
+        "defaults": ["own", {"override /storage": "mine"}, {"override /loss": "mine"}, "_self_"],
+        "data": {"_target_": "studyloom.data.tables.Table", "path": "rows.csv"},
+        "model": {"_target_": "mynets.Net", "layers": [{"_target_": "torch.nn.ReLU"}]},
+        "launcher": {"_target_": "studyloom.extras.slurm.Slurm"},
+    }
+    assert needed_trust(config) == ["data.path", "launcher", "mynets", "storage"]
+    assert needed_trust({"defaults": ["own"], "train": {"epochs": 3}}) == []

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from studyloom.commands.documents import Best, Heart, Run
-from studyloom.config.passwords import EVENTS, JSON, NOTIFY
+from studyloom.config.main import EVENTS, JSON, NOTIFY
 from studyloom.errors import ConfigError, StudyloomError
 from studyloom.files import write_whole
 from studyloom.plugins import load_plugin

@@ -84,7 +84,7 @@ STOPPED = 3  # the exit code of a command that `studyloom stop` has stopped
 # The processes of a command
 
 
-def run_study(cfg: DictConfig, command: Command | None = None) -> None:
+def run_study(cfg: DictConfig, command: Command | None = None) -> NoReturn:
     """Does what `studyloom.run.run` does.
 
     Args:

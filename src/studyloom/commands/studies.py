@@ -73,8 +73,7 @@ def add_run(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs a study, as `python -m studies.NAME` does; ends the process."""
     from studyloom.commands.run_study import run_study
-    from studyloom.config import hydra_main
-    from studyloom.config.invocation import invocation_of, module_path
+    from studyloom.config.main import hydra_main, invocation_of, module_path
     from studyloom.launch.task import Command
 
     sys.path.insert(0, os.getcwd())  # as `python -m` does
@@ -82,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     sys.argv[1:] = arguments.overrides
 
     def task(cfg: "DictConfig") -> None:
-        # The arguments as hydra_main left them: without passwords.
+        # The arguments as hydra_main left them.
         run_study(cfg, Command(("-m", "studyloom", "run", arguments.source), tuple(sys.argv[1:])))
 
     with module_path(invocation.root):

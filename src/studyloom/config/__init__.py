@@ -12,11 +12,9 @@ if TYPE_CHECKING:
 __all__ = [
     "build",
     "compose",
-    "foreign",
     "hydra_main",
-    "invocation",
+    "main",
     "overrides",
-    "passwords",
     "runs",
     "scaffold",
     "schema",

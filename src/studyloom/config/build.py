@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from studyloom.config import foreign, trust
+from studyloom.config.trust import check_section
 from studyloom.config.values import describe_error
 from studyloom.errors import ConfigError
 from studyloom.text import nearest
@@ -44,9 +44,7 @@ def find_target(section: Section, key: str = "") -> Any:
     """
     if isinstance(section, DictConfig):
         key = key or section._get_full_key(None)
-    if (guard := foreign.active()) is not None and guard.met:
-        # The whole section, since a config from elsewhere may change arguments of one's own code.
-        trust.check_targets({key: plain(section)}, foreign.packages_of(guard.agreed))
+    check_section(key, section)
     if "_target_" not in section:
         raise ConfigError([f"{key} must have a _target_, the dotted name of a class or function"])
     name = section["_target_"]

@@ -1,48 +1,65 @@
-"""`hydra_main`, the decorator of a study's page: reads the command line, reports its mistakes."""
+"""From a command line, or from Python, to the composed config of a study.
+
+`hydra_main` decorates the page of a study, which is a command; an `Invocation` is the same study,
+run by Python code. All mistakes of a command line are reported at once.
+"""
 
 import functools
 import gc
+import importlib
 import inspect
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+import sysconfig
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from types import ModuleType
+from typing import Any, NoReturn, TypeVar
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from studyloom._version import __version__
-from studyloom.config.foreign import Guard, guarded
+from studyloom.config.compose import GROUPS, composing_once, register, restored_hydra
 from studyloom.config.overrides import (
     describe_compose_error,
     describe_sweep,
     find_override_mistakes,
     page_help,
-    parse_command_line,
 )
-from studyloom.config.passwords import JSON, move_passwords, take_outputs
-from studyloom.config.registration import (
-    GROUPS,
-    composing_once,
-    find_foreign_mistakes,
-    register,
-)
-from studyloom.config.schema import unknown_keys
-from studyloom.errors import ConfigError, print_errors, wants_tracebacks
+from studyloom.config.schema import Config, unknown_keys
+from studyloom.config.trust import Guard, guarded
+from studyloom.errors import ConfigError, LaunchError, print_errors, wants_tracebacks
+from studyloom.files import write_whole
 from studyloom.processes import collect_as_usual, collect_rarely
 from studyloom.text import mask_passwords
 
+Result = TypeVar("Result")
+Task = Callable[[DictConfig], None]
+# What a command tells, and to whom, is no part of a study: it goes to the environment, so that no
+# config can ask for it and Hydra writes none of it to files. A notify URL often holds a secret.
+EVENTS, NOTIFY, JSON = "STUDYLOOM_EVENTS", "STUDYLOOM_NOTIFY", "STUDYLOOM_JSON"
 SWEEP = re.compile(r"-m|--multirun|\+*hydra\.mode=(RunMode\.)?MULTIRUN", re.IGNORECASE)
+# The groups of a study. A composed config has lost which option it was composed of.
+OWN_GROUPS = (
+    *("data", "model", "optimizer", "scheduler", "loss", "space"),
+    *("sampler", "pruner", "storage", "launcher"),
+)
+GIVEN = "given"  # the name of a DictConfig that was written to files, and of its options
+_running = threading.Lock()  # Hydra's state and the environment belong to the whole process
 
 
-def hydra_main(
-    config_path: str, config_name: str
-) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """Decorates a task as `hydra.main` does, and adds `--dry-run`.
+def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[[], None]]:
+    """Decorates a task as `hydra.main` does, and adds studyloom's own options, such as `--dry-run`.
 
     All mistakes of a command line are printed at once, and the command ends with exit code 2.
     `HYDRA_FULL_ERROR=1` shows the traceback instead.
@@ -54,70 +71,53 @@ def hydra_main(
     register()
     collect_as_usual()
 
-    def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
+    def decorate(task: Task) -> Callable[[], None]:
         folder = folder_of_configs(task, config_path)
-        return decorated(task, folder, config_name)
+        tracebacks = wants_tracebacks()
+
+        @hydra.main(version_base=None, config_path=folder, config_name=config_name)
+        @functools.wraps(task)
+        def main(cfg: DictConfig) -> None:
+            if not tracebacks:
+                del os.environ["HYDRA_FULL_ERROR"]
+            if mistakes := unknown_keys(cfg):
+                exit_with_mistakes(*mistakes)
+            task(cfg)
+
+        @functools.wraps(task)
+        def run() -> None:
+            gc.freeze()  # later collections skip the imported modules: 0.8 s at exit alone
+            collect_rarely()  # until trials begin
+            try:
+                argv = sys.argv[1:] = arguments(sys.argv[1:])
+            except ConfigError as error:
+                exit_with_mistakes(*error.mistakes)
+            answer_at_once(task, folder, config_name, argv)
+            guard = Guard((Path(folder), GROUPS), trusted_by(argv))
+            with guarded(guard), composing_once():
+                if not tracebacks:
+                    # Hydra's own report exits with 1, so Hydra shall raise until it has composed.
+                    os.environ["HYDRA_FULL_ERROR"] = "1"
+                try:
+                    main()
+                except Exception as error:  # of composing; Hydra reports what the task raises
+                    if tracebacks:
+                        raise
+                    exit_with_mistakes(*compose_mistakes(error, folder, config_name, argv))
+
+        vars(run).update(config_path=folder, config_name=config_name)  # for `studyloom.run`
+        return run
 
     return decorate
 
 
-def decorated(
-    task: Callable[[DictConfig], None], config_path: str, config_name: str
-) -> Callable[[], None]:
-    """Decorates a task, see `hydra_main`.
-
-    Args:
-        task: gets the config as composed.
-        config_path: the folder of the study's configs, absolute.
-        config_name: the name of its primary config.
-    """
-
-    @hydra.main(version_base=None, config_path=config_path, config_name=config_name)
-    @functools.wraps(task)
-    def main(cfg: DictConfig) -> None:
-        if not tracebacks:
-            del os.environ["HYDRA_FULL_ERROR"]
-        if mistakes := unknown_keys(cfg):
-            exit_with_mistakes(*mistakes)
-        task(cfg)
-
-    tracebacks = wants_tracebacks()
-
-    @functools.wraps(task)
-    def run() -> None:
-        gc.freeze()  # later collections skip the imported modules: 0.8 s at exit alone
-        collect_rarely()  # until trials begin
-        try:
-            sys.argv[1:] = arguments(sys.argv[1:])
-        except ConfigError as error:
-            exit_with_mistakes(*error.mistakes)
-        answer_at_once(task, config_path, config_name, sys.argv[1:])
-        trusted = trusted_by(sys.argv[1:])
-        with guarded([Path(config_path), GROUPS], trusted) as guard, composing_once():
-            if mistakes := foreign_mistakes(guard, config_path, config_name, sys.argv[1:]):
-                exit_with_mistakes(*mistakes)
-            if not tracebacks:
-                # Hydra's own report exits with 1, so Hydra shall raise until it has composed.
-                os.environ["HYDRA_FULL_ERROR"] = "1"
-            try:
-                main()
-            except Exception as error:  # of composing; Hydra reports what the task raises
-                if tracebacks:
-                    raise
-                exit_with_mistakes(*compose_mistakes(error, config_path, config_name, sys.argv[1:]))
-
-    vars(run).update(config_path=config_path, config_name=config_name)  # for `studyloom.run`
-    return run
-
-
-def folder_of_configs(task: Callable[[DictConfig], None], config_path: str) -> str:
+def folder_of_configs(task: Task, config_path: str) -> str:
     """Returns the folder of a page's configs, and has a page run as a file find its own modules.
 
     `python studies/mine.py` has Python look for modules in studies/; those that configs name, such
     as studies.mine, lie beside that folder.
 
     Args:
-        task: the function of the page.
         config_path: as the page says it.
     """
     page = Path(task.__code__.co_filename).resolve()
@@ -131,17 +131,8 @@ def folder_of_configs(task: Callable[[DictConfig], None], config_path: str) -> s
     return str((page.parent / config_path).resolve())
 
 
-def answer_at_once(
-    task: Callable[[DictConfig], None], config_path: str, config_name: str, argv: Sequence[str]
-) -> None:
-    """Answers what needs no study, or says that one begins: torch takes a second or two.
-
-    Args:
-        task: the function of the page.
-        config_path: the folder of the study's configs.
-        config_name: the name of its primary config.
-        argv: the arguments of the command, without its name.
-    """
+def answer_at_once(task: Task, config_path: str, config_name: str, argv: Sequence[str]) -> None:
+    """Answers what needs no study, or says that one begins: torch takes a second or two."""
     if "--version" in argv:
         print(f"studyloom {__version__}")
         sys.exit()
@@ -153,27 +144,15 @@ def answer_at_once(
     if sweeps := [argument for argument in argv if SWEEP.fullmatch(argument)]:
         exit_with_mistakes(describe_sweep(sweeps[0], argv))
     quiet = ("study.dry_run", "-", "hydra.")  # what Hydra is asked for has no line before it
-    # Standard output may be closed: then Python has none.
-    if sys.stdout is None or not sys.stdout.isatty() or os.environ.get(JSON):
-        return  # nobody waits for it there
-    if not any(argument.startswith(quiet) for argument in argv):
+    is_watched = sys.stdout.isatty() and not os.environ.get(JSON)
+    if is_watched and not any(argument.startswith(quiet) for argument in argv):
         print(f"{config_name}: starting", flush=True)
 
 
 def compose_mistakes(
     error: Exception, config_path: str, config_name: str, argv: Sequence[str]
 ) -> list[str]:
-    """Explains why a config could not be composed, or its run directory not be made.
-
-    Args:
-        error: what Hydra raised.
-        config_path: the folder of the study's configs.
-        config_name: the name of its primary config.
-        argv: the arguments of the command, without its name.
-
-    Returns:
-        One line a mistake.
-    """
+    """Explains, in a line a mistake, what Hydra raised: it could not compose, or make run_dir."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return [f"run_dir: {error.strerror}: {error.filename}; name another with run_dir=…"]
     if isinstance(error, ConfigError):  # of a file from elsewhere
@@ -192,53 +171,84 @@ def exit_with_mistakes(*mistakes: str) -> NoReturn:
 
 
 def arguments(argv: Sequence[str]) -> list[str]:
-    """Rewrites a command line for Hydra.
-
-    `--dry-run` becomes an override. A URL with a password, and what the command tells to whom, move
-    to the environment.
-
-    Args:
-        argv: the arguments of the command, without its name.
+    """Rewrites a command line for Hydra: what it tells to whom moves to the environment.
 
     Raises:
-        ConfigError: every password that cannot be moved.
+        ConfigError: an argument has a password, or is no address.
     """
-    result = [
-        "study.dry_run=true" if argument == "--dry-run" else argument
-        for argument in move_passwords(take_outputs(argv))
-    ]
+    taken = take_outputs(argv)
+    refuse_passwords(taken)
+    result = ["study.dry_run=true" if item == "--dry-run" else item for item in taken]
     if any(re.fullmatch(r"study\.dry_run=(true|True|1|yes|on)", argument) for argument in result):
         result += ["hydra.output_subdir=null", "hydra.run.dir=."]  # a dry run leaves nothing behind
     return result
 
 
-def foreign_mistakes(
-    guard: Guard, config_path: str, config_name: str, argv: Sequence[str]
-) -> list[str]:
-    """Reads the configs of folders that the command line names, which others may have written.
+def refuse_passwords(argv: Sequence[str]) -> None:
+    """Refuses a URL with a password, which Hydra would write to files and `ps` shows to everybody.
 
-    Args:
-        guard: knows the folders that are the user's own.
-        config_path: the folder of the study's configs.
-        config_name: the name of the primary config, unless the command line names another.
-        argv: the arguments of the command, without its name.
-
-    Returns:
-        Every mistake in them; none if the command line names no folder.
+    Raises:
+        ConfigError: an argument has one; the message does not show it.
     """
-    options = parse_command_line(config_path, config_name, argv)
-    searched = any("hydra.searchpath" in override for override in options.overrides)
-    named = None if options.config_dir == config_path else options.config_dir
-    if named is None and options.config_path == config_path and not searched:
-        return []
-    if not Path(options.config_path).is_absolute():
-        return []  # seen from the page; Hydra finds it, and the first mistake, when it composes
-    return find_foreign_mistakes(
-        guard, options.config_path, named, options.config_name, options.overrides
-    )
+    for argument in argv:
+        shown = re.sub(r"\$\{[\w.:]*\}", "", argument)  # a variable that holds one shows nothing
+        if "://" in shown and mask_passwords(shown).replace("***", "") != shown:
+            key = argument.partition("=")[0].lstrip("+~")
+            raise ConfigError(
+                [
+                    f"{key}: must not have a password on a command line, from where it gets into "
+                    "files; put the URL into STUDYLOOM_STORAGE, in the environment, with "
+                    "storage=postgres, or the password into ~/.pgpass"
+                ]
+            )
 
 
-def trusted_by(argv: Sequence[str]) -> list[str]:
+def take_outputs(argv: Sequence[str]) -> list[str]:
+    """Moves `--events`, `--json` and `notify=` to the environment; returns the other arguments.
+
+    Raises:
+        ConfigError: a value is missing or is none.
+    """
+    rest: list[str] = []
+    left = list(argv)
+    while left:
+        argument = left.pop(0)
+        name, given, value = argument.partition("=")
+        if name == "--events":
+            if not given and (not left or left[0].startswith("-")):
+                raise ConfigError(["--events needs a FILE, which gets a line of JSON an event"])
+            os.environ[EVENTS] = value if given else left.pop(0)
+        elif argument == "--json":
+            os.environ[JSON] = "1"
+        elif name.lstrip("+") == "notify":
+            os.environ[NOTIFY] = "\n".join(targets_of(argument.lstrip("+")))
+        else:
+            rest.append(argument)
+    return rest
+
+
+def targets_of(argument: str) -> list[str]:
+    """Returns the URLs and commands of `notify=…`: a single one as it is, or a list of Hydra's.
+
+    Raises:
+        ConfigError: it is a list that cannot be read. The message does not show it.
+    """
+    raw = argument.partition("=")[2]
+    try:
+        value = OverridesParser.create().parse_override(argument).value()
+    except HydraException:  # an address may have any character
+        value = raw.strip("'\"")
+        if raw.startswith("["):
+            raise ConfigError(
+                ["notify=[…]: cannot be read; quote each address: notify='[\"ntfy://topic\"]'"]
+            ) from None
+    items: list[Any] = value if isinstance(value, list) else [value]
+    if any(not isinstance(item, str) or "\n" in item for item in items if item is not None):
+        raise ConfigError(["notify: must be a URL of apprise, a command, or a list of these"])
+    return [str(item) for item in items if item]
+
+
+def trusted_by(argv: Sequence[str]) -> tuple[str, ...]:
     """Returns the keys and packages of `trust=[…]` on a command line.
 
     Only the command line counts: a config from elsewhere must not trust itself.
@@ -247,4 +257,250 @@ def trusted_by(argv: Sequence[str]) -> list[str]:
         argument.partition("=")[2] for argument in argv if argument.lstrip("+").startswith("trust=")
     ]
     value = values[-1] if values else ""
-    return [name for name in re.split(r"[\s,]+", value.strip("'\"[] ")) if name]
+    return tuple(name for name in re.split(r"[\s,]+", value.strip("'\"[] ")) if name)
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A study to be run by this process.
+
+    Args:
+        config_name: the name of the primary config in that folder, without `.yaml`.
+        program: what a Python interpreter is given to run the same study as a command.
+        root: the folder from which the modules of the study are imported, if it has any.
+    """
+
+    config_dir: Path
+    config_name: str
+    program: tuple[str, ...]
+    root: Path | None = None
+
+    def call(
+        self, overrides: Sequence[str], task: Callable[[DictConfig, tuple[str, ...]], Result]
+    ) -> Result:
+        """Composes the config and calls a function with it, as the decorator `hydra_main` does.
+
+        Hydra's state, the environment and the module path are afterwards as they were.
+
+        Args:
+            task: gets the config, and the arguments of a command that composes the same.
+
+        Raises:
+            ConfigError: all mistakes of the overrides, or the config does not compose.
+            LaunchError: this process runs a study already.
+        """
+        check_overrides(overrides)
+        if not _running.acquire(blocking=False):
+            raise LaunchError(
+                "this process runs a study already, and can run one at a time; "
+                "start this one in a process of its own"
+            )
+        try:
+            with (
+                restored_environment(EVENTS, NOTIFY, JSON, "PYTHONPATH"),
+                restored_hydra(),
+                module_path(self.root),
+            ):
+                os.environ["PYTHONPATH"] = os.pathsep.join(own_module_path())  # for the workers
+                return self._compose_and_call(arguments(overrides), task)
+        finally:
+            _running.release()
+
+    def _compose_and_call(
+        self, argv: list[str], task: Callable[[DictConfig, tuple[str, ...]], Result]
+    ) -> Result:
+        results: list[Result] = []
+        errors: list[Exception] = []
+
+        def job(cfg: DictConfig) -> None:
+            try:
+                if mistakes := unknown_keys(cfg):
+                    raise ConfigError(mistakes)
+                results.append(task(cfg, tuple(argv)))
+            except Exception as error:  # past Hydra, which would print it
+                errors.append(error)
+
+        register()
+        try:
+            hydra.initialize_config_dir(str(self.config_dir), version_base=None)
+            app = GlobalHydra.instance().hydra
+            assert app is not None
+            app.run(self.config_name, job, argv, with_log_configuration=False)
+        except Exception as error:  # of composing
+            folder, name = str(self.config_dir), self.config_name
+            mistakes = compose_mistakes(error, folder, name, argv)
+            raise ConfigError(mistakes) from (error if wants_tracebacks() else None)
+        if errors:
+            raise errors[0]
+        return results[0]
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raises ConfigError if something is not an override, such as an option of a command."""
+    items = [overrides] if isinstance(overrides, str) else overrides
+    wrong = [item for item in items if not isinstance(item, str) or item.startswith("-")]
+    if wrong or items is not overrides:
+        raise ConfigError(
+            [
+                f"overrides must be a list of Hydra's, such as ['study.trials=50']; got {item!r}"
+                for item in wrong or items
+            ]
+        )
+
+
+def invocation_of(source: str | Path | DictConfig, overrides: Sequence[str] = ()) -> Invocation:
+    """Finds the study that Python code names.
+
+    Args:
+        source: a page, such as studies/mine.py; a primary config, such as conf/mine.yaml; or a
+            composed config.
+        overrides: may name the run directory.
+
+    Raises:
+        ConfigError: there is no such file, it is neither, or the page decorates no function.
+    """
+    if isinstance(source, DictConfig):
+        return _of_config(source, overrides)
+    path = Path(source)
+    if path.suffix not in (".py", ".yaml"):
+        raise ConfigError(
+            [
+                "a study must be a page such as studies/mine.py, a primary config such as "
+                f"conf/mine.yaml, or a DictConfig; got {source}"
+            ]
+        )
+    if not path.is_file():
+        raise ConfigError([f"{path}: there is no such file in {Path.cwd()}"])
+    return _of_page(path) if path.suffix == ".py" else _of_file(path)
+
+
+def _of_file(path: Path) -> Invocation:
+    absolute = path.absolute()
+    # A relative path also holds in the copy of the folder that another host may have.
+    near = absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute
+    program = ("-m", "studyloom", "run", str(near))
+    return Invocation(absolute.parent, path.stem, program)
+
+
+def _of_page(path: Path) -> Invocation:
+    root, name = _module_of(path.resolve())
+    with module_path(root):
+        module = _import_page(path, name)
+    config_path, config_name = _decorated(module, path)
+    return Invocation(path.resolve().parent / config_path, config_name, ("-m", name), root)
+
+
+def _import_page(path: Path, name: str) -> ModuleType:
+    """Imports a page; raises ConfigError if this process has another module or package there."""
+    try:
+        module = importlib.import_module(name)
+        origin = module.__file__
+    except ModuleNotFoundError as error:
+        if error.name != name:  # something that the page imports
+            raise
+        origin = sys.modules[name.partition(".")[0]].__file__
+    if origin is None or Path(origin).resolve() != path.resolve():
+        raise ConfigError(
+            [
+                f"{path}: cannot be imported as {name}, since this process has {origin} under that "
+                "name; run it in a process of its own"
+            ]
+        )
+    return module
+
+
+def _decorated(module: ModuleType, path: Path) -> tuple[str, str]:
+    """Returns the config_path and config_name of the function that `hydra_main` decorates."""
+    functions: dict[str, Any] = {
+        name: value
+        for name, value in vars(module).items()
+        if hasattr(value, "config_path") and value.__module__ == module.__name__
+    }
+    function = functions.get("main") if len(functions) > 1 else next(iter(functions.values()), None)
+    if function is None:
+        many = "several functions are" if functions else "no function is"
+        raise ConfigError(
+            [f"{path}: {many} decorated with studyloom.config.hydra_main; a page has one, `main`"]
+        )
+    return str(function.config_path), str(function.config_name)
+
+
+def _module_of(path: Path) -> tuple[Path, str]:
+    """Returns the folder from which a page is imported, and its name, as in `python -m NAME`."""
+    folder = path.parent
+    while (folder / "__init__.py").is_file():
+        folder = folder.parent
+    here = Path.cwd().resolve()
+    if folder == path.parent and path.is_relative_to(here):  # a folder without __init__.py
+        folder = here
+    return folder, ".".join(path.relative_to(folder).with_suffix("").parts)
+
+
+def _of_config(config: DictConfig, overrides: Sequence[str]) -> Invocation:
+    """Writes a composed config below its run directory, from where the workers compose it.
+
+    Each group becomes a file of its own, so that overrides and spaces can choose other options.
+    """
+    if OmegaConf.get_type(config) is not Config:
+        raise ConfigError(unknown_keys(config))
+    sections: Any = OmegaConf.to_container(config, resolve=False)
+    sections.pop("hydra", None)
+    refuse_passwords([f"storage.url={sections['storage']['url']}"])
+    groups = {name: sections.pop(name) for name in OWN_GROUPS if isinstance(sections[name], dict)}
+    folder = _run_dir(config, overrides) / ".hydra" / GIVEN
+    for name, section in groups.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        write_whole(folder / name / f"{GIVEN}.yaml", OmegaConf.to_yaml(OmegaConf.create(section)))
+    quiet = [{f"override hydra/{name}": "none"} for name in ("job_logging", "hydra_logging")]
+    options = [{name: GIVEN} for name in groups]
+    primary = {"defaults": ["studyloom", *options, "_self_", *quiet]} | sections
+    write_whole(folder / f"{GIVEN}.yaml", OmegaConf.to_yaml(OmegaConf.create(primary)))
+    return _of_file(folder / f"{GIVEN}.yaml")
+
+
+def _run_dir(config: DictConfig, overrides: Sequence[str]) -> Path:
+    """Returns the run directory of a composed config, with the overrides that change it."""
+    changes = [item for item in overrides if item.startswith(("run_dir=", "study.name="))]
+    try:
+        return Path(str(OmegaConf.merge(config, OmegaConf.from_dotlist(changes)).run_dir))
+    except OmegaConfBaseException as error:
+        raise ConfigError([f"run_dir: {' '.join(str(error).split())}"]) from None
+
+
+@contextmanager
+def restored_environment(*names: str) -> Iterator[None]:
+    """Gives variables of the environment their values back after the body."""
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def module_path(root: Path | None) -> Iterator[None]:
+    """Has modules of a folder imported while the body runs."""
+    added = root is not None and str(root) not in sys.path
+    if added:
+        sys.path.insert(0, str(root))
+    try:
+        yield
+    finally:
+        if added:
+            sys.path.remove(str(root))
+
+
+def own_module_path() -> list[str]:
+    """Returns the folders of modules that another interpreter does not know by itself."""
+    known = [
+        Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    ]
+    paths = [Path(entry).absolute() for entry in sys.path]
+    return [
+        str(path)
+        for path in paths
+        if path.exists() and not any(path.is_relative_to(folder) for folder in known)
+    ]

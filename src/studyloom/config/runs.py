@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from studyloom.config.trust import read_yaml
 from studyloom.errors import ConfigError
 from studyloom.files import is_own, mark_own
 from studyloom.text import nearest
@@ -112,9 +112,8 @@ def read_written(run_dir: Path, name: str) -> DictConfig:
     Raises:
         ConfigError: there is none, or it is not what Hydra writes.
     """
-    path = run_dir / ".hydra" / name
     try:
-        config = OmegaConf.create(path.read_text())
+        return read_yaml(run_dir / ".hydra" / name)
     except FileNotFoundError:
         near = nearest(run_dir, sibling_runs(run_dir))
         raise ConfigError(
@@ -122,11 +121,6 @@ def read_written(run_dir: Path, name: str) -> DictConfig:
         ) from None
     except NotADirectoryError:
         raise ConfigError([f"{run_dir}: must be a folder, in which a study has run"]) from None
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError([f"{path}: cannot be read: {' '.join(str(error).split())}"]) from None
-    if not isinstance(config, DictConfig):
-        raise ConfigError([f"{path}: must be a mapping, as Hydra writes it"])
-    return config
 
 
 def sibling_runs(run_dir: Path) -> list[str]:
@@ -184,8 +178,8 @@ def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
 
+    from studyloom.config.compose import register
     from studyloom.config.overrides import describe_compose_error
-    from studyloom.config.registration import register
 
     former = read_written(run_dir, "hydra.yaml").get("hydra")
     if trusted:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from studyloom.config.registration import GROUPS
+from studyloom.config.compose import GROUPS
 from studyloom.errors import ScaffoldError
 from studyloom.files import ASSETS
 

@@ -1,19 +1,19 @@
-"""Decides which code a config from somebody else may name, since a `_target_` can be any function.
+"""Configs and run directories from elsewhere are data: what they may name, and with whose consent.
 
-A target is trusted for where it is defined, and not for how its name begins:
-`torch.nn.modules.module.torch.load` is not a layer. A target whose name is not trusted is not even
-imported.
+A `_target_` can be any function, so it is trusted for where it is defined, and not for how its name
+begins: `torch.nn.modules.module.torch.load` is not a layer. A target whose name is not trusted is
+not even imported. What reaches out of the study (it names a file, a database, a launcher) needs the
+user's consent by its key: `trust=[storage]`.
 """
 
 import inspect
-import os
-import stat
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
-from io import StringIO
+from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from shlex import quote
 from typing import Any
 
@@ -21,8 +21,10 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from studyloom.config.schema import SCHEMA
 from studyloom.errors import ConfigError
 from studyloom.moved import MOVED
+from studyloom.text import nearest, no_such_key
 
 CLASSES = (
     *("studyloom.models", "studyloom.losses", "studyloom.data", "studyloom.space.grid"),
@@ -34,17 +36,122 @@ CLASSES = (
 )
 # Not all of torch: some functions change the whole process, as register_module_forward_hook does.
 FUNCTIONS = ("studyloom.schedules", "torch.nn.functional", "torch.nn.init")
+# What of studyloom a key stands for on `trust=[…]`: both run commands that the config names.
+OURS = {
+    "launcher": ("studyloom.launch", "studyloom.extras.ray", "studyloom.extras.slurm"),
+    "objective": ("studyloom.extras.integrations",),
+}
 
-ADAPTERS = "studyloom.extras.integrations"  # they run commands and code that the config names
+SECTIONS = tuple(str(key) for key in SCHEMA)
+# The sections that a space may search.
+SEARCHED = ("params", "model", "optimizer", "scheduler", "loss", "sampler", "pruner", "train")
+OPEN = (*SEARCHED, "study", "objective", "winner", "cost", "compress", "data", "space")
+NEVER = ("hydra", "trust", "defaults")  # no consent helps
+ASKED = ("study.from", "study.accept_code_change")  # keys of open sections that reach out
+TYPED = ("study", "objective", "train", "winner", "cost")  # open sections whose keys are known
+PATHS = ("root", "path", "_args_")  # arguments of data sources that name files
+# Options of studyloom's own that a defaults list may choose in groups which need consent. What
+# `storage` names there is the user's own; Ray and SLURM are refused for their `_target_`.
+OPTIONS = {
+    "storage": ("sqlite", "postgres", "embedded_postgres"),
+    "launcher": ("local", "join", "ray", "slurm"),
+    # Each primary config of studyloom ends with these, which only switch Hydra's logging off.
+    "hydra/job_logging": ("none", "disabled"),
+    "hydra/hydra_logging": ("none", "disabled"),
+}
+OWN_FILE = re.compile(r"studyloom:[\w.-]+")
+REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*)(?:\.\w+)*\}")
+# A mistake in words, and what `trust=[…]` must name to allow it; None if nothing helps.
+Mistake = tuple[str, str | None]
 
-LARGEST = 256 * 1024  # bytes of a file, which PyYAML reads in a second; a winner.yaml has 2 KiB
 
-DEEPEST = 64  # levels of a file
-OPENING = (
-    *(yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken),
-    *(yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken),
-)
-CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+@dataclass
+class Guard:
+    """What holds while the command of a page composes configs.
+
+    Args:
+        own: folders whose files are the user's own, and are not checked.
+        agreed: keys and packages on the command line's `trust=[…]`.
+        met: whether a config from elsewhere was read.
+    """
+
+    own: tuple[Path, ...]
+    agreed: tuple[str, ...] = ()
+    met: bool = False
+
+    def owns(self, folder: Path) -> bool:
+        """Whether a folder of configs is the user's own, or studyloom's."""
+        return any(folder.resolve().is_relative_to(own.resolve()) for own in self.own)
+
+    def read(self, folder: Path, name: str) -> tuple[DictConfig, str | None]:
+        """Reads a config of a foreign folder, such as model/mlp.
+
+        Returns:
+            The config, and where its header `# @package` puts it.
+
+        Raises:
+            ConfigError: every mistake in it.
+        """
+        self.met, name = True, name.removesuffix(".yaml")
+        path = folder / f"{name}.yaml"
+        config = read_yaml(path)
+        headers = re.findall(r"^\s*#\s*@\s*(.*?)\s*$", path.read_text(), re.MULTILINE)
+        plain: Any = OmegaConf.to_container(config, resolve=False)
+        found = [*_default_mistakes(plain.pop("defaults", []), name, self.agreed)]
+        if [header for header in headers if header not in ("package _global_", "package _group_")]:
+            found.append(("the header must be `# @package _global_`, or none", None))
+        package = "_global_" if "package _global_" in headers else None
+        if package is None:
+            for group in reversed(name.split("/")[:-1]):
+                plain = {group: plain}
+        found += content_mistakes(plain, self.agreed)
+        if found:
+            raise ConfigError([f"{path}: {words}" for words, _ in found])
+        return config, package
+
+
+_guards: list[Guard | None] = []
+
+
+def active() -> Guard | None:
+    """Returns the guard of the running command; None outside of one, or in the user's own code."""
+    return _guards[-1] if _guards else None
+
+
+def in_own_code() -> bool:
+    """Whether the user's own code composes configs, see `guarded`."""
+    return bool(_guards) and _guards[-1] is None
+
+
+@contextmanager
+def guarded(guard: Guard | None) -> Iterator[None]:
+    """Has Hydra read the files of all folders but one's own as data while the body runs.
+
+    Args:
+        guard: None where code of the user's own composes configs, which may lie anywhere.
+    """
+    _guards.append(guard)
+    try:
+        yield
+    finally:
+        _guards.pop()
+
+
+def read_yaml(path: Path) -> DictConfig:
+    """Reads a YAML file as data.
+
+    Raises:
+        ConfigError: it is no YAML, or no mapping.
+        OSError: it cannot be read.
+    """
+    try:
+        config = OmegaConf.create(path.read_text())
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        words = " ".join(str(error).split())
+        raise ConfigError([f"{path}: cannot be read as YAML: {words}"]) from None
+    if not isinstance(config, DictConfig):
+        raise ConfigError([f"{path}: a configuration must be a mapping of sections"])
+    return config
 
 
 def load_foreign(path: Path, trusted: Sequence[str] = ()) -> DictConfig:
@@ -58,81 +165,9 @@ def load_foreign(path: Path, trusted: Sequence[str] = ()) -> DictConfig:
         ConfigError: every mistake in it, and every target that is not trusted.
         OSError: the file cannot be read.
     """
-    config = parse(read_text(path, path.parent), path)
+    config = read_yaml(path)
     check_targets(config, trusted)
     return config
-
-
-def read_text(path: Path, folder: Path) -> str:
-    """Reads a file, unless it is a link out of its folder, no file, or too large.
-
-    Raises:
-        ConfigError: it is one of these, or is not UTF-8.
-        OSError: it cannot be read.
-    """
-    real = path.resolve(strict=True)
-    if not real.is_relative_to(folder.resolve()):
-        raise ConfigError([f"{path}: is a link to {real}, outside of {folder}"])
-    # Not blocking, since opening a FIFO would wait for its writer.
-    descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ConfigError([f"{path}: is not a file"])
-        content = file.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise ConfigError([f"{path}: is larger than {LARGEST // 1024} KiB"])
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        raise ConfigError([f"{path}: cannot be read as YAML: it is not UTF-8"]) from None
-
-
-def parse(text: str, path: Path) -> DictConfig:
-    """Parses YAML without aliases and tags.
-
-    Args:
-        text: the YAML.
-        path: names the file in errors.
-
-    Raises:
-        ConfigError: it is no YAML, no mapping, or has an alias or a tag.
-    """
-    try:
-        depth = 0
-        for token in yaml.scan(text, yaml.SafeLoader):
-            depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
-            if depth > DEEPEST:  # PyYAML's time grows with the square of it
-                raise ConfigError(
-                    [f"{path}: cannot be read as YAML: it has more than {DEEPEST} levels"]
-                )
-            if isinstance(token, yaml.AliasToken):
-                raise ConfigError(
-                    [
-                        f"{path}: has a YAML alias (*name), and a few of these can fill the "
-                        "memory; write the value out"
-                    ]
-                )
-            if isinstance(token, yaml.TagToken):
-                raise ConfigError(
-                    [f"{path}: cannot be read as YAML: it has a tag (!); write the value itself"]
-                )
-        config = OmegaConf.load(StringIO(text))
-    except ConfigError:
-        raise
-    except OSError:
-        config = None  # what OmegaConf raises for a file with a single value
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        words = " ".join(str(error).split())
-        raise ConfigError([f"{path}: cannot be read as YAML: {words}"]) from None
-    if not isinstance(config, DictConfig):
-        raise ConfigError(
-            [f"{path}: a configuration must be a mapping of sections, such as model and optimizer"]
-        )
-    return config
-
-
-def _no_interpolation(text: str) -> str:
-    return f"{text} is an interpolation; write the value itself"
 
 
 def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
@@ -147,92 +182,208 @@ def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
         ConfigError: every target that is not trusted, and every mistake.
     """
     try:
-        mistakes = list(find_mistakes(config, trusted))
+        mistakes = [words for words, _ in _find(config, "", trusted, references=False)]
     except RecursionError:
         mistakes = ["the configuration is nested too deeply, or in itself"]
     if mistakes:
         raise ConfigError(mistakes)
 
 
-def find_mistakes(
-    config: Any, trusted: Sequence[str], explain: Callable[[str], str | None] = _no_interpolation
-) -> Iterator[str]:
-    """Finds every target of a config that is not trusted, and every other mistake.
+def check_section(key: str, section: DictConfig | Mapping[str, Any]) -> None:
+    """Checks a section before it is built, if the command has read a config from elsewhere.
 
-    Args:
-        config: OmegaConf nodes, or plain dicts and lists.
-        trusted: further packages, modules, classes or functions that it may name.
-        explain: says of a text with an interpolation why it is a mistake; None if it is not.
+    That may have changed arguments of the user's own code, so the whole section counts.
 
     Raises:
-        RecursionError: the config is nested too deeply, or in itself.
+        ConfigError: every target that is not trusted.
     """
-    yield from _mistakes(config, "", trusted, explain)
+    guard = active()
+    if guard is not None and guard.met:
+        is_node = OmegaConf.is_config(section)
+        plain = OmegaConf.to_container(section, resolve=True) if is_node else section
+        check_targets({key: plain}, _packages_of(guard.agreed))
 
 
-def _mistakes(
-    node: Any, key: str, trusted: Sequence[str], explain: Callable[[str], str | None]
-) -> Iterator[str]:
+def packages_to_trust(config: Any) -> list[str]:
+    """Returns what a command must trust for the targets of plain values of its own study."""
+    found = _find(config, "", (), references=True)
+    return sorted({need for _, need in found if need is not None})
+
+
+def needed_trust(config: Mapping[str, Any]) -> list[str]:
+    """Returns what `trust=[…]` has to name for a primary config that is read as a foreign one."""
+    content = {name: value for name, value in config.items() if name != "defaults"}
+    found = [
+        *content_mistakes(content, ()),
+        *_default_mistakes(config.get("defaults", []), "primary", ()),
+    ]
+    return sorted({need for _, need in found if need is not None})
+
+
+def content_mistakes(config: Any, agreed: Sequence[str]) -> Iterator[Mistake]:
+    """Finds what sections of a config from elsewhere must not set.
+
+    Args:
+        config: sections as plain Python, as they lie in the composed config.
+        agreed: keys and packages on the command line's `trust=[…]`.
+    """
+    packages = _packages_of(agreed)
+    for section, content in config.items():
+        if section in NEVER:
+            yield f"{section}: must not be set by a config from elsewhere", None
+        elif section not in SECTIONS:
+            known = [key for key in SECTIONS if key not in NEVER]
+            yield no_such_key(str(section), known), None
+        elif section not in OPEN and section not in agreed and content is not None:
+            yield f"{section} {_reaches_out(section)}", section
+        elif section not in agreed and isinstance(content, Mapping):
+            yield from _section_mistakes(section, content, agreed, packages)
+    yield from _find(config, "", packages, references=True)
+
+
+def _section_mistakes(
+    section: str, content: Mapping[str, Any], agreed: Sequence[str], packages: Sequence[str]
+) -> Iterator[Mistake]:
+    """Finds the keys of an open section that reach out of the study, or are unknown."""
+    target = str(content.get("_target_"))
+    # Who trusts the package of a data source, or of an objective, trusts it with its arguments.
+    theirs = is_below(target, packages) and not is_below(target, ("studyloom",))
+    known = [str(key) for key in SCHEMA[section]] if section in TYPED else []
+    for name, value in content.items():
+        key = f"{section}.{name}"
+        if value is None or key in agreed:
+            continue
+        if section == "data" and (not theirs or isinstance(value, Mapping)):
+            yield from _path_mistakes(value, key, agreed)
+        elif section == "objective" and name not in known and not theirs:
+            yield f"{key} {_reaches_out(section)}{nearest(name, known)}", section
+        elif (section == "space" and str(name).split(".")[0] not in SEARCHED) or key in ASKED:
+            yield f"{key} {_reaches_out(key)}", key
+        elif known and section != "objective" and name not in known:
+            yield no_such_key(key, known), None
+
+
+def _path_mistakes(value: Any, key: str, agreed: Sequence[str]) -> Iterator[Mistake]:
+    """Finds what names a file or folder below a data source."""
+    name = key.rpartition(".")[2]
+    if key in agreed or name == "_target_" or value in (None, []):
+        return
+    named = name in PATHS or (isinstance(value, str) and re.search(r"[/\\]|^~", value))
+    if named and not (isinstance(value, str) and OWN_FILE.fullmatch(value)):
+        yield f"{key} {_reaches_out(key)}", key
+    elif isinstance(value, Mapping):
+        for inner, below in value.items():
+            yield from _path_mistakes(below, f"{key}.{inner}", agreed)
+    elif isinstance(value, list):
+        for below in value:
+            yield from _path_mistakes(below, key, agreed)
+
+
+def _default_mistakes(defaults: Any, name: str, agreed: Sequence[str]) -> Iterator[Mistake]:
+    """Finds the entries of a defaults list that choose in a group which needs consent.
+
+    The files that the others lead to are read as data, or are the user's own.
+
+    Args:
+        name: the path of the config, such as model/mine.
+    """
+    if not isinstance(defaults, list):
+        yield "defaults: must be a list", None
+        return
+    yield from _find(defaults, "defaults", (), references=False)
+    for item in defaults:
+        group, options = _choice(item, name)
+        first = group.split("/")[0]
+        is_open = first in ("", *OPEN) or (first in agreed and first not in NEVER)
+        shown = str(item).strip("{}").replace("'", "")
+        if "@" in shown:
+            yield f"defaults: {shown} must not choose a place with @", None
+        elif is_open or all(option in OPTIONS.get(group, ()) for option in options):
+            continue
+        elif first in NEVER:
+            yield f"defaults: {shown} must not choose for Hydra", None
+        elif first in SECTIONS:
+            yield f"defaults: {shown} {_reaches_out(first)}", first
+        else:
+            yield f"defaults: {shown}: no such group{nearest(first, SECTIONS)}", None
+
+
+def _choice(item: Any, name: str) -> tuple[str, list[Any]]:
+    """Returns the group that an entry of a defaults list chooses in, and the options."""
+    if isinstance(item, Mapping) and len(item) == 1:
+        ((words, option),) = item.items()
+    else:
+        words, _, option = str(item).rpartition("/")
+    *keywords, group = str(words).split() or [""]
+    if not group.startswith("/") and "override" not in keywords:
+        group = "/".join([*name.split("/")[:-1], group])
+    return group.strip("/"), option if isinstance(option, list) else [option]
+
+
+def _reaches_out(consent: str) -> str:
+    return (
+        "reaches out of the study, and this config is from elsewhere; if you want that, add "
+        f"'trust=[{consent}]' to the command, or take it out"
+    )
+
+
+def _packages_of(agreed: Sequence[str]) -> list[str]:
+    """Returns the code that names on `trust=[…]` allow; those of keys are left out."""
+    own = [target for key, targets in OURS.items() if key in agreed for target in targets]
+    return own + [name for name in agreed if name.split(".")[0] not in SECTIONS]
+
+
+def _find(node: Any, key: str, trusted: Sequence[str], *, references: bool) -> Iterator[Mistake]:
+    """Finds the targets of a config that are not trusted, and its interpolations.
+
+    Args:
+        references: whether `${section.key}` is no mistake.
+    """
     if OmegaConf.is_config(node):
         node = OmegaConf.to_container(node, resolve=False)
     if isinstance(node, Mapping):
         for name, value in node.items():
             below = f"{key}.{name}" if key else str(name)
+            is_target = str(name).strip().casefold() == "_target_"
+            if is_target and "${" not in str(value) and (why := _distrust(value, key, trusted)):
+                yield f"{below}: {value} {why[0]}", why[1]
             if "${" in str(name):
-                yield f"{below}: the key has an interpolation; write the key itself"
-            match str(name).strip().casefold():
-                case "_target_" if name != "_target_":
-                    yield f"{below}: no such key; write _target_"
-                case "_target_" if not (isinstance(value, str) and "${" in value):
-                    if why := _distrust(value, trusted):
-                        yield f"{below}: {value} {why}"
-                case "_partial_" if not isinstance(value, bool):
-                    yield f"{below} must be true or false; got {value!r}"
-            name_only = _no_interpolation if name == "_target_" else explain
-            yield from _mistakes(value, below, trusted, name_only)
+                yield f"{below}: the key must not have an interpolation", None
+            yield from _find(value, below, trusted, references=references and not is_target)
     elif isinstance(node, str):
-        if "${" in node and (why := explain(node)):
-            yield f"{key}: {why}"
+        sections = REFERENCE.findall(node) if references else []
+        rest = REFERENCE.sub("", node) if references else node
+        if "${" in rest or any(each not in (*OPEN, "run_dir") for each in sections):
+            ways = "; only ${section.key} is possible" if references else "; write the value itself"
+            yield f"{key}: {node} must not be an interpolation{ways}", None
     elif isinstance(node, Sequence):
         for position, value in enumerate(node):
-            yield from _mistakes(value, f"{key}[{position}]", trusted, explain)
+            yield from _find(value, f"{key}[{position}]", trusted, references=references)
 
 
-def _distrust(target: Any, trusted: Sequence[str]) -> str | None:
-    """Explains why a target must not be called, with the way out; None if it may be called."""
+def _distrust(target: Any, key: str, trusted: Sequence[str]) -> Mistake | None:
+    """Explains why a target must not be called, and what to trust; None if it may be called."""
     if not isinstance(target, str) or "." not in target:
-        return "is not the dotted name of a class or function"
-    first, *rest = target.split(".")
-    if not all(part.isidentifier() and not part.startswith("_") for part in (first, *rest)):
-        return "is not a public name; write package.module.Class"
+        return "is not the dotted name of a class or function", None
+    section, first = key.split(".")[0], target.split(".")[0]
+    need = target if first in ("studyloom", "torch", "optuna") else first
+    if is_below(target, OURS.get(section, ())):
+        need = section
     if not is_below(target, (*CLASSES, *FUNCTIONS, *trusted)):
-        return _way_out(ADAPTERS if is_below(target, (ADAPTERS,)) else first)
+        return _way_out(need), need
+    parent, _, name = target.rpartition(".")
     try:
-        # By import alone, and not through a module that has imported another one.
-        parent = ".".join((first, *rest[:-1]))
-        module = import_module(MOVED.get(parent, parent))
-        member: Any = getattr(module, rest[-1])
-        strays = _locate(first, rest) is not member
+        member = resolve_name(f"{MOVED.get(parent, parent)}.{name}")
     except Exception as error:  # whatever a user's module raises when it is imported
-        return f"cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
-    if strays or not (inspect.isclass(member) or inspect.isroutine(member)):
-        return "is not a class or function of a module"
+        words = " ".join(str(error).split())
+        return f"cannot be imported: {type(error).__name__}: {words}", None
+    if not (inspect.isclass(member) or inspect.isroutine(member)):
+        return "is not a class or function of a module", None
     defined = f"{member.__module__}.{member.__qualname__}"
-    ours = CLASSES if inspect.isclass(member) else FUNCTIONS
-    if not is_below(defined, (*ours, *trusted)):
-        return f"is {defined}, which {_way_out(str(member.__module__).split('.')[0])}"
+    if not is_below(defined, (*(CLASSES if inspect.isclass(member) else FUNCTIONS), *trusted)):
+        need = str(member.__module__).split(".")[0]
+        return f"is {defined}, which {_way_out(need)}", need
     return None
-
-
-def _locate(first: str, rest: Sequence[str]) -> Any:
-    """Returns what Hydra finds under a name: an attribute if there is one, else a submodule."""
-    member: Any = import_module(first)
-    for depth, part in enumerate(rest, 1):
-        if hasattr(member, part):
-            member = getattr(member, part)
-        else:
-            member = import_module(".".join((first, *rest[:depth])))
-    return member
 
 
 def is_below(name: str, prefixes: Sequence[str]) -> bool:
@@ -240,40 +391,12 @@ def is_below(name: str, prefixes: Sequence[str]) -> bool:
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
-def _way_out(package: str) -> str:
+def _way_out(need: str) -> str:
     return (
-        "is not among the code that a configuration from elsewhere may name; if you trust its "
-        f"package with your machine, add 'trust=[{package}]' to a study's command, or "
-        f"--trust {package} to a studyloom command"
+        "is not among the code that a configuration from elsewhere may name; if you trust it with "
+        f"your machine, add 'trust=[{need}]' to a study's command, or --trust {need} to a "
+        "studyloom command"
     )
-
-
-def packages_to_trust(config: Any) -> list[str]:
-    """Returns what a command must trust for a config of its own study.
-
-    Args:
-        config: plain values, or a list of such.
-
-    Returns:
-        the packages of the targets that are not trusted anyway; of one in studyloom, PyTorch or
-        Optuna the target itself.
-    """
-    found = {
-        target if target.split(".")[0] in ("studyloom", "torch", "optuna") else target.split(".")[0]
-        for target in _targets(config)
-        if not is_below(target, (*CLASSES, *FUNCTIONS))
-    }
-    return sorted(found)
-
-
-def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, Mapping):
-        if isinstance(node.get("_target_"), str):
-            yield node["_target_"]
-        node = list(node.values())
-    if isinstance(node, list | tuple):
-        for value in node:
-            yield from _targets(value)
 
 
 @contextmanager
@@ -285,15 +408,19 @@ def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) ->
     comes last on the module path, so that it hides no other package.
 
     Args:
-        run_dir: of the study.
         folder: that the user named; None for none.
         wanted: whether being in the folder is consent.
 
     Raises:
         ConfigError: as the body raised it; if a module was not found, with the way out.
     """
-    recorded = _folder_of_run(run_dir)
-    if folder is None and wanted and recorded is not None and recorded == Path.cwd():
+    recorded = None
+    try:
+        runtime = read_yaml(run_dir / ".hydra" / "hydra.yaml")
+        recorded = Path(str(OmegaConf.select(runtime, "hydra.runtime.cwd")))
+    except (OSError, ConfigError, OmegaConfBaseException):
+        pass
+    if folder is None and wanted and recorded == Path.cwd():
         folder = recorded
     if folder is not None:
         sys.path.append(str(folder.absolute()))
@@ -309,12 +436,3 @@ def code_of_study(run_dir: Path, folder: Path | None, *, wanted: bool = True) ->
     finally:
         if folder is not None:
             sys.path.remove(str(folder.absolute()))
-
-
-def _folder_of_run(run_dir: Path) -> Path | None:
-    """Returns the working directory of the command that last ran in a run directory, if known."""
-    try:
-        text = (run_dir / ".hydra" / "hydra.yaml").read_text()
-        return Path(str(yaml.safe_load(text)["hydra"]["runtime"]["cwd"]))
-    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, RecursionError):
-        return None

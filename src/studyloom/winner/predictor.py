@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from studyloom.config.trust import check_targets, parse, read_text
+from studyloom.config.trust import check_targets, read_yaml
 from studyloom.errors import PredictError
 from studyloom.files import is_own
 from studyloom.text import format_shape
@@ -159,7 +159,7 @@ def _load_loop(run_dir: Path, answer: Mapping[str, Any], trusted: Sequence[str])
     kept = "winner.pt" in answer.get("files", ())
     names = ("winner.yaml", "winner.pt") if kept else ("winner.yaml",)
     check_whole(run_dir, answer, *names)
-    config = parse(read_text(run_dir / "winner.yaml", run_dir), run_dir / "winner.yaml")
+    config = read_yaml(run_dir / "winner.yaml")
     if not is_own(run_dir):
         _check_loop(config, trusted)
     states: dict[str, Any] = {}

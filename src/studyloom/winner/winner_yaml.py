@@ -4,8 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from studyloom.config.foreign import needed_trust
-from studyloom.config.trust import packages_to_trust
+from studyloom.config.trust import needed_trust, packages_to_trust
 from studyloom.config.values import as_yaml, plain_sections, value_at
 from studyloom.question.question import SECTIONS
 from studyloom.text import one_line
