@@ -180,7 +180,7 @@ def sync_folder(folder: Path) -> None:
 
 def filesystem_of(path: Path) -> str:
     """Returns the kind of file system that a path is on, or would be: ext4, nfs4, or unknown."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     path, kind, longest = path.resolve(), "unknown", -1
     for mount in psutil.disk_partitions(all=True):

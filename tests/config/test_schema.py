@@ -2,9 +2,8 @@ import hydra
 import pytest
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
-from studyloom.config.foreign import PLAIN
 
-from studyloom.config.schema import LATER, SCHEMA, check_name
+from studyloom.config.schema import check_name
 
 
 @pytest.mark.parametrize(
@@ -89,8 +88,3 @@ def test_other_names_are_accepted(name):
 
 def test_a_name_is_measured_in_bytes_as_file_systems_do():
     assert "202 bytes" in check_name("ä" * 101)
-
-
-def test_every_key_of_train_may_be_set_by_a_config_from_elsewhere_as_in_winner_yaml():
-    assert {*PLAIN["train"]} == {*SCHEMA.train}
-    assert {*LATER} < {*SCHEMA.train}

@@ -506,7 +506,7 @@ def test_a_new_section_reaches_out_until_somebody_has_looked_at_it():
 
 def test_a_file_or_folder_that_data_are_read_from_needs_consent_whatever_package_reads_it():
     photos = {"_target_": "torchvision.datasets.ImageFolder", "root": "OUT"}
-    table = {"_target_": "studyloom.data.tables.Table"}
+    table = {"_target_": "studyloom.data.Table"}
     own = {"_target_": "studyloom.data.Datasets"}
     cases = {
         "data.train.root": own | {"train": photos},
@@ -529,7 +529,7 @@ def test_a_file_or_folder_that_data_are_read_from_needs_consent_whatever_package
 def test_a_config_of_ones_own_says_what_its_command_has_to_trust():
     config = {
         "defaults": ["own", {"override /storage": "mine"}, {"override /loss": "mine"}, "_self_"],
-        "data": {"_target_": "studyloom.data.tables.Table", "path": "rows.csv"},
+        "data": {"_target_": "studyloom.data.Table", "path": "rows.csv"},
         "model": {"_target_": "mynets.Net", "layers": [{"_target_": "torch.nn.ReLU"}]},
         "launcher": {"_target_": "studyloom.extras.slurm.Slurm"},
     }
