@@ -617,7 +617,7 @@ def explained_sections(winner: dict[str, Any] | None) -> Iterator[Section]:
         said = (
             f" Means: {means}{number(get(known, 'accuracy'))}; expected calibration error {error}."
         )
-        block = drawn(calibration(known))
+        block = drawn(calibration(known["bins"]))
         yield Section("calibration", "How sure it is", [block], f"{CALIBRATION}{said}")
     if rows := [*_rows(get(winner, "groups", "rows"), "value")]:
         kind = "class" if get(winner, "groups", "of") == "class" else "group"
@@ -757,8 +757,8 @@ def outlook_section(stored: StoredStudy, snapshot: Snapshot) -> Section:
         stored: the study, with all of its trials.
         snapshot: the same at this moment.
     """
-    title, caption, figure = outlook(stored, snapshot.outlook)
-    return Section("outlook", title, [drawn(figure)], caption)
+    caption, figure = outlook(stored, snapshot.outlook)
+    return Section("outlook", "What further trials may gain", [drawn(figure)], caption)
 
 
 def front_section(
