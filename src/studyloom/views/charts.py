@@ -59,8 +59,6 @@ class Scale:
     Args:
         low: the coordinate at the left or bottom.
         high: the coordinate at the right or top.
-        ticks: its labels.
-        title: what it measures.
         reads: how the page's script tells a value from a coordinate: `plain`, `whole` (rounded),
             `tens` (10 to that power), `unit` (the distance to 1 in factors of ten), `words` (the
             label that is nearest), or `none`.
@@ -89,7 +87,6 @@ class Mark:
             two lower corners, `width` its height).
         parts: the coordinates; of points each part is one.
         trials: the number of the trial of each part; None for what is no trial.
-        width: of a line, or the diameter of a point, in pixels; of a bar its height, as a share.
         style: `dotted`, `stepped`, `faint` or `quiet`, or several of them.
     """
 
@@ -130,11 +127,9 @@ class Chart:
 
     Args:
         label: what it shows, in a sentence.
-        height: of the drawing, in pixels.
         x: the horizontal axis.
         y: the vertical axis.
         marks: what is drawn, the last on top.
-        table: the same as a table.
         notes: words in the drawing.
         kind: `wide` if it scrolls sideways on a phone.
     """
@@ -189,11 +184,7 @@ def _digits(number: float) -> str:
 
 @dataclass(frozen=True)
 class Multiples:
-    """Small charts side by side, each below its title.
-
-    Args:
-        charts: by title.
-    """
+    """Small charts side by side, each below its title."""
 
     charts: Mapping[str, Chart] = field(default_factory=dict)
 
@@ -208,7 +199,6 @@ def spaced(
         low: the lower end of the axis.
         high: its upper end.
         pixels: its length.
-        upright: whether it is a vertical one.
     """
     ticks = [*ticks]
     scale = pixels / ((high - low) or 1)
@@ -281,9 +271,6 @@ def plain_scale(
 
     Args:
         values: what lies on it; at least one.
-        title: what it measures.
-        upright: whether it is a vertical one.
-        height: of a vertical one, in pixels.
     """
     low, high = min(values), max(values)
     margin = 0.05 * (high - low) or 0.05 * max(1.0, abs(high))
@@ -298,7 +285,6 @@ def log_scale(values: Sequence[float], title: str = "", pixels: float | None = N
 
     Args:
         values: what lies on it, above 0.
-        title: what it measures.
         pixels: its length, if it is the same on all screens.
     """
     low, high = (math.log10(value) for value in (min(values), max(values)))
@@ -329,12 +315,10 @@ class Axis:
     """The axis of a metric's values.
 
     Args:
-        metric: the metric's name.
         scale: how values are spread. `unit` draws factors of ten in the distance to 1, so that
             0.99 is as far above 0.9 as 0.9 is above 0; trials that learn nothing would otherwise
             squeeze all the others into the top tenth. `factors` draws factors of ten in the value,
             and `plain` the value itself.
-        sign: 1 if higher is better, -1 if lower is.
     """
 
     metric: str
@@ -343,12 +327,7 @@ class Axis:
 
     @classmethod
     def of(cls, metric: str, sign: int) -> "Axis":
-        """Returns the axis of a metric by name; the `scale` is plain for an unknown one.
-
-        Args:
-            metric: the metric's name.
-            sign: 1 if higher is better, -1 if lower is.
-        """
+        """Returns the axis of a metric by name; the `scale` is plain for an unknown one."""
         known = METRICS.get(metric)
         scale = known.scale if known is not None and known.sign == sign else "plain"
         return cls(metric, scale, sign)
@@ -397,7 +376,6 @@ class Axis:
 
         Args:
             values: what lies on it; at least one.
-            height: of the drawing in pixels.
         """
         low, high = min(values), max(values)
         bottom, top = self.height(low), self.height(high)

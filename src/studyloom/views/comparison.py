@@ -58,9 +58,6 @@ class Compared:
     Args:
         label: what tells it from the others.
         run_dir: where it runs.
-        stored: the study.
-        snapshot: the same at this moment.
-        answer: what winner.json holds; None if it has none of its own.
         parts: the search and its later stages.
         settings: what it asks and what decides its search, by key.
     """
@@ -218,11 +215,6 @@ def _took(seconds: float | None) -> str:
 def best_so_far(study: Compared, *, over_time: bool) -> list[Point]:
     """Returns the best value of a study after each trial that was better than those before.
 
-    Args:
-        study: the study.
-        over_time: whether the horizontal coordinate is the seconds that workers have spent when
-            the trial ended, in place of the number of trials that had begun.
-
     Returns:
         Points of a coordinate and a value, and a last one where the search ends.
     """
@@ -249,12 +241,7 @@ def best_so_far(study: Compared, *, over_time: bool) -> list[Point]:
 
 
 def curve(studies: Sequence[Compared], *, over_time: bool) -> Chart | Absent:
-    """Draws the best value so far of each study, over its trials or over the time of its workers.
-
-    Args:
-        studies: the studies.
-        over_time: whether it is over the time.
-    """
+    """Draws the best value so far of each study, over its trials or the time of its workers."""
     if len({study.goal for study in studies}) > 1:
         return Absent(UNLIKE)
     axis = Axis.of(*studies[0].goal)

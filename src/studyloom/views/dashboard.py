@@ -106,8 +106,6 @@ class LivePage:
     page asks for those that have changed since the version that it has.
 
     Args:
-        stored: the study.
-        run_dir: the folder in which it runs, if there is one.
         app: what answers to all other addresses.
         interval: seconds between two looks at the study, while a page is open.
     """
@@ -311,8 +309,6 @@ def serve(
     """Serves the page of a study until Ctrl-C or SIGTERM.
 
     Args:
-        stored: the study.
-        run_dir: the folder in which it runs, if there is one.
         headline: where the study stands, in one line.
         port: the port; if it is taken, the next free one.
         console: where the address is printed.

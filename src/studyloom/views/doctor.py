@@ -63,7 +63,6 @@ def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Findin
     """Runs all checks one after the other; nothing stays behind, in the database or on a disk.
 
     Args:
-        url: the database.
         run_dir: the folder in which the study runs, if it is to be checked too.
 
     Yields:
@@ -107,10 +106,6 @@ def database(url: str) -> Finding:
 def disagreements(url: str, name: str | None = None) -> list[tuple[str, Ledger, str]]:
     """Compares the ledgers of studies with their trials, and changes nothing.
 
-    Args:
-        url: the database.
-        name: the study, whose later stages are compared too; None for all studies.
-
     Returns:
         The name and the ledger of the study for each difference, and what it is.
 
@@ -141,8 +136,6 @@ def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> int:
     """Shows how ledger and trials differ, and mends it if that is confirmed.
 
     Args:
-        url: the database.
-        name: the study, whose later stages are mended too; None for all studies.
         confirm: returns whether to mend what was shown.
 
     Returns:
@@ -168,7 +161,6 @@ def disk(folder: Path, *, wal: bool) -> Finding:
 
     Args:
         folder: a folder on it; it need not exist yet.
-        wal: whether SQLite is to write there.
     """
     folder = existing(folder)
     kind, free = filesystem_of(folder), shutil.disk_usage(folder).free
@@ -231,7 +223,6 @@ def show(url: str, run_dir: Path | None = None) -> int:
     """Runs all checks and prints a line for each.
 
     Args:
-        url: the database.
         run_dir: the folder in which the study runs, if it is to be checked too.
 
     Returns:

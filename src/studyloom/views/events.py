@@ -28,9 +28,7 @@ class TrialHistory:
     """What was told of a trial.
 
     Attributes:
-        began: whether it was told that it began.
         epoch: the last epoch that was told; -1 for none.
-        ended: whether it was told that it ended.
     """
 
     began: bool = False
@@ -82,7 +80,6 @@ class History:
 
         Args:
             lines: of JSON; others, such as half a line of a command that was killed, are passed by.
-            study_id: of the study; events of other studies are passed by.
         """
         history = cls()
         for line in lines:
@@ -100,7 +97,6 @@ def new_events(history: History, progress: Progress) -> Iterator[dict[str, Any]]
 
     Args:
         history: what was told before.
-        progress: the job now.
     """
     for event in _find_events(history, progress):
         history.take(event)
@@ -156,7 +152,6 @@ def write_event(event: Mapping[str, Any], study: str, study_id: str | None) -> s
 
     Args:
         event: as it was found.
-        study: the name of the study.
         study_id: its id, by which it is told from another one of its name.
     """
     at = datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -322,13 +322,7 @@ def losses(trial: FrozenTrial) -> Chart | str:
 
 
 def front(stored: StoredStudy, marked: Mapping[str, FrozenTrial | None], axis: Axis) -> Chart | str:
-    """Draws each complete trial by its cost and its value, also those that break a constraint.
-
-    Args:
-        stored: a study with two objectives, the second a cost.
-        marked: the trials to mark with a ring, by name: baseline, best, winner.
-        axis: the axis of the values.
-    """
+    """Draws each complete trial by its cost and its value, also those that break a constraint."""
     trials = [trial for trial in complete_trials(stored.trials()) if len(trial.values or ()) > 1]
     if not trials:
         return NOTHING_COMPLETE
@@ -461,7 +455,6 @@ def parallel(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
     Args:
         trials: complete trials, the best first.
         names: the parameters, the most important first.
-        axis: the axis of the values.
     """
     known = [name for name in names if any(name in trial.params for trial in trials)]
     names = sorted(known[:MOST_AXES])
@@ -559,7 +552,6 @@ def timeline(trials: Sequence[FrozenTrial], alive: Collection[int]) -> Chart | s
     """Draws a row for each worker, with a bar for each trial that began there.
 
     Args:
-        trials: all trials of the study.
         alive: the ids of the trials that a worker trains now. Their bars end now; those of other
             unfinished trials end at the last moment that any trial stored.
     """
@@ -688,9 +680,6 @@ def predictions(stored: Mapping[str, Any]) -> Chart | str:
     """Draws what a network predicted against what came, which are numbers.
 
     Both are drawn over time if the examples are in the order of time, else one over the other.
-
-    Args:
-        stored: what winner.json holds under `predictions`: `told`, `came` and `ordered`.
     """
     told, came = ([float(each[0]) for each in stored[name]] for name in ("told", "came"))
     if not told:
@@ -723,11 +712,7 @@ def predictions(stored: Mapping[str, Any]) -> Chart | str:
 
 
 def calibration(bins: Sequence[Mapping[str, Any]]) -> Chart | str:
-    """Draws the accuracy of each bin of confidence, with its interval, beside the diagonal.
-
-    Args:
-        bins: what winner.json holds under `calibration`.
-    """
+    """Draws the accuracy of each bin of confidence, with its interval, beside the diagonal."""
     if not bins:
         return "winner.json holds no calibration."
     height = 320

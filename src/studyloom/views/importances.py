@@ -69,7 +69,6 @@ def importances(
         trials: the complete ones count, those that diverged as the worst,
             and for the metric the pruned ones too, by their last value among those of that step.
         names: the parameters to compare.
-        sign: 1 if more of the value is better, -1 if less is.
         goal: the position of the value.
 
     Returns:

@@ -113,7 +113,6 @@ class Heat:
     """A table of counts in shades, such as a confusion matrix.
 
     Args:
-        names: of the rows and columns.
         rows: the counts.
         label: what it shows.
     """
@@ -192,7 +191,6 @@ class Cell:
 
     Args:
         shown: what is written there.
-        value: the same as it is stored, for sorting and for CSV; None if there is nothing.
     """
 
     shown: str
@@ -204,7 +202,6 @@ class Row:
     """A row of the table of the trials.
 
     Args:
-        number: of the trial.
         state: how it ended, or stands.
         cells: one for each column.
         mark: `best`, `baseline` or `winner`, or several.
@@ -258,7 +255,6 @@ class Section:
         key: its id, which names it for good: letters and hyphens.
         title: the heading.
         caption: a sentence or two that say how to read it; left out if all of it is absent.
-        blocks: what is below.
     """
 
     key: str
@@ -277,7 +273,6 @@ class Head:
     """The beginning of a page.
 
     Args:
-        name: of the study.
         sentence: the answer, to be quoted.
         blocks: what it rests on.
     """
@@ -444,12 +439,7 @@ class Rendered:
 
 
 def report_page(head: Head, sections: Iterable[Section]) -> str:
-    """Renders the page of a study, which needs no other file.
-
-    Args:
-        head: its beginning.
-        sections: what is below.
-    """
+    """Renders the page of a study, which needs no other file."""
     return document(head.name, head_html(head), [render_section(section) for section in sections])
 
 
@@ -463,11 +453,6 @@ def document(
     """Renders a page around its parts.
 
     Args:
-        name: its title.
-        head: its beginning.
-        sections: what is below.
-        live: of a page that is served: what its script needs to follow the study, by the name of
-            the attribute; None for a page that needs no other file.
         progress: how far the job has come, of a page that is served.
     """
     scripts = [asset("page.js")] + ([asset("live.js")] if live is not None else [])
@@ -504,7 +489,6 @@ def row_html(row: Row, words: Sequence[int]) -> Markup:
     """Renders a row of the table of trials alone.
 
     Args:
-        row: the row.
         words: the columns whose cells are words.
     """
     return Markup(environment().get_template("row.html").render(row=row, words=words).strip())

@@ -92,7 +92,6 @@ class Work:
 
     Args:
         ended: the seconds that each trial took that has ended.
-        running: the trials that run.
         left: how many more there will be.
         alike: how many of these are of one candidate, and take equally long.
     """
@@ -104,11 +103,11 @@ class Work:
 
 
 def estimate(works: Iterable[Work], workers: int) -> Estimate | None:
-    """Estimates how long stages take that follow one another.
+    """Estimates how long stages take that follow one another and have not ended.
+
+    A stage of which no trial has ended takes the durations of the one before.
 
     Args:
-        works: of the stages that have not ended, in their order; a stage of which no trial has
-            ended takes the durations of the one before.
         workers: how many work.
 
     Returns:
@@ -149,7 +148,6 @@ def stage_duration(work: Work, each: Duration, workers: int) -> Duration:
     """Returns how long a stage takes from now on.
 
     Args:
-        work: of the stage.
         each: what one of its trials takes.
         workers: how many work.
     """
@@ -175,7 +173,6 @@ def rest(trial: Running, ended: Sequence[float], each: Duration) -> Duration:
     it has run so far say how early one may end.
 
     Args:
-        trial: that runs.
         ended: the seconds that each trial took that has ended.
         each: what a trial takes.
     """
@@ -276,10 +273,7 @@ class Progress:
     """A job at one moment. Two are equal if nothing but the time differs.
 
     Args:
-        search: the search.
         stages: the search, and the stages after it that are still expected or have run.
-        title: of the stage that is worked on; test while the answer is made, compress while the
-            winner is made small, then done.
         halted: why the study has stopped itself, if it has.
         control: stop or pause, if another terminal has asked for it.
         answer: the winner and its test in short; None until it is there.
@@ -339,11 +333,7 @@ class Progress:
 
 
 class JobReader:
-    """Reads a job again and again; the studies of later stages are opened once.
-
-    Args:
-        stored: the study of the search.
-    """
+    """Reads a job again and again; the studies of later stages are opened once."""
 
     def __init__(self, stored: StoredStudy) -> None:
         self.stored = stored
@@ -417,11 +407,8 @@ def expected_stages(
     """Yields the search, and the stages that are expected after it.
 
     Args:
-        job: of the last command; None for a study of an earlier version or another program.
-        search: the search.
         left: how many of its trials the job still has to do.
         begun: the later stages that have begun, by title.
-        feasible: whether the search has a complete trial that breaks no constraint.
     """
     yield StageProgress(SEARCH, search.done, left, search)
     if job is None or not job.judged or (not left and not feasible):
@@ -443,13 +430,7 @@ def expected_stages(
 def present_title(
     stages: Sequence[StageProgress], answered: bool, *, compresses: bool = False
 ) -> str:
-    """Returns the title of the stage that is worked on.
-
-    Args:
-        stages: of the job.
-        answered: whether the answer of these stages is there.
-        compresses: whether its winner is still to be made small.
-    """
+    """Returns the title of the stage that is worked on."""
     for stage in stages:
         if stage.left:
             return stage.title
@@ -660,7 +641,6 @@ def wrap(parts: Iterable[str], width: int, separator: str = ", ") -> list[str]:
 
     Args:
         parts: such as "elapsed 8 s".
-        width: in columns.
         separator: between two parts of a line.
     """
     lines: list[str] = []

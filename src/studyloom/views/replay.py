@@ -42,11 +42,7 @@ def replay(
     """Trains a trial again and prints how it compares, epoch by epoch.
 
     Args:
-        stored: the study.
-        run_dir: the folder in which it runs.
-        number: the number of the trial.
         trusted: the packages of the user whose code the trial may call.
-        console: where to print.
 
     Returns:
         The exit code: 0 if the result is equal or within tolerance, else 1.
@@ -113,7 +109,6 @@ def print_verdict(
         now: the training just done.
         here: the environment of the training just done.
         examples: the number of validation examples.
-        console: where to print.
 
     Returns:
         The exit code: 0 if they are equal or within tolerance, else 1.

@@ -127,8 +127,6 @@ def sample(stored: StoredStudy, snapshot: Snapshot, won: Any) -> tuple[StoredStu
     """Takes some trials of a study that has very many: at even distances, and those that stand out.
 
     Args:
-        stored: the study.
-        snapshot: the same at this moment.
         won: the number of the winner's trial, if there is one.
 
     Returns:
@@ -196,11 +194,7 @@ class Stage:
 
 
 def read_parts(stored: StoredStudy) -> list[Stage]:
-    """Returns the search and the later stages of a study, in the order in which they began.
-
-    Args:
-        stored: the study of the search.
-    """
+    """Returns the search and the later stages of a study, in the order in which they began."""
     prefix = f"{stored.name}/"
     found = [Stage(stored.name, "search", "", stored.trials())]
     for study in stored.storage.get_all_studies():
@@ -261,9 +255,6 @@ def head(
     """Renders the top of the report.
 
     Args:
-        stored: the study.
-        snapshot: the same at this moment.
-        winner: what winner.json holds, None if there is none; any key may be missing.
         parts: the search and the later stages.
     """
     blocks: list[Block] = []
@@ -288,13 +279,7 @@ def head(
 
 
 def decided(stored: StoredStudy, winner: dict[str, Any] | None, budget: int) -> Iterator[str]:
-    """Yields what decided the answer, a line for each reason.
-
-    Args:
-        stored: the study.
-        winner: what winner.json holds, None if there is none; any key may be missing.
-        budget: of the study.
-    """
+    """Yields what decided the answer, a line for each reason."""
     if (won := get(winner, "winner")) is None or winner is None:
         return
     rows = [row for row in get(winner, "candidates") or () if isinstance(row, dict)]
@@ -417,12 +402,7 @@ def search_cards(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Card]:
 
 
 def test_cards(winner: dict[str, Any] | None, sign: int) -> Iterator[Card]:
-    """Returns the numbers of the test; none if there was no test.
-
-    Args:
-        winner: what winner.json holds, None if there is none; any key may be missing.
-        sign: 1 if higher is better, -1 if lower is.
-    """
+    """Returns the numbers of the test; none if there was no test."""
     if (test := get(winner, "test")) is None:
         return
     runs = len(get(test, "winner", "values") or ())
@@ -492,11 +472,7 @@ COMPRESSED = (
 
 
 def winner_sections(winner: dict[str, Any] | None) -> Iterator[Section]:
-    """Renders the candidates, and what the winner gets right and wrong on the test part.
-
-    Args:
-        winner: what winner.json holds, None if there is none; any key may be missing.
-    """
+    """Renders the candidates, and what the winner gets right and wrong on the test part."""
     if winner is None:
         yield Section("winner", TITLE, [Absent("There is no winner.json yet.")])
         return
@@ -602,11 +578,7 @@ STRONGEST = 6  # words of each side that are listed
 
 
 def explained_sections(winner: dict[str, Any] | None) -> Iterator[Section]:
-    """Renders what explains the winner; nothing of an answer of an earlier version.
-
-    Args:
-        winner: what winner.json holds, None if there is none; any key may be missing.
-    """
+    """Renders what explains the winner; nothing of an answer of an earlier version."""
     if pictures := [*_occlusions(winner)]:
         yield Section("misled", "What misled the winner", [Pictures(pictures)], OCCLUSIONS)
     if texts := [*_texts(winner)]:
@@ -723,14 +695,7 @@ CURVES = (
 def search_sections(
     stored: StoredStudy, snapshot: Snapshot, winner: dict[str, Any] | None, axis: Axis
 ) -> Iterator[Section]:
-    """Renders the Pareto front, the history of the search, and the learning curves.
-
-    Args:
-        stored: the study.
-        snapshot: the same at this moment.
-        winner: what winner.json holds, None if there is none; any key may be missing.
-        axis: the axis of the values.
-    """
+    """Renders the Pareto front, the history of the search, and the learning curves."""
     trials, best, baseline = stored.trials(), snapshot.best, snapshot.baseline
     chosen = get(winner, "winner", "trial")
     won = next((trial for trial in trials if trial.number == chosen), None)
@@ -751,12 +716,7 @@ def search_sections(
 
 
 def outlook_section(stored: StoredStudy, snapshot: Snapshot) -> Section:
-    """Renders what further trials may gain.
-
-    Args:
-        stored: the study, with all of its trials.
-        snapshot: the same at this moment.
-    """
+    """Renders what further trials may gain."""
     caption, figure = outlook(stored, snapshot.outlook)
     return Section("outlook", "What further trials may gain", [drawn(figure)], caption)
 
@@ -764,14 +724,7 @@ def outlook_section(stored: StoredStudy, snapshot: Snapshot) -> Section:
 def front_section(
     stored: StoredStudy, snapshot: Snapshot, won: FrozenTrial | None, axis: Axis
 ) -> Section:
-    """Renders the Pareto front as a figure and a table.
-
-    Args:
-        stored: a study with two objectives.
-        snapshot: the same at this moment.
-        won: the trial of the winner, if there is one.
-        axis: the axis of the values.
-    """
+    """Renders the Pareto front as a figure and a table."""
     marked = {"baseline": snapshot.baseline, "best": snapshot.best, "winner": won}
     blocks: list[Block] = [drawn(front(stored, marked, axis))]
     if snapshot.front:
@@ -810,13 +763,7 @@ TOGETHER = (
 def parameter_sections(
     stored: StoredStudy, best: FrozenTrial | None, axis: Axis
 ) -> Iterator[Section]:
-    """Renders which parameters matter, for each objective, and how they shape the value.
-
-    Args:
-        stored: the study.
-        best: the trial to mark as the best.
-        axis: the axis of the values.
-    """
+    """Renders which parameters matter, for each objective, and how they shape the value."""
     trials = stored.trials()
     complete = complete_trials(trials)
     several = len(stored.goals) > 1
@@ -885,8 +832,6 @@ def trials_section(stored: StoredStudy, snapshot: Snapshot, won: Any) -> Section
     """Renders the table of all trials.
 
     Args:
-        stored: the study.
-        snapshot: the same at this moment.
         won: the number of the winner's trial, if there is one.
     """
     rows = trial_rows(stored)
@@ -899,7 +844,6 @@ def trial_table(rows: Rows, snapshot: Snapshot, won: Any) -> Trials:
 
     Args:
         rows: as `trial_rows` makes them.
-        snapshot: the study at this moment.
         won: the number of the winner's trial, if there is one.
     """
     columns = [
@@ -961,12 +905,7 @@ MOST_MESSAGES = 10  # of one kind of failure
 
 
 def running_sections(snapshot: Snapshot, trials: Sequence[FrozenTrial]) -> Iterator[Section]:
-    """Renders what runs at this moment: each worker's trial, epoch, value and parameters.
-
-    Args:
-        snapshot: the study of the stage that runs.
-        trials: of the same.
-    """
+    """Renders what runs at this moment: each worker's trial, epoch, value and parameters."""
     params = {trial.number: trial.params for trial in trials}
     rows = [
         (
@@ -1037,12 +976,7 @@ def _message(reason: str, trials: Sequence[FrozenTrial]) -> Iterator[Block]:
 
 
 def environment_section(winner: dict[str, Any] | None, config_text: str) -> Section:
-    """Renders the environment in which the winner was trained, or else that of this process.
-
-    Args:
-        winner: what winner.json holds, None if there is none; any key may be missing.
-        config_text: the configurations to show, as text.
-    """
+    """Renders the environment in which the winner was trained, or else that of this process."""
     blocks: list[Block] = [environment(winner)]
     if config_text.strip():
         blocks.append(Folded("configuration", config_text))
@@ -1078,15 +1012,7 @@ def read_report(
     config_text: str,
     progress: Progress | None = None,
 ) -> tuple[Head, Iterator[Section]]:
-    """Reads a study, and returns the beginning of its report and the sections below it.
-
-    Args:
-        stored: the study.
-        winner: what winner.json holds, None if there is none; any key may be missing.
-        config_text: the configurations to show, as text.
-        progress: of the whole job, whose stages after the search are then shown while they run;
-            None shows the search.
-    """
+    """Reads a study, and returns the beginning of its report and the sections below it."""
     snapshot = take_snapshot(stored) if progress is None else progress.search
     parts = read_parts(stored)
 
@@ -1105,13 +1031,7 @@ def read_report(
 def all_sections(
     stored: StoredStudy, snapshot: Snapshot, winner: dict[str, Any] | None
 ) -> Iterator[Section]:
-    """Yields the sections of a study: what decided, the search, who worked.
-
-    Args:
-        stored: the study.
-        snapshot: the same at this moment.
-        winner: what winner.json holds, None if there is none; any key may be missing.
-    """
+    """Yields the sections of a study: what decided, the search, who worked."""
     axis, won = Axis.of(stored.metric, stored.sign), get(winner, "winner", "trial")
     if winner is not None:
         yield from winner_sections(winner)
@@ -1168,11 +1088,5 @@ def read_files(stored: StoredStudy, run_dir: Path) -> tuple[dict[str, Any] | Non
 
 
 def render(stored: StoredStudy, winner: dict[str, Any] | None, config_text: str) -> str:
-    """Renders the page as HTML.
-
-    Args:
-        stored: the study.
-        winner: what winner.json holds, None if there is none; any key may be missing.
-        config_text: the configurations to show, as text.
-    """
+    """Renders the page as HTML."""
     return report_page(*read_report(stored, winner, config_text))

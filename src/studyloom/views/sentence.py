@@ -24,24 +24,13 @@ NOUNS = {"Picture": "pictures", "Sound": "recordings"}  # by what makes a file a
 
 
 def quotable(stored: StoredStudy, answer: Mapping[str, Any] | None, snapshot: Snapshot) -> str:
-    """Returns where a study stands in one sentence: its tested winner, or else its best trial.
-
-    Args:
-        stored: the study.
-        answer: what winner.json holds, None if there is none; any key may be missing.
-        snapshot: the study at this moment.
-    """
+    """Returns where a study stands in one sentence: its tested winner, or else its best trial."""
     tested = None if answer is None else answer_sentence(answer, stored)
     return tested or search_sentence(snapshot)
 
 
 def answer_sentence(answer: Mapping[str, Any], stored: StoredStudy) -> str | None:
-    """Returns the answer in one sentence; None if it names no winner with a value.
-
-    Args:
-        answer: what winner.json holds; any key may be missing.
-        stored: the study, whose trials say what the winner is made of.
-    """
+    """Returns the answer in one sentence; None if it names no winner with a value."""
     winner, test = _mapping(answer.get("winner")), _mapping(answer.get("test"))
     number = winner.get("trial")
     trial = next((trial for trial in stored.trials() if trial.number == number), None)

@@ -49,21 +49,16 @@ class Snapshot:
     """A study at one moment.
 
     Args:
-        name: the name of the study.
         slots: the number of slots by state: free, held, done.
         outcomes: the number of trials by outcome: complete, pruned, failed, paused,
             running, waiting.
-        best: the best trial, if there is one.
         baseline: the complete trial of the configuration as composed, if there is one.
         workers: the workers that hold a slot.
         metric: the name of the first value of a trial.
         costs: the names of its further values.
-        front: the trials of the Pareto front, the best by the metric first; empty without costs.
         rule: how the best is chosen; None if the metric alone decides.
         foreign: the number of trials that another program has added.
         aside: the number of trials that were set aside for another one in their slot.
-        outlook: whether the search has ended before its budget is spent, and what the trials
-            that are left are expected to gain.
     """
 
     name: str

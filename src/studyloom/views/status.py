@@ -70,7 +70,6 @@ class Display:
     Args:
         read: reads the job; an error is no harm, since the next look may succeed.
         console: where to show it.
-        stop: whether the process stops, which is then shown; None if nothing stops it.
         listeners: called with each progress that was read, and with the last after the body.
     """
 
@@ -213,12 +212,7 @@ def timed(line: str) -> str:
 
 
 def live_head(progress: Progress, width: int) -> RenderableType:
-    """Renders name, bar, stage and best; in one line if there is room.
-
-    Args:
-        progress: of the job.
-        width: the width of the terminal in columns.
-    """
+    """Renders name, bar, stage and best; in one line if there is room."""
     style = "" if progress.search.best is not None else "dim"
     best, done = Text(best_words(progress), style=style), Text(stage_words(progress))
     name = Text(one_line(progress.search.name), style="bold")
@@ -268,7 +262,6 @@ def read_status(source: JobReader | StoredStudy, before: Status | None = None) -
     """Reads the status of a study.
 
     Args:
-        source: the study, or the reader of its job, which keeps the later stages open.
         before: an earlier status. Its importances are taken if no trial was completed since.
 
     Raises:
@@ -291,12 +284,7 @@ def reader_of(source: JobReader | StoredStudy) -> JobReader:
 
 
 def top_importances(trials: Sequence[FrozenTrial], sign: int) -> dict[str, float]:
-    """Returns the shares of the most important parameters, the largest first.
-
-    Args:
-        trials: of a study.
-        sign: 1 if more of the value is better, -1 if less is.
-    """
+    """Returns the shares of the most important parameters, the largest first."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     names = varied_parameters(complete)
     if len(complete) < ENOUGH or len(names) < 2:
@@ -309,7 +297,6 @@ def render(status: Status, width: int) -> RenderableType:
 
     Args:
         status: what to render.
-        width: the width of the terminal in columns; no line is longer.
     """
     snapshot, progress = status.snapshot, status.progress
     left = max(0, snapshot.slots["free"] - snapshot.outcomes.get("paused", 0))
@@ -476,7 +463,6 @@ def watch_json(source: JobReader | StoredStudy, write: Callable[[str], object]) 
     """Writes a line of JSON for each change until a job has ended.
 
     Args:
-        source: the study, or the reader of its job.
         write: takes each line, with its line break.
     """
     last = None

@@ -59,11 +59,7 @@ WHOLE = 130  # columns of the variants of a winner with the percentiles of their
 
 
 def winner_lines(answer: Mapping[str, Any]) -> Iterator[str]:
-    """Formats the answer for a terminal, line by line.
-
-    Args:
-        answer: what winner.json holds.
-    """
+    """Formats the answer for a terminal, line by line."""
     test, chosen = answer["test"], answer["winner"]
     if test is None:
         basis = f"trial {chosen['trial']}, {len(answer['seeds'])} fresh seeds"
@@ -105,12 +101,7 @@ def _notes(answer: Mapping[str, Any], spread: Iterable[str]) -> Iterator[str]:
 
 
 def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
-    """Renders each worker with its trial, epoch and value, and its slot and lease.
-
-    Args:
-        snapshot: the study.
-        width: the width of the terminal in columns.
-    """
+    """Renders each worker with its trial, epoch and value, and its slot and lease."""
     if width < WIDE:
         return Group(*(Text("\n").join(_narrow_worker(worker)) for worker in snapshot.workers))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
@@ -154,7 +145,6 @@ def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
     """Formats how the workers spent their time, in percent by kind, the largest share first.
 
     Args:
-        trials: the trials whose time counts.
         began: when this command began. From then on, a worker is also idle between its last trial
             and the end of the last trial of all.
     """
@@ -177,12 +167,7 @@ def headline(snapshot: Snapshot) -> str:
 
 
 def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
-    """Renders the baseline and the best trial: values, standard error if known, and parameters.
-
-    Args:
-        snapshot: the study.
-        width: the width of the terminal in columns.
-    """
+    """Renders the baseline and the best trial: values, standard error if known, and parameters."""
     answers = {"baseline": snapshot.baseline, "best": snapshot.best}
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name in ("what", "value", "trial"):
@@ -221,12 +206,7 @@ def _named_values(snapshot: Snapshot, trial: FrozenTrial) -> list[str]:
 
 
 def front_table(snapshot: Snapshot, width: int) -> RenderableType:
-    """Renders the Pareto front, the cheapest trial first, and the rule that chooses the best.
-
-    Args:
-        snapshot: the study.
-        width: the width of the terminal in columns.
-    """
+    """Renders the Pareto front, the cheapest trial first, and the rule that chooses the best."""
     rule = Text(f"rule      {snapshot.rule}", overflow="fold")
     if not snapshot.front:
         return rule
@@ -281,7 +261,6 @@ def make_console(file: Any = None, **options: Any) -> Console:
     """Makes a console that shows text verbatim: a study may be called `[red]` or `:bug:`.
 
     Args:
-        file: where to print, a text stream; None for standard output.
         options: of Rich's Console.
     """
     return SafeConsole(
@@ -294,7 +273,6 @@ def print_compressed(record: Mapping[str, Any], console: Console) -> None:
 
     Args:
         record: what compress.json holds.
-        console: where to print.
     """
     heads, *rows = compressed_rows(record)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
