@@ -33,7 +33,7 @@ from studyloom.launch.local import Join, Local
 from studyloom.question.jobs import build_jobs
 from studyloom.question.question import Question
 from studyloom.question.validation import validate
-from studyloom.space.grid import GridSampler
+from studyloom.space.samplers import GridSampler
 from studyloom.storage.embedded_server import folder_of
 from studyloom.storage.urls import parse_url
 

@@ -8,7 +8,7 @@ from toys import ask
 
 from studies import CONF
 from studyloom.errors import ConfigError
-from studyloom.space.grid import GridSampler
+from studyloom.space.samplers import GridSampler
 
 pytestmark = pytest.mark.usefixtures("composing")
 NONE = ("space=none",)  # and then what a test searches, with +space.…

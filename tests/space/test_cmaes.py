@@ -14,7 +14,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 from toys import ask
 
-from studyloom.space.cmaes import CmaEsSampler
+from studyloom.space.samplers import CmaEsSampler
 from studyloom.storage.attributes import PICKLED
 from studyloom.study.opening import create_study
 

@@ -3,7 +3,7 @@ import math
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from studyloom.space.distributions import count_values, why_not
+from studyloom.space.tree import count_values, why_not
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from optuna.samplers import RandomSampler
 from optuna.trial import create_trial
 
 from studyloom.errors import ConfigError
-from studyloom.space.grid import LARGEST_GRID, GridSampler
 from studyloom.space.language import parse_space
+from studyloom.space.samplers import LARGEST_GRID, GridSampler
 from studyloom.space.tree import Space
 
 GROUPS = {"model": ["mlp", "cnn"]}

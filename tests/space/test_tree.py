@@ -8,9 +8,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.samplers import RandomSampler
 
 from studyloom.errors import ConfigError
-from studyloom.space.distributions import why_not
 from studyloom.space.language import parse_space
-from studyloom.space.tree import Group, Leaf, Space
+from studyloom.space.tree import Group, Leaf, Space, why_not
 
 GROUPS = {
     "model": ["mlp", "cnn"],

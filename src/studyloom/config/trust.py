@@ -27,8 +27,8 @@ from studyloom.moved import MOVED
 from studyloom.text import nearest, no_such_key
 
 CLASSES = (
-    *("studyloom.models", "studyloom.losses", "studyloom.data", "studyloom.space.grid"),
-    *("studyloom.space.cmaes", "studyloom.study.promotion"),
+    *("studyloom.models", "studyloom.losses", "studyloom.data", "studyloom.space.samplers"),
+    "studyloom.study.promotion",
     # Only these two launchers: others run commands from the config, or code on other machines.
     *("studyloom.launch.Join", "studyloom.launch.local.Join"),
     *("studyloom.launch.Local", "studyloom.launch.local.Local"),

@@ -65,8 +65,8 @@ from studyloom.question.rule import Condition, Cost, Rule, parse_limits, parse_r
 from studyloom.question.run import TEST, Place, Run, finite
 from studyloom.question.sources import code_digests, digest_of_source, is_users_code
 from studyloom.seeds import derive
-from studyloom.space.grid import GridSampler
 from studyloom.space.language import parse_space
+from studyloom.space.samplers import GridSampler
 from studyloom.space.tree import Node, Parameter, Point, Space, group_of
 from studyloom.training.job import Job
 from studyloom.training.randomness import seeded
@@ -319,7 +319,7 @@ class Question:
             section["seed"] = seed
         if re.fullmatch(r"optuna\..*CmaEsSampler", section["_target_"]):
             # In its place, ours, which reads no pickles from the database.
-            section["_target_"] = "studyloom.space.cmaes.CmaEsSampler"
+            section["_target_"] = "studyloom.space.samplers.CmaEsSampler"
         with warnings.catch_warnings():  # group=True, which branches need, is called experimental
             warnings.simplefilter("ignore", ExperimentalWarning)
             sampler: BaseSampler = build(

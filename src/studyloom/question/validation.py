@@ -43,8 +43,7 @@ from studyloom.question.question import (
     Question,
     end_of,
 )
-from studyloom.space.distributions import why_not
-from studyloom.space.tree import Leaf, ListLeaf, Node, Space, group_of
+from studyloom.space.tree import Leaf, ListLeaf, Node, Space, group_of, why_not
 from studyloom.text import as_yaml, nearest, no_such_key
 from studyloom.training.batches import batch_dtype, make_batches
 from studyloom.training.job import Job

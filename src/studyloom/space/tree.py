@@ -17,6 +17,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Literal
 
 from optuna.distributions import (
@@ -28,8 +29,7 @@ from optuna.distributions import (
 from optuna.trial import BaseTrial
 
 from studyloom.errors import ConfigError
-from studyloom.space.distributions import count_values, nth_value
-from studyloom.text import is_scalar
+from studyloom.text import as_yaml, is_scalar, kind_of, nearest
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,7 @@ class Leaf:
     `optimizer: {sgd: {momentum: {float: [0.0, 0.99]}}}` has one leaf, of the parameter
     `optimizer.sgd.momentum` and the key `optimizer.momentum`.
 
-    Attributes:
-        name: the path in the tree; the parameter's name.
-        key: the config key: the path without the options.
-        distribution: the values that are searched.
+    `name` is the path in the tree; `key` is the path without the options.
     """
 
     name: str
@@ -58,8 +55,6 @@ class ListLeaf:
     `model.hidden.length` and, if that is 2, the parameters `model.hidden.0` and `model.hidden.1`.
 
     Attributes:
-        name: the path in the tree; its parameters are `name.length` and `name.0`, `name.1`, …
-        key: the config key: the path without the options.
         item: the values that are searched for each item.
         length: the lengths that are searched (a single length needs no parameter), or the key of
             an earlier list of the same length.
@@ -79,8 +74,6 @@ class Group:
     chooses `mlp` or `cnn`; `model.cnn.channels` is a parameter only if it chose `cnn`.
 
     Attributes:
-        name: the path in the tree; the parameter's name if there are several options.
-        key: the config key: the path without the options of outer groups.
         options: the nodes that each option opens.
     """
 
@@ -101,8 +94,6 @@ class Parameter:
     """A parameter that a walk through the tree asks for.
 
     Attributes:
-        name: the path in the tree.
-        distribution: its possible values.
         key: the config key that it decides.
         role: what it decides there: the option of a group, a value, or a list's length or item.
         index: the position of the item in its list, from 0.
@@ -291,15 +282,15 @@ class Space:
 
     def groups(self) -> Iterator[Group]:
         """Yields every group of the tree, outer before inner."""
+        yield from _groups(self.nodes)
 
-        def below(nodes: Sequence[Node]) -> Iterator[Group]:
-            for node in nodes:
-                if isinstance(node, Group):
-                    yield node
-                    for opened in node.options.values():
-                        yield from below(opened)
 
-        yield from below(self.nodes)
+def _groups(nodes: Sequence[Node]) -> Iterator[Group]:
+    for node in nodes:
+        if isinstance(node, Group):
+            yield node
+            for opened in node.options.values():
+                yield from _groups(opened)
 
 
 def group_of(key: str) -> str:
@@ -329,3 +320,94 @@ def _count_points(nodes: Sequence[Node]) -> float:
                 each = math.prod([count_values(node.item), *shared])
                 total *= sum(each**n for n in range(length.low, length.high + 1, length.step))
     return total
+
+
+def count_values(distribution: BaseDistribution) -> float:
+    """Returns the number of values of a distribution; infinity if it is continuous."""
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            return len(choices)
+        case IntDistribution(low=low, high=high, step=step):
+            return (high - low) // step + 1
+        case FloatDistribution(low=low, high=high, step=step):
+            if step is not None:
+                return round((high - low) / step) + 1
+            return 1 if low == high else math.inf
+    raise AssertionError(distribution)
+
+
+def nth_value(distribution: BaseDistribution, index: int) -> Any:
+    """Returns the value at a position of a finite distribution as one would write it.
+
+    It is 0.3, and not 3 × 0.1. Positions go from 0 to `count_values(distribution)` - 1.
+    """
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            return choices[index]
+        case IntDistribution(low=low, step=step):
+            return low + index * step
+        case FloatDistribution(low=low, step=step):
+            return low if step is None else float(Decimal(str(low)) + index * Decimal(str(step)))
+    raise AssertionError(distribution)
+
+
+def why_not(distribution: BaseDistribution, value: Any) -> str | None:
+    """Explains why a distribution cannot give a value; None if it can.
+
+    The words end a sentence that begins with the value: "is outside its range [1, 8]".
+    """
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            if any(value == choice and type(value) is type(choice) for choice in choices):
+                return None
+            return f"is not among [{', '.join(map(as_yaml, choices))}]{nearest(value, choices)}"
+        case IntDistribution(low=low, high=high, step=step):
+            if type(value) is not int:
+                return f"is {kind_of(value)}, but must be a whole number"
+            if not low <= value <= high:
+                return f"is outside its range [{low}, {high}]"
+            if (value - low) % step == 0:
+                return None
+            return f"is not one of {low}, {low + step}, … {high}"
+        case FloatDistribution(low=low, high=high, step=step):
+            if type(value) not in (int, float):
+                return f"is {kind_of(value)}, but must be a number"
+            if not low <= value <= high:
+                return f"is outside its range [{low:g}, {high:g}]"
+            steps = (value - low) / step if step is not None else 0.0
+            if abs(steps - round(steps)) < 1e-8:
+                return None
+            return f"is not one of {low:g}, {low + (step or 0):g}, …"
+    raise AssertionError(distribution)
+
+
+def is_ordered(distribution: BaseDistribution) -> bool:
+    """Whether the values of a distribution are numbers, of which near ones are alike.
+
+    Choices are if they are numbers that rise, such as [16, 32, 64].
+    """
+    if not isinstance(distribution, CategoricalDistribution):
+        return True
+    choices = distribution.choices
+    numbers = all(type(choice) in (int, float) for choice in choices)
+    return numbers and list(choices) == sorted(choices)  # type: ignore[type-var]
+
+
+def place_in(distribution: BaseDistribution, value: Any) -> float:
+    """Returns where a value lies in a distribution that can give it.
+
+    It is from 0 to 1 for ordered values, on the scale on which they are drawn; of choices that are
+    not ordered, the index.
+    """
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            index = float(choices.index(value))
+            return index / max(1, len(choices) - 1) if is_ordered(distribution) else index
+        case (
+            IntDistribution(low=low, high=high, log=log)
+            | FloatDistribution(low=low, high=high, log=log)
+        ):
+            scale = math.log if log else float
+            width = scale(high) - scale(low)
+            return (scale(value) - scale(low)) / width if width else 0.0
+    raise AssertionError(distribution)

@@ -12,8 +12,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 from studyloom.question.question import Question
-from studyloom.space.distributions import is_ordered, place_in
-from studyloom.space.tree import Point
+from studyloom.space.tree import Point, is_ordered, place_in
 from studyloom.study.placing import PlacedPoint, place_point
 from studyloom.study.portfolio import EarlierStudy, choose_points, rank_scores
 

@@ -9,8 +9,7 @@ from optuna.distributions import FloatDistribution
 from studyloom.config.overrides import group_options
 from studyloom.config.values import has_key, value_at
 from studyloom.question.question import Question, end_of, stand_in
-from studyloom.space.distributions import why_not
-from studyloom.space.tree import Parameter, Point, group_of
+from studyloom.space.tree import Parameter, Point, group_of, why_not
 from studyloom.text import as_yaml, nearest
 
 ABSENT = object()

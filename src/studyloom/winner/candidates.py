@@ -16,8 +16,8 @@ from studyloom.question.objective import Attempt, Objective
 from studyloom.question.question import FIRST, Question
 from studyloom.question.rule import Cost
 from studyloom.seeds import derive
-from studyloom.space.grid import GridSampler
 from studyloom.space.language import parse_space
+from studyloom.space.samplers import GridSampler
 from studyloom.space.tree import Point, Space
 from studyloom.storage.attributes import JOBS
 from studyloom.study.race import Training

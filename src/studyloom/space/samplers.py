@@ -1,0 +1,121 @@
+"""Samplers of our own: a grid that visits each point once, and CMA-ES without pickles."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+
+from studyloom.errors import ConfigError
+from studyloom.space.tree import Point, Space
+
+LARGEST_GRID = 100_000
+SLOT = "slot"  # as in storage.attributes, which this room may not import
+
+
+class GridSampler(BaseSampler):
+    """Gives the trial of slot n the n-th point of the space.
+
+    The baseline comes first; a shuffle with the seed orders the other points. Optuna's own
+    GridSampler asks the storage which points are left, so it repeats points among parallel workers
+    and forgets failed ones. Here the trial's slot is the number of its point: no storage is
+    asked, and no point is given twice.
+
+    Raises:
+        ConfigError: the space has continuous ranges, or more than 100 000 points.
+    """
+
+    def __init__(self, space: Space, seed: int = 0, baseline: Point | None = None) -> None:
+        next(space.points())  # raises ConfigError for continuous ranges
+        if (size := space.size()) > LARGEST_GRID:
+            raise ConfigError(
+                [
+                    f"sampler=grid: the space has {size:.6g} points; at most {LARGEST_GRID} can be "
+                    "enumerated; narrow its ranges, or choose another sampler, such as sampler=tpe"
+                ]
+            )
+        order = np.random.default_rng(seed).permutation(len(space.grid))
+        self.points: list[Point] = [space.grid[i] for i in order]
+        if baseline is not None:
+            others = [point for point in self.points if point.params != baseline.params]
+            self.points = [baseline, *others]
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return self._point_of(trial).distributions
+
+    def _point_of(self, trial: FrozenTrial) -> Point:
+        """The slot, since numbers have holes where other programs have added or deleted trials."""
+        return self.points[int(trial.user_attrs.get(SLOT, trial.number))]
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._point_of(trial).params
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        raise AssertionError(f"{param_name} is a parameter of no point of the grid")
+
+
+class CmaEsSampler(optuna.samplers.CmaEsSampler):
+    """Optuna's CMA-ES, whose state is derived from the trials, and never unpickled.
+
+    Optuna's own sampler keeps its optimizer in attributes of trials, as a pickle: whoever writes to
+    the database runs code in every worker. Yet all that the optimizer has learned is which points
+    of which generation had which values, and those are stored anyway. So a new one is trained on
+    them before each trial (0.2 ms a generation), and gives the same points.
+    """
+
+    _completed: list[FrozenTrial]
+
+    def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> None:
+        """Restores nothing, so that Optuna asks for a new optimizer next."""
+        self._completed = completed_trials
+
+    def _init_optimizer(self, trans: Any, direction: StudyDirection) -> Any:
+        """Makes an optimizer, and trains it on each complete generation from the first one on."""
+        random = self._cma_rng.rng.get_state()
+        optimizer = super()._init_optimizer(trans, direction)
+        generations: dict[Any, list[FrozenTrial]] = {}
+        for trial in self._completed:
+            generation = trial.system_attrs.get(self._attr_key_generation)
+            if type(generation) is int:
+                generations.setdefault(generation, []).append(trial)
+        if any(generation > 0 for generation in generations):
+            self._cma_rng.rng.set_state(random)  # an optimizer that is restored draws no seed
+        sign = 1.0 if direction == StudyDirection.MINIMIZE else -1.0
+        while True:
+            trials = generations.get(optimizer.generation, [])
+            points = [(self._point(trial, trans, optimizer.dim), trial.value) for trial in trials]
+            solutions = [(x, sign * y) for x, y in points if x is not None and y is not None]
+            if len(solutions) < optimizer.population_size:
+                return optimizer
+            optimizer.tell(solutions[: optimizer.population_size])
+
+    def _point(self, trial: FrozenTrial, trans: Any, dimensions: int) -> Any:
+        """Returns a trial's point as the optimizer knows it; None if it is none of this space."""
+        try:
+            if self._with_margin:
+                x = np.array(trial.system_attrs["x_for_tell"], dtype=float)
+            else:
+                x = trans.transform(trial.params)
+        except (KeyError, ValueError, TypeError):  # another program has added the trial
+            return None
+        known = x.shape == (dimensions,) and bool(np.isfinite(x).all())
+        return x if known and np.abs(x).max() < 1e9 else None
+
+    def _get_solution_trials(self, trials: Any, generation: int) -> list[FrozenTrial]:
+        """Returns none: the optimizer has been trained on all of them, and is not to be stored."""
+        return []
