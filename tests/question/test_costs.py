@@ -9,7 +9,6 @@ from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
 from studyloom.question.jobs import MEASURES, measure_costs
 from studyloom.question.rule import Condition, parse_limits
-from studyloom.question.validation import validate
 from studyloom.storage.attributes import EPOCHS, FAILURE, REASON
 from studyloom.study.opening import create_study
 from studyloom.study.worker import Worker
@@ -57,13 +56,6 @@ def test_all_that_is_no_limit_is_told_at_once():
     assert parse_limits({"anything": "<= 1"}, None)[0].name == "anything"
 
 
-def test_a_mistake_in_a_limit_is_told_before_the_first_trial():
-    with pytest.raises(ConfigError, match="did you mean latency_ms"):
-        validate(
-            ask(*WIDTHS, "+objective.constraints.latency='<= 2'"), TrainingData(None, SPLIT, FOLDS)
-        )
-
-
 def test_the_costs_of_a_network_are_those_of_its_layers():
     question = ask(*WIDTHS)
     before = torch.random.get_rng_state()
@@ -99,9 +91,3 @@ def test_an_infeasible_trial_is_marked_not_trained_and_never_wins(url, tmp_path)
         trial.number for trial in infeasible
     }
     assert all(trial.constraints["parameters"] <= 0 for trial in stored.ranked())
-
-
-def test_a_limit_is_part_of_the_question_and_none_is_not_written_down():
-    assert "objective.constraints" not in ask(*WIDTHS).identity("toy")
-    asked = ask(*WIDTHS, "+objective.constraints.parameters='<= 100'").identity("toy")
-    assert asked["objective.constraints.parameters"] == "<= 100"

@@ -5,7 +5,6 @@ import toys
 from omegaconf import OmegaConf
 from toys import LOOP, Never, ask
 
-from studyloom.errors import DataError
 from studyloom.question.question import Question
 from studyloom.question.validation import validate
 
@@ -83,22 +82,6 @@ def test_what_cannot_be_trained_is_said_before_the_first_trial(overrides, data, 
     assert "Traceback" not in said
 
 
-def test_shape_errors_end_with_the_way_out():
-    said = mistakes(*NORMED[:1], "+model={_target_: torch.nn.Linear, in_features: 3,"
-                    " out_features: 3}")  # fmt: skip
-    assert said.endswith("or train it yourself: studyloom new NAME --kind loop")
-
-
-def test_without_a_winner_no_test_part_is_needed():
-    assert mistakes("winner.enabled=false", test=None) == ""
-
-
-def test_a_network_that_needs_outputs_that_nobody_knows_says_so():
-    words = mistakes(train={"_target_": "drawn.Unlabelled"})
-    assert "data.outputs must be given: studyloom.models.MLP takes outputs" in words
-    assert mistakes(train={"_target_": "drawn.Unlabelled"}, outputs=3) == ""
-
-
 def test_where_data_lie_and_how_they_are_loaded_is_no_part_of_a_question():
     plain = question().identity("d")
     moved = question(
@@ -123,14 +106,6 @@ def test_costs_are_measured_on_the_first_example():
     assert costs["parameters"] == 32 + 51
     assert costs["flops"] == 2 * 16 * 3
     assert costs["latency_ms"] > 0
-
-
-def test_the_test_part_is_not_built_with_the_source():
-    asked = question(test={"_target_": "drawn.Forbidden"})
-    data = Question.gather(asked.config)
-    validate(asked, data)
-    with pytest.raises(DataError, match=r"data\.test: RuntimeError: the test part was opened"):
-        data.test()
 
 
 def test_a_loop_gets_the_datasets_of_its_fold_as_one_trains_and_as_one_evaluates(monkeypatch):

@@ -125,18 +125,6 @@ def test_of_several_jobs_the_ends_are_compared_and_all_curves_are_means():
     assert steps[-1].number == objective.epochs
 
 
-def test_steps_of_a_job_that_another_does_not_have_are_counted():
-    def uneven(config, run):
-        for step in range(0 if run.seed == 6 else 1, 3):
-            run(float(step), step)
-        return 1.0
-
-    objective = objective_of(uneven, (5, 6))
-    run_of(objective)
-    assert timeless(objective)["number"] == [0, 1, 2]
-    assert timeless(objective)["jobs"] == [1, 2, 2]
-
-
 def test_what_was_done_after_the_pruners_answer_is_forgotten():
     objective = objective_of(walk, (5, 6, 7))
     run_of(objective)
@@ -219,19 +207,6 @@ def test_what_a_report_raises_no_loop_can_swallow(function, error):
     assert steps == [1, 2]
 
 
-def test_a_loop_that_prunes_itself_has_told_the_epoch_in_which_it_did():
-    def own(config, run):
-        for epoch in run.epochs(5):
-            run.report(accuracy=epoch)
-            if epoch == 2:
-                raise optuna.TrialPruned
-
-    objective, steps = objective_of(own), []
-    with pytest.raises(optuna.TrialPruned):
-        run_of(objective, lambda step: steps.append((step.number, step.value)))
-    assert steps == [(1, 1.0), (2, 2.0)]
-
-
 def test_a_cost_beyond_its_limit_ends_the_trial_also_if_the_loop_catches_that():
     def costly(config, run):
         with suppress(Exception):
@@ -267,16 +242,6 @@ def test_several_objectives_are_returned_in_order_or_by_name_and_are_means_over_
     assert [(cost.quantity, cost.value) for cost in objective.costs()] == [("parameters", 10.0)]
 
 
-def test_a_further_objective_may_be_told_as_a_cost():
-    def told(config, run):
-        run.cost(parameters=run.seed, other=1)
-        return 0.5
-
-    objective = objective_of(told, (5, 6), goals=TWO)
-    assert run_of(objective) == 0.5
-    assert [(cost.quantity, cost.value) for cost in objective.costs()] == [("parameters", 5.5)]
-
-
 @pytest.mark.parametrize(
     ("returned", "goals", "words"),
     [
@@ -296,11 +261,3 @@ def test_what_is_not_all_values_is_named(returned, goals, words):
 
     with pytest.raises(UndefinedMetric, match=words):
         run_of(objective_of(function, goals=goals))
-
-
-def test_each_job_has_a_folder_of_its_own(tmp_path):
-    folders = []
-    objective = objective_of(lambda config, run: folders.append(run.dir) or 1.0, (5, 6))
-    objective.attempt = type(objective.attempt)(2, "search", tmp_path / "trial-0")
-    run_of(objective)
-    assert folders == [tmp_path / "trial-0" / "job-0", tmp_path / "trial-0" / "job-1"]

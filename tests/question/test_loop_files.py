@@ -8,8 +8,6 @@ from toys import Never
 from studyloom.metrics import Goal
 from studyloom.question.loop import Loop, LoopJob, LoopObjective
 from studyloom.question.objective import Attempt
-from studyloom.question.run import Place, Run
-from studyloom.training.ranks import Ranks
 
 EPOCHS = 5
 
@@ -132,26 +130,3 @@ def test_a_trainer_that_finds_no_epoch_left_has_the_value_of_before(tmp_path):
     again = objective(tmp_path, function)
     again.restore(state)
     assert states_of(again)[1] == state["reports"][0][-1]["value"]
-
-
-def test_files_outside_of_the_folder_of_the_trial_are_refused(tmp_path):
-    def function(config, run):
-        run.keep_files(tmp_path / "other")
-
-    with pytest.raises(ValueError, match=r"run.keep_files must be given files in run.dir; got .*r"):
-        states_of(objective(tmp_path / "own", function))
-
-
-def test_what_is_kept_at_the_end_needs_a_state(tmp_path):
-    def function(config, run):
-        run.keep_at_end(part=1)
-
-    with pytest.raises(TypeError, match=r"run.keep_at_end\(part=…\) must have state_dict and load"):
-        states_of(objective(tmp_path, function))
-
-
-def test_ranks_that_would_all_write_the_same_files_are_refused():
-    place = Place(0, 1, "search", 0, 1, torch.device("cpu"), ranks=Ranks(0, 2))
-    run = Run(place, "sum", print)
-    with pytest.raises(ValueError, match=r"launcher.ranks must be 1"):
-        _ = run.checkpoint

@@ -1,7 +1,7 @@
 """What a loop of one's own holds: reports, epochs, what it keeps, and what it tells."""
 
 import random
-from collections import OrderedDict, namedtuple
+from collections import namedtuple
 from contextlib import suppress
 
 import numpy as np
@@ -12,7 +12,6 @@ from torch import nn
 from studyloom.errors import Infeasible, UndefinedMetric
 from studyloom.question.rule import parse_limits
 from studyloom.question.run import Place, Run, UnfitState
-from studyloom.storage.attributes import COLUMNS
 from studyloom.training.checkpoint import Checkpoint
 from studyloom.training.randomness import seeded
 
@@ -60,12 +59,6 @@ def test_within_epochs_a_report_is_told_when_the_body_has_ended():
     assert sent == [(1, 1.0, {"loss": 1.0}), (2, 2.0, {"loss": 0.5})]
 
 
-def test_the_first_quantity_is_compared_where_none_has_the_metrics_name():
-    run, sent = run_of()
-    run.report(recall=0.5, loss=2)
-    assert sent == [(0, 0.5, {"loss": 2.0})]
-
-
 def test_a_loop_may_report_by_hand_with_steps_of_its_own():
     run, sent = run_of()
     run(0.5, 10)
@@ -76,20 +69,6 @@ def test_a_loop_may_report_by_hand_with_steps_of_its_own():
         run.report(accuracy=0.7, step=20)
 
 
-@pytest.mark.parametrize("name", COLUMNS)
-def test_a_quantity_with_the_name_of_a_column_of_ours_is_refused(name):
-    """Else it would take the place of that column in the curves of the trial."""
-    run, _ = run_of()
-    with pytest.raises(TypeError, match=f"run.report: {name} is a name of ours; choose another"):
-        run.report(accuracy=0.5, **{name: 1})
-
-
-def test_the_value_may_be_called_value():
-    run, sent = run_of()
-    run.report(value=0.5)
-    assert sent == [(0, 0.5, {})]
-
-
 def test_a_loop_that_breaks_has_told_what_it_reported():
     run, sent = run_of()
     for epoch in run.epochs(10):
@@ -98,12 +77,6 @@ def test_a_loop_that_breaks_has_told_what_it_reported():
             break
     run.report(accuracy=9)
     assert [step for step, *_ in sent] == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("count", [0, -1, 2.0, True, "3"])
-def test_a_number_of_epochs_that_is_none_is_named(count):
-    with pytest.raises(ValueError, match=r"run\.epochs must be told a whole number .*; got"):
-        run_of()[0].epochs(count)
 
 
 def test_more_epochs_than_the_pruner_was_told_are_refused_with_the_way_out():
@@ -147,44 +120,6 @@ def test_a_state_goes_on_bit_for_bit_also_through_a_checkpoint(tmp_path):
     assert [*part[:3], *rest] == whole
 
 
-def test_a_snapshot_is_a_copy_on_the_cpu_and_what_a_checkpoint_reads(tmp_path):
-    weight = torch.ones(2, requires_grad=True)
-    given = {
-        "weight": weight,
-        1: np.float64(0.5),
-        "all": [True, None, "x", b"y", (1, 2j), {3}, torch.Size([1]), torch.float16],
-        "device": torch.device("cpu"),
-        "inner": OrderedDict(a=1),
-    }
-    run, _ = run_of()
-    run.keep(it=Plain(given))
-    state = run.states()
-    with torch.no_grad():
-        weight += 1
-    assert state["it"]["weight"].tolist() == [1, 1]
-    file = Checkpoint(tmp_path / "c.pt", "it")
-    file.save(state)
-    read = file.load()["it"]
-    assert read.pop("weight").tolist() == [1, 1]
-    assert read == {key: value for key, value in given.items() if key != "weight"}
-    assert type(read["inner"]) is OrderedDict
-
-
-def test_the_versions_in_the_state_of_a_module_are_kept():
-    """Modules load an older form of their state without them: spectral norm then fails."""
-
-    def network():
-        return nn.utils.spectral_norm(nn.Linear(3, 3))
-
-    run, _ = run_of()
-    run.keep(network=network())
-    state = run.states()
-    assert state["network"]._metadata[""]["spectral_norm"] == {"weight.version": 1}
-    again, _ = run_of({"kept": state})
-    again.keep(network=network())
-    assert again.states()["network"]._metadata == state["network"]._metadata
-
-
 @pytest.mark.parametrize(
     ("part", "words"),
     [
@@ -199,13 +134,6 @@ def test_the_versions_in_the_state_of_a_module_are_kept():
 def test_what_cannot_be_kept_is_named_before_the_first_epoch(part, words):
     with pytest.raises(TypeError, match=words):
         run_of()[0].keep(it=part)
-
-
-def test_keep_comes_before_the_first_epoch():
-    run, _ = run_of()
-    for _ in run.epochs(1):
-        with pytest.raises(RuntimeError, match=r"before run\.epochs"):
-            run.keep(it=Plain(1))
 
 
 @pytest.mark.parametrize(
@@ -227,12 +155,6 @@ def test_a_checkpoint_of_other_code_cannot_be_gone_on_with_however_it_is_caught(
         with pytest.raises(UnfitState, match=words):
             go_on()
     assert sent == []
-
-
-def test_a_test_has_no_epochs():
-    run, _ = run_of({"kept": {}}, stage="test")
-    with pytest.raises(RuntimeError, match=r"objective\.test .* run\.epochs"):
-        run.epochs(3)
 
 
 # Costs and folders

@@ -3,25 +3,19 @@
 from dataclasses import replace
 
 import numpy as np
-import optuna
 import pytest
-from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import WilcoxonPruner
-from optuna.trial import create_trial
-from toys import TINY, Never, Signal, ask, toy_folds, toy_split
+from toys import TINY, Never, ask, toy_folds, toy_split
 
-from studyloom.errors import Diverged, Stopped
+from studyloom.errors import Diverged
 from studyloom.metrics import Metric
 from studyloom.question.objective import (
     NetworkObjective,
     group_by_epoch,
-    mean_epoch,
     mean_epochs,
     run_epochs,
     standard_error_of,
 )
 from studyloom.space.tree import Point
-from studyloom.training.job import Epoch
 from studyloom.training.trainer import Training, epochs
 
 SPLIT = toy_split()
@@ -86,46 +80,6 @@ def test_a_standard_error_is_that_of_numpy_and_none_for_one_job(question):
     values = [[epoch.value for epoch in epochs] for epochs in training.history]
     assert [*map(standard_error_of, values)] == pytest.approx(expected, rel=1e-12)
     assert standard_error_of([training.history[0][0].value]) is None
-
-
-def test_wilcoxon_ends_what_is_worse_on_each_fold_and_nothing_that_is_better_so_far():
-    """By the threshold of conf/pruner/wilcoxon.yaml, three worse jobs suffice and two do not."""
-    draw = np.random.default_rng(0)
-    ended = []
-    for _ in range(200):
-        best, other = draw.choice(np.arange(20), (2, 5)) / 20
-        with pytest.warns(ExperimentalWarning):
-            study = optuna.create_study(
-                direction="maximize", pruner=WilcoxonPruner(p_threshold=0.2)
-            )
-        study.add_trial(
-            create_trial(value=best.mean(), intermediate_values=dict(enumerate(best, 1)))
-        )
-        trial = study.ask()
-        for step, value in enumerate(other, 1):
-            trial.report(value, step)
-            pruned = step < 5 and trial.should_prune()
-            if step == 3 and (other < best)[:3].all() and other[:3].mean() < best.mean():
-                assert pruned
-            if step < 3 or other[:step].mean() >= best.mean():
-                assert not pruned
-            if pruned:
-                ended.append((step, (other > best).all()))
-                break
-    assert {step for step, _ in ended} == {3, 4}
-    assert not any(better for _, better in ended)
-
-
-def test_a_stop_in_the_midst_of_an_epoch_leaves_those_before_it(question):
-    steps = []
-    with pytest.raises(Stopped):
-        NetworkObjective(training_of(question)).run(steps.append, Signal(3))
-    assert [step.number for step in steps] == [1, 2]
-
-
-def test_a_mean_epoch_averages_what_was_said_and_adds_up_the_time():
-    two = [Epoch(3, 1.0, 2.0, 0.5, 0.25, 100.0), Epoch(3, 2.0, 4.0, 1.0, 0.75, 300.0)]
-    assert mean_epoch(two) == Epoch(3, 1.5, 3.0, 0.75, 1.0, 200.0)
 
 
 def test_a_diverging_fold_ends_the_trial():

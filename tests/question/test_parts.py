@@ -53,65 +53,34 @@ CLASSES = torch.tensor([0, 1, 2, 0, 1, 2])
 ONE_HOT = functional.one_hot(CLASSES, 3).float()
 
 
-@pytest.mark.parametrize(
-    ("loss", "expected"),
-    [
+def test_a_loss_of_pytorch_is_taken_as_it_is_and_classes_are_made_to_fit():
+    weights, binary = torch.tensor([1.0, 2.0, 3.0]), "loss._target_=torch.nn.BCEWithLogitsLoss"
+    smooth = ("loss.label_smoothing=0.1", "+loss.weight=[1,2,3]")
+    for loss, expected in (
+        ([binary], functional.binary_cross_entropy_with_logits(OUTPUTS, ONE_HOT)),
         (
-            ["loss._target_=torch.nn.BCEWithLogitsLoss"],
-            functional.binary_cross_entropy_with_logits(OUTPUTS, ONE_HOT),
+            [binary, "+loss.pos_weight=[1,2,3]"],
+            functional.binary_cross_entropy_with_logits(OUTPUTS, ONE_HOT, pos_weight=weights),
         ),
         (
-            ["loss._target_=torch.nn.BCEWithLogitsLoss", "+loss.pos_weight=[1,2,3]"],
-            functional.binary_cross_entropy_with_logits(
-                OUTPUTS, ONE_HOT, pos_weight=torch.tensor([1.0, 2.0, 3.0])
-            ),
+            ["loss._target_=torch.nn.CrossEntropyLoss", *smooth],
+            functional.cross_entropy(OUTPUTS, CLASSES, weight=weights, label_smoothing=0.1),
         ),
-        (
-            [
-                "loss._target_=torch.nn.CrossEntropyLoss",
-                "loss.label_smoothing=0.1",
-                "+loss.weight=[1,2,3]",
-            ],
-            functional.cross_entropy(
-                OUTPUTS, CLASSES, weight=torch.tensor([1.0, 2.0, 3.0]), label_smoothing=0.1
-            ),
-        ),
-        (["loss._target_=torch.nn.MSELoss"], functional.mse_loss(OUTPUTS, ONE_HOT)),
-        (
-            ["loss._target_=torch.nn.MultiMarginLoss"],
-            functional.multi_margin_loss(OUTPUTS, CLASSES),
-        ),
-    ],
-)
-def test_a_loss_of_pytorch_is_taken_as_it_is_and_classes_are_made_to_fit(loss, expected):
-    assert job_of(*loss).loss(OUTPUTS, CLASSES) == pytest.approx(expected.item())
-
-
-def test_a_loss_of_pytorch_trains_and_its_weights_go_to_the_device():
-    check("loss._target_=torch.nn.BCEWithLogitsLoss")
-    bce = curve("loss._target_=torch.nn.BCEWithLogitsLoss", "train.epochs=15")
-    assert bce[-1][2] > bce[0][2]
-    loss = job_of("loss._target_=torch.nn.CrossEntropyLoss", "+loss.weight=[1,2,3]").loss
-    assert loss.to("meta").weight.device.type == "meta"
+    ):
+        assert job_of(*loss).loss(OUTPUTS, CLASSES) == pytest.approx(expected.item())
 
 
 @pytest.mark.parametrize(
     ("loss", "words"),
     [
-        (
-            ["loss._target_=torch.nn.BCEWithLogitsLoss", "loss.label_smoothing=0.1"],
-            ["loss.label_smoothing=0.1: torch.nn.BCEWithLogitsLoss has no parameter", "'~loss.lab"],
-        ),
-        (
-            ["loss._target_=torch.nn.CrossEntropyLoss", "+loss.reduction=sum"],
-            ["loss.reduction must be mean", "got sum"],
-        ),
-        (["loss._target_=torch.nn.CTCLoss"], ["CTCLoss", "train.step"]),
+        (("BCEWithLogitsLoss", "loss.label_smoothing=0.1"), "'~loss.label_smoothing'"),
+        (("CrossEntropyLoss", "+loss.reduction=sum"), "loss.reduction must be mean"),
+        (("CTCLoss",), "train.step"),
     ],
 )
 def test_a_loss_that_does_not_fit_is_named_with_the_way_out(loss, words):
-    (line,) = mistakes_of(*loss)
-    assert all(word in line for word in words), line
+    (line,) = mistakes_of(f"loss._target_=torch.nn.{loss[0]}", *loss[1:])
+    assert words in line
 
 
 # Schedules
@@ -169,47 +138,26 @@ def test_schedulers_of_an_outer_one_have_the_length_in_which_it_steps_them():
     assert rates[-1] < 0.5 * max(rates), "the cycle comes down"
 
 
-def test_an_interval_of_an_inner_scheduler_that_contradicts_the_outer_one_is_refused():
-    inner = TorchSchedule(lr_scheduler.CosineAnnealingLR, {}, "step")
-    outer = TorchSchedule(lr_scheduler.ChainedScheduler, {"schedulers": [inner]})
-    with pytest.raises(ValueError, match=r"interval must be epoch, as that of the .*; got step"):
-        rates_of(outer, 2, 2)
-
-
 def no_schedule(epoch):
     return "fast"
+
+
+OWN = ("~scheduler", "+scheduler={_target_: test_parts.no_schedule%s}")
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (scheduler("StepLR", ", step_sise: 1"), ["scheduler.step_sise", "no parameter", "step_si"]),
-        (scheduler("StepLR"), ["step_size"]),
-        (
-            scheduler("StepLR", ", step_size: 1, interval: day"),
-            ["scheduler.interval must be epoch"],
-        ),
-        (scheduler("ReduceLROnPlateau", ", mode: min"), ["scheduler.mode must be max", "accuracy"]),
-        (
-            (
-                "~scheduler",
-                "+scheduler={_target_: torch.nn.Linear, in_features: 1, out_features: 1}",
-            ),
-            ["scheduler", "or a class of torch.optim.lr_scheduler"],
-        ),
-        (
-            ("~scheduler", "+scheduler={_target_: test_parts.no_schedule, _partial_: true}"),
-            ["scheduler: got 'fast' for progress 0", "or a class of torch.optim.lr_scheduler"],
-        ),
-        (
-            ("~scheduler", "+scheduler={_target_: test_parts.no_schedule, epoch: 1}"),
-            ["test_parts.no_schedule returned 'fast'", "_partial_: true"],
-        ),
+        (scheduler("StepLR", ", step_sise: 1"), "no parameter step_sise; it has step_size"),
+        (scheduler("StepLR", ", step_size: 1, interval: day"), "scheduler.interval must be epoch"),
+        (scheduler("ReduceLROnPlateau", ", mode: min"), "scheduler.mode must be max"),
+        ((OWN[0], OWN[1] % ", _partial_: true"), "scheduler: got 'fast' for progress 0"),
+        ((OWN[0], OWN[1] % ", epoch: 1"), "or a class of torch.optim.lr_scheduler"),
     ],
 )
 def test_what_is_no_schedule_is_named_with_what_is_one(overrides, words):
     (line,) = mistakes_of(*overrides)
-    assert all(word in line for word in words), line
+    assert words in line
 
 
 # Steps of one's own
@@ -234,14 +182,6 @@ def broken(network, batch):
     return network(batch["images"]).mean()
 
 
-def nothing(network, batch):
-    return None
-
-
-def scalar(network, batch):
-    return network(batch[0]).mean()
-
-
 def own(name, key="step", more=""):
     return f"train.{key}={{_target_: test_parts.{name}, _partial_: true{more}}}"
 
@@ -258,30 +198,21 @@ def test_a_step_of_ones_own_trains_as_ours_and_its_arguments_are_searched():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        (own("broken"), ["train.step: TypeError: tuple", "for 40 examples"]),
-        (own("broken", "evaluate"), ["train.evaluate: TypeError", "examples"]),
-        (own("nothing"), ["train.step must return a loss, or", "nothing returned None"]),
-        (own("scalar", "evaluate"), ["train.evaluate must return (loss, outputs, targets)"]),
-        (own("of_forty"), ["train.step: RuntimeError: shape '[40, 1, 4, 4]'", "for 10 examples"]),
-        (own("stepp"), ["train.step._target_=test_parts.stepp", "did you mean step?"]),
-        ("train.step=test_parts.step", ["must be {_target_: module.function, _partial_: true}"]),
-        ("train.step={_target_: test_parts.step}", ["is a function, and needs _partial_: true"]),
-        (own("no_schedule"), ["test_parts.no_schedule", "it is called as (network, batch)"]),
-        ("train.step={_target_: torch.nn.ReLU}", []),
+        (own("broken"), "train.step: TypeError: tuple"),
+        (own("broken", "evaluate"), "train.evaluate: TypeError"),
+        (own("of_forty"), "shape '[40, 1, 4, 4]' is invalid for input of size 160, for 10 exam"),
+        (own("stepp"), "train.step._target_=test_parts.stepp: "),
+        ("train.step=test_parts.step", "must be {_target_: module.function, _partial_: true}"),
+        ("train.step={_target_: test_parts.step}", "is a function, and needs _partial_: true"),
+        (own("no_schedule"), "it is called as (network, batch)"),
     ],
 )
 def test_a_step_that_cannot_be_used_is_named_before_trial_0(override, words):
-    lines = mistakes_of(override, split=toy_split(250), folds=toy_folds(toy_split(250)))
-    assert len(lines) == 1
-    assert all(word in lines[0] for word in words), lines
+    (line,) = mistakes_of(override, split=toy_split(250), folds=toy_folds(toy_split(250)))
+    assert words in line
 
 
 # Groups of parameters
-
-
-GROUPS = (
-    "+optimizer.groups={first: {match: '1', lr: 0.001}, rest: {match: ['*.bias'], frozen: true}}"
-)
 
 
 def test_groups_are_searched_by_their_names_and_part_of_the_question():
@@ -301,24 +232,15 @@ def test_groups_are_searched_by_their_names_and_part_of_the_question():
 
 def test_every_mistake_in_groups_is_named_before_trial_0():
     lines = mistakes_of(
-        "+optimizer.groups={a: {lr: 1}, b: {match: 3}, c: {match: x, frozen: 1}, "
-        "d: {match: x, frozen: true, lr: 1}, e: {match: x, lr: -1}}"
+        "+optimizer.groups={a: {lr: 1}, b: {match: 3}, c: {match: x, frozen: 2}, "
+        "d: {match: x, frozen: true, lr: 1}, e: {match: x, lr: -1}, f: {match: '*'}}"
     )
-    assert [line.partition(":")[0].partition(" must")[0] for line in lines] == [
-        "optimizer.groups.a",
-        "optimizer.groups.b.match",
-        "optimizer.groups.c.frozen",
-        "optimizer.groups.d",
-        "optimizer.groups.e.lr",
-    ]
-    lines = mistakes_of(GROUPS)
-    assert lines == [
-        "optimizer.groups: the parameter 1.bias is in first and in rest; narrow the pattern of one "
-        "of them"
-    ]
+    assert [line.partition(":")[0] for line in lines] == [f"optimizer.groups.{n}" for n in "abcde"]
+    (line,) = mistakes_of("+optimizer.groups={a: {match: '1.bias'}, b: {match: ['*.bias']}}")
+    assert "the parameter 1.bias is in a and in b; narrow the pattern" in line
 
 
-# The last batch, and what old studies asked
+# The last batch
 
 
 class Normed(nn.Sequential):
@@ -336,19 +258,3 @@ def test_a_last_batch_of_one_with_batch_norm_is_named_and_drop_last_leaves_it_ou
         validate(ask(*overrides), data)
     validate(ask(*overrides, "train.drop_last=true"), data)
     validate(ask(*overrides, "train.batch_size=38"), data)
-
-
-def test_what_may_be_added_is_searched_with_the_usual_checks():
-    check(
-        "train.ema=0.95",
-        "train.patience=2",
-        "train.accumulate=2",
-        "+space.train.ema.float=[0.9,0.999]",
-        "+space.train.patience.int=[1,5]",
-        "+space.train.accumulate.choice=[1,2,4]",
-    )
-    (line,) = mistakes_of("+space.train.ema.float=[0.9,0.999]")
-    assert "the default train.ema=null is null" in line
-    assert "train.ema" in mistakes_of("train.ema=1", "+space.train.ema.float=[0.5,1]")[0]
-    (line,) = mistakes_of("train.accumulate=0")
-    assert line == "train.accumulate must be at least 1 (off); got 0"

@@ -59,11 +59,6 @@ def test_a_fixed_seed_gives_each_trial_draws_of_its_own():
     assert first != [draws(ask(*OWN, "+sampler.seed=1"), number) for number in range(5)]
 
 
-def test_the_seed_of_the_study_written_out_changes_nothing():
-    assert draws(ask(*OWN, "+sampler.seed=${study.seed}"), 3) == draws(ask(*OWN), 3)
-    assert draws(ask(*OWN, "+sampler.seed=null"), 3) == draws(ask(*OWN), 3)
-
-
 @pytest.mark.parametrize("seed", ["-1", "fast", "0.5", "true"])
 def test_a_seed_that_is_none_is_named_before_trial_0(seed):
     with pytest.raises(ConfigError, match=r"sampler\.seed must be a whole number from 0 on; got "):
@@ -88,12 +83,6 @@ def test_the_section_has_the_last_word_and_must_be_true_or_false():
         check(own(Counting, "+sampler.keeps_state='yes!'"))
 
 
-def test_a_pruner_may_keep_state_too():
-    question = ask(*OWN, "+pruner.keeps_state=true")
-    assert question.keeps_state == ("pruner",)
-    question.pruner()
-
-
 def test_several_workers_are_refused_with_the_way_out():
     question = own(Declared)
     (mistake,) = check_one_process(question, Local(workers=2))
@@ -110,10 +99,3 @@ def test_state_that_is_lost_at_each_trial_is_warned_of(kind, warned, caplog):
     with caplog.at_level(logging.WARNING):
         check(own(kind))
     assert ("changes its asked from trial to trial" in caplog.text) == warned
-
-
-@pytest.mark.chaos
-def test_no_sampler_that_ships_is_warned_of(caplog):
-    for option in ("tpe", "random", "nsga2", "qmc"):
-        check(ask(*TINY, f"sampler={option}", "pruner=none"))
-    assert [record for record in caplog.records if record.name.startswith("studyloom")] == []

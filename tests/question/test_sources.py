@@ -1,15 +1,12 @@
 """The sources of one's own code as a part of the question."""
 
-import functools
 import importlib
 import sys
 
 import pytest
-from toys import TINY, ask
 
-from studyloom.errors import ConfigError, QuestionError
+from studyloom.errors import ConfigError
 from studyloom.question.sources import code_digests, digest_of_source
-from studyloom.study.opening import create_study
 
 NET = '''"""A network."""
 from torch import nn
@@ -47,10 +44,6 @@ def test_comments_docstrings_and_formatting_change_no_digest():
 def test_what_may_change_a_result_changes_the_digest(old, new):
     assert old in NET
     assert not same(NET.replace(old, new))
-
-
-def test_a_source_that_is_no_python_counts_as_it_is():
-    assert digest_of_source(b"\0\1") != digest_of_source(b"\0\2")
 
 
 @pytest.fixture
@@ -126,36 +119,3 @@ def test_a_process_does_not_go_on_with_another_code_than_it_says(own, tmp_path, 
         code_digests(sections)
     source.write_text(NET.replace("0.5", "0.0625"))
     assert code_digests(sections) == changed
-
-
-def test_an_option_that_only_the_space_names_counts(own, tmp_path, monkeypatch):
-    own({}, own_net=NET)
-    option = "optimizer.lr.choice=[0.1,0.2]"
-    question = ask(*TINY[:-1], "space=none", f"+space.{option}", "model._target_=own_net.Net")
-    assert "code.own_net" in question.identity("toy")
-    assert not any(key.startswith("code.") for key in ask(*TINY).identity("toy"))
-
-
-def test_a_study_of_an_earlier_version_goes_on_and_takes_the_digests_of_then(url):
-    """It has none; from then on an edit is a difference."""
-    asked = {"train.epochs": 2}
-    create_study(url, "s", asked, 1).close()
-    stored = create_study(url, "s", asked | {"code.mine": "a"}, 1)
-    assert stored.code() == {"code.mine": "a"}
-    assert stored.code_changes() == []
-    with pytest.raises(QuestionError, match=r"code\.mine: a → b\nonly your own code differs"):
-        create_study(url, "s", asked | {"code.mine": "b"}, 1)
-
-
-def test_a_change_of_code_is_accepted_alone_and_remembered(url):
-    asked = {"train.epochs": 2, "code.mine": "a", "code.other": "c"}
-    create_study(url, "s", asked, 1)
-    accept = functools.partial(create_study, url, "s", trials=1, accept_code_change=True)
-    with pytest.raises(QuestionError, match=r"train\.epochs: 2 → 3\ngo back to that question"):
-        accept(question=asked | {"train.epochs": 3, "code.mine": "b"})
-    stored = accept(question=asked | {"code.mine": "b"})
-    assert stored.code() == {"code.mine": "b", "code.other": "c"}
-    assert stored.code_changes() == [{"from": 0, "changed": ["code.mine"]}]
-    assert create_study(url, "s", asked | {"code.mine": "b"}, 1).code_changes()
-    with pytest.raises(QuestionError, match="accept_code_change"):
-        create_study(url, "s", asked, 1)
