@@ -40,9 +40,9 @@ class UserError(StudyloomError, ValueError):
 class ConfigError(UserError):
     """Every mistake found in a configuration or a search space."""
 
-    def __init__(self, mistakes: Sequence[str]) -> None:
-        super().__init__("\n".join(mistakes))
-        self._mistakes = list(mistakes)
+    def __init__(self, mistakes: str | Sequence[str]) -> None:
+        self._mistakes = [mistakes] if isinstance(mistakes, str) else list(mistakes)
+        super().__init__("\n".join(self._mistakes))
 
     @property
     def mistakes(self) -> list[str]:

@@ -3,28 +3,14 @@
 import pytest
 from toys import LOOP, TINY, ask
 
-from studyloom.question.sources import only_reports
 from studyloom.question.validation import check_sections
 
+COMMAND = (
+    "objective._target_=studyloom.extras.integrations.command.Command",
+    "+objective.run=python",
+    "+objective.value=x",
+)
 PROMOTION = (*TINY, "pruner=promotion", "train.epochs=3")
-
-
-def reports_alone(config, run):
-    for step in range(3):
-        run(0.5, step)
-    return 0.5
-
-
-def keeps(config, run):
-    run.keep(net=None)
-    return 0.5
-
-
-def hands_on(config, run):
-    return reports_alone(config, run)
-
-
-OWN = "objective._target_=test_promotion_asked.reports_alone"
 
 
 @pytest.mark.parametrize(
@@ -35,7 +21,7 @@ OWN = "objective._target_=test_promotion_asked.reports_alone"
         (("pruner.brackets=2",), "pruner.brackets=2; got 3"),
         (("+pruner.steps=jobs", "objective.folds=2"), "pruner.steps=jobs"),
         ((*LOOP, "objective.folds=2"), "objective.folds or objective.seeds"),
-        ((OWN, "objective.direction=maximize"), "call run.keep(net=…)"),
+        ((*COMMAND, "objective.direction=maximize"), "this objective keeps none"),
     ],
 )
 def test_what_cannot_be_paused_is_refused_with_its_way_out(overrides, words):
@@ -46,10 +32,3 @@ def test_what_cannot_be_paused_is_refused_with_its_way_out(overrides, words):
 def test_what_can_be_paused_is_not():
     for overrides in ((), LOOP, ("objective.folds=3",)):
         assert [*check_sections(ask(*PROMOTION, *overrides))] == []
-
-
-def test_a_function_is_told_to_keep_nothing_only_if_that_is_certain():
-    assert only_reports(reports_alone)
-    assert not only_reports(keeps)
-    assert not only_reports(hands_on)
-    assert not only_reports(len)

@@ -46,7 +46,7 @@ def find_target(section: Section, key: str = "") -> Any:
         key = key or section._get_full_key(None)
     check_section(key, section)
     if "_target_" not in section:
-        raise ConfigError([f"{key} must have a _target_, the dotted name of a class or function"])
+        raise ConfigError(f"{key} must have a _target_, the dotted name of a class or function")
     name = section["_target_"]
     try:
         target = _resolve(name)
@@ -54,7 +54,7 @@ def find_target(section: Section, key: str = "") -> Any:
             raise TypeError(f"it is a {type(target).__name__}, which cannot be called")
     except Exception as error:  # whatever a user's module raises when it is imported
         hint = nearest(error.name, dir(error.obj)) if isinstance(error, AttributeError) else ""
-        raise ConfigError([f"{key}._target_={name}: {describe_error(error)}{hint}"]) from error
+        raise ConfigError(f"{key}._target_={name}: {describe_error(error)}{hint}") from error
     return target
 
 

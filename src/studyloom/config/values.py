@@ -78,10 +78,8 @@ def keys_explained() -> Iterator[None]:
             raise
         words = no_such_key(error.full_key, [str(name) for name in error.parent_node])
         raise ConfigError(
-            [
-                f"{words}; your function asked for it: its config is that of the study, with the "
-                "values of the trial; add a key of yours to the section params of its YAML file"
-            ]
+            f"{words}; your function asked for it: its config is that of the study, with the "
+            "values of the trial; add a key of yours to the section params of its YAML file"
         ) from error
 
 

@@ -50,10 +50,7 @@ TIMED = 30  # calls whose median is the latency
 def build_jobs(config: DictConfig, folds: Sequence[Fold], seed: int) -> list[Job]:
     """Builds the jobs of one trial: one for each fold and seed, those of one fold side by side.
 
-    Args:
-        config: of the trial.
-        folds: of the data; see `data.split`.
-        seed: of the trial, from which the seeds of its jobs descend.
+    The seeds of the jobs descend from that of the trial.
 
     Raises:
         ConfigError: a section cannot be built.
@@ -62,7 +59,7 @@ def build_jobs(config: DictConfig, folds: Sequence[Fold], seed: int) -> list[Job
     train, objective, optimizer = map(plain, (config.train, config.objective, config.optimizer))
     if not isinstance(train["loss"], dict):
         name = train["loss"]
-        raise ConfigError([f"train.loss: {name!r} cannot be set here; choose it with loss={name}"])
+        raise ConfigError(f"train.loss: {name!r} cannot be set here; choose it with loss={name}")
     parts: dict[str, Any] = {
         "model": functools.partial(build_network, plain(config.model)),
         "optimizer": build_optimizer(optimizer),
@@ -100,21 +97,15 @@ def build_network(section: Section, shape: Sequence[int] | None, outputs: int | 
         if value is None and asked and name not in section:
             key = "shape" if name == "shape" else "outputs"
             raise ConfigError(
-                [
-                    f"data.{key} must be given: {section['_target_']} takes {name}, and the first "
-                    "item of the Dataset does not say it"
-                ]
+                f"data.{key} must be given: {section['_target_']} takes {name}, and the first "
+                "item of the Dataset does not say it"
             )
     offered = {name: value for name, value in known.items() if value is not None}
     return build(section, "model", **offered)
 
 
 class OneHot(nn.Module):
-    """A loss of numbers that takes classes (n,) too, one-hot in the shape of the outputs.
-
-    Args:
-        loss: maps outputs (n, outputs) and targets of that shape to a mean.
-    """
+    """A loss of numbers that takes classes (n,) too, one-hot in the shape of the outputs."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
@@ -178,11 +169,9 @@ def build_schedule(
         schedule: Callable[[float], float] = build(section, key)
         if not callable(schedule):
             raise ConfigError(
-                [
-                    f"scheduler: {section['_target_']} returned {schedule!r}; a schedule is a "
-                    "function of progress from 0 to 1 to a factor on the rate, with "
-                    "_partial_: true, or a class of torch.optim.lr_scheduler"
-                ]
+                f"scheduler: {section['_target_']} returned {schedule!r}; a schedule is a "
+                "function of progress from 0 to 1 to a factor on the rate, with "
+                "_partial_: true, or a class of torch.optim.lr_scheduler"
             )
         return schedule
     own = {name: value for name, value in section.items() if name not in (INTERVAL, "schedulers")}
@@ -206,8 +195,7 @@ def build_step(name: str, section: Any) -> Callable[..., Any] | None:
     """Builds a step of the user's own, or returns None if there is none.
 
     Args:
-        name: step or evaluate, the key in `train`.
-        section: what is there.
+        name: the key in `train`, step or evaluate.
 
     Raises:
         ConfigError: it cannot be built, or cannot be called with a network and a batch.
@@ -217,20 +205,18 @@ def build_step(name: str, section: Any) -> Callable[..., Any] | None:
     key = f"train.{name}"
     if not isinstance(section, Mapping) or "_target_" not in section:
         wanted = "{_target_: module.function, _partial_: true}, or null"
-        raise ConfigError([f"{key} must be {wanted}; got {section}"])
+        raise ConfigError(f"{key} must be {wanted}; got {section}")
     target = section["_target_"]
     if inspect.isroutine(find_target(section, key)) and not section.get("_partial_"):
-        raise ConfigError([f"{key}: {target} is a function, and needs _partial_: true"])
+        raise ConfigError(f"{key}: {target} is a function, and needs _partial_: true")
     step: Callable[..., Any] = build(section, key)
     problem = f"it is a {type(step).__name__} that cannot be called"
     if callable(step):
         problem = why_not_callable(give_loss(step, functional.mse_loss), 2)
     if problem:
         raise ConfigError(
-            [
-                f"{key}._target_={target}: {problem}; it is called as (network, batch), and with "
-                "loss= if it has that parameter"
-            ]
+            f"{key}._target_={target}: {problem}; it is called as (network, batch), and with "
+            "loss= if it has that parameter"
         )
     return step
 
@@ -264,7 +250,7 @@ def build_groups(groups: Any) -> tuple[ParameterGroup, ...]:
         return ()
     if not isinstance(groups, Mapping):
         raise ConfigError(
-            [f"optimizer.groups must be a mapping of groups, such as {example}; got {groups!r}"]
+            f"optimizer.groups must be a mapping of groups, such as {example}; got {groups!r}"
         )
     mistakes, built = [], []
     for name, group in groups.items():
@@ -316,14 +302,12 @@ def build_metric(objective: Section) -> Metric:
     else:
         options = f"there are {', '.join(METRICS)}, and any _target_"
         near = nearest(str(named), [*METRICS])
-        raise ConfigError([f"objective.metric={named}: unknown metric; {options}{near}"])
+        raise ConfigError(f"objective.metric={named}: unknown metric; {options}{near}")
     if direction not in (None, metric.direction):
         better = "more" if metric.sign > 0 else "less"
         raise ConfigError(
-            [
-                f"objective.direction must be {metric.direction}, since {better} {metric.name} is "
-                f"better; got {direction}; leave the direction out, or choose another metric"
-            ]
+            f"objective.direction must be {metric.direction}, since {better} {metric.name} is "
+            f"better; got {direction}; leave the direction out, or choose another metric"
         )
     return metric
 
@@ -344,10 +328,8 @@ def split_metric(objective: Mapping[str, Any]) -> tuple[Any, Sequence[str]]:
     if len(named) != 2 or named[0] in COSTS or named[1] not in COSTS:
         near = nearest(str(named[1]), COSTS) if len(named) == 2 else ""
         raise ConfigError(
-            [
-                f"objective.metric={named}: must be one name, or for two objectives a metric and "
-                f"then a cost of the network, {', '.join(COSTS)}{near}"
-            ]
+            f"objective.metric={named}: must be one name, or for two objectives a metric and "
+            f"then a cost of the network, {', '.join(COSTS)}{near}"
         )
     return named[0], named[1:]
 
@@ -358,14 +340,12 @@ def _own_metric(section: Mapping[str, Any], given: Any) -> Metric:
     score, target = build(section, key), find_target(section, key)
     if not callable(score):
         words = f"{key} must be a callable; {name} returned {score!r}"
-        raise ConfigError([f"{words} (a function needs _partial_: true)"])
+        raise ConfigError(f"{words} (a function needs _partial_: true)")
     direction = getattr(score, "direction", None) or getattr(target, "direction", None) or given
     if direction not in DIRECTIONS:
         raise ConfigError(
-            [
-                f"objective.direction must be {' or '.join(DIRECTIONS)}, since {name} does not say "
-                f"which is better; got {as_yaml(direction)}"
-            ]
+            f"objective.direction must be {' or '.join(DIRECTIONS)}, since {name} does not say "
+            f"which is better; got {as_yaml(direction)}"
         )
     return Metric(name, direction, score)
 
@@ -418,13 +398,12 @@ MEASURES: dict[str, Callable[[nn.Module, Any], float]] = {
 def measure_costs(
     quantities: Collection[str], limits: Sequence[Condition], job: Job, split: Part
 ) -> list[Cost]:
-    """Builds the network of a job and measures its costs; the random state stays as it is.
+    """Builds the network of a job and measures its costs, on the first example of a part.
+
+    The random state stays as it is.
 
     Args:
         quantities: to measure beside those that have a limit; of MEASURES.
-        limits: of the costs.
-        job: whose network it is.
-        split: whose first example is measured on.
 
     Returns:
         A cost for each quantity, those with a limit first.
@@ -467,7 +446,7 @@ def build_function(objective: Section) -> Callable[..., Any]:
             raise
         except Exception as error:
             words = f"objective._target_={section['_target_']}: {describe_error(error)}"
-            raise ConfigError([words]) from error
+            raise ConfigError(words) from error
         return made
     partial: functools.partial[Any] = build(section | {"_partial_": True}, "objective")
     return partial if partial.args or partial.keywords else partial.func
@@ -522,32 +501,23 @@ def named_goals(objective: Section) -> list[tuple[str, Any]]:
     )
     if not names or not all(isinstance(name, str) for name in names):
         raise ConfigError(
-            [
-                "objective.metric must be a name for the value, or a list of names, since the "
-                f"function returns the values themselves; got {objective['metric']}"
-            ]
+            "objective.metric must be a name for the value, or a list of names, since the "
+            f"function returns the values themselves; got {objective['metric']}"
         )
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ConfigError([f"objective.metric: {name} is there twice" for name in twice])
     if len(directions) != len(names) or any(value not in DIRECTIONS for value in directions):
         each = f", for each of {', '.join(names)}" if len(names) > 1 else ""
         raise ConfigError(
-            [
-                f"objective.direction must be {' or '.join(DIRECTIONS)}{each}, since a function "
-                f"does not say which is better; got {as_yaml(objective['direction'])}"
-            ]
+            f"objective.direction must be {' or '.join(DIRECTIONS)}{each}, since a function "
+            f"does not say which is better; got {as_yaml(objective['direction'])}"
         )
     check_names("objective.metric", names[1:])
     return [*zip(names, directions, strict=True)]
 
 
 def check_names(key: str, names: Sequence[str]) -> None:
-    """Raises ConfigError if a cost has the name of something else that is stored with a trial.
-
-    Args:
-        key: of the config that has the names.
-        names: of costs.
-    """
+    """Raises ConfigError if a cost has the name of something else that is stored with a trial."""
     if taken := [name for name in names if name in OF_TRIALS]:
         raise ConfigError([f"{key}: {name} is a name of ours; choose another" for name in taken])
 
@@ -560,14 +530,7 @@ def build_loop(
     keeps: bool = False,
     resumes: bool = False,
 ) -> Loop:
-    """Returns the loop that the config of a trial names.
-
-    Args:
-        config: of the trial.
-        goals: what it returns, the metric first.
-        limits: of what it may cost.
-        keeps: whether it must keep something.
-        resumes: whether it must be able to go on from each epoch.
+    """Returns the loop that the config of a trial names; see `Loop` for the arguments.
 
     Raises:
         ConfigError: there is no such function.
@@ -581,10 +544,7 @@ def build_loop(
 def loop_jobs(config: DictConfig, data: TrainingData, seed: int) -> list[LoopJob]:
     """Returns the jobs of a trial: one for each fold and seed.
 
-    Args:
-        config: of the trial.
-        data: of the study; empty if they are the loop's own.
-        seed: of the trial, which is that of a single job; those of several descend from it.
+    The seed of the trial is that of a single job; those of several descend from it.
     """
     folds: Sequence[Fold | None] = data.folds or [None]
     seeds = config.objective.seeds

@@ -55,11 +55,9 @@ class Report:
 
 @dataclass(frozen=True)
 class LoopJob:
-    """One call of a loop.
+    """One call of a loop, with the number of a fold from 0 and a seed.
 
     Args:
-        fold: its number, from 0.
-        seed: of the call.
         parts: makes what to train on and what to validate on; None without `data`.
     """
 
@@ -187,11 +185,7 @@ class LoopObjective(Objective):
     that does not begins its job anew.
 
     Args:
-        loop: to be called.
-        jobs: one for each call.
-        device: to train on.
         trial: the number of the trial in its stage.
-        attempt: at the trial.
         ranks: the processes in which the loop is called together.
         recipe: makes the same objective in the others.
     """

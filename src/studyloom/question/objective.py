@@ -44,13 +44,7 @@ class Stopping(Protocol):
 
 
 class Step(Protocol):
-    """What an objective reports after a step. An Epoch of networks is one.
-
-    Attributes:
-        number: of the step; each is larger than the one before.
-        value: of the objective so far.
-        seconds: that the step took.
-    """
+    """A report of an objective after a step, with a growing number. An Epoch of networks is one."""
 
     @property
     def number(self) -> int: ...
@@ -62,13 +56,11 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class Attempt:
-    """The attempt of a worker at a trial.
+    """The attempt of a worker at a trial, with its number from 1.
 
     Args:
-        number: from 1; each worker that takes the trial makes one.
         stage: search, re-evaluation or retraining.
-        folder: for the files of the trial alone, which is made when it is needed; it stays until
-            the trial has ended. None for none.
+        folder: for the files of the trial alone, made when it is needed, until the trial has ended.
     """
 
     number: int = 1
@@ -187,7 +179,6 @@ class NetworkObjective(Objective):
     """Trains networks: a step is an epoch of all jobs, or of one job if they are trained in turn.
 
     Args:
-        training: of the jobs of the trial.
         recipe: makes the same objective in the other ranks of the training.
     """
 
@@ -274,10 +265,9 @@ class StoredObjective(Objective):
     """A result that another study has already: nothing is evaluated for it.
 
     Args:
-        value: of the trial there.
-        columns: its learning curves.
+        columns: the learning curves of the trial there.
         error: its standard error.
-        kept: its weights or states; None if there are none.
+        kept: its weights or states.
         source: the study and the number of the trial.
     """
 
@@ -302,10 +292,6 @@ class StoredObjective(Objective):
 
 def run_epochs(training: Training, stopping: Stopping) -> Iterator[Epoch]:
     """Trains, and yields the mean over jobs after each epoch; see `step_at`.
-
-    Args:
-        training: new, or restored from a state.
-        stopping: says whether to stop in the midst of an epoch.
 
     Raises:
         Stopped: a signal came in the midst of an epoch.
@@ -338,18 +324,12 @@ def mean_epochs(history: Iterable[Sequence[Epoch]]) -> list[Epoch]:
 
     They are numbered from 1 through the whole training, also where jobs are trained in turn and the
     epochs of each begin at 1.
-
-    Args:
-        history: of a training: the epochs of each iteration.
     """
     return [replace(mean_epoch(epochs), number=number) for number, epochs in enumerate(history, 1)]
 
 
 def group_by_epoch(history: Iterable[Sequence[Epoch]]) -> list[list[Epoch]]:
     """Groups the epochs of all jobs by their number, whether jobs ran in lockstep or in turn.
-
-    Args:
-        history: of a training: the epochs of each iteration.
 
     Returns:
         For each number, in ascending order, the epochs of the jobs that have come that far, in the

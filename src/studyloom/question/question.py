@@ -89,12 +89,9 @@ ONE_SEQUENCE = (GridSampler, optuna.samplers.GridSampler, optuna.samplers.QMCSam
 
 @dataclass(frozen=True)
 class Branch:
-    """A part of the space: what is searched after certain choices of groups.
+    """A part of the space: its nodes are searched after certain choices of groups.
 
-    Args:
-        choices: the option of each group on the way, by the name of the group.
-        nodes: what is searched there.
-        config: with those options; everything else has its default.
+    The config has those options, by the name of their group, and defaults otherwise.
     """
 
     choices: Mapping[str, str]
@@ -192,7 +189,7 @@ class Question:
         """The metric of `objective.metric`.
 
         Raises:
-            ConfigError: the metric or its direction is unknown.
+            ConfigError: see `build_metric`.
         """
         return build_metric(self.config.objective)
 
@@ -259,7 +256,7 @@ class Question:
             data: on the device of the worker.
             attempt: at the trial.
             seed: of a single training, as candidates for the winner have.
-            fold: the training and validation indices of that; None where there are no data.
+            fold: of that; None where there are no data.
         """
         assert data.split is not None
         if seed is None:
@@ -311,7 +308,7 @@ class Question:
         section.pop(KEEPS_STATE, None)
         target, given = find_target(section, "sampler"), section.get("seed")
         if given is not None and (type(given) is not int or given < 0):
-            raise ConfigError([f"sampler.seed must be a whole number from 0 on; got {given!r}"])
+            raise ConfigError(f"sampler.seed must be a whole number from 0 on; got {given!r}")
         seed = self.seed if given is None else given
         if not (isinstance(target, type) and issubclass(target, ONE_SEQUENCE)):
             seed = derive(seed, number, 1)
@@ -350,7 +347,7 @@ class Question:
             section = self.config[name]
             value = section.get(KEEPS_STATE, getattr(find_target(section), KEEPS_STATE, False))
             if KEEPS_STATE in section and not isinstance(value, bool):
-                raise ConfigError([f"{name}.{KEEPS_STATE} must be true or false; got {value!r}"])
+                raise ConfigError(f"{name}.{KEEPS_STATE} must be true or false; got {value!r}")
             if value:
                 kept.append(name)
         return tuple(kept)
@@ -579,16 +576,13 @@ class FunctionQuestion(Question):
         )
 
     def test(self, point: Point, seed: int, states: dict[str, Any], part: Any) -> dict[str, float]:
-        """Calls `objective.test` for a trained loop.
+        """Calls `objective.test` for a trained loop, and returns its values, the metric first.
 
         Args:
             point: of the space.
             seed: of the training.
             states: that the training has kept; `run.keep` restores them.
             part: the examples of the test part; None without `data`.
-
-        Returns:
-            the values by name, the metric first.
 
         Raises:
             NoWinner: it raises an exception, or returns something else.

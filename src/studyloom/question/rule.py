@@ -124,10 +124,8 @@ def parse_limits(section: Any, known: Sequence[str] | None = COSTS) -> list[Cond
     """
     if not isinstance(section, Mapping | None):
         raise ConfigError(
-            [
-                "objective.constraints must be a mapping of quantities to limits, such as "
-                f"{{parameters: '<= 100_000'}}; got {section!r}"
-            ]
+            "objective.constraints must be a mapping of quantities to limits, such as "
+            f"{{parameters: '<= 100_000'}}; got {section!r}"
         )
     mistakes, limits = [], []
     for quantity, expression in (section or {}).items():
@@ -162,10 +160,8 @@ def parse_rule(
     """
     if len(text) > LONGEST:
         raise ConfigError(
-            [
-                f"{key} must have at most {LONGEST} characters; "
-                f"got {len(text)}, which begin with {text[:20]!r}"
-            ]
+            f"{key} must have at most {LONGEST} characters; "
+            f"got {len(text)}, which begin with {text[:20]!r}"
         )
     example = f"write '{'max' if known[0].sign > 0 else 'min'} {known[0].name}"
     if len(known) > 1:
@@ -220,7 +216,7 @@ class _Parser:
         if token is None or not fits(token):
             where = "the end" if token is None else repr(token[0])
             raise ConfigError(
-                [f"{self.key}: {self.text!r}: expected {expected} at {where}; {self.example}"]
+                f"{self.key}: {self.text!r}: expected {expected} at {where}; {self.example}"
             )
         self.place += 1
         return token[0]

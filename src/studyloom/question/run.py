@@ -44,8 +44,7 @@ class Place:
         seed: of this call; the random numbers of Python, NumPy and PyTorch start from it.
         device: to train on.
         folder: of this trial and fold alone; None for a temporary one.
-        train: what to train on, of the fold; None without `data`.
-        valid: what to validate on, of the fold; None without `data`.
+        train: examples of the fold; None without `data`, as for `valid`.
         ranks: the processes that train the trial together.
     """
 
@@ -140,7 +139,6 @@ class Run:
 
     @property
     def keeps(self) -> bool:
-        """Whether it has been told what to keep."""
         return bool(self._kept or self._kept_at_end)
 
     @property
@@ -155,11 +153,7 @@ class Run:
 
     @property
     def value(self) -> float:
-        """The value that was reported last.
-
-        Raises:
-            UndefinedMetric: nothing was reported yet.
-        """
+        """The value that was reported last; UndefinedMetric if none was."""
         if self._pending:
             return self._pending[self._compared(self._pending)]
         if self._value is None and self._saved is not None and "value" in self._saved:
@@ -192,11 +186,7 @@ class Run:
     def keep_at_end(self, **parts: Any) -> None:
         """Puts the states of some objects into winner.pt, and not into the checkpoints.
 
-        Args:
-            parts: as those of `keep`, whose states a trainer of others saves; see `keep_files`.
-
-        Raises:
-            TypeError: a part lacks what `keep` needs.
+        A trainer of others saves their states; see `keep_files`.
         """
         for name, part in parts.items():
             _check_part("keep_at_end", name, part)
@@ -280,15 +270,7 @@ class Run:
             self._epoch = None
 
     def __call__(self, value: Any, step: int) -> None:
-        """Reports the value at a step.
-
-        Args:
-            value: a finite number of any library.
-            step: larger than the one before; within `run.epochs` the number of the epoch.
-
-        Raises:
-            UndefinedMetric: the value is not a finite number, or the step not larger.
-        """
+        """Reports the value, a finite number of any library, at a step; see `report`."""
         self._take({self.metric: value}, step)
 
     def report(self, *, step: int | None = None, **values: Any) -> None:
@@ -311,11 +293,8 @@ class Run:
     def wrap(self, network: nn.Module) -> nn.Module:
         """Returns a network whose gradients are averaged over all ranks, if there are several.
 
-        It is PyTorch's DistributedDataParallel. Train with it, and give the network itself to
-        `keep` and to the optimizer.
-
-        Args:
-            network: on `run.device`.
+        It is PyTorch's DistributedDataParallel of a network on `run.device`. Train with it, and
+        give the network itself to `keep` and to the optimizer.
         """
         if self._place.ranks.alone:
             return network
@@ -361,11 +340,7 @@ class Run:
         }
 
     def states(self) -> dict[str, Any]:
-        """Returns a snapshot of what is kept for winner.pt, by name.
-
-        Raises:
-            TypeError: a state holds more than tensors and plain values.
-        """
+        """Returns a snapshot of what is kept for winner.pt, by name."""
         return _snapshots(self._kept | self._kept_at_end)
 
     def close(self) -> None:

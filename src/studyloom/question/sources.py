@@ -79,27 +79,6 @@ def _is_edited(name: str, digest: str) -> bool:
     return False
 
 
-def only_reports(function: Any, position: int = 1) -> bool:
-    """Whether a function does no more with an argument than to call it, and never hands it on.
-
-    It reports by it, then, and keeps nothing.
-
-    Args:
-        function: of the user's own; False of what has no source.
-        position: of the argument.
-    """
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-        (defined,) = tree.body
-        assert isinstance(defined, ast.FunctionDef)
-        name = defined.args.args[position].arg
-    except (OSError, TypeError, ValueError, SyntaxError, AssertionError, IndexError):
-        return False
-    called = [node.func for node in ast.walk(defined) if isinstance(node, ast.Call)]
-    uses = [node for node in ast.walk(defined) if isinstance(node, ast.Name) and node.id == name]
-    return all(node in called for node in uses)
-
-
 def code_of(question: Mapping[str, Any]) -> dict[str, Any]:
     """Selects the digests among what a study asks."""
     return {key: value for key, value in question.items() if key.startswith(CODE)}

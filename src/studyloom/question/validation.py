@@ -450,8 +450,6 @@ def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
     so is a network whose examples are loaded.
 
     Args:
-        job: of a trial.
-        split: whose shape and targets the two examples have.
         last_batches: how many examples the last batch of an epoch may have.
 
     Raises:
@@ -523,8 +521,6 @@ def _try_steps(job: Job, split: Part, sizes: Collection[int], *, whole: bool) ->
     """Runs the steps of a job on batches of the first training examples, on the CPU.
 
     Args:
-        job: of a trial.
-        split: the examples.
         sizes: how many examples a batch of training may have.
         whole: whether the network is tried on whole batches, as a step of the user's own needs it,
             and not on two examples.

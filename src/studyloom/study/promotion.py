@@ -28,7 +28,6 @@ from optuna.trial import FrozenTrial
 
 from studyloom.metrics import Goal
 from studyloom.question.question import FunctionQuestion, Question
-from studyloom.question.sources import only_reports
 from studyloom.seeds import derive
 from studyloom.storage.slots import DONE, FRESH, OPEN, OWN, Next, Standing
 from studyloom.study.fronts import dominance, rank_points
@@ -88,9 +87,7 @@ class Promotion(BasePruner):
                 f"{what}: pruner=promotion compares trials epoch by epoch, and these train their "
                 f"folds and seeds one after the other; take one of each, {ways}"
             )
-        if loop is not None and (
-            only_reports(loop.adapter) or not getattr(loop.adapter, "resumes", True)
-        ):
+        if loop is not None and not getattr(loop.adapter, "resumes", True):
             mistakes.append(
                 f"objective._target_={config.objective['_target_']}: pruner=promotion goes on with "
                 "trials from their state, and this objective keeps none; call run.keep(net=…) and "
