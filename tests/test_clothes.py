@@ -14,8 +14,7 @@ from studyloom.errors import PredictError
 from studyloom.files import ASSETS
 from studyloom.question.jobs import build_jobs
 from studyloom.training.trainer import Training
-from studyloom.winner.prediction.network import Network
-from studyloom.winner.prediction.predict import predict
+from studyloom.winner.predictor import Network, predict
 
 MOST = 2_000_000  # bytes of the asset
 EMPTY = "no text: answered by the table, or a guess if the winner reads none"

@@ -17,8 +17,7 @@ from studyloom.config.build import build
 from studyloom.errors import PredictError
 from studyloom.question.jobs import build_jobs
 from studyloom.training.trainer import Training
-from studyloom.winner.prediction.network import Network
-from studyloom.winner.prediction.predict import predict
+from studyloom.winner.predictor import Network, predict
 
 COUNT, PEOPLE, REELS = 600, 30, 40
 

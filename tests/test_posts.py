@@ -16,8 +16,7 @@ from studyloom.config.build import build
 from studyloom.errors import PredictError
 from studyloom.question.jobs import build_jobs
 from studyloom.training.trainer import Training
-from studyloom.winner.prediction.network import Network
-from studyloom.winner.prediction.predict import predict
+from studyloom.winner.predictor import Network, predict
 
 TOPICS = {"rec.boats": "sail wind harbour", "sci.stars": "orbit comet dust", "talk.tea": "cup leaf"}
 HEAD = "Category\tText\nd\tstring\nclass\t\n"

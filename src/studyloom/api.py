@@ -142,16 +142,16 @@ class Study:
         answer = None if self.run_dir is None else read_answer(self.run_dir)
         if answer is None or not belongs_to(answer, self._stored):
             return None
-        row, test = answer["winner"], answer.get("test") or {}
-        frozen = next((t for t in self._stored.trials() if t.number == row["trial"]), None)
+        row, test = answer.winner, answer.test
+        frozen = next((t for t in self._stored.trials() if t.number == row.trial), None)
         return Winner(
-            number=row["trial"],
-            value=row.get("mean", row["search_value"]),
-            params=row["params"],
+            number=row.trial,
+            value=row.search_value if row.mean is None else row.mean,
+            params=row.params,
             config=None if frozen is None else _config_of(frozen),
-            test=test.get("winner", {}).get("mean"),
-            baseline_test=test.get("baseline", {}).get("mean"),
-            details=answer,
+            test=None if test is None else test.winner.mean,
+            baseline_test=None if test is None or test.baseline is None else test.baseline.mean,
+            details=answer.document(),
         )
 
     @property

@@ -10,9 +10,9 @@ from typing import Any
 
 # A name, and where it is below `studyloom.extras`: the module and its member.
 PLUGINS = {
-    "compress": ("export.stage", "compress_again"),  # for `studyloom compress`
-    "compress_mistakes": ("export.checks", "find_mistakes"),
-    "compress_winner": ("export.stage", "compress_winner"),
+    "compress": ("export.compression", "compress_again"),  # for `studyloom compress`
+    "compress_mistakes": ("export.settings", "find_mistakes"),
+    "compress_winner": ("export.compression", "compress_winner"),
     "explain": ("explain", "explain"),
     "notify": ("notify", "Notices"),
 }

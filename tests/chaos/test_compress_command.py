@@ -109,7 +109,7 @@ def test_a_wrong_rule_or_one_that_nothing_satisfies_opens_nothing(run_dir):
 
 
 def test_the_file_runs_without_studyloom_and_torch(run_dir, tmp_path):
-    from studyloom.extras.export.export import OnnxNetwork
+    from studyloom.extras.export.onnx import OnnxNetwork
 
     folder, _ = run_dir
     venv.create(tmp_path / "venv", with_pip=True)
@@ -243,7 +243,7 @@ class Branches(nn.Module):
 
 
 def test_an_operator_that_onnx_lacks_is_named_with_the_way_out():
-    from studyloom.extras.export.export import export_network
+    from studyloom.extras.export.onnx import export_network
 
     with pytest.raises(CompressError) as caught:
         export_network(Branches(), torch.randn(2, 3, 3), {})

@@ -13,8 +13,8 @@ from studyloom.cli import main
 from studyloom.commands import answer
 from studyloom.errors import Diverged, NoWinner, StorageError
 from studyloom.storage.attributes import ANSWERED
-from studyloom.winner.candidates import CandidateTrainings
 from studyloom.winner.stages import Plan
+from studyloom.winner.trainings import CandidateTrainings
 
 CONF = Path(__file__).parents[2] / "conf"
 JUDGED = ("winner.enabled=true", "winner.top=2", "winner.seeds=2", "study.trials=2")

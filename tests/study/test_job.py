@@ -1,6 +1,7 @@
 """The job of a command, as it is stored beside the search."""
 
 import pytest
+from answers import answer_of
 
 from studyloom.study.job import (
     Job,
@@ -48,18 +49,14 @@ def test_stages_are_noted_by_title(stored):
 
 
 def test_an_answer_without_a_test_is_noted_as_well(stored):
-    winner = {"trial": 2, "params": {}, "search_value": 0.5}
-    answer = {"stage": "s", "metric": {"name": "loss"}, "winner": winner, "test": None}
-    note_answer(stored, answer)
+    note_answer(stored, answer_of(winner={"trial": 2}).in_short())
     noted = read_job(stored)[2]
     assert (noted["trial"], noted["test"], noted["fresh"]) == (2, None, None)
 
 
 def test_what_is_noted_of_a_winner_made_small_stays_with_that_winner(stored):
-    winner = {"trial": 2, "params": {}, "search_value": 0.5}
-    answer = {"stage": "s", "metric": {"name": "loss"}, "winner": winner, "test": None}
-    test = {"value": 0.5, "original": 0.5, "difference": 0.0, "within": True, "interval": (-1, 1)}
-    record = {"chosen": {"name": "as it is", "bytes": 3}, "bytes_of_winner": 9, "test": test}
+    answer = answer_of(winner={"trial": 2}).in_short()
+    record = {"name": "as it is", "bytes": 3, "interval": [-1, 1]}
     note_compressed(stored, record)
     assert read_job(stored)[2] is None, "of no answer"
     note_answer(stored, answer)
@@ -68,7 +65,7 @@ def test_what_is_noted_of_a_winner_made_small_stays_with_that_winner(stored):
     assert (noted["compressed"]["bytes"], noted["compressed"]["interval"]) == (3, [-1, 1])
     note_answer(stored, answer)
     assert read_job(stored)[2] == noted
-    note_answer(stored, answer | {"winner": winner | {"trial": 3}})
+    note_answer(stored, answer | {"trial": 3})
     assert "compressed" not in read_job(stored)[2]
 
 

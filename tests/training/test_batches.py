@@ -13,7 +13,7 @@ from studyloom.models import MLP
 from studyloom.question.jobs import measure_costs
 from studyloom.question.validation import try_out
 from studyloom.training.trainer import JobRun, evaluate_network
-from studyloom.winner.pictures import picture
+from studyloom.winner.evaluation import picture
 
 
 class Words(nn.Module):

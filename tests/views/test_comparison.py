@@ -3,6 +3,7 @@ import re
 
 import jsonschema
 import pytest
+from answers import document_of
 from made_trials import a_trial, forty
 from toys import fill
 
@@ -122,7 +123,7 @@ def test_programs_read_what_is_printed_and_what_differs(ran, capsys):
         "std": 0.01,
     }
     test = {"winner": {"mean": 0.88, "std": 0.02}, "difference": {"mean": 0.1}}
-    answer = {"study": "toy", "winner": row, "candidates": [row], "trials": 1, "test": test}
+    answer = document_of(winner=row, test=test)
     studies = read_studies([ran("a", values(0.9, 0.8), answer=answer), ran("b", forty(), "random")])
     found = document(studies)
     jsonschema.validate(found, json_schema("compare"))

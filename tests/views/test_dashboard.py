@@ -7,6 +7,7 @@ import sys
 from urllib.parse import urlsplit
 
 import pytest
+from answers import document_of
 from commands import environment
 from made_trials import a_trial, forty
 from optuna.distributions import CategoricalDistribution
@@ -148,7 +149,7 @@ def test_the_page_shows_the_answer_once_it_is_there(study_of, tmp_path):
     assert "winner" in before["order"]
     trial = stored.trials()[0]
     row = {"trial": 0, "params": trial.params, "search_value": trial.value, "mean": 0.5, "std": 0.1}
-    answer = {"study": "toy", "winner": row | {"values": [0.5]}, "candidates": [row], "trials": 1}
+    answer = document_of(winner=row | {"values": [0.5]})
     (tmp_path / "winner.json").write_text(json.dumps(answer))
     page.look()
     after = page.since(before["version"])

@@ -25,8 +25,7 @@ from studyloom.winner import committee
 from studyloom.winner.answer import COMMITTEE, is_answer_of, read_answer
 from studyloom.winner.committee import remove_others, select
 from studyloom.winner.evaluation import evaluate_winner
-from studyloom.winner.prediction.network import load_network
-from studyloom.winner.predictor import load_winner
+from studyloom.winner.predictor import load_network, load_winner
 from studyloom.winner.statistics import AVERAGES
 
 SPACE = (
@@ -138,7 +137,7 @@ def network_of(plan, trial, seed, stage):
 
 
 def stage_of(plan, member):
-    return plan.retraining if member["stage"] == "retraining" else plan.reevaluation
+    return plan.retraining if member.stage == "retraining" else plan.reevaluation
 
 
 @torch.no_grad()
@@ -153,8 +152,8 @@ def mean_of(plan, members, inputs):
 def test_no_network_is_judged_by_examples_that_it_was_trained_on(evaluated):
     """The slow way: in each seed, those that share its validation part, and no other example."""
     plan, answer, _ = evaluated
-    trainings, entry = plan.reevaluation.asked, answer["committee"]
-    assert entry["candidates"] == [t.number for t in plan.ranked if t.number in plan.candidates]
+    trainings, entry = plan.reevaluation.asked, answer.committee
+    assert entry.candidates == [t.number for t in plan.ranked if t.number in plan.candidates]
     members, values = {}, []
     for seed in range(2):
         train, valid = trainings.fold(seed)
@@ -162,42 +161,42 @@ def test_no_network_is_judged_by_examples_that_it_was_trained_on(evaluated):
         with torch.no_grad():
             outputs = [
                 network_of(plan, trial, seed, plan.reevaluation)(SPLIT.inputs[valid])
-                for trial in entry["candidates"]
+                for trial in entry.candidates
             ]
         chosen, value = slow(outputs, SPLIT.targets[valid], ACCURACY, "softmax", committee.ROUNDS)
         values.append(value)
         for position in {*chosen}:
             times = chosen.count(position)
             share = times / len(chosen) / 2
-            members[entry["candidates"][position], seed] = times, pytest.approx(share)
-    known = {(m["trial"], m["seed"]): (m["times"], m["share"]) for m in entry["members"]}
+            members[entry.candidates[position], seed] = times, pytest.approx(share)
+    known = {(m["trial"], m["seed"]): (m["times"], m["share"]) for m in entry.members}
     assert known == members
-    assert entry["validation"]["value"] == pytest.approx(sum(values) / 2)
-    assert entry["validation"]["value"] >= entry["validation"]["single"]
-    assert sum(m["share"] for m in entry["members"]) == pytest.approx(1)
+    assert entry.validation.value == pytest.approx(sum(values) / 2)
+    assert entry.validation.value >= entry.validation.single
+    assert sum(m["share"] for m in entry.members) == pytest.approx(1)
 
 
 def test_where_a_network_was_trained_on_all_data_it_takes_the_place_of_the_one_chosen(evaluated):
     plan, answer, _ = evaluated
     final = {plan.winner, plan.baseline()}
-    stages = {m["trial"]: m["stage"] for m in answer["committee"]["members"]}
+    stages = {m["trial"]: m["stage"] for m in answer.committee.members}
     expected = {t: "retraining" if t in final else "re-evaluation" for t in stages}
     assert stages == expected
 
 
 def test_it_is_tested_in_the_opening_of_the_winner_which_stays_the_winner(evaluated):
     plan, answer, loaded = evaluated
-    entry, part = answer["committee"], test_part()
-    assert loaded == answer["test"]["openings"] == 1
-    assert answer["winner"]["trial"] == plan.winner
-    value = ACCURACY(mean_of(plan, entry["members"], part.inputs), part.targets)
-    assert entry["test"] == value
-    differences = [value - other for other in answer["test"]["winner"]["values"]]
-    assert entry["difference"]["mean"] == pytest.approx(sum(differences) / 2)
-    assert entry["costs"]["parameters"] == [
+    entry, part = answer.committee, test_part()
+    assert loaded == answer.test.openings == 1
+    assert answer.winner.trial == plan.winner
+    value = ACCURACY(mean_of(plan, entry.members, part.inputs), part.targets)
+    assert entry.test == value
+    differences = [value - other for other in answer.test.winner.values]
+    assert entry.difference.mean == pytest.approx(sum(differences) / 2)
+    assert entry.costs["parameters"] == [
         sum(
             sum(p.numel() for p in MLP((1, 4, 4), 10, hidden=[16]).parameters())
-            for _ in entry["members"]
+            for _ in entry.members
         ),
         16 * 16 + 16 + 16 * 10 + 10,
     ]
@@ -205,7 +204,7 @@ def test_it_is_tested_in_the_opening_of_the_winner_which_stays_the_winner(evalua
 
 def test_its_file_predicts_the_mean_of_its_members(evaluated):
     plan, answer, _ = evaluated
-    expected = mean_of(plan, answer["committee"]["members"], SPLIT.inputs)
+    expected = mean_of(plan, answer.committee.members, SPLIT.inputs)
     network = load_network(plan.run_dir, committee=True)
     torch.testing.assert_close(network(SPLIT.inputs), expected, atol=1e-6, rtol=1e-5)
     predictor = load_winner(plan.run_dir, committee=True)
@@ -214,19 +213,19 @@ def test_its_file_predicts_the_mean_of_its_members(evaluated):
     single = load_winner(plan.run_dir).predict(SPLIT.inputs).probabilities
     assert not torch.allclose(single, expected, atol=1e-3)
     states = torch.load(plan.run_dir / COMMITTEE, weights_only=True)
-    assert len(states) == len(answer["committee"]["members"])
+    assert len(states) == len(answer.committee.members)
 
 
 def test_terminal_card_and_report_show_it_beside_the_winner(evaluated):
     plan, answer, _ = evaluated
-    entry = answer["committee"]
+    entry = answer.committee
     lines, card = "\n".join(winner_lines(answer)), (plan.run_dir / "model_card.md").read_text()
-    count = len(entry["members"])
+    count = len(entry.members)
     for shown in (lines, card):
         assert f"{count} networks" in shown
         assert f"{count}.0 × the winner's" in shown
         assert "difference to the winner" in shown
-        for trial in {m["trial"] for m in entry["members"]}:
+        for trial in {m["trial"] for m in entry.members}:
             assert f"trial {trial}: " in shown
     assert "## Committee" in card
     heads = [card.title for card in committee_cards(entry)]
@@ -240,8 +239,8 @@ def test_a_command_that_was_killed_after_the_test_writes_the_same_committee(eval
     for name in ("winner.json", COMMITTEE):
         (plan.run_dir / name).unlink()
     again = evaluate_winner(plan, pytest.fail, ["x"])
-    assert again["committee"] == answer["committee"]
-    assert again["files"][COMMITTEE] == answer["files"][COMMITTEE]
+    assert again.committee == answer.committee
+    assert again.files[COMMITTEE] == answer.files[COMMITTEE]
     assert (plan.run_dir / COMMITTEE).read_bytes() == before
 
 
@@ -257,15 +256,15 @@ def test_an_answer_without_a_committee_gets_one_and_the_opening_is_counted(tmp_p
     work(plan)
     assert not is_answer_of(plain, plan)
     answer = evaluate_winner(plan, CountedTest(test_part()), ["x"])
-    assert answer["winner"] == plain["winner"]
-    assert answer["test"] == plain["test"] | {"openings": 2}
-    assert answer["reused"]["re-evaluation"][0] == 0
+    assert answer.winner == plain["winner"]
+    assert answer.test == plain["test"] | {"openings": 2}
+    assert answer.reused["re-evaluation"][0] == 0
     assert is_answer_of(read_answer(tmp_path), plan)
     remove_others(plan, answer)
-    members = [m for m in answer["committee"]["members"] if m["stage"] == "re-evaluation"]
+    members = [m for m in answer.committee.members if m["stage"] == "re-evaluation"]
     assert len([*plan.reevaluation.weights.iterdir()]) == len(members)
     anew = evaluate_winner(plan, CountedTest(test_part()), ["x"], anew=True)
-    assert anew["committee"]["members"] == answer["committee"]["members"]
+    assert anew["committee"]["members"] == answer.committee.members
     assert anew["test"]["openings"] == 3
 
 
@@ -276,9 +275,9 @@ def test_in_time_order_all_networks_share_a_part_and_are_chosen_from_together(tm
     plan = plan_of(ask(*SPACE), f"sqlite:///{tmp_path}/study.db", tmp_path, 3, **SETTINGS)
     plan.data = TrainingData(SimpleNamespace(validation=40), split)
     work(plan)
-    entry = evaluate_winner(plan, CountedTest(test_part()), ["x"])["committee"]
-    times = sum(m["times"] for m in entry["members"])
-    assert [m["share"] for m in entry["members"]] == [m["times"] / times for m in entry["members"]]
+    entry = evaluate_winner(plan, CountedTest(test_part()), ["x"]).committee
+    times = sum(m["times"] for m in entry.members)
+    assert [m["share"] for m in entry.members] == [m["times"] / times for m in entry.members]
 
 
 @pytest.mark.chaos
@@ -291,7 +290,7 @@ def test_what_cannot_be_averaged_costs_the_committee_and_not_the_winner(tmp_path
 
     monkeypatch.setattr(committee, "select", refuse)
     answer = evaluate_winner(plan, CountedTest(test_part()), ["x"])
-    assert answer["test"]["winner"]["values"]
+    assert answer.test.winner.values
     assert not (tmp_path / COMMITTEE).exists()
     assert "there is no committee: IndexError: Dimension" in "\n".join(winner_lines(answer))
     assert is_answer_of(read_answer(tmp_path), plan), "and it is not asked for again"
@@ -346,7 +345,7 @@ def folder(tmp_path):
 
 def change(folder, **entries):
     answer = json.loads((folder / "winner.json").read_text())
-    answer["committee"] |= entries
+    answer.committee |= entries
     (folder / "winner.json").write_text(json.dumps(answer))
 
 
@@ -371,7 +370,7 @@ def test_a_hostile_member_is_named_and_nothing_of_it_is_called(folder, model):
     run_dir, _ = folder
     canary = run_dir / "canary"
     model = json.loads(json.dumps(model).replace("CANARY", str(canary)))
-    members = json.loads((run_dir / "winner.json").read_text())["committee"]["members"]
+    members = json.loads((run_dir / "winner.json").read_text()).committee["members"]
     change(run_dir, members=[members[0], members[1] | {"model": model}])
     with pytest.raises(ConfigError, match=r"committee\.members\[1\]"):
         load_network(run_dir, committee=True)
@@ -380,7 +379,7 @@ def test_a_hostile_member_is_named_and_nothing_of_it_is_called(folder, model):
 
 def test_a_member_takes_no_more_memory_than_the_file_of_the_committee_allows(folder):
     run_dir, _ = folder
-    members = json.loads((run_dir / "winner.json").read_text())["committee"]["members"]
+    members = json.loads((run_dir / "winner.json").read_text()).committee["members"]
     model = {"_target_": "studyloom.models.MLP", "hidden": [200_000, 200_000]}  # 160 GB
     change(run_dir, members=[members[0], members[1] | {"model": model}])
     with pytest.raises(PredictError, match=r"winner\.json: committee takes more than 64 MiB"):
@@ -438,7 +437,7 @@ def test_a_committee_that_lies_about_itself_is_named(folder, entries):
 def test_an_answer_without_a_committee_says_how_to_get_one(folder):
     run_dir, _ = folder
     answer = json.loads((run_dir / "winner.json").read_text())
-    del answer["committee"]
+    del answer.committee
     (run_dir / "winner.json").write_text(json.dumps(answer))
     with pytest.raises(PredictError, match=r"again with winner\.committee=true"):
         load_network(run_dir, committee=True)

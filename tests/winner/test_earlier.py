@@ -56,7 +56,7 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
     """Values, curves and weights, and the test; only what is new is trained."""
     small, answer, opened = judged(question, url, tmp_path, 4)
     assert opened == 1
-    assert answer["reused"] == {"re-evaluation": (0, 4), "retraining": (0, 4)}
+    assert answer.reused == {"re-evaluation": (0, 4), "retraining": (0, 4)}
     weights = load_weights(tmp_path / "winner.pt")
     before = {*small.candidates}
     trained.clear()
@@ -65,7 +65,7 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
     assert len(trained) == 1, "the fifth trial of the search"
     assert grown["reused"] == {"re-evaluation": (4, 4), "retraining": (4, 4)}
     assert opened == 0
-    assert grown["test"] == answer["test"] | {"earlier": True}
+    assert grown["test"] == answer.test | {"earlier": True}
     for stage, was in (
         (large.reevaluation, small.reevaluation),
         (large.retraining, small.retraining),
@@ -93,7 +93,7 @@ def test_a_loop_without_a_test_is_judged_once_and_its_answer_has_what_it_kept_th
         monkeypatch.setattr(toys.Run, "keep", lambda self, **parts: None)
     question = ask(*SMALL, *(override for override in LOOP if "test" not in override))
     small, answer, opened = judged(question, sqlite_url, tmp_path, 4)
-    assert (answer["test"], opened) == (None, 0)
+    assert (answer.test, opened) == (None, 0)
     assert (tmp_path / "winner.pt").exists() == keeps
     trained.clear()
     _, grown, _ = judged(question, sqlite_url, tmp_path, 5)
@@ -117,12 +117,12 @@ def test_further_seeds_and_another_candidate_are_trained_beside_those_that_are_k
     judged(question, sqlite_url, tmp_path, 4)
     trained.clear()
     plan, answer, opened = judged(question, sqlite_url, tmp_path, 4, seeds=3)
-    assert answer["reused"] == {"re-evaluation": (4, 6), "retraining": (4, 6)}
+    assert answer.reused == {"re-evaluation": (4, 6), "retraining": (4, 6)}
     assert len(trained) == 4, "the third seed of each"
     assert opened == 1, "it has not been seen by these"
     trained.clear()
     plan, answer, _ = judged(question, sqlite_url, tmp_path, 4, top=3)
-    assert answer["reused"]["re-evaluation"] == (4, 2 * len(plan.candidates))
+    assert answer.reused["re-evaluation"] == (4, 2 * len(plan.candidates))
     assert len(plan.candidates) > 2
 
 
@@ -135,7 +135,7 @@ def test_a_network_that_is_lost_is_trained_again_and_counts_as_trained(
         file.unlink()
     _, grown, _ = judged(question, sqlite_url, tmp_path, 5)
     assert grown["reused"] == {"re-evaluation": (4, 4), "retraining": (0, 4)}
-    assert grown["winner"]["values"] == answer["winner"]["values"]
+    assert grown["winner"]["values"] == answer.winner.values
 
 
 @pytest.mark.chaos
@@ -155,7 +155,7 @@ def test_what_other_code_has_trained_is_trained_again(question, url, tmp_path, t
     assert anew["reused"] == {"re-evaluation": (0, 4), "retraining": (0, 4)}
     assert opened == 1
     assert len(trained) == 8
-    assert anew["stage"] != answer["stage"]
+    assert anew["stage"] != answer.stage
     _, back, opened = judged(of_code("a"), url, tmp_path, 4)
     assert back["reused"] == {"re-evaluation": (4, 4), "retraining": (4, 4)}
     assert opened == 0
@@ -168,8 +168,8 @@ def test_a_command_that_was_killed_after_the_test_reads_its_result(question, sql
     test = CountedTest(test_part())
     again = evaluate_winner(plan_of(question, sqlite_url, tmp_path, 4, **SETTINGS), test, ["x"])
     assert test.loaded == 0
-    assert again["test"] == answer["test"]
+    assert again.test == answer.test
     assert again.get("confusion") == answer.get("confusion")
     anew = evaluate_winner(plan, test, ["x"], anew=True)
     assert test.loaded == 1
-    assert anew["test"] == answer["test"] | {"openings": 2}
+    assert anew["test"] == answer.test | {"openings": 2}

@@ -15,10 +15,15 @@ from torch.utils.data import Dataset
 from studyloom.data import Datasets
 from studyloom.data.split import Split
 from studyloom.extras.explain import explain
-from studyloom.extras.explain.calibration import calibrate
-from studyloom.extras.explain.groups import by_group, wilson
-from studyloom.extras.explain.occlusion import explain_mistakes, occlude, overlay
-from studyloom.extras.explain.permutation import permute_columns
+from studyloom.extras.explain.explain import (
+    by_group,
+    calibrate,
+    explain_mistakes,
+    occlude,
+    overlay,
+    permute_columns,
+    wilson,
+)
 from studyloom.metrics import METRICS
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
@@ -70,7 +75,7 @@ def test_each_class_has_the_share_that_is_right_of_it():
     told = by_group(ACCURACY, outputs, targets, part)
     assert told["of"] == "class"
     assert told["left"] == 0
-    rows = {row["name"]: (row["count"], row["value"]) for row in told["rows"]}
+    rows = {row.name: (row.count, row.value) for row in told["rows"]}
     assert rows == {"cat": (3, pytest.approx(2 / 3)), "dog": (1, 1.0)}
 
 
@@ -82,7 +87,7 @@ def test_groups_come_before_classes_and_numbers_have_them_too():
     part = Grouped(torch.zeros(3, 1), targets, 1, "toy")
     told = by_group(MSE, targets + torch.tensor([[1.0], [0.0], [3.0]]), targets, part)
     assert told["of"] == "group"
-    rows = {row["name"]: row for row in told["rows"]}
+    rows = {row.name: row for row in told["rows"]}
     assert rows["theo"]["value"] == pytest.approx((1 + 9) / 2)
     assert rows["george"]["interval"] == [0.0, 0.0]
     low, high = rows["theo"]["interval"]
@@ -104,10 +109,10 @@ def test_the_column_that_decides_matters_and_the_others_do_not():
         return torch.stack([-given.inputs[:, 1], given.inputs[:, 1]], 1)
 
     first, *others = permute_columns(ACCURACY, answer, part, answer(part), targets, 0)
-    assert first["name"] == "b"
-    assert first["worse"] == pytest.approx(0.5, abs=0.1)
-    assert first["interval"][0] <= first["worse"] <= first["interval"][1]
-    assert [row["worse"] for row in others] == [0.0, 0.0]
+    assert first.name == "b"
+    assert first.worse == pytest.approx(0.5, abs=0.1)
+    assert first.interval[0] <= first.worse <= first.interval[1]
+    assert [row.worse for row in others] == [0.0, 0.0]
     again = permute_columns(ACCURACY, answer, part, answer(part), targets, 0)
     assert again[0] == first
     assert torch.equal(part.inputs, inputs)
@@ -117,7 +122,7 @@ def test_less_is_better_counts_as_such():
     inputs = torch.arange(50.0)[:, None]
     part = split_of(inputs, inputs.clone(), 1, columns=("x",))
     (row,) = permute_columns(MSE, lambda given: given.inputs, part, inputs, inputs, 0)
-    assert row["worse"] > 0
+    assert row.worse > 0
 
 
 def bright_corner(images):

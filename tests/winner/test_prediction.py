@@ -15,6 +15,9 @@ import yaml
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 from sounds import hostile_wavs, sweep, wav
+from studyloom.winner.prediction.inputs import read_inputs
+from studyloom.winner.prediction.network import Network, load_network
+from studyloom.winner.prediction.predict import predict
 
 from studyloom.data import Picture, Sound
 from studyloom.data.sources import ASSET, Embedded
@@ -25,9 +28,6 @@ from studyloom.question.jobs import build_network
 from studyloom.text import format_value
 from studyloom.training.checkpoint import save_weights
 from studyloom.winner import loading
-from studyloom.winner.prediction.inputs import read_inputs
-from studyloom.winner.prediction.network import Network, load_network
-from studyloom.winner.prediction.predict import predict
 from studyloom.winner.predictor import Predictor
 
 

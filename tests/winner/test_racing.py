@@ -14,8 +14,7 @@ from studyloom.study.race import run_race
 from studyloom.study.worker import Worker
 from studyloom.views.report import render
 from studyloom.views.terminal import winner_lines
-from studyloom.winner.evaluation import evaluate_winner
-from studyloom.winner.winner_yaml import winner_yaml
+from studyloom.winner.evaluation import evaluate_winner, winner_yaml
 
 SMALL = [override for override in SPACE if not override.startswith("space.train")]
 pytestmark = pytest.mark.chaos  # each plan trains for some seconds
@@ -61,15 +60,15 @@ def test_the_winner_of_a_race_is_the_best_of_those_that_stayed(raced):
     plan, answer = raced
     assert plan.is_done()
     assert plan.todo() == 0
-    assert plan.winner == plan.race.running[0] == answer["winner"]["trial"]
+    assert plan.winner == plan.race.running[0] == answer.winner.trial
     assert {*plan.eligible} == {*plan.race.running}
 
 
 def test_who_left_when_and_why_is_told_everywhere(raced, tmp_path):
     plan, answer = raced
-    told = answer["race"]
+    told = answer.race
     race = plan.race
-    assert [row["trial"] for row in told["left"]] == [leaving.candidate for leaving in race.left]
+    assert [row.trial for row in told["left"]] == [leaving.candidate for leaving in race.left]
     assert told["trainings"] == len(race.trainings) <= told["budget"] == 9
     for row in told["left"]:
         line = f"left after {row['seeds']} seed"
@@ -79,9 +78,9 @@ def test_who_left_when_and_why_is_told_everywhere(raced, tmp_path):
         assert line in (plan.run_dir / "winner.yaml").read_text()
     text = (plan.run_dir / "winner.yaml").read_text()
     assert text.splitlines()[1].startswith("# x --config-dir"), "the command stays where it was"
-    assert yaml.safe_load(text)["study"]["trials"] == 1
-    assert json.loads((plan.run_dir / "winner.json").read_text())["race"] == told
-    numbers = [row["trial"] for row in answer["candidates"]]
+    assert yaml.safe_load(text).study["trials"] == 1
+    assert json.loads((plan.run_dir / "winner.json").read_text()).race == told
+    numbers = [row.trial for row in answer.candidates]
     assert numbers[0] == plan.winner
     assert sorted(numbers) == sorted(plan.entrants)
 
@@ -89,7 +88,7 @@ def test_who_left_when_and_why_is_told_everywhere(raced, tmp_path):
 def test_a_reason_of_several_lines_in_an_answer_of_before_leaves_winner_yaml_readable(raced):
     text = winner_yaml(raced[0], ["x"], ["trial 1 left: no\n- luck: {"])
     assert "# trial 1 left: no - luck: {\n" in text
-    assert yaml.safe_load(text)["study"]["trials"] == 1
+    assert yaml.safe_load(text).study["trials"] == 1
 
 
 @pytest.mark.parametrize("ended", [1, 4, 5])
@@ -190,14 +189,14 @@ def test_a_candidate_that_fails_leaves_the_race_with_its_reason_in_one_line(
     assert plan.is_done()
     assert plan.winner != best
     answer = evaluate_winner(plan, CountedTest(test_part()), ["x"])
-    row = next(row for row in answer["race"]["left"] if row["trial"] == best)
-    assert row["cause"] == "failed"
-    assert "\n" not in row["reason"]
+    row = next(row for row in answer.race.left if row.trial == best)
+    assert row.cause == "failed"
+    assert "\n" not in row.reason
     assert words in "\n".join(winner_lines(answer))
     text = (tmp_path / "winner.yaml").read_text()
     assert words in text
-    assert yaml.safe_load(text)["study"]["trials"] == 1
-    assert "values" not in next(row for row in answer["candidates"] if row["trial"] == best)
+    assert yaml.safe_load(text).study["trials"] == 1
+    assert "values" not in next(row for row in answer.candidates if row.trial == best)
 
 
 def test_a_race_for_a_loop_without_a_test_says_on_how_many_seeds_the_winner_was_judged(tmp_path):
@@ -206,7 +205,7 @@ def test_a_race_for_a_loop_without_a_test_says_on_how_many_seeds_the_winner_was_
     work(plan)
     assert plan.is_done()
     answer = evaluate_winner(plan, CountedTest(test_part()), ["x"])
-    assert len(answer["seeds"]) == len(answer["winner"]["values"])
+    assert len(answer.seeds) == len(answer.winner.values)
     assert "left after 1 seed" in "\n".join(winner_lines(answer))
 
 

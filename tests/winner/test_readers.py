@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from studyloom.winner.model_card import accepted_files
+from studyloom.winner.prediction.network import load_network
+from studyloom.winner.prediction.predict import predict
 
 from studyloom.data import Reader
 from studyloom.errors import ConfigError, PredictError
 from studyloom.models import MLP
 from studyloom.training.checkpoint import save_weights
-from studyloom.winner.model_card import accepted_files
-from studyloom.winner.prediction.network import load_network
-from studyloom.winner.prediction.predict import predict
 
 
 class Letters(Reader):

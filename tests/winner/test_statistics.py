@@ -40,39 +40,39 @@ def test_networks_that_agree_exactly_are_still_uncertain_by_the_examples():
     """Three seeds that are right on the same examples: Student's interval has no width."""
     one = judge(1, 0.9)[0]
     values, test = intervals({4: [one] * 3, 0: judge(3, 0.8, 1)})
-    assert width(summarise(values[4])["interval"]) == pytest.approx(0, abs=1e-9)
+    assert width(summarise(values[4]).interval) == pytest.approx(0, abs=1e-9)
     binomial = 2 * 1.96 * np.sqrt(values[4][0] * (1 - values[4][0]) / EXAMPLES)
-    assert width(test["winner"]["interval"]) == pytest.approx(binomial, rel=0.15)
-    assert test["interval"] == {"covers": "seeds and examples", "resamples": 1999}
+    assert width(test.winner.interval) == pytest.approx(binomial, rel=0.15)
+    assert test.interval == {"covers": "seeds and examples", "resamples": 1999}
 
 
 @pytest.mark.parametrize("draw", range(4))
 def test_an_interval_over_both_holds_the_mean_and_is_as_wide_as_over_seeds_alone(draw):
     values, test = intervals({4: judge(5, 0.9, draw), 0: judge(5, 0.8, 10 + draw)})
-    low, high = test["difference"]["interval"]
-    assert low < test["difference"]["mean"] < high
+    low, high = test.difference.interval
+    assert low < test.difference.mean < high
     differences = [a - b for a, b in zip(values[4], values[0], strict=True)]
-    assert width([low, high]) > 0.9 * width(summarise(differences)["interval"])
+    assert width([low, high]) > 0.9 * width(summarise(differences).interval)
 
 
 def test_without_a_spread_over_examples_an_interval_is_students():
     values = {4: [0.9, 0.92, 0.95, 0.91, 0.93]}
     same = {4: np.tile(values[4], (100_000, 1))}
-    seeds = summarise(values[4])["interval"]
-    both = compare(values, 4, None, same)["winner"]["interval"]
+    seeds = summarise(values[4]).interval
+    both = compare(values, 4, None, same).winner["interval"]
     assert width(both) == pytest.approx(width(seeds), rel=0.1)
 
 
 def test_a_single_seed_has_an_interval_over_the_examples():
     _, test = intervals({4: judge(1, 0.9), 0: judge(1, 0.5, 1)})
-    assert test["interval"]["covers"] == "examples"
-    assert test["difference"]["interval"][0] > 0
+    assert test.interval.covers == "examples"
+    assert test.difference.interval[0] > 0
 
 
 def test_without_values_of_examples_an_interval_covers_the_seeds_alone_and_says_so():
     test = compare({4: [0.9, 0.8], 0: [0.7, 0.7]}, 4, 0)
-    assert test["interval"] == {"covers": "seeds", "resamples": None}
-    assert test["winner"]["interval"] == summarise([0.9, 0.8])["interval"]
+    assert test.interval == {"covers": "seeds", "resamples": None}
+    assert test.winner.interval == summarise([0.9, 0.8]).interval
 
 
 def test_a_metric_that_is_no_mean_is_computed_again_on_each_resample():
@@ -83,8 +83,8 @@ def test_a_metric_that_is_no_mean_is_computed_again_on_each_resample():
         for n, error in ((4, 0.1), (0, 0.5))
     }
     _, test = intervals(judged, "rmse")
-    assert test["interval"] == {"covers": "seeds and examples", "resamples": 99}
-    assert test["difference"]["interval"][1] < 0
+    assert test.interval == {"covers": "seeds and examples", "resamples": 99}
+    assert test.difference.interval[1] < 0
 
 
 def test_outputs_that_are_not_one_for_each_example_are_not_resampled():

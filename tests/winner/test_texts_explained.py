@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from studyloom.data import Datasets, Split, Tokens
 from studyloom.errors import DataError, UnfitData
 from studyloom.extras.explain import explain
-from studyloom.extras.explain.words import READ, explain_texts
+from studyloom.extras.explain.explain import READ, explain_texts
 from studyloom.metrics import METRICS
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
@@ -91,13 +91,13 @@ def texts_of(part, mistakes=(0, 1, 2)):
 @pytest.mark.parametrize("form", ["in memory", *FORMS])
 def test_a_word_is_owed_what_the_network_says_without_it(form):
     first, second = texts_of(part_of(form))
-    assert first["words"] == ["good", "bad", "the", "good"]
-    assert first["changes"] == [4.0, -1.0, 0.0, 4.0]  # both `good` at once
-    assert first["margin"] == 3.0
-    assert (first["index"], first["label"], first["predicted"], first["left"]) == (0, 0, 1, 0)
-    assert first["probabilities"] == pytest.approx([0.0474, 0.9526], abs=1e-4)
-    assert second["words"] == ["the", "the", "good", "the", "very"]
-    assert second["changes"] == [0.0, 0.0, 2.0, 0.0, 3.0]  # `very` stays last without the others
+    assert first.words == ["good", "bad", "the", "good"]
+    assert first.changes == [4.0, -1.0, 0.0, 4.0]  # both `good` at once
+    assert first.margin == 3.0
+    assert (first.index, first.label, first.predicted, first.left) == (0, 0, 1, 0)
+    assert first.probabilities == pytest.approx([0.0474, 0.9526], abs=1e-4)
+    assert second.words == ["the", "the", "good", "the", "very"]
+    assert second.changes == [0.0, 0.0, 2.0, 0.0, 3.0]  # `very` stays last without the others
 
 
 def test_a_text_of_one_word_and_one_that_nothing_is_owed_to_are_left_out():

@@ -18,7 +18,6 @@ from toys import EACH_KIND, KINDS, TINY, TWO, Never, ask, compose, toy_folds, to
 
 from studyloom.config.schema import WinnerSection
 from studyloom.data.sources import Series
-from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import NoWinner
 from studyloom.metrics import ACCURACY
@@ -32,13 +31,12 @@ from studyloom.training.randomness import seeded
 from studyloom.training.trainer import Training
 from studyloom.views.report import render
 from studyloom.views.terminal import winner_lines
-from studyloom.winner.answer import format_difference, is_answer_of, read_answer
-from studyloom.winner.candidates import kept_epoch
+from studyloom.winner.answer import is_answer_of, read_answer
 from studyloom.winner.evaluation import evaluate_winner
-from studyloom.winner.prediction.network import load_network
-from studyloom.winner.prediction.predict import predict
+from studyloom.winner.predictor import load_network, predict
 from studyloom.winner.stages import Plan, Stage
 from studyloom.winner.statistics import compare, summarise
+from studyloom.winner.trainings import kept_epoch
 
 SPLIT = toy_split()
 SPACE = (
@@ -203,12 +201,10 @@ def test_every_value_is_that_of_a_plain_training(evaluated):
 
 def test_the_best_mean_wins(evaluated):
     plan, answer, _ = evaluated
-    means = {row["trial"]: np.mean(row["values"]) for row in answer["candidates"]}
+    means = {row.trial: np.mean(row.values) for row in answer.candidates}
     assert means[plan.winner] == max(means.values())
-    assert answer["winner"]["trial"] == plan.winner
-    assert answer["winner"]["gap"] == pytest.approx(
-        answer["winner"]["search_value"] - means[plan.winner]
-    )
+    assert answer.winner.trial == plan.winner
+    assert answer.winner.gap == pytest.approx(answer.winner.search_value - means[plan.winner])
 
 
 def test_the_winner_is_trained_on_all_images_and_the_same_seed_gives_the_same_weights(evaluated):
@@ -267,14 +263,6 @@ def test_workers_share_the_stages_on_both_databases(question, url, tmp_path):
     assert numbers == [*range(len(plan.candidates) * 2)]
 
 
-def test_without_a_winner_wanted_there_is_the_search_alone(question, tmp_path):
-    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, enabled=False)
-    work(plan)
-    assert [stage.title for stage in plan] == ["search"]
-    assert not plan.is_done()
-    assert plan.todo() == 0
-
-
 def test_a_search_without_a_result_has_no_winner_and_nothing_left_to_do(tmp_path):
     question = ask(*TINY[:-1], "space=none", "pruner=none", "optimizer=sgd", "optimizer.lr=1e30")
     plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, trials=1, seeds=2)
@@ -291,9 +279,9 @@ def test_a_single_candidate_wins_without_being_judged(tmp_path):
     work(plan)
     assert [stage.title for stage in plan] == ["search", "retraining"]
     answer = evaluate_winner(plan, CountedTest(test_part()), ["x"])
-    assert answer["winner"]["trial"] == 0
-    assert "gap" not in answer["winner"]
-    assert len(answer["test"]["winner"]["values"]) == 2
+    assert answer.winner.trial == 0
+    assert answer.winner.gap is None
+    assert len(answer.test.winner.values) == 2
 
 
 def test_a_grown_budget_is_judged_anew_and_the_smaller_one_as_before(question, tmp_path):
@@ -326,7 +314,7 @@ def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(ques
     with pytest.raises(KeyboardInterrupt):
         evaluate_winner(plan, killed, ["x"])
     answer = evaluate_winner(plan, CountedTest(test_part()), ["x"])
-    assert answer["test"]["openings"] == plan.search.stored.test_openings() == 2
+    assert answer.test.openings == plan.search.stored.test_openings() == 2
     assert "the test part was opened 2 times" in "\n".join(winner_lines(answer))
     assert "opened 2 times" in (tmp_path / "model_card.md").read_text()
     reopened = open_study(f"sqlite:///{tmp_path}/study.db", "s")
@@ -355,7 +343,7 @@ def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(
     with pytest.raises(NoWinner, match=words):
         evaluate_winner(plan, CountedTest(test_part()), ["x"])
     monkeypatch.undo()
-    assert evaluate_winner(plan, CountedTest(test_part()), ["x"])["test"]["openings"] == 2
+    assert evaluate_winner(plan, CountedTest(test_part()), ["x"]).test["openings"] == 2
 
 
 @network
@@ -369,13 +357,6 @@ def test_a_test_part_on_which_the_metric_has_no_value_is_said_in_words(question,
         evaluate_winner(plan, CountedTest(lacking), ["x"])
 
 
-def test_an_interval_that_holds_0_shows_no_difference(evaluated):
-    test = {"difference": {"mean": 0.01, "interval": [-0.01, 0.03]}}
-    assert format_difference(test).endswith("-0.0100 to +0.0300: no difference shown")
-    test = {"difference": {"mean": 0.02, "interval": [0.01, 0.03]}}
-    assert format_difference(test).endswith("+0.0100 to +0.0300")
-
-
 def test_the_test_numbers_are_those_of_the_stored_networks(evaluated):
     plan, answer, _ = evaluated
     winner = plan.question.at(plan.candidates[plan.winner])
@@ -383,13 +364,13 @@ def test_the_test_numbers_are_those_of_the_stored_networks(evaluated):
     model.load_state_dict(flat(train_plainly(plan.retraining, plan.winner, 0)[1]))
     predicted = model.eval()(images.inputs).argmax(1)
     accuracy = float((predicted == images.targets).double().mean())
-    assert answer["test"]["winner"]["values"][0] == pytest.approx(accuracy, abs=1e-7)
-    assert answer["test"]["examples"] == len(images.targets)
-    if "confusion" not in answer:  # a loop's test returns its values itself
-        assert answer["test"]["further"][0].keys() == {"accuracy", "loss"}
+    assert answer.test.winner.values[0] == pytest.approx(accuracy, abs=1e-7)
+    assert answer.test.examples == len(images.targets)
+    if answer.confusion is None:  # a loop's test returns its values itself
+        assert answer.test.further[0].keys() == {"accuracy", "loss"}
         return
-    confusion = np.array(answer["confusion"])
-    assert confusion.sum() == answer["test"]["examples"] == len(images.targets)
+    confusion = np.array(answer.confusion)
+    assert confusion.sum() == answer.test.examples == len(images.targets)
     assert np.trace(confusion) / confusion.sum() == pytest.approx(accuracy)
     assert confusion.sum(axis=1).tolist() == torch.bincount(images.targets).tolist()
 
@@ -398,22 +379,13 @@ def test_the_test_numbers_are_those_of_the_stored_networks(evaluated):
 def test_wrong_images_are_wrong_and_the_surest_come_first(evaluated):
     _, answer, _ = evaluated
     images = test_part()
-    sure = [item["confidence"] for item in answer["wrong"]]
+    sure = [item.confidence for item in answer.wrong]
     assert sure == sorted(sure, reverse=True)
-    for item in answer["wrong"]:
-        assert item["label"] == int(images.targets[item["index"]]) != item["predicted"]
-        head, _, content = item["image"].partition(",")
+    for item in answer.wrong:
+        assert item.label == int(images.targets[item.index]) != item.predicted
+        head, _, content = item.image.partition(",")
         assert head == "data:image/png;base64"
         assert Image.open(io.BytesIO(base64.b64decode(content))).size == (4, 4)
-
-
-def test_an_interval_is_students():
-    values = [0.91, 0.93, 0.92, 0.95, 0.90]
-    summary = summarise(values)
-    assert summary["mean"] == pytest.approx(np.mean(values))
-    half = (summary["interval"][1] - summary["interval"][0]) / 2
-    assert half == pytest.approx(2.776 * np.std(values, ddof=1) / math.sqrt(5), rel=2e-4)
-    assert summarise([0.5]) == {"mean": 0.5, "std": None, "interval": None}
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 31, 32, 200])
@@ -421,14 +393,14 @@ def test_an_interval_is_that_of_scipy(count):
     values = np.random.default_rng(0).normal(0.9, 0.01, count)
     error = stats.sem(values)
     expected = stats.t.interval(0.95, count - 1, loc=values.mean(), scale=error)
-    assert summarise(values.tolist())["interval"] == pytest.approx(expected, rel=1e-9)
+    assert summarise(values.tolist()).interval == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_difference_is_that_of_each_seed_with_itself():
     answer = compare({3: [0.9, 0.8], 0: [0.7, 0.6]}, winner=3, baseline=0)
-    assert answer["difference"]["mean"] == pytest.approx(0.2)
-    assert answer["difference"]["std"] == pytest.approx(0.0, abs=1e-12)
-    assert "difference" not in compare({3: [0.9, 0.8]}, winner=3, baseline=None)
+    assert answer.difference.mean == pytest.approx(0.2)
+    assert answer.difference.std == pytest.approx(0.0, abs=1e-12)
+    assert compare({3: [0.9, 0.8]}, winner=3, baseline=None).difference is None
 
 
 def test_a_network_that_another_host_keeps_is_trained_again_to_the_same(question, tmp_path):
@@ -438,7 +410,7 @@ def test_a_network_that_another_host_keeps_is_trained_again_to_the_same(question
     for file in plan.retraining.weights.iterdir():
         file.unlink()
     again = evaluate_winner(plan, CountedTest(test_part()), ["x"])
-    assert again["test"] | {"openings": 1} == first["test"]
+    assert replace(again.test, openings=1) == first.test
 
 
 # The files
@@ -458,13 +430,13 @@ def test_the_files_agree_with_each_other_and_with_what_the_terminal_says(evaluat
     assert shown in lines
     assert f"trial {plan.winner}" in lines
     assert is_answer_of(answer, plan)
-    json.dumps(answer, allow_nan=False)
+    json.dumps(answer.document(), allow_nan=False)
 
 
 def test_winner_yaml_composes_to_the_winners_configuration_with_nothing_to_search(evaluated):
     plan, answer, _ = evaluated
     written = yaml.safe_load((plan.run_dir / "winner.yaml").read_text())
-    assert written["optimizer"]["lr"] == answer["winner"]["params"]["optimizer.lr"]
+    assert written["optimizer"]["lr"] == answer.winner.params["optimizer.lr"]
     cfg, composer = compose("hydra.searchpath=[file://conf]", name="winner", folder=plan.run_dir)
     again = type(plan.question).ask(cfg, composer)
     assert again.trials() == 1
@@ -474,11 +446,6 @@ def test_winner_yaml_composes_to_the_winners_configuration_with_nothing_to_searc
     )
     for section in ("model", "optimizer", "train", "objective", "data"):
         assert config[section] == was[section], section
-
-
-def test_a_split_knows_what_its_pixels_were_normalised_by():
-    assert (SPLIT.mean, SPLIT.std) == (0.0, 1.0)
-    assert Split(SPLIT.inputs, SPLIT.targets, 10, "x").mean == 0.0
 
 
 # Less is better, and numbers instead of classes
@@ -538,11 +505,11 @@ def test_where_less_is_better_the_least_are_judged_again_and_the_least_mean_wins
     }
     best = sorted(values, key=values.get)[:2]
     assert {*plan.candidates} == {*best, 0}
-    means = {row["trial"]: row["mean"] for row in answer["candidates"]}
+    means = {row.trial: row.mean for row in answer.candidates}
     assert means[plan.winner] == min(means.values())
     assert list(means.values()) == sorted(means.values())
-    row = answer["winner"]
-    assert row["gap"] == pytest.approx(row["mean"] - row["search_value"]), (
+    row = answer.winner
+    assert row.gap == pytest.approx(row.mean - row.search_value), (
         "above 0 where the search had flattered it"
     )
 
@@ -558,21 +525,21 @@ def test_in_the_order_of_time_all_are_judged_on_the_last_part(forecast):
 def test_of_numbers_the_predictions_are_kept_and_the_rule_is_beside_them(forecast):
     plan, answer, source = forecast
     test = source.test()
-    assert "confusion" not in answer
-    assert answer["predictions"]["came"] == test.targets.tolist()
-    predicted = torch.tensor(answer["predictions"]["told"])
-    assert answer["test"]["winner"]["values"][0] == pytest.approx(
+    assert answer.confusion is None
+    assert torch.tensor(answer.predictions.came).tolist() == test.targets.tolist()
+    predicted = torch.tensor(answer.predictions.told)
+    assert answer.test.winner.values[0] == pytest.approx(
         float((predicted - test.targets).abs().mean()), rel=1e-5
     )
     rule = float((test.inputs[:, -1] - test.targets).abs().mean())
-    assert answer["test"]["references"] == {"persistence": pytest.approx(rule)}
+    assert answer.test.references == {"persistence": pytest.approx(rule)}
     assert any(line.split() == ["persistence", format_value(rule)] for line in winner_lines(answer))
     assert "CSV files with 6 numbers in a line" in (plan.run_dir / "model_card.md").read_text()
 
 
 def test_the_report_of_numbers_shows_them_over_time_and_says_that_less_is_better(forecast):
     plan, answer, _ = forecast
-    page = render(plan.search.stored, answer, "")
+    page = render(plan.search.stored, answer, None, "")
     assert "Predictions on the test part" in page
     assert "Confusion" not in page
     assert "mae, less is better" in page
@@ -583,7 +550,7 @@ def test_predict_answers_as_the_winner_did(forecast):
     plan, answer, source = forecast
     np.save(plan.run_dir / "windows.npy", source.test().inputs.numpy())
     answers = predict(load_network(plan.run_dir), [plan.run_dir / "windows.npy"])
-    expected = [pair[0] for pair in answer["predictions"]["told"]]
+    expected = [pair[0] for pair in answer.predictions.told]
     assert [answer.values[0] for answer in answers] == pytest.approx(expected, rel=1e-5)
 
 
@@ -614,20 +581,20 @@ def test_the_best_that_keep_to_the_rule_are_judged_again_and_one_of_them_wins(ur
     test = CountedTest(test_part())
     answer = evaluate_winner(plan, test, ["python", "-m", "studies.pareto"])
     assert test.loaded == 1
-    means = {row["trial"]: row["mean"] for row in answer["candidates"]}
+    means = {row.trial: row.mean for row in answer.candidates}
     assert means[plan.winner] == max(means[number] for number in keeping[:2])
-    assert (answer["rule"], answer["keeps"]) == ("max accuracy where parameters < 400", True)
-    assert answer["winner"]["costs"] == {"parameters": costs[plan.winner]}
-    assert "difference" in answer["test"]
+    assert (answer.rule, answer.keeps) == ("max accuracy where parameters < 400", True)
+    assert answer.winner.costs == {"parameters": costs[plan.winner]}
+    assert answer.test.difference is not None
     first, *_ = winner_lines(answer)
     assert first.endswith(f", parameters {costs[plan.winner]:.0f}")
-    *_, last = winner_lines(answer | {"keeps": False})
+    *_, last = winner_lines(replace(answer, keeps=False))
     assert "on fresh seeds no candidate keeps to max accuracy where parameters < 400" in last
     assert (
         "Chosen by `max accuracy where parameters < 400`"
         in (tmp_path / "model_card.md").read_text()
     )
-    page = render(plan.search.stored, answer, "")
+    page = render(plan.search.stored, answer, None, "")
     assert '<li class="c-winner">' in page
 
 
@@ -648,9 +615,10 @@ def test_back_to_a_rule_its_own_networks_are_tested_and_not_those_of_another(sql
     for rule in ("max accuracy", "min parameters", "max accuracy"):
         plan = two(sqlite_url, tmp_path, f"winner.rule='{rule}'", top=1)
         work(plan)
-        tests.append(evaluate_winner(plan, CountedTest(test_part()), [])["test"])
-    assert [test.pop("openings") for test in tests] == [1, 2, 2]
-    assert tests[0] == tests[2] != tests[1]
+        tests.append(evaluate_winner(plan, CountedTest(test_part()), []).test)
+    assert [test.openings for test in tests] == [1, 2, 2]
+    winners = [test.winner for test in tests]
+    assert winners[0] == winners[2] != winners[1]
 
 
 def test_where_no_trial_keeps_to_the_rule_there_is_no_winner(sqlite_url, tmp_path):

@@ -23,7 +23,7 @@ from studyloom.processes import collect_as_usual
 from studyloom.text import indented
 
 if TYPE_CHECKING:
-    from studyloom.winner.prediction.predict import Answer
+    from studyloom.winner.predictor import FileAnswer
 
 
 # In this process, whatever the command had started.
@@ -73,6 +73,7 @@ def compress(arguments: argparse.Namespace) -> None:
     from studyloom.plugins import load_plugin
     from studyloom.study.stopping import Stop
     from studyloom.views.terminal import make_console, print_compressed
+    from studyloom.winner.answer import to_document
 
     console = make_console(sys.stderr if arguments.json else sys.stdout)
     if arguments.trust_server:
@@ -90,7 +91,7 @@ def compress(arguments: argparse.Namespace) -> None:
         finally:
             plan.close()
     if arguments.json:
-        print_json(record)
+        print_json(to_document(record))
     else:
         print_compressed(record, console)
 
@@ -118,8 +119,7 @@ def predict(arguments: argparse.Namespace) -> int:
         The exit code: 0, or with `--json` 2 if a file holds no input.
     """
     from studyloom.config.trust import code_of_study
-    from studyloom.winner.prediction.network import load_network
-    from studyloom.winner.prediction.predict import predict
+    from studyloom.winner.predictor import load_network, predict
 
     collect_as_usual()
     with code_of_study(arguments.run_dir, arguments.code, wanted=bool(arguments.trust)):
@@ -131,7 +131,7 @@ def predict(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def print_answers(answers: "Iterator[Answer]") -> int:
+def print_answers(answers: "Iterator[FileAnswer]") -> int:
     """Prints what a network predicts as JSON. Returns the exit code: 2 if a file holds no input."""
     from studyloom.commands.documents import Predicted
 

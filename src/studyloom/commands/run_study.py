@@ -401,10 +401,10 @@ def print_winner(plan: Plan, command: Command, console: Console) -> None:
         remove_others(plan, answer)
         if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
             write_report(plan)  # unless the command was killed here
-    note_answer(plan.search.stored, answer)
+    note_answer(plan.search.stored, answer.in_short())
     lines = [answer_sentence(answer, plan.search.stored), *winner_lines(answer)]
     for number, line in enumerate(filter(None, lines)):  # the first has what the test gave
-        style = "" if number or answer["test"] is None else "bold green"
+        style = "" if number or answer.test is None else "bold green"
         console.print(Text(line, style=style), soft_wrap=True)
 
 
@@ -496,9 +496,9 @@ def judge(cfg: DictConfig, console: Console) -> tuple[str, Any]:
             if (missing := find_no_winner(plan)) is not None:
                 raise missing
             with locked(plan):
-                before = read_answer(plan.run_dir) or {}
-                anew = bool(before) and is_answer_of(before, plan)
-                page = stated_page(before) or command.page
+                before = read_answer(plan.run_dir)
+                anew = before is not None and is_answer_of(before, plan)
+                page = (before and stated_page(before)) or command.page
                 evaluate_winner(plan, plan.data.test, page, anew=anew)
             print_winner(plan, command, console)
             failure = compress_winner(plan, stop, console, outputs)

@@ -140,47 +140,25 @@ def note_stage(stored: StoredStudy, title: str, name: str) -> None:
         stored.optuna.set_user_attr(STAGES, {**names, title: name})
 
 
-def note_answer(stored: StoredStudy, answer: Mapping[str, Any]) -> None:
+def note_answer(stored: StoredStudy, short: Mapping[str, Any]) -> None:
     """Stores an answer in short, for whoever has the database and not the run directory.
 
     Args:
-        stored: the study of the search.
-        answer: what winner.json holds.
+        short: as `winner.answer.Answer.in_short` returns it.
     """
-    test, chosen = answer["test"] or {}, answer["winner"]
-    short = {
-        "stage": answer["stage"],
-        "metric": answer["metric"]["name"],
-        "trial": chosen["trial"],
-        "params": chosen["params"],
-        "search_value": chosen["search_value"],
-        "fresh": {key: chosen.get(key) for key in ("mean", "std")} if "mean" in chosen else None,
-        "test": {key: test["winner"].get(key) for key in ("mean", "std")} if test else None,
-        "baseline_test": test["baseline"]["mean"] if "difference" in test else None,
-        "examples": test.get("examples"),
-    }
     _, _, before = read_job(stored)
     # Of the same winner, what is known of it made small stays.
     if {key: value for key, value in (before or {}).items() if key != SMALL} != short:
         stored.optuna.set_user_attr(ANSWERED, short)
 
 
-def note_compressed(stored: StoredStudy, record: Mapping[str, Any]) -> None:
+def note_compressed(stored: StoredStudy, short: Mapping[str, Any]) -> None:
     """Stores in short, with the answer that is noted, that its winner was made small.
 
     Args:
-        stored: the study of the search.
-        record: what compress.json holds.
+        short: as `winner.answer.Compressed.in_short` returns it.
     """
     _, _, before = read_job(stored)
-    chosen, test = record["chosen"], record["test"]
-    short = {
-        "name": chosen["name"],
-        "bytes": chosen["bytes"],
-        "bytes_of_winner": record["bytes_of_winner"],
-        **{key: test[key] for key in ("value", "original", "difference", "within")},
-        "interval": [*test["interval"]],
-    }
     if before is not None and before.get(SMALL) != short:
         stored.optuna.set_user_attr(ANSWERED, {**before, SMALL: short})
 

@@ -30,10 +30,11 @@ from studyloom.text import (
 )
 from studyloom.views.charts import Axis, Chart, Mark, Point, Table, plain_scale, whole_scale
 from studyloom.views.figures import complete_trials
-from studyloom.views.page import Absent, Block, Head, Lines, Section, get, number, report_page
+from studyloom.views.page import Absent, Block, Head, Lines, Section, number, report_page
 from studyloom.views.report import Stage, read_files, read_parts, wall_seconds, worker_seconds
 from studyloom.views.sentence import quotable
 from studyloom.views.snapshot import Snapshot, take_snapshot
+from studyloom.winner.answer import Answer
 
 # Of what Hydra wrote: what decides a search, and is no part of its question.
 DECIDES = ("sampler", "pruner", "study", "winner", "launcher")
@@ -66,7 +67,7 @@ class Compared:
     run_dir: Path
     stored: StoredStudy
     snapshot: Snapshot
-    answer: dict[str, Any] | None
+    answer: Answer | None
     parts: Sequence[Stage]
     settings: Mapping[str, Any]
 
@@ -95,7 +96,7 @@ def read_studies(found: Sequence[tuple[Path, StoredStudy]]) -> list[Compared]:
     names = _labels([folder for folder, _ in found], [stored.name for _, stored in found])
     compared = []
     for label, (folder, stored) in zip(names, found, strict=True):
-        answer, _ = read_files(stored, folder)
+        answer, _, _ = read_files(stored, folder)
         settings = _settings(folder, stored)
         parts = read_parts(stored)
         compared.append(
@@ -152,16 +153,17 @@ def facts(study: Compared) -> dict[str, Any]:
     (the budget), pruned, failed, epochs (that all trials trained), seconds (from the first start
     to the last end), worker_seconds.
     """
-    snapshot, answer = study.snapshot, study.answer
+    snapshot = study.snapshot
+    test = study.answer.test if study.answer else None
     trials = study.stored.trials()
     return {
         "name": study.stored.name,
         "run_dir": str(study.run_dir),
         "metric": study.stored.metric,
         "best": value_of(snapshot.best),
-        "test": get(answer, "test", "winner", "mean"),
-        "std": get(answer, "test", "winner", "std"),
-        "difference": get(answer, "test", "difference", "mean"),
+        "test": test.winner.mean if test else None,
+        "std": test.winner.std if test else None,
+        "difference": test.difference.mean if test and test.difference else None,
         "trials": snapshot.done,
         "of": snapshot.budget,
         "pruned": snapshot.outcomes.get("pruned", 0),

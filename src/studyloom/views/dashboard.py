@@ -184,11 +184,11 @@ class LivePage:
 
     def _read(self) -> tuple[dict[str, str], list[Rendered]]:
         """Returns the parts of the page by key, and its sections."""
-        winner, config_text = None, ""
+        winner, small, config_text = None, None, ""
         if self.run_dir is not None:
-            winner, config_text = read_files(self.stored, self.run_dir)
+            winner, small, config_text = read_files(self.stored, self.run_dir)
         progress = self.job.read()
-        head, sections = read_report(self.stored, winner, config_text, progress)
+        head, sections = read_report(self.stored, winner, small, config_text, progress)
         rendered: list[Rendered] = []
         rows: dict[str, str] = {}
         for section in sections:

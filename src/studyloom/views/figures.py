@@ -10,7 +10,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from statistics import median
-from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -49,6 +48,7 @@ from studyloom.views.charts import (
     spaced,
     whole_scale,
 )
+from studyloom.winner.answer import Bin, Predictions
 
 ENOUGH = 3  # complete trials that must have a parameter before it is drawn
 NO_PARAMETERS = f"No parameter has had different values in {ENOUGH} complete trials or more yet."
@@ -676,19 +676,19 @@ def outlook(stored: StoredStudy, now: Outlook) -> tuple[str, Chart | str]:
     return caption, Chart(label, height, x, y, marks, table)
 
 
-def predictions(stored: Mapping[str, Any]) -> Chart | str:
+def predictions(stored: Predictions) -> Chart | str:
     """Draws what a network predicted against what came, which are numbers.
 
     Both are drawn over time if the examples are in the order of time, else one over the other.
     """
-    told, came = ([float(each[0]) for each in stored[name]] for name in ("told", "came"))
+    told, came = ([each[0] for each in series] for series in (stored.told, stored.came))
     if not told:
         return "winner.json holds no predictions."
     pairs, numbers = [*zip(came, told, strict=True)], [*came, *told]
     rows = [(n, *map(format_value, pair)) for n, pair in enumerate(pairs[:EXAMPLE_ROWS])]
     note = _left_out(rows, len(pairs), "examples")
     table = Table(("example", "what came", "told"), rows, note=note)
-    if stored.get("ordered"):
+    if stored.ordered:
         height = 280
         marks = [
             Mark("what came", "pruned", "line", [[*enumerate(came)]], width=2),
@@ -711,13 +711,13 @@ def predictions(stored: Mapping[str, Any]) -> Chart | str:
     return Chart(label, height, x, y, marks, table)
 
 
-def calibration(bins: Sequence[Mapping[str, Any]]) -> Chart | str:
+def calibration(bins: Sequence[Bin]) -> Chart | str:
     """Draws the accuracy of each bin of confidence, with its interval, beside the diagonal."""
     if not bins:
         return "winner.json holds no calibration."
     height = 320
-    points = [(each["confidence"], each["accuracy"]) for each in bins]
-    intervals = [[(each["confidence"], end) for end in each["interval"]] for each in bins]
+    points = [(each.confidence, each.accuracy) for each in bins]
+    intervals = [[(each.confidence, end) for end in each.interval] for each in bins]
     marks = [
         Mark("as sure as right", "pruned", "line", [[(0, 0), (1, 1)]], width=1, style=("dotted",)),
         Mark("", "best", "line", intervals, width=2),
@@ -725,10 +725,10 @@ def calibration(bins: Sequence[Mapping[str, Any]]) -> Chart | str:
     ]
     rows = [
         (
-            f"{each['low']:.1f} to {each['high']:.1f}",
-            each["count"],
+            f"{each.low:.1f} to {each.high:.1f}",
+            each.count,
             *map(format_value, point),
-            "{:.3f} to {:.3f}".format(*each["interval"]),
+            "{:.3f} to {:.3f}".format(*each.interval),
         )
         for each, point in zip(bins, points, strict=True)
     ]

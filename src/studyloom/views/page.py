@@ -21,6 +21,7 @@ from studyloom.files import ASSETS
 from studyloom.text import format_value, mask_passwords, printable
 from studyloom.views.charts import LETTER, SIZE, Chart, Multiples, Scale, Table, Tick
 from studyloom.views.importances import Importance
+from studyloom.winner.answer import Summary
 
 PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 FAINT = 0.2  # of the strongest word of a text; weaker ones are not shaded
@@ -287,21 +288,6 @@ def drawn(figure: Chart | Multiples | Table | str) -> Block:
     return Absent(figure) if isinstance(figure, str) else figure
 
 
-def get(tree: Any, *keys: str) -> Any:
-    """Returns what nested dictionaries hold under these keys; None where one is missing.
-
-    Args:
-        tree: nested dictionaries, or anything else.
-        keys: a key for each level.
-
-    Returns:
-        The value; None where a key is missing, or a level is not a dictionary.
-    """
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
-
-
 def number(value: object, sign: str = "") -> str:
     """Formats a number for people.
 
@@ -314,9 +300,9 @@ def number(value: object, sign: str = "") -> str:
     return format_value(value, sign).replace("-", "−")
 
 
-def spread(tree: Any) -> str:
-    """Formats the `mean` and the standard deviation `std` of a dictionary."""
-    return f"{number(get(tree, 'mean'))} ± {number(get(tree, 'std'))}"
+def spread(values: Summary | None) -> str:
+    """Formats mean ± standard deviation; dashes where they are not known."""
+    return "– ± –" if values is None else f"{number(values.mean)} ± {number(values.std)}"
 
 
 def is_embedded(source: object) -> TypeGuard[str]:

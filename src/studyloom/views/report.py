@@ -5,11 +5,10 @@ says why. To add a section, write a function that returns a `Section`, and yield
 `all_sections`.
 """
 
-import math
 import platform
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -19,7 +18,6 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom._version import __version__
-from studyloom.extras.export.record import compressed_rows, read_record, record_lines
 from studyloom.files import write_whole
 from studyloom.storage.attributes import BASELINE, REUSED, TIMES, TRACEBACK
 from studyloom.study.failures import count_failures
@@ -79,7 +77,6 @@ from studyloom.views.page import (
     Trials,
     Words,
     drawn,
-    get,
     is_embedded,
     number,
     report_page,
@@ -97,12 +94,22 @@ from studyloom.views.snapshot import (
 )
 from studyloom.views.terminal import format_parameters
 from studyloom.winner.answer import (
+    Answer,
+    Committee,
+    Compressed,
+    Interval,
+    Summary,
     belongs_to,
+    read_answer,
+    read_compressed,
+)
+from studyloom.winner.wording import (
+    compressed_lines,
+    compressed_rows,
     format_choice,
     format_covers,
     format_openings,
-    format_race,
-    read_answer,
+    race_lines,
 )
 
 MOST = 2000  # trials that are shown, apart from those that stand out; at 100 000, all took 22 GB
@@ -250,11 +257,13 @@ def worker_seconds(parts: Sequence[Stage]) -> float:
 
 
 def head(
-    stored: StoredStudy, snapshot: Snapshot, winner: dict[str, Any] | None, parts: list[Stage]
+    stored: StoredStudy, snapshot: Snapshot, winner: Answer | None, parts: list[Stage]
 ) -> Head:
     """Renders the top of the report.
 
     Args:
+        stored: the study.
+        snapshot: the same at this moment.
         parts: the search and the later stages.
     """
     blocks: list[Block] = []
@@ -270,73 +279,56 @@ def head(
     blocks.append(Facts([*facts(stored, snapshot, winner, parts)]))
     blocks.append(Cards([*test_cards(winner, stored.sign), *search_cards(stored, snapshot)]))
     params = {"Best": snapshot.best.params} if snapshot.best else {}
-    won = get(winner, "winner", "params")
-    if isinstance(won, dict) and won != params.get("Best"):
-        params["Winner"] = won
+    if winner is not None and winner.winner.params != params.get("Best"):
+        params["Winner"] = winner.winner.params
     blocks += [Words(f"{who}:  {format_parameters(p)}", "parameters") for who, p in params.items()]
     sentence = quotable(stored, winner, snapshot).replace(" %", "\N{NO-BREAK SPACE}%")
     return Head(stored.name, f"{sentence}.", blocks)
 
 
-def decided(stored: StoredStudy, winner: dict[str, Any] | None, budget: int) -> Iterator[str]:
-    """Yields what decided the answer, a line for each reason."""
-    if (won := get(winner, "winner")) is None or winner is None:
+def decided(stored: StoredStudy, winner: Answer | None, budget: int) -> Iterator[str]:
+    """Yields what decided the answer, a line for each reason.
+
+    Args:
+        budget: of the study.
+    """
+    if winner is None:
         return
-    rows = [row for row in get(winner, "candidates") or () if isinstance(row, dict)]
-    fresh = len(get(won, "values") or ())
-    chosen = f"Trial {get(won, 'trial')} was {format_choice(winner, budget)}"
-    mean = get(won, "mean")
-    if not fresh or not isinstance(mean, float):
+    won = winner.winner
+    chosen = f"Trial {won.trial} was {format_choice(winner, budget)}"
+    if (mean := won.mean) is None:
         yield f"{chosen}."
     else:
         # Who left a race early has fewer values. By a rule, or with another metric, one may win
         # whose mean is not the best.
+        fresh = len(won.values)
         others = [
-            row["mean"]
-            for row in rows
-            if row.get("trial") != get(won, "trial")
-            and isinstance(row.get("mean"), float)
-            and len(get(row, "values") or ()) == fresh
+            row.mean
+            for row in winner.candidates
+            if row.trial != won.trial and row.mean is not None and len(row.values) == fresh
         ]
         worse = [other for other in others if stored.sign * (mean - other) >= 0]
-        of = f"of {len(rows)} candidates"
+        of = f"of {len(winner.candidates)} candidates"
         if len(worse) == len(others):
             yield f"{chosen}: it had the best mean {of} on {fresh} fresh seeds."
         else:
-            rule = get(winner, "rule") or "the rule"
-            yield f"{chosen}: it is the best {of} by {rule}, on {fresh} fresh seeds."
+            yield f"{chosen}: it is the best {of} by {winner.rule}, on {fresh} fresh seeds."
         if worse:
             next_best = max(worse, key=lambda other: stored.sign * other)
             yield f"The next best has {number(next_best)} there, and it has {number(mean)}."
-    yield from format_race_safely(winner)
-    test = get(winner, "test")
-    low, high = _pair(get(test, "difference", "interval"))
-    if low is not None and high is not None:
+    yield from race_lines(winner.race)
+    if (test := winner.test) is None:
+        return
+    if test.difference and test.difference.interval:
+        low, high = test.difference.interval
         seen = "shows no difference" if low <= 0 <= high else "excludes 0"
-        interval = f"{number(low, '+')} to {number(high, '+')} {format_covers(test)}".strip()
+        interval = f"{number(low, '+')} to {number(high, '+')} {format_covers(test)}"
         yield f"The 95 % interval of the difference to the baseline, {interval}, {seen}."
-    if opened := format_openings(test):
-        yield f"The test part was {opened}, after the winner was chosen."
-
-
-def format_race_safely(winner: dict[str, Any]) -> list[str]:
-    """Formats how a race went; nothing of a record that lacks some of it."""
-    try:
-        return format_race(winner)
-    except (LookupError, TypeError, ValueError):
-        return []
-
-
-def _pair(interval: Any) -> tuple[float | None, float | None]:
-    if isinstance(interval, list) and len(interval) == 2:
-        low, high = interval
-        if isinstance(low, int | float) and isinstance(high, int | float):
-            return low, high
-    return None, None
+    yield f"The test part was {format_openings(test.openings)}, after the winner was chosen."
 
 
 def facts(
-    stored: StoredStudy, snapshot: Snapshot, winner: dict[str, Any] | None, parts: list[Stage]
+    stored: StoredStudy, snapshot: Snapshot, winner: Answer | None, parts: list[Stage]
 ) -> Iterator[tuple[str, object]]:
     """Yields how long it took, on what, and what the values are."""
     if (wall := wall_seconds(parts)) is not None:
@@ -358,24 +350,23 @@ def _moment(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d %H:%M")
 
 
-def _data(stored: StoredStudy, winner: dict[str, Any] | None) -> str:
+def _data(stored: StoredStudy, winner: Answer | None) -> str:
     """Words what the networks were trained and tested on."""
     question = stored.question() or {}
     told = []
+    data, test = (winner.data, winner.test) if winner else (None, None)
     if isinstance(source := question.get("data._target_"), str):
         told.append(source.rpartition(".")[2])
-    shape = get(winner, "data", "shape")
-    if isinstance(shape, list) and shape:
-        told.append(f"inputs of {format_shape(shape)}")
-    if isinstance(outputs := get(winner, "data", "outputs"), int):
-        classes = get(winner, "data", "classifies")
-        told.append(f"{outputs} {'classes' if classes else 'outputs'}")
+    if data is not None and data.shape:
+        told.append(f"inputs of {format_shape(data.shape)}")
+    if data is not None and data.outputs is not None:
+        told.append(f"{data.outputs} {'classes' if data.classifies else 'outputs'}")
     validation = question.get("data.validation")
     if isinstance(validation, int) and question.get("objective.folds") in (None, 1):
         told.append(f"{validation} examples to validate")
-    if isinstance(examples := get(winner, "test", "examples"), int):
-        told.append(f"{examples} to test")
-    digest = get(winner, "data", "digest") or question.get("data.digest")
+    if test is not None and test.examples is not None:
+        told.append(f"{test.examples} to test")
+    digest = data.digest if data else question.get("data.digest")
     if isinstance(digest, str) and digest:
         told.append(f"SHA-256 {digest[:12]}…")
     return ", ".join(told)
@@ -401,53 +392,49 @@ def search_cards(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Card]:
         yield Card(f"{name}, best", ours, "", f"baseline: {theirs}")
 
 
-def test_cards(winner: dict[str, Any] | None, sign: int) -> Iterator[Card]:
-    """Returns the numbers of the test; none if there was no test."""
-    if (test := get(winner, "test")) is None:
+def test_cards(winner: Answer | None, sign: int) -> Iterator[Card]:
+    """Returns the numbers of the test; none if there was no test.
+
+    Args:
+        sign: 1 if higher is better, -1 if lower is.
+    """
+    if winner is None or (test := winner.test) is None:
         return
-    runs = len(get(test, "winner", "values") or ())
-    times = f", {runs} seeds (± is their standard deviation)" if runs else ""
-    note = f"trial {get(winner, 'winner', 'trial')}{times}"
-    examples = get(test, "examples")
-    part = ", ".join(
-        filter(None, [examples and f"{examples} test examples", format_openings(test)])
-    )
-    if get(test, "baseline") is None:  # there is none, or it has won
-        yield _spread_card("Winner, test", get(test, "winner"), f"{note}; {part}")
+    runs = len(test.winner.values)
+    note = f"trial {winner.winner.trial}, {runs} seeds (± is their standard deviation)"
+    opened = format_openings(test.openings)
+    part = f"{test.examples} test examples, {opened}" if test.examples else opened
+    if test.baseline is None or test.difference is None:  # there is none, or it has won
+        yield _spread_card("Winner, test", test.winner, f"{note}; {part}")
     else:
-        yield _spread_card("Winner, test", get(test, "winner"), note)
-        yield _spread_card("Baseline, test", get(test, "baseline"), part)
-        low, high = _pair(get(test, "difference", "interval"))
+        yield _spread_card("Winner, test", test.winner, note)
+        yield _spread_card("Baseline, test", test.baseline, part)
+        low, high = test.difference.interval or (None, None)
         note = f"95 % interval {number(low, '+')} to {number(high, '+')} {format_covers(test)}"
-        yield Card("Difference, test", number(get(test, "difference", "mean"), "+"), "", note)
+        yield Card("Difference, test", number(test.difference.mean, "+"), "", note)
     note = " minus ".join(("search value", "mean of the retrainings")[::sign])
-    yield Card("Selection gap", number(get(winner, "winner", "gap"), "+"), "", note)
-    yield from committee_cards(get(winner, "committee"))
-    references = get(test, "references")
-    for rule, value in (references if isinstance(references, dict) else {}).items():
-        yield Card(f"{str(rule).capitalize()}, test", number(value), "", "what needs no network")
+    yield Card("Selection gap", number(winner.winner.gap, "+"), "", note)
+    yield from committee_cards(winner.committee)
+    for rule, value in test.references.items():
+        yield Card(f"{rule.capitalize()}, test", number(value), "", "what needs no network")
 
 
-def _spread_card(title: str, values: Any, note: str) -> Card:
+def _spread_card(title: str, values: Summary, note: str) -> Card:
     mean, _, error = spread(values).partition(" ")
     return Card(title, mean, error, note)
 
 
-def committee_cards(entry: Any) -> Iterator[Card]:
-    """Returns what a committee came to; nothing without one.
-
-    Args:
-        entry: of winner.json, any key of which may be missing.
-    """
-    if isinstance(get(entry, "members"), list):
-        ours, theirs = _pair(get(entry, "costs", "parameters"))
-        costs = f"{number(ours)} parameters, the winner has {number(theirs)}"
-        networks = f"{len(entry['members'])} networks"
-        yield Card("Committee, test", number(get(entry, "test")), "", networks)
-        difference = number(get(entry, "difference", "mean"), "+")
-        yield Card("Committee minus winner, test", difference, "", costs)
-    elif (note := get(entry, "note")) is not None:
-        yield Card("Committee, test", number(None), "", str(note))
+def committee_cards(entry: Committee | None) -> Iterator[Card]:
+    """Returns what a committee came to; nothing without one."""
+    if entry is None:
+        return
+    if entry.note is not None or entry.difference is None:
+        yield Card("Committee, test", number(None), "", entry.note or "")
+        return
+    ours, theirs = entry.costs["parameters"]
+    costs = f"{number(ours)} parameters, the winner has {number(theirs)}"
+    yield Card("Committee, test", number(entry.test), "", f"{len(entry.members)} networks")
+    yield Card("Committee minus winner, test", number(entry.difference.mean, "+"), "", costs)
 
 
 TITLE = "The winner on the test part"
@@ -471,85 +458,69 @@ COMPRESSED = (
 )
 
 
-def winner_sections(winner: dict[str, Any] | None) -> Iterator[Section]:
-    """Renders the candidates, and what the winner gets right and wrong on the test part."""
+def winner_sections(winner: Answer | None, small: Compressed | None) -> Iterator[Section]:
+    """Renders the candidates, and what the winner gets right and wrong on the test part.
+
+    Args:
+        small: the winner made small, if it was.
+    """
     if winner is None:
         yield Section("winner", TITLE, [Absent("There is no winner.json yet.")])
         return
-    if (record := get(winner, "compressed")) is not None:
-        yield Section("compressed", "Made small", compressed(record), COMPRESSED)
+    if small is not None:
+        heads, *rows = compressed_rows(small)
+        table = Table(heads, rows, words=(0, len(heads) - 1))
+        lines = Lines(compressed_lines(small))
+        yield Section("compressed", "Made small", [table, lines], COMPRESSED)
     yield Section("candidates", "Candidates", candidates(winner), CANDIDATES)
-    if "note" in winner:
-        yield Section("winner", TITLE, [Absent(str(winner["note"]))])
-    elif (predicted := get(winner, "predictions")) is not None:
-        figure = drawn(predictions(predicted))
+    if winner.note is not None:
+        yield Section("winner", TITLE, [Absent(winner.note)])
+    elif winner.predictions is not None:
+        figure = drawn(predictions(winner.predictions))
         yield Section("winner", "Predictions on the test part", [figure], PREDICTIONS)
     else:
         yield Section("winner", "Confusion on the test part", [confusion(winner)], CONFUSION)
         yield Section("wrong", "Most confidently wrong", [wrong(winner)], WRONG)
 
 
-def compressed(record: dict[str, Any]) -> list[Block]:
-    """Renders the variants of a winner that was made small as a table, and what was chosen.
-
-    Args:
-        record: what compress.json holds.
-    """
-    heads, *rows = compressed_rows(record)
-    return [Table(heads, rows, words=(0, len(heads) - 1)), Lines([*record_lines(record)])]
-
-
-def candidates(winner: dict[str, Any]) -> list[Block]:
+def candidates(winner: Answer) -> list[Block]:
     """Renders the candidates as a table, with their values in the search and retrained."""
-    rows = [row for row in get(winner, "candidates") or () if isinstance(row, dict)]
-    if not rows:
-        return [Absent("winner.json names no candidates.")]
-    sign = -1 if get(winner, "metric", "direction") == "minimize" else 1
-    won = get(winner, "winner", "trial")
     head = ("trial", "search", "trained again", "gap", "", "parameters")
-    table = Table(head, [_candidate(row, won, sign) for row in rows], words=(4, 5))
-    race = format_race_safely(winner)
-    return [table, Lines(race)] if race else [table]
+    rows = []
+    for row in winner.candidates:
+        role = "baseline" if row.baseline else ""
+        if row.trial == winner.winner.trial:
+            role = "winner"
+        costs = [f"{name} {number(cost)}" for name, cost in row.costs.items()]
+        parameters = "  ".join([*costs, format_parameters(row.params)])
+        again = spread(row.fresh)
+        numbers = (row.trial, number(row.search_value), again, number(row.gap, "+"))
+        rows.append((*numbers, role, parameters))
+    table = Table(head, rows, words=(4, 5))
+    return [table, Lines(race_lines(winner.race))] if winner.race else [table]
 
 
-def _candidate(row: dict[str, Any], won: object, sign: int) -> tuple[object, ...]:
-    value, mean = row.get("search_value"), row.get("mean")
-    gap = sign * (value - mean) if isinstance(value, float) and isinstance(mean, float) else None
-    role = "baseline" if row.get("baseline") else ""
-    if row.get("trial") == won:
-        role = "winner"
-    costs = get(row, "costs")
-    told = [
-        f"{name} {number(cost)}"
-        for name, cost in (costs if isinstance(costs, dict) else {}).items()
-    ]
-    params = get(row, "params")
-    shown = format_parameters(params if isinstance(params, dict) else {})
-    numbers = (row.get("trial", "–"), number(value), spread(row), number(gap, "+"))
-    return (*numbers, role, "  ".join([*told, shown]))
-
-
-def confusion(winner: dict[str, Any]) -> Block:
+def confusion(winner: Answer) -> Block:
     """Renders the confusion matrix, with shades by count."""
-    held = get(winner, "confusion")
-    rows = [row for row in (held if isinstance(held, list) else ()) if isinstance(row, list)]
-    if not rows or any(not isinstance(count, int) for row in rows for count in row):
+    if not winner.confusion:
         return Absent("winner.json holds no confusion matrix.")
-    classes = get(winner, "classes")
-    if not isinstance(classes, list) or len(classes) != len(rows):
-        classes = [*range(len(rows))]
-    return Heat(classes, rows, "true classes by predicted ones")
+    classes = winner.classes or range(len(winner.confusion))
+    return Heat([*classes], [[*row] for row in winner.confusion], "true classes by predicted ones")
 
 
-def wrong(winner: dict[str, Any]) -> Block:
+def wrong(winner: Answer) -> Block:
     """Renders the images that the winner gets wrong; only pictures that winner.json embeds."""
-    pictures = []
-    held = get(winner, "wrong")
-    for item in held if isinstance(held, list) else ():
-        if is_embedded(source := get(item, "image")):
-            label = f"test image {get(item, 'index')}"
-            words, said = f"{get(item, 'label')} → ", str(get(item, "predicted"))
-            pictures.append(Picture(source, label, words, said, number(get(item, "confidence"))))
+    pictures = [
+        Picture(
+            item.image,
+            f"test image {item.index}",
+            f"{item.label} → ",
+            str(item.predicted),
+            number(item.confidence),
+        )
+        for item in winner.wrong or ()
+        if is_embedded(item.image)
+    ]
     return Pictures(pictures) if pictures else Absent("winner.json holds no images.")
 
 
@@ -577,82 +548,67 @@ TEXTS = (
 STRONGEST = 6  # words of each side that are listed
 
 
-def explained_sections(winner: dict[str, Any] | None) -> Iterator[Section]:
-    """Renders what explains the winner; nothing of an answer of an earlier version."""
+def explained_sections(winner: Answer) -> Iterator[Section]:
+    """Renders what explains the winner."""
     if pictures := [*_occlusions(winner)]:
         yield Section("misled", "What misled the winner", [Pictures(pictures)], OCCLUSIONS)
     if texts := [*_texts(winner)]:
         yield Section("words", "Which words misled it", texts, TEXTS)
-    if isinstance(known := get(winner, "calibration"), dict):
-        error = number(get(known, "error"))
-        means = f"confidence {number(get(known, 'confidence'))}, accuracy "
-        said = (
-            f" Means: {means}{number(get(known, 'accuracy'))}; expected calibration error {error}."
-        )
-        block = drawn(calibration(known["bins"]))
-        yield Section("calibration", "How sure it is", [block], f"{CALIBRATION}{said}")
-    if rows := [*_rows(get(winner, "groups", "rows"), "value")]:
-        kind = "class" if get(winner, "groups", "of") == "class" else "group"
-        name = get(winner, "metric", "name")
-        heads = (kind, "examples", str(name), "95 % interval")
-        left = get(winner, "groups", "left")
-        note = f"{left} further ones with fewer examples are left out." if left else ""
-        blocks: list[Block] = [Table(heads, rows, words=(0,), note=note)]
-        yield Section("groups", f"{kind.capitalize()} by {kind}", blocks, GROUPS.format(kind))
-    if rows := [*_rows(get(winner, "columns"), "worse", count=False)]:
-        metric = get(winner, "metric", "name")
-        head = ("column", f"{metric} worse by", "5 % to 95 %")
-        yield Section("columns", "Which columns it needs", [Table(head, rows, words=(0,))], COLUMNS)
-
-
-def _rows(held: Any, value: str, *, count: bool = True) -> Iterator[tuple[object, ...]]:
-    """Yields the name, how many examples, a number, and its interval, of each row."""
-    for row in held if isinstance(held, list) else ():
-        ends = get(row, "interval")
-        span = " to ".join(map(number, ends)) if isinstance(ends, list) else "–"
-        many = (get(row, "count"),) if count else ()
-        yield (get(row, "name"), *many, number(get(row, value)), span)
-
-
-def _occlusions(winner: Mapping[str, Any] | None) -> Iterator[Picture]:
-    """Yields the pictures of the mistakes with what misled the winner."""
-    held, wrong = get(winner, "occlusions"), get(winner, "wrong")
-    mistakes = wrong if isinstance(wrong, list) else []
-    for item in held if isinstance(held, list) else ():
-        if is_embedded(source := get(item, "image")):
-            index = get(item, "index")
-            mistake = next((one for one in mistakes if get(one, "index") == index), None)
-            words, said = f"{get(mistake, 'label')} → ", str(get(mistake, "predicted"))
-            label = f"what misled the winner on test image {index}"
-            yield Picture(source, label, words, said, number(get(item, "most")))
-
-
-def _texts(winner: Mapping[str, Any] | None) -> Iterator[Part]:
-    """Yields the texts of the mistakes, with their words shaded and the strongest ones listed."""
-    held, classes = get(winner, "texts"), get(winner, "classes")
-    for item in held if isinstance(held, list) else ():
-        words, changes, likely = (get(item, key) for key in ("words", "changes", "probabilities"))
-        if not all(isinstance(each, list) for each in (words, changes, likely)):
-            continue
-        pairs = [
-            (str(word), change)
-            for word, change in zip(words, changes, strict=False)
-            if isinstance(change, float) and math.isfinite(change)
+    if known := winner.calibration:
+        means = f"confidence {number(known.confidence)}, accuracy {number(known.accuracy)}"
+        error = f"expected calibration error {number(known.error)}"
+        block = drawn(calibration(known.bins))
+        caption = f"{CALIBRATION} Means: {means}; {error}."
+        yield Section("calibration", "How sure it is", [block], caption)
+    if groups := winner.groups:
+        kind = groups.of
+        heads = (kind, "examples", winner.metric.name, "95 % interval")
+        rows = [
+            (row.name, row.count, number(row.value), _span(row.interval)) for row in groups.rows
         ]
+        note = f"{groups.left} further ones with fewer examples are left out."
+        blocks = [Table(heads, rows, words=(0,), note=note if groups.left else "")]
+        yield Section("groups", f"{kind.capitalize()} by {kind}", blocks, GROUPS.format(kind))
+    if winner.columns:
+        head = ("column", f"{winner.metric.name} worse by", "5 % to 95 %")
+        table = [(row.name, number(row.worse), _span(row.interval)) for row in winner.columns]
+        yield Section(
+            "columns", "Which columns it needs", [Table(head, table, words=(0,))], COLUMNS
+        )
+
+
+def _span(interval: Interval) -> str:
+    return " to ".join(map(number, interval))
+
+
+def _occlusions(winner: Answer) -> Iterator[Picture]:
+    """Yields the pictures of the mistakes with what misled the winner."""
+    mistakes = {mistake.index: mistake for mistake in winner.wrong or ()}
+    for item in winner.occlusions or ():
+        if is_embedded(item.image) and item.index in mistakes:
+            mistake = mistakes[item.index]
+            words, said = f"{mistake.label} → ", str(mistake.predicted)
+            label = f"what misled the winner on test image {item.index}"
+            yield Picture(item.image, label, words, said, number(item.most))
+
+
+def _texts(winner: Answer) -> Iterator[Part]:
+    """Yields the texts of the mistakes, with their words shaded and the strongest ones listed."""
+    classes = dict(enumerate(winner.classes or ()))
+    for item in winner.texts or ():
+        pairs = [*zip(item.words, item.changes, strict=False)]
         most = max((abs(change) for _, change in pairs), default=0.0)
         if not most:
             continue
-        truth, mistake = (_name(classes, get(item, key)) for key in ("label", "predicted"))
-        sure = " and ".join(map(number, likely))
-        index, margin = get(item, "index"), get(item, "margin")
-        remark = f"test text {index}, probabilities {sure}, in all {number(margin, '+')}"
-        left = get(item, "left")
+        truth, mistake = (classes.get(n, str(n)) for n in (item.label, item.predicted))
+        sure = " and ".join(map(number, item.probabilities))
+        remark = f"test text {item.index}, probabilities {sure}, in all {number(item.margin, '+')}"
         lines = [
             f"for {name}: {', '.join(said)}"
             for name, said in ((mistake, _strongest(pairs, 1)), (truth, _strongest(pairs, -1)))
             if said
         ]
-        lines += [f"{left} further words are not looked at"] if left else []
+        lines += [f"{item.left} further words are not looked at"] if item.left else []
         shaded = Shaded([(word, change / most) for word, change in pairs])
         yield Part(f"{truth} → {mistake}", [shaded, Lines(lines)], remark)
 
@@ -663,12 +619,6 @@ def _strongest(pairs: Sequence[tuple[str, float]], sign: int) -> list[str]:
     strong = {word: change for word, change in pairs if sign * change >= least}
     first = sorted(strong, key=lambda word: -sign * strong[word])[:STRONGEST]
     return [f"{word} {'+' if sign > 0 else '−'}{abs(strong[word]):.2f}" for word in first]
-
-
-def _name(classes: object, number: object) -> str:
-    """Returns the name of a class, or its number where it has none."""
-    known = isinstance(classes, list) and isinstance(number, int) and 0 <= number < len(classes)
-    return str(classes[number]) if known else str(number)  # type: ignore[index]
 
 
 FRONT = (
@@ -693,11 +643,17 @@ CURVES = (
 
 
 def search_sections(
-    stored: StoredStudy, snapshot: Snapshot, winner: dict[str, Any] | None, axis: Axis
+    stored: StoredStudy, snapshot: Snapshot, winner: Answer | None, axis: Axis
 ) -> Iterator[Section]:
-    """Renders the Pareto front, the history of the search, and the learning curves."""
+    """Renders the Pareto front, the history of the search, and the learning curves.
+
+    Args:
+        stored: the study.
+        snapshot: the same at this moment.
+        axis: the axis of the values.
+    """
     trials, best, baseline = stored.trials(), snapshot.best, snapshot.baseline
-    chosen = get(winner, "winner", "trial")
+    chosen = None if winner is None else winner.winner.trial
     won = next((trial for trial in trials if trial.number == chosen), None)
     if snapshot.costs:
         yield front_section(stored, snapshot, won, axis)
@@ -975,8 +931,12 @@ def _message(reason: str, trials: Sequence[FrozenTrial]) -> Iterator[Block]:
         yield Folded("traceback", str(traceback))
 
 
-def environment_section(winner: dict[str, Any] | None, config_text: str) -> Section:
-    """Renders the environment in which the winner was trained, or else that of this process."""
+def environment_section(winner: Answer | None, config_text: str) -> Section:
+    """Renders the environment in which the winner was trained, or else that of this process.
+
+    Args:
+        config_text: the configurations to show, as text.
+    """
     blocks: list[Block] = [environment(winner)]
     if config_text.strip():
         blocks.append(Folded("configuration", config_text))
@@ -985,17 +945,19 @@ def environment_section(winner: dict[str, Any] | None, config_text: str) -> Sect
     return Section("environment", "Configuration and environment", blocks)
 
 
-def environment(winner: dict[str, Any] | None) -> Facts:
+def environment(winner: Answer | None) -> Facts:
     """Returns the facts of the environment, with the data's digest and the seeds."""
-    facts = get(winner, "environment")
-    if not isinstance(facts, dict):
+    facts: dict[str, Any] = {} if winner is None else {**winner.environment}
+    if not facts:
         facts = {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "optuna")},
             "studyloom": __version__,
             "device": _device(),
         }
-    facts = facts | {"data": get(winner, "data", "digest"), "seeds": get(winner, "seeds")}
+    if winner is not None:
+        facts["data"] = winner.data.digest if winner.data else None
+        facts["seeds"] = [*winner.seeds] or None
     return Facts([(str(key), value) for key, value in facts.items() if value is not None])
 
 
@@ -1008,11 +970,19 @@ def _device() -> str | None:
 
 def read_report(
     stored: StoredStudy,
-    winner: dict[str, Any] | None,
+    winner: Answer | None,
+    small: Compressed | None,
     config_text: str,
     progress: Progress | None = None,
 ) -> tuple[Head, Iterator[Section]]:
-    """Reads a study, and returns the beginning of its report and the sections below it."""
+    """Reads a study, and returns the beginning of its report and the sections below it.
+
+    Args:
+        small: the winner made small, if it was.
+        config_text: the configurations to show, as text.
+        progress: of the whole job, whose stages after the search are then shown while they run;
+            None shows the search.
+    """
     snapshot = take_snapshot(stored) if progress is None else progress.search
     parts = read_parts(stored)
 
@@ -1021,7 +991,7 @@ def read_report(
             yield from running_sections(snapshot, stored.trials())
         else:
             yield from running_sections(progress.current, progress.trials.get(progress.title, ()))
-        yield from all_sections(stored, snapshot, winner)
+        yield from all_sections(stored, snapshot, winner, small)
         yield parts_section(parts)
         yield environment_section(winner, config_text)
 
@@ -1029,12 +999,13 @@ def read_report(
 
 
 def all_sections(
-    stored: StoredStudy, snapshot: Snapshot, winner: dict[str, Any] | None
+    stored: StoredStudy, snapshot: Snapshot, winner: Answer | None, small: Compressed | None
 ) -> Iterator[Section]:
     """Yields the sections of a study: what decided, the search, who worked."""
-    axis, won = Axis.of(stored.metric, stored.sign), get(winner, "winner", "trial")
+    axis = Axis.of(stored.metric, stored.sign)
+    won = None if winner is None else winner.winner.trial
     if winner is not None:
-        yield from winner_sections(winner)
+        yield from winner_sections(winner, small)
         yield from explained_sections(winner)
     shown, note = sample(stored, snapshot, won)
     yield from noted(search_sections(shown, snapshot, winner, axis), note)
@@ -1043,7 +1014,7 @@ def all_sections(
     yield from noted(parameter_sections(shown, snapshot.best, axis), note)
     yield from worker_sections(stored)
     if winner is None:
-        yield from winner_sections(winner)
+        yield from winner_sections(None, None)
 
 
 def noted(sections: Iterable[Section], note: str) -> Iterator[Section]:
@@ -1070,11 +1041,12 @@ def write_report(stored: StoredStudy, run_dir: Path) -> Path:
     return path
 
 
-def read_files(stored: StoredStudy, run_dir: Path) -> tuple[dict[str, Any] | None, str]:
+def read_files(stored: StoredStudy, run_dir: Path) -> tuple[Answer | None, Compressed | None, str]:
     """Reads what a report shows of a run directory.
 
     Returns:
-        What winner.json holds, None if it is not of this study; and the configurations, as text.
+        What winner.json holds, None if it is not of this study; how its winner was made small, if
+        it was; and the configurations, as text.
 
     Raises:
         OSError: a file cannot be read.
@@ -1082,11 +1054,19 @@ def read_files(stored: StoredStudy, run_dir: Path) -> tuple[dict[str, Any] | Non
     paths = {name: run_dir / name for name in SHOWN_CONFIGS if (run_dir / name).exists()}
     texts = {name: path.read_text(errors="replace").rstrip() for name, path in paths.items()}
     config_text = "\n\n".join(f"# {name}\n{text}\n" for name, text in texts.items())
-    answer = read_answer(run_dir) or {}  # it may be that of another study which ran here
-    answer["compressed"] = read_record(run_dir, answer)
-    return answer if belongs_to(answer, stored) else None, config_text
+    answer = read_answer(run_dir)
+    if answer is None or not belongs_to(answer, stored):  # that of another study which ran here
+        return None, None, config_text
+    return answer, read_compressed(run_dir, answer), config_text
 
 
-def render(stored: StoredStudy, winner: dict[str, Any] | None, config_text: str) -> str:
-    """Renders the page as HTML."""
-    return report_page(*read_report(stored, winner, config_text))
+def render(
+    stored: StoredStudy, winner: Answer | None, small: Compressed | None, config_text: str
+) -> str:
+    """Renders the page as HTML.
+
+    Args:
+        small: the winner made small, if it was.
+        config_text: the configurations to show, as text.
+    """
+    return report_page(*read_report(stored, winner, small, config_text))

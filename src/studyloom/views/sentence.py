@@ -15,6 +15,7 @@ from studyloom.storage.attributes import MADE
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import format_parameter, format_value, one_line
 from studyloom.views.snapshot import Snapshot, why_no_best
+from studyloom.winner.answer import Answer, Scores, Summary
 
 MOST_DETAILS = 2  # of a network
 # Of a network, what says most of it, where the search varied nothing of it.
@@ -23,26 +24,28 @@ SPELT = "AEFHILMNORSX"  # letters whose names begin with a vowel: an MLP, a CNN
 NOUNS = {"Picture": "pictures", "Sound": "recordings"}  # by what makes a file an input
 
 
-def quotable(stored: StoredStudy, answer: Mapping[str, Any] | None, snapshot: Snapshot) -> str:
+def quotable(stored: StoredStudy, answer: Answer | None, snapshot: Snapshot) -> str:
     """Returns where a study stands in one sentence: its tested winner, or else its best trial."""
     tested = None if answer is None else answer_sentence(answer, stored)
     return tested or search_sentence(snapshot)
 
 
-def answer_sentence(answer: Mapping[str, Any], stored: StoredStudy) -> str | None:
-    """Returns the answer in one sentence; None if it names no winner with a value."""
-    winner, test = _mapping(answer.get("winner")), _mapping(answer.get("test"))
-    number = winner.get("trial")
-    trial = next((trial for trial in stored.trials() if trial.number == number), None)
-    who = _describe(_config_of(trial), _mapping(winner.get("params")))
-    tested = _mapping(test.get("winner"))
-    if (value := _mean(tested)) is not None:
-        words = f"{who}: {_spread(tested, stored.metric)} on {_examples(answer, test)}"
-        return f"{words}{_over_baseline(test, value, stored.metric)}"
-    if _mean(winner) is None:
+def answer_sentence(answer: Answer, stored: StoredStudy) -> str | None:
+    """Returns the answer in one sentence; None if its winner has but the value of the search.
+
+    Args:
+        stored: the study, whose trials say what the winner is made of.
+    """
+    winner, test = answer.winner, answer.test
+    trial = next((trial for trial in stored.trials() if trial.number == winner.trial), None)
+    who = _describe(_config_of(trial), winner.params)
+    if test is not None:
+        words = f"{who}: {_spread(test.winner, stored.metric)} on {_examples(answer, test)}"
+        return f"{words}{_over_baseline(test, stored.metric)}"
+    if winner.fresh is None:
         return None
-    seeds = len(winner.get("values") or ())
-    return f"{who}: {_spread(winner, stored.metric)} on {seeds} fresh seeds, untested"
+    seeds = len(winner.values)
+    return f"{who}: {_spread(winner.fresh, stored.metric)} on {seeds} fresh seeds, untested"
 
 
 def search_sentence(snapshot: Snapshot) -> str:
@@ -61,12 +64,6 @@ def search_sentence(snapshot: Snapshot) -> str:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _mean(values: Mapping[str, Any]) -> float | None:
-    mean = values.get("mean")
-    known = isinstance(mean, int | float) and not isinstance(mean, bool) and math.isfinite(mean)
-    return float(mean) if known else None  # type: ignore[arg-type]
 
 
 def _config_of(trial: FrozenTrial | None) -> Mapping[str, Any]:
@@ -141,47 +138,35 @@ def _value(value: float, metric: str, error: float | None = None) -> str:
     return f"{one_line(metric)} {format_value(value)}"
 
 
-def _spread(values: Mapping[str, Any], metric: str) -> str:
+def _spread(values: Summary, metric: str) -> str:
     """Words mean ± standard deviation over the seeds."""
-    mean, error = _mean(values) or 0.0, values.get("std")
-    if not isinstance(error, int | float) or isinstance(error, bool):
+    mean, error = values.mean, values.std
+    if error is None:
         return _value(mean, metric)
     if _is_share(metric):
         return f"{_value(mean, metric, error)} ± {100 * error:.{_decimals(error)}f}"
     return f"{_value(mean, metric)} ± {format_value(error)}"
 
 
-def _examples(answer: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+def _examples(answer: Answer, test: Scores) -> str:
     """Words what the test part holds: 1 000 unseen pictures."""
-    data = _mapping(answer.get("data"))
-    noun = NOUNS.get(_class_of(_mapping(data.get("transform"))), "examples")
-    if data.get("columns"):
+    data = answer.data
+    noun = NOUNS.get(_class_of((data and data.transform) or {}), "examples")
+    if data and data.columns:
         noun = "rows"
-    count = test.get("examples")
-    if not isinstance(count, int) or isinstance(count, bool):
+    if test.examples is None:
         return f"unseen {noun}"
-    return f"{count:,} unseen {noun}".replace(",", " ")
+    return f"{test.examples:,} unseen {noun}".replace(",", " ")
 
 
-def _over_baseline(test: Mapping[str, Any], value: float, metric: str) -> str:
+def _over_baseline(test: Scores, metric: str) -> str:
     """Words how far the winner is from the baseline, and whether the interval shows it at all."""
-    difference = _mapping(test.get("difference"))
-    gain, other = _mean(difference), _mean(_mapping(test.get("baseline")))
-    if gain is None and other is not None:
-        gain = value - other
-    if gain is None:
+    if (difference := test.difference) is None:
         return ""
+    gain, ends = difference.mean, difference.interval
     side = "over" if gain >= 0 else "under"
-    error = difference.get("std")
-    known = error if isinstance(error, int | float) else None
     size = abs(100 * gain)
-    words = f"{size:.{_decimals(known)}f} points" if _is_share(metric) else format_value(abs(gain))
-    open_ = " (the 95 % interval includes 0)" if _covers_0(difference) else ""
+    points = f"{size:.{_decimals(difference.std)}f} points"
+    words = points if _is_share(metric) else format_value(abs(gain))
+    open_ = " (the 95 % interval includes 0)" if ends and ends[0] <= 0 <= ends[1] else ""
     return f", {words} {side} the baseline{open_}"
-
-
-def _covers_0(difference: Mapping[str, Any]) -> bool:
-    ends = difference.get("interval")
-    if not isinstance(ends, list) or not all(isinstance(end, int | float) for end in ends):
-        return False
-    return len(ends) == 2 and ends[0] <= 0 <= ends[1]

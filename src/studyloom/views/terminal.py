@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from studyloom.config.values import plain_sections
-from studyloom.extras.export.record import CHOSEN, compressed_rows, record_lines
 from studyloom.question.question import Question
 from studyloom.question.sources import CODE
 from studyloom.space.outline import outline
@@ -37,16 +36,21 @@ from studyloom.text import (
 )
 from studyloom.views.progress import wrap
 from studyloom.views.snapshot import Snapshot, WorkerStatus, front_rows, trial_counts, trial_values
-from studyloom.winner.answer import (
+from studyloom.winner.answer import Answer, Compressed
+from studyloom.winner.wording import (
+    CHOSEN,
     committee_lines,
+    compressed_lines,
+    compressed_rows,
     format_costs,
+    format_covers,
     format_difference,
     format_mean,
     format_openings,
-    format_race,
     format_reuse,
     format_seeds,
     format_uncertainty,
+    race_lines,
 )
 
 if TYPE_CHECKING:
@@ -58,46 +62,46 @@ WIDE = 72
 WHOLE = 130  # columns of the variants of a winner with the percentiles of their latencies
 
 
-def winner_lines(answer: Mapping[str, Any]) -> Iterator[str]:
+def winner_lines(answer: Answer) -> Iterator[str]:
     """Formats the answer for a terminal, line by line."""
-    test, chosen = answer["test"], answer["winner"]
+    test, chosen, metric = answer.test, answer.winner, answer.metric.name
+    fresh, gap = chosen.fresh, format_value(chosen.gap or 0.0, "+")
+    notes = [*race_lines(answer.race), format_reuse(answer)]
     if test is None:
-        basis = f"trial {chosen['trial']}, {len(answer['seeds'])} fresh seeds"
-        yield f"winner    {answer['metric']['name']} {format_mean(chosen)}  {basis}"
-        for row in answer["candidates"]:
-            if row.get("baseline") and "mean" in row and row["trial"] != chosen["trial"]:
-                yield f"          baseline {format_mean(row)}"
-        yield f"          selection gap {format_value(chosen['gap'], '+')}"
-        yield from (f"          {note}" for note in _notes(answer, [format_seeds(chosen)]))
-        yield f"          {answer['note']}"
+        assert fresh is not None  # what is not tested was judged on fresh seeds
+        basis = f"trial {chosen.trial}, {len(answer.seeds)} fresh seeds"
+        yield f"winner    {metric} {format_mean(fresh)}  {basis}"
+        for row in answer.candidates:
+            if row.baseline and row.fresh and row.trial != chosen.trial:
+                yield f"          baseline {format_mean(row.fresh)}"
+        yield f"          selection gap {gap}"
+        notes = [format_seeds(fresh), *notes]
+        yield from (f"          {note}" for note in notes if note)
+        yield f"          {answer.note}"
         return
-    basis = f"trial {chosen['trial']}, {len(answer['seeds'])} seeds"
-    basis += f", {test['examples']} examples" if test["examples"] is not None else ""
+    basis = f"trial {chosen.trial}, {len(answer.seeds)} seeds"
+    basis += f", {test.examples} examples" if test.examples is not None else ""
     basis += format_costs(chosen)
-    yield f"test      winner {answer['metric']['name']} {format_mean(test['winner'])}  {basis}"
-    if "difference" in test:
-        yield f"          baseline {format_mean(test['baseline'])}"
-        yield f"          difference {format_difference(test)}"
-    for rule, value in test["references"].items():
+    yield f"test      winner {metric} {format_mean(test.winner)}  {basis}"
+    if test.baseline and test.difference:
+        yield f"          baseline {format_mean(test.baseline)}"
+        yield f"          difference {format_difference(test.difference, format_covers(test))}"
+    for rule, value in test.references.items():
         yield f"          {rule} {format_value(value)}"
-    if "gap" in chosen:
-        basis = f"{format_mean(chosen)} on fresh seeds and validation parts"
-        yield f"          selection gap {format_value(chosen['gap'], '+')}: {basis}"
-    yield from (f"          {note}" for note in _notes(answer, format_uncertainty(test)))
-    for number, line in enumerate(committee_lines(answer)):
+    if fresh is not None:
+        basis = f"{format_mean(fresh)} on fresh seeds and validation parts"
+        yield f"          selection gap {gap}: {basis}"
+    yield from (f"          {note}" for note in [*format_uncertainty(test), *notes] if note)
+    for number, line in enumerate(committee_lines(answer.committee, metric)):
         yield f"{'' if number else 'committee':10}{line}"
-    if test.get("openings", 1) > 1:
-        yield f"          the test part was {format_openings(test)}, and tells less each time"
-    if not answer.get("keeps", True):
+    if test.openings > 1:
+        opened = format_openings(test.openings)
+        yield f"          the test part was {opened}, and tells less each time"
+    if not answer.keeps:
         yield (
-            f"          on fresh seeds no candidate keeps to {answer['rule']}; "
+            f"          on fresh seeds no candidate keeps to {answer.rule}; "
             "this one is the best of them"
         )
-
-
-def _notes(answer: Mapping[str, Any], spread: Iterable[str]) -> Iterator[str]:
-    """Yields what `±` is, who left a race, and how many trainings were reused."""
-    yield from filter(None, (*spread, *format_race(answer), format_reuse(answer)))
 
 
 def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
@@ -268,7 +272,7 @@ def make_console(file: Any = None, **options: Any) -> Console:
     )
 
 
-def print_compressed(record: Mapping[str, Any], console: Console) -> None:
+def print_compressed(record: Compressed, console: Console) -> None:
     """Prints the variants of a winner that was made small, and the one that was chosen.
 
     Args:
@@ -285,7 +289,7 @@ def print_compressed(record: Mapping[str, Any], console: Console) -> None:
         kept = cells if console.width >= WHOLE else [cell.partition(" (")[0] for cell in cells]
         table.add_row(name, *kept, style="bold green" if cells[-1] == CHOSEN else "")
     console.print(table)
-    console.print(Text("\n".join(record_lines(record))), soft_wrap=True)
+    console.print(Text("\n".join(compressed_lines(record))), soft_wrap=True)
 
 
 def print_failures(stored: StoredStudy, console: Console) -> None:

@@ -1,150 +1,668 @@
-"""The answer of a study: its files, written, read and moved aside, and its numbers in words."""
+"""The answer of a study: what winner.json and compress.json hold, written, read and moved aside.
+
+Everybody who shows an answer reads these types. They are winner.json: its keys are their fields.
+Reading one imports no torch.
+"""
 
 import hashlib
 import itertools
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from optuna.trial import FrozenTrial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from studyloom.errors import PredictError
-from studyloom.files import digest_of_file, write_whole
+from studyloom.files import write_whole
 from studyloom.study.stored_study import StoredStudy
-from studyloom.text import format_cost, format_value, one_line
+from studyloom.text import one_line
 
-if TYPE_CHECKING:  # reading an answer, as `studyloom status` does, must not import torch
+if TYPE_CHECKING:
     from studyloom.winner.stages import Plan
 
-
-COMMITTEE = "committee.pt"
+COMMITTEE, CARD = "committee.pt", "model_card.md"
+RECORD, NETWORK = "compress.json", "winner.onnx"
 MODULE = re.compile(r"\w[\w.-]*")
-
 # Moved aside in this order: without winner.json the others are no answer.
 ANSWER_FILES = (
-    *("winner.json", "winner.yaml", "winner.pt", COMMITTEE, "model_card.md", "report.html"),
-    *("compress.json", "winner.onnx"),
+    *("winner.json", "winner.yaml", "winner.pt", COMMITTEE, CARD, "report.html", RECORD, NETWORK),
     "winner",  # the folder of the networks
 )
+Interval = tuple[float, float]
+T = TypeVar("T")
 
 
-def write_answer(
-    run_dir: Path, answer: Mapping[str, Any], files: Mapping[str, bytes]
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Summary:
+    """Values that differ by their seed alone.
+
+    Attributes:
+        std: the sample standard deviation; None for a single value.
+        interval: the 95 % interval of the mean; None if it is not known.
+        values: one for each seed.
+    """
+
+    mean: float
+    std: float | None = None
+    interval: Interval | None = None
+    values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial of the search that may have won.
+
+    Attributes:
+        costs: the values of further objectives by name.
+        values: one for each fresh seed; empty without a re-evaluation, as are the next three.
+        gap: above 0 if the search flattered the candidate.
+    """
+
+    trial: int
+    params: dict[str, Any]
+    search_value: float
+    costs: dict[str, float] = field(default_factory=dict)
+    baseline: bool = False
+    values: tuple[float, ...] = ()
+    mean: float | None = None
+    std: float | None = None
+    interval: Interval | None = None
+    gap: float | None = None
+
+    @property
+    def fresh(self) -> Summary | None:
+        """The values on fresh seeds; None without a re-evaluation."""
+        if self.mean is None:
+            return None
+        return Summary(self.mean, self.std, self.interval, self.values)
+
+
+@dataclass(frozen=True)
+class Left:
+    """A candidate that has left a race.
+
+    Attributes:
+        seeds: after how many.
+        cause: failed, behind or worse.
+        leader: the trial that it was worse than, with probability `p` of being so by chance.
+        reason: the cause in words.
+    """
+
+    trial: int
+    seeds: int
+    cause: str
+    reason: str
+    leader: int | None = None
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class RaceResult:
+    """How the re-evaluation went as a race.
+
+    Attributes:
+        budget: how many trainings it had at most.
+        seeds: how many the last ones were trained with.
+        last: the trials that stayed to the end.
+    """
+
+    entrants: int
+    trainings: int
+    budget: int
+    seeds: int
+    last: tuple[int, ...]
+    left: tuple[Left, ...]
+
+
+@dataclass(frozen=True)
+class Covered:
+    """What the intervals of a test cover: seeds, examples, or seeds and examples."""
+
+    covers: str
+    resamples: int | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the test part gave.
+
+    Attributes:
+        baseline: None if there is none or it has won, as for the difference.
+        difference: winner minus baseline, seed by seed.
+        examples: how many the test part has.
+        references: what rules without a network reach, such as the most frequent class.
+        further: what a function of the user's own has measured, for each seed.
+        openings: how often the test part was opened in this study.
+        earlier: whether it was opened for these networks by an earlier answer.
+    """
+
+    winner: Summary
+    interval: Covered
+    baseline: Summary | None = None
+    difference: Summary | None = None
+    examples: int | None = None
+    references: dict[str, float] = field(default_factory=dict)
+    further: tuple[dict[str, float], ...] = ()
+    openings: int = 1
+    earlier: bool = False
+
+
+@dataclass(frozen=True)
+class RangeFacts:
+    """The range of the training inputs, as `studyloom.data.transform.InputRange` has it."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    means: Interval
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What one must know of the data to use the network.
+
+    Attributes:
+        digest: SHA-256 of the training part.
+        shape: of one input; None if it is not one tensor.
+        dtype: in which the network takes inputs.
+        outputs: how many numbers it returns for an input; None if that is not known.
+        mean: what was subtracted from pixels from 0 to 1, and `std` what they were divided by.
+        names: of the classes or numbers that it predicts.
+        columns: of a table.
+        inputs: the range of the training inputs; None if it is not known.
+        loaded: whether the examples come from a Dataset, and are not in memory.
+        kind: the type of the inputs of a Dataset.
+        reads: whether the transform reads files as a whole.
+        transform: how a file becomes an input, as a section with a `_target_`.
+    """
+
+    digest: str
+    test_digest: str
+    shape: tuple[int, ...] | None
+    outputs: int | None
+    mean: float
+    std: float
+    dtype: str = "float32"
+    classifies: bool = True
+    names: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    inputs: RangeFacts | None = None
+    loaded: bool = False
+    kind: str | None = None
+    reads: bool = False
+    transform: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network of a committee.
+
+    Attributes:
+        seed: the number of its fresh seed.
+        stage: re-evaluation, or retraining if it was trained on all data.
+        times: how often it was chosen.
+        share: its weight in the mean.
+        model: the section that builds it.
+        dtype: in which it takes inputs; None as they come.
+    """
+
+    trial: int
+    seed: int
+    stage: str
+    times: int
+    share: float
+    model: dict[str, Any]
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The values of a committee, and of the best single networks, on the parts that chose it."""
+
+    value: float
+    single: float
+
+
+@dataclass(frozen=True)
+class Committee:
+    """Several trained networks whose outputs are averaged.
+
+    Attributes:
+        candidates: the trials whose networks it was chosen from, the best first.
+        note: why there is none.
+        average: how outputs become one: softmax, sigmoid or mean.
+        test: its value on the test part.
+        difference: to the winner, over the winner's seeds.
+        costs: of the committee and of the winner, by name.
+    """
+
+    candidates: tuple[int, ...]
+    note: str | None = None
+    members: tuple[Member, ...] = ()
+    average: str = "mean"
+    validation: Validation | None = None
+    test: float | None = None
+    difference: Summary | None = None
+    costs: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A wrong prediction of a class; `image` is a PNG in a data URL, if the input is a picture."""
+
+    index: int
+    label: int
+    predicted: int
+    confidence: float
+    image: str | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network predicted (`told`), and the targets; `ordered` if they are in time order."""
+
+    told: tuple[tuple[float, ...], ...]
+    came: tuple[tuple[float, ...], ...]
+    ordered: bool = False
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The predictions of a range of confidence; `interval` is that of their accuracy."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How sure a classifier is, and how often it is right.
+
+    Attributes:
+        error: the expected calibration error.
+    """
+
+    error: float
+    confidence: float
+    accuracy: float
+    bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The mean of the metric over the examples of a group or class."""
+
+    name: str
+    count: int
+    value: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A network on each group of examples, or class; `left` says how many are left out."""
+
+    of: str
+    left: int
+    rows: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """How much worse the metric gets with one column in a random order, over several orders."""
+
+    name: str
+    worse: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Occlusion:
+    """A picture with what misled the network in red; `most` is the largest loss of confidence."""
+
+    index: int
+    image: str
+    most: float
+
+
+@dataclass(frozen=True)
+class ExplainedText:
+    """A text of the test part that was taken for another class.
+
+    Attributes:
+        probabilities: of `label` and `predicted`.
+        margin: the log of how many times likelier than the truth the mistake was taken to be.
+        changes: by how much each word raises the margin.
+        left: how many words follow that were not looked at.
+    """
+
+    index: int
+    label: int
+    predicted: int
+    probabilities: tuple[float, float]
+    margin: float
+    words: tuple[str, ...]
+    changes: tuple[float, ...]
+    left: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """What is known once the test part was opened; the study stores it.
+
+    Attributes:
+        seeds: of the final trainings.
+        note: why there are no predictions to show.
+        epochs: that the winner was trained for.
+        confusion: how often each class (rows) was taken for which (columns).
+    """
+
+    test: Scores | None = None
+    data: DataFacts | None = None
+    seeds: tuple[int, ...] = ()
+    note: str | None = None
+    epochs: int | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    committee: Committee | None = None
+    confusion: tuple[tuple[int, ...], ...] | None = None
+    classes: tuple[str, ...] | None = None
+    wrong: tuple[Wrong, ...] | None = None
+    predictions: Predictions | None = None
+    calibration: Calibration | None = None
+    groups: Groups | None = None
+    columns: tuple[Column, ...] | None = None
+    occlusions: tuple[Occlusion, ...] | None = None
+    texts: tuple[ExplainedText, ...] | None = None
+
+
+@dataclass(frozen=True)
+class MetricFacts:
+    """The metric of a study; the direction is maximize or minimize."""
+
+    name: str
+    direction: str
+
+    @property
+    def sign(self) -> int:
+        return -1 if self.direction == "minimize" else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer(Tested):
+    """What winner.json holds.
+
+    Attributes:
+        stage: the study of the last stage.
+        trials: that the winner was chosen from, and `study_trials` all of the study by then.
+        reused: how many trainings of each stage earlier answers had done, and of how many.
+        candidates: the best first.
+        keeps: whether the winner keeps to the rule on fresh seeds.
+        command: of the study's page.
+        files: the SHA-256 of the files that were written with it.
+    """
+
+    study: str
+    stage: str
+    trials: int
+    winner: Candidate
+    candidates: tuple[Candidate, ...]
+    metric: MetricFacts
+    rule: str
+    study_trials: int | None = None
+    reused: dict[str, tuple[int, int]] = field(default_factory=dict)
+    written: str = ""
+    keeps: bool = True
+    race: RaceResult | None = None
+    command: tuple[str, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_of_loop(self) -> bool:
+        """Whether the winner is a loop of the user's own, and not a network of ours."""
+        return self.note is not None and self.data is None
+
+    def document(self) -> dict[str, Any]:
+        """Returns winner.json."""
+        document: dict[str, Any] = json.loads(json.dumps(to_document(self)))
+        return document
+
+    def in_short(self) -> dict[str, Any]:
+        """Returns what the database has of it, for whoever has no run directory."""
+        chosen, test = self.winner, self.test
+
+        def short(values: Summary | None) -> dict[str, float | None] | None:
+            return None if values is None else {"mean": values.mean, "std": values.std}
+
+        return {
+            "stage": self.stage,
+            "metric": self.metric.name,
+            "trial": chosen.trial,
+            "params": chosen.params,
+            "search_value": chosen.search_value,
+            "fresh": short(chosen.fresh),
+            "test": None if test is None else short(test.winner),
+            "baseline_test": test.baseline.mean if test and test.baseline else None,
+            "examples": None if test is None else test.examples,
+        }
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of a call: the median, the 10th and the 90th percentile."""
+
+    median: float
+    low: float
+    high: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class VariantFacts:
+    """A variant of a winner that was made small, as it was judged on a validation part.
+
+    Attributes:
+        note: why there is none; the other values are not known then.
+        drop: how much worse it is than the original.
+        latency: by the size of the batch.
+    """
+
+    name: str
+    note: str | None = None
+    value: float = 0.0
+    drop: float = 0.0
+    drop_interval: Interval = (0.0, 0.0)
+    bytes: int = 0
+    parameters: int = 0
+    latency: dict[str, Latency] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The variant that was chosen; `medians` are its and the original's latencies by batch."""
+
+    name: str
+    bytes: int
+    parameters: int
+    medians: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class SmallScores:
+    """The chosen variant beside the original on the test part.
+
+    Attributes:
+        covers: whether the interval of the difference covers examples.
+        within: whether it shows that no more than the margin was lost.
+    """
+
+    value: float
+    original: float
+    difference: float
+    interval: Interval
+    covers: bool
+    examples: int
+    within: bool = False
+    openings: int = 1
+    earlier: bool = False
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Whose outputs the variants learnt from, where it was a committee."""
+
+    name: str
+    networks: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compressed:
+    """What compress.json holds: the winner made small.
+
+    Attributes:
+        winner: the SHA-256 of winner.pt, and `committee` of committee.pt if that taught.
+        digest: the SHA-256 of winner.onnx.
+        threads: of the latencies.
+        margin: what may be lost.
+    """
+
+    winner: str
+    digest: str
+    settings: dict[str, Any]
+    metric: MetricFacts
+    threads: int
+    rule: str
+    margin: float
+    original: VariantFacts
+    variants: tuple[VariantFacts, ...]
+    bytes_of_winner: int
+    chosen: Chosen
+    test: SmallScores
+    teacher: Teacher | None = None
+    committee: str | None = None
+
+    def in_short(self) -> dict[str, Any]:
+        """Returns what the database has of it beside the answer."""
+        test = self.test
+        return {
+            "name": self.chosen.name,
+            "bytes": self.chosen.bytes,
+            "bytes_of_winner": self.bytes_of_winner,
+            "value": test.value,
+            "original": test.original,
+            "difference": test.difference,
+            "within": test.within,
+            "interval": [*test.interval],
+        }
+
+
+def to_document(value: Any) -> Any:
+    """Returns one of these types as JSON has it."""
+    import msgspec  # here: no search waits for it
+
+    return msgspec.to_builtins(value)
+
+
+def from_document(document: Any, kind: type[T]) -> T:
+    """Reads one of these types.
+
+    Raises:
+        ValueError: the document is something else.
+    """
+    import msgspec
+
+    return msgspec.convert(document, kind)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_whole(path, json.dumps(to_document(value), indent=1), durable=True)
+
+
+def write_answer(run_dir: Path, answer: Answer, files: Mapping[str, bytes]) -> Answer:
     """Writes winner.json, and then the files that belong to it.
 
     It has their digests, and goes first: if the command is killed before the last of them is in its
     place, those of another answer are not taken for this one's.
 
-    Args:
-        run_dir: where the study runs.
-        answer: what winner.json holds beside the digests.
-        files: the content of the other files by name.
-
     Returns:
-        what winner.json holds.
+        the answer with the digests.
 
     Raises:
         OSError: a file cannot be written.
     """
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    written = {**answer, "files": digests}
-    write_whole(run_dir / "winner.json", json.dumps(written, indent=1), durable=True)
+    written = replace(answer, files={name: digest_of(content) for name, content in files.items()})
+    write_json(run_dir / "winner.json", written)
     for name, content in files.items():
         write_whole(run_dir / name, content, durable=True)
     return written
 
 
-def stated_page(answer: Mapping[str, Any]) -> list[str] | None:
-    """Returns the command of the study's page that winner.json states; None if it states no such.
-
-    It is shown to be typed again, and winner.json may be another person's: a module, a file, or
-    `studyloom run` of one is all that a page can be.
-
-    Args:
-        answer: what winner.json holds.
-    """
-    match answer.get("command"):
-        case ["python", "-m", str(module)] if MODULE.fullmatch(module):
-            return ["python", "-m", module]
-        case ["python", *before, str(path)] if before in ([], ["-m", "studyloom", "run"]):
-            return None if path.startswith("-") or path != one_line(path) else [*answer["command"]]
-    return None
+def digest_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
-def read_answer(run_dir: Path) -> dict[str, Any] | None:
-    """Returns what winner.json holds; None if there is none, or none that is whole."""
-    try:
-        answer = json.loads((run_dir / "winner.json").read_bytes())
-        if isinstance(answer, dict) and not strays(run_dir, answer):
-            return answer
-    except (OSError, ValueError, RecursionError):
-        pass
-    return None
-
-
-def load_answer(run_dir: Path) -> Mapping[str, Any]:
+def load_answer(run_dir: Path) -> Answer:
     """Reads winner.json below a run directory.
 
     Raises:
-        PredictError: there is none, or it is no JSON object.
+        PredictError: there is none, or it holds something else.
         OSError: it cannot be read.
     """
+    path = run_dir / "winner.json"
     try:
-        answer = json.loads((run_dir / "winner.json").read_bytes())
-        if not isinstance(answer, dict):
-            raise TypeError(f"it holds a {type(answer).__name__}")
-    except FileNotFoundError as error:
-        if not str(error.filename).endswith("winner.json"):
-            raise
+        return from_document(json.loads(path.read_bytes()), Answer)
+    except FileNotFoundError:
         wait = "the study writes it when its search has ended"
         raise PredictError(f"{run_dir}: there is no winner.json; {wait}") from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise unusable(run_dir, error) from None
-    return answer
+    except (ValueError, RecursionError) as error:
+        raise PredictError(f"{path}: cannot be used: {one_line(str(error))}") from None
 
 
-def unusable(run_dir: Path, error: Exception) -> PredictError:
-    """Returns the error that says why winner.json cannot be used."""
-    return PredictError(
-        f"{run_dir / 'winner.json'}: cannot be used: {type(error).__name__}: {error}"
-    )
+def read_answer(run_dir: Path) -> Answer | None:
+    """Returns the answer below a run directory; None if there is none, or none that is whole."""
+    try:
+        answer = load_answer(run_dir)
+        return None if strays(run_dir, answer) else answer
+    except (OSError, PredictError):
+        return None
 
 
-def is_of_loop(answer: Mapping[str, Any]) -> bool:
-    """Whether an answer is of a loop of the user's own, and not of a network of ours."""
-    return "note" in answer and answer.get("data") is None
+def read_compressed(run_dir: Path, answer: Answer) -> Compressed | None:
+    """Returns what compress.json holds; None if there is none, or it is of another winner."""
+    try:
+        record = from_document(json.loads((run_dir / RECORD).read_bytes()), Compressed)
+        whole = record.digest == digest_of((run_dir / NETWORK).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return record if whole and record.winner == answer.files.get("winner.pt") else None
 
 
-def strays(run_dir: Path, answer: Mapping[str, Any], *names: str) -> list[str]:
+def strays(run_dir: Path, answer: Answer, *names: str) -> list[str]:
     """Finds files that are missing, or are not those which were written with winner.json.
 
     Args:
-        run_dir: where the study runs.
-        answer: what winner.json holds; without digests, as of an earlier version, no file is one.
         names: the files to look at; none for all of the answer.
 
     Raises:
         OSError: a file cannot be read.
     """
-    digests = answer.get("files")
-    if not isinstance(digests, Mapping):
-        return []
-    looked_at = names or [name for name in ANSWER_FILES if name in digests]
-    return [name for name in looked_at if digests.get(name) != _digest(run_dir, name)]
+
+    def is_there(name: str) -> bool:
+        try:
+            return answer.files.get(name) == digest_of((run_dir / name).read_bytes())
+        except FileNotFoundError:
+            return False
+
+    looked_at = names or [name for name in ANSWER_FILES if name in answer.files]
+    return [name for name in looked_at if not is_there(name)]
 
 
-def check_whole(run_dir: Path, answer: Mapping[str, Any], *names: str) -> None:
-    """Raises PredictError if files are not those that were written with winner.json.
-
-    Args:
-        run_dir: where the study runs.
-        answer: what winner.json holds.
-        names: the files.
-    """
+def check_whole(run_dir: Path, answer: Answer, *names: str) -> None:
+    """Raises PredictError if files are not those that were written with winner.json."""
     if stray := strays(run_dir, answer, *names):
         raise PredictError(
             f"{run_dir}: the answer is incomplete: {' and '.join(stray)} did not come with "
@@ -153,51 +671,47 @@ def check_whole(run_dir: Path, answer: Mapping[str, Any], *names: str) -> None:
         )
 
 
-def _digest(run_dir: Path, name: str) -> str | None:
-    """Returns the SHA-256 of a file; None if there is none."""
-    try:
-        return digest_of_file(run_dir / name)
-    except FileNotFoundError:
-        return None
+def stated_page(answer: Answer) -> Sequence[str] | None:
+    """Returns the command of the study's page that winner.json states; None if it states no such.
+
+    It is shown to be typed again, and winner.json may be another person's: a module, a file, or
+    `studyloom run` of one is all that a page can be.
+    """
+    match answer.command:
+        case ("python", "-m", module) if MODULE.fullmatch(module):
+            return answer.command
+        case ("python", path) | ("python", "-m", "studyloom", "run", path):
+            return None if path.startswith("-") or path != one_line(path) else answer.command
+    return None
 
 
-def belongs_to(answer: Mapping[str, Any], stored: StoredStudy) -> bool:
+def belongs_to(answer: Answer, stored: StoredStudy) -> bool:
     """Whether an answer was chosen from the trials of a study, as its database holds them now.
 
     A study of the same name in another database, or one with another seed, has other trials: their
     numbers are the same, but not their parameters and values.
-
-    Args:
-        answer: what winner.json holds.
-        stored: the study of the search.
     """
-    trials = {trial.number: trial for trial in stored.trials() if trial.values}
-    rows = answer.get("candidates")
-    if answer.get("study") != stored.name or not isinstance(rows, list) or not rows:
-        return False
-    return all(isinstance(row, dict) and _is_row_of(row, trials) for row in rows)
+    trials = {
+        trial.number: (trial.params, trial.values[0]) for trial in stored.trials() if trial.values
+    }
+    return answer.study == stored.name and all(
+        trials.get(row.trial) == (row.params, row.search_value) for row in answer.candidates
+    )
 
 
-def _is_row_of(row: Mapping[str, Any], trials: Mapping[Any, FrozenTrial]) -> bool:
-    trial = trials.get(row.get("trial"))
-    if trial is None:
-        return False
-    return trial.params == row.get("params") and trial.values[0] == row.get("search_value")
-
-
-def is_answer_of(answer: Mapping[str, Any], plan: "Plan") -> bool:
+def is_answer_of(answer: Answer, plan: "Plan") -> bool:
     """Whether an answer comes from the final stage of this very plan.
 
     The name of the stage has the budget and the rule; what was judged has the question and seeds.
     """
-    if answer.get("stage") != plan.last.stored.name or not belongs_to(answer, plan.search.stored):
+    if answer.stage != plan.last.stored.name or not belongs_to(answer, plan.search.stored):
         return False
-    if plan.settings.committee and "committee" not in answer:
+    if plan.settings.committee and answer.committee is None:
         return False
-    if answer.get("trials", plan.trials) != plan.trials:  # the search had ended, and went on since
+    if answer.trials != plan.trials:  # the search had ended, and went on since
         return False
     fresh = plan.fresh_values
-    return all(row.get("values") == fresh.get(row["trial"]) for row in answer["candidates"])
+    return all(list(row.values) == fresh.get(row.trial, []) for row in answer.candidates)
 
 
 def move_aside(run_dir: Path) -> Path | None:
@@ -219,204 +733,3 @@ def move_aside(run_dir: Path) -> Path | None:
     for file in files:
         file.rename(folder / file.name)
     return folder
-
-
-def format_costs(row: Mapping[str, Any]) -> str:
-    """Formats the costs of a candidate, each after a comma; empty if the metric was all.
-
-    Args:
-        row: a candidate in winner.json.
-    """
-    return "".join(f", {name} {format_cost(value)}" for name, value in row.get("costs", {}).items())
-
-
-def format_seeds(values: Mapping[str, Any]) -> str:
-    """Formats what `±` is beside a mean of `format_mean`; empty for one seed.
-
-    Args:
-        values: what `summarise` returns, with its `values`.
-    """
-    seeds = len(values.get("values") or ())
-    return f"± is the standard deviation over {seeds} seeds" if seeds > 1 else ""
-
-
-def format_choice(answer: Mapping[str, Any], budget: int | None = None) -> str:
-    """Formats which trials a winner was chosen from: all of the study, or its first ones.
-
-    Args:
-        answer: what winner.json holds.
-        budget: of the study by now; None for that of when the winner was chosen.
-    """
-    trials = answer.get("trials")
-    of = answer.get("study_trials", trials) if budget is None else budget
-    if not isinstance(trials, int) or not isinstance(of, int) or trials >= of:
-        return f"chosen from {trials} trials"
-    return f"chosen from the first {trials} of {of} trials"
-
-
-def format_reuse(answer: Mapping[str, Any]) -> str:
-    """Formats how many trainings earlier answers had done; empty if none.
-
-    Args:
-        answer: what winner.json holds.
-    """
-    names = {"re-evaluation": "re-evaluations", "retraining": "final trainings"}
-    reused = [
-        f"{count} of {of} {names.get(title, title)}"
-        for title, (count, of) in answer.get("reused", {}).items()
-        if count
-    ]
-    return f"reused from earlier answers: {', '.join(reused)}" if reused else ""
-
-
-def format_mean(values: Mapping[str, Any]) -> str:
-    """Formats mean ± standard deviation.
-
-    Args:
-        values: what `summarise` returns.
-    """
-    return format_value(values["mean"]) + (
-        "" if values["std"] is None else f" ± {format_value(values['std'])}"
-    )
-
-
-def format_difference(test: Mapping[str, Any]) -> str:
-    """Formats the difference between winner and baseline, with its interval.
-
-    Args:
-        test: what `compare` returns, with a difference.
-    """
-    difference = test["difference"]
-    mean = format_value(difference["mean"], "+")
-    if difference["interval"] is None:
-        return mean
-    low, high = difference["interval"]
-    interval = f"{mean}, 95 % interval {format_value(low, '+')} to {format_value(high, '+')}"
-    if covers := format_covers(test):
-        interval += f" {covers}"
-    return f"{interval}: no difference shown" if low <= 0 <= high else interval
-
-
-def format_covers(test: Any) -> str:
-    """Formats what an interval of the test covers; empty for an answer of an earlier version.
-
-    Args:
-        test: the entry of winner.json.
-    """
-    interval = test.get("interval") if isinstance(test, Mapping) else None
-    covers = interval.get("covers") if isinstance(interval, Mapping) else None
-    if not isinstance(covers, str):
-        return ""
-    return "over seeds alone" if covers == "seeds" else f"over {covers}"
-
-
-def format_uncertainty(test: Mapping[str, Any]) -> list[str]:
-    """Formats what `±` is beside the winner's mean on the test part, and the interval of the mean.
-
-    Args:
-        test: what `compare` returns.
-    """
-    notes, interval = [format_seeds(test["winner"])], test["winner"].get("interval")
-    if interval and (covers := format_covers(test)):
-        low, high = (format_value(value) for value in interval)
-        notes.append(f"95 % interval of the winner {low} to {high} {covers}")
-    return [note for note in notes if note]
-
-
-def format_race(answer: Mapping[str, Any]) -> list[str]:
-    """Formats how the winner came out of a race, and who left it when and why; empty without one.
-
-    Args:
-        answer: what winner.json holds.
-    """
-    race = answer.get("race")
-    if not isinstance(race, Mapping):
-        return []
-    lines = [
-        f"race of {race['entrants']} candidates: {race['trainings']} of at most {race['budget']} "
-        "trainings"
-    ]
-    looks: dict[tuple[int, str], list[int]] = {}
-    for left in race["left"]:
-        looks.setdefault((left["seeds"], left["reason"]), []).append(left["trial"])
-    for (seeds, reason), numbers in looks.items():
-        who = f"trial {numbers[0]}" if len(numbers) == 1 else f"trials {_listed(numbers)}"
-        lines.append(f"{who} left after {seeds} seed{'' if seeds == 1 else 's'}: {reason}")
-    last = race["last"]
-    if len(last) > 1:
-        seeds = race["seeds"]
-        lines.append(f"trials {_listed(last)} stayed to the end, on {seeds} seeds; the best won")
-    return lines
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    *most, last = map(str, numbers)
-    return f"{', '.join(most)} and {last}" if most else last
-
-
-def committee_lines(answer: Mapping[str, Any]) -> Iterator[str]:
-    """Yields what is to be said of a committee; nothing if none was asked for.
-
-    Args:
-        answer: what winner.json holds.
-    """
-    entry = answer.get("committee")
-    if entry is None:
-        return
-    if "note" in entry:
-        yield entry["note"]
-        return
-    count = len(entry["members"])
-    networks = f"{count} network{'' if count == 1 else 's'}"
-    cost = "".join(f", {words}" for words in format_committee_costs(entry))
-    yield f"{answer['metric']['name']} {format_value(entry['test'])}  {networks}{cost}"
-    yield f"difference to the winner {format_difference(entry)}"
-    value, single = (format_value(entry["validation"][name]) for name in ("value", "single"))
-    yield f"on the validation parts, which chose it, {value}; the best single networks {single}"
-    shares = {
-        member["trial"]: [m for m in entry["members"] if m["trial"] == member["trial"]]
-        for member in entry["members"]
-    }
-    yield "; ".join(
-        f"trial {trial}: {len(own)} network{'' if len(own) == 1 else 's'}, chosen "
-        f"{sum(m['times'] for m in own)} ×, weight {100 * sum(m['share'] for m in own):.0f} %"
-        for trial, own in shares.items()
-    )
-
-
-def format_committee_costs(entry: Mapping[str, Any]) -> list[str]:
-    """Formats what a committee costs, each beside what the winner does.
-
-    Args:
-        entry: of winner.json.
-    """
-    words = {"parameters": "parameters", "latency_ms": "ms for an input"}
-    return [
-        f"{format_cost(ours)} {words[name]} ({ours / theirs:.1f} × the winner's)"
-        for name, (ours, theirs) in entry["costs"].items()
-        if theirs
-    ]
-
-
-def format_openings(test: Any) -> str:
-    """Formats how often the test part was opened; empty for an answer that did not count.
-
-    Args:
-        test: the entry of winner.json.
-    """
-    openings = test.get("openings") if isinstance(test, Mapping) else None
-    if not isinstance(openings, int):
-        return ""
-    return "opened once" if openings == 1 else f"opened {openings} times"
-
-
-def format_tested(test: Any) -> str:
-    """Formats how often the test part was opened, and when.
-
-    Args:
-        test: the entry of winner.json.
-    """
-    opened = format_openings(test)
-    if isinstance(test, Mapping) and test.get("earlier"):
-        return f"{opened}, for these networks when an earlier answer had the same winner"
-    return f"{opened}, after the winner was chosen"

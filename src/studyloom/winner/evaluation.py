@@ -1,45 +1,70 @@
-"""Evaluating the winner: winner and baseline on the test part, and the files of the answer."""
+"""The answer of a study: winner and baseline on the test part, and the files that are written."""
 
+import base64
+import io
+import logging
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import torch
+from optuna.trial import FrozenTrial
 from torch import Tensor, nn
 
+from studyloom.config.trust import needed_trust, packages_to_trust
+from studyloom.config.values import as_yaml, plain_sections, value_at
 from studyloom.data.training_data import Part
+from studyloom.data.transform import InputRange, Reader, describe_transform
 from studyloom.errors import NoWinner, UndefinedMetric
-from studyloom.extras.explain import explain
-from studyloom.question.objective import Attempt
-from studyloom.question.question import FunctionQuestion
-from studyloom.storage.attributes import KEPT, TESTED
-from studyloom.study.failures import reason_of
+from studyloom.plugins import load_plugin
+from studyloom.question.question import SECTIONS, FunctionQuestion
+from studyloom.storage.attributes import TESTED
+from studyloom.study.failures import outcome, reason_of
 from studyloom.study.job import RETRAINING
 from studyloom.study.provenance import current_environment
-from studyloom.study.stopping import Stop
-from studyloom.training.checkpoint import load_weights, pack_weights
+from studyloom.study.race import Leaving, Race
+from studyloom.text import format_value, one_line
+from studyloom.training.checkpoint import pack_weights
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
 from studyloom.winner import committee
-from studyloom.winner.answer import format_race, write_answer
-from studyloom.winner.candidates import CandidateTrainings
-from studyloom.winner.earlier import earlier_test
-from studyloom.winner.model_card import describe_data, model_card
-from studyloom.winner.pictures import report_part
-from studyloom.winner.racing import describe_race
-from studyloom.winner.stages import Plan, Stage
+from studyloom.winner.answer import (
+    CARD,
+    Answer,
+    Candidate,
+    Committee,
+    DataFacts,
+    Left,
+    Member,
+    MetricFacts,
+    Predictions,
+    RaceResult,
+    RangeFacts,
+    Tested,
+    Wrong,
+    to_document,
+    write_answer,
+)
+from studyloom.winner.stages import Plan
 from studyloom.winner.statistics import compare, resample, summarise
-from studyloom.winner.winner_yaml import winner_yaml
+from studyloom.winner.trainings import CandidateTrainings, earlier_test
+from studyloom.winner.wording import model_card, race_lines
 
 NO_TEST = "there is no objective.test, so that nothing was tested"
 OWN_TEST = "a function of your own has tested it, so that there are no predictions to show"
+WRONG = 20  # wrong predictions that are kept, the most confident ones
+POINTS = 1000  # predictions of numbers that are kept, at most
+CPU = torch.device("cpu")
+
+log = logging.getLogger(__name__)
 
 
 def evaluate_winner(
     plan: Plan, test: Callable[[], Part], command: Sequence[str], *, anew: bool = False
-) -> dict[str, Any]:
+) -> Answer:
     """Tests winner and baseline, and writes winner.{json,yaml,pt} and model_card.md.
 
     What the test part gave is stored in the database as soon as it is known. If the same networks
@@ -54,164 +79,216 @@ def evaluate_winner(
         command: the command of the study's page.
         anew: whether to open the test part also if it was opened for these networks before.
 
-    Returns:
-        what winner.json holds.
-
     Raises:
         NoWinner: a final training or the test has failed.
         OSError: a file cannot be written.
     """
-    stage, run_dir, metric = plan.last, plan.run_dir, plan.question.metric
-    trainings = stage.asked
-    assert isinstance(trainings, CandidateTrainings)
-    seeds = trainings.seeds if plan.question.tested else len(plan.fresh_values[plan.winner])
-    answer = {
-        "study": plan.search.stored.name,
-        "stage": stage.stored.name,
-        "trials": plan.trials,
-        "study_trials": sum(plan.search.stored.ledger.counts().values()),
-        "reused": plan.reused(),
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        **describe_candidates(plan),
-        "metric": {"name": metric.name, "direction": metric.direction},
-        "rule": str(plan.rule),
-        "keeps": plan.rule.holds(plan.known_values(plan.winner)),
-        "test": None,
-        "data": None,
-        "seeds": [trainings.fresh_seed(seed) for seed in range(seeds)],
-        "command": list(command),
-    }
-    files: dict[str, bytes] = {}
-    if plan.question.tested:
-        tested, kept = test_trainings(plan, trainings, test, anew=anew)
-        answer |= tested
-        files |= committee.pack(plan, answer, partial(load_or_train, plan))
-        files["model_card.md"] = model_card(answer, plan).encode()
+    question, stored = plan.question, plan.search.stored
+    if question.tested:
+        tested, kept = test_trainings(plan, test, anew=anew)
     else:
-        kept = load_or_train(plan, plan.last, plan.winner, 0)
-        answer |= {"note": NO_TEST, "environment": current_environment(torch.device("cpu"))}
+        kept = plan.load_or_train(plan.last, plan.winner, 0)
+        trainings = plan.last.trainings
+        seeds = range(len(plan.fresh_values[plan.winner]))
+        fresh = tuple(trainings.fresh_seed(seed) for seed in seeds)
+        tested = Tested(seeds=fresh, note=NO_TEST, environment=current_environment(CPU))
+    candidates = describe_candidates(plan)
+    race = None
+    if plan.reevaluates and plan.races:
+        race = describe_race(plan.race, plan.reevaluation.stored.trials(), plan.budget)
+    answer = Answer(
+        **vars(tested),
+        study=stored.name,
+        stage=plan.last.stored.name,
+        trials=plan.trials,
+        study_trials=sum(stored.ledger.counts().values()),
+        reused=plan.reused(),
+        written=datetime.now(UTC).isoformat(timespec="seconds"),
+        winner=next(row for row in candidates if row.trial == plan.winner),
+        candidates=tuple(candidates),
+        metric=MetricFacts(question.metric.name, question.metric.direction),
+        rule=str(plan.rule),
+        keeps=plan.rule.holds(plan.known_values(plan.winner)),
+        race=race,
+        command=tuple(command),
+    )
+    files = {"winner.yaml": winner_yaml(plan, command, race_lines(race)).encode()}
     if kept is not None:
         files["winner.pt"] = pack_weights(kept)
-    files["winner.yaml"] = winner_yaml(plan, command, format_race(answer)).encode()
-    return write_answer(run_dir, answer, files)
+    if answer.committee is not None:
+        files |= committee.pack(plan, answer.committee)
+    if answer.test is not None:
+        split = plan.data.split
+        known = (None, "") if split is None else (len(split), split.digest)
+        files[CARD] = model_card(answer, plan.run_dir, *known).encode()
+    return write_answer(plan.run_dir, answer, files)
+
+
+def describe_candidates(plan: Plan) -> list[Candidate]:
+    """Describes the candidates by what the search and the re-evaluation gave, the best first."""
+    metric, stored, fresh_values = plan.question.metric, plan.search.stored, plan.fresh_values
+    searched = {trial.number: trial.values for trial in stored.feasible()}
+    rows = []
+    for number, point in plan.candidates.items():
+        value, *costs = searched[number]
+        names = (goal.name for goal in stored.goals[1:])
+        row = Candidate(
+            number,
+            dict(point.params),
+            value,
+            costs=dict(zip(names, costs, strict=True)),
+            baseline=number == plan.baseline(),
+        )
+        if number in fresh_values:
+            known = summarise(fresh_values[number])
+            row = replace(row, **vars(known), gap=metric.sign * (value - known.mean))
+        rows.append(row)
+    # Who left a race early was behind then, whatever its mean on fewer seeds.
+    worst = -metric.sign * math.inf
+    return sorted(
+        rows,
+        key=lambda row: (
+            -len(row.values),
+            -metric.sign * (worst if row.mean is None else row.mean),
+        ),
+    )
+
+
+def describe_race(race: Race, trials: Sequence[FrozenTrial], budget: int) -> RaceResult:
+    """Describes a race that has ended.
+
+    Args:
+        trials: of the re-evaluation.
+        budget: how many trainings it had at most.
+    """
+    causes = {
+        trial.params.get("candidate"): one_line(reason_of(trial) or "failed")
+        for trial in trials
+        if outcome(trial) == "failed"
+    }
+
+    def reason(leaving: Leaving) -> str:
+        if leaving.cause == "failed":
+            return f"a training failed: {causes.get(leaving.candidate, 'its trial is gone')}"
+        if leaving.cause == "behind":
+            return "only the better half went on"
+        p = format_value(leaving.p or 0.0)
+        return f"worse than trial {leaving.leader} beyond doubt (p = {p})"
+
+    return RaceResult(
+        entrants=len({candidate for candidate, _ in race.trainings}),
+        trainings=len(race.trainings),
+        budget=budget,
+        seeds=max((seed for _, seed in race.trainings), default=-1) + 1,
+        last=tuple(race.running),
+        left=tuple(
+            Left(each.candidate, each.seeds, each.cause, reason(each), each.leader, each.p)
+            for each in race.left
+        ),
+    )
 
 
 def test_trainings(
-    plan: Plan, trainings: CandidateTrainings, test: Callable[[], Part], *, anew: bool
-) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+    plan: Plan, test: Callable[[], Part], *, anew: bool
+) -> tuple[Tested, Mapping[str, Any] | None]:
     """Returns what the test part gives for winner and baseline; opens it if that is not known.
 
     Args:
-        plan: the stages of the run.
-        trainings: the final ones.
-        test: loads the test part.
         anew: whether to open it also if it is known.
 
     Returns:
-        the entries of winner.json about the test, and what the winner's first seed has kept.
+        what it gives, and what the winner's first seed has kept.
 
     Raises:
         NoWinner: a final training has failed, or the metric has no value on the test part.
     """
     stored, wanted = plan.search.stored, plan.settings.committee
     known = earlier_test(stored, plan.retraining.stored)
-    choice = committee.recall(plan, known and known[0]) if wanted else None
-    if anew or known is None or (wanted and choice is None):
+    choice = committee.recall(plan, known[0].committee) if wanted and known else None
+    if not anew and known is not None and not (wanted and choice is None):
+        tested, earlier = known
+        if not wanted:
+            tested = replace(tested, committee=None)
+        kept = plan.load_or_train(plan.retraining, plan.winner, 0)
+    else:
+        trainings = plan.retraining.trainings
         trained = {
-            n: [load_or_train(plan, plan.last, n, seed) or {} for seed in range(trainings.seeds)]
+            n: [
+                plan.load_or_train(plan.retraining, n, seed) or {}
+                for seed in range(trainings.seeds)
+            ]
             for n in trainings.candidates
         }
         if wanted and choice is None:
-            choice = committee.choose(plan, partial(load_or_train, plan))
+            choice = committee.choose(plan)
         stored.count_test_opening()  # before it, should this be killed
         if isinstance(plan.question, FunctionQuestion):
-            tested = call_test(plan.question, plan, trainings, trained, test)
+            tested = call_test(plan.question, plan, trained, test)
         else:
             try:
-                tested = measure(plan, trainings, trained, test, choice)
+                tested = measure(plan, trained, test, choice)
             except UndefinedMetric as error:
                 raise NoWinner(f"no value on the test part: {error}; mend the part") from error
-        plan.retraining.stored.optuna.set_user_attr(TESTED, tested)
+        plan.retraining.stored.optuna.set_user_attr(TESTED, to_document(tested))
         earlier, kept = False, trained[plan.winner][0]
-    else:
-        tested, earlier = dict(known[0]), known[1]
-        if not wanted:
-            tested.pop("committee", None)
-        kept = load_or_train(plan, plan.last, plan.winner, 0) or {}
-    counted = {"openings": stored.test_openings(), "earlier": earlier}
-    return tested | {"test": tested["test"] | counted}, kept
+    assert tested.test is not None
+    scores = replace(tested.test, openings=stored.test_openings(), earlier=earlier)
+    return replace(tested, test=scores), kept
 
 
 def call_test(
     question: FunctionQuestion,
     plan: Plan,
-    trainings: CandidateTrainings,
     trained: Mapping[int, Sequence[dict[str, Any]]],
     test: Callable[[], Part],
-) -> dict[str, Any]:
+) -> Tested:
     """Opens the test part, and has `objective.test` test what loops have kept.
 
     Args:
-        question: of the study.
-        plan: the stages of the run.
-        trainings: the final ones.
         trained: the states that each seed has kept, by candidate.
-        test: loads the test part, where there are data.
-
-    Returns:
-        the entries of winner.json about the test.
 
     Raises:
         NoWinner: the user's function has raised an exception, or returned no finite number.
     """
+    trainings = plan.retraining.trainings
     sealed = None if plan.data.split is None else test()
 
     def judge(candidate: int, seed: int, states: dict[str, Any]) -> dict[str, float]:
         part = None if sealed is None else sealed.part()
-        fresh = trainings.fresh_seed(seed)
-        return question.test(plan.candidates[candidate], fresh, states, part)
+        point = plan.candidates[candidate]
+        return question.test(point, trainings.fresh_seed(seed), states, part)
 
     judged = {
         n: [judge(n, seed, states) for seed, states in enumerate(by_seed)]
         for n, by_seed in trained.items()
     }
     values = {n: [each[question.metric.name] for each in by_seed] for n, by_seed in judged.items()}
-    return {
-        "test": compare(values, plan.winner, plan.baseline())
-        | {
-            "examples": None if sealed is None else len(sealed),
-            "references": {},
-            "further": judged[plan.winner],
-        },
-        "note": OWN_TEST,
-        "data": None,
-        "environment": current_environment(torch.device("cpu")),
-    }
+    scores = compare(values, plan.winner, plan.baseline())
+    examples = None if sealed is None else len(sealed)
+    return Tested(
+        test=replace(scores, examples=examples, further=tuple(judged[plan.winner])),
+        seeds=tuple(trainings.fresh_seed(seed) for seed in range(trainings.seeds)),
+        note=OWN_TEST,
+        environment=current_environment(CPU),
+    )
 
 
 def measure(
     plan: Plan,
-    trainings: CandidateTrainings,
     networks: Mapping[int, Sequence[Mapping[str, Tensor]]],
     test: Callable[[], Part],
-    choice: committee.Choice | None = None,
-) -> dict[str, Any]:
+    choice: Committee | None = None,
+) -> Tested:
     """Opens the test part, and measures networks on it.
 
     Args:
-        plan: the stages of the run.
-        trainings: the final ones.
         networks: the weights of each seed, by candidate.
-        test: loads the test part.
         choice: the committee, if there is to be one.
-
-    Returns:
-        the entries of winner.json about the test.
 
     Raises:
         UndefinedMetric: the metric has no value there.
     """
-    split, metric = plan.data.split, plan.question.metric
+    split, metric, trainings = plan.data.split, plan.question.metric, plan.retraining.trainings
     assert split is not None
     sealed = test().to(split.device)
     judged = {
@@ -220,105 +297,38 @@ def measure(
     }
     values = {n: [metric(*pair) for pair in each] for n, each in judged.items()}
     job, (outputs, targets) = trainings.job(plan.winner, 0), judged[plan.winner][0]
-    # With a train.evaluate of the user's own, outputs and targets may mean something else.
-    own = job.evaluate is not None
     seed = trainings.fresh_seed(0)
-    resampled = None if own else resample(metric, judged, len(sealed), seed)
-    references = {
-        rule: metric(predicted.cpu(), targets)
-        for rule, predicted in ({} if own else sealed.references).items()
-    }
-    shown: dict[str, Any] = {}
-    if not own:
-        shown = report_part(outputs, targets, sealed)
-        wrong = [mistake["index"] for mistake in shown.get("wrong", ())]
+    resampled, references, shown = None, {}, {}
+    if job.evaluate is None:  # with one of the user's own, outputs and targets may mean anything
+        resampled = resample(metric, judged, len(sealed), seed)
+        references = {
+            rule: metric(predicted.cpu(), targets) for rule, predicted in sealed.references.items()
+        }
+        shown = shown_predictions(outputs, targets, sealed)
         network = build_network(job, networks[plan.winner][0], sealed)
-        shown |= explain(job, network, metric, outputs, targets, sealed, wrong, seed)
-    return {
-        "test": compare(values, plan.winner, plan.baseline(), resampled, seed)
-        | {"examples": len(sealed), "references": references},
+        mistakes = [each.index for each in shown.get("wrong", ())]
+        explain = load_plugin("explain")
+        shown |= explain(job, network, metric, outputs, targets, sealed, mistakes, seed)
+    scores = compare(values, plan.winner, plan.baseline(), resampled, seed)
+    if choice is not None:
+
+        def outputs_of(member: Member) -> tuple[Tensor, Tensor]:
+            if member.stage == RETRAINING:
+                return judged[member.trial][member.seed]
+            stage = plan.reevaluation
+            weights = plan.load_or_train(stage, member.trial, member.seed) or {}
+            return judge_network(stage.trainings, member.trial, weights, sealed)
+
+        choice = committee.judge(plan, choice, outputs_of, values[plan.winner])
+    return Tested(
+        test=replace(scores, examples=len(sealed), references=references),
+        data=describe_data(plan, job, split, sealed),
+        seeds=tuple(trainings.job(plan.winner, seed).seed for seed in range(trainings.seeds)),
+        epochs=job.last,
+        environment=current_environment(sealed.device),
+        committee=choice,
         **shown,
-        "epochs": job.last,
-        "seeds": [trainings.job(plan.winner, seed).seed for seed in range(trainings.seeds)],
-        "data": describe_data(plan, job, split, sealed),
-        "environment": current_environment(sealed.device),
-        **({} if choice is None else measure_committee(plan, choice, judged, values, sealed)),
-    }
-
-
-def measure_committee(
-    plan: Plan,
-    choice: committee.Choice,
-    judged: Mapping[int, Sequence[tuple[Tensor, Tensor]]],
-    values: Mapping[int, Sequence[float]],
-    sealed: Part,
-) -> dict[str, Any]:
-    """Measures a committee on the test part, which is open.
-
-    Args:
-        plan: the stages of the run.
-        choice: the committee.
-        judged: outputs and targets of the final networks, by candidate and seed.
-        values: of the same.
-        sealed: the test part.
-
-    Returns:
-        the entry `committee` of winner.json.
-    """
-    trainings = plan.reevaluation.asked
-    assert isinstance(trainings, CandidateTrainings)
-
-    def outputs_of(member: committee.Member) -> tuple[Tensor, Tensor]:
-        if member.stage == RETRAINING:
-            return judged[member.trial][member.seed]
-        weights = load_or_train(plan, plan.reevaluation, member.trial, member.seed)
-        return judge_network(trainings, member.trial, weights or {}, sealed)
-
-    return {"committee": committee.judge(plan, choice, outputs_of, values[plan.winner])}
-
-
-def load_or_train(plan: Plan, stage: Stage, candidate: int, seed: int) -> dict[str, Any] | None:
-    """Loads what a stage has kept of a training; trains again if another host keeps it.
-
-    Args:
-        plan: the stages of the run.
-        stage: that keeps its networks.
-        candidate: the number of the candidate.
-        seed: the number of the seed, from 0.
-
-    Returns:
-        the weights of a network, or the states of a loop; None if the loop has kept nothing.
-
-    Raises:
-        NoWinner: that training has failed.
-    """
-    trainings = stage.asked
-    assert isinstance(trainings, CandidateTrainings)
-    assert stage.weights is not None
-    by_candidate_and_seed = {
-        (t.params["candidate"], t.params["seed"]): t
-        for t in stage.stored.trials()
-        if "seed" in t.params
-    }
-    trial = by_candidate_and_seed[candidate, seed]
-    if trial.value is None:
-        reason = reason_of(trial) or trial.state.name
-        raise NoWinner(f"trial {candidate} could not be trained on all data: {reason}")
-    try:
-        return load_weights(stage.weights / f"trial-{trial.number}.pt")
-    except (OSError, ValueError):
-        if not plan.question.tested and KEPT not in trial.user_attrs:
-            return None
-    objective = plan.question.make_objective(
-        trainings.candidates[candidate],
-        trial.number,
-        plan.data,
-        Attempt(stage=stage.title),
-        trainings.fresh_seed(seed),
-        None if plan.data.split is None else trainings.fold(seed),
     )
-    objective.run(lambda step: None, Stop())
-    return objective.weights()
 
 
 def judge_network(
@@ -341,39 +351,156 @@ def build_network(job: Job, weights: Mapping[str, Tensor], split: Part) -> nn.Mo
     return model
 
 
-def describe_candidates(plan: Plan) -> dict[str, Any]:
-    """Describes the candidates by what the search and the re-evaluation gave.
+def describe_data(plan: Plan, job: Job, split: Part, sealed: Part) -> DataFacts:
+    """Describes the data, as far as one must know them to use the network of a job.
+
+    Args:
+        split: the training part.
+        sealed: the test part.
+    """
+    source, section = plan.data.source, value_at(plan.question.config, "data.transform")
+    seen = InputRange.of(split)
+    return DataFacts(
+        digest=split.digest,
+        test_digest=sealed.digest,
+        shape=None if sealed.shape is None else tuple(sealed.shape),
+        outputs=sealed.outputs,
+        mean=split.mean,
+        std=split.std,
+        dtype=committee.input_dtype(job, split) or "float32",
+        classifies=sealed.classifies,
+        names=tuple(sealed.names),
+        columns=tuple(sealed.columns),
+        inputs=None if seen is None else RangeFacts(**vars(seen)),
+        loaded=not split.in_memory,
+        kind=split.kind,
+        reads=isinstance(getattr(source, "transform", None), Reader),
+        transform=describe_transform(source, section, split),
+    )
+
+
+def shown_predictions(outputs: Tensor, targets: Tensor, split: Part) -> dict[str, Any]:
+    """Returns what the report shows of the winner: its mistakes, or its predictions of numbers.
+
+    Args:
+        outputs: on the test part, (n, outputs), on the CPU.
+        targets: those of the test part, on the CPU.
 
     Returns:
-        the entries `winner` and `candidates` of winner.json, the best first. A `gap` is above 0 if
-        the search flattered the candidate; without a re-evaluation there is none.
+        fields of `Tested`: for classes `confusion`, `classes` and `wrong`, the most confident
+        mistakes first; for numbers `predictions`. None for what is neither, such as a class for
+        each pixel.
     """
-    sign, stored, fresh_values = plan.question.metric.sign, plan.search.stored, plan.fresh_values
-    searched = {trial.number: trial.values for trial in stored.feasible()}
-    rows = []
-    for number, point in plan.candidates.items():
-        row: dict[str, Any] = {
-            "trial": number,
-            "params": point.params,
-            "search_value": searched[number][0],
-        }
-        if len(stored.goals) > 1:
-            row["costs"] = {
-                goal.name: value
-                for goal, value in zip(stored.goals[1:], searched[number][1:], strict=True)
-            }
-        if number == plan.baseline():
-            row["baseline"] = True
-        if number in fresh_values:
-            row |= {"values": fresh_values[number], **summarise(fresh_values[number])}
-            row["gap"] = sign * (row["search_value"] - row["mean"])
-        rows.append(row)
-    # Who left a race early was behind then, whatever its mean on fewer seeds.
-    rows.sort(
-        key=lambda row: (-len(row.get("values", ())), -sign * row.get("mean", -sign * math.inf))
-    )
-    winner = next(row for row in rows if row["trial"] == plan.winner)
-    race = {}
-    if plan.reevaluates and plan.races:
-        race["race"] = describe_race(plan.race, plan.reevaluation.stored.trials(), plan.budget)
-    return {"winner": winner, "candidates": rows, **race}
+    if split.classifies and outputs.ndim == 2 and targets.ndim == 1:
+        return _confusion_and_wrong(outputs.softmax(1), targets, split)
+    if split.classifies or outputs.ndim != 2 or targets.shape != outputs.shape:
+        return {}
+    every = math.ceil(len(split) / POINTS)
+    told, came = (tuple(map(tuple, each[::every].tolist())) for each in (outputs, targets))
+    return {"predictions": Predictions(told, came, split.ordered)}
+
+
+def _confusion_and_wrong(probabilities: Tensor, labels: Tensor, split: Part) -> dict[str, Any]:
+    classes = probabilities.shape[1]
+    confidence, predicted = probabilities.max(1)
+    counts = torch.bincount(labels * classes + predicted, minlength=classes * classes)
+    wrong = (predicted != labels).nonzero().flatten()
+    wrong = wrong[confidence[wrong].argsort(descending=True)][:WRONG]
+    return {
+        "confusion": tuple(map(tuple, counts.reshape(classes, classes).tolist())),
+        "classes": tuple(split.names) or tuple(map(str, range(classes))),
+        "wrong": tuple(
+            Wrong(
+                index,
+                int(labels[index]),
+                int(predicted[index]),
+                float(confidence[index]),
+                picture(split.input_at(index)),
+            )
+            for index in wrong.tolist()
+        ),
+    }
+
+
+def picture(image: Tensor | None) -> str | None:
+    """Converts an input to a PNG in a data URL, its lowest value black.
+
+    Args:
+        image: (channels, height, width); None if the input is not one tensor.
+
+    Returns:
+        the URL; None if the input is not a picture of one or three channels.
+    """
+    if image is None or image.ndim != 3 or len(image) not in (1, 3):
+        return None
+    image = image.float()
+    low, high = image.min(), image.max()
+    return png((image - low) / (high - low).clamp(min=1e-12))
+
+
+def png(image: Tensor) -> str:
+    """Converts a picture to a PNG in a data URL.
+
+    Args:
+        image: (1 or 3, height, width), from 0 to 1.
+    """
+    from PIL import Image  # here: no search waits for it
+
+    pixels = (image * 255).round().to(torch.uint8).cpu().numpy()
+    buffer = io.BytesIO()
+    shown = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+    Image.fromarray(shown).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def winner_yaml(plan: Plan, command: Sequence[str], notes: Sequence[str] = ()) -> str:
+    """Returns winner.yaml: the config of the winner, below the command that does it once more.
+
+    It is read as a config from elsewhere, so that the command trusts what it names.
+
+    Args:
+        command: the command of the study's page.
+        notes: lines of comments.
+    """
+    config = winner_config(plan)
+    page = plain_sections(plan.question.config, "sampler", "pruner", "launcher")
+    named = sorted({*needed_trust(config), *packages_to_trust(page)})
+    trust = [f"trust=[{','.join(named)}]"] if named else []
+    options = ("--config-dir", str(plan.run_dir), "--config-name", "winner")
+    title = f"The winner of {plan.search.stored.name}, trial {plan.winner}, and this does all of it"
+    head = [f"{title} once more:", shlex.join([*command, *options, *trust]), *notes]
+    return "".join(f"# {one_line(line)}\n" for line in head) + as_yaml(config)
+
+
+def winner_config(plan: Plan) -> dict[str, Any]:
+    """Makes a primary config of the winner with nothing to search, so that it wins again."""
+    question, point = plan.question, plan.candidates[plan.winner]
+    choices = {**question.composer.choices, **point.choices, "space": "none"}
+    own: dict[str, str | None] = {
+        group: option for group, option in choices.items() if not group.startswith("hydra/")
+    }
+    # A group that the command took away, for a section of its own, with ~GROUP.
+    removed = [o[1:] for o in question.composer.overrides if o[1:] in SECTIONS and o[0] == "~"]
+    own |= dict.fromkeys(removed)
+    sections = plain_sections(question.at(point), *(name for name in SECTIONS if name != "space"))
+    # In full: what is at its default here may be something else in the page's own config.
+    sections["train"] = value_at(question.at(point), "train")
+    sections["train"].pop("loss")
+    study = question.config.study
+    if question.rule is not None:
+        # The winner has been chosen already, and the page's own rule may be another.
+        sections["winner"] = {"rule": None}
+    return {
+        "defaults": [
+            question.composer.config_name,
+            *({f"override /{group}": option} for group, option in own.items()),
+            "_self_",
+        ],
+        "study": {
+            "name": f"{study.name}-winner",
+            "seed": study.seed,
+            "trials": 1,
+            "baseline": True,
+        },
+        **sections,
+    }

@@ -1,23 +1,533 @@
-"""The winner's network for Python code: what it predicts for tensors and arrays."""
+"""Predictions of a winner, for files and for tensors.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+winner.yaml builds the network, winner.pt holds its weights, and winner.json says how what a file
+holds becomes an input, as the data source of the study said it. Nothing in these files is executed.
+"""
+
+import csv
+import io
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
-from studyloom.config.trust import check_targets, read_yaml
+from studyloom.config.build import build
+from studyloom.config.trust import check_targets, load_foreign, read_yaml
+from studyloom.data.sound import Sound
+from studyloom.data.sources import parse_idx
+from studyloom.data.transform import InputRange, Picture, Reader, Transform, is_picture
 from studyloom.errors import PredictError
 from studyloom.files import is_own
-from studyloom.text import format_shape
+from studyloom.text import format_shape, format_value, one_line
 from studyloom.training.checkpoint import load_weights
-from studyloom.winner.answer import check_whole, is_of_loop, load_answer
-from studyloom.winner.prediction.inputs import from_numbers
-from studyloom.winner.prediction.network import Network, load_network
+from studyloom.training.trainer import predict_outputs
+from studyloom.winner.answer import Answer, DataFacts, check_whole, load_answer
+from studyloom.winner.committee import DTYPES, load_committee, load_networks
+
+MOST_BYTES = 256 * 2**20  # of a file; MNIST's largest has 47 million, unpacked
+MOST_INPUTS = 1_000_000  # of a file
+# Not all that Pillow reads: for EPS it starts Ghostscript.
+FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
+SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")  # no word begins so
+ORIENTATION = 0x0112  # EXIF's tag
+SPARE = 16  # times the size of inputs: a larger picture is reduced before it becomes floats
+IN_PYTHON = "call it in Python: studyloom.load_winner(RUN_DIR).network"
+OF_A_LOOP = (
+    "{}: the winner is a loop of your own, which has no network of ours; studyloom.load_winner "
+    "gives its configuration and what it kept"
+)
+ASSUMED = "pixels scaled to {low} to {high}, since the data source does not say how"
+SILENT = (
+    "the data source of this winner does not say how a picture becomes an input; name it as "
+    "data.transform in conf/data/ and call `studyloom winner` on this study, or give the inputs as "
+    "`load` returns them in a .npy file"
+)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network, and what it expects.
+
+    Attributes:
+        shape: of one input, such as (channels, height, width).
+        transform: how what a file holds becomes an input; None if nobody said it.
+        remark: what is said of each picture.
+        seen: the range of the training inputs, if it is known.
+        classifies: whether it predicts classes, and not numbers.
+        names: of the classes or numbers that it predicts.
+        columns: the names of its inputs in a table.
+        dtype: in which it takes inputs; whole for a network that begins with an embedding.
+        refusal: why no file holds an input for it; "" if some do.
+    """
+
+    model: nn.Module
+    shape: tuple[int, ...]
+    transform: Transform | None = None
+    remark: str = ""
+    seen: InputRange | None = None
+    classifies: bool = True
+    names: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    dtype: torch.dtype = torch.float32
+    refusal: str = ""
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Predicts for float32 inputs (n, *shape).
+
+        Returns:
+            probabilities (n, classes), or numbers (n, outputs).
+
+        Raises:
+            PredictError: the outputs are not finite, or no row for each input.
+        """
+        outputs = predict_outputs(self.model, inputs, dtype=self.dtype)
+        if outputs.ndim != 2:
+            given = format_shape(outputs.shape[1:]) or "one number"
+            raise PredictError(
+                f"the network gives {given} for an input, and not a row of numbers; {IN_PYTHON}"
+            )
+        if not bool(torch.isfinite(outputs).all()):
+            raise PredictError(
+                "its numbers are so far from those of the training data that the network's outputs "
+                "are not finite"
+            )
+        return outputs.softmax(1) if self.classifies else outputs
+
+
+def load_network(run_dir: Path, trusted: Sequence[str] = (), *, committee: bool = False) -> Network:
+    """Loads the winner below a run directory, which may be another person's.
+
+    Nothing in its files is executed, and only classes and functions of trusted packages are called.
+
+    Args:
+        trusted: packages, modules or classes that winner.yaml and winner.json may name, beside
+            those of ours.
+        committee: whether to load the committee in its place.
+
+    Raises:
+        PredictError: there is no such answer, or its files cannot be used.
+        ConfigError: winner.yaml or winner.json names something that is not trusted.
+        OSError: a file cannot be read.
+    """
+    answer = load_answer(run_dir)
+    if (facts := answer.data) is None:
+        raise PredictError(OF_A_LOOP.format(run_dir))
+    check_whole(run_dir, answer, "winner.yaml")
+    config = load_foreign(run_dir / "winner.yaml", trusted)
+    if committee:
+        model: nn.Module = load_committee(run_dir, answer, trusted)
+    else:
+        check_whole(run_dir, answer, "winner.pt")
+        if "model" not in config:
+            raise PredictError(f"{run_dir / 'winner.yaml'}: must have a section model")
+        (model,) = load_networks([config.model], run_dir / "winner.pt", facts, several=False)
+    shape = facts.shape or ()
+    seen = None if facts.inputs is None else InputRange(**vars(facts.inputs))
+    transform, remark = _transform_of(facts, trusted), ""
+    if isinstance(transform, Picture):
+        transform = transform.completed(facts.mean, facts.std)
+    elif transform is None and is_picture(shape) and not facts.loaded:
+        transform, remark = _assume(facts.mean, facts.std, seen)
+    refusal = ""
+    if isinstance(transform, Reader):  # says itself in what an input is unlike the training data
+        seen = None
+    elif facts.shape is None:
+        refusal = f"the inputs of this winner are more than one tensor of numbers; {IN_PYTHON}"
+    elif facts.loaded and str(facts.kind).startswith("int"):
+        refusal = f"the inputs of this winner are {facts.kind}, such as token ids; {IN_PYTHON}"
+    return Network(
+        model,
+        shape,
+        transform,
+        remark,
+        seen,
+        facts.classifies,
+        facts.names,
+        facts.columns,
+        DTYPES[facts.dtype],
+        refusal,
+    )
+
+
+def _transform_of(facts: DataFacts, trusted: Sequence[str]) -> Transform | None:
+    """Builds the transform that a winner has stored, of trusted code alone."""
+    if facts.transform is None:
+        return None
+    config = {"data": {"transform": facts.transform}}
+    check_targets(config, trusted)
+    transform = build(OmegaConf.create(config).data.transform)
+    if not callable(transform):
+        raise PredictError("winner.json: data.transform must have the _target_ of a function")
+    return transform  # type: ignore[no-any-return]
+
+
+def _assume(mean: float, std: float, seen: InputRange | None) -> tuple[Picture | None, str]:
+    """Assumes how pictures become inputs, where the training inputs do not contradict it."""
+    low, high = (0 - mean) / (std or 1.0), (1 - mean) / (std or 1.0)
+    if seen is not None and not (
+        low - 1e-3 <= min(seen.low) and (low + high) / 2 < max(seen.high) <= high + 1e-3
+    ):
+        return None, ""
+    remark = ASSUMED.format(low=format_value(low), high=format_value(high))
+    return Picture(mean=mean, std=std or 1.0), remark
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs of a network, and what is to be said beside its answers.
+
+    Attributes:
+        rows: float32 (n, *shape), finite.
+        done: what was done to all of them, in words.
+        unlike: in what single ones differ from the training data, by their position.
+    """
+
+    rows: Tensor
+    done: Sequence[str]
+    unlike: Mapping[int, str]
+
+    def note(self, position: int) -> str:
+        """Returns what is to be said beside an answer; "" if nothing is."""
+        return "; ".join(word for word in (*self.done, self.unlike.get(position, "")) if word)
+
+
+def read_inputs(path: Path, network: Network) -> Inputs:
+    """Reads the inputs that a file holds for a network; what it is, its content says.
+
+    Args:
+        path: a .npy file of one input or several. Otherwise for sounds a WAV file, and what a
+            `Reader` reads; for pictures a picture or an IDX file; else a CSV file of inputs.
+
+    Raises:
+        PredictError: the file cannot be read, or holds something else.
+    """
+    if network.refusal:
+        raise PredictError(network.refusal)
+    content = _read_content(path)
+    pictures, transform = is_picture(network.shape), network.transform
+    own = transform is not None and not isinstance(transform, Picture)
+    if content.startswith(b"\x93NUMPY"):
+        numbers = np.load(io.BytesIO(content), allow_pickle=False)
+        if numbers.dtype.kind not in "biuf":
+            raise PredictError(f"it must hold real numbers, and holds {numbers.dtype}")
+        with np.errstate(over="ignore"):  # a float64 beyond float32 is infinite, and is refused
+            single = torch.from_numpy(np.array(numbers, np.float32, order="C"))
+        return from_numbers(single, numbers.dtype.kind in "iu", network)
+    if isinstance(transform, Sound | Reader):
+        return _from_content(content, transform, network)
+    packed = content.startswith(b"\x1f\x8b")
+    if pictures and (packed or content.startswith(b"\0\0\x08")):
+        images = parse_idx(content, "IDX", 3, packed=packed, most=MOST_BYTES)
+        return _from_pictures(torch.from_numpy(images.copy())[:, None], [], network)
+    webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
+    if pictures or (own and (webp or content.startswith(SIGNATURES))):
+        channels, *size = network.shape if pictures else (3, 64, 64)
+        pixels, done = _read_picture(content, channels, size)
+        return _from_pictures(pixels[None], done, network)
+    lines = _read_lines(content, network.columns, math.prod(network.shape))
+    rows = _apply(network, lines) if own else lines.reshape(-1, *network.shape)
+    return _finish(rows, [], network)
+
+
+def _read_content(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise PredictError(f"it must have at most {MOST_BYTES >> 20} MiB; divide it")
+    if size == 0:
+        raise PredictError("it is empty")
+    return path.read_bytes()
+
+
+def _read_lines(content: bytes, columns: Sequence[str], count: int) -> Tensor:
+    """Reads a CSV file with an input in each line.
+
+    Args:
+        columns: the names of the inputs, which its first line then has; empty for no such line.
+        count: how many numbers an input has.
+
+    Returns:
+        float32 (n, count).
+
+    Raises:
+        PredictError: it holds something else; the first line that cannot be used.
+    """
+    rows, positions, width = [], [*range(count)], count
+    try:
+        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        if columns:
+            header = [name.strip() for name in next(reader, [])]
+            if missing := [name for name in columns if header.count(name) != 1]:
+                raise PredictError(f"it must have one column {', '.join(missing)}")
+            positions, width = [header.index(name) for name in columns], len(header)
+        for row in reader:
+            if not row:
+                continue
+            try:
+                rows.append([float(row[position]) for position in positions])
+            except (ValueError, IndexError):
+                rows.append([])
+            if len(row) != width or not rows[-1]:
+                line = f"line {reader.line_num} must have {width}"
+                numbers = f"fields, and numbers for {', '.join(columns)}"
+                raise PredictError(
+                    f"{line} {numbers if columns else 'numbers, which the network takes'}"
+                )
+    except (UnicodeDecodeError, csv.Error):
+        raise PredictError("it must be a .npy file or a CSV file") from None
+    if not rows:
+        raise PredictError("it must hold at least one line of numbers")
+    return torch.tensor(rows)
+
+
+def _read_picture(content: bytes, channels: int, size: Sequence[int]) -> tuple[Tensor, list[str]]:
+    """Reads a picture, upright and without transparency; the first of several.
+
+    Args:
+        channels: 1 makes it grey, 3 gives it colours.
+        size: height and width of what will become of it.
+
+    Returns:
+        float32 (channels, height, width) from 0 (black) to 1 (white), and what was done, in words.
+
+    Raises:
+        PredictError: it is no picture, or damaged.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                image.load()
+                return _decode(image, channels, size)
+    except PredictError:
+        raise
+    except UnidentifiedImageError:
+        raise PredictError(
+            "it must be a picture or an IDX file of images, or a .npy file; pictures are "
+            f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]}"
+        ) from None
+    except Exception as error:  # decoders raise all kinds of errors for damaged files
+        raise PredictError(f"it is a damaged picture: {one_line(str(error))}") from None
+
+
+def _decode(image: Image.Image, channels: int, size: Sequence[int]) -> tuple[Tensor, list[str]]:
+    done = ["first of several frames"] if getattr(image, "is_animated", False) else []
+    drawn: Image.Image = image
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        drawn = ImageOps.exif_transpose(image)
+        done.append("turned upright")
+    if drawn.mode.startswith("I") or drawn.mode == "F":  # 16 or 32 bits, or floats
+        levels = torch.from_numpy(np.asarray(drawn).astype(np.float32))[None]
+        most = next((most for most in (1, 255, 65535) if float(levels.max()) <= most), 0)
+        if not most or not bool(torch.isfinite(levels).all()) or float(levels.min()) < 0:
+            raise PredictError("its pixels must be from 0 to 1, or whole and from 0 to 65535")
+        levels /= most if drawn.mode == "F" else 65535
+        return levels.expand(channels, -1, -1).clone(), done
+    if drawn.has_transparency_data:
+        drawn, paper = _without_alpha(drawn)
+        done += [f"its transparent parts laid on {paper}"] if paper else []
+    drawn = drawn.convert("L" if channels == 1 else "RGB")
+    shrink = min(drawn.height // (SPARE * size[0]), drawn.width // (SPARE * size[1]))
+    if shrink > 1:
+        done.append(f"{drawn.width} × {drawn.height} pixels, every {shrink} × {shrink} made one")
+        drawn = drawn.reduce(shrink)
+    pixels = torch.from_numpy(np.array(drawn)).float().div_(255)
+    return (pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()), done
+
+
+def _without_alpha(image: Image.Image) -> tuple[Image.Image, str]:
+    """Lays a picture on white, or on black if what it shows is light; "" if nothing is seen."""
+    image = image.convert("RGBA")
+    alpha = np.asarray(image.getchannel("A"), dtype=np.float32)
+    if alpha.min() == 255:
+        return image, ""
+    brightness = float((np.asarray(image.convert("L")) * alpha).sum() / max(1.0, alpha.sum()))
+    paper = "black" if brightness > 127 else "white"
+    below = Image.new("RGBA", image.size, paper)
+    below.alpha_composite(image)
+    return below, paper
+
+
+def from_numbers(numbers: Tensor, whole: bool, network: Network) -> Inputs:
+    """Makes inputs of an array of one or several.
+
+    Of pictures, numbers from 0 on are pixels: whole numbers from 0 (black) to 255 (white) or to
+    65535, others from 0 to 1 too. Where some are below 0, all are inputs as in training; so are
+    all numbers where the data source does not say how pictures become inputs.
+
+    Args:
+        numbers: float32 (n, *shape), or one input (*shape); pictures of one channel also without.
+        whole: whether they were whole numbers.
+
+    Raises:
+        PredictError: they have another shape, are not finite, or are whole and no pixels.
+    """
+    if network.refusal:
+        raise PredictError(network.refusal)
+    shape, transform = network.shape, network.transform
+    grey = is_picture(shape) and shape[0] == 1 and tuple(numbers.shape[-2:]) == shape[1:]
+    if grey and numbers.ndim < 4 and tuple(numbers.shape) != shape:
+        numbers = numbers.unsqueeze(-3)
+    rows = numbers[None] if tuple(numbers.shape) == shape else numbers
+    if tuple(rows.shape[1:]) != shape or rows.ndim != 1 + len(shape) or not len(rows):
+        raise PredictError(
+            f"it must hold an input of {format_shape(shape)} numbers, or several; "
+            f"got {format_shape(numbers.shape) or 'one number'}"
+        )
+    _check_finite(rows)
+    pixels = is_picture(shape) and transform is not None and not isinstance(transform, Sound)
+    if not pixels or not (whole or isinstance(transform, Picture)):
+        return _finish(rows, [], network)
+    low, high = (float(end) for end in rows.aminmax())
+    if low < 0 and not whole:
+        return _finish(rows, [], network)
+    if low < 0 or high > 65535:
+        raise PredictError(f"its pixels must be from 0 to 65535; got {low:.6g} to {high:.6g}")
+    if whole and high <= 255:
+        return _from_pictures(rows.to(torch.uint8), [], network)
+    most = next(most for most in (1, 255, 65535) if high <= most)
+    return _from_pictures(rows / most, [f"numbers taken as pixels from 0 to {most}"], network)
+
+
+def _from_pictures(pixels: Tensor, done: Iterable[str], network: Network) -> Inputs:
+    """Makes inputs of pictures (n, channels, height, width), uint8 or from 0 to 1."""
+    if network.transform is None:
+        raise PredictError(SILENT)
+    size = (network.shape[-2], network.shape[-1])
+    if not isinstance(network.transform, Picture):
+        levels = pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().to(torch.uint8)
+        return _finish(_apply(network, levels), done, network)
+    if len(pixels) > 1 and pixels.shape[2:] != size:
+        raise PredictError(
+            f"its images must be {format_shape(size[::-1])} pixels, as the network takes them; got "
+            f"{format_shape(tuple(pixels.shape[:1:-1]))}; a picture file of one may have any size"
+        )
+    if pixels.dtype == torch.uint8:
+        pixels = pixels.float().div_(255)
+    inputs, more = network.transform(pixels.expand(-1, network.shape[0], -1, -1), size)
+    return _finish(inputs, [network.remark, *done, *more], network)
+
+
+def _from_content(content: bytes, read: Sound | Reader, network: Network) -> Inputs:
+    """Makes inputs of what a file holds, by a transform that reads it as a whole."""
+    notes: Sequence[str] = ()
+    try:
+        rows, done = read(content)
+    except ValueError as error:
+        raise PredictError(str(error)) from None
+    except Exception as error:  # whatever a user's class raises
+        raise _own_fault(error) from error
+    if isinstance(read, Reader):
+        done, notes = [], done
+    else:
+        rows = rows[None]
+    if tuple(rows.shape[1:]) != network.shape or len(notes) not in (0, len(rows)):
+        raise PredictError(f"winner.json: data.transform does not make {network.shape} of a file")
+    inputs = _finish(rows.float(), done, network)
+    return replace(inputs, unlike=dict(enumerate(notes))) if notes else inputs
+
+
+def _apply(network: Network, items: Tensor) -> Tensor:
+    """Calls a transform of the user's own for each of some items."""
+    make: Callable[..., Any] | None = network.transform
+    assert make is not None
+    try:
+        rows = torch.stack([torch.as_tensor(make(item)).float() for item in items])
+    except Exception as error:  # whatever a user's function raises
+        raise _own_fault(error) from error
+    if tuple(rows.shape[1:]) != network.shape:
+        raise PredictError(
+            f"data.transform must return {format_shape(network.shape)} numbers; "
+            f"got {format_shape(rows.shape[1:]) or 'one number'}"
+        )
+    return rows
+
+
+def _own_fault(error: Exception) -> PredictError:
+    return PredictError(f"data.transform: {type(error).__name__}: {one_line(str(error))[:200]}")
+
+
+def _finish(rows: Tensor, done: Iterable[str], network: Network) -> Inputs:
+    """Checks inputs, and says in what they are unlike those of the training."""
+    if len(rows) > MOST_INPUTS:
+        raise PredictError(f"it must hold at most {MOST_INPUTS:_} inputs; divide it")
+    _check_finite(rows)
+    unlike = {} if network.seen is None else network.seen.unlike(rows, network.columns)
+    return Inputs(rows, list(done), unlike)
+
+
+def _check_finite(rows: Tensor) -> None:
+    finite = torch.isfinite(rows).flatten(1).all(1)
+    if not bool(finite.all()):
+        first = int((~finite).nonzero()[0])
+        raise PredictError(f"its numbers must be finite; input {first} holds NaN or infinity")
+
+
+@dataclass(frozen=True)
+class FileAnswer:
+    """The prediction for one input of a file: a class and its probability, or numbers.
+
+    Attributes:
+        name: the file; for one of several inputs with its position there.
+        confidence: the probability of the class, from 0 to 1.
+        values: the numbers, if it is not a class.
+        word: the name of the class, if it has one.
+        note: what was done to the input, and in what it is unlike the training data.
+    """
+
+    name: str
+    label: int | None = None
+    confidence: float | None = None
+    values: tuple[float, ...] = ()
+    word: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        if self.confidence is None:
+            words = [self.name, *map(format_value, self.values)]
+        else:
+            words = [self.name, self.word or str(self.label), f"{self.confidence:.4f}"]
+        return "\t".join([*words, self.note] if self.note else words)
+
+
+def predict(network: Network, paths: Sequence[Path]) -> Iterator[FileAnswer]:
+    """Predicts for each input of each file, in their order.
+
+    A file is answered if all of it can be read. The others are named at the end, all of them.
+
+    Raises:
+        PredictError: after all answers; a file cannot be read, or holds no inputs for this network.
+    """
+    mistakes = []
+    for path in paths:
+        name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+        try:
+            inputs = read_inputs(path, network)
+            rows = network(inputs.rows)
+        # OSError: of the file; RuntimeError: torch's, also of memory.
+        except (OSError, ValueError, MemoryError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            mistakes.append(f"{name}: {one_line(reason)[:200]}")
+            continue
+        for position, row in enumerate(rows):
+            own = name if len(rows) == 1 else f"{name}[{position}]"
+            note = inputs.note(position)
+            if network.classifies:
+                label = int(row.argmax())
+                word = network.names[label] if label < len(network.names) else ""
+                yield FileAnswer(own, label, float(row[label]), word=word, note=note)
+            else:
+                yield FileAnswer(own, values=tuple(row.tolist()), note=note)
+    if mistakes:
+        raise PredictError(*mistakes)
 
 
 @dataclass(frozen=True)
@@ -150,25 +660,22 @@ def load_winner(
         OSError: a file cannot be read.
     """
     folder = Path(run_dir)
-    if is_of_loop(answer := load_answer(folder)) and not committee:
+    answer = load_answer(folder)
+    if answer.is_of_loop and not committee:
         return _load_loop(folder, answer, trust)
     return Predictor(load_network(folder, trust, committee=committee))
 
 
-def _load_loop(run_dir: Path, answer: Mapping[str, Any], trusted: Sequence[str]) -> LoopWinner:
-    kept = "winner.pt" in answer.get("files", ())
-    names = ("winner.yaml", "winner.pt") if kept else ("winner.yaml",)
+def _load_loop(run_dir: Path, answer: Answer, trusted: Sequence[str]) -> LoopWinner:
+    names = [name for name in ("winner.yaml", "winner.pt") if name in answer.files]
     check_whole(run_dir, answer, *names)
     config = read_yaml(run_dir / "winner.yaml")
     if not is_own(run_dir):
         _check_loop(config, trusted)
-    states: dict[str, Any] = {}
-    if kept:
-        try:
-            states = load_weights(run_dir / "winner.pt")
-        except ValueError as error:
-            raise PredictError(str(error)) from None
-    check_whole(run_dir, answer, *names)  # they may have been replaced
+    try:
+        states = load_weights(run_dir / "winner.pt") if "winner.pt" in names else {}
+    except ValueError as error:
+        raise PredictError(str(error)) from None
     return LoopWinner(config, states)
 
 

@@ -16,11 +16,12 @@ they survive crashes as the search does.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from optuna.trial import FrozenTrial, TrialState
@@ -28,22 +29,29 @@ from optuna.trial import FrozenTrial, TrialState
 from studyloom.config.schema import WinnerSection
 from studyloom.data.split import Fold
 from studyloom.data.training_data import TrainingData
-from studyloom.errors import QuestionError
+from studyloom.errors import NoWinner, QuestionError
+from studyloom.question.objective import Attempt
 from studyloom.question.question import FunctionQuestion, Question
 from studyloom.question.rule import Rule
 from studyloom.seeds import derive
 from studyloom.space.tree import Point
-from studyloom.storage.attributes import BASELINE, EPOCHS, REUSED, SLOT
+from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, REUSED, SLOT
 from studyloom.storage.ledger import reconcile
 from studyloom.study.bounds import ending
+from studyloom.study.failures import reason_of
 from studyloom.study.job import REEVALUATION, RETRAINING, note_stage
 from studyloom.study.opening import create_study
-from studyloom.study.race import Race, count_entrants
+from studyloom.study.race import Race, Training, count_entrants, run_race
+from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.worker import TrialSource
-from studyloom.winner.candidates import CandidateTrainings, kept_epoch
-from studyloom.winner.earlier import earlier_trainings, folder_name
-from studyloom.winner.racing import find_race
+from studyloom.training.checkpoint import load_weights
+from studyloom.winner.trainings import (
+    CandidateTrainings,
+    earlier_trainings,
+    folder_name,
+    kept_epoch,
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,12 @@ class Stage:
     asked: TrialSource
     trials: int
     weights: Path | None = None
+
+    @property
+    def trainings(self) -> CandidateTrainings:
+        """Where the trials of a stage after the search come from."""
+        assert isinstance(self.asked, CandidateTrainings)
+        return self.asked
 
     def todo(self) -> int:
         """Returns how many trials have not ended yet."""
@@ -183,8 +197,7 @@ class Plan:
             a list of one value per seed for each candidate; without candidates of which a training
             failed.
         """
-        assert isinstance(stage.asked, CandidateTrainings)
-        asked = Counter(candidate for candidate, _ in stage.asked.trainings)
+        asked = Counter(candidate for candidate, _ in stage.trainings.trainings)
         by_candidate: dict[int, dict[int, float]] = {}
         for trial in stage.stored.trials():
             if trial.state == TrialState.COMPLETE:
@@ -334,9 +347,8 @@ class Plan:
         stage = self._judging
         if not self.races:
             return stage
-        assert isinstance(stage.asked, CandidateTrainings)
-        asked = replace(stage.asked, raced=self.race.trainings)
-        return replace(stage, asked=asked, trials=asked.count)
+        asked = replace(stage.trainings, raced=self.race.trainings)
+        return replace(stage, asked=asked, trials=len(asked.trainings))
 
     @cached_property
     def _judging(self) -> Stage:
@@ -410,7 +422,9 @@ class Plan:
         known = earlier_trainings(search.stored, title, name, weights, needed=committee)
         trainings = CandidateTrainings(self.question, candidates, seeds, fold, known)
         identity = {"candidates": [*candidates], "seeds": seeds, **code}
-        trials = min(trainings.count, self.budget)  # a race of 8 candidates has 8 × 20 trainings
+        trials = min(
+            len(trainings.trainings), self.budget
+        )  # a race of 8 candidates has 8 × 20 trainings
         make = partial(
             create_study,
             self.url,
@@ -432,3 +446,58 @@ class Plan:
         stage = Stage(title, stored, trainings, trials, weights)
         self._opened.append(stage)
         return stage
+
+    def load_or_train(self, stage: Stage, candidate: int, seed: int) -> dict[str, Any] | None:
+        """Loads what a stage has kept of a training; trains again if another host keeps it.
+
+        Returns:
+            the weights of a network, or the states of a loop; None if the loop has kept nothing.
+
+        Raises:
+            NoWinner: that training has failed.
+        """
+        assert stage.weights is not None
+        wanted = {"candidate": candidate, "seed": seed}
+        trial = next(trial for trial in stage.stored.trials() if trial.params == wanted)
+        if trial.value is None:
+            reason = reason_of(trial) or trial.state.name
+            raise NoWinner(f"trial {candidate} could not be trained on all data: {reason}")
+        try:
+            return load_weights(stage.weights / f"trial-{trial.number}.pt")
+        except (OSError, ValueError):
+            if not self.question.tested and KEPT not in trial.user_attrs:
+                return None
+        attempt = Attempt(stage=stage.title)
+        objective = stage.trainings.train_again(candidate, seed, self.data, trial.number, attempt)
+        objective.run(lambda step: None, Stop())
+        return objective.weights()
+
+
+def find_race(
+    trials: Iterable[FrozenTrial], entrants: Sequence[int], budget: int, sign: int
+) -> Race:
+    """Finds how far a race has come, by the trials of the re-evaluation.
+
+    Slot n has the n-th training of the race. If another program has deleted a trial and its
+    training anew gave another value, a slot may have a training that is no longer called for. The
+    one that the slot should have counts as failed then, so that the race ends nevertheless.
+    """
+    results: dict[Training, float | None] = {}
+    ended = set()
+    for trial in trials:
+        if SLOT in trial.user_attrs and trial.state.is_finished():
+            ended.add(trial.user_attrs[SLOT])
+            if {"candidate", "seed"} <= {*trial.params}:
+                complete = trial.state == TrialState.COMPLETE
+                training = trial.params["candidate"], trial.params["seed"]
+                results[training] = trial.values[0] if complete else None
+    while True:
+        race = run_race(entrants, results, budget, sign)
+        lost = [
+            training
+            for slot, training in enumerate(race.trainings)
+            if slot in ended and training in race.open
+        ]
+        if not lost:
+            return race
+        results |= dict.fromkeys(lost)

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import Metric, example_scores
+from studyloom.winner.answer import Covered, Interval, Scores, Summary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +31,7 @@ def compare(
     baseline: int | None,
     resampled: Mapping[int, Resampled] | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Scores:
     """Summarises winner and baseline, and the difference between them seed by seed.
 
     Args:
@@ -40,44 +41,34 @@ def compare(
         resampled: the values on the same resamples of the test examples, by candidate; None if they
             are not known, so that intervals cover seeds alone.
         seed: decides which seeds a resample has.
-
-    Returns:
-        the summaries `winner`, `baseline` and `difference`; the last two only if there is a
-        baseline and it has not won. And `interval`: what the intervals cover, as `covers`, and
-        the number of `resamples`.
     """
 
-    def summary(series: Sequence[float], on: Resampled | None) -> dict[str, Any]:
+    def summary(series: Sequence[float], on: Resampled | None) -> Summary:
         known = summarise(series)
-        return known if on is None else known | {"interval": _interval(series, on, seed)}
+        return known if on is None else replace(known, interval=_interval(series, on, seed))
 
     on = resampled or {}
     won = values[winner]
-    summaries: dict[str, Any] = {"winner": {"values": won, **summary(won, on.get(winner))}}
-    if baseline is not None and baseline != winner:
-        other = values[baseline]
-        summaries["baseline"] = {"values": other, **summary(other, on.get(baseline))}
-        differences = [a - b for a, b in zip(won, other, strict=True)]
-        both = on[winner] - on[baseline] if on else None
-        summaries["difference"] = summary(differences, both)
     covers = SEEDS if not on else BOTH if len(won) > 1 else EXAMPLES
-    return summaries | {
-        "interval": {"covers": covers, "resamples": len(on[winner]) if on else None}
-    }
+    covered = Covered(covers, len(on[winner]) if on else None)
+    scores = Scores(summary(won, on.get(winner)), covered)
+    if baseline is None or baseline == winner:
+        return scores
+    other = values[baseline]
+    differences = [a - b for a, b in zip(won, other, strict=True)]
+    both = on[winner] - on[baseline] if on else None
+    return replace(
+        scores, baseline=summary(other, on.get(baseline)), difference=summary(differences, both)
+    )
 
 
-def summarise(values: Sequence[float]) -> dict[str, Any]:
-    """Summarises values that differ by their seed alone.
-
-    Returns:
-        `mean`, `std` (the sample standard deviation) and `interval` (Student's 95 % interval of the
-        mean, a list of two); the last two are None for a single value.
-    """
-    mean = fmean(values)
+def summarise(values: Sequence[float]) -> Summary:
+    """Summarises values that differ by their seed alone; the interval is Student's."""
+    mean, known = fmean(values), tuple(values)
     if len(values) < 2:
-        return {"mean": mean, "std": None, "interval": None}
+        return Summary(mean, values=known)
     half = _student(len(values)) * stdev(values) / math.sqrt(len(values))
-    return {"mean": mean, "std": stdev(values), "interval": [mean - half, mean + half]}
+    return Summary(mean, stdev(values), (mean - half, mean + half), known)
 
 
 def _student(count: int) -> float:
@@ -87,7 +78,7 @@ def _student(count: int) -> float:
     return float(stdtrit(count - 1, 0.975))
 
 
-def _interval(values: Sequence[float], resampled: Resampled, seed: int) -> list[float]:
+def _interval(values: Sequence[float], resampled: Resampled, seed: int) -> Interval:
     """Returns a 95 % interval of the mean that covers seeds and examples.
 
     Both are drawn anew, independently of each other, since each seed was measured on each example
@@ -109,7 +100,7 @@ def _interval(values: Sequence[float], resampled: Resampled, seed: int) -> list[
         stretch = _student(count) / NORMAL * math.sqrt(count / (count - 1))
     picked = np.take_along_axis(resampled, drawn, axis=1).mean(axis=1)
     low, high = np.percentile(means + stretch * (picked - means), TAILS)
-    return [float(low), float(high)]
+    return float(low), float(high)
 
 
 def resample(

@@ -18,13 +18,14 @@ def track_answer(stored: StoredStudy, run_dir: Path) -> TrackedAnswer:
     counts = Counter(outcome(trial) for trial in trials)
     values = {f"trials.{state}": float(count) for state, count in sorted(counts.items())}
     names: tuple[str, ...] = FILES
+    number: int | None = None
     written = read_answer(run_dir)
     if written is not None and belongs_to(written, stored):
-        number, test = written["winner"]["trial"], written.get("test") or {}
+        number, test = written.winner.trial, written.test
         found = {
-            "fresh.mean": written["winner"].get("mean"),
-            "test.mean": test.get("winner", {}).get("mean"),
-            "test.baseline": test.get("baseline", {}).get("mean"),
+            "fresh.mean": written.winner.mean,
+            "test.mean": test.winner.mean if test else None,
+            "test.baseline": test.baseline.mean if test and test.baseline else None,
         }
     else:
         names = ("best.yaml", "report.html")

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from studyloom.errors import CompressError
-from studyloom.extras.export import export
-from studyloom.extras.export.export import OnnxNetwork, check_equal, check_installed
+from studyloom.extras.export import onnx
+from studyloom.extras.export.onnx import OnnxNetwork, check_equal, check_installed
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):
-    monkeypatch.setattr(export, "PACKAGES", ("onnx_of_nobody",))
+    monkeypatch.setattr(onnx, "PACKAGES", ("onnx_of_nobody",))
     with pytest.raises(CompressError, match=r"needs onnx_of_nobody; pip install 'studyloom\[exp"):
         check_installed()
 

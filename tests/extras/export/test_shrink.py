@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from studyloom.errors import CompressError
-from studyloom.extras.export.shrink import count_parameters, distillation, narrow, prune
+from studyloom.extras.export.networks import count_parameters, distillation, narrow, prune
 from studyloom.models import CNN, MLP, Transformer
 
 CALLED = "studyloom.models."

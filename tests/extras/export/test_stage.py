@@ -16,12 +16,10 @@ from studyloom.commands.outputs import Outputs
 from studyloom.config.schema import WinnerSection
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import CompressError, Stopped
-from studyloom.extras.export import compression, export, original, variants
-from studyloom.extras.export.checks import find_mistakes
-from studyloom.extras.export.compression import LOCK, compress
-from studyloom.extras.export.original import load_teacher, retrain, retrain_committee
-from studyloom.extras.export.settings import Settings
-from studyloom.extras.export.stage import compress_winner, make_small
+from studyloom.extras.export import compression, networks, onnx, variants
+from studyloom.extras.export.compression import LOCK, compress, compress_winner, make_small
+from studyloom.extras.export.networks import load_teacher, retrain, retrain_committee
+from studyloom.extras.export.settings import Settings, find_mistakes
 from studyloom.files import locked
 from studyloom.study.job import note_answer, read_job
 from studyloom.study.opening import create_study
@@ -92,13 +90,13 @@ def mistakes(*overrides, split=SPLIT):
 
 
 def test_a_study_that_asks_for_nothing_small_has_no_mistake_and_needs_no_package(monkeypatch):
-    monkeypatch.setattr(export, "PACKAGES", ("onnx_of_nobody",))
+    monkeypatch.setattr(onnx, "PACKAGES", ("onnx_of_nobody",))
     assert mistakes() == mistakes("compress=false") == []
     assert mistakes("compress=false", "winner.enabled=false") == []
 
 
 def test_all_mistakes_are_found_before_trial_0(monkeypatch):
-    monkeypatch.setattr(export, "PACKAGES", ("onnx_of_nobody",))
+    monkeypatch.setattr(onnx, "PACKAGES", ("onnx_of_nobody",))
     wrong = "compress={margn: 1, ratios: [2], rule: min bytes}"
     package, enabled = "needs onnx_of_nobody", "with winner.enabled=false there is none"
     found = mistakes(wrong, "winner.enabled=false")
@@ -175,7 +173,7 @@ def made(monkeypatch):
     monkeypatch.setattr(
         compression, "make_variants", lambda *args: calls.append(args) or make(*args)
     )
-    monkeypatch.setattr(export, "PACKAGES", ())
+    monkeypatch.setattr(onnx, "PACKAGES", ())
     for module in (compression, variants):
         monkeypatch.setattr(module, "OnnxNetwork", File)
         monkeypatch.setattr(module, "export", File.export)
@@ -228,7 +226,7 @@ def test_a_card_that_a_killed_command_has_not_come_to_is_completed(ended, made):
     plan, _ = ended
     small(ended, anew=False)
     many = len(made)
-    page = load_answer(plan.run_dir)["command"]
+    page = load_answer(plan.run_dir).command
     evaluate_winner(plan, ended[1], page)  # which writes a card of its own
     assert "## Made small" not in (plan.run_dir / "model_card.md").read_text()
     small(ended, anew=False)
@@ -355,21 +353,21 @@ def test_a_committee_that_teaches_has_not_seen_the_examples_by_which_variants_ar
     ended, monkeypatch
 ):
     plan, _ = ended
-    jobs, train = [], original.train_network
+    jobs, train = [], networks.train_network
     monkeypatch.setattr(
-        original, "train_network", lambda job, part: jobs.append(job) or train(job, part)
+        networks, "train_network", lambda job, part: jobs.append(job) or train(job, part)
     )
     alone = retrain(plan, 16)
-    entry = load_answer(plan.run_dir)["committee"]
+    entry = load_answer(plan.run_dir).committee
     teacher = retrain_committee(plan, entry)
-    assert len(jobs) == 1 + len(entry["members"])
+    assert len(jobs) == 1 + len(entry.members)
     assert len({job.seed for job in jobs}) == len(jobs), "each is a training of its own"
     for job in jobs:
         assert torch.equal(job.valid, alone.job.valid)
         assert {*job.train.tolist()}.isdisjoint(alone.job.valid.tolist())
-    assert teacher.shares == tuple(member["share"] for member in entry["members"])
-    for member, network in zip(entry["members"], teacher.networks, strict=True):
-        own = plan.reevaluation.asked.job(member["trial"], 0)
+    assert teacher.shares == tuple(member.share for member in entry.members)
+    for member, network in zip(entry.members, teacher.networks, strict=True):
+        own = plan.reevaluation.asked.job(member.trial, 0)
         assert str(network) == str(own.model(shape=SPLIT.shape, outputs=10)), "of its configuration"
 
 
@@ -379,21 +377,21 @@ def test_of_the_final_network_the_committee_itself_is_the_teacher(ended):
     teacher = load_teacher(plan, answer).eval()
     job = plan.retraining.asked.job(plan.winner, 0)
     outputs, targets = evaluate_network(job, teacher, CountedTest()())
-    assert plan.question.metric(outputs, targets) == pytest.approx(answer["committee"]["test"])
+    assert plan.question.metric(outputs, targets) == pytest.approx(answer.committee.test)
 
 
 def test_rows_and_record_say_that_the_committee_taught(ended, made):
     plan, _ = ended
     settings = replace(SMALL, widths=(0.5, 0.25), teacher="committee")
     record, told = small(ended, settings, anew=False)
-    entry = load_answer(plan.run_dir)["committee"]
+    entry = load_answer(plan.run_dir).committee
     assert "training the committee's configurations without it as well, " in told[1]
     names = [row["name"] for row in record["variants"]]
     assert [*dict.fromkeys(name.rpartition(",")[0] for name in names)] == [
         *("as it is", "student of 0.5 (committee)", "student of 0.25 (committee)")
     ]
-    assert record["teacher"] == {"name": "committee", "networks": len(entry["members"])}
-    assert record["committee"] == load_answer(plan.run_dir)["files"][COMMITTEE]
+    assert record["teacher"] == {"name": "committee", "networks": len(entry.members)}
+    assert record["committee"] == load_answer(plan.run_dir).files[COMMITTEE]
     assert "the mean of the committee, " in (plan.run_dir / "model_card.md").read_text()
 
 

@@ -1,27 +1,47 @@
-"""Everything that explains a network on the test part, as entries of winner.json."""
+"""What explains a network on the test part, as fields of the answer."""
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from studyloom.config.values import describe_error
-from studyloom.data.split import Split
+from studyloom.data.examples import Examples, Items, Loading, item_at
+from studyloom.data.split import Split, Tokens
 from studyloom.data.training_data import Part
 from studyloom.data.transform import is_picture
-from studyloom.extras.explain.calibration import calibrate
-from studyloom.extras.explain.groups import by_group
-from studyloom.extras.explain.occlusion import explain_mistakes
-from studyloom.extras.explain.permutation import permute_columns
-from studyloom.extras.explain.words import explain_texts
-from studyloom.metrics import Metric
+from studyloom.errors import UndefinedMetric
+from studyloom.metrics import Metric, accuracy, example_scores
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
+from studyloom.winner.answer import (
+    Bin,
+    Calibration,
+    Column,
+    ExplainedText,
+    Group,
+    Groups,
+    Interval,
+    Occlusion,
+)
+from studyloom.winner.evaluation import png
+from studyloom.winner.statistics import NORMAL
 
-PICTURES = 8  # mistakes of which the parts are looked at: 169 evaluations each
-TEXTS = 8  # mistakes of which the words are looked at: 121 evaluations each, at most
+MISTAKES = 8  # that are looked at: 169 evaluations for a picture, at most 121 for a text
+BINS = 10  # of confidence, equally wide
+GROUPS = 30  # that are kept, those with most examples
+DRAWS = 999  # resamples of a group's examples
+ORDERS = 20  # of each column
+PATCHES = 7  # along a side of a picture; they overlap by half
+WORDS = 120  # of a text that are looked at and shown, its first ones
+
 log = logging.getLogger(__name__)
+Ask = Callable[[Part], Tensor]  # returns the outputs of the network for a part, on the CPU
 
 
 def explain(
@@ -39,7 +59,6 @@ def explain(
     Args:
         job: whose network it is, evaluated as studyloom does.
         network: with the weights of the winner.
-        metric: of the study.
         outputs: of the network on the test part, (n, …), on the CPU.
         targets: those of the test part, on the CPU.
         sealed: the test part.
@@ -47,13 +66,15 @@ def explain(
         seed: of what is drawn.
 
     Returns:
-        `calibration` and `groups` of classes, `columns` of a table, `occlusions` of pictures and
-        `texts` with their words, as far as they can be told. What fails is left out with a warning.
+        fields of `winner.answer.Tested`: calibration and groups of classes, columns of a table,
+        occlusions of pictures and texts with their words, as far as they can be told. What fails
+        is left out with a warning.
     """
     told: dict[str, Any] = {}
     classifies = sealed.classifies and outputs.ndim == 2 and targets.ndim == 1
+    some = mistakes[:MISTAKES]
 
-    def answer(part: Part) -> Tensor:
+    def ask(part: Part) -> Tensor:
         return evaluate_network(job, network, part)[0].cpu()
 
     def add(name: str, explanation: Callable[[], Any]) -> None:
@@ -69,10 +90,278 @@ def explain(
         add("calibration", lambda: calibrate(outputs.softmax(1), targets))
     add("groups", lambda: by_group(metric, outputs, targets, sealed))
     if isinstance(sealed, Split) and sealed.columns and sealed.inputs.ndim == 2:
-        add("columns", lambda: permute_columns(metric, answer, sealed, outputs, targets, seed))
+        add("columns", lambda: permute_columns(metric, ask, sealed, outputs, targets, seed))
     if classifies and sealed.shape is not None and is_picture(sealed.shape):
-        add("occlusions", lambda: explain_mistakes(answer, sealed, mistakes[:PICTURES]))
+        add("occlusions", lambda: explain_mistakes(ask, sealed, some))
     if classifies and (tokens := sealed.tokens) is not None:
-        some = mistakes[:TEXTS]
-        add("texts", lambda: explain_texts(answer, sealed, tokens, targets, some))
+        add("texts", lambda: explain_texts(ask, sealed, tokens, targets, some))
     return told
+
+
+def calibrate(probabilities: Tensor, labels: Tensor) -> Calibration:
+    """Compares how sure a classifier is with how often it is right.
+
+    The expected calibration error is the mean distance of the two over bins of confidence, each
+    with the share of its examples (Naeini et al., AAAI 2015; Guo et al., ICML 2017).
+
+    Args:
+        probabilities: (n, classes), on the CPU.
+        labels: (n,), on the CPU.
+    """
+    confidence, predicted = probabilities.double().max(1)
+    right = (predicted == labels).double()
+    place = (confidence * BINS).long().clamp(max=BINS - 1)
+    bins, error = [], 0.0
+    for number in sorted({*place.tolist()}):
+        own = place == number
+        count = int(own.sum())
+        sure, share = float(confidence[own].mean()), float(right[own].mean())
+        error += count / len(labels) * abs(share - sure)
+        ends = wilson(int(right[own].sum()), count)
+        bins.append(Bin(number / BINS, (number + 1) / BINS, count, sure, share, ends))
+    return Calibration(error, float(confidence.mean()), float(right.mean()), tuple(bins))
+
+
+def by_group(metric: Metric, outputs: Tensor, targets: Tensor, sealed: Part) -> Groups | None:
+    """Measures a network on each group of the test part; without groups, on each class.
+
+    Returns:
+        None without groups or classes, and for a metric that is no mean over examples.
+    """
+    scores = example_scores(metric, outputs, targets)
+    if scores is None:
+        return None
+    if len(sealed.group_names) == len(targets):
+        kind, names = "group", list(sealed.group_names)
+    elif sealed.classifies and targets.ndim == 1:
+        known = sealed.names or tuple(map(str, range(outputs.shape[1])))
+        kind, names = "class", [known[label] for label in targets.tolist()]
+    else:
+        return None
+    members: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        members.setdefault(name, []).append(place)
+    largest = sorted(members, key=lambda name: (-len(members[name]), name))[:GROUPS]
+    order = [name for name in (sealed.names or sorted(members)) if name in largest]
+    order = order if len(order) == len(largest) else sorted(largest)
+    rows = []
+    for name in order:
+        own = scores[torch.tensor(members[name])]
+        if metric.function is accuracy:
+            ends = wilson(int(own.sum()), len(own))
+        else:
+            draws = np.random.default_rng(0).integers(0, len(own), (DRAWS, len(own)))
+            ends = _percentiles(own.numpy()[draws].mean(1), 2.5)
+        rows.append(Group(name, len(own), float(own.mean()), ends))
+    return Groups(kind, len(members) - len(rows), tuple(rows))
+
+
+def wilson(right: int, count: int) -> Interval:
+    """Returns the 95 % interval of a share, so many right of a count (Wilson 1927, JASA 22).
+
+    It is never empty, also where all or none are right.
+    """
+    share, square = right / count, NORMAL**2 / count
+    middle = share + square / 2
+    half = NORMAL * math.sqrt(share * (1 - share) / count + square / (4 * count))
+    return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))
+
+
+def _percentiles(values: Any, tail: float) -> Interval:
+    low, high = np.percentile(values, (tail, 100 - tail))
+    return float(low), float(high)
+
+
+def permute_columns(
+    metric: Metric, ask: Ask, sealed: Split, outputs: Tensor, targets: Tensor, seed: int
+) -> tuple[Column, ...]:
+    """Measures how much worse a network gets if one column is put in a random order.
+
+    A column that tells what another one tells too may seem not to matter (Breiman 2001, Machine
+    Learning 45).
+
+    Returns:
+        the column that matters most first; without those for which the metric is not defined.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    known, columns = metric(outputs, targets), []
+    for column, name in enumerate(sealed.columns):
+        worse = []
+        inputs = sealed.inputs.clone()
+        for _ in range(ORDERS):
+            order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
+            inputs[:, column] = sealed.inputs[order, column]
+            changed = replace(sealed, inputs=inputs, references={})
+            try:
+                worse.append(metric.sign * (known - metric(ask(changed), targets)))
+            except UndefinedMetric:
+                break
+        else:
+            columns.append(Column(name, float(np.mean(worse)), _percentiles(worse, 5)))
+    return tuple(sorted(columns, key=lambda column: (-column.worse, column.name)))
+
+
+def explain_mistakes(ask: Ask, sealed: Part, mistakes: Sequence[int]) -> tuple[Occlusion, ...]:
+    """Covers one patch after the other, and sees how sure the network still is of its mistake.
+
+    Occlusion sensitivity (Zeiler and Fergus, ECCV 2014), with patches of the picture's own mean.
+    On the pictures red is what spoke for the mistake, and blue what spoke against it.
+
+    Args:
+        sealed: the test part, of pictures (channels, height, width).
+        mistakes: the indices of wrong answers.
+    """
+    told = []
+    for index in mistakes:
+        image = sealed.input_at(index)
+        if image is None:
+            continue
+
+        def ask_in_place(images: Tensor, index: int = index) -> Tensor:
+            return ask(with_inputs(sealed, index, [*images]))
+
+        change = occlude(ask_in_place, image)
+        most = float(change.abs().max())
+        drawn = overlay(image.float().cpu(), change / most if most else change)
+        told.append(Occlusion(index, png(drawn), most))
+    return tuple(told)
+
+
+def occlude(ask: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    """Returns how much of the confidence in its answer a network owes to each pixel.
+
+    Args:
+        ask: returns logits (n, classes) for pictures, on the CPU.
+        image: (channels, height, width), also of whole numbers.
+
+    Returns:
+        (height, width): the mean, over all patches that cover a pixel, of what the probability of
+        the answer loses if they are covered.
+    """
+    tall, wide = image.shape[-2:]
+    places = [(rows, columns) for rows in _patches(tall) for columns in _patches(wide)]
+    covered = image.repeat(len(places), 1, 1, 1)
+    for number, (rows, columns) in enumerate(places):
+        covered[number, :, rows, columns] = image.float().mean()
+    probabilities = ask(torch.cat([image[None], covered])).softmax(1)
+    chosen = int(probabilities[0].argmax())
+    lost = probabilities[0, chosen] - probabilities[1:, chosen]
+    total, count = torch.zeros(tall, wide), torch.zeros(tall, wide)
+    for (rows, columns), loss in zip(places, lost, strict=True):
+        total[rows, columns] += loss
+        count[rows, columns] += 1
+    return total / count
+
+
+def _patches(size: int) -> list[slice]:
+    """Returns the patches along a side of so many pixels."""
+    length = min(size, max(2, -(-size // PATCHES)))
+    starts = [*range(0, size - length + 1, max(1, length // 2))]
+    starts += [size - length] if starts[-1] + length < size else []
+    return [slice(start, start + length) for start in starts]
+
+
+def overlay(image: Tensor, change: Tensor) -> Tensor:
+    """Draws a map over a picture: red where it is above 0, blue below.
+
+    Args:
+        image: (channels, height, width).
+        change: (height, width), from -1 to 1.
+
+    Returns:
+        (3, height, width), from 0 to 1.
+    """
+    grey = image.mean(0)
+    low, high = grey.min(), grey.max()
+    grey = 0.25 + 0.5 * (grey - low) / (high - low).clamp(min=1e-12)
+    red, blue = change.clamp(min=0), (-change).clamp(min=0)
+    weight = 0.75 * (red + blue)
+    tinted = [grey * (1 - weight) + 0.75 * part for part in (red, torch.zeros_like(red), blue)]
+    return torch.stack(tinted)
+
+
+def explain_texts(
+    ask: Ask, sealed: Part, tokens: Tokens, labels: Tensor, mistakes: Sequence[int]
+) -> tuple[ExplainedText, ...]:
+    """Leaves out one word after the other, and sees how sure the network still is of its mistake.
+
+    Occlusion (Zeiler and Fergus, ECCV 2014), of words as Li, Monroe and Jurafsky erase them (2016,
+    arXiv:1612.08220). A word is left out wherever it is in the text, and what follows moves up.
+    How sure the network is of its mistake is the log of how many times likelier it takes it to be
+    than the truth; unlike a probability near 1, that tells by how much.
+
+    Args:
+        tokens: what the texts say in words.
+        labels: the classes of the test part, int64 (n,), on the CPU.
+        mistakes: the indices of wrong answers.
+
+    Returns:
+        the texts, without those of one word, and those of which no word changes anything.
+    """
+    told = []
+    for index in mistakes:
+        if isinstance(sealed, Split):
+            row: Tensor | None = sealed.inputs[index]
+        else:
+            assert isinstance(sealed, Examples)
+            row = tokens.row_of(item_at(sealed.evaluation, index))
+        numbers = [] if row is None else tokens.numbers_of(row)
+        read = numbers[:WORDS]
+        if row is None or len({*numbers}) < 2:  # without its one word a text is empty
+            continue
+        different = [*dict.fromkeys(read)]
+        rows = [row, *(tokens.without(row, number) for number in different)]
+        outputs = ask(with_inputs(sealed, index, rows, tokens.path)).double()
+        label, likely = int(labels[index]), outputs[0].softmax(0)
+        predicted = int(likely.argmax())
+        margins = outputs[:, predicted] - outputs[:, label]
+        owed = dict(zip(different, (margins[0] - margins[1:]).tolist(), strict=True))
+        changes = tuple(round(owed[number], 4) for number in read)
+        if any(changes) and all(map(math.isfinite, changes)):
+            text = ExplainedText(
+                index,
+                label,
+                predicted,
+                (float(likely[label]), float(likely[predicted])),
+                round(float(margins[0]), 4),
+                tuple(tokens.word(number) for number in read),
+                changes,
+                len(numbers) - len(read),
+            )
+            told.append(text)
+    return tuple(told)
+
+
+def with_inputs(
+    sealed: Part, index: int, inputs: Sequence[Tensor], path: Sequence[int | str] = (0,)
+) -> Part:
+    """Returns a part of one example, as often as there are inputs for it.
+
+    They come to the network as those of the test do: through the collate function, in batches of
+    the same size.
+
+    Args:
+        index: of the example.
+        inputs: each in the place of its own, and of the same type.
+        path: the positions and keys that lead to the input in an item of a Dataset.
+    """
+    if isinstance(sealed, Split):
+        targets = sealed.targets[index].repeat(len(inputs))
+        return replace(sealed, inputs=torch.stack([*inputs]), targets=targets, references={})
+    assert isinstance(sealed, Examples)
+    item = item_at(sealed.evaluation, index)
+    items = [_put(item, [*path], each) for each in inputs]
+    view = Items((("data.test", items),), sealed.evaluation.collate)
+    return replace(sealed, training=view, evaluation=view, loading=Loading(), group_names=())
+
+
+def _put(tree: Any, path: list[int | str], part: Tensor) -> Any:
+    if not path:
+        return part.numpy() if isinstance(tree, np.ndarray) else part
+    step: Any = path[0]
+    changed = _put(tree[step], path[1:], part)
+    if isinstance(tree, Mapping):
+        return {**tree, step: changed}
+    parts = [*tree]
+    parts[step] = changed
+    return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)

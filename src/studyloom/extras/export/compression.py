@@ -10,67 +10,162 @@
 4. The test part is opened once, for that and the winner.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.text import Text
+
+from studyloom.config.values import value_at
 from studyloom.data.training_data import Part
-from studyloom.errors import CompressError, ConfigError, Stopped
-from studyloom.extras.export.export import OnnxNetwork, check_installed
-from studyloom.extras.export.original import (
+from studyloom.errors import CompressError, ConfigError, Stopped, StorageError, StudyloomError
+from studyloom.extras.export.networks import (
     Original,
-    differ,
+    count_parameters,
     evaluate,
-    export,
     load_teacher,
     load_winner_network,
     retrain,
     retrain_committee,
 )
-from studyloom.extras.export.record import (
-    complete_card,
-    digest_of,
-    is_made_with,
-    read_record,
-    write_record,
+from studyloom.extras.export.onnx import OnnxNetwork, check_installed
+from studyloom.extras.export.settings import (
+    COMMITTEE,
+    SECTION,
+    Settings,
+    parse_own_rule,
+    parse_settings,
+    settings_of,
 )
-from studyloom.extras.export.settings import COMMITTEE, Settings, parse_own_rule
-from studyloom.extras.export.shrink import count_parameters
-from studyloom.extras.export.variants import INT8, Judge, Say, Variant, make_variants, recipes
-from studyloom.files import locked
+from studyloom.extras.export.variants import (
+    Judge,
+    Say,
+    Variant,
+    differ,
+    export,
+    make_variants,
+    recipes,
+)
+from studyloom.files import is_newer, write_whole
 from studyloom.metrics import Goal
 from studyloom.question.rule import Condition, Rule
 from studyloom.storage.attributes import COMPRESSED
 from studyloom.storage.database import exclusive
+from studyloom.study.job import note_compressed
 from studyloom.study.stopping import Stop
+from studyloom.views.report import write_report
+from studyloom.views.terminal import print_compressed
+from studyloom.winner.answer import (
+    CARD,
+    NETWORK,
+    RECORD,
+    Answer,
+    Chosen,
+    Compressed,
+    SmallScores,
+    Teacher,
+    check_whole,
+    digest_of,
+    from_document,
+    is_answer_of,
+    load_answer,
+    read_compressed,
+    to_document,
+    write_json,
+)
 from studyloom.winner.answer import COMMITTEE as COMMITTEE_FILE
-from studyloom.winner.answer import check_whole, is_answer_of, is_of_loop, load_answer
-from studyloom.winner.prediction.network import OF_A_LOOP
+from studyloom.winner.predictor import OF_A_LOOP
 from studyloom.winner.stages import Plan
+from studyloom.winner.wording import SMALL_HEADING, small_section
 
 EXACT = 1e-9  # what means of shares such as 5 of 1 000 are off
 LOCK = "compress.lock"  # below the run directory
 Test = Callable[[], Part]
 
 
+def compress_winner(
+    plan: Plan, stop: Stop, console: Console, look: Callable[[], None]
+) -> CompressError | None:
+    """Makes the winner small if the config says so and it was not done yet, and prints the table.
+
+    Args:
+        plan: the stages of the run, all of which have ended.
+        stop: whether to stop; a command that is stopped here goes on from here.
+        look: called at each step.
+
+    Returns:
+        why it could not be done, to be raised once all else is told; None if there is no reason.
+    """
+    settings = settings_of(value_at(plan.question.config, SECTION))
+    if settings is None or stop():
+        return None
+    try:
+        record = make_small(plan, settings, stop, console, look, anew=False)
+    except Stopped:
+        return None
+    except StorageError:
+        raise
+    except StudyloomError as error:
+        return CompressError(f"{SECTION}: {error}")
+    print_compressed(record, console)
+    return None
+
+
+def compress_again(plan: Plan, words: Sequence[str], stop: Stop, console: Console) -> Compressed:
+    """Makes the winner small as the config and words KEY=VALUE say, also if it was done before."""
+    settings = parse_settings(words, value_at(plan.question.config, SECTION))
+    return make_small(plan, settings, stop, console)
+
+
+def make_small(
+    plan: Plan,
+    settings: Settings,
+    stop: Stop,
+    console: Console,
+    look: Callable[[], None] = lambda: None,
+    *,
+    anew: bool = True,
+) -> Compressed:
+    """Makes the winner small, notes it in the database, and writes the report.
+
+    Raises:
+        UserError: it cannot be done, see `compress`.
+        Diverged: a training has, also one of the committee.
+        Stopped: it was asked to stop.
+        OSError: a file cannot be read or written.
+    """
+
+    def say(words: str) -> None:
+        console.print(Text(words), soft_wrap=True)
+        look()
+
+    try:
+        record = compress(plan, settings, plan.data.test, say, stop, anew=anew)
+    except StudyloomError:
+        raise
+    except (RuntimeError, ValueError) as error:  # of PyTorch and the user's code, as out of memory
+        raise CompressError(f"{type(error).__name__}: {error}") from error
+    note_compressed(plan.search.stored, record.in_short())
+    report = plan.run_dir / "report.html"
+    if not all(is_newer(report, plan.run_dir / name) for name in ("winner.json", RECORD)):
+        write_report(plan.search.stored, plan.run_dir)
+    return record
+
+
 def compress(
     plan: Plan, settings: Settings, test: Test, say: Say, stop: Stop, *, anew: bool = True
-) -> dict[str, Any]:
+) -> Compressed:
     """Makes the winner of a run small, tests it, and writes winner.onnx and compress.json.
 
     One command at a time does it in a run directory; another one waits.
 
     Args:
-        plan: the stages of the run, all of which have ended.
-        settings: as the command has them.
         test: loads the test part; called once, if at all.
         say: is told what is being done, in words.
         stop: whether to stop; what is trained by then is lost, and nothing is written.
         anew: whether to do it also if compress.json is of this winner and these settings.
-
-    Returns:
-        what compress.json holds.
 
     Raises:
         CompressError: there is no winner of a network of ours, or it cannot be exported.
@@ -85,17 +180,19 @@ def compress(
     check_answer(plan, load_answer(plan.run_dir), settings)
     with _alone(plan, say, stop):
         answer = load_answer(plan.run_dir)
-        record = None if anew else read_record(plan.run_dir, answer)
-        if record is None or not is_made_with(record, answer, settings):
-            return _compress(plan, settings, rule, test, say, stop)
-        with _writing(plan, answer) as current:  # of a command that was killed before
-            complete_card(plan.run_dir, record, current)
-        return record
+        record = None if anew else read_compressed(plan.run_dir, answer)
+        if record is not None:
+            taught = answer.files.get(COMMITTEE_FILE) if settings.teacher == COMMITTEE else None
+            if (record.settings, record.committee) == (settings.document(), taught):
+                with _writing(plan, answer) as current:  # of a command that was killed before
+                    complete_card(plan, record, current)
+                return record
+        return _compress(plan, settings, rule, test, say, stop)
 
 
 def _compress(
     plan: Plan, settings: Settings, rule: Rule | None, test: Test, say: Say, stop: Stop
-) -> dict[str, Any]:
+) -> Compressed:
     def told(words: str) -> None:
         if stop():
             raise Stopped
@@ -103,68 +200,63 @@ def _compress(
 
     answer = load_answer(plan.run_dir)
     check_answer(plan, answer, settings)
-    judge = _begin(plan, settings, answer, told, stop)
-    variants = [*make_variants(judge, recipes(settings), told, stop)]
-    # Half a point of what ends at 1, such as accuracy; half a percent of an error in its own unit.
-    unit = 1.0 if plan.question.metric.scale == "unit" else abs(judge.value)
-    margin = settings.margin * unit
-    rule = rule or Rule(Goal("bytes", "minimize"), (Condition("drop_high", "<=", margin),))
-    chosen = choose(rule, [each for each in variants if isinstance(each, Variant)])
-    told(f"making {chosen.row['name']} of the winner, with all training data")
-    with stop.interruptible():
-        winner = load_winner_network(plan, settings.calibration)
-        if settings.teacher == COMMITTEE:
-            winner = replace(winner, teacher=load_teacher(plan, answer))
-        network = chosen.recipe.make(winner)
-        content = export(winner, network, answer["data"], quantized=chosen.precision == INT8)
-    with _writing(plan, answer) as current:
-        record = {
-            "winner": answer["files"]["winner.pt"],
-            "settings": settings.document(),
-            **_taught(settings, answer),
-            "metric": answer["metric"],
-            "threads": settings.threads,
-            "rule": str(rule),
-            "margin": margin,
-            "original": judge.original_row,
-            "variants": [each.row if isinstance(each, Variant) else each for each in variants],
-            "bytes_of_winner": (plan.run_dir / "winner.pt").stat().st_size,
-            "chosen": {
-                "name": chosen.row["name"],
-                "bytes": len(content),
-                "parameters": count_parameters(network),
-                "medians": judge.medians(chosen.row),
-            },
-            "test": test_both(plan, winner, content, test, margin),
-        }
-        write_record(plan.run_dir, record, content, current)
-    return record
-
-
-def _begin(
-    plan: Plan, settings: Settings, answer: Mapping[str, Any], say: Say, stop: Stop
-) -> Judge:
-    """Trains what variants are made of, and who teaches them, without a validation part."""
-    say("training the winner's configuration without a validation part")
+    facts, entry = answer.data, answer.committee
+    assert facts is not None
+    taught = entry if settings.teacher == COMMITTEE else None
+    told("training the winner's configuration without a validation part")
     with stop.interruptible():  # in which nobody asks the database
         original = retrain(plan, settings.calibration)
-    if settings.teacher == COMMITTEE:
-        many = len(answer["committee"]["members"])
-        say(f"training the committee's configurations without it as well, {many} networks")
+    if taught is not None:
+        many = f"{len(taught.members)} networks"
+        told(f"training the committee's configurations without it as well, {many}")
         with stop.interruptible():
-            original = replace(original, teacher=retrain_committee(plan, answer["committee"]))
-    return Judge(plan.question.metric, settings, original, answer["data"])
-
-
-def _taught(settings: Settings, answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what compress.json holds of who taught; nothing if the winner did."""
-    if settings.teacher != COMMITTEE:
-        return {}
-    networks = len(answer["committee"]["members"])
-    return {
-        "teacher": {"name": COMMITTEE, "networks": networks},
-        "committee": answer["files"][COMMITTEE_FILE],
-    }
+            original = replace(original, teacher=retrain_committee(plan, taught))
+    judge = Judge(plan.question.metric, settings, original, facts)
+    variants, failed = make_variants(judge, recipes(settings), told, stop)
+    # Half a point of what ends at 1, such as accuracy; half a percent of an error in its own unit.
+    unit = 1.0 if plan.question.metric.scale == "unit" else abs(judge.original_facts.value)
+    margin = settings.margin * unit
+    rule = rule or Rule(Goal("bytes", "minimize"), (Condition("drop_high", "<=", margin),))
+    chosen = choose(rule, judge, variants)
+    told(f"making {chosen.facts.name} of the winner, with all training data")
+    with stop.interruptible():
+        winner = load_winner_network(plan, settings.calibration)
+        if taught is not None:
+            winner = replace(winner, teacher=load_teacher(plan, answer))
+        network = chosen.recipe.make(winner)
+        content = export(winner, network, facts, quantized=chosen.quantized)
+    with _writing(plan, answer) as current:
+        theirs = judge.original_facts.latency
+        record = Compressed(
+            winner=answer.files["winner.pt"],
+            digest=digest_of(content),
+            settings=settings.document(),
+            teacher=None if taught is None else Teacher(COMMITTEE, len(taught.members)),
+            committee=None if taught is None else answer.files[COMMITTEE_FILE],
+            metric=answer.metric,
+            threads=settings.threads,
+            rule=str(rule),
+            margin=margin,
+            original=judge.original_facts,
+            variants=(*(each.facts for each in variants), *failed),
+            bytes_of_winner=(plan.run_dir / "winner.pt").stat().st_size,
+            chosen=Chosen(
+                chosen.facts.name,
+                len(content),
+                count_parameters(network),
+                {
+                    batch: (each.median, theirs[batch].median)
+                    for batch, each in chosen.facts.latency.items()
+                },
+            ),
+            test=test_both(plan, winner, content, test, margin),
+        )
+        # The record has the digest of the network, so that what a killed command has left is not
+        # taken for whole; `complete_card` writes what it has not come to.
+        write_json(plan.run_dir / RECORD, record)
+        write_whole(plan.run_dir / NETWORK, content, durable=True)
+        complete_card(plan, record, current)
+    return record
 
 
 @contextmanager
@@ -174,26 +266,31 @@ def _alone(plan: Plan, say: Say, stop: Stop) -> Iterator[None]:
     Raises:
         Stopped: it was asked to stop while it waited.
     """
-    told: list[str] = []
-
-    def stopping() -> bool:
-        if not told:
-            told.append("another command makes the winner small; waiting for it")
-            say(told[0])
-        return stop()
-
-    with locked(plan.run_dir / LOCK, stopping=stopping):
+    lock = FileLock(plan.run_dir / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say("another command makes the winner small; waiting for it")
+    while not lock.is_locked:
+        if stop():
+            raise Stopped
+        try:
+            lock.acquire(timeout=0.5)
+        except Timeout:
+            continue
+    try:
         if stop():
             raise Stopped
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager
-def _writing(plan: Plan, answer: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _writing(plan: Plan, answer: Answer) -> Iterator[Answer]:
     """Lets no other command write an answer; yields what winner.json holds now.
 
     Args:
-        plan: the stages of the run.
         answer: what it held before.
 
     Raises:
@@ -202,7 +299,7 @@ def _writing(plan: Plan, answer: Mapping[str, Any]) -> Iterator[Mapping[str, Any
     with exclusive(plan.url, deadline=float(plan.question.config.storage.deadline)):
         current = load_answer(plan.run_dir)
         check_whole(plan.run_dir, current)
-        if current["files"]["winner.pt"] != answer["files"]["winner.pt"]:
+        if current.files["winner.pt"] != answer.files["winner.pt"]:
             raise CompressError(
                 f"{plan.run_dir}: another command has chosen another winner meanwhile; "
                 "run this one again"
@@ -210,37 +307,51 @@ def _writing(plan: Plan, answer: Mapping[str, Any]) -> Iterator[Mapping[str, Any
         yield current
 
 
-def choose(rule: Rule, variants: Sequence[Variant]) -> Variant:
+def complete_card(plan: Plan, record: Compressed, answer: Answer) -> None:
+    """Writes what a record says into the model card, if it has one and that is not there yet.
+
+    winner.json has the card's digest, and goes first as in `winner.answer.write_answer`.
+    """
+    path = plan.run_dir / CARD
+    if CARD not in answer.files:
+        return
+    before = path.read_text()
+    head = before.partition(SMALL_HEADING)[0].rstrip()
+    card = f"{head}\n\n{small_section(record)}\n"
+    if card != before:
+        files = {**answer.files, CARD: digest_of(card.encode())}
+        write_json(plan.run_dir / "winner.json", replace(answer, files=files))
+        write_whole(path, card.encode(), durable=True)
+
+
+def choose(rule: Rule, judge: Judge, variants: Sequence[Variant]) -> Variant:
     """Chooses a variant by a rule; of equal ones that of fewer bytes.
 
     Raises:
         ConfigError: none satisfies the rule.
     """
-    fitting = [each for each in variants if rule.holds(each.known)]
+    known = [(judge.known(each.facts), each) for each in variants]
+    fitting = [pair for pair in known if rule.holds(pair[0])]
     if fitting:
-        return min(fitting, key=lambda each: (rule.rank(each.known), each.known["bytes"]))
+        return min(fitting, key=lambda pair: (rule.rank(pair[0]), pair[0]["bytes"]))[1]
     names = dict.fromkeys([rule.goal.name, *(condition.name for condition in rule.conditions)])
     values = "; ".join(
-        f"{each.row['name']}: {', '.join(f'{name} {each.known[name]:.4g}' for name in names)}"
-        for each in variants
+        f"{each.facts.name}: {', '.join(f'{name} {its[name]:.4g}' for name in names)}"
+        for its, each in known
     )
     ways = "loosen it, or have more variants with ratios and widths"
     raise ConfigError([f"rule: no variant satisfies {rule}; {ways}; there are {values}"])
 
 
-def check_answer(plan: Plan, answer: Mapping[str, Any], settings: Settings) -> None:
+def check_answer(plan: Plan, answer: Answer, settings: Settings) -> None:
     """Checks that an answer is that of a plan, and of a network that can be made small.
-
-    Args:
-        plan: the stages of the run.
-        answer: what winner.json holds.
-        settings: as the command has them.
 
     Raises:
         CompressError: it is not, or it is of a loop.
         PredictError: its files are not whole.
     """
-    if is_of_loop(answer) or plan.data.split is None:
+    part, entry = plan.data.split, answer.committee
+    if answer.is_of_loop or part is None:
         raise CompressError(OF_A_LOOP.format(plan.run_dir))
     check_whole(plan.run_dir, answer)
     if not plan.is_done() or not is_answer_of(answer, plan):
@@ -248,51 +359,43 @@ def check_answer(plan: Plan, answer: Mapping[str, Any], settings: Settings) -> N
             f"{plan.run_dir}: winner.json is not the answer of this study as it is now; run the "
             "study's command again"
         )
-    part = plan.data.split
     if part.shape is None or part.input_at(0) is None:
         raise CompressError(
             "the inputs of the winner are not one tensor, and its ONNX file would not know them; "
             "deploy winner.pt"
         )
-    entry = answer.get("committee") or {}
-    if settings.teacher == COMMITTEE and "members" not in entry:
-        why = entry.get("note", "the answer has no committee")
+    if settings.teacher == COMMITTEE and (entry is None or not entry.members):
+        why = (entry and entry.note) or "the answer has no committee"
         ways = "run the study's command again with winner.committee=true, or set teacher=winner"
         raise CompressError(f"{plan.run_dir}: teacher=committee: {why}; {ways}")
 
 
 def test_both(
-    plan: Plan, winner: Original, content: bytes, test: Callable[[], Part], margin: float
-) -> dict[str, Any]:
+    plan: Plan, winner: Original, content: bytes, test: Test, margin: float
+) -> SmallScores:
     """Tests a file and the winner on the test part, which is opened unless it was for this file.
 
     What it gave is stored in the database as soon as it is known.
-
-    Returns:
-        the entry `test` of compress.json.
     """
     stored, metric = plan.search.stored, plan.question.metric
     key = digest_of(content)
     before = stored.optuna.user_attrs.get(COMPRESSED) or {}
-    earlier = key in before
-    if not earlier:
+    if key in before:
+        scores = replace(from_document(before[key], SmallScores), earlier=True)
+    else:
         stored.count_test_opening()  # before it, should this be killed
         sealed = test()
         ours, targets = evaluate(winner, winner.network, sealed)
         theirs, _ = evaluate(winner, OnnxNetwork(content), sealed)
-        found = differ(metric, winner, ours, theirs, targets) | {"examples": len(sealed)}
-        stored.optuna.set_user_attr(COMPRESSED, {**before, key: found})
-    else:
-        found = before[key]
-    worst = min(metric.sign * end for end in found["interval"])
-    return {
-        "value": found["value"],
-        "original": found["original"],
-        "difference": found["mean"],
-        "interval": found["interval"],
-        "covers": found["covers"],
-        "examples": found["examples"],
-        "within": worst >= -margin - EXACT,
-        "openings": stored.test_openings(),
-        "earlier": earlier,
-    }
+        difference = differ(metric, winner, ours, theirs, targets)
+        scores = SmallScores(
+            value=metric(theirs, targets),
+            original=metric(ours, targets),
+            difference=difference.mean,
+            interval=difference.interval or (difference.mean, difference.mean),
+            covers=difference.interval is not None,
+            examples=len(sealed),
+        )
+        stored.optuna.set_user_attr(COMPRESSED, {**before, key: to_document(scores)})
+    worst = min(metric.sign * end for end in scores.interval)
+    return replace(scores, within=worst >= -margin - EXACT, openings=stored.test_openings())

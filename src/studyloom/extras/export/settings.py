@@ -1,16 +1,20 @@
-"""What one may say of how the winner is made small: `compress` of a config, or words KEY=VALUE."""
+"""How the winner is made small: `compress` of a config, or words KEY=VALUE, and what is wrong."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from studyloom.errors import ConfigError
+from studyloom.config.values import value_at
+from studyloom.data.training_data import TrainingData
+from studyloom.errors import CompressError, ConfigError, UserError
+from studyloom.extras.export.onnx import check_installed
 from studyloom.metrics import Goal, Metric
+from studyloom.question.question import FunctionQuestion, Question
 from studyloom.question.rule import Rule, parse_rule
-from studyloom.text import nearest, no_such_key
+from studyloom.text import no_such_key
 
 SECTION = "compress"  # of the config
 WINNER, COMMITTEE = "winner", "committee"  # who teaches
@@ -23,7 +27,7 @@ COSTS = ("drop", "drop_high", "bytes", "latency_ms", "latency_64_ms", "parameter
 class Settings:
     """How the winner is made small.
 
-    Args:
+    Attributes:
         rule: which variant is chosen, in the language of `winner.rule`; None for the smallest whose
             value is not worse than the original's by more than `margin`, by the 95 % interval.
         margin: what may be lost: in the unit of a metric that ends at 1, such as accuracy; of
@@ -48,18 +52,14 @@ class Settings:
 
     def document(self) -> dict[str, Any]:
         """Returns the settings as JSON has them."""
-        document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return document
+        return {
+            key: [*value] if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
 
 
 def settings_of(section: Any) -> Settings | None:
-    """Reads `compress` of a config.
-
-    Args:
-        section: as plain Python.
-
-    Returns:
-        None if the winner is not to be made small.
+    """Reads `compress` of a config, in plain values; None if the winner is not to be made small.
 
     Raises:
         ConfigError: every mistake found.
@@ -73,46 +73,73 @@ def settings_of(section: Any) -> Settings | None:
         raise ConfigError(
             [f"{SECTION} must be true, null, or settings such as {example}; got {section!r}"]
         )
-    known = [field.name for field in fields(Settings)]
-    mistakes = [no_such_key(f"{SECTION}.{key}", known) for key in section if key not in known]
-    given = {key: value for key, value in section.items() if key in known}
-    return _settings(Settings(), given, mistakes, f"{SECTION}.")
+    return _settings(Settings(), section, [], f"{SECTION}.")
 
 
-def parse_settings(words: Sequence[str], others: Settings | None = None) -> Settings:
+def parse_settings(words: Sequence[str], section: Any = None) -> Settings:
     """Parses the settings of a command line.
 
     Args:
         words: such as `ratios=[0.5]`; a value is read as YAML is.
-        others: what holds of all that the words do not name; None for the defaults.
+        section: `compress` of the config, which holds of all that the words do not name.
 
     Raises:
         ConfigError: every mistake found.
     """
-    known = [field.name for field in fields(Settings)]
     given: dict[str, object] = {}
     mistakes = []
     for word in words:
         key, equals, text = word.partition("=")
         if not equals:
             mistakes.append(f"{word}: must be KEY=VALUE, such as margin=0.01")
-        elif key not in known:
-            options = ", ".join(known)
-            mistakes.append(f"{key}: no such key; there are {options}{nearest(key, known)}")
-        else:
-            try:
-                given[key] = yaml.safe_load(text)
-            except yaml.YAMLError:
-                mistakes.append(f"{key}={text}: cannot be read as a YAML value")
-    return _settings(others or Settings(), given, mistakes, "")
+            continue
+        try:
+            given[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            mistakes.append(f"{key}={text}: cannot be read as a YAML value")
+    return _settings(settings_of(section) or Settings(), given, mistakes, "")
+
+
+def _settings(
+    others: Settings, given: Mapping[str, object], mistakes: list[str], prefix: str
+) -> Settings:
+    known = [field.name for field in fields(Settings)]
+    for key, value in given.items():
+        if key not in known:
+            mistakes.append(no_such_key(f"{prefix}{key}", known))
+        elif (mistake := _mistake(key, value)) is not None:
+            mistakes.append(f"{prefix}{key} must be {mistake}; got {value!r}")
+    if mistakes:
+        raise ConfigError(mistakes)
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return replace(others, **plain)
+
+
+def _mistake(key: str, value: Any) -> str | None:
+    """Returns what the value of a key must be; None if it is that."""
+
+    def is_number(value: object) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    match key:
+        case "rule":
+            fits, must_be = isinstance(value, str | None), "a rule, or null"
+        case "teacher":
+            fits, must_be = value in (WINNER, COMMITTEE), f"{WINNER} or {COMMITTEE}"
+        case "margin":
+            fits, must_be = is_number(value) and value >= 0, "a number of at least 0"
+        case "ratios" | "widths":
+            fits = isinstance(value, list) and all(is_number(v) and 0 < v < 1 for v in value)
+            must_be = "a list of numbers above 0 and below 1, such as [0.5]"
+        case _:
+            fits, must_be = type(value) is int and value >= 1, "a whole number of at least 1"
+    return None if fits else must_be
 
 
 def parse_own_rule(metric: Metric, settings: Settings, key: str = "rule") -> Rule | None:
     """Parses the rule of the settings; None if there is none.
 
     Args:
-        metric: of the study.
-        settings: whose rule it is.
         key: names it in errors.
 
     Raises:
@@ -124,32 +151,49 @@ def parse_own_rule(metric: Metric, settings: Settings, key: str = "rule") -> Rul
     return parse_rule(settings.rule, known, key, "")
 
 
-def _settings(
-    others: Settings, given: Mapping[str, object], mistakes: list[str], prefix: str
-) -> Settings:
-    for key, value in given.items():
-        if (mistake := _mistake(key, value)) is not None:
-            mistakes.append(f"{prefix}{key} must be {mistake}; got {value!r}")
-    if mistakes:
-        raise ConfigError(mistakes)
-    lists = {k: tuple(v) for k, v in given.items() if isinstance(v, list)}
-    return replace(others, **{**given, **lists})  # type: ignore[arg-type]  # checked above
+def find_mistakes(question: Question, data: TrainingData | None) -> Iterator[str]:
+    """Yields the mistakes in how a config has the winner made small, before trial 0.
 
-
-def _mistake(key: str, value: object) -> str | None:
-    """Returns what the value of a key must be; None if it is that."""
-    if key == "rule":
-        return None if isinstance(value, str | None) else "a rule, or null"
-    if key == "teacher":
-        return None if value in (WINNER, COMMITTEE) else f"{WINNER} or {COMMITTEE}"
-    if key == "margin":
-        return None if _is_number(value) and value >= 0 else "a number of at least 0"  # type: ignore[operator]
-    if key in ("ratios", "widths"):
-        fits = isinstance(value, list) and all(_is_number(v) and 0 < v < 1 for v in value)
-        return None if fits else "a list of numbers above 0 and below 1, such as [0.5]"
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    return None if whole else "a whole number of at least 1"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    Args:
+        data: None if they cannot be loaded.
+    """
+    config, settings = question.config, Settings()
+    try:
+        settings = settings_of(value_at(config, SECTION)) or settings
+    except ConfigError as error:
+        yield from error.mistakes
+    try:
+        check_installed()
+    except CompressError as error:
+        yield str(error)
+    if not config.winner.enabled:
+        yield (
+            f"{SECTION} makes the winner small, and with winner.enabled=false there is none; set "
+            f"winner.enabled=true, or leave {SECTION} out"
+        )
+    if isinstance(question, FunctionQuestion):
+        yield (
+            f"{SECTION} makes a network small that studyloom trains, and objective._target_="
+            f"{config.objective['_target_']} is a loop of your own; leave {SECTION} out, and do it "
+            "with what the loop keeps"
+        )
+        return
+    if settings.teacher == COMMITTEE and not config.winner.committee:
+        yield (
+            f"{SECTION}.teacher={COMMITTEE} learns from the committee of winner.committee=true, "
+            f"which is false; set winner.committee=true, or {SECTION}.teacher=winner"
+        )
+    metric = None
+    with suppress(UserError, ImportError, AttributeError):  # which is reported with the objective
+        metric = question.metric
+    try:
+        if metric is not None:
+            parse_own_rule(metric, settings, f"{SECTION}.rule")
+    except ConfigError as error:
+        yield from error.mistakes
+    split = None if data is None else data.split
+    if split is not None and (split.shape is None or split.input_at(0) is None):
+        yield (
+            f"{SECTION} writes a network of one input, and an input of the data is not one tensor; "
+            f"deploy winner.pt, and leave {SECTION} out"
+        )

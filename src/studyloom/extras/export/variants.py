@@ -1,218 +1,242 @@
 """The variants of a winner: how each is made, and what it is judged by."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from studyloom.errors import StudyloomError
-from studyloom.extras.export.export import OnnxNetwork, quantize
-from studyloom.extras.export.latency import measure_latencies
-from studyloom.extras.export.original import Original, differ, evaluate, export
+from studyloom.extras.export.networks import Original, count_parameters, evaluate
+from studyloom.extras.export.onnx import OnnxNetwork, check_equal, export_network, quantize
 from studyloom.extras.export.settings import COMMITTEE, Settings
-from studyloom.extras.export.shrink import count_parameters
 from studyloom.metrics import Metric
 from studyloom.study.stopping import Stop
 from studyloom.training.checkpoint import pack_weights
 from studyloom.training.steps import on_threads
+from studyloom.winner.answer import DataFacts, Latency, Summary, VariantFacts, to_document
+from studyloom.winner.statistics import compare, resample
 
 BATCHES = (1, 64)
-FP32, INT8 = "fp32", "int8"
+WARM = 3  # calls before the first that counts
+LONGEST = 5.0  # seconds of calls of each network; slow ones are measured less often
+# What of winner.json's `data` who runs the file must know; stored in the file as JSON.
+NEEDED = ("shape", "mean", "std", "transform", "names", "columns")
 Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a variant is made of a trained network.
-
-    Args:
-        name: of the variant.
-        make: called with the original; returns the network of the variant, trained.
-    """
+    """How a variant is made: `make` returns its network, trained, for the original."""
 
     name: str
-    make: Callable[["Original"], nn.Module]
-
-
-@dataclass(frozen=True)
-class Made:
-    """A variant before it is measured.
-
-    Args:
-        recipe: by which it was made.
-        precision: fp32 or int8.
-        content: of its ONNX file.
-        row: what compress.json will hold of it.
-    """
-
-    recipe: Recipe
-    precision: str
-    content: bytes
-    row: dict[str, Any]
+    make: Callable[[Original], nn.Module]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A variant that was made and judged.
-
-    Args:
-        recipe: by which it is made.
-        precision: fp32 or int8.
-        known: its values by name, for the rule.
-        row: what compress.json holds of it.
-    """
+    """A variant that was made; `facts` lack the latency until it is measured."""
 
     recipe: Recipe
-    precision: str
-    known: Mapping[str, float]
-    row: Mapping[str, Any]
+    quantized: bool
+    content: bytes
+    facts: VariantFacts
 
 
 def recipes(settings: Settings) -> list[Recipe]:
     """Returns the variants that are tried, but for their precision; their names say who taught."""
     taught = f" ({COMMITTEE})" if settings.teacher == COMMITTEE else ""
-    return [
-        Recipe("as it is", lambda original: original.network),
-        *(
-            Recipe(f"pruned by {ratio:g}{taught}", partial(Original.pruned, ratio=ratio))
-            for ratio in settings.ratios
-        ),
-        *(
-            Recipe(f"student of {width:g}{taught}", partial(Original.student, width=width))
-            for width in settings.widths
-        ),
+    pruned = [
+        Recipe(f"pruned by {ratio:g}{taught}", partial(Original.pruned, ratio=ratio))
+        for ratio in settings.ratios
     ]
+    students = [
+        Recipe(f"student of {width:g}{taught}", partial(Original.student, width=width))
+        for width in settings.widths
+    ]
+    return [Recipe("as it is", lambda original: original.network), *pruned, *students]
+
+
+def export(original: Original, network: nn.Module, facts: DataFacts, *, quantized: bool) -> bytes:
+    """Exports a network, checks that the file predicts the same, and quantizes it if asked to.
+
+    Args:
+        original: with whose examples both is done.
+        network: on the CPU.
+
+    Raises:
+        CompressError: it has no form in ONNX, or the file predicts something else.
+    """
+    known = to_document(facts)
+    needed = {name: known[name] for name in NEEDED}
+    content = export_network(network, original.inputs[:2], needed)
+    check_equal(*(evaluate(original, each)[0] for each in (network, OnnxNetwork(content))))
+    return quantize(content, original.inputs) if quantized else content
+
+
+def differ(
+    metric: Metric, original: Original, before: Tensor, after: Tensor, targets: Tensor
+) -> Summary:
+    """Compares what two networks say of the same examples.
+
+    Returns:
+        the difference, after minus before; its interval is None if it is not known over examples.
+    """
+    values = {0: [metric(before, targets)], 1: [metric(after, targets)]}
+    resampled = None
+    if original.job.evaluate is None:  # with one of the user's own, outputs may mean anything
+        judged = {0: [(before, targets)], 1: [(after, targets)]}
+        resampled = resample(metric, judged, len(targets), original.seed)
+    difference = compare(values, 1, 0, resampled, original.seed).difference
+    assert difference is not None
+    return difference
 
 
 class Judge:
-    """Judges variants beside their original.
+    """Judges variants beside their original, on the original's validation part.
 
     Args:
-        metric: of the study.
-        settings: as the command line has them.
         original: trained without the validation part.
         facts: what winner.json says of the data.
     """
 
     def __init__(
-        self, metric: Metric, settings: Settings, original: Original, facts: Mapping[str, Any]
+        self, metric: Metric, settings: Settings, original: Original, facts: DataFacts
     ) -> None:
-        self.metric, self.settings, self.original = metric, settings, original
-        self.facts = facts
+        self.metric, self.settings, self.original, self.facts = metric, settings, original, facts
         self.outputs, self.targets = evaluate(original, original.network)
-        self.value = self.metric(self.outputs, self.targets)
-        self.original_row: dict[str, Any] = {}
+        size = len(pack_weights(original.network.state_dict()))
+        self.original_facts = self._facts("PyTorch, eager", original.network, size, self.outputs)
 
-    def make(self, recipe: Recipe) -> Iterator[Made]:
-        """Yields what a recipe makes, in fp32 and in int8, with all but its latency."""
+    def make(self, recipe: Recipe) -> list[Variant]:
+        """Returns what a recipe makes, in fp32 and in int8."""
         network = recipe.make(self.original)
         content = export(self.original, network, self.facts, quantized=False)
-        yield self._judge(recipe, FP32, network, content)
+        made = [self._judge(recipe, network, content, quantized=False)]
         content = quantize(content, self.original.inputs)
-        yield self._judge(recipe, INT8, network, content)
+        return [*made, self._judge(recipe, network, content, quantized=True)]
 
-    def _judge(self, recipe: Recipe, precision: str, network: nn.Module, content: bytes) -> Made:
+    def _judge(
+        self, recipe: Recipe, network: nn.Module, content: bytes, *, quantized: bool
+    ) -> Variant:
         session = OnnxNetwork(content)
         outputs = evaluate(self.original, session)[0]
         for batch in BATCHES:  # here, where what fails is a note of this variant
             session.run(self._examples(batch).numpy())
-        row = self._row(f"{recipe.name}, {precision}", network, len(content), outputs)
-        return Made(recipe, precision, content, row)
+        name = f"{recipe.name}, {'int8' if quantized else 'fp32'}"
+        facts = self._facts(name, network, len(content), outputs)
+        return Variant(recipe, quantized, content, facts)
 
     def _examples(self, count: int) -> Tensor:
         """Returns training examples, some of them more than once if there are fewer."""
         examples = self.original.inputs
         return examples[torch.arange(count) % len(examples)]
 
-    def _row(self, name: str, network: nn.Module, size: int, outputs: Tensor) -> dict[str, Any]:
+    def _facts(self, name: str, network: nn.Module, size: int, outputs: Tensor) -> VariantFacts:
         difference = differ(self.metric, self.original, self.outputs, outputs, self.targets)
-        sign = self.metric.sign
-        return {
-            "name": name,
-            "value": difference["value"],
-            "drop": -sign * difference["mean"] + 0.0,  # and not -0.0
-            "drop_interval": sorted(-sign * end + 0.0 for end in difference["interval"]),
-            "bytes": size,
-            "parameters": count_parameters(network),
-        }
+        ends = difference.interval or (difference.mean, difference.mean)
+        # Plus 0.0, so that it is not -0.0.
+        low, high = sorted(-self.metric.sign * end + 0.0 for end in ends)
+        return VariantFacts(
+            name,
+            value=self.metric(outputs, self.targets),
+            drop=-self.metric.sign * difference.mean + 0.0,
+            drop_interval=(low, high),
+            bytes=size,
+            parameters=count_parameters(network),
+        )
 
-    def measure(self, made: Sequence[Made]) -> None:
-        """Measures latencies beside PyTorch eager, and writes them into the rows."""
+    def measure(self, made: Sequence[Variant]) -> list[Variant]:
+        """Measures latencies beside PyTorch eager, and returns the variants with theirs."""
         network, threads = self.original.network.eval(), self.settings.threads
-        size = len(pack_weights(network.state_dict()))
-        self.original_row = self._row("PyTorch, eager", network, size, self.outputs)
-        rows = [self.original_row, *(each.row for each in made)]
         sessions = [OnnxNetwork(each.content, threads) for each in made]
-        for row in rows:
-            row["latency"] = {}
+        latencies: list[dict[str, Latency]] = [{} for _ in range(1 + len(made))]
         with on_threads(threads), torch.inference_mode():
             for batch in BATCHES:
                 inputs = self._examples(batch)
-                calls = [partial(network, inputs)]
+                calls: list[Callable[[], object]] = [partial(network, inputs)]
                 calls += [partial(session.run, inputs.numpy()) for session in sessions]
-                measured = measure_latencies(calls, self.settings.repeats)
-                for row, latency in zip(rows, measured, strict=True):
-                    row["latency"][str(batch)] = asdict(latency)
+                for each, known in zip(
+                    measure_latencies(calls, self.settings.repeats), latencies, strict=True
+                ):
+                    known[str(batch)] = each
+        self.original_facts = replace(self.original_facts, latency=latencies[0])
+        return [
+            replace(each, facts=replace(each.facts, latency=known))
+            for each, known in zip(made, latencies[1:], strict=True)
+        ]
 
-    def medians(self, row: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-        """Returns the median latencies of a variant and of PyTorch eager, by batch."""
-        theirs = self.original_row["latency"]
-        return {
-            batch: (each["median"], theirs[batch]["median"])
-            for batch, each in row["latency"].items()
-        }
-
-    def known(self, row: Mapping[str, Any]) -> dict[str, float]:
+    def known(self, facts: VariantFacts) -> Mapping[str, float]:
         """Returns the values of a variant by name, for the rule."""
-        latency = row["latency"]
         return {
-            self.metric.name: row["value"],
-            "drop": row["drop"],
-            "drop_high": row["drop_interval"][1],
-            "bytes": row["bytes"],
-            "latency_ms": latency["1"]["median"],
-            "latency_64_ms": latency["64"]["median"],
-            "parameters": row["parameters"],
+            self.metric.name: facts.value,
+            "drop": facts.drop,
+            "drop_high": facts.drop_interval[1],
+            "bytes": facts.bytes,
+            "latency_ms": facts.latency["1"].median,
+            "latency_64_ms": facts.latency["64"].median,
+            "parameters": facts.parameters,
         }
+
+
+def measure_latencies(calls: Sequence[Callable[[], object]], repeats: int) -> list[Latency]:
+    """Measures calls in turns, so that what else the machine does falls on all of them alike.
+
+    Args:
+        repeats: how often each is measured at most.
+    """
+    for call in calls:
+        for _ in range(WARM):
+            call()
+    seconds: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats):
+        for call, each in zip(calls, seconds, strict=True):
+            if sum(each) > LONGEST:
+                continue
+            call()  # so that its weights are in the cache again, after the others
+            began = time.perf_counter()
+            call()
+            each.append(time.perf_counter() - began)
+    milliseconds: Any = [np.percentile(each, (50, 10, 90)) * 1e3 for each in seconds]
+    return [
+        Latency(float(median), float(low), float(high), len(measured))
+        for (median, low, high), measured in zip(milliseconds, seconds, strict=True)
+    ]
 
 
 def make_variants(
     judge: Judge, wanted: Sequence[Recipe], say: Say, stop: Stop
-) -> Iterator[Variant | dict[str, Any]]:
+) -> tuple[list[Variant], list[VariantFacts]]:
     """Makes the variants and judges them.
 
     Args:
-        judge: with the original.
         wanted: the first is the original itself.
         say: is told what is being done, in words.
         stop: whether to stop.
 
-    Yields:
-        each variant; or its name and a note that says why there is none.
+    Returns:
+        the variants; and those that could not be made, with a note that says why.
 
     Raises:
         CompressError: the original itself cannot be exported.
         Stopped: it was asked to stop.
     """
-    made: list[Made] = []
-    failed: list[dict[str, Any]] = []
+    made: list[Variant] = []
+    failed: list[VariantFacts] = []
     for recipe in wanted:
         say(f"{recipe.name}: made, exported, quantized")
         try:
             with stop.interruptible():
-                for each in judge.make(recipe):
-                    made.append(each)
+                made += judge.make(recipe)
         except (StudyloomError, RuntimeError, ValueError) as error:
             if not made:  # if the original has no form in ONNX, nothing else has
                 raise
-            failed.append({"name": recipe.name, "note": " ".join(str(error).split())[:200]})
+            failed.append(VariantFacts(recipe.name, note=" ".join(str(error).split())[:200]))
     threads = judge.settings.threads
     say(f"measuring latencies on {threads} thread{'' if threads == 1 else 's'}")
     with stop.interruptible():
-        judge.measure(made)
-    for each in made:
-        yield Variant(each.recipe, each.precision, judge.known(each.row), each.row)
-    yield from failed
+        return judge.measure(made), failed

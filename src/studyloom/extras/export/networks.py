@@ -1,0 +1,298 @@
+"""The network that variants are made of, with the job that trained it, and who teaches them.
+
+Smaller networks are pruned, or built narrower and taught by the original or a committee.
+"""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig
+from torch import Tensor, nn
+from torch.nn import functional
+
+from studyloom.config.trust import packages_to_trust
+from studyloom.config.values import value_at
+from studyloom.data import Split
+from studyloom.data.training_data import Part
+from studyloom.errors import CompressError
+from studyloom.question.jobs import build_jobs, build_network
+from studyloom.seeds import derive
+from studyloom.training.batches import batch_dtype
+from studyloom.training.checkpoint import load_weights
+from studyloom.training.job import Job
+from studyloom.training.trainer import Training, evaluate_network
+from studyloom.winner.answer import Answer, Committee
+from studyloom.winner.committee import CommitteeNetwork, average_of, load_committee
+from studyloom.winner.stages import Plan
+
+TEMPERATURE = 4.0  # of the softened outputs
+SHARE = 0.5  # of the teacher's outputs in the loss; the rest is that of the targets
+LEAST = 8  # an argument from here on may be a width; smaller ones are mostly depths and heads
+
+
+@dataclass(frozen=True)
+class Original:
+    """A trained network, and what others are made of it with.
+
+    Attributes:
+        network: on the CPU.
+        job: that trained it.
+        part: the examples, on the device to train on.
+        section: `model` of the config.
+        seed: of the examples that set the ranges of int8, `calibration` in number.
+        teacher: whose outputs variants learn from; None for the network itself.
+    """
+
+    network: nn.Module
+    job: Job
+    part: Part
+    section: Any
+    seed: int
+    calibration: int
+    teacher: nn.Module | None = None
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """Training examples, in the type that the network takes."""
+        count = min(self.calibration, len(self.job.train))
+        drawn = torch.randperm(
+            len(self.job.train), generator=torch.Generator().manual_seed(self.seed)
+        )[: max(2, count)]
+        rows = [self.part.input_at(int(self.job.train[at])) for at in drawn]
+        return torch.stack([row for row in rows if row is not None]).cpu().to(self.dtype)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """In which the network takes inputs."""
+        if isinstance(self.part, Split):
+            return batch_dtype(self.job, self.network, self.part)
+        whole = str(self.part.kind).startswith("int")
+        return torch.int64 if whole else torch.float32
+
+    def train(self, make: Callable[[], nn.Module]) -> nn.Module:
+        """Trains a network as the original was, and to say what its teacher says.
+
+        The schedule begins anew, which is as good as any other (Renda et al. 2020,
+        arXiv:2003.02389).
+
+        Args:
+            make: returns the network on the CPU, the same at every call.
+        """
+        teacher = self.network if self.teacher is None else self.teacher
+        step = distillation(teacher, self.dtype, average_of(self.job, self.part))
+        job = replace(self.job, model=lambda shape, outputs: make(), step=step)
+        return train_network(job, self.part)
+
+    def pruned(self, ratio: float) -> nn.Module:
+        smaller = prune(self.network, self.inputs[:2], ratio)
+        return self.train(lambda: deepcopy(smaller))
+
+    def student(self, width: float) -> nn.Module:
+        build = partial(build_network, shape=self.part.shape, outputs=self.part.outputs)
+        section, _ = narrow(self.section, width, build)
+        return self.train(lambda: build(section))
+
+
+def retrain(plan: Plan, calibration: int) -> Original:
+    """Trains the winner's configuration without a validation part."""
+    assert plan.data.split is not None
+    job, network = _train_apart(plan, plan.winner, 0)
+    model = plan.question.at(plan.candidates[plan.winner]).model
+    seed = derive(plan.question.seed, 0, 0, 2)
+    return Original(network, job, plan.data.split, model, seed, calibration)
+
+
+def retrain_committee(plan: Plan, entry: Committee) -> CommitteeNetwork:
+    """Trains the configurations of a committee without the validation part of `retrain`.
+
+    So what it teaches a variant tells nothing of the examples by which the variant is judged.
+    """
+    members = enumerate(entry.members, start=1)
+    networks = [_train_apart(plan, member.trial, number)[1] for number, member in members]
+    return CommitteeNetwork(entry, networks)
+
+
+def _train_apart(plan: Plan, trial: int, number: int) -> tuple[Job, nn.Module]:
+    """Trains the configuration of a candidate without a validation part, always the same one.
+
+    Args:
+        number: of the training, which decides its seed.
+    """
+    part, question = plan.data.split, plan.question
+    assert part is not None
+    # No other path of a study has this length and end; see CandidateTrainings.fresh_seed.
+    seeds = [derive(question.seed, each, 0, 2) for each in (0, number)]
+    folds = part.folds(question.config.objective.folds, plan.data.source.validation, seeds[0])
+    job = build_jobs(question.at(plan.candidates[trial]), [folds[-1]], seeds[1])[0]
+    return job, train_network(job, part)
+
+
+def load_winner_network(plan: Plan, calibration: int) -> Original:
+    """Loads the winner, with the job that trained it on all training data."""
+    part, trainings = plan.data.split, plan.last.trainings
+    assert part is not None
+    job = trainings.job(plan.winner, 0)
+    network = job.model(shape=part.shape, outputs=part.outputs)
+    network.load_state_dict(load_weights(plan.run_dir / "winner.pt"))
+    model = plan.question.at(plan.candidates[plan.winner]).model
+    return Original(network.eval(), job, part, model, trainings.fresh_seed(0), calibration)
+
+
+def load_teacher(plan: Plan, answer: Answer) -> CommitteeNetwork:
+    """Loads the committee of an answer, whose networks have seen all training data.
+
+    Raises:
+        PredictError: its file cannot be used.
+        ConfigError: winner.json names other networks than the study has trained.
+    """
+    members = () if answer.committee is None else answer.committee.members
+    points = [plan.candidates[member.trial] for member in members]
+    own = packages_to_trust([value_at(plan.question.at(point), "model") for point in points])
+    return load_committee(plan.run_dir, answer, own)
+
+
+def train_network(job: Job, part: Part) -> nn.Module:
+    """Trains a job to its end.
+
+    Returns:
+        the network in eval mode, on the CPU.
+
+    Raises:
+        Diverged: its loss is not finite.
+    """
+    training = Training([job], part)
+    for _ in training:
+        pass
+    network = job.model(shape=part.shape, outputs=part.outputs)
+    network.load_state_dict(training.weights()[0])
+    return network.cpu().eval()
+
+
+def evaluate(
+    original: Original, network: nn.Module, part: Part | None = None
+) -> tuple[Tensor, Tensor]:
+    """Evaluates a network on the CPU: on a part, or else on the original's validation part."""
+    job = replace(original.job, precision="fp32")
+    where = job.valid.cpu() if part is None else None
+    return evaluate_network(job, network, (part or original.part).to("cpu"), where)
+
+
+def prune(network: nn.Module, inputs: Tensor, ratio: float) -> nn.Module:
+    """Returns a network without a share of its channels and units, those with the smallest norm.
+
+    Whole channels go, in every layer the same share, and with them what reads them: zeros among the
+    weights would leave file and latency as they are. Source: Li et al. 2017 (arXiv:1608.08710), by
+    the dependencies of Fang et al. 2023 (arXiv:2301.12900), which `torch-pruning` finds.
+
+    Args:
+        network: on the CPU; it stays as it is.
+        inputs: some examples, in the type that it takes.
+        ratio: the share, above 0 and below 1.
+
+    Raises:
+        CompressError: no layer can be pruned, or the library does not know a layer.
+    """
+    import torch_pruning
+
+    pruned = deepcopy(network).eval()
+    layers = [m for m in pruned.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    if not layers:
+        raise CompressError("it has no layer whose channels can be pruned")
+    before = count_parameters(pruned)
+    try:
+        torch_pruning.pruner.MagnitudePruner(
+            pruned,
+            inputs,
+            importance=torch_pruning.importance.MagnitudeImportance(p=2),
+            pruning_ratio=ratio,
+            ignored_layers=layers[-1:],  # whose channels are the outputs
+        ).step()
+        pruned(inputs)
+    except Exception as error:  # what the library raises of a layer that it does not know
+        raise CompressError(f"it cannot be pruned: {type(error).__name__}: {error}") from error
+    if count_parameters(pruned) == before:
+        raise CompressError(f"nothing of it can be pruned at a ratio of {ratio:g}")
+    return pruned
+
+
+def narrow(
+    section: DictConfig, width: float, build: Callable[[DictConfig], nn.Module]
+) -> tuple[DictConfig, list[str]]:
+    """Returns the section of a narrower network, and which of its arguments are smaller.
+
+    An argument is a width if it is a whole number of at least 8, or a list of such, and half of it
+    gives a network with fewer parameters.
+
+    Args:
+        width: the share of each width that is left.
+        build: builds the network of a section.
+
+    Raises:
+        CompressError: no argument is a width.
+    """
+    whole = count_parameters(build(section))
+    narrower, changed = section.copy(), []
+    for key, value in _widths(section):
+        trial = section.copy()
+        trial[key] = _scaled(value, 0.5)
+        try:
+            is_width = count_parameters(build(trial)) < whole
+        except Exception:  # half of it is refused, so that it is none
+            is_width = False
+        if is_width:
+            narrower[key] = _scaled(value, width)
+            changed.append(f"{key}={narrower[key]}")
+    if not changed:
+        raise CompressError("no argument of model is a width, so that there is no narrower student")
+    return narrower, changed
+
+
+def _widths(section: DictConfig) -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        values = list(value) if isinstance(value, ListConfig) else [value]
+        if values and all(type(each) is int and each >= LEAST for each in values):
+            yield str(key), value
+
+
+def _scaled(value: Any, share: float) -> Any:
+    if isinstance(value, int):
+        return max(1, round(value * share))
+    return [max(1, round(each * share)) for each in value]
+
+
+def distillation(teacher: nn.Module, dtype: torch.dtype, meaning: str) -> Callable[..., Any]:
+    """Returns a step that learns from the targets and from what a network says of the inputs.
+
+    Source: Hinton et al. 2015 (arXiv:1503.02531), whose softened outputs of classes these are.
+    Labels, as probabilities, and numbers are learnt by the loss of the study.
+
+    Args:
+        teacher: the original, or the committee; a copy of it goes to the device of the inputs.
+        dtype: in which the networks take the inputs.
+        meaning: of the outputs: softmax for classes, sigmoid for labels, mean for numbers.
+    """
+    teacher = deepcopy(teacher).eval().requires_grad_(False)
+
+    def step(network: nn.Module, batch: Any, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        inputs, targets = batch
+        inputs = inputs.to(dtype)
+        with torch.no_grad():
+            taught = teacher.to(inputs.device)(inputs).float()
+        outputs = network(inputs).float()
+        if meaning == "softmax":
+            soft, hard = (o.div(TEMPERATURE).log_softmax(1) for o in (taught, outputs))
+            distance = functional.kl_div(hard, soft, log_target=True, reduction="batchmean")
+            learnt = distance * TEMPERATURE**2
+        else:
+            learnt = loss(outputs, taught.sigmoid() if meaning == "sigmoid" else taught)
+        return SHARE * learnt + (1 - SHARE) * loss(outputs, targets)
+
+    return step
+
+
+def count_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())

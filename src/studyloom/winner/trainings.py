@@ -1,0 +1,261 @@
+"""The trainings of a later stage: each candidate with each fresh seed.
+
+A training is known by its candidate, which is a trial of the search, and by the number of its seed.
+So a budget that grows from 40 to 60 trials, which makes new stages of often the same candidates,
+takes over what earlier stages have trained and tested, unless the user's own code has changed.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from optuna.pruners import BasePruner, NopPruner
+from optuna.trial import FrozenTrial, TrialState
+
+from studyloom.data.split import Fold
+from studyloom.data.training_data import TrainingData
+from studyloom.metrics import Metric
+from studyloom.question.jobs import build_jobs
+from studyloom.question.objective import Attempt, Objective, StoredObjective
+from studyloom.question.question import FIRST, Question
+from studyloom.question.rule import Cost
+from studyloom.question.sources import code_of
+from studyloom.seeds import derive
+from studyloom.space.language import parse_space
+from studyloom.space.samplers import GridSampler
+from studyloom.space.tree import Point, Space
+from studyloom.storage.attributes import (
+    EPOCHS,
+    JOBS,
+    KEPT,
+    QUESTION,
+    REUSED,
+    STANDARD_ERROR,
+    TESTED,
+)
+from studyloom.study.job import RETRAINING
+from studyloom.study.race import Training
+from studyloom.study.stored_study import StoredStudy
+from studyloom.training.checkpoint import load_weights
+from studyloom.training.job import Job
+from studyloom.winner.answer import Tested, from_document
+
+
+@dataclass(frozen=True)
+class EarlierTraining:
+    """A training that another stage has done.
+
+    Attributes:
+        trial: as it is stored there.
+        source: the stage and the number of the trial, in words.
+        weights: the file of its network; None if none was kept.
+    """
+
+    trial: FrozenTrial
+    source: str
+    weights: Path | None
+
+    def objective(self) -> StoredObjective | None:
+        """Returns an objective that has its result; None if another host keeps its network."""
+        kept = None
+        if self.weights is not None:
+            try:
+                kept = load_weights(self.weights)
+            except (OSError, ValueError):
+                return None
+        attributes = self.trial.user_attrs
+        columns, error = attributes.get(EPOCHS, {}), attributes.get(STANDARD_ERROR)
+        return StoredObjective(self.trial.values[0], columns, error, kept, self.source)
+
+
+@dataclass(frozen=True)
+class CandidateTrainings:
+    """Each candidate with each seed, posed to workers as if it were a question.
+
+    All candidates get the same seeds and the same folds, so that luck is not what they differ by.
+
+    Attributes:
+        candidates: points of the search, by the number of their trial.
+        seeds: how many seeds each candidate is trained with; in a race, at most.
+        fold: returns the training and validation indices of a seed.
+        known: what earlier stages have trained, by candidate and seed.
+        raced: in a race, the candidate and the seed of each slot so far; None for all of each.
+    """
+
+    question: Question
+    candidates: Mapping[int, Point]
+    seeds: int
+    fold: Callable[[int], Fold]
+    known: Mapping[tuple[int, int], EarlierTraining] = field(default_factory=dict)
+    baseline: Point | None = None
+    in_turn: bool = False
+    raced: tuple[Training, ...] | None = None
+
+    @cached_property
+    def space(self) -> Space:
+        tree = {"candidate": {"choice": [*self.candidates]}, "seed": {"int": [0, self.seeds - 1]}}
+        return parse_space(tree, lambda group: ())
+
+    @property
+    def seed(self) -> int:
+        return self.question.seed
+
+    @property
+    def trainings(self) -> Sequence[Training]:
+        """The candidate and the seed of each training."""
+        if self.raced is not None:
+            return self.raced
+        return [*itertools.product(self.candidates, range(self.seeds))]
+
+    def fresh_seed(self, seed: int) -> int:
+        """Derives a seed that nothing in the search has used: no other path has its length.
+
+        Args:
+            seed: its number, from 0.
+        """
+        return derive(self.seed, seed, 0, 0)
+
+    def job(self, candidate: int, seed: int) -> Job:
+        """Builds the training of a candidate with a seed, both by their number."""
+        config = self.question.at(self.candidates[candidate])
+        return build_jobs(config, [self.fold(seed)], self.fresh_seed(seed))[0]
+
+    def make_objective(
+        self, point: Point, number: int, data: TrainingData, attempt: Attempt = FIRST
+    ) -> Objective:
+        """Makes the objective that trains the candidate of a point with the seed of the point.
+
+        If an earlier stage has done that, its result is taken as it is.
+        """
+        candidate, seed = point.values["candidate"], point.values["seed"]
+        earlier = self.known.get((candidate, seed))
+        if earlier is not None and (stored := earlier.objective()) is not None:
+            return stored
+        return self.train_again(candidate, seed, data, number, attempt)
+
+    def train_again(
+        self, candidate: int, seed: int, data: TrainingData, number: int, attempt: Attempt
+    ) -> Objective:
+        return self.question.make_objective(
+            self.candidates[candidate],
+            number,
+            data,
+            attempt,
+            self.fresh_seed(seed),
+            None if data.split is None else self.fold(seed),
+        )
+
+    def measure_costs(self, point: Point, data: TrainingData) -> list[Cost]:
+        """Returns nothing: a candidate has met the limits in the search already."""
+        return []
+
+    def provenance_sections(self, point: Point) -> None:
+        """Returns nothing: the candidate's trial in the search has its provenance."""
+
+    def trains_on(self, data: TrainingData) -> torch.device:
+        return self.question.trains_on(data)
+
+    @property
+    def keeps_state(self) -> tuple[str, ...]:
+        """Nothing does: the grid is the same in every process."""
+        return ()
+
+    def sampler(self, number: int) -> GridSampler:
+        sampler = GridSampler(self.space)
+        if self.raced is not None:
+            points = {(p.values["candidate"], p.values["seed"]): p for p in sampler.points}
+            sampler.points = [points[training] for training in self.raced]
+        return sampler
+
+    def pruner(self) -> BasePruner:
+        return NopPruner()
+
+
+def kept_epoch(curves: Mapping[str, Sequence[float]], keep: str, metric: Metric) -> int | None:
+    """Returns the epoch that was kept of a trial, by its mean curve over folds and seeds.
+
+    Args:
+        curves: as an objective stores them.
+        keep: last or best.
+
+    Returns:
+        the number of the epoch, from 1; None if there are no curves.
+    """
+    values = curves.get("value", ())
+    if not values or keep == "last":
+        return len(values) or None
+    jobs = curves.get(JOBS, [1] * len(values))  # in turn, fewer come to the later epochs
+    complete = [at for at, count in enumerate(jobs) if count == jobs[0]]
+    return 1 + max(complete, key=lambda at: metric.sign * values[at])
+
+
+def earlier_stages(
+    search: StoredStudy, title: str, name: str
+) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    """Yields the same stage of other budgets and rules, if the code of now made its trainings.
+
+    Args:
+        name: of the stored study that is left out: the stage itself.
+
+    Yields:
+        the name, the id and the attributes of its stored study.
+    """
+    code = search.code()
+    for study in search.storage.get_all_studies():
+        same = study.study_name.startswith(f"{search.name}/{title} ") and study.study_name != name
+        if same and code_of(study.user_attrs.get(QUESTION) or {}) == code:
+            yield study.study_name, study._study_id, study.user_attrs
+
+
+def earlier_trainings(
+    search: StoredStudy, title: str, name: str, folder: Path | None, *, needed: bool = False
+) -> Mapping[tuple[int, int], EarlierTraining]:
+    """Returns what other stages have trained, by candidate and seed.
+
+    Args:
+        name: of the stored study of the stage.
+        folder: with the folders of networks; None if the stage keeps none.
+        needed: whether a training without a network is of no use.
+    """
+    known: dict[tuple[int, int], EarlierTraining] = {}
+    for stage, study_id, _ in earlier_stages(search, title, name):
+        weights = None if folder is None else folder / folder_name(stage)
+        for trial in search.storage.get_all_trials(study_id, deepcopy=False):
+            if trial.state == TrialState.COMPLETE and {"candidate", "seed"} <= {*trial.params}:
+                source = trial.user_attrs.get(REUSED, f"{stage}, trial {trial.number}")
+                # A loop may have kept nothing; and a network of before is not marked.
+                kept = needed or title == RETRAINING or KEPT in trial.user_attrs
+                file = weights / f"trial-{trial.number}.pt" if weights and kept else None
+                key = trial.params["candidate"], trial.params["seed"]
+                known.setdefault(key, EarlierTraining(trial, source, file))
+    return known
+
+
+def earlier_test(search: StoredStudy, retraining: StoredStudy) -> tuple[Tested, bool] | None:
+    """Returns what the test part gave for the same networks, if it was opened for them.
+
+    Returns:
+        what it gave, and whether that is of another stage: one with another budget or rule, and
+        the same winner. Else it is of a command that was killed before it wrote the answer, or of
+        an answer that the run directory no longer holds.
+    """
+    own = retraining.optuna.user_attrs
+    others = earlier_stages(search, RETRAINING, retraining.name)
+    for attributes, elsewhere in ((own, False), *((its, True) for *_, its in others)):
+        tested, asked = attributes.get(TESTED), attributes.get(QUESTION) or {}
+        if tested and all(asked.get(key) == own[QUESTION][key] for key in ("candidates", "seeds")):
+            return from_document(tested, Tested), elsewhere
+    return None
+
+
+def folder_name(stage: str) -> str:
+    """Returns the name of the folder with the networks of a stage, by that of its stored study.
+
+    Trials of other budgets and rules have the same numbers.
+    """
+    return hashlib.sha256(stage.encode()).hexdigest()[:12]

@@ -1,0 +1,311 @@
+"""An answer in words, as terminal, report, model card and comparison say it; and the model card."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from studyloom.text import code_in_markdown, format_cost, format_shape, format_value, in_markdown
+from studyloom.winner.answer import (
+    Answer,
+    Candidate,
+    Committee,
+    Compressed,
+    DataFacts,
+    Latency,
+    RaceResult,
+    Scores,
+    Summary,
+)
+
+SMALL_HEADING = "## Made small"
+CHOSEN = "chosen"  # what the row of the chosen variant has in its last column
+STAGES = {"re-evaluation": "re-evaluations", "retraining": "final trainings"}
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def format_mean(values: Summary) -> str:
+    """Formats mean ± standard deviation."""
+    spread = "" if values.std is None else f" ± {format_value(values.std)}"
+    return f"{format_value(values.mean)}{spread}"
+
+
+def format_seeds(values: Summary) -> str:
+    """Formats what `±` is beside a mean of `format_mean`; empty for one seed."""
+    seeds = len(values.values)
+    return f"± is the standard deviation over {seeds} seeds" if seeds > 1 else ""
+
+
+def format_costs(row: Candidate) -> str:
+    """Formats the costs of a candidate, each after a comma; empty if the metric was all."""
+    return "".join(f", {name} {format_cost(value)}" for name, value in row.costs.items())
+
+
+def format_choice(answer: Answer, budget: int | None = None) -> str:
+    """Formats which trials a winner was chosen from: all of the study, or its first ones.
+
+    Args:
+        budget: of the study by now; None for that of when the winner was chosen.
+    """
+    of = budget or answer.study_trials or answer.trials
+    first = f"the first {answer.trials} of {of}" if answer.trials < of else answer.trials
+    return f"chosen from {first} trials"
+
+
+def format_reuse(answer: Answer) -> str:
+    """Formats how many trainings earlier answers had done; empty if none."""
+    reused = [
+        f"{count} of {of} {STAGES.get(title, title)}"
+        for title, (count, of) in answer.reused.items()
+        if count
+    ]
+    return f"reused from earlier answers: {', '.join(reused)}" if reused else ""
+
+
+def format_difference(difference: Summary, covers: str = "") -> str:
+    """Formats a difference with its interval, and whether that includes 0.
+
+    Args:
+        covers: what the interval covers, as `format_covers` says it.
+    """
+    mean = format_value(difference.mean, "+")
+    if difference.interval is None:
+        return mean
+    low, high = difference.interval
+    interval = f"{mean}, 95 % interval {format_value(low, '+')} to {format_value(high, '+')}"
+    interval += f" {covers}" if covers else ""
+    return f"{interval}: no difference shown" if low <= 0 <= high else interval
+
+
+def format_covers(test: Scores) -> str:
+    """Formats what the intervals of a test cover."""
+    covers = test.interval.covers
+    return "over seeds alone" if covers == "seeds" else f"over {covers}"
+
+
+def format_uncertainty(test: Scores) -> list[str]:
+    """Formats what `±` is beside the winner's mean on the test part, and the interval of that."""
+    notes = [format_seeds(test.winner)]
+    if test.winner.interval:
+        low, high = (format_value(value) for value in test.winner.interval)
+        notes.append(f"95 % interval of the winner {low} to {high} {format_covers(test)}")
+    return [note for note in notes if note]
+
+
+def format_openings(openings: int) -> str:
+    return "opened once" if openings == 1 else f"opened {openings} times"
+
+
+def format_tested(test: Scores) -> str:
+    """Formats how often the test part was opened, and when."""
+    when = "after the winner was chosen"
+    if test.earlier:
+        when = "for these networks when an earlier answer had the same winner"
+    return f"{format_openings(test.openings)}, {when}"
+
+
+def race_lines(race: RaceResult | None) -> list[str]:
+    """Returns how the winner came out of a race, and who left it when and why."""
+    if race is None:
+        return []
+    of = f"{race.trainings} of at most {race.budget} trainings"
+    lines = [f"race of {race.entrants} candidates: {of}"]
+    looks: dict[tuple[int, str], list[int]] = {}
+    for left in race.left:
+        looks.setdefault((left.seeds, left.reason), []).append(left.trial)
+    for (seeds, reason), numbers in looks.items():
+        lines.append(f"{_trials(numbers)} left after {plural(seeds, 'seed')}: {reason}")
+    if len(race.last) > 1:
+        stayed = f"{_trials(race.last)} stayed to the end, on {race.seeds} seeds"
+        lines.append(f"{stayed}; the best won")
+    return lines
+
+
+def _trials(numbers: Sequence[int]) -> str:
+    *most, last = map(str, numbers)
+    return f"trials {', '.join(most)} and {last}" if most else f"trial {last}"
+
+
+def committee_lines(entry: Committee | None, metric: str) -> Iterator[str]:
+    """Yields what is to be said of a committee; nothing if none was asked for."""
+    if entry is None:
+        return
+    if entry.note is not None or entry.validation is None or entry.difference is None:
+        yield entry.note or "there is no committee"
+        return
+    words = {"parameters": "parameters", "latency_ms": "ms for an input"}
+    costs = [
+        f"{format_cost(ours)} {words[name]} ({ours / theirs:.1f} × the winner's)"
+        for name, (ours, theirs) in entry.costs.items()
+        if theirs
+    ]
+    value = format_value(entry.test or 0.0)
+    yield f"{metric} {value}  {', '.join([plural(len(entry.members), 'network'), *costs])}"
+    yield f"difference to the winner {format_difference(entry.difference)}"
+    value, single = format_value(entry.validation.value), format_value(entry.validation.single)
+    yield f"on the validation parts, which chose it, {value}; the best single networks {single}"
+    shares = []
+    for trial in dict.fromkeys(member.trial for member in entry.members):
+        own = [member for member in entry.members if member.trial == trial]
+        times, share = sum(m.times for m in own), 100 * sum(m.share for m in own)
+        chosen = f"{plural(len(own), 'network')}, chosen {times} ×, weight {share:.0f} %"
+        shares.append(f"trial {trial}: {chosen}")
+    yield "; ".join(shares)
+
+
+def accepted_files(data: DataFacts) -> str:
+    """Describes the files that `studyloom predict` takes."""
+    shape, transform = data.shape, data.transform or {}
+    if data.reads:
+        return f"files that {transform['_target_']} reads"
+    if shape is None or (data.loaded and str(data.kind).startswith("int")):
+        return "no files, since its inputs are not one tensor of numbers"
+    sizes = format_shape(shape)
+    arrays = f".npy files of {sizes} numbers, or of several such"
+    if len(shape) == 3 and shape[0] in (1, 3):  # channels, height and width of a picture
+        background = transform.get("background")
+        inverted = f", those without a {background} background inverted" if background else ""
+        return (
+            f"pictures of any size, made {sizes} (channels, height, width){inverted}, IDX files of "
+            f"that size, and {arrays}"
+        )
+    if data.columns:
+        return f"CSV files with the columns {', '.join(data.columns)}, and {arrays}"
+    return f"CSV files with {math.prod(shape)} numbers in a line, and {arrays}"
+
+
+def model_card(answer: Answer, run_dir: Path, examples: int | None, digest: str) -> str:
+    """Writes the model card of a tested winner in Markdown.
+
+    Args:
+        run_dir: as the user names it.
+        examples: that the winner was trained on; None if they are not known.
+        digest: the SHA-256 of these.
+    """
+    winner, test = answer.winner, answer.test
+    assert test is not None
+    on = f", on {test.examples} examples" if test.examples else ""
+    spread = "".join(f"; {note}" for note in format_uncertainty(test))
+    lines = [
+        f"# {in_markdown(answer.study)}: trial {winner.trial}",
+        f"Test {in_markdown(answer.metric.name)} {format_mean(test.winner)} over "
+        f"{len(answer.seeds)} seeds{on}{spread}.",
+    ]
+    if test.baseline and test.difference:
+        difference = format_difference(test.difference, format_covers(test))
+        lines.append(
+            f"The baseline has {format_mean(test.baseline)}; the difference is {difference}."
+        )
+    if winner.fresh and winner.gap is not None:
+        lines.append(
+            f"{format_choice(answer).capitalize()}. Its value in the search was "
+            f"{format_value(winner.search_value)}, and on fresh seeds and validation parts "
+            f"{format_mean(winner.fresh)}. The selection gap is {format_value(winner.gap, '+')}; "
+            "above 0 the search had flattered it."
+        )
+    if winner.costs:
+        costs = in_markdown(format_costs(winner))
+        lines.append(f"Chosen by {code_in_markdown(answer.rule)}{costs}.")
+    if answer.race:
+        lines.append(_listed(race_lines(answer.race)))
+    if reused := format_reuse(answer):
+        lines.append(f"{reused.capitalize()}.")
+    params = [
+        f"| {code_in_markdown(name)} | {code_in_markdown(str(value))} |"
+        for name, value in winner.params.items()
+    ]
+    lines.append(
+        "\n".join(["## Parameters\n\n| | |\n|---|---|", *(params or ["| as composed | |"])])
+    )
+    if answer.data is None:
+        use = f"{code_in_markdown(f'studyloom.load_winner({str(run_dir)!r})')} loads it."
+    else:
+        command = code_in_markdown(f"studyloom predict {run_dir} FILE…")
+        use = f"{command} takes {in_markdown(accepted_files(answer.data))}."
+    lines.append(
+        f"## Use\n\n`winner.pt` holds {'the weights' if answer.data else 'what the loop kept'} of "
+        "the first seed (`torch.load(…, weights_only=True)`), `winner.yaml` the configuration, "
+        f"`winner.json` all numbers. {use}"
+    )
+    if said := [*committee_lines(answer.committee, answer.metric.name)]:
+        predict = code_in_markdown(f"studyloom predict {run_dir} --committee FILE…")
+        load = code_in_markdown(f"studyloom.load_winner({str(run_dir)!r}, committee=True)")
+        about = f"`committee.pt` averages several networks: {predict}, or {load}. It was tested"
+        about += " beside the winner, when the test part was open."
+        lines += ["## Committee", about, "\n".join(f"* {in_markdown(line)}" for line in said)]
+    trained = ""
+    if examples is not None:
+        epochs = f", for {answer.epochs} epochs" if answer.data else ""
+        trained = f"Trained on {examples} examples, sha256 `{digest}`{epochs}. "
+    lines.append(f"## Data\n\n{trained}The test part was {format_tested(test)}.")
+    return "\n\n".join(lines) + "\n"
+
+
+def _listed(lines: Sequence[str]) -> str:
+    """Returns sentences as a list in Markdown."""
+    return "\n".join(f"* {in_markdown(line[0].upper() + line[1:])}." for line in lines)
+
+
+def compressed_rows(record: Compressed) -> Iterator[tuple[str, ...]]:
+    """Yields the heads of the table of variants, and then a row for each."""
+    heads = ("worse by", "bytes", "ms, batch 1", "ms, batch 64", "")
+    yield "variant", record.metric.name, *heads
+    for row in (record.original, *record.variants):
+        if row.note is not None:
+            yield row.name, *["–"] * 5, row.note
+            continue
+        low, high = (format_value(end, "+") for end in row.drop_interval)
+        lost = "" if row is record.original else f"{low} to {high}"
+        times = [_latency(row.latency[batch]) for batch in ("1", "64")]
+        mark = CHOSEN if row.name == record.chosen.name else ""
+        yield row.name, format_value(row.value), lost, f"{row.bytes:_}", *times, mark
+
+
+def _latency(latency: Latency) -> str:
+    return f"{latency.median:.3g} ({latency.low:.3g}–{latency.high:.3g})"
+
+
+def compressed_lines(record: Compressed) -> list[str]:
+    """Returns what is to be said of the variant that was chosen."""
+    chosen, test = record.chosen, record.test
+    lines = [f"chosen {chosen.name} by {record.rule}"]
+    if record.teacher:
+        networks = plural(record.teacher.networks, "network")
+        learnt = "pruned networks and students learnt from the targets and the mean of the"
+        lines.append(f"{learnt} committee, {networks}")
+    faster = ", ".join(
+        f"{theirs / ours:.2f} × as fast at batch {batch}"
+        for batch, (ours, theirs) in chosen.medians.items()
+    )
+    low, high = (format_value(end, "+") for end in test.interval)
+    over = " over examples" if test.covers else ", without one"
+    verdict = "within" if test.within else "not shown to be within"
+    times = "once" if test.openings == 1 else f"{test.openings} times"
+    return [
+        *lines,
+        f"{record.bytes_of_winner / chosen.bytes:.2f} × smaller: {chosen.bytes:_} bytes, "
+        f"winner.pt has {record.bytes_of_winner:_}",
+        f"{faster}, against PyTorch eager on {plural(record.threads, 'thread')}: medians",
+        f"test {record.metric.name} {format_value(test.value)}, the original has "
+        f"{format_value(test.original)}, on {test.examples} examples",
+        f"difference {format_value(test.difference, '+')}, 95 % interval {low} to {high}{over}: "
+        f"{verdict} the margin of {format_value(record.margin)}",
+        f"the test part was opened {times} in this study"
+        f"{', for this very file by an earlier command' if test.earlier else ''}",
+    ]
+
+
+def small_section(record: Compressed) -> str:
+    """Returns the section of the model card on a winner that was made small."""
+    heads, *rows = compressed_rows(record)
+    table = [[in_markdown(cell) for cell in row] for row in (heads, *rows)]
+    table.insert(1, ["---"] * len(heads))
+    about = (
+        "`winner.onnx` needs onnxruntime alone: its input is `inputs`, (n, …) as in training, its "
+        "output `outputs`; how they were normalised is in its metadata, `studyloom`. All variants "
+        "were judged on a validation part that neither they nor their original were trained on."
+    )
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in table)
+    return "\n\n".join([SMALL_HEADING, about, _listed(compressed_lines(record)), lines])
