@@ -4,14 +4,14 @@ The rules are an end without an improvement above `study.regret` in 10 trials, a
 share of the budget that `study.stop=regret` used in the mean. What an end costs is by how much the
 answer is worse than that of the whole budget: in accuracy, and on HPOLib, whose losses have no
 common scale, in the distance from the median configuration to the best. On HPOLib alone the
-constants of `studyloom.study.regret` were chosen.
+constants of `studyloom.study.early_end` were chosen.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from studyloom.study.regret import gains
+from studyloom.study.early_end import gains
 
 from .methods import Run
 from .statistics import Floats

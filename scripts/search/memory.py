@@ -1,7 +1,7 @@
 """What `study.from=auto` gains and costs: each task in turn is new, and has studies of the others.
 
 The earlier studies are searches of the other tasks, in 40 trials each. They give a portfolio,
-`studyloom.study.portfolio`, that is tried after the same trial 0 as without it; TPE goes on from
+`studyloom.study.earlier_studies`, that is tried after the same trial 0 as without; TPE goes on from
 there. Regret is that of the best trial so far, by seeds that the search has not seen; 1 is that of
 the median configuration.
 """
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from studyloom.study.earlier import CANDIDATES
-from studyloom.study.portfolio import EarlierStudy, choose_points, rank_scores
+from studyloom.study.earlier_studies import EarlierStudy, choose_points, rank_scores
+from studyloom.study.warm_start import CANDIDATES
 
 from .methods import Run, last_seen
 from .searches import Searches, digits, middle
@@ -43,7 +43,7 @@ def plan_memory(runs: Sequence[Sequence[Run]], block: int) -> list[Searches]:
 
 
 def portfolio(studies: Sequence[Run]) -> list[int]:
-    """Chooses configurations of earlier studies, as `studyloom.study.earlier` does."""
+    """Chooses configurations of earlier studies, as `studyloom.study.warm_start` does."""
     task = studies[0].task
     sizes = np.array([size(node) for node in SPACES[task.family].values()])
     categorical = np.array(["choice" in node for node in SPACES[task.family].values()])

@@ -308,8 +308,7 @@ def _conduct(cfg: DictConfig, command: "Command", *, quiet: bool) -> Study:
     from studyloom.commands.outputs import Outputs, take_environment
     from studyloom.commands.prepare import open_plan, prepare, task_of
     from studyloom.commands.run_study import exit_code, search_and_report
-    from studyloom.study.control import following
-    from studyloom.study.stopping import Stop
+    from studyloom.study.stopping import Stop, following
 
     if cfg.study.dry_run:
         raise ConfigError(["study.dry_run begins no study; use the command: --dry-run"])

@@ -8,8 +8,7 @@ from commands import QUICK, study, studyloom
 from harness import outcomes
 from runs import STUDY, Run, kill
 
-from studyloom.study.bounds import ending
-from studyloom.study.regret import gains
+from studyloom.study.early_end import ending, gains
 
 pytestmark = [
     pytest.mark.chaos,

@@ -8,8 +8,8 @@ from harness import until
 
 from studyloom.errors import StorageError
 from studyloom.storage.attributes import ENQUEUED, PLANNED
-from studyloom.study.enqueue import begun
 from studyloom.study.opening import open_study
+from studyloom.study.warm_start import begun
 
 pytestmark = pytest.mark.chaos
 TRIALS, TOP = 8, 4

@@ -10,8 +10,14 @@ from toys import Signal, ask, fill, two_sided
 from studyloom.metrics import Goal
 from studyloom.storage.attributes import BOUNDS, ENDED, PAUSED, SLOT
 from studyloom.storage.ledger import compare
-from studyloom.study.bounds import ending, look_ahead, read_bounds, read_outcomes, set_bounds
-from studyloom.study.ending import Bounds
+from studyloom.study.early_end import (
+    Bounds,
+    ending,
+    look_ahead,
+    read_bounds,
+    read_outcomes,
+    set_bounds,
+)
 from studyloom.study.opening import create_study, open_study
 from studyloom.winner.stages import Stage
 

@@ -7,11 +7,10 @@ from toy_worker import FOLDER, FOLDS, RANDOM, SPLIT, fresh, outcomes, work
 from toys import Never, ask
 
 from studyloom.data.training_data import TrainingData
-from studyloom.study import control, worker
-from studyloom.study.control import begin_again, following, read_control, set_control
+from studyloom.study import stopping, worker
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.reporter import Limits
-from studyloom.study.stopping import Stop
+from studyloom.study.stopping import Stop, begin_again, following, read_control, set_control
 from studyloom.study.worker import Worker
 
 
@@ -44,7 +43,7 @@ def test_a_wish_is_seen_by_whoever_has_the_database(stored, url):
 
 @pytest.mark.parametrize("written", ["run rm -rf", 3, ["stop"], {"stop": True}])
 def test_what_is_no_wish_is_none(stored, written):
-    stored.optuna.set_user_attr(control.CONTROL, written)
+    stored.optuna.set_user_attr("control", written)
     assert read_control(stored) is None
 
 
@@ -58,7 +57,7 @@ def test_a_command_takes_a_stop_back_and_leaves_a_pause(stored):
 
 
 def test_whoever_follows_is_told_to_stop_within_a_look(stored, monkeypatch):
-    monkeypatch.setattr(control, "POLL", 0.01)
+    monkeypatch.setattr(stopping, "POLL", 0.01)
     told = Told()
     with following(stored, told):
         set_control(stored, "stop")
@@ -67,16 +66,16 @@ def test_whoever_follows_is_told_to_stop_within_a_look(stored, monkeypatch):
 
 
 def test_a_worker_that_a_launcher_started_waits_for_the_launchers_word(stored, monkeypatch):
-    monkeypatch.setattr(control, "POLL", 0.001)
+    monkeypatch.setattr(stopping, "POLL", 0.001)
     set_control(stored, "stop")
     looked = threading.Semaphore(0)
-    read = control.read_control
+    read = stopping.read_control
 
     def look(stored):
         looked.release()
         return read(stored)
 
-    monkeypatch.setattr(control, "read_control", look)
+    monkeypatch.setattr(stopping, "read_control", look)
     told = Told()
     with following(stored, told, stops=False):
         for _ in range(3):

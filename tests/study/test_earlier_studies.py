@@ -18,9 +18,8 @@ from studyloom.errors import ConfigError
 from studyloom.storage.attributes import PLANNED, SLOT
 from studyloom.study import earlier_studies
 from studyloom.study.earlier_studies import find_earlier, read_earlier
-from studyloom.study.enqueue import begun, enqueue
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.warm_start import Begun, find_warm_starts
+from studyloom.study.warm_start import Begun, begun, enqueue, find_warm_starts
 
 pytestmark = pytest.mark.chaos  # real workers; what decides is tested by itself in tests/search
 
@@ -274,7 +273,7 @@ def test_a_study_that_was_killed_while_points_were_queued_queues_the_same_ones(u
                 raise KeyboardInterrupt
             return _enqueue_point(*arguments, **attributes)
 
-        from studyloom.study import enqueue as module
+        from studyloom.study import warm_start as module
 
         _enqueue_point = module._enqueue_point
         patch.setattr(module, "_enqueue_point", die_at_the_third)

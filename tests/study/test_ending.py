@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from studyloom.study.ending import Bounds, Outcome, find_ending, gain_of
-from studyloom.study.regret import gains
+from studyloom.study.early_end import Bounds, Outcome, find_ending, gain_of, gains
 
 VALUES = [float(value) for value in np.random.default_rng(0).normal(0.9, 0.02, 40)]
 BOUNDS = Bounds(regret=0.01, trials=40)

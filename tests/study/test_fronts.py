@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from studyloom.study.fronts import dominance, rank_points
+from studyloom.study.promotion import dominance, rank_points
 
 
 def fronts_of(points):

@@ -3,7 +3,8 @@
 import pytest
 from answers import answer_of
 
-from studyloom.study.job import (
+from studyloom.study.opening import create_study
+from studyloom.study.stored_study import (
     Job,
     begin_job,
     end_job,
@@ -13,7 +14,6 @@ from studyloom.study.job import (
     open_beside,
     read_job,
 )
-from studyloom.study.opening import create_study
 
 JOB = Job(8, judged=True, tested=True, top=3, seeds=5, per_hour=0.5)
 

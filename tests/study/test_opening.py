@@ -13,8 +13,7 @@ from toys import ask
 from studyloom.errors import QuestionError, StorageError
 from studyloom.storage.database import connect, plain_engine
 from studyloom.storage.ledger import Ledger
-from studyloom.study.identity import differences
-from studyloom.study.opening import create_study, open_study
+from studyloom.study.opening import create_study, differences, open_study
 
 
 @pytest.mark.parametrize("question", ["network"], indirect=True)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studyloom.study.portfolio import (
+from studyloom.study.earlier_studies import (
     BANDWIDTH,
     EarlierStudy,
     ScoresNearby,

@@ -11,8 +11,8 @@ from studyloom.errors import Halted
 from studyloom.question.question import Question
 from studyloom.storage.attributes import PAUSED, REASON
 from studyloom.study.failures import outcome
-from studyloom.study.fronts import rank_points
 from studyloom.study.opening import open_study
+from studyloom.study.promotion import rank_points
 from studyloom.views import figures
 from studyloom.views.charts import Axis
 from studyloom.views.snapshot import front_rows, take_snapshot

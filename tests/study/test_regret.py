@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from studyloom.study.regret import FIRST, gains
+from studyloom.study.early_end import FIRST, gains
 
 
 def last(values, trials):

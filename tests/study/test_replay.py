@@ -21,10 +21,10 @@ from studyloom.seeds import derive
 from studyloom.storage.attributes import EPOCHS, FAILURE, MADE, REASON
 from studyloom.study import failures
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.provenance import Provenance
 from studyloom.study.replay import (
     Course,
     ExpectedTrial,
+    Provenance,
     Tolerance,
     compare,
     load_data,

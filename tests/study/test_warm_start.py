@@ -12,12 +12,10 @@ from studyloom.errors import ConfigError
 from studyloom.storage.attributes import BASELINE, ENQUEUED, WORKER
 from studyloom.study import worker as worker_module
 from studyloom.study.earlier_studies import read_earlier
-from studyloom.study.enqueue import begun as taken_by
-from studyloom.study.enqueue import enqueue
 from studyloom.study.opening import create_study, open_study
-from studyloom.study.placing import place_point
 from studyloom.study.reporter import Limits
-from studyloom.study.warm_start import Begun, WarmStarts, find_warm_starts
+from studyloom.study.warm_start import Begun, WarmStarts, enqueue, find_warm_starts, place_point
+from studyloom.study.warm_start import begun as taken_by
 from studyloom.study.worker import Worker
 
 SPLIT = toy_split()

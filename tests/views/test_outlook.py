@@ -11,7 +11,7 @@ from toys import fill, two_sided
 
 from studyloom.metrics import Goal
 from studyloom.storage.ledger import compare
-from studyloom.study.bounds import ending, look_ahead, set_bounds
+from studyloom.study.early_end import ending, look_ahead, set_bounds
 from studyloom.study.opening import create_study
 from studyloom.views.figures import outlook
 from studyloom.views.page import Section, section_html

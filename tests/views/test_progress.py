@@ -10,8 +10,9 @@ from rich.console import Console
 from toys import begin
 
 from studyloom.storage.attributes import HALTED, MADE, PLANNED_EPOCHS, TIMES
-from studyloom.study.control import set_control
-from studyloom.study.job import (
+from studyloom.study.opening import create_study
+from studyloom.study.stopping import set_control
+from studyloom.study.stored_study import (
     REEVALUATION,
     RETRAINING,
     Job,
@@ -20,7 +21,6 @@ from studyloom.study.job import (
     note_answer,
     note_stage,
 )
-from studyloom.study.opening import create_study
 from studyloom.views.progress import (
     JobReader,
     all_stages,

@@ -10,7 +10,7 @@ from toys import begin
 
 from studyloom.commands.documents import json_schema
 from studyloom.storage.attributes import HALTED, REASON
-from studyloom.study.control import set_control
+from studyloom.study.stopping import set_control
 from studyloom.views.events import History, new_events, write_event
 from studyloom.views.progress import JobReader
 

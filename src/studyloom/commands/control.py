@@ -9,7 +9,7 @@ from studyloom.commands.options import Entry, add_json, add_run_dir, open_run, p
 from studyloom.text import one_line
 
 if TYPE_CHECKING:
-    from studyloom.study.control import Wish
+    from studyloom.study.stopping import Wish
     from studyloom.views.progress import JobReader, Progress
 
 DEADLINE = 10.0  # seconds that a command waits for a database that is busy or away
@@ -32,7 +32,7 @@ def ask(arguments: argparse.Namespace, wish: "Wish | None") -> int:
         The exit code: 0, or 1 if workers still hold trials after some minutes.
     """
     from studyloom.commands.documents import Control
-    from studyloom.study.control import read_control, set_control
+    from studyloom.study.stopping import read_control, set_control
     from studyloom.views.progress import JobReader
 
     stored = open_run(arguments, DEADLINE)

@@ -29,18 +29,22 @@ from studyloom.question.validation import check_ranks, check_sections, validate
 from studyloom.storage.database import closed_on_error, connections_left
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url
-from studyloom.study.bounds import set_bounds
-from studyloom.study.control import begin_again
-from studyloom.study.earlier_studies import find_earlier, read_earlier
-from studyloom.study.enqueue import begun, enqueue, missing_baseline, redo_baseline
-from studyloom.study.identity import check_code, check_question
-from studyloom.study.job import Job
-from studyloom.study.opening import create_study, open_study
+from studyloom.study.earlier_studies import Remembered, find_earlier, read_earlier
+from studyloom.study.early_end import set_bounds
+from studyloom.study.opening import check_code, check_question, create_study, open_study
 from studyloom.study.reporter import Limits, Stopwatch
-from studyloom.study.stopping import Stop
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stopping import Stop, begin_again
+from studyloom.study.stored_study import Job, StoredStudy
 from studyloom.study.tracking import Tracker, Tracking, build_trackers
-from studyloom.study.warm_start import Begun, Remembered, WarmStarts, find_warm_starts
+from studyloom.study.warm_start import (
+    Begun,
+    WarmStarts,
+    begun,
+    enqueue,
+    find_warm_starts,
+    missing_baseline,
+    redo_baseline,
+)
 from studyloom.study.worker import Worker
 from studyloom.training.ranks import ALONE, Ranks
 from studyloom.winner.stages import Plan, Stage

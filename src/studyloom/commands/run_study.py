@@ -49,13 +49,11 @@ from studyloom.plugins import load_plugin
 from studyloom.processes import collect_as_usual, worker_id
 from studyloom.question.question import SECTIONS
 from studyloom.storage.database import exclusive
-from studyloom.study.control import following, read_control
 from studyloom.study.failures import count_failures
-from studyloom.study.files import TrialFiles
-from studyloom.study.job import begin_job, end_job, note_answer, read_job
-from studyloom.study.stopping import Stop
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stopping import Stop, following, read_control
+from studyloom.study.stored_study import StoredStudy, begin_job, end_job, note_answer, read_job
 from studyloom.study.tracking import project
+from studyloom.study.worker import TrialFiles
 from studyloom.text import PrintableFormatter, format_duration, one_line
 from studyloom.training.ranks import Ranks
 from studyloom.views.sentence import answer_sentence

@@ -4,6 +4,8 @@ The keys are part of stored studies: add new ones, but never rename one.
 """
 
 # Of a study
+FORMAT = "format"  # int: of all that is stored with a study and its trials
+VERSION = "studyloom"  # str: the version of studyloom that made the study
 QUESTION = "question"  # dict[str, Any]: what the study asks, by config key
 HALTED = "halted"  # str | None: why the study has stopped itself
 BOUNDS = "bounds"  # dict[str, Any]: what ends the search before its budget is spent

@@ -1,20 +1,22 @@
 """The study: what happens to a question, slot by slot, in the database.
 
-The stored study, the worker that claims slots and runs trials, the reports it makes, failures,
-provenance, and stopping.
+A worker claims a slot, makes its trial and runs it; its Reporter carries the claim from each epoch
+to the commit. What decides (promotion, the race, the early end) is a function of what is stored.
 """
 
 __all__ = [
-    "bounds",
-    "control",
     "earlier_studies",
-    "enqueue",
-    "identity",
-    "job",
+    "early_end",
+    "failures",
     "opening",
+    "promotion",
+    "race",
     "replay",
+    "reporter",
+    "rows",
     "stopping",
     "stored_study",
-    "trials",
+    "tracking",
+    "warm_start",
     "worker",
 ]

@@ -1,34 +1,62 @@
-"""Reads earlier studies, whose trials another study may begin with.
+"""Earlier studies: which are found, and which of their points are good together.
 
-Those that `study.from` names are the user's word. Those that `study.from=auto` finds in sibling run
-directories may be somebody else's: they are read as data, and what cannot be read is left out.
+A portfolio is a few points of several studies. A point was tried in one of them, and its rank in
+the others is not known; there it is estimated from the ranks of the points that were tried nearby.
 """
 
-import os
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.config.runs import read_run
 from studyloom.config.values import describe_error
-from studyloom.errors import QuestionError, StorageError, StorageLost
+from studyloom.errors import StorageError, StorageLost
 from studyloom.storage.attributes import UUID
 from studyloom.storage.embedded_server import folder_of, serve
-from studyloom.study.earlier import AUTO, Earlier
-from studyloom.study.identity import check_question
-from studyloom.study.opening import open_study, study_names
+from studyloom.storage.urls import parse_url, without_password
+from studyloom.study.opening import differences, open_study, study_names
 from studyloom.study.stored_study import StoredStudy
-from studyloom.study.warm_start import Remembered, source_label
 from studyloom.text import mask_passwords, one_line
 
+AUTO = "auto"  # the value of study.from that looks for earlier studies
 MOST_STUDIES = 50  # that are looked at, the newest first; opening one takes 0.04 s
 MOST_TRIALS = 10_000  # of a study that is read; 10 000 take 0.5 s
 MOST_SERVERS = 3  # embedded servers of sibling run directories that are started
 MOST_NOTES = 5  # about studies that are left out
+BANDWIDTH = 0.25  # of nearness, as a root mean square over parameters whose ranges are [0, 1]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An earlier study, as it was read.
+
+    Attributes:
+        label: names it for people, without a password: "runs/earlier".
+        ranked: the trials that may be taken, the best first.
+        behind: trials that are worse than all of these, such as pruned ones.
+        open: how many of its trials are yet to be done.
+        uuid: tells whether two sources are one study; None if another program made it.
+    """
+
+    label: str
+    ranked: Sequence[FrozenTrial]
+    behind: Sequence[FrozenTrial] = ()
+    open: int = 0
+    uuid: str | None = None
+
+
+def source_label(source: str) -> str:
+    """Returns a source of `study.from`, a run directory or a URL, without its password."""
+    if "://" not in source:
+        return str(Path(source))
+    url, _, name = source.partition("#")
+    return f"{without_password(parse_url(url))}#{name}".removesuffix("#")
 
 
 def read_earlier(source: str) -> Earlier:
@@ -42,174 +70,264 @@ def read_earlier(source: str) -> Earlier:
         ConfigError: the folder is not a run directory.
         StorageError: there is no such database, or no such study in it.
     """
+    url, _, name = source.partition("#")
     if "://" not in source:
         url, name = read_run(Path(source))
-        return _read(serve(url), name, source_label(source))
-    url, _, name = source.partition("#")
-    if not name:
+        url = serve(url)
+    elif not name:
         names = study_names(url, 0.0)
         if len(names) != 1:
             raise StorageError(
                 f"{source_label(source)}: holds {', '.join(names) or 'no study'}; write URL#NAME"
             )
         name = names[0]
-    return _read(url, name, source_label(source))
-
-
-def _read(url: str, name: str, label: str) -> Earlier:
-    stored = open_study(url, name, deadline=0.0)
-    try:
-        return _as_earlier(stored, label)
-    finally:
-        stored.close()
+    with contextlib.closing(open_study(url, name, deadline=0.0)) as stored:
+        return _as_earlier(stored, source_label(source))
 
 
 def _as_earlier(stored: StoredStudy, label: str) -> Earlier:
     ranked = stored.ranked()
-    numbers = {trial.number for trial in ranked}
-    behind = [t for t in stored.trials() if t.number not in numbers and _is_worse(t)]
+    numbers, judged = {trial.number for trial in ranked}, (TrialState.COMPLETE, TrialState.PRUNED)
+    behind = [t for t in stored.trials() if t.number not in numbers and t.state in judged]
     counts = stored.ledger.counts()
     left = counts["free"] + counts["held"]
     return Earlier(label, ranked, behind, left, stored.optuna.user_attrs.get(UUID))
 
 
-def _is_worse(trial: FrozenTrial) -> bool:
-    """Whether a trial that has no rank is worse than those that have one: it was pruned, say."""
-    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-
-
 @dataclass
-class _Search:
-    """Looks for earlier studies.
+class Remembered:
+    """The finished studies of a database, and of the run directories beside a folder.
+
+    Nothing that they hold is executed, and no server is started but the user's own.
 
     Args:
-        question: what the study that begins asks, by config key.
+        question: what the study that begins asks, by config key. Whatever study asks the same is
+            left out: to go on with that is to resume it.
+
+    Attributes:
         studies: what was found.
-        left_out: lines about what was not read.
-        seen: the UUIDs of the studies that were met.
-        unreachable: the URLs of databases that cannot be opened.
-        servers: how many embedded servers were started.
+        notes: lines for the user about what was left out.
     """
 
-    question: Mapping[str, Any]
+    question: Mapping[str, Any] = field(default_factory=dict)
     studies: list[Earlier] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-    seen: set[str] = field(default_factory=set)
-    unreachable: set[str] = field(default_factory=set)
-    servers: int = 0
+    notes: list[str] = field(default_factory=list)
+    _left_out: list[str] = field(default_factory=list)
+    _seen: set[str] = field(default_factory=set)  # UUIDs
+    _unreachable: set[str] = field(default_factory=set)  # URLs
+    _servers: int = 0  # that were started
 
-    def look(self, url: str, name: str, label: str) -> None:
+    def search(self, url: str, name: str, run_dir: Path) -> None:
+        """Looks for studies.
+
+        Args:
+            url: of the database of the study that begins, which may not exist yet.
+            name: of that study, which is left out.
+            run_dir: its folder, which is left out too.
+        """
+        names: list[str] = []
+        try:
+            names = [each for each in reversed(study_names(url, 0.0)) if each != name]
+        except StorageError:  # there is none yet; or the command will say itself what is wrong
+            self._unreachable.add(url)
+        found: list[str | Path] = [*names, *_siblings(run_dir)]
+        for study in found[:MOST_STUDIES]:
+            label = str(study) if isinstance(study, Path) else f"study {study!r} of this database"
+            try:
+                if isinstance(study, Path):
+                    self._look_into(study)
+                else:
+                    self._look(url, study, label)
+            except Exception as error:  # whatever is made of what somebody else has written
+                self._left_out.append(f"{label} cannot be read: {describe_error(error)}")
+        if len(found) > MOST_STUDIES:
+            self.notes.append(
+                f"study.from={AUTO}: looked at the newest {MOST_STUDIES} of {len(found)} earlier "
+                "studies; study.from=[…] names others"
+            )
+        for line in self._left_out[:MOST_NOTES]:
+            self.notes.append(f"study.from={AUTO}: {mask_passwords(one_line(line))}; left out")
+        if (more := len(self._left_out) - MOST_NOTES) > 0:
+            self.notes.append(f"study.from={AUTO}: {more} more are left out")
+
+    def _look_into(self, folder: Path) -> None:
+        """Reads the study of a run directory, which may be somebody else's."""
+        url, name = read_run(folder)
+        if folder_of(url) is not None:
+            if self._servers == MOST_SERVERS:
+                raise StorageError(f"only {MOST_SERVERS} servers are started for this")
+            url = serve(url)  # refuses one that no command of the user's own has made
+            self._servers += 1
+        self._look(url, name, str(folder))
+
+    def _look(self, url: str, name: str, label: str) -> None:
         """Reads a study, if it is a finished one of ours that asks another question."""
-        if url in self.unreachable:
+        if url in self._unreachable:
             return
         try:
             stored = open_study(url, name, deadline=0.0)
         except StorageLost:  # and not a database that answers, but lacks this study alone
-            self.unreachable.add(url)
+            self._unreachable.add(url)
             raise
-        try:
-            uuid = stored.optuna.user_attrs.get(UUID)
-            if uuid in self.seen or not self.is_another(stored.question()):
+        with contextlib.closing(stored):
+            uuid, question = stored.optuna.user_attrs.get(UUID), stored.question()
+            if uuid in self._seen or question is None or not differences(question, self.question):
                 return
-            if isinstance(uuid, str):
-                self.seen.add(uuid)
+            self._seen.add(str(uuid))
             counts = stored.ledger.counts()
             if counts["free"] or counts["held"]:
-                self.left_out.append(f"{label} is not finished")
+                self._left_out.append(f"{label} is not finished")
             elif counts["done"] > MOST_TRIALS:
-                self.left_out.append(f"{label} has more than {MOST_TRIALS} trials")
+                self._left_out.append(f"{label} has more than {MOST_TRIALS} trials")
             else:
                 self.studies.append(_as_earlier(stored, label))
-        finally:
-            stored.close()
-
-    def is_another(self, question: Mapping[str, Any] | None) -> bool:
-        """Whether a study of ours asks something else than the one that begins."""
-        if question is None:  # another program's
-            return False
-        try:
-            check_question("", question, self.question)
-        except QuestionError:
-            return True
-        return False
-
-    def look_into(self, folder: Path) -> None:
-        """Reads the study of a run directory, which may be somebody else's."""
-        if folder.is_symlink():
-            raise StorageError("it is a link, which is not followed")
-        url, name = read_run(folder)
-        if folder_of(url) is not None:
-            if self.servers == MOST_SERVERS:
-                raise StorageError(f"only {MOST_SERVERS} servers are started for this")
-            url = serve(url)  # refuses one that no command of the user's own has made
-            self.servers += 1
-        self.look(url, name, str(folder))
-
-    def attempt(self, label: str, read: Any, *arguments: Any) -> None:
-        """Calls a function that reads a study, and notes why it cannot be read."""
-        try:
-            read(*arguments)
-        except Exception as error:  # whatever is made of what somebody else has written
-            self.left_out.append(f"{label} cannot be read: {describe_error(error)}")
 
 
 def find_earlier(url: str, name: str, run_dir: Path, question: Mapping[str, Any]) -> Remembered:
-    """Finds the finished studies of a database, and of the run directories beside a folder.
-
-    Nothing that they hold is executed, no link out of them is followed, and no server is started
-    but the user's own.
-
-    Args:
-        url: of the database of the study that begins, which may not exist yet.
-        name: of that study, which is left out.
-        run_dir: its folder, which is left out too.
-        question: what it asks, by config key. Whatever study asks the same is left out: to go on
-            with that is to resume it.
-    """
-    search = _Search(question)
-    inside, beside = _names(search, url, name), _siblings(run_dir)
-    for other in islice(inside, MOST_STUDIES):
-        label = f"study {other!r} of this database"
-        search.attempt(label, search.look, url, other, label)
-    room = max(0, MOST_STUDIES - len(inside))
-    for folder in beside[:room]:
-        search.attempt(str(folder), search.look_into, folder)
-    return Remembered(search.studies, [*_notes(search, len(inside) + len(beside))])
-
-
-def _names(search: _Search, url: str, name: str) -> list[str]:
-    """Returns the names of the other studies of a database, the newest first."""
-    try:
-        return [each for each in reversed(study_names(url, 0.0)) if each != name]
-    except StorageError:  # there is none yet; or the command will say itself what is wrong
-        search.unreachable.add(url)
-        return []
+    """Finds the earlier studies for `study.from=auto`; see `Remembered`."""
+    remembered = Remembered(question)
+    remembered.search(url, name, run_dir)
+    return remembered
 
 
 def _siblings(run_dir: Path) -> list[Path]:
     """Returns the run directories beside a folder, the newest first."""
-    here = run_dir.absolute()
-    try:
-        with os.scandir(run_dir.parent) as entries:
-            found = [
-                (entry.stat(follow_symlinks=False).st_mtime, entry.name)
-                for entry in entries
-                if entry.name != here.name
-                and os.path.lexists(os.path.join(entry.path, ".hydra", "config.yaml"))
-            ]
-    except OSError:
+    found = []
+    with contextlib.suppress(OSError):
+        for path in run_dir.parent.iterdir():
+            if path.name != run_dir.absolute().name and (path / ".hydra/config.yaml").exists():
+                found.append((path.lstat().st_mtime, path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+@dataclass(frozen=True)
+class EarlierStudy:
+    """What an earlier study found out, in the space of the study that begins.
+
+    Args:
+        points: (trials, parameters); a number in [0, 1] for each parameter, or the index of its
+            choice if it is categorical; NaN where the trial does not have the parameter.
+        scores: (trials,) the rank of each trial in its study: near 1 for the best, 0 for the worst.
+        eligible: (trials,) whether the point of a trial may be chosen.
+    """
+
+    points: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    eligible: NDArray[np.bool_]
+
+
+def rank_scores(ranked: int, behind: int) -> NDArray[np.float64]:
+    """Scores the trials of a study by rank, so that studies of different scales can be compared.
+
+    A trial of n has the share of the others, and half of itself, that it beats. So the best of
+    forty has 0.99, and one that was alone has 0.5: it shows little.
+
+    Args:
+        ranked: the number of trials that have a rank, the best first.
+        behind: the number of trials after these, all equally bad, such as pruned ones.
+
+    Returns:
+        (ranked + behind,) scores in (0, 1).
+    """
+    places = np.concatenate([np.arange(ranked) + 0.5, np.full(behind, ranked + behind / 2)])
+    return np.asarray(1.0 - places / max(1, ranked + behind))
+
+
+def choose_points(
+    studies: Sequence[EarlierStudy], categorical: NDArray[np.bool_], count: int
+) -> list[tuple[int, int]]:
+    """Chooses points of earlier studies, each adding most to those before it.
+
+    The greedy choice maximises the mean over studies of the best score that a chosen point has
+    there. What score a point has in a study is known as a distribution only, `ScoresNearby`; so it
+    is the expected best score. That is submodular, so the greedy choice comes within 1 - 1/e of the
+    best set (Nemhauser, Wolsey and Fisher, 1978). Auto-sklearn 2.0 makes portfolios of
+    configurations so, from a matrix of all of them on all tasks (Feurer et al., 2022,
+    arXiv:2007.04074).
+
+    Args:
+        studies: the earlier studies.
+        categorical: (parameters,) which parameters are categorical.
+        count: the most points that are chosen.
+
+    Returns:
+        The study and the trial of each point, in the order in which they are to be tried; none
+        twice, and fewer than `count` if there are no more.
+    """
+    candidates = [
+        (number, int(trial))
+        for number, study in enumerate(studies)
+        for trial in np.flatnonzero(study.eligible)
+    ]
+    if not candidates:
         return []
-    return [run_dir.parent / name for _, name in sorted(found, reverse=True)]
-
-
-def _notes(search: _Search, count: int) -> Iterator[str]:
-    """Words what was left out."""
-    if count > MOST_STUDIES:
-        yield (
-            f"study.from={AUTO}: looked at the newest {MOST_STUDIES} of {count} earlier studies; "
-            "study.from=[…] names others"
+    points = np.stack([studies[number].points[trial] for number, trial in candidates])
+    nearby = [ScoresNearby.of(points, study, categorical) for study in studies]
+    below = [np.ones(len(each.steps)) for each in nearby]  # that no chosen point is as good
+    left = np.ones(len(candidates), dtype=bool)
+    chosen: list[tuple[int, int]] = []
+    while left.any() and len(chosen) < count:
+        gains = sum(
+            each.at_least @ (each.steps * rest) for each, rest in zip(nearby, below, strict=True)
         )
-    for line in search.left_out[:MOST_NOTES]:
-        yield f"study.from={AUTO}: {mask_passwords(one_line(line))}; left out"
-    if (more := len(search.left_out) - MOST_NOTES) > 0:
-        yield f"study.from={AUTO}: {more} more are left out"
+        place = int(np.where(left, gains, -np.inf).argmax())
+        chosen.append(candidates[place])
+        below = [
+            rest * (1 - each.at_least[place]) for each, rest in zip(nearby, below, strict=True)
+        ]
+        left &= squared_distances(points, points[[place]], categorical)[:, 0] > 0
+    return chosen
+
+
+@dataclass(frozen=True)
+class ScoresNearby:
+    """What scores points may have in a study: those of its trials, weighted by their nearness.
+
+    The weights are those of Nadaraya and Watson (1964), also at points that the study has tried: a
+    trial's own rank owes much to the luck of its seed.
+
+    Args:
+        at_least: (points, trials) the probability that a point is as good as a trial, for the
+            trials in the order of their scores, the best first.
+        steps: (trials,) by how much the score of a trial is above the next one's.
+    """
+
+    at_least: NDArray[np.float64]
+    steps: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls, points: NDArray[np.float64], study: EarlierStudy, categorical: NDArray[np.bool_]
+    ) -> "ScoresNearby":
+        """Estimates the scores of points in a study; see `EarlierStudy` for the arguments."""
+        order = np.argsort(-study.scores, kind="stable")
+        scores = study.scores[order]
+        distances = squared_distances(points, study.points[order], categorical)
+        nearest = distances.min(axis=1, keepdims=True, initial=np.inf)
+        weights = np.exp((nearest - distances) / (2 * BANDWIDTH**2))
+        weights /= weights.sum(axis=1, keepdims=True)
+        return cls(weights.cumsum(axis=1), scores - np.append(scores[1:], 0.0))
+
+
+def squared_distances(
+    one: NDArray[np.float64], other: NDArray[np.float64], categorical: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Measures how far points are from others.
+
+    Args:
+        one: (a, parameters).
+        other: (b, parameters).
+        categorical: (parameters,) which parameters are categorical.
+
+    Returns:
+        (a, b) means of the squared differences over the parameters that either point has. It is 1
+        where only one has the parameter, and where the choices differ.
+    """
+    sums, counts = np.zeros((len(one), len(other))), np.zeros((len(one), len(other)))
+    for column, choice in enumerate(categorical):
+        a, b = one[:, column, None], other[None, :, column]
+        lacks_a, lacks_b = np.isnan(a), np.isnan(b)
+        difference = (a != b).astype(float) if choice else (a - b) ** 2
+        sums += np.where(lacks_a & lacks_b, 0.0, np.where(lacks_a | lacks_b, 1.0, difference))
+        counts += ~(lacks_a & lacks_b)
+    return np.asarray(sums / np.maximum(counts, 1.0))

@@ -5,25 +5,118 @@ A study is identified by its question: the same name with another question is re
 
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.study import Study, StudyDirection
+from optuna.study import StudyDirection
 from sqlalchemy import Connection
 
-from studyloom.errors import StorageError
+from studyloom._version import __version__
+from studyloom.errors import QuestionError, StorageError
 from studyloom.metrics import ACCURACY, Goal
-from studyloom.question.sources import code_of
-from studyloom.storage.attributes import CODE_CHANGES, HALTED, QUESTION, UUID
+from studyloom.moved import MOVED
+from studyloom.question.sources import CODE, code_of
+from studyloom.storage.attributes import CODE_CHANGES, FORMAT, HALTED, QUESTION, UUID, VERSION
 from studyloom.storage.database import RetryingStorage, closed_on_error, connect, exclusive, execute
 from studyloom.storage.ledger import Ledger, NoLedger, clear, reconcile
 from studyloom.storage.slots import check_table, create_table
 from studyloom.storage.sql import add_study
 from studyloom.storage.trial_buffer import TrialBuffer
-from studyloom.study.identity import check_question
 from studyloom.study.stored_study import StoredStudy
+
+FORMAT_NUMBER = 1  # of what a study stores; another one is not read
+
+
+def check_question(
+    name: str,
+    was: Mapping[str, Any] | None,
+    now: Mapping[str, Any],
+    *,
+    accept_code_change: bool = False,
+) -> Mapping[str, Any]:
+    """Checks that a study asks a question.
+
+    Args:
+        name: of the study.
+        was: the question that is stored with it; None if there is none.
+        now: what is asked, by config key.
+        accept_code_change: whether the user's own code may be another than before.
+
+    Returns:
+        The question to store: with the digests of the code as it is now, if that is accepted.
+
+    Raises:
+        QuestionError: the study asks another question, or another program has made it.
+    """
+    if was is None:
+        raise QuestionError(
+            f"study.name: the study {name!r} was not made by studyloom, but by another program "
+            "that uses Optuna; it stays as it is; give this one another name: study.name=…"
+        )
+    accepted = dict(was)
+    if accept_code_change:
+        accepted = {key: was[key] for key in was.keys() - code_of(was)} | code_of(now)
+    if changes := differences(accepted, now):
+        raise _another_question(name, changes)
+    return accepted
+
+
+def check_code(name: str, was: Mapping[str, Any], now: Callable[[], Mapping[str, Any]]) -> None:
+    """Checks for a worker that the user's own code is that of the study.
+
+    Somebody may edit it while the study runs, and a worker that is started then would read it.
+
+    Args:
+        name: of the study.
+        was: the digests of the code that are stored with it.
+        now: returns the digests of the code; only called if the study has some.
+
+    Raises:
+        QuestionError: the code is another.
+    """
+    if was and (changes := differences(was, now())):
+        raise _another_question(name, changes)
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns `key: was → is` for each key whose value differs, by key.
+
+    A `_target_` that has moved since is the same one; see `studyloom.moved`.
+    """
+    was, now = _as_moved(was), _as_moved(now)
+    return [
+        f"{key}: {was.get(key, '(absent)')} → {now.get(key, '(absent)')}"
+        for key in sorted({*was, *now})
+        if was.get(key, "(absent)") != now.get(key, "(absent)")
+    ]
+
+
+def _as_moved(value: Any, key: str = "") -> Any:
+    """Returns a part of a question with each `_target_` at its present path."""
+    if isinstance(value, Mapping):
+        return {name: _as_moved(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_moved(item) for item in value]
+    if key.endswith("_target_") and isinstance(value, str):
+        module, dot, name = value.rpartition(".")
+        return MOVED.get(value, MOVED.get(module, module) + dot + name)
+    return value
+
+
+def _another_question(name: str, changes: Sequence[str]) -> QuestionError:
+    """Makes the error that shows how the question of a study differs from what is asked."""
+    way_out = "go back to that question, or give this one another name: study.name=…"
+    if all(change.startswith(CODE) for change in changes):
+        way_out = (
+            "only your own code differs: go back to what it was, go on with "
+            "study.accept_code_change=true, or give this study another name: study.name=…"
+        )
+    return QuestionError(
+        f"study.name: the study {name!r} asks another question, so its trials cannot be "
+        "compared:\n" + "".join(f"  {change}\n" for change in changes) + way_out
+    )
 
 
 def open_study(url: str, name: str, deadline: float = 300.0) -> StoredStudy:
@@ -53,6 +146,11 @@ def _load(backend: RetryingStorage, name: str) -> StoredStudy:
         ) from None
     study = optuna.load_study(study_name=name, storage=storage)
     attributes = study.user_attrs
+    try:
+        _check_format(name, attributes)
+    except StorageError:
+        backend.engine.dispose()
+        raise
     if QUESTION in attributes and not check_table(backend):
         backend.engine.dispose()
         raise StorageError(
@@ -61,6 +159,18 @@ def _load(backend: RetryingStorage, name: str) -> StoredStudy:
         )
     ledger = Ledger if QUESTION in attributes else NoLedger
     return StoredStudy(name, storage, study, ledger(backend, study_id, attributes.get(UUID)))
+
+
+def _check_format(name: str, attributes: Mapping[str, Any]) -> None:
+    """Refuses a study of ours that another version of studyloom has stored otherwise."""
+    number = attributes.get(FORMAT)
+    if QUESTION in attributes and number != FORMAT_NUMBER:
+        raise StorageError(
+            f"study.name: the study {name!r} is stored in format {number}, by studyloom "
+            f"{attributes.get(VERSION)}, and this version, {__version__}, reads format "
+            f"{FORMAT_NUMBER} alone; install that version, or give this study another name: "
+            "study.name=…"
+        )
 
 
 def is_stage_name(name: str) -> bool:
@@ -137,23 +247,34 @@ def create_study(
     lock = exclusive(url, deadline=deadline if wait else 0.0)
     with lock, closed_on_error(connect(url, create=True, deadline=deadline)) as backend:
         check_table(backend)
-        attributes = {QUESTION: dict(question), UUID: uuid.uuid4().hex}
+        attributes = {
+            QUESTION: dict(question),
+            UUID: uuid.uuid4().hex,
+            FORMAT: FORMAT_NUMBER,
+            VERSION: __version__,
+        }
         if name not in {study.study_name for study in TrialBuffer(backend).get_all_studies()}:
             create_table(backend)
             _make_study(backend, name, goals, attributes)
         study = optuna.load_study(study_name=name, storage=TrialBuffer(backend))
         known = study.user_attrs
+        _check_format(name, known)
         accepted = check_question(
             name, known.get(QUESTION), question, accept_code_change=accept_code_change
         )
-        if UUID not in known:  # an earlier version has made it
-            study.set_user_attr(UUID, attributes[UUID])
-        if study.metric_names != [goal.name for goal in goals]:  # an earlier version had others
-            _name_values(study, goals)
+        if study.metric_names is None:  # optuna-dashboard shows them
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                study.set_metric_names([goal.name for goal in goals])
         create_table(backend)
         stored = _load(backend, name)
         reconcile(stored.ledger, name, trials)
-        _accept(stored, known[QUESTION], accepted)
+        if accepted != known[QUESTION]:
+            change = code_of(known[QUESTION]).items() ^ code_of(accepted).items()
+            changed = sorted({key for key, _ in change})
+            changes = [*stored.code_changes(), {"from": len(stored.trials()), "changed": changed}]
+            stored.optuna.set_user_attr(CODE_CHANGES, changes)
+            stored.optuna.set_user_attr(QUESTION, dict(accepted))
         if stored.halted() is not None:  # a person who starts it again has removed the reason
             stored.optuna.set_user_attr(HALTED, None)
     return stored
@@ -170,21 +291,3 @@ def _make_study(
         clear(connection, add_study(connection, name, directions, attributes))
 
     execute(backend, make)
-
-
-def _accept(stored: StoredStudy, was: Mapping[str, Any], accepted: Mapping[str, Any]) -> None:
-    """Stores the digests of the user's own code that a study goes on with, if they are others."""
-    if accepted == was:
-        return
-    changed = {key for key, _ in code_of(was).items() ^ code_of(accepted).items()}
-    if code_of(was) and changed:  # else an earlier version has stored none
-        change = {"from": len(stored.trials()), "changed": sorted(changed)}
-        stored.optuna.set_user_attr(CODE_CHANGES, [*stored.code_changes(), change])
-    stored.optuna.set_user_attr(QUESTION, dict(accepted))
-
-
-def _name_values(study: Study, goals: Sequence[Goal]) -> None:
-    """Stores the names of the values, which optuna-dashboard shows."""
-    with warnings.catch_warnings():  # Optuna calls this experimental
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        study.set_metric_names([goal.name for goal in goals])

@@ -48,10 +48,10 @@ from studyloom.storage.attributes import (
 )
 from studyloom.storage.ledger import LEASE_FACTOR, Claim
 from studyloom.study import failures
-from studyloom.study.bounds import ending
+from studyloom.study.early_end import ending
 from studyloom.study.failures import Failure
 from studyloom.study.promotion import PromotionOrder
-from studyloom.study.provenance import Provenance
+from studyloom.study.replay import Provenance
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.tracking import Tracking
 from studyloom.text import format_value

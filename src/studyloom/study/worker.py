@@ -2,11 +2,16 @@
 
 import contextlib
 import copy
+import hashlib
+import json
 import logging
 import os
+import re
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,19 +37,82 @@ from studyloom.question.objective import Attempt, Objective, Stopping
 from studyloom.question.question import KEEPS_STATE
 from studyloom.question.rule import Cost
 from studyloom.seeds import derive
-from studyloom.space.tree import Point, Space
+from studyloom.space.tree import Parameter, Point, Space
 from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, PAUSED, SLOT, WORKER
 from studyloom.storage.ledger import Claim
 from studyloom.study import failures
-from studyloom.study.bounds import ending
+from studyloom.study.early_end import ending
 from studyloom.study.failures import Failure
-from studyloom.study.files import TrialFiles
 from studyloom.study.promotion import Promotion, PromotionOrder
-from studyloom.study.provenance import Provenance, current_environment
+from studyloom.study.replay import Provenance, current_environment
 from studyloom.study.reporter import Limits, Reporter, Stopwatch
 from studyloom.study.stored_study import StoredStudy
 from studyloom.study.tracking import Tracking
 from studyloom.training.checkpoint import Checkpoint, save_weights
+
+
+@dataclass(frozen=True)
+class TrialFiles:
+    """The files of the trials of one study.
+
+    Args:
+        folder: where they are; None if no state is saved.
+        study: its name.
+        seed: of the study.
+    """
+
+    folder: Path | None
+    study: str
+    seed: int
+
+    def checkpoint(self, number: int, point: Point) -> Checkpoint | None:
+        """Returns where the state of trial `number` is saved; None if it is not saved."""
+        if self.folder is None:
+            return None
+        parts = [self.study, number, self.seed, point.params]
+        return Checkpoint(self.folder / f"trial-{number}.pt", json.dumps(parts, default=str))
+
+    @staticmethod
+    def folder_of(checkpoint: Checkpoint) -> Path:
+        """Returns the folder for what the objective of a trial writes itself.
+
+        Its name has a digest of the identity of the checkpoint, so that a trial of another study
+        does not go on from its files.
+        """
+        digest = hashlib.sha256(checkpoint.identity.encode()).hexdigest()[:12]
+        return checkpoint.path.with_name(f"{checkpoint.path.stem}-{digest}")
+
+    def remove(self, checkpoint: Checkpoint | None) -> None:
+        """Removes what a trial that has ended has left for another attempt, if anything."""
+        if checkpoint is not None:
+            with contextlib.suppress(OSError):
+                checkpoint.remove()
+            shutil.rmtree(self.folder_of(checkpoint), ignore_errors=True)
+
+    def remove_left(self, read: Callable[[], Sequence[FrozenTrial]], space: Space) -> None:
+        """Removes what ended trials have left, whose worker died before it had removed it.
+
+        Args:
+            read: returns the trials of the study; called only if there are files.
+            space: of the study.
+        """
+        if self.folder is None or not self.folder.is_dir():
+            return
+        found = (re.match(r"trial-(\d+)[.-]", path.name) for path in self.folder.iterdir())
+        numbers = {int(match[1]) for match in found if match}
+        for trial in read() if numbers else ():
+            if trial.number in numbers and trial.state.is_finished():
+                with contextlib.suppress(KeyError):
+                    point = space.walk(partial(_value_of, trial.params))
+                    checkpoint = self.checkpoint(trial.number, point)
+                    # Another study may have its files in the same folder.
+                    if checkpoint is not None and not checkpoint.is_foreign():
+                        self.remove(checkpoint)
+
+
+def _value_of(params: Mapping[str, Any], parameter: Parameter) -> Any:
+    return params[parameter.name]
+
 
 # Seconds between looks at slots that others hold. Each is half as long again as the one before: at
 # the end of a search 1 000 workers that looked twice a second would keep their server busy.

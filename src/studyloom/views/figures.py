@@ -14,10 +14,8 @@ from statistics import median
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.storage.attributes import EPOCHS, RUNGS, TIMES, WORKER
-from studyloom.study.bounds import Outlook, read_outcomes
-from studyloom.study.ending import ended_values
+from studyloom.study.early_end import Outlook, ended_values, gains, read_outcomes
 from studyloom.study.failures import outcome
-from studyloom.study.regret import gains
 from studyloom.study.rows import quantities
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import (

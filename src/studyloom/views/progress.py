@@ -15,10 +15,17 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.storage.attributes import BASELINE, EPOCHS, MADE, REUSED, TIMES
-from studyloom.study.control import Wish, read_control
-from studyloom.study.job import REEVALUATION, RETRAINING, SEARCH, Job, open_beside, read_job
 from studyloom.study.rows import seconds_spent
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stopping import Wish, read_control
+from studyloom.study.stored_study import (
+    REEVALUATION,
+    RETRAINING,
+    SEARCH,
+    Job,
+    StoredStudy,
+    open_beside,
+    read_job,
+)
 from studyloom.text import format_duration, format_parameter, format_value, one_line
 from studyloom.views.snapshot import (
     Snapshot,

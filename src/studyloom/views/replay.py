@@ -12,8 +12,7 @@ from rich.text import Text
 from studyloom.errors import ConfigError
 from studyloom.question.objective import Step
 from studyloom.storage.attributes import EPOCHS, MADE
-from studyloom.study.identity import differences
-from studyloom.study.provenance import Provenance, current_environment
+from studyloom.study.opening import differences
 from studyloom.study.replay import (
     COUNTED,
     LOSS,
@@ -21,8 +20,10 @@ from studyloom.study.replay import (
     REORDERING,
     Course,
     ExpectedTrial,
+    Provenance,
     Tolerance,
     compare,
+    current_environment,
     find_trial,
     is_loop,
     load_data,

@@ -8,7 +8,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from studyloom.storage.attributes import BASELINE, PLANNED_EPOCHS
-from studyloom.study.bounds import Outlook, look_ahead
+from studyloom.study.early_end import Outlook, look_ahead
 from studyloom.study.failures import outcome
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import format_cost, format_value, one_line

@@ -19,8 +19,7 @@ from rich.text import Text
 
 from studyloom.errors import StorageError
 from studyloom.study.failures import FailureCount, count_failures
-from studyloom.study.job import SEARCH
-from studyloom.study.stored_study import StoredStudy, value_of
+from studyloom.study.stored_study import SEARCH, StoredStudy, value_of
 from studyloom.text import one_line
 from studyloom.views.events import finite
 from studyloom.views.importances import importances, varied_parameters

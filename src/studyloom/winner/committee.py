@@ -31,7 +31,7 @@ from studyloom.data.training_data import Part
 from studyloom.errors import PredictError
 from studyloom.metrics import Metric
 from studyloom.question.jobs import build_network, measure_costs
-from studyloom.study.job import REEVALUATION, RETRAINING
+from studyloom.study.stored_study import REEVALUATION, RETRAINING
 from studyloom.training.batches import batch_dtype
 from studyloom.training.checkpoint import load_weights, pack_weights
 from studyloom.training.job import Job

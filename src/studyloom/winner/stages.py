@@ -37,13 +37,12 @@ from studyloom.seeds import derive
 from studyloom.space.tree import Point
 from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, REUSED, SLOT
 from studyloom.storage.ledger import reconcile
-from studyloom.study.bounds import ending
+from studyloom.study.early_end import ending
 from studyloom.study.failures import reason_of
-from studyloom.study.job import REEVALUATION, RETRAINING, note_stage
 from studyloom.study.opening import create_study
 from studyloom.study.race import Race, Training, count_entrants, run_race
 from studyloom.study.stopping import Stop
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stored_study import REEVALUATION, RETRAINING, StoredStudy, note_stage
 from studyloom.study.worker import TrialSource
 from studyloom.training.checkpoint import load_weights
 from studyloom.winner.trainings import (

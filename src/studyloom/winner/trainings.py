@@ -38,9 +38,8 @@ from studyloom.storage.attributes import (
     STANDARD_ERROR,
     TESTED,
 )
-from studyloom.study.job import RETRAINING
 from studyloom.study.race import Training
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stored_study import RETRAINING, StoredStudy
 from studyloom.training.checkpoint import load_weights
 from studyloom.training.job import Job
 from studyloom.winner.answer import Tested, from_document

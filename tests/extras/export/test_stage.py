@@ -21,9 +21,9 @@ from studyloom.extras.export.compression import LOCK, compress, compress_winner,
 from studyloom.extras.export.networks import load_teacher, retrain, retrain_committee
 from studyloom.extras.export.settings import Settings, find_mistakes
 from studyloom.files import locked
-from studyloom.study.job import note_answer, read_job
 from studyloom.study.opening import create_study
 from studyloom.study.stopping import Stop
+from studyloom.study.stored_study import note_answer, read_job
 from studyloom.study.worker import Worker
 from studyloom.training.checkpoint import pack_weights
 from studyloom.training.trainer import evaluate_network

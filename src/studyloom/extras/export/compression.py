@@ -53,8 +53,8 @@ from studyloom.metrics import Goal
 from studyloom.question.rule import Condition, Rule
 from studyloom.storage.attributes import COMPRESSED
 from studyloom.storage.database import exclusive
-from studyloom.study.job import note_compressed
 from studyloom.study.stopping import Stop
+from studyloom.study.stored_study import note_compressed
 from studyloom.views.report import write_report
 from studyloom.views.terminal import print_compressed
 from studyloom.winner.answer import (

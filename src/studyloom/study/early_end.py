@@ -1,0 +1,313 @@
+"""The early end of a search: whether further trials are worth it, asked before each claim.
+
+The answer is a pure function of the stored trials and of the bounds that are stored with the study,
+so no worker is the master. Once further trials are expected to gain too little, that is stored too:
+trials under way, which run to their end, may change the estimate, but not what was decided.
+
+What is expected of the rest is told by the values so far. The best of n exponential values grows by
+σ·(1/(n+1) + … + 1/N) on the way to N, and σ is the mean distance of the best j values from the next
+one (A. Rényi, "On the theory of order statistics", Acta Mathematica Hungarica 4, 1953). The largest
+of other values behave alike if their tail is that of an exponential or normal distribution, and
+shorter tails gain less (I. Weissman, JASA 73, 1978). A sampler that learns moves its values up, and
+closer to each other, so the estimate falls as it converges. It needs no model of the space, as the
+regret bound of A. Makarova and others does (2022, arXiv 2104.08166). `python scripts/bench.py
+search --only ends` measures what such an end saves and costs.
+"""
+
+import math
+from bisect import insort
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+from optuna.trial import FrozenTrial
+
+from studyloom.storage import sql
+from studyloom.storage.attributes import BOUNDS, ENDED, SLOT
+from studyloom.storage.database import read
+from studyloom.study import failures
+from studyloom.study.opening import is_stage_name
+from studyloom.study.stored_study import StoredStudy
+from studyloom.text import format_ranges, format_value
+
+SHARE = 0.2  # of the trials: the largest that saves 30 % on HPOLib with 40 trials
+FEWEST = 3  # of the best, since two may be alike by chance
+FIRST = 10  # trials before any estimate; Optuna's TPE has drawn these at random
+
+
+def gains(values: Sequence[float | None], trials: int) -> list[float | None]:
+    """Returns what the rest of a budget was expected to gain, after each trial.
+
+    Args:
+        values: of the trials in their order, the more the better; None if a trial has none. It
+            counts as one that is not among the best, as a pruned one is.
+        trials: the budget.
+
+    Returns:
+        For each trial the expected gain of the best value from then on, in units of the values;
+        None where too few trials have one.
+    """
+    known: list[float] = []
+    found: list[float | None] = []
+    for count, value in enumerate(values, 1):
+        if value is not None and math.isfinite(value):
+            insort(known, value)
+        found.append(_gain(known, count, trials))
+    return found
+
+
+def last_gain(values: Sequence[float | None], trials: int) -> float | None:
+    """Returns the last of `gains` alone, which workers ask for again and again; None without one.
+
+    Args:
+        values: see `gains`.
+        trials: the budget.
+    """
+    known = sorted(value for value in values if value is not None and math.isfinite(value))
+    return _gain(known, len(values), trials)
+
+
+def _gain(known: Sequence[float], count: int, trials: int) -> float | None:
+    """Returns the expected gain after `count` trials, of which those with a value are sorted."""
+    best = max(FEWEST, math.ceil(SHARE * count))
+    if count < FIRST or len(known) <= best:
+        return None
+    scale = sum(known[-best:]) / best - known[-best - 1]
+    # Not below 0 by rounding; and with equal values nothing is gained.
+    return max(0.0, scale) * math.log(max(trials, count) / count)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What ends a search before its budget is spent.
+
+    Args:
+        regret: in units of the metric: it ends once its further trials are expected to gain less.
+            None for no such end.
+        epochs: it ends once all trials together have reported so many. None for no such end.
+        trials: the budget.
+    """
+
+    regret: float | None = None
+    epochs: int | None = None
+    trials: int = 0
+
+    @classmethod
+    def parse(cls, stored: Any) -> "Bounds":
+        """Returns the bounds of a stored attribute, and none of one that no command stored."""
+        known = stored if isinstance(stored, dict) else {}
+        kinds: dict[str, Any] = {"regret": (int, float), "epochs": int, "trials": int}
+        fields = {
+            name: known[name]
+            for name, kind in kinds.items()
+            if isinstance(known.get(name), kind) and not isinstance(known[name], bool)
+        }
+        return cls(**fields)
+
+
+class Outcome(NamedTuple):
+    """What a search knows of a trial.
+
+    Attributes:
+        slot: that it fills.
+        ended: whether it has ended, or waits to be promoted.
+        value: the more the better; None if it has none that counts.
+        epochs: how many it has reported, one for all folds and seeds together.
+    """
+
+    slot: int
+    ended: bool
+    value: float | None
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why a search has ended.
+
+    Args:
+        begun: how many trials there are, those under way included.
+        bounds: of the search.
+        epochs: how many its trials have reported.
+        gain: what the further trials were expected to gain; None if the epochs are spent.
+        slots: those whose trials had ended when that was decided, as ranges; "" if epochs decide.
+    """
+
+    begun: int
+    bounds: Bounds
+    epochs: int
+    gain: float | None = None
+    slots: str = ""
+
+    @property
+    def words(self) -> str:
+        """Why, in one line."""
+        trials = self.bounds.trials
+        after = f"ended after {self.begun} of {trials} trials"
+        if self.gain is None:
+            return f"{after}: {self.epochs} epochs of study.epochs={self.bounds.epochs} are spent"
+        left = trials - self.begun
+        further = "a further trial is" if left == 1 else f"the {left} further trials are"
+        return f"{after}: {further} expected to gain less than study.regret={self.bounds.regret:g}"
+
+    def decision(self) -> dict[str, Any]:
+        """Returns what is stored of it, for `find_ending`."""
+        decided = {"regret": self.bounds.regret, "trials": self.bounds.trials}
+        return decided | {"gain": self.gain, "slots": self.slots}
+
+
+def find_ending(
+    bounds: Bounds, outcomes: Iterable[Outcome], decided: Any = None, *, decide: bool = True
+) -> Ending | None:
+    """Returns why a search has ended; None if it goes on.
+
+    Args:
+        bounds: of the search.
+        outcomes: its trials.
+        decided: what was stored of an end, by whomever.
+        decide: whether to tell from the trials that their further ones gain too little; otherwise
+            only what was decided counts.
+    """
+    first = [outcome for outcome in outcomes if outcome.slot < bounds.trials]
+    begun, epochs = len(first), sum(outcome.epochs for outcome in first)
+    if begun >= bounds.trials:
+        return None  # its budget is what ends it
+    if bounds.epochs is not None and epochs >= bounds.epochs:
+        return Ending(begun, bounds, epochs)
+    if bounds.regret is None:
+        return None
+    if _holds(decided, bounds):
+        return Ending(begun, bounds, epochs, float(decided["gain"]), str(decided.get("slots")))
+    gain = gain_of(bounds, first) if decide else None
+    if gain is None or gain >= bounds.regret:
+        return None
+    slots = format_ranges(sorted(outcome.slot for outcome in first if outcome.ended))
+    return Ending(begun, bounds, epochs, gain, slots)
+
+
+def _holds(decided: Any, bounds: Bounds) -> bool:
+    """Whether a stored decision is about this regret, and about this budget or a larger one."""
+    if not isinstance(decided, Mapping) or not isinstance(decided.get("gain"), int | float):
+        return False
+    trials = decided.get("trials")
+    return decided.get("regret") == bounds.regret and (
+        isinstance(trials, int) and trials >= bounds.trials
+    )
+
+
+def ended_values(outcomes: Iterable[Outcome]) -> list[float | None]:
+    """Returns the values of the trials that have ended, by slot."""
+    ordered = sorted(outcomes, key=lambda outcome: outcome.slot)
+    return [outcome.value for outcome in ordered if outcome.ended]
+
+
+def gain_of(bounds: Bounds, outcomes: Sequence[Outcome]) -> float | None:
+    """Returns what the rest of the budget is expected to gain; None if that cannot be told."""
+    values = ended_values(outcome for outcome in outcomes if outcome.slot < bounds.trials)
+    return last_gain(values, bounds.trials)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is still to come of a search.
+
+    Args:
+        ending: why it has ended before its budget is spent; None if it has not.
+        under_way: once it has ended, how many of its trials have not.
+        gain: what its further trials are expected to gain together, in units of the metric; None
+            if that cannot be told.
+        regret: the gain below which it ends; None if it does not.
+        trials: the budget.
+    """
+
+    ending: Ending | None = None
+    under_way: int = 0
+    gain: float | None = None
+    regret: float | None = None
+    trials: int = 0
+
+    def words(self, metric: str) -> str:
+        """Formats what further trials are expected to gain; empty if there are none, or too few."""
+        if not self.gain or self.ending is not None:
+            return ""
+        below = "" if self.regret is None else f"; the search ends below {self.regret:g}"
+        return f"expected gain of further trials: {format_value(self.gain)} {metric}{below}"
+
+
+def read_bounds(stored: StoredStudy) -> Bounds:
+    """Returns the bounds that the last command stored; none of a study of an earlier version."""
+    return Bounds.parse(_read(stored, BOUNDS))
+
+
+def _read(stored: StoredStudy, key: str) -> Any:
+    ledger = stored.ledger
+    return read(ledger.storage, lambda c: sql.study_attr(c, ledger.study_id, key))
+
+
+def set_bounds(stored: StoredStudy, regret: float | None, epochs: int | None, trials: int) -> None:
+    """Stores what ends the search from now on; with other bounds than before it is asked anew.
+
+    Args:
+        stored: the study.
+        regret: `study.regret` with `study.stop=regret`, else None.
+        epochs: `study.epochs`.
+        trials: the budget.
+    """
+    bounds = Bounds(regret, epochs, trials)
+    if bounds != read_bounds(stored):
+        stored.optuna.set_user_attr(ENDED, None)
+        stored.optuna.set_user_attr(BOUNDS, asdict(bounds))
+
+
+def ending(stored: StoredStudy, trials: int) -> Ending | None:
+    """Returns why a search has ended before its budget is spent; None if it goes on.
+
+    Whoever finds first that further trials are expected to gain too little stores it. If it is
+    killed before, the next one that asks finds the same.
+
+    Args:
+        stored: the study.
+        trials: the budget.
+    """
+    bounds = replace(read_bounds(stored), trials=trials)
+    if bounds.regret is None and bounds.epochs is None:
+        return None  # without a look at the trials
+    decided = _read(stored, ENDED)
+    found = find_ending(bounds, read_outcomes(stored), decided)
+    if found is not None and found.gain is not None and found.decision() != decided:
+        stored.optuna.set_user_attr(ENDED, found.decision())
+    return found
+
+
+def look_ahead(stored: StoredStudy) -> Outlook:
+    """Returns what is still to come of a search; nothing of the later stages of a study.
+
+    It decides nothing: who only looks at a study changes nothing.
+    """
+    if is_stage_name(stored.name):
+        return Outlook()
+    bounds = read_bounds(stored)
+    if not bounds.trials:  # an earlier version has made the study
+        bounds = replace(bounds, trials=sum(stored.ledger.counts().values()))
+    outcomes = read_outcomes(stored)
+    ended = find_ending(bounds, outcomes, _read(stored, ENDED), decide=False)
+    under_way = 0 if ended is None else stored.ledger.todo(bounds.trials, begun=True)
+    return Outlook(ended, under_way, gain_of(bounds, outcomes), bounds.regret, bounds.trials)
+
+
+def read_outcomes(stored: StoredStudy) -> list[Outcome]:
+    """Returns what a search knows of its trials.
+
+    A value counts if the trial is complete, breaks no constraint and satisfies the rule by which
+    the best is chosen. With several objectives none does. A trial that waits to be promoted counts
+    as ended without a value.
+    """
+    counted = {trial.number for trial in stored.ranked()} if len(stored.goals) == 1 else set()
+
+    def outcome(trial: FrozenTrial) -> Outcome:
+        slot = int(trial.user_attrs.get(SLOT, trial.number))
+        value = stored.sign * trial.values[0] if trial.number in counted else None
+        ended = trial.state.is_finished() or failures.outcome(trial) == "paused"
+        return Outcome(slot, ended, value, len(trial.intermediate_values))
+
+    return [outcome(trial) for trial in stored.trials()]
