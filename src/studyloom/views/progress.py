@@ -42,12 +42,7 @@ UNKNOWN = 0.5  # the spread of durations, as a share of their mean, while fewer 
 
 @dataclass(frozen=True)
 class Duration:
-    """A duration that is known with some uncertainty.
-
-    Args:
-        mean: seconds.
-        variance: seconds squared.
-    """
+    """Seconds that are known with some uncertainty; the variance is in seconds squared."""
 
     mean: float = 0.0
     variance: float = 0.0
@@ -58,13 +53,7 @@ class Duration:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The seconds that something will take.
-
-    Args:
-        seconds: in the middle.
-        low: it takes less than this with a probability of one in ten.
-        high: it takes longer than this with a probability of one in ten.
-    """
+    """The seconds that something will take, and between which eight of ten times it does."""
 
     seconds: float
     low: float
@@ -86,11 +75,6 @@ class Running:
     epoch: int = 0
     epochs: int | None = None
     pace: float | None = None
-
-    @property
-    def whole(self) -> float | None:
-        """The seconds of all its epochs; None if that is not known."""
-        return None if self.pace is None or self.epochs is None else self.pace * self.epochs
 
 
 @dataclass(frozen=True)
@@ -114,25 +98,18 @@ def estimate(works: Iterable[Work], workers: int) -> Estimate | None:
 
     A stage of which no trial has ended takes the durations of the one before.
 
-    Args:
-        workers: how many work.
-
     Returns:
         None if nobody works, or too little is known.
     """
     if workers < 1:
         return None
-    total, known = Duration(), Duration()
-    nothing_known = True
+    total, known = Duration(), None
     for work in works:
-        each = typical(work)
-        if each is not None:
-            known, nothing_known = each, False
-        if not work.running and not work.left:
-            continue
-        if nothing_known:
-            return None
-        total += stage_duration(work, known, workers)
+        known = typical(work) or known
+        if work.running or work.left:
+            if known is None:
+                return None
+            total += stage_duration(work, known, workers)
     spread = NINE_OF_TEN * math.sqrt(total.variance)
     return Estimate(total.mean, max(0.0, total.mean - spread), total.mean + spread)
 
@@ -142,22 +119,17 @@ def typical(work: Work) -> Duration | None:
 
     From the trials that have ended; before, from the curves of those that run, which may end early.
     """
-    if len(work.ended) > 1:
-        return Duration(fmean(work.ended), pvariance(work.ended))
-    whole = [*work.ended, *filter(None, (trial.whole for trial in work.running))]
-    if not whole:
+    whole = [trial.pace * trial.epochs for trial in work.running if trial.pace and trial.epochs]
+    known = [*work.ended] if len(work.ended) > 1 else [*work.ended, *whole]
+    if not known:
         return None
-    mean = fmean(whole)
-    return Duration(mean, max(pvariance(whole), (UNKNOWN * mean) ** 2))
+    mean = fmean(known)
+    least = 0.0 if len(work.ended) > 1 else (UNKNOWN * mean) ** 2
+    return Duration(mean, max(pvariance(known), least))
 
 
 def stage_duration(work: Work, each: Duration, workers: int) -> Duration:
-    """Returns how long a stage takes from now on.
-
-    Args:
-        each: what one of its trials takes.
-        workers: how many work.
-    """
+    """Returns how long a stage takes from now on, each of whose trials takes `each`."""
     rests = [rest(trial, work.ended, each) for trial in work.running]
     # Trials of one candidate are of one duration, so their sum spreads more than that of others.
     to_come = Duration(work.left * each.mean, work.left * work.alike * each.variance)
@@ -178,10 +150,6 @@ def rest(trial: Running, ended: Sequence[float], each: Duration) -> Duration:
 
     Its own curve says how long all its epochs take; those of the ended trials that took longer than
     it has run so far say how early one may end.
-
-    Args:
-        ended: the seconds that each trial took that has ended.
-        each: what a trial takes.
     """
     later = [seconds - trial.age for seconds in ended if seconds > trial.age]
     expected = fmean(later) if later else max(0.0, each.mean - trial.age)
@@ -193,28 +161,15 @@ def rest(trial: Running, ended: Sequence[float], each: Duration) -> Duration:
     return Duration(expected, min(variance, expected**2) if expected else 0.0)
 
 
-HOUR = 3600.0
-
-
 @dataclass(frozen=True)
 class Hours:
-    """Hours of computation.
-
-    Args:
-        cores: hours of processor cores, by the threads of the workers.
-        gpus: hours of GPUs.
-    """
+    """Hours of processor cores, by the threads of the workers, and of GPUs."""
 
     cores: float = 0.0
     gpus: float = 0.0
 
     def cost(self, per_hour: float | None) -> float | None:
-        """Returns what these hours cost.
-
-        Args:
-            per_hour: the price of an hour of a GPU, or of a core where no GPU was used; None if it
-                is not known.
-        """
+        """Returns what they cost at a price of an hour of a GPU, or of a core without a GPU."""
         return None if per_hour is None else per_hour * (self.gpus or self.cores)
 
 
@@ -226,17 +181,14 @@ def hours_of(trials: Iterable[FrozenTrial]) -> Hours:
     """
     cores = gpus = 0.0
     for trial in trials:
-        times = trial.user_attrs.get(TIMES)
-        if not isinstance(times, Mapping):
-            continue
-        seconds = sum(value for value in times.values() if isinstance(value, int | float))
+        hours = sum((trial.user_attrs.get(TIMES) or {}).values()) / 3600
         made: Mapping[str, Any] = trial.user_attrs.get(MADE) or {}
         environment = made.get("environment") or {}
         ranks = environment.get("ranks") or 1
-        cores += seconds * ranks * (environment.get("threads") or 1)
+        cores += hours * ranks * (environment.get("threads") or 1)
         if made.get("device") == "cuda":
-            gpus += seconds * ranks
-    return Hours(cores / HOUR, gpus / HOUR)
+            gpus += hours * ranks
+    return Hours(cores, gpus)
 
 
 TEST, COMPRESS, DONE = "test", "compress", "done"
