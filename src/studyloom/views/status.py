@@ -47,189 +47,11 @@ from studyloom.views.terminal import (
 )
 
 TICK = 0.1  # seconds between looks at whether to stop
-LIVE_INTERVAL = 0.5  # seconds between looks at the study
+LIVE_INTERVAL = 0.5  # seconds between looks at a job that this process works on
+WATCH_INTERVAL = 1.0  # seconds between looks at a job of others
 LINE_INTERVAL = 5.0  # seconds between plain lines if something has changed
 QUIET_INTERVAL = 60.0  # seconds between plain lines if nothing has
 BAR_WIDTH = 20  # columns
-
-
-class Stopping(Protocol):
-    """Whether the process stops, and who says so."""
-
-    telling: bool
-
-    @property
-    def ended_by(self) -> str: ...
-    def __call__(self) -> bool: ...
-
-
-class Display:
-    """Shows a job while the body of a `with` works on it.
-
-    Args:
-        read: reads the job; an error is no harm, since the next look may succeed.
-        console: where to show it.
-        listeners: called with each progress that was read, and with the last after the body.
-    """
-
-    def __init__(
-        self,
-        read: Callable[[], Progress],
-        console: Console,
-        stop: Stopping | None = None,
-        listeners: Sequence[Callable[[Progress], None]] = (),
-    ) -> None:
-        self.read, self.console, self.stop, self.listeners = read, console, stop, listeners
-        self._cell: Any = None  # the handle of what a notebook's cell shows
-        self._line: tuple[str, float] = "", time.monotonic()  # the last one, and when it came
-        self._told = False  # that the process stops
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> "Display":
-        if self.console.is_jupyter and not self.console.quiet:
-            # In this thread, so that it belongs to the output of the cell that runs.
-            html = import_module("IPython.display")
-            self._cell = html.display(html.HTML(""), display_id=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
-        if self._cell is not None:
-            self._show("")
-        if self.listeners:
-            self._take()
-
-    def _watch(self) -> None:
-        if self._cell is not None:
-            self._look(lambda p: self._show(as_html(self.render(p), self.console.width)))
-        elif not self.console.is_terminal or self.console.is_dumb_terminal:
-            self._look(self._print_line)
-        else:
-            self._watch_live()
-
-    def _watch_live(self) -> None:
-        """Draws the job anew and anew; what a signal says stands above, where it stays."""
-        if self.stop is not None:
-            self.stop.telling = True
-        try:
-            with Live(console=self.console, auto_refresh=False, transient=True) as live:
-                self._look(
-                    lambda progress: live.update(self.render(progress), refresh=True), self._tell
-                )
-        finally:
-            if self.stop is not None:
-                self.stop.telling = False
-                self._tell()  # of a signal since the last look, about which the process is silent
-
-    def _tell(self) -> None:
-        """Says once that the process stops."""
-        if not self._told and self.stop is not None and self.stop():
-            self._told = True
-            self.console.print(Text(stopping_words(self.stop.ended_by)), soft_wrap=True)
-
-    def _look(
-        self, draw: Callable[[Progress], None], tell: Callable[[], None] = lambda: None
-    ) -> None:
-        """Looks at the job until the body ends.
-
-        Args:
-            draw: shows what was read.
-            tell: says that the process stops, if it does; called at each tick.
-        """
-        looked = 0.0
-        while not self._end.wait(min(TICK, LIVE_INTERVAL)):
-            tell()
-            if time.monotonic() - looked >= LIVE_INTERVAL:
-                looked = time.monotonic()
-                if (progress := self._take()) is not None:
-                    draw(progress)
-
-    def _show(self, html: str) -> None:
-        self._cell.update(import_module("IPython.display").HTML(html))
-
-    def _take(self) -> Progress | None:
-        try:
-            progress = self.read()
-        except Exception:
-            # The workers deal with a database that is busy or away; the next look may succeed.
-            return None
-        for listener in self.listeners:
-            listener(progress)
-        return progress
-
-    def _print_line(self, progress: Progress) -> None:
-        """Prints a line if something has changed, at most one in a few seconds; else one a minute.
-
-        An epoch changes nothing; a trial does.
-        """
-        line, (last, at), now = progress_line(progress), self._line, time.monotonic()
-        if now - at >= (LINE_INTERVAL if line != last else QUIET_INTERVAL):
-            self._line = line, now
-            self.console.print(Text(timed(f"{line}  {eta_words(progress)}")), soft_wrap=True)
-
-    def render(self, progress: Progress) -> RenderableType:
-        """Renders a job for a terminal, as wide as the console."""
-        width = self.console.width
-        parts: list[RenderableType] = [live_head(progress, width)]
-        times = [*time_words(progress)]
-        parts += [Text(line, style="dim") for line in wrap([all_stages(progress)], width) if line]
-        parts += [Text(line, style="dim") for line in wrap(times, width)]
-        words = control_words(progress)
-        if self.stop is not None and self.stop():
-            words = stopping_words(self.stop.ended_by)
-        if words:
-            parts.append(Text(words, style="bold", overflow="fold"))
-        return Group(*parts, workers_table(progress.current, width))
-
-
-def as_html(content: RenderableType, width: int) -> str:
-    """Renders as HTML what a terminal of a width in columns would show; text is escaped."""
-    console = make_console(io.StringIO(), record=True, width=width, force_jupyter=False)
-    console.print(content)
-    style = "white-space:pre;overflow-x:auto;line-height:normal;font-family:monospace"
-    page = f'<pre style="{style}">{{code}}</pre>'
-    return console.export_html(inline_styles=True, code_format=page)
-
-
-def stopping_words(ended_by: str) -> str:
-    """Says that a process stops.
-
-    Args:
-        ended_by: what has asked for it, see `Stop.ended_by`.
-    """
-    if ended_by == "stopped":
-        return "stopping; once more stops at once"
-    return f"stopping: {ended_by}"
-
-
-def timed(line: str) -> str:
-    """Puts the local time before a line."""
-    return f"{datetime.now():%H:%M:%S}  {line}"
-
-
-def live_head(progress: Progress, width: int) -> RenderableType:
-    """Renders name, bar, stage and best; in one line if there is room."""
-    style = "" if progress.search.best is not None else "dim"
-    best, done = Text(best_words(progress), style=style), Text(stage_words(progress))
-    name = Text(one_line(progress.search.name), style="bold")
-    total = max(1, progress.budget)
-    bar = ProgressBar(total=total, completed=progress.done, width=BAR_WIDTH)
-    widths = (BAR_WIDTH, done.cell_len, best.cell_len)
-    if name.cell_len + sum(2 + columns for columns in widths) <= width:
-        return _row(name, bar, done, best)
-    return Group(name, _row(bar, done), best)
-
-
-def _row(*parts: RenderableType) -> Table:
-    table = Table.grid(*("" for _ in parts), padding=(0, 2))
-    table.add_row(*parts)
-    return table
-
-
-WATCH_INTERVAL = 1.0  # seconds between looks
 DATABASE_DEADLINE = 2.0  # seconds that a look waits for a busy database
 # Importances mean something from this many complete trials and two varied parameters on.
 ENOUGH = 10
@@ -261,25 +83,20 @@ def read_status(source: JobReader | StoredStudy, before: Status | None = None) -
     """Reads the status of a study.
 
     Args:
+        source: the study, or the reader of its job, which keeps the later stages open.
         before: an earlier status. Its importances are taken if no trial was completed since.
 
     Raises:
         StorageError: the database cannot be read.
     """
-    reader = reader_of(source)
+    reader = source if isinstance(source, JobReader) else JobReader(source)
     stored, progress = reader.stored, reader.read()
-    snapshot, trials = progress.search, stored.trials()
-    complete = snapshot.outcomes.get("complete")
+    trials, complete = stored.trials(), progress.search.outcomes.get("complete")
     if before is not None and before.snapshot.outcomes.get("complete") == complete:
         shares = before.importances
     else:
         shares = top_importances(trials, stored.sign)
     return Status(progress, shares, count_failures(trials))
-
-
-def reader_of(source: JobReader | StoredStudy) -> JobReader:
-    """Returns what reads the job of a study."""
-    return source if isinstance(source, JobReader) else JobReader(source)
 
 
 def top_importances(trials: Sequence[FrozenTrial], sign: int) -> dict[str, float]:
@@ -292,77 +109,64 @@ def top_importances(trials: Sequence[FrozenTrial], sign: int) -> dict[str, float
 
 
 def render(status: Status, width: int) -> RenderableType:
-    """Renders the whole status; what a low window may cut off comes last.
-
-    Args:
-        status: what to render.
-    """
+    """Renders the whole status, no wider than `width`; what a low window may cut off comes last."""
     snapshot, progress = status.snapshot, status.progress
-    left = max(0, snapshot.slots["free"] - snapshot.outcomes.get("paused", 0))
     ended = snapshot.outlook.ending
-    parts: list[RenderableType] = [Text(headline(snapshot), overflow="fold")]
+    parts: list[RenderableType] = []
+
+    def line(words: str, style: str = "") -> None:
+        if words:
+            parts.append(Text(words, style=style, overflow="fold"))
+
+    line(headline(snapshot))
     if progress.answer is not None:
-        words = describe_answer(progress.answer)
-        parts.append(Text(words, style="bold green", overflow="fold"))
+        line(describe_answer(progress.answer), "bold green")
     if ended is not None:
-        parts.append(Text(ended.words, overflow="fold"))
+        line(ended.words)
     else:
-        parts.append(Text(f"budget left: {left} trial{'' if left == 1 else 's'}"))
-    parts += [Text(line) for line in wrap([all_stages(progress)], width) if line]
-    parts += [Text(line) for line in wrap(time_words(progress), width)]
-    if words := control_words(progress):
-        parts.append(Text(words, style="bold", overflow="fold"))
-    if ended is None and (gain := snapshot.outlook.words(snapshot.metric)):
-        parts.append(Text(gain, overflow="fold"))
+        left = max(0, snapshot.slots["free"] - snapshot.outcomes.get("paused", 0))
+        line(f"budget left: {left} trial{'' if left == 1 else 's'}")
+    for words in (*wrap([all_stages(progress)], width), *wrap(time_words(progress), width)):
+        line(words)
+    line(control_words(progress), "bold")
+    if ended is None:
+        line(snapshot.outlook.words(snapshot.metric) or "")
     if progress.halted is not None:
-        words = one_line(progress.halted)
-        why = f"the study has stopped, since its trials fail with this: {words}"
-        parts.append(Text(why, style="bold red", overflow="fold"))
+        why = one_line(progress.halted)
+        line(f"the study has stopped, since its trials fail with this: {why}", "bold red")
     if progress.current.workers:
         parts.append(workers_table(progress.current, width))
     for failure in status.failures:
-        line = one_line(f"{failure.kind}  {failure.count} × such as: {failure.reason}")
-        parts.append(Text(line, overflow="fold"))
+        line(one_line(f"{failure.kind}  {failure.count} × such as: {failure.reason}"))
     if status.importances:
-        parts += [Text("what matters", style="dim"), importances_table(status.importances)]
+        line("what matters", "dim")
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        table.add_column("parameter", overflow="fold")
+        table.add_column("share", justify="right", no_wrap=True)
+        for name, share in status.importances.items():
+            table.add_row(Text(f"  {one_line(name)}"), f"{share:.0%}")
+        parts.append(table)
     parts.append(answers_table(snapshot, width))
     if snapshot.rule is not None:
         parts.append(front_table(snapshot, width))
     return Group(*parts)
 
 
-def importances_table(shares: Mapping[str, float]) -> Table:
-    """Renders importances as percentages.
-
-    Args:
-        shares: the share of each parameter, from 0 to 1.
-    """
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column("parameter", overflow="fold")
-    table.add_column("share", justify="right", no_wrap=True)
-    for name, share in shares.items():
-        table.add_row(Text(f"  {one_line(name)}"), f"{share:.0%}")
-    return table
-
-
 def status_line(status: Status) -> str:
     """Formats a status in one line, without what changes every second."""
-    progress = status.progress
-    best = status.snapshot.best
-    result = "no result yet" if best is None else best_words(progress)
-    stage = "" if progress.title in (SEARCH, DONE) else f"; {stage_words(progress)}"
-    ended = status.snapshot.outlook.ending
-    why = "" if ended is None else f"; {ended.words}"
-    asked = f"; {words}" if (words := control_words(progress)) else ""
-    return f"{headline(status.snapshot)}{stage}; {result}{why}{asked}"
+    progress, ended = status.progress, status.snapshot.outlook.ending
+    stage = "" if progress.title in (SEARCH, DONE) else stage_words(progress)
+    result = "no result yet" if status.snapshot.best is None else best_words(progress)
+    why = "" if ended is None else ended.words
+    parts = (headline(status.snapshot), stage, result, why, control_words(progress))
+    return "; ".join(filter(None, parts))
 
 
 def as_json(status: Status) -> str:
-    """Formats a status as JSON, for other programs.
+    """Formats a status as one line of JSON, for other programs.
 
-    Returns:
-        One line, as `status` in assets/schemas.json says. Numbers are not rounded; what is missing
-        or not finite is null.
+    Its shape is `Status` of `commands.documents`. Numbers are not rounded; what is missing or not
+    finite is null.
     """
     return json.dumps(finite(status_document(status)), allow_nan=False)
 
@@ -371,7 +175,7 @@ def status_document(status: Status) -> dict[str, Any]:
     """Returns a status as nested mappings, for programs."""
     snapshot, progress = status.snapshot, status.progress
     states = ("complete", "pruned", "failed", "paused", "running", "waiting")
-    eta = progress.eta
+    eta, ended = progress.eta, snapshot.outlook.ending
     return {
         "study": snapshot.name,
         "metric": snapshot.metric,
@@ -404,7 +208,7 @@ def status_document(status: Status) -> dict[str, Any]:
         "halted": progress.halted,
         "eta": None if eta is None else eta.seconds,
         "foreign": snapshot.foreign,
-        "ended": None if snapshot.outlook.ending is None else snapshot.outlook.ending.words,
+        "ended": None if ended is None else ended.words,
         "gain": snapshot.outlook.gain,
         "stage": progress.title,
         "stages": [
@@ -441,10 +245,11 @@ def watch(source: JobReader | StoredStudy, console: Console) -> None:
     if not console.is_terminal or console.is_dumb_terminal:
         last, at = "", 0.0
         for status in watch_statuses(source):
-            line = status_line(status) if isinstance(status, Status) else str(status)
+            line, eta = str(status), ""
+            if isinstance(status, Status):
+                line, eta = status_line(status), eta_words(status.progress)
             if line != last or time.monotonic() - at >= QUIET_INTERVAL:
                 last, at = line, time.monotonic()
-                eta = eta_words(status.progress) if isinstance(status, Status) else ""
                 console.print(Text(timed("; ".join(filter(None, (line, eta))))), soft_wrap=True)
         return
     view: RenderableType = ""
@@ -459,11 +264,7 @@ def watch(source: JobReader | StoredStudy, console: Console) -> None:
 
 
 def watch_json(source: JobReader | StoredStudy, write: Callable[[str], object]) -> None:
-    """Writes a line of JSON for each change until a job has ended.
-
-    Args:
-        write: takes each line, with its line break.
-    """
+    """Writes a line of JSON, with its line break, for each change until a job has ended."""
     last = None
     for status in watch_statuses(source):
         if isinstance(status, Status) and status != last:
@@ -477,13 +278,177 @@ def watch_statuses(source: JobReader | StoredStudy) -> Iterator[Status | Storage
     Yields:
         The status, or the error if the database cannot be read; the next look may succeed.
     """
-    reader = reader_of(source)
+    reader = source if isinstance(source, JobReader) else JobReader(source)
     status: Status | None = None
-    while status is None or not status.progress.ended:
+    while True:
         try:
             status = read_status(reader, status)
             yield status
         except StorageError as error:
             yield error
-        if status is None or not status.progress.ended:
-            time.sleep(WATCH_INTERVAL)
+        if status is not None and status.progress.ended:
+            return
+        time.sleep(WATCH_INTERVAL)
+
+
+class Stopping(Protocol):
+    """Whether the process stops, and who says so."""
+
+    telling: bool
+
+    @property
+    def ended_by(self) -> str: ...
+    def __call__(self) -> bool: ...
+
+
+class Display:
+    """Shows a job while the body of a `with` works on it: live, in a notebook, or as plain lines.
+
+    Args:
+        read: reads the job; an error is no harm, since the next look may succeed.
+        console: where to show it.
+        stop: whether the process stops, which is then shown; None if nothing stops it.
+        listeners: called with each progress that was read, and with the last after the body.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Progress],
+        console: Console,
+        stop: Stopping | None = None,
+        listeners: Sequence[Callable[[Progress], None]] = (),
+    ) -> None:
+        self.read, self.console, self.stop, self.listeners = read, console, stop, listeners
+        self._cell: Any = None  # the handle of what a notebook's cell shows
+        self._line: tuple[str, float] = "", time.monotonic()  # the last one, and when it came
+        self._told = False  # that the process stops
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Display":
+        if self.console.is_jupyter and not self.console.quiet:
+            # In this thread, so that it belongs to the output of the cell that runs.
+            html = import_module("IPython.display")
+            self._cell = html.display(html.HTML(""), display_id=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+        if self._cell is not None:
+            self._cell.update(import_module("IPython.display").HTML(""))
+        if self.listeners:
+            self._take()
+
+    def _watch(self) -> None:
+        if self._cell is not None:
+            self._look(self._show)
+        elif not self.console.is_terminal or self.console.is_dumb_terminal:
+            self._look(self._print_line)
+        else:
+            self._watch_live()
+
+    def _watch_live(self) -> None:
+        """Draws the job anew and anew; what a signal says stands above, where it stays."""
+        if self.stop is not None:
+            self.stop.telling = True
+        try:
+            with Live(console=self.console, auto_refresh=False, transient=True) as live:
+                self._look(
+                    lambda progress: live.update(self.render(progress), refresh=True), self._tell
+                )
+        finally:
+            if self.stop is not None:
+                self.stop.telling = False
+                self._tell()  # of a signal since the last look, about which the process is silent
+
+    def _tell(self) -> None:
+        """Says once that the process stops."""
+        if not self._told and self.stop is not None and self.stop():
+            self._told = True
+            self.console.print(Text(stopping_words(self.stop.ended_by)), soft_wrap=True)
+
+    def _look(
+        self, draw: Callable[[Progress], None], tell: Callable[[], None] = lambda: None
+    ) -> None:
+        """Looks at the job until the body ends; `tell` is called at each tick."""
+        looked = 0.0
+        while not self._end.wait(min(TICK, LIVE_INTERVAL)):
+            tell()
+            if time.monotonic() - looked >= LIVE_INTERVAL:
+                looked = time.monotonic()
+                if (progress := self._take()) is not None:
+                    draw(progress)
+
+    def _take(self) -> Progress | None:
+        try:
+            progress = self.read()
+        except Exception:
+            # The workers deal with a database that is busy or away; the next look may succeed.
+            return None
+        for listener in self.listeners:
+            listener(progress)
+        return progress
+
+    def _show(self, progress: Progress) -> None:
+        """Shows in a notebook what a terminal would show; text is escaped."""
+        width = self.console.width
+        console = make_console(io.StringIO(), record=True, width=width, force_jupyter=False)
+        console.print(self.render(progress))
+        style = "white-space:pre;overflow-x:auto;line-height:normal;font-family:monospace"
+        page = f'<pre style="{style}">{{code}}</pre>'
+        html = console.export_html(inline_styles=True, code_format=page)
+        self._cell.update(import_module("IPython.display").HTML(html))
+
+    def _print_line(self, progress: Progress) -> None:
+        """Prints a line if something has changed, at most one in a few seconds; else one a minute.
+
+        An epoch changes nothing; a trial does.
+        """
+        line, (last, at), now = progress_line(progress), self._line, time.monotonic()
+        if now - at >= (LINE_INTERVAL if line != last else QUIET_INTERVAL):
+            self._line = line, now
+            self.console.print(Text(timed(f"{line}  {eta_words(progress)}")), soft_wrap=True)
+
+    def render(self, progress: Progress) -> RenderableType:
+        """Renders a job for a terminal, as wide as the console."""
+        width = self.console.width
+        parts: list[RenderableType] = [live_head(progress, width)]
+        lines = [*wrap([all_stages(progress)], width), *wrap(time_words(progress), width)]
+        parts += [Text(line, style="dim") for line in lines if line]
+        words = control_words(progress)
+        if self.stop is not None and self.stop():
+            words = stopping_words(self.stop.ended_by)
+        if words:
+            parts.append(Text(words, style="bold", overflow="fold"))
+        return Group(*parts, workers_table(progress.current, width))
+
+
+def stopping_words(ended_by: str) -> str:
+    """Says that a process stops; what has asked for it is that of `Stop.ended_by`."""
+    if ended_by == "stopped":
+        return "stopping; once more stops at once"
+    return f"stopping: {ended_by}"
+
+
+def timed(line: str) -> str:
+    """Puts the local time before a line."""
+    return f"{datetime.now():%H:%M:%S}  {line}"
+
+
+def live_head(progress: Progress, width: int) -> RenderableType:
+    """Renders name, bar, stage and best; in one line if there is room."""
+    style = "" if progress.search.best is not None else "dim"
+    best, done = Text(best_words(progress), style=style), Text(stage_words(progress))
+    name = Text(one_line(progress.search.name), style="bold")
+    bar = ProgressBar(max(1, progress.budget), progress.done, width=BAR_WIDTH)
+
+    def row(*parts: RenderableType) -> Table:
+        table = Table.grid(*("" for _ in parts), padding=(0, 2))
+        table.add_row(*parts)
+        return table
+
+    if name.cell_len + done.cell_len + best.cell_len + BAR_WIDTH + 6 <= width:
+        return row(name, bar, done, best)
+    return Group(name, row(bar, done), best)
