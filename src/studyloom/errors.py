@@ -109,7 +109,6 @@ class StorageLost(StorageError):
 
     Attributes:
         passing: whether another try may succeed; False for all that reaches a caller of a storage.
-        answered: whether a server replied, even if only to close the connection.
         broken: whether a connection broke that had been made before, and not for its transaction.
         waited: the seconds spent on retries.
     """
@@ -121,13 +120,11 @@ class StorageLost(StorageError):
         message: str,
         *,
         passing: bool = False,
-        answered: bool = False,
         broken: bool = False,
         waited: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.passing = passing
-        self.answered = answered
         self.broken = broken
         self.waited = waited
 

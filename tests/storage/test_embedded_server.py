@@ -149,7 +149,7 @@ def test_one_that_no_command_of_the_users_has_made_is_not_started(folder):
 
 
 def test_a_missing_wheel_and_a_space_in_the_path_are_said_with_the_way_out(tmp_path, monkeypatch):
-    with pytest.raises(ServerError, match="without spaces"):
+    with pytest.raises(ServerError, match="must have no spaces"):
         serve(f"embedded_postgres:///{tmp_path}/a run/postgres", own=True)
     monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ServerError, match=r"pip install 'studyloom\[embedded\]'"):

@@ -12,9 +12,7 @@ from optuna.study import StudyDirection
 
 import studyloom
 from studyloom.storage import optuna_internals as internals
-from studyloom.storage import sql
-from studyloom.storage.database import RetryingStorage, connect
-from studyloom.storage.trial_buffer import TrialBuffer
+from studyloom.storage.database import connect
 
 PACKAGE = Path(studyloom.__file__).parent
 ROOM = PACKAGE / "storage"
@@ -167,50 +165,6 @@ def test_a_read_of_the_buffer_asks_the_backend_for_what_is_new_in_one_call(shipp
     monkeypatch.setattr(shipped, "_get_trials", lambda *args, **kwargs: calls.append(kwargs) or [])
     internals.CachedStorage(shipped)._read_trials_from_remote_storage(1)
     assert calls == [{"states": None, "included_trial_ids": set(), "trial_id_greater_than": -1}]
-
-
-def private_names(path):
-    """The private names that a file of the room uses of objects, less those that it defines."""
-    nodes = list(ast.walk(TREES[path]))
-    used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    used |= {  # a method that is wrapped by its name
-        node.value
-        for node in nodes
-        if isinstance(node, ast.Constant) and re.fullmatch(r"_[a-z]\w+", str(node.value))
-    }
-    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
-    defined |= {
-        node.attr
-        for node in nodes
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-    }
-    return {name for name in used - defined if re.fullmatch(r"_[a-z]\w+", name)}
-
-
-@pytest.mark.parametrize("module", ["database", "sql", "trial_buffer"])
-def test_no_private_name_is_used_that_is_not_listed(module):
-    methods = {method for methods in PRIVATE_METHODS.values() for method in methods}
-    listed = methods.union(*ATTRIBUTES.values())
-    assert private_names(ROOM / f"{module}.py") <= listed
-
-
-def test_what_overrides_a_private_method_of_optuna_is_listed():
-    listed = {method for methods in PRIVATE_METHODS.values() for method in methods}
-    for ours, theirs in ((RetryingStorage, RDBStorage), (TrialBuffer, internals.CachedStorage)):
-        overridden = {
-            name
-            for name in vars(ours)
-            if name in vars(theirs) and re.fullmatch(r"_[a-z]\w+", name) and name != "_abc_impl"
-        }
-        assert overridden <= listed
-
-
-def test_every_column_that_is_read_is_listed():
-    tables = {table.name: query for table, query in sql.DETAILS.items()}
-    for name, query in tables.items():
-        assert {column.name for column in query.selected_columns} <= {*COLUMNS[name]}
-    heads = {column.name for column in sql.NAMED.selected_columns}
-    assert heads <= {*COLUMNS["trials"]}
 
 
 def test_private_modules_of_optuna_are_imported_by_this_module_alone():

@@ -84,23 +84,6 @@ def test_what_is_said_of_the_trial_here_is_written_together(buffer, study, backe
     assert study.trials == optuna.load_study(study_name="s", storage=get_storage(backend)).trials
 
 
-def test_a_write_that_failed_is_written_the_next_time(buffer, backend):
-    trial_id = begin(backend)
-    buffer.load(1, trial_id)
-    buffer.set_trial_intermediate_value(trial_id, 1, 0.5)
-
-    def fail(connection):
-        buffer.write(connection)
-        raise ConnectionAbortedError
-
-    with pytest.raises(ConnectionAbortedError):
-        execute(backend, fail)
-    assert stored(backend, trial_id).intermediate_values == {}
-    buffer.set_trial_intermediate_value(trial_id, 2, 0.75)
-    execute(backend, buffer.write)
-    assert stored(backend, trial_id).intermediate_values == {1: 0.5, 2: 0.75}
-
-
 def test_the_others_are_as_they_were_when_they_were_looked_at(buffer, study, backend):
     own, other = begin(backend), begin(backend)
     buffer.load(1, own)

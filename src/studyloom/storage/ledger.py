@@ -8,27 +8,13 @@ alive, that it has lost the slot.
 """
 
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    ScalarSelect,
-    Update,
-    and_,
-    bindparam,
-    case,
-    func,
-    literal,
-    or_,
-    select,
-    text,
-    update,
-)
+import sqlalchemy as sa
 
 from studyloom.errors import StorageError
 from studyloom.processes import host_id, is_alive
@@ -56,48 +42,31 @@ from studyloom.text import format_ranges
 
 # A lease lasts for this many of the longest epoch so far, or the seconds that `study.lease` says.
 LEASE_FACTOR = 4
-WriteRows = Callable[[Connection], None]
+WriteRows = Callable[[sa.Connection], None]
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A slot that this worker holds, and what happened to its previous holders.
-
-    Attributes:
-        slot: The slot's number, from 0.
-        token: The number of claims on the slot so far, this one included.
-        trial_id: The trial that was started there, if any.
-        deaths: The number of claims on the slot that ended with their worker.
-        death: How the last of those ended.
-        fatal: Whether the trial must not be tried again.
-        over: Whether the trial is paused for good: it is only told so.
-    """
+    """A slot that this worker holds, and what happened to its previous holders."""
 
     slot: int
-    token: int
+    token: int  # the number of claims on the slot so far, this one included
     trial_id: int | None
-    deaths: int = 0
-    death: str | None = None
-    fatal: bool = False
-    over: bool = False
+    deaths: int = 0  # the number of claims on the slot that ended with their worker
+    death: str | None = None  # how the last of those ended
+    fatal: bool = False  # the trial must not be tried again
+    over: bool = False  # the trial is paused for good: it is only told so
 
 
 @dataclass(frozen=True)
 class HeldSlot:
-    """A slot that a worker holds.
-
-    Attributes:
-        owner: The worker's id.
-        trial_id: The trial that was started there, if any.
-        left: Seconds until the lease ends; negative if it has ended.
-        age: Seconds since the slot was claimed.
-    """
+    """A slot that a worker holds, by the worker's id."""
 
     owner: str
     trial_id: int | None
-    left: float
-    age: float
+    left: float  # seconds until the lease ends; negative if it has ended
+    age: float  # seconds since the slot was claimed
 
 
 class HeldClaim(NamedTuple):
@@ -116,8 +85,6 @@ class Ledger:
     Its methods raise StorageLost if the database stays away.
 
     Attributes:
-        storage: The database.
-        study_id: The study's id in Optuna's tables.
         uuid: The study's attribute UUID, which tells it from a later study with its id.
     """
 
@@ -131,18 +98,18 @@ class Ledger:
         return self.storage.engine.dialect.name
 
     @property
-    def _mine(self) -> ColumnElement[bool]:
+    def _mine(self) -> sa.ColumnElement[bool]:
         return SLOTS.c.study_id == self.study_id
 
     @property
-    def _now(self) -> ColumnElement[float]:
+    def _now(self) -> sa.ColumnElement[float]:
         return clock(self._dialect)
 
     def extend(self, trials: int) -> None:
         """Gives the study at least `trials` slots."""
-        existing = select(SLOTS.c.slot).where(self._mine)
+        existing = sa.select(SLOTS.c.slot).where(self._mine)
 
-        def insert(connection: Connection) -> None:
+        def insert(connection: sa.Connection) -> None:
             if missing := {*range(trials)}.difference(connection.execute(existing).scalars()):
                 rows = [{"study": self.study_id, "slot": slot} for slot in sorted(missing)]
                 connection.execute(NEW_SLOT, rows)
@@ -154,7 +121,7 @@ class Ledger:
         owner: str,
         trials: int,
         lease: float,
-        make: Callable[[Connection, int], int] | None = None,
+        make: Callable[[sa.Connection, int], int] | None = None,
         *,
         fresh: bool = False,
         begun: bool = False,
@@ -166,7 +133,6 @@ class Ledger:
         on the way from the database, and it takes that slot again.
 
         Args:
-            owner: The worker's id.
             trials: Only the first so many slots are taken.
             lease: Seconds until the claim ends unless it is renewed.
             make: Creates a trial for a slot that has none, or whose trial is gone, in the
@@ -182,7 +148,7 @@ class Ledger:
             StorageLost: The study was deleted.
         """
 
-        def take(connection: Connection) -> Claim | None:
+        def take(connection: sa.Connection) -> Claim | None:
             # Before the slot is chosen, so that slots and trials are in the same order.
             sql.lock_study(connection, self.study_id, self.uuid)
             chosen = None
@@ -206,7 +172,7 @@ class Ledger:
         return execute(self.storage, take)
 
     def _with_trial(
-        self, connection: Connection, claim: Claim, make: Callable[[Connection, int], int]
+        self, connection: sa.Connection, claim: Claim, make: Callable[[sa.Connection, int], int]
     ) -> Claim:
         """Creates the trial of a claim if there is none, also where it was deleted."""
         if claim.trial_id is not None:
@@ -223,7 +189,7 @@ class Ledger:
             "fatal": int(claim.fatal),
         }
         connection.execute(
-            update(SLOTS).where(self._mine, SLOTS.c.slot == claim.slot).values(values)
+            sa.update(SLOTS).where(self._mine, SLOTS.c.slot == claim.slot).values(values)
         )
         return claim
 
@@ -231,7 +197,6 @@ class Ledger:
         """Extends a claim, in one transaction with whatever else there is to write.
 
         Args:
-            claim: The claim.
             lease: Seconds from now until it ends.
             write: Writes further rows; it must bear being called twice.
 
@@ -253,7 +218,7 @@ class Ledger:
         return read(self.storage, lambda c: self._standings(c, owner, trials, order))
 
     def _standings(
-        self, connection: Connection, owner: str, trials: int, order: Order
+        self, connection: sa.Connection, owner: str, trials: int, order: Order
     ) -> list[Standing]:
         known = self._known.setdefault(order, {})
         return read_standings(connection, self.study_id, trials, order, owner, known)
@@ -262,40 +227,41 @@ class Ledger:
     # database takes to run it. ("slot" and "token" would be taken for columns to set.)
 
     @cached_property
-    def _own(self) -> ColumnElement[bool]:
-        return and_(
+    def _own(self) -> sa.ColumnElement[bool]:
+        return sa.and_(
             SLOTS.c.study_id == self.study_id,
-            SLOTS.c.slot == bindparam("own_slot"),
-            SLOTS.c.token == bindparam("own_token"),
+            SLOTS.c.slot == sa.bindparam("own_slot"),
+            SLOTS.c.token == sa.bindparam("own_token"),
             sql.is_study(self.study_id, self.uuid),
         )
 
     @cached_property
-    def _renewal(self) -> Update:
-        renewed = self._now + bindparam("lease")
-        return update(SLOTS).where(self._own, IS_HELD).values(expires=renewed)
+    def _renewal(self) -> sa.Update:
+        renewed = self._now + sa.bindparam("lease")
+        return sa.update(SLOTS).where(self._own, IS_HELD).values(expires=renewed)
 
     @cached_property
-    def _end(self) -> Update:
-        ended = {"state": bindparam("next_state"), "owner": None, "expires": None}
-        return update(SLOTS).where(self._own, IS_HELD).values(ended)
+    def _end(self) -> sa.Update:
+        ended = {"state": sa.bindparam("next_state"), "owner": None, "expires": None}
+        return sa.update(SLOTS).where(self._own, IS_HELD).values(ended)
 
     def _update(
-        self, statement: Update, claim: Claim, state: str, write: WriteRows | None, **values: object
+        self,
+        statement: sa.Update,
+        claim: Claim,
+        state: str,
+        write: WriteRows | None,
+        **values: object,
     ) -> bool:
-        """Updates the slot of a claim that still holds, and writes further rows.
+        """Runs a statement that updates no row if the claim no longer holds, and writes more rows.
 
         Args:
-            statement: Updates no row if the claim no longer holds.
-            claim: The claim.
             state: The state of the slot afterwards.
-            write: Writes further rows.
-            values: Parameters of the statement.
         """
         own = {"own_slot": claim.slot, "own_token": claim.token}
-        stored = select(SLOTS.c.state).where(self._own)
+        stored = sa.select(SLOTS.c.state).where(self._own)
 
-        def work(connection: Connection) -> bool:
+        def work(connection: sa.Connection) -> bool:
             if not connection.execute(statement, own | values).rowcount:
                 # An earlier try may have done its COMMIT, and only the answer was lost.
                 return call_state.uncertain and connection.execute(stored, own).scalar() == state
@@ -309,34 +275,30 @@ class Ledger:
         """Extends the claims of workers for their supervisor, which sees that they are alive.
 
         Args:
-            workers: Ids of workers.
             lease: Seconds from now until their claims end; a later end stays.
         """
         ends = self._now + lease
         statement = (
-            update(SLOTS).where(_held_by(workers), SLOTS.c.expires < ends).values(expires=ends)
+            sa.update(SLOTS).where(_held_by(workers), SLOTS.c.expires < ends).values(expires=ends)
         )
         execute(self.storage, lambda connection: connection.execute(statement))
 
     def record_death(self, owner: str, death: str, *, overdue: HeldClaim | None = None) -> int:
-        """Releases what a dead worker held, and records how it ended.
+        """Releases what a dead worker held, records how it ended, and returns how many that were.
 
         Args:
-            owner: The worker's id.
-            death: How it ended, in a few words.
             overdue: The claim whose trial must not be tried again, if the worker still holds that:
                 it may have ended the trial itself and have begun another one.
-
-        Returns:
-            The number of slots that it held.
         """
-        fatal: ColumnElement[Any] = literal(0)
+        fatal: sa.ColumnElement[Any] = sa.literal(0)
         if overdue is not None:
             of = (SLOTS.c.study_id, SLOTS.c.slot, SLOTS.c.token)
-            same = and_(*(column == value for column, value in zip(of, overdue[1:], strict=True)))
-            fatal = case((same, 1), else_=0)
+            same = sa.and_(
+                *(column == value for column, value in zip(of, overdue[1:], strict=True))
+            )
+            fatal = sa.case((same, 1), else_=0)
         statement = (
-            update(SLOTS)
+            sa.update(SLOTS)
             .where(_held_by([owner]))
             .values(
                 state="free",
@@ -359,7 +321,7 @@ class Ledger:
     def overdue(self, workers: Sequence[str], limit: float) -> list[HeldClaim]:
         """Selects the claims of workers that are older than `limit` seconds."""
         columns = (SLOTS.c.owner, SLOTS.c.study_id, SLOTS.c.slot, SLOTS.c.token)
-        query = select(*columns).where(_held_by(workers), self._now - SLOTS.c.since > limit)
+        query = sa.select(*columns).where(_held_by(workers), self._now - SLOTS.c.since > limit)
         return read(
             self.storage, lambda connection: [HeldClaim(*row) for row in connection.execute(query)]
         )
@@ -372,13 +334,13 @@ class Ledger:
         """
         # Two counts, each by an index.
         begun_slots, fresh_slots = (
-            select(func.count())
+            sa.select(sa.func.count())
             .where(self._mine, SLOTS.c.slot < trials, IS_OPEN, condition)
             .scalar_subquery()
             for condition in (HAS_TRIAL, HAS_NONE)
         )
         exists = sql.is_study(self.study_id, self.uuid)
-        query = select(begun_slots if begun else begun_slots + fresh_slots, exists)
+        query = sa.select(begun_slots if begun else begun_slots + fresh_slots, exists)
         number, found = read(self.storage, lambda connection: connection.execute(query).one())
         if not found:
             raise sql.study_deleted()
@@ -386,7 +348,7 @@ class Ledger:
 
     def counts(self) -> dict[str, int]:
         """Counts the slots that are free, held and done."""
-        query = select(SLOTS.c.state, func.count()).where(self._mine).group_by(SLOTS.c.state)
+        query = sa.select(SLOTS.c.state, sa.func.count()).where(self._mine).group_by(SLOTS.c.state)
         rows = read(self.storage, lambda connection: connection.execute(query).all())
         return {"free": 0, "held": 0, "done": 0} | {str(state): int(n) for state, n in rows}
 
@@ -394,7 +356,7 @@ class Ledger:
         """Lists the slots that workers hold, in the order of the workers' ids."""
         left, age = SLOTS.c.expires - self._now, self._now - SLOTS.c.since
         query = (
-            select(SLOTS.c.owner, SLOTS.c.trial_id, left, age)
+            sa.select(SLOTS.c.owner, SLOTS.c.trial_id, left, age)
             .where(self._mine, IS_HELD)
             .order_by(SLOTS.c.owner)
         )
@@ -416,33 +378,32 @@ class NoLedger(Ledger):
         return []
 
 
-def _held_by(workers: Sequence[str]) -> ColumnElement[bool]:
+def _held_by(workers: Sequence[str]) -> sa.ColumnElement[bool]:
     """Selects in every study of the database: a worker goes from one stage of a run to the next."""
-    return and_(SLOTS.c.owner.in_(workers), IS_HELD)
+    return sa.and_(SLOTS.c.owner.in_(workers), IS_HELD)
 
 
 @lru_cache
-def _claiming(dialect: str, fresh: bool, begun: bool, chosen: bool, repeated: bool) -> Update:
+def _claiming(dialect: str, fresh: bool, begun: bool, chosen: bool, repeated: bool) -> sa.Update:
     """Builds the statement that takes a slot, which takes longer than the database to run it.
 
     Args:
-        dialect: The database's.
         fresh: Whether only a slot is taken without a trial that no other worker has held.
         begun: Whether only a slot with a trial is taken.
         chosen: Whether only the slot of the parameter `chosen` is taken.
         repeated: Whether a fresh slot may have a trial if this worker holds it.
     """
     expired = has_expired(dialect)
-    ready = or_(SLOTS.c.state == "free", expired)
-    takeable = and_(OF_STUDY, IS_OPEN, or_(HELD_BY_ME, ready))
-    slot: ColumnElement[int]
+    ready = sa.or_(SLOTS.c.state == "free", expired)
+    takeable = sa.and_(OF_STUDY, IS_OPEN, sa.or_(HELD_BY_ME, ready))
+    slot: sa.ColumnElement[int]
     if chosen:
-        slot = bindparam("chosen", type_=SLOTS.c.slot.type)
-        takeable = and_(takeable, HAS_TRIAL) if begun else takeable
+        slot = sa.bindparam("chosen", type_=SLOTS.c.slot.type)
+        takeable = sa.and_(takeable, HAS_TRIAL) if begun else takeable
     else:
         # In this order, each by an index of its own: the slot of a claim whose answer was lost, one
         # with a trial, a new one.
-        found: list[ScalarSelect[int]] = []
+        found: list[sa.ScalarSelect[int]] = []
         if not fresh or repeated:
             found.append(_first(HAS_TRIAL, HELD_BY_ME))
         if not begun:
@@ -452,27 +413,27 @@ def _claiming(dialect: str, fresh: bool, begun: bool, chosen: bool, repeated: bo
         if not begun:
             untouched = [SLOTS.c.token == 0] if fresh else []
             found.append(_first(IS_OPEN, HAS_NONE, ready, *untouched))
-        slot = func.coalesce(*found, -1)
+        slot = sa.func.coalesce(*found, -1)
     columns = ("slot", "token", "trial_id", "deaths", "death", "fatal")
     return (
-        update(SLOTS)
+        sa.update(SLOTS)
         .where(takeable, SLOTS.c.slot == slot)
         .values(
             state="held",
-            owner=bindparam("me"),
+            owner=sa.bindparam("me"),
             token=SLOTS.c.token + 1,
-            deaths=SLOTS.c.deaths + case((expired, 1), else_=0),
-            death=case((expired, "its lease ended"), else_=SLOTS.c.death),
+            deaths=SLOTS.c.deaths + sa.case((expired, 1), else_=0),
+            death=sa.case((expired, "its lease ended"), else_=SLOTS.c.death),
             since=clock(dialect),
-            expires=clock(dialect) + bindparam("lease"),
+            expires=clock(dialect) + sa.bindparam("lease"),
         )
         .returning(*(SLOTS.c[name] for name in columns))
     )
 
 
-def _first(*conditions: ColumnElement[bool]) -> ScalarSelect[int]:
+def _first(*conditions: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
     return (
-        select(SLOTS.c.slot)
+        sa.select(SLOTS.c.slot)
         .where(OF_STUDY, *conditions)
         .order_by(SLOTS.c.slot)
         .limit(1)
@@ -489,12 +450,12 @@ class Entry(NamedTuple):
     trial_id: int | None
 
 
-NEW_SLOT = text(
+NEW_SLOT = sa.text(
     "INSERT INTO studyloom_slots (study_id, slot, state, token, deaths, fatal) "
     "VALUES (:study, :slot, 'free', 0, 0, 0) ON CONFLICT DO NOTHING"
 )
 # A new token takes the slot from whoever held it before.
-ENTRY = text(
+ENTRY = sa.text(
     "INSERT INTO studyloom_slots (study_id, slot, state, token, deaths, fatal, trial_id) "
     "VALUES (:study, :slot, :state, 0, 0, 0, :trial_id) ON CONFLICT (study_id, slot) DO UPDATE "
     "SET state = excluded.state, trial_id = excluded.trial_id, token = studyloom_slots.token + 1, "
@@ -502,30 +463,19 @@ ENTRY = text(
 )
 
 
-def enter(connection: Connection, study_id: int, entries: Sequence[Entry]) -> None:
+def enter(connection: sa.Connection, study_id: int, entries: Sequence[Entry]) -> None:
     """Writes rows of the ledger; whoever holds one of the slots has lost it."""
     if entries:
         connection.execute(ENTRY, [{"study": study_id, **entry._asdict()} for entry in entries])
 
 
-def clear(connection: Connection, study_id: int) -> None:
+def clear(connection: sa.Connection, study_id: int) -> None:
     """Deletes the slots of a deleted study, whose id SQLite gives to the next one."""
     connection.execute(SLOTS.delete().where(SLOTS.c.study_id == study_id))
 
 
-# What differs at a slot and how it is mended: each slot is what its trial says.
-MISSING = "missing in the ledger; made again with the trial"
-GONE = "the trial is gone; open for a new one"
-CHANGED = "not as the trial says; linked to it, done or open as it is"
-
-
 def reconcile(ledger: Ledger, name: str, trials: int) -> bool:
-    """Mends a ledger that differs from the trials, logs how, and extends it to `trials` slots.
-
-    Args:
-        ledger: The ledger.
-        name: The study's name.
-        trials: The number of slots that the study has afterwards at least.
+    """Mends a ledger that differs from the trials, logs where, and extends it to `trials` slots.
 
     Returns:
         Whether they differed.
@@ -536,58 +486,53 @@ def reconcile(ledger: Ledger, name: str, trials: int) -> bool:
     if not check_table(ledger.storage):
         create_table(ledger.storage)
     found = compare(ledger, mend=True)
-    for words in found:
-        log.warning("%s: %s", name, words)
+    if found is not None:
+        log.warning("%s: %s", name, found)
     ledger.extend(trials)
-    return bool(found)
+    return found is not None
 
 
-def compare(ledger: Ledger, *, mend: bool = False) -> list[str]:
-    """Compares a ledger, whose table exists, with the trials of its study.
+def compare(ledger: Ledger, *, mend: bool = False) -> str | None:
+    """Compares a ledger, whose table exists, with its trials: each slot is what its trial says.
 
     A slot that a worker holds is left as it is: what is wrong there meets the worker itself, with
     its next report.
 
     Args:
-        ledger: The ledger.
         mend: Whether the rows that differ are written.
 
     Returns:
-        A line for each kind of difference, as they were before.
+        Which slots differed, and how that is mended; None if none did.
 
     Raises:
         StorageError: Two trials have one slot or one number.
         StorageLost: The study was deleted.
     """
-    leased = and_(IS_HELD, SLOTS.c.expires > ledger._now)
-    query = select(SLOTS.c.slot, SLOTS.c.state, SLOTS.c.trial_id, leased).where(ledger._mine)
+    leased = sa.and_(IS_HELD, SLOTS.c.expires > ledger._now)
+    query = sa.select(SLOTS.c.slot, SLOTS.c.state, SLOTS.c.trial_id, leased).where(ledger._mine)
 
-    def work(connection: Connection) -> dict[str, list[Entry]]:
+    def work(connection: sa.Connection) -> list[Entry]:
         sql.lock_study(connection, ledger.study_id, ledger.uuid)
         rows = {row[0]: row for row in connection.execute(query.with_for_update())}
         trials = _by_slot(sql.heads(connection, ledger.study_id))
-        found = defaultdict[str, list[Entry]](list)
+        found = []
         for slot in sorted({*rows, *trials}):
             trial = trials.get(slot)
             done = trial is not None and trial.state.is_finished()
             entry = Entry(slot, "done" if done else "free", trial and trial.trial_id)
-            if slot not in rows:
-                found[MISSING].append(entry)
-                continue
-            _, state, trial_id, is_leased = rows[slot]
+            _, state, trial_id, is_leased = rows.get(slot, (slot, "missing", None, False))
             states = ["done"] if done else ["free", "held"]
             agrees = trial_id == entry.trial_id and state in states
             if not agrees and not is_leased:
-                found[GONE if trial is None else CHANGED].append(entry)
+                found.append(entry)
         if mend:
-            for entries in found.values():
-                enter(connection, ledger.study_id, entries)
+            enter(connection, ledger.study_id, found)
         return found
 
-    return [
-        f"slots {format_ranges([entry.slot for entry in entries])}: {words}"
-        for words, entries in execute(ledger.storage, work).items()
-    ]
+    if not (found := execute(ledger.storage, work)):
+        return None
+    slots = format_ranges([entry.slot for entry in found])
+    return f"slots {slots}: not as their trials say; linked to them, or open where there is none"
 
 
 def _by_slot(trials: Sequence[sql.TrialHead]) -> dict[int, sql.TrialHead]:

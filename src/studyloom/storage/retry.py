@@ -19,8 +19,6 @@ from studyloom.errors import StorageLost
 from studyloom.storage.urls import has_several_hosts, without_password
 
 STOP_DEADLINE = 2.0  # seconds that a call waits for a database once its process is to stop
-# Seconds that any call waits for a server which has answered before: that is no mistyped host.
-ANSWERED_DEADLINE = 2.0
 DELAYS = (0.05, 2.0)  # seconds between tries: the first, doubling up to the longest
 READ_ONLY = "25006"  # SQLSTATE of a write on a standby, such as one that is about to be promoted
 # How the SQLSTATE of a failure begins that passes. 57014 is a statement_timeout, 25P04 a
@@ -83,34 +81,22 @@ class Retry:
     """Repeats calls that fail for a cause that passes, ever more slowly.
 
     The log says when the database goes away and when it is back.
-
-    Args:
-        address: The database, to be named in errors.
-        deadline: Seconds from a call's first failure to its last try; ANSWERED_DEADLINE if that is
-            longer and a server answers.
-
-    Attributes:
-        stopping: Once it returns True, STOP_DEADLINE takes the place of a longer deadline; asked
-            before each try.
-        away: Whether a call waits for the database.
     """
 
     def __init__(self, address: URL, deadline: float) -> None:
         self.address = address
-        self.deadline = deadline
+        self.deadline = deadline  # seconds from a call's first failure to its last try
+        # Once it returns True, STOP_DEADLINE takes the place of a longer deadline.
         self.stopping: Callable[[], bool] = lambda: False
-        self.away = False
+        self.away = False  # a call waits for the database
 
     def run(self, attempt: Callable[[], T], *, pooled: bool = False) -> T:
         """Calls a function until it succeeds.
 
         Args:
-            attempt: Called at least once; it must bear being called again after a failure.
+            attempt: Must bear being called again after a failure.
             pooled: Whether it uses connections that may have been lost since the call before; then
                 another one is tried first, without a word.
-
-        Returns:
-            What `attempt` returns.
 
         Raises:
             StorageLost: The cause does not pass, or has not passed in time.
@@ -127,7 +113,9 @@ class Retry:
                 try:
                     result = attempt()
                 except (StorageLost, SQLAlchemyError, StorageInternalError) as error:
-                    lost = self._diagnose(error)
+                    lost = (
+                        error if isinstance(error, StorageLost) else diagnose(error, self.address)
+                    )
                     failed_at = failed_at or time.monotonic()
                     if pooled and lost.broken and lost.passing and not call_state.committing:
                         pooled = False
@@ -146,17 +134,13 @@ class Retry:
                 self.away = False
             call_state.committing, call_state.uncertain = outer
 
-    def _diagnose(self, error: Exception) -> StorageLost:
-        return error if isinstance(error, StorageLost) else diagnose(error, self.address)
-
     def _time_left(self, lost: StorageLost, failed_at: float) -> float:
         """Returns the seconds that are left for further tries after a failure.
 
         Raises:
             StorageLost: None are left, or the failure does not pass.
         """
-        deadline = max(self.deadline, ANSWERED_DEADLINE) if lost.answered else self.deadline
-        deadline = min(deadline, STOP_DEADLINE) if self.stopping() else deadline
+        deadline = min(self.deadline, STOP_DEADLINE) if self.stopping() else self.deadline
         left = failed_at + deadline - time.monotonic()
         if not lost.passing or left <= 0:
             raise self._final(lost, time.monotonic() - failed_at) from None
@@ -186,15 +170,11 @@ class Retry:
 
 
 def diagnose(error: BaseException, address: URL) -> StorageLost:
-    """Finds out what a failure means.
-
-    Args:
-        error: What SQLAlchemy or Optuna has raised.
-        address: The database, to be named without its password.
+    """Finds out what a failure means that SQLAlchemy or Optuna has raised.
 
     Returns:
-        An error with the driver's words and the way out, and with the attributes `passing`,
-        `answered` and `broken`.
+        An error with the driver's words and the way out, and with the attributes `passing` and
+        `broken`.
     """
     # SQLAlchemy and Optuna wrap the driver's error, and may stumble again after a failure.
     driver_error: BaseException | None = error
@@ -202,19 +182,14 @@ def diagnose(error: BaseException, address: URL) -> StorageLost:
         driver_error = driver_error.__cause__ or driver_error.__context__
     if driver_error is not None:
         error, passing = driver_error, _passes(driver_error, address)
-        invalidated = driver_error.connection_invalidated
         # Not one that a server ended for its transaction, which was not at rest then.
-        broken = invalidated and not (getattr(driver_error.orig, "sqlstate", "") or "").startswith(
-            "25P"
-        )
-        # The server has answered if the connection broke later, or if it refused the connection.
-        answered = invalidated or "FATAL:" in str(driver_error.orig)
+        state = getattr(driver_error.orig, "sqlstate", None) or ""
+        broken = driver_error.connection_invalidated and not state.startswith("25P")
     else:  # a pool whose connections are all in use for 30 s, by threads that wait
         cause = error.__cause__ or error
-        passing, answered = isinstance(cause, sqlalchemy.exc.TimeoutError), False
-        broken = False
+        passing, broken = isinstance(cause, sqlalchemy.exc.TimeoutError), False
     words = f"storage.url: cannot use {without_password(address)}: {driver_message(error, address)}"
-    return StorageLost(words, passing=passing, answered=answered, broken=broken)
+    return StorageLost(words, passing=passing, broken=broken)
 
 
 def file_gone(address: URL) -> StorageLost:

@@ -8,28 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from sqlalchemy import (
-    Column,
-    ColumnElement,
-    Connection,
-    Executable,
-    Float,
-    Index,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    and_,
-    bindparam,
-    case,
-    func,
-    inspect,
-    literal_column,
-    or_,
-    select,
-    union_all,
-)
+import sqlalchemy as sa
 
 from studyloom.errors import StorageError, StorageLost
 from studyloom.storage.attributes import BASELINE
@@ -38,50 +17,50 @@ from studyloom.storage.optuna_internals import TABLES, TrialIntermediateValueMod
 from studyloom.storage.sql import among
 from studyloom.storage.urls import without_password
 
-METADATA = MetaData()
-SLOTS = Table(
+METADATA = sa.MetaData()
+SLOTS = sa.Table(
     "studyloom_slots",
     METADATA,
-    Column("study_id", Integer, primary_key=True),
-    Column("slot", Integer, primary_key=True),
-    Column("state", String(4), nullable=False),  # free, held, done
-    Column("token", Integer, nullable=False),  # claims so far: an old token has lost the slot
-    Column("deaths", Integer, nullable=False),  # claims that ended with their worker
-    Column("death", Text),  # how the last of them ended
-    Column("fatal", Integer, nullable=False),  # 1: the trial must not be tried again
-    Column("trial_id", Integer),
-    Column("owner", String(300)),
-    Column("since", Float(53)),  # start of the claim: seconds on the database's clock
-    Column("expires", Float(53)),  # end of its lease, on the same clock
+    sa.Column("study_id", sa.Integer, primary_key=True),
+    sa.Column("slot", sa.Integer, primary_key=True),
+    sa.Column("state", sa.String(4), nullable=False),  # free, held, done
+    sa.Column("token", sa.Integer, nullable=False),  # claims so far: an old token has lost the slot
+    sa.Column("deaths", sa.Integer, nullable=False),  # claims that ended with their worker
+    sa.Column("death", sa.Text),  # how the last of them ended
+    sa.Column("fatal", sa.Integer, nullable=False),  # 1: the trial must not be tried again
+    sa.Column("trial_id", sa.Integer),
+    sa.Column("owner", sa.String(300)),
+    sa.Column("since", sa.Float(53)),  # start of the claim: seconds on the database's clock
+    sa.Column("expires", sa.Float(53)),  # end of its lease, on the same clock
 )
 # As the indexes say it, without a parameter: of 100 000 slots nearly all are done, and without the
 # indexes a claim goes through all of them.
-IS_OPEN = SLOTS.c.state != literal_column("'done'")
-IS_HELD = SLOTS.c.state == literal_column("'held'")
+IS_OPEN = SLOTS.c.state != sa.literal_column("'done'")
+IS_HELD = SLOTS.c.state == sa.literal_column("'held'")
 HAS_TRIAL, HAS_NONE = SLOTS.c.trial_id.is_not(None), SLOTS.c.trial_id.is_(None)
 for _name, _rows in (
-    ("studyloom_open_begun", and_(IS_OPEN, HAS_TRIAL)),
-    ("studyloom_open_fresh", and_(IS_OPEN, HAS_NONE)),
+    ("studyloom_open_begun", sa.and_(IS_OPEN, HAS_TRIAL)),
+    ("studyloom_open_fresh", sa.and_(IS_OPEN, HAS_NONE)),
     ("studyloom_held", IS_HELD),
 ):
-    Index(_name, SLOTS.c.study_id, SLOTS.c.slot, sqlite_where=_rows, postgresql_where=_rows)
+    sa.Index(_name, SLOTS.c.study_id, SLOTS.c.slot, sqlite_where=_rows, postgresql_where=_rows)
 # By it Optuna finds a trial by its number, which it does for each trial.
 TRIAL_NUMBERS = "CREATE INDEX IF NOT EXISTS studyloom_trial_numbers ON trials (study_id, number)"
 
-OF_STUDY = and_(SLOTS.c.study_id == bindparam("study"), SLOTS.c.slot < bindparam("trials"))
-HELD_BY_ME = and_(IS_HELD, SLOTS.c.owner == bindparam("me"))
+OF_STUDY = sa.and_(SLOTS.c.study_id == sa.bindparam("study"), SLOTS.c.slot < sa.bindparam("trials"))
+HELD_BY_ME = sa.and_(IS_HELD, SLOTS.c.owner == sa.bindparam("me"))
 
 
-def clock(dialect: str) -> ColumnElement[float]:
+def clock(dialect: str) -> sa.ColumnElement[float]:
     """Seconds since 1970 on the database's clock: those of the workers may differ by hours."""
     postgresql = "extract(epoch from clock_timestamp())"
     sqlite = "(julianday('now') - 2440587.5) * 86400.0"
-    return literal_column(postgresql if dialect == "postgresql" else sqlite, Float(53))
+    return sa.literal_column(postgresql if dialect == "postgresql" else sqlite, sa.Float(53))
 
 
-def has_expired(dialect: str) -> ColumnElement[bool]:
+def has_expired(dialect: str) -> sa.ColumnElement[bool]:
     """Selects the slots of other workers, not of `me`, whose leases have ended."""
-    return and_(IS_HELD, SLOTS.c.owner != bindparam("me"), SLOTS.c.expires < clock(dialect))
+    return sa.and_(IS_HELD, SLOTS.c.owner != sa.bindparam("me"), SLOTS.c.expires < clock(dialect))
 
 
 def create_table(storage: RetryingStorage) -> None:
@@ -94,13 +73,10 @@ def create_table(storage: RetryingStorage) -> None:
 
 
 def check_table(storage: RetryingStorage) -> bool:
-    """Checks that a table of the ledger's name is the ledger.
-
-    Returns:
-        Whether there is a table.
+    """Returns whether there is a table of the ledger's name.
 
     Raises:
-        StorageError: Another program, or another version of studyloom, has created it.
+        StorageError: It is another program's, or that of another version of studyloom.
     """
     missing = read(storage, _missing_columns)
     if missing:
@@ -113,9 +89,9 @@ def check_table(storage: RetryingStorage) -> bool:
     return missing is not None
 
 
-def _missing_columns(connection: Connection) -> list[str] | None:
+def _missing_columns(connection: sa.Connection) -> list[str] | None:
     """Returns the columns that a table of the ledger's name lacks; None if there is no table."""
-    inspector = inspect(connection)
+    inspector = sa.inspect(connection)
     if not inspector.has_table(SLOTS.name):
         return None
     known = {column["name"] for column in inspector.get_columns(SLOTS.name)}
@@ -139,29 +115,21 @@ class Standing:
     Attributes:
         state: FRESH without a trial; OPEN with one that no living worker holds; OWN if the worker
             that asks holds it; HELD by another; DONE.
-        last: The last step that the trial has reported; None if it has reported nothing.
-        reports: Its report at each rung that it has come to.
-        exempt: Whether it is the baseline, which always goes on to its end.
-        costs: What its network costs, by the names that were asked for.
     """
 
     slot: int
     state: str
-    last: int | None = None
-    reports: Mapping[int, Report] = field(default_factory=dict)
-    exempt: bool = False
-    costs: Mapping[str, float] = field(default_factory=dict)
+    last: int | None = None  # the last step that it has reported
+    reports: Mapping[int, Report] = field(default_factory=dict)  # at each rung it has come to
+    exempt: bool = False  # the baseline, which always goes on to its end
+    costs: Mapping[str, float] = field(default_factory=dict)  # by the names that were asked for
 
 
 class Next(NamedTuple):
-    """The slot that is claimed next.
-
-    Attributes:
-        over: Whether its trial is only told how it ended: it goes no further.
-    """
+    """The slot that is claimed next."""
 
     slot: int
-    over: bool = False
+    over: bool = False  # its trial is only told how it ended: it goes no further
 
 
 class Order(Protocol):
@@ -192,14 +160,12 @@ UNKNOWN = (-1, None)
 
 
 def read_standings(
-    connection: Connection, study_id: int, trials: int, order: Order, owner: str, known: Known
+    connection: sa.Connection, study_id: int, trials: int, order: Order, owner: str, known: Known
 ) -> list[Standing]:
     """Reads where the first `trials` slots of a study stand, in their order.
 
     Args:
         connection: In the transaction that decides.
-        study_id: The study.
-        trials: The number of slots.
         order: Says what it must know.
         owner: The id of the worker that asks.
         known: What was read before with this order, and is brought up to date. Of 1 000 slots it
@@ -221,42 +187,42 @@ def read_standings(
 
 
 @lru_cache
-def _states(dialect: str) -> Executable:
-    ready = or_(SLOTS.c.state == "free", has_expired(dialect))
-    state = case(
+def _states(dialect: str) -> sa.Executable:
+    ready = sa.or_(SLOTS.c.state == "free", has_expired(dialect))
+    state = sa.case(
         (SLOTS.c.state == "done", DONE),
         (HELD_BY_ME, OWN),
-        (and_(ready, HAS_NONE), FRESH),
+        (sa.and_(ready, HAS_NONE), FRESH),
         (ready, OPEN),
         else_=HELD,
     )
     columns = (SLOTS.c.slot, state, SLOTS.c.token, SLOTS.c.state != "held")
-    return select(*columns).where(OF_STUDY).order_by(SLOTS.c.slot)
+    return sa.select(*columns).where(OF_STUDY).order_by(SLOTS.c.slot)
 
 
 REPORTS, ATTRIBUTES = TABLES["trial_intermediate_values"], TABLES["trial_user_attributes"]
-CHANGED = and_(OF_STUDY, among(SLOTS.c.slot, bindparam("slots", type_=String)))
+CHANGED = sa.and_(OF_STUDY, among(SLOTS.c.slot, sa.bindparam("slots", type_=sa.String)))
 LAST_STEP = (
-    select(func.max(REPORTS.c.step))
+    sa.select(sa.func.max(REPORTS.c.step))
     .where(REPORTS.c.trial_id == SLOTS.c.trial_id)
     .correlate(SLOTS)
     .scalar_subquery()
 )
 IS_BASELINE = (
-    select(ATTRIBUTES.c.trial_id)
+    sa.select(ATTRIBUTES.c.trial_id)
     .where(ATTRIBUTES.c.trial_id == SLOTS.c.trial_id, ATTRIBUTES.c.key == BASELINE)
     .exists()
 )
-PROGRESS = select(SLOTS.c.slot, LAST_STEP, IS_BASELINE).where(CHANGED)
+PROGRESS = sa.select(SLOTS.c.slot, LAST_STEP, IS_BASELINE).where(CHANGED)
 COSTS = (
-    select(SLOTS.c.slot, ATTRIBUTES.c.key, ATTRIBUTES.c.value_json)
+    sa.select(SLOTS.c.slot, ATTRIBUTES.c.key, ATTRIBUTES.c.value_json)
     .join(ATTRIBUTES, ATTRIBUTES.c.trial_id == SLOTS.c.trial_id)
-    .where(CHANGED, ATTRIBUTES.c.key.in_(bindparam("names", expanding=True)))
+    .where(CHANGED, ATTRIBUTES.c.key.in_(sa.bindparam("names", expanding=True)))
 )
 
 
 def _read_standings(
-    connection: Connection, order: Order, of: dict[str, Any]
+    connection: sa.Connection, order: Order, of: dict[str, Any]
 ) -> dict[int, Standing]:
     """Reads all of some slots but their state."""
     rows = connection.execute(PROGRESS, of).all()
@@ -277,7 +243,7 @@ def _read_standings(
 
 
 @lru_cache(64)
-def _reports(rungs: tuple[int, ...]) -> Executable:
+def _reports(rungs: tuple[int, ...]) -> sa.Executable:
     """Builds the statement that reads the first report of each trial at each rung or later.
 
     Building it takes longer than the database takes to run it.
@@ -286,16 +252,18 @@ def _reports(rungs: tuple[int, ...]) -> Executable:
     for rung in rungs:
         later = REPORTS.alias()
         first = (
-            select(func.min(later.c.step))
+            sa.select(sa.func.min(later.c.step))
             .where(later.c.trial_id == SLOTS.c.trial_id, later.c.step >= rung)
             .correlate(SLOTS)
             .scalar_subquery()
         )
         value = (REPORTS.c.intermediate_value, REPORTS.c.intermediate_value_type)
         query = (
-            select(SLOTS.c.slot, literal_column(str(rung), Integer), REPORTS.c.step, *value)
-            .join(REPORTS, and_(REPORTS.c.trial_id == SLOTS.c.trial_id, REPORTS.c.step == first))
+            sa.select(
+                SLOTS.c.slot, sa.literal_column(str(rung), sa.Integer), REPORTS.c.step, *value
+            )
+            .join(REPORTS, sa.and_(REPORTS.c.trial_id == SLOTS.c.trial_id, REPORTS.c.step == first))
             .where(CHANGED)
         )
         queries.append(query)
-    return union_all(*queries)
+    return sa.union_all(*queries)

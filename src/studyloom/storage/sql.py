@@ -15,26 +15,11 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import (
-    Boolean,
-    ColumnElement,
-    Connection,
-    Executable,
-    Select,
-    String,
-    Table,
-    TextClause,
-    and_,
-    bindparam,
-    func,
-    or_,
-    select,
-    text,
-)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -62,7 +47,7 @@ TRIALS, PARAMS, VALUES = TABLES["trials"], TABLES["trial_params"], TABLES["trial
 REPORTS = TABLES["trial_intermediate_values"]
 USER_ATTRIBUTES = TABLES["trial_user_attributes"]
 SYSTEM_ATTRIBUTES = TABLES["trial_system_attributes"]
-Write = tuple[Executable, dict[str, Any]]  # a statement and its values
+Write = tuple[sa.Executable, dict[str, Any]]  # a statement and its values
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 # User attributes of ours that no sampler and no pruner asks about; they are most of a trial.
 HEAVY = (EPOCHS, MADE, TIMES, TRACEBACK)
@@ -76,7 +61,7 @@ class among(FunctionElement[bool]):
     SQLAlchemy and PostgreSQL would have to prepare anew.
     """
 
-    type = Boolean()
+    type = sa.Boolean()
     inherit_cache = True
 
 
@@ -96,7 +81,7 @@ def _among_postgresql(element: among, compiler: Any, **named: Any) -> str:
 
 
 def add_study(
-    connection: Connection,
+    connection: sa.Connection,
     name: str,
     directions: Sequence[StudyDirection],
     user_attrs: Mapping[str, Any],
@@ -106,7 +91,7 @@ def add_study(
     Optuna commits the study and each attribute alone, so that one whose creator dies in between
     cannot be told from a study of another program.
     """
-    known = select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)
+    known = sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)
     if (study_id := connection.execute(known).scalar()) is not None:
         return int(study_id)
     insert = STUDIES.insert().returning(STUDIES.c.study_id)
@@ -120,15 +105,10 @@ def add_study(
     return study_id
 
 
-def is_study(study_id: int, uuid: str) -> ColumnElement[bool]:
-    """The condition that a study still exists and is no later one with its id.
-
-    Args:
-        study_id: The study.
-        uuid: Its attribute UUID.
-    """
+def is_study(study_id: int, uuid: str) -> sa.ColumnElement[bool]:
+    """The condition that a study still exists and is no later one with its id."""
     return (
-        select(STUDY_ATTRIBUTES.c.study_id)
+        sa.select(STUDY_ATTRIBUTES.c.study_id)
         .where(
             STUDY_ATTRIBUTES.c.study_id == study_id,
             STUDY_ATTRIBUTES.c.key == UUID,
@@ -146,31 +126,31 @@ def study_deleted() -> StorageLost:
     )
 
 
-def lock_study(connection: Connection, study_id: int, uuid: str) -> None:
+def lock_study(connection: sa.Connection, study_id: int, uuid: str) -> None:
     """Has all who create trials of a study wait for each other, from now until the commit.
 
-    SQLite has one writer at a time; on PostgreSQL they wait for the row of the study.
-
-    Raises:
-        StorageLost: The study no longer exists.
+    SQLite has one writer at a time; on PostgreSQL they wait for the row of the study. Raises
+    StorageLost if the study no longer exists.
     """
-    row = select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id, is_study(study_id, uuid))
+    row = sa.select(STUDIES.c.study_id).where(
+        STUDIES.c.study_id == study_id, is_study(study_id, uuid)
+    )
     if connection.execute(row.with_for_update()).first() is None:
         raise study_deleted()
 
 
-OF_STUDY = select(STUDY_ATTRIBUTES.c.key, STUDY_ATTRIBUTES.c.value_json).where(
-    STUDY_ATTRIBUTES.c.study_id == bindparam("study"),
-    STUDY_ATTRIBUTES.c.key.in_(bindparam("keys", expanding=True)),
+OF_STUDY = sa.select(STUDY_ATTRIBUTES.c.key, STUDY_ATTRIBUTES.c.value_json).where(
+    STUDY_ATTRIBUTES.c.study_id == sa.bindparam("study"),
+    STUDY_ATTRIBUTES.c.key.in_(sa.bindparam("keys", expanding=True)),
 )
 
 
-def study_attr(connection: Connection, study_id: int, key: str) -> Any:
+def study_attr(connection: sa.Connection, study_id: int, key: str) -> Any:
     """Reads a user attribute of a study; None if there is none."""
     return study_attrs(connection, study_id, key)[0]
 
 
-def study_attrs(connection: Connection, study_id: int, *keys: str) -> list[Any]:
+def study_attrs(connection: sa.Connection, study_id: int, *keys: str) -> list[Any]:
     """Reads some user attributes of a study, in one statement; None for each that is missing."""
     rows = connection.execute(OF_STUDY, {"study": study_id, "keys": keys})
     stored = {key: json.loads(value) for key, value in rows}
@@ -179,22 +159,22 @@ def study_attrs(connection: Connection, study_id: int, *keys: str) -> list[Any]:
 
 # Trials, read. The statements are built once: building one takes longer than a small answer to it.
 
-HEADS = select(
+HEADS = sa.select(
     *(TRIALS.c[n] for n in ("trial_id", "number", "state", "datetime_start", "datetime_complete"))
 ).order_by(TRIALS.c.trial_id)
-IDS = bindparam("ids", type_=String)  # a JSON list
-ALL_TRIALS = HEADS.where(TRIALS.c.study_id == bindparam("study"))
+IDS = sa.bindparam("ids", type_=sa.String)  # a JSON list
+ALL_TRIALS = HEADS.where(TRIALS.c.study_id == sa.bindparam("study"))
 NAMED = HEADS.where(among(TRIALS.c.trial_id, IDS))
 # + 0 keeps SQLite from going through all trials of the study.
-IN_STUDY = TRIALS.c.study_id + 0 == bindparam("study")
-LATER = TRIALS.c.trial_id > bindparam("after")
-SOME_TRIALS = HEADS.where(IN_STUDY, or_(LATER, among(TRIALS.c.trial_id, IDS)))
+IN_STUDY = TRIALS.c.study_id + 0 == sa.bindparam("study")
+LATER = TRIALS.c.trial_id > sa.bindparam("after")
+SOME_TRIALS = HEADS.where(IN_STUDY, sa.or_(LATER, among(TRIALS.c.trial_id, IDS)))
 CHANGED = HEADS.where(
     IN_STUDY,
-    or_(LATER, and_(among(TRIALS.c.trial_id, IDS), TRIALS.c.state.not_in(UNFINISHED))),
+    sa.or_(LATER, sa.and_(among(TRIALS.c.trial_id, IDS), TRIALS.c.state.not_in(UNFINISHED))),
 )
 DETAILS = {
-    table: select(*(table.c[name] for name in ("trial_id", *names.split())))
+    table: sa.select(*(table.c[name] for name in ("trial_id", *names.split())))
     .where(among(table.c.trial_id, IDS))
     .order_by(*table.primary_key)
     for table, names in (
@@ -210,7 +190,9 @@ LIGHT = DETAILS | {
 }
 
 
-def read(connection: Connection, selection: Select[Any], **parameters: Any) -> list[FrozenTrial]:
+def read(
+    connection: sa.Connection, selection: sa.Select[Any], **parameters: Any
+) -> list[FrozenTrial]:
     """Reads trials with all that belongs to them, in the order of their ids.
 
     Args:
@@ -221,24 +203,19 @@ def read(connection: Connection, selection: Select[Any], **parameters: Any) -> l
     return _with_details(connection, connection.execute(selection, parameters).all(), DETAILS)
 
 
-def read_light(connection: Connection, heads: Sequence[Any]) -> list[FrozenTrial]:
-    """Reads what samplers and pruners may ask of trials: all but the attributes in HEAVY.
-
-    Args:
-        connection: In a transaction.
-        heads: Rows of CHANGED or NAMED.
-    """
+def read_light(connection: sa.Connection, heads: Sequence[Any]) -> list[FrozenTrial]:
+    """Reads all that samplers and pruners may ask of trials, which are rows of CHANGED or NAMED."""
     return _with_details(connection, heads, LIGHT)
 
 
 def _with_details(
-    connection: Connection, heads: Sequence[Any], details: Mapping[Table, Select[Any]]
+    connection: sa.Connection, heads: Sequence[Any], details: Mapping[sa.Table, sa.Select[Any]]
 ) -> list[FrozenTrial]:
     if not heads:
         return []
     ids = {"ids": json.dumps([head.trial_id for head in heads])}
 
-    def rows(table: Table) -> dict[int, list[Any]]:
+    def rows(table: sa.Table) -> dict[int, list[Any]]:
         by_trial = defaultdict[int, list[Any]](list)
         for trial_id, *row in connection.execute(details[table], ids):
             by_trial[trial_id].append(row)
@@ -295,23 +272,19 @@ def local(utc: datetime | None) -> datetime | None:
 
 
 class TrialHead(NamedTuple):
-    """What a trial is to the ledger.
-
-    Attributes:
-        slot: The slot that it says it fills; None for a trial of another program.
-    """
+    """What a trial is to the ledger."""
 
     trial_id: int
     number: int
     state: TrialState
-    slot: int | None
+    slot: int | None  # that it says it fills; None for a trial of another program
 
 
-def heads(connection: Connection, study_id: int) -> list[TrialHead]:
+def heads(connection: sa.Connection, study_id: int) -> list[TrialHead]:
     """Reads the heads of all trials of a study, in the order of their ids."""
-    mark = and_(USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, USER_ATTRIBUTES.c.key == SLOT)
+    mark = sa.and_(USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, USER_ATTRIBUTES.c.key == SLOT)
     query = (
-        select(TRIALS.c.trial_id, TRIALS.c.number, TRIALS.c.state, USER_ATTRIBUTES.c.value_json)
+        sa.select(TRIALS.c.trial_id, TRIALS.c.number, TRIALS.c.state, USER_ATTRIBUTES.c.value_json)
         .select_from(TRIALS.outerjoin(USER_ATTRIBUTES, mark))
         .where(TRIALS.c.study_id == study_id)
         .order_by(TRIALS.c.trial_id)
@@ -332,10 +305,10 @@ def is_slot(value: Any) -> bool:
     return type(value) is int and 0 <= value <= LARGEST_SLOT
 
 
-def fills(connection: Connection, study_id: int, trial_id: int, slot: int) -> bool:
+def fills(connection: sa.Connection, study_id: int, trial_id: int, slot: int) -> bool:
     """Whether a trial exists, in a study, and says that it fills a slot."""
     query = (
-        select(USER_ATTRIBUTES.c.value_json)
+        sa.select(USER_ATTRIBUTES.c.value_json)
         .join(TRIALS, TRIALS.c.trial_id == USER_ATTRIBUTES.c.trial_id)
         .where(TRIALS.c.trial_id == trial_id, TRIALS.c.study_id == study_id)
         .where(USER_ATTRIBUTES.c.key == SLOT)
@@ -359,14 +332,15 @@ def without_ours(trial: FrozenTrial) -> FrozenTrial:
 
 
 def insert(
-    connection: Connection, study_id: int, user_attrs: Mapping[str, Any], point: Point | None = None
+    connection: sa.Connection,
+    study_id: int,
+    user_attrs: Mapping[str, Any],
+    point: Point | None = None,
 ) -> FrozenTrial:
     """Creates a trial with the study's next number.
 
     Args:
         connection: In a transaction that has called `lock_study`.
-        study_id: The study.
-        user_attrs: User attributes of the trial.
         point: Its parameters. With a point the trial waits to be started, without one it runs.
 
     Returns:
@@ -388,12 +362,10 @@ def insert(
     return trial
 
 
-def check_running(connection: Connection, trial_id: int, slot: int | None = None) -> None:
+def check_running(connection: sa.Connection, trial_id: int, slot: int | None = None) -> None:
     """Makes sure that nobody has ended a trial; until the commit nobody can.
 
     Args:
-        connection: In a writing transaction.
-        trial_id: The trial.
         slot: The slot that it fills; None if that does not matter.
 
     Raises:
@@ -412,16 +384,16 @@ def trial_deleted() -> TrialDeleted:
     return TrialDeleted("another program has deleted its trial; a new one takes its place")
 
 
-def write(connection: Connection, writes: Iterable[Write]) -> None:
+def write(connection: sa.Connection, writes: Iterable[Write]) -> None:
     """Writes rows in their order, neighbours of one kind together. It may run twice."""
     for statement, group in groupby(writes, key=itemgetter(0)):
         connection.execute(statement, [values for _, values in group])
 
 
-def _upsert(table: str, key: str, *columns: str, keep: bool = False) -> TextClause:
+def _upsert(table: str, key: str, *columns: str, keep: bool = False) -> sa.TextClause:
     names = ("trial_id", key, *columns)
     updates = ", ".join(f"{column} = excluded.{column}" for column in columns)
-    return text(
+    return sa.text(
         f"INSERT INTO {table} ({', '.join(names)}) "
         f"VALUES ({', '.join(f':{name}' for name in names)}) "
         f"ON CONFLICT (trial_id, {key}) DO {'NOTHING' if keep else f'UPDATE SET {updates}'}"
@@ -430,27 +402,27 @@ def _upsert(table: str, key: str, *columns: str, keep: bool = False) -> TextClau
 
 # Not one more than that of the latest trial: where trials were deleted, Optuna gives out numbers
 # again.
-NUMBER = select(func.coalesce(func.max(TRIALS.c.number) + 1, 0)).where(
-    TRIALS.c.study_id == bindparam("study")
+NUMBER = sa.select(sa.func.coalesce(sa.func.max(TRIALS.c.number) + 1, 0)).where(
+    TRIALS.c.study_id == sa.bindparam("study")
 )
 INSERT = (
     TRIALS.insert()
     .values(
-        study_id=bindparam("study"),
+        study_id=sa.bindparam("study"),
         number=NUMBER.scalar_subquery(),
-        state=bindparam("in_state"),
-        datetime_start=bindparam("at"),
+        state=sa.bindparam("in_state"),
+        datetime_start=sa.bindparam("at"),
     )
     .returning(TRIALS.c.trial_id, TRIALS.c.number)
 )
 STATE = (
-    select(
+    sa.select(
         TRIALS.c.state,
-        select(USER_ATTRIBUTES.c.value_json)
+        sa.select(USER_ATTRIBUTES.c.value_json)
         .where(USER_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id, USER_ATTRIBUTES.c.key == SLOT)
         .scalar_subquery(),
     )
-    .where(TRIALS.c.trial_id == bindparam("id"))
+    .where(TRIALS.c.trial_id == sa.bindparam("id"))
     .with_for_update()
 )
 PARAM = _upsert("trial_params", "param_name", "param_value", "distribution_json", keep=True)
@@ -462,17 +434,17 @@ USER_ATTRIBUTE = _upsert("trial_user_attributes", "key", "value_json")
 SYSTEM_ATTRIBUTE = _upsert("trial_system_attributes", "key", "value_json")
 START = (
     TRIALS.update()
-    .where(TRIALS.c.trial_id == bindparam("id"))
-    .values(state=TrialState.RUNNING, datetime_start=bindparam("at"))
+    .where(TRIALS.c.trial_id == sa.bindparam("id"))
+    .values(state=TrialState.RUNNING, datetime_start=sa.bindparam("at"))
 )
 END = (
     TRIALS.update()
-    .where(TRIALS.c.trial_id == bindparam("id"))
-    .values(state=bindparam("ended"), datetime_complete=bindparam("at"))
+    .where(TRIALS.c.trial_id == sa.bindparam("id"))
+    .values(state=sa.bindparam("ended"), datetime_complete=sa.bindparam("at"))
 )
 SET_ASIDE = (
     USER_ATTRIBUTES.update()
-    .where(USER_ATTRIBUTES.c.trial_id == bindparam("id"), USER_ATTRIBUTES.c.key == SLOT)
+    .where(USER_ATTRIBUTES.c.trial_id == sa.bindparam("id"), USER_ATTRIBUTES.c.key == SLOT)
     .values(key=FORMER_SLOT)
 )
 

@@ -62,8 +62,6 @@ class TrialBuffer(CachedStorage):
 
         Args:
             connection: In a transaction that has called `lock_study`.
-            study_id: The study.
-            user_attrs: User attributes of the trial.
         """
         self._made = sql.insert(connection, study_id, user_attrs)
         return self._made._trial_id
@@ -129,7 +127,6 @@ class TrialBuffer(CachedStorage):
         """Changes the worker's own trial, in a copy: a thread may be reading the previous one.
 
         Args:
-            trial_id: The trial to change.
             writes: What the change is in the database.
             fields: New values by attribute; a dict is merged into the present one.
 
@@ -226,8 +223,6 @@ class Others:
     which it asks nothing.
 
     Args:
-        storage: The database.
-        study_id: The study.
         judging: Whether paused trials are seen as pruned; see `as_judged`.
     """
 

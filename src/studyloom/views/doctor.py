@@ -107,7 +107,7 @@ def disagreements(url: str, name: str | None = None) -> list[tuple[str, Ledger, 
     """Compares the ledgers of studies with their trials, and changes nothing.
 
     Returns:
-        The name and the ledger of the study for each difference, and what it is.
+        The name and the ledger of each study that differs, and how.
 
     Raises:
         StorageError: the database cannot be used, or no rule says how a difference is mended.
@@ -116,7 +116,7 @@ def disagreements(url: str, name: str | None = None) -> list[tuple[str, Ledger, 
         (study, ledger, words)
         for study, ledger in open_ledgers(url, 0.0).items()
         if name in (None, study, study.partition("/")[0])
-        for words in compare(ledger)
+        if (words := compare(ledger)) is not None
     ]
 
 
@@ -150,7 +150,7 @@ def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> int:
     if found and not confirm():
         print("nothing was changed; with --yes, this is mended")
         return 2
-    for ledger in {id(ledger): ledger for _, ledger, _ in found}.values():
+    for _, ledger, _ in found:
         compare(ledger, mend=True)
     print("mended" if found else "the ledger agrees with the trials")
     return 0
