@@ -1,9 +1,8 @@
 """Storms: signals to whatever belongs to a run, and then the same command to its end.
 
-Each hits the processes of a whole run at random: commands, fork servers, workers and their guards,
-and of an embedded server its keeper and PostgreSQL's own. A command that has ended is started again
-at once. What is left must be what an undisturbed run leaves: exactly N trials with the same values,
-the same judgings, the same test of the winner.
+Each hits the processes of a whole run at random: commands, fork servers, workers and their guards.
+A command that has ended is started again at once. What is left must be what an undisturbed run
+leaves: exactly N trials with the same values, the same judgings, the same test of the winner.
 """
 
 import json
@@ -11,17 +10,14 @@ import os
 import random
 import re
 import signal
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import harness
 import optuna
 import pytest
-from commands import FORKS
 from runs import EPOCHS, NEVER, STUDY, TRIALS, Run, kill, nap
 
-from studyloom.storage.embedded_server import serve
 from studyloom.study.opening import open_study
 
 WINNER = (
@@ -31,13 +27,11 @@ WINNER = (
 )
 SIGNALS = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WEIGHTS = (3, 3, 3, 1, 1)
-# How a command may end that a storm has met: with 1 or 2 only if its workers or its server were
+# How a command may end that a storm has met: with 1 or 2 only if its workers were
 # killed again and again as they came, and by SIGABRT only if a Ctrl-C met the import of torch.
 ENDS = {0, 1, 2, 129, 130, 143, -signal.SIGABRT, *(-number for number in SIGNALS)}
 KILLED_AS_THEY_CAME = (
-    "FATAL: the database system is ",  # shutting down, starting up; a command waits 2 s for that
     "workers die before they claim a trial",
-    "error: storage=embedded_postgres:",
     "error: the process of this command ended with signal",  # which its parent says
     "Could not import runpy module",  # Python's, of a Ctrl-C before any line of ours
 )
@@ -47,14 +41,9 @@ INTERRUPTED = re.compile(
 )
 
 
-def storm_run(folder, kind):
+def storm_run(folder):
     """A run with a winner, and a file that has a line for each opening of the test part."""
-    url = f"sqlite:///{folder}/study.db"
-    overrides = WINNER
-    if kind == "postgresql":
-        url = f"embedded_postgres:///{folder}/postgres"
-        overrides += ("storage=embedded_postgres",)
-    run = Run(folder, url, overrides)
+    run = Run(folder, f"sqlite:///{folder}/study.db", WINNER)
     folder.parent.mkdir(exist_ok=True)
     opened = folder.with_name("opened")
     run.environment["STUDYLOOM_TEST_OPENINGS"] = str(opened)
@@ -65,15 +54,14 @@ def storm_run(folder, kind):
 @pytest.fixture(scope="session")
 def calm(tmp_path_factory):
     """What an undisturbed run leaves."""
-    run, opened = storm_run(tmp_path_factory.mktemp("calm") / "run", "sqlite")
+    run, opened = storm_run(tmp_path_factory.mktemp("calm") / "run")
     run.end(run.start(), 0)
     return left_behind(run, opened)
 
 
 def left_behind(run, opened):
     """What a run has left that must always be the same, after checks of all that must hold."""
-    with ProcessPoolExecutor(1, mp_context=FORKS) as pool:  # an embedded server lives as long
-        studies, openings = pool.submit(read_studies, run.url).result()
+    studies, openings = read_studies(run.url)
     answer = json.loads((run.folder / "winner.json").read_text())
     noted = len(opened.read_text().splitlines())
     # More were counted than made if a signal came between the two.
@@ -83,7 +71,6 @@ def left_behind(run, opened):
 
 def read_studies(url):
     """The outcomes of each study of a run, and how often the test part was opened."""
-    url = serve(url)
     stored = open_study(url, "mnist", deadline=30.0)
     harness.check(stored, TRIALS, epochs=EPOCHS)
     names = [study.study_name for study in stored.storage.get_all_studies()]
@@ -134,8 +121,6 @@ class Storm:
             if victims and (at_work or self.early):
                 self.early = False
                 victim, (number,) = self.fate.choice(victims), self.fate.choices(SIGNALS, WEIGHTS)
-                if number == signal.SIGINT and is_checkpointer(victim):
-                    continue
                 with suppress(ProcessLookupError):
                     os.kill(victim, number)
                     self.sent += 1
@@ -146,8 +131,8 @@ class Storm:
         self.gather()
 
     def victims(self):
-        """Everything that belongs to the run, workers twice, and the server's own processes."""
-        return [*everything(self.run), *self.run.workers()]
+        """Everything that belongs to the run, and workers twice."""
+        return [*self.run.processes(), *self.run.workers()]
 
     def wake(self, chance):
         """Lets each stopped process go on, with a chance."""
@@ -172,48 +157,22 @@ def check_words(printed):
     assert not (match := NEVER.search(rest)), f"I7: {match}\n{rest}"
 
 
-def server_processes(folder):
-    """PostgreSQL's processes of a run: they overwrite their environment with their title."""
-    pids = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if (process / "cwd").readlink().is_relative_to(folder):
-                pids.append(int(process.name))
-    return pids
-
-
-def is_checkpointer(pid):
-    """Whether a process is PostgreSQL's checkpointer.
-
-    A SIGINT tells it that the database has been shut down, which it then writes into its files; the
-    next start replays no log. Of 17 249 updates that PostgreSQL 18.6 had committed beside 40 such
-    signals 3 were lost, beside 40 SIGKILLs of 17 577 none; storms met damaged files.
-    """
-    with suppress(OSError):
-        return b"checkpointer" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    return False
-
-
-def everything(run):
-    return [*run.processes(), *server_processes(run.folder)]
-
-
 def all_gone(run, seconds):
     """Waits until no process of a run lives; names those that do."""
     try:
-        harness.until(lambda: not everything(run), seconds)
+        harness.until(lambda: not run.processes(), seconds)
     except AssertionError:
-        titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in everything(run)}
+        titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in run.processes()}
         states = {pid: Path(f"/proc/{pid}/wchan").read_text() for pid in titles}
         raise AssertionError(f"after {seconds} s there are {titles}, waiting in {states}") from None
 
 
-def weather(tmp_path, kind, seed, signals, calm):
+def weather(tmp_path, seed, signals, calm):
     """Sends so many signals to one run after the other, each of which must end like the calm."""
     sent = 0
     while sent < signals:
         seed += 1000
-        run, opened = storm_run(tmp_path / str(seed) / "run", kind)
+        run, opened = storm_run(tmp_path / str(seed) / "run")
         storm = Storm(run, seed)
         try:
             storm.blow(signals - sent)
@@ -225,21 +184,16 @@ def weather(tmp_path, kind, seed, signals, calm):
             all_gone(run, 20)  # I6
             assert left_behind(run, opened) == calm
         finally:
-            kill(everything(run))
+            kill(run.processes())
         sent += storm.sent
 
 
-KINDS = pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-
-
 @pytest.mark.nightly
-@KINDS
-def test_a_storm_of_signals_changes_nothing(tmp_path, kind, calm):
-    weather(tmp_path, kind, 0, 50, calm)
+def test_a_storm_of_signals_changes_nothing(tmp_path, calm):
+    weather(tmp_path, 0, 50, calm)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(1, 6))
-@KINDS
-def test_storms_of_a_thousand_signals_in_all_change_nothing(tmp_path, kind, seed, calm):
-    weather(tmp_path, kind, seed, 100, calm)
+def test_storms_of_a_thousand_signals_in_all_change_nothing(tmp_path, seed, calm):
+    weather(tmp_path, seed, 100, calm)
