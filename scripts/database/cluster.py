@@ -24,12 +24,13 @@ from typing import Any
 
 import numpy as np
 import optuna
+import psutil
 import sqlalchemy
 import torch
 from optuna.trial import TrialState
 
 from studyloom.data.training_data import TrainingData
-from studyloom.processes import descendants, is_alive
+from studyloom.processes import is_alive
 from studyloom.space.tree import Point
 from studyloom.storage import embedded_server
 from studyloom.storage.ledger import Ledger
@@ -272,7 +273,7 @@ def server(folder: str) -> Iterator[tuple[str, Callable[[], float]]]:
 def processor_time(pid: int) -> float:
     """Returns the seconds of a process and all below it, those that have ended included."""
     total = 0
-    for one in (pid, *descendants(pid)):
+    for one in (pid, *[each.pid for each in psutil.Process(pid).children(recursive=True)]):
         with suppress(OSError):
             fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
             total += sum(map(int, fields[11:15]))

@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 from database.toy import show
 
-from studyloom.processes import descendants
 from studyloom.study.opening import open_study
 from training.commands import ROOT
 
@@ -77,7 +77,10 @@ def weigh(process: subprocess.Popen[bytes], url: str) -> tuple[list[float], list
     while process.poll() is None:
         time.sleep(0.5)
         size = 0.0
-        for pid in [process.pid, *descendants(process.pid)]:
+        for pid in [
+            process.pid,
+            *[each.pid for each in psutil.Process(process.pid).children(recursive=True)],
+        ]:
             with suppress(OSError, StopIteration):  # it has ended
                 lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
                 size += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))

@@ -163,10 +163,6 @@ class LoaderDied(StudyloomError, RuntimeError):
     """A process that loads the batches of a trial has died."""
 
 
-class DescriptorsClosed(StudyloomError):
-    """Code of the user's has closed files of this process that it had not opened."""
-
-
 class Infeasible(StudyloomError):
     """A network costs more than objective.constraints allows, and is not trained."""
 

@@ -5,13 +5,13 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from commands import QUICK, studyloom
 from harness import outcomes, until
 from runs import Run, kill
 
-from studyloom.processes import descendants
 from studyloom.study.failures import outcome
 
 pytestmark = pytest.mark.chaos
@@ -106,7 +106,11 @@ def test_a_loader_that_is_killed_costs_its_trial_alone(tmp_path):
         first = {t._trial_id for t in run.stored().trials() if t.number == 0}
         held = [slot for slot in run.stored().ledger.held() if slot.trial_id not in first]
         owner = int(held[0].owner.rpartition(":")[2])
-        (loader,) = [pid for pid in descendants(owner) if pid in loaders(run)]
+        (loader,) = [
+            pid
+            for pid in [each.pid for each in psutil.Process(owner).children(recursive=True)]
+            if pid in loaders(run)
+        ]
         killed.append(loader)
         kill(killed)
 

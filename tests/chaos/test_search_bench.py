@@ -12,6 +12,7 @@ from tempfile import gettempdir
 
 import numpy as np
 import optuna
+import psutil
 import pytest
 from harness import until as wait_for
 
@@ -25,7 +26,7 @@ from scripts.search.searches import search as search_table
 from scripts.search.simulator import Clock, ask, folder, replay, seed_order
 from scripts.search.statistics import interval, interval_of_share, until
 from scripts.search.tables import names
-from studyloom.processes import descendants, is_alive
+from studyloom.processes import is_alive
 from studyloom.space.tree import Point
 
 pytestmark = pytest.mark.nightly
@@ -277,7 +278,7 @@ def test_a_command_that_is_told_to_end_leaves_no_process_and_no_folder():
         pattern = f"studyloom-search-{bench.pid}-*/*/study.db"
         place = Path(simulator.IN_MEMORY if os.path.isdir(simulator.IN_MEMORY) else gettempdir())
         wait_for(lambda: [*place.glob(pattern)], seconds=300)
-        below = descendants(bench.pid)
+        below = [each.pid for each in psutil.Process(bench.pid).children(recursive=True)]
         assert below
         bench.terminate()
         assert bench.wait(120) == 128 + signal.SIGTERM

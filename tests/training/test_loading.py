@@ -11,6 +11,7 @@ from functools import partial
 from multiprocessing import current_process
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from drawn import Drawn, drawn
@@ -33,7 +34,6 @@ from studyloom.data.examples import structure
 from studyloom.errors import DataError, LoaderDied
 from studyloom.metrics import Metric
 from studyloom.models import MLP
-from studyloom.processes import descendants
 from studyloom.training.batches import make_batches
 from studyloom.training.trainer import Training, epochs, evaluate_network
 
@@ -43,7 +43,11 @@ PERSISTENT = {"num_workers": 2, "persistent_workers": True}
 
 def loaders():
     """The processes below this one that load."""
-    return [pid for pid in descendants(os.getpid()) if name_of(pid) == "pt_data_worker"]
+    return [
+        pid
+        for pid in [each.pid for each in psutil.Process(os.getpid()).children(recursive=True)]
+        if name_of(pid) == "pt_data_worker"
+    ]
 
 
 def name_of(pid):

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import psutil
+
 from studyloom.errors import StorageLost
-from studyloom.processes import running_beside, stat_fields
+from studyloom.processes import running_beside
 from studyloom.storage.ledger import Ledger
 from studyloom.study.reporter import Limits
 from studyloom.study.stopping import Stop
@@ -27,12 +29,7 @@ RENEWALS = 4  # how often a lease is renewed in the time that it lasts
 def process_age() -> float:
     """Returns the seconds since this process began, plus for a worker its launcher's age then."""
     before = os.environ.get(WORKER_VARIABLE, "0")
-    try:
-        began = int(stat_fields("self")[19]) / os.sysconf("SC_CLK_TCK")
-        own = time.clock_gettime(time.CLOCK_BOOTTIME) - began
-    except (OSError, AttributeError):  # outside Linux
-        own = time.process_time()
-    return float(before) + own
+    return float(before) + time.time() - psutil.Process().create_time()
 
 
 @dataclass(frozen=True)
