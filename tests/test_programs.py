@@ -10,15 +10,13 @@ import sys
 
 import jsonschema
 import pytest
-import yaml
 from commands import QUICK, ROOT, environment, start, study, studyloom
 from studyloom.commands.shell import SHELLS, options_of, read_schemas, script_of
 from test_readme import PAPERS, blocks
 
 from studyloom.cli import main
 from studyloom.commands.parser import COMMANDS, make_parser
-from studyloom.config.overrides import describe_sweep, page_help
-from studyloom.space.language import parse_space
+from studyloom.config.overrides import page_help
 
 SCHEMAS = read_schemas()
 JUDGED = ("winner.enabled=true", "winner.top=1", "winner.seeds=2", "launcher.workers=1")
@@ -288,27 +286,6 @@ def test_every_command_and_option_is_in_the_script(shell):
     for name, (_, options) in options_of(make_parser()).items():
         assert name in script
         assert all(option.removeprefix("--") in script for option in options)
-
-
-def test_the_way_out_of_a_sweep_is_a_space_that_searches_the_same():
-    words = describe_sweep(
-        "-m",
-        [
-            *("-m", "model=mlp,cnn", "optimizer.lr=0.1,0.01", "train.batch_size=range(32,129,32)"),
-            *("model.dropout=tag(log,interval(0.001,0.5))", "study.trials=8"),
-        ],
-    )
-    assert words.startswith("-m: a study is a search already")
-    lines = words.splitlines()
-    assert lines[-1] == "  and choose it with: space=swept study.trials=8"
-    tree = yaml.safe_load("\n".join(lines[1:-1]))
-    assert tree["optimizer"] == {"lr": {"choice": [0.1, 0.01]}}
-    assert tree["train"] == {"batch_size": {"choice": [32, 64, 96, 128]}}
-    del tree["model"]["dropout"]
-    space = parse_space(tree, lambda group: ["mlp", "cnn"] if group == "model" else [])
-    assert len(space.nodes) == 3
-    assert "sampler=grid" in describe_sweep("-m", ["-m", "optimizer.lr=0.1,0.01"])
-    assert "conf/space/mine.yaml" in describe_sweep("-m", ["-m"])
 
 
 @pytest.mark.chaos

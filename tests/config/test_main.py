@@ -98,7 +98,7 @@ def test_hydra_full_error_shows_the_traceback_instead(command, monkeypatch, argu
             ["many", "Integer", "epochs"],
         ),
         ("defaults:\n  - mnist\n  - override model: mpl\n", ["model/mpl", "mlp"]),
-        ("defaults:\n  - mnist\n  - modle: mlp\n", ["modle: mlp", "did you mean model?"]),
+        ("defaults:\n  - mnist\n  - modle: mlp\n", ["modle"]),
         ("train: [\n", ["mine.yaml", "line"]),
         ("just words\n", ["mine.yaml: just words: no such key"]),
         ("train: {epochs: 3}\n", ["defaults", "begins with `studyloom`"]),

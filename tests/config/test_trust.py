@@ -251,7 +251,7 @@ ATTACKS = {
         "model/bad": TOUCH,
     },
     "storage.url": {"evil": f"{PRIMARY}storage: {{url: 'sqlite:///OUT/x.db'}}"},
-    "storage from a group": {
+    "storage from a group of theirs": {
         "evil": "defaults: [mnist, _self_, override storage: bad]\n",
         "storage/bad": "url: sqlite:///OUT/x.db\n",
     },
@@ -441,7 +441,7 @@ def test_all_mistakes_of_a_file_come_at_once_and_no_consent_allows_hydra(command
     for agreed in ("[os]", "[hydra,trust]"):
         assert command(*named, f"trust={agreed}") == 2
         lines = capsys.readouterr().err.replace(f"error: {folder}/theirs.yaml: ", "").splitlines()
-        assert "defaults: hydra/x must not choose for Hydra" in lines
+        assert "defaults: hydra/x must not choose for Hydra, or another place with @" in lines
         assert "hydra: must not be set by a config from elsewhere" in lines
         assert any(line.startswith("run_dir reaches out") for line in lines)
         assert any(line.endswith("did you mean model?") for line in lines)
@@ -533,5 +533,5 @@ def test_a_config_of_ones_own_says_what_its_command_has_to_trust():
         "model": {"_target_": "mynets.Net", "layers": [{"_target_": "torch.nn.ReLU"}]},
         "launcher": {"_target_": "studyloom.extras.slurm.Slurm"},
     }
-    assert needed_trust(config) == ["data.path", "launcher", "mynets", "storage"]
+    assert needed_trust(config) == ["data.path", "launcher", "mynets"]
     assert needed_trust({"defaults": ["own"], "train": {"epochs": 3}}) == []

@@ -31,8 +31,8 @@ from omegaconf.errors import OmegaConfBaseException
 from studyloom._version import __version__
 from studyloom.config.compose import GROUPS, composing_once, register, restored_hydra
 from studyloom.config.overrides import (
+    STUDY_GROUPS,
     describe_compose_error,
-    describe_sweep,
     find_override_mistakes,
     page_help,
 )
@@ -49,11 +49,6 @@ Task = Callable[[DictConfig], None]
 # config can ask for it and Hydra writes none of it to files. A notify URL often holds a secret.
 EVENTS, NOTIFY, JSON = "STUDYLOOM_EVENTS", "STUDYLOOM_NOTIFY", "STUDYLOOM_JSON"
 SWEEP = re.compile(r"-m|--multirun|\+*hydra\.mode=(RunMode\.)?MULTIRUN", re.IGNORECASE)
-# The groups of a study. A composed config has lost which option it was composed of.
-OWN_GROUPS = (
-    *("data", "model", "optimizer", "scheduler", "loss", "space"),
-    *("sampler", "pruner", "storage", "launcher"),
-)
 GIVEN = "given"  # the name of a DictConfig that was written to files, and of its options
 _running = threading.Lock()  # Hydra's state and the environment belong to the whole process
 
@@ -142,7 +137,10 @@ def answer_at_once(task: Task, config_path: str, config_name: str, argv: Sequenc
         print(page_help(about, config_path, config_name, shown))
         sys.exit()
     if sweeps := [argument for argument in argv if SWEEP.fullmatch(argument)]:
-        exit_with_mistakes(describe_sweep(sweeps[0], argv))
+        exit_with_mistakes(
+            f"{sweeps[0]}: a study is a search already; write what it searches into a space, such "
+            "as conf/space/mine.yaml, and choose that with space=mine"
+        )
     quiet = ("study.dry_run", "-", "hydra.")  # what Hydra is asked for has no line before it
     is_watched = sys.stdout.isatty() and not os.environ.get(JSON)
     if is_watched and not any(argument.startswith(quiet) for argument in argv):
@@ -446,7 +444,7 @@ def _of_config(config: DictConfig, overrides: Sequence[str]) -> Invocation:
     sections: Any = OmegaConf.to_container(config, resolve=False)
     sections.pop("hydra", None)
     refuse_passwords([f"storage.url={sections['storage']['url']}"])
-    groups = {name: sections.pop(name) for name in OWN_GROUPS if isinstance(sections[name], dict)}
+    groups = {name: sections.pop(name) for name in STUDY_GROUPS if isinstance(sections[name], dict)}
     folder = _run_dir(config, overrides) / ".hydra" / GIVEN
     for name, section in groups.items():
         (folder / name).mkdir(parents=True, exist_ok=True)

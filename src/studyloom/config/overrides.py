@@ -4,25 +4,20 @@ import argparse
 import difflib
 import functools
 import re
-import shlex
-import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml  # type: ignore[import-untyped]
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, RangeSweep
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from studyloom.config.schema import unknown_keys
 from studyloom.text import nearest, no_such_key, printable
 
-WIDEST = 80  # columns of a help
-GROUPS_SHOWN = (
+# The groups of a study.
+STUDY_GROUPS = (
     *("data", "model", "optimizer", "scheduler", "loss", "space"),
     *("sampler", "pruner", "storage", "launcher"),
 )
@@ -45,16 +40,7 @@ completion by Hydra, for bash, zsh or fish, of a page that is run as a file:
 def parse_command_line(
     config_path: str, config_name: str, argv: Sequence[str]
 ) -> argparse.Namespace:
-    """Parses Hydra's options for the primary config, and the overrides.
-
-    Args:
-        config_path: the default of `--config-path` and `--config-dir`.
-        config_name: the default of `--config-name`.
-        argv: the arguments of the command, without its name.
-
-    Returns:
-        config_name, config_path, config_dir, and the list overrides.
-    """
+    """Parses Hydra's options into config_name, config_path and config_dir, and the overrides."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config-name", "-cn", default=config_name)
     parser.add_argument("--config-path", "-cp", default=config_path)
@@ -64,15 +50,9 @@ def parse_command_line(
 
 
 def find_override_mistakes(config_path: str, config_name: str, argv: Sequence[str]) -> list[str]:
-    """Explains every override of a command line that cannot be composed.
+    """Explains every override of a command line that cannot be composed, on a line each.
 
-    Args:
-        config_path: the folder of the study's configs.
-        config_name: the name of its primary config.
-        argv: the arguments of the command, without its name.
-
-    Returns:
-        One line a mistake; none if the mistake is in the config itself.
+    There is none if the mistake is in the config itself.
     """
     options = parse_command_line(config_path, config_name, argv)
     folders = [str(Path(folder).absolute()) for folder in (options.config_dir, options.config_path)]
@@ -107,7 +87,6 @@ def explain_override(override: str, error: Exception, compose: Callable[[], Dict
     """Explains on one line why an override failed, with the way out.
 
     Args:
-        override: the override as typed.
         error: what composing with it raised.
         compose: composes the config without it.
     """
@@ -154,11 +133,7 @@ def explain_key(path: str, config: DictConfig) -> str | None:
 
 
 def meant(name: str, config: DictConfig) -> str:
-    """Suggests the whole key of a name that was typed without its section: `trials`, or `lr`.
-
-    Returns:
-        "; did you mean study.trials?", to end an error message, or "" if no key ends nearly so.
-    """
+    """Suggests the whole key of a name that was typed without its section, such as `trials`."""
     found: dict[str, str] = {}
     pending: list[tuple[str, Any]] = [("", config)]
     while pending:
@@ -188,64 +163,12 @@ def describe_compose_error(error: BaseException) -> str:
     return f"{message} ({', '.join(keys)})" if keys else message or type(error).__name__
 
 
-def describe_sweep(sweep: str, argv: Sequence[str]) -> str:
-    """Says what to do in place of a sweep of Hydra's, with the space that searches the same.
-
-    Args:
-        sweep: what asked for it, such as -m.
-        argv: the arguments of the command.
-    """
-    tree: dict[str, Any] = {}
-    swept = []
-    parser = OverridesParser.create()
-    for argument in argv:
-        try:
-            override = parser.parse_override(argument)
-        except HydraException:
-            continue
-        if override.is_sweep_override() and override.key_or_group:
-            swept.append(argument)
-            _add_leaf(tree, override)
-    lines = [f"{sweep}: a study is a search already; write what it searches into a space"]
-    if not tree:
-        return f"{lines[0]}, such as conf/space/mine.yaml, and choose that with space=mine"
-    rest = [argument for argument in argv if argument not in (*swept, sweep)]
-    text = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=78)
-    lines[0] += ", such as conf/space/swept.yaml:"
-    lines += [f"  {line}" for line in text.splitlines()]
-    grid = [] if any("interval" in argument for argument in swept) else ["sampler=grid"]
-    lines.append(f"  and choose it with: {shlex.join(['space=swept', *grid, *rest])}")
-    return "\n".join(lines)
-
-
-def _add_leaf(tree: dict[str, Any], override: Any) -> None:
-    """Adds what a sweep goes through to the tree of a space: options of a group, or values."""
-    path = override.key_or_group.replace("/", ".").split(".")
-    value = override.value()
-    if isinstance(value, IntervalSweep):
-        leaf: Any = {"float": [value.start, value.end]}
-        if "log" in value.tags:
-            leaf["log"] = True
-    elif isinstance(value, RangeSweep):
-        leaf = {"choice": list(value.range())}
-    else:
-        words = [getattr(item, "text", item) for item in value.list]
-        is_group = "." not in override.key_or_group
-        leaf = {str(word): {} for word in words} if is_group else {"choice": words}
-    for part in path[:-1]:
-        below = tree.setdefault(part, {})
-        tree = below if isinstance(below, dict) else {}
-    tree[path[-1]] = leaf
-
-
 def page_help(about: str, config_path: str, config_name: str, argv: Sequence[str]) -> str:
     """Writes the help of a page: what it is, its options, its groups, and its keys as composed.
 
     Args:
         about: the docstring of the page.
-        config_path: the folder of the study's configs.
-        config_name: the name of its primary config.
-        argv: the overrides with which the keys are composed; those that cannot be are left out.
+        argv: the overrides with which the keys are composed, if they can be.
     """
     GlobalHydra.instance().clear()
     options = parse_command_line(config_path, config_name, argv)
@@ -254,34 +177,20 @@ def page_help(about: str, config_path: str, config_name: str, argv: Sequence[str
             config = hydra.compose(config_name, options.overrides)
         except Exception:  # of Hydra, of OmegaConf, and what they failed to wrap
             config = hydra.compose(config_name)
-        groups = [group for group in dict.fromkeys(GROUPS_SHOWN) if group_options(group)]
+        groups = [group for group in STUDY_GROUPS if group_options(group)]
         named = [f"  {group}={', '.join(group_options(group))}" for group in groups]
     text = OmegaConf.to_yaml(config)
     kept = [line for line in text.splitlines() if not line.endswith((": null", "???"))]
     keys = [f"  {line}" for line in kept]
     parts = [
         about.strip(),
-        PAGE_OPTIONS.strip("\n"),
+        PAGE_OPTIONS,
         "groups, of which an override chooses another option:",
         *named,
-        "",
-        "keys, which an override such as study.trials=50 sets; those that are null are left out:",
+        "\nkeys, which an override such as study.trials=50 sets; those that are null are left out:",
         *keys,
     ]
-    parts[2:2] = [""]
-    parts[1:1] = [""]
-    return printable("\n".join(line for part in parts for line in _wrapped(part)))
-
-
-def _wrapped(text: str) -> Iterator[str]:
-    """Yields the lines of a text, none longer than a terminal has columns."""
-    for line in text.splitlines() or [""]:
-        if len(line) > WIDEST and (beside := re.fullmatch(r"(\s*)(.*?\S)\s+(# .*)", line)):
-            yield f"{beside[1]}{beside[3]}"  # a remark beside a command, above it
-            line = f"{beside[1]}{beside[2]}"
-        indent = " " * (len(line) - len(line.lstrip()) + 2)
-        wrapped = textwrap.wrap(line, WIDEST, subsequent_indent=indent, break_on_hyphens=False)
-        yield from wrapped or [""]
+    return printable("\n".join(parts))
 
 
 def group_options(group: str) -> list[str]:

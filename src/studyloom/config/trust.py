@@ -48,17 +48,9 @@ SEARCHED = ("params", "model", "optimizer", "scheduler", "loss", "sampler", "pru
 OPEN = (*SEARCHED, "study", "objective", "winner", "cost", "compress", "data", "space")
 NEVER = ("hydra", "trust", "defaults")  # no consent helps
 ASKED = ("study.from", "study.accept_code_change")  # keys of open sections that reach out
-TYPED = ("study", "objective", "train", "winner", "cost")  # open sections whose keys are known
 PATHS = ("root", "path", "_args_")  # arguments of data sources that name files
-# Options of studyloom's own that a defaults list may choose in groups which need consent. What
-# `storage` names there is the user's own; Ray and SLURM are refused for their `_target_`.
-OPTIONS = {
-    "storage": ("sqlite", "postgres", "embedded_postgres"),
-    "launcher": ("local", "join", "ray", "slurm"),
-    # Each primary config of studyloom ends with these, which only switch Hydra's logging off.
-    "hydra/job_logging": ("none", "disabled"),
-    "hydra/hydra_logging": ("none", "disabled"),
-}
+# Each primary config of studyloom ends with these, which switch Hydra's logging off.
+SILENT = re.compile(r"override /?hydra/(job|hydra)_logging: (none|disabled)")
 OWN_FILE = re.compile(r"studyloom:[\w.-]+")
 REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*)(?:\.\w+)*\}")
 # A mistake in words, and what `trust=[…]` must name to allow it; None if nothing helps.
@@ -97,7 +89,7 @@ class Guard:
         config = read_yaml(path)
         headers = re.findall(r"^\s*#\s*@\s*(.*?)\s*$", path.read_text(), re.MULTILINE)
         plain: Any = OmegaConf.to_container(config, resolve=False)
-        found = [*_default_mistakes(plain.pop("defaults", []), name, self.agreed)]
+        found = [*_default_mistakes(plain.pop("defaults", []))]
         if [header for header in headers if header not in ("package _global_", "package _group_")]:
             found.append(("the header must be `# @package _global_`, or none", None))
         package = "_global_" if "package _global_" in headers else None
@@ -215,7 +207,7 @@ def needed_trust(config: Mapping[str, Any]) -> list[str]:
     content = {name: value for name, value in config.items() if name != "defaults"}
     found = [
         *content_mistakes(content, ()),
-        *_default_mistakes(config.get("defaults", []), "primary", ()),
+        *_default_mistakes(config.get("defaults", [])),
     ]
     return sorted({need for _, need in found if need is not None})
 
@@ -244,11 +236,11 @@ def content_mistakes(config: Any, agreed: Sequence[str]) -> Iterator[Mistake]:
 def _section_mistakes(
     section: str, content: Mapping[str, Any], agreed: Sequence[str], packages: Sequence[str]
 ) -> Iterator[Mistake]:
-    """Finds the keys of an open section that reach out of the study, or are unknown."""
+    """Finds the keys of an open section that reach out of the study."""
     target = str(content.get("_target_"))
     # Who trusts the package of a data source, or of an objective, trusts it with its arguments.
     theirs = is_below(target, packages) and not is_below(target, ("studyloom",))
-    known = [str(key) for key in SCHEMA[section]] if section in TYPED else []
+    known = [str(key) for key in SCHEMA.objective]
     for name, value in content.items():
         key = f"{section}.{name}"
         if value is None or key in agreed:
@@ -259,8 +251,6 @@ def _section_mistakes(
             yield f"{key} {_reaches_out(section)}{nearest(name, known)}", section
         elif (section == "space" and str(name).split(".")[0] not in SEARCHED) or key in ASKED:
             yield f"{key} {_reaches_out(key)}", key
-        elif known and section != "objective" and name not in known:
-            yield no_such_key(key, known), None
 
 
 def _path_mistakes(value: Any, key: str, agreed: Sequence[str]) -> Iterator[Mistake]:
@@ -279,45 +269,17 @@ def _path_mistakes(value: Any, key: str, agreed: Sequence[str]) -> Iterator[Mist
             yield from _path_mistakes(below, key, agreed)
 
 
-def _default_mistakes(defaults: Any, name: str, agreed: Sequence[str]) -> Iterator[Mistake]:
-    """Finds the entries of a defaults list that choose in a group which needs consent.
+def _default_mistakes(defaults: Any) -> Iterator[Mistake]:
+    """Finds the entries of a defaults list that choose for Hydra, or put an option elsewhere.
 
     The files that the others lead to are read as data, or are the user's own.
-
-    Args:
-        name: the path of the config, such as model/mine.
     """
-    if not isinstance(defaults, list):
-        yield "defaults: must be a list", None
-        return
     yield from _find(defaults, "defaults", (), references=False)
-    for item in defaults:
-        group, options = _choice(item, name)
-        first = group.split("/")[0]
-        is_open = first in ("", *OPEN) or (first in agreed and first not in NEVER)
+    for item in defaults if isinstance(defaults, list) else [defaults]:
         shown = str(item).strip("{}").replace("'", "")
-        if "@" in shown:
-            yield f"defaults: {shown} must not choose a place with @", None
-        elif is_open or all(option in OPTIONS.get(group, ()) for option in options):
-            continue
-        elif first in NEVER:
-            yield f"defaults: {shown} must not choose for Hydra", None
-        elif first in SECTIONS:
-            yield f"defaults: {shown} {_reaches_out(first)}", first
-        else:
-            yield f"defaults: {shown}: no such group{nearest(first, SECTIONS)}", None
-
-
-def _choice(item: Any, name: str) -> tuple[str, list[Any]]:
-    """Returns the group that an entry of a defaults list chooses in, and the options."""
-    if isinstance(item, Mapping) and len(item) == 1:
-        ((words, option),) = item.items()
-    else:
-        words, _, option = str(item).rpartition("/")
-    *keywords, group = str(words).split() or [""]
-    if not group.startswith("/") and "override" not in keywords:
-        group = "/".join([*name.split("/")[:-1], group])
-    return group.strip("/"), option if isinstance(option, list) else [option]
+        is_hydras = re.search(r"(^|[\s/])hydra/", shown) and not SILENT.fullmatch(shown)
+        if is_hydras or "@" in shown:
+            yield f"defaults: {shown} must not choose for Hydra, or another place with @", None
 
 
 def _reaches_out(consent: str) -> str:
