@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from html import escape
 from typing import Any
-from urllib.parse import unquote
 
 # What a terminal or browser does not show but obeys: control characters of both sets, marks that
 # change the direction of writing, line breaks that only some programs know, characters of no width;
@@ -98,10 +97,10 @@ def format_cost(value: float) -> str:
 
 
 def without_formula(value: Any) -> Any:
-    """Returns a cell of a CSV file: a text that spreadsheets take for a formula gets an apostrophe.
+    """Returns a cell of a CSV file: a text that a spreadsheet would run gets an apostrophe.
 
-    They run what begins with =, +, - or @ when the file is opened. With a semicolon, a tab or a
-    line break a cell may begin too, as the user's language has it. What reads as a number stays.
+    That is what begins with =, +, - or @, also behind a semicolon, a tab or a line break, where a
+    cell begins in some languages. What reads as a number stays.
     """
     if not isinstance(value, str):
         return value
@@ -137,22 +136,13 @@ def as_yaml(value: Any) -> str:
 
 
 def nearest(name: Any, names: Sequence[Any]) -> str:
-    """Suggests the name that a misspelt one may stand for.
-
-    Returns:
-        "; did you mean NAME?", to end an error message, or "" if none of the names is close.
-    """
+    """Returns "; did you mean NAME?" for a misspelt name, or "" if none of the names is close."""
     close = get_close_matches(str(name), [as_yaml(other) for other in names], n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def no_such_key(key: str, known: Sequence[str]) -> str:
-    """Says that a config has no such key, and which ones there are.
-
-    Args:
-        key: the whole key, such as model.hiden.
-        known: the keys beside it, such as hidden.
-    """
+    """Says that a config has no key such as model.hiden, and which ones are beside it."""
     above, _, name = key.rpartition(".")
     holder = f"{above} has" if above else "there are"
     return f"{key}: no such key; {holder} {', '.join(known) or 'no keys'}{nearest(name, known)}"
@@ -197,15 +187,6 @@ PASSWORDS = re.compile(
     r"""(?:'[^'\n]*'|"[^"\n]*"|[^\s&'"]+)""",
     re.IGNORECASE,
 )
-# A database URL, read as SQLAlchemy reads it, with a password before the host or in the query.
-URL_WITH_PASSWORD = re.compile(
-    r"[\w+]+://(?:[^:/]*:[^@]*@|.*[?&](?:(?:ssl)?password|oauth_client_secret)=)", re.DOTALL
-)
-
-
-def has_password(url: str) -> bool:
-    """Whether a database URL carries a password."""
-    return any(URL_WITH_PASSWORD.match(text) for text in (url, unquote(url)))
 
 
 def mask_passwords(words: str) -> str:
