@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import inspect
 import io
 import json
 import logging
@@ -13,7 +14,6 @@ import sys
 import threading
 import time
 import warnings
-from pathlib import Path
 
 import hydra
 import numpy as np
@@ -22,12 +22,11 @@ import pandas
 import pytest
 import torch
 import yaml
-from commands import CANARY, QUICK, ROOT, environment, study, studyloom
+from commands import QUICK, ROOT, environment, study, studyloom
 from hydra.core.global_hydra import GlobalHydra
 
 import studyloom as api
-from studyloom.config.runs import note_run
-from studyloom.launch.task import Command
+from studyloom.files import mark_own
 from studyloom.storage.attributes import OF_TRIALS
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.rows import Rows, as_json, curve_rows
@@ -70,16 +69,18 @@ def test_exported_members():
         *("run", "search", "open_study", "load_winner", "__version__"),
     }
     assert {*api.__all__} <= {*dir(api)}
-
-
-@pytest.mark.parametrize("name", sorted({*api.__all__} - {"__version__"}))
-def test_what_is_exported_exists_and_is_described(name):
-    assert getattr(api, name).__doc__
-
-
-def test_a_name_that_does_not_exist_is_an_attribute_error():
+    assert all(getattr(api, name).__doc__ for name in {*api.__all__} - {"__version__"})
     with pytest.raises(AttributeError, match="no attribute 'serach'"):
         api.serach  # noqa: B018
+
+
+def test_run_is_one_function_for_pages_and_for_python():
+    from studyloom.run import run
+
+    assert api.run is run
+    assert list(inspect.signature(api.run).parameters) == ["source", "overrides", "quiet"]
+    expected = ["config_dir", "config_name", "overrides", "quiet"]
+    assert list(inspect.signature(api.search).parameters) == expected
 
 
 def test_importing_studyloom_takes_less_than_50_ms():
@@ -88,16 +89,6 @@ def test_importing_studyloom_takes_less_than_50_ms():
     command = [sys.executable, "-c", timed]
     outputs = [subprocess.check_output(command, text=True, env=environment()) for _ in range(3)]
     assert min(map(float, outputs)) < 0.05
-
-
-def test_run_is_a_module_that_can_be_called_whatever_was_imported_first(monkeypatch):
-    from studyloom.run import run
-
-    assert api.run is sys.modules["studyloom.run"]
-    assert callable(api.run)
-    assert api.run.run is run
-    monkeypatch.delattr(api, "run")  # as if nothing had been imported
-    assert api.run is sys.modules["studyloom.run"]
 
 
 def test_python_m_studyloom_is_the_command():
@@ -122,7 +113,10 @@ def by_command(tmp_path_factory):
 
 @pytest.mark.chaos
 def test_a_search_from_python_gives_the_trials_of_the_command(by_command, tmp_path):
-    search(tmp_path).close()
+    with search(tmp_path) as study:
+        line = "mnist: 3 of 3 trials"
+        assert line in repr(study)
+        assert f"trial {study.best.number}" in study._repr_html_()
     assert facts(tmp_path) == by_command[1]
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
     written = {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "best.yaml"}
@@ -185,15 +179,6 @@ def test_what_is_printed_names_a_command_that_resumes_the_study(tmp_path, capsys
     assert "6 of 6 trials" in done.stdout
 
 
-@pytest.mark.chaos
-def test_the_same_call_resumes_a_study(tmp_path):
-    search(tmp_path).close()
-    before = facts(tmp_path)[0]
-    with search(tmp_path, "study.trials=5") as study:
-        assert len(study.trials) == 5
-    assert facts(tmp_path)[0][:3] == before
-
-
 # What belongs to the process stays as it was
 
 
@@ -241,18 +226,6 @@ def test_a_study_runs_in_a_thread_and_one_at_a_time(tmp_path):
     assert (results, refused) == ([3], [True])
 
 
-@pytest.mark.chaos
-def test_a_password_is_in_no_file_and_not_in_the_environment_afterwards(tmp_path, postgres_url):
-    with search(tmp_path, f"storage.url='{postgres_url}'", "launcher.workers=2") as study:
-        assert len(study.to_dicts()) == 3
-        assert CANARY not in repr(study) + study._repr_html_()
-    assert "STUDYLOOM_STORAGE" not in os.environ
-    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    assert not any(CANARY.encode() in content for content in written)
-    with api.open_study(postgres_url) as study:
-        assert study.name == "mnist"
-
-
 @pytest.mark.parametrize("attributes", [(), OF_TRIALS], ids=["none", "called like ours"])
 def test_a_study_of_plain_optuna_is_looked_at_like_one_of_ours(attributes, sqlite_url, tmp_path):
     def objective(trial):
@@ -295,7 +268,8 @@ def test_all_mistakes_of_a_configuration_come_in_one_exception(tmp_path):
         ("conf/data/mnist.yaml", [], "defaults"),
         ("studies/__init__.py", [], "no function is decorated"),
         ("conf/mnist.yaml", "study.trials=3", "must be a list"),
-        ("conf/mnist.yaml", ["--multirun"], "must be Hydra's"),
+        ("conf/mnist.yaml", ["--multirun"], "must be a list of Hydra's"),
+        ("conf/mnist.yaml", ["storage.url=postgresql://u:p@h/d"], "must not have a password"),
         ("conf/mnist.yaml", ["study.dry_run=true"], "begins no study"),
     ],
 )
@@ -309,62 +283,6 @@ def test_another_question_under_the_same_name_is_an_exception(tmp_path):
     search(tmp_path).close()
     with pytest.raises(api.QuestionError, match=r"train\.epochs: 2 → 3"):
         search(tmp_path, "train.epochs=3")
-
-
-def open_databases(folder):
-    """Which databases below a folder this process holds open."""
-    held = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
-    return [path for path in held if path.startswith(str(folder)) and ".db" in path]
-
-
-def refuse(*_):
-    raise api.StorageError("no more connections")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="has no /proc")
-@pytest.mark.parametrize("place", ["create_study", "set_bounds", "begin_again"])
-def test_a_study_that_cannot_be_opened_is_told_and_leaves_nothing_open(
-    tmp_path, monkeypatch, place
-):
-    search(tmp_path).close()
-    events, overrides = tmp_path / "events.jsonl", []
-    monkeypatch.setenv("STUDYLOOM_EVENTS", str(events))
-    if place == "create_study":  # refuses itself
-        overrides, words = ["train.epochs=3"], "train.epochs: 2 → 3"
-    else:
-        monkeypatch.setattr(f"studyloom.commands.prepare.{place}", refuse)
-        words = "no more connections"
-    with pytest.raises(api.StudyloomError) as caught:  # which holds the frames
-        search(tmp_path, *overrides)
-    assert words in str(caught.value)
-    assert open_databases(tmp_path) == []
-    (event,) = map(json.loads, events.read_text().splitlines())
-    assert (event["event"], event["code"]) == ("exit", 2)
-    assert words in event["reason"]
-
-
-def test_a_mistake_of_the_configuration_is_told_at_the_end_too(tmp_path, monkeypatch):
-    events = tmp_path / "events.jsonl"
-    monkeypatch.setenv("STUDYLOOM_EVENTS", str(events))
-    with pytest.raises(api.ConfigError):
-        search(tmp_path, "study.trials=-1")
-    (event,) = map(json.loads, events.read_text().splitlines())
-    assert (event["event"], event["code"]) == ("exit", 2)
-
-
-def test_what_workers_that_died_have_left_is_removed_at_the_end(tmp_path, monkeypatch):
-    folders = []
-
-    class Seen:
-        def __init__(self, folder, *_):
-            folders.append(folder)
-
-        def remove_left(self, *_):
-            assert folders == [tmp_path / "kept"]
-
-    monkeypatch.setattr("studyloom.commands.run_study.TrialFiles", Seen)
-    search(tmp_path, f"checkpoints.dir={tmp_path / 'kept'}").close()
-    assert len(folders) == 1
 
 
 def test_a_study_whose_first_trial_fails_halts_with_an_exception(tmp_path):
@@ -512,12 +430,6 @@ def test_a_page_whose_package_is_another_one_here_is_named(tmp_path):
         api.run(tmp_path / "studies" / "spirals.py", quiet=True)
 
 
-def test_the_command_of_a_worker_is_that_of_the_call():
-    command = Command(("-m", "studyloom", "run", "conf/x.yaml"), ("a=1", "launcher.workers=2"))
-    assert command.worker() == ["-m", "studyloom", "run", "conf/x.yaml", "a=1", "launcher=join"]
-    assert command.page == ["python", "-m", "studyloom", "run", "conf/x.yaml"]
-
-
 # A look at a study
 
 
@@ -533,6 +445,14 @@ def test_trials_are_a_data_frame(finished):
     assert (frame["seconds"] > 0).all()
     assert frame["seconds"].max() < 30
     assert list(frame["epochs"]) == [2] * 4
+    curves = finished.curves()
+    assert list(curves.columns) == ["trial", "epoch", "value", "train_loss", "valid_loss"]
+    assert list(curves[curves.trial == 2].epoch) == [1, 2]
+    assert list(curves[curves.epoch == 2].value) == list(frame["value"])
+    assert finished.best.value == frame["value"].max()
+    assert finished.best.params == {"optimizer.lr": finished.best.config["optimizer"]["lr"]}
+    assert (finished.best.state, finished.baseline.number) == ("complete", 0)
+    assert finished.optuna.best_trial.number == finished.best.number
     assert list(frame["baseline"]) == [True, False, False, False]
     assert finished.to_dicts()[1]["value"] == frame["value"][1]
 
@@ -550,27 +470,6 @@ def test_without_pandas_trials_are_rows(finished, monkeypatch):
     assert list(finished.curves()[0]) == ["trial", "epoch", "value", "train_loss", "valid_loss"]
 
 
-def test_curves_have_a_row_for_each_epoch(finished):
-    curves = finished.curves()
-    assert list(curves.columns) == ["trial", "epoch", "value", "train_loss", "valid_loss"]
-    assert len(curves) == 8
-    assert list(curves[curves.trial == 2].epoch) == [1, 2]
-    last = curves[curves.epoch == 2].value
-    assert list(last) == list(finished.trials["value"])
-    assert curves.notna().all().all()
-
-
-def test_best_and_baseline_are_trials(finished):
-    best, frame = finished.best, finished.trials
-    assert best.value == frame["value"].max()
-    assert best.params == {"optimizer.lr": best.config["optimizer"]["lr"]}
-    assert best.values == {"accuracy": best.value}
-    assert best.state == "complete"
-    assert finished.baseline.number == 0
-    with pytest.raises(AttributeError):
-        best.value = 1.0
-
-
 def test_the_winner_is_what_winner_json_holds(finished):
     winner = finished.winner
     written = json.loads((finished.run_dir / "winner.json").read_text())
@@ -579,12 +478,6 @@ def test_the_winner_is_what_winner_json_holds(finished):
     assert winner.test == written["test"]["winner"]["mean"]
     assert winner.params == {"optimizer.lr": winner.config["optimizer"]["lr"]}
     assert winner.details == written
-
-
-def test_the_study_is_an_optuna_study_too(finished):
-    assert finished.optuna.best_trial.number == finished.best.number
-    figure = optuna.visualization.plot_optimization_history(finished.optuna)
-    assert len(figure.data[0].y) == 4
 
 
 def test_the_report_is_written_where_the_study_runs(finished, tmp_path):
@@ -597,12 +490,6 @@ def test_the_report_is_written_where_the_study_runs(finished, tmp_path):
         assert study.report(tmp_path) == tmp_path / "report.html"
 
 
-def test_a_study_shows_itself(finished):
-    line = "mnist: 4 of 4 trials – 4 complete, 0 pruned, 0 failed"
-    assert repr(finished) == f"<studyloom.Study {line}>"
-    assert f"trial {finished.best.number}" in finished._repr_html_()
-
-
 def test_what_a_notebook_shows_is_escaped(tmp_path, monkeypatch):
     with search(tmp_path, "study.name='<img src=x>'", "study.trials=1") as study:
         assert "&lt;img src=x&gt;: 1 of 1 trials" in study._repr_html_()
@@ -613,16 +500,6 @@ def test_what_a_notebook_shows_is_escaped(tmp_path, monkeypatch):
         assert "<script>" not in rows._repr_html_()
         assert "<b>" not in rows._repr_html_()
         assert "\u202e" not in Rows(("a\u202e",), (("b\u202e",),))._repr_html_()
-
-
-def test_several_values_have_a_column_each(tmp_path):
-    two = "objective.metric=[accuracy,parameters]"
-    with search(tmp_path, two, "space=mlp", "study.trials=2") as study:
-        frame = study.trials
-        assert {"values.accuracy", "values.parameters"} <= {*frame.columns}
-        assert "value" not in frame.columns
-        assert study.best.value == study.best.values["accuracy"]
-        assert study.best.values["parameters"] > 0
 
 
 def test_a_study_that_does_not_exist_is_named(tmp_path, finished):
@@ -688,43 +565,6 @@ def test_the_winner_predicts(finished):
     assert "MLP: 1 × 28 × 28 → classes" in repr(winner)
 
 
-@pytest.mark.parametrize(
-    "inputs", [np.zeros((3, 28)), np.zeros((0, 1, 28, 28)), 3.0, "picture.png", [["a"]]]
-)
-def test_inputs_of_another_shape_are_refused(finished, inputs):
-    with pytest.raises(api.PredictError, match="inputs must"):
-        api.load_winner(finished.run_dir).predict(inputs)
-
-
-def test_a_folder_without_a_winner_is_named(tmp_path):
-    with pytest.raises(api.PredictError, match=r"no winner\.json"):
-        api.load_winner(tmp_path)
-
-
-def test_a_winner_that_names_foreign_code_is_not_executed(finished, tmp_path):
-    for name in ("winner.yaml", "winner.pt"):
-        (tmp_path / name).write_bytes((finished.run_dir / name).read_bytes())
-    answer = json.loads((finished.run_dir / "winner.json").read_text())
-    del answer["files"]  # whoever changes winner.yaml changes its digest too
-    (tmp_path / "winner.json").write_text(json.dumps(answer))
-    text = (tmp_path / "winner.yaml").read_text()
-    (tmp_path / "winner.yaml").write_text(text.replace("studyloom.models.MLP", "test_api.broken"))
-    with pytest.raises(api.ConfigError, match=r"test_api\.broken"):
-        api.load_winner(tmp_path)
-
-
-def test_a_winner_of_a_table_predicts_numbers_or_names(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    few = ["study.trials=1", "train.epochs=2", "winner.top=1", "winner.seeds=1", *ONE[:1]]
-    few += [f"run_dir={tmp_path}", "objective.folds=1"]
-    with api.run(Path("studies/breast_cancer.py"), few, quiet=True) as study:
-        assert study.winner.value > 0
-    winner = api.load_winner(tmp_path)
-    prediction = winner.predict(np.zeros(winner.shape))
-    assert prediction.classes.shape == (1,)
-    assert len(prediction.names) in (0, 1)
-
-
 def loop_winner(folder, **sections):
     """Writes the winner of a loop of one's own, which no command of this user has made."""
     whole = {"objective": {"_target_": "mine.train"}, "params": {"lr": 0.1}} | sections
@@ -733,39 +573,21 @@ def loop_winner(folder, **sections):
     return folder
 
 
-def test_a_loop_of_one_s_own_may_be_named_by_the_winner_and_is_not_imported(tmp_path):
+def test_the_winner_of_a_loop_from_elsewhere_names_its_loop_and_no_other_code(tmp_path):
     winner = api.load_winner(loop_winner(tmp_path))
     assert winner.config == {"objective": {"_target_": "mine.train"}, "params": {"lr": 0.1}}
     assert "mine" not in sys.modules
-
-
-@pytest.mark.parametrize(
-    ("sections", "words"),
-    [
-        ({"params": {"lr": "${oc.env:HOME}"}}, r"params\.lr: .* is an interpolation"),
-        ({"objective": "${params}"}, "objective: .* is an interpolation"),
+    for sections, words in (
+        ({"params": {"lr": "${oc.env:HOME}"}}, r"params\.lr: .* an interpolation"),
         ({"objective": {"_target_": "${oc.env:HOME}"}}, r"objective\._target_: .* interpolation"),
-        (
-            {"params": {"net": {"_target_": "os.system"}}},
-            r"net\._target_: os\.system is not",
-        ),
+        ({"params": {"net": {"_target_": "os.system"}}}, r"net\._target_: os\.system is not"),
         ({"objective": {"_target_": "mine.train", "by": {"_target_": "os.system"}}}, r"os\.system"),
-        ({"model": {"_target_": "test_api.broken"}}, r"model\._target_: test_api\.broken is not"),
-    ],
-)
-def test_the_winner_of_a_loop_from_elsewhere_names_no_code_and_reads_no_environment(
-    tmp_path, sections, words
-):
-    with pytest.raises(api.ConfigError, match=words):
-        api.load_winner(loop_winner(tmp_path, **sections))
-
-
-def test_code_that_is_trusted_or_of_one_s_own_run_may_be_named_by_the_winner(tmp_path):
-    sections = {"model": {"_target_": "test_api.broken"}}
-    assert api.load_winner(loop_winner(tmp_path, **sections), trust=["test_api"]).config.model
-    (tmp_path / ".hydra").mkdir()
-    (tmp_path / ".hydra" / "config.yaml").write_text("study: {name: s}\n")
-    note_run(tmp_path)
+    ):
+        with pytest.raises(api.ConfigError, match=words):
+            api.load_winner(loop_winner(tmp_path, **sections))
+    own = {"model": {"_target_": "test_api.broken"}}
+    assert api.load_winner(loop_winner(tmp_path, **own), trust=["test_api"]).config.model
+    mark_own(tmp_path)
     assert api.load_winner(tmp_path).config.model
 
 

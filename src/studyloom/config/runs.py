@@ -65,11 +65,7 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
     """Reads the storage URL and the name of the study of a run directory.
 
     Args:
-        run_dir: where the study runs or ran, possibly moved since.
         trusted: whether the user says that it is theirs, which is noted.
-
-    Returns:
-        The URL and the name.
 
     Raises:
         ConfigError: no study has run there, or the URL of its database is not set there, or is
@@ -79,9 +75,8 @@ def read_run(run_dir: Path, *, trusted: bool = False) -> tuple[str, str]:
     if trusted:
         mark_own(run_dir)
     own = trusted or is_own(run_dir)
-    if not own:
-        config = _without_outside(run_dir, config)
     try:
+        config = config if own else _without_outside(run_dir, config)
         url = storage_url(config)
     except (InterpolationResolutionError, AttributeError):  # the variable is not set; no section
         url = None
@@ -138,12 +133,12 @@ def _without_outside(run_dir: Path, config: DictConfig) -> DictConfig:
         ConfigError: that depends on a file, or on a variable that is not STUDYLOOM_STORAGE.
     """
     whole: Any = OmegaConf.to_container(config, resolve=False)
-    kept: dict[str, Any] = {"run_dir": str(run_dir)}
-    for section in ("storage", "study"):
-        kept[section] = whole.get(section) if isinstance(whole.get(section), dict) else {}
-    storage, study = kept["storage"], kept["study"]
-    kept["storage"] = {"url": storage.get("url")}
-    kept["study"] = {"name": study.get("name")}
+    storage, name = whole.get("storage", {}), whole.get("study", {}).get("name")
+    kept = {
+        "run_dir": str(run_dir),
+        "storage": {"url": storage.get("url")},
+        "study": {"name": name},
+    }
     if storage.get("file") is not None or RESOLVER.search(str(kept)):
         raise _not_own(run_dir, "has its database's address read from a file or the environment")
     return OmegaConf.create(kept)
@@ -165,7 +160,6 @@ def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator
     Hydra is set up for the config inside the `with` block.
 
     Args:
-        run_dir: where the command ran.
         overrides: replace the command's own overrides of the same keys.
         trusted: whether the user says that it is theirs, which is noted.
 

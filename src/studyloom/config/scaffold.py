@@ -21,15 +21,12 @@ SHARED = "studies/__init__.py"
 
 
 def write_study(name: str, folder: Path, kind: str = "tensors") -> dict[Path, str]:
-    """Writes the files of a new study.
+    """Writes the files of a new study into a project, and returns what each of them is.
 
     Args:
         name: of the study and its modules: lower-case letters, digits and _.
-        folder: the project; created if it does not exist.
+        folder: of the project, which is made if it is missing.
         kind: of training, one of KINDS.
-
-    Returns:
-        A description of each file, by path.
 
     Raises:
         ScaffoldError: every reason why it cannot be written; nothing is written then.

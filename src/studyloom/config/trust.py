@@ -134,7 +134,6 @@ def read_yaml(path: Path) -> DictConfig:
 
     Raises:
         ConfigError: it is no YAML, or no mapping.
-        OSError: it cannot be read.
     """
     try:
         config = OmegaConf.create(path.read_text())
@@ -147,16 +146,7 @@ def read_yaml(path: Path) -> DictConfig:
 
 
 def load_foreign(path: Path, trusted: Sequence[str] = ()) -> DictConfig:
-    """Reads a config from elsewhere and checks its targets; calls nothing that it names.
-
-    Args:
-        path: a YAML file.
-        trusted: further packages, modules, classes or functions that it may name.
-
-    Raises:
-        ConfigError: every mistake in it, and every target that is not trusted.
-        OSError: the file cannot be read.
-    """
+    """Reads a YAML file from elsewhere and checks its targets, as `check_targets` does."""
     config = read_yaml(path)
     check_targets(config, trusted)
     return config
@@ -166,8 +156,7 @@ def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
     """Checks every `_target_` of a config, at any depth, before anything is built from it.
 
     Args:
-        config: OmegaConf nodes, or plain dicts and lists. Interpolations are mistakes, and are
-            never resolved.
+        config: OmegaConf nodes, or plain values. Interpolations are mistakes, and not resolved.
         trusted: further packages, modules, classes or functions that it may name.
 
     Raises:
@@ -213,12 +202,7 @@ def needed_trust(config: Mapping[str, Any]) -> list[str]:
 
 
 def content_mistakes(config: Any, agreed: Sequence[str]) -> Iterator[Mistake]:
-    """Finds what sections of a config from elsewhere must not set.
-
-    Args:
-        config: sections as plain Python, as they lie in the composed config.
-        agreed: keys and packages on the command line's `trust=[…]`.
-    """
+    """Finds what sections of a config from elsewhere, as plain values, must not set."""
     packages = _packages_of(agreed)
     for section, content in config.items():
         if section in NEVER:
