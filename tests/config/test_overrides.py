@@ -1,7 +1,7 @@
 import pytest
 
 from studies import CONF
-from studyloom.config.overrides import find_override_mistakes, group_options
+from studyloom.config.overrides import find_override_mistakes
 
 WRONG = {
     "model=mpl": [
@@ -72,8 +72,3 @@ def test_options_in_a_folder_of_ones_own_are_known_wherever_it_is_named(tmp_path
     ]
     (line,) = find_override_mistakes(CONF, "mnist", argv)
     assert line.startswith("study.trails: no such key")
-
-
-def test_the_options_of_a_group_are_its_files(composing):
-    assert group_options("model") == ["cnn", "gru", "lstm", "mlp", "rnn", "transformer"]
-    assert group_options("modle") == []
