@@ -21,6 +21,12 @@ def question(request):
     return ask(*RANDOM, *KINDS[request.param])
 
 
+@pytest.fixture
+def url(sqlite_url):
+    """The tests of storage hold on PostgreSQL what these assume of a database."""
+    return sqlite_url
+
+
 @pytest.fixture(autouse=True)
 def checkpoints(tmp_path, monkeypatch):
     """The folder where the worker saves checkpoints."""

@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-import sqlite3
 
 import optuna
 import pytest
@@ -13,7 +12,6 @@ from optuna.trial import create_trial
 from toy_worker import RANDOM, work
 from toys import ask, fill
 
-from studyloom.config.runs import note_run
 from studyloom.errors import ConfigError
 from studyloom.storage.attributes import PLANNED, SLOT
 from studyloom.study import earlier_studies
@@ -163,35 +161,6 @@ def test_what_cannot_be_read_is_noted_and_the_rest_is_taken(runs):
         assert any(f"{runs / name} cannot be read: " in note for note in remembered.notes), name
 
 
-def test_a_study_that_is_gone_does_not_hide_the_others_of_its_database(runs, postgres_url):
-    finished(postgres_url, name="there").close()
-    for number, name in enumerate(("there", "gone")):  # the newest is looked at first
-        note_run(run_of(runs / name, name=name, url=postgres_url))
-        os.utime(runs / name, (number, number))
-    remembered = found(runs)
-    assert labels(remembered) == {str(runs / "there")}
-    (note,) = remembered.notes
-    assert f"{runs / 'gone'} cannot be read: " in note
-    assert "no study 'gone'" in note
-
-
-def test_many_that_cannot_be_read_are_counted(runs):
-    for number in range(9):
-        (run_of(runs / f"r{number}") / "study.db").write_bytes(b"no database")
-    assert found(runs).notes[-1] == "study.from=auto: 4 more are left out"
-    assert len(found(runs).notes) == 6
-
-
-def test_no_database_outside_of_a_strangers_folder_is_opened(runs, url, tmp_path):
-    finished(url, name="private")
-    run_of(runs / "a", name="private", url=url)
-    run_of(runs / "b", name="private", file=str(tmp_path / "url"))
-    remembered = found(runs)
-    assert remembered.studies == []
-    assert len(remembered.notes) == 2
-    assert CANARY not in "".join(remembered.notes)
-
-
 def test_no_server_of_a_strangers_folder_is_started(runs):
     folder = run_of(runs / "server", url="embedded_postgres:///x")
     data = folder / "postgres" / "data"
@@ -201,22 +170,6 @@ def test_no_server_of_a_strangers_folder_is_started(runs):
     (note,) = found(runs).notes
     assert "is not started" in note
     assert not (folder / "postgres" / "keeper.lock").exists()
-
-
-def test_hostile_names_and_values_cost_no_more_than_their_trial(runs):
-    folder = sibling(runs, "odd", trials=4)
-    with sqlite3.connect(folder / "study.db") as connection:
-        names = ["a[", "..", "", "model.mlp.hidden[0]"]
-        ids = [row[0] for row in connection.execute("SELECT trial_id FROM trials LIMIT 3")]
-        for trial_id, name in zip(ids, names, strict=False):
-            connection.execute(
-                "UPDATE trial_params SET param_name = ? WHERE param_id = "
-                "(SELECT min(param_id) FROM trial_params WHERE trial_id = ?)",
-                (name, trial_id),
-            )
-    remembered = found(runs)
-    assert len(remembered.studies) == 1
-    assert starts_of(ask(*AUTO), remembered).points
 
 
 # What is taken of them
@@ -308,14 +261,6 @@ def test_a_list_of_sources_gives_a_portfolio_and_each_is_read_once(url, runs):
     assert {start.source.rpartition(",")[0] for start in half.points} == {str(a)}
 
 
-def test_one_study_under_two_names_counts_once(runs):
-    a = sibling(runs, "a")
-    shutil.copytree(a, runs / "b")
-    listed = ask(*RANDOM, f"study.from=[{a},{runs / 'b'}]", "study.top=2")
-    starts = find_warm_starts(listed, Begun(), read_earlier)
-    assert f"{runs / 'b'} is the study of {a}; it counts once" in starts.notes
-
-
 def test_all_wrong_sources_of_a_list_are_named_at_once(runs):
     listed = f"study.from=[nowhere,7,auto,'mysql://host/x',{sibling(runs, 'a')}]"
     question = ask(*RANDOM, listed, "study.top=0")
@@ -330,16 +275,3 @@ def test_all_wrong_sources_of_a_list_are_named_at_once(runs):
         "study.top must be at least 1; got 0",
     ):
         assert words in text, (words, text)
-
-
-def test_a_source_that_is_not_finished_is_taken_and_said(runs):
-    a = sibling(runs, "a", trials=5, done=3)
-    starts = find_warm_starts(ask(*RANDOM, f"study.from={a}"), Begun(), read_earlier)
-    assert f"{a}: is not finished: 2 trials are open" in starts.notes
-    assert len(starts.points) == 3
-
-
-def test_a_grid_has_no_use_for_auto():
-    grid = ask(*RANDOM[:-2], "sampler=grid", "~space.optimizer", "~space.model", "study.from=auto")
-    with pytest.raises(ConfigError, match="sampler=grid: tries each point of the space once"):
-        find_warm_starts(grid, Begun(), read_earlier)

@@ -1,6 +1,5 @@
 """Failures: their kinds, their effect on the study and the sampler, and their counts."""
 
-import io
 from types import SimpleNamespace
 
 import pytest
@@ -9,15 +8,13 @@ from optuna import TrialPruned
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState, create_trial
 from toy_worker import fresh, work
-from toys import TINY, ask, fill
+from toys import TINY, ask
 
 from studyloom.errors import ClaimLost, Diverged, Halted, StorageLost
 from studyloom.question.question import Question
-from studyloom.storage.attributes import FAILURE, HALTED, REASON
+from studyloom.storage.attributes import FAILURE, REASON
 from studyloom.study.failures import count_failures, outcome
-from studyloom.study.rows import as_csv, trial_rows
 from studyloom.study.worker import Worker
-from studyloom.views.terminal import make_console, print_trials
 
 
 class Broken(torch.nn.Module):
@@ -208,18 +205,3 @@ def test_a_password_in_the_words_of_an_error_is_stored_nowhere(sqlite_url, broke
     assert failed.user_attrs[REASON] == "OSError: cannot reach postgresql://bob:***@db/x"
     told = [failed.user_attrs, stored.optuna.user_attrs, halted.value, caplog.text]
     assert all("***@db" in str(words) and "hunter2" not in str(words) for words in told)
-
-
-def test_a_password_that_an_earlier_version_has_stored_is_not_told(sqlite_url, broken):
-    stored = fresh(sqlite_url, broken(None), 1)
-    stored.optuna.set_user_attr(HALTED, SECRET)
-    assert stored.halted() == SECRET.replace("hunter2", "***")
-    with pytest.raises(Halted, match=r"bob:\*\*\*@db"):
-        stored.check_halted()
-    trial = create_trial(state=TrialState.FAIL, user_attrs={FAILURE: "error", REASON: SECRET})
-    fill(stored, trial)
-    print_trials(stored, make_console(printed := io.StringIO()))
-    told = [as_csv(trial_rows(stored)), printed.getvalue()]
-    assert all("hunter2" not in words and "***" in words for words in told)
-    (count,) = count_failures([trial])
-    assert count.reason == count.first_reason == SECRET.replace("hunter2", "***")

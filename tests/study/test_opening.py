@@ -1,19 +1,17 @@
 """Studies created and opened in their database, and compared with their question."""
 
-import os
-
 import optuna
 import pytest
-from commands import ROOT
 from optuna.trial import create_trial
-from sqlalchemy.engine import make_url
 from toy_worker import RANDOM, fresh, work
 from toys import ask
 
 from studyloom.errors import QuestionError, StorageError
-from studyloom.storage.database import connect, plain_engine
+from studyloom.moved import MOVED
+from studyloom.storage.attributes import FORMAT
+from studyloom.storage.database import connect
 from studyloom.storage.ledger import Ledger
-from studyloom.study.opening import create_study, differences, open_study
+from studyloom.study.opening import check_question, create_study, differences, open_study
 
 
 @pytest.mark.parametrize("question", ["network"], indirect=True)
@@ -63,26 +61,31 @@ def test_a_study_of_another_program_is_refused_and_stays_as_it_was(url, question
     assert len(open_study(url, "s").trials()) == 1, "its points may be where another one begins"
 
 
-def test_the_rights_that_the_readme_grants_are_enough_for_a_study(postgres_url, question):
-    sections = ROOT.joinpath("conf/README.md").read_text().split("```")
-    statements = next(section for section in sections if section.startswith("sql\nCREATE DATABASE"))
-    role = f"least_{os.getpid()}"
-    with plain_engine(make_url(postgres_url)).connect() as connection:
-        try:
-            for statement in (
-                statements.removeprefix("sql").replace("studyloom", role).split(";")[1:-1]
-            ):
-                connection.exec_driver_sql(statement)
-            url = make_url(postgres_url).set(username=role).render_as_string(hide_password=False)
-            stored = fresh(url, question, 2)
-            work(question, stored, 2)
-            assert stored.ledger.counts()["done"] == 2
-        finally:
-            connection.exec_driver_sql(f"DROP OWNED BY {role} CASCADE")
-            connection.exec_driver_sql(f"DROP ROLE {role}")
-
-
 def test_a_study_that_is_not_there_is_named_with_those_that_are(sqlite_url, question):
     fresh(sqlite_url, question, 1, name="mine")
     with pytest.raises(StorageError, match="no study 'yours'; it holds mine"):
         open_study(sqlite_url, "yours")
+
+
+def test_a_study_of_another_format_is_refused_with_the_version_that_made_it(sqlite_url, question):
+    stored = fresh(sqlite_url, question, 1)
+    for number in (2, None):
+        stored.optuna.set_user_attr(FORMAT, number)
+        for opened in (lambda: open_study(sqlite_url, "s"), lambda: fresh(sqlite_url, question, 1)):
+            with pytest.raises(StorageError, match=rf"in format {number}, by studyloom 0\.1\.0,"):
+                opened()
+    stored.optuna.set_user_attr(FORMAT, 1)
+    assert open_study(sqlite_url, "s").question() == question.identity("toy")
+
+
+def test_what_has_moved_is_the_same_on_both_sides_and_nothing_else_is(
+    monkeypatch,
+):
+    monkeypatch.setitem(MOVED, "package.old", "package.new")
+    was = {"model._target_": "package.old.Net", "steps": [{"_target_": "package.new.Crop"}]}
+    now = {"model._target_": "package.new.Net", "steps": [{"_target_": "package.old.Crop"}]}
+    for one, other in ((was, now), (now, was)):
+        assert check_question("s", one, other) == one
+    monkeypatch.delitem(MOVED, "package.old")
+    with pytest.raises(QuestionError, match=r"package\.old\.Net → package\.new\.Net"):
+        check_question("s", was, now)

@@ -262,16 +262,6 @@ def test_of_trials_that_may_be_promoted_the_highest_rung_and_the_best_come_first
     assert not order.goes_on([*low, *high], 5)
 
 
-def test_of_equal_values_the_earlier_trial_is_promoted():
-    order = order_of()
-    assert order.promotable([standing(slot, OPEN, 0.5) for slot in (2, 0, 1)]) == [0]
-
-
-def test_less_is_better_where_the_goal_says_so():
-    order = order_of(Goal("loss", "minimize"))
-    assert order.promotable([standing(slot, OPEN, 0.5 - slot) for slot in range(3)]) == [2]
-
-
 def test_nan_is_never_promoted_and_told_at_once():
     order = order_of()
     slots = [standing(slot, OPEN, math.nan) for slot in range(3)]

@@ -13,7 +13,6 @@ from studyloom.processes import worker_id
 from studyloom.storage.attributes import EPOCHS, MADE, PAUSED, REASON, RUNGS, SLOT, TIMES
 from studyloom.study.failures import outcome
 from studyloom.study.opening import open_study
-from studyloom.study.promotion import Promotion
 from studyloom.study.reporter import Reporter
 from studyloom.training.checkpoint import Checkpoint
 from studyloom.views.status import as_json, print_status, read_status
@@ -216,24 +215,6 @@ def test_the_pruned_stay_so_when_the_budget_grows(sqlite_url, promoted, undistur
     check(stored, undisturbed, checkpoints)
 
 
-def test_what_a_dead_worker_left_of_an_ended_trial_is_removed(sqlite_url, promoted, checkpoints):
-    stored = fresh(sqlite_url, promoted, 3)
-    saved, kept = Checkpoint.save, {}
-
-    def note(self, state):
-        kept[self.path.name] = self
-        saved(self, state)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoint, "save", note)
-        work(promoted, stored, 3)
-    saved(kept["trial-1.pt"], {})
-    foreign = Checkpoint(checkpoints / "trial-0.pt", "of another study")
-    foreign.save({})
-    work(promoted, stored, 3)
-    assert [path.name for path in checkpoints.iterdir()] == ["trial-0.pt"]
-
-
 def keeps_nothing(config, run):
     """A loop that reports and keeps nothing, and hands its run on so that nobody can tell."""
     report_all(run)
@@ -256,7 +237,3 @@ def test_a_loop_that_keeps_nothing_ends_the_study_in_trial_0(sqlite_url):
         work(question, stored, 3)
     (trial,) = stored.trials()
     assert "pruner=promotion goes on with trials from their state" in trial.user_attrs[REASON]
-
-
-def test_promotion_alone_is_no_stopping_pruner():
-    assert not Promotion().prune(None, None)

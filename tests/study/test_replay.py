@@ -22,18 +22,13 @@ from studyloom.storage.attributes import EPOCHS, FAILURE, MADE, REASON
 from studyloom.study import failures
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.replay import (
-    Course,
-    ExpectedTrial,
     Provenance,
     Tolerance,
-    compare,
     load_data,
     train_again,
 )
 from studyloom.study.reporter import Limits
 from studyloom.study.worker import Worker
-from studyloom.text import format_ranges
-from studyloom.training.job import Epoch
 from studyloom.views import replay
 
 SPLIT = toy_split()
@@ -141,19 +136,6 @@ def test_a_pruned_trial_is_replayed_up_to_where_it_was_cut(work, again, kind, mo
     assert "epoch 2/" not in text
 
 
-@pytest.mark.parametrize("kept", [1, 2])
-def test_a_trial_pruned_between_its_jobs_is_replayed_with_those_that_were_trained(
-    work, again, kind, monkeypatch, kept
-):
-    monkeypatch.setattr(
-        optuna.Trial, "should_prune", lambda trial: trial.number == 1 and trial_step(trial) == kept
-    )
-    stored = work(*TINY, *kind, "sampler=random", "pruner=wilcoxon", "objective.folds=3")
-    assert stored.trials()[1].state == optuna.trial.TrialState.PRUNED
-    code, text = again(stored, 1)
-    assert (code, "equal bit for bit: 2 epochs of" in text) == (0, True), text
-
-
 def trial_step(trial):
     return trial.storage.get_trial(trial._trial_id).last_step
 
@@ -207,15 +189,6 @@ def returns(*values):
     return lambda config, run: next(left)
 
 
-def test_a_loop_that_reports_nothing_is_replayed_by_its_value(work, again, monkeypatch):
-    monkeypatch.setattr(toys, "train", returns(0.5, 0.5, 0.25))
-    stored = work(*RANDOM, *LOOP[:1], LOOP[2], trials=1)
-    code, text = again(stored)
-    assert (code, "0 epochs of accuracy, and the value at the end" in text) == (0, True), text
-    code, text = again(stored)
-    assert (code, "different from epoch 0, accuracy: stored 0.5, now 0.25" in text) == (1, True)
-
-
 def test_a_loop_that_fails_at_its_end_fails_there_again(work, again, monkeypatch):
     def late(config, run):
         run.report(accuracy=0.5)
@@ -227,22 +200,6 @@ def test_a_loop_that_fails_at_its_end_fails_there_again(work, again, monkeypatch
     stored = work(*RANDOM, *LOOP[:1], LOOP[2], trials=0)
     code, text = again(stored)
     assert (code, "1 epoch of accuracy, and the same failure" in text) == (0, True), text
-
-
-def test_quantities_that_a_loop_tells_now_and_then_are_compared(work, again, monkeypatch):
-    def train(config, run):
-        for epoch in run.epochs(3):
-            run.report(accuracy=epoch, **({"recall": 0.5} if epoch == 2 else {}))
-        return run.value
-
-    monkeypatch.setattr(toys, "train", train)
-    stored = work(*RANDOM, *LOOP[:1], LOOP[2], trials=1)
-    code, text = again(stored)
-    assert (code, "3 epochs of accuracy, recall, and" in text) == (0, True), text
-    curve = curve_of(stored)
-    curve["recall"] = [None, 0.25, 0.5]
-    code, text = again(tampered(stored, **{EPOCHS: curve}))
-    assert (code, "different from epoch 2, recall: stored 0.25, now 0.5" in text) == (1, True)
 
 
 def test_a_tampered_curve_is_found_with_the_first_difference(work, again, kind):
@@ -300,45 +257,12 @@ def test_the_threads_of_the_trial_are_used_and_given_back(work, again, monkeypat
         assert torch.get_num_threads() == before
 
 
-def test_threads_that_are_not_to_be_had_leave_a_tolerance(work, again, monkeypatch):
-    stored = work(*RANDOM)
-    made, curve, here = stored_provenance(stored), curve_of(stored), torch.get_num_threads()
-    made["environment"]["threads"] = here + 1
-    curve["valid_loss"][1] *= 1 + 1e-7  # as sums in another order come out
-    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    code, text = again(tampered(stored, **{MADE: made, EPOCHS: curve}))
-    assert code == 0
-    assert "equal within tolerance" in text
-    assert f"threads: {here + 1} → {here}" in text
-
-
-@pytest.mark.parametrize("width", [40, 80])
-def test_no_line_of_a_replay_is_wider_than_the_terminal(work, again, width):
-    stored = work(*RANDOM)
-    curve = curve_of(stored)
-    curve["valid_loss"][1] += 1e-3
-    curve["train_loss"][0] = 4.5e28
-    text = again(tampered(stored, **{EPOCHS: curve}), width=width)[1]
-    assert max(map(len, text.splitlines())) <= width
-    assert "…" not in text
-    assert "-1.0e-03" in text
-    assert "4.5e+28" in text
-
-
 @pytest.mark.parametrize(
     ("off", "holds"),
     [(0.0, True), (1 / 40, True), (-1 / 40, True), (1.1 / 40, False), (2 / 40, False)],
 )
 def test_accuracy_may_be_off_by_some_images(off, holds):
     assert Tolerance(0.05, 1, 40).holds("value", 0.9, 0.9 + off) == holds
-
-
-def test_a_replay_that_fails_where_the_trial_did_not_is_different():
-    expected = ExpectedTrial({"value": [0.5, 0.6]}, None, [1, 1])
-    now = [Epoch(1, 1.0, 1.0, 0.5, 0.1, 1.0)]
-    failure = failures.Failure("error", "ValueError: no")
-    (difference,) = compare(expected, Course(now, failure), None)
-    assert str(difference) == "epoch 2, failure: stored none, now error (ValueError: no)"
 
 
 # What cannot be replayed
@@ -355,11 +279,6 @@ def test_a_trial_that_is_not_there_or_stored_nothing_is_named_with_those_that_di
         ValueError, match=r"trial 3 \(running\) stored nothing .*; those that can be replayed: 0-2$"
     ):
         again(stored, 3)
-
-
-def test_numbers_are_written_as_ranges():
-    assert format_ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
-    assert format_ranges([]) == ""
 
 
 @pytest.mark.parametrize(

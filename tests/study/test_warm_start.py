@@ -5,7 +5,7 @@ import pytest
 import yaml
 from commands import CANARY, QUICK, study
 from optuna.trial import TrialState
-from toys import TINY, TWO, Never, ask, toy_folds, toy_split
+from toys import TINY, Never, ask, toy_folds, toy_split
 
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
@@ -137,12 +137,6 @@ def test_all_that_is_wrong_with_points_is_told_at_once():
 )
 def test_a_start_that_cannot_be_is_refused(overrides, words):
     assert any(words in line for line in mistakes_of(*overrides))
-
-
-def test_a_grid_has_no_use_for_points():
-    space = ("sampler=grid", "~space.optimizer", "~space.model")
-    (mistake,) = mistakes_of(*space, "study.enqueue=[{train.batch_size:16}]")
-    assert mistake.startswith("sampler=grid: tries each point of the space once")
 
 
 def test_the_question_is_the_same_with_points_and_without(question):
@@ -286,13 +280,6 @@ def test_a_url_is_a_source_too_and_shows_no_password(earlier, url, question, tmp
         assert CANARY not in repr((starts.sources, starts.notes, starts.points[0].source))
 
 
-def test_where_a_database_holds_several_studies_one_is_to_be_named(sqlite_url, question, tmp_path):
-    for name in ("a", "b"):
-        begun(sqlite_url, question, 1, tmp_path, name)
-    (mistake,) = mistakes_of(f"study.from={sqlite_url}")
-    assert "holds a, b; write URL#NAME" in mistake
-
-
 def test_what_does_not_fit_another_space_is_said_and_left_out(earlier):
     narrow = ask(
         *RANDOM, f"study.from={earlier}", "space.model.mlp.hidden.length.int=[1,1]", "~space.train"
@@ -355,16 +342,3 @@ def test_a_warm_start_is_told_and_the_same_command_goes_on_without_its_source(tm
     assert len(trials) == 5
     assert all(trial.params in [early.params for early in trials[:3]] for trial in best)
     assert any(str(trial.user_attrs.get(ENQUEUED)).startswith(str(first)) for trial in trials)
-
-
-def test_a_study_begins_with_the_best_of_one_with_two_objectives_by_its_rule(sqlite_url, tmp_path):
-    question = ask(*TWO)
-    earlier = create_study(sqlite_url, "earlier", question.identity("toy"), 5, goals=question.goals)
-    work(question, earlier, 5, tmp_path)
-    best = [trial.params for trial in earlier.ranked()][:2]
-    source = f"study.from='{sqlite_url}#earlier'"
-    for metric in ("accuracy", "[accuracy,parameters]"):
-        starts = find_warm_starts(
-            ask(*TWO, f"objective.metric={metric}", source, "study.top=2"), Begun(), read_earlier
-        )
-        assert [start.point.params for start in starts.points] == best

@@ -1,11 +1,9 @@
 """Trials of several folds and seeds, in lockstep and in turn."""
 
-from statistics import fmean
-
 import numpy as np
 import pytest
 from optuna.trial import TrialState
-from toy_worker import FOLDS, RANDOM, SPLIT, Killed, LockedDatabase, fresh, work
+from toy_worker import FOLDS, RANDOM, SPLIT, LockedDatabase, fresh, work
 from toys import TINY, Signal, ask, toy_folds
 
 from studyloom.config.values import with_values
@@ -113,19 +111,6 @@ def test_a_trial_over_folds_that_was_stopped_equals_one_that_was_not(
     assert timeless(resumed) == timeless(never_stopped)
 
 
-def test_jobs_in_turn_come_to_the_value_and_the_curve_of_lockstep(sqlite_url):
-    studies = []
-    for pruner in ("none", "wilcoxon"):
-        question = ask(*IN_TURN, f"pruner={pruner}")
-        studies.append(fresh(sqlite_url, question, 1, name=pruner))
-        work(question, studies[-1], 1, folds=FIVE)
-    (lockstep,), (in_turn,) = (stored.trials() for stored in studies)
-    assert in_turn.value == lockstep.value == fmean(in_turn.intermediate_values.values())
-    assert list(in_turn.intermediate_values) == [1, 2, 3, 4, 5]
-    assert timeless(in_turn) == timeless(lockstep)
-    assert timeless(in_turn)["number"] == [1, 2, 3]
-
-
 def test_wilcoxon_ends_a_clearly_worse_trial_before_its_last_fold_and_no_better_one(
     sqlite_url, kind
 ):
@@ -175,24 +160,3 @@ def test_jobs_in_turn_go_on_while_the_database_is_away_and_are_judged_where_they
         trial.intermediate_values[1], abs=1e-6
     )
     assert STANDARD_ERROR not in trial.user_attrs
-
-
-@pytest.mark.usefixtures("impatient")
-def test_the_ends_of_jobs_that_only_a_checkpoint_knows_are_reported_when_the_trial_goes_on(
-    sqlite_url, kind
-):
-    question = ask(*CROSS, *kind, "pruner=wilcoxon")
-    stored, clean = (fresh(sqlite_url, question, 1, name=name) for name in ("s", "clean"))
-
-    def die():
-        raise Killed
-
-    locked = LockedDatabase(stored, die)
-    with pytest.raises(Killed):
-        work(question, stored, 1, locked, folds=FIVE)
-    assert locked.reported == []
-    for study in (stored, clean):
-        work(question, study, 1, folds=FIVE)
-    (resumed,), (never_stopped,) = stored.trials(), clean.trials()
-    assert resumed.intermediate_values == never_stopped.intermediate_values
-    assert timeless(resumed) == timeless(never_stopped)

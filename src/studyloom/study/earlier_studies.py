@@ -105,7 +105,6 @@ class Remembered:
             left out: to go on with that is to resume it.
 
     Attributes:
-        studies: what was found.
         notes: lines for the user about what was left out.
     """
 
@@ -246,7 +245,6 @@ def choose_points(
     arXiv:2007.04074).
 
     Args:
-        studies: the earlier studies.
         categorical: (parameters,) which parameters are categorical.
         count: the most points that are chosen.
 

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
+import msgspec
 from optuna.trial import FrozenTrial
 
 from studyloom.storage import sql
@@ -41,7 +42,6 @@ def gains(values: Sequence[float | None], trials: int) -> list[float | None]:
     Args:
         values: of the trials in their order, the more the better; None if a trial has none. It
             counts as one that is not among the best, as a pruned one is.
-        trials: the budget.
 
     Returns:
         For each trial the expected gain of the best value from then on, in units of the values;
@@ -57,12 +57,7 @@ def gains(values: Sequence[float | None], trials: int) -> list[float | None]:
 
 
 def last_gain(values: Sequence[float | None], trials: int) -> float | None:
-    """Returns the last of `gains` alone, which workers ask for again and again; None without one.
-
-    Args:
-        values: see `gains`.
-        trials: the budget.
-    """
+    """Returns the last of `gains` alone, which workers ask for again and again; None without one."""
     known = sorted(value for value in values if value is not None and math.isfinite(value))
     return _gain(known, len(values), trials)
 
@@ -85,7 +80,6 @@ class Bounds:
         regret: in units of the metric: it ends once its further trials are expected to gain less.
             None for no such end.
         epochs: it ends once all trials together have reported so many. None for no such end.
-        trials: the budget.
     """
 
     regret: float | None = None
@@ -95,21 +89,16 @@ class Bounds:
     @classmethod
     def parse(cls, stored: Any) -> "Bounds":
         """Returns the bounds of a stored attribute, and none of one that no command stored."""
-        known = stored if isinstance(stored, dict) else {}
-        kinds: dict[str, Any] = {"regret": (int, float), "epochs": int, "trials": int}
-        fields = {
-            name: known[name]
-            for name, kind in kinds.items()
-            if isinstance(known.get(name), kind) and not isinstance(known[name], bool)
-        }
-        return cls(**fields)
+        try:
+            return msgspec.convert(stored, cls)
+        except msgspec.ValidationError:
+            return cls()
 
 
 class Outcome(NamedTuple):
     """What a search knows of a trial.
 
     Attributes:
-        slot: that it fills.
         ended: whether it has ended, or waits to be promoted.
         value: the more the better; None if it has none that counts.
         epochs: how many it has reported, one for all folds and seeds together.
@@ -127,7 +116,6 @@ class Ending:
 
     Args:
         begun: how many trials there are, those under way included.
-        bounds: of the search.
         epochs: how many its trials have reported.
         gain: what the further trials were expected to gain; None if the epochs are spent.
         slots: those whose trials had ended when that was decided, as ranges; "" if epochs decide.
@@ -162,8 +150,6 @@ def find_ending(
     """Returns why a search has ended; None if it goes on.
 
     Args:
-        bounds: of the search.
-        outcomes: its trials.
         decided: what was stored of an end, by whomever.
         decide: whether to tell from the trials that their further ones gain too little; otherwise
             only what was decided counts.
@@ -217,7 +203,6 @@ class Outlook:
         gain: what its further trials are expected to gain together, in units of the metric; None
             if that cannot be told.
         regret: the gain below which it ends; None if it does not.
-        trials: the budget.
     """
 
     ending: Ending | None = None
@@ -235,7 +220,7 @@ class Outlook:
 
 
 def read_bounds(stored: StoredStudy) -> Bounds:
-    """Returns the bounds that the last command stored; none of a study of an earlier version."""
+    """Returns the bounds that the last command stored."""
     return Bounds.parse(_read(stored, BOUNDS))
 
 
@@ -248,10 +233,8 @@ def set_bounds(stored: StoredStudy, regret: float | None, epochs: int | None, tr
     """Stores what ends the search from now on; with other bounds than before it is asked anew.
 
     Args:
-        stored: the study.
         regret: `study.regret` with `study.stop=regret`, else None.
         epochs: `study.epochs`.
-        trials: the budget.
     """
     bounds = Bounds(regret, epochs, trials)
     if bounds != read_bounds(stored):
@@ -264,10 +247,6 @@ def ending(stored: StoredStudy, trials: int) -> Ending | None:
 
     Whoever finds first that further trials are expected to gain too little stores it. If it is
     killed before, the next one that asks finds the same.
-
-    Args:
-        stored: the study.
-        trials: the budget.
     """
     bounds = replace(read_bounds(stored), trials=trials)
     if bounds.regret is None and bounds.epochs is None:
@@ -287,7 +266,7 @@ def look_ahead(stored: StoredStudy) -> Outlook:
     if is_stage_name(stored.name):
         return Outlook()
     bounds = read_bounds(stored)
-    if not bounds.trials:  # an earlier version has made the study
+    if not bounds.trials:  # another program has made the study
         bounds = replace(bounds, trials=sum(stored.ledger.counts().values()))
     outcomes = read_outcomes(stored)
     ended = find_ending(bounds, outcomes, _read(stored, ENDED), decide=False)

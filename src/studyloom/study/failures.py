@@ -43,7 +43,6 @@ class Failure:
     """Why one trial failed. Its words have no passwords, since they are stored and told on.
 
     Args:
-        kind: the kind of failure, such as DIVERGED.
         reason: for people, as the error says it; mostly one line.
         details: the end of the traceback, or the last lines of a command; empty unless the kind is
             ERROR.
@@ -89,7 +88,6 @@ class FailureCount:
     """The failed trials of one kind.
 
     Args:
-        kind: the kind of failure, such as DIVERGED or UNEXPLAINED.
         trials: the failed trials, by number; at least one.
     """
 
@@ -149,9 +147,6 @@ def _kind(trial: FrozenTrial) -> str:
 
 
 def reason_of(trial: FrozenTrial) -> str | None:
-    """Returns why a trial failed, without the passwords that an earlier version has stored too.
-
-    None if nothing is stored.
-    """
+    """Returns why a trial failed; None if nothing is stored."""
     reason = trial.user_attrs.get(REASON)
     return None if reason is None else mask_passwords(str(reason))

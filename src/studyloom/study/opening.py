@@ -39,9 +39,7 @@ def check_question(
     """Checks that a study asks a question.
 
     Args:
-        name: of the study.
         was: the question that is stored with it; None if there is none.
-        now: what is asked, by config key.
         accept_code_change: whether the user's own code may be another than before.
 
     Returns:
@@ -69,7 +67,6 @@ def check_code(name: str, was: Mapping[str, Any], now: Callable[[], Mapping[str,
     Somebody may edit it while the study runs, and a worker that is started then would read it.
 
     Args:
-        name: of the study.
         was: the digests of the code that are stored with it.
         now: returns the digests of the code; only called if the study has some.
 
@@ -121,11 +118,6 @@ def _another_question(name: str, changes: Sequence[str]) -> QuestionError:
 
 def open_study(url: str, name: str, deadline: float = 300.0) -> StoredStudy:
     """Opens a study that exists.
-
-    Args:
-        url: of the database.
-        name: of the study.
-        deadline: seconds for which a call waits for a database that is away.
 
     Raises:
         StorageError: there is no such database, or no study of that name in it.
@@ -184,10 +176,6 @@ def is_stage_name(name: str) -> bool:
 def study_names(url: str, deadline: float) -> list[str]:
     """Returns the names of the studies of a database, without the later stages of studies.
 
-    Args:
-        url: of the database.
-        deadline: seconds for which a call waits for a database that is away.
-
     Raises:
         StorageError: there is no such database.
     """
@@ -199,10 +187,6 @@ def study_names(url: str, deadline: float) -> list[str]:
 
 def open_ledgers(url: str, deadline: float) -> dict[str, Ledger]:
     """Returns the ledgers of all studies that studyloom has made in a database, by study.
-
-    Args:
-        url: of the database.
-        deadline: seconds for which a call waits for a database that is away.
 
     Raises:
         StorageError: there is no such database, or its table of the ledger is another program's.
@@ -230,11 +214,7 @@ def create_study(
     """Opens a study, and creates the database, the tables and the study if they are missing.
 
     Args:
-        url: of the database.
-        name: of the study.
-        question: what the study asks, by config key.
         trials: the least budget that the study has afterwards.
-        deadline: seconds for which a call waits for a database that is away.
         goals: a goal for each value of a trial.
         wait: whether to wait even if the database is away at the first call, as in the midst of a
             run. By default a mistyped host is reported at once.

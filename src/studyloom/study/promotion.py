@@ -211,9 +211,7 @@ class PromotionOrder:
         """Whether the trial of a slot has come to a rung with a report.
 
         Args:
-            slot: of the trial.
             before: the step of its report before; 0 or less if there was none.
-            step: of the report.
         """
         rungs = self.rungs(step)[self.bracket(slot) :]
         return bool(rungs) and rungs[-1] > before
@@ -238,7 +236,6 @@ class PromotionOrder:
 
         Args:
             standings: of all slots; that of the trial is OWN.
-            slot: of the trial.
             closed: whether the search has ended.
         """
         return not closed and self.promotable(standings)[:1] == [slot]

@@ -23,7 +23,6 @@ class Leaving:
     """Why and when a candidate has left a race.
 
     Args:
-        candidate: its number.
         seeds: how many seeds it was trained on when it left.
         cause: failed; worse, beyond doubt; or behind, as the better half alone went on.
         leader: the number of the best candidate at that look; None if all had failed.
@@ -60,7 +59,6 @@ def count_entrants(budget: int, seeds: int) -> int:
     """Returns with how many candidates a race can begin, so that some are trained on all seeds.
 
     Args:
-        budget: how many trainings there are at most.
         seeds: how many seeds the last candidates get.
     """
 
@@ -97,7 +95,6 @@ def run_race(
     Args:
         entrants: the numbers of the candidates; of those with equal means the first is the best.
         results: what each training that has ended gave; None if it failed.
-        budget: how many trainings there are at most.
         sign: 1 if more is better, else -1.
     """
     running, left, trainings = [*entrants], list[Leaving](), list[Training]()
@@ -152,8 +149,6 @@ def _chances(
 
     Args:
         values: of each candidate by seed.
-        ranked: the candidates, the best first.
-        seeds: how many.
     """
     others, looks = len(ranked) - 1, seeds - 1
     freedom = others * looks

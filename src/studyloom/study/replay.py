@@ -14,10 +14,11 @@ import platform
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import optuna
 import torch
@@ -59,7 +60,6 @@ class Provenance:
 
     Args:
         config: the resolved sections, without data.root.
-        seed: of the trial.
         study_seed: of the study; it decides the folds.
         data: the digest of the training data.
         in_turn: whether the jobs were trained one after the other.
@@ -96,14 +96,10 @@ class Provenance:
         Raises:
             ValueError: a field is missing or has the wrong type.
         """
-        names = [field.name for field in fields(cls)]
-        kinds = {"config": dict, "data": str, "device": str, "environment": dict}
-        wrong = [name for name in names if not isinstance(stored.get(name), kinds.get(name, int))]
-        if wrong:
-            raise ValueError(
-                f"its attribute `{MADE}` must have all fields; no usable {', '.join(wrong)}"
-            )
-        return cls(**{name: stored[name] for name in names})
+        try:
+            return msgspec.convert(stored, cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"its attribute `{MADE}` cannot be used: {error}") from None
 
 
 def current_environment(device: torch.device) -> dict[str, Any]:
@@ -188,7 +184,6 @@ class ExpectedTrial:
             told none.
         failure: how the trial failed; None if it did not.
         jobs: for each epoch, the number of jobs of which it is the mean.
-        metric: the name of the value.
         value: that a loop returned at its end; None if it did not come so far.
     """
 
@@ -212,7 +207,6 @@ class Course:
     """How a replay went.
 
     Args:
-        steps: its epochs, as means over jobs.
         failure: how it failed; None if it did not.
         value: that a loop returned at its end; None if it did not come so far.
     """
@@ -227,10 +221,7 @@ class Difference:
     """A number or failure that differs between a stored trial and its replay.
 
     Args:
-        epoch: the number of the epoch, from 1.
         quantity: what differs, such as `train_loss` or `failure`.
-        expected: as it is stored.
-        now: as it came out.
     """
 
     epoch: int
@@ -250,7 +241,6 @@ class Tolerance:
         loss: the relative difference of losses, and of values if the metric is not accuracy.
         off: the number of examples by which accuracies may differ.
         examples: the number of validation examples; 0 if it is not known.
-        metric: the name of the value.
     """
 
     loss: float
@@ -279,10 +269,6 @@ class Tolerance:
 def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
     """Returns the trial with a number.
 
-    Args:
-        trials: of the study.
-        number: of the trial.
-
     Raises:
         ValueError: there is no such trial, or it stored no provenance; names those that did.
     """
@@ -306,7 +292,6 @@ def read_trial(
 
     Args:
         trial: as it is stored; anybody may have written the database.
-        metric: the name of its value.
         loop: whether it called a loop, whose curves have names of its own.
 
     Raises:
@@ -337,10 +322,6 @@ def read_trial(
 
 def rebuild(provenance: Provenance, trusted: Sequence[str]) -> DictConfig:
     """Returns the configuration of a trial, after checking that all it names may be called.
-
-    Args:
-        provenance: of the trial.
-        trusted: the packages of the user that may be called too.
 
     Raises:
         ConfigError: it names something that is not trusted, or has the wrong form.
@@ -374,8 +355,6 @@ def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> Trainin
 
     Args:
         cfg: the configuration of the trial; where the data lie is set in it, as the run has it.
-        provenance: of the trial.
-        run_dir: the folder of the run.
 
     Returns:
         The data, on a GPU if the trial used one and there is one here; empty if they are a loop's
@@ -426,12 +405,8 @@ def train_again(
     """Trains the first epochs of a trial again.
 
     Args:
-        cfg: the configuration of the trial.
-        provenance: of the trial.
-        data: of the trial.
         until: how many epochs to train; if the jobs are trained in turn, those of each job count.
             None to train to the end.
-        report: called after each epoch.
 
     Raises:
         ConfigError: the configuration cannot be built.
@@ -443,7 +418,7 @@ def train_again(
     assert data.split is not None
     try:
         jobs = build_jobs(cfg, data.folds, provenance.seed)
-        threads_now = torch.get_num_threads()  # an earlier version chose otherwise
+        threads_now = torch.get_num_threads()  # as many as the trial had
         for epochs in Training(jobs, data.split, in_turn=provenance.in_turn, threads=threads_now):
             history.append(epochs)
             report(mean_epochs(history)[-1])
@@ -513,7 +488,6 @@ def compare(expected: ExpectedTrial, now: Course, tolerance: Tolerance | None) -
 
     Args:
         expected: the trial.
-        now: the replay.
         tolerance: None if numbers must be equal bit for bit.
 
     Returns:

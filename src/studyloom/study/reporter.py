@@ -86,7 +86,6 @@ class Stopwatch:
     """Adds up a worker's time by kind, such as training or storage.
 
     Args:
-        seconds: by kind, since the last `take`.
         taken: when that was, by time.perf_counter.
     """
 
@@ -124,16 +123,9 @@ class Reporter:
 
     Args:
         stored: the study, in whose buffer the trial lies.
-        trial: the trial.
-        claim: on the slot of the trial.
-        owner: the worker's id.
-        limits: of the trial and the study.
         releasing: returns whether the worker is to give the trial back.
-        watch: measures where the worker's time goes.
-        tracking: tells trackers what is stored.
         comparable: whether the study's pruner may end the trial.
         order: decides at which rungs the trial is paused; None for none.
-        trials: the budget of the study.
 
     Attributes:
         progress: whether a step was reported that no worker before had come to.
@@ -420,7 +412,6 @@ class Reporter:
 
         Args:
             value: of the metric; None if there is none. Its further goals are costs.
-            state: in which the trial ends.
         """
         if os.getpid() != self._pid:  # a fork that the objective made, which has come back
             os._exit(1)

@@ -36,7 +36,6 @@ class Rows(Sequence[Mapping[str, Any]]):
     """Rows of equal columns: what studyloom returns in place of a DataFrame without pandas.
 
     Args:
-        columns: the names of the columns.
         cells: the cells of each row, in the order of the columns; None for a missing value.
     """
 

@@ -240,8 +240,6 @@ def following(stored: StoredStudy, stop: Controlled, *, stops: bool = True) -> I
     it sees nothing, and looks again later.
 
     Args:
-        stored: the study of the search.
-        stop: told to stop and to pause.
         stops: whether to stop by a wish; a worker that a launcher has started waits for its word.
     """
 

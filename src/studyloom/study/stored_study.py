@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
+import msgspec
 import optuna
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -45,10 +46,7 @@ class StoredStudy:
     """A study as it is stored: Optuna's tables, and the ledger beside them.
 
     Args:
-        name: of the study.
         storage: Optuna's tables, with a buffer for the trial under way.
-        optuna: the study as Optuna sees it.
-        ledger: the slots and who holds them.
     """
 
     name: str
@@ -205,7 +203,7 @@ class StoredStudy:
         return Rule(self.goals[0], tuple(conditions))
 
     def test_openings(self) -> int:
-        """Returns how often the test part was opened; 0 if an earlier version opened it."""
+        """Returns how often the test part was opened."""
         return int(self.optuna.user_attrs.get(TEST_OPENINGS, 0))
 
     def count_test_opening(self) -> int:
@@ -274,7 +272,6 @@ def value_of(trial: FrozenTrial | None, goal: int = 0) -> float | None:
     """Returns a value of a trial; None if there is no trial, or it has no value.
 
     Args:
-        trial: the trial, if any.
         goal: the index of the value; 0 is the metric.
     """
     return None if trial is None or trial.values is None else float(trial.values[goal])
@@ -289,7 +286,6 @@ class Job:
     """What a command does, beside the question of the study.
 
     Args:
-        trials: the budget of the search.
         judged: whether the winner is chosen on fresh seeds afterwards.
         tested: whether winner and baseline are trained on all data, and tested.
         top: how many of the best trials are judged, beside the baseline.
@@ -317,29 +313,13 @@ class Job:
     @classmethod
     def parse(cls, stored: Any) -> "Job | None":
         """Reads what a database holds, which anybody may have written; None if it is no job."""
-        if not isinstance(stored, Mapping):
+        try:
+            return msgspec.convert(stored, cls)
+        except msgspec.ValidationError:
             return None
-        kinds: dict[str, tuple[type, ...]] = {
-            **dict.fromkeys(("trials", "top", "seeds"), (int,)),
-            **dict.fromkeys(("judged", "tested", "chosen_anew", "compresses"), (bool,)),
-            **dict.fromkeys(("began", "at"), (str, type(None))),
-            "per_hour": (int, float, type(None)),
-            "ended": (int, type(None)),
-        }
-        known = {field.name: stored[field.name] for field in fields(cls) if field.name in stored}
-        if "trials" not in known or any(
-            not isinstance(value, kinds[name]) for name, value in known.items()
-        ):
-            return None
-        return cls(**known)
 
     def stage_of(self, name: str, title: str) -> str:
-        """Returns how the name of the study of a later stage begins.
-
-        Args:
-            name: of the study.
-            title: of the stage.
-        """
+        """Returns how the name of the study of a later stage begins."""
         return f"{name}/{title} {self.trials}-{self.top}-{self.seeds}"
 
 
@@ -350,9 +330,6 @@ def now() -> str:
 
 def read_job(stored: StoredStudy) -> tuple[Job | None, dict[str, str], dict[str, Any] | None]:
     """Returns the job of the last command, the studies of its later stages, and its answer.
-
-    Args:
-        stored: the study of the search.
 
     Raises:
         StorageLost: the database stays away.
@@ -370,8 +347,6 @@ def begin_job(stored: StoredStudy, job: Job, age: float) -> None:
     """Stores the job of a command that begins.
 
     Args:
-        stored: the study of the search.
-        job: of the command.
         age: the seconds for which the command has run already.
     """
     began = datetime.now(UTC) - timedelta(seconds=age)
@@ -380,25 +355,14 @@ def begin_job(stored: StoredStudy, job: Job, age: float) -> None:
 
 
 def end_job(stored: StoredStudy, code: int) -> None:
-    """Stores that nothing is left to do of the job.
-
-    Args:
-        stored: the study of the search.
-        code: the exit code of the command.
-    """
+    """Stores that nothing is left to do of the job."""
     job, _, _ = read_job(stored)
     if job is not None and job.ended is None:
         stored.optuna.set_user_attr(JOB, asdict(replace(job, ended=code, at=now())))
 
 
 def note_stage(stored: StoredStudy, title: str, name: str) -> None:
-    """Stores which study has the trainings of a later stage.
-
-    Args:
-        stored: the study of the search.
-        title: of the stage.
-        name: of its study.
-    """
+    """Stores which study has the trainings of a later stage."""
     _, names, _ = read_job(stored)
     if names.get(title) != name:
         stored.optuna.set_user_attr(STAGES, {**names, title: name})
@@ -428,12 +392,7 @@ def note_compressed(stored: StoredStudy, short: Mapping[str, Any]) -> None:
 
 
 def open_beside(stored: StoredStudy, name: str) -> StoredStudy | None:
-    """Opens another study of the same database, on its connections; None if there is none.
-
-    Args:
-        stored: a study.
-        name: of the other one.
-    """
+    """Opens another study of the same database, on its connections; None if there is none."""
     try:
         study_id = stored.storage.get_study_id_from_name(name)
     except KeyError:

@@ -187,7 +187,6 @@ class WarmStart:
     """A point to begin with.
 
     Attributes:
-        point: in the space of the study.
         source: where it comes from, for people: "study.enqueue[0]", "runs/earlier, trial 7".
         taken: whether it is a trial of an earlier study.
     """
@@ -203,7 +202,6 @@ def take_points(
     """Chooses trials of earlier studies that are points of this study's space too.
 
     Args:
-        question: of the study.
         studies: the earlier studies. Of one alone the best trials are taken.
         top: how many points to take, at most.
         notes: lines for the user, which grow.
@@ -243,8 +241,6 @@ class PlacedTrial:
     """A trial of an earlier study, placed in the space.
 
     Attributes:
-        number: of the trial.
-        placed: where it lies.
         score: its rank in its study, from 0 to 1.
         eligible: whether it may be taken.
     """
@@ -259,8 +255,6 @@ def _place_study(question: Question, earlier: Earlier, top: int, most: int) -> l
     """Places trials of an earlier study, except for those that have no place in the space.
 
     Args:
-        question: of the study that begins.
-        earlier: the earlier study.
         top: how many points are taken, at most.
         most: how many trials are placed: of more, the best and others at even distances.
     """
@@ -514,11 +508,6 @@ def enqueue(
     killed in the midst, although those studies may have gone on.
 
     Args:
-        stored: the study.
-        starts: the points, and the earlier studies they come from.
-        trials: the budget of the study.
-        url: of its database.
-        space: of the study.
         baseline: the point of the baseline; None if the study has none.
 
     Returns:
@@ -601,10 +590,6 @@ def redo_baseline(stored: StoredStudy, url: str) -> None:
 
     The failed trial is set aside: it is kept, but no longer counted, so that N trials stay N.
     Nothing changes if the baseline has not failed.
-
-    Args:
-        stored: the study.
-        url: of its database.
     """
     ledger = stored.ledger
 

@@ -57,8 +57,6 @@ class TrialFiles:
 
     Args:
         folder: where they are; None if no state is saved.
-        study: its name.
-        seed: of the study.
     """
 
     folder: Path | None
@@ -94,7 +92,6 @@ class TrialFiles:
 
         Args:
             read: returns the trials of the study; called only if there are files.
-            space: of the study.
         """
         if self.folder is None or not self.folder.is_dir():
             return
@@ -148,18 +145,9 @@ class Worker:
     """Works on a study in this process, one slot after the other.
 
     Args:
-        question: where its trials come from.
-        stored: the study.
-        data: what networks are trained on.
-        stopping: returns whether to stop.
         checkpoints: the folder for checkpoints of trials under way; None for none.
-        limits: of trials and of the study.
         weights: the folder for the network of each complete trial; None to keep none.
-        watch: measures where the time goes, for each trial.
-        on_claim: called whenever a slot is claimed.
-        stage: search, re-evaluation or retraining.
         pausing: returns whether to release the trial and to claim none for now.
-        tracking: tells trackers how trials go.
     """
 
     question: TrialSource
@@ -180,9 +168,6 @@ class Worker:
 
         Once the search has ended by its bounds, only the trials that have begun are left to do.
         Waits while others hold slots, because their leases may end.
-
-        Args:
-            trials: the budget of the study.
 
         Raises:
             Halted: the study's trials all fail for the same reason.
@@ -396,10 +381,7 @@ class Worker:
         """Evaluates a point, and records its value, or why there is none.
 
         Args:
-            point: the parameters of the trial.
             frozen: the trial as it was stored when it was claimed.
-            reporter: of the trial.
-            checkpoint: of the trial; None if its state is not saved.
         """
         number, state = frozen.number, TrialState.COMPLETE
         value: float | None = None
@@ -447,8 +429,6 @@ class Worker:
 
         Args:
             objective: what to run.
-            reporter: of the trial.
-            checkpoint: of the trial; None if its state is not saved.
             reported: the last step of the trial that is stored; None if there is none.
         """
         number = reporter.trial.number
