@@ -57,7 +57,7 @@ def gains(values: Sequence[float | None], trials: int) -> list[float | None]:
 
 
 def last_gain(values: Sequence[float | None], trials: int) -> float | None:
-    """Returns the last of `gains` alone, which workers ask for again and again; None without one."""
+    """Returns the last of `gains` alone, which workers ask for again and again."""
     known = sorted(value for value in values if value is not None and math.isfinite(value))
     return _gain(known, len(values), trials)
 

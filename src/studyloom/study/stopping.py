@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.util import Finalize
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from studyloom.errors import Interrupted, Stopped, StudyloomError
 from studyloom.processes import running_beside
@@ -202,14 +202,6 @@ Wish = Literal["stop", "pause"]
 POLL = 1.0  # seconds between looks, one short read each
 
 
-class Controlled(Protocol):
-    """What follows the wishes: `Stop` of a process that runs trials."""
-
-    paused: bool
-
-    def request(self, words: str) -> None: ...
-
-
 def read_control(stored: StoredStudy) -> Wish | None:
     """Returns what another terminal has asked for; None for nothing.
 
@@ -233,7 +225,7 @@ def begin_again(stored: StoredStudy) -> None:
 
 
 @contextlib.contextmanager
-def following(stored: StoredStudy, stop: Controlled, *, stops: bool = True) -> Iterator[None]:
+def following(stored: StoredStudy, stop: Stop, *, stops: bool = True) -> Iterator[None]:
     """Follows what other terminals ask while the body runs.
 
     A thread looks, so that an epoch that takes long does not hold it up. While the database is away
