@@ -10,7 +10,7 @@ from commands import QUICK
 
 import studyloom as api
 from studyloom.cli import main
-from studyloom.commands import answer
+from studyloom.commands import run_study
 from studyloom.errors import Diverged, NoWinner, StorageError
 from studyloom.storage.attributes import ANSWERED
 from studyloom.winner.stages import Plan
@@ -136,7 +136,7 @@ def test_a_winner_is_judged_under_the_lock_and_a_late_stop_speaks_of_nothing_lef
     searched, monkeypatch, capsys
 ):
     """No other command opens the test part meanwhile; and without compress= all is done."""
-    held, lock, evaluate = [], answer.exclusive, answer.evaluate_winner
+    held, lock, evaluate = [], run_study.exclusive, run_study.evaluate_winner
 
     @contextmanager
     def recorded(*given, **more):
@@ -151,8 +151,8 @@ def test_a_winner_is_judged_under_the_lock_and_a_late_stop_speaks_of_nothing_lef
         signal.raise_signal(signal.SIGINT)
         return written
 
-    monkeypatch.setattr(answer, "exclusive", recorded)
-    monkeypatch.setattr(answer, "evaluate_winner", evaluate_and_stop)
+    monkeypatch.setattr(run_study, "exclusive", recorded)
+    monkeypatch.setattr(run_study, "evaluate_winner", evaluate_and_stop)
     assert main(["winner", str(searched)]) == 0
     out, _ = capsys.readouterr()
     assert "test      winner accuracy" in out

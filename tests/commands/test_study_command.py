@@ -2,15 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from commands import ROOT, study
-from studyloom.commands.command import exit_code, telling_end
 
 from studyloom.commands.outputs import Outputs
+from studyloom.commands.run_study import exit_code, telling_end
 from studyloom.errors import (
     CompressError,
     Halted,
@@ -42,21 +39,18 @@ def test_a_second_ctrl_c_is_answered(capfd):
     assert outputs.told == [(130, "stopped at once")]
 
 
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
+def test_an_error_ends_the_command_and_is_told(capsys):
+    for error, code in (
         *((Halted("no value"), 1), (LaunchError("no worker"), 1), (OSError("full"), 1)),
-        (StorageError("a person must decide"), 2),
+        *((StorageError("a person must decide"), 2), (DataError("damaged"), 2)),
         *((StorageLost("away"), 1), (CompressError("no form"), 1)),
-    ],
-)
-def test_an_error_ends_the_command_and_is_told(error, code, capsys):
-    outputs = Told()
-    with pytest.raises(SystemExit) as caught, telling_end(outputs, Stop()):
-        raise error
-    assert caught.value.code == code
-    assert outputs.told == [(code, str(error))]
-    assert f"error: {error}" in capsys.readouterr().err
+    ):
+        outputs = Told()
+        with pytest.raises(SystemExit) as caught, telling_end(outputs, Stop()):
+            raise error
+        assert caught.value.code == code
+        assert outputs.told == [(code, str(error))]
+        assert f"error: {error}" in capsys.readouterr().err
 
 
 def test_the_exit_code_tells_a_signal_a_stop_and_an_end_apart():
@@ -87,25 +81,3 @@ def test_neither_a_worker_nor_a_study_in_it_finds_what_the_command_tells(tmp_pat
     assert json.loads(done.stdout)["best"]["value"] == 0
     assert (tmp_path / "events").read_text().count("\n") > 2
     assert len([*(tmp_path / "run" / "logs").iterdir()]) == 2, "the workers were forked"
-
-
-FULL_DISK = """
-import logging
-from studyloom.commands.command import prepare_logging
-
-handlers = [logging.FileHandler("/dev/full")]  # as Hydra makes one
-logging.basicConfig(level=logging.INFO, handlers=handlers)
-for _ in range(2000):  # as for so many studies in one process
-    prepare_logging(logging.INFO)
-logging.info("lost")
-logging.info("%d", "wrong")
-"""
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="stands for a full disk")
-def test_a_log_that_cannot_be_written_costs_its_records_and_no_traceback():
-    done = subprocess.run([sys.executable, "-c", FULL_DISK], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "OSError" not in done.stderr
-    assert done.stderr.count("Logging error") == 1  # the wrong call
-    assert "TypeError: %d format" in done.stderr

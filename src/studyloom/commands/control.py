@@ -2,10 +2,9 @@
 
 import argparse
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
-from studyloom.commands.options import Entry, add_json, add_run_dir, open_run, print_json
+from studyloom.commands.options import CONSENT, JSON, RUN_DIR, command, open_run, print_json
 from studyloom.text import one_line
 
 if TYPE_CHECKING:
@@ -15,11 +14,6 @@ if TYPE_CHECKING:
 DEADLINE = 10.0  # seconds that a command waits for a database that is busy or away
 LOOK = 0.5  # seconds between looks at the workers
 LONGEST = 300.0  # seconds in which the workers come to the end of their epochs
-
-
-def add_control(command: argparse.ArgumentParser) -> None:
-    add_run_dir(command)
-    add_json(command)
 
 
 def ask(arguments: argparse.Namespace, wish: "Wish | None") -> int:
@@ -82,31 +76,35 @@ def holders(progress: "Progress") -> list[str]:
     return [w.owner for snapshot in snapshots for w in snapshot.workers if w.alive]
 
 
-COMMANDS = (
-    Entry(
-        "stop",
-        "stop a study that runs, on all hosts",
-        partial(ask, wish="stop"),
-        add_control,
-        "Stops a study that runs: its workers on all hosts release their trials at the last epoch, "
-        "and its commands end with exit code 3. The same command goes on with it later.",
-        ("studyloom stop runs/mnist",),
-    ),
-    Entry(
-        "pause",
-        "let the workers of a study wait until it is resumed",
-        partial(ask, wish="pause"),
-        add_control,
-        "Pauses a study that runs: its workers on all hosts release their trials at the last epoch "
-        "and wait. They keep their memory; a GPU or a core is free for other work.",
-        ("studyloom pause runs/mnist",),
-    ),
-    Entry(
-        "resume",
-        "go on with a study that is paused",
-        partial(ask, wish=None),
-        add_control,
-        "Goes on with a study that is paused.",
-        ("studyloom resume runs/mnist",),
-    ),
+@command(
+    "stop a study that runs, on all hosts",
+    *(RUN_DIR, *CONSENT, JSON),
+    examples=["studyloom stop runs/mnist"],
 )
+def stop(arguments: argparse.Namespace) -> int:
+    """Stops a study that runs: its workers on all hosts release their trials at the last epoch, and
+    its commands end with exit code 3. The same command goes on with it later.
+    """
+    return ask(arguments, "stop")
+
+
+@command(
+    "let the workers of a study wait until it is resumed",
+    *(RUN_DIR, *CONSENT, JSON),
+    examples=["studyloom pause runs/mnist"],
+)
+def pause(arguments: argparse.Namespace) -> int:
+    """Pauses a study that runs: its workers on all hosts release their trials at the last epoch and
+    wait. They keep their memory; a GPU or a core is free for other work.
+    """
+    return ask(arguments, "pause")
+
+
+@command(
+    "go on with a study that is paused",
+    *(RUN_DIR, *CONSENT, JSON),
+    examples=["studyloom resume runs/mnist"],
+)
+def resume(arguments: argparse.Namespace) -> int:
+    """Goes on with a study that is paused."""
+    return ask(arguments, None)

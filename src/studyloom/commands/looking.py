@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studyloom.commands.options import (
-    Entry,
-    add_consent,
-    add_json,
-    add_run_dir,
+    CONSENT,
+    JSON,
+    RUN_DIR,
+    argument,
+    command,
+    either,
+    flag,
     locate_study,
     open_run,
     print_json,
@@ -27,21 +30,18 @@ if TYPE_CHECKING:
 PAGE = "compare.html"
 
 
-def add_status(command: argparse.ArgumentParser) -> None:
-    add_run_dir(command)
-    about = "go on until the job has ended: search, judging, final training; or Ctrl-C"
-    command.add_argument("--watch", action="store_true", help=about)
-    about = "one JSON object; with --watch a line for each change"
-    command.add_argument("--json", action="store_true", help=about)
-    about = "for cron: exit code 1: failed, 3: nobody works on it, 4: stopped or paused"
-    command.add_argument("--check", action="store_true", help=about)
-
-
+@command(
+    "trials by state, best, workers, what matters, time left",
+    RUN_DIR,
+    *CONSENT,
+    flag("--watch", "go on until the job has ended: search, judging, final training; or Ctrl-C"),
+    flag("--json", "one JSON object; with --watch a line for each change"),
+    flag("--check", "for cron: exit code 1: failed, 3: nobody works on it, 4: stopped or paused"),
+    examples=["studyloom status runs/mnist --watch", "studyloom status runs/mnist --json"],
+)
 def status(arguments: argparse.Namespace) -> int:
-    """Prints the status of a study.
-
-    Returns:
-        The exit code: 0, or with `--check` what `check` returns.
+    """Shows how far a study has come: trials by state, the best of them, the workers, which
+    parameters matter, and the time left. It may be asked at any time, from any terminal.
     """
     from studyloom.views import status
     from studyloom.views.progress import JobReader
@@ -52,7 +52,6 @@ def status(arguments: argparse.Namespace) -> int:
     # A look that waits for a busy database is not worth a warning.
     logging.getLogger("studyloom").setLevel(logging.ERROR)
     reader, console = JobReader(open_run(arguments, status.DATABASE_DEADLINE)), make_console()
-
     if arguments.watch and arguments.json:
         status.watch_json(reader, lambda text: print(text, end="", flush=True))
     elif arguments.watch:
@@ -83,15 +82,18 @@ def check(progress: "Progress", run_dir: Path) -> int:
     return 0 if alive or is_beating(run_dir) else 3
 
 
-def add_trials(command: argparse.ArgumentParser) -> None:
-    add_run_dir(command)
-    formats = command.add_mutually_exclusive_group()
-    formats.add_argument("--csv", action="store_true", help="with all columns, as in a DataFrame")
-    formats.add_argument("--json", action="store_true", help="a list with an object for each trial")
-
-
+@command(
+    "every trial: state, value, parameters",
+    RUN_DIR,
+    *CONSENT,
+    either(
+        flag("--csv", "with all columns, as in a DataFrame"),
+        flag("--json", "a list with an object for each trial"),
+    ),
+    examples=["studyloom trials runs/mnist", "studyloom trials runs/mnist --csv > trials.csv"],
+)
 def trials(arguments: argparse.Namespace) -> None:
-    """Prints every trial of a study."""
+    """Lists every trial of a study: its number, state, value, time and parameters."""
     from studyloom.study.rows import as_csv, as_json, trial_rows
     from studyloom.views.terminal import make_console, print_trials
 
@@ -104,13 +106,13 @@ def trials(arguments: argparse.Namespace) -> None:
         print_trials(stored, make_console())
 
 
-def add_report(command: argparse.ArgumentParser) -> None:
-    add_run_dir(command)
-    add_json(command)
-
-
+@command(
+    "write report.html, one page with all results",
+    *(RUN_DIR, *CONSENT, JSON),
+    examples=["studyloom report runs/mnist"],
+)
 def report(arguments: argparse.Namespace) -> None:
-    """Writes the report of a study and prints its path."""
+    """Writes report.html into RUN_DIR, one page with all results so far, and prints its path."""
     from studyloom.commands.documents import Report
     from studyloom.views.report import write_report
 
@@ -121,17 +123,22 @@ def report(arguments: argparse.Namespace) -> None:
         print(printable(str(path)))
 
 
-def add_compare(command: argparse.ArgumentParser) -> None:
-    about = "where a study runs; two to seven of them"
-    command.add_argument("run_dirs", metavar="RUN_DIR", type=Path, nargs="+", help=about)
-    add_consent(command)
-    about = f"where to write the page (default: {PAGE} in the first RUN_DIR; none with --json)"
-    command.add_argument("--page", metavar="FILE", type=Path, help=about)
-    add_json(command)
-
-
+@command(
+    "studies side by side: what differs, the best, the cost",
+    argument("run_dirs", "RUN_DIR", "where a study runs; up to seven", type=Path, nargs="+"),
+    *CONSENT,
+    argument(
+        *("--page", "FILE"),
+        f"where to write the page (default: {PAGE} in the first RUN_DIR; none with --json)",
+        type=Path,
+    ),
+    JSON,
+    examples=["studyloom compare runs/mnist runs/mnist-random"],
+)
 def compare(arguments: argparse.Namespace) -> None:
-    """Prints studies side by side, writes the page that shows them, and prints its path."""
+    """Prints studies side by side: what each found and what it cost, and what differs between
+    them. Writes a page with their curves over trials and time, and prints its path.
+    """
     from studyloom.views.comparison import document, print_comparison, read_studies, write_page
     from studyloom.views.terminal import make_console
 
@@ -143,32 +150,31 @@ def compare(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(document(studies))
         return
-    console = make_console()
-    print_comparison(studies, console)
+    print_comparison(studies, make_console())
     path = arguments.page or arguments.run_dirs[0] / PAGE
     write_page(studies, path)
     print(f"\n{printable(str(path))}")
 
 
-def add_doctor(command: argparse.ArgumentParser) -> None:
-    location = command.add_mutually_exclusive_group(required=True)
-    about = "where a study runs, such as runs/mnist"
-    location.add_argument("run_dir", metavar="RUN_DIR", type=Path, nargs="?", help=about)
-    about = "a database, such as postgresql://user@host/name"
-    location.add_argument("--storage", metavar="URL", help=about)
-    add_consent(command)
-    about = "show how the ledger differs from the trials, and mend it once you agree"
-    command.add_argument("--repair", action="store_true", help=about)
-    about = "with --repair: mend without a question, as where there is no terminal"
-    command.add_argument("--yes", action="store_true", help=about)
-    add_json(command)
+PLACE = argument("run_dir", "RUN_DIR", "where the study runs", type=Path, nargs="?")
 
 
+@command(
+    "check database, disks and machine for a study",
+    either(
+        PLACE,
+        argument("--storage", "URL", "a database, such as postgresql://user@host/name"),
+        required=True,
+    ),
+    *CONSENT,
+    flag("--repair", "show how the ledger differs from the trials, and mend it once you agree"),
+    flag("--yes", "with --repair: mend without a question, as where there is no terminal"),
+    JSON,
+    examples=["studyloom doctor runs/mnist", "studyloom doctor --repair runs/mnist"],
+)
 def doctor(arguments: argparse.Namespace) -> int:
-    """Checks what a study needs.
-
-    Returns:
-        The exit code: 0, or 2 if something must be done before a study can run, or was not mended.
+    """Checks the database, disks and machine for a study. The exit code is 2 if something must be
+    done before a study can run.
     """
     from studyloom.views.doctor import repair, show
 
@@ -200,30 +206,30 @@ def print_findings(url: str, name: str | None, arguments: argparse.Namespace) ->
             code = repair(url, name, lambda: bool(arguments.yes))
         mended = bool(differences) and code == 0
     else:
-        for name, finding in examine(url, arguments.run_dir):
+        for check, finding in examine(url, arguments.run_dir):
             state: Any = str(finding.state)
-            checks.append(Check(name, state, finding.words))
+            checks.append(Check(check, state, finding.words))
         code = 2 if any(check.state == "to do" for check in checks) else 0
     print_json(Doctor(checks, differences, mended, code))
     return code
 
 
-def add_dashboard(command: argparse.ArgumentParser) -> None:
-    location = command.add_mutually_exclusive_group()
-    about = "where the study runs"
-    location.add_argument("run_dir", metavar="RUN_DIR", type=Path, nargs="?", help=about)
-    about = "a database (default: that of STUDYLOOM_STORAGE)"
-    location.add_argument("--storage", metavar="URL", help=about)
-    add_consent(command)
-    about = "the study to show, if the database holds several"
-    command.add_argument("--study", metavar="NAME", help=about)
-    about = "the port, or the next free one (default: 8080)"
-    command.add_argument("--port", type=int, default=8080, help=about)
-    add_json(command)
-
-
+@command(
+    "a study in the browser, as it goes on",
+    either(
+        PLACE,
+        argument("--storage", "URL", "a database (default: that of STUDYLOOM_STORAGE)"),
+    ),
+    *CONSENT,
+    argument("--study", "NAME", "which one, if the database holds several"),
+    argument("--port", None, "or the next free one (default: 8080)", type=int, default=8080),
+    JSON,
+    examples=["studyloom dashboard runs/mnist", "studyloom dashboard --study mnist"],
+)
 def dashboard(arguments: argparse.Namespace) -> None:
-    """Serves a study's own page, and optuna-dashboard behind it, to this machine's browsers."""
+    """Serves the page of a study, which follows it, and optuna-dashboard behind it, to the browsers
+    of this machine; others reach it through an SSH tunnel.
+    """
     from studyloom.commands.documents import Dashboard
     from studyloom.views.dashboard import open_only_study, serve
     from studyloom.views.progress import JobReader, working_words
@@ -248,59 +254,3 @@ def dashboard(arguments: argparse.Namespace) -> None:
     console = make_console(sys.stderr if arguments.json else sys.stdout)
     said = tell if arguments.json else None
     serve(stored, arguments.run_dir, title, arguments.port, console, said)
-
-
-COMMANDS = (
-    Entry(
-        "status",
-        "trials by state, best, workers, what matters, time left",
-        status,
-        add_status,
-        "Shows how far a study has come: trials by state, the best of them, the workers, which "
-        "parameters matter, and the time left. It may be asked at any time, from any terminal.",
-        ("studyloom status runs/mnist --watch", "studyloom status runs/mnist --json"),
-    ),
-    Entry(
-        "trials",
-        "every trial: state, value, parameters",
-        trials,
-        add_trials,
-        "Lists every trial of a study: its number, state, value, time and parameters.",
-        ("studyloom trials runs/mnist", "studyloom trials runs/mnist --csv > trials.csv"),
-    ),
-    Entry(
-        "report",
-        "write report.html, one page with all results",
-        report,
-        add_report,
-        "Writes report.html into RUN_DIR, one page with all results so far, and prints its path.",
-        ("studyloom report runs/mnist",),
-    ),
-    Entry(
-        "compare",
-        "studies side by side: what differs, the best, the cost",
-        compare,
-        add_compare,
-        "Prints studies side by side: what each found and what it cost, and what differs between "
-        "them. Writes a page with their curves over trials and time, and prints its path.",
-        ("studyloom compare runs/mnist runs/mnist-random",),
-    ),
-    Entry(
-        "doctor",
-        "check database, disks and machine for a study",
-        doctor,
-        add_doctor,
-        "Checks the database, disks and machine for a study. The exit code is 2 if something must "
-        "be done before a study can run.",
-        ("studyloom doctor runs/mnist", "studyloom doctor --repair runs/mnist"),
-    ),
-    Entry(
-        "dashboard",
-        "a study in the browser, as it goes on",
-        dashboard,
-        add_dashboard,
-        "Serves the page of a study, which follows it, and optuna-dashboard behind it, to the "
-        "browsers of this machine; others reach it through an SSH tunnel.",
-        ("studyloom dashboard runs/mnist", "studyloom dashboard --study mnist"),
-    ),
-)

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studyloom.commands.options import (
-    Entry,
-    add_code,
-    add_consent,
-    add_json,
-    add_run_dir,
-    add_trust,
+    CODE,
+    CONSENT,
+    JSON,
+    RUN_DIR,
+    argument,
+    command,
+    flag,
     locate_study,
     open_run,
     print_json,
+    trust,
 )
 from studyloom.errors import PredictError, print_errors
 from studyloom.processes import collect_as_usual
@@ -30,14 +32,15 @@ if TYPE_CHECKING:
 JUDGED = ("winner.enabled=true", "launcher=join")
 
 
-def add_winner(command: argparse.ArgumentParser) -> None:
-    add_run_dir(command)
-    add_code(command)
-    add_json(command)
-
-
+@command(
+    "choose and test the winner of a finished search again",
+    *(RUN_DIR, *CONSENT, CODE, JSON),
+    examples=["studyloom winner runs/mnist"],
+)
 def winner(arguments: argparse.Namespace) -> None:
-    """Chooses and tests the winner again; stored trainings are reused."""
+    """Chooses the winner of a search that has ended, trains it, and tests it. Trainings that are
+    stored are reused.
+    """
     from studyloom.commands.documents import Winner
     from studyloom.commands.run_study import judge
     from studyloom.config.runs import recompose
@@ -54,18 +57,21 @@ def winner(arguments: argparse.Namespace) -> None:
             print_json(Winner(study, str(arguments.run_dir), answer))
 
 
-def add_compress(command: argparse.ArgumentParser) -> None:
-    about = "where the study ran, such as runs/mnist"
-    command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=about)
-    about = "such as margin=0.01 ratios=[0.5] 'rule=min latency_ms where bytes < 50_000'"
-    command.add_argument("settings", metavar="KEY=VALUE", nargs="*", help=about)
-    add_consent(command)
-    add_code(command)
-    add_json(command)
-
-
+@command(
+    "the winner made small, as winner.onnx",
+    RUN_DIR,
+    argument(
+        *("settings", "KEY=VALUE"),
+        "such as margin=0.01 ratios=[0.5] 'rule=min latency_ms where bytes < 50_000'",
+        nargs="*",
+    ),
+    *(*CONSENT, CODE, JSON),
+    examples=["studyloom compress runs/mnist ratios=[0.5] margin=0.01"],
+)
 def compress(arguments: argparse.Namespace) -> None:
-    """Makes the winner small, and prints the variants and which of them was chosen."""
+    """Makes the winner small: exported, pruned, distilled, with whole numbers of 8 bits. Prints
+    what each variant costs, and writes the chosen one as winner.onnx.
+    """
     from studyloom.commands.prepare import open_ended
     from studyloom.config.runs import recompose
     from studyloom.config.trust import code_of_study
@@ -96,28 +102,22 @@ def compress(arguments: argparse.Namespace) -> None:
         print_compressed(record, console)
 
 
-def add_predict(command: argparse.ArgumentParser) -> None:
-    about = "the folder with winner.json, winner.yaml and winner.pt"
-    command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=about)
-    about = (
-        "a picture of any size, an IDX file, a .npy file, or a CSV file of a line for each input"
-    )
-    command.add_argument("files", metavar="FILE", type=Path, nargs="+", help=about)
-    about = "ask the committee of winner.committee=true in place of the winner"
-    command.add_argument("--committee", action="store_true", help=about)
-    add_trust(command, "a package that the winner may name; its code is executed")
-    add_code(command)
-    add_json(command)
-
-
+@command(
+    "what the winner predicts for pictures, arrays or numbers",
+    argument("run_dir", "RUN_DIR", "with winner.json, winner.yaml and winner.pt", type=Path),
+    argument(
+        *("files", "FILE"),
+        "a picture of any size, an IDX file, a .npy file, or a CSV file of a line for each input",
+        type=Path,
+        nargs="+",
+    ),
+    flag("--committee", "ask the committee of winner.committee=true in place of the winner"),
+    trust("a package that the winner may name; its code is executed"),
+    *(CODE, JSON),
+    examples=["studyloom predict runs/mnist digit.png"],
+)
 def predict(arguments: argparse.Namespace) -> int:
-    """Prints the class of each input and how sure the network is, or the predicted numbers.
-
-    What was done to an input, and in what it is unlike the training data, follows in its line.
-
-    Returns:
-        The exit code: 0, or with `--json` 2 if a file holds no input.
-    """
+    """Prints what the winner predicts for inputs, and in what they are unlike the training data."""
     from studyloom.config.trust import code_of_study
     from studyloom.winner.predictor import load_network, predict
 
@@ -146,19 +146,17 @@ def print_answers(answers: "Iterator[FileAnswer]") -> int:
     return 2 if mistakes else 0
 
 
-def add_replay(command: argparse.ArgumentParser) -> None:
-    add_run_dir(command)
-    about = "the number of the trial"
-    command.add_argument("--trial", metavar="NUMBER", type=int, required=True, help=about)
-    add_trust(command, "a package of your own that the trial may name; its code is executed")
-    add_json(command)
-
-
+@command(
+    "train a trial again, and compare it epoch by epoch",
+    *(RUN_DIR, *CONSENT),
+    argument("--trial", "NUMBER", "the number of the trial", type=int, required=True),
+    trust("a package of your own that the trial may name; its code is executed"),
+    JSON,
+    examples=["studyloom replay runs/mnist --trial 17"],
+)
 def replay(arguments: argparse.Namespace) -> int:
-    """Trains a trial again.
-
-    Returns:
-        The exit code: 0 if the result is equal or within tolerance, else 1.
+    """Trains a trial again, and compares it epoch by epoch. The exit code is 0 if the result is
+    equal or within tolerance, else 1.
     """
     from studyloom.commands.documents import Replayed
     from studyloom.views.replay import replay
@@ -174,43 +172,3 @@ def replay(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(Replayed(stored.name, arguments.trial, code == 0, code))
     return code
-
-
-COMMANDS = (
-    Entry(
-        "winner",
-        "choose and test the winner of a finished search again",
-        winner,
-        add_winner,
-        "Chooses the winner of a search that has ended, trains it, and tests it. Trainings that "
-        "are stored are reused.",
-        ("studyloom winner runs/mnist",),
-    ),
-    Entry(
-        "compress",
-        "the winner made small, as winner.onnx",
-        compress,
-        add_compress,
-        "Makes the winner small: exported, pruned, distilled, with whole numbers of 8 bits. "
-        "Prints what each variant costs, and writes the chosen one as winner.onnx.",
-        ("studyloom compress runs/mnist ratios=[0.5] margin=0.01",),
-    ),
-    Entry(
-        "predict",
-        "what the winner predicts for pictures, arrays or numbers",
-        predict,
-        add_predict,
-        "Prints what the winner predicts for each input, and in what it is unlike the training "
-        "data.",
-        ("studyloom predict runs/mnist digit.png",),
-    ),
-    Entry(
-        "replay",
-        "train a trial again, and compare it epoch by epoch",
-        replay,
-        add_replay,
-        "Trains a trial again, and compares it epoch by epoch. The exit code is 0 if the result "
-        "is equal or within tolerance, else 1.",
-        ("studyloom replay runs/mnist --trial 17",),
-    ),
-)

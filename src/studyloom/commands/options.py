@@ -1,8 +1,9 @@
 """What the commands of `studyloom` have in common: an entry for each, and shared arguments."""
 
 import argparse
+import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from studyloom.study.stored_study import StoredStudy
 
-WIDEST = 80  # columns of a help, however wide the terminal is
+Argument = Callable[[Any], object]  # adds itself to a parser, or to a group of one
+Act = Callable[[argparse.Namespace], int | None]
 
 # The functions import what they need: torch, Optuna and Hydra take two seconds, for which `--help`
 # should not wait.
@@ -23,30 +25,65 @@ class Entry:
     Args:
         about: what it does, in a line of the list of commands.
         act: does it with the parsed arguments, and returns the exit code; None for 0.
-        arguments: adds the arguments to the parser of the command.
-        description: what its own help says above the arguments.
         examples: commands as they are typed.
+        description: what its own help says above the arguments.
     """
 
     name: str
     about: str
-    act: Callable[[argparse.Namespace], int | None]
-    arguments: Callable[[argparse.ArgumentParser], None]
+    act: Act
+    arguments: Sequence[Argument]
+    examples: Sequence[str]
     description: str
-    examples: tuple[str, ...]
 
 
-def add_run_dir(
-    command: argparse.ArgumentParser, about: str = "where the study runs, such as runs/mnist"
-) -> None:
-    """Adds `RUN_DIR`, and the consent that a run directory from elsewhere needs."""
-    command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=about)
-    add_consent(command)
+def command(about: str, *arguments: Argument, examples: Sequence[str]) -> Callable[[Act], Entry]:
+    """Makes an entry of a function; its docstring is the description."""
+
+    def make(act: Act) -> Entry:
+        return Entry(act.__name__, about, act, arguments, examples, inspect.getdoc(act) or about)
+
+    return make
 
 
-def add_json(command: argparse.ArgumentParser) -> None:
-    """Adds `--json`; `studyloom schema COMMAND` says what it writes."""
-    command.add_argument("--json", action="store_true", help="one JSON object, for programs")
+def argument(name: str, metavar: str | None, about: str, **options: Any) -> Argument:
+    """Returns what adds an argument to a parser; with options of `add_argument`."""
+    return lambda parser: parser.add_argument(name, metavar=metavar, help=about, **options)
+
+
+def flag(name: str, about: str) -> Argument:
+    return lambda parser: parser.add_argument(name, action="store_true", help=about)
+
+
+def either(*arguments: Argument, required: bool = False) -> Argument:
+    """Returns what adds arguments of which one may be given, or must be."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        group = parser.add_mutually_exclusive_group(required=required)
+        for each in arguments:
+            each(group)
+
+    return add
+
+
+# A run directory from elsewhere is data without this consent.
+CONSENT = (
+    flag(
+        "--trust-server", "the PostgreSQL server in RUN_DIR is yours: it runs what its folder says"
+    ),
+    flag("--trust-config", "the command and the database that RUN_DIR names are yours"),
+)
+RUN_DIR = argument("run_dir", "RUN_DIR", "where the study runs, such as runs/mnist", type=Path)
+CODE = argument(
+    *("--code", "FOLDER"),
+    "where the study was run: its own code is executed (default: here, if it was run here)",
+    type=Path,
+)
+JSON = flag("--json", "one JSON object, for programs")
+
+
+def trust(about: str) -> Argument:
+    return argument("--trust", "PACKAGE", about, action="append", default=[])
 
 
 def print_json(document: Any) -> None:
@@ -55,23 +92,6 @@ def print_json(document: Any) -> None:
 
     document = asdict(document) if is_dataclass(document) else document  # type: ignore[arg-type]
     print(json.dumps(finite(document), allow_nan=False, default=str), flush=True)
-
-
-def add_consent(command: argparse.ArgumentParser) -> None:
-    """Adds `--trust-server` and `--trust-config`: a run directory from elsewhere is data."""
-    about = "the PostgreSQL server in RUN_DIR is yours: it runs what its folder says"
-    command.add_argument("--trust-server", action="store_true", help=about)
-    about = "the command and the database that RUN_DIR names are yours"
-    command.add_argument("--trust-config", action="store_true", help=about)
-
-
-def add_trust(command: argparse.ArgumentParser, about: str) -> None:
-    command.add_argument("--trust", metavar="PACKAGE", action="append", default=[], help=about)
-
-
-def add_code(command: argparse.ArgumentParser) -> None:
-    about = "where the study was run: its own code is executed (default: here, if it was run here)"
-    command.add_argument("--code", metavar="FOLDER", type=Path, help=about)
 
 
 def locate_study(arguments: argparse.Namespace) -> tuple[str, str]:

@@ -4,20 +4,22 @@ import argparse
 import re
 import shutil
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from studyloom._version import __version__
 from studyloom.commands import control, looking, networks, studies
-from studyloom.commands.options import WIDEST, Entry
+from studyloom.commands.options import Entry
 from studyloom.text import nearest, printable
 
 COMMANDS: tuple[Entry, ...] = (
-    *studies.COMMANDS,
-    *looking.COMMANDS,
-    *control.COMMANDS,
-    *networks.COMMANDS,
+    *(studies.new, studies.run),
+    *(looking.status, looking.trials, looking.report, looking.compare),
+    *(control.stop, control.pause, control.resume),
+    *(networks.winner, networks.compress, networks.predict, networks.replay),
+    *(looking.doctor, looking.dashboard, studies.completion, studies.schema),
 )
+WIDEST = 80  # columns of a help, however wide the terminal is
 ABOUT = """Begins studies and looks at them.
 
 A study is run by its page: python -m studies.mnist"""
@@ -84,7 +86,8 @@ def make_parser() -> Parser:
             formatter_class=HelpFormatter,
         )
         command.set_defaults(act=entry.act, parser=parser)
-        entry.arguments(command)
+        for add in entry.arguments:
+            add(command)
     return parser
 
 
@@ -93,7 +96,7 @@ def options_of(command: argparse.ArgumentParser) -> list[str]:
     return [name for name in command._option_string_actions if name.startswith("--")]
 
 
-def format_examples(examples: tuple[str, ...]) -> str:
+def format_examples(examples: Sequence[str]) -> str:
     """Formats examples as the end of a help."""
     head = "example:" if len(examples) == 1 else "examples:"
     return "\n".join([head, *(f"  {example}" for example in examples)])

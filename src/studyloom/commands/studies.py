@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from studyloom.commands.options import WIDEST, Entry, add_json, print_json
+from studyloom.commands.options import JSON, argument, command, flag, print_json
 from studyloom.errors import ConfigError
 from studyloom.files import ASSETS
 from studyloom.text import nearest
@@ -20,33 +20,37 @@ if TYPE_CHECKING:
 SHELLS = ("bash", "zsh", "fish")
 
 
-def add_new(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `studyloom new`, and a line for each kind of training to its help."""
+def kind(parser: argparse.ArgumentParser) -> None:
+    """Adds `--kind`, and a line for each kind of training to the help."""
     kinds = json.loads((ASSETS / "new" / "kinds.json").read_text(encoding="utf-8"))
-    about = "of the study and its page, as in python -m studies.NAME"
-    command.add_argument("name", metavar="NAME", help=about)
-    about = "where to write it (default: the current folder)"
-    command.add_argument(
-        "folder", metavar="FOLDER", type=Path, nargs="?", default=Path(), help=about
-    )
     about = "how it is trained; one of the kinds below (default: tensors)"
-    command.add_argument("--kind", metavar="KIND", choices=kinds, default="tensors", help=about)
-    add_json(command)
+    parser.add_argument("--kind", metavar="KIND", choices=kinds, default="tensors", help=about)
     width = max(map(len, kinds))
+    indents = {"initial_indent": "  ", "subsequent_indent": " " * (width + 4)}
     lines = [
-        textwrap.fill(
-            f"{name:{width}}  {kind['about']}",
-            WIDEST - 2,
-            initial_indent="  ",
-            subsequent_indent=" " * (width + 4),
-        )
+        textwrap.fill(f"{name:{width}}  {kind['about']}", 78, **indents)
         for name, kind in kinds.items()
     ]
-    command.epilog = "\n".join(["kinds:", *lines, "", command.epilog or ""])
+    parser.epilog = "\n".join(["kinds:", *lines, "", parser.epilog or ""])
 
 
+@command(
+    "write a study of your own that runs as it is",
+    argument("name", "NAME", "of the study and its page, as in python -m studies.NAME"),
+    argument(
+        *("folder", "FOLDER"),
+        "where to write it (default: the current folder)",
+        type=Path,
+        nargs="?",
+        default=Path(),
+    ),
+    *(kind, JSON),
+    examples=["studyloom new mine", "studyloom new mine ~/project --kind lightning"],
+)
 def new(arguments: argparse.Namespace) -> None:
-    """Writes a new study and prints its files."""
+    """Writes a study of your own: a page, its configs, and a test. It runs as it is, and names what
+    to put in the place of the example's data and network.
+    """
     from studyloom.commands.documents import New
     from studyloom.config.scaffold import write_study
 
@@ -63,15 +67,30 @@ def new(arguments: argparse.Namespace) -> None:
     print(f"\nnext  {following}")
 
 
-def add_run(command: argparse.ArgumentParser) -> None:
-    about = "such as studies/mine.py or conf/mine.yaml; your own, since it is run as code is"
-    command.add_argument("source", metavar="FILE", help=about)
-    about = "of Hydra, such as study.trials=50; or --dry-run, --json, --events FILE, notify=URL"
-    command.add_argument("overrides", metavar="OVERRIDE", nargs=argparse.REMAINDER, help=about)
-
-
+@command(
+    "run a study by its page or its primary config",
+    argument(
+        *("source", "FILE"),
+        "such as studies/mine.py or conf/mine.yaml; your own, since it is run as code is",
+    ),
+    argument(
+        *("overrides", "OVERRIDE"),
+        "of Hydra, such as study.trials=50; or --dry-run, --json, --events FILE, notify=URL",
+        nargs=argparse.REMAINDER,
+    ),
+    examples=[
+        "studyloom run studies/mine.py study.trials=50 launcher.workers=4",
+        "studyloom run conf/mine.yaml --dry-run",
+    ],
+)
 def run(arguments: argparse.Namespace) -> None:
-    """Runs a study, as `python -m studies.NAME` does; ends the process."""
+    """Runs a study, or resumes it, as `python -m studies.NAME` does. --events FILE writes a line of
+    JSON for each thing that happens, --json one object at the end, and notify=… sends a notice at
+    the end, at a halt and at a new best: a URL of apprise, or a command.
+
+    The exit code is 0 if the study has its answer, 1 if it could not finish, 2 for a mistake, 3
+    after studyloom stop, and 128 and more after a signal; the same command goes on.
+    """
     from studyloom.commands.run_study import run_study
     from studyloom.config.main import hydra_main, invocation_of, module_path
     from studyloom.launch.task import Command
@@ -88,21 +107,27 @@ def run(arguments: argparse.Namespace) -> None:
         hydra_main(str(invocation.config_dir), invocation.config_name)(task)()
 
 
-def add_completion(command: argparse.ArgumentParser) -> None:
-    command.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
-    add_json(command)
-
-
+@command(
+    "the script by which a shell completes commands",
+    argument("shell", "SHELL", ", ".join(SHELLS), choices=SHELLS),
+    JSON,
+    examples=[
+        'eval "$(studyloom completion bash)"',
+        "studyloom completion fish > ~/.config/fish/completions/studyloom.fish",
+    ],
+)
 def completion(arguments: argparse.Namespace) -> None:
-    """Prints the script by which a shell completes commands, options and files."""
+    """Prints the script by which bash, zsh or fish completes commands, options and files. A page
+    has Hydra's own, which completes overrides: its --help says how.
+    """
     import shtab
 
     from studyloom.commands.documents import Completion
 
-    commands = arguments.parser.commands
-    for action in [action for command in commands.values() for action in command._actions]:
-        if action.type is Path or action.dest == "source":
-            action.complete = shtab.FILE
+    for parser in arguments.parser.commands.values():
+        for action in parser._actions:
+            if action.type is Path or action.dest == "source":
+                action.complete = shtab.FILE
     script = shtab.complete(arguments.parser, arguments.shell)
     if arguments.json:
         print_json(Completion(arguments.shell, script))
@@ -110,14 +135,18 @@ def completion(arguments: argparse.Namespace) -> None:
         print(script)
 
 
-def add_schema(command: argparse.ArgumentParser) -> None:
-    about = "a command, or event, heartbeat, notice, errors (default: all of them)"
-    command.add_argument("name", metavar="NAME", nargs="?", help=about)
-    command.add_argument("--json", action="store_true", help="the same; a schema is JSON")
-
-
+@command(
+    "the JSON Schema of what --json and --events write",
+    argument(
+        *("name", "NAME"),
+        "a command, or event, heartbeat, notice, errors (default: all of them)",
+        nargs="?",
+    ),
+    flag("--json", "the same; a schema is JSON"),
+    examples=["studyloom schema status", "studyloom schema event"],
+)
 def schema(arguments: argparse.Namespace) -> None:
-    """Prints the JSON Schema of what a command prints with `--json`."""
+    """Prints the JSON Schema of what a command prints with --json, or of a line of --events."""
     from studyloom.commands.documents import DOCUMENTS, json_schema
 
     name = arguments.name
@@ -126,53 +155,3 @@ def schema(arguments: argparse.Namespace) -> None:
         raise ConfigError([f"{name}: no such schema; there are {known}"])
     chosen = json_schema(name) if name else {each: json_schema(each) for each in DOCUMENTS}
     print(json.dumps(chosen, indent=1, ensure_ascii=False))
-
-
-COMMANDS = (
-    Entry(
-        "new",
-        "write a study of your own that runs as it is",
-        new,
-        add_new,
-        "Writes a study of your own: a page, its configs, and a test. It runs as it is, and names "
-        "what to put in the place of the example's data and network.",
-        ("studyloom new mine", "studyloom new mine ~/project --kind lightning"),
-    ),
-    Entry(
-        "run",
-        "run a study by its page or its primary config",
-        run,
-        add_run,
-        "Runs a study, or resumes it, as `python -m studies.NAME` does. --events FILE writes a "
-        "line of JSON for each thing that happens, --json one object at the end, and notify=… "
-        "sends a notice at the end, at a halt and at a new best: a URL of apprise, or a command."
-        "\n\nThe exit code is 0 if the study has its answer, 1 if it could not finish, 2 for a "
-        "mistake, 3 after studyloom stop, and 128 and more after a signal; the same command goes "
-        "on.",
-        (
-            "studyloom run studies/mine.py study.trials=50 launcher.workers=4",
-            "studyloom run conf/mine.yaml --dry-run",
-        ),
-    ),
-    Entry(
-        "completion",
-        "the script by which a shell completes commands",
-        completion,
-        add_completion,
-        "Prints the script by which bash, zsh or fish completes commands, options and files. A "
-        "page has Hydra's own, which completes overrides: its --help says how.",
-        (
-            'eval "$(studyloom completion bash)"',
-            "studyloom completion fish > ~/.config/fish/completions/studyloom.fish",
-        ),
-    ),
-    Entry(
-        "schema",
-        "the JSON Schema of what --json and --events write",
-        schema,
-        add_schema,
-        "Prints the JSON Schema of what a command prints with --json, or of the lines of --events "
-        "FILE.",
-        ("studyloom schema status", "studyloom schema event"),
-    ),
-)

@@ -1,0 +1,150 @@
+"""What a command tells: a heartbeat, and events in whole lines, for whose reader nobody waits."""
+
+import errno
+import json
+import os
+import time
+
+import jsonschema
+import pytest
+from snapshots import snapshot_of
+
+from studyloom.commands import outputs
+from studyloom.commands.documents import json_schema
+from studyloom.commands.looking import check
+from studyloom.commands.outputs import EventFile, Heartbeat, is_beating
+from studyloom.errors import ConfigError
+from studyloom.study.opening import create_study
+from studyloom.views.progress import JobReader, Progress, StageProgress
+from studyloom.views.snapshot import WorkerStatus
+
+
+@pytest.fixture
+def stored(sqlite_url):
+    return create_study(sqlite_url, "toy", {"asks": "nothing"}, trials=2)
+
+
+def tell(stored, value=0.5):
+    trial = stored.optuna.ask()
+    claim = stored.ledger.claim("host:1", 2, 60, lambda *_: trial._trial_id)
+    trial.set_user_attr("slot", claim.slot)
+    trial.suggest_float("lr", 0.0, 1.0)
+    stored.optuna.tell(trial, value)
+    stored.ledger.finish(claim)
+
+
+def kinds(text):
+    return [json.loads(line)["event"] for line in text.splitlines()]
+
+
+def test_a_file_of_events_is_continued_and_tells_nothing_twice(tmp_path, stored):
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"event": "beg')  # of a killed command
+    for value, code in ((0.5, 130), (0.4, 0)):
+        tell(stored, value)
+        file = EventFile(path)
+        file.attach(stored)
+        file(JobReader(stored).read())
+        file.finish(code, None)
+    half, *lines = path.read_text().splitlines()
+    assert half == '{"event": "beg'
+    told = ["began", "ended", "best", "exit", "began", "ended", "exit"]
+    assert kinds("\n".join(lines)) == told
+
+
+def test_a_file_that_cannot_be_written_is_a_mistake_before_the_study(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for place, words in (("missing/events", "No such"), (".", "Is a"), ("pipe", "nobody reads")):
+        with pytest.raises(ConfigError, match=rf"cannot be written: {words}.*; name another"):
+            EventFile(tmp_path / place)
+
+
+def test_a_slow_reader_gets_all_of_it_and_nobody_waits(tmp_path, stored):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    file = EventFile(path)
+    file.attach(stored)
+    line = b"x" * 1000 + b"\n"
+    for _ in range(200):  # three times what a pipe holds
+        file._write(line)
+    read = b""
+    while len(read) < 200 * len(line):
+        read += os.read(reader, 2**20)
+        file._write(b"")
+    assert read == line * 200
+    file.finish(0, None)
+    assert kinds(os.read(reader, 2**16).decode()) == ["exit"]
+    os.close(reader)
+
+
+def test_an_error_of_writing_is_a_line_in_the_log(tmp_path, stored, monkeypatch, caplog):
+    file = EventFile(tmp_path / "events.jsonl")
+    file.attach(stored)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(outputs.os, "write", fail)
+    tell(stored)
+    for _ in range(3):
+        file(JobReader(stored).read())
+    file.finish(0, None)
+    assert len(caplog.records) == 1
+    assert "No space left" in caplog.text
+
+
+def progress_of(workers=(), title="search", **more):
+    snapshot = snapshot_of(workers=workers)
+    return Progress(snapshot, (StageProgress("search", 5, 3, snapshot),), title, **more)
+
+
+def test_a_heartbeat_is_written_at_once_then_every_ten_seconds_and_at_the_end(
+    tmp_path, monkeypatch
+):
+    clock = [0.0]
+    monkeypatch.setattr(outputs.time, "monotonic", lambda: clock[0])
+    beat = Heartbeat(tmp_path)
+    path, times = tmp_path / "heartbeat.json", []
+    for second in range(25):
+        clock[0] = float(second)
+        beat(progress_of())
+        if path.exists():
+            times.append(second)
+            path.unlink()
+    assert times == [0, 10, 20]
+    beat(progress_of(title="test"))  # another stage is told at once
+    document = json.loads(path.read_text())
+    jsonschema.validate(document, json_schema("heartbeat"))
+    assert (document["stage"], document["exit_code"]) == ("test", None)
+    beat.finish(0)
+    assert json.loads(path.read_text())["exit_code"] == 0
+
+
+def test_a_folder_that_cannot_be_written_is_told_once_and_costs_nothing(tmp_path, caplog):
+    beat = Heartbeat(tmp_path / "missing")
+    beat(progress_of())
+    beat(progress_of(title="test"))
+    beat.finish(0)
+    assert len(caplog.records) == 1
+
+
+def test_for_cron_an_exit_code_says_whether_somebody_has_to_look(tmp_path):
+    for progress, code in (
+        (progress_of([WorkerStatus("host:1", left=9.0)]), 0),
+        (progress_of([WorkerStatus("host:1", left=-9.0)]), 3),
+        (progress_of(), 3),
+        (progress_of(control="pause"), 4),
+        (progress_of(control="stop"), 4),
+        (progress_of(halted="ValueError"), 1),
+        (progress_of(exit_code=1), 1),
+        (progress_of(exit_code=0), 0),
+        (progress_of(title="done"), 0),
+    ):
+        assert check(progress, tmp_path) == code
+    assert not is_beating(tmp_path)
+    Heartbeat(tmp_path)(progress_of(title="test"))
+    assert check(progress_of(title="test"), tmp_path) == 0  # somebody makes the answer
+    hour_ago = time.time() - 3600
+    os.utime(tmp_path / "heartbeat.json", (hour_ago, hour_ago))
+    assert not is_beating(tmp_path)
