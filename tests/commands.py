@@ -1,5 +1,8 @@
-"""Commands as a user runs them: in a new interpreter, or in a fork that has the libraries."""
+"""Commands as a user runs them: in a new interpreter, in a fork that has the libraries, or here."""
 
+import contextlib
+import io
+import logging
 import multiprocessing
 import os
 import runpy
@@ -9,6 +12,8 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import pytest
 
 CANARY = "canary-password"  # of a database; must show up in no output and no file
 ROOT = Path(__file__).parent.parent
@@ -133,3 +138,29 @@ def _die_before(file: str) -> None:
         replace(path, target, **folders)
 
     os.replace = replace_or_die  # type: ignore[assignment]
+
+
+def study_here(*overrides: str, page: str = "mnist") -> subprocess.CompletedProcess[str]:
+    """Runs a command that starts no worker within this process: `studyloom run conf/PAGE.yaml`."""
+    from studyloom.cli import main
+    from studyloom.commands import run_study
+    from studyloom.launch.line import Line
+
+    out, err = io.StringIO(), io.StringIO()
+    before, arguments, path = dict(os.environ), sys.argv[:], sys.path[:]
+    handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_study, "watch", lambda work: work(Line(), None))
+        patch.setattr(run_study, "can_fork", lambda: False)
+        patch.chdir(ROOT)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = main(["run", f"conf/{page}.yaml", *overrides])
+            except SystemExit as end:
+                code = end.code or 0
+    os.environ.clear()
+    os.environ.update(before)
+    sys.argv[:], sys.path[:] = arguments, path
+    logging.captureWarnings(False)
+    logging.getLogger().handlers[:], logging.getLogger().level = handlers, level
+    return subprocess.CompletedProcess(overrides, code, out.getvalue(), err.getvalue())

@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from commands import CANARY, QUICK, study, studyloom
+from commands import CANARY, QUICK, study_here
 
 from studyloom import __version__, cli
 from studyloom.cli import main
@@ -20,50 +20,43 @@ from studyloom.errors import (
 )
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
+def test_a_command_that_is_wrong_shows_how_it_is_used(capsys):
+    for arguments in (
         [],
         ["nonsense"],
         ["replay", "runs/x"],
         ["doctor"],
         ["doctor", "runs/x", "--storage", "sqlite:///x.db"],
-    ],
-)
-def test_a_command_that_is_wrong_shows_how_it_is_used(arguments, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert "usage: studyloom" in capsys.readouterr().err
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+        assert "usage: studyloom" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
+def test_settings_may_stand_before_and_behind_an_option():
+    for words in (
         "compress --json runs/x margin=0.01 ratios=[0.5]",
-        "compress runs/x --json margin=0.01 ratios=[0.5]",
         "compress runs/x margin=0.01 --json ratios=[0.5]",
         "compress runs/x margin=0.01 ratios=[0.5] --json",
-    ],
-)
-def test_settings_may_stand_before_and_behind_an_option(words):
-    found = make_parser().parse_args(words.split())
-    assert (found.run_dir, found.json) == (Path("runs/x"), True)
-    assert found.settings == ["margin=0.01", "ratios=[0.5]"]
+    ):
+        found = make_parser().parse_args(words.split())
+        assert (found.run_dir, found.json) == (Path("runs/x"), True)
+        assert found.settings == ["margin=0.01", "ratios=[0.5]"]
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ("compress runs/x --jsn margin=0.01", "unrecognized arguments: --jsn; did you mean --json"),
-        ("status runs/x --json margin=0.01", "unrecognized arguments: margin=0.01"),
-    ],
-)
-def test_what_is_left_over_of_a_command_is_a_mistake(words, said, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(words.split())
-    assert caught.value.code == 2
-    assert said in capsys.readouterr().err
+def test_what_is_misspelt_or_left_over_is_a_mistake_with_its_suggestion(capsys):
+    for words, said in (
+        (["statsu"], "did you mean status?"),
+        (["status", "x", "--jsno"], "did you mean --json?"),
+        (["\x1b[2Jstatus"], "\\x1b[2Jstatus: no such command"),
+        (["compress", "runs/x", "--jsn", "margin=1"], "arguments: --jsn; did you mean --json"),
+        (["status", "runs/x", "--json", "margin=1"], "unrecognized arguments: margin=1"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 2
+        assert said in capsys.readouterr().err
 
 
 def test_help_names_the_commands_and_version_the_version(capsys):
@@ -76,45 +69,39 @@ def test_help_names_the_commands_and_version_the_version(capsys):
         assert words in shown
 
 
-@pytest.mark.parametrize("command", ["status", "report", "doctor", "dashboard"])
-def test_a_folder_in_which_no_study_ran_is_named(command, tmp_path, capsys):
-    assert main([command, str(tmp_path / "nowhere")]) == 2
-    assert "nowhere: no study has run there" in capsys.readouterr().err
+def test_a_folder_in_which_no_study_ran_is_named(tmp_path, capsys):
+    (tmp_path / "mnist" / ".hydra").mkdir(parents=True)
+    for command in (["status"], ["report"], ["doctor"], ["dashboard"], ["replay", "--trial", "0"]):
+        assert main([*command, str(tmp_path / "mnsit")]) == 2
+        err = capsys.readouterr().err
+        assert "mnsit: no study has run there" in err
+        assert f"did you mean {tmp_path / 'mnist'}?" in err
 
 
-def test_a_replay_of_a_folder_in_which_no_study_ran_names_it(tmp_path, capsys):
-    assert main(["replay", str(tmp_path / "nowhere"), "--trial", "0"]) == 2
-    assert "nowhere: no study has run there" in capsys.readouterr().err
-
-
-def test_doctor_status_and_report_look_at_a_run(tmp_path):
-    done = study(*QUICK, "study.trials=1", "launcher.workers=1", f"run_dir={tmp_path}")
+def test_doctor_and_report_look_at_a_run(tmp_path, capsys):
+    done = study_here(*QUICK, "study.trials=1", "launcher.workers=1", f"run_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
-    seen = studyloom("doctor", str(tmp_path))
-    assert seen.returncode == 0, seen.stdout + seen.stderr
-    assert f"ok       run_dir     {tmp_path} can be written" in seen.stdout
-    assert "ok       tables      Optuna's and studyloom_slots" in seen.stdout
-    assert seen.stderr == ""
-    seen = studyloom("status", str(tmp_path))
-    assert seen.returncode == 0, seen.stderr
-    seen = studyloom("report", str(tmp_path))
-    assert (seen.returncode, seen.stdout, seen.stderr) == (0, f"{tmp_path / 'report.html'}\n", "")
+    assert main(["doctor", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert f"ok       run_dir     {tmp_path} can be written" in out
+    assert err == ""
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
     assert "Learning curves" in (tmp_path / "report.html").read_text()
     (tmp_path / "study.db").unlink()
-    seen = studyloom("doctor", str(tmp_path))
-    assert seen.returncode == 2
-    assert "to do    database" in seen.stdout
+    assert main(["doctor", str(tmp_path)]) == 2
+    assert "to do    database" in capsys.readouterr().out
 
 
-def test_doctor_shows_no_password(postgres_url):
-    seen = studyloom("doctor", "--storage", postgres_url)
-    assert seen.returncode == 0, seen.stdout + seen.stderr
-    assert "***" in seen.stdout
-    assert CANARY not in seen.stdout + seen.stderr
-    seen = studyloom("doctor", "--storage", f"mysql://user:{CANARY}@host/db")
-    assert seen.returncode == 2
-    assert "must name a SQLite or PostgreSQL database" in seen.stderr
-    assert CANARY not in seen.stderr
+def test_doctor_shows_no_password(postgres_url, capsys):
+    assert main(["doctor", "--storage", postgres_url]) == 0
+    out, err = capsys.readouterr()
+    assert "***" in out
+    assert CANARY not in out + err
+    assert main(["doctor", "--storage", f"mysql://user:{CANARY}@host/db"]) == 2
+    err = capsys.readouterr().err
+    assert "must name a SQLite or PostgreSQL database" in err
+    assert CANARY not in err
 
 
 @pytest.mark.parametrize(

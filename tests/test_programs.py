@@ -3,20 +3,19 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 
 import jsonschema
 import pytest
+import yaml
 from commands import QUICK, ROOT, environment, start, study, studyloom
-from studyloom.commands.shell import SHELLS, options_of, read_schemas, script_of
+from studyloom.commands.shell import read_schemas
 from test_readme import PAPERS, blocks
 
-from studyloom.cli import main
-from studyloom.commands.parser import COMMANDS, make_parser
-from studyloom.config.overrides import page_help
+from studyloom.config.overrides import describe_sweep, page_help
+from studyloom.space.language import parse_space
 
 SCHEMAS = read_schemas()
 JUDGED = ("winner.enabled=true", "winner.top=1", "winner.seeds=2", "launcher.workers=1")
@@ -58,34 +57,6 @@ def test_twenty_lines_drive_a_study_by_its_events_alone_and_read_its_winner(driv
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize(
-    ("arguments", "name"),
-    [
-        (("status",), "status"),
-        (("trials",), "trials"),
-        (("report",), "report"),
-        (("replay", "--trial", "1"), "replay"),
-        (("doctor",), "doctor"),
-        (("doctor", "--repair"), "doctor"),
-        (("winner",), "winner"),
-        (("stop",), "stop"),
-        (("resume",), "resume"),
-    ],
-    ids=" ".join,
-)
-def test_a_command_prints_one_json_document_that_keeps_to_its_schema(driven, arguments, name):
-    run_dir, _ = driven
-    command, *options = arguments
-    done = studyloom(command, run_dir, *options, "--json")
-    assert done.returncode == 0, done.stderr
-    document = valid(done.stdout, name)
-    if name in ("status", "winner"):
-        assert document["answer"]["test"]["mean"] == pytest.approx(
-            json.loads((run_dir / "winner.json").read_text())["test"]["winner"]["mean"]
-        )
-
-
-@pytest.mark.chaos
 def test_predict_answers_in_json_and_names_files_that_hold_no_input(driven, tmp_path):
     from PIL import Image
 
@@ -97,47 +68,6 @@ def test_predict_answers_in_json_and_names_files_that_hold_no_input(driven, tmp_
     done = studyloom("predict", run_dir, tmp_path / "text.png", "--json")
     assert done.returncode == 2
     assert len(valid(done.stdout, "predict")["errors"]) == 1
-
-
-def test_new_and_shell_commands_print_json_too(tmp_path, capsys):
-    assert main(["new", "mine", str(tmp_path), "--json"]) == 0
-    document = valid(capsys.readouterr().out, "new")
-    assert str(tmp_path / "studies" / "mine.py") in document["files"]
-    for shell in SHELLS:
-        assert main(["completion", shell, "--json"]) == 0
-        assert "studyloom" in valid(capsys.readouterr().out, "completion")["script"]
-    assert main(["schema", "event"]) == 0
-    assert json.loads(capsys.readouterr().out) == SCHEMAS["event"]
-
-
-def test_every_command_has_a_schema_and_every_schema_is_one():
-    names = {entry.name for entry in COMMANDS}
-    assert names <= {*SCHEMAS}
-    for schema in SCHEMAS.values():
-        jsonschema.Draft202012Validator.check_schema(schema)
-    parser = make_parser()
-    without = {name for name, (_, options) in options_of(parser).items() if "--json" not in options}
-    assert without == {"run"}  # whose --json is among its overrides
-
-
-def test_a_mistake_is_json_as_well(tmp_path, capsys):
-    assert main(["status", str(tmp_path / "nowhere"), "--json"]) == 2
-    seen = capsys.readouterr()
-    document = valid(seen.out, "errors")
-    assert "no study has run there" in document["errors"][0]
-    assert "error: " in seen.err
-    assert main(["schema", "statsu"]) == 2
-    assert "did you mean status?" in capsys.readouterr().err
-
-
-def test_a_run_prints_one_object_and_the_rest_on_standard_error(tmp_path):
-    done = study(*QUICK, "study.trials=1", "launcher.workers=1", f"run_dir={tmp_path}", "--json")
-    document = valid(done.stdout, "run")
-    assert (document["exit_code"], document["study"], document["done"]) == (0, "mnist", 1)
-    assert "mnist begins" in done.stderr
-    done = study("trials=3", "--json")
-    assert (done.returncode, valid(done.stdout, "run")["exit_code"]) == (2, 2)
-    assert "did you mean study.trials?" in done.stderr
 
 
 @pytest.mark.chaos
@@ -157,15 +87,6 @@ def test_a_secret_of_notify_is_in_no_file_and_in_no_output(tmp_path):
     done = study(*overrides, f"notify=nosuch://{SECRET}")
     assert done.returncode == 2
     assert SECRET not in done.stdout + done.stderr
-
-
-def test_a_config_file_can_ask_for_no_notice(tmp_path):
-    shutil.copytree(ROOT / "conf", tmp_path / "conf")
-    page = tmp_path / "conf" / "mine.yaml"
-    page.write_text((ROOT / "conf" / "mnist.yaml").read_text() + "notify: ./tell.sh\n")
-    done = studyloom("run", page, "--dry-run", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "notify" in done.stderr
 
 
 @pytest.mark.chaos
@@ -209,83 +130,25 @@ def wait_for(lines, kind):
 # The shell
 
 
-@pytest.mark.parametrize("name", ["", *(entry.name for entry in COMMANDS)])
-def test_every_help_has_a_description_and_an_example_and_fits_80_columns(name, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit):
-        main([*filter(None, [name]), "--help"])
-    text = capsys.readouterr().out
-    assert max(map(len, text.splitlines())) <= 80
-    assert re.search(r"^examples?:\n  \S*.*studyloom", text, re.MULTILINE)
-    described = text.split("\n\n")[1]
-    assert described.endswith((".", ".\n")) or name == ""
-    assert len(described.split()) >= 5
-
-
-@pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
-def test_every_example_is_a_command_that_is_understood(entry):
-    for example in entry.examples:
-        words = example.removeprefix('eval "$(').removesuffix(')"').split(" > ")[0].split()
-        assert words[0] == "studyloom"
-        assert make_parser().parse_args(words[1:]).act == entry.act
-
-
-@pytest.mark.parametrize(
-    ("typed", "meant"),
-    [
-        (["statsu"], "did you mean status?"),
-        (["status", "x", "--jsno"], "did you mean --json?"),
-        (["\x1b[2Jstatus"], "\\x1b[2Jstatus: no such command"),
-    ],
-)
-def test_a_misspelt_command_gets_its_suggestion(typed, meant, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(typed)
-    assert caught.value.code == 2
-    assert meant in capsys.readouterr().err
-
-
-def test_a_misspelt_run_directory_gets_its_suggestion(tmp_path, capsys):
-    (tmp_path / "mnist" / ".hydra").mkdir(parents=True)
-    (tmp_path / "misnt-no-run").mkdir()
-    assert main(["status", str(tmp_path / "mnsit")]) == 2
-    assert f"did you mean {tmp_path / 'mnist'}?" in capsys.readouterr().err
-
-
-def test_bash_completes_commands_options_and_files(tmp_path):
-    if shutil.which("bash") is None:
-        pytest.skip("needs bash")
-    (tmp_path / "runs").mkdir()
-    script = script_of("bash", options_of(make_parser()))
-    ask = 'COMP_WORDS=({words}); COMP_CWORD={at}; _studyloom; printf "%s\\n" "${{COMPREPLY[@]}}"'
-
-    def complete(*words):
-        line = ask.format(words=" ".join(words), at=len(words) - 1)
-        done = subprocess.run(
-            ["bash", "-c", f"{script}\n{line}"], cwd=tmp_path, capture_output=True, text=True
-        )
-        return done.stdout.split()
-
-    assert complete("studyloom", "sta") == ["status"]
-    assert complete("studyloom", "status", "--wa") == ["--watch"]
-    assert complete("studyloom", "status", "ru") == ["runs"]
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-def test_a_shell_takes_its_script(shell, tmp_path):
-    if shutil.which(shell) is None:
-        pytest.skip(f"needs {shell}")
-    (tmp_path / "script").write_text(script_of(shell, options_of(make_parser())))
-    done = subprocess.run([shell, "-n", tmp_path / "script"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-def test_every_command_and_option_is_in_the_script(shell):
-    script = script_of(shell, options_of(make_parser()))
-    for name, (_, options) in options_of(make_parser()).items():
-        assert name in script
-        assert all(option.removeprefix("--") in script for option in options)
+def test_the_way_out_of_a_sweep_is_a_space_that_searches_the_same():
+    words = describe_sweep(
+        "-m",
+        [
+            *("-m", "model=mlp,cnn", "optimizer.lr=0.1,0.01", "train.batch_size=range(32,129,32)"),
+            *("model.dropout=tag(log,interval(0.001,0.5))", "study.trials=8"),
+        ],
+    )
+    assert words.startswith("-m: a study is a search already")
+    lines = words.splitlines()
+    assert lines[-1] == "  and choose it with: space=swept study.trials=8"
+    tree = yaml.safe_load("\n".join(lines[1:-1]))
+    assert tree["optimizer"] == {"lr": {"choice": [0.1, 0.01]}}
+    assert tree["train"] == {"batch_size": {"choice": [32, 64, 96, 128]}}
+    del tree["model"]["dropout"]
+    space = parse_space(tree, lambda group: ["mlp", "cnn"] if group == "model" else [])
+    assert len(space.nodes) == 3
+    assert "sampler=grid" in describe_sweep("-m", ["-m", "optimizer.lr=0.1,0.01"])
+    assert "conf/space/mine.yaml" in describe_sweep("-m", ["-m"])
 
 
 @pytest.mark.chaos

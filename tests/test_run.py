@@ -9,13 +9,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from wsgiref.util import setup_testing_defaults
 
-import numpy as np
-import optuna
 import pytest
 import yaml
-from commands import CANARY, QUICK, ROOT, environment, start, study, studyloom
+from commands import CANARY, QUICK, ROOT, environment, start, study, study_here, studyloom
 from optuna.trial import TrialState
 
 from studyloom.commands import prepare
@@ -83,64 +80,28 @@ def test_a_study_keeps_all_it_wrote_below_its_run_directory(finished):
         "study.db",
         "study.lock",
     }
-
-
-def test_the_trials_are_stored_with_parameters_named_by_path(finished):
-    trials = trials_of(finished[0])
+    trials = trials_of(run_dir)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 5
     assert {name for trial in trials for name in trial.params} == {"optimizer.lr"}
-    assert len({trial.params["optimizer.lr"] for trial in trials}) == 5
-
-
-def test_best_yaml_is_the_best_trials_configuration(finished):
-    run_dir, _ = finished
-    best = max(trials_of(run_dir), key=lambda trial: trial.value)
+    best = max(trials, key=lambda trial: trial.value)
     written = yaml.safe_load((run_dir / "best.yaml").read_text())
     assert written["optimizer"]["lr"] == best.params["optimizer.lr"]
-    assert written["model"]["hidden"] == [16]
     assert f"trial {best.number}" in (run_dir / "best.yaml").read_text()
 
 
 def test_the_same_command_again_says_that_the_budget_is_spent(finished):
     run_dir, _ = finished
-    done = study(*QUICK, "study.trials=5", "launcher.workers=2", f"run_dir={run_dir}")
+    done = study_here(*QUICK, "study.trials=5", "launcher.workers=2", f"run_dir={run_dir}")
     assert done.returncode == 0
     assert "the budget of 5 trials is spent" in done.stdout
     assert "study.trials=10" in done.stdout
     assert len(trials_of(run_dir)) == 5
 
 
-def test_a_report_is_written_also_without_a_winner(finished):
-    run_dir, _ = finished
-    page = (run_dir / "report.html").read_text()
-    assert "the best after 5 of 5 trials" in page
-    assert "There is no winner.json yet." in page
-
-
-def test_the_dashboard_opens_the_study(finished):
-    from optuna_dashboard import wsgi
-
-    application = wsgi(optuna.storages.RDBStorage(f"sqlite:///{finished[0]}/study.db"))
-    status = []
-    environ = {"PATH_INFO": "/api/studies/1"}
-    setup_testing_defaults(environ)
-    body = b"".join(application(environ, lambda code, *_: status.append(code)))
-    assert status == ["200 OK"]
-    assert b"optimizer.lr" in body
-
-
-def test_status_tells_what_the_run_told(finished):
-    command = [Path(sys.executable).with_name("studyloom"), "status", finished[0]]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment())
-    assert done.returncode == 0, done.stderr
-    assert "mnist: 5 of 5 trials – 5 complete, 0 pruned, 0 failed" in done.stdout
-    assert "budget left: 0 trials" in done.stdout
-
-
 def test_more_trials_go_on_with_the_study_and_one_worker_needs_no_process(finished):
     run_dir, _ = finished
     before = [(trial.number, trial.params, trial.value) for trial in trials_of(run_dir)]
-    done = study(*QUICK, "study.trials=7", "launcher.workers=1", f"run_dir={run_dir}")
+    done = study_here(*QUICK, "study.trials=7", "launcher.workers=1", f"run_dir={run_dir}")
     assert done.returncode == 0
     assert "goes on: 2 trials to do" in done.stdout
     after = [(trial.number, trial.params, trial.value) for trial in trials_of(run_dir)]
@@ -151,7 +112,7 @@ def test_more_trials_go_on_with_the_study_and_one_worker_needs_no_process(finish
 
 def test_another_question_under_the_same_name_is_refused_with_was_and_is(finished, tmp_path):
     run_dir = shutil.copytree(finished[0], tmp_path / "run")  # Hydra writes down what was asked
-    done = study(*QUICK, "train.epochs=3", f"run_dir={run_dir}")
+    done = study_here(*QUICK, "train.epochs=3", f"run_dir={run_dir}")
     assert done.returncode == 2
     assert "train.epochs: 2 → 3" in done.stderr
     assert "study.name=" in done.stderr
@@ -160,19 +121,9 @@ def test_another_question_under_the_same_name_is_refused_with_was_and_is(finishe
 
 def test_a_password_is_in_no_file_and_no_output(tmp_path, postgres_url):
     """The server trusts everybody, so the canary opens the study as any other password would."""
-    judged = (
-        "winner.enabled=true",
-        "winner.top=1",
-        "winner.seeds=2",
-    )  # the answer's files hold it neither
-    overrides = (
-        *QUICK,
-        *judged,
-        "study.trials=2",
-        "launcher.workers=2",
-        f"run_dir={tmp_path}",
-        "storage=postgres",
-    )
+    judged = ("winner.enabled=true", "winner.top=1", "winner.seeds=2")  # nor in the answer's files
+    where = (f"run_dir={tmp_path}", "storage=postgres")
+    overrides = (*QUICK, *judged, "study.trials=2", "launcher.workers=2", *where)
     done = study(*overrides, STUDYLOOM_STORAGE=postgres_url)
     assert done.returncode == 0, done.stderr
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
@@ -180,9 +131,6 @@ def test_a_password_is_in_no_file_and_no_output(tmp_path, postgres_url):
     assert not any(CANARY.encode() in content for content in written)
     assert CANARY not in done.stdout + done.stderr
     assert "***" in done.stdout
-    done = study(*overrides, f"storage.url='{postgres_url}'")
-    assert "the budget of 2 trials is spent" in done.stdout
-    assert CANARY not in (tmp_path / ".hydra" / "overrides.yaml").read_text()
 
 
 def test_three_commands_at_once_on_one_run_directory_make_exactly_n_trials(tmp_path):
@@ -199,14 +147,8 @@ def test_three_commands_at_once_on_one_run_directory_make_exactly_n_trials(tmp_p
     assert len({tuple(trial.params.items()) for trial in trials}) == 12
 
 
-def test_a_worker_joins_by_hand_and_makes_the_study_if_it_is_the_first(tmp_path):
-    done = study(*QUICK, "launcher=join", "study.trials=2", f"run_dir={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    assert len(trials_of(tmp_path)) == 2
-
-
 def test_a_time_limit_ends_the_command_in_order(tmp_path):
-    done = study(
+    done = study_here(
         *QUICK,
         "train.epochs=2000",
         "study.trials=2",
@@ -220,7 +162,7 @@ def test_a_time_limit_ends_the_command_in_order(tmp_path):
 
 
 def test_a_study_in_which_every_trial_fails_ends_with_1_and_says_why(tmp_path):
-    done = study(
+    done = study_here(
         *QUICK,
         "optimizer=sgd",
         "optimizer.lr=1e30",
@@ -235,24 +177,11 @@ def test_a_study_in_which_every_trial_fails_ends_with_1_and_says_why(tmp_path):
 
 def test_a_dry_run_shows_the_space_and_a_configuration_and_leaves_nothing(tmp_path):
     for flag in ("--dry-run", "study.dry_run=true"):
-        done = study(flag, f"run_dir={tmp_path / 'run'}", cwd=tmp_path)
+        done = study_here(flag, f"run_dir={tmp_path / 'run'}")
         assert done.returncode == 0, done.stderr
-        for words in (
-            "infinitely many points",
-            "momentum: 0 … 0.99",
-            "list of length 1 … 3",
-            "_target_:",
-        ):
+        for words in ("infinitely many points", "momentum: 0 … 0.99", "_target_:"):
             assert words in done.stdout
         assert list(tmp_path.iterdir()) == []
-
-
-def test_the_none_space_runs_the_configuration_as_composed_once(tmp_path):
-    done = study(*QUICK, "space=none", f"run_dir={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    assert "1 of 1 trials" in done.stdout
-    (trial,) = trials_of(tmp_path)
-    assert trial.params == {}
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +212,7 @@ def test_a_study_ends_with_a_winner_that_is_tested_and_a_report(judged):
 def test_the_same_command_again_tells_the_winner_and_does_not_open_the_test_images(judged):
     run_dir, overrides, first = judged
     written = (run_dir / "winner.json").read_bytes()
-    done = study(*overrides, f"run_dir={run_dir}")
+    done = study_here(*overrides, f"run_dir={run_dir}")
     assert done.returncode == 0, done.stderr
     told = [line for line in first.stdout.splitlines() if "winner accuracy 0." in line]
     assert told
@@ -308,14 +237,14 @@ def test_the_answer_of_another_study_in_the_folder_is_moved_aside_and_never_show
     """Name, stage and budget are the same; the database was deleted and the seed changed."""
     run_dir = tmp_path / "run"
     overrides = (*QUICK, "winner.enabled=true", "winner.top=1", "winner.seeds=2", "study.trials=2")
-    first = study(*overrides, "launcher.workers=1", f"run_dir={run_dir}")
+    first = study_here(*overrides, "launcher.workers=1", f"run_dir={run_dir}")
     assert first.returncode == 0, first.stderr
     was = json.loads((run_dir / "winner.json").read_text())
     for path in run_dir.glob("study.db*"):
         path.unlink()
     page = studyloom("report", run_dir)  # the database is gone, and with it the study
     assert page.returncode == 2
-    second = study(*overrides, "study.seed=1", "launcher.workers=1", f"run_dir={run_dir}")
+    second = study_here(*overrides, "study.seed=1", "launcher.workers=1", f"run_dir={run_dir}")
     assert second.returncode == 0, second.stderr
     now = json.loads((run_dir / "winner.json").read_text())
     assert now["seeds"] != was["seeds"]
@@ -333,7 +262,7 @@ def test_a_smaller_budget_on_a_finished_study_is_answered_from_the_first_trials(
     overrides = (*QUICK, "winner.enabled=true", "winner.top=2", "winner.seeds=2", "study.trials=2")
     copy = tmp_path / "run"
     shutil.copytree(run_dir, copy)
-    done = study(*overrides, "launcher.workers=1", f"run_dir={copy}")
+    done = study_here(*overrides, "launcher.workers=1", f"run_dir={copy}")
     assert done.returncode == 0, done.stderr
     assert "3 of 3 trials" in done.stdout
     assert "the study has 3 trials; the winner is one of the first 2" in done.stdout
@@ -367,40 +296,26 @@ def test_a_winner_can_be_chosen_afterwards(finished):
     assert (run_dir / "winner.json").exists()
 
 
-@pytest.mark.parametrize("target", ["os.system", "torch.load", "builtins.eval"])
-def test_a_hostile_configuration_from_elsewhere_is_refused_before_anything_is_called(
-    tmp_path, target
-):
+def test_a_hostile_configuration_from_elsewhere_is_refused_before_anything_is_called(tmp_path):
     canary = tmp_path / "canary"
-    text = (
-        f"defaults: [mnist, _self_]\nscheduler: {{_target_: {target}, command: 'touch {canary}'}}\n"
-    )
-    (tmp_path / "winner.yaml").write_text(text)
+    call = f"{{_target_: os.system, command: 'touch {canary}'}}"
+    (tmp_path / "winner.yaml").write_text(f"defaults: [mnist, _self_]\nscheduler: {call}\n")
     refused(
         *("--config-dir", str(tmp_path), "--config-name", "winner"),
-        words=(f"scheduler._target_: {target}", "trust=["),
+        words=("scheduler._target_: os.system", "trust=["),
         tmp_path=tmp_path,
     )
-    assert not canary.exists()
-    option = tmp_path / "scheduler"  # the same by way of a group
-    option.mkdir()
-    (option / "bad.yaml").write_text(f"_target_: {target}\ncommand: touch {canary}\n")
-    (tmp_path / "winner.yaml").write_text("defaults: [mnist, override scheduler: bad, _self_]\n")
-    done = study(
-        "--config-dir", str(tmp_path), "--config-name", "winner", f"run_dir={tmp_path / 'run'}"
-    )
-    assert done.returncode == 2
     assert not canary.exists()
 
 
 # Bad input: exit code 2, the value and the way out, no traceback, no trial
 
 
-def refused(*overrides, words, tmp_path, **extra):
+def refused(*overrides, words, tmp_path):
     run_dir = (
         [] if any(o.startswith("run_dir=") for o in overrides) else [f"run_dir={tmp_path / 'run'}"]
     )
-    done = study(*overrides, *run_dir, **extra)
+    done = study_here(*overrides, *run_dir)
     assert done.returncode == 2, (done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
     for word in words:
@@ -443,39 +358,6 @@ def test_numbers_out_of_range_are_told_all_at_once_also_where_data_cannot_be_div
     assert len(done.stderr.splitlines()) == 3
 
 
-def test_mistakes_in_a_space_are_told_all_at_once(tmp_path):
-    refused(
-        "space.model.mlp.dropout.float=[0.5,0.1]",
-        "space.optimizer.adamw.lr.float=[0,1]",
-        "space.train.batch_size.choice=[]",
-        "+space.model.ran.units.int=[1,2]",
-        "+space.optimizer.sdg=3",
-        words=(
-            "space.model.mlp.dropout.float: the low end 0.5 is above the high end 0.1",
-            "space.optimizer.adamw.lr.float: a log range cannot start at 0",
-            "space.train.batch_size.choice must be a list of the values to choose from",
-            "space.optimizer.sdg",
-            "did you mean sgd?",
-        ),
-        tmp_path=tmp_path,
-    )
-
-
-def test_names_and_defaults_of_a_space_are_checked_against_the_config(tmp_path):
-    refused(
-        "+space.model.ran.units.int=[1,2]",
-        "+space.model.mlp.hiden.int=[1,2]",
-        "optimizer.lr=5",
-        words=(
-            "space.model.ran.units: model.ran: no such key",
-            "space.model.mlp.hiden: model.hiden: no such key",
-            "did you mean hidden?",
-            "optimizer.lr=5 is outside its range",
-        ),
-        tmp_path=tmp_path,
-    )
-
-
 def test_what_a_space_could_build_is_built_before_trial_0(tmp_path):
     refused(
         "space.model.mlp.activation.choice=[relu,tahn]",
@@ -483,52 +365,6 @@ def test_what_a_space_could_build_is_built_before_trial_0(tmp_path):
         words=("tahn", "tanh", "train.batch_size", "100000"),
         tmp_path=tmp_path,
     )
-
-
-def test_a_group_option_without_a_file_is_named_in_a_primary_config_too(tmp_path):
-    text = (
-        (ROOT / "conf" / "mnist.yaml").read_text().replace("space: mlp_or_cnn", "space: mlp_or_cnm")
-    )
-    (tmp_path / "mine.yaml").write_text(text)
-    refused(
-        "--config-dir",
-        str(tmp_path),
-        "--config-name",
-        "mine",
-        words=("Could not find 'space/mlp_or_cnm'", "mlp_or_cnn"),
-        tmp_path=tmp_path,
-    )
-
-
-def idx(magic, *sizes, count):
-    return (
-        bytes([0, 0, 8, magic]) + b"".join(size.to_bytes(4, "big") for size in sizes) + bytes(count)
-    )
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "words"),
-    [
-        (None, None, ("train-images-idx3-ubyte", "no", "data.root")),
-        (
-            idx(3, 10, 28, 28, count=100),
-            idx(1, 10, count=10),
-            ("train-images-idx3-ubyte", str(10 * 784 + 16), "116"),
-        ),
-        (idx(1, 10, count=10), idx(1, 10, count=10), ("train-images-idx3-ubyte", "magic")),
-        (idx(3, 10, 28, 28, count=7840), idx(1, 9, count=9), ("10", "9", "label")),
-    ],
-    ids=["missing", "truncated", "wrong magic", "other length"],
-)
-def test_a_data_file_that_cannot_be_used_is_named_with_what_was_expected(
-    tmp_path, images, labels, words
-):
-    folder = tmp_path / "digits"
-    folder.mkdir()
-    for name, content in (("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels)):
-        if content is not None:
-            (folder / f"train-{name}").write_bytes(content)
-    refused("data=mnist", f"data.root={folder}", words=(str(folder), *words), tmp_path=tmp_path)
 
 
 @pytest.mark.skipif(
@@ -540,13 +376,12 @@ def test_a_run_directory_that_cannot_be_written_is_named(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", "'..'", "x" * 201])
-def test_a_study_name_that_is_no_folder_name_is_refused_before_a_folder_is_made(tmp_path, name):
-    done = study(f"study.name={name}", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "study.name must be a folder name" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
+def test_a_study_name_that_is_no_folder_name_is_refused_before_a_folder_is_made(tmp_path):
+    for name in ("../up", "a/b", "'..'", "x" * 201):
+        done = study_here(f"study.name={name}", f"run_dir={tmp_path}/runs/${{study.name}}")
+        assert done.returncode == 2
+        assert "study.name must be a folder name" in done.stderr
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unreachable_database_is_named_without_its_password(tmp_path):
@@ -566,33 +401,25 @@ def test_an_unreachable_database_is_named_without_its_password(tmp_path):
     )
 
 
-def places(url, launcher):
-    return " ".join(check_database_reach(url, launcher))
+def test_a_database_on_this_host_is_refused_where_workers_do_not_reach_it(tmp_path, monkeypatch):
+    def places(url, launcher):
+        return " ".join(check_database_reach(url, launcher))
 
-
-def test_a_database_on_this_host_is_refused_to_workers_on_others(tmp_path):
     away = SimpleNamespace(leaves_host=True, count=lambda slots: 4)
-    assert "a file on this host" in places(f"sqlite:///{tmp_path}/study.db", away)
-    assert "a server on 127.0.0.1 is out of reach" in places(
-        f"embedded_postgres:///{tmp_path}/postgres", away
-    )
-    assert "storage=postgres" in places(f"sqlite:///{tmp_path}/study.db", away)
+    sqlite, embedded = f"sqlite:///{tmp_path}/study.db", f"embedded_postgres:///{tmp_path}/postgres"
+    assert "a file on this host" in places(sqlite, away)
+    assert "storage=postgres" in places(sqlite, away)
+    assert "a server on 127.0.0.1 is out of reach" in places(embedded, away)
     assert places("postgresql://user@host/name", away) == ""
-    for url in (f"sqlite:///{tmp_path}/study.db", f"embedded_postgres:///{tmp_path}/postgres"):
-        assert places(url, Local(workers=4)) == ""
-
-
-def test_a_database_on_a_network_disk_is_refused_where_that_would_damage_it(tmp_path, monkeypatch):
+    assert places(sqlite, Local(workers=4)) == places(embedded, Local(workers=4)) == ""
     monkeypatch.setattr(prepare, "filesystem_of", lambda path: "nfs4")
-    assert "several workers would damage" in places(
-        f"sqlite:///{tmp_path}/study.db", Local(workers=2)
-    )
-    assert places(f"sqlite:///{tmp_path}/study.db", Local(workers=1)) == ""
-    assert "two hosts would damage" in places(f"embedded_postgres:///{tmp_path}/postgres", Join())
+    assert "several workers would damage" in places(sqlite, Local(workers=2))
+    assert places(sqlite, Local(workers=1)) == ""
+    assert "two hosts would damage" in places(embedded, Join())
 
 
 def test_more_workers_than_the_server_has_connections_for_are_refused_before_they_start(
-    postgres_url, monkeypatch
+    postgres_url,
 ):
     check_connections(postgres_url, 8)
     with pytest.raises(
@@ -601,52 +428,7 @@ def test_more_workers_than_the_server_has_connections_for_are_refused_before_the
     ):
         check_connections(postgres_url, 300)
     check_connections("sqlite:///study.db", 300)
-    monkeypatch.setattr(
-        prepare, "connections_left", lambda url: (3.0, "max_connections of the server")
-    )
-    with pytest.raises(
-        ConfigError, match=r"has 3 left .max_connections of the server.; start fewer .*workers=1,"
-    ):
-        check_connections(postgres_url, 2)
     check_connections(postgres_url, 1)  # is this process
-
-
-def test_a_missing_sampler_option_and_a_grid_over_a_continuous_range_are_refused(tmp_path):
-    refused(
-        "sampler=grid",
-        words=("grid cannot enumerate a continuous range", "step"),
-        tmp_path=tmp_path,
-    )
-
-
-def test_a_full_disk_is_named_before_any_trial(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = " ".join(
-        [sys.executable, "-m", "studies.mnist", *map(repr, QUICK), f"run_dir={disk}/run"]
-    )
-    mount = f"mount -t tmpfs -o size=64k none {disk}"
-    unshare = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
-    if subprocess.run([*unshare, "sh", "-c", mount], capture_output=True).returncode:
-        pytest.skip("no mount namespaces here")
-    done = subprocess.run(
-        [*unshare, "sh", "-c", f"{mount} && {command}"],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2, done.stderr
-    assert "full" in done.stderr or "No space left" in done.stderr
-    assert "run_dir" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_hydra_full_error_shows_the_traceback(tmp_path):
-    done = study("study.trials=0", f"run_dir={tmp_path}", HYDRA_FULL_ERROR="1")
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
-    assert "study.trials must be at least 1; got 0" in done.stderr
 
 
 # On the full data
@@ -666,18 +448,3 @@ def test_the_tutorial_network_reaches_its_accuracy_on_full_mnist(tmp_path):
     (trial,) = trials_of(tmp_path)
     assert trial.value >= 0.975
     assert "s per epoch" in done.stdout
-
-
-@pytest.mark.skipif(
-    "STUDYLOOM_DATA" not in os.environ, reason="STUDYLOOM_DATA names no folder with the full data"
-)
-def test_the_fashion_study_asks_its_question(tmp_path):
-    done = study(
-        *("study.trials=3", "winner.enabled=false", "launcher.workers=1", f"run_dir={tmp_path}"),
-        page="fashion",
-        STUDYLOOM_DATA=os.environ["STUDYLOOM_DATA"],
-    )
-    assert done.returncode == 0, done.stderr
-    best = max(trial.value or 0 for trial in trials_of(tmp_path, "fashion"))
-    assert best > 0.7
-    assert np.isfinite(best)

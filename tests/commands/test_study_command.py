@@ -10,6 +10,7 @@ from studyloom.commands.outputs import Outputs
 from studyloom.commands.run_study import exit_code, telling_end
 from studyloom.errors import (
     CompressError,
+    DataError,
     Halted,
     Interrupted,
     LaunchError,
