@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,14 +11,16 @@ import sys
 import jsonschema
 import pytest
 import yaml
-from commands import QUICK, ROOT, environment, start, study, studyloom
-from studyloom.commands.shell import read_schemas
+from commands import QUICK, ROOT, environment, start, study, study_here, studyloom
 from test_readme import PAPERS, blocks
 
+from studyloom.cli import main
+from studyloom.commands.documents import DOCUMENTS, json_schema
+from studyloom.commands.parser import COMMANDS, make_parser, options_of
+from studyloom.commands.studies import SHELLS
 from studyloom.config.overrides import describe_sweep, page_help
 from studyloom.space.language import parse_space
 
-SCHEMAS = read_schemas()
 JUDGED = ("winner.enabled=true", "winner.top=1", "winner.seeds=2", "launcher.workers=1")
 SECRET = "canary-secret"
 
@@ -41,7 +44,7 @@ def driven(tmp_path_factory):
 def valid(text, name):
     """The JSON document that a command has printed, which keeps to its schema."""
     document = json.loads(text)
-    jsonschema.validate(document, SCHEMAS[name])
+    jsonschema.validate(document, json_schema(name))
     return document
 
 
@@ -54,6 +57,58 @@ def test_twenty_lines_drive_a_study_by_its_events_alone_and_read_its_winner(driv
     answer = json.loads((run_dir / "winner.json").read_text())
     winner, test = answer["winner"]["trial"], answer["test"]["winner"]["mean"]
     assert lines[6:] == [f"winner {winner}: {test}"]
+
+
+@pytest.mark.chaos
+def test_commands_print_one_json_document_that_keeps_to_its_schema(driven, capsys):
+    run_dir, _ = driven
+    written = json.loads((run_dir / "winner.json").read_text())
+    for arguments in (
+        *(["status"], ["trials"], ["report"], ["replay", "--trial", "1"], ["doctor"]),
+        *(["doctor", "--repair"], ["winner"], ["stop"], ["resume"]),
+    ):
+        command, *options = arguments
+        assert main([command, str(run_dir), *options, "--json"]) == 0
+        document = valid(capsys.readouterr().out, command)
+        if command in ("status", "winner"):
+            mean = written["test"]["winner"]["mean"]
+            assert document["answer"]["test"]["mean"] == pytest.approx(mean)
+
+
+def test_what_needs_no_study_prints_json_too(tmp_path, capsys):
+    assert main(["new", "mine", str(tmp_path), "--json"]) == 0
+    document = valid(capsys.readouterr().out, "new")
+    assert str(tmp_path / "studies" / "mine.py") in document["files"]
+    assert main(["completion", "bash", "--json"]) == 0
+    assert "studyloom" in valid(capsys.readouterr().out, "completion")["script"]
+    assert main(["schema", "event"]) == 0
+    assert json.loads(capsys.readouterr().out) == json_schema("event")
+    assert main(["status", str(tmp_path / "nowhere"), "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert "no study has run there" in valid(out, "errors")["errors"][0]
+    assert "error: " in err
+    assert main(["schema", "statsu"]) == 2
+    assert "did you mean status?" in capsys.readouterr().err
+
+
+def test_every_command_has_a_schema_and_every_schema_is_one():
+    assert {entry.name for entry in COMMANDS} <= {*DOCUMENTS}
+    for name in DOCUMENTS:
+        jsonschema.Draft202012Validator.check_schema(json_schema(name))
+    commands = make_parser().commands
+    without = {name for name, each in commands.items() if "--json" not in options_of(each)}
+    assert without == {"run"}  # whose --json is among its overrides
+
+
+def test_a_run_prints_one_object_and_the_rest_on_standard_error(tmp_path):
+    run = (*QUICK, "study.trials=1", "launcher.workers=1", f"run_dir={tmp_path}")
+    done = study_here(*run, "--json")
+    document = valid(done.stdout, "run")
+    assert (document["exit_code"], document["study"], document["done"]) == (0, "mnist", 1)
+    assert "mnist begins" in done.stderr
+    done = study_here("trials=3", "--json")
+    assert (done.returncode, valid(done.stdout, "run")["exit_code"]) == (2, 2)
+    assert "did you mean study.trials?" in done.stderr
 
 
 @pytest.mark.chaos
@@ -128,6 +183,35 @@ def wait_for(lines, kind):
 
 
 # The shell
+
+
+def test_every_help_has_a_description_and_examples_that_are_understood(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("", *(entry.name for entry in COMMANDS)):
+        with pytest.raises(SystemExit):
+            main([*filter(None, [name]), "--help"])
+        text = capsys.readouterr().out
+        assert max(map(len, text.splitlines())) <= 80
+        assert re.search(r"^examples?:\n  \S*.*studyloom", text, re.MULTILINE)
+        described = text.split("\n\n")[1]
+        assert described.endswith((".", ".\n")) or name == ""
+        assert len(described.split()) >= 5
+    for entry in COMMANDS:
+        for example in entry.examples:
+            words = example.removeprefix('eval "$(').removesuffix(')"').split(" > ")[0].split()
+            assert words[0] == "studyloom"
+            assert make_parser().parse_args(words[1:]).act == entry.act
+
+
+def test_shells_take_the_script_of_completion_which_names_every_command(capsys, tmp_path):
+    for shell in SHELLS:
+        assert main(["completion", shell]) == 0
+        script = capsys.readouterr().out
+        assert all(entry.name in script for entry in COMMANDS)
+        if shutil.which(shell) is not None:
+            (tmp_path / "script").write_text(script)
+            done = subprocess.run([shell, "-n", tmp_path / "script"], capture_output=True)
+            assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_the_way_out_of_a_sweep_is_a_space_that_searches_the_same():
