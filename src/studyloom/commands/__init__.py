@@ -1,7 +1,7 @@
-"""The commands of `studyloom`: their arguments, help and examples, and what each of them does.
+"""The commands of `studyloom`, and the command of a study from its config to its answer.
 
-A module holds a group of commands, and each command is an `Entry` of its `COMMANDS`. Nothing that
+Each command is a function with its arguments, in a module for each group of them. Nothing that
 takes long is imported before a command is run: `--help` waits for no torch, Optuna or Hydra.
 """
 
-__all__ = ["parser"]
+__all__ = ["documents", "outputs", "parser", "prepare", "run_study"]

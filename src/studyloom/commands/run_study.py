@@ -56,20 +56,10 @@ from studyloom.study.tracking import project
 from studyloom.study.worker import TrialFiles
 from studyloom.text import PrintableFormatter, format_duration, one_line
 from studyloom.training.ranks import Ranks
+from studyloom.views import terminal
 from studyloom.views.sentence import answer_sentence
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.status import Display
-from studyloom.views.terminal import (
-    answers_table,
-    front_table,
-    headline,
-    make_console,
-    print_code_changes,
-    print_dry_run,
-    print_failures,
-    print_next_steps,
-    winner_lines,
-)
 from studyloom.winner.answer import belongs_to, is_answer_of, move_aside, read_answer, stated_page
 from studyloom.winner.committee import remove_others
 from studyloom.winner.evaluation import evaluate_winner
@@ -139,7 +129,7 @@ def run_here(
             outputs = Outputs.of_environment(told or {})
             prepared = prepare(cfg, peers.connect(), joins=worker)
             if cfg.study.dry_run:
-                print_dry_run(prepared.question, console_of(outputs))
+                terminal.print_dry_run(prepared.question, console_of(outputs))
                 outputs.finish(0)
                 sys.exit()
             prepared, plan = open_plan(prepared, stop, create=not worker)
@@ -191,7 +181,7 @@ def prepare_logging(level: int) -> None:
 
 def console_of(outputs: Outputs) -> Console:
     """Returns where a command prints: standard output, unless that is for a program."""
-    return make_console(sys.stderr if outputs.as_json else sys.stdout)
+    return terminal.make_console(sys.stderr if outputs.as_json else sys.stdout)
 
 
 def exit_code(code: int, stop: Stop) -> int:
@@ -286,7 +276,7 @@ def _search_and_report(
 ) -> int:
     started, began = time.monotonic(), datetime.now()
     stored, trials = plan.search.stored, plan.search.trials
-    print_code_changes(stored, console)
+    terminal.print_code_changes(stored, console)
     move_foreign_answer(plan, console)
     if todo := task.todo():
         for note in prepared.starts.notes:
@@ -305,10 +295,10 @@ def _search_and_report(
     if snapshot.best is not None:
         write_best(plan, snapshot.best)
     took = f", {format_duration(time.monotonic() - started)}" if todo else ""
-    console.print(f"\n{headline(snapshot)}{took}", soft_wrap=True)
-    console.print(answers_table(snapshot, console.width))
+    console.print(f"\n{terminal.headline(snapshot)}{took}", soft_wrap=True)
+    console.print(terminal.answers_table(snapshot, console.width))
     if snapshot.rule is not None:
-        console.print(front_table(snapshot, console.width))
+        console.print(terminal.front_table(snapshot, console.width))
     failure: CompressError | NoWinner | None = None
     if plan.is_done():
         print_winner(plan, task.command, console)
@@ -319,8 +309,8 @@ def _search_and_report(
         if snapshot.best is not None and not stop():
             failure = find_no_winner(plan)
     for stage in plan:
-        print_failures(stage.stored, console)
-    print_next_steps(plan, task.command, snapshot, console, began)
+        terminal.print_failures(stage.stored, console)
+    terminal.print_next_steps(plan, task.command, snapshot, console, began)
     for stage in plan:
         stage.stored.check_halted("the study has stopped, since its trials fail with this: ")
     if stop():
@@ -400,7 +390,7 @@ def print_winner(plan: Plan, command: Command, console: Console) -> None:
         if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
             write_report(plan)  # unless the command was killed here
     note_answer(plan.search.stored, answer.in_short())
-    lines = [answer_sentence(answer, plan.search.stored), *winner_lines(answer)]
+    lines = [answer_sentence(answer, plan.search.stored), *terminal.winner_lines(answer)]
     for number, line in enumerate(filter(None, lines)):  # the first has what the test gave
         style = "" if number or answer.test is None else "bold green"
         console.print(Text(line, style=style), soft_wrap=True)

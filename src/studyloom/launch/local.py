@@ -19,10 +19,8 @@ from studyloom.launch.forks import ForkedWorker, ForkServer
 from studyloom.launch.line import VARIABLE, Listener
 from studyloom.launch.supervisor import Supervisor, WorkerExit
 from studyloom.launch.task import WORKER_VARIABLE, Task, renewing_leases
-from studyloom.processes import host_id, worker_id
+from studyloom.processes import MARK, host_id, worker_id
 from studyloom.study.stopping import Stop
-
-MARK = "STUDYLOOM_MARK"  # in the environment of all that a worker starts: a word of that worker
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from studyloom.errors import ServerError
 from studyloom.files import is_own, mark_own
-from studyloom.processes import CLUSTER_MARK, MARK, adopt_orphans
+from studyloom.processes import MARK, adopt_orphans
 
 SCHEME = "embedded_postgres"  # of URLs: embedded_postgres:///folder, or four slashes for /folder
 _users: dict[Path, int] = {}  # the shared lock of this process, by folder
@@ -97,8 +97,8 @@ def _address(folder: Path) -> str:
         FileLock(folder / "keeper.lock").acquire(timeout=0).lock.release()
     except Timeout:
         return address.read_text()
-    # It serves others too, and must not be ended with the worker or the cluster that starts it.
-    others = {name: value for name, value in os.environ.items() if name not in (MARK, CLUSTER_MARK)}
+    # It serves others too, and must not be ended with the worker that starts it.
+    others = {name: value for name, value in os.environ.items() if name != MARK}
     log = folder / "server.log"
     with log.open("wb") as output:
         keeper = subprocess.Popen(
