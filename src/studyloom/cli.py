@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from studyloom.commands.options import replace_unencodable
 from studyloom.commands.parser import make_parser
 from studyloom.errors import StudyloomError, print_errors
 from studyloom.processes import collect_as_usual, collect_rarely
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         error; each error with a line that says what is wrong; 130 after Ctrl-C; what
         `status --check`, `stop` and `pause` return.
     """
+    replace_unencodable()
     collect_rarely()
     last_resort = logging.lastResort  # writes what no handler takes
     if last_resort is not None:

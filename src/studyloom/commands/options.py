@@ -2,7 +2,9 @@
 
 import argparse
 import inspect
+import io
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -84,6 +86,13 @@ JSON = flag("--json", "one JSON object, for programs")
 
 def trust(about: str) -> Argument:
     return argument("--trust", "PACKAGE", about, action="append", default=[])
+
+
+def replace_unencodable() -> None:
+    """Has `?` printed for what the encoding of the standard streams lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a test or an embedding program has its own
+            stream.reconfigure(errors="replace")
 
 
 def print_json(document: Any) -> None:

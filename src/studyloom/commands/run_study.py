@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.text import Text
 
+from studyloom.commands.options import replace_unencodable
 from studyloom.commands.outputs import Outputs, take_environment
 from studyloom.commands.prepare import (
     Prepared,
@@ -169,9 +170,7 @@ def prepare_logging(level: int) -> None:
     Args:
         level: from which records are written.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a test or an embedding program has its own
-            stream.reconfigure(errors="replace")
+    replace_unencodable()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(asctime)s %(message)s"))
@@ -181,7 +180,9 @@ def prepare_logging(level: int) -> None:
 
 def console_of(outputs: Outputs) -> Console:
     """Returns where a command prints: standard output, unless that is for a program."""
-    return terminal.make_console(sys.stderr if outputs.as_json else sys.stdout)
+    console = terminal.make_console(sys.stderr if outputs.as_json else sys.stdout)
+    console.lasting = True
+    return console
 
 
 def exit_code(code: int, stop: Stop) -> int:

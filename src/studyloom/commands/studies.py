@@ -26,11 +26,12 @@ def kind(parser: argparse.ArgumentParser) -> None:
     about = "how it is trained; one of the kinds below (default: tensors)"
     parser.add_argument("--kind", metavar="KIND", choices=kinds, default="tensors", help=about)
     width = max(map(len, kinds))
-    indents = {"initial_indent": "  ", "subsequent_indent": " " * (width + 4)}
+    further = " " * (width + 2)
     lines = [
-        textwrap.fill(f"{name:{width}}  {kind['about']}", 78, **indents)
+        textwrap.fill(f"{name:{width}}  {kind['about']}", 76, subsequent_indent=further)
         for name, kind in kinds.items()
     ]
+    lines = textwrap.indent("\n".join(lines), "  ").splitlines()
     parser.epilog = "\n".join(["kinds:", *lines, "", parser.epilog or ""])
 
 

@@ -217,7 +217,7 @@ def own_cluster(cpus: int) -> Iterator[Any]:
     os.environ |= token | {"RAY_USAGE_STATS_ENABLED": "0"}  # before Ray is imported
     # The paths of Ray's sockets have at most 107 bytes: its files cannot lie below a run directory.
     with tempfile.TemporaryDirectory(
-        prefix="studyloom-ray-", dir="/tmp", ignore_cleanup_errors=True
+        prefix=f"studyloom-ray-{os.getpid()}-", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:
         try:
             options = {"include_dashboard": False, "object_store_memory": STORE}

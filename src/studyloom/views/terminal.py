@@ -1,5 +1,6 @@
 """What a study prints on a terminal: tables, the answer, and why trials failed."""
 
+import os
 import shlex
 import sys
 from collections import Counter
@@ -257,11 +258,15 @@ class SafeConsole(Console):
             else:
                 yield Segment(printable(segment.text), segment.style)
 
+    lasting = False  # whether what prints here goes on without a reader, as a study does
+
     def on_broken_pipe(self) -> None:
-        raise  # BrokenPipeError, and not SystemExit: the reader of the pipe has gone
+        if not self.lasting:
+            raise  # BrokenPipeError, and not SystemExit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
-def make_console(file: Any = None, **options: Any) -> Console:
+def make_console(file: Any = None, **options: Any) -> SafeConsole:
     """Makes a console that shows text verbatim: a study may be called `[red]` or `:bug:`.
 
     Args:
