@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from studyloom._version import __version__
-from studyloom.commands import control, looking, networks, studies
+from studyloom.commands import looking, networks, studies
 from studyloom.commands.options import Entry
 from studyloom.text import nearest, printable
 
 COMMANDS: tuple[Entry, ...] = (
     *(studies.new, studies.run),
     *(looking.status, looking.trials, looking.report, looking.compare),
-    *(control.stop, control.pause, control.resume),
+    *(looking.stop, looking.pause, looking.resume),
     *(networks.winner, networks.compress, networks.predict, networks.replay),
     *(looking.doctor, looking.dashboard, studies.completion, studies.schema),
 )

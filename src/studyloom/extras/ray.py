@@ -17,7 +17,7 @@ from typing import Any
 from studyloom.errors import LaunchError
 from studyloom.extras.ray_actor import Actor
 from studyloom.files import PACKAGE
-from studyloom.launch.local import check_count, check_workers, cores, gpus
+from studyloom.launch.local import check_count, cores, gpus
 from studyloom.launch.supervisor import Supervisor, WorkerExit
 from studyloom.launch.task import WORKER_VARIABLE, Task
 from studyloom.processes import host_id
@@ -52,7 +52,7 @@ class Ray:
     ranks: int = 1
 
     def __post_init__(self) -> None:
-        check_workers(self.workers)
+        check_count("workers", self.workers, auto=True)
         if self.num_gpus is not None:
             _check_resource("num_gpus", self.num_gpus, least=0)
         _check_resource("num_cpus", self.num_cpus, least=1)

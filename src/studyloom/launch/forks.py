@@ -243,7 +243,15 @@ def serve(calls: Connection, work: Callable[[Line], object]) -> NoReturn:
 
     def run_worker(environment: Mapping[str, str], log: str, line: int) -> None:
         calls.close()
-        set_up_worker(environment, log)
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDONLY)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        for source, target in ((null, 0), (output, 1), (output, 2)):
+            os.dup2(source, target)
+        os.environ.update(environment)
+        # OpenMP read its environment long ago.
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+        np.random.seed()  # else all workers would draw the same where nothing is seeded
         work(Line(line))
 
     try:
@@ -260,19 +268,6 @@ def serve(calls: Connection, work: Callable[[Line], object]) -> NoReturn:
             calls.send(None)
     except (EOFError, OSError):  # the command has ended, and its workers end by themselves
         os._exit(0)
-
-
-def set_up_worker(environment: Mapping[str, str], log: str) -> None:
-    """Gives a forked worker its own session, input, output, variables and threads."""
-    os.setsid()
-    null = os.open(os.devnull, os.O_RDONLY)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for source, target in ((null, 0), (output, 1), (output, 2)):
-        os.dup2(source, target)
-    os.environ.update(environment)
-    # OpenMP read its environment long ago.
-    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
-    np.random.seed()  # else all workers would draw the same where nothing is seeded
 
 
 class ForkedWorker:

@@ -74,7 +74,7 @@ class Local:
     leaves_host = False
 
     def __post_init__(self) -> None:
-        check_workers(self.workers)
+        check_count("workers", self.workers, auto=True)
         check_count("per_gpu", self.per_gpu)
         check_count("ranks", self.ranks)
         count = len(gpus()) if self.ranks > 1 else 0
@@ -125,21 +125,15 @@ class Local:
         ]
 
 
-def check_count(name: str, value: object, otherwise: str = "") -> None:
+def check_count(name: str, value: object, *, auto: bool = False) -> None:
     """Raises ValueError if a number of the launcher is none, such as its workers or ranks.
 
     Args:
-        otherwise: what else it may be, such as "auto, or ".
+        auto: whether it may also be "auto".
     """
-    if type(value) is not int or value < 1:
-        raise ValueError(
-            f"launcher.{name} must be {otherwise}a whole number of at least 1; got {value!r}"
-        )
-
-
-def check_workers(workers: object) -> None:
-    if workers != "auto":
-        check_count("workers", workers, "auto, or ")
+    if (type(value) is not int or value < 1) and not (auto and value == "auto"):
+        words = f"{'auto, or ' * auto}a whole number of at least 1"
+        raise ValueError(f"launcher.{name} must be {words}; got {value!r}")
 
 
 def gpus() -> list[str]:

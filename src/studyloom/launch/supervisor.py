@@ -134,11 +134,8 @@ class Supervisor:
 
     def _by_id(self) -> dict[str, WorkerHandle]:
         """Returns the running workers by their ids in the ledger."""
-        return {
-            worker_id: worker
-            for worker in self.workers
-            if (worker_id := worker.worker_id) is not None
-        }
+        known = {worker.worker_id: worker for worker in self.workers}
+        return {worker_id: worker for worker_id, worker in known.items() if worker_id is not None}
 
     def _supervise(self, stop: Stop) -> None:
         """Watches the workers until all have ended, or have had their time to stop."""
