@@ -10,7 +10,6 @@ import sys
 
 import jsonschema
 import pytest
-import yaml
 from commands import QUICK, ROOT, environment, start, study, study_here, studyloom
 from test_readme import PAPERS, blocks
 
@@ -18,8 +17,7 @@ from studyloom.cli import main
 from studyloom.commands.documents import DOCUMENTS, json_schema
 from studyloom.commands.parser import COMMANDS, make_parser, options_of
 from studyloom.commands.studies import SHELLS
-from studyloom.config.overrides import describe_sweep, page_help
-from studyloom.space.language import parse_space
+from studyloom.config.overrides import page_help
 
 JUDGED = ("winner.enabled=true", "winner.top=1", "winner.seeds=2", "launcher.workers=1")
 SECRET = "canary-secret"
@@ -212,27 +210,6 @@ def test_shells_take_the_script_of_completion_which_names_every_command(capsys, 
             (tmp_path / "script").write_text(script)
             done = subprocess.run([shell, "-n", tmp_path / "script"], capture_output=True)
             assert (done.returncode, done.stderr) == (0, b"")
-
-
-def test_the_way_out_of_a_sweep_is_a_space_that_searches_the_same():
-    words = describe_sweep(
-        "-m",
-        [
-            *("-m", "model=mlp,cnn", "optimizer.lr=0.1,0.01", "train.batch_size=range(32,129,32)"),
-            *("model.dropout=tag(log,interval(0.001,0.5))", "study.trials=8"),
-        ],
-    )
-    assert words.startswith("-m: a study is a search already")
-    lines = words.splitlines()
-    assert lines[-1] == "  and choose it with: space=swept study.trials=8"
-    tree = yaml.safe_load("\n".join(lines[1:-1]))
-    assert tree["optimizer"] == {"lr": {"choice": [0.1, 0.01]}}
-    assert tree["train"] == {"batch_size": {"choice": [32, 64, 96, 128]}}
-    del tree["model"]["dropout"]
-    space = parse_space(tree, lambda group: ["mlp", "cnn"] if group == "model" else [])
-    assert len(space.nodes) == 3
-    assert "sampler=grid" in describe_sweep("-m", ["-m", "optimizer.lr=0.1,0.01"])
-    assert "conf/space/mine.yaml" in describe_sweep("-m", ["-m"])
 
 
 @pytest.mark.chaos

@@ -26,7 +26,7 @@ from studyloom.processes import collect_as_usual
 from studyloom.text import one_line, printable
 
 if TYPE_CHECKING:
-    from studyloom.study.control import Wish
+    from studyloom.study.stopping import Wish
     from studyloom.views.progress import JobReader, Progress
 
 PAGE = "compare.html"
@@ -274,7 +274,7 @@ def ask(arguments: argparse.Namespace, wish: "Wish | None") -> int:
         The exit code: 0, or 1 if workers still hold trials after some minutes.
     """
     from studyloom.commands.documents import Control
-    from studyloom.study.control import read_control, set_control
+    from studyloom.study.stopping import read_control, set_control
     from studyloom.views.progress import JobReader
 
     stored = open_run(arguments, DEADLINE)
