@@ -157,7 +157,7 @@ def test_a_signal_may_end_the_function_and_not_what_is_done_with_a_report(ask):
 MISTAKES = {
     "objective.direction=null": "since a function does not say which is better; got null",
     "objective.metric=[height,epochs]": "objective.direction must be maximize or minimize, for ea",
-    "objective.constraints={number: '<= 1'}": "number is a name of ours; choose another",
+    "objective.constraints={failure: '<= 1'}": "failure is a name of ours; choose another",
     "objective._target_=test_function.parabula": "did you mean parabola?",
     "objective._target_=test_function.no_function": "it is called as (config, run) -> value",
     "+space.params.z.int=[1,2]": "params.z: no such key; params has x, curve",

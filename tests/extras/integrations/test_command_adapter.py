@@ -115,14 +115,6 @@ def test_a_value_is_one_word_whatever_it_holds(config, make_run, tmp_path, monke
     assert not (tmp_path / "x").exists()
 
 
-def test_doubled_braces_and_those_that_hold_no_name_are_text(config, make_run):
-    command = says('print("v=1")')
-    command = Command(command.run + ' {{lr}} {"a":{lr}} {}', command.value)
-    command(config(lr=0.5), make_run())
-    log = Path(config().run_dir, "logs/trial-3.log").read_text()
-    assert log.splitlines()[0].endswith("'{lr}' '{a:0.5}' '{}'")
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -232,25 +224,14 @@ MISTAKES = {
         {"run": "python main.py --lr {lt}"},
         ["nothing is called lt", "did you mean lr?", "no place for it; write {lr} there"],
     ),
-    "a program that is not there": (
-        {"run": "pyhton main.py {lr}"},
-        ["the program pyhton is not found"],
-    ),
-    "a script that is not there": (
-        {"run": "python mian.py {lr}"},
-        ["there is no file mian.py in", "did you mean main.py?"],
-    ),
-    "a script that is not executable": ({"run": "./main.py {lr}"}, ["main.py cannot be executed"]),
+    "a program that is not there": ({"run": "pyhton x.py {lr}"}, ["program pyhton is not found"]),
+    "a script that is not there": ({"run": "python mian.py {lr}"}, ["did you mean main.py?"]),
     "a quote that is not closed": ({"run": "python main.py '{lr}"}, ["No closing quotation"]),
     "no command": ({"run": 3}, ["objective.run must be a command", "got 3"]),
-    "no expressions, and several at once": (
+    "several at once": (
         {"value": "(v", "step": "(a)(b)", "run": "nothing {lr}"},
-        [
-            "objective.value must be a regular expression, and '(v' is none",
-            "objective.step: (a)(b) must have a group (?P<step>",
-        ],
+        ["objective.value must be a regular", "objective.step: (a)(b) must have a group (?P<step>"],
     ),
-    "no group": ({"value": "v=.*"}, ["must have a group (?P<value>…)", "it has none"]),
     "a folder and no step": (
         {"step": None, "run": "python main.py {lr} {checkpoint_dir}"},
         ["objective.step must be set"],
@@ -259,18 +240,8 @@ MISTAKES = {
         {"params": {"lr": 0.1, "depth": 2}, "space": {"params": {"depth": {"int": [1, 3]}}}},
         ["space.params.depth: it would change nothing", "write {depth} there"],
     ),
-    "a parameter elsewhere": (
-        {"space": {"train": {"epochs": {"int": [1, 30]}}}},
-        ["space.train.epochs: a command is told what lies below params"],
-    ),
-    "a group": (
-        {"space": {"model": {"mlp": {}, "cnn": {}}}},
-        ["space.model: a command is told what lies below params"],
-    ),
-    "a name of ours": (
-        {"params": {"seed": 1, "lr": 1}},
-        ["params.seed: {seed} is the trial's own"],
-    ),
+    "a group": ({"space": {"model": {"mlp": {}}}}, ["space.model: a command is told what lies"]),
+    "a name of ours": ({"params": {"seed": 1, "lr": 1}}, ["params.seed: {seed} is the trial's"]),
 }
 
 
@@ -282,15 +253,6 @@ def test_a_mistake_is_said_before_trial_0(project, config, mistake):
     params = given.pop("params")
     told = "\n".join(Command(**given).check(config(**params), space))
     assert [word for word in words if word not in told] == [], told
-
-
-def test_its_arguments_and_what_it_finds_are_mistakes_of_the_study(ask):
-    told = mistakes_of(ask("+objective.vlaue=x", "~objective.value"))
-    assert "objective.vlaue: no such key" in told[0]
-    assert "takes run, value, step; did you mean value?" in told[0]
-    assert "objective.value must be set" in told[1]
-    told = mistakes_of(ask("objective.value='(v'", "objective.step='(a)(b)'"))
-    assert [line.partition(":")[0] for line in told] == ["objective.value", "objective.step"]
 
 
 def test_a_command_is_not_run_by_each_rank(ask):

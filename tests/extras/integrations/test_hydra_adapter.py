@@ -5,7 +5,6 @@ import sys
 import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from projects import APPLICATION, write_project
 from toys import compose
 
@@ -78,15 +77,6 @@ def test_the_names_of_the_space_are_keys_of_the_applications_config(ask, make_ru
     assert question.at(question.baseline).params == {
         "optimizer": {"lr": 0.1},
         "model": {"width": 8},
-    }
-
-
-def test_params_are_set_in_it_too(ask, make_run):
-    question = ask("params={epochs: 9, model: {activation: tanh}}")
-    assert question.config.params == {
-        "epochs": 9,
-        "model": {"activation": "tanh", "width": 8},
-        "optimizer": {"lr": 0.1},
     }
 
 
@@ -193,11 +183,3 @@ def test_in_a_world_of_its_own_code_uses_hydra_as_it_likes_and_ours_is_back_afte
     assert GlobalHydra.instance().hydra is ours
     assert sys.argv is argv
     assert argv == ["page.py", "study.trials=3"]
-
-
-def test_a_world_of_its_own_may_lie_in_another_and_ends_with_an_exception(ask):
-    ask()
-    ours = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
-    with pytest.raises(ZeroDivisionError), own_world(), own_world():
-        GlobalHydra.instance().hydra = 1 / 0
-    assert (GlobalHydra.instance().hydra, HydraConfig.instance().cfg) == ours

@@ -42,14 +42,6 @@ def test_the_monitored_value_is_compared_and_all_else_that_is_finite_is_a_curve(
     assert run.value == 0.5
 
 
-@pytest.mark.parametrize("value", [math.nan, "high", None])
-def test_a_monitored_value_that_is_no_finite_number_is_named(run, value):
-    shown = validations(run)
-    shown.begin(2)
-    with pytest.raises(UndefinedMetric, match="expected a finite number"):
-        shown.report({"val_acc": value})
-
-
 @pytest.mark.parametrize(
     ("logged", "words"),
     [
