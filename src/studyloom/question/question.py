@@ -272,8 +272,8 @@ class Question:
         self, point: Point, number: int, attempt: Attempt, seed: int | None, fold: Fold | None
     ) -> Recipe:
         """Returns what makes the same objective in other ranks, of their question and data."""
-        call = {"point": point, "number": number, "attempt": attempt, "seed": seed, "fold": fold}
-        return functools.partial(type(self).make_objective, **call)
+        make = functools.partial(type(self).make_objective, point=point, number=number)
+        return functools.partial(make, attempt=attempt, seed=seed, fold=fold)
 
     def take_part(self, call: tuple[Recipe, dict[str, Any] | None], data: TrainingData) -> None:
         """Trains a trial as another rank, which leads the training.
