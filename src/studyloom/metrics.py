@@ -28,9 +28,7 @@ COSTS = ("parameters", "flops", "latency_ms")
 class Goal:
     """A value of a trial that the study optimizes.
 
-    Args:
-        name: of the value, such as accuracy or parameters.
-        direction: maximize or minimize.
+    Its `name` is such as accuracy or parameters.
     """
 
     name: str
@@ -47,8 +45,6 @@ class Metric(Goal):
     """A score of outputs against targets.
 
     Args:
-        name: by which `objective.metric` names it.
-        direction: maximize or minimize.
         function: maps raw outputs (n, k), and targets that are classes (n,) or numbers (n, k), to a
             number, or to a tensor of one number.
         targets: "classes" or "numbers", which it is for; None for both.
@@ -61,11 +57,7 @@ class Metric(Goal):
     scale: str = "plain"
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> float:
-        """Computes the value.
-
-        Args:
-            outputs: of the network, (n, k), float32, on the device of the targets.
-            targets: classes (n,) or numbers (n, k).
+        """Computes the value of outputs (n, k), and of targets (n,) or (n, k) on their device.
 
         Raises:
             UndefinedMetric: the value is not a finite number, or the function raised TypeError or
@@ -147,10 +139,6 @@ def roc_auc(outputs: Tensor, classes: Tensor) -> Any:
 
     With more than two classes, it is the mean over classes, each against the rest.
 
-    Args:
-        outputs: raw, (n, k) for k classes.
-        classes: (n,).
-
     Raises:
         UndefinedMetric: there is no example of a class.
     """
@@ -164,10 +152,6 @@ def average_precision(outputs: Tensor, classes: Tensor) -> Any:
 
     With more than two classes, it is the mean over all classes.
 
-    Args:
-        outputs: raw, (n, k) for k classes.
-        classes: (n,).
-
     Raises:
         UndefinedMetric: there is no example of a class.
     """
@@ -179,13 +163,7 @@ def average_precision(outputs: Tensor, classes: Tensor) -> Any:
 def example_scores(metric: Metric, outputs: Tensor, targets: Tensor) -> Tensor | None:
     """Returns what each example contributes, (n,) in float64, to a metric that is their mean.
 
-    Args:
-        metric: any metric.
-        outputs: as for the metric.
-        targets: as for the metric.
-
-    Returns:
-        None if the metric is not known to be a mean over examples.
+    It is None for a metric that is not known to be one.
     """
     from torch.nn import functional
 

@@ -140,8 +140,7 @@ class Standardise(nn.Module):
 
     Both are measured on the training part before the first step, and are saved with the weights.
 
-    Args:
-        features: the size of the last dimension of the inputs, (batch, …, features).
+    Inputs are (batch, …, features).
     """
 
     def __init__(self, features: int) -> None:
@@ -172,8 +171,7 @@ class Restore(nn.Module):
     So the loss and the metric are in the units of the data. Where targets are classes, outputs are
     left alone.
 
-    Args:
-        outputs: the size of the last dimension of (batch, outputs).
+    Outputs are (batch, outputs).
     """
 
     def __init__(self, outputs: int) -> None:
@@ -293,14 +291,11 @@ class Transformer(nn.Module):
 
 
 def steps_of(shape: Sequence[int]) -> tuple[int, int]:
-    """Counts the steps of an input, and the features of a step.
+    """Returns the number of steps of an input, and of the features of a step.
 
     Args:
         shape: (steps, features), (steps,) of one feature, or (channels, height, width): an image is
             read row by row, so that its height is the steps.
-
-    Returns:
-        Steps and features.
 
     Raises:
         ValueError: the shape has other dimensions.

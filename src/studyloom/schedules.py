@@ -1,23 +1,14 @@
 """Learning-rate schedules: pure functions from progress to a factor on the base rate.
 
-Configs name them by `_target_`. Progress is the share of training that is done.
+Configs name them by `_target_`. Progress is the share of training that is done, from 0 to 1, and so
+is the factor.
 """
 
 from math import cos, pi
 
 
 def constant(progress: float) -> float:
-    """Keeps the base rate.
-
-    Args:
-        progress: the share of training that is done, from 0 to 1.
-
-    Returns:
-        1.
-
-    Raises:
-        ValueError: progress is out of its range.
-    """
+    """Keeps the base rate."""
     _within("progress", progress)
     return 1.0
 
@@ -29,12 +20,8 @@ def cosine(progress: float, warmup: float = 0.0, final: float = 0.0) -> float:
     (arXiv:1706.02677).
 
     Args:
-        progress: the share of training that is done, from 0 to 1.
         warmup: the share of training that the rise takes, from 0 to 1.
         final: the factor at the end, from 0 to 1.
-
-    Returns:
-        A factor on the base rate, from 0 to 1.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -56,13 +43,9 @@ def one_cycle(
     torch's OneCycleLR.
 
     Args:
-        progress: the share of training that is done, from 0 to 1.
         peak: the progress at which the factor is 1; more than 0 and less than 1.
         start: the factor at the beginning, from 0 to 1.
         final: the factor at the end, from 0 to 1.
-
-    Returns:
-        A factor on the base rate, from 0 to 1.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -8,11 +8,7 @@ def derive(*path: int) -> int:
 
     Source: numpy's `SeedSequence`, after O'Neill, "Developing a seed_seq Alternative" (2015).
 
-    Args:
-        path: leads to the place, such as (study seed, trial number, fold); 0 or more each.
-
-    Returns:
-        The seed, from 0 to 2³² - 1.
+    A path is such as (study seed, trial number, fold), of numbers from 0 on.
 
     Raises:
         ValueError: a number of the path is negative.

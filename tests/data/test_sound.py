@@ -1,7 +1,5 @@
 """Sounds: WAV files whole, odd and hostile, and the spectrograms that are made of them."""
 
-import struct
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,6 @@ from scipy.signal import resample as reference
 from sounds import hostile_wavs, sweep, wav
 
 from studyloom.data.sound import Sound, mel_filters, read_wav, resample
-from studyloom.data.transform import describe_transform
 from studyloom.errors import DataError
 
 SOUND = Sound()
@@ -111,26 +108,3 @@ def test_a_file_of_random_bytes_after_a_true_beginning_is_read_or_refused():
 def test_an_argument_out_of_its_range_is_named(arguments):
     with pytest.raises(DataError, match=rf"data\.transform\.{next(iter(arguments))} must be from"):
         Sound(**arguments)
-
-
-def test_bands_that_would_be_empty_are_refused():
-    with pytest.raises(DataError, match="too many"):
-        Sound(bands=128)
-
-
-def test_a_winner_stores_all_of_it():
-    class Source:
-        transform = Sound(bands=20)
-
-    stored = describe_transform(Source(), None, None)
-    assert stored.pop("_target_") == "studyloom.data.Sound"
-    assert Sound(**stored) == Sound(bands=20)
-
-
-def test_a_header_may_have_further_chunks_and_an_odd_length():
-    samples = sweep(0.1, 300, 1800, 8000)
-    content = wav(samples, 8000)
-    size = struct.pack("<I", len(content) - 8 + 12)
-    listed = b"LIST" + struct.pack("<I", 3) + b"abc\0"
-    more = content[:4] + size + content[8:36] + listed + content[36:]
-    assert np.array_equal(read_wav(more)[0], read_wav(content)[0])

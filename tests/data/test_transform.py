@@ -5,7 +5,6 @@ import functools
 import numpy as np
 import pytest
 import torch
-from toys import compose
 
 from studyloom.data import Embedded, Idx, Loaded, Picture
 from studyloom.data.sources import ASSET, SOURCES
@@ -46,12 +45,6 @@ def test_a_picture_with_the_other_background_is_inverted_and_that_is_said(digits
         assert done == ["inverted: white background, in training black"]
         expected, _ = MNIST(picture[None].clone(), SIZE)
         assert torch.allclose(made, expected, atol=1e-5)
-
-
-def test_where_no_background_is_said_nothing_is_inverted(digits):
-    made, done = Picture()(1 - digits[:1], SIZE)
-    assert done == []
-    assert torch.equal(made, 1 - digits[:1])
 
 
 def test_a_file_of_many_is_inverted_as_a_whole_by_most_of_them(digits):
@@ -146,19 +139,6 @@ def test_a_transform_that_contradicts_what_is_loaded_is_refused_before_trial_0(
         Loaded(lambda part: loaded, 2, transform=transform).train()
 
 
-def test_a_transform_with_the_scale_of_load_changes_no_training_input():
-    loaded = images(-1, 1)
-    plain = Loaded(lambda part: loaded, 2).train()
-    split = Loaded(lambda part: loaded, 2, transform=Picture(mean=0.5, std=0.5)).train()
-    assert split.digest == plain.digest
-    assert torch.equal(split.inputs, plain.inputs)
-
-
-def test_another_scale_than_that_of_the_digits_is_refused():
-    with pytest.raises(DataError, match="mean and std must be those that the data is normalised"):
-        Embedded(transform=Picture("black", "ink", mean=0.5, std=0.5)).train()
-
-
 # What a winner stores
 
 
@@ -187,11 +167,6 @@ def test_what_a_source_says_is_stored_as_data_or_not_at_all(digits):
     unnamed = Loaded(lambda part: None, 2, transform=lambda picture: picture)
     assert describe_transform(unnamed, None, split) is None
     assert describe_transform(Loaded(lambda part: None, 2), None, split) is None
-
-
-def test_the_digits_of_the_config_say_their_background(digits):
-    cfg, _ = compose()
-    assert cfg.data.transform.background == "black"
 
 
 # What is unlike the training data

@@ -43,11 +43,15 @@ def points(sampler, study, count, **options):
     return [trial.params for trial in study.trials]
 
 
-@pytest.mark.parametrize("direction", ["minimize", "maximize"])
 @pytest.mark.parametrize(
-    "options", [{}, {"popsize": 4, "lr_adapt": True}, {"use_separable_cma": True},
-                {"with_margin": True}],
-)  # fmt: skip
+    ("direction", "options"),
+    [
+        ("minimize", {}),
+        ("maximize", {"popsize": 4, "lr_adapt": True}),
+        ("minimize", {"use_separable_cma": True}),
+        ("maximize", {"with_margin": True}),
+    ],
+)
 def test_it_gives_the_points_that_optunas_own_gives(direction, options):
     both = [
         points(sampler, optuna.create_study(direction=direction), 40, **options)
@@ -58,8 +62,8 @@ def test_it_gives_the_points_that_optunas_own_gives(direction, options):
     assert len({point["x"] for point in both[0]}) > 30
 
 
-def test_on_a_shared_database_it_learns_and_stores_no_pickle(url):
-    study = create_study(url, "toy", {"asks": "nothing"}, 40, goals=two_less()).optuna
+def test_on_a_shared_database_it_learns_and_stores_no_pickle(sqlite_url):
+    study = create_study(sqlite_url, "toy", {"asks": "nothing"}, 40, goals=two_less()).optuna
     assert points(CmaEsSampler, study, 25) == points(CmaEsSampler, optuna.create_study(), 25)
     assert not any(key.startswith(PICKLED) for t in study.trials for key in t.system_attrs)
 
@@ -72,9 +76,9 @@ def two_less():
 
 @pytest.mark.parametrize("key", [f"{prefix}:0" for prefix in PICKLED])
 @pytest.mark.parametrize("target", [None, "optuna.samplers.CmaEsSampler"])
-def test_a_pickle_in_the_database_is_not_executed(url, tmp_path, key, target):
+def test_a_pickle_in_the_database_is_not_executed(sqlite_url, tmp_path, key, target):
     canary = tmp_path / "canary"
-    stored = create_study(url, "toy", {"asks": "nothing"}, 40, goals=two_less())
+    stored = create_study(sqlite_url, "toy", {"asks": "nothing"}, 40, goals=two_less())
     study = stored.optuna
     kind = {"sepcma": ["+sampler.use_separable_cma=true"], "cmawm": ["+sampler.with_margin=true"]}
     overrides = ["sampler=cmaes", *kind.get(key.partition(":")[0], [])]

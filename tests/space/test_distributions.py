@@ -74,8 +74,3 @@ def test_a_value_that_a_distribution_cannot_give_is_told_why(distribution, right
     assert [why_not(distribution, value) for value in right] == [None] * len(right)
     for value, words in wrong:
         assert words in str(why_not(distribution, value))
-
-
-@pytest.mark.parametrize(("value", "word"), [([1, 2], "a list"), ({"a": 1}, "a mapping")])
-def test_a_container_is_called_what_it_is(value, word):
-    assert word in str(why_not(FloatDistribution(0.0, 1.0), value))

@@ -2,7 +2,6 @@ import time
 
 import optuna
 import pytest
-from optuna.samplers import RandomSampler
 from optuna.trial import create_trial
 
 from studyloom.errors import ConfigError
@@ -60,15 +59,6 @@ def test_the_baseline_comes_first_and_only_once(space, baseline):
     assert [point.params for point in sampler.points].count(baseline.params) == 1
 
 
-def test_samplers_of_one_seed_have_one_order(space, baseline):
-    orders = [
-        [point.params for point in GridSampler(space, seed, baseline).points] for seed in (5, 5, 6)
-    ]
-    assert orders[0] == orders[1]
-    assert orders[0] != orders[2]
-    assert orders[0][0] == orders[2][0]
-
-
 def test_samplers_in_several_processes_share_the_points_out_by_the_trials_numbers(space, baseline):
     workers = [GridSampler(space_of(CONDITIONAL), seed=5, baseline=baseline) for _ in range(4)]
     study = optuna.create_study()
@@ -81,11 +71,6 @@ def test_samplers_in_several_processes_share_the_points_out_by_the_trials_number
             worker.sample_relative(study, trial, worker.infer_relative_search_space(study, trial))
         )
     assert all(drawn.count(point.params) == 1 for point in space.points())
-
-
-def test_the_order_is_not_that_of_the_tree(space):
-    first = [point.choices["model"] for point in GridSampler(space, seed=0).points[:24]]
-    assert set(first) == {"mlp", "cnn"}
 
 
 def test_every_continuous_range_is_refused_by_name_in_whichever_option_it_is():
@@ -125,26 +110,3 @@ def test_a_space_of_too_many_points_is_refused_without_going_through_them(tree):
     with pytest.raises(ConfigError, match=f"points; at most {LARGEST_GRID}"):
         GridSampler(space)
     assert time.perf_counter() - started < 0.1
-
-
-def test_a_long_stepped_range_takes_time_in_proportion_to_its_points():
-    started = time.perf_counter()
-    sampler = GridSampler(space_of({"a": {"float": [0.0, 1.0], "step": 1e-4}}))
-    assert len(sampler.points) == 10_001
-    assert time.perf_counter() - started < 2
-
-
-def test_the_second_sampler_of_a_space_takes_little_time_for_each_trial_has_one():
-    space = space_of({name: {"int": [0, 9]} for name in "abcd"})
-    started = time.perf_counter()
-    GridSampler(space, seed=1)
-    first = time.perf_counter() - started
-    started = time.perf_counter()
-    GridSampler(space, seed=1)
-    assert time.perf_counter() - started < first / 4
-
-
-def test_a_point_that_optuna_has_already_can_be_told_to_the_grid(space):
-    study = optuna.create_study(sampler=RandomSampler(seed=0))
-    point = space.suggest(study.ask())
-    assert GridSampler(space, baseline=point).points[0] == point

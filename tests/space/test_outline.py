@@ -55,19 +55,6 @@ def test_the_outline_shows_groups_options_and_ranges_as_a_tree():
     )
 
 
-@pytest.mark.parametrize(
-    ("tree", "size"),
-    [
-        ({}, "1 point"),
-        ({"a": {"int": [1, 6]}, "b": {"choice": ["x", "y"]}}, "12 points"),
-        ({"a": {"int": [1, 10**9]}, "b": {"int": [1, 10**9]}}, "1000000000000000000 points"),
-        ({"a": {"float": [0.0, 1.0]}}, "infinitely many points"),
-    ],
-)
-def test_the_outline_begins_with_the_size_of_the_space(tree, size):
-    assert text_of(space_of(tree)).splitlines()[0] == f"space: {size}"
-
-
 def test_choices_are_shown_as_they_are_and_not_as_markup():
     text = text_of(
         space_of({"a": {"choice": ["[red]x[/red]", "[/]", ":bug:"]}, "[bold]": {"int": [1, 2]}})

@@ -4,12 +4,11 @@ import random
 
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.samplers import RandomSampler
 
-from studyloom.errors import ConfigError
 from studyloom.space.language import parse_space
-from studyloom.space.tree import Group, Leaf, Space, why_not
+from studyloom.space.tree import Space, why_not
 
 GROUPS = {
     "model": ["mlp", "cnn"],
@@ -128,11 +127,6 @@ def test_what_stands_beside_the_options_is_asked_whatever_is_chosen():
         assert point.values["optimizer.lr"] == 0.5
 
 
-def test_one_key_may_be_asked_for_in_every_option():
-    space = space_of({"optimizer": {"sgd": {"lr": LR}, "adam": {"lr": LR}}})
-    assert len(list(space.groups())) == 1
-
-
 HIDDEN = {
     "hidden": {"list": {"int": [4, 128]}, "length": {"int": [1, 3]}},
     "dropout": {"list": {"float": [0.2, 0.5]}, "length": "hidden"},
@@ -150,12 +144,6 @@ def test_a_list_as_long_as_another_has_its_length(length):
         *(f"model.mlp.hidden.{i}" for i in range(length)),
         *(f"model.mlp.dropout.{i}" for i in range(length)),
     ]
-
-
-def test_a_list_of_fixed_length_has_no_parameter_for_it():
-    for length in (2, {"int": [2, 2]}):
-        space = space_of({"a": {"list": {"choice": ["x", "y"]}, "length": length}})
-        assert names(space) == ["a.0", "a.1"]
 
 
 MIXED = {
@@ -209,12 +197,6 @@ def test_the_default_takes_one_number_for_every_item_of_a_list_as_long_as_anothe
     }
 
 
-def test_the_empty_space_has_one_point():
-    space = space_of({})
-    assert space.size() == 1
-    assert [point.params for point in space.points()] == [{}]
-
-
 def random_leaf(draw: random.Random) -> dict:
     low = draw.randint(1, 5)
     return draw.choice(
@@ -256,10 +238,6 @@ def test_a_finite_space_has_as_many_points_as_its_size_and_each_once(seed):
             assert distribution._contains(distribution.to_internal_repr(point.params[name]))
 
 
-def test_the_size_of_a_continuous_space_is_infinite(mixed):
-    assert mixed.size() == math.inf
-
-
 def test_the_size_of_a_space_beyond_all_floats_is_infinite():
     space = space_of({"a": {"list": {"int": [1, 10**6]}, "length": 60}})
     assert space.size() == math.inf
@@ -269,26 +247,3 @@ def test_the_size_of_a_space_beyond_all_floats_is_infinite():
         ).size()
         == math.inf
     )
-
-
-def test_a_continuous_range_is_not_enumerated():
-    with pytest.raises(
-        ConfigError,
-        match=r"optimizer\.lr: a grid cannot enumerate a continuous range; give it a step",
-    ):
-        next(space_of({"optimizer": {"lr": LR}}).points())
-
-
-def test_the_values_of_a_stepped_range_are_those_that_one_writes():
-    space = space_of({"a": {"float": [0.0, 0.3], "step": 0.1}})
-    assert [point.values["a"] for point in space.points()] == [0.0, 0.1, 0.2, 0.3]
-
-
-def test_a_tree_of_leaves_and_groups_is_what_was_written(mixed):
-    model, optimizer, lr, batch_size, clip = mixed.nodes
-    assert isinstance(model, Group)
-    assert list(model.options) == ["mlp", "cnn"]
-    assert isinstance(optimizer, Group)
-    assert lr == Leaf("optimizer.lr", "optimizer.lr", FloatDistribution(1e-4, 1.0, log=True))
-    assert batch_size.distribution == CategoricalDistribution((32, 64))
-    assert clip.distribution == CategoricalDistribution((None, 1.0))

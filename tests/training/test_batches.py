@@ -8,12 +8,10 @@ import torch
 from test_trainer import SPLIT, curve, toy_job
 from torch import nn
 
-from studyloom.data.transform import InputRange
 from studyloom.models import MLP
 from studyloom.question.jobs import measure_costs
 from studyloom.question.validation import try_out
 from studyloom.training.trainer import JobRun, evaluate_network
-from studyloom.winner.evaluation import picture
 
 
 class Words(nn.Module):
@@ -118,11 +116,3 @@ def test_a_number_that_an_embedding_has_no_place_for_is_named_before_the_first_t
     if not own:
         assert f"int64 from {min(number, 0)} to {max(number, 100)}, and the network takes" in words
         assert "begin the network with an nn.Embedding that has a place for each" in words
-
-
-def test_the_range_of_the_inputs_and_their_pictures_are_those_of_floats(monkeypatch):
-    whole, floats = stored_as(torch.uint8)
-    expected = InputRange.of(floats)
-    monkeypatch.setattr("studyloom.data.split.PART", 48)
-    assert InputRange.of(whole) == expected == InputRange.of(floats)
-    assert picture(whole.inputs[3]) == picture(floats.inputs[3])

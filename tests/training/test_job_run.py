@@ -87,26 +87,6 @@ def test_the_test_part_is_judged_by_the_evaluation_of_ones_own():
     assert torch.equal(targets, SPLIT.targets)
 
 
-class Distil(nn.Module):
-    """A step with a network of its own, which is moved to the device and not trained."""
-
-    def __init__(self):
-        super().__init__()
-        self.teacher = nn.Linear(16, 3).requires_grad_(False)
-
-    def forward(self, network, batch):
-        inputs, _ = batch
-        return nn.functional.mse_loss(network(inputs), self.teacher(inputs.flatten(1)))
-
-
-def test_a_step_may_be_a_module_with_a_network_of_its_own():
-    step = Distil()
-    before = deepcopy(step.state_dict())
-    losses = [loss for _, loss, *_ in curve(toy_job(step=step, epochs=20, **PLAIN))]
-    assert losses[-1] < losses[0] / 2
-    assert close(step.state_dict(), before, atol=0)
-
-
 @pytest.mark.parametrize(
     ("step", "words"),
     [

@@ -1,7 +1,6 @@
 """Batches of Datasets: drawn by the job's seed, whoever loads them, and loaders end with it."""
 
 import os
-import random
 import signal
 import sys
 import threading
@@ -10,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing import current_process
 
-import numpy as np
 import psutil
 import pytest
 import torch
@@ -26,16 +24,14 @@ from test_trainer import (
     toy_job,
 )
 from torch import nn
-from torch.nn.utils.rnn import pack_sequence, pad_sequence
-from torch.utils.data import Dataset, TensorDataset, default_collate
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset, TensorDataset
 
 from studyloom.data import Datasets
-from studyloom.data.examples import structure
 from studyloom.errors import DataError, LoaderDied
-from studyloom.metrics import Metric
 from studyloom.models import MLP
 from studyloom.training.batches import make_batches
-from studyloom.training.trainer import Training, epochs, evaluate_network
+from studyloom.training.trainer import Training, epochs
 
 WORKERS = {"num_workers": 2}
 PERSISTENT = {"num_workers": 2, "persistent_workers": True}
@@ -150,22 +146,6 @@ def test_no_process_that_loads_removes_the_folder_of_its_sockets(monkeypatch):
     assert os.path.isdir(current_process()._config["tempdir"])
 
 
-@pytest.mark.parametrize("loading", [{}, WORKERS])
-def test_the_callers_random_states_neither_change_nor_matter(loading):
-    def states():
-        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
-
-    def seed():
-        torch.manual_seed(5), np.random.seed(5), random.seed(5)
-
-    seed()
-    expected = states()
-    seed()
-    first = curve(toy_job(), drawn(**loading))
-    assert states() == expected
-    assert curve(toy_job(), drawn(**loading)) == first
-
-
 def test_a_dataset_of_tensors_is_trained_on_as_the_tensors_themselves():
     from test_trainer import SPLIT
 
@@ -247,27 +227,6 @@ def test_ragged_token_ids_with_a_mask_are_a_network_of_two_inputs():
     assert len(curve(job, examples)) == 3
 
 
-def test_inputs_by_name_and_a_multi_label_target():
-    items = [
-        ({"ids": torch.tensor([k % 8, 1]), "mask": torch.tensor([True, False])},
-         torch.tensor([float(k % 2), 1.0, 0.0])) for k in range(20)
-    ]  # fmt: skip
-    examples = Datasets(train=Listed(*items), validation=5).train()
-    assert (examples.outputs, examples.shape, examples.classifies) == (3, None, False)
-    hits = Metric("hits", "maximize", lambda o, t: ((o > 0) == (t > 0)).float().mean())
-    job = toy_job(
-        model=lambda shape, outputs: Tokens(outputs),
-        loss=nn.BCEWithLogitsLoss(),
-        metric=hits,
-        **SMALL,
-    )
-    assert len(curve(job, examples)) == 3
-
-
-def packed(items):
-    return [pack_sequence([x for x, _ in items], enforce_sorted=False), torch.tensor([0] * 4)]
-
-
 def test_dicts_are_for_a_step_of_ones_own_and_refused_with_the_way_out_without():
     items = [{"x": torch.randn(3), "y": k % 2} for k in range(20)]
     examples = Datasets(train=Listed(*items), validation=5).train()
@@ -281,16 +240,6 @@ def test_dicts_are_for_a_step_of_ones_own_and_refused_with_the_way_out_without()
     assert len(curve(own, examples)) == 3
     with pytest.raises(ValueError, match=r"must be \(inputs, targets\).*--kind loop"):
         curve(job, examples)
-
-
-def test_a_network_is_evaluated_as_in_training_on_fewer_examples_than_a_batch():
-    examples = drawn()
-    job = toy_job(batch_size=30)
-    model = job.model(shape=(1, 4, 4), outputs=3)
-    test = Datasets(train=Drawn(), validation=15, test=Drawn(8, noise=0.0)).test()
-    outputs, targets = evaluate_network(job, model, test)
-    assert (outputs.shape, targets.tolist()) == ((8, 3), [0, 1, 2, 0, 1, 2, 0, 1])
-    assert examples.shape == test.shape == (1, 4, 4)
 
 
 # Faults
@@ -316,23 +265,6 @@ def test_batches_of_changing_structure_are_named():
     examples = drawn(collate=collate)
     with pytest.raises(DataError, match="all batches must be made of the same; the first was"):
         curve(toy_job(batch_size=10), examples)
-
-
-LAST_OF_ONE = {
-    "one of a kind for each example": lambda items: tuple(zip(*items, strict=True)),
-    "a list of one": lambda items: ([x for x, _ in items], torch.tensor([y for _, y in items])),
-    "names": lambda items: default_collate([((x, f"{y}.png"), y) for x, y in items]),
-    "names by key": lambda items: default_collate([({"x": x, "name": "a"}, y) for x, y in items]),
-}
-
-
-@pytest.mark.parametrize("collate", LAST_OF_ONE.values(), ids=LAST_OF_ONE)
-def test_a_smaller_last_batch_is_made_of_the_same(collate):
-    item = torch.zeros(1, 4, 4), 0
-    sizes = {structure(collate([item] * size)) for size in (1, 2, 3)}
-    assert len(sizes) == 1
-    other = structure(collate([(torch.zeros(4, 4), 0)] * 2))
-    assert other not in sizes
 
 
 class Fatal(Drawn):

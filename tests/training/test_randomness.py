@@ -45,8 +45,3 @@ def test_code_with_a_seed_of_its_own_leaves_the_callers_numbers_alone():
     assert draw() == expected
     with seeded(5):
         assert [draw()] == first
-
-
-def test_the_state_of_a_gpu_that_is_not_here_is_left_out():
-    state = random_state()
-    set_random_state(state | {"cuda": [torch.zeros(16, dtype=torch.uint8)] * 9})

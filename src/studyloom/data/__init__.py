@@ -6,18 +6,12 @@ The classes imported here are those that configs name: `_target_: studyloom.data
 them: `Tokens`, by which texts have words, and `asset`, which opens a file of the package.
 """
 
-from studyloom.data.datasets import Datasets as Datasets
-from studyloom.data.sound import Sound as Sound
-from studyloom.data.sources import Embedded as Embedded
-from studyloom.data.sources import Idx as Idx
-from studyloom.data.sources import Loaded as Loaded
-from studyloom.data.sources import Series as Series
-from studyloom.data.sources import Table as Table
-from studyloom.data.split import Split as Split
-from studyloom.data.split import Tokens as Tokens
-from studyloom.data.transform import Picture as Picture
-from studyloom.data.transform import Reader as Reader
-from studyloom.files import asset as asset
+from studyloom.data.datasets import Datasets
+from studyloom.data.sound import Sound
+from studyloom.data.sources import Embedded, Idx, Loaded, Series, Table
+from studyloom.data.split import Split, Tokens
+from studyloom.data.transform import Picture, Reader
+from studyloom.files import asset
 
 __all__ = [
     "Datasets",

@@ -136,7 +136,6 @@ class Loading:
 
     Args:
         num_workers: processes of each trial that load batches; 0: the trial itself does.
-        pin_memory: whether batches go to a GPU through pinned memory.
         persistent_workers: whether these processes outlive an epoch, training and evaluation.
             They end with the trial.
     """
@@ -156,15 +155,12 @@ class Examples:
         training: the examples as one trains on them.
         evaluation: the same as one evaluates them, followed by those of a validation part of its
             own, if there is one.
-        digest: identifies the content.
         outputs: how many numbers a network returns for each input; None if that is not known.
         shape: of one input; None if it is not one tensor.
-        classifies: whether the targets are classes.
         targets: the class of each training example, int64 (n,); None if it is not known.
         weights: with which each training example is drawn, (n,); None for each once an epoch.
         groups: of each training example, int64 (n,).
         ordered: whether the examples are in time order.
-        names: of the classes.
         group_names: the group of each example of a test part, such as who speaks; empty for no
             groups.
         tokens: which words the numbers of texts stand for; None where there are no texts.
@@ -211,8 +207,7 @@ class Examples:
     def part(self, indices: Tensor | None = None, *, to_train: bool = False) -> Subset[Any]:
         """Returns the examples at `indices`, int64 (n,), or all, as a Dataset of their items.
 
-        Args:
-            to_train: whether as one trains on them, and not as one evaluates them.
+        They are as one evaluates them, or `to_train` on them.
         """
         items: Any = self.training if to_train else self.evaluation
         return Subset(items, range(len(self)) if indices is None else indices.tolist())

@@ -40,8 +40,6 @@ class Sound:
             rate.
         frames: the columns of an input.
         window: samples of a frame, under a Hann window; a frame begins each half of it.
-        floor: decibels.
-        quiet: decibels.
         longest: seconds of what is left after the cut.
 
     Raises:
@@ -81,10 +79,7 @@ class Sound:
         return 1, self.bands, self.frames
 
     def __call__(self, content: bytes) -> tuple[Tensor, list[str]]:
-        """Makes an input of a WAV file.
-
-        Args:
-            content: what the file holds.
+        """Makes an input of the content of a WAV file.
 
         Returns:
             float32 (1, bands, frames), and what was done, in words.
@@ -103,10 +98,7 @@ class Sound:
         return self.normalise(torch.from_numpy(levels)[None])[0], done
 
     def levels(self, samples: Samples) -> tuple[NDArray[np.uint8], float]:
-        """Measures the spectrogram of a sound.
-
-        Args:
-            samples: (n,) of full scale 1, `rate` a second.
+        """Measures the spectrogram of samples (n,) of full scale 1, `rate` a second.
 
         Returns:
             levels (bands, frames), decibels above the floor, the highest band first; and how many
@@ -132,13 +124,9 @@ class Sound:
         ].astype(np.uint8), seconds
 
     def normalise(self, levels: Tensor) -> Tensor:
-        """Normalises spectrograms, each by its own mean and standard deviation.
+        """Normalises spectrograms (n, bands, frames), each by its own mean and standard deviation.
 
-        Args:
-            levels: (n, bands, frames).
-
-        Returns:
-            float32 (n, 1, bands, frames).
+        They become float32 (n, 1, bands, frames).
         """
         rows = levels.float()
         centred = rows - rows.mean((1, 2), keepdim=True)
@@ -162,10 +150,8 @@ class Sound:
 def mel_filters(rate: int, window: int, bands: int) -> Samples:
     """Makes triangular filters of equal width on the mel scale, 2595 log10(1 + hertz / 700).
 
-    Args:
-        rate: samples a second.
-        window: samples of the Fourier transform.
-        bands: how many filters, between 60 Hz and half the rate.
+    They lie between 60 Hz and half the rate, in samples a second, of a Fourier transform of
+    `window` samples.
 
     Returns:
         the weight of each frequency in each band, at most 1, (bands, window // 2 + 1).
@@ -179,14 +165,10 @@ def mel_filters(rate: int, window: int, bands: int) -> Samples:
 
 
 def resample(samples: Samples, rate: int, wanted: int) -> Samples:
-    """Resamples a sound by its Fourier transform, cut off or filled up with zeros.
+    """Resamples a sound (n,) of `rate` samples a second to `wanted`, by its Fourier transform.
 
-    It is exact for what is periodic; elsewhere the ends ring, where recordings are quiet.
-
-    Args:
-        samples: (n,).
-        rate: of them, samples a second.
-        wanted: the same of what is returned.
+    This is cut off or filled up with zeros: exact for what is periodic; elsewhere the ends ring,
+    where recordings are quiet.
     """
     length = max(1, round(len(samples) * wanted / rate))
     spectrum = np.fft.rfft(samples)
@@ -198,10 +180,7 @@ def resample(samples: Samples, rate: int, wanted: int) -> Samples:
 
 
 def read_wav(content: bytes) -> tuple[Samples, int, list[str]]:
-    """Reads a WAV file of PCM samples of 8 to 32 bits, its channels averaged.
-
-    Args:
-        content: what the file holds; nothing is taken for what its header says and it lacks.
+    """Reads the content of a WAV file of PCM samples of 8 to 32 bits, its channels averaged.
 
     Returns:
         samples (n,) of full scale 1, the rate, and what was done, in words.

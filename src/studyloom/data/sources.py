@@ -37,8 +37,7 @@ class Source(NamedTuple):
     Attributes:
         folder: its folder below $STUDYLOOM_DATA.
         torchvision: torchvision's class, and the folder below data/.
-        mean: the mean of the training pixels on the scale 0 to 1.
-        std: their standard deviation.
+        mean: of the training pixels on the scale 0 to 1; beside it their standard deviation.
         transform: of pictures for `predict`, where a config says nothing else.
     """
 
@@ -212,7 +211,6 @@ def parse_idx(
 
     Args:
         name: the file, for messages.
-        dimensions: how many dimensions its array must have.
         packed: whether the content is gzip's.
         most: the bytes that its array may take.
 

@@ -73,7 +73,6 @@ def share(split: Part, key: str) -> Part:
     """Shares a large training part with the workers of this process, if it is in memory.
 
     Args:
-        split: the part.
         key: what the part follows from, as `load_shared` gets it.
 
     Returns:
@@ -105,9 +104,7 @@ def share(split: Part, key: str) -> Part:
 def load_shared(train: Callable[[], Part], key: str) -> Part:
     """Returns the training part that the launcher of this worker has shared; else loads it.
 
-    Args:
-        train: loads the part.
-        key: what the part follows from; the launcher must have named the same.
+    Both must have named the same `key`, which says what the part follows from.
     """
     while _held:
         os.close(_held.popitem()[1])

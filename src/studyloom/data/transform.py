@@ -295,12 +295,8 @@ Transform = Picture | Sound | Reader | Callable[[Tensor], Any]
 def describe_transform(source: Any, section: Any, split: Part) -> dict[str, Any] | None:
     """Describes the transform of a source as a section of a config, which is data and no code.
 
-    Args:
-        section: what the config has under `data.transform`, in plain values; None for nothing.
-        split: its training part.
-
-    Returns:
-        a `_target_` with its arguments; None if the source has none that a config can name.
+    It is None if the source has none that a config can name. `section` is what the config has under
+    `data.transform`, in plain values.
     """
     transform = getattr(source, "transform", None)
     if isinstance(transform, Picture):
@@ -356,11 +352,7 @@ class InputRange:
 
     @classmethod
     def stored(cls, fields: Any, count: int) -> "InputRange | None":
-        """Reads what `winner.json` says of the training inputs; None if it says nothing.
-
-        Args:
-            fields: low, high and means.
-            count: how many numbers an input has.
+        """Reads what `winner.json` says of inputs of `count` numbers; None if it says nothing.
 
         Raises:
             ValueError, LookupError, TypeError: they are something else.

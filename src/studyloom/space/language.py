@@ -183,26 +183,12 @@ class _Parser:
             return None
         if "choice" in spec:
             return self._parse_choice(spec["choice"], f"space.{name}.choice")
-        if not (self._check_types(spec, name) and self._check_range(spec, name)):
-            return None
-        kind = "int" if "int" in spec else "float"
-        (low, high), log, step = spec[kind], spec.get("log", False), spec.get("step")
-        if step is not None:  # the highest value is the last step that is not above the high end
-            first, last, width = map(_exact, (low, high, step))
-            high = type(high)(first + (last - first) // width * width)
-        if kind == "int":
-            return IntDistribution(low, high, log=log, step=1 if step is None else step)
-        return FloatDistribution(float(low), float(high), log=log, step=step)
-
-    def _check_types(self, spec: Mapping[str, Any], name: str) -> bool:
-        """Checks that the ends and the step of a range are numbers, and `log` is a truth value."""
         kind = "int" if "int" in spec else "float"
         bounds, log, step = spec[kind], spec.get("log", False), spec.get("step")
-        where = f"space.{name}.{kind}"
+        where, before = f"space.{name}.{kind}", len(self.mistakes)
         if not isinstance(bounds, list | tuple) or len(bounds) != 2:
             self.mistakes.append(f"{where} must be a range [low, high]; got {bounds!r}")
-            return False
-        before = len(self.mistakes)
+            return None
         types, numbers = ((int,), "whole numbers") if kind == "int" else ((int, float), "numbers")
         for value in (*bounds, *([] if step is None else [step])):
             if type(value) not in types or not _is_finite(value):
@@ -212,14 +198,21 @@ class _Parser:
                 )
         if type(log) is not bool:
             self.mistakes.append(f"space.{name}.log must be true or false; got {log!r}")
-        return before == len(self.mistakes)
+        if before == len(self.mistakes):
+            self._check_range(spec, where, f"space.{name}.step")
+        if before < len(self.mistakes):
+            return None
+        low, high = bounds
+        if step is not None:  # the highest value is the last step that is not above the high end
+            first, last, width = map(_exact, (low, high, step))
+            high = type(high)(first + (last - first) // width * width)
+        if kind == "int":
+            return IntDistribution(low, high, log=log, step=1 if step is None else step)
+        return FloatDistribution(float(low), float(high), log=log, step=step)
 
-    def _check_range(self, spec: Mapping[str, Any], name: str) -> bool:
+    def _check_range(self, spec: Mapping[str, Any], where: str, step_where: str) -> None:
         """Checks that the ends, the step and `log` of a range go together."""
-        kind = "int" if "int" in spec else "float"
-        (low, high), log, step = spec[kind], spec.get("log", False), spec.get("step")
-        where, step_where = f"space.{name}.{kind}", f"space.{name}.step"
-        before = len(self.mistakes)
+        (low, high), log, step = spec[where.rpartition(".")[2]], spec.get("log"), spec.get("step")
         if low > high:
             self.mistakes.append(
                 f"{where}: the low end {low} is above the high end {high}; write [{high}, {low}]"
@@ -238,7 +231,6 @@ class _Parser:
             self.mistakes.append(
                 f"{step_where} must not be wider than the range [{low}, {high}]; got {step}"
             )
-        return before == len(self.mistakes)
 
     def _parse_choice(self, choices: Any, where: str) -> CategoricalDistribution | None:
         if not isinstance(choices, list | tuple) or not choices:

@@ -25,27 +25,21 @@ class Job:
         schedule: maps progress in [0, 1) to a factor on the base learning rate; or a scheduler of
             PyTorch.
         loss: maps outputs (batch, outputs) and targets (batch,) to a mean.
-        train: indices of training examples in a Split, int64 (n,).
-        valid: indices of validation examples, int64 (n,).
-        epochs: the number of epochs.
+        train: indices of training examples in a Split, int64 (n,); as `valid` of validation.
         batch_size: examples per step; the last batch of an epoch may be smaller.
-        seed: decides everything random.
         l1: the weight of the sum of |w| over all weight matrices and kernels, not biases and norms.
-        clip: the bound on the norm of the gradient; None for no bound.
+        clip: the bound on the norm of the gradient.
         precision: fp32, bf16 or fp16, whose gradients are scaled.
         samples_per_epoch: how many examples are drawn anew from `train` for each epoch, without
             replacement; None for all of them.
-        metric: judges the validation part after each epoch.
         step: computes the loss of a training batch; None for the network's outputs and `loss`.
         evaluate: computes loss, outputs and targets of a batch to evaluate; None for the same.
         groups: parameters with settings of their own; all others have those of the optimizer.
         accumulate: the batches whose gradients make one step of the optimizer. The gradient is that
             of one batch of all their examples.
         drop_last: whether to leave out the last batch of an epoch if it is smaller.
-        ema: the decay of an average of the weights, which is evaluated and kept in their place;
-            None for no average.
-        patience: training ends after so many epochs in a row without a better value; None for
-            never.
+        ema: the decay of an average of the weights, which is evaluated and kept in their place.
+        patience: training ends after so many epochs in a row without a better value.
         keep: `last`, or `best` for the epoch with the best value: its weights and its value are
             those of the training.
         until: the epoch after which training ends, on the schedule of all `epochs`; None for all.
@@ -81,56 +75,58 @@ class Job:
     def __post_init__(self) -> None:
         available = len(self.train)
         samples = available if self.samples_per_epoch is None else self.samples_per_epoch
-        if not len(self.valid):
-            raise ValueError(
+        checks = (
+            (
+                len(self.valid) > 0,
                 "data.validation must leave at least one example to validate on; "
-                f"got none, beside {available} to train on"
-            )
-        if self.epochs < 1:
-            raise ValueError(f"train.epochs must be at least 1; got {self.epochs}")
-        if not 1 <= samples <= available:
-            raise ValueError(
+                f"got none, beside {available} to train on",
+            ),
+            (self.epochs >= 1, f"train.epochs must be at least 1; got {self.epochs}"),
+            (
+                1 <= samples <= available,
                 f"train.samples_per_epoch must be from 1 to {available}, the size of the training "
-                f"part; got {samples}"
-            )
-        if not 1 <= self.batch_size <= samples:
-            raise ValueError(
+                f"part; got {samples}",
+            ),
+            (
+                1 <= self.batch_size <= samples,
                 f"train.batch_size must be from 1 to {samples}, the size of an epoch; "
-                f"got {self.batch_size}"
-            )
-        if self.precision not in PRECISIONS:
-            raise ValueError(
-                f"train.precision must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}; "
-                f"got {self.precision!r}"
-            )
-        if not 0 <= self.l1 < math.inf:
-            raise ValueError(f"train.l1 must be finite and at least 0 (off); got {self.l1}")
-        if self.clip is not None and not 0 < self.clip < math.inf:
-            raise ValueError(
-                f"train.clip must be finite and above 0, or null (off); got {self.clip}"
-            )
-        self._check_ways()
-
-    def _check_ways(self) -> None:
-        """Checks what may be added to plain training."""
-        if self.accumulate < 1:
-            raise ValueError(f"train.accumulate must be at least 1 (off); got {self.accumulate}")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(
+                f"got {self.batch_size}",
+            ),
+            (
+                self.precision in PRECISIONS,
+                f"train.precision must be one of {', '.join(PRECISIONS)}; got {self.precision!r}",
+            ),
+            (
+                0 <= self.l1 < math.inf,
+                f"train.l1 must be finite and at least 0 (off); got {self.l1}",
+            ),
+            (
+                self.clip is None or 0 < self.clip < math.inf,
+                f"train.clip must be finite and above 0, or null (off); got {self.clip}",
+            ),
+            (
+                self.accumulate >= 1,
+                f"train.accumulate must be at least 1 (off); got {self.accumulate}",
+            ),
+            (
+                self.ema is None or 0 < self.ema < 1,
                 "train.ema must be above 0 and below 1, such as 0.999, or null (off); "
-                f"got {self.ema}"
-            )
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(
-                f"train.patience must be at least 1 epoch, or null (off); got {self.patience}"
-            )
-        if self.keep not in KEEPS:
-            raise ValueError(f"train.keep must be {' or '.join(KEEPS)}; got {self.keep!r}")
-        if self.until is not None and not 1 <= self.until <= self.epochs:
-            raise ValueError(
+                f"got {self.ema}",
+            ),
+            (
+                self.patience is None or self.patience >= 1,
+                f"train.patience must be at least 1 epoch, or null (off); got {self.patience}",
+            ),
+            (self.keep in KEEPS, f"train.keep must be {' or '.join(KEEPS)}; got {self.keep!r}"),
+            (
+                self.until is None or 1 <= self.until <= self.epochs,
                 f"train.until must be from 1 to train.epochs={self.epochs}, or null (all); "
-                f"got {self.until}"
-            )
+                f"got {self.until}",
+            ),
+        )
+        for fits, mistake in checks:
+            if not fits:
+                raise ValueError(mistake)
 
     @property
     def samples(self) -> int:
@@ -151,8 +147,7 @@ class Job:
     def kept(self, epochs: "Sequence[Epoch]") -> "Epoch":
         """Returns the epoch whose weights and value are those of a training: the last, or the best.
 
-        Args:
-            epochs: of the training so far, at least one; of equal values the first is the best.
+        Of equal values the first is the best.
         """
         if self.keep == "last":
             return epochs[-1]

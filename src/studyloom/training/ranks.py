@@ -49,8 +49,6 @@ class Ranks:
     """The processes that train a trial, as one of them sees them; by default it is alone.
 
     Args:
-        rank: the number of this process.
-        world_size: how many there are.
         lines: from rank 0 to each of the others, in their order; from another one to rank 0.
         end_others: ends the others at once.
 
@@ -84,7 +82,7 @@ class Ranks:
             broken: called if the lockstep is lost in the body.
 
         Raises:
-            Exception: what the body raised; or what another rank raised, if that is the cause.
+            Exception: of the body; or of another rank, if that is the cause.
         """
         if self.alone:
             yield
@@ -112,10 +110,8 @@ class Ranks:
         """Takes part in what rank 0 leads, again and again, until rank 0 has ended.
 
         Args:
-            take_part: gets the `call`; it comes to an end when `go_on` returns False.
-
-        Raises:
-            Exception: what `take_part` raised alone; rank 0 has been told.
+            take_part: gets the `call`; it comes to an end when `go_on` returns False. What it
+                raises alone is raised here, and rank 0 has been told.
         """
         failed: BaseException | None = None
         while True:
@@ -186,14 +182,12 @@ class Ranks:
         self.agree(lambda: bool(work()), lambda _: None)
 
     def agree(self, work: Callable[[], T], judge: Callable[[list[T]], R]) -> R:
-        """Calls a function in each rank; rank 0 makes one result of theirs, and each rank gets it.
+        """Calls `work` in each rank; rank 0 makes one result of theirs, and each rank gets it.
+
+        What `work` raises in the first rank in which it does, or `judge`, is raised in all.
 
         Args:
-            work: what each rank calls.
             judge: gets what the ranks returned, in their order; called by rank 0 alone.
-
-        Raises:
-            Exception: what `work` raised in the first rank in which it did, or what `judge` raised.
         """
         if self.alone:
             return judge([work()])
@@ -231,17 +225,14 @@ class Ranks:
     def sum_gradients(self, weights: Sequence[nn.Parameter], work: Callable[[], Tensor]) -> Tensor:
         """Calls a function that computes gradients, and adds up those of all ranks.
 
-        A weight to which no rank has a gradient keeps none.
+        A weight to which no rank has a gradient keeps none. What `work` raises in the first rank in
+        which it does is raised in all.
 
         Args:
-            weights: of the network.
-            work: leaves a gradient in each weight; returns a number (), or raises an exception.
+            work: leaves a gradient in each weight; returns a number ().
 
         Returns:
-            The sum of what the function returned in each rank.
-
-        Raises:
-            Exception: what the function raised in the first rank in which it did.
+            the sum of what the function returned in each rank.
         """
         error, total = None, None
         try:

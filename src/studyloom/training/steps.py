@@ -52,7 +52,6 @@ class Steps:
 
     Args:
         loss: maps outputs and targets to a mean, on the device.
-        device: of the network.
         precision: of the network; the loss is computed in fp32.
         step: for training batches: returns a loss, or (loss, outputs, targets), of which only the
             loss is used; None for the network's outputs and `loss`.
@@ -103,12 +102,9 @@ class Steps:
         return loss if self._step is None else loss.float()
 
     def evaluate(self, network: nn.Module, batch: Any, count: int) -> Outcome:
-        """Returns the mean loss of a batch, its outputs and its targets.
+        """Returns the mean loss of a batch of `count` examples, its outputs and its targets.
 
-        Args:
-            network: in eval mode.
-            batch: to evaluate.
-            count: how many examples it has.
+        The network is in eval mode.
 
         Raises:
             ValueError: a function of the user's own returns something else.
@@ -175,7 +171,6 @@ def choose_threads(network: nn.Module, read: Callable[[], Any], batch_size: int)
     Args:
         network: on its device; it stays as it is.
         read: returns a batch of one example, on that device.
-        batch_size: of the training.
     """
     available, weights = torch.get_num_threads(), list(network.parameters())
     if available == 1 or any(weight.device.type != "cpu" for weight in weights):
@@ -196,12 +191,8 @@ def count_operations(network: nn.Module, batch: Any) -> int:
     PyTorch's own FlopCounterMode counts all of them, but it imports the compiler, which takes
     longer than a small trial.
 
-    Args:
-        network: in eval mode; hooks are added to it.
-        batch: that it takes.
-
-    Returns:
-        Multiplications and additions, each as one operation.
+    Multiplications and additions are one operation each. Hooks are added to the network, which is
+    in eval mode.
     """
     total = 0
 

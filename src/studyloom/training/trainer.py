@@ -298,7 +298,7 @@ class JobRun:
         """Makes one step of the optimizer, and returns the sum of the losses of the examples.
 
         Args:
-            count: how many examples all batches have.
+            count: how many examples the whole step has, in all ranks.
             batches: of this rank, each with the number of its examples.
         """
         self.rates.before_step(self.step / self.total_steps)
@@ -326,12 +326,7 @@ class JobRun:
         return total
 
     def _backward(self, count: int, batches: Iterable[tuple[Any, int]]) -> Tensor:
-        """Adds the gradients of batches to those of the weights, and returns the sum of the losses.
-
-        Args:
-            count: how many examples the whole step has.
-            batches: each with the number of its examples.
-        """
+        """Adds the gradients of batches to those of the weights; returns the sum of the losses."""
         total = torch.zeros((), device=self.device)
         for batch, size in batches:
             loss = self.steps.train(self.model, batch)
@@ -424,10 +419,9 @@ def _joined(name: str, batches: list[Tensor]) -> Tensor:
 
 
 def epochs(jobs: Sequence[Job], split: Part) -> Iterator[list[Epoch]]:
-    """Trains jobs in lockstep on the split's device; a job's numbers do not depend on the others.
+    """Trains jobs in lockstep; yields, after each epoch, one Epoch per job, in their order.
 
-    Yields:
-        after each epoch, one Epoch per job, in the order of the jobs.
+    A job's numbers do not depend on the others.
 
     Raises:
         Diverged: a loss is not finite; raised at the end of that epoch.
@@ -445,9 +439,8 @@ def predict_outputs(
     """Runs a network in eval mode, batch by batch.
 
     Args:
-        model: the network; it is moved to the device of the inputs.
+        model: it is moved to the device of the inputs.
         inputs: (n, …), normalised.
-        precision: fp32, bf16 or fp16.
         dtype: in which the network takes the inputs.
 
     Returns:
@@ -467,9 +460,7 @@ def evaluate_network(
     """Runs a network on examples of a split as the job's evaluation does.
 
     Args:
-        job: whose network it is.
-        model: the network; it is moved to the device of the split.
-        split: the examples.
+        model: it is moved to the device of the split.
         indices: int64 (n,); None for all of the split.
 
     Returns:
@@ -503,7 +494,7 @@ class Training:
     until the others end; in turn the next job begins.
 
     Args:
-        jobs: the jobs, all with the same number of epochs.
+        jobs: all with the same number of epochs.
         split: the examples, on the device to train on.
         in_turn: whether each job is trained to its end before the next one begins, an iteration
             being one epoch of one job. If not, all jobs are trained in lockstep, an iteration
@@ -603,7 +594,7 @@ class Training:
                     if not math.isfinite(loss):
                         raise Diverged(job, epoch.number, self._group_epochs, part, loss)
             self.history.append(results)
-            self.numbers.append(self._number(results))
+            self.numbers = self._number_all()
             self.ended = self._has_ended()  # last: a thread that reports asks for it
             self._whole = True
             yield results
@@ -616,12 +607,18 @@ class Training:
         kept = self._runs[position].job.kept([epochs[position] for epochs in self.history])
         return replace(kept, number=len(self.history) + 1, seconds=0.0)
 
-    def _number(self, epochs: Sequence[Epoch]) -> int:
-        """Returns the number of the iteration that has just yielded these epochs."""
-        in_group = epochs[0].number
-        if len(self._groups) > 1 and self._group_ended:
-            in_group = self._group_epochs
-        return self._group * self._group_epochs + in_group
+    def _number_all(self) -> list[int]:
+        """Returns the number of each iteration of the history; see `numbers`."""
+        numbers: list[int] = []
+        group = 0
+        for epochs in self.history:
+            if numbers and epochs[0].number == 1:  # the next group begins
+                group += 1
+                numbers[-1] = group * self._group_epochs
+            numbers.append(group * self._group_epochs + epochs[0].number)
+        if numbers and len(self._groups) > 1 and self._group_ended:
+            numbers[-1] = (group + 1) * self._group_epochs
+        return numbers
 
     def kept(self) -> list[Epoch]:
         """Returns the epoch of each job, as far as it has come, whose value is that of the job."""
@@ -637,12 +634,9 @@ class Training:
     def state(self) -> dict[str, Any]:
         """Returns all that the training needs to resume after this epoch.
 
-        It is a snapshot, which later epochs leave alone: copying takes a small part of the time of
-        writing. It holds the state_dict of model and optimizer, and not what a class of the user's
+        It is a snapshot, which later epochs leave alone, and which torch.load(weights_only=True)
+        reads. It holds the state_dict of model and optimizer, and not what a class of the user's
         own keeps elsewhere. Of jobs in turn it holds the one under way and the history of all.
-
-        Returns:
-            a dict that torch.load(weights_only=True) reads.
 
         Raises:
             RuntimeError: an exception has left an epoch unfinished; the state before it is gone.
@@ -679,20 +673,7 @@ class Training:
                 f"the state does not fit these jobs: {textwrap.shorten(reason, 300)}"
             ) from error
         self._runs, self._group, self.history, self._whole = runs, group, history, True
-        self.numbers, self.ended = self._number_all(starts), self._has_ended()
-
-    def _number_all(self, starts: Sequence[int]) -> list[int]:
-        """Returns the numbers of all iterations, given the positions where groups begin."""
-        numbers = [
-            group * self._group_epochs + epochs[0].number
-            for group, (start, end) in enumerate(itertools.pairwise([*starts, len(self.history)]))
-            for epochs in self.history[start:end]
-        ]
-        for group, start in enumerate(starts[1:], 1):
-            numbers[start - 1] = group * self._group_epochs
-        if numbers:
-            numbers[-1] = self._number(self.history[-1])
-        return numbers
+        self.numbers, self.ended = self._number_all(), self._has_ended()
 
     def weights(self) -> list[dict[str, Tensor]]:
         """Returns the state dict that is kept of each job's network: its own tensors, not a copy.
