@@ -122,25 +122,16 @@ def test_a_loop_is_searched_judged_and_tested(tmp_path):
     assert (tmp_path / "runs" / "mine" / "winner.pt").is_file()
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("my-study", "must consist of lower-case letters, digits and _"),
-        ("Mine", "must consist of lower-case letters, digits and _"),
-        ("../up", "must consist of lower-case letters, digits and _"),
-        ("", "must consist of lower-case letters, digits and _"),
-        ("class", "must not be a keyword of Python"),
-        ("match", "must not be a keyword of Python"),
-        ("json", "must not hide an installed module"),
-        ("torch", "must not hide an installed module"),
-        ("studyloom", "must not hide an installed module"),
-        ("mlp", "'mlp', which would hide model/mlp.yaml, space/mlp.yaml"),
-        ("mnist", "mnist.yaml"),
-    ],
-)
-def test_a_name_that_would_be_in_the_way_is_refused(name, words, tmp_path, capsys):
-    assert main(["new", name, str(tmp_path / "project")]) == 2
-    assert words in capsys.readouterr().err
+def test_a_name_that_would_be_in_the_way_is_refused(tmp_path, capsys):
+    for words, names in {
+        "must consist of lower-case letters, digits and _": ("my-study", "Mine", "../up", "/x", ""),
+        "must not be a keyword of Python": ("class", "match"),
+        "must not hide an installed module": ("json", "torch", "studyloom"),
+        "model/mlp.yaml, space/mlp.yaml; got 'mlp'": ("mlp",),
+    }.items():
+        for name in names:
+            assert main(["new", name, str(tmp_path / "project")]) == 2
+            assert words in capsys.readouterr().err
     assert not (tmp_path / "project").exists()
 
 

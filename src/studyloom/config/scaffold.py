@@ -56,24 +56,16 @@ def _write(path: Path, kind: str, target: str, name: str) -> None:
 def _check_name(name: str) -> list[str]:
     is_module_name = name.isascii() and name.isidentifier() and name == name.lower()
     if not is_module_name or name.startswith("_"):
-        return [
-            "the name of a study must consist of lower-case letters, digits and _, and begin with "
-            f"a letter; got {name!r}"
-        ]
-    if keyword.iskeyword(name) or keyword.issoftkeyword(name):
-        return [f"the name of a study must not be a keyword of Python; got {name!r}"]
-    hidden = [path.relative_to(GROUPS) for path in GROUPS.rglob(f"{name}.yaml")]
-    if hidden:
-        return [
-            f"the name of a study must not hide a config of studyloom; got {name!r}, which would "
-            f"hide {', '.join(map(str, hidden))}; choose another name"
-        ]
-    if name in sys.stdlib_module_names or _is_installed(name):
-        return [
-            f"the name of a study must not hide an installed module; got {name!r}; choose another "
-            "name"
-        ]
-    return []
+        rule = "consist of lower-case letters, digits and _, and begin with a letter"
+    elif keyword.iskeyword(name) or keyword.issoftkeyword(name):
+        rule = "not be a keyword of Python"
+    elif hidden := [path.relative_to(GROUPS) for path in GROUPS.rglob(f"{name}.yaml")]:
+        rule = f"not hide a config of studyloom, {', '.join(map(str, hidden))}"
+    elif name in sys.stdlib_module_names or _is_installed(name):
+        rule = "not hide an installed module"
+    else:
+        return []
+    return [f"the name of a study must {rule}; got {name!r}; choose another name"]
 
 
 def _is_installed(name: str) -> bool:

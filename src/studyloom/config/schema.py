@@ -184,21 +184,16 @@ SCHEMA = _make_schema()
 
 def check_name(name: str) -> str | None:
     """Explains why a study's name cannot be a folder name; None if it can."""
+    shown, size = repr(name), len(name.encode())
     if not name or name in (".", "..") or any(part in name for part in ("/", "\\", "..", "\0")):
-        return (
-            f"study.name must be a folder name, not {name!r}: it cannot be empty, or contain '/', "
-            "'\\', '..' or NUL"
-        )
-    if printable(name) != name or "\n" in name:
-        return (
-            f"study.name must be a folder name, not {name!r}: it cannot contain control characters"
-        )
-    if (size := len(name.encode())) > LONGEST_NAME:
-        return (
-            f"study.name must be a folder name, not {name[:20]!r}…, which is {size} bytes long; "
-            f"at most {LONGEST_NAME} are possible"
-        )
-    return None
+        why = "cannot be empty, or contain '/', '\\', '..' or NUL"
+    elif printable(name) != name or "\n" in name:
+        why = "cannot contain control characters"
+    elif size > LONGEST_NAME:
+        shown, why = f"{name[:20]!r}…", f"is {size} bytes long; at most {LONGEST_NAME} are possible"
+    else:
+        return None
+    return f"study.name must be a folder name, not {shown}: it {why}"
 
 
 def unknown_keys(config: DictConfig) -> list[str]:
