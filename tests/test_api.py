@@ -474,7 +474,8 @@ def test_the_winner_is_what_winner_json_holds(finished):
     winner = finished.winner
     written = json.loads((finished.run_dir / "winner.json").read_text())
     assert winner.number == written["winner"]["trial"]
-    assert winner.value == written["winner"].get("mean", written["winner"]["search_value"])
+    assert written["winner"]["mean"] is None  # no other trial competed
+    assert winner.value == written["winner"]["search_value"]
     assert winner.test == written["test"]["winner"]["mean"]
     assert winner.params == {"optimizer.lr": winner.config["optimizer"]["lr"]}
     assert winner.details == written
