@@ -6,7 +6,6 @@ import threading
 import traceback
 from datetime import datetime
 
-import sqlalchemy
 from commands import CANARY
 from optuna.distributions import FloatDistribution
 from optuna.study import StudyDirection
@@ -117,7 +116,7 @@ WRITES = {
     "an attribute": lambda s, study, trial: s.set_trial_user_attr(trial, "k", 1),
     "an end": lambda s, study, trial: s.set_trial_state_values(trial, TrialState.COMPLETE, [0.5]),
     "a row of ours": lambda s, study, trial: execute(
-        s, lambda c: c.execute(sqlalchemy.text("UPDATE studies SET study_name = 'u'"))
+        s, lambda c: c.exec_driver_sql(f"UPDATE studies SET study_name='u' WHERE study_id={study}")
     ),
 }
 
