@@ -95,8 +95,8 @@ def test_what_a_time_limit_of_the_server_ends_is_done_again(server, served, line
     """Also that of an idle transaction, as of a worker that was stopped for a while."""
     _, study_id, _ = served
     for limit, words in (
-        ("lock_timeout=100ms", "lock timeout (another program keeps its rows locked; end that"),
-        ("statement_timeout=100ms", "statement timeout (raise statement_timeout of the role"),
+        ("lock_timeout=100ms", "(another program keeps its rows locked; end that program)"),
+        ("statement_timeout=100ms", "(raise statement_timeout of the role or database)"),
     ):
         monkeypatch.setitem(POSTGRES, "options", f"-c {limit}")
         lines.away.clear()

@@ -82,7 +82,7 @@ class HeldClaim(NamedTuple):
 class Ledger:
     """The slots of one study.
 
-    Its methods raise StorageLost if the database stays away.
+    Its methods raise StorageLost if the database stays away, or the study was deleted.
 
     Attributes:
         uuid: The study's attribute UUID, which tells it from a later study with its id.
@@ -143,9 +143,6 @@ class Ledger:
 
         Returns:
             The claim; None if all slots are done, or held by others.
-
-        Raises:
-            StorageLost: The study was deleted.
         """
 
         def take(connection: sa.Connection) -> Claim | None:
@@ -327,11 +324,7 @@ class Ledger:
         )
 
     def todo(self, trials: int, *, begun: bool = False) -> int:
-        """Counts those of the first `trials` slots that are not done; or only those with a trial.
-
-        Raises:
-            StorageLost: The study was deleted.
-        """
+        """Counts which of the first `trials` slots are not done; or only those with a trial."""
         # Two counts, each by an index.
         begun_slots, fresh_slots = (
             sa.select(sa.func.count())

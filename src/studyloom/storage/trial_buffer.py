@@ -96,9 +96,7 @@ class TrialBuffer(CachedStorage):
     def write(self, connection: Connection) -> None:
         """Writes the changes of the worker's own trial. It may run twice.
 
-        Args:
-            connection: In a writing transaction of the caller, who calls `mark_written` after the
-                commit.
+        The caller, whose writing transaction it is, calls `mark_written` after the commit.
 
         Raises:
             UpdateFinishedTrialError: Another worker has ended the trial.
@@ -126,12 +124,8 @@ class TrialBuffer(CachedStorage):
     def _change(self, trial_id: int, writes: Sequence[Write], **fields: Any) -> bool:
         """Changes the worker's own trial, in a copy: a thread may be reading the previous one.
 
-        Args:
-            writes: What the change is in the database.
-            fields: New values by attribute; a dict is merged into the present one.
-
-        Returns:
-            False if that is not the worker's own trial; then nothing has changed.
+        A dict among the new values is merged into the present one. Returns False if the trial is
+        not the worker's own; then nothing has changed.
         """
         with self._lock:
             if self._own is None or self._own._trial_id != trial_id:
@@ -222,8 +216,7 @@ class Others:
     other: with 1 000 workers the median would else read 1 000 running trials after each epoch, of
     which it asks nothing.
 
-    Args:
-        judging: Whether paused trials are seen as pruned; see `as_judged`.
+    With `judging` paused trials are seen as pruned; see `as_judged`.
     """
 
     def __init__(self, storage: RetryingStorage, study_id: int, *, judging: bool) -> None:
