@@ -43,12 +43,6 @@ def test_the_script_is_the_one_in_the_file():
     assert script_of(slurm) == GOLDEN.read_text()
 
 
-def test_what_is_not_set_is_left_to_the_cluster():
-    script = script_of(Slurm(workers=1, gres=None))
-    assert not any(f"--{name}=" in script for name in ("gres", "partition", "time", "mem"))
-    assert "--array=0-0\n" in script
-
-
 def test_settings_that_sbatch_would_not_take_are_refused_by_name():
     wrong = {
         "workers": (0, "auto"),
@@ -116,12 +110,6 @@ def test_the_job_is_printed_with_how_to_watch_and_to_cancel_it(submission, tmp_p
     assert "--array=0-1\n" in path.read_text()  # no more tasks than slots
     assert "study.trials=9 launcher=join &" in path.read_text()
     assert (tmp_path / "run" / "logs").is_dir()  # SLURM makes no folder for its logs
-
-
-def test_a_script_that_is_only_written_is_submitted_by_hand(submission, tmp_path):
-    printed = submission(f"touch {tmp_path}/called", submit=False)
-    assert f"submit  sbatch {tmp_path}/run/slurm.sh" in printed
-    assert not (tmp_path / "called").exists()
 
 
 def test_why_sbatch_refuses_a_job_is_reported(submission, monkeypatch):
