@@ -1,8 +1,12 @@
 """Answers of studies for tests that show them."""
 
+from pathlib import Path
 from typing import Any
 
-from studyloom.winner.answer import Answer, from_document
+import yaml
+
+from studyloom.training.checkpoint import pack_weights
+from studyloom.winner.answer import Answer, from_document, write_answer
 
 ROW = {"trial": 0, "params": {}, "search_value": 0.5}
 DATA = {"digest": "", "test_digest": "", "shape": None, "outputs": None, "mean": 0.0, "std": 1.0}
@@ -32,3 +36,14 @@ def document_of(**given: Any) -> dict[str, Any]:
 def answer_of(**given: Any) -> Answer:
     """The answer of `document_of`."""
     return from_document(document_of(**given), Answer)
+
+
+def write_winner(folder: Path, model: Any, state: dict[str, Any], **facts: Any) -> Path:
+    """Writes the files of a winner: a section that builds it, its weights, facts of its data."""
+    folder.mkdir(exist_ok=True)
+    files = {
+        "winner.yaml": yaml.safe_dump({"model": model}).encode(),
+        "winner.pt": pack_weights(state),
+    }
+    write_answer(folder, answer_of(data=facts), files)
+    return folder

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from studyloom.errors import PredictError
 from studyloom.files import write_whole
@@ -31,6 +31,8 @@ ANSWER_FILES = (
     "winner",  # the folder of the networks
 )
 Interval = tuple[float, float]
+AverageName = Literal["softmax", "sigmoid", "mean"]
+DtypeName = Literal["float32", "int32", "int64"]
 T = TypeVar("T")
 
 
@@ -183,7 +185,7 @@ class DataFacts:
     outputs: int | None
     mean: float
     std: float
-    dtype: str = "float32"
+    dtype: DtypeName = "float32"
     classifies: bool = True
     names: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
@@ -213,7 +215,7 @@ class Member:
     times: int
     share: float
     model: dict[str, Any]
-    dtype: str | None = None
+    dtype: DtypeName | None = None
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ class Committee:
     candidates: tuple[int, ...]
     note: str | None = None
     members: tuple[Member, ...] = ()
-    average: str = "mean"
+    average: AverageName = "mean"
     validation: Validation | None = None
     test: float | None = None
     difference: Summary | None = None

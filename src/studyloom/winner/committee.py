@@ -39,8 +39,10 @@ from studyloom.training.trainer import evaluate_network
 from studyloom.winner.answer import (
     COMMITTEE,
     Answer,
+    AverageName,
     Committee,
     DataFacts,
+    DtypeName,
     Member,
     Validation,
     check_whole,
@@ -51,7 +53,11 @@ from studyloom.winner.statistics import AVERAGES, Average, summarise
 ROUNDS = 20  # networks that are added to a committee at most; the best size up to this is taken
 OF_LABELS = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
 FAULTS = (ValueError, RuntimeError, LookupError)  # of outputs that have no mean or no value
-DTYPES = {"float32": torch.float32, "int32": torch.int32, "int64": torch.int64}
+DTYPES: dict[DtypeName, torch.dtype] = {
+    "float32": torch.float32,
+    "int32": torch.int32,
+    "int64": torch.int64,
+}
 COSTS = ("parameters", "latency_ms")
 
 
@@ -153,19 +159,20 @@ def _trained_in(stage: Stage) -> list[tuple[int, int]]:
     ]
 
 
-def average_of(job: Job, split: Part) -> str:
+def average_of(job: Job, split: Part) -> AverageName:
     """Returns how the outputs of networks like that of a job are averaged, a key of AVERAGES."""
     if split.classifies:
         return "softmax"
     return "sigmoid" if isinstance(getattr(job.loss, "loss", None), OF_LABELS) else "mean"
 
 
-def input_dtype(job: Job, split: Part) -> str | None:
+def input_dtype(job: Job, split: Part) -> DtypeName | None:
     """Returns the type in which the network of a job takes whole inputs; None of other inputs."""
     if not isinstance(split, Split) or split.inputs.is_floating_point():
         return None
     network = job.model(shape=split.shape, outputs=split.outputs)
-    return str(batch_dtype(job, network, split)).removeprefix("torch.")
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return names[batch_dtype(job, network, split)]
 
 
 def recall(plan: Plan, tested: Committee | None) -> Committee | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from studyloom.errors import UndefinedMetric
 from studyloom.metrics import Metric, example_scores
-from studyloom.winner.answer import Covered, Interval, Scores, Summary
+from studyloom.winner.answer import AverageName, Covered, Interval, Scores, Summary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -179,7 +179,7 @@ class Average:
 
 
 TINY = float(np.finfo(np.float32).tiny)  # so that no probability has an infinite logarithm
-AVERAGES = {
+AVERAGES: dict[AverageName, Average] = {
     # Probabilities of classes, whose softmax they are again.
     "softmax": Average(lambda o: o.softmax(1), lambda mean: mean.clamp_min(TINY).log()),
     # Probabilities of labels that do not exclude each other.
