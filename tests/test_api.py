@@ -22,6 +22,7 @@ import pandas
 import pytest
 import torch
 import yaml
+from answers import answer_of
 from commands import QUICK, ROOT, environment, study, studyloom
 from hydra.core.global_hydra import GlobalHydra
 
@@ -570,7 +571,7 @@ def loop_winner(folder, **sections):
     """Writes the winner of a loop of one's own, which no command of this user has made."""
     whole = {"objective": {"_target_": "mine.train"}, "params": {"lr": 0.1}} | sections
     files = {"winner.yaml": yaml.safe_dump(whole).encode()}
-    write_answer(folder, {"study": "s", "note": "not tested", "data": None}, files)
+    write_answer(folder, answer_of(note="not tested"), files)
     return folder
 
 

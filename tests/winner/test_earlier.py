@@ -63,9 +63,9 @@ def test_the_trainings_of_the_same_candidates_are_those_of_the_smaller_budget(
     large, grown, opened = judged(question, url, tmp_path, 5)
     assert {*large.candidates} == before, "the fifth is not among the best"
     assert len(trained) == 1, "the fifth trial of the search"
-    assert grown["reused"] == {"re-evaluation": (4, 4), "retraining": (4, 4)}
+    assert grown.reused == {"re-evaluation": (4, 4), "retraining": (4, 4)}
     assert opened == 0
-    assert grown["test"] == answer.test | {"earlier": True}
+    assert grown.test == replace(answer.test, earlier=True)
     for stage, was in (
         (large.reevaluation, small.reevaluation),
         (large.retraining, small.retraining),
@@ -97,7 +97,7 @@ def test_a_loop_without_a_test_is_judged_once_and_its_answer_has_what_it_kept_th
     assert (tmp_path / "winner.pt").exists() == keeps
     trained.clear()
     _, grown, _ = judged(question, sqlite_url, tmp_path, 5)
-    assert grown["reused"] == {"re-evaluation": (4, 4)}
+    assert grown.reused == {"re-evaluation": (4, 4)}
     assert len(trained) == 1, "the fifth trial of the search"
     assert (tmp_path / "winner.pt").exists() == keeps
     if keeps:
@@ -134,8 +134,8 @@ def test_a_network_that_is_lost_is_trained_again_and_counts_as_trained(
     for file in plan.retraining.weights.iterdir():
         file.unlink()
     _, grown, _ = judged(question, sqlite_url, tmp_path, 5)
-    assert grown["reused"] == {"re-evaluation": (4, 4), "retraining": (0, 4)}
-    assert grown["winner"]["values"] == answer.winner.values
+    assert grown.reused == {"re-evaluation": (4, 4), "retraining": (0, 4)}
+    assert grown.winner.values == answer.winner.values
 
 
 @pytest.mark.chaos
@@ -152,12 +152,12 @@ def test_what_other_code_has_trained_is_trained_again(question, url, tmp_path, t
     _, answer, _ = judged(of_code("a"), url, tmp_path, 4)
     trained.clear()
     _, anew, opened = judged(of_code("b"), url, tmp_path, 4)
-    assert anew["reused"] == {"re-evaluation": (0, 4), "retraining": (0, 4)}
+    assert anew.reused == {"re-evaluation": (0, 4), "retraining": (0, 4)}
     assert opened == 1
     assert len(trained) == 8
-    assert anew["stage"] != answer.stage
+    assert anew.stage != answer.stage
     _, back, opened = judged(of_code("a"), url, tmp_path, 4)
-    assert back["reused"] == {"re-evaluation": (4, 4), "retraining": (4, 4)}
+    assert back.reused == {"re-evaluation": (4, 4), "retraining": (4, 4)}
     assert opened == 0
 
 
@@ -169,7 +169,7 @@ def test_a_command_that_was_killed_after_the_test_reads_its_result(question, sql
     again = evaluate_winner(plan_of(question, sqlite_url, tmp_path, 4, **SETTINGS), test, ["x"])
     assert test.loaded == 0
     assert again.test == answer.test
-    assert again.get("confusion") == answer.get("confusion")
+    assert again.confusion == answer.confusion
     anew = evaluate_winner(plan, test, ["x"], anew=True)
     assert test.loaded == 1
-    assert anew["test"] == answer.test | {"openings": 2}
+    assert anew.test == replace(answer.test, openings=2)

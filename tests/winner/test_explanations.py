@@ -39,10 +39,10 @@ def test_who_is_right_as_often_as_sure_has_no_calibration_error():
     """Of ten examples at .8 eight are right."""
     probabilities = torch.tensor([[0.8, 0.2]] * 10)
     told = calibrate(probabilities, torch.tensor([0] * 8 + [1] * 2))
-    assert told["error"] == pytest.approx(0.0, abs=1e-6)
-    (bin_,) = told["bins"]
-    assert (bin_["low"], bin_["high"], bin_["count"]) == (0.8, 0.9, 10)
-    assert bin_["interval"][0] < 0.8 < bin_["interval"][1]
+    assert told.error == pytest.approx(0.0, abs=1e-6)
+    (bin_,) = told.bins
+    assert (bin_.low, bin_.high, bin_.count) == (0.8, 0.9, 10)
+    assert bin_.interval[0] < 0.8 < bin_.interval[1]
 
 
 def test_the_calibration_error_is_the_distance_weighted_by_examples():
@@ -51,8 +51,8 @@ def test_the_calibration_error_is_the_distance_weighted_by_examples():
         [0, 0, 0, 1, 1, 1, 0, 1]
     )  # half are right, where it is sure and where not
     told = calibrate(sure, labels)
-    assert told["error"] == pytest.approx(6 / 8 * 0.5 + 2 / 8 * 0.05, abs=1e-6)
-    assert sum(one["count"] for one in told["bins"]) == 8
+    assert told.error == pytest.approx(6 / 8 * 0.5 + 2 / 8 * 0.05, abs=1e-6)
+    assert sum(one.count for one in told.bins) == 8
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
@@ -73,9 +73,9 @@ def test_each_class_has_the_share_that_is_right_of_it():
     outputs = nn.functional.one_hot(torch.tensor([0, 0, 1, 1]), 2).float()
     part = split_of(torch.zeros(4, 1), targets, 2, names=("cat", "dog"))
     told = by_group(ACCURACY, outputs, targets, part)
-    assert told["of"] == "class"
-    assert told["left"] == 0
-    rows = {row.name: (row.count, row.value) for row in told["rows"]}
+    assert told.of == "class"
+    assert told.left == 0
+    rows = {row.name: (row.count, row.value) for row in told.rows}
     assert rows == {"cat": (3, pytest.approx(2 / 3)), "dog": (1, 1.0)}
 
 
@@ -86,12 +86,12 @@ def test_groups_come_before_classes_and_numbers_have_them_too():
     targets = torch.tensor([[0.0], [1.0], [2.0]])
     part = Grouped(torch.zeros(3, 1), targets, 1, "toy")
     told = by_group(MSE, targets + torch.tensor([[1.0], [0.0], [3.0]]), targets, part)
-    assert told["of"] == "group"
-    rows = {row.name: row for row in told["rows"]}
-    assert rows["theo"]["value"] == pytest.approx((1 + 9) / 2)
-    assert rows["george"]["interval"] == [0.0, 0.0]
-    low, high = rows["theo"]["interval"]
-    assert low <= rows["theo"]["value"] <= high
+    assert told.of == "group"
+    rows = {row.name: row for row in told.rows}
+    assert rows["theo"].value == pytest.approx((1 + 9) / 2)
+    assert rows["george"].interval == (0.0, 0.0)
+    low, high = rows["theo"].interval
+    assert low <= rows["theo"].value <= high
 
 
 def test_a_metric_that_is_no_mean_has_no_groups():
@@ -146,9 +146,9 @@ def test_a_mistake_is_drawn_red_where_it_comes_from():
     image[0, :4, :4] = 1.0
     part = split_of(image[None], torch.tensor([0]), 2)
     (told,) = explain_mistakes(lambda given: bright_corner(given.inputs), part, [0])
-    assert told["index"] == 0
-    assert 0 < told["most"] <= 1
-    kind, _, content = told["image"].partition(",")
+    assert told.index == 0
+    assert 0 < told.most <= 1
+    kind, _, content = told.image.partition(",")
     assert kind == "data:image/png;base64"
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))).astype(int)
     assert pixels.shape == (28, 28, 3)
@@ -199,8 +199,8 @@ def test_covered_pictures_come_to_the_network_as_those_of_the_test_do():
     network = Corner()
     outputs, targets = evaluate_network(job(), network, sealed)
     told = explain(job(), network, ACCURACY, outputs, targets, sealed, [0, 1], 0)
-    assert [one["index"] for one in told["occlusions"]] == [0, 1]
-    assert told["occlusions"][0]["most"] > 0.1
+    assert [one.index for one in told["occlusions"]] == [0, 1]
+    assert told["occlusions"][0].most > 0.1
     assert max(size for size, _ in network.seen) == 2
     assert max(brightest for _, brightest in network.seen) == 1.0
 

@@ -68,9 +68,9 @@ def test_who_left_when_and_why_is_told_everywhere(raced, tmp_path):
     plan, answer = raced
     told = answer.race
     race = plan.race
-    assert [row.trial for row in told["left"]] == [leaving.candidate for leaving in race.left]
-    assert told["trainings"] == len(race.trainings) <= told["budget"] == 9
-    for row in told["left"]:
+    assert [row.trial for row in told.left] == [leaving.candidate for leaving in race.left]
+    assert told.trainings == len(race.trainings) <= told.budget == 9
+    for row in told.left:
         line = f"left after {row['seeds']} seed"
         assert line in "\n".join(winner_lines(answer))
         assert line in (plan.run_dir / "model_card.md").read_text()
@@ -78,7 +78,7 @@ def test_who_left_when_and_why_is_told_everywhere(raced, tmp_path):
         assert line in (plan.run_dir / "winner.yaml").read_text()
     text = (plan.run_dir / "winner.yaml").read_text()
     assert text.splitlines()[1].startswith("# x --config-dir"), "the command stays where it was"
-    assert yaml.safe_load(text).study["trials"] == 1
+    assert yaml.safe_load(text)["study"]["trials"] == 1
     assert json.loads((plan.run_dir / "winner.json").read_text()).race == told
     numbers = [row.trial for row in answer.candidates]
     assert numbers[0] == plan.winner
@@ -88,7 +88,7 @@ def test_who_left_when_and_why_is_told_everywhere(raced, tmp_path):
 def test_a_reason_of_several_lines_in_an_answer_of_before_leaves_winner_yaml_readable(raced):
     text = winner_yaml(raced[0], ["x"], ["trial 1 left: no\n- luck: {"])
     assert "# trial 1 left: no - luck: {\n" in text
-    assert yaml.safe_load(text).study["trials"] == 1
+    assert yaml.safe_load(text)["study"]["trials"] == 1
 
 
 @pytest.mark.parametrize("ended", [1, 4, 5])
@@ -195,7 +195,7 @@ def test_a_candidate_that_fails_leaves_the_race_with_its_reason_in_one_line(
     assert words in "\n".join(winner_lines(answer))
     text = (tmp_path / "winner.yaml").read_text()
     assert words in text
-    assert yaml.safe_load(text).study["trials"] == 1
+    assert yaml.safe_load(text)["study"]["trials"] == 1
     assert "values" not in next(row for row in answer.candidates if row.trial == best)
 
 

@@ -59,7 +59,7 @@ def test_without_a_spread_over_examples_an_interval_is_students():
     values = {4: [0.9, 0.92, 0.95, 0.91, 0.93]}
     same = {4: np.tile(values[4], (100_000, 1))}
     seeds = summarise(values[4]).interval
-    both = compare(values, 4, None, same).winner["interval"]
+    both = compare(values, 4, None, same).winner.interval
     assert width(both) == pytest.approx(width(seeds), rel=0.1)
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from studyloom.data import Datasets, Split, Tokens
 from studyloom.errors import DataError, UnfitData
 from studyloom.extras.explain import explain
-from studyloom.extras.explain.explain import READ, explain_texts
+from studyloom.extras.explain.explain import WORDS, explain_texts
 from studyloom.metrics import METRICS
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
@@ -91,25 +91,25 @@ def texts_of(part, mistakes=(0, 1, 2)):
 @pytest.mark.parametrize("form", ["in memory", *FORMS])
 def test_a_word_is_owed_what_the_network_says_without_it(form):
     first, second = texts_of(part_of(form))
-    assert first.words == ["good", "bad", "the", "good"]
+    assert [*first.words] == ["good", "bad", "the", "good"]
     assert first.changes == [4.0, -1.0, 0.0, 4.0]  # both `good` at once
     assert first.margin == 3.0
     assert (first.index, first.label, first.predicted, first.left) == (0, 0, 1, 0)
     assert first.probabilities == pytest.approx([0.0474, 0.9526], abs=1e-4)
-    assert second.words == ["the", "the", "good", "the", "very"]
+    assert [*second.words] == ["the", "the", "good", "the", "very"]
     assert second.changes == [0.0, 0.0, 2.0, 0.0, 3.0]  # `very` stays last without the others
 
 
 def test_a_text_of_one_word_and_one_that_nothing_is_owed_to_are_left_out():
     part = part_of("in memory")
-    assert [text["index"] for text in texts_of(part)] == [0, 1]
+    assert [text.index for text in texts_of(part)] == [0, 1]
     part.inputs[0, 2:] = torch.tensor([4, 1, 4, 1, 0, 0])
-    assert [text["index"] for text in texts_of(part)] == [1]
+    assert [text.index for text in texts_of(part)] == [1]
 
 
 def test_of_a_long_text_the_first_words_are_looked_at_and_the_rest_is_counted():
-    row = torch.full((1, 2 + 3 * READ), 4)
-    row[0, 2 + READ - 1], row[0, 2 + READ] = 2, 3
+    row = torch.full((1, 2 + 3 * WORDS), 4)
+    row[0, 2 + WORDS - 1], row[0, 2 + WORDS] = 2, 3
     labels = torch.zeros(1, dtype=torch.int64)
     asked = []
 
@@ -119,9 +119,9 @@ def test_of_a_long_text_the_first_words_are_looked_at_and_the_rest_is_counted():
 
     tokens = Tokens(WORDS, first=2)
     (told,) = explain_texts(answer, Split(row, labels, 2, "toy"), tokens, labels, [0])
-    assert len(told["words"]) == len(told["changes"]) == READ
-    assert told["left"] == 2 * READ
-    assert (told["words"][-1], told["changes"][-1]) == ("good", 2.0)
+    assert len(told.words) == len(told.changes) == WORDS
+    assert told.left == 2 * WORDS
+    assert (told.words[-1], told.changes[-1]) == ("good", 2.0)
     assert asked == [3], "the text, and once without each of its two words"
 
 
@@ -136,7 +136,7 @@ def test_the_winner_is_explained_by_words_only_where_the_data_says_them():
     part = part_of("in memory")
     outputs, accuracy = Judge()(part.inputs).detach(), METRICS["accuracy"]
     told = explain(job(), Judge(), accuracy, outputs, part.targets, part, [0, 1], 0)
-    assert [text["index"] for text in told["texts"]] == [0, 1]
+    assert [text.index for text in told["texts"]] == [0, 1]
     assert json.loads(json.dumps(told)) == told
     silent = Split(part.inputs, part.targets, 2, "toy")
     assert "texts" not in explain(job(), Judge(), accuracy, outputs, part.targets, silent, [0], 0)

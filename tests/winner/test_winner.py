@@ -343,7 +343,7 @@ def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(
     with pytest.raises(NoWinner, match=words):
         evaluate_winner(plan, CountedTest(test_part()), ["x"])
     monkeypatch.undo()
-    assert evaluate_winner(plan, CountedTest(test_part()), ["x"]).test["openings"] == 2
+    assert evaluate_winner(plan, CountedTest(test_part()), ["x"]).test.openings == 2
 
 
 @network
@@ -425,7 +425,7 @@ def test_the_files_agree_with_each_other_and_with_what_the_terminal_says(evaluat
         "model_card.md",
     }
     card, lines = (plan.run_dir / "model_card.md").read_text(), "\n".join(winner_lines(answer))
-    shown = f"{answer['test']['winner']['mean']:.4f} ± {answer['test']['winner']['std']:.4f}"
+    shown = f"{answer.test.winner.mean:.4f} ± {answer.test.winner.std:.4f}"
     assert shown in card
     assert shown in lines
     assert f"trial {plan.winner}" in lines

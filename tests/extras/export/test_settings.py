@@ -11,7 +11,7 @@ def test_values_are_read_as_yaml_and_the_rest_stays_at_its_default():
     expected = Settings("min bytes where accuracy > 0.9", ratios=(0.5,), widths=(), threads=2)
     assert parse_settings(words) == expected
     assert parse_settings([]) == Settings()
-    assert parse_settings(["threads=2"], Settings(margin=0.1)) == Settings(margin=0.1, threads=2)
+    assert parse_settings(["threads=2"], {"margin": 0.1}) == Settings(margin=0.1, threads=2)
 
 
 def test_all_mistakes_are_told_at_once():

@@ -1,6 +1,5 @@
 """Laws of `compress=…` as a stage: told at start, done once, stopped at any step, honest."""
 
-import json
 import signal
 import threading
 from dataclasses import replace
@@ -9,18 +8,18 @@ from typing import ClassVar
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 from toys import LOOP, TINY, Never, ask, toy_folds, toy_split
 
-from studyloom.commands.outputs import Outputs
 from studyloom.config.schema import WinnerSection
+from studyloom.config.values import value_at
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import CompressError, Stopped
 from studyloom.extras.export import compression, networks, onnx, variants
-from studyloom.extras.export.compression import LOCK, compress, compress_winner, make_small
+from studyloom.extras.export.compression import LOCK, compress, compress_winner
 from studyloom.extras.export.networks import load_teacher, retrain, retrain_committee
-from studyloom.extras.export.settings import Settings, find_mistakes
-from studyloom.files import locked
+from studyloom.extras.export.settings import Settings, find_mistakes, settings_of
 from studyloom.study.opening import create_study
 from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import note_answer, read_job
@@ -28,7 +27,7 @@ from studyloom.study.worker import Worker
 from studyloom.training.checkpoint import pack_weights
 from studyloom.training.trainer import evaluate_network
 from studyloom.views.terminal import make_console
-from studyloom.winner.answer import check_whole, load_answer
+from studyloom.winner.answer import Teacher, check_whole, load_answer
 from studyloom.winner.committee import COMMITTEE
 from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.stages import Plan, Stage
@@ -71,7 +70,7 @@ def plan_of(folder, **settings):
         work = Worker(stage.asked, stage.stored, parts, Never(), checkpoints, weights=stage.weights)
         work.run(stage.trials)
     test = CountedTest()
-    note_answer(stored, evaluate_winner(plan, test, PAGE))
+    note_answer(stored, evaluate_winner(plan, test, PAGE).in_short())
     return plan, test
 
 
@@ -87,12 +86,6 @@ def ended(tmp_path_factory):
 
 def mistakes(*overrides, split=SPLIT):
     return [*find_mistakes(ask(*overrides), TrainingData(None, split))]
-
-
-def test_a_study_that_asks_for_nothing_small_has_no_mistake_and_needs_no_package(monkeypatch):
-    monkeypatch.setattr(onnx, "PACKAGES", ("onnx_of_nobody",))
-    assert mistakes() == mistakes("compress=false") == []
-    assert mistakes("compress=false", "winner.enabled=false") == []
 
 
 def test_all_mistakes_are_found_before_trial_0(monkeypatch):
@@ -120,13 +113,6 @@ def test_each_mistake_names_the_value_and_the_way_out(overrides, words):
     pytest.importorskip("torch_pruning")
     (line,) = mistakes(*overrides)
     assert words in line
-
-
-def test_right_settings_are_no_mistake_and_no_part_of_what_a_study_asks():
-    pytest.importorskip("torch_pruning")
-    said = ("compress={margin: 0.01, ratios: [0.5], teacher: committee}", "winner.committee=true")
-    assert mistakes("compress=true") == mistakes(*said) == []
-    assert ask(*said).identity("toy") == ask().identity("toy")
 
 
 def test_inputs_that_are_not_one_tensor_are_told_before_trial_0():
@@ -195,12 +181,12 @@ def test_it_is_done_once_for_an_answer_and_settings(ended, made):
     assert told[0] == "training the winner's configuration without a validation part"
     assert (len(made), test.loaded) == (1, loaded + 1)
     again, told = small(ended, anew=False)
-    assert (again["chosen"], told) == (json.loads(json.dumps(record["chosen"])), [])
+    assert (again, told) == (record, [])
     assert (len(made), test.loaded) == (1, loaded + 1)
     other, _ = small(ended, replace(SMALL, margin=0.5), anew=False)
-    assert other["settings"]["margin"] == 0.5
+    assert other.settings["margin"] == 0.5
     assert (len(made), test.loaded) == (2, loaded + 1), "the file is the same, and was tested"
-    assert other["test"]["earlier"]
+    assert other.test.earlier
     check_whole(plan.run_dir, load_answer(plan.run_dir))
 
 
@@ -216,10 +202,10 @@ def test_a_variant_that_runs_in_no_batch_of_one_is_a_note_and_the_others_are_mea
 
     monkeypatch.setattr(File, "run", run_several)
     record, _ = small(ended, replace(SMALL, widths=(0.25,)))
-    notes = {row["name"]: row["note"] for row in record["variants"] if "note" in row}
+    notes = {row.name: row.note for row in record.variants if row.note is not None}
     assert [*notes] == ["student of 0.25"]
     assert "onnxruntime cannot run the network" in notes["student of 0.25"]
-    assert {row["name"] for row in record["variants"]} > {"as it is, fp32", "as it is, int8"}
+    assert {row.name for row in record.variants} > {"as it is, fp32", "as it is, int8"}
 
 
 def test_a_card_that_a_killed_command_has_not_come_to_is_completed(ended, made):
@@ -267,83 +253,67 @@ def test_of_two_commands_at_once_the_second_reads_the_result_of_the_first(ended,
         results.append(compress(plan, settings, test, say, Stop(), anew=False))
 
     thread = threading.Thread(target=second)
-    with locked(plan.run_dir / LOCK) as held, pytest.MonkeyPatch.context() as patch:
-        assert held
+    with FileLock(plan.run_dir / LOCK):
         thread.start()
         assert waits.wait(30)
-        patch.setattr(compression, "locked", lambda path, stopping: locked(path / "none"))
-        first = compress(plan, settings, test, lambda words: None, Stop(), anew=False)
+        with pytest.MonkeyPatch.context() as patch:  # this one has the lock
+            patch.setattr(compression, "LOCK", "another.lock")
+            first = compress(plan, settings, test, lambda words: None, Stop(), anew=False)
     thread.join()
-    written = json.loads((plan.run_dir / "compress.json").read_text())
-    assert results[0]["digest"] == written["digest"]
-    assert results[0]["chosen"] == json.loads(json.dumps(first["chosen"]))
+    assert results == [first]
     assert len(made) == 1
 
 
-def test_who_waits_for_another_command_may_stop(ended, made):
+@pytest.fixture
+def asked(ended, monkeypatch):
+    """Has the plan's config say how the winner is made small, and its data have the test part."""
     plan, test = ended
-    stop = Stop()
 
-    def say(words):
-        stop.requested = "studyloom stop"
+    def ask_for(compress):
+        monkeypatch.setattr(
+            compression, "settings_of", lambda section: parse(ask(f"compress={compress}"))
+        )
 
-    with locked(plan.run_dir / LOCK), pytest.raises(Stopped):
-        compress(plan, SMALL, test, say, stop)
+    def parse(question):
+        return settings_of(value_at(question.config, "compress"))
+
+    monkeypatch.setattr(type(plan.data), "test", test, raising=False)
+    return ask_for
 
 
-def test_the_stage_prints_the_table_and_notes_it_and_the_report_has_it(ended, made, capsys):
-    plan, test = ended
+def test_the_stage_prints_the_table_and_notes_it_and_the_report_has_it(ended, made, asked, capsys):
+    plan, _ = ended
     console = make_console(width=120)
-    config = ask("compress={rule: min bytes, ratios: [], widths: [], repeats: 2}").config
-    prepared = SimpleNamespace(
-        question=SimpleNamespace(config=config), data=SimpleNamespace(test=test)
-    )
-    assert compress_winner(prepared, plan, Stop(), console, Outputs()) is None
+    asked("{rule: min bytes, ratios: [], widths: [], repeats: 2}")
+    assert compress_winner(plan, Stop(), console, print) is None
     printed = capsys.readouterr().out
     assert "as it is, int8" in printed
     assert "by min bytes" in printed
     assert "Made small" in (plan.run_dir / "report.html").read_text()
     noted = read_job(plan.search.stored)[2]
     assert noted["compressed"]["bytes"] == (plan.run_dir / "winner.onnx").stat().st_size
-    note_answer(plan.search.stored, load_answer(plan.run_dir))
+    note_answer(plan.search.stored, load_answer(plan.run_dir).in_short())
     assert read_job(plan.search.stored)[2] == noted, "the answer is the same"
-    report = (plan.run_dir / "report.html").stat().st_mtime_ns
-    make_small(prepared, plan, SMALL, Stop(), console, anew=False)
-    assert (plan.run_dir / "report.html").stat().st_mtime_ns == report
 
 
-def test_what_cannot_be_done_is_returned_and_a_stop_begins_nothing(ended, made):
-    plan, test = ended
-    rule = "compress={rule: 'min bytes where bytes < 9', ratios: [], widths: [], repeats: 1}"
-    prepared = SimpleNamespace(
-        question=SimpleNamespace(config=ask(rule).config), data=SimpleNamespace(test=test)
-    )
+def test_what_cannot_be_done_is_returned_and_a_stop_begins_nothing(ended, made, asked, monkeypatch):
+    plan, _ = ended
     console = make_console(quiet=True)
-    failure = compress_winner(prepared, plan, Stop(), console, Outputs())
+    asked("{rule: 'min bytes where bytes < 9', ratios: [], widths: [], repeats: 1}")
+    failure = compress_winner(plan, Stop(), console, print)
     assert isinstance(failure, CompressError)
     assert str(failure).startswith("compress: rule: no variant satisfies min bytes")
     many, stop = len(made), Stop()
     stop.requested = "studyloom stop"
-    assert compress_winner(prepared, plan, stop, console, Outputs()) is None
+    assert compress_winner(plan, stop, console, print) is None
     assert len(made) == many
 
-
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), ValueError("no\nshape")])
-def test_what_pytorch_or_the_users_code_raises_is_returned_as_well(ended, made, monkeypatch, error):
-    """The winner is there, and the rest is still to be told."""
-    plan, test = ended
-
     def failing(*_):
-        raise error
+        raise RuntimeError("out of memory")
 
     monkeypatch.setattr(compression, "retrain", failing)
-    prepared = SimpleNamespace(
-        question=SimpleNamespace(config=ask("compress={margin: 0.3}").config),
-        data=SimpleNamespace(test=test),
-    )
-    failure = compress_winner(prepared, plan, Stop(), make_console(quiet=True), Outputs())
-    assert isinstance(failure, CompressError)
-    assert str(failure) == f"compress: {type(error).__name__}: {error}"
+    failure = compress_winner(plan, Stop(), console, print)
+    assert str(failure) == "compress: RuntimeError: out of memory"
 
 
 # Who teaches
@@ -386,12 +356,12 @@ def test_rows_and_record_say_that_the_committee_taught(ended, made):
     record, told = small(ended, settings, anew=False)
     entry = load_answer(plan.run_dir).committee
     assert "training the committee's configurations without it as well, " in told[1]
-    names = [row["name"] for row in record["variants"]]
+    names = [row.name for row in record.variants]
     assert [*dict.fromkeys(name.rpartition(",")[0] for name in names)] == [
         *("as it is", "student of 0.5 (committee)", "student of 0.25 (committee)")
     ]
-    assert record["teacher"] == {"name": "committee", "networks": len(entry.members)}
-    assert record["committee"] == load_answer(plan.run_dir).files[COMMITTEE]
+    assert record.teacher == Teacher("committee", len(entry.members))
+    assert record.committee == load_answer(plan.run_dir).files[COMMITTEE]
     assert "the mean of the committee, " in (plan.run_dir / "model_card.md").read_text()
 
 
