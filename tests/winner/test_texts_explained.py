@@ -11,7 +11,8 @@ from torch.utils.data import Dataset
 from studyloom.data import Datasets, Split, Tokens
 from studyloom.errors import DataError, UnfitData
 from studyloom.extras.explain import explain
-from studyloom.extras.explain.explain import WORDS, explain_texts
+from studyloom.extras.explain.explain import WORDS as READ
+from studyloom.extras.explain.explain import explain_texts
 from studyloom.metrics import METRICS
 from studyloom.training.job import Job
 from studyloom.training.trainer import evaluate_network
@@ -108,8 +109,8 @@ def test_a_text_of_one_word_and_one_that_nothing_is_owed_to_are_left_out():
 
 
 def test_of_a_long_text_the_first_words_are_looked_at_and_the_rest_is_counted():
-    row = torch.full((1, 2 + 3 * WORDS), 4)
-    row[0, 2 + WORDS - 1], row[0, 2 + WORDS] = 2, 3
+    row = torch.full((1, 2 + 3 * READ), 4)
+    row[0, 2 + READ - 1], row[0, 2 + READ] = 2, 3
     labels = torch.zeros(1, dtype=torch.int64)
     asked = []
 
@@ -119,8 +120,8 @@ def test_of_a_long_text_the_first_words_are_looked_at_and_the_rest_is_counted():
 
     tokens = Tokens(WORDS, first=2)
     (told,) = explain_texts(answer, Split(row, labels, 2, "toy"), tokens, labels, [0])
-    assert len(told.words) == len(told.changes) == WORDS
-    assert told.left == 2 * WORDS
+    assert len(told.words) == len(told.changes) == READ
+    assert told.left == 2 * READ
     assert (told.words[-1], told.changes[-1]) == ("good", 2.0)
     assert asked == [3], "the text, and once without each of its two words"
 
