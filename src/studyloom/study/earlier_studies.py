@@ -39,8 +39,6 @@ class Earlier:
     Attributes:
         label: names it for people, without a password: "runs/earlier".
         ranked: the trials that may be taken, the best first.
-        behind: trials that are worse than all of these, such as pruned ones.
-        open: how many of its trials are yet to be done.
         uuid: tells whether two sources are one study; None if another program made it.
     """
 
@@ -103,9 +101,6 @@ class Remembered:
     Args:
         question: what the study that begins asks, by config key. Whatever study asks the same is
             left out: to go on with that is to resume it.
-
-    Attributes:
-        notes: lines for the user about what was left out.
     """
 
     question: Mapping[str, Any] = field(default_factory=dict)
@@ -121,8 +116,6 @@ class Remembered:
 
         Args:
             url: of the database of the study that begins, which may not exist yet.
-            name: of that study, which is left out.
-            run_dir: its folder, which is left out too.
         """
         names: list[str] = []
         try:
@@ -246,7 +239,6 @@ def choose_points(
 
     Args:
         categorical: (parameters,) which parameters are categorical.
-        count: the most points that are chosen.
 
     Returns:
         The study and the trial of each point, in the order in which they are to be tried; none

@@ -115,8 +115,6 @@ class Ending:
     """Why a search has ended.
 
     Args:
-        begun: how many trials there are, those under way included.
-        epochs: how many its trials have reported.
         gain: what the further trials were expected to gain; None if the epochs are spent.
         slots: those whose trials had ended when that was decided, as ranges; "" if epochs decide.
     """
@@ -150,7 +148,6 @@ def find_ending(
     """Returns why a search has ended; None if it goes on.
 
     Args:
-        decided: what was stored of an end, by whomever.
         decide: whether to tell from the trials that their further ones gain too little; otherwise
             only what was decided counts.
     """

@@ -214,8 +214,6 @@ def create_study(
     """Opens a study, and creates the database, the tables and the study if they are missing.
 
     Args:
-        trials: the least budget that the study has afterwards.
-        goals: a goal for each value of a trial.
         wait: whether to wait even if the database is away at the first call, as in the midst of a
             run. By default a mistyped host is reported at once.
         accept_code_change: whether the study goes on if only the user's own code has changed.

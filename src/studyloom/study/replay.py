@@ -63,9 +63,6 @@ class Provenance:
         study_seed: of the study; it decides the folds.
         data: the digest of the training data.
         in_turn: whether the jobs were trained one after the other.
-        device: cpu or cuda.
-        claims: how many workers claimed the trial.
-        environment: of the last of these workers.
     """
 
     config: dict[str, Any]
@@ -106,9 +103,6 @@ def current_environment(device: torch.device) -> dict[str, Any]:
     """Returns versions, device, threads and commit: if one differs, so may a trial's result.
 
     If several processes train a trial together, it has their number as `ranks` too.
-
-    Args:
-        device: on which networks are trained.
     """
     ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     return {
@@ -183,7 +177,6 @@ class ExpectedTrial:
         curve: a list for each quantity, with a number for each epoch from 1 on; None where a loop
             told none.
         failure: how the trial failed; None if it did not.
-        jobs: for each epoch, the number of jobs of which it is the mean.
         value: that a loop returned at its end; None if it did not come so far.
     """
 
@@ -239,7 +232,6 @@ class Tolerance:
 
     Args:
         loss: the relative difference of losses, and of values if the metric is not accuracy.
-        off: the number of examples by which accuracies may differ.
         examples: the number of validation examples; 0 if it is not known.
     """
 
@@ -487,7 +479,6 @@ def compare(expected: ExpectedTrial, now: Course, tolerance: Tolerance | None) -
     """Compares a replay with the trial.
 
     Args:
-        expected: the trial.
         tolerance: None if numbers must be equal bit for bit.
 
     Returns:

@@ -83,11 +83,7 @@ class Limits:
 
 @dataclass
 class Stopwatch:
-    """Adds up a worker's time by kind, such as training or storage.
-
-    Args:
-        taken: when that was, by time.perf_counter.
-    """
+    """Adds up a worker's time by kind, such as training or storage."""
 
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     taken: float = field(default_factory=time.perf_counter)
@@ -122,7 +118,6 @@ class Reporter:
     Its methods raise ClaimLost once another worker holds the slot; nothing was written then.
 
     Args:
-        stored: the study, in whose buffer the trial lies.
         releasing: returns whether the worker is to give the trial back.
         comparable: whether the study's pruner may end the trial.
         order: decides at which rungs the trial is paused; None for none.
@@ -163,7 +158,6 @@ class Reporter:
         """Runs an objective to its value, and posts what it reports until then.
 
         Args:
-            objective: new, or restored from the checkpoint.
             checkpoint: where its state is saved after each step; None for nowhere.
             reported: the last report that is stored already; -1 for none.
             stopping: for `Objective.run`.

@@ -77,9 +77,6 @@ class Stop:
         """Stops without a signal of somebody's; from any thread.
 
         An epoch that this process trains is cut short, as by a signal.
-
-        Args:
-            words: what asks for it.
         """
         if self._asked:
             return

@@ -43,11 +43,7 @@ from studyloom.text import mask_passwords, one_line
 
 @dataclass(frozen=True)
 class StoredStudy:
-    """A study as it is stored: Optuna's tables, and the ledger beside them.
-
-    Args:
-        storage: Optuna's tables, with a buffer for the trial under way.
-    """
+    """A study as it is stored: Optuna's tables, and the ledger beside them."""
 
     name: str
     storage: TrialBuffer
@@ -104,9 +100,6 @@ class StoredStudy:
 
     def check_halted(self, prefix: str = "") -> None:
         """Raises an error if the study has stopped itself.
-
-        Args:
-            prefix: what the message begins with, before the reason.
 
         Raises:
             UndefinedObjective: it has, because its objective is not a finite number.
@@ -289,13 +282,11 @@ class Job:
         judged: whether the winner is chosen on fresh seeds afterwards.
         tested: whether winner and baseline are trained on all data, and tested.
         top: how many of the best trials are judged, beside the baseline.
-        seeds: with how many seeds each.
         chosen_anew: whether there is a re-evaluation although there may be one candidate alone.
         compresses: whether the winner is made small at the end.
         per_hour: what an hour of a GPU costs, or of a processor core where no GPU is used.
         began: when the command began, in UTC, as ISO 8601.
         ended: the exit code with which nothing was left to do; None while something is.
-        at: when that was.
     """
 
     trials: int

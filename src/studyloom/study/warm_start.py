@@ -49,7 +49,6 @@ class PlacedPoint:
 
     Attributes:
         point: the point; a wrong value is replaced by the low end of its range.
-        wrong: messages about the values that the space cannot give.
         unasked: messages about parameters that the space does not have at this point, by name.
         composed: the names of the parameters that were not given and have their composed value.
     """
@@ -67,7 +66,6 @@ def place_point(question: Question, parameters: Mapping[str, Any]) -> PlacedPoin
     that both spaces search. Parameters that are not given have their composed value.
 
     Args:
-        question: its space and its config.
         parameters: values by parameter name in this space, or by config key; possibly nested.
     """
     flat = dict(_flatten(parameters))
@@ -203,8 +201,6 @@ def take_points(
 
     Args:
         studies: the earlier studies. Of one alone the best trials are taken.
-        top: how many points to take, at most.
-        notes: lines for the user, which grow.
         looked: whether these are studies that nobody has named, of which many may not fit.
     """
     if len(studies) == 1 and not looked:
@@ -255,7 +251,6 @@ def _place_study(question: Question, earlier: Earlier, top: int, most: int) -> l
     """Places trials of an earlier study, except for those that have no place in the space.
 
     Args:
-        top: how many points are taken, at most.
         most: how many trials are placed: of more, the best and others at even distances.
     """
     trials = [*earlier.ranked, *earlier.behind]
@@ -329,10 +324,8 @@ class WarmStarts:
     """All points to begin with.
 
     Attributes:
-        points: in the order in which they are tried.
         sources: what `study.from` stands for: the earlier studies, without passwords, and `auto`
             if that has found them.
-        notes: lines for the user about the trials of the earlier studies.
     """
 
     points: Sequence[WarmStart] = ()
@@ -364,7 +357,6 @@ def find_warm_starts(
 
     Args:
         question: what the study asks; its config names the points.
-        begun: what the study has taken already.
         read: reads an earlier study that `study.from` names.
         remember: looks for earlier studies, for `study.from=auto`.
 

@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,15 +99,20 @@ class TrialFiles:
         for trial in read() if numbers else ():
             if trial.number in numbers and trial.state.is_finished():
                 with contextlib.suppress(KeyError):
-                    point = space.walk(partial(_value_of, trial.params))
+                    point = point_of(space, trial.params)
                     checkpoint = self.checkpoint(trial.number, point)
                     # Another study may have its files in the same folder.
                     if checkpoint is not None and not checkpoint.is_foreign():
                         self.remove(checkpoint)
 
 
-def _value_of(params: Mapping[str, Any], parameter: Parameter) -> Any:
-    return params[parameter.name]
+def point_of(space: Space, params: Mapping[str, Any]) -> Point:
+    """Returns the point of a space at which a trial lies; raises KeyError if one lacks a value."""
+
+    def look_up(parameter: Parameter) -> Any:
+        return params[parameter.name]
+
+    return space.walk(look_up)
 
 
 # Seconds between looks at slots that others hold. Each is half as long again as the one before: at
@@ -352,7 +356,7 @@ class Worker:
         """Fails a trial during which too many workers died."""
         checkpoint = None
         with contextlib.suppress(KeyError):  # they died before all parameters were suggested
-            point = self.question.space.walk(lambda parameter: frozen.params[parameter.name])
+            point = point_of(self.question.space, frozen.params)
             reporter.store(None, self.provenance(reporter.claim, point, frozen.number))
             checkpoint = self.files.checkpoint(frozen.number, point)
         reporter.fail(death_reason(reporter.claim))
@@ -360,7 +364,7 @@ class Worker:
 
     def end_paused(self, frozen: FrozenTrial, reporter: Reporter) -> None:
         """Tells a paused trial that it is pruned at its last report; it is not trained any more."""
-        point = self.question.space.walk(lambda parameter: frozen.params[parameter.name])
+        point = point_of(self.question.space, frozen.params)
         checkpoint = self.files.checkpoint(frozen.number, point)
         curve = frozen.user_attrs.get(EPOCHS, {}).get("number") or [None]
         if curve[-1] != frozen.last_step:  # its worker died before it had stored the rest
@@ -378,11 +382,7 @@ class Worker:
     def train(
         self, point: Point, frozen: FrozenTrial, reporter: Reporter, checkpoint: Checkpoint | None
     ) -> None:
-        """Evaluates a point, and records its value, or why there is none.
-
-        Args:
-            frozen: the trial as it was stored when it was claimed.
-        """
+        """Evaluates a point, and records its value, or why there is none."""
         number, state = frozen.number, TrialState.COMPLETE
         value: float | None = None
         failure: Failure | None = None
@@ -428,7 +428,6 @@ class Worker:
         """Runs an objective from its last checkpoint on, and returns its value.
 
         Args:
-            objective: what to run.
             reported: the last step of the trial that is stored; None if there is none.
         """
         number = reporter.trial.number
