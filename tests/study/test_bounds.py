@@ -5,16 +5,14 @@ import threading
 import pytest
 from optuna.trial import TrialState, create_trial
 from toy_worker import RANDOM, fresh, outcomes, work
-from toys import Signal, ask, fill, two_sided
+from toys import Signal, ask, fill
 
 from studyloom.metrics import Goal
-from studyloom.storage.attributes import BOUNDS, ENDED, PAUSED, SLOT
+from studyloom.storage.attributes import ENDED, PAUSED, SLOT
 from studyloom.storage.ledger import compare
 from studyloom.study.early_end import (
-    Bounds,
     ending,
     look_ahead,
-    read_bounds,
     read_outcomes,
     set_bounds,
 )
@@ -140,15 +138,6 @@ def test_who_is_killed_before_an_end_is_stored_leaves_it_to_the_next(sqlite_url,
     assert ending(open_study(sqlite_url, "s"), TRIALS) == found
 
 
-def test_a_study_without_bounds_stores_the_budget_alone(sqlite_url, question):
-    stored = fresh(sqlite_url, question, TRIALS)
-    assert read_bounds(stored) == Bounds()
-    assert look_ahead(stored).trials == TRIALS
-    set_bounds(stored, None, None, TRIALS)
-    assert stored.optuna.user_attrs[BOUNDS] == {"regret": None, "epochs": None, "trials": TRIALS}
-    assert ending(stored, TRIALS) is None
-
-
 def test_only_values_that_may_win_count(sqlite_url):
     goals = [Goal("loss", "minimize")]
     stored = create_study(sqlite_url, "s", {"asks": "nothing"}, TRIALS, goals=goals)
@@ -166,9 +155,3 @@ def test_a_trial_that_waits_to_be_promoted_counts_as_ended_without_a_value(sqlit
         reports = {"intermediate_values": {1: 0.5, 2: 0.4}, "user_attrs": attributes}
         fill(stored, create_trial(state=TrialState.RUNNING, **reports))
     assert [(o.ended, o.value) for o in read_outcomes(stored)] == [(True, None), (False, None)]
-
-
-def test_of_two_objectives_no_gain_is_told(sqlite_url):
-    stored = two_sided(sqlite_url, *[(0.9, n) for n in range(12)])
-    assert {o.value for o in read_outcomes(stored)} == {None}
-    assert look_ahead(stored).gain is None

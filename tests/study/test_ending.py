@@ -105,18 +105,6 @@ def test_a_trial_under_way_or_paused_counts_when_it_has_ended_or_waits():
     assert find_ending(replace(BOUNDS, regret=1), running).slots == f"0, 2-{end - 1}"
 
 
-def test_slots_beyond_the_budget_and_out_of_order_do_not_count():
-    beyond = [*outcomes(VALUES[:5]), Outcome(50, True, 9.0, 100)]
-    assert find_ending(Bounds(epochs=50, trials=40), beyond) is None
-    assert gain_of(BOUNDS, beyond) is None
-    assert gain_of(BOUNDS, [*reversed(outcomes(VALUES))]) == 0.0
-
-
-def test_without_bounds_nothing_ends_it():
-    assert find_ending(Bounds(trials=40), outcomes([0.7] * 30)) is None
-    assert find_ending(Bounds(), []) is None
-
-
 @pytest.mark.parametrize(
     ("stored", "bounds"),
     [
@@ -128,12 +116,3 @@ def test_without_bounds_nothing_ends_it():
 )
 def test_what_another_program_stores_is_no_bound(stored, bounds):
     assert Bounds.parse(stored) == bounds
-
-
-def test_its_words_say_how_many_trials_are_spared():
-    found = find_ending(BOUNDS, outcomes(VALUES[: end_of(BOUNDS)]))
-    assert found.words == (
-        f"ended after {found.begun} of 40 trials: the {40 - found.begun} further trials are "
-        "expected to gain less than study.regret=0.01"
-    )
-    assert "a further trial is expected" in replace(found, begun=39).words

@@ -7,7 +7,7 @@ import random
 import pytest
 from test_promotion import TWO, Search, order_of, random_costs, random_curves, standing
 
-from studyloom.metrics import ACCURACY, Goal
+from studyloom.metrics import Goal
 from studyloom.storage.slots import DONE, FRESH, HELD, OPEN, Next
 
 LOSS = (Goal("loss", "minimize"), Goal("throughput", "maximize"))
@@ -61,21 +61,6 @@ def test_a_cheap_trial_is_promoted_beside_the_most_accurate_one():
     assert order_of().promotable(slots) == [0, 2]
 
 
-def test_the_direction_of_each_goal_counts():
-    slots = [
-        standing(0, OPEN, 0.5, throughput=10),
-        standing(1, OPEN, 0.4, throughput=20),
-        standing(2, OPEN, 0.6, throughput=5),
-    ]
-    assert order_of(*LOSS).promotable(slots) == [1]
-
-
-def test_of_equal_trials_the_earlier_one_is_promoted():
-    slots = waiting((0.5, 10), (0.5, 10), (0.5, 10))
-    assert order_of(*TWO).promotable(slots) == [0]
-    assert order_of(*TWO).promotable(slots[::-1]) == [0]
-
-
 @pytest.mark.parametrize("cost", [math.nan, None])
 def test_a_trial_with_a_value_or_cost_that_is_no_number_is_never_promoted(cost):
     costs = {} if cost is None else {"parameters": cost}
@@ -88,18 +73,6 @@ def test_a_trial_with_a_value_or_cost_that_is_no_number_is_never_promoted(cost):
     assert order.promotable(slots) == [2, 3]
     fresh = [standing(6 + k, FRESH) for k in range(30)]
     assert order.hopeless([*slots, *fresh]) == {0, 1}
-
-
-def test_the_baseline_counts_at_its_rungs_and_is_not_paused():
-    order = order_of(*TWO)
-    two = [standing(k, OPEN, 0.1 * k, parameters=10 * k) for k in (1, 2)]
-    baseline = standing(0, HELD, 0.0, exempt=True, parameters=500)
-    assert order.promotable([baseline, *two]) == [2]
-    curves = random_curves(30)
-    curves[0] = [-1.0] * 27
-    search = Search(curves, order_of(*TWO), baseline=True, costs=[1e9] + [10.0] * 29).run()
-    assert search.epochs[0] == 27
-    assert 0 not in search.pruned
 
 
 def test_who_is_behind_now_may_be_brought_forward_and_is_not_told():
@@ -148,15 +121,3 @@ def test_when_none_is_to_come_all_who_are_not_among_the_best_are_told():
     assert best == [8, 0, 4]
     assert order.hopeless(line) == {*range(9)} - {*best}
     assert order.choose(line) == Next(1, over=True)
-
-
-def test_of_three_goals_all_count():
-    goals = (ACCURACY, Goal("parameters", "minimize"), Goal("latency_ms", "minimize"))
-    rows = [(0.9, 10, 5.0), (0.8, 20, 1.0), (0.7, 20, 6.0)]
-    slots = [standing(k, OPEN, v, parameters=p, latency_ms=ms) for k, (v, p, ms) in enumerate(rows)]
-    order = order_of(*goals, reduction_factor=2)
-    assert order.costs == ["parameters", "latency_ms"]
-    assert order.promotable([*slots, standing(3, DONE, 0.1, parameters=9e9, latency_ms=9e9)]) == [
-        0,
-        1,
-    ]

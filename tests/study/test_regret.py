@@ -32,19 +32,6 @@ def test_a_larger_budget_gains_more_and_a_spent_one_nothing():
     assert found[1] > 0
 
 
-def test_the_unit_is_that_of_the_values():
-    values = np.random.default_rng(3).normal(size=30)
-    known = gains(values.tolist(), 60)
-    scaled = gains((5 * values + 100).tolist(), 60)
-    assert scaled[FIRST - 1 :] == pytest.approx([5 * gain for gain in known[FIRST - 1 :]])
-
-
-def test_the_order_of_earlier_trials_does_not_matter():
-    rng = np.random.default_rng(4)
-    values = rng.normal(size=30)
-    assert last(values.tolist(), 60) == last(rng.permutation(values).tolist(), 60)
-
-
 def test_a_trial_without_a_value_counts_as_one_that_is_not_among_the_best():
     values = sorted(np.random.default_rng(5).normal(size=30).tolist())
     pruned = [None] * 20 + values[20:]
@@ -58,10 +45,6 @@ def test_a_trial_without_a_value_counts_as_one_that_is_not_among_the_best():
 )
 def test_too_few_values_tell_nothing(values):
     assert gains(values, 100) == [None] * len(values)
-
-
-def test_equal_values_promise_nothing():
-    assert last([0.7] * 12, 100) == 0.0
 
 
 def test_each_estimate_is_that_of_the_trials_until_then():

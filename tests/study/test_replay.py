@@ -23,7 +23,6 @@ from studyloom.study import failures
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.replay import (
     Provenance,
-    Tolerance,
     load_data,
     train_again,
 )
@@ -255,14 +254,6 @@ def test_the_threads_of_the_trial_are_used_and_given_back(work, again, monkeypat
         assert again(tampered(stored, **{MADE: made}))[0] == 0
         assert used[-1] == expected
         assert torch.get_num_threads() == before
-
-
-@pytest.mark.parametrize(
-    ("off", "holds"),
-    [(0.0, True), (1 / 40, True), (-1 / 40, True), (1.1 / 40, False), (2 / 40, False)],
-)
-def test_accuracy_may_be_off_by_some_images(off, holds):
-    assert Tolerance(0.05, 1, 40).holds("value", 0.9, 0.9 + off) == holds
 
 
 # What cannot be replayed

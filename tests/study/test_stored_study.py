@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 from optuna.trial import TrialState, create_trial
-from toy_worker import fresh
 from toys import fill, two_sided
 
 from studyloom.metrics import Goal
 from studyloom.question.rule import parse_rule
-from studyloom.storage.attributes import RULE, SLOT
+from studyloom.storage.attributes import RULE
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.stored_study import value_of
 
@@ -66,12 +65,6 @@ def test_without_a_rule_the_best_is_most_accurate_at_no_more_parameters_than_the
     )
 
 
-def test_without_a_baseline_the_metric_decides(sqlite_url):
-    stored = two_sided(sqlite_url, None, (0.95, 101), (0.92, 100))
-    assert str(stored.rule()) == "max accuracy"
-    assert [trial.number for trial in stored.ranked()] == [1, 2]
-
-
 def test_a_rule_that_was_stated_ranks_for_whoever_opens_the_study(url):
     stored = two_sided(url, (0.9, 100), (0.95, 101), (0.92, 40))
     stored.state(parse_rule("min parameters where accuracy > 0.91", stored.goals))
@@ -116,23 +109,3 @@ def test_a_study_knows_what_its_values_are_and_which_way_they_are_better(url):
 
 
 # Created, opened, and refused
-
-
-def test_a_trial_that_begins_while_they_are_read_is_not_another_programs(sqlite_url, question):
-    stored, read = fresh(sqlite_url, question, 2), []
-    get_trials = stored.optuna.get_trials
-
-    def one_more(**options):
-        stored.optuna.add_trial(create_trial(value=1.0, user_attrs={SLOT: len(read)}))
-        read.append(options)
-        return get_trials(**options)
-
-    stored.optuna.get_trials = one_more
-    assert (stored.uncounted(), len(read)) == (([], []), 1)
-
-
-@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-def test_no_name_of_a_value_has_a_line_break(sqlite_url):
-    stored = two_sided(sqlite_url, (0.5, 1.0))
-    stored.optuna.set_metric_names(["a\n\x1b[2Jdone", "b"])
-    assert [goal.name for goal in open_study(sqlite_url, stored.name).goals] == ["a ␛[2Jdone", "b"]

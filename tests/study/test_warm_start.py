@@ -213,23 +213,6 @@ def test_points_may_come_while_a_study_is_under_way_and_each_is_tried_once(
     ]
 
 
-def test_points_beyond_the_budget_are_counted(sqlite_url, question, tmp_path):
-    work(question, begun(sqlite_url, question, 2, tmp_path), 2, tmp_path)
-    later = ask(*RANDOM, f"study.enqueue=[{CNN},{MLP}]")
-    stored = create_study(sqlite_url, "s", later.identity("toy"), 3)
-    assert (
-        enqueue(
-            stored,
-            find_warm_starts(later, Begun(), read_earlier),
-            3,
-            sqlite_url,
-            space=later.space,
-            baseline=later.baseline,
-        )
-        == 1
-    )
-
-
 def test_a_worker_that_dies_of_an_enqueued_trial_hands_on_the_point(url, tmp_path):
     question = ask(*RANDOM, f"study.enqueue=[{CNN}]", "study.baseline=false")
     stored = begun(url, question, 1, tmp_path)

@@ -291,12 +291,3 @@ def test_who_waits_for_others_looks_ever_less_often_and_works_on_what_they_leave
     assert waits == sorted(waits)
     assert max(slept) <= 0.25  # so that a stop is seen as soon as ever
     assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 1}
-
-
-def test_who_finds_everything_done_reads_no_trials(url, question, monkeypatch, tmp_path):
-    stored = fresh(url, question, 2)
-    work(question, stored, 2)
-    monkeypatch.setattr(type(stored), "trials", None)  # a thousand workers end together
-    data = TrainingData(None, SPLIT, FOLDS)
-    for folder in (None, tmp_path):
-        Worker(question, stored, data, Never(), folder).run(2)

@@ -1,7 +1,6 @@
 """Trials of two objectives."""
 
 import optuna
-import pytest
 from toy_worker import work
 from toys import TWO, Signal, ask
 
@@ -52,38 +51,6 @@ def test_of_two_objectives_a_stopped_trial_goes_on_and_n_stays_n(url):
     work(question, clean, 3)
     assert pairs(again) == pairs(clean)
     assert again.ledger.counts() == {"free": 0, "held": 0, "done": 3}
-
-
-@pytest.mark.parametrize("sampler", ["nsga2", "tpe"])
-def test_one_worker_draws_the_same_study_of_two_objectives_twice(tmp_path, sampler):
-    own = {"nsga2": "sampler.population_size=4", "tpe": "+sampler.n_startup_trials=4"}[sampler]
-    question = ask(
-        *TWO[:-2], f"sampler={sampler}", own, *TWO[-2:], "+space.optimizer.lr.float=[0.0001,0.1]"
-    )
-    drawn = []
-    for name in ("one", "other"):
-        stored = two(f"sqlite:///{tmp_path / name}.db", question, 14)
-        work(question, stored, 14)
-        drawn.append([(t.params, t.values) for t in stored.trials()])
-    assert drawn[0] == drawn[1]
-    assert len({str(params) for params, _ in drawn[0]}) > 9
-    if sampler == "nsga2":
-        assert {t.system_attrs["NSGAIISampler:generation"] for t in stored.trials()[1:]} >= {
-            0,
-            1,
-            2,
-        }
-    other = ask(
-        *TWO[:-2],
-        f"sampler={sampler}",
-        own,
-        *TWO[-2:],
-        "+space.optimizer.lr.float=[0.0001,0.1]",
-        "study.seed=1",
-    )
-    stored = two(f"sqlite:///{tmp_path}/third.db", other, 3)
-    work(other, stored, 3)
-    assert [t.params for t in stored.trials()][1:] != [params for params, _ in drawn[0]][1:3]
 
 
 def test_of_two_objectives_what_fails_or_breaks_a_limit_is_neither_on_the_front_nor_best(

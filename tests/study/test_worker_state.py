@@ -34,13 +34,6 @@ def keeping():
     return ask(*RANDOM, "sampler._target_=test_worker_state.Kept")
 
 
-def test_five_trials_with_a_fixed_seed_are_five_points(url):
-    question = ask(*RANDOM, "+sampler.seed=0")
-    stored = fresh(url, question, 5)
-    work(question, stored, 5)
-    assert len({tuple(sorted(trial.params.items())) for trial in stored.trials()}) == 5
-
-
 def test_one_sampler_that_keeps_state_gives_all_trials_of_a_process(url, keeping, caplog):
     stored = fresh(url, keeping, 4)
     with caplog.at_level(logging.WARNING):
