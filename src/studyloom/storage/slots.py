@@ -216,6 +216,7 @@ IS_BASELINE = (
 PROGRESS = sa.select(SLOTS.c.slot, LAST_STEP, IS_BASELINE).where(CHANGED)
 COSTS = (
     sa.select(SLOTS.c.slot, ATTRIBUTES.c.key, ATTRIBUTES.c.value_json)
+    .select_from(SLOTS)
     .join(ATTRIBUTES, ATTRIBUTES.c.trial_id == SLOTS.c.trial_id)
     .where(CHANGED, ATTRIBUTES.c.key.in_(sa.bindparam("names", expanding=True)))
 )
@@ -262,6 +263,7 @@ def _reports(rungs: tuple[int, ...]) -> sa.Executable:
             sa.select(
                 SLOTS.c.slot, sa.literal_column(str(rung), sa.Integer), REPORTS.c.step, *value
             )
+            .select_from(SLOTS)
             .join(REPORTS, sa.and_(REPORTS.c.trial_id == SLOTS.c.trial_id, REPORTS.c.step == first))
             .where(CHANGED)
         )
