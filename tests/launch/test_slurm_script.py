@@ -60,7 +60,7 @@ def test_settings_that_sbatch_would_not_take_are_refused_by_name():
 
 def test_a_task_with_another_number_of_gpus_than_ranks_is_refused():
     for settings, words in (
-        ({}, "launcher.gres=gpu:1 gives a task 1 GPU, and launcher.ranks=2 .* gres=gpu:2"),
+        ({}, "launcher.gres=gpu:1 gives a task 1 GPU, and launcher.ranks=2 .*gres=gpu:2"),
         ({"gres": "gpu:a100:4"}, "launcher.gres=gpu:a100:4 gives a task 4 GPUs, and"),
         ({"gres": "shard:9,gpu"}, "launcher.gres=shard:9,gpu gives a task 1 GPU, and"),
         ({"gres": None, "cpus": 1}, r"launcher.cpus must be at least 2, a core .*; got 1"),
