@@ -8,12 +8,12 @@ trained networks are averaged beside it: `winner.committee`.
 
 __all__ = [
     "answer",
-    "candidates",
     "committee",
     "evaluation",
-    "prediction",
     "predictor",
     "stages",
     "statistics",
     "tracking",
+    "trainings",
+    "wording",
 ]

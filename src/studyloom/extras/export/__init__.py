@@ -7,4 +7,4 @@ described in `compress.compression`; it is written below the run directory as wi
 compress.json.
 """
 
-__all__ = ["checks", "compression", "record", "settings"]
+__all__ = ["compression", "settings"]
