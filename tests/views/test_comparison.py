@@ -67,16 +67,6 @@ def test_studies_of_one_question_with_other_samplers_differ_in_that_alone(ran):
     assert "They ask one question." in page(studies)
 
 
-def test_other_questions_are_told_by_key(ran):
-    other = {"model.hidden": [32], "train.epochs": 3}
-    studies = read_studies(
-        [ran("a", values(0.5), name="one"), ran("b", [], name="two", question=other)]
-    )
-    assert [study.label for study in studies] == ["one", "two"]
-    assert differing(studies) == [("model.hidden", ["[16]", "[32]"]), ("train.epochs", ["–", "3"])]
-    assert "They ask different questions." in page(studies)
-
-
 def test_the_curves_are_the_best_so_far_over_trials_and_over_the_time_of_workers(ran):
     first, second = read_studies(
         [ran("a", values(0.5, 0.7, 0.6, 0.8)), ran("b", values(0.9, seconds=5.0))]
@@ -91,26 +81,12 @@ def test_the_curves_are_the_best_so_far_over_trials_and_over_the_time_of_workers
     assert len({mark.colour for mark in chart.marks}) == 2
 
 
-def test_less_is_better_where_it_is(ran):
-    goals = (Goal("loss", "minimize"),)
-    study, _ = read_studies(
-        [ran("a", values(0.5, 0.7, 0.3), goals=goals), ran("b", [], goals=goals)]
-    )
-    assert [value for _, value in best_so_far(study, over_time=False)] == [0.5, 0.3, 0.3]
-
-
 def test_values_of_other_metrics_share_no_axis(ran):
     studies = read_studies(
         [ran("a", values(0.5)), ran("b", values(0.5), goals=(Goal("loss", "minimize"),))]
     )
     assert isinstance(curve(studies, over_time=False), Absent)
     assert "measure different things" in page(studies)
-
-
-def test_a_study_without_trials_is_compared_too(ran):
-    studies = read_studies([ran("a", []), ran("b", [])])
-    assert "No trial is complete yet." in page(studies)
-    assert document(studies)["studies"][0]["best"] is None
 
 
 def test_programs_read_what_is_printed_and_what_differs(ran, capsys):

@@ -19,7 +19,6 @@ from studyloom.views.charts import (
     plain_scale,
     responsive,
     round_marks,
-    spaced,
     whole_scale,
 )
 from studyloom.views.figures import (
@@ -63,13 +62,6 @@ def test_of_many_trials_the_best_are_drawn_over_parallel_axes(study_of):
     assert figure.marks[-1].parts[0][0][1] == max(line[0][1] for m in lines for line in m.parts)
 
 
-def test_choices_stay_different_when_they_are_cut():
-    long = ["x" * 50 + "a" + "x" * 50, "x" * 50 + "b" + "x" * 50, "None", "1"]
-    scale, places = setting_scale(chosen(*long), "p")
-    assert len({*places}) == 4
-    assert max(len(tick.label) for tick in scale.ticks) < 30
-
-
 def test_a_parameter_of_words_and_numbers_is_one_of_words(study_of):
     scale, places = setting_scale(chosen("a", 1, None, 0.5), "p")
     assert scale.reads == "words"
@@ -100,13 +92,6 @@ def test_no_two_labels_of_an_axis_overlap_on_a_phone_or_a_wide_screen():
             for left, right in itertools.pairwise(own):
                 width = LETTER * (len(left.label) + len(right.label)) / 2
                 assert (right.at - left.at) / (high - low) * pixels >= width
-
-
-def test_upright_labels_have_a_line_each():
-    ticks = [Tick(n, str(n)) for n in range(200)]
-    shown = spaced(ticks, 0, 200, 170, upright=True)
-    assert len(shown) >= 2
-    assert (shown[1].at - shown[0].at) / 200 * 170 >= 16
 
 
 def test_equal_values_have_an_axis():

@@ -158,17 +158,3 @@ def test_what_cannot_be_told_is_not():
     assert importances([a_trial(0)], [], 1) == []
     nan = [a_trial(n, accuracy=float("inf")) for n in range(3)]
     assert importances(nan, ["lr"], 1) == []
-
-
-def test_a_thousand_trials_and_settings_that_changed_their_choices_are_taken():
-    grown = [CategoricalDistribution(["a", "b"]), CategoricalDistribution(["a", "b", "c"])]
-    trials = []
-    for number in range(1000):
-        asked = grown[number >= 500]
-        choice = asked.choices[number % len(asked.choices)]
-        value = float(choice == "c") + number % 10 / 100
-        params = {"p": choice, "x": number % 10 / 10}
-        trials.append(
-            create_trial(value=value, params=params, distributions={"p": asked, "x": FRACTION})
-        )
-    assert {*shares(trials)} == {"p", "x"}

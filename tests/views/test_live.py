@@ -1,20 +1,16 @@
 import io
 import itertools
-import re
 import time
 
 import pytest
 from rich.console import Console
-from rich.text import Text
-from snapshots import LONG, MARKUP, joined, shown, snapshot_of, trial_of
+from snapshots import LONG, joined, shown, snapshot_of, trial_of
 
-from studyloom.storage.attributes import BASELINE
 from studyloom.study.stopping import Stop
 from studyloom.views import status as live
 from studyloom.views.progress import Estimate, JobReader, Progress, StageProgress
 from studyloom.views.snapshot import WorkerStatus
 from studyloom.views.status import Display
-from studyloom.views.terminal import answers_table, headline
 
 
 def progress_of(snapshot, **more):
@@ -48,32 +44,6 @@ def test_the_live_display_fits_the_terminal_and_keeps_the_numbers(name, width):
     assert name in joined(text)
 
 
-def test_the_parameters_of_what_runs_are_cut_where_the_terminal_ends():
-    worker = WorkerStatus("host:1", 3, params={f"model.layer{n}.width": n for n in range(20)})
-    display = Display(lambda: None, Console(file=io.StringIO(), width=80))
-    text = shown(display.render(progress_of(snapshot_of(workers=[worker]))))
-    (line,) = (line for line in text.splitlines() if "trial 3: model.layer0.width=0" in line)
-    assert len(line) <= 80
-    assert line.rstrip().endswith("…")
-
-
-@pytest.mark.parametrize("terminal", [False, True])
-@pytest.mark.parametrize("name", MARKUP)
-def test_names_and_values_are_shown_as_text_and_not_as_markup(name, terminal):
-    best = trial_of(0.9, params={f"model.{name}": name})
-    snapshot = snapshot_of(name, [WorkerStatus(name, 1)], best=best, baseline=trial_of(0.8))
-    console = Console(file=io.StringIO(), width=100, force_terminal=terminal, color_system=None)
-    console.print(Text(headline(snapshot)))
-    console.print(answers_table(snapshot, 100))
-    console.print(Display(lambda: None, console).render(progress_of(snapshot)))
-    text = console.file.getvalue()
-    assert f"{name}: 5 of 8 trials" in text
-    assert f"model.{name}={name}" in text
-    assert (
-        text.count(name) == 5
-    )  # headline, both sides of the parameter; name and worker while it runs
-
-
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_study_is_watched_while_it_is_worked_on(half_done, monkeypatch, terminal):
     monkeypatch.setattr(live, "LINE_INTERVAL", 0.01)
@@ -84,15 +54,6 @@ def test_a_study_is_watched_while_it_is_worked_on(half_done, monkeypatch, termin
         text = written(console, "0.9500")
     assert "best 0.9500" in text
     assert "4/8" in text
-
-
-def test_plain_lines_have_a_time_and_show_a_name_as_it_is(monkeypatch):
-    monkeypatch.setattr(live, "LINE_INTERVAL", 0.0)
-    monkeypatch.setattr(live, "LIVE_INTERVAL", 0.01)
-    console = Console(file=io.StringIO(), width=40)
-    with Display(lambda: progress_of(snapshot_of("[red]x[bold]")), console):
-        line = written(console, "\n").splitlines()[0]
-    assert re.fullmatch(r"\d\d:\d\d:\d\d  \[red\]x\[bold\]  search 5/8  no result yet  ETA –", line)
 
 
 def test_a_plain_line_comes_when_something_has_changed_and_else_once_a_minute(monkeypatch):
@@ -169,14 +130,3 @@ def test_a_database_that_is_busy_now_is_looked_at_again():
     display = Display(busy, Console(file=io.StringIO()))
     assert display._take() is None
     assert display._take() == progress
-
-
-def test_the_green_number_is_that_of_the_test():
-    best = trial_of(0.99, **{BASELINE: True})
-    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system="standard")
-    console.print(Display(lambda: None, console).render(progress_of(snapshot_of(best=best))))
-    console.print(answers_table(snapshot_of(best=best), 80))
-    text = console.file.getvalue()
-    assert "best 0.9900 (trial -1, the baseline)" in re.sub("\x1b\\[[0-9;]*m", "", text)
-    green = re.compile(r"\x1b\[(?:[0-9;]*;)?32m[^\x1b]*0\.99")
-    assert not green.search(text)

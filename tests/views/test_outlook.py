@@ -91,11 +91,6 @@ def test_the_report_draws_the_estimate_over_time_and_says_it_in_words(twelve):
     assert section.caption == caption
 
 
-def test_a_search_without_bounds_is_drawn_as_well(twelve):
-    _, figure = outlook(twelve, look_ahead(twelve))
-    assert figure.names() == ["expected"]
-
-
 @pytest.mark.parametrize(
     ("values", "words"),
     [

@@ -1,15 +1,12 @@
 """A whole job as one progress: which stage runs, what is left, and when it has ended."""
 
-import io
 from dataclasses import replace
 
 import pytest
 from answers import answer_of as make_answer
-from optuna.trial import TrialState
-from rich.console import Console
 from toys import begin
 
-from studyloom.storage.attributes import HALTED, MADE, PLANNED_EPOCHS, TIMES
+from studyloom.storage.attributes import HALTED, MADE, TIMES
 from studyloom.study.opening import create_study
 from studyloom.study.stopping import set_control
 from studyloom.study.stored_study import (
@@ -31,7 +28,6 @@ from studyloom.views.progress import (
     wrap,
 )
 from studyloom.views.report import head
-from studyloom.views.status import print_status, read_status
 
 JOB = Job(trials=8, judged=True, tested=True, top=3, seeds=5)
 MEAN = {"mean": 0.9725, "std": 0.004}
@@ -66,15 +62,6 @@ def later(sqlite_url, stored):
         return create_study(sqlite_url, name, {"asks": "less"}, trials=trials)
 
     return make
-
-
-def test_a_study_of_an_earlier_version_is_its_search(stored):
-    progress = JobReader(stored).read()
-    assert [stage.title for stage in progress.stages] == ["search"]
-    assert (progress.title, progress.ended, progress.elapsed) == ("search", False, None)
-    work(stored, 8)
-    progress = JobReader(stored).read()
-    assert (progress.title, progress.ended) == ("done", True)
 
 
 def test_search_judging_and_final_training_are_one_progress(stored, later):
@@ -143,22 +130,6 @@ def test_the_stages_of_a_smaller_budget_are_not_those_of_this_job(stored, later)
     assert "judging 0/20" in all_stages(JobReader(stored).read())
 
 
-def test_the_last_stage_of_a_loop_without_a_test_is_its_judging(stored):
-    begin_job(stored, Job(8, judged=True, tested=False, top=3, seeds=5), 0.0)
-    assert all_stages(JobReader(stored).read()) == "search 0/8, judging 0/20"
-
-
-def test_a_search_without_a_result_has_nothing_to_judge(stored):
-    begin_job(stored, JOB, 0.0)
-    for _ in range(8):
-        trial = begin(stored)
-        claim = stored.ledger.claim("host:1", 8, 60, lambda *_, t=trial: t._trial_id)
-        stored.optuna.tell(trial, state=TrialState.FAIL)
-        stored.ledger.finish(claim)
-    progress = JobReader(stored).read()
-    assert (progress.title, progress.ended) == ("done", True)
-
-
 def test_a_job_that_a_command_has_ended_has_ended_until_somebody_works_again(stored):
     begin_job(stored, JOB, 0.0)
     stored.optuna.set_user_attr(HALTED, "ValueError: no")
@@ -167,13 +138,6 @@ def test_a_job_that_a_command_has_ended_has_ended_until_somebody_works_again(sto
     assert (progress.ended, progress.exit_code, progress.halted) == (True, 1, "ValueError: no")
     work(stored, 0, running=1)
     assert not JobReader(stored).read().ended
-
-
-@pytest.mark.parametrize(
-    "written", [None, 3, [], {}, {"trials": "many"}, {"trials": 8, "began": 3}, {"trials": None}]
-)
-def test_a_job_that_somebody_else_wrote_is_none(written):
-    assert Job.parse(written) is None
 
 
 def test_what_was_spent_is_counted_by_threads_ranks_and_gpus(stored):
@@ -192,16 +156,6 @@ def test_what_was_spent_is_counted_by_threads_ranks_and_gpus(stored):
     assert progress.cost == 4.0  # of the GPUs, since there are some
     assert "8.00 core-hours" in [*time_words(progress)]
     assert "cost 4.00" in [*time_words(progress)]
-
-
-def test_a_worker_says_how_many_epochs_its_trial_has(stored):
-    trial = begin(stored)
-    stored.ledger.claim("host:1", 8, 60, lambda *_: trial._trial_id)
-    trial.set_user_attr(PLANNED_EPOCHS, 10)
-    trial.report(0.5, 3)
-    console = Console(file=io.StringIO(), width=80)
-    print_status(read_status(stored), console)
-    assert "3/10" in console.file.getvalue()
 
 
 def test_no_word_of_a_list_is_broken_over_a_line():

@@ -6,10 +6,9 @@ from made_trials import a_trial
 from toys import fill
 
 from studyloom.metrics import Goal
-from studyloom.question.rule import parse_rule
 from studyloom.storage.attributes import BASELINE, MADE
 from studyloom.study.opening import create_study
-from studyloom.views.sentence import answer_sentence, quotable, search_sentence
+from studyloom.views.sentence import answer_sentence, search_sentence
 from studyloom.views.snapshot import take_snapshot
 
 CNN = {
@@ -82,18 +81,6 @@ def test_it_says_no_more_than_is_known(stored, keys, words):
     assert words in answer_sentence(changed(**keys), stored)
 
 
-def test_of_a_baseline_that_has_won_there_is_no_difference(stored):
-    answer = deepcopy(ANSWER)
-    del answer["test"]["difference"], answer["test"]["baseline"]
-    assert answer_sentence(answer_of(**answer), stored).endswith("unseen pictures")
-
-
-def test_an_answer_without_a_value_gives_none(stored):
-    answer = answer_of()
-    assert answer_sentence(answer, stored) is None
-    assert quotable(stored, answer, take_snapshot(stored)) == search_sentence(take_snapshot(stored))
-
-
 @pytest.mark.parametrize(
     ("model", "params", "words"),
     [
@@ -140,13 +127,6 @@ def test_while_the_search_runs_it_is_about_the_best_so_far(stored, study_of):
     )
     empty = search_sentence(take_snapshot(study_of(name="empty")))
     assert empty == "No trial is complete yet, after 0 of 40 trials"
-
-
-def test_where_no_complete_trial_keeps_to_the_rule_it_says_so(stored):
-    stored.state(parse_rule("max accuracy where accuracy >= 0.99", stored.goals))
-    assert search_sentence(take_snapshot(stored)) == (
-        "No complete trial keeps to max accuracy where accuracy >= 0.99, after 0 of 40 trials"
-    )
 
 
 def test_what_a_study_names_stays_on_one_line_and_obeys_nothing(study_of):

@@ -18,16 +18,6 @@ def test_a_study_is_taken_with_all_its_slots_trials_and_workers(half_done):
     assert snapshot.workers == (running, WorkerStatus("host:9"))
 
 
-def test_a_new_study_has_neither_best_nor_baseline(stored):
-    snapshot = take_snapshot(stored)
-    assert (snapshot.best, snapshot.baseline, snapshot.workers, snapshot.done) == (
-        None,
-        None,
-        (),
-        0,
-    )
-
-
 def test_another_process_takes_the_same(half_done, sqlite_url):
     assert take_snapshot(open_study(sqlite_url, "toy")) == take_snapshot(half_done)
 
@@ -36,11 +26,6 @@ def test_a_second_look_sees_what_has_ended_since(half_done):
     take_snapshot(half_done)
     half_done.optuna.tell(4, 0.95)
     assert take_snapshot(half_done).best.number == 4
-
-
-def test_accuracy_0_is_a_result(stored):
-    stored.optuna.tell(begin(stored), 0.0)
-    assert take_snapshot(stored).best.number == 0
 
 
 def test_a_pruned_trial_is_never_the_best(stored):

@@ -1,31 +1,24 @@
 import io
 import json
 import math
-import os
 import re
-import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
-import threading
 import time
-from contextlib import closing
 
 import jsonschema
 import optuna
 import pytest
-from commands import CANARY, ROOT, environment
-from optuna.distributions import IntDistribution
+from commands import ROOT, environment
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
-from toys import begin, fill, two_sided
+from toys import begin, two_sided
 
-from studyloom.cli import main
 from studyloom.commands.documents import json_schema
 from studyloom.errors import StorageLost
 from studyloom.storage.attributes import BASELINE, FAILURE, HALTED, REASON, TIMES
-from studyloom.study.opening import create_study, open_study
+from studyloom.study.opening import create_study
 from studyloom.views import status
 from studyloom.views.progress import Estimate, Progress, StageProgress
 from studyloom.views.snapshot import Snapshot, WorkerStatus
@@ -34,7 +27,6 @@ from studyloom.views.status import (
     as_json,
     print_status,
     read_status,
-    render,
     status_line,
     top_importances,
     watch,
@@ -133,22 +125,6 @@ def test_nothing_is_cut_off_and_no_line_is_wider_than_the_terminal(half_done, wi
     assert text.count("because") == 20
 
 
-def test_an_empty_study_is_shown(stored):
-    stands = read_status(stored)
-    assert stands.progress.eta is None
-    assert (
-        shown(stands)
-        == "toy: 0 of 8 trials – 0 complete, 0 pruned, 0 failed\nbudget left: 8 trials\nETA –\n"
-    )
-    document = json.loads(as_json(stands))
-    assert (document["best"], document["baseline"], document["workers"], document["eta"]) == (
-        None,
-        None,
-        [],
-        None,
-    )
-
-
 def test_importances_are_told_once_they_mean_something(stored):
     for number in range(12):
         trial = begin(stored)
@@ -175,13 +151,6 @@ def test_importances_are_computed_again_only_when_a_trial_was_completed(half_don
     half_done.optuna.tell(4, 0.95)
     read_status(half_done, stands)
     assert len(asked) == 2
-
-
-def test_a_trial_that_failed_without_a_word_is_counted_too(stored):
-    stored.optuna.tell(begin(stored), state=TrialState.FAIL)
-    (failure,) = read_status(stored).failures
-    assert failure.kind == "unexplained"
-    assert (failure.count, failure.reason) == (1, "no reason is stored")
 
 
 def test_json_has_stable_keys_and_unrounded_numbers(half_done):
@@ -291,18 +260,6 @@ def test_a_pipe_gets_a_line_for_each_change_and_no_control_codes(half_done, monk
     ]
 
 
-def test_a_pipe_gets_a_line_a_minute_if_nothing_changes(half_done, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(status.time, "monotonic", lambda: clock[0])
-
-    def wait(seconds):
-        clock[0] += seconds
-
-    steps = [lambda: wait(20)] * 6
-    lines = watched(half_done, monkeypatch, *steps, lambda: spend(half_done)).splitlines()
-    assert len(lines) == 4  # at 0, 60 and 120 seconds, and at the end
-
-
 def test_json_gets_an_object_for_each_change(half_done, monkeypatch):
     lines = []
     steps = (
@@ -349,34 +306,7 @@ def test_a_database_that_is_away_is_told_and_looked_at_again(half_done, monkeypa
     assert text.index("storage.url: cannot use it") < text.index("toy: 4 of 8")
 
 
-def test_a_study_whose_budget_is_spent_is_told_once(half_done, monkeypatch):
-    spend(half_done)
-    assert watched(half_done, monkeypatch).count("toy: 8 of 8") == 1
-
-
 # The command
-
-
-def test_a_busy_database_is_waited_for(run_dir, tmp_path, capsys):
-    """Another connection locks it for half a second, as the last process to close it does."""
-    copy = tmp_path / "copy"
-    shutil.copytree(run_dir / ".hydra", copy / ".hydra")
-    blocker = sqlite3.connect(copy / "study.db", isolation_level=None, check_same_thread=False)
-    with closing(sqlite3.connect(run_dir / "study.db")) as original:
-        original.backup(blocker)
-    blocker.execute("BEGIN EXCLUSIVE")
-    thread = threading.Timer(0.5, blocker.close)
-    thread.start()
-    assert main(["status", str(copy)]) == 0
-    thread.join()
-    assert "toy: 4 of 8 trials" in capsys.readouterr().out
-
-
-def test_the_command_tells_in_words_and_in_json(run_dir, capsys):
-    assert main(["status", str(run_dir)]) == 0
-    assert "toy: 4 of 8 trials" in capsys.readouterr().out
-    assert main(["status", str(run_dir), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["study"] == "toy"
 
 
 @pytest.mark.parametrize("flags", [["--watch"], ["--watch", "--json"]])
@@ -386,37 +316,6 @@ def test_ctrl_c_ends_a_watch_quietly(run_dir, flags):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out.strip(), err) == (0, "", "")
-
-
-def test_whoever_reads_a_watch_may_go(run_dir, sqlite_url):
-    process = command(run_dir, "--watch", "--json")
-    assert json.loads(process.stdout.readline())["done"] == 4
-    process.stdout.close()
-    open_study(sqlite_url, "toy").optuna.tell(4, 0.95)
-    assert process.wait(120) == 0
-    assert process.stderr.read() == ""
-    process.stderr.close()
-
-
-def test_no_password_is_shown(postgres_url, tmp_path, monkeypatch, capsys):
-    create_study(postgres_url, "toy", {}, trials=2)
-    (tmp_path / ".hydra").mkdir()
-    text = "study: {name: toy}\nstorage: {url: '${oc.env:STUDYLOOM_STORAGE}'}\n"
-    (tmp_path / ".hydra" / "config.yaml").write_text(text)
-    monkeypatch.setitem(os.environ, "STUDYLOOM_STORAGE", postgres_url)
-    for flags in ([], ["--json"]):
-        assert main(["status", str(tmp_path), *flags]) == 0
-    seen = capsys.readouterr()
-    assert "toy: 0 of 2 trials" in seen.out
-    assert CANARY not in seen.out + seen.err
-
-
-def test_a_line_tells_when_there_is_no_result_yet(stored):
-    assert (
-        status_line(read_status(stored))
-        == "toy: 0 of 8 trials – 0 complete, 0 pruned, 0 failed; no result yet"
-    )
-    assert render(read_status(stored), 80) is not None
 
 
 def test_of_two_objectives_the_front_is_shown_with_the_best_the_baseline_and_the_rule(url):
@@ -444,19 +343,3 @@ def test_of_two_objectives_the_front_is_shown_with_the_best_the_baseline_and_the
     assert document["rule"] == "max accuracy where parameters <= 3_000"
     for width in (40, 60):
         assert max(map(len, shown(stands, width).splitlines())) <= width
-
-
-def test_of_two_objectives_what_matters_is_what_matters_for_the_metric(sqlite_url):
-    stored = two_sided(sqlite_url)
-    asked = {"good": IntDistribution(0, 6), "large": IntDistribution(0, 4)}
-    for number in range(40):
-        params = {"good": number % 7, "large": number % 5}
-        values = [params["good"] / 7, 100.0 * params["large"]]
-        fill(stored, create_trial(values=values, params=params, distributions=asked))
-    shares = read_status(stored).importances
-    assert shares["good"] > 0.9 > 0.1 > shares["large"]
-
-
-def test_of_one_objective_nothing_is_said_of_a_front(half_done):
-    assert "front" not in shown(read_status(half_done), 80)
-    assert read_status(half_done).snapshot.rule is None

@@ -5,26 +5,13 @@ from optuna.trial import create_trial
 from snapshots import LONG, MARKUP, joined, shown, snapshot_of, trial_of
 
 from studyloom.storage.attributes import STANDARD_ERROR, TIMES, WORKER
-from studyloom.text import format_duration
-from studyloom.views.snapshot import WorkerStatus, take_snapshot
+from studyloom.views.snapshot import WorkerStatus
 from studyloom.views.terminal import (
     answers_table,
-    format_parameters,
     format_times,
-    headline,
     make_console,
     workers_table,
 )
-
-
-def test_the_headline_counts_slots_and_trials(half_done):
-    assert (
-        headline(take_snapshot(half_done))
-        == "toy: 4 of 8 trials – 2 complete, 1 pruned, 1 failed, 2 running"
-    )
-    assert (
-        headline(snapshot_of(complete=5)) == "toy: 5 of 8 trials – 5 complete, 0 pruned, 0 failed"
-    )
 
 
 def test_a_cross_validated_value_is_shown_with_its_standard_error():
@@ -87,29 +74,6 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_is_lost(width):
 def test_the_console_of_studies_takes_no_text_for_markup(name, capsys):
     make_console().print(name, soft_wrap=True)
     assert capsys.readouterr().out == f"{name}\n"
-
-
-@pytest.mark.parametrize(
-    ("duration", "words"),
-    [
-        (0.2, "0 s"),
-        (8, "8 s"),
-        (59.6, "1 min 0 s"),
-        (200, "3 min 20 s"),
-        (3599.6, "1 h 0 min"),
-        (7500, "2 h 5 min"),
-        (90000, "25 h 0 min"),
-    ],
-)
-def test_a_duration_is_written_for_people(duration, words):
-    assert format_duration(duration) == words
-
-
-def test_parameters_are_short_and_none_is_the_configuration_as_composed():
-    assert format_parameters({"optimizer.lr": 0.00123456, "model": "mlp", "n": 3}) == (
-        "optimizer.lr=0.001235  model=mlp  n=3"
-    )
-    assert format_parameters({}) == "as composed"
 
 
 def test_where_the_time_went_is_told_in_percent_with_the_wait_for_the_last_trial():
