@@ -8,6 +8,7 @@ says why. To add a section, write a function that returns a `Section`, and yield
 import platform
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
@@ -21,7 +22,7 @@ from studyloom._version import __version__
 from studyloom.files import write_whole
 from studyloom.storage.attributes import BASELINE, REUSED, TIMES, TRACEBACK
 from studyloom.study.failures import count_failures
-from studyloom.study.rows import Rows, trial_rows
+from studyloom.study.rows import trial_rows
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import (
     format_cost,
@@ -54,7 +55,7 @@ from studyloom.views.figures import (
     timeline,
     together,
 )
-from studyloom.views.importances import Importance, importances, varied_parameters
+from studyloom.views.importances import importances, varied_parameters
 from studyloom.views.page import (
     FAINT,
     Absent,
@@ -86,7 +87,6 @@ from studyloom.views.progress import JobReader, Progress, working_words
 from studyloom.views.sentence import quotable
 from studyloom.views.snapshot import (
     Snapshot,
-    WorkerStatus,
     front_rows,
     take_snapshot,
     trial_counts,
@@ -334,7 +334,7 @@ def facts(
     if (wall := wall_seconds(parts)) is not None:
         begun = min(part.span[0] for part in parts if part.span is not None)
         worked = worker_seconds(parts)
-        spent = f"{format_duration(wall)}, from {_moment(begun)}"
+        spent = f"{format_duration(wall)}, from {begun:%Y-%m-%d %H:%M}"
         yield "took", spent + (f"; workers trained for {format_duration(worked)}" if worked else "")
     if data := _data(stored, winner):
         yield "data", data
@@ -344,10 +344,6 @@ def facts(
     yield "values", goals
     if snapshot.rule is not None:
         yield "the best by", snapshot.rule
-
-
-def _moment(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%d %H:%M")
 
 
 def _data(stored: StoredStudy, winner: Answer | None) -> str:
@@ -671,12 +667,6 @@ def search_sections(
     yield Section("losses", title, [drawn(figure)], caption)
 
 
-def outlook_section(stored: StoredStudy, snapshot: Snapshot) -> Section:
-    """Renders what further trials may gain."""
-    caption, figure = outlook(stored, snapshot.outlook)
-    return Section("outlook", "What further trials may gain", [drawn(figure)], caption)
-
-
 def front_section(
     stored: StoredStudy, snapshot: Snapshot, won: FrozenTrial | None, axis: Axis
 ) -> Section:
@@ -722,29 +712,22 @@ def parameter_sections(
     """Renders which parameters matter, for each objective, and how they shape the value."""
     trials = stored.trials()
     complete = complete_trials(trials)
-    several = len(stored.goals) > 1
     names = varied_parameters(complete, ENOUGH)
-    shares = importances(trials, names, stored.sign)
     why = "No two trials differ in rank, which would tell what matters." if names else NO_PARAMETERS
-    title = f"What matters for {stored.metric}" if several else "Which parameters matter"
-    yield Section("importances", title, [_bars(shares, why)], IMPORTANCES)
-    for position, goal in enumerate(stored.goals[1:], 1):
-        others = importances(trials, names, goal.sign, position)
-        key = f"importances-{position}"
-        yield Section(key, f"What matters for {goal.name}", [_bars(others, why)], IMPORTANCES)
+    found = [importances(trials, names, goal.sign, n) for n, goal in enumerate(stored.goals)]
+    for position, (goal, shares) in enumerate(zip(stored.goals, found, strict=True)):
+        title = f"What matters for {goal.name}" if len(found) > 1 else "Which parameters matter"
+        key = f"importances-{position}" if position else "importances"
+        yield Section(key, title, [Bars(shares) if shares else Absent(why)], IMPORTANCES)
     if choices := [*_choices(trials, complete, axis)]:
         yield Section("choices", "Which choice", choices, CHOICES)
-    names = [share.name for share in shares] or names
+    names = [share.name for share in found[0]] or names
     each = drawn(slices(complete, names[:MOST_SLICES], best, axis))
     yield Section("slices", "Parameter by parameter", [each], SLICES)
     lines = drawn(parallel(best_of(stored, MOST_LINES), names, axis))
     yield Section("parallel", "The best trials over all parameters", [lines], PARALLEL)
     two = drawn(together(complete, names, axis))
     yield Section("together", "Two parameters together", [two], TOGETHER)
-
-
-def _bars(shares: Sequence[Importance], why: str) -> Block:
-    return Bars(shares) if shares else Absent(why)
 
 
 def _choices(
@@ -756,21 +739,13 @@ def _choices(
     """
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     for name in names:
-        opens = any(other.startswith(f"{name}.") for other in names)
-        own = [trial for trial in complete if name in trial.params]
-        if (
-            not opens
-            or len({str(trial.params[name]) for trial in trials if name in trial.params}) < 2
-        ):
+        tried = Counter(str(trial.params[name]) for trial in trials if name in trial.params)
+        if len(tried) < 2 or not any(other.startswith(f"{name}.") for other in names):
             continue
-        table = summary(own, name, axis.sign) if own else None
-        tried: dict[str, int] = {}
-        for trial in trials:
-            if name in trial.params:
-                tried[str(trial.params[name])] = tried.get(str(trial.params[name]), 0) + 1
+        own = [trial for trial in complete if name in trial.params]
         said = ", ".join(f"{option} by {count}" for option, count in tried.items())
-        blocks: list[Block] = [Absent("No trial is complete yet.")] if table is None else [table]
-        yield Part(name, blocks, f"chosen: {said}")
+        block = summary(own, name, axis.sign) if own else Absent("No trial is complete yet.")
+        yield Part(name, [block], f"chosen: {said}")
 
 
 TRIALS = (
@@ -780,57 +755,41 @@ TRIALS = (
 SHOWN = {"standard_error": "± error", "seconds": "time", "reason": "why"}  # by its column
 # Of a table for people; all columns are in the output of `studyloom trials --csv`.
 LEFT_OUT = ("started", "worker", "baseline", "failure", "state", "number")
-NOTHING = "No trial has begun yet."
 LONGEST = 60  # characters of a cell
 
 
-def trials_section(stored: StoredStudy, snapshot: Snapshot, won: Any) -> Section:
-    """Renders the table of all trials.
-
-    Args:
-        won: the number of the winner's trial, if there is one.
-    """
+def trials_section(stored: StoredStudy, snapshot: Snapshot, won: int | None) -> Section:
+    """Renders the table of all trials, without the columns of which all cells are empty."""
     rows = trial_rows(stored)
-    block: Block = trial_table(rows, snapshot, won) if rows.cells else Absent(NOTHING)
-    return Section("trials", "All trials", [block], TRIALS)
-
-
-def trial_table(rows: Rows, snapshot: Snapshot, won: Any) -> Trials:
-    """Returns the rows as a table for people; columns of which all cells are empty are left out.
-
-    Args:
-        rows: as `trial_rows` makes them.
-        won: the number of the winner's trial, if there is one.
-    """
-    columns = [
-        position
+    if not rows.cells:
+        return Section("trials", "All trials", [Absent("No trial has begun yet.")], TRIALS)
+    columns = {
+        name: [cells[position] for cells in rows.cells]
         for position, name in enumerate(rows.columns)
-        if name not in LEFT_OUT and any(cells[position] is not None for cells in rows.cells)
-    ]
-    names = [rows.columns[position] for position in columns]
-    at = {name: rows.columns.index(name) for name in ("number", "state", BASELINE)}
+    }
+    shown = {
+        name: column
+        for name, column in columns.items()
+        if name not in LEFT_OUT and any(cell is not None for cell in column)
+    }
+    best = None if snapshot.best is None else snapshot.best.number
     table = []
-    for cells in rows.cells:
-        number = cells[at["number"]]
-        marks = [
-            name
-            for name, is_so in (
-                ("winner", number == won),
-                ("best", snapshot.best is not None and snapshot.best.number == number),
-                ("baseline", bool(cells[at[BASELINE]])),
-            )
-            if is_so
-        ]
-        shown = [
-            _cell(name, cells[position]) for name, position in zip(names, columns, strict=True)
-        ]
-        table.append(Row(number, cells[at["state"]], shown, ", ".join(marks)))
+    for row, number in enumerate(columns["number"]):
+        marks = {
+            "winner": number == won,
+            "best": number == best,
+            "baseline": columns[BASELINE][row],
+        }
+        mark = ", ".join(name for name, is_so in marks.items() if is_so)
+        cells = [_cell(name, column[row]) for name, column in shown.items()]
+        table.append(Row(trial, columns["state"][row], cells, mark))
     words = [
         place
-        for place, position in enumerate(columns)
-        if any(isinstance(cells[position], str | bool | list) for cells in rows.cells)
+        for place, column in enumerate(shown.values())
+        if any(isinstance(cell, str | bool | list) for cell in column)
     ]
-    return Trials([_title(name, snapshot) for name in names], words, table)
+    block = Trials([_title(name, snapshot) for name in shown], words, table)
+    return Section("trials", "All trials", [block], TRIALS)
 
 
 def _title(name: str, snapshot: Snapshot) -> str:
@@ -860,30 +819,21 @@ FAILURES = "The trials that failed, by kind of failure, with the messages that t
 MOST_MESSAGES = 10  # of one kind of failure
 
 
-def running_sections(snapshot: Snapshot, trials: Sequence[FrozenTrial]) -> Iterator[Section]:
+def running_sections(snapshot: Snapshot) -> Iterator[Section]:
     """Renders what runs at this moment: each worker's trial, epoch, value and parameters."""
-    params = {trial.number: trial.params for trial in trials}
-    rows = [
-        (
-            worker.owner,
-            "–" if worker.number is None else worker.number,
-            _epoch(worker),
-            "–" if worker.value is None else format_value(worker.value),
-            "" if worker.alive else "its lease is over",
-            "" if worker.number is None else format_parameters(params.get(worker.number, {})),
-        )
-        for worker in snapshot.workers
-    ]
+    rows = []
+    for worker in snapshot.workers:
+        epoch = "–" if worker.epoch is None else f"{worker.epoch}"
+        if worker.epoch is not None and worker.epochs is not None:
+            epoch += f" of {worker.epochs}"
+        trial = "–" if worker.number is None else worker.number
+        value = "–" if worker.value is None else format_value(worker.value)
+        lease = "" if worker.alive else "its lease is over"
+        params = "" if worker.number is None else format_parameters(worker.params)
+        rows.append((worker.owner, trial, epoch, value, lease, params))
     if rows:
         head = ("worker", "trial", "epoch", snapshot.metric, "", "parameters")
         yield Section("running", "Running now", [Table(head, rows, words=(0, 4, 5))], RUNNING)
-
-
-def _epoch(worker: WorkerStatus) -> str:
-    """Words which epoch a worker has reported, and of how many, if that is known."""
-    if worker.epoch is None:
-        return "–"
-    return f"{worker.epoch}" if worker.epochs is None else f"{worker.epoch} of {worker.epochs}"
 
 
 def worker_sections(stored: StoredStudy) -> Iterator[Section]:
@@ -894,14 +844,10 @@ def worker_sections(stored: StoredStudy) -> Iterator[Section]:
         for held in stored.ledger.held()
         if held.trial_id is not None and held.left > 0
     }
-    latest = trials[-MOST:]
-    some = (
-        ""
-        if len(latest) == len(trials)
-        else f" These are the latest {MOST} of {len(trials)} trials."
-    )
-    bars = drawn(timeline(latest, alive))
-    yield Section("workers", "Workers", [bars], f"{TIMELINE}{some}")
+    caption = TIMELINE
+    if len(trials) > MOST:
+        caption += f" These are the latest {MOST} of {len(trials)} trials."
+    yield Section("workers", "Workers", [drawn(timeline(trials[-MOST:], alive))], caption)
     yield Section("failures", "Failures", [*failures(trials)], FAILURES)
 
 
@@ -987,10 +933,7 @@ def read_report(
     parts = read_parts(stored)
 
     def sections() -> Iterator[Section]:
-        if progress is None:
-            yield from running_sections(snapshot, stored.trials())
-        else:
-            yield from running_sections(progress.current, progress.trials.get(progress.title, ()))
+        yield from running_sections(snapshot if progress is None else progress.current)
         yield from all_sections(stored, snapshot, winner, small)
         yield parts_section(parts)
         yield environment_section(winner, config_text)
@@ -1009,7 +952,8 @@ def all_sections(
         yield from explained_sections(winner)
     shown, note = sample(stored, snapshot, won)
     yield from noted(search_sections(shown, snapshot, winner, axis), note)
-    yield outlook_section(stored, snapshot)
+    caption, figure = outlook(stored, snapshot.outlook)
+    yield Section("outlook", "What further trials may gain", [drawn(figure)], caption)
     yield from noted([trials_section(shown, snapshot, won)], note)
     yield from noted(parameter_sections(shown, snapshot.best, axis), note)
     yield from worker_sections(stored)
