@@ -774,12 +774,9 @@ def trials_section(stored: StoredStudy, snapshot: Snapshot, won: int | None) -> 
     }
     best = None if snapshot.best is None else snapshot.best.number
     table = []
-    for row, number in enumerate(columns["number"]):
-        marks = {
-            "winner": number == won,
-            "best": number == best,
-            "baseline": columns[BASELINE][row],
-        }
+    for row, trial in enumerate(columns["number"]):
+        first = bool(columns[BASELINE][row])
+        marks = {"winner": trial == won, "best": trial == best, "baseline": first}
         mark = ", ".join(name for name, is_so in marks.items() if is_so)
         cells = [_cell(name, column[row]) for name, column in shown.items()]
         table.append(Row(trial, columns["state"][row], cells, mark))
