@@ -77,6 +77,10 @@ def test_what_needs_no_study_prints_json_too(tmp_path, capsys):
     assert main(["new", "mine", str(tmp_path), "--json"]) == 0
     document = valid(capsys.readouterr().out, "new")
     assert str(tmp_path / "studies" / "mine.py") in document["files"]
+    assert main(["keys", "--json"]) == 0
+    keys = {each["key"]: each for each in valid(capsys.readouterr().out, "keys")}
+    assert keys["study.trials"]["default"] == "40"
+    assert "train.loss" not in keys
     assert main(["completion", "bash", "--json"]) == 0
     assert "studyloom" in valid(capsys.readouterr().out, "completion")["script"]
     assert main(["schema", "event"]) == 0

@@ -337,6 +337,15 @@ class Dashboard:
 
 
 @dataclass(frozen=True)
+class Key:
+    """A key of a config, with its default as it is typed; "" if a study must set it."""
+
+    key: str
+    default: str
+    meaning: str
+
+
+@dataclass(frozen=True)
 class Completion:
     """A script for a shell."""
 
@@ -402,6 +411,7 @@ DOCUMENTS: dict[str, Any] = {
     "replay": Replayed,
     "doctor": Doctor,
     "dashboard": Dashboard,
+    "keys": list[Key],
     "completion": Completion,
     "schema": dict[str, Any],
     "errors": Errors,

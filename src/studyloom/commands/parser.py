@@ -17,7 +17,8 @@ COMMANDS: tuple[Entry, ...] = (
     *(looking.status, looking.trials, looking.report, looking.compare),
     *(looking.stop, looking.pause, looking.resume),
     *(networks.winner, networks.compress, networks.predict, networks.replay),
-    *(looking.doctor, looking.dashboard, studies.completion, studies.schema),
+    *(looking.doctor, looking.dashboard),
+    *(studies.keys, studies.completion, studies.schema),
 )
 WIDEST = 80  # columns of a help, however wide the terminal is
 ABOUT = """Begins studies and looks at them.

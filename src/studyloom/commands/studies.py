@@ -1,4 +1,4 @@
-"""`studyloom new`, `run`, `completion` and `schema`: how studies are written, run and typed."""
+"""`studyloom new`, `run`, `keys`, `completion`, `schema`: writing, running and typing studies."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import textwrap
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,6 +107,29 @@ def run(arguments: argparse.Namespace) -> None:
 
     with module_path(invocation.root):
         hydra_main(str(invocation.config_dir), invocation.config_name)(task)()
+
+
+@command(
+    "the keys of a config, with their defaults",
+    JSON,
+    examples=["studyloom keys", "studyloom keys | grep winner"],
+)
+def keys(arguments: argparse.Namespace) -> None:
+    """Prints the keys of studyloom's own sections as a table in Markdown, with the default and the
+    meaning of each.
+    """
+    from studyloom.commands.documents import Key
+    from studyloom.config.schema import describe_keys
+
+    # train.loss is filled by the group `loss`.
+    rows = [Key(*row) for row in describe_keys() if row[0] != "train.loss"]
+    if arguments.json:
+        print_json([asdict(row) for row in rows])
+        return
+    print("| key | default | meaning |\n|---|---|---|")
+    for row in rows:
+        default = f"`{row.default}`" if row.default else ""
+        print(f"| `{row.key}` | {default} | {row.meaning} |")
 
 
 @command(
