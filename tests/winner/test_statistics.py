@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from studyloom.metrics import METRICS, example_scores
+from studyloom.winner.answer import Covered
 from studyloom.winner.statistics import compare, resample, summarise
 
 EXAMPLES = 400
@@ -43,7 +44,7 @@ def test_networks_that_agree_exactly_are_still_uncertain_by_the_examples():
     assert width(summarise(values[4]).interval) == pytest.approx(0, abs=1e-9)
     binomial = 2 * 1.96 * np.sqrt(values[4][0] * (1 - values[4][0]) / EXAMPLES)
     assert width(test.winner.interval) == pytest.approx(binomial, rel=0.15)
-    assert test.interval == {"covers": "seeds and examples", "resamples": 1999}
+    assert test.interval == Covered("seeds and examples", 1999)
 
 
 @pytest.mark.parametrize("draw", range(4))
@@ -71,7 +72,7 @@ def test_a_single_seed_has_an_interval_over_the_examples():
 
 def test_without_values_of_examples_an_interval_covers_the_seeds_alone_and_says_so():
     test = compare({4: [0.9, 0.8], 0: [0.7, 0.7]}, 4, 0)
-    assert test.interval == {"covers": "seeds", "resamples": None}
+    assert test.interval == Covered("seeds", None)
     assert test.winner.interval == summarise([0.9, 0.8]).interval
 
 
@@ -83,7 +84,7 @@ def test_a_metric_that_is_no_mean_is_computed_again_on_each_resample():
         for n, error in ((4, 0.1), (0, 0.5))
     }
     _, test = intervals(judged, "rmse")
-    assert test.interval == {"covers": "seeds and examples", "resamples": 99}
+    assert test.interval == Covered("seeds and examples", 99)
     assert test.difference.interval[1] < 0
 
 
