@@ -140,6 +140,7 @@ def test_a_study_named_twice_is_refused(ran):
         read_studies([one, (one[0] / ".." / "a", one[1])])
 
 
+@pytest.mark.browser
 def test_whatever_studies_are_called_is_text(ran, browser, tmp_path):
     evil = {"model.hidden": EVIL, EVIL: "\x1b[31m"}
     studies = read_studies([

@@ -225,6 +225,7 @@ def page(browser):
     context.close()
 
 
+@pytest.mark.browser
 def test_a_page_follows_the_study_and_keeps_what_a_hand_has_done(page, study_of):
     choices = CategoricalDistribution(["plain", EVIL])
     stored = study_of(
@@ -258,6 +259,7 @@ def test_a_page_follows_the_study_and_keeps_what_a_hand_has_done(page, study_of)
     assert page.seen == []
 
 
+@pytest.mark.browser
 def test_sections_come_and_go_in_their_place_and_a_server_that_ends_is_told(page, sqlite_url):
     stored = create_study(sqlite_url, EVIL, {"asks": "nothing"}, trials=40)
     with served(live(stored)) as server:

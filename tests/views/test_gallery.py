@@ -33,6 +33,7 @@ def test_each_study_has_a_picture():
     assert {*gallery()} == {*PAGES}
 
 
+@pytest.mark.browser
 def test_a_picture_is_taken_of_each_report_that_is_there(browser, tmp_path):
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "report.html").write_text(REPORT)

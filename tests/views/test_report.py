@@ -404,6 +404,7 @@ def crowded(study_of):
         yield a_trial(number, accuracy=0.5 + 0.4999 * number / 30, params=params)
 
 
+@pytest.mark.browser
 def test_a_browser_draws_all_figures_and_asks_for_nothing(study_of, open_page):
     page = open_page(render(study_of(forty()), WINNER, "a: 1"))
     assert page.locator(".plot").count() == 10
@@ -415,6 +416,7 @@ def test_a_browser_draws_all_figures_and_asks_for_nothing(study_of, open_page):
 
 
 @pytest.mark.parametrize("full", [True, False], ids=["full", "empty"])
+@pytest.mark.browser
 def test_a_phone_scrolls_down_only(study_of, open_page, full):
     page = open_page(
         render(study_of(forty() if full else ()), WINNER if full else None, "a" * 500), width=360
@@ -427,6 +429,7 @@ def test_a_phone_scrolls_down_only(study_of, open_page, full):
 
 
 @pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.browser
 def test_no_two_labels_overlap(study_of, open_page, width):
     for trials in (forty(), crowded(study_of)):
         stored = study_of(trials, name=f"toy{width}{id(trials)}")
@@ -435,6 +438,7 @@ def test_no_two_labels_overlap(study_of, open_page, width):
         assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
+@pytest.mark.browser
 def test_the_pointer_and_the_keyboard_read_a_point_with_its_parameters(study_of, open_page):
     page = open_page(render(study_of(forty()), WINNER, ""))
     plot = page.locator("#search .plot")
@@ -459,6 +463,7 @@ def test_the_pointer_and_the_keyboard_read_a_point_with_its_parameters(study_of,
     assert page.locator(".tip").inner_text() == first
 
 
+@pytest.mark.browser
 def test_the_table_is_sorted_filtered_and_saved_without_formulas(study_of, open_page, tmp_path):
     choices = CategoricalDistribution(["=1+1", '@a,"b"', "-2", "plain"])
     trials = [
@@ -488,6 +493,7 @@ def test_the_table_is_sorted_filtered_and_saved_without_formulas(study_of, open_
     assert {row[2] for row in rows} == {"0.5", "0.6", "0.7", "0.8"}
 
 
+@pytest.mark.browser
 def test_a_browser_shows_what_looks_like_html_as_text(study_of, open_page):
     page = open_page(nasty(study_of))
     assert page.locator("h1").inner_text() == IMAGE
@@ -504,6 +510,7 @@ def test_a_browser_shows_what_looks_like_html_as_text(study_of, open_page):
     assert SCRIPT in page.locator(".tip").inner_text()
 
 
+@pytest.mark.browser
 def test_the_pages_policy_lets_no_other_script_run_and_no_request_out(study_of, open_page):
     intruder = (
         "<img src=x onerror=\"document.title = 'taken'\"><script>document.title = 'taken'</script>"
