@@ -25,8 +25,6 @@ class Table:
     """A table of a page.
 
     Args:
-        head: the titles of the columns.
-        rows: the cells, as text or numbers.
         words: the columns whose cells are words; the others are aligned as numbers.
         note: what follows the table, such as how many rows are left out.
     """
@@ -42,8 +40,6 @@ class Tick:
     """A label of an axis.
 
     Args:
-        at: its coordinate.
-        label: what is written there.
         when: `narrow` or `roomy` if it is shown on such a screen alone, else empty.
     """
 
@@ -57,8 +53,6 @@ class Scale:
     """An axis: where its coordinates lie, and its labels.
 
     Args:
-        low: the coordinate at the left or bottom.
-        high: the coordinate at the right or top.
         reads: how the page's script tells a value from a coordinate: `plain`, `whole` (rounded),
             `tens` (10 to that power), `unit` (the distance to 1 in factors of ten), `words` (the
             label that is nearest), or `none`.
@@ -81,8 +75,6 @@ class Mark:
     """Lines or points of one kind.
 
     Args:
-        name: in the legend; empty for none.
-        colour: the name of the colour.
         shape: `line`, `dot`, `square`, `ring`, `rug` (a short upright line) or `bar` (a part is its
             two lower corners, `width` its height).
         parts: the coordinates; of points each part is one.
@@ -106,14 +98,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Note:
-    """A few words at a point of a chart.
-
-    Args:
-        x: the horizontal coordinate.
-        y: the vertical one.
-        words: what is written.
-        side: where the words lie: `right`, `left` or `above` the point.
-    """
+    """A few words to the `right` or `left` of a point of a chart, or `above` it."""
 
     x: float
     y: float
@@ -126,11 +111,6 @@ class Chart:
     """A chart.
 
     Args:
-        label: what it shows, in a sentence.
-        x: the horizontal axis.
-        y: the vertical axis.
-        marks: what is drawn, the last on top.
-        notes: words in the drawing.
         kind: `wide` if it scrolls sideways on a phone.
     """
 
@@ -196,9 +176,6 @@ def spaced(
 
     Args:
         ticks: by ascending coordinate.
-        low: the lower end of the axis.
-        high: its upper end.
-        pixels: its length.
     """
     ticks = [*ticks]
     scale = pixels / ((high - low) or 1)
@@ -267,11 +244,7 @@ def round_marks(low: float, high: float, count: int = 5) -> list[float]:
 def plain_scale(
     values: Sequence[float], title: str = "", *, upright: bool = False, height: int = 300
 ) -> Scale:
-    """Returns an axis of numbers with round labels.
-
-    Args:
-        values: what lies on it; at least one.
-    """
+    """Returns an axis of numbers, at least one, with round labels."""
     low, high = min(values), max(values)
     margin = 0.05 * (high - low) or 0.05 * max(1.0, abs(high))
     ends = low - margin, high + margin
@@ -341,15 +314,7 @@ class Axis:
         return -tens if self.scale == "unit" else tens
 
     def marks(self, low: float, high: float) -> list[float]:
-        """Returns some round values between `low` and `high`; `low` alone if there are none.
-
-        Args:
-            low: the lowest value that is drawn.
-            high: the highest.
-
-        Returns:
-            At least one value, in ascending order; `low` alone if no round value is between them.
-        """
+        """Returns some round values between `low` and `high`; `low` alone if there are none."""
         marks: list[float] = []
         if self.scale == "unit":
             marks = [
@@ -372,11 +337,7 @@ class Axis:
         return [float(f"{mark:.10g}") for mark in marks] or [low]
 
     def scale_of(self, values: Collection[float], height: int) -> Scale:
-        """Returns the vertical axis for some values.
-
-        Args:
-            values: what lies on it; at least one.
-        """
+        """Returns the vertical axis for some values."""
         low, high = min(values), max(values)
         bottom, top = self.height(low), self.height(high)
         margin = 0.06 * (top - bottom) or 0.05 * max(1.0, abs(top))

@@ -57,9 +57,6 @@ class Compared:
     """A study beside others.
 
     Args:
-        label: what tells it from the others.
-        run_dir: where it runs.
-        parts: the search and its later stages.
         settings: what it asks and what decides its search, by key.
     """
 
@@ -79,9 +76,6 @@ class Compared:
 
 def read_studies(found: Sequence[tuple[Path, StoredStudy]]) -> list[Compared]:
     """Reads studies to compare them.
-
-    Args:
-        found: each run directory with the study that runs there.
 
     Raises:
         ConfigError: there are fewer than two, or more than can be told apart, or one is named

@@ -106,7 +106,6 @@ class LivePage:
     page asks for those that have changed since the version that it has.
 
     Args:
-        app: what answers to all other addresses.
         interval: seconds between two looks at the study, while a page is open.
     """
 
@@ -310,9 +309,6 @@ def serve(
 
     Args:
         headline: where the study stands, in one line.
-        port: the port; if it is taken, the next free one.
-        console: where the address is printed.
-        tell: gets the address too.
 
     Raises:
         ValueError: no port is free.

@@ -62,12 +62,6 @@ def todo(words: str) -> Finding:
 def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Finding]]:
     """Runs all checks one after the other; nothing stays behind, in the database or on a disk.
 
-    Args:
-        run_dir: the folder in which the study runs, if it is to be checked too.
-
-    Yields:
-        The name of each check and its finding.
-
     Raises:
         StorageError: the URL is not that of a database.
     """
@@ -135,9 +129,6 @@ def agreement(url: str) -> Finding:
 def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> int:
     """Shows how ledger and trials differ, and mends it if that is confirmed.
 
-    Args:
-        confirm: returns whether to mend what was shown.
-
     Returns:
         The exit code: 0 if ledger and trials agree now, or 2.
 
@@ -157,11 +148,7 @@ def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> int:
 
 
 def disk(folder: Path, *, wal: bool) -> Finding:
-    """Checks the kind of a file system, and the space on it.
-
-    Args:
-        folder: a folder on it; it need not exist yet.
-    """
+    """Checks the kind of a file system, and the space on it."""
     folder = existing(folder)
     kind, free = filesystem_of(folder), shutil.disk_usage(folder).free
     words = f"{kind}, {free / 1e9:.1f} GB free"
@@ -221,9 +208,6 @@ def versions() -> Finding:
 
 def show(url: str, run_dir: Path | None = None) -> int:
     """Runs all checks and prints a line for each.
-
-    Args:
-        run_dir: the folder in which the study runs, if it is to be checked too.
 
     Returns:
         The exit code: 0, or 2 if something must be done before a study can run.

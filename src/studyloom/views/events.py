@@ -38,15 +38,7 @@ class TrialHistory:
 
 @dataclass
 class History:
-    """What was told of a job.
-
-    Attributes:
-        trials: of each trial, by stage and number.
-        best: the number of the best trial that was told last.
-        control: what another terminal asked for, as it was told last.
-        halted: why the study has stopped itself, as it was told last.
-        answer: the answer that was told last.
-    """
+    """What was told of a job."""
 
     trials: dict[tuple[str, int], TrialHistory] = field(
         default_factory=lambda: defaultdict(TrialHistory)
@@ -93,11 +85,7 @@ class History:
 
 
 def new_events(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
-    """Yields what has happened since the last time, and takes note of it.
-
-    Args:
-        history: what was told before.
-    """
+    """Yields what has happened since the last time, and takes note of it."""
     for event in _find_events(history, progress):
         history.take(event)
         yield event
@@ -148,12 +136,7 @@ def _ended(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def write_event(event: Mapping[str, Any], study: str, study_id: str | None) -> str:
-    """Formats an event as one line of JSON; what is not finite is null.
-
-    Args:
-        event: as it was found.
-        study_id: its id, by which it is told from another one of its name.
-    """
+    """Formats an event as one line of JSON; what is not finite is null."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     document = {"event": event["event"], "at": at, "study": study, "id": study_id, **event}
     return json.dumps(finite(document), allow_nan=False, default=str) + "\n"

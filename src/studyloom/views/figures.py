@@ -452,7 +452,6 @@ def parallel(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
 
     Args:
         trials: complete trials, the best first.
-        names: the parameters, the most important first.
     """
     known = [name for name in names if any(name in trial.params for trial in trials)]
     names = sorted(known[:MOST_AXES])

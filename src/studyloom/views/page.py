@@ -436,11 +436,7 @@ def document(
     live: Mapping[str, str] | None = None,
     progress: Markup = NO_PROGRESS,
 ) -> str:
-    """Renders a page around its parts.
-
-    Args:
-        progress: how far the job has come, of a page that is served.
-    """
+    """Renders a page around its parts."""
     scripts = [asset("page.js")] + ([asset("live.js")] if live is not None else [])
     template = environment().get_template("page.html")
     return template.render(
@@ -472,22 +468,12 @@ def render_section(section: Section) -> Rendered:
 
 
 def row_html(row: Row, words: Sequence[int]) -> Markup:
-    """Renders a row of the table of trials alone.
-
-    Args:
-        words: the columns whose cells are words.
-    """
+    """Renders a row of the table of trials alone."""
     return Markup(environment().get_template("row.html").render(row=row, words=words).strip())
 
 
 def progress_html(done: int, budget: int, words: Sequence[str]) -> Markup:
-    """Renders how far a job has come.
-
-    Args:
-        done: trials of all stages that have ended.
-        budget: trials of all stages.
-        words: the stage, what has been spent and what is left.
-    """
+    """Renders how far a job has come."""
     template = environment().get_template("progress.html")
     return Markup(template.render(done=done, budget=budget, words=words).strip())
 

@@ -208,10 +208,7 @@ class StageProgress:
     """How far a stage of a job has come.
 
     Args:
-        title: search, re-evaluation or retraining.
-        done: how many of its trials have ended.
         left: how many of its trials have not ended; before it begins, how many it has at most.
-        snapshot: of its study; None before it begins.
         seeds: with how many seeds each candidate is trained.
     """
 
@@ -367,7 +364,6 @@ def expected_stages(
 
     Args:
         left: how many of its trials the job still has to do.
-        begun: the later stages that have begun, by title.
     """
     yield StageProgress(SEARCH, search.done, left, search)
     if job is None or not job.judged or (not left and not feasible):
@@ -596,12 +592,7 @@ def progress_line(progress: Progress) -> str:
 
 
 def wrap(parts: Iterable[str], width: int, separator: str = ", ") -> list[str]:
-    """Joins parts to lines that are no longer than `width`; a part is broken only if it must be.
-
-    Args:
-        parts: such as "elapsed 8 s".
-        separator: between two parts of a line.
-    """
+    """Joins parts to lines that are no longer than `width`; a part is broken only if it must be."""
     lines: list[str] = []
     for part in parts:
         end = separator.rstrip()

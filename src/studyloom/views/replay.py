@@ -42,9 +42,6 @@ def replay(
 ) -> int:
     """Trains a trial again and prints how it compares, epoch by epoch.
 
-    Args:
-        trusted: the packages of the user whose code the trial may call.
-
     Returns:
         The exit code: 0 if the result is equal or within tolerance, else 1.
 
@@ -104,13 +101,6 @@ def print_verdict(
 
     There is a tolerance if something may sum in another order; otherwise every bit must be equal.
 
-    Args:
-        provenance: how the stored training was made.
-        expected: the stored training.
-        now: the training just done.
-        here: the environment of the training just done.
-        examples: the number of validation examples.
-
     Returns:
         The exit code: 0 if they are equal or within tolerance, else 1.
     """
@@ -155,12 +145,7 @@ def print_reasons(reasons: Sequence[str], console: Console) -> None:
 
 
 def comparison_table(expected: ExpectedTrial, now: Sequence[Step]) -> Table:
-    """Renders each stored number with the difference to the number now; = if they are equal.
-
-    Args:
-        expected: the stored training.
-        now: the epochs of the training just done, from the first on.
-    """
+    """Renders each stored number with the difference to the number now; = if they are equal."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("epoch", justify="right")
     for name in expected.curve:

@@ -176,10 +176,8 @@ class Stage:
     """A part of a study.
 
     Args:
-        name: of its stored study.
         title: search, re-evaluation or retraining, or what else its name says.
         about: what sets it apart from others of its title, in words.
-        trials: its trials.
     """
 
     name: str
@@ -259,13 +257,7 @@ def worker_seconds(parts: Sequence[Stage]) -> float:
 def head(
     stored: StoredStudy, snapshot: Snapshot, winner: Answer | None, parts: list[Stage]
 ) -> Head:
-    """Renders the top of the report.
-
-    Args:
-        stored: the study.
-        snapshot: the same at this moment.
-        parts: the search and the later stages.
-    """
+    """Renders the top of the report."""
     blocks: list[Block] = []
     if (halted := stored.halted()) is not None:
         why = f"The study has stopped, since its trials fail with this: {halted}"
@@ -287,11 +279,7 @@ def head(
 
 
 def decided(stored: StoredStudy, winner: Answer | None, budget: int) -> Iterator[str]:
-    """Yields what decided the answer, a line for each reason.
-
-    Args:
-        budget: of the study.
-    """
+    """Yields what decided the answer, a line for each reason."""
     if winner is None:
         return
     won = winner.winner
@@ -389,11 +377,7 @@ def search_cards(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Card]:
 
 
 def test_cards(winner: Answer | None, sign: int) -> Iterator[Card]:
-    """Returns the numbers of the test; none if there was no test.
-
-    Args:
-        sign: 1 if higher is better, -1 if lower is.
-    """
+    """Returns the numbers of the test; none if there was no test."""
     if winner is None or (test := winner.test) is None:
         return
     runs = len(test.winner.values)
@@ -455,11 +439,7 @@ COMPRESSED = (
 
 
 def winner_sections(winner: Answer | None, small: Compressed | None) -> Iterator[Section]:
-    """Renders the candidates, and what the winner gets right and wrong on the test part.
-
-    Args:
-        small: the winner made small, if it was.
-    """
+    """Renders the candidates, and what the winner gets right and wrong on the test part."""
     if winner is None:
         yield Section("winner", TITLE, [Absent("There is no winner.json yet.")])
         return
@@ -641,13 +621,7 @@ CURVES = (
 def search_sections(
     stored: StoredStudy, snapshot: Snapshot, winner: Answer | None, axis: Axis
 ) -> Iterator[Section]:
-    """Renders the Pareto front, the history of the search, and the learning curves.
-
-    Args:
-        stored: the study.
-        snapshot: the same at this moment.
-        axis: the axis of the values.
-    """
+    """Renders the Pareto front, the history of the search, and the learning curves."""
     trials, best, baseline = stored.trials(), snapshot.best, snapshot.baseline
     chosen = None if winner is None else winner.winner.trial
     won = next((trial for trial in trials if trial.number == chosen), None)
@@ -875,11 +849,7 @@ def _message(reason: str, trials: Sequence[FrozenTrial]) -> Iterator[Block]:
 
 
 def environment_section(winner: Answer | None, config_text: str) -> Section:
-    """Renders the environment in which the winner was trained, or else that of this process.
-
-    Args:
-        config_text: the configurations to show, as text.
-    """
+    """Renders the environment in which the winner was trained, or else that of this process."""
     blocks: list[Block] = [environment(winner)]
     if config_text.strip():
         blocks.append(Folded("configuration", config_text))
@@ -921,8 +891,6 @@ def read_report(
     """Reads a study, and returns the beginning of its report and the sections below it.
 
     Args:
-        small: the winner made small, if it was.
-        config_text: the configurations to show, as text.
         progress: of the whole job, whose stages after the search are then shown while they run;
             None shows the search.
     """
@@ -970,9 +938,6 @@ SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory
 def write_report(stored: StoredStudy, run_dir: Path) -> Path:
     """Writes report.html of the study that runs in a folder.
 
-    Returns:
-        The path of the report.
-
     Raises:
         OSError: the folder cannot be written to.
     """
@@ -1004,10 +969,5 @@ def read_files(stored: StoredStudy, run_dir: Path) -> tuple[Answer | None, Compr
 def render(
     stored: StoredStudy, winner: Answer | None, small: Compressed | None, config_text: str
 ) -> str:
-    """Renders the page as HTML.
-
-    Args:
-        small: the winner made small, if it was.
-        config_text: the configurations to show, as text.
-    """
+    """Renders the page as HTML."""
     return report_page(*read_report(stored, winner, small, config_text))

@@ -31,11 +31,7 @@ def quotable(stored: StoredStudy, answer: Answer | None, snapshot: Snapshot) -> 
 
 
 def answer_sentence(answer: Answer, stored: StoredStudy) -> str | None:
-    """Returns the answer in one sentence; None if its winner has but the value of the search.
-
-    Args:
-        stored: the study, whose trials say what the winner is made of.
-    """
+    """Returns the answer in one sentence; None if its winner has but the value of the search."""
     winner, test = answer.winner, answer.test
     trial = next((trial for trial in stored.trials() if trial.number == winner.trial), None)
     who = _describe(_config_of(trial), winner.params)

@@ -169,11 +169,7 @@ def format_trial_values(trial: FrozenTrial) -> str:
 
 
 def trial_values(trial: FrozenTrial) -> list[str]:
-    """Formats each value of a trial: the metric, and then the costs; a dash if it has none.
-
-    Returns:
-        The metric's value and then the costs; a dash if the trial has no value.
-    """
+    """Formats each value of a trial: the metric, and then the costs; a dash if it has none."""
     if not trial.values:
         return ["–"]
     return [format_value(trial.values[0]), *map(format_cost, trial.values[1:])]

@@ -83,7 +83,6 @@ def read_status(source: JobReader | StoredStudy, before: Status | None = None) -
     """Reads the status of a study.
 
     Args:
-        source: the study, or the reader of its job, which keeps the later stages open.
         before: an earlier status. Its importances are taken if no trial was completed since.
 
     Raises:
@@ -305,8 +304,6 @@ class Display:
     """Shows a job while the body of a `with` works on it: live, in a notebook, or as plain lines.
 
     Args:
-        read: reads the job; an error is no harm, since the next look may succeed.
-        console: where to show it.
         stop: whether the process stops, which is then shown; None if nothing stops it.
         listeners: called with each progress that was read, and with the last after the body.
     """

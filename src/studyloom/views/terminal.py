@@ -267,22 +267,14 @@ class SafeConsole(Console):
 
 
 def make_console(file: Any = None, **options: Any) -> SafeConsole:
-    """Makes a console that shows text verbatim: a study may be called `[red]` or `:bug:`.
-
-    Args:
-        options: of Rich's Console.
-    """
+    """Makes a console that shows text verbatim: a study may be called `[red]` or `:bug:`."""
     return SafeConsole(
         file=file or sys.stdout, highlight=False, markup=False, emoji=False, **options
     )
 
 
 def print_compressed(record: Compressed, console: Console) -> None:
-    """Prints the variants of a winner that was made small, and the one that was chosen.
-
-    Args:
-        record: what compress.json holds.
-    """
+    """Prints the variants of a winner that was made small, and the one that was chosen."""
     heads, *rows = compressed_rows(record)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(heads[0], min_width=len("(committee),"))

@@ -43,7 +43,6 @@ class Summary:
     Attributes:
         std: the sample standard deviation; None for a single value.
         interval: the 95 % interval of the mean; None if it is not known.
-        values: one for each seed.
     """
 
     mean: float
@@ -89,7 +88,6 @@ class Left:
         seeds: after how many.
         cause: failed, behind or worse.
         leader: the trial that it was worse than, with probability `p` of being so by chance.
-        reason: the cause in words.
     """
 
     trial: int
@@ -105,7 +103,6 @@ class RaceResult:
     """How the re-evaluation went as a race.
 
     Attributes:
-        budget: how many trainings it had at most.
         seeds: how many the last ones were trained with.
         last: the trials that stayed to the end.
     """
@@ -132,11 +129,8 @@ class Scores:
 
     Attributes:
         baseline: None if there is none or it has won, as for the difference.
-        difference: winner minus baseline, seed by seed.
-        examples: how many the test part has.
         references: what rules without a network reach, such as the most frequent class.
         further: what a function of the user's own has measured, for each seed.
-        openings: how often the test part was opened in this study.
         earlier: whether it was opened for these networks by an earlier answer.
     """
 
@@ -167,15 +161,9 @@ class DataFacts:
     Attributes:
         digest: SHA-256 of the training part.
         shape: of one input; None if it is not one tensor.
-        dtype: in which the network takes inputs.
-        outputs: how many numbers it returns for an input; None if that is not known.
         mean: what was subtracted from pixels from 0 to 1, and `std` what they were divided by.
-        names: of the classes or numbers that it predicts.
-        columns: of a table.
-        inputs: the range of the training inputs; None if it is not known.
         loaded: whether the examples come from a Dataset, and are not in memory.
         kind: the type of the inputs of a Dataset.
-        reads: whether the transform reads files as a whole.
         transform: how a file becomes an input, as a section with a `_target_`.
     """
 
@@ -201,11 +189,8 @@ class Member:
     """A network of a committee.
 
     Attributes:
-        seed: the number of its fresh seed.
         stage: re-evaluation, or retraining if it was trained on all data.
         times: how often it was chosen.
-        share: its weight in the mean.
-        model: the section that builds it.
         dtype: in which it takes inputs; None as they come.
     """
 
@@ -232,11 +217,7 @@ class Committee:
 
     Attributes:
         candidates: the trials whose networks it was chosen from, the best first.
-        note: why there is none.
         average: how outputs become one: softmax, sigmoid or mean.
-        test: its value on the test part.
-        difference: to the winner, over the winner's seeds.
-        costs: of the committee and of the winner, by name.
     """
 
     candidates: tuple[int, ...]
@@ -283,11 +264,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How sure a classifier is, and how often it is right.
-
-    Attributes:
-        error: the expected calibration error.
-    """
+    """How sure a classifier is, and how often it is right."""
 
     error: float
     confidence: float
@@ -337,9 +314,7 @@ class ExplainedText:
     """A text of the test part that was taken for another class.
 
     Attributes:
-        probabilities: of `label` and `predicted`.
         margin: the log of how many times likelier than the truth the mistake was taken to be.
-        changes: by how much each word raises the margin.
         left: how many words follow that were not looked at.
     """
 
@@ -358,9 +333,7 @@ class Tested:
     """What is known once the test part was opened; the study stores it.
 
     Attributes:
-        seeds: of the final trainings.
         note: why there are no predictions to show.
-        epochs: that the winner was trained for.
         confusion: how often each class (rows) was taken for which (columns).
     """
 
@@ -399,12 +372,9 @@ class Answer(Tested):
     """What winner.json holds.
 
     Attributes:
-        stage: the study of the last stage.
         trials: that the winner was chosen from, and `study_trials` all of the study by then.
         reused: how many trainings of each stage earlier answers had done, and of how many.
-        candidates: the best first.
         keeps: whether the winner keeps to the rule on fresh seeds.
-        command: of the study's page.
         files: the SHA-256 of the files that were written with it.
     """
 
@@ -469,7 +439,6 @@ class VariantFacts:
 
     Attributes:
         note: why there is none; the other values are not known then.
-        drop: how much worse it is than the original.
         latency: by the size of the batch.
     """
 
@@ -528,7 +497,6 @@ class Compressed:
     Attributes:
         winner: the SHA-256 of winner.pt, and `committee` of committee.pt if that taught.
         digest: the SHA-256 of winner.onnx.
-        threads: of the latencies.
         margin: what may be lost.
     """
 
@@ -590,9 +558,6 @@ def write_answer(run_dir: Path, answer: Answer, files: Mapping[str, bytes]) -> A
     It has their digests, and goes first: if the command is killed before the last of them is in its
     place, those of another answer are not taken for this one's.
 
-    Returns:
-        the answer with the digests.
-
     Raises:
         OSError: a file cannot be written.
     """
@@ -645,9 +610,6 @@ def read_compressed(run_dir: Path, answer: Answer) -> Compressed | None:
 
 def strays(run_dir: Path, answer: Answer, *names: str) -> list[str]:
     """Finds files that are missing, or are not those which were written with winner.json.
-
-    Args:
-        names: the files to look at; none for all of the answer.
 
     Raises:
         OSError: a file cannot be read.
@@ -717,10 +679,7 @@ def is_answer_of(answer: Answer, plan: "Plan") -> bool:
 
 
 def move_aside(run_dir: Path) -> Path | None:
-    """Moves the answer of a run directory to a folder of its own below `earlier/`.
-
-    Returns:
-        the folder; None if there was nothing to move.
+    """Moves the answer of a run directory, if any, to a folder of its own below `earlier/`.
 
     Raises:
         OSError: the files cannot be moved.

@@ -64,17 +64,13 @@ COSTS = ("parameters", "latency_ms")
 def select(
     outputs: Sequence[Tensor], targets: Tensor, metric: Metric, average: Average
 ) -> dict[int, int]:
-    """Chooses networks greedily, with replacement.
+    """Chooses networks greedily, with replacement: how often each position was added.
 
     Each round adds the network with which the mean is best; of a tie, the first. Of all rounds,
     the best committee counts, and of a tie the smallest: it is never worse than the best network.
 
     Args:
         outputs: of each network, (n, …); the best ones should come first.
-        targets: (n, …).
-
-    Returns:
-        how often each chosen network was added, by its position.
 
     Raises:
         UndefinedMetric: the metric has no value.
@@ -188,12 +184,7 @@ def judge(
     outputs_of: Callable[[Member], tuple[Tensor, Tensor]],
     of_winner: Sequence[float],
 ) -> Committee:
-    """Judges a committee on the test part.
-
-    Args:
-        outputs_of: returns the outputs and targets of a member on the test part.
-        of_winner: the winner's values there, one for each seed.
-    """
+    """Judges a committee on the test part."""
     if choice.note is not None:
         return choice
     try:
@@ -250,12 +241,7 @@ def remove_others(plan: Plan, answer: Answer) -> None:
 
 
 class CommitteeNetwork(nn.Module):
-    """Networks whose mean is one output, of the same meaning as theirs.
-
-    Args:
-        entry: the committee, as winner.json has it.
-        networks: of its members, in their order.
-    """
+    """Networks whose mean is one output, of the same meaning as theirs."""
 
     def __init__(self, entry: Committee, networks: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -275,9 +261,6 @@ class CommitteeNetwork(nn.Module):
 
 def load_committee(run_dir: Path, answer: Answer, trusted: Sequence[str]) -> CommitteeNetwork:
     """Loads the committee below a run directory, which may be another person's.
-
-    Args:
-        trusted: packages, modules or classes that it may name, beside those of ours.
 
     Raises:
         PredictError: there is no committee, or its file cannot be used.
@@ -302,10 +285,7 @@ def load_networks(
     """Builds networks of trusted code, and gives them the weights of a file.
 
     Args:
-        sections: that build the networks.
         path: of the state dicts, by the position of the network.
-        facts: what the networks take and return.
-        several: False for a file of a single state dict.
 
     Raises:
         PredictError: the weights cannot be read, or are of other networks.

@@ -74,9 +74,6 @@ def evaluate_winner(
     winner.pt holds what the loop has kept there.
 
     Args:
-        plan: the stages of the run, all of which have ended.
-        test: loads the test part; called once, if at all.
-        command: the command of the study's page.
         anew: whether to open the test part also if it was opened for these networks before.
 
     Raises:
@@ -155,12 +152,7 @@ def describe_candidates(plan: Plan) -> list[Candidate]:
 
 
 def describe_race(race: Race, trials: Sequence[FrozenTrial], budget: int) -> RaceResult:
-    """Describes a race that has ended.
-
-    Args:
-        trials: of the re-evaluation.
-        budget: how many trainings it had at most.
-    """
+    """Describes a race that has ended."""
     causes = {
         trial.params.get("candidate"): one_line(reason_of(trial) or "failed")
         for trial in trials
@@ -191,13 +183,7 @@ def describe_race(race: Race, trials: Sequence[FrozenTrial], budget: int) -> Rac
 def test_trainings(
     plan: Plan, test: Callable[[], Part], *, anew: bool
 ) -> tuple[Tested, Mapping[str, Any] | None]:
-    """Returns what the test part gives for winner and baseline; opens it if that is not known.
-
-    Args:
-        anew: whether to open it also if it is known.
-
-    Returns:
-        what it gives, and what the winner's first seed has kept.
+    """Returns what the test part gives, opened if need be, and the winner's first weights.
 
     Raises:
         NoWinner: a final training has failed, or the metric has no value on the test part.
@@ -283,7 +269,6 @@ def measure(
 
     Args:
         networks: the weights of each seed, by candidate.
-        choice: the committee, if there is to be one.
 
     Raises:
         UndefinedMetric: the metric has no value there.
@@ -334,11 +319,7 @@ def measure(
 def judge_network(
     trainings: CandidateTrainings, candidate: int, weights: Mapping[str, Tensor], split: Part
 ) -> tuple[Tensor, Tensor]:
-    """Evaluates a candidate's network on a split.
-
-    Returns:
-        the outputs and targets, both (n, …), on the CPU.
-    """
+    """Returns outputs and targets of a candidate's network on a split, both (n, …), on the CPU."""
     job = trainings.job(candidate, 0)
     outputs, targets = evaluate_network(job, build_network(job, weights, split), split)
     return outputs.cpu(), targets.cpu()
@@ -352,12 +333,7 @@ def build_network(job: Job, weights: Mapping[str, Tensor], split: Part) -> nn.Mo
 
 
 def describe_data(plan: Plan, job: Job, split: Part, sealed: Part) -> DataFacts:
-    """Describes the data, as far as one must know them to use the network of a job.
-
-    Args:
-        split: the training part.
-        sealed: the test part.
-    """
+    """Describes the data, as far as one must know them to use the network of a job."""
     source, section = plan.data.source, value_at(plan.question.config, "data.transform")
     seen = InputRange.of(split)
     return DataFacts(
@@ -384,7 +360,6 @@ def shown_predictions(outputs: Tensor, targets: Tensor, split: Part) -> dict[str
 
     Args:
         outputs: on the test part, (n, outputs), on the CPU.
-        targets: those of the test part, on the CPU.
 
     Returns:
         fields of `Tested`: for classes `confusion`, `classes` and `wrong`, the most confident
@@ -423,13 +398,10 @@ def _confusion_and_wrong(probabilities: Tensor, labels: Tensor, split: Part) -> 
 
 
 def picture(image: Tensor | None) -> str | None:
-    """Converts an input to a PNG in a data URL, its lowest value black.
+    """Converts an input, if it is a picture, to a PNG in a data URL, its lowest value black.
 
     Args:
         image: (channels, height, width); None if the input is not one tensor.
-
-    Returns:
-        the URL; None if the input is not a picture of one or three channels.
     """
     if image is None or image.ndim != 3 or len(image) not in (1, 3):
         return None
@@ -457,10 +429,6 @@ def winner_yaml(plan: Plan, command: Sequence[str], notes: Sequence[str] = ()) -
     """Returns winner.yaml: the config of the winner, below the command that does it once more.
 
     It is read as a config from elsewhere, so that the command trusts what it names.
-
-    Args:
-        command: the command of the study's page.
-        notes: lines of comments.
     """
     config = winner_config(plan)
     page = plain_sections(plan.question.config, "sampler", "pruner", "launcher")

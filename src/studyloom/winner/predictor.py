@@ -60,11 +60,6 @@ class Network:
     Attributes:
         shape: of one input, such as (channels, height, width).
         transform: how what a file holds becomes an input; None if nobody said it.
-        remark: what is said of each picture.
-        seen: the range of the training inputs, if it is known.
-        classifies: whether it predicts classes, and not numbers.
-        names: of the classes or numbers that it predicts.
-        columns: the names of its inputs in a table.
         dtype: in which it takes inputs; whole for a network that begins with an embedding.
         refusal: why no file holds an input for it; "" if some do.
     """
@@ -107,11 +102,6 @@ def load_network(run_dir: Path, trusted: Sequence[str] = (), *, committee: bool 
     """Loads the winner below a run directory, which may be another person's.
 
     Nothing in its files is executed, and only classes and functions of trusted packages are called.
-
-    Args:
-        trusted: packages, modules or classes that winner.yaml and winner.json may name, beside
-            those of ours.
-        committee: whether to load the committee in its place.
 
     Raises:
         PredictError: there is no such answer, or its files cannot be used.
@@ -187,7 +177,6 @@ class Inputs:
 
     Attributes:
         rows: float32 (n, *shape), finite.
-        done: what was done to all of them, in words.
         unlike: in what single ones differ from the training data, by their position.
     """
 
@@ -252,7 +241,6 @@ def _read_lines(content: bytes, columns: Sequence[str], count: int) -> Tensor:
 
     Args:
         columns: the names of the inputs, which its first line then has; empty for no such line.
-        count: how many numbers an input has.
 
     Returns:
         float32 (n, count).
@@ -293,7 +281,6 @@ def _read_picture(content: bytes, channels: int, size: Sequence[int]) -> tuple[T
 
     Args:
         channels: 1 makes it grey, 3 gives it colours.
-        size: height and width of what will become of it.
 
     Returns:
         float32 (channels, height, width) from 0 (black) to 1 (white), and what was done, in words.
@@ -365,7 +352,6 @@ def from_numbers(numbers: Tensor, whole: bool, network: Network) -> Inputs:
 
     Args:
         numbers: float32 (n, *shape), or one input (*shape); pictures of one channel also without.
-        whole: whether they were whole numbers.
 
     Raises:
         PredictError: they have another shape, are not finite, or are whole and no pixels.
@@ -477,9 +463,6 @@ class FileAnswer:
 
     Attributes:
         name: the file; for one of several inputs with its position there.
-        confidence: the probability of the class, from 0 to 1.
-        values: the numbers, if it is not a class.
-        word: the name of the class, if it has one.
         note: what was done to the input, and in what it is unlike the training data.
     """
 
@@ -551,11 +534,7 @@ class Prediction:
 
 
 class Predictor:
-    """The network of a winner, with its weights. `load_winner` makes it.
-
-    Args:
-        network: the network, and what it expects.
-    """
+    """The network of a winner, with its weights. `load_winner` makes it."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -613,7 +592,6 @@ class LoopWinner:
     """The winner of a study that calls a loop of one's own. `load_winner` makes it.
 
     Attributes:
-        config: with which the loop was called; `config.params` are the best parameters.
         states: what the loop kept, a state dict for each name that it gave to `run.keep`.
     """
 
@@ -649,7 +627,6 @@ def load_winner(
     networks of studyloom and torch, and code of your own only if `trust` names it.
 
     Args:
-        run_dir: the folder of the study, with winner.json, winner.yaml and winner.pt.
         trust: packages, modules or classes that winner.yaml may name and call.
         committee: whether to load the committee of `winner.committee=true` in its place. Its
             `network` averages those of its members.

@@ -58,10 +58,7 @@ class Stage:
     """One stage of a run: a stored study, and where its trials come from.
 
     Args:
-        title: search, re-evaluation or retraining.
-        stored: the study in the database.
         asked: where its trials come from.
-        trials: its budget.
         weights: the folder for the trained networks; None to keep none.
     """
 
@@ -85,16 +82,7 @@ class Stage:
 
 @dataclass
 class Plan:
-    """The stages of a run; each is known once those before it have ended.
-
-    Args:
-        search: the first stage.
-        question: the question of the search.
-        data: what networks are trained on.
-        url: the URL of the database.
-        run_dir: where the answer is written.
-        settings: the section `winner` of the config.
-    """
+    """The stages of a run; each is known once those before it have ended."""
 
     search: Stage
     question: Question
@@ -153,10 +141,7 @@ class Plan:
         return self.search.trials if ended is None else ended.begun
 
     def reconcile(self) -> bool:
-        """Mends what another program has changed in the ledgers or trials of the stages.
-
-        Returns:
-            Whether there was anything to mend, so that work may be left to do.
+        """Mends what another program changed in ledgers or trials; says if there was anything.
 
         Raises:
             StorageError: A person must decide how.
@@ -190,12 +175,7 @@ class Plan:
         return self.values(self.reevaluation) if self.reevaluates else {}
 
     def values(self, stage: Stage) -> dict[int, list[float]]:
-        """Returns what the trainings of a stage gave.
-
-        Returns:
-            a list of one value per seed for each candidate; without candidates of which a training
-            failed.
-        """
+        """Returns a value per seed for each candidate of which no training failed."""
         asked = Counter(candidate for candidate, _ in stage.trainings.trainings)
         by_candidate: dict[int, dict[int, float]] = {}
         for trial in stage.stored.trials():
@@ -396,15 +376,7 @@ class Plan:
         fold: Callable[[int], Fold],
         weights: Path | None = None,
     ) -> Stage:
-        """Makes the study of a stage, or opens it; settings that change its trainings name it.
-
-        Args:
-            title: of the stage.
-            candidates: points of the search, by the number of their trial.
-            seeds: how many each candidate is trained with at most.
-            fold: returns the training and validation indices of a seed.
-            weights: the folder with the folders of networks; None to keep none.
-        """
+        """Makes the study of a stage, or opens it; settings that change its trainings name it."""
         search, settings = self.search, self.settings
         name = f"{search.stored.name}/{title} {search.trials}-{settings.top}-{settings.seeds}"
         if self.rule != Rule(search.stored.goals[0]):

@@ -35,12 +35,8 @@ def compare(
     """Summarises winner and baseline, and the difference between them seed by seed.
 
     Args:
-        values: one value per seed, by the number of the candidate.
-        winner: the number of the winner.
-        baseline: the number of the baseline; None if there is none.
         resampled: the values on the same resamples of the test examples, by candidate; None if they
             are not known, so that intervals cover seeds alone.
-        seed: decides which seeds a resample has.
     """
 
     def summary(series: Sequence[float], on: Resampled | None) -> Summary:
@@ -86,11 +82,6 @@ def _interval(values: Sequence[float], resampled: Resampled, seed: int) -> Inter
     five vary by four fifths of what they should, and percentiles know nothing of Student's: so what
     the draw of seeds changes is stretched by both factors. With no spread over examples the
     interval is Student's. SciPy's bootstrap draws along one axis, and serves neither.
-
-    Args:
-        values: one per seed, on the examples themselves.
-        resampled: the values on resamples of the examples.
-        seed: decides which seeds are drawn.
     """
     count = len(values)
     drawn = np.random.default_rng(seed).integers(0, count, resampled.shape)
@@ -113,12 +104,6 @@ def resample(
 
     Of classes each resample has as many examples as the test part, so that a metric over classes is
     defined. A metric that is a mean over examples need not be computed again.
-
-    Args:
-        metric: of the study.
-        judged: the outputs and targets of each seed, by candidate.
-        examples: how many the test part has.
-        seed: decides which examples are drawn.
 
     Returns:
         the values by candidate; None if an output does not belong to one example, as where several
@@ -167,12 +152,7 @@ class Average:
     to_outputs: Callable[["Tensor"], "Tensor"]
 
     def __call__(self, outputs: Sequence["Tensor"], shares: Sequence[float]) -> "Tensor":
-        """Returns the outputs of a committee, float32 (n, …).
-
-        Args:
-            outputs: of each member, (n, …).
-            shares: of each member, above 0; together 1.
-        """
+        """Returns the outputs of a committee, float32 (n, …)."""
         mean = sum(s * self.to_mean(o.double()) for s, o in zip(shares, outputs, strict=True))
         assert not isinstance(mean, int)  # there is a member
         return self.to_outputs(mean).float()

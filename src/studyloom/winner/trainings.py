@@ -50,8 +50,6 @@ class EarlierTraining:
     """A training that another stage has done.
 
     Attributes:
-        trial: as it is stored there.
-        source: the stage and the number of the trial, in words.
         weights: the file of its network; None if none was kept.
     """
 
@@ -79,10 +77,7 @@ class CandidateTrainings:
     All candidates get the same seeds and the same folds, so that luck is not what they differ by.
 
     Attributes:
-        candidates: points of the search, by the number of their trial.
         seeds: how many seeds each candidate is trained with; in a race, at most.
-        fold: returns the training and validation indices of a seed.
-        known: what earlier stages have trained, by candidate and seed.
         raced: in a race, the candidate and the seed of each slot so far; None for all of each.
     """
 
@@ -112,11 +107,7 @@ class CandidateTrainings:
         return [*itertools.product(self.candidates, range(self.seeds))]
 
     def fresh_seed(self, seed: int) -> int:
-        """Derives a seed that nothing in the search has used: no other path has its length.
-
-        Args:
-            seed: its number, from 0.
-        """
+        """Derives a seed that nothing in the search has used: no other path has its length."""
         return derive(self.seed, seed, 0, 0)
 
     def job(self, candidate: int, seed: int) -> Job:
@@ -178,10 +169,6 @@ class CandidateTrainings:
 def kept_epoch(curves: Mapping[str, Sequence[float]], keep: str, metric: Metric) -> int | None:
     """Returns the epoch that was kept of a trial, by its mean curve over folds and seeds.
 
-    Args:
-        curves: as an objective stores them.
-        keep: last or best.
-
     Returns:
         the number of the epoch, from 1; None if there are no curves.
     """
@@ -196,14 +183,7 @@ def kept_epoch(curves: Mapping[str, Sequence[float]], keep: str, metric: Metric)
 def earlier_stages(
     search: StoredStudy, title: str, name: str
 ) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
-    """Yields the same stage of other budgets and rules, if the code of now made its trainings.
-
-    Args:
-        name: of the stored study that is left out: the stage itself.
-
-    Yields:
-        the name, the id and the attributes of its stored study.
-    """
+    """Yields the same stage of other budgets and rules, if the code of now made its trainings."""
     code = search.code()
     for study in search.storage.get_all_studies():
         same = study.study_name.startswith(f"{search.name}/{title} ") and study.study_name != name
@@ -214,13 +194,7 @@ def earlier_stages(
 def earlier_trainings(
     search: StoredStudy, title: str, name: str, folder: Path | None, *, needed: bool = False
 ) -> Mapping[tuple[int, int], EarlierTraining]:
-    """Returns what other stages have trained, by candidate and seed.
-
-    Args:
-        name: of the stored study of the stage.
-        folder: with the folders of networks; None if the stage keeps none.
-        needed: whether a training without a network is of no use.
-    """
+    """Returns what other stages have trained, by candidate and seed."""
     known: dict[tuple[int, int], EarlierTraining] = {}
     for stage, study_id, _ in earlier_stages(search, title, name):
         weights = None if folder is None else folder / folder_name(stage)

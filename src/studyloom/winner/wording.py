@@ -44,11 +44,7 @@ def format_costs(row: Candidate) -> str:
 
 
 def format_choice(answer: Answer, budget: int | None = None) -> str:
-    """Formats which trials a winner was chosen from: all of the study, or its first ones.
-
-    Args:
-        budget: of the study by now; None for that of when the winner was chosen.
-    """
+    """Formats which trials a winner was chosen from: all of the study, or its first ones."""
     of = budget or answer.study_trials or answer.trials
     first = f"the first {answer.trials} of {of}" if answer.trials < of else answer.trials
     return f"chosen from {first} trials"
@@ -65,11 +61,7 @@ def format_reuse(answer: Answer) -> str:
 
 
 def format_difference(difference: Summary, covers: str = "") -> str:
-    """Formats a difference with its interval, and whether that includes 0.
-
-    Args:
-        covers: what the interval covers, as `format_covers` says it.
-    """
+    """Formats a difference with its interval, and whether that includes 0."""
     mean = format_value(difference.mean, "+")
     if difference.interval is None:
         return mean
@@ -177,13 +169,7 @@ def accepted_files(data: DataFacts) -> str:
 
 
 def model_card(answer: Answer, run_dir: Path, examples: int | None, digest: str) -> str:
-    """Writes the model card of a tested winner in Markdown.
-
-    Args:
-        run_dir: as the user names it.
-        examples: that the winner was trained on; None if they are not known.
-        digest: the SHA-256 of these.
-    """
+    """Writes the model card of a tested winner in Markdown."""
     winner, test = answer.winner, answer.test
     assert test is not None
     on = f", on {test.examples} examples" if test.examples else ""
