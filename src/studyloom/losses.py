@@ -75,12 +75,9 @@ class Balance(nn.Module):
 
     It is a module of its own, since only modules with a method `adapt` are shown the training part,
     which takes 0.06 s.
-
-    Attributes:
-        weight: of each class, (classes,); None before `adapt`.
     """
 
-    weight: Tensor | None
+    weight: Tensor | None  # of each class, (classes,); None before `adapt`
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,15 +92,8 @@ class Balance(nn.Module):
 class MSE(nn.Module):
     """Mean squared error of raw outputs (batch, outputs), to numbers of that shape or to classes.
 
-    Labels (batch,) of classes are made one-hot. Hui and Belkin 2021 (arXiv:2006.07322) find it as
-    good as cross entropy for classification.
-
-    Args:
-        label_smoothing: the share of each label that moves evenly to all classes, from 0 to 1, as
-            in torch.nn.CrossEntropyLoss.
-
-    Raises:
-        ValueError: label_smoothing is out of its range.
+    Labels (batch,) of classes are made one-hot, and smoothed as in `CrossEntropy`. Hui and Belkin
+    2021 (arXiv:2006.07322) find it as good as cross entropy for classification.
     """
 
     def __init__(self, label_smoothing: float = 0.0) -> None:

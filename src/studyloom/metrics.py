@@ -26,10 +26,7 @@ COSTS = ("parameters", "flops", "latency_ms")
 
 @dataclass(frozen=True)
 class Goal:
-    """A value of a trial that the study optimizes.
-
-    Its `name` is such as accuracy or parameters.
-    """
+    """A value of a trial that the study optimizes, such as accuracy or parameters."""
 
     name: str
     direction: Direction
@@ -135,36 +132,21 @@ def f1_macro(outputs: Tensor, classes: Tensor) -> Any:
 
 
 def roc_auc(outputs: Tensor, classes: Tensor) -> Any:
-    """Returns the area under the ROC curve.
-
-    With more than two classes, it is the mean over classes, each against the rest.
-
-    Raises:
-        UndefinedMetric: there is no example of a class.
-    """
+    """Returns the area under the ROC curve; of several classes the mean, each against the rest."""
     from sklearn.metrics import roc_auc_score
 
     return _mean_over_classes(roc_auc_score, outputs, classes)
 
 
 def average_precision(outputs: Tensor, classes: Tensor) -> Any:
-    """Returns the area under the curve of precision over recall of class 1.
-
-    With more than two classes, it is the mean over all classes.
-
-    Raises:
-        UndefinedMetric: there is no example of a class.
-    """
+    """Returns the area under the curve of precision over recall of class 1, or the mean of all."""
     from sklearn.metrics import average_precision_score
 
     return _mean_over_classes(average_precision_score, outputs, classes)
 
 
 def example_scores(metric: Metric, outputs: Tensor, targets: Tensor) -> Tensor | None:
-    """Returns what each example contributes, (n,) in float64, to a metric that is their mean.
-
-    It is None for a metric that is not known to be one.
-    """
+    """Returns what each example contributes, (n,) in float64; None if the metric is no mean."""
     from torch.nn import functional
 
     if metric.function is accuracy:
@@ -184,22 +166,17 @@ def _predictions(outputs: Tensor, classes: Tensor) -> tuple[Any, Any]:
 
 
 def _mean_over_classes(score: Any, outputs: Tensor, classes: Tensor) -> Any:
-    """The mean of a score of each class against the rest; of two classes, the score of class 1."""
-    truth, odds = _log_odds(outputs, classes)
-    found = [1] if odds.shape[1] == 2 else range(odds.shape[1])
-    return sum(score(truth == label, odds[:, label]) for label in found) / len(found)
+    """The mean of a score of each class against the rest; of two classes, the score of class 1.
 
-
-def _log_odds(outputs: Tensor, classes: Tensor) -> tuple[Any, Any]:
-    """The classes and the log-odds of all of them, (n, k) in float64, as NumPy arrays.
-
-    They are in the order of the probabilities, which are all 1 from a margin of 37 on.
+    Raises:
+        UndefinedMetric: there is no example of a class.
     """
     counts = classes.bincount(minlength=outputs.shape[1])
     if absent := (counts == 0).nonzero().flatten().tolist():
         raise UndefinedMetric(
             f"needs examples of every class; of {len(classes)} none is of class {absent[0]}"
         )
+    # The log-odds are in the order of the probabilities, which are all 1 from a margin of 37 on.
     outputs = outputs.double()
     if outputs.shape[1] == 2:
         odds = outputs - outputs.flip(1)
@@ -209,7 +186,9 @@ def _log_odds(outputs: Tensor, classes: Tensor) -> tuple[Any, Any]:
         others = outputs.scatter(1, top, -math.inf).logsumexp(1, keepdim=True)
         # Of all but the likeliest, which may be as good as certain, 1 - p is at least a half.
         odds = (logs - logs.exp().neg().log1p()).scatter(1, top, outputs.gather(1, top) - others)
-    return classes.cpu().numpy(), odds.cpu().numpy()
+    truth, scores = classes.cpu().numpy(), odds.cpu().numpy()
+    found = [1] if odds.shape[1] == 2 else range(odds.shape[1])
+    return sum(score(truth == label, scores[:, label]) for label in found) / len(found)
 
 
 def _metrics(direction: Direction, targets: str, scale: str, *functions: Any) -> list[Metric]:

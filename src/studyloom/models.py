@@ -30,9 +30,8 @@ class MLP(nn.Sequential):
         shape: of one input, without the batch.
         outputs: how many numbers the network gives for an input.
         hidden: the widths of the hidden layers; an empty list makes a linear classifier.
-        activation: relu, tanh, sigmoid or gelu.
         dropout: the probability after each hidden layer: one for all, or a list of one per layer.
-        init: default, xavier or kaiming; see `initialise`.
+        init: see `initialise`.
         standardise: scales inputs to mean 0 and standard deviation 1 by those of the training part,
             and outputs for numbers (not classes) back to the scale of the targets.
 
@@ -79,14 +78,11 @@ class CNN(nn.Sequential):
     linear layer follow, without a softmax.
 
     Args:
-        shape: of one image: (channels, height, width).
-        outputs: how many numbers the network gives for an image.
         channels: of the first block; they double from block to block.
         blocks: how many there are; each halves height and width.
         dropout: the probability before the linear layer.
         norm: none, batch, or group (Wu and He 2018, arXiv:1803.08494).
-        activation: relu, tanh, sigmoid or gelu.
-        init: default, xavier or kaiming; see `initialise`.
+        init: see `initialise`.
 
     Raises:
         ValueError: an argument is out of its range, or the image is too small for the blocks.
@@ -136,11 +132,9 @@ class CNN(nn.Sequential):
 
 
 class Standardise(nn.Module):
-    """Subtracts the mean of each feature and divides by its standard deviation.
+    """Standardises each feature of inputs (batch, …, features) by its mean and deviation.
 
     Both are measured on the training part before the first step, and are saved with the weights.
-
-    Inputs are (batch, …, features).
     """
 
     def __init__(self, features: int) -> None:
@@ -166,12 +160,9 @@ class StandardiseSteps(Standardise):
 
 
 class Restore(nn.Module):
-    """Scales outputs to the mean and standard deviation of the targets in the training part.
+    """Scales outputs (batch, outputs) to mean and deviation of the targets in the training part.
 
-    So the loss and the metric are in the units of the data. Where targets are classes, outputs are
-    left alone.
-
-    Outputs are (batch, outputs).
+    So the loss and the metric are in the units of the data. Outputs for classes are left alone.
     """
 
     def __init__(self, outputs: int) -> None:
@@ -195,11 +186,8 @@ class Recurrent(nn.Module):
     It reads an image row by row; see `steps_of`.
 
     Args:
-        shape: of one input, without the batch: (steps, features), (steps,), or an image.
-        outputs: how many numbers the network gives for an input.
         cell: rnn (Elman's, with tanh), lstm or gru.
         hidden: units of a layer.
-        layers: recurrent layers, one on top of the other.
         dropout: the probability after each layer but the last, and before the linear layer.
         standardise: as for the MLP, by the mean and deviation of each feature over all steps.
 
@@ -245,11 +233,7 @@ class Transformer(nn.Module):
     (arXiv:2002.04745).
 
     Args:
-        shape: of one input, without the batch: (steps, features), (steps,), or an image.
-        outputs: how many numbers the network gives for an input.
         width: of each step, a multiple of heads; the feed-forward layers are twice as wide.
-        heads: of the attention in each layer.
-        layers: encoder layers, one on top of the other.
         dropout: the probability within each layer.
 
     Raises:
@@ -293,12 +277,8 @@ class Transformer(nn.Module):
 def steps_of(shape: Sequence[int]) -> tuple[int, int]:
     """Returns the number of steps of an input, and of the features of a step.
 
-    Args:
-        shape: (steps, features), (steps,) of one feature, or (channels, height, width): an image is
-            read row by row, so that its height is the steps.
-
-    Raises:
-        ValueError: the shape has other dimensions.
+    A shape is (steps, features), (steps,) of one feature, or (channels, height, width): an image is
+    read row by row, so that its height is the steps.
     """
     if len(shape) == 1:
         return shape[0], 1

@@ -14,17 +14,10 @@ def constant(progress: float) -> float:
 
 
 def cosine(progress: float, warmup: float = 0.0, final: float = 0.0) -> float:
-    """Falls from 1 to `final` along half a cosine, after a linear rise from 0.
+    """Falls from 1 to `final` along half a cosine, after a linear rise from 0 that takes `warmup`.
 
     Source: Loshchilov and Hutter 2017 (arXiv:1608.03983); the rise is that of Goyal et al. 2017
     (arXiv:1706.02677).
-
-    Args:
-        warmup: the share of training that the rise takes, from 0 to 1.
-        final: the factor at the end, from 0 to 1.
-
-    Raises:
-        ValueError: an argument is out of its range.
     """
     _within("progress", progress)
     _within("warmup", warmup)
@@ -41,14 +34,6 @@ def one_cycle(
 
     Source: Smith and Topin 2018 (arXiv:1708.07120), who ramp linearly; the cosine is that of
     torch's OneCycleLR.
-
-    Args:
-        peak: the progress at which the factor is 1; more than 0 and less than 1.
-        start: the factor at the beginning, from 0 to 1.
-        final: the factor at the end, from 0 to 1.
-
-    Raises:
-        ValueError: an argument is out of its range.
     """
     _within("progress", progress)
     _within("start", start)

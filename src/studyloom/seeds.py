@@ -9,9 +9,6 @@ def derive(*path: int) -> int:
     Source: numpy's `SeedSequence`, after O'Neill, "Developing a seed_seq Alternative" (2015).
 
     A path is such as (study seed, trial number, fold), of numbers from 0 on.
-
-    Raises:
-        ValueError: a number of the path is negative.
     """
     # The length goes first: SeedSequence takes (3,) and (3, 0) for the same.
     return int(np.random.SeedSequence((len(path), *path)).generate_state(1)[0])
