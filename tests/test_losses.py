@@ -17,10 +17,11 @@ def test_gradients_of_both_losses_agree_with_finite_differences(loss, smoothing)
     assert torch.autograd.gradcheck(lambda x: loss(label_smoothing=smoothing)(x, LABELS), [outputs])
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.3, 1.0])
-def test_mse_is_the_mean_of_squares_as_written(smoothing):
-    targets = nn.functional.one_hot(LABELS, 4) * (1 - smoothing) + smoothing / 4
-    torch.testing.assert_close(MSE(smoothing)(OUTPUTS, LABELS), ((OUTPUTS - targets) ** 2).mean())
+def test_mse_is_the_mean_of_squares_as_written():
+    for smoothing in (0.0, 0.3, 1.0):
+        targets = nn.functional.one_hot(LABELS, 4) * (1 - smoothing) + smoothing / 4
+        expected = ((OUTPUTS - targets) ** 2).mean()
+        torch.testing.assert_close(MSE(smoothing)(OUTPUTS, LABELS), expected)
 
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.1, float("nan")])
@@ -60,10 +61,5 @@ def test_a_weighted_loss_is_a_mean_over_examples_whatever_the_batches():
 def test_weights_that_cannot_be_are_refused(weights):
     with pytest.raises(ValueError, match=r"^loss\.weights must be "):
         CrossEntropy(weights)
-
-
-def test_a_weight_for_each_class_is_wanted():
-    with pytest.raises(
-        ValueError, match=r"loss\.weights must have a number for each of 4 classes; got 2"
-    ):
+    with pytest.raises(ValueError, match=r"a number for each of 4 classes; got 2"):
         CrossEntropy([1.0, 2.0]).double()(OUTPUTS, LABELS)

@@ -3,7 +3,6 @@ import math
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 from torch.func import functional_call
 
@@ -58,19 +57,6 @@ def test_gradients_of_a_cnn_agree_with_finite_differences(activation, norm):
     assert_gradients_are_right(
         CNN(shape=SHAPE, outputs=3, channels=2, blocks=1, activation=activation, norm=norm)
     )
-
-
-def test_dropout_is_one_number_or_one_per_layer():
-    one = MLP(shape=SHAPE, outputs=3, hidden=[5, 5], dropout=0.5)
-    each = MLP(shape=SHAPE, outputs=3, hidden=[5, 5], dropout=OmegaConf.create([0.1, 0.2]))
-    assert [layer.p for layer in one if isinstance(layer, nn.Dropout)] == [0.5, 0.5]
-    assert [layer.p for layer in each if isinstance(layer, nn.Dropout)] == [0.1, 0.2]
-
-
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 20), (2, 7, 5)])
-@pytest.mark.parametrize("model", [MLP, CNN])
-def test_any_shape_and_number_of_classes_fit(model, shape):
-    assert model(shape=shape, outputs=7)(images(2, shape)).shape == (2, 7)
 
 
 @pytest.mark.parametrize("init", INITS)
@@ -145,12 +131,15 @@ SEQUENCES = [
     *(functools.partial(Recurrent, cell=cell, hidden=5) for cell in CELLS),
     functools.partial(Transformer, width=8),
 ]
+STEPS = [(6, 3), (1, 6, 3), (2, 6, 4), (6,)]
 
 
-@pytest.mark.parametrize("shape", [(6, 3), (1, 6, 3), (2, 6, 4), (6,)])
-@pytest.mark.parametrize("model", SEQUENCES)
-def test_steps_of_any_shape_fit(model, shape):
-    assert model(shape=shape, outputs=7)(images(4, shape)).shape == (4, 7)
+def test_any_shape_and_number_of_outputs_fit():
+    pictures = [(1, 28, 28), (3, 32, 20), (2, 7, 5)]
+    for models, shapes in (((MLP, CNN), pictures), (SEQUENCES, STEPS)):
+        for model in models:
+            for shape in shapes:
+                assert model(shape=shape, outputs=7)(images(4, shape)).shape == (4, 7)
 
 
 @pytest.mark.parametrize("model", SEQUENCES)

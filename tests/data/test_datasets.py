@@ -1,7 +1,6 @@
 """Datasets: what is found out of them, held out of them, and said before the first trial."""
 
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,17 +111,6 @@ def test_one_function_may_load_all_parts_and_the_test_part_stays_closed():
     opened.clear()
     Datasets(load=load, validation=15).train()
     assert opened == ["train"], "where examples are held out, there is no other part"
-
-
-def test_a_network_is_shown_classes_for_balance_and_refused_inputs():
-    examples = drawn()
-    shown = []
-    module = SimpleNamespace(adapt=lambda *pair: shown.append(pair))
-    examples.show([module], torch.arange(6), "loss")
-    ((inputs, targets),) = shown
-    assert (inputs.shape, targets.tolist()) == ((6, 0), [0, 1, 2, 0, 1, 2])
-    with pytest.raises(DataError, match="normalise them in the Dataset"):
-        examples.show([], torch.arange(6), "network")
 
 
 # What identifies the data

@@ -53,14 +53,14 @@ def test_a_sound_of_another_rate_is_the_same_input_and_that_is_said(rate):
     assert (made - known).abs().mean() < 0.1
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 4])
-@pytest.mark.parametrize("channels", [1, 2])
-def test_samples_of_every_width_are_on_one_scale(width, channels):
+def test_samples_of_every_width_are_on_one_scale():
     samples = sweep(0.1, 300, 1800, 8000)
-    read, rate, said = read_wav(wav(samples, 8000, width, channels))
-    assert rate == 8000
-    assert np.abs(read - samples).max() < (0.02 if width == 1 else 1e-4)
-    assert said == (["2 channels averaged"] if channels == 2 else [])
+    for width in (1, 2, 3, 4):
+        for channels in (1, 2):
+            read, rate, said = read_wav(wav(samples, 8000, width, channels))
+            assert rate == 8000
+            assert np.abs(read - samples).max() < (0.02 if width == 1 else 1e-4)
+            assert said == (["2 channels averaged"] if channels == 2 else [])
 
 
 def test_quiet_before_and_after_is_cut_off_and_loudness_does_not_matter():
@@ -70,13 +70,6 @@ def test_quiet_before_and_after_is_cut_off_and_loudness_does_not_matter():
     made, said = SOUND(wav(np.concatenate([noise, word / 4, noise]), 8000))
     assert (made - known).abs().mean() < 0.15
     assert said == ["0.41 of 2.40 s heard, the rest quiet and cut off"]
-
-
-def test_an_input_is_normalised_by_itself_and_has_its_highest_band_first():
-    made, _ = SOUND(wav(sweep(0.5, 3000, 3600, 8000), 8000))
-    assert float(made.mean()) == pytest.approx(0, abs=1e-5)
-    assert float(made.std()) == pytest.approx(1, abs=1e-5)
-    assert made[0].mean(1).argmax() < 5
 
 
 @pytest.mark.parametrize("name", [*hostile_wavs()])
@@ -101,10 +94,6 @@ def test_a_file_of_random_bytes_after_a_true_beginning_is_read_or_refused():
         assert bool(torch.isfinite(made).all())
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [{"rate": 100}, {"bands": 0}, {"frames": 0}, {"window": 1}, {"floor": 0}, {"longest": 100}],
-)
-def test_an_argument_out_of_its_range_is_named(arguments):
-    with pytest.raises(DataError, match=rf"data\.transform\.{next(iter(arguments))} must be from"):
-        Sound(**arguments)
+def test_an_argument_out_of_its_range_is_named():
+    with pytest.raises(DataError, match=r"data\.transform\.window must be from 16 to 65536; got 1"):
+        Sound(window=1)

@@ -183,16 +183,14 @@ def test_a_malicious_file_with_a_right_digest_is_not_executed(two, caplog, tmp_p
 
 
 def test_weights_are_read_as_they_were_saved_and_nothing_else_is(tmp_path):
-    weights = {f"{number}.weight": torch.full((2, 3), number) for number in range(30)}
-    save_weights(tmp_path / "a" / "weights.pt", weights)
-    loaded = load_weights(tmp_path / "a" / "weights.pt")
-    assert loaded.keys() == weights.keys()
-    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
-    before = digest_of(tmp_path / "a", durable=True)
-    torch.save([1], tmp_path / "a" / "weights.pt")
-    assert digest_of(tmp_path / "a") != before
+    path = tmp_path / "a" / "weights.pt"
+    save_weights(path, {"0.weight": torch.full((2, 3), 5.0)})
+    assert load_weights(path)["0.weight"].tolist() == [[5.0] * 3] * 2
+    before = digest_of(path.parent, durable=True)
+    torch.save([1], path)
+    assert digest_of(path.parent) != before
     with pytest.raises(ValueError, match="must hold weights, a dict of tensors"):
-        load_weights(tmp_path / "a" / "weights.pt")
+        load_weights(path)
 
 
 # Errors while saving

@@ -87,43 +87,27 @@ def test_the_test_part_is_judged_by_the_evaluation_of_ones_own():
     assert torch.equal(targets, SPLIT.targets)
 
 
-@pytest.mark.parametrize(
-    ("step", "words"),
-    [
-        (lambda network, batch: None, "train.step must return a loss, or .* returned None"),
-        (lambda network, batch: 0.5, "train.step must return a loss, .* returned a float"),
-        (lambda network, batch: (network(batch[0]).mean(), 1), r"returned \(Tensor, int\)"),
-        (
-            lambda network, batch: network(batch[0]).mean(1),
-            r"must be a scalar, .* got a tensor of the shape \(10,\); return loss.mean\(\)",
-        ),
-        (lambda network, batch: network(batch[0]).mean().detach(), "has no gradient: it was det"),
-        (lambda network, batch: torch.tensor(1.0), "must depend on parameters that are trained"),
-    ],
-)
-def test_a_step_that_returns_no_loss_is_named(step, words):
-    with pytest.raises(ValueError, match=words):
-        curve(toy_job(step=step))
+STEPS = [
+    (lambda network, batch: None, "train.step must return a loss, or .* returned None"),
+    (lambda network, batch: (network(batch[0]).mean(), 1), r"returned \(Tensor, int\)"),
+    (lambda network, batch: network(batch[0]).mean(1), r"must be a scalar, .*return loss.mean\(\)"),
+    (lambda network, batch: network(batch[0]).mean().detach(), "has no gradient: it was det"),
+]
+EVALUATIONS = [
+    (lambda network, batch: network(batch[0]).mean(), "train.evaluate must return .loss, outp"),
+    (lambda network, batch: (network(batch[0])[:, 0], network(batch[0]), batch[1]), "be a scalar"),
+    (
+        lambda network, batch: (network(batch[0]).mean(), network(batch[0])[:3], batch[1]),
+        r"outputs of each example; .* returned a tensor of the shape \(3, 3\) for 15 examples",
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("evaluate", "words"),
-    [
-        (lambda network, batch: network(batch[0]).mean(), "train.evaluate must return .loss, outp"),
-        (lambda network, batch: (*plain(network, batch, nn.CrossEntropyLoss())[:2], [1]), "list"),
-        (
-            lambda network, batch: (network(batch[0])[:, 0], network(batch[0]), batch[1]),
-            "must be a scalar",
-        ),
-        (
-            lambda network, batch: (network(batch[0]).mean(), network(batch[0])[:3], batch[1]),
-            r"outputs of each example; .* returned a tensor of the shape \(3, 3\) for 15 examples",
-        ),
-    ],
-)
-def test_an_evaluation_that_returns_something_else_is_named(evaluate, words):
-    with pytest.raises(ValueError, match=words):
-        curve(toy_job(evaluate=evaluate))
+def test_a_step_or_evaluation_that_returns_something_else_is_named():
+    for name, functions in (("step", STEPS), ("evaluate", EVALUATIONS)):
+        for function, words in functions:
+            with pytest.raises(ValueError, match=words):
+                curve(toy_job(**{name: function}))
 
 
 # Accumulation, precision, the average of the weights
@@ -131,29 +115,13 @@ def test_an_evaluation_that_returns_something_else_is_named(evaluate, words):
 
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_batches_accumulated_are_one_large_batch_the_smaller_ones_included(clip):
-    job = toy_job(batch_size=20, clip=clip, schedule=lambda progress: 1 - progress, **PLAIN)
-    parts = toy_job(
-        batch_size=7, accumulate=3, clip=clip, schedule=lambda progress: 1 - progress, **PLAIN
-    )
-    whole = toy_job(batch_size=21, clip=clip, schedule=lambda progress: 1 - progress, **PLAIN)
+    make = partial(toy_job, clip=clip, schedule=lambda progress: 1 - progress, **PLAIN)
+    job, whole = make(batch_size=20), make(batch_size=21)
+    parts = make(batch_size=7, accumulate=3)
     assert close(weights_of(parts), weights_of(whole), atol=1e-6)
     assert not close(weights_of(parts), weights_of(job), atol=1e-4)
     for ours, theirs in zip(curve(parts), curve(whole), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
-
-
-def test_without_the_last_batch_an_epoch_has_whole_batches_only():
-    sizes = []
-
-    def step(network, batch, loss):
-        sizes.append(len(batch[0]))
-        return plain(network, batch, loss)
-
-    curve(toy_job(step=step, batch_size=20, drop_last=True))
-    assert sizes == [20, 20] * 3
-    sizes.clear()
-    curve(toy_job(step=step, batch_size=20))
-    assert sizes == [20, 20, 5] * 3
 
 
 def test_fp16_follows_fp32_closely_and_leaves_out_steps_that_overflow():

@@ -2,12 +2,10 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 from dataclasses import replace
 from functools import partial
-from multiprocessing import current_process
 
 import psutil
 import pytest
@@ -127,23 +125,6 @@ def test_an_epoch_is_evaluated_by_the_processes_that_loaded_it(loading, kinds):
         seen += trained
     batches.close()
     assert len({*seen}) == kinds
-
-
-class Sending(Drawn):
-    """Says whether the process that loads an item has been given a folder for its sockets."""
-
-    def __getitem__(self, index):
-        return torch.tensor([float("tempdir" in current_process()._config)]), 0
-
-
-def test_no_process_that_loads_removes_the_folder_of_its_sockets(monkeypatch):
-    """One of its threads may be making a socket there, to send a batch, while it ends."""
-    monkeypatch.delitem(current_process()._config, "tempdir", raising=False)  # of another test
-    batches = make_batches(toy_job(), drawn(train=Sending(), evaluate=None, **WORKERS))
-    said = {float(given) for _, step in batches.steps() for batch, _ in step for given in batch[0]}
-    batches.close()
-    assert said == {1.0}
-    assert os.path.isdir(current_process()._config["tempdir"])
 
 
 def test_a_dataset_of_tensors_is_trained_on_as_the_tensors_themselves():
@@ -324,24 +305,6 @@ def test_no_loader_outlives_its_training(loading, moment):
         signal.signal(signal.SIGTERM, before)
     assert (raised is None) == (moment == "pruned")
     assert loaders() == []
-
-
-class Hooked(Drawn):
-    """Meets what a thread of multiprocessing meets when the parent of a loader ends."""
-
-    def __getitem__(self, index):
-        for error in (ConnectionResetError("on its way"), ArithmeticError("of the user's own")):
-            sys.excepthook(type(error), error, None)
-        return super().__getitem__(index)
-
-
-def test_a_loader_says_nothing_of_a_batch_that_nobody_takes_any_more(capfd):
-    batches = make_batches(toy_job(), drawn(train=Hooked(), evaluate=None, **WORKERS))
-    capfd.readouterr()  # what this process has loaded to know the data
-    assert [*batches.part(batches.valid)]
-    told = capfd.readouterr().err
-    assert "of the user's own" in told
-    assert "on its way" not in told
 
 
 class Slow(Drawn):

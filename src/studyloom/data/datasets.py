@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -46,16 +47,14 @@ class Datasets:
     them. Whatever else an item is, `train.step` and `train.evaluate` say what to compute of it.
 
     Args:
-        train: the Dataset to train on, or a function that returns it.
+        train: the Dataset to train on, or a function that returns it; so are `valid` and `test`.
         valid: that to choose by, which is never trained on; None: some of `train` are held out.
-        test: that of the test part; None if there is none.
         load: called with "train", "test" and, if `validation` is None, "valid"; returns the
             Dataset. In place of the three above.
         evaluate: the examples of `train`, in the same order, as they are to be evaluated: without
             random crops, for instance. None: `train` itself.
         validation: how many training examples are held out to choose by.
         collate: makes a batch of a list of items; None for PyTorch's default_collate.
-        num_workers: see `Loading`, also for `pin_memory` and `persistent_workers`.
         weights: how often each training example is drawn, relative to the others, with replacement.
         groups: of each training example; no group is both trained on and validated.
         ordered: whether the examples are in time order; if so, the last ones are held out.
@@ -65,14 +64,12 @@ class Datasets:
             Dataset has no attribute `targets` or `labels`.
         digest: what identifies the data. None: names, sizes and times of the files of a folder; of
             other Datasets their length and some items.
-        transform: how `studyloom predict` makes an input of what a file holds, as for `Loaded`.
 
     `weights`, `groups`, `targets` and `digest` may be functions of the training Dataset. If it has
     an attribute `tokens`, a `Tokens`, the report shows which words misled the winner.
 
-    Raises:
-        DataError: `num_workers` is no such number; from `train` and `test`, if anything is not what
-            it must be.
+    For `num_workers`, `pin_memory` and `persistent_workers` see `Loading`; for `transform` see
+    `Loaded`.
     """
 
     # Built when they are needed, so that the test part stays closed until then.
@@ -110,11 +107,12 @@ class Datasets:
                 '"train", "valid" or "test" that returns one, with _partial_: true'
             )
         self._given = {"train": train, "valid": valid, "test": test, "evaluate": evaluate}
-        for name in ("train", "valid", "test"):
-            if load is not None and self._given[name] is not None:
-                raise DataError(
-                    f"data.load takes the place of data.{name}; leave out one of the two"
-                )
+        if load is not None and (
+            both := [key for key in PARTS[:3] if self._given[key] is not None]
+        ):
+            raise DataError(
+                f"data.load takes the place of data.{both[0]}; leave out one of the two"
+            )
         for name, function in (("load", load), ("collate", collate)):
             if function is not None and not callable(function):
                 raise DataError(
@@ -130,7 +128,7 @@ class Datasets:
 
     @property
     def has_test(self) -> bool:
-        """Whether there is a test part, as far as one knows without opening it."""
+        """Whether there is a test part, as far as is known without opening it."""
         return self._load is not None or self._given["test"] is not None
 
     def train(self) -> Examples:
@@ -221,21 +219,14 @@ class Datasets:
         )
 
     def _group_names(self, dataset: Any) -> tuple[str, ...]:
-        """Returns the group of each test example; nothing where the function knows none of them."""
         if not callable(self._groups):
             return ()
-        try:
+        names: tuple[str, ...] = ()
+        with suppress(Exception):  # it was asked for by the training part alone
             names = tuple(map(str, self._groups(dataset)))
-        except Exception:  # it was asked for by the training part alone
-            return ()
         return names if len(names) == len(dataset) else ()
 
     def _dataset(self, part: str) -> Any:
-        """Builds or loads the Dataset of a part.
-
-        Raises:
-            DataError: it is none, or has no items.
-        """
         given, key = self._given[part], f"data.{part}"
         try:
             if given is None and self._load is not None:
@@ -328,9 +319,8 @@ def _known_classes(dataset: Any) -> Tensor | None:
     if isinstance(dataset, Subset):
         classes = _known_classes(dataset.dataset)
         return None if classes is None else classes[torch.as_tensor(dataset.indices)]
-    candidates = [getattr(dataset, name, None) for name in ("targets", "labels")]
-    candidates += [tensors[-1]] if (tensors := getattr(dataset, "tensors", None)) else []
-    for rows in candidates:
+    tensors = getattr(dataset, "tensors", None) or (None,)
+    for rows in (getattr(dataset, "targets", None), getattr(dataset, "labels", None), tensors[-1]):
         try:
             array = np.asarray(rows)
         except (TypeError, ValueError, RuntimeError):
@@ -342,11 +332,7 @@ def _known_classes(dataset: Any) -> Tensor | None:
 
 
 def _tokens_of(dataset: Any, item: Any) -> Tokens | None:
-    """Returns what a Dataset says of its texts in its attribute `tokens`; None if it says nothing.
-
-    Raises:
-        DataError: an item has no text where it says.
-    """
+    """Returns the attribute `tokens` of a Dataset, if an item has a text where it says."""
     tokens = getattr(dataset, "tokens", None)
     if not isinstance(tokens, Tokens):
         return None
@@ -361,10 +347,7 @@ def _tokens_of(dataset: Any, item: Any) -> Tokens | None:
 
 
 def _files_of(dataset: Any) -> list[str] | None:
-    """Describes the files of a folder by name, size, time and class; None if it is no folder.
-
-    Folders of torchvision list them as `samples` or `imgs`: paths with their class.
-    """
+    """Describes the files that a folder of torchvision lists in `samples` or `imgs`."""
     for name in ("samples", "imgs"):
         try:
             rows = [
@@ -409,11 +392,9 @@ def _content(value: Any) -> Iterator[bytes]:
 
 
 def places(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Returns the paths of the keys that say where the data lie and how they are loaded.
+    """Returns the paths of the keys of a section `data` that say where and how data are loaded.
 
-    Args:
-        data: the section `data`, as plain values. In the sections of Datasets, `root` is such a key
-            at any depth.
+    In the sections of Datasets, `root` is such a key at any depth.
     """
     found: list[tuple[str, ...]] = [("root",)] if "root" in data else []
     if str(data.get("_target_", "")).startswith("studyloom.data.") and {*data} & {*LOADERS}:
@@ -423,7 +404,6 @@ def places(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _roots(value: Any) -> Iterator[tuple[str, ...]]:
-    """Yields the paths of the keys `root` in nested mappings."""
     for name, inner in value.items() if isinstance(value, dict) else ():
         if name == "root":
             yield (name,)

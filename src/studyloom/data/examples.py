@@ -8,7 +8,7 @@ import functools
 import random
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -47,14 +47,10 @@ def seeded(seed: int) -> Iterator[None]:
 class Items:
     """The items of one Dataset, or of several one after the other, and how they become a batch.
 
-    Args:
-        parts: the datasets, each after the key of the config that names it.
-        collate: makes a batch of a list of items; None for PyTorch's own.
-        cache: the items so far by their index, if each is to be loaded once; None to load them each
-            time.
+    If there is a `cache`, each item is loaded once.
     """
 
-    parts: tuple[tuple[str, Any], ...]
+    parts: tuple[tuple[str, Any], ...]  # the datasets, each after the key that names it
     collate: Callable[[list[Any]], Any] | None = None
     cache: dict[int, Any] | None = None
 
@@ -62,11 +58,6 @@ class Items:
         return sum(len(dataset) for _, dataset in self.parts)
 
     def __getitem__(self, index: int) -> Any:
-        """Returns the item at an index.
-
-        Raises:
-            DataError: its dataset raises an exception, which the message names.
-        """
         if self.cache is not None and index in self.cache:
             return self.cache[index]
         key, dataset, own = self._locate(index)
@@ -81,7 +72,6 @@ class Items:
         return item
 
     def _locate(self, index: int) -> tuple[str, Any, int]:
-        """Returns key and dataset of an item, and its index there."""
         for key, dataset in self.parts:
             if index < len(dataset):
                 return key, dataset, index
@@ -89,21 +79,15 @@ class Items:
         raise IndexError(index)
 
     def fetch(self, indices: Sequence[int], seed: int) -> Any:
-        """Returns the batch of the items at some indices.
-
-        Raises:
-            DataError: an item or the collate function raises an exception, or there is no batch.
-        """
+        """Returns the batch of some items; DataError names what raises an exception there."""
         with seeded(seed):
             return self._put_together(self._items(indices))
 
     def _items(self, indices: Sequence[int]) -> list[Any]:
         together = getattr(self.parts[0][1], "__getitems__", None)
         if together is not None and len(self.parts) == 1 and self.cache is None:
-            try:
+            with suppress(Exception):  # one by one, to name the item
                 return list(together(list(indices)))
-            except Exception:  # one by one, to name the item
-                pass
         return [self[index] for index in indices]
 
     def _put_together(self, items: list[Any]) -> Any:
@@ -160,10 +144,7 @@ class Examples:
         targets: the class of each training example, int64 (n,); None if it is not known.
         weights: with which each training example is drawn, (n,); None for each once an epoch.
         groups: of each training example, int64 (n,).
-        ordered: whether the examples are in time order.
-        group_names: the group of each example of a test part, such as who speaks; empty for no
-            groups.
-        tokens: which words the numbers of texts stand for; None where there are no texts.
+        group_names: the group of each example of a test part, such as who speaks.
         kind: what the inputs are made of, such as float32; None if they are not one tensor.
         device: where batches are moved to.
     """
@@ -196,7 +177,7 @@ class Examples:
 
     @property
     def _own(self) -> Tensor | None:
-        """The indices of a validation part of its own, if there is one."""
+        # The indices of a validation part of its own, if there is one.
         if len(self.evaluation) == len(self):
             return None
         return torch.arange(len(self), len(self.evaluation))
@@ -205,10 +186,7 @@ class Examples:
         return replace(self, device=torch.device(device))
 
     def part(self, indices: Tensor | None = None, *, to_train: bool = False) -> Subset[Any]:
-        """Returns the examples at `indices`, int64 (n,), or all, as a Dataset of their items.
-
-        They are as one evaluates them, or `to_train` on them.
-        """
+        """Returns some examples, or all, as a Dataset, as one evaluates or trains on them."""
         items: Any = self.training if to_train else self.evaluation
         return Subset(items, range(len(self)) if indices is None else indices.tolist())
 
@@ -232,10 +210,7 @@ class Examples:
         return make_folds(known, count, validation, seed, ordered=self.ordered, groups=self.groups)
 
     def whole(self) -> Fold:
-        """Returns all examples to train on, and those to look at meanwhile.
-
-        A validation part of its own is never trained on.
-        """
+        """Returns all examples to train on, and those to look at; compare `Split.whole`."""
         everything, own = torch.arange(len(self)), self._own
         return everything, everything[: max(1, len(self) // 5)] if own is None else own
 
@@ -244,12 +219,7 @@ class Examples:
         return input_of(item_at(self.evaluation, index))
 
     def show(self, modules: Sequence[Any], train: Tensor, part: str) -> None:
-        """Calls `adapt` of modules with no inputs, (n, 0), and the classes of the examples.
-
-        Args:
-            modules: each has a method `adapt(inputs, targets)`.
-            train: the indices of the training examples, int64 (n,).
-            part: network or loss, to which the modules belong.
+        """Calls `adapt` of modules of a network or loss with no inputs, (n, 0), and the classes.
 
         Raises:
             DataError: a network wants to learn from inputs, or the classes are not known.
@@ -271,11 +241,7 @@ class Examples:
             module.adapt(inputs, targets)
 
     def check(self) -> None:
-        """Looks at some items, the first and the last among them.
-
-        Raises:
-            DataError: one cannot be loaded, or is made of something else than the others.
-        """
+        """Raises DataError if one of some items cannot be loaded, or differs from the others."""
         views = (self.training, self.evaluation)
         for items in views if self.training is not self.evaluation else views[:1]:
             first = structure(item_at(items, 0))
@@ -289,7 +255,7 @@ class Examples:
                     )
 
     def for_preflight(self) -> "Examples":
-        """Returns the same for tries before the first trial: each item is loaded once, and here."""
+        """Returns a copy for tries before the first trial: each item is loaded once, and here."""
         return replace(
             self,
             training=replace(self.training, cache={}),
@@ -330,21 +296,17 @@ def target_of(item: Any) -> Tensor | None:
 
 
 def _as_tensor(value: Any) -> Tensor | None:
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, np.ndarray | np.generic | int | float):
-        try:
+    if isinstance(value, Tensor | np.ndarray | np.generic | int | float):
+        with suppress(TypeError):  # of an array of words
             return torch.as_tensor(value)
-        except TypeError:  # an array of words
-            return None
     return None
 
 
 def structure(value: Any, *, nested: bool = False) -> str:
     """Describes what a batch or an item is made of, without its sizes.
 
-    A list of things alike is described by one of them, also if there is but one, and so is a tuple
-    within the batch (`nested`): such as ragged sequences, or the names of the files.
+    A list of things alike, and a tuple of them within the batch (`nested`), is described by one of
+    them: such as ragged sequences, or the names of the files.
     """
     if isinstance(value, Tensor | np.ndarray):
         kind = "tensor" if isinstance(value, Tensor) else "array"

@@ -41,9 +41,6 @@ class Sound:
         frames: the columns of an input.
         window: samples of a frame, under a Hann window; a frame begins each half of it.
         longest: seconds of what is left after the cut.
-
-    Raises:
-        DataError: an argument is out of its range.
     """
 
     rate: int = 8_000
@@ -79,10 +76,7 @@ class Sound:
         return 1, self.bands, self.frames
 
     def __call__(self, content: bytes) -> tuple[Tensor, list[str]]:
-        """Makes an input of the content of a WAV file.
-
-        Returns:
-            float32 (1, bands, frames), and what was done, in words.
+        """Makes an input (1, bands, frames) of a WAV file; returns what was done in words, too.
 
         Raises:
             DataError: it is no such file, or no sound is heard in it, or too much.
@@ -103,9 +97,6 @@ class Sound:
         Returns:
             levels (bands, frames), decibels above the floor, the highest band first; and how many
             seconds are heard.
-
-        Raises:
-            DataError: it is silent, too short or too long.
         """
         if not len(samples) or np.abs(samples - samples.mean()).max() < SILENT:
             raise DataError("it must be a sound, and is silent")
@@ -119,15 +110,11 @@ class Sound:
                 f"it must be a sound of {SHORTEST} to {self.longest:g} s; {seconds:.2f} s are heard"
             )
         decibels = 10 * np.log10(power[:, first:last] / power.max() + 1e-30)
-        return np.round(_stretch(np.maximum(decibels, -self.floor), self.frames) + self.floor)[
-            ::-1
-        ].astype(np.uint8), seconds
+        levels = _stretch(np.maximum(decibels, -self.floor), self.frames) + self.floor
+        return np.round(levels)[::-1].astype(np.uint8), seconds
 
     def normalise(self, levels: Tensor) -> Tensor:
-        """Normalises spectrograms (n, bands, frames), each by its own mean and standard deviation.
-
-        They become float32 (n, 1, bands, frames).
-        """
+        """Normalises each spectrogram (bands, frames) by itself, to (1, bands, frames)."""
         rows = levels.float()
         centred = rows - rows.mean((1, 2), keepdim=True)
         return (centred / centred.std((1, 2), keepdim=True).clamp(min=1e-3))[:, None]
@@ -150,11 +137,8 @@ class Sound:
 def mel_filters(rate: int, window: int, bands: int) -> Samples:
     """Makes triangular filters of equal width on the mel scale, 2595 log10(1 + hertz / 700).
 
-    They lie between 60 Hz and half the rate, in samples a second, of a Fourier transform of
-    `window` samples.
-
-    Returns:
-        the weight of each frequency in each band, at most 1, (bands, window // 2 + 1).
+    They are the weight of each frequency in each band, at most 1, (bands, window // 2 + 1), between
+    60 Hz and half the rate.
     """
     low, high = (math.log10(1 + hertz / 700) for hertz in (LOWEST, rate / 2))
     edges = 700 * (10 ** np.linspace(low, high, bands + 2) - 1)
@@ -184,9 +168,6 @@ def read_wav(content: bytes) -> tuple[Samples, int, list[str]]:
 
     Returns:
         samples (n,) of full scale 1, the rate, and what was done, in words.
-
-    Raises:
-        DataError: it is none, damaged, too long, or of an odd rate.
     """
     try:
         with wave.open(io.BytesIO(content)) as file:

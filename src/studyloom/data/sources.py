@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from studyloom.data.split import Split, digest_of, format_sizes, make_folds, parts_of
+from studyloom.data.split import Split, check_sizes, digest_of, format_sizes, make_folds, parts_of
 from studyloom.data.transform import Picture, Transform
 from studyloom.errors import DataError, UnfitData
 from studyloom.files import ASSETS, asset
@@ -34,18 +34,14 @@ Bytes = NDArray[np.uint8]
 class Source(NamedTuple):
     """Where a data set lies, what its pixels are normalised by, and how pictures become like its.
 
-    Attributes:
-        folder: its folder below $STUDYLOOM_DATA.
-        torchvision: torchvision's class, and the folder below data/.
-        mean: of the training pixels on the scale 0 to 1; beside it their standard deviation.
-        transform: of pictures for `predict`, where a config says nothing else.
+    Its mean and standard deviation are of the training pixels on the scale 0 to 1.
     """
 
-    folder: str
-    torchvision: str
+    folder: str  # below $STUDYLOOM_DATA
+    torchvision: str  # torchvision's class, and the folder below data/
     mean: float
     std: float
-    transform: Picture
+    transform: Picture  # where a config says nothing else
 
 
 SOURCES = {
@@ -58,14 +54,8 @@ SOURCES = {
 class Embedded:
     """MNIST-5k, shipped with the package: 400 training and 100 test images of each digit.
 
-    `scripts/embed.py` made it.
-
-    Args:
-        validation: how many training images are held out to choose by.
-        transform: how `studyloom predict` makes an input of a picture.
-
-    Raises:
-        DataError: from `train`, if `transform` has another scale.
+    `scripts/embed.py` made it. `validation` of the training images are held out to choose by, and
+    `studyloom predict` makes inputs of pictures by `transform`, as in all sources.
     """
 
     validation: int = 800
@@ -95,19 +85,12 @@ class Idx:
     that folder exists; else from data/MNIST/raw or data/FashionMNIST/raw below the working
     directory, where torchvision downloads them to.
 
-    Args:
-        dataset: mnist or fashion_mnist.
-        validation: how many training images are held out to choose by.
-        root: the folder of the four files.
-        transform: how `studyloom predict` makes an input of a picture; None: as the data set needs
-            it.
-
     Raises:
         DataError: there is no such data set; from `train` and `test`, a file is missing or damaged,
             or `transform` has another scale.
     """
 
-    dataset: str
+    dataset: str  # mnist or fashion_mnist
     validation: int
     root: str | None = None
     transform: Picture | None = None
@@ -189,11 +172,6 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def read_idx(path: Path, dimensions: int) -> Bytes:
-    """Reads an IDX file as `parse_idx` does.
-
-    Raises:
-        DataError: the file cannot be read, or has another format.
-    """
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -210,7 +188,6 @@ def parse_idx(
     then the bytes; see https://yann.lecun.com/exdb/mnist. No more is unpacked than the sizes need.
 
     Args:
-        name: the file, for messages.
         packed: whether the content is gzip's.
         most: the bytes that its array may take.
 
@@ -271,15 +248,10 @@ class Loaded:
             for each. Floats are numbers to predict. The test part is loaded once; so is the
             training part, for all workers of a command, from 64 MB on. A `numpy.memmap` stays one,
             which each worker maps.
-        validation: how many training examples are held out to choose by.
         ordered: whether the examples are in time order, the test part after the training part; if
             so, the last ones are held out.
         transform: how `studyloom predict` makes an input of what a file holds: a `Picture`, or a
             function of a picture, uint8 (channels, height, width), or of the numbers in a line.
-
-    Raises:
-        DataError: `transform` is neither; from `train` and `test`, if `load` returns something
-            else, or inputs on another scale than a `Picture` makes.
     """
 
     load: Callable[[str], tuple[Any, Any]]
@@ -319,11 +291,7 @@ class Loaded:
             _stored(_tensor(pair[0], where, "inputs")),
             _tensor(pair[1], where, "targets"),
         )
-        sizes = f"inputs {format_sizes(inputs)} and targets {format_sizes(targets)}"
-        if not inputs.ndim or not targets.ndim or len(inputs) != len(targets) or not len(inputs):
-            raise UnfitData(
-                f"{where} must return as many targets as inputs, and at least one; got {sizes}"
-            )
+        sizes = check_sizes(inputs, targets, f"{where} must return")
         if targets.ndim > 2:
             raise UnfitData(f"{where} must return targets (n,) or (n, outputs); got {sizes}")
         classes = not targets.is_floating_point()
@@ -359,7 +327,6 @@ class Loaded:
 
 
 def _of_any(shape: tuple[int, ...]) -> str:
-    """Formats the shape of any number of examples: (n, 1, 28, 28)."""
     return f"({', '.join(map(str, ('n', *shape)))})"
 
 
@@ -405,13 +372,9 @@ class Table:
 
     Args:
         path: the file, or studyloom:NAME for one that comes with the package.
-        target: the column to predict: classes, in any words, or numbers.
+        target: the column to predict: classes, in any words, or `numbers`.
         sealed: how many rows are the test part, a stratified sample that depends on the file alone.
         validation: how many of the other rows are held out to choose by.
-        numbers: whether the target column holds numbers, and not classes.
-
-    Raises:
-        DataError: from `train` and `test`, if the file or a setting cannot be used.
     """
 
     path: str
@@ -459,14 +422,10 @@ class Series:
     value is the last one.
 
     Args:
-        path: the file, or studyloom:NAME for one that comes with the package.
-        column: the column.
+        path: as for `Table`.
         window: how many values an input holds.
         sealed: how many of the last values are the targets of the test part.
         validation: how many values before those are held out to choose by.
-
-    Raises:
-        DataError: from `train` and `test`, if the file or a setting cannot be used.
     """
 
     path: str
@@ -503,11 +462,7 @@ class Series:
 
 
 def read_csv(path: str) -> dict[str, list[str]]:
-    """Reads a CSV file, and returns the words of each column by its name; empty lines are skipped.
-
-    Raises:
-        DataError: the file cannot be read, has no header, or a row of another length.
-    """
+    """Reads a CSV file into the words of each column by its name; empty lines are skipped."""
     file = ASSETS / path.removeprefix(OWN) if path.startswith(OWN) else Path(path).expanduser()
     try:
         # Spreadsheet programs put a byte order mark before the first name.

@@ -37,9 +37,6 @@ class Tokens:
             `(row, target)`, (0, "text") in `({"text": row, …}, target)`. In a Split each input is
             such a row.
         nothing: the number that fills up a row.
-
-    Raises:
-        DataError: `names` is no list of words.
     """
 
     names: Sequence[str]
@@ -81,7 +78,7 @@ class Tokens:
         return torch.cat([row[: self.first], kept, end])
 
     def word(self, number: int) -> str:
-        """Returns the word of a number; #7 for one that has none."""
+        """Returns the word of a number; "#7" if it has none."""
         known = 0 <= number < len(self.names)
         return shorten_end(self.names[number], LONGEST) if known else f"#{number}"
 
@@ -100,10 +97,9 @@ class Split:
         mean: what was subtracted from pixels on the scale 0 to 1.
         std: what they were divided by after that.
         ordered: whether the rows are in time order.
-        names: the names of the classes, or of the numbers.
+        names: of the classes, or of the numbers to predict.
         columns: the names of the inputs.
         references: predictions (n, outputs) of rules that need no network, by the rule's name.
-        tokens: which words the numbers of texts stand for; None where inputs are no texts.
         mapped: whether the inputs lie in a file that each process maps, and none holds.
 
     Raises:
@@ -128,11 +124,7 @@ class Split:
 
     def __post_init__(self) -> None:
         inputs, targets = self.inputs, self.targets
-        sizes = f"inputs {format_sizes(inputs)} and targets {format_sizes(targets)}"
-        if not inputs.ndim or not targets.ndim or len(inputs) != len(targets) or not len(inputs):
-            raise UnfitData(
-                f"data must have as many targets as inputs, and at least one; got {sizes}"
-            )
+        sizes = check_sizes(inputs, targets, "data must have")
         if self.classifies and (targets.ndim > 1 or targets.dtype != torch.int64):
             raise UnfitData(
                 "data must have targets int64 (n,), which are classes, or float32 (n, outputs); "
@@ -159,12 +151,10 @@ class Split:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one input, such as (channels, height, width)."""
         return tuple(self.inputs.shape[1:])
 
     @property
     def kind(self) -> str:
-        """The type of the inputs, such as float32."""
         return str(self.inputs.dtype).removeprefix("torch.")
 
     @property
@@ -175,17 +165,13 @@ class Split:
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
     def part(self, indices: Tensor | None = None, *, to_train: bool = False) -> TensorDataset:
-        """Returns the examples at `indices`, int64 (n,), or all, as a Dataset of pairs.
-
-        Training takes them as evaluation does, so `to_train` changes nothing; compare `Examples`.
-        """
+        """Returns the examples at `indices`, or all, as a Dataset of pairs; see `Examples.part`."""
         if indices is None:
             return TensorDataset(self.inputs, self.targets)
         indices = indices.to(self.device)
         return TensorDataset(self.inputs[indices], self.targets[indices])
 
     def folds(self, count: int, validation: int, seed: int) -> Folds:
-        """Divides the examples; see `make_folds`."""
         return make_folds(self.targets, count, validation, seed, ordered=self.ordered)
 
     def whole(self) -> Fold:
@@ -197,10 +183,7 @@ class Split:
         return self.inputs[index]
 
     def show(self, modules: Sequence[Any], train: Tensor, part: str) -> None:
-        """Calls `adapt(inputs, targets)` of modules with the examples at `train`, int64 (n,).
-
-        Whole numbers are shown as float32. For `part` see `Examples.show`.
-        """
+        """Calls `adapt(inputs, targets)` of modules; inputs that are whole numbers as float32."""
         inputs = self.inputs[train]
         inputs = inputs if inputs.is_floating_point() else inputs.float()
         for module in modules:
@@ -231,7 +214,6 @@ class Split:
                 )
 
     def for_preflight(self) -> "Split":
-        """Returns the same for tries before the first trial."""
         return self
 
     def to_rehearse(self, train: Tensor) -> Tensor:
@@ -274,14 +256,10 @@ def make_folds(
         targets: (n, …); whole numbers are classes.
         count: the number of folds. 1 holds out exactly `validation` examples. From 2 on, the sizes
             of the validation parts differ by at most one, and each example is validated once.
-        validation: the size of the hold-out; ignored from 2 folds on.
         groups: the group of each example, (n,).
 
     Returns:
         int64, ascending, on the device of the targets.
-
-    Raises:
-        ValueError: there are too few examples.
     """
     total = len(targets)
     if count < 1:
@@ -302,9 +280,10 @@ def make_folds(
         starts = [total - size * (count - k) for k in range(count)]
         return [(everything[:start], everything[start : start + size]) for start in starts]
     if groups is None:
-        fold_of = _draw(targets, count, validation, seed).to(targets.device)
+        fold_of = _draw(targets, count, validation, seed)
     else:
-        fold_of = _draw_groups(groups, count, validation, seed).to(targets.device)
+        fold_of = _draw_groups(groups, count, validation, seed)
+    fold_of = fold_of.to(targets.device)
     return [
         ((fold_of != k).nonzero().flatten(), (fold_of == k).nonzero().flatten())
         for k in range(count)
@@ -380,6 +359,13 @@ def parts_of(tensor: Tensor) -> Sequence[Tensor]:
     return torch.split(tensor, max(1, rows)) if tensor.ndim else (tensor,)
 
 
+def check_sizes(inputs: Tensor, targets: Tensor, must: str) -> str:
+    """Raises UnfitData unless there are as many inputs as targets; else returns their sizes."""
+    sizes = f"inputs {format_sizes(inputs)} and targets {format_sizes(targets)}"
+    if not inputs.ndim or not targets.ndim or len(inputs) != len(targets) or not len(inputs):
+        raise UnfitData(f"{must} as many targets as inputs, and at least one; got {sizes}")
+    return sizes
+
+
 def format_sizes(tensor: Tensor) -> str:
-    """Formats the shape of a tensor: (60, 1, 4, 4)."""
     return f"({', '.join(map(str, tensor.shape))})"

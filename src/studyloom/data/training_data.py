@@ -36,16 +36,10 @@ _held: dict[str, int] = {}  # what this process shares: the key of the data, and
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The data that networks are trained on and judged by; empty if the objective is a function.
+    """The data that networks are trained on and judged by; empty if the objective is a function."""
 
-    Attributes:
-        source: what the config names under `data`, such as `Embedded` or `Table`.
-        split: its training part.
-        folds: training and validation indices into the split.
-    """
-
-    source: Any = None
-    split: Part | None = None
+    source: Any = None  # what the config names under `data`, such as `Table`
+    split: Part | None = None  # its training part
     folds: Folds = ()
 
     @property
@@ -57,12 +51,10 @@ class TrainingData:
         return torch.device("cpu") if self.split is None else self.split.device
 
     def test(self) -> Part:
-        """Loads the test part."""
         split: Part = self.source.test()
         return split
 
     def shared(self, key: str) -> "TrainingData":
-        """Returns this with its training part as `share` does."""
         return self if self.split is None else replace(self, split=share(self.split, key))
 
     def to(self, device: torch.device) -> "TrainingData":
@@ -71,9 +63,6 @@ class TrainingData:
 
 def share(split: Part, key: str) -> Part:
     """Shares a large training part with the workers of this process, if it is in memory.
-
-    Args:
-        key: what the part follows from, as `load_shared` gets it.
 
     Returns:
         the part, mapped from the file; or as it was, if it is small, a file already, or the

@@ -46,9 +46,6 @@ class Picture:
         mean: what is subtracted from pixels on the scale 0 to 1: one number, or one for each
             channel. None: what the source subtracts.
         std: what they are divided by after that. None: what the source divides by.
-
-    Raises:
-        DataError: an argument is none of these.
     """
 
     background: str | None = None
@@ -89,11 +86,7 @@ class Picture:
         )
 
     def check(self, split: Split) -> None:
-        """Checks that training inputs are what this makes of pictures.
-
-        Raises:
-            DataError: they are no pictures, or on another scale.
-        """
+        """Raises DataError if training inputs are no pictures, or on another scale."""
         if not is_picture(split.shape):
             raise DataError(
                 "data.transform: a Picture makes inputs of (channels, height, width) with one or "
@@ -121,14 +114,13 @@ class Picture:
             )
 
     def __call__(self, pixels: Tensor, size: tuple[int, int]) -> tuple[Tensor, list[str]]:
-        """Makes inputs of the pictures of one file.
+        """Makes inputs (n, channels, *size) of the pictures of one file.
 
         Args:
             pixels: (n, channels, height, width), from 0 (black) to 1 (white); may be overwritten.
-            size: height and width of the inputs.
 
         Returns:
-            inputs (n, channels, *size), and what was done that is not always done, in words.
+            the inputs, and what was done that is not always done, in words.
         """
         done = []
         if self.is_inverted(pixels):
@@ -227,7 +219,6 @@ class Picture:
 
 
 def _numbers(value: Any) -> list[Any]:
-    """Returns the numbers of `mean` or `std`; none if it is None."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [*value]
     return [] if value is None else [value]
@@ -274,10 +265,7 @@ class Reader(ABC):
 
     @abstractmethod
     def __call__(self, content: bytes) -> tuple[Tensor, Sequence[str]]:
-        """Makes inputs of a file, which may be anybody's.
-
-        Args:
-            content: what the file holds, at most 256 MiB.
+        """Makes inputs of a file, which may be anybody's, of at most 256 MiB.
 
         Returns:
             inputs (n, …), and for each of them what was done to it, in words; "" for nothing.
@@ -293,10 +281,9 @@ Transform = Picture | Sound | Reader | Callable[[Tensor], Any]
 
 
 def describe_transform(source: Any, section: Any, split: Part) -> dict[str, Any] | None:
-    """Describes the transform of a source as a section of a config, which is data and no code.
+    """Describes the transform of a source as a section of a config; None if none can name it.
 
-    It is None if the source has none that a config can name. `section` is what the config has under
-    `data.transform`, in plain values.
+    `section` is what the config has under `data.transform`, in plain values.
     """
     transform = getattr(source, "transform", None)
     if isinstance(transform, Picture):
@@ -318,17 +305,11 @@ def describe_transform(source: Any, section: Any, split: Part) -> dict[str, Any]
 
 @dataclass(frozen=True)
 class InputRange:
-    """What the training inputs look like, to say what does not.
+    """The range of the training inputs, by which `predict` names inputs outside of it."""
 
-    Attributes:
-        low: the lowest value; for a table, of each column.
-        high: the highest.
-        means: the lowest and the highest mean of an input.
-    """
-
-    low: tuple[float, ...]
+    low: tuple[float, ...]  # the lowest value; for a table, of each column
     high: tuple[float, ...]
-    means: tuple[float, float]
+    means: tuple[float, float]  # the lowest and the highest mean of an input
 
     @classmethod
     def of(cls, split: Part) -> "InputRange | None":
@@ -352,11 +333,7 @@ class InputRange:
 
     @classmethod
     def stored(cls, fields: Any, count: int) -> "InputRange | None":
-        """Reads what `winner.json` says of inputs of `count` numbers; None if it says nothing.
-
-        Raises:
-            ValueError, LookupError, TypeError: they are something else.
-        """
+        """Reads what `winner.json` says of inputs of `count` numbers; None if it says nothing."""
         if fields is None:
             return None
         low, high, means = (tuple(map(float, fields[name])) for name in ("low", "high", "means"))
@@ -365,14 +342,7 @@ class InputRange:
         return cls(low, high, (means[0], means[1]))
 
     def unlike(self, inputs: Tensor, columns: Sequence[str] = ()) -> dict[int, str]:
-        """Says in what inputs (n, …) differ from all training inputs.
-
-        Args:
-            columns: the names of the inputs of a table.
-
-        Returns:
-            words, by the position of the input; those that differ in nothing are left out.
-        """
+        """Describes what differs from all training inputs, by the position in inputs (n, …)."""
         rows = inputs.flatten(1)
         if len(self.low) == rows.shape[1] > 1:
             names = [*columns, *(f"number {k + 1}" for k in range(len(columns), rows.shape[1]))]

@@ -48,8 +48,7 @@ class TensorBatches:
     """Batches `(inputs, targets)` of a split, on its device.
 
     Attributes:
-        train: indices of the training examples, int64 (n,), on that device.
-        valid: indices of the validation examples.
+        train: indices of the training examples, int64 (n,), on that device; compare `valid`.
         dtype: of the inputs in a batch, whatever they are stored in; `fit` sets that which a
             network takes.
     """
@@ -64,12 +63,9 @@ class TensorBatches:
     def steps(self) -> Iterator[tuple[int, Iterable[Sized]]]:
         """Yields what each step of an epoch trains on, in a fresh order of the examples.
 
-        The order is drawn from PyTorch's generator on the CPU: the same on every device. The last
-        step and the last batch may be smaller.
-
-        Yields:
-            the number of examples in all ranks; and this rank's share of the batches, with the
-            number of examples of each, all of which are to be taken before the next step.
+        That is the number of examples in all ranks, and this rank's share of the batches, all of
+        which are to be taken before the next step. The order is drawn from PyTorch's generator on
+        the CPU: the same on every device. The last step and the last batch may be smaller.
         """
         job, share = self._job, self._ranks.share
         order = self.train[torch.randperm(len(self.train))[: job.samples].to(self.train.device)]
@@ -82,12 +78,11 @@ class TensorBatches:
             yield count, ((self.at(share), len(share)) for share in shares)
 
     def part(self, indices: Tensor) -> Iterator[Sized]:
-        """Yields the batches to evaluate the examples at `indices`, int64 (n,), in their order."""
+        """Yields the batches to evaluate the examples at `indices`, in their order."""
         for part in torch.split(indices, EVALUATION_BATCH[self.train.device.type]):
             yield self.at(part), len(part)
 
     def at(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the batch of the examples at `indices`, int64 (n,)."""
         # index_select, a batch at a time: 54 000 images take 29 ms an epoch, [] 45 ms, one gather
         # per epoch 119 ms.
         split = self._split
@@ -97,7 +92,6 @@ class TensorBatches:
         return inputs, split.targets.index_select(0, indices)
 
     def fit(self, network: nn.Module) -> None:
-        """Finds out in which type a network takes the inputs; see `batch_dtype`."""
         self.dtype = batch_dtype(self._job, network, self._split)
 
     def close(self) -> None:
@@ -105,10 +99,7 @@ class TensorBatches:
 
 
 class ExampleBatches:
-    """Batches of examples, as their collate function makes them, on their device.
-
-    Its methods and attributes are those of `TensorBatches`.
-    """
+    """Batches of examples, as their collate function makes them; compare `TensorBatches`."""
 
     def __init__(self, job: Job, examples: Examples, ranks: Ranks = ALONE) -> None:
         self._job, self._examples, self._ranks = job, examples, ranks
@@ -266,7 +257,6 @@ class Loader:
         return batch if self._device.type == "cpu" else move(batch, self._device)
 
     def _explained(self, work: Callable[[], Any]) -> Any:
-        """Calls what waits for the processes; says in words what happened to them."""
         try:
             return work()
         except RuntimeError as error:
@@ -278,7 +268,7 @@ class Loader:
 
 
 class Plan:
-    """What a DataLoader takes for its sampler: the requests of the pass under way."""
+    """The sampler of a DataLoader: the requests of the pass under way."""
 
     requests: Iterable[Request] = ()
 
@@ -287,7 +277,7 @@ class Plan:
 
 
 class Requested(Dataset[Any]):
-    """What a DataLoader takes for its Dataset: the batches of requests, in its processes."""
+    """The Dataset of a DataLoader: the batches of requests, made in its processes."""
 
     def __init__(self, views: dict[bool, Items]) -> None:
         self._views = views
@@ -315,10 +305,8 @@ def _begin(parent: int | None, _: int) -> None:
 
 
 def _report_error(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Shows what nobody catches, but for the end of the process that a batch is on its way to.
-
-    A thread of multiprocessing hands over the memory of batches, and meets that end.
-    """
+    # A thread of multiprocessing hands over the memory of batches, and meets the end of the process
+    # that they are on their way to.
     if not issubclass(kind, ConnectionError):
         sys.__excepthook__(kind, error, trace)
 
@@ -330,9 +318,6 @@ def batch_dtype(job: Job, network: nn.Module, split: Split) -> torch.dtype:
     which are mostly pixels, are tried as float32 first, and then as int64; others first as whole
     numbers, which an embedding needs, and then as float32, which a linear layer needs. For a step
     of the user's own it is `unseen_dtype`.
-
-    Args:
-        network: on any device; it stays as it is, and so does PyTorch's random state.
 
     Raises:
         DataError: it takes neither.

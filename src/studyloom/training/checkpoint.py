@@ -26,11 +26,8 @@ log = logging.getLogger(__name__)
 class Checkpoint:
     """The newest state of a training in one file, and the state before it in <name>.previous.
 
-    At most one process saves at a time; any may be killed at any moment.
-
-    Args:
-        path: the file of the newest state.
-        identity: what the state belongs to; a file with another identity is foreign.
+    At most one process saves at a time; any may be killed at any moment. A file with another
+    identity is foreign.
     """
 
     path: Path
@@ -41,11 +38,10 @@ class Checkpoint:
         return self.path.with_name(f"{self.path.name}.previous")
 
     def save(self, state: dict[str, Any]) -> None:
-        """Saves a state, durably: once this returns, it survives a power cut.
+        """Saves a state durably: once this returns, it survives a power cut.
 
-        Args:
-            state: whatever torch.load(weights_only=True) reads: tensors, numbers, strings, None,
-                and lists, tuples and dicts of them.
+        It may hold whatever torch.load(weights_only=True) reads: tensors, numbers, strings, None,
+        and lists, tuples and dicts of them.
 
         Raises:
             OSError: the file, which it names, cannot be written; the states saved before stay.
@@ -82,10 +78,9 @@ class Checkpoint:
                 _remove((new, old))
 
     def load(self) -> dict[str, Any] | None:
-        """Reads the newest state that is whole and belongs here; logs a line for each that is not.
+        """Reads the newest state that is whole and belongs here, to the CPU; None if there is none.
 
-        Returns:
-            the state, its tensors on the CPU; None if there is none.
+        A line is logged for each file that is damaged or foreign.
         """
         for path, older in ((self.path, self.previous), (self.previous, None)):
             try:
@@ -119,13 +114,6 @@ class Checkpoint:
         return list(self.path.parent.glob(f"{glob.escape(self.path.name)}.*.tmp"))
 
     def _read(self, path: Path) -> dict[str, Any]:
-        """Reads one file.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            OSError: it cannot be read.
-            ValueError: it is damaged or foreign; the message says how.
-        """
         header, _, payload = path.read_bytes().partition(b"\n")
         if header != _header(payload):
             raise ValueError("is damaged: its content is another than was saved")
@@ -143,10 +131,7 @@ class Checkpoint:
 
 
 def snapshot(value: Any, where: str) -> Any:
-    """Copies a state of tensors and plain values; the tensors are on the CPU.
-
-    Args:
-        where: names the state in the error.
+    """Copies a state of tensors and plain values to the CPU; `where` names it in the error.
 
     Raises:
         TypeError: it holds something else, which a checkpoint would have to execute to read.
@@ -183,39 +168,24 @@ def _rebuilt(value: Any, leaf: Callable[[Any, str], Any], where: str = "") -> An
 
 
 def save_weights(path: Path, weights: Mapping[str, Any]) -> None:
-    """Writes what is kept of a training for torch.load, whole or not at all.
-
-    Args:
-        path: the file; its folder is made if it does not exist.
-        weights: a state dict on any device, or several by name.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Writes a state dict, or several by name, for torch.load: whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_with(path, lambda file: _pack(weights, file), durable=True)
+    write_with(path, lambda file: file.write(pack_weights(weights)), durable=True)
 
 
 def pack_weights(weights: Mapping[str, Any]) -> bytes:
     """Returns what `save_weights` writes."""
+
+    def on_cpu(value: Any, where: str) -> Any:
+        return value.cpu() if isinstance(value, Tensor) else value
+
     buffer = io.BytesIO()
-    _pack(weights, buffer)
+    torch.save({name: _rebuilt(value, on_cpu) for name, value in weights.items()}, buffer)
     return buffer.getvalue()
 
 
-def _pack(weights: Mapping[str, Any], file: IO[bytes]) -> None:
-    torch.save({name: _rebuilt(value, _on_cpu) for name, value in weights.items()}, file)
-
-
-def _on_cpu(value: Any, where: str) -> Any:
-    return value.cpu() if isinstance(value, Tensor) else value
-
-
 def load_weights(path: Path) -> dict[str, Any]:
-    """Reads what is kept of a training; nothing in the file is executed.
-
-    Returns:
-        a state dict of a network, or the states of a loop by name, on the CPU.
+    """Reads what `save_weights` has written, to the CPU; nothing in the file is executed.
 
     Raises:
         OSError: the file cannot be read.
@@ -239,11 +209,7 @@ def load_weights(path: Path) -> dict[str, Any]:
 def digest_of(path: Path, *, durable: bool = False) -> str:
     """Returns a digest of a file, or of the names and contents of all files of a folder.
 
-    Args:
-        durable: whether they are to survive a power cut once this returns.
-
-    Raises:
-        OSError: a file cannot be read or made durable.
+    If it is to be `durable`, they survive a power cut once this returns.
     """
     digest = hashlib.sha256()
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]

@@ -24,9 +24,7 @@ class Job:
             weight_decay), and whether it is fused.
         schedule: maps progress in [0, 1) to a factor on the base learning rate; or a scheduler of
             PyTorch.
-        loss: maps outputs (batch, outputs) and targets (batch,) to a mean.
         train: indices of training examples in a Split, int64 (n,); as `valid` of validation.
-        batch_size: examples per step; the last batch of an epoch may be smaller.
         l1: the weight of the sum of |w| over all weight matrices and kernels, not biases and norms.
         clip: the bound on the norm of the gradient.
         precision: fp32, bf16 or fp16, whose gradients are scaled.
@@ -75,58 +73,50 @@ class Job:
     def __post_init__(self) -> None:
         available = len(self.train)
         samples = available if self.samples_per_epoch is None else self.samples_per_epoch
-        checks = (
-            (
-                len(self.valid) > 0,
+        if not len(self.valid):
+            raise ValueError(
                 "data.validation must leave at least one example to validate on; "
-                f"got none, beside {available} to train on",
-            ),
-            (self.epochs >= 1, f"train.epochs must be at least 1; got {self.epochs}"),
+                f"got none, beside {available} to train on"
+            )
+        for key, fits, must in (
+            ("epochs", self.epochs >= 1, "at least 1"),
             (
+                "samples_per_epoch",
                 1 <= samples <= available,
-                f"train.samples_per_epoch must be from 1 to {available}, the size of the training "
-                f"part; got {samples}",
+                f"from 1 to {available}, the size of the training part",
             ),
             (
+                "batch_size",
                 1 <= self.batch_size <= samples,
-                f"train.batch_size must be from 1 to {samples}, the size of an epoch; "
-                f"got {self.batch_size}",
+                f"from 1 to {samples}, the size of an epoch",
             ),
+            ("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+            ("l1", 0 <= self.l1 < math.inf, "finite and at least 0 (off)"),
             (
-                self.precision in PRECISIONS,
-                f"train.precision must be one of {', '.join(PRECISIONS)}; got {self.precision!r}",
-            ),
-            (
-                0 <= self.l1 < math.inf,
-                f"train.l1 must be finite and at least 0 (off); got {self.l1}",
-            ),
-            (
+                "clip",
                 self.clip is None or 0 < self.clip < math.inf,
-                f"train.clip must be finite and above 0, or null (off); got {self.clip}",
+                "finite and above 0, or null (off)",
             ),
+            ("accumulate", self.accumulate >= 1, "at least 1 (off)"),
             (
-                self.accumulate >= 1,
-                f"train.accumulate must be at least 1 (off); got {self.accumulate}",
-            ),
-            (
+                "ema",
                 self.ema is None or 0 < self.ema < 1,
-                "train.ema must be above 0 and below 1, such as 0.999, or null (off); "
-                f"got {self.ema}",
+                "above 0 and below 1, such as 0.999, or null (off)",
             ),
             (
+                "patience",
                 self.patience is None or self.patience >= 1,
-                f"train.patience must be at least 1 epoch, or null (off); got {self.patience}",
+                "at least 1 epoch, or null (off)",
             ),
-            (self.keep in KEEPS, f"train.keep must be {' or '.join(KEEPS)}; got {self.keep!r}"),
+            ("keep", self.keep in KEEPS, " or ".join(KEEPS)),
             (
-                self.until is None or 1 <= self.until <= self.epochs,
-                f"train.until must be from 1 to train.epochs={self.epochs}, or null (all); "
-                f"got {self.until}",
+                "until",
+                1 <= self.last <= self.epochs,
+                f"from 1 to train.epochs={self.epochs}, or null (all)",
             ),
-        )
-        for fits, mistake in checks:
+        ):
             if not fits:
-                raise ValueError(mistake)
+                raise ValueError(f"train.{key} must be {must}; got {getattr(self, key)!r}")
 
     @property
     def samples(self) -> int:
@@ -145,10 +135,7 @@ class Job:
         return self.samples % self.batch_size or self.batch_size
 
     def kept(self, epochs: "Sequence[Epoch]") -> "Epoch":
-        """Returns the epoch whose weights and value are those of a training: the last, or the best.
-
-        Of equal values the first is the best.
-        """
+        """Returns the epoch whose weights and value are kept: the last, or the first best one."""
         if self.keep == "last":
             return epochs[-1]
         return max(epochs, key=lambda epoch: self.metric.sign * epoch.value)
@@ -156,12 +143,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Epoch:
-    """The numbers of one epoch.
+    """The numbers of one epoch, counted from 1.
 
     Attributes:
-        number: from 1.
         train_loss: the mean over the epoch's examples, while the weights moved, without L1.
-        valid_loss: the mean over the validation part.
         value: the job's metric on the validation part.
         seconds: the time of training and validation together.
         samples_per_second: training examples over the time of training alone.

@@ -28,7 +28,6 @@ class ParameterGroup:
     """Some parameters of a network, and how they are trained.
 
     Args:
-        name: of the group, for messages.
         match: patterns of names with *, ? and [abc]: of parameters, or of modules, which stand for
             all parameters in them.
         frozen: whether they keep their initial values: they get no gradient, and the optimizer does
@@ -43,7 +42,6 @@ class ParameterGroup:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def matches(self, parameter: str) -> bool:
-        """Whether the parameter with that name belongs to the group."""
         return any(_matches(parameter, pattern) for pattern in self.match)
 
 
@@ -62,9 +60,6 @@ def make_optimizer(
     make: Callable[[Iterable[Any]], Optimizer], network: nn.Module, groups: Sequence[ParameterGroup]
 ) -> Optimizer:
     """Freezes what groups freeze, and makes the optimizer of the other parameters.
-
-    Args:
-        make: called with parameters, or with dictionaries of them and their settings.
 
     Raises:
         ConfigError: every mistake: a pattern that matches nothing, a parameter in two groups, a
@@ -160,7 +155,6 @@ class TorchSchedule:
     """A scheduler of PyTorch, waiting for the optimizer.
 
     Args:
-        kind: the class.
         settings: its arguments. `schedulers`, of schedulers that are made of others, holds
             TorchSchedules. What is missing and known here is filled in: `total_steps` and `T_max`
             are the length of the training, in steps or epochs as `interval` says, and `mode` is
@@ -204,11 +198,7 @@ class TorchSchedule:
         metric: Metric,
         outer: "TorchSchedule | None" = None,
     ) -> LRScheduler:
-        """Makes the scheduler of an optimizer.
-
-        Args:
-            metric: whose value ReduceLROnPlateau steps on.
-            outer: steps this one, if it is one of several.
+        """Makes the scheduler of an optimizer; `outer` steps it if it is one of several.
 
         Raises:
             ValueError: `mode` contradicts the metric, `interval` the outer scheduler, or PyTorch
@@ -246,11 +236,10 @@ Schedule = Callable[[float], float] | TorchSchedule
 
 
 class Rates:
-    """Sets the learning rates of one training's optimizer; see `TorchSchedule.make`.
+    """Sets the learning rates of one training's optimizer.
 
-    Args:
-        schedule: maps progress in [0, 1) to a factor on the rates that the optimizer has now; or a
-            scheduler of PyTorch.
+    A schedule that is a function maps progress in [0, 1) to a factor on the rates that the
+    optimizer has now.
     """
 
     def __init__(
@@ -296,7 +285,6 @@ class Rates:
             self._scheduler.step()
 
     def state(self) -> dict[str, Any] | None:
-        """Returns what `restore` needs beside the state of the optimizer; None if nothing."""
         return None if self._scheduler is None else dict(self._scheduler.state_dict())
 
     def restore(self, state: dict[str, Any] | None) -> None:

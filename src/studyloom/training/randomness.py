@@ -24,12 +24,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Sets all generators to a state.
-
-    Args:
-        state: what `random_state` returned, possibly in another process. The state of GPUs that are
-            not here is left out.
-    """
+    """Sets all generators to a state, but for GPUs that are not here."""
     version, keys, gauss = state["python"]
     random.setstate((version, tuple(keys), gauss))
     kind, words, *rest = state["numpy"]

@@ -48,11 +48,8 @@ class LostRank(RuntimeError):
 class Ranks:
     """The processes that train a trial, as one of them sees them; by default it is alone.
 
-    Args:
-        lines: from rank 0 to each of the others, in their order; from another one to rank 0.
-        end_others: ends the others at once.
-
     Attributes:
+        lines: from rank 0 to each of the others, in their order; from another one to rank 0.
         within: whether the others expect this process at the next step of the lockstep.
         broken: whether the others are gone, so that this process can train nothing more.
     """
@@ -75,14 +72,10 @@ class Ranks:
 
     @contextlib.contextmanager
     def leading(self, call: object, broken: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Has the other ranks take part in the body, which rank 0 runs.
+        """Has the other ranks take part in the body, which rank 0 runs; `call` tells them in what.
 
-        Args:
-            call: tells them what to take part in.
-            broken: called if the lockstep is lost in the body.
-
-        Raises:
-            Exception: of the body; or of another rank, if that is the cause.
+        `broken` is called if the lockstep is lost. The exception of another rank is raised in place
+        of that of the body if it is the cause.
         """
         if self.alone:
             yield
@@ -109,9 +102,8 @@ class Ranks:
     def follow(self, take_part: Callable[[Any], None]) -> None:
         """Takes part in what rank 0 leads, again and again, until rank 0 has ended.
 
-        Args:
-            take_part: gets the `call`; it comes to an end when `go_on` returns False. What it
-                raises alone is raised here, and rank 0 has been told.
+        `take_part` gets the `call`, and ends when `go_on` returns False. What it raises alone is
+        raised here, and rank 0 has been told.
         """
         failed: BaseException | None = None
         while True:
@@ -174,7 +166,7 @@ class Ranks:
             raise
 
     def rest(self) -> None:
-        """Notes that no other rank waits for this one: the epoch has ended in all of them."""
+        """Notes that no other rank waits for this one: all have ended the epoch."""
         self.within = False
 
     def together(self, work: Callable[[], object]) -> None:
@@ -184,10 +176,8 @@ class Ranks:
     def agree(self, work: Callable[[], T], judge: Callable[[list[T]], R]) -> R:
         """Calls `work` in each rank; rank 0 makes one result of theirs, and each rank gets it.
 
-        What `work` raises in the first rank in which it does, or `judge`, is raised in all.
-
-        Args:
-            judge: gets what the ranks returned, in their order; called by rank 0 alone.
+        What `work` raises in the first rank in which it does, or `judge`, is raised in all. `judge`
+        gets what the ranks returned, in their order.
         """
         if self.alone:
             return judge([work()])
@@ -200,8 +190,13 @@ class Ranks:
             self._send(self.lines[0], *answer)
             kind, verdict = self._hear(self.lines[0])
         else:
-            answers = [answer, *map(self._hear, self.lines)]
-            kind, verdict = self._verdict(answers, judge)
+            answers: list[tuple[str, Any]] = [answer, *map(self._hear, self.lines)]
+            kind, verdict = next((each for each in answers if each[0] == RAISED), (ANSWER, None))
+            if kind == ANSWER:
+                try:
+                    verdict = judge([result for _, result in answers])
+                except Exception as error:
+                    kind, verdict = RAISED, error
             self._tell(kind, verdict)
         if kind == RAISED:
             self.within = False
@@ -211,28 +206,11 @@ class Ranks:
         result: R = verdict
         return result
 
-    @staticmethod
-    def _verdict(
-        answers: Sequence[tuple[str, Any]], judge: Callable[[list[Any]], Any]
-    ) -> tuple[str, Any]:
-        if (failed := next((a for a in answers if a[0] == RAISED), None)) is not None:
-            return failed
-        try:
-            return ANSWER, judge([result for _, result in answers])
-        except Exception as error:
-            return RAISED, error
-
     def sum_gradients(self, weights: Sequence[nn.Parameter], work: Callable[[], Tensor]) -> Tensor:
         """Calls a function that computes gradients, and adds up those of all ranks.
 
-        A weight to which no rank has a gradient keeps none. What `work` raises in the first rank in
-        which it does is raised in all.
-
-        Args:
-            work: leaves a gradient in each weight; returns a number ().
-
-        Returns:
-            the sum of what the function returned in each rank.
+        A weight to which no rank has a gradient keeps none. The numbers () that the function
+        returns are added up too. What it raises in the first rank that does is raised in all.
         """
         error, total = None, None
         try:

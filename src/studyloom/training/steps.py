@@ -51,7 +51,6 @@ class Steps:
     """Computes the batches of one job.
 
     Args:
-        loss: maps outputs and targets to a mean, on the device.
         precision: of the network; the loss is computed in fp32.
         step: for training batches: returns a loss, or (loss, outputs, targets), of which only the
             loss is used; None for the network's outputs and `loss`.
@@ -103,8 +102,6 @@ class Steps:
 
     def evaluate(self, network: nn.Module, batch: Any, count: int) -> Outcome:
         """Returns the mean loss of a batch of `count` examples, its outputs and its targets.
-
-        The network is in eval mode.
 
         Raises:
             ValueError: a function of the user's own returns something else.
@@ -162,15 +159,11 @@ def on_threads(count: int) -> Iterator[None]:
 
 
 def choose_threads(network: nn.Module, read: Callable[[], Any], batch_size: int) -> int:
-    """Returns how many threads the training of a network uses.
+    """Returns how many threads the training of a network uses; `read` gives a batch of one example.
 
     It is one for small steps, and else, as where the operations cannot be counted, all that the
     process has. The answer depends on network and batch alone, since the number of threads decides
     the last bits of a result.
-
-    Args:
-        network: on its device; it stays as it is.
-        read: returns a batch of one example, on that device.
     """
     available, weights = torch.get_num_threads(), list(network.parameters())
     if available == 1 or any(weight.device.type != "cpu" for weight in weights):
@@ -188,11 +181,9 @@ def choose_threads(network: nn.Module, read: Callable[[], Any], batch_size: int)
 def count_operations(network: nn.Module, batch: Any) -> int:
     """Counts the operations of a forward pass, nearly: of each weight at each place of an output.
 
-    PyTorch's own FlopCounterMode counts all of them, but it imports the compiler, which takes
-    longer than a small trial.
-
-    Multiplications and additions are one operation each. Hooks are added to the network, which is
-    in eval mode.
+    Multiplications and additions are one operation each. PyTorch's own FlopCounterMode counts all
+    of them, but it imports the compiler, which takes longer than a small trial. Hooks are added to
+    the network.
     """
     total = 0
 
@@ -212,14 +203,10 @@ def count_operations(network: nn.Module, batch: Any) -> int:
 
 
 def apply_network(network: nn.Module, batch: Any) -> tuple[Tensor, Any]:
-    """Calls a network with the inputs of a batch.
+    """Calls a network with the inputs of a batch; returns its outputs, and the targets.
 
-    Args:
-        batch: (inputs, targets), or (inputs, …, targets) for a network of several arguments. Inputs
-            that are a mapping, list or tuple are several arguments too.
-
-    Returns:
-        the outputs and the targets.
+    A batch is (inputs, targets), or (inputs, …, targets) for a network of several arguments. Inputs
+    that are a mapping, list or tuple are several arguments too.
 
     Raises:
         ValueError: the batch is something else.
@@ -256,11 +243,7 @@ def give_loss(function: OwnStep, loss: Callable[[Tensor, Tensor], Tensor]) -> Ow
 
 @functools.cache
 def check_precision(precision: str, device: torch.device) -> None:
-    """Checks that a device computes in a precision, by a network of two numbers.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """Raises ValueError if a device cannot compute in a precision: a layer of two numbers tells."""
     if precision != "fp16":
         return
     try:
@@ -288,7 +271,6 @@ def _is_outcome(result: Any) -> bool:
 
 
 def _describe(result: Any) -> str:
-    """Describes what a function returned, in a few words."""
     if isinstance(result, Tensor):
         return f"a tensor of the shape {tuple(result.shape)}"
     if isinstance(result, tuple):

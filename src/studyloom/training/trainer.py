@@ -11,7 +11,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import astuple, fields, replace
+from dataclasses import astuple, replace
 from statistics import fmean
 from time import perf_counter
 from typing import Any
@@ -38,7 +38,6 @@ def adapt_to_data(network: Any, loss: Any, split: Part, train: Tensor) -> None:
     example that is validated or tested.
 
     Args:
-        loss: it is passed over if it is no module.
         train: the indices of the training part, int64 (n,).
 
     Raises:
@@ -50,7 +49,6 @@ def adapt_to_data(network: Any, loss: Any, split: Part, train: Tensor) -> None:
 
 
 def _learners(part: Any) -> list[Any]:
-    """Returns those of a module and the modules within it that have a method `adapt`."""
     if not isinstance(part, nn.Module):
         return []
     return [module for module in part.modules() if callable(getattr(module, "adapt", None))]
@@ -86,10 +84,6 @@ class Average:
 
 class JobRun:
     """A job in training: between epochs its state is all of it.
-
-    Args:
-        split: the examples, on the device to train on.
-        ranks: the processes that train the job together.
 
     Attributes:
         epoch: the number of epochs so far.
@@ -154,19 +148,16 @@ class JobRun:
 
     def kept_weights(self) -> dict[str, Tensor]:
         """Returns the state dict that is kept: its own tensors, not a copy."""
-        if self.best is not None and self.best[2] is not None:
-            return self.best[2]
-        return self.evaluated.state_dict()
+        best = None if self.best is None else self.best[2]
+        return self.evaluated.state_dict() if best is None else best
 
     def signature(self) -> dict[str, Any]:
         """Returns the plain values of the job, by which the state of another job is recognised.
 
         The refusal can then say in plain words what differs, even where PyTorch would not notice.
         """
-        values = {field.name: getattr(self.job, field.name) for field in fields(self.job)}
-        return {
-            name: value for name, value in values.items() if isinstance(value, (int, float, str))
-        } | {
+        values = vars(self.job).items()
+        return {name: value for name, value in values if isinstance(value, (int, float, str))} | {
             "device": self.device.type,
             "images": len(self.batches.train),
             "optimizer": type(self.optimizer).__name__,
@@ -221,13 +212,16 @@ class JobRun:
 
         Layers draw from the global generators, which is why their state is exchanged.
         """
-        callers = [generator.get_state() for generator in self.generators]
+        callers = self._get_random()
         try:
             self._set_random(self.random)
             yield
-            self.random = [generator.get_state() for generator in self.generators]
+            self.random = self._get_random()
         finally:
             self._set_random(callers)
+
+    def _get_random(self) -> list[Tensor]:
+        return [generator.get_state() for generator in self.generators]
 
     def _set_random(self, states: Sequence[Tensor]) -> None:
         for generator, state in zip(self.generators, states, strict=True):
@@ -247,27 +241,19 @@ class JobRun:
             valid_loss, value = self.evaluate(self.batches.valid)
         self.epoch += 1
         self.rates.after_epoch(value)
-        self._note_best(value)
-        rate, ended = self.job.samples / (trained - start), perf_counter()
-        self.evaluating = ended - trained
-        return Epoch(self.epoch, train_loss, valid_loss, value, ended - start, rate)
-
-    def _note_best(self, value: float) -> None:
-        """Notes the value of this epoch, and its weights, if it is better than all before."""
         job = self.job
-        if job.patience is None and job.keep != "best":
-            return
         if self.best is None or job.metric.sign * value > job.metric.sign * self.best[1]:
             weights = deepcopy(self.evaluated.state_dict()) if job.keep == "best" else None
             self.best = self.epoch, value, weights
+        rate, ended = job.samples / (trained - start), perf_counter()
+        self.evaluating = ended - trained
+        return Epoch(self.epoch, train_loss, valid_loss, value, ended - start, rate)
 
     def _fit(self, noise: contextlib.ExitStack) -> float:
         """Makes one pass over the epoch's examples in a fresh order, and returns the mean loss.
 
-        Only its end waits for the device.
-
-        Args:
-            noise: entered with the random state of this rank, once the order is drawn.
+        Only its end waits for the device. `noise` is entered with the random state of this rank,
+        once the order is drawn.
         """
         total = torch.zeros((), device=self.device)
         self.model.train()
@@ -288,7 +274,7 @@ class JobRun:
         if self.ranks.alone:
             yield
             return
-        common = [generator.get_state() for generator in self.generators]
+        common = self._get_random()
         for generator in self.generators:
             generator.manual_seed(derive(self.job.seed, self.epoch, self.ranks.rank))
         yield
@@ -298,8 +284,8 @@ class JobRun:
         """Makes one step of the optimizer, and returns the sum of the losses of the examples.
 
         Args:
-            count: how many examples the whole step has, in all ranks.
-            batches: of this rank, each with the number of its examples.
+            count: how many examples the step has in all ranks.
+            batches: those of this rank, each with the number of its examples.
         """
         self.rates.before_step(self.step / self.total_steps)
         for weight in self.weights:
@@ -366,7 +352,6 @@ class JobRun:
         return self.ranks.agree(work, self._judge)
 
     def _judge(self, parts: Sequence[tuple[float, Tensor, Tensor] | None]) -> tuple[float, float]:
-        """Returns loss and metric of the whole, given those of the share of each rank."""
         losses, outputs, targets = zip(*filter(None, parts), strict=True)
         loss = losses[0] if len(losses) == 1 else fmean(losses, map(len, targets))
         if not math.isfinite(loss):
@@ -385,10 +370,6 @@ def evaluate_part(
     Its callers are in inference mode. Two guards, one within the other, are undone in the wrong
     order if a signal cuts them short, and gradients stay off.
 
-    Args:
-        network: on the device of the batches.
-        indices: of the part, int64 (n,).
-
     Returns:
         the mean loss, and the outputs (n, …) and targets (n, …).
     """
@@ -405,7 +386,6 @@ def evaluate_part(
 
 
 def _joined(name: str, batches: list[Tensor]) -> Tensor:
-    """Joins what the batches of a part have given."""
     try:
         return torch.cat(batches)
     except RuntimeError as error:
@@ -421,8 +401,6 @@ def _joined(name: str, batches: list[Tensor]) -> Tensor:
 def epochs(jobs: Sequence[Job], split: Part) -> Iterator[list[Epoch]]:
     """Trains jobs in lockstep; yields, after each epoch, one Epoch per job, in their order.
 
-    A job's numbers do not depend on the others.
-
     Raises:
         Diverged: a loss is not finite; raised at the end of that epoch.
     """
@@ -436,15 +414,10 @@ def predict_outputs(
     precision: str = "fp32",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Runs a network in eval mode, batch by batch.
-
-    Args:
-        model: it is moved to the device of the inputs.
-        inputs: (n, …), normalised.
-        dtype: in which the network takes the inputs.
+    """Runs a network in eval mode on inputs (n, …), batch by batch, on their device.
 
     Returns:
-        the outputs, float32 (n, outputs), on the device of the inputs.
+        the outputs, float32 (n, outputs), on that device.
     """
     model = model.to(inputs.device).eval()
     outputs = []
@@ -457,11 +430,7 @@ def predict_outputs(
 def evaluate_network(
     job: Job, model: nn.Module, split: Part, indices: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Runs a network on examples of a split as the job's evaluation does.
-
-    Args:
-        model: it is moved to the device of the split.
-        indices: int64 (n,); None for all of the split.
+    """Runs a network on all examples of a split, or those at `indices`, as the job evaluates them.
 
     Returns:
         the outputs and the targets, both (n, …), on the device of the split.
@@ -495,7 +464,6 @@ class Training:
 
     Args:
         jobs: all with the same number of epochs.
-        split: the examples, on the device to train on.
         in_turn: whether each job is trained to its end before the next one begins, an iteration
             being one epoch of one job. If not, all jobs are trained in lockstep, an iteration
             being one epoch of all.
@@ -509,9 +477,7 @@ class Training:
         history: what each iteration so far has yielded, those before a restore included.
         numbers: the number of each of these iterations, from 1. In turn the last of a job is always
             a multiple of the stride, so that numbers are left out after one that patience ended.
-        ended: whether all jobs are trained to their end.
         evaluating: the seconds spent on evaluation so far, in this process.
-        threads: of the processor, on which it trains.
     """
 
     def __init__(
@@ -536,15 +502,18 @@ class Training:
         self.ended = False
         self._group = 0
         self._runs = self._begin(0)
-        self.threads = threads or self._choose_threads(jobs[0].batch_size)
         self._whole = True
+        self.threads = threads or torch.get_num_threads()
+        if threads is None and isinstance(split, Split):  # to load an example may take processes
+            first, run = torch.zeros(1, dtype=torch.int64), self._runs[0]
+            self.threads = choose_threads(
+                run.model, lambda: run.batches.at(first), jobs[0].batch_size
+            )
 
     @property
     def epochs(self) -> int:
-        """The number of the last iteration, which is known sooner if patience ends the training."""
-        if self.ended:
-            return self.numbers[-1]
-        return self._group_epochs * len(self._groups)
+        """The number of the last iteration, which is smaller if patience ends the training."""
+        return self.numbers[-1] if self.ended else self._group_epochs * len(self._groups)
 
     @property
     def _group_ended(self) -> bool:
@@ -552,12 +521,6 @@ class Training:
 
     def _begin(self, group: int) -> list[JobRun]:
         return [JobRun(job, self._split, self.ranks) for job in self._groups[group]]
-
-    def _choose_threads(self, batch_size: int) -> int:
-        if not isinstance(self._split, Split):  # to load an example may take processes
-            return torch.get_num_threads()
-        first, run = torch.zeros(1, dtype=torch.int64), self._runs[0]
-        return choose_threads(run.model, lambda: run.batches.at(first), batch_size)
 
     def close(self) -> None:
         """Ends the processes that load its batches, if there are any."""
@@ -608,7 +571,6 @@ class Training:
         return replace(kept, number=len(self.history) + 1, seconds=0.0)
 
     def _number_all(self) -> list[int]:
-        """Returns the number of each iteration of the history; see `numbers`."""
         numbers: list[int] = []
         group = 0
         for epochs in self.history:
@@ -632,11 +594,10 @@ class Training:
         return [job.kept(column) for job, column in zip(jobs, columns, strict=False)]
 
     def state(self) -> dict[str, Any]:
-        """Returns all that the training needs to resume after this epoch.
+        """Returns a snapshot of all that the training needs to resume after this epoch.
 
-        It is a snapshot, which later epochs leave alone, and which torch.load(weights_only=True)
-        reads. It holds the state_dict of model and optimizer, and not what a class of the user's
-        own keeps elsewhere. Of jobs in turn it holds the one under way and the history of all.
+        torch.load(weights_only=True) reads it. It holds the state_dict of model and optimizer, and
+        not what a class of the user's own keeps elsewhere; of jobs in turn, the one under way.
 
         Raises:
             RuntimeError: an exception has left an epoch unfinished; the state before it is gone.
