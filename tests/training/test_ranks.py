@@ -69,22 +69,16 @@ MEASURED["a layer unused"] = WAYS["a layer unused"] = (False, UNUSED)
 
 
 def trained(ranks, names, stop=None):
-    """Trains a job in each way; see `WAYS`.
-
-    Args:
-        ranks: as this process sees them.
-        names: of the ways.
-        stop: after how many epochs the training is resumed from its state; None for never.
-
-    Returns:
-        By name, the numbers of all epochs, and the last state.
-    """
+    """Trains a job in each of the `WAYS`, resumed after `stop` epochs; returns the last states."""
     results = {}
 
-    def train(name):
+    def make(name):
         in_turn, changes = WAYS[name]
         jobs = [toy_job(seed=seed, **changes) for seed in range(1 + in_turn)]
-        training = Training(jobs, data_of(name), in_turn=in_turn, ranks=ranks)
+        return Training(jobs, data_of(name), in_turn=in_turn, ranks=ranks)
+
+    def train(name):
+        training = make(name)
         for number, _ in enumerate(training, 1):
             if number == stop:
                 break
@@ -104,12 +98,9 @@ def trained(ranks, names, stop=None):
             finish(name, state)
 
     def finish(name, state):
-        in_turn, changes = WAYS[name]
-        jobs = [toy_job(seed=seed, **changes) for seed in range(1 + in_turn)]
-        training = Training(jobs, data_of(name), in_turn=in_turn, ranks=ranks)
+        training = make(name)
         training.restore(through_a_file(state))
-        for _ in training:
-            pass
+        list(training)
         results[name] = timeless(training.state())
 
     if ranks.rank:
@@ -164,12 +155,10 @@ def test_ranks_that_resume_equal_those_that_never_stopped(two):
 
 
 def failing(ranks, where):
-    """Two trainings, of which the first fails in a rank, at some place.
+    """Runs two trainings, of which the first fails in a rank, at some place.
 
-    Returns:
-        what was raised in the first, whether the lockstep was lost, and the result of the second.
+    It returns what was raised, whether the lockstep was lost, and the result of the second.
     """
-
     calls = []
 
     def take_part(call):

@@ -225,7 +225,6 @@ RESUMABLE = {
         "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
         "schedule": cosine,
     },
-    "sgd without": {"optimizer": partial(torch.optim.SGD, lr=0.1)},
     "adam": {},
     "adamw fused": {
         "optimizer": partial(torch.optim.AdamW, lr=0.01, fused=True),
@@ -238,11 +237,8 @@ RESUMABLE = {
     },
     "batch norm and dropout": {
         "model": partial(CNN, channels=4, norm="batch", dropout=0.3),
-        "samples_per_epoch": 20,
-    },
-    "channels last, fused": {
-        "model": partial(CNN, channels=4, dropout=0.3),
         "optimizer": partial(torch.optim.AdamW, lr=0.01, fused=True),
+        "samples_per_epoch": 20,
     },
     "a schedule of numpy numbers": {"schedule": lambda progress: np.cos(np.float64(progress))},
 }

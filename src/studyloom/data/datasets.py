@@ -107,9 +107,8 @@ class Datasets:
                 '"train", "valid" or "test" that returns one, with _partial_: true'
             )
         self._given = {"train": train, "valid": valid, "test": test, "evaluate": evaluate}
-        if load is not None and (
-            both := [key for key in PARTS[:3] if self._given[key] is not None]
-        ):
+        both = [key for key in ("train", "valid", "test") if self._given[key] is not None]
+        if load is not None and both:
             raise DataError(
                 f"data.load takes the place of data.{both[0]}; leave out one of the two"
             )

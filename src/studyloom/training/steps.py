@@ -71,11 +71,7 @@ class Steps:
         self._evaluate = None if evaluate is None else give_loss(evaluate, loss)
 
     def train(self, network: nn.Module, batch: Any) -> Tensor:
-        """Returns the mean loss of a training batch, a scalar to take the gradient of.
-
-        Raises:
-            ValueError: a step of the user's own returns no such loss.
-        """
+        """Returns the mean loss of a training batch; ValueError if a step returns no such loss."""
         if self._step is None:
             loss = self._forward(network, batch)[0]
         else:
@@ -101,11 +97,7 @@ class Steps:
         return loss if self._step is None else loss.float()
 
     def evaluate(self, network: nn.Module, batch: Any, count: int) -> Outcome:
-        """Returns the mean loss of a batch of `count` examples, its outputs and its targets.
-
-        Raises:
-            ValueError: a function of the user's own returns something else.
-        """
+        """Returns the mean loss of a batch of `count` examples, its outputs and its targets."""
         if self._evaluate is None:
             return self._forward(network, batch)
         with autocast(self._device, self._precision):

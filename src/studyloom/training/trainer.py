@@ -37,11 +37,7 @@ def adapt_to_data(network: Any, loss: Any, split: Part, train: Tensor) -> None:
     by or weights of classes, is in their buffers and so in checkpoints and winner.pt. They see no
     example that is validated or tested.
 
-    Args:
-        train: the indices of the training part, int64 (n,).
-
-    Raises:
-        DataError: the examples are not in memory, and cannot be shown.
+    `train` holds the indices of the training part, int64 (n,).
     """
     for name, part in (("network", network), ("loss", loss)):
         if modules := _learners(part):
@@ -335,11 +331,7 @@ class JobRun:
 
     @torch.inference_mode()
     def evaluate(self, indices: Tensor) -> tuple[float, float]:
-        """Evaluates the network on the examples at `indices`, int64 (n,).
-
-        Returns:
-            the mean loss and the metric, which is NaN if the loss is not finite.
-        """
+        """Returns the mean loss and the metric on examples; NaN if the loss is not finite."""
         if self.average is not None:
             self.average.take_buffers()
         share = self.ranks.share(indices)
@@ -414,11 +406,7 @@ def predict_outputs(
     precision: str = "fp32",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Runs a network in eval mode on inputs (n, …), batch by batch, on their device.
-
-    Returns:
-        the outputs, float32 (n, outputs), on that device.
-    """
+    """Runs a network in eval mode on inputs (n, …), batch by batch, on their device."""
     model = model.to(inputs.device).eval()
     outputs = []
     for batch in torch.split(inputs, EVALUATION_BATCH[inputs.device.type]):
