@@ -16,7 +16,7 @@ from studyloom.question.objective import (
     standard_error_of,
 )
 from studyloom.space.tree import Point
-from studyloom.training.trainer import Training, epochs
+from studyloom.training.trainer import Training
 
 SPLIT = toy_split()
 
@@ -45,7 +45,7 @@ def test_each_step_is_the_mean_of_all_folds_at_that_epoch(question):
 
 def accuracies(jobs):
     """The accuracy of each job, trained alone, after each epoch: (epochs, jobs)."""
-    return np.array([[epoch.value for (epoch,) in epochs([job], SPLIT)] for job in jobs]).T
+    return np.array([[epoch.value for (epoch,) in Training([job], SPLIT)] for job in jobs]).T
 
 
 def test_jobs_in_turn_report_the_end_of_each(question):

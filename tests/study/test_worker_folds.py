@@ -14,7 +14,7 @@ from studyloom.storage.attributes import (
     STANDARD_ERROR,
 )
 from studyloom.study.opening import open_study
-from studyloom.training.trainer import Training, epochs
+from studyloom.training.trainer import Training
 
 FIVE = toy_folds(SPLIT, 5)
 CROSS = (*TINY, "objective.folds=5")
@@ -47,7 +47,7 @@ def test_a_grid_over_folds_is_the_textbook_search_with_cross_validation(sqlite_u
         cfg = with_values(question.config, {"train.batch_size": point[0], "optimizer.lr": point[1]})
         ends = []
         for job in build_jobs(cfg, FIVE, derive(question.config.study.seed, trial.number)):
-            *_, (last,) = epochs([job], SPLIT)
+            *_, (last,) = Training([job], SPLIT)
             ends.append(last.value)
         assert trial.value == pytest.approx(np.mean(ends), abs=1e-12)
         assert trial.user_attrs[STANDARD_ERROR] == pytest.approx(

@@ -16,6 +16,7 @@ from test_trainer import (
     Interrupt,
     check_resuming,
     curve,
+    epochs,
     equal,
     states_of,
     through_a_file,
@@ -29,7 +30,7 @@ from studyloom.data import Datasets
 from studyloom.errors import DataError, LoaderDied
 from studyloom.models import MLP
 from studyloom.training.batches import make_batches
-from studyloom.training.trainer import Training, epochs
+from studyloom.training.trainer import Training
 
 WORKERS = {"num_workers": 2}
 PERSISTENT = {"num_workers": 2, "persistent_workers": True}

@@ -25,7 +25,7 @@ from studyloom.schedules import constant, cosine, one_cycle
 from studyloom.training.job import Epoch, Job
 from studyloom.training.optimizer import ParameterGroup, TorchSchedule
 from studyloom.training.steps import on_threads
-from studyloom.training.trainer import Training, epochs
+from studyloom.training.trainer import Training
 
 DEVICES = [
     "cpu",
@@ -56,6 +56,11 @@ def toy_job(**changes) -> Job:
         seed=1,
     )
     return replace(job, **changes)
+
+
+def epochs(jobs, split):
+    """Trains jobs in lockstep."""
+    return iter(Training(jobs, split))
 
 
 def numbers_of(epoch: Epoch) -> tuple[float, ...]:

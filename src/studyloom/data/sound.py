@@ -71,10 +71,6 @@ class Sound:
                 f"{self.rate} Hz leave some of them empty; take fewer, or a longer window"
             )
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return 1, self.bands, self.frames
-
     def __call__(self, content: bytes) -> tuple[Tensor, list[str]]:
         """Makes an input (1, bands, frames) of a WAV file; returns what was done in words, too.
 

@@ -331,16 +331,6 @@ class InputRange:
             (float(ends.min), float(ends.max)),
         )
 
-    @classmethod
-    def stored(cls, fields: Any, count: int) -> "InputRange | None":
-        """Reads what `winner.json` says of inputs of `count` numbers; None if it says nothing."""
-        if fields is None:
-            return None
-        low, high, means = (tuple(map(float, fields[name])) for name in ("low", "high", "means"))
-        if not len(low) == len(high) in (1, count) or len(means) != 2:
-            raise ValueError("data.inputs does not fit data.shape")
-        return cls(low, high, (means[0], means[1]))
-
     def unlike(self, inputs: Tensor, columns: Sequence[str] = ()) -> dict[int, str]:
         """Describes what differs from all training inputs, by the position in inputs (n, …)."""
         rows = inputs.flatten(1)

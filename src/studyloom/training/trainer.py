@@ -23,11 +23,11 @@ from studyloom.data.split import Split
 from studyloom.data.training_data import Part
 from studyloom.errors import TRAIN_IT_YOURSELF, Diverged
 from studyloom.seeds import derive
-from studyloom.training.batches import EVALUATION_BATCH, Batches, batch_dtype, make_batches
+from studyloom.training.batches import EVALUATION_BATCH, Batches, make_batches
 from studyloom.training.job import Epoch, Job
 from studyloom.training.optimizer import Rates, make_optimizer, step_of
 from studyloom.training.ranks import ALONE, Ranks
-from studyloom.training.steps import Steps, autocast, choose_threads, on_threads
+from studyloom.training.steps import Steps, choose_threads, on_threads
 
 
 def adapt_to_data(network: Any, loss: Any, split: Part, train: Tensor) -> None:
@@ -390,29 +390,12 @@ def _joined(name: str, batches: list[Tensor]) -> Tensor:
         ) from error
 
 
-def epochs(jobs: Sequence[Job], split: Part) -> Iterator[list[Epoch]]:
-    """Trains jobs in lockstep; yields, after each epoch, one Epoch per job, in their order.
-
-    Raises:
-        Diverged: a loss is not finite; raised at the end of that epoch.
-    """
-    return iter(Training(jobs, split))
-
-
 @torch.inference_mode()
-def predict_outputs(
-    model: nn.Module,
-    inputs: Tensor,
-    precision: str = "fp32",
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
+def predict_outputs(model: nn.Module, inputs: Tensor, dtype: torch.dtype) -> Tensor:
     """Runs a network in eval mode on inputs (n, …), batch by batch, on their device."""
     model = model.to(inputs.device).eval()
-    outputs = []
-    for batch in torch.split(inputs, EVALUATION_BATCH[inputs.device.type]):
-        with autocast(inputs.device, precision):
-            outputs.append(model(batch.to(dtype)).float())
-    return torch.cat(outputs)
+    batches = torch.split(inputs, EVALUATION_BATCH[inputs.device.type])
+    return torch.cat([model(batch.to(dtype)).float() for batch in batches])
 
 
 def evaluate_network(
@@ -423,23 +406,22 @@ def evaluate_network(
     Returns:
         the outputs and the targets, both (n, …), on the device of the split.
     """
-    if job.evaluate is None and isinstance(split, Split):
-        dtype, inputs, targets = batch_dtype(job, model, split), split.inputs, split.targets
-        if indices is not None:
-            at = indices.to(split.device)
-            inputs, targets = inputs[at], targets[at]
-        return predict_outputs(model, inputs, job.precision, dtype), targets
+
+    def no_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.zeros((), device=outputs.device)
+
     device = split.device
     for part in (job.loss, job.evaluate):
         if isinstance(part, nn.Module):
             part.to(device)
-    steps = Steps(job.loss, device, job.precision, evaluate=job.evaluate)
-    everything = torch.arange(len(split), device=device)
-    if indices is not None:
-        everything = indices.to(device)
+    # The loss of the job may have to adapt to data before it can be called.
+    loss = no_loss if job.evaluate is None else job.loss
+    steps = Steps(loss, device, job.precision, evaluate=job.evaluate)
+    everything = (torch.arange(len(split)) if indices is None else indices).to(device)
     # The training part stays: a batch of it may have more examples than are evaluated here.
     batches = make_batches(replace(job, valid=everything), split)
     model = model.to(device)
+    batches.fit(model)
     with contextlib.closing(batches), torch.inference_mode():
         return evaluate_part(model, steps, batches, everything)[1:]
 
