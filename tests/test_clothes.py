@@ -57,49 +57,12 @@ def test_words_and_columns_are_known_by_the_training_part_alone(parts):
     assert options["class"] == sorted({row["class"] for row in train} - {""})
 
 
-def test_a_review_becomes_its_columns_and_its_words():
-    row = {"age": "33", "likes": "0", "rating": "4", "division": "General", "class": "Dresses"}
-    numbers, done = clothes.encode(row | {"review": "I love this dress"})
-    assert numbers[:3] == [33, 0, 4]
-    assert numbers[3] == 1
-    assert min(numbers[4:9]) > 1
-    assert numbers[9:] == [0] * (len(numbers) - 9)
-    assert done == []
-
-
-def test_a_report_shows_the_words_that_were_read(parts):
-    tokens, row = parts[1].tokens, parts[1].inputs[0]
-    asked = next(row for row in clothes.reviews() if row["clothing"] in clothes.sealed())
-    words = clothes.words_of(asked["review"])
-    shown = [tokens.word(number) for number in tokens.numbers_of(row)]
-    assert len(shown) == len(words) > 5
-    assert all(one in (word, "[unknown]") for one, word in zip(shown, words, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        ({"review": ""}, EMPTY),
-        ({"review": "…"}, EMPTY),
-        ({"review": "love xyzzyq it"}, "1 of 3 words unknown"),
-        ({"review": "love " * 200}, "the first 116 of 200 words"),
-        ({"review": "love", "class": "Hats"}, "class Hats unknown"),
-        ({"review": "love"}, "no age, taken as 43"),
-    ],
-)
-def test_what_is_missing_or_unknown_is_said(row, said):
-    assert said in clothes.encode(row)[1]
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"\xff\xfe\0", "must be a CSV file in UTF-8"),
         (b"", "whose first line names review"),
-        (b"text\nlove it\n", "whose first line names review and any of age, likes, rating"),
         (b"review,age\nlove it,-3\n", "review 1: age must be a whole number from 0 to 120"),
-        (b"review,age\nlove it,9999\n", "or nothing; got .9999."),
-        (b"review,age\nlove it," + b"9" * 5000, "or nothing; got .9{40}.$"),
         (b"review,rating\nlove it,6\n", "rating must be a whole number from 1 to 5, or nothing"),
         (b"review,rating\nI love it, really,5\n", "review 1: has more fields than the first line"),
         (b'review,rating\n"I love it,5\n', "must be a CSV file in UTF-8: unexpected end of data"),
@@ -121,25 +84,6 @@ def test_each_fusion_looks_at_what_it_says_and_at_nothing_else(parts, fusion):
     reads_text = not torch.equal(network(rows), network(other_text))
     reads_table = not torch.equal(network(rows), network(other_table))
     assert (reads_text, reads_table) == (fusion != "table", fusion != "text")
-
-
-def test_what_a_review_is_told_does_not_depend_on_those_beside_it(parts):
-    network = ReviewNet(2, "join", vocabulary=500).eval()
-    rows = parts[0].inputs[:32]
-    alone = torch.cat([network(row[None]) for row in rows])
-    assert torch.allclose(network(rows), alone, atol=1e-5)
-
-
-def test_a_column_that_is_left_out_is_not_looked_at(parts):
-    network = ReviewNet(2, "table", columns=["age", "class"]).eval()
-    rows = parts[0].inputs[:8]
-    other = rows.clone()
-    other[:, COLUMNS.index("rating")] = 1
-    assert torch.equal(network(rows), network(other))
-    with pytest.raises(ValueError, match=r"model.columns must be of age, .*; got size"):
-        ReviewNet(2, "table", columns=["size"])
-    with pytest.raises(ValueError, match=r"must be text, table, join, add or gate; got both"):
-        ReviewNet(2, "both")
 
 
 def test_a_few_batches_of_the_study_learn_to_tell_the_reviews_apart(parts):

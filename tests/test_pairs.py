@@ -23,19 +23,6 @@ def test_both_parts_of_a_pair_are_of_one_digit_and_no_picture_is_in_two_pairs(pa
     assert not train & test
 
 
-def test_a_pair_is_of_the_digit_that_is_written_and_said(parts):
-    from studies.speech import Spoken
-    from studyloom.data import Embedded
-
-    test = parts[1]
-    pictures, spoken = Embedded().test(), Spoken("test", "theo")
-    for index in (0, 17, 499):
-        picture, sound, digit = test[index]
-        assert torch.allclose(picture, pictures.inputs[test.pictures_of[index]], atol=1e-5)
-        assert torch.equal(sound, spoken[index][0])
-        assert digit == spoken[index][1] == int(pictures.targets[test.pictures_of[index]])
-
-
 @pytest.mark.parametrize("sealed", ["theo", "george"])
 def test_no_speaker_is_in_two_parts(sealed):
     config = ask(f"data.train.sealed={sealed}", name="seen_and_heard").config
@@ -82,11 +69,6 @@ def test_a_step_trains_what_both_say_and_what_each_says_alone(parts):
     assert torch.allclose(
         step(network, batch, loss, vary=0.0), loss(network(pictures, sounds), digits)
     )
-
-
-def test_a_setting_out_of_its_range_is_named():
-    with pytest.raises(ValueError, match=r"model.fusion must be picture, .*; got both"):
-        PairNet(10, "both")
 
 
 def test_a_few_batches_of_the_study_learn_the_digits():

@@ -22,16 +22,12 @@ OVERRIDES = (
 class Commands:
     """The commands of one study."""
 
-    def __init__(self, run_dir: Path, url: str, digits: Path) -> None:
-        self.run_dir, self.digits, self.url = run_dir, digits, url
+    def __init__(self, run_dir: Path, digits: Path) -> None:
+        self.run_dir, self.digits = run_dir, digits
         self.overrides = [*OVERRIDES, f"run_dir={run_dir}"]
-        self.environment = {}
-        if not url.startswith("sqlite"):
-            self.overrides.append("storage=postgres")
-            self.environment["STUDYLOOM_STORAGE"] = url
 
     def run(self, trials: int) -> str:
-        done = study(*self.overrides, f"study.trials={trials}", **self.environment)
+        done = study(*self.overrides, f"study.trials={trials}")
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -40,8 +36,7 @@ class Commands:
 
         On Linux its parent sees that, and says so.
         """
-        extra = self.environment | {"STUDYLOOM_TEST_KILL": file}
-        done = study(*self.overrides, f"study.trials={trials}", **extra)
+        done = study(*self.overrides, f"study.trials={trials}", STUDYLOOM_TEST_KILL=file)
         assert done.returncode == 1, (file, done.stdout, done.stderr)
         assert "ended with signal SIGKILL" in done.stderr
 
@@ -52,20 +47,19 @@ class Commands:
         return done.stderr or done.stdout
 
     def openings(self) -> int:
-        stored = open_study(self.url, "mnist")
+        stored = open_study(f"sqlite:///{self.run_dir}/study.db", "mnist")
         try:
             return stored.test_openings()
         finally:
             stored.close()
 
 
-def test_a_command_killed_between_two_files_of_the_answer_leaves_no_mixture(url, tmp_path):
+def test_a_command_killed_between_two_files_of_the_answer_leaves_no_mixture(tmp_path):
     """Killed before each file in turn; the same command mends it, and opens the test part once."""
     digits = tmp_path / "digits.npy"
     np.save(digits, np.random.default_rng(0).normal(size=(5, 1, 28, 28)).astype("float32"))
-    # The folder of a SQLite database is the run directory.
-    run_dir = tmp_path if url.startswith("sqlite") else tmp_path / "run"
-    commands = Commands(run_dir, url, digits)
+    run_dir = tmp_path / "run"
+    commands = Commands(run_dir, digits)
     commands.run(2)
     small, told = commands.predict(), []
     for file in FILES:

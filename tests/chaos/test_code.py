@@ -78,13 +78,11 @@ def edit(project, module, old, new):
     path.write_text(text.replace(old, new, 1))
 
 
-def test_an_edit_of_one_s_own_code_is_another_question(project, url):
+def test_an_edit_of_one_s_own_code_is_another_question(project):
     """Of network, data, metric and loss; a comment is none, and a key goes on with it."""
-    where = () if url.startswith("sqlite") else ("storage=postgres",)
-    env = {"PYTHONPATH": str(project), "STUDYLOOM_STORAGE": url}
 
     def run(*overrides):
-        return study(*QUICK, *where, *overrides, page="mine", cwd=project, **env)
+        return study(*QUICK, *overrides, page="mine", cwd=project, PYTHONPATH=str(project))
 
     assert (done := run()).returncode == 0, done.stderr
     edit(project, "nets", "class Net", "# wider is better\nclass Net")
@@ -104,10 +102,9 @@ def test_an_edit_of_one_s_own_code_is_another_question(project, url):
     assert f"trials 0 to 1 were made with other code: {changed} has changed" in done.stdout
 
 
-def test_a_worker_that_starts_after_an_edit_does_not_join(url, tmp_path):
+def test_a_worker_that_starts_after_an_edit_does_not_join(tmp_path):
     """The worker that has read the code of before goes on with all trials."""
-    # The folder of a SQLite database is the run directory.
-    run = Run(tmp_path if url.startswith("sqlite") else tmp_path / "run", url)
+    run = Run(tmp_path / "run", f"sqlite:///{tmp_path}/run/study.db")
     run.overrides += ("model._target_=own_gated.Net", "study.trials=4")
     run.environment["PYTHONPATH"] += f"{os.pathsep}{tmp_path}"
     source = tmp_path / "own_gated.py"

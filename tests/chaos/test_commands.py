@@ -8,14 +8,11 @@ import os
 import random
 import shutil
 import signal
-import sqlite3
 import subprocess
 import tempfile
-import threading
 from pathlib import Path
 
 import pytest
-import sqlalchemy
 from commands import BARE
 from harness import until
 from runs import TRIALS, Run, kill, nap
@@ -30,43 +27,16 @@ pytestmark = [
 
 
 @pytest.fixture
-def run(tmp_path, request):
-    """A study in each kind of database in turn."""
-    run = on(request, tmp_path, request.param)
+def run(tmp_path):
+    run = Run(tmp_path / "run", f"sqlite:///{tmp_path}/run/study.db")
     yield run
     kill(run.processes())  # where a test has failed
-
-
-def on(request, folder, kind):
-    folder = folder / "run"
-    if kind == "sqlite":
-        return Run(folder, f"sqlite:///{folder}/study.db")
-    return Run(folder, request.getfixturevalue("postgres_url"))
-
-
-both = pytest.mark.parametrize("run", ["sqlite", "postgresql"], indirect=True)
-sqlite_only = pytest.mark.parametrize("run", ["sqlite"], indirect=True)
 
 
 # Commands and workers that are killed or stopped
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("run", "seed"), [("sqlite", 1)], indirect=["run"])
-def test_killed_at_random_with_all_its_workers_or_some_and_run_again(run, undisturbed, seed):
-    fate = random.Random(seed)
-    for round_ in range(2):
-        process = run.start()
-        run.until_done(fate.randrange(TRIALS // 2 * round_, TRIALS // 2 * (round_ + 1)))
-        nap(0.3 * fate.random())  # with these seeds three trials are left, which take longer
-        workers = run.workers()
-        kill([process.pid, *fate.sample(workers, fate.randrange(len(workers) + 1))])
-        run.end(process, -signal.SIGKILL)
-    run.go_on(undisturbed)
-
-
-@pytest.mark.nightly
-@sqlite_only
 def test_a_storm_of_kills_among_the_workers_of_one_command(run, undisturbed):
     # Many attempts: the storm may meet the same trial again and again.
     process = run.start("study.max_attempts=99")
@@ -76,24 +46,6 @@ def test_a_storm_of_kills_among_the_workers_of_one_command(run, undisturbed):
         run.kill_a_worker(process, fate)
     printed = run.end(process, 0)
     assert "a worker ended with signal SIGKILL" in printed
-    run.check(undisturbed)
-
-
-@pytest.mark.nightly
-@sqlite_only
-def test_workers_that_are_told_to_end_again_and_again_are_replaced(run, undisturbed):
-    """By an administrator, or by a daemon that wants memory back."""
-    # Many attempts: the same trial may be met again and again before it has got an epoch further.
-    process, fate = run.start("study.max_attempts=99"), random.Random(0)
-    run.until_done(1)
-    for _ in range(13):
-        victims = until(lambda: run.workers() or process.poll() is not None, 120)
-        if victims is True:
-            break
-        victim = fate.choice(victims)
-        kill([victim], signal.SIGTERM)
-        until(lambda victim=victim: victim not in run.workers(), 60)
-    run.end(process, 0)
     run.check(undisturbed)
 
 
@@ -112,7 +64,6 @@ def send(run, signals):
         run.latest.stderr.readline()
 
 
-@sqlite_only
 def test_whatever_signal_ends_it_the_same_command_goes_on(run, undisturbed):
     for signals, code in STOPS.values():
         process = run.at_work(meanwhile=lambda signals=signals: send(run, signals))
@@ -121,7 +72,6 @@ def test_whatever_signal_ends_it_the_same_command_goes_on(run, undisturbed):
     run.finish(undisturbed)
 
 
-@sqlite_only
 @pytest.mark.parametrize(("seconds", "count"), [(0.3, 1), (1.5, 2)])
 def test_ctrl_c_while_it_starts(run, undisturbed, seconds, count):
     gate = run.folder.with_name("gate")  # it does not end before, however fast it is
@@ -136,7 +86,6 @@ def test_ctrl_c_while_it_starts(run, undisturbed, seconds, count):
     run.finish(undisturbed)
 
 
-@both
 def test_two_commands_at_once_one_of_which_is_killed(run, undisturbed):
     first, second = run.start(), run.start()
     run.until_done(2)
@@ -147,28 +96,10 @@ def test_two_commands_at_once_one_of_which_is_killed(run, undisturbed):
     run.check(undisturbed)
 
 
-@pytest.mark.nightly
-@sqlite_only
-def test_started_with_an_ampersand_it_stops_with_ctrl_c(run, undisturbed):
-    """A shell has Ctrl-C ignored for a command that it starts with `&`."""
-
-    def start(*overrides, **environment):
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            return run.start(*overrides, **environment)
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    process = run.at_work(starter=start, meanwhile=lambda: send(run, [signal.SIGINT]))
-    run.end(process, 130)
-    run.finish(undisturbed)
-
-
-# Clocks
+# A clock
 
 
 @pytest.mark.nightly
-@sqlite_only
 def test_a_worker_whose_clock_is_an_hour_off(run, undisturbed, needs):
     needs("faketime")
     whole = run.overrides
@@ -224,17 +155,6 @@ def test_a_server_that_goes_and_comes_back(server, served, undisturbed, end, sec
     served.check(undisturbed)
 
 
-@pytest.mark.nightly
-def test_a_server_that_goes_again_and_again(server, served, undisturbed):
-    process = served.start()
-    for done in range(1, TRIALS - 2, 2):
-        served.until_done(done)
-        server.stop(signal.SIGQUIT)
-        server.start()
-    served.end(process, 0)
-    served.check(undisturbed)
-
-
 def test_a_server_that_stays_away_ends_the_command_with_the_cause_and_it_goes_on_when_it_is_back(
     server, served, undisturbed
 ):
@@ -255,58 +175,9 @@ def test_ctrl_c_while_the_server_is_away(server, served, undisturbed):
     served.finish(undisturbed)
 
 
-@contextlib.contextmanager
-def every(seconds, act):
-    """Calls `act` again and again while the body runs."""
-    done, failures = threading.Event(), []
-
-    def repeat():
-        try:
-            while not done.wait(seconds):
-                act()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=repeat)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-    assert failures == []
-
-
-@pytest.mark.nightly
-def test_connections_that_are_killed_every_second(server, served, undisturbed):
-    with every(1.0, server.end_connections):
-        served.end(served.start(), 0)
-    served.check(undisturbed)
-
-
-@pytest.mark.nightly
-@sqlite_only
-def test_a_strangers_lock_for_20_seconds(run, undisturbed):
-    process = run.at_work()
-    if run.url.startswith("sqlite"):
-        stranger = sqlite3.connect(run.folder / "study.db", isolation_level=None)
-        stranger.execute("BEGIN IMMEDIATE")
-        nap(20)
-        stranger.close()
-    else:
-        engine = sqlalchemy.create_engine(run.url, poolclass=sqlalchemy.NullPool)
-        with engine.begin() as stranger:
-            # In the order in which workers lock them.
-            stranger.exec_driver_sql("LOCK TABLE studyloom_slots, trials IN ACCESS EXCLUSIVE MODE")
-            nap(20)
-    run.end(process, 0)
-    run.check(undisturbed)
-
-
 # A database that is gone
 
 
-@sqlite_only
 @pytest.mark.parametrize("damage", ["deleted", "overwritten"])
 def test_a_file_that_is_spoilt_in_mid_run_is_named_and_nothing_made_in_its_place(run, damage):
     file = run.folder / "study.db"
@@ -325,26 +196,6 @@ def test_a_file_that_is_spoilt_in_mid_run_is_named_and_nothing_made_in_its_place
     assert "error: storage.url: cannot use sqlite:///" in printed
     assert file.exists() == (damage != "deleted")
     assert not file.exists() or file.stat().st_size <= size or damage == "overwritten"
-
-
-@pytest.mark.nightly
-def test_a_database_that_is_dropped_in_mid_run_is_named(run_postgres):
-    def drop():
-        address = sqlalchemy.make_url(run_postgres.url)
-        engine = sqlalchemy.create_engine(
-            address.set(database="postgres"),
-            isolation_level="AUTOCOMMIT",
-            poolclass=sqlalchemy.NullPool,
-        )
-        with engine.connect() as connection:
-            connection.exec_driver_sql(f"DROP DATABASE {address.database} WITH (FORCE)")
-
-    assert "does not exist" in run_postgres.end(run_postgres.at_work(meanwhile=drop), 1)
-
-
-@pytest.fixture
-def run_postgres(tmp_path, request):
-    return on(request, tmp_path, "postgresql")
 
 
 # Disks
@@ -396,7 +247,6 @@ def test_a_disk_that_is_full_under_the_database_in_mid_run(tmp_path, undisturbed
 
 
 @pytest.mark.nightly
-@sqlite_only
 def test_a_disk_that_is_full_under_the_checkpoints_costs_no_trial(run, undisturbed):
     with small_disk(run.folder / "checkpoints", 64) as (within, _):
         run.end(run.start(within=within), 0)
@@ -423,12 +273,11 @@ class Net(torch.nn.Linear):
 
 
 @pytest.fixture
-def failing(tmp_path, request):
+def failing(run, tmp_path):
     (tmp_path / "failing.py").write_text(NETWORK)
     network = ("model._target_=failing.Net", *BARE)
 
-    def make(kind, deed):
-        run = on(request, tmp_path, kind)
+    def make(deed):
         kept = tuple(override for override in run.overrides if not override.startswith("model."))
         run.overrides = (*kept, *network, f"+model.deed={deed}")
         run.environment["PYTHONPATH"] += f"{os.pathsep}{tmp_path}"
@@ -438,7 +287,7 @@ def failing(tmp_path, request):
 
 
 def test_an_exception_in_some_trials_fails_them_alone_with_the_reason(failing):
-    run = failing("sqlite", "some")
+    run = failing("some")
     out, err = run.start("study.seed=5").communicate(timeout=120)
     trials = run.stored().trials()
     assert len(trials) == TRIALS
@@ -451,7 +300,7 @@ def test_an_exception_in_some_trials_fails_them_alone_with_the_reason(failing):
 
 
 def test_an_exception_in_all_trials_ends_the_study_with_it_once(failing):
-    run = failing("sqlite", "always")
+    run = failing("always")
     process = run.start()
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1

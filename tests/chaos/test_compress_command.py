@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commands import QUICK, start, study, studyloom
-from torch import nn
 
-from studyloom.errors import CompressError
 from studyloom.study.opening import open_study
 
 pytestmark = pytest.mark.chaos
@@ -88,24 +86,6 @@ def test_it_writes_a_small_file_a_table_and_lines_and_opens_the_test_part_once(r
     content = (folder / "winner.onnx").read_bytes()
     assert str(folder.parent).encode() not in content
     assert b"site-packages" not in content, "which line of whose code a node is of"
-
-
-def test_for_the_same_file_the_test_part_stays_closed(run_dir):
-    folder, _ = run_dir
-    before = (folder / "winner.onnx").read_bytes()
-    assert "for this very file by an earlier command" in compressed(folder).stdout
-    assert (folder / "winner.onnx").read_bytes() == before
-    assert openings(folder) == 2
-
-
-def test_a_wrong_rule_or_one_that_nothing_satisfies_opens_nothing(run_dir):
-    folder, _ = run_dir
-    said = compressed(folder, "rule=min byts", code=2).stderr
-    assert "rule: 'min byts': byts is not known" in said
-    assert "did you mean bytes?" in said
-    said = compressed(folder, "ratios=[]", "widths=[]", "rule=min bytes where bytes < 9", code=2)
-    assert "rule: no variant satisfies min bytes where bytes < 9" in said.stderr
-    assert openings(folder) == 2
 
 
 def test_the_file_runs_without_studyloom_and_torch(run_dir, tmp_path):
@@ -215,38 +195,3 @@ def test_a_ctrl_c_ends_the_command_and_the_same_one_goes_on(finished):
     assert (status["stage"], status["exit_code"]) == ("compress", None)
     assert MADE in study(*words, STAGE).stdout
     assert json.loads(studyloom("status", folder, "--json").stdout)["stage"] == "done"
-
-
-def test_two_commands_at_once_do_it_once(finished):
-    folder, words = finished
-    both = [start(*words, STAGE) for _ in range(2)]
-    printed = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], printed
-    assert sum(MADE in out for out, _ in printed) == 1
-    assert all("by min bytes" in out for out, _ in printed)
-    assert openings(folder) == 2
-
-
-def test_a_stage_that_cannot_be_done_fails_the_command_after_its_winner(finished):
-    _, words = finished
-    done = study(*words, "compress={ratios: [], widths: [], rule: 'min bytes where bytes < 9'}")
-    assert done.returncode == 1
-    assert "test      winner accuracy" in done.stdout
-    assert "error: compress: rule: no variant satisfies min bytes where bytes < 9" in done.stderr
-
-
-class Branches(nn.Module):
-    """Its operator has no form in ONNX."""
-
-    def forward(self, inputs):
-        return torch.linalg.eigvals(inputs @ inputs.mT).real
-
-
-def test_an_operator_that_onnx_lacks_is_named_with_the_way_out():
-    from studyloom.extras.export.onnx import export_network
-
-    with pytest.raises(CompressError) as caught:
-        export_network(Branches(), torch.randn(2, 3, 3), {})
-    assert "Branches cannot be exported to ONNX" in str(caught.value)
-    assert "linalg_eig" in str(caught.value)
-    assert "or deploy winner.pt" in str(caught.value)

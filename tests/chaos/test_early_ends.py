@@ -49,15 +49,9 @@ def undisturbed(tmp_path_factory):
     return outcomes(run.stored())
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def run(tmp_path, request):
-    folder = tmp_path / "run"
-    url = (
-        f"sqlite:///{folder}/study.db"
-        if request.param == "sqlite"
-        else request.getfixturevalue("postgres_url")
-    )
-    run = Early(folder, url, EARLY)
+@pytest.fixture
+def run(tmp_path):
+    run = Early(tmp_path / "run", f"sqlite:///{tmp_path}/run/study.db", EARLY)
     yield run
     kill(run.processes())
 

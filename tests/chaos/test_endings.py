@@ -48,25 +48,18 @@ ENDS = {
 
 
 @pytest.fixture
-def run(tmp_path, request):
-    kind = request.param
-    (tmp_path / "own.yaml").write_text(OWN)
+def run(tmp_path):
     folder = tmp_path / "run"
-    url = (
-        f"sqlite:///{folder}/study.db"
-        if kind == "sqlite"
-        else request.getfixturevalue("postgres_url")
-    )
+    (tmp_path / "own.yaml").write_text(OWN)
     own = ("--config-dir", str(tmp_path), "--config-name", "own", "trust=[deeds]")
-    run = Run(folder, url, own, name="own", trials=len(DEEDS))
+    run = Run(folder, f"sqlite:///{folder}/study.db", own, name="own", trials=len(DEEDS))
     run.environment["PYTHONPATH"] += f"{os.pathsep}{ROOT / 'tests' / 'chaos'}"
     yield run
     kill(run.processes())
 
 
-@pytest.mark.parametrize(("run", "workers"), [("sqlite", 1), ("postgresql", 2)], indirect=["run"])
-def test_whatever_an_objective_does_to_its_process_costs_its_trial_alone(run, workers):
-    printed = run.end(run.start(f"launcher.workers={workers}"), 0)
+def test_whatever_an_objective_does_to_its_process_costs_its_trial_alone(run):
+    printed = run.end(run.start("launcher.workers=2"), 0)
     trials = {trial.params["params.deed"]: trial for trial in run.stored().trials()}
     assert {*trials} == {*DEEDS}
     for deed, trial in trials.items():

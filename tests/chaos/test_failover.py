@@ -46,18 +46,6 @@ def test_a_run_goes_on_with_the_standby_once_it_is_promoted(pair, form, tmp_path
     kill(run.processes())
 
 
-def test_a_standby_that_is_never_promoted_ends_the_run_with_the_cause_and_the_way_out(
-    pair, tmp_path, undisturbed
-):
-    run = Run(tmp_path / "run", pair.url("target_session_attrs=read-write"))
-    process = run.at_work("storage.deadline=3", meanwhile=pair.first.stop)
-    printed = run.end(process, 1)
-    assert "none of its hosts takes writes; promote one" in printed
-    assert "it did not recover in" in printed
-    pair.second.control("promote")
-    run.finish(undisturbed)
-
-
 def test_a_server_that_becomes_a_reader_and_the_other_that_takes_over_are_told_apart(pair):
     """As with a proxy in front of the servers: no connection breaks, and the writes are refused."""
     opened = connect(pair.url("target_session_attrs=read-write"), create=True, deadline=30)

@@ -5,23 +5,13 @@ Posts and ratings may not be passed on: their studies run where the packages are
 
 import importlib.util
 import json
-import subprocess
-import sys
 
 import pytest
-from commands import ROOT, environment, study, studyloom
+from commands import study, studyloom
 
 pytestmark = pytest.mark.nightly
 
 # Runs a page where a package is not installed.
-HIDING = """
-import importlib.util, runpy, sys
-found, (package, page, *overrides) = importlib.util.find_spec, sys.argv[1:]
-hidden = lambda name, *rest: None if name == package else found(name, *rest)
-importlib.util.find_spec = hidden
-sys.argv[1:] = overrides
-runpy.run_module(f"studies.{page}", run_name="__main__", alter_sys=True)
-"""
 FEW = ("study.trials=2", "winner.top=1", "winner.seeds=1", "launcher.workers=1")
 TRUST = ("--trust", "studies")
 
@@ -47,17 +37,6 @@ def test_reviews_are_told_apart_and_an_empty_one_is_answered_by_the_table(tmp_pa
     assert second.endswith("no text: answered by the table, or a guess if the winner reads none")
     assert told.returncode == 2
     assert f"error: {asked[1]}: it must be a CSV file whose first line names review" in told.stderr
-
-
-def test_pairs_are_told_with_both_parts_and_with_one(tmp_path):
-    quick = ("model.fusion=add", "train.epochs=4", "objective.folds=1")
-    test, _ = answered(tmp_path, "seen_and_heard", *quick)
-    assert test["examples"] == 500
-    done = study(str(tmp_path / "seen_and_heard"), page="pairs")
-    both, picture, sound = (float(line.split()[2]) for line in done.stdout.splitlines())
-    assert both == pytest.approx(test["winner"]["mean"], abs=1e-4)
-    assert both > 0.9
-    assert min(picture, sound) > 0.5
 
 
 @pytest.mark.skipif(
@@ -91,15 +70,3 @@ def test_posts_are_told_apart_and_what_was_not_read_is_said(tmp_path):
     assert told.returncode == 0, told.stderr
     _, group, _, said = told.stdout.rstrip().split("\t")
     assert (group, said) == ("rec.sport.hockey", "1 of 7 words unknown")
-
-
-@pytest.mark.parametrize(
-    ("page", "package"), [("ratings", "recbole"), ("newsgroups", "orangecontrib")]
-)
-def test_without_the_data_the_command_says_what_brings_them(tmp_path, page, package):
-    command = [sys.executable, "-c", HIDING, package, page, f"run_dir={tmp_path / page}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment())
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "pip install --no-deps " in done.stderr
-    assert len(done.stderr.splitlines()) == 1

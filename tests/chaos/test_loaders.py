@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from commands import QUICK, studyloom
+from commands import QUICK
 from harness import outcomes, until
 from runs import Run, kill
 
@@ -41,14 +41,13 @@ def undisturbed(tmp_path_factory):
     return run, outcomes(run.stored())
 
 
-@pytest.mark.parametrize("persistent", ["false", "true"])
 def test_a_study_killed_while_others_load_comes_to_the_winner_of_one_that_loads_itself(
-    url, tmp_path, undisturbed, persistent
+    tmp_path, undisturbed
 ):
     expected, values = undisturbed
     folder = tmp_path / "run"
-    loading = ("+data.num_workers=2", f"+data.persistent_workers={persistent}")
-    run = run_of(folder, url if "postgres" in url else f"sqlite:///{folder}/study.db", *loading)
+    loading = ("+data.num_workers=2", "+data.persistent_workers=true")
+    run = run_of(folder, f"sqlite:///{folder}/study.db", *loading)
     process = run.at_work(meanwhile=lambda: kill([run.latest.pid]))
     process.communicate()
     until(lambda: not run.processes(), 10)  # no loader outlives the command
@@ -84,14 +83,6 @@ def test_ctrl_c_ends_the_loaders_too_and_the_same_command_goes_on(tmp_path, undi
     assert loaders(run) == []
     run.end(run.start(), 0)
     assert outcomes(run.stored()) == undisturbed[1]
-
-
-def test_a_trial_is_replayed_from_where_the_data_lie(undisturbed):
-    run, _ = undisturbed
-    trust = ["--trust", "drawn", "--trust", "gate"]
-    done = studyloom("replay", run.folder, "--trial", 2, *trust, **run.environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "equal bit for bit" in done.stdout
 
 
 def test_a_loader_that_is_killed_costs_its_trial_alone(tmp_path):

@@ -15,19 +15,17 @@ pytestmark = pytest.mark.chaos
 TRIALS, TOP = 8, 4
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def command(request, tmp_path):
+@pytest.fixture
+def command(tmp_path):
     """Runs or starts a study of a name beside the others; and opens it."""
-    extra, overrides, url = {}, (), f"sqlite:///{tmp_path}/runs/{{}}/study.db"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgres_url")
-        extra, overrides = {"STUDYLOOM_STORAGE": url}, ("storage=postgres",)
 
     def call(how, name, *more):
         where = (f"study.name={name}", f"run_dir={tmp_path}/runs/{name}", "launcher.workers=1")
-        return how(*QUICK, *where, *overrides, *more, **extra)
+        return how(*QUICK, *where, *more)
 
-    return call, lambda name: open_study(url.format(name), name, deadline=10.0)
+    return call, lambda name: open_study(
+        f"sqlite:///{tmp_path}/runs/{name}/study.db", name, deadline=10.0
+    )
 
 
 def taken(stored):
@@ -72,11 +70,3 @@ def test_a_study_that_is_killed_begins_with_the_same_points_once(command):
     assert sources[0] == "auto"
     assert {*sources[1:]} == {source.rpartition(", trial ")[0] for source, _ in chosen}
     assert not any("three" in source for source in sources)
-
-
-def test_a_sampler_that_keeps_state_is_refused_several_workers(command):
-    call, _ = command
-    done = call(study, "kept", "+sampler.keeps_state=true", "launcher.workers=2")
-    assert done.returncode == 2
-    assert "sampler: keeps its state in one process" in done.stderr
-    assert "set launcher.workers=1" in done.stderr

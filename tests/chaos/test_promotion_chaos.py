@@ -62,16 +62,11 @@ def check_promoted(stored, whole, checkpoints):
     assert left == [], "no checkpoint"
 
 
-@pytest.mark.parametrize(
-    ("kind", "phase"),
-    [("sqlite", phase) for phase in PHASES]
-    + [("postgres", phase) for phase in ("after claim", "before pause", "inside tell")],
-)
+@pytest.mark.parametrize("phase", PHASES)
 def test_a_worker_killed_at_any_phase_of_promotion_costs_nothing(
-    request, tmp_path, whole, kind, phase
+    sqlite_url, tmp_path, whole, phase
 ):
-    url = request.getfixturevalue(f"{kind}_url")
-    folder = tmp_path / "checkpoints"
+    url, folder = sqlite_url, tmp_path / "checkpoints"
     stored = prepare(url, 7, 0, *PROMOTION)
     victim = start(url, 7, folder, strike=(phase, 2, "die"), overrides=PROMOTION)
     victim.join(180)
@@ -81,9 +76,9 @@ def test_a_worker_killed_at_any_phase_of_promotion_costs_nothing(
 
 
 @pytest.mark.nightly
-def test_a_storm_of_kills_changes_no_value_of_a_search_with_promotion(url, tmp_path, whole):
+def test_a_storm_of_kills_changes_no_value_of_a_search_with_promotion(sqlite_url, tmp_path, whole):
     kills, trials, seed = 15, 45, 3
-    folder, lives = tmp_path / "checkpoints", random.Random(seed)
+    url, folder, lives = sqlite_url, tmp_path / "checkpoints", random.Random(seed)
     stored = prepare(url, trials, seed, *PROMOTION)
 
     def worker():
@@ -112,13 +107,8 @@ def test_a_storm_of_kills_changes_no_value_of_a_search_with_promotion(url, tmp_p
     check_promoted(stored, whole(trials, seed), folder)
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_a_command_whose_workers_are_killed_ends_with_n_of_n_and_no_checkpoint(
-    request, tmp_path, kind
-):
+def test_a_command_whose_workers_are_killed_ends_with_n_of_n_and_no_checkpoint(tmp_path):
     url = f"sqlite:///{tmp_path}/run/study.db"
-    if kind == "postgresql":
-        url = request.getfixturevalue("postgres_url")
     overrides = (*STUDY, "pruner=promotion", "train.epochs=9", "launcher.workers=3")
     run_ = Run(tmp_path / "run", url, overrides, trials=10)
     process = run_.start()

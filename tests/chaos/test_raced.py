@@ -38,11 +38,11 @@ def undisturbed(tmp_path_factory):
 
 
 def test_a_command_killed_twice_in_a_race_goes_on_to_the_same_winner_and_table(
-    url, undisturbed, tmp_path
+    undisturbed, tmp_path
 ):
     """In its first round of four trainings, and in its second; two workers, and one before."""
-    folder = tmp_path if url.startswith("sqlite") else tmp_path / "run"
-    run = Run(folder, url, OVERRIDES, trials=TRIALS)
+    folder = tmp_path / "run"
+    run = Run(folder, f"sqlite:///{folder}/study.db", OVERRIDES, trials=TRIALS)
     for begun in (1, 5):
         process = run.start()
 

@@ -113,14 +113,6 @@ def test_each_worker_has_its_own_gpu_and_its_log_below_run_dir(run, undisturbed)
     assert len([*run.folder.glob("logs/*-worker?.log")]) == 2
 
 
-def test_two_workers_share_a_gpu_by_halves(run, undisturbed):
-    def look():
-        assert len({*map(device, run.workers())} - {None, ""}) >= 1
-
-    run.end(run.at_work("launcher.num_gpus=0.5", meanwhile=look), 0)
-    run.check(undisturbed)
-
-
 def until_the_command_knows(run, word):
     """Waits until a log of the command, which says why an actor was lost, has the word."""
     until(lambda: word in run.logs(), 60)
@@ -139,28 +131,6 @@ def test_an_actor_that_is_killed_comes_back_and_the_study_has_n_trials(run, undi
     printed = run.end(process, 0)
     assert "a worker ended with its actor" in printed
     run.check(undisturbed)
-
-
-def test_a_worker_that_is_killed_is_started_again_by_its_actor(run, undisturbed):
-    process = run.at_work(meanwhile=lambda: os.kill(run.workers()[0], signal.SIGKILL))
-    printed = run.end(process, 0)
-    assert "a worker ended with signal SIGKILL" in printed
-    run.check(undisturbed)
-
-
-def test_a_driver_that_is_killed_leaves_no_worker_and_the_same_command_goes_on(run, undisturbed):
-    process = run.at_work(meanwhile=lambda: run.latest.kill())
-    process.communicate()
-    until(lambda: not run.processes(), 15)
-    run.go_on(undisturbed)
-
-
-def test_ctrl_c_ends_the_actors_and_keeps_the_study(run, undisturbed):
-    process = run.at_work(meanwhile=lambda: run.latest.send_signal(signal.SIGINT))
-    printed = run.end(process, 130)
-    assert "the same command goes on from here" in printed
-    assert run.stored().ledger.counts()["held"] == 0
-    run.go_on(undisturbed)
 
 
 def test_a_node_that_is_removed_in_mid_study_loses_nothing(run, cluster, undisturbed):
@@ -206,32 +176,6 @@ def test_a_node_that_does_not_see_the_commands_disk_works_in_a_copy_of_its_folde
         finally:
             kill(run.processes())
             cluster.end()
-
-
-def test_what_no_node_has_room_for_is_reported(run):
-    printed = run.start("launcher.num_gpus=4").communicate(timeout=180)[1]
-    assert (
-        "no node has room for a worker of num_cpus=1 and num_gpus=4; there are 2 CPUs and 2 GPUs"
-        in printed
-    )
-
-
-def test_the_same_study_is_the_same_with_every_launcher(run, tmp_path):
-    """With SLURM too: its tests compare with the same undisturbed run."""
-    trials = ("study.trials=24", "train.epochs=4")
-    results = []
-    for launcher in (("launcher=local", "launcher.workers=2"), ("launcher=join",), ()):
-        folder = tmp_path / f"run{len(results)}"
-        other = Run(
-            folder,
-            f"sqlite:///{folder}/study.db",
-            tuple(o for o in STUDY if not o.startswith("launcher.")),
-        )
-        one = other if launcher else run
-        one.end(one.start(*trials, *launcher), 0)
-        results.append(outcomes(one.stored()))
-    assert len(results[0]) == 24
-    assert results[0] == results[1] == results[2]
 
 
 # A cluster of the command's own

@@ -1,8 +1,6 @@
 """The bench of searches: each replay is the same, on recorded curves and in simulated time."""
 
-import io
 import os
-import pickle
 import re
 import signal
 import subprocess
@@ -11,7 +9,6 @@ from pathlib import Path
 from tempfile import gettempdir
 
 import numpy as np
-import optuna
 import psutil
 import pytest
 from harness import until as wait_for
@@ -19,12 +16,9 @@ from harness import until as wait_for
 from scripts.search import simulator, tables
 from scripts.search.answers import FRESH, USED, fresh, judged_again, luckiest, raced
 from scripts.search.early_end import by_patience, by_regret, judge
-from scripts.search.memory import TOP, portfolio
-from scripts.search.methods import METHODS, RANDOM, RANDOM_TWICE, Run, last_seen
-from scripts.search.searches import as_run, middle
-from scripts.search.searches import search as search_table
-from scripts.search.simulator import Clock, ask, folder, replay, seed_order
-from scripts.search.statistics import interval, interval_of_share, until
+from scripts.search.methods import METHODS, RANDOM, RANDOM_TWICE
+from scripts.search.searches import as_run
+from scripts.search.simulator import Clock, folder, replay, seed_order
 from scripts.search.tables import names
 from studyloom.processes import is_alive
 from studyloom.space.tree import Point
@@ -50,21 +44,6 @@ def fashion():
     return tables.load_curves("fashion")
 
 
-def points_of(task):
-    """The points of the recorded configurations."""
-    space = ask(task, (), 0).space
-    return [space.walk(lambda parameter, of=of: of[parameter.name]) for of in task.points]
-
-
-@pytest.mark.parametrize("name", names("curves"))
-def test_a_recorded_point_has_its_own_curve(name):
-    task = tables.load_curves(name)
-    found = [task.find(point) for point in points_of(task)]
-    assert (task.values[found] == task.values).all()
-    assert np.isfinite(task.values).all()
-    assert task.epochs == 27
-
-
 @pytest.mark.parametrize("method", ["tpe, median", "one epoch, best ninth"])
 @pytest.mark.parametrize("workers", [1, 4])
 def test_a_search_is_the_same_at_each_replay(fashion, method, workers):
@@ -72,23 +51,6 @@ def test_a_search_is_the_same_at_each_replay(fashion, method, workers):
     assert (first.trials, first.epochs) == (second.trials, second.epochs)
     assert first.configurations == second.configurations
     assert first.full
-
-
-def test_four_workers_train_four_trials_at_a_time(fashion):
-    tape = search(fashion, RANDOM, workers=4)
-    assert set(tape.trials[:12]) == {0, 1, 2, 3}
-    assert set(search(fashion, RANDOM).trials[:27]) == {0}
-
-
-def test_trials_are_those_of_the_sampler_of_the_question(fashion):
-    """The real one, seeded for the trial: nothing is drawn by the bench."""
-    tape = search(fashion, RANDOM, budget=81)
-    drawn = {}
-    for number in range(3):
-        question = ask(fashion, METHOD[RANDOM].overrides, 0)
-        study = optuna.create_study(sampler=question.sampler(number))
-        drawn[number] = fashion.find(question.space.suggest(study.ask()))
-    assert dict(zip(tape.trials, tape.configurations, strict=True)) == drawn
 
 
 def test_the_median_pruner_stops_trials_and_screening_goes_on_with_the_best_ninth(fashion):
@@ -112,27 +74,6 @@ def toy():
     values[0] += 10.0
     space = {"index": {"int": [0, 299]}}
     return tables.Task("toy", "toy", "mnist", ("space=none", "model=mlp"), space, (), values)
-
-
-def test_regret_is_measured_on_seeds_that_the_search_has_not_seen(toy):
-    run = Run(toy, search(toy, RANDOM, budget=6), seed_order(toy, 0))
-    seen = [run.seen(one, 1) for one in run.tape.configurations]
-    assert last_seen(run) == [
-        run.tape.configurations[int(np.argmax(seen[: count + 1]))] for count in range(6)
-    ]
-    one = run.tape.configurations[0]
-    others = toy.values[one].sum() - seen[0]
-    assert run.truth(one) == pytest.approx(others / 4, rel=1e-5)
-
-
-def test_each_configuration_has_its_seeds_in_an_order_of_its_own_unless_all_share_one(toy):
-    own, shared = seed_order(toy, 0), seed_order(toy, 0, shared=True)
-    for order in (own, shared):
-        assert (np.sort(order, axis=1) == np.arange(5)).all()
-    assert (shared == shared[0]).all()
-    assert np.bincount(own[:, 0]).min() > 300 / 5 / 2, "all seeds come first somewhere"
-    assert (own == seed_order(toy, 0)).all()
-    assert (own != seed_order(toy, 1)).any()
 
 
 def test_answers_have_equal_trainings_and_are_judged_by_what_none_has_seen(toy):
@@ -171,23 +112,6 @@ def test_an_early_end_saves_the_rest_and_costs_what_the_rest_would_have_found(to
     assert end == by_regret([*(0.01 * v for v in values[:end]), *[5.0] * (100 - end)], 100) < 100
 
 
-def test_a_search_of_a_table_begins_where_it_is_told_and_a_portfolio_is_of_the_best():
-    if not tables.table_names("hpobench"):
-        skip_tables()
-    task = tables.load("hpobench", "car")
-    first = [5, 29_999, 12_345]
-    tried = search_table(task, 3, 14, first)
-    assert tried[:4] == [middle(task), *first]
-    assert tried == search_table(task, 3, 14, first), "the same at each call"
-    assert tried[4:] != search_table(task, 4, 14, first)[4:]
-    runs = [as_run(task, seed, search_table(task, seed, 14)) for seed in range(3)]
-    chosen = portfolio(runs)
-    assert len({*chosen}) == len(chosen) == TOP
-    assert middle(task) not in chosen
-    best = [max(run.tape.configurations[1:], key=lambda one: run.seen(one, 1)) for run in runs]
-    assert {*chosen} & {*best}
-
-
 def test_simulated_time_lets_one_run_at_a_time_and_an_error_comes_out():
     clock, order = Clock(3), []
 
@@ -211,14 +135,6 @@ def test_simulated_time_lets_one_run_at_a_time_and_an_error_comes_out():
         clock.run(fail)
 
 
-def test_a_table_is_read_by_nothing_that_calls():
-    plain = {"00": {"val_acc": [0.5, 0.25]}}
-    assert tables.PlainUnpickler(io.BytesIO(pickle.dumps(plain))).load() == plain
-    for other in (Path("x"), np.float64(1.0), simulator.folder):
-        with pytest.raises(pickle.UnpicklingError, match="it should hold values only"):
-            tables.PlainUnpickler(io.BytesIO(pickle.dumps(other))).load()
-
-
 def test_a_table_gives_the_values_of_its_pickle(tmp_path, monkeypatch):
     if not tables.table_names("hpobench"):
         skip_tables()
@@ -238,20 +154,6 @@ def test_a_table_gives_the_values_of_its_pickle(tmp_path, monkeypatch):
             read = np.exp(-values) if losses else values
             assert read == pytest.approx(expected, rel=1e-5)
     assert tables.MODULE not in sys.modules
-
-
-def test_intervals_hold_what_they_should():
-    generator = np.random.default_rng(1)
-    low, high = interval(generator.normal(1.0, 0.1, (8, 20)))
-    assert 0.9 < low < 1.0 < high < 1.1
-    theirs = generator.normal(1.0, 0.1, (8, 20))
-    low, high = interval_of_share(0.8 * theirs, theirs)
-    assert (low, high) == pytest.approx((0.2, 0.2))
-    low, high = interval_of_share(generator.normal(0.8, 0.1, (8, 20)), theirs)
-    assert 0.1 < low < 0.2 < high < 0.3
-    falling = np.linspace(1.0, 0.0, 101)[None] + np.zeros((20, 1))
-    assert until(falling, np.full(20, 0.5)) == (51, 51, 51)
-    assert until(falling, np.full(20, -1.0))[0] == 102
 
 
 COMMAND = [sys.executable, "scripts/bench.py", "search", "--repeats", "1"]

@@ -45,14 +45,6 @@ def test_two_ranks_come_to_the_values_of_one_process(tmp_path, undisturbed):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_killed_costs_nothing(run, undisturbed, rank):
-    killed(run, undisturbed, rank)
-
-
-def test_a_rank_that_is_killed_costs_nothing_on_postgresql(tmp_path, postgres_url, undisturbed):
-    killed(RanksRun(tmp_path / "run", postgres_url), undisturbed, 1)
-
-
-def killed(run, undisturbed, rank):
     process, ranks, go_on = run.at_work()
     os.kill(ranks[rank], signal.SIGKILL)
     until(lambda: not {*ranks} & {*run.processes()}, 20)
@@ -128,24 +120,6 @@ def test_no_rank_outlives_its_command(run, undisturbed, number):
     assert outcomes(run.stored()) == outcomes(undisturbed)
 
 
-def test_a_stop_in_the_midst_of_an_epoch_leaves_no_rank_and_loses_no_trial(run, undisturbed):
-    process, *_ = run.at_work()
-    process.send_signal(signal.SIGTERM)  # while both ranks wait within a step
-    run.end(process, 143)
-    run.end(run.start(), 0)
-    assert outcomes(run.stored()) == outcomes(undisturbed)
-
-
-def test_a_signal_to_rank_0_alone_replaces_the_worker(run, undisturbed):
-    process, ranks, go_on = run.at_work()
-    os.kill(ranks[0], signal.SIGTERM)
-    until(lambda: not {*ranks} & {*run.processes()}, 20)
-    go_on()
-    printed = run.end(process, 0)
-    assert "a worker ended with a signal, and released its trial" in printed
-    assert outcomes(run.stored()) == outcomes(undisturbed)
-
-
 @pytest.mark.nightly
 def test_ranks_that_are_killed_at_any_moment_cost_nothing(run, undisturbed):
     process, luck = run.start("launcher.workers=2", "study.max_attempts=99"), random.Random(1)
@@ -189,44 +163,28 @@ def values(stored):
     return [trial.value for trial in stored.trials()]
 
 
-def test_a_loop_in_two_ranks_comes_to_the_values_of_one_process(loop, undisturbed_loop):
-    loop.end(loop.start("launcher.ranks=1"), 0)
-    assert values(loop.stored()) == pytest.approx(values(undisturbed_loop), rel=1e-4)
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_loop_goes_on_from_what_it_keeps_when_a_rank_is_killed(loop, undisturbed_loop, rank):
+def test_a_loop_goes_on_from_what_it_keeps_when_a_rank_is_killed(loop, undisturbed_loop):
     process, ranks, go_on = loop.at_work()
-    os.kill(ranks[rank], signal.SIGKILL)
+    os.kill(ranks[1], signal.SIGKILL)
     until(lambda: not {*ranks} & {*loop.processes()}, 20)
     go_on()
     loop.end(process, 0)
     assert values(loop.stored()) == values(undisturbed_loop)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_the_exception_of_one_rank_fails_the_trial_of_a_loop(loop, undisturbed_loop, rank):
-    printed = loop.end(loop.start(STUDYLOOM_TEST_FAIL=f"{rank} 1 3"), 0)
+def test_the_exception_of_one_rank_fails_the_trial_of_a_loop(loop, undisturbed_loop):
+    printed = loop.end(loop.start(STUDYLOOM_TEST_FAIL="1 1 3"), 0)
     assert "a worker ended with a signal, and released its trial" in printed  # it was replaced
     first, second, third = loop.stored().trials()
-    assert second.user_attrs["reason"] == f"ArithmeticError: rank {rank} has failed"
+    assert second.user_attrs["reason"] == "ArithmeticError: rank 1 has failed"
     assert [first.value, third.value] == values(undisturbed_loop)[::2]
 
 
-def test_a_pruned_loop_ends_in_both_ranks_which_go_on_with_the_next_trial(loop):
-    pruner = ("pruner=percentile", "pruner.percentile=1", "pruner.n_startup_trials=1")
-    printed = loop.end(loop.start(*pruner, "pruner.n_warmup_steps=2"), 0)
-    assert "a worker ended" not in printed
-    states = [trial.state.name for trial in loop.stored().trials()]
-    assert (states[0], "PRUNED" in states) == ("COMPLETE", True)
-
-
 @pytest.mark.nightly
-@pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_hangs_is_ended_with_the_others_and_its_trial_alone_fails(
-    loop, undisturbed_loop, rank
+    loop, undisturbed_loop
 ):
-    process = loop.start("study.trial_timeout=15", STUDYLOOM_TEST_HANG=f"{rank} 1 3")
+    process = loop.start("study.trial_timeout=15", STUDYLOOM_TEST_HANG="1 1 3")
     loop.until(lambda: len(loop.reports()) == 8 + 2)  # the first trial, and two epochs more
     (slot,) = loop.stored().ledger.held()
     first = int(slot.owner.rpartition(":")[2])

@@ -115,22 +115,6 @@ def test_two_tasks_work_on_two_gpus_and_log_below_run_dir(job, undisturbed):
     assert f"{10} of {10} trials" in job.logs()
 
 
-def test_the_same_study_is_the_same_as_with_local_workers(job, tmp_path):
-    trials = ("study.trials=24", "train.epochs=4")
-    local = Run(tmp_path / "local", f"sqlite:///{tmp_path}/local/study.db")
-    local.end(local.start(*trials), 0)
-    job.submit(*trials)
-    job.end()
-    assert len(outcomes(job.stored())) == 24
-    assert outcomes(job.stored()) == outcomes(local.stored())
-
-
-def test_tasks_that_are_requeued_in_mid_trial_lose_nothing(job, undisturbed):
-    job.at_work(meanwhile=lambda: ask("scontrol", "requeue", f"{job.number}_0"))
-    job.end()
-    job.check(undisturbed)
-
-
 def test_a_task_whose_time_is_nearly_up_hands_its_trial_back_and_is_queued_again(job, undisturbed):
     def signal_tasks():
         for task in range(2):
@@ -168,12 +152,6 @@ def test_a_worker_that_is_killed_is_started_again_in_its_task(job, undisturbed):
     job.end()
     assert "the worker ended with signal 9" in job.logs()
     job.check(undisturbed)
-
-
-def test_sqlite_is_refused_since_other_hosts_do_not_see_it(tmp_path):
-    run = Run(tmp_path / "run", f"sqlite:///{tmp_path}/run/study.db", SLURM)
-    printed = run.end(run.start(), 2)
-    assert "is out of reach for the workers that this launcher starts on other hosts" in printed
 
 
 def test_a_task_of_two_ranks_has_two_gpus_and_a_rank_that_is_killed_costs_nothing(

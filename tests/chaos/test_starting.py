@@ -106,30 +106,3 @@ def test_a_search_begins_before_what_it_does_not_need_is_imported(tmp_path):
     *_, modules = (tmp_path / "modules.txt").read_text().splitlines()  # of the trial, the last
     assert {"torch", "optuna", "hydra", "sqlalchemy"} <= {*modules.split()}
     assert {*modules.split()} & LATER == set()
-
-
-IMPORTANCES = """
-import sys
-import optuna
-from studyloom.views.importances import importances
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-study.optimize(lambda t: t.suggest_float("x", 0, 1) + t.suggest_float("y", 0, 0.1), n_trials=40)
-assert [each.name for each in importances(study.trials, ["x", "y"], -1)] == ["x", "y"]
-assert not {"sklearn", "scipy", "pandas", "torch"} & {*sys.modules}
-"""
-
-
-def test_importances_import_nothing_that_takes_a_second():
-    done = run("-c", IMPORTANCES)
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_bench_of_starts_measures_every_command():
-    done = run("scripts/bench.py", "start", "--repeats", "1", "--before", "")
-    assert done.returncode == 0, done.stderr
-    rows = [line.strip() for line in done.stdout.splitlines()[2:]]
-    names = ("import torch", "--dry-run", "to the first trial", "to the end of one trial")
-    assert len(rows) == 7
-    for row, name in zip(rows, (*names, "status", "trials", "--help"), strict=True):
-        assert row.startswith(name)

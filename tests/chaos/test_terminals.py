@@ -112,11 +112,3 @@ def test_ctrl_c_is_answered_by_a_line_that_stays(terminal, workers):
     assert shown.screen.has("stopping; once more stops at once"), shown.screen.lines
     assert shown.screen.has("stopped; the same command goes on from here")
     assert max(map(len, shown.screen.lines)) <= 80 or "next" in "".join(shown.screen.lines)
-
-
-def test_a_dumb_terminal_gets_no_control_codes(terminal):
-    shown = terminal("launcher.workers=1", TERM="dumb")
-    assert shown.until("search 0/3")
-    os.killpg(shown.process.pid, signal.SIGINT)
-    assert shown.until(None)
-    assert "\x1b" not in shown.raw

@@ -51,11 +51,11 @@ def curves(stored):
 
 
 def test_a_study_killed_in_the_midst_of_all_ways_at_once_comes_to_the_same_winner(
-    url, tmp_path, undisturbed
+    postgres_url, tmp_path, undisturbed
 ):
     expected, values = undisturbed
     folder = tmp_path / "here"
-    run = run_of(folder, url if "postgres" in url else f"sqlite:///{folder}/run/study.db")
+    run = run_of(folder, postgres_url)
     process = run.at_work(meanwhile=lambda: kill([run.latest.pid, *run.processes()]))
     process.communicate()
     run.end(run.start(), 0)

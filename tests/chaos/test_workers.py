@@ -1,7 +1,6 @@
 """Faults of workers, on tiny trials and real databases: the fast part of the chaos tests."""
 
 import os
-import random
 import signal
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ import harness
 import optuna
 import pytest
 from commands import FORKS
-from harness import LEASE, NAME, PHASES, check, outcomes, prepare, run, start, until
+from harness import NAME, PHASES, check, outcomes, prepare, run, start, until
 
 from studyloom.study.opening import open_study
 
@@ -22,10 +21,7 @@ def test_a_worker_killed_at_any_phase_costs_nothing(sqlite_url, tmp_path, clean,
     kill_at(phase, sqlite_url, tmp_path, clean)
 
 
-@pytest.mark.parametrize(
-    "phase",
-    [p if p in IN_TRANSACTIONS else pytest.param(p, marks=pytest.mark.chaos) for p in PHASES],
-)
+@pytest.mark.parametrize("phase", IN_TRANSACTIONS)
 def test_a_worker_killed_at_any_phase_costs_nothing_on_postgresql(
     postgres_url, tmp_path, clean, phase
 ):
@@ -39,36 +35,6 @@ def kill_at(phase, url, tmp_path, clean):
     assert victim.exitcode == -signal.SIGKILL
     run(url, 3, tmp_path)
     check(stored, 3, clean(3))
-
-
-@pytest.mark.nightly
-@pytest.mark.chaos
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_storm_of_kills_leaves_exactly_n_trials_and_their_values(
-    sqlite_url, tmp_path, clean, seed
-):
-    kills = 20
-    trials, lives = 3 * kills, random.Random(seed)
-    stored = prepare(sqlite_url, trials, seed)
-    workers = [start(sqlite_url, trials, tmp_path, seed) for _ in range(3)]
-    for _ in range(kills):
-        if not stored.ledger.todo(trials):
-            break
-        done = stored.ledger.counts()["done"]
-        until(
-            lambda done=done: (
-                stored.ledger.counts()["done"] > done or not any(w.is_alive() for w in workers)
-            )
-        )
-        time.sleep(lives.random() * 0.02)  # somewhere in a trial
-        victim = lives.randrange(3)
-        workers[victim].kill()
-        workers[victim].join()
-        workers[victim] = start(sqlite_url, trials, tmp_path, seed)
-    for worker in workers:
-        worker.join(180)
-        assert worker.exitcode == 0
-    check(stored, trials, clean(trials, seed))
 
 
 @pytest.mark.chaos
@@ -103,18 +69,6 @@ def is_stopped(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-@pytest.mark.nightly
-@pytest.mark.chaos
-def test_the_interpreters_lock_held_past_the_lease_does_no_harm(sqlite_url, tmp_path, clean):
-    stored = prepare(sqlite_url, 4)
-    holder = start(sqlite_url, 4, tmp_path, strike=("between report and prune", 1, "hold"))
-    until(lambda: any(trial.intermediate_values for trial in stored.trials()))
-    run(sqlite_url, 4, tmp_path)
-    holder.join(180)
-    assert holder.exitcode == 0
-    check(stored, 4, clean(4))
-
-
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "removed"])
 def test_a_damaged_checkpoint_costs_its_epochs_and_changes_nothing(
     sqlite_url, tmp_path, clean, damage
@@ -143,45 +97,17 @@ def create(url, barrier):
 
 
 @pytest.mark.chaos
-def test_twelve_processes_make_one_study_on_an_empty_database(url):
+def test_twelve_processes_make_one_study_on_an_empty_database(sqlite_url):
     barrier = FORKS.Barrier(12)
-    processes = [FORKS.Process(target=create, args=(url, barrier)) for _ in range(12)]
+    processes = [FORKS.Process(target=create, args=(sqlite_url, barrier)) for _ in range(12)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(180)
     assert [process.exitcode for process in processes] == [0] * 12
-    stored = open_study(url, NAME)
+    stored = open_study(sqlite_url, NAME)
     assert stored.ledger.counts() == {"free": 5, "held": 0, "done": 0}
     assert [study.study_name for study in stored.storage.get_all_studies()] == [NAME]
-
-
-def test_a_strangers_lock_is_waited_for(sqlite_url, tmp_path, clean):
-    stored = prepare(sqlite_url, 3)
-    stranger = stored.ledger.storage.engine.raw_connection()
-    stranger.cursor().execute("BEGIN IMMEDIATE")
-    worker = start(sqlite_url, 3, tmp_path)
-    worker.join(2 * LEASE)
-    assert worker.is_alive()
-    assert stored.trials() == []
-    stranger.rollback()
-    worker.join(180)
-    assert worker.exitcode == 0
-    check(stored, 3, clean(3))
-
-
-def test_a_tell_that_meets_anothers_row_lock_waits_for_it(postgres_url, tmp_path, clean):
-    stored = prepare(postgres_url, 1)
-    worker = start(postgres_url, 1, tmp_path, strike=("before tell", 0, "stop"))
-    until(lambda: is_stopped(worker.pid))
-    with stored.ledger.storage.engine.begin() as connection:
-        connection.exec_driver_sql("SELECT * FROM trials FOR UPDATE")
-        os.kill(worker.pid, signal.SIGCONT)
-        worker.join(0.5)
-        assert worker.is_alive()
-    worker.join(180)
-    assert worker.exitcode == 0
-    check(stored, 1, clean(1))
 
 
 def test_workers_in_other_time_zones_agree(postgres_url, tmp_path, clean):
@@ -202,13 +128,6 @@ def in_zone(zone, url, trials, folder):
     os.environ["TZ"] = zone
     time.tzset()
     harness.work(url, trials, folder)
-
-
-@pytest.mark.chaos
-def test_a_study_gone_on_with_twice_at_once_makes_n_trials(sqlite_url, tmp_path, clean):
-    stored = prepare(sqlite_url, 12)
-    run(sqlite_url, 12, tmp_path, workers=4)
-    check(stored, 12, clean(12))
 
 
 def test_the_checker_sees_what_is_wrong(sqlite_url, tmp_path, clean):

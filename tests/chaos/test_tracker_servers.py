@@ -1,15 +1,9 @@
 """Real trackers of real commands, which are killed, and of which the trackers are away."""
 
 import json
-import os
 import random
 import re
-import signal
 import socket
-import subprocess
-import sys
-import time
-import urllib.request
 
 import numpy as np
 import pytest
@@ -137,41 +131,3 @@ def test_the_answer_becomes_artifacts_and_a_model_that_mlflow_loads_once(tmp_pat
     classes = studyloom.load_winner(run.folder).predict(inputs).classes
     assert [*model.predict(inputs)] == classes.tolist()
     agree(run, server.uri, name)
-    ((_, session),) = [*hparams(run.folder / "tensorboard")][-1:]
-    assert {each["name"] for each in session} == {f"mnist/trial-{n}" for n in range(3)}
-    assert {each["status"] for each in session} == {"STATUS_SUCCESS"}
-
-
-def hparams(folder):
-    """Asks TensorBoard's own server for the sessions that its hparams plugin shows."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--load_fast=false"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    statuses = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
-    asked = {"allowedStatuses": statuses, "sliceSize": 99}
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/data/plugin/hparams/session_groups",
-        json.dumps(asked).encode(),
-        {"Content-Type": "application/json"},
-    )
-    try:
-        end = time.monotonic() + 120
-        while time.monotonic() < end:
-            try:
-                with urllib.request.urlopen(request, timeout=10) as answer:
-                    groups = json.loads(answer.read())["sessionGroups"]
-                if len(groups) == 3:
-                    yield groups, [each for group in groups for each in group["sessions"]]
-                    return
-            except (OSError, KeyError):
-                assert process.poll() is None
-            time.sleep(0.5)
-        raise AssertionError("it shows no sessions")
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
