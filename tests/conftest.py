@@ -134,14 +134,6 @@ def needs():
     return look
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Marks what needs a browser, before `-m` looks at marks."""
-    for item in items:
-        if "browser" in item.fixturenames:
-            item.add_marker(pytest.mark.browser)
-
-
 @pytest.fixture(scope="module")
 def browser():
     """Chromium, driven by playwright."""
