@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from studyloom.errors import Infeasible, UndefinedMetric
+from studyloom.errors import UndefinedMetric
 from studyloom.question.rule import parse_limits
 from studyloom.question.run import Place, Run, UnfitState
 from studyloom.training.checkpoint import Checkpoint
@@ -157,15 +157,7 @@ def test_a_checkpoint_of_other_code_cannot_be_gone_on_with_however_it_is_caught(
     assert sent == []
 
 
-# Costs and folders
-
-
-def test_a_cost_beyond_its_limit_ends_the_trial_and_one_within_does_not():
-    run, _ = run_of(limits={"parameters": "<= 10"})
-    run.cost(parameters=10, other=3)
-    with pytest.raises(Infeasible, match="parameters"):
-        run.cost(parameters=np.int64(11))
-    assert run.costs["parameters"].excess > 0
+# Folders
 
 
 def test_the_folder_survives_and_a_temporary_one_does_not(tmp_path):

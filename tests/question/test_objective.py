@@ -13,7 +13,6 @@ from studyloom.question.objective import (
     group_by_epoch,
     mean_epochs,
     run_epochs,
-    standard_error_of,
 )
 from studyloom.space.tree import Point
 from studyloom.training.trainer import Training
@@ -70,16 +69,6 @@ def test_the_learning_curve_of_jobs_in_turn_is_that_of_lockstep(question):
         )
     assert curves[0] == curves[1]
     assert [len(epochs) for epochs in group_by_epoch(trainings[1].history[:6])] == [2, 2, 1, 1]
-
-
-def test_a_standard_error_is_that_of_numpy_and_none_for_one_job(question):
-    jobs = question.jobs(question.baseline, toy_folds(SPLIT, 3), number=0)
-    training = Training(jobs, SPLIT)
-    list(training)
-    expected = accuracies(jobs).std(axis=1, ddof=1) / np.sqrt(3)
-    values = [[epoch.value for epoch in epochs] for epochs in training.history]
-    assert [*map(standard_error_of, values)] == pytest.approx(expected, rel=1e-12)
-    assert standard_error_of([training.history[0][0].value]) is None
 
 
 def test_a_diverging_fold_ends_the_trial():

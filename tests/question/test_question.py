@@ -19,25 +19,17 @@ def asked(asking):
     return asking().identity("digest")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
+def test_another_value_makes_another_question(asking, asked):
+    for change in (
         {"model.hidden": [64]},
         {"optimizer.weight_decay": 0.5},
         {"loss.label_smoothing": 0.1},
-        {"train.epochs": 3},
-        {"train.batch_size": 32},
         {"train.l1": 0.1},
-        {"train.samples_per_epoch": 64},
         {"objective.folds": 2},
-        {"objective.seeds": 2},
         {"study.seed": 1},
         {"data.validation": 100},
-    ],
-    ids=str,
-)
-def test_another_value_makes_another_question(asking, asked, change):
-    assert asking(**change).identity("digest") != asked
+    ):
+        assert asking(**change).identity("digest") != asked, change
 
 
 def test_how_an_answer_is_found_and_where_things_lie_is_no_part_of_the_question(asked):
@@ -73,14 +65,7 @@ def test_a_default_of_a_network_that_only_the_space_chooses_is_part_of_the_quest
 
 def test_the_baseline_is_the_configuration_as_composed(main):
     assert main.baseline.choices == {"model": "mlp", "optimizer": "adamw"}
-    assert main.baseline.values == {
-        "model.hidden": [128],
-        "model.activation": "relu",
-        "model.dropout": 0.0,
-        "optimizer.lr": 1e-3,
-        "optimizer.weight_decay": 1e-2,
-        "train.batch_size": 64,
-    }
+    assert main.at(main.baseline) == main.config
     assert ask("study.baseline=false", *NONE).baseline is None
 
 

@@ -1,7 +1,5 @@
 """The sampler and the pruner of a study: seeds for each trial, and state that is kept or lost."""
 
-import logging
-
 import pytest
 from optuna.samplers import RandomSampler
 from toys import TINY, ask, toy_folds, toy_split
@@ -17,24 +15,11 @@ OWN = (*TINY, "sampler=random", "pruner=none")
 
 
 class Counting(RandomSampler):
-    """Remembers how often it was asked, and says nothing of that."""
-
-    def __init__(self, seed=None):
-        super().__init__(seed)
-        self.asked = 0
-
-    def sample_independent(self, *arguments):
-        self.asked += 1
-        return super().sample_independent(*arguments)
+    """A sampler that says nothing of state."""
 
 
 class Declared(Counting):
     keeps_state = True
-
-
-class Failing(Counting):
-    def sample_independent(self, *arguments):
-        raise LookupError("no trial of mine")
 
 
 def own(kind, *overrides):
@@ -90,12 +75,3 @@ def test_several_workers_are_refused_with_the_way_out():
     assert "set launcher.workers=1" in mistake
     assert [*check_one_process(question, Local(workers=1))] == []
     assert [*check_one_process(own(Counting), Local(workers=2))] == []
-
-
-@pytest.mark.parametrize(
-    ("kind", "warned"), [(Counting, True), (Declared, False), (Failing, False)]
-)
-def test_state_that_is_lost_at_each_trial_is_warned_of(kind, warned, caplog):
-    with caplog.at_level(logging.WARNING):
-        check(own(kind))
-    assert ("changes its asked from trial to trial" in caplog.text) == warned

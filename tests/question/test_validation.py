@@ -11,14 +11,14 @@ import torch
 from commands import ROOT
 from optuna.samplers import RandomSampler
 from torch import nn
-from toys import TWO, ask, toy_folds, toy_split
+from toys import LOOP, TINY, TWO, ask, toy_folds, toy_split
 
 from studies import CONF
 from studyloom.data.split import Split
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
 from studyloom.question.question import Question
-from studyloom.question.validation import check_ranks, probes, try_out, validate
+from studyloom.question.validation import check_ranks, check_sections, probes, try_out, validate
 
 pytestmark = pytest.mark.usefixtures("composing")
 IMAGES = Split(torch.zeros(500, 1, 8, 8), torch.arange(500) % 10, 10, "images")
@@ -38,16 +38,6 @@ class Blocks(Own):
     def __init__(self, shape, classes, block):
         assert block["kind"] in ("plain", "residual")
         super().__init__(shape, classes, width=block.get("depth", 1))
-
-
-class Witness(Own):
-    """A network that records the devices on which it is built."""
-
-    devices: list[str] = []  # noqa: RUF012
-
-    def __init__(self, shape, classes):
-        super().__init__(shape, classes)
-        self.devices.append(self[1].weight.device.type)
 
 
 class Needy(RandomSampler):
@@ -80,7 +70,7 @@ def test_a_question_without_mistakes_passes(main, folds):
         ("modle.hidden.int=[1,2]", "modle: no such key; there are run_dir, study, objective"),
         ("model.hiden.int=[1,2]", "did you mean hidden?"),
         ("model.mlpp.hidden.int=[1,2]", "did you mean mlp?"),
-        ("model.cnn.hidden.int=[1,2]", "model.hidden: no such key; model has channels"),
+        ("model.cnn.hidden.int=[1,2]", "model.hidden: no such key; model has _target_, channels"),
         ("model.hidden.deep.int=[1,2]", "model.hidden.deep: no such key"),
         ("data.validation.int=[100,800]", "data is the same for all trials; what can be searched"),
         ("sampler={tpe: null, random: null}", "sampler is the same for all trials"),
@@ -162,17 +152,7 @@ def test_a_network_of_ones_own_is_accepted_and_its_arguments_searched(folds):
     )
     validate(ask(*NONE, *own), TrainingData(None, IMAGES, folds))
     line = only_mistake(ask(*NONE, *own, "+space.model.depth.int=[1,2]"), folds)
-    assert "space.model.depth: model.depth: no such key; model has width" in line
-
-
-def test_a_large_network_takes_no_memory(folds, monkeypatch):
-    monkeypatch.setattr("studyloom.question.validation.LARGE", 100)
-    Witness.devices.clear()
-    validate(
-        ask(*NONE, "~model", "+model._target_=test_validation.Witness"),
-        TrainingData(None, IMAGES, folds),
-    )
-    assert {*Witness.devices} == {"meta"}
+    assert "space.model.depth: model.depth: no such key; model has _target_, width" in line
 
 
 def test_groups_within_groups_are_composed_checked_and_searched(folds, tmp_path):
@@ -309,10 +289,10 @@ def test_pruning_a_wrong_sampler_a_wrong_rule_and_other_mistakes_are_told_at_onc
         "pruner=median", "sampler=cmaes", "winner.rule='max acuracy'", "winner.top=0"
     )
     assert [re.match(r"[\w.=]+", line)[0] for line in mistakes] == [
+        "winner.top",
         "winner.rule",
         "pruner=median",
         "sampler=cmaes",
-        "winner.top",
     ]
 
 
@@ -326,3 +306,82 @@ def test_a_batch_that_cannot_be_divided_among_the_ranks_is_named():
     assert [*check_ranks(question, 4)] == [
         "train.batch_size must be at least 4, an example for each of launcher.ranks=4; got 2"
     ]
+
+
+# What ends a search early
+
+
+STOP = ("study.stop=regret", "study.regret=0.005")
+BY_COST = (
+    "objective.constraints={parameters: '<= 100_000'}",
+    "winner.rule='min parameters where accuracy > 0.9'",
+)
+BOUNDS = {
+    ("study.regret=0.005",): "study.stop=regret and study.regret, such as 0.005",
+    ("study.stop=regret",): "go together; set both or none",
+    ("study.stop=regrets",): "study.stop must be regret, or null; got regrets; did you mean regr",
+    (STOP[0], "study.regret=0"): "study.regret must be a positive number, or null; got 0.0",
+    (STOP[0], "study.regret=inf"): "study.regret must be a positive number, or null; got inf",
+    (*STOP, "sampler=grid"): "sampler=grid tries each point of a list; set study.stop=null",
+    (*TWO, *STOP): "in one value, and objective.metric names 2; set study.stop=null",
+    (*STOP, *BY_COST): "winner.rule chooses by parameters, and not by accuracy; set study.stop=nu",
+    ("study.epochs=0",): "study.epochs must be at least 1; got 0",
+    ("study.epochs=5",): "study.epochs must be at least train.epochs=6, the epochs of one trial",
+    ("study.epochs=50", "pruner=wilcoxon", "objective.folds=3"): "with pruner=wilcoxon trials rep",
+}
+BOUNDED = (
+    STOP,
+    ("study.epochs=10",),
+    ("study.epochs=40", "sampler=grid"),
+    (*LOOP, "study.epochs=3", "objective.metric=[accuracy]", *STOP),  # its epochs are its own
+)
+
+
+def section_mistakes(overrides):
+    """Those of a config; keys of the study are set on a copy, since composing takes 0.1 s."""
+    study = [override for override in overrides if override.startswith("study.")]
+    question = ask(*(override for override in overrides if override not in study))
+    question.config.merge_with_dotlist(study)
+    return [*check_sections(question)]
+
+
+def test_a_bound_that_cannot_be_is_named_with_the_way_out_and_no_other_is():
+    for overrides, words in BOUNDS.items():
+        (mistake,) = section_mistakes(overrides)
+        assert words in mistake
+    for overrides in BOUNDED:
+        assert section_mistakes(overrides) == []
+    wrong = ("study.stop=regret", "study.regret=-1", "study.epochs=0", "sampler=grid")
+    assert len(section_mistakes(wrong)) == 3
+
+
+# Trials that are paused
+
+
+COMMAND = (
+    "objective._target_=studyloom.extras.integrations.command.Command",
+    "+objective.run=python",
+    "+objective.value=x",
+)
+PROMOTION = (*TINY, "pruner=promotion", "train.epochs=3")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("checkpoints.dir=null",), "checkpoints.dir=null"),
+        (("train.epochs=2",), "train.epochs must be at least 3"),
+        (("pruner.brackets=2",), "pruner.brackets=2; got 3"),
+        (("+pruner.steps=jobs", "objective.folds=2"), "pruner.steps=jobs"),
+        ((*LOOP, "objective.folds=2"), "objective.folds or objective.seeds"),
+        ((*COMMAND, "objective.direction=maximize"), "this objective keeps none"),
+    ],
+)
+def test_what_cannot_be_paused_is_refused_with_its_way_out(overrides, words):
+    (mistake,) = check_sections(ask(*PROMOTION, *overrides))
+    assert words in mistake
+
+
+def test_what_can_be_paused_is_not():
+    for overrides in ((), LOOP, ("objective.folds=3",)):
+        assert [*check_sections(ask(*PROMOTION, *overrides))] == []

@@ -277,10 +277,13 @@ def test_what_cannot_be_averaged_costs_the_committee_and_not_the_winner(tmp_path
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ((*SPACE, "winner.enabled=false"), "set winner.enabled=true"),
+        ((*SPACE, "winner.enabled=false"), "winner.enabled is false"),
         ((*TINY, *LOOP), "is a loop of your own; set winner.committee=false"),
-        (TWO, "is for one objective"),
-        ((*SPACE, "train.evaluate={_target_: toys.evaluate}"), "train.evaluate returns may be"),
+        (TWO, "objective.metric names more than one"),
+        (
+            (*SPACE, "train.evaluate={_target_: toys.evaluate}"),
+            "train.evaluate returns outputs of its own",
+        ),
     ],
 )
 def test_where_nothing_can_be_averaged_it_is_refused_with_the_way_out(overrides, words):

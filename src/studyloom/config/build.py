@@ -21,11 +21,7 @@ SETTINGS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")  # as
 
 
 def plain(section: Section) -> dict[str, Any]:
-    """Returns a section as plain values, with interpolations resolved.
-
-    Raises:
-        OmegaConfBaseException: a value is missing, or cannot be resolved.
-    """
+    """Returns a section as plain values, with interpolations resolved."""
     if not isinstance(section, DictConfig):
         return dict(section)
     values: Any = OmegaConf.to_container(section, resolve=True, throw_on_missing=True)
@@ -33,15 +29,7 @@ def plain(section: Section) -> dict[str, Any]:
 
 
 def find_target(section: Section, key: str = "") -> Any:
-    """Returns the class or function that a section names by `_target_`; does not call it.
-
-    Args:
-        section: of a config, or plain.
-        key: of a plain section, for errors.
-
-    Raises:
-        ConfigError: as for `build`.
-    """
+    """Returns the class or function that a section names by `_target_`; see `build`."""
     if isinstance(section, DictConfig):
         key = key or section._get_full_key(None)
     check_section(key, section)

@@ -66,11 +66,7 @@ def describe_error(error: BaseException) -> str:
 
 @contextmanager
 def keys_explained() -> Iterator[None]:
-    """Explains a key that the user's code in the body asks of a config, which lacks it.
-
-    Raises:
-        ConfigError: in place of OmegaConf's error, with the keys that are there.
-    """
+    """Raises ConfigError for a key that the user's code asks of a config, which lacks it."""
     try:
         yield
     except (ConfigAttributeError, ConfigKeyError) as error:
@@ -84,14 +80,7 @@ def keys_explained() -> Iterator[None]:
 
 
 def write_yaml(path: Path, config: Mapping[str, Any], header: str) -> None:
-    """Writes a config as YAML, whole or not at all.
-
-    Args:
-        header: comment lines before the sections, with their line breaks.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Writes a config as YAML, whole or not at all, below a header of comment lines."""
     write_whole(path, header + as_yaml(config))
 
 

@@ -1,7 +1,8 @@
 """From the config of a trial to its jobs: the only place where sections become objects.
 
 A job is a network to train, or a call of a loop of the user's own. Each section is resolved to
-plain values once; the functions here take those, or a section of a config as it is.
+plain values once; the functions here take those, or a section of a config as it is. They raise
+ConfigError, with every mistake in it, if a section cannot be built.
 """
 
 import functools
@@ -40,6 +41,7 @@ GROUPS, INTERVAL = "groups", "interval"  # our own keys in the sections optimize
 # PyTorch's losses of numbers, which also take classes if these are made one-hot.
 OF_NUMBERS = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MSELoss, nn.MultiLabelSoftMarginLoss)
 NEUTRAL = {"weights": "none", "label_smoothing": 0.0}  # what our own losses are without
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 WARM_UP = 5  # calls of a network before its latency is measured
 TIMED = 30  # calls whose median is the latency
 
@@ -51,10 +53,6 @@ def build_jobs(config: DictConfig, folds: Sequence[Fold], seed: int) -> list[Job
     """Builds the jobs of one trial: one for each fold and seed, those of one fold side by side.
 
     The seeds of the jobs descend from that of the trial.
-
-    Raises:
-        ConfigError: a section cannot be built.
-        ValueError: from `Job`, if sizes do not fit the data.
     """
     train, objective, optimizer = map(plain, (config.train, config.objective, config.optimizer))
     if not isinstance(train["loss"], dict):
@@ -85,9 +83,6 @@ def build_network(section: Section, shape: Sequence[int] | None, outputs: int | 
             `outputs` or `classes`. A network without these parameters is not given them.
         shape: of one input, without the batch; None if it is not one tensor.
         outputs: how many numbers the network gives for an input; None if that is not known.
-
-    Raises:
-        ConfigError: the section cannot be built, or the network needs what is not known.
     """
     known: dict[str, Any] = {"shape": None if shape is None else tuple(shape)}
     known |= {"outputs": outputs, "classes": outputs}
@@ -123,27 +118,15 @@ def build_loss(section: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]
 
     For a loss of PyTorch, lists of numbers such as `weight` become tensors, and what the option of
     the group `loss` brings and has no effect is left out. Losses of numbers take classes one-hot.
-
-    Raises:
-        ConfigError: the section cannot be built, or the loss does not return the mean.
     """
     target = find_target(section, "loss")
     if not (inspect.isclass(target) and target.__module__ == "torch.nn.modules.loss"):
         loss: Callable[[Tensor, Tensor], Tensor] = build(section, "loss")
         return loss
+    without_effect = {key for key, value in NEUTRAL.items() if section.get(key) == value}
     accepted = inspect.signature(target).parameters
-    mistakes, settings, tensors = [], {}, {}
-    for key, value in section.items():
-        if key not in accepted and not key.startswith("_"):
-            if NEUTRAL.get(key) != value:
-                mistakes.append(
-                    f"loss.{key}={as_yaml(value)}: {section['_target_']} has no parameter {key}; "
-                    f"it has {', '.join(accepted)}; leave it out with '~loss.{key}'"
-                )
-        elif isinstance(value, list):
-            tensors[key] = torch.tensor(value, dtype=torch.float32)
-        else:
-            settings[key] = value
+    settings = {k: v for k, v in section.items() if k in accepted or k not in without_effect}
+    mistakes = _unknown_arguments("loss", settings, accepted)
     if settings.get("reduction", "mean") != "mean":
         mistakes.append(
             f"loss.reduction must be mean, since the losses of batches are averaged over examples; "
@@ -151,19 +134,28 @@ def build_loss(section: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]
         )
     if mistakes:
         raise ConfigError(mistakes)
-    made = build(settings, "loss", **tensors)
+    lists = {key: value for key, value in settings.items() if isinstance(value, list)}
+    tensors = {key: torch.tensor(value, dtype=torch.float32) for key, value in lists.items()}
+    made = build({k: v for k, v in settings.items() if k not in lists}, "loss", **tensors)
     return OneHot(made) if isinstance(made, OF_NUMBERS) else made
+
+
+def _unknown_arguments(
+    key: str, section: Mapping[str, Any], accepted: Collection[str]
+) -> list[str]:
+    """Finds the keys of a section that its target has no parameter for."""
+    return [
+        f"{key}.{name}: {section['_target_']} has no parameter {name}; it has "
+        f"{', '.join(accepted)}{nearest(name, [*accepted])}; leave it out with '~{key}.{name}'"
+        for name in section
+        if name not in accepted and not name.startswith("_")
+    ]
 
 
 def build_schedule(
     section: Mapping[str, Any], key: str = "scheduler"
 ) -> Callable[[float], float] | TorchSchedule:
-    """Builds the schedule of a section: a function of progress, or a scheduler of PyTorch.
-
-    Raises:
-        ConfigError: the section cannot be built.
-        ValueError: from `TorchSchedule`.
-    """
+    """Builds the schedule of a section: a function of progress, or a scheduler of PyTorch."""
     target = find_target(section, key)
     if not (inspect.isclass(target) and issubclass(target, LRScheduler)):
         schedule: Callable[[float], float] = build(section, key)
@@ -178,16 +170,10 @@ def build_schedule(
     settings = dict(build(own | {"_partial_": True}, key).keywords)
     if "schedulers" in section:
         settings["schedulers"] = [build_schedule(inner, key) for inner in section["schedulers"]]
-    accepted = inspect.signature(target).parameters
-    if unknown := [name for name in settings if name not in accepted]:
-        names = [name for name in accepted if name not in ("optimizer", "last_epoch", "verbose")]
-        raise ConfigError(
-            [
-                f"scheduler.{name}: {section['_target_']} has no parameter {name}; it has "
-                f"{', '.join(names)}; leave it out with '~scheduler.{name}'"
-                for name in unknown
-            ]
-        )
+    given = ("optimizer", "last_epoch", "verbose")
+    accepted = [name for name in inspect.signature(target).parameters if name not in given]
+    if unknown := _unknown_arguments(key, settings | {"_target_": section["_target_"]}, accepted):
+        raise ConfigError(unknown)
     return TorchSchedule(target, settings, section.get(INTERVAL))
 
 
@@ -196,9 +182,6 @@ def build_step(name: str, section: Any) -> Callable[..., Any] | None:
 
     Args:
         name: the key in `train`, step or evaluate.
-
-    Raises:
-        ConfigError: it cannot be built, or cannot be called with a network and a batch.
     """
     if section is None:
         return None
@@ -240,11 +223,7 @@ def build_optimizer(section: Section) -> Callable[..., Any]:
 
 
 def build_groups(groups: Any) -> tuple[ParameterGroup, ...]:
-    """Builds `optimizer.groups`, such as {head: {match: head, lr: 0.01}, body: {match: 'b*'}}.
-
-    Raises:
-        ConfigError: every mistake in them.
-    """
+    """Builds `optimizer.groups`, such as {head: {match: head, lr: 0.01}, body: {match: 'b*'}}."""
     example = "{head: {match: 'head.*', lr: 0.01}, body: {match: 'body.*', frozen: true}}"
     if groups is None:
         return ()
@@ -288,10 +267,6 @@ def build_metric(objective: Section) -> Metric:
     Args:
         objective: the section, whose `metric` is one of METRICS or a callable of the user's own;
             that may have its `direction` as an attribute.
-
-    Raises:
-        ConfigError: the metric is unknown; or its direction is unknown, or is not the one that the
-            section gives.
     """
     objective = plain(objective)
     named, direction = split_metric(objective)[0], objective["direction"]
@@ -318,9 +293,6 @@ def split_metric(objective: Mapping[str, Any]) -> tuple[Any, Sequence[str]]:
     Returns:
         The metric as the section has it, a name or a mapping with a `_target_`; and at most one of
         COSTS.
-
-    Raises:
-        ConfigError: a list is not a metric and then a cost.
     """
     named = objective["metric"]
     if not isinstance(named, list):
@@ -429,10 +401,6 @@ def build_function(objective: Section) -> Callable[..., Any]:
 
     The section's keys that are not ours are arguments: a class is built with them, and a function
     gets them by name.
-
-    Raises:
-        ConfigError: there is no such function, or it does not take the arguments; or the primary
-            config is from elsewhere, and its package is not trusted.
     """
     ours = [name for name in SCHEMA.objective if name != "_target_"]
     section = {name: value for name, value in plain(objective).items() if name not in ours}
@@ -459,24 +427,16 @@ def _argument_mistakes(section: Mapping[str, Any], target: Any) -> list[str]:
     except (TypeError, ValueError):  # written in C
         return []
     own = parameters if inspect.isclass(target) else parameters[2:]  # without config and run
-    any_key = any(each.kind is each.VAR_KEYWORD for each in own)
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    accepted = {each.name: each for each in own if each.kind not in variadic}
-    given = [name for name in section if not name.startswith("_")]
+    accepted = {each.name: each for each in own if each.kind not in VARIADIC}
     known = [*accepted, *map(str, SCHEMA.objective)]
-    mistakes = [
-        f"objective.{name}: no such key; objective has {', '.join(map(str, SCHEMA.objective))}, "
-        f"and {section['_target_']} takes {', '.join(accepted) or 'nothing else'}"
-        f"{nearest(name, known)}"
-        for name in given
-        if name not in accepted and not any_key
-    ]
+    mistakes = []
+    if not any(each.kind is each.VAR_KEYWORD for each in own):
+        mistakes = _unknown_arguments("objective", section, known)
     if inspect.isclass(target):
-        needed = [name for name, each in accepted.items() if each.default is each.empty]
         mistakes += [
-            f"objective.{name} must be set: {section['_target_']} needs {' and '.join(needed)}"
-            for name in needed
-            if name not in given
+            f"objective.{name} must be set: {section['_target_']} needs it"
+            for name, each in accepted.items()
+            if each.default is each.empty and name not in section
         ]
     return mistakes
 
@@ -489,11 +449,7 @@ def build_test(test: Any) -> Callable[..., Any]:
 
 
 def named_goals(objective: Section) -> list[tuple[str, Any]]:
-    """Returns the names and directions of what a loop returns, the metric first.
-
-    Raises:
-        ConfigError: a name is none, or a direction is missing or unknown.
-    """
+    """Returns the names and directions of what a loop returns, the metric first."""
     objective = plain(objective)
     names, directions = (
         value if isinstance(value, list) else [value]
@@ -530,11 +486,7 @@ def build_loop(
     keeps: bool = False,
     resumes: bool = False,
 ) -> Loop:
-    """Returns the loop that the config of a trial names; see `Loop` for the arguments.
-
-    Raises:
-        ConfigError: there is no such function.
-    """
+    """Returns the loop that the config of a trial names; see `Loop` for the arguments."""
     # Hyperband compares trials by the number of epochs that it was told.
     most = OmegaConf.select(config, "pruner.max_resource")
     most = most if isinstance(most, int) else None

@@ -36,14 +36,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Report:
-    """A report of a loop, as a Step.
+    """A report of a loop, as a Step, by whose number it is compared with other trials.
 
     Args:
-        number: by which it is compared with those of other trials.
-        value: that is compared.
         seconds: since the report before, or since the call.
         step: the number that the loop gave.
-        further: other quantities, by name.
     """
 
     number: int
@@ -71,7 +68,6 @@ class Loop:
     """What the calls of a loop have in common.
 
     Args:
-        function: called as function(config, run).
         config: of the trial; the function gets a read-only copy, with the seed as `config.seed`.
         goals: what it returns, the metric first.
         limits: of what it may cost.
@@ -116,12 +112,7 @@ class Loop:
         return config
 
     def values_of(self, returned: Any, run: Run) -> float:
-        """Takes the value out of what a call has returned; the further values are costs of the run.
-
-        Raises:
-            UndefinedMetric: it is not a finite number, or one for each goal.
-            Infeasible: a value is beyond its limit.
-        """
+        """Takes the value out of what a call has returned; further values are costs of the run."""
         value, names = returned, [self.metric, *self.further]
         if isinstance(returned, Mapping):
             if self.metric not in returned:
@@ -186,8 +177,7 @@ class LoopObjective(Objective):
 
     Args:
         trial: the number of the trial in its stage.
-        ranks: the processes in which the loop is called together.
-        recipe: makes the same objective in the others.
+        recipe: makes the same objective in the other ranks.
     """
 
     loop: Loop
@@ -219,9 +209,7 @@ class LoopObjective(Objective):
     def run(self, report: Callable[[Step], None], stopping: Stopping) -> float:
         """Calls the loop; between its reports a signal may end it at any moment.
 
-        Raises:
-            UndefinedMetric: the value, or one that the loop reports, is not a finite number.
-            Exception: what `report` raises, even if the loop catches it; see `Objective.run`.
+        What `report` raises is raised even if the loop catches it; see `Objective.run`.
         """
         call, self._restored = (self.recipe, self._restored), None
         with self.ranks.leading(call, lambda: stopping.give_way()):

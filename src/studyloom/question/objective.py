@@ -178,8 +178,7 @@ class Objective:
 class NetworkObjective(Objective):
     """Trains networks: a step is an epoch of all jobs, or of one job if they are trained in turn.
 
-    Args:
-        recipe: makes the same objective in the other ranks of the training.
+    The recipe makes the same objective in the other ranks of the training.
     """
 
     def __init__(self, training: Training, recipe: Recipe | None = None) -> None:
@@ -264,11 +263,7 @@ class NetworkObjective(Objective):
 class StoredObjective(Objective):
     """A result that another study has already: nothing is evaluated for it.
 
-    Args:
-        columns: the learning curves of the trial there.
-        error: its standard error.
-        kept: its weights or states.
-        source: the study and the number of the trial.
+    Its source is that study and the number of the trial.
     """
 
     value: float
@@ -291,12 +286,7 @@ class StoredObjective(Objective):
 
 
 def run_epochs(training: Training, stopping: Stopping) -> Iterator[Epoch]:
-    """Trains, and yields the mean over jobs after each epoch; see `step_at`.
-
-    Raises:
-        Stopped: a signal came in the midst of an epoch.
-        Diverged: a loss is no longer finite.
-    """
+    """Trains, and yields the mean over jobs after each epoch; see `step_at`."""
     iterations = iter(training)
     while True:
         with stopping.interruptible():
@@ -329,12 +319,7 @@ def mean_epochs(history: Iterable[Sequence[Epoch]]) -> list[Epoch]:
 
 
 def group_by_epoch(history: Iterable[Sequence[Epoch]]) -> list[list[Epoch]]:
-    """Groups the epochs of all jobs by their number, whether jobs ran in lockstep or in turn.
-
-    Returns:
-        For each number, in ascending order, the epochs of the jobs that have come that far, in the
-        order of the jobs.
-    """
+    """Groups the epochs of all jobs by their number, whether jobs ran in lockstep or in turn."""
     by_number = defaultdict[int, list[Epoch]](list)
     for epochs in history:
         for epoch in epochs:

@@ -106,14 +106,8 @@ class Branch:
 class Question:
     """What a study asks, and how its trials are made: of networks that we train.
 
-    `validate` checks a question as a whole before the first trial; until then, most properties may
-    raise ConfigError.
-
-    Args:
-        config: as composed for the command; never changed.
-        composer: composes the config with other choices of groups.
-        space: what is searched.
-        ranks: the processes that train each trial together.
+    Its config is never changed. `validate` checks it as a whole before the first trial; until then,
+    most properties may raise ConfigError, with every mistake.
     """
 
     config: DictConfig
@@ -133,11 +127,7 @@ class Question:
 
     @classmethod
     def ask(cls, cfg: DictConfig, composer: Composer) -> "Question":
-        """Returns the question that a composed config, without the section `hydra`, asks.
-
-        Raises:
-            ConfigError: every mistake in the section `space` itself.
-        """
+        """Returns the question that a composed config, without the section `hydra`, asks."""
         composer.keep(cfg)
         return cls(cfg, composer, parse_space(value_at(cfg, "space") or {}, group_options))
 
@@ -186,11 +176,7 @@ class Question:
 
     @functools.cached_property
     def metric(self) -> Metric:
-        """The metric of `objective.metric`.
-
-        Raises:
-            ConfigError: see `build_metric`.
-        """
+        """The metric of `objective.metric`."""
         return build_metric(self.config.objective)
 
     @functools.cached_property
@@ -201,20 +187,12 @@ class Question:
 
     @functools.cached_property
     def limits(self) -> list[Condition]:
-        """The limits of what trials may cost, from `objective.constraints`.
-
-        Raises:
-            ConfigError: a value is not a limit, or a quantity is unknown.
-        """
+        """The limits of what trials may cost, from `objective.constraints`."""
         return parse_limits(value_at(self.config, "objective.constraints"))
 
     @functools.cached_property
     def rule(self) -> Rule | None:
-        """The rule that chooses the winner, or None without a `winner.rule`.
-
-        Raises:
-            ConfigError: the rule does not parse, or names something unknown.
-        """
+        """The rule that chooses the winner, or None without a `winner.rule`."""
         rule = self.config.winner.rule
         known = [*self.goals, *(Goal(limit.name, "minimize") for limit in self.limits)]
         return None if rule is None else parse_rule(rule, [*dict.fromkeys(known)])
@@ -251,10 +229,7 @@ class Question:
         """Returns the objective of a trial: with all seeds and folds, or with a single one of each.
 
         Args:
-            point: of the space.
             number: of the trial in its stage, which decides the seeds if there is no `seed`.
-            data: on the device of the worker.
-            attempt: at the trial.
             seed: of a single training, as candidates for the winner have.
             fold: of that; None where there are no data.
         """
@@ -281,7 +256,6 @@ class Question:
         Args:
             call: of the leading rank: what makes its objective of this question and data, and the
                 state from which it resumes, if it does.
-            data: on the device of this rank.
         """
         recipe, state = call
         made: list[Any] = []
@@ -300,9 +274,6 @@ class Question:
         A `seed` in its section takes the place of the study's. Both are combined with the number:
         with one seed for all trials, each would draw what the first drew, and workers drew only 4
         distinct points of 16.
-
-        Raises:
-            ConfigError: the section cannot be built, or its seed is no whole number from 0 on.
         """
         section = plain(self.config.sampler)
         section.pop(KEEPS_STATE, None)
@@ -338,9 +309,6 @@ class Question:
         """Which of `sampler` and `pruner` is one object for all trials, and so in one process.
 
         The key `keeps_state` of a section says so, or the attribute of that name of its class.
-
-        Raises:
-            ConfigError: a value is neither true nor false, or a target cannot be found.
         """
         kept = []
         for name in ("sampler", "pruner"):
@@ -414,9 +382,6 @@ class Question:
         In the config of a branch, groups that do not lead there have the option of the config as
         composed, or their first if the space lacks it. Without a baseline, whatever is searched
         outside the branch is at its low end, since its default may be out of range.
-
-        Raises:
-            ConfigError: every option that cannot be composed.
         """
         branches: list[Branch] = []
         mistakes: list[str] = []
@@ -457,12 +422,7 @@ class FunctionQuestion(Question):
 
     @classmethod
     def ask(cls, cfg: DictConfig, composer: Composer) -> Question:
-        """Returns the question that a composed config asks; see `Question.ask`.
-
-        Raises:
-            ConfigError: every mistake in the section `space` itself; if the objective has a
-                configuration of its own, also each name that is no key of that.
-        """
+        """Returns the question that a composed config asks; see `Question.ask`."""
         try:
             target = find_target(cfg.objective)
         except ConfigError:  # `validate` reports it
@@ -496,11 +456,7 @@ class FunctionQuestion(Question):
 
     @functools.cached_property
     def adapter(self) -> Any:
-        """The objective as it is built at the config as composed.
-
-        Raises:
-            ConfigError: it cannot be.
-        """
+        """The objective as it is built at the config as composed."""
         return build_function(self.config.objective)
 
     @functools.cached_property
@@ -520,11 +476,7 @@ class FunctionQuestion(Question):
 
     @functools.cached_property
     def metric(self) -> Metric:
-        """The value that the loop returns, under the name that `objective.metric` gives it.
-
-        Raises:
-            ConfigError: objective.direction is missing or unknown, or the metric is not a name.
-        """
+        """The value that the loop returns, under the name that `objective.metric` gives it."""
         (name, direction), *_ = named_goals(self.config.objective)
         return Metric(name, direction, _no_score)
 
@@ -535,11 +487,7 @@ class FunctionQuestion(Question):
 
     @functools.cached_property
     def limits(self) -> list[Condition]:
-        """The limits of what the loop may tell by `run.cost`, from `objective.constraints`.
-
-        Raises:
-            ConfigError: a value is not a limit, or a name is one of ours.
-        """
+        """The limits of what the loop may tell by `run.cost`, from `objective.constraints`."""
         limits = parse_limits(value_at(self.config, "objective.constraints"), None)
         check_names("objective.constraints", [limit.name for limit in limits])
         return limits
@@ -579,8 +527,6 @@ class FunctionQuestion(Question):
         """Calls `objective.test` for a trained loop, and returns its values, the metric first.
 
         Args:
-            point: of the space.
-            seed: of the training.
             states: that the training has kept; `run.keep` restores them.
             part: the examples of the test part; None without `data`.
 

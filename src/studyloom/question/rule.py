@@ -8,7 +8,7 @@ trials with several values:
     condition  = NAME ("<" | "<=" | ">" | ">=") NUMBER
 
 An example is `max accuracy where parameters < 50_000`. A name is that of a value of each trial: the
-metric, or a cost. No part of a rule is ever executed as code.
+metric, or a cost.
 """
 
 import operator
@@ -25,17 +25,12 @@ from studyloom.text import nearest
 LONGEST = 200
 NUMBER = r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?"
 LIMIT = re.compile(rf"\s*(<=|>=)\s*({NUMBER})\s*", re.ASCII)
-TOKEN = re.compile(
-    r"(?P<name>[A-Za-z_][\w.]*)"
-    rf"|(?P<number>{NUMBER}(?![\w.]))"
-    r"|(?P<sign>[<>]=?)"
-    r"|\S",
-    re.ASCII,
-)
+NAME = r"[A-Za-z_][\w.]*"
+CONDITION = re.compile(rf"\s*({NAME})\s*([<>]=?)\s*({NUMBER})\s*", re.ASCII)
+RULE = re.compile(rf"\s*(max|min)\s+({NAME})(?:\s+where\s+(.*))?\s*", re.ASCII | re.DOTALL)
 WHERE_COSTS = (
     "; what a network costs is known where objective.metric or objective.constraints names it"
 )
-WORDS = {"max": "maximize", "min": "minimize"}
 SIGNS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -75,7 +70,6 @@ class Cost:
     Args:
         quantity: one of COSTS, or a name that a loop has for it.
         value: parameters, operations, milliseconds, or whatever a loop counts.
-        limit: of the quantity; None if it has none.
     """
 
     quantity: str
@@ -116,7 +110,6 @@ def parse_limits(section: Any, known: Sequence[str] | None = COSTS) -> list[Cond
     """Parses `objective.constraints`, such as {parameters: "<= 100_000", latency_ms: "<= 2"}.
 
     Args:
-        section: the mapping of the config; None for no limits.
         known: the quantities that can have a limit; None for any.
 
     Raises:
@@ -152,71 +145,38 @@ def parse_rule(
 
     Args:
         known: the values that are known of each trial, the metric first.
-        key: the key of the config that has the rule, for messages.
         hint: how one comes to values that are not known, for messages.
 
     Raises:
-        ConfigError: the first mistake of grammar; or every unknown name, and a wrong direction.
+        ConfigError: it is no rule; or every unknown name, and a wrong direction.
     """
     if len(text) > LONGEST:
         raise ConfigError(
             f"{key} must have at most {LONGEST} characters; "
             f"got {len(text)}, which begin with {text[:20]!r}"
         )
-    example = f"write '{'max' if known[0].sign > 0 else 'min'} {known[0].name}"
+    example = f"{'max' if known[0].sign > 0 else 'min'} {known[0].name}"
     if len(known) > 1:
         example += f" where {known[1].name} < 50_000"
-    direction, name, conditions = _Parser(text, f"{example}'", key).parse()
-    goals = {goal.name: goal for goal in known}
+    rule = RULE.fullmatch(text)
+    bounds = re.split(r"\sand\s", rule[3]) if rule and rule[3] is not None else []
+    found = filter(None, map(CONDITION.fullmatch, bounds))
+    conditions = tuple(Condition(each[1], each[2], float(each[3])) for each in found)
+    if rule is None or len(conditions) < len(bounds):
+        raise ConfigError(
+            f"{key}: {text!r} is no rule; write such as '{example}': each condition has one of "
+            f"{', '.join(SIGNS)} and a number, and `and` stands between two"
+        )
+    goals, name = {goal.name: goal for goal in known}, rule[2]
     mistakes = [
         f"{key}: {text!r}: {unknown} is not known of a trial; there are {', '.join(goals)}"
         f"{nearest(unknown, [*goals])}{hint}"
         for unknown in dict.fromkeys([name, *(condition.name for condition in conditions)])
         if unknown not in goals
     ]
-    if name in goals and goals[name].direction != direction:
-        better, word = ("more", "max") if goals[name].sign > 0 else ("less", "min")
+    if name in goals and (word := "max" if goals[name].sign > 0 else "min") != rule[1]:
+        better = "more" if word == "max" else "less"
         mistakes.append(f"{key}: {text!r}: {better} {name} is better; write {word} {name}")
     if mistakes:
         raise ConfigError(mistakes)
     return Rule(goals[name], conditions)
-
-
-class _Parser:
-    """Reads a rule from left to right, by the grammar above."""
-
-    def __init__(self, text: str, example: str, key: str) -> None:
-        self.text, self.example, self.key = text, example, key
-        self.tokens = [*TOKEN.finditer(text)]
-        self.place = 0  # of the next token
-
-    def parse(self) -> tuple[str, str, tuple[Condition, ...]]:
-        """Returns the direction, the name of the goal, and the conditions."""
-        word = self.take_word(*WORDS, expected=" or ".join(WORDS))
-        direction, name = WORDS[word], self.take_name()
-        conditions: list[Condition] = []
-        while self.place < len(self.tokens):
-            word = "and" if conditions else "where"
-            self.take_word(word, expected=f"the word `{word}` or the end")
-            value = self.take_name()
-            sign = self.take("<, <=, > or >=", lambda token: token["sign"])
-            bound = float(self.take("a number", lambda token: token["number"]))
-            conditions.append(Condition(value, sign, bound))
-        return direction, name, tuple(conditions)
-
-    def take_name(self) -> str:
-        return self.take("a name", lambda token: token["name"])
-
-    def take_word(self, *words: str, expected: str) -> str:
-        return self.take(expected, lambda token: token[0] in words)
-
-    def take(self, expected: str, fits: Callable[[re.Match[str]], object]) -> str:
-        """Takes the next token if it fits; raises ConfigError, which says what was expected."""
-        token = self.tokens[self.place] if self.place < len(self.tokens) else None
-        if token is None or not fits(token):
-            where = "the end" if token is None else repr(token[0])
-            raise ConfigError(
-                f"{self.key}: {self.text!r}: expected {expected} at {where}; {self.example}"
-            )
-        self.place += 1
-        return token[0]

@@ -42,10 +42,8 @@ class Place:
         stage: search, re-evaluation or retraining; or test.
         fold: the number of the fold, from 0.
         seed: of this call; the random numbers of Python, NumPy and PyTorch start from it.
-        device: to train on.
         folder: of this trial and fold alone; None for a temporary one.
         train: examples of the fold; None without `data`, as for `valid`.
-        ranks: the processes that train the trial together.
     """
 
     trial: int

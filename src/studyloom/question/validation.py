@@ -1,62 +1,55 @@
 """Validates a question as a whole before trial 0: every mistake at once, each with the way out.
 
 All that the config names is built and tried once, at the defaults, corners and choices of each
-branch of the space. Networks see two examples, a metric sees random outputs, samplers and pruners
-see made-up trials.
+branch of the space. Networks are trained on two examples, a metric sees random outputs, and the
+pruner sees made-up trials.
 """
 
 import contextlib
-import logging
 import math
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import optuna
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import ListConfig
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.pruners import NopPruner
-from optuna.samplers import BaseSampler
 from optuna.trial import TrialState, create_trial
-from torch import nn
+from torch import Tensor
 
-from studyloom.config.overrides import group_options
+from studyloom.config.overrides import explain_key, group_options
 from studyloom.config.schema import STOPS, Config, check_name
-from studyloom.config.values import describe_error, has_key, value_at, with_values
+from studyloom.config.values import describe_error, value_at, with_values
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part, TrainingData
-from studyloom.errors import (
-    TRAIN_IT_YOURSELF,
-    ConfigError,
-    DataError,
-    UndefinedMetric,
-    or_train_it_yourself,
-)
+from studyloom.errors import TRAIN_IT_YOURSELF, ConfigError, DataError, UndefinedMetric
 from studyloom.metrics import METRICS, Goal, Metric
 from studyloom.question.jobs import build_jobs, build_test, why_not_callable
-from studyloom.question.question import (
-    STEPS,
-    Branch,
-    FunctionQuestion,
-    Question,
-    end_of,
-)
-from studyloom.space.tree import Leaf, ListLeaf, Node, Space, group_of, why_not
-from studyloom.text import as_yaml, nearest, no_such_key
-from studyloom.training.batches import batch_dtype, make_batches
+from studyloom.question.question import STEPS, Branch, FunctionQuestion, Question, end_of
+from studyloom.space.tree import Leaf, ListLeaf, Node, group_of, why_not
+from studyloom.text import as_yaml, nearest
+from studyloom.training.batches import make_batches
 from studyloom.training.job import Job
 from studyloom.training.optimizer import Rates, check_schedule, make_optimizer
-from studyloom.training.steps import Steps, on_threads
+from studyloom.training.steps import Steps, apply_network, on_threads
 from studyloom.training.trainer import Training
 
-log = logging.getLogger(__name__)
+# The least value of whole numbers; null is none.
+AT_LEAST = {
+    "study.trials": 1,
+    "study.seed": 0,
+    "study.epochs": 1,
+    "objective.folds": 1,
+    "objective.seeds": 1,
+    "winner.top": 1,
+    "winner.seeds": 1,
+}
 LARGEST_SEED = 2**32 - 1  # of numpy's older generators, which samplers use
 # The sections whose objects are made anew for each trial.
 SEARCHED = ("model", "optimizer", "scheduler", "loss", "train", "params")
-LARGE = 10_000_000  # parameters; building a network with so many takes about 0.1 s
-REMEMBERED = (bool, int, float, str, bytes, tuple, list, dict, set)  # no generators of numbers
 
 
 def validate(question: Question, data: TrainingData) -> None:
@@ -88,55 +81,93 @@ def validate(question: Question, data: TrainingData) -> None:
 
 def check_sections(question: Question) -> Iterator[str]:
     """Yields the mistakes in studyloom's own sections; they need neither the data nor the space."""
-    config = question.config
-    study, objective, winner = config.study, config.objective, config.winner
-    yield from filter(None, [check_name(study.name)])
-    yield from _check_goals(question)
-    at_least = {
-        "study.trials": (study.trials, 1),
-        "study.seed": (study.seed, 0),
-        "study.epochs": (study.epochs, 1),
-        "objective.folds": (objective.folds, 1),
-        "objective.seeds": (objective.seeds, 1),
-        "winner.top": (winner.top, 1),
-        "winner.seeds": (winner.seeds, 1),
-    }
-    for key, (value, low) in at_least.items():
+    yield from filter(None, [check_name(question.config.study.name)])
+    for key, low in AT_LEAST.items():
+        value = value_at(question.config, key)
         if value is not None and value < low:
             yield f"{key} must be at least {low}; got {value}"
-    if study.seed > LARGEST_SEED:
-        yield f"study.seed must be at most {LARGEST_SEED}; got {study.seed}"
-    for key in ("timeout", "regret"):
-        if study[key] is not None and not 0 < study[key] < math.inf:
-            yield f"study.{key} must be a positive number, or null; got {study[key]}"
-    yield from _check_regret(question)
-    yield from _check_winner(question)
-    pruner = f"pruner={question.composer.choices.get('pruner')}"
-    if question.steps not in ("epochs", "jobs"):
-        yield f"pruner.{STEPS} must be epochs or jobs; got {question.steps!r}"
+    for key in ("study.timeout", "study.regret"):
+        value = value_at(question.config, key)
+        if value is not None and not 0 < value < math.inf:
+            yield f"{key} must be a positive number, or null; got {value}"
+    yield from (words for wrong, words in _rules(question) if wrong)
+    yield from _check_goals(question)
     with contextlib.suppress(Exception):  # that it can be built is checked later, with all else
         yield from getattr(question.pruner(), "check", lambda _: ())(question)
-    if question.in_turn and objective.folds == objective.seeds == 1:
+
+
+def _rules(question: Question) -> Iterator[tuple[bool, str]]:
+    """Yields how values may not go together: whether they do, and what to set instead."""
+    config, choices = question.config, question.composer.choices
+    study, objective, winner, train = config.study, config.objective, config.winner, config.train
+    loop, pruner = isinstance(question, FunctionQuestion), f"pruner={choices.get('pruner')}"
+    yield (
+        study.seed > LARGEST_SEED,
+        f"study.seed must be at most {LARGEST_SEED}; got {study.seed}",
+    )
+    yield (
+        study.stop not in (None, *STOPS),
+        f"study.stop must be {' or '.join(STOPS)}, or null; got {study.stop}"
+        f"{nearest(str(study.stop), STOPS)}",
+    )
+    yield (
+        study.stop in (None, *STOPS) and (study.stop is None) != (study.regret is None),
+        "study.stop=regret and study.regret, such as 0.005, the gain that further trials are not "
+        "worth in units of the metric, go together; set both or none",
+    )
+    several = len(objective.metric) if isinstance(objective.metric, ListConfig) else 1
+    ways_out = "set study.stop=null, and bound the search by study.trials or study.epochs"
+    yield (
+        study.stop is not None and several > 1,
+        "study.stop=regret asks what further trials gain in one value, and objective.metric names "
+        f"{several}; {ways_out}",
+    )
+    yield (
+        study.stop is not None and str(config.sampler.get("_target_")).endswith(".GridSampler"),
+        "study.stop=regret asks what further trials gain, and sampler=grid tries each point of a "
+        f"list; {ways_out}, or choose another sampler, such as sampler=random",
+    )
+    yield (
+        winner.enabled and winner.race and winner.seeds == 1,
+        "winner.race: nobody can leave a race of winner.seeds=1; set winner.seeds to 2 or more, or "
+        "winner.race=false",
+    )
+    for why, refused in {
+        "winner.enabled is false": not winner.enabled,
+        f"{objective.get('_target_')} is a loop of your own": loop,
+        "objective.metric names more than one": isinstance(objective.metric, ListConfig),
+        "train.evaluate returns outputs of its own": train.evaluate is not None,
+    }.items():
         yield (
-            f"{pruner} compares trials fold by fold and seed by seed, and a trial has only one of "
-            "each; set objective.folds=5, or choose another pruner, such as pruner=median"
+            winner.committee and refused,
+            "winner.committee=true averages networks that studyloom trains and tests for a single "
+            f"objective, and {why}; set winner.committee=false",
         )
-    if study.epochs is not None and question.in_turn:
-        yield (
-            f"study.epochs counts epochs, and with {pruner} trials report whole folds and seeds; "
-            "choose pruner=median, or bound the search by study.trials or study.timeout"
-        )
-    loop, epochs = isinstance(question, FunctionQuestion), config.train.epochs
-    if study.epochs is not None and not loop and 1 <= study.epochs < epochs:
-        yield (
-            f"study.epochs must be at least train.epochs={epochs}, the epochs of one trial; "
-            f"got {study.epochs}"
-        )
+    yield (
+        question.steps not in ("epochs", "jobs"),
+        f"pruner.{STEPS} must be epochs or jobs; got {question.steps!r}",
+    )
+    yield (
+        question.in_turn and objective.folds == objective.seeds == 1,
+        f"{pruner} compares trials fold by fold and seed by seed, and a trial has only one of "
+        "each; set objective.folds=5, or choose another pruner, such as pruner=median",
+    )
+    yield (
+        question.in_turn and study.epochs is not None,
+        f"study.epochs counts epochs, and with {pruner} trials report whole folds and seeds; "
+        "choose pruner=median, or bound the search by study.trials or study.timeout",
+    )
+    yield (
+        not loop and 1 <= (study.epochs or 0) < train.epochs,
+        f"study.epochs must be at least train.epochs={train.epochs}, the epochs of one trial; "
+        f"got {study.epochs}",
+    )
 
 
 def _check_goals(question: Question) -> Iterator[str]:
     """Yields the mistakes in the metric, the limits and the rule."""
     goals: tuple[Goal, ...] = ()
+    rule = None
     try:
         goals = question.goals
     except ConfigError as error:
@@ -149,7 +180,6 @@ def _check_goals(question: Question) -> Iterator[str]:
         rule = question.rule if goals else None
     except ConfigError as error:
         yield from error.mistakes
-        rule = None
     study, winner = question.config.study, question.config.winner
     if rule is not None and rule.goal.name != goals[0].name:
         chooses = f"winner.rule chooses by {rule.goal.name}, and not by {goals[0].name}"
@@ -188,57 +218,6 @@ def _check_several(question: Question) -> Iterator[str]:
             )
 
 
-def _check_regret(question: Question) -> Iterator[str]:
-    """Yields the mistakes in what ends the search once it is good enough."""
-    study, metric = question.config.study, question.config.objective.metric
-    if study.stop not in (None, *STOPS):
-        near = nearest(study.stop, STOPS)
-        yield f"study.stop must be {' or '.join(STOPS)}, or null; got {study.stop}{near}"
-    elif (study.stop is None) != (study.regret is None):
-        yield (
-            "study.stop=regret and study.regret, such as 0.005, the gain that further trials are "
-            "not worth in units of the metric, go together; set both or none"
-        )
-    if study.stop is None:
-        return
-    ways_out = "set study.stop=null, and bound the search by study.trials or study.epochs"
-    if isinstance(metric, ListConfig) and len(metric) > 1:
-        yield (
-            "study.stop=regret asks what further trials gain in one value, and objective.metric "
-            f"names {len(metric)}; {ways_out}"
-        )
-    if str(question.config.sampler.get("_target_")).endswith(".GridSampler"):
-        yield (
-            "study.stop=regret asks what further trials gain, and sampler=grid tries each point "
-            f"of a list; {ways_out}, or choose another sampler, such as sampler=random"
-        )
-
-
-def _check_winner(question: Question) -> Iterator[str]:
-    """Yields the mistakes of a race, and why no committee can be judged beside the winner."""
-    config, winner = question.config, question.config.winner
-    if winner.enabled and winner.race and winner.seeds == 1:
-        yield (
-            "winner.race: nobody can leave a race of winner.seeds=1; set winner.seeds to 2 or "
-            "more, or winner.race=false"
-        )
-    if not winner.committee:
-        return
-    if not winner.enabled:
-        yield _no_committee("is tested with the winner, and winner.enabled is false")
-    if isinstance(question, FunctionQuestion):
-        target = config.objective["_target_"]
-        yield _no_committee(f"averages networks that studyloom trains, and {target} is your loop")
-    elif isinstance(config.objective.metric, ListConfig):
-        yield _no_committee("is for a single objective, such as objective.metric=accuracy")
-    elif config.train.evaluate is not None:
-        yield _no_committee("averages outputs of networks, and train.evaluate returns others")
-
-
-def _no_committee(why: str) -> str:
-    return f"winner.committee=true {why}; set winner.committee=false"
-
-
 def check_ranks(question: Question, ranks: int) -> Iterator[str]:
     """Yields the mistake that a batch has too few examples to be divided among the ranks."""
     if ranks == 1 or isinstance(question, FunctionQuestion):
@@ -260,11 +239,18 @@ def check_ranks(question: Question, ranks: int) -> Iterator[str]:
 
 def _check_groups(question: Question) -> Iterator[str]:
     """Yields groups that cannot be searched, and choices of the baseline outside the space."""
-    for group in question.space.groups():
+    chosen, groups = question.composer.choices, [*question.space.groups()]
+    shut = [
+        f"{group.name}.{option}."
+        for group in groups
+        for option in group.options
+        if option != chosen.get(group_of(group.key))
+    ]
+    for group in groups:
         yield from _not_searched(group)
         name = group_of(group.key)
-        option = question.composer.choices.get(name)
-        inside = group.name == group.key or _baseline_opens(question, group.name)
+        option = chosen.get(name)
+        inside = not group.name.startswith(tuple(shut))
         if question.config.study.baseline and inside and option not in group.options:
             options = ", ".join(group.options)
             yield (
@@ -274,17 +260,6 @@ def _check_groups(question: Question) -> Iterator[str]:
             )
 
 
-def _baseline_opens(question: Question, name: str) -> bool:
-    """Whether the baseline's choices lead to the group with that name in the space."""
-    for outer in question.space.groups():
-        if name.startswith(f"{outer.name}."):
-            option = name[len(outer.name) + 1 :].partition(".")[0]
-            chosen = question.composer.choices.get(group_of(outer.key))
-            if option in outer.options and chosen != option:
-                return False
-    return True
-
-
 def _check_leaves(question: Question, branch: Branch) -> Iterator[str]:
     """Yields unknown keys of a branch, and defaults that are not among its values."""
     chosen = "".join(f" with {group}={option}" for group, option in branch.choices.items())
@@ -292,25 +267,15 @@ def _check_leaves(question: Question, branch: Branch) -> Iterator[str]:
     for node in branch.nodes:
         if mistakes := [*_not_searched(node)]:
             yield from mistakes
-        elif not has_key(branch.config, node.key):
-            yield f"space.{node.name}: {_explain_key(node.key, branch.config)}"
+        elif unknown := explain_key(node.key, branch.config):
+            section, _, below = node.key.partition(".")
+            option = nearest(below.partition(".")[0], group_options(section))
+            yield f"space.{node.name}: {unknown}{'' if 'did you mean' in unknown else option}"
         elif question.config.study.baseline:
             default = value_at(branch.config, node.key)
             where = f"space.{node.name}: the default {node.key}={as_yaml(default)}"
             for problem in _problems(node, default, branch):
                 yield f"{where} {problem}{ways_out}"
-
-
-def _explain_key(key: str, config: DictConfig) -> str:
-    """Says which part of a key is not in a config, with the keys and options that are."""
-    parts = key.split(".")
-    keys = [".".join(parts[: depth + 1]) for depth in range(len(parts))]
-    depth = next(depth for depth, each in enumerate(keys) if not has_key(config, each))
-    above = keys[depth - 1] if depth else ""
-    section = OmegaConf.select(config, above) if above else config
-    names = [*map(str, section)] if isinstance(section, DictConfig) else []
-    options = group_options(group_of(above)) if above else []
-    return no_such_key(keys[depth], [name for name in names if name[:1] != "_"] + options)
 
 
 def _not_searched(node: Node) -> Iterator[str]:
@@ -376,27 +341,31 @@ def _corner(node: Leaf | ListLeaf, end: int, leaves: Sequence[Leaf | ListLeaf]) 
 def _check_functions(question: FunctionQuestion, data: TrainingData) -> Iterator[str]:
     """Yields the mistakes in the functions: they do not exist, or take other arguments."""
     objective = question.config.objective
-    try:
-        if problem := why_not_callable(question.adapter, 2):
-            target = objective["_target_"]
-            yield f"objective._target_={target}: {problem}; it is called as (config, run) -> value"
-        elif hasattr(question.adapter, "check"):
-            yield from question.adapter.check(question.config, question.space)
-    except ConfigError as error:
-        yield from error.mistakes
+    called: dict[str, tuple[Callable[[], Any], int, str]] = {
+        f"objective._target_={objective['_target_']}": (
+            lambda: question.adapter,
+            2,
+            "(config, run) -> value",
+        )
+    }
     if objective.test is not None:
+        test = (lambda: build_test(objective.test), 3, "(config, run, part) -> values")
+        called["objective.test"] = test
+    for key, (build, count, signature) in called.items():
         try:
-            if problem := why_not_callable(build_test(objective.test), 3):
-                signature = "(config, run, part) -> values"
-                yield f"objective.test: {problem}; it is called as {signature}"
-            elif data.split is not None and not callable(getattr(data.source, "test", None)):
-                yield (
-                    "objective.test is given the test part of the data, and "
-                    f"{type(data.source).__name__} has no method test; add one, or leave "
-                    "objective.test out"
-                )
+            if problem := why_not_callable(build(), count):
+                yield f"{key}: {problem}; it is called as {signature}"
         except ConfigError as error:
             yield from error.mistakes
+    with contextlib.suppress(ConfigError):  # told above
+        yield from getattr(question.adapter, "check", lambda *_: ())(
+            question.config, question.space
+        )
+    if objective.test is not None and data.split is not None and not hasattr(data.source, "test"):
+        yield (
+            "objective.test is given the test part of the data, and "
+            f"{type(data.source).__name__} has no method test; add one, or leave objective.test out"
+        )
     if data.split is None and objective.folds > 1:
         yield (
             f"objective.folds={objective.folds}: the data are the function's own; divide them "
@@ -409,8 +378,6 @@ def _check_functions(question: FunctionQuestion, data: TrainingData) -> Iterator
 
 def _try_networks(question: Question, data: TrainingData) -> Iterator[str]:
     """Builds the jobs of each branch at each of its probes, and tries them and the metric.
-
-    Examples that are loaded one by one become whole batches first, the last and smaller one too.
 
     Yields:
         A line for each mistake. One that an outer branch has made already is not repeated.
@@ -425,140 +392,72 @@ def _try_networks(question: Question, data: TrainingData) -> Iterator[str]:
                 # The retraining of the winner is on all examples.
                 everything = replace(jobs[0], train=torch.arange(len(split)))
                 try_out(jobs[0], split, {job.last_batch for job in [*jobs, everything]})
+                continue
+            except ConfigError as error:
+                mistakes = error.mistakes
             except Exception as error:  # of a user's class: better now than in trial 17
-                mistakes = error.mistakes if isinstance(error, ConfigError) else None
-                for mistake in mistakes or [describe_error(error)]:
-                    if any(
-                        mistake == known and outer.items() <= branch.choices.items()
-                        for outer, known in reported
-                    ):
-                        continue
+                mistakes = [describe_error(error)]
+            values = (f"{key}={as_yaml(value)}" for key, value in probe.items())
+            where = ", ".join(filter(None, [str(branch), *values]))
+            for mistake in mistakes:
+                if not any(
+                    mistake == known and outer.items() <= branch.choices.items()
+                    for outer, known in reported
+                ):
                     reported.append((branch.choices, mistake))
-                    values = (f"{key}={as_yaml(value)}" for key, value in probe.items())
-                    where = ", ".join(filter(None, [str(branch), *values]))
                     yield f"{where}: {mistake}" if where else mistake
     if not reported and question.config.train.evaluate is None:  # which gives its own targets
         yield from _try_metric(question.metric, data)
 
 
 def try_out(job: Job, split: Part, last_batches: Collection[int] = ()) -> None:
-    """Builds a job's network, optimizer and loss, and runs two examples through them.
+    """Builds a job's network, optimizer and loss, and runs a few examples through them on the CPU.
 
-    A large network that can go to the meta device is tried there, without memory or arithmetic. All
-    others are tried on the CPU, since the meta device imports PyTorch's compiler, which takes a
-    second. A step of the user's own is tried on the CPU, with whole batches of real examples, and
-    so is a network whose examples are loaded.
+    They are two, and a single one if a batch may have no more. A step of the user's own is tried
+    on whole batches, and examples that are loaded one by one become whole batches first.
 
     Args:
         last_batches: how many examples the last batch of an epoch may have.
 
     Raises:
-        ValueError: the outputs are not (batch, outputs), or the last batch has a single example
-            and the network cannot be trained on one.
+        ValueError: a step raises an exception or returns something else than it must; or the last
+            batch has a single example, and the network cannot be trained on one.
         Exception: what the parts raise.
     """
     own = job.step is not None or job.evaluate is not None
-    if own or not isinstance(split, Split):
-        _try_steps(job, split, {job.batch_size, *last_batches}, whole=own)
-        if job.evaluate is not None or not isinstance(split, Split):
-            return
-    device = "cpu"
-    # What fails here is tried on the CPU, which shows whether only the meta device is the reason.
-    # There, whole numbers are refused by a linear layer too.
-    with contextlib.suppress(Exception), torch.device("meta"), torch.random.fork_rng(devices=[]):
-        model = job.model(shape=split.shape, outputs=split.outputs)
-        takes_any = split.inputs.is_floating_point() or split.inputs.dtype == torch.uint8
-        if takes_any and sum(weight.numel() for weight in model.parameters()) > LARGE:
-            device = "meta"
-    with torch.device(device), torch.random.fork_rng(devices=[]), on_threads(1):
-        model = _build(job, split, device)
-        try:
-            _compute(job, model, split, last_batches)
-        except Exception as error:
-            raise ValueError(or_train_it_yourself(describe_error(error))) from error
-
-
-def _build(job: Job, split: Part, device: str) -> nn.Module:
-    """Builds the network of a job on a device, and tries its optimizer and schedule."""
-    model = job.model(shape=split.shape, outputs=split.outputs).to(device)
-    optimizer = make_optimizer(job.optimizer, model, job.groups)
-    check_schedule(job.schedule)
-    Rates(job.schedule, optimizer, job.epochs, 1, job.metric)
-    return model
-
-
-def _compute(job: Job, model: nn.Module, split: Split, last_batches: Collection[int]) -> None:
-    """Computes the loss of two examples of zeros, on the device of the context."""
-    dtype = batch_dtype(job, model, split)
-    outputs = model(torch.zeros(2, *split.shape, dtype=dtype))
-    if tuple(outputs.shape) != (2, split.outputs):
-        raise ValueError(
-            f"the outputs of the network must be (2, {split.outputs}) for 2 examples; "
-            f"got {tuple(outputs.shape)}; change the network, {TRAIN_IT_YOURSELF}"
-        )
-    with warnings.catch_warnings():  # PyTorch's losses only warn of targets of another shape
-        warnings.simplefilter("error", UserWarning)
-        targets = torch.zeros((2, *split.targets.shape[1:]), dtype=split.targets.dtype)
-        try:
-            loss = job.loss(outputs, targets)
-        except TypeError as error:
-            raise ValueError(
-                f"loss: {error}; a loss is called with outputs and targets, and one with other "
-                "arguments in a step of your own: train.step, and train.evaluate"
-            ) from error
-    if getattr(loss, "ndim", 0):
-        raise ValueError(
-            f"the loss must be a scalar, the mean over the batch; got {tuple(loss.shape)}"
-        )
-    if 1 in last_batches and job.step is None:
-        try:
-            model(torch.zeros(1, *split.shape, dtype=dtype))
-        except Exception as error:
-            raise _single_example(job, error) from error
-
-
-def _try_steps(job: Job, split: Part, sizes: Collection[int], *, whole: bool) -> None:
-    """Runs the steps of a job on batches of the first training examples, on the CPU.
-
-    Args:
-        sizes: how many examples a batch of training may have.
-        whole: whether the network is tried on whole batches, as a step of the user's own needs it,
-            and not on two examples.
-
-    Raises:
-        ValueError: a step raises an exception, or returns something else than it must.
-    """
+    sizes = {job.batch_size, *last_batches}
     with torch.random.fork_rng(devices=[]), on_threads(1):
         if not isinstance(split, Split):
             Training([job], split)  # its modules may want to learn from what is not in memory
-        model = _build(job, split, "cpu")
-        steps = Steps(job.loss, torch.device("cpu"), "fp32", job.step, job.evaluate)
-        batches = make_batches(job, split.to("cpu"))
-        if not whole:
-            for size in sorted(sizes, reverse=True):
+        model = job.model(shape=split.shape, outputs=split.outputs)
+        optimizer = make_optimizer(job.optimizer, model, job.groups)
+        check_schedule(job.schedule)
+        Rates(job.schedule, optimizer, job.epochs, 1, job.metric)
+        steps = Steps(_strict(job.loss), torch.device("cpu"), "fp32", job.step, job.evaluate)
+        batches = make_batches(job, split)
+        batches.fit(model)
+        if not own:
+            for size in () if isinstance(split, Split) else sorted(sizes, reverse=True):
                 batches.at(job.train[:size])
             sizes = {min(2, job.batch_size), *sizes} & {1, 2}
+        with _explained("step", None, 2), torch.inference_mode():
+            if isinstance(split, Split) and job.evaluate is None:
+                outputs, targets = apply_network(model.eval(), batches.at(job.valid[:2]))
+                if tuple(outputs.shape) != (wanted := (len(targets), split.outputs)):
+                    raise ValueError(
+                        f"the outputs of the network must be {wanted} for {wanted[0]} examples; "
+                        f"got {tuple(outputs.shape)}; change the network, {TRAIN_IT_YOURSELF}"
+                    )
         for size in sorted(sizes, reverse=True):
-            indices = split.to_rehearse(job.train)[:size]
-            try:
-                model.train()
-                steps.train(model, batches.at(indices)).backward()  # type: ignore[no-untyped-call]
-            except DataError:
-                raise
-            except Exception as error:
-                if size == 1 < job.batch_size:
-                    raise _single_example(job, error) from error
-                raise _of_step("step", job.step, size, error) from error
-        indices = job.valid[: max(sizes)]
-        try:
-            model.eval()
-            with torch.inference_mode():
-                batch, count = next(iter(batches.part(indices)))
-                judged = steps.evaluate(model, batch, count)[1:]
-        except DataError:
-            raise
-        except Exception as error:
-            raise _of_step("evaluate", job.evaluate, len(indices), error) from error
+            single = job.batch_size if size == 1 else None
+            with _explained("step", job.step, size, single):
+                batch = batches.at(split.to_rehearse(job.train)[:size])
+                steps.train(model.train(), batch).backward()  # type: ignore[no-untyped-call]
+        with _explained("evaluate", job.evaluate, max(sizes)), torch.inference_mode():
+            batch, count = next(iter(batches.part(job.valid[: max(sizes)])))
+            judged = steps.evaluate(model.eval(), batch, count)[1:]
+    if isinstance(split, Split) and job.evaluate is None:
+        return  # the metric is tried on whole folds
     if job.evaluate is None:
         _check_kind(job.metric, classifies=not judged[1].is_floating_point())
     try:
@@ -573,26 +472,48 @@ def _try_steps(job: Job, split: Part, sizes: Collection[int], *, whole: bool) ->
         ) from error
 
 
-def _single_example(job: Job, error: Exception) -> ValueError:
-    return ValueError(
-        "the last batch of an epoch has a single example, on which the network cannot be trained "
-        f"({describe_error(error)}); set train.drop_last=true, or another train.batch_size than "
-        f"{job.batch_size}"
-    )
+def _strict(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Returns a loss that raises where PyTorch's only warn: of targets of another shape."""
+
+    def compute(outputs: Tensor, targets: Tensor) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            return loss(outputs, targets)
+
+    return compute
 
 
-def _of_step(name: str, own: object, size: int, error: Exception) -> ValueError:
-    """Says what a step raised; the errors of ours about it stay as they are."""
-    words = describe_error(error)
-    if f"train.{name}" in words:
-        return ValueError(words)
-    if own is not None:
-        return ValueError(f"train.{name}: {words}, for {size} examples")
-    return ValueError(
-        f"network and loss, on a batch of {size}: {words}; a batch is (inputs, …, targets), and a "
-        "step of your own says what else is computed of it: train.step, and train.evaluate, "
-        f"{TRAIN_IT_YOURSELF}"
-    )
+@contextlib.contextmanager
+def _explained(name: str, own: object, size: int, single: int | None = None) -> Iterator[None]:
+    """Raises ValueError for what a step raises in the body, with the way out.
+
+    Args:
+        name: of the step, step or evaluate.
+        own: the user's own step; None for ours.
+        size: how many examples it is given.
+        single: the batch size, if that leaves a last batch of one.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        words = describe_error(error)
+        if single is not None and single > 1:
+            words = (
+                "the last batch of an epoch has a single example, on which the network cannot be "
+                f"trained ({words}); set train.drop_last=true, or another train.batch_size than "
+                f"{single}"
+            )
+        elif own is not None and f"train.{name}" not in words:
+            words = f"train.{name}: {words}, for {size} examples"
+        elif own is None and TRAIN_IT_YOURSELF not in words:
+            words = (
+                f"network and loss, on a batch of {size}: {words}; a batch is (inputs, …, targets),"
+                " and a step of your own says what else is computed of it: train.step, and "
+                f"train.evaluate, {TRAIN_IT_YOURSELF}"
+            )
+        raise ValueError(words) from error
 
 
 def _try_metric(metric: Metric, data: TrainingData) -> Iterator[str]:
@@ -616,8 +537,7 @@ def _try_metric(metric: Metric, data: TrainingData) -> Iterator[str]:
             of_fold = f" of fold {fold}" if len(folds) > 1 else ""
             yield f"{error}, in the validation part{of_fold}"
         except Exception as error:  # of a function of the user's own
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            yield f"objective.metric={metric.name}: {problem}"
+            yield f"objective.metric={metric.name}: {type(error).__name__}: {describe_error(error)}"
 
 
 def _check_kind(metric: Metric, *, classifies: bool) -> None:
@@ -635,7 +555,7 @@ def _check_kind(metric: Metric, *, classifies: bool) -> None:
 
 
 def _check_search(question: Question) -> Iterator[str]:
-    """Makes and tries the sampler and the pruner; yields their mistakes."""
+    """Makes the sampler and the pruner, and tries the pruner; yields their mistakes."""
     for name, attempt in (("sampler", _try_sampler), ("pruner", _try_pruner)):
         chosen = f"{name}={question.composer.choices.get(name)}"
         try:
@@ -649,6 +569,12 @@ def _check_search(question: Question) -> Iterator[str]:
             yield f"{chosen}: {describe_error(error)}"
 
 
+def _try_sampler(question: Question) -> None:
+    """Makes the sampler of the first trial."""
+    question.sampler(0)
+    _ = question.keeps_state  # raises if a section says neither true nor false
+
+
 def _try_pruner(question: Question) -> None:
     """Has a pruner compare two made-up trials, since some import what they need only then."""
     pruner = question.pruner()
@@ -657,38 +583,3 @@ def _try_pruner(question: Question) -> None:
     study.add_trial(create_trial(value=0.5, intermediate_values=reports))
     study.add_trial(create_trial(state=TrialState.RUNNING, intermediate_values=reports))
     pruner.prune(study, study.trials[1])
-
-
-def _try_sampler(question: Question) -> None:
-    """Warns of a sampler of the user's own that remembers what the next trial does not see."""
-    sampler = question.sampler(0)
-    ours = type(sampler).__module__.partition(".")[0] in ("optuna", "studyloom")
-    if ours or "sampler" in question.keeps_state:
-        return
-    if names := _remembered(sampler, question.space):
-        log.warning(
-            "sampler=%s: changes its %s from trial to trial, and is made anew for each trial; have "
-            "it derive that from the trials of the study, or set +sampler.keeps_state=true",
-            question.composer.choices.get("sampler"),
-            ", ".join(names),
-        )
-
-
-def _remembered(sampler: BaseSampler, space: Space) -> list[str]:
-    """Returns the attributes, of plain values, that a sampler changes during two made-up trials."""
-
-    def values() -> dict[str, str]:
-        plain = {name: each for name, each in vars(sampler).items() if type(each) in REMEMBERED}
-        return {name: repr(each) for name, each in plain.items()}
-
-    before = values()
-    study: Any = optuna.create_study(sampler=sampler)
-    try:
-        for _ in range(2):
-            trial = study.ask()
-            space.suggest(trial)
-            study.tell(trial, 0.5)
-    except Exception:  # such as one that asks for trials of its own; it is not to be judged here
-        return []
-    after = values()
-    return [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]

@@ -224,8 +224,7 @@ MISTAKES = {
         {"run": "python main.py --lr {lt}"},
         ["nothing is called lt", "did you mean lr?", "no place for it; write {lr} there"],
     ),
-    "a program that is not there": ({"run": "pyhton x.py {lr}"}, ["program pyhton is not found"]),
-    "a script that is not there": ({"run": "python mian.py {lr}"}, ["did you mean main.py?"]),
+    "a program that is not there": ({"run": "pyhton x.py {lr}"}, ["program pyhton cannot be run"]),
     "a quote that is not closed": ({"run": "python main.py '{lr}"}, ["No closing quotation"]),
     "no command": ({"run": 3}, ["objective.run must be a command", "got 3"]),
     "several at once": (

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import mmap
 import os
 import re
 import shlex
@@ -32,7 +31,6 @@ from studyloom.text import as_yaml, mask_passwords, nearest, shorten
 OURS = ("seed", "trial", "checkpoint_dir")
 INTERNAL = ("STUDYLOOM_WORKER", "STUDYLOOM_LINE")  # what our own processes tell one another
 PLACE = re.compile(r"(?P<text>\{\{[A-Za-z_][\w.]*\}\})|\{(?P<name>[A-Za-z_][\w.]*)\}")
-INTERPRETERS = re.compile(r"(python|pypy|bash|sh|Rscript|julia)[\d.]*")
 # What may be named in a command and decide a value. Others, such as .json, may be its results.
 SOURCES = {".py", ".sh", ".yaml", ".yml", ".toml"}
 LARGEST = 2**20  # bytes of a source
@@ -174,18 +172,12 @@ def _word_mistakes(run: Any, known: Sequence[str]) -> Iterator[str]:
                 f"{', '.join(known)}; write {{{{{name}}}}} for the text{nearest(name, known)}"
             )
     try:
-        program, script, *_ = [*shlex.split(run), "-"]
+        program = shlex.split(run)[0]
     except ValueError as error:
         yield f"objective.run: {error} in {run}"
         return
     if not PLACE.search(program) and shutil.which(program) is None:
-        where = "cannot be executed" if Path(program).is_file() else "is not found"
-        yield f"objective.run: the program {program} {where}; name one on PATH, or its path"
-        return
-    named = script.startswith("-") or PLACE.search(script) or Path(script).exists()
-    if INTERPRETERS.fullmatch(Path(program).name) and not named:
-        near = nearest(script, [str(path) for path in Path(script).parent.glob("*")])
-        yield f"objective.run: there is no file {script} in {Path.cwd()}{near}"
+        yield f"objective.run: the program {program} cannot be run; name one on PATH, or its path"
 
 
 def _space_mistakes(run: Any, space: Space) -> Iterator[str]:
@@ -288,13 +280,9 @@ def _earlier_lines(record: Path) -> Iterator[str]:
 
     That is taken out of the file too, so that the next line does not continue it.
     """
-    if not record.exists() or not record.stat().st_size:
-        return
-    with record.open("r+b") as file:
-        with mmap.mmap(file.fileno(), 0) as content:
-            end = content.rfind(b"\n") + 1
-        file.truncate(end)
-    yield from _read_lines(record, 0, lambda: True)
+    if record.exists():
+        os.truncate(record, record.read_bytes().rfind(b"\n") + 1)
+        yield from _read_lines(record, 0, lambda: True)
 
 
 def _read_lines(path: Path, start: int, ended: Callable[[], bool]) -> Iterator[str]:
