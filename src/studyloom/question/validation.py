@@ -25,7 +25,13 @@ from studyloom.config.schema import STOPS, Config, check_name
 from studyloom.config.values import describe_error, value_at, with_values
 from studyloom.data.split import Split
 from studyloom.data.training_data import Part, TrainingData
-from studyloom.errors import TRAIN_IT_YOURSELF, ConfigError, DataError, UndefinedMetric
+from studyloom.errors import (
+    TRAIN_IT_YOURSELF,
+    ConfigError,
+    DataError,
+    UndefinedMetric,
+    or_train_it_yourself,
+)
 from studyloom.metrics import METRICS, Goal, Metric
 from studyloom.question.jobs import build_jobs, build_test, why_not_callable
 from studyloom.question.question import STEPS, Branch, FunctionQuestion, Question, end_of
@@ -507,7 +513,9 @@ def _explained(name: str, own: object, size: int, single: int | None = None) -> 
             )
         elif own is not None and f"train.{name}" not in words:
             words = f"train.{name}: {words}, for {size} examples"
-        elif own is None and TRAIN_IT_YOURSELF not in words:
+        elif own is None and isinstance(error, ValueError):
+            words = or_train_it_yourself(words)
+        elif own is None:
             words = (
                 f"network and loss, on a batch of {size}: {words}; a batch is (inputs, …, targets),"
                 " and a step of your own says what else is computed of it: train.step, and "
@@ -537,7 +545,8 @@ def _try_metric(metric: Metric, data: TrainingData) -> Iterator[str]:
             of_fold = f" of fold {fold}" if len(folds) > 1 else ""
             yield f"{error}, in the validation part{of_fold}"
         except Exception as error:  # of a function of the user's own
-            yield f"objective.metric={metric.name}: {type(error).__name__}: {describe_error(error)}"
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            yield f"objective.metric={metric.name}: {problem}"
 
 
 def _check_kind(metric: Metric, *, classifies: bool) -> None:
