@@ -18,7 +18,7 @@ from studyloom.storage import sql
 from studyloom.storage.attributes import UUID
 from studyloom.storage.database import connect, execute, read
 from studyloom.storage.ledger import Ledger, clear, compare, reconcile
-from studyloom.storage.slots import SLOTS, create_table
+from studyloom.storage.slots import SLOTS, Report, Standing, create_table
 
 LEASE = 60.0
 
@@ -225,6 +225,44 @@ def test_a_study_that_takes_the_id_of_a_deleted_one_has_no_slots_of_it(ledger):
     execute(ledger.storage, lambda connection: clear(connection, ledger.study_id))
     ledger.extend(3)
     assert ledger.counts() == {"free": 3, "held": 0, "done": 0}
+
+
+class Order:
+    """Compares trials at the steps 2 and 4, by their value and one cost."""
+
+    costs = ("parameters",)
+
+    def rungs(self, longest):
+        return [rung for rung in (2, 4) if rung <= longest]
+
+
+def test_standings_say_what_each_trial_had_reported_at_each_rung_and_what_it_costs(ledger):
+    ledger.extend(4)
+
+    def claim(owner, cost, *steps):
+        attributes = {"parameters": cost, "other": 1.0}
+        made = partial(sql.insert, study_id=ledger.study_id, user_attrs=attributes)
+        claim = ledger.claim(owner, 4, LEASE, lambda c, _: made(c)._trial_id, fresh=True)
+        for step in steps:
+            ledger.storage.set_trial_intermediate_value(claim.trial_id, step, step / 10)
+        return claim
+
+    ledger.finish(claim("a", 7.0, 1, 3, 4))
+    ledger.release(claim("a", 8.0, 1))
+    claim("b", 9.0, 2)
+    order = Order()
+    done, handed_back, other, fresh = ledger.standings("a", 4, order)
+    reports = {2: Report(3, 0.3), 4: Report(4, 0.4)}
+    assert done == Standing(0, "done", 4, reports, costs={"parameters": 7.0})
+    assert handed_back == Standing(1, "open", 1, costs={"parameters": 8.0})
+    assert other == Standing(2, "held", 2, {2: Report(2, 0.2)}, costs={"parameters": 9.0})
+    assert fresh == Standing(3, "fresh")
+    ledger.storage.set_trial_intermediate_value(ledger.held()[0].trial_id, 5, 0.5)
+    again = ledger.standings("b", 4, order)
+    assert [standing.state for standing in again] == ["done", "open", "own", "fresh"]
+    assert again[2].reports == {2: Report(2, 0.2), 4: Report(5, 0.5)}
+    anew = Ledger(ledger.storage, ledger.study_id, ledger.uuid)
+    assert again == anew.standings("b", 4, order)
 
 
 # What others have changed: each slot is what its trial says.

@@ -104,16 +104,6 @@ def test_the_epochs_of_all_trials_end_the_search_after_those_under_way(url, ques
     assert ending(stored, TRIALS) is None
 
 
-def test_a_slot_without_a_trial_is_neither_claimed_nor_to_do(url, question):
-    ledger = fresh(url, question, 3).ledger
-    assert ledger.claim("host:1", 3, 60, begun=True) is None
-    claim = ledger.claim("host:1", 3, 60, lambda connection, slot: 77)
-    ledger.release(claim)
-    assert (ledger.todo(3), ledger.todo(3, begun=True)) == (3, 1)
-    assert ledger.claim("host:2", 3, 60, begun=True).slot == claim.slot
-    assert ledger.claim("host:3", 3, 60, begun=True) is None
-
-
 def test_what_was_decided_stays_until_other_bounds_are_set(sqlite_url, question):
     stored = fresh(sqlite_url, question, TRIALS)
     set_bounds(stored, 0.2, None, TRIALS)

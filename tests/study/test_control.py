@@ -32,23 +32,12 @@ class Told:
         self.asked.set()
 
 
-def test_a_wish_is_seen_by_whoever_has_the_database(stored, url):
-    other = open_study(url, "toy")
-    assert read_control(other) is None
-    set_control(stored, "pause")
-    assert read_control(other) == "pause"
-    set_control(other, None)
-    assert read_control(stored) is None
-
-
-@pytest.mark.parametrize("written", ["run rm -rf", 3, ["stop"], {"stop": True}])
-def test_what_is_no_wish_is_none(stored, written):
-    stored.optuna.set_user_attr("control", written)
-    assert read_control(stored) is None
-
-
-def test_a_command_takes_a_stop_back_and_leaves_a_pause(stored):
-    set_control(stored, "stop")
+def test_a_command_takes_a_stop_back_and_leaves_a_pause(stored, url):
+    for written in ("run rm -rf", 3, ["stop"], {"stop": True}):
+        stored.optuna.set_user_attr("control", written)
+        assert read_control(stored) is None
+    set_control(open_study(url, "toy"), "stop")
+    assert read_control(stored) == "stop"
     begin_again(stored)
     assert read_control(stored) is None
     set_control(stored, "pause")

@@ -15,7 +15,7 @@ from toys import ask, fill
 from studyloom.errors import ConfigError
 from studyloom.storage.attributes import PLANNED, SLOT
 from studyloom.study import earlier_studies
-from studyloom.study.earlier_studies import find_earlier, read_earlier
+from studyloom.study.earlier_studies import find_earlier
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.warm_start import Begun, begun, enqueue, find_warm_starts
 
@@ -79,7 +79,7 @@ def labels(remembered):
 
 
 def starts_of(question, remembered, already=None):
-    return find_warm_starts(question, already or Begun(), read_earlier, lambda: remembered)
+    return find_warm_starts(question, already or Begun(), lambda: remembered)
 
 
 # Which are found
@@ -116,12 +116,6 @@ def test_a_study_met_in_two_folders_counts_once(runs):
     assert len(found(runs).studies) == 1
 
 
-def test_the_own_folder_and_later_stages_are_no_earlier_studies(url, runs):
-    finished(url, name="one/re-evaluation")
-    sibling(runs, "new")
-    assert found(runs, url).studies == []
-
-
 def test_of_very_many_the_newest_are_looked_at_and_that_is_said(runs, monkeypatch):
     monkeypatch.setattr(earlier_studies, "MOST_STUDIES", 2)
     for number in range(4):
@@ -132,16 +126,6 @@ def test_of_very_many_the_newest_are_looked_at_and_that_is_said(runs, monkeypatc
     assert remembered.notes == [
         "study.from=auto: looked at the newest 2 of 4 earlier studies; study.from=[…] names others"
     ]
-
-
-def test_another_programs_study_and_a_database_without_one_are_left_out(url, runs):
-    finished(url, name="one")
-    study = optuna.load_study(study_name="one", storage=open_study(url, "one").storage)
-    optuna.create_study(study_name="theirs", storage=study._storage).add_trial(
-        optuna.trial.create_trial(value=1.0)
-    )
-    assert labels(found(runs, url)) == {"study 'one' of this database"}
-    assert found(runs, f"sqlite:///{runs}/none.db").studies == []
 
 
 # What is a stranger's
@@ -252,12 +236,12 @@ def test_a_list_of_sources_gives_a_portfolio_and_each_is_read_once(url, runs):
     finished(url, name="one", seed=1, trials=4)
     a = sibling(runs, "a", seed=2, trials=4)
     listed = ask(*RANDOM, f"study.from=['{url}#one',{a},{a}/,'{url}#one']", "study.top=4")
-    starts = find_warm_starts(listed, Begun(), read_earlier)
+    starts = find_warm_starts(listed, Begun())
     assert len(starts.points) == 4
     assert len(starts.sources) == 2
     assert CANARY not in repr((starts.sources, starts.notes))
     assert sum("twice; it counts once" in note for note in starts.notes) == 2
-    half = find_warm_starts(listed, Begun(starts.sources[:1]), read_earlier)
+    half = find_warm_starts(listed, Begun(starts.sources[:1]))
     assert {start.source.rpartition(",")[0] for start in half.points} == {str(a)}
 
 
@@ -265,7 +249,7 @@ def test_all_wrong_sources_of_a_list_are_named_at_once(runs):
     listed = f"study.from=[nowhere,7,auto,'mysql://host/x',{sibling(runs, 'a')}]"
     question = ask(*RANDOM, listed, "study.top=0")
     with pytest.raises(ConfigError) as caught:
-        find_warm_starts(question, Begun(), read_earlier)
+        find_warm_starts(question, Begun())
     text = "\n".join(caught.value.mistakes)
     for words in (
         "study.from: nowhere: no study has run there",

@@ -71,9 +71,12 @@ def test_a_decision_is_about_its_regret_and_no_larger_budget():
     assert find_ending(replace(BOUNDS, regret=0.009), spread, decided) is None
 
 
-@pytest.mark.parametrize("stored", [None, 1, "x", {}, {"gain": "x"}, {"gain": 0.1, "regret": 0.01}])
-def test_what_another_program_stores_decides_nothing(stored):
-    assert find_ending(BOUNDS, outcomes(VALUES[:11]), stored) is None
+def test_what_another_program_stores_is_no_bound_and_decides_nothing():
+    assert Bounds.parse({"regret": "x", "epochs": True, "trials": None, "further": 1}) == Bounds()
+    assert Bounds.parse({"regret": 1, "epochs": 5, "trials": 8}) == Bounds(1, 5, 8)
+    for stored in (None, 1, "x", {}, {"gain": "x"}, {"gain": 0.1, "regret": 0.01}):
+        assert find_ending(BOUNDS, outcomes(VALUES[:11]), stored) is None
+    assert find_ending(BOUNDS, outcomes(VALUES)) is None, "nor does a budget that is spent"
 
 
 def test_who_only_looks_decides_nothing():
@@ -81,11 +84,6 @@ def test_who_only_looks_decides_nothing():
     assert find_ending(BOUNDS, ended, decide=False) is None
     decided = find_ending(BOUNDS, ended).decision()
     assert find_ending(BOUNDS, ended, decided, decide=False).gain == decided["gain"]
-
-
-def test_a_spent_budget_is_no_early_end():
-    assert find_ending(BOUNDS, outcomes(VALUES)) is None
-    assert find_ending(Bounds(epochs=5, trials=40), outcomes(VALUES)) is None
 
 
 def test_it_ends_when_its_trials_have_reported_the_epochs_those_under_way_too():
@@ -103,16 +101,3 @@ def test_a_trial_under_way_or_paused_counts_when_it_has_ended_or_waits():
     running = [o._replace(ended=False) if o.slot == 1 else o for o in waiting]
     assert gain_of(BOUNDS, waiting) < gain_of(BOUNDS, running)
     assert find_ending(replace(BOUNDS, regret=1), running).slots == f"0, 2-{end - 1}"
-
-
-@pytest.mark.parametrize(
-    ("stored", "bounds"),
-    [
-        (None, Bounds()),
-        ("regret", Bounds()),
-        ({"regret": "x", "epochs": True, "trials": None, "further": 1}, Bounds()),
-        ({"regret": 1, "epochs": 5, "trials": 8}, Bounds(1, 5, 8)),
-    ],
-)
-def test_what_another_program_stores_is_no_bound(stored, bounds):
-    assert Bounds.parse(stored) == bounds

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from studyloom.study.earlier_studies import (
     BANDWIDTH,
     EarlierStudy,
-    ScoresNearby,
     choose_points,
     rank_scores,
     squared_distances,
@@ -79,11 +78,6 @@ def test_no_point_is_chosen_twice_and_all_are_if_there_is_room(seed, count):
     assert len(points) == len(chosen) == min(count, 24)
 
 
-def test_of_a_single_study_without_noise_the_best_come_first():
-    study = earlier([0.0, 1.0, 0.5])  # so far apart that none says anything of the next
-    assert choose_points([study], NUMBERS, 1) == [(0, 0)]
-
-
 def test_two_kinds_of_tasks_both_get_their_point():
     low, high = earlier(np.linspace(0, 1, 11)), earlier(np.linspace(1, 0, 11))
     chosen = choose_points([low, high, high], NUMBERS, 2)
@@ -106,10 +100,3 @@ def test_distances_are_of_what_either_point_has():
     distances = squared_distances(one, others, categorical)[0]
     assert distances == pytest.approx([0.0, 0.125, 0.5, 1 / 3])
     assert squared_distances(others, one, categorical)[:, 0] == pytest.approx(distances)
-
-
-def test_a_point_far_from_all_that_a_study_tried_has_the_scores_of_its_nearest():
-    study = earlier(np.linspace(0, 0.01, 9))
-    nearby = ScoresNearby.of(np.array([[1e6]]), study, NUMBERS)
-    assert np.isfinite(nearby.at_least).all()
-    assert nearby.at_least[0, -1] == pytest.approx(1.0)

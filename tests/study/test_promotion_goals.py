@@ -7,10 +7,7 @@ import random
 import pytest
 from test_promotion import TWO, Search, order_of, random_costs, random_curves, standing
 
-from studyloom.metrics import Goal
 from studyloom.storage.slots import DONE, FRESH, HELD, OPEN, Next
-
-LOSS = (Goal("loss", "minimize"), Goal("throughput", "maximize"))
 
 
 def waiting(*pairs, order=None):
@@ -55,12 +52,6 @@ def test_with_one_goal_costs_change_nothing():
     assert alike.pruned == plain.pruned
 
 
-def test_a_cheap_trial_is_promoted_beside_the_most_accurate_one():
-    slots = waiting((0.9, 1000), (0.8, 900), (0.85, 2000), (0.5, 10), (0.7, 1000), (0.1, 20))
-    assert order_of(*TWO).promotable(slots) == [0, 3]
-    assert order_of().promotable(slots) == [0, 2]
-
-
 @pytest.mark.parametrize("cost", [math.nan, None])
 def test_a_trial_with_a_value_or_cost_that_is_no_number_is_never_promoted(cost):
     costs = {} if cost is None else {"parameters": cost}
@@ -73,20 +64,6 @@ def test_a_trial_with_a_value_or_cost_that_is_no_number_is_never_promoted(cost):
     assert order.promotable(slots) == [2, 3]
     fresh = [standing(6 + k, FRESH) for k in range(30)]
     assert order.hopeless([*slots, *fresh]) == {0, 1}
-
-
-def test_who_is_behind_now_may_be_brought_forward_and_is_not_told():
-    """Slot 4 is behind four others, of which a newcomer moves three behind it."""
-    order = order_of(*TWO, reduction_factor=3)
-    first = [(0.50, 100), (0.51, 101), (0.52, 102), (0.80, 500), (0.70, 600)]
-    slots = waiting(*first)
-    to_come = [standing(5 + k, FRESH) for k in range(4)]
-    assert order.promotable(slots) == [3]
-    assert order.hopeless([*slots, *to_come]) == set()
-    newcomers = [(0.6, 90), (0.1, 1000), (0.2, 2000), (0.1, 3000)]
-    every = waiting(*first, *newcomers)
-    assert 4 in order.promotable(every)
-    assert 4 not in order.promotable(waiting(*first, *newcomers[1:]))
 
 
 @pytest.mark.parametrize("factor", [2, 3])

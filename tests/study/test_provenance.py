@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from pathlib import Path
 
 import torch
 from toy_worker import RANDOM, fresh, work
@@ -63,8 +62,3 @@ def test_the_commit_is_that_of_the_working_directory_and_says_when_it_is_dirty(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert commit() is None  # no git
     provenance.commit.cache_clear()
-
-
-def test_what_json_has_no_word_for_is_stored_as_its_text():
-    made = Provenance({"data": {"file": Path("x/y")}}, 1, 0, "toy", False, "cpu", 1, {})
-    assert made.as_json()["config"] == {"data": {"file": "x/y"}}

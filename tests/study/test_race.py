@@ -3,7 +3,6 @@
 import random
 from collections import Counter
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
@@ -49,15 +48,21 @@ def test_a_race_never_has_more_trainings_than_its_budget_and_always_ends(sizes, 
     assert len({counts[candidate] for candidate in race.running}) <= 1, "they had the same seeds"
 
 
-@pytest.mark.parametrize(("top", "seeds"), [(3, 5), (1, 2), (2, 3), (3, 4), (7, 5)])
-def test_whoever_is_not_dropped_early_has_as_many_seeds_as_before(top, seeds):
+def test_whoever_is_not_dropped_early_has_as_many_seeds_as_before():
     """With equal candidates nobody is worse beyond doubt, as a rule."""
-    budget = (top + 1) * seeds
-    entrants = [*range(count_entrants(budget, seeds))]
-    race = finish(entrants, noise(3), budget)
-    assert not any(leaving.cause == "worse" for leaving in race.left)
-    assert max(seed for _, seed in race.trainings) + 1 >= seeds
-    assert len(entrants) >= top + 1, "and none begins with fewer candidates"
+    for top, seeds in ((3, 5), (1, 2), (2, 3), (3, 4), (7, 5)):
+        budget = (top + 1) * seeds
+        entrants = [*range(count_entrants(budget, seeds))]
+        race = finish(entrants, noise(3), budget)
+        assert not any(leaving.cause == "worse" for leaving in race.left)
+        assert max(seed for _, seed in race.trainings) + 1 >= seeds
+        assert len(entrants) >= top + 1, "and none begins with fewer candidates"
+
+
+def test_more_is_better_only_if_the_sign_says_so():
+    for sign, best in ((1, 9), (-1, 2)):
+        race = finish([4, 7, 2, 9], lambda candidate, seed: candidate + 0.5 * seed, sign=sign)
+        assert race.running[0] == best
 
 
 @settings(max_examples=20, deadline=None)
@@ -79,12 +84,6 @@ def test_what_is_asked_for_is_only_added_to(draw):
         results[training] = measure(*training)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_the_running_are_in_order_and_more_is_better_only_if_the_sign_says_so(sign):
-    race = finish([4, 7, 2, 9], lambda candidate, seed: candidate + 0.5 * seed, sign=sign)
-    assert race.running[0] == (9 if sign == 1 else 2)
-
-
 def test_the_best_leaves_as_worse_beyond_doubt_no_more_often_than_alpha():
     """Among equals any may be the best: so nobody is to be dropped more often."""
     races, dropped = 600, 0
@@ -92,17 +91,6 @@ def test_the_best_leaves_as_worse_beyond_doubt_no_more_often_than_alpha():
         race = finish([*range(8)], noise(draw))
         dropped += any(leaving.cause == "worse" and leaving.candidate == 0 for leaving in race.left)
     assert dropped / races <= ALPHA
-
-
-@pytest.mark.parametrize("spread", [0.1, 0.5])
-def test_a_clearly_best_candidate_is_not_dropped(spread):
-    """It is 3 standard deviations of a difference, or more, ahead of the others."""
-
-    def measure_of(draw):
-        return lambda c, s: noise(draw, spread)(c, s) + (2.2 if c == 5 else 0.0)
-
-    lost = sum(finish([*range(8)], measure_of(draw)).running[0] != 5 for draw in range(150))
-    assert lost <= 150 * 0.02
 
 
 def test_seeds_that_are_hard_for_all_hide_no_difference():
@@ -118,12 +106,6 @@ def test_seeds_that_are_hard_for_all_hide_no_difference():
     assert causes == {"behind": 4, "worse": 3}
     assert all(leaving.p < ALPHA for leaving in race.left if leaving.cause == "worse")
     assert len(race.trainings) == 12, "and what nobody needs is not spent"
-
-
-def test_without_any_noise_a_race_ends_after_two_seeds():
-    race = finish([*range(8)], lambda candidate, seed: float(-candidate))
-    assert race.running == (0,)
-    assert len(race.trainings) == 12
 
 
 def test_two_equal_differences_are_not_taken_for_certainty():

@@ -151,21 +151,3 @@ def test_a_value_is_the_last_epochs_and_not_the_luckiest(sqlite_url, question, m
     stored = fresh(sqlite_url, question, 1)
     work(question, stored, 1)
     assert [trial.value for trial in stored.trials()] == [0.7]
-
-
-@pytest.mark.parametrize("question", ["network"], indirect=True)
-def test_a_learning_curve_is_stored_with_its_trial(sqlite_url, question):
-    stored = fresh(sqlite_url, question, 1)
-    work(question, stored, 1)
-    (trial,) = stored.trials()
-    curve = trial.user_attrs[EPOCHS]
-    assert curve["number"] == [1, 2]
-    assert curve["value"] == pytest.approx(list(trial.intermediate_values.values()), abs=1e-6)
-    assert set(curve) == {
-        "number",
-        "train_loss",
-        "valid_loss",
-        "value",
-        "seconds",
-        "samples_per_second",
-    }

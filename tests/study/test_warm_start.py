@@ -11,7 +11,6 @@ from studyloom.data.training_data import TrainingData
 from studyloom.errors import ConfigError
 from studyloom.storage.attributes import BASELINE, ENQUEUED, WORKER
 from studyloom.study import worker as worker_module
-from studyloom.study.earlier_studies import read_earlier
 from studyloom.study.opening import create_study, open_study
 from studyloom.study.reporter import Limits
 from studyloom.study.warm_start import Begun, WarmStarts, enqueue, find_warm_starts, place_point
@@ -43,7 +42,7 @@ def begun(url, question, trials, folder, name="s"):
     stored = create_study(url, name, question.identity("toy"), trials)
     enqueue(
         stored,
-        find_warm_starts(question, taken_by(stored), read_earlier),
+        find_warm_starts(question, taken_by(stored)),
         trials,
         url,
         space=question.space,
@@ -54,7 +53,7 @@ def begun(url, question, trials, folder, name="s"):
 
 def mistakes_of(*overrides):
     with pytest.raises(ConfigError) as caught:
-        find_warm_starts(ask(*RANDOM, *overrides), Begun(), read_earlier)
+        find_warm_starts(ask(*RANDOM, *overrides), Begun())
     return caught.value.mistakes
 
 
@@ -65,38 +64,24 @@ def test_what_is_not_given_stands_as_composed(question):
     placed = place_point(question, {"optimizer.adamw.lr": 0.005})
     assert placed.point.params == question.baseline.params | {"optimizer.adamw.lr": 0.005}
     assert (placed.wrong, placed.unasked) == ([], {})
+    other = place_point(question, {"model": "cnn", "optimizer": "sgd", "optimizer.sgd.lr": 0.2})
+    assert other.point.choices == {"model": "cnn", "optimizer": "sgd"}
+    assert other.point.values["model.channels"] == 16, "as that option has it"
+    assert not other.wrong
 
 
-def test_what_is_not_given_of_another_option_stands_as_that_option_has_it(question):
-    placed = place_point(question, {"model": "cnn", "optimizer": "sgd", "optimizer.sgd.lr": 0.2})
-    assert placed.point.choices == {"model": "cnn", "optimizer": "sgd"}
-    assert placed.point.values["model.channels"] == 16
-    assert placed.point.values["optimizer.momentum"] == 0.9
-    assert not placed.wrong
-
-
-@pytest.mark.parametrize(
-    "parameters",
-    [
+def test_a_list_may_be_written_as_one_and_names_as_paths_keys_or_a_tree(question):
+    for parameters in (
         {"model.mlp.hidden": [32, 64]},
         {"model.hidden": [32, 64]},
         {"model": {"mlp": {"hidden": [32, 64]}}},
         {"model.mlp.hidden.length": 2, "model.mlp.hidden.0": 32, "model.mlp.hidden.1": 64},
-    ],
-)
-def test_a_list_may_be_written_as_one_and_names_as_paths_keys_or_a_tree(question, parameters):
-    placed = place_point(question, parameters)
-    assert placed.point.values["model.hidden"] == [32, 64]
-    assert (placed.wrong, placed.unasked) == ([], {})
-
-
-def test_a_trial_of_the_space_is_found_again_at_its_own_point(question):
-    point = question.space.suggest(_trial(question))
+    ):
+        placed = place_point(question, parameters)
+        assert placed.point.values["model.hidden"] == [32, 64]
+        assert (placed.wrong, placed.unasked) == ([], {})
+    point = question.space.suggest(optuna.create_study(sampler=question.sampler(3)).ask())
     assert place_point(question, point.params).point == point
-
-
-def _trial(question):
-    return optuna.create_study(sampler=question.sampler(3)).ask()
 
 
 def test_all_that_is_wrong_with_points_is_told_at_once():
@@ -118,30 +103,14 @@ def test_all_that_is_wrong_with_points_is_told_at_once():
         assert any(line.startswith(words) for line in mistakes), (words, mistakes)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (
-            ["study.enqueue=[1]"],
-            "study.enqueue must be a list of points, such as [{model: cnn, …}, …]; got [1]",
-        ),
-        (
-            [f"study.enqueue=[{CNN},{MLP}]", "study.trials=2"],
-            "2 points beside the baseline are more than study.trials=2",
-        ),
-        (["study.from=nowhere"], "study.from: nowhere: no study has run there"),
+def test_a_start_that_cannot_be_is_refused():
+    many = f"study.enqueue=[{CNN},{MLP}]"
+    for overrides, words in (
+        (["study.enqueue=[1]"], "study.enqueue must be a list of points, such as"),
+        ([many, "study.trials=2"], "2 points beside the baseline are more than study.trials=2"),
         (["study.from=sqlite:///nowhere/study.db"], "study.from: "),
-        (["study.from=7"], "study.from must be a run directory or the URL of a database; got 7"),
-        (["study.from=x", "study.top=0"], "study.top must be at least 1; got 0"),
-    ],
-)
-def test_a_start_that_cannot_be_is_refused(overrides, words):
-    assert any(words in line for line in mistakes_of(*overrides))
-
-
-def test_the_question_is_the_same_with_points_and_without(question):
-    other = ask(*RANDOM, f"study.enqueue=[{CNN}]", "study.from=runs/x", "study.top=2")
-    assert other.identity("toy") == question.identity("toy")
+    ):
+        assert any(words in line for line in mistakes_of(*overrides))
 
 
 # Trials of the points
@@ -213,17 +182,6 @@ def test_points_may_come_while_a_study_is_under_way_and_each_is_tried_once(
     ]
 
 
-def test_a_worker_that_dies_of_an_enqueued_trial_hands_on_the_point(url, tmp_path):
-    question = ask(*RANDOM, f"study.enqueue=[{CNN}]", "study.baseline=false")
-    stored = begun(url, question, 1, tmp_path)
-    claim = stored.ledger.claim("dead", 1, 60.0)
-    assert claim.trial_id is not None
-    stored.ledger.record_death("dead", "signal SIGKILL")
-    work(question, stored, 1, tmp_path)
-    (trial,) = stored.trials()
-    assert (trial.state, trial.params["model"]) == (TrialState.COMPLETE, "cnn")
-
-
 # From an earlier study
 
 
@@ -241,7 +199,7 @@ def test_the_best_of_an_earlier_study_are_tried_first_and_again_give_what_they_g
     earlier, tmp_path
 ):
     question = ask(*RANDOM, f"study.from={earlier}", "study.top=2", "study.seed=1")
-    starts = find_warm_starts(question, Begun(), read_earlier)
+    starts = find_warm_starts(question, Begun())
     best = open_study(f"sqlite:///{earlier}/study.db", "s").ranked()[:2]
     assert [start.point.params for start in starts.points] == [trial.params for trial in best]
     assert starts.notes == [f"{earlier}: begins with its trials {best[0].number}, {best[1].number}"]
@@ -256,9 +214,7 @@ def test_the_best_of_an_earlier_study_are_tried_first_and_again_give_what_they_g
 def test_a_url_is_a_source_too_and_shows_no_password(earlier, url, question, tmp_path):
     work(question, begun(url, question, 2, tmp_path), 2, tmp_path)
     for source in (url, f"{url}#s"):
-        starts = find_warm_starts(
-            ask(*RANDOM, f"study.from='{source}'", "study.top=1"), Begun(), read_earlier
-        )
+        starts = find_warm_starts(ask(*RANDOM, f"study.from='{source}'", "study.top=1"), Begun())
         assert len(starts.points) == 1
         assert CANARY not in repr((starts.sources, starts.notes, starts.points[0].source))
 
@@ -267,7 +223,7 @@ def test_what_does_not_fit_another_space_is_said_and_left_out(earlier):
     narrow = ask(
         *RANDOM, f"study.from={earlier}", "space.model.mlp.hidden.length.int=[1,1]", "~space.train"
     )
-    starts = find_warm_starts(narrow, Begun(), read_earlier)
+    starts = find_warm_starts(narrow, Begun())
     for start in starts.points:
         params = start.point.params
         again = narrow.space.walk(lambda parameter, params=params: params[parameter.name])
@@ -281,7 +237,7 @@ def test_what_does_not_fit_another_space_is_said_and_left_out(earlier):
 
 def test_a_space_of_other_options_is_met_by_the_keys_they_share(earlier):
     other = ask(*TINY[:-1], f"study.from={earlier}", "space=lr", "study.top=6")
-    starts = find_warm_starts(other, Begun(), read_earlier)
+    starts = find_warm_starts(other, Begun())
     adamw = [
         trial
         for trial in open_study(f"sqlite:///{earlier}/study.db", "s").ranked()
@@ -298,9 +254,7 @@ def test_a_space_of_other_options_is_met_by_the_keys_they_share(earlier):
 
 def test_an_earlier_study_is_looked_at_once(earlier):
     question = ask(*RANDOM, f"study.from={earlier}")
-    assert find_warm_starts(question, Begun([str(earlier)]), read_earlier) == WarmStarts(
-        [], [str(earlier)], []
-    )
+    assert find_warm_starts(question, Begun([str(earlier)])) == WarmStarts([], [str(earlier)], [])
 
 
 def test_a_warm_start_is_told_and_the_same_command_goes_on_without_its_source(tmp_path):

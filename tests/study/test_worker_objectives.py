@@ -2,7 +2,7 @@
 
 import optuna
 from toy_worker import work
-from toys import TWO, Signal, ask
+from toys import TWO, ask
 
 from studyloom.errors import Diverged
 from studyloom.question import objective
@@ -11,15 +11,11 @@ from studyloom.storage.attributes import (
     EPOCHS,
     FAILURE,
 )
-from studyloom.study.opening import create_study, open_study
+from studyloom.study.opening import create_study
 
 
 def two(url, question, trials, name="s"):
     return create_study(url, name, question.identity("toy"), trials, goals=question.goals)
-
-
-def pairs(stored):
-    return [(t.number, t.params, t.values, t.intermediate_values, t.state) for t in stored.trials()]
 
 
 def test_of_two_objectives_a_trial_has_both_values_and_its_learning_curve(sqlite_url):
@@ -36,21 +32,6 @@ def test_of_two_objectives_a_trial_has_both_values_and_its_learning_curve(sqlite
         assert trial.constraints in (None, {})
     assert stored.optuna.metric_names == ["accuracy", "parameters"]
     assert optuna.load_study(study_name="s", storage=stored.storage).best_trials
-
-
-def test_of_two_objectives_a_stopped_trial_goes_on_and_n_stays_n(url):
-    question = ask(*TWO)
-    stored = two(url, question, 3)
-    work(question, stored, 3, Signal(2))
-    assert stored.ledger.counts() == {"free": 3, "held": 0, "done": 0}
-    assert [list(t.intermediate_values) for t in stored.trials()] == [[1]]
-    again = open_study(url, "s")
-    work(question, again, 3)
-    work(question, again, 3)  # joins a study that is done
-    clean = two(url, question, 3, name="clean")
-    work(question, clean, 3)
-    assert pairs(again) == pairs(clean)
-    assert again.ledger.counts() == {"free": 0, "held": 0, "done": 3}
 
 
 def test_of_two_objectives_what_fails_or_breaks_a_limit_is_neither_on_the_front_nor_best(

@@ -29,7 +29,7 @@ from studyloom.question.validation import check_ranks, check_sections, validate
 from studyloom.storage.database import closed_on_error, connections_left
 from studyloom.storage.embedded_server import folder_of, serve
 from studyloom.storage.urls import parse_url
-from studyloom.study.earlier_studies import Remembered, find_earlier, read_earlier
+from studyloom.study.earlier_studies import Remembered, find_earlier
 from studyloom.study.early_end import set_bounds
 from studyloom.study.opening import check_code, check_question, create_study, open_study
 from studyloom.study.reporter import Limits, Stopwatch
@@ -237,7 +237,7 @@ def _find_starts(question: Question, data: TrainingData, url: str) -> WarmStarts
     """Returns the points to begin with; opens the database only for those of earlier studies."""
     cfg = question.config
     if cfg.study["from"] is None:
-        return find_warm_starts(question, Begun(), read_earlier)
+        return find_warm_starts(question, Begun())
     folder, name = folder_of(url), str(cfg.study.name)
     address = url if folder is not None and not folder.exists() else serve(url, own=True)
 
@@ -245,7 +245,7 @@ def _find_starts(question: Question, data: TrainingData, url: str) -> WarmStarts
         identity = question.identity(data.digest)
         return find_earlier(address, name, Path(cfg.run_dir), identity)
 
-    return find_warm_starts(question, _begun(address, name), read_earlier, remember)
+    return find_warm_starts(question, _begun(address, name), remember)
 
 
 def _begun(url: str, name: str) -> Begun:

@@ -367,7 +367,7 @@ def locked(plan: Plan) -> AbstractContextManager[None]:
 def write_best(plan: Plan, best: FrozenTrial) -> None:
     """Writes the best configuration so far to `best.yaml`."""
     question = plan.question
-    point = question.space.walk(lambda parameter: best.params[parameter.name])
+    point = question.space.at(best.params)
     names = (name for name in SECTIONS if name != "space")
     sections = without_transform(plain_sections(question.at(point), *names))
     sections["train"].pop("loss")

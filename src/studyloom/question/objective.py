@@ -309,15 +309,6 @@ def step_at(training: Training, position: int) -> Epoch:
     return step
 
 
-def mean_epochs(history: Iterable[Sequence[Epoch]]) -> list[Epoch]:
-    """Returns the mean over jobs of each iteration of a training.
-
-    They are numbered from 1 through the whole training, also where jobs are trained in turn and the
-    epochs of each begin at 1.
-    """
-    return [replace(mean_epoch(epochs), number=number) for number, epochs in enumerate(history, 1)]
-
-
 def group_by_epoch(history: Iterable[Sequence[Epoch]]) -> list[list[Epoch]]:
     """Groups the epochs of all jobs by their number, whether jobs ran in lockstep or in turn."""
     by_number = defaultdict[int, list[Epoch]](list)

@@ -133,6 +133,10 @@ class Space:
 
     nodes: tuple[Node, ...]
 
+    def at(self, params: Mapping[str, Any]) -> Point:
+        """Returns the point with these parameters; raises KeyError if one has no value."""
+        return self.walk(lambda parameter: params[parameter.name])
+
     def walk(self, decide: Callable[[Parameter], Any]) -> Point:
         """Goes from the root to a point.
 

@@ -145,11 +145,6 @@ OF_STUDY = sa.select(STUDY_ATTRIBUTES.c.key, STUDY_ATTRIBUTES.c.value_json).wher
 )
 
 
-def study_attr(connection: sa.Connection, study_id: int, key: str) -> Any:
-    """Reads a user attribute of a study; None if there is none."""
-    return study_attrs(connection, study_id, key)[0]
-
-
 def study_attrs(connection: sa.Connection, study_id: int, *keys: str) -> list[Any]:
     """Reads some user attributes of a study, in one statement; None for each that is missing."""
     rows = connection.execute(OF_STUDY, {"study": study_id, "keys": keys})

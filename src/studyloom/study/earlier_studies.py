@@ -38,7 +38,7 @@ class Earlier:
 
     Attributes:
         label: names it for people, without a password: "runs/earlier".
-        ranked: the trials that may be taken, the best first.
+        ranked: the trials that may be taken, the best first; the others are `behind`.
         uuid: tells whether two sources are one study; None if another program made it.
     """
 
@@ -112,11 +112,7 @@ class Remembered:
     _servers: int = 0  # that were started
 
     def search(self, url: str, name: str, run_dir: Path) -> None:
-        """Looks for studies.
-
-        Args:
-            url: of the database of the study that begins, which may not exist yet.
-        """
+        """Looks in the database of the study that begins, which may not exist yet, and beside."""
         names: list[str] = []
         try:
             names = [each for each in reversed(study_names(url, 0.0)) if each != name]
@@ -214,12 +210,10 @@ def rank_scores(ranked: int, behind: int) -> NDArray[np.float64]:
     A trial of n has the share of the others, and half of itself, that it beats. So the best of
     forty has 0.99, and one that was alone has 0.5: it shows little.
 
-    Args:
-        ranked: the number of trials that have a rank, the best first.
-        behind: the number of trials after these, all equally bad, such as pruned ones.
+    The trials `behind` those with a rank are all equally bad, such as pruned ones.
 
     Returns:
-        (ranked + behind,) scores in (0, 1).
+        (ranked + behind,) scores in (0, 1), the best first.
     """
     places = np.concatenate([np.arange(ranked) + 0.5, np.full(behind, ranked + behind / 2)])
     return np.asarray(1.0 - places / max(1, ranked + behind))
@@ -289,7 +283,7 @@ class ScoresNearby:
     def of(
         cls, points: NDArray[np.float64], study: EarlierStudy, categorical: NDArray[np.bool_]
     ) -> "ScoresNearby":
-        """Estimates the scores of points in a study; see `EarlierStudy` for the arguments."""
+        """Estimates the scores of points in a study."""
         order = np.argsort(-study.scores, kind="stable")
         scores = study.scores[order]
         distances = squared_distances(points, study.points[order], categorical)
@@ -302,12 +296,7 @@ class ScoresNearby:
 def squared_distances(
     one: NDArray[np.float64], other: NDArray[np.float64], categorical: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Measures how far points are from others.
-
-    Args:
-        one: (a, parameters).
-        other: (b, parameters).
-        categorical: (parameters,) which parameters are categorical.
+    """Measures how far points, (a, parameters), are from others, (b, parameters).
 
     Returns:
         (a, b) means of the squared differences over the parameters that either point has. It is 1

@@ -23,9 +23,7 @@ from typing import Any, NamedTuple
 import msgspec
 from optuna.trial import FrozenTrial
 
-from studyloom.storage import sql
 from studyloom.storage.attributes import BOUNDS, ENDED, SLOT
-from studyloom.storage.database import read
 from studyloom.study import failures
 from studyloom.study.opening import is_stage_name
 from studyloom.study.stored_study import StoredStudy
@@ -40,8 +38,8 @@ def gains(values: Sequence[float | None], trials: int) -> list[float | None]:
     """Returns what the rest of a budget was expected to gain, after each trial.
 
     Args:
-        values: of the trials in their order, the more the better; None if a trial has none. It
-            counts as one that is not among the best, as a pruned one is.
+        values: of the trials in their order, the more the better; a trial without one counts as
+            one that is not among the best, as a pruned one is.
 
     Returns:
         For each trial the expected gain of the best value from then on, in units of the values;
@@ -78,8 +76,7 @@ class Bounds:
 
     Args:
         regret: in units of the metric: it ends once its further trials are expected to gain less.
-            None for no such end.
-        epochs: it ends once all trials together have reported so many. None for no such end.
+        epochs: it ends once all trials together have reported so many.
     """
 
     regret: float | None = None
@@ -101,7 +98,6 @@ class Outcome(NamedTuple):
     Attributes:
         ended: whether it has ended, or waits to be promoted.
         value: the more the better; None if it has none that counts.
-        epochs: how many it has reported, one for all folds and seeds together.
     """
 
     slot: int
@@ -195,11 +191,9 @@ class Outlook:
     """What is still to come of a search.
 
     Args:
-        ending: why it has ended before its budget is spent; None if it has not.
         under_way: once it has ended, how many of its trials have not.
-        gain: what its further trials are expected to gain together, in units of the metric; None
-            if that cannot be told.
-        regret: the gain below which it ends; None if it does not.
+        gain: what its further trials are expected to gain together, in units of the metric.
+        regret: the gain below which it ends.
     """
 
     ending: Ending | None = None
@@ -218,21 +212,11 @@ class Outlook:
 
 def read_bounds(stored: StoredStudy) -> Bounds:
     """Returns the bounds that the last command stored."""
-    return Bounds.parse(_read(stored, BOUNDS))
-
-
-def _read(stored: StoredStudy, key: str) -> Any:
-    ledger = stored.ledger
-    return read(ledger.storage, lambda c: sql.study_attr(c, ledger.study_id, key))
+    return Bounds.parse(*stored.attributes(BOUNDS))
 
 
 def set_bounds(stored: StoredStudy, regret: float | None, epochs: int | None, trials: int) -> None:
-    """Stores what ends the search from now on; with other bounds than before it is asked anew.
-
-    Args:
-        regret: `study.regret` with `study.stop=regret`, else None.
-        epochs: `study.epochs`.
-    """
+    """Stores what ends the search from now on; with other bounds than before it is asked anew."""
     bounds = Bounds(regret, epochs, trials)
     if bounds != read_bounds(stored):
         stored.optuna.set_user_attr(ENDED, None)
@@ -248,7 +232,7 @@ def ending(stored: StoredStudy, trials: int) -> Ending | None:
     bounds = replace(read_bounds(stored), trials=trials)
     if bounds.regret is None and bounds.epochs is None:
         return None  # without a look at the trials
-    decided = _read(stored, ENDED)
+    (decided,) = stored.attributes(ENDED)
     found = find_ending(bounds, read_outcomes(stored), decided)
     if found is not None and found.gain is not None and found.decision() != decided:
         stored.optuna.set_user_attr(ENDED, found.decision())
@@ -266,7 +250,7 @@ def look_ahead(stored: StoredStudy) -> Outlook:
     if not bounds.trials:  # another program has made the study
         bounds = replace(bounds, trials=sum(stored.ledger.counts().values()))
     outcomes = read_outcomes(stored)
-    ended = find_ending(bounds, outcomes, _read(stored, ENDED), decide=False)
+    ended = find_ending(bounds, outcomes, *stored.attributes(ENDED), decide=False)
     under_way = 0 if ended is None else stored.ledger.todo(bounds.trials, begun=True)
     return Outlook(ended, under_way, gain_of(bounds, outcomes), bounds.regret, bounds.trials)
 

@@ -39,7 +39,7 @@ def check_question(
     """Checks that a study asks a question.
 
     Args:
-        was: the question that is stored with it; None if there is none.
+        was: the question that is stored with it.
         accept_code_change: whether the user's own code may be another than before.
 
     Returns:
@@ -62,16 +62,9 @@ def check_question(
 
 
 def check_code(name: str, was: Mapping[str, Any], now: Callable[[], Mapping[str, Any]]) -> None:
-    """Checks for a worker that the user's own code is that of the study.
+    """Checks that the user's own code is that of the study; else raises QuestionError.
 
     Somebody may edit it while the study runs, and a worker that is started then would read it.
-
-    Args:
-        was: the digests of the code that are stored with it.
-        now: returns the digests of the code; only called if the study has some.
-
-    Raises:
-        QuestionError: the code is another.
     """
     if was and (changes := differences(was, now())):
         raise _another_question(name, changes)
@@ -150,7 +143,7 @@ def _load(backend: RetryingStorage, name: str) -> StoredStudy:
             "that runs the study makes it again"
         )
     ledger = Ledger if QUESTION in attributes else NoLedger
-    return StoredStudy(name, storage, study, ledger(backend, study_id, attributes.get(UUID)))
+    return StoredStudy(name, storage, study, ledger(backend, study_id, attributes.get(UUID, "")))
 
 
 def _check_format(name: str, attributes: Mapping[str, Any]) -> None:
@@ -166,19 +159,12 @@ def _check_format(name: str, attributes: Mapping[str, Any]) -> None:
 
 
 def is_stage_name(name: str) -> bool:
-    """Whether a study re-evaluates or retrains the results of another study.
-
-    Its name has a slash then, and no name that a user gives has one.
-    """
+    """Whether a study is a later stage of another one; no name that a user gives has a slash."""
     return "/" in name
 
 
 def study_names(url: str, deadline: float) -> list[str]:
-    """Returns the names of the studies of a database, without the later stages of studies.
-
-    Raises:
-        StorageError: there is no such database.
-    """
+    """Returns the names of the studies of a database, without the later stages of studies."""
     backend = connect(url, deadline=deadline)
     names = [study.study_name for study in TrialBuffer(backend).get_all_studies()]
     backend.engine.dispose()
@@ -186,15 +172,11 @@ def study_names(url: str, deadline: float) -> list[str]:
 
 
 def open_ledgers(url: str, deadline: float) -> dict[str, Ledger]:
-    """Returns the ledgers of all studies that studyloom has made in a database, by study.
-
-    Raises:
-        StorageError: there is no such database, or its table of the ledger is another program's.
-    """
+    """Returns the ledgers of all studies that studyloom has made in a database, by study."""
     backend = connect(url, deadline=deadline)
     check_table(backend)
     return {
-        study.study_name: Ledger(backend, study._study_id, study.user_attrs.get(UUID))
+        study.study_name: Ledger(backend, study._study_id, study.user_attrs.get(UUID, ""))
         for study in backend.get_all_studies()
         if QUESTION in study.user_attrs
     }
@@ -216,7 +198,6 @@ def create_study(
     Args:
         wait: whether to wait even if the database is away at the first call, as in the midst of a
             run. By default a mistyped host is reported at once.
-        accept_code_change: whether the study goes on if only the user's own code has changed.
 
     Raises:
         QuestionError: the study exists and asks another question, or another program made it.

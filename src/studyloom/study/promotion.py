@@ -37,8 +37,7 @@ from studyloom.storage.slots import DONE, FRESH, OPEN, OWN, Next, Standing
 def dominance(points: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
     """Tells which points dominate which: as good in all goals, and better in one.
 
-    Args:
-        points: the values of each, of which less is better.
+    Of each value less is better.
 
     Returns:
         bool (points, points): whether the point of the row dominates that of the column.
@@ -57,9 +56,6 @@ def rank_points(points: tuple[tuple[float, ...], ...]) -> tuple[int, ...]:
     is the farthest from all before it (the paper's epsilon-net), so that however few are taken,
     they lie all along the front. A distance is one of ranks among all points, since networks differ
     by orders of magnitude in what they cost. Of equal points the earlier one comes first.
-
-    Args:
-        points: finite values of each, of which less is better.
 
     Returns:
         The positions of the points, the best first.
@@ -101,10 +97,7 @@ class Promotion(BasePruner):
     Args:
         min_resource: the epoch of the lowest rung.
         reduction_factor: one of so many trials at a rung is promoted.
-        brackets: how many there are; a single one is ASHA as published.
-
-    Raises:
-        ValueError: a value is no whole number, or too small.
+        brackets: a single one is ASHA as published.
     """
 
     pauses = True  # so that a question has its loops keep what they go on from
@@ -171,7 +164,6 @@ class PromotionOrder:
     which a value or a cost is NaN or unknown is promoted never.
 
     Attributes:
-        min_resource, reduction_factor, brackets: see `Promotion`.
         goals: what the values of a trial are, the reported one first; the others are its costs.
     """
 
@@ -234,9 +226,7 @@ class PromotionOrder:
     def goes_on(self, standings: Sequence[Standing], slot: int, *, closed: bool = False) -> bool:
         """Whether a trial that has come to a rung is the next to promote, so that it just goes on.
 
-        Args:
-            standings: of all slots; that of the trial is OWN.
-            closed: whether the search has ended.
+        Its standing is OWN.
         """
         return not closed and self.promotable(standings)[:1] == [slot]
 
@@ -270,9 +260,7 @@ class PromotionOrder:
         several goals a trial that comes later may move others behind a third one, and so bring that
         one forward; only who dominates it is before it for good, as long as any may come.
 
-        Args:
-            standings: of all slots.
-            closed: whether the search has ended, so that none is promoted any more.
+        Once the search is closed none is promoted any more.
         """
         over: set[int] = set()
         going = self._going(standings, closed=closed)
@@ -299,18 +287,12 @@ class PromotionOrder:
     def _to_come(going: int, members: Sequence[Standing]) -> int:
         """Returns how many of a bracket's trials that go on may yet come to a rung.
 
-        Args:
-            going: how many there are.
-            members: those that have come there, and so to all rungs below it.
+        Its members have come there, and so to all rungs below it.
         """
         return going - sum(s.state != DONE for s in members)
 
     def _rankings(self, standings: Sequence[Standing]) -> dict[tuple[int, int], list[Standing]]:
-        """Returns who has reported at each rung of each bracket, the best first.
-
-        Returns:
-            By step and bracket, the lowest rungs first.
-        """
+        """Returns who has reported, by step and bracket, the lowest rungs and the best first."""
         members = defaultdict[tuple[int, int], list[Standing]](list)
         for standing in standings:
             bracket = self.bracket(standing.slot)
@@ -329,12 +311,7 @@ class PromotionOrder:
         return [*(able[position] for position in order), *unable]
 
     def _before_for_good(self, members: Sequence[Standing], rung: int) -> list[int]:
-        """Returns how many members are before each, whoever may still come to the rung.
-
-        Args:
-            members: as they are ranked.
-            rung: the step.
-        """
+        """Returns how many of the ranked members are before each, whoever may still come."""
         if len(self.goals) == 1:
             return [*range(len(members))]
         able = [self._point(s, rung) for s in members if self._comparable(s, rung)]

@@ -25,9 +25,8 @@ class Leaving:
     Args:
         seeds: how many seeds it was trained on when it left.
         cause: failed; worse, beyond doubt; or behind, as the better half alone went on.
-        leader: the number of the best candidate at that look; None if all had failed.
-        p: of cause worse: how likely any look shows such a difference to any of the others by
-            chance.
+        leader: the best candidate at that look; None if all had failed.
+        p: of cause worse: how likely any look shows such a difference to any other by chance.
     """
 
     candidate: int
@@ -56,11 +55,7 @@ class Race:
 
 
 def count_entrants(budget: int, seeds: int) -> int:
-    """Returns with how many candidates a race can begin, so that some are trained on all seeds.
-
-    Args:
-        seeds: how many seeds the last candidates get.
-    """
+    """Returns with how many candidates a race can begin, so that some are trained on all seeds."""
 
     def cost(entrants: int) -> int:
         return sum(_kept(entrants, seed) for seed in range(seeds))
@@ -121,8 +116,6 @@ def _look(values: Mapping[int, Sequence[float]], seeds: int, kept: int) -> Itera
 
     Args:
         values: of each candidate by seed, more being better; fewer than `seeds` if one failed.
-        seeds: the number of rounds so far.
-        kept: how many candidates go on at most.
     """
     whole = {c: each for c, each in values.items() if len(each) == seeds}
     ranked = sorted(whole, key=lambda c: -fmean(whole[c]))  # stable: the first of a tie stays first
@@ -146,9 +139,6 @@ def _chances(
     candidate and seed do not explain, pooled over all candidates, since two or three seeds say too
     little of one alone. By Bonferroni it allows for each of the others as the leader, and it spends
     ALPHA over any number of looks: 1/2, 1/6, 1/12 … of it.
-
-    Args:
-        values: of each candidate by seed.
     """
     others, looks = len(ranked) - 1, seeds - 1
     freedom = others * looks

@@ -6,6 +6,7 @@ is called, because a database can come from somebody else.
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 import operator
@@ -39,8 +40,8 @@ from studyloom.data.training_data import Part, TrainingData
 from studyloom.errors import ConfigError
 from studyloom.metrics import Goal
 from studyloom.question.jobs import build_jobs, build_loop, loop_device, loop_jobs, named_goals
-from studyloom.question.loop import LoopObjective, Report
-from studyloom.question.objective import Step, group_by_epoch, mean_epoch, mean_epochs
+from studyloom.question.loop import LoopObjective
+from studyloom.question.objective import NetworkObjective, Objective, Step
 from studyloom.question.question import names_data
 from studyloom.question.rule import parse_limits
 from studyloom.seeds import derive
@@ -49,7 +50,6 @@ from studyloom.study import failures
 from studyloom.study.failures import Failure
 from studyloom.study.stopping import Stop
 from studyloom.text import format_ranges
-from studyloom.training.job import Epoch
 from studyloom.training.steps import on_threads
 from studyloom.training.trainer import Training
 
@@ -60,9 +60,8 @@ class Provenance:
 
     Args:
         config: the resolved sections, without data.root.
-        study_seed: of the study; it decides the folds.
+        study_seed: decides the folds.
         data: the digest of the training data.
-        in_turn: whether the jobs were trained one after the other.
     """
 
     config: dict[str, Any]
@@ -75,7 +74,7 @@ class Provenance:
     environment: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """Returns plain values; a value that JSON does not know, such as a path, becomes text."""
+        """Returns plain values; one that JSON does not know, such as a path, becomes text."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
         return plain
 
@@ -85,14 +84,7 @@ class Provenance:
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> "Provenance":
-        """Reads a provenance from a database, which anybody may have written.
-
-        Args:
-            stored: what `as_json` returned.
-
-        Raises:
-            ValueError: a field is missing or has the wrong type.
-        """
+        """Reads a provenance; raises ValueError if a field is missing or has the wrong type."""
         try:
             return msgspec.convert(stored, cls)
         except msgspec.ValidationError as error:
@@ -100,10 +92,7 @@ class Provenance:
 
 
 def current_environment(device: torch.device) -> dict[str, Any]:
-    """Returns versions, device, threads and commit: if one differs, so may a trial's result.
-
-    If several processes train a trial together, it has their number as `ranks` too.
-    """
+    """Returns versions, device, threads and commit: if one differs, so may a trial's result."""
     ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     return {
         "python": platform.python_version(),
@@ -170,60 +159,24 @@ WITH_NUMBERS = (failures.DIVERGED, failures.INFEASIBLE)
 
 
 @dataclass(frozen=True)
-class ExpectedTrial:
-    """What a trial stored about its course, which a replay is to repeat.
+class Course:
+    """How a training went: as a trial stored it, or as a replay repeated it.
 
     Args:
-        curve: a list for each quantity, with a number for each epoch from 1 on; None where a loop
-            told none.
-        failure: how the trial failed; None if it did not.
+        curve: by quantity, a number for each epoch from 1 on; None where a loop told none. The
+            value is called by the name of the metric, and is the first.
         value: that a loop returned at its end; None if it did not come so far.
+        jobs: epochs that were trained in all, those of each job counted.
     """
 
     curve: Mapping[str, Sequence[float | None]]
     failure: Failure | None
-    jobs: Sequence[int]
-    metric: str = "accuracy"
     value: float | None = None
+    jobs: int = 0
 
     @property
     def epochs(self) -> int:
-        return len(self.curve["value"])
-
-    def called(self, quantity: str) -> str:
-        """Returns the name of a quantity of the curve, which for the value is the metric's."""
-        return self.metric if quantity == "value" else quantity
-
-
-@dataclass(frozen=True)
-class Course:
-    """How a replay went.
-
-    Args:
-        failure: how it failed; None if it did not.
-        value: that a loop returned at its end; None if it did not come so far.
-    """
-
-    steps: Sequence[Step]
-    failure: Failure | None
-    value: float | None = None
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A number or failure that differs between a stored trial and its replay.
-
-    Args:
-        quantity: what differs, such as `train_loss` or `failure`.
-    """
-
-    epoch: int
-    quantity: str
-    expected: Any
-    now: Any
-
-    def __str__(self) -> str:
-        return f"epoch {self.epoch}, {self.quantity}: stored {self.expected}, now {self.now}"
+        return len(next(iter(self.curve.values()), ()))
 
 
 @dataclass(frozen=True)
@@ -231,45 +184,44 @@ class Tolerance:
     """How far apart two trainings may be and still count as equal.
 
     Args:
-        loss: the relative difference of losses, and of values if the metric is not accuracy.
         examples: the number of validation examples; 0 if it is not known.
     """
 
-    loss: float
-    off: int
+    metric: str
     examples: int
-    metric: str = "accuracy"
+
+    @property
+    def off(self) -> int:
+        """The number of validation examples by which accuracies may differ; 0 if none count."""
+        counts = self.metric == "accuracy" and self.examples
+        return max(1, math.ceil(COUNTED * self.examples)) if counts else 0
 
     def holds(self, quantity: str, expected: float | None, now: float | None) -> bool:
         """Whether two values of a quantity are close enough; a loop may have told none."""
         if expected is None or now is None:
             return expected is now
-        if quantity == "value" and self.metric == "accuracy" and self.examples:
+        if quantity == self.metric and self.off:
             # Not in whole examples: the accuracy may be a mean over folds.
             return abs(now - expected) * self.examples <= self.off + 1e-6
-        return math.isclose(expected, now, rel_tol=self.loss, abs_tol=1e-6)
+        return math.isclose(expected, now, rel_tol=LOSS, abs_tol=1e-6)
 
     def __str__(self) -> str:
-        if self.metric != "accuracy" or not self.examples:
-            return f"losses and {self.metric} within {self.loss:.0%}"
+        if not self.off:
+            return f"losses and {self.metric} within {LOSS:.0%}"
         return (
-            f"losses within {self.loss:.0%}, "
+            f"losses within {LOSS:.0%}, "
             f"accuracies within {self.off} of {self.examples} validation examples"
         )
 
 
 def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
-    """Returns the trial with a number.
-
-    Raises:
-        ValueError: there is no such trial, or it stored no provenance; names those that did.
-    """
-    replayable = [trial.number for trial in trials if MADE in trial.user_attrs]
-    hint = f"those that can be replayed: {format_ranges(replayable) or 'none'}"
+    """Returns a trial; raises ValueError with those that can be replayed if it cannot."""
+    replayable = {trial.number: trial for trial in trials if MADE in trial.user_attrs}
+    if number in replayable:
+        return replayable[number]
+    hint = f"those that can be replayed: {format_ranges([*replayable]) or 'none'}"
     for trial in trials:
         if trial.number == number:
-            if number in replayable:
-                return trial
             state = trial.state.name.lower()
             raise ValueError(
                 f"trial {number} ({state}) stored nothing that it could be replayed from; {hint}"
@@ -277,39 +229,35 @@ def find_trial(trials: Sequence[FrozenTrial], number: int) -> FrozenTrial:
     raise ValueError(f"--trial {number}: there is no such trial; {hint}")
 
 
-def read_trial(
-    trial: FrozenTrial, metric: str = "accuracy", *, loop: bool = False
-) -> ExpectedTrial:
+def read_trial(trial: FrozenTrial, metric: str, *, loop: bool) -> Course:
     """Reads the course of a trial; if its workers died, as far as they had reported it.
 
     Args:
-        trial: as it is stored; anybody may have written the database.
         loop: whether it called a loop, whose curves have names of its own.
 
     Raises:
         ValueError: the stored learning curve has the wrong form.
     """
-    columns = trial.user_attrs.get(EPOCHS, {})
-    names = ["value", *(name for name in columns if name not in COLUMNS)] if loop else QUANTITIES
-    curve = {name: columns.get(name, []) for name in names}
-    if EPOCHS not in trial.user_attrs:
-        curve = {"value": [value for _, value in sorted(trial.intermediate_values.items())]}
-    lengths = {len(values) for values in curve.values()}
-    kinds = (int, float, type(None)) if loop else (int, float)
-    numbers = all(type(v) in kinds for values in curve.values() for v in values)
-    if len(lengths) > 1 or not numbers:
+    reported = [value for _, value in sorted(trial.intermediate_values.items())]
+    stored = trial.user_attrs.get(EPOCHS)
+    try:
+        columns = msgspec.convert(stored or {"value": reported}, dict[str, list[float | None]])
+    except msgspec.ValidationError as error:
+        raise ValueError(f"its attribute `{EPOCHS}` cannot be used: {error}") from None
+    further = [name for name in columns if name not in COLUMNS] if loop else QUANTITIES[1:]
+    curve = {metric: columns.get("value", [])}
+    if stored:
+        curve |= {name: columns.get(name, []) for name in further}
+    values = [*itertools.chain(*curve.values())]
+    if len({*map(len, curve.values())}) > 1 or (None in values and not loop):
         raise ValueError(f"its attribute `{EPOCHS}` must have a number for each epoch and quantity")
-    jobs = columns.get(JOBS, [1] * len(curve["value"]))
-    counted = all(type(count) is int and count > 0 for count in jobs)
-    if len(jobs) != len(curve["value"]) or not counted:
-        raise ValueError(
-            f"`{JOBS}` in its attribute `{EPOCHS}` must have a number of jobs for each epoch"
-        )
+    jobs = sum(int(count or 0) for count in columns.get(JOBS, [1] * len(curve[metric])))
     kind, reason = trial.user_attrs.get(FAILURE), str(trial.user_attrs.get(REASON))
     failure = None if kind is None else Failure(str(kind), reason)
-    value = trial.values[0] if loop and trial.values and failure is None else None
-    pruned = trial.state == TrialState.PRUNED  # Optuna gives it the value of its last report
-    return ExpectedTrial(curve, failure, jobs, metric, None if pruned else value)
+    # Optuna gives a pruned trial the value of its last report.
+    returned = loop and failure is None and trial.state != TrialState.PRUNED
+    value = trial.values[0] if returned and trial.values else None
+    return Course(curve, failure, value, jobs)
 
 
 def rebuild(provenance: Provenance, trusted: Sequence[str]) -> DictConfig:
@@ -319,21 +267,16 @@ def rebuild(provenance: Provenance, trusted: Sequence[str]) -> DictConfig:
         ConfigError: it names something that is not trusted, or has the wrong form.
     """
     trust.check_targets(provenance.config, trusted)
-    sections = {
-        "train": OmegaConf.structured(TrainSection),
-        "objective": SCHEMA.objective.copy(),
-    }
+    sections = {"train": OmegaConf.structured(TrainSection), "objective": SCHEMA.objective.copy()}
+    where = "the configuration that the trial stored"
     try:
         cfg = OmegaConf.merge(sections, provenance.config)
     except OmegaConfBaseException as error:
-        raise ConfigError(
-            [f"the configuration that the trial stored: {describe_error(error)}"]
-        ) from None
+        raise ConfigError([f"{where}: {describe_error(error)}"]) from None
     assert isinstance(cfg, DictConfig)
-    if is_loop(cfg):
-        return cfg
-    if missing := [name for name in SECTIONS if name not in cfg]:
-        raise ConfigError([f"the configuration that the trial stored has no {', '.join(missing)}"])
+    missing = [name for name in SECTIONS if name not in cfg]
+    if missing and not is_loop(cfg):
+        raise ConfigError([f"{where} has no {', '.join(missing)}"])
     return cfg
 
 
@@ -343,10 +286,7 @@ def is_loop(cfg: DictConfig) -> bool:
 
 
 def load_data(cfg: DictConfig, provenance: Provenance, run_dir: Path) -> TrainingData:
-    """Loads the data of a run, and makes its folds.
-
-    Args:
-        cfg: the configuration of the trial; where the data lie is set in it, as the run has it.
+    """Loads the data of a run, and makes its folds; where they lie is set in the configuration.
 
     Returns:
         The data, on a GPU if the trial used one and there is one here; empty if they are a loop's
@@ -387,68 +327,35 @@ def threads(count: Any) -> Iterator[None]:
         yield
 
 
+class _Enough(Exception):
+    """Ends a training after as many epochs as the trial has stored."""
+
+
 def train_again(
     cfg: DictConfig,
     provenance: Provenance,
     data: TrainingData,
+    metric: str,
     until: int | None,
-    report: Callable[[Step], None],
+    report: Callable[[int, Step], None],
 ) -> Course:
     """Trains the first epochs of a trial again.
 
     Args:
         until: how many epochs to train; if the jobs are trained in turn, those of each job count.
             None to train to the end.
-
-    Raises:
-        ConfigError: the configuration cannot be built.
+        report: called with each epoch, and how many there are with it.
     """
-    if is_loop(cfg):
-        return _call_again(cfg, provenance, data, until, report)
-    history: list[list[Epoch]] = []
-    failure = None
-    assert data.split is not None
-    try:
-        jobs = build_jobs(cfg, data.folds, provenance.seed)
-        threads_now = torch.get_num_threads()  # as many as the trial had
-        for epochs in Training(jobs, data.split, in_turn=provenance.in_turn, threads=threads_now):
-            history.append(epochs)
-            report(mean_epochs(history)[-1])
-            if len(history) == until:
-                break
-    except ConfigError:
-        raise
-    except Exception as error:  # as in the trial
-        failure = failures.explain(error)
-    return Course([mean_epoch(epochs) for epochs in group_by_epoch(history)], failure)
-
-
-class _Enough(Exception):
-    """Ends a loop after as many reports as the trial has stored."""
-
-
-def _call_again(
-    cfg: DictConfig,
-    provenance: Provenance,
-    data: TrainingData,
-    until: int | None,
-    report: Callable[[Step], None],
-) -> Course:
-    """Calls the loop of a trial again, for as many reports; see `train_again`."""
-    names = named_goals(cfg.objective)
-    goals = [Goal(name, direction) for name, direction in names]
-    limits = parse_limits(value_at(cfg, "objective.constraints"), None)
-    jobs = loop_jobs(cfg, data, provenance.seed)
-    objective = LoopObjective(build_loop(cfg, goals, limits), jobs, loop_device())
-    value, failure, reports = None, None, 0
+    objective = _make_objective(cfg, provenance, data)
+    value, failure, count = None, None, 0
 
     def take(step: Step) -> None:
-        nonlocal reports
-        if len(jobs) > 1 and step.number % objective.stride == 0:  # the end of a job
-            return
-        reports += 1
-        report(Report(reports, step.value, step.seconds, reports))
-        if reports == until:
+        nonlocal count
+        if is_loop(cfg) and objective.stride > 1 and step.number % objective.stride == 0:
+            return  # the end of a job
+        count += 1
+        report(count, step)
+        if count == until:
             raise _Enough
 
     try:
@@ -460,63 +367,67 @@ def _call_again(
     except Exception as error:  # as in the trial
         failure = failures.explain(error)
     columns = objective.curves()
-    steps = [
-        Report(at + 1, value, 0.0, at + 1, {name: columns[name][at] for name in columns})
-        for at, value in enumerate(columns.get("value", ()))
-    ]
-    return Course(steps, failure, value)
+    curve = {metric: columns.get("value", ()), **columns}
+    return Course(curve, failure, value)
 
 
-def quantity_of(step: Step, name: str) -> float | None:
-    """Returns a quantity of a step by its name; None if a loop has not told it there."""
-    if isinstance(step, Report):
-        return step.further.get(name)
-    number: float = getattr(step, name)
-    return number
+def _make_objective(cfg: DictConfig, provenance: Provenance, data: TrainingData) -> Objective:
+    if is_loop(cfg):
+        goals = [Goal(name, direction) for name, direction in named_goals(cfg.objective)]
+        limits = parse_limits(value_at(cfg, "objective.constraints"), None)
+        calls = loop_jobs(cfg, data, provenance.seed)
+        return LoopObjective(build_loop(cfg, goals, limits), calls, loop_device())
+    assert data.split is not None
+    jobs = build_jobs(cfg, data.folds, provenance.seed)
+    threads_now = torch.get_num_threads()  # as many as the trial had
+    in_turn = provenance.in_turn
+    return NetworkObjective(Training(jobs, data.split, in_turn=in_turn, threads=threads_now))
 
 
-def compare(expected: ExpectedTrial, now: Course, tolerance: Tolerance | None) -> list[Difference]:
-    """Compares a replay with the trial.
+def first_difference(stored: Course, now: Course, tolerance: Tolerance | None) -> str | None:
+    """Returns the first number or failure that differs: "epoch 3, value: stored 0.5, now 0.6".
 
-    Args:
-        tolerance: None if numbers must be equal bit for bit.
-
-    Returns:
-        All differences, by epoch.
+    Without a tolerance numbers must be equal bit for bit.
     """
-    differences = []
-    for position, epoch in enumerate(now.steps[: expected.epochs]):
-        for quantity, values in expected.curve.items():
-            before, value = values[position], quantity_of(epoch, quantity)
-            close = tolerance is not None and tolerance.holds(quantity, before, value)
-            if before != value and not close:
-                name = expected.called(quantity)
-                differences.append(Difference(epoch.number, name, before, value))
-    if expected.value is not None and now.failure is None and expected.value != now.value:
-        before, value = expected.value, now.value
-        if tolerance is None or not tolerance.holds("value", before, value):
-            differences.append(Difference(len(now.steps), expected.metric, before, value))
-    outside = expected.failure is not None and expected.failure.kind in OUTSIDE
-    pair, exactly = (None if outside else expected.failure, now.failure), tolerance is None
-    if not _is_same_failure(*pair, exactly=exactly):
-        stored, again = (_format_failure(f, exactly=exactly) for f in pair)
-        last = len(now.steps) + (now.failure is not None)
-        differences.append(Difference(last, "failure", stored, again))
-    return sorted(differences, key=lambda difference: difference.epoch)
+
+    def differ(quantity: str, before: float | None, value: float | None) -> bool:
+        return before != value and not (tolerance and tolerance.holds(quantity, before, value))
+
+    def words(epoch: int, quantity: str, before: Any, value: Any) -> str:
+        return f"epoch {epoch}, {quantity}: stored {before}, now {value}"
+
+    for position in range(min(stored.epochs, now.epochs)):
+        for quantity, values in stored.curve.items():
+            before = values[position]
+            value = now.curve[quantity][position] if quantity in now.curve else None
+            if differ(quantity, before, value):
+                return words(position + 1, quantity, before, value)
+    metric = next(iter(stored.curve))
+    returned = stored.value is not None and now.failure is None
+    if returned and differ(metric, stored.value, now.value):
+        return words(now.epochs, metric, stored.value, now.value)
+    outside = stored.failure is not None and stored.failure.kind in OUTSIDE
+    pair, exactly = (None if outside else stored.failure, now.failure), tolerance is None
+    one, other = (_comparable(failure, exactly=exactly) for failure in pair)
+    if one != other:
+        shown = (_format_failure(failure, exactly=exactly) for failure in pair)
+        return words(now.epochs + (now.failure is not None), "failure", *shown)
+    return None
+
+
+def _comparable(failure: Failure | None, *, exactly: bool) -> tuple[str, str] | None:
+    """Returns what two failures of one kind share; words of ours differ between versions."""
+    if failure is None:
+        return None
+    words = ""
+    if exactly and failure.kind in WITH_NUMBERS:
+        words = failure.reason
+    elif exactly and failure.kind == failures.ERROR:  # the class of the exception
+        words = failure.reason.partition(":")[0]
+    return failure.kind, words
 
 
 def _format_failure(failure: Failure | None, *, exactly: bool) -> str:
     if failure is None:
         return "none"
     return f"{failure.kind} ({failure.reason})" if exactly else failure.kind
-
-
-def _is_same_failure(one: Failure | None, other: Failure | None, *, exactly: bool) -> bool:
-    """Whether a trial failed in the same way. Words of ours may differ between versions."""
-    if one is None or other is None or one.kind != other.kind:
-        return one is other
-    if exactly and one.kind in WITH_NUMBERS:
-        return one.reason == other.reason
-    if exactly and one.kind == failures.ERROR:  # the class of the exception
-        return one.reason.partition(":")[0] == other.reason.partition(":")[0]
-    return True

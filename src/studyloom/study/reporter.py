@@ -120,13 +120,13 @@ class Reporter:
     Args:
         releasing: returns whether the worker is to give the trial back.
         comparable: whether the study's pruner may end the trial.
-        order: decides at which rungs the trial is paused; None for none.
+        order: decides at which rungs the trial is paused.
+        trials: the budget of the study.
 
     Attributes:
         progress: whether a step was reported that no worker before had come to.
-        raised: what a report has raised into the objective, which may catch it or raise another;
-            None if nothing. By it an exception of ours is told from one that the user's code
-            raised, which may be of the same type.
+        raised: what a report has raised into the objective, which may catch it or raise another:
+            so an exception of ours is told from one of the same type that the user's code raised.
     """
 
     stored: StoredStudy
@@ -158,9 +158,7 @@ class Reporter:
         """Runs an objective to its value, and posts what it reports until then.
 
         Args:
-            checkpoint: where its state is saved after each step; None for nowhere.
             reported: the last report that is stored already; -1 for none.
-            stopping: for `Objective.run`.
         """
         self._objective, self._checkpoint = objective, checkpoint
         self._reported = self._latest = reported
@@ -175,8 +173,7 @@ class Reporter:
                         if step.number > reported * objective.stride:
                             at_rung = self._comes_to_rung(step)
                             self._outbox.send((step, at_rung))
-                            if at_rung:
-                                self._pause_unless_next()
+                            self._pause_at_rung(at_rung)
                 value = objective.run(self.report, stopping)
             except Exception:
                 # What was sent before came first: a trial that pruning ends at step 3 is pruned,
@@ -212,9 +209,8 @@ class Reporter:
                 self._save()
             if self.releasing() and not last:
                 raise Stopped
-            if at_rung:
-                with self.watch("storage"):
-                    self._pause_unless_next()
+            with self.watch("storage"):
+                self._pause_at_rung(at_rung)
             limit = self.limits.trial_timeout
             if limit is not None and time.monotonic() - self._began > limit:
                 raise TimedOut(f"the trial took longer than study.trial_timeout={limit:g} seconds")
@@ -285,14 +281,10 @@ class Reporter:
                 raise optuna.TrialPruned(step)
         self.progress |= step.number > self._reported * objective.stride
 
-    @property
-    def _lease(self) -> float:
-        """Seconds from now: an epoch that takes long does not mean that the worker has died."""
-        return max(self.limits.lease, LEASE_FACTOR * self._longest)
-
-    def _pause_unless_next(self) -> None:
+    def _pause_at_rung(self, at_rung: bool) -> None:
         """Raises Paused at a rung once all is stored, unless the trial is the next to promote."""
-        assert self.order is not None
+        if self.order is None or not at_rung:
+            return
         self._outbox.flush()
         ended = ending(self.stored, self.trials) is not None
         standings = self.stored.ledger.standings(self.owner, self.trials, self.order)
@@ -303,14 +295,18 @@ class Reporter:
 
     def commit(self) -> None:
         """Writes what is new in the trial and renews its lease."""
-        ledger, buffer = self.stored.ledger, self.stored.storage
-        self._write(partial(ledger.renew, lease=self._lease))
-        buffer.mark_written()
+        # An epoch that takes long does not mean that the worker has died.
+        lease = max(self.limits.lease, LEASE_FACTOR * self._longest)
+        self._write(partial(self.stored.ledger.renew, lease=lease))
+        self.stored.storage.mark_written()
 
     def pause(self) -> None:
         """Gives the slot back with the trial, which waits at its rung."""
+        self._end_claim(self.stored.ledger.release)
+
+    def _end_claim(self, end: Callable[..., bool]) -> None:
         with self.watch("storage"):
-            self._write(self.stored.ledger.release)
+            self._write(end)
             self.stored.storage.clear()
 
     def _write(self, change: Callable[..., bool]) -> None:
@@ -340,19 +336,13 @@ class Reporter:
     def _store_costs(self, costs: Sequence[Cost]) -> None:
         known = self.trial.user_attrs if costs else {}
         for cost in costs:
-            if known.get(cost.quantity) == cost.value:
-                continue
-            self.trial.set_user_attr(cost.quantity, cost.value)
-            if cost.limit is not None:
-                self.trial.set_constraint(cost.quantity, cost.excess)
+            if known.get(cost.quantity) != cost.value:
+                self.trial.set_user_attr(cost.quantity, cost.value)
+                if cost.limit is not None:
+                    self.trial.set_constraint(cost.quantity, cost.excess)
 
     def store(self, objective: Objective | None, provenance: Provenance | None) -> None:
-        """Adds the learning curve, the provenance, and where the time went, to the next commit.
-
-        Args:
-            objective: has the learning curve; None if none was made.
-            provenance: None if the trial cannot be trained again.
-        """
+        """Adds the learning curve, the provenance, and where the time went, to the next commit."""
         if isinstance(objective, StoredObjective):
             self.trial.set_user_attr(REUSED, objective.source)
         if objective is not None:
@@ -377,11 +367,10 @@ class Reporter:
         if failure.details:
             self.trial.set_user_attr(TRACEBACK, failure.details)
             log.error("trial %d: %s", self.trial.number, failure.details)
-        if failure.kind in failures.TEACHES:
+        teaches = failure.kind in failures.TEACHES
+        if teaches:
             self.trial.set_constraint(failure.kind, 1.0)
-            self.tell(None, TrialState.PRUNED)
-        else:
-            self.tell(None, TrialState.FAIL)
+        self.tell(None, TrialState.PRUNED if teaches else TrialState.FAIL)
         if self._is_hopeless(failure):
             self.stored.optuna.set_user_attr(HALTED, failure.reason)
 
@@ -409,16 +398,13 @@ class Reporter:
         """
         if os.getpid() != self._pid:  # a fork that the objective made, which has come back
             os._exit(1)
-        several = len(self.stored.goals) > 1
-        if state == TrialState.PRUNED and several:
+        if state == TrialState.PRUNED and len(self.stored.goals) > 1:
             self._rank_behind()
         goals = self.stored.goals[1:] if value is not None else ()
         costs = [self.trial.user_attrs[goal.name] for goal in goals]
         self.stored.optuna.tell(self.trial, None if value is None else [value, *costs], state)
         told = self.stored.storage.get_trial(self.trial._trial_id)
-        with self.watch("storage"):
-            self._write(self.stored.ledger.finish)
-            self.stored.storage.clear()
+        self._end_claim(self.stored.ledger.finish)
         self.tracking.end(told)
         shown = "" if value is None else f" {format_value(value)}"
         log.info("trial %d: %s%s", self.trial.number, state.name.lower(), shown)
@@ -440,10 +426,6 @@ class Outbox(Generic[T]):
     A sender waits until everything is posted, unless the database is away: then it goes on, and a
     later call raises the failure, if there is one. Items after a failure are dropped, and those
     that are not posted at the end of the body.
-
-    Args:
-        post: called with each item; what it raises ends the posting.
-        is_away: returns whether the database is away.
     """
 
     def __init__(self, post: Callable[[T], None], is_away: Callable[[], bool]) -> None:

@@ -13,14 +13,12 @@ from typing import Any, Literal
 
 from studyloom.errors import Interrupted, Stopped, StudyloomError
 from studyloom.processes import running_beside
-from studyloom.storage import sql
 from studyloom.storage.attributes import CONTROL
-from studyloom.storage.database import read
 from studyloom.study.stored_study import StoredStudy
 
 
 class Stop:
-    """Tells whether to stop: after a Ctrl-C, SIGTERM or SIGHUP, or after a time limit.
+    """Tells whether to stop: after a Ctrl-C, SIGTERM or SIGHUP, or after a time limit in seconds.
 
     A second signal raises Interrupted at once. An instance is a context. It handles those
     signals if it is entered in the main thread; in another, only the time limit counts. It handles
@@ -28,22 +26,18 @@ class Stop:
     that was ignored stays so, as under `nohup`.
 
     Args:
-        timeout: seconds from now; None for no limit.
         is_asked: called after a signal; returns whether it is meant as a wish to stop the study.
             One that is not came to this process alone, from code of the user's or from somebody
             who ends processes: it stops this process too, and another one goes on in its place.
 
     Attributes:
-        signal: the first signal; None if there was none.
-        requested: what asked to stop without a signal, such as `studyloom stop`; else None.
+        requested: what asked to stop without a signal, such as `studyloom stop`.
         paused: whether trials are to be released, and none to be claimed, until it is False again.
         telling: whether somebody shows that the process stops; then this prints no line.
-        alone: what came to this process alone, in words; None if nothing did.
+        alone: what came to this process alone, in words.
     """
 
-    SIGNALS = tuple(
-        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-    )
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(
         self, timeout: float | None = None, is_asked: Callable[[], bool] = lambda: True
@@ -86,7 +80,10 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():  # no other can set handlers
-            self._handlers = {n: signal.signal(n, self._handle) for n in self._to_handle()}
+            for number in self.SIGNALS:
+                ignored = signal.getsignal(number) is signal.SIG_IGN
+                if not (ignored and number == signal.SIGHUP):  # ignored under `nohup`
+                    self._handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -97,12 +94,6 @@ class Stop:
         """Stops, since this process can run no other trial; another one goes on in its place."""
         if self.signal is None:
             self.signal, self.alone = signal.SIGTERM, "no signal, but lost another rank"
-
-    def _to_handle(self) -> list[int]:
-        """The signals, without a SIGHUP that is ignored, as under `nohup`."""
-        hangup = getattr(signal, "SIGHUP", None)
-        outlives = hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN
-        return [n for n in self.SIGNALS if not (outlives and n == hangup)]
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -189,10 +180,9 @@ def _end_by_signals() -> None:
     _let_signals_come()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_hold_signals, after_in_parent=_let_signals_come, after_in_child=_end_by_signals
-    )
+os.register_at_fork(
+    before=_hold_signals, after_in_parent=_let_signals_come, after_in_child=_end_by_signals
+)
 
 
 Wish = Literal["stop", "pause"]
@@ -200,12 +190,8 @@ POLL = 1.0  # seconds between looks, one short read each
 
 
 def read_control(stored: StoredStudy) -> Wish | None:
-    """Returns what another terminal has asked for; None for nothing.
-
-    Raises:
-        StorageLost: the database stays away.
-    """
-    wish = read(stored.ledger.storage, lambda c: sql.study_attr(c, stored.ledger.study_id, CONTROL))
+    """Returns what another terminal has asked for; None for nothing."""
+    (wish,) = stored.attributes(CONTROL)
     return wish if wish in ("stop", "pause") else None
 
 
@@ -223,10 +209,7 @@ def begin_again(stored: StoredStudy) -> None:
 
 @contextlib.contextmanager
 def following(stored: StoredStudy, stop: Stop, *, stops: bool = True) -> Iterator[None]:
-    """Follows what other terminals ask while the body runs.
-
-    A thread looks, so that an epoch that takes long does not hold it up. While the database is away
-    it sees nothing, and looks again later.
+    """Follows in a thread what other terminals ask while the body runs.
 
     Args:
         stops: whether to stop by a wish; a worker that a launcher has started waits for its word.

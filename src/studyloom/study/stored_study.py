@@ -95,7 +95,7 @@ class StoredStudy:
 
     def halted(self) -> str | None:
         """Returns why the study has stopped itself, without passwords; None if it has not."""
-        reason: str | None = self._attribute(HALTED)
+        (reason,) = self.attributes(HALTED)
         return reason and mask_passwords(reason)
 
     def check_halted(self, prefix: str = "") -> None:
@@ -105,7 +105,8 @@ class StoredStudy:
             UndefinedObjective: it has, because its objective is not a finite number.
             Halted: it has, for another reason.
         """
-        if (reason := self._attribute(HALTED)) is None:
+        (reason,) = self.attributes(HALTED)
+        if reason is None:
             return
         undefined = any(
             attributes.get(FAILURE) == UNDEFINED and attributes.get(REASON) == reason
@@ -200,11 +201,7 @@ class StoredStudy:
         return int(self.optuna.user_attrs.get(TEST_OPENINGS, 0))
 
     def count_test_opening(self) -> int:
-        """Counts one more opening of the test part, before it is opened.
-
-        Returns:
-            how many there are with this one.
-        """
+        """Counts an opening of the test part before it is opened; returns how many with this."""
         openings = self.test_openings() + 1
         self.optuna.set_user_attr(TEST_OPENINGS, openings)
         return openings
@@ -222,21 +219,23 @@ class StoredStudy:
         return list(self.optuna.user_attrs.get(CODE_CHANGES, []))
 
     def state(self, rule: Rule | None) -> None:
-        """Stores how the best trial is chosen from now on.
-
-        Args:
-            rule: how; None for the default rule.
-        """
+        """Stores how the best trial is chosen from now on; None for the default rule."""
         stated = None if rule is None else str(rule)
-        if self._attribute(RULE) != stated:
+        if self.attributes(RULE) != [stated]:
             self.optuna.set_user_attr(RULE, stated)
 
-    def _attribute(self, name: str) -> Any:
-        return read(self.ledger.storage, lambda c: sql.study_attr(c, self.ledger.study_id, name))
+    def attributes(self, *names: str) -> list[Any]:
+        """Reads attributes of the study as they are now; None for each that it has not.
+
+        Raises:
+            StorageLost: the database stays away.
+        """
+        return read(self.ledger.storage, lambda c: sql.study_attrs(c, self.ledger.study_id, *names))
 
     def rule(self) -> Rule:
         """Returns how the best trial is chosen: by the stored rule, or else the default rule."""
-        if isinstance(stated := self._attribute(RULE), str):
+        (stated,) = self.attributes(RULE)
+        if isinstance(stated, str):
             # What this program stores can be parsed; the database may come from elsewhere.
             with suppress(ConfigError):
                 costs = (Goal(name, "minimize") for name in COSTS)
@@ -247,10 +246,7 @@ class StoredStudy:
         """Returns the feasible trials that satisfy a rule, the best first.
 
         Of trials that the rule ranks alike, the one that is better in the other values comes
-        first, then the earlier one.
-
-        Args:
-            rule: None for the rule of the study.
+        first, then the earlier one. Without a rule that of the study counts.
         """
         rule = self.rule() if rule is None else rule
         satisfying = [
@@ -262,11 +258,7 @@ class StoredStudy:
 
 
 def value_of(trial: FrozenTrial | None, goal: int = 0) -> float | None:
-    """Returns a value of a trial; None if there is no trial, or it has no value.
-
-    Args:
-        goal: the index of the value; 0 is the metric.
-    """
+    """Returns the value of a trial for a goal; None if there is no trial, or it has no value."""
     return None if trial is None or trial.values is None else float(trial.values[goal])
 
 
@@ -283,9 +275,8 @@ class Job:
         tested: whether winner and baseline are trained on all data, and tested.
         top: how many of the best trials are judged, beside the baseline.
         chosen_anew: whether there is a re-evaluation although there may be one candidate alone.
-        compresses: whether the winner is made small at the end.
         per_hour: what an hour of a GPU costs, or of a processor core where no GPU is used.
-        began: when the command began, in UTC, as ISO 8601.
+        began: in UTC, as ISO 8601, as is `at`, the time of the end.
         ended: the exit code with which nothing was left to do; None while something is.
     """
 
@@ -320,26 +311,15 @@ def now() -> str:
 
 
 def read_job(stored: StoredStudy) -> tuple[Job | None, dict[str, str], dict[str, Any] | None]:
-    """Returns the job of the last command, the studies of its later stages, and its answer.
-
-    Raises:
-        StorageLost: the database stays away.
-    """
-    ledger = stored.ledger
-    job, stages, answered = read(
-        ledger.storage, lambda c: sql.study_attrs(c, ledger.study_id, JOB, STAGES, ANSWERED)
-    )
+    """Returns the job of the last command, the studies of its later stages, and its answer."""
+    job, stages, answered = stored.attributes(JOB, STAGES, ANSWERED)
     names = stages if isinstance(stages, dict) else {}
     titles = {str(title): str(name) for title, name in names.items()}
     return Job.parse(job), titles, answered if isinstance(answered, dict) else None
 
 
 def begin_job(stored: StoredStudy, job: Job, age: float) -> None:
-    """Stores the job of a command that begins.
-
-    Args:
-        age: the seconds for which the command has run already.
-    """
+    """Stores the job of a command that began `age` seconds ago."""
     began = datetime.now(UTC) - timedelta(seconds=age)
     job = replace(job, began=began.isoformat(timespec="seconds"))
     stored.optuna.set_user_attr(JOB, asdict(job))
@@ -360,11 +340,7 @@ def note_stage(stored: StoredStudy, title: str, name: str) -> None:
 
 
 def note_answer(stored: StoredStudy, short: Mapping[str, Any]) -> None:
-    """Stores an answer in short, for whoever has the database and not the run directory.
-
-    Args:
-        short: as `winner.answer.Answer.in_short` returns it.
-    """
+    """Stores what `Answer.in_short` says, for whoever has the database but no run directory."""
     _, _, before = read_job(stored)
     # Of the same winner, what is known of it made small stays.
     if {key: value for key, value in (before or {}).items() if key != SMALL} != short:
@@ -372,11 +348,7 @@ def note_answer(stored: StoredStudy, short: Mapping[str, Any]) -> None:
 
 
 def note_compressed(stored: StoredStudy, short: Mapping[str, Any]) -> None:
-    """Stores in short, with the answer that is noted, that its winner was made small.
-
-    Args:
-        short: as `winner.answer.Compressed.in_short` returns it.
-    """
+    """Stores with the answer that is noted what `Compressed.in_short` says of its winner."""
     _, _, before = read_job(stored)
     if before is not None and before.get(SMALL) != short:
         stored.optuna.set_user_attr(ANSWERED, {**before, SMALL: short})
@@ -389,5 +361,5 @@ def open_beside(stored: StoredStudy, name: str) -> StoredStudy | None:
     except KeyError:
         return None
     study = optuna.load_study(study_name=name, storage=stored.storage)
-    ledger = Ledger(stored.ledger.storage, study_id, study.user_attrs.get(UUID))
+    ledger = Ledger(stored.ledger.storage, study_id, study.user_attrs.get(UUID, ""))
     return StoredStudy(name, stored.storage, study, ledger)

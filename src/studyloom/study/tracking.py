@@ -75,9 +75,8 @@ class TrackedTrial:
 
     Attributes:
         state: complete, pruned or failed.
-        params: the parameters by their path, such as optimizer.lr.
-        values: by name: the metric, its standard error, what the network costs; empty without a
-            result.
+        params: by their path, such as optimizer.lr.
+        values: by name: the metric, its standard error, what the network costs.
         facts: worker, baseline, failure and reason, where they are known.
         points: the learning curves.
         started: seconds since the epoch, as is `ended`.

@@ -7,6 +7,7 @@ same with them and without.
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,7 @@ from studyloom.study.earlier_studies import (
     Remembered,
     choose_points,
     rank_scores,
+    read_earlier,
     source_label,
 )
 from studyloom.study.failures import NO_REASON, TEACHES, outcome, reason_of
@@ -45,10 +47,9 @@ ABSENT = object()
 
 @dataclass
 class PlacedPoint:
-    """Parameters placed in a space.
+    """Parameters placed in a space; a wrong value is replaced by the low end of its range.
 
     Attributes:
-        point: the point; a wrong value is replaced by the low end of its range.
         unasked: messages about parameters that the space does not have at this point, by name.
         composed: the names of the parameters that were not given and have their composed value.
     """
@@ -182,10 +183,9 @@ MOST_PLACED = 2000  # trials of all studies that are placed in the space, at 1 m
 
 @dataclass(frozen=True)
 class WarmStart:
-    """A point to begin with.
+    """A point to begin with, and for people its source: "study.enqueue[0]", "runs/old, trial 7".
 
     Attributes:
-        source: where it comes from, for people: "study.enqueue[0]", "runs/earlier, trial 7".
         taken: whether it is a trial of an earlier study.
     """
 
@@ -200,7 +200,6 @@ def take_points(
     """Chooses trials of earlier studies that are points of this study's space too.
 
     Args:
-        studies: the earlier studies. Of one alone the best trials are taken.
         looked: whether these are studies that nobody has named, of which many may not fit.
     """
     if len(studies) == 1 and not looked:
@@ -208,23 +207,19 @@ def take_points(
     most = max(2 * CANDIDATES, MOST_PLACED // max(1, len(studies)))
     placed = [(earlier, _place_study(question, earlier, top, most)) for earlier in studies]
     names: dict[str, BaseDistribution] = {}
-    for _, trials in placed:
-        for each in trials:
-            names |= each.placed.point.distributions
+    for each in (each for _, trials in placed for each in trials):
+        names |= each.placed.point.distributions
     tables = [_coordinates(trials, names) for _, trials in placed]
     categorical = np.array([not is_ordered(each) for each in names.values()], dtype=bool)
-    chosen: dict[int, list[PlacedTrial]] = {}
+    chosen = defaultdict[int, list[PlacedTrial]](list)
     starts: list[WarmStart] = []
     for number, row in choose_points(tables, categorical, top):
         earlier, trials = placed[number]
-        trial = trials[row]
-        chosen.setdefault(number, []).append(trial)
-        source = f"{earlier.label}, trial {trial.number}"
-        starts.append(WarmStart(trial.placed.point, source, taken=True))
+        chosen[number].append(trials[row])
+        starts.append(trials[row].start(earlier))
     for number, (earlier, trials) in enumerate(placed):
         if number in chosen:
-            taken = chosen[number]
-            notes.append(_note_taken(earlier, [(each.number, each.placed) for each in taken]))
+            notes.append(_note_taken(earlier, chosen[number]))
         elif not trials and not looked:
             notes.append(f"{earlier.label}: none of its trials fits this space")
     if looked and not starts:
@@ -234,25 +229,19 @@ def take_points(
 
 @dataclass(frozen=True)
 class PlacedTrial:
-    """A trial of an earlier study, placed in the space.
-
-    Attributes:
-        score: its rank in its study, from 0 to 1.
-        eligible: whether it may be taken.
-    """
+    """A trial of an earlier study in the space, with the score of its rank, from 0 to 1."""
 
     number: int
     placed: PlacedPoint
-    score: float
-    eligible: bool
+    score: float = 1.0
+    eligible: bool = True
+
+    def start(self, earlier: Earlier) -> WarmStart:
+        return WarmStart(self.placed.point, f"{earlier.label}, trial {self.number}", taken=True)
 
 
 def _place_study(question: Question, earlier: Earlier, top: int, most: int) -> list[PlacedTrial]:
-    """Places trials of an earlier study, except for those that have no place in the space.
-
-    Args:
-        most: how many trials are placed: of more, the best and others at even distances.
-    """
+    """Places trials of an earlier study: of more than `most`, the best, and others evenly."""
     trials = [*earlier.ranked, *earlier.behind]
     scores = rank_scores(len(earlier.ranked), len(earlier.behind))
     baseline = None if question.baseline is None else question.baseline.params
@@ -291,7 +280,7 @@ def _best_points(
 ) -> list[WarmStart]:
     """Returns the best trials of an earlier study that are points of this study's space too."""
     label = earlier.label
-    taken: list[tuple[int, PlacedPoint]] = []
+    taken: list[PlacedTrial] = []
     for trial in earlier.ranked:
         if len(taken) == top:
             break
@@ -299,24 +288,23 @@ def _best_points(
         if placed.wrong:
             notes.append(f"{label}: trial {trial.number} does not fit: {'; '.join(placed.wrong)}")
             continue
-        taken.append((trial.number, placed))
+        taken.append(PlacedTrial(trial.number, placed))
     if taken:
         notes.insert(0, _note_taken(earlier, taken))
     else:
         notes.append(f"{label}: none of its trials fits this space")
-    return [
-        WarmStart(placed.point, f"{label}, trial {number}", taken=True) for number, placed in taken
-    ]
+    return [trial.start(earlier) for trial in taken]
 
 
-def _note_taken(earlier: Earlier, taken: Sequence[tuple[int, PlacedPoint]]) -> str:
+def _note_taken(earlier: Earlier, taken: Sequence[PlacedTrial]) -> str:
     """Words which trials of an earlier study are tried first, and how they differ here."""
-    differences: dict[str, None] = {}
-    for _, placed in taken:
-        differences |= dict.fromkeys(f"{name} has its composed value" for name in placed.composed)
-        differences |= dict.fromkeys(f"{name} is not searched here" for name in placed.unasked)
-    numbers = ", ".join(str(number) for number, _ in taken)
-    return "; ".join([f"{earlier.label}: begins with its trials {numbers}", *differences])
+    differences: list[str] = []
+    for placed in (trial.placed for trial in taken):
+        differences += [f"{name} has its composed value" for name in placed.composed]
+        differences += [f"{name} is not searched here" for name in placed.unasked]
+    numbers = ", ".join(str(trial.number) for trial in taken)
+    head = f"{earlier.label}: begins with its trials {numbers}"
+    return "; ".join([head, *dict.fromkeys(differences)])
 
 
 @dataclass(frozen=True)
@@ -324,8 +312,7 @@ class WarmStarts:
     """All points to begin with.
 
     Attributes:
-        sources: what `study.from` stands for: the earlier studies, without passwords, and `auto`
-            if that has found them.
+        sources: the earlier studies, without passwords, and `auto` if that has found them.
     """
 
     points: Sequence[WarmStart] = ()
@@ -348,16 +335,11 @@ class Begun:
 
 
 def find_warm_starts(
-    question: Question,
-    begun: Begun,
-    read: Callable[[str], Earlier],
-    remember: Callable[[], Remembered] = Remembered,
+    question: Question, begun: Begun, remember: Callable[[], Remembered] = Remembered
 ) -> WarmStarts:
     """Finds the points that `study.enqueue` and `study.from` name.
 
     Args:
-        question: what the study asks; its config names the points.
-        read: reads an earlier study that `study.from` names.
         remember: looks for earlier studies, for `study.from=auto`.
 
     Raises:
@@ -394,11 +376,12 @@ def find_warm_starts(
         found = remember()
         studies, notes = [*found.studies], [*notes, *found.notes]
     elif new != [AUTO]:
-        studies = _read_all(new, read, mistakes, notes)
+        studies = _read_all(new, mistakes, notes)
     if mistakes:
         raise ConfigError(mistakes)
     taken = take_points(question, studies, min(study.top, room), notes, looked=new == [AUTO])
-    from_where = [each.label for each in studies if any(_is_of(start, each) for start in taken)]
+    labels = {start.source.rpartition(", trial ")[0] for start in taken}
+    from_where = [each.label for each in studies if each.label in labels]
     return WarmStarts([*points, *taken], [*dict.fromkeys([*sources, *from_where])], notes)
 
 
@@ -430,17 +413,12 @@ def _sources(wanted: Any, mistakes: list[str], notes: list[str]) -> dict[str, st
     return sources
 
 
-def _read_all(
-    sources: Sequence[str],
-    read: Callable[[str], Earlier],
-    mistakes: list[str],
-    notes: list[str],
-) -> list[Earlier]:
+def _read_all(sources: Sequence[str], mistakes: list[str], notes: list[str]) -> list[Earlier]:
     """Reads the earlier studies that are named, each once; collects why one cannot be read."""
     studies: list[Earlier] = []
     for source in sources:
         try:
-            earlier = read(source)
+            earlier = read_earlier(source)
         except ValueError as error:
             lines = getattr(error, "mistakes", [str(error)])
             mistakes += [f"study.from: {line}" for line in lines]
@@ -453,10 +431,6 @@ def _read_all(
             notes.append(f"{earlier.label}: is not finished: {earlier.open} trials are open")
         studies.append(earlier)
     return studies
-
-
-def _is_of(start: WarmStart, earlier: Earlier) -> bool:
-    return start.source.rpartition(", trial ")[0] == earlier.label
 
 
 def _enqueued_points(question: Question, enqueued: Any, mistakes: list[str]) -> Iterator[WarmStart]:
@@ -499,9 +473,6 @@ def enqueue(
     are written down before the first of them is queued. So they are the same ones if the command is
     killed in the midst, although those studies may have gone on.
 
-    Args:
-        baseline: the point of the baseline; None if the study has none.
-
     Returns:
         How many points found no free slot.
     """
@@ -543,14 +514,11 @@ def _settle(
         points = [{"params": start.point.params, "source": start.source} for start in taken]
         plan = {"sources": [*starts.sources], "points": points}
         stored.optuna.set_user_attr(PLANNED, plan)
-    for point in plan["points"]:
-        params: Mapping[str, Any] = point["params"]
-
-        def look_up(parameter: Parameter, params: Mapping[str, Any] = params) -> Any:
-            return params[parameter.name]
-
-        typed.append(WarmStart(space.walk(look_up), point["source"], taken=True))
-    return typed, plan["sources"]
+    planned = (
+        WarmStart(space.at(point["params"]), point["source"], taken=True)
+        for point in plan["points"]
+    )
+    return [*typed, *planned], plan["sources"]
 
 
 def _enqueue_point(
@@ -573,8 +541,8 @@ def _enqueue_point(
 def failed_baseline(stored: StoredStudy) -> FrozenTrial | None:
     """Returns the baseline if it has failed; None if there is one that has not, or none at all."""
     baselines = [trial for trial in stored.trials() if BASELINE in trial.user_attrs]
-    failed = [trial for trial in baselines if outcome(trial) == "failed"]
-    return failed[-1] if failed and len(failed) == len(baselines) else None
+    failed = bool(baselines) and all(outcome(trial) == "failed" for trial in baselines)
+    return baselines[-1] if failed else None
 
 
 def redo_baseline(stored: StoredStudy, url: str) -> None:

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,7 +36,7 @@ from studyloom.question.objective import Attempt, Objective, Stopping
 from studyloom.question.question import KEEPS_STATE
 from studyloom.question.rule import Cost
 from studyloom.seeds import derive
-from studyloom.space.tree import Parameter, Point, Space
+from studyloom.space.tree import Point, Space
 from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, PAUSED, SLOT, WORKER
 from studyloom.storage.ledger import Claim
 from studyloom.study import failures
@@ -52,11 +52,7 @@ from studyloom.training.checkpoint import Checkpoint, save_weights
 
 @dataclass(frozen=True)
 class TrialFiles:
-    """The files of the trials of one study.
-
-    Args:
-        folder: where they are; None if no state is saved.
-    """
+    """The files of the trials of one study; in no folder, none is saved."""
 
     folder: Path | None
     study: str
@@ -87,11 +83,7 @@ class TrialFiles:
             shutil.rmtree(self.folder_of(checkpoint), ignore_errors=True)
 
     def remove_left(self, read: Callable[[], Sequence[FrozenTrial]], space: Space) -> None:
-        """Removes what ended trials have left, whose worker died before it had removed it.
-
-        Args:
-            read: returns the trials of the study; called only if there are files.
-        """
+        """Removes what ended trials have left, whose worker died before it had removed it."""
         if self.folder is None or not self.folder.is_dir():
             return
         found = (re.match(r"trial-(\d+)[.-]", path.name) for path in self.folder.iterdir())
@@ -99,20 +91,10 @@ class TrialFiles:
         for trial in read() if numbers else ():
             if trial.number in numbers and trial.state.is_finished():
                 with contextlib.suppress(KeyError):
-                    point = point_of(space, trial.params)
-                    checkpoint = self.checkpoint(trial.number, point)
+                    checkpoint = self.checkpoint(trial.number, space.at(trial.params))
                     # Another study may have its files in the same folder.
                     if checkpoint is not None and not checkpoint.is_foreign():
                         self.remove(checkpoint)
-
-
-def point_of(space: Space, params: Mapping[str, Any]) -> Point:
-    """Returns the point of a space at which a trial lies; raises KeyError if one lacks a value."""
-
-    def look_up(parameter: Parameter) -> Any:
-        return params[parameter.name]
-
-    return space.walk(look_up)
 
 
 # Seconds between looks at slots that others hold. Each is half as long again as the one before: at
@@ -149,7 +131,7 @@ class Worker:
     """Works on a study in this process, one slot after the other.
 
     Args:
-        checkpoints: the folder for checkpoints of trials under way; None for none.
+        checkpoints: the folder for the states of trials under way; None for none.
         weights: the folder for the network of each complete trial; None to keep none.
         pausing: returns whether to release the trial and to claim none for now.
     """
@@ -227,7 +209,6 @@ class Worker:
 
         Args:
             claim: the first of this process, which is released if another one is at work.
-            kept: which of `sampler` and `pruner` keeps its state.
 
         Raises:
             LaunchError: another process works on the study; the claim was released.
@@ -264,9 +245,8 @@ class Worker:
             if isinstance(stop, Interrupted):
                 raise
         except ClaimLost as lost:
-            words = "the lease ended and another worker went on with the trial"
-            if isinstance(lost, TrialDeleted):
-                words = str(lost)
+            taken = "the lease ended and another worker went on with the trial"
+            words = str(lost) if isinstance(lost, TrialDeleted) else taken
             log.warning("slot %d: %s", claim.slot, words)
             # Has an effect only if another program ended or deleted the trial; then the next claim
             # of the slot meets that.
@@ -297,24 +277,11 @@ class Worker:
         def releasing() -> bool:
             return self.stopping() or self.pausing()
 
-        reporter = Reporter(
-            self.stored,
-            trial,
-            claim,
-            worker_id(os.getpid()),
-            self.limits,
-            releasing,
-            self.watch,
-            self.tracking,
-            comparable,
-            order if prunable else None,
-            trials,
-        )
-        if claim.over:
-            self.end_paused(frozen, reporter)
-            return
-        if claim.fatal or claim.deaths >= self.limits.max_attempts:
-            self.give_up(frozen, reporter)
+        where = (self.stored, trial, claim, worker_id(os.getpid()), self.limits, releasing)
+        decides = (comparable, order if prunable else None, trials)
+        reporter = Reporter(*where, self.watch, self.tracking, *decides)
+        if claim.over or claim.fatal or claim.deaths >= self.limits.max_attempts:
+            self.end_untrained(frozen, reporter)
             return
         with self.watch("sampling"):
             point = self.question.space.suggest(trial)
@@ -352,31 +319,30 @@ class Worker:
         # them until a trial is told how it ended, and one that is paused is not told.
         return optuna.Trial(copy.copy(self.stored.optuna), trial_id)
 
-    def give_up(self, frozen: FrozenTrial, reporter: Reporter) -> None:
-        """Fails a trial during which too many workers died."""
-        checkpoint = None
-        with contextlib.suppress(KeyError):  # they died before all parameters were suggested
-            point = point_of(self.question.space, frozen.params)
-            reporter.store(None, self.provenance(reporter.claim, point, frozen.number))
-            checkpoint = self.files.checkpoint(frozen.number, point)
-        reporter.fail(death_reason(reporter.claim))
-        self.files.remove(checkpoint)
+    def end_untrained(self, frozen: FrozenTrial, reporter: Reporter) -> None:
+        """Ends a trial that no one goes on with.
 
-    def end_paused(self, frozen: FrozenTrial, reporter: Reporter) -> None:
-        """Tells a paused trial that it is pruned at its last report; it is not trained any more."""
-        point = point_of(self.question.space, frozen.params)
-        checkpoint = self.files.checkpoint(frozen.number, point)
-        curve = frozen.user_attrs.get(EPOCHS, {}).get("number") or [None]
-        if curve[-1] != frozen.last_step:  # its worker died before it had stored the rest
-            attempt = self.attempt(reporter.claim, frozen.number, point)
-            objective = self.question.make_objective(point, frozen.number, self.data, attempt)
-            state = None if checkpoint is None else checkpoint.load()
-            if state is not None:
-                with contextlib.suppress(ValueError):
-                    objective.restore(state)
-            provenance = self.provenance(reporter.claim, point, frozen.number)
-            reporter.store(objective, provenance)
-        reporter.tell(None, TrialState.PRUNED)
+        One of which too many workers died fails. One that was paused, and is not to be promoted, is
+        pruned at its last report.
+        """
+        claim, objective, checkpoint = reporter.claim, None, None
+        with contextlib.suppress(KeyError):  # they died before all parameters were suggested
+            point = self.question.space.at(frozen.params)
+            checkpoint = self.files.checkpoint(frozen.number, point)
+            numbers = frozen.user_attrs.get(EPOCHS, {}).get("number") or [None]
+            whole = claim.over and numbers[-1] == frozen.last_step
+            if claim.over and not whole:  # its worker died before it had stored the rest
+                objective = self.make_objective(claim, frozen.number, point)
+                state = None if checkpoint is None else checkpoint.load()
+                if state is not None:
+                    with contextlib.suppress(ValueError):
+                        objective.restore(state)
+            if not whole:
+                reporter.store(objective, self.provenance(claim, point, frozen.number))
+        if claim.over:
+            reporter.tell(None, TrialState.PRUNED)
+        else:
+            reporter.fail(death_reason(claim))
         self.files.remove(checkpoint)
 
     def train(
@@ -391,25 +357,22 @@ class Worker:
         try:
             provenance = self.provenance(reporter.claim, point, number)
             reporter.constrain(self.question.measure_costs(point, self.data))
-            objective = self.question.make_objective(
-                point, number, self.data, self.attempt(reporter.claim, number, point)
-            )
+            objective = self.make_objective(reporter.claim, number, point)
             value = self.evaluate(objective, reporter, checkpoint, frozen.last_step)
         except BaseException as caught:  # whatever the user's code raises costs this trial alone
             error = reporter.raised or caught
-            if isinstance(error, Stopped | Interrupted):
-                raise error from None
-            if error is reporter.raised and isinstance(error, StorageLost | ClaimLost):
-                raise error from None
-            if error is reporter.raised and isinstance(error, Paused):
+            ours = error is reporter.raised
+            if ours and isinstance(error, Paused):
                 reporter.store(objective, provenance)
                 reporter.pause()
+            theirs = isinstance(error, Stopped | Interrupted)
+            if theirs or (ours and isinstance(error, StorageLost | ClaimLost | Paused)):
                 raise error from None
             if not isinstance(error, optuna.TrialPruned):
                 failure = failures.explain(error)
             else:
                 state = TrialState.PRUNED
-                if objective is not None and error is reporter.raised:
+                if objective is not None and ours:
                     # Later epochs ran while the database was away.
                     objective.cut(error.args[0].number)
         reporter.store(objective, provenance)
@@ -454,11 +417,12 @@ class Worker:
     def files(self) -> TrialFiles:
         return TrialFiles(self.checkpoints, self.stored.name, self.question.seed)
 
-    def attempt(self, claim: Claim, number: int, point: Point) -> Attempt:
-        """Returns the attempt at trial `number` that a claim makes."""
+    def make_objective(self, claim: Claim, number: int, point: Point) -> Objective:
+        """Returns the objective for the attempt at trial `number` that a claim makes."""
         checkpoint = self.files.checkpoint(number, point)
         folder = None if checkpoint is None else self.files.folder_of(checkpoint)
-        return Attempt(claim.token, self.stage, folder)
+        attempt = Attempt(claim.token, self.stage, folder)
+        return self.question.make_objective(point, number, self.data, attempt)
 
     def provenance(self, claim: Claim, point: Point, number: int) -> Provenance | None:
         """Returns what is needed to train trial `number` again; None if that is impossible."""

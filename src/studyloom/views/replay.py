@@ -1,6 +1,5 @@
 """`studyloom replay`: trains a trial again, and prints how the result compares."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,16 @@ from studyloom.question.objective import Step
 from studyloom.storage.attributes import EPOCHS, MADE
 from studyloom.study.opening import differences
 from studyloom.study.replay import (
-    COUNTED,
-    LOSS,
     OUTSIDE,
     REORDERING,
     Course,
-    ExpectedTrial,
     Provenance,
     Tolerance,
-    compare,
     current_environment,
     find_trial,
+    first_difference,
     is_loop,
     load_data,
-    quantity_of,
     read_trial,
     rebuild,
     threads,
@@ -67,7 +62,7 @@ def replay(
     data = load_data(cfg, provenance, run_dir)
     failed_inside = expected.failure is not None and expected.failure.kind not in OUTSIDE
     to_the_end = loop and (expected.value is not None or failed_inside)
-    last = (sum(expected.jobs) if in_turn else expected.epochs) + failed_inside
+    last = (expected.jobs if in_turn else expected.epochs) + failed_inside
     if not last and not to_the_end:
         raise ValueError(f"trial {number} cannot be replayed: it ended before its first epoch did")
     ending = trial.state.name.lower()
@@ -76,39 +71,40 @@ def replay(
     head = f"trial {number} of {one_line(stored.name)}, {ending}; epochs stored: {expected.epochs}"
     console.print(Text(head))
 
-    def print_epoch(epoch: Step) -> None:
+    def print_epoch(number: int, epoch: Step) -> None:
         value = f"{stored.metric} {format_value(epoch.value)}"
-        console.print(Text(f"epoch {epoch.number}/{last}  {value}  {epoch.seconds:.1f} s"))
+        console.print(Text(f"epoch {number}/{last}  {value}  {epoch.seconds:.1f} s"))
 
     with threads(provenance.environment.get("threads")):
         until = None if to_the_end else last
-        now = train_again(cfg, provenance, data, until, print_epoch)
+        now = train_again(cfg, provenance, data, stored.metric, until, print_epoch)
         here = current_environment(data.device)
-    console.print(comparison_table(expected, now.steps))
+    console.print(comparison_table(expected, now))
     examples = len(data.folds[0][1]) if data.folds else 0
-    return print_verdict(provenance, expected, now, here, examples, console)
+    tolerance = Tolerance(stored.metric, examples)
+    return print_verdict(provenance, expected, now, here, tolerance, console)
 
 
 def print_verdict(
     provenance: Provenance,
-    expected: ExpectedTrial,
+    expected: Course,
     now: Course,
     here: Mapping[str, Any],
-    examples: int,
+    tolerance: Tolerance,
     console: Console,
 ) -> int:
     """Prints whether two trainings are equal bit for bit or within tolerance, or where they differ.
 
-    There is a tolerance if something may sum in another order; otherwise every bit must be equal.
+    The tolerance counts if something may sum in another order; otherwise every bit must be equal.
 
     Returns:
         The exit code: 0 if they are equal or within tolerance, else 1.
     """
-    differing = compare(expected, now, None)
-    if not differing:
+    difference = first_difference(expected, now, None)
+    if difference is None:
         same_failure = expected.failure is not None and now.failure is not None
         epochs = f"{expected.epochs} epoch{'' if expected.epochs == 1 else 's'}"
-        quantities = ", ".join(map(expected.called, expected.curve))
+        quantities = ", ".join(expected.curve)
         again = ", and the same failure" if same_failure else ""
         again += ", and the value at the end" if expected.value is not None else ""
         line = f"equal bit for bit: {epochs} of {quantities}{again}"
@@ -124,16 +120,15 @@ def print_verdict(
             f"{provenance.claims} workers had a part in the trial; "
             "its environment is that of the last"
         )
-    tolerance = None
+    allowed = ""
     if reordered or provenance.device == "cuda" or provenance.claims > 1:
-        most_off = max(1, math.ceil(COUNTED * examples))
-        tolerance = Tolerance(LOSS, most_off, examples, expected.metric)
-        if not (differing := compare(expected, now, tolerance)):
+        difference = first_difference(expected, now, tolerance)
+        if difference is None:
             console.print(Text(f"equal within tolerance: {tolerance}", style="bold green"))
             print_reasons(reasons, console)
             return 0
-    allowed = f" (beyond the tolerance: {tolerance})" if tolerance is not None else ""
-    console.print(Text(f"different from {differing[0]}{allowed}", style="bold red"))
+        allowed = f" (beyond the tolerance: {tolerance})"
+    console.print(Text(f"different from {difference}{allowed}", style="bold red"))
     print_reasons(reasons or ["nothing differs in versions, device, threads and commit"], console)
     return 1
 
@@ -144,23 +139,23 @@ def print_reasons(reasons: Sequence[str], console: Console) -> None:
         console.print(Text(f"  {reason}"))
 
 
-def comparison_table(expected: ExpectedTrial, now: Sequence[Step]) -> Table:
+def comparison_table(expected: Course, now: Course) -> Table:
     """Renders each stored number with the difference to the number now; = if they are equal."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("epoch", justify="right")
     for name in expected.curve:
-        table.add_column(expected.called(name).replace("_", " "), justify="right")
+        table.add_column(name.replace("_", " "), justify="right")
     for position in range(expected.epochs):
         cells = []
-        for quantity, values in expected.curve.items():
+        for name, values in expected.curve.items():
             before = values[position]
             if before is None:  # a loop told it in other epochs
                 cells.append("–")
                 continue
             # Before a training diverges, a loss may have thirty digits.
             cell = f"{before:.5f}" if abs(before) < 100 else f"{before:.1e}"
-            again = None if position >= len(now) else quantity_of(now[position], quantity)
-            if again is None:
+            found = now.curve.get(name, ())
+            if position >= len(found) or (again := found[position]) is None:
                 cells.append(f"{cell} –")
             else:
                 delta = again - before

@@ -255,7 +255,7 @@ class Plan:
         another choice there, and the training on all data, which has no validation part of its own,
         is as long. The schedule remains that of all epochs.
         """
-        point = self.question.space.walk(lambda parameter: trial.params[parameter.name])
+        point = self.question.space.at(trial.params)
         if isinstance(self.question, FunctionQuestion):
             return point
         train = self.question.at(point).train
