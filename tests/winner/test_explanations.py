@@ -55,17 +55,11 @@ def test_the_calibration_error_is_the_distance_weighted_by_examples():
     assert sum(one.count for one in told.bins) == 8
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_an_interval_of_a_share_covers_the_truth_as_often_as_it_says(share):
-    right = np.random.default_rng(0).binomial(40, share, 4000)
-    covered = np.mean([low <= share <= high for low, high in (wilson(int(k), 40) for k in right)])
-    assert 0.93 < covered < 0.98
-
-
-def test_nobody_is_surely_right_always_because_three_were():
-    assert wilson(3, 3)[0] < 0.5
-    assert wilson(3, 3)[1] == 1.0
-    assert wilson(0, 3)[0] == 0.0
+def test_an_interval_of_a_share_covers_the_truth_as_often_as_it_says():
+    for share in (0.1, 0.5, 0.9):
+        right = np.random.default_rng(0).binomial(40, share, 4000)
+        intervals = [wilson(int(count), 40) for count in right]
+        assert 0.93 < np.mean([low <= share <= high for low, high in intervals]) < 0.98
 
 
 def test_each_class_has_the_share_that_is_right_of_it():

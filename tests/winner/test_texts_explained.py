@@ -160,11 +160,6 @@ def test_tokens_that_are_not_where_they_are_said_to_be_are_refused_before_any_tr
         Tokens("good bad")
 
 
-def test_an_attribute_of_that_name_that_means_something_else_is_let_be():
-    other = Texts(FORMS["alone"][0], ["good", "bad"])
-    assert Datasets(other, test=other, validation=1, outputs=2).train().tokens is None
-
-
 def test_the_items_of_the_data_stay_as_they_are():
     part = part_of("in a dict")
     before = ROWS.clone()

@@ -119,20 +119,18 @@ def plan_of(question: Question, url, run_dir, trials=TRIALS, **settings):
     )
 
 
-def work(plan: Plan, stopping=None):
-    """Works through the stages as a worker does."""
+def train(stage, split, trials, folder=None):
+    """Works on trials of a stage as a worker does."""
+    data = TrainingData(None, split, toy_folds(split))
+    Worker(stage.asked, stage.stored, data, Never(), folder, weights=stage.weights).run(trials)
+
+
+def work(plan: Plan):
+    """Works through the stages."""
     for stage in plan:
         folder = plan.run_dir / "checkpoints" / stage.title
         folder.mkdir(parents=True, exist_ok=True)
-        worker = Worker(
-            stage.asked,
-            stage.stored,
-            TrainingData(None, SPLIT, toy_folds(SPLIT)),
-            stopping or Never(),
-            folder,
-            weights=stage.weights,
-        )
-        worker.run(stage.trials)
+        train(stage, plan.data.split, stage.trials, folder)
 
 
 @pytest.fixture(scope="module")
@@ -156,16 +154,11 @@ def test_a_run_that_was_stopped_in_its_re_evaluation_goes_on_to_the_same_winner(
     """Before all have been judged, nobody asks for the winner."""
     url = f"sqlite:///{tmp_path}/study.db"
     first = plan_of(question, url, tmp_path, top=2, seeds=3)
-    Worker(
-        question, first.search.stored, TrainingData(None, SPLIT, toy_folds(SPLIT)), Never(), None
-    ).run(TRIALS)
-    stage = first.reevaluation
-    Worker(
-        stage.asked, stage.stored, TrainingData(None, SPLIT, toy_folds(SPLIT)), Never(), None
-    ).run(ended)
+    train(first.search, SPLIT, TRIALS)
+    train(first.reevaluation, SPLIT, ended)
     first.close()
     plan = plan_of(question, url, tmp_path, top=2, seeds=3)
-    assert plan.todo() >= stage.trials - ended
+    assert plan.todo() >= plan.reevaluation.trials - ended
     assert not plan.is_done()
     assert [stage.title for stage in plan] == ["search", "re-evaluation"]
     names = [study.study_name for study in plan.search.stored.storage.get_all_studies()]
@@ -192,15 +185,13 @@ def test_the_best_trials_and_the_baseline_are_judged_on_fresh_seeds_and_parts_th
     assert len({*parts, frozenset(toy_folds(SPLIT)[0][1].tolist())}) == 4, "each is fresh"
 
 
-def test_every_value_is_that_of_a_plain_training(evaluated):
-    plan, _, _ = evaluated
+def test_every_value_is_that_of_a_plain_training_and_the_best_mean_wins(evaluated):
+    plan, answer, _ = evaluated
+    assert [stage.title for stage in plan] == ["search", "re-evaluation", "retraining"]
+    assert (plan.is_done(), plan.todo()) == (True, 0)
     for candidate, values in plan.values(plan.reevaluation).items():
         for seed, value in enumerate(values):
             assert train_plainly(plan.reevaluation, candidate, seed)[0] == value
-
-
-def test_the_best_mean_wins(evaluated):
-    plan, answer, _ = evaluated
     means = {row.trial: np.mean(row.values) for row in answer.candidates}
     assert means[plan.winner] == max(means.values())
     assert answer.winner.trial == plan.winner
@@ -230,28 +221,6 @@ def test_the_winner_is_trained_on_all_images_and_the_same_seed_gives_the_same_we
 )
 def test_the_epoch_that_a_search_kept_is_that_of_its_mean_curve(curves, keep, epoch):
     assert kept_epoch(curves, keep, ACCURACY) == epoch
-
-
-def test_no_stage_begins_before_the_one_before_it_has_ended(question, tmp_path):
-    plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, top=2, seeds=2)
-    assert [stage.title for stage in plan] == ["search"]
-    assert not plan.is_done()
-    titles = []
-    for stage in plan:
-        titles.append(stage.title)
-        (tmp_path / "c" / stage.title).mkdir(parents=True)
-        folder = tmp_path / "c" / stage.title
-        Worker(
-            stage.asked,
-            stage.stored,
-            TrainingData(None, SPLIT, toy_folds(SPLIT)),
-            Never(),
-            folder,
-            weights=stage.weights,
-        ).run(stage.trials)
-    assert titles == ["search", "re-evaluation", "retraining"]
-    assert plan.is_done()
-    assert plan.todo() == 0
 
 
 def test_workers_share_the_stages_on_both_databases(question, url, tmp_path):
@@ -298,10 +267,6 @@ def test_a_grown_budget_is_judged_anew_and_the_smaller_one_as_before(question, t
 # The test
 
 
-def test_the_test_images_are_opened_once(evaluated):
-    assert evaluated[2] == 1
-
-
 def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(question, tmp_path):
     """Also one that a killed command did not come back from; and the answer says how many."""
     plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, top=1, seeds=2)
@@ -322,28 +287,19 @@ def test_each_opening_of_the_test_part_is_counted_in_the_database_before_it(ques
 
 
 @pytest.mark.parametrize("kind", ["loop"], indirect=True)
-@pytest.mark.parametrize(
-    ("test", "words"),
-    [
-        (
-            lambda *_: {}["part"],
-            r"objective\.test=.*: KeyError: 'part' \(.*test_winner\.py:\d+\); mend",
-        ),
-        (lambda *_: math.nan, r"objective\.test=.*returned nan from objective\.test: expected"),
-        (lambda _, run, part: run.epochs(3), r"objective\.test=.* must not call run\.epochs"),
-    ],
-    ids=["raises", "nan", "trains"],
-)
-def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(
-    question, tmp_path, monkeypatch, test, words
-):
+def test_what_is_wrong_in_the_test_of_a_loop_is_said_in_words(question, tmp_path, monkeypatch):
     plan = plan_of(question, f"sqlite:///{tmp_path}/study.db", tmp_path, 1, top=1, seeds=1)
     work(plan)
-    monkeypatch.setattr(toys, "test", test)
-    with pytest.raises(NoWinner, match=words):
-        evaluate_winner(plan, CountedTest(test_part()), ["x"])
-    monkeypatch.undo()
-    assert evaluate_winner(plan, CountedTest(test_part()), ["x"]).test.openings == 2
+    with monkeypatch.context() as wrong:
+        for test, words in (
+            (lambda *_: {}["part"], r"objective\.test=.*: KeyError: 'part' \(.*:\d+\); mend"),
+            (lambda *_: math.nan, r"objective\.test=.*returned nan from objective\.test: expected"),
+            (lambda _, run, part: run.epochs(3), r"objective\.test=.* must not call run\.epochs"),
+        ):
+            wrong.setattr(toys, "test", test)
+            with pytest.raises(NoWinner, match=words):
+                evaluate_winner(plan, CountedTest(test_part()), ["x"])
+    assert evaluate_winner(plan, CountedTest(test_part()), ["x"]).test.openings == 4
 
 
 @network
@@ -358,7 +314,8 @@ def test_a_test_part_on_which_the_metric_has_no_value_is_said_in_words(question,
 
 
 def test_the_test_numbers_are_those_of_the_stored_networks(evaluated):
-    plan, answer, _ = evaluated
+    plan, answer, openings = evaluated
+    assert openings == 1
     winner = plan.question.at(plan.candidates[plan.winner])
     images, model = test_part(), toys.build(winner, SPLIT.part())
     model.load_state_dict(flat(train_plainly(plan.retraining, plan.winner, 0)[1]))
@@ -481,18 +438,7 @@ def forecast(tmp_path_factory):
     settings = WinnerSection(top=2, seeds=2)
     data = TrainingData(source, split)
     plan = Plan(Stage("search", stored, question, 5), question, data, url, run_dir, settings)
-    for stage in plan:
-        checkpoints = run_dir / "checkpoints" / stage.title
-        checkpoints.mkdir(parents=True)
-        parts = toy_folds(split)
-        Worker(
-            stage.asked,
-            stage.stored,
-            TrainingData(None, split, parts),
-            Never(),
-            checkpoints,
-            weights=stage.weights,
-        ).run(stage.trials)
+    work(plan)
     return plan, evaluate_winner(plan, source.test, ["python", "-m", "studies.wave"]), source
 
 
