@@ -4,7 +4,7 @@ import pytest
 from optuna.trial import TrialState
 from toys import begin, fill
 
-from studyloom.storage.attributes import BASELINE
+from studyloom.storage.attributes import BASELINE, FAILURE, REASON, TIMES
 from studyloom.study.opening import create_study
 
 
@@ -17,23 +17,24 @@ def stored(sqlite_url):
 def half_done(stored):
     """A study of eight slots: four trials ended, two slots are held, two are free.
 
-    The trials are complete (the baseline), complete, pruned, failed, and one that runs. The worker
-    of the other held slot has not begun a trial yet.
+    The trials are complete (the baseline), complete, pruned, diverged, and one that runs. The
+    worker of the other held slot has not begun a trial yet.
     """
-    study, ledger = stored.optuna, stored.ledger
-    for number, (value, state) in enumerate(
-        [(0.8, "COMPLETE"), (0.9, "COMPLETE"), (None, "PRUNED"), (None, "FAIL"), (None, None)]
-    ):
+    ledger = stored.ledger
+    for number, value in enumerate([0.8, 0.9, None, None, None]):
         trial = begin(stored)
         claim = ledger.claim(f"host:{number}", 8, 60, lambda *_, trial=trial: trial._trial_id)
         trial.suggest_float("lr", 0.0, 1.0)
+        for step in (1, 2):
+            trial.report(0.1 * step, step)
         if number == 0:
             trial.set_user_attr(BASELINE, True)
-        if state != "FAIL":
-            for step in (1, 2):
-                trial.report(0.1 * step, step)
-        if state is not None:
-            study.tell(trial, value, TrialState[state] if value is None else None)
+        if number == 3:
+            trial.set_user_attr(FAILURE, "diverged")
+            trial.set_user_attr(REASON, "train loss is nan at epoch 1 of 2")
+        if number < 4:
+            trial.set_user_attr(TIMES, {"training": 9.0, "storage": 1.0})
+            stored.optuna.tell(trial, value, None if value is not None else TrialState.PRUNED)
             ledger.finish(claim)
     ledger.claim("host:9", 8, lease=60)
     return stored

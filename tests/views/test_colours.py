@@ -89,11 +89,3 @@ def test_what_is_drawn_and_written_stands_out_from_the_paper(palette):
         assert contrast(palette[name], palette["paper"]) >= 3, name
     for name, paper in itertools.product(WORDS, ("paper", "card")):
         assert contrast(palette[name], palette[paper]) >= 4.5, name
-
-
-def test_the_simulation_tells_red_from_green_only_for_who_sees_both():
-    red, green = linear([0.85, 0.3, 0.2]), linear([0.45, 0.5, 0.1])
-    apart = {eyes: difference(red, green, np.array(matrix)) for eyes, matrix in SEEN.items()}
-    assert apart["all"] > 0.15
-    assert apart["deuteranopia"] < 0.1
-    assert contrast(linear([1, 1, 1]), linear([0, 0, 0])) == pytest.approx(21)

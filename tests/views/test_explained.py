@@ -102,11 +102,6 @@ def test_a_hostile_word_is_shown_and_not_obeyed(change):
     page.encode()
 
 
-def test_the_longest_texts_make_a_short_section():
-    page = words_html([f"{number:040}" for number in range(120)], [1.0, -1.0] * 60)
-    assert len(page) < 120_000
-
-
 def test_a_chart_of_calibration_says_its_numbers_in_a_table_too():
     chart = calibration(answer_of(**WINNER).calibration.bins)
     assert isinstance(chart, Chart)

@@ -1,5 +1,4 @@
 import itertools
-import math
 import re
 from datetime import datetime, timedelta
 
@@ -11,9 +10,6 @@ from optuna.trial import TrialState, create_trial
 from studyloom.storage.attributes import EPOCHS
 from studyloom.views.charts import (
     LETTER,
-    Chart,
-    Mark,
-    Scale,
     Tick,
     log_marks,
     plain_scale,
@@ -210,10 +206,6 @@ def test_losses_that_a_loop_calls_as_we_do_show_over_fitting():
     assert "lowest at epoch 2" in str(losses(trial))
 
 
-def test_a_loop_that_told_only_its_value_has_no_figure_of_more():
-    assert losses(of_a_loop()) == "Trial -1 stored no losses."
-
-
 def test_idle_is_the_share_of_gaps_in_a_workers_time():
     def at(*spans):
         return [
@@ -274,15 +266,3 @@ def test_each_complete_trial_is_a_point_over_each_of_its_parameters(study_of):
         dots = sorted(n for mark in chart.marks if mark.shape == "dot" for n in mark.trials)
         assert dots == own
     assert charts["lr"].x.reads == "tens"
-
-
-def test_a_chart_whose_only_point_is_anywhere_is_drawn():
-    chart = Chart(
-        "one",
-        100,
-        Scale(0, 0),
-        Scale(math.pi, math.pi),
-        [Mark("a", "best", "dot", [[(0, 0)]])],
-        summary(chosen("a"), "p", 1),
-    )
-    assert chart.path(chart.marks[0]) == "M500 500h.01"

@@ -55,15 +55,6 @@ def test_a_picture_is_taken_of_each_report_that_is_there(browser, tmp_path):
     assert f"mnist: no {wanted / 'report.html'}; python -m studies.mnist run_dir={wanted}" in said
 
 
-@pytest.mark.parametrize("words", [["gallery"], ["galery", "runs"], ["gallery", "a", "b"]])
-def test_other_words_are_an_error_that_says_what_there_is(words):
-    pytest.importorskip("playwright")
-    command = [sys.executable, SCRIPT, *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=ROOT)
-    assert done.returncode == 2
-    assert f"must be nothing, or gallery RUNS; got {' '.join(words)}" in done.stderr
-
-
 def test_a_picture_has_as_many_colours_as_its_size_allows():
     pytest.importorskip("playwright")
     spec = importlib.util.spec_from_file_location("screenshots", SCRIPT)

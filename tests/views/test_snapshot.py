@@ -2,7 +2,6 @@ from optuna.trial import TrialState
 from toys import begin
 
 from studyloom.storage.attributes import FAILURE
-from studyloom.study.opening import open_study
 from studyloom.views.snapshot import WorkerStatus, take_snapshot
 
 
@@ -16,16 +15,6 @@ def test_a_study_is_taken_with_all_its_slots_trials_and_workers(half_done):
     params = half_done.trials()[4].params
     running = WorkerStatus("host:4", 4, 2, 0.2, params=params)
     assert snapshot.workers == (running, WorkerStatus("host:9"))
-
-
-def test_another_process_takes_the_same(half_done, sqlite_url):
-    assert take_snapshot(open_study(sqlite_url, "toy")) == take_snapshot(half_done)
-
-
-def test_a_second_look_sees_what_has_ended_since(half_done):
-    take_snapshot(half_done)
-    half_done.optuna.tell(4, 0.95)
-    assert take_snapshot(half_done).best.number == 4
 
 
 def test_a_pruned_trial_is_never_the_best(stored):

@@ -11,14 +11,13 @@ import jsonschema
 import optuna
 import pytest
 from commands import ROOT, environment
-from optuna.trial import TrialState, create_trial
+from optuna.trial import create_trial
 from rich.console import Console
 from toys import begin, two_sided
 
 from studyloom.commands.documents import json_schema
 from studyloom.errors import StorageLost
-from studyloom.storage.attributes import BASELINE, FAILURE, HALTED, REASON, TIMES
-from studyloom.study.opening import create_study
+from studyloom.storage.attributes import HALTED
 from studyloom.views import status
 from studyloom.views.progress import Estimate, Progress, StageProgress
 from studyloom.views.snapshot import Snapshot, WorkerStatus
@@ -32,37 +31,6 @@ from studyloom.views.status import (
     watch,
     watch_json,
 )
-
-
-@pytest.fixture
-def stored(sqlite_url):
-    return create_study(sqlite_url, "toy", {"asks": "nothing"}, trials=8)
-
-
-@pytest.fixture
-def half_done(stored):
-    """A study of eight slots: four trials ended, two slots are held, two are free.
-
-    The trials are complete (the baseline), complete, pruned, diverged, and one that runs. The
-    worker of the other held slot has no trial.
-    """
-    ledger = stored.ledger
-    for number, value in enumerate([0.8, 0.9, None, None, None]):
-        trial = begin(stored)
-        claim = ledger.claim(f"host:{number}", 8, 60, lambda *_, trial=trial: trial._trial_id)
-        trial.suggest_float("lr", 0.0, 1.0)
-        trial.report(0.25, 1)
-        if number == 0:
-            trial.set_user_attr(BASELINE, True)
-        if number == 3:
-            trial.set_user_attr(FAILURE, "diverged")
-            trial.set_user_attr(REASON, "train loss is nan at epoch 1 of 2")
-        if number < 4:
-            trial.set_user_attr(TIMES, {"training": 9.0, "storage": 1.0})
-            stored.optuna.tell(trial, value, None if value is not None else TrialState.PRUNED)
-            ledger.finish(claim)
-    ledger.claim("host:9", 8, lease=60)
-    return stored
 
 
 @pytest.fixture
@@ -103,7 +71,7 @@ def test_a_study_is_shown_with_all_that_is_known_of_it(half_done):
         "budget left: 2 trials\nETA 22 s, at ",
         "baseline  accuracy 0.8000  trial 0",
         "best      accuracy 0.9000  trial 1",
-        "host:4      4      1  0.2500   0 s  1 min 0 s",
+        "host:4      4      2  0.2000   0 s  1 min 0 s",
         "host:9",
         "diverged  1 × such as: train loss is nan at epoch 1 of 2",
     ):
@@ -192,8 +160,8 @@ def test_json_has_stable_keys_and_unrounded_numbers(half_done):
     assert (first["owner"], first["trial"], first["epoch"], first["value"]) == (
         "host:4",
         4,
-        1,
-        0.25,
+        2,
+        0.2,
     )
     assert second["trial"] is None
     assert 0 <= first["held"] < 10
@@ -264,14 +232,14 @@ def test_json_gets_an_object_for_each_change(half_done, monkeypatch):
     lines = []
     steps = (
         lambda: None,
-        lambda: optuna.Trial(half_done.optuna, 5).report(0.5, 2),
+        lambda: optuna.Trial(half_done.optuna, 5).report(0.5, 3),
         lambda: spend(half_done),
     )
     watched(half_done, monkeypatch, *steps, write=lines.append)
     documents = [json.loads(line) for line in lines]
     assert all(line.endswith("\n") and line.count("\n") == 1 for line in lines)
     assert [document["done"] for document in documents] == [4, 4, 8]
-    assert [document["workers"][0]["epoch"] for document in documents[:2]] == [1, 2]
+    assert [document["workers"][0]["epoch"] for document in documents[:2]] == [2, 3]
 
 
 def test_a_terminal_gets_a_view_that_is_drawn_anew(half_done, monkeypatch):
