@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 
 import hydra
 import numpy as np
@@ -25,6 +24,7 @@ import yaml
 from answers import answer_of
 from commands import QUICK, ROOT, environment, study, studyloom
 from hydra.core.global_hydra import GlobalHydra
+from live_processes import until
 
 import studyloom as api
 from studyloom.files import mark_own
@@ -84,17 +84,14 @@ def test_run_is_one_function_for_pages_and_for_python():
     assert list(inspect.signature(api.search).parameters) == expected
 
 
-def test_importing_studyloom_takes_less_than_50_ms():
-    # Of processor time, since other tests run beside this one.
-    timed = "import time; t = time.process_time(); import studyloom; print(time.process_time() - t)"
-    command = [sys.executable, "-c", timed]
-    outputs = [subprocess.check_output(command, text=True, env=environment()) for _ in range(3)]
-    assert min(map(float, outputs)) < 0.05
-
-
-def test_python_m_studyloom_is_the_command():
-    command = [sys.executable, "-m", "studyloom", "--version"]
-    assert subprocess.check_output(command, text=True) == f"studyloom {api.__version__}\n"
+def test_importing_studyloom_imports_nothing_else_that_is_installed():
+    """So it takes less than 50 ms; torch, Optuna and Hydra take two seconds."""
+    imports = (
+        "import sys; before = {*sys.modules}; import studyloom; print(*{*sys.modules} - before)"
+    )
+    imported = subprocess.check_output([sys.executable, "-c", imports], text=True).split()
+    packages = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names
+    assert packages == {"studyloom"}
 
 
 # The same as the command
@@ -126,14 +123,10 @@ def test_a_search_from_python_gives_the_trials_of_the_command(by_command, tmp_pa
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("source", ["studies/mnist.py", "conf/mnist.yaml"])
-def test_two_workers_from_python_give_the_trials_of_the_command(
-    source, by_command, tmp_path, monkeypatch
-):
+def test_two_workers_from_python_give_the_trials_of_the_command(by_command, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     overrides = [*QUICK, *ONE, "launcher.workers=2", f"run_dir={tmp_path}"]
-    with api.run(source, overrides, quiet=True) as study:
-        assert study.trials["worker"].nunique() <= 2
+    with api.run("studies/mnist.py", overrides, quiet=True) as study:
         assert str(os.getpid()) not in {w.split(":")[1] for w in study.trials["worker"]}
     assert facts(tmp_path) == by_command[2]
 
@@ -227,10 +220,11 @@ def test_a_study_runs_in_a_thread_and_one_at_a_time(tmp_path):
     assert (results, refused) == ([3], [True])
 
 
-@pytest.mark.parametrize("attributes", [(), OF_TRIALS], ids=["none", "called like ours"])
-def test_a_study_of_plain_optuna_is_looked_at_like_one_of_ours(attributes, sqlite_url, tmp_path):
+def test_a_study_of_plain_optuna_is_looked_at_like_one_of_ours(sqlite_url, tmp_path):
+    """Also if its attributes are called like ours."""
+
     def objective(trial):
-        for name in attributes:
+        for name in OF_TRIALS:
             trial.set_user_attr(name, 7)
         trial.report(0.5, 1)
         return trial.suggest_float("x", 0.0, 1.0)
@@ -243,27 +237,23 @@ def test_a_study_of_plain_optuna_is_looked_at_like_one_of_ours(attributes, sqlit
         assert study.best.value == plain.best_value
         assert (study.baseline, study.best.config, study.winner) == (None, None, None)
         assert "3 complete" in repr(study)
-        assert "3 complete" in study._repr_html_()
         assert study.report(tmp_path).exists()
-        assert study.optuna.trials[0].user_attrs == dict.fromkeys(attributes, 7)
+        assert study.optuna.trials[0].user_attrs == dict.fromkeys(OF_TRIALS, 7)
 
 
 # Errors
 
 
 def test_all_mistakes_of_a_configuration_come_in_one_exception(tmp_path):
-    with pytest.raises(api.ConfigError) as caught:
+    with pytest.raises(api.ConfigError, match=r"did you mean trials\?") as caught:
         search(tmp_path / "run", "study.trails=3", "optimizer=adan", "model.hiden=[3]")
     assert len(caught.value.mistakes) == 3
-    assert "did you mean trials?" in str(caught.value)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(api.ConfigError, match=r"study\.trials"):
-        search(tmp_path / "run", "study.trials=-3")
 
 
-@pytest.mark.parametrize(
-    ("source", "overrides", "words"),
-    [
+def test_what_cannot_be_run_is_a_config_error(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for source, overrides, words in (
         ("conf/nothing.yaml", [], "there is no such file"),
         ("mnist", [], "a study must be a page"),
         ("conf/data/mnist.yaml", [], "defaults"),
@@ -272,12 +262,9 @@ def test_all_mistakes_of_a_configuration_come_in_one_exception(tmp_path):
         ("conf/mnist.yaml", ["--multirun"], "must be a list of Hydra's"),
         ("conf/mnist.yaml", ["storage.url=postgresql://u:p@h/d"], "must not have a password"),
         ("conf/mnist.yaml", ["study.dry_run=true"], "begins no study"),
-    ],
-)
-def test_what_cannot_be_run_is_a_config_error(source, overrides, words, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(api.ConfigError, match=words):
-        api.run(source, overrides, quiet=True)
+    ):
+        with pytest.raises(api.ConfigError, match=words):
+            api.run(source, overrides, quiet=True)
 
 
 def test_another_question_under_the_same_name_is_an_exception(tmp_path):
@@ -292,20 +279,19 @@ def test_a_study_whose_first_trial_fails_halts_with_an_exception(tmp_path):
         search(tmp_path, function, "objective.direction=minimize")
 
 
-@pytest.mark.parametrize("accept", [(), ("study.accept_code_change=true",)])
-def test_a_loop_that_was_edited_is_called_again_only_after_a_reload(tmp_path, monkeypatch, accept):
+def test_a_loop_that_was_edited_is_called_again_only_after_a_reload(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     source = tmp_path / "own_loop.py"
     source.write_text("def train(config, report): return 1.0\n")
     of = ("objective._target_=own_loop.train", "objective.direction=minimize")
+    accept = "study.accept_code_change=true"
     try:
-        search(tmp_path / "a", *of).close()
+        search(tmp_path, *of).close()
         source.write_text("def train(config, report): return 2.25\n")
-        again = tmp_path / ("a" if accept else "b")
         with pytest.raises(api.ConfigError, match=r"own_loop\.py has changed .* imported it"):
-            search(again, *of, *accept)
+            search(tmp_path, *of, accept)
         importlib.reload(sys.modules["own_loop"])
-        with search(again, *of, *accept, "study.trials=4") as study:
+        with search(tmp_path, *of, accept, "study.trials=4") as study:
             assert study.to_dicts()[-1]["value"] == 2.25
     finally:
         del sys.modules["own_loop"]
@@ -318,10 +304,8 @@ def broken(config, report):
 def test_a_study_without_a_result_has_no_best(tmp_path):
     diverges = ["optimizer=sgd", "optimizer.lr=1e30", "space.optimizer.lr.float=[1e29,1e31]"]
     with search(tmp_path, *diverges) as study:
-        assert study.best is None
-        assert study.winner is None
+        assert (study.best, study.winner) == (None, None)
         assert {*study.trials["failure"]} == {"diverged"}
-        assert study.trials["state"].eq("failed").all()
 
 
 SCRIPT = """\
@@ -342,6 +326,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.chaos
+@pytest.mark.filterwarnings("ignore")  # of a database that is being made
 @pytest.mark.parametrize(
     ("number", "workers"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1)]
 )
@@ -350,21 +335,20 @@ def test_an_interrupt_releases_the_trials_and_is_raised(tmp_path, workers, numbe
     script.write_text(SCRIPT.format(quick=[*QUICK], conf=str(CONF), workers=workers))
     command = [sys.executable, script, str(run_dir)]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
-    end = time.monotonic() + 120
-    held = 0
-    while held < workers:
-        assert time.monotonic() < end
+
+    def at_work():
         assert process.poll() is None
-        time.sleep(0.2)
-        if (run_dir / "study.db").exists():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                try:
-                    stored = open_study(f"sqlite:///{run_dir}/study.db", "mnist", deadline=5.0)
-                except api.StorageError:  # not made yet
-                    continue
-            held = sum(bool(trial.intermediate_values) for trial in stored.trials())
-            stored.close()
+        if not (run_dir / "study.db").exists():
+            return False
+        try:
+            stored = open_study(f"sqlite:///{run_dir}/study.db", "mnist", deadline=5.0)
+        except api.StorageError:  # not made yet
+            return False
+        held = sum(bool(trial.intermediate_values) for trial in stored.trials())
+        stored.close()
+        return held == workers
+
+    until(at_work)
     process.send_signal(number)
     shown, _ = process.communicate(timeout=30)
     assert process.returncode == (7 if number == signal.SIGINT else -signal.SIGTERM), shown
@@ -378,7 +362,7 @@ def test_an_interrupt_releases_the_trials_and_is_raised(tmp_path, workers, numbe
 
 
 OWN = """\
-import sys
+import pytest
 import studyloom
 from torch import nn
 
@@ -392,21 +376,13 @@ assert list(study.trials["state"]) == ["complete", "complete"], study.trials
 assert study.best.config["model"]["_target_"] == "studies.spirals.Net"
 winner = studyloom.load_winner(study.run_dir, trust=["studies"])
 assert type(winner.network).__name__ == "Net"
-try:
+with pytest.raises(studyloom.ConfigError, match="studies.spirals.Net"):
     studyloom.load_winner(study.run_dir)
-except studyloom.ConfigError as error:
-    assert "studies.spirals.Net" in str(error)
-else:
-    raise AssertionError
 study.close()
 here = ["model._target_=__main__.Net", "study.name=here"]
 studyloom.run("studies/spirals.py", [*few, *here, "launcher.workers=1"]).close()
-try:
+with pytest.raises(studyloom.ConfigError, match="__main__.Net.*launcher.workers=1"):
     studyloom.run("studies/spirals.py", [*few, *here, "launcher.workers=2"])
-except studyloom.ConfigError as error:
-    assert "__main__.Net" in str(error) and "launcher.workers=1" in str(error)
-else:
-    raise AssertionError
 print("all is well")
 """
 
@@ -435,7 +411,7 @@ def test_a_page_whose_package_is_another_one_here_is_named(tmp_path):
 
 
 def test_trials_are_a_data_frame(finished):
-    frame = finished.trials
+    frame, curves = finished.trials, finished.curves()
     assert isinstance(frame, pandas.DataFrame)
     assert list(frame.columns) == [
         *("number", "state", "value", "params.optimizer.lr", "standard_error", "started"),
@@ -443,43 +419,32 @@ def test_trials_are_a_data_frame(finished):
     ]
     assert list(frame["number"]) == [0, 1, 2, 3]
     assert frame["started"].dtype.kind == "M"
-    assert (frame["seconds"] > 0).all()
-    assert frame["seconds"].max() < 30
-    assert list(frame["epochs"]) == [2] * 4
-    curves = finished.curves()
+    assert frame["seconds"].between(0, 30, inclusive="neither").all()
+    assert list(frame["baseline"]) == [True, False, False, False]
     assert list(curves.columns) == ["trial", "epoch", "value", "train_loss", "valid_loss"]
-    assert list(curves[curves.trial == 2].epoch) == [1, 2]
     assert list(curves[curves.epoch == 2].value) == list(frame["value"])
     assert finished.best.value == frame["value"].max()
     assert finished.best.params == {"optimizer.lr": finished.best.config["optimizer"]["lr"]}
-    assert (finished.best.state, finished.baseline.number) == ("complete", 0)
     assert finished.optuna.best_trial.number == finished.best.number
-    assert list(frame["baseline"]) == [True, False, False, False]
-    assert finished.to_dicts()[1]["value"] == frame["value"][1]
 
 
 def test_without_pandas_trials_are_rows(finished, monkeypatch):
     expected = finished.trials
     monkeypatch.setitem(sys.modules, "pandas", None)
     rows = finished.trials
-    assert not isinstance(rows, pandas.DataFrame)
-    assert len(rows) == 4
     assert rows.to_dicts() == finished.to_dicts() == [*rows]
     assert list(rows[0]) == list(expected.columns)
     assert rows[1:][0]["number"] == 1
     assert "<th>params.optimizer.lr</th>" in rows._repr_html_()
-    assert list(finished.curves()[0]) == ["trial", "epoch", "value", "train_loss", "valid_loss"]
 
 
 def test_the_winner_is_what_winner_json_holds(finished):
     winner = finished.winner
     written = json.loads((finished.run_dir / "winner.json").read_text())
-    assert winner.number == written["winner"]["trial"]
-    assert written["winner"]["mean"] is None  # no other trial competed
-    assert winner.value == written["winner"]["search_value"]
+    assert (winner.details, winner.number) == (written, written["winner"]["trial"])
+    assert winner.value == written["winner"]["search_value"]  # no other trial competed
     assert winner.test == written["test"]["winner"]["mean"]
     assert winner.params == {"optimizer.lr": winner.config["optimizer"]["lr"]}
-    assert winner.details == written
 
 
 def test_the_report_is_written_where_the_study_runs(finished, tmp_path):
@@ -492,32 +457,26 @@ def test_the_report_is_written_where_the_study_runs(finished, tmp_path):
         assert study.report(tmp_path) == tmp_path / "report.html"
 
 
-def test_what_a_notebook_shows_is_escaped(tmp_path, monkeypatch):
+def test_what_a_notebook_shows_is_escaped(tmp_path):
     with search(tmp_path, "study.name='<img src=x>'", "study.trials=1") as study:
         assert "&lt;img src=x&gt;: 1 of 1 trials" in study._repr_html_()
         assert "<img" not in study._repr_html_()
-        monkeypatch.setitem(sys.modules, "pandas", None)
-        study.optuna.trials[0]
-        rows = Rows(("<b>",), (("<script>",),))
-        assert "<script>" not in rows._repr_html_()
-        assert "<b>" not in rows._repr_html_()
-        assert "\u202e" not in Rows(("a\u202e",), (("b\u202e",),))._repr_html_()
+    shown = Rows(("<b>", "a\u202e"), (("<script>", "b\u202e"),))._repr_html_()
+    assert not any(words in shown for words in ("<script>", "<b>", "\u202e"))
 
 
 def test_a_study_that_does_not_exist_is_named(tmp_path, finished):
-    with pytest.raises(api.ConfigError, match="no study has run there"):
-        api.open_study(tmp_path)
-    with pytest.raises(api.StorageError, match="holds no study 'x'"):
-        api.open_study(finished.run_dir, "x")
-    with pytest.raises(api.StorageError, match="there is no database"):
-        api.open_study(f"sqlite:///{finished.run_dir}/other.db", "mnist")
     url = f"sqlite:///{tmp_path}/both.db"
     for name in ("one", "two"):
         create_study(url, name, {}, 1).close()
-    with pytest.raises(api.StorageError, match=r"name must be given.*2 studies: one, two"):
-        api.open_study(url)
-    with api.open_study(url, "two") as study:
-        assert study.name == "two"
+    for where, words in (
+        ((tmp_path,), "no study has run there"),
+        ((finished.run_dir, "x"), "holds no study 'x'"),
+        ((f"sqlite:///{finished.run_dir}/other.db", "mnist"), "there is no database"),
+        ((url,), r"name must be given.*2 studies: one, two"),
+    ):
+        with pytest.raises((api.ConfigError, api.StorageError), match=words):
+            api.open_study(*where)
 
 
 def test_the_command_lists_the_trials(finished):
@@ -529,18 +488,14 @@ def test_the_command_lists_the_trials(finished):
     rows = finished.to_dicts()
     listed = json.loads(studyloom("trials", finished.run_dir, "--json").stdout)
     assert [row["value"] for row in listed] == [row["value"] for row in rows]
-    assert listed[0]["started"] == rows[0]["started"].isoformat()
-    as_csv = studyloom("trials", finished.run_dir, "--csv").stdout
-    (first, *_), table = rows, list(csv.DictReader(io.StringIO(as_csv)))
-    assert len(table) == 4
-    assert float(table[0]["params.optimizer.lr"]) == first["params.optimizer.lr"]
-    assert studyloom("trials", finished.run_dir, "--csv", "--json").returncode == 2
+    table = [*csv.DictReader(io.StringIO(studyloom("trials", finished.run_dir, "--csv").stdout))]
+    name = "params.optimizer.lr"
+    assert [float(row[name]) for row in table] == [row[name] for row in rows]
 
 
 def test_json_has_null_for_numbers_that_are_not_finite():
     rows = Rows(("a", "b"), ((float("nan"), 1.5), (None, float("inf"))))
     assert json.loads(as_json(rows)) == [{"a": None, "b": 1.5}, {"a": None, "b": None}]
-    assert json.loads(as_json(Rows(("a",), ()))) == []
 
 
 # The winner
@@ -548,55 +503,34 @@ def test_json_has_null_for_numbers_that_are_not_finite():
 
 def test_the_winner_predicts(finished):
     winner = api.load_winner(finished.run_dir)
-    assert not winner.network.training
-    assert winner.shape == (1, 28, 28)
+    assert (winner.network.training, winner.shape) == (False, (1, 28, 28))
     pixels = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8)
     prediction = winner.predict(pixels)
-    assert prediction.classes.shape == (5,)
     assert prediction.probabilities.shape == (5, 10)
     assert torch.equal(prediction.probabilities.argmax(1), prediction.classes)
-    assert prediction.values is None
     data = finished.winner.details["data"]
     inputs = ((pixels.float() / 255 - data["mean"]) / data["std"]).numpy()
-    assert torch.allclose(winner.predict(inputs).probabilities, prediction.probabilities)
-    one = winner.predict(inputs[0].tolist())
-    assert torch.allclose(one.probabilities, prediction.probabilities[:1])
     with torch.no_grad():
-        logits = winner.network(torch.from_numpy(inputs))
-    assert torch.allclose(logits.softmax(1), prediction.probabilities)
+        probabilities = winner.network(torch.from_numpy(inputs)).softmax(1)
+    for found in (prediction, winner.predict(inputs)):
+        assert torch.allclose(found.probabilities, probabilities)
+    assert torch.allclose(winner.predict(inputs[0].tolist()).probabilities, probabilities[:1])
     assert "MLP: 1 × 28 × 28 → classes" in repr(winner)
 
 
-def loop_winner(folder, **sections):
-    """Writes the winner of a loop of one's own, which no command of this user has made."""
-    whole = {"objective": {"_target_": "mine.train"}, "params": {"lr": 0.1}} | sections
-    files = {"winner.yaml": yaml.safe_dump(whole).encode()}
-    write_answer(folder, answer_of(note="not tested"), files)
-    return folder
-
-
 def test_the_winner_of_a_loop_from_elsewhere_names_its_loop_and_no_other_code(tmp_path):
-    winner = api.load_winner(loop_winner(tmp_path))
-    assert winner.config == {"objective": {"_target_": "mine.train"}, "params": {"lr": 0.1}}
+    def load(params, **options):
+        whole = {"objective": {"_target_": "mine.train"}, "params": params}
+        files = {"winner.yaml": yaml.safe_dump(whole).encode()}
+        write_answer(tmp_path, answer_of(note="not tested"), files)
+        return api.load_winner(tmp_path, **options)
+
+    assert load({"lr": 0.1}).config.params == {"lr": 0.1}
     assert "mine" not in sys.modules
-    for sections, words in (
-        ({"params": {"lr": "${oc.env:HOME}"}}, r"params\.lr: .* an interpolation"),
-        ({"objective": {"_target_": "${oc.env:HOME}"}}, r"objective\._target_: .* interpolation"),
-        ({"params": {"net": {"_target_": "os.system"}}}, r"net\._target_: os\.system is not"),
-        ({"objective": {"_target_": "mine.train", "by": {"_target_": "os.system"}}}, r"os\.system"),
-    ):
+    own = {"net": {"_target_": "test_api.broken"}}
+    for params, words in (({"lr": "${oc.env:HOME}"}, "an interpolation"), (own, "is not")):
         with pytest.raises(api.ConfigError, match=words):
-            api.load_winner(loop_winner(tmp_path, **sections))
-    own = {"model": {"_target_": "test_api.broken"}}
-    assert api.load_winner(loop_winner(tmp_path, **own), trust=["test_api"]).config.model
+            load(params)
+    assert load(own, trust=["test_api"]).config.params == own
     mark_own(tmp_path)
-    assert api.load_winner(tmp_path).config.model
-
-
-def test_a_winner_of_a_loop_that_is_not_the_one_of_winner_json_is_refused(tmp_path):
-    loop_winner(tmp_path)
-    answer = json.loads((tmp_path / "winner.json").read_text())
-    (tmp_path / "winner.yaml").write_text("params: {lr: 0.2}\n")
-    (tmp_path / "winner.json").write_text(json.dumps(answer))
-    with pytest.raises(api.PredictError, match=r"winner\.yaml did not come with"):
-        api.load_winner(tmp_path)
+    assert load(own).config.params == own

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from commands import CANARY, QUICK, study_here
 
-from studyloom import __version__, cli
+from studyloom import cli
 from studyloom.cli import main
 from studyloom.commands.parser import make_parser
 from studyloom.errors import (
@@ -59,16 +59,6 @@ def test_what_is_misspelt_or_left_over_is_a_mistake_with_its_suggestion(capsys):
         assert said in capsys.readouterr().err
 
 
-def test_help_names_the_commands_and_version_the_version(capsys):
-    for flag in ("--help", "--version"):
-        with pytest.raises(SystemExit) as caught:
-            main([flag])
-        assert caught.value.code == 0
-    shown = capsys.readouterr().out
-    for words in ("status", "report", "replay", "doctor", "dashboard", f"studyloom {__version__}"):
-        assert words in shown
-
-
 def test_a_folder_in_which_no_study_ran_is_named(tmp_path, capsys):
     (tmp_path / "mnist" / ".hydra").mkdir(parents=True)
     for command in (["status"], ["report"], ["doctor"], ["dashboard"], ["replay", "--trial", "0"]):
@@ -104,22 +94,18 @@ def test_doctor_shows_no_password(postgres_url, capsys):
     assert CANARY not in err
 
 
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        *((NoWinner("no"), 1), (LaunchError("no"), 1), (Halted("no"), 1)),
-        *((Diverged(0, 1, 2, "train", math.inf), 1), (UndefinedObjective("no"), 2)),
-        *((StorageLost("no"), 2), (ConfigError(["no"]), 2), (OSError("no"), 2)),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_an_error_of_ours_is_a_sentence_and_its_exit_code(error, code, monkeypatch, capsys):
+def test_an_error_of_ours_is_a_sentence_and_its_exit_code(monkeypatch, capsys):
     def act(arguments):
         raise error
 
     parsed = SimpleNamespace(act=act, json=True)
     monkeypatch.setattr(cli, "make_parser", lambda: SimpleNamespace(parse_args=lambda _: parsed))
-    assert main([]) == code
-    out, err = capsys.readouterr()
-    assert err == f"error: {error}\n"
-    assert json.loads(out) == {"errors": [str(error)], "exit_code": code}
+    for error, code in (
+        *((NoWinner("no"), 1), (LaunchError("no"), 1), (Halted("no"), 1)),
+        *((Diverged(0, 1, 2, "train", math.inf), 1), (UndefinedObjective("no"), 2)),
+        *((StorageLost("no"), 2), (ConfigError(["no"]), 2), (OSError("no"), 2)),
+    ):
+        assert main([]) == code
+        out, err = capsys.readouterr()
+        assert err == f"error: {error}\n"
+        assert json.loads(out) == {"errors": [str(error)], "exit_code": code}

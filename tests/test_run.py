@@ -33,15 +33,8 @@ def trials_of(run_dir, name="mnist"):
 def finished(tmp_path_factory):
     """A small study that two workers have finished, typed as a user does, and its output."""
     run_dir = tmp_path_factory.mktemp("finished")
-    command = [
-        sys.executable,
-        "-m",
-        "studies.mnist",
-        *QUICK,
-        "study.trials=5",
-        "launcher.workers=2",
-    ]
-    command.append(f"run_dir={run_dir}")
+    overrides = (*QUICK, "study.trials=5", "launcher.workers=2", f"run_dir={run_dir}")
+    command = [sys.executable, "-m", "studies.mnist", *overrides]
     return run_dir, subprocess.run(
         command, cwd=ROOT, env=environment(), capture_output=True, text=True
     )
@@ -49,19 +42,13 @@ def finished(tmp_path_factory):
 
 def test_a_study_ends_with_its_answer_and_the_next_commands(finished):
     run_dir, done = finished
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (0, "")
     for words in (
-        "5 of 5 trials",
-        "baseline",
-        "best",
-        "best.yaml",
-        "s per epoch",
-        f"sqlite:///{run_dir}/study.db",
+        *("5 of 5 trials", "baseline", "best", "best.yaml", "s per epoch"),
+        *(f"sqlite:///{run_dir}/study.db", f"studyloom status {run_dir}"),
+        f"run_dir={run_dir} study.trials=10",
     ):
         assert words in done.stdout
-    assert f"studyloom status {run_dir}" in done.stdout
-    assert f"run_dir={run_dir} study.trials=10" in done.stdout
 
 
 def test_a_study_keeps_all_it_wrote_below_its_run_directory(finished):
@@ -70,44 +57,30 @@ def test_a_study_keeps_all_it_wrote_below_its_run_directory(finished):
     logs = {name for name in names if name.startswith("logs/")}
     assert len(logs) == 2
     assert names - logs == {
-        ".hydra/config.yaml",
-        ".hydra/hydra.yaml",
-        ".hydra/overrides.yaml",
-        "best.yaml",
-        "heartbeat.json",
+        *(".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"),
+        *("best.yaml", "heartbeat.json", "report.html", "study.db", "study.lock"),
         "made-by",  # tells one's own folder from that of somebody else
-        "report.html",
-        "study.db",
-        "study.lock",
     }
     trials = trials_of(run_dir)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 5
-    assert {name for trial in trials for name in trial.params} == {"optimizer.lr"}
     best = max(trials, key=lambda trial: trial.value)
-    written = yaml.safe_load((run_dir / "best.yaml").read_text())
-    assert written["optimizer"]["lr"] == best.params["optimizer.lr"]
-    assert f"trial {best.number}" in (run_dir / "best.yaml").read_text()
+    written = (run_dir / "best.yaml").read_text()
+    assert f"trial {best.number}" in written
+    assert best.params == {"optimizer.lr": yaml.safe_load(written)["optimizer"]["lr"]}
 
 
-def test_the_same_command_again_says_that_the_budget_is_spent(finished):
+def test_the_same_command_has_nothing_to_do_and_one_with_more_trials_goes_on(finished):
     run_dir, _ = finished
+    before = [(trial.number, trial.params, trial.value) for trial in trials_of(run_dir)]
     done = study_here(*QUICK, "study.trials=5", "launcher.workers=2", f"run_dir={run_dir}")
     assert done.returncode == 0
     assert "the budget of 5 trials is spent" in done.stdout
-    assert "study.trials=10" in done.stdout
-    assert len(trials_of(run_dir)) == 5
-
-
-def test_more_trials_go_on_with_the_study_and_one_worker_needs_no_process(finished):
-    run_dir, _ = finished
-    before = [(trial.number, trial.params, trial.value) for trial in trials_of(run_dir)]
     done = study_here(*QUICK, "study.trials=7", "launcher.workers=1", f"run_dir={run_dir}")
     assert done.returncode == 0
     assert "goes on: 2 trials to do" in done.stdout
     after = [(trial.number, trial.params, trial.value) for trial in trials_of(run_dir)]
-    assert after[:5] == before
-    assert len(after) == 7
-    assert len(list((run_dir / "logs").iterdir())) == 2
+    assert (after[:5], len(after)) == (before, 7)
+    assert len(list((run_dir / "logs").iterdir())) == 2  # one worker needs no process
 
 
 def test_another_question_under_the_same_name_is_refused_with_was_and_is(finished, tmp_path):
@@ -148,29 +121,17 @@ def test_three_commands_at_once_on_one_run_directory_make_exactly_n_trials(tmp_p
 
 
 def test_a_time_limit_ends_the_command_in_order(tmp_path):
-    done = study_here(
-        *QUICK,
-        "train.epochs=2000",
-        "study.trials=2",
-        "study.timeout=1",
-        "launcher.workers=1",
-        f"run_dir={tmp_path}",
-    )
+    limited = ("train.epochs=2000", "study.trials=2", "study.timeout=1", "launcher.workers=1")
+    done = study_here(*QUICK, *limited, f"run_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "the time is up; the same command goes on from here" in done.stdout
     assert open_study(f"sqlite:///{tmp_path}/study.db", "mnist").ledger.counts()["held"] == 0
 
 
 def test_a_study_in_which_every_trial_fails_ends_with_1_and_says_why(tmp_path):
-    done = study_here(
-        *QUICK,
-        "optimizer=sgd",
-        "optimizer.lr=1e30",
-        "space.optimizer.lr.float=[1e29,1e31]",
-        "study.trials=2",
-        "launcher.workers=1",
-        f"run_dir={tmp_path}",
-    )
+    diverges = ("optimizer=sgd", "optimizer.lr=1e30", "space.optimizer.lr.float=[1e29,1e31]")
+    two = ("study.trials=2", "launcher.workers=1", f"run_dir={tmp_path}")
+    done = study_here(*QUICK, *diverges, *two)
     assert done.returncode == 1
     assert "diverged  2 × such as" in done.stdout
 
@@ -194,15 +155,10 @@ def judged(tmp_path_factory):
 
 def test_a_study_ends_with_a_winner_that_is_tested_and_a_report(judged):
     run_dir, _, done = judged
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (0, "")
     for words in (
-        "test      winner accuracy 0.",
-        "2 seeds, 1000 examples",
-        "selection gap",
-        "± is the standard deviation over 2 seeds",
-        "winner.yaml",
-        "report.html",
+        *("test      winner accuracy 0.", "2 seeds, 1000 examples", "selection gap"),
+        *("± is the standard deviation over 2 seeds", "winner.yaml", "report.html"),
     ):
         assert words in done.stdout
     names = {path.name for path in run_dir.iterdir()}
@@ -235,57 +191,44 @@ def test_a_command_under_nohup_outlives_its_terminal(tmp_path):
 
 def test_the_answer_of_another_study_in_the_folder_is_moved_aside_and_never_shown(tmp_path):
     """Name, stage and budget are the same; the database was deleted and the seed changed."""
-    run_dir = tmp_path / "run"
-    overrides = (*QUICK, "winner.enabled=true", "winner.top=1", "winner.seeds=2", "study.trials=2")
-    first = study_here(*overrides, "launcher.workers=1", f"run_dir={run_dir}")
+    judged = ("winner.enabled=true", "winner.top=1", "winner.seeds=2", "study.trials=2")
+    overrides = (*QUICK, *judged, "launcher.workers=1", f"run_dir={tmp_path}")
+    first = study_here(*overrides)
     assert first.returncode == 0, first.stderr
-    was = json.loads((run_dir / "winner.json").read_text())
-    for path in run_dir.glob("study.db*"):
+    was = json.loads((tmp_path / "winner.json").read_text())
+    for path in tmp_path.glob("study.db*"):
         path.unlink()
-    page = studyloom("report", run_dir)  # the database is gone, and with it the study
-    assert page.returncode == 2
-    second = study_here(*overrides, "study.seed=1", "launcher.workers=1", f"run_dir={run_dir}")
+    assert studyloom("report", tmp_path).returncode == 2
+    second = study_here(*overrides, "study.seed=1")
     assert second.returncode == 0, second.stderr
-    now = json.loads((run_dir / "winner.json").read_text())
+    now = json.loads((tmp_path / "winner.json").read_text())
     assert now["seeds"] != was["seeds"]
-    assert "the answer in" in second.stdout
     assert "is that of another study; it was moved to" in second.stdout
-    moved = run_dir / "earlier" / "answer-1"
+    assert f"{now['test']['winner']['mean']:.4f}" in second.stdout
+    moved = tmp_path / "earlier" / "answer-1"
     assert json.loads((moved / "winner.json").read_text()) == was
     assert {"winner.yaml", "winner.pt"} <= {path.name for path in moved.iterdir()}
-    assert f"{now['test']['winner']['mean']:.4f}" in second.stdout
 
 
 def test_a_smaller_budget_on_a_finished_study_is_answered_from_the_first_trials(judged, tmp_path):
     """Of 3 trials the first 2 are looked at: nothing new is searched."""
-    run_dir, _, _ = judged
-    overrides = (*QUICK, "winner.enabled=true", "winner.top=2", "winner.seeds=2", "study.trials=2")
-    copy = tmp_path / "run"
-    shutil.copytree(run_dir, copy)
-    done = study_here(*overrides, "launcher.workers=1", f"run_dir={copy}")
+    run_dir, overrides, _ = judged
+    copy = shutil.copytree(run_dir, tmp_path / "run")
+    done = study_here(*overrides, "study.trials=2", "launcher.workers=1", f"run_dir={copy}")
     assert done.returncode == 0, done.stderr
-    assert "3 of 3 trials" in done.stdout
     assert "the study has 3 trials; the winner is one of the first 2" in done.stdout
     answer = json.loads((copy / "winner.json").read_text())
     assert answer["trials"] == 2
-    card = (copy / "model_card.md").read_text()
-    assert "Chosen from the first 2 of 3 trials" in card
-    assert "± is the standard deviation over 2 seeds" in card
-    assert "chosen from the first 2 of 3 trials" in (copy / "report.html").read_text()
     assert {row["trial"] for row in answer["candidates"]} <= {0, 1}
+    assert "Chosen from the first 2 of 3 trials" in (copy / "model_card.md").read_text()
 
 
 def test_winner_yaml_gives_the_same_weights_again(judged, tmp_path):
     run_dir, _, _ = judged
-    again = (
-        "winner.seeds=2",
-        "launcher.workers=2",
-        "data.validation=100",
-        f"run_dir={tmp_path / 'again'}",
-    )
+    again = ("winner.seeds=2", "launcher.workers=2", "data.validation=100", f"run_dir={tmp_path}")
     done = study("--config-dir", str(run_dir), "--config-name", "winner", *again)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "again" / "winner.pt").read_bytes() == (run_dir / "winner.pt").read_bytes()
+    assert (tmp_path / "winner.pt").read_bytes() == (run_dir / "winner.pt").read_bytes()
 
 
 def test_a_winner_can_be_chosen_afterwards(finished):
@@ -312,10 +255,9 @@ def test_a_hostile_configuration_from_elsewhere_is_refused_before_anything_is_ca
 
 
 def refused(*overrides, words, tmp_path):
-    run_dir = (
-        [] if any(o.startswith("run_dir=") for o in overrides) else [f"run_dir={tmp_path / 'run'}"]
-    )
-    done = study_here(*overrides, *run_dir)
+    run_dir = f"run_dir={tmp_path / 'run'}"
+    has_own = any(override.startswith("run_dir=") for override in overrides)
+    done = study_here(*overrides, *([] if has_own else [run_dir]))
     assert done.returncode == 2, (done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
     for word in words:
@@ -325,24 +267,14 @@ def refused(*overrides, words, tmp_path):
 
 
 def test_unknown_names_on_the_command_line_are_told_all_at_once(tmp_path):
-    refused(
-        "model=mpl",
-        "modle=mlp",
-        "study.trails=3",
-        "optimizer.lrr=1",
-        "study.trials=many",
-        words=(
-            "model=mpl: no such option; model has cnn, gru, lstm, mlp, rnn, transformer; "
-            "did you mean mlp?",
-            "modle: no such key",
-            "did you mean model?",
-            "study.trails: no such key",
-            "did you mean trials?",
-            "optimizer.lrr: no such key",
-            "study.trials=many",
-        ),
-        tmp_path=tmp_path,
+    wrong = ("model=mpl", "modle=mlp", "study.trails=3", "optimizer.lrr=1", "study.trials=many")
+    words = (
+        "model=mpl: no such option; model has cnn, gru, lstm, mlp, rnn, transformer; "
+        "did you mean mlp?",
+        *("modle: no such key", "did you mean model?", "study.trails: no such key"),
+        *("did you mean trials?", "optimizer.lrr: no such key", "study.trials=many"),
     )
+    refused(*wrong, words=words, tmp_path=tmp_path)
 
 
 def test_numbers_out_of_range_are_told_all_at_once_also_where_data_cannot_be_divided_by_them(

@@ -35,8 +35,8 @@ def program(tmp_path):
         f"#!{sys.executable}\n"
         "import json, sys, pathlib\n"
         f"told = pathlib.Path({str(tmp_path / 'told')!r})\n"
-        "line = json.dumps([sys.argv[1:], json.load(sys.stdin)])\n"
-        "with told.open('a') as file:\n    file.write(line + chr(10))\n"
+        "with told.open('a') as file:\n"
+        "    print(json.dumps([sys.argv[1:], json.load(sys.stdin)]), file=file)\n"
     )
     path.chmod(0o755)
 
@@ -73,34 +73,26 @@ def service():
     server.server_close()
 
 
-def test_a_command_is_told_a_new_best_a_halt_and_the_end(program):
+def test_a_command_is_told_a_new_best_a_halt_and_the_end(program, monkeypatch):
     command, told = program
     sender = Notices([f"{command} first"])
     sender(progress_of(0.8))  # what was there before is no news
     sender(progress_of(0.9))
     sender(progress_of(0.95))  # so soon after the one before it is not told
-    sender(progress_of(0.95, halted="ValueError: no"))
+    monkeypatch.setattr(notify, "BEST_INTERVAL", 0.0)
+    for _ in range(2):
+        sender(progress_of(0.96, halted="ValueError: no"))
     sender.finish(1, "the study has stopped")
-    arguments = [(first, subject) for (first, subject), _ in told()]
-    assert arguments == [
+    assert [(first, subject) for (first, subject), _ in told()] == [
         ("first", "toy: best value 0.9000"),
         ("first", "toy: halted"),
+        ("first", "toy: best value 0.9600"),
         ("first", "toy: ended with exit code 1"),
     ]
-    best, halted, end = (document for _, document in told())
+    best, halted, _, end = (document for _, document in told())
     assert (best["study"], best["trial"], best["params"]) == ("toy", 900, {"lr": 0.1})
     assert halted["reason"] == "ValueError: no"
     assert (end["exit_code"], end["body"]) == (1, "the study has stopped")
-
-
-def test_after_a_while_the_next_best_is_told(program, monkeypatch):
-    monkeypatch.setattr(notify, "BEST_INTERVAL", 0.0)
-    command, told = program
-    sender = Notices([command])
-    for best in (0.8, 0.9, 0.9, 0.95):
-        sender(progress_of(best))
-    sender.finish(0, None)
-    assert [document.get("trial") for _, document in told()] == [900, 950, None]
 
 
 def test_a_service_of_apprise_is_sent_the_answer_as_text(service):
@@ -121,9 +113,8 @@ def test_a_service_of_apprise_is_sent_the_answer_as_text(service):
 def test_no_name_of_a_study_is_an_option_of_a_command(program):
     command, told = program
     sender = Notices([command])
-    snapshot = snapshot_of()
-    snapshot = replace(snapshot, name="--output=x")
-    sender(Progress(snapshot, (StageProgress("search", 5, 3, snapshot),), "search"))
+    progress = progress_of()
+    sender(replace(progress, search=replace(progress.search, name="--output=x")))
     sender.finish(1, "it failed")
     ((arguments, document),) = told()
     assert arguments == ["output=x: ended with exit code 1"]

@@ -59,12 +59,11 @@ def test_a_file_that_cannot_be_written_is_a_mistake_before_the_study(tmp_path):
             EventFile(tmp_path / place)
 
 
-def test_a_slow_reader_gets_all_of_it_and_nobody_waits(tmp_path, stored):
+def test_a_slow_reader_gets_all_of_it_and_nobody_waits(tmp_path):
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     file = EventFile(path)
-    file.attach(stored)
     line = b"x" * 1000 + b"\n"
     for _ in range(200):  # three times what a pipe holds
         file._write(line)

@@ -44,13 +44,8 @@ def at_work(run_dir):
             stored = stored_study(run_dir)
         except ValueError:
             return None  # it is being created
-        held = stored.ledger.held()
-        trials = {trial._trial_id: trial for trial in stored.trials()}
-        ids = [
-            slot.owner
-            for slot in held
-            if slot.trial_id in trials and trials[slot.trial_id].intermediate_values
-        ]
+        begun = {trial._trial_id for trial in stored.trials() if trial.intermediate_values}
+        ids = [slot.owner for slot in stored.ledger.held() if slot.trial_id in begun]
         return ids if len(ids) == 2 else None
 
     return process, until(working)
@@ -157,13 +152,12 @@ def deadly(tmp_path):
     return run
 
 
-def test_a_trial_that_always_kills_its_worker_is_given_up_after_three_lives(deadly):
+def test_a_trial_that_always_kills_its_worker_is_given_up(deadly):
     """With a time limit a single worker has a process too."""
     two = ("study.max_attempts=2", "study.trial_timeout=300")
     code, out, err, stored = deadly("die", "study.trials=1", "launcher.workers=1", *two)
     assert code == 1  # no trial has a value
     assert "crashed  1 × such as: 2 workers died of this trial" in out
-    assert "signal SIGKILL" in out
     assert "Traceback" not in err
     (trial,) = stored.trials()
     assert (trial.state, trial.user_attrs["failure"]) == (TrialState.FAIL, "crashed")
@@ -234,15 +228,14 @@ def test_each_worker_has_its_devices_and_its_share_of_the_cores(machine):
     assert {e["OMP_NUM_THREADS"] for e in environments} == {"2"}
     machine("0", "1", "2", "3")
     two = Local(ranks=2)
-    counts = two.count(100), Local(ranks=4).count(100), Local(ranks=2, per_gpu=3).count(9)
-    assert counts == (2, 1, 6)
+    assert (two.count(100), Local(ranks=2, per_gpu=3).count(9)) == (2, 6)
     seen = [each["CUDA_VISIBLE_DEVICES"] for each in two.environments(3)]
     assert seen == ["0,1", "2,3", "0,1"]
     machine()
     assert (Local(ranks=2).count(100), Local(ranks=16).count(100)) == (4, 1)
     (first, *_) = Local(workers=16).environments(16)
-    assert "CUDA_VISIBLE_DEVICES" not in first
     assert first["OMP_NUM_THREADS"] == "1"
+    assert "CUDA_VISIBLE_DEVICES" not in first
 
 
 def test_ranks_of_a_worker_by_hand_need_a_command():

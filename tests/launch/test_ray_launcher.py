@@ -27,25 +27,21 @@ def test_what_ray_cannot_give_a_worker_is_refused_by_name():
             Ray(ranks=2, num_gpus=gpus)
 
 
-@pytest.mark.parametrize(
-    ("settings", "resources", "workers"),
-    [
-        ({}, {"CPU": 8.0}, 8),
-        ({"num_cpus": 3}, {"CPU": 8.0}, 2),
-        ({}, {"CPU": 8.0, "GPU": 2.0}, 2),
-        ({"num_gpus": 0.5}, {"CPU": 8.0, "GPU": 2.0}, 4),
-        ({"num_gpus": 0.3}, {"CPU": 8.0, "GPU": 2.0}, 6),  # no worker has a part of two GPUs
-        ({"num_gpus": 2}, {"CPU": 8.0, "GPU": 3.0}, 1),
-        ({"num_gpus": 0}, {"CPU": 8.0, "GPU": 3.0}, 8),
-        ({"num_gpus": 1}, {"CPU": 8.0}, 0),
-        ({"ranks": 2}, {"CPU": 8.0, "GPU": 4.0}, 2),
-        ({"ranks": 2}, {"CPU": 3.0, "GPU": 4.0}, 1),
-        ({"ranks": 3}, {"CPU": 8.0}, 2),
-    ],
-)
-def test_a_node_has_room_for_as_many_workers_as_all_it_has_allows(settings, resources, workers):
-    launcher = Ray(**settings)
-    assert launcher.room(resources, launcher.share([resources])) == workers
+def test_a_node_has_room_for_as_many_workers_as_all_it_has_allows():
+    for settings, cpus, gpus, workers in (
+        ({}, 8, 0, 8),
+        ({"num_cpus": 3}, 8, 0, 2),
+        ({}, 8, 2, 2),
+        ({"num_gpus": 0.3}, 8, 2, 6),  # no worker has a part of two GPUs
+        ({"num_gpus": 2}, 8, 3, 1),
+        ({"num_gpus": 0}, 8, 3, 8),
+        ({"num_gpus": 1}, 8, 0, 0),
+        ({"ranks": 2}, 8, 4, 2),
+        ({"ranks": 2}, 3, 4, 1),
+        ({"ranks": 3}, 8, 0, 2),
+    ):
+        launcher, resources = Ray(**settings), {"CPU": float(cpus), "GPU": float(gpus)}
+        assert launcher.room(resources, launcher.share([resources])) == workers
 
 
 def test_a_cluster_with_an_address_leaves_the_host_and_one_of_our_own_does_not(monkeypatch):

@@ -6,11 +6,11 @@ chaos/ has a real SLURM.
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from live_processes import until
 
 from studyloom.errors import LaunchError
 from studyloom.extras.slurm import Slurm
@@ -19,13 +19,8 @@ from studyloom.launch.task import Task
 from studyloom.study.reporter import Limits
 
 GOLDEN = Path(__file__).with_name("array.sh")
-COMMAND = [
-    "/venv/bin/python",
-    "-m",
-    "studies.mnist",
-    "storage.url=${oc.env:STUDYLOOM_STORAGE}",
-    "launcher=join",
-]
+STORAGE = "storage.url=${oc.env:STUDYLOOM_STORAGE}"
+COMMAND = ["/venv/bin/python", "-m", "studies.mnist", STORAGE, "launcher=join"]
 
 
 def script_of(slurm, command=COMMAND, folder="/projects/my study", logs="/scratch/100% mine/logs"):
@@ -33,27 +28,17 @@ def script_of(slurm, command=COMMAND, folder="/projects/my study", logs="/scratc
 
 
 def test_the_script_is_the_one_in_the_file():
-    slurm = Slurm(
-        workers=3,
-        partition="long",
-        time="2:30:00",
-        memory="16G",
-        lines=["#SBATCH --account=mine", "module load cuda"],
-    )
+    lines = ["#SBATCH --account=mine", "module load cuda"]
+    slurm = Slurm(workers=3, partition="long", time="2:30:00", memory="16G", lines=lines)
     assert script_of(slurm) == GOLDEN.read_text()
 
 
 def test_settings_that_sbatch_would_not_take_are_refused_by_name():
-    wrong = {
-        "workers": (0, "auto"),
-        "cpus": (1.5,),
-        "time": (9000,),
-        "gres": ("gpu:1 --wrap=x",),
-        "partition": ("",),
-        "memory": ("1G\nrm",),
-        "lines": ("module load cuda", [1]),
-    }
-    for name, value in [(name, value) for name, values in wrong.items() for value in values]:
+    for name, value in (
+        *(("workers", 0), ("workers", "auto"), ("cpus", 1.5), ("time", 9000)),
+        *(("gres", "gpu:1 --wrap=x"), ("partition", ""), ("memory", "1G\nrm")),
+        *(("lines", "module load cuda"), ("lines", [1])),
+    ):
         with pytest.raises(ValueError, match=rf"launcher\.{name} must be .*; got "):
             Slurm(**{name: value})
 
@@ -100,12 +85,8 @@ def test_the_job_is_printed_with_how_to_watch_and_to_cancel_it(submission, tmp_p
     printed = submission(f'echo "$@" > {tmp_path}/arguments; echo "17;main"', slots=2)
     path = tmp_path / "run" / "slurm.sh"
     assert (tmp_path / "arguments").read_text() == f"--parsable {path}\n"
-    for words in (
-        f"s: job 17, its script {path}",
-        "squeue --job=17",
-        "scancel 17",
-        f"status {tmp_path}/run --watch",
-    ):
+    watch = ("squeue --job=17", "scancel 17", f"status {tmp_path}/run --watch")
+    for words in (f"s: job 17, its script {path}", *watch):
         assert words in printed
     assert "--array=0-1\n" in path.read_text()  # no more tasks than slots
     assert "study.trials=9 launcher=join &" in path.read_text()
@@ -142,24 +123,19 @@ class RunningScript:
         if usr2_before is not None:
             script = script.replace(usr2_before, f"kill -USR2 $$; {usr2_before}", 1)
         (tmp_path / "script").write_text(script)
-        variables = {
-            "SLURM_ARRAY_JOB_ID": "7",
-            "SLURM_ARRAY_TASK_ID": "2",
-            "SLURM_CPUS_PER_TASK": "3",
-        }
+        variables = ("ARRAY_JOB_ID", "7"), ("ARRAY_TASK_ID", "2"), ("CPUS_PER_TASK", "3")
         path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
         self.process = subprocess.Popen(
             ["bash", tmp_path / "script"],
-            env=os.environ | variables | {"PATH": path},
+            env=os.environ | {f"SLURM_{name}": to for name, to in variables} | {"PATH": path},
             stdout=subprocess.PIPE,
             text=True,
         )
 
-    def until(self, name):
-        end = time.monotonic() + 120
-        while not (self.folder / name).exists():
-            assert time.monotonic() < end
-            time.sleep(0.01)
+    def send_usr2(self):
+        """Sends the signal once the worker is up."""
+        until((self.folder / "up").exists)
+        self.process.send_signal(signal.SIGUSR2)
 
     def end(self):
         """Waits for the end; returns the exit code, the output, and the call of scontrol."""
@@ -169,20 +145,16 @@ class RunningScript:
 
 
 def test_on_usr2_the_worker_releases_its_trial_and_its_task_alone_is_queued_again(tmp_path):
-    run = RunningScript(
-        tmp_path,
-        "trap 'sleep 0.2; touch released; exit 143' TERM; touch up; while :; do sleep 0.01; done",
-    )
-    run.until("up")
-    run.process.send_signal(signal.SIGUSR2)
+    wait = "touch up; while :; do sleep 0.01; done"
+    run = RunningScript(tmp_path, f"trap 'sleep 0.2; touch released; exit 143' TERM; {wait}")
+    run.send_usr2()
     assert run.end() == (0, "", "requeue 7_2")
     assert (tmp_path / "released").exists()
 
 
 def test_a_worker_that_finds_nothing_left_to_do_on_usr2_is_not_queued_again(tmp_path):
     run = RunningScript(tmp_path, "trap 'exit 0' TERM; touch up; while :; do sleep 0.01; done")
-    run.until("up")
-    run.process.send_signal(signal.SIGUSR2)
+    run.send_usr2()
     assert run.end() == (0, "", None)
 
 

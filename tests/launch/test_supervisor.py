@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import partial
 from types import SimpleNamespace
 
 from live_processes import gone, linux, until
@@ -11,7 +12,7 @@ from studyloom.launch.local import LocalWorker
 from studyloom.launch.supervisor import Supervisor
 from studyloom.launch.task import Task, renewing_leases
 from studyloom.processes import worker_id
-from studyloom.storage.slots import HeldClaim
+from studyloom.storage.ledger import HeldClaim
 from studyloom.study.reporter import Limits
 
 
@@ -63,34 +64,29 @@ def test_leases_are_renewed_again_after_the_database_was_away(tmp_path):
     assert renewed[0] == renewed[-1] == ["w"]
 
 
-class Overdue:
-    """A ledger and the workers of two overdue trials; the second ends its own during a kill."""
-
-    def __init__(self):
-        self.claims = {"a": HeldClaim("a", 1, 0, 1), "b": HeldClaim("b", 1, 1, 1)}
-        self.late = [*self.claims.values()]
-        self.deaths, self.killed, self.started = [], [], []
-
-    def overdue(self, worker_ids, limit):
-        return [self.claims[id] for id in worker_ids if self.claims.get(id) in self.late]
-
-    def record_death(self, worker_id, death, *, overdue=None):
-        self.deaths.append((worker_id, overdue))
-        del self.claims[worker_id]
-
-    def worker(self, worker_id):
-        def kill():
-            self.killed.append(worker_id)
-            self.claims["b"] = HeldClaim("b", 1, 2, 1)
-
-        start = lambda: self.started.append(worker_id)  # noqa: E731
-        return SimpleNamespace(worker_id=worker_id, kill=kill, start=start)
-
-
 def test_a_worker_that_begins_another_trial_during_the_kill_of_one_lives_on(tmp_path):
-    fake = Overdue()
-    task = Task(lambda stop: None, lambda: 1, fake, tmp_path, Limits(trial_timeout=1.0), "s")
-    Supervisor(task, [fake.worker("a"), fake.worker("b")])._kill_timed_out()
-    assert fake.killed == fake.started == ["a"]
-    assert fake.deaths == [("a", HeldClaim("a", 1, 0, 1))]
-    assert fake.claims == {"b": HeldClaim("b", 1, 2, 1)}
+    claims = {"a": HeldClaim("a", 1, 0, 1), "b": HeldClaim("b", 1, 1, 1)}
+    late, deaths, killed, started = [*claims.values()], [], [], []
+
+    def overdue(worker_ids, limit):
+        return [claims[id] for id in worker_ids if claims.get(id) in late]
+
+    def record_death(worker_id, death, *, overdue=None):
+        deaths.append((worker_id, overdue))
+        del claims[worker_id]
+
+    def worker(worker_id):
+        def kill():
+            killed.append(worker_id)
+            claims["b"] = HeldClaim("b", 1, 2, 1)
+
+        return SimpleNamespace(
+            worker_id=worker_id, kill=kill, start=partial(started.append, worker_id)
+        )
+
+    ledger = SimpleNamespace(overdue=overdue, record_death=record_death)
+    task = Task(lambda stop: None, lambda: 1, ledger, tmp_path, Limits(trial_timeout=1.0), "s")
+    Supervisor(task, [worker("a"), worker("b")])._kill_timed_out()
+    assert killed == started == ["a"]
+    assert deaths == [("a", HeldClaim("a", 1, 0, 1))]
+    assert claims == {"b": HeldClaim("b", 1, 2, 1)}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from studyloom.commands.documents import Best, Heart, Run
+from studyloom.commands.options import print_json
 from studyloom.config.main import EVENTS, JSON, NOTIFY
 from studyloom.errors import ConfigError, StudyloomError
 from studyloom.files import write_whole
@@ -114,8 +115,7 @@ class Outputs:
             if told is not None:
                 told.finish(code, reason)
         if self.as_json:
-            document = run_document(self._progress, self._run_dir, code, reason)
-            print(json.dumps(finite(asdict(document)), default=str), flush=True)
+            print_json(run_document(self._progress, self._run_dir, code, reason))
 
 
 def run_document(

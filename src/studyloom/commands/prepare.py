@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -240,26 +241,16 @@ def _find_starts(question: Question, data: TrainingData, url: str) -> WarmStarts
         return find_warm_starts(question, Begun())
     folder, name = folder_of(url), str(cfg.study.name)
     address = url if folder is not None and not folder.exists() else serve(url, own=True)
+    before = Begun()  # what the study has taken from earlier ones; nothing if it does not exist
+    if folder_of(address) is None:
+        with suppress(StorageError), closing(open_study(address, name, deadline=0.0)) as stored:
+            before = begun(stored)
 
     def remember() -> Remembered:
         identity = question.identity(data.digest)
         return find_earlier(address, name, Path(cfg.run_dir), identity)
 
-    return find_warm_starts(question, _begun(address, name), remember)
-
-
-def _begun(url: str, name: str) -> Begun:
-    """Returns what a study has taken from earlier ones; nothing if it does not exist."""
-    if folder_of(url) is not None:
-        return Begun()
-    try:
-        stored = open_study(url, name, deadline=0.0)
-    except StorageError:
-        return Begun()
-    try:
-        return begun(stored)
-    finally:
-        stored.close()
+    return find_warm_starts(question, before, remember)
 
 
 def open_plan(prepared: Prepared, stop: Stop, *, create: bool) -> tuple[Prepared, Plan]:

@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -86,23 +86,16 @@ def run_study(cfg: DictConfig, command: Command | None = None) -> NoReturn:
     told = take_environment()  # before any fork, and in workers that a launcher starts
     if WORKER_VARIABLE in os.environ:
         run_here(cfg, command, Line.of_launcher())
-    watch(lambda line, death: run_command(cfg, command, line, death, told))
 
+    def run_watched(line: Line, death: Death | None) -> NoReturn:
+        launcher = cfg.launcher if isinstance(cfg.launcher, DictConfig) else {}
+        local = launcher.get("_target_") == "studyloom.launch.Local"
+        forks = local and not cfg.study.dry_run and can_fork()
+        server = ForkServer(lambda line: run_here(cfg, command, line)) if forks else None
+        with closing(server) if server else nullcontext():
+            run_here(cfg, command, line, server, death, told)
 
-def run_command(
-    cfg: DictConfig, command: Command, line: Line, death: Death | None, told: Mapping[str, str]
-) -> NoReturn:
-    """Runs a command in this process, with a fork server for its workers."""
-    launcher = cfg.launcher if isinstance(cfg.launcher, DictConfig) else {}
-    forks = launcher.get("_target_") == "studyloom.launch.Local" and not cfg.study.dry_run
-    fork_server = None
-    if forks and can_fork():
-        fork_server = ForkServer(lambda line: run_here(cfg, command, line))
-    try:
-        run_here(cfg, command, line, fork_server, death, told)
-    finally:
-        if fork_server is not None:
-            fork_server.close()
+    watch(run_watched)
 
 
 def run_here(
@@ -378,15 +371,20 @@ def write_best(plan: Plan, best: FrozenTrial) -> None:
     write_yaml(plan.run_dir / "best.yaml", sections, header)
 
 
-def print_winner(plan: Plan, command: Command, console: Console) -> None:
+def print_winner(plan: Plan, command: Command, console: Console, *, anew: bool = False) -> None:
     """Prints the winner on the test part.
 
     The test part is opened for it now, unless winner.json has the answer already.
+
+    Args:
+        anew: whether it is opened in any case; the answer keeps the page that winner.json names.
     """
     with locked(plan):
         answer = read_answer(plan.run_dir)
-        if answer is None or not is_answer_of(answer, plan):
-            answer = evaluate_winner(plan, plan.data.test, command.page)
+        known = answer is not None and is_answer_of(answer, plan)
+        if answer is None or not known or anew:
+            page = (stated_page(answer) if answer and anew else None) or command.page
+            answer = evaluate_winner(plan, plan.data.test, page, anew=known)
         remove_others(plan, answer)
         if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
             write_report(plan)  # unless the command was killed here
@@ -484,12 +482,7 @@ def judge(cfg: DictConfig, console: Console) -> tuple[str, Any]:
                 stop_here(plan, "winner", stop, console)
             if (missing := find_no_winner(plan)) is not None:
                 raise missing
-            with locked(plan):
-                before = read_answer(plan.run_dir)
-                anew = before is not None and is_answer_of(before, plan)
-                page = (before and stated_page(before)) or command.page
-                evaluate_winner(plan, plan.data.test, page, anew=anew)
-            print_winner(plan, command, console)
+            print_winner(plan, command, console, anew=True)
             failure = compress_winner(plan, stop, console, outputs)
             if stop() and compresses(plan.question):  # who comes again need not judge again
                 stop_here(plan, "compress", stop, console)
