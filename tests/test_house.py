@@ -29,7 +29,7 @@ TOP_FILES = {"", "__main__", "api", "cli", "run"}  # what a person types or impo
 DOORS = {
     "hydra": {"config"},
     "sqlalchemy": {"storage"},
-    "filelock": {GROUND, "storage"},
+    "filelock": {GROUND, "storage", EXTRAS},
     "torchvision": {"data"},
     "jinja2": {"views"},
     "markupsafe": {"views"},

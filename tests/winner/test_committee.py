@@ -19,10 +19,11 @@ from studyloom.training.checkpoint import load_weights, pack_weights
 from studyloom.views.report import committee_cards
 from studyloom.views.terminal import winner_lines
 from studyloom.winner import committee
-from studyloom.winner.answer import COMMITTEE, is_answer_of, read_answer, write_answer
+from studyloom.winner.answer import COMMITTEE, read_answer, write_answer
 from studyloom.winner.committee import remove_others, select
 from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.predictor import load_network, load_winner
+from studyloom.winner.stages import is_answer_of
 from studyloom.winner.statistics import AVERAGES
 
 SPACE = (

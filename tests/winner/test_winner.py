@@ -31,10 +31,10 @@ from studyloom.training.randomness import seeded
 from studyloom.training.trainer import Training
 from studyloom.views.report import render
 from studyloom.views.terminal import winner_lines
-from studyloom.winner.answer import is_answer_of, read_answer
+from studyloom.winner.answer import read_answer
 from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.predictor import load_network, predict
-from studyloom.winner.stages import Plan, Stage
+from studyloom.winner.stages import Plan, Stage, is_answer_of
 from studyloom.winner.statistics import compare, summarise
 from studyloom.winner.trainings import kept_epoch
 

@@ -61,10 +61,10 @@ from studyloom.views import terminal
 from studyloom.views.sentence import answer_sentence
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.status import Display
-from studyloom.winner.answer import belongs_to, is_answer_of, move_aside, read_answer, stated_page
+from studyloom.winner.answer import belongs_to, move_aside, read_answer, stated_page
 from studyloom.winner.committee import remove_others
 from studyloom.winner.evaluation import evaluate_winner
-from studyloom.winner.stages import Plan
+from studyloom.winner.stages import Plan, is_answer_of
 from studyloom.winner.tracking import track_answer
 
 STOPPED = 3  # the exit code of a command that `studyloom stop` has stopped

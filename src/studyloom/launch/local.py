@@ -15,10 +15,10 @@ import torch.distributed as dist
 
 from studyloom.data.training_data import shared_variables
 from studyloom.errors import LaunchError
-from studyloom.launch.forks import ForkedWorker, ForkServer
+from studyloom.launch.forks import ForkedWorker
 from studyloom.launch.line import VARIABLE, Listener
 from studyloom.launch.supervisor import Supervisor, WorkerExit
-from studyloom.launch.task import WORKER_VARIABLE, Task, renewing_leases
+from studyloom.launch.task import WORKER_VARIABLE, Forks, Task, renewing_leases
 from studyloom.processes import MARK, host_id, worker_id
 from studyloom.study.stopping import Stop
 
@@ -163,7 +163,7 @@ class LocalWorker:
     command: list[str]
     environment: dict[str, str]
     log: Path
-    fork_server: ForkServer | None = None
+    fork_server: Forks | None = None
     failures: int = field(default=0, init=False)
     said: dict[str, str] = field(default_factory=dict, init=False)
     listener: Listener = field(init=False)
@@ -214,9 +214,10 @@ class LocalWorker:
         if self.fork_server is None or "CUDA_VISIBLE_DEVICES" in self.environment:
             return None
         try:
-            return self.fork_server.start(self.environment, self.log, line)
+            worker: ForkedWorker = self.fork_server.start(self.environment, self.log, line)
         except OSError:
             return None
+        return worker
 
     def _spawn(self, line: int) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as output:

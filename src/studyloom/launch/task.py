@@ -5,10 +5,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import psutil
 
@@ -17,9 +17,6 @@ from studyloom.processes import running_beside
 from studyloom.storage.ledger import Ledger
 from studyloom.study.reporter import Limits
 from studyloom.study.stopping import Stop
-
-if TYPE_CHECKING:
-    from studyloom.launch.forks import ForkServer
 
 # Set in the environment of workers that a launcher starts, to the launcher's age in seconds.
 WORKER_VARIABLE = "STUDYLOOM_WORKER"
@@ -74,6 +71,12 @@ class Command:
         return [*self.program, *self.without("launcher"), "launcher=join", *several]
 
 
+class Forks(Protocol):
+    """What forks workers: a `launch.forks.ForkServer`."""
+
+    def start(self, environment: Mapping[str, str], log: Path, line: int) -> Any: ...
+
+
 @dataclass(frozen=True)
 class Task:
     """What a launcher is to get done.
@@ -96,7 +99,7 @@ class Task:
     run_dir: Path
     limits: Limits
     name: str
-    fork_server: "ForkServer | None" = None
+    fork_server: Forks | None = None
     command: Command = field(default_factory=Command.of_this_process)
     halted: Callable[[], bool] = lambda: False
 

@@ -23,7 +23,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
-from sqlalchemy.engine import URL, Connection
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import scoped_session, sessionmaker
 
@@ -72,6 +72,7 @@ PATIENT = (
     "-c idle_in_transaction_session_timeout=0"
 )
 T = TypeVar("T")
+Connection = sqlalchemy.engine.Connection  # the other rooms have no other door to it
 
 # psycopg logs an error that it ignores because another one is on its way to its caller. We report
 # that one; the line would stand in a worker's log among those of the outage.

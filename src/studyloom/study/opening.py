@@ -11,7 +11,6 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
-from sqlalchemy import Connection
 
 from studyloom._version import __version__
 from studyloom.errors import QuestionError, StorageError
@@ -19,7 +18,14 @@ from studyloom.metrics import ACCURACY, Goal
 from studyloom.moved import MOVED
 from studyloom.question.sources import CODE, code_of
 from studyloom.storage.attributes import CODE_CHANGES, FORMAT, HALTED, QUESTION, UUID, VERSION
-from studyloom.storage.database import RetryingStorage, closed_on_error, connect, exclusive, execute
+from studyloom.storage.database import (
+    Connection,
+    RetryingStorage,
+    closed_on_error,
+    connect,
+    exclusive,
+    execute,
+)
 from studyloom.storage.ledger import Ledger, NoLedger, clear, reconcile
 from studyloom.storage.slots import check_table, create_table
 from studyloom.storage.sql import add_study

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial
-from sqlalchemy import Connection
 
 from studyloom.config.overrides import group_options
 from studyloom.config.values import has_key, value_at
@@ -25,7 +24,7 @@ from studyloom.question.question import Question, end_of, stand_in
 from studyloom.space.tree import Parameter, Point, Space, group_of, is_ordered, place_in, why_not
 from studyloom.storage import sql
 from studyloom.storage.attributes import BASELINE, ENQUEUED, FAILURE, PLANNED, SLOT, SOURCES
-from studyloom.storage.database import exclusive, execute
+from studyloom.storage.database import Connection, exclusive, execute
 from studyloom.storage.ledger import Entry, enter
 from studyloom.storage.sql import fills, set_aside
 from studyloom.study.earlier_studies import (

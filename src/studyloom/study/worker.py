@@ -19,7 +19,6 @@ import torch
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection
 
 from studyloom.data.training_data import TrainingData
 from studyloom.errors import (
@@ -38,6 +37,7 @@ from studyloom.question.rule import Cost
 from studyloom.seeds import derive
 from studyloom.space.tree import Point, Space
 from studyloom.storage.attributes import BASELINE, EPOCHS, KEPT, PAUSED, SLOT, WORKER
+from studyloom.storage.database import Connection
 from studyloom.storage.ledger import Claim
 from studyloom.study import failures
 from studyloom.study.early_end import ending

@@ -12,15 +12,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from studyloom.errors import PredictError
 from studyloom.files import write_whole
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import one_line
-
-if TYPE_CHECKING:
-    from studyloom.winner.stages import Plan
 
 COMMITTEE, CARD = "committee.pt", "model_card.md"
 RECORD, NETWORK = "compress.json", "winner.onnx"
@@ -661,21 +658,6 @@ def belongs_to(answer: Answer, stored: StoredStudy) -> bool:
     return answer.study == stored.name and all(
         trials.get(row.trial) == (row.params, row.search_value) for row in answer.candidates
     )
-
-
-def is_answer_of(answer: Answer, plan: "Plan") -> bool:
-    """Whether an answer comes from the final stage of this very plan.
-
-    The name of the stage has the budget and the rule; what was judged has the question and seeds.
-    """
-    if answer.stage != plan.last.stored.name or not belongs_to(answer, plan.search.stored):
-        return False
-    if plan.settings.committee and answer.committee is None:
-        return False
-    if answer.trials != plan.trials:  # the search had ended, and went on since
-        return False
-    fresh = plan.fresh_values
-    return all(list(row.values) == fresh.get(row.trial, []) for row in answer.candidates)
 
 
 def move_aside(run_dir: Path) -> Path | None:

@@ -45,6 +45,7 @@ from studyloom.study.stopping import Stop
 from studyloom.study.stored_study import REEVALUATION, RETRAINING, StoredStudy, note_stage
 from studyloom.study.worker import TrialSource
 from studyloom.training.checkpoint import load_weights
+from studyloom.winner.answer import Answer, belongs_to
 from studyloom.winner.trainings import (
     CandidateTrainings,
     earlier_trainings,
@@ -472,3 +473,18 @@ def find_race(
         if not lost:
             return race
         results |= dict.fromkeys(lost)
+
+
+def is_answer_of(answer: Answer, plan: Plan) -> bool:
+    """Whether an answer comes from the final stage of this very plan.
+
+    The name of the stage has the budget and the rule; what was judged has the question and seeds.
+    """
+    if answer.stage != plan.last.stored.name or not belongs_to(answer, plan.search.stored):
+        return False
+    if plan.settings.committee and answer.committee is None:
+        return False
+    if answer.trials != plan.trials:  # the search had ended, and went on since
+        return False
+    fresh = plan.fresh_values
+    return all(list(row.values) == fresh.get(row.trial, []) for row in answer.candidates)

@@ -69,7 +69,6 @@ from studyloom.winner.answer import (
     check_whole,
     digest_of,
     from_document,
-    is_answer_of,
     load_answer,
     read_compressed,
     to_document,
@@ -77,7 +76,7 @@ from studyloom.winner.answer import (
 )
 from studyloom.winner.answer import COMMITTEE as COMMITTEE_FILE
 from studyloom.winner.predictor import OF_A_LOOP
-from studyloom.winner.stages import Plan
+from studyloom.winner.stages import Plan, is_answer_of
 from studyloom.winner.wording import SMALL_HEADING, small_section
 
 EXACT = 1e-9  # what means of shares such as 5 of 1 000 are off
