@@ -60,9 +60,9 @@ def test_the_learning_curve_of_jobs_in_turn_is_that_of_lockstep(question):
     trainings = [Training(jobs, SPLIT), Training(jobs, SPLIT, in_turn=True)]
     curves = []
     for training in trainings:
+        steps = list(run_epochs(training, Never()))
         means = map(mean_epoch, training.history)
-        numbered = [replace(epoch, number=number) for number, epoch in enumerate(means, 1)]
-        assert list(run_epochs(training, Never())) == numbered
+        assert steps == [replace(epoch, number=n) for n, epoch in enumerate(means, 1)]
         curves.append(
             [
                 [(e.number, e.train_loss, e.value) for e in epochs]
