@@ -102,11 +102,11 @@ def work(
 
 def arm(phase: str, passes: int, deed: str) -> None:
     """Makes this process do a deed when it comes to a phase, after passing it `passes` times."""
-    import optuna
     import sqlalchemy
 
     from studyloom.space.tree import Space
     from studyloom.storage.ledger import Ledger
+    from studyloom.storage.trial_buffer import TrialBuffer
     from studyloom.training import checkpoint
     from studyloom.training.checkpoint import Checkpoint
 
@@ -139,7 +139,8 @@ def arm(phase: str, passes: int, deed: str) -> None:
 
     around(Ledger, "claim", "before claim", "after claim")
     around(Space, "suggest", after="after suggest")
-    around(optuna.Trial, "report", after="before report")  # not yet in the database
+    # Not yet in the database.
+    around(TrialBuffer, "set_trial_intermediate_value", after="before report")
     around(Ledger, "renew", after="between report and prune")
     around(Ledger, "release", "before pause", "after pause")
     around(Ledger, "standings", "at a rung")
