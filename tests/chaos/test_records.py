@@ -73,6 +73,15 @@ def delete_trials(run, where):
     sql(run, *(f"DELETE FROM {part} {which}" for part in parts), f"DELETE FROM trials {which}")
 
 
+def optuna_rows(run):
+    """Everything in Optuna's tables."""
+    with plain_engine(parse_url(run.url)).connect() as connection:
+        return {
+            name: sorted(map(str, connection.exec_driver_sql(f"SELECT * FROM {name}")))
+            for name in TABLES
+        }
+
+
 def check_whole(run, trials):
     """Checks that N slots are done, each by one trial that has ended."""
     stored = run.stored()
@@ -149,6 +158,17 @@ def test_two_trials_of_a_slot_stop_the_command_until_one_is_deleted(small):
 
 
 # Trials and studies of other programs
+
+
+def test_a_study_of_plain_optuna_under_the_same_name_is_refused_and_stays_as_it_was(small):
+    plain = optuna.create_study(study_name="mnist", storage=small.url, direction="maximize")
+    plain.set_user_attr("mine", 1)
+    plain.optimize(lambda trial: trial.suggest_float("x", 0, 1), 3)
+    before = optuna_rows(small)
+    printed = ended(small, code=2)
+    assert "was not made by studyloom" in printed
+    assert "study.name=" in printed
+    assert optuna_rows(small) == before
 
 
 def add_foreign_trials(run):

@@ -9,7 +9,7 @@ import harness
 import optuna
 import pytest
 from commands import FORKS
-from harness import NAME, PHASES, check, outcomes, prepare, run, start, until
+from harness import LEASE, NAME, PHASES, check, outcomes, prepare, run, start, until
 
 from studyloom.study.opening import open_study
 
@@ -108,6 +108,41 @@ def test_twelve_processes_make_one_study_on_an_empty_database(sqlite_url):
     stored = open_study(sqlite_url, NAME)
     assert stored.ledger.counts() == {"free": 5, "held": 0, "done": 0}
     assert [study.study_name for study in stored.storage.get_all_studies()] == [NAME]
+
+
+def test_a_strangers_lock_is_waited_for(sqlite_url, tmp_path, clean):
+    stored = prepare(sqlite_url, 3)
+    stranger = stored.ledger.storage.engine.raw_connection()
+    stranger.cursor().execute("BEGIN IMMEDIATE")
+    worker = start(sqlite_url, 3, tmp_path)
+    worker.join(2 * LEASE)
+    assert worker.is_alive()
+    assert stored.trials() == []
+    stranger.rollback()
+    worker.join(180)
+    assert worker.exitcode == 0
+    check(stored, 3, clean(3))
+
+
+def test_a_tell_that_meets_anothers_row_lock_waits_for_it(postgres_url, tmp_path, clean):
+    stored = prepare(postgres_url, 1)
+    worker = start(postgres_url, 1, tmp_path, strike=("before tell", 0, "stop"))
+    until(lambda: is_stopped(worker.pid))
+    with stored.ledger.storage.engine.begin() as connection:
+        connection.exec_driver_sql("SELECT * FROM trials FOR UPDATE")
+        os.kill(worker.pid, signal.SIGCONT)
+        worker.join(0.5)
+        assert worker.is_alive()
+    worker.join(180)
+    assert worker.exitcode == 0
+    check(stored, 1, clean(1))
+
+
+@pytest.mark.chaos
+def test_a_study_gone_on_with_twice_at_once_makes_n_trials(sqlite_url, tmp_path, clean):
+    stored = prepare(sqlite_url, 12)
+    run(sqlite_url, 12, tmp_path, workers=4)
+    check(stored, 12, clean(12))
 
 
 def test_workers_in_other_time_zones_agree(postgres_url, tmp_path, clean):
