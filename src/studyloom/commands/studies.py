@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
 @command(
     "the keys of a config, with their defaults",
     JSON,
-    examples=["studyloom keys", "studyloom keys | grep winner"],
+    examples=["studyloom keys", "studyloom keys --json"],
 )
 def keys(arguments: argparse.Namespace) -> None:
     """Prints the keys of studyloom's own sections as a table in Markdown, with the default and the
