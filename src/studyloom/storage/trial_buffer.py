@@ -191,7 +191,8 @@ class TrialBuffer(CachedStorage):
     ) -> bool:
         now = datetime.now()
         if state == TrialState.RUNNING:
-            writes, fields = [sql.start(trial_id)], {"datetime_start": now}
+            writes = [sql.start(trial_id)]
+            fields: dict[str, Any] = {"datetime_start": now}
         else:
             writes = sql.end(trial_id, state, values)
             fields = {"values": values and [*values], "datetime_complete": now}
@@ -250,8 +251,8 @@ class Others:
         if self._fresh and (self._running is not None or not running):
             return
 
-        asked = {"study": self._study_id, "after": self._latest}
-        asked["ids"] = json.dumps([*self._open - {own}])
+        opened = json.dumps([*self._open - {own}])
+        asked = {"study": self._study_id, "after": self._latest, "ids": opened}
 
         def look(connection: Connection) -> tuple[set[int], list[FrozenTrial], list[FrozenTrial]]:
             heads = [] if self._fresh else connection.execute(sql.CHANGED, asked).all()

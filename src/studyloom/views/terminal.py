@@ -19,7 +19,6 @@ from rich.table import Table
 from rich.text import Text
 
 from studyloom.config.values import plain_sections
-from studyloom.question.question import Question
 from studyloom.question.sources import CODE
 from studyloom.space.outline import outline
 from studyloom.storage.attributes import EPOCHS, STANDARD_ERROR, TIMES, WORKER
@@ -56,6 +55,7 @@ from studyloom.winner.wording import (
 
 if TYPE_CHECKING:
     from studyloom.launch.task import Command
+    from studyloom.question.question import Question
     from studyloom.winner.stages import Plan
 
 # Columns from which on a worker and its lease, or a trial and its parameters, fit side by side.
@@ -364,7 +364,7 @@ def print_next_steps(
 SHOWN = ("model", "optimizer", "scheduler", "train", "params")
 
 
-def print_dry_run(question: Question, console: Console) -> None:
+def print_dry_run(question: "Question", console: Console) -> None:
     """Prints the space as a tree, and one configuration that is sampled from it."""
     console.print(outline(question.space))
     sampler = optuna.samplers.RandomSampler(question.config.study.seed)
