@@ -2,7 +2,7 @@
 
 python -m studies.mnist                                    # resumes if it exists
 python -m studies.mnist study.trials=500 launcher.workers=4
-python -m studies.mnist data=mnist space=lr study.name=lr      # full MNIST, smaller space
+python -m studies.mnist data=mnist space=lr study.name=lr    # full MNIST
 """
 
 from omegaconf import DictConfig

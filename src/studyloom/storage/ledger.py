@@ -239,7 +239,11 @@ class Ledger:
 
     @cached_property
     def _end(self) -> sa.Update:
-        ended: dict[str, Any] = {"state": sa.bindparam("next_state"), "owner": None, "expires": None}
+        ended: dict[str, Any] = {
+            "state": sa.bindparam("next_state"),
+            "owner": None,
+            "expires": None,
+        }
         return sa.update(SLOTS).where(self._own, IS_HELD).values(ended)
 
     def _update(
