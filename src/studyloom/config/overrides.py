@@ -4,6 +4,7 @@ import argparse
 import difflib
 import functools
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ PAGE_OPTIONS = """
 options:
   --dry-run       show what is searched, and end
   --events FILE   write a line of JSON for each thing that happens
-  --json          print one JSON object at the end, and all else on standard error
-  notify=URL      of apprise, or a command: told at the end, at a halt, at a new best
+  --json          one JSON object at the end, all else on standard error
+  notify=URL      of apprise, or a command: told the end, a halt and a new best
   --help          this help, with the keys as the other overrides compose them
   --version       the version of studyloom
   --hydra-help    the options of Hydra, such as --config-dir
@@ -178,7 +179,15 @@ def page_help(about: str, config_path: str, config_name: str, argv: Sequence[str
         except Exception:  # of Hydra, of OmegaConf, and what they failed to wrap
             config = hydra.compose(config_name)
         groups = [group for group in STUDY_GROUPS if group_options(group)]
-        named = [f"  {group}={', '.join(group_options(group))}" for group in groups]
+        named = [
+            textwrap.fill(
+                f"{group}={', '.join(group_options(group))}",
+                80,
+                initial_indent="  ",
+                subsequent_indent="    ",
+            )
+            for group in groups
+        ]
     text = OmegaConf.to_yaml(config)
     kept = [line for line in text.splitlines() if not line.endswith((": null", "???"))]
     keys = [f"  {line}" for line in kept]
@@ -187,7 +196,7 @@ def page_help(about: str, config_path: str, config_name: str, argv: Sequence[str
         PAGE_OPTIONS,
         "groups, of which an override chooses another option:",
         *named,
-        "\nkeys, which an override such as study.trials=50 sets; those that are null are left out:",
+        "\nkeys, which an override such as study.trials=50 sets; without those that are null:",
         *keys,
     ]
     return printable("\n".join(parts))
