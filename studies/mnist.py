@@ -1,6 +1,6 @@
 """Search MLPs and CNNs on MNIST for validation accuracy.
 
-python -m studies.mnist                                    # resumes if it exists
+python -m studies.mnist                             # resumes if it exists
 python -m studies.mnist study.trials=500 launcher.workers=4
 python -m studies.mnist data=mnist space=lr study.name=lr    # full MNIST
 """

@@ -196,7 +196,7 @@ def page_help(about: str, config_path: str, config_name: str, argv: Sequence[str
         PAGE_OPTIONS,
         "groups, of which an override chooses another option:",
         *named,
-        "\nkeys, which an override such as study.trials=50 sets; without those that are null:",
+        "\nkeys, which an override such as study.trials=50 sets (null ones are left out):",
         *keys,
     ]
     return printable("\n".join(parts))
