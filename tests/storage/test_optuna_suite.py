@@ -14,7 +14,7 @@ import sqlalchemy
 from commands import ROOT
 from optuna.testing.pytest_storages import StorageTestCase
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.nightly
 # What differs, and why.
 DIFFERS = {
     # It would take its locks, its deadline and what it knows of a call along. Each process opens

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from optuna.trial import TrialState
 from toy_worker import fresh, work
 from toys import TWO, Signal, ask
@@ -72,6 +73,7 @@ def test_what_was_measured_first_stays_when_a_trial_goes_on(sqlite_url, monkeypa
 
 def sized(config, run):
     """A loop that tells its size after its reports."""
+    run.keep(net=torch.nn.Linear(1, 1))
     for _ in run.epochs(config.train.epochs):
         run.report(score=1.0)
     run.cost(size=config.model.hidden[0])

@@ -249,3 +249,20 @@ def test_who_waits_for_others_looks_ever_less_often_and_works_on_what_they_leave
     assert waits == sorted(waits)
     assert max(slept) <= 0.25  # so that a stop is seen as soon as ever
     assert stored.ledger.counts() == {"free": 0, "held": 0, "done": 1}
+
+
+@pytest.mark.usefixtures("threads_are_workers")
+def test_a_grid_visits_each_point_once(url):
+    question = ask(
+        *RANDOM,
+        "sampler=grid",
+        "~space.optimizer",
+        "~space.model",
+        "+space.model.activation.choice=[relu,tanh]",
+    )
+    assert question.trials() == 6
+    stored = fresh(url, question, 6)
+    work_side_by_side(question, url, 6, workers=4)
+    points = [(t.params["train.batch_size"], t.params["model.activation"]) for t in stored.trials()]
+    assert sorted(points) == sorted((b, a) for b in (16, 32, 64) for a in ("relu", "tanh"))
+    assert stored.trials()[0].params == question.baseline.params

@@ -644,3 +644,37 @@ def test_a_training_uses_its_threads_and_gives_the_others_back(threads, expected
             assert torch.get_num_threads() == 2  # between epochs
     assert {*used} == {expected}
     assert training.threads == expected
+
+
+class Learner(nn.Linear):
+    """A network that keeps what `adapt` was called with."""
+
+    def __init__(self, shape, outputs):
+        super().__init__(math.prod(shape), outputs)
+        self.register_buffer("shown", torch.zeros(0))
+
+    def adapt(self, inputs, targets):
+        self.shown = inputs.flatten(1).sum(1)
+
+    def forward(self, inputs):
+        return super().forward(inputs.flatten(1))
+
+
+def test_what_adapts_is_shown_the_training_part_of_its_own_fold_and_nothing_else():
+    split = toy_split()
+    jobs = [
+        Job(
+            Learner,
+            torch.optim.Adam,
+            lambda _: 1.0,
+            nn.CrossEntropyLoss(),
+            train,
+            valid,
+            1,
+            10,
+            seed=0,
+        )
+        for train, valid in make_folds(split.targets, 3, 0, 0)
+    ]
+    for job, weights in zip(jobs, Training(jobs, split).weights(), strict=True):
+        assert torch.equal(weights["shown"], split.inputs[job.train].flatten(1).sum(1))

@@ -423,6 +423,15 @@ def libpq_arguments(address: URL, defaults: Mapping[str, Any]) -> dict[str, Any]
     return arguments | {"options": " ".join(options)}
 
 
+def is_empty(url: str) -> bool:
+    """Whether a server answers with a database that has no tables yet."""
+    try:
+        with plain_engine(parse_url(url)).connect() as connection:
+            return not sqlalchemy.inspect(connection).get_table_names()
+    except SQLAlchemyError:
+        return False
+
+
 def plain_engine(address: URL, *, create: bool = False) -> sqlalchemy.Engine:
     """Makes an engine without hooks, pool or transactions, to look at a database or lock it."""
     arguments: dict[str, Any]

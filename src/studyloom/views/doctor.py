@@ -19,7 +19,7 @@ from studyloom._version import __version__
 from studyloom.errors import StorageError
 from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.launch.local import Local, cores, gpus
-from studyloom.storage.database import connect, is_sqlite, sqlite_path
+from studyloom.storage.database import connect, is_empty, is_sqlite, sqlite_path
 from studyloom.storage.ledger import Ledger, compare
 from studyloom.storage.urls import parse_url, without_password
 from studyloom.study.opening import open_ledgers
@@ -93,7 +93,8 @@ def database(url: str) -> Finding:
     try:
         connect(url, deadline=0.0).close()
     except StorageError as error:
-        return todo(str(error))
+        if is_sqlite(parse_url(url)) or not is_empty(url):
+            return todo(str(error))
     return ok(without_password(parse_url(url)))
 
 
@@ -106,6 +107,8 @@ def disagreements(url: str, name: str | None = None) -> list[tuple[str, Ledger, 
     Raises:
         StorageError: the database cannot be used, or no rule says how a difference is mended.
     """
+    if not is_sqlite(parse_url(url)) and is_empty(url):
+        return []
     return [
         (study, ledger, words)
         for study, ledger in open_ledgers(url, 0.0).items()
