@@ -26,10 +26,9 @@ from studyloom.study.stored_study import (
     open_beside,
     read_job,
 )
-from studyloom.text import format_duration, format_parameter, format_value, one_line
+from studyloom.text import format_duration, format_value, one_line
 from studyloom.views.snapshot import (
     Snapshot,
-    WorkerStatus,
     format_trial_values,
     paused,
     take_snapshot,
@@ -569,13 +568,6 @@ def control_words(progress: Progress) -> str:
     if progress.control == "stop" and not progress.ended:
         return "stopped" if not held else "stopping"
     return ""
-
-
-def parameter_words(worker: WorkerStatus) -> str:
-    """Words the parameters of the trial that a worker has."""
-    return "  ".join(
-        f"{one_line(name)}={format_parameter(value)}" for name, value in worker.params.items()
-    )
 
 
 def progress_line(progress: Progress) -> str:
