@@ -156,7 +156,7 @@ class Study:
 
     @property
     def optuna(self) -> optuna.Study:
-        """The same as an `optuna.Study`, for `optuna.visualization` and everything else."""
+        """The study as an `optuna.Study`, for `optuna.visualization` and everything else."""
         return self._stored.optuna
 
     def report(self, folder: str | Path | None = None) -> Path:
@@ -269,7 +269,7 @@ def _only_name(url: str) -> str:
 def run_from_python(
     source: str | Path | DictConfig, overrides: Sequence[str] = (), *, quiet: bool = False
 ) -> Study:
-    """Does what `studyloom.run` does where it is not called by a page."""
+    """Runs a study for `studyloom.run`, where no page calls it."""
     from studyloom.config.main import invocation_of, restored_environment
     from studyloom.launch.task import WORKER_VARIABLE, Command
 

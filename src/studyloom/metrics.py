@@ -146,7 +146,7 @@ def average_precision(outputs: Tensor, classes: Tensor) -> Any:
 
 
 def example_scores(metric: Metric, outputs: Tensor, targets: Tensor) -> Tensor | None:
-    """Returns what each example contributes, (n,) in float64; None if the metric is no mean."""
+    """Returns the contribution of each example, (n,) in float64; None if the metric is no mean."""
     from torch.nn import functional
 
     if metric.function is accuracy:

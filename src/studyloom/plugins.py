@@ -1,4 +1,4 @@
-"""What extras bring, by the names that the core calls them; the core imports nothing of `extras/`.
+"""Loads extras by the names that the core has for them; the core imports nothing of `extras/`.
 
 Example:
     >>> load_plugin("explain")  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""What commands write as JSON, for programs: the shape of each document, and its JSON Schema.
+"""The JSON that commands write for programs: the shape of each document, and its JSON Schema.
 
 Some are made from these classes; others are made elsewhere, and tests hold them to their shape.
 Parameters are named by their path, such as optimizer.lr. Times are in seconds, `at` in UTC.
@@ -70,7 +70,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Run:
-    """What `studyloom run FILE --json`, or a page with --json, prints at its end.
+    """The document that `studyloom run FILE --json`, or a page with --json, prints at its end.
 
     `reason` says why the exit code is not 0; done and budget count the trials of all stages.
     """
@@ -88,7 +88,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Heart:
-    """What heartbeat.json in the run directory holds; the exit code comes with the end.
+    """The document heartbeat.json in the run directory; the exit code comes with the end.
 
     `find runs/mnist/heartbeat.json -mmin +2` finds one whose command is gone or hangs.
     """
@@ -156,7 +156,7 @@ class StageState(TypedDict):
 
 
 class Hours(TypedDict):
-    """What all stages have spent."""
+    """The hours that all stages have spent."""
 
     cores: float
     gpus: float
@@ -217,7 +217,7 @@ class Trial(TypedDict):
 
 @dataclass(frozen=True)
 class Control:
-    """What `studyloom stop`, `pause` and `resume` have done.
+    """The result of `studyloom stop`, `pause` and `resume`.
 
     `worked_on` is whether anybody held a trial, and `workers` are those who still hold one.
     """
@@ -275,7 +275,7 @@ class Winner:
 
 
 class Variants(TypedDict):
-    """What compress.json holds: the variants, what each costs, and the chosen one."""
+    """The document compress.json: the variants, what each costs, and the chosen one."""
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What the winner predicts, and a line for each file that holds no input."""
+    """The predictions of the winner, and a line for each file that holds no input."""
 
     answers: list[Prediction]
     errors: list[str]
@@ -330,7 +330,7 @@ class Doctor:
 
 @dataclass(frozen=True)
 class Dashboard:
-    """Where the dashboard is served; printed when it begins."""
+    """The address of the dashboard, printed when it begins."""
 
     study: str
     url: str
@@ -355,14 +355,14 @@ class Completion:
 
 @dataclass(frozen=True)
 class Errors:
-    """What any command with --json prints if it cannot do its work: every mistake found."""
+    """The mistakes that a command with --json prints if it cannot do its work."""
 
     errors: list[str]
     exit_code: int
 
 
 class Event(TypedDict):
-    """What the lines of --events FILE have in common; `id` tells studies of one name apart.
+    """The fields of each line of --events FILE; `id` tells studies of one name apart.
 
     A trial has begun, has reported an epoch, has ended, or is the best now; another terminal has
     asked to stop, to pause, or to go on; the study has stopped itself; the winner is known; the
@@ -390,7 +390,7 @@ class Event(TypedDict):
 
 
 class Notice(TypedDict):
-    """What a command of notify=… gets on its standard input."""
+    """The document that a command of notify=… gets on its standard input."""
 
     study: str
     subject: str

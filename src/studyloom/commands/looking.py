@@ -200,7 +200,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def print_findings(url: str, name: str | None, arguments: argparse.Namespace) -> int:
-    """Prints what was checked, or mended, as JSON. Returns the exit code, as `doctor` does."""
+    """Prints the checks, or repairs, as JSON. Returns the exit code, as `doctor` does."""
     from studyloom.commands.documents import Check, Doctor
     from studyloom.views.doctor import disagreements, examine, repair
 

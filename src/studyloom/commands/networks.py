@@ -117,7 +117,7 @@ def compress(arguments: argparse.Namespace) -> None:
     examples=["studyloom predict runs/mnist digit.png"],
 )
 def predict(arguments: argparse.Namespace) -> int:
-    """Prints what the winner predicts for inputs, and in what they are unlike the training data."""
+    """Prints the winner's predictions for inputs, and how these differ from the training data."""
     from studyloom.config.trust import code_of_study
     from studyloom.winner.predictor import load_network, predict
 
@@ -132,7 +132,7 @@ def predict(arguments: argparse.Namespace) -> int:
 
 
 def print_answers(answers: "Iterator[FileAnswer]") -> int:
-    """Prints what a network predicts as JSON. Returns the exit code: 2 if a file holds no input."""
+    """Prints predictions as JSON. Returns the exit code: 2 if a file holds no input."""
     from studyloom.commands.documents import Predicted
 
     told, mistakes = list[Any](), list[str]()

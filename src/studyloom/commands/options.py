@@ -1,4 +1,4 @@
-"""What the commands of `studyloom` have in common: an entry for each, and shared arguments."""
+"""Parts of all commands of `studyloom`: an entry for each, and shared arguments."""
 
 import argparse
 import inspect
@@ -49,7 +49,7 @@ def command(about: str, *arguments: Argument, examples: Sequence[str]) -> Callab
 
 
 def argument(name: str, metavar: str | None, about: str, **options: Any) -> Argument:
-    """Returns what adds an argument to a parser; with options of `add_argument`."""
+    """Returns a function that adds an argument to a parser; with options of `add_argument`."""
     return lambda parser: parser.add_argument(name, metavar=metavar, help=about, **options)
 
 
@@ -58,7 +58,7 @@ def flag(name: str, about: str) -> Argument:
 
 
 def either(*arguments: Argument, required: bool = False) -> Argument:
-    """Returns what adds arguments of which one may be given, or must be."""
+    """Returns a function that adds arguments of which one may be given, or must be."""
 
     def add(parser: argparse.ArgumentParser) -> None:
         group = parser.add_mutually_exclusive_group(required=required)

@@ -1,4 +1,4 @@
-"""What a command tells beside its terminal: a heartbeat, events, notices, and JSON at its end.
+"""The output beside the terminal: a heartbeat, events, notices, and JSON at the end.
 
 Where these go is said by the command line, which `config` has moved to the environment. This takes
 it from there, so that neither workers nor studies within an objective tell it again.
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def take_environment() -> dict[str, str]:
-    """Takes what is told, and to whom, from the environment, and returns the variables.
+    """Takes the settings of outputs out of the environment, and returns the variables.
 
     Call it before the process forks: no fork shall find them.
     """
@@ -70,7 +70,7 @@ class Outputs:
 
     @classmethod
     def of_environment(cls, taken: Mapping[str, str]) -> "Outputs":
-        """Makes what the variables ask for that `take_environment` has taken.
+        """Makes the outputs that the variables of `take_environment` ask for.
 
         Raises:
             ConfigError: the file of events cannot be written to, or a notice cannot be sent.

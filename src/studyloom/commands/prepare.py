@@ -319,7 +319,7 @@ def open_ended(cfg: DictConfig, stop: Stop) -> tuple[Prepared, Plan]:
 
 
 def _settle(prepared: Prepared, stored: StoredStudy, trials: int) -> None:
-    """Stores what the config says of a study beside its question, and what is tried first."""
+    """Stores the settings of a study beside its question, and the points to try first."""
     question = prepared.question
     stored.state(question.rule)
     study = question.config.study
@@ -340,7 +340,7 @@ def _settle(prepared: Prepared, stored: StoredStudy, trials: int) -> None:
 
 
 def job_of(plan: Plan) -> Job:
-    """Returns what a command does, for whoever looks at the study without its config."""
+    """Returns the job of a command, for views that have no config."""
     settings, question = plan.settings, plan.question
     per_hour = question.config.cost.per_hour
     return Job(
@@ -362,7 +362,7 @@ def task_of(
     line: Line | None = None,
     fork_server: ForkServer | None = None,
 ) -> Task:
-    """Returns what the launcher is to get done: the open trials of all stages.
+    """Returns the task of the launcher: the open trials of all stages.
 
     Args:
         line: to the process that watches this one, or has started it.

@@ -74,7 +74,7 @@ STOPPED = 3  # the exit code of a command that `studyloom stop` has stopped
 
 
 def run_study(cfg: DictConfig, command: Command | None = None) -> NoReturn:
-    """Does what `studyloom.run.run` does.
+    """Runs the command of a study, see `studyloom.run.run`.
 
     Args:
         cfg: the config as composed, inside `hydra_main`.
@@ -172,7 +172,7 @@ def prepare_logging(level: int) -> None:
 
 
 def console_of(outputs: Outputs) -> Console:
-    """Returns where a command prints: standard output, unless that is for a program."""
+    """Returns the console of a command: standard output, unless a program reads it."""
     console = terminal.make_console(sys.stderr if outputs.as_json else sys.stdout)
     console.lasting = True
     return console
@@ -247,7 +247,7 @@ def search_and_report(
 
 @contextmanager
 def ending_job(stored: StoredStudy, not_small: int = CompressError.exit_code) -> Iterator[None]:
-    """Stores that nothing is left to do of the job if the body raises an error that says so.
+    """Stores that the job has ended if the body raises an error that says so.
 
     Args:
         not_small: the exit code of the command if the winner cannot be made small.

@@ -119,7 +119,7 @@ class StructuredConfigSource(ReadOnce, HydrasStructuredConfigSource):
 
 
 def interpolation_map(overrides: Any, defaults: list[Any], self_added: bool) -> Any:
-    """Makes what interpolations of a defaults list refer to, if it has any: 40 % of composing."""
+    """Makes the values for interpolations of a defaults list, if it has any: 40 % of composing."""
     if any(default.is_interpolation() for default in defaults):
         return MAKE_MAP(overrides, defaults, self_added)
     return None
@@ -240,7 +240,7 @@ class Composer:
 
 
 def override_key(override: str) -> str:
-    """Returns what an override sets, as a path: `model/hidden` for `++model.hidden=[8]`."""
+    """Returns the key that an override sets, as a path: `model/hidden` for `++model.hidden=[8]`."""
     return override.partition("=")[0].lstrip("+~").replace(".", "/")
 
 

@@ -1,4 +1,4 @@
-"""What Hydra wrote into a run directory: the storage URL, the study's name, and the command.
+"""The files of Hydra in a run directory: the storage URL, the study's name, and the command.
 
 A run directory may be somebody else's. Only in one that this user's own command has run in, or that
 the user says is theirs, do these files decide what is opened outside of it, or run again.

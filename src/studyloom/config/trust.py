@@ -186,13 +186,13 @@ def check_section(key: str, section: DictConfig | Mapping[str, Any]) -> None:
 
 
 def packages_to_trust(config: Any) -> list[str]:
-    """Returns what a command must trust for the targets of plain values of its own study."""
+    """Returns the packages to trust for the targets of plain values of one's own study."""
     found = _find(config, "", (), references=True)
     return sorted({need for _, need in found if need is not None})
 
 
 def needed_trust(config: Mapping[str, Any]) -> list[str]:
-    """Returns what `trust=[…]` has to name for a primary config that is read as a foreign one."""
+    """Returns the words of `trust=[…]` for a primary config that is read as a foreign one."""
     content = {name: value for name, value in config.items() if name != "defaults"}
     found = [
         *content_mistakes(content, ()),
@@ -202,7 +202,7 @@ def needed_trust(config: Mapping[str, Any]) -> list[str]:
 
 
 def content_mistakes(config: Any, agreed: Sequence[str]) -> Iterator[Mistake]:
-    """Finds what sections of a config from elsewhere, as plain values, must not set."""
+    """Finds forbidden settings in sections of a config from elsewhere, as plain values."""
     packages = _packages_of(agreed)
     for section, content in config.items():
         if section in NEVER:
@@ -238,7 +238,7 @@ def _section_mistakes(
 
 
 def _path_mistakes(value: Any, key: str, agreed: Sequence[str]) -> Iterator[Mistake]:
-    """Finds what names a file or folder below a data source."""
+    """Finds settings below a data source that name a file or folder."""
     name = key.rpartition(".")[2]
     if key in agreed or name == "_target_" or value in (None, []):
         return

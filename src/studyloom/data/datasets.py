@@ -254,7 +254,7 @@ class Datasets:
         return dataset
 
     def _rows(self, name: str, given: Any, dataset: Any) -> Tensor:
-        """Returns what is given for each training example: its weight, group or class."""
+        """Returns a setting of each training example: its weight, group or class."""
         try:
             array = np.asarray(given(dataset) if callable(given) else given)
             if name == "groups":  # of any kind, such as the names of patients

@@ -303,7 +303,7 @@ def _as_tensor(value: Any) -> Tensor | None:
 
 
 def structure(value: Any, *, nested: bool = False) -> str:
-    """Describes what a batch or an item is made of, without its sizes.
+    """Describes the structure of a batch or an item, without its sizes.
 
     A list of things alike, and a tuple of them within the batch (`nested`), is described by one of
     them: such as ragged sequences, or the names of the files.

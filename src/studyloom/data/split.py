@@ -25,7 +25,7 @@ Folds = Sequence[Fold]
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Which words the numbers of a text stand for, so that a report can show the text.
+    """The words that the numbers of a text stand for, so that a report can show the text.
 
     A text is a row of whole numbers that is filled up at its end, if at all. A Dataset has this as
     its attribute `tokens`, a `Split` in its field of that name.

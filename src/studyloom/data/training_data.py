@@ -1,4 +1,4 @@
-"""What a question is trained on: its source, training part and folds, shared between workers.
+"""The data of a question: its source, training part and folds, shared between workers.
 
 A command keeps a large training part in a file without a name, and its workers map it: they have
 one copy. Nothing of it is left once the last process ends, however that happens. What a process

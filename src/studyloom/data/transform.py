@@ -332,7 +332,7 @@ class InputRange:
         )
 
     def unlike(self, inputs: Tensor, columns: Sequence[str] = ()) -> dict[int, str]:
-        """Describes what differs from all training inputs, by the position in inputs (n, …)."""
+        """Describes differences from all training inputs, by the position in inputs (n, …)."""
         rows = inputs.flatten(1)
         if len(self.low) == rows.shape[1] > 1:
             names = [*columns, *(f"number {k + 1}" for k in range(len(columns), rows.shape[1]))]

@@ -1,1 +1,1 @@
-"""What pip extras bring. The core imports none of it: a config or `plugins.py` names it."""
+"""The parts that need pip extras: a config or `plugins.py` names them; the core imports none."""

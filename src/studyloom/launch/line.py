@@ -131,7 +131,7 @@ class Listener:
         return self._theirs.detach()
 
     def listen(self) -> dict[str, str]:
-        """Reads what was said since the last call, and returns all words."""
+        """Reads the new words since the last call, and returns all words."""
         with contextlib.suppress(OSError):  # nothing was said
             while text := self._socket.recv(2**16).decode():
                 self.words |= dict(line.split(" ", 1) for line in text.splitlines())

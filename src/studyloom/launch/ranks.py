@@ -86,7 +86,7 @@ def start_ranks(cfg: DictConfig, command: Command, line: Line, train: Train) -> 
 
 
 def _variables(rank: int, count: int, port: int) -> dict[str, str]:
-    """Returns what `torchrun` sets for a process; and the network device, the one of this host."""
+    """Returns the variables that `torchrun` sets for a process, and this host's network device."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

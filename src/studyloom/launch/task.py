@@ -1,4 +1,4 @@
-"""What every launcher gets: the task, the command of a worker, and the renewal of leases."""
+"""The arguments of every launcher: the task, the command of a worker, and the renewal of leases."""
 
 import contextlib
 import os
@@ -72,14 +72,14 @@ class Command:
 
 
 class Forks(Protocol):
-    """What forks workers: a `launch.forks.ForkServer`."""
+    """A fork server of workers: a `launch.forks.ForkServer`."""
 
     def start(self, environment: Mapping[str, str], log: Path, line: int) -> Any: ...
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a launcher is to get done.
+    """The work that a launcher gets.
 
     Args:
         work: works in this process until nothing is left or the worker is asked to stop.

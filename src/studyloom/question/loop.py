@@ -65,7 +65,7 @@ class LoopJob:
 
 @dataclass(frozen=True)
 class Loop:
-    """What the calls of a loop have in common.
+    """The state that all calls of a loop share.
 
     Args:
         config: of the trial; the function gets a read-only copy, with the seed as `config.seed`.
@@ -307,7 +307,7 @@ class LoopObjective(Objective):
         return Report((position + 1) * STRIDE, value, 0.0, len(self._reports[position]))
 
     def costs(self) -> list[Cost]:
-        """Returns what the loop has told of its costs, as means over jobs."""
+        """Returns the costs that the loop has reported, as means over jobs."""
         told = defaultdict[str, list[Cost]](list)
         for costs in self._costs:
             for name, cost in costs.items():

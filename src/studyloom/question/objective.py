@@ -168,7 +168,7 @@ class Objective:
         raise ValueError("this objective keeps no state")
 
     def weights(self) -> dict[str, Any] | None:
-        """Returns what is kept of the training; None if nothing is.
+        """Returns the state that the training keeps; None if it keeps nothing.
 
         Of a network it is the weights and buffers by name, of a loop the state of each kept part.
         """

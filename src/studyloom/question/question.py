@@ -104,7 +104,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Question:
-    """What a study asks, and how its trials are made: of networks that we train.
+    """The question of a study whose trials are networks that we train.
 
     Its config is never changed. `validate` checks it as a whole before the first trial; until then,
     most properties may raise ConfigError, with every mistake.
@@ -246,7 +246,7 @@ class Question:
     def _recipe(
         self, point: Point, number: int, attempt: Attempt, seed: int | None, fold: Fold | None
     ) -> Recipe:
-        """Returns what makes the same objective in other ranks, of their question and data."""
+        """Returns a function that makes this objective in other ranks, by their question."""
         make = functools.partial(type(self).make_objective, point=point, number=number)
         return functools.partial(make, attempt=attempt, seed=seed, fold=fold)
 
@@ -322,7 +322,7 @@ class Question:
 
     @property
     def steps(self) -> str:
-        """What the pruner is shown of a trial.
+        """The steps of a trial that the pruner sees.
 
         It is `epochs` for the mean over jobs at each epoch, or `jobs` for the end of each job if
         they are trained in turn.

@@ -1,4 +1,4 @@
-"""What bounds and chooses trials by their values: limits of costs, and the rule of the winner.
+"""Limits of costs, and the rule that chooses the winner by its values.
 
 `objective.constraints` has a limit for each cost, such as `parameters: "<= 100_000"`. A cost is
 known before training, so that a trial beyond a limit is not trained. `winner.rule` chooses among
@@ -65,7 +65,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one network or loop costs.
+    """The cost of one network or loop.
 
     Args:
         quantity: one of COSTS, or a name that a loop has for it.

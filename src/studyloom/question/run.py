@@ -1,4 +1,4 @@
-"""What a loop of the user's own holds: its trial, data, checkpoint and reports."""
+"""The `run` that a loop of the user's own gets: its trial, data, checkpoint and reports."""
 
 import functools
 import itertools
@@ -191,7 +191,7 @@ class Run:
             self._kept_at_end[name] = part
 
     def keep_files(self, path: Path) -> None:
-        """Puts what a trainer of others has saved into the checkpoint of this epoch.
+        """Puts the files of another library's trainer into the checkpoint of this epoch.
 
         The checkpoint holds its name and digest. The files must stay until two later epochs have
         called this.
@@ -300,7 +300,7 @@ class Run:
         return nn.parallel.DistributedDataParallel(network, device_ids=devices)
 
     def cost(self, **quantities: Any) -> None:
-        """Tells what the trial costs, such as parameters=net_size.
+        """Reports costs of the trial, such as parameters=net_size.
 
         Those that `objective.constraints` or `objective.metric` names are stored.
 
@@ -318,7 +318,7 @@ class Run:
             raise Infeasible("; ".join(beyond))
 
     def flush(self, step: int | None = None) -> None:
-        """Tells what is pending, at a step or the next one."""
+        """Passes on pending reports, at a step or the next one."""
         if self._pending:
             values, self._pending = self._pending, {}
             compared = self._compared(values)
@@ -352,7 +352,7 @@ class Run:
         return self.unfit
 
     def _check_fit(self) -> None:
-        """Raises what `keep` did if the checkpoint did not fit; a loop may have caught it."""
+        """Raises the error of `keep` if the checkpoint did not fit; a loop may have caught it."""
         if self.unfit is not None:
             raise self.unfit
 

@@ -103,7 +103,7 @@ def check_sections(question: Question) -> Iterator[str]:
 
 
 def _rules(question: Question) -> Iterator[tuple[bool, str]]:
-    """Yields how values may not go together: whether they do, and what to set instead."""
+    """Yields rules of values that exclude each other: whether they meet, and the way out."""
     config, choices = question.config, question.composer.choices
     study, objective, winner, train = config.study, config.objective, config.winner, config.train
     loop, pruner = isinstance(question, FunctionQuestion), f"pruner={choices.get('pruner')}"

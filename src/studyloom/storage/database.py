@@ -535,7 +535,7 @@ def _server_lock(address: URL, deadline: float) -> Iterator[None]:
 
 
 class Closable(Protocol):
-    """What holds connections."""
+    """An object that holds connections."""
 
     def close(self) -> None: ...
 

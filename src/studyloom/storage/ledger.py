@@ -440,7 +440,7 @@ def _first(*conditions: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
 
 
 class Entry(NamedTuple):
-    """What a row of the ledger is to say of its slot: free or done, and with which trial."""
+    """The state that a slot should have: free or done, and with which trial."""
 
     slot: int
     state: str

@@ -67,7 +67,7 @@ _jitter = random.Random()  # one of our own: a retry must not move a user's rand
 
 
 class CallState(threading.local):
-    """What is known of the call that this thread makes on a storage."""
+    """The state of the call that this thread makes on a storage."""
 
     writes = False
     committing = False  # this try has come to a COMMIT

@@ -267,7 +267,7 @@ def local(utc: datetime | None) -> datetime | None:
 
 
 class TrialHead(NamedTuple):
-    """What a trial is to the ledger."""
+    """The part of a trial that the ledger reads."""
 
     trial_id: int
     number: int

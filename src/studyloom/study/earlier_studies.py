@@ -190,7 +190,7 @@ def _siblings(run_dir: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class EarlierStudy:
-    """What an earlier study found out, in the space of the study that begins.
+    """The results of an earlier study, in the space of the study that begins.
 
     Args:
         points: (trials, parameters); a number in [0, 1] for each parameter, or the index of its
@@ -265,7 +265,7 @@ def choose_points(
 
 @dataclass(frozen=True)
 class ScoresNearby:
-    """What scores points may have in a study: those of its trials, weighted by their nearness.
+    """The scores that points may have in a study: the values of its trials, weighted by nearness.
 
     The weights are those of Nadaraya and Watson (1964), also at points that the study has tried: a
     trial's own rank owes much to the luck of its seed.

@@ -35,7 +35,7 @@ FIRST = 10  # trials before any estimate; Optuna's TPE has drawn these at random
 
 
 def gains(values: Sequence[float | None], trials: int) -> list[float | None]:
-    """Returns what the rest of a budget was expected to gain, after each trial.
+    """Returns the expected gain of the rest of a budget, after each trial.
 
     Args:
         values: of the trials in their order, the more the better; a trial without one counts as
@@ -72,7 +72,7 @@ def _gain(known: Sequence[float], count: int, trials: int) -> float | None:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What ends a search before its budget is spent.
+    """The bounds that end a search before its budget is spent.
 
     Args:
         regret: in units of the metric: it ends once its further trials are expected to gain less.
@@ -93,7 +93,7 @@ class Bounds:
 
 
 class Outcome(NamedTuple):
-    """What a search knows of a trial.
+    """The outcome of a trial, as a search sees it.
 
     Attributes:
         ended: whether it has ended, or waits to be promoted.
@@ -133,7 +133,7 @@ class Ending:
         return f"{after}: {further} expected to gain less than study.regret={self.bounds.regret:g}"
 
     def decision(self) -> dict[str, Any]:
-        """Returns what is stored of it, for `find_ending`."""
+        """Returns the stored decision, for `find_ending`."""
         decided = {"regret": self.bounds.regret, "trials": self.bounds.trials}
         return decided | {"gain": self.gain, "slots": self.slots}
 
@@ -181,14 +181,14 @@ def ended_values(outcomes: Iterable[Outcome]) -> list[float | None]:
 
 
 def gain_of(bounds: Bounds, outcomes: Sequence[Outcome]) -> float | None:
-    """Returns what the rest of the budget is expected to gain; None if that cannot be told."""
+    """Returns the expected gain of the rest of the budget; None if it cannot be estimated."""
     values = ended_values(outcome for outcome in outcomes if outcome.slot < bounds.trials)
     return last_gain(values, bounds.trials)
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is still to come of a search.
+    """The rest of a search.
 
     Args:
         under_way: once it has ended, how many of its trials have not.
@@ -216,7 +216,7 @@ def read_bounds(stored: StoredStudy) -> Bounds:
 
 
 def set_bounds(stored: StoredStudy, regret: float | None, epochs: int | None, trials: int) -> None:
-    """Stores what ends the search from now on; with other bounds than before it is asked anew."""
+    """Stores the bounds that end the search from now on; new bounds are decided anew."""
     bounds = Bounds(regret, epochs, trials)
     if bounds != read_bounds(stored):
         stored.optuna.set_user_attr(ENDED, None)
@@ -240,7 +240,7 @@ def ending(stored: StoredStudy, trials: int) -> Ending | None:
 
 
 def look_ahead(stored: StoredStudy) -> Outlook:
-    """Returns what is still to come of a search; nothing of the later stages of a study.
+    """Returns the outlook of a search; nothing of the later stages of a study.
 
     It decides nothing: who only looks at a study changes nothing.
     """
@@ -256,7 +256,7 @@ def look_ahead(stored: StoredStudy) -> Outlook:
 
 
 def read_outcomes(stored: StoredStudy) -> list[Outcome]:
-    """Returns what a search knows of its trials.
+    """Returns the outcomes of the trials of a search.
 
     A value counts if the trial is complete, breaks no constraint and satisfies the rule by which
     the best is chosen. With several objectives none does. A trial that waits to be promoted counts

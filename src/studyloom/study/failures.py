@@ -58,7 +58,7 @@ class Failure:
 
 
 def explain(error: BaseException) -> Failure:
-    """Returns what to store about an exception that ended a trial."""
+    """Returns the record of an exception that ended a trial."""
     import torch  # here, because importing this module must not import torch
 
     reason = f"{type(error).__name__}: {error}".removesuffix(": ")

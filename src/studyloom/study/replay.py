@@ -56,7 +56,7 @@ from studyloom.training.trainer import Training
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a trial stores about its making, as one JSON object of about 1.2 kB.
+    """The record of how a trial was made, as one JSON object of about 1.2 kB.
 
     Args:
         config: the resolved sections, without data.root.
@@ -416,7 +416,7 @@ def first_difference(stored: Course, now: Course, tolerance: Tolerance | None) -
 
 
 def _comparable(failure: Failure | None, *, exactly: bool) -> tuple[str, str] | None:
-    """Returns what two failures of one kind share; words of ours differ between versions."""
+    """Returns the words that two failures of one kind share; ours differ between versions."""
     if failure is None:
         return None
     words = ""

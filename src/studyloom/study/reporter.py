@@ -294,7 +294,7 @@ class Reporter:
         self.commit()
 
     def commit(self) -> None:
-        """Writes what is new in the trial and renews its lease."""
+        """Writes the news of the trial and renews its lease."""
         # An epoch that takes long does not mean that the worker has died.
         lease = max(self.limits.lease, LEASE_FACTOR * self._longest)
         self._write(partial(self.stored.ledger.renew, lease=lease))
@@ -310,7 +310,7 @@ class Reporter:
             self.stored.storage.clear()
 
     def _write(self, change: Callable[..., bool]) -> None:
-        """Writes what is new in the trial, in one transaction with a change of its claim."""
+        """Writes the news of the trial, in one transaction with a change of its claim."""
         try:
             held = change(self.claim, write=self.stored.storage.write)
         except UpdateFinishedTrialError:  # another program has ended the trial

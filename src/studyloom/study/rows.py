@@ -148,7 +148,7 @@ def curve_rows(stored: StoredStudy) -> Rows:
 
 
 def quantities(trials: Iterable[FrozenTrial]) -> list[str]:
-    """Returns what trials measured in each epoch beside their value, in the order of the first."""
+    """Returns the quantities of each epoch beside the value, in the order of the first."""
     names = (name for trial in trials for name in trial.user_attrs.get(EPOCHS) or ())
     return [name for name in dict.fromkeys(names) if name not in COLUMNS]
 

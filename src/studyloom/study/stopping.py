@@ -62,7 +62,7 @@ class Stop:
 
     @property
     def ended_by(self) -> str:
-        """What has asked to stop, in words."""
+        """The reason to stop, in words."""
         if self.requested is not None:
             return self.requested
         return "the time is up" if self.signal is None else "stopped"
@@ -190,7 +190,7 @@ POLL = 1.0  # seconds between looks, one short read each
 
 
 def read_control(stored: StoredStudy) -> Wish | None:
-    """Returns what another terminal has asked for; None for nothing."""
+    """Returns the wish of another terminal; None without one."""
     (wish,) = stored.attributes(CONTROL)
     return wish if wish in ("stop", "pause") else None
 

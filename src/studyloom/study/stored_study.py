@@ -211,7 +211,7 @@ class StoredStudy:
         return code_of(self.question() or {})
 
     def question(self) -> dict[str, Any] | None:
-        """Returns what the study asks, by config key; None for a study of another program."""
+        """Returns the question of the study, by config key; None for a study of another program."""
         return self.optuna.user_attrs.get(QUESTION)
 
     def code_changes(self) -> list[dict[str, Any]]:
@@ -268,7 +268,7 @@ SEARCH, REEVALUATION, RETRAINING = "search", "re-evaluation", "retraining"
 
 @dataclass(frozen=True)
 class Job:
-    """What a command does, beside the question of the study.
+    """The settings of a command, beside the question of the study.
 
     Args:
         judged: whether the winner is chosen on fresh seeds afterwards.
@@ -326,7 +326,7 @@ def begin_job(stored: StoredStudy, job: Job, age: float) -> None:
 
 
 def end_job(stored: StoredStudy, code: int) -> None:
-    """Stores that nothing is left to do of the job."""
+    """Stores that the job has ended."""
     job, _, _ = read_job(stored)
     if job is not None and job.ended is None:
         stored.optuna.set_user_attr(JOB, asdict(replace(job, ended=code, at=now())))
@@ -340,7 +340,7 @@ def note_stage(stored: StoredStudy, title: str, name: str) -> None:
 
 
 def note_answer(stored: StoredStudy, short: Mapping[str, Any]) -> None:
-    """Stores what `Answer.in_short` says, for whoever has the database but no run directory."""
+    """Stores `Answer.in_short`, for views that have the database but no run directory."""
     _, _, before = read_job(stored)
     # Of the same winner, what is known of it made small stays.
     if {key: value for key, value in (before or {}).items() if key != SMALL} != short:

@@ -95,7 +95,7 @@ class TrackedTrial:
 
 @dataclass(frozen=True)
 class TrackedAnswer:
-    """What a study has found, for trackers.
+    """The answer of a study, for trackers.
 
     Attributes:
         trial: the number of the winner, or of the best trial without one; None if none is complete.
@@ -111,14 +111,14 @@ class TrackedAnswer:
 
 
 class Tracker(Protocol):
-    """What a section of `track` builds. Its methods are called from a thread, and may raise."""
+    """A tracker, of a section of `track`. Its methods are called from a thread, and may raise."""
 
     def write_trial(self, trial: TrackedTrial) -> None:
         """Writes the run of a trial; written again it comes to the same content."""
         ...
 
     def write_answer(self, answer: TrackedAnswer) -> None:
-        """Writes what a study has found, in place of what an earlier call wrote."""
+        """Writes the answer of a study, in place of an earlier one."""
         ...
 
 

@@ -321,7 +321,7 @@ class WarmStarts:
 
 @dataclass(frozen=True)
 class Begun:
-    """What a study has taken from earlier ones until now.
+    """The points that a study has taken from earlier ones so far.
 
     Attributes:
         sources: the earlier studies whose trials it has; they are not read again.
@@ -452,7 +452,7 @@ AS_COMPOSED = "the configuration as composed"  # where the point of a baseline c
 
 
 def begun(stored: StoredStudy) -> Begun:
-    """Returns what a study has taken from earlier studies."""
+    """Returns the points that a study has taken from earlier studies."""
     attributes = stored.optuna.user_attrs
     return Begun(list(attributes.get(SOURCES, [])), bool(attributes.get(PLANNED)))
 

@@ -104,7 +104,7 @@ log = logging.getLogger(__name__)
 
 
 class TrialSource(Protocol):
-    """Where trials come from: a Question, or the trainings of a later stage."""
+    """A source of trials: a Question, or the trainings of a later stage."""
 
     @property
     def space(self) -> Space: ...
@@ -425,7 +425,7 @@ class Worker:
         return self.question.make_objective(point, number, self.data, attempt)
 
     def provenance(self, claim: Claim, point: Point, number: int) -> Provenance | None:
-        """Returns what is needed to train trial `number` again; None if that is impossible."""
+        """Returns the record that trains trial `number` again; None if there is none."""
         sections = self.question.provenance_sections(point)
         if sections is None:
             return None

@@ -61,7 +61,7 @@ class TensorBatches:
         self._whole = ranks.alone and job.accumulate == 1  # whether a step has one batch
 
     def steps(self) -> Iterator[tuple[int, Iterable[Sized]]]:
-        """Yields what each step of an epoch trains on, in a fresh order of the examples.
+        """Yields the batch of each step of an epoch, in a fresh order of the examples.
 
         That is the number of examples in all ranks, and this rank's share of the batches, all of
         which are to be taken before the next step. The order is drawn from PyTorch's generator on

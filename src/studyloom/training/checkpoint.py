@@ -174,7 +174,7 @@ def save_weights(path: Path, weights: Mapping[str, Any]) -> None:
 
 
 def pack_weights(weights: Mapping[str, Any]) -> bytes:
-    """Returns what `save_weights` writes."""
+    """Returns the bytes that `save_weights` writes."""
 
     def on_cpu(value: Any, where: str) -> Any:
         return value.cpu() if isinstance(value, Tensor) else value
@@ -185,7 +185,7 @@ def pack_weights(weights: Mapping[str, Any]) -> bytes:
 
 
 def load_weights(path: Path) -> dict[str, Any]:
-    """Reads what `save_weights` has written, to the CPU; nothing in the file is executed.
+    """Reads a file of `save_weights`, to the CPU; nothing in the file is executed.
 
     Raises:
         OSError: the file cannot be read.
@@ -226,7 +226,7 @@ def digest_of(path: Path, *, durable: bool = False) -> str:
 
 
 def _unpack(file: IO[bytes]) -> Any:
-    """Reads what torch.save has written, on the CPU, and executes nothing."""
+    """Reads a file of torch.save, on the CPU, and executes nothing."""
     # pickle writes b"" as a call of bytes, which is not among what torch allows.
     torch.serialization.add_safe_globals([(_no_bytes, "builtins.bytes")])
     return torch.load(file, weights_only=True, map_location="cpu")

@@ -1,4 +1,4 @@
-"""What one training needs, and what one epoch of it returns."""
+"""The job of one training, and the result of one epoch."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence

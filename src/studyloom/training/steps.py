@@ -1,4 +1,4 @@
-"""What training computes of a batch: its loss, outputs and targets, by our step or the user's own.
+"""The computation on a batch: its loss, outputs and targets, by our step or the user's own.
 
 A step of the user's own is called as `step(network, batch)`, and with `loss=` if it has a parameter
 of that name: the loss of the job, which is that of the section `loss`. For tensors in memory a

@@ -70,7 +70,7 @@ class Compared:
 
     @property
     def goal(self) -> tuple[str, int]:
-        """What is measured, and which way is better."""
+        """The quantity that is measured, and its better direction."""
         return self.stored.metric, self.stored.sign
 
 
@@ -100,7 +100,7 @@ def read_studies(found: Sequence[tuple[Path, StoredStudy]]) -> list[Compared]:
 
 
 def _labels(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
-    """Returns what tells studies apart: names, or else folders, or else whole paths."""
+    """Returns labels of studies: names, or else folders, or else whole paths."""
     for labels in (names, [folder.name for folder in folders]):
         if len({*labels}) == len(labels):
             return [shorten(one_line(label), 32) for label in labels]
@@ -108,7 +108,7 @@ def _labels(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
 
 
 def _settings(run_dir: Path, stored: StoredStudy) -> dict[str, Any]:
-    """Returns what a study asks and what decides its search, by key.
+    """Returns the question of a study and its search settings, by key.
 
     What Hydra wrote is read as data; without it there is only what is stored with the study.
     """
@@ -140,7 +140,7 @@ def differing(studies: Sequence[Compared]) -> list[tuple[str, list[str]]]:
 
 
 def facts(study: Compared) -> dict[str, Any]:
-    """Returns what a study found and what it cost, for a table or for a program.
+    """Returns the results of a study and their cost, for a table or for a program.
 
     Numbers are not rounded, and None is what is not known: name, run_dir, metric, best (of the
     search), test, std (of the test), difference (to the baseline, on the test part), trials, of

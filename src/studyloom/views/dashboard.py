@@ -143,7 +143,7 @@ class LivePage:
         return _answer(start_response, "200 OK", kind, content)
 
     def since(self, given: str) -> dict[str, Any]:
-        """Returns what has changed since a version; everything if it is none of this server's."""
+        """Returns the changes since a version; everything if it is none of this server's."""
         boot, _, number = given.partition("-")
         known = boot == self.boot and number.isascii() and number.isdigit() and len(number) < 12
         version = int(number) if known else 0

@@ -1,4 +1,4 @@
-"""What has happened in a job, as events: a JSON object each, for programs.
+"""The events of a job: a JSON object each, for programs.
 
 Events are found by comparing the stored trials with what was told before. So they are the same
 whichever process trained a trial, and on whichever host; nothing is told twice, and nothing that is
@@ -25,7 +25,7 @@ KINDS = ("began", "reported", "ended", "best", "control", "halted", "answer", "e
 
 @dataclass
 class TrialHistory:
-    """What was told of a trial.
+    """The events of a trial so far.
 
     Attributes:
         epoch: the last epoch that was told; -1 for none.
@@ -38,7 +38,7 @@ class TrialHistory:
 
 @dataclass
 class History:
-    """What was told of a job."""
+    """The events of a job so far."""
 
     trials: dict[tuple[str, int], TrialHistory] = field(
         default_factory=lambda: defaultdict(TrialHistory)
@@ -68,7 +68,7 @@ class History:
 
     @classmethod
     def read(cls, lines: Iterable[str], study_id: str | None) -> "History":
-        """Reads what was told before, from lines that were written then.
+        """Reads the events of an earlier command, from its lines.
 
         Args:
             lines: of JSON; others, such as half a line of a command that was killed, are passed by.
@@ -85,7 +85,7 @@ class History:
 
 
 def new_events(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
-    """Yields what has happened since the last time, and takes note of it."""
+    """Yields the new events since the last time, and takes note of them."""
     for event in _find_events(history, progress):
         history.take(event)
         yield event

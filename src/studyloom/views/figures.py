@@ -141,7 +141,7 @@ def _left_out(rows: Sequence[object], of: int, what: str) -> str:
 
 
 def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> Table:
-    """Returns what the values of complete trials were by their setting of a parameter."""
+    """Returns the values of complete trials by their setting of a parameter."""
     distinct = list(dict.fromkeys(sorted((trial.params[name] for trial in trials), key=_order)))
     groups: list[tuple[str, list[FrozenTrial]]]
     if len(distinct) <= 2 * BINS or not all(map(_is_number, distinct)):
@@ -627,7 +627,7 @@ def idle_share(spans: Sequence[tuple[datetime, datetime]]) -> float:
 
 
 def outlook(stored: StoredStudy, now: Outlook) -> tuple[str, Chart | str]:
-    """Draws what the rest of the budget was expected to gain, after each trial.
+    """Draws the expected gain of the rest of the budget, after each trial.
 
     Returns:
         The caption, which says in words what the figure shows, and the figure.
@@ -674,7 +674,7 @@ def outlook(stored: StoredStudy, now: Outlook) -> tuple[str, Chart | str]:
 
 
 def predictions(stored: Predictions) -> Chart | str:
-    """Draws what a network predicted against what came, which are numbers.
+    """Draws the predictions of a network, which are numbers, against the true values.
 
     Both are drawn over time if the examples are in the order of time, else one over the other.
     """

@@ -1,4 +1,4 @@
-"""Which parameters matter: how much of the differences in value each explains, and how surely.
+"""Importances of parameters: how much of the differences in value each explains, and how surely.
 
 A forest of random trees is fitted to the trials, and asked over the whole space, each setting as
 likely as the space says. Samplers crowd the trials around the best: a share that is told from where

@@ -175,7 +175,7 @@ class Shaded:
 
     @property
     def runs(self) -> list[tuple[str, float]]:
-        """The same words, neighbours of which that say next to nothing are one, of weight 0."""
+        """The words, where neighbours of next to no weight are joined into one of weight 0."""
         runs: list[tuple[str, float]] = []
         for word, weight in self.words:
             weight = weight if abs(weight) >= FAINT else 0.0
@@ -345,7 +345,7 @@ def environment() -> Environment:
 
 
 def _scale(scale: Scale) -> Mapping[str, Any]:
-    """Returns what the page's script needs to read values from a scale."""
+    """Returns the numbers by which the page's script reads values from a scale."""
     words = [shown(tick.label) for tick in scale.ticks] if scale.reads == "words" else []
     title = shown(scale.title)
     return {

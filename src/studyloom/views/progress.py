@@ -114,7 +114,7 @@ def estimate(works: Iterable[Work], workers: int) -> Estimate | None:
 
 
 def typical(work: Work) -> Duration | None:
-    """Returns what a trial of a stage takes; its variance is that of one trial around the mean.
+    """Returns the duration of a trial of a stage; its variance is of one trial around the mean.
 
     From the trials that have ended; before, from the curves of those that run, which may end early.
     """
@@ -145,7 +145,7 @@ def stage_duration(work: Work, each: Duration, workers: int) -> Duration:
 
 
 def rest(trial: Running, ended: Sequence[float], each: Duration) -> Duration:
-    """Returns what a trial that runs still takes.
+    """Returns the rest of the duration of a trial that runs.
 
     Its own curve says how long all its epochs take; those of the ended trials that took longer than
     it has run so far say how early one may end.
@@ -168,7 +168,7 @@ class Hours:
     gpus: float = 0.0
 
     def cost(self, per_hour: float | None) -> float | None:
-        """Returns what they cost at a price of an hour of a GPU, or of a core without a GPU."""
+        """Returns their cost at a price of an hour of a GPU, or of a core without a GPU."""
         return None if per_hour is None else per_hour * (self.gpus or self.cores)
 
 
@@ -439,7 +439,7 @@ def durations(trials: Sequence[FrozenTrial] | Iterator[FrozenTrial]) -> Iterator
 
 
 def running_trials(snapshot: Snapshot | None, trials: Sequence[FrozenTrial]) -> Iterator[Running]:
-    """Yields what is known of the trials that run.
+    """Yields the running trials, with their epochs and values.
 
     An epoch takes what those of ended trials did on average, or, before one has ended, what the
     trial itself has taken since its worker has had it.

@@ -279,7 +279,7 @@ def head(
 
 
 def decided(stored: StoredStudy, winner: Answer | None, budget: int) -> Iterator[str]:
-    """Yields what decided the answer, a line for each reason."""
+    """Yields the reasons for the answer, a line each."""
     if winner is None:
         return
     won = winner.winner
@@ -405,7 +405,7 @@ def _spread_card(title: str, values: Summary, note: str) -> Card:
 
 
 def committee_cards(entry: Committee | None) -> Iterator[Card]:
-    """Returns what a committee came to; nothing without one."""
+    """Returns the results of a committee; nothing without one."""
     if entry is None:
         return
     if entry.note is not None or entry.difference is None:
@@ -948,7 +948,7 @@ def write_report(stored: StoredStudy, run_dir: Path) -> Path:
 
 
 def read_files(stored: StoredStudy, run_dir: Path) -> tuple[Answer | None, Compressed | None, str]:
-    """Reads what a report shows of a run directory.
+    """Reads the files of a run directory for its report.
 
     Returns:
         What winner.json holds, None if it is not of this study; how its winner was made small, if

@@ -423,7 +423,7 @@ class Display:
 
 
 def stopping_words(ended_by: str) -> str:
-    """Says that a process stops; what has asked for it is that of `Stop.ended_by`."""
+    """Says that a process stops, with the reason of `Stop.ended_by`."""
     if ended_by == "stopped":
         return "stopping; once more stops at once"
     return f"stopping: {ended_by}"

@@ -334,7 +334,7 @@ def print_next_steps(
     console: Console,
     began: datetime,
 ) -> None:
-    """Prints where things are, and what can be typed next."""
+    """Prints the paths of the results, and the next commands."""
     stored = plan.search.stored
     times = [
         t for trial in stored.trials() for t in trial.user_attrs.get(EPOCHS, {}).get("seconds", [])

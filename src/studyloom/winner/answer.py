@@ -401,7 +401,7 @@ class Answer(Tested):
         return document
 
     def in_short(self) -> dict[str, Any]:
-        """Returns what the database has of it, for whoever has no run directory."""
+        """Returns its part in the database, for views that have no run directory."""
         chosen, test = self.winner, self.test
 
         def short(values: Summary | None) -> dict[str, float | None] | None:
@@ -489,7 +489,7 @@ class Teacher:
 
 @dataclass(frozen=True, kw_only=True)
 class Compressed:
-    """What compress.json holds: the winner made small.
+    """The document compress.json: the winner made small.
 
     Attributes:
         winner: the SHA-256 of winner.pt, and `committee` of committee.pt if that taught.
@@ -513,7 +513,7 @@ class Compressed:
     committee: str | None = None
 
     def in_short(self) -> dict[str, Any]:
-        """Returns what the database has of it beside the answer."""
+        """Returns its part in the database, beside the answer."""
         test = self.test
         return {
             "name": self.chosen.name,
@@ -596,7 +596,7 @@ def read_answer(run_dir: Path) -> Answer | None:
 
 
 def read_compressed(run_dir: Path, answer: Answer) -> Compressed | None:
-    """Returns what compress.json holds; None if there is none, or it is of another winner."""
+    """Returns the content of compress.json; None if there is none, or it is of another winner."""
     try:
         record = from_document(json.loads((run_dir / RECORD).read_bytes()), Compressed)
         whole = record.digest == digest_of((run_dir / NETWORK).read_bytes())

@@ -183,7 +183,7 @@ def describe_race(race: Race, trials: Sequence[FrozenTrial], budget: int) -> Rac
 def test_trainings(
     plan: Plan, test: Callable[[], Part], *, anew: bool
 ) -> tuple[Tested, Mapping[str, Any] | None]:
-    """Returns what the test part gives, opened if need be, and the winner's first weights.
+    """Returns the results on the test part, opened if need be, and the winner's first weights.
 
     Raises:
         NoWinner: a final training has failed, or the metric has no value on the test part.
@@ -356,7 +356,7 @@ def describe_data(plan: Plan, job: Job, split: Part, sealed: Part) -> DataFacts:
 
 
 def shown_predictions(outputs: Tensor, targets: Tensor, split: Part) -> dict[str, Any]:
-    """Returns what the report shows of the winner: its mistakes, or its predictions of numbers.
+    """Returns predictions of the winner for the report: mistakes, or numbers.
 
     Args:
         outputs: on the test part, (n, outputs), on the CPU.

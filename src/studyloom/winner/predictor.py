@@ -185,7 +185,7 @@ class Inputs:
     unlike: Mapping[int, str]
 
     def note(self, position: int) -> str:
-        """Returns what is to be said beside an answer; "" if nothing is."""
+        """Returns the note beside an answer; "" without one."""
         return "; ".join(word for word in (*self.done, self.unlike.get(position, "")) if word)
 
 
@@ -657,7 +657,7 @@ def _load_loop(run_dir: Path, answer: Answer, trusted: Sequence[str]) -> LoopWin
 
 
 def _check_loop(config: DictConfig, trusted: Sequence[str]) -> None:
-    """Checks what the user's code may read or build from the config of a loop from elsewhere.
+    """Checks the sections that the user's code may read or build, in a config from elsewhere.
 
     Raises:
         ConfigError: it has an interpolation, or names code that is not trusted beside the loop.

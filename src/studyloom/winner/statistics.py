@@ -131,7 +131,7 @@ def resample(
 def _measure(
     metric: Metric, outputs: "Tensor", targets: "Tensor"
 ) -> Callable[[NDArray[np.int64]], float]:
-    """Returns what computes the metric on some of the examples, by their numbers."""
+    """Returns a function that computes the metric on some of the examples, by their numbers."""
     scores = example_scores(metric, outputs, targets)
     if scores is None:
         return lambda drawn: metric(outputs[drawn], targets[drawn])

@@ -13,7 +13,7 @@ FILES = ("winner.yaml", "winner.json", "winner.pt", "model_card.md", "best.yaml"
 
 
 def track_answer(stored: StoredStudy, run_dir: Path) -> TrackedAnswer:
-    """Returns what a study has found: its winner, or its best trial if none was chosen."""
+    """Returns the answer of a study: its winner, or its best trial if none was chosen."""
     study, trials = track_study(stored, run_dir), stored.trials()
     counts = Counter(outcome(trial) for trial in trials)
     values = {f"trials.{state}": float(count) for state, count in sorted(counts.items())}

@@ -183,7 +183,7 @@ def kept_epoch(curves: Mapping[str, Sequence[float]], keep: str, metric: Metric)
 def earlier_stages(
     search: StoredStudy, title: str, name: str
 ) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
-    """Yields the same stage of other budgets and rules, if the code of now made its trainings."""
+    """Yields this stage under other budgets and rules, if the present code made its trainings."""
     code = search.code()
     for study in search.storage.get_all_studies():
         same = study.study_name.startswith(f"{search.name}/{title} ") and study.study_name != name
@@ -194,7 +194,7 @@ def earlier_stages(
 def earlier_trainings(
     search: StoredStudy, title: str, name: str, folder: Path | None, *, needed: bool = False
 ) -> Mapping[tuple[int, int], EarlierTraining]:
-    """Returns what other stages have trained, by candidate and seed."""
+    """Returns the trainings of other stages, by candidate and seed."""
     known: dict[tuple[int, int], EarlierTraining] = {}
     for stage, study_id, _ in earlier_stages(search, title, name):
         weights = None if folder is None else folder / folder_name(stage)
@@ -210,7 +210,7 @@ def earlier_trainings(
 
 
 def earlier_test(search: StoredStudy, retraining: StoredStudy) -> tuple[Tested, bool] | None:
-    """Returns what the test part gave for the same networks, if it was opened for them.
+    """Returns the test of the same networks by an earlier answer, if there was one.
 
     Returns:
         what it gave, and whether that is of another stage: one with another budget or rule, and

@@ -121,7 +121,7 @@ def _trials(numbers: Sequence[int]) -> str:
 
 
 def committee_lines(entry: Committee | None, metric: str) -> Iterator[str]:
-    """Yields what is to be said of a committee; nothing if none was asked for."""
+    """Yields the lines about a committee; nothing if none was asked for."""
     if entry is None:
         return
     if entry.note is not None or entry.validation is None or entry.difference is None:
@@ -254,7 +254,7 @@ def _latency(latency: Latency) -> str:
 
 
 def compressed_lines(record: Compressed) -> list[str]:
-    """Returns what is to be said of the variant that was chosen."""
+    """Returns the lines about the chosen variant."""
     chosen, test = record.chosen, record.test
     lines = [f"chosen {chosen.name} by {record.rule}"]
     if record.teacher:

@@ -1,4 +1,4 @@
-"""What explains a network on the test part, as fields of the answer."""
+"""Explanations of a network on the test part, as fields of the answer."""
 
 import logging
 import math

@@ -307,7 +307,7 @@ def _writing(plan: Plan, answer: Answer) -> Iterator[Answer]:
 
 
 def complete_card(plan: Plan, record: Compressed, answer: Answer) -> None:
-    """Writes what a record says into the model card, if it has one and that is not there yet.
+    """Writes a record into the model card, if there is one that lacks it.
 
     winner.json has the card's digest, and goes first as in `winner.answer.write_answer`.
     """

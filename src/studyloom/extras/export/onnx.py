@@ -203,7 +203,7 @@ def _strip(model: Any) -> None:
 
 
 def _shorten_names(graph: Any) -> None:
-    """Gives what is within a graph numbers for names, which take 1.6 of 25.5 KB of a small file."""
+    """Gives the nodes of a graph numbers for names, which take 1.6 of 25.5 KB of a small file."""
     kept = {INPUTS, OUTPUTS, ""}
     short: dict[str, str] = {}
 

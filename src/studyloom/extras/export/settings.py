@@ -116,7 +116,7 @@ def _settings(
 
 
 def _mistake(key: str, value: Any) -> str | None:
-    """Returns what the value of a key must be; None if it is that."""
+    """Returns the requirement that the value of a key misses; None if it is right."""
 
     def is_number(value: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)

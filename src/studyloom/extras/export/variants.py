@@ -113,7 +113,7 @@ class Judge:
         self.original_facts = self._facts("PyTorch, eager", original.network, size, self.outputs)
 
     def make(self, recipe: Recipe) -> list[Variant]:
-        """Returns what a recipe makes, in fp32 and in int8."""
+        """Returns the variants of a recipe, in fp32 and in int8."""
         network = recipe.make(self.original)
         content = export(self.original, network, self.facts, quantized=False)
         made = [self._judge(recipe, network, content, quantized=False)]

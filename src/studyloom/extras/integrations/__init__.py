@@ -84,7 +84,7 @@ class Validations:
         self.reported = True
 
     def finish(self, files: Path | None = None) -> None:
-        """Tells what the validation reported, if one did; the trial may end here.
+        """Passes on the reports of the validation, if there are any; the trial may end here.
 
         Args:
             files: which the trainer has saved since, to go on from; None for none.

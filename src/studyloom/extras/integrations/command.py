@@ -161,7 +161,7 @@ def _fill(run: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def _word_mistakes(run: Any, known: Sequence[str]) -> Iterator[str]:
-    """Yields what is wrong with a command in which `known` names may have a place."""
+    """Yields the mistakes of a command in which `known` names may have a place."""
     if not isinstance(run, str) or not run.strip():
         yield f"objective.run must be a command, such as 'python main.py --lr {{lr}}'; got {run!r}"
         return
@@ -181,7 +181,7 @@ def _word_mistakes(run: Any, known: Sequence[str]) -> Iterator[str]:
 
 
 def _space_mistakes(run: Any, space: Space) -> Iterator[str]:
-    """Yields what a space searches and a command is not told."""
+    """Yields the parameters of a space that a command does not use."""
     named = _names_in(str(run))
     for node in (*space.groups(), *(leaf for _, leaves in space.branches() for leaf in leaves)):
         below = node.key.removeprefix("params.")
@@ -201,7 +201,7 @@ def _space_mistakes(run: Any, space: Space) -> Iterator[str]:
 
 
 def _pattern_mistakes(group: str, pattern: Any) -> Iterator[str]:
-    """Yields what is wrong with the pattern of objective.value or objective.step."""
+    """Yields the mistakes of the pattern of objective.value or objective.step."""
     try:
         compiled = re.compile(pattern)
     except (re.error, TypeError) as error:
@@ -276,7 +276,7 @@ class Output:
 
 
 def _earlier_lines(record: Path) -> Iterator[str]:
-    """Yields what earlier attempts have printed, without a last line that was cut short.
+    """Yields the output of earlier attempts, without a last line that was cut short.
 
     That is taken out of the file too, so that the next line does not continue it.
     """

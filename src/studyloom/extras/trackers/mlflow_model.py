@@ -14,7 +14,7 @@ from studyloom.winner.predictor import Predictor, load_winner
 
 
 class Served:
-    """What MLflow calls to predict.
+    """The model that MLflow calls to predict.
 
     Args:
         predictor: the winner.
