@@ -23,46 +23,44 @@ def key(default: Any, meaning: str) -> Any:
 class StudySection:
     """The study and its budget; `from`, another study to begin with, is added below."""
 
-    name: str = key(MISSING, "names the study in its database; one name stands for one question")
+    name: str = key(MISSING, "names the study in its database; one name, one question")
     trials: int = key(40, "the budget, over all workers, commands and crashes")
-    seed: int = key(0, "every trial is seeded by (study.seed, its number)")
-    timeout: float | None = key(None, "seconds that one command searches")
-    trial_timeout: float | None = key(None, "seconds of one trial, after which it has failed")
+    seed: int = key(0, "seeds each trial, with its number")
+    timeout: float | None = key(None, "seconds that one command may search")
+    trial_timeout: float | None = key(None, "seconds after which a trial has failed")
     stop: str | None = key(
-        None, "`regret`: the search ends once further trials are expected to gain less than …"
+        None, "`regret`: the search ends when more trials would gain less than study.regret"
     )
-    regret: float | None = key(None, "… this, in units of the metric")
-    epochs: int | None = key(None, "no trial begins once all together have reported so many")
+    regret: float | None = key(None, "the least gain worth a search, in units of the metric")
+    epochs: int | None = key(None, "a budget of epochs, over all trials")
     baseline: bool = key(True, "trial 0 is the configuration as composed")
-    redo_baseline: bool = key(
-        False, "true: a baseline that has failed is trained again, in the same slot"
-    )
+    redo_baseline: bool = key(False, "true: trains a failed baseline again, in its slot")
     max_attempts: int = key(3, "workers that may die of one trial before it has failed")
     max_failures: int = key(5, "trials in a row that may fail for one reason before the study ends")
-    lease: float = key(60.0, "seconds after which a silent worker loses its trial to another")
+    lease: float = key(60.0, "seconds after which a silent worker loses its trial")
     enqueue: Any = key([], "points to try first, such as `[{model:cnn,model.cnn.channels:16}]`")
-    top: int = key(5, "how many points of earlier studies are tried first")
-    accept_code_change: bool = key(False, "go on although your own code has changed")
-    dry_run: bool = key(False, "the same as `--dry-run`")
+    top: int = key(5, "how many points of study.from are tried")
+    accept_code_change: bool = key(False, "true: goes on after an edit of your own code")
+    dry_run: bool = key(False, "as `--dry-run`")
 
 
 # Added to the section below, since `from` is a keyword of Python.
-FROM = "a run directory or `URL#NAME` whose best points are tried first; a list of these, or `auto`"
+FROM = "earlier studies whose best points are tried first: run directories, `URL#NAME`, or `auto`"
 
 
 @dataclass
 class ObjectiveSection:
-    """What a trial is measured by; its `_target_` may have arguments beside these keys."""
+    """The objective of a trial; its `_target_` may have arguments beside these keys."""
 
-    folds: int = key(1, "1: one held-out part of data.validation examples; 5: cross-validation")
+    folds: int = key(1, "1: data.validation examples are held out; 5: cross-validation")
     seeds: int = key(1, "trainings per fold; a trial's value is the mean")
     metric: Any = key("accuracy", "a name, a `_target_`, or a list such as `[accuracy,parameters]`")
-    direction: Any = key(None, "`maximize` or `minimize`, where the metric does not say it")
+    direction: Any = key(None, "`maximize` or `minimize`, if the metric does not say it")
     constraints: Any = key(None, 'limits: `{parameters: "<= 100_000", latency_ms: "<= 2"}`')
     _target_: str | None = key(
-        None, "a loop of your own, `(config, run) -> value`; further keys are its arguments"
+        None, "your own loop, `(config, run) -> value`; further keys are its arguments"
     )
-    test: Any = key(None, "what tests the winner of a loop, `(config, run, part) -> values`")
+    test: Any = key(None, "tests the winner of a loop, `(config, run, part) -> values`")
 
 
 @dataclass
@@ -70,20 +68,20 @@ class TrainSection:
     """How a network is trained."""
 
     epochs: int = key(10, "epochs of a training")
-    batch_size: int = key(64, "examples of a batch, of all ranks together")
+    batch_size: int = key(64, "examples of a batch, over all ranks")
     loss: Any = key("${oc.select:loss,null}", "the section `loss`")
     l1: float = key(0.0, "L1 penalty; L2 is the optimizer's weight_decay")
     clip: float | None = key(None, "the largest norm of the gradient")
     precision: str = key("fp32", "or `bf16`, or `fp16` with scaled gradients")
-    samples_per_epoch: int | None = key(None, "examples drawn anew for each epoch; null: all")
+    samples_per_epoch: int | None = key(None, "examples drawn for each epoch; null: all")
     step: Any = key(None, "your own `(network, batch)` -> loss, or (loss, outputs, targets)")
     evaluate: Any = key(None, "your own `(network, batch)` -> (loss, outputs, targets)")
     accumulate: int = key(1, "batches whose gradients make one step of the optimizer")
-    drop_last: bool = key(False, "true: leave out the last batch of an epoch if it is smaller")
-    ema: float | None = key(None, "decay of an average of the weights, kept in their place")
-    patience: int | None = key(None, "epochs in a row without a better value that end a training")
-    keep: str = key("last", "or `best`: value and weights of the best epoch")
-    until: int | None = key(None, "the epoch that ends a training, on the schedule of all epochs")
+    drop_last: bool = key(False, "true: leaves out a smaller last batch")
+    ema: float | None = key(None, "decay of the moving average that replaces the weights")
+    patience: int | None = key(None, "epochs without a better value that end a training")
+    keep: str = key("last", "or `best`: value and weights of that epoch")
+    until: int | None = key(None, "the epoch that ends a training; the schedule stays")
 
 
 @dataclass
@@ -91,7 +89,7 @@ class StorageSection:
     """The database of the study."""
 
     url: str | None = key(None, "the URL of the database")
-    file: str | None = key(None, "a file that holds the URL and that only you may read")
+    file: str | None = key(None, "a file with the URL, readable by you alone")
     deadline: float = key(300.0, "seconds of retries while the database is away")
 
 
@@ -99,9 +97,7 @@ class StorageSection:
 class CheckpointsSection:
     """Where trials save their state."""
 
-    dir: str | None = key(
-        "${run_dir}/checkpoints", "on a disk that all hosts share; null: no checkpoints"
-    )
+    dir: str | None = key("${run_dir}/checkpoints", "on a disk that all hosts share; null: none")
 
 
 @dataclass
@@ -109,25 +105,25 @@ class WinnerSection:
     """How the winner is chosen."""
 
     enabled: bool = key(True, "false: the run ends with the search")
-    top: int = key(3, "how many of the best trials are judged again, beside the baseline")
+    top: int = key(3, "how many of the best trials are judged again")
     seeds: int = key(5, "on how many fresh seeds")
     race: bool = key(False, "true: more candidates, at no more trainings")
-    rule: str | None = key(None, 'which is best, such as "max accuracy where parameters < 50_000"')
-    committee: bool = key(False, "true: also average several of the trained networks")
+    rule: str | None = key(None, 'the best, such as "max accuracy where parameters < 50_000"')
+    committee: bool = key(False, "true: also averages several of the networks")
 
 
 @dataclass
 class CostSection:
-    """What computing costs; it is no part of the question."""
+    """The price of computing; it is no part of the question."""
 
-    per_hour: float | None = key(None, "price of an hour of a GPU, or of a core without GPUs")
+    per_hour: float | None = key(None, "price of an hour of a GPU; without GPUs, of a core")
 
 
 @dataclass
 class Config:
     """The sections of studyloom, and the groups that a study fills."""
 
-    run_dir: str = key("runs/${study.name}", "the folder of everything that a run writes")
+    run_dir: str = key("runs/${study.name}", "the folder of all that a run writes")
     study: StudySection = field(default_factory=StudySection)
     objective: ObjectiveSection = field(default_factory=ObjectiveSection)
     train: TrainSection = field(default_factory=TrainSection)
@@ -136,9 +132,9 @@ class Config:
     winner: WinnerSection = field(default_factory=WinnerSection)
     cost: CostSection = field(default_factory=CostSection)
     trust: list[str] = key([], "packages and keys that a config from elsewhere may use")
-    track: Any = key(None, "trackers that are told how the study goes: `[tensorboard,mlflow]`")
-    compress: Any = key(None, "true, or settings: at the end the winner is made small")
-    params: Any = key(None, "the arguments of a loop of your own")
+    track: Any = key(None, "trackers, such as `[tensorboard,mlflow]`")
+    compress: Any = key(None, "true, or settings: makes the winner small at the end")
+    params: Any = key(None, "arguments of your own loop")
     data: Any = MISSING
     model: Any = MISSING
     optimizer: Any = MISSING
