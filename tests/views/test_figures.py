@@ -196,7 +196,7 @@ def test_what_a_loop_told_beside_the_value_is_drawn_with_gaps_where_it_told_none
     title, caption = beside(trial, "Trial 3. ")
     assert (title, caption) == (
         "Further quantities",
-        "Trial 3. What the loop reported beside the value.",
+        "Trial 3. Quantities that the loop reported beside the value.",
     )
 
 

@@ -36,7 +36,7 @@ LONGEST = 300.0  # seconds in which the workers come to the end of their epochs
 
 
 @command(
-    "trials by state, best, workers, what matters, time left",
+    "show trials by state, the best, workers, time left",
     RUN_DIR,
     *CONSENT,
     flag("--watch", "go on until the job has ended: search, judging, final training; or Ctrl-C"),
@@ -88,7 +88,7 @@ def check(progress: "Progress", run_dir: Path) -> int:
 
 
 @command(
-    "every trial: state, value, parameters",
+    "list every trial: state, value, parameters",
     RUN_DIR,
     *CONSENT,
     either(
@@ -129,7 +129,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 @command(
-    "studies side by side: what differs, the best, the cost",
+    "compare studies: questions, best values, costs",
     argument("run_dirs", "RUN_DIR", "where a study runs; up to seven", type=Path, nargs="+"),
     *CONSENT,
     argument(
@@ -220,7 +220,7 @@ def print_findings(url: str, name: str | None, arguments: argparse.Namespace) ->
 
 
 @command(
-    "a study in the browser, as it goes on",
+    "show a study in the browser while it runs",
     either(
         PLACE,
         argument("--storage", "URL", "a database (default: that of STUDYLOOM_STORAGE)"),
@@ -281,7 +281,7 @@ def ask(arguments: argparse.Namespace, wish: "Wish | None") -> int:
     reader, before = JobReader(stored), read_control(stored)
     progress = reader.read()
     if wish is not None and progress.ended:
-        words, wish = "has ended already; there is nothing to ask of it", before
+        words, wish = f"has ended already; there is nothing to {wish}", before
     else:
         set_control(stored, wish)
         if wish is not None:

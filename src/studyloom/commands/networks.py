@@ -58,7 +58,7 @@ def winner(arguments: argparse.Namespace) -> None:
 
 
 @command(
-    "the winner made small, as winner.onnx",
+    "make the winner small, as winner.onnx",
     RUN_DIR,
     argument(
         *("settings", "KEY=VALUE"),
@@ -103,7 +103,7 @@ def compress(arguments: argparse.Namespace) -> None:
 
 
 @command(
-    "what the winner predicts for pictures, arrays or numbers",
+    "predict with the winner: pictures, arrays or numbers",
     argument("run_dir", "RUN_DIR", "with winner.json, winner.yaml and winner.pt", type=Path),
     argument(
         *("files", "FILE"),

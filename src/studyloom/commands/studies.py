@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 @command(
-    "the keys of a config, with their defaults",
+    "list the keys of a config, with their defaults",
     JSON,
     examples=["studyloom keys", "studyloom keys --json"],
 )
@@ -133,7 +133,7 @@ def keys(arguments: argparse.Namespace) -> None:
 
 
 @command(
-    "the script by which a shell completes commands",
+    "print a completion script for a shell",
     argument("shell", "SHELL", ", ".join(SHELLS), choices=SHELLS),
     JSON,
     examples=[
@@ -161,7 +161,7 @@ def completion(arguments: argparse.Namespace) -> None:
 
 
 @command(
-    "the JSON Schema of what --json and --events write",
+    "print the JSON Schemas of --json and --events",
     argument(
         *("name", "NAME"),
         "a command, or event, heartbeat, notice, errors (default: all of them)",

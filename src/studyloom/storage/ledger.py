@@ -529,7 +529,7 @@ def compare(ledger: Ledger, *, mend: bool = False) -> str | None:
     if not (found := execute(ledger.storage, work)):
         return None
     slots = format_ranges([entry.slot for entry in found])
-    return f"slots {slots}: not as their trials say; linked to them, or open where there is none"
+    return f"slots {slots}: differ from their trials; linked to these, or open where there is none"
 
 
 def _by_slot(trials: Sequence[sql.TrialHead]) -> dict[int, sql.TrialHead]:

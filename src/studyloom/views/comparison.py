@@ -48,7 +48,7 @@ DIFFERENCES = (
 OVER_TRIALS = (
     "The best value so far, by the number of trials that had begun. Lines end with the search."
 )
-OVER_TIME = "The same by the time that workers have spent, in seconds, over all of them."
+OVER_TIME = "The best value by the time that workers have spent, in seconds, over all of them."
 UNLIKE = "These studies measure different things, so that their values have no axis in common."
 
 
@@ -282,7 +282,7 @@ def sections(studies: Sequence[Compared]) -> list[Section]:
     if rows:
         differs = Table(head, rows, words=range(len(head)))
     return [
-        Section("found", "What each found, and at what cost", [table(studies)]),
+        Section("found", "Results and costs", [table(studies)]),
         Section("differs", "What differs", [differs], DIFFERENCES),
         Section("trials", "Over the trials", [curve(studies, over_time=False)], OVER_TRIALS),
         Section("time", "Over the time", [curve(studies, over_time=True)], OVER_TIME),

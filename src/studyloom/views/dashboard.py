@@ -77,7 +77,8 @@ def guarded(app: "WSGIApplication") -> "WSGIApplication":
         except ValueError:
             known = False
         if not known:
-            return _answer(start, "403 Forbidden", "text/plain", "this dashboard is of localhost\n")
+            why = "this dashboard answers localhost only\n"
+            return _answer(start, "403 Forbidden", "text/plain", why)
         if origin is not None and origin.partition("://")[2].casefold() != host.casefold():
             why = "this request comes from the page of another site\n"
             return _answer(start, "403 Forbidden", "text/plain", why)

@@ -161,7 +161,7 @@ def disk(folder: Path, *, wal: bool) -> Finding:
         )
     if free >= SMALL:
         return ok(words)
-    return warning(f"{words}; checkpoints may not fit: free some, or name another run_dir")
+    return warning(f"{words}; checkpoints may not fit: free some space, or name another run_dir")
 
 
 def existing(folder: Path) -> Path:

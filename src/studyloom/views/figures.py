@@ -56,7 +56,7 @@ LINES = ("complete", "baseline", "running", "failed", "pruned")  # colours of fu
 LOSSES = {"train_loss": "training loss", "valid_loss": "validation loss"}
 MOST_BEST, MOST_LATEST = 100, 200  # curves that are drawn; more are one stain
 CURVE_ROWS, EXAMPLE_ROWS = 60, 40  # of the tables
-QUANTITIES = "What the loop reported beside the value."
+QUANTITIES = "Quantities that the loop reported beside the value."
 OVER_FITTING = (
     "Where the validation loss rises again while the training loss goes on falling, "
     "the network is over-fitting."
@@ -666,8 +666,8 @@ def outlook(stored: StoredStudy, now: Outlook) -> tuple[str, Chart | str]:
     table = Table(("trials that have ended", "expected gain"), rows, note=note)
     label = f"the gain in {stored.metric} that was expected of the rest of the budget"
     caption = (
-        f"What the trials that were left of the budget of {now.trials} were expected to gain "
-        "together, after each trial, told by how close the best ones are to each other. "
+        f"The expected gain of the rest of the budget of {now.trials} trials, after each trial, "
+        "estimated by the spread of the best ones. "
         f"After {count} trials it was {format_value(gain)} {stored.metric}{below}."
     )
     return caption, Chart(label, height, x, y, marks, table)
@@ -684,27 +684,27 @@ def predictions(stored: Predictions) -> Chart | str:
     pairs, numbers = [*zip(came, told, strict=True)], [*came, *told]
     rows = [(n, *map(format_value, pair)) for n, pair in enumerate(pairs[:EXAMPLE_ROWS])]
     note = _left_out(rows, len(pairs), "examples")
-    table = Table(("example", "what came", "told"), rows, note=note)
+    table = Table(("example", "true value", "prediction"), rows, note=note)
     if stored.ordered:
         height = 280
         marks = [
-            Mark("what came", "pruned", "line", [[*enumerate(came)]], width=2),
-            Mark("told", "best", "line", [[*enumerate(told)]], width=2),
+            Mark("true value", "pruned", "line", [[*enumerate(came)]], width=2),
+            Mark("prediction", "best", "line", [[*enumerate(told)]], width=2),
         ]
         x = whole_scale(0, max(1, len(pairs) - 1), "example")
         y = plain_scale(numbers, upright=True, height=height)
-        label = f"what was predicted and what came, of {len(pairs)} examples in the order of time"
+        label = f"predictions and true values of {len(pairs)} examples in the order of time"
         return Chart(label, height, x, y, marks, table)
     height, ends = 360, [(end, end) for end in (min(numbers), max(numbers))]
     marks = [
-        Mark("told what came", "pruned", "line", [ends], width=1, style=("dotted",)),
+        Mark("prediction = true value", "pruned", "line", [ends], width=1, style=("dotted",)),
         Mark("best", "best", "dot", [[pair] for pair in pairs], width=6),
     ]
     x, y = (
-        plain_scale(numbers, "what came"),
-        plain_scale(numbers, "told", upright=True, height=height),
+        plain_scale(numbers, "true value"),
+        plain_scale(numbers, "prediction", upright=True, height=height),
     )
-    label = f"what was predicted over what came, of {len(pairs)} examples"
+    label = f"predictions over true values of {len(pairs)} examples"
     return Chart(label, height, x, y, marks, table)
 
 
@@ -716,7 +716,14 @@ def calibration(bins: Sequence[Bin]) -> Chart | str:
     points = [(each.confidence, each.accuracy) for each in bins]
     intervals = [[(each.confidence, end) for end in each.interval] for each in bins]
     marks = [
-        Mark("as sure as right", "pruned", "line", [[(0, 0), (1, 1)]], width=1, style=("dotted",)),
+        Mark(
+            "confidence = accuracy",
+            "pruned",
+            "line",
+            [[(0, 0), (1, 1)]],
+            width=1,
+            style=("dotted",),
+        ),
         Mark("", "best", "line", intervals, width=2),
         Mark("accuracy", "best", "dot", [[point] for point in points], width=9),
     ]

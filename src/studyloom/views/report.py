@@ -424,7 +424,7 @@ CANDIDATES = (
     "± is the standard deviation over the seeds."
 )
 PREDICTIONS = (
-    "What the winner predicted beside what came; over time if the examples are in that order."
+    "Predictions of the winner beside the true values; over time if the examples are in that order."
 )
 CONFUSION = "Rows are true classes, columns are predictions; the diagonal is right, red is wrong."
 WRONG = (
