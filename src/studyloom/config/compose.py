@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal import defaults_list
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.core_plugins.importlib_resources_config_source import (
     ImportlibResourcesConfigSource,
@@ -35,7 +34,7 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from studyloom.config import trust
-from studyloom.config.overrides import describe_compose_error
+from studyloom.config.overrides import VERSION_BASE, describe_compose_error
 from studyloom.config.schema import SCHEMA, check_name
 from studyloom.config.values import has_key
 from studyloom.errors import ConfigError
@@ -118,16 +117,6 @@ class StructuredConfigSource(ReadOnce, HydrasStructuredConfigSource):
     """The configs that are Python classes: studyloom's schema, Hydra's, and those of pages."""
 
 
-def interpolation_map(overrides: Any, defaults: list[Any], self_added: bool) -> Any:
-    """Makes the values for interpolations of a defaults list, if it has any: 40 % of composing."""
-    if any(default.is_interpolation() for default in defaults):
-        return MAKE_MAP(overrides, defaults, self_added)
-    return None
-
-
-MAKE_MAP = defaults_list._create_interpolation_map
-
-
 @contextmanager
 def composing_once() -> Iterator[None]:
     """Has Hydra run what it composes in the body, without composing it before, for `hydra.mode`.
@@ -144,7 +133,8 @@ def composing_once() -> Iterator[None]:
 @functools.cache
 def register() -> None:
     """Registers the schema, the groups and the resolver, once in a process."""
-    OmegaConf.register_new_resolver("studyloom.run_dir", _run_dir, replace=True)
+    renamed = "register_new_resolver" if VERSION_BASE else "register_resolver"  # by Hydra 1.4
+    getattr(OmegaConf, renamed)("studyloom.run_dir", _run_dir, replace=True)
     # So that `track=[mlflow]` on a command line needs no line in the primary config.
     schema = SCHEMA.copy()
     with open_dict(schema):
@@ -153,7 +143,6 @@ def register() -> None:
     Plugins.instance().register(OwnGroups)
     for source in (GuardedFiles, PackagedFiles, StructuredConfigSource):
         SourcesRegistry.instance().types[source.scheme()] = source
-    defaults_list._create_interpolation_map = interpolation_map  # type: ignore[assignment]
 
 
 def _run_dir(name: str, run_dir: str) -> str:
@@ -312,7 +301,7 @@ def application(
     Raises:
         ConfigError: it does not compose.
     """
-    with own_world(), hydra.initialize_config_dir(str(config.parent), version_base=None):
+    with own_world(), hydra.initialize_config_dir(str(config.parent), **VERSION_BASE):
         try:
             composed = hydra.compose(config.stem, return_hydra_config=True)
             with open_dict(composed):

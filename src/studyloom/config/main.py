@@ -32,6 +32,7 @@ from studyloom._version import __version__
 from studyloom.config.compose import GROUPS, composing_once, register, restored_hydra
 from studyloom.config.overrides import (
     STUDY_GROUPS,
+    VERSION_BASE,
     describe_compose_error,
     find_override_mistakes,
     page_help,
@@ -70,7 +71,7 @@ def hydra_main(config_path: str, config_name: str) -> Callable[[Task], Callable[
         folder = folder_of_configs(task, config_path)
         tracebacks = wants_tracebacks()
 
-        @hydra.main(version_base=None, config_path=folder, config_name=config_name)
+        @hydra.main(config_path=folder, config_name=config_name, **VERSION_BASE)
         @functools.wraps(task)
         def main(cfg: DictConfig) -> None:
             if not tracebacks:
@@ -320,7 +321,7 @@ class Invocation:
 
         register()
         try:
-            hydra.initialize_config_dir(str(self.config_dir), version_base=None)
+            hydra.initialize_config_dir(str(self.config_dir), **VERSION_BASE)
             app = GlobalHydra.instance().hydra
             assert app is not None
             app.run(self.config_name, job, argv, with_log_configuration=False)

@@ -17,6 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from studyloom.config.schema import unknown_keys
 from studyloom.text import nearest, no_such_key, printable
 
+# Hydra 1.3 warns without this argument, and 1.4 with it.
+VERSION_BASE: dict[str, Any] = {"version_base": None} if hydra.__version__ < "1.4" else {}
+
 # The groups of a study.
 STUDY_GROUPS = (
     *("data", "model", "optimizer", "scheduler", "loss", "space"),
@@ -62,7 +65,7 @@ def find_override_mistakes(config_path: str, config_name: str, argv: Sequence[st
     mistakes: list[str] = []
     accepted = [f"hydra.searchpath=[file://{folders[1]}]"]
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(folders[0], version_base=None):
+    with hydra.initialize_config_dir(folders[0], **VERSION_BASE):
         compose = functools.partial(hydra.compose, options.config_name)
         try:
             compose(accepted)
@@ -173,7 +176,7 @@ def page_help(about: str, config_path: str, config_name: str, argv: Sequence[str
     """
     GlobalHydra.instance().clear()
     options = parse_command_line(config_path, config_name, argv)
-    with hydra.initialize_config_dir(str(Path(config_path).absolute()), version_base=None):
+    with hydra.initialize_config_dir(str(Path(config_path).absolute()), **VERSION_BASE):
         try:
             config = hydra.compose(config_name, options.overrides)
         except Exception:  # of Hydra, of OmegaConf, and what they failed to wrap

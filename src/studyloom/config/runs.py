@@ -173,7 +173,7 @@ def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator
     from hydra.errors import HydraException
 
     from studyloom.config.compose import register
-    from studyloom.config.overrides import describe_compose_error
+    from studyloom.config.overrides import VERSION_BASE, describe_compose_error
 
     former = read_written(run_dir, "hydra.yaml").get("hydra")
     if trusted:
@@ -194,7 +194,7 @@ def recompose(run_dir: Path, *overrides: str, trusted: bool = False) -> Iterator
     register()
     GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(folders["main"], version_base=None):
+        with hydra.initialize_config_dir(folders["main"], **VERSION_BASE):
             cfg = hydra.compose(
                 str(former.job.config_name),
                 [*unchanged, f"run_dir='{place}'", *overrides, *search],
