@@ -125,47 +125,30 @@ def in_mlflow(uri: str, experiment: str) -> dict[int, Seen]:
 
 def in_wandb(folder: Path) -> dict[int, Seen]:
     """Reads the files of all offline runs of a folder."""
-    params: dict[int, dict[str, str]] = {}
-    curves: dict[int, Counter[tuple[str, int, float]]] = {}
-    ends: dict[int, dict[str, Any]] = {}
+    seen: dict[int, Seen] = {}
     for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
         name = path.stem.rpartition("-")[2]
         if name == "study":
             continue
-        number = int(name)
-        found = curves.setdefault(number, Counter())
-        summary = ends.setdefault(number, {})
-        for record in read_records(path):
-            kind = record.WhichOneof("record_type")
-            if kind == "config":
-                for item in record.config.update:
-                    if not item.key.startswith(("_", "studyloom.")):
-                        value = json.loads(item.value_json)
-                        params.setdefault(number, {})[item.key] = str(value)
-            elif kind == "history":
-                row = {
-                    item.key or item.nested_key[0]: json.loads(item.value_json)
-                    for item in record.history.item
-                }
-                for key, value in row.items():
-                    if key != "epoch" and key[0] != "_":
-                        found[key, row["epoch"], short(value)] += 1
-            elif kind == "summary":
-                for item in record.summary.update:
-                    summary[item.key or item.nested_key[0]] = json.loads(item.value_json)
-    return {
-        number: Seen(
-            params.get(number, {}),
-            curves[number],
-            ends[number].get("state", "running"),
-            {
-                name[6:]: short(value)
-                for name, value in ends[number].items()
-                if name.startswith("final/")
-            },
-        )
-        for number in curves
-    }
+        curves: Counter[tuple[str, int, float]] = Counter()
+        params, end = {}, {}
+        for record in read_records(path):  # what a record does not hold is empty
+            params |= {key: str(value) for key, value in wandb_items(record.config.update)}
+            row = dict(wandb_items(record.history.item))
+            curves.update((k, row["epoch"], short(row[k])) for k in row if k != "epoch")
+            end |= wandb_items(record.summary.update)
+        params = {key: value for key, value in params.items() if not key.startswith("studyloom.")}
+        finals = {key[6:]: short(end[key]) for key in end if key.startswith("final/")}
+        if int(name) in seen:  # in two files, which may only repeat each other
+            curves += seen[int(name)].curves
+        seen[int(name)] = Seen(params, curves, end.get("state", "running"), finals)
+    return seen
+
+
+def wandb_items(items: Any) -> list[tuple[str, Any]]:
+    """The keys and values of a record, but for W&B's own."""
+    named = [(item.key or "/".join(item.nested_key), item.value_json) for item in items]
+    return [(key, json.loads(value)) for key, value in named if not key.startswith("_")]
 
 
 def read_records(path: Path) -> Iterator[Any]:
