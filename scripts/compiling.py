@@ -1,4 +1,4 @@
-"""What torch.compile gains of a training step on a processor, and after how many it has paid.
+"""Measures the gain of torch.compile in a training step on a processor, and when it has paid.
 
     python scripts/compiling.py          # 4 quiet minutes, and a C++ compiler
 
@@ -55,7 +55,7 @@ def measured(name: str, cache: str) -> dict[str, float]:
 
 
 def measure(name: str) -> dict[str, float]:
-    """Does it in this process."""
+    """Measures one network in this process."""
     torch.set_num_threads(1)
     make, shape, size = NETWORKS[name]
     inputs, targets = torch.randn(size, *shape), torch.randint(10, (size,))

@@ -1,4 +1,4 @@
-"""What bench.py compares with: the loops of the tutorials, as a careful user writes them.
+"""The plain way of bench.py: the loops of the tutorials, as a careful user writes them.
 
     python scripts/plain.py example ROOT SEED [TRIALS [STORAGE]]     # 100 MLPs on Fashion-MNIST
     python scripts/plain.py tutorial ROOT SEED [EPOCHS]              # 784-128-10 on MNIST

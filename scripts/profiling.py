@@ -1,4 +1,4 @@
-"""Where the wall and processor time of a trial goes: part by part, in the real command.
+"""Profiles the wall and processor time of a trial: part by part, in the real command.
 
 `bench.py profile` runs each study in a process of its own, with one worker in that process, and
 puts a clock around what a trial is made of. A part is charged for itself, without the parts within

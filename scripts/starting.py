@@ -1,4 +1,4 @@
-"""How long a command takes to begin, and one that only looks: now, and at an earlier commit.
+"""Measures the start of commands, and of looking ones: now, and at an earlier commit.
 
 `import torch`, which every training needs, is measured beside them in the same turns: the machine
 differs from one minute to the next, and the ratio to it much less. Each command is a new process.

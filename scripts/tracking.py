@@ -1,4 +1,4 @@
-"""What a tracker costs a study: with MLflow, with one that is away for 30 s, and without.
+"""Measures the cost of a tracker for a study: with MLflow, also one that is away, and without.
 
 Runs whole commands in turn, all in one call, and prints the medians of their times. The server is
 a real one on this host, with a SQLite store; while it is away its processes are stopped, so that

@@ -55,7 +55,7 @@ def sealed() -> frozenset[str]:
 
 @functools.cache
 def known() -> tuple[Vocabulary, dict[str, list[str]]]:
-    """Returns the words of the training part, and what its columns of words may say."""
+    """Returns the words of the training part, and the options of its columns of words."""
     rows = [row for row in reviews() if row["clothing"] not in sealed()]
     options = {name: sorted({row[name] for row in rows} - {""}) for name in NAMED}
     return Vocabulary(words_of(row["review"]) for row in rows), options

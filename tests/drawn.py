@@ -62,25 +62,3 @@ class Normed(torch.nn.Sequential):
         super().__init__(
             torch.nn.Flatten(), torch.nn.BatchNorm1d(16), torch.nn.Linear(16, classes_)
         )
-
-
-class Unlabelled(Drawn):
-    """Does not know its classes without loading its items."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = len(self.targets)
-        del self.targets
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, index):
-        return torch.full((1, 4, 4), float(index % 3)), index % 3
-
-
-class Forbidden(Drawn):
-    """A test part that must not be opened."""
-
-    def __init__(self):
-        raise RuntimeError("the test part was opened")

@@ -1,7 +1,6 @@
 """The house: which room may know which, by which door outsiders come in, and what lies where.
 
-Rooms are the folders of `src/studyloom`. A room's `__all__` lists what is public of it.
-`python tests/test_house.py` prints the counts of files and of arrows between rooms.
+Rooms are the folders of `src/studyloom`. A room's `__all__` lists its public names.
 """
 
 import ast
@@ -94,16 +93,9 @@ def own(names: set[str]) -> set[str]:
     return modules
 
 
-OWN = {module: own(imports_of(tree)) - {module} for module, tree in TREES.items()}
-OUTSIDE = {
-    module: {name.split(".")[0] for name in imports_of(tree)} for module, tree in TREES.items()
-}
-ARROWS = {
-    (room_of(module), room_of(other))
-    for module, others in OWN.items()
-    for other in others
-    if room_of(module) != room_of(other)
-}
+NAMES = {module: imports_of(tree) for module, tree in TREES.items()}
+OWN = {module: own(names) - {module} for module, names in NAMES.items()}
+OUTSIDE = {module: {name.split(".")[0] for name in names} for module, names in NAMES.items()}
 
 
 def public(room: str) -> set[str]:
@@ -134,14 +126,9 @@ def test_every_folder_is_a_room_of_the_plan():
 
 
 def test_imports_point_down_and_the_root_counts():
-    up = [arrow for arrow in ARROWS if FLOORS.index(arrow[1]) > FLOORS.index(arrow[0])]
-    places = [
-        (module, other)
-        for module, others in OWN.items()
-        for other in others
-        if (room_of(module), room_of(other)) in up
-    ]
-    assert places == []
+    for module, others in OWN.items():
+        floor = FLOORS.index(room_of(module))
+        assert [other for other in others if FLOORS.index(room_of(other)) > floor] == [], module
 
 
 def test_imports_make_no_cycle():
@@ -149,17 +136,16 @@ def test_imports_make_no_cycle():
 
 
 def test_nobody_imports_extras():
-    inner = [module for module in FILES if room_of(module) != EXTRAS]
-    assert [m for m in inner if any(room_of(other) == EXTRAS for other in OWN[m])] == []
+    for module, others in OWN.items():
+        if room_of(module) != EXTRAS:
+            assert EXTRAS not in {room_of(other) for other in others}, module
 
 
 def test_no_folder_imports_its_parent():
-    climbs = []
     for module, others in OWN.items():
         folder = FILES[module].parent
         if folder != SRC and folder.parent != SRC:
-            climbs += [(module, o) for o in others if FILES[o].parent == folder.parent]
-    assert climbs == []
+            assert folder.parent not in {FILES[other].parent for other in others}, module
 
 
 def test_nobody_reaches_past_the_door_of_a_room():
@@ -190,14 +176,10 @@ def test_every_module_says_what_it_is_for_and_none_is_a_drawer():
 
 
 def test_nobody_imports_a_private_name_of_another_module():
-    private = [
-        (module, name)
-        for module, tree in TREES.items()
-        for name in imports_of(tree)
-        if name.startswith("studyloom.") and re.search(r"\._[a-z]", name)
-        if not name.startswith("studyloom._version.")
-    ]
-    assert private == []
+    for module, names in NAMES.items():
+        ours = [name for name in names if name.startswith("studyloom.")]
+        private = {name for name in ours if re.search(r"\._[a-z]", name)}
+        assert private <= {"studyloom._version.__version__"}, module
 
 
 def test_a_package_from_outside_comes_in_by_its_own_door():
@@ -226,8 +208,7 @@ def test_the_package_does_not_know_its_studies_and_their_pages_know_what_runs_th
 
 def test_importing_imports_nothing_that_takes_time():
     heavy = {"torch", "optuna", "hydra", "omegaconf", "sqlalchemy", "numpy", "torchvision", "rich"}
-    for module in ("studyloom", "studyloom.cli"):
-        assert modules_after(f"import {module}") & heavy == set()
+    assert modules_after("import studyloom, studyloom.cli") & heavy == set()
     looking = ("storage.ledger", "launch", "views.status")
     after = modules_after("; ".join(f"import studyloom.{module}" for module in looking))
     assert "torch" not in after
@@ -264,10 +245,3 @@ def test_no_file_names_a_mirror_or_somebodys_home():
             text = content.decode(errors="replace")
             assert not odd.search(text), name
             assert not home.search(text), name
-
-
-if __name__ == "__main__":
-    folders = Counter(str(path.parent.relative_to(SRC)) for path in FILES.values())
-    for folder, number in sorted(folders.items()):
-        print(f"{number:3} files in {folder}")
-    print(f"{len(FLOORS)} floors, {len(ARROWS)} arrows between rooms")

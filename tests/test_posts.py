@@ -6,14 +6,12 @@ too, where they are installed.
 
 import pytest
 import torch
-from toys import ask
+from toys import ask, value_after
 
 from studies import posts
 from studies.posts import LONGEST, PostFile, PostNet, Posts
 from studyloom.config.build import build
 from studyloom.errors import PredictError
-from studyloom.question.jobs import build_jobs
-from studyloom.training.trainer import Training
 from studyloom.winner.predictor import Network, predict
 
 TOPICS = {"rec.boats": "sail wind harbour", "sci.stars": "orbit comet dust", "talk.tea": "cup leaf"}
@@ -37,11 +35,11 @@ def folder(tmp_path, monkeypatch):
     write(tmp_path, "train", [*train[:58], train[0], test[0]])
     write(tmp_path, "test", test)
     monkeypatch.setattr(posts, "POSTS", {"train": 60, "test": 15})
-    posts.posts.cache_clear()
-    posts.training.cache_clear()
+    for cached in (posts.posts, posts.training):
+        cached.cache_clear()
     yield tmp_path
-    posts.posts.cache_clear()
-    posts.training.cache_clear()
+    for cached in (posts.posts, posts.training):
+        cached.cache_clear()
 
 
 def test_no_post_is_in_two_parts_or_twice_in_training(folder):
@@ -81,9 +79,7 @@ def test_a_few_epochs_of_the_study_learn_the_groups(folder):
     source = build(question.config.data)
     split = source.train()
     assert split.names == tuple(sorted(TOPICS))
-    jobs = build_jobs(question.config, split.folds(1, source.validation, 0), seed=0)
-    *_, (epoch,) = Training(jobs, split)
-    assert epoch.value > 0.9
+    assert value_after(question, split, split.folds(1, source.validation, 0)) > 0.9
 
 
 def test_predict_says_what_of_a_post_it_could_not_read(folder, tmp_path):
@@ -129,6 +125,7 @@ def test_a_missing_package_is_an_error_that_says_what_brings_it(monkeypatch, tmp
         list(predict(network, [tmp_path / "post"]))
 
 
+@pytest.mark.nightly
 def test_the_posts_are_those_of_the_study():
     source = build(ask(name="newsgroups").config.data)
     try:

@@ -16,18 +16,8 @@ pytestmark = pytest.mark.wheel
 def installed(tmp_path_factory):
     """The folder of the programs of an environment into which pip has installed the wheel."""
     folder = tmp_path_factory.mktemp("wheel")
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--wheel-dir",
-        folder / "dist",
-        ROOT,
-        cwd=folder,
-    )
+    build = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps")
+    run(*build, "--wheel-dir", folder / "dist", ROOT, cwd=folder)
     venv.create(folder / "venv", with_pip=True)
     (packages,) = (folder / "venv" / "lib").glob("*/site-packages")
     # The libraries of this environment, but not what its own .pth files add, which is the checkout.
@@ -39,11 +29,9 @@ def installed(tmp_path_factory):
 
 
 def run(*command, cwd: Path, code: int = 0) -> str:
-    env = {
-        name: value
-        for name, value in environment().items()
-        if name not in ("PYTHONPATH", "VIRTUAL_ENV")
-    }
+    env = environment()
+    for name in ("PYTHONPATH", "VIRTUAL_ENV"):
+        env.pop(name, None)
     done = subprocess.run(
         [*map(str, command)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
     )

@@ -22,13 +22,14 @@ from studyloom.config.compose import Composer, register
 from studyloom.data.split import Split, make_folds
 from studyloom.errors import Stopped
 from studyloom.metrics import ACCURACY, Goal
-from studyloom.question.jobs import build_network, build_optimizer
+from studyloom.question.jobs import build_jobs, build_network, build_optimizer
 from studyloom.question.question import FunctionQuestion, Question
 from studyloom.question.run import Run
 from studyloom.space.tree import Space
 from studyloom.storage.attributes import BASELINE, SLOT
 from studyloom.study.opening import create_study
 from studyloom.study.stored_study import StoredStudy
+from studyloom.training.trainer import Training
 
 # Two epochs of 64 images on a network of sixteen units: a trial takes some milliseconds.
 TINY = (
@@ -209,6 +210,12 @@ def two_sided(url: str, *trials: tuple[float, float] | None, **attributes: objec
             ),
         )
     return stored
+
+
+def value_after(question: Question, split: Split, folds: Any) -> float:
+    """Trains a question as it is composed, and returns the value of its last epoch."""
+    *_, (epoch,) = Training(build_jobs(question.config, folds, seed=0), split)
+    return epoch.value
 
 
 class Never:

@@ -102,7 +102,7 @@ class Judging:
 
 
 def plan_answers(runs: Sequence[Sequence[Run]]) -> Iterator[Judging]:
-    """Yields what is judged: searches of TPE, and those at random, with seeds drawn in two ways."""
+    """Yields the judgings: searches of TPE, and those at random, with seeds drawn in two ways."""
     for own in runs:
         task, searches = own[0].task, [run.tape.configurations for run in own]
         yield Judging(task.family, task.name, searches, len(own))

