@@ -5,7 +5,7 @@ import pytest
 import torch
 from toys import ask, value_after
 
-from studies.pairs import FUSIONS, PairNet, Pairs, step
+from studies.pairs import FUSIONS, PairNet, Pairs
 from studyloom.config.build import build
 
 
@@ -47,20 +47,6 @@ def test_a_missing_part_says_nothing(parts, fusion):
         alone = network(pictures, 0 * sounds) + network(0 * pictures, sounds)
         assert torch.allclose(alone, both, atol=1e-5)
     assert network(0 * pictures, 0 * sounds).isfinite().all()
-
-
-def test_a_step_trains_what_both_say_and_what_each_says_alone(parts):
-    torch.manual_seed(0)
-    pictures, sounds, digits = parts[0].pictures[:8], parts[0].sounds[:8], torch.arange(8)
-    loss = torch.nn.functional.cross_entropy
-    for fusion in ("add", "join", "mean"):
-        network = PairNet(10, fusion, channels=4).eval()
-        both = loss(network(pictures, sounds), digits)
-        alone = [loss(network(keep * pictures, (1 - keep) * sounds), digits) for keep in (0, 1)]
-        batch = (pictures, sounds, digits)
-        assert torch.allclose(step(network, batch, loss, 0.0, 0.0), both)
-        weighted = step(network, batch, loss, 0.5, 0.0)
-        assert torch.allclose(weighted, both + 0.5 * sum(alone), atol=1e-4)
 
 
 def test_a_few_batches_of_the_study_learn_the_digits():

@@ -25,14 +25,6 @@ def test_the_embedded_recordings_never_change():
     assert hashlib.sha256(content).hexdigest().startswith("42872107d1a805c2")
 
 
-def test_each_speaker_says_each_digit_fifty_times_and_no_two_recordings_are_alike():
-    with np.load(ASSETS / "spoken.npz", allow_pickle=False) as data:
-        counts = np.unique(np.stack([data["speakers"], data["digits"]]), axis=1, return_counts=True)
-        levels = data["levels"]
-    assert counts[1].tolist() == [50] * 60
-    assert len({level.tobytes() for level in levels}) == 3000
-
-
 @pytest.fixture(scope="module")
 def section():
     """The section `data` of the study."""

@@ -247,9 +247,9 @@ def test_several_objectives_are_returned_in_order_or_by_name_and_are_means_over_
     [
         ((0.5,), TWO, "returned 1 value: expected accuracy, parameters"),
         ((0.5, 1, 2), TWO, "returned 3 values: expected accuracy, parameters"),
-        (0.5, TWO, r"told no parameters.*run\.cost\(parameters=…\)"),
+        (0.5, TWO, r"reported no parameters.*run\.cost\(parameters=…\)"),
         ({"loss": 1}, GOALS, "returned loss: expected objective.metric=accuracy"),
-        ({"accuracy": 1.0}, TWO, "told no parameters"),
+        ({"accuracy": 1.0}, TWO, "reported no parameters"),
         ((0.5, float("nan")), TWO, "parameters=nan"),
         (None, GOALS, r"returned None: expected a finite number; end it with return run\.value"),
     ],

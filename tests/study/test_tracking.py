@@ -79,7 +79,7 @@ def test_nobody_waits_for_one_that_hangs_and_the_same_command_is_named(monkeypat
     feed.put(hangs.wait)
     feed.close(0.01)
     hangs.set()
-    assert caplog.messages == ["track.mine: it may lack trials; the same command tells them"]
+    assert caplog.messages == ["track.mine: it may lack trials; the same command writes them"]
 
 
 def test_one_trial_that_a_tracker_refuses_costs_the_others_nothing():

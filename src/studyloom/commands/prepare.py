@@ -313,7 +313,7 @@ def open_ended(cfg: DictConfig, stop: Stop) -> tuple[Prepared, Plan]:
     asked = prepared.question.identity(prepared.data.digest)
     check_question(stored.name, stored.question(), asked)
     if left := plan.search.todo():
-        ways = "run the study on, or with a smaller study.trials"
+        ways = "run the study to its end, or with a smaller study.trials"
         raise ConfigError([f"{plan.run_dir}: {left} of {trials} trials are open; {ways}"])
     return prepared, plan
 

@@ -139,7 +139,7 @@ class Loop:
         run.check_costs()
         if missing := [name for name in self.quantities if name not in run.costs]:
             raise UndefinedMetric(
-                f"the objective told no {missing[0]}, which objective.constraints or "
+                f"the objective reported no {missing[0]}, which objective.constraints or "
                 f"objective.metric names: expected it by run.cost({missing[0]}=…), or in a dict "
                 "that it returns"
             )

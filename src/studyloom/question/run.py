@@ -203,7 +203,7 @@ class Run:
             ValueError: the path is not below `dir`.
         """
         if not path.is_relative_to(self.dir):
-            raise ValueError(f"run.keep_files must be given files in run.dir; got {path}")
+            raise ValueError(f"run.keep_files must get files in run.dir; got {path}")
         try:
             digest = digest_of(path, durable=True)
         except OSError as error:
@@ -240,7 +240,7 @@ class Run:
         """
         self._check_fit()
         if count is not None and (not _is_whole(count) or count < 1):
-            raise ValueError(f"run.epochs must be told a whole number of at least 1; got {count!r}")
+            raise ValueError(f"run.epochs must get a whole number of at least 1; got {count!r}")
         if self._begun:
             raise RuntimeError("run.epochs can be called once in a trial")
         if self.stage == TEST:
@@ -285,7 +285,7 @@ class Run:
             UndefinedMetric: a value is not a finite number, or the step not larger.
         """
         if not values:
-            raise TypeError("run.report must be given a value by name, such as accuracy=0.9")
+            raise TypeError("run.report must get a value by name, such as accuracy=0.9")
         self._take(values, step)
 
     def wrap(self, network: nn.Module) -> nn.Module:
@@ -308,7 +308,7 @@ class Run:
             Infeasible: a quantity is beyond its limit; the trial ends here, and the sampler learns.
         """
         for name, value in quantities.items():
-            number = finite(value, f"told the cost {name}={value!r}")
+            number = finite(value, f"reported the cost {name}={value!r}")
             self.costs[name] = Cost(name, number, self._limits.get(name))
         self.check_costs()
 

@@ -190,7 +190,7 @@ class Feed:
         self._queue.put(None)
         self._thread.join(seconds)
         if self._thread.is_alive() or self._left:
-            log.warning("track.%s: it may lack trials; the same command tells them", self.name)
+            log.warning("track.%s: it may lack trials; the same command writes them", self.name)
 
     def _run(self) -> None:
         while (write := self._queue.get()) is not None:

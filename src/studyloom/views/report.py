@@ -511,8 +511,8 @@ COLUMNS = (
     "one says too may seem not to matter."
 )
 OCCLUSIONS = (
-    "What misled the winner: red is what made it sure of its mistake, blue is what spoke against "
-    "it, told by covering one patch after the other. The number is the largest loss of confidence."
+    "What misled the winner: red made it sure of its mistake, blue spoke against it, measured by "
+    "covering one patch after the other. The number is the largest loss of confidence."
 )
 TEXTS = (
     "The most confident mistakes: true class → prediction. Red and underlined is what spoke for "
@@ -658,7 +658,7 @@ MOST_LINES = 150  # over parallel axes, of the best trials
 MOST_SLICES = 24  # of the most important parameters
 IMPORTANCES = (
     "How much of the differences between trials each parameter explains, over the whole space, "
-    "told by a forest of trees on the ranks of complete and pruned trials; the shares add up to "
+    "estimated by a forest of trees on the ranks of complete and pruned trials; the shares sum to "
     "1. The line is a 90 % interval over resamples of the trials: where intervals overlap, the "
     "order is open. A choice of a group counts with all that it opens."
 )

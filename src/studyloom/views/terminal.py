@@ -97,7 +97,7 @@ def winner_lines(answer: Answer) -> Iterator[str]:
         yield f"{'' if number else 'committee':10}{line}"
     if test.openings > 1:
         opened = format_openings(test.openings)
-        yield f"          the test part was {opened}, and tells less each time"
+        yield f"          the test part was {opened}, and each opening proves less"
     if not answer.keeps:
         yield (
             f"          on fresh seeds no candidate keeps to {answer.rule}; "
