@@ -130,8 +130,8 @@ def test_a_folder_that_cannot_be_written_is_told_once_and_costs_nothing(tmp_path
 
 def test_for_cron_an_exit_code_says_whether_somebody_has_to_look(tmp_path):
     for progress, code in (
-        (progress_of([WorkerStatus("host:1", left=9.0)]), 0),
-        (progress_of([WorkerStatus("host:1", left=-9.0)]), 3),
+        (progress_of([WorkerStatus("host:1", lease=9.0)]), 0),
+        (progress_of([WorkerStatus("host:1", lease=-9.0)]), 3),
         (progress_of(), 3),
         (progress_of(control="pause"), 4),
         (progress_of(control="stop"), 4),

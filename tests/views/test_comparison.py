@@ -7,23 +7,21 @@ from answers import document_of
 from made_trials import a_trial, forty
 from toys import fill
 
+from studyloom.cli import main
 from studyloom.commands.documents import json_schema
 from studyloom.errors import ConfigError
 from studyloom.metrics import Goal
-from studyloom.storage.attributes import BASELINE, EPOCHS, TIMES
+from studyloom.storage.attributes import BASELINE, TIMES
 from studyloom.study.opening import create_study
 from studyloom.views.comparison import (
     best_so_far,
     curve,
     differing,
-    document,
     page,
-    print_comparison,
     read_studies,
     write_page,
 )
 from studyloom.views.page import Absent
-from studyloom.views.terminal import make_console
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -89,55 +87,40 @@ def test_values_of_other_metrics_share_no_axis(ran):
     assert "measure different things" in page(studies)
 
 
-def test_programs_read_what_is_printed_and_what_differs(ran, capsys):
+def test_the_command_prints_the_table_writes_the_page_and_tells_programs_the_same(ran, capsys):
     trial = a_trial(0)
-    row = {
-        "trial": 0,
-        "params": trial.params,
-        "search_value": trial.value,
-        "mean": 0.9,
-        "std": 0.01,
-    }
+    row = {"params": trial.params, "search_value": trial.value, "mean": 0.9, "std": 0.01}
     test = {"winner": {"mean": 0.88, "std": 0.02}, "difference": {"mean": 0.1}}
     answer = document_of(winner=row, test=test)
-    studies = read_studies([ran("a", values(0.9, 0.8), answer=answer), ran("b", forty(), "random")])
-    found = document(studies)
+    folders = [ran("a", values(0.9, 0.8), answer=answer)[0], ran("b", forty(), "random")[0]]
+    command = ["compare", *map(str, folders), "--trust-config"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
     jsonschema.validate(found, json_schema("compare"))
     first, second = found["studies"]
-    assert (first["best"], first["test"], first["difference"], first["std"]) == (
-        0.9,
-        0.88,
-        0.1,
-        0.02,
-    )
+    assert [first[key] for key in ("best", "test", "difference", "std")] == [0.9, 0.88, 0.1, 0.02]
     assert (first["epochs"], first["worker_seconds"]) == (8, 4.0)
     assert (second["test"], second["pruned"], second["of"]) == (None, 8, 40)
     assert found["differs"] == {"sampler._target_": ["tpe", "random"]}
-    print_comparison(studies, make_console(width=80))
+    assert main(command) == 0
     printed = capsys.readouterr().out
     assert re.search(r"^best, validation +0\.9000 +0\.9370$", printed, re.MULTILINE)
     assert re.search(r"^test +0\.8800 ± 0\.0200 +–$", printed, re.MULTILINE)
     assert re.search(r"^  sampler._target_ +tpe +random$", printed, re.MULTILINE)
     assert "88.0 % ± 2.0 on unseen examples" in printed
+    assert printed.endswith(f"{folders[0] / 'compare.html'}\n")
+    assert "What differs" in (folders[0] / "compare.html").read_text()
 
 
-def test_epochs_are_those_trained_also_where_a_trial_reports_once_for_each_fold(ran):
-    trial = a_trial(0, accuracy=0.5)
-    trial.intermediate_values = {1: 0.5}
-    first, _ = document(read_studies([ran("a", [trial]), ran("b", forty())]))["studies"]
-    assert first["epochs"] == len(trial.user_attrs[EPOCHS]["value"]) > 1
-
-
-@pytest.mark.parametrize("count", [0, 1, 8])
-def test_fewer_than_two_and_more_than_can_be_told_apart_are_refused(ran, count):
-    with pytest.raises(ConfigError, match="2 to 7 run directories; got"):
-        read_studies([ran(f"f{n}", []) for n in range(count)])
-
-
-def test_a_study_named_twice_is_refused(ran):
+def test_one_study_eight_and_one_that_is_named_twice_are_refused(ran):
     one = ran("a", [])
-    with pytest.raises(ConfigError, match="named twice"):
-        read_studies([one, (one[0] / ".." / "a", one[1])])
+    for studies, why in (
+        ([one], "2 to 7 run directories; got 1"),
+        ([one] * 8, "2 to 7 run directories; got 8"),
+        ([one, (one[0] / ".." / "a", one[1])], "named twice"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            read_studies(studies)
 
 
 @pytest.mark.browser
@@ -162,27 +145,3 @@ def test_whatever_studies_are_called_is_text(ran, browser, tmp_path):
     assert seen == []
     view.close()
     assert "\x1b" not in (tmp_path / "compare.html").read_text()
-
-
-def test_the_command_prints_the_table_and_writes_the_page(ran, capsys, tmp_path):
-    from studyloom.cli import main
-
-    first, second = (
-        ran(name, values(0.5, 0.6), sampler)[0] for name, sampler in (("a", "x"), ("b", "y"))
-    )
-    trusted = "--trust-config"
-    assert main(["compare", str(first), str(second), trusted]) == 0
-    printed = capsys.readouterr().out
-    assert "sampler._target_" in printed
-    assert printed.endswith(f"{first / 'compare.html'}\n")
-    assert "What differs" in (first / "compare.html").read_text()
-    other = tmp_path / "mine.html"
-    assert main(["compare", str(first), str(second), "--page", str(other), trusted]) == 0
-    assert other.exists()
-    capsys.readouterr()
-    assert main(["compare", str(first), str(second), "--json", trusted]) == 0
-    found = json.loads(capsys.readouterr().out)
-    jsonschema.validate(found, json_schema("compare"))
-    assert len(found["studies"]) == 2
-    assert main(["compare", str(first), trusted]) == 2
-    assert "takes 2 to 7 run directories; got 1" in capsys.readouterr().err

@@ -1,12 +1,7 @@
 """The sections that explain the winner, from whatever winner.json holds."""
 
-import re
-
-import pytest
 from answers import answer_of
 
-from studyloom.views.charts import Chart
-from studyloom.views.figures import calibration
 from studyloom.views.page import Pictures, section_html
 from studyloom.views.report import explained_sections
 
@@ -68,42 +63,21 @@ def test_each_part_of_the_answer_has_its_section():
     assert table.rows == [("age", "0.1000", "0.0500 to 0.1500")]
 
 
-@pytest.mark.parametrize("image", ["https://example.org/a.png", "javascript:alert(1)", PIXEL + '"'])
-def test_no_picture_comes_from_elsewhere(image):
-    winner = answer_of(**WINNER | {"occlusions": [{"index": 7, "image": image, "most": 0.4}]})
-    blocks = [block for section in explained_sections(winner) for block in section.blocks]
-    assert not [block for block in blocks if isinstance(block, Pictures)]
+def test_no_picture_comes_from_elsewhere():
+    for image in ("https://example.org/a.png", "javascript:alert(1)", PIXEL + '"'):
+        winner = answer_of(**WINNER | {"occlusions": [{"index": 7, "image": image, "most": 0.4}]})
+        blocks = [block for section in explained_sections(winner) for block in section.blocks]
+        assert not [block for block in blocks if isinstance(block, Pictures)]
 
 
-def words_html(words, changes):
-    text = WINNER["texts"][0] | {"words": words, "changes": changes}
-    winner = answer_of(**WINNER | {"texts": [text] * 8})
-    sections = {each.key: each for each in explained_sections(winner)}
-    return str(section_html(sections["words"]))
-
-
-def test_each_word_is_marked_by_more_than_its_colour_and_the_strongest_are_listed():
-    page = words_html(["fine", "and", "bad"], [1.0, 0.1, -0.5])
-    assert '<mark class="off" style="--s:1.00">fine</mark>' in page
+def test_a_word_is_marked_by_more_than_its_colour_and_a_hostile_one_is_not_obeyed():
+    words = ["<img src=x>", "a\x1b[2J\u202eb", "\ud800", "and", "bad"]
+    text = WINNER["texts"][0] | {"words": words, "changes": [1.0, 1.0, 1.0, 0.1, -0.5]}
+    sections = explained_sections(answer_of(**WINNER | {"texts": [text]}))
+    page = str(section_html(next(each for each in sections if each.key == "words")))
+    assert '<mark class="off" style="--s:1.00">&lt;img src=x&gt;</mark>' in page
     assert '<mark class="right" style="--s:0.50">bad</mark>' in page
     assert "<mark>and" not in page
-    assert "for praise: fine +1.00" in page
-    assert "for blame: bad −0.50" in page
-
-
-@pytest.mark.parametrize("change", [1.0, 0.0])
-def test_a_hostile_word_is_shown_and_not_obeyed(change):
-    page = words_html(
-        ["<img src=x>", "a\x1b[2J\u202eb", "\ud800", "z"], [change, change, change, 1.0]
-    )
     assert "<img" not in page
-    assert "&lt;img src=x&gt;" in page
     assert "a␛[2J�b" in page
     page.encode()
-
-
-def test_a_chart_of_calibration_says_its_numbers_in_a_table_too():
-    chart = calibration(answer_of(**WINNER).calibration.bins)
-    assert isinstance(chart, Chart)
-    assert chart.mark("accuracy").points == [(0.97, 0.9)]
-    assert re.fullmatch(r"0\.600 to 0\.980", chart.table.rows[0][-1])

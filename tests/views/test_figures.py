@@ -58,12 +58,6 @@ def test_of_many_trials_the_best_are_drawn_over_parallel_axes(study_of):
     assert figure.marks[-1].parts[0][0][1] == max(line[0][1] for m in lines for line in m.parts)
 
 
-def test_a_parameter_of_words_and_numbers_is_one_of_words(study_of):
-    scale, places = setting_scale(chosen("a", 1, None, 0.5), "p")
-    assert scale.reads == "words"
-    assert len({*places}) == 4
-
-
 def test_whole_numbers_have_whole_labels():
     for count in (1, 2, 7, 12, 40, 1000, 12345):
         labels = [tick.label for tick in whole_scale(0, count).ticks]
@@ -90,7 +84,16 @@ def test_no_two_labels_of_an_axis_overlap_on_a_phone_or_a_wide_screen():
                 assert (right.at - left.at) / (high - low) * pixels >= width
 
 
-def test_equal_values_have_an_axis():
+def test_axes_have_some_round_marks_in_their_range_and_equal_values_have_one():
+    for low, high in ((0.1, 0.97), (0.917, 0.9725), (0.96, 0.961), (0.0, 1.0), (0.999, 0.9999)):
+        marks = AXIS.marks(low, high)
+        assert 3 <= len(marks) <= 18
+        assert all(low <= mark <= high for mark in marks)
+        assert marks == sorted({*marks})
+    for low, high in ((1e-6, 1e-1), (1e-4, 1e-2), (0.001, 0.009), (0.0021, 0.0029), (16, 512)):
+        marks = log_marks(low, high)
+        assert 1 <= len(marks) <= 4
+        assert all(low <= value <= high for value in marks)
     for scale in (plain_scale([0.5]), AXIS.scale_of([1.0], 300), whole_scale(3, 3)):
         assert scale.low < scale.high
         assert scale.ticks
@@ -98,23 +101,12 @@ def test_equal_values_have_an_axis():
 
 
 def test_a_curve_of_one_epoch_is_a_point():
-    trials = numbered(a_trial(0, epochs=0), a_trial(1, epochs=0))
-    figure = curves(trials, None, None, AXIS)
+    figure = curves(numbered(a_trial(0, epochs=0), a_trial(1, epochs=0)), None, None, AXIS)
     assert [(mark.name, mark.shape) for mark in figure.marks] == [("complete", "dot")]
-    mixed = numbered(a_trial(0, epochs=2), a_trial(1, epochs=0))
-    figure = curves(mixed, None, None, AXIS)
+    figure = curves(numbered(a_trial(0, epochs=2), a_trial(1, epochs=0)), None, None, AXIS)
     path = figure.path(figure.mark("complete"))
     assert path.count("M") == 2
     assert path.endswith("h.01")  # a line of no length, with round ends
-
-
-def test_the_paths_of_a_chart_stay_within_it(study_of):
-    trials = study_of(forty()).trials()
-    figure = history(trials, trials[37], trials[0], AXIS)
-    paths = "".join(figure.path(mark) for mark in figure.marks)
-    numbers = [float(number) for number in re.findall(r"-?[\d.]+", paths)]
-    assert len(numbers) > 80
-    assert all(-20 <= number <= 1020 for number in numbers)
 
 
 def test_the_history_marks_each_trial_once_and_the_best_so_far(study_of):
@@ -126,6 +118,9 @@ def test_the_history_marks_each_trial_once_and_the_best_so_far(study_of):
     assert [x for x, _ in steps][:3] == [0, 1, 2]
     assert [y for _, y in steps] == sorted(y for _, y in steps)
     assert figure.table.rows[-1] == (37, "0.9370")
+    paths = "".join(figure.path(mark) for mark in figure.marks)
+    places = [float(number) for number in re.findall(r"-?[\d.]+", paths)]
+    assert all(-20 <= place <= 1020 for place in places), "they stay within it"
 
 
 def test_the_table_behind_a_parameter_has_its_choices_or_ranges():
@@ -140,17 +135,6 @@ def test_the_table_behind_a_parameter_has_its_choices_or_ranges():
     assert rows[0] == ("0 to 0.2", 5, "0.0000", "0.1000")
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(0.1, 0.97), (0.917, 0.9725), (0.96, 0.961), (0.0, 1.0), (0.999, 0.9999)]
-)
-def test_an_axis_has_some_round_marks_in_its_range(low, high):
-    marks = AXIS.marks(low, high)
-    assert 3 <= len(marks) <= 18
-    assert all(low <= mark <= high for mark in marks)
-    assert marks == sorted({*marks})
-    assert AXIS.marks(0.5012, 0.5012) == [0.5012]
-
-
 def test_the_accuracy_axis_rises_and_counts_factors_of_ten_in_the_error():
     heights = [AXIS.height(value / 1000) for value in range(-10, 1000)]
     assert heights == sorted({*heights})
@@ -158,21 +142,14 @@ def test_the_accuracy_axis_rises_and_counts_factors_of_ten_in_the_error():
     assert AXIS.height(1.0) == AXIS.height(1.1) < 5
 
 
-def test_logarithmic_axes_have_up_to_four_marks():
-    for low, high in ((1e-6, 1e-1), (1e-4, 1e-2), (0.001, 0.009), (0.0021, 0.0029), (16, 512)):
-        marks = log_marks(low, high)
-        assert 1 <= len(marks) <= 4
-        assert all(low <= value <= high for value in marks)
-
-
-@pytest.mark.parametrize("steps", [[0], [0, 1, 2], [5, 6]])
-def test_a_curve_lies_within_its_axis_also_if_a_loop_counts_from_0(steps):
-    trial = a_trial(0, accuracy=0.5)
-    trial.user_attrs.pop(EPOCHS)
-    trial.intermediate_values = dict.fromkeys(steps, 0.5)
-    figure = curves([trial], trial, None, AXIS)
-    assert figure.x.low < min(steps) <= max(steps) < figure.x.high
-    assert figure.x.ticks
+def test_a_curve_lies_within_its_axis_also_if_a_loop_counts_from_0():
+    for steps in ([0], [0, 1, 2], [5, 6]):
+        trial = a_trial(0, accuracy=0.5)
+        trial.user_attrs.pop(EPOCHS)
+        trial.intermediate_values = dict.fromkeys(steps, 0.5)
+        figure = curves([trial], trial, None, AXIS)
+        assert figure.x.low < min(steps) <= max(steps) < figure.x.high
+        assert figure.x.ticks
 
 
 def of_a_loop(**columns):
@@ -193,17 +170,10 @@ def test_what_a_loop_told_beside_the_value_is_drawn_with_gaps_where_it_told_none
     }
     assert len({mark.colour for mark in figure.marks}) == 3
     assert figure.table.rows[1] == (2, "", "0.2000", "1.0000")
-    title, caption = beside(trial, "Trial 3. ")
-    assert (title, caption) == (
-        "Further quantities",
-        "Trial 3. Quantities that the loop reported beside the value.",
-    )
-
-
-def test_losses_that_a_loop_calls_as_we_do_show_over_fitting():
-    trial = of_a_loop(train_loss=[3, 2, 1], valid_loss=[3, 2, 4])
-    assert beside(trial, "")[0] == beside(a_trial(0), "")[0] == "Over-fitting"
-    assert "lowest at epoch 2" in str(losses(trial))
+    assert beside(trial, "")[0] == "Further quantities"
+    as_we_do = of_a_loop(train_loss=[3, 2, 1], valid_loss=[3, 2, 4])
+    assert beside(as_we_do, "")[0] == beside(a_trial(0), "")[0] == "Over-fitting"
+    assert "lowest at epoch 2" in str(losses(as_we_do))
 
 
 def test_idle_is_the_share_of_gaps_in_a_workers_time():
@@ -221,14 +191,10 @@ def test_idle_is_the_share_of_gaps_in_a_workers_time():
 
 def test_an_unfinished_trial_lasts_until_now_only_if_somebody_is_at_it(study_of):
     trials = study_of([a_trial(0), a_trial(1, TrialState.RUNNING)]).trials()
-    ends = [
-        timeline(trials, alive).mark("running").points[-1][0]
-        for alive in ((), (trials[1]._trial_id,))
-    ]
-    assert ends[0] == 11
-    assert ends[1] - 11 == pytest.approx(
-        (datetime.now() - trials[1].datetime_start).total_seconds(), abs=60
-    )
+    left, worked = (timeline(trials, alive).mark("running").points[-1][0] for alive in ((), (1,)))
+    assert left == 11
+    since = (datetime.now() - trials[1].datetime_start).total_seconds()
+    assert worked - 11 == pytest.approx(since, abs=60)
 
 
 def test_pruned_curves_end_where_they_were_pruned(study_of):

@@ -1,8 +1,6 @@
 """The pictures of the gallery: one of each study, of a report as it was written."""
 
 import ast
-import importlib.util
-import io
 import re
 import shutil
 import subprocess
@@ -53,20 +51,6 @@ def test_a_picture_is_taken_of_each_report_that_is_there(browser, tmp_path):
     assert f"language: {tmp_path / 'language' / 'report.html'} has no section curves" in said
     wanted = tmp_path / "mnist"
     assert f"mnist: no {wanted / 'report.html'}; python -m studies.mnist run_dir={wanted}" in said
-
-
-def test_a_picture_has_as_many_colours_as_its_size_allows():
-    pytest.importorskip("playwright")
-    spec = importlib.util.spec_from_file_location("screenshots", SCRIPT)
-    screenshots = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(screenshots)
-    plain, noisy = Image.new("RGB", (800, 600), "white"), Image.effect_noise((500, 400), 90)
-    for image, colours in ((plain, 1), (noisy, 16)):
-        file = io.BytesIO()
-        image.convert("RGB").save(file, "PNG")
-        with Image.open(io.BytesIO(screenshots.small(file.getvalue()))) as made:
-            assert made.size == image.size
-            assert len(made.getcolors()) <= colours
 
 
 def test_pictures_in_the_gallery_say_what_they_show():

@@ -9,16 +9,13 @@ from optuna.trial import TrialState
 from snapshots import joined, shown
 from toys import fill, two_sided
 
-from studyloom.metrics import Goal
 from studyloom.storage.ledger import compare
 from studyloom.study.early_end import ending, look_ahead, set_bounds
-from studyloom.study.opening import create_study
 from studyloom.views.figures import outlook
-from studyloom.views.page import Section, section_html
-from studyloom.views.progress import JobReader
+from studyloom.views.progress import progress_line
 from studyloom.views.report import head
 from studyloom.views.snapshot import take_snapshot
-from studyloom.views.status import as_json, read_status, status_line, watch_statuses
+from studyloom.views.status import as_json, read_status, watch_statuses
 from studyloom.views.status import render as render_status
 
 VALUES = [0.9 + 0.001 * (7 * n % 12) for n in range(12)]
@@ -58,23 +55,16 @@ def test_one_that_has_ended_says_so_in_all_views(twelve):
     status = read_status(twelve)
     assert status.progress.eta.seconds == 0.0
     assert joined(WORDS) in joined(shown(render_status(status, 40), width=40))
-    assert status_line(status).endswith(WORDS)
+    assert progress_line(status.progress).endswith(WORDS)
     assert json.loads(as_json(status))["ended"] == WORDS
     assert len([*watch_statuses(twelve)]) == 1  # it waits for nothing
-    said = [getattr(block, "text", "") for block in head(twelve, snapshot, None, []).blocks]
+    said = [getattr(block, "text", "") for block in head(twelve, status.progress, None, []).blocks]
     assert f"The search {WORDS}." in said
-    progress = JobReader(twelve).read()
-    assert progress.title == "done"
-
-
-def test_one_that_has_ended_is_watched_until_its_last_trials_have(twelve):
-    set_bounds(twelve, 0.1, None, 40)
-    ending(twelve, 40)
+    assert status.progress.title == "done"
     fill(twelve, a_trial(12, TrialState.RUNNING))
     compare(twelve.ledger, mend=True)
     snapshot = take_snapshot(twelve)
-    assert (snapshot.left, snapshot.outlook.under_way) == (1, 1)
-    assert snapshot.outlook.ending.begun == 13
+    assert (snapshot.left, snapshot.outlook.under_way) == (1, 1), "it runs to its end"
 
 
 def test_the_report_draws_the_estimate_over_time_and_says_it_in_words(twelve):
@@ -89,30 +79,14 @@ def test_the_report_draws_the_estimate_over_time_and_says_it_in_words(twelve):
     )
 
 
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ([0.5] * 3, "Too few trials have ended to tell what further ones gain."),
-        ([0.5] * 12, "No trial has been better than another one yet."),
-    ],
-)
-def test_what_cannot_be_drawn_is_said(study_of, values, words):
-    stored = study_of(a_trial(number, accuracy=value) for number, value in enumerate(values))
-    assert outlook(stored, look_ahead(stored))[1] == words
-
-
-def test_two_objectives_have_no_single_gain(sqlite_url):
-    stored = two_sided(sqlite_url, *[(0.9, n) for n in range(12)])
-    assert "several objectives" in outlook(stored, look_ahead(stored))[1]
-    assert "further trials" not in shown(render_status(read_status(stored), 80))
-
-
-def test_the_name_of_a_metric_is_shown_verbatim(sqlite_url):
-    name = "<img src=x onerror=alert(1)>"
-    goals = [Goal(name, "maximize")]
-    stored = create_study(sqlite_url, "named", {"asks": "nothing"}, 40, goals=goals)
-    fill(stored, *(a_trial(number, accuracy=value) for number, value in enumerate(VALUES)))
-    caption, figure = outlook(stored, look_ahead(stored))
-    page = section_html(Section("outlook", "Outlook", [figure], caption))
-    assert "&lt;img src=x" in page
-    assert name not in page
+def test_what_cannot_be_drawn_is_said(study_of, sqlite_url):
+    few = study_of(a_trial(number, accuracy=0.5) for number in range(3))
+    equal = study_of((a_trial(number, accuracy=0.5) for number in range(12)), name="equal")
+    two = two_sided(sqlite_url, *[(0.9, n) for n in range(12)])
+    for stored, words in (
+        (few, "Too few trials have ended to tell what further ones gain."),
+        (equal, "No trial has been better than another one yet."),
+        (two, "With several objectives, no single number says what trials gain."),
+    ):
+        assert outlook(stored, look_ahead(stored))[1] == words
+    assert "further trials" not in shown(render_status(read_status(two), 80))

@@ -32,23 +32,17 @@ def stored(sqlite_url):
 
 
 def test_each_complete_trial_is_a_point_on_the_front_beaten_or_infeasible(stored):
-    figure, points = drawn(stored)
+    figure, points = drawn(stored, winner=stored.trials()[3])
     assert points["front"] == {(trial.values[1], trial.values[0]) for trial in stored.front()}
     assert points["front"] == {(100, 0.80), (200, 0.85), (3000, 0.95)}
     assert points["beaten"] == {(3000, 0.90), (900, 0.84)}
     assert points["infeasible"] == {(50, 0.99)}
     assert points["baseline"] == {(3000, 0.90)}
     assert points["best"] == {(3000, 0.95)}
+    assert points["winner"] == {(200, 0.85)}
     assert [y for _, y in figure.mark("staircase").points] == [0.80, 0.85, 0.95]
     assert "stepped" in figure.mark("staircase").style
     assert figure.table.rows[0] == (2, "0.8000", "100")
-
-
-def test_a_point_says_which_trial_it_is_and_the_winner_has_a_ring(stored):
-    figure, points = drawn(stored, winner=stored.trials()[3])
-    assert sorted(figure.mark("front").trials) == [1, 2, 3]
-    assert (figure.mark("winner").trials, figure.mark("winner").shape) == ([3], "ring")
-    assert points["winner"] == {(200, 0.85)}
 
 
 def test_costs_that_differ_by_more_than_ten_are_on_a_logarithmic_axis(stored, tmp_path):
@@ -57,10 +51,6 @@ def test_costs_that_differ_by_more_than_ten_are_on_a_logarithmic_axis(stored, tm
     assert [tick.label for tick in figure.x.ticks] == ["100", "300", "1_000", "3_000"]
     figure, _ = drawn(two_sided(f"sqlite:///{tmp_path}/other.db", (0.9, 10), (0.8, 20)))
     assert figure.x.reads == "plain"
-
-
-def test_without_a_complete_trial_the_reason_stands_there(sqlite_url):
-    assert figures.front(two_sided(sqlite_url, None), {}, PLAIN) == "No trial is complete yet."
 
 
 @pytest.mark.chaos
@@ -95,21 +85,6 @@ def test_the_command_ends_with_front_winner_and_report_and_takes_another_rule_af
     assert second["trials"] == first["trials"] == 6
     assert (
         "rule      max accuracy where parameters > 100_000" in studyloom("status", tmp_path).stdout
-    )
-    (tmp_path / "again").mkdir()
-    chosen = (
-        "--config-dir",
-        str(tmp_path),
-        "--config-name",
-        "winner",
-        f"run_dir={tmp_path / 'again'}",
-        "winner.seeds=1",
-    )
-    alone = study(*chosen, "launcher=join", page="pareto")
-    assert alone.returncode == 0, alone.stderr
-    third = json.loads((tmp_path / "again" / "winner.json").read_text())
-    assert third["test"]["winner"] == second["test"]["winner"], (
-        "winner.yaml gives the same again, whatever the page's rule"
     )
     none = study(
         *small,

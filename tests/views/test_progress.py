@@ -25,7 +25,6 @@ from studyloom.views.progress import (
     progress_line,
     time_words,
     working_words,
-    wrap,
 )
 from studyloom.views.report import head
 
@@ -122,14 +121,6 @@ def test_an_answer_that_is_to_be_made_small_is_not_all(stored, later):
     assert (progress.title, progress.ended, progress.exit_code) == ("done", True, 1)
 
 
-def test_the_stages_of_a_smaller_budget_are_not_those_of_this_job(stored, later):
-    begin_job(stored, JOB, 0.0)
-    work(stored, 8)
-    later(REEVALUATION, 12)
-    begin_job(stored, Job(16, judged=True, tested=True, top=3, seeds=5), 0.0)
-    assert "judging 0/20" in all_stages(JobReader(stored).read())
-
-
 def test_a_job_that_a_command_has_ended_has_ended_until_somebody_works_again(stored):
     begin_job(stored, JOB, 0.0)
     stored.optuna.set_user_attr(HALTED, "ValueError: no")
@@ -158,14 +149,6 @@ def test_what_was_spent_is_counted_by_threads_ranks_and_gpus(stored):
     assert "cost 4.00" in [*time_words(progress)]
 
 
-def test_no_word_of_a_list_is_broken_over_a_line():
-    parts = [f"checkpoints {n}.5 %" for n in range(12)]
-    lines = wrap(parts, 40)
-    assert max(map(len, lines)) <= 40
-    assert [part for line in lines for part in line.rstrip(",").split(", ")] == parts
-    assert wrap(["x" * 50], 40) == ["x" * 40, "x" * 10]
-
-
 def test_page_and_note_say_what_is_worked_on_and_nothing_when_nobody_works(stored, later):
     begin_job(stored, JOB, 0.0)
     reader = JobReader(stored)
@@ -175,9 +158,7 @@ def test_page_and_note_say_what_is_worked_on_and_nothing_when_nobody_works(store
     assert words.startswith(
         "At work: search 2/8; in all search 2/8, judging 0/20, final training 0/10; ETA "
     )
-    said = [
-        getattr(block, "text", "") for block in head(stored, reader.read().search, None, []).blocks
-    ]
+    said = [getattr(block, "text", "") for block in head(stored, reader.read(), None, []).blocks]
     assert any(text.startswith("At work: search 2/8") for text in said)
     set_control(stored, "pause")
     assert "released at their last epoch" in working_words(reader.read())

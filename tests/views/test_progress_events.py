@@ -4,7 +4,6 @@ import json
 import math
 
 import jsonschema
-import pytest
 from optuna.trial import TrialState
 from toys import begin
 
@@ -70,32 +69,23 @@ def test_a_halt_a_wish_and_a_reason_are_told(stored):
     history = History()
     trial = begin(stored)
     claim = stored.ledger.claim("host:1", 8, 60, lambda *_: trial._trial_id)
-    trial.set_user_attr(REASON, "ValueError: \x1b[2J\n<img onerror=alert(1)>")
+    trial.set_user_attr(REASON, "OSError: cannot reach postgresql://bob:hunter2@db/x")
     stored.optuna.tell(trial, state=TrialState.FAIL)
     stored.ledger.finish(claim)
     stored.optuna.set_user_attr(HALTED, "ValueError: no")
     set_control(stored, "pause")
+    told = [*new_events(History(), JobReader(stored).read())]
+    assert "hunter2" not in str(told)
     kinds = [kind for kind, *_ in look(stored, history)]
     assert kinds == ["began", "ended", "control", "halted"]
     set_control(stored, None)
     assert [kind for kind, *_ in look(stored, history)] == ["control"]
 
 
-def test_no_password_of_a_reason_is_told(stored):
-    trial = begin(stored)
-    secret = "OSError: cannot reach postgresql://bob:hunter2@db/x"
-    trial.set_user_attr(REASON, secret)
-    stored.optuna.tell(trial, state=TrialState.FAIL)
-    stored.optuna.set_user_attr(HALTED, secret)
-    told = [*new_events(History(), JobReader(stored).read())]
-    reasons = [event["reason"] for event in told if "reason" in event]
-    assert reasons == [secret.replace("hunter2", "***")] * 2
-
-
-@pytest.mark.parametrize("text", ["a\nb", "\x1b[2J", "=1+1", "\ud800"])
-def test_an_event_is_one_line_whatever_it_holds(text):
-    line = write_event({"event": "halted", "reason": text}, text, None)
-    assert line.count("\n") == 1
-    assert line.isascii()
-    assert "\x1b" not in line
-    assert json.loads(line)["reason"] == text
+def test_an_event_is_one_line_whatever_it_holds():
+    for text in ("a\nb", "\x1b[2J", "=1+1", "\ud800"):
+        line = write_event({"event": "halted", "reason": text}, text, None)
+        assert line.count("\n") == 1
+        assert line.isascii()
+        assert "\x1b" not in line
+        assert json.loads(line)["reason"] == text

@@ -6,7 +6,6 @@ from optuna.trial import TrialState, create_trial
 
 from studyloom.study.opening import create_study
 from studyloom.views import report as sampling
-from studyloom.views.report import write_report
 from studyloom.views.snapshot import take_snapshot
 
 RANGE = FloatDistribution(0.0, 1.0)
@@ -28,13 +27,10 @@ def stored(sqlite_url):
     stored.close()
 
 
-def test_few_trials_are_all_shown_without_a_word(stored):
-    assert sampling.sample(stored, take_snapshot(stored), None) == (stored, "")
-
-
 def test_of_very_many_those_at_even_distances_and_those_that_stand_out_are_shown(
-    stored, monkeypatch
+    stored, monkeypatch, tmp_path
 ):
+    assert sampling.sample(stored, take_snapshot(stored), None) == (stored, "")
     monkeypatch.setattr(sampling, "MOST", 10)
     monkeypatch.setattr(sampling, "BEST", 3)
     shown, note = sampling.sample(stored, take_snapshot(stored), 55)
@@ -43,11 +39,6 @@ def test_of_very_many_those_at_even_distances_and_those_that_stand_out_are_shown
     assert numbers == sorted({*range(0, 60, 6), 43, 0, 1, 55})
     assert note.startswith(f"{len(numbers)} of 60 trials are shown")
     assert next(trial.number for trial in shown.ranked()) == 43
-
-
-def test_the_page_says_so_and_counts_all(stored, monkeypatch, tmp_path):
-    monkeypatch.setattr(sampling, "MOST", 10)
-    monkeypatch.setattr(sampling, "BEST", 3)
-    page = write_report(stored, tmp_path).read_text()
+    page = sampling.write_report(stored, tmp_path).read_text()
     assert "of 60 trials are shown: 10 at even distances" in page
     assert "60 complete" in page

@@ -13,15 +13,8 @@ def test_a_study_is_taken_with_all_its_slots_trials_and_workers(half_done):
     assert (snapshot.best.number, snapshot.best.value) == (1, 0.9)
     assert (snapshot.baseline.number, snapshot.baseline.value) == (0, 0.8)
     params = half_done.trials()[4].params
-    running = WorkerStatus("host:4", 4, 2, 0.2, params=params)
+    running = WorkerStatus("host:4", 4, 2, value=0.2, params=params)
     assert snapshot.workers == (running, WorkerStatus("host:9"))
-
-
-def test_a_pruned_trial_is_never_the_best(stored):
-    trial = begin(stored)
-    trial.report(0.99, 1)
-    stored.optuna.tell(trial, state=TrialState.PRUNED)
-    assert take_snapshot(stored).best is None
 
 
 def test_a_trial_with_a_failure_has_failed_whatever_the_sampler_is_told_of_it(stored):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -24,8 +25,8 @@ def test_a_cross_validated_value_is_shown_with_its_standard_error():
 
 def test_a_worker_shows_its_trial_epoch_and_value():
     workers = [
-        WorkerStatus("a:1", 0, 0, 0.0, left=48.2, age=200.0),
-        WorkerStatus("b:2", 17, left=-3.0, age=63.0),
+        WorkerStatus("a:1", 0, 0, value=0.0, lease=48.2, held=200.0),
+        WorkerStatus("b:2", 17, lease=-3.0, held=63.0),
     ]
     lines = shown(workers_table(snapshot_of(workers=workers), 80)).splitlines()
     assert [line.split() for line in lines] == [
@@ -48,7 +49,8 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_is_lost(width):
     params = {f"model.some_network.a_parameter_{i}": f"value-number-{i}" for i in range(12)} | {
         "x": "y" * 300
     }
-    workers = [WorkerStatus(f"{LONG}:{i}", 1234, 100, 0.5, 7200.0, 7200.0) for i in range(3)]
+    worker = WorkerStatus("", 1234, 100, value=0.5, held=7200.0, lease=7200.0)
+    workers = [replace(worker, owner=f"{LONG}:{i}") for i in range(3)]
     snapshot = snapshot_of(
         workers=workers, best=trial_of(0.98765, params=params), baseline=trial_of(0.5)
     )

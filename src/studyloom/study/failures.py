@@ -99,11 +99,6 @@ class FailureCount:
         return len(self.trials)
 
     @property
-    def reason(self) -> str:
-        """The reason that the last of the trials stored."""
-        return reason_of(self.trials[-1]) or NO_REASON
-
-    @property
     def first_reason(self) -> str:
         """The reason that the first of the trials stored."""
         return reason_of(self.trials[0]) or NO_REASON

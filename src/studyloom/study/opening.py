@@ -25,11 +25,14 @@ from studyloom.storage.database import (
     connect,
     exclusive,
     execute,
+    is_empty,
+    is_sqlite,
 )
 from studyloom.storage.ledger import Ledger, NoLedger, clear, reconcile
 from studyloom.storage.slots import check_table, create_table
 from studyloom.storage.sql import add_study
 from studyloom.storage.trial_buffer import TrialBuffer
+from studyloom.storage.urls import parse_url
 from studyloom.study.stored_study import StoredStudy
 
 FORMAT_NUMBER = 1  # of what a study stores; another one is not read
@@ -178,8 +181,16 @@ def study_names(url: str, deadline: float) -> list[str]:
 
 
 def open_ledgers(url: str, deadline: float) -> dict[str, Ledger]:
-    """Returns the ledgers of all studies that studyloom has made in a database, by study."""
-    backend = connect(url, deadline=deadline)
+    """Returns the ledgers of all studies that studyloom has made in a database, by study.
+
+    A server's database that is still empty has none.
+    """
+    try:
+        backend = connect(url, deadline=deadline)
+    except StorageError:
+        if is_sqlite(parse_url(url)) or not is_empty(url):
+            raise
+        return {}
     check_table(backend)
     return {
         study.study_name: Ledger(backend, study._study_id, study.user_attrs.get(UUID, ""))

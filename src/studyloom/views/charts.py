@@ -6,7 +6,7 @@ no network and no picture for each size.
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from studyloom.metrics import METRICS
@@ -20,13 +20,16 @@ Point = tuple[float, float]
 Part = Sequence[Point]  # one connected line, or one point alone
 
 
+class Block:
+    """A piece of a page."""
+
+
 @dataclass(frozen=True)
-class Table:
-    """A table of a page.
+class Table(Block):
+    """A table of a page, with a note below it.
 
     Args:
         words: the columns whose cells are words; the others are aligned as numbers.
-        note: what follows the table, such as how many rows are left out.
     """
 
     head: Sequence[str]
@@ -37,11 +40,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Tick:
-    """A label of an axis.
-
-    Args:
-        when: `narrow` or `roomy` if it is shown on such a screen alone, else empty.
-    """
+    """A label of an axis; `when` it is shown: on `narrow` or `roomy` screens; empty for both."""
 
     at: float
     label: str
@@ -96,6 +95,22 @@ class Mark:
         return [point for part in self.parts for point in part]
 
 
+def points(
+    name: str,
+    colour: str,
+    places: Mapping[int, Point],
+    width: float = 8,
+    style: Sequence[str] = (),
+    shape: str = "dot",
+) -> Mark:
+    """Returns a point for each trial, by the trial's number."""
+    return Mark(name, colour, shape, [[at] for at in places.values()], [*places], width, style)
+
+
+def dotted(name: str, colour: str, ends: Part, width: float = 1) -> Mark:
+    return Mark(name, colour, "line", [ends], width=width, style=("dotted",))
+
+
 @dataclass(frozen=True)
 class Note:
     """A few words to the `right` or `left` of a point of a chart, or `above` it."""
@@ -107,12 +122,8 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A chart.
-
-    Args:
-        kind: `wide` if it scrolls sideways on a phone.
-    """
+class Chart(Block):
+    """A chart; its kind is `wide` if it scrolls sideways on a phone."""
 
     label: str
     height: int
@@ -148,14 +159,10 @@ class Chart:
             return f"M{_digits(x)} {_digits(y - 16)}v32"
         if mark.shape != "line" or len(places) == 1:  # a curve of one epoch is a point
             return "".join(f"M{_digits(x)} {_digits(y)}h.01" for x, y in places)
-        stepped = "stepped" in mark.style
+        corner = "H{}V{}" if "stepped" in mark.style else "L{} {}"
         (x, y), *others = places
-        drawn = [f"M{_digits(x)} {_digits(y)}"]
-        for x, y in others:
-            drawn.append(
-                f"H{_digits(x)}V{_digits(y)}" if stepped else f"L{_digits(x)} {_digits(y)}"
-            )
-        return "".join(drawn)
+        lines = [corner.format(_digits(x), _digits(y)) for x, y in others]
+        return f"M{_digits(x)} {_digits(y)}{''.join(lines)}"
 
 
 def _digits(number: float) -> str:
@@ -163,72 +170,54 @@ def _digits(number: float) -> str:
 
 
 @dataclass(frozen=True)
-class Multiples:
+class Multiples(Block):
     """Small charts side by side, each below its title."""
 
     charts: Mapping[str, Chart] = field(default_factory=dict)
 
 
 def spaced(
-    ticks: Iterable[Tick], low: float, high: float, pixels: float, *, upright: bool = False
-) -> list[Tick]:
-    """Leaves out labels until no two overlap.
-
-    Args:
-        ticks: by ascending coordinate.
-    """
-    ticks = [*ticks]
+    ticks: Sequence[Tick], low: float, high: float, pixels: float, *, upright: bool = False
+) -> Sequence[Tick]:
+    """Leaves out labels, of ascending coordinates, until no two overlap."""
     scale = pixels / ((high - low) or 1)
+
+    def is_clear(left: Tick, right: Tick) -> bool:
+        width = LETTER * (len(left.label) + len(right.label)) / 2 + GAP
+        return (right.at - left.at) * scale >= (LINE if upright else width)
+
     for every in range(1, len(ticks) + 1):
         kept = ticks[::every]
-        if all(
-            (right.at - left.at) * scale >= (LINE if upright else _width(left, right))
-            for left, right in itertools.pairwise(kept)
-        ):
+        if all(itertools.starmap(is_clear, itertools.pairwise(kept))):
             return kept
     return ticks[:1]
 
 
-def _width(left: Tick, right: Tick) -> float:
-    return LETTER * (len(left.label) + len(right.label)) / 2 + GAP
+def responsive(
+    ticks: Sequence[Tick], low: float, high: float, pixels: float | None = None
+) -> Sequence[Tick]:
+    """Returns the labels of a horizontal axis: fewer on a phone than on a wide screen.
 
-
-def responsive(ticks: Sequence[Tick], low: float, high: float) -> list[Tick]:
-    """Returns the labels of a horizontal axis: fewer on a phone than on a wide screen."""
+    Args:
+        pixels: the length of the axis, if it is the same on all screens.
+    """
+    if pixels is not None:
+        return spaced(ticks, low, high, pixels)
     narrow, roomy = (spaced(ticks, low, high, pixels) for pixels in (NARROW, ROOMY))
-    return [
-        replace(
-            tick,
-            when=""
-            if tick in narrow and tick in roomy
-            else "narrow"
-            if tick in narrow
-            else "roomy",
-        )
-        for tick in ticks
-        if tick in narrow or tick in roomy
-    ]
+    whens = {(True, True): "", (True, False): "narrow", (False, True): "roomy"}
+    shown = [(tick, (tick in narrow, tick in roomy)) for tick in ticks]
+    return [replace(tick, when=whens[on]) for tick, on in shown if any(on)]
 
 
 def whole_scale(low: float, high: float, title: str = "") -> Scale:
     """Returns a horizontal axis of whole numbers, with labels that are whole."""
     margin = 0.03 * (high - low) + 0.3
     ends = low - margin, high + margin
-    step = 1
-    for step in _steps():
-        if (high - low) / step <= 12:
-            break
+    steps = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
+    step = next(step for step in steps if (high - low) / step <= 12)
     first = math.ceil(low / step) * step
     ticks = [Tick(at, str(at)) for at in range(first, math.floor(high) + 1, step)]
     return Scale(*ends, responsive(ticks, *ends), title, "whole")
-
-
-def _steps() -> Iterator[int]:
-    """Yields 1, 2, 5, 10, 20, 50, …"""
-    power = 1
-    while True:
-        yield from (power, 2 * power, 5 * power)
-        power *= 10
 
 
 def round_marks(low: float, high: float, count: int = 5) -> list[float]:
@@ -254,25 +243,20 @@ def plain_scale(
 
 
 def log_scale(values: Sequence[float], title: str = "", pixels: float | None = None) -> Scale:
-    """Returns a horizontal axis on which equal steps are equal factors, labelled at round values.
+    """Returns a horizontal axis of values above 0 on which equal steps are equal factors.
 
     Args:
-        values: what lies on it, above 0.
         pixels: its length, if it is the same on all screens.
     """
     low, high = (math.log10(value) for value in (min(values), max(values)))
     margin = 0.05 * (high - low) or 0.1
     ends = low - margin, high + margin
     ticks = [Tick(math.log10(mark), f"{mark:.3g}") for mark in log_marks(min(values), max(values))]
-    shown = responsive(ticks, *ends) if pixels is None else spaced(ticks, *ends, pixels)
-    return Scale(*ends, shown, title, "tens")
+    return Scale(*ends, responsive(ticks, *ends, pixels), title, "tens")
 
 
 def log_marks(low: float, high: float) -> list[float]:
-    """Returns powers of ten between two values, and three times these if there are few.
-
-    At most four; the values themselves if there is no such mark between them.
-    """
+    """Returns up to four powers of ten, or three times these, between two values; else the two."""
     digits = (1,) if high >= 100 * low else (1, 3)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     marks = [float(f"{digit * 10.0**power:.10g}") for power in powers for digit in digits]

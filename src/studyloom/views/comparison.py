@@ -16,8 +16,6 @@ from studyloom.config.runs import read_written
 from studyloom.config.values import flatten
 from studyloom.errors import ConfigError
 from studyloom.files import write_whole
-from studyloom.storage.attributes import TIMES
-from studyloom.study.failures import outcome
 from studyloom.study.rows import epochs_of
 from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import (
@@ -28,12 +26,13 @@ from studyloom.text import (
     one_line,
     shorten,
 )
+from studyloom.views import figures
 from studyloom.views.charts import Axis, Chart, Mark, Point, Table, plain_scale, whole_scale
-from studyloom.views.figures import complete_trials
-from studyloom.views.page import Absent, Block, Head, Lines, Section, number, report_page
-from studyloom.views.report import Stage, read_files, read_parts, wall_seconds, worker_seconds
+from studyloom.views.page import Absent, Block, Head, Lines, Section, number, report_page, section
+from studyloom.views.report import Stage, read_files, read_parts, seconds_worked, wall_seconds
 from studyloom.views.sentence import quotable
 from studyloom.views.snapshot import Snapshot, take_snapshot
+from studyloom.views.terminal import aligned
 from studyloom.winner.answer import Answer
 
 # Of what Hydra wrote: what decides a search, and is no part of its question.
@@ -41,24 +40,12 @@ DECIDES = ("sampler", "pruner", "study", "winner", "launcher")
 COLOURS = ("complete", "failed", "best", "baseline", "running", "paused", "pruned")
 MOST = len(COLOURS)  # studies: more lines cannot be told apart
 HEIGHT = 340
-DIFFERENCES = (
-    "The keys of question and search whose values differ. Studies that ask different questions "
-    "may still be read side by side, but the best of them is not the better search."
-)
-OVER_TRIALS = (
-    "The best value so far, by the number of trials that had begun. Lines end with the search."
-)
-OVER_TIME = "The best value by the time that workers have spent, in seconds, over all of them."
 UNLIKE = "These studies measure different things, so that their values have no axis in common."
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A study beside others.
-
-    Args:
-        settings: what it asks and what decides its search, by key.
-    """
+    """A study beside others; its settings are what it asks and what decides its search."""
 
     label: str
     run_dir: Path
@@ -67,11 +54,6 @@ class Compared:
     answer: Answer | None
     parts: Sequence[Stage]
     settings: Mapping[str, Any]
-
-    @property
-    def goal(self) -> tuple[str, int]:
-        """The quantity that is measured, and its better direction."""
-        return self.stored.metric, self.stored.sign
 
 
 def read_studies(found: Sequence[tuple[Path, StoredStudy]]) -> list[Compared]:
@@ -91,11 +73,9 @@ def read_studies(found: Sequence[tuple[Path, StoredStudy]]) -> list[Compared]:
     compared = []
     for label, (folder, stored) in zip(names, found, strict=True):
         answer, _, _ = read_files(stored, folder)
-        settings = _settings(folder, stored)
-        parts = read_parts(stored)
-        compared.append(
-            Compared(label, folder, stored, take_snapshot(stored), answer, parts, settings)
-        )
+        parts, settings = read_parts(stored), _settings(folder, stored)
+        snapshot = take_snapshot(stored)
+        compared.append(Compared(label, folder, stored, snapshot, answer, parts, settings))
     return compared
 
 
@@ -117,10 +97,10 @@ def _settings(run_dir: Path, stored: StoredStudy) -> dict[str, Any]:
         config = read_written(run_dir, "config.yaml")
     except (ConfigError, OSError):
         return settings
-    for section in DECIDES:
-        if isinstance(held := config.get(section), DictConfig):
+    for name in DECIDES:
+        if isinstance(held := config.get(name), DictConfig):
             plain = OmegaConf.to_container(held, resolve=False)
-            settings |= dict(flatten(plain, section))
+            settings |= dict(flatten(plain, name))
     settings.pop("study.name", None)
     return settings
 
@@ -164,7 +144,7 @@ def facts(study: Compared) -> dict[str, Any]:
         "failed": snapshot.outcomes.get("failed", 0),
         "epochs": sum(map(epochs_of, trials)),
         "seconds": wall_seconds(study.parts),
-        "worker_seconds": worker_seconds(study.parts),
+        "worker_seconds": seconds_worked(t for part in study.parts for t in part.trials),
     }
 
 
@@ -180,28 +160,23 @@ def document(studies: Sequence[Compared]) -> dict[str, Any]:
 
 def table(studies: Sequence[Compared]) -> Table:
     """Returns the studies side by side: a row for each fact, a column for each study."""
-    known = [facts(study) for study in studies]
-
-    def row(title: str, words: Sequence[str]) -> tuple[str, ...]:
-        return (title, *words)
-
-    rows = [
-        row("best, validation", [number(each["best"]) for each in known]),
-        row("test", [_spread(each) for each in known]),
-        row("over its baseline, test", [number(each["difference"], "+") for each in known]),
-        row("trials", [f"{each['trials']} of {each['of']}" for each in known]),
-        row("pruned, failed", [f"{each['pruned']}, {each['failed']}" for each in known]),
-        row("epochs of the search", [str(each["epochs"]) for each in known]),
-        row("from first start to last end", [_took(each["seconds"]) for each in known]),
-        row("workers trained for", [_took(each["worker_seconds"]) for each in known]),
-    ]
+    columns = []
+    for study in studies:
+        known = facts(study)
+        spread = "" if known["std"] is None else f" ± {number(known['std'])}"
+        column = {
+            "best, validation": number(known["best"]),
+            "test": f"{number(known['test'])}{spread}",
+            "over its baseline, test": number(known["difference"], "+"),
+            "trials": f"{known['trials']} of {known['of']}",
+            "pruned, failed": f"{known['pruned']}, {known['failed']}",
+            "epochs of the search": str(known["epochs"]),
+            "from first start to last end": _took(known["seconds"]),
+            "workers trained for": _took(known["worker_seconds"]),
+        }
+        columns.append(column)
+    rows = [(title, *(column[title] for column in columns)) for title in columns[0]]
     return Table(("", *(study.label for study in studies)), rows, words=(0,))
-
-
-def _spread(known: Mapping[str, Any]) -> str:
-    if known["std"] is None:
-        return number(known["test"])
-    return f"{number(known['test'])} ± {number(known['std'])}"
 
 
 def _took(seconds: float | None) -> str:
@@ -209,47 +184,40 @@ def _took(seconds: float | None) -> str:
 
 
 def best_so_far(study: Compared, *, over_time: bool) -> list[Point]:
-    """Returns the best value of a study after each trial that was better than those before.
-
-    Returns:
-        Points of a coordinate and a value, and a last one where the search ends.
-    """
-    sign = study.stored.sign
+    """Returns the best value after each trial that was the best so far, and at the end."""
     trials = study.stored.trials()
-    complete = {trial.number for trial in complete_trials(trials) if outcome(trial) == "complete"}
-    ended = sorted(
-        (t for t in trials if t.state.is_finished()),
-        key=lambda t: (t.datetime_complete or datetime.max, t.number) if over_time else t.number,
-    )
-    points: list[Point] = []
-    spent = 0.0
+    ended = [trial for trial in trials if trial.state.is_finished()]
+    if over_time:
+        ended.sort(key=lambda trial: (trial.datetime_complete or datetime.max, trial.number))
+    at, spent = {}, 0.0
     for trial in ended:
-        times = trial.user_attrs.get(TIMES) or {}
-        spent += sum(float(seconds) for kind, seconds in times.items() if kind != "start-up")
-        at = spent if over_time else trial.number + 1.0
-        if trial.number not in complete or (value := value_of(trial)) is None:
-            continue
-        if not points or sign * value > sign * points[-1][1]:
-            points.append((at, value))
-    if points:
-        points.append((spent if over_time else float(len(trials)), points[-1][1]))
-    return points
+        spent += seconds_worked([trial])
+        at[trial.number] = spent if over_time else trial.number + 1.0
+    end = spent if over_time else float(len(trials))
+    steps = figures.best_so_far(figures.complete_trials(ended), study.stored.sign)
+    points = [(at[trial.number], trial.values[0]) for trial in steps]
+    return [*points, (end, points[-1][1])] if points else []
 
 
 def curve(studies: Sequence[Compared], *, over_time: bool) -> Chart | Absent:
     """Draws the best value so far of each study, over its trials or the time of its workers."""
-    if len({study.goal for study in studies}) > 1:
+    (metric, sign), *others = {(study.stored.metric, study.stored.sign) for study in studies}
+    if others:
         return Absent(UNLIKE)
-    axis = Axis.of(*studies[0].goal)
+    axis = Axis.of(metric, sign)
     lines = {study.label: best_so_far(study, over_time=over_time) for study in studies}
     points = [point for line in lines.values() for point in line]
     if not points:
         return Absent("No trial is complete yet.")
     marks = []
     for place, (label, line) in enumerate(lines.items()):
-        parts = [[(x, axis.height(value)) for x, value in line]] if line else []
-        width = 2 + 1.5 * (len(lines) - 1 - place)  # where lines meet, both are seen
-        marks.append(Mark(label, COLOURS[place], "line", parts, width=width))
+        if line:
+            steps = [line[0]]
+            for (_, before), (x, y) in itertools.pairwise(line):  # the earlier one still holds
+                steps += [(x, before), (x, y)] if y != before else [(x, y)]
+            part = [(x, axis.height(value)) for x, value in steps]
+            width = 2 + 1.5 * (len(lines) - 1 - place)  # where lines meet, both are seen
+            marks.append(Mark(label, COLOURS[place], "line", [part], width=width))
     y = axis.scale_of([value for _, value in points], HEIGHT)
     furthest = max(x for x, _ in points)
     title = "seconds of workers" if over_time else "trials"
@@ -259,19 +227,9 @@ def curve(studies: Sequence[Compared], *, over_time: bool) -> Chart | Absent:
         for label, line in lines.items()
         for at, value in line[-12:]
     ]
-    head = ("study", title, f"best {axis.metric} so far")
+    table = Table(("study", title, f"best {axis.metric} so far"), rows, words=(0,))
     label = f"the best {axis.metric} so far of {len(studies)} studies, by {title}"
-    shown = [_stepped(mark) for mark in marks if mark.parts]
-    return Chart(label, HEIGHT, x, y, shown, Table(head, rows, words=(0,)))
-
-
-def _stepped(mark: Mark) -> Mark:
-    """Makes steps of a line between bests: in between, the earlier one still holds."""
-    (line,) = mark.parts
-    steps = [line[0]]
-    for (_, before), (x, y) in itertools.pairwise(line):
-        steps += [(x, before), (x, y)] if y != before else [(x, y)]
-    return Mark(mark.name, mark.colour, mark.shape, [steps], width=mark.width)
+    return Chart(label, HEIGHT, x, y, marks, table)
 
 
 def sections(studies: Sequence[Compared]) -> list[Section]:
@@ -282,10 +240,10 @@ def sections(studies: Sequence[Compared]) -> list[Section]:
     if rows:
         differs = Table(head, rows, words=range(len(head)))
     return [
-        Section("found", "Results and costs", [table(studies)]),
-        Section("differs", "What differs", [differs], DIFFERENCES),
-        Section("trials", "Over the trials", [curve(studies, over_time=False)], OVER_TRIALS),
-        Section("time", "Over the time", [curve(studies, over_time=True)], OVER_TIME),
+        section("found", [table(studies)]),
+        section("differs", [differs]),
+        section("over-trials", [curve(studies, over_time=False)]),
+        section("over-time", [curve(studies, over_time=True)]),
     ]
 
 
@@ -303,11 +261,7 @@ def _sentence(study: Compared) -> str:
 
 
 def write_page(studies: Sequence[Compared], path: Path) -> None:
-    """Writes the page that compares studies.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Writes the page that compares studies; raises OSError if it cannot."""
     write_whole(path, page(studies).encode(errors="replace"))
 
 
@@ -316,16 +270,10 @@ def print_comparison(studies: Sequence[Compared], console: Console) -> None:
     for study in studies:
         console.print(Text(f"{study.label}: {_sentence(study)}"), soft_wrap=True)
     found = table(studies)
-    lines = [[*found.head], *([str(cell) for cell in row] for row in found.rows)]
-    lines += [[""] * len(found.head), ["what differs", *[""] * len(studies)]]
-    lines += [[f"  {key}", *values] for key, values in differing(studies)]
-    widths = [
-        max(len(one_line(line[column])) for line in lines) for column in range(len(found.head))
-    ]
+    rows = [[*map(one_line, map(str, row))] for row in (found.head, *found.rows)]
+    rows += [[""] * len(found.head), ["what differs", *[""] * len(studies)]]
+    for key, values in differing(studies):
+        rows.append([f"  {one_line(key)}", *map(one_line, values)])
     console.print()
-    for line in lines:
-        first, *others = (one_line(cell) if cell.strip() else "" for cell in line)
-        indent = "  " if line[0].startswith("  ") else ""
-        cells = [f"{indent}{first}".ljust(widths[0] + 2)]
-        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        console.print(Text("  ".join(cells).rstrip()), soft_wrap=True)
+    for line in aligned(rows, words=(0,)):
+        console.print(Text(line), soft_wrap=True)

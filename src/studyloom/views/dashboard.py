@@ -29,17 +29,7 @@ from studyloom.errors import StorageError, StudyloomError
 from studyloom.study.opening import open_study, study_names
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import mask_passwords, one_line
-from studyloom.views.page import (
-    Rendered,
-    Section,
-    Trials,
-    document,
-    head_html,
-    nav_html,
-    progress_html,
-    render_section,
-    row_html,
-)
+from studyloom.views.page import Section, Trials, document, fill, section_html
 from studyloom.views.progress import JobReader, all_stages, stage_words, time_words
 from studyloom.views.report import read_files, read_report
 
@@ -50,7 +40,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PORTS = 100  # that are tried, from the wanted one upwards
 DEADLINE = 10.0  # seconds that a page waits for a database that is away
 INTERVAL = 3.0  # seconds between two looks at the study, while a page is open
-TABLE = "trials"  # the section whose rows are parts of their own
+ROW = "trial-"  # how the id of a row of the table of trials begins
 SAFETY = (
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "SAMEORIGIN"),
@@ -122,7 +112,7 @@ class LivePage:
         self.boot = secrets.token_hex(4)  # versions of an earlier server mean nothing
         self.version = 0  # how often anything has changed
         self.parts: dict[str, tuple[str, int]] = {}  # HTML, and since which version
-        self.sections: list[Rendered] = []
+        self.sections: list[Section] = []
         self.trouble = ""  # why the study could not be read at the last look
         self.due = 0.0  # when the next look is, by time.monotonic()
         self.looking = threading.Lock()
@@ -149,10 +139,11 @@ class LivePage:
         known = boot == self.boot and number.isascii() and number.isdigit() and len(number) < 12
         version = int(number) if known else 0
         changed = {key: html for key, (html, at) in self.parts.items() if at > version}
+        rows = {key: changed.pop(key) for key in [*changed] if key.startswith(ROW)}
         return {
             "version": f"{self.boot}-{self.version}",
-            "parts": {key: html for key, html in changed.items() if not _is_row(key)},
-            "rows": {key: html for key, html in changed.items() if _is_row(key)},
+            "parts": changed,
+            "rows": rows,
             "order": [section.key for section in self.sections],
             "trouble": self.trouble,
         }
@@ -173,7 +164,7 @@ class LivePage:
             self.trouble = mask_passwords(one_line(f"the study cannot be read: {what}"))
         else:
             before = {key: html for key, (html, _) in self.parts.items()}
-            if parts != before or [*parts] != [*before]:
+            if [*parts.items()] != [*before.items()]:
                 self.version += 1
                 self.parts = {
                     key: self.parts[key] if before.get(key) == html else (html, self.version)
@@ -182,48 +173,39 @@ class LivePage:
                 self.sections = sections
         self.due = time.monotonic() + max(self.interval, 4 * (time.monotonic() - began))
 
-    def _read(self) -> tuple[dict[str, str], list[Rendered]]:
-        """Returns the parts of the page by key, and its sections."""
-        winner, small, config_text = None, None, ""
+    def _read(self) -> tuple[dict[str, str], list[Section]]:
+        """Returns the parts of the page by key, and its sections without the rows of the table."""
+        files = (None, None, "")
         if self.run_dir is not None:
-            winner, small, config_text = read_files(self.stored, self.run_dir)
+            files = read_files(self.stored, self.run_dir)
         progress = self.job.read()
-        head, sections = read_report(self.stored, winner, small, config_text, progress)
-        rendered: list[Rendered] = []
+        head, sections = read_report(self.stored, *files, progress)
         rows: dict[str, str] = {}
-        for section in sections:
-            rendered.append(render_section(_without_rows(section, rows)))
-        said = [stage_words(progress), all_stages(progress), *time_words(progress)]
+        bare = [_without_rows(section, rows) for section in sections]
+        words = [stage_words(progress), all_stages(progress), *time_words(progress)]
+        done = {"done": progress.done, "budget": progress.budget, "words": [*filter(None, words)]}
         parts = {
-            "head": head_html(head),
-            "nav": nav_html(rendered),
-            "progress": progress_html(progress.done, progress.budget, [w for w in said if w]),
-            **{section.key: section.html for section in rendered},
+            "head": fill("head.html", head=head),
+            "nav": fill("nav.html", sections=[(section, "") for section in bare]),
+            "progress": fill("progress.html", **done),
+            **{section.key: section_html(section) for section in bare},
         }
-        return {key: str(html) for key, html in parts.items()} | rows, rendered
+        return {key: str(html) for key, html in parts.items()} | rows, bare
 
     def _page(self) -> str:
         """Returns the page as of the last look."""
-        rows = "\n".join(html for key, (html, _) in self.parts.items() if _is_row(key))
-        sections = []
-        for section in self.sections:
-            if section.key == TABLE:
-                above, body, below = section.html.rpartition("<tbody>")
-                section = replace(
-                    section, html=Markup(f"{above}{body}{rows if body else ''}{below}")
-                )
-            sections.append(section)
+        parts = {key: html for key, (html, _) in self.parts.items()}
+        rows = "\n".join(html for key, html in parts.items() if key.startswith(ROW))
+        if "trials" in parts:
+            parts["trials"] = parts["trials"].replace("<tbody>", f"<tbody>{rows}")
         live = {
             "version": f"{self.boot}-{self.version}",
             "interval": str(round(1000 * self.interval)),
             "more": f"/dashboard/studies/{self.stored.ledger.study_id}",
         }
-        head, told = (Markup(self.parts.get(key, ("", 0))[0]) for key in ("head", "progress"))
+        head, told = (Markup(parts.get(key, "")) for key in ("head", "progress"))
+        sections = [(section, Markup(parts[section.key])) for section in self.sections]
         return document(self.stored.name, head, sections, live, told)
-
-
-def _is_row(key: str) -> bool:
-    return key.startswith("trial-")
 
 
 def _without_rows(section: Section, rows: dict[str, str]) -> Section:
@@ -231,7 +213,8 @@ def _without_rows(section: Section, rows: dict[str, str]) -> Section:
     blocks = []
     for block in section.blocks:
         if isinstance(block, Trials):
-            rows |= {f"trial-{row.number}": str(row_html(row, block.words)) for row in block.rows}
+            for row in block.rows:
+                rows[f"{ROW}{row.number}"] = str(fill("row.html", row=row, words=block.words))
             block = replace(block, rows=())
         blocks.append(block)
     return replace(section, blocks=blocks)
@@ -307,9 +290,6 @@ def serve(
     tell: Callable[[str], None] | None = None,
 ) -> None:
     """Serves the page of a study until Ctrl-C or SIGTERM.
-
-    Args:
-        headline: where the study stands, in one line.
 
     Raises:
         ValueError: no port is free.

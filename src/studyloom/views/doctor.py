@@ -19,7 +19,7 @@ from studyloom._version import __version__
 from studyloom.errors import StorageError
 from studyloom.files import filesystem_of, is_network_filesystem
 from studyloom.launch.local import Local, cores, gpus
-from studyloom.storage.database import connect, is_empty, is_sqlite, sqlite_path
+from studyloom.storage.database import is_sqlite, sqlite_path
 from studyloom.storage.ledger import Ledger, compare
 from studyloom.storage.urls import parse_url, without_password
 from studyloom.study.opening import open_ledgers
@@ -31,17 +31,12 @@ SMALL = 10**9  # bytes free
 class State(StrEnum):
     OK = "ok"
     WARNING = "warning"
-    TODO = "to do"
+    TODO = "to do"  # before a study can run
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check.
-
-    Args:
-        state: TODO if a study cannot run before something is done.
-        words: One line without a password: what was found and, unless it is ok, what to do.
-    """
+    """The result of a check: in one line without a password what was found and what to do."""
 
     state: State
     words: str
@@ -91,10 +86,9 @@ def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Findin
 def database(url: str) -> Finding:
     """Checks that the database can be reached, and has Optuna's tables in the installed version."""
     try:
-        connect(url, deadline=0.0).close()
+        open_ledgers(url, 0.0)
     except StorageError as error:
-        if is_sqlite(parse_url(url)) or not is_empty(url):
-            return todo(str(error))
+        return todo(str(error))
     return ok(without_password(parse_url(url)))
 
 
@@ -107,8 +101,6 @@ def disagreements(url: str, name: str | None = None) -> list[tuple[str, Ledger, 
     Raises:
         StorageError: the database cannot be used, or no rule says how a difference is mended.
     """
-    if not is_sqlite(parse_url(url)) and is_empty(url):
-        return []
     return [
         (study, ledger, words)
         for study, ledger in open_ledgers(url, 0.0).items()
@@ -156,12 +148,13 @@ def disk(folder: Path, *, wal: bool) -> Finding:
     kind, free = filesystem_of(folder), shutil.disk_usage(folder).free
     words = f"{kind}, {free / 1e9:.1f} GB free"
     if wal and is_network_filesystem(kind):
-        return todo(
-            f"{words}; SQLite is not safe there: name a run_dir on a local disk, or use PostgreSQL"
+        way_out = "name a run_dir on a local disk, or use PostgreSQL"
+        return todo(f"{words}; SQLite is not safe there: {way_out}")
+    if free < SMALL:
+        return warning(
+            f"{words}; checkpoints may not fit: free some space, or name another run_dir"
         )
-    if free >= SMALL:
-        return ok(words)
-    return warning(f"{words}; checkpoints may not fit: free some space, or name another run_dir")
+    return ok(words)
 
 
 def existing(folder: Path) -> Path:
@@ -192,28 +185,18 @@ def devices() -> Finding:
 
 def workers() -> Finding:
     """Counts the workers that `launcher.workers=auto` starts on this machine."""
-    count = Local().count(sys.maxsize)
-    return ok(
-        f"launcher.workers=auto starts {count}, for {len(gpus()) or 'no'} GPUs and {cores()} cores"
-    )
+    count, found = Local().count(sys.maxsize), f"for {len(gpus()) or 'no'} GPUs and {cores()} cores"
+    return ok(f"launcher.workers=auto starts {count}, {found}")
 
 
 def versions() -> Finding:
     """Lists the versions of what a training depends on."""
-    numbers = {
-        "Python": platform.python_version(),
-        "torch": torch.__version__,
-        "Optuna": optuna.__version__,
-        "studyloom": __version__,
-    }
-    return ok(", ".join(f"{name} {version}" for name, version in numbers.items()))
+    trained = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return ok(f"{trained}, Optuna {optuna.__version__}, studyloom {__version__}")
 
 
 def show(url: str, run_dir: Path | None = None) -> int:
-    """Runs all checks and prints a line for each.
-
-    Returns:
-        The exit code: 0, or 2 if something must be done before a study can run.
+    """Runs all checks, prints a line for each, and returns the exit code.
 
     Raises:
         StorageError: the URL is not that of a database.

@@ -7,7 +7,6 @@ stored is left out, also if the command was killed in between.
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,53 +17,34 @@ from optuna.trial import FrozenTrial
 from studyloom.storage.attributes import PLANNED_EPOCHS, WORKER
 from studyloom.study.failures import outcome, reason_of
 from studyloom.study.rows import seconds_spent
+from studyloom.study.stored_study import value_of
 from studyloom.views.progress import Progress
 
 KINDS = ("began", "reported", "ended", "best", "control", "halted", "answer", "exit")
 
 
-@dataclass
-class TrialHistory:
-    """The events of a trial so far.
+OF_TRIALS = ("began", "reported", "ended")
+# What an event of the job tells; it is told again when this has changed.
+TOLD = {"best": "trial", "control": "wish", "halted": "reason", "answer": "answer"}
 
-    Attributes:
-        epoch: the last epoch that was told; -1 for none.
-    """
 
-    began: bool = False
-    epoch: int = -1
-    ended: bool = False
+def _key(event: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(event.get(name) for name in ("event", "stage", "trial", "epoch"))
 
 
 @dataclass
 class History:
-    """The events of a job so far."""
+    """The events so far: those of trials by key, and the last of each kind of the whole job."""
 
-    trials: dict[tuple[str, int], TrialHistory] = field(
-        default_factory=lambda: defaultdict(TrialHistory)
-    )
-    best: int | None = None
-    control: str | None = None
-    halted: str | None = None
-    answer: Mapping[str, Any] | None = None
+    trials: set[tuple[Any, ...]] = field(default_factory=set)
+    last: dict[str, Any] = field(default_factory=dict)
 
     def take(self, event: Mapping[str, Any]) -> None:
         """Takes note of an event that was told."""
-        kind = event.get("event")
-        if kind in ("began", "reported", "ended"):
-            trial = self.trials[str(event.get("stage")), int(event["trial"])]
-            trial.began = True
-            if kind == "reported":
-                trial.epoch = max(trial.epoch, int(event["epoch"]))
-            trial.ended |= kind == "ended"
-        elif kind == "best":
-            self.best = int(event["trial"])
-        elif kind == "control":
-            self.control = event.get("wish")
-        elif kind == "halted":
-            self.halted = event.get("reason")
-        elif kind == "answer":
-            self.answer = event.get("answer")
+        if (kind := event["event"]) in OF_TRIALS:
+            self.trials.add(_key(event))
+        elif kind in TOLD:
+            self.last[kind] = event[TOLD[kind]]
 
     @classmethod
     def read(cls, lines: Iterable[str], study_id: str | None) -> "History":
@@ -86,48 +66,55 @@ class History:
 
 def new_events(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
     """Yields the new events since the last time, and takes note of them."""
-    for event in _find_events(history, progress):
+    for event in [*_of_trials(history, progress), *_of_job(history, progress)]:
         history.take(event)
         yield event
 
 
-def _find_events(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
+def _of_trials(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
     for title, trials in progress.trials.items():
         for trial in trials:
-            yield from _of_trial(title, trial, history.trials[title, trial.number])
-    best = progress.search.best
-    if best is not None and best.number != history.best:
-        yield {"event": "best", "stage": "search"} | _ended(best)
-    if progress.control != history.control:
-        yield {"event": "control", "wish": progress.control}
-    if progress.halted is not None and progress.halted != history.halted:
-        yield {"event": "halted", "reason": progress.halted}
-    if progress.answer is not None and progress.answer != history.answer:
-        yield {"event": "answer", "answer": dict(progress.answer)}
+            if ("ended", title, trial.number, None) not in history.trials:
+                for event in _of_trial(trial):
+                    told = {"event": event.pop("event"), "stage": title, **event}
+                    if _key(told) not in history.trials:
+                        yield told
 
 
-def _of_trial(title: str, trial: FrozenTrial, told: TrialHistory) -> Iterator[dict[str, Any]]:
+def _of_trial(trial: FrozenTrial) -> Iterator[dict[str, Any]]:
+    """Yields all that has happened to a trial."""
     ended = trial.state.is_finished()
-    if told.ended or trial.datetime_start is None:
-        return
-    same = {"stage": title, "trial": trial.number}
     # Between its claim and its first commit a trial has no parameters yet.
-    if not told.began and (trial.params or trial.intermediate_values or ended):
-        worker = trial.user_attrs.get(WORKER)
-        yield {"event": "began"} | same | {"params": trial.params, "worker": worker}
+    if trial.datetime_start is None or not (trial.params or trial.intermediate_values or ended):
+        return
+    worker = trial.user_attrs.get(WORKER)
+    yield {"event": "began", "trial": trial.number, "params": trial.params, "worker": worker}
+    epochs = trial.user_attrs.get(PLANNED_EPOCHS)
     for epoch, value in sorted(trial.intermediate_values.items()):
-        if epoch > told.epoch:
-            of = {"epochs": trial.user_attrs.get(PLANNED_EPOCHS)}
-            yield {"event": "reported"} | same | {"epoch": epoch, "value": value} | of
+        reported = {"trial": trial.number, "epoch": epoch, "value": value, "epochs": epochs}
+        yield {"event": "reported", **reported}
     if ended:
-        yield {"event": "ended", "stage": title} | _ended(trial)
+        yield {"event": "ended", **_ended(trial)}
+
+
+def _of_job(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
+    """Yields what has changed of the job; only of a wish it is told that it is no more."""
+    last, best = history.last, progress.search.best
+    if best is not None and best.number != last.get("best"):
+        yield {"event": "best", "stage": "search", **_ended(best)}
+    if progress.control != last.get("control"):
+        yield {"event": "control", "wish": progress.control}
+    if progress.halted not in (None, last.get("halted")):
+        yield {"event": "halted", "reason": progress.halted}
+    if progress.answer not in (None, last.get("answer")):
+        yield {"event": "answer", "answer": dict(progress.answer)}
 
 
 def _ended(trial: FrozenTrial) -> dict[str, Any]:
     return {
         "trial": trial.number,
         "state": outcome(trial),
-        "value": None if not trial.values else trial.values[0],
+        "value": value_of(trial),
         "values": trial.values,
         "params": trial.params,
         "seconds": seconds_spent(trial),

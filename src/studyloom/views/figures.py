@@ -33,14 +33,15 @@ from studyloom.views.charts import (
     Mark,
     Multiples,
     Note,
-    Part,
     Point,
     Scale,
     Table,
     Tick,
+    dotted,
     log_marks,
     log_scale,
     plain_scale,
+    points,
     responsive,
     round_marks,
     spaced,
@@ -142,20 +143,18 @@ def _left_out(rows: Sequence[object], of: int, what: str) -> str:
 
 def summary(trials: Sequence[FrozenTrial], name: str, sign: int) -> Table:
     """Returns the values of complete trials by their setting of a parameter."""
-    distinct = list(dict.fromkeys(sorted((trial.params[name] for trial in trials), key=_order)))
-    groups: list[tuple[str, list[FrozenTrial]]]
+    ordered = sorted(trials, key=lambda trial: _order(trial.params[name]))
+    distinct = list(dict.fromkeys(trial.params[name] for trial in ordered))
+    groups: list[tuple[str, list[FrozenTrial]]] = []
     if len(distinct) <= 2 * BINS or not all(map(_is_number, distinct)):
-        groups = [
-            (_label(setting, 60), [trial for trial in trials if trial.params[name] == setting])
-            for setting in distinct
-        ]
+        for setting in distinct:
+            members = [trial for trial in trials if trial.params[name] == setting]
+            groups.append((_label(setting, 60), members))
     else:
-        ordered = sorted(trials, key=lambda trial: _order(trial.params[name]))
         ends = [len(ordered) * part // BINS for part in range(BINS + 1)]
-        groups = [
-            (f"{_label(part[0].params[name])} to {_label(part[-1].params[name])}", part)
-            for part in (ordered[a:b] for a, b in itertools.pairwise(ends))
-        ]
+        for low, high in itertools.pairwise(ends):
+            first, last = (_label(ordered[at].params[name]) for at in (low, high - 1))
+            groups.append((f"{first} to {last}", ordered[low:high]))
     rows = []
     for label, members in groups:
         values = sorted(map(_value, members), key=lambda value: -sign * value)
@@ -180,31 +179,28 @@ def history(
     last = max(trial.number for trial in trials)
     x = whole_scale(0, last, "trial")
 
-    def points(name: str, colour: str, members: Sequence[FrozenTrial]) -> Mark:
-        parts = [[(trial.number, axis.height(_value(trial)))] for trial in members]
-        return Mark(name, colour, "dot", parts, [trial.number for trial in members])
-
+    places = {trial.number: (trial.number, axis.height(_value(trial))) for trial in complete}
+    broken = {trial.number for trial in complete if outcome(trial) == "failed"}
     steps = best_so_far(complete, axis.sign)
-    line = [(trial.number, axis.height(_value(trial))) for trial in steps]
+    line = [places[trial.number] for trial in steps]
     ended = [[*line, (last, line[-1][1])]] if line else []
     marks = [
-        points("complete", "complete", [t for t in complete if outcome(t) != "failed"]),
-        points("infeasible", "failed", [t for t in complete if outcome(t) == "failed"]),
+        points("complete", "complete", {n: at for n, at in places.items() if n not in broken}),
+        points("infeasible", "failed", {n: at for n, at in places.items() if n in broken}),
         Mark("best so far", "best", "line", ended, width=2, style=("stepped",)),
     ]
-    above = {trial.number for trial in complete}
     for kind in ("pruned", "failed", "paused", "running"):
-        own = [t.number for t in trials if outcome(t) == kind and t.number not in above]
-        marks.append(Mark(kind, kind, "rug", [[(number, rug)] for number in own], own, 2))
+        own = [t.number for t in trials if outcome(t) == kind and t.number not in places]
+        marks.append(points(kind, kind, {number: (number, rug) for number in own}, 2, shape="rug"))
     start, note = value_of(baseline), ""
     if baseline is not None:
         note = f"The baseline has {format_value(start or 0.0)}."
     if start is not None and math.isfinite(start):
-        ends: Part = [(at, axis.height(start)) for at in (x.low, x.high)]
-        marks.append(Mark("baseline", "baseline", "line", [ends], width=1.5, style=("dotted",)))
-    if best is not None and (value := value_of(best)) is not None:
-        point = [[(best.number, axis.height(value))]]
-        marks.append(Mark("best", "best", "ring", point, [best.number], 13))
+        ends = [(at, axis.height(start)) for at in (x.low, x.high)]
+        marks.append(dotted("baseline", "baseline", ends, 1.5))
+    if best is not None and best.number in places:
+        at = {best.number: places[best.number]}
+        marks.append(points("best", "best", at, 13, shape="ring"))
     rows = [(trial.number, format_value(_value(trial))) for trial in steps]
     table = Table(("from trial", f"best {axis.metric} so far"), rows, note=note)
     label = f"{axis.metric} of {len(complete)} complete trials, in the order in which they began"
@@ -245,8 +241,8 @@ def curves(
         own = [n for n in heights if kinds[n] == kind and n not in special]
         marks.append(lines(kind, own, 1.3, ("faint",)))
         if kind in ("failed", "pruned", "paused"):
-            ends = [[heights[number][-1]] for number in own]
-            marks.append(Mark("", kind, "square", ends, own, 5))
+            ends = {number: heights[number][-1] for number in own}
+            marks.append(points("", kind, ends, 5, shape="square"))
     for name, trial in marked.items():
         own = [trial.number] if trial is not None and trial.number in heights else []
         marks.append(lines(name, own, 3))
@@ -254,8 +250,7 @@ def curves(
     epochs = [epoch for curve in known.values() for epoch, _ in curve]
     x = whole_scale(min(1, *epochs), max(epochs), "epoch")
     for rung in sorted({rung for trial in trials for rung in trial.user_attrs.get(RUNGS, ())}):
-        line = [[(rung, y.low), (rung, y.high)]]
-        marks.append(Mark("", "paused", "line", line, width=1, style=("dotted",)))
+        marks.append(dotted("", "paused", [(rung, y.low), (rung, y.high)]))
     rows = []
     for number in ranked[:CURVE_ROWS]:
         values = [value for _, value in every[number]]
@@ -306,8 +301,7 @@ def losses(trial: FrozenTrial) -> Chart | str:
     x = whole_scale(numbers[0], numbers[-1], "epoch")
     if {*names} == {*LOSSES} and len(columns["valid_loss"]) > 1:
         epoch, _ = min(columns["valid_loss"], key=lambda pair: pair[1])
-        line = [[(epoch, y.low), (epoch, y.high)]]
-        marks.append(Mark("", "pruned", "line", line, width=1, style=("dotted",)))
+        marks.append(dotted("", "pruned", [(epoch, y.low), (epoch, y.high)]))
         side = "left" if epoch > (numbers[0] + numbers[-1]) / 2 else "right"
         notes.append(Note(epoch, y.high, f"lowest at epoch {epoch}", side))
     rows = [
@@ -335,28 +329,28 @@ def front(stored: StoredStudy, marked: Mapping[str, FrozenTrial | None], axis: A
     ]
     x = replace(x, ticks=responsive(ticks, x.low, x.high))
 
-    def point(trial: FrozenTrial) -> Point:
+    def at(trial: FrozenTrial) -> Point:
         value, spent = trial.values[:2]
         return (math.log10(spent) if logarithmic else spent), axis.height(value)
 
+    places = {trial.number: at(trial) for trial in trials}
     feasible = {trial.number for trial in stored.feasible()}
     ahead = {trial.number for trial in stored.front()}
-    beaten = [trial for trial in trials if trial.number in feasible - ahead]
+    beaten = {n: place for n, place in places.items() if n in feasible - ahead}
+    infeasible = {n: place for n, place in places.items() if n not in feasible}
     members = [trial for trial in trials if trial.number in ahead]
-    kinds: list[tuple[str, str, str, Sequence[str], Sequence[FrozenTrial]]] = [
-        ("infeasible", "failed", "square", (), [t for t in trials if t.number not in feasible]),
-        ("beaten", "complete", "dot", ("faint",), beaten),
-        ("front", "best", "dot", (), members),
+    front = {trial.number: places[trial.number] for trial in members}
+    steps = [sorted(front.values())]
+    marks = [
+        Mark("staircase", "best", "line", steps, width=1.5, style=("stepped", "quiet")),
+        points("infeasible", "failed", infeasible, shape="square"),
+        points("beaten", "complete", beaten, style=("faint",)),
+        points("front", "best", front),
     ]
-    steps = sorted(map(point, members))
-    marks = [Mark("staircase", "best", "line", [steps], width=1.5, style=("stepped", "quiet"))]
-    for name, colour, shape, style, own in kinds:
-        parts = [[point(trial)] for trial in own]
-        marks.append(Mark(name, colour, shape, parts, [t.number for t in own], 8, style))
     for name, trial in marked.items():
         if trial is not None and trial.values:
             size = 20 if name == "winner" else 14  # the winner may be the best: around its ring
-            marks.append(Mark(name, name, "ring", [[point(trial)]], [trial.number], size))
+            marks.append(points(name, name, {trial.number: at(trial)}, size, shape="ring"))
     rows = [
         (t.number, format_value(t.values[0]), format_cost(t.values[1]))
         for t in sorted(members, key=lambda trial: trial.values[1])
@@ -371,11 +365,10 @@ def front(stored: StoredStudy, marked: Mapping[str, FrozenTrial | None], axis: A
 def setting_scale(
     trials: Sequence[FrozenTrial], name: str, pixels: float | None = None
 ) -> tuple[Scale, list[float]]:
-    """Returns the axis of a parameter, and where each trial lies on it.
+    """Returns the axis of a parameter, whose choices lie at 0, 1, …, and where each trial lies.
 
     Args:
-        trials: that have the parameter; at least one.
-        name: the parameter; its choices lie at 0, 1, …
+        trials: at least one; all have the parameter.
         pixels: the length of the axis, if it is the same on all screens.
     """
     settings = [trial.params[name] for trial in trials]
@@ -390,13 +383,10 @@ def setting_scale(
     scale = plain_scale(settings, name)
     whole = all(isinstance(setting, int) for setting in settings)
     if whole or pixels is not None:
-        marks = round_marks(min(settings), max(settings), *(() if pixels is None else (3,)))
-        ticks = [Tick(mark, f"{mark:.4g}") for mark in marks if not whole or mark == int(mark)]
-        if pixels is None:
-            ticks = [Tick(tick.at, f"{tick.at:.0f}") for tick in ticks]
-            shown = responsive(ticks, scale.low, scale.high)
-        else:
-            shown = spaced(ticks, scale.low, scale.high, pixels)
+        marks = round_marks(min(settings), max(settings), 5 if pixels is None else 3)
+        digits = ".0f" if pixels is None else ".4g"
+        ticks = [Tick(at, format(at, digits)) for at in marks if not whole or at == int(at)]
+        shown = responsive(ticks, scale.low, scale.high, pixels)
         scale = replace(scale, ticks=shown, reads="whole" if whole else scale.reads)
     return scale, [*map(float, settings)]
 
@@ -424,35 +414,26 @@ def slices(
         x, places = setting_scale(own, name, PHONE)
         if x.reads == "words":
             places = _scattered(places, own, 0.618034, 0.5)
-        points = [(at, axis.height(_value(t))) for at, t in zip(places, own, strict=True)]
-        shades = [min(SHADES - 1, SHADES * trial.number // end) for trial in own]
-        marks = _shaded(points, own, shades, 7)
-        for trial, point in zip(own, points, strict=True):
-            if best is not None and trial.number == best.number:
-                marks.append(Mark("", "best", "ring", [[point]], [trial.number], 12))
+        at = {t.number: (p, axis.height(_value(t))) for p, t in zip(places, own, strict=True)}
+        marks = _shaded(at, {n: min(SHADES - 1, SHADES * n // end) for n in at}, 7)
+        if best is not None and best.number in at:
+            marks.append(points("", "best", {best.number: at[best.number]}, 12, shape="ring"))
         label = f"{axis.metric} over {name}, of {len(own)} complete trials"
         charts[name] = Chart(label, SMALL, x, y, marks, summary(own, name, axis.sign))
     return Multiples(charts)
 
 
-def _shaded(
-    points: Sequence[Point], trials: Sequence[FrozenTrial], shades: Sequence[int], width: float
-) -> list[Mark]:
-    """Returns points as a mark for each shade of the ramp."""
+def _shaded(places: Mapping[int, Point], shades: Mapping[int, int], width: float) -> list[Mark]:
+    """Returns the points of trials as a mark for each shade of the ramp, by number."""
     marks = []
     for shade in range(SHADES):
-        chosen = [n for n, own in enumerate(shades) if own == shade]
-        parts, numbers = [[points[n]] for n in chosen], [trials[n].number for n in chosen]
-        marks.append(Mark("", f"ramp-{shade}", "dot", parts, numbers, width))
+        own = {number: place for number, place in places.items() if shades[number] == shade}
+        marks.append(points("", f"ramp-{shade}", own, width))
     return _drawn(marks)
 
 
 def parallel(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) -> Chart | str:
-    """Draws a line for each trial, from its value over the most important parameters.
-
-    Args:
-        trials: complete trials, the best first.
-    """
+    """Draws a line for each complete trial, the best first, over the most important parameters."""
     known = [name for name in names if any(name in trial.params for trial in trials)]
     names = sorted(known[:MOST_AXES])
     if not names:
@@ -525,16 +506,15 @@ def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
     _, _, first, second, common = min(pairs, key=lambda pair: pair[:2])
     (x, left), (y, up) = (setting_scale(common, name) for name in (first, second))
     ticks = [tick for tick in y.ticks if tick.when != "narrow"]
-    shown = spaced(ticks, y.low, y.high, PAIR_HEIGHT, upright=True)
-    y = Scale(y.low, y.high, shown, second, y.reads)
+    y = replace(y, ticks=spaced(ticks, y.low, y.high, PAIR_HEIGHT, upright=True))
     if x.reads == "words":
         left = _scattered(left, common, 0.618034, 0.4)
     if y.reads == "words":
         up = _scattered(up, common, 0.754878, 0.4)
     ranked = sorted(common, key=lambda trial: axis.sign * _value(trial))
-    ranks = {trial.number: rank for rank, trial in enumerate(ranked)}
-    shades = [SHADES * ranks[trial.number] // len(common) for trial in common]
-    marks = _shaded([*zip(left, up, strict=True)], common, shades, 10)
+    shades = {trial.number: SHADES * rank // len(common) for rank, trial in enumerate(ranked)}
+    at = {t.number: place for t, *place in zip(common, left, up, strict=True)}
+    marks = _shaded({number: (x, y) for number, (x, y) in at.items()}, shades, 10)
     rows = [
         (t.number, _cell(t, first), _cell(t, second), format_value(_value(t)))
         for t in ranked[::-1][:20]
@@ -545,12 +525,12 @@ def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
     return Chart(label, PAIR_HEIGHT, x, y, marks, table)
 
 
-def timeline(trials: Sequence[FrozenTrial], alive: Collection[int]) -> Chart | str:
+def timeline(trials: Sequence[FrozenTrial], alive: Collection[int | None]) -> Chart | str:
     """Draws a row for each worker, with a bar for each trial that began there.
 
     Args:
-        alive: the ids of the trials that a worker trains now. Their bars end now; those of other
-            unfinished trials end at the last moment that any trial stored.
+        alive: the numbers of the trials that a worker trains now. Their bars end now; those of
+            other unfinished trials end at the last moment that any trial stored.
     """
     rows = _spans_by_worker(trials, alive)
     if not rows:
@@ -564,14 +544,13 @@ def timeline(trials: Sequence[FrozenTrial], alive: Collection[int]) -> Chart | s
 
     marks = []
     for kind in ("complete", "pruned", "failed", "paused", "running"):
-        bars = [
-            (trial.number, [(at(start), row), (at(end), row)])
+        bars = {
+            trial.number: [(at(start), row), (at(end), row)]
             for row, name in enumerate(names)
             for trial, start, end in rows[name]
             if outcome(trial) == kind
-        ]
-        parts, numbers = [part for _, part in bars], [number for number, _ in bars]
-        marks.append(Mark(kind, kind, "bar", parts, numbers, BAR))
+        }
+        marks.append(Mark(kind, kind, "bar", [*bars.values()], [*bars], BAR))
     notes, table = list[Note](), list[tuple[object, ...]]()
     for row, name in enumerate(names):
         spans = [(start, end) for _, start, end in rows[name]]
@@ -581,10 +560,8 @@ def timeline(trials: Sequence[FrozenTrial], alive: Collection[int]) -> Chart | s
         table.insert(0, (name, len(spans), trained, idle))
     length = max(at(last), 1.0)
     pattern = "%H:%M:%S" if length < 600 else "%H:%M" if length < 86400 else "%d %b %H:%M"
-    ticks = [
-        Tick(seconds, (first + timedelta(seconds=seconds)).strftime(pattern))
-        for seconds in (length * part / 5 for part in range(6))
-    ]
+    marked = [length * part / 5 for part in range(6)]
+    ticks = [Tick(t, (first + timedelta(seconds=t)).strftime(pattern)) for t in marked]
     x = Scale(0.0, length, responsive(ticks, 0.0, length), "", "none")
     y = Scale(-0.12, len(names) - 0.12, reads="none")
     label = f"when each of {len(names)} workers trained which trial"
@@ -593,7 +570,7 @@ def timeline(trials: Sequence[FrozenTrial], alive: Collection[int]) -> Chart | s
 
 
 def _spans_by_worker(
-    trials: Sequence[FrozenTrial], alive: Collection[int]
+    trials: Sequence[FrozenTrial], alive: Collection[int | None]
 ) -> dict[str, list[Span]]:
     started = [trial for trial in trials if trial.datetime_start is not None]
     moments = [moment for t in started for moment in (t.datetime_start, t.datetime_complete)]
@@ -601,7 +578,7 @@ def _spans_by_worker(
     rows: dict[str, list[Span]] = {}
     for trial in started:
         start = trial.datetime_start or latest
-        now = max(datetime.now(), start) if trial._trial_id in alive else latest
+        now = max(datetime.now(), start) if trial.number in alive else latest
         end = trial.datetime_complete or now
         if RUNGS in trial.user_attrs:  # without its pauses
             worked = timedelta(seconds=sum(trial.user_attrs.get(TIMES, {}).values()))
@@ -612,11 +589,7 @@ def _spans_by_worker(
 
 
 def idle_share(spans: Sequence[tuple[datetime, datetime]]) -> float:
-    """Computes the share of time without a trial, between the first start and the last end.
-
-    Args:
-        spans: start and end of each trial; they may overlap.
-    """
+    """Computes the share of time without a trial between the first start and the last end."""
     first = until = min(start for start, _ in spans)
     busy = 0.0
     for start, end in sorted(spans):
@@ -645,17 +618,17 @@ def outlook(stored: StoredStudy, now: Outlook) -> tuple[str, Chart | str]:
         return "", "No trial has been better than another one yet."
     least = largest / FACTORS
     thin = known if len(known) <= POINTS else [*known[:: len(known) // POINTS], known[-1]]
-    points = [(count, math.log10(max(gain, least))) for count, gain in thin]
-    shape, width = ("line", 2.0) if len(points) > 1 else ("dot", 8.0)
-    marks = [Mark("expected", "complete", shape, [points], width=width)]
+    curve = [(count, math.log10(max(gain, least))) for count, gain in thin]
+    shape, width = ("line", 2.0) if len(curve) > 1 else ("dot", 8.0)
+    marks = [Mark("expected", "complete", shape, [curve], width=width)]
     x = whole_scale(known[0][0], known[-1][0], "trials that have ended")
-    heights = [at for _, at in points]
+    heights = [at for _, at in curve]
     (*_, (count, gain)), below = known, ""
     if now.regret is not None:
         below = f"; the search ends below {now.regret:g}"
         heights.append(math.log10(max(now.regret, least)))
         ends = [(x.low, heights[-1]), (x.high, heights[-1])]
-        marks.append(Mark("study.regret", "best", "line", [ends], width=1.5, style=("dotted",)))
+        marks.append(dotted("study.regret", "best", ends, 1.5))
     margin = 0.06 * (max(heights) - min(heights)) or 0.1
     low, high = min(heights) - margin, max(heights) + margin
     ticks = [Tick(math.log10(mark), f"{mark:.3g}") for mark in log_marks(10**low, 10**high)]
@@ -674,10 +647,7 @@ def outlook(stored: StoredStudy, now: Outlook) -> tuple[str, Chart | str]:
 
 
 def predictions(stored: Predictions) -> Chart | str:
-    """Draws the predictions of a network, which are numbers, against the true values.
-
-    Both are drawn over time if the examples are in the order of time, else one over the other.
-    """
+    """Draws predicted numbers and true ones: over time if they are in that order, else as pairs."""
     told, came = ([each[0] for each in series] for series in (stored.told, stored.came))
     if not told:
         return "winner.json holds no predictions."
@@ -691,20 +661,17 @@ def predictions(stored: Predictions) -> Chart | str:
             Mark("true value", "pruned", "line", [[*enumerate(came)]], width=2),
             Mark("prediction", "best", "line", [[*enumerate(told)]], width=2),
         ]
-        x = whole_scale(0, max(1, len(pairs) - 1), "example")
-        y = plain_scale(numbers, upright=True, height=height)
+        x, title = whole_scale(0, max(1, len(pairs) - 1), "example"), ""
         label = f"predictions and true values of {len(pairs)} examples in the order of time"
-        return Chart(label, height, x, y, marks, table)
-    height, ends = 360, [(end, end) for end in (min(numbers), max(numbers))]
-    marks = [
-        Mark("prediction = true value", "pruned", "line", [ends], width=1, style=("dotted",)),
-        Mark("best", "best", "dot", [[pair] for pair in pairs], width=6),
-    ]
-    x, y = (
-        plain_scale(numbers, "true value"),
-        plain_scale(numbers, "prediction", upright=True, height=height),
-    )
-    label = f"predictions over true values of {len(pairs)} examples"
+    else:
+        height, ends = 360, [(end, end) for end in (min(numbers), max(numbers))]
+        marks = [
+            dotted("prediction = true value", "pruned", ends),
+            Mark("best", "best", "dot", [[pair] for pair in pairs], width=6),
+        ]
+        x, title = plain_scale(numbers, "true value"), "prediction"
+        label = f"predictions over true values of {len(pairs)} examples"
+    y = plain_scale(numbers, title, upright=True, height=height)
     return Chart(label, height, x, y, marks, table)
 
 
@@ -713,29 +680,18 @@ def calibration(bins: Sequence[Bin]) -> Chart | str:
     if not bins:
         return "winner.json holds no calibration."
     height = 320
-    points = [(each.confidence, each.accuracy) for each in bins]
+    at = [(each.confidence, each.accuracy) for each in bins]
     intervals = [[(each.confidence, end) for end in each.interval] for each in bins]
     marks = [
-        Mark(
-            "confidence = accuracy",
-            "pruned",
-            "line",
-            [[(0, 0), (1, 1)]],
-            width=1,
-            style=("dotted",),
-        ),
+        dotted("confidence = accuracy", "pruned", [(0, 0), (1, 1)]),
         Mark("", "best", "line", intervals, width=2),
-        Mark("accuracy", "best", "dot", [[point] for point in points], width=9),
+        Mark("accuracy", "best", "dot", [[point] for point in at], width=9),
     ]
-    rows = [
-        (
-            f"{each.low:.1f} to {each.high:.1f}",
-            each.count,
-            *map(format_value, point),
-            "{:.3f} to {:.3f}".format(*each.interval),
-        )
-        for each, point in zip(bins, points, strict=True)
-    ]
+    rows = []
+    for each in bins:
+        means = format_value(each.confidence), format_value(each.accuracy)
+        interval = "{:.3f} to {:.3f}".format(*each.interval)
+        rows.append((f"{each.low:.1f} to {each.high:.1f}", each.count, *means, interval))
     head = ("confidence", "examples", "mean confidence", "accuracy", "95 % interval")
     ticks = [Tick(round(0.2 * step, 1), f"{0.2 * step:g}") for step in range(6)]
     x = Scale(-0.03, 1.03, ticks, "confidence")

@@ -143,24 +143,21 @@ def _settings(trials: Sequence[FrozenTrial], name: str) -> tuple[Array, int]:
         A number from 0 to 1 for each trial, NaN where the trial lacks the parameter; and the number
         of choices, 0 for a number. Choice i of k lies in the middle of the i-th of k equal cells.
     """
-    column = np.full(len(trials), np.nan)
-    choices: list[Any] = []
+    column, choices = np.full(len(trials), np.nan), 0
     for row, trial in enumerate(trials):
         if name not in trial.params:
             continue
-        value, distribution = trial.params[name], trial.distributions[name]
+        distribution = trial.distributions[name]
+        value = distribution.to_internal_repr(trial.params[name])
         if isinstance(distribution, CategoricalDistribution):
-            choices += [choice for choice in distribution.choices if choice not in choices]
-            column[row] = choices.index(value) + 0.5
+            choices = len(distribution.choices)
+            low, high, value = 0.0, float(choices), value + 0.5
         else:
-            low, high = (
-                float(getattr(distribution, "low", 0)),
-                float(getattr(distribution, "high", 1)),
-            )
-            if getattr(distribution, "log", False):
+            low, high = map(distribution.to_internal_repr, (distribution.low, distribution.high))
+            if distribution.log:
                 low, high, value = math.log(low), math.log(high), math.log(value)
-            column[row] = 0.5 if high <= low else (value - low) / (high - low)
-    return column / (len(choices) or 1), len(choices)
+        column[row] = 0.5 if high <= low else (value - low) / (high - low)
+    return column, choices
 
 
 def _shares(settings: Sequence[tuple[Array, int]], ranks: Array) -> Iterator[Array]:

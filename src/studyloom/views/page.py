@@ -8,6 +8,7 @@ it holds.
 import base64
 import hashlib
 import re
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -19,43 +20,40 @@ from markupsafe import Markup
 from studyloom._version import __version__
 from studyloom.files import ASSETS
 from studyloom.text import format_value, mask_passwords, printable
-from studyloom.views.charts import LETTER, SIZE, Chart, Multiples, Scale, Table, Tick
+from studyloom.views.charts import LETTER, SIZE, Block, Chart, Mark, Scale, Tick
 from studyloom.views.importances import Importance
 from studyloom.winner.answer import Summary
 
 PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
+FOLDER = ASSETS / "report"
+SECTIONS = tomllib.loads((FOLDER / "sections.toml").read_text("utf-8"))
 FAINT = 0.2  # of the strongest word of a text; weaker ones are not shaded
 
 
 @dataclass(frozen=True)
-class Absent:
+class Absent(Block):
     """A sentence in place of something that is missing."""
 
     why: str
 
 
 @dataclass(frozen=True)
-class Words:
-    """A paragraph.
-
-    Args:
-        text: what it says.
-        kind: `bad`, `quiet` or `parameters`; empty for plain words.
-    """
+class Words(Block):
+    """A paragraph; its kind is `bad`, `quiet` or `parameters`, or empty for plain words."""
 
     text: str
     kind: str = ""
 
 
 @dataclass(frozen=True)
-class Lines:
+class Lines(Block):
     """A list of short lines."""
 
     lines: Sequence[str]
 
 
 @dataclass(frozen=True)
-class Facts:
+class Facts(Block):
     """Names with what belongs to them, a row each."""
 
     rows: Sequence[tuple[str, object]]
@@ -66,8 +64,6 @@ class Card:
     """A number that is read at a glance.
 
     Args:
-        title: what it is.
-        value: the number.
         aside: what follows it in small print, such as ± its deviation.
         note: how it came about.
     """
@@ -79,14 +75,14 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Cards:
+class Cards(Block):
     """Cards side by side."""
 
     cards: Sequence[Card]
 
 
 @dataclass(frozen=True)
-class Folded:
+class Folded(Block):
     """A long text that is folded away below its title."""
 
     title: str
@@ -94,29 +90,24 @@ class Folded:
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(Block):
     """Blocks below a heading of their own, with a quiet remark beside it."""
 
     title: str
-    blocks: "Sequence[Block]"
+    blocks: Sequence[Block]
     remark: str = ""
 
 
 @dataclass(frozen=True)
-class Bars:
+class Bars(Block):
     """Shares as bars, with the interval of each."""
 
     shares: Sequence[Importance]
 
 
 @dataclass(frozen=True)
-class Heat:
-    """A table of counts in shades, such as a confusion matrix.
-
-    Args:
-        rows: the counts.
-        label: what it shows.
-    """
+class Heat(Block):
+    """A table of counts in shades, such as a confusion matrix."""
 
     names: Sequence[object]
     rows: Sequence[Sequence[int]]
@@ -142,10 +133,8 @@ class Picture:
 
     Args:
         source: a `data:` URL of a PNG file, which `is_embedded` has approved.
-        label: what it is, for who does not see it.
-        words: below it.
-        strong: of these, what stands out.
-        remark: a quiet remark.
+        label: what it is, for whoever does not see it.
+        strong: what stands out behind the words.
     """
 
     source: str
@@ -156,14 +145,14 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Pictures(Block):
     """Pictures side by side."""
 
     pictures: Sequence[Picture]
 
 
 @dataclass(frozen=True)
-class Shaded:
+class Shaded(Block):
     """A text whose words are shaded by what they spoke for.
 
     Args:
@@ -188,11 +177,7 @@ class Shaded:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the table of the trials.
-
-    Args:
-        shown: what is written there.
-    """
+    """A cell of the table of the trials: what is written there, and the value behind it."""
 
     shown: str
     value: Any = None
@@ -203,8 +188,6 @@ class Row:
     """A row of the table of the trials.
 
     Args:
-        state: how it ended, or stands.
-        cells: one for each column.
         mark: `best`, `baseline` or `winner`, or several.
     """
 
@@ -215,37 +198,16 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Trials:
+class Trials(Block):
     """The table of all trials, which can be sorted, filtered and saved as CSV.
 
     Args:
-        head: the titles of the columns.
         words: the columns whose cells are words.
-        rows: a row for each trial.
     """
 
     head: Sequence[str]
     words: Sequence[int]
     rows: Sequence[Row]
-
-
-Block = (
-    Absent
-    | Words
-    | Lines
-    | Facts
-    | Cards
-    | Folded
-    | Part
-    | Bars
-    | Heat
-    | Pictures
-    | Shaded
-    | Trials
-    | Table
-    | Chart
-    | Multiples
-)
 
 
 @dataclass(frozen=True)
@@ -254,8 +216,7 @@ class Section:
 
     Args:
         key: its id, which names it for good: letters and hyphens.
-        title: the heading.
-        caption: a sentence or two that say how to read it; left out if all of it is absent.
+        caption: how to read it; left out if all of the section is absent.
     """
 
     key: str
@@ -269,40 +230,39 @@ class Section:
         return all(isinstance(block, Absent) for block in self.blocks)
 
 
+def section(name: str, blocks: Sequence[Block], **words: object) -> Section:
+    """Makes a section of sections.toml, whose title and caption have these words filled in."""
+    known = SECTIONS[name]
+    title, caption = (str(known.get(key, "")).format(**words) for key in ("title", "caption"))
+    return Section(known.get("key", name), title, blocks, caption)
+
+
 @dataclass(frozen=True)
 class Head:
-    """The beginning of a page.
-
-    Args:
-        sentence: the answer, to be quoted.
-        blocks: what it rests on.
-    """
+    """The beginning of a page: the answer in a sentence, and what it rests on."""
 
     name: str
     sentence: str
     blocks: list[Block]
 
 
-def drawn(figure: Chart | Multiples | Table | str) -> Block:
+def drawn(figure: Block | str) -> Block:
     """Returns a figure as a block, or the sentence in its place."""
     return Absent(figure) if isinstance(figure, str) else figure
 
 
 def number(value: object, sign: str = "") -> str:
-    """Formats a number for people.
-
-    Args:
-        value: the number; a dash is shown for anything else.
-        sign: "+" to show the sign of positive numbers too.
-    """
+    """Formats a number for people, with a real minus; a dash for anything else."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "–"
     return format_value(value, sign).replace("-", "−")
 
 
-def spread(values: Summary | None) -> str:
-    """Formats mean ± standard deviation; dashes where they are not known."""
-    return "– ± –" if values is None else f"{number(values.mean)} ± {number(values.std)}"
+def spread(values: Summary | None) -> tuple[str, str]:
+    """Formats a mean, and ± its standard deviation; dashes where they are not known."""
+    if values is None:
+        return "–", "± –"
+    return number(values.mean), f"± {number(values.std)}"
 
 
 def is_embedded(source: object) -> TypeGuard[str]:
@@ -310,8 +270,6 @@ def is_embedded(source: object) -> TypeGuard[str]:
     return isinstance(source, str) and PICTURE.fullmatch(source) is not None
 
 
-NO_PROGRESS = Markup("")
-FOLDER = ASSETS / "report"
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {scripts}; "
     "connect-src {connect}; base-uri 'none'; form-action 'none'"
@@ -334,27 +292,21 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.tests["of"] = lambda block, name: type(block).__name__ == name
-    made.filters["scale"] = _scale
-    made.filters["share"] = _share
-    made.filters["gutter"] = gutter
-    made.filters["mark"] = _is_read
-    made.filters["edge"] = _edge
-    made.filters["dotted"] = _dotted
+    made.tests["of"] = _is_of
+    made.filters |= {"scale": _scale, "share": _share, "gutter": _gutter, "mark": _marks}
+    made.filters |= {"edge": _edge, "dotted": _dotted}
     return made
+
+
+def _is_of(block: Block, name: str) -> bool:
+    return type(block).__name__ == name
 
 
 def _scale(scale: Scale) -> Mapping[str, Any]:
     """Returns the numbers by which the page's script reads values from a scale."""
     words = [shown(tick.label) for tick in scale.ticks] if scale.reads == "words" else []
-    title = shown(scale.title)
-    return {
-        "low": scale.low,
-        "high": scale.high,
-        "title": title,
-        "reads": scale.reads,
-        "words": words,
-    }
+    ends = {"low": scale.low, "high": scale.high}
+    return ends | {"title": shown(scale.title), "reads": scale.reads, "words": words}
 
 
 def _share(scale: Scale, at: float) -> str:
@@ -375,7 +327,7 @@ def _dotted(name: Any) -> Markup:
     return Markup(".<wbr>").join(str(shown(name)).split("."))
 
 
-def _is_read(chart: Chart) -> list[tuple[Any, str, bool]]:
+def _marks(chart: Chart) -> list[tuple[Mark, str, bool]]:
     """Returns each mark of a chart, its path, and whether the pointer reads its points."""
     return [
         (mark, chart.path(mark), bool(mark.trials) or not {"dotted", "stepped"} & {*mark.style})
@@ -383,101 +335,64 @@ def _is_read(chart: Chart) -> list[tuple[Any, str, bool]]:
     ]
 
 
-def gutter(chart: Chart) -> int:
+def _gutter(chart: Chart) -> int:
     """Returns the pixels that the labels of a chart's vertical axis take."""
     longest = max((len(tick.label) for tick in chart.y.ticks), default=0)
     return round(LETTER * longest + 8) if longest else 2
 
 
+def fill(template: str, **values: Any) -> Markup:
+    """Fills a template in, and returns safe HTML."""
+    return Markup(environment().get_template(template).render(**values).strip())
+
+
 @cache
-def asset(name: str) -> Markup:
+def _asset(name: str) -> Markup:
     """Returns a style sheet or script of ours, as it stands."""
     return Markup((FOLDER / name).read_text("utf-8"))
 
 
-def policy(scripts: Iterable[str], connect: str = "'none'") -> str:
-    """Returns the policy of a page: only these scripts, and a network as given.
-
-    Args:
-        scripts: the texts of the scripts that it holds.
-        connect: what its scripts may connect to.
-    """
-    hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-        for script in scripts
-    )
-    return POLICY.format(scripts=hashes, connect=connect)
+def _hash(script: str) -> str:
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """A section as HTML.
-
-    Args:
-        key: its id.
-        title: its heading.
-        html: all of it.
-    """
-
-    key: str
-    title: str
-    html: Markup
+def section_html(section: Section) -> Markup:
+    return fill("section.html", section=section)
 
 
 def report_page(head: Head, sections: Iterable[Section]) -> str:
     """Renders the page of a study, which needs no other file."""
-    return document(head.name, head_html(head), [render_section(section) for section in sections])
+    rendered = [(section, section_html(section)) for section in sections]
+    return document(head.name, fill("head.html", head=head), rendered)
 
 
 def document(
     name: str,
     head: Markup,
-    sections: Sequence[Rendered],
+    sections: Sequence[tuple[Section, Markup]],
     live: Mapping[str, str] | None = None,
-    progress: Markup = NO_PROGRESS,
+    progress: str = "",
 ) -> str:
-    """Renders a page around its parts."""
-    scripts = [asset("page.js")] + ([asset("live.js")] if live is not None else [])
-    template = environment().get_template("page.html")
-    return template.render(
-        name=name,
-        head=head,
-        sections=sections,
-        live=live,
-        progress=progress,
-        scripts=scripts,
-        style=asset("page.css"),
-        policy=policy(scripts, "'none'" if live is None else "'self'"),
-        version=__version__,
+    """Renders a page around its parts.
+
+    Args:
+        live: what the script of a page that follows its study is told; None for one that stands.
+    """
+    scripts = [_asset("page.js")] + ([_asset("live.js")] if live is not None else [])
+    connect = "'none'" if live is None else "'self'"
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            name=name,
+            head=head,
+            sections=sections,
+            live=live,
+            progress=Markup(progress),
+            scripts=scripts,
+            style=_asset("page.css"),
+            policy=POLICY.format(scripts=" ".join(map(_hash, scripts)), connect=connect),
+            version=__version__,
+        )
     )
-
-
-def head_html(head: Head) -> Markup:
-    """Renders the beginning of a page alone."""
-    return Markup(environment().get_template("head.html").render(head=head))
-
-
-def section_html(section: Section) -> Markup:
-    """Renders a section alone."""
-    return Markup(environment().get_template("section.html").render(section=section).strip())
-
-
-def render_section(section: Section) -> Rendered:
-    """Renders a section, with the title by which the page's list names it."""
-    return Rendered(section.key, section.title, section_html(section))
-
-
-def row_html(row: Row, words: Sequence[int]) -> Markup:
-    """Renders a row of the table of trials alone."""
-    return Markup(environment().get_template("row.html").render(row=row, words=words).strip())
-
-
-def progress_html(done: int, budget: int, words: Sequence[str]) -> Markup:
-    """Renders how far a job has come."""
-    template = environment().get_template("progress.html")
-    return Markup(template.render(done=done, budget=budget, words=words).strip())
-
-
-def nav_html(sections: Sequence[Rendered]) -> Markup:
-    """Renders the list of a page's sections alone."""
-    return Markup(environment().get_template("nav.html").render(sections=sections))

@@ -27,27 +27,13 @@ from studyloom.study.stored_study import (
     read_job,
 )
 from studyloom.text import format_duration, format_value, one_line
-from studyloom.views.snapshot import (
-    Snapshot,
-    format_trial_values,
-    paused,
-    take_snapshot,
-    uncounted,
-)
+from studyloom.views.snapshot import Snapshot, format_trial_values, take_snapshot, uncounted
 
 NINE_OF_TEN = 1.2816  # standard deviations of a normal distribution below which 90 % lie
 UNKNOWN = 0.5  # the spread of durations, as a share of their mean, while fewer than two are known
 
 
-@dataclass(frozen=True)
-class Duration:
-    """Seconds that are known with some uncertainty; the variance is in seconds squared."""
-
-    mean: float = 0.0
-    variance: float = 0.0
-
-    def __add__(self, other: "Duration") -> "Duration":
-        return Duration(self.mean + other.mean, self.variance + other.variance)
+Duration = tuple[float, float]  # seconds that are not sure: the mean, and its variance
 
 
 @dataclass(frozen=True)
@@ -61,12 +47,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Running:
-    """A trial that runs.
+    """A trial that runs: for how many seconds, and how many of its epochs are over.
 
     Args:
-        age: seconds for which its worker has had it.
-        epoch: the epochs that it has reported.
-        epochs: how many it has; None if that is not known.
         pace: seconds of one of its epochs; None before the first.
     """
 
@@ -78,12 +61,10 @@ class Running:
 
 @dataclass(frozen=True)
 class Work:
-    """The work of one stage.
+    """The work of one stage: the seconds of each trial that has ended, and those to come.
 
     Args:
-        ended: the seconds that each trial took that has ended.
-        left: how many more there will be.
-        alike: how many of these are of one candidate, and take equally long.
+        left: how many more begin; `alike` of these are of one candidate, and take equally long.
     """
 
     ended: Sequence[float] = ()
@@ -102,15 +83,27 @@ def estimate(works: Iterable[Work], workers: int) -> Estimate | None:
     """
     if workers < 1:
         return None
-    total, known = Duration(), None
+    seconds = variance = 0.0
+    each: Duration | None = None
     for work in works:
-        known = typical(work) or known
-        if work.running or work.left:
-            if known is None:
-                return None
-            total += stage_duration(work, known, workers)
-    spread = NINE_OF_TEN * math.sqrt(total.variance)
-    return Estimate(total.mean, max(0.0, total.mean - spread), total.mean + spread)
+        each = typical(work) or each
+        if not work.running and not work.left:
+            continue
+        if each is None:
+            return None
+        rests = [rest(trial, work.ended, each) for trial in work.running]
+        at_once = max(1, min(workers, work.left + len(rests)))
+        # Nobody helps with the last one, which ends later than all others on average.
+        last = each[0] / 2 * (1 - 1 / at_once) if work.left else 0.0
+        total = sum(mean for mean, _ in rests) + work.left * each[0]
+        seconds += max(total / at_once + last, *(mean for mean, _ in rests), 0.0)
+        # Trials of one candidate are of one duration, so their sum spreads more than that of
+        # others; and all that is expected shares the error of the mean.
+        known = max(1.0, len(work.ended) / work.alike)
+        spread = (work.left * work.alike + work.left**2 / known) * each[1]
+        variance += (spread + sum(own for _, own in rests)) / at_once**2
+    margin = NINE_OF_TEN * math.sqrt(variance)
+    return Estimate(seconds, max(0.0, seconds - margin), seconds + margin)
 
 
 def typical(work: Work) -> Duration | None:
@@ -124,24 +117,7 @@ def typical(work: Work) -> Duration | None:
         return None
     mean = fmean(known)
     least = 0.0 if len(work.ended) > 1 else (UNKNOWN * mean) ** 2
-    return Duration(mean, max(pvariance(known), least))
-
-
-def stage_duration(work: Work, each: Duration, workers: int) -> Duration:
-    """Returns how long a stage takes from now on, each of whose trials takes `each`."""
-    rests = [rest(trial, work.ended, each) for trial in work.running]
-    # Trials of one candidate are of one duration, so their sum spreads more than that of others.
-    to_come = Duration(work.left * each.mean, work.left * work.alike * each.variance)
-    # All that is expected shares the error of the mean.
-    known = max(1.0, len(work.ended) / work.alike)
-    of_mean = Duration(0.0, work.left**2 * each.variance / known)
-    total = sum((*rests, to_come, of_mean), Duration())
-    at_once = max(1, min(workers, work.left + len(rests)))
-    # Nobody helps with the last one, which ends later than all others on average.
-    longest = max((item.mean for item in rests), default=0.0)
-    last = each.mean / 2 * (1 - 1 / at_once) if work.left else 0.0
-    mean = max(total.mean / at_once + last, longest)
-    return Duration(mean, total.variance / at_once**2)
+    return mean, max(pvariance(known), least)
 
 
 def rest(trial: Running, ended: Sequence[float], each: Duration) -> Duration:
@@ -151,13 +127,13 @@ def rest(trial: Running, ended: Sequence[float], each: Duration) -> Duration:
     it has run so far say how early one may end.
     """
     later = [seconds - trial.age for seconds in ended if seconds > trial.age]
-    expected = fmean(later) if later else max(0.0, each.mean - trial.age)
-    variance = pvariance(later) if len(later) > 1 else each.variance
+    expected = fmean(later) if later else max(0.0, each[0] - trial.age)
+    variance = pvariance(later) if len(later) > 1 else each[1]
     if trial.pace is not None and trial.epochs is not None:
         most = trial.pace * max(0, trial.epochs - trial.epoch)
         if not later or most < expected:
-            return Duration(most, min(variance, most**2))
-    return Duration(expected, min(variance, expected**2) if expected else 0.0)
+            expected = most
+    return expected, min(variance, expected**2)
 
 
 @dataclass(frozen=True)
@@ -281,11 +257,6 @@ class Progress:
         """Whether nothing is left to do."""
         return self.exit_code is not None or self.title == DONE
 
-    @property
-    def pruned(self) -> int:
-        """How many trials of the present stage were pruned."""
-        return self.current.outcomes.get("pruned", 0)
-
 
 class JobReader:
     """Reads a job again and again; the studies of later stages are opened once."""
@@ -311,22 +282,21 @@ class JobReader:
         stages = tuple(expected_stages(job, search, left, snapshots, feasible))
         if answered is not None and answered.get("stage") != names.get(stages[-1].title):
             answered = None  # of another budget or rule
-        trials = {
-            SEARCH: self.stored.trials(),
-            **{title: stored.trials() for title, stored in begun.items()},
-        }
+        studies = {SEARCH: self.stored, **begun}
+        trials = {title: stored.trials() for title, stored in studies.items()}
         compresses = job is not None and job.compresses and job.ended is None
-        title = present_title(stages, answered is not None, compresses=compresses)
         hours = hours_of(trial for own in trials.values() for trial in own)
-        code = None if job is None or self._goes_on(stages) else job.ended
+        # Somebody may work although a command has ended the job.
+        workers = (w for snapshot in (search, *snapshots.values()) for w in snapshot.workers)
+        goes_on = any(worker.alive for worker in workers)
         progress = Progress(
             search=search,
             stages=stages,
-            title=title,
+            title=present_title(stages, answered is not None, compresses=compresses),
             halted=self.stored.halted(),
             control=read_control(self.stored),
             answer=answered,
-            exit_code=code,
+            exit_code=None if job is None or goes_on else job.ended,
             elapsed=elapsed_of(job),
             hours=hours,
             cost=hours.cost(None if job is None else job.per_hour),
@@ -342,18 +312,10 @@ class JobReader:
             name = names.get(title, "")
             if job is None or not name.startswith(job.stage_of(self.stored.name, title)):
                 continue  # of another budget
-            if name not in self._beside:
-                stored = open_beside(self.stored, name)
-                if stored is None:
-                    continue
+            if name not in self._beside and (stored := open_beside(self.stored, name)):
                 self._beside[name] = stored
-            yield title, self._beside[name]
-
-    @staticmethod
-    def _goes_on(stages: Sequence[StageProgress]) -> bool:
-        """Whether somebody works, though a command has ended the job."""
-        snapshots = [stage.snapshot for stage in stages if stage.snapshot is not None]
-        return any(worker.alive for snapshot in snapshots for worker in snapshot.workers)
+            if name in self._beside:
+                yield title, self._beside[name]
 
 
 def expected_stages(
@@ -369,16 +331,15 @@ def expected_stages(
         return  # nothing can be judged
     alone = not left and search.outcomes.get("complete", 0) == 1
     needed = job.chosen_anew or not job.tested or not alone
-    if REEVALUATION in begun:
-        snapshot = begun[REEVALUATION]
-        yield StageProgress(REEVALUATION, snapshot.done, snapshot.left, snapshot, job.seeds)
-    elif needed and RETRAINING not in begun:
-        yield StageProgress(REEVALUATION, 0, (job.top + 1) * job.seeds, None, job.seeds)
-    if RETRAINING in begun:
-        snapshot = begun[RETRAINING]
-        yield StageProgress(RETRAINING, snapshot.done, snapshot.left, snapshot, job.seeds)
-    elif job.tested:
-        yield StageProgress(RETRAINING, 0, 2 * job.seeds, None, job.seeds)
+    expected = {
+        REEVALUATION: (job.top + 1) * job.seeds if needed and RETRAINING not in begun else 0,
+        RETRAINING: 2 * job.seeds if job.tested else 0,
+    }
+    for title, trials in expected.items():
+        if (own := begun.get(title)) is not None:
+            yield StageProgress(title, own.done, own.left, own, job.seeds)
+        elif trials:
+            yield StageProgress(title, 0, trials, None, job.seeds)
 
 
 def present_title(
@@ -413,9 +374,9 @@ def time_left(progress: Progress) -> Estimate | None:
     trials = progress.trials
     if progress.ended:
         return Estimate(0.0, 0.0, 0.0)
-    workers = sum(worker.alive for worker in progress.current.workers)
     if progress.title in (TEST, COMPRESS):
         return None
+    workers = sum(worker.alive for worker in progress.current.workers)
     works = []
     for stage in progress.stages:
         if not stage.left and stage.title != SEARCH:
@@ -431,7 +392,7 @@ def time_left(progress: Progress) -> Estimate | None:
     return estimate(works, workers)
 
 
-def durations(trials: Sequence[FrozenTrial] | Iterator[FrozenTrial]) -> Iterator[float]:
+def durations(trials: Iterable[FrozenTrial]) -> Iterator[float]:
     """Yields the seconds that each trial took that has ended and was not reused."""
     for trial in trials:
         if REUSED not in trial.user_attrs and (spent := seconds_spent(trial)) is not None:
@@ -444,43 +405,38 @@ def running_trials(snapshot: Snapshot | None, trials: Sequence[FrozenTrial]) -> 
     An epoch takes what those of ended trials did on average, or, before one has ended, what the
     trial itself has taken since its worker has had it.
     """
-    paces = [
-        fmean(seconds)
-        for trial in trials
-        if (seconds := (trial.user_attrs.get(EPOCHS) or {}).get("seconds"))
-    ]
+    told = [(trial.user_attrs.get(EPOCHS) or {}).get("seconds") for trial in trials]
+    paces = [fmean(seconds) for seconds in told if seconds]
     for worker in snapshot.workers if snapshot is not None else ():
         if not worker.alive:
             continue
-        epoch, age = worker.epoch or 0, worker.age or 0.0
-        own = age / epoch if epoch else None
-        pace = own if not paces or (own is not None and own > fmean(paces)) else fmean(paces)
+        epoch, age = worker.epoch or 0, worker.held or 0.0
+        known = [age / epoch] if epoch else []
+        pace = max([*known, *([fmean(paces)] if paces else [])], default=None)
         yield Running(age, epoch, worker.epochs, pace)
 
 
 def describe_answer(answer: Mapping[str, Any]) -> str:
     """Says in one line what a job has found, the test first."""
     metric = one_line(str(answer.get("metric", "value")))
-    test, fresh = answer.get("test"), answer.get("fresh")
     trial = one_line(f"trial {answer.get('trial')}")
-    if not isinstance(test, Mapping) or not _is_number(test.get("mean")):
-        if isinstance(fresh, Mapping) and _is_number(fresh.get("mean")):
-            return f"winner {metric} {_mean(fresh)} on fresh seeds, {trial}"
-        return f"winner {trial}"
-    baseline = answer.get("baseline_test")
-    beside = ""
-    if isinstance(baseline, int | float) and math.isfinite(baseline):
-        beside = f", baseline {format_value(baseline)}"
-    return f"test {metric} {_mean(test)}{beside}, {trial}"
+    if test := _mean(answer.get("test")):
+        baseline = answer.get("baseline_test")
+        beside = f", baseline {format_value(baseline)}" if isinstance(baseline, float) else ""
+        return f"test {metric} {test}{beside}, {trial}"
+    if fresh := _mean(answer.get("fresh")):
+        return f"winner {metric} {fresh} on fresh seeds, {trial}"
+    return f"winner {trial}"
 
 
-def _mean(values: Mapping[str, Any]) -> str:
-    spread = f" ± {format_value(values['std'])}" if _is_number(values.get("std")) else ""
-    return f"{format_value(values['mean'])}{spread}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _mean(values: Any) -> str:
+    """Formats a mean ± its standard deviation; empty for what is none, as of another program."""
+    match values:
+        case {"mean": int() | float() as mean, "std": int() | float() as std}:
+            return f"{format_value(mean)} ± {format_value(std)}"
+        case {"mean": int() | float() as mean}:
+            return format_value(mean)
+    return ""
 
 
 DAY = timedelta(days=1)
@@ -491,8 +447,8 @@ def stage_words(progress: Progress) -> str:
     if progress.title == DONE or progress.stage.title != progress.title:
         return WORDS[progress.title]
     stage, snapshot = progress.stage, progress.current
-    pruned = [f"{progress.pruned} pruned"] if progress.pruned else []
-    counts = [f"{stage.done}/{stage.budget}", *pruned, *paused(snapshot), *uncounted(snapshot)]
+    pruned = [f"{count} pruned"] if (count := snapshot.outcomes.get("pruned")) else []
+    counts = [f"{stage.done}/{stage.budget}", *pruned, *uncounted(snapshot)]
     return f"{WORDS[progress.title]} {', '.join(counts)}"
 
 
@@ -576,22 +532,14 @@ def progress_line(progress: Progress) -> str:
     parts = [one_line(search.name), stage_words(progress), best_words(progress)]
     if running := len(progress.current.workers):
         parts.append(f"{running} running")
-    if words := control_words(progress):
-        parts.append(words)
-    if search.outlook.ending is not None and progress.title == progress.stages[0].title:
+    parts.append(control_words(progress))
+    if search.outlook.ending is not None and progress.title in (SEARCH, DONE):
         parts.append(search.outlook.ending.words)
-    return "  ".join(parts)
+    return "  ".join(filter(None, parts))
 
 
-def wrap(parts: Iterable[str], width: int, separator: str = ", ") -> list[str]:
+def wrap(parts: Iterable[str], width: int) -> list[str]:
     """Joins parts to lines that are no longer than `width`; a part is broken only if it must be."""
-    lines: list[str] = []
-    for part in parts:
-        end = separator.rstrip()
-        if lines and len(lines[-1]) + len(separator) + len(part) + len(end) <= width:
-            lines[-1] += separator + part
-            continue
-        if lines:
-            lines[-1] += end
-        lines += textwrap.wrap(part, width) or [""]
-    return lines
+    held = (part.replace(" ", "\xa0") if len(part) < width else part for part in parts)
+    lines = textwrap.wrap(", ".join(held), width, break_on_hyphens=False)
+    return [line.replace("\xa0", " ") for line in lines]

@@ -120,23 +120,18 @@ def print_verdict(
             f"{provenance.claims} workers had a part in the trial; "
             "its environment is that of the last"
         )
-    allowed = ""
+    verdict, style, code = f"different from {difference}", "bold red", 1
     if reordered or provenance.device == "cuda" or provenance.claims > 1:
         difference = first_difference(expected, now, tolerance)
+        verdict = f"different from {difference} (beyond the tolerance: {tolerance})"
         if difference is None:
-            console.print(Text(f"equal within tolerance: {tolerance}", style="bold green"))
-            print_reasons(reasons, console)
-            return 0
-        allowed = f" (beyond the tolerance: {tolerance})"
-    console.print(Text(f"different from {difference}{allowed}", style="bold red"))
-    print_reasons(reasons or ["nothing differs in versions, device, threads and commit"], console)
-    return 1
-
-
-def print_reasons(reasons: Sequence[str], console: Console) -> None:
-    """Prints why two trainings may differ, a line for each reason."""
+            verdict, style, code = f"equal within tolerance: {tolerance}", "bold green", 0
+    console.print(Text(verdict, style=style))
+    if code:
+        reasons = reasons or ["nothing differs in versions, device, threads and commit"]
     for reason in reasons:
         console.print(Text(f"  {reason}"))
+    return code
 
 
 def comparison_table(expected: Course, now: Course) -> Table:
@@ -146,19 +141,18 @@ def comparison_table(expected: Course, now: Course) -> Table:
     for name in expected.curve:
         table.add_column(name.replace("_", " "), justify="right")
     for position in range(expected.epochs):
-        cells = []
+        cells = [str(position + 1)]
         for name, values in expected.curve.items():
-            before = values[position]
+            before, found = values[position], now.curve.get(name, ())[position : position + 1]
             if before is None:  # a loop told it in other epochs
                 cells.append("–")
                 continue
+            change = "–"
+            if (again := next(iter(found), None)) is not None:
+                change = f"{again - before:+.1e}" if again != before else "="
             # Before a training diverges, a loss may have thirty digits.
-            cell = f"{before:.5f}" if abs(before) < 100 else f"{before:.1e}"
-            found = now.curve.get(name, ())
-            if position >= len(found) or (again := found[position]) is None:
-                cells.append(f"{cell} –")
-            else:
-                delta = again - before
-                cells.append(f"{cell} {f'{delta:+.1e}' if delta else '='}")
-        table.add_row(str(position + 1), *cells)
+            cells.append(
+                f"{before:.5f} {change}" if abs(before) < 100 else f"{before:.1e} {change}"
+            )
+        table.add_row(*cells)
     return table

@@ -1,8 +1,8 @@
 """The report of a study: sections of blocks, which `page` turns into HTML.
 
 It can be written while the search runs; what cannot be drawn yet is replaced by a sentence that
-says why. To add a section, write a function that returns a `Section`, and yield it in
-`all_sections`.
+says why. To add a section, yield it in `all_sections`, and add its words to
+assets/report/sections.toml.
 """
 
 import platform
@@ -10,7 +10,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -32,84 +32,23 @@ from studyloom.text import (
     format_value,
     shorten,
 )
-from studyloom.views.charts import Axis, Table
-from studyloom.views.figures import (
-    ENOUGH,
-    MOST_BEST,
-    MOST_LATEST,
-    NO_PARAMETERS,
-    beside,
-    best_of,
-    best_so_far,
-    calibration,
-    complete_trials,
-    curves,
-    front,
-    history,
-    losses,
-    outlook,
-    parallel,
-    predictions,
-    slices,
-    summary,
-    timeline,
-    together,
-)
+from studyloom.views import figures, page
+from studyloom.views.charts import Axis, Block, Table
 from studyloom.views.importances import importances, varied_parameters
-from studyloom.views.page import (
-    FAINT,
-    Absent,
-    Bars,
-    Block,
-    Card,
-    Cards,
-    Cell,
-    Facts,
-    Folded,
-    Head,
-    Heat,
-    Lines,
-    Part,
-    Picture,
-    Pictures,
-    Row,
-    Section,
-    Shaded,
-    Trials,
-    Words,
-    drawn,
-    is_embedded,
-    number,
-    report_page,
-    spread,
-)
+from studyloom.views.page import Absent, Card, Section, Words, drawn, number, section, spread
 from studyloom.views.progress import JobReader, Progress, working_words
 from studyloom.views.sentence import quotable
-from studyloom.views.snapshot import (
-    Snapshot,
-    front_rows,
-    take_snapshot,
-    trial_counts,
-    why_no_best,
-)
+from studyloom.views.snapshot import Snapshot, front_rows, trial_counts, why_no_best
 from studyloom.views.terminal import format_parameters
+from studyloom.winner import wording
 from studyloom.winner.answer import (
     Answer,
     Committee,
     Compressed,
-    Interval,
-    Summary,
+    Wrong,
     belongs_to,
     read_answer,
     read_compressed,
-)
-from studyloom.winner.wording import (
-    compressed_lines,
-    compressed_rows,
-    format_choice,
-    format_covers,
-    format_openings,
-    race_lines,
 )
 
 MOST = 2000  # trials that are shown, apart from those that stand out; at 100 000, all took 22 GB
@@ -118,11 +57,7 @@ BEST = 100  # trials that are shown for their value
 
 @dataclass(frozen=True)
 class SampledStudy(StoredStudy):
-    """A study of which views see some trials.
-
-    Args:
-        shown: these trials, by number.
-    """
+    """A study of which views see the trials `shown` alone."""
 
     shown: tuple[FrozenTrial, ...] = ()
 
@@ -133,11 +68,8 @@ class SampledStudy(StoredStudy):
 def sample(stored: StoredStudy, snapshot: Snapshot, won: Any) -> tuple[StoredStudy, str]:
     """Takes some trials of a study that has very many: at even distances, and those that stand out.
 
-    Args:
-        won: the number of the winner's trial, if there is one.
-
     Returns:
-        The study, with so many trials; and what is to be said of it, empty if all are shown.
+        The study, with so many trials; and a sentence about it, empty if all are shown.
     """
     trials = stored.trials()
     if len(trials) <= MOST:
@@ -145,15 +77,16 @@ def sample(stored: StoredStudy, snapshot: Snapshot, won: Any) -> tuple[StoredStu
     marked = [snapshot.best, snapshot.baseline, *snapshot.front[:BEST], *stored.ranked()[:BEST]]
     kept = {trial.number for trial in marked if trial is not None} | {won}
     kept |= {trial.number for trial in trials if not trial.state.is_finished()}
-    kept |= {trial.number for trial in best_so_far(complete_trials(trials), stored.sign)}
+    kept |= {
+        trial.number for trial in figures.best_so_far(figures.complete_trials(trials), stored.sign)
+    }
     kept |= {trials[len(trials) * place // MOST].number for place in range(MOST)}
     shown = tuple(trial for trial in trials if trial.number in kept)
     note = (
         f"{len(shown)} of {len(trials)} trials are shown: {MOST} at even distances, the {BEST} "
         "best, each that was the best so far, and those that run."
     )
-    known = {field.name: getattr(stored, field.name) for field in fields(StoredStudy)}
-    return SampledStudy(**known, shown=shown), note
+    return SampledStudy(stored.name, stored.storage, stored.optuna, stored.ledger, shown), note
 
 
 # As `winner.stages` names them: NAME/TITLE TRIALS-TOP-SEEDS, and what else sets a stage apart.
@@ -161,64 +94,44 @@ STAGE = re.compile(
     r"(?P<title>[\w-]+) (?P<trials>\d+)-(?P<top>\d+)-(?P<seeds>\d+)(?: (?P<rest>.*))?"
 )
 PLAIN = {
-    "search": "the search",
     "re-evaluation": "the best, judged again",
     "retraining": "winner and baseline, trained on all data",
 }
-PARTS = (
-    "The search proposes, and what follows decides. The trainings of each part are stored as a "
-    "study of their own, beside that of the search."
-)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a study.
-
-    Args:
-        title: search, re-evaluation or retraining, or what else its name says.
-        about: what sets it apart from others of its title, in words.
-    """
+    """A part of a study: the stored study, its title in plain words, and how it differs."""
 
     name: str
     title: str
     about: str
     trials: Sequence[FrozenTrial]
 
-    @property
-    def plain(self) -> str:
-        """What it is, in plain words."""
-        return PLAIN.get(self.title, self.title)
 
-    @property
-    def span(self) -> tuple[datetime, datetime] | None:
-        """When its first trial began and its last one ended; None if none has."""
-        begun = [t.datetime_start for t in self.trials if t.datetime_start is not None]
-        ended = [t.datetime_complete for t in self.trials if t.datetime_complete is not None]
-        return (min(begun), max(ended)) if begun and ended else None
+def span(trials: Sequence[FrozenTrial]) -> tuple[datetime, datetime] | None:
+    """Returns when the first trial began and the last one ended; None if none has."""
+    begun = [trial.datetime_start for trial in trials if trial.datetime_start is not None]
+    ended = [trial.datetime_complete for trial in trials if trial.datetime_complete is not None]
+    return (min(begun), max(ended)) if begun and ended else None
 
 
 def read_parts(stored: StoredStudy) -> list[Stage]:
     """Returns the search and the later stages of a study, in the order in which they began."""
-    prefix = f"{stored.name}/"
-    found = [Stage(stored.name, "search", "", stored.trials())]
+    later = []
     for study in stored.storage.get_all_studies():
-        if study.study_name.startswith(prefix):
-            trials = stored.storage.get_all_trials(study._study_id, deepcopy=False)
-            title, about = _words(study.study_name.removeprefix(prefix))
-            found.append(Stage(study.study_name, title, about, trials))
-    return [
-        found[0],
-        *sorted(found[1:], key=lambda part: part.span or (datetime.max, datetime.max)),
-    ]
-
-
-def _words(name: str) -> tuple[str, str]:
-    """Returns the title of a stage, and what its name says of it."""
-    if (match := STAGE.fullmatch(name)) is None:
-        return name, ""
-    about = f"of the first {match['trials']} trials, on {match['seeds']} fresh seeds each"
-    return match["title"], f"{about}, {match['rest']}" if match["rest"] else about
+        owner, slash, name = study.study_name.partition("/")
+        if owner != stored.name or not slash:
+            continue
+        title, about = name, ""
+        if match := STAGE.fullmatch(name):
+            title = match["title"]
+            about = f"of the first {match['trials']} trials, on {match['seeds']} fresh seeds each"
+            about += f", {match['rest']}" if match["rest"] else ""
+        trials = stored.storage.get_all_trials(study._study_id, deepcopy=False)
+        later.append(Stage(study.study_name, PLAIN.get(title, title), about, trials))
+    later.sort(key=lambda part: span(part.trials) or (datetime.max, datetime.max))
+    return [Stage(stored.name, "the search", "", stored.trials()), *later]
 
 
 def parts_section(parts: Sequence[Stage]) -> Section:
@@ -228,62 +141,58 @@ def parts_section(parts: Sequence[Stage]) -> Section:
         complete = sum(trial.state == TrialState.COMPLETE for trial in part.trials)
         reused = sum(REUSED in trial.user_attrs for trial in part.trials)
         done = f"{complete} of {len(part.trials)}" + (f", {reused} reused" if reused else "")
-        span = part.span
-        took = "–" if span is None else format_duration((span[1] - span[0]).total_seconds())
-        rows.append((part.plain, part.about, done, took, part.name))
+        seconds = wall_seconds([part])
+        took = "–" if seconds is None else format_duration(seconds)
+        rows.append((part.title, part.about, done, took, part.name))
     head = ("part", "", "trainings complete", "took", "stored as")
-    return Section("parts", "The parts of this study", [Table(head, rows, words=(0, 1, 4))], PARTS)
+    return section("parts", [Table(head, rows, words=(0, 1, 4))])
 
 
 def wall_seconds(parts: Sequence[Stage]) -> float | None:
     """Returns the seconds from the first start to the last end of all parts; None without any."""
-    spans = [part.span for part in parts if part.span is not None]
-    if not spans:
-        return None
-    return (max(end for _, end in spans) - min(start for start, _ in spans)).total_seconds()
+    ends = span([trial for part in parts for trial in part.trials])
+    return None if ends is None else (ends[1] - ends[0]).total_seconds()
 
 
-def worker_seconds(parts: Sequence[Stage]) -> float:
-    """Returns the seconds that workers spent on the trainings of all parts, without start-up."""
-    trials = [trial for part in parts for trial in part.trials if REUSED not in trial.user_attrs]
+def seconds_worked(trials: Iterable[FrozenTrial]) -> float:
+    """Returns the seconds that workers spent on trials, without start-up."""
     return sum(
         float(seconds)
         for trial in trials
+        if REUSED not in trial.user_attrs
         for kind, seconds in (trial.user_attrs.get(TIMES) or {}).items()
         if kind != "start-up"
     )
 
 
 def head(
-    stored: StoredStudy, snapshot: Snapshot, winner: Answer | None, parts: list[Stage]
-) -> Head:
+    stored: StoredStudy, progress: Progress, winner: Answer | None, parts: list[Stage]
+) -> page.Head:
     """Renders the top of the report."""
-    blocks: list[Block] = []
+    snapshot, blocks = progress.search, list[Block]()
     if (halted := stored.halted()) is not None:
         why = f"The study has stopped, since its trials fail with this: {halted}"
         blocks.append(Words(why, "bad"))
     if (ended := snapshot.outlook.ending) is not None:
         blocks.append(Words(f"The search {ended.words}."))
-    if words := working_words(JobReader(stored).read()):
+    if words := working_words(progress):
         blocks.append(Words(words))
-    if lines := [*decided(stored, winner, snapshot.budget)]:
-        blocks.append(Lines(lines))
-    blocks.append(Facts([*facts(stored, snapshot, winner, parts)]))
-    blocks.append(Cards([*test_cards(winner, stored.sign), *search_cards(stored, snapshot)]))
+    if winner is not None:
+        blocks.append(page.Lines([*decided(stored, winner, snapshot.budget)]))
+    blocks.append(page.Facts([*facts(stored, snapshot, winner, parts)]))
+    blocks.append(page.Cards([*test_cards(winner, stored.sign), *search_cards(stored, snapshot)]))
     params = {"Best": snapshot.best.params} if snapshot.best else {}
     if winner is not None and winner.winner.params != params.get("Best"):
         params["Winner"] = winner.winner.params
     blocks += [Words(f"{who}:  {format_parameters(p)}", "parameters") for who, p in params.items()]
     sentence = quotable(stored, winner, snapshot).replace(" %", "\N{NO-BREAK SPACE}%")
-    return Head(stored.name, f"{sentence}.", blocks)
+    return page.Head(stored.name, f"{sentence}.", blocks)
 
 
-def decided(stored: StoredStudy, winner: Answer | None, budget: int) -> Iterator[str]:
+def decided(stored: StoredStudy, winner: Answer, budget: int) -> Iterator[str]:
     """Yields the reasons for the answer, a line each."""
-    if winner is None:
-        return
     won = winner.winner
-    chosen = f"Trial {won.trial} was {format_choice(winner, budget)}"
+    chosen = f"Trial {won.trial} was {wording.format_choice(winner, budget)}"
     if (mean := won.mean) is None:
         yield f"{chosen}."
     else:
@@ -304,25 +213,27 @@ def decided(stored: StoredStudy, winner: Answer | None, budget: int) -> Iterator
         if worse:
             next_best = max(worse, key=lambda other: stored.sign * other)
             yield f"The next best has {number(next_best)} there, and it has {number(mean)}."
-    yield from race_lines(winner.race)
+    yield from wording.race_lines(winner.race)
     if (test := winner.test) is None:
         return
     if test.difference and test.difference.interval:
         low, high = test.difference.interval
         seen = "shows no difference" if low <= 0 <= high else "excludes 0"
-        interval = f"{number(low, '+')} to {number(high, '+')} {format_covers(test)}"
+        interval = f"{number(low, '+')} to {number(high, '+')} {wording.format_covers(test)}"
         yield f"The 95 % interval of the difference to the baseline, {interval}, {seen}."
-    yield f"The test part was {format_openings(test.openings)}, after the winner was chosen."
+    opened = wording.format_openings(test.openings)
+    yield f"The test part was {opened}, after the winner was chosen."
 
 
 def facts(
     stored: StoredStudy, snapshot: Snapshot, winner: Answer | None, parts: list[Stage]
 ) -> Iterator[tuple[str, object]]:
     """Yields how long it took, on what, and what the values are."""
-    if (wall := wall_seconds(parts)) is not None:
-        begun = min(part.span[0] for part in parts if part.span is not None)
-        worked = worker_seconds(parts)
-        spent = f"{format_duration(wall)}, from {begun:%Y-%m-%d %H:%M}"
+    trials = [trial for part in parts for trial in part.trials]
+    if (ends := span(trials)) is not None:
+        worked = seconds_worked(trials)
+        wall = format_duration((ends[1] - ends[0]).total_seconds())
+        spent = f"{wall}, from {ends[0]:%Y-%m-%d %H:%M}"
         yield "took", spent + (f"; workers trained for {format_duration(worked)}" if worked else "")
     if data := _data(stored, winner):
         yield "data", data
@@ -382,26 +293,22 @@ def test_cards(winner: Answer | None, sign: int) -> Iterator[Card]:
         return
     runs = len(test.winner.values)
     note = f"trial {winner.winner.trial}, {runs} seeds (± is their standard deviation)"
-    opened = format_openings(test.openings)
+    opened = wording.format_openings(test.openings)
     part = f"{test.examples} test examples, {opened}" if test.examples else opened
     if test.baseline is None or test.difference is None:  # there is none, or it has won
-        yield _spread_card("Winner, test", test.winner, f"{note}; {part}")
+        yield Card("Winner, test", *spread(test.winner), f"{note}; {part}")
     else:
-        yield _spread_card("Winner, test", test.winner, note)
-        yield _spread_card("Baseline, test", test.baseline, part)
+        yield Card("Winner, test", *spread(test.winner), note)
+        yield Card("Baseline, test", *spread(test.baseline), part)
         low, high = test.difference.interval or (None, None)
-        note = f"95 % interval {number(low, '+')} to {number(high, '+')} {format_covers(test)}"
+        interval = f"95 % interval {number(low, '+')} to {number(high, '+')}"
+        note = f"{interval} {wording.format_covers(test)}"
         yield Card("Difference, test", number(test.difference.mean, "+"), "", note)
     note = " minus ".join(("search value", "mean of the retrainings")[::sign])
     yield Card("Selection gap", number(winner.winner.gap, "+"), "", note)
     yield from committee_cards(winner.committee)
     for rule, value in test.references.items():
         yield Card(f"{rule.capitalize()}, test", number(value), "", "what needs no network")
-
-
-def _spread_card(title: str, values: Summary, note: str) -> Card:
-    mean, _, error = spread(values).partition(" ")
-    return Card(title, mean, error, note)
 
 
 def committee_cards(entry: Committee | None) -> Iterator[Card]:
@@ -417,51 +324,40 @@ def committee_cards(entry: Committee | None) -> Iterator[Card]:
     yield Card("Committee minus winner, test", number(entry.difference.mean, "+"), "", costs)
 
 
-TITLE = "The winner on the test part"
-CANDIDATES = (
-    "The best of many trials is partly luck. So the best few are trained again with other seeds, "
-    "and their mean decides; the gap is how much the search promised too much. "
-    "± is the standard deviation over the seeds."
-)
-PREDICTIONS = (
-    "Predictions of the winner beside the true values; over time if the examples are in that order."
-)
-CONFUSION = "Rows are true classes, columns are predictions; the diagonal is right, red is wrong."
-WRONG = (
-    "The images that the winner gets wrong, the most confident mistakes first: "
-    "true class → prediction, and how sure it is."
-)
-COMPRESSED = (
-    "Variants of the winner, judged on a validation part that neither they nor their original were "
-    "trained on. “Worse by” is a 95 % interval, over examples, of what is lost. Latencies are "
-    "medians, with the 10th and the 90th percentile."
-)
-
-
 def winner_sections(winner: Answer | None, small: Compressed | None) -> Iterator[Section]:
     """Renders the candidates, and what the winner gets right and wrong on the test part."""
     if winner is None:
-        yield Section("winner", TITLE, [Absent("There is no winner.json yet.")])
+        yield section("winner", [Absent("There is no winner.json yet.")])
         return
     if small is not None:
-        heads, *rows = compressed_rows(small)
+        heads, *rows = wording.compressed_rows(small)
         table = Table(heads, rows, words=(0, len(heads) - 1))
-        lines = Lines(compressed_lines(small))
-        yield Section("compressed", "Made small", [table, lines], COMPRESSED)
-    yield Section("candidates", "Candidates", candidates(winner), CANDIDATES)
+        lines = page.Lines(wording.compressed_lines(small))
+        yield section("compressed", [table, lines])
+    race = [page.Lines(wording.race_lines(winner.race))] if winner.race else []
+    yield section("candidates", [candidates(winner), *race])
     if winner.note is not None:
-        yield Section("winner", TITLE, [Absent(winner.note)])
+        yield section("winner", [Absent(winner.note)])
     elif winner.predictions is not None:
-        figure = drawn(predictions(winner.predictions))
-        yield Section("winner", "Predictions on the test part", [figure], PREDICTIONS)
+        figure = drawn(figures.predictions(winner.predictions))
+        yield section("predictions", [figure])
     else:
-        yield Section("winner", "Confusion on the test part", [confusion(winner)], CONFUSION)
-        yield Section("wrong", "Most confidently wrong", [wrong(winner)], WRONG)
+        counts: Block = Absent("winner.json holds no confusion matrix.")
+        if rows := winner.confusion:
+            names = winner.classes or range(len(rows))
+            counts = page.Heat(names, rows, "true classes by predicted ones")
+        yield section("confusion", [counts])
+        pictures = [
+            picture(item.image, f"test image {item.index}", item, item.confidence)
+            for item in winner.wrong or ()
+            if page.is_embedded(item.image)
+        ]
+        images = page.Pictures(pictures) if pictures else Absent("winner.json holds no images.")
+        yield section("wrong", [images])
 
 
-def candidates(winner: Answer) -> list[Block]:
+def candidates(winner: Answer) -> Table:
     """Renders the candidates as a table, with their values in the search and retrained."""
-    head = ("trial", "search", "trained again", "gap", "", "parameters")
     rows = []
     for row in winner.candidates:
         role = "baseline" if row.baseline else ""
@@ -469,106 +365,57 @@ def candidates(winner: Answer) -> list[Block]:
             role = "winner"
         costs = [f"{name} {number(cost)}" for name, cost in row.costs.items()]
         parameters = "  ".join([*costs, format_parameters(row.params)])
-        again = spread(row.fresh)
+        again = " ".join(spread(row.fresh))
         numbers = (row.trial, number(row.search_value), again, number(row.gap, "+"))
         rows.append((*numbers, role, parameters))
-    table = Table(head, rows, words=(4, 5))
-    return [table, Lines(race_lines(winner.race))] if winner.race else [table]
+    return Table(("trial", "search", "trained again", "gap", "", "parameters"), rows, words=(4, 5))
 
 
-def confusion(winner: Answer) -> Block:
-    """Renders the confusion matrix, with shades by count."""
-    if not winner.confusion:
-        return Absent("winner.json holds no confusion matrix.")
-    classes = winner.classes or range(len(winner.confusion))
-    return Heat([*classes], [[*row] for row in winner.confusion], "true classes by predicted ones")
+def picture(source: str, label: str, mistake: Wrong, remark: float) -> page.Picture:
+    """Renders a picture of an image that the winner gets wrong."""
+    predicted = str(mistake.predicted)
+    return page.Picture(source, label, f"{mistake.label} → ", predicted, number(remark))
 
 
-def wrong(winner: Answer) -> Block:
-    """Renders the images that the winner gets wrong; only pictures that winner.json embeds."""
-    pictures = [
-        Picture(
-            item.image,
-            f"test image {item.index}",
-            f"{item.label} → ",
-            str(item.predicted),
-            number(item.confidence),
-        )
-        for item in winner.wrong or ()
-        if is_embedded(item.image)
-    ]
-    return Pictures(pictures) if pictures else Absent("winner.json holds no images.")
-
-
-CALIBRATION = (
-    "Each point is a tenth of the range of confidence, with the 95 % interval of its accuracy. "
-    "Below the dotted line the winner is surer than it is right."
-)
-GROUPS = "The mean over the test examples of each {}, with its 95 % interval."
-COLUMNS = (
-    "How much worse the winner gets on the test part if one column is put in a random order, in "
-    "the mean of 20 orders, with the 5th and the 95th percentile. A column that says what another "
-    "one says too may seem not to matter."
-)
-OCCLUSIONS = (
-    "What misled the winner: red made it sure of its mistake, blue spoke against it, measured by "
-    "covering one patch after the other. The number is the largest loss of confidence."
-)
-TEXTS = (
-    "The most confident mistakes: true class → prediction. Red and underlined is what spoke for "
-    "the mistake, blue and dotted what spoke for the truth; the other words changed little. Each "
-    "word is left out wherever it is in the text. Its number is how much less sure of the mistake "
-    "the winner is then, and “in all” is how sure it was: the log of how many times likelier than "
-    "the truth it took the mistake to be."
-)
 STRONGEST = 6  # words of each side that are listed
 
 
 def explained_sections(winner: Answer) -> Iterator[Section]:
     """Renders what explains the winner."""
-    if pictures := [*_occlusions(winner)]:
-        yield Section("misled", "What misled the winner", [Pictures(pictures)], OCCLUSIONS)
+    mistakes = {mistake.index: mistake for mistake in winner.wrong or ()}
+    label = "what misled the winner on test image"
+    pictures = [
+        picture(item.image, f"{label} {item.index}", mistakes[item.index], item.most)
+        for item in winner.occlusions or ()
+        if page.is_embedded(item.image) and item.index in mistakes
+    ]
+    if pictures:
+        yield section("misled", [page.Pictures(pictures)])
     if texts := [*_texts(winner)]:
-        yield Section("words", "Which words misled it", texts, TEXTS)
+        yield section("words", texts)
     if known := winner.calibration:
-        means = f"confidence {number(known.confidence)}, accuracy {number(known.accuracy)}"
-        error = f"expected calibration error {number(known.error)}"
-        block = drawn(calibration(known.bins))
-        caption = f"{CALIBRATION} Means: {means}; {error}."
-        yield Section("calibration", "How sure it is", [block], caption)
+        told = {key: number(getattr(known, key)) for key in ("confidence", "accuracy", "error")}
+        yield section("calibration", [drawn(figures.calibration(known.bins))], **told)
     if groups := winner.groups:
         kind = groups.of
-        heads = (kind, "examples", winner.metric.name, "95 % interval")
+        head: tuple[str, ...] = (kind, "examples", winner.metric.name, "95 % interval")
         rows = [
-            (row.name, row.count, number(row.value), _span(row.interval)) for row in groups.rows
+            (row.name, row.count, number(row.value), " to ".join(map(number, row.interval)))
+            for row in groups.rows
         ]
-        note = f"{groups.left} further ones with fewer examples are left out."
-        blocks = [Table(heads, rows, words=(0,), note=note if groups.left else "")]
-        yield Section("groups", f"{kind.capitalize()} by {kind}", blocks, GROUPS.format(kind))
+        left = f"{groups.left} further ones with fewer examples are left out."
+        table = Table(head, rows, words=(0,), note=left if groups.left else "")
+        yield section("groups", [table], kind=kind, Kind=kind.capitalize())
     if winner.columns:
         head = ("column", f"{winner.metric.name} worse by", "5 % to 95 %")
-        table = [(row.name, number(row.worse), _span(row.interval)) for row in winner.columns]
-        yield Section(
-            "columns", "Which columns it needs", [Table(head, table, words=(0,))], COLUMNS
-        )
+        needs = [
+            (row.name, number(row.worse), " to ".join(map(number, row.interval)))
+            for row in winner.columns
+        ]
+        yield section("columns", [Table(head, needs, words=(0,))])
 
 
-def _span(interval: Interval) -> str:
-    return " to ".join(map(number, interval))
-
-
-def _occlusions(winner: Answer) -> Iterator[Picture]:
-    """Yields the pictures of the mistakes with what misled the winner."""
-    mistakes = {mistake.index: mistake for mistake in winner.wrong or ()}
-    for item in winner.occlusions or ():
-        if is_embedded(item.image) and item.index in mistakes:
-            mistake = mistakes[item.index]
-            words, said = f"{mistake.label} → ", str(mistake.predicted)
-            label = f"what misled the winner on test image {item.index}"
-            yield Picture(item.image, label, words, said, number(item.most))
-
-
-def _texts(winner: Answer) -> Iterator[Part]:
+def _texts(winner: Answer) -> Iterator[page.Part]:
     """Yields the texts of the mistakes, with their words shaded and the strongest ones listed."""
     classes = dict(enumerate(winner.classes or ()))
     for item in winner.texts or ():
@@ -585,37 +432,23 @@ def _texts(winner: Answer) -> Iterator[Part]:
             if said
         ]
         lines += [f"{item.left} further words are not looked at"] if item.left else []
-        shaded = Shaded([(word, change / most) for word, change in pairs])
-        yield Part(f"{truth} → {mistake}", [shaded, Lines(lines)], remark)
+        shaded = page.Shaded([(word, change / most) for word, change in pairs])
+        yield page.Part(f"{truth} → {mistake}", [shaded, page.Lines(lines)], remark)
 
 
 def _strongest(pairs: Sequence[tuple[str, float]], sign: int) -> list[str]:
     """Returns the different words that spoke most for one side, each with its number."""
-    least = FAINT * max(abs(change) for _, change in pairs)
+    least = page.FAINT * max(abs(change) for _, change in pairs)
     strong = {word: change for word, change in pairs if sign * change >= least}
     first = sorted(strong, key=lambda word: -sign * strong[word])[:STRONGEST]
     return [f"{word} {'+' if sign > 0 else '−'}{abs(strong[word]):.2f}" for word in first]
 
 
-FRONT = (
-    "A trial is on the front if no other trial is at least as good in both and better in one: "
-    "to gain more of one, you pay with the other. "
-    "The winner, chosen on fresh seeds, may lie off the front."
-)
-HISTORY = (
-    "Each point is a complete trial, in the order in which they began; the marks at the bottom are "
-    "trials that ended otherwise. Values are measured on the validation part."
-)
 STRETCHED = {
     "unit": " The axis is stretched towards 1: equal steps divide the error by equal factors.",
     "factors": " The axis is logarithmic: equal steps are equal factors.",
     "plain": "",
 }
-CURVES = (
-    "The value after each epoch; a square marks where a trial ended early or is paused, a dotted "
-    f"line a rung where trials wait for their promotion. Of more than {MOST_BEST} + "
-    f"{MOST_LATEST} trials, the best and the latest are drawn."
-)
 
 
 def search_sections(
@@ -626,58 +459,27 @@ def search_sections(
     chosen = None if winner is None else winner.winner.trial
     won = next((trial for trial in trials if trial.number == chosen), None)
     if snapshot.costs:
-        yield front_section(stored, snapshot, won, axis)
-    figure = history(trials, best, baseline, axis)
+        marked = {"baseline": baseline, "best": best, "winner": won}
+        blocks: list[Block] = [drawn(figures.front(stored, marked, axis))]
+        if snapshot.front:
+            heads, *rows = front_rows(snapshot)
+            blocks.append(Table(heads, rows, words=(len(heads) - 1,)))
+        yield section("front", blocks, rule=snapshot.rule)
     better = "Higher" if axis.sign > 0 else "Lower"
-    caption = f"{HISTORY}{STRETCHED[axis.scale]} {better} is better."
-    yield Section("search", "Search", [drawn(figure)], caption)
-    figure = curves(trials, best, baseline, axis)
-    yield Section("curves", "Learning curves", [drawn(figure)], CURVES)
-    which = ""
+    figure = drawn(figures.history(trials, best, baseline, axis))
+    yield section("search", [figure], axis=STRETCHED[axis.scale], better=better)
+    most = {"best": figures.MOST_BEST, "latest": figures.MOST_LATEST}
+    yield section("curves", [drawn(figures.curves(trials, best, baseline, axis))], **most)
+    which, losses = "", drawn(f"{why_no_best(snapshot)}.")
     if (shown := won or best) is not None:
         which = f"Trial {shown.number}, the {'best' if won is None else 'winner'}. "
-    title, caption = beside(shown, which)
-    figure = f"{why_no_best(snapshot)}." if shown is None else losses(shown)
-    yield Section("losses", title, [drawn(figure)], caption)
-
-
-def front_section(
-    stored: StoredStudy, snapshot: Snapshot, won: FrozenTrial | None, axis: Axis
-) -> Section:
-    """Renders the Pareto front as a figure and a table."""
-    marked = {"baseline": snapshot.baseline, "best": snapshot.best, "winner": won}
-    blocks: list[Block] = [drawn(front(stored, marked, axis))]
-    if snapshot.front:
-        heads, *rows = front_rows(snapshot)
-        blocks.append(Table(heads, rows, words=(len(heads) - 1,)))
-    caption = f"{FRONT} The best is chosen by {snapshot.rule}."
-    return Section("front", "The Pareto front", blocks, caption)
+        losses = drawn(figures.losses(shown))
+    title, caption = figures.beside(shown, which)
+    yield Section("losses", title, [losses], caption)
 
 
 MOST_LINES = 150  # over parallel axes, of the best trials
 MOST_SLICES = 24  # of the most important parameters
-IMPORTANCES = (
-    "How much of the differences between trials each parameter explains, over the whole space, "
-    "estimated by a forest of trees on the ranks of complete and pruned trials; the shares sum to "
-    "1. The line is a 90 % interval over resamples of the trials: where intervals overlap, the "
-    "order is open. A choice of a group counts with all that it opens."
-)
-CHOICES = (
-    "Each option of a group is a question of its own: how many trials chose it, and how the "
-    "complete ones of them did. The search gives few trials to an option that did badly."
-)
-SLICES = (
-    "Each point is a complete trial, at its setting and its value; later trials are bluer, and the "
-    "ring is the best. The most important parameter comes first."
-)
-PARALLEL = (
-    "Each line is a complete trial: from its value at the left across its parameters. Better "
-    "trials are bluer, and the best is green. A – means that the trial lacks the parameter."
-)
-TOGETHER = (
-    "The complete trials over the two most important parameters that occur together; better ones "
-    "are bluer."
-)
 
 
 def parameter_sections(
@@ -685,28 +487,29 @@ def parameter_sections(
 ) -> Iterator[Section]:
     """Renders which parameters matter, for each objective, and how they shape the value."""
     trials = stored.trials()
-    complete = complete_trials(trials)
-    names = varied_parameters(complete, ENOUGH)
-    why = "No two trials differ in rank, which would tell what matters." if names else NO_PARAMETERS
+    complete = figures.complete_trials(trials)
+    names = varied_parameters(complete, figures.ENOUGH)
+    why = figures.NO_PARAMETERS
+    if names:
+        why = "No two trials differ in rank, which would tell what matters."
     found = [importances(trials, names, goal.sign, n) for n, goal in enumerate(stored.goals)]
     for position, (goal, shares) in enumerate(zip(stored.goals, found, strict=True)):
-        title = f"What matters for {goal.name}" if len(found) > 1 else "Which parameters matter"
-        key = f"importances-{position}" if position else "importances"
-        yield Section(key, title, [Bars(shares) if shares else Absent(why)], IMPORTANCES)
+        made = section("importances", [page.Bars(shares) if shares else Absent(why)])
+        if len(found) > 1:
+            made = replace(made, title=f"What matters for {goal.name}")
+        yield replace(made, key=f"importances-{position}") if position else made
     if choices := [*_choices(trials, complete, axis)]:
-        yield Section("choices", "Which choice", choices, CHOICES)
+        yield section("choices", choices)
     names = [share.name for share in found[0]] or names
-    each = drawn(slices(complete, names[:MOST_SLICES], best, axis))
-    yield Section("slices", "Parameter by parameter", [each], SLICES)
-    lines = drawn(parallel(best_of(stored, MOST_LINES), names, axis))
-    yield Section("parallel", "The best trials over all parameters", [lines], PARALLEL)
-    two = drawn(together(complete, names, axis))
-    yield Section("together", "Two parameters together", [two], TOGETHER)
+    yield section("slices", [drawn(figures.slices(complete, names[:MOST_SLICES], best, axis))])
+    ranked = figures.best_of(stored, MOST_LINES)
+    yield section("parallel", [drawn(figures.parallel(ranked, names, axis))])
+    yield section("together", [drawn(figures.together(complete, names, axis))])
 
 
 def _choices(
     trials: Sequence[FrozenTrial], complete: Sequence[FrozenTrial], axis: Axis
-) -> Iterator[Part]:
+) -> Iterator[page.Part]:
     """Yields for each choice of a group how its options did.
 
     A choice is one of a group if it opens parameters: their names begin with it.
@@ -718,14 +521,12 @@ def _choices(
             continue
         own = [trial for trial in complete if name in trial.params]
         said = ", ".join(f"{option} by {count}" for option, count in tried.items())
-        block = summary(own, name, axis.sign) if own else Absent("No trial is complete yet.")
-        yield Part(name, [block], f"chosen: {said}")
+        block: Block = Absent(figures.NOTHING_COMPLETE)
+        if own:
+            block = figures.summary(own, name, axis.sign)
+        yield page.Part(name, [block], f"chosen: {said}")
 
 
-TRIALS = (
-    "All trials, with their parameters. A click on a title sorts by it; the field above shows only "
-    "the rows that hold all of its words, such as “cnn complete”."
-)
 SHOWN = {"standard_error": "± error", "seconds": "time", "reason": "why"}  # by its column
 # Of a table for people; all columns are in the output of `studyloom trials --csv`.
 LEFT_OUT = ("started", "worker", "baseline", "failure", "state", "number")
@@ -735,12 +536,9 @@ LONGEST = 60  # characters of a cell
 def trials_section(stored: StoredStudy, snapshot: Snapshot, won: int | None) -> Section:
     """Renders the table of all trials, without the columns of which all cells are empty."""
     rows = trial_rows(stored)
-    if not rows.cells:
-        return Section("trials", "All trials", [Absent("No trial has begun yet.")], TRIALS)
-    columns = {
-        name: [cells[position] for cells in rows.cells]
-        for position, name in enumerate(rows.columns)
-    }
+    if not rows:
+        return section("trials", [Absent("No trial has begun yet.")])
+    columns = dict(zip(rows.columns, zip(*rows.cells, strict=True), strict=True))
     shown = {
         name: column
         for name, column in columns.items()
@@ -749,18 +547,17 @@ def trials_section(stored: StoredStudy, snapshot: Snapshot, won: int | None) -> 
     best = None if snapshot.best is None else snapshot.best.number
     table = []
     for row, trial in enumerate(columns["number"]):
-        first = bool(columns[BASELINE][row])
-        marks = {"winner": trial == won, "best": trial == best, "baseline": first}
+        marks = {"winner": trial == won, "best": trial == best, BASELINE: columns[BASELINE][row]}
         mark = ", ".join(name for name, is_so in marks.items() if is_so)
         cells = [_cell(name, column[row]) for name, column in shown.items()]
-        table.append(Row(trial, columns["state"][row], cells, mark))
+        table.append(page.Row(trial, columns["state"][row], cells, mark))
     words = [
         place
         for place, column in enumerate(shown.values())
         if any(isinstance(cell, str | bool | list) for cell in column)
     ]
-    block = Trials([_title(name, snapshot) for name in shown], words, table)
-    return Section("trials", "All trials", [block], TRIALS)
+    block = page.Trials([_title(name, snapshot) for name in shown], words, table)
+    return section("trials", [block])
 
 
 def _title(name: str, snapshot: Snapshot) -> str:
@@ -769,24 +566,18 @@ def _title(name: str, snapshot: Snapshot) -> str:
     return SHOWN.get(name, name.removeprefix("params.").removeprefix("values."))
 
 
-def _cell(name: str, value: Any) -> Cell:
+def _cell(name: str, value: Any) -> page.Cell:
     if value is None:
-        return Cell("")
+        return page.Cell("")
     if name == "seconds":
-        return Cell(format_duration(value) if value >= 10 else f"{value:.1f} s", value)
-    if isinstance(value, float) and not name.startswith("params."):
-        return Cell(format_value(value), value)
-    return Cell(shorten(format_parameter(value), LONGEST), value)
+        shown = format_duration(value) if value >= 10 else f"{value:.1f} s"
+    elif isinstance(value, float) and not name.startswith("params."):
+        shown = format_value(value)
+    else:
+        shown = shorten(format_parameter(value), LONGEST)
+    return page.Cell(shown, value)
 
 
-TIMELINE = (
-    "Each row is a worker and each bar one of its trials, without its pauses; gaps are time "
-    "without a trial. Idle is the share of gaps between the first start and the last end."
-)
-RUNNING = (
-    "What each worker trains at this moment, and the value of the last epoch that it reported."
-)
-FAILURES = "The trials that failed, by kind of failure, with the messages that they stored."
 MOST_MESSAGES = 10  # of one kind of failure
 
 
@@ -797,88 +588,61 @@ def running_sections(snapshot: Snapshot) -> Iterator[Section]:
         epoch = "–" if worker.epoch is None else f"{worker.epoch}"
         if worker.epoch is not None and worker.epochs is not None:
             epoch += f" of {worker.epochs}"
-        trial = "–" if worker.number is None else worker.number
+        trial = "–" if worker.trial is None else worker.trial
         value = "–" if worker.value is None else format_value(worker.value)
         lease = "" if worker.alive else "its lease is over"
-        params = "" if worker.number is None else format_parameters(worker.params)
+        params = "" if worker.trial is None else format_parameters(worker.params)
         rows.append((worker.owner, trial, epoch, value, lease, params))
     if rows:
         head = ("worker", "trial", "epoch", snapshot.metric, "", "parameters")
-        yield Section("running", "Running now", [Table(head, rows, words=(0, 4, 5))], RUNNING)
+        yield section("running", [Table(head, rows, words=(0, 4, 5))])
 
 
-def worker_sections(stored: StoredStudy) -> Iterator[Section]:
+def worker_sections(stored: StoredStudy, snapshot: Snapshot) -> Iterator[Section]:
     """Renders the timeline of the workers, and the failures."""
     trials = stored.trials()
-    alive = {
-        held.trial_id
-        for held in stored.ledger.held()
-        if held.trial_id is not None and held.left > 0
-    }
-    caption = TIMELINE
-    if len(trials) > MOST:
-        caption += f" These are the latest {MOST} of {len(trials)} trials."
-    yield Section("workers", "Workers", [drawn(timeline(trials[-MOST:], alive))], caption)
-    yield Section("failures", "Failures", [*failures(trials)], FAILURES)
+    alive = {worker.trial for worker in snapshot.workers if worker.alive}
+    latest = f" These are the latest {MOST} of {len(trials)} trials." if len(trials) > MOST else ""
+    yield section("workers", [drawn(figures.timeline(trials[-MOST:], alive))], latest=latest)
+    yield section("failures", [*failures(trials)] or [Absent("No trial has failed.")])
 
 
-def failures(trials: Sequence[FrozenTrial]) -> Iterator[Block]:
-    """Yields the failures by kind, the most frequent first, each message with its trials."""
-    counts = count_failures(trials)
-    if not counts:
-        yield Absent("No trial has failed.")
-    for failure in counts:
+def failures(trials: Sequence[FrozenTrial]) -> Iterator[page.Part]:
+    """Yields the failures by kind, the most frequent first.
+
+    Each message has its trials, and one of their tracebacks.
+    """
+    for failure in count_failures(trials):
         reasons = failure.by_reason()
         blocks: list[Block] = []
         for reason, members in [*reasons.items()][:MOST_MESSAGES]:
-            blocks += _message(reason, members)
+            numbers = ", ".join(str(trial.number) for trial in members[:MOST_MESSAGES])
+            numbers += ", …" if len(members) > MOST_MESSAGES else ""
+            blocks += [Words(reason, "bad"), Words(f"trial {numbers}", "quiet")]
+            kept = [t.user_attrs[TRACEBACK] for t in members if TRACEBACK in t.user_attrs]
+            blocks += [page.Folded("traceback", str(traceback)) for traceback in kept[:1]]
         if len(reasons) > MOST_MESSAGES:
             blocks.append(Words(f"and {len(reasons) - MOST_MESSAGES} other messages", "quiet"))
-        yield Part(failure.kind, blocks, f"{failure.count} ×")
-
-
-def _message(reason: str, trials: Sequence[FrozenTrial]) -> Iterator[Block]:
-    """Yields a failure's message, the trials that stored it, and one of their tracebacks."""
-    numbers = ", ".join(str(trial.number) for trial in trials[:MOST_MESSAGES])
-    numbers += ", …" if len(trials) > MOST_MESSAGES else ""
-    yield Words(reason, "bad")
-    yield Words(f"trial {numbers}", "quiet")
-    tracebacks = (t.user_attrs[TRACEBACK] for t in trials if TRACEBACK in t.user_attrs)
-    if (traceback := next(tracebacks, None)) is not None:
-        yield Folded("traceback", str(traceback))
+        yield page.Part(failure.kind, blocks, f"{failure.count} ×")
 
 
 def environment_section(winner: Answer | None, config_text: str) -> Section:
     """Renders the environment in which the winner was trained, or else that of this process."""
-    blocks: list[Block] = [environment(winner)]
-    if config_text.strip():
-        blocks.append(Folded("configuration", config_text))
-    else:
-        blocks.append(Absent("No configuration was found."))
-    return Section("environment", "Configuration and environment", blocks)
-
-
-def environment(winner: Answer | None) -> Facts:
-    """Returns the facts of the environment, with the data's digest and the seeds."""
     facts: dict[str, Any] = {} if winner is None else {**winner.environment}
     if not facts:
-        facts = {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "optuna")},
-            "studyloom": __version__,
-            "device": _device(),
-        }
+        packages = {name: version(name) for name in ("torch", "optuna")}
+        facts = {"python": platform.python_version(), **packages, "studyloom": __version__}
+        if (torch := sys.modules.get("torch")) is not None:  # to import it takes a second
+            on_gpu = torch.cuda.is_available()
+            facts["device"] = torch.cuda.get_device_name() if on_gpu else "cpu"
     if winner is not None:
         facts["data"] = winner.data.digest if winner.data else None
         facts["seeds"] = [*winner.seeds] or None
-    return Facts([(str(key), value) for key, value in facts.items() if value is not None])
-
-
-def _device() -> str | None:
-    """Names the device of this process; None if it has not imported torch, which takes a second."""
-    if (torch := sys.modules.get("torch")) is None:
-        return None
-    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else "cpu"
+    known = page.Facts([(str(key), value) for key, value in facts.items() if value is not None])
+    config: Block = Absent("No configuration was found.")
+    if config_text.strip():
+        config = page.Folded("configuration", config_text)
+    return section("environment", [known, config])
 
 
 def read_report(
@@ -887,23 +651,22 @@ def read_report(
     small: Compressed | None,
     config_text: str,
     progress: Progress | None = None,
-) -> tuple[Head, Iterator[Section]]:
+) -> tuple[page.Head, Iterator[Section]]:
     """Reads a study, and returns the beginning of its report and the sections below it.
 
     Args:
-        progress: of the whole job, whose stages after the search are then shown while they run;
-            None shows the search.
+        progress: of the whole job, if it is known.
     """
-    snapshot = take_snapshot(stored) if progress is None else progress.search
-    parts = read_parts(stored)
+    progress = progress or JobReader(stored).read()
+    snapshot, parts = progress.search, read_parts(stored)
 
     def sections() -> Iterator[Section]:
-        yield from running_sections(snapshot if progress is None else progress.current)
+        yield from running_sections(progress.current)
         yield from all_sections(stored, snapshot, winner, small)
         yield parts_section(parts)
         yield environment_section(winner, config_text)
 
-    return head(stored, snapshot, winner, parts), sections()
+    return head(stored, progress, winner, parts), sections()
 
 
 def all_sections(
@@ -917,33 +680,29 @@ def all_sections(
         yield from explained_sections(winner)
     shown, note = sample(stored, snapshot, won)
     yield from noted(search_sections(shown, snapshot, winner, axis), note)
-    caption, figure = outlook(stored, snapshot.outlook)
-    yield Section("outlook", "What further trials may gain", [drawn(figure)], caption)
+    caption, figure = figures.outlook(stored, snapshot.outlook)
+    yield section("outlook", [drawn(figure)], caption=caption)
     yield from noted([trials_section(shown, snapshot, won)], note)
     yield from noted(parameter_sections(shown, snapshot.best, axis), note)
-    yield from worker_sections(stored)
+    yield from worker_sections(stored, snapshot)
     if winner is None:
         yield from winner_sections(None, None)
 
 
 def noted(sections: Iterable[Section], note: str) -> Iterator[Section]:
     """Adds a note to the captions of some sections."""
-    for section in sections:
-        yield replace(section, caption=f"{section.caption} {note}".strip())
+    for each in sections:
+        yield replace(each, caption=f"{each.caption} {note}".strip())
 
 
 SHOWN_CONFIGS = ("best.yaml", ".hydra/config.yaml")  # below the run directory
 
 
 def write_report(stored: StoredStudy, run_dir: Path) -> Path:
-    """Writes report.html of the study that runs in a folder.
-
-    Raises:
-        OSError: the folder cannot be written to.
-    """
-    page = render(stored, *read_files(stored, run_dir))
+    """Writes report.html of the study that runs in a folder; raises OSError if it cannot."""
     path = run_dir / "report.html"
-    write_whole(path, page.encode(errors="replace"))
+    html = render(stored, *read_files(stored, run_dir))
+    write_whole(path, html.encode(errors="replace"))
     return path
 
 
@@ -970,4 +729,4 @@ def render(
     stored: StoredStudy, winner: Answer | None, small: Compressed | None, config_text: str
 ) -> str:
     """Renders the page as HTML."""
-    return report_page(*read_report(stored, winner, small, config_text))
+    return page.report_page(*read_report(stored, winner, small, config_text))

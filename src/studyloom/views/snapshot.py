@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -19,29 +19,26 @@ class WorkerStatus:
     """A worker and its trial. Two are equal if nothing but the time differs.
 
     Args:
-        owner: the id of the worker.
-        number: the number of its trial; None before the trial begins.
-        epoch: the last epoch that it reported; None before the first.
-        value: the value of that epoch.
-        left: the seconds that its lease has left; negative after the lease is over.
-        age: the seconds since it claimed its slot.
-        epochs: how many epochs its trial has; None if that is not known.
-        params: the parameters of its trial by their path.
+        trial: its number; None before it begins.
+        epoch: the last one that the trial reported, with its value; None before the first.
+        epochs: how many the trial has; None if that is not known.
+        held: the seconds since the worker claimed its slot.
+        lease: the seconds that its lease has left; negative after the lease is over.
     """
 
     owner: str
-    number: int | None = None
+    trial: int | None = None
     epoch: int | None = None
-    value: float | None = None
-    left: float | None = field(default=None, compare=False)
-    age: float | None = field(default=None, compare=False)
     epochs: int | None = None
+    value: float | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
+    held: float | None = field(default=None, compare=False)
+    lease: float | None = field(default=None, compare=False)
 
     @property
     def alive(self) -> bool:
         """Whether its lease still runs."""
-        return self.left is None or self.left > 0
+        return self.lease is None or self.lease > 0
 
 
 @dataclass(frozen=True)
@@ -53,9 +50,7 @@ class Snapshot:
         outcomes: the number of trials by outcome: complete, pruned, failed, paused,
             running, waiting.
         baseline: the complete trial of the configuration as composed, if there is one.
-        workers: the workers that hold a slot.
-        metric: the name of the first value of a trial.
-        costs: the names of its further values.
+        metric: the name of the first value of a trial; `costs` are those of the others.
         rule: how the best is chosen; None if the metric alone decides.
         foreign: the number of trials that another program has added.
         aside: the number of trials that were set aside for another one in their slot.
@@ -126,40 +121,40 @@ def why_no_best(snapshot: Snapshot) -> str:
 
 
 def uncounted(snapshot: Snapshot) -> list[str]:
-    """Words how many trials are kept but not counted, by kind; nothing for none."""
-    kinds = {"foreign": snapshot.foreign, "set aside": snapshot.aside}
-    return [f"{count} {kind}" for kind, count in kinds.items() if count]
+    """Words how many trials are paused at a rung, or kept but not counted; nothing for none."""
+    counts = {
+        "paused": snapshot.outcomes.get("paused"),
+        "foreign": snapshot.foreign,
+        "set aside": snapshot.aside,
+    }
+    return [f"{count} {kind}" for kind, count in counts.items() if count]
 
 
 def trial_counts(snapshot: Snapshot) -> list[str]:
     """Words how many trials have ended in which way, run, and are not counted."""
-    counts = [
-        f"{snapshot.outcomes.get(kind, 0)} {kind}" for kind in ("complete", "pruned", "failed")
-    ]
-    if snapshot.workers:
-        counts.append(f"{len(snapshot.workers)} running")
-    return [*counts, *paused(snapshot), *uncounted(snapshot)]
-
-
-def paused(snapshot: Snapshot) -> list[str]:
-    """Words how many trials wait at a rung for their promotion; nothing for none."""
-    return [f"{count} paused"] if (count := snapshot.outcomes.get("paused")) else []
+    outcomes = snapshot.outcomes
+    counts = [f"{outcomes.get(kind, 0)} {kind}" for kind in ("complete", "pruned", "failed")]
+    running = [f"{len(snapshot.workers)} running"] if snapshot.workers else []
+    return [*counts, *running, *uncounted(snapshot)]
 
 
 def _read_workers(stored: StoredStudy, trials: list[FrozenTrial]) -> tuple[WorkerStatus, ...]:
     by_id = {trial._trial_id: trial for trial in trials}
     workers = []
     for held in stored.ledger.held():
-        trial = by_id.get(held.trial_id) if held.trial_id is not None else None
-        number = step = value = epochs = None
-        params: Mapping[str, Any] = {}
-        if trial is not None:
-            epochs, params = trial.user_attrs.get(PLANNED_EPOCHS), trial.params
-            number, step = trial.number, trial.last_step
-            value = None if step is None else trial.intermediate_values[step]
-        workers.append(
-            WorkerStatus(held.owner, number, step, value, held.left, held.age, epochs, params)
-        )
+        worker = WorkerStatus(held.owner, held=held.age, lease=held.left)
+        if held.trial_id in by_id:
+            trial = by_id[held.trial_id]
+            step = trial.last_step
+            worker = replace(
+                worker,
+                trial=trial.number,
+                epoch=step,
+                epochs=trial.user_attrs.get(PLANNED_EPOCHS),
+                value=None if step is None else trial.intermediate_values[step],
+                params=trial.params,
+            )
+        workers.append(worker)
     return tuple(workers)
 
 
@@ -170,9 +165,8 @@ def format_trial_values(trial: FrozenTrial) -> str:
 
 def trial_values(trial: FrozenTrial) -> list[str]:
     """Formats each value of a trial: the metric, and then the costs; a dash if it has none."""
-    if not trial.values:
-        return ["–"]
-    return [format_value(trial.values[0]), *map(format_cost, trial.values[1:])]
+    values = trial.values or ()
+    return [*map(format_value, values[:1]), *map(format_cost, values[1:])] or ["–"]
 
 
 def front_rows(snapshot: Snapshot) -> list[list[str]]:

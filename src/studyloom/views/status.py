@@ -5,10 +5,10 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console, Group, RenderableType
@@ -19,12 +19,12 @@ from rich.text import Text
 
 from studyloom.errors import StorageError
 from studyloom.study.failures import FailureCount, count_failures
-from studyloom.study.stored_study import SEARCH, StoredStudy, value_of
+from studyloom.study.stopping import Stop
+from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import one_line
 from studyloom.views.events import finite
 from studyloom.views.importances import importances, varied_parameters
 from studyloom.views.progress import (
-    DONE,
     JobReader,
     Progress,
     all_stages,
@@ -40,6 +40,7 @@ from studyloom.views.progress import (
 from studyloom.views.snapshot import Snapshot
 from studyloom.views.terminal import (
     answers_table,
+    failure_lines,
     front_table,
     headline,
     make_console,
@@ -63,10 +64,8 @@ class Status:
     """A study and its job at one moment. Two are equal if nothing but the time differs.
 
     Args:
-        progress: the search and the stages after it.
         importances: the shares of the most important parameters, in all at most 1; empty as long
             as they would mean nothing.
-        failures: the failed trials by kind, the most frequent kind first.
     """
 
     progress: Progress
@@ -125,7 +124,7 @@ def render(status: Status, width: int) -> RenderableType:
     else:
         left = max(0, snapshot.slots["free"] - snapshot.outcomes.get("paused", 0))
         line(f"budget left: {left} trial{'' if left == 1 else 's'}")
-    for words in (*wrap([all_stages(progress)], width), *wrap(time_words(progress), width)):
+    for words in job_lines(progress, width):
         line(words)
     line(control_words(progress), "bold")
     if ended is None:
@@ -135,37 +134,28 @@ def render(status: Status, width: int) -> RenderableType:
         line(f"the study has stopped, since its trials fail with this: {why}", "bold red")
     if progress.current.workers:
         parts.append(workers_table(progress.current, width))
-    for failure in status.failures:
-        line(one_line(f"{failure.kind}  {failure.count} × such as: {failure.reason}"))
+    for words in failure_lines(status.failures):
+        line(words)
     if status.importances:
         line("what matters", "dim")
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-        table.add_column("parameter", overflow="fold")
-        table.add_column("share", justify="right", no_wrap=True)
+        longest = max(map(len, status.importances))
         for name, share in status.importances.items():
-            table.add_row(Text(f"  {one_line(name)}"), f"{share:.0%}")
-        parts.append(table)
+            line(f"  {one_line(name):{longest}}  {share:3.0%}")
     parts.append(answers_table(snapshot, width))
     if snapshot.rule is not None:
         parts.append(front_table(snapshot, width))
     return Group(*parts)
 
 
-def status_line(status: Status) -> str:
-    """Formats a status in one line, without what changes every second."""
-    progress, ended = status.progress, status.snapshot.outlook.ending
-    stage = "" if progress.title in (SEARCH, DONE) else stage_words(progress)
-    result = "no result yet" if status.snapshot.best is None else best_words(progress)
-    why = "" if ended is None else ended.words
-    parts = (headline(status.snapshot), stage, result, why, control_words(progress))
-    return "; ".join(filter(None, parts))
+def job_lines(progress: Progress, width: int) -> list[str]:
+    """Formats the stages of a job and its time in lines of at most `width` columns."""
+    return [*wrap([all_stages(progress)], width), *wrap(time_words(progress), width)]
 
 
 def as_json(status: Status) -> str:
     """Formats a status as one line of JSON, for other programs.
 
-    Its shape is `Status` of `commands.documents`. Numbers are not rounded; what is missing or not
-    finite is null.
+    Its shape is `Status` of `commands.documents`. What is missing or not finite is null.
     """
     return json.dumps(finite(status_document(status)), allow_nan=False)
 
@@ -187,21 +177,9 @@ def status_document(status: Status) -> dict[str, Any]:
         "front": [_trial_json(snapshot, trial) for trial in snapshot.front],
         "rule": snapshot.rule,
         "importances": dict(status.importances),
-        "workers": [
-            {
-                "owner": worker.owner,
-                "trial": worker.number,
-                "epoch": worker.epoch,
-                "epochs": worker.epochs,
-                "value": worker.value,
-                "params": dict(worker.params),
-                "held": worker.age,
-                "lease": worker.left,
-            }
-            for worker in progress.current.workers
-        ],
+        "workers": [asdict(worker) for worker in progress.current.workers],
         "failures": {
-            failure.kind: {"count": failure.count, "reason": failure.reason}
+            failure.kind: {"count": failure.count, "reason": failure.first_reason}
             for failure in status.failures
         },
         "halted": progress.halted,
@@ -236,20 +214,39 @@ def print_status(status: Status, console: Console) -> None:
     console.print(render(status, console.width))
 
 
-def watch(source: JobReader | StoredStudy, console: Console) -> None:
-    """Shows a job until it has ended: live on a terminal, else a line for each change.
+def is_plain(console: Console) -> bool:
+    """Whether a console gets plain lines, since nothing can be drawn anew on it."""
+    return not console.is_terminal or console.is_dumb_terminal
 
-    If nothing changes there is a line a minute.
+
+class Lines:
+    """Prints lines: one that has changed, at most every few seconds; else one a minute.
+
+    Args:
+        interval: seconds between two lines if something has changed.
     """
-    if not console.is_terminal or console.is_dumb_terminal:
-        last, at = "", 0.0
+
+    def __init__(self, console: Console, interval: float) -> None:
+        self.console, self.interval = console, interval
+        self._last, self._at = "", time.monotonic()
+
+    def show(self, line: str, progress: Progress | None) -> None:
+        """Prints a line, if it is time for it, with the time left of a job."""
+        now = time.monotonic()
+        if now - self._at >= (self.interval if line != self._last else QUIET_INTERVAL):
+            self._last, self._at = line, now
+            eta = f"  {eta_words(progress)}" if progress is not None else ""
+            shown = f"{datetime.now():%H:%M:%S}  {line}{eta}"
+            self.console.print(Text(shown), soft_wrap=True)
+
+
+def watch(source: JobReader | StoredStudy, console: Console) -> None:
+    """Shows a job until it has ended: live on a terminal, else a line for each change."""
+    if is_plain(console):
+        lines = Lines(console, 0.0)
         for status in watch_statuses(source):
-            line, eta = str(status), ""
-            if isinstance(status, Status):
-                line, eta = status_line(status), eta_words(status.progress)
-            if line != last or time.monotonic() - at >= QUIET_INTERVAL:
-                last, at = line, time.monotonic()
-                console.print(Text(timed("; ".join(filter(None, (line, eta))))), soft_wrap=True)
+            progress = status.progress if isinstance(status, Status) else None
+            lines.show(progress_line(progress) if progress else str(status), progress)
         return
     view: RenderableType = ""
     with Live(console=console, auto_refresh=False) as live:
@@ -290,16 +287,6 @@ def watch_statuses(source: JobReader | StoredStudy) -> Iterator[Status | Storage
         time.sleep(WATCH_INTERVAL)
 
 
-class Stopping(Protocol):
-    """Whether the process stops, and who says so."""
-
-    telling: bool
-
-    @property
-    def ended_by(self) -> str: ...
-    def __call__(self) -> bool: ...
-
-
 class Display:
     """Shows a job while the body of a `with` works on it: live, in a notebook, or as plain lines.
 
@@ -312,12 +299,12 @@ class Display:
         self,
         read: Callable[[], Progress],
         console: Console,
-        stop: Stopping | None = None,
+        stop: Stop | None = None,
         listeners: Sequence[Callable[[Progress], None]] = (),
     ) -> None:
         self.read, self.console, self.stop, self.listeners = read, console, stop, listeners
         self._cell: Any = None  # the handle of what a notebook's cell shows
-        self._line: tuple[str, float] = "", time.monotonic()  # the last one, and when it came
+        self._lines = Lines(console, LINE_INTERVAL)
         self._told = False  # that the process stops
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -341,7 +328,7 @@ class Display:
     def _watch(self) -> None:
         if self._cell is not None:
             self._look(self._show)
-        elif not self.console.is_terminal or self.console.is_dumb_terminal:
+        elif is_plain(self.console):
             self._look(self._print_line)
         else:
             self._watch_live()
@@ -399,39 +386,25 @@ class Display:
         self._cell.update(import_module("IPython.display").HTML(html))
 
     def _print_line(self, progress: Progress) -> None:
-        """Prints a line if something has changed, at most one in a few seconds; else one a minute.
-
-        An epoch changes nothing; a trial does.
-        """
-        line, (last, at), now = progress_line(progress), self._line, time.monotonic()
-        if now - at >= (LINE_INTERVAL if line != last else QUIET_INTERVAL):
-            self._line = line, now
-            self.console.print(Text(timed(f"{line}  {eta_words(progress)}")), soft_wrap=True)
+        self._lines.show(progress_line(progress), progress)
 
     def render(self, progress: Progress) -> RenderableType:
         """Renders a job for a terminal, as wide as the console."""
         width = self.console.width
-        parts: list[RenderableType] = [live_head(progress, width)]
-        lines = [*wrap([all_stages(progress)], width), *wrap(time_words(progress), width)]
-        parts += [Text(line, style="dim") for line in lines if line]
+        lines = [Text(line, style="dim") for line in job_lines(progress, width)]
         words = control_words(progress)
         if self.stop is not None and self.stop():
             words = stopping_words(self.stop.ended_by)
-        if words:
-            parts.append(Text(words, style="bold", overflow="fold"))
-        return Group(*parts, workers_table(progress.current, width))
+        said = [Text(words, style="bold", overflow="fold")] if words else []
+        head, workers = live_head(progress, width), workers_table(progress.current, width)
+        return Group(head, *lines, *said, workers)
 
 
 def stopping_words(ended_by: str) -> str:
-    """Says that a process stops, with the reason of `Stop.ended_by`."""
+    """Says that a process stops, and why, as `Stop.ended_by` does."""
     if ended_by == "stopped":
         return "stopping; once more stops at once"
     return f"stopping: {ended_by}"
-
-
-def timed(line: str) -> str:
-    """Puts the local time before a line."""
-    return f"{datetime.now():%H:%M:%S}  {line}"
 
 
 def live_head(progress: Progress, width: int) -> RenderableType:
@@ -441,11 +414,9 @@ def live_head(progress: Progress, width: int) -> RenderableType:
     name = Text(one_line(progress.search.name), style="bold")
     bar = ProgressBar(max(1, progress.budget), progress.done, width=BAR_WIDTH)
 
-    def row(*parts: RenderableType) -> Table:
-        table = Table.grid(*("" for _ in parts), padding=(0, 2))
-        table.add_row(*parts)
-        return table
-
+    table = Table.grid(padding=(0, 2))
     if name.cell_len + done.cell_len + best.cell_len + BAR_WIDTH + 6 <= width:
-        return row(name, bar, done, best)
-    return Group(name, row(bar, done), best)
+        table.add_row(name, bar, done, best)
+        return table
+    table.add_row(bar, done)
+    return Group(name, table, best)

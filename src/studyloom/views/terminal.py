@@ -23,7 +23,7 @@ from studyloom.question.sources import CODE
 from studyloom.space.outline import outline
 from studyloom.storage.attributes import EPOCHS, STANDARD_ERROR, TIMES, WORKER
 from studyloom.storage.urls import parse_url, without_password
-from studyloom.study.failures import count_failures, outcome, reason_of
+from studyloom.study.failures import FailureCount, count_failures, outcome, reason_of
 from studyloom.study.rows import seconds_spent
 from studyloom.study.stored_study import StoredStudy
 from studyloom.text import (
@@ -35,23 +35,16 @@ from studyloom.text import (
     shorten_end,
 )
 from studyloom.views.progress import wrap
-from studyloom.views.snapshot import Snapshot, WorkerStatus, front_rows, trial_counts, trial_values
-from studyloom.winner.answer import Answer, Compressed
-from studyloom.winner.wording import (
-    CHOSEN,
-    committee_lines,
-    compressed_lines,
-    compressed_rows,
-    format_costs,
-    format_covers,
-    format_difference,
-    format_mean,
-    format_openings,
-    format_reuse,
-    format_seeds,
-    format_uncertainty,
-    race_lines,
+from studyloom.views.snapshot import (
+    Snapshot,
+    WorkerStatus,
+    format_trial_values,
+    front_rows,
+    trial_counts,
+    trial_values,
 )
+from studyloom.winner import wording
+from studyloom.winner.answer import Answer, Compressed
 
 if TYPE_CHECKING:
     from studyloom.launch.task import Command
@@ -67,36 +60,37 @@ def winner_lines(answer: Answer) -> Iterator[str]:
     """Formats the answer for a terminal, line by line."""
     test, chosen, metric = answer.test, answer.winner, answer.metric.name
     fresh, gap = chosen.fresh, format_value(chosen.gap or 0.0, "+")
-    notes = [*race_lines(answer.race), format_reuse(answer)]
+    notes = [*wording.race_lines(answer.race), wording.format_reuse(answer)]
     if test is None:
         assert fresh is not None  # what is not tested was judged on fresh seeds
         basis = f"trial {chosen.trial}, {len(answer.seeds)} fresh seeds"
-        yield f"winner    {metric} {format_mean(fresh)}  {basis}"
+        yield f"winner    {metric} {wording.format_mean(fresh)}  {basis}"
         for row in answer.candidates:
             if row.baseline and row.fresh and row.trial != chosen.trial:
-                yield f"          baseline {format_mean(row.fresh)}"
+                yield f"          baseline {wording.format_mean(row.fresh)}"
         yield f"          selection gap {gap}"
-        notes = [format_seeds(fresh), *notes]
+        notes = [wording.format_seeds(fresh), *notes]
         yield from (f"          {note}" for note in notes if note)
         yield f"          {answer.note}"
         return
     basis = f"trial {chosen.trial}, {len(answer.seeds)} seeds"
     basis += f", {test.examples} examples" if test.examples is not None else ""
-    basis += format_costs(chosen)
-    yield f"test      winner {metric} {format_mean(test.winner)}  {basis}"
+    basis += wording.format_costs(chosen)
+    yield f"test      winner {metric} {wording.format_mean(test.winner)}  {basis}"
     if test.baseline and test.difference:
-        yield f"          baseline {format_mean(test.baseline)}"
-        yield f"          difference {format_difference(test.difference, format_covers(test))}"
+        yield f"          baseline {wording.format_mean(test.baseline)}"
+        difference = wording.format_difference(test.difference, wording.format_covers(test))
+        yield f"          difference {difference}"
     for rule, value in test.references.items():
         yield f"          {rule} {format_value(value)}"
     if fresh is not None:
-        basis = f"{format_mean(fresh)} on fresh seeds and validation parts"
+        basis = f"{wording.format_mean(fresh)} on fresh seeds and validation parts"
         yield f"          selection gap {gap}: {basis}"
-    yield from (f"          {note}" for note in [*format_uncertainty(test), *notes] if note)
-    for number, line in enumerate(committee_lines(answer.committee, metric)):
+    yield from (f"          {note}" for note in [*wording.format_uncertainty(test), *notes] if note)
+    for number, line in enumerate(wording.committee_lines(answer.committee, metric)):
         yield f"{'' if number else 'committee':10}{line}"
     if test.openings > 1:
-        opened = format_openings(test.openings)
+        opened = wording.format_openings(test.openings)
         yield f"          the test part was {opened}, and each opening proves less"
     if not answer.keeps:
         yield (
@@ -107,43 +101,35 @@ def winner_lines(answer: Answer) -> Iterator[str]:
 
 def workers_table(snapshot: Snapshot, width: int) -> RenderableType:
     """Renders each worker with its trial, epoch and value, and its slot and lease."""
-    if width < WIDE:
-        return Group(*(Text("\n").join(_narrow_worker(worker)) for worker in snapshot.workers))
+    lines: list[RenderableType] = []
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("  worker", overflow="fold")
     for name in ("trial", "epoch", "value", "held", "lease"):
         table.add_column(name, justify="right", no_wrap=True)
     for worker in snapshot.workers:
-        table.add_row(Padding(Text(one_line(worker.owner)), (0, 0, 0, 2)), *_worker_cells(worker))
-    return Group(table, *_parameters_of(snapshot, width))
-
-
-def _parameters_of(snapshot: Snapshot, width: int) -> Iterator[Text]:
-    """Yields a line for each running trial with its parameters, cut where the terminal ends."""
-    for worker in snapshot.workers:
-        if worker.params:
-            line = f"  trial {worker.number}: {format_parameters(worker.params)}"
-            yield Text(shorten_end(line, width), style="dim", no_wrap=True)
+        number, epoch, value, age, left = cells = _worker_cells(worker)
+        owner = Text(f"{one_line(worker.owner)}", overflow="fold")
+        table.add_row(Padding(owner, (0, 0, 0, 2)), *cells)
+        if width < WIDE:
+            lines.append(Text(f"trial {number}  epoch {epoch}  {value}"))
+            lines.append(Text(f"  {one_line(worker.owner)}", overflow="fold"))
+            lines.append(Text(f"  held {age}, lease {left}", style="dim"))
+        elif worker.params:  # cut where the terminal ends
+            line = f"  trial {worker.trial}: {format_parameters(worker.params)}"
+            lines.append(Text(shorten_end(line, width), style="dim", no_wrap=True))
+    return Group(*lines) if width < WIDE else Group(table, *lines)
 
 
 def _worker_cells(worker: WorkerStatus) -> list[str]:
     """Formats trial, epoch and value, since when a slot is held, and what its lease has left."""
     value = None if worker.value is None else format_value(worker.value)
-    age = None if worker.age is None else format_duration(worker.age)
-    left = None if worker.left is None else format_duration(worker.left) if worker.alive else "over"
+    held = None if worker.held is None else format_duration(worker.held)
+    lease = None if worker.lease is None else format_duration(worker.lease)
     epoch = worker.epoch
     of = "" if worker.epochs is None else f"/{worker.epochs}"
-    cells = (worker.number, None if epoch is None else f"{epoch}{of}", value, age, left)
+    shown = None if epoch is None else f"{epoch}{of}"
+    cells = (worker.trial, shown, value, held, lease if worker.alive else "over")
     return ["–" if cell is None else str(cell) for cell in cells]
-
-
-def _narrow_worker(worker: WorkerStatus) -> list[Text]:
-    number, epoch, value, age, left = _worker_cells(worker)
-    return [
-        Text(f"trial {number}  epoch {epoch}  {value}"),
-        Text(f"  {one_line(worker.owner)}", overflow="fold"),
-        Text(f"  held {age}, lease {left}", style="dim"),
-    ]
 
 
 def format_times(trials: Sequence[FrozenTrial], began: datetime) -> list[str]:
@@ -178,27 +164,24 @@ def answers_table(snapshot: Snapshot, width: int) -> RenderableType:
     for name in ("what", "value", "trial"):
         table.add_column(name, no_wrap=True)
     table.add_column("parameters", overflow="fold")
-    stacked: list[RenderableType] = []
+    lines: list[RenderableType] = []
     for name, trial in answers.items():
         if trial is None:
             continue
-        style = "bold" if name == "best" else ""
+        values, style = _named_values(snapshot, trial), "bold" if name == "best" else ""
         if width < WIDE:
-            value = Text(", ".join(_named_values(snapshot, trial)), style=style)
-            stacked.append(Text.assemble(f"{name:8}  ", value, f"  trial {trial.number}"))
-            stacked += [
-                Text(f"  {one_line(parameter)}={format_parameter(setting)}", overflow="fold")
-                for parameter, setting in trial.params.items()
-            ]
+            value = Text(", ".join(values), style=style)
+            lines.append(Text.assemble(f"{name:8}  ", value, f"  trial {trial.number}"))
+            for parameter, setting in trial.params.items():
+                line = f"  {one_line(parameter)}={format_parameter(setting)}"
+                lines.append(Text(line, overflow="fold"))
         else:
-            value = Text("\n".join(_named_values(snapshot, trial)), style=style)
-            parameters = Text(format_parameters(trial.params))
-            table.add_row(Text(name), value, f"trial {trial.number}", parameters)
-    tables: list[RenderableType] = stacked if width < WIDE else [table]
+            value = Text("\n".join(values), style=style)
+            table.add_row(name, value, f"trial {trial.number}", format_parameters(trial.params))
     if any(trial is not None and STANDARD_ERROR in trial.user_attrs for trial in answers.values()):
         legend = f"{'':10}± is the standard error of the mean over folds and seeds"
-        tables.append(Text(legend, style="dim"))
-    return Group(*tables)
+        lines.append(Text(legend, style="dim"))
+    return Group(*lines) if width < WIDE else Group(table, *lines)
 
 
 def _named_values(snapshot: Snapshot, trial: FrozenTrial) -> list[str]:
@@ -215,17 +198,17 @@ def front_table(snapshot: Snapshot, width: int) -> RenderableType:
     rule = Text(f"rule      {snapshot.rule}", overflow="fold")
     if not snapshot.front:
         return rule
-    (*heads, _), *rows = front_rows(snapshot)
+    heads, *rows = front_rows(snapshot)
+    indent = ["front   "] if width >= WIDE else []
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    title = ["front   "] if width >= WIDE else []
-    for name in title:
+    for name in indent:
         table.add_column(name, header_style="")
-    for head in heads:
+    for head in heads[:-1]:
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column()
     for *cells, mark in rows:
         style = "bold" if "best" in mark.split(", ") else ""
-        table.add_row(*("" for _ in title), *cells, mark, style=style)
+        table.add_row(*("" for _ in indent), *cells, mark, style=style)
     return Group(table, rule)
 
 
@@ -275,48 +258,54 @@ def make_console(file: Any = None, **options: Any) -> SafeConsole:
 
 def print_compressed(record: Compressed, console: Console) -> None:
     """Prints the variants of a winner that was made small, and the one that was chosen."""
-    heads, *rows = compressed_rows(record)
+    heads, *rows = wording.compressed_rows(record)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(heads[0], min_width=len("(committee),"))
     for head in heads[1:-1]:
         table.add_column(head, justify="right", min_width=len("+0.0000"))
-    table.add_column(heads[-1], no_wrap=True, min_width=len(CHOSEN))
+    table.add_column(heads[-1], no_wrap=True, min_width=len(wording.CHOSEN))
     for name, *cells in rows:
         # A narrow terminal shows medians alone; the report has their percentiles too.
         kept = cells if console.width >= WHOLE else [cell.partition(" (")[0] for cell in cells]
-        table.add_row(name, *kept, style="bold green" if cells[-1] == CHOSEN else "")
+        table.add_row(name, *kept, style="bold green" if cells[-1] == wording.CHOSEN else "")
     console.print(table)
-    console.print(Text("\n".join(compressed_lines(record))), soft_wrap=True)
+    console.print(Text("\n".join(wording.compressed_lines(record))), soft_wrap=True)
 
 
 def print_failures(stored: StoredStudy, console: Console) -> None:
     """Prints why trials failed, the most frequent kind of failure first."""
-    for failure in count_failures(stored.trials()):
-        line = one_line(f"{failure.kind}  {failure.count} × such as: {failure.first_reason}")
+    for line in failure_lines(count_failures(stored.trials())):
         console.print(Text(line), soft_wrap=True)
+
+
+def failure_lines(failures: Sequence[FailureCount]) -> list[str]:
+    """Words how many trials failed for each kind of reason, with the first of these reasons."""
+    lines = [f"{each.kind}  {each.count} × such as: {each.first_reason}" for each in failures]
+    return [*map(one_line, lines)]
 
 
 def print_trials(stored: StoredStudy, console: Console) -> None:
     """Prints a line for each trial: number, outcome, values, time, and parameters or reason."""
     head = ("trial", "state", ", ".join(goal.name for goal in stored.goals), "time", "parameters")
-    lines = [head]
+    rows = [head]
     for trial in stored.trials():
-        state = outcome(trial)
         seconds = seconds_spent(trial)
         spent = "" if seconds is None else format_duration(seconds)
-        about = reason_of(trial) or format_parameters(trial.params)
-        values = ", ".join(trial_values(trial))
-        lines.append((str(trial.number), state, values, spent, one_line(about)))
-    widths = [max(len(line[column]) for line in lines) for column in range(4)]
-    for number, state, values, spent, about in lines:
-        cells = (
-            number.rjust(widths[0]),
-            state.ljust(widths[1]),
-            values.rjust(widths[2]),
-            spent.rjust(widths[3]),
-            about,
-        )
-        console.print(Text("  ".join(cells).rstrip()), soft_wrap=True)
+        about = one_line(reason_of(trial) or format_parameters(trial.params))
+        rows.append((str(trial.number), outcome(trial), format_trial_values(trial), spent, about))
+    for line in aligned(rows, words=(1, 4)):
+        console.print(Text(line), soft_wrap=True)
+
+
+def aligned(rows: Sequence[Sequence[str]], words: Sequence[int]) -> Iterator[str]:
+    """Yields rows as lines of columns, which nothing cuts; `words` are columns aligned left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column in words else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
 
 
 def print_code_changes(stored: StoredStudy, console: Console) -> None:
@@ -336,10 +325,8 @@ def print_next_steps(
 ) -> None:
     """Prints the paths of the results, and the next commands."""
     stored = plan.search.stored
-    times = [
-        t for trial in stored.trials() for t in trial.user_attrs.get(EPOCHS, {}).get("seconds", [])
-    ]
-    if times:
+    curves = (trial.user_attrs.get(EPOCHS, {}) for trial in stored.trials())
+    if times := [seconds for curve in curves for seconds in curve.get("seconds", ())]:
         console.print(f"{median(times):.2f} s per epoch (median of {len(times)})")
     trials = [trial for stage in plan for trial in stage.stored.trials()]
     for line in wrap(format_times(trials, began), console.width):
