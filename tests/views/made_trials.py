@@ -5,14 +5,7 @@ from datetime import datetime, timedelta
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from studyloom.storage.attributes import (
-    BASELINE,
-    EPOCHS,
-    FAILURE,
-    REASON,
-    TRACEBACK,
-    WORKER,
-)
+from studyloom.storage.attributes import BASELINE, EPOCHS, FAILURE, REASON, TRACEBACK, WORKER
 from studyloom.views.charts import Axis
 
 BEGAN = datetime(2026, 1, 1, 12)
@@ -61,40 +54,30 @@ def a_trial(
 
 def branching(number):
     """The parameters of a trial in a conditional space."""
+    rate = {"lr": (0.001 * (1 + number % 100), RATE)}
     if number % 2:
-        return {
-            "model": ("cnn", MODEL),
-            "lr": (0.001 * (1 + number % 100), RATE),
-            "cnn.channels": (8, IntDistribution(1, 64)),
-        }
-    momentum = FloatDistribution(0.0, 1.0)
-    return {
-        "model": ("mlp", MODEL),
-        "lr": (0.001 * (1 + number % 100), RATE),
-        "mlp.momentum": (number % 100 / 100, momentum),
-    }
+        return {"model": ("cnn", MODEL), **rate, "cnn.channels": (8, IntDistribution(1, 64))}
+    momentum = (number % 100 / 100, FloatDistribution(0.0, 1.0))
+    return {"model": ("mlp", MODEL), **rate, "mlp.momentum": momentum}
 
 
 def forty():
     """Forty trials of two workers: complete, pruned, failed, diverged, and one that runs."""
+    lines = "Traceback …\nValueError: no"
+    failed = {FAILURE: "error", REASON: "ValueError: no", TRACEBACK: lines}
+    diverged = {FAILURE: "diverged", REASON: "train loss is nan"}
     for number in range(40):
-        worker, params = f"host:{number % 2}", branching(number)
+        own = {"params": branching(number), "worker": f"host:{number % 2}"}
         match number % 5:
             case _ if number == 0:
-                yield a_trial(0, accuracy=0.9, params=params, worker=worker, **{BASELINE: True})
+                yield a_trial(0, accuracy=0.9, **own, **{BASELINE: True})
             case 3:
-                yield a_trial(number, TrialState.PRUNED, 0.7, 1, params, worker)
+                yield a_trial(number, TrialState.PRUNED, 0.7, 1, **own)
             case 4 if number < 20:
-                failure = {
-                    FAILURE: "error",
-                    REASON: "ValueError: no",
-                    TRACEBACK: "Traceback …\nValueError: no",
-                }
-                yield a_trial(number, TrialState.FAIL, 0.5, 1, params, worker, **failure)
+                yield a_trial(number, TrialState.FAIL, 0.5, 1, **own, **failed)
             case 4 if number < 39:
-                failure = {FAILURE: "diverged", REASON: "train loss is nan"}
-                yield a_trial(number, TrialState.PRUNED, 0.1, 1, params, worker, **failure)
+                yield a_trial(number, TrialState.PRUNED, 0.1, 1, **own, **diverged)
             case 4:
-                yield a_trial(number, TrialState.RUNNING, 0.8, 1, params, worker)
+                yield a_trial(number, TrialState.RUNNING, 0.8, 1, **own)
             case _:
-                yield a_trial(number, accuracy=0.9 + 0.001 * number, params=params, worker=worker)
+                yield a_trial(number, accuracy=0.9 + 0.001 * number, **own)

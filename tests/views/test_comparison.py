@@ -19,7 +19,6 @@ from studyloom.views.comparison import (
     differing,
     page,
     read_studies,
-    write_page,
 )
 from studyloom.views.page import Absent
 
@@ -121,27 +120,3 @@ def test_one_study_eight_and_one_that_is_named_twice_are_refused(ran):
     ):
         with pytest.raises(ConfigError, match=why):
             read_studies(studies)
-
-
-@pytest.mark.browser
-def test_whatever_studies_are_called_is_text(ran, browser, tmp_path):
-    evil = {"model.hidden": EVIL, EVIL: "\x1b[31m"}
-    studies = read_studies([
-        ran("a", values(0.5, 0.6), EVIL, name=EVIL),
-        ran("b", values(0.4, 0.7), name="\x1b]0;x\x07two", question=evil),
-    ])  # fmt: skip
-    write_page(studies, tmp_path / "compare.html")
-    view = browser.new_page(viewport={"width": 390, "height": 800})
-    seen = []
-    view.on("dialog", lambda dialog: (seen.append(dialog.message), dialog.dismiss()))
-    view.on("pageerror", lambda error: seen.append(str(error)))
-    view.goto((tmp_path / "compare.html").as_uri())
-    assert view.locator("img").count() == 0
-    assert EVIL in view.locator("#differs").inner_text()
-    assert view.evaluate("document.documentElement.scrollWidth") == 390
-    view.locator("#trials .plot").focus()
-    view.keyboard.press("End")
-    assert "trials 2" in view.locator(".tip").inner_text()
-    assert seen == []
-    view.close()
-    assert "\x1b" not in (tmp_path / "compare.html").read_text()

@@ -15,7 +15,6 @@ from optuna.trial import TrialState
 from serving import ask, served
 from toys import fill
 
-from studyloom.cli import main
 from studyloom.errors import StorageError
 from studyloom.storage.attributes import FAILURE, REASON
 from studyloom.study.opening import create_study
@@ -138,15 +137,13 @@ def test_it_shows_how_far_the_whole_job_has_come_and_what_runs_and_then_the_answ
     assert after["order"][:2] == ["running", "candidates"]
 
 
-def test_the_only_study_needs_no_name_and_several_are_listed(sqlite_url, capsys):
+def test_the_only_study_needs_no_name_and_several_are_listed(sqlite_url):
     create_study(sqlite_url, "first", {"asks": "nothing"}, trials=8)
     assert open_only_study(sqlite_url, None).name == "first"
     create_study(sqlite_url, "second", {"asks": "nothing"}, trials=8)
     with pytest.raises(StorageError, match=r"--study must name .* 2 studies: first, second"):
         open_only_study(sqlite_url, None)
     assert open_only_study(sqlite_url, "second").name == "second"
-    assert main(["dashboard"]) == 2
-    assert "name a RUN_DIR, or a database" in capsys.readouterr().err
 
 
 def test_optuna_dashboard_is_behind_the_page_and_a_database_that_goes_away_is_no_end(

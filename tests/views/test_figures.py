@@ -40,11 +40,11 @@ def numbered(*trials):
     return [*trials]
 
 
-def chosen(*choices):
-    """A complete trial for each choice of a parameter p."""
-    asked = {"p": CategoricalDistribution([*dict.fromkeys(choices)])}
+def over(distribution, *settings):
+    """A complete trial for each setting of a parameter p."""
+    asked = {"p": distribution}
     return numbered(
-        *(create_trial(value=0.5, params={"p": c}, distributions=asked) for c in choices)
+        *(create_trial(value=0.5, params={"p": each}, distributions=asked) for each in settings)
     )
 
 
@@ -61,13 +61,9 @@ def test_of_many_trials_the_best_are_drawn_over_parallel_axes(study_of):
 def test_whole_numbers_have_whole_labels():
     for count in (1, 2, 7, 12, 40, 1000, 12345):
         labels = [tick.label for tick in whole_scale(0, count).ticks]
-        assert labels
         assert all(label.isdigit() for label in labels)
-        assert len(labels) <= 14
-    asked = {"p": IntDistribution(1, 3)}
-    trials = numbered(
-        *(create_trial(value=0.5, params={"p": n}, distributions=asked) for n in (1, 2, 3))
-    )
+        assert 1 <= len(labels) <= 14
+    trials = over(IntDistribution(1, 3), 1, 2, 3)
     for pixels in (None, 124):
         assert [t.label for t in setting_scale(trials, "p", pixels)[0].ticks] == ["1", "2", "3"]
 
@@ -124,13 +120,12 @@ def test_the_history_marks_each_trial_once_and_the_best_so_far(study_of):
 
 
 def test_the_table_behind_a_parameter_has_its_choices_or_ranges():
-    trials = chosen("a", "b", "a")
+    trials = over(CategoricalDistribution(["a", "b"]), "a", "b", "a")
     assert [row[:2] for row in summary(trials, "p", 1).rows] == [("a", 2), ("b", 1)]
-    asked = {"lr": FloatDistribution(0, 1)}
-    many = numbered(
-        *(create_trial(value=n / 20, params={"lr": n / 20}, distributions=asked) for n in range(20))
-    )
-    rows = summary(many, "lr", -1).rows
+    many = over(FloatDistribution(0, 1), *(n / 20 for n in range(20)))
+    for trial in many:
+        trial.values = [trial.params["p"]]
+    rows = summary(many, "p", -1).rows
     assert [row[1] for row in rows] == [5, 5, 5, 5]
     assert rows[0] == ("0 to 0.2", 5, "0.0000", "0.1000")
 
@@ -177,16 +172,14 @@ def test_what_a_loop_told_beside_the_value_is_drawn_with_gaps_where_it_told_none
 
 
 def test_idle_is_the_share_of_gaps_in_a_workers_time():
-    def at(*spans):
-        return [
-            (BEGAN + timedelta(seconds=start), BEGAN + timedelta(seconds=end))
-            for start, end in spans
-        ]
-
-    assert idle_share(at((0, 10))) == 0
-    assert idle_share(at((5, 5))) == 0
-    assert idle_share(at((5, 10), (0, 4))) == pytest.approx(0.1)
-    assert idle_share(at((0, 10), (2, 4), (8, 20), (30, 40))) == pytest.approx(0.25)
+    for spans, share in (
+        ([(0, 10)], 0),
+        ([(5, 5)], 0),
+        ([(5, 10), (0, 4)], 0.1),
+        ([(0, 10), (2, 4), (8, 20), (30, 40)], 0.25),
+    ):
+        times = [tuple(BEGAN + timedelta(seconds=end) for end in ends) for ends in spans]
+        assert idle_share(times) == pytest.approx(share)
 
 
 def test_an_unfinished_trial_lasts_until_now_only_if_somebody_is_at_it(study_of):

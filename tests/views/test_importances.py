@@ -83,19 +83,11 @@ def test_the_same_trials_give_the_same_shares_which_add_up_to_1_within_their_int
 
 def made(trials, value, **asked):
     """Complete trials whose parameters are drawn, and whose value follows from them."""
-    generator = np.random.default_rng(0)
-    for number in range(trials):
-        params = {}
-        for name, distribution in asked.items():
-            if isinstance(distribution, CategoricalDistribution):
-                params[name] = distribution.choices[generator.integers(len(distribution.choices))]
-            elif isinstance(distribution, IntDistribution):
-                params[name] = int(generator.integers(distribution.low, distribution.high + 1))
-            else:
-                params[name] = float(generator.uniform(distribution.low, distribution.high))
-        trial = create_trial(value=value(params), params=params, distributions=asked)
-        trial.number = number
-        yield trial
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(trials):
+        trial = study.ask(asked)
+        study.tell(trial, float(value(trial.params)))
+    return study.trials
 
 
 def test_what_decides_the_value_comes_first_whatever_its_kind():
@@ -105,56 +97,40 @@ def test_what_decides_the_value_comes_first_whatever_its_kind():
         ("number", lambda p: p["number"]),
         ("count", lambda p: -abs(p["count"] - 50)),
     ):
-        trials = [*made(60, value, choice=letters, number=FRACTION, count=IntDistribution(0, 100))]
+        trials = made(60, value, choice=letters, number=FRACTION, count=IntDistribution(0, 100))
         found = shares(trials)
         assert next(iter(found)) == name
         assert found[name] > 0.6
 
 
-def test_a_few_trials_that_learnt_nothing_do_not_decide():
-    """By the values themselves, `rare` would explain all."""
-
-    def value(params):
-        return -1e9 if params["rare"] > 0.95 else params["usual"]
-
-    found = shares([*made(80, value, rare=FRACTION, usual=FRACTION)])
-    assert found["usual"] > found["rare"]
-
-
 def test_pruned_trials_count_by_where_they_stood_and_diverged_ones_as_the_worst():
     complete = [a_trial(n, accuracy=0.8 + n / 50, params={"lr": (0.5, RATE)}) for n in range(8)]
-    assert varied_parameters(complete) == []
-    pruned = [a_trial(n, TrialState.PRUNED, 0.5, 1, {"lr": (1e-4, RATE)}) for n in range(8, 16)]
-    diverged = [
-        a_trial(n, TrialState.PRUNED, 0.9, 1, {"lr": (1e-4, RATE)}, **{FAILURE: DIVERGED})
-        for n in range(8, 16)
-    ]
-    other = {"x": (0.5, FRACTION)}
-    for worse in (pruned, diverged):
+    for accuracy, failure in ((0.5, {}), (0.9, {FAILURE: DIVERGED})):
+        worse = [
+            a_trial(n, TrialState.PRUNED, accuracy, 1, {"lr": (1e-4, RATE)}, **failure)
+            for n in range(8, 16)
+        ]
         for trial in (*complete, *worse):
             trial.params |= {"x": 0.1 * (trial.number % 3)}
-            trial.distributions |= {name: each for name, (_, each) in other.items()}
+            trial.distributions |= {"x": FRACTION}
         assert shares([*complete, *worse], ["lr", "x"])["lr"] > 0.5
 
 
 def test_less_is_better_and_more_is_the_same_question_and_several_values_are_several():
-    trials = [
-        create_trial(
-            values=[n % 7, -(n % 5)],
-            params={"a": n % 7, "b": n % 5},
-            distributions={"a": IntDistribution(0, 6), "b": IntDistribution(0, 4)},
-        )
-        for n in range(35)
-    ]
+    asked = {"a": IntDistribution(0, 6), "b": IntDistribution(0, 4)}
+    trials = []
+    for n in range(35):
+        values, params = [n % 7, -(n % 5)], {"a": n % 7, "b": n % 5}
+        trials.append(create_trial(values=values, params=params, distributions=asked))
     assert shares(trials, sign=1) == pytest.approx(shares(trials, sign=-1), abs=0.02)
     assert next(iter(shares(trials))) == "a"
     assert next(iter(shares(trials, goal=1))) == "b"
 
 
 def test_what_cannot_be_told_is_not():
+    assert varied_parameters([a_trial(n, params={"lr": (0.5, RATE)}) for n in range(8)]) == []
     equal = [a_trial(n, accuracy=0.9) for n in range(6)]
-    assert importances(equal, ["lr"], 1) == []
-    assert importances([], ["lr"], 1) == []
+    infinite = [a_trial(n, accuracy=float("inf")) for n in range(3)]
+    for trials in (equal, infinite, []):
+        assert importances(trials, ["lr"], 1) == []
     assert importances([a_trial(0)], [], 1) == []
-    nan = [a_trial(n, accuracy=float("inf")) for n in range(3)]
-    assert importances(nan, ["lr"], 1) == []

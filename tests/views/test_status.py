@@ -14,6 +14,7 @@ import pytest
 from commands import ROOT, environment
 from optuna.trial import create_trial
 from rich.console import Console
+from snapshots import joined
 from toys import begin, two_sided
 
 from studyloom.commands.documents import json_schema
@@ -71,6 +72,8 @@ def test_nothing_is_cut_off_and_no_line_is_wider_than_the_terminal(half_done):
     half_done.optuna.set_user_attr(HALTED, "RuntimeError: " + "because " * 20)
     shares = {"optimizer.adamw.weight_decay": 0.625, "x" * 30: 0.375}
     stands = replace(read_status(half_done), importances=shares)
+    params = {f"model.some_network.a_parameter_{n}": f"value-number-{n}" for n in range(12)}
+    stands.snapshot.best.params = params | {"x": "y" * 300}
     for width in (40, 80):
         text = shown(stands, width)
         assert max(map(len, text.splitlines())) <= width
@@ -78,6 +81,7 @@ def test_nothing_is_cut_off_and_no_line_is_wider_than_the_terminal(half_done):
         assert "62%" in text
         assert "x" * 30 in text
         assert text.count("because") == 20
+        assert all(f"{name}={value}" in joined(text) for name, value in params.items())
 
 
 def test_importances_are_told_once_they_mean_something(stored):

@@ -1,9 +1,8 @@
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
 from optuna.trial import create_trial
-from snapshots import LONG, MARKUP, joined, shown, snapshot_of, trial_of
+from snapshots import MARKUP, shown, snapshot_of, trial_of
 
 from studyloom.storage.attributes import STANDARD_ERROR, TIMES, WORKER
 from studyloom.views.snapshot import WorkerStatus
@@ -42,34 +41,6 @@ def test_a_worker_shows_its_trial_epoch_and_value():
         "  b:2",
         "  held 1 min 3 s, lease over",
     ]
-
-
-@pytest.mark.parametrize("width", [40, 80])
-def test_no_line_is_wider_than_the_terminal_and_nothing_is_lost(width):
-    params = {f"model.some_network.a_parameter_{i}": f"value-number-{i}" for i in range(12)} | {
-        "x": "y" * 300
-    }
-    worker = WorkerStatus("", 1234, 100, value=0.5, held=7200.0, lease=7200.0)
-    workers = [replace(worker, owner=f"{LONG}:{i}") for i in range(3)]
-    snapshot = snapshot_of(
-        workers=workers, best=trial_of(0.98765, params=params), baseline=trial_of(0.5)
-    )
-    for table in (workers_table(snapshot, width), answers_table(snapshot, width)):
-        assert max(map(len, shown(table, width=width).splitlines())) <= width
-    workers = shown(workers_table(snapshot, width), width=width)
-    assert "…" not in workers
-    assert all(word in joined(workers) for word in ("1234", "100", "2h0min"))
-    assert workers.count("0.5000") == 3
-    # The first column alone, where the others stand beside what is folded.
-    first = joined(
-        "".join(
-            line[: width - 46 if width > 72 else width].rstrip() for line in workers.splitlines()
-        )
-    )
-    assert all(f"{LONG}:{i}" in first for i in range(3)), first
-    answers = joined(shown(answers_table(snapshot, width), width=width))
-    assert "0.9877" in answers
-    assert all(f"{name}={value}" in answers for name, value in params.items())
 
 
 @pytest.mark.parametrize("name", MARKUP)

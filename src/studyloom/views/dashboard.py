@@ -7,6 +7,7 @@ rebinding. Other machines reach the port by an SSH tunnel.
 """
 
 import json
+import re
 import secrets
 import signal
 import sys
@@ -135,9 +136,8 @@ class LivePage:
 
     def since(self, given: str) -> dict[str, Any]:
         """Returns the changes since a version; everything if it is none of this server's."""
-        boot, _, number = given.partition("-")
-        known = boot == self.boot and number.isascii() and number.isdigit() and len(number) < 12
-        version = int(number) if known else 0
+        match = re.fullmatch(rf"{self.boot}-(\d{{1,9}})", given)
+        version = int(match[1]) if match else 0
         changed = {key: html for key, (html, at) in self.parts.items() if at > version}
         rows = {key: changed.pop(key) for key in [*changed] if key.startswith(ROW)}
         return {
