@@ -27,8 +27,8 @@ from studyloom.text import (
     shorten,
 )
 from studyloom.views import figures
-from studyloom.views.charts import Axis, Chart, Mark, Point, Table, plain_scale, whole_scale
-from studyloom.views.page import Absent, Block, Head, Lines, Section, number, report_page, section
+from studyloom.views.charts import Axis, Block, Chart, Mark, Point, Table, plain_scale, whole_scale
+from studyloom.views.page import Absent, Head, Lines, Section, number, report_page, section
 from studyloom.views.report import Stage, read_files, read_parts, seconds_worked, wall_seconds
 from studyloom.views.sentence import quotable
 from studyloom.views.snapshot import Snapshot, take_snapshot
@@ -189,7 +189,7 @@ def best_so_far(study: Compared, *, over_time: bool) -> list[Point]:
     ended = [trial for trial in trials if trial.state.is_finished()]
     if over_time:
         ended.sort(key=lambda trial: (trial.datetime_complete or datetime.max, trial.number))
-    at, spent = {}, 0.0
+    at, spent = dict[int, float](), 0.0
     for trial in ended:
         spent += seconds_worked([trial])
         at[trial.number] = spent if over_time else trial.number + 1.0
@@ -213,9 +213,9 @@ def curve(studies: Sequence[Compared], *, over_time: bool) -> Chart | Absent:
     for place, (label, line) in enumerate(lines.items()):
         if line:
             steps = [line[0]]
-            for (_, before), (x, y) in itertools.pairwise(line):  # the earlier one still holds
-                steps += [(x, before), (x, y)] if y != before else [(x, y)]
-            part = [(x, axis.height(value)) for x, value in steps]
+            for (_, before), (at, value) in itertools.pairwise(line):  # the earlier one holds
+                steps += [(at, before), (at, value)] if value != before else [(at, value)]
+            part = [(at, axis.height(value)) for at, value in steps]
             width = 2 + 1.5 * (len(lines) - 1 - place)  # where lines meet, both are seen
             marks.append(Mark(label, COLOURS[place], "line", [part], width=width))
     y = axis.scale_of([value for _, value in points], HEIGHT)

@@ -175,10 +175,8 @@ class LivePage:
 
     def _read(self) -> tuple[dict[str, str], list[Section]]:
         """Returns the parts of the page by key, and its sections without the rows of the table."""
-        files = (None, None, "")
-        if self.run_dir is not None:
-            files = read_files(self.stored, self.run_dir)
-        progress = self.job.read()
+        folder, progress = self.run_dir, self.job.read()
+        files = (None, None, "") if folder is None else read_files(self.stored, folder)
         head, sections = read_report(self.stored, *files, progress)
         rows: dict[str, str] = {}
         bare = [_without_rows(section, rows) for section in sections]

@@ -42,18 +42,6 @@ class Finding:
     words: str
 
 
-def ok(words: str) -> Finding:
-    return Finding(State.OK, words)
-
-
-def warning(words: str) -> Finding:
-    return Finding(State.WARNING, words)
-
-
-def todo(words: str) -> Finding:
-    return Finding(State.TODO, words)
-
-
 def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Finding]]:
     """Runs all checks one after the other; nothing stays behind, in the database or on a disk.
 
@@ -64,8 +52,8 @@ def examine(url: str, run_dir: Path | None = None) -> Iterator[tuple[str, Findin
     path = sqlite_path(address) if is_sqlite(address) else None
     if path is not None and not path.exists():
         words = f"there is no database {path}; the first run of a study makes it"
-        lost = todo(f"{words}; put it back if there was one")
-        yield "database", lost if run_dir else warning(words)
+        lost = Finding(State.TODO, f"{words}; put it back if there was one")
+        yield "database", lost if run_dir else Finding(State.WARNING, words)
         yield "permission", writable(existing(path.parent))
     else:
         reached = database(url)
@@ -88,8 +76,8 @@ def database(url: str) -> Finding:
     try:
         open_ledgers(url, 0.0)
     except StorageError as error:
-        return todo(str(error))
-    return ok(without_password(parse_url(url)))
+        return Finding(State.TODO, str(error))
+    return Finding(State.OK, without_password(parse_url(url)))
 
 
 def disagreements(url: str, name: str | None = None) -> list[tuple[str, Ledger, str]]:
@@ -114,11 +102,11 @@ def agreement(url: str) -> Finding:
     try:
         found = disagreements(url)
     except StorageError as error:
-        return todo(str(error))
+        return Finding(State.TODO, str(error))
     if not found:
-        return ok("agrees with the trials")
+        return Finding(State.OK, "agrees with the trials")
     words = "; ".join(f"{study}: {words}" for study, _, words in found)
-    return warning(f"{words}; the next run of the study mends this, or --repair")
+    return Finding(State.WARNING, f"{words}; the next run of the study mends this, or --repair")
 
 
 def repair(url: str, name: str | None, confirm: Callable[[], bool]) -> int:
@@ -149,12 +137,13 @@ def disk(folder: Path, *, wal: bool) -> Finding:
     words = f"{kind}, {free / 1e9:.1f} GB free"
     if wal and is_network_filesystem(kind):
         way_out = "name a run_dir on a local disk, or use PostgreSQL"
-        return todo(f"{words}; SQLite is not safe there: {way_out}")
+        return Finding(State.TODO, f"{words}; SQLite is not safe there: {way_out}")
     if free < SMALL:
-        return warning(
-            f"{words}; checkpoints may not fit: free some space, or name another run_dir"
+        return Finding(
+            State.WARNING,
+            f"{words}; checkpoints may not fit: free some space, or name another run_dir",
         )
-    return ok(words)
+    return Finding(State.OK, words)
 
 
 def existing(folder: Path) -> Path:
@@ -168,31 +157,31 @@ def writable(folder: Path) -> Finding:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))
     except OSError as error:
-        return todo(f"{folder} cannot be written: {error.strerror}")
-    return ok(f"{folder} can be written")
+        return Finding(State.TODO, f"{folder} cannot be written: {error.strerror}")
+    return Finding(State.OK, f"{folder} can be written")
 
 
 def devices() -> Finding:
     """Lists the GPUs and their free memory."""
     if not gpus():
-        return ok("none: workers train on the CPU")
+        return Finding(State.OK, "none: workers train on the CPU")
     names = []
     for index in range(torch.cuda.device_count()):
         free, total = (amount / 2**30 for amount in torch.cuda.mem_get_info(index))
         names.append(f"{torch.cuda.get_device_name(index)}, {free:.1f} of {total:.1f} GiB free")
-    return ok("; ".join(names))
+    return Finding(State.OK, "; ".join(names))
 
 
 def workers() -> Finding:
     """Counts the workers that `launcher.workers=auto` starts on this machine."""
     count, found = Local().count(sys.maxsize), f"for {len(gpus()) or 'no'} GPUs and {cores()} cores"
-    return ok(f"launcher.workers=auto starts {count}, {found}")
+    return Finding(State.OK, f"launcher.workers=auto starts {count}, {found}")
 
 
 def versions() -> Finding:
     """Lists the versions of what a training depends on."""
     trained = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return ok(f"{trained}, Optuna {optuna.__version__}, studyloom {__version__}")
+    return Finding(State.OK, f"{trained}, Optuna {optuna.__version__}, studyloom {__version__}")
 
 
 def show(url: str, run_dir: Path | None = None) -> int:

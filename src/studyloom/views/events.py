@@ -104,9 +104,9 @@ def _of_job(history: History, progress: Progress) -> Iterator[dict[str, Any]]:
         yield {"event": "best", "stage": "search", **_ended(best)}
     if progress.control != last.get("control"):
         yield {"event": "control", "wish": progress.control}
-    if progress.halted not in (None, last.get("halted")):
+    if progress.halted is not None and progress.halted != last.get("halted"):
         yield {"event": "halted", "reason": progress.halted}
-    if progress.answer not in (None, last.get("answer")):
+    if progress.answer is not None and progress.answer != last.get("answer"):
         yield {"event": "answer", "answer": dict(progress.answer)}
 
 

@@ -513,8 +513,8 @@ def together(trials: Sequence[FrozenTrial], names: Sequence[str], axis: Axis) ->
         up = _scattered(up, common, 0.754878, 0.4)
     ranked = sorted(common, key=lambda trial: axis.sign * _value(trial))
     shades = {trial.number: SHADES * rank // len(common) for rank, trial in enumerate(ranked)}
-    at = {t.number: place for t, *place in zip(common, left, up, strict=True)}
-    marks = _shaded({number: (x, y) for number, (x, y) in at.items()}, shades, 10)
+    places = {t.number: (at, high) for t, at, high in zip(common, left, up, strict=True)}
+    marks = _shaded(places, shades, 10)
     rows = [
         (t.number, _cell(t, first), _cell(t, second), format_value(_value(t)))
         for t in ranked[::-1][:20]

@@ -147,7 +147,7 @@ def _settings(trials: Sequence[FrozenTrial], name: str) -> tuple[Array, int]:
     for row, trial in enumerate(trials):
         if name not in trial.params:
             continue
-        distribution = trial.distributions[name]
+        distribution: Any = trial.distributions[name]
         value = distribution.to_internal_repr(trial.params[name])
         if isinstance(distribution, CategoricalDistribution):
             choices = len(distribution.choices)

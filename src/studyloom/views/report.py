@@ -343,9 +343,9 @@ def winner_sections(winner: Answer | None, small: Compressed | None) -> Iterator
         yield section("predictions", [figure])
     else:
         counts: Block = Absent("winner.json holds no confusion matrix.")
-        if rows := winner.confusion:
-            names = winner.classes or range(len(rows))
-            counts = page.Heat(names, rows, "true classes by predicted ones")
+        if matrix := winner.confusion:
+            names = winner.classes or range(len(matrix))
+            counts = page.Heat(names, matrix, "true classes by predicted ones")
         yield section("confusion", [counts])
         pictures = [
             picture(item.image, f"test image {item.index}", item, item.confidence)
