@@ -161,7 +161,7 @@ def test_failures_are_counted_by_kind_the_most_frequent_first():
     assert errors.trials == [first, second, third]
     assert errors.first_reason == "a"
     assert errors.by_reason() == {"a": [first, third], "b": [second]}
-    assert by_kind[2].reason == "no reason is stored"
+    assert by_kind[2].first_reason == "no reason is stored"
     assert count_failures([complete]) == []
 
 
