@@ -1,6 +1,7 @@
 """From the search to the answer: what a study says and how it ends if there is none."""
 
 import json
+import shutil
 import signal
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from commands import QUICK
 import studyloom as api
 from studyloom.cli import main
 from studyloom.commands import run_study
+from studyloom.config.runs import note_run
 from studyloom.errors import Diverged, NoWinner, StorageError
 from studyloom.storage.attributes import ANSWERED
 from studyloom.winner.stages import Plan
@@ -26,6 +28,24 @@ def search(run_dir, *overrides):
     return api.search(config_dir=CONF, config_name="mnist", overrides=every, quiet=True)
 
 
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A folder whose study has ended its search, and was not judged."""
+    folder = tmp_path_factory.mktemp("done") / "run"
+    with search(folder, "winner.enabled=false"):
+        return folder
+
+
+@pytest.fixture
+def searched(done, tmp_path):
+    """A copy of it, with the answer of an earlier budget in the database."""
+    run_dir = shutil.copytree(done, tmp_path / "run")
+    note_run(run_dir)
+    with api.open_study(run_dir) as study:
+        study.optuna.set_user_attr(ANSWERED, {"trial": 7})
+    return run_dir
+
+
 @pytest.fixture
 def diverging(monkeypatch):
     """Has each candidate diverge with a seed."""
@@ -39,49 +59,38 @@ def diverging(monkeypatch):
     monkeypatch.setattr(CandidateTrainings, "make_objective", make_or_diverge)
 
 
-@pytest.mark.parametrize("race", ["false", "true"])
 def test_a_study_whose_candidates_all_lost_a_training_has_no_answer_and_says_why(
-    diverging, race, tmp_path, capsys
+    diverging, searched
 ):
-    for _ in range(2):  # the same command again has nothing to do, and still no answer
+    for race in ("true", "false", "false"):  # the last has nothing to do, and still no answer
         with pytest.raises(NoWinner) as caught:
-            search(tmp_path, f"winner.race={race}")
+            search(searched, f"winner.race={race}")
         assert "none of the 2 candidates was trained with all its fresh seeds" in str(caught.value)
         assert "2 × diverged, such as: train loss is inf at epoch 1 of 2" in str(caught.value)
         assert "winner.top" in str(caught.value)
-    assert not (tmp_path / "winner.json").exists()
-    assert (tmp_path / "report.html").exists()
-    assert main(["status", str(tmp_path), "--check"]) == 1
+    assert not (searched / "winner.json").exists()
+    assert (searched / "report.html").exists()
+    assert main(["status", str(searched), "--check"]) == 1
 
 
-def test_where_no_trial_can_win_nothing_is_said_of_fresh_seeds(tmp_path, monkeypatch, capsys):
+def test_where_no_trial_can_win_nothing_is_said_of_fresh_seeds(searched, monkeypatch):
     """A smaller budget has only trials that failed; a later one of the study is complete."""
-    search(tmp_path, "winner.enabled=false").close()
     monkeypatch.setattr(Plan, "ranked", [])
     with pytest.raises(NoWinner, match="none of the first 2 trials is complete; raise study"):
-        search(tmp_path)
+        search(searched)
 
 
-def test_a_study_that_a_person_must_mend_has_ended_its_job(tmp_path, monkeypatch, capsys):
+def test_a_study_that_a_person_must_mend_has_ended_its_job(searched, monkeypatch, capsys):
     def contradict(plan):
         raise StorageError("ledger and trials contradict each other")
 
     monkeypatch.setattr(Plan, "reconcile", contradict)
     with pytest.raises(StorageError, match="contradict"):
-        search(tmp_path)
-    assert main(["status", str(tmp_path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["exit_code"] == 2
+        search(searched)
+    assert ended(searched, capsys) == 2
 
 
 # `studyloom winner`
-
-
-@pytest.fixture
-def searched(tmp_path):
-    """A study whose search has ended, with the answer of an earlier budget."""
-    with search(tmp_path, "winner.enabled=false") as study:
-        study._stored.optuna.set_user_attr(ANSWERED, {"trial": 7})
-    return tmp_path
 
 
 def ended(run_dir, capsys):

@@ -63,6 +63,7 @@ def test_the_exit_code_tells_a_signal_a_stop_and_an_end_apart():
     assert exit_code(0, stop) == 143
 
 
+@pytest.mark.chaos
 def test_neither_a_worker_nor_a_study_in_it_finds_what_the_command_tells(tmp_path):
     """A notify URL often holds a secret, and each event would be told twice."""
     (tmp_path / "own_loop.py").write_text(

@@ -1,10 +1,9 @@
 """The JSON that commands write for programs: the shape of each document, and its JSON Schema.
 
-Some are made from these classes; others are made elsewhere, and tests hold them to their shape.
+Commands make the documents, and tests hold them to their shape.
 Parameters are named by their path, such as optimizer.lr. Times are in seconds, `at` in UTC.
 """
 
-from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, TypedDict
 
 # re-evaluation judges the best trials on fresh seeds, retraining trains winner and baseline on all
@@ -14,8 +13,7 @@ Wish = Literal["stop", "pause"] | None  # what another terminal has asked for
 Params = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class New:
+class New(TypedDict):
     """The files of a new study, with what each is for, and the command that runs it."""
 
     files: dict[str, str]
@@ -59,8 +57,7 @@ class Answer(TypedDict):
     compressed: NotRequired[Compressed]
 
 
-@dataclass(frozen=True)
-class Best:
+class Best(TypedDict):
     """The best trial of a search."""
 
     trial: int
@@ -68,26 +65,24 @@ class Best:
     params: Params
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(TypedDict):
     """The document that `studyloom run FILE --json`, or a page with --json, prints at its end.
 
     `reason` says why the exit code is not 0; done and budget count the trials of all stages.
     """
 
     exit_code: int
-    reason: str | None = None
-    study: str | None = None
-    run_dir: str | None = None
-    stage: StageName | None = None
-    done: int | None = None
-    budget: int | None = None
-    best: Best | None = None
-    answer: Answer | None = None
+    reason: str | None
+    study: str | None
+    run_dir: str | None
+    stage: StageName | None
+    done: int | None
+    budget: int | None
+    best: Best | None
+    answer: Answer | None
 
 
-@dataclass(frozen=True)
-class Heart:
+class Heart(TypedDict):
     """The document heartbeat.json in the run directory; the exit code comes with the end.
 
     `find runs/mnist/heartbeat.json -mmin +2` finds one whose command is gone or hangs.
@@ -215,8 +210,7 @@ class Trial(TypedDict):
     reason: str | None
 
 
-@dataclass(frozen=True)
-class Control:
+class Control(TypedDict):
     """The result of `studyloom stop`, `pause` and `resume`.
 
     `worked_on` is whether anybody held a trial, and `workers` are those who still hold one.
@@ -229,8 +223,7 @@ class Control:
     workers: list[str]
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(TypedDict):
     """The path of the report that was written."""
 
     report: str
@@ -265,8 +258,7 @@ class Comparison(TypedDict):
     differs: dict[str, list[Any]]
 
 
-@dataclass(frozen=True)
-class Winner:
+class Winner(TypedDict):
     """The winner, chosen and tested again."""
 
     study: str
@@ -278,8 +270,7 @@ class Variants(TypedDict):
     """The document compress.json: the variants, what each costs, and the chosen one."""
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(TypedDict):
     """The class of one input, with its name and probability, or numbers.
 
     The note says what was done to the input, and in what it is unlike the training data.
@@ -293,16 +284,14 @@ class Prediction:
     note: str
 
 
-@dataclass(frozen=True)
-class Predicted:
+class Predicted(TypedDict):
     """The predictions of the winner, and a line for each file that holds no input."""
 
     answers: list[Prediction]
     errors: list[str]
 
 
-@dataclass(frozen=True)
-class Replayed:
+class Replayed(TypedDict):
     """Whether a trial that was trained again is equal, bit for bit or within tolerance."""
 
     study: str
@@ -311,15 +300,13 @@ class Replayed:
     exit_code: int
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(TypedDict):
     name: str
     state: Literal["ok", "warning", "to do"]
     words: str
 
 
-@dataclass(frozen=True)
-class Doctor:
+class Doctor(TypedDict):
     """The checks; or with --repair how ledger and trials differed, and whether it was mended."""
 
     checks: list[Check]
@@ -328,16 +315,14 @@ class Doctor:
     exit_code: int
 
 
-@dataclass(frozen=True)
-class Dashboard:
+class Dashboard(TypedDict):
     """The address of the dashboard, printed when it begins."""
 
     study: str
     url: str
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(TypedDict):
     """A key of a config, with its default as it is typed; "" if a study must set it."""
 
     key: str
@@ -345,16 +330,14 @@ class Key:
     meaning: str
 
 
-@dataclass(frozen=True)
-class Completion:
+class Completion(TypedDict):
     """A script for a shell."""
 
     shell: str
     script: str
 
 
-@dataclass(frozen=True)
-class Errors:
+class Errors(TypedDict):
     """The mistakes that a command with --json prints if it cannot do its work."""
 
     errors: list[str]

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from studyloom.commands.options import (
     CONSENT,
@@ -71,9 +71,8 @@ def status(arguments: argparse.Namespace) -> int:
 def check(progress: "Progress", run_dir: Path) -> int:
     """Returns an exit code that says whether somebody has to look at a job.
 
-    Returns:
-        0 if it has ended well or is worked on, 1 if it has failed, 3 if nobody works on it, and 4
-        if another terminal has stopped or paused it.
+    It is 0 if the job has ended well or is worked on, 1 if it has failed, 3 if nobody works on it,
+    and 4 if another terminal has stopped or paused it.
     """
     from studyloom.commands.outputs import is_beating
 
@@ -118,12 +117,11 @@ def trials(arguments: argparse.Namespace) -> None:
 )
 def report(arguments: argparse.Namespace) -> None:
     """Writes report.html into RUN_DIR, one page with all results so far, and prints its path."""
-    from studyloom.commands.documents import Report
     from studyloom.views.report import write_report
 
     path = write_report(open_run(arguments), arguments.run_dir)
     if arguments.json:
-        print_json(Report(str(path)))
+        print_json({"report": str(path)})
     else:
         print(printable(str(path)))
 
@@ -201,10 +199,9 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def print_findings(url: str, name: str | None, arguments: argparse.Namespace) -> int:
     """Prints the checks, or repairs, as JSON. Returns the exit code, as `doctor` does."""
-    from studyloom.commands.documents import Check, Doctor
     from studyloom.views.doctor import disagreements, examine, repair
 
-    checks, differences, mended = list[Check](), list[str](), None
+    checks, differences, mended = list[dict[str, str]](), list[str](), None
     if arguments.repair:
         differences = [f"{study}: {words}" for study, _, words in disagreements(url, name)]
         with contextlib.redirect_stdout(sys.stderr):
@@ -212,10 +209,10 @@ def print_findings(url: str, name: str | None, arguments: argparse.Namespace) ->
         mended = bool(differences) and code == 0
     else:
         for check, finding in examine(url, arguments.run_dir):
-            state: Any = str(finding.state)
-            checks.append(Check(check, state, finding.words))
-        code = 2 if any(check.state == "to do" for check in checks) else 0
-    print_json(Doctor(checks, differences, mended, code))
+            checks.append({"name": check, "state": str(finding.state), "words": finding.words})
+        code = 2 if any(check["state"] == "to do" for check in checks) else 0
+    found = {"checks": checks, "differences": differences, "mended": mended}
+    print_json(found | {"exit_code": code})
     return code
 
 
@@ -235,7 +232,6 @@ def dashboard(arguments: argparse.Namespace) -> None:
     """Serves the page of a study, which follows it, and optuna-dashboard behind it, to the browsers
     of this machine; others reach it through an SSH tunnel.
     """
-    from studyloom.commands.documents import Dashboard
     from studyloom.views.dashboard import open_only_study, serve
     from studyloom.views.progress import JobReader, working_words
     from studyloom.views.terminal import headline, make_console
@@ -254,7 +250,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
     title = "; ".join(filter(None, (headline(progress.search), working_words(progress))))
 
     def tell(address: str) -> None:
-        print_json(Dashboard(stored.name, address))
+        print_json({"study": stored.name, "url": address})
 
     console = make_console(sys.stderr if arguments.json else sys.stdout)
     said = tell if arguments.json else None
@@ -265,15 +261,11 @@ def dashboard(arguments: argparse.Namespace) -> None:
 
 
 def ask(arguments: argparse.Namespace, wish: "Wish | None") -> int:
-    """Stores a wish, and waits until no worker holds a trial if that is what it means.
-
-    Args:
-        wish: stop or pause; None to go on.
+    """Stores a wish, None to go on, and waits until no worker holds a trial if it means that.
 
     Returns:
         The exit code: 0, or 1 if workers still hold trials after some minutes.
     """
-    from studyloom.commands.documents import Control
     from studyloom.study.stopping import read_control, set_control
     from studyloom.views.progress import JobReader
 
@@ -292,18 +284,15 @@ def ask(arguments: argparse.Namespace, wish: "Wish | None") -> int:
             words = "goes on" if before else "was neither stopped nor paused"
     left = holders(reader.read()) if wish is not None else []
     if arguments.json:
-        print_json(Control(stored.name, before, wish, bool(holders(progress)), left))
+        found = {"study": stored.name, "before": before, "control": wish}
+        print_json(found | {"worked_on": bool(holders(progress)), "workers": left})
     else:
         print(f"{one_line(stored.name)} {words}")
     return int(bool(left) and not progress.ended)
 
 
 def wait(reader: "JobReader", wish: "Wish", *, say: bool) -> str:
-    """Waits until the workers have released their trials, and returns how it has gone.
-
-    Args:
-        say: whether to print what is waited for.
-    """
+    """Waits until the workers have released their trials, and returns how it has gone."""
     done = {"stop": "is stopped", "pause": "is paused"}[wish]
     end, told = time.monotonic() + LONGEST, not say
     while held := holders(reader.read()):

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,6 @@ def winner(arguments: argparse.Namespace) -> None:
     """Chooses the winner of a search that has ended, trains it, and tests it. Trainings that are
     stored are reused.
     """
-    from studyloom.commands.documents import Winner
     from studyloom.commands.run_study import judge
     from studyloom.config.runs import recompose
     from studyloom.config.trust import code_of_study
@@ -54,7 +54,7 @@ def winner(arguments: argparse.Namespace) -> None:
         out = sys.stderr if arguments.json else sys.stdout
         study, answer = judge(cfg, make_console(out))
         if arguments.json:
-            print_json(Winner(study, str(arguments.run_dir), answer))
+            print_json({"study": study, "run_dir": str(arguments.run_dir), "answer": answer})
 
 
 @command(
@@ -133,16 +133,14 @@ def predict(arguments: argparse.Namespace) -> int:
 
 def print_answers(answers: "Iterator[FileAnswer]") -> int:
     """Prints predictions as JSON. Returns the exit code: 2 if a file holds no input."""
-    from studyloom.commands.documents import Predicted
-
     told, mistakes = list[Any](), list[str]()
     try:
         for answer in answers:
-            told.append(answer)
+            told.append(asdict(answer))
     except PredictError as error:
         mistakes = error.mistakes
         print_errors(error)
-    print_json(Predicted(told, mistakes))
+    print_json({"answers": told, "errors": mistakes})
     return 2 if mistakes else 0
 
 
@@ -158,7 +156,6 @@ def replay(arguments: argparse.Namespace) -> int:
     """Trains a trial again, and compares it epoch by epoch. The exit code is 0 if the result is
     equal or within tolerance, else 1.
     """
-    from studyloom.commands.documents import Replayed
     from studyloom.views.replay import replay
     from studyloom.views.terminal import make_console
 
@@ -170,5 +167,6 @@ def replay(arguments: argparse.Namespace) -> int:
     console = make_console(sys.stderr if arguments.json else sys.stdout)
     code = replay(stored, arguments.run_dir, arguments.trial, arguments.trust, console)
     if arguments.json:
-        print_json(Replayed(stored.name, arguments.trial, code == 0, code))
+        found = {"study": stored.name, "trial": arguments.trial, "equal": code == 0}
+        print_json(found | {"exit_code": code})
     return code

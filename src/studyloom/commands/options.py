@@ -6,7 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,10 @@ Act = Callable[[argparse.Namespace], int | None]
 
 @dataclass(frozen=True)
 class Entry:
-    """A command of `studyloom`.
+    """A command of `studyloom`; `about` is its line in the list of commands.
 
     Args:
-        about: what it does, in a line of the list of commands.
         act: does it with the parsed arguments, and returns the exit code; None for 0.
-        examples: commands as they are typed.
         description: what its own help says above the arguments.
     """
 
@@ -99,7 +97,6 @@ def print_json(document: Any) -> None:
     """Prints a document of `commands.documents` as one line; what is not finite is null."""
     from studyloom.views.events import finite
 
-    document = asdict(document) if is_dataclass(document) else document  # type: ignore[arg-type]
     print(json.dumps(finite(document), allow_nan=False, default=str), flush=True)
 
 
@@ -107,9 +104,6 @@ def locate_study(arguments: argparse.Namespace) -> tuple[str, str]:
     """Returns the storage URL and the name of the study that runs in a folder.
 
     If the study has an embedded server, it runs for as long as this process.
-
-    Args:
-        arguments: with `run_dir`, `trust_server` and `trust_config`.
 
     Raises:
         ValueError: no study has run there, or its server does not start.
@@ -127,7 +121,6 @@ def open_run(arguments: argparse.Namespace, deadline: float = 0.0) -> "StoredStu
     """Opens the study that runs in a folder.
 
     Args:
-        arguments: as for `locate_study`.
         deadline: the seconds to wait for a database that is busy or away.
 
     Raises:

@@ -12,12 +12,10 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from studyloom.commands.documents import Best, Heart, Run
 from studyloom.commands.options import print_json
 from studyloom.config.main import EVENTS, JSON, NOTIFY
 from studyloom.errors import ConfigError, StudyloomError
@@ -25,7 +23,7 @@ from studyloom.files import write_whole
 from studyloom.plugins import load_plugin
 from studyloom.processes import host_id
 from studyloom.storage.attributes import UUID
-from studyloom.study.stored_study import StoredStudy
+from studyloom.study.stored_study import StoredStudy, value_of
 from studyloom.text import mask_passwords, printable
 from studyloom.views.events import History, finite, new_events, write_event
 from studyloom.views.progress import JobReader, Progress
@@ -50,7 +48,6 @@ class Outputs:
     """Tells what happens in a job.
 
     Args:
-        events: the file of events; None for none.
         notices: to people, of the extra `notify`; None for none.
         as_json: whether standard output gets a JSON object at the end, and nothing else.
 
@@ -85,23 +82,21 @@ class Outputs:
         self.heartbeat = Heartbeat(run_dir)
         if self.events is not None:
             self.events.attach(stored)
-        given = (self.events, self.notices, self.heartbeat, self._keep)
+        given = (self.events, self.notices, self.heartbeat)
         self.listeners = [listener for listener in given if listener is not None]
-
-    def _keep(self, progress: Progress) -> None:
-        self._progress = progress
 
     def read(self) -> Progress:
         """Reads the job as it is now; only after `attach`. Raises StorageError."""
         assert self._reader is not None
-        return self._reader.read()
+        self._progress = self._reader.read()
+        return self._progress
 
     def look(self) -> None:
         """Reads the job once more and tells what is new; tells nothing if it cannot be read."""
         if self._reader is not None:
             # Optuna has a KeyError for a study that was deleted.
             with contextlib.suppress(StudyloomError, KeyError):
-                progress = self._reader.read()
+                progress = self.read()
                 for listener in self.listeners:
                     listener(progress)
 
@@ -120,18 +115,21 @@ class Outputs:
 
 def run_document(
     progress: Progress | None, run_dir: Path | None, code: int, reason: str | None
-) -> Run:
-    if progress is None:
-        return Run(code, reason, run_dir=None if run_dir is None else str(run_dir))
-    best, stage, answer = progress.search.best, as_any(progress.title), as_any(progress.answer)
-    told = None if best is None else Best(best.number, (best.values or [None])[0], best.params)
-    name, done, budget = progress.search.name, progress.done, progress.budget
-    return Run(code, reason, name, str(run_dir), stage, done, budget, told, answer)
-
-
-def as_any(value: Any) -> Any:
-    """Has the type checker take a value for what a document wants."""
-    return value
+) -> dict[str, Any]:
+    """Returns the document `Run`; what is not known yet is null."""
+    best = None if progress is None else progress.search.best
+    told = best and {"trial": best.number, "value": value_of(best), "params": best.params}
+    return {
+        "exit_code": code,
+        "reason": reason,
+        "study": progress and progress.search.name,
+        "run_dir": run_dir and str(run_dir),
+        "stage": progress and progress.title,
+        "done": progress and progress.done,
+        "budget": progress and progress.budget,
+        "best": told,
+        "answer": progress and progress.answer,
+    }
 
 
 # The heartbeat
@@ -160,20 +158,20 @@ class Heartbeat:
             self._write(self._progress, code)
 
     def _write(self, progress: Progress, code: int | None) -> None:
-        beat = Heart(
-            at=datetime.now(UTC).isoformat(timespec="seconds"),
-            host=host_id(),
-            pid=os.getpid(),
-            study=progress.search.name,
-            stage=as_any(progress.title),
-            done=progress.done,
-            budget=progress.budget,
-            control=progress.control,
-            eta=None if progress.eta is None else progress.eta.seconds,
-            exit_code=code,
-        )
+        beat = {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "host": host_id(),
+            "pid": os.getpid(),
+            "study": progress.search.name,
+            "stage": progress.title,
+            "done": progress.done,
+            "budget": progress.budget,
+            "control": progress.control,
+            "eta": progress.eta and progress.eta.seconds,
+            "exit_code": code,
+        }
         try:
-            write_whole(self.path, json.dumps(finite(asdict(beat))) + "\n")
+            write_whole(self.path, json.dumps(finite(beat)) + "\n")
         except OSError as error:
             if not self._told:
                 self._told = True
@@ -200,9 +198,6 @@ class EventFile:
     It waits for no reader of a pipe while the study runs, and for 5 s at its end. A file that
     exists is continued: what it tells of this study is not told again. An error of writing ends it
     with a line in the log, and not the study.
-
-    Args:
-        path: of the file; its folder must exist.
 
     Raises:
         ConfigError: it cannot be written to.
@@ -255,9 +250,11 @@ class EventFile:
 
     def _write(self, text: bytes) -> None:
         """Writes as much as a reader takes, and keeps the rest."""
+        if self._file is None:
+            return
         self._pending += text
         try:
-            while self._pending and self._file is not None:
+            while self._pending:
                 self._pending = self._pending[os.write(self._file, self._pending) :]
         except BlockingIOError:
             return

@@ -55,11 +55,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """The objects that a config describes.
+    """The objects that a config describes; `data` is on this process's device.
 
     Args:
-        data: what networks are trained on, on this process's device.
-        url: of the database.
         starts: the points that are tried first.
         trackers: of the section `track`, by name.
     """
@@ -106,7 +104,6 @@ def prepare(cfg: DictConfig, ranks: Ranks = ALONE, *, joins: bool = False) -> Pr
     """Turns the config of a command into objects, and checks all of it.
 
     Args:
-        ranks: the processes that train each trial of this process.
         joins: whether this process works on a study that exists already: its networks have been
             tried by the command that began the study, and there is no warm start.
 
@@ -219,9 +216,6 @@ def check_connections(url: str, workers: int) -> None:
     """Checks that the database server has two connections left for each worker.
 
     A single worker runs in this process, which is connected already.
-
-    Raises:
-        ConfigError: it has not.
     """
     left = connections_left(url) if workers > 1 else math.inf
     if left < 2 * workers:

@@ -61,7 +61,7 @@ from studyloom.views import terminal
 from studyloom.views.sentence import answer_sentence
 from studyloom.views.snapshot import Snapshot, take_snapshot
 from studyloom.views.status import Display
-from studyloom.winner.answer import belongs_to, move_aside, read_answer, stated_page
+from studyloom.winner.answer import belongs_to, move_aside, read_answer
 from studyloom.winner.committee import remove_others
 from studyloom.winner.evaluation import evaluate_winner
 from studyloom.winner.stages import Plan, is_answer_of
@@ -74,12 +74,7 @@ STOPPED = 3  # the exit code of a command that `studyloom stop` has stopped
 
 
 def run_study(cfg: DictConfig, command: Command | None = None) -> NoReturn:
-    """Runs the command of a study, see `studyloom.run.run`.
-
-    Args:
-        cfg: the config as composed, inside `hydra_main`.
-        command: starts the workers; None for the command of this process.
-    """
+    """Runs the command of a study, see `studyloom.run.run`."""
     command = command or Command.of_this_process()
     began = time.monotonic() - command.age()  # a fork is younger than the command
     command = replace(command, age=lambda: time.monotonic() - began)
@@ -224,7 +219,6 @@ def search_and_report(
         The exit code of a command: 1 if there is no result, although it was not stopped.
 
     Raises:
-        Halted: the study has stopped itself.
         NoWinner: a training that the answer needs, or the test, has failed.
         CompressError: the winner cannot be made small; all else is done.
     """
@@ -374,16 +368,14 @@ def write_best(plan: Plan, best: FrozenTrial) -> None:
 def print_winner(plan: Plan, command: Command, console: Console, *, anew: bool = False) -> None:
     """Prints the winner on the test part.
 
-    The test part is opened for it now, unless winner.json has the answer already.
-
-    Args:
-        anew: whether it is opened in any case; the answer keeps the page that winner.json names.
+    The test part is opened for it now, unless winner.json has the answer already. If it is opened
+    `anew`, the answer keeps the page that winner.json names.
     """
     with locked(plan):
         answer = read_answer(plan.run_dir)
         known = answer is not None and is_answer_of(answer, plan)
         if answer is None or not known or anew:
-            page = (stated_page(answer) if answer and anew else None) or command.page
+            page = answer.command if answer is not None and anew else command.page
             answer = evaluate_winner(plan, plan.data.test, page, anew=known)
         remove_others(plan, answer)
         if not is_newer(plan.run_dir / "report.html", plan.run_dir / "winner.json"):
@@ -418,12 +410,7 @@ def write_report(plan: Plan) -> None:
 
 
 def end_of_search(snapshot: Snapshot, trials: int, todo: int) -> str:
-    """Returns why there is nothing left to do, if the counts of the trials do not say it.
-
-    Args:
-        trials: the budget of the search.
-        todo: how many trials the command had to do.
-    """
+    """Returns why there is nothing left to do, if the counts of the trials do not say it."""
     if snapshot.best is None and snapshot.rule is not None:
         return f"no trial keeps to winner.rule: {snapshot.rule}; loosen it, or raise study.trials"
     if snapshot.outlook.ending is not None:
@@ -462,9 +449,6 @@ def judge(cfg: DictConfig, console: Console) -> tuple[str, Any]:
 
     Raises:
         ValueError: the search has not ended, or the config or the database cannot be used.
-        OSError: a file cannot be read or written.
-        Halted: the trainings all fail for the same reason.
-        Interrupted: it was stopped.
         LaunchError: trainings are left, and nobody works on them.
         NoWinner: every candidate has lost a training, or a final training or the test has failed.
     """

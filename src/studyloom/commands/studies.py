@@ -6,7 +6,6 @@ import os
 import shlex
 import sys
 import textwrap
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +52,6 @@ def new(arguments: argparse.Namespace) -> None:
     """Writes a study of your own: a page, its configs, and a test. It runs as it is, and names what
     to put in the place of the example's data and network.
     """
-    from studyloom.commands.documents import New
     from studyloom.config.scaffold import write_study
 
     files = write_study(arguments.name, arguments.folder, arguments.kind)
@@ -61,7 +59,7 @@ def new(arguments: argparse.Namespace) -> None:
     begin = "" if folder == Path() else f"cd {shlex.quote(str(folder))} && "
     following = f"{begin}python -m studies.{arguments.name}"
     if arguments.json:
-        print_json(New({str(path): about for path, about in files.items()}, following))
+        print_json({"files": {str(path): files[path] for path in files}, "next": following})
         return
     width = max(len(str(path)) for path in files)
     for path, about in files.items():
@@ -118,18 +116,17 @@ def keys(arguments: argparse.Namespace) -> None:
     """Prints the keys of studyloom's own sections as a table in Markdown, with the default and the
     meaning of each.
     """
-    from studyloom.commands.documents import Key
     from studyloom.config.schema import describe_keys
 
     # train.loss is filled by the group `loss`.
-    rows = [Key(*row) for row in describe_keys() if row[0] != "train.loss"]
+    rows = [row for row in describe_keys() if row[0] != "train.loss"]
     if arguments.json:
-        print_json([asdict(row) for row in rows])
+        names = ("key", "default", "meaning")
+        print_json([dict(zip(names, row, strict=True)) for row in rows])
         return
     print("| key | default | meaning |\n|---|---|---|")
-    for row in rows:
-        default = f"`{row.default}`" if row.default else ""
-        print(f"| `{row.key}` | {default} | {row.meaning} |")
+    for key, default, meaning in rows:
+        print(f"| `{key}` | {default and f'`{default}`'} | {meaning} |")
 
 
 @command(
@@ -147,15 +144,13 @@ def completion(arguments: argparse.Namespace) -> None:
     """
     import shtab
 
-    from studyloom.commands.documents import Completion
-
     for parser in arguments.parser.commands.values():
         for action in parser._actions:
             if action.type is Path or action.dest == "source":
                 action.complete = shtab.FILE
     script = shtab.complete(arguments.parser, arguments.shell)
     if arguments.json:
-        print_json(Completion(arguments.shell, script))
+        print_json({"shell": arguments.shell, "script": script})
     else:
         print(script)
 
